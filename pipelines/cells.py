@@ -1,0 +1,130 @@
+"""Cells on disk: cells/<model>/<method>/<seed>/<attempt>/ with spec.json, state.json, result.json, curve.jsonl, model/.
+
+An attempt is never overwritten. Its status is read, not remembered: a result if there is one; else what the parent said it
+was doing, as long as that parent lives; else `lost`.
+"""
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.files import read_json, read_jsonl
+from pipelines.machine import process_is_alive
+from pipelines.paths import DataRoot
+
+Status = Literal[
+    "ok", "out_of_memory", "killed", "timed_out", "diverged", "failed", "unavailable", "queued", "running", "lost", "missing"
+]
+# the worst first: with several seeds a row shows the worst seed's status
+SEVERITY: tuple[Status, ...] = (
+    "failed", "diverged", "out_of_memory", "killed", "timed_out", "lost", "unavailable", "missing", "queued", "running", "ok",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, order=True)
+class CellKey:
+    model: str
+    method: str
+    seed: int
+
+    def folder(self, data: DataRoot) -> Path:
+        return data.cells / self.model / self.method / str(self.seed)
+
+    def __str__(self) -> str:
+        return f"{self.model} × {self.method} (seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a cell. `run_id` is unique across all cells and sorts by time."""
+
+    key: CellKey
+    folder: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        return read_json(self.folder / "spec.json") or {}
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The result; for an attempt without one, its status and what is known of it so far."""
+        return result_in(self.folder)
+
+    @property
+    def status(self) -> Status:
+        return self.result["status"]
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    def curve(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "curve.jsonl")
+
+    def evaluations(self) -> list["Evaluation"]:
+        """The evaluations of this attempt, oldest first."""
+        folder = self.folder / "evaluations"
+        return [Evaluation(self, path) for path in sorted(folder.iterdir())] if folder.exists() else []
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    attempt: Attempt
+    folder: Path
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        return result_in(self.folder)
+
+    @property
+    def ok(self) -> bool:
+        return self.result["status"] == "ok"
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.result.get("fingerprints", {}).get("evaluation")
+
+    def answers(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "answers.jsonl")
+
+
+def result_in(folder: Path) -> dict[str, Any]:
+    if result := read_json(folder / "result.json"):
+        return result
+    state = read_json(folder / "state.json") or {}
+    so_far = read_json(folder / "child.json") or {}
+    alive = bool(state) and process_is_alive(state["pid"], state["pid_started"])
+    status = state.get("status", "lost") if alive else "lost"
+    detail = None if alive else "the process that ran it ended without a word; the next run starts it again"
+    return {**state, **so_far, "status": status, "status_detail": detail}
+
+
+def new_run_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"[:-3] + f"-{secrets.token_hex(3)}"
+
+
+def attempts(data: DataRoot, key: CellKey) -> list[Attempt]:
+    """The attempts at a cell, oldest first."""
+    folder = key.folder(data)
+    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
+    return [Attempt(key, path) for path in found]
+
+
+def all_attempts(data: DataRoot) -> Iterator[Attempt]:
+    """Every attempt ever, by cell, oldest first."""
+    for folder in sorted(data.cells.glob("*/*/*")):
+        if folder.is_dir() and folder.name.lstrip("-").isdigit():
+            yield from attempts(data, CellKey(folder.parent.parent.name, folder.parent.name, int(folder.name)))
+
+
+def latest(data: DataRoot, key: CellKey) -> Attempt | None:
+    found = attempts(data, key)
+    return found[-1] if found else None

@@ -1,0 +1,202 @@
+"""The console script `featherweight`: every stage without Dagster.
+
+Exit codes: 0 done, 1 the work failed, 2 bad usage or configuration, 3 finished and recorded, but the outcome is not ok.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from pipelines import experiments as configuration
+from pipelines.cells import CellKey
+from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.paths import data_root
+from pipelines.train.cell import Stage, Watch
+
+Arguments = argparse.Namespace
+OK, NOT_OK = 0, 3
+
+
+def stage_now() -> Stage:
+    experiments = configuration.load()
+    profile = configuration.profile_name(experiments, os.environ.get("FEATHERWEIGHT_PROFILE"))
+    return Stage(data_root(), experiments, profile)
+
+
+def fetch(arguments: Arguments) -> int:
+    from pipelines import weights
+
+    stage = stage_now()
+    stage.experiments.model(arguments.model)
+    if weights.is_present(stage.data, arguments.model, stage.experiments.model(arguments.model)):
+        print(f"{arguments.model}: already in {weights.fetch(stage.data, stage.experiments, arguments.model)}")
+    else:
+        print(f"{arguments.model}: now in {weights.fetch(stage.data, stage.experiments, arguments.model)}")
+    return OK
+
+
+def generate(_: Arguments) -> int:
+    from pipelines.generate.generate import generate
+
+    stage = stage_now()
+    if not stage.experiments.sources.uses_local_generator:
+        print("sources: names no generator; nothing to do (set local_generator: true)")
+        return OK
+    from pipelines import weights
+
+    weights.fetch(stage.data, stage.experiments, stage.experiments.generation.local.model)
+    from tqdm import tqdm
+
+    with tqdm(desc="records", unit="record", file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = generate(stage.data, stage.experiments, progress=progress)
+    print(
+        f"{result.wanted} requests: {result.answered} answered now, {result.reused} reused from the journal, "
+        f"{result.failed} failed, {result.in_doubt} were in doubt"
+    )
+    return OK if not result.failed else NOT_OK
+
+
+def clean(arguments: Arguments) -> int:
+    from pipelines.clean import clean as cleaning
+    from pipelines.clean import read
+    from pipelines.records import expand
+
+    stage = stage_now()
+    if arguments.input:
+        records = read.file_records(expand(arguments.input))
+    else:
+        records = read.raw_records(stage.data, stage.experiments)
+    result = cleaning.clean(stage.data, records, stage.experiments.cleaning)
+    print(f"{result.read} records read = {result.accepted} accepted + {result.rejected} rejected")
+    print(f"{result.train} train, {result.eval} eval; {'unchanged' if result.reused else 'written'}: {result.folder}")
+    for reason, count in result.reasons.items():
+        print(f"  {count:>6}  {reason}")
+    return OK
+
+
+def train(arguments: Arguments) -> int:
+    from pipelines.progress import CellProgress
+    from pipelines.train.cell import train as train_cell
+
+    stage = stage_now()
+    keys = _keys(stage, arguments)
+    if arguments.dry_run:
+        from pipelines.train.dry_run import dry_run
+
+        for line in dry_run(stage, keys[0]):
+            print(line)
+        return OK
+    statuses = []
+    for key in keys:
+        progress = CellProgress()
+        attempt, reused = train_cell(stage, key, force=arguments.force, watch=Watch(on_tick=progress.show))
+        progress.close()
+        statuses.append(attempt.status)
+        print(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}, {attempt.folder}")
+        if attempt.status != "ok":
+            print(f"{key}: {attempt.result['status_detail']}", file=sys.stderr)
+    return OK if set(statuses) == {"ok"} else NOT_OK
+
+
+def _keys(stage: Stage, arguments: Arguments) -> list[CellKey]:
+    stage.experiments.model(arguments.model)
+    stage.experiments.method(arguments.method)
+    seeds = stage.experiments.profile(stage.profile).seeds if arguments.seed is None else [arguments.seed]
+    return [CellKey(arguments.model, arguments.method, seed) for seed in seeds]
+
+
+def evaluate(arguments: Arguments) -> int:
+    from pipelines.evaluate.cell import evaluate as evaluate_cell
+
+    stage = stage_now()
+    statuses = []
+    for key in _keys(stage, arguments):
+        evaluation, reused = evaluate_cell(stage, key, force=arguments.force)
+        measured = evaluation.result["measured"]
+        statuses.append(evaluation.result["status"])
+        numbers = f"{measured['eval_bits_per_byte']:.4f} bits per byte" if evaluation.ok else evaluation.result["status_detail"]
+        print(f"{key}: {statuses[-1]}{' (current, reused)' if reused else ''}, {numbers}")
+    return OK if set(statuses) == {"ok"} else NOT_OK
+
+
+def compare(_: Arguments) -> int:
+    from pipelines.compare.compare import compare as publish
+    from pipelines.compare.show import render
+
+    publication = publish(stage_now())
+    print(render(publication.rows, "text"))
+    print(f"\nwarehouse: {publication.warehouse}\nreport:    {publication.report}")
+    return OK
+
+
+def table(arguments: Arguments) -> int:
+    from pipelines.compare.compare import published_rows
+    from pipelines.compare.show import render
+
+    print(render(published_rows(data_root()), arguments.format))
+    return OK
+
+
+def doctor(_: Arguments) -> int:
+    from pipelines.doctor import examine
+
+    stage = stage_now()
+    for line in examine(stage.data, stage.experiments):
+        print(line)
+    return OK
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="featherweight", description="Full fine-tuning, LoRA or QLoRA: one measured table.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, work: Callable[[Arguments], int], about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(work=work)
+        return added
+
+    command("fetch", fetch, "fetch a model's weights, once").add_argument("model")
+    command("generate", generate, "make SFT records with the configured generators")
+    cleaning = command("clean", clean, "clean records into examples and rejects")
+    cleaning.add_argument("--input", action="append", metavar="FILE", help="JSON, JSONL, CSV or Parquet, instead of sources:")
+    for name, work, about in (
+        ("train", train, "train one cell"),
+        ("evaluate", evaluate, "evaluate a trained cell"),
+    ):
+        added = command(name, work, about)
+        added.add_argument("model")
+        added.add_argument("method")
+        added.add_argument("--seed", type=int, help="default: the profile's seeds")
+        added.add_argument("--force", action="store_true", help="also where the last one is current")
+        if name == "train":
+            added.add_argument("--dry-run", action="store_true", help="show one example token by token and the loss at step 0")
+    command("compare", compare, "rebuild and publish the comparison and the report")
+    shown = command("table", table, "print the published comparison")
+    shown.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
+    command("doctor", doctor, "what this machine has and what each profile can run")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.work(arguments)
+    except (UsageError, WorkError, UnavailableError) as error:
+        print(f"featherweight: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("featherweight: interrupted; nothing is lost, run the same command again", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

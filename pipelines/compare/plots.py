@@ -1,0 +1,97 @@
+"""The pictures people look at first: loss curves, and memory against quality with speed as size."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Row = dict[str, Any]
+INK = "#76808f"  # reads on a light and on a dark page
+COLORS = ("#4c78d8", "#e4803a", "#3fa34d", "#c04a8a", "#8a6bd1", "#2a9d9d", "#b8860b", "#d6455d", "#6b8e23")
+Kind = Literal["png", "svg"]
+
+
+def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes | None:
+    """Train loss (line) and evaluation loss (dots) over examples seen, one colour a cell; None without any point."""
+    from matplotlib.figure import Figure
+
+    curves = {name: points for name, points in curves.items() if points}
+    if not curves:
+        return None
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for color, (name, points) in zip(_colors(), curves.items(), strict=False):
+        for axes, column, marker in ((left, "train_loss", None), (right, "eval_loss", "o")):
+            known = [(p["examples"], p[column]) for p in points if p.get(column) is not None]
+            if known:
+                axes.plot(*zip(*known, strict=True), color=color, marker=marker, markersize=4, linewidth=1.8, label=name)
+    for axes, title in ((left, "training loss of each step"), (right, "loss on held-out records")):
+        _dress(axes, title, "examples seen", "nats per completion token")
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=INK, fontsize=8.5)
+    return _render(figure, kind)
+
+
+def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
+    """Peak memory (right: more) against bits per byte (down: better), area by tokens per second; None without any row."""
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if row["status"] == "ok" and row["peak_memory_gb"] and row["eval_bits_per_byte"]]
+    if not shown:
+        return None
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.subplots()
+    fastest = max(row["tokens_per_second"] or 0 for row in shown) or 1
+    for color, row in zip(_colors(), shown, strict=False):
+        place = (row["peak_memory_gb"], row["eval_bits_per_byte"])
+        share = (row["tokens_per_second"] or 0) / fastest
+        axes.scatter(*place, s=60 + 380 * share, color=color, alpha=0.8, edgecolors="none")
+        speed = f"{row['tokens_per_second']:.0f} tok/s" if row["tokens_per_second"] else "speed unknown"
+        label = f"{row['method']} ({speed})" if len({r["model"] for r in shown}) == 1 else f"{row['model']} {row['method']}"
+        axes.annotate(label, place, xytext=(0, 13), textcoords="offset points", ha="center", color=INK, fontsize=8.5)
+    for base in sorted({row["base_bits_per_byte"] for row in shown if row["base_bits_per_byte"]}):
+        axes.axhline(base, color=INK, linestyle=":", linewidth=1)
+        axes.annotate("untouched model", (1, base), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK, fontsize=8)
+    axes.margins(x=0.16, y=0.2)
+    _dress(axes, "memory × quality × speed (area): lower left is better", "peak memory, GB", "bits per byte")
+    return _render(figure, kind)
+
+
+def reasons_bar(reasons: Mapping[str, int], kind: Kind = "svg") -> bytes | None:
+    """How many records each reason dropped; None where nothing was."""
+    from matplotlib.figure import Figure
+
+    if not reasons:
+        return None
+    figure = Figure(figsize=(9, 0.6 + 0.4 * len(reasons)), layout="constrained")
+    axes = figure.subplots()
+    names = list(reasons)[::-1]
+    bars = axes.barh(names, [reasons[name] for name in names], color=COLORS[0], height=0.6)
+    axes.bar_label(bars, color=INK, padding=4, fontsize=9)
+    _dress(axes, "records dropped, by reason", "records", "")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return _render(figure, kind)
+
+
+def _colors() -> list[str]:
+    return list(COLORS) * 20
+
+
+def _dress(axes: Any, title: str, x: str, y: str) -> None:
+    axes.set_title(title, color=INK, fontsize=10, loc="left")
+    axes.set_xlabel(x, color=INK, fontsize=9)
+    axes.set_ylabel(y, color=INK, fontsize=9)
+    axes.tick_params(colors=INK, labelsize=8.5)
+    axes.grid(color=INK, alpha=0.2, linewidth=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(INK)
+
+
+def _render(figure: Any, kind: Kind) -> bytes:
+    out = io.BytesIO()
+    if kind == "svg":
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        text = out.getvalue().decode()
+        return text[text.index("<svg") :].encode()
+    figure.savefig(out, format="png", dpi=90, facecolor="white")
+    return out.getvalue()

@@ -1,0 +1,110 @@
+"""The comparison as text: a terminal table, Markdown for a pull request, JSON and CSV. Model-written text stays text."""
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, Literal
+
+Row = dict[str, Any]
+Format = Literal["text", "markdown", "json", "csv"]
+
+# column, heading, digits after the point (None: as it is)
+SHOWN: tuple[tuple[str, str, int | None], ...] = (
+    ("model", "model", None),
+    ("method", "method", None),
+    ("status", "status", None),
+    ("eval_bits_per_byte", "bits/byte", 4),
+    ("base_bits_per_byte", "base", 4),
+    ("eval_loss", "loss", 3),
+    ("chrf", "chrF", 1),
+    ("peak_memory_gb", "peak GB", 2),
+    ("memory_vs_full", "vs full", 2),
+    ("train_seconds", "train s", 0),
+    ("speedup_vs_full", "speedup", 2),
+    ("tokens_per_second", "tok/s", 0),
+    ("trainable_params", "trainable", 0),
+    ("artifact_mb", "MB saved", 0),
+    ("p50_latency_ms", "p50 ms", 0),
+    ("is_stale", "stale", None),
+    ("is_pareto", "Pareto", None),
+)
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str, limit: int = 2000) -> str:
+    """`text` without control characters (ANSI codes, bidirectional overrides), cut at `limit`."""
+    clean = CONTROL.sub("\ufffd", text)
+    return clean if len(clean) <= limit else clean[:limit] + f" … ({len(text):,} characters in all)"
+
+
+def cell_text(value: Any, digits: int | None) -> str:
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case int() | float() if digits is not None:
+            return f"{value:,.{digits}f}"
+        case _:
+            return plain(str(value), 80)
+
+
+def render(rows: Sequence[Row], form: Format) -> str:
+    if form == "json":
+        return json.dumps(rows, ensure_ascii=False, indent=1, default=str)
+    if form == "csv":
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(rows[0]) if rows else ["model"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return out.getvalue().rstrip("\n")
+    headings = [heading for _, heading, _ in SHOWN]
+    body = [[cell_text(row[name], digits) for name, _, digits in SHOWN] for row in rows]
+    return _markdown(rows, headings, body) if form == "markdown" else _text(rows, headings, body)
+
+
+def _text(rows: Sequence[Row], headings: list[str], body: list[list[str]]) -> str:
+    widths = [max(_width(line[i]) for line in (headings, *body)) for i in range(len(headings))]
+    lines = [_line(headings, widths), "  ".join("─" * width for width in widths), *(_line(line, widths) for line in body)]
+    return "\n".join([*lines, "", *_notes(rows)]).rstrip()
+
+
+def _line(values: list[str], widths: list[int]) -> str:
+    numbers = {i for i, (_, _, digits) in enumerate(SHOWN) if digits is not None}
+    padded = [
+        " " * (width - _width(value)) + value if i in numbers else value + " " * (width - _width(value))
+        for i, (value, width) in enumerate(zip(values, widths, strict=True))
+    ]
+    return "  ".join(padded).rstrip()
+
+
+def _width(text: str) -> int:
+    """Columns in a terminal: a Korean syllable takes two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _markdown(rows: Sequence[Row], headings: list[str], body: list[list[str]]) -> str:
+    align = ["---:" if digits is not None else ":---" for _, _, digits in SHOWN]
+    lines = ["| " + " | ".join(escape_markdown(value) for value in line) + " |" for line in (headings, *body)]
+    lines.insert(1, "| " + " | ".join(align) + " |")
+    return "\n".join([*lines, "", *(f"- {escape_markdown(note)}" for note in _notes(rows))]).rstrip()
+
+
+def escape_markdown(text: str) -> str:
+    """Model-written text as itself: no image, link, HTML or table cell can come of it."""
+    one_line = text.replace("\n", " ")
+    return re.sub(r"([\\`*_\[\]<>|!#])", r"\\\1", one_line)
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    notes = [f"{row['model']} × {row['method']}: {plain(row['advice'], 300)}" for row in rows if row["advice"]]
+    for row in rows:
+        if row["status"] not in ("ok", "missing") and row["status_detail"]:
+            notes.append(f"{row['model']} × {row['method']} is {row['status']}: {plain(row['status_detail'], 300)}")
+        if row["stale_because"]:
+            notes.append(f"{row['model']} × {row['method']} is stale: {row['stale_because']} changed")
+    about = dict.fromkeys(f"{row['model']}: {row['model_note']}" for row in rows if row.get("model_note"))
+    return [*notes, *about]

@@ -1,0 +1,211 @@
+"""The comparison's rows: every configured cell of the profile, whatever became of it. What was not measured is None."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from pipelines import cells, machine
+from pipelines.cells import SEVERITY, Attempt, CellKey, Evaluation
+from pipelines.clean.select import Selected
+from pipelines.compare.advice import advise
+from pipelines.evaluate.cell import base_method, current_evaluation, evaluation_fingerprint
+from pipelines.train.cell import Stage, changed, examples_now, fingerprints
+
+Row = dict[str, Any]
+
+# name → DuckDB type, in the order of the contract
+COLUMNS = {
+    "model": "VARCHAR", "method": "VARCHAR", "status": "VARCHAR", "phase": "VARCHAR", "status_detail": "VARCHAR",
+    "is_stale": "BOOLEAN", "stale_because": "VARCHAR", "seeds": "INTEGER", "seeds_ok": "INTEGER", "train_loss": "DOUBLE",
+    "eval_loss": "DOUBLE", "eval_bits_per_byte": "DOUBLE", "eval_bits_per_byte_low": "DOUBLE",
+    "eval_bits_per_byte_high": "DOUBLE", "eval_bits_per_byte_std": "DOUBLE", "base_bits_per_byte": "DOUBLE",
+    "train_seconds": "DOUBLE", "speedup_vs_full": "DOUBLE", "tokens_per_second": "DOUBLE", "load_seconds": "DOUBLE",
+    "quantize_seconds": "DOUBLE", "examples_to_target": "BIGINT", "seconds_to_target": "DOUBLE", "train_usd": "DOUBLE",
+    "learning_rate": "DOUBLE", "optimizer": "VARCHAR", "weights_dtype": "VARCHAR", "layers": "INTEGER",
+    "hidden_size": "INTEGER", "truncated_share": "DOUBLE", "peak_memory_gb": "DOUBLE", "memory_vs_full": "DOUBLE",
+    "estimated_memory_gb": "DOUBLE", "memory_budget_gb": "DOUBLE", "process_memory_mean_mb": "DOUBLE",
+    "process_memory_std_mb": "DOUBLE", "process_memory_min_mb": "DOUBLE", "process_memory_max_mb": "DOUBLE",
+    "gpu_allocated_peak_gb": "DOUBLE", "gpu_allocated_pct": "DOUBLE", "gpu_memory_access_pct": "DOUBLE",
+    "trainable_params": "BIGINT", "total_params": "BIGINT", "artifact_mb": "DOUBLE", "bleu": "DOUBLE", "chrf": "DOUBLE",
+    "rouge_l": "DOUBLE", "meteor": "DOUBLE", "judge_correctness": "DOUBLE", "judge_helpfulness": "DOUBLE",
+    "answer_tokens": "BIGINT", "p50_latency_ms": "DOUBLE", "is_pareto": "BOOLEAN", "advice": "VARCHAR",
+    "data_fingerprint": "VARCHAR", "recipe_fingerprint": "VARCHAR", "code_version": "VARCHAR", "device": "VARCHAR",
+    "finished_at": "TIMESTAMPTZ", "run_id": "VARCHAR", "profile": "VARCHAR", "eval_records": "BIGINT", "eval_set": "VARCHAR",
+    "evaluation_fingerprint": "VARCHAR", "load_peak_memory_gb": "DOUBLE", "ratios_because": "VARCHAR", "model_note": "VARCHAR",
+}  # fmt: skip
+
+FROM_TRAINING = (
+    "train_loss", "train_seconds", "tokens_per_second", "load_seconds", "quantize_seconds", "truncated_share",
+    "peak_memory_gb", "process_memory_mean_mb", "process_memory_std_mb", "process_memory_min_mb", "process_memory_max_mb",
+    "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
+    "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb",
+)  # fmt: skip
+FROM_EVALUATION = ("eval_loss", "eval_bits_per_byte", "chrf", "answer_tokens", "p50_latency_ms", "eval_records", "eval_set")
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One seed's newest attempt, its newest good evaluation (stale or not), and its last evaluation, good or not."""
+
+    attempt: Attempt
+    good: Evaluation | None
+    last: Evaluation | None
+
+
+def comparison_rows(stage: Stage) -> list[Row]:
+    """One row per configured model × method of the profile, in the order of experiments.yaml."""
+    _, selected = examples_now(stage)
+    profile = stage.experiments.profile(stage.profile)
+    rows = [_row(stage, model, method, selected) for model in profile.models for method in profile.methods]
+    for row in rows:
+        _add_base(row, rows, base_method(stage))
+        _add_ratios(stage, row, rows)
+    mark_pareto(rows)
+    for row in rows:
+        row["advice"] = advise(row, rows)
+    return rows
+
+
+def _row(stage: Stage, model: str, method: str, selected: Selected) -> Row:
+    profile = stage.experiments.profile(stage.profile)
+    row: Row = dict.fromkeys(COLUMNS)
+    row |= {"model": model, "method": method, "profile": stage.profile, "seeds": len(profile.seeds), "seeds_ok": 0}
+    row["model_note"] = stage.experiments.model(model).note
+    fingerprint = evaluation_fingerprint(stage, selected)
+    seeds = [_seed(stage, CellKey(model, method, seed), fingerprint) for seed in profile.seeds]
+    found = [seed for seed in seeds if seed]
+    row["status"] = worst([_status(seed) for seed in seeds])
+    if not found:
+        return row
+    newest = max(found, key=lambda seed: seed.attempt.run_id)
+    shown = next(seed for seed in found if _status(seed) == row["status"]) if row["status"] != "missing" else newest
+    _add_attempt(row, shown, newest)
+    _add_numbers(row, [seed for seed in found if seed.attempt.status == "ok"] or [shown])
+    row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
+    because = stale_because(stage, newest, selected, fingerprint)
+    row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
+    if profile.price_per_hour is not None and row["train_seconds"] is not None:
+        row["train_usd"] = profile.price_per_hour * row["train_seconds"] / 3600
+    return row
+
+
+def _seed(stage: Stage, key: CellKey, fingerprint: str) -> Seed | None:
+    attempt = cells.latest(stage.data, key)
+    if attempt is None:
+        return None
+    evaluations = attempt.evaluations()
+    good = current_evaluation(attempt, fingerprint) or next((e for e in reversed(evaluations) if e.ok), None)
+    return Seed(attempt, good, evaluations[-1] if evaluations else None)
+
+
+def _status(seed: Seed | None) -> str:
+    """A trained cell whose evaluation ended badly is as bad as that evaluation."""
+    if seed is None:
+        return "missing"
+    failed_evaluation = seed.attempt.status == "ok" and seed.last and not seed.good
+    return seed.last.result["status"] if failed_evaluation and seed.last else seed.attempt.status
+
+
+def worst(statuses: Sequence[str]) -> str:
+    return min(statuses, key=lambda status: [str(s) for s in SEVERITY].index(status))
+
+
+def stale_because(stage: Stage, seed: Seed, selected: Selected, fingerprint: str) -> list[str]:
+    """The names of what no longer matches: data, recipe, code, machine, evaluation."""
+    recorded = seed.attempt.result.get("fingerprints") or seed.attempt.spec.get("fingerprints", {})
+    because = changed(recorded, fingerprints(stage, seed.attempt.key, selected))
+    evaluated = seed.good is not None and seed.good.fingerprint == fingerprint
+    return because if evaluated or seed.attempt.status != "ok" else [*because, "evaluation"]
+
+
+def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
+    result = shown.attempt.result
+    if shown.attempt.status == "ok" and row["status"] != "ok" and shown.last:
+        result = {**result, **{k: shown.last.result.get(k) for k in ("phase", "status_detail")}}
+    elif shown.attempt.status == "ok" and shown.good is None:
+        result = {**result, "status_detail": "trained, not evaluated yet"}
+    spec = shown.attempt.spec
+    recipe, prints = spec.get("recipe", {}), spec.get("fingerprints", {})
+    row |= {
+        "phase": result.get("phase"),
+        "status_detail": result.get("status_detail"),
+        "learning_rate": recipe.get("learning_rate"),
+        "optimizer": recipe.get("optimizer"),
+        "memory_budget_gb": spec.get("memory_budget_gb"),
+        "data_fingerprint": prints.get("data"),
+        "recipe_fingerprint": prints.get("recipe"),
+        "code_version": prints.get("code"),
+        "device": result.get("device") or machine.machine_class(),
+        "finished_at": result.get("finished_at"),
+        "run_id": newest.attempt.run_id,
+        "evaluation_fingerprint": shown.good.fingerprint if shown.good else None,
+    }
+
+
+def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
+    """Means over the seeds for what was measured; texts and counts from the first."""
+    trained = [seed.attempt.result.get("measured", {}) for seed in seeds]
+    evaluated = [seed.good.result["measured"] for seed in seeds if seed.good]
+    for names, measured in ((FROM_TRAINING, trained), (FROM_EVALUATION, evaluated)):
+        for name in names:
+            row[name] = _mean([m[name] for m in measured if m.get(name) is not None])
+    bits = [m["eval_bits_per_byte"] for m in evaluated]
+    row["eval_bits_per_byte_std"] = stdev(bits) if len(bits) > 1 else None
+    if len(bits) > 1:
+        row["eval_bits_per_byte_low"], row["eval_bits_per_byte_high"] = min(bits), max(bits)
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    if not values or not isinstance(values[0], int | float):
+        return values[0] if values else None
+    return values[0] if len(values) == 1 else fmean(values)
+
+
+def _add_base(row: Row, rows: Sequence[Row], base: str | None) -> None:
+    """The untouched model's bits per byte, on the same records only."""
+    of_model = [r for r in rows if r["model"] == row["model"] and r["method"] == base]
+    if of_model and row["eval_set"] and of_model[0]["eval_set"] == row["eval_set"]:
+        row["base_bits_per_byte"] = of_model[0]["eval_bits_per_byte"]
+
+
+def _add_ratios(stage: Stage, row: Row, rows: Sequence[Row]) -> None:
+    """Speed and memory against `full` of the same model, where both are ok and comparable; else why not."""
+    if stage.experiments.method(row["method"]).kind == "none" or row["status"] != "ok":
+        return
+    full = next((r for r in rows if r["model"] == row["model"] and r["method"] == "full"), None)
+    if full is None:
+        row["ratios_because"] = "the profile has no method full"
+    elif full["status"] != "ok":
+        row["ratios_because"] = f"full is {full['status']}"
+    elif different := incomparable(row, full):
+        row["ratios_because"] = f"full was measured with other {different}"
+    else:
+        if full["train_seconds"] and row["train_seconds"]:
+            row["speedup_vs_full"] = full["train_seconds"] / row["train_seconds"]
+        if full["peak_memory_gb"] and row["peak_memory_gb"]:
+            row["memory_vs_full"] = row["peak_memory_gb"] / full["peak_memory_gb"]
+
+
+def incomparable(one: Row, other: Row) -> str | None:
+    """What keeps two rows from being compared: other data, evaluation records, device or memory budget."""
+    for name, called in (
+        ("data_fingerprint", "data"), ("eval_set", "evaluation records"), ("device", "device"), ("memory_budget_gb", "memory budget"),
+    ):  # fmt: skip
+        if one[name] != other[name]:
+            return called
+    return None
+
+
+def mark_pareto(rows: Sequence[Row]) -> None:
+    """True where no comparable row is at least as good in bits per byte, memory and time and better in one; None where
+    a row lacks one of the three."""
+    axes = ("eval_bits_per_byte", "peak_memory_gb", "train_seconds")
+    full = [row for row in rows if row["status"] == "ok" and all(row[axis] is not None for axis in axes)]
+    for row in full:
+        rivals = [other for other in full if other is not row and not incomparable(row, other)]
+        row["is_pareto"] = not any(
+            all(other[axis] <= row[axis] for axis in axes) and any(other[axis] < row[axis] for axis in axes)
+            for other in rivals
+        )
+

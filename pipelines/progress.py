@@ -1,0 +1,36 @@
+"""A live line about the cell that runs, read from its curve: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from pipelines.cells import Attempt
+
+
+class CellProgress:
+    """Shows an attempt's training as it goes; call `show` as often as you like and `close` at the end."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._size = -1
+
+    def show(self, attempt: Attempt) -> None:
+        curve = attempt.folder / "curve.jsonl"
+        if not curve.exists() or (size := curve.stat().st_size) == self._size:
+            return
+        self._size = size
+        point = attempt.curve()[-1]
+        if self._bar is None:
+            name = f"{attempt.key.model} × {attempt.key.method}"
+            # on a terminal the bar redraws itself; in a log one line every ten seconds is enough
+            calm = 0.2 if sys.stderr.isatty() else 10
+            self._bar = tqdm(total=point["steps"], desc=name, unit="step", mininterval=calm, file=sys.stderr, leave=True)
+        loss = f"{point['train_loss']:.3f}" if point["train_loss"] is not None else "–"
+        self._bar.set_postfix_str(f"loss {loss}, {point['process_memory_mb'] / 1000:.2f} GB", refresh=False)
+        self._bar.update(point["step"] - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

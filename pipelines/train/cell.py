@@ -1,0 +1,239 @@
+"""The parent's half of a cell: what it is made of, whether it is current, running it, and judging how it ended."""
+
+import shutil
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines import cells, machine, weights
+from pipelines.cells import Attempt, CellKey, Status
+from pipelines.clean.clean import current as current_examples
+from pipelines.clean.select import Selected, Selection, select
+from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.experiments import Experiments
+from pipelines.files import announce, locked, read_json, source_hash, stable_hash, write_json
+from pipelines.generate.journal import now
+from pipelines.launcher import CellCommand, Ending, Launcher, LocalLauncher, own_identity, run_to_end
+from pipelines.paths import DataRoot
+
+# What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
+OUTSIDE_RECIPE = ("eval_every_steps", "time_limit_minutes", "memory_budget_gb")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where one works: the data root, the checked configuration and the profile's name."""
+
+    data: DataRoot
+    experiments: Experiments
+    profile: str
+
+    @property
+    def selection(self) -> Selection:
+        profile = self.experiments.profile(self.profile)
+        return Selection(profile.languages, profile.max_train_examples, profile.max_eval_examples)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a caller adds to a run: environment for the child, a call every half second, who says what is going on."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    on_tick: Callable[[Attempt], None] = lambda _attempt: None
+    say: Callable[[str], None] = announce
+    launcher: Launcher = field(default_factory=LocalLauncher)
+
+
+def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
+    """All that decides a cell's weights and measurements, apart from data, seed, machine and the trainer's code."""
+    model = stage.experiments.model(key.model)
+    method = stage.experiments.method(key.method)
+    source = weights.source_id(model.source)
+    if method.kind == "none":
+        settings = stage.experiments.training_for(stage.profile, key.model, key.method)
+        plain = {"precision": settings.precision, "attention": settings.attention, "max_length": settings.max_length}
+        fixed = {"quantization": None, "gradient_checkpointing": False}
+        return {"model": key.model, "source": source, "kind": "none", "prompt": model.prompt, **plain, **fixed}
+    settings = stage.experiments.training_for(stage.profile, key.model, key.method)
+    decided = {k: v for k, v in settings.model_dump().items() if k not in OUTSIDE_RECIPE}
+    decided["targets"] = stage.experiments.targets_for(key.model, settings) if method.kind == "lora" else None
+    adapter = {"rank": method.rank, "alpha": method.alpha, "dropout": method.dropout, "quantization": method.quantization}
+    return {"model": key.model, "source": source, "kind": method.kind, "prompt": model.prompt, **decided, **adapter}
+
+
+def examples_now(stage: Stage) -> tuple[Path, Selected]:
+    """The current examples file and what the profile takes of it.
+
+    Raises:
+        UsageError: nothing was cleaned yet, or the profile's languages leave nothing on one side.
+    """
+    cleaned = current_examples(stage.data)
+    if cleaned is None:
+        raise UsageError(f"no examples in {stage.data.clean}: run `featherweight clean` first (or `make run`).")
+    path = cleaned.folder / "examples.parquet"
+    selected = select(path, stage.selection)
+    if not selected.train or not selected.eval:
+        raise UsageError(
+            f"profile {stage.profile} selects {len(selected.train)} train and {len(selected.eval)} eval records (languages: "
+            f"{stage.selection.languages}); both need at least one: change profiles.{stage.profile}.languages or the sources."
+        )
+    return path, selected
+
+
+def fingerprints(stage: Stage, key: CellKey, selected: Selected) -> dict[str, str | None]:
+    """What a result was made from. `base` trains on nothing, so its data fingerprint is None."""
+    recipe = recipe_of(stage, key)
+    return {
+        "data": None if recipe["kind"] == "none" else selected.data_fingerprint,
+        "recipe": stable_hash(recipe),
+        "code": source_hash(Path(__file__).parent),
+        "machine": machine.machine_class(),
+    }
+
+
+def changed(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """The names of the fingerprints that no longer match."""
+    return [name for name, value in expected.items() if recorded.get(name) != value]
+
+
+def train(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | None = None) -> tuple[Attempt, bool]:
+    """Make the cell current and return its newest attempt, and whether that was reused.
+
+    An attempt is made whatever happens; how it ended is its status. A cell whose last attempt is ok and whose fingerprints
+    all match is reused, unless `force`.
+
+    Raises:
+        UsageError: unknown model or method, or nothing to train on.
+        WorkError: the lake cannot be written.
+    """
+    watch = watch or Watch()
+    examples, selected = examples_now(stage)
+    expected = fingerprints(stage, key, selected)
+    with locked(key.folder(stage.data) / "cell.lock", f"train {key}", say=watch.say):
+        newest = cells.latest(stage.data, key)
+        if newest and newest.status == "ok" and not force and not changed(newest.result["fingerprints"], expected):
+            return newest, True
+        attempt = _new_attempt(stage, key, examples, expected)
+        _run(stage, attempt, watch)
+        finished = Attempt(key, attempt.folder)
+        if finished.status == "ok":
+            _drop_superseded_models(stage.data, finished)
+        return finished, False
+
+
+def _new_attempt(stage: Stage, key: CellKey, examples: Path, expected: dict[str, str | None]) -> Attempt:
+    settings = stage.experiments.training_for(stage.profile, key.model, key.method)
+    model = stage.experiments.model(key.model)
+    folder = key.folder(stage.data) / cells.new_run_id()
+    weights_folder = weights.model_folder(stage.data, key.model, model)
+    spec = {
+        "run_id": folder.name, "model": key.model, "method": key.method, "seed": key.seed, "profile": stage.profile,
+        "root": str(stage.data.root), "examples": str(examples.relative_to(stage.data.root)),
+        "weights": str(weights_folder if model.source.path else weights_folder.relative_to(stage.data.root)),
+        "selection": asdict(stage.selection), "recipe": recipe_of(stage, key), "fingerprints": expected,
+        "eval_every_steps": settings.eval_every_steps, "memory_budget_gb": settings.memory_budget_gb,
+        "time_limit_minutes": settings.time_limit_minutes,
+    }  # fmt: skip
+    write_json(folder / "spec.json", spec)
+    write_json(folder / "state.json", {"status": "queued", "phase": "load", "started_at": now(), **own_identity()})
+    return Attempt(key, folder)
+
+
+def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
+    """Run the attempt's child to its end and write its result, also when a cancel from outside interrupts it."""
+    try:
+        weights.fetch(stage.data, stage.experiments, attempt.key.model, say=watch.say)
+    except (UnavailableError, UsageError) as error:
+        write_result(attempt.folder, "unavailable", "load", str(error))
+        return
+    except WorkError as error:
+        write_result(attempt.folder, "failed", "load", str(error))
+        return
+    try:
+        ending = run_child(stage, attempt.folder, "pipelines.train.child", watch, on_tick=lambda: watch.on_tick(attempt))
+    except BaseException as error:
+        detail = f"interrupted ({type(error).__name__}); the next run starts it again"
+        write_result(attempt.folder, "killed", child_report(attempt.folder)["phase"], detail)
+        raise
+    report = child_report(attempt.folder)
+    status, detail = judge(ending, report, attempt.folder)
+    write_result(attempt.folder, status, report["phase"], detail, ending)
+
+
+def run_child(stage: Stage, folder: Path, module: str, watch: Watch, *, on_tick: Callable[[], None]) -> Ending:
+    """Hold the device, say `running`, and run `python -m MODULE FOLDER` under the spec's budget and limit."""
+    spec = read_json(folder / "spec.json")
+    device = locked(stage.data.locks / f"{machine.device_slug()}.lock", f"{spec['model']} × {spec['method']}", say=watch.say)
+    with device as lock:
+        state = {"status": "running", "phase": "load", "started_at": now(), **own_identity()}
+        write_json(folder / "state.json", state)
+        budget = spec.get("memory_budget_gb")
+        command = CellCommand(
+            arguments=["-m", module, str(folder)],
+            folder=folder,
+            env=watch.env,
+            keep_open=(lock.fileno(),),
+            memory_budget=round(budget * 1e9) if budget and machine.device_slug() == "cpu" else None,
+            time_limit=spec["time_limit_minutes"] * 60,
+        )
+        return run_to_end(watch.launcher, command, on_tick=on_tick)
+
+
+def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Status, str | None]:
+    """The status of an ending and a sentence on it. A SIGKILL is out of memory on evidence only."""
+    spec = read_json(folder / "spec.json") or {}
+    if ending.reason == "memory_budget":
+        used, budget = ending.peak_bytes / 1e9, spec["memory_budget_gb"]
+        return "out_of_memory", f"used {used:.2f} GB of a budget of {budget:g} GB and was stopped"
+    if ending.reason == "time_limit":
+        return "timed_out", f"stopped after {ending.seconds / 60:.1f} minutes; time_limit_minutes is the limit"
+    if report.get("status"):
+        return report["status"], report.get("detail")
+    if ending.exit_code == -signal.SIGKILL and ending.kernel_oom_kill:
+        return "out_of_memory", f"the kernel's out-of-memory killer ended it at {ending.peak_bytes / 1e9:.2f} GB"
+    if ending.exit_code < 0:
+        return "killed", f"ended by {signal.Signals(-ending.exit_code).name} from outside"
+    last = " | ".join((folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-4:])
+    return "failed", f"exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}"
+
+
+def child_report(folder: Path) -> dict[str, Any]:
+    return {"phase": "load", "measured": {}, **(read_json(folder / "child.json") or {})}
+
+
+def write_result(
+    folder: Path, status: Status, phase: str, detail: str | None, ending: Ending | None = None
+) -> None:
+    """The attempt's or evaluation's last word: what was asked, how it ended, all that the child had measured by then."""
+    spec, report = read_json(folder / "spec.json") or {}, child_report(folder)
+    state = read_json(folder / "state.json") or {}
+    measured = report["measured"]
+    if ending and measured.get("peak_memory_gb") is None and phase == "train":
+        measured = {**measured, "peak_memory_gb": ending.peak_bytes / 1e9}  # what the watchdog saw last
+    copied = ("run_id", "model", "method", "seed", "profile", "recipe", "fingerprints", "memory_budget_gb")
+    write_json(
+        folder / "result.json",
+        {
+            **{name: spec.get(name) for name in copied},
+            "status": status,
+            "phase": phase,
+            "status_detail": detail,
+            "bytes_requested": report.get("bytes_requested"),
+            "measured": measured,
+            "versions": report.get("versions", {}),
+            "device": machine.machine_class(),
+            "started_at": state.get("started_at"),
+            "finished_at": now(),
+            "seconds": ending.seconds if ending else None,
+        },
+    )
+
+
+def _drop_superseded_models(data: DataRoot, finished: Attempt) -> None:
+    """Of one cell only the newest good model is kept; the other attempts keep their numbers."""
+    for attempt in cells.attempts(data, finished.key):
+        if attempt.run_id < finished.run_id:
+            shutil.rmtree(attempt.model_folder, ignore_errors=True)
+            shutil.rmtree(attempt.folder / ".model.partial", ignore_errors=True)

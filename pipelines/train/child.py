@@ -1,0 +1,80 @@
+"""The training process: `python -m pipelines.train.child FOLDER` trains the cell that FOLDER/spec.json describes."""
+# ruff: noqa: TID253
+
+import gc
+import os
+from pathlib import Path
+
+from pipelines.worker import Stopwatch, Worker, start
+
+
+def train_cell(worker: Worker) -> None:
+    """Load, train, save; every phase is timed and every number reported as it becomes known."""
+    clock = Stopwatch()
+    import torch
+
+    from pipelines.clean.select import Selection, select
+    from pipelines.train import checks, loading
+    from pipelines.train.loop import Trainer
+    from pipelines.train.memory import peak_resident_bytes
+    from pipelines.train.prompts import PromptFormat
+
+    loading.quiet()
+    spec, recipe = worker.spec, worker.spec["recipe"]
+    torch.manual_seed(spec["seed"])
+    worker.measure(import_seconds=clock.lap())
+    folder = worker.root / spec["weights"]
+    tokenizer = loading.load_tokenizer(folder)
+    model = loading.load_model(folder, recipe)
+    worker.measure(load_seconds=clock.lap())
+    if recipe["kind"] == "lora":
+        model = loading.add_adapter(model, recipe)
+    if recipe["gradient_checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trainable, total = loading.parameter_counts(model)
+    config = model.config
+    worker.measure(
+        trainable_params=trainable if recipe["kind"] != "none" else 0,
+        total_params=total,
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        weights_dtype=recipe["quantization"] or str(loading.weights_dtype(recipe)).removeprefix("torch."),
+        load_peak_memory_gb=peak_resident_bytes() / 1e9,
+    )
+    worker.save()
+    if recipe["kind"] == "none":
+        return
+    gc.collect()
+
+    selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
+    form = PromptFormat(tokenizer, recipe["prompt"])
+    train = [form.tokenize(record) for record in selected.train]
+    fitting = [example for example in train if len(example) <= recipe["max_length"]]
+    held_out = [form.tokenize(record) for record in selected.eval]
+    held_out = [example for example in held_out if len(example) <= recipe["max_length"]]
+    worker.measure(truncated_share=1 - len(fitting) / len(train), train_examples=len(fitting))
+    checks.tokens_are_sound(fitting, held_out, form)
+    worker.phase("train")
+    trainer = Trainer(worker, model, recipe, loading.device())
+    trainer.train(fitting, held_out)
+
+    worker.phase("save")
+    _save(worker, model, tokenizer)
+
+
+def _save(worker: Worker, model, tokenizer) -> None:
+    """Write the model under another name and rename it, so that a kill leaves no half of one."""
+    partial = worker.folder / ".model.partial"
+    model.save_pretrained(partial)
+    if worker.spec["recipe"]["kind"] == "full":
+        tokenizer.save_pretrained(partial)
+    os.rename(partial, worker.folder / "model")
+    worker.measure(artifact_mb=folder_bytes(worker.folder / "model") / 1e6)
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    start(train_cell)

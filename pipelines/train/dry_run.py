@@ -1,0 +1,47 @@
+"""One example as the trainer sees it, token by token, with what is learned, and the loss before the first step."""
+# ruff: noqa: TID253
+
+from collections.abc import Iterator
+
+from pipelines.cells import CellKey
+from pipelines.train.cell import Stage, examples_now, recipe_of
+from pipelines.train.prompts import IGNORE, Tokenized
+
+
+def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
+    """Lines that show the first training example, its labels and ends, and its loss at step 0.
+
+    Raises:
+        UsageError: nothing to train on. ValueError: tokens that would be learned wrongly.
+    """
+    import torch
+
+    from pipelines import weights
+    from pipelines.train import checks, loading
+    from pipelines.train.losses import head_on_positions, token_losses
+    from pipelines.train.prompts import PromptFormat
+
+    loading.quiet()
+    _, selected = examples_now(stage)
+    recipe = recipe_of(stage, key)
+    folder = weights.fetch(stage.data, stage.experiments, key.model)
+    form = PromptFormat(loading.load_tokenizer(folder), recipe["prompt"])
+    example = form.tokenize(selected.train[0])
+    checks.tokens_are_sound([example], [form.tokenize(selected.eval[0])], form)
+    yield f"{key}: example {example.example_id}, {len(example)} tokens, {example.learned} of them learned"
+    yield from _tokens(example, form)
+    yield f"BOS: {form.tokenizer.decode(form.prefix)!r} in front" if form.prefix else "BOS: none, as this model is asked"
+    yield f"end: {form.tokenizer.decode([example.labels[-1]])!r} is learned as the answer's end"
+    model = loading.load_model(folder, recipe)
+    model = loading.add_adapter(model, recipe) if recipe["kind"] == "lora" else model
+    model.eval()
+    with torch.no_grad(), head_on_positions(model) as wanted:
+        loss = token_losses(model, [example], wanted, loading.device()).mean().item()
+    yield f"loss at step 0: {loss:.4f} nats per completion token"
+
+
+def _tokens(example: Tokenized, form) -> Iterator[str]:
+    yield f"{'pos':>4}  {'id':>6}  {'label':>6}  token"
+    for position, (token, label) in enumerate(zip(example.input_ids, example.labels, strict=True)):
+        shown = "–" if label == IGNORE else str(label)
+        yield f"{position:>4}  {token:>6}  {shown:>6}  {form.tokenizer.decode([token])!r}"

@@ -1,0 +1,121 @@
+"""What a cell's own process uses: resident memory sampled through the run and the kernel's peak, on CUDA the allocator's.
+
+Peaks are reset after loading, and held apart while the run evaluates, so that evaluation never inflates training.
+"""
+# ruff: noqa: TID253
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import psutil
+import torch
+
+SAMPLE_SECONDS = 0.1
+
+
+def peak_resident_bytes() -> int:
+    """The process's high-water mark since the last reset (VmHWM)."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def reset_peaks() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+class MemoryMeter:
+    """Samples on a thread of its own between `start` and `stop`; all sizes are bytes unless the name says otherwise."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._samples: list[int] = []
+        self._gpu_access: list[float] = []
+        self._paused = False
+        self._peak = 0
+        self._gpu_peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def start(self) -> None:
+        reset_peaks()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._hold_peaks()
+        self._done.set()
+        self._thread.join()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What happens inside leaves no trace in samples and peaks."""
+        self._hold_peaks()
+        self._paused = True
+        try:
+            yield
+        finally:
+            reset_peaks()
+            self._paused = False
+
+    def now(self) -> dict[str, float | None]:
+        """The curve's memory columns at this moment."""
+        cuda = torch.cuda.is_available()
+        return {
+            "process_memory_mb": self._process.memory_info().rss / 1e6,
+            "gpu_allocated_mb": torch.cuda.memory_allocated() / 1e6 if cuda else None,
+            "gpu_memory_access_pct": self._gpu_access[-1] if self._gpu_access else None,
+        }
+
+    def summary(self) -> dict[str, float | None]:
+        """The row's memory columns: peak (the GPU's on CUDA, else the process's) and the samples' statistics."""
+        self._hold_peaks()
+        cuda = torch.cuda.is_available()
+        megabytes = [sample / 1e6 for sample in self._samples] or [self._process.memory_info().rss / 1e6]
+        card = torch.cuda.get_device_properties(0).total_memory if cuda else None
+        return {
+            "peak_memory_gb": (self._gpu_peak if cuda else self._peak) / 1e9,
+            "process_memory_mean_mb": fmean(megabytes),
+            "process_memory_std_mb": pstdev(megabytes),
+            "process_memory_min_mb": min(megabytes),
+            "process_memory_max_mb": max(megabytes),
+            "gpu_allocated_peak_gb": self._gpu_peak / 1e9 if cuda else None,
+            "gpu_allocated_pct": 100 * self._gpu_peak / card if card else None,
+            "gpu_memory_access_pct": fmean(self._gpu_access) if self._gpu_access else None,
+        }
+
+    def _hold_peaks(self) -> None:
+        if self._paused:
+            return
+        self._peak = max(self._peak, peak_resident_bytes())
+        if torch.cuda.is_available():
+            self._gpu_peak = max(self._gpu_peak, torch.cuda.max_memory_allocated())
+
+    def _sample(self) -> None:
+        nvml = _nvml_handle()
+        while not self._done.wait(SAMPLE_SECONDS):
+            if self._paused:
+                continue
+            self._samples.append(self._process.memory_info().rss)
+            if nvml is not None:
+                module, handle = nvml
+                self._gpu_access.append(float(module.nvmlDeviceGetUtilizationRates(handle).memory))
+
+
+def _nvml_handle() -> tuple[Any, Any] | None:
+    """NVML and the first card's handle, or None without a GPU or without nvidia-ml-py (the extra `gpu`)."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        import pynvml  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    pynvml.nvmlInit()
+    return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)

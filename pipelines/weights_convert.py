@@ -1,0 +1,39 @@
+"""Write a model as safetensors with its tokenizer. Run as a child: `python -m pipelines.weights_convert GGUF FOLDER`."""
+# ruff: noqa: TID253
+
+import sys
+from pathlib import Path
+
+from pipelines.process import die_with_parent
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    # Without dequantize=True the model counts as quantized: it cannot be trained or saved.
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def convert_hub(repository: str, revision: str, folder: Path) -> None:
+    """PyTorch weights of a hub repository (read with weights_only, never unpickled freely) as safetensors."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(repository, revision=revision, dtype="auto").save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    if sys.argv[1] == "--hub":
+        convert_hub(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    else:
+        convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,162 @@
+"""The child's half of a cell: read the spec, live within its limits, say the phase, report points, end with a verdict.
+
+What the child knows stands in child.json at every moment, so that a kill loses nothing; the parent turns it into result.json.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipelines.cells import Status
+from pipelines.errors import UnavailableError
+from pipelines.files import read_json, write_json
+from pipelines.process import die_with_parent, limit_memory, offer_to_oom_killer
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+Json = dict[str, Any]
+
+
+class DivergedError(Exception):
+    """The loss is no longer a finite number."""
+
+
+class Worker:
+    """One cell's process. `report` is what child.json holds: phase, status, detail, measured numbers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        spec = read_json(folder / "spec.json")
+        if spec is None:
+            raise SystemExit(f"{folder}/spec.json: not there or not JSON; a cell is started by `featherweight train`")
+        self.spec: Json = spec
+        self.root = Path(spec["root"])
+        self.report: Json = {"phase": "load", "measured": {}, "versions": package_versions()}
+        self._pipes: Any = None
+
+    def phase(self, name: str) -> None:
+        self.report["phase"] = name
+        self.save()
+        self.say(f"{name} …")
+
+    def measure(self, **numbers: Any) -> None:
+        self.report["measured"] |= numbers
+
+    def save(self) -> None:
+        write_json(self.folder / "child.json", self.report)
+
+    def say(self, message: str) -> None:
+        print(message, flush=True)
+        if self._pipes:
+            self._pipes.log.info(message)
+
+    def point(self, row: Json) -> None:
+        """Add a point to curve.jsonl, and tell Dagster where it listens."""
+        with (self.folder / "curve.jsonl").open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, allow_nan=False) + "\n")
+        if self._pipes:
+            self._pipes.report_custom_message({"point": row})
+
+    def run(self, work: Callable[["Worker"], None]) -> int:
+        """Do `work` within the spec's limits; returns the exit code: 0 done, 3 a verdict other than ok."""
+        with ExitStack() as stack:
+            self._pipes = stack.enter_context(_dagster_pipes()) if _dagster_listens() else None
+            status: Status = "ok"
+            try:
+                self.save()
+                work(self)
+            except UnavailableError as error:
+                status = self._verdict("unavailable", str(error))
+            except DivergedError as error:
+                status = self._verdict("diverged", str(error))
+            except Exception as error:
+                status = self._judge(error)
+            self.report["status"] = status
+            self.save()
+        return 0 if status == "ok" else 3
+
+    def _judge(self, error: Exception) -> Status:
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            self.report["bytes_requested"] = bytes_requested(str(error))
+            return self._verdict("out_of_memory", message.splitlines()[0][:300])
+        return self._verdict("failed", message[:1000])
+
+    def _verdict(self, status: Status, detail: str) -> Status:
+        self.report["detail"] = detail
+        print(f"{status}: {detail}", file=sys.stderr, flush=True)
+        return status
+
+
+def start(work: Callable[[Worker], None]) -> None:
+    """Entry point of a child: `python -m MODULE FOLDER`."""
+    die_with_parent()
+    offer_to_oom_killer()
+    worker = Worker(Path(sys.argv[1]))
+    budget = worker.spec.get("memory_budget_gb")
+    limit_memory(round(budget * 1e9) if budget else None)
+    sys.exit(worker.run(work))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on a card (torch.OutOfMemoryError) or in the process."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in said
+        or "Cannot allocate memory" in said
+    )
+
+
+def bytes_requested(message: str) -> int | None:
+    """The bytes that the refused allocation asked for, where the message names them."""
+    if found := re.search(r"allocate (\d+) bytes", message):
+        return int(found.group(1))
+    if found := re.search(r"allocate ([\d.]+) (KiB|MiB|GiB)", message):
+        return round(float(found.group(1)) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[found.group(2)])
+    return None
+
+
+def package_versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _dagster_listens() -> bool:
+    """Whether a Dagster step started this process and waits for its messages."""
+    return "DAGSTER_PIPES_CONTEXT" in os.environ
+
+
+def _dagster_pipes() -> Any:
+    from dagster_pipes import open_dagster_pipes
+
+    return open_dagster_pipes()
+
+
+class Stopwatch:
+    """Seconds since it was made, or since `lap` was last called."""
+
+    def __init__(self) -> None:
+        self.began = self._lap = time.monotonic()
+
+    def total(self) -> float:
+        return time.monotonic() - self.began
+
+    def lap(self) -> float:
+        now = time.monotonic()
+        passed, self._lap = now - self._lap, now
+        return passed
