@@ -26,10 +26,15 @@ def die_with_parent() -> None:
     parent = os.environ.get(PARENT)
     if parent is None:
         return
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    tie_to_parent()
     if os.getppid() != int(parent):  # it ended before the line above
         os._exit(1)
+
+
+def tie_to_parent() -> None:
+    """From now on the kernel kills this process when the one that started it ends (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def offer_to_oom_killer() -> None:

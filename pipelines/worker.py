@@ -58,11 +58,11 @@ class Worker:
             self._pipes.log.info(message)
 
     def point(self, row: Json) -> None:
-        """Add a point to curve.jsonl, and tell Dagster where it listens."""
+        """Add a point to curve.jsonl, and say it."""
         with (self.folder / "curve.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, allow_nan=False) + "\n")
-        if self._pipes:
-            self._pipes.report_custom_message({"point": row})
+        losses = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in ("train_loss", "eval_loss") if row[name] is not None]
+        self.say(f"step {row['step']}/{row['steps']}: {', '.join(losses)}, {row['process_memory_mb'] / 1000:.2f} GB")
 
     def run(self, work: Callable[["Worker"], None]) -> int:
         """Do `work` within the spec's limits; returns the exit code: 0 done, 3 a verdict other than ok."""

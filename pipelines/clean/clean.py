@@ -60,7 +60,7 @@ def clean(data: DataRoot, records: list[RawRecord], settings: Cleaning) -> Clean
         _number_records(db)
         _reject(db, settings)
         _split(db, settings)
-        return _publish(data, db, settings)
+        return _publish(data, db, read=len(records))
 
 
 def _rows(records: list[RawRecord]) -> Iterator[dict[str, Any]]:
@@ -172,14 +172,13 @@ def _split(db: duckdb.DuckDBPyConnection, settings: Cleaning) -> None:
     )
 
 
-def _publish(data: DataRoot, db: duckdb.DuckDBPyConnection, settings: Cleaning) -> CleaningResult:
+def _publish(data: DataRoot, db: duckdb.DuckDBPyConnection, *, read: int) -> CleaningResult:
     examples = db.sql("SELECT * FROM examples").to_arrow_table()
     rejects = db.sql(
         "SELECT record_id, source, provider, reason, detail, record FROM records WHERE reason IS NOT NULL ORDER BY record_id"
     ).to_arrow_table()
     reasons = dict(db.execute("SELECT reason, count(*) FROM records WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1").fetchall())
     sides = dict(db.execute("SELECT split, count(*) FROM examples GROUP BY 1").fetchall())
-    read = _count(db, "records")
     if not sides.get("train") or not sides.get("eval"):
         raise WorkError(
             f"cleaning kept {sides.get('train', 0)} train and {sides.get('eval', 0)} eval of {read} records (dropped: "
@@ -200,12 +199,6 @@ def _publish(data: DataRoot, db: duckdb.DuckDBPyConnection, settings: Cleaning) 
     return CleaningResult(folder=folder, reused=reused, **current)
 
 
-def _count(db: duckdb.DuckDBPyConnection, table: str) -> int:
-    row = db.execute(f"SELECT count(*) FROM {table}").fetchone()
-    assert row is not None
-    return row[0]
-
-
 def _write_parquet(path: Path, table: pa.Table) -> None:
     with replacing(path) as temporary:
         parquet.write_table(table, temporary)
@@ -215,3 +208,11 @@ def current(data: DataRoot) -> CleaningResult | None:
     """The current result, or None if nothing was cleaned yet."""
     found = read_json(data.clean / "current.json")
     return CleaningResult(folder=data.clean / found["fingerprint"], **found) if found else None
+
+
+def examples(result: CleaningResult) -> list[dict[str, Any]]:
+    return parquet.read_table(result.folder / "examples.parquet").to_pylist()
+
+
+def rejects(result: CleaningResult) -> list[dict[str, Any]]:
+    return parquet.read_table(result.folder / "rejects.parquet").to_pylist()

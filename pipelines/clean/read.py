@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.experiments import Experiments, HubSource
-from pipelines.files import read_jsonl, write_jsonl
 from pipelines.generate.generate import generated_records
 from pipelines.paths import DataRoot
 from pipelines.records import RawRecord, expand, read_corpus, read_file
@@ -21,17 +20,6 @@ def corpus_records(data: DataRoot) -> list[RawRecord]:
         UsageError: the file is missing or a record is broken; the message names the place.
     """
     return [RawRecord(source=CORPUS, value=value) for value in read_corpus(data.tracked("corpus.json"))]
-
-
-def store_raw(data: DataRoot, source: str, records: list[RawRecord]) -> Path:
-    """Keep a source's raw records in the lake as they came."""
-    path = data.raw / f"{source}.jsonl"
-    write_jsonl(path, (vars(record) for record in records))
-    return path
-
-
-def stored_raw(data: DataRoot, source: str) -> list[RawRecord]:
-    return [RawRecord(**row) for row in read_jsonl(data.raw / f"{source}.jsonl")]
 
 
 def raw_records(data: DataRoot, experiments: Experiments) -> list[RawRecord]:

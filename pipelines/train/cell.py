@@ -113,7 +113,8 @@ def train(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | Non
     expected = fingerprints(stage, key, selected)
     with locked(key.folder(stage.data) / "cell.lock", f"train {key}", say=watch.say):
         newest = cells.latest(stage.data, key)
-        if newest and newest.status == "ok" and not force and not changed(newest.result["fingerprints"], expected):
+        current = newest and newest.status == "ok" and not changed(newest.result["fingerprints"], expected)
+        if newest and current and not force:
             return newest, True
         attempt = _new_attempt(stage, key, examples, expected)
         _run(stage, attempt, watch)

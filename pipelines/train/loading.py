@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import UnavailableError
+from pipelines.train.dropout import make_cheap
 
 
 def quiet() -> None:
@@ -94,7 +95,10 @@ def add_adapter(model: Any, recipe: dict[str, Any]) -> Any:
         fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps weights transposed
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    if not torch.cuda.is_available():
+        make_cheap(adapted)
+    return adapted
 
 
 def attach_trained(model: Any, recipe: dict[str, Any], trained: Path) -> Any:

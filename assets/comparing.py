@@ -1,0 +1,35 @@
+"""The table that people decide by, published where anyone reads it."""
+
+import dagster as dg
+
+from assets.data import provider_comparison
+from assets.metadata import picture, table
+from assets.project import stage_now
+from assets.training import evaluation, trained_model
+from pipelines.compare import plots
+from pipelines.compare.compare import compare
+from pipelines.compare.report import curves_of
+from pipelines.compare.show import SHOWN
+
+
+@dg.asset(group_name="compare", kinds={"duckdb"}, deps=[trained_model, evaluation, provider_comparison])
+def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """One row per configured cell: quality, memory, speed, cost. In `data/warehouse.duckdb` and `data/report/index.html`."""
+    stage = stage_now()
+    publication = compare(stage)
+    rows = publication.rows
+    counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
+    context.log.info(f"published {len(rows)} rows: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+    return dg.MaterializeResult(
+        metadata={
+            "rows": len(rows),
+            "ok": counts.get("ok", 0),
+            "stale": sum(bool(row["is_stale"]) for row in rows),
+            "comparison": table(rows, [name for name, _, _ in SHOWN]),
+            "advice": table(rows, ["model", "method", "advice", "status_detail"]),
+            **picture(plots.trade_off(rows, "png"), "memory, quality, speed"),
+            **picture(plots.loss_curves(curves_of(stage, rows), "png"), "loss curves"),
+            "warehouse": dg.MetadataValue.path(publication.warehouse),
+            "report": dg.MetadataValue.path(publication.report),
+        }
+    )

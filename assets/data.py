@@ -1,0 +1,123 @@
+"""Where examples come from: the corpus, the generator, the user's own files, cleaned into one set."""
+
+import dagster as dg
+
+from assets.metadata import picture, table
+from assets.project import DEVICE_POOL, stage_now
+from pipelines import weights
+from pipelines.clean import clean as cleaning
+from pipelines.clean.clean import CleaningResult
+from pipelines.clean.read import corpus_records as read_corpus_records
+from pipelines.clean.read import raw_records
+from pipelines.compare import plots
+from pipelines.compare.tables import PROVIDER_COMPARISON, llm_calls, provider_rows
+from pipelines.generate.generate import generate, generated_records as read_generated_records
+
+
+@dg.asset(group_name="generate", kinds={"json"})
+def corpus_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """The records of `data/corpus.json`, read and checked: book recommendations in Korean and English."""
+    stage = stage_now()
+    records = read_corpus_records(stage.data)
+    used = stage.experiments.sources.uses_corpus
+    if not used:
+        context.log.info("sources: leaves the corpus out; it is checked, but nothing is trained on it")
+    return dg.MaterializeResult(
+        metadata={
+            "records": len(records),
+            "trained on": used,
+            "file": dg.MetadataValue.path(stage.data.tracked("corpus.json")),
+            "first records": table([r.value for r in records[:5]], ["instruction", "input", "output", "language"]),
+        }
+    )
+
+
+@dg.asset(group_name="generate", kinds={"openai", "sqlite"}, pool=DEVICE_POOL)
+def generated_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Records that a local LLM server wrote for cells of the topic grid; raw answers lie in `data/lake/journal.sqlite`."""
+    stage = stage_now()
+    if not stage.experiments.sources.uses_local_generator:
+        return dg.MaterializeResult(metadata={"records": 0, "why": "sources: names no generator"})
+    name = stage.experiments.generation.local.model
+    weights.fetch(stage.data, stage.experiments, name, say=context.log.info)
+
+    def progress(done: int, total: int) -> None:
+        if done % 6 == 0 or done == total:
+            context.log.info(f"{done} of {total} answers")
+
+    result = generate(stage.data, stage.experiments, progress=progress)
+    if result.reused == result.wanted:
+        context.log.info(f"reused: the journal holds all {result.wanted} answers, nothing was asked again")
+    records = read_generated_records(stage.data, stage.experiments)
+    shown = [record.value for record in records if record.problem is None and isinstance(record.value, dict)]
+    return dg.MaterializeResult(
+        metadata={
+            "records": len(records),
+            "requests": result.wanted,
+            "answered now": result.answered,
+            "reused from the journal": result.reused,
+            "failed": result.failed,
+            "in doubt": result.in_doubt,
+            "sample": table(shown[:5], ["instruction", "input", "output"]),
+        }
+    )
+
+
+@dg.asset(group_name="clean", kinds={"duckdb", "parquet"}, deps=[corpus_records, generated_records])
+def sft_examples(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Examples on their side of the split, and every reject with its reason, in `data/lake/clean/`.
+
+    What goes in is what `sources:` in experiments.yaml names.
+    """
+    stage = stage_now()
+    result = cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
+    if result.reused:
+        context.log.info("reused: the same records gave the same examples")
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(result.fingerprint),
+        metadata={
+            "read": result.read,
+            "accepted": result.accepted,
+            "rejected": result.rejected,
+            "train": result.train,
+            "eval": result.eval,
+            "folder": dg.MetadataValue.path(result.folder),
+            "sample rejects": table(cleaning.rejects(result)[:10], ["reason", "detail", "source", "record"], limit=160),
+            **picture(plots.reasons_bar(result.reasons, "png"), "records dropped, by reason"),
+        },
+    )
+
+
+def _current() -> CleaningResult:
+    current = cleaning.current(stage_now().data)
+    assert current is not None, "sft_examples has not been materialized"
+    return current
+
+
+@dg.asset_check(asset=sft_examples, blocking=True, description="accepted + rejected = read: no record went missing.")
+def every_record_is_accounted_for() -> dg.AssetCheckResult:
+    current = _current()
+    accepted, rejected = len(cleaning.examples(current)), len(cleaning.rejects(current))
+    return dg.AssetCheckResult(
+        passed=accepted + rejected == current.read,
+        metadata={"read": current.read, "accepted": accepted, "rejected": rejected},
+    )
+
+
+@dg.asset_check(asset=sft_examples, blocking=True, description="No example stands on both sides of the split.")
+def train_and_eval_do_not_overlap() -> dg.AssetCheckResult:
+    sides: dict[str, set[tuple[str, str]]] = {"train": set(), "eval": set()}
+    for example in cleaning.examples(_current()):
+        sides[example["split"]].add((example["instruction"], example["input"]))
+    both = sides["train"] & sides["eval"]
+    return dg.AssetCheckResult(
+        passed=not both, metadata={"train": len(sides["train"]), "eval": len(sides["eval"]), "on both sides": len(both)}
+    )
+
+
+@dg.asset(group_name="compare", kinds={"duckdb"}, deps=[generated_records, sft_examples])
+def provider_comparison() -> dg.MaterializeResult:
+    """Per provider and model: what was asked, answered, valid and accepted. Published in the warehouse by `comparison`."""
+    stage = stage_now()
+    rows = provider_rows(stage.data, llm_calls(stage.data))
+    return dg.MaterializeResult(metadata={"providers": len(rows), "table": table(rows, list(PROVIDER_COMPARISON))})

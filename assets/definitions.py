@@ -1,0 +1,26 @@
+"""The code location: everything that Dagster shows and runs. Importing it loads no torch."""
+
+import dagster as dg
+
+from assets.comparing import comparison
+from assets.data import (
+    corpus_records,
+    every_record_is_accounted_for,
+    generated_records,
+    provider_comparison,
+    sft_examples,
+    train_and_eval_do_not_overlap,
+)
+from assets.jobs import data, everything, lake_has_changed, nightly, publish, training
+from assets.training import evaluation, trained_model
+
+defs = dg.Definitions(
+    assets=[corpus_records, generated_records, sft_examples, provider_comparison, trained_model, evaluation, comparison],
+    asset_checks=[every_record_is_accounted_for, train_and_eval_do_not_overlap],
+    jobs=[data, training, everything, publish],
+    schedules=[nightly],
+    sensors=[lake_has_changed],
+    executor=dg.multiprocess_executor.configured(
+        {"max_concurrent": 2, "start_method": {"forkserver": {"preload_modules": ["assets.definitions"]}}}
+    ),
+)

@@ -1,0 +1,42 @@
+"""The Dagster instance of this project: its home under data/dagster, its settings, and what a killed run left behind."""
+
+import os
+import shutil
+from pathlib import Path
+
+import dagster as dg
+
+from pipelines.machine import process_is_alive
+from pipelines.launcher import own_identity
+from pipelines.paths import PROJECT, data_root
+
+OWNER, OWNER_STARTED = "featherweight/pid", "featherweight/pid_started"
+UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+
+
+def prepare_home() -> Path:
+    """DAGSTER_HOME (default data/dagster, always absolute) with the project's dagster.yaml in it, unless one is there."""
+    home = Path(os.environ.get("DAGSTER_HOME") or data_root().root / "dagster").resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "dagster.yaml").exists():
+        shutil.copyfile(PROJECT / "dagster.yaml", home / "dagster.yaml")
+    os.environ["DAGSTER_HOME"] = str(home)
+    return home
+
+
+def owner_tags() -> dict[str, str]:
+    """Tags that say which process executes a run, so that a later one can tell whether it still lives."""
+    me = own_identity()
+    return {OWNER: str(me["pid"]), OWNER_STARTED: repr(me["pid_started"])}
+
+
+def end_orphaned_runs(instance: dg.DagsterInstance) -> int:
+    """Runs whose executing process is gone are marked failed and give their place in the pool back. Returns how many."""
+    ended = 0
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
+        if OWNER not in run.tags or process_is_alive(int(run.tags[OWNER]), float(run.tags[OWNER_STARTED])):
+            continue
+        instance.report_run_failed(run, message="The process that executed this run was killed.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        ended += 1
+    return ended

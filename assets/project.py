@@ -1,0 +1,50 @@
+"""What every asset needs: the checked configuration, the cells as partitions, the device's pool."""
+
+import os
+from functools import cache
+
+import dagster as dg
+
+from pipelines import experiments as configuration
+from pipelines import machine
+from pipelines.cells import CellKey
+from pipelines.experiments import Experiments
+from pipelines.paths import data_root
+from pipelines.train.cell import Stage
+
+# Training, evaluation and the local LLM server share it, so that one of them runs at a time: two falsify every speed.
+DEVICE_POOL = f"device-{machine.device_slug()}"
+
+
+@cache
+def grid() -> Experiments:
+    """The configuration as it was when the code location loaded; partitions come from it."""
+    return configuration.load()
+
+
+CELLS = dg.MultiPartitionsDefinition(
+    {
+        "method": dg.StaticPartitionsDefinition(list(grid().methods)),
+        "model": dg.StaticPartitionsDefinition(list(grid().models)),
+    }
+)
+
+
+def stage_now() -> Stage:
+    """The data root, the configuration as it is now, and the profile that this machine runs."""
+    experiments = configuration.load()
+    name = configuration.profile_name(experiments, os.environ.get("FEATHERWEIGHT_PROFILE"))
+    return Stage(data_root(), experiments, name)
+
+
+def keys_of(context: dg.AssetExecutionContext, stage: Stage) -> list[CellKey]:
+    """The partition's cell, once for each seed of the profile."""
+    partition = context.partition_key
+    assert isinstance(partition, dg.MultiPartitionKey)
+    dimensions = partition.keys_by_dimension
+    seeds = stage.experiments.profile(stage.profile).seeds
+    return [CellKey(dimensions["model"], dimensions["method"], seed) for seed in seeds]
+
+
+def partition_of(model: str, method: str) -> dg.MultiPartitionKey:
+    return dg.MultiPartitionKey({"method": method, "model": model})

@@ -1,0 +1,154 @@
+"""`make run`: the whole graph through Dagster on this machine's profile, cell by cell, with progress; then the table.
+
+Every run is in the UI's history afterwards. What is current is reused, so a second call takes seconds.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from pipelines.cells import CellKey, latest
+from pipelines.compare.compare import published_rows
+from pipelines.compare.show import render
+from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.progress import CellProgress
+from pipelines.train.cell import Stage
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def data_job() -> dg.JobDefinition:
+    return _job("data")
+
+
+def training_job() -> dg.JobDefinition:
+    return _job("training")
+
+
+def publish_job() -> dg.JobDefinition:
+    return _job("publish")
+
+
+def _job(name: str) -> dg.JobDefinition:
+    from assets.definitions import defs
+
+    return defs.resolve_job_def(name)
+
+
+def run() -> int:
+    """Returns the exit code: 0 all cells ok, 3 recorded but some are not ok, 1 a Dagster step failed."""
+    from assets.instance import end_orphaned_runs, owner_tags, prepare_home
+    from assets.project import stage_now
+    from pipelines import weights
+
+    stage = stage_now()
+    prepare_home()
+    profile = stage.experiments.profile(stage.profile)
+    for model in profile.models:
+        try:
+            weights.fetch(stage.data, stage.experiments, model, say=say)
+        except UnavailableError as error:
+            say(f"{model}: {error}")  # its cells will be rows that say so
+    with dg.DagsterInstance.get() as instance:
+        if ended := end_orphaned_runs(instance):
+            say(f"{ended} run(s) of a killed process marked as failed; what they had not finished is done now")
+        tags = owner_tags()
+        cells = [(model, method) for model in profile.models for method in profile.methods]
+        say(f"profile {stage.profile}: {len(cells)} cells; data root {stage.data.root}")
+        if not _execute(data_job, instance, "data: corpus, generated records, cleaning", tags):
+            return 1
+        good = [_run_cell(stage, instance, model, method, tags) for model, method in cells]
+        if not _execute(publish_job, instance, "comparison: warehouse and report", tags):
+            return 1
+    rows = published_rows(stage.data)
+    print(f"\n{render(rows, 'text')}\n")
+    print(f"warehouse  {stage.data.warehouse}\nreport     {stage.data.report}\nruns       make ui")
+    if not all(good):
+        return 1
+    return 0 if all(row["status"] == "ok" for row in rows) else 3
+
+
+def _run_cell(stage: Stage, instance: dg.DagsterInstance, model: str, method: str, tags: dict[str, str]) -> bool:
+    """Train and evaluate one cell, and publish, so that the table fills while the rest still trains."""
+    from assets.project import partition_of
+
+    key = CellKey(model, method, stage.experiments.profile(stage.profile).seeds[0])
+    before = latest(stage.data, key)
+    with _shown(stage, key):
+        done = _execute(training_job, instance, f"{model} × {method}", tags, str(partition_of(model, method)))
+    after = latest(stage.data, key)
+    if after and before and after.run_id == before.run_id and after.status == "ok":
+        say("      reused: it is current")
+    elif after and after.status != "ok":
+        say(f"      {after.status}: {after.result['status_detail']}")
+    return _execute(publish_job, instance, None, tags) and done
+
+
+def _execute(
+    job, instance: dg.DagsterInstance, title: str | None, tags: dict[str, str], partition: str | None = None
+) -> bool:
+    if title:
+        say(f"[{time.strftime('%H:%M:%S')}] {title}")
+    started = time.monotonic()
+    selected = {**tags, "dagster/partition": partition} if partition else tags
+    if partition:
+        selected |= _dimension_tags(partition)
+    result = dg.execute_job(dg.reconstructable(job), instance=instance, run_config=QUIET, tags=selected, raise_on_error=False)
+    if title:
+        say(f"      {'done' if result.success else 'FAILED'} in {time.monotonic() - started:.0f} s")
+    for event in result.all_events if not result.success else []:
+        if event.is_step_failure and event.step_failure_data.error:
+            cause = event.step_failure_data.error.cause or event.step_failure_data.error
+            say(f"      {event.step_key}: {cause.message.strip()}")
+    return result.success
+
+
+def _dimension_tags(partition: str) -> dict[str, str]:
+    method, model = partition.split("|")
+    return {"dagster/partition/method": method, "dagster/partition/model": model}
+
+
+@contextmanager
+def _shown(stage: Stage, key: CellKey) -> Iterator[None]:
+    """Show the cell's progress while Dagster's steps run in other processes."""
+    done = threading.Event()
+    known = latest(stage.data, key)
+
+    def follow() -> None:
+        progress = CellProgress()
+        while not done.wait(0.5):
+            attempt = latest(stage.data, key)
+            if attempt and (known is None or attempt.run_id != known.run_id):
+                progress.show(attempt)
+        progress.close()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    try:
+        return run()
+    except (UsageError, WorkError, UnavailableError) as error:
+        print(f"featherweight: {error}", file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        print("featherweight: interrupted; what is finished is kept, `make run` goes on from there", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""LoRA's dropout at a sixth of its cost on a CPU: random bits are drawn 64 at a time and read as 16-bit numbers.
+
+torch draws one float per element there, which took a quarter of a LoRA step. The share that is dropped is exact to 1/65536,
+and the kept mask is one byte per element rather than four.
+"""
+# ruff: noqa: TID253
+
+from typing import Any
+
+import torch
+from torch import nn
+
+LEVELS = 2**16
+
+
+def keep_mask(like: torch.Tensor, drop: float) -> torch.Tensor:
+    """A bool mask shaped like `like`, each element True with probability 1 - round(`drop` × 65536) / 65536."""
+    count = like.numel()
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    numbers = bits.view(torch.int16)[:count].view(like.shape)
+    return numbers >= round(drop * LEVELS) - LEVELS // 2
+
+
+class _Apply(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, drop: float) -> torch.Tensor:
+        mask = keep_mask(x, drop)
+        ctx.save_for_backward(mask)
+        ctx.scale = 1 / (1 - round(drop * LEVELS) / LEVELS)
+        return (x * mask).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return (gradients[0] * mask).mul_(ctx.scale), None
+
+
+class CheapDropout(nn.Module):
+    """Inverted dropout with probability `p`; the identity in eval mode, like torch.nn.Dropout."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Apply.apply(x, self.p) if self.training else x  # pyright: ignore[reportReturnType]
+
+
+def make_cheap(model: nn.Module) -> None:
+    """Put the cheap dropout in place of torch's in every adapter of `model` (a PEFT model on a CPU)."""
+    for module in model.modules():
+        for name, dropout in getattr(module, "lora_dropout", {}).items():
+            if isinstance(dropout, nn.Dropout):
+                module.lora_dropout[name] = CheapDropout(dropout.p)
