@@ -11,7 +11,8 @@ from pipelines.clean.read import corpus_records as read_corpus_records
 from pipelines.clean.read import raw_records
 from pipelines.compare import plots
 from pipelines.compare.tables import PROVIDER_COMPARISON, llm_calls, provider_rows
-from pipelines.generate.generate import generate, generated_records as read_generated_records
+from pipelines.generate.generate import generate
+from pipelines.generate.generate import generated_records as read_generated_records
 
 
 @dg.asset(group_name="generate", kinds={"json"})

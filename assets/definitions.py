@@ -15,7 +15,15 @@ from assets.jobs import data, everything, lake_has_changed, nightly, publish, tr
 from assets.training import evaluation, trained_model
 
 defs = dg.Definitions(
-    assets=[corpus_records, generated_records, sft_examples, provider_comparison, trained_model, evaluation, comparison],
+    assets=[
+        corpus_records,
+        generated_records,
+        sft_examples,
+        provider_comparison,
+        trained_model,
+        evaluation,
+        comparison,
+    ],
     asset_checks=[every_record_is_accounted_for, train_and_eval_do_not_overlap],
     jobs=[data, training, everything, publish],
     schedules=[nightly],

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines.machine import process_is_alive
 from pipelines.launcher import own_identity
+from pipelines.machine import process_is_alive
 from pipelines.paths import PROJECT, data_root
 
 OWNER, OWNER_STARTED = "featherweight/pid", "featherweight/pid_started"

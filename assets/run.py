@@ -97,7 +97,9 @@ def _execute(
     selected = {**tags, "dagster/partition": partition} if partition else tags
     if partition:
         selected |= _dimension_tags(partition)
-    result = dg.execute_job(dg.reconstructable(job), instance=instance, run_config=QUIET, tags=selected, raise_on_error=False)
+    result = dg.execute_job(
+        dg.reconstructable(job), instance=instance, run_config=QUIET, tags=selected, raise_on_error=False
+    )
     if title:
         say(f"      {'done' if result.success else 'FAILED'} in {time.monotonic() - started:.0f} s")
     for event in result.all_events if not result.success else []:

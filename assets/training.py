@@ -1,6 +1,7 @@
 """One cell of the grid: trained, then evaluated. An outcome that is not ok is recorded and shown as a warning; the step
 succeeds, and the evaluation of a cell that has no model is skipped."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -35,13 +36,15 @@ class PipesLauncher:
 
     def start(self, command: CellCommand) -> "PipesCommand":
         stack = ExitStack()
-        session = stack.enter_context(
-            dg.open_pipes_session(
-                context=self._context,
-                context_injector=dg.PipesEnvContextInjector(),
-                message_reader=dg.PipesTempFileMessageReader(),
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.PreviewWarning)  # Dagster's own, about a method we do not use
+            session = stack.enter_context(
+                dg.open_pipes_session(
+                    context=self._context,
+                    context_injector=dg.PipesEnvContextInjector(),
+                    message_reader=dg.PipesTempFileMessageReader(),
+                )
             )
-        )
         env = {**command.env, **session.get_bootstrap_env_vars()}
         told = CellCommand(**{**vars(command), "env": env})
         return PipesCommand(LocalLauncher().start(told), stack)
@@ -99,7 +102,9 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     )
     if bad:
         context.log.warning("; ".join(f"{a.key} is {a.status}: {a.result['status_detail']}" for a in bad))
-        context.log_event(dg.AssetObservation(asset_key="trained_model", partition=context.partition_key, metadata=metadata))
+        context.log_event(
+            dg.AssetObservation(asset_key="trained_model", partition=context.partition_key, metadata=metadata)
+        )
         return
     yield dg.MaterializeResult(metadata=metadata)
 

@@ -28,11 +28,17 @@ def port_is_free(port: int) -> bool:
 def main() -> int:
     text = os.environ.get("PORT") or "3000"
     if not text.isdigit() or not 0 < int(text) < 65536:
-        print(f"featherweight: PORT is {text!r}; expected a number from 1 to 65535, as in `make ui PORT=3001`", file=sys.stderr)
+        print(
+            f"featherweight: PORT is {text!r}; expected a number from 1 to 65535, as in `make ui PORT=3001`",
+            file=sys.stderr,
+        )
         return 2
     port = int(text)
     if not port_is_free(port):
-        print(f"featherweight: port {port} is in use: end what uses it, or choose another: `make ui PORT={port + 1}`", file=sys.stderr)
+        print(
+            f"featherweight: port {port} is in use: end what uses it, or choose another: `make ui PORT={port + 1}`",
+            file=sys.stderr,
+        )
         return 2
     home = prepare_home()
     workspace = ["-w", str(PROJECT / "workspace.yaml")]

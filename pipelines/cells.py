@@ -17,7 +17,17 @@ from pipelines.machine import process_is_alive
 from pipelines.paths import DataRoot
 
 Status = Literal[
-    "ok", "out_of_memory", "killed", "timed_out", "diverged", "failed", "unavailable", "queued", "running", "lost", "missing"
+    "ok",
+    "out_of_memory",
+    "killed",
+    "timed_out",
+    "diverged",
+    "failed",
+    "unavailable",
+    "queued",
+    "running",
+    "lost",
+    "missing",
 ]
 # the worst first: with several seeds a row shows the worst seed's status
 SEVERITY: tuple[Status, ...] = (

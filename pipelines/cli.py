@@ -68,10 +68,8 @@ def clean(arguments: Arguments) -> int:
     from pipelines.records import expand
 
     stage = stage_now()
-    if arguments.input:
-        records = read.file_records(expand(arguments.input))
-    else:
-        records = read.raw_records(stage.data, stage.experiments)
+    own = arguments.input
+    records = read.file_records(expand(own)) if own else read.raw_records(stage.data, stage.experiments)
     result = cleaning.clean(stage.data, records, stage.experiments.cleaning)
     print(f"{result.read} records read = {result.accepted} accepted + {result.rejected} rejected")
     print(f"{result.train} train, {result.eval} eval; {'unchanged' if result.reused else 'written'}: {result.folder}")
@@ -120,7 +118,11 @@ def evaluate(arguments: Arguments) -> int:
         evaluation, reused = evaluate_cell(stage, key, force=arguments.force)
         measured = evaluation.result["measured"]
         statuses.append(evaluation.result["status"])
-        numbers = f"{measured['eval_bits_per_byte']:.4f} bits per byte" if evaluation.ok else evaluation.result["status_detail"]
+        numbers = (
+            f"{measured['eval_bits_per_byte']:.4f} bits per byte"
+            if evaluation.ok
+            else evaluation.result["status_detail"]
+        )
         print(f"{key}: {statuses[-1]}{' (current, reused)' if reused else ''}, {numbers}")
     return OK if set(statuses) == {"ok"} else NOT_OK
 
@@ -153,7 +155,9 @@ def doctor(_: Arguments) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="featherweight", description="Full fine-tuning, LoRA or QLoRA: one measured table.")
+    top = argparse.ArgumentParser(
+        prog="featherweight", description="Full fine-tuning, LoRA or QLoRA: one measured table."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, work: Callable[[Arguments], int], about: str) -> argparse.ArgumentParser:
@@ -164,7 +168,9 @@ def parser() -> argparse.ArgumentParser:
     command("fetch", fetch, "fetch a model's weights, once").add_argument("model")
     command("generate", generate, "make SFT records with the configured generators")
     cleaning = command("clean", clean, "clean records into examples and rejects")
-    cleaning.add_argument("--input", action="append", metavar="FILE", help="JSON, JSONL, CSV or Parquet, instead of sources:")
+    cleaning.add_argument(
+        "--input", action="append", metavar="FILE", help="JSON, JSONL, CSV or Parquet, instead of sources:"
+    )
     for name, work, about in (
         ("train", train, "train one cell"),
         ("evaluate", evaluate, "evaluate a trained cell"),
@@ -175,7 +181,9 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("--seed", type=int, help="default: the profile's seeds")
         added.add_argument("--force", action="store_true", help="also where the last one is current")
         if name == "train":
-            added.add_argument("--dry-run", action="store_true", help="show one example token by token and the loss at step 0")
+            added.add_argument(
+                "--dry-run", action="store_true", help="show one example token by token and the loss at step 0"
+            )
     command("compare", compare, "rebuild and publish the comparison and the report")
     shown = command("table", table, "print the published comparison")
     shown.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")

@@ -98,7 +98,9 @@ def source_hash(package: Path) -> str:
 
 
 @contextmanager
-def locked(path: Path, holder: str, *, wait: bool = True, say: Callable[[str], None] | None = None) -> Iterator[IO[str]]:
+def locked(
+    path: Path, holder: str, *, wait: bool = True, say: Callable[[str], None] | None = None
+) -> Iterator[IO[str]]:
     """Hold an exclusive lock on `path` (flock: it ends with its holder, also by kill -9) and yield the open file.
 
     A child that inherits the file's descriptor keeps the lock until it is gone too.
@@ -117,7 +119,9 @@ def locked(path: Path, holder: str, *, wait: bool = True, say: Callable[[str], N
                 handle.seek(0)
                 current = handle.read().strip() or "another process"
                 if not wait:
-                    raise WorkError(f"{path.stem} is in use by {current}: wait for it to end, then try again.") from None
+                    raise WorkError(
+                        f"{path.stem} is in use by {current}: wait for it to end, then try again."
+                    ) from None
                 if not announced:
                     (say or announce)(f"waiting for {path.stem}: {current} holds it")
                     announced = True

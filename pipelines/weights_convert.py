@@ -1,8 +1,8 @@
 """Write a model as safetensors with its tokenizer. Run as a child: `python -m pipelines.weights_convert GGUF FOLDER`."""
-# ruff: noqa: TID253
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipelines.process import die_with_parent
 
@@ -13,7 +13,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers.utils.quantization_config import GgufConfig
 
     # Without dequantize=True the model counts as quantized: it cannot be trained or saved.
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -61,7 +61,9 @@ class Worker:
         """Add a point to curve.jsonl, and say it."""
         with (self.folder / "curve.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, allow_nan=False) + "\n")
-        losses = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in ("train_loss", "eval_loss") if row[name] is not None]
+        losses = [
+            f"{name.replace('_', ' ')} {row[name]:.4f}" for name in ("train_loss", "eval_loss") if row[name] is not None
+        ]
         self.say(f"step {row['step']}/{row['steps']}: {', '.join(losses)}, {row['process_memory_mb'] / 1000:.2f} GB")
 
     def run(self, work: Callable[["Worker"], None]) -> int:

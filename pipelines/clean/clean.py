@@ -110,7 +110,7 @@ def _number_records(db: duckdb.DuckDBPyConnection) -> None:
                           AS language),
                format('{{}}-{{}}', content_hash, row_number() OVER (PARTITION BY content_hash)) AS record_id,
                {normal.format("concat_ws(chr(10), instruction, input)")} AS asked,
-               {normal.format(f"concat_ws(chr(10), instruction, input, output, messages)")} AS normalized,
+               {normal.format("concat_ws(chr(10), instruction, input, output, messages)")} AS normalized,
                NULL::VARCHAR AS reason, NULL::VARCHAR AS detail
         FROM incoming
     """)
@@ -143,7 +143,9 @@ def _reject_near_duplicates(db: duckdb.DuckDBPyConnection, jaccard: float) -> No
     if not pairs:
         return
     named = clusters(pairs)
-    order = {row[0]: i for i, row in enumerate(db.execute(f"SELECT record_id FROM records ORDER BY {_rank()}").fetchall())}
+    order = {
+        row[0]: i for i, row in enumerate(db.execute(f"SELECT record_id FROM records ORDER BY {_rank()}").fetchall())
+    }
     best: dict[str, str] = {}
     for record, cluster in named.items():
         best[cluster] = min(record, best.get(cluster, record), key=order.__getitem__)
@@ -177,7 +179,11 @@ def _publish(data: DataRoot, db: duckdb.DuckDBPyConnection, *, read: int) -> Cle
     rejects = db.sql(
         "SELECT record_id, source, provider, reason, detail, record FROM records WHERE reason IS NOT NULL ORDER BY record_id"
     ).to_arrow_table()
-    reasons = dict(db.execute("SELECT reason, count(*) FROM records WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1").fetchall())
+    reasons = dict(
+        db.execute(
+            "SELECT reason, count(*) FROM records WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+        ).fetchall()
+    )
     sides = dict(db.execute("SELECT split, count(*) FROM examples GROUP BY 1").fetchall())
     if not sides.get("train") or not sides.get("eval"):
         raise WorkError(

@@ -22,7 +22,8 @@ def near_duplicate_pairs(db: duckdb.DuckDBPyConnection, *, table: str, jaccard: 
         ))) AS shingles FROM {table}
     """)
     minima = ", ".join(
-        f"list_min(list_transform(shingles, lambda h: ({a} * h + {b}) % {PRIME}))" for a, b in _permutations(BANDS * ROWS)
+        f"list_min(list_transform(shingles, lambda h: ({a} * h + {b}) % {PRIME}))"
+        for a, b in _permutations(BANDS * ROWS)
     )
     db.execute(f"CREATE OR REPLACE TEMP TABLE signatures AS SELECT record_id, [{minima}] AS minima FROM shingles")
     db.execute(f"""

@@ -41,12 +41,15 @@ def file_records(files: list[Path]) -> list[RawRecord]:
 
 
 def hub_records(source: HubSource) -> Iterator[RawRecord]:
-    import datasets  # noqa: TID253
+    import datasets
+    from datasets.exceptions import DatasetsError
 
     try:
         rows = datasets.load_dataset(source.dataset, split=source.split)
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise UnavailableError(f"sources.hub: cannot load {source.dataset}: {error}; connect once, or fill HF_HOME.") from None
+    except (OSError, DatasetsError) as error:
+        raise UnavailableError(
+            f"sources.hub: cannot load {source.dataset}: {error}; connect once, or fill HF_HOME."
+        ) from None
     except ValueError as error:
         raise UsageError(f"sources.hub: {source.dataset} split {source.split!r}: {error}") from None
     for row in rows:

@@ -44,7 +44,9 @@ def _of_ok(row: Row) -> str:
 def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:
     """Names a method of the same model that did fit under the same budget and device, where one is known."""
     budget = f" of {row['memory_budget_gb']:g} GB" if row["memory_budget_gb"] else ""
-    needed = f"it had {row['peak_memory_gb']:.2f} GB{budget} when it failed" if row["peak_memory_gb"] else "it did not fit"
+    needed = (
+        f"it had {row['peak_memory_gb']:.2f} GB{budget} when it failed" if row["peak_memory_gb"] else "it did not fit"
+    )
     fitting = [
         other for other in rows
         if other["model"] == row["model"] and other["status"] == "ok" and other["peak_memory_gb"]

@@ -6,7 +6,17 @@ from typing import Any, Literal
 
 Row = dict[str, Any]
 INK = "#76808f"  # reads on a light and on a dark page
-COLORS = ("#4c78d8", "#e4803a", "#3fa34d", "#c04a8a", "#8a6bd1", "#2a9d9d", "#b8860b", "#d6455d", "#6b8e23")
+COLORS: tuple[str, ...] = (
+    "#4c78d8",
+    "#e4803a",
+    "#3fa34d",
+    "#c04a8a",
+    "#8a6bd1",
+    "#2a9d9d",
+    "#b8860b",
+    "#d6455d",
+    "#6b8e23",
+)
 Kind = Literal["png", "svg"]
 
 
@@ -23,7 +33,9 @@ def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> byte
         for axes, column, marker in ((left, "train_loss", None), (right, "eval_loss", "o")):
             known = [(p["examples"], p[column]) for p in points if p.get(column) is not None]
             if known:
-                axes.plot(*zip(*known, strict=True), color=color, marker=marker, markersize=4, linewidth=1.8, label=name)
+                axes.plot(
+                    *zip(*known, strict=True), color=color, marker=marker, markersize=4, linewidth=1.8, label=name
+                )
     for axes, title in ((left, "training loss of each step"), (right, "loss on held-out records")):
         _dress(axes, title, "examples seen", "nats per completion token")
     handles, labels = right.get_legend_handles_labels()
@@ -46,11 +58,21 @@ def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
         share = (row["tokens_per_second"] or 0) / fastest
         axes.scatter(*place, s=60 + 380 * share, color=color, alpha=0.8, edgecolors="none")
         speed = f"{row['tokens_per_second']:.0f} tok/s" if row["tokens_per_second"] else "speed unknown"
-        label = f"{row['method']} ({speed})" if len({r["model"] for r in shown}) == 1 else f"{row['model']} {row['method']}"
+        label = (
+            f"{row['method']} ({speed})" if len({r["model"] for r in shown}) == 1 else f"{row['model']} {row['method']}"
+        )
         axes.annotate(label, place, xytext=(0, 13), textcoords="offset points", ha="center", color=INK, fontsize=8.5)
     for base in sorted({row["base_bits_per_byte"] for row in shown if row["base_bits_per_byte"]}):
         axes.axhline(base, color=INK, linestyle=":", linewidth=1)
-        axes.annotate("untouched model", (1, base), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK, fontsize=8)
+        axes.annotate(
+            "untouched model",
+            (1, base),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            color=INK,
+            fontsize=8,
+        )
     axes.margins(x=0.16, y=0.2)
     _dress(axes, "memory × quality × speed (area): lower left is better", "peak memory, GB", "bits per byte")
     return _render(figure, kind)
@@ -62,18 +84,20 @@ def reasons_bar(reasons: Mapping[str, int], kind: Kind = "svg") -> bytes | None:
 
     if not reasons:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(9, 0.6 + 0.4 * len(reasons)), layout="constrained")
     axes = figure.subplots()
     names = list(reasons)[::-1]
     bars = axes.barh(names, [reasons[name] for name in names], color=COLORS[0], height=0.6)
     axes.bar_label(bars, color=INK, padding=4, fontsize=9)
     _dress(axes, "records dropped, by reason", "records", "")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _render(figure, kind)
 
 
 def _colors() -> list[str]:
-    return list(COLORS) * 20
+    return [*COLORS] * 20
 
 
 def _dress(axes: Any, title: str, x: str, y: str) -> None:

@@ -68,7 +68,11 @@ def render(rows: Sequence[Row], form: Format) -> str:
 
 def _text(rows: Sequence[Row], headings: list[str], body: list[list[str]]) -> str:
     widths = [max(_width(line[i]) for line in (headings, *body)) for i in range(len(headings))]
-    lines = [_line(headings, widths), "  ".join("─" * width for width in widths), *(_line(line, widths) for line in body)]
+    lines = [
+        _line(headings, widths),
+        "  ".join("─" * width for width in widths),
+        *(_line(line, widths) for line in body),
+    ]
     return "\n".join([*lines, "", *_notes(rows)]).rstrip()
 
 

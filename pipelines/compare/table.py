@@ -41,7 +41,15 @@ FROM_TRAINING = (
     "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
     "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb",
 )  # fmt: skip
-FROM_EVALUATION = ("eval_loss", "eval_bits_per_byte", "chrf", "answer_tokens", "p50_latency_ms", "eval_records", "eval_set")
+FROM_EVALUATION = (
+    "eval_loss",
+    "eval_bits_per_byte",
+    "chrf",
+    "answer_tokens",
+    "p50_latency_ms",
+    "eval_records",
+    "eval_set",
+)
 
 
 @dataclass(frozen=True)
@@ -189,9 +197,13 @@ def _add_ratios(stage: Stage, row: Row, rows: Sequence[Row]) -> None:
 
 def incomparable(one: Row, other: Row) -> str | None:
     """What keeps two rows from being compared: other data, evaluation records, device or memory budget."""
-    for name, called in (
-        ("data_fingerprint", "data"), ("eval_set", "evaluation records"), ("device", "device"), ("memory_budget_gb", "memory budget"),
-    ):  # fmt: skip
+    must_match = {
+        "data_fingerprint": "data",
+        "eval_set": "evaluation records",
+        "device": "device",
+        "memory_budget_gb": "memory budget",
+    }
+    for name, called in must_match.items():
         if one[name] != other[name]:
             return called
     return None
@@ -208,4 +220,3 @@ def mark_pareto(rows: Sequence[Row]) -> None:
             all(other[axis] <= row[axis] for axis in axes) and any(other[axis] < row[axis] for axis in axes)
             for other in rivals
         )
-

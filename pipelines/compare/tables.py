@@ -31,14 +31,15 @@ EVALUATION_ANSWERS = {
     "run_id": "VARCHAR", "model": "VARCHAR", "method": "VARCHAR", "example_id": "VARCHAR", "prompt": "VARCHAR",
     "reference": "VARCHAR", "answer": "VARCHAR", "answer_tokens": "INTEGER", "latency_ms": "DOUBLE", "chrf": "DOUBLE",
 }  # fmt: skip
-SFT_EXAMPLES = {
-    name: "VARCHAR"
-    for name in (
-        "example_id", "instruction", "input", "output", "messages", "language", "source", "provider", "model", "topic",
-        "split", "record_id",
-    )
+SFT_EXAMPLES: dict[str, str] = {
+    "example_id": "VARCHAR", "instruction": "VARCHAR", "input": "VARCHAR", "output": "VARCHAR", "messages": "VARCHAR",
+    "language": "VARCHAR", "source": "VARCHAR", "provider": "VARCHAR", "model": "VARCHAR", "topic": "VARCHAR",
+    "split": "VARCHAR", "record_id": "VARCHAR",
 }  # fmt: skip
-SFT_REJECTS = {name: "VARCHAR" for name in ("record_id", "source", "provider", "reason", "detail", "record")}
+SFT_REJECTS: dict[str, str] = {
+    "record_id": "VARCHAR", "source": "VARCHAR", "provider": "VARCHAR", "reason": "VARCHAR", "detail": "VARCHAR",
+    "record": "VARCHAR",
+}  # fmt: skip
 LLM_CALLS = {
     "key": "VARCHAR", "provider": "VARCHAR", "model": "VARCHAR", "purpose": "VARCHAR", "topic": "VARCHAR", "status": "VARCHAR",
     "stop_reason": "VARCHAR", "latency_ms": "DOUBLE", "input_tokens": "BIGINT", "output_tokens": "BIGINT",
@@ -121,7 +122,9 @@ def provider_rows(data: DataRoot, calls: list[Row]) -> list[Row]:
     examples = _cleaned(data, "examples.parquet", SFT_EXAMPLES).to_pylist()
     rejects = _cleaned(data, "rejects.parquet", SFT_REJECTS).to_pylist()
     rows = []
-    for provider, model in sorted({(call["provider"], call["model"]) for call in calls if call["purpose"] == "generate"}):
+    for provider, model in sorted(
+        {(call["provider"], call["model"]) for call in calls if call["purpose"] == "generate"}
+    ):
         mine = [c for c in calls if (c["provider"], c["model"], c["purpose"]) == (provider, model, "generate")]
         answered = [call for call in mine if call["status"] == "answered"]
         accepted = sum((e["provider"], e["model"]) == (provider, model) for e in examples)

@@ -39,7 +39,9 @@ def evaluation_fingerprint(stage: Stage, selected: Selected) -> str:
     """Hash of what evaluations of this profile measure on and with: records, settings, models to fit, and the code."""
     profile = stage.experiments.profile(stage.profile)
     longest = {
-        name: stage.experiments.training_for(stage.profile, name, base_method(stage) or next(iter(stage.experiments.methods))).max_length
+        name: stage.experiments.training_for(
+            stage.profile, name, base_method(stage) or next(iter(stage.experiments.methods))
+        ).max_length
         for name in profile.models
     }
     return stable_hash([selected.eval_fingerprint, profile.evaluation.model_dump(), longest, source_hash(HERE)])
@@ -64,7 +66,9 @@ def evaluate(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | 
     attempt = cells.latest(stage.data, key)
     if attempt is None or attempt.status != "ok":
         found = attempt.status if attempt else "missing"
-        raise UsageError(f"{key} is {found}; only an ok cell is evaluated: run `featherweight train {key.model} {key.method}`.")
+        raise UsageError(
+            f"{key} is {found}; only an ok cell is evaluated: run `featherweight train {key.model} {key.method}`."
+        )
     _base_first(stage, key, watch)
     fingerprint = evaluation_fingerprint(stage, selected)
     with locked(key.folder(stage.data) / "cell.lock", f"evaluate {key}", say=watch.say):

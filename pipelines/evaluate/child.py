@@ -1,5 +1,4 @@
 """The evaluating process: `python -m pipelines.evaluate.child FOLDER` measures the model that FOLDER/spec.json names."""
-# ruff: noqa: TID253
 
 import math
 import time

@@ -116,7 +116,16 @@ class Journal:
             "INSERT INTO requests (key, provider, model, purpose, topic, language, request, status, attempts, sent_at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, 'in_flight', 1, ?)"
             " ON CONFLICT (key) DO UPDATE SET status = 'in_flight', attempts = attempts + 1, sent_at = excluded.sent_at",
-            (request.key, request.provider, request.model, request.purpose, request.topic, request.language, described, now()),
+            (
+                request.key,
+                request.provider,
+                request.model,
+                request.purpose,
+                request.topic,
+                request.language,
+                described,
+                now(),
+            ),
         )
 
     def answered(self, request: Request, answer: Answer) -> None:
@@ -131,7 +140,8 @@ class Journal:
 
     def failed(self, request: Request, error: str) -> None:
         self._db.execute(
-            "UPDATE requests SET status = 'failed', error = ?, finished_at = ? WHERE key = ?", (error, now(), request.key)
+            "UPDATE requests SET status = 'failed', error = ?, finished_at = ? WHERE key = ?",
+            (error, now(), request.key),
         )
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -44,7 +44,7 @@ def _last_lines(log: Path, count: int = 5) -> str:
 
 
 def _serve(gguf: str, port_file: str, slots: int) -> None:
-    import xllamacpp
+    import xllamacpp.xllamacpp as xllamacpp
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = gguf

@@ -19,7 +19,7 @@ class TopicGrid(Strict):
     """The axes, which of them name a topic cell, and how a cell becomes a prompt for a record of `schema`."""
 
     axes: dict[str, list[str]] = Field(min_length=1)
-    languages: dict[str, str] = {}
+    languages: dict[str, str] = Field(default_factory=dict)
     topic: list[str] = Field(min_length=1)
     prompt: str
     system: str = ""

@@ -59,7 +59,12 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
     settings = stage.experiments.training_for(stage.profile, key.model, key.method)
     decided = {k: v for k, v in settings.model_dump().items() if k not in OUTSIDE_RECIPE}
     decided["targets"] = stage.experiments.targets_for(key.model, settings) if method.kind == "lora" else None
-    adapter = {"rank": method.rank, "alpha": method.alpha, "dropout": method.dropout, "quantization": method.quantization}
+    adapter = {
+        "rank": method.rank,
+        "alpha": method.alpha,
+        "dropout": method.dropout,
+        "quantization": method.quantization,
+    }
     return {"model": key.model, "source": source, "kind": method.kind, "prompt": model.prompt, **decided, **adapter}
 
 
@@ -153,7 +158,9 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
         write_result(attempt.folder, "failed", "load", str(error))
         return
     try:
-        ending = run_child(stage, attempt.folder, "pipelines.train.child", watch, on_tick=lambda: watch.on_tick(attempt))
+        ending = run_child(
+            stage, attempt.folder, "pipelines.train.child", watch, on_tick=lambda: watch.on_tick(attempt)
+        )
     except BaseException as error:
         detail = f"interrupted ({type(error).__name__}); the next run starts it again"
         write_result(attempt.folder, "killed", child_report(attempt.folder)["phase"], detail)
@@ -165,8 +172,10 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
 
 def run_child(stage: Stage, folder: Path, module: str, watch: Watch, *, on_tick: Callable[[], None]) -> Ending:
     """Hold the device, say `running`, and run `python -m MODULE FOLDER` under the spec's budget and limit."""
-    spec = read_json(folder / "spec.json")
-    device = locked(stage.data.locks / f"{machine.device_slug()}.lock", f"{spec['model']} × {spec['method']}", say=watch.say)
+    spec = read_json(folder / "spec.json") or {}
+    device = locked(
+        stage.data.locks / f"{machine.device_slug()}.lock", f"{spec['model']} × {spec['method']}", say=watch.say
+    )
     with device as lock:
         state = {"status": "running", "phase": "load", "started_at": now(), **own_identity()}
         write_json(folder / "state.json", state)
@@ -204,9 +213,7 @@ def child_report(folder: Path) -> dict[str, Any]:
     return {"phase": "load", "measured": {}, **(read_json(folder / "child.json") or {})}
 
 
-def write_result(
-    folder: Path, status: Status, phase: str, detail: str | None, ending: Ending | None = None
-) -> None:
+def write_result(folder: Path, status: Status, phase: str, detail: str | None, ending: Ending | None = None) -> None:
     """The attempt's or evaluation's last word: what was asked, how it ended, all that the child had measured by then."""
     spec, report = read_json(folder / "spec.json") or {}, child_report(folder)
     state = read_json(folder / "state.json") or {}

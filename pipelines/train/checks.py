@@ -14,7 +14,9 @@ def tokens_are_sound(train: Sequence[Tokenized], held_out: Sequence[Tokenized], 
     for example in (*train, *held_out):
         where = f"record {example.example_id}"
         if form.prefix and (example.input_ids[:1] != form.prefix or example.input_ids[1:2] == form.prefix):
-            raise ValueError(f"{where} must start with exactly one {form.tokenizer.bos_token!r}: {example.input_ids[:3]}")
+            raise ValueError(
+                f"{where} must start with exactly one {form.tokenizer.bos_token!r}: {example.input_ids[:3]}"
+            )
         if example.labels[0] != IGNORE:
             raise ValueError(f"{where} learns its first token, which no prompt precedes")
         if example.learned < 2 or example.labels[-1] == IGNORE:

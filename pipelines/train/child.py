@@ -1,5 +1,4 @@
 """The training process: `python -m pipelines.train.child FOLDER` trains the cell that FOLDER/spec.json describes."""
-# ruff: noqa: TID253
 
 import gc
 import os

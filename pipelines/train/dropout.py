@@ -49,6 +49,7 @@ class CheapDropout(nn.Module):
 def make_cheap(model: nn.Module) -> None:
     """Put the cheap dropout in place of torch's in every adapter of `model` (a PEFT model on a CPU)."""
     for module in model.modules():
-        for name, dropout in getattr(module, "lora_dropout", {}).items():
+        adapters: Any = getattr(module, "lora_dropout", {})
+        for name, dropout in adapters.items():
             if isinstance(dropout, nn.Dropout):
-                module.lora_dropout[name] = CheapDropout(dropout.p)
+                adapters[name] = CheapDropout(dropout.p)

@@ -1,5 +1,4 @@
 """One example as the trainer sees it, token by token, with what is learned, and the loss before the first step."""
-# ruff: noqa: TID253
 
 from collections.abc import Iterator
 
@@ -30,7 +29,9 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     checks.tokens_are_sound([example], [form.tokenize(selected.eval[0])], form)
     yield f"{key}: example {example.example_id}, {len(example)} tokens, {example.learned} of them learned"
     yield from _tokens(example, form)
-    yield f"BOS: {form.tokenizer.decode(form.prefix)!r} in front" if form.prefix else "BOS: none, as this model is asked"
+    yield (
+        f"BOS: {form.tokenizer.decode(form.prefix)!r} in front" if form.prefix else "BOS: none, as this model is asked"
+    )
     yield f"end: {form.tokenizer.decode([example.labels[-1]])!r} is learned as the answer's end"
     model = loading.load_model(folder, recipe)
     model = loading.add_adapter(model, recipe) if recipe["kind"] == "lora" else model

@@ -36,9 +36,9 @@ def make_optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
     options: Any = {"lr": recipe["learning_rate"], "weight_decay": recipe["weight_decay"]}
     if recipe["optimizer"] == "adamw":
         return torch.optim.AdamW(parameters, **options)
-    import bitsandbytes
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 
-    kind = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}
+    kind = {"adamw_8bit": AdamW8bit, "paged_adamw_8bit": PagedAdamW8bit}
     return kind[recipe["optimizer"]](parameters, **options)
 
 
@@ -116,7 +116,9 @@ class Trainer:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe["gradient_clip"]).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
-            raise DivergedError(f"loss {total}, gradient norm {norm} after {self.examples_seen} examples: lower learning_rate")
+            raise DivergedError(
+                f"loss {total}, gradient norm {norm} after {self.examples_seen} examples: lower learning_rate"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total
@@ -133,7 +135,9 @@ class Trainer:
             raise DivergedError(f"the loss on held-out records is {total}: lower learning_rate")
         return total / learned
 
-    def _point(self, step: int, *, loss: float | None, eval_loss: float | None, rate: float | None, seconds: float) -> None:
+    def _point(
+        self, step: int, *, loss: float | None, eval_loss: float | None, rate: float | None, seconds: float
+    ) -> None:
         self.worker.point(
             {
                 "step": step,

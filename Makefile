@@ -1,0 +1,66 @@
+# `make run` and `make test` set everything up by themselves; see README.md.
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+export PYTHONUNBUFFERED = 1
+
+.PHONY: run test test-slow ui table bench lint format lock setup setup-dev weights clean-data
+.DEFAULT_GOAL := run
+
+run: weights ## the whole graph on this machine's profile; prints the comparison table
+	@exec $(BIN)/python -m assets.run
+
+test: setup-dev weights ## every test but the slow ones
+	@$(BIN)/python -m pytest
+
+test-slow: setup-dev weights ## kill loops and whole runs; up to an hour
+	@$(BIN)/python -m pytest -m slow --timeout=3600
+
+ui: setup ## Dagster's webserver and daemon on 127.0.0.1:3000 (PORT=... for another)
+	@exec $(BIN)/python -m assets.ui
+
+table: setup ## the published comparison
+	@$(BIN)/featherweight table
+
+bench: setup-dev weights ## the figures; one JSON object a line
+	@$(BIN)/python -m benchmarks
+
+lint: setup-dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports
+	@$(BIN)/pyright
+
+format: setup-dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+setup: .venv/runtime-stamp
+setup-dev: .venv/dev-stamp
+
+weights: setup
+	@$(BIN)/featherweight fetch smollm2-135m >/dev/null
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found: install one, or say where it is: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@echo "setting up .venv with $(PYTHON) (some minutes, once)" >&2
+	@$(PYTHON) -m venv .venv
+
+.venv/runtime-stamp: requirements.lock pyproject.toml | .venv/bin/python
+	@echo "installing the locked packages (a few minutes)" >&2
+	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev-stamp: requirements-dev.lock .venv/runtime-stamp
+	@$(PIP) install -r requirements-dev.lock
+	@touch $@
+
+lock: ## resolve pyproject.toml anew into requirements*.lock, in an environment of its own
+	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip install --quiet setuptools '.'
+	@.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude featherweight | sed 's/+cpu$$//' > requirements.lock
+	@.venv-lock/bin/python -m pip install --quiet '.[dev]'
+	@.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude featherweight | sed 's/+cpu$$//' | grep -vxFf requirements.lock > requirements-dev.lock
+	@rm -rf .venv-lock build
