@@ -11,6 +11,9 @@ from pipelines.compare.compare import compare
 from pipelines.compare.report import curves_of
 from pipelines.compare.show import SHOWN
 
+# few enough that the UI shows the table in place rather than behind a click
+IN_SHORT = ("model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "peak_memory_gb", "train_seconds")
+
 
 @dg.asset(group_name="compare", kinds={"duckdb"}, deps=[trained_model, evaluation, provider_comparison])
 def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
@@ -25,7 +28,8 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
             "rows": len(rows),
             "ok": counts.get("ok", 0),
             "stale": sum(bool(row["is_stale"]) for row in rows),
-            "comparison": table(rows, [name for name, _, _ in SHOWN]),
+            "comparison": table(rows, IN_SHORT),
+            "comparison, all columns": table(rows, [name for name, _, _ in SHOWN]),
             "advice": table(rows, ["model", "method", "advice", "status_detail"]),
             **picture(plots.trade_off(rows, "png"), "memory, quality, speed"),
             **picture(plots.loss_curves(curves_of(stage, rows), "png"), "loss curves"),

@@ -67,7 +67,8 @@ def read_jsonl(path: Path) -> list[Any]:
     """The rows of `path` ([] where there is none); a last line that a kill cut off is left out."""
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # not splitlines(): a text may hold U+2028 or U+0085, which end a line for it but not in JSONL
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
     for line in lines:
@@ -106,10 +107,9 @@ def locked(
     A child that inherits the file's descriptor keeps the lock until it is gone too.
 
     Raises:
-        WorkError: `wait` is False and somebody else holds it; the message names the holder.
+        WorkError: `wait` is False and somebody else holds it (the message names the holder), or the file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as handle:
+    with _lock_file(path) as handle:
         announced = False
         while True:
             try:
@@ -131,6 +131,16 @@ def locked(
         handle.write(f"{holder} (process {os.getpid()})")
         handle.flush()
         yield handle
+
+
+def _lock_file(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise WorkError(
+            f"cannot lock {path}: {error.strerror or error}; make {path.parent} a writable folder, then try again."
+        ) from error
 
 
 def announce(message: str) -> None:
