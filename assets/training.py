@@ -28,11 +28,19 @@ class CellConfig(dg.Config):
     force: bool = False
 
 
+class OptionalOutputs(dg.AssetExecutionContext):
+    """The step's context for a Pipes session that leaves outputs optional: opening one makes all of them required, but a
+    cell that did not end ok has no model to materialize."""
+
+    def set_requires_typed_event_stream(self, *, error_message: str | None = None) -> None:
+        pass
+
+
 class PipesLauncher:
     """The local launcher with a Dagster Pipes session around each command: what the child says appears in the run's log."""
 
     def __init__(self, context: Context) -> None:
-        self._context = context
+        self._context = OptionalOutputs(context.op_execution_context)
 
     def start(self, command: CellCommand) -> "PipesCommand":
         stack = ExitStack()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from pipelines import machine
 from pipelines.errors import UsageError
@@ -25,7 +26,7 @@ Kind = Literal["none", "full", "lora"]
 class Strict(BaseModel):
     """A frozen section of the file; a key it does not know is an error that lists those it does."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -34,7 +35,8 @@ class Strict(BaseModel):
             known = list(cls.model_fields)
             for key in data:
                 if key not in known:
-                    raise ValueError(f"unknown key {key!r}; {expected_one_of(str(key), known)}")
+                    message = f"unknown key {key!r}; {expected_one_of(str(key), known)}"
+                    raise PydanticCustomError("unknown_key", "{message}", {"message": message, "key": str(key)})
         return data
 
 
@@ -316,7 +318,7 @@ def _parse(path: Path) -> tuple[Any, dict[Place, int]]:
         raise UsageError(f"{path}: no such file; set FEATHERWEIGHT_EXPERIMENTS to your experiments.yaml.") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
@@ -329,6 +331,8 @@ def _note_lines(path: Path, node: yaml.Node, place: Place, lines: dict[Place, in
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise UsageError(f"{path}:{line}: a key is a list or a mapping; expected a name")
             if key.value in seen:
                 raise UsageError(f"{path}:{line}: {key.value!r} is given twice (first in line {seen[key.value]})")
             seen[key.value] = line
@@ -350,11 +354,15 @@ def _where(path: Path, lines: dict[Place, int], place: Place) -> str:
 def _explain(path: Path, lines: dict[Place, int], item: Any) -> str:
     # pydantic adds the tried union member's name to the place; the file's own keys come first
     place = tuple(item["loc"])
-    while place and place not in lines and place[:-1] in lines and item["type"] != "missing":
+    while place and place not in lines:
         place = place[:-1]
+    if item["type"] == "missing":
+        place = (*place, item["loc"][-1])
+    if item["type"] == "unknown_key":
+        place = (*place, item["ctx"]["key"])
     message = item["msg"].removeprefix("Value error, ")
     found = item.get("input")
-    shown = "" if item["type"] in ("missing", "value_error") else f"got {found!r}; "
+    shown = "" if item["type"] in ("missing", "value_error", "unknown_key") else f"got {found!r}; "
     return f"{_where(path, lines, place)}: {shown}{message}"
 
 

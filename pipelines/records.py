@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,13 +85,15 @@ def read_json_list(path: Path) -> list[Any]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1] if text.splitlines() else ""
+        line = text.split("\n")[error.lineno - 1]
         raise UsageError(
             f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg} near {line.strip()[:60]!r}; "
             "expected a list of records. Mend the file, or name it .jsonl if it holds one record a line."
         ) from None
     except RecursionError:
         raise UsageError(f"{path}: nested too deeply; expected a list of records.") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise UsageError(f"{path}: not JSON that can be read: {error}; expected a list of records.") from None
     if not isinstance(values, list):
         raise UsageError(f"{path}: holds {type(values).__name__} {str(values)[:40]!r}; expected a list of records.")
     return values
@@ -155,7 +158,7 @@ def _read_lines(path: Path) -> Iterator[RawRecord]:
             continue
         try:
             yield RawRecord(source=path.name, value=json.loads(line.decode("utf-8")))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             shown = line.decode("utf-8", errors="replace")
             yield RawRecord(source=path.name, value=shown, problem=f"line {number}: {type(error).__name__}: {error}")
 
@@ -163,7 +166,7 @@ def _read_lines(path: Path) -> Iterator[RawRecord]:
 def _read_csv(path: Path) -> Iterator[RawRecord]:
     text = _read_text(path)
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(text.splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     needed = {"instruction", "output"}
     if not needed <= set(reader.fieldnames or []):
         raise UsageError(

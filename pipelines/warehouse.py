@@ -64,8 +64,9 @@ def publish(data: DataRoot, tables: Mapping[str, pa.Table]) -> Path:
             version.chmod(0o444)
             _make_current(data.warehouse, version)
         except (OSError, duckdb.Error) as error:
-            with suppress(OSError):
-                version.unlink(missing_ok=True)
+            for leftover in (version, Path(f"{version}.wal")):
+                with suppress(OSError):
+                    leftover.unlink(missing_ok=True)
             raise WorkError(
                 f"cannot publish {data.warehouse}: {error}. The last publication is untouched; free disk space or make "
                 f"{data.root} writable, then run `featherweight compare`."
@@ -103,7 +104,8 @@ def _make_current(stable: Path, version: Path) -> None:
 
 def _tidy(folder: Path, stable: Path) -> None:
     """Remove old publications and every write-ahead log that a foreign session left; nobody's next read may replay one."""
-    versions = sorted(folder.glob("*.duckdb"))
+    current = stable.resolve()  # kept whatever its name says: a clock may have gone back
+    versions = [*sorted(path for path in folder.glob("*.duckdb") if path.name != current.name), current]
     foreign = [*folder.glob("*.wal"), Path(f"{stable}.wal")]
     for path in (*versions[:-KEPT], *foreign):
         with suppress(OSError):
@@ -128,7 +130,7 @@ def connect(data: DataRoot) -> duckdb.DuckDBPyConnection:
 def published_at(data: DataRoot) -> datetime | None:
     """When the current publication was made, from its name."""
     if not data.warehouse.is_symlink() or not (
-        stamp := re.match(r"(\d{8}T\d{12})", os.readlink(data.warehouse).split("/")[-1])
+        stamp := re.match(r"(\d{8}T\d{9})", os.readlink(data.warehouse).split("/")[-1])
     ):
         return None
     return datetime.strptime(stamp[1], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)

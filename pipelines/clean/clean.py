@@ -65,15 +65,19 @@ def clean(data: DataRoot, records: list[RawRecord], settings: Cleaning) -> Clean
 
 def _rows(records: list[RawRecord]) -> Iterator[dict[str, Any]]:
     for raw in records:
-        shown = json.dumps(raw.value, ensure_ascii=False, sort_keys=True, default=str)
+        try:
+            shown = json.dumps(raw.value, ensure_ascii=False, sort_keys=True, default=str)
+            fields = _fields(raw.value) if raw.problem is None else {}
+        except RecursionError:
+            shown, fields = "", {"problem": raw.problem or "nested too deeply to be read"}
         row: dict[str, Any] = {
-            "source": raw.source, "provider": raw.provider, "model": raw.model, "topic": raw.topic,
+            "source": _storable(raw.source), "provider": raw.provider, "model": raw.model, "topic": raw.topic,
             "language": raw.language, "instruction": "", "input": "", "output": "", "messages": None,
             "problem": raw.problem, "record": _storable(shown),
         }  # fmt: skip
-        if raw.problem is None:
-            row |= _fields(raw.value)
-        row["content_hash"] = stable_hash([raw.source, raw.provider, raw.model, row["record"]])
+        row |= fields
+        # over every column, so that records of equal id differ in nothing and their order cannot show
+        row["content_hash"] = stable_hash(row)
         yield row
 
 
@@ -84,13 +88,14 @@ def _fields(value: Any) -> dict[str, Any]:
     except ValidationError as error:
         return {"problem": _storable(explain(error))}
     texts = {"instruction": record.instruction, "input": record.input, "output": record.output}
-    if any(_storable(text) != text for text in texts.values()):
+    named = {name: found for name in ("topic", "language") if (found := getattr(record, name))}
+    messages = [message.model_dump() for message in record.messages or []]
+    held = [*texts.values(), *named.values(), *(text for message in messages for text in message.values())]
+    if any(_storable(text) != text for text in held):
         return {"problem": "text holds a lone surrogate or a NUL character"}
     fields: dict[str, Any] = {name: unicodedata.normalize("NFC", text) for name, text in texts.items()}
-    fields["messages"] = (
-        json.dumps([m.model_dump() for m in record.messages], ensure_ascii=False) if record.messages else None
-    )
-    return fields | {name: found for name in ("topic", "language") if (found := getattr(record, name))}
+    fields["messages"] = json.dumps(messages, ensure_ascii=False) if messages else None
+    return fields | named
 
 
 def _storable(text: str) -> str:

@@ -1,14 +1,16 @@
 """Near-duplicates in SQL: character 3-shingles, MinHash signatures, LSH bands, then the exact Jaccard of each candidate.
 
 MinHash and banding: Broder (1997), Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3. With 25 bands of
-5 minima a pair of Jaccard 0.85 becomes a candidate with probability 1 - (1 - 0.85^5)^25 > 0.999999.
+5 minima a pair of Jaccard 0.85 becomes a candidate with probability 1 - (1 - 0.85^5)^25 > 0.999999; a lower threshold takes
+more and narrower bands, so that it is as sure.
 """
 
 import duckdb
 
 SHINGLE = 3
-BANDS = 25
-ROWS = 5
+MINIMA = 125
+MOST_ROWS = 5
+MISSED = 1e-6  # at most this share of the pairs that lie just at the threshold
 PRIME = 2_147_483_647  # a Mersenne prime: h -> (a·h + b) mod p permutes 0..p-1
 
 
@@ -21,15 +23,15 @@ def near_duplicate_pairs(db: duckdb.DuckDBPyConnection, *, table: str, jaccard: 
             lambda i: hash(substr(normalized, i, {SHINGLE})) % {PRIME}
         ))) AS shingles FROM {table}
     """)
+    rows = band_rows(jaccard)
     minima = ", ".join(
-        f"list_min(list_transform(shingles, lambda h: ({a} * h + {b}) % {PRIME}))"
-        for a, b in _permutations(BANDS * ROWS)
+        f"list_min(list_transform(shingles, lambda h: ({a} * h + {b}) % {PRIME}))" for a, b in _permutations(MINIMA)
     )
     db.execute(f"CREATE OR REPLACE TEMP TABLE signatures AS SELECT record_id, [{minima}] AS minima FROM shingles")
     db.execute(f"""
         CREATE OR REPLACE TEMP TABLE bands AS
-        SELECT record_id, band, hash(list_slice(minima, band * {ROWS} + 1, (band + 1) * {ROWS})) AS bucket
-        FROM signatures, range({BANDS}) AS bands(band)
+        SELECT record_id, band, hash(list_slice(minima, band * {rows} + 1, (band + 1) * {rows})) AS bucket
+        FROM signatures, range({MINIMA // rows}) AS bands(band)
     """)
     return db.execute(
         """
@@ -46,6 +48,13 @@ def near_duplicate_pairs(db: duckdb.DuckDBPyConnection, *, table: str, jaccard: 
         """,
         [jaccard],
     ).fetchall()
+
+
+def band_rows(jaccard: float) -> int:
+    """The most minima a band may have for the bands of a signature to miss hardly a pair of this Jaccard."""
+    return next(
+        rows for rows in range(MOST_ROWS, 0, -1) if rows == 1 or (1 - jaccard**rows) ** (MINIMA // rows) < MISSED
+    )
 
 
 def _permutations(count: int) -> list[tuple[int, int]]:

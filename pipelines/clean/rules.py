@@ -17,16 +17,15 @@ class Rule:
 
 def field_rules(settings: Cleaning) -> list[Rule]:
     """Rules that look at one record alone. Thresholds are whole numbers from the checked configuration."""
-    longest = "greatest(length(instruction), length(input), length(output))"
+    longest = "greatest(length(instruction), length(input), length(output), length(messages))"
+    prompt, answer = _stripped("instruction || input"), _stripped("output")
     return [
         Rule("schema", "problem IS NOT NULL", "problem"),
-        Rule("empty", "trim(instruction) = '' OR trim(output) = ''", "'instruction or output is blank'"),
+        Rule("empty", f"{_stripped('instruction')} = '' OR {answer} = ''", "'instruction or output is blank'"),
         Rule(
             "too_short",
-            f"length(trim(instruction || input)) < {settings.min_prompt_chars}"
-            f" OR length(trim(output)) < {settings.min_output_chars}",
-            "format('instruction and input {} characters, output {}',"
-            " length(trim(instruction || input)), length(trim(output)))",
+            f"length({prompt}) < {settings.min_prompt_chars} OR length({answer}) < {settings.min_output_chars}",
+            f"format('instruction and input {{}} characters, output {{}}', length({prompt}), length({answer}))",
         ),
         Rule(
             "too_long",
@@ -34,6 +33,11 @@ def field_rules(settings: Cleaning) -> list[Rule]:
             f"format('longest field has {{}} characters, {settings.max_chars} allowed', {longest})",
         ),
     ]
+
+
+def _stripped(text: str) -> str:
+    """SQL for `text` without white space of any kind around it; trim() takes spaces only."""
+    return f"regexp_replace({text}, '^[\\s\\v\\pZ]+|[\\s\\v\\pZ]+$', '', 'g')"
 
 
 REASONS = ("schema", "empty", "too_short", "too_long", "exact_duplicate", "near_duplicate")

@@ -23,7 +23,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What one call did: `wanted` requests in all, `reused` already answered, `answered` now, `failed`, `in_doubt` before."""
+    """What one call did: `wanted` requests in all, `reused` already answered, `answered` now, `failed`, `in_doubt` before.
+
+    `failed` are all that hold no answer, those among them that are not sent again because they were in doubt twice too.
+    """
 
     wanted: int
     reused: int
@@ -65,18 +68,18 @@ def generate(data: DataRoot, experiments: Experiments, *, progress: Progress | N
     requests = local_requests(load_topics(data.tracked("topics.yaml")), settings)
     with locked(data.locks / "generation.lock", "generate"), opened(data.journal) as journal:
         in_doubt = journal.mark_orphans_in_doubt()
-        pending = journal.to_send(requests)
-        if pending:
+        held = journal.answered_among(requests)
+        if pending := journal.to_send(requests):
             gguf = weights.packaged_gguf(data, settings.model, experiments.model(settings.model))
             device = locked(data.locks / f"{machine.device_slug()}.lock", "the local LLM server")
             with device as lock, local_server(gguf, slots=settings.concurrency, keep_open=(lock.fileno(),)) as url:
                 asyncio.run(_send_all(journal, pending, settings, url, progress))
-        missing = len(journal.to_send(requests))
+        answered = journal.answered_among(requests)
     return GenerationResult(
         wanted=len(requests),
-        reused=len(requests) - len(pending),
-        answered=len(pending) - missing,
-        failed=missing,
+        reused=held,
+        answered=answered - held,
+        failed=len(requests) - answered,
         in_doubt=in_doubt,
     )
 
@@ -125,7 +128,7 @@ def _raw_record(row: dict) -> RawRecord:
     try:
         text = json.loads(text)["choices"][0]["message"]["content"]
         value = json.loads(text)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         stopped = f" (stopped by {row['stop_reason']})" if row["stop_reason"] != "stop" else ""
         value, problem = text, f"answer is not the JSON asked for{stopped}: {error}"
     return RawRecord(

@@ -106,6 +106,11 @@ class Journal:
         settled = {row["key"] for row in rows if row["status"] == "answered" or row["in_doubt_count"] > 1}
         return [request for request in requests if request.key not in settled]
 
+    def answered_among(self, requests: Iterable[Request]) -> int:
+        """How many of `requests` hold an answer."""
+        answered = {row["key"] for row in self._db.execute("SELECT key FROM requests WHERE status = 'answered'")}
+        return sum(request.key in answered for request in requests)
+
     def sending(self, request: Request) -> None:
         """Note, before it leaves, that `request` is on its way."""
         described = json.dumps(

@@ -20,6 +20,7 @@ class OpenAIClient:
     def __init__(self, *, base_url: str, api_key: str, timeout_seconds: float) -> None:
         # A loopback server must be reached past any proxy that the environment names.
         own_http = httpx2.AsyncClient(trust_env="127.0.0.1" not in base_url)
+        self._api_key = api_key
         self._sdk = openai.AsyncOpenAI(
             base_url=base_url, api_key=api_key, timeout=timeout_seconds, max_retries=0, http_client=own_http
         )
@@ -45,16 +46,25 @@ class OpenAIClient:
             raw = await self._sdk.chat.completions.with_raw_response.create(
                 model=request.model, messages=messages, response_format=response_format, **request.parameters
             )
-            completion = raw.parse()
         except openai.APIStatusError as error:
-            raise CallError(f"HTTP {error.status_code}: {error.message}") from error
+            raise CallError(self._without_key(f"HTTP {error.status_code}: {error.message}")) from error
         except openai.APIError as error:
-            raise CallError(f"{type(error).__name__}: {error.message}") from error
-        usage = completion.usage
-        return Answer(
-            raw=raw.text,
-            stop_reason=completion.choices[0].finish_reason if completion.choices else None,
-            input_tokens=usage.prompt_tokens if usage else None,
-            output_tokens=usage.completion_tokens if usage else None,
-            latency_ms=(time.monotonic() - started) * 1000,
-        )
+            raise CallError(self._without_key(f"{type(error).__name__}: {error.message}")) from error
+        try:
+            completion = raw.parse()
+            usage = completion.usage
+            return Answer(
+                raw=raw.text,
+                stop_reason=completion.choices[0].finish_reason if completion.choices else None,
+                input_tokens=usage.prompt_tokens if usage else None,
+                output_tokens=usage.completion_tokens if usage else None,
+                latency_ms=(time.monotonic() - started) * 1000,
+            )
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            # another body than the API's, such as a proxy's page
+            message = f"HTTP {raw.status_code}, but no chat completion: {raw.text[:200]!r}"
+            raise CallError(self._without_key(message)) from None
+
+    def _without_key(self, message: str) -> str:
+        """`message` without the key, which some servers repeat when they refuse it."""
+        return message.replace(self._api_key, "…") if len(self._api_key) > 8 else message

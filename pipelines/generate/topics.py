@@ -1,6 +1,5 @@
 """data/topics.yaml: the grid of topics, a seeded sample that covers every axis evenly, and the rendered prompts."""
 
-import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,14 @@ class TopicGrid(Strict):
         for axis, values in self.axes.items():
             if not values:
                 raise ValueError(f"axis {axis!r} has no values")
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ValueError(f"axis {axis!r} has the value {twice[0]!r} twice")
         for axis in self.topic:
             if axis not in self.axes:
                 raise ValueError(f"topic names {axis!r}; {expected_one_of(axis, list(self.axes))}")
         try:
             self.render({axis: values[0] for axis, values in self.axes.items()})
-        except (KeyError, IndexError, ValueError) as error:
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"prompt: {error} is not an axis; {expected_one_of('', list(self.axes))}") from None
         return self
 
@@ -72,10 +73,6 @@ class TopicGrid(Strict):
             size *= len(values)
         if size < count:
             raise UsageError(f"data/topics.yaml: {count} topics wanted, the grid has {size}: add values to its axes.")
-        if 2 * count > size:  # drawing at random would wait long for the last cells
-            every = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-            random.Random(seed).shuffle(every)
-            return every[:count]
         streams = {axis: _shuffled_forever(values, random.Random(f"{seed}/{axis}")) for axis, values in axes.items()}
         cells: dict[tuple[str, ...], Cell] = {}
         while len(cells) < count:
@@ -101,6 +98,8 @@ def load_topics(path: Path) -> TopicGrid:
         return TopicGrid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; it holds the grid of topics to generate for.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not YAML: {error}") from None
     except ValidationError as error:

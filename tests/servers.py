@@ -1,0 +1,84 @@
+"""A small real LLM server: /v1/chat/completions on a free loopback port, answering what the test tells it to."""
+
+import asyncio
+import json
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Thread
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One HTTP response, `after` so many seconds."""
+
+    body: str
+    status: int = 200
+    content_type: str = "application/json"
+    after: float = 0.0
+
+
+# The prompt (the last message) and how often it has come so far, from 1 → what to say
+Answers = Callable[[str, int], Reply]
+
+
+@dataclass
+class ChatServer:
+    """What the server was asked, in the order it came."""
+
+    answers: Answers
+    url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
+    most_at_once: int = 0
+    _now: int = 0
+    _asked: Counter[str] = field(default_factory=Counter)
+
+    async def respond(self, request: Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        self.authorizations.append(request.headers.get("authorization"))
+        prompt = body["messages"][-1]["content"]
+        self._asked[prompt] += 1
+        self._now += 1
+        self.most_at_once = max(self.most_at_once, self._now)
+        reply = self.answers(prompt, self._asked[prompt])
+        await asyncio.sleep(reply.after)
+        self._now -= 1
+        return Response(reply.body, reply.status, media_type=reply.content_type)
+
+
+@contextmanager
+def chat_server(answers: Answers) -> Iterator[ChatServer]:
+    """Serve `answers` until the block ends."""
+    chat = ChatServer(answers)
+    app = Starlette(routes=[Route("/v1/chat/completions", chat.respond, methods=["POST"])])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        chat.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        thread = Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield chat
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
+
+
+def completion(content: str | None, *, finish_reason: str = "stop") -> str:
+    """The body of a chat completion, spaced as no JSON writer of ours would."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish_reason}
+    usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+    body = {"id": "c1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    return json.dumps(body, ensure_ascii=False, indent=3) + "\n\n"

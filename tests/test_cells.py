@@ -1,0 +1,297 @@
+"""A cell's status is read from its folder, and every way a child can end becomes the right verdict."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import cells
+from pipelines.cells import Attempt, CellKey, Status
+from pipelines.files import read_json, write_json
+from pipelines.launcher import CellCommand, Ending, LocalLauncher, own_identity, run_to_end
+from pipelines.paths import DataRoot
+from pipelines.train.cell import child_report, judge, write_result
+from pipelines.worker import bytes_requested, is_out_of_memory
+from tests import planted
+from tests.planted import Lake
+
+GB = 10**9
+CPU_MESSAGE = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "123 bytes. Error code 12 (Cannot allocate memory)"
+)
+CUDA_MESSAGE = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 14.58 GiB of which 1.12 GiB is free. "
+    "Including non-PyTorch memory, this process has 13.45 GiB memory in use."
+)
+KEY = CellKey("tiny", "full", 1)
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return planted.lake(tmp_path)
+
+
+def ending(exit_code: int = 0, **known: Any) -> Ending:
+    return Ending(**{"exit_code": exit_code, "reason": None, "kernel_oom_kill": False, "peak_bytes": GB, "seconds": 90.0, **known})
+
+
+def dead_pid() -> int:
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    return child.pid
+
+
+# status reading
+
+
+def test_a_result_is_the_status(lake: Lake) -> None:
+    assert lake.trained("full", "diverged", detail="loss nan").status == "diverged"
+
+
+def test_without_a_result_a_living_process_is_running(lake: Lake) -> None:
+    attempt = lake.started("full")
+    write_json(attempt.folder / "child.json", {"phase": "train", "measured": {"last_step": 3}, "status": "ok"})
+    assert attempt.status == "running"
+    assert attempt.result["phase"] == "train"
+    assert attempt.result["measured"] == {"last_step": 3}
+    assert attempt.result["status_detail"] is None
+
+
+def test_queued_is_said_as_long_as_its_process_lives(lake: Lake) -> None:
+    folder = lake.started("full").folder
+    write_json(folder / "state.json", {"status": "queued", "phase": "load", **own_identity()})
+    assert Attempt(KEY, folder).status == "queued"
+
+
+def test_without_a_result_a_dead_process_is_lost_and_its_numbers_are_kept(lake: Lake) -> None:
+    attempt = lake.started("full", pid=dead_pid())
+    write_json(attempt.folder / "child.json", {"phase": "train", "measured": {"last_step": 3}})
+    assert attempt.status == "lost"
+    assert attempt.result["measured"] == {"last_step": 3}
+    assert "without a word" in attempt.result["status_detail"]
+
+
+def test_a_pid_that_another_process_has_now_is_lost(lake: Lake) -> None:
+    folder, here = lake.started("full").folder, own_identity()
+    write_json(folder / "state.json", {"status": "running", **here, "pid_started": here["pid_started"] - 60})
+    assert Attempt(KEY, folder).status == "lost"
+
+
+def test_a_folder_without_any_word_is_lost(lake: Lake) -> None:
+    assert Attempt(KEY, lake.killed_at_start("full")).status == "lost"
+
+
+def test_the_latest_attempt_counts(lake: Lake) -> None:
+    assert cells.latest(lake.data, KEY) is None
+    lake.trained("full")
+    newest = lake.trained("full", "failed")
+    found = cells.latest(lake.data, KEY)
+    assert found is not None
+    assert (found.run_id, found.status) == (newest.run_id, "failed")
+
+
+def test_every_attempt_is_found_by_cell_oldest_first(lake: Lake) -> None:
+    made = [lake.trained("lora-r8"), lake.trained("full", seed=2), lake.trained("full"), lake.trained("full", "killed")]
+    (KEY.folder(lake.data) / "cell.lock").touch()
+    (lake.data.cells / "tiny" / "full" / "notes").mkdir()
+    lora, second, first, again = made
+    assert list(cells.all_attempts(lake.data)) == [first, again, second, lora]
+    assert cells.attempts(lake.data, KEY) == [first, again]
+
+
+def test_no_lake_has_no_attempts(tmp_path: Path) -> None:
+    assert list(cells.all_attempts(DataRoot(tmp_path / "nowhere"))) == []
+
+
+def test_run_ids_are_unique_and_sort_by_time() -> None:
+    ids = [cells.new_run_id() for _ in range(200)]
+    assert len(set(ids)) == 200
+    moments = [name.rpartition("-")[0] for name in ids]
+    assert moments == sorted(moments)
+
+
+def test_a_curve_that_was_cut_off_keeps_its_whole_points(lake: Lake) -> None:
+    attempt = lake.trained("full", "killed", curve=[{"step": 0}, {"step": 1}])
+    with (attempt.folder / "curve.jsonl").open("a") as curve:
+        curve.write('{"step": 2, "tra')
+    assert attempt.curve() == [{"step": 0}, {"step": 1}]
+
+
+def test_evaluations_come_oldest_first(lake: Lake) -> None:
+    attempt = lake.trained("full")
+    assert attempt.evaluations() == []
+    made = [lake.evaluated(attempt), lake.evaluated(attempt, "failed")]
+    assert attempt.evaluations() == made
+    assert [evaluation.ok for evaluation in made] == [True, False]
+
+
+# judging an ending
+
+
+@pytest.mark.parametrize(
+    ("end", "report", "status", "detail"),
+    [
+        (ending(0), {"status": "ok"}, "ok", None),
+        (ending(3), {"status": "diverged", "detail": "loss nan"}, "diverged", "loss nan"),
+        (ending(3), {"status": "out_of_memory", "detail": "tried to"}, "out_of_memory", "tried to"),
+        (ending(-signal.SIGKILL), {"status": "unavailable", "detail": "no GPU"}, "unavailable", "no GPU"),
+        (ending(-signal.SIGKILL), {}, "killed", "SIGKILL from outside"),
+        (ending(-signal.SIGKILL, kernel_oom_kill=True), {}, "out_of_memory", "kernel's out-of-memory killer"),
+        (ending(-signal.SIGTERM), {}, "killed", "SIGTERM from outside"),
+        (ending(-signal.SIGTERM, kernel_oom_kill=True), {}, "killed", "SIGTERM from outside"),
+        (ending(-signal.SIGKILL, reason="memory_budget"), {}, "out_of_memory", "used 1.00 GB of a budget of 0.75 GB"),
+        (ending(-signal.SIGKILL, reason="time_limit"), {}, "timed_out", "after 1.5 minutes"),
+        (ending(1), {}, "failed", "exit code 1: line 2 | line 3 | line 4 | line 5"),
+        (ending(0), {}, "failed", "exit code 0"),
+        (ending(1, kernel_oom_kill=True), {}, "failed", "exit code 1"),
+    ],
+)
+def test_judge(tmp_path: Path, end: Ending, report: dict[str, Any], status: Status, detail: str | None) -> None:
+    write_json(tmp_path / "spec.json", {"memory_budget_gb": 0.75, "time_limit_minutes": 1})
+    (tmp_path / "log.txt").write_text("line 1\nline 2\nline 3\nline 4\nline 5\n")
+    found, said = judge(end, report, tmp_path)
+    assert found == status
+    assert said == detail if detail is None else detail in (said or "")
+
+
+def test_a_failure_that_printed_nothing_says_so(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").touch()
+    assert judge(ending(1), {}, tmp_path) == ("failed", "exit code 1: it printed nothing")
+
+
+def test_a_long_log_is_shown_from_its_end(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("x" * 100_000 + " the end")
+    _, detail = judge(ending(1), {}, tmp_path)
+    assert detail is not None
+    assert detail.endswith("the end")
+    assert len(detail) < 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGRTMIN + 1, signal.SIGXCPU])
+def test_every_signal_becomes_a_verdict(tmp_path: Path, number: int) -> None:
+    assert judge(ending(-number), {}, tmp_path)[0] == "killed"
+
+
+# a real child's own words
+
+
+def run_child(lake: Lake, work: str, *, budget: float | None = None, watched: int | None = None) -> tuple[Attempt, Ending]:
+    """Run `work` in a real worker, refused more than `budget` (GB) and stopped by the watchdog over `watched` (bytes)."""
+    folder = lake.started("full", budget=budget).folder
+    body = "\n".join(f"    {line}" for line in work.splitlines())
+    code = "from pipelines.worker import DivergedError, start\nfrom pipelines.errors import UnavailableError\n"
+    code += f"def work(worker):\n    worker.measure(last_step=1)\n    worker.phase('train')\n{body}\nstart(work)"
+    command = CellCommand(["-c", code, str(folder)], folder, {}, memory_budget=watched)
+    end = run_to_end(LocalLauncher(), command, on_tick=lambda: None)
+    status, detail = judge(end, child_report(folder), folder)
+    write_result(folder, status, child_report(folder)["phase"], detail, end)
+    return Attempt(KEY, folder), end
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "exit_code"),
+    [
+        ("pass", "ok", 0),
+        ("raise DivergedError('loss nan')", "diverged", 3),
+        ("raise UnavailableError('no GPU: bring one')", "unavailable", 3),
+        ("raise ValueError('a bug')", "failed", 3),
+        ("raise MemoryError", "out_of_memory", 3),
+        ("raise SystemExit(9)", "failed", 9),
+        ("import os; os.kill(os.getpid(), 9)", "killed", -9),
+        ("import os; os.kill(os.getpid(), 15)", "killed", -15),
+    ],
+)
+def test_what_a_child_does_becomes_its_result(lake: Lake, work: str, status: Status, exit_code: int) -> None:
+    attempt, end = run_child(lake, work)
+    assert end.exit_code == exit_code
+    result = attempt.result
+    assert (result["status"], result["phase"], result["measured"]["last_step"]) == (status, "train", 1)
+
+
+def test_what_the_worker_raised_is_the_detail(lake: Lake) -> None:
+    attempt, _ = run_child(lake, "raise ValueError('a bug')")
+    assert attempt.result["status_detail"] == "ValueError: a bug"
+    assert "Traceback" in (attempt.folder / "log.txt").read_text()
+
+
+def test_the_refused_allocation_is_out_of_memory_with_its_bytes(lake: Lake) -> None:
+    attempt, _ = run_child(lake, f"raise RuntimeError({CPU_MESSAGE!r})")
+    assert attempt.status == "out_of_memory"
+    assert attempt.result["bytes_requested"] == 123
+
+
+def test_a_child_is_refused_what_is_over_its_budget(lake: Lake) -> None:
+    attempt, end = run_child(lake, "bytearray(3_000_000_000)", budget=1.0)
+    assert (attempt.status, end.reason) == ("out_of_memory", None)
+    assert "MemoryError" in attempt.result["status_detail"]
+
+
+def test_a_child_stopped_by_the_watchdog_is_out_of_memory_with_what_was_seen(lake: Lake) -> None:
+    work = "held = bytearray(b'x') * 300_000_000\nimport time; time.sleep(60)"
+    attempt, end = run_child(lake, work, budget=1.0, watched=200_000_000)
+    assert (attempt.status, end.reason) == ("out_of_memory", "memory_budget")
+    assert attempt.result["measured"]["peak_memory_gb"] == end.peak_bytes / 1e9 > 0.2
+
+
+def test_a_peak_that_the_child_measured_is_kept(tmp_path: Path) -> None:
+    write_json(tmp_path / "child.json", {"phase": "train", "measured": {"peak_memory_gb": 1.25}})
+    write_result(tmp_path, "killed", "train", None, ending(-9))
+    assert (read_json(tmp_path / "result.json") or {})["measured"]["peak_memory_gb"] == 1.25
+
+
+# messages of refused allocations
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's own, which is not imported here."""
+
+
+class AcceleratorError(RuntimeError):
+    """Torch's own for an error that the driver reports, outside of its allocator."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(CPU_MESSAGE),
+        OutOfMemoryError(CUDA_MESSAGE),
+        AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_memory_that_ran_out_is_known(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: device-side assert triggered"),
+        ValueError("memory_budget_gb must be positive"),
+        RuntimeError("expected scalar type Float but found Half"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        (CPU_MESSAGE, 123),
+        (CUDA_MESSAGE, 2_684_354_560),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has", 20_971_520),
+        ("CUDA out of memory. Tried to allocate 512 bytes", 512),
+        ("Unable to allocate 1.50 KiB for an array", 1536),
+        ("", None),
+        ("Cannot allocate memory", None),
+    ],
+)
+def test_the_bytes_that_were_asked_for(message: str, wanted: int | None) -> None:
+    assert bytes_requested(message) == wanted

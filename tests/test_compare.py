@@ -1,0 +1,466 @@
+"""The comparison's rows, from cells planted on disk: what is known, what is NULL and why, what is stale because of what."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cells import SEVERITY
+from pipelines.compare.compare import compare, lake_version, published_rows
+from pipelines.compare.table import COLUMNS, Row, comparison_rows, mark_pareto, worst
+from pipelines.errors import UsageError
+from pipelines.paths import DataRoot
+from pipelines.train.cell import Stage
+from tests import planted
+from tests.planted import Lake, row
+
+CONTRACT = """
+model method status phase status_detail is_stale stale_because seeds seeds_ok train_loss eval_loss eval_bits_per_byte
+eval_bits_per_byte_low eval_bits_per_byte_high eval_bits_per_byte_std base_bits_per_byte train_seconds speedup_vs_full
+tokens_per_second load_seconds quantize_seconds examples_to_target seconds_to_target train_usd learning_rate optimizer
+weights_dtype layers hidden_size truncated_share peak_memory_gb memory_vs_full estimated_memory_gb memory_budget_gb
+process_memory_mean_mb process_memory_std_mb process_memory_min_mb process_memory_max_mb gpu_allocated_peak_gb
+gpu_allocated_pct gpu_memory_access_pct trainable_params total_params artifact_mb bleu chrf rouge_l meteor
+judge_correctness judge_helpfulness answer_tokens p50_latency_ms is_pareto advice data_fingerprint recipe_fingerprint
+code_version device finished_at run_id
+""".split()
+RATIOS = ("speedup_vs_full", "memory_vs_full")
+UNMEASURED = [name for name, kind in COLUMNS.items() if kind in ("DOUBLE", "BIGINT")]
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return planted.lake(tmp_path)
+
+
+@pytest.fixture
+def full_grid(lake: Lake) -> Lake:
+    """Every cell ok and evaluated: base 1.0 bits per byte, full 0.8 in 100 s and 4 GB, LoRA and QLoRA in half of each."""
+    lake.cell("base", bits=1.0)
+    lake.cell("full", bits=0.8, train_seconds=100.0, peak_memory_gb=4.0)
+    lake.cell("lora-r8", bits=0.85, train_seconds=50.0, peak_memory_gb=2.0)
+    lake.cell("qlora-r8", bits=0.9, train_seconds=200.0, peak_memory_gb=1.0)
+    return lake
+
+
+def rows(lake: Lake) -> dict[str, Row]:
+    """The comparison's rows by method."""
+    return {found["method"]: found for found in comparison_rows(lake.stage)}
+
+
+def stale(lake: Lake) -> dict[str, str | None]:
+    """What is stale, and because of what, by method."""
+    found = rows(lake)
+    assert all(r["is_stale"] == (r["stale_because"] is not None) for r in found.values())
+    return {method: r["stale_because"] for method, r in found.items() if r["is_stale"]}
+
+
+# the contract
+
+
+def test_every_column_of_the_contract_exists_and_comes_first_in_its_order() -> None:
+    assert list(COLUMNS)[: len(CONTRACT)] == CONTRACT
+
+
+def test_one_row_per_configured_cell_in_the_order_of_the_configuration(lake: Lake) -> None:
+    lake.cell("qlora-r8")
+    lake.cell("full")
+    found = comparison_rows(lake.stage)
+    assert [r["method"] for r in found] == ["base", "full", "lora-r8", "qlora-r8"]
+    assert all(list(r) == list(COLUMNS) for r in found)
+
+
+def test_a_cell_that_the_profile_does_not_name_has_no_row(full_grid: Lake) -> None:
+    fewer = full_grid.configured(profiles={"local": {"methods": ["base", "lora-r8"]}})
+    assert list(rows(fewer)) == ["base", "lora-r8"]
+
+
+def test_before_anything_is_cleaned_it_says_what_to_do(lake: Lake, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="featherweight clean"):
+        comparison_rows(Stage(DataRoot(tmp_path / "empty"), lake.stage.experiments, "local"))
+
+
+# statuses
+
+
+def test_a_cell_never_run_is_missing_and_has_no_numbers(full_grid: Lake) -> None:
+    more = full_grid.configured(
+        methods={"lora-r64": {"kind": "lora", "rank": 64}}, profiles={"local": {"methods": ["full", "lora-r64"]}}
+    )
+    missing = rows(more)["lora-r64"]
+    assert (missing["status"], missing["seeds"], missing["seeds_ok"], missing["run_id"]) == ("missing", 1, 0, None)
+    assert [name for name in UNMEASURED if missing[name] is not None] == []
+    assert "featherweight train tiny lora-r64" in missing["advice"]
+
+
+def test_an_out_of_memory_row_says_what_fits_and_the_others_keep_their_ratios(lake: Lake) -> None:
+    for method, gigabytes in (("full", 2.9), ("qlora-r8", 2.1)):
+        lake.cell(method, budget=3.0, peak_memory_gb=gigabytes, train_seconds=60.0)
+    lake.trained("lora-r8", "out_of_memory", phase="train", detail="tried 1 GB", budget=3.0, peak_memory_gb=3.05)
+    found = rows(lake)
+    dead = found["lora-r8"]
+    assert (dead["status"], dead["phase"], dead["status_detail"]) == ("out_of_memory", "train", "tried 1 GB")
+    assert (dead["peak_memory_gb"], dead["memory_budget_gb"], dead["eval_bits_per_byte"]) == (3.05, 3.0, None)
+    assert dead["advice"].startswith("it had 3.05 GB of 3 GB when it failed: qlora-r8 needs 2.10 GB")
+    assert [dead[name] for name in (*RATIOS, "is_pareto")] == [None, None, None]
+    assert found["qlora-r8"]["memory_vs_full"] == pytest.approx(2.1 / 2.9)
+    assert found["qlora-r8"]["speedup_vs_full"] == 1.0
+
+
+def test_out_of_memory_advice_names_no_cell_of_another_budget(lake: Lake) -> None:
+    lake.cell("qlora-r8", peak_memory_gb=2.1)
+    lake.trained("full", "out_of_memory", phase="train", budget=3.0, peak_memory_gb=3.05)
+    assert "qlora-r8 needs" not in rows(lake)["full"]["advice"]
+
+
+def test_running_and_lost_cells_are_told_apart(lake: Lake) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    lake.started("full")
+    lake.started("lora-r8", pid=gone.pid)
+    lake.killed_at_start("qlora-r8")
+    found = rows(lake)
+    assert [found[method]["status"] for method in ("full", "lora-r8", "qlora-r8")] == ["running", "lost", "lost"]
+
+
+def test_the_newest_attempt_counts_not_the_best(lake: Lake) -> None:
+    lake.cell("full", bits=0.5)
+    newest = lake.trained("full", "diverged", phase="train", detail="loss nan")
+    found = rows(lake)["full"]
+    assert (found["status"], found["run_id"], found["eval_bits_per_byte"]) == ("diverged", newest.run_id, None)
+
+
+def test_a_trained_cell_without_evaluation_is_ok_stale_and_says_so(lake: Lake) -> None:
+    lake.trained("full")
+    found = rows(lake)["full"]
+    assert (found["status"], found["eval_bits_per_byte"], found["stale_because"]) == ("ok", None, "evaluation")
+    assert "not evaluated" in found["advice"]
+
+
+def test_an_evaluation_that_ended_badly_is_the_rows_status(lake: Lake) -> None:
+    lake.evaluated(lake.trained("full"), "out_of_memory", detail="tried 9 GB")
+    found = rows(lake)["full"]
+    assert (found["status"], found["phase"], found["status_detail"]) == ("out_of_memory", "evaluate", "tried 9 GB")
+    assert found["eval_bits_per_byte"] is None
+
+
+def test_a_failed_repetition_does_not_hide_a_good_current_evaluation(lake: Lake) -> None:
+    attempt = lake.cell("full", bits=0.7)
+    lake.evaluated(attempt, "killed")
+    found = rows(lake)["full"]
+    assert (found["status"], found["eval_bits_per_byte"], found["is_stale"]) == ("ok", 0.7, False)
+
+
+@pytest.mark.parametrize("status", SEVERITY)
+def test_every_status_gets_its_advice(lake: Lake, status: Any) -> None:
+    if status != "missing":
+        lake.trained("full", status, phase="train", detail="what happened")
+    assert (found := rows(lake)["full"])["status"] == status
+    assert found["advice"]
+
+
+def test_a_worse_status_wins() -> None:
+    assert worst(["ok", "killed", "missing"]) == "killed"
+    assert worst(["ok", "missing"]) == "missing"
+    assert worst(["ok", "ok"]) == "ok"
+
+
+# ratios
+
+
+def test_ratios_are_taken_against_full(full_grid: Lake) -> None:
+    found = rows(full_grid)
+    ratios = {method: (r["speedup_vs_full"], r["memory_vs_full"]) for method, r in found.items()}
+    assert ratios == {"base": (None, None), "full": (1.0, 1.0), "lora-r8": (2.0, 0.5), "qlora-r8": (0.5, 0.25)}
+    assert {r["ratios_because"] for r in found.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("status", "because"), [("missing", "full is missing"), ("killed", "full is killed"), ("failed", "full is failed")]
+)
+def test_without_full_there_is_no_ratio_and_a_reason(lake: Lake, status: Any, because: str) -> None:
+    lake.cell("lora-r8")
+    if status != "missing":
+        lake.trained("full", status)
+    lora = rows(lake)["lora-r8"]
+    assert [lora[name] for name in RATIOS] == [None, None]
+    assert lora["ratios_because"] == because
+
+
+def test_a_profile_without_full_has_no_ratio_and_a_reason(full_grid: Lake) -> None:
+    lora = rows(full_grid.configured(profiles={"local": {"methods": ["lora-r8"]}}))["lora-r8"]
+    assert (lora["memory_vs_full"], lora["ratios_because"]) == (None, "the profile has no method full")
+
+
+def test_rows_of_two_data_versions_have_no_ratio_and_a_reason(full_grid: Lake) -> None:
+    full_grid.examples(train=("a", "b", "c", "new"))
+    full_grid.cell("lora-r8")
+    found = rows(full_grid)
+    assert [found["lora-r8"][name] for name in RATIOS] == [None, None]
+    assert found["lora-r8"]["ratios_because"] == "full was measured with other data"
+    assert found["qlora-r8"]["memory_vs_full"] == 0.25  # both are of the older data
+
+
+@pytest.mark.parametrize(
+    ("other", "because"),
+    [
+        ({"eval_set": "another"}, "evaluation records"),
+        ({"device": "NVIDIA T4"}, "device"),
+        ({"budget": 3.0}, "memory budget"),
+    ],
+)
+def test_rows_measured_otherwise_have_no_ratio_and_a_reason(full_grid: Lake, other: Row, because: str) -> None:
+    full_grid.cell("lora-r8", **other)
+    lora = rows(full_grid)["lora-r8"]
+    assert [lora[name] for name in RATIOS] == [None, None]
+    assert lora["ratios_because"] == f"full was measured with other {because}"
+
+
+def test_a_number_that_was_not_measured_gives_no_ratio(lake: Lake) -> None:
+    lake.cell("full", train_seconds=None)
+    lake.cell("lora-r8", peak_memory_gb=None)
+    lora = rows(lake)["lora-r8"]
+    assert [lora[name] for name in RATIOS] == [None, None]
+
+
+def test_dollars_only_where_a_price_is_known(full_grid: Lake) -> None:
+    assert rows(full_grid)["full"]["train_usd"] is None
+    priced = full_grid.configured(profiles={"local": {"price_per_hour": 36.0}})
+    found = rows(priced)
+    assert (found["full"]["train_usd"], found["base"]["train_usd"]) == (pytest.approx(1.0), None)
+
+
+# the untouched model
+
+
+def test_the_untouched_model_is_compared_on_the_same_records(full_grid: Lake) -> None:
+    found = rows(full_grid)
+    assert {r["base_bits_per_byte"] for r in found.values()} == {1.0}
+    assert "20.0 % fewer bits per byte" in found["full"]["advice"]
+
+
+def test_the_untouched_model_on_other_records_is_not_compared(full_grid: Lake) -> None:
+    full_grid.cell("lora-r8", eval_set="three-records")
+    found = rows(full_grid)
+    assert (found["lora-r8"]["base_bits_per_byte"], found["full"]["base_bits_per_byte"]) == (None, 1.0)
+    assert "not measured on the same records" in found["lora-r8"]["advice"]
+
+
+def test_a_row_not_evaluated_has_no_untouched_model_to_compare(lake: Lake) -> None:
+    lake.trained("base", phase="load")
+    lake.trained("full")
+    assert rows(lake)["full"]["base_bits_per_byte"] is None
+
+
+def test_tuning_that_did_not_help_is_said(lake: Lake) -> None:
+    lake.cell("base", bits=0.8)
+    lake.cell("full", bits=0.9)
+    assert "did not help" in rows(lake)["full"]["advice"]
+
+
+# staleness
+
+
+def test_nothing_is_stale_when_nothing_changed(full_grid: Lake) -> None:
+    assert stale(full_grid) == {}
+
+
+def test_a_changed_recipe_makes_its_own_row_stale_by_that_alone(full_grid: Lake) -> None:
+    assert stale(full_grid.configured(methods={"lora-r8": {"rank": 16}})) == {"lora-r8": "recipe"}
+
+
+def test_new_training_data_makes_every_trained_row_stale_by_that_alone(full_grid: Lake) -> None:
+    full_grid.examples(train=("a", "b", "c", "new"))
+    assert stale(full_grid) == {"full": "data", "lora-r8": "data", "qlora-r8": "data"}
+
+
+def test_new_evaluation_records_make_every_row_stale_by_that_alone(full_grid: Lake) -> None:
+    full_grid.examples(held_out=("y", "z", "new"))
+    assert stale(full_grid) == dict.fromkeys(["base", "full", "lora-r8", "qlora-r8"], "evaluation")
+
+
+def test_changed_evaluation_settings_make_every_row_stale_by_that_alone(full_grid: Lake) -> None:
+    changed = full_grid.configured(profiles={"local": {"evaluation": {"max_new_tokens": 9}}})
+    assert set(stale(changed).values()) == {"evaluation"}
+
+
+@pytest.mark.parametrize("name", ["code", "machine"])
+def test_other_code_or_another_machine_is_named(lake: Lake, name: str) -> None:
+    lake.cell("full", prints={name: "another"})
+    assert stale(lake) == {"full": name}
+
+
+def test_several_changes_are_all_named(full_grid: Lake) -> None:
+    full_grid.examples(train=("a", "new"), held_out=("z",))
+    changed = full_grid.configured(methods={"full": {"epochs": 2}})
+    assert stale(changed)["full"] == "data, recipe, evaluation"
+
+
+def test_what_does_not_change_a_result_makes_nothing_stale(full_grid: Lake) -> None:
+    asked = {"time_limit_minutes": 5, "eval_every_steps": 3, "memory_budget_gb": 64}
+    assert stale(full_grid.configured(training=asked)) == {}
+
+
+def test_a_second_evaluation_with_what_is_asked_now_makes_it_current(full_grid: Lake) -> None:
+    full_grid.examples(held_out=("y", "z", "new"))
+    (attempt,) = [a for a in _attempts(full_grid) if a.key.method == "full"]
+    full_grid.evaluated(attempt, eval_bits_per_byte=0.75)
+    assert set(stale(full_grid)) == {"base", "lora-r8", "qlora-r8"}
+    assert rows(full_grid)["full"]["eval_bits_per_byte"] == 0.75
+
+
+def test_one_stale_seed_makes_its_row_stale(tmp_path: Path) -> None:
+    lake = planted.lake(tmp_path, profiles={"local": {"seeds": [1, 2]}})
+    lake.cell("full", seed=1)
+    changed = lake.configured(methods={"full": {"epochs": 2}})
+    changed.cell("full", seed=2)
+    assert stale(changed) == {"full": "recipe"}
+
+
+# several seeds
+
+
+@pytest.fixture
+def two_seeds(tmp_path: Path) -> Lake:
+    return planted.lake(tmp_path, profiles={"local": {"seeds": [1, 2]}})
+
+
+def test_two_seeds_give_mean_spread_and_the_latest_run(two_seeds: Lake) -> None:
+    newest = two_seeds.cell("full", bits=0.9, seed=2, train_seconds=30.0)
+    newest = two_seeds.cell("full", bits=0.7, seed=1, train_seconds=10.0)
+    found = rows(two_seeds)["full"]
+    assert (found["status"], found["seeds"], found["seeds_ok"]) == ("ok", 2, 2)
+    assert found["run_id"] == newest.run_id
+    assert found["eval_bits_per_byte"] == pytest.approx(0.8)
+    assert found["eval_bits_per_byte_std"] == pytest.approx(0.1414213562)
+    assert (found["eval_bits_per_byte_low"], found["eval_bits_per_byte_high"]) == (0.7, 0.9)
+    assert found["train_seconds"] == pytest.approx(20.0)
+    assert (found["weights_dtype"], found["eval_set"]) == ("float32", "two-records")
+
+
+def test_one_bad_seed_is_the_rows_status_and_the_other_gives_the_numbers(two_seeds: Lake) -> None:
+    two_seeds.trained("full", "killed", seed=1, phase="train", detail="SIGKILL", train_loss=9.0)
+    newest = two_seeds.cell("full", bits=0.9, seed=2, train_loss=1.0)
+    found = rows(two_seeds)["full"]
+    assert (found["status"], found["phase"], found["status_detail"]) == ("killed", "train", "SIGKILL")
+    assert (found["seeds"], found["seeds_ok"], found["run_id"]) == (2, 1, newest.run_id)
+    assert (found["train_loss"], found["eval_bits_per_byte"]) == (1.0, 0.9)
+    assert found["eval_bits_per_byte_std"] is None
+
+
+def test_a_seed_never_run_makes_the_row_missing(two_seeds: Lake) -> None:
+    two_seeds.cell("full", seed=1)
+    found = rows(two_seeds)["full"]
+    assert (found["status"], found["seeds"], found["seeds_ok"]) == ("missing", 2, 1)
+
+
+def test_one_seed_has_no_spread(full_grid: Lake) -> None:
+    assert rows(full_grid)["full"]["eval_bits_per_byte_std"] is None
+
+
+# Pareto
+
+
+def place(bits: float | None, memory: float | None = 2.0, seconds: float | None = 10.0, **values: Any) -> Row:
+    same = {"data_fingerprint": "d", "eval_set": "e"}
+    numbers = {"eval_bits_per_byte": bits, "peak_memory_gb": memory, "train_seconds": seconds}
+    return row(**same, **numbers, **values)
+
+
+@pytest.mark.parametrize(
+    ("places", "pareto"),
+    [
+        pytest.param([place(0.8), place(0.9)], [True, False], id="better in one, equal in the others"),
+        pytest.param([place(0.8, 3.0), place(0.9, 2.0)], [True, True], id="a trade"),
+        pytest.param([place(0.8), place(0.8)], [True, True], id="identical models"),
+        pytest.param([place(0.8), place(0.8), place(0.8, 1.9)], [False, False, True], id="two identical, one better"),
+        pytest.param([place(0.8, 1, 1), place(0.9, 2, 2), place(1.0, 3, 3)], [True, False, False], id="a chain"),
+        pytest.param([place(0.8, 3, 1), place(0.9, 1, 3), place(0.95, 2, 2)], [True, True, True], id="a knee on its own"),
+        pytest.param([place(0.8), place(None)], [True, None], id="not measured"),
+        pytest.param([place(0.8), place(0.7, None), place(0.9)], [True, None, False], id="memory not measured"),
+        pytest.param([place(0.8), place(0.7, status="killed")], [True, None], id="not ok"),
+        pytest.param([place(0.8), place(0.9, device="T4")], [True, True], id="another device"),
+        pytest.param([place(0.8), place(0.9, memory_budget_gb=3.0)], [True, True], id="another budget"),
+        pytest.param([place(0.8), place(0.9, model="other")], [True, False], id="another model, the same records"),
+        pytest.param([place(0.8)], [True], id="alone"),
+        pytest.param([], [], id="none"),
+    ],
+)
+def test_pareto(places: list[Row], pareto: list[bool | None]) -> None:
+    planted_rows = [dict(one) for one in places]
+    mark_pareto(planted_rows)
+    assert [one["is_pareto"] for one in planted_rows] == pareto
+
+
+def test_pareto_of_a_whole_lake(full_grid: Lake) -> None:
+    found = {method: r["is_pareto"] for method, r in rows(full_grid).items()}
+    assert found == {"base": None, "full": True, "lora-r8": True, "qlora-r8": True}
+    full_grid.cell("qlora-r8", bits=0.9, train_seconds=200.0, peak_memory_gb=2.5)
+    assert rows(full_grid)["qlora-r8"]["is_pareto"] is False
+
+
+# publication
+
+
+def test_what_is_published_is_what_was_computed(full_grid: Lake) -> None:
+    full_grid.trained("lora-r8", "killed", phase="train", detail="SIGKILL")
+    publication = compare(full_grid.stage)
+    published = published_rows(full_grid.data)
+    finished = [str(r.pop("finished_at").timestamp()) for r in published]
+    assert len(finished) == len(published) == 4
+    assert published == [{k: v for k, v in r.items() if k != "finished_at"} for r in publication.rows]
+    assert publication.warehouse.exists()
+    assert publication.report.exists()
+
+
+def test_every_attempt_and_its_curve_and_answers_stay_in_the_tables(lake: Lake) -> None:
+    points = [{"step": n, "steps": 2, "examples": n * 4, "train_loss": None if n == 0 else 1.0 / n} for n in range(3)]
+    for status in ("killed", "ok"):
+        attempt = lake.trained("full", status, curve=[{**point, "eval_loss": None} for point in points])
+    lake.evaluated(attempt, answers=[planted.answer("y", answer="줄\u2028바꿈"), planted.answer("z")])
+    compare(lake.stage)
+    from pipelines import warehouse
+
+    with warehouse.connect(lake.data) as db:
+        runs = db.execute("SELECT status, last_step FROM training_runs ORDER BY run_id").fetchall()
+        curve = db.execute("SELECT count(*), count(train_loss), count(DISTINCT run_id) FROM training_curve").fetchone()
+        answers = db.execute("SELECT answer FROM evaluation_answers ORDER BY example_id").fetchall()
+        examples = db.execute("SELECT count(*) FROM sft_examples").fetchone()
+    assert runs == [("killed", 2), ("ok", 2)]
+    assert curve == (6, 4, 2)
+    assert answers == [("줄\u2028바꿈",), ("Hi",)]
+    assert examples == (5,)
+
+
+def test_the_lakes_version_changes_with_every_new_result_only(lake: Lake) -> None:
+    versions = [lake_version(lake.data)]
+    attempt = lake.trained("full")
+    versions.append(lake_version(lake.data))
+    lake.evaluated(attempt)
+    versions.append(lake_version(lake.data))
+    assert len(set(versions)) == 3
+    assert lake_version(lake.data) == versions[-1]
+
+
+def test_comparing_imports_nothing_heavy(full_grid: Lake) -> None:
+    code = (
+        "import sys; from pipelines.cli import main; code = main(['compare']); "
+        "print(code, [name for name in ('torch', 'transformers', 'dagster') if name in sys.modules])"
+    )
+    env = {
+        **os.environ, "FEATHERWEIGHT_DATA": str(full_grid.data.root), "FEATHERWEIGHT_PROFILE": "local",
+        "FEATHERWEIGHT_EXPERIMENTS": str(full_grid.data.root / "experiments.yaml"),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["0 []"], done.stderr
+    assert re.search(r"lora-r8 +ok +0\.8500 +1\.0000", done.stdout)
+
+
+def _attempts(lake: Lake) -> list[Any]:
+    from pipelines.cells import all_attempts
+
+    return list(all_attempts(lake.data))

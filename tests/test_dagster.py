@@ -1,0 +1,188 @@
+"""The graph in Dagster: what it shows, that it reuses what is current, and that an outcome is data, not a failure."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from tests.project import MODEL, TinyProject
+
+from assets.comparing import comparison
+from assets.data import corpus_records, generated_records, provider_comparison, sft_examples
+from assets.definitions import defs
+from assets.instance import end_orphaned_runs, owner_tags
+from assets.project import partition_of
+from assets.training import evaluation, trained_model
+from pipelines import cells
+from pipelines.compare.compare import published_rows
+from pipelines.experiments import load
+from pipelines.paths import PROJECT
+
+DATA = [corpus_records, generated_records, sft_examples, provider_comparison]
+CELL = [trained_model, evaluation]
+
+
+@pytest.fixture
+def instance(project: TinyProject) -> Iterator[dg.DagsterInstance]:
+    home = project.data.root / "dagster"
+    home.mkdir(parents=True)
+    with dg.DagsterInstance.local_temp(str(home)) as made:
+        yield made
+
+
+def make_data(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    return dg.materialize(DATA, instance=instance)
+
+
+def make_cell(instance: dg.DagsterInstance, method: str, model: str = MODEL) -> dg.ExecuteInProcessResult:
+    return dg.materialize([*DATA, *CELL], selection=CELL, instance=instance, partition_key=partition_of(model, method))
+
+
+def publish(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    return dg.materialize([*DATA, *CELL, comparison], selection=[comparison], instance=instance)
+
+
+def test_every_asset_says_what_it_makes_and_belongs_to_its_stage() -> None:
+    specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
+    groups = {name: spec.group_name for name, spec in specs.items()}
+    assert groups == {
+        "corpus_records": "generate", "generated_records": "generate", "sft_examples": "clean", "trained_model": "train",
+        "evaluation": "evaluate", "provider_comparison": "compare", "comparison": "compare",
+    }  # fmt: skip
+    for name, spec in specs.items():
+        assert spec.description and len(spec.description) > 40, name
+        assert spec.kinds, name
+
+
+def test_jobs_schedule_and_partitions_are_those_of_the_configuration() -> None:
+    shipped = load(PROJECT / "experiments.yaml")
+    assert {"data", "training", "everything"} <= {job.name for job in defs.resolve_all_job_defs()}
+    schedule = defs.resolve_schedule_def("nightly")
+    assert (schedule.cron_schedule, schedule.execution_timezone) == (shipped.nightly.cron, shipped.nightly.timezone)
+    partitions = defs.resolve_asset_graph().get(dg.AssetKey("trained_model")).partitions_def
+    assert partitions is not None and len(partitions.get_partition_keys()) == len(shipped.cells)
+
+
+def test_training_evaluation_and_the_local_server_share_one_place() -> None:
+    graph = defs.resolve_asset_graph()
+    pools = [graph.get(dg.AssetKey(name)).pools for name in ("generated_records", "trained_model", "evaluation")]
+    assert pools[0] == pools[1] == pools[2] and len(pools[0] or []) == 1
+
+
+def test_loading_the_code_location_imports_no_heavy_library() -> None:
+    heavy = ["torch", "transformers", "peft", "bitsandbytes", "datasets", "xllamacpp", "matplotlib"]
+    program = f"import assets.definitions, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_definitions_validate_with_and_without_dagster_home(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DAGSTER_HOME")
+    command = [str(Path(sys.executable).parent / "dagster"), "definitions", "validate", "-w", "workspace.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_nightly_asks_for_every_cell_of_its_profile(project: TinyProject) -> None:
+    context = dg.build_schedule_context(
+        scheduled_execution_time=datetime(2026, 11, 22, 2), repository_def=defs.get_repository_def()
+    )
+    requests = defs.resolve_schedule_def("nightly").evaluate_tick(context).run_requests
+    assert requests is not None
+    assert {request.partition_key for request in requests} == {
+        str(partition_of(MODEL, method)) for method in project.stage().experiments.profile("local").methods
+    }
+
+
+def test_the_chain_fills_the_table_and_a_second_call_reuses_it(project: TinyProject, instance: dg.DagsterInstance) -> None:
+    assert make_data(instance).success
+    for method in ("base", "full", "lora-r8", "qlora-r8"):
+        assert make_cell(instance, method).success
+    published = publish(instance)
+    metadata = published.asset_materializations_for_node("comparison")[0].metadata
+    assert "data:image/png;base64," in str(metadata["loss curves"].value)
+    assert "lora-r8" in str(metadata["comparison"].value)
+
+    rows = {row["method"]: row for row in published_rows(project.data)}
+    assert [rows[m]["status"] for m in ("base", "full", "lora-r8", "lora-r128", "qlora-r8")] == ["ok"] * 3 + ["missing", "ok"]
+    for method in ("full", "lora-r8", "qlora-r8"):
+        row = rows[method]
+        assert row["base_bits_per_byte"] == rows["base"]["eval_bits_per_byte"]
+        for name in ("train_loss", "eval_loss", "tokens_per_second", "peak_memory_gb", "process_memory_mean_mb", "chrf"):
+            assert row[name] is not None and row[name] >= 0, (method, name)
+    assert rows["full"]["trainable_params"] == rows["full"]["total_params"]
+    assert rows["lora-r8"]["trainable_params"] < rows["full"]["trainable_params"]
+    assert rows["lora-r128"]["eval_loss"] is None
+
+    before = cells.attempts(project.data, project.key("lora-r8"))
+    again = make_cell(instance, "lora-r8")
+    assert cells.attempts(project.data, project.key("lora-r8")) == before
+    assert again.asset_materializations_for_node("trained_model")[0].metadata["reused"].value is True
+    events = [event.message for event in again.all_events]
+    assert not any("STEP_FAILURE" in event for event in events)
+
+    project.change(profiles={"local": {"training": {"learning_rate": 0.002}}})
+    publish(instance)
+    rows = {row["method"]: row for row in published_rows(project.data)}
+    assert (rows["lora-r8"]["is_stale"], rows["lora-r8"]["stale_because"]) == (True, "recipe")
+    assert rows["base"]["is_stale"] is False
+    make_cell(instance, "lora-r8")
+    assert len(cells.attempts(project.data, project.key("lora-r8"))) == len(before) + 1
+
+
+def test_out_of_memory_is_a_row_and_a_warning_and_its_evaluation_is_skipped(
+    project: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    make_data(instance)
+    project.change(models={MODEL: {"overrides": {"lora-r8": {"memory_budget_gb": 0.2}}}})
+    result = make_cell(instance, "lora-r8")
+    assert result.success
+    assert not result.asset_materializations_for_node("trained_model")
+    (check,) = result.get_asset_check_evaluations()
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "evaluation" in {event.step_key for event in result.all_events if event.is_step_skipped}
+    publish(instance)
+    row = next(row for row in published_rows(project.data) if row["method"] == "lora-r8")
+    assert row["status"] == "out_of_memory" and row["phase"] == "load" and row["memory_budget_gb"] == 0.2
+    assert row["eval_bits_per_byte"] is None and row["advice"]
+
+
+def test_a_model_that_cannot_be_fetched_is_unavailable_with_what_to_do(
+    project: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    make_data(instance)
+    result = make_cell(instance, "full", model="gpt2-large")
+    assert result.success
+    (attempt,) = cells.attempts(project.data, cells.CellKey("gpt2-large", "full", 1))
+    assert attempt.status == "unavailable"
+    assert "openai-community/gpt2-large" in attempt.result["status_detail"]
+
+
+def test_hostile_text_in_metadata_is_text(project: TinyProject, instance: dg.DagsterInstance) -> None:
+    hostile = '<script>alert(1)</script> ![x](http://evil) | </td> \x1b[31m'
+    corpus = [
+        {"instruction": f"Question number {i}? {hostile}", "input": "", "output": f"Answer {i} {i * 7919} is long enough {hostile}"}
+        for i in range(40)
+    ]
+    (project.data.root).mkdir(parents=True, exist_ok=True)
+    (project.data.root / "corpus.json").write_text(json.dumps(corpus), encoding="utf-8")
+    result = dg.materialize([corpus_records], instance=instance)
+    shown = str(result.asset_materializations_for_node("corpus_records")[0].metadata["first records"].value)
+    assert "<script>" not in shown and "![x]" not in shown and "\x1b" not in shown
+
+
+def test_a_run_whose_process_is_gone_gives_its_place_back(instance: dg.DagsterInstance) -> None:
+    job = defs.resolve_job_def("data")
+    gone = {**owner_tags(), "featherweight/pid_started": "12.0"}
+    dead = instance.create_run_for_job(job, tags=gone)
+    alive = instance.create_run_for_job(job, tags=owner_tags())
+    for run in (dead, alive):
+        instance.report_run_canceling(run)
+    assert end_orphaned_runs(instance) == 1
+    found = {run.run_id: run.status for run in instance.get_runs()}
+    assert found[dead.run_id] == dg.DagsterRunStatus.FAILURE
+    assert found[alive.run_id] == dg.DagsterRunStatus.CANCELING

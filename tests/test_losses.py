@@ -1,0 +1,160 @@
+"""The fast loss equals the plain one: same value, same gradients, no example sees another, for every architecture of the grid."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import ARCHITECTURES, TARGETS, save_tiny, tiny_model, tiny_tokenizer
+
+from pipelines.train import batches, loading
+from pipelines.train.dropout import CheapDropout, keep_mask
+from pipelines.train.losses import head_on_positions, scored_mask, token_losses
+from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
+
+RECORDS = [
+    {"example_id": "a", "instruction": "A book for a nurse?", "input": "After a night shift.", "output": "Olive Kitteridge, by Elizabeth Strout."},
+    {"example_id": "b", "instruction": "한 권만 골라 줘", "input": "", "output": "정세랑의 『보건교사 안은영』이요. 짧고 다정해요."},
+    {"example_id": "c", "instruction": "One sentence, please.", "input": "", "output": "Read Stoner."},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Tokenized]:
+    form = PromptFormat(tiny_tokenizer(), "chat")
+    return [form.tokenize(record) for record in RECORDS]
+
+
+def plain_losses(model: Any, example: Tokenized) -> torch.Tensor:
+    """Each row alone, unpadded, with full logits: the computation everybody can check."""
+    ids = torch.tensor([example.input_ids])
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, :-1]
+    labels = torch.tensor(example.labels[1:])
+    losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORE)
+    return losses[labels != IGNORE]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_losses_and_gradients_equal_the_plain_computation(architecture: str, examples: list[Tokenized]) -> None:
+    model = tiny_model(architecture)
+    expected = torch.cat([plain_losses(model, example) for example in examples])
+    expected.sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    with head_on_positions(model) as wanted:
+        found = token_losses(model, examples, wanted, torch.device("cpu"))
+        found.sum().backward()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_example_never_sees_another(examples: list[Tokenized]) -> None:
+    model = tiny_model("llama")
+    with head_on_positions(model) as wanted, torch.no_grad():
+        alone = token_losses(model, examples[:1], wanted, torch.device("cpu"))
+        together = token_losses(model, examples, wanted, torch.device("cpu"))[: len(alone)]
+    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
+
+
+def test_the_head_is_whole_again_afterwards(examples: list[Tokenized]) -> None:
+    model = tiny_model("gpt2")
+    with head_on_positions(model) as wanted:
+        token_losses(model, examples, wanted, torch.device("cpu"))
+    ids = torch.tensor([examples[0].input_ids])
+    assert model(input_ids=ids).logits.shape == (1, ids.shape[1], 600)
+
+
+def test_special_tokens_do_not_count_in_bits_per_byte(examples: list[Tokenized]) -> None:
+    mask = scored_mask(examples)
+    assert len(mask) == sum(example.learned for example in examples)
+    assert int((~mask).sum()) == len(examples)  # one end token each
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_gradients_are_the_same_after_an_evaluation(
+    quantization: str | None, examples: list[Tokenized], tmp_path: Path
+) -> None:
+    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs, after which gradients are wrong."""
+    recipe = {
+        "model": "tiny", "kind": "lora", "precision": "auto", "attention": "auto", "quantization": quantization, "rank": 8,
+        "alpha": 32, "dropout": 0.0, "targets": TARGETS["llama"],
+    }  # fmt: skip
+    model = loading.add_adapter(loading.load_model(save_tiny(tmp_path / "tiny"), recipe), recipe)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.train()
+        with head_on_positions(model) as wanted:
+            token_losses(model, examples, wanted, torch.device("cpu")).mean().backward()
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        return found
+
+    before = gradients()
+    model.eval()
+    with head_on_positions(model) as wanted, torch.no_grad():
+        token_losses(model, examples, wanted, torch.device("cpu"))
+    after = gradients()
+    assert len(before) == 2 * len(TARGETS["llama"]) * 2
+    for name, gradient in before.items():
+        assert gradient.abs().sum() > 0, name
+        torch.testing.assert_close(after[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_a_quantized_model_counts_all_its_parameters(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tiny")
+    recipe = {"model": "tiny", "kind": "lora", "precision": "auto", "attention": "auto", "quantization": "nf4"}
+    whole = loading.parameter_counts(loading.load_model(folder, {**recipe, "quantization": None}))[1]
+    assert loading.parameter_counts(loading.load_model(folder, recipe))[1] == whole
+
+
+def test_cheap_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(3)
+    x = torch.ones(400, 1001, requires_grad=True)
+    layer = CheapDropout(0.1)
+    out = layer(x)
+    assert abs((out == 0).float().mean().item() - 0.1) < 0.003
+    assert abs(out.mean().item() - 1) < 0.004
+    out.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, out.detach())
+    layer.eval()
+    assert torch.equal(layer(x), x)
+
+
+def test_cheap_dropout_is_seeded_and_uncorrelated() -> None:
+    torch.manual_seed(5)
+    first = keep_mask(torch.empty(64, 63), 0.5)
+    second = keep_mask(torch.empty(64, 63), 0.5)
+    torch.manual_seed(5)
+    assert torch.equal(first, keep_mask(torch.empty(64, 63), 0.5))
+    assert 0.4 < (first == second).float().mean().item() < 0.6
+    columns = first.float().mean(dim=0)
+    assert columns.min() > 0.2 and columns.max() < 0.8  # no lane of the 64-bit draws is fixed
+
+
+def test_micro_batches_keep_to_their_budget_and_lose_nothing(examples: list[Tokenized]) -> None:
+    longest = max(len(example) for example in examples)
+    for budget in (1, longest, 2 * longest, 10_000):
+        groups = batches.micro_batches(examples, max_tokens=budget)
+        assert sorted(e.example_id for group in groups for e in group) == ["a", "b", "c"]
+        assert all(len(g) == 1 or len(g) * max(len(e) for e in g) <= budget for g in groups)
+
+
+def test_steps_hold_the_same_examples_whatever_the_budget_and_every_epoch_holds_all(examples: list[Tokenized]) -> None:
+    plan = batches.steps(examples, epochs=2, per_step=2, seed=1)
+    assert [len(step) for step in plan] == [2, 2, 2]
+    order = [example.example_id for step in plan for example in step]
+    assert sorted(order[:3]) == sorted(order[3:]) == ["a", "b", "c"]
+    assert plan == batches.steps(examples, epochs=2, per_step=2, seed=1)
+    assert len(batches.steps(examples, epochs=0.5, per_step=1, seed=1)) == 2
+
+
+def test_the_learning_rate_warms_up_and_ends_near_zero() -> None:
+    shares = [batches.learning_rate_share(step, total=10, warmup_share=0.2) for step in range(10)]
+    assert shares[0] < shares[1] < shares[2] == 1
+    assert all(a > b for a, b in zip(shares[2:], shares[3:], strict=False)) and shares[-1] < 0.1

@@ -1,0 +1,310 @@
+"""Anyone reads the published warehouse at any moment, whatever publishers and other sessions do."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from threading import Thread
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from pipelines import warehouse
+from pipelines.errors import UsageError, WorkError
+from pipelines.paths import DataRoot
+from pipelines.warehouse import arrow_table, publish
+
+LAST = 6
+# Reads until it sees the last publication; ends badly on an error, half a publication, or one older than the last it saw.
+READ_ON = """
+import sys, duckdb
+last, seen = int(sys.argv[2]), 0
+print("ready", flush=True)
+while seen < last:
+    with duckdb.connect(sys.argv[1], read_only=True) as db:
+        one, = db.execute("SELECT n FROM comparison").fetchone()
+        other, count = db.execute("SELECT min(n), count(*) FROM training_curve").fetchone()
+    assert one == other and count == one * 1000, (one, other, count)
+    assert one >= seen, (one, seen)
+    seen = one
+"""
+# A user's shell that opened the published file for writing before a publish, and writes on after it.
+WRITE_ON = """
+import sys, duckdb
+db = duckdb.connect(sys.argv[1])
+db.execute("SET checkpoint_threshold = '1 GB'")
+db.execute("CREATE TABLE mine (n INTEGER)")
+print("open", flush=True)
+sys.stdin.readline()
+db.execute("INSERT INTO mine SELECT * FROM range(1000)")
+db.execute("UPDATE comparison SET n = -1")
+print("written", flush=True)
+sys.stdin.read()
+"""
+PUBLISH_ON_FULL_DISK = """
+import sys
+from pathlib import Path
+from pipelines.errors import WorkError
+from pipelines.paths import DataRoot
+from pipelines.warehouse import arrow_table, publish
+rows = [{"text": f"{n} {n ** 9}"} for n in range(100_000)]
+try:
+    publish(DataRoot(Path(sys.argv[1])), {"comparison": arrow_table(rows, {"text": "VARCHAR"})})
+except WorkError as error:
+    print(error)
+    sys.exit(42)
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataRoot:
+    return DataRoot(tmp_path)
+
+
+def tables(n: int) -> dict[str, pa.Table]:
+    """Publication `n`: it says `n` in one row of one table and in n × 1,000 rows of another."""
+    column = {"n": "BIGINT"}
+    return {"comparison": arrow_table([{"n": n}], column), "training_curve": arrow_table([{"n": n}] * n * 1000, column)}
+
+
+def published(data: DataRoot) -> int:
+    with warehouse.connect(data) as db:
+        return read(db)
+
+
+def read(db: duckdb.DuckDBPyConnection) -> int:
+    found = db.execute("SELECT n FROM comparison").fetchone()
+    assert found
+    return found[0]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@contextmanager
+def python(code: str, *arguments: object, says: str) -> Iterator[subprocess.Popen[str]]:
+    """A real process, once it has said `says`."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == f"{says}\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_publication_is_a_link_to_a_read_only_file(data: DataRoot) -> None:
+    version = publish(data, tables(1))
+    assert data.warehouse.is_symlink()
+    assert not os.readlink(data.warehouse).startswith("/"), "a moved data root must keep its link"
+    assert data.warehouse.resolve() == version
+    assert version.stat().st_mode & 0o777 == 0o444
+    assert published(data) == 1
+
+
+def test_every_client_from_1_2_on_can_read_it(data: DataRoot) -> None:
+    publish(data, tables(1))
+    with warehouse.connect(data) as db:
+        found = db.execute("SELECT tags['storage_version'] FROM duckdb_databases() WHERE NOT internal").fetchone()
+    assert found == ("v1.2.0+",)
+
+
+def test_its_own_connections_cannot_write(data: DataRoot) -> None:
+    publish(data, tables(1))
+    with warehouse.connect(data) as db, pytest.raises(duckdb.Error, match="read-only"):
+        db.execute("DELETE FROM comparison")
+
+
+def test_values_come_back_with_their_types_and_missing_ones_as_null(data: DataRoot) -> None:
+    columns = {"name": "VARCHAR", "loss": "DOUBLE", "steps": "INTEGER", "ok": "BOOLEAN", "finished": "TIMESTAMPTZ"}
+    finished = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=9)))
+    row = {"name": "한글 'x'", "loss": 1, "steps": 2.0, "ok": False, "finished": finished.isoformat()}
+    publish(data, {"comparison": arrow_table([row, {}], columns)})
+    with warehouse.connect(data) as db:
+        kinds = {name: kind for name, kind, *_ in db.execute("DESCRIBE comparison").fetchall()}
+        found = db.execute("FROM comparison").fetchall()
+    assert kinds == {**columns, "finished": "TIMESTAMP WITH TIME ZONE"}
+    assert found == [("한글 'x'", 1.0, 2, False, finished), (None,) * 5]
+
+
+def test_a_reader_open_across_a_publish_keeps_the_old_and_new_ones_see_the_new(data: DataRoot) -> None:
+    publish(data, tables(1))
+    with warehouse.connect(data) as before:
+        publish(data, tables(2))
+        publish(data, tables(3))
+        publish(data, tables(4))
+        assert read(before) == 1
+        assert before.execute("SELECT count(*) FROM training_curve").fetchone() == (1000,)
+        assert published(data) == 4
+
+
+def test_a_reader_process_open_across_publishes_keeps_the_old(data: DataRoot) -> None:
+    publish(data, tables(1))
+    code = (
+        "import sys, duckdb; db = duckdb.connect(sys.argv[1], read_only=True); print('open', flush=True);"
+        "sys.stdin.readline(); print(db.execute('SELECT count(*), max(n) FROM training_curve').fetchone())"
+    )
+    with python(code, data.warehouse, says="open") as reader:
+        for n in (2, 3, 4):
+            publish(data, tables(n))
+        assert reader.communicate("go\n")[0] == "(1000, 1)\n"
+
+
+def test_four_readers_never_meet_an_error_while_others_publish(data: DataRoot) -> None:
+    publish(data, tables(1))
+    errors: list[BaseException] = []
+
+    def read_on() -> None:
+        seen = 0
+        try:
+            while seen < LAST + 1:
+                now = published(data)
+                assert now >= seen
+                seen = now
+        except BaseException as error:
+            errors.append(error)
+
+    here = [Thread(target=read_on) for _ in range(2)]
+    arguments = (data.warehouse, LAST + 1)
+    with python(READ_ON, *arguments, says="ready") as one, python(READ_ON, *arguments, says="ready") as two:
+        for thread in here:
+            thread.start()
+        for n in range(2, LAST + 2):
+            publish(data, tables(n))
+        for thread in here:
+            thread.join()
+        assert [one.wait(), two.wait()] == [0, 0]
+    assert errors == []
+
+
+def test_two_publishers_at_once_make_two_whole_publications(data: DataRoot) -> None:
+    versions: list[Path] = []
+    both = [Thread(target=lambda n=n: versions.append(publish(data, tables(n)))) for n in (1, 2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert len(versions) == 2
+    for version in versions:
+        with duckdb.connect(str(version), read_only=True) as db:
+            assert db.execute("SELECT count(*) / max(n) FROM training_curve").fetchone() == (1000.0,)
+    assert data.warehouse.resolve() == versions[-1]
+
+
+def test_a_foreign_write_ahead_log_is_gone_after_the_next_publish(data: DataRoot) -> None:
+    first = publish(data, tables(1))
+    logs = [Path(f"{data.warehouse}.wal"), Path(f"{first}.wal"), first.parent / "20200101T000000000-aaaaaa.duckdb.wal"]
+    for log in logs:
+        log.write_bytes(b"somebody else's")
+    publish(data, tables(2))
+    assert [log for log in logs if log.exists()] == []
+    assert published(data) == 2
+
+
+def test_a_session_that_writes_after_a_publish_harms_no_new_reader(data: DataRoot) -> None:
+    first = publish(data, tables(1))
+    first.chmod(0o644)  # to everybody but root the file's mode already refuses such a session
+    with python(WRITE_ON, data.warehouse, says="open") as session:
+        publish(data, tables(2))
+        assert session.stdin and session.stdout
+        session.stdin.write("go\n")
+        session.stdin.flush()
+        assert session.stdout.readline() == "written\n"
+        assert published(data) == 2
+        session.kill()  # so that it leaves its write-ahead log as it is
+        session.wait()
+        with python(READ_ON, data.warehouse, 2, says="ready") as reader:
+            assert reader.wait() == 0
+    publish(data, tables(3))
+    assert published(data) == 3
+    assert not [name for name in names(data.root) + names(first.parent) if name.endswith(".wal")]
+
+
+def test_only_two_versions_are_kept(data: DataRoot) -> None:
+    versions = [publish(data, tables(n)) for n in (1, 2, 3, 4)]
+    assert names(versions[0].parent) == [version.name for version in versions[-2:]]
+    assert sorted(path.name for path in data.root.iterdir()) == ["lake", "warehouse", "warehouse.duckdb"]
+
+
+def test_the_current_version_is_kept_when_the_clock_goes_back(data: DataRoot) -> None:
+    folder = data.root / "warehouse"
+    folder.mkdir()
+    for name in ("29991231T000000000-aaaaaa", "29991231T000000001-bbbbbb"):
+        (folder / f"{name}.duckdb").write_bytes(b"published before the clock was set right")
+    publish(data, tables(1))
+    publish(data, tables(2))
+    assert published(data) == 2
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "b"', "semi; colon", "한글 폴더", "per%cent"])
+def test_the_root_may_have_any_name(tmp_path: Path, name: str) -> None:
+    data = DataRoot(tmp_path / name)
+    publish(data, tables(1))
+    assert published(data) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_moved_root_still_reads(tmp_path: Path) -> None:
+    publish(DataRoot(tmp_path / "here"), tables(1))
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert published(DataRoot(tmp_path / "there")) == 1
+
+
+def test_a_full_disk_is_a_work_error_and_the_last_publication_still_reads(data: DataRoot) -> None:
+    first = publish(data, tables(1))
+
+    def small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    command = [sys.executable, "-c", PUBLISH_ON_FULL_DISK, str(data.root)]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files_only, check=False)
+    assert done.returncode == 42, done.stderr
+    assert f"cannot publish {data.warehouse}" in done.stdout
+    assert names(first.parent) == [first.name]
+    assert published(data) == 1
+
+
+@pytest.mark.parametrize("blocked", ["warehouse", "lake", "lake/locks"])
+def test_a_file_where_a_folder_should_be_is_a_work_error(data: DataRoot, blocked: str) -> None:
+    path = data.root / blocked
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("a file")
+    with pytest.raises(WorkError, match=str(data.root)):
+        publish(data, tables(1))
+    assert not data.warehouse.exists()
+
+
+def test_a_link_that_cannot_be_replaced_is_a_work_error_and_the_last_publication_still_reads(data: DataRoot) -> None:
+    first = publish(data, tables(1))
+    (data.root / f".{data.warehouse.name}.{os.getpid()}.partial").mkdir()
+    with pytest.raises(WorkError, match="The last publication is untouched"):
+        publish(data, tables(2))
+    assert names(first.parent) == [first.name]
+    assert published(data) == 1
+
+
+def test_a_table_that_does_not_read_back_is_never_published(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(data, tables(1))
+    monkeypatch.setattr(warehouse, "_write", lambda version, _: version.write_bytes(b"no database at all" * 1000))
+    with pytest.raises(WorkError):
+        publish(data, tables(2))
+    assert published(data) == 1
+
+
+def test_reading_before_the_first_publication_says_what_to_do(data: DataRoot) -> None:
+    with pytest.raises(UsageError, match="make run"):
+        warehouse.connect(data)
+
+
+def test_published_at_is_the_moment_of_publication(data: DataRoot) -> None:
+    assert warehouse.published_at(data) is None
+    before = datetime.now(UTC).replace(microsecond=0)
+    publish(data, tables(1))
+    at = warehouse.published_at(data)
+    assert at is not None and before <= at <= datetime.now(UTC)
