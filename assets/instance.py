@@ -10,7 +10,7 @@ from pipelines.launcher import own_identity
 from pipelines.machine import process_is_alive
 from pipelines.paths import PROJECT, data_root
 
-OWNER, OWNER_STARTED = "featherweight/pid", "featherweight/pid_started"
+OWNER = ".dagster/featherweight_owner"  # the prefix keeps it out of the UI's list of tags
 UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
@@ -25,16 +25,17 @@ def prepare_home() -> Path:
 
 
 def owner_tags() -> dict[str, str]:
-    """Tags that say which process executes a run, so that a later one can tell whether it still lives."""
+    """The tag that says which process executes a run, so that a later one can tell whether it still lives."""
     me = own_identity()
-    return {OWNER: str(me["pid"]), OWNER_STARTED: repr(me["pid_started"])}
+    return {OWNER: f"{me['pid']}@{me['pid_started']}"}
 
 
 def end_orphaned_runs(instance: dg.DagsterInstance) -> int:
     """Runs whose executing process is gone are marked failed and give their place in the pool back. Returns how many."""
     ended = 0
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        if OWNER not in run.tags or process_is_alive(int(run.tags[OWNER]), float(run.tags[OWNER_STARTED])):
+        pid, _, started = run.tags.get(OWNER, "").partition("@")
+        if not pid or process_is_alive(int(pid), float(started)):
             continue
         instance.report_run_failed(run, message="The process that executed this run was killed.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

@@ -3,6 +3,9 @@
 Every run is in the UI's history afterwards. What is current is reused, so a second call takes seconds.
 """
 
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,9 +18,13 @@ from pipelines.cells import CellKey, latest
 from pipelines.compare.compare import published_rows
 from pipelines.compare.show import render
 from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.process import PARENT, die_with_parent, end_as_interrupt, stop_group
 from pipelines.progress import CellProgress
 from pipelines.train.cell import Stage
 
+DRIVER = "--driver"
+INTERRUPTED = 130
+STOP_SECONDS = 20
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -105,6 +112,8 @@ def _execute(
     for event in result.all_events if not result.success else []:
         if event.is_step_failure and event.step_failure_data.error:
             cause = event.step_failure_data.error.cause or event.step_failure_data.error
+            if "Interrupted" in (cause.cls_name or ""):  # Dagster turns a Ctrl-C into a failed step
+                raise KeyboardInterrupt
             say(f"      {event.step_key}: {cause.message.strip()}")
     return result.success
 
@@ -142,6 +151,30 @@ def say(message: str) -> None:
 
 
 def main() -> int:
+    """Run in a child with a session of its own: a terminal's Ctrl-C reaches every process of its group, and Dagster's
+    helpers would each answer with a traceback. We pass it on to the one process that knows how to stop the others."""
+    if DRIVER in sys.argv:
+        return drive()
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "assets.run", DRIVER],
+        env={**os.environ, PARENT: str(os.getpid())},
+        start_new_session=True,
+    )
+    end_as_interrupt()
+    try:
+        return driver.wait()
+    except KeyboardInterrupt:
+        driver.send_signal(signal.SIGINT)
+        try:
+            return driver.wait(timeout=STOP_SECONDS)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            return INTERRUPTED
+    finally:
+        stop_group(driver)
+
+
+def drive() -> int:
+    die_with_parent()
     try:
         return run()
     except (UsageError, WorkError, UnavailableError) as error:
@@ -149,7 +182,7 @@ def main() -> int:
         return error.exit_code
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
         print("featherweight: interrupted; what is finished is kept, `make run` goes on from there", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

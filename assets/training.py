@@ -1,6 +1,7 @@
 """One cell of the grid: trained, then evaluated. An outcome that is not ok is recorded and shown as a warning; the step
 succeeds, and the evaluation of a cell that has no model is skipped."""
 
+import multiprocessing
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -76,7 +77,19 @@ class PipesCommand:
 
 def _watch(context: Context) -> Watch:
     tie_to_parent()
-    return Watch(say=context.log.info, launcher=PipesLauncher(context))
+    return Watch(say=context.log.info, launcher=PipesLauncher(context), on_tick=stop_if_orphaned)
+
+
+def stop_if_orphaned(_attempt: Attempt) -> None:
+    """End the step, and with it its child, when the process that executes the run is gone (Dagster's steps are children of
+    a fork server, which outlives it).
+
+    Raises:
+        DagsterExecutionInterruptedError: nobody is left to report to.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise dg.DagsterExecutionInterruptedError("the process that executed this run is gone")
 
 
 @dg.asset(

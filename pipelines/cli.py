@@ -12,6 +12,7 @@ from pipelines import experiments as configuration
 from pipelines.cells import CellKey
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.paths import data_root
+from pipelines.process import end_as_interrupt
 from pipelines.train.cell import Stage, Watch
 
 Arguments = argparse.Namespace
@@ -193,6 +194,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    if (
+        argv is None
+    ):  # we are the process, not a call from one: being ended is an interrupt, so that nothing stays behind
+        end_as_interrupt()
     try:
         return arguments.work(arguments)
     except (UsageError, WorkError, UnavailableError) as error:

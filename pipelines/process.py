@@ -44,6 +44,16 @@ def tie_to_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def end_as_interrupt() -> None:
+    """Make SIGTERM and SIGHUP end this process as Ctrl-C does: children are stopped and the outcome is written."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
+
+
 def offer_to_oom_killer() -> None:
     """Ask the kernel to take this process first when memory runs out, so that the daemon survives."""
     with suppress(OSError):

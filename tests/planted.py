@@ -91,7 +91,9 @@ class Lake:
         recorded = {k: v for k, v in vars(result).items() if k not in ("folder", "reused")}
         write_json(self.data.clean / "current.json", recorded)
 
-    def spec(self, key: CellKey, *, budget: float | None = None, prints: Mapping[str, str] | None = None) -> dict[str, Any]:
+    def spec(
+        self, key: CellKey, *, budget: float | None = None, prints: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         """What an attempt at `key` is asked to do under the configuration and the examples as they are now."""
         _, selected = examples_now(self.stage)
         return {
@@ -121,7 +123,9 @@ class Lake:
         numbers = {k: v for k, v in {**MEASURED, **measured}.items() if v is not None}
         if method == "base":
             numbers = {k: v for k, v in numbers.items() if k not in ONLY_TRAINED} | {"trainable_params": 0}
-        write_json(attempt.folder / "child.json", {"phase": phase, "measured": numbers, "versions": {"torch": "2.13.0"}})
+        write_json(
+            attempt.folder / "child.json", {"phase": phase, "measured": numbers, "versions": {"torch": "2.13.0"}}
+        )
         write_jsonl(attempt.folder / "curve.jsonl", curve)
         write_result(attempt.folder, status, phase, detail)
         if device:
@@ -130,14 +134,23 @@ class Lake:
         return Attempt(attempt.key, attempt.folder)
 
     def evaluated(
-        self, attempt: Attempt, status: Status = "ok", *, detail: str | None = None, answers: Sequence[Row] = (), **measured: Any
+        self,
+        attempt: Attempt,
+        status: Status = "ok",
+        *,
+        detail: str | None = None,
+        answers: Sequence[Row] = (),
+        **measured: Any,
     ) -> Evaluation:
         """A finished evaluation of `attempt`, with the evaluation's fingerprint as it is now."""
         _, selected = examples_now(self.stage)
         spec = attempt.spec | {"fingerprints": {"evaluation": evaluation_fingerprint(self.stage, selected)}}
         folder = attempt.folder / "evaluations" / f"20260101T{next(_run_numbers):09}-bbbbbb"
         write_json(folder / "spec.json", spec)
-        write_json(folder / "child.json", {"phase": "evaluate", "measured": {**EVALUATED, **measured} if status == "ok" else {}})
+        write_json(
+            folder / "child.json",
+            {"phase": "evaluate", "measured": {**EVALUATED, **measured} if status == "ok" else {}},
+        )
         write_jsonl(folder / "answers.jsonl", answers)
         write_result(folder, status, "evaluate", detail)
         return Evaluation(attempt, folder)
@@ -177,5 +190,11 @@ def answer(example_id: str = "y", **values: Any) -> Row:
 
 
 def _example(text: str, split: str) -> dict[str, str | None]:
-    words = {"example_id": text, "instruction": f"Say {text}.", "input": "", "output": f"{text} it is.", "language": "en"}
+    words = {
+        "example_id": text,
+        "instruction": f"Say {text}.",
+        "input": "",
+        "output": f"{text} it is.",
+        "language": "en",
+    }
     return {**dict.fromkeys(SFT_EXAMPLES), **words, "source": "corpus", "split": split, "record_id": f"{text}-1"}

@@ -43,6 +43,11 @@ class ChatServer:
     _now: int = 0
     _asked: Counter[str] = field(default_factory=Counter)
 
+    def answer_with(self, answers: Answers) -> None:
+        """Begin anew with other answers."""
+        self.answers = answers
+        self.bodies, self.authorizations, self.most_at_once, self._asked = [], [], 0, Counter()
+
     async def respond(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
@@ -66,7 +71,7 @@ def chat_server(answers: Answers) -> Iterator[ChatServer]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         chat.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=0))
         thread = Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

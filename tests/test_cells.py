@@ -13,6 +13,7 @@ from pipelines.cells import Attempt, CellKey, Status
 from pipelines.files import read_json, write_json
 from pipelines.launcher import CellCommand, Ending, LocalLauncher, own_identity, run_to_end
 from pipelines.paths import DataRoot
+from pipelines.progress import CellProgress
 from pipelines.train.cell import child_report, judge, write_result
 from pipelines.worker import bytes_requested, is_out_of_memory
 from tests import planted
@@ -36,7 +37,9 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def ending(exit_code: int = 0, **known: Any) -> Ending:
-    return Ending(**{"exit_code": exit_code, "reason": None, "kernel_oom_kill": False, "peak_bytes": GB, "seconds": 90.0, **known})
+    return Ending(
+        **{"exit_code": exit_code, "reason": None, "kernel_oom_kill": False, "peak_bytes": GB, "seconds": 90.0, **known}
+    )
 
 
 def dead_pid() -> int:
@@ -121,6 +124,13 @@ def test_a_curve_that_was_cut_off_keeps_its_whole_points(lake: Lake) -> None:
     assert attempt.curve() == [{"step": 0}, {"step": 1}]
 
 
+@pytest.mark.parametrize("written", ["", '{"step": 0, "tra'])
+def test_progress_waits_for_the_first_whole_point(lake: Lake, written: str) -> None:
+    attempt = lake.started("full")
+    (attempt.folder / "curve.jsonl").write_text(written)
+    CellProgress().show(attempt)  # what it raises would end the cell
+
+
 def test_evaluations_come_oldest_first(lake: Lake) -> None:
     attempt = lake.trained("full")
     assert attempt.evaluations() == []
@@ -179,7 +189,9 @@ def test_every_signal_becomes_a_verdict(tmp_path: Path, number: int) -> None:
 # a real child's own words
 
 
-def run_child(lake: Lake, work: str, *, budget: float | None = None, watched: int | None = None) -> tuple[Attempt, Ending]:
+def run_child(
+    lake: Lake, work: str, *, budget: float | None = None, watched: int | None = None
+) -> tuple[Attempt, Ending]:
     """Run `work` in a real worker, refused more than `budget` (GB) and stopped by the watchdog over `watched` (bytes)."""
     folder = lake.started("full", budget=budget).folder
     body = "\n".join(f"    {line}" for line in work.splitlines())

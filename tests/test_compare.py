@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.cells import SEVERITY
+from pipelines import warehouse
+from pipelines.cells import SEVERITY, all_attempts
 from pipelines.compare.compare import compare, lake_version, published_rows
 from pipelines.compare.table import COLUMNS, Row, comparison_rows, mark_pareto, worst
 from pipelines.errors import UsageError
@@ -18,16 +19,19 @@ from pipelines.train.cell import Stage
 from tests import planted
 from tests.planted import Lake, row
 
-CONTRACT = """
-model method status phase status_detail is_stale stale_because seeds seeds_ok train_loss eval_loss eval_bits_per_byte
-eval_bits_per_byte_low eval_bits_per_byte_high eval_bits_per_byte_std base_bits_per_byte train_seconds speedup_vs_full
-tokens_per_second load_seconds quantize_seconds examples_to_target seconds_to_target train_usd learning_rate optimizer
-weights_dtype layers hidden_size truncated_share peak_memory_gb memory_vs_full estimated_memory_gb memory_budget_gb
-process_memory_mean_mb process_memory_std_mb process_memory_min_mb process_memory_max_mb gpu_allocated_peak_gb
-gpu_allocated_pct gpu_memory_access_pct trainable_params total_params artifact_mb bleu chrf rouge_l meteor
-judge_correctness judge_helpfulness answer_tokens p50_latency_ms is_pareto advice data_fingerprint recipe_fingerprint
-code_version device finished_at run_id
-""".split()
+CONTRACT = re.findall(
+    r"\w+",
+    """
+    model method status phase status_detail is_stale stale_because seeds seeds_ok train_loss eval_loss eval_bits_per_byte
+    eval_bits_per_byte_low eval_bits_per_byte_high eval_bits_per_byte_std base_bits_per_byte train_seconds speedup_vs_full
+    tokens_per_second load_seconds quantize_seconds examples_to_target seconds_to_target train_usd learning_rate optimizer
+    weights_dtype layers hidden_size truncated_share peak_memory_gb memory_vs_full estimated_memory_gb memory_budget_gb
+    process_memory_mean_mb process_memory_std_mb process_memory_min_mb process_memory_max_mb gpu_allocated_peak_gb
+    gpu_allocated_pct gpu_memory_access_pct trainable_params total_params artifact_mb bleu chrf rouge_l meteor
+    judge_correctness judge_helpfulness answer_tokens p50_latency_ms is_pareto advice data_fingerprint recipe_fingerprint
+    code_version device finished_at run_id
+    """,
+)
 RATIOS = ("speedup_vs_full", "memory_vs_full")
 UNMEASURED = [name for name, kind in COLUMNS.items() if kind in ("DOUBLE", "BIGINT")]
 
@@ -55,7 +59,7 @@ def rows(lake: Lake) -> dict[str, Row]:
 def stale(lake: Lake) -> dict[str, str | None]:
     """What is stale, and because of what, by method."""
     found = rows(lake)
-    assert all(r["is_stale"] == (r["stale_because"] is not None) for r in found.values())
+    assert all(bool(r["is_stale"]) == (r["stale_because"] is not None) for r in found.values())
     return {method: r["stale_because"] for method, r in found.items() if r["is_stale"]}
 
 
@@ -307,7 +311,7 @@ def test_what_does_not_change_a_result_makes_nothing_stale(full_grid: Lake) -> N
 
 def test_a_second_evaluation_with_what_is_asked_now_makes_it_current(full_grid: Lake) -> None:
     full_grid.examples(held_out=("y", "z", "new"))
-    (attempt,) = [a for a in _attempts(full_grid) if a.key.method == "full"]
+    (attempt,) = [a for a in all_attempts(full_grid.data) if a.key.method == "full"]
     full_grid.evaluated(attempt, eval_bits_per_byte=0.75)
     assert set(stale(full_grid)) == {"base", "lora-r8", "qlora-r8"}
     assert rows(full_grid)["full"]["eval_bits_per_byte"] == 0.75
@@ -330,7 +334,7 @@ def two_seeds(tmp_path: Path) -> Lake:
 
 
 def test_two_seeds_give_mean_spread_and_the_latest_run(two_seeds: Lake) -> None:
-    newest = two_seeds.cell("full", bits=0.9, seed=2, train_seconds=30.0)
+    two_seeds.cell("full", bits=0.9, seed=2, train_seconds=30.0)
     newest = two_seeds.cell("full", bits=0.7, seed=1, train_seconds=10.0)
     found = rows(two_seeds)["full"]
     assert (found["status"], found["seeds"], found["seeds_ok"]) == ("ok", 2, 2)
@@ -379,7 +383,9 @@ def place(bits: float | None, memory: float | None = 2.0, seconds: float | None 
         pytest.param([place(0.8), place(0.8)], [True, True], id="identical models"),
         pytest.param([place(0.8), place(0.8), place(0.8, 1.9)], [False, False, True], id="two identical, one better"),
         pytest.param([place(0.8, 1, 1), place(0.9, 2, 2), place(1.0, 3, 3)], [True, False, False], id="a chain"),
-        pytest.param([place(0.8, 3, 1), place(0.9, 1, 3), place(0.95, 2, 2)], [True, True, True], id="a knee on its own"),
+        pytest.param(
+            [place(0.8, 3, 1), place(0.9, 1, 3), place(0.95, 2, 2)], [True, True, True], id="a knee on its own"
+        ),
         pytest.param([place(0.8), place(None)], [True, None], id="not measured"),
         pytest.param([place(0.8), place(0.7, None), place(0.9)], [True, None, False], id="memory not measured"),
         pytest.param([place(0.8), place(0.7, status="killed")], [True, None], id="not ok"),
@@ -423,8 +429,6 @@ def test_every_attempt_and_its_curve_and_answers_stay_in_the_tables(lake: Lake) 
         attempt = lake.trained("full", status, curve=[{**point, "eval_loss": None} for point in points])
     lake.evaluated(attempt, answers=[planted.answer("y", answer="줄\u2028바꿈"), planted.answer("z")])
     compare(lake.stage)
-    from pipelines import warehouse
-
     with warehouse.connect(lake.data) as db:
         runs = db.execute("SELECT status, last_step FROM training_runs ORDER BY run_id").fetchall()
         curve = db.execute("SELECT count(*), count(train_loss), count(DISTINCT run_id) FROM training_curve").fetchone()
@@ -458,9 +462,3 @@ def test_comparing_imports_nothing_heavy(full_grid: Lake) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["0 []"], done.stderr
     assert re.search(r"lora-r8 +ok +0\.8500 +1\.0000", done.stdout)
-
-
-def _attempts(lake: Lake) -> list[Any]:
-    from pipelines.cells import all_attempts
-
-    return list(all_attempts(lake.data))

@@ -14,7 +14,7 @@ from tests.project import MODEL, TinyProject
 from assets.comparing import comparison
 from assets.data import corpus_records, generated_records, provider_comparison, sft_examples
 from assets.definitions import defs
-from assets.instance import end_orphaned_runs, owner_tags
+from assets.instance import OWNER, end_orphaned_runs, owner_tags
 from assets.project import partition_of
 from assets.training import evaluation, trained_model
 from pipelines import cells
@@ -80,7 +80,9 @@ def test_loading_the_code_location_imports_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_definitions_validate_with_and_without_dagster_home(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_definitions_validate_with_and_without_dagster_home(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("DAGSTER_HOME")
     command = [str(Path(sys.executable).parent / "dagster"), "definitions", "validate", "-w", "workspace.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
@@ -98,7 +100,9 @@ def test_the_nightly_asks_for_every_cell_of_its_profile(project: TinyProject) ->
     }
 
 
-def test_the_chain_fills_the_table_and_a_second_call_reuses_it(project: TinyProject, instance: dg.DagsterInstance) -> None:
+def test_the_chain_fills_the_table_and_a_second_call_reuses_it(
+    project: TinyProject, instance: dg.DagsterInstance
+) -> None:
     assert make_data(instance).success
     for method in ("base", "full", "lora-r8", "qlora-r8"):
         assert make_cell(instance, method).success
@@ -108,11 +112,21 @@ def test_the_chain_fills_the_table_and_a_second_call_reuses_it(project: TinyProj
     assert "lora-r8" in str(metadata["comparison"].value)
 
     rows = {row["method"]: row for row in published_rows(project.data)}
-    assert [rows[m]["status"] for m in ("base", "full", "lora-r8", "lora-r128", "qlora-r8")] == ["ok"] * 3 + ["missing", "ok"]
+    assert [rows[m]["status"] for m in ("base", "full", "lora-r8", "lora-r128", "qlora-r8")] == ["ok"] * 3 + [
+        "missing",
+        "ok",
+    ]
     for method in ("full", "lora-r8", "qlora-r8"):
         row = rows[method]
         assert row["base_bits_per_byte"] == rows["base"]["eval_bits_per_byte"]
-        for name in ("train_loss", "eval_loss", "tokens_per_second", "peak_memory_gb", "process_memory_mean_mb", "chrf"):
+        for name in (
+            "train_loss",
+            "eval_loss",
+            "tokens_per_second",
+            "peak_memory_gb",
+            "process_memory_mean_mb",
+            "chrf",
+        ):
             assert row[name] is not None and row[name] >= 0, (method, name)
     assert rows["full"]["trainable_params"] == rows["full"]["total_params"]
     assert rows["lora-r8"]["trainable_params"] < rows["full"]["trainable_params"]
@@ -163,9 +177,13 @@ def test_a_model_that_cannot_be_fetched_is_unavailable_with_what_to_do(
 
 
 def test_hostile_text_in_metadata_is_text(project: TinyProject, instance: dg.DagsterInstance) -> None:
-    hostile = '<script>alert(1)</script> ![x](http://evil) | </td> \x1b[31m'
+    hostile = "<script>alert(1)</script> ![x](http://evil) | </td> \x1b[31m"
     corpus = [
-        {"instruction": f"Question number {i}? {hostile}", "input": "", "output": f"Answer {i} {i * 7919} is long enough {hostile}"}
+        {
+            "instruction": f"Question number {i}? {hostile}",
+            "input": "",
+            "output": f"Answer {i} {i * 7919} is long enough {hostile}",
+        }
         for i in range(40)
     ]
     (project.data.root).mkdir(parents=True, exist_ok=True)
@@ -177,7 +195,7 @@ def test_hostile_text_in_metadata_is_text(project: TinyProject, instance: dg.Dag
 
 def test_a_run_whose_process_is_gone_gives_its_place_back(instance: dg.DagsterInstance) -> None:
     job = defs.resolve_job_def("data")
-    gone = {**owner_tags(), "featherweight/pid_started": "12.0"}
+    gone = {OWNER: "1@12.0"}
     dead = instance.create_run_for_job(job, tags=gone)
     alive = instance.create_run_for_job(job, tags=owner_tags())
     for run in (dead, alive):

@@ -18,7 +18,10 @@ from pipelines.generate.journal import Answer, Journal, Request, opened
 REQUEST = Request(
     provider="local",
     model="tiny",
-    messages=[{"role": "system", "content": "You recommend books."}, {"role": "user", "content": "지친 간호사에게 한 권"}],
+    messages=[
+        {"role": "system", "content": "You recommend books."},
+        {"role": "user", "content": "지친 간호사에게 한 권"},
+    ],
     parameters={"max_tokens": 64, "temperature": 0.8, "seed": 1},
     schema={"type": "object", "properties": {"output": {"type": "string"}}},
     topic="tired/nurse",
@@ -94,7 +97,14 @@ def test_a_request_is_noted_in_flight_with_all_it_says_before_it_is_answered(jou
 
 @pytest.mark.parametrize(
     "raw",
-    ['{"a":1}', ' \n{ "a" : 1 }\r\n\r\n', "<html>이건 JSON이 아니다</html>", '{"text": "\\ud800 \\u0000"}', "", "긴 글" * 100_000],
+    [
+        '{"a":1}',
+        ' \n{ "a" : 1 }\r\n\r\n',
+        "<html>이건 JSON이 아니다</html>",
+        '{"text": "\\ud800 \\u0000"}',
+        "",
+        "긴 글" * 100_000,
+    ],
     ids=["compact", "spaced", "not JSON", "escapes", "empty", "long"],
 )
 def test_an_answer_is_kept_as_it_came(journal: Journal, raw: str) -> None:
@@ -166,7 +176,11 @@ def test_requests_that_are_not_in_flight_are_not_put_in_doubt(journal: Journal) 
     journal.answered(done, answer())
     journal.failed(broken, "refused")
     assert journal.mark_orphans_in_doubt() == 1
-    assert [row_of(journal, request)["status"] for request in (done, broken, flying)] == ["answered", "failed", "in_doubt"]
+    assert [row_of(journal, request)["status"] for request in (done, broken, flying)] == [
+        "answered",
+        "failed",
+        "in_doubt",
+    ]
 
 
 def test_another_process_reads_an_answer_as_soon_as_it_is_given(journal: Journal, tmp_path: Path) -> None:

@@ -38,6 +38,15 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
+def refusal(path: Path) -> str:
+    """The message of the error. Not pytest.raises: pydantic would keep what that holds alive until the process ends."""
+    try:
+        load_topics(path)
+    except UsageError as error:
+        return str(error)
+    pytest.fail(f"{path} was accepted")
+
+
 def distinct(cells: list[Cell]) -> int:
     return len({tuple(sorted(cell.items())) for cell in cells})
 
@@ -129,10 +138,9 @@ def test_a_cell_becomes_a_prompt_a_topic_and_a_language(small: TopicGrid) -> Non
 def test_a_mistake_in_topics_yaml_is_named(tmp_path: Path, old: str, new: str, said: list[str]) -> None:
     assert old in SMALL
     path = written(tmp_path, SMALL.replace(old, new, 1))
-    with pytest.raises(UsageError) as raised:
-        load_topics(path)
+    message = refusal(path)
     for words in [str(path), *said]:
-        assert words in str(raised.value)
+        assert words in message
 
 
 def test_a_file_that_is_missing_a_folder_or_not_utf8_is_named(tmp_path: Path) -> None:

@@ -44,11 +44,16 @@ def tiny_tokenizer(*, bos: bool = False, chat: bool = True) -> Any:
     raw.decoder = decoders.ByteLevel()
     special = ["<|im_end|>", "<|im_start|>", "<s>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=WORDS, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=WORDS,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     raw.train_from_iterator((r["output"] for r in read_corpus(PROJECT / "data" / "corpus.json")), trainer)
     if bos:
-        raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", raw.token_to_id("<s>"))])
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", raw.token_to_id("<s>"))]
+        )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|im_end|>", bos_token="<s>" if bos else None
     )

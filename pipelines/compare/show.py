@@ -40,6 +40,11 @@ def plain(text: str, limit: int = 2000) -> str:
     return clean if len(clean) <= limit else clean[:limit] + f" … ({len(text):,} characters in all)"
 
 
+def one_line(text: str, limit: int) -> str:
+    """Plain text that cannot pass for a line of ours."""
+    return plain(text, limit).replace("\n", " ")
+
+
 def cell_text(value: Any, digits: int | None) -> str:
     match value:
         case None:
@@ -49,7 +54,7 @@ def cell_text(value: Any, digits: int | None) -> str:
         case int() | float() if digits is not None:
             return f"{value:,.{digits}f}"
         case _:
-            return plain(str(value), 80)
+            return one_line(str(value), 80)
 
 
 def render(rows: Sequence[Row], form: Format) -> str:
@@ -99,15 +104,14 @@ def _markdown(rows: Sequence[Row], headings: list[str], body: list[list[str]]) -
 
 def escape_markdown(text: str) -> str:
     """Model-written text as itself: no image, link, HTML or table cell can come of it."""
-    one_line = text.replace("\n", " ")
-    return re.sub(r"([\\`*_\[\]<>|!#])", r"\\\1", one_line)
+    return re.sub(r"([\\`*_~\[\]<>|!#&])", r"\\\1", text.replace("\n", " "))
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = [f"{row['model']} × {row['method']}: {plain(row['advice'], 300)}" for row in rows if row["advice"]]
+    notes = [f"{row['model']} × {row['method']}: {one_line(row['advice'], 300)}" for row in rows if row["advice"]]
     for row in rows:
         if row["status"] not in ("ok", "missing") and row["status_detail"]:
-            notes.append(f"{row['model']} × {row['method']} is {row['status']}: {plain(row['status_detail'], 300)}")
+            notes.append(f"{row['model']} × {row['method']} is {row['status']}: {one_line(row['status_detail'], 300)}")
         if row["stale_because"]:
             notes.append(f"{row['model']} × {row['method']} is stale: {row['stale_because']} changed")
     about = dict.fromkeys(f"{row['model']}: {row['model_note']}" for row in rows if row.get("model_note"))

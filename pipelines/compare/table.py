@@ -91,7 +91,7 @@ def _row(stage: Stage, model: str, method: str, selected: Selected) -> Row:
     _add_attempt(row, shown, newest)
     _add_numbers(row, [seed for seed in found if seed.attempt.status == "ok"] or [shown])
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
-    because = stale_because(stage, newest, selected, fingerprint)
+    because = list(dict.fromkeys(name for seed in found for name in stale_because(stage, seed, selected, fingerprint)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
     if profile.price_per_hour is not None and row["train_seconds"] is not None:
         row["train_usd"] = profile.price_per_hour * row["train_seconds"] / 3600

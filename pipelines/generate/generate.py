@@ -104,13 +104,14 @@ async def _send_all(
 
 async def _send(journal: Journal, client: OpenAIClient, request: Request) -> None:
     for attempt in range(ATTEMPTS):
+        if attempt:
+            await asyncio.sleep(0.1 * 2**attempt)
         journal.sending(request)
         try:
             journal.answered(request, await client.answer(request))
             return
         except CallError as error:
             journal.failed(request, str(error))
-            await asyncio.sleep(0.2 * 2**attempt)
 
 
 def generated_records(data: DataRoot, experiments: Experiments) -> list[RawRecord]:

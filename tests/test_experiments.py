@@ -1,0 +1,426 @@
+"""experiments.yaml is checked whole when it is loaded, and each setting is looked up where the file says it is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines import experiments, machine
+from pipelines.clean.read import raw_records
+from pipelines.errors import UsageError
+from pipelines.experiments import Experiments, profile_name
+from pipelines.files import write_json, write_jsonl
+from pipelines.paths import PROJECT, DataRoot
+
+SMALL = """\
+models:
+  tiny:
+    source: {path: /models/tiny}
+    prompt: alpaca
+    lora_targets: [q_proj, v_proj]
+  other:
+    source: {hub: somebody/other}
+    prompt: chat
+    lora_targets: [c_attn, c_fc]
+    attention_targets: [c_attn]
+methods:
+  base: {kind: none}
+  full: {kind: full}
+  lora-r8: {kind: lora, rank: 8}
+training:
+  epochs: 1
+profiles:
+  local:
+    models: [tiny]
+    methods: [base, full, lora-r8]
+sources:
+  corpus: true
+generation:
+  local: {model: tiny}
+"""
+Load = Callable[..., Experiments]
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "experiments.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def changed(*changes: tuple[str, str]) -> str:
+    text = SMALL
+    for old, new in changes:
+        assert text.count(old) >= 1, old
+        text = text.replace(old, new, 1)
+    return text
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Load the small file with these replacements made."""
+    return lambda *changes: experiments.load(written(tmp_path, changed(*changes)))
+
+
+def refusal(path: Path | None) -> str:
+    """The message of the error. Not pytest.raises: pydantic would keep what that holds alive until the process ends."""
+    try:
+        experiments.load(path)
+    except UsageError as error:
+        return str(error)
+    pytest.fail(f"{path} was accepted")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Experiments:
+    return experiments.load(PROJECT / "experiments.yaml")
+
+
+# --- what is refused, and how it is said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "place", "said"),
+    [
+        ("    prompt: alpaca", "    promt: alpaca", 4, "models.tiny.promt", "did you mean 'prompt'?"),
+        ("full: {kind: full}", "full: {kind: full, ranks: 8}", 13, "methods.full.ranks", "rank, alpha, dropout"),
+        ("sources:", "sourcs:", 21, "sourcs", "models, methods, training, profiles, sources"),
+        ("    models: [tiny]", "    model: [tiny]", 19, "profiles.local.model", "models, methods, languages"),
+        ("  epochs: 1", "  epoch: 1", 16, "training.epoch", "did you mean 'epochs'?"),
+        ("  corpus: true", "  corpus: true\n  s3: x", 23, "sources.s3", "corpus, local_generator, files, hub, mix"),
+        ("{path: /models/tiny}", "{url: /models/tiny}", 3, "models.tiny.source.url", "wheel, file, sha256, hub"),
+        ("  epochs: 1", "  learning_rate: {ful: 1.0e-5}", 16, "training.learning_rate.ful", "full, lora"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_line_and_what_is_allowed(
+    tmp_path: Path, old: str, new: str, line: int, place: str, said: str
+) -> None:
+    # two comment lines first, so that a line number that is always 1 would be noticed
+    path = written(tmp_path, "# a\n# b\n" + changed((old, new)))
+    first = refusal(path).splitlines()[0]
+    assert first.startswith(f"{path}:{line + 2}: {place}: unknown key ")
+    assert said in first
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "place", "said"),
+    [
+        (
+            "models: [tiny]",
+            "models: [tiny, tny]",
+            19,
+            "profiles.local.models[1]",
+            "'tny'; expected one of tiny, other (did you",
+        ),
+        (
+            "[base, full,",
+            "[base, fulll,",
+            20,
+            "profiles.local.methods[1]",
+            "'fulll'; expected one of base, full, lora-r8",
+        ),
+        ("{model: tiny}", "{model: gpt5}", 24, "generation.local.model", "'gpt5'; expected one of tiny, other"),
+        (
+            "    prompt: alpaca",
+            "    prompt: alpaca\n    overrides:\n      lora-r9: {epochs: 2}",
+            6,
+            "models.tiny.overrides.lora-r9",
+            "'lora-r9'; expected one of base, full, lora-r8 (did you mean 'lora-r8'?)",
+        ),
+        (
+            "training:",
+            "nightly: {profile: gpu}\ntraining:",
+            15,
+            "nightly.profile",
+            "'gpu'; expected one of auto, local",
+        ),
+    ],
+)
+def test_a_name_that_does_not_exist_is_named_with_its_line_and_what_is_allowed(
+    tmp_path: Path, old: str, new: str, line: int, place: str, said: str
+) -> None:
+    path = written(tmp_path, changed((old, new)))
+    message = refusal(path)
+    assert message.startswith(f"{path}:{line}: {place}: got ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ("  epochs: 1", "  epochs: 1\n  epochs: 2", 17, "'epochs' is given twice (first in line 16)"),
+        ("  other:", "  tiny:", 6, "'tiny' is given twice (first in line 2)"),
+        ("generation:", "models: {}\ngeneration:", 23, "'models' is given twice (first in line 1)"),
+        ("{kind: none}", "{kind: none, kind: full}", 12, "'kind' is given twice (first in line 12)"),
+    ],
+)
+def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:
+    path = written(tmp_path, changed((old, new)))
+    assert refusal(path) == f"{path}:{line}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "place", "said"),
+    [
+        ("epochs: 1", "epochs: often", 16, "training.epochs", "got 'often'"),
+        ("epochs: 1", "epochs: -1", 16, "training.epochs", "got -1; Input should be greater than 0"),
+        ("epochs: 1", "epochs: .inf", 16, "training.epochs", "finite"),
+        ("epochs: 1", "epochs: .nan", 16, "training.epochs", "got nan"),
+        ("epochs: 1", "max_length: 4", 16, "training.max_length", "got 4"),
+        ("epochs: 1", "learning_rate: fast", 16, "training.learning_rate", "got 'fast'"),
+        ("epochs: 1", "learning_rate: {full: 1.0e-5}", 16, "training.learning_rate.lora", "Field required"),
+        ("epochs: 1", "optimizer: sgd", 16, "training.optimizer", "got 'sgd'"),
+        ("prompt: alpaca", "prompt: poem", 4, "models.tiny.prompt", "'chat' or 'alpaca'"),
+        ("    prompt: alpaca\n", "", 2, "models.tiny.prompt", "Field required"),
+        ("lora_targets: [q_proj, v_proj]", "lora_targets: []", 5, "models.tiny.lora_targets", "at least 1 item"),
+        ("{path: /models/tiny}", "{path: /m, hub: a/b}", 3, "models.tiny.source", "exactly one of wheel, hub or path"),
+        ("{path: /models/tiny}", "{wheel: a==1}", 3, "models.tiny.source", "file and sha256"),
+        ("{kind: none}", "{kind: nothing}", 12, "methods.base.kind", "'none', 'full' or 'lora'"),
+        ("rank: 8", "alpha: 8", 14, "methods.lora-r8", "needs rank"),
+        ("{kind: full}", "{kind: full, quantization: nf4}", 13, "methods.full", "belong to kind lora, not full"),
+        ("  other:", "  Big Model:", 6, "models.Big Model", "should match pattern"),
+        ("  corpus: true", "  files: x.jsonl", 22, "sources.files", "valid list"),
+        ("  corpus: true", "  corpus: false", 21, "sources", "names nothing to train on"),
+        ("sources:\n  corpus: true\n", "", 1, "sources", "Field required"),
+        ("models: [tiny]", "models: tiny", 19, "profiles.local.models", "valid list"),
+        ("models: [tiny]", "models: []", 19, "profiles.local.models", "at least 1 item"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_line_and_what_was_expected(
+    tmp_path: Path, old: str, new: str, line: int, place: str, said: str
+) -> None:
+    path = written(tmp_path, changed((old, new)))
+    message = refusal(path)
+    assert message.startswith(f"{path}:{line}: {place}: ")
+    assert said in message
+
+
+def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
+    message = refusal(written(tmp_path, changed(("epochs: 1", "epochs: x"), ("prompt: chat", "prompt: poem"))))
+    assert "training.epochs" in message
+    assert "models.other.prompt" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: [tiny", ":1:14: not YAML"),
+        ("models:\n\tx: 1", ":2:1: not YAML"),
+        (SMALL + "\x00", "not YAML"),
+        (SMALL + "nightly: {cron: 2020-99-99}", "not YAML: month must be in 1..12"),
+        (SMALL + "x: &x [*x]", "not YAML"),
+        ("? [a, b]\n: 1\n" + SMALL, ":1: a key is a list or a mapping"),
+        ("", "got None"),
+        ("- a\n- b", "got ['a', 'b']"),
+        ("just words", "got 'just words'"),
+    ],
+)
+def test_what_is_no_yaml_mapping_is_refused_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    path = written(tmp_path, text)
+    message = refusal(path)
+    assert message.startswith(str(path))
+    assert said in message
+
+
+def test_a_file_that_is_missing_a_folder_or_not_utf8_is_named(tmp_path: Path) -> None:
+    assert "no such file; set FEATHERWEIGHT_EXPERIMENTS" in refusal(tmp_path / "none.yaml")
+    assert str(tmp_path) in refusal(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"# caf\xe9\n" + SMALL.encode())
+    assert "latin.yaml: byte 5 is not UTF-8" in refusal(tmp_path / "latin.yaml")
+
+
+def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(written(tmp_path, changed(("epochs: 1", "epochs: 7")))))
+    assert experiments.load().training.epochs == 7
+    monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(tmp_path / "gone.yaml"))
+    assert str(tmp_path / "gone.yaml") in refusal(None)
+
+
+def test_loaded_settings_cannot_be_changed(load: Load) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load().training.epochs = 3
+
+
+@pytest.mark.parametrize("what", ["model", "method", "profile"])
+def test_asking_for_an_unknown_name_says_which_there_are(load: Load, what: str) -> None:
+    known = {"model": "tiny, other", "method": "base, full, lora-r8", "profile": "local"}[what]
+    with pytest.raises(UsageError, match=f"unknown {what} 'nope'; expected one of {known}"):
+        getattr(load(), what)("nope")
+
+
+# --- which level decides
+
+LEVELS = [
+    ("  epochs: 1", "  epochs: 11"),
+    ("    models: [tiny]", "    models: [tiny]\n    training: {epochs: 12}"),
+    ("{kind: lora, rank: 8}", "{kind: lora, rank: 8, epochs: 13}"),
+    ("    prompt: alpaca", "    prompt: alpaca\n    epochs: 14"),
+    (
+        "    lora_targets: [q_proj, v_proj]",
+        "    lora_targets: [q_proj, v_proj]\n    overrides: {lora-r8: {epochs: 15}}",
+    ),
+]
+
+
+@pytest.mark.parametrize("levels", range(1, 6))
+def test_each_level_goes_over_those_before_it(load: Load, levels: int) -> None:
+    loaded = load(*LEVELS[:levels])
+    assert loaded.training_for("local", "tiny", "lora-r8").epochs == 10 + levels
+
+
+@pytest.mark.parametrize("level", range(1, 5))
+def test_each_level_is_heard_when_it_alone_speaks(load: Load, level: int) -> None:
+    loaded = load(("  epochs: 1", "  weight_decay: 0.0"), LEVELS[level])
+    assert loaded.training_for("local", "tiny", "lora-r8").epochs == 11 + level
+
+
+def test_a_level_speaks_only_for_its_own_model_and_method(load: Load) -> None:
+    loaded = load(*LEVELS)
+    assert loaded.training_for("local", "tiny", "full").epochs == 14, "the override is for lora-r8, the model for both"
+    assert loaded.training_for("local", "other", "lora-r8").epochs == 13
+    assert loaded.training_for("local", "other", "full").epochs == 12
+
+
+def test_a_later_false_or_zero_goes_over_an_earlier_value(load: Load) -> None:
+    loaded = load(
+        ("  epochs: 1", "  weight_decay: 0.5\n  gradient_checkpointing: true"),
+        ("{kind: full}", "{kind: full, gradient_checkpointing: false, weight_decay: 0}"),
+    )
+    settings = loaded.training_for("local", "tiny", "full")
+    assert (settings.gradient_checkpointing, settings.weight_decay) == (False, 0.0)
+    assert loaded.training_for("local", "tiny", "lora-r8").gradient_checkpointing is True
+
+
+def test_each_kind_has_its_own_learning_rate(load: Load) -> None:
+    loaded = load(("epochs: 1", "learning_rate: {full: 3.0e-5, lora: 4.0e-4}"))
+    assert loaded.training_for("local", "tiny", "full").learning_rate == 3e-5
+    assert loaded.training_for("local", "tiny", "lora-r8").learning_rate == 4e-4
+
+
+def test_a_method_may_set_one_learning_rate(load: Load) -> None:
+    loaded = load(("rank: 8", "rank: 8, learning_rate: 5e-4"))
+    assert loaded.training_for("local", "tiny", "lora-r8").learning_rate == 5e-4, (
+        "5e-4 is a text to YAML, a number to people"
+    )
+    assert loaded.training_for("local", "tiny", "full").learning_rate == 2e-5
+
+
+def test_targets_are_the_models_its_attentions_or_a_list(load: Load) -> None:
+    more = ["lora-a: {kind: lora, rank: 8, targets: attention}", "lora-x: {kind: lora, rank: 8, targets: [x]}"]
+    loaded = load(("rank: 8}", "\n  ".join(["rank: 8}", *more])))
+
+    def targets(model: str, method: str) -> list[str]:
+        return loaded.targets_for(model, loaded.training_for("local", model, method))
+
+    assert targets("other", "lora-r8") == ["c_attn", "c_fc"]
+    assert targets("other", "lora-a") == ["c_attn"]
+    assert targets("tiny", "lora-a") == ["q_proj", "k_proj", "v_proj"]
+    assert targets("tiny", "lora-x") == ["x"]
+
+
+# --- what is trained on
+
+RECORD = {
+    "instruction": "What do I read tonight?",
+    "input": "",
+    "output": "Something short, with the phone in another room.",
+}
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ("{corpus: true}", {"corpus"}),
+        ("{corpus: true, files: [FILE]}", {"mine.jsonl"}),
+        ("{corpus: true, local_generator: true, files: [FILE]}", {"mine.jsonl"}),
+        ("{corpus: true, files: [FILE], mix: true}", {"corpus", "mine.jsonl"}),
+        ("{files: [FILE], mix: true}", {"mine.jsonl"}),
+    ],
+)
+def test_own_files_replace_the_corpus_unless_mixed(
+    load: Load, tmp_path: Path, sources: str, expected: set[str]
+) -> None:
+    data = DataRoot(tmp_path / "data")
+    write_json(data.root / "corpus.json", [RECORD])
+    write_jsonl(tmp_path / "mine.jsonl", [RECORD])
+    loaded = load(("sources:\n  corpus: true", f"sources: {sources.replace('FILE', str(tmp_path / 'mine.jsonl'))}"))
+    assert {record.source for record in raw_records(data, loaded)} == expected
+
+
+@pytest.mark.parametrize(
+    ("sources", "corpus", "generator"),
+    [
+        ("{corpus: true}", True, False),
+        ("{local_generator: true}", False, True),
+        ("{corpus: true, local_generator: true, hub: [{dataset: a/b}]}", False, False),
+        ("{corpus: true, local_generator: true, hub: [{dataset: a/b}], mix: true}", True, True),
+        ("{local_generator: true, files: [x.csv], mix: true}", False, True),
+    ],
+)
+def test_hub_and_files_replace_both_built_in_sources(load: Load, sources: str, corpus: bool, generator: bool) -> None:
+    named = load(("sources:\n  corpus: true", f"sources: {sources}")).sources
+    assert (named.uses_corpus, named.uses_local_generator) == (corpus, generator)
+
+
+# --- the file that ships
+
+
+def test_the_shipped_file_holds_the_promised_grid(shipped: Experiments) -> None:
+    assert {
+        "smollm2-135m", "gpt2-large", "gpt2-xl", "opt-350m", "opt-1.3b", "gpt-neo-1.3b", "gemma-2b-it", "llama-3-8b",
+    } <= set(shipped.models)  # fmt: skip
+    assert {
+        "base", "full", "full-8bit", "lora-r8", "lora-r128", "lora-r256", "lora-r8-qkv", "qlora-r8", "qlora-r64",
+    } <= set(shipped.methods)  # fmt: skip
+    assert len(shipped.cells) == len(shipped.models) * len(shipped.methods)
+
+
+def test_every_shipped_cell_of_every_profile_can_be_decided(shipped: Experiments) -> None:
+    for profile in shipped.profiles:
+        for model, method in shipped.cells:
+            settings = shipped.training_for(profile, model, method)
+            assert shipped.targets_for(model, settings)
+
+
+def test_shipped_lora_scales_alpha_with_its_rank(shipped: Experiments) -> None:
+    adapters = [method for method in shipped.methods.values() if method.kind == "lora"]
+    assert all(method.alpha == 4 * (method.rank or 0) and method.dropout == 0.1 for method in adapters)
+
+
+def test_shipped_rows_share_their_examples_per_step(shipped: Experiments) -> None:
+    for name, profile in shipped.profiles.items():
+        steps = {
+            shipped.training_for(name, *cell).examples_per_step for cell in shipped.cells if cell[1] in profile.methods
+        }
+        assert len(steps) == 1
+
+
+# --- which profile runs
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpu", "expected"),
+    [
+        (None, None, "local"),
+        ("auto", None, "local"),
+        ("", "NVIDIA T4", "gpu"),
+        ("auto", "NVIDIA T4", "gpu"),
+        ("local", "NVIDIA T4", "local"),
+        ("gpu", None, "gpu"),
+    ],
+)
+def test_auto_is_gpu_with_cuda_and_local_without(
+    shipped: Experiments, monkeypatch: pytest.MonkeyPatch, wanted: str | None, gpu: str | None, expected: str
+) -> None:
+    monkeypatch.setattr(machine, "cuda_name", lambda: gpu)
+    assert profile_name(shipped, wanted) == expected
+
+
+def test_auto_stays_local_where_no_gpu_profile_is_configured(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cuda_name", lambda: "NVIDIA T4")
+    assert profile_name(load(), "auto") == "local"
+
+
+def test_an_unknown_profile_is_refused(shipped: Experiments) -> None:
+    with pytest.raises(UsageError, match=r"unknown profile 'locl'.*did you mean 'local'"):
+        profile_name(shipped, "locl")

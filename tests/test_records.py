@@ -1,0 +1,266 @@
+"""Reading records: the corpus strictly, people's own files kindly, and every refusal names the file and the place."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from pipelines.errors import UsageError
+from pipelines.records import RawRecord, expand, read_corpus, read_file
+
+ONE = {"instruction": "What do I read tonight?", "input": "", "output": "Something short."}
+TWO = {"instruction": "오늘 밤 뭘 읽을까요?", "input": "피곤해요", "output": "짧은 것, 『어린이라는 세계』 한 꼭지."}
+BOM = b"\xef\xbb\xbf"
+
+
+def json_bytes(records: list[Any]) -> bytes:
+    return json.dumps(records, ensure_ascii=False, indent=1).encode()
+
+
+def jsonl_bytes(records: list[Any]) -> bytes:
+    return b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+
+
+def saved(folder: Path, name: str, content: bytes | str) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def values(path: Path) -> list[Any]:
+    return [record.value for record in read_file(path)]
+
+
+def write_csv(path: Path, records: list[dict[str, str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    return path
+
+
+# --- the corpus
+
+
+def test_a_good_corpus_is_read_as_it_stands(tmp_path: Path) -> None:
+    assert read_corpus(saved(tmp_path, "corpus.json", json_bytes([ONE, TWO]))) == [ONE, TWO]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"instruction": "x", "input": ""}, "output: Field required"),
+        ({"input": "", "output": "y"}, "instruction: Field required"),
+        ({**ONE, "output": 7}, "output: Input should be a valid string (got 7)"),
+        ({**ONE, "instruction": None}, "instruction: Input should be a valid string (got None)"),
+        ({**ONE, "input": ["a"]}, "input: Input should be a valid string (got ['a'])"),
+        ({**ONE, "messages": [{"role": "user"}]}, "messages.0.content: Field required"),
+        ("just a text", "got 'just a text'"),
+        (None, "got None"),
+    ],
+)
+def test_a_broken_record_of_the_corpus_names_file_record_and_value(tmp_path: Path, broken: Any, said: str) -> None:
+    path = saved(tmp_path, "corpus.json", json_bytes([ONE, TWO, broken, ONE]))
+    with pytest.raises(UsageError) as raised:
+        read_corpus(path)
+    assert str(raised.value).startswith(f"{path}: record 2 (counted from 0): ")
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", ":1:1: not JSON"),
+        ("[]", "holds no records"),
+        ('{"instruction": "x"}', "holds dict"),
+        ('"text"', "holds str 'text'"),
+        ("[{}\n {}]", ":2:2: not JSON: Expecting ',' delimiter near '{}]'"),
+        ('[{"instruction": "a"},\n', ":2:1: not JSON"),
+        ('{"a": 1}\n{"a": 2}\n', "name it .jsonl if it holds one record a line"),
+        ("[" * 100_000, "nested too deeply"),
+        (f"[{'1' * 5000}]", "not JSON"),
+        (b"\xff\xfe[]", "byte 0 is not UTF-8"),
+    ],
+)
+def test_a_corpus_that_is_no_list_of_records_says_what_and_where(
+    tmp_path: Path, content: bytes | str, said: str
+) -> None:
+    path = saved(tmp_path, "corpus.json", content)
+    with pytest.raises(UsageError) as raised:
+        read_corpus(path)
+    assert str(raised.value).startswith(str(path))
+    assert said in str(raised.value)
+
+
+# --- people's files, each kind
+
+
+def test_every_kind_of_file_gives_the_same_records(tmp_path: Path) -> None:
+    files = [
+        saved(tmp_path, "a.json", json_bytes([ONE, TWO])),
+        saved(tmp_path, "a.jsonl", jsonl_bytes([ONE, TWO])),
+        write_csv(tmp_path / "a.csv", [ONE, TWO]),
+        tmp_path / "a.parquet",
+    ]
+    parquet.write_table(pa.Table.from_pylist([ONE, TWO]), files[-1])
+    for path in files:
+        assert list(read_file(path)) == [RawRecord(source=path.name, value=value) for value in (ONE, TWO)]
+
+
+def test_the_suffix_may_be_upper_case(tmp_path: Path) -> None:
+    assert values(saved(tmp_path, "A.JSONL", jsonl_bytes([ONE]))) == [ONE]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
+def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path: Path, name: str) -> None:
+    plain = {
+        "a.json": json_bytes([TWO]),
+        "a.jsonl": jsonl_bytes([TWO]),
+        "a.csv": write_csv(tmp_path / "plain.csv", [TWO]).read_bytes(),
+    }
+    assert values(saved(tmp_path, name, BOM + plain[name])) == [TWO]
+
+
+def test_records_are_not_judged_while_they_are_read(tmp_path: Path) -> None:
+    odd = [{"question": "?"}, 7, None, [1], "text"]
+    assert values(saved(tmp_path, "odd.json", json_bytes(odd))) == odd
+    assert values(saved(tmp_path, "odd.jsonl", jsonl_bytes(odd))) == odd
+
+
+# --- JSONL: a broken line costs that line only
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"{oops", b'{"instruction": "x"', b'"\xff\xfe"', b"[" * 100_000, b"1" * 5000, b'{"a": 1} {"a": 2}'],
+    ids=["no JSON", "cut", "not UTF-8", "deep", "long number", "two in one"],
+)
+def test_a_broken_line_costs_that_line_only(tmp_path: Path, broken: bytes) -> None:
+    path = saved(tmp_path, "a.jsonl", jsonl_bytes([ONE]) + broken + b"\n" + jsonl_bytes([TWO]))
+    first, bad, last = read_file(path)
+    assert (first.value, first.problem, last.value, last.problem) == (ONE, None, TWO, None)
+    assert bad.problem is not None
+    assert bad.problem.startswith("line 2: ")
+    assert bad.value == broken.decode(errors="replace"), "what the line held stays visible"
+
+
+def test_blank_lines_and_windows_line_ends_are_no_records(tmp_path: Path) -> None:
+    content = b"\r\n" + jsonl_bytes([ONE]).replace(b"\n", b"\r\n") + b"  \n\n" + jsonl_bytes([TWO]).rstrip()
+    assert values(saved(tmp_path, "a.jsonl", content)) == [ONE, TWO]
+
+
+def test_a_line_separator_inside_a_text_does_not_end_the_line(tmp_path: Path) -> None:
+    record = {**ONE, "output": "one\u2028two\x85three"}
+    assert values(saved(tmp_path, "a.jsonl", jsonl_bytes([record, TWO]))) == [record, TWO]
+
+
+# --- CSV
+
+
+def test_csv_texts_keep_their_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
+    record = {**ONE, "output": 'He said "no",\nthen\r\nleft.'}
+    assert values(write_csv(tmp_path / "a.csv", [record, TWO])) == [record, TWO]
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0c", "\x1c"])
+def test_only_a_line_break_ends_a_csv_row(tmp_path: Path, odd: str) -> None:
+    path = saved(tmp_path, "a.csv", f"instruction,input,output\nread{odd}what,,this one\n")
+    assert values(path) == [{"instruction": f"read{odd}what", "input": "", "output": "this one"}]
+
+
+def test_csv_may_lack_the_input_column_and_have_others(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a.csv", "rating,output,instruction\n5,this,that\n")
+    assert values(path) == [{"rating": "5", "output": "this", "instruction": "that"}]
+
+
+def test_a_csv_row_with_too_few_cells_lacks_those_fields(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a.csv", "instruction,input,output\nonly this\na,b,c\n")
+    assert values(path) == [{"instruction": "only this"}, {"instruction": "a", "input": "b", "output": "c"}]
+
+
+def test_a_csv_without_the_columns_says_which_it_has(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a.csv", "question,answer\nx,y\n")
+    with pytest.raises(
+        UsageError, match=r"a\.csv: its columns are question, answer; expected instruction, input, output"
+    ):
+        values(path)
+    with pytest.raises(UsageError, match="its columns are none"):
+        values(saved(tmp_path, "empty.csv", ""))
+
+
+def test_a_very_long_csv_cell_is_read(tmp_path: Path) -> None:
+    record = {**ONE, "output": "long " * 100_000}
+    assert values(write_csv(tmp_path / "a.csv", [record])) == [record]
+
+
+# --- missing, empty, not what they are called
+
+
+@pytest.mark.parametrize("name", ["gone.json", "gone.jsonl", "gone.csv", "gone.parquet"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=name.replace(".", r"\.")):
+        values(tmp_path / name)
+    with pytest.raises(UsageError, match=rf"{name}: no such file"):
+        expand([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("name", ["folder", "folder.json", "folder.parquet"])
+def test_a_folder_is_named_as_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match=rf"{name}: is a folder; name its files"):
+        expand([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("name", ["folder.json", "folder.jsonl", "folder.csv"])
+def test_reading_a_folder_is_refused_too(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match=f"{name}: cannot be read"):
+        values(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "records", "records.json.gz"])
+def test_an_unknown_suffix_says_which_are_known(tmp_path: Path, name: str) -> None:
+    path = saved(tmp_path, name, "x")
+    with pytest.raises(UsageError, match=r"unknown kind .*expected one of \.json, \.jsonl, \.csv, \.parquet"):
+        expand([str(path)])
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", json_bytes([ONE])])
+def test_a_parquet_file_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+    path = saved(tmp_path, "a.parquet", content)
+    with pytest.raises(UsageError, match=r"a\.parquet: not a Parquet file"):
+        values(path)
+
+
+def test_empty_files_hold_no_records(tmp_path: Path) -> None:
+    assert values(saved(tmp_path, "a.jsonl", "")) == []
+    assert values(saved(tmp_path, "b.jsonl", "\n\n")) == []
+    assert values(saved(tmp_path, "a.json", "[]")) == []
+    assert values(saved(tmp_path, "a.csv", "instruction,input,output\n")) == []
+    with pytest.raises(UsageError, match=r"b\.json:1:1: not JSON"):
+        values(saved(tmp_path, "b.json", ""))
+
+
+# --- globs
+
+
+def test_globs_name_each_file_once_in_order(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("b.jsonl", "a.jsonl", "deep/c.jsonl", "d.csv"):
+        saved(tmp_path, name, "")
+    patterns = [f"{tmp_path}/*.jsonl", f"{tmp_path}/a.jsonl", f"{tmp_path}/**/*.jsonl"]
+    assert [str(path.relative_to(tmp_path)) for path in expand(patterns)] == ["a.jsonl", "b.jsonl", "deep/c.jsonl"]
+
+
+def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
+    path = saved(tmp_path, "data[1].jsonl", "")
+    assert expand([str(path)]) == [path]
+
+
+def test_a_glob_that_matches_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\*\.csv: no such file"):
+        expand([f"{tmp_path}/*.csv"])

@@ -1,0 +1,149 @@
+"""`make run` itself: the whole graph through Dagster with a tiny model; again; two at once; killed half-way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import psutil
+import pytest
+from tests.project import TinyProject
+
+from pipelines import cells
+from pipelines.paths import PROJECT
+
+QUERY = "SELECT method, status, eval_bits_per_byte, base_bits_per_byte FROM comparison"
+
+
+def start() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "assets.run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+        start_new_session=True,
+    )
+
+
+def attempts(project: TinyProject) -> list[str]:
+    return [attempt.run_id for attempt in cells.all_attempts(project.data)]
+
+
+def processes_of(project: TinyProject) -> list[str]:
+    """Command lines of processes that work in the project's data folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "pid"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(project.data.root) in line and process.info["pid"] != os.getpid():
+            found.append(line)
+    return found
+
+
+@pytest.fixture
+def small(project: TinyProject) -> TinyProject:
+    project.change(profiles={"local": {"methods": ["base", "lora-r8"]}})
+    return project
+
+
+def test_run_fills_the_table_and_a_second_one_reuses_it(small: TinyProject) -> None:
+    first = start()
+    out, err = first.communicate(timeout=240)
+    assert first.returncode == 0, err[-3000:]
+    assert "lora-r8" in out and "bits/byte" in out
+    with duckdb.connect(str(small.data.warehouse), read_only=True) as reader:
+        rows = reader.execute(QUERY).fetchall()
+        assert [(row[0], row[1]) for row in rows] == [("base", "ok"), ("lora-r8", "ok")]
+        before = attempts(small)
+        again = start()
+        _, err = again.communicate(timeout=120)
+        assert again.returncode == 0, err[-3000:]
+        assert err.count("reused: it is current") == 2
+        assert attempts(small) == before
+        assert reader.execute(QUERY).fetchall() == rows  # a reader that stayed open was not disturbed
+    with dg.DagsterInstance.from_config(str(small.data.root / "dagster")) as instance:
+        runs = instance.get_runs()
+        assert {run.job_name for run in runs} == {"data", "training", "publish"}
+        assert all(run.status == dg.DagsterRunStatus.SUCCESS for run in runs)
+    report = small.data.report.read_text(encoding="utf-8")
+    assert "lora-r8" in report and "http://" not in report.replace("http://www.w3.org", "")
+
+
+def test_run_goes_on_after_kill_9_and_leaves_no_process(small: TinyProject) -> None:
+    small.change(profiles={"local": {"training": {"epochs": 5000, "eval_every_steps": 1000}}})
+    killed = start()
+    deadline = time.monotonic() + 120
+    while not any(len(attempt.curve()) > 3 for attempt in cells.all_attempts(small.data)):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    killed.kill()
+    killed.communicate()
+    deadline = time.monotonic() + 30
+    while left := processes_of(small):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    small.change(profiles={"local": {"training": {"epochs": 1}}})
+    again = start()
+    out, err = again.communicate(timeout=240)
+    assert again.returncode == 0, err[-3000:]
+    assert "killed process" in err
+    statuses = [attempt.status for attempt in cells.attempts(small.data, small.key("lora-r8"))]
+    assert statuses in (["killed", "ok"], ["lost", "ok"])
+
+
+def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(small: TinyProject) -> None:
+    small.change(profiles={"local": {"training": {"epochs": 5000, "eval_every_steps": 1000}}})
+    running = start()
+    deadline = time.monotonic() + 120
+    while not any(len(attempt.curve()) > 3 for attempt in cells.all_attempts(small.data)):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err[-3000:]
+    assert "make run" in err and "Traceback" not in err
+    assert not processes_of(small)
+    assert [a.status for a in cells.attempts(small.data, small.key("lora-r8"))] == ["killed"]
+
+
+def test_a_cell_out_of_memory_ends_the_run_with_3_and_its_row(small: TinyProject) -> None:
+    small.change(models={"smollm2-135m": {"overrides": {"lora-r8": {"memory_budget_gb": 0.2}}}})
+    running = start()
+    out, err = running.communicate(timeout=240)
+    assert running.returncode == 3, err[-3000:]
+    assert "out_of_memory" in out and "budget of 0.2 GB" in err
+
+
+def test_a_broken_configuration_ends_the_run_with_2(small: TinyProject) -> None:
+    small.experiments.write_text("models: [", encoding="utf-8")
+    running = start()
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 2 and str(small.experiments) in err and "Traceback" not in err
+
+
+def test_ui_on_a_used_port_says_which_to_take(small: TinyProject) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "assets.ui"],
+            env={**os.environ, "PORT": str(port)},
+            capture_output=True,
+            text=True,
+            cwd=PROJECT,
+        )
+    assert done.returncode == 2 and f"PORT={port + 1}" in done.stderr
+
+
+def test_the_makefile_names_every_command_of_the_readme() -> None:
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    for target in ("run", "test", "test-slow", "ui", "table", "bench", "lint"):
+        assert f"\n{target}:" in makefile
+    assert Path(PROJECT / "requirements.lock").read_text(encoding="utf-8").count("torch==2.13.0\n") == 1
