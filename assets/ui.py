@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import dagster as dg
+
 from assets.instance import prepare_home
 from pipelines.paths import PROJECT
 from pipelines.process import stop_group
@@ -41,6 +43,8 @@ def main() -> int:
         )
         return 2
     home = prepare_home()
+    with dg.DagsterInstance.get():
+        pass  # its tables are made here once: two processes that start on an empty home trip over each other
     workspace = ["-w", str(PROJECT / "workspace.yaml")]
     commands = (
         ["dagster-webserver", "-h", HOST, "-p", str(port), *workspace],

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.project import MODEL, TinyProject
 
 from pipelines.cli import main
+from tests.project import MODEL, TinyProject
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from tests.project import MODEL, TinyProject
 
 from assets.comparing import comparison
 from assets.data import corpus_records, generated_records, provider_comparison, sft_examples
@@ -21,6 +20,7 @@ from pipelines import cells
 from pipelines.compare.compare import published_rows
 from pipelines.experiments import load
 from pipelines.paths import PROJECT
+from tests.project import MODEL, TinyProject
 
 DATA = [corpus_records, generated_records, sft_examples, provider_comparison]
 CELL = [trained_model, evaluation]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.project import MODEL, TinyProject
 
 from pipelines import cells
 from pipelines.cells import Attempt
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
 from pipelines.compare.table import comparison_rows
+from tests.project import MODEL, TinyProject
 
 FEATHERWEIGHT = [sys.executable, "-m", "pipelines.cli"]
 

@@ -1,20 +1,21 @@
 """The fast loss equals the plain one: same value, same gradients, no example sees another, for every architecture of the grid."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.tiny import ARCHITECTURES, TARGETS, save_tiny, tiny_model, tiny_tokenizer
 
 from pipelines.train import batches, loading
 from pipelines.train.dropout import CheapDropout, keep_mask
 from pipelines.train.losses import head_on_positions, scored_mask, token_losses
 from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
+from tests.tiny import ARCHITECTURES, TARGETS, save_tiny, tiny_model, tiny_tokenizer
 
 RECORDS = [
-    {"example_id": "a", "instruction": "A book for a nurse?", "input": "After a night shift.", "output": "Olive Kitteridge, by Elizabeth Strout."},
-    {"example_id": "b", "instruction": "한 권만 골라 줘", "input": "", "output": "정세랑의 『보건교사 안은영』이요. 짧고 다정해요."},
+    {"example_id": "a", "instruction": "For a nurse?", "input": "After a night shift.", "output": "Olive Kitteridge."},
+    {"example_id": "b", "instruction": "한 권만", "input": "", "output": "정세랑의 『보건교사 안은영』이요."},
     {"example_id": "c", "instruction": "One sentence, please.", "input": "", "output": "Read Stoner."},
 ]  # fmt: skip
 
@@ -157,4 +158,4 @@ def test_steps_hold_the_same_examples_whatever_the_budget_and_every_epoch_holds_
 def test_the_learning_rate_warms_up_and_ends_near_zero() -> None:
     shares = [batches.learning_rate_share(step, total=10, warmup_share=0.2) for step in range(10)]
     assert shares[0] < shares[1] < shares[2] == 1
-    assert all(a > b for a, b in zip(shares[2:], shares[3:], strict=False)) and shares[-1] < 0.1
+    assert all(a > b for a, b in pairwise(shares[2:])) and shares[-1] < 0.1

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from tests.tiny import tiny_tokenizer
 
 from pipelines.train import checks
 from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
+from tests.tiny import tiny_tokenizer
 
 RECORD = {"example_id": "r1", "instruction": "A book?", "input": "I am tired.", "output": "책은 『여름의 책』이에요."}
 

@@ -11,10 +11,10 @@ import dagster as dg
 import duckdb
 import psutil
 import pytest
-from tests.project import TinyProject
 
 from pipelines import cells
 from pipelines.paths import PROJECT
+from tests.project import TinyProject
 
 QUERY = "SELECT method, status, eval_bits_per_byte, base_bits_per_byte FROM comparison"
 
@@ -88,7 +88,7 @@ def test_run_goes_on_after_kill_9_and_leaves_no_process(small: TinyProject) -> N
         time.sleep(0.1)
     small.change(profiles={"local": {"training": {"epochs": 1}}})
     again = start()
-    out, err = again.communicate(timeout=240)
+    _, err = again.communicate(timeout=240)
     assert again.returncode == 0, err[-3000:]
     assert "killed process" in err
     statuses = [attempt.status for attempt in cells.attempts(small.data, small.key("lora-r8"))]

@@ -1,0 +1,98 @@
+"""The UI in a real browser: `make ui` serves the graph, a cell is materialized by a click, and everything ends together."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from pipelines import cells
+from pipelines.clean import clean as cleaning
+from pipelines.clean.read import raw_records
+from pipelines.paths import PROJECT
+from tests.project import MODEL, TinyProject
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed; .ci/run installs it")
+
+
+@pytest.fixture
+def ui(project: TinyProject) -> Iterator[str]:
+    """The address of a running UI on a project with cleaned data; ended as Ctrl-C ends it, and checked to be gone."""
+    stage = project.stage()
+    cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PORT": str(port)}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "assets.ui"], env=environment, cwd=PROJECT, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait(lambda: _answers(port), "the webserver")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        family = psutil.Process(server.pid).children(recursive=True)
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive, alive
+
+
+def wait(found, what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.3)
+
+
+def _dialog_is_open(page: Page) -> bool:
+    """Click until the page, which first loads the asset's definition, answers with its dialog."""
+    page.get_by_role("button", name="Materialize").first.click()
+    page.wait_for_timeout(2000)
+    return page.get_by_role("button", name="Launch 1 run").is_visible()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def page(ui: str) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        opened = browser.new_page(viewport={"width": 1500, "height": 1000}, base_url=ui)
+        opened.set_default_timeout(60_000)
+        yield opened
+        browser.close()
+
+
+def test_the_graph_shows_and_a_cell_materialized_by_a_click_fills_the_table(project: TinyProject, page: Page) -> None:
+    page.goto("/asset-groups")
+    for group in ("generate", "clean", "train", "evaluate", "compare"):
+        page.get_by_text(group, exact=True).first.wait_for()
+    page.goto("/automation")
+    page.get_by_text("nightly").first.wait_for()
+
+    page.goto(f"/assets/trained_model?view=partitions&partition=lora-r8%7C{MODEL}")
+    page.get_by_text(f"lora-r8|{MODEL}").first.wait_for()
+    wait(lambda: _dialog_is_open(page), "the launch dialog")
+    page.get_by_role("button", name="Launch 1 run").click()
+    key = project.key("lora-r8")
+    wait(lambda: (found := cells.latest(project.data, key)) and found.status == "ok", "the cell to be trained", 180)
+    page.goto(f"/assets/trained_model?view=partitions&partition=lora-r8%7C{MODEL}")
+    page.get_by_text("train_loss", exact=True).first.wait_for()
+    page.get_by_text("loss curve", exact=True).first.wait_for()
+
+    wait(project.data.warehouse.exists, "the sensor to publish", 120)
+    page.goto("/assets/comparison")
+    page.get_by_text("memory_budget_gb").or_(page.get_by_text("eval_bits_per_byte")).first.wait_for()

