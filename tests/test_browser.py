@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 
+import dagster as dg
 import psutil
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
+from assets.data import corpus_records, generated_records, sft_examples
+from assets.instance import prepare_home
 from pipelines import cells
-from pipelines.clean import clean as cleaning
-from pipelines.clean.read import raw_records
 from pipelines.paths import PROJECT
 from tests.project import MODEL, TinyProject
 
@@ -27,8 +28,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is n
 @pytest.fixture
 def ui(project: TinyProject) -> Iterator[str]:
     """The address of a running UI on a project with cleaned data; ended as Ctrl-C ends it, and checked to be gone."""
-    stage = project.stage()
-    cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
+    prepare_home()
+    with dg.DagsterInstance.get() as instance:
+        assert dg.materialize([corpus_records, generated_records, sft_examples], instance=instance).success
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -59,6 +59,22 @@ except WorkError as error:
     print(error)
     sys.exit(42)
 """
+# Looks whether the published name is there before every call to the system that Python makes while it publishes again.
+WATCH_THE_NAME = """
+import os, sys
+from pathlib import Path
+from pipelines.paths import DataRoot
+from pipelines.warehouse import arrow_table, publish
+data, calls = DataRoot(Path(sys.argv[1])), []
+def publish_one(n):
+    publish(data, {"comparison": arrow_table([{"n": n}], {"n": "BIGINT"})})
+publish_one(1)
+sys.addaudithook(lambda event, _: calls.append((event, os.path.exists(data.warehouse))))
+publish_one(2)
+calls = calls[:]
+assert "os.rename" in dict(calls), calls
+print([event for event, there in calls if not there])
+"""
 
 
 @pytest.fixture
@@ -181,6 +197,12 @@ def test_four_readers_never_meet_an_error_while_others_publish(data: DataRoot) -
             thread.join()
         assert [one.wait(), two.wait()] == [0, 0]
     assert errors == []
+
+
+def test_the_published_name_is_there_at_every_moment_of_a_publish(data: DataRoot) -> None:
+    command = [sys.executable, "-c", WATCH_THE_NAME, str(data.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_two_publishers_at_once_make_two_whole_publications(data: DataRoot) -> None:
