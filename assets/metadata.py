@@ -1,7 +1,6 @@
 """Metadata that people read in the UI: tables, pictures, and model-written text that stays text."""
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ def _text(value: Any, limit: int) -> str:
     if value is None:
         return "–"
     shown = f"{value:,.4g}" if isinstance(value, float) else plain(str(value), limit)
-    return html.escape(escape_markdown(shown), quote=False)
+    return escape_markdown(shown)
 
 
 def numbers(measured: Row) -> dict[str, dg.MetadataValue]:

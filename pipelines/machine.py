@@ -53,10 +53,6 @@ def oom_kills() -> int:
     return total
 
 
-def available_memory_gb() -> float:
-    return psutil.virtual_memory().available / 1e9
-
-
 def process_is_alive(pid: int, started: float) -> bool:
     """True while the process that had `pid` at `started` (seconds since the epoch) runs; a reused pid is another one."""
     try:

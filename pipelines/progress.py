@@ -20,7 +20,10 @@ class CellProgress:
         if not curve.exists() or (size := curve.stat().st_size) == self._size:
             return
         self._size = size
-        point = attempt.curve()[-1]
+        points = attempt.curve()
+        if not points:  # the first is still being written
+            return
+        point = points[-1]
         if self._bar is None:
             name = f"{attempt.key.model} × {attempt.key.method}"
             # on a terminal the bar redraws itself; in a log one line every ten seconds is enough

@@ -6,10 +6,9 @@ A session that writes into an old file leaves its `.wal` beside that old name, w
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +124,3 @@ def connect(data: DataRoot) -> duckdb.DuckDBPyConnection:
     if not data.warehouse.exists():
         raise UsageError(f"{data.warehouse}: nothing published yet: run `make run`, or `featherweight compare`.")
     return duckdb.connect(str(data.warehouse), read_only=True)
-
-
-def published_at(data: DataRoot) -> datetime | None:
-    """When the current publication was made, from its name."""
-    if not data.warehouse.is_symlink() or not (
-        stamp := re.match(r"(\d{8}T\d{9})", os.readlink(data.warehouse).split("/")[-1])
-    ):
-        return None
-    return datetime.strptime(stamp[1], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)

@@ -116,6 +116,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in said
         or "Cannot allocate memory" in said
+        or "CUDA error: out of memory" in said
     )
 
 

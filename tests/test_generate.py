@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from pipelines.clean.clean import clean, rejects
 from pipelines.clean.read import corpus_records
 from pipelines.experiments import Experiments
-from pipelines.generate.generate import _send, _send_all, call_counts, generate, generated_records, local_requests
+from pipelines.generate.generate import _send, _send_all, generate, generated_records, local_requests
 from pipelines.generate.journal import Request, opened
 from pipelines.generate.openai_client import CallError, OpenAIClient
 from pipelines.generate.topics import load_topics
@@ -39,6 +40,12 @@ prompt: A book for a {mood} {job}, in {language}.
 system: You recommend books.
 schema: {type: object, required: [instruction, input, output]}
 """
+
+
+def call_counts(data: DataRoot) -> dict[str, int]:
+    """Requests in the journal by status."""
+    with opened(data.journal) as journal:
+        return dict(Counter(row["status"] for row in journal.rows()))
 
 
 @pytest.fixture(scope="module")

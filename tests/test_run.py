@@ -1,6 +1,7 @@
 """`make run` itself: the whole graph through Dagster with a tiny model; again; two at once; killed half-way."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -93,6 +94,26 @@ def test_run_goes_on_after_kill_9_and_leaves_no_process(small: TinyProject) -> N
     assert "killed process" in err
     statuses = [attempt.status for attempt in cells.attempts(small.data, small.key("lora-r8"))]
     assert statuses in (["killed", "ok"], ["lost", "ok"])
+
+
+@pytest.mark.slow
+def test_a_loop_of_random_kills_ends_in_the_whole_table(small: TinyProject) -> None:
+    small.change(profiles={"local": {"training": {"epochs": 6}}})
+    chance = random.Random(11)
+    for _ in range(8):
+        killed = start()
+        time.sleep(chance.uniform(1, 30))
+        killed.kill()
+        killed.communicate()
+    deadline = time.monotonic() + 60
+    while left := processes_of(small):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+    last = start()
+    _, err = last.communicate(timeout=300)
+    assert last.returncode == 0, err[-3000:]
+    with duckdb.connect(str(small.data.warehouse), read_only=True) as reader:
+        assert reader.execute(QUERY).fetchall()[1][1] == "ok"
 
 
 def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(small: TinyProject) -> None:

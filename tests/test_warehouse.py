@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from threading import Thread
 
@@ -322,11 +322,3 @@ def test_a_table_that_does_not_read_back_is_never_published(data: DataRoot, monk
 def test_reading_before_the_first_publication_says_what_to_do(data: DataRoot) -> None:
     with pytest.raises(UsageError, match="make run"):
         warehouse.connect(data)
-
-
-def test_published_at_is_the_moment_of_publication(data: DataRoot) -> None:
-    assert warehouse.published_at(data) is None
-    before = datetime.now(UTC).replace(microsecond=0)
-    publish(data, tables(1))
-    at = warehouse.published_at(data)
-    assert at is not None and before <= at <= datetime.now(UTC)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -141,9 +140,3 @@ def _raw_record(row: dict) -> RawRecord:
         language=row["language"],
         problem=problem,
     )
-
-
-def call_counts(data: DataRoot) -> dict[str, int]:
-    """Requests in the journal by status."""
-    with opened(data.journal) as journal:
-        return dict(Counter(row["status"] for row in journal.rows()))

@@ -204,9 +204,13 @@ def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Stat
     if ending.exit_code == -signal.SIGKILL and ending.kernel_oom_kill:
         return "out_of_memory", f"the kernel's out-of-memory killer ended it at {ending.peak_bytes / 1e9:.2f} GB"
     if ending.exit_code < 0:
-        return "killed", f"ended by {signal.Signals(-ending.exit_code).name} from outside"
+        return "killed", f"ended by {_signal_name(-ending.exit_code)} from outside"
     last = " | ".join((folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-4:])
     return "failed", f"exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}"
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def child_report(folder: Path) -> dict[str, Any]:

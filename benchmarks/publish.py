@@ -1,0 +1,55 @@
+"""Publishing 1,000 finished cells (200,000 curve points, 32,000 answers), against a plain CREATE TABLE of the same rows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from benchmarks.clock import best_seconds
+from pipelines.compare.tables import EVALUATION_ANSWERS, TRAINING_CURVE
+from pipelines.paths import DataRoot
+from pipelines.warehouse import arrow_table, publish
+
+CELLS, POINTS, ANSWERS = 1000, 200, 32
+
+
+def measure() -> Iterator[dict[str, Any]]:
+    point = {"train_loss": 3.1, "learning_rate": 1e-4, "process_memory_mb": 2000.0, "elapsed_seconds": 1.0}
+    curve = [{**point, "run_id": f"run-{c}", "step": s, "examples": 8 * s} for c in range(CELLS) for s in range(POINTS)]
+    answer = {
+        "prompt": "Which book?" * 5,
+        "reference": "Stoner." * 20,
+        "answer": "Olive Kitteridge." * 12,
+        "chrf": 21.5,
+    }
+    answers = [{**answer, "run_id": f"run-{c}", "example_id": str(a)} for c in range(CELLS) for a in range(ANSWERS)]
+    tables = {
+        "training_curve": arrow_table(curve, TRAINING_CURVE),
+        "evaluation_answers": arrow_table(answers, EVALUATION_ANSWERS),
+    }
+    with TemporaryDirectory() as folder:
+        data = DataRoot(Path(folder) / "data")
+        ours = best_seconds(lambda: publish(data, tables), rounds=3)
+        plain = best_seconds(lambda: _plain(Path(folder) / "plain.duckdb", tables), rounds=3)
+        with duckdb.connect(str(data.warehouse), read_only=True) as db:
+            found = {name: db.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in tables}
+    yield {
+        "benchmark": "publish",
+        "rows": {name: table.num_rows for name, table in tables.items()},
+        "seconds": ours,
+        "plain_create_seconds": plain,
+        "over_plain": ours / plain,
+        "reads_back_equal": found == {name: table.num_rows for name, table in tables.items()},
+    }
+
+
+def _plain(path: Path, tables: dict[str, pa.Table]) -> None:
+    path.unlink(missing_ok=True)
+    with duckdb.connect(str(path)) as db:
+        for name, table in tables.items():
+            db.register("incoming", table)
+            db.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
+            db.unregister("incoming")
