@@ -1,6 +1,9 @@
 """What every asset needs: the checked configuration, the cells as partitions, the device's pool."""
 
+import multiprocessing
 import os
+import threading
+import time
 from functools import cache
 
 import dagster as dg
@@ -12,6 +15,7 @@ from pipelines.experiments import Experiments
 from pipelines.paths import data_root
 from pipelines.train.cell import Stage
 
+GRACE_SECONDS = 10
 # Training, evaluation and the local LLM server share it, so that one of them runs at a time: two falsify every speed.
 DEVICE_POOL = f"device-{machine.device_slug()}"
 
@@ -32,9 +36,24 @@ CELLS = dg.MultiPartitionsDefinition(
 
 def stage_now() -> Stage:
     """The data root, the configuration as it is now, and the profile that this machine runs."""
+    _end_with_the_run()
     experiments = configuration.load()
     name = configuration.profile_name(experiments, os.environ.get("FEATHERWEIGHT_PROFILE"))
     return Stage(data_root(), experiments, name)
+
+
+@cache
+def _end_with_the_run() -> None:
+    """A step whose run was killed ends too, some seconds later: Dagster's steps are children of a fork server, which would
+    keep them waiting for a reader of their events that is gone."""
+    if (parent := multiprocessing.parent_process()) is not None:
+
+        def follow() -> None:
+            parent.join()
+            time.sleep(GRACE_SECONDS)
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
 
 
 def keys_of(context: dg.AssetExecutionContext, stage: Stage) -> list[CellKey]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
@@ -36,12 +37,13 @@ def attempts(project: TinyProject) -> list[str]:
 
 
 def processes_of(project: TinyProject) -> list[str]:
-    """Command lines of processes that work in the project's data folder."""
+    """Command lines of processes that were started for the project's data folder, by their environment."""
     found = []
-    for process in psutil.process_iter(["cmdline", "pid"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if str(project.data.root) in line and process.info["pid"] != os.getpid():
-            found.append(line)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            ours = process.environ().get("FEATHERWEIGHT_DATA") == str(project.data.root)
+            if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
     return found
 
 
