@@ -98,6 +98,33 @@ def test_run_goes_on_after_kill_9_and_leaves_no_process(small: TinyProject) -> N
     assert statuses in (["killed", "ok"], ["lost", "ok"])
 
 
+@pytest.mark.parametrize(("victim", "exit_code", "status"), [("child", 3, "killed"), ("step", 1, "lost")])
+def test_kill_9_of_a_child_or_its_step_costs_that_cell_only(
+    small: TinyProject, victim: str, exit_code: int, status: str
+) -> None:
+    small.change(profiles={"local": {"methods": ["lora-r8", "base"], "training": {"epochs": 5000}}})
+    running = start()
+    deadline = time.monotonic() + 120
+    while not (children := [p for p in psutil.process_iter(["cmdline"]) if is_training(p, small)]):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    (child,) = children
+    (child if victim == "child" else child.parent() or child).kill()
+    out, err = running.communicate(timeout=240)
+    assert running.returncode == exit_code, err[-3000:]
+    assert not processes_of(small)
+    with duckdb.connect(str(small.data.warehouse), read_only=True) as reader:
+        assert [row[:2] for row in reader.execute(QUERY).fetchall()] == [("lora-r8", status), ("base", "ok")]
+    assert status in out
+
+
+def is_training(process: psutil.Process, project: TinyProject) -> bool:
+    """Whether `process` is a lora-r8 child of `project` that has taken some steps."""
+    folder = str(project.key("lora-r8").folder(project.data))
+    attempt = cells.latest(project.data, project.key("lora-r8"))
+    return folder in " ".join(process.info["cmdline"] or []) and attempt is not None and len(attempt.curve()) > 3
+
+
 @pytest.mark.slow
 def test_a_loop_of_random_kills_ends_in_the_whole_table(small: TinyProject) -> None:
     small.change(profiles={"local": {"training": {"epochs": 6}}})
