@@ -15,11 +15,14 @@ from contextlib import contextmanager
 import dagster as dg
 
 from pipelines.cells import CellKey, latest
+from pipelines.clean.read import corpus_records
 from pipelines.compare.compare import published_rows
 from pipelines.compare.show import render
 from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.generate.topics import load_topics
 from pipelines.process import PARENT, die_with_parent, end_as_interrupt, stop_group
 from pipelines.progress import CellProgress
+from pipelines.records import expand
 from pipelines.train.cell import Stage
 
 DRIVER = "--driver"
@@ -53,6 +56,7 @@ def run() -> int:
     from pipelines import weights
 
     stage = stage_now()
+    check_inputs(stage)
     prepare_home()
     profile = stage.experiments.profile(stage.profile)
     for model in profile.models:
@@ -77,6 +81,20 @@ def run() -> int:
     if not all(good):
         return 1
     return 0 if all(row["status"] == "ok" for row in rows) else 3
+
+
+def check_inputs(stage: Stage) -> None:
+    """Read the files that a user edits before anything starts.
+
+    Raises:
+        UsageError: one of them is missing or broken; the message names the place.
+    """
+    sources = stage.experiments.sources
+    if sources.uses_corpus:
+        corpus_records(stage.data)
+    if sources.uses_local_generator:
+        load_topics(stage.data.tracked("topics.yaml"))
+    expand(sources.files)
 
 
 def _run_cell(stage: Stage, instance: dg.DagsterInstance, model: str, method: str, tags: dict[str, str]) -> bool:

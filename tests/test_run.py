@@ -175,6 +175,15 @@ def test_a_broken_configuration_ends_the_run_with_2(small: TinyProject) -> None:
     assert running.returncode == 2 and str(small.experiments) in err and "Traceback" not in err
 
 
+def test_a_broken_corpus_ends_the_run_with_2_before_anything_starts(small: TinyProject) -> None:
+    small.data.root.mkdir(parents=True)
+    (small.data.root / "corpus.json").write_text('[{"instruction": "Which book?", "output": 7}]', encoding="utf-8")
+    running = start()
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 2 and "record 0" in err and "got 7" in err and "Traceback" not in err
+    assert not small.data.lake.exists()
+
+
 def test_ui_on_a_used_port_says_which_to_take(small: TinyProject) -> None:
     import socket
 
