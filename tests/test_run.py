@@ -76,6 +76,7 @@ def test_run_fills_the_table_and_a_second_one_reuses_it(small: TinyProject) -> N
     assert "lora-r8" in report and "http://" not in report.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_run_goes_on_after_kill_9_and_leaves_no_process(small: TinyProject) -> None:
     small.change(profiles={"local": {"training": {"epochs": 5000, "eval_every_steps": 1000}}})
     killed = start()
@@ -98,6 +99,7 @@ def test_run_goes_on_after_kill_9_and_leaves_no_process(small: TinyProject) -> N
     assert statuses in (["killed", "ok"], ["lost", "ok"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "exit_code", "status"), [("child", 3, "killed"), ("step", 1, "lost")])
 def test_kill_9_of_a_child_or_its_step_costs_that_cell_only(
     small: TinyProject, victim: str, exit_code: int, status: str
@@ -146,7 +148,9 @@ def test_a_loop_of_random_kills_ends_in_the_whole_table(small: TinyProject) -> N
 
 
 def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(small: TinyProject) -> None:
-    small.change(profiles={"local": {"training": {"epochs": 5000, "eval_every_steps": 1000}}})
+    small.change(
+        profiles={"local": {"methods": ["lora-r8", "base"], "training": {"epochs": 5000, "eval_every_steps": 1000}}}
+    )
     running = start()
     deadline = time.monotonic() + 120
     while not any(len(attempt.curve()) > 3 for attempt in cells.all_attempts(small.data)):
