@@ -1,10 +1,14 @@
 """Fixtures that several files share."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.project import TinyProject, make_project
+
+ENDED = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +28,16 @@ def project(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("DAGSTER_HOME", str(made.data.root / "dagster"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return made
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[ENDED] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End here: at the interpreter's own end DuckDB's bindings print pages about leaked functions after our last line."""
+    if ENDED in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[ENDED])
