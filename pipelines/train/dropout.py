@@ -1,4 +1,4 @@
-"""LoRA's dropout at a sixth of its cost on a CPU: random bits are drawn 64 at a time and read as 16-bit numbers.
+"""LoRA's dropout at less than half its cost on a CPU: random bits are drawn 64 at a time and read as 16-bit numbers.
 
 torch draws one float per element there, which took a quarter of a LoRA step. The share that is dropped is exact to 1/65536,
 and the kept mask is one byte per element rather than four.
