@@ -39,7 +39,10 @@ class Record(BaseModel):
 
 @dataclass(frozen=True)
 class RawRecord:
-    """A record as it came: `value` is whatever the source held, `problem` why it could not even be read."""
+    """A record as it came: `value` is whatever the source held, `problem` why it could not even be read.
+
+    `call_key` is the journal's key of the request that made it; only records that a model wrote have one.
+    """
 
     source: str
     value: Any
@@ -48,6 +51,7 @@ class RawRecord:
     topic: str | None = None
     language: str | None = None
     problem: str | None = None
+    call_key: str | None = None
 
 
 def explain(error: ValidationError) -> str:
