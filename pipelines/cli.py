@@ -37,30 +37,39 @@ def fetch(arguments: Arguments) -> int:
     return OK
 
 
-def generate(_: Arguments) -> int:
-    from pipelines.generate.generate import generate
+def generate(arguments: Arguments) -> int:
+    from pipelines.generate import estimate as estimates
+    from pipelines.generate import show
+    from pipelines.generate.generate import generate_again, generate_all
 
     stage = stage_now()
-    if not stage.experiments.sources.uses_local_generator:
-        print("sources: names no generator; nothing to do (set local_generator: true)")
+    experiments = stage.experiments
+    total = experiments.generation.budget_usd
+    if arguments.estimate:
+        for line in estimates.in_words(list(estimates.estimate(stage.data, experiments, arguments.provider)), total):
+            print(line)
         return OK
-    from pipelines import weights
-
-    weights.fetch(stage.data, stage.experiments, stage.experiments.generation.local.model)
-    from tqdm import tqdm
-
-    with tqdm(desc="records", unit="record", file=sys.stderr, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        result = generate(stage.data, stage.experiments, progress=progress)
-    print(
-        f"{result.wanted} requests: {result.answered} answered now, {result.reused} reused from the journal, "
-        f"{result.failed} failed, {result.in_doubt} were in doubt"
-    )
-    return OK if not result.failed else NOT_OK
+    if arguments.resend_in_doubt:
+        print(
+            f"{generate_again(stage.data)} requests that were given up may be sent once more; what they may have cost stays charged"
+        )
+    bar = show.ProgressBar(arguments.budget_usd or total)
+    try:
+        result = generate_all(
+            stage.data,
+            experiments,
+            only=arguments.provider,
+            progress=bar,
+            budget_usd=arguments.budget_usd,
+            batch=arguments.batch,
+        )
+    finally:
+        bar.close()
+    if not result.providers:
+        print("nobody to ask: enable a provider, or set sources.local_generator: true (experiments.yaml)")
+    for line in show.summary(result):
+        print(line)
+    return OK if result.complete else NOT_OK
 
 
 def clean(arguments: Arguments) -> int:
@@ -167,7 +176,29 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     command("fetch", fetch, "fetch a model's weights, once").add_argument("model")
-    command("generate", generate, "make SFT records with the configured generators")
+    generating = command(
+        "generate", generate, "ask the configured generators for SFT records; answers held are never asked for again"
+    )
+    generating.add_argument(
+        "--provider",
+        action="append",
+        metavar="NAME",
+        help="only this one (again for more); default: all that are enabled",
+    )
+    generating.add_argument("--estimate", action="store_true", help="print requests, tokens and dollars; send nothing")
+    generating.add_argument(
+        "--budget-usd", type=float, metavar="X", help="this run's own cap, below those of experiments.yaml"
+    )
+    generating.add_argument(
+        "--batch",
+        choices=["submit", "collect"],
+        help="only this step, of the providers with batch: true; default: both",
+    )
+    generating.add_argument(
+        "--resend-in-doubt",
+        action="store_true",
+        help="send requests once more whose fate was lost twice (they may cost twice)",
+    )
     cleaning = command("clean", clean, "clean records into examples and rejects")
     cleaning.add_argument(
         "--input", action="append", metavar="FILE", help="JSON, JSONL, CSV or Parquet, instead of sources:"

@@ -3,7 +3,6 @@
 Every error names the file, the line, the key, the value found and what was expected.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,39 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from pipelines import machine
 from pipelines.errors import UsageError
+from pipelines.generate.settings import Generation, Provider
 from pipelines.paths import experiments_file
+from pipelines.settings import Share, Slug, Strict, expected_one_of
 
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-Share = Annotated[float, Field(ge=0, le=1)]
 Kind = Literal["none", "full", "lora"]
-
-
-class Strict(BaseModel):
-    """A frozen section of the file; a key it does not know is an error that lists those it does."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_unknown_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            known = list(cls.model_fields)
-            for key in data:
-                if key not in known:
-                    message = f"unknown key {key!r}; {expected_one_of(str(key), known)}"
-                    raise PydanticCustomError("unknown_key", "{message}", {"message": message, "key": str(key)})
-        return data
-
-
-def expected_one_of(value: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(value, allowed, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"expected one of {', '.join(allowed)}{hint}"
 
 
 class Source(Strict):
@@ -112,10 +87,18 @@ class TrainingSettings(Strict):
     memory_budget_gb: PositiveFloat | None = None
 
 
+class DataChoice(Strict):
+    """What of the examples a method trains on: those of one provider, at most so many. Evaluation is the same for all."""
+
+    provider: str | None = None
+    max_examples: PositiveInt | None = None
+
+
 class Method(TrainingOverrides):
     """`none` trains nothing, `full` every weight, `lora` an adapter (over a quantized base where `quantization` is set)."""
 
     kind: Kind
+    data: DataChoice | None = None
     rank: PositiveInt | None = None
     alpha: PositiveFloat | None = None
     dropout: Share | None = None
@@ -127,6 +110,8 @@ class Method(TrainingOverrides):
             raise ValueError("kind lora needs rank (8, 128, ...)")
         if self.kind != "lora" and (self.rank or self.alpha or self.dropout or self.quantization):
             raise ValueError(f"rank, alpha, dropout and quantization belong to kind lora, not {self.kind}")
+        if self.kind == "none" and self.data:
+            raise ValueError("kind none trains on nothing: data does not belong to it")
         return self
 
 
@@ -162,18 +147,22 @@ class HubSource(Strict):
 
 
 class Sources(Strict):
-    """All that is trained on. A user's own data (`files`, `hub`) replaces the built-in sources unless `mix` joins them."""
+    """All that is trained on. A user's own data (`files`, `hub`) replaces the built-in sources unless `mix` joins them.
+
+    `providers` names those whose answers are trained on; that they are asked at all is their own `enabled`.
+    """
 
     corpus: bool = False
     local_generator: bool = False
+    providers: list[str] = []
     files: list[str] = []
     hub: list[HubSource] = []
     mix: bool = False
 
     @model_validator(mode="after")
     def _something(self) -> "Sources":
-        if not (self.corpus or self.local_generator or self.files or self.hub):
-            raise ValueError("names nothing to train on; set corpus, local_generator, files or hub")
+        if not (self.corpus or self.local_generator or self.providers or self.files or self.hub):
+            raise ValueError("names nothing to train on; set corpus, local_generator, providers, files or hub")
         return self
 
     @property
@@ -188,20 +177,9 @@ class Sources(Strict):
     def uses_local_generator(self) -> bool:
         return self.local_generator and not self.own_only
 
-
-class LocalGenerator(Strict):
-    model: str
-    requests: Annotated[int, Field(ge=0)] = 24
-    languages: list[str] | None = None
-    concurrency: PositiveInt = 4
-    max_tokens: PositiveInt = 320
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
-    seed: int = 1
-    timeout_seconds: PositiveFloat = 120
-
-
-class Generation(Strict):
-    local: LocalGenerator
+    @property
+    def used_providers(self) -> list[str]:
+        return [] if self.own_only else self.providers
 
 
 class Cleaning(Strict):
@@ -225,7 +203,8 @@ class Experiments(Strict):
     training: TrainingOverrides = TrainingOverrides()
     profiles: Annotated[dict[Slug, Profile], Field(min_length=1)]
     sources: Sources
-    generation: Generation
+    providers: dict[Slug, Provider] = {}
+    generation: Generation = Generation()
     cleaning: Cleaning = Cleaning()
     nightly: Nightly = Nightly()
 
@@ -239,6 +218,14 @@ class Experiments(Strict):
 
     def method(self, name: str) -> Method:
         return self._named("method", name, self.methods)
+
+    def provider(self, name: str) -> Provider:
+        return self._named("provider", name, self.providers)
+
+    @property
+    def local_provider(self) -> str | None:
+        """The name of the provider that is a server of our own on this machine, if one is configured."""
+        return next((name for name, provider in self.providers.items() if provider.kind == "local"), None)
 
     def profile(self, name: str) -> Profile:
         return self._named("profile", name, self.profiles)
@@ -279,7 +266,17 @@ class Experiments(Strict):
         for name, model in self.models.items():
             for method in model.overrides:
                 yield ("models", name, "overrides", method), method, list(self.methods)
-        yield ("generation", "local", "model"), self.generation.local.model, list(self.models)
+        for name, provider in self.providers.items():
+            if provider.kind == "local":
+                yield ("providers", name, "model"), provider.model, list(self.models)
+        apis = [name for name, provider in self.providers.items() if provider.kind != "local"]
+        for i, provider in enumerate(self.sources.providers):
+            yield ("sources", "providers", i), provider, apis
+        for i, provider in enumerate(self.generation.judge.providers if self.generation.judge else []):
+            yield ("generation", "judge", "providers", i), provider, list(self.providers)
+        for name, method in self.methods.items():
+            if method.data and method.data.provider:
+                yield ("methods", name, "data", "provider"), method.data.provider, list(self.providers)
         yield ("nightly", "profile"), self.nightly.profile, ["auto", *self.profiles]
 
 

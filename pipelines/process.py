@@ -1,14 +1,16 @@
 """Children that never outlive their parent: the child's half (ties itself to the parent) and the parent's (stops a group)."""
 
+import asyncio
 import ctypes
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,46 @@ def end_as_interrupt() -> None:
 
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGHUP, interrupt)
+
+
+@contextmanager
+def draining(stop: Callable[[], None], *, seconds: float) -> Iterator[None]:
+    """Inside a coroutine: Ctrl-C or SIGTERM calls `stop` instead of ending the work at once. A second one, or `seconds` later,
+    cancels the coroutine; either way KeyboardInterrupt is raised at the end. Outside the main thread nothing is changed.
+
+    Raises:
+        KeyboardInterrupt: a signal came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    came: list[int] = []
+
+    def on_signal(number: int) -> None:
+        came.append(number)
+        if len(came) > 1:
+            task.cancel()
+        else:
+            print("interrupted: waiting for what is under way; once more to end at once", file=sys.stderr, flush=True)
+            loop.call_later(seconds, task.cancel)
+            stop()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not came:
+            raise
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def offer_to_oom_killer() -> None:

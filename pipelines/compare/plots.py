@@ -96,6 +96,27 @@ def reasons_bar(reasons: Mapping[str, int], kind: Kind = "svg") -> bytes | None:
     return _render(figure, kind)
 
 
+def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
+    """Share of each axis's values that a provider's valid records hit, a group of bars per axis; None without any axis."""
+    from matplotlib.figure import Figure
+
+    covered = [one for one in covered if one.axes]
+    if not covered:
+        return None
+    names = list(covered[0].axes)
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(covered)
+    for i, (color, one) in enumerate(zip(_colors(), covered, strict=False)):
+        places = [number + (i - (len(covered) - 1) / 2) * width for number in range(len(names))]
+        axes.bar(places, [100 * one.axes.get(name, 0) for name in names], width * 0.9, color=color, label=one.provider)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylim(0, 105)
+    _dress(axes, "values of each axis that valid records cover", "", "% of the values asked for")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8.5, loc="lower right")
+    return _render(figure, kind)
+
+
 def _colors() -> list[str]:
     return [*COLORS] * 20
 

@@ -1,142 +1,258 @@
-"""Make records: topics become requests, those the journal holds no answer for are sent, and every answer is kept raw."""
+"""Make records: prompts become requests, those the journal holds no answer for are sent, and every answer is kept raw."""
 
 import asyncio
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from pipelines import machine, weights
-from pipelines.experiments import Experiments, LocalGenerator
+from pipelines.errors import UsageError
+from pipelines.experiments import Experiments
 from pipelines.files import locked
+from pipelines.generate import batches
+from pipelines.generate.batches import BatchStep
+from pipelines.generate.budget import Budget
 from pipelines.generate.journal import Journal, Request, opened
-from pipelines.generate.openai_client import CallError, OpenAIClient
+from pipelines.generate.providers import caps_of, enabled, job_for, missing_key
+from pipelines.generate.requests import Asked, Prompts, load_prompts, raw_record, requests_for
+from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.server import local_server
-from pipelines.generate.topics import TopicGrid, load_topics
 from pipelines.paths import DataRoot
 from pipelines.records import RawRecord
 
-LOCAL = "local"
-ATTEMPTS = 3
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
-class GenerationResult:
-    """What one call did: `wanted` requests in all, `reused` already answered, `answered` now, `failed`, `in_doubt` before.
+class ProviderResult:
+    """One provider after a run: `wanted` requests, `reused` ones answered before, and what became of the others.
 
-    `failed` are all that hold no answer, those among them that are not sent again because they were in doubt twice too.
+    `missing` hold no answer (failed, given up as in doubt, in a batch, or not sent because the provider `stopped`); `usd` is what
+    the journal charges it in all, `reserved_usd` the part of it whose cost is not known.
     """
 
     wanted: int
     reused: int
-    answered: int
-    failed: int
-    in_doubt: int
+    answered: int = 0
+    refused: int = 0
+    failed: int = 0
+    in_doubt: int = 0
+    in_batch: int = 0
+    stopped: str | None = None
+    usd: float = 0.0
+    reserved_usd: float = 0.0
+
+    @property
+    def missing(self) -> int:
+        return self.wanted - self.reused - self.answered
 
 
-def local_requests(grid: TopicGrid, settings: LocalGenerator) -> list[Request]:
-    cells = grid.sample(settings.requests, seed=settings.seed, languages=settings.languages)
-    system = [{"role": "system", "content": grid.system}] if grid.system else []
-    return [
-        Request(
-            provider=LOCAL,
-            model=settings.model,
-            messages=[*system, {"role": "user", "content": grid.render(cell)}],
-            parameters={
-                "max_tokens": settings.max_tokens,
-                "temperature": settings.temperature,
-                "seed": settings.seed + number,
-            },
-            schema=grid.record_schema,
-            topic=grid.topic_of(cell),
-            language=grid.language_of(cell),
-        )
-        for number, cell in enumerate(cells)
-    ]
+@dataclass(frozen=True)
+class GenerationResult:
+    """What one call did, by provider; `orphans` requests were found in flight of a process that had died."""
+
+    providers: dict[str, ProviderResult] = field(default_factory=dict)
+    orphans: int = 0
+
+    @property
+    def wanted(self) -> int:
+        return sum(result.wanted for result in self.providers.values())
+
+    @property
+    def reused(self) -> int:
+        return sum(result.reused for result in self.providers.values())
+
+    @property
+    def answered(self) -> int:
+        return sum(result.answered for result in self.providers.values())
+
+    @property
+    def missing(self) -> int:
+        return sum(result.missing for result in self.providers.values())
+
+    @property
+    def stopped(self) -> dict[str, str]:
+        return {name: result.stopped for name, result in self.providers.items() if result.stopped}
+
+    @property
+    def complete(self) -> bool:
+        """Everything wanted is answered, or lies in a batch that will be."""
+        return not self.stopped and all(result.missing == result.in_batch for result in self.providers.values())
 
 
-def generate(data: DataRoot, experiments: Experiments, *, progress: Progress | None = None) -> GenerationResult:
-    """Have the local server answer every configured request that the journal holds no answer for.
+@dataclass
+class Session:
+    """The journal and the prompts of one run, and the money that is left."""
+
+    data: DataRoot
+    experiments: Experiments
+    journal: Journal
+    prompts: Prompts
+    budget: Budget
+    progress: Progress | None
+    orphans: int
+
+    def asked(self, name: str) -> list[Asked]:
+        provider = self.experiments.provider(name)
+        return requests_for(name, provider, self.experiments.generation, self.prompts, self.journal.given_up())
+
+    def requests(self, name: str) -> list[Request]:
+        return [asked.request for asked in self.asked(name)]
+
+
+@contextmanager
+def session(
+    data: DataRoot, experiments: Experiments, *, progress: Progress | None = None, budget_usd: float | None = None
+) -> Iterator[Session]:
+    """The only way to send: one process at a time, and what a dead one left under way is in doubt first.
 
     Raises:
-        UsageError: data/topics.yaml is broken.
+        UsageError: the prompts are missing or broken.
+        WorkError: the journal cannot be opened.
+    """
+    prompts = load_prompts(data, experiments.generation)
+    with locked(data.locks / "generation.lock", "generate"), opened(data.journal) as journal:
+        orphans = journal.mark_orphans_in_doubt()
+        budget = Budget(caps_of(experiments, budget_usd), journal.charges())
+        yield Session(data, experiments, journal, prompts, budget, progress, orphans)
+
+
+def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Progress | None = None) -> GenerationResult:
+    """Have a local LLM server answer every configured request that the journal holds no answer for.
+
+    Raises:
+        UsageError: the prompts are broken, or no provider of kind local is configured.
         UnavailableError: the generator's model has no packaged GGUF here.
         WorkError: the server did not start.
     """
-    settings = experiments.generation.local
-    requests = local_requests(load_topics(data.tracked("topics.yaml")), settings)
-    with locked(data.locks / "generation.lock", "generate"), opened(data.journal) as journal:
-        in_doubt = journal.mark_orphans_in_doubt()
-        held = journal.answered_among(requests)
-        if pending := journal.to_send(requests):
-            gguf = weights.packaged_gguf(data, settings.model, experiments.model(settings.model))
+    name = experiments.local_provider
+    if name is None:
+        raise UsageError(
+            "sources.local_generator is true, but no provider of kind local is configured (experiments.yaml)"
+        )
+    provider = experiments.provider(name)
+    with session(data, experiments, progress=progress) as run:
+        wanted = run.requests(name)
+        held = run.journal.answered_among(wanted)
+        tally = Tally()
+        if pending := run.journal.to_send(wanted):
+            gguf = weights.packaged_gguf(data, provider.model, experiments.model(provider.model))
             device = locked(data.locks / f"{machine.device_slug()}.lock", "the local LLM server")
-            with device as lock, local_server(gguf, slots=settings.concurrency, keep_open=(lock.fileno(),)) as url:
-                asyncio.run(_send_all(journal, pending, settings, url, progress))
-        answered = journal.answered_among(requests)
-    return GenerationResult(
-        wanted=len(requests),
+            with device as lock, local_server(gguf, slots=provider.concurrency, keep_open=(lock.fileno(),)) as url:
+                job = job_for(name, provider, pending, base_url=url)
+                tally = asyncio.run(send_all(run.journal, [job], run.budget, progress=progress))[name]
+        return GenerationResult({name: _result(run, name, wanted, held, tally)}, run.orphans)
+
+
+def generate_all(
+    data: DataRoot,
+    experiments: Experiments,
+    *,
+    only: Iterable[str] | None = None,
+    progress: Progress | None = None,
+    budget_usd: float | None = None,
+    batch: BatchStep | None = None,
+) -> GenerationResult:
+    """Everything that is configured to be asked: the APIs first, then the local server, which may have to wait for its device."""
+    chosen = list(only) if only else None
+    result = generate(data, experiments, only=chosen, progress=progress, budget_usd=budget_usd, batch=batch)
+    local = experiments.local_provider
+    wanted = local in chosen if chosen else experiments.sources.uses_local_generator
+    if not wanted or batch:
+        return result
+    weights.fetch(data, experiments, experiments.provider(local or "local").model)
+    own = generate_locally(data, experiments, progress=progress)
+    return GenerationResult({**result.providers, **own.providers}, result.orphans + own.orphans)
+
+
+def generate_again(data: DataRoot) -> int:
+    """Let requests that were given up be sent once more; returns how many there are."""
+    with locked(data.locks / "generation.lock", "generate"), opened(data.journal) as journal:
+        journal.mark_orphans_in_doubt()
+        return journal.forgive_doubts()
+
+
+def generate(
+    data: DataRoot,
+    experiments: Experiments,
+    *,
+    only: Iterable[str] | None = None,
+    progress: Progress | None = None,
+    budget_usd: float | None = None,
+    batch: BatchStep | None = None,
+) -> GenerationResult:
+    """Have every enabled API answer what the journal holds no answer for, side by side, within the budget.
+
+    A provider with `batch: true` gets what is finished of its batches collected, and the rest submitted as a new one.
+
+    Raises:
+        UsageError: the prompts are broken, or `only` names a provider that may not be asked.
+        WorkError: the journal cannot be written.
+    """
+    with session(data, experiments, progress=progress, budget_usd=budget_usd) as run:
+        names = enabled(experiments, only)
+        if batch:
+            names = [name for name in names if experiments.provider(name).batch]
+        wanted = {name: run.requests(name) for name in names}
+        held = {name: run.journal.answered_among(wanted[name]) for name in names}
+        tallies = asyncio.run(_ask_all(run, wanted, batch))
+        results = {name: _result(run, name, wanted[name], held[name], tallies[name]) for name in names}
+        return GenerationResult(results, run.orphans)
+
+
+async def _ask_all(run: Session, wanted: dict[str, list[Request]], batch: BatchStep | None) -> dict[str, Tally]:
+    tallies: dict[str, Tally] = {}
+    jobs = []
+    for name, requests in wanted.items():
+        provider = run.experiments.provider(name)
+        pending = run.journal.to_send(requests)
+        if why := missing_key(provider):
+            tallies[name] = Tally(total=len(pending), stopped=why if pending else None)
+        elif provider.batch:
+            tallies[name] = await batches.work(run.journal, run.budget, name, provider, requests, only=batch)
+        else:
+            jobs.append(job_for(name, provider, pending))
+    return tallies | await send_all(run.journal, jobs, run.budget, progress=run.progress)
+
+
+def _result(run: Session, name: str, wanted: list[Request], held: int, tally: Tally) -> ProviderResult:
+    charges = run.journal.charges().get(name)
+    return ProviderResult(
+        wanted=len(wanted),
         reused=held,
-        answered=answered - held,
-        failed=len(requests) - answered,
-        in_doubt=in_doubt,
+        answered=run.journal.answered_among(wanted) - held,
+        refused=tally.refused,
+        failed=tally.failed,
+        in_doubt=tally.in_doubt,
+        in_batch=run.journal.in_batch_among(wanted),
+        stopped=tally.stopped,
+        usd=charges.total if charges else 0.0,
+        reserved_usd=charges.reserved if charges else 0.0,
     )
 
 
-async def _send_all(
-    journal: Journal, pending: list[Request], settings: LocalGenerator, url: str, progress: Progress | None
-) -> None:
-    slots = asyncio.Semaphore(settings.concurrency)
-    done = 0
+def generated_records(data: DataRoot, experiments: Experiments, names: Iterable[str] | None = None) -> list[RawRecord]:
+    """The journal's answers to the requests configured now, each as a raw record, valid or not.
 
-    async def send(client: OpenAIClient, request: Request) -> None:
-        nonlocal done
-        async with slots:
-            await _send(journal, client, request)
-        done += 1
-        if progress:
-            progress(done, len(pending))
-
-    async with OpenAIClient(base_url=url, api_key="local", timeout_seconds=settings.timeout_seconds) as client:
-        await asyncio.gather(*(send(client, request) for request in pending))
-
-
-async def _send(journal: Journal, client: OpenAIClient, request: Request) -> None:
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            await asyncio.sleep(0.1 * 2**attempt)
-        journal.sending(request)
-        try:
-            journal.answered(request, await client.answer(request))
-            return
-        except CallError as error:
-            journal.failed(request, str(error))
-
-
-def generated_records(data: DataRoot, experiments: Experiments) -> list[RawRecord]:
-    """The journal's answers to the requests configured now, each as a raw record, valid or not."""
-    settings = experiments.generation.local
-    wanted = {request.key for request in local_requests(load_topics(data.tracked("topics.yaml")), settings)}
+    `names`: of these providers; None: of all that `sources:` trains on.
+    """
+    chosen = sources_of(experiments) if names is None else list(names)
+    if not chosen:
+        return []
+    prompts = load_prompts(data, experiments.generation)
     with opened(data.journal) as journal:
-        rows = [row for row in journal.rows() if row["key"] in wanted and row["status"] == "answered"]
-    return [_raw_record(row) for row in rows]
+        given_up = journal.given_up()
+        rows = {row["key"]: row for row in journal.rows() if row["status"] == "answered"}
+    records = []
+    for name in chosen:
+        provider = experiments.provider(name)
+        for asked in requests_for(name, provider, experiments.generation, prompts, given_up):
+            if row := rows.get(asked.request.key):
+                records.append(raw_record(asked, row, prompts, local=provider.kind == "local"))
+    return records
 
 
-def _raw_record(row: dict) -> RawRecord:
-    """The record inside a chat completion; what cannot be read becomes a raw record that says why."""
-    text, problem, value = row["response"], None, None
-    try:
-        text = json.loads(text)["choices"][0]["message"]["content"]
-        value = json.loads(text)
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        stopped = f" (stopped by {row['stop_reason']})" if row["stop_reason"] != "stop" else ""
-        value, problem = text, f"answer is not the JSON asked for{stopped}: {error}"
-    return RawRecord(
-        source="local_generator",
-        value=value,
-        provider=row["provider"],
-        model=row["model"],
-        topic=row["topic"],
-        language=row["language"],
-        problem=problem,
+def sources_of(experiments: Experiments) -> list[str]:
+    """Names of the providers whose answers are trained on."""
+    local = (
+        [experiments.local_provider] if experiments.sources.uses_local_generator and experiments.local_provider else []
     )
+    return [*local, *experiments.sources.used_providers]

@@ -1,20 +1,26 @@
 """The journal: one SQLite row per request, written before it is sent and committed when it is answered.
 
 No answer we hold is asked for again: a request is known by the hash of all that decides its answer. A row left `in_flight`
-by a process that died is `in_doubt`: its answer may have been given and paid for, so it is sent again once at most.
+by a process that died is `in_doubt`: its answer may have been given and paid for, so its worst case stays charged and it is sent
+again once at most. The same goes for a request that timed out or was cut off.
 """
 
+import asyncio
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import WorkError
 from pipelines.files import stable_hash
+from pipelines.generate.answers import Answer
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
@@ -39,11 +45,38 @@ CREATE TABLE IF NOT EXISTS requests (
     finished_at TEXT
 )
 """
+ADDED = {  # since the first version; an older journal gets them when it is opened
+    "stop_category": "TEXT",
+    "cached_input_tokens": "INTEGER",
+    "cache_write_tokens": "INTEGER",
+    "reasoning_tokens": "INTEGER",
+    "reserved_usd": "REAL NOT NULL DEFAULT 0",  # held for all attempts whose cost is not known
+    "attempt_reserved_usd": "REAL NOT NULL DEFAULT 0",  # the latest attempt's part of it
+    "batch_id": "TEXT",
+}
+BATCHES = """
+CREATE TABLE IF NOT EXISTS batches (
+    id TEXT PRIMARY KEY,
+    provider TEXT NOT NULL,
+    provider_batch_id TEXT,
+    status TEXT NOT NULL CHECK (status IN ('creating', 'submitted', 'collected', 'lost')),
+    requests INTEGER NOT NULL,
+    detail TEXT,
+    created_at TEXT NOT NULL,
+    finished_at TEXT
+)
+"""
+# gives the latest attempt's reservation back, unless its parameter is 1
+RELEASE = "reserved_usd = CASE WHEN ? THEN reserved_usd ELSE max(0, reserved_usd - attempt_reserved_usd) END"
+RESENT_AT_MOST = 1
 
 
 @dataclass(frozen=True)
 class Request:
-    """All that decides an answer. `topic` and `language` only describe it and are not part of its key."""
+    """All that decides an answer. `topic` and `language` only describe it and are not part of its key.
+
+    `schema` is the JSON schema that is asked for; empty: plain text.
+    """
 
     provider: str
     model: str
@@ -55,23 +88,28 @@ class Request:
     topic: str | None = field(default=None)
     language: str | None = field(default=None)
 
-    @property
+    @cached_property
     def key(self) -> str:
         decisive = asdict(self)
         del decisive["topic"], decisive["language"]
         return stable_hash(decisive)
 
+    @cached_property
+    def cell(self) -> str:
+        """The same for every provider that is asked the same thing."""
+        return stable_hash([self.messages, self.schema, self.replicate])
+
 
 @dataclass(frozen=True)
-class Answer:
-    """A provider's response as it came (`raw` is its body), with what it says of itself."""
+class Charges:
+    """Dollars of one provider: billed by usage, and held back for requests whose cost is not known (yet)."""
 
-    raw: str
-    stop_reason: str | None
-    input_tokens: int | None
-    output_tokens: int | None
-    latency_ms: float
-    cost_usd: float | None = None
+    settled: float = 0.0
+    reserved: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.settled + self.reserved
 
 
 def now() -> str:
@@ -79,79 +117,204 @@ def now() -> str:
 
 
 class Journal:
-    """The requests of one data root. One process writes at a time (the caller holds the generation lock)."""
+    """The requests of one data root. One process writes at a time (the caller holds the generation lock).
+
+    Dollars: a request's worst case is reserved from the moment it is sent and given back once its cost is known. What is never
+    given back belongs to attempts of unknown fate.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
+            # one thread at a time uses it: the caller's, or the writer's while requests are under way
+            self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(SCHEMA)
+            self._db.execute(BATCHES)
+            known = {row["name"] for row in self._db.execute("PRAGMA table_info(requests)")}
+            for name, kind in ADDED.items():
+                if name not in known:
+                    self._db.execute(f"ALTER TABLE requests ADD COLUMN {name} {kind}")
         except (OSError, sqlite3.Error) as error:
             raise WorkError(f"{path}: the journal of LLM calls cannot be opened: {error}") from error
 
     def close(self) -> None:
         self._db.close()
 
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing of what is written inside."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
     def mark_orphans_in_doubt(self) -> int:
-        """Rows that a dead process left in flight become in doubt. Returns how many."""
-        sql = "UPDATE requests SET status = 'in_doubt', in_doubt_count = in_doubt_count + 1 WHERE status = 'in_flight'"
+        """Rows that a dead process left in flight become in doubt, but for those in a batch. Returns how many."""
+        sql = (
+            "UPDATE requests SET status = 'in_doubt', in_doubt_count = in_doubt_count + 1"
+            " WHERE status = 'in_flight' AND batch_id IS NULL"
+        )
         return self._db.execute(sql).rowcount
 
     def to_send(self, requests: Iterable[Request]) -> list[Request]:
-        """Those of `requests` that hold no answer yet; one that was in doubt twice is not sent a third time."""
-        rows = self._db.execute("SELECT key, status, in_doubt_count FROM requests").fetchall()
-        settled = {row["key"] for row in rows if row["status"] == "answered" or row["in_doubt_count"] > 1}
-        return [request for request in requests if request.key not in settled]
+        """Those of `requests` that hold no answer and are not under way, those once in doubt last; twice in doubt is given up."""
+        rows = self._rows_by_key("SELECT key, status, in_doubt_count FROM requests")
+        fresh, doubtful = [], []
+        for request in requests:
+            row = rows.get(request.key)
+            if row is None or (row["status"] == "failed" and not row["in_doubt_count"]):
+                fresh.append(request)
+            elif row["status"] in ("failed", "in_doubt") and row["in_doubt_count"] <= RESENT_AT_MOST:
+                doubtful.append(request)
+        return fresh + doubtful
+
+    def doubts(self) -> Counter[str]:
+        """How often each request's fate was lost, those of none left out."""
+        sql = "SELECT key, in_doubt_count FROM requests WHERE in_doubt_count > 0"
+        return Counter({row["key"]: row["in_doubt_count"] for row in self._db.execute(sql)})
+
+    def given_up(self) -> set[str]:
+        """Keys of requests whose fate was lost more often than they may be sent again, and that hold no answer."""
+        sql = "SELECT key FROM requests WHERE status IN ('in_doubt', 'failed') AND in_doubt_count > ?"
+        return {row["key"] for row in self._db.execute(sql, (RESENT_AT_MOST,))}
 
     def answered_among(self, requests: Iterable[Request]) -> int:
         """How many of `requests` hold an answer."""
         answered = {row["key"] for row in self._db.execute("SELECT key FROM requests WHERE status = 'answered'")}
         return sum(request.key in answered for request in requests)
 
-    def sending(self, request: Request) -> None:
-        """Note, before it leaves, that `request` is on its way."""
+    def in_batch_among(self, requests: Iterable[Request]) -> int:
+        """How many of `requests` lie in a batch that has not been collected."""
+        sql = "SELECT key FROM requests WHERE status = 'in_flight' AND batch_id IS NOT NULL"
+        waiting = {row["key"] for row in self._db.execute(sql)}
+        return sum(request.key in waiting for request in requests)
+
+    def charges(self) -> dict[str, Charges]:
+        """Per provider, over everything ever recorded, for whatever purpose."""
+        sums = "sum(coalesce(cost_usd, 0)) AS settled, sum(reserved_usd) AS reserved"
+        sql = f"SELECT provider, {sums} FROM requests GROUP BY provider"
+        return {row["provider"]: Charges(row["settled"], row["reserved"]) for row in self._db.execute(sql)}
+
+    def sending(self, request: Request, *, reserve: float = 0.0, batch: str | None = None) -> None:
+        """Note, before it leaves, that `request` is on its way and what it may cost."""
         described = json.dumps(
             {"messages": request.messages, "parameters": request.parameters, "schema": request.schema},
             ensure_ascii=False,
         )
         self._db.execute(
-            "INSERT INTO requests (key, provider, model, purpose, topic, language, request, status, attempts, sent_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, 'in_flight', 1, ?)"
-            " ON CONFLICT (key) DO UPDATE SET status = 'in_flight', attempts = attempts + 1, sent_at = excluded.sent_at",
+            "INSERT INTO requests (key, provider, model, purpose, topic, language, request, status, attempts, sent_at,"
+            " reserved_usd, attempt_reserved_usd, batch_id) VALUES (?, ?, ?, ?, ?, ?, ?, 'in_flight', 1, ?, ?, ?, ?)"
+            " ON CONFLICT (key) DO UPDATE SET status = 'in_flight', attempts = attempts + 1, sent_at = excluded.sent_at,"
+            " reserved_usd = reserved_usd + excluded.reserved_usd, attempt_reserved_usd = excluded.attempt_reserved_usd,"
+            " batch_id = excluded.batch_id",
             (
-                request.key,
-                request.provider,
-                request.model,
-                request.purpose,
-                request.topic,
-                request.language,
-                described,
-                now(),
-            ),
-        )
-
-    def answered(self, request: Request, answer: Answer) -> None:
-        self._db.execute(
-            "UPDATE requests SET status = 'answered', response = ?, stop_reason = ?, input_tokens = ?, output_tokens = ?,"
-            " cost_usd = ?, latency_ms = ?, error = NULL, finished_at = ? WHERE key = ?",
-            (
-                answer.raw, answer.stop_reason, answer.input_tokens, answer.output_tokens,
-                answer.cost_usd, answer.latency_ms, now(), request.key,
+                request.key, request.provider, request.model, request.purpose, request.topic, request.language, described,
+                now(), reserve, reserve, batch,
             ),
         )  # fmt: skip
 
-    def failed(self, request: Request, error: str) -> None:
+    def answered(self, key: str, answer: Answer, *, cost: float | None = None) -> None:
+        """Keep the answer. Where its cost is not known, what was reserved for it stays so."""
+        usage = answer.usage
+        kept = 1 if cost is None else 0
         self._db.execute(
-            "UPDATE requests SET status = 'failed', error = ?, finished_at = ? WHERE key = ?",
-            (error, now(), request.key),
+            "UPDATE requests SET status = 'answered', response = ?, stop_reason = ?, stop_category = ?, input_tokens = ?,"
+            " cached_input_tokens = ?, cache_write_tokens = ?, output_tokens = ?, reasoning_tokens = ?, cost_usd = ?,"
+            f" {RELEASE}, latency_ms = ?, error = NULL, finished_at = ? WHERE key = ?",
+            (
+                answer.raw, answer.stop_reason, answer.stop_category, usage.input, usage.cached_input, usage.cache_write,
+                usage.output, usage.reasoning, cost, kept, answer.latency_ms, now(), key,
+            ),
+        )  # fmt: skip
+
+    def failed(self, key: str, error: str) -> None:
+        """It got no answer and costs nothing."""
+        self._db.execute(
+            f"UPDATE requests SET status = 'failed', error = ?, {RELEASE}, finished_at = ?, batch_id = NULL WHERE key = ?",
+            (error, 0, now(), key),
         )
+
+    def doubtful(self, key: str, error: str, *, raw: str | None = None) -> None:
+        """Nobody knows whether it was answered: what it may cost stays charged. `raw`: what came instead of an answer."""
+        self._db.execute(
+            "UPDATE requests SET status = 'in_doubt', in_doubt_count = in_doubt_count + 1, error = ?, finished_at = ?,"
+            " response = coalesce(?, response), batch_id = NULL WHERE key = ?",
+            (error, now(), raw, key),
+        )
+
+    def forgive_doubts(self) -> int:
+        """Let requests that were given up be sent again, at the user's word; what they may have cost stays charged."""
+        sql = "UPDATE requests SET in_doubt_count = 1 WHERE status IN ('in_doubt', 'failed') AND in_doubt_count > ?"
+        return self._db.execute(sql, (RESENT_AT_MOST,)).rowcount
+
+    def row(self, key: str) -> dict[str, Any] | None:
+        found = self._db.execute("SELECT * FROM requests WHERE key = ?", (key,)).fetchone()
+        return dict(found) if found else None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         for row in self._db.execute("SELECT * FROM requests ORDER BY key"):
             yield dict(row)
+
+    def _rows_by_key(self, sql: str) -> dict[str, sqlite3.Row]:
+        return {row["key"]: row for row in self._db.execute(sql)}
+
+
+class Writer:
+    """Commits for a running event loop: what is handed in while a commit is under way goes into the next one, all together,
+    so that a slow disk holds up neither the loop nor the requests."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._waiting: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+
+    async def write(self, work: Callable[[], None]) -> None:
+        """Run `work` on the journal and return once it is committed.
+
+        Raises:
+            WorkError: the journal cannot be written.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((work, done))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._commit_all())
+        await asyncio.shield(done)
+
+    async def close(self) -> None:
+        while self._task is not None and not self._task.done():
+            await asyncio.shield(self._task)
+        self._thread.shutdown()
+
+    async def _commit_all(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            try:
+                await asyncio.get_running_loop().run_in_executor(
+                    self._thread, self._commit, [work for work, _ in group]
+                )
+            except sqlite3.Error as error:
+                problem = WorkError(
+                    f"the journal of LLM calls cannot be written: {error}; free disk space, then run it again"
+                )
+                for _, done in group:
+                    done.set_exception(problem)
+                    done.exception()  # whoever waits sees it; nobody may be waiting any more
+            else:
+                for _, done in group:
+                    if not done.done():
+                        done.set_result(None)
+
+    def _commit(self, group: list[Callable[[], None]]) -> None:
+        with self._journal.transaction():
+            for work in group:
+                work()
 
 
 @contextmanager

@@ -1,70 +1,66 @@
-"""Chat completions with a JSON schema from any OpenAI-compatible server, through the official SDK."""
+"""Chat completions with a JSON schema, from OpenAI or any server that speaks its API (llama.cpp, vLLM, Ollama, a gateway)."""
 
-import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-import httpx2
 import openai
 
-from pipelines.generate.journal import Answer, Request
+from pipelines.generate.answers import Answer, read_openai
+from pipelines.generate.client import http_client, timed_answer
+from pipelines.generate.journal import Request
 
-
-class CallError(Exception):
-    """The request got no answer; the message is the provider's own, never its headers."""
+# Headers that the SDK would add from the environment: another server than OpenAI's has no business with them.
+NOT_FOR_OTHERS = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
 
 
 class OpenAIClient:
-    """One server. Retries are ours, not the SDK's: it would obey a retry-after of hours and retry exhausted quotas."""
+    """One server. With `strict`, OpenAI's own form of the request: constraints it does not enforce are told in words."""
 
-    def __init__(self, *, base_url: str, api_key: str, timeout_seconds: float) -> None:
-        # A loopback server must be reached past any proxy that the environment names.
-        own_http = httpx2.AsyncClient(trust_env="127.0.0.1" not in base_url)
-        self._api_key = api_key
-        self._sdk = openai.AsyncOpenAI(
-            base_url=base_url, api_key=api_key, timeout=timeout_seconds, max_retries=0, http_client=own_http
+    def __init__(
+        self,
+        *,
+        base_url: str | None,
+        api_key: str | None,
+        timeout_seconds: float,
+        slots: int = 16,
+        strict: bool = False,
+    ) -> None:
+        self._key, self._timeout, self._strict = api_key, timeout_seconds, strict
+        self.sdk = openai.AsyncOpenAI(
+            base_url=base_url,
+            api_key=api_key or "none",
+            timeout=timeout_seconds,
+            max_retries=0,
+            http_client=http_client(base_url, slots=slots),
+            default_headers={} if strict else NOT_FOR_OTHERS,  # pyright: ignore[reportArgumentType]
         )
 
-    async def __aenter__(self) -> "OpenAIClient":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._sdk.close()
+        await self.sdk.close()
 
     async def answer(self, request: Request) -> Answer:
-        """Send `request` once.
+        """Send `request` once; see `Client`."""
+        body: Any = openai_body(request, strict=self._strict)
+        create = self.sdk.chat.completions.with_raw_response.create
+        return await timed_answer(lambda: create(**body), read_openai, key=self._key, timeout_seconds=self._timeout)
 
-        Raises:
-            CallError: refused, timed out or cut; nothing usable came back.
-        """
-        started = time.monotonic()
-        messages: Any = request.messages
-        response_format: Any = {"type": "json_schema", "json_schema": {"name": "record", "schema": request.schema}}
-        try:
-            raw = await self._sdk.chat.completions.with_raw_response.create(
-                model=request.model, messages=messages, response_format=response_format, **request.parameters
-            )
-        except openai.APIStatusError as error:
-            raise CallError(self._without_key(f"HTTP {error.status_code}: {error.message}")) from error
-        except openai.APIError as error:
-            raise CallError(self._without_key(f"{type(error).__name__}: {error.message}")) from error
-        try:
-            completion = raw.parse()
-            usage = completion.usage
-            return Answer(
-                raw=raw.text,
-                stop_reason=completion.choices[0].finish_reason if completion.choices else None,
-                input_tokens=usage.prompt_tokens if usage else None,
-                output_tokens=usage.completion_tokens if usage else None,
-                latency_ms=(time.monotonic() - started) * 1000,
-            )
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            # another body than the API's, such as a proxy's page
-            message = f"HTTP {raw.status_code}, but no chat completion: {raw.text[:200]!r}"
-            raise CallError(self._without_key(message)) from None
 
-    def _without_key(self, message: str) -> str:
-        """`message` without the key, which some servers repeat when they refuse it."""
-        return message.replace(self._api_key, "…") if len(self._api_key) > 8 else message
+def openai_body(request: Request, *, strict: bool) -> dict[str, Any]:
+    """The request as /v1/chat/completions takes it, also as a line of a batch."""
+    parameters = dict(request.parameters)
+    if strict:  # OpenAI's newer models take this name alone; other servers know the older one
+        parameters["max_completion_tokens"] = parameters.pop("max_tokens")
+    body: dict[str, Any] = {"model": request.model, "messages": request.messages, **parameters}
+    if request.schema:
+        named: dict[str, Any] = {"name": "record", "schema": request.schema}
+        if strict:
+            from anthropic import transform_schema
+
+            named |= {"schema": transform_schema(request.schema), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": named}
+    return body

@@ -1,21 +1,29 @@
 """data/topics.yaml: the grid of topics, a seeded sample that covers every axis evenly, and the rendered prompts."""
 
 import random
+from collections.abc import Iterator
+from itertools import islice
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import jsonschema
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipelines.errors import UsageError
-from pipelines.experiments import Strict, expected_one_of
 from pipelines.records import explain
+from pipelines.settings import Strict, expected_one_of
 
 Cell = dict[str, str]
 
 
 class TopicGrid(Strict):
-    """The axes, which of them name a topic cell, and how a cell becomes a prompt for a record of `schema`."""
+    """The axes, which of them name a topic cell, and how a cell becomes a prompt for a record of `schema`.
+
+    `record` says how an answer's fields become instruction, input and output, where they are not named so:
+    `{instruction: "{question}", output: "{answer}"}`.
+    """
 
     axes: dict[str, list[str]] = Field(min_length=1)
     languages: dict[str, str] = Field(default_factory=dict)
@@ -24,11 +32,12 @@ class TopicGrid(Strict):
     system: str = ""
     # pydantic's own BaseModel has a method of this name
     record_schema: dict[str, Any] = Field(alias="schema")
+    record: dict[Literal["instruction", "input", "output"], str] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _name_unknown_keys(cls, data: Any) -> Any:
-        known = ["axes", "languages", "topic", "prompt", "system", "schema"]
+        known = ["axes", "languages", "topic", "prompt", "system", "schema", "record"]
         for key in data if isinstance(data, dict) else []:
             if key not in known:
                 raise ValueError(f"unknown key {key!r}; {expected_one_of(str(key), known)}")
@@ -50,6 +59,22 @@ class TopicGrid(Strict):
             raise ValueError(f"prompt: {error} is not an axis; {expected_one_of('', list(self.axes))}") from None
         return self
 
+    @model_validator(mode="after")
+    def _schema_and_record_fit(self) -> "TopicGrid":
+        try:
+            jsonschema.Draft202012Validator.check_schema(self.record_schema)
+        except jsonschema.SchemaError as error:
+            raise ValueError(f"schema: not a JSON schema: {error.message}") from None
+        fields = dict.fromkeys(self.record_schema.get("properties", {}), "x")
+        for name, template in self.record.items():
+            try:
+                template.format_map(fields)
+            except (LookupError, AttributeError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"record.{name}: {error} is not a field; {expected_one_of('', list(fields))}"
+                ) from None
+        return self
+
     def render(self, cell: Cell) -> str:
         return self.prompt.format(**cell).strip()
 
@@ -65,20 +90,29 @@ class TopicGrid(Strict):
         Raises:
             UsageError: the grid has fewer cells than asked for.
         """
+        if (size := self.size(languages)) < count:
+            raise UsageError(f"data/topics.yaml: {count} topics wanted, the grid has {size}: add values to its axes.")
+        return list(islice(self.cells(seed=seed, languages=languages), count))
+
+    def cells(self, *, seed: int, languages: list[str] | None = None) -> Iterator[Cell]:
+        """Every cell of the grid once, in the order in which samples take them."""
+        axes = self._axes_in(languages)
+        streams = {axis: _shuffled_forever(values, random.Random(f"{seed}/{axis}")) for axis, values in axes.items()}
+        seen: set[tuple[str, ...]] = set()
+        while len(seen) < self.size(languages):
+            cell = {axis: next(stream) for axis, stream in streams.items()}
+            if (values := tuple(cell.values())) not in seen:
+                seen.add(values)
+                yield cell
+
+    def size(self, languages: list[str] | None = None) -> int:
+        return prod(len(values) for values in self._axes_in(languages).values())
+
+    def _axes_in(self, languages: list[str] | None) -> dict[str, list[str]]:
         axes = dict(self.axes)
         if languages and "language" in axes:
             axes["language"] = [value for value in axes["language"] if self.languages.get(value) in languages]
-        size = 1
-        for values in axes.values():
-            size *= len(values)
-        if size < count:
-            raise UsageError(f"data/topics.yaml: {count} topics wanted, the grid has {size}: add values to its axes.")
-        streams = {axis: _shuffled_forever(values, random.Random(f"{seed}/{axis}")) for axis, values in axes.items()}
-        cells: dict[tuple[str, ...], Cell] = {}
-        while len(cells) < count:
-            cell = {axis: next(stream) for axis, stream in streams.items()}
-            cells.setdefault(tuple(cell.values()), cell)
-        return list(cells.values())
+        return axes
 
 
 def _shuffled_forever(values: list[str], rng: random.Random):

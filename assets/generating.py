@@ -1,0 +1,124 @@
+"""Where records come from: the corpus, a local LLM server, and LLM APIs within their budget."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+from pydantic import Field
+
+from assets.metadata import picture, table
+from assets.project import DEVICE_POOL, stage_now
+from pipelines import weights
+from pipelines.clean.read import corpus_records as read_corpus_records
+from pipelines.compare import plots
+from pipelines.generate import coverage
+from pipelines.generate.generate import GenerationResult, generate, generate_locally, sources_of
+from pipelines.generate.generate import generated_records as read_generated_records
+from pipelines.generate.show import ProgressLines, summary
+from pipelines.train.cell import Stage
+
+PROVIDERS_ANSWER = "providers_answer"
+
+
+@dg.asset(group_name="generate", kinds={"json"})
+def corpus_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """The records of `data/corpus.json`, read and checked: book recommendations in Korean and English."""
+    stage = stage_now()
+    records = read_corpus_records(stage.data)
+    used = stage.experiments.sources.uses_corpus
+    if not used:
+        context.log.info("sources: leaves the corpus out; it is checked, but nothing is trained on it")
+    return dg.MaterializeResult(
+        metadata={
+            "records": len(records),
+            "trained on": used,
+            "file": dg.MetadataValue.path(stage.data.tracked("corpus.json")),
+            "first records": table([r.value for r in records[:5]], ["instruction", "input", "output", "language"]),
+        }
+    )
+
+
+@dg.asset(group_name="generate", kinds={"llamacpp", "sqlite"}, pool=DEVICE_POOL)
+def local_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Records that a local LLM server wrote for cells of the topic grid; raw answers lie in `data/lake/journal.sqlite`.
+
+    It takes its turn with training and evaluation: two at once on a device falsify every speed.
+    """
+    stage = stage_now()
+    name = stage.experiments.local_provider
+    if name is None or not stage.experiments.sources.uses_local_generator:
+        return dg.MaterializeResult(metadata={"records": 0, "why": "sources: names no local generator"})
+    weights.fetch(stage.data, stage.experiments, stage.experiments.provider(name).model, say=context.log.info)
+    result = generate_locally(stage.data, stage.experiments, progress=ProgressLines(context.log.info))
+    return dg.MaterializeResult(metadata=_metadata(context, stage, result, [name]))
+
+
+class AskConfig(dg.Config):
+    """What one materialization may spend, and whom it asks."""
+
+    budget_usd: float | None = Field(
+        default=None, description="This run's own cap in dollars, below those of experiments.yaml; empty: those alone."
+    )
+    providers: list[str] = Field(default=[], description="Ask only these of the enabled providers; empty: all of them.")
+
+
+@dg.asset(
+    group_name="generate",
+    kinds={"anthropic", "openai", "sqlite"},
+    deps=[local_records],
+    check_specs=[
+        dg.AssetCheckSpec(PROVIDERS_ANSWER, asset="generated_records", description="No enabled provider had to stop.")
+    ],
+)
+def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> dg.MaterializeResult:
+    """What LLM APIs wrote, and with it all that models wrote for us; raw answers lie in `data/lake/journal.sqlite`.
+
+    Only providers with `enabled: true` are asked, within `budget_usd`; no answer that the journal holds is asked for again.
+    Runs beside training.
+    """
+    stage = stage_now()
+    total = stage.experiments.generation.budget_usd
+    result = generate(
+        stage.data,
+        stage.experiments,
+        only=config.providers or None,
+        progress=ProgressLines(context.log.info, config.budget_usd or total),
+        budget_usd=config.budget_usd,
+    )
+    names = list(dict.fromkeys([*sources_of(stage.experiments), *result.providers]))
+    stopped = dg.AssetCheckResult(
+        check_name=PROVIDERS_ANSWER,
+        passed=not result.stopped,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata=result.stopped,
+    )
+    return dg.MaterializeResult(metadata=_metadata(context, stage, result, names), check_results=[stopped])
+
+
+def _metadata(
+    context: dg.AssetExecutionContext, stage: Stage, result: GenerationResult, names: Sequence[str]
+) -> dict[str, object]:
+    """Counts, costs, a sample of the records, and how well they cover the grid."""
+    for line in summary(result):
+        (context.log.warning if " stopped: " in line else context.log.info)(line)
+    if result.providers and result.reused == result.wanted:
+        context.log.info(f"reused: the journal holds all {result.wanted} answers, nothing was asked again")
+    records = read_generated_records(stage.data, stage.experiments, names)
+    shown = [{**r.value, "provider": r.provider} for r in records if r.problem is None and isinstance(r.value, dict)]
+    covered = coverage.coverage(stage.data, stage.experiments, names)
+    costs = [{"provider": name, **vars(one), "missing": one.missing} for name, one in result.providers.items()]
+    return {
+        "records": len(records),
+        "requests": result.wanted,
+        "answered now": result.answered,
+        "reused from the journal": result.reused,
+        "missing": result.missing,
+        "in doubt": result.orphans,
+        "charged by provider": table(costs, COST_COLUMNS),
+        "sample": table(shown[:5], ["provider", "instruction", "input", "output"]),
+        "coverage and diversity": table([vars(one) for one in covered], COVERAGE_COLUMNS),
+        **picture(plots.coverage_bars(covered, "png"), "values of each axis that valid records cover"),
+    }
+
+
+COST_COLUMNS = ("provider", "wanted", "reused", "answered", "refused", "failed", "in_doubt", "missing", "usd", "reserved_usd", "stopped")
+COVERAGE_COLUMNS = ("provider", "records", "cells", "topics", "distinct_1", "distinct_2")

@@ -1,0 +1,53 @@
+"""Anthropic Messages with a JSON schema, through the official SDK."""
+
+from types import TracebackType
+from typing import Any, Self
+
+import anthropic
+
+from pipelines.generate.answers import Answer, read_anthropic
+from pipelines.generate.client import http_client, timed_answer
+from pipelines.generate.journal import Request
+
+SAMPLING = ("temperature", "top_p", "top_k")
+
+
+class AnthropicClient:
+    def __init__(self, *, base_url: str | None, api_key: str, timeout_seconds: float, slots: int = 16) -> None:
+        self._key, self._timeout = api_key, timeout_seconds
+        self.sdk = anthropic.AsyncAnthropic(
+            base_url=base_url,
+            api_key=api_key,
+            timeout=timeout_seconds,
+            max_retries=0,
+            http_client=http_client(base_url, slots=slots),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.sdk.close()
+
+    async def answer(self, request: Request) -> Answer:
+        """Send `request` once; see `Client`."""
+        body: Any = anthropic_body(request)
+        # The SDK no longer names these as arguments; models that still take them get them in the body.
+        body["extra_body"] = {name: body.pop(name) for name in SAMPLING if name in body}
+        create = self.sdk.messages.with_raw_response.create
+        return await timed_answer(lambda: create(**body), read_anthropic, key=self._key, timeout_seconds=self._timeout)
+
+
+def anthropic_body(request: Request) -> dict[str, Any]:
+    """The request as /v1/messages takes it, also as an item of a batch: system prompt apart, schema in `output_config`."""
+    system = "\n\n".join(message["content"] for message in request.messages if message["role"] == "system")
+    turns = [message for message in request.messages if message["role"] != "system"]
+    body: dict[str, Any] = {"model": request.model, "messages": turns, **request.parameters}
+    if system:
+        body["system"] = system
+    if request.schema:
+        form = {"type": "json_schema", "schema": anthropic.transform_schema(request.schema)}
+        body["output_config"] = {**body.get("output_config", {}), "format": form}
+    return body

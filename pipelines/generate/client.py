@@ -1,0 +1,195 @@
+"""One small protocol for every provider: send a request once, return its answer or say what became of it.
+
+The official SDKs do the talking. Retries are ours, not theirs: they would obey a `retry-after` of hours, retry exhausted quotas and
+spend past a budget. This module holds what both share: errors and rate-limit headers put in our words, and keys kept out of them.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import httpx2
+
+from pipelines.generate.answers import Answer, CallError, Fate, Usage
+from pipelines.generate.journal import Request
+from pipelines.generate.pacing import Limits, RateLimit
+
+QUOTA = re.compile(r"insufficient_quota|billing|credit balance|spend_limit|exceeded your current quota", re.IGNORECASE)
+REFUSED_BY_FILTER = ("content_filter", "content_policy_violation")
+TOO_LONG = ("context_length_exceeded", "string_above_max_length", "request_too_large")
+MAYBE_BILLED = {408, 499, 502, 504, *range(520, 528)}  # a gateway gave up; the provider behind it may not have
+TURNED_AWAY = {503, 529}
+NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
+SHOWN = 300
+
+
+class Client(Protocol):
+    """One provider's API."""
+
+    async def answer(self, request: Request) -> Answer:
+        """Send `request` once.
+
+        Raises:
+            CallError: no answer came; its `fate` says what became of the request.
+        """
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def http_client(base_url: str | None, *, slots: int) -> httpx2.AsyncClient:
+    """Connections for so many requests at once. A loopback server is reached past any proxy that the environment names."""
+    loopback = base_url is not None and httpx2.URL(base_url).host in ("127.0.0.1", "localhost", "::1")
+    limits = httpx2.Limits(max_connections=slots + 4, max_keepalive_connections=slots + 4)
+    return httpx2.AsyncClient(trust_env=not loopback, limits=limits, follow_redirects=False)
+
+
+async def timed_answer(
+    create: Callable[[], Awaitable[Any]], read: Callable[[str], Answer], *, key: str | None, timeout_seconds: float
+) -> Answer:
+    """Call the SDK once within `timeout_seconds` in all, and put what comes of it in our words, without `key`.
+
+    Raises:
+        CallError: no answer came.
+    """
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            response = await create()
+    except TimeoutError:
+        raise CallError(f"no answer within {timeout_seconds:g} s", "unknown") from None
+    except Exception as error:
+        if hasattr(error, "status_code"):
+            return refusal_or_error(error, key)
+        raise _connection_error(error, key) from None
+    raw = without(response.text, key)
+    try:
+        answer = read(raw)
+    except ValueError as problem:  # a proxy's page, half a body: it may have been billed all the same
+        shown = f"HTTP {response.status_code}, but no answer in it ({problem}): {raw[:SHOWN]!r}"
+        raise CallError(shown, "unknown", raw=raw) from None
+    milliseconds = (time.monotonic() - started) * 1000
+    return replace(answer, latency_ms=milliseconds, limits=limits_in(response.headers, answer.usage))
+
+
+def refusal_or_error(error: Any, key: str | None) -> Answer:
+    """The answer that an HTTP error is where a content filter refused; else the error, raised.
+
+    Raises:
+        CallError: what the status, and the provider's own code, make of it.
+    """
+    status, headers = error.status_code, error.response.headers
+    # The SDKs differ in whether `body` is the whole body or its `error` object.
+    body = _mapping(error.body)
+    told = _mapping(body.get("error")) or body
+    details = _mapping(told.get("details"))
+    codes = {str(value) for value in (told.get("code"), told.get("type"), details.get("error_code")) if value}
+    said = told.get("message")
+    message = without(f"HTTP {status}: {said or error.message}"[: 4 * SHOWN], key)
+    if status == 400 and codes & set(REFUSED_BY_FILTER):
+        return Answer(
+            raw=without(error.response.text, key), stop_reason="content_filter", usage=Usage(input=0, output=0)
+        )
+    fate = fate_of(status, codes, message)
+    raise CallError(message, fate, retry_after=retry_after_in(headers), limits=limits_in(headers)) from None
+
+
+def fate_of(status: int, codes: set[str], message: str) -> Fate:
+    """What became of a request that was answered with an error status."""
+    if status in MAYBE_BILLED:
+        return "unknown"
+    if status in TURNED_AWAY:
+        return "overloaded"
+    if status == 413 or codes & set(TOO_LONG):
+        return "impossible"
+    if QUOTA.search(" ".join([*codes, message])):
+        return "stopped"
+    if status == 429:
+        return "throttled"
+    return "failed" if status >= 500 or status == 409 else "stopped"
+
+
+def _connection_error(error: Exception, key: str | None) -> CallError:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, httpx2.TransportError):
+        cause = cause.__cause__ or cause.__context__
+    fate: Fate = "unsent" if isinstance(cause, NEVER_SENT) else "unknown"
+    message = f"{type(cause or error).__name__}: {cause or error}"
+    return CallError(without(message[:SHOWN], key), fate)
+
+
+def without(message: str, key: str | None) -> str:
+    """`message` without the key, which some servers repeat when they refuse it."""
+    return message.replace(key, "…") if key and len(key) > 8 else message
+
+
+def retry_after_in(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait, if it does: seconds, milliseconds, or a date."""
+    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
+        return milliseconds / 1000
+    text = headers.get("retry-after")
+    if (seconds := _number(text)) is not None or text is None:
+        return seconds
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def limits_in(headers: Mapping[str, str], usage: Usage = Usage()) -> Limits:  # noqa: B008 (frozen)
+    """The rate limits that the headers of either API tell; `usage` is what this one request took of those on tokens."""
+    total, taken_in, given_out = (float(count or 1) for count in (usage.total, usage.input, usage.output))
+    found = []
+    for pattern, per_request in (
+        ("x-ratelimit-{}-requests", 1.0),
+        ("x-ratelimit-{}-tokens", total),
+        ("anthropic-ratelimit-requests-{}", 1.0),
+        ("anthropic-ratelimit-tokens-{}", total),
+        ("anthropic-ratelimit-input-tokens-{}", taken_in),
+        ("anthropic-ratelimit-output-tokens-{}", given_out),
+    ):
+        limit = _number(headers.get(pattern.format("limit")))
+        remaining = _number(headers.get(pattern.format("remaining")))
+        reset = _seconds(headers.get(pattern.format("reset")))
+        if limit and remaining is not None and reset is not None:
+            found.append(RateLimit(limit, min(remaining, limit), reset, per_request))
+    return tuple(found)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text) if text is not None else None
+    except ValueError:
+        return None
+    return number if number is not None and 0 <= number < float("inf") else None
+
+
+def _seconds(text: str | None) -> float | None:
+    """A duration such as 6m0s, 120ms or 1.5, or a time in RFC 3339, as seconds from now."""
+    if text is None:
+        return None
+    if parts := re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:([\d.]+)s)?(?:([\d.]+)ms)?", text):
+        scale = (86400, 3600, 60, 1, 0.001)
+        if any(parts.groups()):
+            return sum(float(part) * unit for part, unit in zip(parts.groups(), scale, strict=True) if part)
+    if (number := _number(text)) is not None:
+        return number
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None

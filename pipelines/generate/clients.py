@@ -1,0 +1,32 @@
+"""A provider's client, with its key from the environment. The SDKs are imported here, when they are needed."""
+
+import os
+
+from pipelines.generate.client import Client
+from pipelines.generate.settings import Provider
+
+
+def api_key(provider: Provider) -> str | None:
+    """The provider's key, or None where it needs none or none is set."""
+    return os.environ.get(provider.key_env) or None if provider.key_env else None
+
+
+def client_for(provider: Provider, *, base_url: str | None = None) -> Client:
+    """A client of the provider, at `base_url` where its own configuration names none."""
+    key = api_key(provider)
+    url = provider.base_url or base_url
+    if provider.kind == "anthropic":
+        from pipelines.generate.anthropic_client import AnthropicClient
+
+        return AnthropicClient(
+            base_url=url, api_key=key or "", timeout_seconds=provider.timeout_seconds, slots=provider.concurrency
+        )
+    from pipelines.generate.openai_client import OpenAIClient
+
+    return OpenAIClient(
+        base_url=url,
+        api_key=key,
+        timeout_seconds=provider.timeout_seconds,
+        slots=provider.concurrency,
+        strict=provider.kind == "openai",
+    )

@@ -1,0 +1,81 @@
+"""How well the records of each provider cover the grid, and how much they vary.
+
+Distinct-n is the share of different n-grams among all n-grams of the outputs (Li et al. 2016, "A Diversity-Promoting Objective
+Function"); it falls as more text is counted, so it compares providers of equally many records.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.experiments import Experiments
+from pipelines.generate.journal import opened
+from pipelines.generate.requests import Asked, load_prompts, raw_record, requests_for
+from pipelines.paths import DataRoot
+
+WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Of one provider's valid records: how many there are, how many cells and topics they hit, the share of each axis's
+    values among them, and distinct-1 and distinct-2 of their texts (None without any)."""
+
+    provider: str
+    records: int
+    cells: str
+    topics: str
+    axes: dict[str, float]
+    distinct_1: float | None
+    distinct_2: float | None
+
+
+def coverage(data: DataRoot, experiments: Experiments, names: Iterable[str]) -> list[Coverage]:
+    """The coverage of each of these providers, of the requests that are configured now."""
+    names = list(names)
+    if not names:
+        return []
+    prompts = load_prompts(data, experiments.generation)
+    with opened(data.journal) as journal:
+        given_up = journal.given_up()
+        rows = {row["key"]: row for row in journal.rows() if row["status"] == "answered"}
+    found = []
+    for name in names:
+        asked = requests_for(name, experiments.provider(name), experiments.generation, prompts, given_up)
+        read = [(one, raw_record(one, rows[one.request.key], prompts, local=False)) for one in asked if one.request.key in rows]
+        found.append(_of(name, asked, [(one, record.value) for one, record in read if record.problem is None]))
+    return found
+
+
+def _of(name: str, asked: list[Asked], valid: list[tuple[Asked, Any]]) -> Coverage:
+    texts = [json.dumps(value, ensure_ascii=False) if not isinstance(value, dict) else value.get("output") for _, value in valid]
+    words = [WORD.findall(text.lower()) for text in texts if isinstance(text, str)]
+    return Coverage(
+        provider=name,
+        records=len(valid),
+        cells=_ratio({one.request.cell for one, _ in valid}, {one.request.cell for one in asked}),
+        topics=_ratio({one.prompt.topic for one, _ in valid}, {one.prompt.topic for one in asked}),
+        axes=_axes(asked, [one for one, _ in valid]),
+        distinct_1=_distinct(words, 1),
+        distinct_2=_distinct(words, 2),
+    )
+
+
+def _ratio(hit: set[Any], all_of: set[Any]) -> str:
+    return f"{len(hit)} of {len(all_of)}"
+
+
+def _axes(asked: list[Asked], valid: list[Asked]) -> dict[str, float]:
+    names = dict.fromkeys(axis for one in asked for axis in one.prompt.axes)
+    shares = {}
+    for axis in names:
+        wanted = {one.prompt.axes.get(axis) for one in asked}
+        shares[axis] = len({one.prompt.axes.get(axis) for one in valid}) / len(wanted)
+    return shares
+
+
+def _distinct(texts: list[list[str]], n: int) -> float | None:
+    grams = [tuple(words[i : i + n]) for words in texts for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None

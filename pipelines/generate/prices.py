@@ -1,0 +1,98 @@
+"""What a request costs, and what it can cost at worst: the bundled table of `genai-prices`, under the user's own prices.
+
+Nothing is called free that is merely unknown: a model without a price costs None. The local server is the one thing that is free.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipelines.generate.answers import Usage
+from pipelines.generate.journal import Request
+from pipelines.generate.settings import Price, Provider
+
+MILLION = 1_000_000
+# A token is at least one byte of what is sent, so the bytes bound the prompt's tokens; this many more stand for what the API adds
+# around them (roles, and the instructions with which it asks for a schema).
+OVERHEAD_TOKENS = 1_000
+
+
+class Costs(Protocol):
+    """Dollars for the tokens of one request; None where they cannot be told."""
+
+    def __call__(self, usage: Usage) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class OwnPrice:
+    """Prices that the user gave, per million tokens."""
+
+    price: Price
+
+    def __call__(self, usage: Usage) -> float | None:
+        if usage.input is None or usage.output is None:
+            return None
+        cached = min(usage.cached_input or 0, usage.input)
+        cached_price = self.price.input if self.price.cached_input is None else self.price.cached_input
+        fresh = (usage.input - cached) * self.price.input
+        return (fresh + cached * cached_price + usage.output * self.price.output) / MILLION
+
+
+@dataclass(frozen=True)
+class ListPrice:
+    """Prices of the bundled table."""
+
+    vendor: str
+    model: str
+
+    def __call__(self, usage: Usage) -> float | None:
+        from genai_prices import Usage as ListUsage
+        from genai_prices import calc_price
+
+        if usage.input is None or usage.output is None:
+            return None
+        read = min(usage.cached_input or 0, usage.input)
+        written = min(usage.cache_write or 0, usage.input - read)  # the table refuses parts that exceed the whole
+        counts = {"input_tokens": usage.input, "cache_read_tokens": read, "cache_write_tokens": written}
+        told = ListUsage(**counts, output_tokens=usage.output)
+        return float(calc_price(told, self.model, provider_id=self.vendor).total_price)
+
+
+def costs_of(provider: Provider) -> Costs | None:
+    """What this provider charges, or None if nobody told: the user's `price`, else the table for Anthropic's and OpenAI's models.
+
+    A compatible server is another seller, whatever its model is called.
+    """
+    if provider.kind == "local":
+        return OwnPrice(Price(input=0, output=0))
+    if provider.price:
+        return OwnPrice(provider.price)
+    if provider.kind == "openai-compatible":
+        return None
+    listed = ListPrice(provider.kind, provider.model)
+    try:
+        known = listed(Usage(input=1, output=1)) is not None
+    except LookupError:
+        return None
+    return listed if known else None
+
+
+def batch_share(provider: Provider) -> float:
+    """Share of the price that a batched request costs: half at both APIs, unless the user's price says otherwise."""
+    return provider.price.batch_share if provider.price else 0.5
+
+
+def worst_usage(request: Request) -> Usage:
+    """The most tokens that `request` can be billed for: bytes of all that is sent plus OVERHEAD_TOKENS in, max_tokens out."""
+    sent = json.dumps([request.messages, request.schema], ensure_ascii=False)
+    return Usage(input=len(sent.encode()) + OVERHEAD_TOKENS, output=request.parameters["max_tokens"])
+
+
+def worst_cost(costs: Costs | None, request: Request) -> float | None:
+    """Dollars that `request` can cost at most, its prompt freshly written to a cache included; None if the price is unknown."""
+    if costs is None:
+        return None
+    worst = worst_usage(request)
+    plain = costs(worst)
+    written = costs(Usage(input=worst.input, cache_write=worst.input, output=worst.output))
+    return None if plain is None or written is None else max(plain, written)

@@ -1,0 +1,53 @@
+"""From the configuration to something that answers: who may be asked, with which key, over which client."""
+
+from collections.abc import Iterable
+
+from pipelines.errors import UsageError
+from pipelines.experiments import Experiments
+from pipelines.generate.budget import Caps
+from pipelines.generate.clients import api_key, client_for
+from pipelines.generate.journal import Request
+from pipelines.generate.prices import costs_of
+from pipelines.generate.send import Job
+from pipelines.generate.settings import Provider
+from pipelines.settings import expected_one_of
+
+
+def enabled(experiments: Experiments, only: Iterable[str] | None = None) -> list[str]:
+    """The APIs that may be asked: those with `enabled: true`, or those of them that `only` names.
+
+    Raises:
+        UsageError: `only` names one that does not exist, is not enabled, or is the local server.
+    """
+    apis = {name: provider for name, provider in experiments.providers.items() if provider.kind != "local"}
+    for name in only or []:
+        if name not in experiments.providers:
+            raise UsageError(f"unknown provider {name!r}; {expected_one_of(name, list(experiments.providers))}")
+        if name in apis and not apis[name].enabled:
+            raise UsageError(
+                f"provider {name} is not enabled, and asking it may cost money: set providers.{name}.enabled: true"
+            )
+    return [name for name, provider in apis.items() if provider.enabled and (not only or name in only)]
+
+
+def missing_key(provider: Provider) -> str | None:
+    """What is missing before this provider can be asked, in words; None if nothing is."""
+    if provider.key_env and not api_key(provider):
+        return f"{provider.key_env} is not set: put the API key into the environment, or set enabled: false"
+    return None
+
+
+def job_for(name: str, provider: Provider, requests: list[Request], *, base_url: str | None = None) -> Job:
+    return Job(
+        provider=name,
+        requests=requests,
+        client=lambda: client_for(provider, base_url=base_url),
+        slots=provider.concurrency,
+        longest_wait=provider.longest_retry_after_seconds,
+        costs=costs_of(provider),
+    )
+
+
+def caps_of(experiments: Experiments, this_run: float | None = None) -> Caps:
+    per_provider = {name: provider.budget_usd for name, provider in experiments.providers.items()}
+    return Caps(total=experiments.generation.budget_usd, per_provider=per_provider, this_run=this_run)

@@ -1,0 +1,196 @@
+"""What is asked: prompts from the topic grid or from the user's own file, and the requests that each provider gets of them."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jsonschema
+
+from pipelines.errors import UsageError
+from pipelines.generate.answers import text_of
+from pipelines.generate.journal import Request
+from pipelines.generate.settings import Generation, Provider
+from pipelines.generate.topics import TopicGrid, load_topics
+from pipelines.paths import DataRoot
+from pipelines.records import RawRecord, expand, read_file
+
+LOCAL_SOURCE, API_SOURCE = "local_generator", "providers"
+FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One thing that every provider is asked alike. `asked` are the record's fields that are known before the answer."""
+
+    messages: list[dict[str, str]]
+    schema: dict[str, Any] = field(default_factory=dict)
+    topic: str | None = None
+    language: str | None = None
+    asked: dict[str, str] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request and the prompt that it asks."""
+
+    request: Request
+    prompt: Prompt
+
+
+class Prompts:
+    """All prompts of the configuration, in the order in which they are asked."""
+
+    def __init__(
+        self, ordered: Callable[[list[str] | None], Iterator[Prompt]], record: dict[Any, str] | None = None
+    ) -> None:
+        self.ordered = ordered
+        self.record = record or {}
+
+
+def load_prompts(data: DataRoot, generation: Generation) -> Prompts:
+    """The prompts that the configuration names.
+
+    Raises:
+        UsageError: data/topics.yaml or the file of prompts is missing or broken.
+    """
+    if generation.prompts == "file":
+        assert generation.prompts_file is not None
+        own = list(_prompts_in(generation.prompts_file, generation.system))
+        return Prompts(lambda languages: (p for p in own if not languages or p.language in (None, *languages)))
+    grid = load_topics(data.tracked("topics.yaml"))
+    return Prompts(lambda languages: _grid_prompts(grid, generation.seed, languages), grid.record)
+
+
+def _grid_prompts(grid: TopicGrid, seed: int, languages: list[str] | None) -> Iterator[Prompt]:
+    system = [{"role": "system", "content": grid.system}] if grid.system else []
+    for cell in grid.cells(seed=seed, languages=languages):
+        yield Prompt(
+            messages=[*system, {"role": "user", "content": grid.render(cell)}],
+            schema=grid.record_schema,
+            topic=grid.topic_of(cell),
+            language=grid.language_of(cell),
+            axes=cell,
+        )
+
+
+def _prompts_in(pattern: str, system: str) -> Iterator[Prompt]:
+    said = [{"role": "system", "content": system}] if system else []
+    for file in expand([pattern]):
+        for number, record in enumerate(read_file(file), start=1):
+            value = record.value if isinstance(record.value, dict) else {}
+            instruction, extra = value.get("instruction"), value.get("input") or ""
+            if (
+                record.problem
+                or not isinstance(instruction, str)
+                or not instruction.strip()
+                or not isinstance(extra, str)
+            ):
+                raise UsageError(
+                    f"{file}: record {number}: {record.problem or repr(record.value)[:80]}; expected an object with the text "
+                    "`instruction` (and `input`, which may be left out)."
+                )
+            text = f"{instruction}\n\n{extra}" if extra else instruction
+            yield Prompt(
+                messages=[*said, {"role": "user", "content": text}],
+                topic=_text(value.get("topic")),
+                language=_text(value.get("language")),
+                asked={"instruction": instruction, "input": extra},
+            )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def requests_for(
+    name: str,
+    provider: Provider,
+    generation: Generation,
+    prompts: Prompts,
+    given_up: frozenset[str] | set[str] = frozenset(),
+) -> list[Asked]:
+    """The requests of one provider: as many as configured, over the same prompts as every other's.
+
+    One that was given up (its fate was lost twice) makes room for the next prompt, as long as there is one.
+
+    Raises:
+        UsageError: there are fewer prompts than requests wanted.
+    """
+    wanted = (generation.requests if provider.requests is None else provider.requests) * generation.replicates
+    languages = generation.languages if provider.languages is None else provider.languages
+    found: list[Asked] = []
+    seen, skipped = set[str](), 0
+    for asked in _all_requests(name, provider, generation, prompts.ordered(languages)):
+        if len(found) == wanted:
+            break
+        if asked.request.key in seen:  # the same prompt twice in a user's file
+            continue
+        seen.add(asked.request.key)
+        if asked.request.key in given_up:
+            skipped += 1
+        else:
+            found.append(asked)
+    if generation.prompts == "topics" and len(found) + skipped < wanted:
+        raise UsageError(
+            f"data/topics.yaml: {wanted} topics wanted for {name}, the grid has {len(found) + skipped}: add values to its axes, or "
+            "ask for fewer (generation.requests)."
+        )
+    return found
+
+
+def _all_requests(name: str, provider: Provider, generation: Generation, prompts: Iterator[Prompt]) -> Iterator[Asked]:
+    max_tokens = provider.max_tokens or generation.max_tokens
+    seeded = provider.kind in ("local", "openai-compatible") and "seed" not in provider.parameters
+    for number, prompt in enumerate(prompts):
+        for replicate in range(generation.replicates):
+            parameters = {"max_tokens": max_tokens, **provider.parameters}
+            if seeded:
+                parameters["seed"] = generation.seed + number + 1_000_003 * replicate
+            request = Request(
+                provider=name,
+                model=provider.model,
+                messages=prompt.messages,
+                parameters=parameters,
+                schema=prompt.schema,
+                replicate=replicate,
+                topic=prompt.topic,
+                language=prompt.language,
+            )
+            yield Asked(request, prompt)
+
+
+def raw_record(asked: Asked, row: dict[str, Any], prompts: Prompts, *, local: bool) -> RawRecord:
+    """The record inside an answer; what cannot be read, or does not fit the schema, becomes a raw record that says why."""
+    request, text, problem, value = asked.request, row["response"], None, None
+    try:
+        text = text_of(row["response"])
+        value = _record(text, asked.prompt, prompts.record)
+    except (ValueError, RecursionError) as error:
+        stopped = f" (stopped by {row['stop_reason']})" if row["stop_reason"] not in ("stop", "end_turn") else ""
+        value, problem = text, f"answer is not the JSON asked for{stopped}: {error}"
+    return RawRecord(
+        source=LOCAL_SOURCE if local else API_SOURCE,
+        value=value,
+        provider=request.provider,
+        model=request.model,
+        topic=request.topic,
+        language=request.language,
+        problem=problem,
+        call_key=request.key,
+    )
+
+
+def _record(text: str, prompt: Prompt, templates: dict[Any, str]) -> Any:
+    if not prompt.schema:
+        return {**prompt.asked, "output": text}
+    fenced = FENCE.fullmatch(text)  # a server that does not know schemas answers with a block of Markdown
+    value = json.loads(fenced[1] if fenced else text)
+    try:
+        jsonschema.validate(value, prompt.schema)
+    except jsonschema.ValidationError as error:
+        place = ".".join(str(part) for part in error.absolute_path) or "record"
+        raise ValueError(f"{place}: {error.message[:200]}") from None
+    return {name: template.format_map(value) for name, template in templates.items()} if templates else value

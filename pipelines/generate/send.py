@@ -1,0 +1,274 @@
+"""Send requests to several providers side by side: each at its own pace, all under one budget, every outcome in the journal.
+
+A provider that cannot go on (bad key, exhausted quota, unknown model, budget, no answers at all) stops with its reason; the
+others do not notice.
+"""
+
+import asyncio
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+
+from pipelines.generate.answers import Answer, CallError
+from pipelines.generate.budget import Budget, unknown_price
+from pipelines.generate.client import Client
+from pipelines.generate.journal import RESENT_AT_MOST, Journal, Request, Writer
+from pipelines.generate.pacing import Pacer
+from pipelines.generate.prices import Costs, worst_cost
+from pipelines.process import draining
+
+TRIES = 5  # of one request in one run; being turned away (429, 503, 529) is not counted
+# So many failures in a row, for so long without an answer between them: nobody is there, and the provider stops for this run.
+DEAD_FAILURES, DEAD_SECONDS, DEAD_REFUSING_SECONDS = 12, 5.0, 180.0
+DRAIN_SECONDS = 8.0  # what is under way may still answer so long after Ctrl-C
+
+
+@dataclass
+class Tally:
+    """What became of one provider's requests in this run. `answered` counts refusals too: they are answers."""
+
+    total: int = 0
+    answered: int = 0
+    refused: int = 0
+    failed: int = 0
+    in_doubt: int = 0
+    errors: int = 0
+    tokens: int = 0
+    stopped: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One provider's share: what to send, by whom, how fast at most, and what a token costs (None: nobody knows)."""
+
+    provider: str
+    requests: list[Request]
+    client: Callable[[], AbstractAsyncContextManager[Client]]
+    slots: int = 8
+    longest_wait: float = 60.0
+    costs: Costs | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How far a run is: seconds since it began, dollars charged by it, and each provider's tally."""
+
+    seconds: float
+    usd: float
+    tallies: Mapping[str, Tally]
+
+
+Progress = Callable[[Snapshot], None]
+
+
+@dataclass
+class Run:
+    """What all providers of one run share."""
+
+    journal: Journal
+    writer: Writer
+    budget: Budget
+    progress: Progress
+    started: float = field(default_factory=time.monotonic)
+    senders: "list[_Sender]" = field(default_factory=list)
+    stopping: bool = False
+    broken: BaseException | None = None  # why the journal could not be written
+
+    def tell(self) -> None:
+        tallies = {sender.job.provider: sender.tally for sender in self.senders}
+        self.progress(Snapshot(time.monotonic() - self.started, self.budget.charged_now, tallies))
+
+    def stop(self) -> None:
+        """Send nothing more; what is under way is waited for."""
+        self.stopping = True
+        for sender in self.senders:
+            sender.wake()
+
+
+async def send_all(
+    journal: Journal, jobs: list[Job], budget: Budget, *, progress: Progress | None = None
+) -> dict[str, Tally]:
+    """Send every job's requests; returns what became of them, by provider.
+
+    Raises:
+        WorkError: the journal cannot be written.
+        KeyboardInterrupt: interrupted; nothing more was sent, and what was under way got some seconds to be answered.
+    """
+    run = Run(journal, Writer(journal), budget, progress or (lambda _: None))
+    run.senders = [_Sender(run, job) for job in jobs]
+    try:
+        with draining(run.stop, seconds=DRAIN_SECONDS):
+            async with asyncio.TaskGroup() as group:
+                for sender in run.senders:
+                    group.create_task(sender.send())
+    finally:
+        await run.writer.close()
+    if run.broken:
+        raise run.broken
+    return {sender.job.provider: sender.tally for sender in run.senders}
+
+
+class _Sender:
+    """One provider's queue."""
+
+    def __init__(self, run: Run, job: Job) -> None:
+        self.job = job
+        self.tally = Tally(total=len(job.requests))
+        self._run = run
+        self._pacer = Pacer(slots=job.slots, longest_wait=job.longest_wait)
+        self._queue = deque(job.requests)
+        self._later = 0  # requests that wait for their next try
+        self._tries: Counter[str] = Counter()
+        self._doubts = run.journal.doubts()
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._failures_in_a_row = 0
+        self._heard_at = time.monotonic()
+        self._event = asyncio.Event()
+
+    def wake(self) -> None:
+        self._event.set()
+
+    async def send(self) -> None:
+        async with self.job.client() as client:
+            try:
+                while (self._queue or self._later or self._under_way) and not self._ended:
+                    delay = self._pacer.delay(time.monotonic(), len(self._under_way)) if self._queue else math.inf
+                    if delay > 0:
+                        await self._wait(delay)
+                    else:
+                        await self._dispatch(client, self._queue.popleft())
+                while self._under_way:
+                    await asyncio.wait(self._under_way)
+            finally:
+                for task in self._under_way:
+                    task.cancel()
+        self._run.tell()
+
+    @property
+    def _ended(self) -> bool:
+        return self.tally.stopped is not None or self._run.stopping
+
+    async def _wait(self, seconds: float) -> None:
+        """Until something has happened, or so many seconds."""
+        self._event.clear()
+        timer = asyncio.get_running_loop().call_later(seconds, self.wake) if math.isfinite(seconds) else None
+        await self._event.wait()
+        if timer:
+            timer.cancel()
+
+    async def _dispatch(self, client: Client, request: Request) -> None:
+        """Reserve what the request may cost and let it go; or stop, if the budget does not allow it."""
+        provider, budget = self.job.provider, self._run.budget
+        worst = worst_cost(self.job.costs, request)
+        if worst is None and budget.caps.any_for(provider):
+            short: str | None = unknown_price(provider, request)
+        else:
+            short = await budget.reserve(provider, worst or 0.0)
+        if short:
+            self._queue.appendleft(request)
+            self._stop(short)
+            return
+        sent_at = time.monotonic()
+        self._pacer.sent(sent_at)
+        task = asyncio.create_task(self._ask(client, request, worst, sent_at))
+        self._under_way.add(task)
+        task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self.wake()
+        if not task.cancelled() and (error := task.exception()):  # the journal: nothing may be sent that it cannot hold
+            self._run.broken = error
+            self._run.stop()
+
+    async def _ask(self, client: Client, request: Request, worst: float | None, sent_at: float) -> None:
+        reserved = charged = worst or 0.0
+        try:
+            await self._run.writer.write(lambda: self._run.journal.sending(request, reserve=reserved))
+            try:
+                answer = await client.answer(request)
+            except CallError as error:
+                charged = await self._unanswered(request, error, reserved, sent_at)
+            else:
+                charged = await self._answered(request, answer, reserved, sent_at)
+        finally:
+            await self._run.budget.settle(self.job.provider, reserved, charged)
+        self._run.tell()
+
+    async def _answered(self, request: Request, answer: Answer, reserved: float, sent_at: float) -> float:
+        """Keep the answer; returns the dollars that stay charged."""
+        cost = self.job.costs(answer.usage) if self.job.costs else None
+        await self._run.writer.write(lambda: self._run.journal.answered(request.key, answer, cost=cost))
+        self._heard_at = time.monotonic()
+        self._pacer.answered(sent_at, self._heard_at, answer.limits)
+        self._failures_in_a_row = 0
+        self.tally.answered += 1
+        self.tally.refused += answer.refused
+        self.tally.tokens += answer.usage.total
+        return reserved if cost is None else cost
+
+    async def _unanswered(self, request: Request, error: CallError, reserved: float, sent_at: float) -> float:
+        """Note what became of the request and plan its next try, if it has one; returns the dollars that stay charged."""
+        journal, now = self._run.journal, time.monotonic()
+        self.tally.errors += 1
+        self._failures_in_a_row += 1
+        if error.fate == "unknown":
+            await self._run.writer.write(lambda: journal.doubtful(request.key, str(error), raw=error.raw))
+            self._doubts[request.key] += 1
+        else:
+            await self._run.writer.write(lambda: journal.failed(request.key, str(error)))
+        if error.fate == "throttled":
+            self._pacer.throttled(sent_at, now, error.limits, error.retry_after)
+        elif error.fate in ("overloaded", "failed", "unknown", "unsent"):
+            self._pacer.failed(sent_at, now, error.retry_after)
+        self._plan(request, error)
+        return reserved if error.fate == "unknown" else 0.0
+
+    def _plan(self, request: Request, error: CallError) -> None:
+        """Whether, and when, the request is tried again; and whether the provider is."""
+        self._tries[request.key] += 1
+        tries = self._tries[request.key]
+        match error.fate:
+            case "stopped":
+                self.tally.failed += 1
+                self._stop(str(error))
+            case "impossible":
+                self.tally.failed += 1
+            case "throttled":
+                self._queue.appendleft(request)
+            case "overloaded":
+                self._again(request, self._pacer.backoff(min(tries, TRIES)))
+            case "unknown" if self._doubts[request.key] > RESENT_AT_MOST:
+                self.tally.in_doubt += 1
+            case "failed" | "unsent" if tries >= TRIES:
+                self.tally.failed += 1
+            case _:
+                self._again(request, self._pacer.backoff(tries))
+        self._stop_if_dead(error)
+
+    def _again(self, request: Request, seconds: float) -> None:
+        self._later += 1
+
+        def put_back() -> None:
+            self._later -= 1
+            self._queue.append(request)
+            self.wake()
+
+        asyncio.get_running_loop().call_later(seconds, put_back)
+
+    def _stop_if_dead(self, error: CallError) -> None:
+        silent = time.monotonic() - self._heard_at
+        refusing = error.fate in ("throttled", "overloaded")
+        longest = DEAD_REFUSING_SECONDS if refusing else DEAD_SECONDS
+        if self._failures_in_a_row >= DEAD_FAILURES and silent > longest:
+            self._stop(
+                f"no answer for {silent:.0f} s, {self._failures_in_a_row} failures in a row, the last: {error}; run it again later"
+            )
+
+    def _stop(self, why: str) -> None:
+        if self.tally.stopped is None:
+            self.tally.stopped = why
+            self.wake()

@@ -1,0 +1,81 @@
+"""A run of requests as people see it: a live bar on a terminal, a line now and then in a log, and what came of it."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from tqdm import tqdm
+
+from pipelines.generate.generate import GenerationResult, ProviderResult
+from pipelines.generate.send import Snapshot
+
+LOG_SECONDS = 10.0
+
+
+class ProgressBar:
+    """One bar for all providers: records, requests a second, tokens, dollars of the budget, errors."""
+
+    def __init__(self, budget_usd: float | None = None) -> None:
+        self._budget = budget_usd
+        calm = 0.2 if sys.stderr.isatty() else LOG_SECONDS  # in a log a line now and then is enough
+        self._bar = tqdm(desc="records", unit="record", file=sys.stderr, mininterval=calm, delay=0.01)
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        tallies = list(snapshot.tallies.values())
+        self._bar.total = sum(tally.total for tally in tallies)
+        self._bar.set_postfix_str(_numbers(snapshot, self._budget), refresh=False)
+        self._bar.update(sum(tally.answered for tally in tallies) - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class ProgressLines:
+    """A line every ten seconds and one at the end, for a log such as Dagster's."""
+
+    def __init__(self, say: Callable[[str], None], budget_usd: float | None = None) -> None:
+        self._say, self._budget = say, budget_usd
+        self._said_at = time.monotonic()
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        tallies = snapshot.tallies.values()
+        done, total = sum(tally.answered for tally in tallies), sum(tally.total for tally in tallies)
+        if done == total or time.monotonic() - self._said_at > LOG_SECONDS:
+            self._said_at = time.monotonic()
+            self._say(f"{done} of {total} answers, {_numbers(snapshot, self._budget)}")
+
+
+def _numbers(snapshot: Snapshot, budget: float | None) -> str:
+    tallies = snapshot.tallies.values()
+    answered, tokens = sum(tally.answered for tally in tallies), sum(tally.tokens for tally in tallies)
+    errors = sum(tally.errors for tally in tallies)
+    money = f"${snapshot.usd:.4f}" + (f" of ${budget:.4g}" if budget is not None else "")
+    return f"{answered / max(snapshot.seconds, 0.001):.1f}/s, {tokens:,} tokens, {money}, {errors} errors"
+
+
+def summary(result: GenerationResult) -> Iterator[str]:
+    """What came of a run, a line per provider, then what went wrong and what to do about it."""
+    if result.orphans:
+        yield f"{result.orphans} requests were under way when an earlier run was killed: in doubt, still charged, sent again once"
+    for name, provider in result.providers.items():
+        yield f"{name}: {_outcome(provider)}"
+    for name, why in result.stopped.items():
+        yield f"{name} stopped: {why}"
+
+
+def _outcome(result: ProviderResult) -> str:
+    parts = [f"{result.wanted} requests", f"{result.answered} answered now", f"{result.reused} reused from the journal"]
+    for count, name in (
+        (result.refused, "refused by the model"),
+        (result.in_batch, "in a batch"),
+        (result.failed, "failed"),
+        (result.in_doubt, "given up as in doubt"),
+    ):
+        if count:
+            parts.append(f"{count} {name}")
+    if unsent := result.missing - result.in_batch - result.failed - result.in_doubt:
+        parts.append(f"{unsent} not sent")
+    money = f"${result.usd:.4f} charged"
+    if result.reserved_usd:
+        money += f" (${result.reserved_usd:.4f} of it for requests of unknown cost)"
+    return ", ".join([*parts, money])
