@@ -2,14 +2,12 @@
 
 import dagster as dg
 
+from assets.cleaning import every_record_is_accounted_for, sft_examples, train_and_eval_do_not_overlap
 from assets.comparing import comparison
 from assets.data import (
     corpus_records,
-    every_record_is_accounted_for,
     generated_records,
     provider_comparison,
-    sft_examples,
-    train_and_eval_do_not_overlap,
 )
 from assets.jobs import data, everything, lake_has_changed, nightly, publish, training
 from assets.training import evaluation, trained_model

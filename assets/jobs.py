@@ -2,8 +2,9 @@
 
 import dagster as dg
 
+from assets.cleaning import sft_examples
 from assets.comparing import comparison
-from assets.data import corpus_records, generated_records, provider_comparison, sft_examples
+from assets.data import corpus_records, generated_records, provider_comparison
 from assets.project import grid, partition_of, stage_now
 from assets.training import evaluation, trained_model
 from pipelines import experiments as configuration

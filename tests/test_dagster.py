@@ -10,8 +10,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from assets.cleaning import sft_examples
 from assets.comparing import comparison
-from assets.data import corpus_records, generated_records, provider_comparison, sft_examples
+from assets.data import corpus_records, generated_records, provider_comparison
 from assets.definitions import defs
 from assets.instance import OWNER, end_orphaned_runs, owner_tags
 from assets.project import partition_of
