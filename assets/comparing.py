@@ -2,9 +2,9 @@
 
 import dagster as dg
 
-from assets.data import provider_comparison
 from assets.metadata import picture, table
 from assets.project import stage_now
+from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines.compare import plots
 from pipelines.compare.compare import compare

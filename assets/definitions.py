@@ -2,21 +2,17 @@
 
 import dagster as dg
 
+from assets.cleaning import every_record_is_accounted_for, sft_examples, train_and_eval_do_not_overlap
 from assets.comparing import comparison
-from assets.data import (
-    corpus_records,
-    every_record_is_accounted_for,
-    generated_records,
-    provider_comparison,
-    sft_examples,
-    train_and_eval_do_not_overlap,
-)
+from assets.generating import corpus_records, generated_records, local_records
 from assets.jobs import data, everything, lake_has_changed, nightly, publish, training
+from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 
 defs = dg.Definitions(
     assets=[
         corpus_records,
+        local_records,
         generated_records,
         sft_examples,
         provider_comparison,

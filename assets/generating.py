@@ -120,5 +120,17 @@ def _metadata(
     }
 
 
-COST_COLUMNS = ("provider", "wanted", "reused", "answered", "refused", "failed", "in_doubt", "missing", "usd", "reserved_usd", "stopped")
+COST_COLUMNS = (
+    "provider",
+    "wanted",
+    "reused",
+    "answered",
+    "refused",
+    "failed",
+    "in_doubt",
+    "missing",
+    "usd",
+    "reserved_usd",
+    "stopped",
+)
 COVERAGE_COLUMNS = ("provider", "records", "cells", "topics", "distinct_1", "distinct_2")

@@ -2,16 +2,20 @@
 
 import dagster as dg
 
+from assets.cleaning import sft_examples
 from assets.comparing import comparison
-from assets.data import corpus_records, generated_records, provider_comparison, sft_examples
+from assets.generating import corpus_records, generated_records, local_records
 from assets.project import grid, partition_of, stage_now
+from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines import experiments as configuration
 from pipelines.compare.compare import lake_version
 
 data = dg.define_asset_job(
     "data",
-    selection=dg.AssetSelection.assets(corpus_records, generated_records, sft_examples, provider_comparison),
+    selection=dg.AssetSelection.assets(
+        corpus_records, local_records, generated_records, sft_examples, provider_comparison
+    ),
     description="Make and clean the examples. What is current is reused.",
 )
 training = dg.define_asset_job(

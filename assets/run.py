@@ -15,14 +15,13 @@ from contextlib import contextmanager
 import dagster as dg
 
 from pipelines.cells import CellKey, latest
-from pipelines.clean.read import corpus_records
+from pipelines.clean.read import corpus_records, named_files
 from pipelines.compare.compare import published_rows
 from pipelines.compare.show import render
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.generate.topics import load_topics
 from pipelines.process import PARENT, die_with_parent, end_as_interrupt, stop_group
 from pipelines.progress import CellProgress
-from pipelines.records import expand
 from pipelines.train.cell import Stage
 
 DRIVER = "--driver"
@@ -94,7 +93,7 @@ def check_inputs(stage: Stage) -> None:
         corpus_records(stage.data)
     if sources.uses_local_generator:
         load_topics(stage.data.tracked("topics.yaml"))
-    expand(sources.files)
+    named_files([*sources.files, *sources.eval_files])
 
 
 def _run_cell(stage: Stage, instance: dg.DagsterInstance, model: str, method: str, tags: dict[str, str]) -> bool:

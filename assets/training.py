@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import dagster as dg
 
-from assets.data import sft_examples
+from assets.cleaning import sft_examples
 from assets.metadata import numbers, picture, table
 from assets.project import CELLS, DEVICE_POOL, keys_of, stage_now
 from pipelines.cells import Attempt, Evaluation

@@ -75,16 +75,18 @@ def generate(arguments: Arguments) -> int:
 def clean(arguments: Arguments) -> int:
     from pipelines.clean import clean as cleaning
     from pipelines.clean import read
-    from pipelines.records import expand
+    from pipelines.clean.summary import lines
+    from pipelines.experiments import FileSource
 
     stage = stage_now()
-    own = arguments.input
-    records = read.file_records(expand(own)) if own else read.raw_records(stage.data, stage.experiments)
+    if arguments.input:
+        own = [FileSource(path=path, encoding=arguments.encoding) for path in arguments.input]
+        records = read.file_records(read.named_files(own))
+    else:
+        records = read.raw_records(stage.data, stage.experiments)
     result = cleaning.clean(stage.data, records, stage.experiments.cleaning)
-    print(f"{result.read} records read = {result.accepted} accepted + {result.rejected} rejected")
-    print(f"{result.train} train, {result.eval} eval; {'unchanged' if result.reused else 'written'}: {result.folder}")
-    for reason, count in result.reasons.items():
-        print(f"  {count:>6}  {reason}")
+    for line in lines(result):
+        print(line)
     return OK
 
 
@@ -203,6 +205,7 @@ def parser() -> argparse.ArgumentParser:
     cleaning.add_argument(
         "--input", action="append", metavar="FILE", help="JSON, JSONL, CSV or Parquet, instead of sources:"
     )
+    cleaning.add_argument("--encoding", choices=["utf-8", "cp949"], default="utf-8", help="of the files of --input")
     for name, work, about in (
         ("train", train, "train one cell"),
         ("evaluate", evaluate, "evaluate a trained cell"),

@@ -141,22 +141,43 @@ class Profile(Strict):
     evaluation: EvaluationSettings = EvaluationSettings()
 
 
+Encoding = Literal["utf-8", "cp949"]
+
+
+class FileSource(Strict):
+    """A path or glob of the user's files. `evaluate: false`: its records only ever train."""
+
+    path: str
+    encoding: Encoding = "utf-8"
+    evaluate: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_path_alone(cls, data: Any) -> Any:
+        return {"path": data} if isinstance(data, str) else data
+
+
 class HubSource(Strict):
+    """A dataset of the hub (or a folder that `datasets` can load) and its split, such as `train[:50%]`."""
+
     dataset: str
     split: str = "train"
+    evaluate: bool = True
 
 
 class Sources(Strict):
     """All that is trained on. A user's own data (`files`, `hub`) replaces the built-in sources unless `mix` joins them.
 
     `providers` names those whose answers are trained on; that they are asked at all is their own `enabled`.
+    Where `eval_files` are named, they are the evaluation set, and every other source only trains.
     """
 
     corpus: bool = False
     local_generator: bool = False
     providers: list[str] = []
-    files: list[str] = []
+    files: list[FileSource] = []
     hub: list[HubSource] = []
+    eval_files: list[FileSource] = []
     mix: bool = False
 
     @model_validator(mode="after")
@@ -182,13 +203,39 @@ class Sources(Strict):
         return [] if self.own_only else self.providers
 
 
+PersonalData = Literal["resident_number", "card", "phone", "email", "api_key"]
+
+
 class Cleaning(Strict):
+    """Thresholds of the rules in `pipelines/clean/rules.py`, what its checks expect, and what a run of it may use."""
+
     min_prompt_chars: PositiveInt = 8
     min_output_chars: PositiveInt = 20
     max_chars: PositiveInt = 8000
+    max_damaged: Annotated[int, Field(ge=0)] = 0
+    max_repeated_share: Share = 0.5
+    max_placeholders: Annotated[int, Field(ge=0)] = 0
+    refusal_chars: Annotated[int, Field(ge=0)] = 120
+    max_echo_share: Share = 0.5
+    personal_data: list[PersonalData] = ["resident_number", "card", "phone", "email", "api_key"]
+    languages: Annotated[list[str], Field(min_length=1)] | None = ["ko", "en"]
+    min_hangul_share: Share = 0.3
+    min_language_probability: Share = 0.1
     near_duplicate_jaccard: Annotated[float, Field(gt=0.5, le=1)] = 0.85
     eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     split_seed: int = 1
+    min_train_examples: PositiveInt = 8
+    min_eval_examples: PositiveInt = 3
+    reject_share: tuple[Share, Share] = (0.0, 0.5)
+    min_language_share: Share = 0.05
+    memory_limit_gb: Annotated[float, Field(ge=0.25)] = 2.0
+    threads: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _a_range(self) -> "Cleaning":
+        if self.reject_share[0] > self.reject_share[1]:
+            raise ValueError(f"reject_share: expected the lower share first (got {list(self.reject_share)})")
+        return self
 
 
 class Nightly(Strict):

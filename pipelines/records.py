@@ -1,20 +1,27 @@
 """Records: the shape that everything else trusts, the readers of files that people bring, and the built-in corpus."""
 
+import codecs
 import csv
 import glob
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, TextIO
 
 import pyarrow.parquet as parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipelines import json_stream
 from pipelines.errors import UsageError
+from pipelines.shapes import SHAPES, map_fields
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+MAX_LINE_BYTES = 128 << 20
+SHOWN_CHARS = 1000  # of what was too long to be read
+Side = Literal["train", "eval"]
 
 
 class Message(BaseModel):
@@ -41,7 +48,9 @@ class Record(BaseModel):
 class RawRecord:
     """A record as it came: `value` is whatever the source held, `problem` why it could not even be read.
 
-    `call_key` is the journal's key of the request that made it; only records that a model wrote have one.
+    `call_key` is the journal's key of the request that made it; only records that a model wrote have one. `damaged`: the
+    problem is that its bytes are no text. `side` is the side of the split that its source is fixed to, None where the record's
+    own hash decides.
     """
 
     source: str
@@ -52,6 +61,8 @@ class RawRecord:
     language: str | None = None
     problem: str | None = None
     call_key: str | None = None
+    damaged: bool = False
+    side: Side | None = None
 
 
 def explain(error: ValidationError) -> str:
@@ -84,8 +95,8 @@ def read_corpus(path: Path) -> list[dict[str, Any]]:
     return values
 
 
-def read_json_list(path: Path) -> list[Any]:
-    text = _read_text(path)
+def read_json_list(path: Path, encoding: str = "utf-8") -> list[Any]:
+    text = _read_text(path, encoding)
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -103,15 +114,14 @@ def read_json_list(path: Path) -> list[Any]:
     return values
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file.") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}; expected a file with records.") from None
+def _read_text(path: Path, encoding: str) -> str:
+    with _opened(path) as handle:
+        try:
+            return handle.read().decode(_codec(encoding))
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"{path}: byte {error.start} is not {encoding.upper()}; save the file as UTF-8, or declare its encoding."
+            ) from None
 
 
 def expand(patterns: list[str]) -> list[Path]:
@@ -126,59 +136,115 @@ def expand(patterns: list[str]) -> list[Path]:
         for path in found:
             if path.is_dir():
                 raise UsageError(f"{path}: is a folder; name its files, such as {path}/*.jsonl.")
-            if not path.exists():
-                raise UsageError(f"{path}: no such file.")
+            if not path.is_file():
+                raise UsageError(f"{path}: {'not a file' if path.exists() else 'no such file'}.")
             if path.suffix.lower() not in SUFFIXES:
                 raise UsageError(f"{path}: unknown kind {path.suffix!r}; expected one of {', '.join(SUFFIXES)}.")
         files += found
     return list(dict.fromkeys(files))
 
 
-def read_file(path: Path) -> Iterator[RawRecord]:
-    """The raw records of a user's file. A broken line of JSONL costs that line only."""
-    source = path.name
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        yield from (RawRecord(source=source, value=value) for value in read_json_list(path))
-    elif suffix == ".jsonl":
-        yield from _read_lines(path)
-    elif suffix == ".csv":
-        yield from _read_csv(path)
-    else:
+def read_file(path: Path, *, encoding: str = "utf-8", side: Side | None = None) -> Iterator[RawRecord]:
+    """The raw records of a user's file, read piece by piece. A broken line of JSONL costs that line only.
+
+    Raises:
+        UsageError: it cannot be read, or is not what its suffix says; the message names the place.
+    """
+    readers = {".json": _read_json, ".jsonl": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
+    for value, problem, damaged in readers[path.suffix.lower()](path, encoding):
+        yield RawRecord(source=path.name, value=value, problem=problem, damaged=damaged, side=side)
+
+
+Read = Iterator[tuple[Any, str | None, bool]]  # a record's value, what is wrong with it, whether its bytes are no text
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with path.open("rb") as handle:
+            yield handle
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}; expected a file with records.") from None
+
+
+def _text(handle: IO[bytes], encoding: str, errors: str) -> TextIO:
+    return io.TextIOWrapper(handle, _codec(encoding), errors=errors, newline="")
+
+
+def _codec(encoding: str) -> str:
+    return "utf-8-sig" if encoding == "utf-8" else encoding
+
+
+def _read_json(path: Path, encoding: str) -> Read:
+    with _opened(path) as handle:
         try:
-            rows = parquet.read_table(path).to_pylist()
+            for value, problem in json_stream.list_items(_text(handle, encoding, "strict")):
+                yield value, problem, False
+            return
+        except (ValueError, RecursionError):
+            pass  # read whole, it says what is wrong and where
+    read_json_list(path, encoding)
+    raise UsageError(f"{path}: not a JSON list that can be read piece by piece; expected a list of records.")
+
+
+def _read_lines(path: Path, encoding: str) -> Read:
+    with _opened(path) as handle:
+        for number, (line, whole) in enumerate(_lines(handle), start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise UsageError(f"{path}: is UTF-16; save the file as UTF-8.")
+            if line.strip():
+                yield _parsed(line, number, encoding) if whole else _too_long(line, number)
+
+
+def _lines(handle: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Each line, and whether it is whole: of one that is longer than what is read at once, only the start."""
+    while line := handle.readline(MAX_LINE_BYTES):
+        whole = rest = line
+        while len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = handle.readline(MAX_LINE_BYTES)
+        yield line, rest is whole
+
+
+def _parsed(line: bytes, number: int, encoding: str) -> tuple[Any, str | None, bool]:
+    try:
+        return json_stream.loads(line.decode(encoding).strip()), None, False
+    except UnicodeDecodeError as error:
+        problem = f"line {number}: byte {error.start} is not {encoding.upper()}; save the file as UTF-8, or declare its encoding"
+        return line.decode(encoding, errors="replace").rstrip("\n"), problem, True
+    except (ValueError, RecursionError) as error:
+        return line.decode(encoding).rstrip("\n"), f"line {number}: {type(error).__name__}: {error}", False
+
+
+def _too_long(line: bytes, number: int) -> tuple[Any, str | None, bool]:
+    shown = line[:SHOWN_CHARS].decode("utf-8", errors="replace")
+    return shown, f"line {number}: longer than {MAX_LINE_BYTES >> 20} MiB, only its start is kept", False
+
+
+def _read_csv(path: Path, encoding: str) -> Read:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with _opened(path) as handle:
+        # bytes that are no text become lone surrogates, so that they cost their record only
+        reader = csv.DictReader(_text(handle, encoding, "surrogateescape"))
+        try:
+            names = list(reader.fieldnames or [])
+            if map_fields(dict.fromkeys(names, "")).problem:
+                raise UsageError(f"{path}: its columns are {', '.join(names) or 'none'}; expected {SHAPES}.")
+            for row in reader:
+                value = {key: cell for key, cell in row.items() if key is not None and cell is not None}
+                yield value, None, False
+        except csv.Error as error:
+            raise UsageError(
+                f"{path}: line {reader.line_num}: not CSV: {error}; is a quotation mark never closed?"
+            ) from None
+
+
+def _read_parquet(path: Path, _: str) -> Read:
+    with _opened(path) as handle:
+        try:
+            for batch in parquet.ParquetFile(handle).iter_batches(batch_size=2000):
+                yield from ((value, None, False) for value in batch.to_pylist())
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: not a Parquet file: {error}") from None
-        yield from (RawRecord(source=source, value=row) for row in rows)
-
-
-def _read_lines(path: Path) -> Iterator[RawRecord]:
-    try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield RawRecord(source=path.name, value=json.loads(line.decode("utf-8")))
-        except (ValueError, RecursionError) as error:
-            shown = line.decode("utf-8", errors="replace")
-            yield RawRecord(source=path.name, value=shown, problem=f"line {number}: {type(error).__name__}: {error}")
-
-
-def _read_csv(path: Path) -> Iterator[RawRecord]:
-    text = _read_text(path)
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    needed = {"instruction", "output"}
-    if not needed <= set(reader.fieldnames or []):
-        raise UsageError(
-            f"{path}: its columns are {', '.join(reader.fieldnames or []) or 'none'}; expected instruction, input, output."
-        )
-    try:
-        for row in reader:
-            value = {key: cell for key, cell in row.items() if key is not None and cell is not None}
-            yield RawRecord(source=path.name, value=value)
-    except csv.Error as error:
-        raise UsageError(f"{path}: line {reader.line_num}: not CSV: {error}") from None

@@ -10,11 +10,13 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from assets.cleaning import sft_examples
 from assets.comparing import comparison
-from assets.data import corpus_records, generated_records, provider_comparison, sft_examples
 from assets.definitions import defs
+from assets.generating import corpus_records, generated_records
 from assets.instance import OWNER, end_orphaned_runs, owner_tags
 from assets.project import partition_of
+from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines import cells
 from pipelines.compare.compare import published_rows

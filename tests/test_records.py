@@ -183,10 +183,8 @@ def test_a_csv_row_with_too_few_cells_lacks_those_fields(tmp_path: Path) -> None
 
 
 def test_a_csv_without_the_columns_says_which_it_has(tmp_path: Path) -> None:
-    path = saved(tmp_path, "a.csv", "question,answer\nx,y\n")
-    with pytest.raises(
-        UsageError, match=r"a\.csv: its columns are question, answer; expected instruction, input, output"
-    ):
+    path = saved(tmp_path, "a.csv", "titel,text\nx,y\n")
+    with pytest.raises(UsageError, match=r"a\.csv: its columns are titel, text; expected instruction, input, output"):
         values(path)
     with pytest.raises(UsageError, match="its columns are none"):
         values(saved(tmp_path, "empty.csv", ""))

@@ -1,83 +1,156 @@
-"""Near-duplicates in SQL: character 3-shingles, MinHash signatures, LSH bands, then the exact Jaccard of each candidate.
+"""Near-duplicates among the texts of an index, and texts too close to held-out ones, without ever comparing all with all.
 
-MinHash and banding: Broder (1997), Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3. With 25 bands of
-5 minima a pair of Jaccard 0.85 becomes a candidate with probability 1 - (1 - 0.85^5)^25 > 0.999999; a lower threshold takes
-more and narrower bands, so that it is as sure.
+Band by band, each member of a bucket is compared with the best of it and with its neighbours in the order of the next band, so
+that a bucket costs in proportion to its size, however large; what is known to be alike already is not compared again. Every
+pair that counts was verified by its exact Jaccard.
 """
 
-import duckdb
+from dataclasses import dataclass
 
-SHINGLE = 3
-MINIMA = 125
-MOST_ROWS = 5
-MISSED = 1e-6  # at most this share of the pairs that lie just at the threshold
-PRIME = 2_147_483_647  # a Mersenne prime: h -> (a·h + b) mod p permutes 0..p-1
+import numpy as np
+from numpy.typing import NDArray
 
+from pipelines.clean.index import Floats, TextIndex
+from pipelines.clean.minhash import BANDS
+from pipelines.clean.shingles import Indexes
 
-def near_duplicate_pairs(db: duckdb.DuckDBPyConnection, *, table: str, jaccard: float) -> list[tuple[str, str, float]]:
-    """Pairs (record_id, record_id, Jaccard ≥ `jaccard`) among the rows of `table` (columns record_id, normalized)."""
-    db.execute(f"""
-        CREATE OR REPLACE TEMP TABLE shingles AS
-        SELECT record_id, list_sort(list_distinct(list_transform(
-            range(1, greatest(length(normalized) - {SHINGLE} + 2, 2)),
-            lambda i: hash(substr(normalized, i, {SHINGLE})) % {PRIME}
-        ))) AS shingles FROM {table}
-    """)
-    rows = band_rows(jaccard)
-    minima = ", ".join(
-        f"list_min(list_transform(shingles, lambda h: ({a} * h + {b}) % {PRIME}))" for a, b in _permutations(MINIMA)
-    )
-    db.execute(f"CREATE OR REPLACE TEMP TABLE signatures AS SELECT record_id, [{minima}] AS minima FROM shingles")
-    db.execute(f"""
-        CREATE OR REPLACE TEMP TABLE bands AS
-        SELECT record_id, band, hash(list_slice(minima, band * {rows} + 1, (band + 1) * {rows})) AS bucket
-        FROM signatures, range({MINIMA // rows}) AS bands(band)
-    """)
-    return db.execute(
-        """
-        WITH candidates AS (
-            SELECT DISTINCT a.record_id AS one, b.record_id AS other
-            FROM bands a JOIN bands b ON a.band = b.band AND a.bucket = b.bucket AND a.record_id < b.record_id
-        ), measured AS (
-            SELECT one, other, len(list_intersect(a.shingles, b.shingles)) AS common,
-                   len(a.shingles) + len(b.shingles) AS total
-            FROM candidates JOIN shingles a ON a.record_id = one JOIN shingles b ON b.record_id = other
-        )
-        SELECT one, other, common / (total - common) AS jaccard FROM measured
-        WHERE common / (total - common) >= ? ORDER BY one, other
-        """,
-        [jaccard],
-    ).fetchall()
+PATIENCE = 24  # comparisons that may fail for a text before it counts as one of its kind
 
 
-def band_rows(jaccard: float) -> int:
-    """The most minima a band may have for the bands of a signature to miss hardly a pair of this Jaccard."""
-    return next(
-        rows for rows in range(MOST_ROWS, 0, -1) if rows == 1 or (1 - jaccard**rows) ** (MINIMA // rows) < MISSED
-    )
+@dataclass(frozen=True)
+class Twins:
+    """Places that are too close to another one: `place[i]` is like `twin[i]`, with that Jaccard."""
+
+    place: Indexes
+    twin: Indexes
+    jaccard: Floats
 
 
-def _permutations(count: int) -> list[tuple[int, int]]:
-    """Fixed multipliers and offsets of `count` hash functions (a linear congruential sequence, so the same everywhere)."""
-    values, state = [], 12345
-    for _ in range(2 * count):
-        state = (1103515245 * state + 12345) % 2**31
-        values.append(state % (PRIME - 1) + 1)
-    return list(zip(values[::2], values[1::2], strict=True))
+def near_duplicates(index: TextIndex, places: Indexes) -> Twins:
+    """Every one of `places` that is in a cluster with a better one, with the best of its cluster as its twin.
+
+    A cluster is what hangs together by pairs of at least the index's Jaccard; so a twin may itself be less alike.
+    """
+    labels = np.arange(len(places))
+    failed = _Failures(len(places))
+    for band in range(BANDS):
+        one, other = _neighbours(*_buckets(index, band, places))
+        open_ = (labels[one] != labels[other]) & failed.may_try(one, other)
+        one, other = one[open_], other[open_]
+        alike = index.jaccards(places[one], places[other]) >= index.jaccard
+        failed.note(one[~alike], other[~alike])
+        join(labels, one[alike], other[alike])
+    (worse,) = np.nonzero(labels != np.arange(len(places)))
+    best = labels[worse]
+    return Twins(places[worse], places[best], index.jaccards(places[worse], places[best]))
 
 
-def clusters(pairs: list[tuple[str, str, float]]) -> dict[str, str]:
-    """Each record in a pair → a name of its cluster (union-find; the name is the smallest record_id in it)."""
-    parent: dict[str, str] = {}
+def too_close(index: TextIndex, places: Indexes, held_out: Indexes) -> Twins:
+    """Every one of `places` that is at least as alike as the index's Jaccard to one of `held_out`."""
+    everyone = np.concatenate([held_out, places])
+    twin = np.full(len(everyone), -1)
+    jaccard = np.zeros(len(everyone))
+    failed = _Failures(len(everyone))
+    for band in range(BANDS):
+        held, other = _across(*_buckets(index, band, everyone), held_out=len(held_out))
+        open_ = (twin[other] < 0) & failed.may_try(held, other)
+        held, other = held[open_], other[open_]
+        found = index.jaccards(everyone[held], everyone[other])
+        alike = found >= index.jaccard
+        failed.note(held[~alike], other[~alike])
+        _keep_best(twin, jaccard, held[alike], other[alike], found[alike])
+    (close,) = np.nonzero(twin >= 0)
+    return Twins(everyone[close], everyone[twin[close]], jaccard[close])
 
-    def root(node: str) -> str:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
 
-    for one, other, _ in pairs:
-        first, second = sorted((root(one), root(other)))
-        parent[second] = first
-    return {node: root(node) for node in parent}
+def _keep_best(twin: Indexes, jaccard: Floats, held: Indexes, other: Indexes, found: Floats) -> None:
+    order = np.lexsort((-held, found))  # the last written stays: the most alike, of equals the better one
+    twin[other[order]] = held[order]
+    jaccard[other[order]] = found[order]
+
+
+class _Failures:
+    """Pairs that were compared in vain: none is compared twice, and a text that failed too often not any more."""
+
+    def __init__(self, texts: int) -> None:
+        self._texts = texts
+        self._count = np.zeros(texts, dtype=np.int32)
+        self._pairs = np.zeros(0, dtype=np.int64)
+
+    def may_try(self, one: Indexes, other: Indexes) -> NDArray[np.bool_]:
+        worse = np.maximum(one, other)
+        return (self._count[worse] < PATIENCE) & ~np.isin(self._codes(one, other), self._pairs)
+
+    def note(self, one: Indexes, other: Indexes) -> None:
+        np.add.at(self._count, np.maximum(one, other), 1)
+        self._pairs = np.union1d(self._pairs, self._codes(one, other))
+
+    def _codes(self, one: Indexes, other: Indexes) -> Indexes:
+        return np.minimum(one, other) * self._texts + np.maximum(one, other)
+
+
+def join(labels: Indexes, one: Indexes, other: Indexes) -> None:
+    """Give both ends of every pair, and all that is labelled like either, the smaller label of the two; in place.
+
+    `labels[i]` ≤ i is the first member of the cluster of i.
+    """
+    while len(one):
+        low, high = np.minimum(labels[one], labels[other]), np.maximum(labels[one], labels[other])
+        np.minimum.at(labels, high, low)
+        while not np.array_equal(up := labels[labels], labels):
+            labels[:] = up
+        apart = labels[one] != labels[other]
+        one, other = one[apart], other[apart]
+
+
+def _buckets(index: TextIndex, band: int, places: Indexes) -> tuple[Indexes, NDArray[np.bool_]]:
+    """Those positions in `places` that share a bucket, bucket by bucket, neighbours in the next band side by side; and where
+    a bucket starts."""
+    bucket = index.band(band, places)
+    order = np.argsort(bucket)
+    same = bucket[order[1:]] == bucket[order[:-1]]
+    shared = np.concatenate([same, [False]]) | np.concatenate([[False], same]) if len(order) else order.astype(bool)
+    members = order[shared]
+    following = index.band((band + 1) % BANDS, places[members])
+    members = members[np.lexsort((members, following, bucket[members]))]
+    starts = np.ones(len(members), dtype=bool)
+    np.not_equal(bucket[members[1:]], bucket[members[:-1]], out=starts[1:])
+    return members, starts
+
+
+def _neighbours(members: Indexes, starts: NDArray[np.bool_]) -> tuple[Indexes, Indexes]:
+    """Each member with the best of its bucket and the two before it."""
+    group = np.cumsum(starts) - 1
+    best = np.minimum.reduceat(members, np.flatnonzero(starts)) if len(members) else members
+    pairs = [(best[group], members)] if len(members) else []
+    for distance in (1, 2):
+        near = group[distance:] == group[:-distance]
+        pairs.append((members[:-distance][near], members[distance:][near]))
+    return _distinct(pairs)
+
+
+def _across(members: Indexes, starts: NDArray[np.bool_], *, held_out: int) -> tuple[Indexes, Indexes]:
+    """Each member that is not held out with the best held-out one of its bucket, the last before it, and the next."""
+    if not len(members):
+        return members, members
+    group = np.cumsum(starts) - 1
+    best = np.minimum.reduceat(members, np.flatnonzero(starts))[group]
+    held = members < held_out
+    at = np.arange(len(members))
+    before = np.maximum.accumulate(np.where(held, at, -1))
+    after = np.minimum.accumulate(np.where(held, at, len(members))[::-1])[::-1]
+    pairs = [(best[~held & (best < held_out)], members[~held & (best < held_out)])]
+    for near in (before, after):
+        known = ~held & (near >= 0) & (near < len(members))
+        known[known] = group[near[known]] == group[known]
+        pairs.append((members[near[known]], members[known]))
+    return _distinct(pairs)
+
+
+def _distinct(pairs: list[tuple[Indexes, Indexes]]) -> tuple[Indexes, Indexes]:
+    """Every pair once, the smaller position first, none with itself."""
+    one = np.concatenate([np.minimum(a, b) for a, b in pairs])
+    other = np.concatenate([np.maximum(a, b) for a, b in pairs])
+    codes = np.unique((one << 32) | other)
+    one, other = codes >> 32, codes & (2**32 - 1)
+    return one[one != other], other[one != other]

@@ -1,46 +1,67 @@
-"""Everything the configuration trains on, as raw records: the corpus, the generator's answers, the user's own data."""
+"""Everything the configuration trains on, as raw records: the corpus, the generators' answers, the user's own data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pipelines.errors import UnavailableError, UsageError
-from pipelines.experiments import Experiments, HubSource
+from pipelines.experiments import Experiments, FileSource, HubSource
 from pipelines.generate.generate import generated_records
 from pipelines.paths import DataRoot
-from pipelines.records import RawRecord, expand, read_corpus, read_file
+from pipelines.records import RawRecord, Side, expand, read_corpus, read_file
 
 CORPUS = "corpus"
 GENERATED = "local_generator"
+NEVER_EVALUATED = (GENERATED, "providers")  # what a model wrote only ever trains
 
 
-def corpus_records(data: DataRoot) -> list[RawRecord]:
+def corpus_records(data: DataRoot, *, side: Side | None = None) -> list[RawRecord]:
     """The records of data/corpus.json.
 
     Raises:
         UsageError: the file is missing or a record is broken; the message names the place.
     """
-    return [RawRecord(source=CORPUS, value=value) for value in read_corpus(data.tracked("corpus.json"))]
+    return [RawRecord(source=CORPUS, value=value, side=side) for value in read_corpus(data.tracked("corpus.json"))]
 
 
-def raw_records(data: DataRoot, experiments: Experiments) -> list[RawRecord]:
-    """All raw records that `sources:` names, in no particular order."""
+def raw_records(data: DataRoot, experiments: Experiments) -> Iterator[RawRecord]:
+    """All raw records that `sources:` names, in no particular order, read as they are asked for.
+
+    Raises:
+        UsageError: a source is missing or broken; the message names the place.
+        UnavailableError: a dataset of the hub cannot be reached.
+    """
     sources = experiments.sources
-    records: list[RawRecord] = []
+    side: Side | None = "train" if sources.eval_files else None
+    own, held_out = named_files(sources.files), named_files(sources.eval_files)
     if sources.uses_corpus:
-        records += corpus_records(data)
-    if sources.uses_local_generator:
-        records += generated_records(data, experiments)
-    records += file_records(expand(sources.files))
+        yield from corpus_records(data, side=side)
+    yield from generated_records(data, experiments)
+    yield from file_records(own, side=side)
     for hub in sources.hub:
-        records += hub_records(hub)
-    return records
+        yield from hub_records(hub, side=side)
+    yield from file_records(held_out, side="eval")
 
 
-def file_records(files: list[Path]) -> list[RawRecord]:
-    return [record for file in files for record in read_file(file)]
+def named_files(sources: Iterable[FileSource]) -> dict[Path, FileSource]:
+    """Every file that these paths and globs name, once, with the first source that names it.
+
+    Raises:
+        UsageError: a path that names nothing, a folder, or a file of an unknown kind.
+    """
+    found: dict[Path, FileSource] = {}
+    for source in sources:
+        for path in expand([source.path]):
+            found.setdefault(path, source)
+    return found
 
 
-def hub_records(source: HubSource) -> Iterator[RawRecord]:
+def file_records(files: Mapping[Path, FileSource], *, side: Side | None = None) -> Iterator[RawRecord]:
+    """The records of these files; `side` is the one they are fixed to, if any."""
+    for path, source in files.items():
+        yield from read_file(path, encoding=source.encoding, side=side if source.evaluate else "train")
+
+
+def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawRecord]:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -53,4 +74,4 @@ def hub_records(source: HubSource) -> Iterator[RawRecord]:
     except ValueError as error:
         raise UsageError(f"sources.hub: {source.dataset} split {source.split!r}: {error}") from None
     for row in rows:
-        yield RawRecord(source=source.dataset, value=row)
+        yield RawRecord(source=source.dataset, value=row, side=side if source.evaluate else "train")

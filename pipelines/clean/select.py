@@ -1,7 +1,7 @@
 """Which examples a profile trains and evaluates on: by language, then capped in an order that never depends on the others."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,28 @@ from pipelines.files import stable_hash
 
 @dataclass(frozen=True)
 class Selection:
-    """What to take of examples.parquet: these languages (None: all), at most so many of each side (None: all)."""
+    """What to take of examples.parquet: these languages (None: all), at most so many of each side (None: all), and for
+    training only the records of one provider (None: of all sources)."""
 
     languages: list[str] | None = None
     max_train: int | None = None
     max_eval: int | None = None
+    provider: str | None = None
 
 
 @dataclass(frozen=True)
 class Selected:
+    """`train` is what is trained on; `pool` all that could be, in the order in which caps take it."""
+
     train: list[dict[str, Any]]
     eval: list[dict[str, Any]]
+    pool: list[dict[str, Any]] = field(default_factory=list)
+
+    def narrowed(self, provider: str | None, max_examples: int | None) -> "Selected":
+        """The same evaluation, but training on one provider's records alone, or on at most so many; None: as it is."""
+        rows = [row for row in self.pool if provider in (None, row["provider"])]
+        cap = len(self.train) if max_examples is None else max_examples
+        return Selected(train=rows[:cap], eval=self.eval, pool=rows)
 
     @property
     def data_fingerprint(self) -> str:
@@ -40,9 +51,9 @@ def select(examples: Path, selection: Selection) -> Selected:
     if selection.languages:
         rows = [row for row in rows if row["language"] in selection.languages]
     rows.sort(key=lambda row: hashlib.sha256(row["example_id"].encode()).digest())
-    train = [row for row in rows if row["split"] == "train"][: selection.max_train]
+    pool = [row for row in rows if row["split"] == "train" and selection.provider in (None, row["provider"])]
     held_out = [row for row in rows if row["split"] == "eval"][: selection.max_eval]
-    return Selected(train=train, eval=held_out)
+    return Selected(train=pool[: selection.max_train], eval=held_out, pool=pool)
 
 
 def _content_hash(rows: list[dict[str, Any]]) -> str:

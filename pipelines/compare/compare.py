@@ -30,7 +30,7 @@ def compare(stage: Stage) -> Publication:
         WorkError: the data folder cannot be written; the last publication stays whole.
     """
     rows = comparison_rows(stage)
-    tables = all_tables(stage.data, rows)
+    tables = all_tables(stage.data, stage.experiments, rows)
     warehouse.publish(stage.data, tables)
     write_report(stage, rows, tables["evaluation_answers"].to_pylist())
     return Publication(rows, stage.data.warehouse, stage.data.report)

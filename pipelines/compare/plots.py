@@ -96,6 +96,30 @@ def reasons_bar(reasons: Mapping[str, int], kind: Kind = "svg") -> bytes | None:
     return _render(figure, kind)
 
 
+def provider_shares(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
+    """Per provider the shares of its requests with their 95 % intervals; None without any row."""
+    from matplotlib.figure import Figure
+
+    if not rows:
+        return None
+    names = ("answered", "valid", "refused", "truncated", "duplicate", "accepted")
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(rows)
+    for i, (color, row) in enumerate(zip(_colors(), rows, strict=False)):
+        places = [number + (i - (len(rows) - 1) / 2) * width for number in range(len(names))]
+        shares = [100 * row[f"{name}_share"] for name in names]
+        below = [share - 100 * row[f"{name}_share_low"] for share, name in zip(shares, names, strict=True)]
+        above = [100 * row[f"{name}_share_high"] - share for share, name in zip(shares, names, strict=True)]
+        limits = [[max(0, value) for value in side] for side in (below, above)]
+        axes.bar(places, shares, width * 0.9, color=color, label=row["provider"], yerr=limits, ecolor=INK, capsize=3)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylim(0, 105)
+    _dress(axes, "what became of the requests (95 % intervals)", "", "% of the requests")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8.5)
+    return _render(figure, kind)
+
+
 def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
     """Share of each axis's values that a provider's valid records hit, a group of bars per axis; None without any axis."""
     from matplotlib.figure import Figure

@@ -8,7 +8,9 @@ import pyarrow.parquet as parquet
 from pipelines import cells
 from pipelines.cells import Attempt
 from pipelines.clean.clean import current as current_examples
+from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
 from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row
+from pipelines.experiments import Experiments
 from pipelines.generate.journal import opened
 from pipelines.paths import DataRoot
 from pipelines.warehouse import arrow_table
@@ -41,22 +43,17 @@ SFT_REJECTS: dict[str, str] = {
     "record": "VARCHAR",
 }  # fmt: skip
 LLM_CALLS = {
-    "key": "VARCHAR", "provider": "VARCHAR", "model": "VARCHAR", "purpose": "VARCHAR", "topic": "VARCHAR", "status": "VARCHAR",
-    "stop_reason": "VARCHAR", "latency_ms": "DOUBLE", "input_tokens": "BIGINT", "output_tokens": "BIGINT",
-    "cost_usd": "DOUBLE", "attempts": "INTEGER", "in_doubt_count": "INTEGER", "error": "VARCHAR", "sent_at": "TIMESTAMPTZ",
-    "finished_at": "TIMESTAMPTZ",
-}  # fmt: skip
-PROVIDER_COMPARISON = {
-    "provider": "VARCHAR", "model": "VARCHAR", "requested": "BIGINT", "answered": "BIGINT", "valid": "BIGINT",
-    "accepted": "BIGINT", "valid_share": "DOUBLE", "accepted_share": "DOUBLE", "p50_latency_ms": "DOUBLE",
-    "output_tokens": "BIGINT", "cost_usd": "DOUBLE",
+    "key": "VARCHAR", "provider": "VARCHAR", "model": "VARCHAR", "purpose": "VARCHAR", "topic": "VARCHAR", "language": "VARCHAR",
+    "status": "VARCHAR", "stop_reason": "VARCHAR", "stop_category": "VARCHAR", "latency_ms": "DOUBLE", "input_tokens": "BIGINT",
+    "cached_input_tokens": "BIGINT", "cache_write_tokens": "BIGINT", "output_tokens": "BIGINT", "reasoning_tokens": "BIGINT",
+    "cost_usd": "DOUBLE", "reserved_usd": "DOUBLE", "attempts": "INTEGER", "in_doubt_count": "INTEGER", "batch_id": "VARCHAR",
+    "error": "VARCHAR", "sent_at": "TIMESTAMPTZ", "finished_at": "TIMESTAMPTZ",
 }  # fmt: skip
 
 
-def all_tables(data: DataRoot, comparison: list[Row]) -> dict[str, pa.Table]:
+def all_tables(data: DataRoot, experiments: Experiments, comparison: list[Row]) -> dict[str, pa.Table]:
     """Every table of the warehouse, read from the lake and the journal."""
     attempts = list(cells.all_attempts(data))
-    calls = llm_calls(data)
     return {
         "comparison": arrow_table(comparison, COLUMNS),
         "training_runs": arrow_table([_training_run(attempt) for attempt in attempts], TRAINING_RUNS),
@@ -68,8 +65,9 @@ def all_tables(data: DataRoot, comparison: list[Row]) -> dict[str, pa.Table]:
         ),
         "sft_examples": _cleaned(data, "examples.parquet", SFT_EXAMPLES),
         "sft_rejects": _cleaned(data, "rejects.parquet", SFT_REJECTS),
-        "llm_calls": arrow_table(calls, LLM_CALLS),
-        "provider_comparison": arrow_table(provider_rows(data, calls), PROVIDER_COMPARISON),
+        "llm_calls": arrow_table(llm_calls(data), LLM_CALLS),
+        "provider_comparison": arrow_table(provider_rows(data, experiments), PROVIDER_COMPARISON),
+        "provider_duels": arrow_table(duel_rows(data, experiments), PROVIDER_DUELS),
     }
 
 
@@ -115,35 +113,3 @@ def llm_calls(data: DataRoot) -> list[Row]:
         return []
     with opened(data.journal) as journal:
         return list(journal.rows())
-
-
-def provider_rows(data: DataRoot, calls: list[Row]) -> list[Row]:
-    """Per provider and model: requests, answers, how many were valid records and how many were accepted by cleaning."""
-    examples = _cleaned(data, "examples.parquet", SFT_EXAMPLES).to_pylist()
-    rejects = _cleaned(data, "rejects.parquet", SFT_REJECTS).to_pylist()
-    rows = []
-    for provider, model in sorted(
-        {(call["provider"], call["model"]) for call in calls if call["purpose"] == "generate"}
-    ):
-        mine = [c for c in calls if (c["provider"], c["model"], c["purpose"]) == (provider, model, "generate")]
-        answered = [call for call in mine if call["status"] == "answered"]
-        accepted = sum((e["provider"], e["model"]) == (provider, model) for e in examples)
-        dropped = [r for r in rejects if r["provider"] == provider]
-        valid = accepted + sum(r["reason"] != "schema" for r in dropped)
-        latencies = sorted(call["latency_ms"] for call in answered)
-        rows.append(
-            {
-                "provider": provider,
-                "model": model,
-                "requested": len(mine),
-                "answered": len(answered),
-                "valid": valid,
-                "accepted": accepted,
-                "valid_share": valid / len(answered) if answered else None,
-                "accepted_share": accepted / len(answered) if answered else None,
-                "p50_latency_ms": latencies[len(latencies) // 2] if latencies else None,
-                "output_tokens": sum(call["output_tokens"] or 0 for call in answered),
-                "cost_usd": None,
-            }
-        )
-    return rows

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.experiments import Experiments
-from pipelines.generate.journal import opened
-from pipelines.generate.requests import Asked, load_prompts, raw_record, requests_for
+from pipelines.generate.requests import Asked, Book, book
 from pipelines.paths import DataRoot
 
 WORD = re.compile(r"\w+")
@@ -37,20 +36,17 @@ def coverage(data: DataRoot, experiments: Experiments, names: Iterable[str]) -> 
     names = list(names)
     if not names:
         return []
-    prompts = load_prompts(data, experiments.generation)
-    with opened(data.journal) as journal:
-        given_up = journal.given_up()
-        rows = {row["key"]: row for row in journal.rows() if row["status"] == "answered"}
-    found = []
-    for name in names:
-        asked = requests_for(name, experiments.provider(name), experiments.generation, prompts, given_up)
-        read = [(one, raw_record(one, rows[one.request.key], prompts, local=False)) for one in asked if one.request.key in rows]
-        found.append(_of(name, asked, [(one, record.value) for one, record in read if record.problem is None]))
-    return found
+    with book(data, experiments) as reading:
+        return [_of(name, reading) for name in names]
 
 
-def _of(name: str, asked: list[Asked], valid: list[tuple[Asked, Any]]) -> Coverage:
-    texts = [json.dumps(value, ensure_ascii=False) if not isinstance(value, dict) else value.get("output") for _, value in valid]
+def _of(name: str, reading: Book) -> Coverage:
+    asked = reading.asked(name)
+    valid = [(one, record.value) for one, record in reading.records(name) if record.problem is None]
+    texts = [
+        json.dumps(value, ensure_ascii=False) if not isinstance(value, dict) else value.get("output")
+        for _, value in valid
+    ]
     words = [WORD.findall(text.lower()) for text in texts if isinstance(text, str)]
     return Coverage(
         provider=name,

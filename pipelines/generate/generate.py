@@ -14,7 +14,7 @@ from pipelines.generate.batches import BatchStep
 from pipelines.generate.budget import Budget
 from pipelines.generate.journal import Journal, Request, opened
 from pipelines.generate.providers import caps_of, enabled, job_for, missing_key
-from pipelines.generate.requests import Asked, Prompts, load_prompts, raw_record, requests_for
+from pipelines.generate.requests import Book, book
 from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.server import local_server
 from pipelines.paths import DataRoot
@@ -80,22 +80,21 @@ class GenerationResult:
 
 @dataclass
 class Session:
-    """The journal and the prompts of one run, and the money that is left."""
+    """The right to send: the journal with what is asked of whom, and the money that is left."""
 
     data: DataRoot
-    experiments: Experiments
-    journal: Journal
-    prompts: Prompts
+    book: Book
     budget: Budget
     progress: Progress | None
     orphans: int
 
-    def asked(self, name: str) -> list[Asked]:
-        provider = self.experiments.provider(name)
-        return requests_for(name, provider, self.experiments.generation, self.prompts, self.journal.given_up())
+    @property
+    def journal(self) -> Journal:
+        return self.book.journal
 
-    def requests(self, name: str) -> list[Request]:
-        return [asked.request for asked in self.asked(name)]
+    @property
+    def experiments(self) -> Experiments:
+        return self.book.experiments
 
 
 @contextmanager
@@ -108,11 +107,10 @@ def session(
         UsageError: the prompts are missing or broken.
         WorkError: the journal cannot be opened.
     """
-    prompts = load_prompts(data, experiments.generation)
-    with locked(data.locks / "generation.lock", "generate"), opened(data.journal) as journal:
-        orphans = journal.mark_orphans_in_doubt()
-        budget = Budget(caps_of(experiments, budget_usd), journal.charges())
-        yield Session(data, experiments, journal, prompts, budget, progress, orphans)
+    with locked(data.locks / "generation.lock", "generate"), book(data, experiments) as reading:
+        orphans = reading.journal.mark_orphans_in_doubt()
+        budget = Budget(caps_of(experiments, budget_usd), reading.journal.charges())
+        yield Session(data, reading, budget, progress, orphans)
 
 
 def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Progress | None = None) -> GenerationResult:
@@ -130,7 +128,7 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
         )
     provider = experiments.provider(name)
     with session(data, experiments, progress=progress) as run:
-        wanted = run.requests(name)
+        wanted = run.book.requests(name)
         held = run.journal.answered_among(wanted)
         tally = Tally()
         if pending := run.journal.to_send(wanted):
@@ -191,7 +189,7 @@ def generate(
         names = enabled(experiments, only)
         if batch:
             names = [name for name in names if experiments.provider(name).batch]
-        wanted = {name: run.requests(name) for name in names}
+        wanted = {name: run.book.requests(name) for name in names}
         held = {name: run.journal.answered_among(wanted[name]) for name in names}
         tallies = asyncio.run(_ask_all(run, wanted, batch))
         results = {name: _result(run, name, wanted[name], held[name], tallies[name]) for name in names}
@@ -237,17 +235,8 @@ def generated_records(data: DataRoot, experiments: Experiments, names: Iterable[
     chosen = sources_of(experiments) if names is None else list(names)
     if not chosen:
         return []
-    prompts = load_prompts(data, experiments.generation)
-    with opened(data.journal) as journal:
-        given_up = journal.given_up()
-        rows = {row["key"]: row for row in journal.rows() if row["status"] == "answered"}
-    records = []
-    for name in chosen:
-        provider = experiments.provider(name)
-        for asked in requests_for(name, provider, experiments.generation, prompts, given_up):
-            if row := rows.get(asked.request.key):
-                records.append(raw_record(asked, row, prompts, local=provider.kind == "local"))
-    return records
+    with book(data, experiments) as reading:
+        return [record for name in chosen for _, record in reading.records(name)]
 
 
 def sources_of(experiments: Experiments) -> list[str]:

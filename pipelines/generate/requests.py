@@ -3,14 +3,16 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import jsonschema
 
 from pipelines.errors import UsageError
+from pipelines.experiments import Experiments
 from pipelines.generate.answers import text_of
-from pipelines.generate.journal import Request
+from pipelines.generate.journal import Journal, Request, opened
 from pipelines.generate.settings import Generation, Provider
 from pipelines.generate.topics import TopicGrid, load_topics
 from pipelines.paths import DataRoot
@@ -48,6 +50,44 @@ class Prompts:
     ) -> None:
         self.ordered = ordered
         self.record = record or {}
+
+
+@dataclass(frozen=True)
+class Book:
+    """What the configuration asks of whom, beside the journal's answers. Reading it needs no lock."""
+
+    experiments: Experiments
+    journal: Journal
+    prompts: Prompts
+
+    def asked(self, name: str) -> list[Asked]:
+        """The requests of one provider, as they are configured now."""
+        provider = self.experiments.provider(name)
+        return requests_for(name, provider, self.experiments.generation, self.prompts, self.journal.given_up())
+
+    def requests(self, name: str) -> list[Request]:
+        return [asked.request for asked in self.asked(name)]
+
+    def records(self, name: str) -> Iterator[tuple[Asked, RawRecord]]:
+        """The answers of one provider to what is asked now, each as a raw record, valid or not."""
+        local = self.experiments.provider(name).kind == "local"
+        for asked in self.asked(name):
+            row = self.journal.row(asked.request.key)
+            if row is not None and row["status"] == "answered":
+                yield asked, raw_record(asked, row, self.prompts, local=local)
+
+
+@contextmanager
+def book(data: DataRoot, experiments: Experiments) -> Iterator[Book]:
+    """Open the journal for reading.
+
+    Raises:
+        UsageError: the prompts are missing or broken.
+        WorkError: the journal cannot be opened.
+    """
+    prompts = load_prompts(data, experiments.generation)
+    with opened(data.journal) as journal:
+        yield Book(experiments, journal, prompts)
 
 
 def load_prompts(data: DataRoot, generation: Generation) -> Prompts:

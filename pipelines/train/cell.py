@@ -3,7 +3,7 @@
 import shutil
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,13 @@ class Stage:
     def selection(self) -> Selection:
         profile = self.experiments.profile(self.profile)
         return Selection(profile.languages, profile.max_train_examples, profile.max_eval_examples)
+
+    def selection_of(self, method: str) -> Selection:
+        """The profile's selection, but for what the method says of its data."""
+        data = self.experiments.method(method).data
+        if data is None:
+            return self.selection
+        return replace(self.selection, provider=data.provider, max_train=data.max_examples or self.selection.max_train)
 
 
 @dataclass(frozen=True)
@@ -87,11 +94,17 @@ def examples_now(stage: Stage) -> tuple[Path, Selected]:
     return path, selected
 
 
+def for_method(stage: Stage, method: str, selected: Selected) -> Selected:
+    """What of the profile's examples the method trains on: `data` in experiments.yaml, else all."""
+    data = stage.experiments.method(method).data
+    return selected.narrowed(data.provider, data.max_examples) if data else selected
+
+
 def fingerprints(stage: Stage, key: CellKey, selected: Selected) -> dict[str, str | None]:
     """What a result was made from. `base` trains on nothing, so its data fingerprint is None."""
     recipe = recipe_of(stage, key)
     return {
-        "data": None if recipe["kind"] == "none" else selected.data_fingerprint,
+        "data": None if recipe["kind"] == "none" else for_method(stage, key.method, selected).data_fingerprint,
         "recipe": stable_hash(recipe),
         "code": source_hash(Path(__file__).parent),
         "machine": machine.machine_class(),
@@ -122,11 +135,23 @@ def train(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | Non
         if newest and current and not force:
             return newest, True
         attempt = _new_attempt(stage, key, examples, expected)
-        _run(stage, attempt, watch)
+        if for_method(stage, key.method, selected).train:
+            _run(stage, attempt, watch)
+        else:
+            write_result(attempt.folder, "unavailable", "load", _no_examples(stage, key.method))
         finished = Attempt(key, attempt.folder)
         if finished.status == "ok":
             _drop_superseded_models(stage.data, finished)
         return finished, False
+
+
+def _no_examples(stage: Stage, method: str) -> str:
+    data = stage.experiments.method(method).data
+    provider = data.provider if data else None
+    return (
+        f"methods.{method}.data names provider {provider}, and no example of it was accepted: enable it, name it in "
+        f"sources.providers and run `featherweight generate --provider {provider}`, then `featherweight clean`"
+    )
 
 
 def _new_attempt(stage: Stage, key: CellKey, examples: Path, expected: dict[str, str | None]) -> Attempt:
@@ -138,7 +163,7 @@ def _new_attempt(stage: Stage, key: CellKey, examples: Path, expected: dict[str,
         "run_id": folder.name, "model": key.model, "method": key.method, "seed": key.seed, "profile": stage.profile,
         "root": str(stage.data.root), "examples": str(examples.relative_to(stage.data.root)),
         "weights": str(weights_folder if model.source.path else weights_folder.relative_to(stage.data.root)),
-        "selection": asdict(stage.selection), "recipe": recipe_of(stage, key), "fingerprints": expected,
+        "selection": asdict(stage.selection_of(key.method)), "recipe": recipe_of(stage, key), "fingerprints": expected,
         "eval_every_steps": settings.eval_every_steps, "memory_budget_gb": settings.memory_budget_gb,
         "time_limit_minutes": settings.time_limit_minutes,
     }  # fmt: skip

@@ -1,18 +1,16 @@
-"""Where examples come from: the corpus, the generator, the user's own files, cleaned into one set."""
+"""The user's own files, the corpus and the generators' answers, cleaned into one set of examples."""
 
 import dagster as dg
 
 from assets.metadata import picture, table
-from assets.generating import corpus_records, generated_records
 from assets.project import stage_now
 from pipelines.clean import clean as cleaning
 from pipelines.clean.clean import CleaningResult
 from pipelines.clean.read import raw_records
 from pipelines.compare import plots
-from pipelines.compare.tables import PROVIDER_COMPARISON, llm_calls, provider_rows
 
 
-@dg.asset(group_name="clean", kinds={"duckdb", "parquet"}, deps=[corpus_records, generated_records])
+@dg.asset(group_name="clean", kinds={"duckdb", "parquet"}, deps=["corpus_records", "generated_records"])
 def sft_examples(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Examples on their side of the split, and every reject with its reason, in `data/lake/clean/`.
 
@@ -62,11 +60,3 @@ def train_and_eval_do_not_overlap() -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not both, metadata={"train": len(sides["train"]), "eval": len(sides["eval"]), "on both sides": len(both)}
     )
-
-
-@dg.asset(group_name="compare", kinds={"duckdb"}, deps=[generated_records, sft_examples])
-def provider_comparison() -> dg.MaterializeResult:
-    """Per provider and model: what was asked, answered, valid and accepted. Published in the warehouse by `comparison`."""
-    stage = stage_now()
-    rows = provider_rows(stage.data, llm_calls(stage.data))
-    return dg.MaterializeResult(metadata={"providers": len(rows), "table": table(rows, list(PROVIDER_COMPARISON))})

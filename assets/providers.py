@@ -1,0 +1,39 @@
+"""Which provider's records are worth their price."""
+
+import dagster as dg
+
+from assets.cleaning import sft_examples
+from assets.generating import generated_records
+from assets.metadata import picture, table
+from assets.project import stage_now
+from pipelines.compare import plots
+from pipelines.compare.providers import PROVIDER_DUELS, duel_rows, provider_rows
+from pipelines.generate.judge import judge
+from pipelines.generate.show import ProgressLines, summary
+
+SHOWN = (
+    "provider", "model", "cells", "requested", "answered", "valid", "refused", "truncated", "duplicate", "accepted",
+    "accepted_share", "accepted_share_low", "accepted_share_high", "cost_usd", "usd_per_accepted", "p50_latency_ms", "p95_latency_ms", "win_rate",
+)  # fmt: skip
+
+
+@dg.asset(group_name="compare", kinds={"duckdb"}, deps=[generated_records, sft_examples])
+def provider_comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Per provider, on identical topic cells: what was asked, answered, valid, refused and accepted, what it cost, who wins.
+
+    With `generation.judge` configured, the judge compares the providers' records in pairs, within the same budget. Published in
+    the warehouse by `comparison`, as `provider_comparison` and `provider_duels`.
+    """
+    stage = stage_now()
+    judged = judge(stage.data, stage.experiments, progress=ProgressLines(context.log.info))
+    for line in summary(judged):
+        (context.log.warning if " stopped: " in line else context.log.info)(f"judge: {line}")
+    rows = provider_rows(stage.data, stage.experiments)
+    return dg.MaterializeResult(
+        metadata={
+            "providers": len(rows),
+            "comparison": table(rows, SHOWN),
+            "pairs, by the judge": table(duel_rows(stage.data, stage.experiments), list(PROVIDER_DUELS)),
+            **picture(plots.provider_shares(rows, "png"), "what became of the requests"),
+        }
+    )

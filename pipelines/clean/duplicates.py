@@ -1,0 +1,115 @@
+"""Which of several equal or similar records stays: ranks and sides for what the rules left, then a verdict for every other.
+
+The order of rank is stated in `_rank`. Duplicates are looked for on each side of the split by itself; a train record too close
+to an eval record is contamination, and it is the train record that goes. So what is evaluated on never hangs on what is trained on.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.clean.index import TextIndex
+from pipelines.clean.near_duplicates import Twins, near_duplicates, too_close
+from pipelines.clean.read import CORPUS, NEVER_EVALUATED
+from pipelines.clean.rules import quoted
+from pipelines.clean.shingles import Indexes
+from pipelines.clean.work import Work
+from pipelines.experiments import Cleaning
+
+RANGE = 20_000  # texts that are held in memory at once
+ALIKE = "format('like {} (Jaccard {:.3f})', record_id, jaccard)"
+THROUGH = "format('like {} through others of its cluster (Jaccard {:.3f})', record_id, jaccard)"
+LEAKS = "format('like eval record {} (Jaccard {:.3f})', record_id, jaccard)"
+
+
+def reject_duplicates(work: Work, settings: Cleaning) -> None:
+    """Fill the table `ranked` (n, record_id, side, …) and add a verdict for every duplicate and every leak."""
+    _rank(work, settings)
+    _reject_exact_duplicates(work)
+    work.db.execute("""
+        CREATE TABLE places AS
+        SELECT row_number() OVER (ORDER BY rank) - 1 AS place, n, record_id, side, asked_key
+        FROM ranked ANTI JOIN verdicts USING (n)
+    """)
+    (texts,) = work.one("SELECT count(*) FROM places")
+    jaccard = settings.near_duplicate_jaccard
+    with TextIndex(work.folder, texts=texts, jaccard=jaccard, threads=work.threads) as index:
+        index.fill(_ranges(work))
+        _reject(work, "near_duplicate", near_duplicates(index, _places(work, "eval")), jaccard)
+        _reject_repeated_questions(work)
+        _reject(work, "contamination", too_close(index, _places(work, "train"), _places(work, "eval")), jaccard)
+        _reject(work, "near_duplicate", near_duplicates(index, _places(work, "train")), jaccard)
+
+
+def _rank(work: Work, settings: Cleaning) -> None:
+    """What the rules left, each with its side of the split and its rank: eval before train, the corpus before files before
+    what a model wrote, then the longest output, then the smallest id. None of it hangs on what else is there."""
+    never = ", ".join(quoted(source) for source in NEVER_EVALUATED)
+    share = "('0x' || substr(md5(format('{}|{}', $seed, coalesce(topic, asked))), 1, 13))::UBIGINT / 16.0**13"
+    work.db.execute(
+        f"""
+        CREATE TABLE ranked AS
+        WITH sided AS (
+            SELECT n, content_hash, source, length(output) AS chars, md5_number(normalized) AS text_key,
+                   md5_number(asked) AS asked_key,
+                   CASE WHEN source IN ({never}) THEN 'train' WHEN fixed_side IS NOT NULL THEN fixed_side
+                        WHEN {share} < $share THEN 'eval' ELSE 'train' END AS side,
+                   format('{{}}-{{}}', content_hash, row_number() OVER (PARTITION BY content_hash ORDER BY n)) AS record_id
+            FROM staged
+        )
+        SELECT n, record_id, side, text_key, asked_key, row_number() OVER (ORDER BY
+            side, CASE WHEN source = '{CORPUS}' THEN 0 WHEN source IN ({never}) THEN 2 ELSE 1 END, chars DESC, record_id) AS rank
+        FROM sided
+    """,
+        {"seed": settings.split_seed, "share": settings.eval_share},
+    )
+
+
+def _reject_exact_duplicates(work: Work) -> None:
+    work.db.execute("""
+        INSERT INTO verdicts
+        SELECT n, 'exact_duplicate', 'same as ' || kept, kept, 1.0
+        FROM (SELECT n, record_id, first_value(record_id) OVER (PARTITION BY side, text_key ORDER BY rank) AS kept
+              FROM ranked ANTI JOIN verdicts USING (n))
+        WHERE record_id <> kept
+    """)
+
+
+def _reject_repeated_questions(work: Work) -> None:
+    """A train record that asks what an eval record asks gives the question away, whatever it answers."""
+    work.db.execute("""
+        INSERT INTO verdicts
+        SELECT train.n, 'contamination', 'asks what eval record ' || eval.record_id || ' asks', eval.record_id, NULL
+        FROM (SELECT * FROM places ANTI JOIN verdicts USING (n) WHERE side = 'train') AS train
+        JOIN (SELECT asked_key, arg_min(record_id, place) AS record_id FROM places ANTI JOIN verdicts USING (n)
+              WHERE side = 'eval' GROUP BY asked_key) AS eval USING (asked_key)
+    """)
+
+
+def _ranges(work: Work) -> Iterator[tuple[Indexes, list[str]]]:
+    texts = work.db.sql("SELECT place, normalized FROM places JOIN staged USING (n)").to_arrow_reader(RANGE)
+    for batch in texts:
+        if batch.num_rows:
+            yield batch.column("place").to_numpy(), batch.column("normalized").to_pylist()
+
+
+def _places(work: Work, side: str) -> Indexes:
+    """Those still there, best first."""
+    query = "SELECT place FROM places ANTI JOIN verdicts USING (n) WHERE side = $side ORDER BY place"
+    return work.db.execute(query, {"side": side}).fetchnumpy()["place"].astype(np.int64)
+
+
+def _reject(work: Work, reason: str, twins: Twins, jaccard: float) -> None:
+    work.db.register("twins", pa.table({"place": twins.place, "twin": twins.twin, "jaccard": twins.jaccard}))
+    detail = LEAKS if reason == "contamination" else f"CASE WHEN jaccard >= $least THEN {ALIKE} ELSE {THROUGH} END"
+    work.db.execute(
+        f"""
+        INSERT INTO verdicts
+        SELECT dropped.n, $reason, {detail.replace("record_id", "kept.record_id")}, kept.record_id, jaccard
+        FROM twins JOIN places AS dropped ON dropped.place = twins.place JOIN places AS kept ON kept.place = twins.twin
+        WHERE $least > 0
+    """,
+        {"reason": reason, "least": jaccard},
+    )
+    work.db.unregister("twins")

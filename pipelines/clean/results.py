@@ -1,0 +1,146 @@
+"""What a run of cleaning leaves in the lake: `data/lake/clean/<fingerprint>/` with examples, rejects and their summary as
+Parquet, and `current.json`, which names the folder that counts. The folder is renamed into place whole, then `current.json` is.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as parquet
+
+from pipelines.clean.stage import Staged
+from pipelines.clean.work import Work
+from pipelines.errors import WorkError
+from pipelines.files import read_json, stable_hash, write_json
+from pipelines.paths import DataRoot
+
+ACCEPTED = "accepted"
+EXAMPLES = """
+    SELECT substr(md5(normalized), 1, 16) AS example_id, instruction, input, output, messages,
+           coalesce(staged.language, spoken.language) AS language, source, provider, model, topic, side AS split, record_id,
+           call_key
+    FROM staged JOIN ranked USING (n) JOIN spoken USING (n) ANTI JOIN verdicts USING (n)
+"""
+REJECTS = """
+    SELECT record_id, source, provider, model, topic, coalesce(staged.language, spoken.language) AS language, call_key, reason,
+           detail, twin, similarity, record
+    FROM verdicts JOIN staged USING (n) JOIN ranked USING (n) LEFT JOIN spoken USING (n)
+"""
+SUMMARY = f"""
+    SELECT *, records / sum(records) OVER (PARTITION BY source, provider) AS share
+    FROM (SELECT source, provider, coalesce(reason, '{ACCEPTED}') AS reason, count(*) AS records
+          FROM staged LEFT JOIN verdicts USING (n) GROUP BY ALL)
+"""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CleaningResult:
+    """Where the current examples lie, and what became of the records: `read` = `accepted` + `rejected`.
+
+    `shapes`: source → the field names its records came under → how many; `dropped_turns`: source → turns left out.
+    """
+
+    folder: Path
+    fingerprint: str
+    read: int
+    accepted: int
+    rejected: int
+    train: int
+    eval: int
+    reasons: dict[str, int]
+    shapes: dict[str, dict[str, int]] = field(default_factory=dict)
+    dropped_turns: dict[str, int] = field(default_factory=dict)
+    reused: bool = False
+
+
+def publish(data: DataRoot, work: Work, staged: Staged) -> CleaningResult:
+    """Write the result and make it current; nothing is written where it already is.
+
+    Raises:
+        WorkError: no record was left to train or evaluate on, or the lake cannot be written. The last result stays current.
+    """
+    work.db.execute(
+        f"CREATE VIEW examples AS {EXAMPLES}; CREATE VIEW rejects AS {REJECTS}; CREATE VIEW summary AS {SUMMARY}"
+    )
+    reasons = dict(work.db.execute("SELECT reason, count(*) FROM verdicts GROUP BY 1 ORDER BY 2 DESC, 1").fetchall())
+    sides = dict(work.db.execute("SELECT split, count(*) FROM examples GROUP BY 1").fetchall())
+    if not sides.get("train") or not sides.get("eval"):
+        raise WorkError(
+            f"cleaning kept {sides.get('train', 0)} train and {sides.get('eval', 0)} eval of {staged.read} records (dropped: "
+            f"{reasons or 'none'}); both sides need at least one. Bring more records or relax cleaning: in experiments.yaml."
+        )
+    fingerprint = _fingerprint(work)
+    folder = data.clean / fingerprint
+    found = {
+        "fingerprint": fingerprint, "read": staged.read, "accepted": sum(sides.values()), "rejected": sum(reasons.values()),
+        "train": sides["train"], "eval": sides["eval"], "reasons": reasons,
+        "shapes": {source: dict(sorted(shapes.items())) for source, shapes in sorted(staged.shapes.items())},
+        "dropped_turns": {source: count for source, count in sorted(staged.dropped_turns.items()) if count},
+    }  # fmt: skip
+    reused = read_json(data.clean / "current.json") == found and folder.exists()
+    if not reused:
+        _write(work, folder)
+        write_json(data.clean / "current.json", found)
+    return CleaningResult(folder=folder, reused=reused, **found)
+
+
+def _fingerprint(work: Work) -> str:
+    """Hash of all examples and rejects, in any order: the exclusive or of a hash of each row (rows differ by `record_id`)."""
+    hashes = [
+        work.one(f"SELECT count(*), bit_xor(md5_number({table}::VARCHAR))::VARCHAR FROM {table}")
+        for table in ("examples", "rejects")
+    ]
+    return stable_hash(hashes)
+
+
+def _write(work: Work, folder: Path) -> None:
+    if folder.exists():
+        return  # it was renamed into place whole, and its name is its content
+    partial = work.folder / "result"
+    partial.mkdir()
+    orders = {"examples": "example_id", "rejects": "record_id", "summary": "source, provider, records DESC, reason"}
+    for table, order in orders.items():
+        path = partial / f"{table}.parquet"
+        work.db.execute(f"COPY (FROM {table} ORDER BY {order}) TO '{_quoted(path)}' (FORMAT parquet)")
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(partial, folder)
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
+
+
+def current(data: DataRoot) -> CleaningResult | None:
+    """The current result, or None if nothing was cleaned yet."""
+    found = read_json(data.clean / "current.json")
+    return CleaningResult(folder=data.clean / found["fingerprint"], **found) if found else None
+
+
+def examples(result: CleaningResult) -> list[Row]:
+    """Every example; all of them in memory, so for small results only."""
+    return parquet.read_table(result.folder / "examples.parquet").to_pylist()
+
+
+def rejects(result: CleaningResult) -> list[Row]:
+    """Every reject; all of them in memory, so for small results only."""
+    return parquet.read_table(result.folder / "rejects.parquet").to_pylist()
+
+
+def summary(result: CleaningResult) -> list[Row]:
+    """Per source, provider and reason (`accepted` among them): records, and their share of that source and provider."""
+    return parquet.read_table(result.folder / "summary.parquet").to_pylist()
+
+
+def queried(result: CleaningResult, query: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
+    """Rows of SQL over the tables `examples` and `rejects` of a result, read where they lie."""
+    with duckdb.connect() as db:
+        for table in ("examples", "rejects"):
+            db.read_parquet(str(result.folder / f"{table}.parquet")).create_view(table)
+        return db.sql(query, params=dict(parameters or {})).to_arrow_table().to_pylist()

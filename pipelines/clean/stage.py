@@ -1,0 +1,141 @@
+"""Raw records, one after another → the table `staged`: checked fields, normalized text, and the record as it came.
+
+The table holds one row a record, numbered `n` as they arrived; nothing that is decided later hangs on that number.
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from pipelines.clean.shingles import repeated_share
+from pipelines.clean.work import Work
+from pipelines.records import RawRecord, Record, explain
+from pipelines.shapes import map_fields
+
+COLUMNS = pa.schema(
+    [
+        ("n", pa.int64()), ("content_hash", pa.string()), ("source", pa.string()), ("provider", pa.string()),
+        ("model", pa.string()), ("topic", pa.string()), ("language", pa.string()), ("call_key", pa.string()),
+        ("fixed_side", pa.string()), ("instruction", pa.string()), ("input", pa.string()), ("output", pa.string()),
+        ("messages", pa.string()), ("asked", pa.string()), ("normalized", pa.string()), ("repeated_share", pa.float64()),
+        ("problem", pa.string()), ("damaged", pa.bool_()), ("record", pa.string()),
+    ]
+)  # fmt: skip
+BATCH_RECORDS = 4000
+BATCH_CHARS = 8_000_000
+TEXTS = ("instruction", "input", "output")
+Row = dict[str, Any]
+
+
+@dataclass
+class Staged:
+    """What was read: records in all, and per source how many came in which shape and how many turns were dropped."""
+
+    read: int = 0
+    shapes: dict[str, Counter[str]] = field(default_factory=dict)
+    dropped_turns: Counter[str] = field(default_factory=Counter)
+
+
+def stage(work: Work, records: Iterable[RawRecord]) -> Staged:
+    """Fill the table `staged`; a batch at a time, so that records may come from a stream of any length."""
+    work.db.register("batch", COLUMNS.empty_table())
+    work.db.execute("CREATE TABLE staged AS SELECT * FROM batch")
+    staged, rows, chars = Staged(), [], 0
+    for raw in records:
+        row = _row(raw, staged)
+        rows.append(row)
+        chars += len(row["record"]) + len(row["normalized"])
+        if len(rows) >= BATCH_RECORDS or chars > BATCH_CHARS:
+            _insert(work, rows, first=staged.read)
+            staged.read, rows, chars = staged.read + len(rows), [], 0
+    if rows:
+        _insert(work, rows, first=staged.read)
+        staged.read += len(rows)
+    return staged
+
+
+def _insert(work: Work, rows: list[Row], *, first: int) -> None:
+    shares = repeated_share([row["output"] for row in rows])
+    columns = {name: [row[name] for row in rows] for name in COLUMNS.names if name not in ("n", "repeated_share")}
+    columns |= {"n": range(first, first + len(rows)), "repeated_share": shares}
+    arrays = [pa.array(columns[name], type=COLUMNS.field(name).type) for name in COLUMNS.names]
+    work.db.register("batch", pa.Table.from_arrays(arrays, schema=COLUMNS))
+    work.db.execute("INSERT INTO staged SELECT * FROM batch")
+
+
+def _row(raw: RawRecord, staged: Staged) -> Row:
+    fields, shape, dropped = _checked(raw)
+    source = storable(raw.source)
+    staged.shapes.setdefault(source, Counter())[shape] += 1
+    staged.dropped_turns[source] += dropped
+    row: Row = {
+        "source": source, "provider": raw.provider, "model": raw.model, "topic": raw.topic, "language": raw.language,
+        "call_key": raw.call_key, "fixed_side": raw.side, "instruction": "", "input": "", "output": "", "messages": None,
+        "asked": "", "normalized": "", "problem": None, "damaged": False, **fields,
+    }  # fmt: skip
+    row["record"] = _as_it_came(raw.value)
+    # over every column, so that records of equal hash differ in nothing and their order cannot show
+    content = "\x1f".join(f"{name}={value}" for name, value in row.items() if value is not None)
+    row["content_hash"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return row
+
+
+def _checked(raw: RawRecord) -> tuple[Row, str, int]:
+    """The fields of a record or the problem it has, the shape it came in, and how many of its turns were dropped."""
+    if raw.problem is not None:
+        return {"problem": storable(raw.problem), "damaged": raw.damaged}, "unread", 0
+    try:
+        mapped = map_fields(raw.value)
+        if mapped.problem:
+            return {"problem": storable(mapped.problem)}, mapped.shape, mapped.dropped_turns
+        return _fields(Record.model_validate(mapped.fields)), mapped.shape, mapped.dropped_turns
+    except ValidationError as error:
+        return {"problem": storable(explain(error))}, mapped.shape, mapped.dropped_turns
+    except RecursionError:
+        return {"problem": "nested too deeply to be read"}, "unread", 0
+
+
+def _fields(record: Record) -> Row:
+    texts = {name: getattr(record, name) for name in TEXTS}
+    named = {name: found for name in ("topic", "language") if (found := getattr(record, name))}
+    turns = [(message.role, message.content) for message in record.messages or []]
+    if turns and not any(role == "assistant" for role, _ in turns):
+        return {"problem": "messages: no turn of the role assistant, so there is nothing to learn"}
+    for name, text in (*texts.items(), *named.items(), *(("messages", part) for turn in turns for part in turn)):
+        if storable(text) != text:
+            return {"problem": f"{name} holds a lone surrogate or a NUL character", "damaged": True}
+    texts = {name: unicodedata.normalize("NFC", text) for name, text in texts.items()}
+    asked = normalized(f"{texts['instruction']}\n{texts['input']}")
+    said = "\n".join(text for _, text in turns) if turns else texts["output"]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return {
+        **texts,
+        **named,
+        "messages": json.dumps(messages, ensure_ascii=False) if messages else None,
+        "asked": asked,
+        "normalized": f"{asked} {normalized(said)}".strip(),
+    }
+
+
+def normalized(text: str) -> str:
+    """`text` as duplicates are judged by: Unicode NFC, lower case, any white space as one space."""
+    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+
+
+def storable(text: str) -> str:
+    """`text` without what UTF-8 or DuckDB cannot hold: lone surrogates and NUL."""
+    return text.encode("utf-8", errors="replace").decode("utf-8").replace("\0", "\ufffd")
+
+
+def _as_it_came(value: Any) -> str:
+    try:
+        return storable(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str))
+    except (RecursionError, TypeError, ValueError):  # too deep, or keys that do not sort
+        return ""

@@ -1,0 +1,74 @@
+"""What a result of cleaning looks like to people: its summary in lines, lengths for a histogram, a sample of its rejects."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.clean.results import ACCEPTED, CleaningResult, queried
+
+Row = dict[str, Any]
+BIN_CHARS = 50
+LAST_BIN = 40  # all that is longer
+
+
+def lines(result: CleaningResult) -> Iterator[str]:
+    """The counts, the reasons, and under which names each source's fields came, for a terminal."""
+    yield f"{result.read} records read = {result.accepted} accepted + {result.rejected} rejected"
+    yield f"{result.train} train, {result.eval} eval; {'unchanged' if result.reused else 'written'}: {result.folder}"
+    yield from (f"  {count:>6}  {reason}" for reason, count in result.reasons.items())
+    for source, shapes in result.shapes.items():
+        found = ", ".join(f"{count} as {shape}" for shape, count in shapes.items())
+        dropped = result.dropped_turns.get(source)
+        yield f"fields of {json.dumps(source, ensure_ascii=False)}: {found}{f'; {dropped} turns dropped' if dropped else ''}"
+
+
+def length_counts(result: CleaningResult) -> dict[str, list[tuple[int, int]]]:
+    """How long prompts and answers are: kind → (characters at the start of the bin, examples) for each bin of 50 characters
+    that has any; the last bin holds all that is longer."""
+    counted = queried(
+        result,
+        f"""
+        SELECT kind, least(chars // {BIN_CHARS}, {LAST_BIN}) * {BIN_CHARS} AS start, count(*) AS examples
+        FROM (SELECT unnest([{{'kind': 'prompt', 'chars': length(instruction) + length(input)}},
+                             {{'kind': 'output', 'chars': length(output)}}], recursive := true) FROM examples)
+        GROUP BY ALL ORDER BY ALL
+    """,
+    )
+    return {
+        kind: [(row["start"], row["examples"]) for row in counted if row["kind"] == kind]
+        for kind in ("prompt", "output")
+    }
+
+
+def language_counts(result: CleaningResult) -> list[Row]:
+    """Per side of the split and language: examples, and their share of that side."""
+    return queried(
+        result,
+        """
+        SELECT *, examples / sum(examples) OVER (PARTITION BY split) AS share
+        FROM (SELECT split, language, count(*) AS examples FROM examples GROUP BY ALL) ORDER BY ALL
+    """,
+    )
+
+
+def sample_rejects(result: CleaningResult, count: int = 10) -> list[Row]:
+    """So many rejects, of every reason about equally many, always the same ones; the record is cut at 500 characters."""
+    return queried(
+        result,
+        """
+        SELECT reason, detail, source, left(record, 500) AS record
+        FROM (SELECT *, row_number() OVER (PARTITION BY reason ORDER BY record_id) AS turn FROM rejects)
+        ORDER BY turn, reason LIMIT $count
+    """,
+        {"count": count},
+    )
+
+
+def reject_shares(rows: list[Row]) -> dict[str, float]:
+    """Source → the share of its records that were rejected, from the rows of the summary."""
+    read: dict[str, int] = {}
+    kept: dict[str, int] = {}
+    for row in rows:
+        read[row["source"]] = read.get(row["source"], 0) + row["records"]
+        kept[row["source"]] = kept.get(row["source"], 0) + (row["records"] if row["reason"] == ACCEPTED else 0)
+    return {source: 1 - kept[source] / total for source, total in read.items()}

@@ -1,0 +1,70 @@
+"""The place where a run of cleaning works: a DuckDB file that spills to disk, in a folder that no other run shares."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from pipelines.errors import WorkError
+from pipelines.experiments import Cleaning
+from pipelines.files import locked
+from pipelines.paths import DataRoot
+
+
+@dataclass(frozen=True)
+class Work:
+    folder: Path
+    db: duckdb.DuckDBPyConnection
+    threads: int
+
+    def one(self, query: str, parameters: dict[str, Any] | None = None) -> tuple[Any, ...]:
+        """The only row of `query`."""
+        (row,) = self.db.execute(query, parameters or {}).fetchall()
+        return row
+
+
+@contextmanager
+def workspace(data: DataRoot, settings: Cleaning) -> Iterator[Work]:
+    """A run's own folder and database; one run at a time, and what a killed one left behind is removed first.
+
+    Raises:
+        WorkError: no disk, no memory, or the folder cannot be written.
+    """
+    folder = data.lake / "work" / "clean"
+    with locked(data.locks / "clean.lock", "clean"):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            threads = settings.threads or os.cpu_count() or 1
+            with duckdb.connect(str(folder / "work.duckdb"), config=_config(folder, settings, threads)) as db:
+                yield Work(folder, db, threads)
+        except duckdb.OutOfMemoryException as error:
+            raise WorkError(
+                f"cleaning needs more than its {settings.memory_limit_gb:g} GB: {_first_line(error)}. The last result is "
+                "untouched; raise cleaning.memory_limit_gb, or free disk space to spill to."
+            ) from None
+        except (OSError, duckdb.IOException) as error:
+            raise WorkError(
+                f"cleaning cannot work in {folder}: {_first_line(error)}. The last result is untouched; free disk space or "
+                "make the folder writable, then run the same command again."
+            ) from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _config(folder: Path, settings: Cleaning, threads: int) -> dict[str, Any]:
+    return {
+        "memory_limit": f"{settings.memory_limit_gb}GB",
+        "threads": threads,
+        "temp_directory": str(folder / "spilled"),
+        "preserve_insertion_order": False,
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]

@@ -1,0 +1,171 @@
+"""Providers beside one another, on the topic cells that all of them were asked: what came back, what was kept, what it cost.
+
+Shares are of the requests, with Wilson's 95 % intervals. Which answers are better as training data is decided downstream: a method
+may train on one provider's records alone (`data: {provider: …}`), and its row of the comparison says what that was worth.
+"""
+
+from collections import defaultdict
+from statistics import fmean
+from typing import Any
+
+import pyarrow.parquet as parquet
+
+from pipelines.clean.clean import current as current_examples
+from pipelines.experiments import Experiments
+from pipelines.generate.answers import REFUSALS, TRUNCATIONS
+from pipelines.generate.coverage import coverage
+from pipelines.generate.generate import sources_of
+from pipelines.generate.journal import Request
+from pipelines.generate.judge import Duel, compared, duels
+from pipelines.generate.requests import book
+from pipelines.paths import DataRoot
+from pipelines.statistics import bootstrap_mean, percentile, smallest_difference, wilson
+
+Row = dict[str, Any]
+DUPLICATES = ("exact_duplicate", "near_duplicate")
+SHARES = ("answered", "valid", "refused", "truncated", "duplicate", "accepted")
+PROVIDER_COMPARISON = {
+    "provider": "VARCHAR", "model": "VARCHAR", "kind": "VARCHAR", "trained_on": "BOOLEAN", "cells": "BIGINT",
+    "requested": "BIGINT",
+    **dict.fromkeys(SHARES, "BIGINT"),
+    **{f"{name}_share{end}": "DOUBLE" for name in SHARES for end in ("", "_low", "_high")},
+    "failed": "BIGINT", "in_doubt": "BIGINT", "attempts": "BIGINT", "input_tokens": "BIGINT", "cached_input_tokens": "BIGINT",
+    "output_tokens": "BIGINT", "reasoning_tokens": "BIGINT", "cost_usd": "DOUBLE", "reserved_usd": "DOUBLE",
+    "usd_per_accepted": "DOUBLE", "p50_latency_ms": "DOUBLE", "p95_latency_ms": "DOUBLE", "distinct_1": "DOUBLE",
+    "distinct_2": "DOUBLE", "win_rate": "DOUBLE", "note": "VARCHAR",
+}  # fmt: skip
+PROVIDER_DUELS = {
+    "provider": "VARCHAR", "against": "VARCHAR", "judge": "VARCHAR", "judge_shares_family": "BOOLEAN", "cells": "BIGINT",
+    "wins": "BIGINT", "losses": "BIGINT", "ties": "BIGINT", "order_disagreements": "BIGINT", "unreadable": "BIGINT",
+    "win_rate": "DOUBLE", "win_rate_low": "DOUBLE", "win_rate_high": "DOUBLE", "smallest_difference": "DOUBLE", "verdict": "VARCHAR",
+}  # fmt: skip
+LEAST_FOR_P95 = 20
+
+
+def provider_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
+    """One row per provider whose answers are trained on or that is asked, over the cells that all of them were asked.
+
+    `reserved_usd` is charged without a known cost; `usd_per_accepted` counts it, and is None where a cost is not known at all.
+    """
+    names = [name for name in compared(experiments) if name in experiments.providers]
+    if not names or not data.journal.exists():
+        return []
+    with book(data, experiments) as reading:
+        calls = {row["key"]: row for row in reading.journal.rows() if row["purpose"] == "generate"}
+        asked = {name: [one.request for one in reading.asked(name) if one.request.key in calls] for name in names}
+        valid = {one.request.key for name in names for one, record in reading.records(name) if record.problem is None}
+    asked = {name: found for name, found in asked.items() if found}
+    common = set.intersection(*({request.cell for request in found} for found in asked.values())) if asked else set()
+    note = None if common else "no topic cell was asked of all providers: each is shown over its own cells"
+    reasons = _fates(data)
+    wins = _win_rates(duels(data, experiments))
+    diversity = {one.provider: one for one in coverage(data, experiments, asked)}
+    rows = []
+    for name, found in asked.items():
+        mine = [request for request in found if not common or request.cell in common]
+        row = _counts(mine, calls, valid, reasons)
+        rows.append(
+            {
+                "provider": name,
+                "model": experiments.provider(name).model,
+                "kind": experiments.provider(name).kind,
+                "trained_on": name in sources_of(experiments),
+                "note": note,
+                "win_rate": wins.get(name),
+                "distinct_1": diversity[name].distinct_1,
+                "distinct_2": diversity[name].distinct_2,
+                **row,
+            }
+        )
+    return rows
+
+
+def _counts(requests: list[Request], calls: dict[str, Row], valid: set[str], fates: dict[str, str]) -> Row:
+    mine = [calls[request.key] for request in requests]
+    answered = [call for call in mine if call["status"] == "answered"]
+    latencies = [call["latency_ms"] for call in answered if call["latency_ms"] is not None]
+    counts = {
+        "answered": len(answered),
+        "valid": sum(call["key"] in valid for call in answered),
+        "refused": sum(call["stop_reason"] in REFUSALS for call in answered),
+        "truncated": sum(call["stop_reason"] in TRUNCATIONS for call in answered),
+        "duplicate": sum(fates.get(call["key"]) in DUPLICATES for call in answered),
+        "accepted": sum(fates.get(call["key"]) == "accepted" for call in answered),
+    }
+    row: Row = {"cells": len({request.cell for request in requests}), "requested": len(mine), **counts}
+    for name, count in counts.items():
+        low, high = wilson(count, len(mine)) or (None, None)
+        row |= {f"{name}_share": count / len(mine), f"{name}_share_low": low, f"{name}_share_high": high}
+    reserved = sum(call["reserved_usd"] for call in mine)
+    known = all(call["cost_usd"] is not None or call["reserved_usd"] for call in answered)
+    cost = sum(call["cost_usd"] or 0.0 for call in mine) if known else None
+    for name in ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"):
+        told = [call[name] for call in answered if call[name] is not None]
+        row[name] = sum(told) if told else None
+    return row | {
+        "failed": sum(call["status"] == "failed" for call in mine),
+        "in_doubt": sum(call["in_doubt_count"] > 0 for call in mine),
+        "attempts": sum(call["attempts"] for call in mine),
+        "cost_usd": cost,
+        "reserved_usd": reserved,
+        "usd_per_accepted": (cost + reserved) / counts["accepted"] if cost is not None and counts["accepted"] else None,
+        "p50_latency_ms": percentile(latencies, 0.5),
+        "p95_latency_ms": percentile(latencies, 0.95) if len(latencies) >= LEAST_FOR_P95 else None,
+    }
+
+
+def _fates(data: DataRoot) -> dict[str, str]:
+    """What cleaning made of each call's record: `accepted`, or the reason why not."""
+    cleaned = current_examples(data)
+    if cleaned is None:
+        return {}
+    rejects = parquet.read_table(cleaned.folder / "rejects.parquet", columns=["call_key", "reason"]).to_pylist()
+    kept = parquet.read_table(cleaned.folder / "examples.parquet", columns=["call_key"]).to_pylist()
+    fates = {row["call_key"]: row["reason"] for row in rejects if row["call_key"]}
+    return fates | {row["call_key"]: "accepted" for row in kept if row["call_key"]}
+
+
+def _win_rates(found: list[Duel]) -> dict[str, float]:
+    """Mean of a provider's win rates against the others it was compared with."""
+    rates: dict[str, list[float]] = defaultdict(list)
+    for duel in found:
+        if duel.scores:
+            rates[duel.one].append(fmean(duel.scores))
+            rates[duel.other].append(1 - fmean(duel.scores))
+    return {name: fmean(values) for name, values in rates.items()}
+
+
+def duel_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
+    """One row per pair of providers and judge. A cell whose verdict changed with the order counts as a tie."""
+    rows = []
+    for duel in duels(data, experiments):
+        low, high = bootstrap_mean(duel.scores) or (None, None)
+        rows.append(
+            {
+                "provider": duel.one,
+                "against": duel.other,
+                "judge": duel.judge,
+                "judge_shares_family": duel.shares_family,
+                "cells": len(duel.scores),
+                "wins": duel.scores.count(1.0),
+                "losses": duel.scores.count(0.0),
+                "ties": duel.scores.count(0.5),
+                "order_disagreements": duel.disagreements,
+                "unreadable": duel.unreadable,
+                "win_rate": fmean(duel.scores) if duel.scores else None,
+                "win_rate_low": low,
+                "win_rate_high": high,
+                "smallest_difference": smallest_difference(duel.scores),
+                "verdict": _verdict(duel, low, high),
+            }
+        )
+    return rows
+
+
+def _verdict(duel: Duel, low: float | None, high: float | None) -> str:
+    """Who wins, where the interval leaves no doubt."""
+    if low is None or high is None:
+        return "too few cells to tell"
+    if low > 0.5:
+        return f"{duel.one} is better"
+    return f"{duel.other} is better" if high < 0.5 else "no clear winner"

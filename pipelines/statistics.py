@@ -1,0 +1,48 @@
+"""The few statistics that the tables state: intervals of shares and of paired differences, and what a sample could have shown."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+
+Z95 = 1.959964
+Z80 = 0.841621
+RESAMPLES = 10_000
+
+
+def wilson(hits: int, total: int) -> tuple[float, float] | None:
+    """95 % interval of a share, by Wilson's score (1927); None of nothing."""
+    if not total:
+        return None
+    share, z2 = hits / total, Z95**2
+    middle = share + z2 / (2 * total)
+    spread = Z95 * sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    scale = 1 + z2 / total
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 1) -> tuple[float, float] | None:
+    """95 % percentile interval of the mean of paired scores, by resampling the pairs (Efron 1979); None under two values."""
+    if len(values) < 2:
+        return None
+    scores = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(seed)
+    means = [scores[rng.integers(0, len(scores), len(scores))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def smallest_difference(values: Sequence[float]) -> float | None:
+    """The smallest mean difference that a sample of this size and spread shows with 80 % power at the 5 % level; None under two.
+
+    (z₀.₉₇₅ + z₀.₈) · s / √n, for a paired comparison (Cohen 1988, chapter 2). A sample without spread is given that of coin tosses.
+    """
+    if len(values) < 2:
+        return None
+    spread = float(np.std(np.asarray(values, dtype=float), ddof=1)) or 0.5
+    return (Z95 + Z80) * spread / sqrt(len(values))
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The value that this share of the sample does not exceed (linear interpolation); None of nothing."""
+    return float(np.percentile(values, 100 * share)) if len(values) else None
