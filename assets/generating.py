@@ -1,6 +1,7 @@
 """Where records come from: the corpus, a local LLM server, and LLM APIs within their budget."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -96,7 +97,7 @@ def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> d
 
 def _metadata(
     context: dg.AssetExecutionContext, stage: Stage, result: GenerationResult, names: Sequence[str]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Counts, costs, a sample of the records, and how well they cover the grid."""
     for line in summary(result):
         (context.log.warning if " stopped: " in line else context.log.info)(line)

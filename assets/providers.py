@@ -13,7 +13,8 @@ from pipelines.generate.show import ProgressLines, summary
 
 SHOWN = (
     "provider", "model", "cells", "requested", "answered", "valid", "refused", "truncated", "duplicate", "accepted",
-    "accepted_share", "accepted_share_low", "accepted_share_high", "cost_usd", "usd_per_accepted", "p50_latency_ms", "p95_latency_ms", "win_rate",
+    "accepted_share", "accepted_share_low", "accepted_share_high", "cost_usd", "usd_per_accepted",
+    "p50_latency_ms", "p95_latency_ms", "win_rate",
 )  # fmt: skip
 
 

@@ -37,7 +37,8 @@ PROVIDER_COMPARISON = {
 PROVIDER_DUELS = {
     "provider": "VARCHAR", "against": "VARCHAR", "judge": "VARCHAR", "judge_shares_family": "BOOLEAN", "cells": "BIGINT",
     "wins": "BIGINT", "losses": "BIGINT", "ties": "BIGINT", "order_disagreements": "BIGINT", "unreadable": "BIGINT",
-    "win_rate": "DOUBLE", "win_rate_low": "DOUBLE", "win_rate_high": "DOUBLE", "smallest_difference": "DOUBLE", "verdict": "VARCHAR",
+    "win_rate": "DOUBLE", "win_rate_low": "DOUBLE", "win_rate_high": "DOUBLE", "smallest_difference": "DOUBLE",
+    "verdict": "VARCHAR",
 }  # fmt: skip
 LEAST_FOR_P95 = 20
 

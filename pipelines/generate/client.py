@@ -72,14 +72,14 @@ async def timed_answer(
         if hasattr(error, "status_code"):
             return refusal_or_error(error, key)
         raise _connection_error(error, key) from None
-    raw = without(response.text, key)
+    raw = without(response.http_response.text, key)
     try:
         answer = read(raw)
     except ValueError as problem:  # a proxy's page, half a body: it may have been billed all the same
-        shown = f"HTTP {response.status_code}, but no answer in it ({problem}): {raw[:SHOWN]!r}"
+        shown = f"HTTP {response.http_response.status_code}, but no answer in it ({problem}): {raw[:SHOWN]!r}"
         raise CallError(shown, "unknown", raw=raw) from None
     milliseconds = (time.monotonic() - started) * 1000
-    return replace(answer, latency_ms=milliseconds, limits=limits_in(response.headers, answer.usage))
+    return replace(answer, latency_ms=milliseconds, limits=limits_in(response.http_response.headers, answer.usage))
 
 
 def refusal_or_error(error: Any, key: str | None) -> Answer:
