@@ -19,7 +19,8 @@ from pipelines.clean.read import corpus_records, named_files
 from pipelines.compare.compare import published_rows
 from pipelines.compare.show import render
 from pipelines.errors import UnavailableError, UsageError, WorkError
-from pipelines.generate.topics import load_topics
+from pipelines.generate.generate import sources_of
+from pipelines.generate.requests import load_prompts
 from pipelines.process import PARENT, die_with_parent, end_as_interrupt, stop_group
 from pipelines.progress import CellProgress
 from pipelines.train.cell import Stage
@@ -91,8 +92,8 @@ def check_inputs(stage: Stage) -> None:
     sources = stage.experiments.sources
     if sources.uses_corpus:
         corpus_records(stage.data)
-    if sources.uses_local_generator:
-        load_topics(stage.data.tracked("topics.yaml"))
+    if sources_of(stage.experiments):
+        load_prompts(stage.data, stage.experiments.generation)
     named_files([*sources.files, *sources.eval_files])
 
 

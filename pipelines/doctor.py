@@ -9,7 +9,18 @@ import psutil
 
 from pipelines import machine, weights
 from pipelines.experiments import Experiments
+from pipelines.generate.providers import missing_key
+from pipelines.generate.settings import Provider
 from pipelines.paths import DataRoot
+
+
+def _asked(provider: Provider, local: bool) -> str:
+    if provider.kind == "local":
+        return "asked on this machine" if local else "not asked (sources.local_generator)"
+    if not provider.enabled:
+        return "not asked (enabled: false)"
+    budget = "no budget" if provider.budget_usd is None else f"budget ${provider.budget_usd:.4g}"
+    return missing_key(provider) or f"asked over its API, {budget}"
 
 
 def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
@@ -19,8 +30,9 @@ def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
     yield f"memory     {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free"
     yield f"disk       {disk.free / 1e9:.1f} GB free at {data.root}"
     yield f"GPU        {machine.cuda_name() or 'none: profile gpu needs a CUDA device'}"
-    for name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "HF_TOKEN"):
-        yield f"{name:<18} {'set' if os.environ.get(name) else 'not set'}"
+    yield f"{'HF_TOKEN':<10} {'set' if os.environ.get('HF_TOKEN') else 'not set: only gated models need it'}"
+    for name, provider in experiments.providers.items():
+        yield f"provider {name}: {provider.model}, {_asked(provider, experiments.sources.uses_local_generator)}"
     for name, profile in experiments.profiles.items():
         yield f"profile {name}: {len(profile.models)} models × {len(profile.methods)} methods"
         for model in profile.models:

@@ -40,7 +40,7 @@ CONFIGURATION: dict[str, Any] = {
         }
     },
     "sources": {"corpus": True},
-    "generation": {"local": {"model": "tiny"}},
+    "providers": {"local": {"kind": "local", "model": "tiny"}},
 }
 MEASURED = {
     "train_loss": 1.5, "train_seconds": 100.0, "tokens_per_second": 50.0, "load_seconds": 1.0, "truncated_share": 0.0,

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from assets.cleaning import sft_examples
-from assets.generating import corpus_records, generated_records
+from assets.generating import corpus_records, generated_records, local_records
 from assets.instance import prepare_home
 from pipelines import cells
 from pipelines.paths import PROJECT
@@ -31,7 +31,9 @@ def ui(project: TinyProject) -> Iterator[str]:
     """The address of a running UI on a project with cleaned data; ended as Ctrl-C ends it, and checked to be gone."""
     prepare_home()
     with dg.DagsterInstance.get() as instance:
-        assert dg.materialize([corpus_records, generated_records, sft_examples], instance=instance).success
+        assert dg.materialize(
+            [corpus_records, local_records, generated_records, sft_examples], instance=instance
+        ).success
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

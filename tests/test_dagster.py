@@ -13,7 +13,7 @@ import pytest
 from assets.cleaning import sft_examples
 from assets.comparing import comparison
 from assets.definitions import defs
-from assets.generating import corpus_records, generated_records
+from assets.generating import corpus_records, generated_records, local_records
 from assets.instance import OWNER, end_orphaned_runs, owner_tags
 from assets.project import partition_of
 from assets.providers import provider_comparison
@@ -24,7 +24,7 @@ from pipelines.experiments import load
 from pipelines.paths import PROJECT
 from tests.project import MODEL, TinyProject
 
-DATA = [corpus_records, generated_records, sft_examples, provider_comparison]
+DATA = [corpus_records, local_records, generated_records, sft_examples, provider_comparison]
 CELL = [trained_model, evaluation]
 
 
@@ -52,7 +52,7 @@ def test_every_asset_says_what_it_makes_and_belongs_to_its_stage() -> None:
     specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
     groups = {name: spec.group_name for name, spec in specs.items()}
     assert groups == {
-        "corpus_records": "generate", "generated_records": "generate", "sft_examples": "clean", "trained_model": "train",
+        "corpus_records": "generate", "local_records": "generate", "generated_records": "generate", "sft_examples": "clean", "trained_model": "train",
         "evaluation": "evaluate", "provider_comparison": "compare", "comparison": "compare",
     }  # fmt: skip
     for name, spec in specs.items():
@@ -71,7 +71,7 @@ def test_jobs_schedule_and_partitions_are_those_of_the_configuration() -> None:
 
 def test_training_evaluation_and_the_local_server_share_one_place() -> None:
     graph = defs.resolve_asset_graph()
-    pools = [graph.get(dg.AssetKey(name)).pools for name in ("generated_records", "trained_model", "evaluation")]
+    pools = [graph.get(dg.AssetKey(name)).pools for name in ("local_records", "trained_model", "evaluation")]
     assert pools[0] == pools[1] == pools[2] and len(pools[0] or []) == 1
 
 

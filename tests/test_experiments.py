@@ -36,8 +36,8 @@ profiles:
     methods: [base, full, lora-r8]
 sources:
   corpus: true
-generation:
-  local: {model: tiny}
+providers:
+  local: {kind: local, model: tiny}
 """
 Load = Callable[..., Experiments]
 
@@ -87,7 +87,7 @@ def shipped() -> Experiments:
         ("sources:", "sourcs:", 21, "sourcs", "models, methods, training, profiles, sources"),
         ("    models: [tiny]", "    model: [tiny]", 19, "profiles.local.model", "models, methods, languages"),
         ("  epochs: 1", "  epoch: 1", 16, "training.epoch", "did you mean 'epochs'?"),
-        ("  corpus: true", "  corpus: true\n  s3: x", 23, "sources.s3", "corpus, local_generator, files, hub, mix"),
+        ("  corpus: true", "  corpus: true\n  s3: x", 23, "sources.s3", "corpus, local_generator, providers, files, hub"),
         ("{path: /models/tiny}", "{url: /models/tiny}", 3, "models.tiny.source.url", "wheel, file, sha256, hub"),
         ("  epochs: 1", "  learning_rate: {ful: 1.0e-5}", 16, "training.learning_rate.ful", "full, lora"),
     ],
@@ -119,7 +119,21 @@ def test_an_unknown_key_is_named_with_its_line_and_what_is_allowed(
             "profiles.local.methods[1]",
             "'fulll'; expected one of base, full, lora-r8",
         ),
-        ("{model: tiny}", "{model: gpt5}", 24, "generation.local.model", "'gpt5'; expected one of tiny, other"),
+        (
+            "local, model: tiny}",
+            "local, model: gpt5}",
+            24,
+            "providers.local.model",
+            "'gpt5'; expected one of tiny, other",
+        ),
+        ("  corpus: true", "  providers: [cloud]", 22, "sources.providers[0]", "'cloud'; expected one of "),
+        (
+            "{kind: lora, rank: 8}",
+            "{kind: lora, rank: 8, data: {provider: cloud}}",
+            14,
+            "methods.lora-r8.data.provider",
+            "'cloud'; expected one of local",
+        ),
         (
             "    prompt: alpaca",
             "    prompt: alpaca\n    overrides:\n      lora-r9: {epochs: 2}",
@@ -150,7 +164,7 @@ def test_a_name_that_does_not_exist_is_named_with_its_line_and_what_is_allowed(
     [
         ("  epochs: 1", "  epochs: 1\n  epochs: 2", 17, "'epochs' is given twice (first in line 16)"),
         ("  other:", "  tiny:", 6, "'tiny' is given twice (first in line 2)"),
-        ("generation:", "models: {}\ngeneration:", 23, "'models' is given twice (first in line 1)"),
+        ("providers:", "models: {}\nproviders:", 23, "'models' is given twice (first in line 1)"),
         ("{kind: none}", "{kind: none, kind: full}", 12, "'kind' is given twice (first in line 12)"),
     ],
 )

@@ -13,7 +13,7 @@ from pipelines.errors import UnavailableError
 from pipelines.evaluate.cell import evaluate
 from pipelines.experiments import Experiments
 from pipelines.files import read_json
-from pipelines.generate.generate import generate, generated_records
+from pipelines.generate.generate import generate_locally, generated_records
 from pipelines.generate.journal import opened
 from pipelines.paths import PROJECT, DataRoot
 from pipelines.train.cell import Stage, train
@@ -32,7 +32,7 @@ def data(tmp_path) -> DataRoot:
 def shipped(**sections) -> Experiments:
     """The shipped configuration with fewer records."""
     plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
-    plain["generation"]["local"]["requests"] = 3
+    plain["generation"]["requests"] = 3
     plain["profiles"]["local"] |= {"max_train_examples": 4, "max_eval_examples": 2, **sections}
     plain["profiles"]["local"]["evaluation"] = {"answers": 1, "max_new_tokens": 8}
     return Experiments.model_validate(plain)
@@ -60,15 +60,15 @@ def test_a_package_that_is_not_there_is_unavailable_and_nothing_half_made_stays(
 
 def test_the_local_server_answers_over_http_is_gone_afterwards_and_is_never_asked_again(data: DataRoot) -> None:
     experiments = shipped()
-    first = generate(data, experiments)
-    assert (first.wanted, first.answered, first.failed) == (3, 3, 0)
+    first = generate_locally(data, experiments)
+    assert (first.wanted, first.answered, first.missing) == (3, 3, 0)
     assert not [
         p for p in psutil.process_iter(["cmdline"]) if "pipelines.generate.server" in " ".join(p.info["cmdline"] or [])
     ]
     with opened(data.journal) as journal:
         kept = [row["response"] for row in journal.rows()]
     assert all('"choices"' in response for response in kept)
-    again = generate(data, experiments)
+    again = generate_locally(data, experiments)
     assert (again.reused, again.answered) == (3, 0)
     records = generated_records(data, experiments)
     assert len(records) == 3 and all(record.provider == "local" for record in records)
