@@ -105,6 +105,7 @@ def _metadata(
         context.log.info(f"reused: the journal holds all {result.wanted} answers, nothing was asked again")
     records = read_generated_records(stage.data, stage.experiments, names)
     shown = [{**r.value, "provider": r.provider} for r in records if r.problem is None and isinstance(r.value, dict)]
+    sample = [row for name in names for row in [row for row in shown if row["provider"] == name][:SAMPLE]]
     covered = coverage.coverage(stage.data, stage.experiments, names)
     costs = [{"provider": name, **vars(one), "missing": one.missing} for name, one in result.providers.items()]
     return {
@@ -115,12 +116,13 @@ def _metadata(
         "missing": result.missing,
         "in doubt": result.orphans,
         "charged by provider": table(costs, COST_COLUMNS),
-        "sample": table(shown[:5], ["provider", "instruction", "input", "output"]),
+        "sample": table(sample, ["provider", "instruction", "input", "output"]),
         "coverage and diversity": table([vars(one) for one in covered], COVERAGE_COLUMNS),
         **picture(plots.coverage_bars(covered, "png"), "values of each axis that valid records cover"),
     }
 
 
+SAMPLE = 3  # records of each provider
 COST_COLUMNS = (
     "provider",
     "wanted",

@@ -72,6 +72,24 @@ def generate(arguments: Arguments) -> int:
     return OK if result.complete else NOT_OK
 
 
+def judge(_: Arguments) -> int:
+    from pipelines.compare.providers import duel_rows
+    from pipelines.generate import show
+    from pipelines.generate.judge import judge
+
+    stage = stage_now()
+    if stage.experiments.generation.judge is None:
+        raise UsageError("no judge is configured: set generation.judge: {providers: [NAME, …]} in experiments.yaml")
+    bar = show.ProgressBar(stage.experiments.generation.budget_usd)
+    try:
+        result = judge(stage.data, stage.experiments, progress=bar)
+    finally:
+        bar.close()
+    for line in [*show.summary(result), *show.duels(duel_rows(stage.data, stage.experiments))]:
+        print(line)
+    return OK if result.complete else NOT_OK
+
+
 def clean(arguments: Arguments) -> int:
     from pipelines.clean import clean as cleaning
     from pipelines.clean import read
@@ -201,6 +219,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="send requests once more whose fate was lost twice (they may cost twice)",
     )
+    command("judge", judge, "have the configured judge compare the providers' records, in pairs and in both orders")
     cleaning = command("clean", clean, "clean records into examples and rejects")
     cleaning.add_argument(
         "--input", action="append", metavar="FILE", help="JSON, JSONL, CSV or Parquet, instead of sources:"

@@ -108,10 +108,13 @@ def provider_shares(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     width = 0.8 / len(rows)
     for i, (color, row) in enumerate(zip(_colors(), rows, strict=False)):
         places = [number + (i - (len(rows) - 1) / 2) * width for number in range(len(names))]
-        shares = [100 * row[f"{name}_share"] for name in names]
-        below = [share - 100 * row[f"{name}_share_low"] for share, name in zip(shares, names, strict=True)]
-        above = [100 * row[f"{name}_share_high"] - share for share, name in zip(shares, names, strict=True)]
-        limits = [[max(0, value) for value in side] for side in (below, above)]
+        shares, lows, highs = (
+            [100 * (row[f"{name}_share{end}"] or 0) for name in names] for end in ("", "_low", "_high")
+        )
+        limits = [
+            [max(0, share - low) for share, low in zip(shares, lows, strict=True)],
+            [max(0, high - share) for share, high in zip(shares, highs, strict=True)],
+        ]
         axes.bar(places, shares, width * 0.9, color=color, label=row["provider"], yerr=limits, ecolor=INK, capsize=3)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 105)

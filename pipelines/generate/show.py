@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -35,13 +36,13 @@ class ProgressLines:
 
     def __init__(self, say: Callable[[str], None], budget_usd: float | None = None) -> None:
         self._say, self._budget = say, budget_usd
-        self._said_at = time.monotonic()
+        self._said_at, self._said = time.monotonic(), 0
 
     def __call__(self, snapshot: Snapshot) -> None:
         tallies = snapshot.tallies.values()
         done, total = sum(tally.answered for tally in tallies), sum(tally.total for tally in tallies)
-        if done == total or time.monotonic() - self._said_at > LOG_SECONDS:
-            self._said_at = time.monotonic()
+        if done != self._said and (done == total or time.monotonic() - self._said_at > LOG_SECONDS):
+            self._said_at, self._said = time.monotonic(), done
             self._say(f"{done} of {total} answers, {_numbers(snapshot, self._budget)}")
 
 
@@ -61,6 +62,23 @@ def summary(result: GenerationResult) -> Iterator[str]:
         yield f"{name}: {_outcome(provider)}"
     for name, why in result.stopped.items():
         yield f"{name} stopped: {why}"
+
+
+def duels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The judge's verdict on each pair of providers."""
+    for row in rows:
+        interval = (
+            f", 95 % {row['win_rate_low']:.0%} to {row['win_rate_high']:.0%}" if row["win_rate_low"] is not None else ""
+        )
+        rate = "–" if row["win_rate"] is None else f"{row['win_rate']:.0%}"
+        family = ", a judge of the same family as one of them" if row["judge_shares_family"] else ""
+        yield (
+            f"{row['provider']} against {row['against']}: {row['verdict']}; won {rate} of {row['cells']} cells{interval} "
+            f"({row['ties']} ties, {row['order_disagreements']} of them as the verdict changed with the order; "
+            f"judge {row['judge']}{family})"
+        )
+        if row["smallest_difference"] is not None:
+            yield f"  so many cells could have shown a difference of {row['smallest_difference']:.0%} or more"
 
 
 def _outcome(result: ProviderResult) -> str:
