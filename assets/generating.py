@@ -123,17 +123,5 @@ def _metadata(
 
 
 SAMPLE = 3  # records of each provider
-COST_COLUMNS = (
-    "provider",
-    "wanted",
-    "reused",
-    "answered",
-    "refused",
-    "failed",
-    "in_doubt",
-    "missing",
-    "usd",
-    "reserved_usd",
-    "stopped",
-)
+COST_COLUMNS = ("provider", "wanted", "answered", "refused", "failed", "missing", "usd", "reserved_usd")
 COVERAGE_COLUMNS = ("provider", "records", "cells", "topics", "distinct_1", "distinct_2")

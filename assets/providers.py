@@ -7,15 +7,13 @@ from assets.generating import generated_records
 from assets.metadata import picture, table
 from assets.project import stage_now
 from pipelines.compare import plots
-from pipelines.compare.providers import PROVIDER_DUELS, duel_rows, provider_rows
+from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
 from pipelines.generate.judge import judge
 from pipelines.generate.show import ProgressLines, summary
 
-SHOWN = (
-    "provider", "model", "cells", "requested", "answered", "valid", "refused", "truncated", "duplicate", "accepted",
-    "accepted_share", "accepted_share_low", "accepted_share_high", "cost_usd", "usd_per_accepted",
-    "p50_latency_ms", "p95_latency_ms", "win_rate",
-)  # fmt: skip
+# few enough columns each that the UI shows them whole
+IN_SHORT = ("provider", "requested", "valid", "refused", "duplicate", "accepted", "usd_per_accepted", "win_rate")
+PAIRS = ("provider", "against", "verdict", "win_rate", "cells", "wins", "losses", "ties", "judge")
 
 
 @dg.asset(group_name="compare", kinds={"duckdb"}, deps=[generated_records, sft_examples])
@@ -30,11 +28,14 @@ def provider_comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResu
     for line in summary(judged):
         (context.log.warning if " stopped: " in line else context.log.info)(f"judge: {line}")
     rows = provider_rows(stage.data, stage.experiments)
+    duels = duel_rows(stage.data, stage.experiments)
     return dg.MaterializeResult(
         metadata={
             "providers": len(rows),
-            "comparison": table(rows, SHOWN),
-            "pairs, by the judge": table(duel_rows(stage.data, stage.experiments), list(PROVIDER_DUELS)),
+            "comparison": table(rows, IN_SHORT),
+            "pairs, by the judge": table(duels, PAIRS),
             **picture(plots.provider_shares(rows, "png"), "what became of the requests"),
+            "comparison, all columns": table(rows, list(PROVIDER_COMPARISON)),
+            "pairs, all columns": table(duels, list(PROVIDER_DUELS)),
         }
     )
