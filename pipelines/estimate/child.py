@@ -1,0 +1,131 @@
+"""The estimating process: `python -m pipelines.estimate.child` reads questions (a JSON list) and answers each in a line of JSON.
+
+It imports what a training process imports, so what it occupies before it begins is what such a process occupies, too.
+"""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import psutil
+
+from pipelines.process import die_with_parent
+
+Json = dict[str, Any]
+WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def framework() -> dict[str, int]:
+    """Resident bytes of a process that has loaded the libraries and no model, by kind of method."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    from pipelines.clean.select import select  # noqa: F401
+    from pipelines.train import loop  # noqa: F401
+
+    _first_step(torch)
+    bare = psutil.Process().memory_info().rss
+    from peft import LoraConfig  # noqa: F401
+
+    return {"none": bare, "full": bare, "lora": psutil.Process().memory_info().rss}
+
+
+def _first_step(torch: Any) -> None:
+    """The first product and the first optimizer step bring threads and buffers that stay."""
+    layer = torch.nn.Linear(256, 256)
+    layer(torch.ones(64, 256)).sum().backward()
+    torch.optim.AdamW(layer.parameters()).step()
+
+
+def answer(asked: Json, occupied: dict[str, int]) -> Json:
+    """The prediction for this machine's processor and for a card; `because` in place of it where there is none."""
+    from transformers import AutoConfig
+
+    from pipelines.estimate import memory
+    from pipelines.estimate.rehearsal import rehearse
+
+    fields, recipe = dict(asked["config"]), complete(asked["recipe"])
+    width = WIDTHS.get(str(fields.get("dtype") or fields.get("torch_dtype") or "float32"), 4)
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    batches, source = batches_of(asked, recipe)
+    if not batches:
+        return {"because": "no example fits max_length"}
+
+    def predict(counted: Any, device: str) -> memory.Prediction:
+        if device == "cuda":
+            return memory.on_card(counted, recipe)
+        return memory.on_cpu(counted, recipe, framework=occupied[recipe["kind"]], file_width=width)
+
+    found: Json = {"batch": str(batches[0]), "batch_from": source}
+    for device in ("cpu", "cuda"):
+        counted = rehearse(config, recipe, batches, device)
+        made = predict(counted, device)
+        found[device] = {**vars(made), "peak": made.peak}
+        found |= {"parameters": round(counted.parameters), "trainable": round(counted.trainable)}
+    if recipe["kind"] != "none":
+        found["halved_gb"] = halved(config, recipe, asked, predict) / 1e9
+    return found
+
+
+def halved(config: Any, recipe: Json, asked: Json, predict: Callable[[Any, str], Any]) -> float:
+    """The peak of training on this machine's device with micro-batches of half as many tokens."""
+    from pipelines.estimate.rehearsal import rehearse
+
+    smaller = {**recipe, "micro_batch_tokens": max(1, recipe["micro_batch_tokens"] // 2)}
+    batches, _ = batches_of(asked, smaller)
+    return predict(rehearse(config, smaller, batches, asked["device"]), asked["device"]).train
+
+
+def complete(recipe: Json) -> Json:
+    """A recipe of kind none names no training settings; here it trains nothing with them."""
+    plain = {"micro_batch_tokens": recipe["max_length"], "examples_per_step": 1, "optimizer": "adamw", "epochs": 1}
+    return {**plain, **recipe}
+
+
+def batches_of(asked: Json, recipe: Json) -> tuple[list[Any], str]:
+    """The micro-batches to rehearse, and where they come from."""
+    from pipelines.estimate.batch import allowed, heaviest
+
+    if recipe["kind"] == "none":
+        return allowed(recipe), "nothing is trained"
+    if asked["examples"] is None:
+        return allowed(recipe), "the most that the settings allow (no examples or no tokenizer here)"
+    tokenizer = asked["tokenizer"]
+    examples = tokenized(asked["examples"], json.dumps(asked["selection"]), tokenizer["folder"], tokenizer["prompt"])
+    own = tokenizer["of"] == recipe["model"]
+    source = "the examples" if own else f"the examples, counted with {tokenizer['of']}'s tokenizer"
+    return heaviest(examples, recipe, [asked["seed"]]), source
+
+
+@lru_cache(maxsize=8)
+def tokenized(examples: str, selection: str, folder: str, prompt: str) -> list[Any]:
+    from pathlib import Path
+
+    from pipelines.clean.select import Selection, select
+    from pipelines.train import loading
+    from pipelines.train.prompts import PromptFormat
+
+    form = PromptFormat(loading.load_tokenizer(Path(folder)), prompt)
+    return [form.tokenize(record) for record in select(Path(examples), Selection(**json.loads(selection))).train]
+
+
+def main() -> None:
+    die_with_parent()
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    occupied = framework()
+    for asked in json.load(sys.stdin):
+        try:
+            found = answer(asked, occupied)
+        except Exception as error:  # one model that cannot be built must not cost the others their answer
+            found = {"because": f"{type(error).__name__}: {error}"[:300]}
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The estimator as others use it: predictions of many cells in one process of its own, each kept in the lake.
+
+A prediction is made again when the estimator or the trainer's code has changed; until then it costs a look into a file.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipelines import machine
+from pipelines.errors import WorkError
+from pipelines.estimate.cards import CARDS, Card
+from pipelines.estimate.question import Question, questions
+from pipelines.files import announce, read_json, source_hash, write_json
+from pipelines.process import child_environment, stop_group
+from pipelines.train import cell as training
+from pipelines.train.cell import Stage
+
+Json = dict[str, Any]
+TIGHT = 0.10  # a margin below this share of the prediction is within what predictions have been off by
+NO_CONFIG = "neither weights nor a configuration of {0} are here: run `featherweight fetch {0}`"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The answer on one cell. `found` holds `cpu` and `cuda` predictions, or `because` where there is none."""
+
+    model: str
+    method: str
+    found: Json
+    budget_gb: float | None = None
+
+    @property
+    def because(self) -> str | None:
+        return self.found.get("because")
+
+    def gb(self, device: str, part: str = "peak") -> float | None:
+        return self.found[device][part] / 1e9 if device in self.found else None
+
+    @property
+    def here_gb(self) -> float | None:
+        """Peak memory of training on this machine's device."""
+        return training_gb(self.found)
+
+    @property
+    def capacity_gb(self) -> float:
+        """What a cell may use here: its budget, else all of the card or of the machine's memory."""
+        return self.budget_gb or machine_gb()
+
+    def margin_gb(self, card: Card | None = None) -> float | None:
+        """What remains free on `card`, or here; negative: so much is missing. None without a prediction."""
+        peak = self.gb("cuda" if card else device())
+        capacity = card.usable / 1e9 if card else self.capacity_gb
+        return None if peak is None else capacity - peak
+
+    def fits(self, card: Card | None = None) -> str | None:
+        """`yes`, `tight` (the margin is within the prediction's error) or `no`."""
+        margin, peak = self.margin_gb(card), self.gb("cuda" if card else device())
+        if margin is None or peak is None:
+            return None
+        return "no" if margin < 0 else "tight" if margin < TIGHT * peak else "yes"
+
+
+def device() -> str:
+    return "cuda" if machine.cuda_name() else "cpu"
+
+
+def machine_gb() -> float:
+    """The memory of this machine's card, or its own, in GB."""
+    if machine.cuda_name():
+        command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.split()
+        if found:
+            return float(found[0]) * 2**20 / 1e9
+    return psutil.virtual_memory().total / 1e9
+
+
+def training_gb(found: Json) -> float | None:
+    """The predicted peak of training on this machine's device, which `peak_memory_gb` measures."""
+    return found[device()]["train"] / 1e9 if device() in found and found.get("trainable") else None
+
+
+def estimates(stage: Stage, cells: Sequence[tuple[str, str]], *, say: Any = announce) -> list[Estimate]:
+    """Predictions for `cells` (model, method) on the profile's settings, the first seed's batches.
+
+    Raises:
+        WorkError: the estimating process ended without an answer.
+    """
+    asked = questions(stage, list(cells), stage.experiments.profile(stage.profile).seeds[:1])
+    answered = answers(asked, say=say)
+    made = []
+    for question in asked:
+        settings = stage.experiments.training_for(stage.profile, question.model, question.method)
+        made.append(Estimate(question.model, question.method, answered[question.file], settings.memory_budget_gb))
+    return made
+
+
+def keep_predictions(stage: Stage) -> None:
+    """Predict what the comparison of the profile shows and has no prediction for. A failure costs only these numbers."""
+    profile = stage.experiments.profile(stage.profile)
+    cells = [(model, method) for model in profile.models for method in profile.methods]
+    trained = [(model, method) for model, method in cells if stage.experiments.method(method).kind != "none"]
+    try:
+        answers(questions(stage, trained, profile.seeds), say=lambda _: None)
+    except WorkError as error:
+        announce(f"no prediction of memory: {error}")
+
+
+def answers(asked: Sequence[Question], *, say: Any) -> dict[Path, Json]:
+    """The answer in each question's file, made first where there is none or where the code has changed since."""
+    code = code_version()
+    kept = {question.file: read_json(question.file) for question in asked}
+    missing = [question for question in asked if (kept[question.file] or {}).get("code") != code]
+    shapeless = [question for question in missing if question.asked["config"] is None]
+    answerable = [question for question in missing if question.asked["config"] is not None]
+    kept |= {question.file: {"because": NO_CONFIG.format(question.model)} for question in shapeless}
+    if answerable:
+        say(f"predicting the memory of {len(answerable)} cells (some seconds; kept for the next time)")
+        for question, found in zip(answerable, _run([question.asked for question in answerable]), strict=True):
+            kept[question.file] = {**found, "code": code, "model": question.model, "method": question.method}
+            write_json(question.file, kept[question.file])
+    return {file: found for file, found in kept.items() if found is not None}
+
+
+def code_version() -> str:
+    """Changes with the estimator and with the trainer, whose code it rehearses."""
+    return source_hash(Path(__file__).parent) + source_hash(Path(training.__file__).parent)
+
+
+def _run(asked: list[Json]) -> list[Json]:
+    environment = child_environment({"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.estimate.child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        out, error = process.communicate(json.dumps(asked))
+    finally:
+        stop_group(process)
+    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    if len(found) != len(asked):
+        last = " | ".join(error.strip().splitlines()[-2:])
+        raise WorkError(f"the estimating process ended after {len(found)} of {len(asked)} cells: {last}")
+    return found
+
+
+def columns(estimate: Estimate) -> Json:
+    """One row for JSON and CSV: GB everywhere, None where there is no prediction."""
+    here = estimate.found.get(device(), {})
+    parts = ("framework", "weights", "gradients", "optimizer", "activations", "slack", "pageable")
+    row: Json = {
+        "model": estimate.model,
+        "method": estimate.method,
+        "device": machine.machine_class(),
+        "estimated_memory_gb": estimate.gb(device()),
+        "training_gb": estimate.gb(device(), "train"),
+        "loading_gb": estimate.gb(device(), "load"),
+        "capacity_gb": estimate.capacity_gb,
+        "fits": estimate.fits(),
+        "margin_gb": estimate.margin_gb(),
+        **{f"{part}_gb": here[part] / 1e9 if here else None for part in parts},
+        "parameters": estimate.found.get("parameters"),
+        "trainable_params": estimate.found.get("trainable"),
+        "batch": estimate.found.get("batch"),
+        "batch_from": estimate.found.get("batch_from"),
+        "card_memory_gb": estimate.gb("cuda"),
+    }
+    for card in CARDS:
+        slug = card.name.lower().replace(" ", "_")
+        row |= {f"{slug}_fits": estimate.fits(card), f"{slug}_margin_gb": estimate.margin_gb(card)}
+    return {**row, "because": estimate.because}

@@ -1,0 +1,108 @@
+"""Bytes of tensors alive while code runs on fake tensors: what an allocator without waste would hold, and its peaks.
+
+PyTorch's FakeTensorMode runs every operator by shape and dtype alone; a tensor's storage lives exactly as long as in the
+real run, since autograd, views and Python hold it in the same way. So the peak follows from the code that trains, whatever the
+architecture. What an operator allocates inside itself and frees before it returns does not show.
+"""
+# ruff: noqa: TID253
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+LARGE = (
+    32 * 2**20
+)  # glibc gives blocks from here on a mapping of their own, whatever came before (DEFAULT_MMAP_THRESHOLD_MAX)
+Part = Literal["gradients", "activations"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Live bytes beside weights and optimizer states; `large` of them in blocks of at least LARGE."""
+
+    gradients: float = 0
+    activations: float = 0
+    large: float = 0
+
+    @property
+    def total(self) -> float:
+        return self.gradients + self.activations
+
+
+class Live:
+    """The account of a step with so many trained tensors. `early` is the moment with the most live bytes before half of their
+    gradients are there (the start of the backward pass: all activations), `late` the one after (its end: all gradients); each
+    grows linearly with the number of layers, which their maximum does not."""
+
+    def __init__(self, trained: int) -> None:
+        self.early = self.late = Moment()
+        self._to_come = trained / 2
+        self._gradients = self._activations = self._large = 0
+        self._known: dict[int, tuple[Any, int, Part]] = {}
+
+    def ignore(self, tensor: torch.Tensor) -> None:
+        """Weights and buffers: counted elsewhere."""
+        storage = tensor.untyped_storage()
+        self._known[id(storage)] = (storage, 0, "activations")
+
+    def add(self, tensor: torch.Tensor, part: Part = "activations") -> None:
+        """Count the storage of `tensor`; one that is counted already moves to the gradients if it is one."""
+        storage = tensor.untyped_storage()
+        place = id(storage)
+        if known := self._known.get(place):
+            if part == "activations" or known[2] == part:
+                return
+            self._count(known[1], known[2], -1)
+            self._to_come -= 1
+            reference, size = known[0], known[1]
+        else:
+            reference, size = weakref.ref(storage, lambda _: self._drop(place)), storage.nbytes()
+        self._known[place] = (reference, size, part)
+        self._count(size, part, 1)
+        self._hold()
+
+    def _count(self, size: int, part: Part, sign: int) -> None:
+        if part == "gradients":
+            self._gradients += sign * size
+        else:
+            self._activations += sign * size
+        if size >= LARGE:
+            self._large += sign * size
+
+    def _drop(self, place: int) -> None:
+        _, size, part = self._known.pop(place)
+        self._count(size, part, -1)
+
+    def _hold(self) -> None:
+        total = self._gradients + self._activations
+        if self._to_come > 0:
+            if total > self.early.total:
+                self.early = Moment(self._gradients, self._activations, self._large)
+        elif total > self.late.total:
+            self.late = Moment(self._gradients, self._activations, self._large)
+
+
+class Counting(TorchDispatchMode):
+    """While it is on, every tensor that an operator returns is in the account until its storage is gone."""
+
+    def __init__(self, live: Live) -> None:
+        super().__init__()
+        self.live = live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            self.live.add(tensor)
+        return out
+
+
+def _tensors(out: Any) -> Iterable[torch.Tensor]:
+    if isinstance(out, torch.Tensor):
+        return (out,)
+    if isinstance(out, tuple | list):
+        return (item for item in out if isinstance(item, torch.Tensor))
+    return ()

@@ -1,0 +1,76 @@
+"""From counted bytes to the memory that a process, or a card, is seen to use. All in bytes unless a name says otherwise.
+
+On a CPU, resident memory = the process before it loads a model + weights + optimizer states + the heap at its largest (small
+blocks; glibc hardly gives any of it back, and fragments it) + large blocks, which come and go. On a card, the allocator's
+peak is the larger of the backward pass and the optimizer's step.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipelines.estimate.optimizer import transient_bytes
+
+Device = Literal["cpu", "cuda"]
+# Share of the small activations and gradients that the heap holds beside them once it has grown to its size, which takes some
+# steps. glibc's free blocks do not fit the same request again (it asks for more than it uses, to align it); adapters break the
+# heap up far more, having many short-lived tensors among the kept ones. `python -m benchmarks estimate` measures what it comes to.
+HEAP_SLACK = {"none": 0.0, "full": 0.3, "lora": 0.9}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Peak memory in bytes, of training and of loading, and what it is made of. `pageable` may leave a card for the host."""
+
+    train: float
+    load: float
+    framework: float
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    slack: float
+    pageable: float = 0
+
+    @property
+    def peak(self) -> float:
+        return max(self.train, self.load)
+
+
+def on_cpu(counted: Any, recipe: dict[str, Any], *, framework: float, file_width: int) -> Prediction:
+    """`framework` is the resident memory of a process that has loaded all libraries and no model; `file_width` the bytes of a
+    weight in its file, which stays mapped (and resident) as long as some weights need no conversion."""
+    read = file_width * counted.parameters
+    converted = file_width != 4
+    mapped = file_width * counted.quantized if not converted else 0
+    weights = counted.weights + mapped
+    load = framework + counted.weights + (read if converted or counted.quantized else 0)
+    slack = HEAP_SLACK[recipe["kind"]]
+    moments = (counted.early, counted.late)
+    heap = max(m.total - m.large for m in moments)
+    largest = max(moments, key=lambda m: m.total)
+    backward = max(m.large for m in moments)
+    step = _large_gradients(counted) + transient_bytes(counted, recipe["optimizer"], foreach=False)
+    train = framework + weights + counted.optimizer + heap * (1 + slack) + max(backward, step)
+    return Prediction(
+        train=train, load=load, framework=framework, weights=weights, gradients=largest.gradients, optimizer=counted.optimizer,
+        activations=largest.activations, slack=train - framework - weights - counted.optimizer - largest.total,
+    )  # fmt: skip
+
+
+def on_card(counted: Any, recipe: dict[str, Any]) -> Prediction:
+    """What the caching allocator has handed out (`torch.cuda.max_memory_allocated`), without CUDA's own context."""
+    pageable = counted.optimizer if recipe["optimizer"].startswith("paged") else 0
+    states = counted.optimizer - pageable
+    moments = (counted.early, counted.late)
+    step = counted.trained_bytes() + transient_bytes(counted, recipe["optimizer"], foreach=True)
+    largest = max(moments, key=lambda m: m.total)
+    train = counted.weights + states + max(step, largest.total)
+    return Prediction(
+        train=train, load=counted.weights, framework=0, weights=counted.weights, gradients=largest.gradients, optimizer=states,
+        activations=largest.activations, slack=train - counted.weights - states - largest.total, pageable=pageable,
+    )  # fmt: skip
+
+
+def _large_gradients(counted: Any) -> float:
+    """Gradients in blocks of their own: the embedding's, as a rule the only parameter that large."""
+    return counted.largest if counted.largest >= 32 * 2**20 else 0

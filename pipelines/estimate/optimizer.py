@@ -1,0 +1,24 @@
+"""What the optimizers keep, and what a step of theirs holds for a moment. Sizes in bytes, of parameters in float32."""
+
+from collections.abc import Sequence
+from typing import Any
+
+BLOCK = 256  # values that share one absmax in bitsandbytes' 8-bit states
+SMALLEST_IN_8_BITS = 4096  # parameters with fewer values keep float32 states (`min_8bit_size`)
+
+
+def state_bytes(sizes: Sequence[int], optimizer: str) -> int:
+    """Adam's two states of parameters with so many values each (Kingma and Ba 2015): float32, or 8 bits and a float32 for every
+    256 values (Dettmers et al. 2022; `bitsandbytes.optim.optimizer.Optimizer2State.init_state`)."""
+    if optimizer == "adamw":
+        return sum(8 * size for size in sizes)
+    return sum(8 * n if n < SMALLEST_IN_8_BITS else 2 * n + 8 * -(-n // BLOCK) for n in sizes)
+
+
+def transient_bytes(counted: Any, optimizer: str, *, foreach: bool) -> float:
+    """The most that a step holds beside states and gradients. torch.optim.AdamW: the root of the second state and its quotient,
+    of one parameter at a time, or with `foreach` (its default on CUDA) the root of all. bitsandbytes in 8 bits: nothing on a card,
+    where the update is one kernel; on a CPU six float32 copies of one parameter (`_optimizer_update_8bit_blockwise_cpu`)."""
+    if optimizer == "adamw":
+        return counted.trained_bytes() if foreach else 2 * counted.largest
+    return 0 if foreach else 6 * counted.largest

