@@ -146,13 +146,9 @@ def evaluate(arguments: Arguments) -> int:
     statuses = []
     for key in _keys(stage, arguments):
         evaluation, reused = evaluate_cell(stage, key, force=arguments.force)
-        measured = evaluation.result["measured"]
+        bits = evaluation.result["measured"].get("eval_bits_per_byte")
         statuses.append(evaluation.result["status"])
-        numbers = (
-            f"{measured['eval_bits_per_byte']:.4f} bits per byte"
-            if evaluation.ok
-            else evaluation.result["status_detail"]
-        )
+        numbers = evaluation.result["status_detail"] if bits is None else f"{bits:.4f} bits per byte"
         print(f"{key}: {statuses[-1]}{' (current, reused)' if reused else ''}, {numbers}")
     return OK if set(statuses) == {"ok"} else NOT_OK
 
@@ -172,6 +168,22 @@ def table(arguments: Arguments) -> int:
     from pipelines.compare.show import render
 
     print(render(published_rows(data_root()), arguments.format))
+    return OK
+
+
+def estimate(arguments: Arguments) -> int:
+    from pipelines.compare.estimates import render
+    from pipelines.estimate.estimate import estimates
+
+    stage = stage_now()
+    experiments = stage.experiments
+    models = [arguments.model] if arguments.model else list(experiments.models)
+    methods = [arguments.method] if arguments.method else list(experiments.methods)
+    for model in models:
+        experiments.model(model)
+    for method in methods:
+        experiments.method(method)
+    print(render(estimates(stage, [(model, method) for model in models for method in methods]), arguments.format))
     return OK
 
 
@@ -241,6 +253,10 @@ def parser() -> argparse.ArgumentParser:
     command("compare", compare, "rebuild and publish the comparison and the report")
     shown = command("table", table, "print the published comparison")
     shown.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
+    foretold = command("estimate", estimate, "predict peak memory of cells, without their weights, and what fits where")
+    foretold.add_argument("model", nargs="?", help="default: every model of the grid")
+    foretold.add_argument("method", nargs="?", help="default: every method")
+    foretold.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
     command("doctor", doctor, "what this machine has and what each profile can run")
     return top
 

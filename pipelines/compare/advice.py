@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
+SURE = 1.1  # what a prediction must leave, as a share of itself, before one should build on it
 
 
 def advise(row: Row, rows: Sequence[Row]) -> str:
@@ -19,9 +20,9 @@ def advise(row: Row, rows: Sequence[Row]) -> str:
         case "diverged":
             return "the loss blew up: lower learning_rate for this method"
         case "timed_out":
-            return "raise time_limit_minutes, or train on fewer examples"
+            return "raise time_limit_minutes, or train on fewer examples; the next run goes on from the last checkpoint"
         case "killed" | "lost":
-            return "ended from outside: the next run trains it again"
+            return "ended from outside: the next run goes on from its last checkpoint"
         case "unavailable":
             return row["status_detail"] or "this machine cannot run it"
         case _:
@@ -30,6 +31,8 @@ def advise(row: Row, rows: Sequence[Row]) -> str:
 
 def _of_ok(row: Row) -> str:
     bits, base = row["eval_bits_per_byte"], row["base_bits_per_byte"]
+    if bits is None and row["model_note"] and row["model_note"].startswith("random weights"):
+        return "random weights: memory and speed are measured, quality is not"
     if bits is None:
         return "trained, not evaluated: run `featherweight evaluate`"
     if row["trainable_params"] == 0:
@@ -42,17 +45,42 @@ def _of_ok(row: Row) -> str:
 
 
 def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:
-    """Names a method of the same model that did fit under the same budget and device, where one is known."""
-    budget = f" of {row['memory_budget_gb']:g} GB" if row["memory_budget_gb"] else ""
-    needed = (
-        f"it had {row['peak_memory_gb']:.2f} GB{budget} when it failed" if row["peak_memory_gb"] else "it did not fit"
-    )
-    fitting = [
-        other for other in rows
-        if other["model"] == row["model"] and other["status"] == "ok" and other["peak_memory_gb"]
-        and (other["device"], other["memory_budget_gb"]) == (row["device"], row["memory_budget_gb"])
+    """What the cell needs of what there was, what did or would fit in it, and whether smaller micro-batches would."""
+    room, foretold = row["memory_budget_gb"], row["estimated_memory_gb"]
+    budget = f" of {room:g} GB" if room else ""
+    if foretold and room and foretold > room:
+        needed = f"{row['method']} needs about {foretold:.1f} GB of {room:g}"
+    elif row["peak_memory_gb"]:
+        needed = f"it had {row['peak_memory_gb']:.2f} GB{budget} when it failed"
+    else:
+        needed = "it did not fit"
+    ways = [way for way in (_a_method_that_fits(row, rows), _smaller_batches(row)) if way]
+    return f"{needed}: {', or '.join(ways) or 'choose a lora or qlora method, or a smaller model'}"
+
+
+def _a_method_that_fits(row: Row, rows: Sequence[Row]) -> str | None:
+    """The method of the same model with the smallest peak under the same budget and device: measured, else predicted."""
+    room = row["memory_budget_gb"]
+    others = [other for other in rows if other["model"] == row["model"] and other is not row]
+    measured = [
+        (other["peak_memory_gb"], other["method"]) for other in others
+        if other["status"] == "ok" and other["peak_memory_gb"] and other["trainable_params"] != 0
+        and (other["device"], other["memory_budget_gb"]) == (row["device"], room)
     ]  # fmt: skip
-    if fitting:
-        smallest = min(fitting, key=lambda other: other["peak_memory_gb"])
-        return f"{needed}: {smallest['method']} needs {smallest['peak_memory_gb']:.2f} GB, or lower micro_batch_tokens"
-    return f"{needed}: lower micro_batch_tokens, or choose a lora or qlora method"
+    if measured:
+        peak, method = min(measured)
+        return f"{method} needs {peak:.2f} GB"
+    foretold = [
+        (other["estimated_memory_gb"], other["method"]) for other in others
+        if other["estimated_memory_gb"] and room and other["estimated_memory_gb"] * SURE < room
+        and other["status"] not in ("out_of_memory", "ok")
+    ]  # fmt: skip
+    return f"{min(foretold)[1]} would need about {min(foretold)[0]:.1f} GB" if foretold else None
+
+
+def _smaller_batches(row: Row) -> str | None:
+    """Halving helps where the prediction says so; where there is none, smaller ones may."""
+    half, room = row["estimated_half_batch_gb"], row["memory_budget_gb"]
+    if half is None or room is None:
+        return "lower micro_batch_tokens"
+    return f"halve micro_batch_tokens (about {half:.1f} GB)" if half * SURE < room else None

@@ -8,6 +8,7 @@ from pipelines import warehouse
 from pipelines.compare.report import write_report
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
+from pipelines.estimate.estimate import keep_predictions
 from pipelines.files import stable_hash
 from pipelines.paths import DataRoot
 from pipelines.train.cell import Stage
@@ -29,6 +30,7 @@ def compare(stage: Stage) -> Publication:
         UsageError: nothing was cleaned yet.
         WorkError: the data folder cannot be written; the last publication stays whole.
     """
+    keep_predictions(stage)
     rows = comparison_rows(stage)
     tables = all_tables(stage.data, stage.experiments, rows)
     warehouse.publish(stage.data, tables)
@@ -38,7 +40,12 @@ def compare(stage: Stage) -> Publication:
 
 def lake_version(data: DataRoot) -> str:
     """Changes whenever something that a publication shows has changed: examples, attempts, evaluations, their states, calls."""
-    watched = [data.clean / "current.json", data.journal, *data.cells.rglob("result.json"), *data.cells.rglob("state.json")]
+    watched = [
+        data.clean / "current.json",
+        data.journal,
+        *data.cells.rglob("result.json"),
+        *data.cells.rglob("state.json"),
+    ]
     return stable_hash(sorted([str(path), path.stat().st_mtime_ns] for path in watched if path.exists()))
 
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 Row = dict[str, Any]
 Format = Literal["text", "markdown", "json", "csv"]
+Columns = Sequence[tuple[str, str, int | None]]
 
 # column, heading, digits after the point (None: as it is)
-SHOWN: tuple[tuple[str, str, int | None], ...] = (
+SHOWN: Columns = (
     ("model", "model", None),
     ("method", "method", None),
     ("status", "status", None),
@@ -21,6 +22,7 @@ SHOWN: tuple[tuple[str, str, int | None], ...] = (
     ("eval_loss", "loss", 3),
     ("chrf", "chrF", 1),
     ("peak_memory_gb", "peak GB", 2),
+    ("estimated_memory_gb", "predicted", 2),
     ("memory_vs_full", "vs full", 2),
     ("train_seconds", "train s", 0),
     ("speedup_vs_full", "speedup", 2),
@@ -59,33 +61,41 @@ def cell_text(value: Any, digits: int | None) -> str:
 
 def render(rows: Sequence[Row], form: Format) -> str:
     if form == "json":
-        return json.dumps(rows, ensure_ascii=False, indent=1, default=str)
-    if form == "csv":
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(rows[0]) if rows else ["model"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return out.getvalue().rstrip("\n")
-    headings = [heading for _, heading, _ in SHOWN]
-    body = [[cell_text(row[name], digits) for name, _, digits in SHOWN] for row in rows]
-    return _markdown(rows, headings, body) if form == "markdown" else _text(rows, headings, body)
+        return as_json(rows)
+    return as_csv(rows) if form == "csv" else tabulate(rows, SHOWN, _notes(rows), form)
 
 
-def _text(rows: Sequence[Row], headings: list[str], body: list[list[str]]) -> str:
-    widths = [max(_width(line[i]) for line in (headings, *body)) for i in range(len(headings))]
-    lines = [
-        _line(headings, widths),
-        "  ".join("─" * width for width in widths),
-        *(_line(line, widths) for line in body),
-    ]
-    return "\n".join([*lines, "", *_notes(rows)]).rstrip()
+def as_json(rows: Sequence[Row]) -> str:
+    return json.dumps(rows, ensure_ascii=False, indent=1, default=str)
 
 
-def _line(values: list[str], widths: list[int]) -> str:
-    numbers = {i for i, (_, _, digits) in enumerate(SHOWN) if digits is not None}
+def as_csv(rows: Sequence[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]) if rows else ["model"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().rstrip("\n")
+
+
+def tabulate(rows: Sequence[Row], columns: Columns, notes: Sequence[str], form: Format) -> str:
+    """`rows` as a terminal's or Markdown's table of `columns`, `notes` below."""
+    headings = [heading for _, heading, _ in columns]
+    body = [[cell_text(row[name], digits) for name, _, digits in columns] for row in rows]
+    numbers = [digits is not None for _, _, digits in columns]
+    made = _markdown if form == "markdown" else _text
+    return made([headings, *body], numbers, notes)
+
+
+def _text(lines: Sequence[list[str]], numbers: Sequence[bool], notes: Sequence[str]) -> str:
+    widths = [max(_width(line[i]) for line in lines) for i in range(len(numbers))]
+    first, *rest = (_line(line, widths, numbers) for line in lines)
+    return "\n".join([first, "  ".join("─" * width for width in widths), *rest, "", *notes]).rstrip()
+
+
+def _line(values: list[str], widths: list[int], numbers: Sequence[bool]) -> str:
     padded = [
-        " " * (width - _width(value)) + value if i in numbers else value + " " * (width - _width(value))
-        for i, (value, width) in enumerate(zip(values, widths, strict=True))
+        " " * (width - _width(value)) + value if number else value + " " * (width - _width(value))
+        for value, width, number in zip(values, widths, numbers, strict=True)
     ]
     return "  ".join(padded).rstrip()
 
@@ -95,11 +105,10 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def _markdown(rows: Sequence[Row], headings: list[str], body: list[list[str]]) -> str:
-    align = ["---:" if digits is not None else ":---" for _, _, digits in SHOWN]
-    lines = ["| " + " | ".join(escape_markdown(value) for value in line) + " |" for line in (headings, *body)]
-    lines.insert(1, "| " + " | ".join(align) + " |")
-    return "\n".join([*lines, "", *(f"- {escape_markdown(note)}" for note in _notes(rows))]).rstrip()
+def _markdown(lines: Sequence[list[str]], numbers: Sequence[bool], notes: Sequence[str]) -> str:
+    made = ["| " + " | ".join(escape_markdown(value) for value in line) + " |" for line in lines]
+    made.insert(1, "| " + " | ".join("---:" if number else ":---" for number in numbers) + " |")
+    return "\n".join([*made, "", *(f"- {escape_markdown(note)}" for note in notes)]).rstrip()
 
 
 def escape_markdown(text: str) -> str:

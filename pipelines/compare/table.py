@@ -9,7 +9,11 @@ from pipelines import cells, machine
 from pipelines.cells import SEVERITY, Attempt, CellKey, Evaluation
 from pipelines.clean.select import Selected
 from pipelines.compare.advice import advise
+from pipelines.estimate.estimate import training_gb
+from pipelines.estimate.question import questions
 from pipelines.evaluate.cell import base_method, current_evaluation, evaluation_fingerprint
+from pipelines.experiments import Model
+from pipelines.files import read_json
 from pipelines.train.cell import Stage, changed, examples_now, fingerprints
 
 Row = dict[str, Any]
@@ -33,6 +37,7 @@ COLUMNS = {
     "data_fingerprint": "VARCHAR", "recipe_fingerprint": "VARCHAR", "code_version": "VARCHAR", "device": "VARCHAR",
     "finished_at": "TIMESTAMPTZ", "run_id": "VARCHAR", "profile": "VARCHAR", "eval_records": "BIGINT", "eval_set": "VARCHAR",
     "evaluation_fingerprint": "VARCHAR", "load_peak_memory_gb": "DOUBLE", "ratios_because": "VARCHAR", "model_note": "VARCHAR",
+    "estimated_half_batch_gb": "DOUBLE",
 }  # fmt: skip
 
 FROM_TRAINING = (
@@ -70,16 +75,31 @@ def comparison_rows(stage: Stage) -> list[Row]:
         _add_base(row, rows, base_method(stage))
         _add_ratios(stage, row, rows)
     mark_pareto(rows)
+    add_predictions(stage, rows)
     for row in rows:
         row["advice"] = advise(row, rows)
     return rows
+
+
+def add_predictions(stage: Stage, rows: Sequence[Row]) -> None:
+    """The predicted peak of training, of the cell as it is configured now, where one was made; of several seeds the largest. And
+    the same with micro-batches half as large, for the advice."""
+    cells = [(row["model"], row["method"]) for row in rows]
+    found: dict[tuple[str, str], list[Row]] = {cell: [] for cell in cells}
+    for question in questions(stage, cells, stage.experiments.profile(stage.profile).seeds):
+        if kept := read_json(question.file):
+            found[question.model, question.method].append(kept)
+    for row in rows:
+        kept = found[row["model"], row["method"]]
+        row["estimated_memory_gb"] = max(filter(None, map(training_gb, kept)), default=None)
+        row["estimated_half_batch_gb"] = max(filter(None, (one.get("halved_gb") for one in kept)), default=None)
 
 
 def _row(stage: Stage, model: str, method: str, selected: Selected) -> Row:
     profile = stage.experiments.profile(stage.profile)
     row: Row = dict.fromkeys(COLUMNS)
     row |= {"model": model, "method": method, "profile": stage.profile, "seeds": len(profile.seeds), "seeds_ok": 0}
-    row["model_note"] = stage.experiments.model(model).note
+    row["model_note"] = note_on(stage.experiments.model(model))
     fingerprint = evaluation_fingerprint(stage, selected)
     seeds = [_seed(stage, CellKey(model, method, seed), fingerprint) for seed in profile.seeds]
     found = [seed for seed in seeds if seed]
@@ -90,12 +110,20 @@ def _row(stage: Stage, model: str, method: str, selected: Selected) -> Row:
     shown = next(seed for seed in found if _status(seed) == row["status"]) if row["status"] != "missing" else newest
     _add_attempt(row, shown, newest)
     _add_numbers(row, [seed for seed in found if seed.attempt.status == "ok"] or [shown])
+    if stage.experiments.model(model).source.random:
+        row["train_loss"] = None  # of no quality to speak of
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
     because = list(dict.fromkeys(name for seed in found for name in stale_because(stage, seed, selected, fingerprint)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
     if profile.price_per_hour is not None and row["train_seconds"] is not None:
         row["train_usd"] = profile.price_per_hour * row["train_seconds"] / 3600
     return row
+
+
+def note_on(model: Model) -> str | None:
+    """What every table says of the model's weights."""
+    made_up = f"random weights in the shape of {model.source.random}: memory and speed only, quality is not measured"
+    return " ".join(filter(None, (made_up if model.source.random else None, model.note))) or None
 
 
 def _seed(stage: Stage, key: CellKey, fingerprint: str) -> Seed | None:
@@ -158,7 +186,7 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
     for names, measured in ((FROM_TRAINING, trained), (FROM_EVALUATION, evaluated)):
         for name in names:
             row[name] = _mean([m[name] for m in measured if m.get(name) is not None])
-    bits = [m["eval_bits_per_byte"] for m in evaluated]
+    bits = [m["eval_bits_per_byte"] for m in evaluated if m.get("eval_bits_per_byte") is not None]
     row["eval_bits_per_byte_std"] = stdev(bits) if len(bits) > 1 else None
     if len(bits) > 1:
         row["eval_bits_per_byte_low"], row["eval_bits_per_byte_high"] = min(bits), max(bits)

@@ -10,6 +10,8 @@ from pipelines.cells import Attempt
 from pipelines.clean.clean import current as current_examples
 from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
 from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row
+from pipelines.estimate.estimate import training_gb
+from pipelines.estimate.question import answer_on
 from pipelines.experiments import Experiments
 from pipelines.generate.journal import opened
 from pipelines.paths import DataRoot
@@ -20,7 +22,8 @@ TRAINING_RUNS = {
     "phase": "VARCHAR", "status_detail": "VARCHAR", "started_at": "TIMESTAMPTZ", "finished_at": "TIMESTAMPTZ",
     **{name: COLUMNS[name] for name in (*FROM_TRAINING, *FROM_EVALUATION)},
     "bytes_requested": "BIGINT", "last_step": "INTEGER", "steps": "INTEGER", "learning_rate": "DOUBLE",
-    "memory_budget_gb": "DOUBLE", "data_fingerprint": "VARCHAR", "recipe_fingerprint": "VARCHAR", "code_version": "VARCHAR",
+    "memory_budget_gb": "DOUBLE", "estimated_memory_gb": "DOUBLE", "data_fingerprint": "VARCHAR",
+    "recipe_fingerprint": "VARCHAR", "code_version": "VARCHAR",
     "device": "VARCHAR", "torch_version": "VARCHAR", "transformers_version": "VARCHAR", "peft_version": "VARCHAR",
     "bitsandbytes_version": "VARCHAR",
 }  # fmt: skip
@@ -56,7 +59,7 @@ def all_tables(data: DataRoot, experiments: Experiments, comparison: list[Row]) 
     attempts = list(cells.all_attempts(data))
     return {
         "comparison": arrow_table(comparison, COLUMNS),
-        "training_runs": arrow_table([_training_run(attempt) for attempt in attempts], TRAINING_RUNS),
+        "training_runs": arrow_table([_training_run(data, attempt) for attempt in attempts], TRAINING_RUNS),
         "training_curve": arrow_table(
             [{**point, "run_id": attempt.run_id} for attempt in attempts for point in attempt.curve()], TRAINING_CURVE
         ),
@@ -71,7 +74,7 @@ def all_tables(data: DataRoot, experiments: Experiments, comparison: list[Row]) 
     }
 
 
-def _training_run(attempt: Attempt) -> Row:
+def _training_run(data: DataRoot, attempt: Attempt) -> Row:
     result, spec = attempt.result, attempt.spec
     prints, versions = spec.get("fingerprints", {}), result.get("versions", {})
     good = [evaluation for evaluation in attempt.evaluations() if evaluation.ok]
@@ -85,6 +88,7 @@ def _training_run(attempt: Attempt) -> Row:
         "profile": spec.get("profile"),
         "learning_rate": spec.get("recipe", {}).get("learning_rate"),
         "memory_budget_gb": spec.get("memory_budget_gb"),
+        "estimated_memory_gb": training_gb(answer_on(data, attempt) or {}),
         "data_fingerprint": prints.get("data"),
         "recipe_fingerprint": prints.get("recipe"),
         "code_version": prints.get("code"),

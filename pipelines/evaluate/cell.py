@@ -28,7 +28,7 @@ def readers(stage: Stage) -> list[tuple[str, str, int]]:
     found = []
     for name in stage.experiments.profile(stage.profile).models:
         model = stage.experiments.model(name)
-        if weights.is_present(stage.data, name, model):
+        if not model.source.random and weights.is_present(stage.data, name, model):
             method = base_method(stage) or next(iter(stage.experiments.methods))
             longest = stage.experiments.training_for(stage.profile, name, method).max_length
             found.append((str(weights.model_folder(stage.data, name, model)), model.prompt, longest))
@@ -116,6 +116,10 @@ def _new_evaluation(stage: Stage, attempt: Attempt, examples: Path, fingerprint:
 
 def _run(stage: Stage, evaluation: Evaluation, watch: Watch) -> None:
     folder = evaluation.folder
+    if shape := stage.experiments.model(evaluation.attempt.key.model).source.random:
+        detail = f"random weights in the shape of {shape}: their quality says nothing, so it is not measured"
+        training.write_result(folder, "ok", "evaluate", detail)
+        return
     try:
         ending = training.run_child(
             stage, folder, "pipelines.evaluate.child", watch, on_tick=lambda: watch.on_tick(evaluation.attempt)

@@ -1,0 +1,65 @@
+"""Predictions of memory as text: a terminal table, Markdown, JSON and CSV."""
+
+from collections.abc import Sequence
+
+from pipelines import machine
+from pipelines.compare.show import Format, as_csv, as_json, tabulate
+from pipelines.estimate.cards import CARDS, Card
+from pipelines.estimate.estimate import Estimate, columns
+
+COLUMNS = (
+    ("model", "model", None),
+    ("method", "method", None),
+    ("here", "here GB", 2),
+    ("fits", "fits", None),
+    ("card", "card GB", 2),
+    *((card.name, card.name, None) for card in CARDS),
+)
+
+
+def render(estimates: Sequence[Estimate], form: Format) -> str:
+    rows = [columns(estimate) for estimate in estimates]
+    if form == "json":
+        return as_json(rows)
+    if form == "csv":
+        return as_csv(rows)
+    shown = [
+        {
+            "model": estimate.model,
+            "method": estimate.method,
+            "here": estimate.gb(machine_device()),
+            "fits": _verdict(estimate),
+            "card": estimate.gb("cuda"),
+            **{card.name: _verdict(estimate, card) for card in CARDS},
+        }
+        for estimate in estimates
+    ]
+    return tabulate(shown, COLUMNS, _notes(estimates), form)
+
+
+def machine_device() -> str:
+    return "cuda" if machine.cuda_name() else "cpu"
+
+
+def _verdict(estimate: Estimate, card: Card | None = None) -> str | None:
+    fits, margin = estimate.fits(card), estimate.margin_gb(card)
+    return None if fits is None or margin is None else f"{fits} {margin:+.1f}"
+
+
+def _notes(estimates: Sequence[Estimate]) -> list[str]:
+    if not estimates:
+        return []
+    here = f"{machine.machine_class()}, of {estimates[0].capacity_gb:.1f} GB"
+    notes = [
+        f"here: {here}; card: with half-precision compute, as on a GPU. Beside yes, tight (within the prediction's error) or no "
+        "stands what remains free, in GB. Left out of a card's room is what CUDA itself occupies. No card has been measured by us.",
+    ]
+    for batch, source in dict.fromkeys(
+        (e.found["batch"], e.found["batch_from"]) for e in estimates if "batch" in e.found and e.found["trainable"]
+    ):
+        names = dict.fromkeys(
+            e.model for e in estimates if e.found.get("batch") == batch and e.found["batch_from"] == source
+        )
+        notes.append(f"{', '.join(names)}: largest micro-batch {batch}, from {source}")
+    notes += [f"{e.model} × {e.method}: {e.because}" for e in estimates if e.because]
+    return notes

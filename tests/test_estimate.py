@@ -1,0 +1,359 @@
+"""The prediction of memory: its counts against real tensors, its formulas against what libraries keep, its verdicts, its places."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pipelines import experiments as configuration
+from pipelines import shipped
+from pipelines.cli import main
+from pipelines.compare.advice import advise
+from pipelines.compare.compare import compare, published_rows
+from pipelines.compare.table import COLUMNS
+from pipelines.compare.tables import all_tables
+from pipelines.errors import UsageError
+from pipelines.estimate import estimate as estimating
+from pipelines.estimate import hollow, memory, rehearsal
+from pipelines.estimate.batch import Batch, allowed, batch_of, heaviest
+from pipelines.estimate.cards import CARDS
+from pipelines.estimate.estimate import Estimate
+from pipelines.estimate.live import Counting, Live, Moment
+from pipelines.estimate.optimizer import state_bytes
+from pipelines.estimate.question import config_of
+from pipelines.paths import PROJECT, DataRoot
+from pipelines.train import loading
+from pipelines.train.losses import head_on_positions, token_losses
+from pipelines.train.prompts import Tokenized
+from tests import planted
+from tests.project import TinyProject
+from tests.tiny import ARCHITECTURES, TARGETS, tiny_model
+
+BATCH = Batch(rows=2, length=24, learned=14)
+FULL = {
+    "model": "tiny", "kind": "full", "precision": "auto", "attention": "auto", "quantization": None, "rank": None, "alpha": None,
+    "dropout": None, "targets": None, "optimizer": "adamw", "gradient_checkpointing": False,
+}  # fmt: skip
+LORA = {**FULL, "kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.1, "targets": TARGETS["llama"]}
+
+
+def recipe_for(architecture: str, kind: str) -> dict[str, Any]:
+    attention = "eager" if architecture == "gpt_neo" else "auto"
+    plain = FULL if kind == "full" else {**LORA, "targets": TARGETS[architecture]}
+    return {**plain, "attention": attention}
+
+
+def llama(layers: int = 2) -> Any:
+    return AutoConfig.for_model("llama", **{**ARCHITECTURES["llama"], "num_hidden_layers": layers})
+
+
+def really_counted(model: Any) -> Live:
+    """The same account of the same step, on tensors that have bytes."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    live = Live(len(trained))
+    for tensor in (*model.parameters(), *model.buffers()):
+        live.ignore(tensor)
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(lambda p: live.add(p.grad, "gradients"))
+    model.train()
+    with head_on_positions(model) as wanted, Counting(live):
+        token_losses(model, BATCH.examples(), wanted, torch.device("cpu")).sum().backward()
+    return live
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tensors_without_bytes_live_as_long_as_real_ones(architecture: str, kind: str) -> None:
+    model, recipe = tiny_model(architecture), recipe_for(architecture, kind)
+    config = model.config
+    counted = rehearsal.rehearse(config, recipe, [BATCH], "cpu")
+    if kind == "lora":
+        model = loading.add_adapter(model, recipe)
+    live = really_counted(model)
+    assert counted.weights == sum(t.numel() * t.element_size() for t in {*model.parameters(), *model.buffers()})
+    assert counted.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert counted.early.total == pytest.approx(live.early.total, rel=0.01)
+    assert counted.late.total == pytest.approx(live.late.total, rel=0.01)
+
+
+@pytest.mark.parametrize("name", shipped.shipped())
+def test_every_shipped_configuration_is_built_without_weights_and_has_its_number_of_parameters(name: str) -> None:
+    fields = dict(shipped.named(name))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    assert sum(parameter.numel() for parameter in model.parameters()) == shipped.shipped()[name]["parameters"]
+
+
+def test_every_model_of_the_grid_has_a_configuration_without_its_weights(tmp_path: Path) -> None:
+    grid = configuration.load(PROJECT / "experiments.yaml")
+    for name, model in grid.models.items():
+        config = config_of(DataRoot(tmp_path), name, model)
+        assert config and config["model_type"], name
+
+
+@pytest.mark.parametrize("name", shipped.shipped())
+def test_every_shipped_model_is_rehearsed_in_4_bits_and_its_adapters_targets_are_found(name: str) -> None:
+    grid = configuration.load(PROJECT / "experiments.yaml")
+    fields = dict(shipped.named(name))
+    config = rehearsal._with_layers(AutoConfig.for_model(fields.pop("model_type"), **fields), 2)
+    attention = grid.models[name].attention or "auto"
+    recipe = {**LORA, "attention": attention, "quantization": "nf4", "targets": grid.models[name].lora_targets}
+    counted = rehearsal.rehearse(config, recipe, [Batch(1, 8, 4)], "cpu")
+    assert 0 < counted.quantized < counted.parameters
+    assert 0 < counted.trainable < counted.parameters
+
+
+@pytest.mark.parametrize("recipe", [FULL, LORA, {**LORA, "quantization": "nf4"}], ids=["full", "lora", "qlora"])
+def test_few_layers_carried_on_are_all_layers(recipe: dict[str, Any]) -> None:
+    config = llama(layers=8)
+    whole = rehearsal._rehearse(config, recipe, [BATCH, BATCH], "cpu")
+    carried = rehearsal.rehearse(config, recipe, [BATCH, BATCH], "cpu")
+    assert (carried.weights, carried.trainable, carried.optimizer) == (whole.weights, whole.trainable, whole.optimizer)
+    assert carried.early.total == pytest.approx(whole.early.total, rel=0.02)
+    assert carried.late.total == pytest.approx(whole.late.total, rel=0.02)
+
+
+def test_layers_of_several_kinds_are_rehearsed_whole() -> None:
+    config = llama(layers=8)
+    assert rehearsal._layers_are_alike(config)
+    config.layer_types = ["sliding", "sliding", "full", "sliding"] * 2
+    assert not rehearsal._layers_are_alike(config)
+    config.layer_types = ["sliding", "full"] * 4
+    assert rehearsal._layers_are_alike(config)
+
+
+def test_what_costs_and_what_spares_memory() -> None:
+    def activations(recipe: dict[str, Any], batch: Batch = BATCH) -> float:
+        return rehearsal.rehearse(llama(layers=8), recipe, [batch], "cpu").early.activations
+
+    assert activations({**FULL, "gradient_checkpointing": True}) < 0.6 * activations(FULL)
+    assert activations({**LORA, "dropout": 0.0}) < activations(LORA)
+    assert activations(FULL, Batch(2, 24, 4)) < activations(FULL, Batch(2, 24, 40))  # logits of learned tokens alone
+    assert activations(FULL, Batch(4, 24, 14)) > 1.5 * activations(FULL)
+    assert rehearsal.rehearse(llama(), FULL, [BATCH], "cuda").early.total < activations(FULL)
+
+
+def test_four_bits_are_counted_as_bitsandbytes_keeps_them() -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    packed, state = quantize_4bit(torch.randn(96, 520), blocksize=64, compress_statistics=True, quant_type="nf4")
+    assert state.state2 is not None and state.state2.absmax is not None
+    kept = packed.numel() + state.absmax.numel() + 4 * state.state2.absmax.numel()
+    assert hollow.quantized_bytes(96 * 520) == kept
+
+
+def test_states_are_counted_as_the_optimizers_keep_them() -> None:
+    from pipelines.train.loop import make_optimizer
+
+    for optimizer in ("adamw", "adamw_8bit", "paged_adamw_8bit"):
+        layer = torch.nn.Linear(100, 70)
+        layer(torch.ones(1, 100)).sum().backward()
+        made = make_optimizer(layer, {"optimizer": optimizer, "learning_rate": 0.1, "weight_decay": 0.0})
+        made.step()
+        kept = {
+            id(value): value.numel() * value.element_size()
+            for state in made.state.values()
+            for name, value in state.items()
+            if isinstance(value, torch.Tensor) and name != "step" and not name.startswith("qmap")
+        }
+        assert sum(kept.values()) == state_bytes([7000, 70], optimizer)
+
+
+def example(number: int, length: int, learned: int) -> Tokenized:
+    labels = [-100] * (length - learned) + [1] * learned
+    return Tokenized(str(number), [1] * length, labels, [True] * length, 1)
+
+
+def test_the_heaviest_micro_batches_of_the_examples_are_found() -> None:
+    settings = {"max_length": 50, "micro_batch_tokens": 60, "epochs": 1, "examples_per_step": 3}
+    examples = [example(1, 20, 5), example(2, 60, 5), example(3, 30, 9), example(4, 28, 9)]  # the second is too long
+    found = heaviest(examples, settings, [1])
+    assert found == [Batch(2, 30, 18), Batch(1, 20, 5)]
+    assert heaviest([example(2, 60, 5)], settings, [1]) == []
+    assert batch_of(Batch(3, 40, 50).examples()) == Batch(3, 40, 50)
+    assert allowed(settings) == [Batch(1, 50, 49)] * 2
+
+
+def counted(**changes: Any) -> Any:
+    plain = {"weights": 4e9, "trainable": 1e9, "optimizer": 8e9, "quantized": 0, "parameters": 1e9, "largest": 2e8}
+    moments = {"early": Moment(0, 3e9, 1e9), "late": Moment(4e9, 1e9, 5e8)}
+    return rehearsal.Counted(**{**plain, **moments, **changes})
+
+
+def test_the_parts_add_up() -> None:
+    made = memory.on_cpu(counted(), FULL, framework=0.5e9, file_width=4)
+    parts = (made.framework, made.weights, made.gradients, made.optimizer, made.activations, made.slack)
+    assert sum(parts) == pytest.approx(made.train) and made.train > 16.5e9
+    card = memory.on_card(counted(), FULL)
+    assert card.train == 4e9 + 8e9 + 4e9 + 4e9  # weights, states, gradients, and the root of the second states
+    paged = memory.on_card(counted(optimizer=2e9), {**FULL, "optimizer": "paged_adamw_8bit"})
+    assert (paged.pageable, paged.optimizer) == (2e9, 0)
+
+
+def test_a_four_bit_model_keeps_its_file_mapped_only_where_some_weights_are_read_from_it_as_they_are() -> None:
+    quantized = counted(weights=1e9, quantized=8e8)
+    mapped = memory.on_cpu(quantized, LORA, framework=0, file_width=4)
+    converted = memory.on_cpu(quantized, LORA, framework=0, file_width=2)
+    assert mapped.weights - converted.weights == 4 * 8e8
+    assert converted.load == 1e9 + 2 * 1e9
+
+
+def test_verdicts() -> None:
+    def at(gigabytes: float, **settings: Any) -> Estimate:
+        prediction = {"peak": gigabytes * 1e9, "train": gigabytes * 1e9}
+        return Estimate("m", "full", {"cpu": prediction, "cuda": prediction, "trainable": 1}, **settings)
+
+    t4 = CARDS[0]
+    assert [at(gb).fits(t4) for gb in (3, 15, 16)] == ["yes", "tight", "no"]
+    assert at(15.9).margin_gb(t4) == pytest.approx(t4.usable / 1e9 - 15.9) and at(15.9).fits(t4) == "no"
+    assert [at(gb, budget_gb=3.0).fits() for gb in (2.5, 2.9, 3.4)] == ["yes", "tight", "no"]
+    unknown = Estimate("m", "full", {"because": "no configuration"})
+    assert (unknown.fits(t4), unknown.fits(), unknown.margin_gb()) == (None, None, None)
+
+
+# the command, the comparison, the advice
+
+
+def test_the_command_predicts_once_and_then_remembers(
+    project: TinyProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["estimate", "smollm2-135m", "lora-r8", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["model"], row["method"], row["fits"], row["t4_16_fits"]) == ("smollm2-135m", "lora-r8", "yes", "yes")
+    assert 0.2 < row["framework_gb"] < row["training_gb"] < 1.5 and row["because"] is None
+    assert row["batch_from"].startswith("the most that the settings allow")
+
+    monkeypatch.setattr(estimating, "_run", lambda _: pytest.fail("asked again"))
+    for form in ("text", "markdown", "csv"):
+        assert main(["estimate", "smollm2-135m", "lora-r8", "--format", form]) == 0
+        shown = capsys.readouterr().out
+        assert "lora-r8" in shown and ("T4 16" in shown or form == "csv")
+    assert next(csv.DictReader(io.StringIO(shown)))["fits"] == "yes"
+
+
+def test_an_unknown_name_is_bad_usage(project: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "smollm3"]) == 2
+    assert main(["estimate", "smollm2-135m", "lora-r9"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_a_model_without_weights_and_configuration_says_what_to_do(
+    project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.change(models={"mine": {"source": {"hub": "me/mine"}, "prompt": "chat", "lora_targets": ["q_proj"]}})
+    assert main(["estimate", "mine", "full"]) == 0
+    assert "featherweight fetch mine" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_built_costs_only_its_own_prediction(project: TinyProject, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"model_type": "no-such-model"}', encoding="utf-8")
+    wrong = {"source": {"path": str(broken)}, "prompt": "alpaca", "lora_targets": ["q_proj"]}
+    project.change(models={"wrong": wrong})
+    found = estimating.estimates(project.stage(), [("wrong", "full"), ("smollm2-135m", "full")])
+    assert found[0].because and "no-such-model" in found[0].because
+    assert found[1].fits() == "yes"
+
+
+def test_the_prediction_stands_beside_the_measurement(project: TinyProject) -> None:
+    assert main(["clean"]) == 0
+    project.change(profiles={"local": {"methods": ["full"]}})
+    assert main(["train", "smollm2-135m", "full"]) == 0
+    stage = project.stage()
+    publication = compare(stage)
+    (row,) = published_rows(project.data)
+    assert row["estimated_memory_gb"] == pytest.approx(row["peak_memory_gb"], rel=0.35)
+    (run,) = all_tables(stage.data, stage.experiments, publication.rows)["training_runs"].to_pylist()
+    assert run["estimated_memory_gb"] == row["estimated_memory_gb"]
+
+
+def test_a_failed_prediction_costs_only_its_numbers(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["clean"]) == 0
+    monkeypatch.setattr(estimating.sys, "executable", "/bin/false")
+    assert all(row["estimated_memory_gb"] is None for row in compare(project.stage()).rows)
+    assert "no prediction of memory" in capsys.readouterr().err
+
+
+def out_of_memory(**known: Any) -> dict[str, Any]:
+    empty = dict.fromkeys(COLUMNS)
+    return {**empty, "model": "m", "method": "full", "status": "out_of_memory", "memory_budget_gb": 3.0, **known}
+
+
+def test_advice_speaks_of_predictions_where_they_are_known_and_true() -> None:
+    dead = out_of_memory(estimated_memory_gb=3.41, estimated_half_batch_gb=2.2, peak_memory_gb=3.05)
+    measured = {**out_of_memory(), "method": "lora-r8", "status": "ok", "peak_memory_gb": 2.31}
+    assert advise(dead, [dead, measured]) == (
+        "full needs about 3.4 GB of 3: lora-r8 needs 2.31 GB, or halve micro_batch_tokens (about 2.2 GB)"
+    )
+    foretold = {**out_of_memory(), "method": "lora-r8", "status": "missing", "estimated_memory_gb": 2.3}
+    assert "lora-r8 would need about 2.3 GB" in advise(dead, [dead, foretold])
+    hopeless = out_of_memory(estimated_memory_gb=3.4, estimated_half_batch_gb=3.3)
+    too_close = {**foretold, "estimated_memory_gb": 2.95}
+    assert advise(hopeless, [hopeless, too_close]) == (
+        "full needs about 3.4 GB of 3: choose a lora or qlora method, or a smaller model"
+    )
+    refuted = out_of_memory(estimated_memory_gb=2.8, estimated_half_batch_gb=2.4, peak_memory_gb=3.05)
+    assert advise(refuted, [refuted]).startswith("it had 3.05 GB of 3 GB when it failed")
+
+
+# random weights
+
+
+@pytest.fixture
+def random_project(project: TinyProject, tmp_path: Path) -> TinyProject:
+    shape = tmp_path / "shape.json"
+    shape.write_text(json.dumps({"model_type": "llama", **ARCHITECTURES["llama"], "vocab_size": 800}), encoding="utf-8")
+    made_up = {"source": {"random": str(shape)}, "prompt": "chat", "lora_targets": TARGETS["llama"]}
+    project.change(
+        models={"made-up": made_up}, profiles={"local": {"models": ["made-up"], "methods": ["base", "lora-r8"]}}
+    )
+    return project
+
+
+def test_random_weights_are_measured_and_marked_and_have_no_quality(
+    random_project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["clean"]) == 0
+    assert main(["train", "made-up", "lora-r8"]) == 0
+    assert main(["evaluate", "made-up", "lora-r8"]) == 0
+    assert "random weights" in capsys.readouterr().out
+    row = next(row for row in compare(random_project.stage()).rows if row["method"] == "lora-r8")
+    assert row["status"] == "ok" and row["peak_memory_gb"] > 0 and row["estimated_memory_gb"] > 0
+    quality = ("train_loss", "eval_loss", "eval_bits_per_byte", "base_bits_per_byte", "chrf", "is_pareto")
+    assert [row[name] for name in quality] == [None] * len(quality)
+    assert row["model_note"].startswith("random weights in the shape of")
+    assert row["advice"] == "random weights: memory and speed are measured, quality is not"
+
+
+def test_a_random_source_names_a_shipped_configuration_or_a_file(project: TinyProject, tmp_path: Path) -> None:
+    assert shipped.named("gpt2-large")["n_layer"] == 36
+    with pytest.raises(UsageError, match="gpt2-large"):
+        shipped.named("gpt2-huge")
+    no_type = tmp_path / "config.json"
+    no_type.write_text("{}", encoding="utf-8")
+    with pytest.raises(UsageError, match="model_type"):
+        shipped.named(str(no_type))
+    project.change(models={"made-up": {"source": {"random": "gpt2-huge"}, "prompt": "chat", "lora_targets": ["x"]}})
+    assert main(["fetch", "made-up"]) == 2
+
+
+def test_two_sources_are_one_too_many(project: TinyProject) -> None:
+    project.change(
+        models={"both": {"source": {"random": "gpt2-xl", "hub": "a/b"}, "prompt": "chat", "lora_targets": ["x"]}}
+    )
+    with pytest.raises(UsageError, match="exactly one of wheel, hub, path or random"):
+        project.stage()
+
+
+def test_planted_lakes_without_weights_predict_nothing(tmp_path: Path) -> None:
+    lake = planted.lake(tmp_path)
+    lake.cell("full")
+    assert all(row["estimated_memory_gb"] is None for row in compare(lake.stage).rows)
