@@ -27,7 +27,7 @@ from pipelines.train.cell import Stage
 
 DRIVER = "--driver"
 INTERRUPTED = 130
-STOP_SECONDS = 20
+STOP_SECONDS = 45  # a cell has 30 to keep what it has done
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 

@@ -70,8 +70,8 @@ class PipesCommand:
     def memory_bytes(self) -> int:
         return self._running.memory_bytes()
 
-    def stop(self) -> None:
-        self._running.stop()
+    def stop(self, *, grace_seconds: float = 0) -> None:
+        self._running.stop(grace_seconds=grace_seconds)
         self._session.close()
 
 

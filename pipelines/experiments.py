@@ -64,6 +64,7 @@ class TrainingOverrides(Strict):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None = None
     targets: Literal["all-linear", "attention"] | list[str] | None = None
     eval_every_steps: PositiveInt | None = None
+    checkpoint_every_steps: PositiveInt | None = None
     time_limit_minutes: PositiveFloat | None = None
     memory_budget_gb: PositiveFloat | None = None
 
@@ -85,6 +86,7 @@ class TrainingSettings(Strict):
     attention: str = "auto"
     targets: str | list[str] = "all-linear"
     eval_every_steps: PositiveInt = 10
+    checkpoint_every_steps: PositiveInt = 50
     time_limit_minutes: PositiveFloat = 720
     memory_budget_gb: PositiveFloat | None = None
 

@@ -21,7 +21,8 @@ POLL_SECONDS = 0.05  # a watchdog this fast overshoots a memory budget by about 
 
 @dataclass(frozen=True)
 class CellCommand:
-    """`python ARGUMENTS`, its output in FOLDER/log.txt, under a memory budget (bytes) and a time limit (seconds)."""
+    """`python ARGUMENTS`, its output in FOLDER/log.txt, under a memory budget (bytes) and a time limit (seconds). One that is
+    stopped by the limit or from outside gets SIGTERM and `grace_seconds` to keep what it has done."""
 
     arguments: Sequence[str]
     folder: Path
@@ -29,6 +30,7 @@ class CellCommand:
     keep_open: Sequence[int] = ()
     memory_budget: int | None = None
     time_limit: float | None = None
+    grace_seconds: float = 0
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class RunningCommand(Protocol):
         """Resident memory of all its processes now."""
         ...
 
-    def stop(self) -> None:
-        """End all its processes; returns when they are gone."""
+    def stop(self, *, grace_seconds: float = 0) -> None:
+        """End all its processes, by SIGTERM first where there is a grace; returns when they are gone."""
         ...
 
 
@@ -79,8 +81,8 @@ class LocalCommand:
             self._looked = 0.0
             return 0
 
-    def stop(self) -> None:
-        stop_group(self._process)
+    def stop(self, *, grace_seconds: float = 0) -> None:
+        stop_group(self._process, grace_seconds=grace_seconds)
 
 
 class LocalLauncher:
@@ -103,11 +105,15 @@ def run_to_end(launcher: Launcher, command: CellCommand, *, on_tick: Callable[[]
             elapsed = time.monotonic() - started
             reason = _overrun(command, used, elapsed)
             if reason:
+                running.stop(grace_seconds=command.grace_seconds if reason == "time_limit" else 0)
                 break
             if elapsed >= next_tick:
                 on_tick()
                 next_tick = elapsed + 0.5
             time.sleep(POLL_SECONDS)
+    except BaseException:
+        running.stop(grace_seconds=command.grace_seconds)
+        raise
     finally:
         running.stop()
     if exit_code is None:

@@ -6,17 +6,19 @@ What the child knows stands in child.json at every moment, so that a kill loses 
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pipelines import disk
 from pipelines.cells import Status
-from pipelines.errors import UnavailableError
+from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
 from pipelines.process import die_with_parent, limit_memory, offer_to_oom_killer
 
@@ -26,6 +28,10 @@ Json = dict[str, Any]
 
 class DivergedError(Exception):
     """The loss is no longer a finite number."""
+
+
+class StoppedError(Exception):
+    """Somebody asked this process to end; what it had done is kept as far as the message says."""
 
 
 class Worker:
@@ -40,6 +46,20 @@ class Worker:
         self.root = Path(spec["root"])
         self.report: Json = {"phase": "load", "measured": {}, "versions": package_versions()}
         self._pipes: Any = None
+        self._asked_to_stop = False
+
+    def listen(self) -> None:
+        """From now on SIGTERM ends the process at the next call of `stop_if_asked`, rather than at once."""
+
+        def note(*_: object) -> None:
+            self._asked_to_stop = True
+
+        signal.signal(signal.SIGTERM, note)
+
+    def stop_if_asked(self) -> None:
+        """Raises StoppedError after a SIGTERM."""
+        if self._asked_to_stop:
+            raise StoppedError("ended by SIGTERM from outside")
 
     def phase(self, name: str) -> None:
         self.report["phase"] = name
@@ -57,10 +77,12 @@ class Worker:
         if self._pipes:
             self._pipes.log.info(message)
 
-    def point(self, row: Json) -> None:
-        """Add a point to curve.jsonl, and say it."""
+    def point(self, row: Json, *, quietly: bool = False) -> None:
+        """Add a point to curve.jsonl, and say it unless `quietly`."""
         with (self.folder / "curve.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, allow_nan=False) + "\n")
+        if quietly:
+            return
         losses = [
             f"{name.replace('_', ' ')} {row[name]:.4f}" for name in ("train_loss", "eval_loss") if row[name] is not None
         ]
@@ -78,17 +100,36 @@ class Worker:
                 status = self._verdict("unavailable", str(error))
             except DivergedError as error:
                 status = self._verdict("diverged", str(error))
+            except StoppedError as error:
+                status = self._verdict("killed", str(error))
             except Exception as error:
                 status = self._judge(error)
             self.report["status"] = status
-            self.save()
+            if not self._last_word():
+                return disk.EXIT_CODE
         return 0 if status == "ok" else 3
 
+    def _last_word(self) -> bool:
+        """Whether the report could be written; for that, the room kept for it is given back where the disk is full."""
+        try:
+            self.save()
+        except WorkError:
+            disk.give_room_back(self.folder)
+            with suppress(WorkError):
+                self.save()
+                return True
+            return False
+        return True
+
     def _judge(self, error: Exception) -> Status:
+        if disk.is_full(error):
+            full = error if isinstance(error, disk.DiskFullError) else disk.DiskFullError("it", self.folder, None)
+            self.report |= {"bytes_needed": full.needed, "bytes_available": full.available}
+            return self._verdict("failed", str(full))
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
-            self.report["bytes_requested"] = bytes_requested(str(error))
+            self.report |= {"bytes_requested": bytes_requested(str(error)), "bytes_available": bytes_free(str(error))}
             return self._verdict("out_of_memory", message.splitlines()[0][:300])
         return self._verdict("failed", message[:1000])
 
@@ -125,6 +166,13 @@ def bytes_requested(message: str) -> int | None:
     if found := re.search(r"allocate (\d+) bytes", message):
         return int(found.group(1))
     if found := re.search(r"allocate ([\d.]+) (KiB|MiB|GiB)", message):
+        return round(float(found.group(1)) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[found.group(2)])
+    return None
+
+
+def bytes_free(message: str) -> int | None:
+    """The bytes that were free on the card when it refused, where the message names them."""
+    if found := re.search(r"of which ([\d.]+) (KiB|MiB|GiB) is free", message):
         return round(float(found.group(1)) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[found.group(2)])
     return None
 

@@ -8,6 +8,9 @@ import pytest
 
 from tests.project import TinyProject, make_project
 
+# Tiny models gain nothing from more threads, and lose much where other processes want the cores; children inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ENDED = pytest.StashKey[int]()
 
 

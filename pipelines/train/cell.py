@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import cells, machine, weights
+from pipelines import cells, disk, machine, weights
 from pipelines.cells import Attempt, CellKey, Status
 from pipelines.clean.clean import current as current_examples
 from pipelines.clean.select import Selected, Selection, select
@@ -17,9 +17,11 @@ from pipelines.files import announce, locked, read_json, source_hash, stable_has
 from pipelines.generate.journal import now
 from pipelines.launcher import CellCommand, Ending, Launcher, LocalLauncher, own_identity, run_to_end
 from pipelines.paths import DataRoot
+from pipelines.train import restart
 
+GRACE_SECONDS = 30  # for a cell that is stopped by its time limit or from outside to write a checkpoint
 # What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
-OUTSIDE_RECIPE = ("eval_every_steps", "time_limit_minutes", "memory_budget_gb")
+OUTSIDE_RECIPE = ("eval_every_steps", "checkpoint_every_steps", "time_limit_minutes", "memory_budget_gb")
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def train(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | Non
     """Make the cell current and return its newest attempt, and whether that was reused.
 
     An attempt is made whatever happens; how it ended is its status. A cell whose last attempt is ok and whose fingerprints
-    all match is reused, unless `force`.
+    all match is reused, unless `force`; one that was ended too early goes on from its last checkpoint, in a new attempt.
 
     Raises:
         UsageError: unknown model or method, or nothing to train on.
@@ -130,16 +132,22 @@ def train(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | Non
     examples, selected = examples_now(stage)
     expected = fingerprints(stage, key, selected)
     with locked(key.folder(stage.data) / "cell.lock", f"train {key}", say=watch.say):
-        newest = cells.latest(stage.data, key)
+        earlier = cells.attempts(stage.data, key)
+        newest = earlier[-1] if earlier else None
         current = newest and newest.status == "ok" and not changed(newest.result["fingerprints"], expected)
         if newest and current and not force:
+            restart.clear(earlier)
             return newest, True
-        attempt = _new_attempt(stage, key, examples, expected)
+        resume = None if force else restart.resumable(earlier, expected, stage.data.root)
+        restart.clear(earlier, keep=resume["run_id"] if resume else None)
+        attempt = _new_attempt(stage, key, examples, expected, resume)
         if for_method(stage, key.method, selected).train:
             _run(stage, attempt, watch)
         else:
             write_result(attempt.folder, "unavailable", "load", _no_examples(stage, key.method))
         finished = Attempt(key, attempt.folder)
+        if finished.status in restart.FINAL:
+            restart.clear([*earlier, finished])
         if finished.status == "ok":
             _drop_superseded_models(stage.data, finished)
         return finished, False
@@ -154,7 +162,9 @@ def _no_examples(stage: Stage, method: str) -> str:
     )
 
 
-def _new_attempt(stage: Stage, key: CellKey, examples: Path, expected: dict[str, str | None]) -> Attempt:
+def _new_attempt(
+    stage: Stage, key: CellKey, examples: Path, expected: dict[str, str | None], resume: dict[str, Any] | None
+) -> Attempt:
     settings = stage.experiments.training_for(stage.profile, key.model, key.method)
     model = stage.experiments.model(key.model)
     folder = key.folder(stage.data) / cells.new_run_id()
@@ -164,11 +174,13 @@ def _new_attempt(stage: Stage, key: CellKey, examples: Path, expected: dict[str,
         "root": str(stage.data.root), "examples": str(examples.relative_to(stage.data.root)),
         "weights": str(weights_folder if model.source.path else weights_folder.relative_to(stage.data.root)),
         "selection": asdict(stage.selection_of(key.method)), "recipe": recipe_of(stage, key), "fingerprints": expected,
-        "eval_every_steps": settings.eval_every_steps, "memory_budget_gb": settings.memory_budget_gb,
+        "eval_every_steps": settings.eval_every_steps, "checkpoint_every_steps": settings.checkpoint_every_steps,
+        "resume": resume, "memory_budget_gb": settings.memory_budget_gb,
         "time_limit_minutes": settings.time_limit_minutes,
     }  # fmt: skip
     write_json(folder / "spec.json", spec)
     write_json(folder / "state.json", {"status": "queued", "phase": "load", "started_at": now(), **own_identity()})
+    disk.keep_room(folder)
     return Attempt(key, folder)
 
 
@@ -187,11 +199,17 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
             stage, attempt.folder, "pipelines.train.child", watch, on_tick=lambda: watch.on_tick(attempt)
         )
     except BaseException as error:
-        detail = f"interrupted ({type(error).__name__}); the next run starts it again"
-        write_result(attempt.folder, "killed", child_report(attempt.folder)["phase"], detail)
+        report = child_report(attempt.folder)
+        if report.get("status") == "ok":  # it was done before it could be stopped
+            write_result(attempt.folder, "ok", report["phase"], None)
+        else:
+            detail = f"interrupted ({type(error).__name__}); {restart.outlook(attempt.folder)}"
+            write_result(attempt.folder, "killed", report["phase"], detail)
         raise
     report = child_report(attempt.folder)
     status, detail = judge(ending, report, attempt.folder)
+    if status in ("killed", "timed_out") and "the next run" not in (detail or ""):
+        detail = f"{detail}; {restart.outlook(attempt.folder)}"
     write_result(attempt.folder, status, report["phase"], detail, ending)
 
 
@@ -212,6 +230,7 @@ def run_child(stage: Stage, folder: Path, module: str, watch: Watch, *, on_tick:
             keep_open=(lock.fileno(),),
             memory_budget=round(budget * 1e9) if budget and machine.device_slug() == "cpu" else None,
             time_limit=spec["time_limit_minutes"] * 60,
+            grace_seconds=GRACE_SECONDS,
         )
         return run_to_end(watch.launcher, command, on_tick=on_tick)
 
@@ -230,6 +249,8 @@ def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Stat
         return "out_of_memory", f"the kernel's out-of-memory killer ended it at {ending.peak_bytes / 1e9:.2f} GB"
     if ending.exit_code < 0:
         return "killed", f"ended by {_signal_name(-ending.exit_code)} from outside"
+    if ending.exit_code == disk.EXIT_CODE:
+        return "failed", str(disk.DiskFullError("the cell's own report", folder, None))
     last = " | ".join((folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-4:])
     return "failed", f"exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}"
 
@@ -249,7 +270,8 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
     measured = report["measured"]
     if ending and measured.get("peak_memory_gb") is None and phase == "train":
         measured = {**measured, "peak_memory_gb": ending.peak_bytes / 1e9}  # what the watchdog saw last
-    copied = ("run_id", "model", "method", "seed", "profile", "recipe", "fingerprints", "memory_budget_gb")
+    copied = ("run_id", "model", "method", "seed", "profile", "recipe", "fingerprints", "memory_budget_gb", "resume")
+    disk.give_room_back(folder)
     write_json(
         folder / "result.json",
         {
@@ -257,7 +279,7 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
             "status": status,
             "phase": phase,
             "status_detail": detail,
-            "bytes_requested": report.get("bytes_requested"),
+            **{name: report.get(name) for name in ("bytes_requested", "bytes_needed", "bytes_available")},
             "measured": measured,
             "versions": report.get("versions", {}),
             "device": machine.machine_class(),
@@ -273,4 +295,3 @@ def _drop_superseded_models(data: DataRoot, finished: Attempt) -> None:
     for attempt in cells.attempts(data, finished.key):
         if attempt.run_id < finished.run_id:
             shutil.rmtree(attempt.model_folder, ignore_errors=True)
-            shutil.rmtree(attempt.folder / ".model.partial", ignore_errors=True)

@@ -1,5 +1,6 @@
 """What must hold of the tokens before the first step; a model trained on wrong labels would only look worse."""
 
+import math
 from collections.abc import Sequence
 
 from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
@@ -21,3 +22,20 @@ def tokens_are_sound(train: Sequence[Tokenized], held_out: Sequence[Tokenized], 
             raise ValueError(f"{where} learns its first token, which no prompt precedes")
         if example.learned < 2 or example.labels[-1] == IGNORE:
             raise ValueError(f"{where} does not learn its answer up to the end: {example.learned} tokens learned")
+
+
+def loss_is_sane(loss: float, *, vocabulary: int) -> None:
+    """Raises ValueError where the loss before the first step (nats per completion token) cannot be that of a language model
+    asked in its own format: clearly worse than guessing among the `vocabulary` (ln V), or next to nothing."""
+    guessing = math.log(vocabulary)
+    if loss > 1.25 * guessing + 1:
+        raise ValueError(
+            f"the loss before the first step is {loss:.2f} nats per completion token; guessing among {vocabulary:,} tokens would "
+            f"give {guessing:.2f}. The prompt format, the tokenizer or the BOS token is not this model's: look at "
+            "`featherweight train MODEL METHOD --dry-run`, and at prompt: in experiments.yaml"
+        )
+    if loss < 0.001:
+        raise ValueError(
+            f"the loss before the first step is {loss:.5f} nats per completion token, so there is nothing to learn: the answers "
+            "stand in the prompts, or the model was trained on the held-out records"
+        )

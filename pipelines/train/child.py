@@ -2,8 +2,12 @@
 
 import gc
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
+from pipelines import disk
+from pipelines.train import restart
 from pipelines.worker import Stopwatch, Worker, start
 
 
@@ -55,18 +59,63 @@ def train_cell(worker: Worker) -> None:
     checks.tokens_are_sound(fitting, held_out, form)
     worker.phase("train")
     trainer = Trainer(worker, model, recipe, loading.device())
-    trainer.train(fitting, held_out)
+    earlier = _earlier(worker)
+    _require_disk(worker, trainer, resumed=earlier is not None)
+    trainer.train(fitting, held_out, earlier)
 
     worker.phase("save")
     _save(worker, model, tokenizer)
 
 
-def _save(worker: Worker, model, tokenizer) -> None:
-    """Write the model under another name and rename it, so that a kill leaves no half of one."""
+def _earlier(worker: Worker) -> Path | None:
+    """The checkpoint to go on from; one that other package versions wrote would not end in the same bits."""
+    from pipelines.train import checkpoint
+
+    told = worker.spec.get("resume")
+    if not told:
+        return None
+    folder = worker.root / told["checkpoint"]
+    if not (folder / restart.STATE).exists():
+        return None
+    if (made_by := checkpoint.read_state(folder)["versions"]) != worker.report["versions"]:
+        worker.say(f"starting anew: the checkpoint was made by {made_by}, installed are {worker.report['versions']}")
+        return None
+    worker.measure(
+        load_peak_memory_gb=max(
+            worker.report["measured"]["load_peak_memory_gb"], told["peaks"].get("load_peak_memory_gb", 0)
+        )
+    )
+    return folder
+
+
+def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
+    """Raises DiskFullError unless checkpoints (the next is written before the last one goes) and the trained model will fit."""
+    from pipelines.train import checkpoint
+
+    one = checkpoint.size(trainer.named, worker.spec["recipe"]["optimizer"])
+    model = sum(p.numel() * p.element_size() for p in trainer.named.values())
+    needed = max(one, model) if resumed else max(2 * one, one + model)
+    worker.report["bytes_needed"] = needed
+    disk.require(worker.folder, needed, "two checkpoints, or one and the trained model")
+
+
+def _save(worker: Worker, model: Any, tokenizer: Any) -> None:
+    """Write the model under another name and rename it, so that a kill leaves no half of one.
+
+    Raises:
+        DiskFullError: what was written of it is removed again.
+    """
     partial = worker.folder / ".model.partial"
-    model.save_pretrained(partial)
-    if worker.spec["recipe"]["kind"] == "full":
-        tokenizer.save_pretrained(partial)
+    try:
+        model.save_pretrained(partial)
+        if worker.spec["recipe"]["kind"] == "full":
+            tokenizer.save_pretrained(partial)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if disk.is_full(error):
+            needed = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+            raise disk.DiskFullError("the trained model", worker.folder, needed) from error
+        raise
     os.rename(partial, worker.folder / "model")
     worker.measure(artifact_mb=folder_bytes(worker.folder / "model") / 1e6)
 

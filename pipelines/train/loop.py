@@ -1,7 +1,8 @@
 """The training loop: plain PyTorch, since the speed and the memory of a step are what this project measures.
 
 A plain loop rather than transformers.Trainer: the examples of an optimizer step stay fixed while micro-batches follow a token
-budget, the output head runs on completion positions only, and importing Trainer alone takes as long as loading the model.
+budget, the output head runs on completion positions only, a run can stop between two micro-batches and go on to the same bits,
+and importing Trainer alone takes as long as loading the model.
 The loss of a step is the mean over all its learned tokens, so how it is cut into micro-batches does not change it.
 """
 # ruff: noqa: TID253
@@ -9,16 +10,20 @@ The loss of a step is the mean over all its learned tokens, so how it is cut int
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.train import batches
+from pipelines.train import batches, checkpoint, checks
+from pipelines.train.checkpoint import Random
 from pipelines.train.loading import half_precision
 from pipelines.train.losses import head_on_positions, token_losses
 from pipelines.train.memory import MemoryMeter
 from pipelines.train.prompts import Tokenized
-from pipelines.worker import DivergedError, Stopwatch, Worker
+from pipelines.train.tally import Tally
+from pipelines.worker import DivergedError, StoppedError, Stopwatch, Worker
 
 Recipe = dict[str, Any]
 
@@ -50,103 +55,171 @@ class Trainer:
         self.model = model
         self.recipe = recipe
         self.device = device
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(model, recipe)
         self.meter = MemoryMeter()
-        self.examples_seen = 0
+        self.tally = Tally()
+        self._plan: list[list[Tokenized]] = []
+        self._random = Random.now()
+        self._warm = False
+        self._wanted: list[torch.Tensor] = []
 
-    def train(self, train: Sequence[Tokenized], held_out: Sequence[Tokenized]) -> None:
+    def train(self, train: Sequence[Tokenized], held_out: Sequence[Tokenized], earlier: Path | None = None) -> None:
         """Train over `train`; the loss on `held_out` is a point on the curve at the start, at intervals and at the end.
+        `earlier` is the checkpoint to go on from.
 
         Raises:
             DivergedError: a loss or a gradient is no longer finite.
+            StoppedError: SIGTERM came; the state after the last whole step is kept.
+            DiskFullError: a checkpoint could not be written.
         """
         recipe = self.recipe
-        plan = batches.steps(
+        self._plan = batches.steps(
             train, epochs=recipe["epochs"], per_step=recipe["examples_per_step"], seed=self.worker.spec["seed"]
         )
-        self.worker.measure(steps=len(plan))
+        self.worker.measure(steps=len(self._plan))
+        self.worker.listen()
+        if earlier:
+            self._go_on(earlier, train)
         self.meter.start()
         try:
-            with head_on_positions(self.model) as wanted:
-                self._run(plan, held_out, wanted)
+            with head_on_positions(self.model) as self._wanted:
+                self._run(held_out)
+        except StoppedError as stop:
+            raise StoppedError(f"{stop}; {self._kept()}") from None
         finally:
             self.meter.stop()
             self.worker.measure(**self.meter.summary())
 
-    def _run(self, plan: list[list[Tokenized]], held_out: Sequence[Tokenized], wanted: list[torch.Tensor]) -> None:
-        every = self.worker.spec["eval_every_steps"]
-        seconds = tokens = steady_seconds = steady_tokens = 0.0
-        first_eval = self._eval_loss(held_out, wanted)
-        self._point(0, loss=None, eval_loss=first_eval, rate=None, seconds=0.0)
-        for number, examples in enumerate(plan, start=1):
-            share = batches.learning_rate_share(number - 1, total=len(plan), warmup_share=self.recipe["warmup_share"])
-            rate = self.recipe["learning_rate"] * share
-            clock = Stopwatch()
-            loss = self._step(examples, rate, wanted)
-            spent, size = clock.total(), sum(len(example) for example in examples)
-            seconds, tokens = seconds + spent, tokens + size
-            if number > 1:  # the first step pays for warm-up and for the optimizer's state
-                steady_seconds, steady_tokens = steady_seconds + spent, steady_tokens + size
-            self.examples_seen += len(examples)
-            due = number == len(plan) or number % every == 0
-            eval_loss = self._eval_loss(held_out, wanted) if due else None
-            self._point(number, loss=loss, eval_loss=eval_loss, rate=rate, seconds=seconds)
-            self.worker.measure(
-                last_step=number,
-                train_loss=loss,
-                train_seconds=seconds,
-                tokens_per_second=steady_tokens / steady_seconds if steady_seconds else None,
-                trained_tokens=int(tokens),
-                **self.meter.summary(),
-            )
-            self.worker.save()
+    def _run(self, held_out: Sequence[Tokenized]) -> None:
+        tally, every = self.tally, self.worker.spec["checkpoint_every_steps"]
+        if tally.step == 0:
+            first = self._eval_loss(held_out)
+            checks.loss_is_sane(first, vocabulary=self.model.config.vocab_size)
+            self._point(eval_loss=first)
+        elif not tally.told:
+            self._tell(held_out)
+        for examples in self._plan[tally.step :]:
+            self._random = Random.now()
+            self._advance(examples)
+            self._random = Random.now()
+            self._tell(held_out)
+            if tally.step % every == 0 and tally.step < len(self._plan):
+                self._keep()
 
-    def _step(self, examples: list[Tokenized], rate: float, wanted: list[torch.Tensor]) -> float:
-        """One optimizer step; returns its loss per learned token in nats."""
+    def _advance(self, examples: list[Tokenized]) -> None:
+        """One optimizer step and its place in the tally."""
+        tally = self.tally
+        share = batches.learning_rate_share(tally.step, total=len(self._plan), warmup_share=self.recipe["warmup_share"])
+        rate = self.recipe["learning_rate"] * share
+        clock = Stopwatch()
+        loss = self.step(batches.micro_batches(examples, max_tokens=self.recipe["micro_batch_tokens"]), rate)
+        tally.loss, tally.rate, tally.told = loss, rate, False
+        size = sum(len(example) for example in examples)
+        tally.add(examples=len(examples), tokens=size, seconds=clock.total(), first=not self._warm)
+        self._warm = True
+
+    def _tell(self, held_out: Sequence[Tokenized]) -> None:
+        """The last step's point on the curve, with an evaluation where one is due."""
+        step = self.tally.step
+        due = step == len(self._plan) or step % self.worker.spec["eval_every_steps"] == 0
+        self._point(eval_loss=self._eval_loss(held_out) if due else None)
+        self.tally.told = True
+        self.worker.measure(**self.tally.measured(), **self.meter.summary())
+        self.worker.save()
+
+    def step(self, groups: list[list[Tokenized]], rate: float) -> float:
+        """One optimizer step over the micro-batches `groups`; returns its loss per learned token in nats."""
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        learned = sum(example.learned for example in examples)
+        learned = sum(example.learned for group in groups for example in group)
         total = 0.0
-        for batch in batches.micro_batches(examples, max_tokens=self.recipe["micro_batch_tokens"]):
+        for batch in groups:
+            self.worker.stop_if_asked()
             with autocast(self.recipe, self.device):
-                loss = token_losses(self.model, batch, wanted, self.device).sum() / learned
+                loss = token_losses(self.model, batch, self._wanted, self.device).sum() / learned
             loss.backward()
             total += loss.item()
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe["gradient_clip"]).item()
+        norm = torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.recipe["gradient_clip"]).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise DivergedError(
-                f"loss {total}, gradient norm {norm} after {self.examples_seen} examples: lower learning_rate"
+                f"loss {total}, gradient norm {norm} after {self.tally.examples} examples: lower learning_rate"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _eval_loss(self, held_out: Sequence[Tokenized], wanted: list[torch.Tensor]) -> float:
+    def _eval_loss(self, held_out: Sequence[Tokenized]) -> float:
         """Mean loss per learned token on `held_out`, in nats; its time and memory are not the training's."""
         self.model.eval()
         total = learned = 0.0
         with self.meter.apart(), torch.no_grad(), autocast(self.recipe, self.device):
             for batch in batches.micro_batches(held_out, max_tokens=self.recipe["micro_batch_tokens"]):
-                losses = token_losses(self.model, batch, wanted, self.device)
+                self.worker.stop_if_asked()
+                losses = token_losses(self.model, batch, self._wanted, self.device)
                 total, learned = total + losses.double().sum().item(), learned + len(losses)
         if not math.isfinite(total):
             raise DivergedError(f"the loss on held-out records is {total}: lower learning_rate")
         return total / learned
 
-    def _point(
-        self, step: int, *, loss: float | None, eval_loss: float | None, rate: float | None, seconds: float
-    ) -> None:
+    def _point(self, *, eval_loss: float | None) -> None:
+        tally = self.tally
         self.worker.point(
             {
-                "step": step,
-                "steps": self.worker.report["measured"]["steps"],
-                "examples": self.examples_seen,
-                "train_loss": loss,
+                "step": tally.step,
+                "steps": len(self._plan),
+                "examples": tally.examples,
+                "train_loss": tally.loss,
                 "eval_loss": eval_loss,
-                "learning_rate": rate,
-                "elapsed_seconds": seconds,
+                "learning_rate": tally.rate,
+                "elapsed_seconds": tally.seconds,
                 **self.meter.now(),
             }
         )
+
+    def _keep(self) -> None:
+        """Write a checkpoint of the state after the last whole step."""
+        tensors, numbers = checkpoint.optimizer_state(self.optimizer, list(self.named.values()))
+        state = {
+            "tally": asdict(self.tally),
+            "order": [[example.example_id for example in step] for step in self._plan],
+            "optimizer": numbers,
+            "random": self._random.numbers,
+            "memory": self.meter.state(),
+            "versions": self.worker.report["versions"],
+        }
+        grouped = {"weights": self.named, "optimizer": tensors, "random": self._random.tensors}
+        named = {f"{group}/{name}": tensor for group, held in grouped.items() for name, tensor in held.items()}
+        checkpoint.write(self.worker.folder, self.tally.step, named, state)
+
+    def _kept(self) -> str:
+        """Keep what is done when asked to stop, and say so."""
+        if self.tally.step == 0:
+            return "no step was done yet"
+        try:
+            self._keep()
+        except checkpoint.DiskFullError as error:
+            return str(error)
+        return f"the next run goes on after step {self.tally.step}"
+
+    def _go_on(self, earlier: Path, train: Sequence[Tokenized]) -> None:
+        """Take over the state of `earlier`: weights, optimizer, random states, batch order, sums, curve."""
+        state = checkpoint.read_state(earlier)
+        checkpoint.copy_weights(earlier, self.named)
+        checkpoint.set_optimizer_state(
+            self.optimizer,
+            list(self.named.values()),
+            checkpoint.read_tensors(earlier, "optimizer"),
+            state["optimizer"],
+        )
+        by_id = {example.example_id: example for example in train}
+        self._plan = [[by_id[name] for name in step] for step in state["order"]]
+        self.tally = Tally(**state["tally"])
+        self.meter.go_on(state["memory"], self.worker.spec["resume"]["peaks"])
+        for row in checkpoint.read_curve(earlier):
+            self.worker.point(row, quietly=True)
+        self.worker.measure(**self.tally.measured())
+        self.worker.say(f"going on after step {self.tally.step} of {len(self._plan)}")
+        self._random = Random(checkpoint.read_tensors(earlier, "random"), state["random"])
+        self._random.set()

@@ -4,11 +4,12 @@ Peaks are reset after loading, and held apart while the run evaluates, so that e
 """
 # ruff: noqa: TID253
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Any
 
 import psutil
@@ -32,13 +33,37 @@ def reset_peaks() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+@dataclass
+class Samples:
+    """Mean, spread, least and most of values that come one by one (Welford 1962), so that a week's run keeps five numbers."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    least: float = math.inf
+    most: float = -math.inf
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        before = value - self.mean
+        self.mean += before / self.count
+        self.squares += before * (value - self.mean)
+        self.least, self.most = min(self.least, value), max(self.most, value)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of all that came."""
+        return math.sqrt(self.squares / self.count) if self.count else 0.0
+
+
 class MemoryMeter:
     """Samples on a thread of its own between `start` and `stop`; all sizes are bytes unless the name says otherwise."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._samples: list[int] = []
-        self._gpu_access: list[float] = []
+        self._samples = Samples()
+        self._gpu_access = Samples()
+        self._gpu_access_now: float | None = None
         self._paused = False
         self._peak = 0
         self._gpu_peak = 0
@@ -53,6 +78,22 @@ class MemoryMeter:
         self._hold_peaks()
         self._done.set()
         self._thread.join()
+
+    def state(self) -> dict[str, Any]:
+        """All it has measured, for a run that goes on later; None stands for nothing sampled yet."""
+        self._hold_peaks()
+        kept = {"process": self._samples, "gpu_access": self._gpu_access}
+        sampled = {name: asdict(samples) if samples.count else None for name, samples in kept.items()}
+        return {**sampled, "peak": self._peak, "gpu_peak": self._gpu_peak}
+
+    def go_on(self, state: dict[str, Any], peaks: dict[str, float]) -> None:
+        """Add to what an earlier attempt had measured; `peaks` (GB) are the largest of all attempts since."""
+        self._samples = Samples(**(state["process"] or {}))
+        self._gpu_access = Samples(**(state["gpu_access"] or {}))
+        gpu = round(peaks.get("gpu_allocated_peak_gb", 0.0) * 1e9)
+        self._gpu_peak = max(self._gpu_peak, state["gpu_peak"], gpu)
+        known = 0 if torch.cuda.is_available() else round(peaks.get("peak_memory_gb", 0.0) * 1e9)
+        self._peak = max(self._peak, state["peak"], known)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -71,24 +112,25 @@ class MemoryMeter:
         return {
             "process_memory_mb": self._process.memory_info().rss / 1e6,
             "gpu_allocated_mb": torch.cuda.memory_allocated() / 1e6 if cuda else None,
-            "gpu_memory_access_pct": self._gpu_access[-1] if self._gpu_access else None,
+            "gpu_memory_access_pct": self._gpu_access_now,
         }
 
     def summary(self) -> dict[str, float | None]:
         """The row's memory columns: peak (the GPU's on CUDA, else the process's) and the samples' statistics."""
         self._hold_peaks()
         cuda = torch.cuda.is_available()
-        megabytes = [sample / 1e6 for sample in self._samples] or [self._process.memory_info().rss / 1e6]
+        if not self._samples.count:
+            self._samples.add(self._process.memory_info().rss)
         card = torch.cuda.get_device_properties(0).total_memory if cuda else None
         return {
             "peak_memory_gb": (self._gpu_peak if cuda else self._peak) / 1e9,
-            "process_memory_mean_mb": fmean(megabytes),
-            "process_memory_std_mb": pstdev(megabytes),
-            "process_memory_min_mb": min(megabytes),
-            "process_memory_max_mb": max(megabytes),
+            "process_memory_mean_mb": self._samples.mean / 1e6,
+            "process_memory_std_mb": self._samples.deviation / 1e6,
+            "process_memory_min_mb": self._samples.least / 1e6,
+            "process_memory_max_mb": self._samples.most / 1e6,
             "gpu_allocated_peak_gb": self._gpu_peak / 1e9 if cuda else None,
             "gpu_allocated_pct": 100 * self._gpu_peak / card if card else None,
-            "gpu_memory_access_pct": fmean(self._gpu_access) if self._gpu_access else None,
+            "gpu_memory_access_pct": self._gpu_access.mean if self._gpu_access.count else None,
         }
 
     def _hold_peaks(self) -> None:
@@ -103,10 +145,11 @@ class MemoryMeter:
         while not self._done.wait(SAMPLE_SECONDS):
             if self._paused:
                 continue
-            self._samples.append(self._process.memory_info().rss)
+            self._samples.add(self._process.memory_info().rss)
             if nvml is not None:
                 module, handle = nvml
-                self._gpu_access.append(float(module.nvmlDeviceGetUtilizationRates(handle).memory))
+                self._gpu_access_now = float(module.nvmlDeviceGetUtilizationRates(handle).memory)
+                self._gpu_access.add(self._gpu_access_now)
 
 
 def _nvml_handle() -> tuple[Any, Any] | None:

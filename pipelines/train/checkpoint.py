@@ -1,0 +1,173 @@
+"""A run's whole state between two optimizer steps, on disk: whole or absent, and without pickle.
+
+Tensors (weights that train, the optimizer's, random states) are safetensors; numbers, batch order and measured sums JSON.
+Going on from one gives the same bits as never having stopped, on the same machine with as many threads.
+"""
+# ruff: noqa: TID253
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pipelines.disk import DiskFullError, is_full
+from pipelines.files import read_json, write_json
+from pipelines.train.restart import CURVE, FOLDER, STATE, TENSORS, checkpoints
+
+Json = dict[str, Any]
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Random:
+    """The states of all random generators at one moment."""
+
+    tensors: Tensors
+    numbers: Json
+
+    @classmethod
+    def now(cls) -> "Random":
+        _, keys, position, has_gauss, gauss = np.random.get_state()
+        tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
+        if torch.cuda.is_available():
+            tensors["cuda"] = torch.cuda.get_rng_state()
+        version, internal, gauss_next = random.getstate()
+        numbers = {
+            "numpy": [int(position), int(has_gauss), float(gauss)],
+            "python": [version, list(internal), gauss_next],
+        }
+        return cls(tensors, numbers)
+
+    def set(self) -> None:
+        torch.set_rng_state(self.tensors["torch"])
+        if "cuda" in self.tensors:
+            torch.cuda.set_rng_state(self.tensors["cuda"])
+        keys = self.tensors["numpy"].numpy().astype(np.uint32)
+        np.random.set_state(("MT19937", keys, *self.numbers["numpy"]))
+        version, internal, gauss_next = self.numbers["python"]
+        random.setstate((version, tuple(internal), gauss_next))
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]
+) -> tuple[Tensors, dict[str, Json]]:
+    """What the optimizer remembers of each parameter, by the parameter's place: tensors as `<place>/<name>`, numbers apart."""
+    tensors: Tensors = {}
+    numbers: dict[str, Json] = {}
+    for place, parameter in enumerate(parameters):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{place}/{name}"] = value
+            else:
+                numbers.setdefault(str(place), {})[name] = value
+    return tensors, numbers
+
+
+def set_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[torch.nn.Parameter],
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Json],
+) -> None:
+    for place, own in numbers.items():
+        optimizer.state[parameters[int(place)]] |= own
+    for key, value in tensors.items():
+        place, _, name = key.partition("/")
+        parameter = parameters[int(place)]
+        # Adam's own step counter stays on the CPU; all else lies beside its parameter
+        optimizer.state[parameter][name] = value if name == "step" else value.to(parameter.device)
+
+
+def write(attempt: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Json) -> Path:
+    """Make `checkpoints/step-<step>/` of the attempt's folder and remove those before it.
+
+    Raises:
+        DiskFullError: what was written of it is removed again.
+    """
+    final = attempt / FOLDER / f"step-{step:08}"
+    partial = final.with_name(f".{final.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_apart(tensors), partial / TENSORS)
+        if (curve := attempt / CURVE).exists():
+            shutil.copyfile(curve, partial / CURVE)
+        write_json(partial / STATE, state)
+        for path in (partial / TENSORS, partial):
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)  # of a run that goes on and was stopped again before its next step
+        partial.rename(final)
+        _flush(final.parent)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_full(error):
+            raise DiskFullError(f"the checkpoint of step {step}", attempt, None) from error
+        raise
+    for older in checkpoints(attempt):
+        if older != final:
+            shutil.rmtree(older, ignore_errors=True)
+    return final
+
+
+def read_state(checkpoint: Path) -> Json:
+    state = read_json(checkpoint / STATE)
+    if state is None:
+        raise ValueError(f"{checkpoint} is no whole checkpoint: remove it, then run again")
+    return state
+
+
+def read_tensors(checkpoint: Path, group: str) -> Tensors:
+    """The tensors whose names begin with `group`/, by the rest of their names."""
+    with safe_open(checkpoint / TENSORS, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(f"{group}/")]  # noqa: SIM118
+        return {name.removeprefix(f"{group}/"): file.get_tensor(name) for name in names}
+
+
+def copy_weights(checkpoint: Path, named: Mapping[str, torch.nn.Parameter]) -> None:
+    """Put the checkpoint's weights into the parameters, one at a time, so that no second set of them is in memory."""
+    with safe_open(checkpoint / TENSORS, "pt") as file, torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(file.get_tensor(f"weights/{name}"))
+
+
+def read_curve(checkpoint: Path) -> list[Json]:
+    path = checkpoint / CURVE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def size(named: Mapping[str, torch.nn.Parameter], optimizer: str) -> int:
+    """Bytes of a checkpoint: the weights that train and Adam's two states, each as large or (8-bit) a byte an element and a
+    float32 for every 256 of them."""
+    weights = sum(p.numel() * p.element_size() for p in named.values())
+    elements = sum(p.numel() for p in named.values())
+    states = 2 * weights if optimizer == "adamw" else round(2 * elements * (1 + 4 / 256))
+    return weights + states
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Contiguous tensors that share no memory, as safetensors wants them (8-bit optimizers share their quantization maps)."""
+    seen: set[int] = set()
+    kept: Tensors = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        kept[name] = tensor.detach().clone() if place in seen else tensor.detach().contiguous()
+        seen.add(place)
+    return kept
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,61 @@
+"""Which checkpoint a new attempt goes on from, and which are of no use any more. Nothing here needs torch.
+
+A checkpoint is the folder `checkpoints/step-<n>/` of an attempt, written under another name and renamed. It is gone on from
+where all fingerprints are equal: data, recipe, code, machine.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.cells import Attempt
+from pipelines.files import read_json
+
+FOLDER, STATE, TENSORS, CURVE = "checkpoints", "state.json", "tensors.safetensors", "curve.jsonl"
+PEAKS = ("peak_memory_gb", "gpu_allocated_peak_gb", "load_peak_memory_gb")
+FINAL = ("ok", "diverged")  # the same steps would end the same way
+
+
+def checkpoints(attempt: Path) -> list[Path]:
+    """The whole checkpoints of an attempt's folder, oldest first."""
+    return sorted(path for path in (attempt / FOLDER).glob("step-*") if (path / STATE).exists())
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def resumable(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
+    """What a new attempt's spec says of the one it goes on from: `run_id`, `checkpoint` (relative to `root`), `peaks` (the
+    largest of each since that one); None where there is nothing to go on from. `attempts` come oldest first."""
+    peaks: dict[str, float] = {}
+    for attempt in reversed(attempts):
+        if attempt.status in FINAL or attempt.spec.get("fingerprints") != dict(expected):
+            return None
+        measured = attempt.result.get("measured", {})
+        for name in PEAKS:
+            if measured.get(name) is not None:
+                peaks[name] = max(peaks.get(name, 0.0), measured[name])
+        if found := checkpoints(attempt.folder):
+            return {"run_id": attempt.run_id, "checkpoint": str(found[-1].relative_to(root)), "peaks": peaks}
+    return None
+
+
+def clear(attempts: Sequence[Attempt], *, keep: str | None = None) -> None:
+    """Remove all checkpoints and half-written models of `attempts` but those of the attempt `keep`."""
+    for attempt in attempts:
+        if attempt.run_id != keep:
+            shutil.rmtree(attempt.folder / FOLDER, ignore_errors=True)
+        shutil.rmtree(attempt.folder / ".model.partial", ignore_errors=True)
+
+
+def outlook(attempt: Path) -> str:
+    """What the next run does with an attempt that ended too early."""
+    spec = read_json(attempt / "spec.json") or {}
+    inherited = spec.get("resume")
+    if found := checkpoints(attempt):
+        return f"the next run goes on after step {step_of(found[-1])}"
+    if inherited and (Path(spec["root"]) / inherited["checkpoint"]).exists():
+        return f"the next run goes on after step {step_of(Path(inherited['checkpoint']))}"
+    return "the next run starts it again"

@@ -1,0 +1,40 @@
+"""What a run has done so far, over all its attempts: steps, examples, and the time of each optimizer step once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Tally:
+    """Seconds are those of optimizer steps alone. The first step of a process pays for warm-up and for the optimizer's state,
+    so the steady sums leave it out. `told`: the last step's point is on the curve."""
+
+    step: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    steady_seconds: float = 0.0
+    steady_tokens: int = 0
+    loss: float | None = None
+    rate: float | None = None
+    told: bool = True
+
+    def add(self, *, examples: int, tokens: int, seconds: float, first: bool) -> None:
+        """Count an optimizer step that took `seconds`; `first` of this process."""
+        self.step += 1
+        self.examples += examples
+        self.seconds += seconds
+        self.tokens += tokens
+        if not first:
+            self.steady_seconds += seconds
+            self.steady_tokens += tokens
+
+    def measured(self) -> dict[str, Any]:
+        """The row's columns."""
+        return {
+            "last_step": self.step,
+            "train_loss": self.loss,
+            "train_seconds": self.seconds,
+            "tokens_per_second": self.steady_tokens / self.steady_seconds if self.steady_seconds else None,
+            "trained_tokens": self.tokens,
+        }

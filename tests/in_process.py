@@ -1,0 +1,83 @@
+"""A cell's child without a process of its own: seconds less a test, and it can be ended at a chosen moment."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.launcher import CellCommand
+from pipelines.train.child import train_cell
+from pipelines.worker import Worker
+
+
+class KilledError(BaseException):
+    """Ends the child's work where it stands, as SIGKILL would: no handler of it runs to an end."""
+
+
+@dataclass
+class Ended:
+    """A command that has run already."""
+
+    exit_code: int
+
+    def poll(self) -> int:
+        return self.exit_code
+
+    def memory_bytes(self) -> int:
+        return 0
+
+    def stop(self, *, grace_seconds: float = 0) -> None:
+        pass
+
+
+class Told(Worker):
+    """A worker that does `at_point` with each new point of the curve."""
+
+    at_point: Callable[["Told", dict[str, Any]], None]
+
+    def point(self, row: dict[str, Any], *, quietly: bool = False) -> None:
+        super().point(row, quietly=quietly)
+        if not quietly:
+            self.at_point(self, row)
+
+    def ask_to_stop(self) -> None:
+        self._asked_to_stop = True
+
+
+class InProcess:
+    """A launcher that runs the training child here; `at_point(worker, row)` may raise KilledError or ask it to stop."""
+
+    def __init__(self, at_point: Callable[[Told, dict[str, Any]], None] = lambda _worker, _row: None) -> None:
+        self._at_point = at_point
+
+    def start(self, command: CellCommand) -> Ended:
+        (command.folder / "log.txt").touch()
+        worker = Told(command.folder)
+        worker.at_point = self._at_point
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            return Ended(worker.run(train_cell))
+        except KilledError:
+            return Ended(-signal.SIGKILL)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def kill_at(step: int) -> InProcess:
+    """The child is killed when the point of `step` is on the curve."""
+
+    def at_point(_worker: Told, row: dict[str, Any]) -> None:
+        if row["step"] == step:
+            raise KilledError
+
+    return InProcess(at_point)
+
+
+def stop_at(step: int) -> InProcess:
+    """The child gets SIGTERM when the point of `step` is on the curve."""
+
+    def at_point(worker: Told, row: dict[str, Any]) -> None:
+        if row["step"] == step:
+            worker.ask_to_stop()
+
+    return InProcess(at_point)

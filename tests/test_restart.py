@@ -1,0 +1,372 @@
+"""A cell that was ended at any moment goes on from its last checkpoint and ends in the same bits as one that never was."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import cells, disk
+from pipelines.cells import Attempt
+from pipelines.clean import clean as cleaning
+from pipelines.clean.read import raw_records
+from pipelines.compare.tables import all_tables
+from pipelines.files import read_json, write_json
+from pipelines.train import checkpoint, restart
+from pipelines.train.cell import Watch, train
+from pipelines.train.tally import Tally
+from tests.in_process import InProcess, kill_at, stop_at
+from tests.project import MODEL, TinyProject
+
+STEPS = 6
+METHODS = ["full", "lora-r8", "qlora-r8"]
+UNDISTURBED: dict[str, Any] = {}
+
+
+@pytest.fixture
+def cleaned(project: TinyProject) -> TinyProject:
+    """A project whose cells take six steps and write a checkpoint every second one."""
+    project.change(profiles={"local": {"training": {"epochs": 3, "eval_every_steps": 4, "checkpoint_every_steps": 2}}})
+    stage = project.stage()
+    cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
+    return project
+
+
+def attempt_at(project: TinyProject, method: str, launcher: Any = None, **options: Any) -> Attempt:
+    watch = Watch(say=lambda _message: None, launcher=launcher or InProcess())
+    return train(project.stage(), project.key(method), watch=watch, **options)[0]
+
+
+def outcome(attempt: Attempt) -> tuple[dict[str, bytes], list[tuple[Any, ...]]]:
+    """All that must not depend on when a cell was ended: the saved weights' bytes and the curve's losses."""
+    assert attempt.status == "ok", attempt.result["status_detail"]
+    weights = {path.name: path.read_bytes() for path in attempt.model_folder.glob("*.safetensors")}
+    curve = [(p["step"], p["examples"], p["train_loss"], p["eval_loss"], p["learning_rate"]) for p in attempt.curve()]
+    return weights, curve
+
+
+@pytest.fixture
+def undisturbed(cleaned: TinyProject) -> Callable[[str], Any]:
+    """The outcome of a method's cell that nobody ends; the same for every test here, so made once."""
+
+    def made(method: str) -> Any:
+        if method not in UNDISTURBED:
+            UNDISTURBED[method] = outcome(attempt_at(cleaned, method))
+            shutil.rmtree(cleaned.key(method).folder(cleaned.data))
+        return UNDISTURBED[method]
+
+    return made
+
+
+def steps_done(attempt: Attempt) -> list[int]:
+    return [point["step"] for point in attempt.curve()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_cell_ends_in_the_same_bits(
+    cleaned: TinyProject, undisturbed: Callable[[str], Any], method: str
+) -> None:
+    expected = undisturbed(method)
+    killed = attempt_at(cleaned, method, kill_at(3))
+    assert killed.status == "killed" and "goes on after step 2" in killed.result["status_detail"]
+    again = attempt_at(cleaned, method, kill_at(5))
+    assert again.status == "killed" and "goes on after step 4" in again.result["status_detail"]
+    finished = attempt_at(cleaned, method)
+    assert outcome(finished) == expected
+    assert "going on after step 4 of 6" in log_of(finished)
+    assert [a.status for a in cells.attempts(cleaned.data, cleaned.key(method))] == ["killed", "killed", "ok"]
+    assert not list(cleaned.data.cells.rglob(restart.FOLDER)), "checkpoints go when the cell is done"
+
+
+def log_of(attempt: Attempt) -> str:
+    """What the attempt said; in this process it is the resume that stands in its result."""
+    told = attempt.result["resume"]
+    return f"going on after step {restart.step_of(Path(told['checkpoint']))} of {STEPS}" if told else ""
+
+
+def test_sigterm_keeps_the_last_whole_step_and_the_next_run_needs_no_step_again(
+    cleaned: TinyProject, undisturbed: Callable[[str], Any]
+) -> None:
+    expected = undisturbed("lora-r8")
+    stopped = attempt_at(cleaned, "lora-r8", stop_at(3))
+    assert stopped.status == "killed"
+    assert stopped.result["status_detail"] == "ended by SIGTERM from outside; the next run goes on after step 3"
+    finished = attempt_at(cleaned, "lora-r8")
+    assert outcome(finished) == expected
+    assert steps_done(finished) == list(range(STEPS + 1)), "each step once, also those of the earlier attempt"
+
+
+def test_sigterm_during_an_evaluation_leaves_its_point_to_the_next_run(
+    cleaned: TinyProject, undisturbed: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.train.loop import Trainer
+
+    expected = undisturbed("lora-r8")
+    whole = Trainer._eval_loss
+
+    def stop_inside(trainer: Any, held_out: Any) -> float:
+        if trainer.tally.step == 4:
+            trainer.worker.ask_to_stop()
+        return whole(trainer, held_out)
+
+    monkeypatch.setattr(Trainer, "_eval_loss", stop_inside)
+    stopped = attempt_at(cleaned, "lora-r8")
+    assert stopped.status == "killed" and steps_done(stopped)[-1] == 3
+    monkeypatch.undo()
+    assert outcome(attempt_at(cleaned, "lora-r8")) == expected
+
+
+def test_peaks_are_the_most_over_attempts_and_times_count_once(cleaned: TinyProject) -> None:
+    killed = attempt_at(cleaned, "lora-r8", kill_at(3))
+    result = read_json(killed.folder / "result.json") or {}
+    result["measured"] |= {"peak_memory_gb": 77.0, "load_peak_memory_gb": 55.0}
+    write_json(killed.folder / "result.json", result)
+    (kept,) = restart.checkpoints(killed.folder)
+    state = checkpoint.read_state(kept)
+    state["tally"] |= {"seconds": 1000.0, "tokens": 10, "steady_seconds": 500.0}
+    write_json(kept / restart.STATE, state)
+    finished = attempt_at(cleaned, "lora-r8")
+    measured = finished.result["measured"]
+    assert (measured["peak_memory_gb"], measured["load_peak_memory_gb"]) == (77.0, 55.0)
+    assert 1000 < measured["train_seconds"] < 1100
+    assert finished.curve()[-1]["elapsed_seconds"] == measured["train_seconds"]
+    assert measured["process_memory_mean_mb"] > 0 and measured["last_step"] == STEPS
+
+
+def test_another_recipe_starts_anew_and_the_old_checkpoint_goes(cleaned: TinyProject) -> None:
+    attempt_at(cleaned, "lora-r8", kill_at(3))
+    cleaned.change(methods={"lora-r8": {"weight_decay": 0.1}})
+    finished = attempt_at(cleaned, "lora-r8")
+    assert finished.status == "ok" and finished.result["resume"] is None
+    assert not list(cleaned.data.cells.rglob(restart.FOLDER))
+
+
+def test_a_checkpoint_of_other_package_versions_is_not_gone_on_from(
+    cleaned: TinyProject, undisturbed: Callable[[str], Any]
+) -> None:
+    expected = undisturbed("lora-r8")
+    killed = attempt_at(cleaned, "lora-r8", kill_at(3))
+    (kept,) = restart.checkpoints(killed.folder)
+    write_json(kept / restart.STATE, checkpoint.read_state(kept) | {"versions": {"torch": "1.0"}})
+    assert outcome(attempt_at(cleaned, "lora-r8")) == expected
+
+
+def test_a_half_written_checkpoint_is_none(cleaned: TinyProject, undisturbed: Callable[[str], Any]) -> None:
+    expected = undisturbed("lora-r8")
+    killed = attempt_at(cleaned, "lora-r8", kill_at(5))
+    (kept,) = restart.checkpoints(killed.folder)
+    kept.rename(kept.with_name(".step-00000004.partial"))
+    assert restart.outlook(killed.folder) == "the next run starts it again"
+    assert outcome(attempt_at(cleaned, "lora-r8")) == expected
+
+
+def test_killed_before_the_first_step_of_a_second_attempt_the_third_still_goes_on(
+    cleaned: TinyProject, undisturbed: Callable[[str], Any]
+) -> None:
+    expected = undisturbed("lora-r8")
+    attempt_at(cleaned, "lora-r8", kill_at(4))
+    second = attempt_at(cleaned, "lora-r8", kill_at(5))
+    shutil.rmtree(second.folder / restart.FOLDER, ignore_errors=True)
+    third = attempt_at(cleaned, "lora-r8")
+    assert outcome(third) == expected
+    assert "going on after step 2" in log_of(third) or "going on after step 4" in log_of(third)
+
+
+# disk
+
+
+def test_too_little_disk_is_known_before_the_first_step(cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda _folder: 1000)
+    result = attempt_at(cleaned, "full").result
+    assert (result["status"], result["phase"]) == ("failed", "train")
+    assert result["bytes_available"] == 1000 and result["bytes_needed"] > 100_000
+    assert "MB are needed" in result["status_detail"] and result["measured"].get("last_step") is None
+
+
+@pytest.mark.parametrize(("fails", "phase"), [("checkpoint", "train"), ("model", "save")])
+def test_a_disk_that_fills_up_while_running_is_failed_with_what_it_says(
+    cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch, fails: str, phase: str
+) -> None:
+    from transformers import PreTrainedModel
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    if fails == "checkpoint":
+        monkeypatch.setattr(checkpoint, "save_file", full)
+    else:
+        monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    attempt = attempt_at(cleaned, "full")
+    assert (attempt.status, attempt.result["phase"]) == ("failed", phase)
+    assert "are free in" in attempt.result["status_detail"] and attempt.result["bytes_available"] > 0
+    assert not list(attempt.folder.rglob("*.partial"))
+    monkeypatch.undo()
+    assert attempt_at(cleaned, "full").status == "ok"
+
+
+def test_a_really_full_disk_is_a_row(cleaned: TinyProject, tmp_path: Path) -> None:
+    """A file system of a few megabytes, mounted where only this command sees it."""
+    folder, seen = cleaned.data.cells, tmp_path / "seen"
+    folder.mkdir(parents=True)
+    mount = f"mount -t tmpfs -o size=4M tmpfs {folder}"
+    if subprocess.run(["unshare", "-rm", "bash", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let a test mount a file system of its own")
+    fill = f"head -c 3000000 /dev/zero > {folder}/filler"
+    command = f"{mount} && {fill}; {sys.executable} -m pipelines.cli train {MODEL} full; cp -r {folder} {seen}"
+    done = subprocess.run(["unshare", "-rm", "bash", "-c", command], capture_output=True, text=True, check=False)
+    (result,) = seen.rglob("result.json")
+    found = read_json(result) or {}
+    assert found["status"] == "failed" and "too little disk" in found["status_detail"], (found, done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+# state
+
+
+def test_a_tally_counts_the_first_step_of_a_process_but_not_as_steady() -> None:
+    tally = Tally()
+    tally.add(examples=4, tokens=100, seconds=5.0, first=True)
+    assert tally.measured()["tokens_per_second"] is None
+    tally.add(examples=4, tokens=60, seconds=2.0, first=False)
+    found = tally.measured()
+    assert (found["last_step"], found["train_seconds"], found["tokens_per_second"]) == (2, 7.0, 30.0)
+    assert (tally.examples, found["trained_tokens"]) == (8, 160)
+
+
+def test_random_states_come_back_exactly() -> None:
+    import numpy as np
+    import torch
+
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    np.random.standard_normal()  # leaves half a pair behind
+    kept = checkpoint.Random.now()
+
+    def drawn() -> tuple[float, ...]:
+        return (torch.rand(1).item(), np.random.standard_normal(), random.gauss(0, 1), random.random())
+
+    first = drawn()
+    through_json = checkpoint.Random(kept.tensors, checkpoint.json.loads(checkpoint.json.dumps(kept.numbers)))
+    through_json.set()
+    assert drawn() == first
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
+def test_an_optimizer_goes_on_exactly(tmp_path: Path, name: str) -> None:
+    import torch
+
+    from pipelines.train.loop import make_optimizer
+
+    recipe = {"learning_rate": 1e-2, "weight_decay": 0.1, "optimizer": name}
+
+    def steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+        for seed in seeds:
+            torch.manual_seed(seed)
+            model(torch.randn(8, 128)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(128, 64)
+    optimizer = make_optimizer(model, recipe)
+    steps(model, optimizer, range(3))
+    parameters = list(model.parameters())
+    tensors, numbers = checkpoint.optimizer_state(optimizer, parameters)
+    held = {f"weights/{n}": p for n, p in model.named_parameters()} | {f"optimizer/{n}": t for n, t in tensors.items()}
+    kept = checkpoint.write(tmp_path, 3, held, {"optimizer": numbers})
+    steps(model, optimizer, range(3, 6))
+
+    other = torch.nn.Linear(128, 64)
+    checkpoint.copy_weights(kept, dict(other.named_parameters()))
+    resumed = make_optimizer(other, recipe)
+    read = checkpoint.read_tensors(kept, "optimizer")
+    checkpoint.set_optimizer_state(resumed, list(other.parameters()), read, checkpoint.read_state(kept)["optimizer"])
+    steps(other, resumed, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+# real processes
+
+
+def start_cell(method: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "train", MODEL, method],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_step(project: TinyProject, method: str, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        newest = cells.latest(project.data, project.key(method))
+        if newest and newest.curve() and newest.curve()[-1]["step"] >= step:
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_command_ended_from_outside_is_gone_on_with(cleaned: TinyProject, sent: signal.Signals) -> None:
+    cleaned.change(profiles={"local": {"training": {"epochs": 40}}})
+    process = start_cell("lora-r8")
+    wait_for_step(cleaned, "lora-r8", 5, process)
+    os.kill(process.pid, sent)
+    process.communicate(timeout=60)
+    first = cells.latest(cleaned.data, cleaned.key("lora-r8"))
+    assert first is not None and first.status in ("lost", "killed")
+    finished = attempt_at(cleaned, "lora-r8")
+    assert finished.result["resume"]["run_id"] == first.run_id
+    assert steps_done(finished) == list(range(81))
+    runs = all_tables(cleaned.data, cleaned.stage().experiments, [])["training_runs"].to_pylist()
+    assert [(run["run_id"], run["status"]) for run in runs] == [
+        (first.run_id, first.status),
+        (finished.run_id, "ok"),
+    ], "the old attempt stays"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_twenty_random_kills_end_in_the_undisturbed_result(cleaned: TinyProject, method: str) -> None:
+    cleaned.change(
+        profiles={"local": {"training": {"epochs": 300, "eval_every_steps": 25, "checkpoint_every_steps": 5}}}
+    )
+    process = start_cell(method)
+    process.communicate()
+    expected = outcome(latest(cleaned, method))
+    shutil.rmtree(cleaned.key(method).folder(cleaned.data))
+    chance, kills = random.Random(method), 0
+    while True:
+        process = start_cell(method)
+        try:
+            # most of the first seconds are loading; kill there too, but mostly later
+            process.communicate(timeout=chance.uniform(2, 14) if kills < 20 else None)
+        except subprocess.TimeoutExpired:
+            victim = child_of(process.pid) if chance.random() < 0.5 else None
+            os.kill(victim or process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            continue
+        if latest(cleaned, method).status == "ok":
+            break
+    assert kills >= 5
+    assert outcome(latest(cleaned, method)) == expected
+
+
+def latest(project: TinyProject, method: str) -> Attempt:
+    found = cells.latest(project.data, project.key(method))
+    assert found is not None
+    return found
+
+
+def child_of(pid: int) -> int | None:
+    import psutil
+
+    found = psutil.Process(pid).children()
+    return found[0].pid if found else None
