@@ -334,29 +334,38 @@ def test_a_command_ended_from_outside_is_gone_on_with(cleaned: TinyProject, sent
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_twenty_random_kills_end_in_the_undisturbed_result(cleaned: TinyProject, method: str) -> None:
-    cleaned.change(
-        profiles={"local": {"training": {"epochs": 300, "eval_every_steps": 25, "checkpoint_every_steps": 5}}}
-    )
-    process = start_cell(method)
-    process.communicate()
+    often = {"epochs": 300, "eval_every_steps": 25, "checkpoint_every_steps": 5}
+    cleaned.change(profiles={"local": {"training": often}})
+    start_cell(method).communicate()
     expected = outcome(latest(cleaned, method))
     shutil.rmtree(cleaned.key(method).folder(cleaned.data))
-    chance, kills = random.Random(method), 0
-    while True:
+    chance = random.Random(method)
+    for kill in range(20):
         process = start_cell(method)
-        try:
-            # most of the first seconds are loading; kill there too, but mostly later
-            process.communicate(timeout=chance.uniform(2, 14) if kills < 20 else None)
-        except subprocess.TimeoutExpired:
-            victim = child_of(process.pid) if chance.random() < 0.5 else None
-            os.kill(victim or process.pid, signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            continue
-        if latest(cleaned, method).status == "ok":
-            break
-    assert kills >= 5
+        before = cells.latest(cleaned.data, cleaned.key(method))
+        if kill % 4:  # while it trains, or saves; the others while it starts and loads
+            wait_for_more(cleaned, method, before, process)
+        time.sleep(chance.uniform(0, 1.0 if kill % 4 else 6.0))
+        victim = child_of(process.pid) if chance.random() < 0.5 else None
+        os.kill(victim or process.pid, signal.SIGKILL)
+        process.communicate()
+    start_cell(method).communicate()
     assert outcome(latest(cleaned, method)) == expected
+    ended = [attempt.status for attempt in cells.attempts(cleaned.data, cleaned.key(method))]
+    assert set(ended[:-1]) <= {"killed", "lost"} and len(ended) > 10
+
+
+def wait_for_more(project: TinyProject, method: str, before: Attempt | None, process: subprocess.Popen[str]) -> None:
+    """Returns when a new attempt has gone beyond what it went on from."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        newest = cells.latest(project.data, project.key(method))
+        if newest and (before is None or newest.run_id != before.run_id):
+            inherited = newest.spec.get("resume")
+            done = restart.step_of(Path(inherited["checkpoint"])) if inherited else 0
+            if len(newest.curve()) > done + 2:
+                return
+        time.sleep(0.02)
 
 
 def latest(project: TinyProject, method: str) -> Attempt:

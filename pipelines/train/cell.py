@@ -268,7 +268,7 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
     spec, report = read_json(folder / "spec.json") or {}, child_report(folder)
     state = read_json(folder / "state.json") or {}
     measured = report["measured"]
-    if ending and measured.get("peak_memory_gb") is None and phase == "train":
+    if ending and measured.get("peak_memory_gb") is None and phase in ("probe", "train"):
         measured = {**measured, "peak_memory_gb": ending.peak_bytes / 1e9}  # what the watchdog saw last
     copied = ("run_id", "model", "method", "seed", "profile", "recipe", "fingerprints", "memory_budget_gb", "resume")
     disk.give_room_back(folder)

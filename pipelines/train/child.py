@@ -57,11 +57,12 @@ def train_cell(worker: Worker) -> None:
     held_out = [example for example in held_out if len(example) <= recipe["max_length"]]
     worker.measure(truncated_share=1 - len(fitting) / len(train), train_examples=len(fitting))
     checks.tokens_are_sound(fitting, held_out, form)
-    worker.phase("train")
     trainer = Trainer(worker, model, recipe, loading.device())
     earlier = _earlier(worker)
+    trainer.prepare(fitting, earlier)
+    worker.phase("train")
     _require_disk(worker, trainer, resumed=earlier is not None)
-    trainer.train(fitting, held_out, earlier)
+    trainer.train(held_out)
 
     worker.phase("save")
     _save(worker, model, tokenizer)

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from pipelines.train import batches, checkpoint, checks
+from pipelines.train import batches, checkpoint, checks, probe
 from pipelines.train.checkpoint import Random
 from pipelines.train.loading import half_precision
 from pipelines.train.losses import head_on_positions, token_losses
-from pipelines.train.memory import MemoryMeter
+from pipelines.train.memory import MemoryMeter, peak_bytes, reset_peaks
 from pipelines.train.prompts import Tokenized
 from pipelines.train.tally import Tally
 from pipelines.worker import DivergedError, StoppedError, Stopwatch, Worker
@@ -64,14 +64,11 @@ class Trainer:
         self._warm = False
         self._wanted: list[torch.Tensor] = []
 
-    def train(self, train: Sequence[Tokenized], held_out: Sequence[Tokenized], earlier: Path | None = None) -> None:
-        """Train over `train`; the loss on `held_out` is a point on the curve at the start, at intervals and at the end.
-        `earlier` is the checkpoint to go on from.
+    def prepare(self, train: Sequence[Tokenized], earlier: Path | None = None) -> None:
+        """Plan the steps over `train`; then find out whether they fit, or take over the checkpoint `earlier`.
 
         Raises:
-            DivergedError: a loss or a gradient is no longer finite.
-            StoppedError: SIGTERM came; the state after the last whole step is kept.
-            DiskFullError: a checkpoint could not be written.
+            DivergedError, StoppedError: as `train` does.
         """
         recipe = self.recipe
         self._plan = batches.steps(
@@ -81,6 +78,17 @@ class Trainer:
         self.worker.listen()
         if earlier:
             self._go_on(earlier, train)
+        else:
+            self._probe()
+
+    def train(self, held_out: Sequence[Tokenized]) -> None:
+        """Train what was prepared; the loss on `held_out` is a point on the curve at the start, at intervals and at the end.
+
+        Raises:
+            DivergedError: a loss or a gradient is no longer finite.
+            StoppedError: SIGTERM came; the state after the last whole step is kept.
+            DiskFullError: a checkpoint could not be written.
+        """
         self.meter.start()
         try:
             with head_on_positions(self.model) as self._wanted:
@@ -90,6 +98,22 @@ class Trainer:
         finally:
             self.meter.stop()
             self.worker.measure(**self.meter.summary())
+
+    def _probe(self) -> None:
+        """Fail now rather than at the longest batch; weights, optimizer and random states are afterwards as before."""
+        self.worker.phase("probe")
+        clock, before = Stopwatch(), Random.now()
+        reset_peaks()
+        worst = probe.heaviest(self._plan, self.model.config, max_tokens=self.recipe["micro_batch_tokens"])
+        with head_on_positions(self.model) as self._wanted:
+            probe.probe(self, worst)
+        before.set()
+        self.worker.measure(probe_seconds=clock.total(), probe_peak_memory_gb=peak_bytes() / 1e9)
+
+    def reset_optimizer(self) -> None:
+        """A new one that remembers nothing; gradients go too."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer = make_optimizer(self.model, self.recipe)
 
     def _run(self, held_out: Sequence[Tokenized]) -> None:
         tally, every = self.tally, self.worker.spec["checkpoint_every_steps"]

@@ -56,6 +56,11 @@ class Samples:
         return math.sqrt(self.squares / self.count) if self.count else 0.0
 
 
+def peak_bytes() -> int:
+    """The peak since the last reset that a row means: the card's on CUDA, else the process's."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident_bytes()
+
+
 class MemoryMeter:
     """Samples on a thread of its own between `start` and `stop`; all sizes are bytes unless the name says otherwise."""
 

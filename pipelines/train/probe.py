@@ -1,0 +1,40 @@
+"""Find out in seconds whether a cell fits: two whole optimizer steps on the heaviest micro-batch, which leave no trace.
+
+Adam's states come with the first step, so only the second holds all that training holds: weights, gradients, states and the
+largest activations at once. Every cell is probed, also a short one: it costs two or three micro-batches.
+"""
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.train import batches
+from pipelines.train.prompts import Tokenized
+
+FLOATS_PER_WIDTH = 30  # numbers that a decoder layer keeps for the backward pass, per token and unit of width (roughly)
+
+
+def heaviest(plan: Sequence[Sequence[Tokenized]], config: Any, *, max_tokens: int) -> list[list[Tokenized]]:
+    """Micro-batches of one optimizer step that needs as much memory as any of `plan`: the heaviest one last, and before it a
+    small one where steps accumulate, since then gradients are there already while its activations are."""
+    steps = [batches.micro_batches(step, max_tokens=max_tokens) for step in plan]
+
+    def weight(batch: Sequence[Tokenized]) -> float:
+        activations = len(batch) * len(batch[0]) * config.num_hidden_layers * config.hidden_size * FLOATS_PER_WIDTH
+        logits = 3 * sum(example.learned for example in batch) * config.vocab_size
+        return activations + logits
+
+    every = [batch for step in steps for batch in step]
+    worst = max(every, key=weight)
+    accumulates = any(len(step) > 1 for step in steps)
+    return [min(every, key=weight)[-1:], worst] if accumulates else [worst]
+
+
+def probe(trainer: Any, groups: list[list[Tokenized]]) -> None:
+    """Two optimizer steps over `groups` at a learning rate of zero, so that no weight changes and no copy of them is needed
+    (p − 0 × update is p, to the bit, whatever the optimizer; only a negative zero may lose its sign). The caller drops the
+    optimizer's state and sets the random states back."""
+    trainer.step(groups[-1:], 0.0)
+    trainer.step(groups, 0.0)
+    trainer.reset_optimizer()
+    gc.collect()
