@@ -6,11 +6,11 @@ Each line states the figure, what it is compared with in the same run, and that 
 import json
 import sys
 
-from benchmarks import dropout, generate, publish, step
+from benchmarks import dropout, estimate, generate, publish, step
 
 
 def main() -> int:
-    known = {"dropout": dropout, "generate": generate, "publish": publish, "step": step}
+    known = {"dropout": dropout, "estimate": estimate, "generate": generate, "publish": publish, "step": step}
     names = sys.argv[1:] or list(known)
     if unknown := [name for name in names if name not in known]:
         print(f"unknown benchmark {unknown[0]!r}; expected some of {', '.join(known)}", file=sys.stderr)

@@ -118,6 +118,14 @@ def test_few_layers_carried_on_are_all_layers(recipe: dict[str, Any]) -> None:
     assert carried.late.total == pytest.approx(whole.late.total, rel=0.02)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_architecture_is_rehearsed_as_on_a_card(architecture: str, checkpointing: bool) -> None:
+    recipe = {**recipe_for(architecture, "full"), "gradient_checkpointing": checkpointing}
+    here, card = (rehearsal.rehearse(tiny_model(architecture).config, recipe, [BATCH], d) for d in ("cpu", "cuda"))
+    assert card.weights == here.weights and 0 < card.early.total < 1.2 * here.early.total
+
+
 def test_layers_of_several_kinds_are_rehearsed_whole() -> None:
     config = llama(layers=8)
     assert rehearsal._layers_are_alike(config)
@@ -228,7 +236,7 @@ def test_the_command_predicts_once_and_then_remembers(
     assert 0.2 < row["framework_gb"] < row["training_gb"] < 1.5 and row["because"] is None
     assert row["batch_from"].startswith("the most that the settings allow")
 
-    monkeypatch.setattr(estimating, "_run", lambda _: pytest.fail("asked again"))
+    monkeypatch.setattr(estimating, "answers_to", lambda _: pytest.fail("asked again"))
     for form in ("text", "markdown", "csv"):
         assert main(["estimate", "smollm2-135m", "lora-r8", "--format", form]) == 0
         shown = capsys.readouterr().out

@@ -67,7 +67,7 @@ def answer(asked: Json, occupied: dict[str, int]) -> Json:
         made = predict(counted, device)
         found[device] = {**vars(made), "peak": made.peak}
         found |= {"parameters": round(counted.parameters), "trainable": round(counted.trainable)}
-    if recipe["kind"] != "none":
+    if asked.get("halved") and recipe["kind"] != "none":
         found["halved_gb"] = halved(config, recipe, asked, predict) / 1e9
     return found
 
@@ -88,9 +88,11 @@ def complete(recipe: Json) -> Json:
 
 
 def batches_of(asked: Json, recipe: Json) -> tuple[list[Any], str]:
-    """The micro-batches to rehearse, and where they come from."""
-    from pipelines.estimate.batch import allowed, heaviest
+    """The micro-batches to rehearse, and where they come from: the question itself, the examples, or the settings."""
+    from pipelines.estimate.batch import Batch, allowed, heaviest
 
+    if asked.get("batches"):
+        return [Batch(**one) for one in asked["batches"]], "the question"
     if recipe["kind"] == "none":
         return allowed(recipe), "nothing is trained"
     if asked["examples"] is None:
@@ -123,7 +125,9 @@ def main() -> None:
         try:
             found = answer(asked, occupied)
         except Exception as error:  # one model that cannot be built must not cost the others their answer
-            found = {"because": f"{type(error).__name__}: {error}"[:300]}
+            found = {
+                "because": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:300]
+            }
         print(json.dumps(found), flush=True)
 
 

@@ -106,8 +106,11 @@ def keep_predictions(stage: Stage) -> None:
     profile = stage.experiments.profile(stage.profile)
     cells = [(model, method) for model in profile.models for method in profile.methods]
     trained = [(model, method) for model, method in cells if stage.experiments.method(method).kind != "none"]
+    asked = questions(stage, trained, profile.seeds)
+    for question in asked:
+        question.asked["halved"] = True  # for the advice
     try:
-        answers(questions(stage, trained, profile.seeds), say=lambda _: None)
+        answers(asked, say=lambda _: None)
     except WorkError as error:
         announce(f"no prediction of memory: {error}")
 
@@ -116,16 +119,22 @@ def answers(asked: Sequence[Question], *, say: Any) -> dict[Path, Json]:
     """The answer in each question's file, made first where there is none or where the code has changed since."""
     code = code_version()
     kept = {question.file: read_json(question.file) for question in asked}
-    missing = [question for question in asked if (kept[question.file] or {}).get("code") != code]
+    missing = [question for question in asked if not _answers_it(kept[question.file], question, code)]
     shapeless = [question for question in missing if question.asked["config"] is None]
     answerable = [question for question in missing if question.asked["config"] is not None]
     kept |= {question.file: {"because": NO_CONFIG.format(question.model)} for question in shapeless}
     if answerable:
         say(f"predicting the memory of {len(answerable)} cells (some seconds; kept for the next time)")
-        for question, found in zip(answerable, _run([question.asked for question in answerable]), strict=True):
+        for question, found in zip(answerable, answers_to([question.asked for question in answerable]), strict=True):
             kept[question.file] = {**found, "code": code, "model": question.model, "method": question.method}
             write_json(question.file, kept[question.file])
     return {file: found for file, found in kept.items() if found is not None}
+
+
+def _answers_it(found: Json | None, question: Question, code: str) -> bool:
+    if found is None or found.get("code") != code:
+        return False
+    return "because" in found or "halved_gb" in found or not question.asked.get("halved")
 
 
 def code_version() -> str:
@@ -133,7 +142,12 @@ def code_version() -> str:
     return source_hash(Path(__file__).parent) + source_hash(Path(training.__file__).parent)
 
 
-def _run(asked: list[Json]) -> list[Json]:
+def answers_to(asked: list[Json]) -> list[Json]:
+    """The answers of one estimating process, in order.
+
+    Raises:
+        WorkError: it ended before the last.
+    """
     environment = child_environment({"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.estimate.child"],

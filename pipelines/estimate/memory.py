@@ -14,7 +14,7 @@ Device = Literal["cpu", "cuda"]
 # Share of the small activations and gradients that the heap holds beside them once it has grown to its size, which takes some
 # steps. glibc's free blocks do not fit the same request again (it asks for more than it uses, to align it); adapters break the
 # heap up far more, having many short-lived tensors among the kept ones. `python -m benchmarks estimate` measures what it comes to.
-HEAP_SLACK = {"none": 0.0, "full": 0.3, "lora": 0.9}
+HEAP_SLACK = {"none": 0.0, "full": 0.5, "lora": 0.8}
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Prediction:
 def on_cpu(counted: Any, recipe: dict[str, Any], *, framework: float, file_width: int) -> Prediction:
     """`framework` is the resident memory of a process that has loaded all libraries and no model; `file_width` the bytes of a
     weight in its file, which stays mapped (and resident) as long as some weights need no conversion."""
-    read = file_width * counted.parameters
     converted = file_width != 4
-    mapped = file_width * counted.quantized if not converted else 0
+    mapped = 0 if converted else file_width * counted.quantized
     weights = counted.weights + mapped
-    load = framework + counted.weights + (read if converted or counted.quantized else 0)
+    if converted:
+        load = framework + counted.weights + file_width * counted.parameters
+    else:  # what is read as it is stays unread until it is used
+        load = framework + mapped + packed_bytes(counted)
     slack = HEAP_SLACK[recipe["kind"]]
     moments = (counted.early, counted.late)
     heap = max(m.total - m.large for m in moments)
@@ -69,6 +71,11 @@ def on_card(counted: Any, recipe: dict[str, Any]) -> Prediction:
         train=train, load=counted.weights, framework=0, weights=counted.weights, gradients=largest.gradients, optimizer=states,
         activations=largest.activations, slack=train - counted.weights - states - largest.total, pageable=pageable,
     )  # fmt: skip
+
+
+def packed_bytes(counted: Any) -> float:
+    """Of the weights, those in 4 bits: packed anew while loading, where the others are only mapped."""
+    return counted.weights - 4 * (counted.parameters - counted.quantized) if counted.quantized else 0
 
 
 def _large_gradients(counted: Any) -> float:

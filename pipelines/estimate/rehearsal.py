@@ -7,7 +7,7 @@ Layers of one kind cost the same, so the step is rehearsed with few of them, twi
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from transformers import masking_utils
 
 from pipelines.estimate import hollow
 from pipelines.estimate.batch import Batch
-from pipelines.estimate.card_rules import AsOnCuda
+from pipelines.estimate.card_rules import as_on_cuda
 from pipelines.estimate.live import Counting, Live, Moment
 from pipelines.estimate.optimizer import state_bytes
 from pipelines.train.losses import head_on_positions, token_losses
@@ -149,14 +149,12 @@ def _forward_backward(model: Any, batches: Sequence[Batch], live: Live, fake: Fa
     on_card = device == "cuda"
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with ExitStack() as stack:
-            for mode in (fake, Counting(live), _KnownPositions(), *([AsOnCuda()] if on_card else [])):
-                stack.enter_context(mode)
+        with fake, Counting(live), _KnownPositions():
             return plain(*args, **kwargs)
 
     model.forward = forward
     try:
-        with _one_example_a_row(), head_on_positions(model) as wanted:
+        with _one_example_a_row(), as_on_cuda() if on_card else nullcontext(), head_on_positions(model) as wanted:
             for batch in batches:
                 with Counting(live), torch.autocast("cpu", dtype=torch.bfloat16, enabled=on_card):
                     loss = token_losses(model, batch.examples(), wanted, torch.device("cpu")).sum()

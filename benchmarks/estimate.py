@@ -1,0 +1,125 @@
+"""Predicted against measured peak memory of training cells on this machine's processor: the packaged model's weights and random
+ones in the shapes of the grid's, several batches, full, LoRA and QLoRA.
+
+Each cell trains some whole optimizer steps on one batch in a process of its own (`benchmarks/estimate_child.py`); the states of
+Adam come with the first, the heap reaches its size in the next ones. What is predicted not to fit counts by its verdict.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+
+from pipelines import experiments as configuration
+from pipelines import shipped, weights
+from pipelines.cells import CellKey
+from pipelines.estimate import estimate
+from pipelines.estimate.batch import Batch
+from pipelines.experiments import Experiments
+from pipelines.paths import PROJECT, DataRoot, data_root
+from pipelines.process import child_environment
+from pipelines.train.cell import Stage, recipe_of
+
+PACKAGED, STEPS = "smollm2-135m", 3
+CELLS: dict[str, list[tuple[str, Batch]]] = {
+    PACKAGED: [
+        ("full", Batch(4, 128, 256)), ("full", Batch(2, 256, 256)), ("full", Batch(8, 48, 200)), ("full-8bit", Batch(4, 128, 256)),
+        ("lora-r8", Batch(4, 128, 256)), ("lora-r8", Batch(1, 256, 160)), ("lora-r128", Batch(4, 128, 256)),
+        ("lora-r8-qkv", Batch(4, 128, 256)), ("qlora-r8", Batch(4, 128, 256)), ("qlora-r8", Batch(2, 256, 320)),
+    ],
+    "opt-350m": [
+        ("full", Batch(2, 128, 128)), ("full-8bit", Batch(2, 128, 128)), ("lora-r8", Batch(4, 128, 256)),
+        ("qlora-r8", Batch(2, 128, 128)),
+    ],
+    "gpt2-large": [
+        ("full", Batch(1, 96, 64)), ("lora-r8", Batch(1, 128, 64)), ("lora-r8", Batch(4, 96, 200)), ("qlora-r8", Batch(2, 96, 96)),
+    ],
+    "opt-1.3b": [
+        ("full", Batch(1, 128, 64)), ("lora-r8", Batch(1, 128, 64)), ("lora-r8", Batch(2, 160, 160)),
+        ("qlora-r8", Batch(2, 96, 96)),
+    ],
+    "gpt-neo-1.3b": [
+        ("full", Batch(1, 128, 64)), ("lora-r8", Batch(1, 128, 64)), ("lora-r8-qkv", Batch(2, 128, 128)),
+        ("qlora-r8", Batch(2, 96, 96)),
+    ],
+    "llama-3-8b": [("full", Batch(1, 128, 64)), ("lora-r8", Batch(1, 128, 64))],
+}  # fmt: skip
+
+
+def measure() -> Iterator[dict[str, Any]]:
+    errors: list[float] = []
+    with TemporaryDirectory(prefix="featherweight-estimate-") as folder:
+        for model, cells in CELLS.items():
+            stage = _stage(model, Path(folder))
+            for line in _cells(stage, model, cells):
+                errors += [abs(line["error"])] if line["error"] is not None else []
+                yield line
+    yield {
+        "benchmark": "estimate",
+        "cells_measured": len(errors),
+        "median_error": median(errors) if errors else None,
+        "worst_error": max(errors, default=None),
+    }
+
+
+def _stage(model: str, folder: Path) -> Stage:
+    """The packaged model from the data root; any other with random weights in `folder`, which holds one model at a time."""
+    plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
+    if model == PACKAGED:
+        return Stage(data_root(), Experiments.model_validate(plain), "local")
+    plain["models"][model]["source"] = {"random": model}
+    return Stage(DataRoot(folder / model), Experiments.model_validate(plain), "local")
+
+
+def _cells(stage: Stage, model: str, cells: list[tuple[str, Batch]]) -> Iterator[dict[str, Any]]:
+    config = shipped.named(model)
+    asked = [
+        {
+            "recipe": recipe_of(stage, CellKey(model, method, 1)),
+            "config": config,
+            "batches": [asdict(batch)],
+            "device": "cpu",
+        }
+        for method, batch in cells
+    ]
+    room = psutil.virtual_memory().total / 1e9
+    for (method, batch), question, answer in zip(cells, asked, estimate.answers_to(asked), strict=True):
+        predicted = answer["cpu"]["peak"] / 1e9
+        line = {
+            "benchmark": "estimate",
+            "model": model,
+            "method": method,
+            "batch": str(batch),
+            "predicted_gb": predicted,
+        }
+        free = psutil.virtual_memory().available / 1e9
+        if predicted > 0.97 * room:
+            yield {**line, "measured_gb": None, "error": None, "verdict": f"does not fit {room:.1f} GB"}
+        elif predicted > 0.97 * free:
+            yield {**line, "measured_gb": None, "error": None, "verdict": f"not measured: {free:.1f} GB are free now"}
+        else:
+            folder = weights.fetch(stage.data, stage.experiments, model, say=lambda _: None)
+            found = _measured({**question, "weights": str(folder), "steps": STEPS})
+            training = answer["cpu"]["train"] / 1e9
+            yield {
+                **line, "predicted_gb": training, "measured_gb": found["peaks_gb"][-1],
+                "error": training / found["peaks_gb"][-1] - 1, "two_steps_gb": found["peaks_gb"][1],
+                "predicted_load_gb": answer["cpu"]["load"] / 1e9, "load_gb": found["load_peak_gb"], "verdict": "fits",
+            }  # fmt: skip
+
+
+def _measured(cell: dict[str, Any]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.estimate_child"],
+        input=json.dumps(cell), env=child_environment(), capture_output=True, text=True, check=False, cwd=PROJECT,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"the measured process ended with {done.returncode}: {done.stderr[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
