@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PARENT = "FEATHERWEIGHT_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
 
@@ -106,6 +108,17 @@ def limit_memory(budget_bytes: int | None) -> None:
     """Cap this process's private memory, so that a request over the budget fails with the bytes it asked for."""
     if budget_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (budget_bytes, budget_bytes))
+
+
+def memory_left() -> int:
+    """Bytes that this process may still ask for: of its cap where it has one, else what the machine has available."""
+    cap, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if cap == resource.RLIM_INFINITY:
+        return psutil.virtual_memory().available
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmData:"):
+            return max(0, cap - int(line.split()[1]) * 1024)
+    return cap
 
 
 def spawn(

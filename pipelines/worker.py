@@ -20,7 +20,7 @@ from pipelines import disk
 from pipelines.cells import Status
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
-from pipelines.process import die_with_parent, limit_memory, offer_to_oom_killer
+from pipelines.process import die_with_parent, limit_memory, memory_left, offer_to_oom_killer
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 Json = dict[str, Any]
@@ -129,7 +129,9 @@ class Worker:
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
-            self.report |= {"bytes_requested": bytes_requested(str(error)), "bytes_available": bytes_free(str(error))}
+            free = bytes_free(str(error))
+            self.report["bytes_requested"] = bytes_requested(str(error))
+            self.report["bytes_available"] = memory_left() if free is None else free
             return self._verdict("out_of_memory", message.splitlines()[0][:300])
         return self._verdict("failed", message[:1000])
 

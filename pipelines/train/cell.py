@@ -269,7 +269,8 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
     state = read_json(folder / "state.json") or {}
     measured = report["measured"]
     if ending and measured.get("peak_memory_gb") is None and phase in ("probe", "train"):
-        measured = {**measured, "peak_memory_gb": ending.peak_bytes / 1e9}  # what the watchdog saw last
+        seen = max(ending.peak_bytes / 1e9, measured.get("probe_peak_memory_gb") or 0)  # by the watchdog, by the child
+        measured = {**measured, "peak_memory_gb": seen}
     copied = ("run_id", "model", "method", "seed", "profile", "recipe", "fingerprints", "memory_budget_gb", "resume")
     disk.give_room_back(folder)
     write_json(

@@ -105,10 +105,12 @@ class Trainer:
         clock, before = Stopwatch(), Random.now()
         reset_peaks()
         worst = probe.heaviest(self._plan, self.model.config, max_tokens=self.recipe["micro_batch_tokens"])
-        with head_on_positions(self.model) as self._wanted:
-            probe.probe(self, worst)
+        try:
+            with head_on_positions(self.model) as self._wanted:
+                probe.probe(self, worst)
+        finally:
+            self.worker.measure(probe_seconds=clock.total(), probe_peak_memory_gb=peak_bytes() / 1e9)
         before.set()
-        self.worker.measure(probe_seconds=clock.total(), probe_peak_memory_gb=peak_bytes() / 1e9)
 
     def reset_optimizer(self) -> None:
         """A new one that remembers nothing; gradients go too."""
