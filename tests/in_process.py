@@ -5,9 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.cells import Attempt
+from pipelines.clean import clean as cleaning
+from pipelines.clean.read import raw_records
 from pipelines.launcher import CellCommand
+from pipelines.train.cell import Watch, train
 from pipelines.train.child import train_cell
 from pipelines.worker import Worker
+from tests.project import TinyProject
 
 
 class KilledError(BaseException):
@@ -81,3 +86,16 @@ def stop_at(step: int) -> InProcess:
             worker.ask_to_stop()
 
     return InProcess(at_point)
+
+
+def trained(project: TinyProject, method: str, launcher: InProcess | None = None) -> Attempt:
+    """The cell's newest attempt, trained here whatever was there before."""
+    watch = Watch(say=lambda _message: None, launcher=launcher or InProcess())
+    return train(project.stage(), project.key(method), force=True, watch=watch)[0]
+
+
+def clean_for(project: TinyProject) -> TinyProject:
+    """Make the project's examples."""
+    stage = project.stage()
+    cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
+    return project

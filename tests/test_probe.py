@@ -5,12 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.clean import clean as cleaning
-from pipelines.clean.read import raw_records
 from pipelines.train import batches, loop, probe
-from pipelines.train.cell import Watch, train
 from pipelines.train.prompts import Tokenized
-from tests.in_process import InProcess
+from tests.in_process import clean_for, trained
 from tests.project import TinyProject
 from tests.test_cells import CPU_MESSAGE
 from tests.test_restart import outcome
@@ -20,19 +17,12 @@ from tests.test_restart import outcome
 def cleaned(project: TinyProject) -> TinyProject:
     """A project whose steps take several micro-batches each."""
     project.change(profiles={"local": {"training": {"micro_batch_tokens": 200}}})
-    stage = project.stage()
-    cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
-    return project
+    return clean_for(project)
 
 
 def example(name: str, tokens: int, learned: int) -> Tokenized:
     labels = [-100] * (tokens - learned) + [1] * learned
     return Tokenized(name, [1] * tokens, labels, [True] * tokens, 1)
-
-
-def trained(project: TinyProject, method: str) -> Any:
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
-    return train(project.stage(), project.key(method), force=True, watch=watch)[0]
 
 
 @pytest.mark.parametrize("method", ["full", "full-8bit", "lora-r8", "qlora-r8"])

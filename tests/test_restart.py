@@ -15,14 +15,12 @@ import pytest
 
 from pipelines import cells, disk
 from pipelines.cells import Attempt
-from pipelines.clean import clean as cleaning
-from pipelines.clean.read import raw_records
 from pipelines.compare.tables import all_tables
 from pipelines.files import read_json, write_json
 from pipelines.train import checkpoint, restart
 from pipelines.train.cell import Watch, train
 from pipelines.train.tally import Tally
-from tests.in_process import InProcess, kill_at, stop_at
+from tests.in_process import InProcess, clean_for, kill_at, stop_at
 from tests.project import MODEL, TinyProject
 
 STEPS = 6
@@ -34,9 +32,7 @@ UNDISTURBED: dict[str, Any] = {}
 def cleaned(project: TinyProject) -> TinyProject:
     """A project whose cells take six steps and write a checkpoint every second one."""
     project.change(profiles={"local": {"training": {"epochs": 3, "eval_every_steps": 4, "checkpoint_every_steps": 2}}})
-    stage = project.stage()
-    cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
-    return project
+    return clean_for(project)
 
 
 def attempt_at(project: TinyProject, method: str, launcher: Any = None, **options: Any) -> Attempt:

@@ -25,12 +25,13 @@ TRAINING_RUNS = {
     "memory_budget_gb": "DOUBLE", "estimated_memory_gb": "DOUBLE", "data_fingerprint": "VARCHAR",
     "recipe_fingerprint": "VARCHAR", "code_version": "VARCHAR",
     "device": "VARCHAR", "torch_version": "VARCHAR", "transformers_version": "VARCHAR", "peft_version": "VARCHAR",
-    "bitsandbytes_version": "VARCHAR",
+    "bitsandbytes_version": "VARCHAR", "resumed_from": "VARCHAR", "attention": "VARCHAR", "probe_seconds": "DOUBLE",
+    "probe_peak_memory_gb": "DOUBLE", "bytes_needed": "BIGINT", "bytes_available": "BIGINT", "stopped_early": "BOOLEAN",
 }  # fmt: skip
 TRAINING_CURVE = {
     "run_id": "VARCHAR", "step": "INTEGER", "examples": "BIGINT", "train_loss": "DOUBLE", "eval_loss": "DOUBLE",
     "learning_rate": "DOUBLE", "process_memory_mb": "DOUBLE", "gpu_allocated_mb": "DOUBLE", "gpu_memory_access_pct": "DOUBLE",
-    "elapsed_seconds": "DOUBLE",
+    "elapsed_seconds": "DOUBLE", "validation_loss": "DOUBLE",
 }  # fmt: skip
 EVALUATION_ANSWERS = {
     "run_id": "VARCHAR", "model": "VARCHAR", "method": "VARCHAR", "example_id": "VARCHAR", "prompt": "VARCHAR",
@@ -94,7 +95,8 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
         "code_version": prints.get("code"),
         **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         **{name: result.get(name) for name in ("status", "phase", "status_detail", "started_at", "finished_at")},
-        **{name: result.get(name) for name in ("bytes_requested", "device")},
+        **{name: result.get(name) for name in ("bytes_requested", "bytes_needed", "bytes_available", "device")},
+        "resumed_from": (spec.get("resume") or {}).get("run_id"),
     }
 
 

@@ -69,8 +69,8 @@ def measure_losses(worker: Worker, model: Any, form: PromptFormat, records: Reco
     import torch
 
     from pipelines.train import batches, loading
-    from pipelines.train.loop import autocast
     from pipelines.train.losses import head_on_positions, scored_mask, token_losses
+    from pipelines.train.precision import autocast
 
     recipe, device = worker.spec["recipe"], loading.device()
     rows: list[dict[str, Any]] = []

@@ -1,6 +1,7 @@
 """Which examples make one optimizer step, and how a step is cut into micro-batches. The first is the same for every
 method, so that rows compare; the second only decides memory and speed."""
 
+import hashlib
 import math
 import random
 from collections.abc import Sequence
@@ -18,6 +19,14 @@ def steps(examples: Sequence[Tokenized], *, epochs: float, per_step: int, seed: 
         order += deck
     order = order[:total]
     return [order[start : start + per_step] for start in range(0, total, per_step)]
+
+
+def held_back(examples: Sequence[Tokenized], share: float) -> tuple[list[Tokenized], list[Tokenized]]:
+    """`examples` without a slice, and that slice: `share` of them, at least one, chosen by their ids alone."""
+    ranked = sorted(examples, key=lambda e: hashlib.sha256(f"held back/{e.example_id}".encode()).digest())
+    count = max(1, round(share * len(ranked)))
+    away = {example.example_id for example in ranked[:count]}
+    return [e for e in examples if e.example_id not in away], ranked[:count]
 
 
 def micro_batches(examples: Sequence[Tokenized], *, max_tokens: int) -> list[list[Tokenized]]:

@@ -67,12 +67,17 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
         return {"model": key.model, "source": source, "kind": "none", "prompt": model.prompt, **plain, **fixed}
     settings = stage.experiments.training_for(stage.profile, key.model, key.method)
     decided = {k: v for k, v in settings.model_dump().items() if k not in OUTSIDE_RECIPE}
+    if settings.early_stop_patience:  # evaluations then decide when training ends
+        decided["eval_every_steps"] = settings.eval_every_steps
     decided["targets"] = stage.experiments.targets_for(key.model, settings) if method.kind == "lora" else None
     adapter = {
         "rank": method.rank,
         "alpha": method.alpha,
         "dropout": method.dropout,
+        "rslora": method.rslora,
+        "dora": method.dora,
         "quantization": method.quantization,
+        "double_quantization": method.quantization in ("nf4", "fp4") and method.double_quantization is not False,
     }
     return {"model": key.model, "source": source, "kind": method.kind, "prompt": model.prompt, **decided, **adapter}
 

@@ -17,9 +17,10 @@ def train_cell(worker: Worker) -> None:
     import torch
 
     from pipelines.clean.select import Selection, select
-    from pipelines.train import checks, loading
+    from pipelines.train import batches, checks, loading
     from pipelines.train.loop import Trainer
     from pipelines.train.memory import peak_resident_bytes
+    from pipelines.train.precision import weights_dtype
     from pipelines.train.prompts import PromptFormat
 
     loading.quiet()
@@ -41,7 +42,8 @@ def train_cell(worker: Worker) -> None:
         total_params=total,
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
-        weights_dtype=recipe["quantization"] or str(loading.weights_dtype(recipe)).removeprefix("torch."),
+        weights_dtype=recipe["quantization"] or str(weights_dtype(recipe)).removeprefix("torch."),
+        attention=config._attn_implementation,
         load_peak_memory_gb=peak_resident_bytes() / 1e9,
     )
     worker.save()
@@ -55,14 +57,18 @@ def train_cell(worker: Worker) -> None:
     fitting = [example for example in train if len(example) <= recipe["max_length"]]
     held_out = [form.tokenize(record) for record in selected.eval]
     held_out = [example for example in held_out if len(example) <= recipe["max_length"]]
-    worker.measure(truncated_share=1 - len(fitting) / len(train), train_examples=len(fitting))
+    worker.measure(truncated_share=1 - len(fitting) / len(train))
     checks.tokens_are_sound(fitting, held_out, form)
     trainer = Trainer(worker, model, recipe, loading.device())
     earlier = _earlier(worker)
+    validation: list[Any] = []
+    if recipe["early_stop_patience"]:
+        fitting, validation = batches.held_back(fitting, recipe["validation_share"])
+    worker.measure(train_examples=len(fitting), validation_examples=len(validation))
     trainer.prepare(fitting, earlier)
     worker.phase("train")
     _require_disk(worker, trainer, resumed=earlier is not None)
-    trainer.train(held_out)
+    trainer.train(held_out, validation)
 
     worker.phase("save")
     _save(worker, model, tokenizer)

@@ -3,6 +3,7 @@
 
 import logging
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import UnavailableError
 from pipelines.train.dropout import make_cheap
+from pipelines.train.precision import compute_dtype, weights_dtype
+
+FLASH = "flash_attention_2"
 
 
 def quiet() -> None:
@@ -24,23 +28,6 @@ def quiet() -> None:
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def half_precision() -> torch.dtype | None:
-    """bfloat16 where the hardware computes it (CUDA capability 8.0 and up; PyTorch's own test counts emulation as support),
-    float16 on older cards, None on a CPU, where half precision is emulated and far slower."""
-    if not torch.cuda.is_available():
-        return None
-    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-
-
-def weights_dtype(recipe: dict[str, Any]) -> torch.dtype:
-    """On a GPU `full` keeps fp32 master weights, LoRA a half-precision frozen base; on a CPU all is fp32."""
-    if recipe["precision"] == "fp32" or recipe["kind"] == "full":
-        return torch.float32
-    if recipe["precision"] == "bf16":
-        return torch.bfloat16
-    return half_precision() or torch.float32
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -56,23 +43,52 @@ def load_model(folder: Path, recipe: dict[str, Any]) -> Any:
     if not (folder / "config.json").exists():
         raise UnavailableError(f"no model in {folder}: run `featherweight fetch {recipe['model']}`.")
     options: dict[str, Any] = {"dtype": weights_dtype(recipe)}
-    if recipe["attention"] != "auto":
-        options["attn_implementation"] = recipe["attention"]
     if recipe["quantization"]:
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=recipe["quantization"],
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=half_precision() or torch.float32,
-        )
+        options["quantization_config"] = _quantization(recipe)
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    model = _with_attention(folder, recipe, options)
     if recipe["quantization"] and not torch.cuda.is_available():
         keep_unpacked(model)
     return model
+
+
+def _quantization(recipe: dict[str, Any]) -> Any:
+    """4 bits as nf4 or fp4, the scales quantized once more unless the recipe says otherwise (Dettmers et al. 2023), or int8
+    with outlier columns kept apart (Dettmers et al. 2022)."""
+    from transformers import BitsAndBytesConfig
+
+    if recipe["quantization"] == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=recipe["quantization"],
+        bnb_4bit_use_double_quant=recipe.get("double_quantization", True),
+        bnb_4bit_compute_dtype=compute_dtype(recipe) or torch.float32,
+    )
+
+
+def _with_attention(folder: Path, recipe: dict[str, Any], options: dict[str, Any]) -> Any:
+    """`auto` takes flash attention where it is installed and computes in half precision on a card, else what transformers
+    chooses for the architecture: sdpa, or eager where it has none (gpt-neo).
+
+    Raises:
+        UnavailableError: flash attention is asked for by name and is not there.
+    """
+    asked = recipe["attention"]
+    flash = torch.cuda.is_available() and find_spec("flash_attn") is not None and compute_dtype(recipe) is not None
+    if asked == FLASH and not flash:
+        raise UnavailableError(
+            f"attention: {FLASH} needs a CUDA card, the package flash-attn and precision other than fp32"
+        )
+    if asked == "auto" and flash:
+        try:
+            return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=FLASH, **options)
+        except (ValueError, ImportError):  # not for this architecture, or not with this build
+            asked = "auto"
+    if asked != "auto":
+        options["attn_implementation"] = asked
+    return AutoModelForCausalLM.from_pretrained(folder, **options)
 
 
 def keep_unpacked(model: Any) -> None:
@@ -84,21 +100,42 @@ def keep_unpacked(model: Any) -> None:
 
 
 def add_adapter(model: Any, recipe: dict[str, Any]) -> Any:
-    """Freeze `model` and put a fresh LoRA adapter (float32) on the recipe's target modules."""
+    """Freeze `model` and put a fresh LoRA adapter (float32) on the recipe's target modules.
+
+    Raises:
+        ValueError: a target names no linear module of the model.
+    """
     from peft import LoraConfig, get_peft_model
 
+    _targets_exist(model, recipe["targets"])
     config = LoraConfig(
         r=recipe["rank"],
         lora_alpha=recipe["alpha"] or 2 * recipe["rank"],
         lora_dropout=recipe["dropout"] or 0.0,
         target_modules=recipe["targets"],
         fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps weights transposed
+        use_rslora=recipe.get("rslora", False),  # alpha / sqrt(rank) rather than alpha / rank (Kalajdzievski 2023)
+        use_dora=recipe.get("dora", False),  # magnitude and direction apart (Liu et al. 2024)
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
     if not torch.cuda.is_available():
         make_cheap(adapted)
     return adapted
+
+
+def _targets_exist(model: Any, targets: list[str]) -> None:
+    """PEFT itself complains only where none of the names is found."""
+    linear = {
+        name.split(".")[-1]: None
+        for name, module in model.named_modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, torch.nn.Embedding)
+    }
+    if missing := [target for target in targets if target.split(".")[-1] not in linear]:
+        raise ValueError(
+            f"targets: {', '.join(missing)} names no linear module of this model; it has {', '.join(linear)} (set lora_targets "
+            "and attention_targets of the model, or targets of the method, in experiments.yaml)"
+        )
 
 
 def attach_trained(model: Any, recipe: dict[str, Any], trained: Path) -> Any:

@@ -9,7 +9,6 @@ The loss of a step is the mean over all its learned tokens, so how it is cut int
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,33 +17,16 @@ import torch
 
 from pipelines.train import batches, checkpoint, checks, probe
 from pipelines.train.checkpoint import Random
-from pipelines.train.loading import half_precision
 from pipelines.train.losses import head_on_positions, token_losses
 from pipelines.train.memory import MemoryMeter, peak_bytes, reset_peaks
+from pipelines.train.optimizers import make_optimizer
+from pipelines.train.precision import autocast, make_scaler
 from pipelines.train.prompts import Tokenized
 from pipelines.train.tally import Tally
 from pipelines.worker import DivergedError, StoppedError, Stopwatch, Worker
 
 Recipe = dict[str, Any]
-
-
-def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
-    """Half-precision compute over fp32 master weights on CUDA; nothing on a CPU, which would only emulate it."""
-    half = half_precision()
-    if device.type != "cuda" or half is None or recipe["precision"] == "fp32":
-        return nullcontext()
-    return torch.autocast("cuda", dtype=half)
-
-
-def make_optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    options: Any = {"lr": recipe["learning_rate"], "weight_decay": recipe["weight_decay"]}
-    if recipe["optimizer"] == "adamw":
-        return torch.optim.AdamW(parameters, **options)
-    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
-
-    kind = {"adamw_8bit": AdamW8bit, "paged_adamw_8bit": PagedAdamW8bit}
-    return kind[recipe["optimizer"]](parameters, **options)
+SMALLEST_SCALE = 2.0**-14  # of float16's loss: below it not the scale overflows but the model
 
 
 class Trainer:
@@ -57,12 +39,15 @@ class Trainer:
         self.device = device
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(model, recipe)
+        self.scaler = make_scaler(recipe, device)
         self.meter = MemoryMeter()
         self.tally = Tally()
         self._plan: list[list[Tokenized]] = []
         self._random = Random.now()
         self._warm = False
         self._wanted: list[torch.Tensor] = []
+        self._held_out: Sequence[Tokenized] = ()
+        self._validation: Sequence[Tokenized] = ()
 
     def prepare(self, train: Sequence[Tokenized], earlier: Path | None = None) -> None:
         """Plan the steps over `train`; then find out whether they fit, or take over the checkpoint `earlier`.
@@ -81,18 +66,20 @@ class Trainer:
         else:
             self._probe()
 
-    def train(self, held_out: Sequence[Tokenized]) -> None:
-        """Train what was prepared; the loss on `held_out` is a point on the curve at the start, at intervals and at the end.
+    def train(self, held_out: Sequence[Tokenized], validation: Sequence[Tokenized] = ()) -> None:
+        """Train what was prepared; the loss on `held_out` is a point on the curve at the start, at intervals and at the end,
+        and that on `validation` (a slice held back from train) beside it, which alone may end the run early.
 
         Raises:
             DivergedError: a loss or a gradient is no longer finite.
             StoppedError: SIGTERM came; the state after the last whole step is kept.
             DiskFullError: a checkpoint could not be written.
         """
+        self._held_out, self._validation = held_out, validation
         self.meter.start()
         try:
             with head_on_positions(self.model) as self._wanted:
-                self._run(held_out)
+                self._run()
         except StoppedError as stop:
             raise StoppedError(f"{stop}; {self._kept()}") from None
         finally:
@@ -113,25 +100,38 @@ class Trainer:
         before.set()
 
     def reset_optimizer(self) -> None:
-        """A new one that remembers nothing; gradients go too."""
+        """A new one that remembers nothing; gradients go too, and the loss's scale."""
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer = make_optimizer(self.model, self.recipe)
+        self.scaler = make_scaler(self.recipe, self.device)
 
-    def _run(self, held_out: Sequence[Tokenized]) -> None:
+    def _run(self) -> None:
         tally, every = self.tally, self.worker.spec["checkpoint_every_steps"]
         if tally.step == 0:
-            first = self._eval_loss(held_out)
+            first = self._eval_loss(self._held_out)
             checks.loss_is_sane(first, vocabulary=self.model.config.vocab_size)
             self._point(eval_loss=first)
         elif not tally.told:
-            self._tell(held_out)
+            self._tell()
         for examples in self._plan[tally.step :]:
+            if self._stops_early():
+                break
             self._random = Random.now()
             self._advance(examples)
             self._random = Random.now()
-            self._tell(held_out)
+            self._tell()
             if tally.step % every == 0 and tally.step < len(self._plan):
                 self._keep()
+
+    def _stops_early(self) -> bool:
+        patience = self.recipe.get("early_stop_patience")
+        if not patience or self.tally.since_best < patience:
+            return False
+        self.worker.measure(stopped_early=True)
+        self.worker.say(
+            f"no better on the slice held back for {patience} evaluations: stopping after step {self.tally.step}"
+        )
+        return True
 
     def _advance(self, examples: list[Tokenized]) -> None:
         """One optimizer step and its place in the tally."""
@@ -145,11 +145,14 @@ class Trainer:
         tally.add(examples=len(examples), tokens=size, seconds=clock.total(), first=not self._warm)
         self._warm = True
 
-    def _tell(self, held_out: Sequence[Tokenized]) -> None:
+    def _tell(self) -> None:
         """The last step's point on the curve, with an evaluation where one is due."""
         step = self.tally.step
         due = step == len(self._plan) or step % self.worker.spec["eval_every_steps"] == 0
-        self._point(eval_loss=self._eval_loss(held_out) if due else None)
+        validation_loss = self._eval_loss(self._validation) if due and self._validation else None
+        self._point(eval_loss=self._eval_loss(self._held_out) if due else None, validation_loss=validation_loss)
+        if validation_loss is not None:
+            self.tally.note(validation_loss)
         self.tally.told = True
         self.worker.measure(**self.tally.measured(), **self.meter.summary())
         self.worker.save()
@@ -165,23 +168,27 @@ class Trainer:
             self.worker.stop_if_asked()
             with autocast(self.recipe, self.device):
                 loss = token_losses(self.model, batch, self._wanted, self.device).sum() / learned
-            loss.backward()
+            self.scaler.scale(loss).backward()
             total += loss.item()
+        self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.recipe["gradient_clip"]).item()
-        if not (math.isfinite(total) and math.isfinite(norm)):
+        # float16's loss is scaled up until gradients overflow; then the scaler leaves out the step and halves the scale
+        overflow = self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
+        if not (math.isfinite(total) and (math.isfinite(norm) or overflow)):
             raise DivergedError(
                 f"loss {total}, gradient norm {norm} after {self.tally.examples} examples: lower learning_rate"
             )
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _eval_loss(self, held_out: Sequence[Tokenized]) -> float:
-        """Mean loss per learned token on `held_out`, in nats; its time and memory are not the training's."""
+    def _eval_loss(self, examples: Sequence[Tokenized]) -> float:
+        """Mean loss per learned token on `examples`, in nats; its time and memory are not the training's."""
         self.model.eval()
         total = learned = 0.0
         with self.meter.apart(), torch.no_grad(), autocast(self.recipe, self.device):
-            for batch in batches.micro_batches(held_out, max_tokens=self.recipe["micro_batch_tokens"]):
+            for batch in batches.micro_batches(examples, max_tokens=self.recipe["micro_batch_tokens"]):
                 self.worker.stop_if_asked()
                 losses = token_losses(self.model, batch, self._wanted, self.device)
                 total, learned = total + losses.double().sum().item(), learned + len(losses)
@@ -189,7 +196,7 @@ class Trainer:
             raise DivergedError(f"the loss on held-out records is {total}: lower learning_rate")
         return total / learned
 
-    def _point(self, *, eval_loss: float | None) -> None:
+    def _point(self, *, eval_loss: float | None, validation_loss: float | None = None) -> None:
         tally = self.tally
         self.worker.point(
             {
@@ -198,6 +205,7 @@ class Trainer:
                 "examples": tally.examples,
                 "train_loss": tally.loss,
                 "eval_loss": eval_loss,
+                "validation_loss": validation_loss,
                 "learning_rate": tally.rate,
                 "elapsed_seconds": tally.seconds,
                 **self.meter.now(),
@@ -211,6 +219,7 @@ class Trainer:
             "tally": asdict(self.tally),
             "order": [[example.example_id for example in step] for step in self._plan],
             "optimizer": numbers,
+            "scaler": self.scaler.state_dict(),
             "random": self._random.numbers,
             "memory": self.meter.state(),
             "versions": self.worker.report["versions"],
@@ -239,6 +248,7 @@ class Trainer:
             checkpoint.read_tensors(earlier, "optimizer"),
             state["optimizer"],
         )
+        self.scaler.load_state_dict(state["scaler"])
         by_id = {example.example_id: example for example in train}
         self._plan = [[by_id[name] for name in step] for step in state["order"]]
         self.tally = Tally(**state["tally"])

@@ -18,6 +18,13 @@ class Tally:
     loss: float | None = None
     rate: float | None = None
     told: bool = True
+    best: float | None = None  # loss on the slice held back from train, where early stopping asks for it
+    since_best: int = 0  # evaluations
+
+    def note(self, validation_loss: float) -> None:
+        """Count an evaluation for early stopping."""
+        better = self.best is None or validation_loss < self.best
+        self.best, self.since_best = (validation_loss, 0) if better else (self.best, self.since_best + 1)
 
     def add(self, *, examples: int, tokens: int, seconds: float, first: bool) -> None:
         """Count an optimizer step that took `seconds`; `first` of this process."""

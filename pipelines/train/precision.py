@@ -1,0 +1,39 @@
+"""Which number format weights are kept in and steps are computed in: from the recipe, and `auto` from the hardware."""
+# ruff: noqa: TID253
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+Recipe = dict[str, Any]
+NAMED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def half_precision() -> torch.dtype | None:
+    """bfloat16 where the hardware computes it (CUDA capability 8.0 and up; PyTorch's own test counts emulation as support),
+    float16 on older cards, None on a CPU, where half precision is emulated and far slower."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+
+def compute_dtype(recipe: Recipe) -> torch.dtype | None:
+    """The half-precision format of matrix products, or None for float32."""
+    return half_precision() if recipe["precision"] == "auto" else NAMED.get(recipe["precision"])
+
+
+def weights_dtype(recipe: Recipe) -> torch.dtype:
+    """`full` keeps float32 master weights whatever it computes in; LoRA a frozen base in the format it computes in."""
+    return torch.float32 if recipe["kind"] == "full" else compute_dtype(recipe) or torch.float32
+
+
+def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
+    """Half-precision compute over weights that may be float32; nothing where all is float32."""
+    half = compute_dtype(recipe)
+    return torch.autocast(device.type, dtype=half) if half is not None else nullcontext()
+
+
+def make_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:
+    """Loss scaling for float16, whose small gradients would vanish (Micikevicius et al. 2018); off for all else."""
+    return torch.amp.GradScaler(device.type, enabled=compute_dtype(recipe) is torch.float16)

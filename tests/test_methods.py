@@ -1,0 +1,180 @@
+"""Every method and setting trains on a CPU, is part of the recipe, and is refused with the reason where it makes no sense."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.errors import UnavailableError
+from pipelines.files import stable_hash
+from pipelines.train import batches, loading, precision
+from pipelines.train.cell import recipe_of
+from pipelines.train.optimizers import make_optimizer
+from pipelines.train.prompts import Tokenized
+from pipelines.weights import commit_of
+from tests.in_process import clean_for, trained
+from tests.project import TinyProject
+from tests.tiny import TARGETS, save_tiny
+
+RECIPE: dict[str, Any] = {
+    "model": "tiny", "kind": "lora", "precision": "auto", "attention": "auto", "quantization": None, "rank": 4, "alpha": 8,
+    "dropout": 0.1, "targets": TARGETS["llama"],
+}  # fmt: skip
+LORA = {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.1}
+METHODS: dict[str, dict[str, Any]] = {
+    "rslora": {**LORA, "rslora": True},
+    "dora": {**LORA, "dora": True},
+    "qdora": {**LORA, "dora": True, "quantization": "nf4"},
+    "fp4-single": {**LORA, "quantization": "fp4", "double_quantization": False},
+    "int8": {**LORA, "quantization": "int8"},
+    "two-targets": {**LORA, "targets": ["q_proj", "down_proj"]},
+    "attention-only": {**LORA, "targets": "attention"},
+    "eager": {**LORA, "attention": "eager"},
+    "full-adamw-8bit": {"kind": "full", "optimizer": "adamw_8bit", "weight_decay": 0.01},
+    "full-checkpointed": {"kind": "full", "gradient_checkpointing": True},
+    "full-bf16": {"kind": "full", "precision": "bf16"},
+    "lora-bf16": {**LORA, "precision": "bf16"},
+    "full-fp16": {"kind": "full", "precision": "fp16"},
+    "lora-fp16": {**LORA, "precision": "fp16"},
+}
+
+
+@pytest.fixture
+def cleaned(project: TinyProject) -> TinyProject:
+    project.change(methods=METHODS, profiles={"local": {"training": {"epochs": 2}}})
+    return clean_for(project)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_trains(cleaned: TinyProject, method: str) -> None:
+    attempt = trained(cleaned, method)
+    assert attempt.status == "ok", attempt.result["status_detail"]
+    losses = [point["train_loss"] for point in attempt.curve()[1:]]
+    assert all(math.isfinite(loss) and 4 < loss < 8 for loss in losses)
+    assert attempt.result["measured"]["attention"] == ("eager" if method == "eager" else "sdpa")
+
+
+def test_every_setting_is_in_the_recipe(cleaned: TinyProject) -> None:
+    stage = cleaned.stage()
+    hashes = [stable_hash(recipe_of(stage, cleaned.key(method))) for method in [*METHODS, "lora-r8", "full"]]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_when_evaluations_end_the_run_their_interval_is_in_the_recipe_too(cleaned: TinyProject) -> None:
+    key = cleaned.key("lora-r8")
+    assert "eval_every_steps" not in recipe_of(cleaned.stage(), key)
+    cleaned.change(methods={"lora-r8": {"early_stop_patience": 2}})
+    assert recipe_of(cleaned.stage(), key)["eval_every_steps"] == 8
+
+
+# early stop
+
+
+def test_a_run_that_no_longer_improves_stops_and_never_looks_at_the_held_out_records(
+    cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.train.loop import Trainer
+
+    whole = Trainer._eval_loss
+
+    def worse_and_worse(trainer: Any, examples: Any) -> float:
+        on_slice = examples is trainer._validation
+        return 5.0 + trainer.tally.step if on_slice else 7.0 - trainer.tally.step / 10 + 0 * whole(trainer, examples)
+
+    monkeypatch.setattr(Trainer, "_eval_loss", worse_and_worse)
+    cleaned.change(
+        methods={"lora-r8": {"early_stop_patience": 2}},
+        profiles={"local": {"training": {"epochs": 10, "eval_every_steps": 1}}},
+    )
+    attempt = trained(cleaned, "lora-r8")
+    measured = attempt.result["measured"]
+    assert attempt.status == "ok", attempt.result["status_detail"]
+    assert (measured["last_step"], measured["stopped_early"]) == (3, True) and measured["steps"] > 10
+    assert measured["train_examples"] + measured["validation_examples"] == 8
+    assert [point["validation_loss"] for point in attempt.curve()] == [None, 6.0, 7.0, 8.0]
+
+
+def test_the_slice_held_back_is_the_same_whatever_the_order() -> None:
+    examples = [Tokenized(str(i), [1, 2], [-100, 2], [False, True], 1) for i in range(20)]
+    kept, away = batches.held_back(examples, 0.1)
+    assert len(away) == 2 and [e.example_id for e in kept] == [e.example_id for e in examples if e not in away]
+    assert batches.held_back(examples[::-1], 0.1)[1] == away
+    assert len(batches.held_back(examples[:3], 0.01)[1]) == 1
+
+
+# precision
+
+
+def test_half_precision_of_each_kind() -> None:
+    on_cpu = {"precision": "auto", "kind": "lora"}
+    assert precision.compute_dtype(on_cpu) is None and precision.weights_dtype(on_cpu) is torch.float32
+    lora, full = {"precision": "bf16", "kind": "lora"}, {"precision": "bf16", "kind": "full"}
+    assert precision.weights_dtype(lora) is torch.bfloat16 and precision.weights_dtype(full) is torch.float32
+    assert precision.compute_dtype(full) is torch.bfloat16
+    cpu = torch.device("cpu")
+    assert precision.make_scaler({"precision": "fp16", "kind": "full"}, cpu).is_enabled()
+    assert not precision.make_scaler(lora, cpu).is_enabled()
+
+
+def test_a_step_whose_gradients_overflow_in_float16_is_left_out_and_the_run_goes_on(
+    cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.train import loop
+
+    monkeypatch.setattr(loop, "make_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**40))
+    attempt = trained(cleaned, "full-fp16")
+    assert attempt.status == "ok", attempt.result["status_detail"]
+
+
+# loading
+
+
+def test_gpt_neo_has_no_sdpa_and_auto_knows(tmp_path: Path) -> None:
+    model = loading.load_model(save_tiny(tmp_path / "tiny", "gpt_neo"), RECIPE)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_flash_attention_by_name_is_unavailable_without_a_card(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="needs a CUDA card"):
+        loading.load_model(save_tiny(tmp_path / "tiny"), {**RECIPE, "attention": "flash_attention_2"})
+
+
+def test_a_target_that_the_model_does_not_have_is_named_with_those_it_has(tmp_path: Path) -> None:
+    model = loading.load_model(save_tiny(tmp_path / "tiny"), RECIPE)
+    with pytest.raises(
+        ValueError, match=r"targets: c_attn names no linear module of this model; it has q_proj, k_proj"
+    ):
+        loading.add_adapter(model, {**RECIPE, "targets": ["q_proj", "c_attn"]})
+
+
+def test_rslora_scales_by_the_root_of_the_rank(tmp_path: Path) -> None:
+    model = loading.load_model(save_tiny(tmp_path / "tiny"), RECIPE)
+    adapted = loading.add_adapter(model, {**RECIPE, "rank": 16, "rslora": True})
+    assert {m.scaling["default"] for m in adapted.modules() if isinstance(getattr(m, "scaling", None), dict)} == {8 / 4}
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_scales_are_quantized_once_more_where_asked(tmp_path: Path, double: bool) -> None:
+    recipe = {**RECIPE, "quantization": "nf4", "double_quantization": double}
+    model = loading.load_model(save_tiny(tmp_path / "tiny"), recipe)
+    assert model.model.layers[0].mlp.up_proj.weight.quant_state.nested is double
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
+def test_eight_bit_states_are_eight_bits(name: str) -> None:
+    model = torch.nn.Linear(128, 64)
+    optimizer = make_optimizer(model, {"learning_rate": 0.1, "weight_decay": 0.0, "optimizer": name})
+    model(torch.randn(2, 128)).sum().backward()
+    optimizer.step()
+    held = optimizer.state[model.weight]
+    assert (held["exp_avg"].dtype is torch.float32) if name == "adamw" else (held["state1"].dtype is torch.uint8)
+
+
+def test_the_commit_of_a_hub_download_is_found_in_its_clients_notes(tmp_path: Path) -> None:
+    assert commit_of(tmp_path) is None
+    notes = tmp_path / ".cache" / "huggingface" / "download"
+    notes.mkdir(parents=True)
+    (notes / "config.json.metadata").write_text(f'{"0a" * 20}\n"etag"\n1700000000.0\n')
+    assert commit_of(tmp_path) == "0a" * 20
