@@ -6,6 +6,8 @@ import pytest
 
 from pipelines.train import checks
 from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
+from tests.in_process import clean_for, trained
+from tests.project import TinyProject
 from tests.tiny import tiny_tokenizer
 
 RECORD = {"example_id": "r1", "instruction": "A book?", "input": "I am tired.", "output": "책은 『여름의 책』이에요."}
@@ -79,10 +81,55 @@ def test_chat_without_a_template_is_refused_with_the_way_out() -> None:
 def test_unsound_tokens_are_named() -> None:
     form = PromptFormat(tiny_tokenizer(bos=True), "chat")
     good = form.tokenize(RECORD)
-    without_bos = Tokenized("x1", good.input_ids[1:], good.labels[1:], good.scored[1:], good.completion_bytes)
-    without_end = Tokenized("x2", good.input_ids, [*good.labels[:-1], IGNORE], good.scored, good.completion_bytes)
-    for broken in (without_bos, without_end):
-        with pytest.raises(ValueError, match=broken.example_id):
-            checks.tokens_are_sound([good, broken], [good], form)
+    ids, labels = good.input_ids, good.labels
+    broken = {
+        "must start with exactly one '<s>'": (ids[1:], labels[1:]),
+        "exactly one": ([*form.prefix, *ids], [IGNORE, *labels]),
+        "first token": (ids, ids),
+        "up to the end": (ids, [*labels[:-1], IGNORE]),
+        "does not end an answer": ([*ids, 9], [*labels, 9]),
+        "at its own place": (ids, [*labels[1:-1], 7, labels[-1]]),
+    }
+    for said, (its_ids, its_labels) in broken.items():
+        example = Tokenized("x1", its_ids, its_labels, [True] * len(its_ids), good.completion_bytes)
+        with pytest.raises(ValueError, match=f"record x1 .*{said}"):
+            checks.tokens_are_sound([good, example], [good], form)
     with pytest.raises(ValueError, match="raise max_length"):
         checks.tokens_are_sound([], [good], form)
+
+
+@pytest.mark.parametrize("style", ["chat", "alpaca"])
+def test_what_is_learned_is_the_answers_text(style: str) -> None:
+    form = PromptFormat(tiny_tokenizer(bos=True), style)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "책이요."}]
+    checks.labels_are_the_answers([RECORD, {**RECORD, "messages": json.dumps([*turns, *turns])}], form)
+
+
+def test_labels_that_are_off_by_a_token_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = PromptFormat(tiny_tokenizer(), "chat")
+    good = form.tokenize(RECORD)
+    shifted = Tokenized("r1", good.input_ids, good.labels, [*good.scored[1:], False], good.completion_bytes)
+    monkeypatch.setattr(form, "tokenize", lambda _record: shifted)
+    with pytest.raises(ValueError, match="record r1: what is learned is not its answer"):
+        checks.labels_are_the_answers([RECORD], form)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"), [(12.0, "guessing among 600 tokens would give 6.40"), (0.0001, "nothing to learn")]
+)
+def test_a_loss_that_no_language_model_starts_with_is_explained(loss: float, said: str) -> None:
+    checks.loss_is_sane(6.5, vocabulary=600)
+    with pytest.raises(ValueError, match=said):
+        checks.loss_is_sane(loss, vocabulary=600)
+
+
+def test_a_cell_whose_first_loss_is_absurd_is_failed_with_the_reason(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.train.loop import Trainer
+
+    monkeypatch.setattr(Trainer, "_eval_loss", lambda *_: 20.0)
+    attempt = trained(clean_for(project), "lora-r8")
+    assert (attempt.status, attempt.result["phase"]) == ("failed", "train")
+    assert "20.00 nats per completion token" in attempt.result["status_detail"]
+    assert attempt.result["measured"].get("last_step") is None

@@ -1,27 +1,62 @@
 """What must hold of the tokens before the first step; a model trained on wrong labels would only look worse."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
+from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized, conversation
 
 
 def tokens_are_sound(train: Sequence[Tokenized], held_out: Sequence[Tokenized], form: PromptFormat) -> None:
-    """Raises ValueError with the record's id: nothing left, a BOS missing or doubled, an end that is not learned."""
+    """Raises ValueError with the record's id: nothing left, a BOS missing or doubled, an end that is not learned, a label that
+    is not the token at its place."""
     if not train:
         raise ValueError("no training record fits max_length: raise max_length, or bring shorter records")
     if not held_out:
         raise ValueError("no evaluation record fits max_length: raise max_length, or bring shorter records")
+    ends = set(form.stop_tokens)
     for example in (*train, *held_out):
-        where = f"record {example.example_id}"
-        if form.prefix and (example.input_ids[:1] != form.prefix or example.input_ids[1:2] == form.prefix):
+        if fault := _fault(example, form, ends):
+            raise ValueError(f"record {example.example_id} {fault}")
+
+
+def _fault(example: Tokenized, form: PromptFormat, ends: set[int]) -> str | None:
+    """What is wrong with the example's tokens, if anything."""
+    ids, labels = example.input_ids, example.labels
+    if form.prefix and (ids[:1] != form.prefix or ids[1:2] == form.prefix):
+        return f"must start with exactly one {form.tokenizer.decode(form.prefix)!r}: {ids[:3]}"
+    if labels[0] != IGNORE:
+        return "learns its first token, which no prompt precedes"
+    if example.learned < 2 or labels[-1] == IGNORE:
+        return f"does not learn its answer up to the end: {example.learned} tokens learned"
+    if labels[-1] not in ends:
+        return f"ends in {form.tokenizer.decode(labels[-1:])!r}, which does not end an answer; expected one of {sorted(ends)}"
+    if any(label not in (IGNORE, token) for token, label in zip(ids, labels, strict=True)):
+        return "has a label that is not the token at its own place; the model shifts them itself"
+    return None
+
+
+def labels_are_the_answers(records: Sequence[Mapping[str, Any]], form: PromptFormat) -> None:
+    """Raises ValueError with the record's id where what is learned is not the answers' text and nothing else (white space
+    apart, which some tokenizers do not give back)."""
+    for record in records:
+        example = form.tokenize(record)
+        told = [t for t, scored in zip(example.input_ids, example.scored, strict=True) if scored]
+        learned = _without_space(form.tokenizer.decode(told))
+        turns = conversation(record) if form.style == "chat" else [{"role": "assistant", "content": record["output"]}]
+        answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+        expected = "".join(
+            form.tokenizer.decode(form.tokenizer(a, add_special_tokens=False).input_ids) for a in answers
+        )
+        if learned != _without_space(expected):
             raise ValueError(
-                f"{where} must start with exactly one {form.tokenizer.bos_token!r}: {example.input_ids[:3]}"
+                f"record {record['example_id']}: what is learned is not its answer but {learned[:80]!r}; the tokenizer's chat "
+                "template marks the answer's place otherwise than expected: try prompt: alpaca for this model"
             )
-        if example.labels[0] != IGNORE:
-            raise ValueError(f"{where} learns its first token, which no prompt precedes")
-        if example.learned < 2 or example.labels[-1] == IGNORE:
-            raise ValueError(f"{where} does not learn its answer up to the end: {example.learned} tokens learned")
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())
 
 
 def loss_is_sane(loss: float, *, vocabulary: int) -> None:

@@ -10,6 +10,8 @@ from pipelines import disk
 from pipelines.train import restart
 from pipelines.worker import Stopwatch, Worker, start
 
+CHECKED = 64  # records whose learned text is compared with their answer before training
+
 
 def train_cell(worker: Worker) -> None:
     """Load, train, save; every phase is timed and every number reported as it becomes known."""
@@ -59,6 +61,7 @@ def train_cell(worker: Worker) -> None:
     held_out = [example for example in held_out if len(example) <= recipe["max_length"]]
     worker.measure(truncated_share=1 - len(fitting) / len(train))
     checks.tokens_are_sound(fitting, held_out, form)
+    checks.labels_are_the_answers(selected.train[:CHECKED], form)
     trainer = Trainer(worker, model, recipe, loading.device())
     earlier = _earlier(worker)
     validation: list[Any] = []
