@@ -14,9 +14,9 @@ import torch
 
 from pipelines.estimate.batch import Batch
 from pipelines.train import loading
-from pipelines.train.loop import make_optimizer
 from pipelines.train.losses import head_on_positions, token_losses
 from pipelines.train.memory import peak_resident_bytes, reset_peaks
+from pipelines.train.optimizers import make_optimizer
 
 
 def main() -> None:

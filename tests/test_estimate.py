@@ -40,6 +40,7 @@ FULL = {
     "dropout": None, "targets": None, "optimizer": "adamw", "gradient_checkpointing": False,
 }  # fmt: skip
 LORA = {**FULL, "kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.1, "targets": TARGETS["llama"]}
+INT8 = {**LORA, "quantization": "int8"}
 
 
 def recipe_for(architecture: str, kind: str) -> dict[str, Any]:
@@ -108,7 +109,9 @@ def test_every_shipped_model_is_rehearsed_in_4_bits_and_its_adapters_targets_are
     assert 0 < counted.trainable < counted.parameters
 
 
-@pytest.mark.parametrize("recipe", [FULL, LORA, {**LORA, "quantization": "nf4"}], ids=["full", "lora", "qlora"])
+@pytest.mark.parametrize(
+    "recipe", [FULL, LORA, {**LORA, "quantization": "nf4"}, INT8], ids=["full", "lora", "qlora", "int8"]
+)
 def test_few_layers_carried_on_are_all_layers(recipe: dict[str, Any]) -> None:
     config = llama(layers=8)
     whole = rehearsal._rehearse(config, recipe, [BATCH, BATCH], "cpu")
@@ -152,11 +155,11 @@ def test_four_bits_are_counted_as_bitsandbytes_keeps_them() -> None:
     packed, state = quantize_4bit(torch.randn(96, 520), blocksize=64, compress_statistics=True, quant_type="nf4")
     assert state.state2 is not None and state.state2.absmax is not None
     kept = packed.numel() + state.absmax.numel() + 4 * state.state2.absmax.numel()
-    assert hollow.quantized_bytes(96 * 520) == kept
+    assert hollow.four_bit_bytes(96 * 520) == kept
 
 
 def test_states_are_counted_as_the_optimizers_keep_them() -> None:
-    from pipelines.train.loop import make_optimizer
+    from pipelines.train.optimizers import make_optimizer
 
     for optimizer in ("adamw", "adamw_8bit", "paged_adamw_8bit"):
         layer = torch.nn.Linear(100, 70)
@@ -188,7 +191,15 @@ def test_the_heaviest_micro_batches_of_the_examples_are_found() -> None:
 
 
 def counted(**changes: Any) -> Any:
-    plain = {"weights": 4e9, "trainable": 1e9, "optimizer": 8e9, "quantized": 0, "parameters": 1e9, "largest": 2e8}
+    plain = {
+        "weights": 4e9,
+        "trainable": 1e9,
+        "optimizer": 8e9,
+        "quantized": 0,
+        "quantized_small": 0,
+        "parameters": 1e9,
+        "largest": 2e8,
+    }
     moments = {"early": Moment(0, 3e9, 1e9), "late": Moment(4e9, 1e9, 5e8)}
     return rehearsal.Counted(**{**plain, **moments, **changes})
 
@@ -208,7 +219,7 @@ def test_a_four_bit_model_keeps_its_file_mapped_only_where_some_weights_are_read
     mapped = memory.on_cpu(quantized, LORA, framework=0, file_width=4)
     converted = memory.on_cpu(quantized, LORA, framework=0, file_width=2)
     assert mapped.weights - converted.weights == 4 * 8e8
-    assert converted.load == 1e9 + 2 * 1e9
+    assert converted.load == 1e9 + 2 * 1e9 + 4 * 8e8
 
 
 def test_verdicts() -> None:

@@ -8,7 +8,9 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,6 +18,7 @@ import psutil
 from pipelines.process import die_with_parent
 
 Json = dict[str, Any]
+TOKENIZER = 50_000_000  # bytes of one with some 50,000 words, where none is loaded to be measured (SmolLM2's: 47 MB)
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -55,11 +58,12 @@ def answer(asked: Json, occupied: dict[str, int]) -> Json:
     batches, source = batches_of(asked, recipe)
     if not batches:
         return {"because": "no example fits max_length"}
+    process = occupied[recipe["kind"]] + (read(asked).size if asked.get("examples") else TOKENIZER)
 
     def predict(counted: Any, device: str) -> memory.Prediction:
         if device == "cuda":
             return memory.on_card(counted, recipe)
-        return memory.on_cpu(counted, recipe, framework=occupied[recipe["kind"]], file_width=width)
+        return memory.on_cpu(counted, recipe, framework=process, file_width=width)
 
     found: Json = {"batch": str(batches[0]), "batch_from": source}
     for device in ("cpu", "cuda"):
@@ -97,23 +101,34 @@ def batches_of(asked: Json, recipe: Json) -> tuple[list[Any], str]:
         return allowed(recipe), "nothing is trained"
     if asked["examples"] is None:
         return allowed(recipe), "the most that the settings allow (no examples or no tokenizer here)"
+    of = asked["tokenizer"]["of"]
+    source = "the examples" if of == recipe["model"] else f"the examples, counted with {of}'s tokenizer"
+    return heaviest(read(asked).examples, recipe, [asked["seed"]]), source
+
+
+@dataclass(frozen=True)
+class Read:
+    """The tokenized training examples, and the bytes that tokenizer and examples occupy in the process."""
+
+    examples: list[Any]
+    size: int
+
+
+def read(asked: Json) -> Read:
     tokenizer = asked["tokenizer"]
-    examples = tokenized(asked["examples"], json.dumps(asked["selection"]), tokenizer["folder"], tokenizer["prompt"])
-    own = tokenizer["of"] == recipe["model"]
-    source = "the examples" if own else f"the examples, counted with {tokenizer['of']}'s tokenizer"
-    return heaviest(examples, recipe, [asked["seed"]]), source
+    return _read(asked["examples"], json.dumps(asked["selection"]), tokenizer["folder"], tokenizer["prompt"])
 
 
-@lru_cache(maxsize=8)
-def tokenized(examples: str, selection: str, folder: str, prompt: str) -> list[Any]:
-    from pathlib import Path
-
+@cache
+def _read(examples: str, selection: str, folder: str, prompt: str) -> Read:
     from pipelines.clean.select import Selection, select
     from pipelines.train import loading
     from pipelines.train.prompts import PromptFormat
 
+    before = psutil.Process().memory_info().rss
     form = PromptFormat(loading.load_tokenizer(Path(folder)), prompt)
-    return [form.tokenize(record) for record in select(Path(examples), Selection(**json.loads(selection))).train]
+    made = [form.tokenize(record) for record in select(Path(examples), Selection(**json.loads(selection))).train]
+    return Read(made, max(TOKENIZER, psutil.Process().memory_info().rss - before))
 
 
 def main() -> None:

@@ -2,11 +2,10 @@
 that claim to lie on a CPU. Quantized layers keep what bitsandbytes keeps, and compute as it does."""
 # ruff: noqa: TID253
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -18,20 +17,13 @@ from pipelines.train import loading
 BLOCK, NESTED_BLOCK = 64, 256  # weights an absmax, absmax values a second absmax: bitsandbytes' defaults for 4 bits
 
 
-@dataclass(frozen=True)
-class State:
-    """Stands for bitsandbytes' QuantState."""
-
-    shape: torch.Size
-
-
 def build(config: Any, recipe: dict[str, Any], dtype: torch.dtype, fake: FakeTensorMode) -> Any:
     """The model of `recipe` on fake tensors, its adapter on top where it has one."""
     attention = {} if recipe["attention"] == "auto" else {"attn_implementation": recipe["attention"]}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
         if recipe["quantization"]:
-            quantize(model, recipe["quantization"], dtype)
+            quantize(model, recipe, dtype)
         if recipe["kind"] == "lora":
             model = loading.add_adapter(model, recipe)
     if recipe["gradient_checkpointing"]:
@@ -41,39 +33,67 @@ def build(config: Any, recipe: dict[str, Any], dtype: torch.dtype, fake: FakeTen
     return model
 
 
-def quantize(model: Any, kind: str, dtype: torch.dtype) -> None:
-    """Replace the layers that transformers would load in 4 bits, on the meta device."""
-    asked = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+def quantize(model: Any, recipe: dict[str, Any], dtype: torch.dtype) -> None:
+    """Replace the layers that transformers would quantize while loading, on the meta device."""
+    eight, double = recipe["quantization"] == "int8", recipe.get("double_quantization")
+    four: dict[str, Any] = {} if eight else {
+        "bnb_4bit_quant_type": recipe["quantization"],
+        "bnb_4bit_use_double_quant": double is not False,
+        "bnb_4bit_compute_dtype": dtype,
+    }  # fmt: skip
+    asked = BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=not eight, **four)
     replace_with_bnb_linear(model, get_keys_to_not_convert(model), asked)
-    model.is_loaded_in_4bit = True
+    model.is_loaded_in_8bit, model.is_loaded_in_4bit = eight, not eight
     for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.__class__ = HollowLinear4bit
-            module.weight.quant_state = State(module.weight.shape)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(module, Linear4bit | Linear8bitLt):
+            _make_hollow(module, recipe)
 
 
-def quantized_bytes(weights: int) -> int:
-    """Bytes of so many weights in 4 bits with double quantization: half a byte each, a byte for every 64, four for every 256
-    of those (Dettmers et al. 2023, section 3; `bitsandbytes.functional.quantize_4bit`)."""
+def _make_hollow(module: Any, recipe: dict[str, Any]) -> None:
+    count = module.in_features * module.out_features
+    if recipe["quantization"] == "int8":
+        module.__class__, module.kept_bytes = HollowLinear8bit, count + 4 * module.out_features
+    else:
+        kept = four_bit_bytes(count, double=recipe.get("double_quantization") is not False)
+        module.__class__, module.kept_bytes = HollowLinear4bit, kept
+
+
+def four_bit_bytes(weights: int, *, double: bool = True) -> int:
+    """Bytes of so many weights in 4 bits: half a byte each, and for every 64 an absmax, of four bytes or, with double quantization,
+    of one and four for every 256 of those (Dettmers et al. 2023, section 3; `bitsandbytes.functional.quantize_4bit`)."""
     blocks = -(-weights // BLOCK)
-    return -(-weights // 2) + blocks + 4 * -(-blocks // NESTED_BLOCK)
+    return -(-weights // 2) + (blocks + 4 * -(-blocks // NESTED_BLOCK) if double else 4 * blocks)
+
+
+def quantized_sizes(model: nn.Module) -> list[int]:
+    """The number of weights of each quantized layer."""
+    return [
+        m.in_features * m.out_features for m in model.modules() if isinstance(m, HollowLinear4bit | HollowLinear8bit)
+    ]
 
 
 class HollowLinear4bit(Linear4bit):
     """Computes as `bitsandbytes.autograd.MatMul4Bit` does: the weight is unpacked for each product, either way, and dropped."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight: Any = self.weight
-        out = _Matmul4Bit.apply(x.to(self.compute_dtype or x.dtype), weight, self.bias, weight.quant_state.shape)
-        return out.to(x.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+        made: Any = _Matmul.apply(
+            x.to(self.compute_dtype or x.dtype), self.bias, (self.out_features, self.in_features), False
+        )
+        return made.to(x.dtype)
 
 
-class _Matmul4Bit(torch.autograd.Function):
+class HollowLinear8bit(Linear8bitLt):
+    """Computes as `MatMul8bitFp` (on a CPU) and `MatMul8bitLt` do, which hold on to what comes in, too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: Any = _Matmul.apply(x, self.bias, (self.out_features, self.in_features), True)
+        return made
+
+
+class _Matmul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, packed: torch.Tensor, bias: Any, shape: torch.Size) -> torch.Tensor:
-        ctx.shape, ctx.device = shape, packed.device
+    def forward(ctx: Any, x: torch.Tensor, bias: Any, shape: tuple[int, int], keep: bool) -> torch.Tensor:
+        ctx.shape, ctx.kept = shape, x if keep else None
         return nn.functional.linear(x, _unpacked(shape, x), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
@@ -81,10 +101,10 @@ class _Matmul4Bit(torch.autograd.Function):
         return gradients[0] @ _unpacked(ctx.shape, gradients[0]), None, None, None
 
 
-def _unpacked(shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
-    absmax = torch.empty(-(-shape.numel() // BLOCK), dtype=torch.float32, device=like.device)  # dequantized first
+def _unpacked(shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+    scales = torch.empty(-(-shape[0] * shape[1] // BLOCK), dtype=torch.float32, device=like.device)  # unpacked first
     weight = torch.empty(shape, dtype=like.dtype, device=like.device)
-    del absmax
+    del scales
     return weight
 
 
@@ -101,10 +121,8 @@ def _give_fake_tensors(model: nn.Module) -> None:
 
 
 def _fake_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
-    if isinstance(module, HollowLinear4bit) and name == "weight":
-        size = quantized_bytes(parameter.numel())
-        packed: Any = nn.Parameter(torch.empty((size, 1), dtype=torch.uint8, device="cpu"), requires_grad=False)
-        packed.quant_state = State(parameter.quant_state.shape)  # pyright: ignore[reportAttributeAccessIssue]
-        return packed
+    if isinstance(module, HollowLinear4bit | HollowLinear8bit) and name == "weight":
+        size: Any = module.kept_bytes
+        return nn.Parameter(torch.empty((size, 1), dtype=torch.uint8, device="cpu"), requires_grad=False)
     data = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
     return nn.Parameter(data, requires_grad=parameter.requires_grad)

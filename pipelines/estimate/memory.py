@@ -43,16 +43,19 @@ def on_cpu(counted: Any, recipe: dict[str, Any], *, framework: float, file_width
     mapped = 0 if converted else file_width * counted.quantized
     weights = counted.weights + mapped
     if converted:
-        load = framework + counted.weights + file_width * counted.parameters
+        load = framework + counted.weights + file_width * counted.parameters + 4 * counted.quantized
     else:  # what is read as it is stays unread until it is used
         load = framework + mapped + packed_bytes(counted)
+    left = (
+        4 * counted.quantized_small if converted else 0
+    )  # float32 copies that were quantized; glibc keeps their blocks
     slack = HEAP_SLACK[recipe["kind"]]
     moments = (counted.early, counted.late)
     heap = max(m.total - m.large for m in moments)
     largest = max(moments, key=lambda m: m.total)
     backward = max(m.large for m in moments)
     step = _large_gradients(counted) + transient_bytes(counted, recipe["optimizer"], foreach=False)
-    train = framework + weights + counted.optimizer + heap * (1 + slack) + max(backward, step)
+    train = framework + weights + counted.optimizer + max(heap * (1 + slack), heap + left) + max(backward, step)
     return Prediction(
         train=train, load=load, framework=framework, weights=weights, gradients=largest.gradients, optimizer=counted.optimizer,
         activations=largest.activations, slack=train - framework - weights - counted.optimizer - largest.total,

@@ -20,7 +20,7 @@ from transformers import masking_utils
 from pipelines.estimate import hollow
 from pipelines.estimate.batch import Batch
 from pipelines.estimate.card_rules import as_on_cuda
-from pipelines.estimate.live import Counting, Live, Moment
+from pipelines.estimate.live import LARGE, Counting, Live, Moment
 from pipelines.estimate.optimizer import state_bytes
 from pipelines.train.losses import head_on_positions, token_losses
 
@@ -30,13 +30,14 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Counted:
-    """Bytes of a step, and numbers of parameters. `quantized` counts the weights kept in 4 bits; `largest` is the trained
-    tensor with the most bytes."""
+    """Bytes of a step, and numbers of parameters. `quantized` counts the weights kept in 4 or 8 bits, `quantized_small` those of
+    them in layers of less than LARGE bytes in float32; `largest` is the trained tensor with the most bytes."""
 
     weights: float
     trainable: float
     optimizer: float
     quantized: float
+    quantized_small: float
     parameters: float
     largest: float
     early: Moment = field(default_factory=Moment)
@@ -78,7 +79,7 @@ def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
         Moment(*(line(a, b) for a, b in zip(astuple(one), astuple(other), strict=True)))
         for one, other in ((few.early, more.early), (few.late, more.late))
     ]
-    names = ("weights", "trainable", "optimizer", "quantized", "parameters")
+    names = ("weights", "trainable", "optimizer", "quantized", "quantized_small", "parameters")
     sums = {name: line(getattr(few, name), getattr(more, name)) for name in names}
     return Counted(**sums, largest=max(few.largest, more.largest), early=moments[0], late=moments[1])
 
@@ -94,15 +95,16 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(lambda p: live.add(p.grad, "gradients"))
     if trained:
-        _forward_backward(model, batches, live, fake, device)
-    shapes = [p.quant_state.shape.numel() for p in model.parameters() if hasattr(p, "quant_state")]
+        _forward_backward(model, batches, live, fake, (device == "cuda", computes_in_half(recipe, device)))
+    packed = hollow.quantized_sizes(model)
     sizes = [p.numel() for p in trained]
     return Counted(
         weights=sum(t.numel() * t.element_size() for t in kept),
         trainable=sum(sizes),
         optimizer=state_bytes(sizes, recipe["optimizer"]),
-        quantized=sum(shapes),
-        parameters=sum(p.numel() for p in model.parameters() if not hasattr(p, "quant_state")) + sum(shapes),
+        quantized=sum(packed),
+        quantized_small=sum(size for size in packed if 4 * size < LARGE),
+        parameters=sum(p.numel() for p in model.parameters() if p.dtype != torch.uint8) + sum(packed),
         largest=4 * max(sizes, default=0),
         early=live.early,
         late=live.late,
@@ -110,10 +112,13 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
 
 
 def weights_dtype(recipe: dict[str, Any], device: Device) -> torch.dtype:
-    """As `loading.weights_dtype` decides on such a device; a card's half precision is 16 bits wide in either form."""
-    if recipe["kind"] == "full" or recipe["precision"] == "fp32" or (device == "cpu" and recipe["precision"] == "auto"):
-        return torch.float32
-    return torch.bfloat16
+    """As the trainer decides on such a device: `full` keeps float32, LoRA a base in the format it computes in."""
+    return torch.float32 if recipe["kind"] == "full" or not computes_in_half(recipe, device) else torch.bfloat16
+
+
+def computes_in_half(recipe: dict[str, Any], device: Device) -> bool:
+    """Whether autocast is on: `auto` means half precision on a card alone. bfloat16 stands for float16, too, which is as wide."""
+    return recipe["precision"] in ("bf16", "fp16") or (recipe["precision"] == "auto" and device == "cuda")
 
 
 class _KnownPositions(TorchFunctionMode):
@@ -141,12 +146,14 @@ def _one_example_a_row() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = looked
 
 
-def _forward_backward(model: Any, batches: Sequence[Batch], live: Live, fake: FakeTensorMode, device: Device) -> None:
+def _forward_backward(
+    model: Any, batches: Sequence[Batch], live: Live, fake: FakeTensorMode, on: tuple[bool, bool]
+) -> None:
     """The micro-batches of one optimizer step on the fake tensors of `model`, written down in `live`. Batch, labels and the mask
     of positions are real, so that their number of learned tokens is known."""
     model.train()
     plain = model.forward
-    on_card = device == "cuda"
+    on_card, in_half = on
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with fake, Counting(live), _KnownPositions():
@@ -156,7 +163,7 @@ def _forward_backward(model: Any, batches: Sequence[Batch], live: Live, fake: Fa
     try:
         with _one_example_a_row(), as_on_cuda() if on_card else nullcontext(), head_on_positions(model) as wanted:
             for batch in batches:
-                with Counting(live), torch.autocast("cpu", dtype=torch.bfloat16, enabled=on_card):
+                with Counting(live), torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_half):
                     loss = token_losses(model, batch.examples(), wanted, torch.device("cpu")).sum()
                 with fake, Counting(live):
                     loss.backward()
