@@ -34,6 +34,7 @@ CELLS: dict[str, list[tuple[str, Batch]]] = {
         ("lora-r8", Batch(4, 128, 256)), ("lora-r8", Batch(1, 256, 160)), ("lora-r128", Batch(4, 128, 256)),
         ("lora-r8-qkv", Batch(4, 128, 256)), ("qlora-r8", Batch(4, 128, 256)), ("qlora-r8", Batch(2, 256, 320)),
     ],
+    "gemma-3-270m": [("full", Batch(2, 96, 100)), ("lora-r8", Batch(2, 128, 128)), ("qlora-r8", Batch(2, 128, 128))],
     "opt-350m": [
         ("full", Batch(2, 128, 128)), ("full-8bit", Batch(2, 128, 128)), ("lora-r8", Batch(4, 128, 256)),
         ("qlora-r8", Batch(2, 128, 128)),
@@ -74,7 +75,8 @@ def _stage(model: str, folder: Path) -> Stage:
     plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
     if model == PACKAGED:
         return Stage(data_root(), Experiments.model_validate(plain), "local")
-    plain["models"][model]["source"] = {"random": model}
+    like = plain["models"].get(model) or {**plain["models"]["gemma-2b-it"], "overrides": {}}  # gemma-3's modules have its names
+    plain["models"][model] = {**like, "source": {"random": model}}
     return Stage(DataRoot(folder / model), Experiments.model_validate(plain), "local")
 
 

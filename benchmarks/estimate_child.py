@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipelines.estimate.batch import Batch
+from pipelines.process import die_with_parent, offer_to_oom_killer
 from pipelines.train import loading
 from pipelines.train.losses import head_on_positions, token_losses
 from pipelines.train.memory import peak_resident_bytes, reset_peaks
@@ -20,6 +21,8 @@ from pipelines.train.optimizers import make_optimizer
 
 
 def main() -> None:
+    die_with_parent()
+    offer_to_oom_killer()
     cell: dict[str, Any] = json.load(sys.stdin)
     loading.quiet()
     torch.manual_seed(1)

@@ -97,8 +97,8 @@ def test_every_model_of_the_grid_has_a_configuration_without_its_weights(tmp_pat
         assert config and config["model_type"], name
 
 
-@pytest.mark.parametrize("name", shipped.shipped())
-def test_every_shipped_model_is_rehearsed_in_4_bits_and_its_adapters_targets_are_found(name: str) -> None:
+@pytest.mark.parametrize("name", configuration.load(PROJECT / "experiments.yaml").models)
+def test_every_model_of_the_grid_is_rehearsed_in_4_bits_and_its_adapters_targets_are_found(name: str) -> None:
     grid = configuration.load(PROJECT / "experiments.yaml")
     fields = dict(shipped.named(name))
     config = rehearsal._with_layers(AutoConfig.for_model(fields.pop("model_type"), **fields), 2)

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.train import batches, loading
+from pipelines.train import batches, chunked, loading
 from pipelines.train.dropout import CheapDropout, keep_mask
-from pipelines.train.losses import head_on_positions, scored_mask, token_losses
+from pipelines.train.losses import head_on_positions, scored_mask, step_loss, token_losses
 from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
-from tests.tiny import ARCHITECTURES, TARGETS, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, save_tiny, tiny_model, tiny_tokenizer
 
 RECORDS = [
     {"example_id": "a", "instruction": "For a nurse?", "input": "After a night shift.", "output": "Olive Kitteridge."},
@@ -35,20 +35,87 @@ def plain_losses(model: Any, example: Tokenized) -> torch.Tensor:
     return losses[labels != IGNORE]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_losses_and_gradients_equal_the_plain_computation(architecture: str, examples: list[Tokenized]) -> None:
-    model = tiny_model(architecture)
-    expected = torch.cat([plain_losses(model, example) for example in examples])
-    expected.sum().backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+CPU = torch.device("cpu")
+
+
+def gradients_of(model: Any) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("piece", [chunked.PIECE_BYTES, 1])  # all rows at once; sixteen at a time
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MORE_ARCHITECTURES])
+def test_losses_and_gradients_equal_the_plain_computation(
+    architecture: str, piece: int, examples: list[Tokenized], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked, "PIECE_BYTES", piece)
+    model = tiny_model(architecture)
+    assert chunked.plain_head(model) is not None
+    expected = torch.cat([plain_losses(model, example) for example in examples])
+    expected.mean().backward()
+    gradients = gradients_of(model)
     with head_on_positions(model) as wanted:
-        found = token_losses(model, examples, wanted, torch.device("cpu"))
-        found.sum().backward()
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for name, parameter in model.named_parameters():
-        if name in gradients:
-            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
+        with_gradients = token_losses(model, examples, wanted, CPU)
+        with torch.no_grad():
+            without = token_losses(model, examples, wanted, CPU)
+        total = step_loss(model, examples, wanted, CPU, learned=len(expected))
+        total.backward()
+    torch.testing.assert_close(with_gradients, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(without, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(total, expected.mean(), rtol=1e-5, atol=1e-5)
+    found = gradients_of(model)
+    assert found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "llama-tied", "gpt2", "opt-350m"])
+def test_final_weights_equal_those_of_the_plain_computation(architecture: str, examples: list[Tokenized]) -> None:
+    def trained(fast: bool) -> dict[str, torch.Tensor]:
+        model = tiny_model(architecture)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        learned = sum(example.learned for example in examples)
+        for _ in range(4):
+            if fast:
+                with head_on_positions(model) as wanted:
+                    for batch in batches.micro_batches(examples, max_tokens=60):
+                        step_loss(model, batch, wanted, CPU, learned=learned).backward()
+            else:
+                (torch.cat([plain_losses(model, example) for example in examples]).sum() / learned).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return {name: p.detach() for name, p in model.named_parameters()}
+
+    ours, plain = trained(True), trained(False)
+    for name, weight in plain.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_scaled_loss_has_scaled_gradients(examples: list[Tokenized]) -> None:
+    model = tiny_model("llama-tied")
+    found = []
+    for scale in (1.0, 8.0):
+        with head_on_positions(model) as wanted:
+            (step_loss(model, examples, wanted, CPU, learned=10) * scale).backward()
+        found.append(gradients_of(model))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], 8 * gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_head_gets_no_gradient_and_an_unknown_one_is_left_to_the_model(examples: list[Tokenized]) -> None:
+    model = tiny_model("llama")
+    model.lm_head.weight.requires_grad_(False)
+    with head_on_positions(model) as wanted:
+        step_loss(model, examples, wanted, CPU, learned=10).backward()
+    assert model.lm_head.weight.grad is None and model.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+    fast = gradients_of(model)
+    model.config.model_type = "something-new"
+    assert chunked.plain_head(model) is None
+    with head_on_positions(model) as wanted:
+        step_loss(model, examples, wanted, CPU, learned=10).backward()
+    for name, gradient in gradients_of(model).items():
+        torch.testing.assert_close(gradient, fast[name], rtol=1e-4, atol=1e-6)
 
 
 def test_an_example_never_sees_another(examples: list[Tokenized]) -> None:

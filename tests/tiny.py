@@ -24,6 +24,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma": {**SIZES, "intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 512},
     "llama": {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 512},
 }  # fmt: skip
+# what the grid does not hold, but the loss must be right for: soft-capped logits, tied heads
+MORE_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        **ARCHITECTURES["gemma"], "final_logit_softcapping": 3.0, "attn_logit_softcapping": 20.0, "sliding_window": 64,
+        "query_pre_attn_scalar": 8,
+    },
+    "gemma3_text": {**ARCHITECTURES["gemma"], "sliding_window": 64, "query_pre_attn_scalar": 8},
+    "llama-tied": {**ARCHITECTURES["llama"], "tie_word_embeddings": True},
+    "qwen2": {**ARCHITECTURES["llama"]},
+}  # fmt: skip
 TARGETS: dict[str, list[str]] = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
@@ -68,10 +78,14 @@ def tiny_model(architecture: str) -> Any:
 
     torch.manual_seed(7)
     config = AutoConfig.for_model(
-        architecture.split("-")[0], **ARCHITECTURES[architecture], bos_token_id=2, eos_token_id=0, pad_token_id=0
+        architecture.split("-")[0],
+        **{**ARCHITECTURES, **MORE_ARCHITECTURES}[architecture],
+        bos_token_id=2,
+        eos_token_id=0,
+        pad_token_id=0,
     )
     model = AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager" if architecture == "gpt_neo" else "sdpa", dtype=torch.float32
+        config, attn_implementation="eager" if architecture in ("gpt_neo", "gemma2") else "sdpa", dtype=torch.float32
     )
     return model.eval()
 

@@ -17,7 +17,7 @@ import torch
 
 from pipelines.train import batches, checkpoint, checks, probe
 from pipelines.train.checkpoint import Random
-from pipelines.train.losses import head_on_positions, token_losses
+from pipelines.train.losses import head_on_positions, step_loss, token_losses
 from pipelines.train.memory import MemoryMeter, peak_bytes, reset_peaks
 from pipelines.train.optimizers import make_optimizer
 from pipelines.train.precision import autocast, make_scaler
@@ -167,7 +167,7 @@ class Trainer:
         for batch in groups:
             self.worker.stop_if_asked()
             with autocast(self.recipe, self.device):
-                loss = token_losses(self.model, batch, self._wanted, self.device).sum() / learned
+                loss = step_loss(self.model, batch, self._wanted, self.device, learned=learned)
             self.scaler.scale(loss).backward()
             total += loss.item()
         self.scaler.unscale_(self.optimizer)

@@ -1,0 +1,109 @@
+"""Output head and cross-entropy in one, a piece of the positions at a time, gradients included.
+
+Plain autograd keeps the logits, their log-softmax and their gradient at once: 3 × 4 bytes × positions × vocabulary. Here the
+gradient of a piece is made from its logits in place before the next piece is computed, so that one piece is all there is, and no
+product is done twice. The idea is that of Liger-Kernel's fused linear cross-entropy and of "Cut Your Losses" (Wijmans et al.
+2024), in plain PyTorch.
+"""
+# ruff: noqa: TID253
+
+from typing import Any
+
+import torch
+from torch import nn
+
+PIECE_BYTES = 64 * 2**20  # of float32 logits: enough rows for a fast product, little beside a model's activations
+# architectures whose logits are the head's output alone, soft-capped where the configuration says so
+PLAIN_HEADS = {
+    "gpt2", "opt", "gpt_neo", "gpt_neox", "gemma", "gemma2", "gemma3", "gemma3_text", "llama", "mistral", "qwen2", "qwen3", "phi3",
+}  # fmt: skip
+
+
+def plain_head(model: Any) -> nn.Linear | None:
+    """The output head if it is a linear layer without bias or adapter whose output is the logits up to soft-capping; else
+    None: the model's own forward pass must then compute them."""
+    head = model.get_output_embeddings()
+    known = model.config.model_type in PLAIN_HEADS
+    return head if known and type(head) is nn.Linear and head.bias is None else None
+
+
+def soft_cap(model: Any) -> float | None:
+    """Gemma 2's bound on logits: cap × tanh(logits / cap)."""
+    return getattr(model.config, "final_logit_softcapping", None)
+
+
+def _pieces(rows: int, vocabulary: int) -> list[slice]:
+    size = max(16, PIECE_BYTES // (4 * vocabulary))
+    return [slice(start, min(rows, start + size)) for start in range(0, rows, size)]
+
+
+def logits_of(hidden: torch.Tensor, weight: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """(rows × vocabulary) float32 logits of (rows × width) hidden states."""
+    logits = (hidden @ weight.T).float()
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+class _SummedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None, share: float
+    ) -> torch.Tensor:
+        kind = hidden.device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        inputs, head = hidden.to(half), weight.to(half)
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        total = torch.zeros((), device=hidden.device)
+        for piece in _pieces(len(targets), len(weight)):
+            logits = logits_of(inputs[piece], head, cap)
+            total += _loss_into_gradient(logits, targets[piece], cap) * share
+            slope = logits.mul_(share).to(half)
+            if of_hidden is not None:
+                of_hidden[piece] = slope @ head
+            if of_weight is not None:
+                of_weight.addmm_(slope.T, inputs[piece]) if half == weight.dtype else of_weight.add_(
+                    slope.T @ inputs[piece]
+                )
+        ctx.save_for_backward(of_hidden, of_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # what comes back is the loss's scale: 1, or float16's
+        of_hidden, of_weight = ctx.saved_tensors
+        scale = gradients[0].to(of_hidden.dtype) if of_hidden is not None else gradients[0]
+        if scale.item() != 1:
+            of_hidden = None if of_hidden is None else of_hidden * scale
+            of_weight = None if of_weight is None else of_weight * gradients[0]
+        return of_hidden, of_weight, None, None, None
+
+
+def _loss_into_gradient(logits: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """The summed negative log-likelihood; `logits` become its gradient by what the head itself put out: softmax minus one at
+    the target, times the soft-cap's slope 1 − (logits / cap)²."""
+    at = torch.arange(len(targets), device=targets.device)
+    slope = None if cap is None else (logits / cap).square_().neg_().add_(1)
+    normalizer = logits.logsumexp(dim=-1)
+    loss = (normalizer - logits[at, targets]).sum()
+    logits.sub_(normalizer[:, None]).exp_()
+    logits[at, targets] -= 1
+    if slope is not None:
+        logits.mul_(slope)
+    return loss
+
+
+def summed_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, cap: float | None, share: float
+) -> torch.Tensor:
+    """`share` × Σ negative log-likelihood (nats) of `targets` (rows) given `hidden` (rows × width) and the head's `weight`
+    (vocabulary × width). The result must be used as it is, at most scaled: its gradient is computed now."""
+    return _SummedLoss.apply(hidden, weight, targets, cap, share)  # pyright: ignore[reportReturnType]
+
+
+def losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, cap: float | None) -> torch.Tensor:
+    """Negative log-likelihood (nats, float32) of every target, without gradients."""
+    pieces = []
+    for piece in _pieces(len(targets), len(weight)):
+        logits = logits_of(hidden[piece], weight, cap)
+        pieces.append(nn.functional.cross_entropy(logits, targets[piece], reduction="none"))
+    return torch.cat(pieces)
