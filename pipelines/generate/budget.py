@@ -85,6 +85,12 @@ class Budget:
         self._charged[provider] = self.charged_by(provider) + worst
         return None
 
+    def give_back(self, provider: str, dollars: float, *, of_this_run: bool) -> None:
+        """Held `dollars` were not spent after all; what an earlier run had held is no gain of this one's own cap."""
+        self._charged[provider] = self.charged_by(provider) - dollars
+        if not of_this_run:
+            self._before -= dollars
+
     async def settle(self, provider: str, worst: float, charged: float) -> None:
         """Replace a reservation of `worst` dollars by what stays charged: its cost, 0, or (fate unknown) `worst` itself."""
         async with self._changed:

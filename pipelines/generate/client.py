@@ -119,6 +119,17 @@ def fate_of(status: int, codes: set[str], message: str) -> Fate:
     return "failed" if status >= 500 or status == 409 else "stopped"
 
 
+def call_error(error: Exception, key: str | None) -> CallError:
+    """What an exception of either SDK means for the call that raised it."""
+    if not hasattr(error, "status_code"):
+        return _connection_error(error, key)
+    try:
+        refusal_or_error(error, key)
+    except CallError as told:
+        return told
+    return CallError(without(str(error), key), "stopped")
+
+
 def _connection_error(error: Exception, key: str | None) -> CallError:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, httpx2.TransportError):

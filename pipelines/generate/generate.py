@@ -137,7 +137,7 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
             with device as lock, local_server(gguf, slots=provider.concurrency, keep_open=(lock.fileno(),)) as url:
                 job = job_for(name, provider, pending, base_url=url)
                 tally = asyncio.run(send_all(run.journal, [job], run.budget, progress=progress))[name]
-        return GenerationResult({name: _result(run, name, wanted, held, tally)}, run.orphans)
+        return GenerationResult({name: outcome(run, name, wanted, held, tally)}, run.orphans)
 
 
 def generate_all(
@@ -188,30 +188,39 @@ def generate(
     with session(data, experiments, progress=progress, budget_usd=budget_usd) as run:
         names = enabled(experiments, only)
         if batch:
-            names = [name for name in names if experiments.provider(name).batch]
+            names = [n for n in names if experiments.provider(n).batch or batches.open_batches(run.journal, n)]
         wanted = {name: run.book.requests(name) for name in names}
         held = {name: run.journal.answered_among(wanted[name]) for name in names}
         tallies = asyncio.run(_ask_all(run, wanted, batch))
-        results = {name: _result(run, name, wanted[name], held[name], tallies[name]) for name in names}
+        results = {name: outcome(run, name, wanted[name], held[name], tallies[name]) for name in names}
         return GenerationResult(results, run.orphans)
 
 
-async def _ask_all(run: Session, wanted: dict[str, list[Request]], batch: BatchStep | None) -> dict[str, Tally]:
+async def _ask_all(run: Session, wanted: dict[str, list[Request]], step: BatchStep | None) -> dict[str, Tally]:
+    """Batches first, a few calls for each provider: what they give back of the budget is there for all the others."""
     tallies: dict[str, Tally] = {}
+    tasks: dict[str, asyncio.Task[Tally]] = {}
+    async with asyncio.TaskGroup() as group:
+        for name, requests in wanted.items():
+            provider, waiting = run.experiments.provider(name), batches.open_batches(run.journal, name)
+            if why := missing_key(provider):
+                pending = run.journal.to_send(requests)
+                tallies[name] = Tally(total=len(pending), stopped=why if pending or waiting else None)
+            elif provider.batch or waiting:
+                only = step if provider.batch else "collect"  # it asks one by one now, but once made batches
+                working = batches.work(run.journal, run.budget, name, provider, requests, only=only)
+                tasks[name] = group.create_task(working)
+    tallies |= {name: task.result() for name, task in tasks.items()}
     jobs = []
     for name, requests in wanted.items():
         provider = run.experiments.provider(name)
-        pending = run.journal.to_send(requests)
-        if why := missing_key(provider):
-            tallies[name] = Tally(total=len(pending), stopped=why if pending else None)
-        elif provider.batch:
-            tallies[name] = await batches.work(run.journal, run.budget, name, provider, requests, only=batch)
-        else:
-            jobs.append(job_for(name, provider, pending))
+        if not provider.batch and step is None and not missing_key(provider):
+            jobs.append(job_for(name, provider, run.journal.to_send(requests)))
     return tallies | await send_all(run.journal, jobs, run.budget, progress=run.progress)
 
 
-def _result(run: Session, name: str, wanted: list[Request], held: int, tally: Tally) -> ProviderResult:
+def outcome(run: Session, name: str, wanted: list[Request], held: int, tally: Tally) -> ProviderResult:
+    """What the journal holds of `wanted` now, of which it held `held` answers before, and what the run says of the rest."""
     charges = run.journal.charges().get(name)
     return ProviderResult(
         wanted=len(wanted),

@@ -53,6 +53,7 @@ ADDED = {  # since the first version; an older journal gets them when it is open
     "reserved_usd": "REAL NOT NULL DEFAULT 0",  # held for all attempts whose cost is not known
     "attempt_reserved_usd": "REAL NOT NULL DEFAULT 0",  # the latest attempt's part of it
     "batch_id": "TEXT",
+    "batch_failures": "INTEGER NOT NULL DEFAULT 0",  # how often it came to nothing inside a batch
 }
 BATCHES = """
 CREATE TABLE IF NOT EXISTS batches (
