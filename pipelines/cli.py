@@ -38,8 +38,8 @@ def fetch(arguments: Arguments) -> int:
 
 
 def generate(arguments: Arguments) -> int:
+    from pipelines.generate import coverage, show
     from pipelines.generate import estimate as estimates
-    from pipelines.generate import show
     from pipelines.generate.generate import generate_again, generate_all
 
     stage = stage_now()
@@ -67,7 +67,8 @@ def generate(arguments: Arguments) -> int:
         bar.close()
     if not result.providers:
         print("nobody to ask: enable a provider, or set sources.local_generator: true (experiments.yaml)")
-    for line in show.summary(result):
+    covered = coverage.coverage(stage.data, experiments, result.providers)
+    for line in [*show.summary(result), *show.covered(covered)]:
         print(line)
     return OK if result.complete else NOT_OK
 

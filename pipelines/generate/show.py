@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipelines.generate.coverage import Coverage
 from pipelines.generate.generate import GenerationResult, ProviderResult
 from pipelines.generate.send import Snapshot
 
@@ -62,6 +63,13 @@ def summary(result: GenerationResult) -> Iterator[str]:
         yield f"{name}: {_outcome(provider)}"
     for name, why in result.stopped.items():
         yield f"{name} stopped: {why}"
+
+
+def covered(coverages: Sequence[Coverage]) -> Iterator[str]:
+    """How much of the grid the valid records of each provider hit, and how they vary."""
+    for one in coverages:
+        varied = "" if one.distinct_2 is None else f", distinct-2 {one.distinct_2:.2f}"
+        yield f"{one.provider}: {one.records} valid records in {one.cells} cells and {one.topics} topics{varied}"
 
 
 def duels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
