@@ -1,7 +1,7 @@
 """Which examples a profile trains and evaluates on: by language, then capped in an order that never depends on the others."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,10 @@ class Selected:
     eval: list[dict[str, Any]]
     pool: list[dict[str, Any]] = field(default_factory=list)
 
-    def narrowed(self, provider: str | None, max_examples: int | None) -> "Selected":
-        """The same evaluation, but training on one provider's records alone, or on at most so many; None: as it is."""
+    def narrowed(self, provider: str | None, max_train: int | None) -> "Selected":
+        """The same evaluation and pool, but training on one provider's records (None: of all), at most so many (None: all)."""
         rows = [row for row in self.pool if provider in (None, row["provider"])]
-        cap = len(self.train) if max_examples is None else max_examples
-        return Selected(train=rows[:cap], eval=self.eval, pool=rows)
+        return replace(self, train=rows[:max_train])
 
     @property
     def data_fingerprint(self) -> str:
@@ -51,9 +50,9 @@ def select(examples: Path, selection: Selection) -> Selected:
     if selection.languages:
         rows = [row for row in rows if row["language"] in selection.languages]
     rows.sort(key=lambda row: hashlib.sha256(row["example_id"].encode()).digest())
-    pool = [row for row in rows if row["split"] == "train" and selection.provider in (None, row["provider"])]
+    pool = [row for row in rows if row["split"] == "train"]
     held_out = [row for row in rows if row["split"] == "eval"][: selection.max_eval]
-    return Selected(train=pool[: selection.max_train], eval=held_out, pool=pool)
+    return Selected(train=pool, eval=held_out, pool=pool).narrowed(selection.provider, selection.max_train)
 
 
 def _content_hash(rows: list[dict[str, Any]]) -> str:

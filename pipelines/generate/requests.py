@@ -226,11 +226,20 @@ def raw_record(asked: Asked, row: dict[str, Any], prompts: Prompts, *, local: bo
 def _record(text: str, prompt: Prompt, templates: dict[Any, str]) -> Any:
     if not prompt.schema:
         return {**prompt.asked, "output": text}
-    fenced = FENCE.fullmatch(text)  # a server that does not know schemas answers with a block of Markdown
-    value = json.loads(fenced[1] if fenced else text)
+    value = json_in(text)
     try:
         jsonschema.validate(value, prompt.schema)
     except jsonschema.ValidationError as error:
         place = ".".join(str(part) for part in error.absolute_path) or "record"
         raise ValueError(f"{place}: {error.message[:200]}") from None
     return {name: template.format_map(value) for name, template in templates.items()} if templates else value
+
+
+def json_in(text: str) -> Any:
+    """The JSON that an answer is, or that stands in it as a block of Markdown, as servers write it that know no schemas.
+
+    Raises:
+        ValueError: it is none. RecursionError: nested too deeply.
+    """
+    fenced = FENCE.fullmatch(text)
+    return json.loads(fenced[1] if fenced else text)
