@@ -152,7 +152,7 @@ def _step(root: str, path: str, batch: Any, environment: dict[str, str]) -> None
 def child(ask: Asking, batch: Literal["submit", "collect"] | None = None) -> multiprocessing.Process:
     """A process of its own, not started yet, that generates once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.generate.generate", "pipelines.generate.batch_clients"])
+    context.set_forkserver_preload(["tests.asking", "pipelines.generate.batch_clients"])
     made: Any = context.Process(target=_step, args=(str(ask.data.root), str(ask.path), batch, KEYS))
     return made
 
@@ -161,6 +161,6 @@ def kill(process: multiprocessing.Process) -> None:
     """kill -9, and wait until it is gone."""
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    with suppress(FileNotFoundError):  # its parent has taken note of its end
+    with suppress(FileNotFoundError, ProcessLookupError):  # its parent has taken note of its end
         while Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] != "Z":
             time.sleep(0.001)

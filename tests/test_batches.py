@@ -1,6 +1,7 @@
 """Batch mode over HTTP, with both SDKs: two resumable steps at half price, nothing doubled, nothing lost, whatever is killed."""
 
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import httpx2
 import pytest
 
 from pipelines.generate import batches, show
+from pipelines.generate.estimate import estimate
 from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import Request
 from pipelines.generate.requests import book
@@ -424,6 +426,43 @@ def test_killed_while_the_file_was_handed_in_nothing_is_held(tmp_path: Path, ser
     assert ask.statuses() == {"answered": 6}
 
 
+def test_two_processes_at_once_submit_one_batch(ask: Asking, wire: Wire) -> None:
+    both = [child(ask, "submit"), child(ask, "submit")]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(30)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert len(made(ask.server, wire)) == 1
+
+
+def test_killed_again_and_again_at_any_moment_every_record_is_made_and_paid_for_once(
+    ask: Asking, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(5)
+    ask.server.behavior = Behavior(batch_seconds=0.05, batch_error_share=0.1)
+    for count in range(6, 36, 5):
+        ask.configure(generation={"requests": count})
+        process = child(ask)
+        process.start()
+        process.join(rng.uniform(0.05, 0.4))
+        process.kill()
+        process.join()
+    monkeypatch.setattr(batches, "BELIEVED_LOST_SECONDS", -1.0)
+    ask.server.behavior = replace(ask.server.behavior, batch_error_share=0.0)
+    while not (done := ask.generate()).complete or done.providers[NAMES[wire]].in_batch:
+        assert done.stopped == {}
+    rows = ask.rows()
+    assert ask.statuses() == {"answered": len(rows)}
+    assert len(rows) >= 31
+    assert len(generated_records(ask.data, ask.experiments)) == 31
+    failures = sum(row["batch_failures"] for row in rows)
+    lost = sum(row["in_doubt_count"] for row in rows)
+    assert 31 <= sum(ask.account(wire).asked.values()) <= len(rows) + lost + failures
+    assert max(row["in_doubt_count"] for row in rows) <= 1
+    assert ask.account(wire).dollars <= ask.charged() + 1e-9
+
+
 # --- cut connections and garbled bodies
 
 
@@ -436,6 +475,27 @@ def test_a_batch_whose_making_was_not_confirmed_is_found_again(ask: Asking, wire
     assert ask.generate().answered == 6
     assert len(made(ask.server, wire)) == 1
     assert ask.charged() == pytest.approx(ask.account(wire).dollars)
+
+
+def test_a_batch_is_found_again_behind_many_newer_ones(ask: Asking, wire: Wire) -> None:
+    ask.server.behavior = replace(QUICK, script=at(CREATE[wire], "cut"))
+    ask.generate("submit")
+    (ours,) = made(ask.server, wire)
+    end(ask.server, wire)
+    known = ask.server._batches.anthropic if wire == "anthropic" else ask.server._batches.openai
+    for n in range(250):
+        known[f"other-{n}"] = Batch(f"other-{n}", ours.created + 1, 0.0, [], ended=ours.created + 2)
+    assert ask.generate("collect").answered == 6
+    assert ask.account(wire).calls[LIST[wire]] == 3, "a hundred a page"
+
+
+def test_too_many_calls_at_once_put_a_batch_off_and_cost_nothing(ask: Asking, wire: Wire) -> None:
+    ask.server.behavior = replace(QUICK, script=at(CREATE[wire], "rate_limited"))
+    assert "run it again later" in stopped(ask.generate("submit"))
+    assert (ask.charged(), ask.statuses()) == (0, {"failed": 6})
+    ask.generate("submit")
+    ask.finish()
+    assert ask.statuses() == {"answered": 6}
 
 
 def test_a_batch_that_is_never_made_is_sent_again_once_at_most(
@@ -590,7 +650,9 @@ def test_a_batch_that_is_turned_away_leaves_the_budget_to_the_others(tmp_path: P
     server.behavior = replace(
         QUICK, script=lambda _, name, __: "credit_too_low" if name == CREATE["anthropic"] else None
     )
-    ask.configure(generation={"budget_usd": 0.04})
+    (one, _) = estimate(ask.data, ask.experiments)
+    assert one.worst_usd is not None
+    ask.configure(generation={"budget_usd": 1.2 * one.worst_usd})  # a request asked directly may cost a third of it
     result = ask.generate()
     assert "credit balance is too low" in result.stopped["claude"]
     assert result.providers["gpt"].answered == 6

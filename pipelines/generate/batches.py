@@ -66,7 +66,7 @@ async def work(
             if only != "collect" and tally.stopped is None:
                 await submit(batching, requests)
         except CallError as error:
-            again = "; run it again later" if error.fate in ("unsent", "unknown", "overloaded", "failed") else ""
+            again = "" if error.fate in ("stopped", "impossible") else "; run it again later"
             tally.stopped = f"{error}{again}"
     return tally
 

@@ -1,9 +1,9 @@
 """What a run would ask for and cost, before a single request is sent."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from pipelines.experiments import Experiments
 from pipelines.generate.answers import Usage
@@ -13,6 +13,8 @@ from pipelines.generate.prices import batch_share, costs_of, worst_cost, worst_u
 from pipelines.generate.providers import caps_of, enabled, missing_key
 from pipelines.generate.requests import Book, book
 from pipelines.paths import DataRoot
+
+Tokens = tuple[int, int]  # of a prompt and its answer
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,15 @@ def estimate(data: DataRoot, experiments: Experiments, only: Iterable[str] | Non
     """
     caps = caps_of(experiments)
     with book(data, experiments) as reading:
-        rows = [row for row in reading.journal.rows() if row["purpose"] == "generate"]
+        past: dict[tuple[str, str], list[Tokens]] = defaultdict(list)
+        for row in reading.journal.rows():
+            if row["purpose"] == "generate" and None not in (row["input_tokens"], row["output_tokens"]):
+                past[row["provider"], row["model"]].append((row["input_tokens"], row["output_tokens"]))
         for name in enabled(experiments, only):
-            past = [row for row in rows if row["provider"] == name and row["model"] == experiments.provider(name).model]
-            yield _of(name, reading, caps, past)
+            yield _of(name, reading, caps, past[name, experiments.provider(name).model])
 
 
-def _of(name: str, reading: Book, caps: Caps, past: list[dict[str, Any]]) -> Estimate:
+def _of(name: str, reading: Book, caps: Caps, past: list[Tokens]) -> Estimate:
     journal, provider = reading.journal, reading.experiments.provider(name)
     wanted = reading.requests(name)
     pending = journal.to_send(wanted)
@@ -79,13 +83,11 @@ def _of(name: str, reading: Book, caps: Caps, past: list[dict[str, Any]]) -> Est
     )
 
 
-def _usual(past: list[dict[str, Any]]) -> Usage | None:
+def _usual(past: list[Tokens]) -> Usage | None:
     """The mean tokens of past answers; they are priced one by one, since some prices rise with the length of one request."""
-    told = [row for row in past if row["input_tokens"] is not None and row["output_tokens"] is not None]
-    if not told:
+    if not past:
         return None
-    taken_in, given_out = (round(fmean(row[name] for row in told)) for name in ("input_tokens", "output_tokens"))
-    return Usage(input=taken_in, output=given_out)
+    return Usage(input=round(fmean(taken_in for taken_in, _ in past)), output=round(fmean(out for _, out in past)))
 
 
 def in_words(estimates: list[Estimate], total_budget: float | None) -> Iterator[str]:
