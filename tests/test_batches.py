@@ -17,7 +17,7 @@ from pipelines.generate.estimate import estimate
 from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import Request
 from pipelines.generate.requests import book
-from tests.asking import KEY, KEYS, MILLION, NAMES, Asking, asking, child, kill
+from tests.asking import KEY, KEYS, MILLION, NAMES, Asking, asking, child, kill, quick_folder
 from tests.fake_batches import Batch
 from tests.fake_behavior import Behavior, Fault, Wire
 from tests.fake_provider import FakeProvider, fake_provider
@@ -39,6 +39,12 @@ Script = Callable[[Wire, str, int], Fault | None]
 def running() -> Iterator[FakeProvider]:
     with fake_provider(QUICK) as server:
         yield server
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_folder() as path:
+        yield path
 
 
 @pytest.fixture
@@ -599,9 +605,12 @@ def test_anothers_batch_of_the_same_size_is_not_taken_for_ours(
     if wire == "anthropic":  # whose it is is told by its results alone
         assert ask.generate("collect").providers[NAMES[wire]].in_batch == 6
         assert ask.statuses() == {"in_flight": 6}
-    end(ask.server, wire)
+        end(ask.server, wire)
+    else:
+        made(ask.server, wire)[0].metadata = None  # made by hand, say: ours has our mark
     ask.generate("collect")
     assert ask.statuses() == {"in_doubt": 6}
+    end(ask.server, wire)
     assert other.finish().answered == 6
 
 

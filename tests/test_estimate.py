@@ -11,7 +11,7 @@ from pipelines.generate.answers import Usage
 from pipelines.generate.estimate import Estimate, estimate, in_words
 from pipelines.generate.judge import judge
 from pipelines.generate.prices import OVERHEAD_TOKENS, costs_of
-from tests.asking import KEYS, MILLION, Asking, asking
+from tests.asking import KEYS, MILLION, Asking, asking, quick_folder
 from tests.fake_behavior import Behavior
 from tests.fake_provider import FakeProvider, fake_provider
 
@@ -20,6 +20,12 @@ from tests.fake_provider import FakeProvider, fake_provider
 def running() -> Iterator[FakeProvider]:
     with fake_provider() as server:
         yield server
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_folder() as path:
+        yield path
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pipelines.generate import show
 from pipelines.generate.generate import GenerationResult
 from pipelines.generate.judge import chosen_judge, duels, family, judge
 from pipelines.generate.settings import Judge, Provider
-from tests.asking import KEYS, PRICE, Asking, asking
+from tests.asking import KEYS, PRICE, Asking, asking, quick_folder
 from tests.fake_behavior import Behavior, Fault, Wire
 from tests.fake_provider import FakeProvider, fake_provider
 from tests.servers import Reply, chat_server, completion
@@ -30,6 +30,12 @@ PLAIN = Behavior()
 def running() -> Iterator[FakeProvider]:
     with fake_provider(PLAIN) as server:
         yield server
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_folder() as path:
+        yield path
 
 
 @pytest.fixture

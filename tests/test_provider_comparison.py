@@ -15,7 +15,7 @@ from pipelines.compare.providers import SHARES, provider_rows
 from pipelines.compare.tables import all_tables
 from pipelines.generate import coverage
 from pipelines.generate.requests import book
-from tests.asking import KEYS, MILLION, PRICE, Asking, asking
+from tests.asking import KEYS, MILLION, PRICE, Asking, asking, quick_folder
 from tests.fake_behavior import Behavior, Fault, Wire
 from tests.fake_provider import FakeProvider, fake_provider
 from tests.servers import Reply, chat_server, completion
@@ -32,6 +32,12 @@ OF_TEN = {
 def running() -> Iterator[FakeProvider]:
     with fake_provider(PLAIN) as server:
         yield server
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_folder() as path:
+        yield path
 
 
 @pytest.fixture
