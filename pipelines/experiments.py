@@ -320,7 +320,7 @@ class Experiments(Strict):
         for i, provider in enumerate(self.sources.providers):
             yield ("sources", "providers", i), provider, apis
         for i, provider in enumerate(self.generation.judge.providers if self.generation.judge else []):
-            yield ("generation", "judge", "providers", i), provider, list(self.providers)
+            yield ("generation", "judge", "providers", i), provider, apis
         for name, method in self.methods.items():
             if method.data and method.data.provider:
                 yield ("methods", name, "data", "provider"), method.data.provider, list(self.providers)

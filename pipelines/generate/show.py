@@ -85,6 +85,8 @@ def duels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"({row['ties']} ties, {row['order_disagreements']} of them as the verdict changed with the order; "
             f"judge {row['judge']}{family})"
         )
+        if row["unreadable"]:
+            yield f"  {row['unreadable']} cells are left out: the judge said nothing that can be read"
         if row["smallest_difference"] is not None:
             yield f"  so many cells could have shown a difference of {row['smallest_difference']:.0%} or more"
 
