@@ -1,5 +1,6 @@
 """No answer we hold is asked for again, and a request whose fate a crash left unknown is sent again once at most."""
 
+import asyncio
 import json
 import signal
 import sqlite3
@@ -7,13 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.errors import WorkError
-from pipelines.generate.journal import Answer, Journal, Request, opened
+from pipelines.generate.answers import Answer, Usage
+from pipelines.generate.journal import Charges, Journal, Request, Writer, opened
 
 REQUEST = Request(
     provider="local",
@@ -43,7 +46,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 def answer(raw: str = '{"choices": []}') -> Answer:
-    return Answer(raw=raw, stop_reason="stop", input_tokens=11, output_tokens=7, latency_ms=12.5)
+    return Answer(raw=raw, stop_reason="stop", usage=Usage(input=11, output=7), latency_ms=12.5)
 
 
 def row_of(journal: Journal, request: Request = REQUEST) -> dict[str, Any]:
@@ -109,7 +112,7 @@ def test_a_request_is_noted_in_flight_with_all_it_says_before_it_is_answered(jou
 )
 def test_an_answer_is_kept_as_it_came(journal: Journal, raw: str) -> None:
     journal.sending(REQUEST)
-    journal.answered(REQUEST, answer(raw))
+    journal.answered(REQUEST.key, answer(raw))
     row = row_of(journal)
     assert row["response"] == raw
     assert (row["status"], row["stop_reason"], row["input_tokens"], row["output_tokens"]) == ("answered", "stop", 11, 7)
@@ -122,7 +125,7 @@ def test_an_answered_request_is_never_sent_again_also_after_a_restart(tmp_path: 
     first, second = numbered(2)
     with opened(path) as journal:
         journal.sending(first)
-        journal.answered(first, answer("the one"))
+        journal.answered(first.key, answer("the one"))
     with opened(path) as journal:
         assert journal.mark_orphans_in_doubt() == 0
         assert journal.to_send([first, second]) == [second]
@@ -133,11 +136,11 @@ def test_an_answered_request_is_never_sent_again_also_after_a_restart(tmp_path: 
 
 def test_a_failed_request_is_sent_again_and_says_why_it_failed(journal: Journal) -> None:
     journal.sending(REQUEST)
-    journal.failed(REQUEST, "HTTP 500: busy")
+    journal.failed(REQUEST.key, "HTTP 500: busy")
     assert journal.to_send([REQUEST]) == [REQUEST]
     assert (row_of(journal)["status"], row_of(journal)["error"]) == ("failed", "HTTP 500: busy")
     journal.sending(REQUEST)
-    journal.answered(REQUEST, answer())
+    journal.answered(REQUEST.key, answer())
     assert (row_of(journal)["status"], row_of(journal)["error"], row_of(journal)["attempts"]) == ("answered", None, 2)
 
 
@@ -163,7 +166,7 @@ def test_a_request_once_in_doubt_is_settled_by_its_answer(tmp_path: Path) -> Non
     with opened(path) as journal:
         journal.mark_orphans_in_doubt()
         journal.sending(REQUEST)
-        journal.answered(REQUEST, answer())
+        journal.answered(REQUEST.key, answer())
         assert journal.mark_orphans_in_doubt() == 0
         assert journal.to_send([REQUEST]) == []
         assert row_of(journal)["in_doubt_count"] == 1, "that it was in doubt stays on record"
@@ -173,8 +176,8 @@ def test_requests_that_are_not_in_flight_are_not_put_in_doubt(journal: Journal) 
     done, broken, flying = numbered(3)
     for request in (done, broken, flying):
         journal.sending(request)
-    journal.answered(done, answer())
-    journal.failed(broken, "refused")
+    journal.answered(done.key, answer())
+    journal.failed(broken.key, "refused")
     assert journal.mark_orphans_in_doubt() == 1
     assert [row_of(journal, request)["status"] for request in (done, broken, flying)] == [
         "answered",
@@ -185,7 +188,7 @@ def test_requests_that_are_not_in_flight_are_not_put_in_doubt(journal: Journal) 
 
 def test_another_process_reads_an_answer_as_soon_as_it_is_given(journal: Journal, tmp_path: Path) -> None:
     journal.sending(REQUEST)
-    journal.answered(REQUEST, answer("kept"))
+    journal.answered(REQUEST.key, answer("kept"))
     reader = sqlite3.connect(f"file:{tmp_path / 'lake' / 'journal.sqlite'}?mode=ro", uri=True)
     assert reader.execute("SELECT response FROM requests").fetchall() == [("kept",)]
     reader.close()
@@ -196,3 +199,116 @@ def test_a_file_that_is_no_journal_is_an_error_that_names_it(tmp_path: Path) -> 
     path.write_text("this is no database, but a text of more than a hundred characters " * 3, encoding="utf-8")
     with pytest.raises(WorkError, match=r"journal\.sqlite: the journal of LLM calls cannot be opened"):
         Journal(path)
+
+
+# --- what a request costs
+
+
+def charges(journal: Journal) -> Charges:
+    return journal.charges()["local"]
+
+
+def test_a_reservation_is_given_back_once_the_cost_is_known(journal: Journal) -> None:
+    journal.sending(REQUEST, reserve=0.5)
+    assert charges(journal) == Charges(settled=0, reserved=0.5)
+    journal.answered(REQUEST.key, answer(), cost=0.125)
+    assert charges(journal) == Charges(settled=0.125, reserved=0)
+
+
+def test_a_reservation_stays_where_the_cost_of_the_answer_is_not_known(journal: Journal) -> None:
+    journal.sending(REQUEST, reserve=0.5)
+    journal.answered(REQUEST.key, answer())
+    assert charges(journal) == Charges(settled=0, reserved=0.5)
+    assert row_of(journal)["cost_usd"] is None
+
+
+def test_a_failed_request_gives_its_reservation_back(journal: Journal) -> None:
+    journal.sending(REQUEST, reserve=0.5)
+    journal.failed(REQUEST.key, "HTTP 503")
+    assert charges(journal).total == 0
+
+
+def test_what_a_doubtful_attempt_may_have_cost_stays_charged_beside_the_next_attempts_cost(journal: Journal) -> None:
+    journal.sending(REQUEST, reserve=0.5)
+    journal.doubtful(REQUEST.key, "timed out", raw="half a bo")
+    assert (row_of(journal)["status"], row_of(journal)["in_doubt_count"]) == ("in_doubt", 1)
+    assert row_of(journal)["response"] == "half a bo"
+    journal.sending(REQUEST, reserve=0.5)
+    assert charges(journal).reserved == 1.0
+    journal.answered(REQUEST.key, answer("whole"), cost=0.125)
+    assert charges(journal) == Charges(settled=0.125, reserved=0.5)
+    assert row_of(journal)["response"] == "whole"
+
+
+def test_what_was_in_doubt_once_is_sent_last_and_twice_not_at_all_until_it_is_forgiven(journal: Journal) -> None:
+    once, twice, fresh = numbered(3)
+    for request, times in ((once, 1), (twice, 2)):
+        for _ in range(times):
+            journal.sending(request)
+            journal.doubtful(request.key, "cut")
+    assert journal.to_send([once, twice, fresh]) == [fresh, once]
+    assert journal.given_up() == {twice.key}
+    assert journal.forgive_doubts() == 1
+    assert journal.to_send([once, twice, fresh]) == [fresh, once, twice]
+
+
+FIRST_VERSION = """
+CREATE TABLE requests (key TEXT PRIMARY KEY, provider TEXT NOT NULL, model TEXT NOT NULL, purpose TEXT NOT NULL, topic TEXT,
+    language TEXT, request TEXT NOT NULL, status TEXT NOT NULL CHECK (status IN ('in_flight', 'in_doubt', 'answered', 'failed')),
+    attempts INTEGER NOT NULL, in_doubt_count INTEGER NOT NULL DEFAULT 0, response TEXT, stop_reason TEXT, input_tokens INTEGER,
+    output_tokens INTEGER, cost_usd REAL, latency_ms REAL, error TEXT, sent_at TEXT NOT NULL, finished_at TEXT)
+"""
+
+
+def test_a_journal_of_the_first_version_keeps_its_answers(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute(FIRST_VERSION)
+        db.execute(
+            "INSERT INTO requests (key, provider, model, purpose, request, status, attempts, response, sent_at)"
+            " VALUES (?, 'local', 'tiny', 'generate', '{}', 'answered', 1, 'paid for', 'then')",
+            (REQUEST.key,),
+        )
+    db.close()
+    for _ in range(2):
+        with opened(path) as journal:
+            assert journal.to_send([REQUEST]) == []
+            row = row_of(journal)
+            assert (row["response"], row["reserved_usd"], row["reasoning_tokens"]) == ("paid for", 0, None)
+
+
+# --- many at once
+
+
+def test_writes_that_wait_for_one_another_are_all_committed(tmp_path: Path) -> None:
+    requests = numbered(50)
+
+    async def write_all() -> None:
+        with opened(tmp_path / "journal.sqlite") as journal:
+            writer = Writer(journal)
+            await asyncio.gather(*(writer.write(partial(journal.sending, request)) for request in requests))
+            with sqlite3.connect(f"file:{tmp_path / 'journal.sqlite'}?mode=ro", uri=True) as db:
+                assert db.execute("SELECT count(*) FROM requests WHERE status = 'in_flight'").fetchone() == (50,)
+            db.close()
+            await writer.close()
+
+    asyncio.run(write_all())
+
+
+def test_a_commit_that_fails_reaches_everybody_who_waits_for_it_and_writes_nothing_of_it(tmp_path: Path) -> None:
+    def breaks() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def write_all() -> list[BaseException | None]:
+        with opened(tmp_path / "journal.sqlite") as journal:
+            writer = Writer(journal)
+            works = [partial(journal.sending, request) for request in numbered(3)]
+            done = await asyncio.gather(*(writer.write(work) for work in [*works, breaks]), return_exceptions=True)
+            assert list(journal.rows()) == []
+            await writer.write(works[0])
+            assert len(list(journal.rows())) == 1, "what comes later can be written again"
+            await writer.close()
+        return done
+
+    failed = asyncio.run(write_all())
+    assert all(isinstance(error, WorkError) and "disk is full" in str(error) for error in failed)

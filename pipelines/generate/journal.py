@@ -134,15 +134,19 @@ class Journal:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(SCHEMA)
             self._db.execute(BATCHES)
-            known = {row["name"] for row in self._db.execute("PRAGMA table_info(requests)")}
-            for name, kind in ADDED.items():
-                if name not in known:
-                    self._db.execute(f"ALTER TABLE requests ADD COLUMN {name} {kind}")
+            if self._missing_columns():
+                with self.transaction():  # two processes may open it at once
+                    for name in self._missing_columns():
+                        self._db.execute(f"ALTER TABLE requests ADD COLUMN {name} {ADDED[name]}")
         except (OSError, sqlite3.Error) as error:
             raise WorkError(f"{path}: the journal of LLM calls cannot be opened: {error}") from error
 
     def close(self) -> None:
         self._db.close()
+
+    def _missing_columns(self) -> list[str]:
+        known = {row["name"] for row in self._db.execute("PRAGMA table_info(requests)")}
+        return [name for name in ADDED if name not in known]
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -150,10 +154,11 @@ class Journal:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def mark_orphans_in_doubt(self) -> int:
         """Rows that a dead process left in flight become in doubt, but for those in a batch. Returns how many."""
@@ -300,7 +305,7 @@ class Writer:
                 await asyncio.get_running_loop().run_in_executor(
                     self._thread, self._commit, [work for work, _ in group]
                 )
-            except sqlite3.Error as error:
+            except Exception as error:  # whatever it is, nobody may be left waiting
                 problem = WorkError(
                     f"the journal of LLM calls cannot be written: {error}; free disk space, then run it again"
                 )
@@ -309,8 +314,7 @@ class Writer:
                     done.exception()  # whoever waits sees it; nobody may be waiting any more
             else:
                 for _, done in group:
-                    if not done.done():
-                        done.set_result(None)
+                    done.set_result(None)
 
     def _commit(self, group: list[Callable[[], None]]) -> None:
         with self._journal.transaction():

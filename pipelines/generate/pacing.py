@@ -84,7 +84,8 @@ class Pacer:
         self._sent.append(now)
         self._forget(now)
         if math.isfinite(self.pace):
-            self._next_at = max(self._next_at, now - LATE_SECONDS) + 1 / self.pace
+            # a limit of a whole day that is nearly used up would stand still; let it refuse instead, and be seen
+            self._next_at = max(self._next_at, now - LATE_SECONDS) + min(1 / self.pace, self._longest_wait)
 
     def answered(self, sent_at: float, now: float, limits: Limits = ()) -> None:
         """An answer came to the request of `sent_at`."""

@@ -10,12 +10,16 @@ from typing import Any, Literal
 import jsonschema
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
 from pipelines.errors import UsageError
 from pipelines.records import explain
 from pipelines.settings import Strict, expected_one_of
 
 Cell = dict[str, str]
+JsonSchema = jsonschema.Draft202012Validator
 
 
 class TopicGrid(Strict):
@@ -62,9 +66,11 @@ class TopicGrid(Strict):
     @model_validator(mode="after")
     def _schema_and_record_fit(self) -> "TopicGrid":
         try:
-            jsonschema.Draft202012Validator.check_schema(self.record_schema)
+            check_schema(self.record_schema)
         except jsonschema.SchemaError as error:
             raise ValueError(f"schema: not a JSON schema: {error.message}") from None
+        except Unresolvable as error:
+            raise ValueError(f"schema: {error.ref!r} stands nowhere in it") from None
         fields = dict.fromkeys(self.record_schema.get("properties", {}), "x")
         for name, template in self.record.items():
             try:
@@ -96,10 +102,10 @@ class TopicGrid(Strict):
 
     def cells(self, *, seed: int, languages: list[str] | None = None) -> Iterator[Cell]:
         """Every cell of the grid once, in the order in which samples take them."""
-        axes = self._axes_in(languages)
+        axes, size = self._axes_in(languages), self.size(languages)
         streams = {axis: _shuffled_forever(values, random.Random(f"{seed}/{axis}")) for axis, values in axes.items()}
         seen: set[tuple[str, ...]] = set()
-        while len(seen) < self.size(languages):
+        while len(seen) < size:
             cell = {axis: next(stream) for axis, stream in streams.items()}
             if (values := tuple(cell.values())) not in seen:
                 seen.add(values)
@@ -113,6 +119,25 @@ class TopicGrid(Strict):
         if languages and "language" in axes:
             axes["language"] = [value for value in axes["language"] if self.languages.get(value) in languages]
         return axes
+
+
+def check_schema(schema: dict[str, Any]) -> None:
+    """Refuse what no answer could be checked by, before an answer is paid for.
+
+    Raises:
+        SchemaError: no JSON schema, a pattern that is no regular expression among others.
+        Unresolvable: a reference to what is not there.
+    """
+    JsonSchema.check_schema(schema, format_checker=JsonSchema.FORMAT_CHECKER)
+    resolver = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
+    parts: list[Any] = [schema]
+    for part in parts:
+        if isinstance(part, dict):
+            if isinstance(reference := part.get("$ref"), str):
+                resolver.lookup(reference)
+            parts.extend(part.values())
+        elif isinstance(part, list):
+            parts.extend(part)
 
 
 def _shuffled_forever(values: list[str], rng: random.Random):
