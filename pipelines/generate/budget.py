@@ -60,7 +60,8 @@ class Budget:
             ("generation.budget_usd", self.caps.total, self.charged),
             ("the budget of this run", self.caps.this_run, self.charged_now),
         ):
-            if cap is not None and not spent + worst <= cap + ROUNDING:  # so put, a cap that is no number allows nothing
+            fits = cap is None or spent + worst <= cap + ROUNDING  # a cap that is no number fits nothing
+            if not fits:
                 return f"budget reached: {name} is ${cap:.4g}, ${spent:.4f} are charged and the next request may cost ${worst:.4f}"
         return None
 
