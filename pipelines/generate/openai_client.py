@@ -1,5 +1,6 @@
 """Chat completions with a JSON schema, from OpenAI or any server that speaks its API (llama.cpp, vLLM, Ollama, a gateway)."""
 
+import os
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -10,8 +11,12 @@ from pipelines.generate.answers import Answer, read_openai
 from pipelines.generate.client import http_client, native_schema, timed_answer
 from pipelines.generate.journal import Request
 
-# Headers that the SDK would add from the environment: another server than OpenAI's has no business with them.
-NOT_FOR_OTHERS = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+
+def not_for_others() -> dict[str, openai.Omit]:
+    """Headers that the SDK would add from the environment: another server than OpenAI's has no business with them."""
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    own = [line.partition(":")[0].strip() for line in lines if ":" in line]
+    return dict.fromkeys(["OpenAI-Organization", "OpenAI-Project", *own], openai.Omit())
 
 
 class OpenAIClient:
@@ -33,7 +38,7 @@ class OpenAIClient:
             timeout=timeout_seconds,
             max_retries=0,
             http_client=http_client(base_url, slots=slots),
-            default_headers={} if strict else NOT_FOR_OTHERS,  # pyright: ignore[reportArgumentType]
+            default_headers={} if strict else not_for_others(),  # pyright: ignore[reportArgumentType]
         )
 
     async def __aenter__(self) -> Self:
