@@ -4,9 +4,11 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import yaml
 from pipelines import experiments as configuration
 from pipelines.experiments import Experiments
 from pipelines.generate.generate import GenerationResult, generate
-from pipelines.paths import DataRoot
+from pipelines.paths import PROJECT, DataRoot
 from tests.fake_behavior import Account, Wire
 from tests.fake_provider import FakeProvider
 
@@ -173,3 +175,18 @@ def kill(process: multiprocessing.Process) -> None:
     with suppress(FileNotFoundError, ProcessLookupError):  # its parent has taken note of its end
         while Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] != "Z":
             time.sleep(0.001)
+
+
+def started(ask: Asking, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """The console script generating, in a process of its own with keys and little else in its environment."""
+    command = [sys.executable, "-m", "pipelines.cli", "generate", *arguments]
+    told = {"FEATHERWEIGHT_DATA": str(ask.data.root), "FEATHERWEIGHT_EXPERIMENTS": str(ask.path), **KEYS}
+    told |= {"PATH": "/usr/bin:/bin", "HOME": str(ask.data.root), **environment}
+    return subprocess.Popen(command, cwd=PROJECT, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(found: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

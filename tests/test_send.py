@@ -3,8 +3,6 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,8 +16,7 @@ from pipelines.clean.clean import clean, rejects
 from pipelines.clean.read import raw_records
 from pipelines.generate import send
 from pipelines.generate.generate import generate_again, generated_records
-from pipelines.paths import PROJECT
-from tests.asking import KEY, KEYS, NAMES, PRICE, Asking, asking, child, kill, quick_folder
+from tests.asking import KEY, KEYS, NAMES, PRICE, Asking, asking, child, kill, quick_folder, started, wait_for
 from tests.fake_behavior import Behavior, Fault, Wire
 from tests.fake_provider import FakeProvider, fake_provider
 
@@ -470,22 +467,6 @@ def test_after_twenty_kills_every_record_is_made_within_the_budget(ask: Asking, 
 
 
 # --- interrupted
-
-
-def started(ask: Asking) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipelines.cli", "generate"]
-    told = {"FEATHERWEIGHT_DATA": str(ask.data.root), "FEATHERWEIGHT_EXPERIMENTS": str(ask.path), **KEYS}
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(ask.data.root), **told}
-    return subprocess.Popen(
-        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for(found: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
