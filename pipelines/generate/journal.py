@@ -70,6 +70,7 @@ CREATE TABLE IF NOT EXISTS batches (
 # gives the latest attempt's reservation back, unless its parameter is 1
 RELEASE = "reserved_usd = CASE WHEN ? THEN reserved_usd ELSE max(0, reserved_usd - attempt_reserved_usd) END"
 RESENT_AT_MOST = 1
+LOCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # one thread at a time uses it: the caller's, or the writer's while requests are under way
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")

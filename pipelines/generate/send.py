@@ -132,8 +132,9 @@ class _Sender:
         self._later = 0  # requests that wait for their next try
         self._tries = Counter[tuple[str, bool]]()  # by request, those it was turned away at apart
         self.under_way = set[asyncio.Task[None]]()
-        self._failures_in_a_row = 0
-        self._failing_since = self._heard_at = time.monotonic()
+        # when requests failed in a row: those turned away (True) since the last answer, others since anything was heard
+        self._failed_at: dict[bool, list[float]] = {True: [], False: []}
+        self._heard_at = time.monotonic()
         self._event = asyncio.Event()
 
     def wake(self) -> None:
@@ -223,7 +224,7 @@ class _Sender:
         await self._run.writer.write(lambda: self._run.journal.answered(request.key, answer, cost=cost))
         self._heard_at = time.monotonic()
         self._pacer.answered(sent_at, self._heard_at, answer.limits)
-        self._failures_in_a_row = 0
+        self._heard(turned_away=False)
         self.tally.answered += 1
         self.tally.refused += answer.refused
         self.tally.tokens += answer.usage.total
@@ -233,8 +234,6 @@ class _Sender:
         """Note what became of the request and plan its next try, if it has one; returns the dollars that stay charged."""
         journal, now = self._run.journal, time.monotonic()
         self.tally.errors += 1
-        self._failing_since = now if self._failures_in_a_row == 0 else self._failing_since
-        self._failures_in_a_row += 1
         # before anything is awaited: no further request leaves as if nothing had happened
         if error.fate == "throttled":
             self._pacer.throttled(sent_at, now, error.limits, error.retry_after)
@@ -280,12 +279,22 @@ class _Sender:
 
         asyncio.get_running_loop().call_later(seconds, put_back)
 
+    def _heard(self, *, turned_away: bool) -> None:
+        """Somebody is there; unless it only turns requests away, it answers them."""
+        self._failed_at[False].clear()
+        if not turned_away:
+            self._failed_at[True].clear()
+
     def _stop_if_dead(self, error: CallError) -> None:
-        now = time.monotonic()
-        longest = DEAD_REFUSING_SECONDS if error.fate in TURNED_AWAY else DEAD_SECONDS
-        if self._failures_in_a_row >= DEAD_FAILURES and now - self._failing_since > longest:
+        turned_away, now = error.fate in TURNED_AWAY, time.monotonic()
+        if turned_away or error.fate == "impossible":
+            self._heard(turned_away=turned_away)
+        failed_at = self._failed_at[turned_away]
+        failed_at.append(now)
+        longest = DEAD_REFUSING_SECONDS if turned_away else DEAD_SECONDS
+        if len(failed_at) >= DEAD_FAILURES and now - failed_at[0] > longest:
             self._stop(
-                f"no answer for {now - self._heard_at:.0f} s, {self._failures_in_a_row} failures in a row, the last: {error}; "
+                f"no answer for {now - self._heard_at:.0f} s, {len(failed_at)} failures in a row, the last: {error}; "
                 "run it again later"
             )
 
