@@ -106,13 +106,17 @@ def _checked(raw: RawRecord) -> tuple[Row, str, int]:
         return {"problem": storable(raw.problem), "damaged": raw.damaged}, "unread", 0
     try:
         mapped = map_fields(raw.value)
-        if mapped.problem:
-            return {"problem": storable(mapped.problem)}, mapped.shape, mapped.dropped_turns
-        return _fields(Record.model_validate(mapped.fields)), mapped.shape, mapped.dropped_turns
-    except ValidationError as error:
-        return {"problem": storable(explain(error))}, mapped.shape, mapped.dropped_turns
+        fields = {"problem": storable(mapped.problem)} if mapped.problem else _validated(mapped.fields)
+        return fields, mapped.shape, mapped.dropped_turns
     except RecursionError:
         return {"problem": "nested too deeply to be read"}, "unread", 0
+
+
+def _validated(fields: Any) -> Row:
+    try:
+        return _fields(Record.model_validate(fields))
+    except ValidationError as error:
+        return {"problem": storable(explain(error))}
 
 
 def _fields(record: Record) -> Row:
