@@ -17,7 +17,7 @@ from pipelines.errors import WorkError
 from pipelines.experiments import Cleaning, FileSource
 from pipelines.paths import DataRoot
 from pipelines.records import RawRecord
-from tests.sft_records import GOOD, SETTINGS, contents, prose, sides, stories, story, verdicts
+from tests.sft_records import GOOD, SETTINGS, contents, sides, stories, story, verdicts
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import random
 import unicodedata
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def test_the_longest_of_a_cluster_stays_and_what_hangs_on_it_through_others_goes
     for _ in range(6):
         steps.append({**steps[-1], "output": steps[-1]["output"][16:]})
     likeness = jaccard(compared(steps[0]), compared(steps[-1]))
-    assert likeness < 0.85 <= min(jaccard(compared(a), compared(b)) for a, b in zip(steps, steps[1:], strict=False))
+    assert likeness < 0.85 <= min(jaccard(compared(a), compared(b)) for a, b in pairwise(steps))
     result = clean(data, [*stories(30), *(RawRecord(f"step {i}", step) for i, step in enumerate(steps))], SETTINGS)
     dropped = {row["source"]: row for row in rejects(result)}
     assert set(dropped) == {f"step {i}" for i in range(1, 7)}

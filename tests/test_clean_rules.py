@@ -187,7 +187,8 @@ def test_every_reason_of_one_record_alone_is_tested_above() -> None:
         ({"max_repeated_share": 0.2}, "repetition", GOOD, answer(prose(40) + " " + prose(40))),
         ({"max_placeholders": 1}, "placeholder", told("[Your Name]"), told("[Your Name] [Your Name]")),
         ({"refusal_chars": 20}, "refusal", answer(prose(30) + " as an AI I"), answer(prose(10) + " as an AI I like it")),
-        ({"max_echo_share": 0.8}, "prompt_echo", answer(GOOD["instruction"] + " Stoner, maybe"), answer(GOOD["instruction"] + " Hm")),
+        ({"max_echo_share": 0.8}, "prompt_echo", answer(GOOD["instruction"] + " Stoner, maybe"),
+          answer(GOOD["instruction"] + " Hm")),
         ({"personal_data": ["email"]}, "personal_data", told("010-2345-6789"), told("reader@bookshop.co.kr")),
         ({"languages": ["en"]}, "wrong_language", GOOD, KOREAN),
         ({"min_hangul_share": 0.9}, "wrong_language", {**KOREAN, "language": "ko"}, {**told("책"), "language": "ko"}),
@@ -209,7 +210,7 @@ def test_kinds_that_are_not_asked_for_are_not_looked_for(data: DataRoot) -> None
 
 def test_any_language_may_be_asked_for(data: DataRoot) -> None:
     german = answer("Das Buch erzählt von einer Familie, die nach dem Krieg in eine kleine Stadt zieht.")
-    assert verdicts(data, german, {**GOOD, "language": "fr"}, settings=Cleaning(languages=None)) == [
+    assert verdicts(data, german, {**answer(prose(200)), "language": "fr"}, settings=Cleaning(languages=None)) == [
         "accepted",
         "wrong_language",
     ]

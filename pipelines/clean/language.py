@@ -14,6 +14,7 @@ from pipelines.experiments import Cleaning
 
 MIN_LETTERS = 20  # fewer are not judged
 JUDGED_CHARS = 1000
+NO_HANGUL = 0.05  # of the letters: with fewer it is no Korean, whatever else it may be
 CODE_SHARE = 0.06  # of the characters being signs that code is made of
 ENGLISH_SHARE = 0.15  # of the words being function words of English; other languages share few of these
 ENGLISH = "the|of|and|to|is|that|it|for|with|are|this|have|you|your|from|they|what|when|which|will|would|can|who|his|her|their|but"
@@ -26,7 +27,7 @@ def reject_wrong_languages(work: Work, settings: Cleaning) -> None:
 
     It should be in the language that it declares, and in one of `languages` of the configuration.
     """
-    _judge_by_script(work, settings.min_hangul_share)
+    _judge_by_script(work, settings)
     _judge_doubts(work, settings)
     expected = ", ".join(settings.languages or [])
     work.db.execute(
@@ -43,7 +44,7 @@ def reject_wrong_languages(work: Work, settings: Cleaning) -> None:
     )
 
 
-def _judge_by_script(work: Work, min_hangul_share: float) -> None:
+def _judge_by_script(work: Work, settings: Cleaning) -> None:
     """The table `spoken`: `language` where script and function words tell, NULL and a `doubt` where they do not.
 
     `wrong` is how probably the record is in a language that it should not be in: 0, 1, or what identification says.
@@ -65,10 +66,11 @@ def _judge_by_script(work: Work, min_hangul_share: float) -> None:
             WHEN letters < {MIN_LETTERS} THEN coalesce(declared, CASE WHEN hangul > 0 THEN 'ko' ELSE 'en' END)
             WHEN hangul >= $least * letters THEN 'ko'
             WHEN latin >= 0.9 * letters AND english >= {ENGLISH_SHARE} * words THEN 'en' END AS language,
-            CASE WHEN letters < {MIN_LETTERS} THEN 0.0 END AS wrong
+            CASE WHEN letters < {MIN_LETTERS} THEN 0.0
+                 WHEN hangul < {NO_HANGUL} * letters AND CASE WHEN declared IS NULL THEN $languages::VARCHAR[] ELSE [declared] END = ['ko'] THEN 1.0 END::DOUBLE AS wrong
         FROM counted
     """,
-        {"least": min_hangul_share},
+        {"least": settings.min_hangul_share, "languages": settings.languages},
     )
 
 
@@ -92,7 +94,7 @@ def _judged() -> str:
 
 def _judge_doubts(work: Work, settings: Cleaning) -> None:
     """Have the language that is left in doubt identified, and settle what is known of those that were not."""
-    rows = work.db.sql("SELECT n, declared, judged FROM spoken WHERE language IS NULL").to_arrow_reader(2000)
+    rows = work.db.sql("SELECT n, declared, judged, wrong FROM spoken WHERE language IS NULL").to_arrow_reader(2000)
     judged = [row for batch in rows for row in _identified(batch.to_pylist(), settings)]
     schema = pa.schema([("n", pa.int64()), ("language", pa.string()), ("wrong", pa.float64())])
     work.db.register("judged", pa.Table.from_pylist(judged, schema=schema))
@@ -100,7 +102,7 @@ def _judge_doubts(work: Work, settings: Cleaning) -> None:
         """
         CREATE OR REPLACE TABLE spoken AS
         SELECT n, declared, coalesce(judged.language, spoken.language) AS language,
-               coalesce(judged.wrong, spoken.wrong, CASE
+               coalesce(greatest(judged.wrong, spoken.wrong), CASE
                    WHEN declared IS NOT NULL THEN (declared <> spoken.language)::DOUBLE
                    WHEN $languages::VARCHAR[] IS NOT NULL THEN (NOT list_contains($languages::VARCHAR[], spoken.language))::DOUBLE
                    ELSE 0.0 END) AS wrong
@@ -122,6 +124,7 @@ def _identified(rows: list[dict[str, Any]], settings: Cleaning) -> Iterator[dict
         wanted = [row["declared"]] if row["declared"] else settings.languages
         inside = [name for name, _ in ranked if wanted is None or name in wanted]
         wrong = max((float(share) for name, share in ranked if wanted is not None and name not in wanted), default=0.0)
+        wrong = max(wrong, row["wrong"] or 0.0)
         keeps = inside and wrong < settings.wrong_language_probability
         yield {"n": row["n"], "language": inside[0] if keeps else ranked[0][0], "wrong": wrong}
 
