@@ -37,7 +37,8 @@ def reject_wrong_languages(work: Work, settings: Cleaning) -> None:
             WHEN NOT allowed THEN format('declares {}, expected one of {}', declared, $expected)
             WHEN declared IS NOT NULL THEN format('declares {}, but is written in {}', declared, language)
             ELSE format('is written in {}, expected one of {}', language, $expected) END
-        FROM (SELECT *, $languages::VARCHAR[] IS NULL OR declared IS NULL OR list_contains($languages::VARCHAR[], declared) AS allowed FROM spoken)
+        FROM (SELECT *, $languages::VARCHAR[] IS NULL OR declared IS NULL
+                     OR list_contains($languages::VARCHAR[], declared) AS allowed FROM spoken)
         WHERE NOT allowed OR wrong >= $sure
     """,
         {"expected": expected, "languages": settings.languages, "sure": settings.wrong_language_probability},
@@ -67,7 +68,9 @@ def _judge_by_script(work: Work, settings: Cleaning) -> None:
             WHEN hangul >= $least * letters THEN 'ko'
             WHEN latin >= 0.9 * letters AND english >= {ENGLISH_SHARE} * words THEN 'en' END AS language,
             CASE WHEN letters < {MIN_LETTERS} THEN 0.0
-                 WHEN hangul < {NO_HANGUL} * letters AND CASE WHEN declared IS NULL THEN $languages::VARCHAR[] ELSE [declared] END = ['ko'] THEN 1.0 END::DOUBLE AS wrong
+                 WHEN hangul < {NO_HANGUL} * letters
+                      AND CASE WHEN declared IS NULL THEN $languages::VARCHAR[] ELSE [declared] END = ['ko'] THEN 1.0
+            END::DOUBLE AS wrong
         FROM counted
     """,
         {"least": settings.min_hangul_share, "languages": settings.languages},
