@@ -48,12 +48,16 @@ def write_records(path: Path, count: int, *, seed: int = 7) -> dict[int, Plant]:
 
 
 def write_one_word_apart(path: Path, count: int, *, seed: int = 7) -> None:
-    """Records of 250 characters that differ from each other in one word only."""
+    """Records of 250 characters that differ from each other in one word only, after as many that are unlike each other as it
+    takes for both sides of the split to hold something."""
     rng = random.Random(seed)
-    words = _vocabulary()[0]
+    vocabulary = _vocabulary()
+    words = vocabulary[0]
     asked, answer = " ".join(rng.choices(words, k=8)), rng.choices(words, k=34)
     with path.open("w", encoding="utf-8") as handle:
-        for number in range(count):
+        for number in range(50):
+            handle.write(json.dumps(_fresh(vocabulary[number % 2], rng) | {"id": number}) + "\n")
+        for number in range(50, count):
             answer[17] = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=7))
             handle.write(json.dumps({"instruction": asked, "output": " ".join(answer), "id": number}) + "\n")
 
@@ -122,7 +126,9 @@ def _copy(kind: str, original: dict[str, Any], vocabulary: tuple[list[str], ...]
         most = max(1, len(words) // (10 if kind == "near" else 4) - tries // 4)
         for at in rng.sample(range(len(words)), rng.randint(1, most)):
             changed[at] = rng.choice(pool)
-        copy = original | {"output": " ".join(changed)}
+        # asked in other words, half of the copies stand on a side of the split by themselves
+        again = original["instruction"] + rng.choice(("", " " + rng.choice(pool)))
+        copy = {"instruction": again, "output": " ".join(changed)}
         likeness = jaccard(compared(original), compared(copy))
         if (THRESHOLD <= likeness < 1) if kind == "near" else (0.7 <= likeness < THRESHOLD):
             return copy
