@@ -87,7 +87,8 @@ def datatrove(texts: Texts, threshold: float) -> set[int]:
             [documents, MinhashDedupFilter(input_folder=f"{folder}/clusters"), keep],
         )
         for number, step in enumerate(steps):
-            LocalPipelineExecutor(pipeline=step, tasks=1, logging_dir=f"{folder}/logs-{number}").run()
+            tasks = config.num_buckets if number == 1 else 1
+            LocalPipelineExecutor(pipeline=step, tasks=tasks, workers=1, logging_dir=f"{folder}/logs-{number}").run()
     return {number for number, _ in texts} - kept
 
 
