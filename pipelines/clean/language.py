@@ -14,7 +14,7 @@ from pipelines.experiments import Cleaning
 
 MIN_LETTERS = 20  # fewer are not judged
 JUDGED_CHARS = 1000
-NO_HANGUL = 0.05  # of the letters: with fewer it is no Korean, whatever else it may be
+HARDLY_ANY = 0.05  # of the letters in a script: then it is no language of that script, whatever else it may be
 CODE_SHARE = 0.06  # of the characters being signs that code is made of
 ENGLISH_SHARE = 0.15  # of the words being function words of English; other languages share few of these
 ENGLISH = "the|of|and|to|is|that|it|for|with|are|this|have|you|your|from|they|what|when|which|will|would|can|who|his|her|their|but"
@@ -46,7 +46,7 @@ def reject_wrong_languages(work: Work, settings: Cleaning) -> None:
 
 
 def _judge_by_script(work: Work, settings: Cleaning) -> None:
-    """The table `spoken`: `language` where script and function words tell, NULL and a `doubt` where they do not.
+    """The table `spoken`: `language` where script and function words tell, NULL where they do not.
 
     `wrong` is how probably the record is in a language that it should not be in: 0, 1, or what identification says.
     """
@@ -60,7 +60,8 @@ def _judge_by_script(work: Work, settings: Cleaning) -> None:
         ), counted AS (
             SELECT *, {letters} AS letters, {hangul} AS hangul, {latin} AS latin,
                    len(regexp_extract_all(judged, '\pL+')) AS words,
-                   len(regexp_extract_all(judged, '(?i)\b(?:{ENGLISH})\b')) AS english
+                   len(regexp_extract_all(judged, '(?i)\b(?:{ENGLISH})\b')) AS english,
+                   CASE WHEN declared IS NULL THEN $languages::VARCHAR[] ELSE [declared] END AS expected
             FROM told
         )
         SELECT n, declared, judged, CASE
@@ -68,8 +69,8 @@ def _judge_by_script(work: Work, settings: Cleaning) -> None:
             WHEN hangul >= $least * letters THEN 'ko'
             WHEN latin >= 0.9 * letters AND english >= {ENGLISH_SHARE} * words THEN 'en' END AS language,
             CASE WHEN letters < {MIN_LETTERS} THEN 0.0
-                 WHEN hangul < {NO_HANGUL} * letters
-                      AND CASE WHEN declared IS NULL THEN $languages::VARCHAR[] ELSE [declared] END = ['ko'] THEN 1.0
+                 WHEN expected = ['ko'] AND hangul < {HARDLY_ANY} * letters THEN 1.0
+                 WHEN list_has_all(['ko', 'en'], expected) AND hangul + latin < {HARDLY_ANY} * letters THEN 1.0
             END::DOUBLE AS wrong
         FROM counted
     """,
