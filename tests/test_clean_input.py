@@ -364,6 +364,7 @@ def test_a_full_disk_is_named_and_the_last_result_stays(data: DataRoot, monkeypa
     assert not (data.lake / "work" / "clean").exists()
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_named(data: DataRoot) -> None:
     good = clean(data, stories(40), SETTINGS)
     huge = RawRecord("mine", {**story(1), "output": "책 한 권 " * 9_000_000})
