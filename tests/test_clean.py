@@ -145,10 +145,13 @@ def test_a_record_never_changes_side_when_others_come_or_go(data: DataRoot) -> N
     assert whole.items() <= more.items()
 
 
-def test_the_share_of_eval_is_about_what_is_configured(data: DataRoot) -> None:
+def test_the_share_of_eval_is_about_what_is_configured_in_each_language(data: DataRoot) -> None:
     for share in (0.2, 0.5):
-        result = clean(data, stories(200), Cleaning(eval_share=share))
-        assert abs(result.eval / 200 - share) < 0.08
+        result = clean(data, stories(600), Cleaning(eval_share=share))
+        for language in ("ko", "en"):
+            mine = [row["split"] == "eval" for row in examples(result) if row["language"] == language]
+            assert len(mine) == 300
+            assert abs(sum(mine) / 300 - share) < 3 * (share * (1 - share) / 300) ** 0.5, "three standard errors"
 
 
 def test_another_seed_makes_another_split_of_the_same_records(data: DataRoot) -> None:

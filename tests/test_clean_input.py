@@ -309,9 +309,7 @@ def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
 
 
 def test_a_dataset_is_read_through_datasets_with_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "set").mkdir()
     saved(tmp_path / "set", "train.jsonl", "\n".join(GOOD_LINES))
     half = list(hub_records(HubSource(dataset=str(tmp_path / "set"), split="train[:50%]", evaluate=False)))

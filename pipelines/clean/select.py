@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from pipelines.files import stable_hash
@@ -36,13 +38,24 @@ class Selected:
 
 
 def select(examples: Path, selection: Selection) -> Selected:
-    rows = parquet.read_table(examples).to_pylist()
+    """The chosen examples of each side. Of a file of any size only what is chosen is read whole."""
+    keys = parquet.read_table(examples, columns=["example_id", "language", "split"]).to_pylist()
     if selection.languages:
-        rows = [row for row in rows if row["language"] in selection.languages]
-    rows.sort(key=lambda row: hashlib.sha256(row["example_id"].encode()).digest())
-    train = [row for row in rows if row["split"] == "train"][: selection.max_train]
-    held_out = [row for row in rows if row["split"] == "eval"][: selection.max_eval]
+        keys = [key for key in keys if key["language"] in selection.languages]
+    keys.sort(key=lambda key: hashlib.sha256(key["example_id"].encode()).digest())
+    sides = (("train", selection.max_train), ("eval", selection.max_eval))
+    chosen = [[key["example_id"] for key in keys if key["split"] == side][:most] for side, most in sides]
+    wanted = pa.table({"example_id": [name for side in chosen for name in side]})
+    rows = {row["example_id"]: row for row in _rows(examples, wanted)}
+    train, held_out = ([rows[name] for name in side] for side in chosen)
     return Selected(train=train, eval=held_out)
+
+
+def _rows(examples: Path, wanted: pa.Table) -> list[dict[str, Any]]:
+    with duckdb.connect() as db:
+        db.register("wanted", wanted)
+        db.read_parquet(str(examples)).create_view("examples")
+        return db.sql("SELECT * FROM examples SEMI JOIN wanted USING (example_id)").to_arrow_table().to_pylist()
 
 
 def _content_hash(rows: list[dict[str, Any]]) -> str:
