@@ -42,6 +42,7 @@ def _metadata(result: CleaningResult) -> Metadata:
             if dropped
             else f"nothing of {result.read:,}"
         ),
+        "why": table(_bars(result), ["reason", "records", "of all read", ""]),
         **picture(plots.reasons_bar(result.reasons, "png"), "records dropped, by reason"),
         "sample rejects": table(summary.sample_rejects(result), ["reason", "detail", "source", "record"], limit=160),
         "by source": table(rows, ["source", "provider", "reason", "records", "share"]),
@@ -55,6 +56,20 @@ def _metadata(result: CleaningResult) -> Metadata:
         "fields": table(_fields(result), ["source", "came as", "records", "turns dropped"]),
         "folder": dg.MetadataValue.path(result.folder),
     }
+
+
+def _bars(result: CleaningResult) -> list[Metadata]:
+    """A bar chart out of characters: the UI shows a short table in place, a picture only after a click."""
+    most = max(result.reasons.values(), default=1)
+    return [
+        {
+            "reason": reason,
+            "records": count,
+            "of all read": f"{count / result.read:.1%}",
+            "": "█" * -(-10 * count // most),
+        }
+        for reason, count in sorted(result.reasons.items(), key=lambda item: -item[1])
+    ]
 
 
 def _fields(result: CleaningResult) -> list[Metadata]:

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from assets.data import corpus_records, generated_records, sft_examples
+from assets.cleaning import sft_examples
+from assets.data import corpus_records, generated_records
 from assets.instance import prepare_home
 from pipelines import cells
 from pipelines.paths import PROJECT

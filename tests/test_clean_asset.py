@@ -59,7 +59,11 @@ def test_the_page_says_what_was_dropped_and_why(
     own_data(project, tmp_path, mixed(60) + bad)
     page, _ = materialized(instance)
     assert page["what was dropped"] == "15 of 75: 12 too_short, 3 schema"
-    assert list(page)[:3] == ["what was dropped", "records dropped, by reason", "sample rejects"], "first of all"
+    assert list(page)[:2] == ["what was dropped", "why"], "first of all"
+    assert page["why"].splitlines()[2:] == [
+        f"| too\\_short | 12 | 16.0% | {'█' * 10} |",
+        f"| schema | 3 | 4.0% | {'█' * 3} |",
+    ]
     for picture in ("records dropped, by reason", "how long the examples are"):
         assert "data:image/png;base64," in page[picture]
     rejects = page["sample rejects"].splitlines()[2:]
