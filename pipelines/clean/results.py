@@ -3,7 +3,6 @@ Parquet, and `current.json`, which names the folder that counts. The folder is r
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +109,7 @@ def _write(work: Work, folder: Path) -> None:
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(partial, folder)
+    partial.rename(folder)
 
 
 def _quoted(path: Path) -> str:

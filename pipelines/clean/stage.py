@@ -7,7 +7,8 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,18 +48,30 @@ def stage(work: Work, records: Iterable[RawRecord]) -> Staged:
     """Fill the table `staged`; a batch at a time, so that records may come from a stream of any length."""
     work.db.register("batch", COLUMNS.empty_table())
     work.db.execute("CREATE TABLE staged AS SELECT * FROM batch")
-    staged, rows, chars = Staged(), [], 0
+    staged = Staged()
+    written: Future[None] | None = None
+    with ThreadPoolExecutor(1) as writer:  # one batch is written while the next is read
+        for rows in _batches(records, staged):
+            if written:
+                written.result()
+            written = writer.submit(_insert, work, rows, first=staged.read)
+            staged.read += len(rows)
+        if written:
+            written.result()
+    return staged
+
+
+def _batches(records: Iterable[RawRecord], staged: Staged) -> Iterator[list[Row]]:
+    rows, chars = [], 0
     for raw in records:
         row = _row(raw, staged)
         rows.append(row)
         chars += len(row["record"]) + len(row["normalized"])
         if len(rows) >= BATCH_RECORDS or chars > BATCH_CHARS:
-            _insert(work, rows, first=staged.read)
-            staged.read, rows, chars = staged.read + len(rows), [], 0
+            yield rows
+            rows, chars = [], 0
     if rows:
-        _insert(work, rows, first=staged.read)
-        staged.read += len(rows)
-    return staged
+        yield rows
 
 
 def _insert(work: Work, rows: list[Row], *, first: int) -> None:
@@ -93,13 +106,17 @@ def _checked(raw: RawRecord) -> tuple[Row, str, int]:
         return {"problem": storable(raw.problem), "damaged": raw.damaged}, "unread", 0
     try:
         mapped = map_fields(raw.value)
-        if mapped.problem:
-            return {"problem": storable(mapped.problem)}, mapped.shape, mapped.dropped_turns
-        return _fields(Record.model_validate(mapped.fields)), mapped.shape, mapped.dropped_turns
-    except ValidationError as error:
-        return {"problem": storable(explain(error))}, mapped.shape, mapped.dropped_turns
+        fields = {"problem": storable(mapped.problem)} if mapped.problem else _validated(mapped.fields)
+        return fields, mapped.shape, mapped.dropped_turns
     except RecursionError:
         return {"problem": "nested too deeply to be read"}, "unread", 0
+
+
+def _validated(fields: Any) -> Row:
+    try:
+        return _fields(Record.model_validate(fields))
+    except ValidationError as error:
+        return {"problem": storable(explain(error))}
 
 
 def _fields(record: Record) -> Row:

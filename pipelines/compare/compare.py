@@ -38,7 +38,12 @@ def compare(stage: Stage) -> Publication:
 
 def lake_version(data: DataRoot) -> str:
     """Changes whenever something that a publication shows has changed: examples, attempts, evaluations, their states, calls."""
-    watched = [data.clean / "current.json", data.journal, *data.cells.rglob("result.json"), *data.cells.rglob("state.json")]
+    watched = [
+        data.clean / "current.json",
+        data.journal,
+        *data.cells.rglob("result.json"),
+        *data.cells.rglob("state.json"),
+    ]
     return stable_hash(sorted([str(path), path.stat().st_mtime_ns] for path in watched if path.exists()))
 
 
