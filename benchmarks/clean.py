@@ -6,7 +6,6 @@ not both are kept. Precision: of the rejected, those whose exact Jaccard to the 
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,12 +18,12 @@ import psutil
 import pyarrow.parquet as parquet
 
 from benchmarks.clean_records import THRESHOLD, Plant, compared, jaccard, write_one_word_apart, write_records
+from benchmarks.peers import peer_python
 
 SIZES = (10_000, 100_000, 1_000_000)
 ONE_WORD_APART = 100_000
 PEER_RECORDS = 100_000
 CHECKED = 20_000  # rejects whose Jaccard is measured again, out of all
-PEERS = Path(".venv-peers")
 DUPLICATES = ("near_duplicate", "contamination")
 
 
@@ -160,12 +159,15 @@ def _peers(folder: Path, size: int) -> Iterator[dict[str, Any]]:
                 out.write(json.dumps({"id": record["id"], "text": compared(record)}, ensure_ascii=False) + "\n")
     pairs = [(number, plant.of) for number, plant in plants.items() if plant.kind == "near"]
     for name, python in (("ours", sys.executable), ("datasketch", None), ("datatrove", None)):
-        yield {"benchmark": "near-duplicates alone", **_peer(name, python or _peer_python(), file, pairs)}
+        yield {
+            "benchmark": "near-duplicates alone",
+            **_peer(name, python or peer_python("near-duplicates"), file, pairs),
+        }
 
 
 def _peer(name: str, python: str | None, file: Path, pairs: list[tuple[int, int | None]]) -> dict[str, Any]:
     if python is None:
-        return {"by": name, "unavailable": "its packages could not be installed into .venv-peers"}
+        return {"by": name, "unavailable": "its packages could not be installed"}
     command = [python, "-m", "benchmarks.clean_peers", name, str(file), str(THRESHOLD)]
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -181,19 +183,3 @@ def _peer(name: str, python: str | None, file: Path, pairs: list[tuple[int, int 
         "dropped": len(dropped),
         "near_duplicate_recall": round(1 - missed / max(1, len(pairs)), 5),
     }
-
-
-def _peer_python() -> str | None:
-    """The interpreter of an environment with the peers, made at the first call; None where they cannot be installed."""
-    python = PEERS / "bin" / "python"
-    if not (PEERS / "stamp").exists():
-        packages = ["datasketch==2.0.0", "datatrove==0.10.1", "spacy", "numpy"]
-        steps = (
-            [sys.executable, "-m", "venv", str(PEERS)],
-            [str(python), "-m", "pip", "install", "--quiet", *packages],
-        )
-        for step in steps:
-            if subprocess.run(step, capture_output=True, check=False, env=dict(os.environ)).returncode:
-                return None
-        (PEERS / "stamp").touch()
-    return str(python.absolute())

@@ -12,7 +12,7 @@ import pytest
 
 from assets import cleaning as checks
 from assets.cleaning import sft_examples
-from assets.data import corpus_records, generated_records
+from assets.generating import corpus_records, generated_records, local_records
 from pipelines.clean.clean import current
 from pipelines.cli import main
 from pipelines.files import write_json
@@ -36,7 +36,7 @@ def instance(project: TinyProject) -> Iterator[dg.DagsterInstance]:
 
 def materialized(instance: dg.DagsterInstance) -> tuple[dict[str, Any], dict[str, dg.AssetCheckEvaluation]]:
     """The page's metadata, and the checks by name."""
-    assets: list[Any] = [corpus_records, generated_records, sft_examples, *ALL_CHECKS]
+    assets: list[Any] = [corpus_records, local_records, generated_records, sft_examples, *ALL_CHECKS]
     result = dg.materialize(assets, selection=[sft_examples], instance=instance, raise_on_error=False)
     (event,) = result.asset_materializations_for_node("sft_examples")
     shown = {name: value.value for name, value in event.metadata.items()}

@@ -17,6 +17,7 @@ from referencing.jsonschema import DRAFT202012
 from pipelines.errors import UsageError
 from pipelines.records import explain
 from pipelines.settings import Strict, expected_one_of
+from pipelines.shapes import SHAPES, TURNS, map_fields
 
 Cell = dict[str, str]
 JsonSchema = jsonschema.Draft202012Validator
@@ -69,8 +70,6 @@ class TopicGrid(Strict):
             check_schema(self.record_schema)
         except jsonschema.SchemaError as error:
             raise ValueError(f"schema: not a JSON schema: {error.message}") from None
-        except Unresolvable as error:
-            raise ValueError(f"schema: {error.ref!r} stands nowhere in it") from None
         fields = dict.fromkeys(self.record_schema.get("properties", {}), "x")
         for name, template in self.record.items():
             try:
@@ -79,7 +78,23 @@ class TopicGrid(Strict):
                 raise ValueError(
                     f"record.{name}: {error} is not a field; {expected_one_of('', list(fields))}"
                 ) from None
+        if problem := self._no_record():
+            raise ValueError(problem)
         return self
+
+    def _no_record(self) -> str | None:
+        """Why no answer could become a record, as far as the names tell."""
+        names = dict.fromkeys([*self.record_schema.get("properties", {}), *self.record_schema.get("required", [])], "x")
+        if self.record:
+            missing = [name for name in ("instruction", "output") if name not in self.record]
+            return f"record: says nothing of {' and '.join(missing)}" if missing else None
+        if (
+            not names
+            or any(name in names for name in TURNS)
+            or {"instruction", "output"} <= {*map_fields(names).fields}
+        ):
+            return None
+        return f"schema: its fields are {', '.join(names)}; expected {SHAPES}, or say under `record` what becomes what"
 
     def render(self, cell: Cell) -> str:
         return self.prompt.format(**cell).strip()
@@ -126,7 +141,7 @@ def check_schema(schema: dict[str, Any]) -> None:
 
     Raises:
         SchemaError: no JSON schema, a pattern that is no regular expression among others.
-        Unresolvable: a reference to what is not there.
+        ValueError: a reference to what is not there.
     """
     JsonSchema.check_schema(schema, format_checker=JsonSchema.FORMAT_CHECKER)
     resolver = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
@@ -134,7 +149,10 @@ def check_schema(schema: dict[str, Any]) -> None:
     for part in parts:
         if isinstance(part, dict):
             if isinstance(reference := part.get("$ref"), str):
-                resolver.lookup(reference)
+                try:
+                    resolver.lookup(reference)
+                except Unresolvable:
+                    raise ValueError(f"schema: {reference!r} stands nowhere in it") from None
             parts.extend(part.values())
         elif isinstance(part, list):
             parts.extend(part)
