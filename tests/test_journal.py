@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -312,3 +313,73 @@ def test_a_commit_that_fails_reaches_everybody_who_waits_for_it_and_writes_nothi
 
     failed = asyncio.run(write_all())
     assert all(isinstance(error, WorkError) and "disk is full" in str(error) for error in failed)
+
+
+def test_work_that_breaks_in_any_way_leaves_nobody_waiting(tmp_path: Path) -> None:
+    unwritable = replace(REQUEST, topic="half a character \ud83d")
+
+    async def write_all() -> list[BaseException | None]:
+        with opened(tmp_path / "journal.sqlite") as journal:
+            writer = Writer(journal)
+            works = [partial(journal.sending, unwritable), partial(journal.sending, REQUEST), partial(int, "no number")]
+            done = [await asyncio.gather(writer.write(work), return_exceptions=True) for work in works]
+            await writer.close()
+            await writer.close()
+        return [one for (one,) in done]
+
+    first, second, third = asyncio.run(asyncio.wait_for(write_all(), 20))
+    assert isinstance(first, WorkError) and second is None and isinstance(third, WorkError)
+
+
+def test_a_waiter_that_is_cancelled_loses_nothing_of_what_was_handed_in(tmp_path: Path) -> None:
+    async def write_one() -> None:
+        with opened(tmp_path / "journal.sqlite") as journal:
+            writer = Writer(journal)
+            waiting = asyncio.create_task(writer.write(partial(journal.sending, REQUEST)))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await writer.close()
+            assert waiting.cancelled()
+            assert row_of(journal)["status"] == "in_flight"
+
+    asyncio.run(write_one())
+
+
+def test_a_disk_that_is_full_loses_the_transaction_alone(journal: Journal) -> None:
+    with journal.transaction() as db:
+        journal.sending(REQUEST)
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+    with journal.transaction() as db:
+        db.execute(f"PRAGMA max_page_count = {pages + 2}")
+    first, second = numbered(2)
+    with pytest.raises(sqlite3.Error, match="full"), journal.transaction():
+        journal.sending(first)
+        journal.sending(second)
+        journal.answered(first.key, answer("x" * 1_000_000))
+    assert [row["key"] for row in journal.rows()] == [REQUEST.key]
+    with journal.transaction() as db:
+        db.execute("PRAGMA max_page_count = 1000000")
+        journal.answered(REQUEST.key, answer("x" * 1_000_000), cost=0.5)
+    assert row_of(journal)["status"] == "answered"
+
+
+def test_two_processes_may_open_a_journal_of_the_first_version_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute(FIRST_VERSION)
+    db.close()
+    columns = []
+    for _ in range(3):
+        threads = [threading.Thread(target=lambda: columns.append(opened_columns(path))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(columns) == 12 and len(set(columns)) == 1
+
+
+def opened_columns(path: Path) -> tuple[str, ...]:
+    with opened(path) as journal:
+        journal.sending(replace(REQUEST, replicate=threading.get_ident()))
+        return tuple(next(journal.rows()))

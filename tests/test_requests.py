@@ -16,8 +16,9 @@ from pipelines.generate.prices import OVERHEAD_TOKENS, batch_share, costs_of, wo
 from pipelines.generate.requests import book
 from pipelines.generate.settings import Provider
 from tests.asking import KEYS, Asking, asking, quick_folder
-from tests.fake_behavior import Behavior
+from tests.fake_behavior import Behavior, Fault
 from tests.fake_provider import FakeProvider, fake_provider
+from tests.servers import Reply, chat_server, completion
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,84 @@ def test_each_provider_answers_the_users_own_instructions(ask: Asking) -> None:
 def test_a_prompt_without_an_instruction_is_named_with_its_number(ask: Asking, record: Any) -> None:
     own_file(ask, {"instruction": "Name a book."}, record)
     with pytest.raises(UsageError, match=r"prompts\.jsonl: record 2: .*expected an object with the text `instruction`"):
+        asked(ask, "claude")
+
+
+def test_the_same_instruction_twice_is_asked_once_of_everybody_a_seed_or_not(ask: Asking) -> None:
+    mine = {"kind": "openai-compatible", "model": "mine", "base_url": ask.server.openai_url, "enabled": True}
+    ask.configure(providers={"mine": mine}, generation={"requests": 2})
+    own_file(ask, {"instruction": "One?"}, {"instruction": "One?"}, {"instruction": "Two?"}, {"instruction": "Three?"})
+    asked_of = [[request.messages[-1]["content"] for request in asked(ask, name)] for name in ("claude", "gpt", "mine")]
+    assert asked_of == [["One?", "Two?"]] * 3
+
+
+def test_the_file_may_be_of_any_kind_and_hold_fewer_than_wanted(ask: Asking) -> None:
+    path = ask.data.root / "prompts.csv"
+    path.write_text("instruction,input,language\n무슨 책?,,ko\nWhich book?,for a train,en\n", encoding="utf-8-sig")
+    ask.configure(generation={"prompts": "file", "prompts_file": str(path), "languages": None})
+    assert [(r.messages[-1]["content"], r.language) for r in asked(ask, "claude")] == [
+        ("무슨 책?", "ko"),
+        ("Which book?\n\nfor a train", "en"),
+    ]
+    ask.configure(generation={"languages": ["en"]})
+    assert [r.language for r in asked(ask, "claude")] == ["en"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("prompts.jsonl", b'{"instruction": "half a character: \\ud83d"}'),
+        ("prompts.csv", "instruction,input\n무슨 책?,\n".encode("cp949")),
+    ],
+)
+def test_text_that_cannot_be_sent_is_named_before_anything_is(ask: Asking, name: str, content: bytes) -> None:
+    path = ask.data.root / name
+    path.write_bytes(content)
+    ask.configure(generation={"prompts": "file", "prompts_file": str(path)})
+    with pytest.raises(UsageError, match=rf"{name}: record 1: "):
+        ask.generate()
+    assert ask.server.ledger.received == []
+
+
+BROKEN_OFF: list[tuple[Fault, str]] = [
+    ("truncated", "answer is not whole (stopped by "),
+    ("refusal", "answer is not a text (stopped by refusal): the answer holds no text"),
+    ("content_filter", "answer is not "),
+]
+
+
+@pytest.mark.parametrize(("fault", "said"), BROKEN_OFF)
+def test_half_a_text_is_no_record(ask: Asking, fault: Fault, said: str) -> None:
+    own_file(ask, {"instruction": "Name a book."})
+    ask.server.behavior = Behavior(script=lambda wire, prompt, nth: fault)
+    ask.generate()
+    found = generated_records(ask.data, ask.experiments)
+    assert len(found) == 2 and all((record.problem or "").startswith(said) for record in found)
+
+
+def test_an_answer_without_a_field_that_the_record_needs_is_no_record(ask: Asking) -> None:
+    optional = {**SUPPORT["schema"], "required": ["question"], "additionalProperties": True}
+    ask.grid(**{**SUPPORT, "schema": optional})
+    body = completion('{"question": "Is it broken?", "tone": {"text": "calm"}}')
+    with chat_server(lambda *_: Reply(body)) as server:
+        mine = {"kind": "openai-compatible", "model": "mine", "base_url": server.url, "enabled": True}
+        ask.configure(providers={"mine": mine, "claude": {"enabled": False}, "gpt": {"enabled": False}})
+        ask.generate()
+    problems = {record.problem for record in generated_records(ask.data, ask.experiments, ["mine"])}
+    assert problems == {"answer is not the JSON asked for: tone: {'text': 'calm'} is not one of ['calm', 'warm']"}
+    del optional["properties"]["tone"]
+    ask.grid(**{**SUPPORT, "schema": optional, "record": {"instruction": "{question}", "output": "{answer}"}})
+    with chat_server(lambda *_: Reply(body)) as server:
+        ask.configure(providers={"mine": {"base_url": server.url}})
+        ask.generate()
+    problems = {record.problem for record in generated_records(ask.data, ask.experiments, ["mine"])}
+    assert problems == {"answer is not the JSON asked for: record.output: 'answer' is not a field of it"}
+
+
+def test_an_axis_that_the_prompt_does_not_tell_makes_no_more_prompts(ask: Asking) -> None:
+    ask.grid(prompt="A book for a {mood} {job}.")
+    ask.configure(generation={"languages": None, "requests": 60})
+    with pytest.raises(UsageError, match=r"60 topics wanted for claude, the grid has 48"):
         asked(ask, "claude")
 
 
