@@ -127,6 +127,18 @@ def test_an_interrupt_does_not_wait_for_requests_that_would_be_tried_again_later
     assert set(ask.statuses()) == {"failed"} and ask.charged() == 0
 
 
+def test_an_interrupt_is_heard_when_nobody_reads_the_output_any_more(tmp_path: Path, server: FakeProvider) -> None:
+    server.behavior = Behavior(latency=1)
+    ask = asking(tmp_path, server, "openai", generation={"requests": 40}, providers={"gpt": {"concurrency": 4}})
+    process = started(ask)
+    wait_for(lambda: server.ledger.openai.in_progress == 4)
+    assert process.stderr is not None
+    process.stderr.close()  # as `| tee` does, which the same Ctrl-C ends
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) in (130, 120)  # 120: Python could not flush what it had printed
+    assert ask.statuses() == {"answered": 4} and server.ledger.openai.requests == 4
+
+
 # --- one provider's misfortune
 
 
@@ -209,3 +221,14 @@ def test_a_journal_that_cannot_be_written_ends_the_run_before_anything_more_leav
     assert ask.account(wire).requests <= 4
     assert ask.generate().complete
     assert ask.account(wire).dollars <= ask.charged() + 1e-9
+
+
+@pytest.mark.parametrize("fault", ["unauthorized", None])
+def test_no_key_is_in_the_logs_of_the_sdks_either(tmp_path: Path, server: FakeProvider, fault: Fault | None) -> None:
+    server.behavior = Behavior(script=lambda *_: fault)
+    ask = asking(tmp_path, server)
+    process = started(ask, OPENAI_LOG="debug", ANTHROPIC_LOG="debug")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == (3 if fault else 0), err
+    assert "HTTP Response" in err, "the logs are on"
+    assert ask.leaks(out, err) == []

@@ -86,6 +86,10 @@ def test_the_key_depends_on_all_that_decides_the_answer(change: dict[str, Any]) 
     assert replace(REQUEST, **change).key != REQUEST.key
 
 
+def test_the_key_is_the_same_in_every_version() -> None:
+    assert REQUEST.key == "8cb7f298f950b1ab", "by any other key every answer that is held would be paid for again"
+
+
 def test_the_key_does_not_depend_on_the_order_of_parameters() -> None:
     assert replace(REQUEST, parameters=dict(reversed(REQUEST.parameters.items()))).key == REQUEST.key
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -92,9 +92,8 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        decisive = asdict(self)
-        del decisive["topic"], decisive["language"]
-        return stable_hash(decisive)
+        names = (one.name for one in fields(self))
+        return stable_hash({name: getattr(self, name) for name in names if name not in ("topic", "language")})
 
     @cached_property
     def cell(self) -> str:
