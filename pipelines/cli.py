@@ -66,8 +66,8 @@ def generate(arguments: Arguments) -> int:
     finally:
         bar.close()
     if not result.providers:
-        missing = "no enabled provider has batch: true" if arguments.batch else "no provider is enabled"
-        print(f"nobody to ask: {missing} (providers.<name> in experiments.yaml)")
+        missing = "no enabled provider has batch: true" if arguments.batch else "no provider is enabled, and sources.local_generator is off"
+        print(f"nobody to ask: {missing} (experiments.yaml)")
     covered = coverage.coverage(stage.data, experiments, result.providers)
     for line in [*show.summary(result), *show.covered(covered)]:
         print(line)
