@@ -18,6 +18,7 @@ import pytest
 from pipelines.errors import WorkError
 from pipelines.generate.answers import Answer, Usage
 from pipelines.generate.journal import Charges, Journal, Request, Writer, opened
+from tests.asking import quick_folder
 
 REQUEST = Request(
     provider="local",
@@ -38,6 +39,12 @@ from pipelines.generate.journal import Journal, Request
 Journal(Path(sys.argv[1])).sending(Request(**json.loads(sys.argv[2])))
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_folder() as path:
+        yield path
 
 
 @pytest.fixture

@@ -209,3 +209,10 @@ def test_the_first_requests_are_spread_so_that_a_refusal_can_stop_the_rest() -> 
         left += 1
     assert left <= 2
     assert pacer.delay(0.0, left) == pytest.approx(1 / FIRST_PACE)
+
+
+def test_a_limit_of_a_day_that_is_nearly_used_up_does_not_stand_still() -> None:
+    pacer = Pacer(slots=64, longest_wait=60)
+    pacer.answered(0.0, 1.0, (RateLimit(limit=200, remaining=20, reset_seconds=86_400),))
+    pacer.sent(1.0)
+    assert 59 < pacer.delay(1.0, 1) <= 60, "whatever is left is asked for, and a refusal says the rest"

@@ -112,7 +112,8 @@ async def send_all(
         with draining(run.stop, seconds=DRAIN_SECONDS):
             async with asyncio.TaskGroup() as group:
                 for sender in run.senders:
-                    group.create_task(sender.send())
+                    if sender.job.requests:  # else not even its SDK is loaded
+                        group.create_task(sender.send())
     finally:
         await run.writer.close()
     if run.broken:
