@@ -257,10 +257,11 @@ def test_the_language_is_what_the_record_says_else_what_it_is_written_in(data: D
         RawRecord("english", story(102)),
         RawRecord("labelled", {**answer(german), "language": "de"}),
         RawRecord("found", answer("Ein stiller Roman über zwei Freunde, die sich nach vielen Jahren wiedersehen.")),
-        RawRecord("given", story(104), language="en"),
+        RawRecord("given", story(104), language="en-GB"),
+        RawRecord("unreadable", story(105, korean=True), language="Korean"),
     ]
     result = clean(data, stories(30) + records, Cleaning(languages=None))
     found = {row["source"]: row["language"] for row in examples(result)}
     assert {name: found[name] for name in found if name != "corpus"} == {
-        "korean": "ko", "english": "en", "labelled": "de", "found": "de", "given": "en",
+        "korean": "ko", "english": "en", "labelled": "de", "found": "de", "given": "en", "unreadable": "ko",
     }  # fmt: skip

@@ -32,6 +32,8 @@ COLUMNS = pa.schema(
 BATCH_RECORDS = 4000
 BATCH_CHARS = 8_000_000
 TEXTS = ("instruction", "input", "output")
+LABELS = ("provider", "model", "topic", "language", "call_key")
+AS_IT_CAME = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str)
 Row = dict[str, Any]
 
 
@@ -88,14 +90,14 @@ def _row(raw: RawRecord, staged: Staged) -> Row:
     source = storable(raw.source)
     staged.shapes.setdefault(source, Counter())[shape] += 1
     staged.dropped_turns[source] += dropped
+    labels = {name: label and storable(label) for name in LABELS for label in (getattr(raw, name),)}
     row: Row = {
-        "source": source, "provider": raw.provider, "model": raw.model, "topic": raw.topic, "language": raw.language,
-        "call_key": raw.call_key, "fixed_side": raw.side, "instruction": "", "input": "", "output": "", "messages": None,
+        "source": source, **labels, "fixed_side": raw.side, "instruction": "", "input": "", "output": "", "messages": None,
         "asked": "", "normalized": "", "problem": None, "damaged": False, **fields,
     }  # fmt: skip
     row["record"] = _as_it_came(raw.value)
     # over every column, so that records of equal hash differ in nothing and their order cannot show
-    content = "\x1f".join(f"{name}={value}" for name, value in row.items() if value is not None)
+    content = "\x1f".join(["\x1e" if value is None else str(value) for value in row.values()])
     row["content_hash"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     return row
 
@@ -125,7 +127,7 @@ def _fields(record: Record) -> Row:
     turns = [(message.role, message.content) for message in record.messages or []]
     if turns and not any(role == "assistant" for role, _ in turns):
         return {"problem": "messages: no turn of the role assistant, so there is nothing to learn"}
-    for name, text in (*texts.items(), *named.items(), *(("messages", part) for turn in turns for part in turn)):
+    for name, text in {**texts, **named, "messages": "\n".join(part for turn in turns for part in turn)}.items():
         if storable(text) != text:
             return {"problem": f"{name} holds a lone surrogate or a NUL character", "damaged": True}
     texts = {name: unicodedata.normalize("NFC", text) for name, text in texts.items()}
@@ -148,11 +150,15 @@ def normalized(text: str) -> str:
 
 def storable(text: str) -> str:
     """`text` without what UTF-8 or DuckDB cannot hold: lone surrogates and NUL."""
-    return text.encode("utf-8", errors="replace").decode("utf-8").replace("\0", "\ufffd")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-8", errors="replace").decode("utf-8")
+    return text.replace("\0", "\ufffd")
 
 
 def _as_it_came(value: Any) -> str:
     try:
-        return storable(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str))
+        return storable(AS_IT_CAME.encode(value))
     except (RecursionError, TypeError, ValueError):  # too deep, or keys that do not sort
         return ""
