@@ -66,7 +66,8 @@ def generate(arguments: Arguments) -> int:
     finally:
         bar.close()
     if not result.providers:
-        missing = "no enabled provider has batch: true" if arguments.batch else "no provider is enabled, and sources.local_generator is off"
+        nobody = "no provider is enabled, and sources.local_generator is off"
+        missing = "no enabled provider has batch: true" if arguments.batch else nobody
         print(f"nobody to ask: {missing} (experiments.yaml)")
     covered = coverage.coverage(stage.data, experiments, result.providers)
     for line in [*show.summary(result), *show.covered(covered)]:
