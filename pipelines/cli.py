@@ -53,7 +53,7 @@ def generate(arguments: Arguments) -> int:
         print(
             f"{generate_again(stage.data)} requests that were given up may be sent once more; what they may have cost stays charged"
         )
-    bar = show.ProgressBar(arguments.budget_usd or total)
+    bar = show.ProgressBar(total if arguments.budget_usd is None else arguments.budget_usd)
     try:
         result = generate_all(
             stage.data,

@@ -142,6 +142,7 @@ def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
     axes.set_ylim(0, 105)
     _dress(axes, "values of each axis that valid records cover", "", "% of the values asked for")
     axes.legend(frameon=False, labelcolor=INK, fontsize=8.5, loc="lower right")
+    return _render(figure, kind)
 
 
 def length_histograms(lengths: Mapping[str, Sequence[tuple[int, int]]], kind: Kind = "svg") -> bytes | None:

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import IO
 
 from pipelines import machine, weights
 from pipelines.errors import UsageError
@@ -126,18 +127,33 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
         raise UsageError(
             "sources.local_generator is true, but no provider of kind local is configured (experiments.yaml)"
         )
-    provider = experiments.provider(name)
-    with session(data, experiments, progress=progress) as run:
+    with ExitStack() as held:
+        # The device first: it may be hours until it is free, and the APIs must be askable meanwhile.
+        device = held.enter_context(_device_lock(data)) if _holds_too_few(data, experiments, name) else None
+        run = held.enter_context(session(data, experiments, progress=progress))
         wanted = run.book.requests(name)
-        held = run.journal.answered_among(wanted)
-        tally = Tally()
-        if pending := run.journal.to_send(wanted):
-            gguf = weights.packaged_gguf(data, provider.model, experiments.model(provider.model))
-            device = locked(data.locks / f"{machine.device_slug()}.lock", "the local LLM server")
-            with device as lock, local_server(gguf, slots=provider.concurrency, keep_open=(lock.fileno(),)) as url:
-                job = job_for(name, provider, pending, base_url=url)
-                tally = asyncio.run(send_all(run.journal, [job], run.budget, progress=progress))[name]
-        return GenerationResult({name: outcome(run, name, wanted, held, tally)}, run.orphans)
+        before, pending = run.journal.answered_among(wanted), run.journal.to_send(wanted)
+        tally = _serve_and_ask(run, name, pending, device) if device and pending else Tally()
+        return GenerationResult({name: outcome(run, name, wanted, before, tally)}, run.orphans)
+
+
+def _device_lock(data: DataRoot) -> AbstractContextManager[IO[str]]:
+    return locked(data.locks / f"{machine.device_slug()}.lock", "the local LLM server")
+
+
+def _holds_too_few(data: DataRoot, experiments: Experiments, name: str) -> bool:
+    with book(data, experiments) as reading:
+        wanted = reading.requests(name)
+        return reading.journal.answered_among(wanted) < len(wanted)
+
+
+def _serve_and_ask(run: Session, name: str, pending: list[Request], device: IO[str]) -> Tally:
+    """Start the server, which inherits the lock on its device, and have it answer."""
+    provider = run.experiments.provider(name)
+    gguf = weights.packaged_gguf(run.data, provider.model, run.experiments.model(provider.model))
+    with local_server(gguf, slots=provider.concurrency, keep_open=(device.fileno(),)) as url:
+        job = job_for(name, provider, pending, base_url=url)
+        return asyncio.run(send_all(run.journal, [job], run.budget, progress=run.progress))[name]
 
 
 def generate_all(
