@@ -8,7 +8,7 @@ from pipelines.paths import PROJECT
 PACKAGES = {
     "distilabel": ["distilabel[openai]==1.5.3", "requests"],
     "curator": ["bespokelabs-curator==0.1.31"],
-    "near-duplicates": ["datasketch==2.0.0", "datatrove==0.10.1", "spacy", "numpy"],
+    "near-duplicates": ["datasketch==2.0.0", "datatrove==0.10.1", "regex", "spacy", "numpy"],
 }
 
 
