@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONUNBUFFERED = 1
 
-.PHONY: run test test-slow ui table bench peers lint format lock setup setup-dev weights clean-data
+.PHONY: run test test-slow ui table bench lint format lock setup setup-dev weights clean-data
 .DEFAULT_GOAL := run
 
 run: weights ## the whole graph on this machine's profile; prints the comparison table
@@ -25,10 +25,6 @@ table: setup ## the published comparison
 
 bench: setup-dev weights ## the figures; one JSON object a line
 	@$(BIN)/python -m benchmarks
-
-peers: ## other tools to measure beside, each in an environment of its own (the benchmarks say where one is missing)
-	@for peer in 'distilabel distilabel[openai] requests' 'curator bespokelabs-curator'; do set -- $$peer; name=$$1; shift; \
-	  $(PYTHON) -m venv .venv-peers/$$name && .venv-peers/$$name/bin/python -m pip install --quiet "$$@"; done
 
 lint: setup-dev
 	@$(BIN)/ruff format --check .

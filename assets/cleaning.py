@@ -1,13 +1,21 @@
 """The user's own files, the corpus and the generators' answers, cleaned into one set of examples."""
 
+from typing import Any
+
 import dagster as dg
 
 from assets.metadata import picture, table
 from assets.project import stage_now
 from pipelines.clean import clean as cleaning
+from pipelines.clean import summary
 from pipelines.clean.clean import CleaningResult
 from pipelines.clean.read import raw_records
+from pipelines.clean.results import queried
+from pipelines.clean.results import summary as summary_rows
 from pipelines.compare import plots
+from pipelines.experiments import Cleaning
+
+Metadata = dict[str, Any]
 
 
 @dg.asset(group_name="clean", kinds={"duckdb", "parquet"}, deps=["corpus_records", "generated_records"])
@@ -17,46 +25,147 @@ def sft_examples(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     What goes in is what `sources:` in experiments.yaml names.
     """
     stage = stage_now()
-    result = cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
+    records = raw_records(stage.data, stage.experiments)
+    result = cleaning.clean(stage.data, records, stage.experiments.cleaning, say=context.log.info)
     if result.reused:
         context.log.info("reused: the same records gave the same examples")
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(result.fingerprint),
-        metadata={
-            "read": result.read,
-            "accepted": result.accepted,
-            "rejected": result.rejected,
-            "train": result.train,
-            "eval": result.eval,
-            "folder": dg.MetadataValue.path(result.folder),
-            "sample rejects": table(cleaning.rejects(result)[:10], ["reason", "detail", "source", "record"], limit=160),
-            **picture(plots.reasons_bar(result.reasons, "png"), "records dropped, by reason"),
-        },
-    )
+    return dg.MaterializeResult(data_version=dg.DataVersion(result.fingerprint), metadata=_metadata(result))
 
 
-def _current() -> CleaningResult:
-    current = cleaning.current(stage_now().data)
+def _metadata(result: CleaningResult) -> Metadata:
+    """What was dropped and why, first; then what is left."""
+    dropped = sorted(result.reasons.items(), key=lambda item: -item[1])
+    rows = summary_rows(result)
+    return {
+        "what was dropped": dg.MetadataValue.text(
+            f"{result.rejected:,} of {result.read:,}: {', '.join(f'{count:,} {reason}' for reason, count in dropped)}"
+            if dropped
+            else f"nothing of {result.read:,}"
+        ),
+        "why": table(_bars(result), ["reason", "records", "of all read", ""]),
+        **picture(plots.reasons_bar(result.reasons, "png"), "records dropped, by reason"),
+        "sample rejects": table(summary.sample_rejects(result), ["reason", "detail", "source", "record"], limit=160),
+        "by source": table(rows, ["source", "provider", "reason", "records", "share"]),
+        "read": result.read,
+        "accepted": result.accepted,
+        "rejected": result.rejected,
+        "train": result.train,
+        "eval": result.eval,
+        "languages": table(summary.language_counts(result), ["split", "language", "examples", "share"]),
+        **picture(plots.length_histograms(summary.length_counts(result), "png"), "how long the examples are"),
+        "fields": table(_fields(result), ["source", "came as", "records", "turns dropped"]),
+        "folder": dg.MetadataValue.path(result.folder),
+    }
+
+
+def _bars(result: CleaningResult) -> list[Metadata]:
+    """A bar chart out of characters: the UI shows a short table in place, a picture only after a click."""
+    most = max(result.reasons.values(), default=1)
+    return [
+        {
+            "reason": reason,
+            "records": count,
+            "of all read": f"{count / result.read:.1%}",
+            "": "█" * -(-10 * count // most),
+        }
+        for reason, count in sorted(result.reasons.items(), key=lambda item: -item[1])
+    ]
+
+
+def _fields(result: CleaningResult) -> list[Metadata]:
+    return [
+        {"source": source, "came as": shape, "records": count, "turns dropped": result.dropped_turns.get(source, 0)}
+        for source, shapes in result.shapes.items()
+        for shape, count in shapes.items()
+    ]
+
+
+def _current() -> tuple[CleaningResult, Cleaning]:
+    stage = stage_now()
+    current = cleaning.current(stage.data)
     assert current is not None, "sft_examples has not been materialized"
-    return current
+    return current, stage.experiments.cleaning
 
 
 @dg.asset_check(asset=sft_examples, blocking=True, description="accepted + rejected = read: no record went missing.")
 def every_record_is_accounted_for() -> dg.AssetCheckResult:
-    current = _current()
-    accepted, rejected = len(cleaning.examples(current)), len(cleaning.rejects(current))
+    current, _ = _current()
+    (counts,) = queried(
+        current, "SELECT (SELECT count(*) FROM examples) AS accepted, (SELECT count(*) FROM rejects) AS rejected"
+    )
+    summed = sum(row["records"] for row in summary_rows(current))
     return dg.AssetCheckResult(
-        passed=accepted + rejected == current.read,
-        metadata={"read": current.read, "accepted": accepted, "rejected": rejected},
+        passed=counts["accepted"] + counts["rejected"] == current.read == summed,
+        metadata={"read": current.read, **counts},
     )
 
 
-@dg.asset_check(asset=sft_examples, blocking=True, description="No example stands on both sides of the split.")
+@dg.asset_check(asset=sft_examples, blocking=True, description="No question stands on both sides of the split.")
 def train_and_eval_do_not_overlap() -> dg.AssetCheckResult:
-    sides: dict[str, set[tuple[str, str]]] = {"train": set(), "eval": set()}
-    for example in cleaning.examples(_current()):
-        sides[example["split"]].add((example["instruction"], example["input"]))
-    both = sides["train"] & sides["eval"]
+    current, _ = _current()
+    (counts,) = queried(
+        current,
+        """
+        WITH sides AS (SELECT bool_or(split = 'train') AS train, bool_or(split = 'eval') AS eval FROM examples
+                       GROUP BY instruction, input, messages)
+        SELECT count(*) FILTER (train) AS train, count(*) FILTER (eval) AS eval, count(*) FILTER (train AND eval) AS both
+        FROM sides
+        """,
+    )
+    metadata = {"train": counts["train"], "eval": counts["eval"], "on both sides": counts["both"]}
+    return dg.AssetCheckResult(passed=counts["both"] == 0, metadata=metadata)
+
+
+@dg.asset_check(
+    asset=sft_examples, blocking=True, description="Both sides hold as many examples as cleaning: asks for."
+)
+def enough_examples() -> dg.AssetCheckResult:
+    current, settings = _current()
     return dg.AssetCheckResult(
-        passed=not both, metadata={"train": len(sides["train"]), "eval": len(sides["eval"]), "on both sides": len(both)}
+        passed=current.train >= settings.min_train_examples and current.eval >= settings.min_eval_examples,
+        metadata={
+            "train": current.train,
+            "eval": current.eval,
+            "expected": f"at least {settings.min_train_examples} train and {settings.min_eval_examples} eval "
+            "(cleaning.min_train_examples, cleaning.min_eval_examples)",
+        },
+    )
+
+
+@dg.asset_check(
+    asset=sft_examples, description="Of each source, the share of rejects is in the range of cleaning.reject_share."
+)
+def reject_share_per_source() -> dg.AssetCheckResult:
+    current, settings = _current()
+    low, high = settings.reject_share
+    shares = summary.reject_shares(summary_rows(current))
+    outside = {source: share for source, share in shares.items() if not low <= share <= high}
+    rows = [{"source": source, "reject share": share, "outside": source in outside} for source, share in shares.items()]
+    return dg.AssetCheckResult(
+        passed=not outside,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"expected": f"{low:g} to {high:g}", "sources": table(rows, ["source", "reject share", "outside"])},
+    )
+
+
+@dg.asset_check(asset=sft_examples, description="Each configured language has its share of both sides.")
+def language_mix() -> dg.AssetCheckResult:
+    current, settings = _current()
+    counts = summary.language_counts(current)
+    shares = {(row["split"], row["language"]): row["share"] for row in counts}
+    languages = settings.languages or []
+    missing = [
+        f"{language} in {split}"
+        for split in ("train", "eval")
+        for language in languages
+        if shares.get((split, language), 0.0) < settings.min_language_share
+    ]
+    return dg.AssetCheckResult(
+        passed=not missing,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "too few": ", ".join(missing) or "none",
+            "expected": f"{settings.min_language_share:g} of each side for each of {', '.join(languages) or 'no language'}",
+            "languages": table(counts, ["split", "language", "examples", "share"]),
+        },
     )

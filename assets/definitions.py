@@ -2,7 +2,14 @@
 
 import dagster as dg
 
-from assets.cleaning import every_record_is_accounted_for, sft_examples, train_and_eval_do_not_overlap
+from assets.cleaning import (
+    enough_examples,
+    every_record_is_accounted_for,
+    language_mix,
+    reject_share_per_source,
+    sft_examples,
+    train_and_eval_do_not_overlap,
+)
 from assets.comparing import comparison
 from assets.generating import corpus_records, generated_records, local_records
 from assets.jobs import data, everything, lake_has_changed, nightly, publish, training
@@ -20,7 +27,13 @@ defs = dg.Definitions(
         evaluation,
         comparison,
     ],
-    asset_checks=[every_record_is_accounted_for, train_and_eval_do_not_overlap],
+    asset_checks=[
+        every_record_is_accounted_for,
+        train_and_eval_do_not_overlap,
+        enough_examples,
+        reject_share_per_source,
+        language_mix,
+    ],
     jobs=[data, training, everything, publish],
     schedules=[nightly],
     sensors=[lake_has_changed],

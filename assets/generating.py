@@ -82,7 +82,7 @@ def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> d
         stage.data,
         stage.experiments,
         only=config.providers or None,
-        progress=ProgressLines(context.log.info, config.budget_usd or total),
+        progress=ProgressLines(context.log.info, total if config.budget_usd is None else config.budget_usd),
         budget_usd=config.budget_usd,
     )
     names = list(dict.fromkeys([*sources_of(stage.experiments), *result.providers]))

@@ -1,23 +1,33 @@
-"""Every benchmark after another, or those named: `python -m benchmarks generate publish`.
+"""Every benchmark after another, or those that are named: `python -m benchmarks [NAME]… [--records N]`.
 
 Each line states the figure, what it is compared with in the same run, and that both agree.
 """
 
+import argparse
 import json
 import sys
+from functools import partial
 
-from benchmarks import dropout, estimate, generate, publish, step
+from benchmarks import clean, dropout, estimate, generate, publish, step
 
 
 def main() -> int:
-    known = {"dropout": dropout, "estimate": estimate, "generate": generate, "publish": publish, "step": step}
-    names = sys.argv[1:] or list(known)
-    if unknown := [name for name in names if name not in known]:
-        print(f"unknown benchmark {unknown[0]!r}; expected some of {', '.join(known)}", file=sys.stderr)
-        return 2
-    for benchmark in (known[name] for name in names):
-        for line in benchmark.measure():
-            print(json.dumps(line), flush=True)
+    benchmarks = {
+        "dropout": dropout.measure,
+        "estimate": estimate.measure,
+        "generate": generate.measure,
+        "publish": publish.measure,
+        "step": step.measure,
+        "clean": clean.measure,
+    }
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("names", nargs="*", choices=[[], *benchmarks], metavar="NAME", help=", ".join(benchmarks))
+    parser.add_argument("--records", type=int, help="of clean: this size alone, not 10,000, 100,000 and 1,000,000")
+    arguments = parser.parse_args()
+    benchmarks["clean"] = partial(clean.measure, records=arguments.records)
+    for name in arguments.names or benchmarks:
+        for line in benchmarks[name]():
+            print(json.dumps(line, ensure_ascii=False), flush=True)
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.request import Request as HttpRequest
 from urllib.request import urlopen
 
+from benchmarks.peers import peer_python
 from pipelines.experiments import Experiments
 from pipelines.generate.generate import generate
 from pipelines.generate.journal import opened
@@ -27,7 +28,7 @@ from pipelines.paths import PROJECT, DataRoot
 SLOTS, LATENCY, RATE, BURST = 64, 1.0, 20, 20
 FREE_REQUESTS, LIMITED_REQUESTS = 1_280, 1_200
 LIMITED_IDEAL = (LIMITED_REQUESTS - BURST) / RATE + LATENCY
-PEERS, PEER_SECONDS = PROJECT / ".venv-peers", 400
+PEER_SECONDS = 400
 PRICES = {"price_input": 3, "price_output": 15}
 
 
@@ -42,17 +43,17 @@ def measure() -> Iterator[dict[str, Any]]:
 
 
 def _peers(url: str, requests: int, ideal: float) -> Iterator[dict[str, Any]]:
-    """The same prompts through other generators, each in an environment of its own (`make peers`), its start left out."""
+    """The same prompts through other generators, each in an environment of its own, its start left out."""
     with TemporaryDirectory() as folder, book(DataRoot(Path(folder)), _configured(url, requests)) as reading:
         prompts = json.dumps([request.messages[-1]["content"] for request in reading.requests("bench")])
     for name in ("distilabel", "curator"):
         line: dict[str, Any] = {"benchmark": "generate, the same work", "peer": name, "requests": requests}
-        python = PEERS / name / "bin" / "python"
-        if not python.exists():
-            yield line | {"skipped": "not installed: make peers"}
+        python = peer_python(name)
+        if python is None:
+            yield line | {"skipped": "its packages could not be installed"}
             continue
         _ask(url, "/_reset", {})
-        command = [str(python), str(Path(__file__).with_name(f"peer_{name}.py")), f"{url}/v1", str(SLOTS)]
+        command = [python, str(Path(__file__).with_name(f"peer_{name}.py")), f"{url}/v1", str(SLOTS)]
         try:
             ran = subprocess.run(command, input=prompts, capture_output=True, text=True, timeout=PEER_SECONDS)
         except subprocess.TimeoutExpired:

@@ -18,7 +18,7 @@ def main() -> None:
         llm = OpenAILLM(
             model="bench", base_url=url, api_key="no-real-key-1234567890", generation_kwargs={"max_new_tokens": 320}
         )
-        load >> TextGeneration(llm=llm, input_batch_size=slots)
+        load.connect(TextGeneration(llm=llm, input_batch_size=slots))
     started = time.monotonic()
     made = pipeline.run(use_cache=False)
     seconds = time.monotonic() - started

@@ -38,8 +38,8 @@ def fetch(arguments: Arguments) -> int:
 
 
 def generate(arguments: Arguments) -> int:
+    from pipelines.generate import coverage, show
     from pipelines.generate import estimate as estimates
-    from pipelines.generate import show
     from pipelines.generate.generate import generate_again, generate_all
 
     stage = stage_now()
@@ -53,7 +53,7 @@ def generate(arguments: Arguments) -> int:
         print(
             f"{generate_again(stage.data)} requests that were given up may be sent once more; what they may have cost stays charged"
         )
-    bar = show.ProgressBar(arguments.budget_usd or total)
+    bar = show.ProgressBar(total if arguments.budget_usd is None else arguments.budget_usd)
     try:
         result = generate_all(
             stage.data,
@@ -66,8 +66,11 @@ def generate(arguments: Arguments) -> int:
     finally:
         bar.close()
     if not result.providers:
-        print("nobody to ask: enable a provider, or set sources.local_generator: true (experiments.yaml)")
-    for line in show.summary(result):
+        nobody = "no provider is enabled, and sources.local_generator is off"
+        missing = "no enabled provider has batch: true" if arguments.batch else nobody
+        print(f"nobody to ask: {missing} (experiments.yaml)")
+    covered = coverage.coverage(stage.data, experiments, result.providers)
+    for line in [*show.summary(result), *show.covered(covered)]:
         print(line)
     return OK if result.complete else NOT_OK
 

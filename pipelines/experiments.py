@@ -192,8 +192,8 @@ class Sources(Strict):
     providers: list[str] = []
     files: list[FileSource] = []
     hub: list[HubSource] = []
-    eval_files: list[FileSource] = []
     mix: bool = False
+    eval_files: list[FileSource] = []
 
     @model_validator(mode="after")
     def _something(self) -> "Sources":
@@ -235,7 +235,7 @@ class Cleaning(Strict):
     personal_data: list[PersonalData] = ["resident_number", "card", "phone", "email", "api_key"]
     languages: Annotated[list[str], Field(min_length=1)] | None = ["ko", "en"]
     min_hangul_share: Share = 0.3
-    min_language_probability: Share = 0.1
+    wrong_language_probability: Share = 0.9
     near_duplicate_jaccard: Annotated[float, Field(gt=0.5, le=1)] = 0.85
     eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     split_seed: int = 1
@@ -335,7 +335,7 @@ class Experiments(Strict):
         for i, provider in enumerate(self.sources.providers):
             yield ("sources", "providers", i), provider, apis
         for i, provider in enumerate(self.generation.judge.providers if self.generation.judge else []):
-            yield ("generation", "judge", "providers", i), provider, list(self.providers)
+            yield ("generation", "judge", "providers", i), provider, apis
         for name, method in self.methods.items():
             if method.data and method.data.provider:
                 yield ("methods", name, "data", "provider"), method.data.provider, list(self.providers)

@@ -78,9 +78,12 @@ def draining(stop: Callable[[], None], *, seconds: float) -> Iterator[None]:
         if len(came) > 1:
             task.cancel()
         else:
-            print("interrupted: waiting for what is under way; once more to end at once", file=sys.stderr, flush=True)
             loop.call_later(seconds, task.cancel)
             stop()
+            with suppress(OSError):  # whoever read our output may have been interrupted too
+                print(
+                    "interrupted: waiting for what is under way; once more to end at once", file=sys.stderr, flush=True
+                )
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:

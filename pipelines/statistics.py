@@ -1,7 +1,7 @@
 """The few statistics that the tables state: intervals of shares and of paired differences, and what a sample could have shown."""
 
 from collections.abc import Sequence
-from math import sqrt
+from math import comb, sqrt
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def wilson(hits: int, total: int) -> tuple[float, float] | None:
     middle = share + z2 / (2 * total)
     spread = Z95 * sqrt(share * (1 - share) / total + z2 / (4 * total**2))
     scale = 1 + z2 / total
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    return max(0.0, min(share, (middle - spread) / scale)), min(1.0, max(share, (middle + spread) / scale))
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int = 1) -> tuple[float, float] | None:
@@ -41,6 +41,12 @@ def smallest_difference(values: Sequence[float]) -> float | None:
         return None
     spread = float(np.std(np.asarray(values, dtype=float), ddof=1)) or 0.5
     return (Z95 + Z80) * spread / sqrt(len(values))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value of so many wins and losses, ties left out, where either is as likely (the exact binomial test)."""
+    decided, rarer = wins + losses, min(wins, losses)
+    return min(1.0, 2 * sum(comb(decided, count) for count in range(rarer + 1)) / 2**decided)
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:

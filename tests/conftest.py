@@ -1,6 +1,7 @@
 """Fixtures that several files share."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from tests.project import TinyProject, make_project
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ENDED = pytest.StashKey[int]()
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

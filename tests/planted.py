@@ -20,6 +20,7 @@ from pipelines.files import read_json, stable_hash, write_json, write_jsonl
 from pipelines.launcher import own_identity
 from pipelines.paths import DataRoot
 from pipelines.train.cell import Stage, examples_now, fingerprints, recipe_of, write_result
+from pipelines.warehouse import arrow_table
 
 _run_numbers = itertools.count(1)
 
@@ -85,7 +86,7 @@ class Lake:
         folder = self.data.clean / stable_hash(rows)
         folder.mkdir(parents=True, exist_ok=True)
         for name, columns, content in (("examples", SFT_EXAMPLES, rows), ("rejects", SFT_REJECTS, [])):
-            schema = pa.schema([(column, pa.string()) for column in columns])
+            schema = arrow_table([], columns).schema
             parquet.write_table(pa.Table.from_pylist(content, schema=schema), folder / f"{name}.parquet")
         result = CleaningResult(folder, folder.name, len(rows), len(rows), 0, len(train), len(held_out), {})
         recorded = {k: v for k, v in vars(result).items() if k not in ("folder", "reused")}

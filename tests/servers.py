@@ -25,6 +25,7 @@ class Reply:
     status: int = 200
     content_type: str = "application/json"
     after: float = 0.0
+    location: str | None = None
 
 
 # The prompt (the last message) and how often it has come so far, from 1 → what to say
@@ -38,7 +39,7 @@ class ChatServer:
     answers: Answers
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    authorizations: list[str | None] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     most_at_once: int = 0
     _now: int = 0
     _asked: Counter[str] = field(default_factory=Counter)
@@ -46,12 +47,12 @@ class ChatServer:
     def answer_with(self, answers: Answers) -> None:
         """Begin anew with other answers."""
         self.answers = answers
-        self.bodies, self.authorizations, self.most_at_once, self._asked = [], [], 0, Counter()
+        self.bodies, self.headers, self.most_at_once, self._asked = [], [], 0, Counter()
 
     async def respond(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
-        self.authorizations.append(request.headers.get("authorization"))
+        self.headers.append(dict(request.headers))
         prompt = body["messages"][-1]["content"]
         self._asked[prompt] += 1
         self._now += 1
@@ -59,14 +60,16 @@ class ChatServer:
         reply = self.answers(prompt, self._asked[prompt])
         await asyncio.sleep(reply.after)
         self._now -= 1
-        return Response(reply.body, reply.status, media_type=reply.content_type)
+        headers = {"location": reply.location} if reply.location else None
+        return Response(reply.body, reply.status, headers, media_type=reply.content_type)
 
 
 @contextmanager
 def chat_server(answers: Answers) -> Iterator[ChatServer]:
     """Serve `answers` until the block ends."""
     chat = ChatServer(answers)
-    app = Starlette(routes=[Route("/v1/chat/completions", chat.respond, methods=["POST"])])
+    paths = ("/v1/chat/completions", "/v1/v1/messages")  # Anthropic's SDK adds its own /v1
+    app = Starlette(routes=[Route(path, chat.respond, methods=["POST"]) for path in paths])
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

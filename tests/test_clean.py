@@ -2,33 +2,22 @@
 
 import json
 import random
-import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import pyarrow as pa
 import pytest
 
 from pipelines.clean.clean import CleaningResult, clean, current, examples, rejects
-from pipelines.clean.near_duplicates import clusters, near_duplicate_pairs
-from pipelines.clean.read import CORPUS, GENERATED, file_records
+from pipelines.clean.read import CORPUS, GENERATED, file_records, named_files
 from pipelines.clean.rules import REASONS
 from pipelines.errors import WorkError
-from pipelines.experiments import Cleaning
+from pipelines.experiments import Cleaning, FileSource
 from pipelines.paths import DataRoot
 from pipelines.records import RawRecord
-
-SETTINGS = Cleaning()
-GOOD = {
-    "instruction": "What should I read on the night bus home?",
-    "input": "",
-    "output": "Stoner by John Williams: quiet, short chapters, nobody shouts.",
-}
+from tests.sft_records import GOOD, SETTINGS, contents, sides, stories, story, verdicts
 
 
 @pytest.fixture
@@ -36,171 +25,8 @@ def data(tmp_path: Path) -> DataRoot:
     return DataRoot(tmp_path)
 
 
-def words(rng: random.Random, count: int, *, korean: bool = False) -> str:
-    """Random words; two such texts share next to no shingles."""
-    letters = [chr(ord("가") + 7 * i) for i in range(1500)] if korean else list("abcdefghijklmnopqrstuvwxyz")
-    return " ".join("".join(rng.choices(letters, k=rng.randint(2, 7))) for _ in range(count))
-
-
-def story(number: int, *, korean: bool = False, **more: Any) -> dict[str, Any]:
-    rng = random.Random(f"{number} {korean}")
-    record = {"instruction": words(rng, 6, korean=korean), "input": "", "output": words(rng, 25, korean=korean)}
-    return record | more
-
-
-def stories(count: int, *, source: str = CORPUS, first: int = 0) -> list[RawRecord]:
-    """So many records, half of them Korean, unlike each other."""
-    return [RawRecord(source=source, value=story(i, korean=i % 2 == 1)) for i in range(first, first + count)]
-
-
-def verdicts(data: DataRoot, *values: Any, settings: Cleaning = SETTINGS) -> list[str]:
-    """What became of each value among thirty good records: `accepted` or the reason."""
-    own = [RawRecord(source=f"value {i}", value=value) for i, value in enumerate(values)]
-    result = clean(data, stories(30) + own, settings)
-    fate = {row["source"]: row["reason"] for row in rejects(result)} | {
-        row["source"]: "accepted" for row in examples(result)
-    }
-    assert fate[CORPUS] == "accepted"
-    assert result.accepted + result.rejected == result.read == 30 + len(values)
-    return [fate[record.source] for record in own]
-
-
-def contents(result: CleaningResult) -> tuple[Any, ...]:
-    return result.fingerprint, examples(result), rejects(result), result.reasons
-
-
-def sides(result: CleaningResult) -> dict[str, str]:
-    return {row["record_id"]: row["split"] for row in examples(result)}
-
-
-def shingles(text: str, size: int = 3) -> set[str]:
-    return {text[i : i + size] for i in range(len(text) - size + 1)}
-
-
-def jaccard(one: str, other: str) -> float:
-    a, b = shingles(one), shingles(other)
-    return len(a & b) / len(a | b)
-
-
-def compared(record: dict[str, str]) -> str:
-    """The text of a record as near-duplicates are judged by."""
-    text = "\n".join((record["instruction"], record["input"], record["output"]))
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
-
-
-# --- each reason: one record just inside, one just outside
-
-
-@pytest.mark.parametrize(
-    ("reason", "inside", "outside"),
-    [
-        pytest.param("schema", GOOD, {k: v for k, v in GOOD.items() if k != "output"}, id="no output"),
-        pytest.param(
-            "schema", {k: v for k, v in GOOD.items() if k != "input"}, {**GOOD, "input": None}, id="input null"
-        ),
-        pytest.param("schema", {**GOOD, "rating": 5}, {**GOOD, "output": 5}, id="a number"),
-        pytest.param("schema", {**GOOD, "messages": None}, {**GOOD, "messages": "hello"}, id="messages"),
-        pytest.param("schema", GOOD, [GOOD], id="a list"),
-        pytest.param(
-            "empty", {**GOOD, "instruction": "?", "input": "1234567"}, {**GOOD, "instruction": " "}, id="blank"
-        ),
-        pytest.param("empty", {**GOOD, "output": "\n" + "x" * 20}, {**GOOD, "output": "\n" * 20}, id="line breaks"),
-        pytest.param("empty", {**GOOD, "output": "\t" + "x" * 20}, {**GOOD, "output": "\t" * 20}, id="tabs"),
-        pytest.param("empty", {**GOOD, "output": "글" * 20}, {**GOOD, "output": "\u3000\xa0" * 20}, id="wide spaces"),
-        pytest.param("too_short", {**GOOD, "instruction": "12345678"}, {**GOOD, "instruction": "1234567"}, id="prompt"),
-        pytest.param(
-            "too_short",
-            {**GOOD, "instruction": "1234", "input": "5678"},
-            {**GOOD, "instruction": "1234", "input": "567"},
-            id="prompt with input",
-        ),
-        pytest.param("too_short", {**GOOD, "output": "x" * 20}, {**GOOD, "output": "x" * 19}, id="output"),
-        pytest.param("too_short", {**GOOD, "output": "글" * 20}, {**GOOD, "output": "글" * 19}, id="Korean output"),
-        pytest.param("too_short", {**GOOD, "output": "x" * 20}, {**GOOD, "output": f"  {'x' * 18}\n\n"}, id="padded"),
-        pytest.param("too_long", {**GOOD, "output": "x" * 8000}, {**GOOD, "output": "x" * 8001}, id="output long"),
-        pytest.param("too_long", {**GOOD, "output": "글" * 8000}, {**GOOD, "output": "글" * 8001}, id="Korean long"),
-        pytest.param("too_long", {**GOOD, "instruction": "x" * 8000}, {**GOOD, "instruction": "x" * 8001}, id="asked"),
-        pytest.param("too_long", {**GOOD, "input": "x" * 8000}, {**GOOD, "input": "x" * 8001}, id="input long"),
-    ],
-)
-def test_the_threshold_of_a_rule_on_one_record(data: DataRoot, reason: str, inside: Any, outside: Any) -> None:
-    assert verdicts(data, inside, outside) == ["accepted", reason]
-
-
-@pytest.mark.parametrize(
-    ("settings", "reason", "inside", "outside"),
-    [
-        (
-            Cleaning(min_prompt_chars=12),
-            "too_short",
-            {**GOOD, "instruction": "x" * 12},
-            {**GOOD, "instruction": "x" * 11},
-        ),
-        (Cleaning(min_output_chars=62), "too_short", GOOD, {**GOOD, "output": GOOD["output"][1:]}),
-        (Cleaning(max_chars=300), "too_long", {**GOOD, "input": "y" * 300}, {**GOOD, "input": "y" * 301}),
-    ],
-)
-def test_thresholds_come_from_the_configuration(
-    data: DataRoot, settings: Cleaning, reason: str, inside: Any, outside: Any
-) -> None:
-    assert verdicts(data, inside, outside, settings=settings) == ["accepted", reason]
-
-
-def test_an_exact_duplicate_differs_in_case_and_space_at_most(data: DataRoot) -> None:
-    same = [
-        {**GOOD, "output": GOOD["output"].upper()},
-        {**GOOD, "output": GOOD["output"].replace(" ", "\n  ")},
-        {**GOOD, "output": f" {GOOD['output']} "},
-        {**GOOD, "rating": 5},
-    ]
-    assert sorted(verdicts(data, GOOD, *same)) == ["accepted"] + ["exact_duplicate"] * 4
-
-
-def test_one_other_letter_is_no_exact_duplicate(data: DataRoot) -> None:
-    assert sorted(verdicts(data, GOOD, {**GOOD, "output": GOOD["output"] + "!"})) == ["accepted", "near_duplicate"]
-
-
-def test_korean_in_either_unicode_form_is_the_same(data: DataRoot) -> None:
-    composed = story(1000, korean=True)
-    decomposed = {name: unicodedata.normalize("NFD", text) for name, text in composed.items()}
-    assert composed != decomposed
-    assert sorted(verdicts(data, composed, decomposed)) == ["accepted", "exact_duplicate"]
-
-
-def with_new_end(record: dict[str, str], count: int, *, korean: bool) -> dict[str, str]:
-    """The record with its last `count` characters of output replaced."""
-    fresh = words(random.Random("another end"), count, korean=korean)[:count]
-    return {**record, "output": record["output"][:-count] + fresh}
-
-
-@pytest.mark.parametrize("korean", [False, True])
-def test_the_threshold_of_near_duplicates(data: DataRoot, korean: bool) -> None:
-    first = story(2000, korean=korean)
-    likeness = [jaccard(compared(first), compared(with_new_end(first, n, korean=korean))) for n in range(1, 40)]
-    last_inside = max(n for n, value in enumerate(likeness, start=1) if value >= 0.85)
-    first_outside = next(n for n, value in enumerate(likeness, start=1) if n > last_inside and value < 0.85)
-    assert 0.82 < likeness[first_outside - 1] < 0.85 <= likeness[last_inside - 1] < 0.88, (
-        "both are close to the threshold"
-    )
-    near, apart = (with_new_end(first, n, korean=korean) for n in (last_inside, first_outside))
-    assert sorted(verdicts(data, first, near)) == ["accepted", "near_duplicate"]
-    assert verdicts(data, first, apart) == ["accepted", "accepted"]
-
-
-def test_a_near_duplicate_names_what_it_is_like_and_how_much(data: DataRoot) -> None:
-    first = story(2000)
-    near = {**first, "output": first["output"][:-1]}
-    result = clean(data, [*stories(30), RawRecord("first", first), RawRecord("near", near)], SETTINGS)
-    (rejected,) = rejects(result)
-    kept = next(row["record_id"] for row in examples(result) if row["source"] == "first")
-    assert (rejected["source"], rejected["reason"]) == ("near", "near_duplicate")
-    assert rejected["detail"] == f"like {kept} (Jaccard {jaccard(compared(first), compared(near)):.3f})"
-
-
-def test_the_first_rule_that_holds_is_the_reason(data: DataRoot) -> None:
-    blank_and_long = {**GOOD, "instruction": " ", "output": "x" * 9000}
-    short_twice = {**GOOD, "output": "short"}
-    assert verdicts(data, blank_and_long, short_twice, short_twice) == ["empty", "too_short", "too_short"]
+def records_of(*paths: Path) -> Iterable[RawRecord]:
+    return file_records(named_files([FileSource(path=str(path)) for path in paths]))
 
 
 @pytest.mark.parametrize("near", [False, True])
@@ -246,6 +72,7 @@ def mixture(seed: int) -> list[RawRecord]:
         lambda: rng.choice(good),
         lambda: (lambda value: {**value, "output": value["output"] + rng.choice("!?.")})(rng.choice(good)),
         lambda: rng.choice([None, 7, "text", [], {}]),
+        lambda: {**GOOD, "output": f"\ufffd {rng.random()} is what it says"},
     ]
     for i in range(90):
         source = rng.choice([CORPUS, "mine.jsonl", GENERATED])
@@ -264,7 +91,8 @@ def test_every_record_is_accepted_or_rejected(data: DataRoot, seed: int) -> None
     assert len(dropped) == result.rejected == sum(result.reasons.values())
     assert result.accepted + result.rejected == result.read == len(records)
     assert result.reasons == Counter(row["reason"] for row in dropped)
-    assert set(result.reasons) == set(REASONS)
+    made = {"schema", "empty", "too_short", "too_long", "encoding", "exact_duplicate", "near_duplicate"}
+    assert made <= set(result.reasons) <= set(REASONS)
     ids = [row["record_id"] for row in kept + dropped]
     assert len(set(ids)) == len(ids)
     assert all(row["detail"] for row in dropped)
@@ -317,10 +145,13 @@ def test_a_record_never_changes_side_when_others_come_or_go(data: DataRoot) -> N
     assert whole.items() <= more.items()
 
 
-def test_the_share_of_eval_is_about_what_is_configured(data: DataRoot) -> None:
+def test_the_share_of_eval_is_about_what_is_configured_in_each_language(data: DataRoot) -> None:
     for share in (0.2, 0.5):
-        result = clean(data, stories(200), Cleaning(eval_share=share))
-        assert abs(result.eval / 200 - share) < 0.08
+        result = clean(data, stories(600), Cleaning(eval_share=share))
+        for language in ("ko", "en"):
+            mine = [row["split"] == "eval" for row in examples(result) if row["language"] == language]
+            assert len(mine) == 300
+            assert abs(sum(mine) / 300 - share) < 3 * (share * (1 - share) / 300) ** 0.5, "three standard errors"
 
 
 def test_another_seed_makes_another_split_of_the_same_records(data: DataRoot) -> None:
@@ -352,19 +183,6 @@ def test_generated_records_are_never_evaluated_on(data: DataRoot) -> None:
     assert split[GENERATED, "train"] == 150
     assert split[GENERATED, "eval"] == 0
     assert split[CORPUS, "eval"] > 0
-
-
-def test_the_language_is_what_the_record_says_else_what_it_is_written_in(data: DataRoot) -> None:
-    records = [
-        RawRecord("korean", story(101, korean=True)),
-        RawRecord("english", story(102)),
-        RawRecord("labelled", story(103, language="fr")),
-        RawRecord("given", story(104), language="de"),
-    ]
-    found = {row["source"]: row["language"] for row in examples(clean(data, stories(30) + records, SETTINGS))}
-    assert {name: found[name] for name in found if name != CORPUS} == {
-        "korean": "ko", "english": "en", "labelled": "fr", "given": "de",
-    }  # fmt: skip
 
 
 # --- nothing left
@@ -399,7 +217,8 @@ def test_nothing_is_current_before_the_first_result(data: DataRoot) -> None:
 
 
 def with_text(field: str, text: str) -> dict[str, Any]:
-    return {**GOOD, field: [{"role": "user", "content": text}] if field == "messages" else text}
+    turns = [{"role": "user", "content": "Which book?"}, {"role": "assistant", "content": text}]
+    return {**GOOD, field: turns if field == "messages" else text}
 
 
 @pytest.mark.parametrize("bad", ["\0", "\ud800", "\udfff"], ids=["NUL", "high", "low"])
@@ -407,20 +226,20 @@ def test_nul_and_lone_surrogates_are_rejected_wherever_they_stand(data: DataRoot
     fields = ["instruction", "input", "output", "topic", "language", "messages"]
     broken = [with_text(field, f"a text that is long enough {bad} and goes on") for field in fields]
     found = verdicts(data, *broken, with_text("output", "a text that is long enough 😀 and goes on"))
-    assert dict(zip([*fields, "good"], found, strict=True)) == {**dict.fromkeys(fields, "schema"), "good": "accepted"}
+    assert dict(zip([*fields, "good"], found, strict=True)) == {**dict.fromkeys(fields, "encoding"), "good": "accepted"}
 
 
 def test_a_record_and_its_broken_twin_do_not_hang_on_order(data: DataRoot) -> None:
     twins = [RawRecord("mine.jsonl", {**GOOD, "output": GOOD["output"] + end}) for end in ("?", "\ud800")]
     forth = clean(data, stories(30) + twins, SETTINGS)
-    assert forth.reasons == {"schema": 1}
+    assert forth.reasons == {"encoding": 1}
     assert contents(clean(data, twins[::-1] + stories(30), SETTINGS)) == contents(forth)
 
 
 def test_a_file_name_that_is_not_utf8_is_no_obstacle(data: DataRoot, tmp_path: Path) -> None:
     path = tmp_path / "caf\udce9.jsonl"
     path.write_bytes(json.dumps(story(1)).encode() + b"\n")
-    assert clean(data, stories(30, first=10) + file_records([path]), SETTINGS).accepted == 31
+    assert clean(data, [*stories(30, first=10), *records_of(path)], SETTINGS).accepted == 31
 
 
 def test_a_huge_text_is_too_long_and_nothing_worse(data: DataRoot) -> None:
@@ -438,7 +257,7 @@ def test_a_record_nested_as_deep_as_json_can_be_costs_itself_only(data: DataRoot
     lines = ['{"instruction": ' + "[" * depth + "]" * depth + "}" for depth in range(800, 1000)]
     path = tmp_path / "deep.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
-    records = file_records([path])
+    records = list(records_of(path))
     assert {record.problem is None for record in records} == {True, False}, "some could be read, some could not"
     result = cleaned_deeper(40, data, stories(30) + records)
     assert (result.accepted, result.reasons) == (30, {"schema": 200})
@@ -446,61 +265,11 @@ def test_a_record_nested_as_deep_as_json_can_be_costs_itself_only(data: DataRoot
 
 def test_quotes_and_markup_are_only_text(data: DataRoot) -> None:
     text = "'); DROP TABLE records; -- {braces} %s $1 <script>alert(1)</script> \\ \x1b[31m"
-    value = {"instruction": text, "input": text, "output": text}
+    value = {
+        "instruction": text,
+        "input": f"What is {text}?",
+        "output": f"It is only text, however it looks: {text[::-1]}",
+    }
     result = clean(data, [*stories(30), RawRecord("mine's.jsonl", value)], SETTINGS)
     (row,) = [row for row in examples(result) if row["source"] == "mine's.jsonl"]
     assert {name: row[name] for name in value} == value
-
-
-# --- near-duplicates against brute force
-
-
-def changed_a_little(rng: random.Random, text: str, *, korean: bool) -> str:
-    """`text` with a stretch of it replaced, dropped or doubled."""
-    start = rng.randrange(len(text))
-    end = start + rng.randint(1, max(2, len(text) // 6))
-    kind = rng.choice(["replace", "drop", "double"])
-    middle = {"replace": words(rng, 3, korean=korean), "drop": "", "double": text[start:end] * 2}[kind]
-    return text[:start] + middle + text[end:]
-
-
-def planted_texts(count: int) -> dict[str, str]:
-    """Texts of 20 to 400 characters, half Korean; most are changed copies of earlier ones."""
-    rng = random.Random(11)
-    texts: dict[bool, list[str]] = {False: [], True: []}
-    for i in range(count):
-        mine = texts[korean := i % 2 == 1]
-        fresh = len(mine) < 20 or rng.random() < 0.1
-        text = words(rng, rng.randint(5, 60), korean=korean) if fresh else rng.choice(mine)
-        mine.append(text if fresh else changed_a_little(rng, text, korean=korean))
-    texts[False].append(texts[False][0])
-    return {f"record-{i:03}": text for i, text in enumerate(texts[False] + texts[True])}
-
-
-@pytest.fixture(scope="module")
-def planted() -> tuple[dict[str, str], dict[tuple[str, str], float]]:
-    """The planted texts and the exact Jaccard of every pair of them."""
-    texts = planted_texts(200)
-    return texts, {(one, other): jaccard(texts[one], texts[other]) for one, other in combinations(texts, 2)}
-
-
-@pytest.mark.parametrize("threshold", [0.51, 0.6, 0.7, 0.85, 0.95, 1.0])
-def test_near_duplicates_are_those_of_brute_force(
-    planted: tuple[dict[str, str], dict[tuple[str, str], float]], threshold: float
-) -> None:
-    texts, exact = planted
-    expected = {pair: value for pair, value in exact.items() if value >= threshold}
-    assert len(expected) >= (20 if threshold < 1 else 1)
-    with duckdb.connect() as db:
-        db.register("given", pa.table({"record_id": list(texts), "normalized": list(texts.values())}))
-        found = {
-            (one, other): value for one, other, value in near_duplicate_pairs(db, table="given", jaccard=threshold)
-        }
-    assert found.keys() == expected.keys()
-    assert found == pytest.approx(expected, abs=1e-12)
-
-
-def test_clusters_join_what_is_alike_through_others() -> None:
-    pairs = [("b", "c", 0.9), ("x", "y", 0.9), ("a", "b", 0.9)]
-    assert clusters(pairs) == {"a": "a", "b": "a", "c": "a", "x": "x", "y": "x"}
-    assert clusters([]) == {}

@@ -52,8 +52,8 @@ def test_every_asset_says_what_it_makes_and_belongs_to_its_stage() -> None:
     specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
     groups = {name: spec.group_name for name, spec in specs.items()}
     assert groups == {
-        "corpus_records": "generate", "local_records": "generate", "generated_records": "generate", "sft_examples": "clean", "trained_model": "train",
-        "evaluation": "evaluate", "provider_comparison": "compare", "comparison": "compare",
+        "corpus_records": "generate", "local_records": "generate", "generated_records": "generate", "sft_examples": "clean",
+        "trained_model": "train", "evaluation": "evaluate", "provider_comparison": "compare", "comparison": "compare",
     }  # fmt: skip
     for name, spec in specs.items():
         assert spec.description and len(spec.description) > 40, name

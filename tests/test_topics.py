@@ -130,6 +130,24 @@ def test_a_cell_becomes_a_prompt_a_topic_and_a_language(small: TopicGrid) -> Non
         ("[nurse, cook,", "[nurse, nurse,", ["axis 'job' has the value 'nurse' twice"]),
         ("[nurse, cook,", "[yes, cook,", ["axes.job.0", "got True"]),
         ("schema: {type: object}", "", ["schema: Field required"]),
+        ("{type: object}", "{type: objekt}", ["schema: not a JSON schema: 'objekt'"]),
+        ("{type: object}", "{properties: {instruction: {pattern: '['}}}", ["schema: not a JSON schema: '['"]),
+        ("{type: object}", "{$ref: '#/$defs/book'}", ["schema: '#/$defs/book' stands nowhere in it"]),
+        ("{type: object}", "{items: [{$ref: 'https://example.org/s'}]}", ["schema: "]),
+        (
+            "{type: object}",
+            "{properties: {items: {$ref: 'https://example.org/s'}}}",
+            ["'https://example.org/s' stands nowhere"],
+        ),
+        ("{type: object}", "{properties: {title: {}, text: {}}}", ["schema: its fields are title, text", "`record`"]),
+        ("{type: object}", "{required: [instruction]}", ["schema: its fields are instruction;"]),
+        ("{type: object}", "{type: object}\nrecord: {output: a}", ["record: says nothing of instruction"]),
+        (
+            "{type: object}",
+            "{type: object}\nrecord: {instruction: a, output: '{b}'}",
+            ["record.output: 'b' is not a field"],
+        ),
+        ("{type: object}", "{type: object}\nrecord: {instruction: '{', output: b}", ["record.instruction: "]),
         ("topic: [mood, job]", "topic: []", ["topic", "at least 1 item"]),
         ("axes:", "axes: [", ["not YAML"]),
         (SMALL, "", ["got None"]),
@@ -151,3 +169,27 @@ def test_a_file_that_is_missing_a_folder_or_not_utf8_is_named(tmp_path: Path) ->
     (tmp_path / "topics.yaml").write_bytes(SMALL.encode("utf-16"))
     with pytest.raises(UsageError, match=r"topics\.yaml: cannot be read as UTF-8"):
         load_topics(tmp_path / "topics.yaml")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "{type: object}",
+        "{properties: {instruction: {}, output: {}}}",
+        "{properties: {prompt: {}, completion: {}}}",
+        "{properties: {question: {}, answer: {}, tone: {}}}",
+        "{properties: {messages: {type: array}}}",
+        "{$ref: '#/$defs/r', $defs: {r: {properties: {instruction: {$ref: '#/$defs/s'}, output: {}}}, s: {pattern: '^a'}}}",
+    ],
+)
+def test_every_schema_whose_answers_can_be_records_is_taken(tmp_path: Path, schema: str) -> None:
+    assert load_topics(written(tmp_path, SMALL.replace("{type: object}", schema))).record_schema
+
+
+def test_the_first_cells_of_a_huge_grid_come_at_once() -> None:
+    axes = {f"axis{n}": [str(value) for value in range(40)] for n in range(8)}
+    grid = TopicGrid.model_validate(
+        {"axes": axes, "topic": ["axis0"], "prompt": " ".join(f"{{{axis}}}" for axis in axes), "schema": {}}
+    )
+    assert grid.size() == 40**8
+    assert distinct(grid.sample(2000, seed=1)) == 2000

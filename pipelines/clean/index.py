@@ -17,7 +17,7 @@ from pipelines.clean.minhash import BANDS, band_rows, buckets
 from pipelines.clean.shingles import Hashes, Indexes, distinct_grams, shingles
 
 RANGE = 500  # texts whose signatures are made at once: their arrays fit into the processor's cache
-PAIRS = 2000  # verified at once
+PAIRS = 500  # verified at once
 CHARS = 4_000_000  # of the texts of the pairs that are verified at once
 Floats = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ class TextIndex:
             start = end
 
     def _jaccards(self, one: Indexes, other: Indexes) -> Floats:
-        places, at = np.unique(np.concatenate([one, other]), return_inverse=True)
+        places, at = np.unique(np.concatenate([one, other]), return_inverse=True, sorted=True)
         grams, owners = distinct_grams(*shingles(self._texts(places)))
         counts = np.bincount(owners, minlength=len(places))
         first, second = at[: len(one)], at[len(one) :]

@@ -14,7 +14,7 @@ from pipelines.clean.index import Floats, TextIndex
 from pipelines.clean.minhash import BANDS
 from pipelines.clean.shingles import Indexes
 
-PATIENCE = 24  # comparisons that may fail for a text before it counts as one of its kind
+PATIENCE = 16  # comparisons that may fail for a text before it counts as one of its kind
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,14 @@ class _Failures:
 
     def may_try(self, one: Indexes, other: Indexes) -> NDArray[np.bool_]:
         worse = np.maximum(one, other)
-        return (self._count[worse] < PATIENCE) & ~np.isin(self._codes(one, other), self._pairs)
+        codes = self._codes(one, other)
+        at = np.searchsorted(self._pairs, codes)
+        known = np.append(self._pairs, -1)[at] == codes
+        return (self._count[worse] < PATIENCE) & ~known
 
     def note(self, one: Indexes, other: Indexes) -> None:
         np.add.at(self._count, np.maximum(one, other), 1)
-        self._pairs = np.union1d(self._pairs, self._codes(one, other))
+        self._pairs = np.sort(np.concatenate([self._pairs, self._codes(one, other)]))
 
     def _codes(self, one: Indexes, other: Indexes) -> Indexes:
         return np.minimum(one, other) * self._texts + np.maximum(one, other)
@@ -151,6 +154,7 @@ def _distinct(pairs: list[tuple[Indexes, Indexes]]) -> tuple[Indexes, Indexes]:
     """Every pair once, the smaller position first, none with itself."""
     one = np.concatenate([np.minimum(a, b) for a, b in pairs])
     other = np.concatenate([np.maximum(a, b) for a, b in pairs])
-    codes = np.unique((one << 32) | other)
+    codes = np.sort((one << 32) | other)
+    codes = codes[np.diff(codes, prepend=-1) > 0]
     one, other = codes >> 32, codes & (2**32 - 1)
     return one[one != other], other[one != other]

@@ -3,7 +3,6 @@ Parquet, and `current.json`, which names the folder that counts. The folder is r
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +20,14 @@ from pipelines.paths import DataRoot
 ACCEPTED = "accepted"
 EXAMPLES = """
     SELECT substr(md5(normalized), 1, 16) AS example_id, instruction, input, output, messages,
-           coalesce(staged.language, spoken.language) AS language, source, provider, model, topic, side AS split, record_id,
+           coalesce(spoken.declared, spoken.language) AS language, source, provider, model, topic, side AS split, record_id,
            call_key
     FROM staged JOIN ranked USING (n) JOIN spoken USING (n) ANTI JOIN verdicts USING (n)
 """
 REJECTS = """
-    SELECT record_id, source, provider, model, topic, coalesce(staged.language, spoken.language) AS language, call_key, reason,
-           detail, twin, similarity, record
+    SELECT record_id, source, provider, model, topic,
+           coalesce(spoken.declared, spoken.language, staged.language) AS language, call_key, reason, detail, twin, similarity,
+           record
     FROM verdicts JOIN staged USING (n) JOIN ranked USING (n) LEFT JOIN spoken USING (n)
 """
 SUMMARY = f"""
@@ -110,7 +110,7 @@ def _write(work: Work, folder: Path) -> None:
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(partial, folder)
+    partial.rename(folder)
 
 
 def _quoted(path: Path) -> str:

@@ -1,10 +1,12 @@
 """Which examples a profile trains and evaluates on: by language, then capped in an order that never depends on the others."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from pipelines.files import stable_hash
@@ -23,17 +25,16 @@ class Selection:
 
 @dataclass(frozen=True)
 class Selected:
-    """`train` is what is trained on; `pool` all that could be, in the order in which caps take it."""
+    """What is trained and evaluated on, and where and how it was chosen."""
 
     train: list[dict[str, Any]]
     eval: list[dict[str, Any]]
-    pool: list[dict[str, Any]] = field(default_factory=list)
+    examples: Path
+    selection: Selection
 
-    def narrowed(self, provider: str | None, max_examples: int | None) -> "Selected":
-        """The same evaluation, but training on one provider's records alone, or on at most so many; None: as it is."""
-        rows = [row for row in self.pool if provider in (None, row["provider"])]
-        cap = len(self.train) if max_examples is None else max_examples
-        return Selected(train=rows[:cap], eval=self.eval, pool=rows)
+    def narrowed(self, provider: str | None, max_train: int | None) -> "Selected":
+        """The same evaluation, but training on one provider's records (None: of all), at most so many (None: all)."""
+        return select(self.examples, replace(self.selection, provider=provider, max_train=max_train))
 
     @property
     def data_fingerprint(self) -> str:
@@ -47,13 +48,24 @@ class Selected:
 
 
 def select(examples: Path, selection: Selection) -> Selected:
-    rows = parquet.read_table(examples).to_pylist()
+    """The chosen examples of each side. Of a file of any size only what is chosen is read whole."""
+    keys = parquet.read_table(examples, columns=["example_id", "language", "split", "provider"]).to_pylist()
     if selection.languages:
-        rows = [row for row in rows if row["language"] in selection.languages]
-    rows.sort(key=lambda row: hashlib.sha256(row["example_id"].encode()).digest())
-    pool = [row for row in rows if row["split"] == "train" and selection.provider in (None, row["provider"])]
-    held_out = [row for row in rows if row["split"] == "eval"][: selection.max_eval]
-    return Selected(train=pool[: selection.max_train], eval=held_out, pool=pool)
+        keys = [key for key in keys if key["language"] in selection.languages]
+    keys.sort(key=lambda key: hashlib.sha256(key["example_id"].encode()).digest())
+    train = [k["example_id"] for k in keys if k["split"] == "train" and selection.provider in (None, k["provider"])]
+    held_out = [key["example_id"] for key in keys if key["split"] == "eval"]
+    chosen = (train[: selection.max_train], held_out[: selection.max_eval])
+    rows = {row["example_id"]: row for row in _rows(examples, [name for side in chosen for name in side])}
+    trained, evaluated = ([rows[name] for name in side] for side in chosen)
+    return Selected(trained, evaluated, examples, selection)
+
+
+def _rows(examples: Path, wanted: list[str]) -> list[dict[str, Any]]:
+    with duckdb.connect() as db:
+        db.register("wanted", pa.table({"example_id": pa.array(wanted, pa.string())}))
+        db.read_parquet(str(examples)).create_view("examples")
+        return db.sql("SELECT * FROM examples SEMI JOIN wanted USING (example_id)").to_arrow_table().to_pylist()
 
 
 def _content_hash(rows: list[dict[str, Any]]) -> str:

@@ -7,7 +7,8 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,8 @@ COLUMNS = pa.schema(
 BATCH_RECORDS = 4000
 BATCH_CHARS = 8_000_000
 TEXTS = ("instruction", "input", "output")
+LABELS = ("provider", "model", "topic", "language", "call_key")
+AS_IT_CAME = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str)
 Row = dict[str, Any]
 
 
@@ -47,18 +50,30 @@ def stage(work: Work, records: Iterable[RawRecord]) -> Staged:
     """Fill the table `staged`; a batch at a time, so that records may come from a stream of any length."""
     work.db.register("batch", COLUMNS.empty_table())
     work.db.execute("CREATE TABLE staged AS SELECT * FROM batch")
-    staged, rows, chars = Staged(), [], 0
+    staged = Staged()
+    written: Future[None] | None = None
+    with ThreadPoolExecutor(1) as writer:  # one batch is written while the next is read
+        for rows in _batches(records, staged):
+            if written:
+                written.result()
+            written = writer.submit(_insert, work, rows, first=staged.read)
+            staged.read += len(rows)
+        if written:
+            written.result()
+    return staged
+
+
+def _batches(records: Iterable[RawRecord], staged: Staged) -> Iterator[list[Row]]:
+    rows, chars = [], 0
     for raw in records:
         row = _row(raw, staged)
         rows.append(row)
         chars += len(row["record"]) + len(row["normalized"])
         if len(rows) >= BATCH_RECORDS or chars > BATCH_CHARS:
-            _insert(work, rows, first=staged.read)
-            staged.read, rows, chars = staged.read + len(rows), [], 0
+            yield rows
+            rows, chars = [], 0
     if rows:
-        _insert(work, rows, first=staged.read)
-        staged.read += len(rows)
-    return staged
+        yield rows
 
 
 def _insert(work: Work, rows: list[Row], *, first: int) -> None:
@@ -75,14 +90,14 @@ def _row(raw: RawRecord, staged: Staged) -> Row:
     source = storable(raw.source)
     staged.shapes.setdefault(source, Counter())[shape] += 1
     staged.dropped_turns[source] += dropped
+    labels = {name: label and storable(label) for name in LABELS for label in (getattr(raw, name),)}
     row: Row = {
-        "source": source, "provider": raw.provider, "model": raw.model, "topic": raw.topic, "language": raw.language,
-        "call_key": raw.call_key, "fixed_side": raw.side, "instruction": "", "input": "", "output": "", "messages": None,
+        "source": source, **labels, "fixed_side": raw.side, "instruction": "", "input": "", "output": "", "messages": None,
         "asked": "", "normalized": "", "problem": None, "damaged": False, **fields,
     }  # fmt: skip
     row["record"] = _as_it_came(raw.value)
     # over every column, so that records of equal hash differ in nothing and their order cannot show
-    content = "\x1f".join(f"{name}={value}" for name, value in row.items() if value is not None)
+    content = "\x1f".join(["\x1e" if value is None else str(value) for value in row.values()])
     row["content_hash"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     return row
 
@@ -93,13 +108,17 @@ def _checked(raw: RawRecord) -> tuple[Row, str, int]:
         return {"problem": storable(raw.problem), "damaged": raw.damaged}, "unread", 0
     try:
         mapped = map_fields(raw.value)
-        if mapped.problem:
-            return {"problem": storable(mapped.problem)}, mapped.shape, mapped.dropped_turns
-        return _fields(Record.model_validate(mapped.fields)), mapped.shape, mapped.dropped_turns
-    except ValidationError as error:
-        return {"problem": storable(explain(error))}, mapped.shape, mapped.dropped_turns
+        fields = {"problem": storable(mapped.problem)} if mapped.problem else _validated(mapped.fields)
+        return fields, mapped.shape, mapped.dropped_turns
     except RecursionError:
         return {"problem": "nested too deeply to be read"}, "unread", 0
+
+
+def _validated(fields: Any) -> Row:
+    try:
+        return _fields(Record.model_validate(fields))
+    except ValidationError as error:
+        return {"problem": storable(explain(error))}
 
 
 def _fields(record: Record) -> Row:
@@ -108,7 +127,7 @@ def _fields(record: Record) -> Row:
     turns = [(message.role, message.content) for message in record.messages or []]
     if turns and not any(role == "assistant" for role, _ in turns):
         return {"problem": "messages: no turn of the role assistant, so there is nothing to learn"}
-    for name, text in (*texts.items(), *named.items(), *(("messages", part) for turn in turns for part in turn)):
+    for name, text in {**texts, **named, "messages": "\n".join(part for turn in turns for part in turn)}.items():
         if storable(text) != text:
             return {"problem": f"{name} holds a lone surrogate or a NUL character", "damaged": True}
     texts = {name: unicodedata.normalize("NFC", text) for name, text in texts.items()}
@@ -131,11 +150,15 @@ def normalized(text: str) -> str:
 
 def storable(text: str) -> str:
     """`text` without what UTF-8 or DuckDB cannot hold: lone surrogates and NUL."""
-    return text.encode("utf-8", errors="replace").decode("utf-8").replace("\0", "\ufffd")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-8", errors="replace").decode("utf-8")
+    return text.replace("\0", "\ufffd")
 
 
 def _as_it_came(value: Any) -> str:
     try:
-        return storable(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str))
+        return storable(AS_IT_CAME.encode(value))
     except (RecursionError, TypeError, ValueError):  # too deep, or keys that do not sort
         return ""

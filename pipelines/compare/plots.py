@@ -1,6 +1,7 @@
 """The pictures people look at first: loss curves, and memory against quality with speed as size."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -141,6 +142,23 @@ def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
     axes.set_ylim(0, 105)
     _dress(axes, "values of each axis that valid records cover", "", "% of the values asked for")
     axes.legend(frameon=False, labelcolor=INK, fontsize=8.5, loc="lower right")
+    return _render(figure, kind)
+
+
+def length_histograms(lengths: Mapping[str, Sequence[tuple[int, int]]], kind: Kind = "svg") -> bytes | None:
+    """How long prompts and answers are: kind → (characters at the start of a bin, examples); None without any example."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    if not any(lengths.values()):
+        return None
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    for axes, color, (name, bins) in zip(figure.subplots(1, len(lengths)), _colors(), lengths.items(), strict=False):
+        starts = [start for start, _ in bins]
+        width = min((b - a for a, b in itertools.pairwise(starts)), default=1)
+        axes.bar(starts, [count for _, count in bins], width=0.9 * width, align="edge", color=color)
+        _dress(axes, f"length of the {name}", "characters", "examples")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return _render(figure, kind)
 
 

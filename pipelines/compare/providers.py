@@ -5,21 +5,23 @@ may train on one provider's records alone (`data: {provider: …}`), and its row
 """
 
 from collections import defaultdict
+from collections.abc import Collection
 from statistics import fmean
 from typing import Any
 
 import pyarrow.parquet as parquet
 
-from pipelines.clean.clean import current as current_examples
+from pipelines.clean.results import ACCEPTED
+from pipelines.clean.results import current as current_examples
 from pipelines.experiments import Experiments
 from pipelines.generate.answers import REFUSALS, TRUNCATIONS
-from pipelines.generate.coverage import coverage
+from pipelines.generate.coverage import distinct
 from pipelines.generate.generate import sources_of
 from pipelines.generate.journal import Request
 from pipelines.generate.judge import Duel, compared, duels
-from pipelines.generate.requests import book
+from pipelines.generate.requests import Book, book, requests_for
 from pipelines.paths import DataRoot
-from pipelines.statistics import bootstrap_mean, percentile, smallest_difference, wilson
+from pipelines.statistics import bootstrap_mean, percentile, sign_test, smallest_difference, wilson
 
 Row = dict[str, Any]
 DUPLICATES = ("exact_duplicate", "near_duplicate")
@@ -44,59 +46,77 @@ LEAST_FOR_P95 = 20
 
 
 def provider_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
-    """One row per provider whose answers are trained on or that is asked, over the cells that all of them were asked.
+    """One row per provider whose answers are trained on or that is asked, over the cells whose outcome is known for all of them.
 
-    `reserved_usd` is charged without a known cost; `usd_per_accepted` counts it, and is None where a cost is not known at all.
+    What is still under way, or in a batch, has no outcome yet. `reserved_usd` is charged without a known cost;
+    `usd_per_accepted` counts it, and is None where a cost is not known at all. Nothing is accepted, or a duplicate, before it
+    was cleaned: None.
     """
     names = [name for name in compared(experiments) if name in experiments.providers]
     if not names or not data.journal.exists():
         return []
     with book(data, experiments) as reading:
-        calls = {row["key"]: row for row in reading.journal.rows() if row["purpose"] == "generate"}
-        asked = {name: [one.request for one in reading.asked(name) if one.request.key in calls] for name in names}
-        valid = {one.request.key for name in names for one, record in reading.records(name) if record.problem is None}
+        calls = {row["key"]: row for row in reading.journal.rows() if _has_outcome(row)}
+        asked = {name: [one for one in _requests(reading, name) if one.key in calls] for name in names}
+        records = {one.request.key: record for name in names for one, record in reading.records(name)}
+    valid = {key: record.value for key, record in records.items() if record.problem is None}
     asked = {name: found for name, found in asked.items() if found}
     common = set.intersection(*({request.cell for request in found} for found in asked.values())) if asked else set()
-    note = None if common else "no topic cell was asked of all providers: each is shown over its own cells"
-    reasons = _fates(data)
-    wins = _win_rates(duels(data, experiments))
-    diversity = {one.provider: one for one in coverage(data, experiments, asked)}
+    fates, wins, used = _fates(data), _win_rates(duels(data, experiments)), sources_of(experiments)
     rows = []
     for name, found in asked.items():
-        mine = [request for request in found if not common or request.cell in common]
-        row = _counts(mine, calls, valid, reasons)
+        mine = [calls[request.key] for request in found if not common or request.cell in common]
+        own = [valid[call["key"]] for call in mine if call["key"] in valid]
+        notes = [] if common else ["no topic cell was asked of all providers: each is shown over its own cells"]
+        if uncleaned := sum(call["status"] == "answered" and call["key"] not in fates for call in mine):
+            why = "run `featherweight clean`" if name in used else f"sources.providers does not name {name}"
+            notes.append(f"{uncleaned} answers are not among what was cleaned last: {why}")
         rows.append(
             {
                 "provider": name,
                 "model": experiments.provider(name).model,
                 "kind": experiments.provider(name).kind,
-                "trained_on": name in sources_of(experiments),
-                "note": note,
+                "trained_on": name in used,
+                "cells": len({request.cell for request in found if not common or request.cell in common}),
+                "note": "; ".join(notes) or None,
                 "win_rate": wins.get(name),
-                "distinct_1": diversity[name].distinct_1,
-                "distinct_2": diversity[name].distinct_2,
-                **row,
+                "distinct_1": distinct(own, 1),
+                "distinct_2": distinct(own, 2),
+                **_counts(mine, valid.keys(), None if uncleaned else fates),
             }
         )
     return rows
 
 
-def _counts(requests: list[Request], calls: dict[str, Row], valid: set[str], fates: dict[str, str]) -> Row:
-    mine = [calls[request.key] for request in requests]
+def _requests(reading: Book, name: str) -> list[Request]:
+    """What the provider is asked, with those requests that were given up as lost: they count against it."""
+    experiments = reading.experiments
+    found = requests_for(name, experiments.provider(name), experiments.generation, reading.prompts)
+    return [asked.request for asked in found]
+
+
+def _has_outcome(call: Row) -> bool:
+    return call["purpose"] == "generate" and call["status"] != "in_flight"
+
+
+def _counts(mine: list[Row], valid: Collection[str], fates: dict[str, str] | None) -> Row:
+    """The numbers of these calls; `fates` None: what cleaning makes of them is not known."""
     answered = [call for call in mine if call["status"] == "answered"]
     latencies = [call["latency_ms"] for call in answered if call["latency_ms"] is not None]
+    kept = None if fates is None else [fates.get(call["key"]) for call in answered]
     counts = {
         "answered": len(answered),
         "valid": sum(call["key"] in valid for call in answered),
         "refused": sum(call["stop_reason"] in REFUSALS for call in answered),
         "truncated": sum(call["stop_reason"] in TRUNCATIONS for call in answered),
-        "duplicate": sum(fates.get(call["key"]) in DUPLICATES for call in answered),
-        "accepted": sum(fates.get(call["key"]) == "accepted" for call in answered),
+        "duplicate": None if kept is None else sum(fate in DUPLICATES for fate in kept),
+        "accepted": None if kept is None else kept.count(ACCEPTED),
     }
-    row: Row = {"cells": len({request.cell for request in requests}), "requested": len(mine), **counts}
+    row: Row = {"requested": len(mine), **counts}
     for name, count in counts.items():
-        low, high = wilson(count, len(mine)) or (None, None)
-        row |= {f"{name}_share": count / len(mine), f"{name}_share_low": low, f"{name}_share_high": high}
+        low, high = (None if count is None else wilson(count, len(mine))) or (None, None)
+        share = None if count is None else count / len(mine)
+        row |= {f"{name}_share": share, f"{name}_share_low": low, f"{name}_share_high": high}
     reserved = sum(call["reserved_usd"] for call in mine)
     known = all(call["cost_usd"] is not None or call["reserved_usd"] for call in answered)
     cost = sum(call["cost_usd"] or 0.0 for call in mine) if known else None
@@ -123,7 +143,7 @@ def _fates(data: DataRoot) -> dict[str, str]:
     rejects = parquet.read_table(cleaned.folder / "rejects.parquet", columns=["call_key", "reason"]).to_pylist()
     kept = parquet.read_table(cleaned.folder / "examples.parquet", columns=["call_key"]).to_pylist()
     fates = {row["call_key"]: row["reason"] for row in rejects if row["call_key"]}
-    return fates | {row["call_key"]: "accepted" for row in kept if row["call_key"]}
+    return fates | {row["call_key"]: ACCEPTED for row in kept if row["call_key"]}
 
 
 def _win_rates(found: list[Duel]) -> dict[str, float]:
@@ -164,9 +184,11 @@ def duel_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
 
 
 def _verdict(duel: Duel, low: float | None, high: float | None) -> str:
-    """Who wins, where the interval leaves no doubt."""
+    """Who wins, where neither the interval nor the sign test leaves a doubt. (Resamples of few alike scores are alike too: their
+    interval is a point.)"""
     if low is None or high is None:
         return "too few cells to tell"
-    if low > 0.5:
-        return f"{duel.one} is better"
-    return f"{duel.other} is better" if high < 0.5 else "no clear winner"
+    wins, losses = duel.scores.count(1.0), duel.scores.count(0.0)
+    if low <= 0.5 <= high or sign_test(wins, losses) > 0.05:
+        return "no clear winner"
+    return f"{duel.one if wins > losses else duel.other} is better"

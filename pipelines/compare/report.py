@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipelines import cells
 from pipelines.cells import CellKey
+from pipelines.clean import summary
 from pipelines.clean.clean import current as current_examples
 from pipelines.compare import plots
 from pipelines.compare.show import SHOWN, cell_text, plain
@@ -16,6 +17,7 @@ from pipelines.train.cell import Stage
 
 Row = dict[str, Any]
 ANSWERS_SHOWN = 6
+REJECTS_SHOWN = 10
 
 
 def curves_of(stage: Stage, rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -37,6 +39,7 @@ def write_report(stage: Stage, rows: Sequence[Row], answers: Sequence[Row]) -> N
         "trade_off": plots.trade_off(rows),
         "curves": plots.loss_curves(curves_of(stage, rows)),
         "reasons": plots.reasons_bar(cleaned.reasons) if cleaned else None,
+        "lengths": plots.length_histograms(summary.length_counts(cleaned)) if cleaned else None,
     }
     page = environment.get_template("report.html.j2").render(
         rows=rows,
@@ -44,6 +47,8 @@ def write_report(stage: Stage, rows: Sequence[Row], answers: Sequence[Row]) -> N
         cell_text=cell_text,
         pictures={name: base64.b64encode(svg).decode() if svg else None for name, svg in pictures.items()},
         cleaned=cleaned,
+        languages=summary.language_counts(cleaned) if cleaned else [],
+        rejects=summary.sample_rejects(cleaned, REJECTS_SHOWN) if cleaned else [],
         answers=_side_by_side(rows, answers),
         profile=stage.profile,
     )

@@ -40,11 +40,15 @@ EVALUATION_ANSWERS = {
 SFT_EXAMPLES: dict[str, str] = {
     "example_id": "VARCHAR", "instruction": "VARCHAR", "input": "VARCHAR", "output": "VARCHAR", "messages": "VARCHAR",
     "language": "VARCHAR", "source": "VARCHAR", "provider": "VARCHAR", "model": "VARCHAR", "topic": "VARCHAR",
-    "split": "VARCHAR", "record_id": "VARCHAR",
+    "split": "VARCHAR", "record_id": "VARCHAR", "call_key": "VARCHAR",
 }  # fmt: skip
 SFT_REJECTS: dict[str, str] = {
-    "record_id": "VARCHAR", "source": "VARCHAR", "provider": "VARCHAR", "reason": "VARCHAR", "detail": "VARCHAR",
-    "record": "VARCHAR",
+    "record_id": "VARCHAR", "source": "VARCHAR", "provider": "VARCHAR", "model": "VARCHAR", "topic": "VARCHAR",
+    "language": "VARCHAR", "call_key": "VARCHAR", "reason": "VARCHAR", "detail": "VARCHAR", "twin": "VARCHAR",
+    "similarity": "DOUBLE", "record": "VARCHAR",
+}  # fmt: skip
+CLEANING_SUMMARY = {
+    "source": "VARCHAR", "provider": "VARCHAR", "reason": "VARCHAR", "records": "BIGINT", "share": "DOUBLE",
 }  # fmt: skip
 LLM_CALLS = {
     "key": "VARCHAR", "provider": "VARCHAR", "model": "VARCHAR", "purpose": "VARCHAR", "topic": "VARCHAR", "language": "VARCHAR",
@@ -69,6 +73,7 @@ def all_tables(data: DataRoot, experiments: Experiments, comparison: list[Row]) 
         ),
         "sft_examples": _cleaned(data, "examples.parquet", SFT_EXAMPLES),
         "sft_rejects": _cleaned(data, "rejects.parquet", SFT_REJECTS),
+        "cleaning_summary": _cleaned(data, "summary.parquet", CLEANING_SUMMARY),
         "llm_calls": arrow_table(llm_calls(data), LLM_CALLS),
         "provider_comparison": arrow_table(provider_rows(data, experiments), PROVIDER_COMPARISON),
         "provider_duels": arrow_table(duel_rows(data, experiments), PROVIDER_DUELS),
@@ -108,10 +113,14 @@ def _answers(attempt: Attempt) -> list[dict[str, Any]]:
 
 
 def _cleaned(data: DataRoot, name: str, columns: dict[str, str]) -> pa.Table:
+    """A table of the current result of cleaning; a column that its folder does not have yet is NULL."""
     cleaned = current_examples(data)
-    if cleaned is None:
+    if cleaned is None or not (cleaned.folder / name).exists():
         return arrow_table([], columns)
-    return parquet.read_table(cleaned.folder / name).select(list(columns))
+    found = parquet.read_table(cleaned.folder / name)
+    held = {column: found[column] for column in columns if column in found.column_names}
+    schema = arrow_table([], columns).schema
+    return pa.table({field.name: held.get(field.name, pa.nulls(len(found))) for field in schema}).cast(schema)
 
 
 def llm_calls(data: DataRoot) -> list[Row]:

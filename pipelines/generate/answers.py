@@ -59,6 +59,7 @@ class Answer:
 
 
 REFUSALS = ("refusal", "content_filter")
+MOST_TOKENS = 10**12  # a count beyond it is none
 TRUNCATIONS = ("max_tokens", "length", "model_context_window_exceeded")
 
 
@@ -173,8 +174,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_TOKENS else None
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None

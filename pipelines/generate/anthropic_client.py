@@ -1,15 +1,14 @@
 """Anthropic Messages with a JSON schema, through the official SDK."""
 
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import anthropic
 
 from pipelines.generate.answers import Answer, read_anthropic
-from pipelines.generate.client import http_client, timed_answer
+from pipelines.generate.client import http_client, native_schema, timed_answer
 from pipelines.generate.journal import Request
-
-SAMPLING = ("temperature", "top_p", "top_k")
 
 
 class AnthropicClient:
@@ -34,10 +33,10 @@ class AnthropicClient:
     async def answer(self, request: Request) -> Answer:
         """Send `request` once; see `Client`."""
         body: Any = anthropic_body(request)
-        # The SDK no longer names these as arguments; models that still take them get them in the body.
-        body["extra_body"] = {name: body.pop(name) for name in SAMPLING if name in body}
-        create = self.sdk.messages.with_raw_response.create
-        return await timed_answer(lambda: create(**body), read_anthropic, key=self._key, timeout_seconds=self._timeout)
+        named = {name: body.pop(name) for name in ("model", "messages", "max_tokens")}
+        # The SDK no longer knows sampling parameters; past it, models that still take them get them.
+        create = partial(self.sdk.messages.with_raw_response.create, **named, extra_body=body)
+        return await timed_answer(create, read_anthropic, key=self._key, timeout_seconds=self._timeout)
 
 
 def anthropic_body(request: Request) -> dict[str, Any]:
@@ -48,6 +47,6 @@ def anthropic_body(request: Request) -> dict[str, Any]:
     if system:
         body["system"] = system
     if request.schema:
-        form = {"type": "json_schema", "schema": anthropic.transform_schema(request.schema)}
+        form = {"type": "json_schema", "schema": native_schema(request.schema)}
         body["output_config"] = {**body.get("output_config", {}), "format": form}
     return body

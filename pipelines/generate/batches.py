@@ -1,38 +1,34 @@
 """Batch mode, at half price: submit and collect are separate steps, and either may be killed at any moment.
 
-A batch is written down with its requests before it is handed in, and the provider's id as soon as it is known. One whose handing-in
-was cut off is looked for at the provider (by our mark) before anything is believed lost; only then are its requests in doubt.
+A batch is written down with its requests before it is made, and the provider's id as soon as it is known. One whose making was cut
+off is looked for at the provider before anything is believed lost; only then are its requests in doubt.
 """
 
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.cells import new_run_id
 from pipelines.generate.answers import CallError
-from pipelines.generate.batch_clients import (
-    CONNECTION_ERRORS,
-    STATUS_ERRORS,
-    AnthropicBatches,
-    BatchClient,
-    Item,
-    OpenAIBatches,
-    Seen,
-    iso_seconds,
-)
 from pipelines.generate.budget import Budget, unknown_price
-from pipelines.generate.client import fate_of, refusal_or_error, without
-from pipelines.generate.clients import api_key, client_for
-from pipelines.generate.journal import Journal, Request, now
+from pipelines.generate.client import fate_of
+from pipelines.generate.journal import Charges, Journal, Request, now
 from pipelines.generate.prices import Costs, batch_share, costs_of, worst_cost
 from pipelines.generate.send import TRIES, Tally
 from pipelines.generate.settings import Provider
 
+if TYPE_CHECKING:  # it loads both SDKs
+    from pipelines.generate.batch_clients import BatchClient, Item, Seen
+
 BatchStep = Literal["submit", "collect"]
+Held = list[tuple[Request, float]]  # requests with the dollars that are reserved for each
 ITEMS = 10_000  # of one batch; both APIs take more, but a smaller one is sooner done and sooner lost
 BELIEVED_LOST_SECONDS = 900.0  # a batch that no listing shows by then was never made
+GONE_SECONDS = 172_800.0  # one that the provider once named and no longer knows has ended by then, whatever the reason
 
 
 @dataclass
@@ -42,13 +38,10 @@ class Batching:
     journal: Journal
     budget: Budget
     name: str
-    provider: Provider
-    client: BatchClient
+    client: "BatchClient"
+    costs: Costs | None
+    share: float
     tally: Tally
-
-    @property
-    def costs(self) -> Costs | None:
-        return costs_of(self.provider)
 
 
 async def work(
@@ -60,152 +53,192 @@ async def work(
     *,
     only: BatchStep | None = None,
 ) -> Tally:
-    """Collect every batch that has ended, then submit what still holds no answer, or `only` one of the two. Nothing is waited for.
+    """Collect every batch that has ended, then submit what still holds no answer, or `only` one of the two; wait for nothing."""
+    from pipelines.generate.batch_clients import batch_client
 
-    Raises:
-        WorkError: the journal cannot be written.
-    """
     tally = Tally(total=len(journal.to_send(requests)))
-    async with client_for(provider) as client:
-        apis: Any = AnthropicBatches if provider.kind == "anthropic" else OpenAIBatches
-        batching = Batching(journal, budget, name, provider, apis(client), tally)
+    connection, client = batch_client(provider)
+    async with connection:
+        batching = Batching(journal, budget, name, client, costs_of(provider), batch_share(provider), tally)
         try:
             if only != "submit":
                 await collect(batching)
             if only != "collect" and tally.stopped is None:
                 await submit(batching, requests)
-        except STATUS_ERRORS as error:
-            tally.stopped = in_words(error, provider)
-        except CONNECTION_ERRORS as error:
-            tally.stopped = f"no connection: {error}; run it again later"
+        except CallError as error:
+            again = "" if error.fate in ("stopped", "impossible") else "; run it again later"
+            tally.stopped = f"{error}{again}"
     return tally
 
 
 async def collect(work: Batching) -> None:
-    """Take the results of every batch that has ended into the journal."""
-    for row in _open_batches(work.journal, work.name):
+    """Take the results of every batch that has ended into the journal.
+
+    Raises:
+        CallError: the provider cannot be asked.
+    """
+    for row in open_batches(work.journal, work.name):
         batch = row["provider_batch_id"] or await _found_again(work, row)
         if batch is None:
             continue
         seen = await work.client.look(batch)
-        if seen.ended:
-            await _take(work, row, seen)
+        if seen is None and _age(row) > GONE_SECONDS:
+            _doubt(work, row["id"], f"the provider no longer knows batch {batch}")
+        elif seen is None:
+            work.tally.stopped = (
+                f"the provider does not know batch {batch}: was it made with another key, or at another base_url? It is waited for "
+                f"{GONE_SECONDS / 3600:.0f} hours"
+            )
+        elif seen.ended:
+            await _take(work, row["id"], seen)
 
 
 async def submit(work: Batching, requests: Sequence[Request]) -> None:
-    """Hand in what holds no answer and lies in no batch, as far as the budget goes; each batch is worth a resumable step."""
-    attempts = _attempts(work.journal)
-    pending = [request for request in work.journal.to_send(requests) if attempts[request.key] < TRIES]
-    work.tally.failed += len(work.journal.to_send(requests)) - len(pending)
-    share, affordable = batch_share(work.provider), list[tuple[Request, float]]()
-    for request in pending:
+    """Hand in what holds no answer and lies in no batch, as far as the budget goes; each batch is worth a resumable step.
+
+    Raises:
+        CallError: a batch was not made, or nobody knows.
+    """
+    to_send, failures = work.journal.to_send(requests), _failures(work.journal)
+    pending = [request for request in to_send if failures[request.key] < TRIES]
+    work.tally.failed += len(to_send) - len(pending)
+    for start in range(0, len(pending), ITEMS):
+        if held := _affordable(work, pending[start : start + ITEMS]):
+            await _hand_in(work, held)
+        if work.tally.stopped:
+            return
+
+
+def _affordable(work: Batching, requests: Sequence[Request]) -> Held:
+    """As many of `requests`, in their order, as the budget has room for; that room is held."""
+    held: Held = []
+    for request in requests:
         worst = worst_cost(work.costs, request)
         if worst is None and work.budget.caps.any_for(work.name):
             work.tally.stopped = unknown_price(work.name, request)
             break
-        reserve = (worst or 0.0) * share
+        reserve = (worst or 0.0) * work.share
         if short := work.budget.hold(work.name, reserve):
             work.tally.stopped = short
             break
-        affordable.append((request, reserve))
-    for start in range(0, len(affordable), ITEMS):
-        await _hand_in(work, affordable[start : start + ITEMS])
+        held.append((request, reserve))
+    return held
 
 
-async def _hand_in(work: Batching, items: list[tuple[Request, float]]) -> None:
-    mark = new_run_id().replace("T", "")[-24:]
+async def _hand_in(work: Batching, held: Held) -> None:
+    mark, dollars = new_run_id().replace("T", "")[-24:], sum(reserve for _, reserve in held)
+    try:
+        prepared = await work.client.prepare(mark, [request for request, _ in held])
+    except CallError:
+        work.budget.give_back(work.name, dollars, of_this_run=True)
+        raise
     with work.journal.transaction() as db:
         db.execute(
             "INSERT INTO batches (id, provider, status, requests, created_at) VALUES (?, ?, 'creating', ?, ?)",
-            (mark, work.name, len(items), now()),
+            (mark, work.name, len(held), now()),
         )
-        for request, reserve in items:
+        for request, reserve in held:
             work.journal.sending(request, reserve=reserve, batch=mark)
     try:
-        batch = await work.client.create(mark, [request for request, _ in items])
-    except STATUS_ERRORS as error:
-        if fate_of(error.status_code, set(), "") != "unknown":  # it was turned away: no batch, no cost
-            _give_up(work.journal, mark, "lost", in_words(error, work.provider))
+        batch = await work.client.create(mark, prepared)
+    except CallError as error:
+        if error.fate != "unknown":  # it was turned away: no batch, no cost
+            _turned_away(work, mark, str(error))
+            work.budget.give_back(work.name, dollars, of_this_run=True)
         raise
-    _set_batch(work.journal, mark, "submitted", provider_batch_id=batch)
+    with work.journal.transaction() as db:
+        _set_batch(db, mark, "submitted", provider_batch_id=batch)
 
 
 async def _found_again(work: Batching, row: dict[str, Any]) -> str | None:
-    """The provider's id of a batch whose handing-in was cut off; None while, or because, there is none."""
-    created = iso_seconds(row["created_at"])
+    """The provider's id of a batch whose making was cut off; None while, or because, it shows none.
+
+    An API without marks of its own (Anthropic's) tells ours from others by the ids in the results, so once it has ended.
+    """
+    mark, undecided = row["id"], False
     known = {other["provider_batch_id"] for other in _batches(work.journal)}
-    candidates = [seen async for seen in work.client.recent(created) if seen.id not in known]
-    marked = [seen for seen in candidates if seen.mark == row["id"]]
-    alike = [seen for seen in candidates if seen.mark is None and seen.requests == row["requests"]]
-    for seen in marked or alike:
-        if seen.mark == row["id"] or await _is_ours(work, seen, row["id"], alone=len(alike) == 1):
-            _set_batch(work.journal, row["id"], "submitted", provider_batch_id=seen.id)
+    for seen in await work.client.recent(_seconds(row["created_at"])):
+        ours = seen.mark == mark
+        if seen.id not in known and seen.mark is None and seen.requests == row["requests"]:
+            undecided = undecided or not seen.ended
+            ours = seen.ended and await _holds(work, seen.id, mark)
+        if ours:
+            with work.journal.transaction() as db:
+                _set_batch(db, mark, "submitted", provider_batch_id=seen.id)
             return seen.id
-    if not alike and time.time() - created > BELIEVED_LOST_SECONDS:
-        _doubt(work.journal, row["id"], "the batch was cut off while it was handed in, and the provider shows none")
+    if not undecided and _age(row) > BELIEVED_LOST_SECONDS:
+        _doubt(work, mark, "the batch was cut off while it was handed in, and the provider shows none")
     return None
 
 
-async def _is_ours(work: Batching, seen: Seen, mark: str, *, alone: bool) -> bool:
-    """An API without marks of its own (Anthropic's) tells by the ids in the results, once there are any."""
-    if not seen.ended:
-        return alone  # the only one it can be; the ids are checked again when it is collected
-    async for item in work.client.results(seen.id):
-        return item.custom_id.startswith(f"{mark}-")
-    return False
+async def _holds(work: Batching, batch: str, mark: str) -> bool:
+    return any(item.custom_id.startswith(f"{mark}-") for item in await work.client.results(batch) or [])
 
 
-async def _take(work: Batching, row: dict[str, Any], seen: Seen) -> None:
+async def _take(work: Batching, mark: str, seen: "Seen") -> None:
     """Write every result of an ended batch down in one go; what it does not mention was not worked on and costs nothing."""
-    mark = row["id"]
-    if seen.problem:
-        _give_up(work.journal, mark, "collected", seen.problem)
-        work.tally.stopped = f"batch {seen.id} failed: {seen.problem}"
+    items = [] if seen.problem else await work.client.results(seen.id)
+    if items is None:
+        _doubt(work, mark, f"the results of batch {seen.id} are gone")
         return
-    items = [item async for item in work.client.results(seen.id)]
-    mine = [item for item in items if item.custom_id.startswith(f"{mark}-")]
-    if items and not mine:
-        _set_batch(work.journal, mark, "creating", provider_batch_id=None)
-        return
-    waiting = _keys_in(work.journal, mark)
-    share, counts = batch_share(work.provider), Counter[str]()
-    with work.journal.transaction():
-        for item in mine:
+    charged, counts = _charged(work), Counter[str]()
+    with work.journal.transaction() as db:
+        waiting = _keys_in(db, mark)
+        for item in items:
             key = item.custom_id.removeprefix(f"{mark}-")
             if key in waiting:
                 waiting.discard(key)
-                counts[_take_item(work, key, item, share)] += 1
+                counts[_take_item(work, db, key, item)] += 1
         for key in waiting:
-            work.journal.failed(key, "expired: the batch ended before it was worked on")
-            counts["expired"] += 1
-    detail = ", ".join(f"{count} {name}" for name, count in counts.items())
-    _set_batch(work.journal, mark, "collected", detail=detail)
+            work.journal.failed(key, seen.problem or "expired: the batch ended before it was worked on")
+            counts["not worked on"] += 1
+        detail = seen.problem or ", ".join(f"{count} {name}" for name, count in counts.items())
+        _set_batch(db, mark, "collected", detail=detail)
+    work.budget.give_back(work.name, charged - _charged(work), of_this_run=False)
+    if seen.problem:
+        work.tally.stopped = f"batch {seen.id} failed: {seen.problem}"
 
 
-def _take_item(work: Batching, key: str, item: Item, share: float) -> str:
+def _take_item(work: Batching, db: sqlite3.Connection, key: str, item: "Item") -> str:
+    """Write one result down; returns what it was."""
     if item.answer is not None:
         cost = work.costs(item.answer.usage) if work.costs else None
-        work.journal.answered(key, item.answer, cost=None if cost is None else cost * share)
+        work.journal.answered(key, item.answer, cost=None if cost is None else cost * work.share)
         work.tally.answered += 1
         work.tally.refused += item.answer.refused
         work.tally.tokens += item.answer.usage.total
         return "answered"
     work.journal.failed(key, item.error)
+    if not item.ran:
+        return "not worked on"
     work.tally.errors += 1
-    told = item.codes & {"invalid_request_error", "authentication_error", "permission_error", "not_found_error"}
-    if told or (item.status and fate_of(item.status, set(item.codes), item.error) == "stopped"):
+    db.execute("UPDATE requests SET batch_failures = batch_failures + 1 WHERE key = ?", (key,))
+    if item.status and fate_of(item.status, set(item.codes), item.error) == "stopped":
         work.tally.stopped = f"in a batch: {item.error}"
-    return "expired" if item.error.startswith("expired") or "batch_expired" in item.codes else "failed"
+    return "failed"
 
 
-def in_words(error: Any, provider: Provider) -> str:
-    """An HTTP error in the provider's words, without its key."""
-    key = api_key(provider)
-    try:
-        refusal_or_error(error, key)
-    except CallError as told:
-        return str(told)
-    return without(str(error), key)
+def _turned_away(work: Batching, mark: str, why: str) -> None:
+    with work.journal.transaction() as db:
+        for key in _keys_in(db, mark):
+            work.journal.failed(key, why)
+        _set_batch(db, mark, "lost", detail=why[:500])
+
+
+def _doubt(work: Batching, mark: str, why: str) -> None:
+    """Its requests may have been answered and paid for."""
+    with work.journal.transaction() as db:
+        keys = _keys_in(db, mark)
+        for key in keys:
+            work.journal.doubtful(key, why)
+        _set_batch(db, mark, "lost", detail=why)
+    work.tally.in_doubt += len(keys & work.journal.given_up())
+
+
+def open_batches(journal: Journal, provider: str) -> list[dict[str, Any]]:
+    """Every batch of the provider that is not collected yet, oldest first."""
+    waiting = ("creating", "submitted")
+    return [row for row in _batches(journal) if row["provider"] == provider and row["status"] in waiting]
 
 
 def _batches(journal: Journal) -> list[dict[str, Any]]:
@@ -213,47 +246,30 @@ def _batches(journal: Journal) -> list[dict[str, Any]]:
         return [dict(row) for row in db.execute("SELECT * FROM batches ORDER BY id")]
 
 
-def _open_batches(journal: Journal, provider: str) -> list[dict[str, Any]]:
-    return [
-        row for row in _batches(journal) if row["provider"] == provider and row["status"] in ("creating", "submitted")
-    ]
-
-
-def _keys_in(journal: Journal, mark: str) -> set[str]:
+def _failures(journal: Journal) -> Counter[str]:
+    """How often each request came to nothing inside a batch."""
     with journal.transaction() as db:
-        rows = db.execute("SELECT key FROM requests WHERE batch_id = ? AND status = 'in_flight'", (mark,))
-        return {row["key"] for row in rows}
+        return Counter(dict(db.execute("SELECT key, batch_failures FROM requests").fetchall()))
 
 
-def _attempts(journal: Journal) -> Counter[str]:
-    with journal.transaction() as db:
-        return Counter({row["key"]: row["attempts"] for row in db.execute("SELECT key, attempts FROM requests")})
+def _charged(work: Batching) -> float:
+    return work.journal.charges().get(work.name, Charges()).total
 
 
-def _set_batch(journal: Journal, mark: str, status: str, **columns: Any) -> None:
+def _keys_in(db: sqlite3.Connection, mark: str) -> set[str]:
+    rows = db.execute("SELECT key FROM requests WHERE batch_id = ? AND status = 'in_flight'", (mark,))
+    return {row["key"] for row in rows}
+
+
+def _set_batch(db: sqlite3.Connection, mark: str, status: str, **columns: Any) -> None:
     named = {"status": status, "finished_at": now() if status in ("collected", "lost") else None, **columns}
-    with journal.transaction() as db:
-        assignments = ", ".join(f"{name} = ?" for name in named)
-        db.execute(f"UPDATE batches SET {assignments} WHERE id = ?", (*named.values(), mark))
+    assignments = ", ".join(f"{name} = ?" for name in named)
+    db.execute(f"UPDATE batches SET {assignments} WHERE id = ?", (*named.values(), mark))
 
 
-def _give_up(journal: Journal, mark: str, status: str, why: str) -> None:
-    """None of its requests was worked on."""
-    keys = _keys_in(journal, mark)
-    with journal.transaction():
-        for key in keys:
-            journal.failed(key, why)
-    _set_batch(journal, mark, status, detail=why[:500])
+def _age(row: dict[str, Any]) -> float:
+    return time.time() - _seconds(row["created_at"])
 
 
-def _doubt(journal: Journal, mark: str, why: str) -> None:
-    keys = _keys_in(journal, mark)
-    with journal.transaction():
-        for key in keys:
-            journal.doubtful(key, why)
-    _set_batch(journal, mark, "lost", detail=why)
-
-
-def open_batches(journal: Journal) -> list[dict[str, Any]]:
-    """Every batch that is not collected yet, for those who want to see it."""
-    return [row for row in _batches(journal) if row["status"] in ("creating", "submitted")]
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()

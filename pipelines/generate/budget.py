@@ -3,7 +3,6 @@
 The sums are those of the journal, so that every run, and every purpose, counts against the same caps.
 """
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,14 +32,12 @@ def unknown_price(provider: str, request: Request) -> str:
 
 
 class Budget:
-    """What is left, in one process. Whoever finds too little waits for requests under way to be settled."""
+    """What is left, in one process."""
 
     def __init__(self, caps: Caps, charges: Mapping[str, Charges]) -> None:
         self.caps = caps
         self._charged = {provider: charge.total for provider, charge in charges.items()}
         self._before = sum(self._charged.values())
-        self._under_way = 0
-        self._changed = asyncio.Condition()
 
     @property
     def charged(self) -> float:
@@ -63,31 +60,20 @@ class Budget:
             ("generation.budget_usd", self.caps.total, self.charged),
             ("the budget of this run", self.caps.this_run, self.charged_now),
         ):
-            if cap is not None and spent + worst > cap + ROUNDING:
+            fits = cap is None or spent + worst <= cap + ROUNDING  # a cap that is no number fits nothing
+            if not fits:
                 return f"budget reached: {name} is ${cap:.4g}, ${spent:.4f} are charged and the next request may cost ${worst:.4f}"
         return None
 
-    async def reserve(self, provider: str, worst: float) -> str | None:
-        """Hold `worst` dollars; or, once nothing under way could free enough, say which cap stands in the way."""
-        async with self._changed:
-            while (short := self.shortage(provider, worst)) and self._under_way:
-                await self._changed.wait()
-            if short:
-                return short
-            self._under_way += 1
-            self._charged[provider] = self.charged_by(provider) + worst
-            return None
-
     def hold(self, provider: str, worst: float) -> str | None:
-        """Charge `worst` dollars for a request that another run will settle, such as one of a batch; or say what is short."""
+        """Charge the `worst` that a request can cost, before it leaves; or say which cap stands in the way."""
         if short := self.shortage(provider, worst):
             return short
         self._charged[provider] = self.charged_by(provider) + worst
         return None
 
-    async def settle(self, provider: str, worst: float, charged: float) -> None:
-        """Replace a reservation of `worst` dollars by what stays charged: its cost, 0, or (fate unknown) `worst` itself."""
-        async with self._changed:
-            self._under_way -= 1
-            self._charged[provider] = self.charged_by(provider) - worst + charged
-            self._changed.notify_all()
+    def give_back(self, provider: str, dollars: float, *, of_this_run: bool = True) -> None:
+        """Held `dollars` were not spent after all; what an earlier run had held is no gain of this one's own cap."""
+        self._charged[provider] = self.charged_by(provider) - dollars
+        if not of_this_run:
+            self._before -= dollars

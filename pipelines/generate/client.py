@@ -20,13 +20,22 @@ from pipelines.generate.answers import Answer, CallError, Fate, Usage
 from pipelines.generate.journal import Request
 from pipelines.generate.pacing import Limits, RateLimit
 
-QUOTA = re.compile(r"insufficient_quota|billing|credit balance|spend_limit|exceeded your current quota", re.IGNORECASE)
+# Not "billing" alone: ordinary rate limits name the page where more can be bought.
+QUOTA = re.compile(
+    r"insufficient_quota|billing_(error|hard_limit|not_active)|credit balance|spend_limit|exceeded your current quota",
+    re.I,
+)
 REFUSED_BY_FILTER = ("content_filter", "content_policy_violation")
-TOO_LONG = ("context_length_exceeded", "string_above_max_length", "request_too_large")
+TOO_LONG = ("context_length_exceeded", "string_above_max_length", "request_too_large", "exceed_context_size_error")
+# of one request, as Anthropic, OpenAI (a 429 that no waiting mends), vLLM and others say it
+TOO_LONG_SAID = re.compile(
+    r"prompt is too long|request too large|(exceed|maximum) context|context (length|size|limit)", re.I
+)
 MAYBE_BILLED = {408, 499, 502, 504, *range(520, 528)}  # a gateway gave up; the provider behind it may not have
 TURNED_AWAY = {503, 529}
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 SHOWN = 300
+KEEPALIVE_SECONDS = 4.0
 
 
 class Client(Protocol):
@@ -50,7 +59,10 @@ class Client(Protocol):
 def http_client(base_url: str | None, *, slots: int) -> httpx2.AsyncClient:
     """Connections for so many requests at once. A loopback server is reached past any proxy that the environment names."""
     loopback = base_url is not None and httpx2.URL(base_url).host in ("127.0.0.1", "localhost", "::1")
-    limits = httpx2.Limits(max_connections=slots + 4, max_keepalive_connections=slots + 4)
+    # Many servers close a connection that was idle for 5 s; a request that meets the closing is in doubt.
+    limits = httpx2.Limits(
+        max_connections=slots + 4, max_keepalive_connections=slots + 4, keepalive_expiry=KEEPALIVE_SECONDS
+    )
     return httpx2.AsyncClient(trust_env=not loopback, limits=limits, follow_redirects=False)
 
 
@@ -82,6 +94,20 @@ async def timed_answer(
     return replace(answer, latency_ms=milliseconds, limits=limits_in(response.http_response.headers, answer.usage))
 
 
+def native_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema` in the form that both APIs take: constraints they do not enforce are told in words.
+
+    Raises:
+        CallError: it has no such form.
+    """
+    from anthropic import transform_schema
+
+    try:
+        return transform_schema(schema)
+    except Exception as error:  # it ends by whatever comes up where it meets what it does not know
+        raise CallError(f"the record's schema cannot be put in the API's form: {error}", "stopped") from None
+
+
 def refusal_or_error(error: Any, key: str | None) -> Answer:
     """The answer that an HTTP error is where a content filter refused; else the error, raised.
 
@@ -95,7 +121,7 @@ def refusal_or_error(error: Any, key: str | None) -> Answer:
     details = _mapping(told.get("details"))
     codes = {str(value) for value in (told.get("code"), told.get("type"), details.get("error_code")) if value}
     said = told.get("message")
-    message = without(f"HTTP {status}: {said or error.message}"[: 4 * SHOWN], key)
+    message = without(f"HTTP {status}: {said or error.message}", key)[: 4 * SHOWN]
     if status == 400 and codes & set(REFUSED_BY_FILTER):
         return Answer(
             raw=without(error.response.text, key), stop_reason="content_filter", usage=Usage(input=0, output=0)
@@ -110,7 +136,7 @@ def fate_of(status: int, codes: set[str], message: str) -> Fate:
         return "unknown"
     if status in TURNED_AWAY:
         return "overloaded"
-    if status == 413 or codes & set(TOO_LONG):
+    if status == 413 or codes & set(TOO_LONG) or (status in (400, 429) and TOO_LONG_SAID.search(message)):
         return "impossible"
     if QUOTA.search(" ".join([*codes, message])):
         return "stopped"
@@ -119,17 +145,29 @@ def fate_of(status: int, codes: set[str], message: str) -> Fate:
     return "failed" if status >= 500 or status == 409 else "stopped"
 
 
+def call_error(error: Exception, key: str | None) -> CallError:
+    """What an exception of either SDK means for the call that raised it."""
+    if not hasattr(error, "status_code"):
+        return _connection_error(error, key)
+    try:
+        refusal_or_error(error, key)
+    except CallError as told:
+        return told
+    return CallError(without(str(error), key), "stopped")
+
+
 def _connection_error(error: Exception, key: str | None) -> CallError:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, httpx2.TransportError):
         cause = cause.__cause__ or cause.__context__
     fate: Fate = "unsent" if isinstance(cause, NEVER_SENT) else "unknown"
     message = f"{type(cause or error).__name__}: {cause or error}"
-    return CallError(without(message[:SHOWN], key), fate)
+    return CallError(without(message, key)[:SHOWN], fate)
 
 
 def without(message: str, key: str | None) -> str:
-    """`message` without the key, which some servers repeat when they refuse it."""
+    """`message` without the key, which some servers repeat when they refuse it, and as text that can be written anywhere."""
+    message = message.encode("utf-8", "replace").decode()  # JSON can hold halves of characters
     return message.replace(key, "…") if key and len(key) > 8 else message
 
 
@@ -182,7 +220,7 @@ def _seconds(text: str | None) -> float | None:
     """A duration such as 6m0s, 120ms or 1.5, or a time in RFC 3339, as seconds from now."""
     if text is None:
         return None
-    if parts := re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:([\d.]+)s)?(?:([\d.]+)ms)?", text):
+    if parts := re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+\.?\d*)s)?(?:(\d+\.?\d*)ms)?", text):
         scale = (86400, 3600, 60, 1, 0.001)
         if any(parts.groups()):
             return sum(float(part) * unit for part, unit in zip(parts.groups(), scale, strict=True) if part)

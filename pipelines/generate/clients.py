@@ -7,8 +7,12 @@ from pipelines.generate.settings import Provider
 
 
 def api_key(provider: Provider) -> str | None:
-    """The provider's key, or None where it needs none or none is set."""
-    return os.environ.get(provider.key_env) or None if provider.key_env else None
+    """The provider's key, or None where it needs none, or none is set that a header could carry.
+
+    A line's end that came along from a file is taken off: a header refused for it would be shown with the key in it.
+    """
+    key = os.environ.get(provider.key_env, "").strip() if provider.key_env else ""
+    return key if key and key.isascii() and key.isprintable() else None
 
 
 def client_for(provider: Provider, *, base_url: str | None = None) -> Client:

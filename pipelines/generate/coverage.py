@@ -43,19 +43,15 @@ def coverage(data: DataRoot, experiments: Experiments, names: Iterable[str]) -> 
 def _of(name: str, reading: Book) -> Coverage:
     asked = reading.asked(name)
     valid = [(one, record.value) for one, record in reading.records(name) if record.problem is None]
-    texts = [
-        json.dumps(value, ensure_ascii=False) if not isinstance(value, dict) else value.get("output")
-        for _, value in valid
-    ]
-    words = [WORD.findall(text.lower()) for text in texts if isinstance(text, str)]
+    values = [value for _, value in valid]
     return Coverage(
         provider=name,
         records=len(valid),
         cells=_ratio({one.request.cell for one, _ in valid}, {one.request.cell for one in asked}),
         topics=_ratio({one.prompt.topic for one, _ in valid}, {one.prompt.topic for one in asked}),
         axes=_axes(asked, [one for one, _ in valid]),
-        distinct_1=_distinct(words, 1),
-        distinct_2=_distinct(words, 2),
+        distinct_1=distinct(values, 1),
+        distinct_2=distinct(values, 2),
     )
 
 
@@ -72,6 +68,11 @@ def _axes(asked: list[Asked], valid: list[Asked]) -> dict[str, float]:
     return shares
 
 
-def _distinct(texts: list[list[str]], n: int) -> float | None:
-    grams = [tuple(words[i : i + n]) for words in texts for i in range(len(words) - n + 1)]
+def distinct(values: Iterable[Any], n: int) -> float | None:
+    """Distinct-n of the outputs of these records; None where no output has so many words."""
+    texts = [
+        value.get("output") if isinstance(value, dict) else json.dumps(value, ensure_ascii=False) for value in values
+    ]
+    words = [WORD.findall(text.lower()) for text in texts if isinstance(text, str)]
+    grams = [tuple(text[i : i + n]) for text in words for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None

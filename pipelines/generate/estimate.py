@@ -1,17 +1,20 @@
 """What a run would ask for and cost, before a single request is sent."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from pipelines.experiments import Experiments
 from pipelines.generate.answers import Usage
-from pipelines.generate.journal import Request, opened
+from pipelines.generate.budget import Caps, unknown_price
+from pipelines.generate.journal import Charges
 from pipelines.generate.prices import batch_share, costs_of, worst_cost, worst_usage
-from pipelines.generate.providers import enabled, missing_key
-from pipelines.generate.requests import load_prompts, requests_for
+from pipelines.generate.providers import caps_of, enabled, missing_key
+from pipelines.generate.requests import Book, book
 from pipelines.paths import DataRoot
+
+Tokens = tuple[int, int]  # of a prompt and its answer
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Estimate:
     model: str
     requests: int
     held: int
+    in_batch: int
     worst_input_tokens: int
     worst_output_tokens: int
     worst_usd: float | None
@@ -37,54 +41,53 @@ class Estimate:
 
 
 def estimate(data: DataRoot, experiments: Experiments, only: Iterable[str] | None = None) -> Iterator[Estimate]:
-    """For each enabled API, what the journal holds no answer for and what that would cost. Nothing is sent or written.
+    """For each enabled API, what the journal holds no answer for and what that would cost. Nothing is sent.
 
     Raises:
         UsageError: the prompts are broken, or `only` names a provider that may not be asked.
     """
-    prompts = load_prompts(data, experiments.generation)
-    with opened(data.journal) as journal:
-        rows, charges = list(journal.rows()), journal.charges()
+    caps = caps_of(experiments)
+    with book(data, experiments) as reading:
+        past: dict[tuple[str, str], list[Tokens]] = defaultdict(list)
+        for row in reading.journal.rows():
+            if row["purpose"] == "generate" and None not in (row["input_tokens"], row["output_tokens"]):
+                past[row["provider"], row["model"]].append((row["input_tokens"], row["output_tokens"]))
         for name in enabled(experiments, only):
-            provider = experiments.provider(name)
-            wanted = [
-                a.request for a in requests_for(name, provider, experiments.generation, prompts, journal.given_up())
-            ]
-            pending = journal.to_send(wanted)
-            share = batch_share(provider) if provider.batch else 1.0
-            costs = costs_of(provider)
-            worsts = [worst_cost(costs, request) for request in pending]
-            tokens = [worst_usage(request) for request in pending]
-            likely = _likely(
-                [row for row in rows if row["provider"] == name and row["model"] == provider.model], pending
-            )
-            charge = charges.get(name)
-            usd = costs(likely) if costs and likely else None
-            yield Estimate(
-                provider=name,
-                model=provider.model,
-                requests=len(pending),
-                held=journal.answered_among(wanted),
-                worst_input_tokens=sum(usage.input or 0 for usage in tokens),
-                worst_output_tokens=sum(usage.output or 0 for usage in tokens),
-                worst_usd=None if costs is None else sum(worst or 0.0 for worst in worsts) * share,
-                likely_input_tokens=likely.input if likely else None,
-                likely_output_tokens=likely.output if likely else None,
-                likely_usd=None if usd is None else usd * share,
-                charged_usd=charge.total if charge else 0.0,
-                budget_usd=provider.budget_usd,
-                problem=missing_key(provider),
-            )
+            yield _of(name, reading, caps, past[name, experiments.provider(name).model])
 
 
-def _likely(rows: list[dict[str, Any]], pending: list[Request]) -> Usage | None:
-    """So many requests like the past ones: the mean of what those took."""
-    told = [row for row in rows if row["input_tokens"] is not None and row["output_tokens"] is not None]
-    if not told:
+def _of(name: str, reading: Book, caps: Caps, past: list[Tokens]) -> Estimate:
+    journal, provider = reading.journal, reading.experiments.provider(name)
+    wanted = reading.requests(name)
+    pending = journal.to_send(wanted)
+    costs, share = costs_of(provider), batch_share(provider) if provider.batch else 1.0
+    tokens, worsts = [worst_usage(request) for request in pending], [worst_cost(costs, request) for request in pending]
+    unpriced = pending[0] if None in worsts and caps.any_for(name) else None
+    usual = _usual(past)
+    usual_usd = costs(usual) if costs and usual else None
+    return Estimate(
+        provider=name,
+        model=provider.model,
+        requests=len(pending),
+        held=journal.answered_among(wanted),
+        in_batch=journal.in_batch_among(wanted),
+        worst_input_tokens=sum(usage.input or 0 for usage in tokens),
+        worst_output_tokens=sum(usage.output or 0 for usage in tokens),
+        worst_usd=None if costs is None else sum(worst or 0.0 for worst in worsts) * share,
+        likely_input_tokens=(usual.input or 0) * len(pending) if usual else None,
+        likely_output_tokens=(usual.output or 0) * len(pending) if usual else None,
+        likely_usd=None if usual_usd is None else usual_usd * len(pending) * share,
+        charged_usd=journal.charges().get(name, Charges()).total,
+        budget_usd=provider.budget_usd,
+        problem=missing_key(provider) or (unknown_price(name, unpriced) if unpriced else None),
+    )
+
+
+def _usual(past: list[Tokens]) -> Usage | None:
+    """The mean tokens of past answers; they are priced one by one, since some prices rise with the length of one request."""
+    if not past:
         return None
-    means = (fmean(row[name] for row in told) for name in ("input_tokens", "output_tokens"))
-    taken_in, given_out = (round(mean * len(pending)) for mean in means)
-    return Usage(input=taken_in, output=given_out)
+    return Usage(input=round(fmean(taken_in for taken_in, _ in past)), output=round(fmean(out for _, out in past)))
 
 
 def in_words(estimates: list[Estimate], total_budget: float | None) -> Iterator[str]:
@@ -92,7 +95,8 @@ def in_words(estimates: list[Estimate], total_budget: float | None) -> Iterator[
     if not estimates:
         yield "no provider is enabled: nothing would be asked (providers.<name>.enabled in experiments.yaml)"
     for one in estimates:
-        yield f"{one.provider} ({one.model}): {one.requests} requests to send, {one.held} answers held already"
+        waiting = f", {one.in_batch} in a batch" if one.in_batch else ""
+        yield f"{one.provider} ({one.model}): {one.requests} requests to send, {one.held} answers held already{waiting}"
         yield (
             f"  at worst  {one.worst_input_tokens:>12,} tokens in  {one.worst_output_tokens:>12,} out  {_dollars(one.worst_usd)}"
         )

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import IO
 
 from pipelines import machine, weights
 from pipelines.errors import UsageError
@@ -126,18 +127,33 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
         raise UsageError(
             "sources.local_generator is true, but no provider of kind local is configured (experiments.yaml)"
         )
-    provider = experiments.provider(name)
-    with session(data, experiments, progress=progress) as run:
+    with ExitStack() as held:
+        # The device first: it may be hours until it is free, and the APIs must be askable meanwhile.
+        device = held.enter_context(_device_lock(data)) if _holds_too_few(data, experiments, name) else None
+        run = held.enter_context(session(data, experiments, progress=progress))
         wanted = run.book.requests(name)
-        held = run.journal.answered_among(wanted)
-        tally = Tally()
-        if pending := run.journal.to_send(wanted):
-            gguf = weights.packaged_gguf(data, provider.model, experiments.model(provider.model))
-            device = locked(data.locks / f"{machine.device_slug()}.lock", "the local LLM server")
-            with device as lock, local_server(gguf, slots=provider.concurrency, keep_open=(lock.fileno(),)) as url:
-                job = job_for(name, provider, pending, base_url=url)
-                tally = asyncio.run(send_all(run.journal, [job], run.budget, progress=progress))[name]
-        return GenerationResult({name: _result(run, name, wanted, held, tally)}, run.orphans)
+        before, pending = run.journal.answered_among(wanted), run.journal.to_send(wanted)
+        tally = _serve_and_ask(run, name, pending, device) if device and pending else Tally()
+        return GenerationResult({name: outcome(run, name, wanted, before, tally)}, run.orphans)
+
+
+def _device_lock(data: DataRoot) -> AbstractContextManager[IO[str]]:
+    return locked(data.locks / f"{machine.device_slug()}.lock", "the local LLM server")
+
+
+def _holds_too_few(data: DataRoot, experiments: Experiments, name: str) -> bool:
+    with book(data, experiments) as reading:
+        wanted = reading.requests(name)
+        return reading.journal.answered_among(wanted) < len(wanted)
+
+
+def _serve_and_ask(run: Session, name: str, pending: list[Request], device: IO[str]) -> Tally:
+    """Start the server, which inherits the lock on its device, and have it answer."""
+    provider = run.experiments.provider(name)
+    gguf = weights.packaged_gguf(run.data, provider.model, run.experiments.model(provider.model))
+    with local_server(gguf, slots=provider.concurrency, keep_open=(device.fileno(),)) as url:
+        job = job_for(name, provider, pending, base_url=url)
+        return asyncio.run(send_all(run.journal, [job], run.budget, progress=run.progress))[name]
 
 
 def generate_all(
@@ -188,38 +204,47 @@ def generate(
     with session(data, experiments, progress=progress, budget_usd=budget_usd) as run:
         names = enabled(experiments, only)
         if batch:
-            names = [name for name in names if experiments.provider(name).batch]
+            names = [n for n in names if experiments.provider(n).batch or batches.open_batches(run.journal, n)]
         wanted = {name: run.book.requests(name) for name in names}
         held = {name: run.journal.answered_among(wanted[name]) for name in names}
         tallies = asyncio.run(_ask_all(run, wanted, batch))
-        results = {name: _result(run, name, wanted[name], held[name], tallies[name]) for name in names}
+        results = {name: outcome(run, name, wanted[name], held[name], tallies[name]) for name in names}
         return GenerationResult(results, run.orphans)
 
 
-async def _ask_all(run: Session, wanted: dict[str, list[Request]], batch: BatchStep | None) -> dict[str, Tally]:
+async def _ask_all(run: Session, wanted: dict[str, list[Request]], step: BatchStep | None) -> dict[str, Tally]:
+    """Batches first, a few calls for each provider: what they give back of the budget is there for all the others."""
     tallies: dict[str, Tally] = {}
+    tasks: dict[str, asyncio.Task[Tally]] = {}
+    async with asyncio.TaskGroup() as group:
+        for name, requests in wanted.items():
+            provider, waiting = run.experiments.provider(name), batches.open_batches(run.journal, name)
+            if why := missing_key(provider):
+                pending = run.journal.to_send(requests)
+                tallies[name] = Tally(total=len(pending), stopped=why if pending or waiting else None)
+            elif provider.batch or waiting:
+                only = step if provider.batch else "collect"  # it asks one by one now, but once made batches
+                working = batches.work(run.journal, run.budget, name, provider, requests, only=only)
+                tasks[name] = group.create_task(working)
+    tallies |= {name: task.result() for name, task in tasks.items()}
     jobs = []
     for name, requests in wanted.items():
         provider = run.experiments.provider(name)
-        pending = run.journal.to_send(requests)
-        if why := missing_key(provider):
-            tallies[name] = Tally(total=len(pending), stopped=why if pending else None)
-        elif provider.batch:
-            tallies[name] = await batches.work(run.journal, run.budget, name, provider, requests, only=batch)
-        else:
-            jobs.append(job_for(name, provider, pending))
+        if not provider.batch and step is None and not missing_key(provider):
+            jobs.append(job_for(name, provider, run.journal.to_send(requests)))
     return tallies | await send_all(run.journal, jobs, run.budget, progress=run.progress)
 
 
-def _result(run: Session, name: str, wanted: list[Request], held: int, tally: Tally) -> ProviderResult:
-    charges = run.journal.charges().get(name)
+def outcome(run: Session, name: str, wanted: list[Request], held: int, tally: Tally) -> ProviderResult:
+    """What the journal holds of `wanted` now, of which it held `held` answers before, and what the run says of the rest."""
+    charges, given_up = run.journal.charges().get(name), run.journal.given_up()
     return ProviderResult(
         wanted=len(wanted),
         reused=held,
         answered=run.journal.answered_among(wanted) - held,
         refused=tally.refused,
         failed=tally.failed,
-        in_doubt=tally.in_doubt,
+        in_doubt=max(tally.in_doubt, sum(request.key in given_up for request in wanted)),
         in_batch=run.journal.in_batch_among(wanted),
         stopped=tally.stopped,
         usd=charges.total if charges else 0.0,

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,7 @@ ADDED = {  # since the first version; an older journal gets them when it is open
     "reserved_usd": "REAL NOT NULL DEFAULT 0",  # held for all attempts whose cost is not known
     "attempt_reserved_usd": "REAL NOT NULL DEFAULT 0",  # the latest attempt's part of it
     "batch_id": "TEXT",
+    "batch_failures": "INTEGER NOT NULL DEFAULT 0",  # how often it came to nothing inside a batch
 }
 BATCHES = """
 CREATE TABLE IF NOT EXISTS batches (
@@ -69,6 +70,7 @@ CREATE TABLE IF NOT EXISTS batches (
 # gives the latest attempt's reservation back, unless its parameter is 1
 RELEASE = "reserved_usd = CASE WHEN ? THEN reserved_usd ELSE max(0, reserved_usd - attempt_reserved_usd) END"
 RESENT_AT_MOST = 1
+LOCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,8 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        decisive = asdict(self)
-        del decisive["topic"], decisive["language"]
-        return stable_hash(decisive)
+        names = (one.name for one in fields(self))
+        return stable_hash({name: getattr(self, name) for name in names if name not in ("topic", "language")})
 
     @cached_property
     def cell(self) -> str:
@@ -127,21 +128,25 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # one thread at a time uses it: the caller's, or the writer's while requests are under way
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(SCHEMA)
             self._db.execute(BATCHES)
-            known = {row["name"] for row in self._db.execute("PRAGMA table_info(requests)")}
-            for name, kind in ADDED.items():
-                if name not in known:
-                    self._db.execute(f"ALTER TABLE requests ADD COLUMN {name} {kind}")
+            if self._missing_columns():
+                with self.transaction():  # two processes may open it at once
+                    for name in self._missing_columns():
+                        self._db.execute(f"ALTER TABLE requests ADD COLUMN {name} {ADDED[name]}")
         except (OSError, sqlite3.Error) as error:
             raise WorkError(f"{path}: the journal of LLM calls cannot be opened: {error}") from error
 
     def close(self) -> None:
         self._db.close()
+
+    def _missing_columns(self) -> list[str]:
+        known = {row["name"] for row in self._db.execute("PRAGMA table_info(requests)")}
+        return [name for name in ADDED if name not in known]
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -149,10 +154,11 @@ class Journal:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def mark_orphans_in_doubt(self) -> int:
         """Rows that a dead process left in flight become in doubt, but for those in a batch. Returns how many."""
@@ -299,7 +305,7 @@ class Writer:
                 await asyncio.get_running_loop().run_in_executor(
                     self._thread, self._commit, [work for work, _ in group]
                 )
-            except sqlite3.Error as error:
+            except Exception as error:  # whatever it is, nobody may be left waiting
                 problem = WorkError(
                     f"the journal of LLM calls cannot be written: {error}; free disk space, then run it again"
                 )
@@ -308,8 +314,7 @@ class Writer:
                     done.exception()  # whoever waits sees it; nobody may be waiting any more
             else:
                 for _, done in group:
-                    if not done.done():
-                        done.set_result(None)
+                    done.set_result(None)
 
     def _commit(self, group: list[Callable[[], None]]) -> None:
         with self._journal.transaction():

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
+import jsonschema
+
 from pipelines.experiments import Experiments
 from pipelines.files import stable_hash
 from pipelines.generate.answers import text_of
-from pipelines.generate.generate import GenerationResult, ProviderResult, Session, session, sources_of
+from pipelines.generate.generate import GenerationResult, Session, outcome, session, sources_of
 from pipelines.generate.journal import Request
 from pipelines.generate.providers import enabled, job_for, missing_key
-from pipelines.generate.requests import Book, book
+from pipelines.generate.requests import Book, book, json_in
 from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.settings import Judge, Provider
 from pipelines.paths import DataRoot
@@ -84,23 +86,14 @@ def judge(data: DataRoot, experiments: Experiments, *, progress: Progress | None
     if settings is None:
         return GenerationResult()
     with session(data, experiments, progress=progress) as run:
-        wanted: dict[str, list[Request]] = {}
+        asked: dict[str, dict[str, Request]] = {}
         for pair in pairs(run.book, settings):
-            wanted.setdefault(pair.judge, []).extend(pair.requests)
+            # records that are alike make requests that are alike: each is asked once
+            asked.setdefault(pair.judge, {}).update((request.key, request) for request in pair.requests)
+        wanted = {name: list(requests.values()) for name, requests in asked.items()}
         held = {name: run.journal.answered_among(requests) for name, requests in wanted.items()}
         tallies = _ask(run, wanted)
-        results = {
-            name: ProviderResult(
-                wanted=len(requests),
-                reused=held[name],
-                answered=run.journal.answered_among(requests) - held[name],
-                failed=tallies[name].failed,
-                in_doubt=tallies[name].in_doubt,
-                stopped=tallies[name].stopped,
-                usd=run.budget.charged_by(name),
-            )
-            for name, requests in wanted.items()
-        }
+        results = {name: outcome(run, name, wanted[name], held[name], tallies[name]) for name in wanted}
         return GenerationResult(results, run.orphans)
 
 
@@ -108,17 +101,15 @@ def _ask(run: Session, wanted: Mapping[str, list[Request]]) -> dict[str, Tally]:
     jobs, tallies = [], dict[str, Tally]()
     allowed = enabled(run.experiments)
     for name, requests in wanted.items():
-        provider = run.experiments.provider(name)
-        why = (
-            missing_key(provider) if name in allowed else f"the judge {name} is not enabled (providers.{name}.enabled)"
+        provider, pending = run.experiments.provider(name), run.journal.to_send(requests)
+        not_enabled = (
+            f"the judge {name} is not enabled, and asking it may cost money: set providers.{name}.enabled: true"
         )
-        if pending := run.journal.to_send(requests):
-            if why:
-                tallies[name] = Tally(total=len(pending), stopped=why)
-            else:
-                jobs.append(job_for(name, provider, pending))
+        why = missing_key(provider) if name in allowed else not_enabled
+        if why or not pending:
+            tallies[name] = Tally(total=len(pending), stopped=why if pending else None)
         else:
-            tallies[name] = Tally()
+            jobs.append(job_for(name, provider, pending))
     return tallies | asyncio.run(send_all(run.journal, jobs, run.budget, progress=run.progress))
 
 
@@ -217,8 +208,8 @@ def _request(experiments: Experiments, settings: Judge, judging: str, task: str,
 def _verdict(response: str) -> Verdict | None:
     """What the judge decided, or None where it said nothing that can be read."""
     try:
-        said = json.loads(text_of(response))
-    except ValueError:
+        said = json_in(text_of(response))
+        jsonschema.validate(said, SCHEMA)
+    except (ValueError, RecursionError, jsonschema.ValidationError):
         return None
-    verdict = said.get("verdict") if isinstance(said, dict) else None
-    return verdict if verdict in ("A", "B", "tie") else None
+    return said["verdict"]

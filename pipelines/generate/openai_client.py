@@ -1,16 +1,22 @@
 """Chat completions with a JSON schema, from OpenAI or any server that speaks its API (llama.cpp, vLLM, Ollama, a gateway)."""
 
+import os
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import openai
 
 from pipelines.generate.answers import Answer, read_openai
-from pipelines.generate.client import http_client, timed_answer
+from pipelines.generate.client import http_client, native_schema, timed_answer
 from pipelines.generate.journal import Request
 
-# Headers that the SDK would add from the environment: another server than OpenAI's has no business with them.
-NOT_FOR_OTHERS = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+
+def not_for_others() -> dict[str, openai.Omit]:
+    """Headers that the SDK would add from the environment: another server than OpenAI's has no business with them."""
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    own = [line.partition(":")[0].strip() for line in lines if ":" in line]
+    return dict.fromkeys(["OpenAI-Organization", "OpenAI-Project", *own], openai.Omit())
 
 
 class OpenAIClient:
@@ -32,7 +38,7 @@ class OpenAIClient:
             timeout=timeout_seconds,
             max_retries=0,
             http_client=http_client(base_url, slots=slots),
-            default_headers={} if strict else NOT_FOR_OTHERS,  # pyright: ignore[reportArgumentType]
+            default_headers={} if strict else not_for_others(),  # pyright: ignore[reportArgumentType]
         )
 
     async def __aenter__(self) -> Self:
@@ -46,8 +52,10 @@ class OpenAIClient:
     async def answer(self, request: Request) -> Answer:
         """Send `request` once; see `Client`."""
         body: Any = openai_body(request, strict=self._strict)
-        create = self.sdk.chat.completions.with_raw_response.create
-        return await timed_answer(lambda: create(**body), read_openai, key=self._key, timeout_seconds=self._timeout)
+        named = {name: body.pop(name) for name in ("model", "messages")}
+        # The SDK knows OpenAI's own parameters alone; past it, every server gets what it is asked with.
+        create = partial(self.sdk.chat.completions.with_raw_response.create, **named, extra_body=body)
+        return await timed_answer(create, read_openai, key=self._key, timeout_seconds=self._timeout)
 
 
 def openai_body(request: Request, *, strict: bool) -> dict[str, Any]:
@@ -59,8 +67,6 @@ def openai_body(request: Request, *, strict: bool) -> dict[str, Any]:
     if request.schema:
         named: dict[str, Any] = {"name": "record", "schema": request.schema}
         if strict:
-            from anthropic import transform_schema
-
-            named |= {"schema": transform_schema(request.schema), "strict": True}
+            named |= {"schema": native_schema(request.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": named}
     return body

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 FIRST_PACE = 200.0  # a second: slow enough that a refusal of the first requests stops the rest
 MEASURED_SECONDS = 1.0  # what was admitted is measured over so long
+LEAST_GUESS = 5.0  # a second: a refusal of one of the very first requests tells little about the pace
 CUT = 0.85
 CUT_AT_KNOWN = 0.95  # where a pace like the last one is refused again: the limit is known then
 ALIKE = 0.15
@@ -84,7 +85,8 @@ class Pacer:
         self._sent.append(now)
         self._forget(now)
         if math.isfinite(self.pace):
-            self._next_at = max(self._next_at, now - LATE_SECONDS) + 1 / self.pace
+            # a limit of a whole day that is nearly used up would stand still; let it refuse instead, and be seen
+            self._next_at = max(self._next_at, now - LATE_SECONDS) + min(1 / self.pace, self._longest_wait)
 
     def answered(self, sent_at: float, now: float, limits: Limits = ()) -> None:
         """An answer came to the request of `sent_at`."""
@@ -132,8 +134,7 @@ class Pacer:
         if told and told < self.pace:
             self._follow(told, now)
             return
-        # too few were sent in a pause for their number to mean anything
-        admitted = len(self._sent) / MEASURED_SECONDS or 1.0
+        admitted = max(LEAST_GUESS, len(self._sent) / MEASURED_SECONDS)
         before = self._refused_pace
         self._refused_pace = admitted if before is None else min(self.pace, max(admitted, CUT * self.pace))
         known = before is not None and abs(self._refused_pace / before - 1) < ALIKE

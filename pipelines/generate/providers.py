@@ -33,7 +33,9 @@ def enabled(experiments: Experiments, only: Iterable[str] | None = None) -> list
 def missing_key(provider: Provider) -> str | None:
     """What is missing before this provider can be asked, in words; None if nothing is."""
     if provider.key_env and not api_key(provider):
-        return f"{provider.key_env} is not set: put the API key into the environment, or set enabled: false"
+        return (
+            f"{provider.key_env} is not set, or to no key: put the API key into the environment, or set enabled: false"
+        )
     return None
 
 

@@ -5,20 +5,22 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeGuard
 
-import jsonschema
+from jsonschema.exceptions import best_match
 
 from pipelines.errors import UsageError
 from pipelines.experiments import Experiments
-from pipelines.generate.answers import text_of
+from pipelines.generate.answers import REFUSALS, TRUNCATIONS, text_of
 from pipelines.generate.journal import Journal, Request, opened
 from pipelines.generate.settings import Generation, Provider
-from pipelines.generate.topics import TopicGrid, load_topics
+from pipelines.generate.topics import JsonSchema, TopicGrid, load_topics
 from pipelines.paths import DataRoot
 from pipelines.records import RawRecord, expand, read_file
 
 LOCAL_SOURCE, API_SOURCE = "local_generator", "providers"
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 
 
@@ -122,12 +124,7 @@ def _prompts_in(pattern: str, system: str) -> Iterator[Prompt]:
         for number, record in enumerate(read_file(file), start=1):
             value = record.value if isinstance(record.value, dict) else {}
             instruction, extra = value.get("instruction"), value.get("input") or ""
-            if (
-                record.problem
-                or not isinstance(instruction, str)
-                or not instruction.strip()
-                or not isinstance(extra, str)
-            ):
+            if record.problem or not _is_text(instruction) or not instruction.strip() or not _is_text(extra):
                 raise UsageError(
                     f"{file}: record {number}: {record.problem or repr(record.value)[:80]}; expected an object with the text "
                     "`instruction` (and `input`, which may be left out)."
@@ -141,8 +138,13 @@ def _prompts_in(pattern: str, system: str) -> Iterator[Prompt]:
             )
 
 
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Text that can be sent; what a file in another encoding leaves of a character cannot."""
+    return isinstance(value, str) and not HALF_CHARACTER.search(value)
+
+
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return value if _is_text(value) else None
 
 
 def requests_for(
@@ -154,7 +156,7 @@ def requests_for(
 ) -> list[Asked]:
     """The requests of one provider: as many as configured, over the same prompts as every other's.
 
-    One that was given up (its fate was lost twice) makes room for the next prompt, as long as there is one.
+    One that was given up (its fate was lost twice) makes room for the next prompt; where there is none it stays, unanswered.
 
     Raises:
         UsageError: there are fewer prompts than requests wanted.
@@ -162,20 +164,21 @@ def requests_for(
     wanted = (generation.requests if provider.requests is None else provider.requests) * generation.replicates
     languages = generation.languages if provider.languages is None else provider.languages
     found: list[Asked] = []
-    seen, skipped = set[str](), 0
+    seen, lost = set[str](), list[Asked]()
     for asked in _all_requests(name, provider, generation, prompts.ordered(languages)):
         if len(found) == wanted:
             break
-        if asked.request.key in seen:  # the same prompt twice in a user's file
+        if asked.request.cell in seen:  # the same prompt twice in a user's file
             continue
-        seen.add(asked.request.key)
+        seen.add(asked.request.cell)
         if asked.request.key in given_up:
-            skipped += 1
+            lost.append(asked)
         else:
             found.append(asked)
-    if generation.prompts == "topics" and len(found) + skipped < wanted:
+    found += lost[: wanted - len(found)]
+    if generation.prompts == "topics" and len(found) < wanted:
         raise UsageError(
-            f"data/topics.yaml: {wanted} topics wanted for {name}, the grid has {len(found) + skipped}: add values to its axes, or "
+            f"data/topics.yaml: {wanted} topics wanted for {name}, the grid has {len(found)}: add values to its axes, or "
             "ask for fewer (generation.requests)."
         )
     return found
@@ -208,9 +211,16 @@ def raw_record(asked: Asked, row: dict[str, Any], prompts: Prompts, *, local: bo
     try:
         text = text_of(row["response"])
         value = _record(text, asked.prompt, prompts.record)
+        if HALF_CHARACTER.search(json.dumps(value, ensure_ascii=False)):
+            raise ValueError("it holds half a character")
     except (ValueError, RecursionError) as error:
-        stopped = f" (stopped by {row['stop_reason']})" if row["stop_reason"] not in ("stop", "end_turn") else ""
-        value, problem = text, f"answer is not the JSON asked for{stopped}: {error}"
+        stopped = f" (stopped by {row['stop_reason']})" if row["stop_reason"] not in (None, "stop", "end_turn") else ""
+        what = "the JSON asked for" if asked.prompt.schema else "a text"
+        value, problem = text, f"answer is not {what}{stopped}: {error}"
+    # text that looks like an answer is none where it was broken off
+    broken_off = REFUSALS if asked.prompt.schema else (*REFUSALS, *TRUNCATIONS)
+    if problem is None and row["stop_reason"] in broken_off:
+        value, problem = text, f"answer is not whole (stopped by {row['stop_reason']})"
     return RawRecord(
         source=LOCAL_SOURCE if local else API_SOURCE,
         value=value,
@@ -226,11 +236,30 @@ def raw_record(asked: Asked, row: dict[str, Any], prompts: Prompts, *, local: bo
 def _record(text: str, prompt: Prompt, templates: dict[Any, str]) -> Any:
     if not prompt.schema:
         return {**prompt.asked, "output": text}
-    fenced = FENCE.fullmatch(text)  # a server that does not know schemas answers with a block of Markdown
-    value = json.loads(fenced[1] if fenced else text)
-    try:
-        jsonschema.validate(value, prompt.schema)
-    except jsonschema.ValidationError as error:
+    value = json_in(text)
+    if error := best_match(_validator(json.dumps(prompt.schema)).iter_errors(value)):
         place = ".".join(str(part) for part in error.absolute_path) or "record"
-        raise ValueError(f"{place}: {error.message[:200]}") from None
-    return {name: template.format_map(value) for name, template in templates.items()} if templates else value
+        raise ValueError(f"{place}: {error.message[:200]}")
+    return {name: _filled(name, template, value) for name, template in templates.items()} if templates else value
+
+
+@lru_cache(maxsize=16)
+def _validator(schema: str) -> JsonSchema:
+    return JsonSchema(json.loads(schema))
+
+
+def _filled(name: str, template: str, value: Any) -> str:
+    try:
+        return template.format_map(value)
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"record.{name}: {error} is not a field of it") from None
+
+
+def json_in(text: str) -> Any:
+    """The JSON that an answer is, or that stands in it as a block of Markdown, as servers write it that know no schemas.
+
+    Raises:
+        ValueError: it is none. RecursionError: nested too deeply.
+    """
+    fenced = FENCE.fullmatch(text)
+    return json.loads(fenced[1] if fenced else text)

@@ -21,7 +21,8 @@ from pipelines.generate.prices import Costs, worst_cost
 from pipelines.process import draining
 
 TRIES = 5  # of one request in one run; being turned away (429, 503, 529) is not counted
-# So many failures in a row, for so long without an answer between them: nobody is there, and the provider stops for this run.
+TURNED_AWAY = ("throttled", "overloaded")
+# So many failures in a row, over so long a time: nobody is there, and the provider stops for this run.
 DEAD_FAILURES, DEAD_SECONDS, DEAD_REFUSING_SECONDS = 12, 5.0, 180.0
 DRAIN_SECONDS = 8.0  # what is under way may still answer so long after Ctrl-C
 
@@ -74,6 +75,7 @@ class Run:
     progress: Progress
     started: float = field(default_factory=time.monotonic)
     senders: "list[_Sender]" = field(default_factory=list)
+    doubts: Counter[str] = field(default_factory=Counter)  # by request: how often its fate was lost
     stopping: bool = False
     broken: BaseException | None = None  # why the journal could not be written
 
@@ -81,11 +83,18 @@ class Run:
         tallies = {sender.job.provider: sender.tally for sender in self.senders}
         self.progress(Snapshot(time.monotonic() - self.started, self.budget.charged_now, tallies))
 
+    @property
+    def under_way(self) -> bool:
+        return any(sender.under_way for sender in self.senders)
+
+    def wake(self) -> None:
+        for sender in self.senders:
+            sender.wake()
+
     def stop(self) -> None:
         """Send nothing more; what is under way is waited for."""
         self.stopping = True
-        for sender in self.senders:
-            sender.wake()
+        self.wake()
 
 
 async def send_all(
@@ -97,13 +106,14 @@ async def send_all(
         WorkError: the journal cannot be written.
         KeyboardInterrupt: interrupted; nothing more was sent, and what was under way got some seconds to be answered.
     """
-    run = Run(journal, Writer(journal), budget, progress or (lambda _: None))
+    run = Run(journal, Writer(journal), budget, progress or (lambda _: None), doubts=journal.doubts())
     run.senders = [_Sender(run, job) for job in jobs]
     try:
         with draining(run.stop, seconds=DRAIN_SECONDS):
             async with asyncio.TaskGroup() as group:
                 for sender in run.senders:
-                    group.create_task(sender.send())
+                    if sender.job.requests:  # else not even its SDK is loaded
+                        group.create_task(sender.send())
     finally:
         await run.writer.close()
     if run.broken:
@@ -121,10 +131,10 @@ class _Sender:
         self._pacer = Pacer(slots=job.slots, longest_wait=job.longest_wait)
         self._queue = deque(job.requests)
         self._later = 0  # requests that wait for their next try
-        self._tries: Counter[str] = Counter()
-        self._doubts = run.journal.doubts()
-        self._under_way: set[asyncio.Task[None]] = set()
-        self._failures_in_a_row = 0
+        self._tries = Counter[tuple[str, bool]]()  # by request, those it was turned away at apart
+        self.under_way = set[asyncio.Task[None]]()
+        # when requests failed in a row: those turned away (True) since the last answer, others since anything was heard
+        self._failed_at: dict[bool, list[float]] = {True: [], False: []}
         self._heard_at = time.monotonic()
         self._event = asyncio.Event()
 
@@ -132,20 +142,32 @@ class _Sender:
         self._event.set()
 
     async def send(self) -> None:
-        async with self.job.client() as client:
+        try:
+            connection = self.job.client()
+        except Exception as error:  # a proxy or certificates that the environment names wrongly, say
+            self._stop(f"it cannot be reached from here: {error}")
+            return
+        async with connection as client:
             try:
-                while (self._queue or self._later or self._under_way) and not self._ended:
-                    delay = self._pacer.delay(time.monotonic(), len(self._under_way)) if self._queue else math.inf
-                    if delay > 0:
-                        await self._wait(delay)
-                    else:
-                        await self._dispatch(client, self._queue.popleft())
-                while self._under_way:
-                    await asyncio.wait(self._under_way)
+                await self._send_queue(client)
+                while self.under_way:
+                    await asyncio.wait(self.under_way)
             finally:
-                for task in self._under_way:
+                for task in self.under_way:
                     task.cancel()
+                await asyncio.gather(*self.under_way, return_exceptions=True)
         self._run.tell()
+
+    async def _send_queue(self, client: Client) -> None:
+        while (self._queue or self._later or self.under_way) and not self._ended:
+            delay = self._pacer.delay(time.monotonic(), len(self.under_way)) if self._queue else math.inf
+            if delay > 0:
+                await self._wait(delay)
+            elif short := self._dispatch(client):
+                if self._run.under_way:  # what they do not cost after all may be enough
+                    await self._wait(math.inf)
+                else:
+                    self._stop(short)
 
     @property
     def _ended(self) -> bool:
@@ -159,33 +181,32 @@ class _Sender:
         if timer:
             timer.cancel()
 
-    async def _dispatch(self, client: Client, request: Request) -> None:
-        """Reserve what the request may cost and let it go; or stop, if the budget does not allow it."""
-        provider, budget = self.job.provider, self._run.budget
+    def _dispatch(self, client: Client) -> str | None:
+        """Reserve what the next request may cost and let it go; or say what the budget lacks for it."""
+        provider, budget, request = self.job.provider, self._run.budget, self._queue[0]
         worst = worst_cost(self.job.costs, request)
         if worst is None and budget.caps.any_for(provider):
-            short: str | None = unknown_price(provider, request)
-        else:
-            short = await budget.reserve(provider, worst or 0.0)
-        if short:
-            self._queue.appendleft(request)
-            self._stop(short)
-            return
+            self._stop(unknown_price(provider, request))
+            return None
+        if short := budget.hold(provider, worst or 0.0):
+            return short
+        self._queue.popleft()
         sent_at = time.monotonic()
         self._pacer.sent(sent_at)
-        task = asyncio.create_task(self._ask(client, request, worst, sent_at))
-        self._under_way.add(task)
+        task = asyncio.create_task(self._ask(client, request, worst or 0.0, sent_at))
+        self.under_way.add(task)
         task.add_done_callback(self._landed)
+        return None
 
     def _landed(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
-        self.wake()
+        self.under_way.discard(task)
+        self._run.wake()  # every sender: it may wait for what this one had reserved
         if not task.cancelled() and (error := task.exception()):  # the journal: nothing may be sent that it cannot hold
             self._run.broken = error
             self._run.stop()
 
-    async def _ask(self, client: Client, request: Request, worst: float | None, sent_at: float) -> None:
-        reserved = charged = worst or 0.0
+    async def _ask(self, client: Client, request: Request, reserved: float, sent_at: float) -> None:
+        charged = reserved
         try:
             await self._run.writer.write(lambda: self._run.journal.sending(request, reserve=reserved))
             try:
@@ -195,7 +216,7 @@ class _Sender:
             else:
                 charged = await self._answered(request, answer, reserved, sent_at)
         finally:
-            await self._run.budget.settle(self.job.provider, reserved, charged)
+            self._run.budget.give_back(self.job.provider, reserved - charged)
         self._run.tell()
 
     async def _answered(self, request: Request, answer: Answer, reserved: float, sent_at: float) -> float:
@@ -204,7 +225,7 @@ class _Sender:
         await self._run.writer.write(lambda: self._run.journal.answered(request.key, answer, cost=cost))
         self._heard_at = time.monotonic()
         self._pacer.answered(sent_at, self._heard_at, answer.limits)
-        self._failures_in_a_row = 0
+        self._heard(turned_away=False)
         self.tally.answered += 1
         self.tally.refused += answer.refused
         self.tally.tokens += answer.usage.total
@@ -214,34 +235,34 @@ class _Sender:
         """Note what became of the request and plan its next try, if it has one; returns the dollars that stay charged."""
         journal, now = self._run.journal, time.monotonic()
         self.tally.errors += 1
-        self._failures_in_a_row += 1
-        if error.fate == "unknown":
-            await self._run.writer.write(lambda: journal.doubtful(request.key, str(error), raw=error.raw))
-            self._doubts[request.key] += 1
-        else:
-            await self._run.writer.write(lambda: journal.failed(request.key, str(error)))
+        # before anything is awaited: no further request leaves as if nothing had happened
         if error.fate == "throttled":
             self._pacer.throttled(sent_at, now, error.limits, error.retry_after)
-        elif error.fate in ("overloaded", "failed", "unknown", "unsent"):
+        elif error.fate == "stopped":
+            self._stop(str(error))
+        elif error.fate != "impossible":
             self._pacer.failed(sent_at, now, error.retry_after)
+        if error.fate == "unknown":
+            await self._run.writer.write(lambda: journal.doubtful(request.key, str(error), raw=error.raw))
+            self._run.doubts[request.key] += 1
+        else:
+            await self._run.writer.write(lambda: journal.failed(request.key, str(error)))
         self._plan(request, error)
         return reserved if error.fate == "unknown" else 0.0
 
     def _plan(self, request: Request, error: CallError) -> None:
         """Whether, and when, the request is tried again; and whether the provider is."""
-        self._tries[request.key] += 1
-        tries = self._tries[request.key]
+        turned_away = error.fate in TURNED_AWAY
+        self._tries[request.key, turned_away] += 1
+        tries = self._tries[request.key, turned_away]
         match error.fate:
-            case "stopped":
-                self.tally.failed += 1
-                self._stop(str(error))
-            case "impossible":
+            case "stopped" | "impossible":
                 self.tally.failed += 1
             case "throttled":
                 self._queue.appendleft(request)
             case "overloaded":
                 self._again(request, self._pacer.backoff(min(tries, TRIES)))
-            case "unknown" if self._doubts[request.key] > RESENT_AT_MOST:
+            case "unknown" if self._run.doubts[request.key] > RESENT_AT_MOST:
                 self.tally.in_doubt += 1
             case "failed" | "unsent" if tries >= TRIES:
                 self.tally.failed += 1
@@ -259,13 +280,23 @@ class _Sender:
 
         asyncio.get_running_loop().call_later(seconds, put_back)
 
+    def _heard(self, *, turned_away: bool) -> None:
+        """Somebody is there; unless it only turns requests away, it answers them."""
+        self._failed_at[False].clear()
+        if not turned_away:
+            self._failed_at[True].clear()
+
     def _stop_if_dead(self, error: CallError) -> None:
-        silent = time.monotonic() - self._heard_at
-        refusing = error.fate in ("throttled", "overloaded")
-        longest = DEAD_REFUSING_SECONDS if refusing else DEAD_SECONDS
-        if self._failures_in_a_row >= DEAD_FAILURES and silent > longest:
+        turned_away, now = error.fate in TURNED_AWAY, time.monotonic()
+        if turned_away or error.fate == "impossible":
+            self._heard(turned_away=turned_away)
+        failed_at = self._failed_at[turned_away]
+        failed_at.append(now)
+        longest = DEAD_REFUSING_SECONDS if turned_away else DEAD_SECONDS
+        if len(failed_at) >= DEAD_FAILURES and now - failed_at[0] > longest:
             self._stop(
-                f"no answer for {silent:.0f} s, {self._failures_in_a_row} failures in a row, the last: {error}; run it again later"
+                f"no answer for {now - self._heard_at:.0f} s, {len(failed_at)} failures in a row, the last: {error}; "
+                "run it again later"
             )
 
     def _stop(self, why: str) -> None:

@@ -24,6 +24,8 @@ OURS = (
     "response_format",
     "stream",
     "extra_headers",
+    "n",  # one answer a request; generation.replicates asks for more
+    "best_of",
 )
 
 
@@ -94,6 +96,7 @@ def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"base_url {url!r}: expected http://host:port/... or https://...")
+    _ = parts.port  # a ValueError that says so where it is none
     if parts.username or parts.password:
         raise ValueError("base_url holds a user or password: keep secrets in the environment (api_key_env)")
 

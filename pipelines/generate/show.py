@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipelines.generate.coverage import Coverage
 from pipelines.generate.generate import GenerationResult, ProviderResult
 from pipelines.generate.send import Snapshot
 
@@ -64,6 +65,13 @@ def summary(result: GenerationResult) -> Iterator[str]:
         yield f"{name} stopped: {why}"
 
 
+def covered(coverages: Sequence[Coverage]) -> Iterator[str]:
+    """How much of the grid the valid records of each provider hit, and how they vary."""
+    for one in coverages:
+        varied = "" if one.distinct_2 is None else f", distinct-2 {one.distinct_2:.2f}"
+        yield f"{one.provider}: {one.records} valid records in {one.cells} cells and {one.topics} topics{varied}"
+
+
 def duels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The judge's verdict on each pair of providers."""
     for row in rows:
@@ -77,6 +85,8 @@ def duels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"({row['ties']} ties, {row['order_disagreements']} of them as the verdict changed with the order; "
             f"judge {row['judge']}{family})"
         )
+        if row["unreadable"]:
+            yield f"  {row['unreadable']} cells are left out: the judge said nothing that can be read"
         if row["smallest_difference"] is not None:
             yield f"  so many cells could have shown a difference of {row['smallest_difference']:.0%} or more"
 

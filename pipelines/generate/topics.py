@@ -10,12 +10,17 @@ from typing import Any, Literal
 import jsonschema
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
 from pipelines.errors import UsageError
 from pipelines.records import explain
 from pipelines.settings import Strict, expected_one_of
+from pipelines.shapes import SHAPES, TURNS, map_fields
 
 Cell = dict[str, str]
+JsonSchema = jsonschema.Draft202012Validator
 
 
 class TopicGrid(Strict):
@@ -62,7 +67,7 @@ class TopicGrid(Strict):
     @model_validator(mode="after")
     def _schema_and_record_fit(self) -> "TopicGrid":
         try:
-            jsonschema.Draft202012Validator.check_schema(self.record_schema)
+            check_schema(self.record_schema)
         except jsonschema.SchemaError as error:
             raise ValueError(f"schema: not a JSON schema: {error.message}") from None
         fields = dict.fromkeys(self.record_schema.get("properties", {}), "x")
@@ -73,7 +78,23 @@ class TopicGrid(Strict):
                 raise ValueError(
                     f"record.{name}: {error} is not a field; {expected_one_of('', list(fields))}"
                 ) from None
+        if problem := self._no_record():
+            raise ValueError(problem)
         return self
+
+    def _no_record(self) -> str | None:
+        """Why no answer could become a record, as far as the names tell."""
+        names = dict.fromkeys([*self.record_schema.get("properties", {}), *self.record_schema.get("required", [])], "x")
+        if self.record:
+            missing = [name for name in ("instruction", "output") if name not in self.record]
+            return f"record: says nothing of {' and '.join(missing)}" if missing else None
+        if (
+            not names
+            or any(name in names for name in TURNS)
+            or {"instruction", "output"} <= {*map_fields(names).fields}
+        ):
+            return None
+        return f"schema: its fields are {', '.join(names)}; expected {SHAPES}, or say under `record` what becomes what"
 
     def render(self, cell: Cell) -> str:
         return self.prompt.format(**cell).strip()
@@ -96,10 +117,10 @@ class TopicGrid(Strict):
 
     def cells(self, *, seed: int, languages: list[str] | None = None) -> Iterator[Cell]:
         """Every cell of the grid once, in the order in which samples take them."""
-        axes = self._axes_in(languages)
+        axes, size = self._axes_in(languages), self.size(languages)
         streams = {axis: _shuffled_forever(values, random.Random(f"{seed}/{axis}")) for axis, values in axes.items()}
         seen: set[tuple[str, ...]] = set()
-        while len(seen) < self.size(languages):
+        while len(seen) < size:
             cell = {axis: next(stream) for axis, stream in streams.items()}
             if (values := tuple(cell.values())) not in seen:
                 seen.add(values)
@@ -113,6 +134,28 @@ class TopicGrid(Strict):
         if languages and "language" in axes:
             axes["language"] = [value for value in axes["language"] if self.languages.get(value) in languages]
         return axes
+
+
+def check_schema(schema: dict[str, Any]) -> None:
+    """Refuse what no answer could be checked by, before an answer is paid for.
+
+    Raises:
+        SchemaError: no JSON schema, a pattern that is no regular expression among others.
+        ValueError: a reference to what is not there.
+    """
+    JsonSchema.check_schema(schema, format_checker=JsonSchema.FORMAT_CHECKER)
+    resolver = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
+    parts: list[Any] = [schema]
+    for part in parts:
+        if isinstance(part, dict):
+            if isinstance(reference := part.get("$ref"), str):
+                try:
+                    resolver.lookup(reference)
+                except Unresolvable:
+                    raise ValueError(f"schema: {reference!r} stands nowhere in it") from None
+            parts.extend(part.values())
+        elif isinstance(part, list):
+            parts.extend(part)
 
 
 def _shuffled_forever(values: list[str], rng: random.Random):

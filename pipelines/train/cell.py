@@ -103,8 +103,8 @@ def examples_now(stage: Stage) -> tuple[Path, Selected]:
 
 def for_method(stage: Stage, method: str, selected: Selected) -> Selected:
     """What of the profile's examples the method trains on: `data` in experiments.yaml, else all."""
-    data = stage.experiments.method(method).data
-    return selected.narrowed(data.provider, data.max_examples) if data else selected
+    selection = stage.selection_of(method)
+    return selected.narrowed(selection.provider, selection.max_train)
 
 
 def fingerprints(stage: Stage, key: CellKey, selected: Selected) -> dict[str, str | None]:
@@ -149,7 +149,7 @@ def train(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | Non
         if for_method(stage, key.method, selected).train:
             _run(stage, attempt, watch)
         else:
-            write_result(attempt.folder, "unavailable", "load", _no_examples(stage, key.method))
+            write_result(attempt.folder, "unavailable", "load", no_examples(stage, key.method))
         finished = Attempt(key, attempt.folder)
         if finished.status in restart.FINAL:
             restart.clear([*earlier, finished])
@@ -158,12 +158,14 @@ def train(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | Non
         return finished, False
 
 
-def _no_examples(stage: Stage, method: str) -> str:
-    data = stage.experiments.method(method).data
-    provider = data.provider if data else None
+def no_examples(stage: Stage, method: str) -> str:
+    """Why the method has nothing to train on, and what to do."""
+    provider = stage.selection_of(method).provider
+    named = "sources.providers" if provider != stage.experiments.local_provider else "sources.local_generator"
     return (
-        f"methods.{method}.data names provider {provider}, and no example of it was accepted: enable it, name it in "
-        f"sources.providers and run `featherweight generate --provider {provider}`, then `featherweight clean`"
+        f"methods.{method}.data names provider {provider}, and no example of it is among those that profile {stage.profile} "
+        f"trains on (languages: {stage.selection.languages}): let it be asked (enabled, {named}), run "
+        f"`featherweight generate --provider {provider}`, then `featherweight clean`"
     )
 
 

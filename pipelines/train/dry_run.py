@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from pipelines.cells import CellKey
-from pipelines.train.cell import Stage, examples_now, recipe_of
+from pipelines.errors import UsageError
+from pipelines.train.cell import Stage, examples_now, for_method, no_examples, recipe_of
 from pipelines.train.prompts import IGNORE, Tokenized
 
 
@@ -13,6 +14,9 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     Raises:
         UsageError: nothing to train on. ValueError: tokens that would be learned wrongly.
     """
+    selected = for_method(stage, key.method, examples_now(stage)[1])
+    if not selected.train:
+        raise UsageError(no_examples(stage, key.method))
     import torch
 
     from pipelines import weights
@@ -21,7 +25,6 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     from pipelines.train.prompts import PromptFormat
 
     loading.quiet()
-    _, selected = examples_now(stage)
     recipe = recipe_of(stage, key)
     folder = weights.fetch(stage.data, stage.experiments, key.model)
     form = PromptFormat(loading.load_tokenizer(folder), recipe["prompt"])

@@ -1,0 +1,26 @@
+"""Other tools to measure beside, each in an environment of its own under .venv-peers/, made at the first call."""
+
+import subprocess
+import sys
+
+from pipelines.paths import PROJECT
+
+PACKAGES = {
+    "distilabel": ["distilabel[openai]==1.5.3", "requests"],
+    "curator": ["bespokelabs-curator==0.1.31"],
+    "near-duplicates": ["datasketch==2.0.0", "datatrove==0.10.1", "regex", "spacy", "numpy"],
+}
+
+
+def peer_python(name: str) -> str | None:
+    """The interpreter of the environment that holds a peer; None where its packages cannot be installed."""
+    folder = PROJECT / ".venv-peers" / name
+    python = folder / "bin" / "python"
+    if not (folder / "stamp").exists():
+        made = [sys.executable, "-m", "venv", str(folder)]
+        installed = [str(python), "-m", "pip", "install", "--quiet", *PACKAGES[name]]
+        for step in (made, installed):
+            if subprocess.run(step, capture_output=True, check=False).returncode:
+                return None
+        (folder / "stamp").touch()
+    return str(python)

@@ -1,0 +1,96 @@
+"""The statistics against values that others computed, and against their own definitions."""
+
+import math
+from statistics import NormalDist
+
+import pytest
+
+from pipelines.statistics import bootstrap_mean, percentile, sign_test, smallest_difference, wilson
+
+# statsmodels 0.14: proportion_confint(hits, total, method="wilson")
+WILSON = {
+    (5, 10): (0.2365931, 0.7634069),
+    (0, 10): (0.0, 0.2775328),
+    (10, 10): (0.7224672, 1.0),
+    (1, 1): (0.2065493, 1.0),
+    (0, 1): (0.0, 0.7934507),
+}
+# R: binom.test(losses, wins + losses)$p.value
+SIGN = {
+    (0, 0): 1.0,
+    (1, 0): 1.0,
+    (5, 0): 0.0625,
+    (6, 0): 0.03125,
+    (10, 2): 0.03857422,
+    (7, 7): 1.0,
+    (20, 30): 0.2026388,
+}
+
+
+@pytest.mark.parametrize(("counts", "expected"), WILSON.items())
+def test_wilsons_interval_is_the_known_one(counts: tuple[int, int], expected: tuple[float, float]) -> None:
+    assert wilson(*counts) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("total", [1, 7, 24, 1000])
+def test_wilsons_ends_are_where_the_score_test_just_rejects(total: int) -> None:
+    z = NormalDist().inv_cdf(0.975)
+    for hits in {0, 1, total // 3, total - 1, total}:
+        found = wilson(hits, total)
+        assert found is not None
+        low, high = found
+        assert 0 <= low <= hits / total <= high <= 1
+        for end in (low, high):
+            if 1e-9 < end < 1 - 1e-9:
+                assert abs(hits / total - end) / math.sqrt(end * (1 - end) / total) == pytest.approx(z, rel=1e-5)
+
+
+def test_of_nothing_there_is_no_interval_and_no_percentile() -> None:
+    assert wilson(0, 0) is None
+    assert percentile([], 0.5) is None
+    assert bootstrap_mean([]) is bootstrap_mean([1.0]) is None
+    assert smallest_difference([]) is smallest_difference([0.5]) is None
+
+
+def test_percentiles_are_interpolated() -> None:
+    assert percentile([4, 1, 3, 2], 0.5) == 2.5
+    assert percentile([7], 0.95) == 7
+    assert percentile(list(range(101)), 0.95) == 95
+
+
+def test_the_bootstrap_is_that_of_the_binomial_where_all_scores_are_wins_or_losses() -> None:
+    n, wins = 40, 26
+    share = wins / n
+    mass = [math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)]
+    below = [sum(mass[: k + 1]) for k in range(n + 1)]
+    low = next(k for k in range(n + 1) if below[k] >= 0.025) / n
+    high = next(k for k in range(n + 1) if below[k] >= 0.975) / n
+    found = bootstrap_mean([1.0] * wins + [0.0] * (n - wins))
+    assert found == pytest.approx((low, high), abs=1 / n)
+    assert found == bootstrap_mean([1.0] * wins + [0.0] * (n - wins)), "the same sample, the same interval"
+
+
+def test_the_smallest_difference_is_found_in_four_of_five_samples() -> None:
+    """Simulated: a true difference of that size is significant in about 80 % of the samples."""
+    import numpy as np
+
+    rng = np.random.default_rng(3)
+    n, spread = 60, 0.4
+    sample = rng.normal(0, spread, n)
+    sample = (sample - sample.mean()) / sample.std(ddof=1) * spread  # the spread is exactly that
+    size = smallest_difference(list(sample))
+    assert size is not None
+    means = rng.normal(size, spread / math.sqrt(n), 20_000)
+    found = (abs(means) > NormalDist().inv_cdf(0.975) * spread / math.sqrt(n)).mean()
+    assert found == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_sample_without_spread_could_show_what_coin_tosses_could() -> None:
+    assert smallest_difference([0.5] * 16) == smallest_difference([1.0] * 16) == pytest.approx(2.801585 * 0.5 / 4)
+
+
+@pytest.mark.parametrize(("counts", "expected"), SIGN.items())
+def test_the_sign_test_is_the_exact_binomial_one(counts: tuple[int, int], expected: float) -> None:
+    assert sign_test(*counts) == pytest.approx(expected, rel=1e-5)
+    assert sign_test(*counts[::-1]) == sign_test(*counts)
+    assert sign_test(300, 300) == pytest.approx(1.0)
