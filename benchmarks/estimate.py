@@ -75,7 +75,10 @@ def _stage(model: str, folder: Path) -> Stage:
     plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
     if model == PACKAGED:
         return Stage(data_root(), Experiments.model_validate(plain), "local")
-    like = plain["models"].get(model) or {**plain["models"]["gemma-2b-it"], "overrides": {}}  # gemma-3's modules have its names
+    like = plain["models"].get(model) or {
+        **plain["models"]["gemma-2b-it"],
+        "overrides": {},
+    }  # gemma-3's modules have its names
     plain["models"][model] = {**like, "source": {"random": model}}
     return Stage(DataRoot(folder / model), Experiments.model_validate(plain), "local")
 
