@@ -19,9 +19,8 @@ def train_cell(worker: Worker) -> None:
     import torch
 
     from pipelines.clean.select import Selection, select
-    from pipelines.train import batches, checks, loading
+    from pipelines.train import batches, checks, loading, quantizing
     from pipelines.train.loop import Trainer
-    from pipelines.train.memory import peak_resident_bytes
     from pipelines.train.precision import weights_dtype
     from pipelines.train.prompts import PromptFormat
 
@@ -31,8 +30,9 @@ def train_cell(worker: Worker) -> None:
     worker.measure(import_seconds=clock.lap())
     folder = worker.root / spec["weights"]
     tokenizer = loading.load_tokenizer(folder)
-    model = loading.load_model(folder, recipe)
-    worker.measure(load_seconds=clock.lap())
+    with quantizing.watched(quantizes=bool(recipe["quantization"])) as quantized:
+        model = loading.load_model(folder, recipe)
+    worker.measure(**quantized.measured(clock.lap()))
     if recipe["kind"] == "lora":
         model = loading.add_adapter(model, recipe)
     if recipe["gradient_checkpointing"]:
@@ -46,7 +46,6 @@ def train_cell(worker: Worker) -> None:
         hidden_size=config.hidden_size,
         weights_dtype=recipe["quantization"] or str(weights_dtype(recipe)).removeprefix("torch."),
         attention=config._attn_implementation,
-        load_peak_memory_gb=peak_resident_bytes() / 1e9,
     )
     worker.save()
     if recipe["kind"] == "none":
@@ -60,6 +59,7 @@ def train_cell(worker: Worker) -> None:
     held_out = [form.tokenize(record) for record in selected.eval]
     held_out = [example for example in held_out if len(example) <= recipe["max_length"]]
     worker.measure(truncated_share=1 - len(fitting) / len(train))
+    checks.tokenizer_is_as_recorded(form, spec.get("tokens") or {})
     checks.tokens_are_sound(fitting, held_out, form)
     checks.labels_are_the_answers(selected.train[:CHECKED], form)
     trainer = Trainer(worker, model, recipe, loading.device())
@@ -68,7 +68,7 @@ def train_cell(worker: Worker) -> None:
     if recipe["early_stop_patience"]:
         fitting, validation = batches.held_back(fitting, recipe["validation_share"])
     worker.measure(train_examples=len(fitting), validation_examples=len(validation))
-    trainer.prepare(fitting, earlier)
+    trainer.prepare(fitting, earlier, validation=validation)
     worker.phase("train")
     _require_disk(worker, trainer, resumed=earlier is not None)
     trainer.train(held_out, validation)
