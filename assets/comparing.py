@@ -1,5 +1,7 @@
 """The table that people decide by, published where anyone reads it."""
 
+from typing import Any
+
 import dagster as dg
 
 from assets.metadata import picture, table
@@ -14,8 +16,21 @@ from pipelines.compare.show import SHOWN
 # few enough that the UI shows the table in place rather than behind a click
 IN_SHORT = ("model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "peak_memory_gb", "train_seconds")
 
+EVERY_CELL_IS_OK = "every_cell_is_ok"
 
-@dg.asset(group_name="compare", kinds={"duckdb"}, deps=[trained_model, evaluation, provider_comparison])
+
+@dg.asset(
+    group_name="compare",
+    kinds={"duckdb"},
+    deps=[trained_model, evaluation, provider_comparison],
+    check_specs=[
+        dg.AssetCheckSpec(
+            EVERY_CELL_IS_OK,
+            asset="comparison",
+            description="Every cell of the profile ended ok; lists those that did not.",
+        )
+    ],
+)
 def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """One row per configured cell: quality, memory, speed, cost. In `data/warehouse.duckdb` and `data/report/index.html`."""
     stage = stage_now()
@@ -24,6 +39,7 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
     context.log.info(f"published {len(rows)} rows: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     return dg.MaterializeResult(
+        check_results=[_every_cell_is_ok(rows)],
         metadata={
             "rows": len(rows),
             "ok": counts.get("ok", 0),
@@ -35,5 +51,17 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
             **picture(plots.loss_curves(curves_of(stage, rows), "png"), "loss curves"),
             "warehouse": dg.MetadataValue.path(publication.warehouse),
             "report": dg.MetadataValue.path(publication.report),
-        }
+        },
+    )
+
+
+def _every_cell_is_ok(rows: list[dict[str, Any]]) -> dg.AssetCheckResult:
+    """A warning with a line for each cell that is not ok, whatever run it came from."""
+    bad = [row for row in rows if row["status"] != "ok"]
+    shown = ["model", "method", "status", "phase", "status_detail", "advice"]
+    return dg.AssetCheckResult(
+        check_name=EVERY_CELL_IS_OK,
+        passed=not bad,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"ok": len(rows) - len(bad), "not ok": len(bad), "cells": table(bad, shown)},
     )

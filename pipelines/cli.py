@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pipelines import experiments as configuration
 from pipelines.cells import CellKey
@@ -190,6 +191,43 @@ def estimate(arguments: Arguments) -> int:
     return OK
 
 
+def tune(arguments: Arguments) -> int:
+    from pipelines.tune.tune import Range, tune
+
+    stage = stage_now()
+    if arguments.profile:
+        stage = replace(stage, profile=configuration.profile_name(stage.experiments, arguments.profile))
+    if (arguments.low is None) != (arguments.high is None):
+        raise UsageError("--low and --high go together: the least and the highest learning rate to try")
+    asked = None if arguments.low is None else Range(arguments.low, arguments.high)
+    if asked and not 0 < asked.low < asked.high:
+        raise UsageError(f"--low {asked.low:g} --high {asked.high:g}: expected 0 < low < high")
+    (key, *_) = _keys(stage, arguments)
+    found = tune(stage, key, trials=arguments.trials, asked=asked, tell=print)
+    print(f"\nbest of {found.trials} trials: {found.rate:.2e}, loss {found.loss:.4f} on the slice held back from train")
+    if found.at_edge:
+        print("it lies at the edge of what was tried: run again with --low and --high moved that way")
+    print(f"\n# experiments.yaml\n{found.yaml()}")
+    return OK
+
+
+def sweep(arguments: Arguments) -> int:
+    from pipelines.compare.compare import compare as publish
+    from pipelines.progress import CellProgress
+    from pipelines.sweep import run_sweep, with_ranks, write_picture
+    from pipelines.sweep import table as rank_table
+
+    stage = stage_now()
+    model = arguments.model or stage.experiments.profile(stage.profile).models[0]
+    swept = with_ranks(stage, model, arguments.ranks)
+    progress = CellProgress()
+    rows = run_sweep(swept, on_tick=progress.show, tell=print)
+    publish(stage)
+    print(f"\n{rank_table(rows, swept, arguments.format)}")
+    print(f"\npicture: {write_picture(rows, swept)}", file=sys.stderr)
+    return OK if all(row["status"] == "ok" for row in rows) else NOT_OK
+
+
 def doctor(_: Arguments) -> int:
     from pipelines.doctor import examine
 
@@ -260,8 +298,32 @@ def parser() -> argparse.ArgumentParser:
     foretold.add_argument("model", nargs="?", help="default: every model of the grid")
     foretold.add_argument("method", nargs="?", help="default: every method")
     foretold.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
+    tuned = command(
+        "tune", tune, "search a cell's learning rate over a slice of train (Optuna); goes on where it stopped"
+    )
+    tuned.add_argument("model")
+    tuned.add_argument("method")
+    tuned.add_argument(
+        "--trials", type=_positive, default=12, metavar="N", help="in all, with those done before; default 12"
+    )
+    tuned.add_argument("--profile", metavar="P", help="default: this machine's")
+    tuned.add_argument("--low", type=float, metavar="RATE", help="default: the configured rate / 10")
+    tuned.add_argument("--high", type=float, metavar="RATE", help="default: the configured rate × 10")
+    tuned.add_argument("--seed", type=int, help="default: the profile's first")
+    swept = command(
+        "sweep", sweep, "train and evaluate LoRA at several ranks (alpha 4 × rank, dropout 0.1): loss, minutes, memory"
+    )
+    swept.add_argument("model", nargs="?", help="default: the profile's first")
+    swept.add_argument("--ranks", type=_positive, nargs="+", default=[8, 128, 256], metavar="R")
+    swept.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
     command("doctor", doctor, "what this machine has and what each profile can run")
     return top
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

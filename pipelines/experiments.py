@@ -42,15 +42,29 @@ class Source(Strict):
         return self
 
 
+Rate = PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2)]  # of several the best is searched for
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class LearningRates(Strict):
-    full: PositiveFloat
-    lora: PositiveFloat
+    """A rate for each kind of method; a kind that is left out keeps that of the level below."""
+
+    full: Rate | None = None
+    lora: Rate | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> "LearningRates":
+        if self.full is None and self.lora is None:
+            raise ValueError("expected full, lora or both")
+        return self
 
 
 class TrainingOverrides(Strict):
     """Any training setting, None where the level below decides."""
 
-    learning_rate: LearningRates | PositiveFloat | None = None
+    learning_rate: LearningRates | Rate | None = None
+    learning_rate_source: Literal["tune"] | None = None
+    search_share: Annotated[float, Field(gt=0, le=1)] | None = None
     epochs: PositiveFloat | None = None
     examples_per_step: PositiveInt | None = None
     micro_batch_tokens: PositiveInt | None = None
@@ -69,12 +83,31 @@ class TrainingOverrides(Strict):
     checkpoint_every_steps: PositiveInt | None = None
     time_limit_minutes: PositiveFloat | None = None
     memory_budget_gb: PositiveFloat | None = None
+    target_loss: PositiveFloat | None = None
+    report_to: list[Tracker] | None = None
+
+    @model_validator(mode="after")
+    def _different_rates(self) -> "TrainingOverrides":
+        rate = self.learning_rate
+        for rates in (rate.full, rate.lora) if isinstance(rate, LearningRates) else (rate,):
+            if isinstance(rates, list) and len(set(rates)) < len(rates):
+                raise ValueError(f"learning_rate: expected different rates to try (got {rates})")
+        return self
+
+    def rate_for(self, kind: str) -> Rate | None:
+        """What this level says of the learning rate of a kind of method."""
+        if not isinstance(self.learning_rate, LearningRates):
+            return self.learning_rate
+        return self.learning_rate.lora if kind == "lora" else self.learning_rate.full
 
 
 class TrainingSettings(Strict):
-    """Every training setting of one cell, decided."""
+    """Every training setting of one cell, decided. `learning_rate_source` says which level of the file named the rate, or
+    `search` where it names several, or `tune`."""
 
-    learning_rate: PositiveFloat
+    learning_rate: Rate
+    learning_rate_source: str = "default"
+    search_share: float = 0.2
     epochs: PositiveFloat = 1
     examples_per_step: PositiveInt = 8
     micro_batch_tokens: PositiveInt = 2048
@@ -93,6 +126,8 @@ class TrainingSettings(Strict):
     checkpoint_every_steps: PositiveInt = 50
     time_limit_minutes: PositiveFloat = 720
     memory_budget_gb: PositiveFloat | None = None
+    target_loss: PositiveFloat | None = None
+    report_to: list[Tracker] = ["tensorboard"]
 
 
 class DataChoice(Strict):
@@ -131,10 +166,17 @@ class Method(TrainingOverrides):
 
 
 class Model(TrainingOverrides):
+    """A record of what is known of a model. `bos` and `end` are the token that must stand in front of every example (`none`: no
+    such token) and the one that ends an answer; the tokenizer is held to them. `fp16: false`: its activations leave float16's
+    range, so that it computes in bfloat16 or float32."""
+
     source: Source
     prompt: Literal["chat", "alpaca"]
     lora_targets: Annotated[list[str], Field(min_length=1)]
     attention_targets: list[str] = ["q_proj", "k_proj", "v_proj"]
+    bos: str | None = None
+    end: str | None = None
+    fp16: bool = True
     note: str | None = None
     overrides: dict[str, TrainingOverrides] = {}
 
@@ -300,16 +342,21 @@ class Experiments(Strict):
     def training_for(self, profile: str, model: str, method: str) -> TrainingSettings:
         """The decided settings of a cell: training < profile < method < model < model.overrides[method]."""
         chosen_model, chosen_method = self.model(model), self.method(method)
-        levels: list[TrainingOverrides] = [self.training, self.profile(profile).training, chosen_method, chosen_model]
-        levels += [chosen_model.overrides[method]] if method in chosen_model.overrides else []
-        decided: dict[str, Any] = {"learning_rate": LearningRates(full=2e-5, lora=2e-4)}
-        for level in levels:
-            for name in TrainingOverrides.model_fields:
-                if (value := getattr(level, name)) is not None:
-                    decided[name] = value
-        rate = decided["learning_rate"]
-        if isinstance(rate, LearningRates):
-            decided["learning_rate"] = rate.lora if chosen_method.kind == "lora" else rate.full
+        levels: dict[str, TrainingOverrides] = {
+            "default": self.training,
+            "profile": self.profile(profile).training,
+            "method": chosen_method,
+            "model": chosen_model,
+            "pair": chosen_model.overrides.get(method, TrainingOverrides()),
+        }
+        decided: dict[str, Any] = {"learning_rate": 2e-4 if chosen_method.kind == "lora" else 2e-5}
+        for name, level in levels.items():
+            for setting in TrainingOverrides.model_fields:
+                if (value := getattr(level, setting)) is not None and not setting.startswith("learning_rate"):
+                    decided[setting] = value
+            if (rate := level.rate_for(chosen_method.kind)) is not None:
+                source = "search" if isinstance(rate, list) else level.learning_rate_source or name
+                decided |= {"learning_rate": rate, "learning_rate_source": source}
         return TrainingSettings(**decided)
 
     def targets_for(self, model: str, settings: TrainingSettings) -> list[str]:

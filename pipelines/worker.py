@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipelines import disk
+from pipelines import disk, trackers
 from pipelines.cells import Status
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
@@ -46,6 +46,7 @@ class Worker:
         self.root = Path(spec["root"])
         self.report: Json = {"phase": "load", "measured": {}, "versions": package_versions()}
         self._pipes: Any = None
+        self._trackers: list[trackers.Tracker] = []
         self._asked_to_stop = False
 
     def listen(self) -> None:
@@ -81,6 +82,8 @@ class Worker:
         """Add a point to curve.jsonl, and say it unless `quietly`."""
         with (self.folder / "curve.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, allow_nan=False) + "\n")
+        for tracker in self._trackers:
+            tracker.point(row)
         if quietly:
             return
         losses = [
@@ -95,6 +98,7 @@ class Worker:
             status: Status = "ok"
             try:
                 self.save()
+                self._trackers = trackers.opened(self.spec, self.folder)
                 work(self)
             except UnavailableError as error:
                 status = self._verdict("unavailable", str(error))
@@ -105,6 +109,8 @@ class Worker:
             except Exception as error:
                 status = self._judge(error)
             self.report["status"] = status
+            for tracker in self._trackers:
+                tracker.close(status)
             if not self._last_word():
                 return disk.EXIT_CODE
         return 0 if status == "ok" else 3

@@ -11,8 +11,11 @@ from pipelines.clean.read import raw_records
 from pipelines.launcher import CellCommand
 from pipelines.train.cell import Watch, train
 from pipelines.train.child import train_cell
+from pipelines.tune.child import try_rate
 from pipelines.worker import Worker
 from tests.project import TinyProject
+
+WORK = {"pipelines.train.child": train_cell, "pipelines.tune.child": try_rate}
 
 
 class KilledError(BaseException):
@@ -50,7 +53,7 @@ class Told(Worker):
 
 
 class InProcess:
-    """A launcher that runs the training child here; `at_point(worker, row)` may raise KilledError or ask it to stop."""
+    """A launcher that runs the child that trains here; `at_point(worker, row)` may raise KilledError or ask it to stop."""
 
     def __init__(self, at_point: Callable[[Told, dict[str, Any]], None] = lambda _worker, _row: None) -> None:
         self._at_point = at_point
@@ -61,7 +64,7 @@ class InProcess:
         worker.at_point = self._at_point
         before = signal.getsignal(signal.SIGTERM)
         try:
-            return Ended(worker.run(train_cell))
+            return Ended(worker.run(WORK[command.arguments[1]]))
         except KilledError:
             return Ended(-signal.SIGKILL)
         finally:

@@ -188,7 +188,10 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
         ("epochs: 1", "epochs: .nan", 16, "training.epochs", "got nan"),
         ("epochs: 1", "max_length: 4", 16, "training.max_length", "got 4"),
         ("epochs: 1", "learning_rate: fast", 16, "training.learning_rate", "got 'fast'"),
-        ("epochs: 1", "learning_rate: {full: 1.0e-5}", 16, "training.learning_rate.lora", "Field required"),
+        ("epochs: 1", "learning_rate: {}", 16, "training.learning_rate", "expected full, lora or both"),
+        ("epochs: 1", "learning_rate: [1.0e-5]", 16, "training.learning_rate", "at least 2 items"),
+        ("epochs: 1", "learning_rate: {lora: [1.0e-4, 1.0e-4]}", 15, "training", "expected different rates to try"),
+        ("epochs: 1", "report_to: [tensorbord]", 16, "training.report_to[0]", "'tensorboard', 'wandb' or 'mlflow'"),
         ("epochs: 1", "optimizer: sgd", 16, "training.optimizer", "got 'sgd'"),
         ("prompt: alpaca", "prompt: poem", 4, "models.tiny.prompt", "'chat' or 'alpaca'"),
         ("    prompt: alpaca\n", "", 2, "models.tiny.prompt", "Field required"),
@@ -333,6 +336,21 @@ def test_each_kind_has_its_own_learning_rate(load: Load) -> None:
     loaded = load(("epochs: 1", "learning_rate: {full: 3.0e-5, lora: 4.0e-4}"))
     assert loaded.training_for("local", "tiny", "full").learning_rate == 3e-5
     assert loaded.training_for("local", "tiny", "lora-r8").learning_rate == 4e-4
+
+
+def test_the_source_of_a_learning_rate_is_the_level_that_named_it(load: Load) -> None:
+    pair = "attention_targets: [c_attn]\n    overrides: {full: {learning_rate: 3e-5, learning_rate_source: tune}}"
+    methods = "    methods: [base, full, lora-r8]"
+    rates = "    training: {learning_rate: {lora: [1e-4, 3e-4]}}"
+    loaded = load((methods, f"{methods}\n{rates}"), ("attention_targets: [c_attn]", pair))
+    chosen = [
+        loaded.training_for("local", model, method) for model in ("tiny", "other") for method in ("full", "lora-r8")
+    ]
+    assert [(one.learning_rate, one.learning_rate_source) for one in chosen] == [
+        (2e-5, "default"), ([1e-4, 3e-4], "search"), (3e-5, "tune"), ([1e-4, 3e-4], "search"),
+    ]  # fmt: skip
+    one = load(("rank: 8", "rank: 8, learning_rate: 5e-4")).training_for("local", "tiny", "lora-r8")
+    assert one.learning_rate_source == "method"
 
 
 def test_a_method_may_set_one_learning_rate(load: Load) -> None:

@@ -118,6 +118,14 @@ def test_half_precision_of_each_kind() -> None:
     assert not precision.make_scaler(lora, cpu).is_enabled()
 
 
+def test_auto_leaves_out_float16_for_a_model_that_leaves_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = {"precision": "auto", "kind": "lora"}
+    for half, expected in ((torch.float16, None), (torch.bfloat16, torch.bfloat16)):
+        monkeypatch.setattr(precision, "half_precision", lambda half=half: half)
+        assert precision.compute_dtype({**auto, "fp16": False}) is expected
+        assert precision.compute_dtype(auto) is half
+
+
 def test_a_step_whose_gradients_overflow_in_float16_is_left_out_and_the_run_goes_on(
     cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,16 @@ def test_a_template_that_writes_bos_itself_gets_no_second() -> None:
     assert example.input_ids.count(tokenizer.bos_token_id) == 1
 
 
+def test_a_tokenizer_that_is_not_as_the_models_record_says_is_refused() -> None:
+    plain, with_bos = PromptFormat(tiny_tokenizer(), "chat"), PromptFormat(tiny_tokenizer(bos=True), "alpaca")
+    checks.tokenizer_is_as_recorded(plain, {"bos": "none", "end": "<|im_end|>"})
+    checks.tokenizer_is_as_recorded(with_bos, {"bos": "<s>", "end": None})
+    with pytest.raises(ValueError, match=r"bos: the tokenizer has '<s>', experiments.yaml says 'none'"):
+        checks.tokenizer_is_as_recorded(with_bos, {"bos": "none"})
+    with pytest.raises(ValueError, match=r"end: the tokenizer has '<\|im_end\|>'"):
+        checks.tokenizer_is_as_recorded(plain, {"end": "</s>"})
+
+
 def test_every_assistant_turn_is_learned_and_nothing_else() -> None:
     turns = [
         {"role": "system", "content": "Be brief."},

@@ -79,6 +79,45 @@ def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     return _render(figure, kind)
 
 
+def rank_sweep(rows: Sequence[Row], kind: Kind = "svg") -> bytes:
+    """Loss on held-out records, minutes and peak memory by rank; a rank without a number is marked with its status."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    places = range(len(rows))
+    shown = (
+        ("eval_loss", "loss", "nats per token"),
+        ("minutes", "time", "minutes"),
+        ("peak_memory_gb", "memory", "GB at most"),
+    )
+    for axes, color, (column, title, unit) in zip(figure.subplots(1, 3), COLORS, shown, strict=False):
+        known = [(place, row[column]) for place, row in zip(places, rows, strict=True) if row[column] is not None]
+        for place, value in known:
+            good = rows[place]["status"] == "ok"
+            axes.plot(place, value, "o" if good else "x", color=color, markersize=6)
+            axes.annotate(
+                f"{value:.3g}",
+                (place, value),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                color=INK,
+                fontsize=8.5,
+            )
+        ok = [(place, value) for place, value in known if rows[place]["status"] == "ok"]
+        axes.plot(*zip(*ok, strict=True), color=color, linewidth=1.8) if ok else None
+        for place, row in zip(places, rows, strict=True):
+            if row["status"] != "ok":
+                said = row["status"].replace("_", " ")
+                axes.annotate(
+                    said, (place, 0.03), xycoords=("data", "axes fraction"), ha="center", color=COLORS[7], fontsize=8
+                )
+        axes.set_xticks(places, [f"{row['rank']}" for row in rows])
+        axes.margins(x=0.2, y=0.3)
+        _dress(axes, f"{title} by rank", "rank", unit)
+    return _render(figure, kind)
+
+
 def reasons_bar(reasons: Mapping[str, int], kind: Kind = "svg") -> bytes | None:
     """How many records each reason dropped; None where nothing was."""
     from matplotlib.figure import Figure

@@ -9,6 +9,7 @@ from pipelines import cells, machine
 from pipelines.cells import SEVERITY, Attempt, CellKey, Evaluation
 from pipelines.clean.select import Selected
 from pipelines.compare.advice import advise
+from pipelines.compare.targets import add_targets
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import questions
 from pipelines.evaluate.cell import base_method, current_evaluation, evaluation_fingerprint
@@ -38,13 +39,15 @@ COLUMNS = {
     "finished_at": "TIMESTAMPTZ", "run_id": "VARCHAR", "profile": "VARCHAR", "eval_records": "BIGINT", "eval_set": "VARCHAR",
     "evaluation_fingerprint": "VARCHAR", "load_peak_memory_gb": "DOUBLE", "ratios_because": "VARCHAR", "model_note": "VARCHAR",
     "estimated_half_batch_gb": "DOUBLE",
+    "target_loss": "DOUBLE", "quantize_peak_memory_gb": "DOUBLE", "search_seconds": "DOUBLE", "learning_rate_source": "VARCHAR",
+    "learning_rate_at_edge": "BOOLEAN", "rank": "INTEGER", "alpha": "DOUBLE", "weights_revision": "VARCHAR",
 }  # fmt: skip
 
 FROM_TRAINING = (
     "train_loss", "train_seconds", "tokens_per_second", "load_seconds", "quantize_seconds", "truncated_share",
     "peak_memory_gb", "process_memory_mean_mb", "process_memory_std_mb", "process_memory_min_mb", "process_memory_max_mb",
     "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
-    "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb",
+    "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb", "quantize_peak_memory_gb", "search_seconds",
 )  # fmt: skip
 FROM_EVALUATION = (
     "eval_loss",
@@ -76,6 +79,7 @@ def comparison_rows(stage: Stage) -> list[Row]:
         _add_ratios(stage, row, rows)
     mark_pareto(rows)
     add_predictions(stage, rows)
+    add_targets(stage, rows)
     for row in rows:
         row["advice"] = advise(row, rows)
     return rows
@@ -166,7 +170,10 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
     row |= {
         "phase": result.get("phase"),
         "status_detail": result.get("status_detail"),
-        "learning_rate": recipe.get("learning_rate"),
+        **learning_rate(result, spec),
+        "rank": recipe.get("rank"),
+        "alpha": recipe.get("alpha"),
+        "weights_revision": result.get("weights_revision"),
         "optimizer": recipe.get("optimizer"),
         "memory_budget_gb": spec.get("memory_budget_gb"),
         "data_fingerprint": prints.get("data"),
@@ -176,6 +183,16 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
         "finished_at": result.get("finished_at"),
         "run_id": newest.attempt.run_id,
         "evaluation_fingerprint": shown.good.fingerprint if shown.good else None,
+    }
+
+
+def learning_rate(result: Row, spec: Row) -> Row:
+    """The rate trained with, who named it, and whether it was the least or most of those tried."""
+    measured, given = result.get("measured", {}), spec.get("recipe", {}).get("learning_rate")
+    return {
+        "learning_rate": measured.get("learning_rate", None if isinstance(given, list) else given),
+        "learning_rate_source": spec.get("learning_rate_source") if given is not None else None,
+        "learning_rate_at_edge": measured.get("learning_rate_at_edge"),
     }
 
 

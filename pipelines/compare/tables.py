@@ -9,7 +9,7 @@ from pipelines import cells
 from pipelines.cells import Attempt
 from pipelines.clean.clean import current as current_examples
 from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
-from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row
+from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row, learning_rate
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
 from pipelines.experiments import Experiments
@@ -27,11 +27,16 @@ TRAINING_RUNS = {
     "device": "VARCHAR", "torch_version": "VARCHAR", "transformers_version": "VARCHAR", "peft_version": "VARCHAR",
     "bitsandbytes_version": "VARCHAR", "resumed_from": "VARCHAR", "attention": "VARCHAR", "probe_seconds": "DOUBLE",
     "probe_peak_memory_gb": "DOUBLE", "bytes_needed": "BIGINT", "bytes_available": "BIGINT", "stopped_early": "BOOLEAN",
+    "learning_rate_source": "VARCHAR", "learning_rate_at_edge": "BOOLEAN", "learning_rates_tried": "VARCHAR", "rank": "INTEGER",
+    "alpha": "DOUBLE", "optimizer": "VARCHAR", "weights_revision": "VARCHAR", "import_seconds": "DOUBLE",
+    "train_examples": "BIGINT", "trained_tokens": "BIGINT",
 }  # fmt: skip
 TRAINING_CURVE = {
     "run_id": "VARCHAR", "step": "INTEGER", "examples": "BIGINT", "train_loss": "DOUBLE", "eval_loss": "DOUBLE",
     "learning_rate": "DOUBLE", "process_memory_mb": "DOUBLE", "gpu_allocated_mb": "DOUBLE", "gpu_memory_access_pct": "DOUBLE",
-    "elapsed_seconds": "DOUBLE", "validation_loss": "DOUBLE",
+    "elapsed_seconds": "DOUBLE", "validation_loss": "DOUBLE", "tokens_per_second": "DOUBLE", "gpu_allocated_pct": "DOUBLE",
+    "process_memory_mean_mb": "DOUBLE", "process_memory_std_mb": "DOUBLE", "process_memory_min_mb": "DOUBLE",
+    "process_memory_max_mb": "DOUBLE",
 }  # fmt: skip
 EVALUATION_ANSWERS = {
     "run_id": "VARCHAR", "model": "VARCHAR", "method": "VARCHAR", "example_id": "VARCHAR", "prompt": "VARCHAR",
@@ -92,7 +97,8 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
         "method": attempt.key.method,
         "seed": attempt.key.seed,
         "profile": spec.get("profile"),
-        "learning_rate": spec.get("recipe", {}).get("learning_rate"),
+        **learning_rate(result, spec),
+        **{name: spec.get("recipe", {}).get(name) for name in ("rank", "alpha", "optimizer")},
         "memory_budget_gb": spec.get("memory_budget_gb"),
         "estimated_memory_gb": training_gb(answer_on(data, attempt) or {}),
         "data_fingerprint": prints.get("data"),
@@ -100,7 +106,10 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
         "code_version": prints.get("code"),
         **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         **{name: result.get(name) for name in ("status", "phase", "status_detail", "started_at", "finished_at")},
-        **{name: result.get(name) for name in ("bytes_requested", "bytes_needed", "bytes_available", "device")},
+        **{
+            name: result.get(name)
+            for name in ("bytes_requested", "bytes_needed", "bytes_available", "device", "weights_revision")
+        },
         "resumed_from": (spec.get("resume") or {}).get("run_id"),
     }
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import cells, disk, machine, weights
+from pipelines import cells, disk, machine, trackers, weights
 from pipelines.cells import Attempt, CellKey, Status
 from pipelines.clean.clean import current as current_examples
 from pipelines.clean.select import Selected, Selection, select
@@ -21,7 +21,10 @@ from pipelines.train import restart
 
 GRACE_SECONDS = 30  # for a cell that is stopped by its time limit or from outside to write a checkpoint
 # What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
-OUTSIDE_RECIPE = ("eval_every_steps", "checkpoint_every_steps", "time_limit_minutes", "memory_budget_gb")
+OUTSIDE_RECIPE = (
+    "eval_every_steps", "checkpoint_every_steps", "time_limit_minutes", "memory_budget_gb", "learning_rate_source",
+    "target_loss", "report_to",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,24 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
     model = stage.experiments.model(key.model)
     method = stage.experiments.method(key.method)
     source = weights.source_id(model.source)
+    limits = {} if model.fp16 else {"fp16": False}
     if method.kind == "none":
         settings = stage.experiments.training_for(stage.profile, key.model, key.method)
         plain = {"precision": settings.precision, "attention": settings.attention, "max_length": settings.max_length}
         fixed = {"quantization": None, "gradient_checkpointing": False}
-        return {"model": key.model, "source": source, "kind": "none", "prompt": model.prompt, **plain, **fixed}
+        return {
+            "model": key.model,
+            "source": source,
+            "kind": "none",
+            "prompt": model.prompt,
+            **plain,
+            **fixed,
+            **limits,
+        }
     settings = stage.experiments.training_for(stage.profile, key.model, key.method)
     decided = {k: v for k, v in settings.model_dump().items() if k not in OUTSIDE_RECIPE}
+    if not isinstance(settings.learning_rate, list):
+        del decided["search_share"]
     if settings.early_stop_patience:  # evaluations then decide when training ends
         decided["eval_every_steps"] = settings.eval_every_steps
     decided["targets"] = stage.experiments.targets_for(key.model, settings) if method.kind == "lora" else None
@@ -79,7 +93,15 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
         "quantization": method.quantization,
         "double_quantization": method.quantization in ("nf4", "fp4") and method.double_quantization is not False,
     }
-    return {"model": key.model, "source": source, "kind": method.kind, "prompt": model.prompt, **decided, **adapter}
+    return {
+        "model": key.model,
+        "source": source,
+        "kind": method.kind,
+        "prompt": model.prompt,
+        **decided,
+        **adapter,
+        **limits,
+    }
 
 
 def examples_now(stage: Stage) -> tuple[Path, Selected]:
@@ -183,7 +205,8 @@ def _new_attempt(
         "selection": asdict(stage.selection_of(key.method)), "recipe": recipe_of(stage, key), "fingerprints": expected,
         "eval_every_steps": settings.eval_every_steps, "checkpoint_every_steps": settings.checkpoint_every_steps,
         "resume": resume, "memory_budget_gb": settings.memory_budget_gb,
-        "time_limit_minutes": settings.time_limit_minutes,
+        "time_limit_minutes": settings.time_limit_minutes, "learning_rate_source": settings.learning_rate_source,
+        "report_to": settings.report_to, "tokens": {"bos": model.bos, "end": model.end},
     }  # fmt: skip
     write_json(folder / "spec.json", spec)
     write_json(folder / "state.json", {"status": "queued", "phase": "load", "started_at": now(), **own_identity()})
@@ -194,6 +217,7 @@ def _new_attempt(
 def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
     """Run the attempt's child to its end and write its result, also when a cancel from outside interrupts it."""
     try:
+        trackers.require(attempt.spec["report_to"])
         weights.fetch(stage.data, stage.experiments, attempt.key.model, say=watch.say)
     except (UnavailableError, UsageError) as error:
         write_result(attempt.folder, "unavailable", "load", str(error))
@@ -233,7 +257,7 @@ def run_child(stage: Stage, folder: Path, module: str, watch: Watch, *, on_tick:
         command = CellCommand(
             arguments=["-m", module, str(folder)],
             folder=folder,
-            env=watch.env,
+            env={**trackers.keys(spec.get("report_to", ())), **watch.env},
             keep_open=(lock.fileno(),),
             memory_budget=round(budget * 1e9) if budget and machine.device_slug() == "cpu" else None,
             time_limit=spec["time_limit_minutes"] * 60,
@@ -278,7 +302,10 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
     if ending and measured.get("peak_memory_gb") is None and phase in ("probe", "train"):
         seen = max(ending.peak_bytes / 1e9, measured.get("probe_peak_memory_gb") or 0)  # by the watchdog, by the child
         measured = {**measured, "peak_memory_gb": seen}
-    copied = ("run_id", "model", "method", "seed", "profile", "recipe", "fingerprints", "memory_budget_gb", "resume")
+    copied = (
+        "run_id", "model", "method", "seed", "profile", "recipe", "fingerprints", "memory_budget_gb", "resume",
+        "learning_rate_source",
+    )  # fmt: skip
     disk.give_room_back(folder)
     write_json(
         folder / "result.json",
@@ -290,6 +317,9 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
             **{name: report.get(name) for name in ("bytes_requested", "bytes_needed", "bytes_available")},
             "measured": measured,
             "versions": report.get("versions", {}),
+            "weights_revision": weights.revision_of(Path(spec["root"]) / spec["weights"])
+            if "weights" in spec
+            else None,
             "device": machine.machine_class(),
             "started_at": state.get("started_at"),
             "finished_at": now(),

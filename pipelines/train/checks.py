@@ -7,6 +7,21 @@ from typing import Any
 from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized, conversation
 
 
+def tokenizer_is_as_recorded(form: PromptFormat, record: Mapping[str, str | None]) -> None:
+    """Raises ValueError where the tokenizer puts another token in front (`bos`; `none`: no token) or ends an answer with another
+    one (`end`) than experiments.yaml says of the model; some tokenizers changed this between revisions."""
+    found = {
+        "bos": form.tokenizer.decode(form.prefix) if form.prefix else "none",
+        "end": form.tokenizer.decode([form.end_of_answer]),
+    }
+    for name, token in found.items():
+        if record.get(name) not in (None, token):
+            raise ValueError(
+                f"{name}: the tokenizer has {token!r}, experiments.yaml says {record[name]!r} of this model: pin the revision "
+                f"whose tokenizer has that, or mend {name} of the model"
+            )
+
+
 def tokens_are_sound(train: Sequence[Tokenized], held_out: Sequence[Tokenized], form: PromptFormat) -> None:
     """Raises ValueError with the record's id: nothing left, a BOS missing or doubled, an end that is not learned, a label that
     is not the token at its place."""

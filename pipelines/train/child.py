@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,53 @@ from pipelines.worker import Stopwatch, Worker, start
 CHECKED = 64  # records whose learned text is compared with their answer before training
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to train, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What of the selected examples fits max_length, as tokens."""
+
+    train: list[Any]
+    held_out: list[Any]
+
+
 def train_cell(worker: Worker) -> None:
     """Load, train, save; every phase is timed and every number reported as it becomes known."""
+    loaded = load(worker)
+    if worker.spec["recipe"]["kind"] == "none":
+        return
+    from pipelines.train import batches, loading
+    from pipelines.train.loop import Trainer
+
+    recipe, tokens = worker.spec["recipe"], tokenize(worker, loaded.tokenizer)
+    trainer = Trainer(worker, loaded.model, recipe, loading.device())
+    earlier = _earlier(worker)
+    train, validation = tokens.train, []
+    if recipe["early_stop_patience"]:
+        train, validation = batches.held_back(train, recipe["validation_share"])
+    worker.measure(train_examples=len(train), validation_examples=len(validation))
+    trainer.prepare(train, earlier, validation=validation)
+    worker.phase("train")
+    _require_disk(worker, trainer, resumed=earlier is not None)
+    trainer.train(tokens.held_out, validation)
+
+    worker.phase("save")
+    _save(worker, loaded.model, loaded.tokenizer)
+
+
+def load(worker: Worker) -> Loaded:
+    """The spec's model on this machine's device, with its adapter where it gets one; what that took is measured."""
     clock = Stopwatch()
     import torch
 
-    from pipelines.clean.select import Selection, select
-    from pipelines.train import batches, checks, loading
-    from pipelines.train.loop import Trainer
-    from pipelines.train.memory import peak_resident_bytes
+    from pipelines.train import loading, quantizing
     from pipelines.train.precision import weights_dtype
-    from pipelines.train.prompts import PromptFormat
 
     loading.quiet()
     spec, recipe = worker.spec, worker.spec["recipe"]
@@ -31,8 +68,9 @@ def train_cell(worker: Worker) -> None:
     worker.measure(import_seconds=clock.lap())
     folder = worker.root / spec["weights"]
     tokenizer = loading.load_tokenizer(folder)
-    model = loading.load_model(folder, recipe)
-    worker.measure(load_seconds=clock.lap())
+    with quantizing.watched(quantizes=bool(recipe["quantization"])) as quantized:
+        model = loading.load_model(folder, recipe)
+    worker.measure(**quantized.measured(clock.lap()))
     if recipe["kind"] == "lora":
         model = loading.add_adapter(model, recipe)
     if recipe["gradient_checkpointing"]:
@@ -46,13 +84,23 @@ def train_cell(worker: Worker) -> None:
         hidden_size=config.hidden_size,
         weights_dtype=recipe["quantization"] or str(weights_dtype(recipe)).removeprefix("torch."),
         attention=config._attn_implementation,
-        load_peak_memory_gb=peak_resident_bytes() / 1e9,
     )
     worker.save()
-    if recipe["kind"] == "none":
-        return
     gc.collect()
+    return Loaded(model, tokenizer)
 
+
+def tokenize(worker: Worker, tokenizer: Any) -> Tokens:
+    """The selected examples as tokens, those that fit max_length.
+
+    Raises:
+        ValueError: tokens that would be learned wrongly.
+    """
+    from pipelines.clean.select import Selection, select
+    from pipelines.train import checks
+    from pipelines.train.prompts import PromptFormat
+
+    spec, recipe = worker.spec, worker.spec["recipe"]
     selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
     form = PromptFormat(tokenizer, recipe["prompt"])
     train = [form.tokenize(record) for record in selected.train]
@@ -60,21 +108,10 @@ def train_cell(worker: Worker) -> None:
     held_out = [form.tokenize(record) for record in selected.eval]
     held_out = [example for example in held_out if len(example) <= recipe["max_length"]]
     worker.measure(truncated_share=1 - len(fitting) / len(train))
+    checks.tokenizer_is_as_recorded(form, spec.get("tokens") or {})
     checks.tokens_are_sound(fitting, held_out, form)
     checks.labels_are_the_answers(selected.train[:CHECKED], form)
-    trainer = Trainer(worker, model, recipe, loading.device())
-    earlier = _earlier(worker)
-    validation: list[Any] = []
-    if recipe["early_stop_patience"]:
-        fitting, validation = batches.held_back(fitting, recipe["validation_share"])
-    worker.measure(train_examples=len(fitting), validation_examples=len(validation))
-    trainer.prepare(fitting, earlier)
-    worker.phase("train")
-    _require_disk(worker, trainer, resumed=earlier is not None)
-    trainer.train(held_out, validation)
-
-    worker.phase("save")
-    _save(worker, model, tokenizer)
+    return Tokens(fitting, held_out)
 
 
 def _earlier(worker: Worker) -> Path | None:

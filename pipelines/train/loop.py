@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipelines.train import batches, checkpoint, checks, probe
+from pipelines.train import batches, checkpoint, checks, probe, search
 from pipelines.train.checkpoint import Random
 from pipelines.train.losses import head_on_positions, step_loss, token_losses
 from pipelines.train.memory import MemoryMeter, peak_bytes, reset_peaks
@@ -40,6 +40,7 @@ class Trainer:
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(model, recipe)
         self.scaler = make_scaler(recipe, device)
+        self.chosen = search.given(recipe)
         self.meter = MemoryMeter()
         self.tally = Tally()
         self._plan: list[list[Tokenized]] = []
@@ -49,8 +50,11 @@ class Trainer:
         self._held_out: Sequence[Tokenized] = ()
         self._validation: Sequence[Tokenized] = ()
 
-    def prepare(self, train: Sequence[Tokenized], earlier: Path | None = None) -> None:
-        """Plan the steps over `train`; then find out whether they fit, or take over the checkpoint `earlier`.
+    def prepare(
+        self, train: Sequence[Tokenized], earlier: Path | None = None, *, validation: Sequence[Tokenized] = ()
+    ) -> None:
+        """Plan the steps over `train`; then find out whether they fit and, of several learning rates, which is the best, or take
+        over the checkpoint `earlier`. Rates are compared on `validation`, else on a slice of `train`, which is trained on after.
 
         Raises:
             DivergedError, StoppedError: as `train` does.
@@ -65,6 +69,7 @@ class Trainer:
             self._go_on(earlier, train)
         else:
             self._probe()
+            self._search(train, validation)
 
     def train(self, held_out: Sequence[Tokenized], validation: Sequence[Tokenized] = ()) -> None:
         """Train what was prepared; the loss on `held_out` is a point on the curve at the start, at intervals and at the end,
@@ -98,6 +103,31 @@ class Trainer:
         finally:
             self.worker.measure(probe_seconds=clock.total(), probe_peak_memory_gb=peak_bytes() / 1e9)
         before.set()
+
+    def _search(self, train: Sequence[Tokenized], validation: Sequence[Tokenized]) -> None:
+        """Choose the learning rate where the recipe names several; all else is afterwards as before."""
+        if not isinstance(self.recipe["learning_rate"], list):
+            return
+        self.worker.phase("search")
+        clock, before = Stopwatch(), Random.now()
+        apart = (train, validation) if validation else batches.held_back(train, self.recipe["validation_share"])
+        with head_on_positions(self.model) as self._wanted:
+            tried = search.search(self, *apart)
+        before.set()
+        self.meter = MemoryMeter()  # what it saw here is not the training's
+        self.chosen = search.best(tried)
+        self.worker.measure(search_seconds=clock.total(), **self.chosen.measured())
+        self.worker.say(f"learning rate {self.chosen.rate:g} of {self.chosen.in_words()}")
+
+    def loss_of_steps(self, plan: Sequence[list[Tokenized]], rate: float, judged: Sequence[Tokenized]) -> float:
+        """The loss on `judged` after training `plan` with warm-up and cosine up to `rate`; infinite where it diverges."""
+        try:
+            for step, examples in enumerate(plan):
+                share = batches.learning_rate_share(step, total=len(plan), warmup_share=self.recipe["warmup_share"])
+                self.step(batches.micro_batches(examples, max_tokens=self.recipe["micro_batch_tokens"]), rate * share)
+            return self._eval_loss(judged)
+        except DivergedError:
+            return math.inf
 
     def reset_optimizer(self) -> None:
         """A new one that remembers nothing; gradients go too, and the loss's scale."""
@@ -137,7 +167,7 @@ class Trainer:
         """One optimizer step and its place in the tally."""
         tally = self.tally
         share = batches.learning_rate_share(tally.step, total=len(self._plan), warmup_share=self.recipe["warmup_share"])
-        rate = self.recipe["learning_rate"] * share
+        rate = self.chosen.rate * share
         clock = Stopwatch()
         loss = self.step(batches.micro_batches(examples, max_tokens=self.recipe["micro_batch_tokens"]), rate)
         tally.loss, tally.rate, tally.told = loss, rate, False
@@ -207,6 +237,7 @@ class Trainer:
                 "eval_loss": eval_loss,
                 "validation_loss": validation_loss,
                 "learning_rate": tally.rate,
+                "tokens_per_second": tally.speed,
                 "elapsed_seconds": tally.seconds,
                 **self.meter.now(),
             }
@@ -222,6 +253,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "random": self._random.numbers,
             "memory": self.meter.state(),
+            "search": {"tried": self.chosen.tried, "seconds": self.worker.report["measured"].get("search_seconds")},
             "versions": self.worker.report["versions"],
         }
         grouped = {"weights": self.named, "optimizer": tensors, "random": self._random.tensors}
@@ -252,6 +284,9 @@ class Trainer:
         by_id = {example.example_id: example for example in train}
         self._plan = [[by_id[name] for name in step] for step in state["order"]]
         self.tally = Tally(**state["tally"])
+        if state["search"]["tried"]:
+            self.chosen = search.best(state["search"]["tried"])
+            self.worker.measure(search_seconds=state["search"]["seconds"], **self.chosen.measured())
         self.meter.go_on(state["memory"], self.worker.spec["resume"]["peaks"])
         for row in checkpoint.read_curve(earlier):
             self.worker.point(row, quietly=True)

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import torch
 
+from pipelines.train.nvml import memory_access
+
 SAMPLE_SECONDS = 0.1
 
 
@@ -112,11 +114,14 @@ class MemoryMeter:
             self._paused = False
 
     def now(self) -> dict[str, float | None]:
-        """The curve's memory columns at this moment."""
+        """The curve's memory columns at this moment; mean, spread, least and most are those of all samples so far."""
         cuda = torch.cuda.is_available()
+        allocated = torch.cuda.memory_allocated() if cuda else None
         return {
             "process_memory_mb": self._process.memory_info().rss / 1e6,
-            "gpu_allocated_mb": torch.cuda.memory_allocated() / 1e6 if cuda else None,
+            **self._process_statistics(),
+            "gpu_allocated_mb": None if allocated is None else allocated / 1e6,
+            "gpu_allocated_pct": None if allocated is None else 100 * allocated / _card_bytes(),
             "gpu_memory_access_pct": self._gpu_access_now,
         }
 
@@ -124,18 +129,22 @@ class MemoryMeter:
         """The row's memory columns: peak (the GPU's on CUDA, else the process's) and the samples' statistics."""
         self._hold_peaks()
         cuda = torch.cuda.is_available()
-        if not self._samples.count:
-            self._samples.add(self._process.memory_info().rss)
-        card = torch.cuda.get_device_properties(0).total_memory if cuda else None
         return {
             "peak_memory_gb": (self._gpu_peak if cuda else self._peak) / 1e9,
+            **self._process_statistics(),
+            "gpu_allocated_peak_gb": self._gpu_peak / 1e9 if cuda else None,
+            "gpu_allocated_pct": 100 * self._gpu_peak / _card_bytes() if cuda else None,
+            "gpu_memory_access_pct": self._gpu_access.mean if self._gpu_access.count else None,
+        }
+
+    def _process_statistics(self) -> dict[str, float | None]:
+        if not self._samples.count:
+            self._samples.add(self._process.memory_info().rss)
+        return {
             "process_memory_mean_mb": self._samples.mean / 1e6,
             "process_memory_std_mb": self._samples.deviation / 1e6,
             "process_memory_min_mb": self._samples.least / 1e6,
             "process_memory_max_mb": self._samples.most / 1e6,
-            "gpu_allocated_peak_gb": self._gpu_peak / 1e9 if cuda else None,
-            "gpu_allocated_pct": 100 * self._gpu_peak / card if card else None,
-            "gpu_memory_access_pct": self._gpu_access.mean if self._gpu_access.count else None,
         }
 
     def _hold_peaks(self) -> None:
@@ -146,24 +155,16 @@ class MemoryMeter:
             self._gpu_peak = max(self._gpu_peak, torch.cuda.max_memory_allocated())
 
     def _sample(self) -> None:
-        nvml = _nvml_handle()
+        cuda = torch.cuda.is_available()
+        access = memory_access(str(torch.cuda.get_device_properties(0).uuid)) if cuda else None
         while not self._done.wait(SAMPLE_SECONDS):
             if self._paused:
                 continue
             self._samples.add(self._process.memory_info().rss)
-            if nvml is not None:
-                module, handle = nvml
-                self._gpu_access_now = float(module.nvmlDeviceGetUtilizationRates(handle).memory)
-                self._gpu_access.add(self._gpu_access_now)
+            if access and (share := access()) is not None:
+                self._gpu_access_now = share
+                self._gpu_access.add(share)
 
 
-def _nvml_handle() -> tuple[Any, Any] | None:
-    """NVML and the first card's handle, or None without a GPU or without nvidia-ml-py (the extra `gpu`)."""
-    if not torch.cuda.is_available():
-        return None
-    try:
-        import pynvml  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return None
-    pynvml.nvmlInit()
-    return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
+def _card_bytes() -> int:
+    return torch.cuda.get_device_properties(0).total_memory

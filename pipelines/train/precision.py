@@ -19,8 +19,12 @@ def half_precision() -> torch.dtype | None:
 
 
 def compute_dtype(recipe: Recipe) -> torch.dtype | None:
-    """The half-precision format of matrix products, or None for float32."""
-    return half_precision() if recipe["precision"] == "auto" else NAMED.get(recipe["precision"])
+    """The half-precision format of matrix products, or None for float32; `auto` leaves out float16 for a model whose activations
+    leave its range (`fp16: false`)."""
+    if recipe["precision"] != "auto":
+        return NAMED.get(recipe["precision"])
+    half = half_precision()
+    return None if half is torch.float16 and not recipe.get("fp16", True) else half
 
 
 def weights_dtype(recipe: Recipe) -> torch.dtype:

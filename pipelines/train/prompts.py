@@ -118,9 +118,13 @@ class PromptFormat:
     @property
     def stop_tokens(self) -> list[int]:
         """The tokens that end an answer: the one that training teaches, and EOS."""
+        return sorted({self.end_of_answer, self.tokenizer.eos_token_id})
+
+    @property
+    def end_of_answer(self) -> int:
+        """The token that training teaches to end an answer with."""
         record = {"instruction": "a", "input": "", "output": "b"}
-        ends = {segment.end for segment in self._segments(record) if segment.end is not None}
-        return sorted(ends | {self.tokenizer.eos_token_id})
+        return next(segment.end for segment in self._segments(record) if segment.end is not None)
 
     def _render(self, messages: list[dict[str, str]], *, ask: bool) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)

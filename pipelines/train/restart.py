@@ -13,6 +13,7 @@ from pipelines.cells import Attempt
 from pipelines.files import read_json
 
 FOLDER, STATE, TENSORS, CURVE = "checkpoints", "state.json", "tensors.safetensors", "curve.jsonl"
+START = ".start.partial"  # weights that a search for the learning rate goes back to
 PEAKS = ("peak_memory_gb", "gpu_allocated_peak_gb", "load_peak_memory_gb")
 FINAL = ("ok", "diverged")  # the same steps would end the same way
 
@@ -43,11 +44,12 @@ def resumable(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Pa
 
 
 def clear(attempts: Sequence[Attempt], *, keep: str | None = None) -> None:
-    """Remove all checkpoints and half-written models of `attempts` but those of the attempt `keep`."""
+    """Remove all checkpoints and half-written files of `attempts` but those of the attempt `keep`."""
     for attempt in attempts:
         if attempt.run_id != keep:
             shutil.rmtree(attempt.folder / FOLDER, ignore_errors=True)
-        shutil.rmtree(attempt.folder / ".model.partial", ignore_errors=True)
+        for partial in (".model.partial", START):
+            shutil.rmtree(attempt.folder / partial, ignore_errors=True)
 
 
 def outlook(attempt: Path) -> str:

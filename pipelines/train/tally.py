@@ -17,6 +17,7 @@ class Tally:
     steady_tokens: int = 0
     loss: float | None = None
     rate: float | None = None
+    speed: float | None = None  # tokens per second of the last step
     told: bool = True
     best: float | None = None  # loss on the slice held back from train, where early stopping asks for it
     since_best: int = 0  # evaluations
@@ -32,6 +33,7 @@ class Tally:
         self.examples += examples
         self.seconds += seconds
         self.tokens += tokens
+        self.speed = tokens / seconds if seconds else None
         if not first:
             self.steady_seconds += seconds
             self.steady_tokens += tokens

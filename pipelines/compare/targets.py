@@ -1,0 +1,69 @@
+"""How fast each method reaches the same loss on the held-out records: examples and seconds to a target, along its curve."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from pipelines import cells
+from pipelines.cells import CellKey
+from pipelines.train.cell import Stage
+
+Row = dict[str, Any]
+Points = list[tuple[int, float, float]]  # examples, seconds of training, loss on held-out records
+SAME = ("model", "data_fingerprint", "eval_set", "device")  # what rows must share to have one target
+
+
+def add_targets(stage: Stage, rows: Sequence[Row]) -> None:
+    """The target of each trained row (`target_loss` of the settings; else the worst final loss among the comparable rows that
+    learned something, so that each of these reaches it) and what it took to get there; None where a seed never did."""
+    curves = {id(row): found for row in rows if row["status"] == "ok" and (found := _curves(stage, row))}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if id(row) in curves:
+            groups.setdefault(tuple(row[name] for name in SAME), []).append(row)
+    for group in groups.values():
+        common = common_target([points for row in group for points in curves[id(row)]])
+        for row in group:
+            asked = stage.experiments.training_for(stage.profile, row["model"], row["method"]).target_loss
+            row["target_loss"] = common if asked is None else asked
+            if row["target_loss"] is not None:
+                _add(row, curves[id(row)], row["target_loss"])
+
+
+def _add(row: Row, curves: Sequence[Points], target: float) -> None:
+    reached = [reach(points, target) for points in curves]
+    there = [one for one in reached if one]
+    if len(there) == len(reached):
+        row["examples_to_target"] = math.ceil(sum(examples for examples, _ in there) / len(there))
+        row["seconds_to_target"] = sum(seconds for _, seconds in there) / len(there)
+
+
+def _curves(stage: Stage, row: Row) -> list[Points]:
+    """The evaluated points of each seed's newest attempt, where that ended ok."""
+    if stage.experiments.model(row["model"]).source.random:
+        return []
+    keys = [CellKey(row["model"], row["method"], seed) for seed in stage.experiments.profile(stage.profile).seeds]
+    found = [attempt for key in keys if (attempt := cells.latest(stage.data, key)) and attempt.status == "ok"]
+    return [points for attempt in found if (points := evaluated(attempt.curve()))]
+
+
+def evaluated(curve: Sequence[Mapping[str, Any]]) -> Points:
+    """The points of a curve that have a loss on held-out records."""
+    return [(p["examples"], p["elapsed_seconds"], p["eval_loss"]) for p in curve if p.get("eval_loss") is not None]
+
+
+def common_target(curves: Sequence[Points]) -> float | None:
+    """The worst final loss among the curves that end below their beginning."""
+    return max((points[-1][2] for points in curves if points[-1][2] < points[0][2]), default=None)
+
+
+def reach(points: Points, target: float) -> tuple[float, float] | None:
+    """(examples, seconds) at which the loss first was at `target` or below, on a straight line between evaluations."""
+    if points[0][2] <= target:
+        return points[0][:2]
+    for (examples, seconds, loss), (more, later, lower) in pairwise(points):
+        if lower <= target:
+            part = (loss - target) / (loss - lower)
+            return examples + part * (more - examples), seconds + part * (later - seconds)
+    return None

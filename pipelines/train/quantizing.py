@@ -1,0 +1,73 @@
+"""Seconds and peak of quantizing by themselves: transformers quantizes each weight as it reads it, so its own conversion step is
+timed while a model loads."""
+# ruff: noqa: TID253
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipelines.train.memory import peak_bytes, peak_resident_bytes, reset_peaks
+from pipelines.worker import Stopwatch
+
+STEPS = ("Bnb4bitQuantize", "Bnb8bitQuantize")
+
+
+@dataclass
+class Quantizing:
+    """`seconds` and `peak` (bytes; the card's on CUDA) while weights were quantized, `resident` the process's most of all; None
+    as long as nothing was."""
+
+    seconds: float | None = None
+    peak: int | None = None
+    resident: int = 0
+
+    def timed(self, convert: Callable[..., Any]) -> Callable[..., Any]:
+        """`convert`, each call of which counts here."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.resident = max(self.resident, peak_resident_bytes())
+            reset_peaks()
+            clock = Stopwatch()
+            try:
+                return convert(*args, **kwargs)
+            finally:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                self.seconds = (self.seconds or 0.0) + clock.total()
+                self.peak = max(self.peak or 0, peak_bytes())
+
+        return counted
+
+    def measured(self, loading_seconds: float) -> dict[str, float | None]:
+        """The row's columns; loading's seconds are those that quantizing did not take, its peak is that of both."""
+        self.resident = max(self.resident, peak_resident_bytes())
+        return {
+            "load_seconds": loading_seconds - (self.seconds or 0.0),
+            "quantize_seconds": self.seconds,
+            "quantize_peak_memory_gb": None if self.peak is None else self.peak / 1e9,
+            "load_peak_memory_gb": self.resident / 1e9,
+        }
+
+
+@contextmanager
+def watched(*, quantizes: bool) -> Iterator[Quantizing]:
+    """Count what is quantized inside. A version of transformers that does it elsewhere leaves the numbers None."""
+    found = Quantizing()
+    plain = _conversions() if quantizes else {}
+    for step, convert in plain.items():
+        step.convert = found.timed(convert)
+    try:
+        yield found
+    finally:
+        for step, convert in plain.items():
+            step.convert = convert
+
+
+def _conversions() -> dict[Any, Callable[..., Any]]:
+    from transformers.integrations import bitsandbytes
+
+    steps = [getattr(bitsandbytes, name, None) for name in STEPS]
+    return {step: step.convert for step in steps if step is not None}

@@ -1,0 +1,192 @@
+"""A cell's learning rate by Optuna: log-uniform, TPE, median pruning; each trial a child process under the cell's own budget and
+time limit, judged on a slice of train. The study lies in data/lake/tune/ and is gone on with after any interruption."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipelines import cells, weights
+from pipelines.cells import CellKey
+from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.files import announce, locked, read_jsonl, stable_hash, write_json
+from pipelines.train import cell as training
+from pipelines.train.cell import Stage, Watch, examples_now, fingerprints, recipe_of
+
+REACH = 10.0  # the range is the configured rate divided and multiplied by it
+NEAR_EDGE = 1.15  # of the range's ends, as a factor
+STARTUP_TRIALS = 3  # before pruning and TPE begin
+NO_STEP = 10**9
+
+
+class PrunedError(Exception):
+    """The trial is worse than the median of the others at the same step."""
+
+
+@dataclass(frozen=True)
+class Range:
+    low: float
+    high: float
+
+    def at_edge(self, rate: float) -> bool:
+        return rate < self.low * NEAR_EDGE or rate > self.high / NEAR_EDGE
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best rate of all trials of the study so far, its loss, and whether it lies at the end of the range."""
+
+    key: CellKey
+    rate: float
+    loss: float
+    trials: int
+    at_edge: bool
+
+    def yaml(self) -> str:
+        """What to put into experiments.yaml."""
+        return (
+            f"models:\n  {self.key.model}:\n    overrides:\n"
+            f"      {self.key.method}: {{learning_rate: {self.rate:.2e}, learning_rate_source: tune}}"
+        )
+
+
+def tune(
+    stage: Stage, key: CellKey, *, trials: int, asked: Range | None = None, watch: Watch | None = None,
+    tell: Callable[[str], None] = announce,
+) -> Tuned:  # fmt: skip
+    """Bring the study of the cell to `trials` trials, a line to `tell` for each, and return its best.
+
+    Raises:
+        UnavailableError: Optuna is not installed, or the weights cannot be had.
+        UsageError: a method that trains nothing, or nothing to train on.
+        WorkError: a trial ended as the others would, too (out of memory, out of time, killed), or all diverged.
+    """
+    if find_spec("optuna") is None:
+        raise UnavailableError("tune needs Optuna: run `pip install 'featherweight[tune]'`")
+    _, selected = examples_now(stage)
+    recipe = recipe_of(stage, key)
+    if recipe["kind"] == "none":
+        raise UsageError(f"{key.method} trains nothing, so it has no learning rate to tune")
+    if not training.for_method(stage, key.method, selected).train:
+        raise UsageError(training.no_examples(stage, key.method))
+    weights.fetch(stage.data, stage.experiments, key.model)
+    given = recipe.pop("learning_rate")
+    recipe.pop("search_share", None)
+    start = sorted(given)[len(given) // 2] if isinstance(given, list) else given
+    prints = {**fingerprints(stage, key, selected), "recipe": stable_hash(recipe)}
+    folder = stage.data.lake / "tune" / key.model / key.method / stable_hash([prints, key.seed])
+    with locked(folder / "tune.lock", f"tune {key}"):
+        span = asked or Range(start / REACH, start * REACH)
+        study = _Study(stage, key, folder, recipe, span, watch or Watch(), tell)
+        study.run(trials, first=start)
+        return study.best()
+
+
+class _Study:
+    def __init__(
+        self, stage: Stage, key: CellKey, folder: Path, recipe: dict[str, Any], span: Range, watch: Watch,
+        tell: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._stage, self._key, self._folder, self._recipe, self._span = stage, key, folder, recipe, span
+        self._watch, self._tell = watch, tell
+        self._states = optuna.trial.TrialState
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+        self._study = optuna.create_study(study_name="rate", storage=storage, load_if_exists=True)
+        # a study that goes on must not draw the same numbers again
+        seed = key.seed + 1000 * len(self._study.trials)
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        self._study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
+
+    def run(self, trials: int, *, first: float) -> None:
+        for trial in self._study.get_trials(states=(self._states.RUNNING,)):  # of a call that was ended
+            self._study.tell(trial.number, state=self._states.FAIL)
+            self._study.enqueue_trial(trial.params)
+        if not self._study.trials and self._span.low <= first <= self._span.high:
+            self._study.enqueue_trial({"learning_rate": first})
+        while (done := len(self._finished())) < trials:
+            trial = self._study.ask()
+            rate = trial.suggest_float("learning_rate", self._span.low, self._span.high, log=True)
+            self._tell(
+                f"trial {done + 1} of {trials}: learning rate {rate:.2e}: {self._outcome(trial, rate)}{self._so_far()}"
+            )
+
+    def _finished(self) -> list[Any]:
+        return self._study.get_trials(states=(self._states.COMPLETE, self._states.PRUNED))
+
+    def _good(self) -> list[Any]:
+        return [t for t in self._study.get_trials(states=(self._states.COMPLETE,)) if (t.value or 0.0) < float("inf")]
+
+    def _so_far(self) -> str:
+        if not self._good():
+            return ""
+        best = min(self._good(), key=lambda trial: trial.value)
+        return f"; best so far {best.params['learning_rate']:.2e} ({best.value:.4f})"
+
+    def best(self) -> Tuned:
+        if not self._good():
+            raise WorkError(f"{self._key}: every trial diverged; lower the range (--low, --high)")
+        best = min(self._good(), key=lambda trial: (trial.value, trial.params["learning_rate"]))
+        rate = best.params["learning_rate"]
+        return Tuned(self._key, rate, best.value, len(self._finished()), self._span.at_edge(rate))
+
+    def _outcome(self, trial: Any, rate: float) -> str:
+        """Run the trial, tell the study, and say how it went."""
+        folder = self._folder / f"trial-{trial.number:04}"
+        write_json(folder / "spec.json", self._spec(rate))
+        try:
+            told = {0}
+            ending = training.run_child(
+                self._stage, folder, "pipelines.tune.child", self._watch, on_tick=lambda: _report(trial, folder, told)
+            )
+        except PrunedError as pruned:
+            self._study.tell(trial, state=self._states.PRUNED)
+            return str(pruned)
+        status, detail = training.judge(ending, training.child_report(folder), folder)
+        if status == "diverged":
+            self._study.tell(trial, float("inf"))
+            return "diverged"
+        if status != "ok":
+            self._study.tell(trial, state=self._states.FAIL)
+            raise WorkError(f"a trial of {self._key} is {status}: {detail} ({folder / 'log.txt'})")
+        loss = _judged(folder)[-1]["eval_loss"]
+        self._study.tell(trial, loss)
+        return f"loss {loss:.4f}"
+
+    def _spec(self, rate: float) -> dict[str, Any]:
+        stage, key = self._stage, self._key
+        settings = stage.experiments.training_for(stage.profile, key.model, key.method)
+        examples, _ = examples_now(stage)
+        model = stage.experiments.model(key.model)
+        lies = weights.model_folder(stage.data, key.model, model)
+        return {
+            "run_id": cells.new_run_id(), "model": key.model, "method": key.method, "seed": key.seed,
+            "root": str(stage.data.root), "examples": str(examples.relative_to(stage.data.root)),
+            "weights": str(lies if model.source.path else lies.relative_to(stage.data.root)),
+            "selection": vars(stage.selection_of(key.method)), "recipe": {**self._recipe, "learning_rate": rate},
+            "eval_every_steps": NO_STEP, "checkpoint_every_steps": NO_STEP, "memory_budget_gb": settings.memory_budget_gb,
+            "time_limit_minutes": settings.time_limit_minutes, "tokens": {"bos": model.bos, "end": model.end},
+        }  # fmt: skip
+
+
+def _report(trial: Any, folder: Path, told: set[int]) -> None:
+    """Tell the trial's new points but for the last, which is its result; `told` are the steps known already.
+
+    Raises:
+        PrunedError: what it shows so far is not worth going on.
+    """
+    for point in _judged(folder):
+        if point["step"] in told or point["step"] == point["steps"]:
+            continue
+        told.add(point["step"])
+        trial.report(point["eval_loss"], point["step"])
+        if trial.should_prune():
+            raise PrunedError(f"pruned after step {point['step']} of {point['steps']} (loss {point['eval_loss']:.4f})")
+
+
+def _judged(folder: Path) -> list[dict[str, Any]]:
+    return [point for point in read_jsonl(folder / "curve.jsonl") if point["eval_loss"] is not None]

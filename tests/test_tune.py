@@ -1,0 +1,90 @@
+"""Tuning a learning rate: trials on a slice of train, gone on with after an interruption, and what to write down."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.cells import CellKey
+from pipelines.errors import UsageError, WorkError
+from pipelines.experiments import load
+from pipelines.files import read_json, write_json, write_jsonl
+from pipelines.launcher import CellCommand
+from pipelines.train.cell import Watch
+from pipelines.tune.tune import Range, tune
+from tests.in_process import Ended, InProcess, clean_for
+from tests.project import TinyProject
+
+
+class Invented:
+    """A launcher whose trials end at once, with a loss that is least at 1e-3; `ends` does that to the nth."""
+
+    def __init__(self, ends: dict[int, Any] | None = None) -> None:
+        self.rates: list[float] = []
+        self._ends = ends or {}
+
+    def start(self, command: CellCommand) -> Ended:
+        spec = read_json(command.folder / "spec.json") or {}
+        self.rates.append(rate := spec["recipe"]["learning_rate"])
+        (command.folder / "log.txt").touch()
+        end = self._ends.get(len(self.rates), "ok")
+        if isinstance(end, BaseException):
+            raise end
+        loss = 1.0 + abs(rate - 1e-3)
+        points = [{"step": step, "steps": 4, "eval_loss": loss + (4 - step), "examples": step} for step in range(5)]
+        write_jsonl(command.folder / "curve.jsonl", points if end == "ok" else points[:1])
+        write_json(
+            command.folder / "child.json", {"phase": "train", "measured": {}, "status": end, "detail": "as told"}
+        )
+        return Ended(0 if end == "ok" else 3)
+
+
+def run(project: TinyProject, launcher: Any, trials: int, **options: Any) -> tuple[Any, list[str]]:
+    said: list[str] = []
+    watch = Watch(say=lambda _message: None, launcher=launcher)
+    found = tune(project.stage(), project.key("lora-r8"), trials=trials, watch=watch, tell=said.append, **options)
+    return found, said
+
+
+def test_a_real_trial_is_judged_on_a_slice_of_train_and_leaves_no_model(project: TinyProject) -> None:
+    found, said = run(clean_for(project), InProcess(), 1)
+    assert (
+        found.rate == 1e-3 and 3 < found.loss < 8 and said[0].startswith("trial 1 of 1: learning rate 1.00e-03: loss ")
+    )
+    (folder,) = (project.data.lake / "tune").rglob("trial-0000")
+    assert not list(folder.glob("model*")) and not list(project.data.cells.glob("*"))
+
+
+def test_it_goes_on_after_an_interruption_and_says_what_to_write_down(project: TinyProject) -> None:
+    first = Invented({3: KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        run(clean_for(project), first, 8)
+    second = Invented({2: "diverged"})
+    found, said = run(project, second, 8)
+    assert second.rates[0] == first.rates[2], "the interrupted one is tried first"
+    assert len(second.rates) == 6 and len(set(first.rates + second.rates)) == 8
+    assert all(1e-4 <= rate <= 1e-2 for rate in second.rates)
+    assert said[1].startswith("trial 4 of 8") and "diverged" in said[1]
+    assert found.rate == min(set(first.rates[:2] + second.rates) - {second.rates[1]}, key=lambda rate: abs(rate - 1e-3))
+    assert run(project, Invented({1: WorkError("none was left to run")}), 8)[0] == found
+
+    project.change(**yaml.safe_load(found.yaml()))
+    settings = load(project.experiments).training_for("local", "smollm2-135m", "lora-r8")
+    assert settings.learning_rate == pytest.approx(found.rate, rel=0.01)
+    assert settings.learning_rate_source == "tune"
+
+
+def test_the_edge_of_the_range_is_said_and_another_range_is_kept_to(project: TinyProject) -> None:
+    launcher = Invented()
+    found, _ = run(clean_for(project), launcher, 4, asked=Range(2e-3, 8e-3))
+    assert all(2e-3 <= rate <= 8e-3 for rate in launcher.rates)
+    assert found.at_edge is (found.rate < 2.3e-3)
+    assert Range(1e-4, 1e-2).at_edge(1.1e-4) and not Range(1e-4, 1e-2).at_edge(1e-3)
+
+
+def test_what_would_end_every_trial_ends_the_tuning(project: TinyProject, tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="is out_of_memory: as told"):
+        run(clean_for(project), Invented({1: "out_of_memory"}), 3)
+    with pytest.raises(UsageError, match="trains nothing"):
+        tune(project.stage(), CellKey("smollm2-135m", "base", 1), trials=1)
