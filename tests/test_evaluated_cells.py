@@ -11,6 +11,7 @@ import pytest
 
 from pipelines import cells
 from pipelines.compare.compare import Publication, compare
+from pipelines.estimate.estimate import keep_predictions
 from pipelines.evaluate import answers, judge
 from pipelines.evaluate.cell import evaluate, evaluation_fingerprint
 from pipelines.files import read_json, read_jsonl, write_json
@@ -44,6 +45,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Ti
         assert trained(made, method).status == "ok"
         evaluation, _ = evaluate(made.stage(), made.key(method), watch=QUIET)
         assert evaluation.ok, evaluation.result["status_detail"]
+    keep_predictions(made.stage())  # else each copy's first publication would make its own
     return made
 
 
