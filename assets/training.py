@@ -13,7 +13,9 @@ from assets.metadata import numbers, picture, table
 from assets.project import CELLS, DEVICE_POOL, keys_of, stage_now
 from pipelines.cells import Attempt, Evaluation
 from pipelines.compare import plots
+from pipelines.evaluate import answers
 from pipelines.evaluate.cell import evaluate
+from pipelines.generate.show import ProgressLines, summary
 from pipelines.launcher import CellCommand, LocalLauncher, RunningCommand
 from pipelines.process import tie_to_parent
 from pipelines.train.cell import Watch, train
@@ -156,11 +158,17 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
     check_specs=[dg.AssetCheckSpec(EVALUATION_IS_OK, asset="evaluation", description="Every seed could be evaluated.")],
 )
 def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    """Losses on held-out records, bits per byte and greedy answers of a trained cell, beside its attempt's folder."""
+    """Losses on held-out records and general texts, greedy answers and what serving costs, of a trained cell, beside its attempt's
+    folder. With `judging` configured, teachers and judge are asked about the answers, within the providers' budgets.
+    """
     stage = stage_now()
     watch = _watch(context)
     done = [evaluate(stage, key, force=config.force, watch=watch) for key in keys_of(context, stage)]
     bad = [found for found, _ in done if not found.ok]
+    if good := [found for found, _ in done if found.ok]:
+        asked = answers.ask(stage, good, progress=ProgressLines(context.log.info))
+        for line in summary(asked):
+            (context.log.warning if " stopped: " in line else context.log.info)(line)
     yield dg.AssetCheckResult(
         check_name=EVALUATION_IS_OK,
         passed=not bad,
@@ -176,5 +184,5 @@ def _evaluation_metadata(found: Evaluation, *, reused: bool) -> dict[str, dg.Met
         "reused": dg.MetadataValue.bool(reused),
         "folder": dg.MetadataValue.path(found.folder),
         **numbers(found.result["measured"]),
-        "answers": table(found.answers(), ["prompt", "reference", "answer", "answer_tokens", "latency_ms", "chrf"]),
+        "answers": table(found.answers(), ["prompt", "reference", "answer", "answer_tokens", "chrf", "rouge_l"]),
     }

@@ -78,20 +78,27 @@ def generate(arguments: Arguments) -> int:
 
 def judge(_: Arguments) -> int:
     from pipelines.compare.providers import duel_rows
+    from pipelines.evaluate import answers
     from pipelines.generate import show
     from pipelines.generate.judge import judge
 
     stage = stage_now()
-    if stage.experiments.generation.judge is None:
-        raise UsageError("no judge is configured: set generation.judge: {providers: [NAME, …]} in experiments.yaml")
-    bar = show.ProgressBar(stage.experiments.generation.budget_usd)
+    experiments = stage.experiments
+    if experiments.generation.judge is None and not experiments.judging.judge and not experiments.judging.teachers:
+        raise UsageError(
+            "no judge is configured: set generation.judge: {providers: [NAME, …]} (of the providers' records) or judging.judge: "
+            "NAME (of the models' answers) in experiments.yaml"
+        )
+    bar = show.ProgressBar(experiments.generation.budget_usd)
     try:
-        result = judge(stage.data, stage.experiments, progress=bar)
+        results = [judge(stage.data, experiments, progress=bar), answers.ask(stage, progress=bar)]
     finally:
         bar.close()
-    for line in [*show.summary(result), *show.duels(duel_rows(stage.data, stage.experiments))]:
+    for line in [line for result in results for line in show.summary(result)]:
         print(line)
-    return OK if result.complete else NOT_OK
+    for line in show.duels(duel_rows(stage.data, experiments)):
+        print(line)
+    return OK if all(result.complete for result in results) else NOT_OK
 
 
 def clean(arguments: Arguments) -> int:
@@ -144,17 +151,23 @@ def _keys(stage: Stage, arguments: Arguments) -> list[CellKey]:
 
 
 def evaluate(arguments: Arguments) -> int:
+    from pipelines.evaluate import answers
     from pipelines.evaluate.cell import evaluate as evaluate_cell
+    from pipelines.generate.show import summary
 
     stage = stage_now()
-    statuses = []
+    statuses, judged = [], []
     for key in _keys(stage, arguments):
         evaluation, reused = evaluate_cell(stage, key, force=arguments.force)
         bits = evaluation.result["measured"].get("eval_bits_per_byte")
         statuses.append(evaluation.result["status"])
         numbers = evaluation.result["status_detail"] if bits is None else f"{bits:.4f} bits per byte"
         print(f"{key}: {statuses[-1]}{' (current, reused)' if reused else ''}, {numbers}")
-    return OK if set(statuses) == {"ok"} else NOT_OK
+        if evaluation.ok:
+            judged.append(answers.ask(stage, [evaluation]))
+    for line in [line for result in judged for line in summary(result)]:
+        print(line)
+    return OK if set(statuses) == {"ok"} and all(result.complete for result in judged) else NOT_OK
 
 
 def compare(_: Arguments) -> int:
@@ -272,7 +285,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="send requests once more whose fate was lost twice (they may cost twice)",
     )
-    command("judge", judge, "have the configured judge compare the providers' records, in pairs and in both orders")
+    command(
+        "judge",
+        judge,
+        "have the configured judges compare the providers' records, in pairs, and score the models' answers",
+    )
     cleaning = command("clean", clean, "clean records into examples and rejects")
     cleaning.add_argument(
         "--input", action="append", metavar="FILE", help="JSON, JSONL, CSV or Parquet, instead of sources:"

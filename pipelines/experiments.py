@@ -139,9 +139,11 @@ class DataChoice(Strict):
 
 class Method(TrainingOverrides):
     """`none` trains nothing, `full` every weight, `lora` an adapter (over a quantized base where `quantization` is set); `rslora`
-    scales it by alpha / sqrt(rank), `dora` learns magnitude and direction apart."""
+    scales it by alpha / sqrt(rank), `dora` learns magnitude and direction apart. `shots`, of `none` only: so many train examples
+    stand in every prompt."""
 
     kind: Kind
+    shots: PositiveInt | None = None
     data: DataChoice | None = None
     rank: PositiveInt | None = None
     alpha: PositiveFloat | None = None
@@ -160,6 +162,8 @@ class Method(TrainingOverrides):
             raise ValueError(f"{', '.join(own)}: such settings belong to kind lora, not {self.kind}")
         if self.double_quantization is not None and self.quantization not in ("nf4", "fp4"):
             raise ValueError("double_quantization needs quantization: nf4 or fp4")
+        if self.shots and self.kind != "none":
+            raise ValueError(f"shots: examples in the prompt belong to kind none, not {self.kind}")
         if self.kind == "none" and self.data:
             raise ValueError("kind none trains on nothing: data does not belong to it")
         return self
@@ -181,9 +185,30 @@ class Model(TrainingOverrides):
     overrides: dict[str, TrainingOverrides] = {}
 
 
+Count = Annotated[int, Field(ge=0)]
+
+
 class EvaluationSettings(Strict):
-    answers: Annotated[int, Field(ge=0)] = 32
+    """What a model is measured on: answers to so many held-out records, `latency_answers` of them also one at a time; so many
+    texts of data/general.json (None: all); serving in batches of `serving_batch` (0: not at all), `serving_tokens` a request."""
+
+    answers: Count = 32
     max_new_tokens: PositiveInt = 256
+    latency_answers: Count = 20
+    general_texts: Count | None = None
+    serving_batch: Count = 8
+    serving_tokens: PositiveInt = 64
+
+
+class Judging(Strict):
+    """Who is asked about answers to held-out records, within the providers' budgets: `judge` scores them, `repeat` of each cell's
+    twice; `teachers` answer the same prompts. Not part of what is measured with the model, so a change needs no model again."""
+
+    judge: str | None = None
+    teachers: list[str] = []
+    repeat: Count = 4
+    max_tokens: PositiveInt = 500
+    max_answer_chars: PositiveInt = 3000
 
 
 class Profile(Strict):
@@ -301,6 +326,9 @@ class Nightly(Strict):
     profile: str = "auto"
 
 
+Place = tuple[str | int, ...]
+
+
 class Experiments(Strict):
     models: Annotated[dict[Slug, Model], Field(min_length=1)]
     methods: Annotated[dict[Slug, Method], Field(min_length=1)]
@@ -309,6 +337,7 @@ class Experiments(Strict):
     sources: Sources
     providers: dict[Slug, Provider] = {}
     generation: Generation = Generation()
+    judging: Judging = Judging()
     cleaning: Cleaning = Cleaning()
     nightly: Nightly = Nightly()
 
@@ -366,7 +395,18 @@ class Experiments(Strict):
         chosen = self.model(model)
         return chosen.attention_targets if settings.targets == "attention" else chosen.lora_targets
 
-    def _names_that_do_not_exist(self) -> Iterator[tuple[tuple[str | int, ...], str, list[str]]]:
+    def _apis_named(self) -> Iterator[tuple[Place, str]]:
+        """Every place that names a provider to be asked over an API."""
+        for i, provider in enumerate(self.sources.providers):
+            yield ("sources", "providers", i), provider
+        for i, provider in enumerate(self.generation.judge.providers if self.generation.judge else []):
+            yield ("generation", "judge", "providers", i), provider
+        if self.judging.judge:
+            yield ("judging", "judge"), self.judging.judge
+        for i, provider in enumerate(self.judging.teachers):
+            yield ("judging", "teachers", i), provider
+
+    def _names_that_do_not_exist(self) -> Iterator[tuple[Place, str, list[str]]]:
         for name, profile in self.profiles.items():
             for i, model in enumerate(profile.models):
                 yield ("profiles", name, "models", i), model, list(self.models)
@@ -379,17 +419,12 @@ class Experiments(Strict):
             if provider.kind == "local":
                 yield ("providers", name, "model"), provider.model, list(self.models)
         apis = [name for name, provider in self.providers.items() if provider.kind != "local"]
-        for i, provider in enumerate(self.sources.providers):
-            yield ("sources", "providers", i), provider, apis
-        for i, provider in enumerate(self.generation.judge.providers if self.generation.judge else []):
-            yield ("generation", "judge", "providers", i), provider, apis
+        for place, provider in self._apis_named():
+            yield place, provider, apis
         for name, method in self.methods.items():
             if method.data and method.data.provider:
                 yield ("methods", name, "data", "provider"), method.data.provider, list(self.providers)
         yield ("nightly", "profile"), self.nightly.profile, ["auto", *self.profiles]
-
-
-Place = tuple[str | int, ...]
 
 
 def load(path: Path | None = None) -> Experiments:

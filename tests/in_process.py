@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.cells import Attempt
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
+from pipelines.evaluate.child import evaluate_cell
 from pipelines.launcher import CellCommand
 from pipelines.train.cell import Watch, train
 from pipelines.train.child import train_cell
@@ -15,7 +16,11 @@ from pipelines.tune.child import try_rate
 from pipelines.worker import Worker
 from tests.project import TinyProject
 
-WORK = {"pipelines.train.child": train_cell, "pipelines.tune.child": try_rate}
+WORK = {
+    "pipelines.train.child": train_cell,
+    "pipelines.tune.child": try_rate,
+    "pipelines.evaluate.child": evaluate_cell,
+}
 
 
 class KilledError(BaseException):
@@ -53,7 +58,7 @@ class Told(Worker):
 
 
 class InProcess:
-    """A launcher that runs the child that trains here; `at_point(worker, row)` may raise KilledError or ask it to stop."""
+    """A launcher that runs the child here, training or evaluating; `at_point(worker, row)` may raise KilledError or stop it."""
 
     def __init__(self, at_point: Callable[[Told, dict[str, Any]], None] = lambda _worker, _row: None) -> None:
         self._at_point = at_point

@@ -36,7 +36,8 @@ def _of_ok(row: Row) -> str:
     if bits is None:
         return "trained, not evaluated: run `featherweight evaluate`"
     if row["trainable_params"] == 0:
-        return "the untouched model: what the others must beat"
+        told = "" if base in (None, bits) else " with examples in its prompt"
+        return f"the untouched model{told}: what the others must beat"
     if base is None:
         return "the untouched model was not measured on the same records"
     if bits >= base:

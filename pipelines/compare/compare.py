@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import warehouse
+from pipelines.compare.answers import teacher_answers, with_judgements
 from pipelines.compare.report import write_report
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
@@ -31,8 +32,8 @@ def compare(stage: Stage) -> Publication:
         WorkError: the data folder cannot be written; the last publication stays whole.
     """
     keep_predictions(stage)
-    rows = comparison_rows(stage)
-    tables = all_tables(stage.data, stage.experiments, rows)
+    rows = with_judgements(stage, comparison_rows(stage))
+    tables = all_tables(stage.data, stage.experiments, rows, taught=teacher_answers(stage))
     warehouse.publish(stage.data, tables)
     write_report(stage, rows, tables["evaluation_answers"].to_pylist())
     return Publication(rows, stage.data.warehouse, stage.data.report)

@@ -38,7 +38,11 @@ COLUMNS = {
     "data_fingerprint": "VARCHAR", "recipe_fingerprint": "VARCHAR", "code_version": "VARCHAR", "device": "VARCHAR",
     "finished_at": "TIMESTAMPTZ", "run_id": "VARCHAR", "profile": "VARCHAR", "eval_records": "BIGINT", "eval_set": "VARCHAR",
     "evaluation_fingerprint": "VARCHAR", "load_peak_memory_gb": "DOUBLE", "ratios_because": "VARCHAR", "model_note": "VARCHAR",
-    "estimated_half_batch_gb": "DOUBLE",
+    "estimated_half_batch_gb": "DOUBLE", "p95_latency_ms": "DOUBLE", "latency_mode": "VARCHAR",
+    "answer_tokens_per_second": "DOUBLE", "answers": "BIGINT", "general_bits_per_byte": "DOUBLE",
+    "forgetting_bits_per_byte": "DOUBLE", "general_set": "VARCHAR", "judge_correctness_low": "DOUBLE",
+    "judge_correctness_high": "DOUBLE", "judge_helpfulness_low": "DOUBLE", "judge_helpfulness_high": "DOUBLE",
+    "judged_answers": "BIGINT", "judge_agreement": "DOUBLE", "judge_model": "VARCHAR", "judge_because": "VARCHAR",
     "target_loss": "DOUBLE", "quantize_peak_memory_gb": "DOUBLE", "search_seconds": "DOUBLE", "learning_rate_source": "VARCHAR",
     "learning_rate_at_edge": "BOOLEAN", "rank": "INTEGER", "alpha": "DOUBLE", "weights_revision": "VARCHAR",
 }  # fmt: skip
@@ -52,9 +56,18 @@ FROM_TRAINING = (
 FROM_EVALUATION = (
     "eval_loss",
     "eval_bits_per_byte",
+    "bleu",
     "chrf",
+    "rouge_l",
+    "meteor",
+    "answers",
     "answer_tokens",
+    "answer_tokens_per_second",
     "p50_latency_ms",
+    "p95_latency_ms",
+    "latency_mode",
+    "general_bits_per_byte",
+    "general_set",
     "eval_records",
     "eval_set",
 )
@@ -216,10 +229,16 @@ def _mean(values: Sequence[Any]) -> Any:
 
 
 def _add_base(row: Row, rows: Sequence[Row], base: str | None) -> None:
-    """The untouched model's bits per byte, on the same records only."""
+    """The untouched model's bits per byte, on the same records only; and how much worse than it a model does on general texts."""
     of_model = [r for r in rows if r["model"] == row["model"] and r["method"] == base]
     if of_model and row["eval_set"] and of_model[0]["eval_set"] == row["eval_set"]:
         row["base_bits_per_byte"] = of_model[0]["eval_bits_per_byte"]
+    same_texts = of_model and row["general_set"] and of_model[0]["general_set"] == row["general_set"]
+    if same_texts and None not in (
+        general := row["general_bits_per_byte"],
+        of_base := of_model[0]["general_bits_per_byte"],
+    ):
+        row["forgetting_bits_per_byte"] = general - of_base
 
 
 def _add_ratios(stage: Stage, row: Row, rows: Sequence[Row]) -> None:

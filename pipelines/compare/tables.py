@@ -1,6 +1,6 @@
 """The warehouse's other tables: every attempt, every curve, every answer, every example and reject, every LLM call."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -8,11 +8,14 @@ import pyarrow.parquet as parquet
 from pipelines import cells
 from pipelines.cells import Attempt
 from pipelines.clean.clean import current as current_examples
+from pipelines.compare.answers import with_verdicts
 from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
 from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row, learning_rate
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
+from pipelines.evaluate.scores import bits_per_byte
 from pipelines.experiments import Experiments
+from pipelines.files import read_jsonl
 from pipelines.generate.journal import opened
 from pipelines.paths import DataRoot
 from pipelines.warehouse import arrow_table
@@ -41,6 +44,16 @@ TRAINING_CURVE = {
 EVALUATION_ANSWERS = {
     "run_id": "VARCHAR", "model": "VARCHAR", "method": "VARCHAR", "example_id": "VARCHAR", "prompt": "VARCHAR",
     "reference": "VARCHAR", "answer": "VARCHAR", "answer_tokens": "INTEGER", "latency_ms": "DOUBLE", "chrf": "DOUBLE",
+    "bleu": "DOUBLE", "rouge_l": "DOUBLE", "meteor": "DOUBLE", "language": "VARCHAR", "shots": "INTEGER",
+    "judge_correct": "BOOLEAN", "judge_helpfulness": "INTEGER", "judge_reasons": "VARCHAR", "judge_model": "VARCHAR",
+}  # fmt: skip
+EVALUATION_RECORDS = {
+    "run_id": "VARCHAR", "model": "VARCHAR", "method": "VARCHAR", "example_id": "VARCHAR", "language": "VARCHAR",
+    "nats": "DOUBLE", "tokens": "INTEGER", "scored_nats": "DOUBLE", "bytes": "INTEGER", "bits_per_byte": "DOUBLE",
+}  # fmt: skip
+SERVING = {
+    "model": "VARCHAR", "method": "VARCHAR", "run_id": "VARCHAR", "mode": "VARCHAR", "batch_size": "INTEGER",
+    "new_tokens": "INTEGER", "p50_latency_ms": "DOUBLE", "tokens_per_second": "DOUBLE", "peak_memory_gb": "DOUBLE",
 }  # fmt: skip
 SFT_EXAMPLES: dict[str, str] = {
     "example_id": "VARCHAR", "instruction": "VARCHAR", "input": "VARCHAR", "output": "VARCHAR", "messages": "VARCHAR",
@@ -64,8 +77,10 @@ LLM_CALLS = {
 }  # fmt: skip
 
 
-def all_tables(data: DataRoot, experiments: Experiments, comparison: list[Row]) -> dict[str, pa.Table]:
-    """Every table of the warehouse, read from the lake and the journal."""
+def all_tables(
+    data: DataRoot, experiments: Experiments, comparison: list[Row], *, taught: Sequence[Row] = ()
+) -> dict[str, pa.Table]:
+    """Every table of the warehouse, read from the lake and the journal; `taught` are answers that no attempt gave."""
     attempts = list(cells.all_attempts(data))
     return {
         "comparison": arrow_table(comparison, COLUMNS),
@@ -73,9 +88,11 @@ def all_tables(data: DataRoot, experiments: Experiments, comparison: list[Row]) 
         "training_curve": arrow_table(
             [{**point, "run_id": attempt.run_id} for attempt in attempts for point in attempt.curve()], TRAINING_CURVE
         ),
-        "evaluation_answers": arrow_table(
-            [row for attempt in attempts for row in _answers(attempt)], EVALUATION_ANSWERS
+        "evaluation_answers": arrow_table([*_judged_answers(data, experiments, attempts), *taught], EVALUATION_ANSWERS),
+        "evaluation_records": arrow_table(
+            [row for attempt in attempts for row in _evaluated(attempt, "losses.jsonl")], EVALUATION_RECORDS
         ),
+        "serving": arrow_table([row for attempt in attempts for row in _evaluated(attempt, "serving.jsonl")], SERVING),
         "sft_examples": _cleaned(data, "examples.parquet", SFT_EXAMPLES),
         "sft_rejects": _cleaned(data, "rejects.parquet", SFT_REJECTS),
         "cleaning_summary": _cleaned(data, "summary.parquet", CLEANING_SUMMARY),
@@ -114,11 +131,24 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
     }
 
 
-def _answers(attempt: Attempt) -> list[dict[str, Any]]:
-    """The answers of the attempt's newest good evaluation."""
+def _evaluated(attempt: Attempt, file: str) -> list[Row]:
+    """The rows of a file of the attempt's newest good evaluation."""
     good = [evaluation for evaluation in attempt.evaluations() if evaluation.ok]
     named = {"run_id": attempt.run_id, "model": attempt.key.model, "method": attempt.key.method}
-    return [{**answer, **named} for answer in good[-1].answers()] if good else []
+    return [_with_bits({**row, **named}) for row in read_jsonl(good[-1].folder / file)] if good else []
+
+
+def _with_bits(row: Row) -> Row:
+    """A record's bits per byte, where it is one that has some."""
+    return {**row, "bits_per_byte": bits_per_byte(row["scored_nats"], row["bytes"])} if row.get("bytes") else row
+
+
+def _judged_answers(data: DataRoot, experiments: Experiments, attempts: Sequence[Attempt]) -> list[Row]:
+    rows = [row for attempt in attempts for row in _evaluated(attempt, "answers.jsonl")]
+    if not data.journal.exists() or experiments.judging.judge is None:
+        return rows
+    with opened(data.journal) as journal:
+        return with_verdicts(journal, experiments, rows)
 
 
 def _cleaned(data: DataRoot, name: str, columns: dict[str, str]) -> pa.Table:

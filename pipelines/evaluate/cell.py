@@ -8,6 +8,8 @@ from pipelines import cells, weights
 from pipelines.cells import Attempt, CellKey, Evaluation
 from pipelines.clean.select import Selected
 from pipelines.errors import UsageError
+from pipelines.evaluate.general import FILE as GENERAL
+from pipelines.evaluate.general import read_general, set_hash
 from pipelines.files import locked, source_hash, stable_hash, write_json
 from pipelines.generate.journal import now
 from pipelines.launcher import own_identity
@@ -15,11 +17,14 @@ from pipelines.train import cell as training
 from pipelines.train.cell import Stage, Watch, examples_now
 
 HERE = Path(__file__).parent
+# They work on answers that are kept, so a change of theirs needs no model again.
+FROM_ANSWERS = ("answers.py", "judge.py", "teacher.py")
 
 
 def base_method(stage: Stage) -> str | None:
-    """The name of the method that trains nothing, if the grid has one."""
-    return next((name for name, method in stage.experiments.methods.items() if method.kind == "none"), None)
+    """The name of the method that trains nothing and shows no examples, if the grid has one."""
+    methods = stage.experiments.methods.items()
+    return next((name for name, method in methods if method.kind == "none" and not method.shots), None)
 
 
 def readers(stage: Stage) -> list[tuple[str, str, int]]:
@@ -36,7 +41,7 @@ def readers(stage: Stage) -> list[tuple[str, str, int]]:
 
 
 def evaluation_fingerprint(stage: Stage, selected: Selected) -> str:
-    """Hash of what evaluations of this profile measure on and with: records, settings, models to fit, and the code."""
+    """Hash of what evaluations of this profile measure on and with: records, settings, general texts, models to fit, the code."""
     profile = stage.experiments.profile(stage.profile)
     longest = {
         name: stage.experiments.training_for(
@@ -44,7 +49,10 @@ def evaluation_fingerprint(stage: Stage, selected: Selected) -> str:
         ).max_length
         for name in profile.models
     }
-    return stable_hash([selected.eval_fingerprint, profile.evaluation.model_dump(), longest, source_hash(HERE)])
+    texts = read_general(stage.data.tracked(GENERAL), stage.selection.languages, profile.evaluation.general_texts)
+    code = source_hash(HERE, without=FROM_ANSWERS)
+    measured = [selected.eval_fingerprint, profile.evaluation.model_dump(), set_hash(texts), longest, code]
+    return stable_hash(measured)
 
 
 def current_evaluation(attempt: Attempt, fingerprint: str) -> Evaluation | None:

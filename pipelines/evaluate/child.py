@@ -3,20 +3,27 @@
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from pipelines.evaluate import scores
+from pipelines.evaluate import general, scores
 from pipelines.files import write_jsonl
-from pipelines.train.prompts import PromptFormat, Tokenized
+from pipelines.paths import DataRoot
+from pipelines.statistics import percentile
+from pipelines.train.prompts import PromptFormat, Tokenized, conversation, question
 from pipelines.worker import DivergedError, Stopwatch, Worker, start
 
 Records = Sequence[dict[str, Any]]
+ENOUGH_FOR_P95 = 20  # below, the 95th percentile is next to the slowest of a few
+ANSWER_SHARE = 2  # an answering batch holds so many times the tokens of a training one: no gradients are kept
 
 
 def evaluate_cell(worker: Worker) -> None:
-    """Losses of every held-out record that fits all models of the profile, then greedy answers to a fixed sample."""
+    """Losses of every held-out record that fits all models of the profile and of general texts; then answers to a fixed sample,
+    and what serving the model costs."""
     clock = Stopwatch()
     from pipelines.clean.select import Selection, select
+    from pipelines.evaluate.answering import Speaker
     from pipelines.files import stable_hash
     from pipelines.train import loading
     from pipelines.train.memory import reset_peaks
@@ -24,8 +31,7 @@ def evaluate_cell(worker: Worker) -> None:
     loading.quiet()
     worker.phase("evaluate")
     spec, recipe = worker.spec, worker.spec["recipe"]
-    base = worker.root / spec["weights"]
-    trained = worker.root / spec["trained"] if spec["trained"] else None
+    base, trained = worker.root / spec["weights"], _trained(worker)
     model = loading.load_model(trained if trained and recipe["kind"] == "full" else base, recipe)
     if trained:
         model = loading.attach_trained(model, recipe, trained)
@@ -34,17 +40,49 @@ def evaluate_cell(worker: Worker) -> None:
     reset_peaks()
     worker.measure(evaluation_load_seconds=clock.lap())
 
-    records = select(worker.root / spec["examples"], Selection(**spec["selection"])).eval
-    fitting = fitting_everywhere(worker, records)
+    selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
+    fitting = fitting_everywhere(worker, selected.eval)
     worker.measure(
         eval_records=len(fitting),
-        eval_records_left_out=len(records) - len(fitting),
+        eval_records_left_out=len(selected.eval) - len(fitting),
         eval_set=stable_hash(sorted(record["example_id"] for record in fitting)),
     )
-    measure_losses(worker, model, form, fitting)
+    speaker = Speaker(model, form, recipe, loading.device())
+    prompts = Prompts(worker, speaker, selected.train)
+    measure_losses(worker, model, [prompts.whole(record) for record in fitting], fitting)
+    measure_general(worker, model, form)
     worker.measure(loss_seconds=clock.lap())
-    answer_sample(worker, model, form, fitting[: spec["settings"]["answers"]])
+    sample = fitting[: spec["settings"]["answers"]]
+    answer_sample(worker, speaker, prompts, sample)
     worker.measure(answer_seconds=clock.lap())
+    measure_serving(worker, speaker, [prompts.asked(record) for record in sample])
+    worker.measure(serving_seconds=clock.lap())
+
+
+def _trained(worker: Worker) -> Path | None:
+    return worker.root / worker.spec["trained"] if worker.spec["trained"] else None
+
+
+class Prompts:
+    """Records as the cell's model is asked: with examples from the train records before them where the recipe says so."""
+
+    def __init__(self, worker: Worker, speaker: Any, train: Records) -> None:
+        from pipelines.evaluate.shots import Shots
+
+        self._form: PromptFormat = speaker.form
+        count = worker.spec["recipe"].get("shots")
+        window = getattr(speaker.model.config, "max_position_embeddings", None) or 1 << 30
+        room = window - worker.spec["settings"]["max_new_tokens"]
+        self._shots = Shots(train, count, self._form, room=room) if count else None
+
+    def shots(self, record: dict[str, Any]) -> Sequence[Any]:
+        return self._shots.of(record) if self._shots else ()
+
+    def whole(self, record: dict[str, Any]) -> Tokenized:
+        return self._form.tokenize(record, self.shots(record))
+
+    def asked(self, record: dict[str, Any]) -> list[int]:
+        return self._form.prompt(record, self.shots(record))
 
 
 def fitting_everywhere(worker: Worker, records: Records) -> Records:
@@ -64,8 +102,34 @@ def fitting_everywhere(worker: Worker, records: Records) -> Records:
     return kept
 
 
-def measure_losses(worker: Worker, model: Any, form: PromptFormat, records: Records) -> None:
+def measure_losses(worker: Worker, model: Any, examples: Sequence[Tokenized], records: Records) -> None:
     """Loss per completion token (nats, the end token included) and bits per byte (without it), per record and over all."""
+    rows = record_losses(worker, model, examples)
+    languages = {record["example_id"]: record["language"] for record in records}
+    rows = [{**row, "language": languages[row["example_id"]]} for row in rows]
+    write_jsonl(worker.folder / "losses.jsonl", sorted(rows, key=lambda row: row["example_id"]))
+    nats, tokens = sum(row["nats"] for row in rows), sum(row["tokens"] for row in rows)
+    if not math.isfinite(nats):
+        raise DivergedError(f"the loss on held-out records is {nats}: the weights are not usable")
+    worker.measure(eval_loss=nats / tokens, eval_bits_per_byte=_bits_per_byte(rows))
+    worker.save()
+
+
+def measure_general(worker: Worker, model: Any, form: PromptFormat) -> None:
+    """Bits per byte on texts of general knowledge; what tuning added to the base model's is what it forgot."""
+    count = worker.spec["settings"]["general_texts"]
+    file = DataRoot(worker.root).tracked(general.FILE)
+    texts = general.read_general(file, worker.spec["selection"]["languages"], count)
+    if not texts:
+        return
+    examples = [general.plain_text(form, one["text"], str(number)) for number, one in enumerate(texts)]
+    rows = record_losses(worker, model, examples)
+    worker.measure(general_bits_per_byte=_bits_per_byte(rows), general_set=general.set_hash(texts))
+    worker.save()
+
+
+def record_losses(worker: Worker, model: Any, examples: Sequence[Tokenized]) -> list[dict[str, Any]]:
+    """Per example: `nats` of all its learned `tokens`, `scored_nats` of the ordinary ones, `bytes` that those stand for."""
     import torch
 
     from pipelines.train import batches, loading
@@ -74,18 +138,15 @@ def measure_losses(worker: Worker, model: Any, form: PromptFormat, records: Reco
 
     recipe, device = worker.spec["recipe"], loading.device()
     rows: list[dict[str, Any]] = []
-    examples = [form.tokenize(record) for record in records]
     with head_on_positions(model) as wanted, torch.no_grad(), autocast(recipe, device):
         for batch in batches.micro_batches(examples, max_tokens=worker.spec["batch_tokens"]):
             losses = token_losses(model, batch, wanted, device).double().cpu()
             rows += _per_record(batch, losses, scored_mask(batch))
-    write_jsonl(worker.folder / "losses.jsonl", sorted(rows, key=lambda row: row["example_id"]))
-    nats, tokens = sum(row["nats"] for row in rows), sum(row["tokens"] for row in rows)
-    if not math.isfinite(nats):
-        raise DivergedError(f"the loss on held-out records is {nats}: the weights are not usable")
-    scored, size = sum(row["scored_nats"] for row in rows), sum(row["bytes"] for row in rows)
-    worker.measure(eval_loss=nats / tokens, eval_bits_per_byte=scores.bits_per_byte(scored, size))
-    worker.save()
+    return rows
+
+
+def _bits_per_byte(rows: Sequence[dict[str, Any]]) -> float:
+    return scores.bits_per_byte(sum(row["scored_nats"] for row in rows), sum(row["bytes"] for row in rows))
 
 
 def _per_record(batch: Sequence[Tokenized], losses: Any, scored: Any) -> list[dict[str, Any]]:
@@ -105,45 +166,71 @@ def _per_record(batch: Sequence[Tokenized], losses: Any, scored: Any) -> list[di
     return rows
 
 
-def answer_sample(worker: Worker, model: Any, form: PromptFormat, records: Records) -> None:
-    """Greedy answers, one at a time (so that latency is what one user waits), each with its chrF against the reference."""
-    import torch
+def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Records) -> None:
+    """Greedy answers in batches, each with its scores against the reference."""
+    from pipelines.evaluate import answering
 
-    from pipelines.train import loading
-
-    device, rows = loading.device(), []
     limit = worker.spec["settings"]["max_new_tokens"]
-    for number, record in enumerate(records, start=1):
-        prompt = torch.tensor([form.prompt(record)], device=device)
-        began = time.monotonic()
-        with torch.no_grad():
-            produced = model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=limit,
-                do_sample=False,
-                eos_token_id=form.stop_tokens,
-                pad_token_id=form.tokenizer.eos_token_id,
-            )[0, prompt.shape[1] :]
-        latency = (time.monotonic() - began) * 1000
-        answer = form.tokenizer.decode(produced, skip_special_tokens=True).strip()
+    asked, began = [prompts.asked(record) for record in records], time.perf_counter()
+    produced = answering.answer_all(speaker, asked, limit, max_tokens=ANSWER_SHARE * worker.spec["batch_tokens"])
+    seconds = time.perf_counter() - began
+    rows = []
+    for record, tokens in zip(records, produced, strict=True):
+        answer, reference = answering.text_of(speaker, tokens), conversation(record)[-1]["content"]
         rows.append(
             {
                 "example_id": record["example_id"],
-                "prompt": "\n\n".join(part for part in (record["instruction"], record["input"]) if part),
-                "reference": record["output"],
+                "language": record["language"],
+                "prompt": question(record),
+                "reference": reference,
                 "answer": answer,
-                "answer_tokens": len(produced),
-                "latency_ms": latency,
-                "chrf": scores.chrf(answer, record["output"]),
+                "answer_tokens": len(tokens),
+                "shots": len(prompts.shots(record)) or None,
+                **scores.answer_scores(answer, reference, record["language"]),
             }
         )
-        worker.say(f"answer {number} of {len(records)}: {len(produced)} tokens in {latency:.0f} ms")
     write_jsonl(worker.folder / "answers.jsonl", rows)
+    count = sum(row["answer_tokens"] for row in rows)
     worker.measure(
-        chrf=scores.corpus_chrf([row["answer"] for row in rows], [row["reference"] for row in rows]),
-        answer_tokens=sum(row["answer_tokens"] for row in rows) if rows else None,
-        p50_latency_ms=scores.percentile([row["latency_ms"] for row in rows], 0.5),
+        **scores.cell_scores(rows),
+        answers=len(rows),
+        answer_tokens=count if rows else None,
+        answer_tokens_per_second=count / seconds if rows else None,
+    )
+    worker.save()
+    worker.say(f"{len(rows)} answers: {count} tokens in {seconds:.1f} s")
+
+
+def measure_serving(worker: Worker, speaker: Any, asked: Sequence[list[int]]) -> None:
+    """Speed and memory of answering, the adapter attached, several in one batch, and merged; then what one user waits for an
+    answer, of the adapter merged where it can be."""
+    from pipelines.evaluate import answering, serving
+
+    if not asked:
+        return
+    settings, recipe, trained = worker.spec["settings"], worker.spec["recipe"], _trained(worker)
+    sizes = sorted({1, settings["serving_batch"]}) if settings["serving_batch"] else []
+    tokens, rows = settings["serving_tokens"], []
+    mode = "merged"
+    if recipe["kind"] == "lora" and trained:
+        rows += serving.measure(speaker, "attached", asked, tokens, sizes)
+        if serving.can_mix(recipe) and (batches := sizes[1:]):
+            mixed = serving.several_adapters(speaker, trained, batches[0])
+            rows += serving.measure(mixed, "mixed", asked, tokens, batches)
+            serving.one_adapter(speaker)
+        if serving.can_merge(recipe):
+            speaker = serving.merged(speaker)
+        else:
+            mode = "attached"
+    if mode == "merged":
+        rows += serving.measure(speaker, "merged", asked, tokens, sizes)
+    write_jsonl(worker.folder / "serving.jsonl", rows)
+    taken = answering.latencies(speaker, asked[: settings["latency_answers"]], settings["max_new_tokens"])
+    worker.measure(
+        p50_latency_ms=percentile(taken, 0.5),
+        p95_latency_ms=percentile(taken, 0.95) if len(taken) >= ENOUGH_FOR_P95 else None,
+        latency_answers=len(taken),
+        latency_mode=mode if taken else None,
     )
 
 

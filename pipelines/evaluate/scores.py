@@ -1,9 +1,22 @@
-"""Numbers of quality from plain values: bits per byte, chrF, percentiles."""
+"""Numbers of quality from plain values: bits per byte, and how near an answer comes to its reference, in Korean and English.
+
+All text scores go from 0 to 100 and are the libraries' own (sacrebleu, rouge-score, nltk); ours is only how texts become words.
+"""
 
 import math
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import cache
+from statistics import fmean
+from typing import Any
 
 import sacrebleu
+
+TEXT_SCORES = ("bleu", "chrf", "rouge_l", "meteor")
+SPELLED = ("ko", "ja", "zh", "th")  # BLEU takes their characters for words
+HANGUL = re.compile("[가-힣]")
+WORD = re.compile(r"[^\W_]+")  # letters and digits of any script
 
 
 def bits_per_byte(nats: float, completion_bytes: int) -> float:
@@ -12,19 +25,89 @@ def bits_per_byte(nats: float, completion_bytes: int) -> float:
     return nats / (math.log(2) * completion_bytes)
 
 
-def chrf(answer: str, reference: str) -> float:
-    """chrF (Popović 2015), 0 to 100, as sacrebleu computes it; character n-grams suit Korean and English alike."""
-    return sacrebleu.sentence_chrf(answer, [reference]).score
+def answer_scores(answer: str, reference: str, language: str | None = None) -> dict[str, float]:
+    """Each of TEXT_SCORES of one answer. Without a language it is told by the reference's letters.
+
+    bleu: sentence BLEU (Papineni 2002) with effective order. chrf: Popović 2015. rouge_l: F1 of the longest common subsequence of
+    words (Lin 2004). meteor: exact and stem matches (Banerjee & Lavie 2005), since WordNet's synonyms are not shipped.
+    """
+    answer, reference = _normal(answer), _normal(reference)
+    return {
+        "bleu": sacrebleu.sentence_bleu(
+            _bleu_words(answer, reference, language), [_bleu_words(reference, reference, language)], tokenize="none"
+        ).score,
+        "chrf": sacrebleu.sentence_chrf(answer, [reference]).score,
+        "rouge_l": 100 * _rouge().score(reference, answer)["rougeL"].fmeasure,
+        "meteor": 100 * _meteor(words(answer), words(reference)),
+    }
 
 
-def corpus_chrf(answers: Sequence[str], references: Sequence[str]) -> float | None:
-    return sacrebleu.corpus_chrf(list(answers), [list(references)]).score if answers else None
+def cell_scores(answers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Each of TEXT_SCORES over all answers (rows with answer, reference, language): BLEU and chrF of the corpus, in which long
+    answers weigh more; ROUGE-L and METEOR as means of the answers' own. None of nothing."""
+    if not answers:
+        return dict.fromkeys(TEXT_SCORES)
+    said = [(_normal(row["answer"]), _normal(row["reference"]), row.get("language")) for row in answers]
+    hypotheses = [_bleu_words(answer, reference, language) for answer, reference, language in said]
+    references = [_bleu_words(reference, reference, language) for _, reference, language in said]
+    return {
+        # tokenized before, as each language is, so that one corpus may hold both
+        "bleu": sacrebleu.corpus_bleu(hypotheses, [references], tokenize="none", force=True).score,
+        "chrf": sacrebleu.corpus_chrf([one[0] for one in said], [[one[1] for one in said]]).score,
+        "rouge_l": fmean(row["rouge_l"] for row in answers),
+        "meteor": fmean(row["meteor"] for row in answers),
+    }
 
 
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The value at `share` (0..1) of the sorted values, linear between neighbours; None of nothing."""
-    if not values:
-        return None
-    ordered, place = sorted(values), share * (len(values) - 1)
-    below, above = math.floor(place), math.ceil(place)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+def words(text: str) -> list[str]:
+    """Runs of letters and digits, lower case. A Korean word keeps its particles."""
+    return WORD.findall(_normal(text).lower())
+
+
+def spelled(reference: str, language: str | None) -> bool:
+    """Whether BLEU compares characters: by the language, else where most letters are Hangul."""
+    if language:
+        return language in SPELLED
+    letters = sum(map(str.isalpha, reference))
+    return len(HANGUL.findall(reference)) > letters / 2
+
+
+def _normal(text: str) -> str:
+    """Unicode NFC: a model may write Hangul as separate letters."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _bleu_words(text: str, reference: str, language: str | None) -> str:
+    """`text` as sacrebleu's own tokenizer `char` or `13a` leaves it: words with spaces between."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+    from sacrebleu.tokenizers.tokenizer_char import TokenizerChar
+
+    return (TokenizerChar() if spelled(reference, language) else Tokenizer13a())(text)
+
+
+class _Words:
+    """For rouge-score, whose own tokenizer drops Hangul."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+class _NoSynonyms:
+    """In WordNet's place, which nltk would have to download."""
+
+    def synsets(self, _word: str) -> list[Any]:
+        return []
+
+
+def _meteor(answer: list[str], reference: list[str]) -> float:
+    from nltk.translate.meteor_score import single_meteor_score
+
+    no_synonyms: Any = _NoSynonyms()
+    return single_meteor_score(reference, answer, wordnet=no_synonyms)

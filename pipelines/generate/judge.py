@@ -92,18 +92,20 @@ def judge(data: DataRoot, experiments: Experiments, *, progress: Progress | None
             asked.setdefault(pair.judge, {}).update((request.key, request) for request in pair.requests)
         wanted = {name: list(requests.values()) for name, requests in asked.items()}
         held = {name: run.journal.answered_among(requests) for name, requests in wanted.items()}
-        tallies = _ask(run, wanted)
+        tallies = ask_enabled(run, wanted, "judge")
         results = {name: outcome(run, name, wanted[name], held[name], tallies[name]) for name in wanted}
         return GenerationResult(results, run.orphans)
 
 
-def _ask(run: Session, wanted: Mapping[str, list[Request]]) -> dict[str, Tally]:
+def ask_enabled(run: Session, wanted: Mapping[str, list[Request]], role: str) -> dict[str, Tally]:
+    """Send what the journal lacks to those providers that are enabled and have a key; the others' tallies say what is missing.
+    `role` is what they are asked as."""
     jobs, tallies = [], dict[str, Tally]()
     allowed = enabled(run.experiments)
     for name, requests in wanted.items():
         provider, pending = run.experiments.provider(name), run.journal.to_send(requests)
         not_enabled = (
-            f"the judge {name} is not enabled, and asking it may cost money: set providers.{name}.enabled: true"
+            f"the {role} {name} is not enabled, and asking it may cost money: set providers.{name}.enabled: true"
         )
         why = missing_key(provider) if name in allowed else not_enabled
         if why or not pending:

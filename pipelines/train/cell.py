@@ -68,6 +68,7 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
         settings = stage.experiments.training_for(stage.profile, key.model, key.method)
         plain = {"precision": settings.precision, "attention": settings.attention, "max_length": settings.max_length}
         fixed = {"quantization": None, "gradient_checkpointing": False}
+        shots = {"shots": method.shots} if method.shots else {}
         return {
             "model": key.model,
             "source": source,
@@ -76,6 +77,7 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
             **plain,
             **fixed,
             **limits,
+            **shots,
         }
     settings = stage.experiments.training_for(stage.profile, key.model, key.method)
     decided = {k: v for k, v in settings.model_dump().items() if k not in OUTSIDE_RECIPE}
@@ -130,10 +132,11 @@ def for_method(stage: Stage, method: str, selected: Selected) -> Selected:
 
 
 def fingerprints(stage: Stage, key: CellKey, selected: Selected) -> dict[str, str | None]:
-    """What a result was made from. `base` trains on nothing, so its data fingerprint is None."""
+    """What a result was made from. `base` trains on nothing, so its data fingerprint is None; examples in a prompt are data."""
     recipe = recipe_of(stage, key)
+    untouched = recipe["kind"] == "none" and not recipe.get("shots")
     return {
-        "data": None if recipe["kind"] == "none" else for_method(stage, key.method, selected).data_fingerprint,
+        "data": None if untouched else for_method(stage, key.method, selected).data_fingerprint,
         "recipe": stable_hash(recipe),
         "code": source_hash(Path(__file__).parent),
         "machine": machine.machine_class(),

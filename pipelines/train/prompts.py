@@ -1,8 +1,8 @@
 """Records as tokens: the prompt in the model's own format, the completion that is learned, and which tokens count."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 ALPACA_WITH_INPUT = (
@@ -36,14 +36,16 @@ class Tokenized:
 
 
 IGNORE = -100
+Shots = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of text; a learned one is followed by the token `end`, which is learned too."""
+    """A piece of text; an answer is followed by the token `end`, which is learned with it, unless it only shows how to answer."""
 
     text: str
     end: int | None = None
+    only_shows: bool = False
 
 
 class PromptFormat:
@@ -60,30 +62,30 @@ class PromptFormat:
         bare, full = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
         self.prefix: list[int] = full[:1] if len(full) > len(bare) and full[0] != bare[0] else []
 
-    def prompt(self, record: Mapping[str, Any]) -> list[int]:
-        """Token ids to answer from."""
+    def prompt(self, record: Mapping[str, Any], shots: Shots = ()) -> list[int]:
+        """Token ids to answer from. `shots` are records that come before it with their answers, in the same format."""
         if self.style == "alpaca":
-            return self._finish(self.tokenizer(alpaca_prompt(record), add_special_tokens=False).input_ids)
-        messages = conversation(record)[:-1]
+            return self._finish(self._ids(alpaca_shots(shots) + alpaca_prompt(record)))
+        messages = with_shots(conversation(record)[:-1], shots)
         return self._finish(self._ids(self._render(messages, ask=True)))
 
-    def tokenize(self, record: Mapping[str, Any]) -> Tokenized:
-        """The example whole: nothing is cut; what does not fit is for the caller to count and leave out."""
+    def tokenize(self, record: Mapping[str, Any], shots: Shots = ()) -> Tokenized:
+        """The example whole: nothing is cut; what does not fit is for the caller to count and leave out. Of `shots`, records that
+        come before it with their answers, nothing is learned and nothing counts."""
         ids: list[int] = []
         labels: list[int] = []
         scored: list[bool] = []
         completion_bytes = 0
-        for segment in self._segments(record):
-            tokens = self._ids(segment.text)
+        for segment in self._segments(record, shots):
+            tokens = self._ids(segment.text) + ([] if segment.end is None else [segment.end])
             ids += tokens
-            if segment.end is not None:
-                ids.append(segment.end)
-                labels += [*tokens, segment.end]
-                scored += [*(True for _ in tokens), False]
-                completion_bytes += len(segment.text.encode())
-            else:
+            if segment.end is None or segment.only_shows:
                 labels += [IGNORE] * len(tokens)
                 scored += [False] * len(tokens)
+            else:
+                labels += tokens
+                scored += [True] * (len(tokens) - 1) + [False]
+                completion_bytes += len(segment.text.encode())
         finished = self._finish(ids)
         front = len(finished) - len(ids)
         return Tokenized(
@@ -94,10 +96,11 @@ class PromptFormat:
             completion_bytes=completion_bytes,
         )
 
-    def _segments(self, record: Mapping[str, Any]) -> list[Segment]:
+    def _segments(self, record: Mapping[str, Any], shots: Shots = ()) -> list[Segment]:
         if self.style == "alpaca":
-            return [Segment(alpaca_prompt(record)), Segment(record["output"], end=self.tokenizer.eos_token_id)]
-        messages, segments, done = conversation(record), [], ""
+            asked = alpaca_shots(shots) + alpaca_prompt(record)
+            return [Segment(asked), Segment(record["output"], end=self.tokenizer.eos_token_id)]
+        messages, segments, done = with_shots(conversation(record), shots), [], ""
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -108,7 +111,8 @@ class PromptFormat:
             end = self._end_of_turn(self._render(messages[: i + 1], ask=False).removeprefix(answered))
             segments += [Segment(asked.removeprefix(done)), Segment(message["content"], end=end)]
             done = answered + self.tokenizer.decode([end])
-        return segments
+        shown = 2 * sum(message["role"] == "assistant" for message in with_shots([], shots))
+        return [replace(segment, only_shows=True) for segment in segments[:shown]] + segments[shown:]
 
     def _end_of_turn(self, after_the_answer: str) -> int:
         """The token that the template puts after an answer: EOS for most, <end_of_turn> for Gemma."""
@@ -142,9 +146,30 @@ def alpaca_prompt(record: Mapping[str, Any]) -> str:
     return form.format(instruction=record["instruction"], input=record["input"])
 
 
+def alpaca_shots(shots: Shots) -> str:
+    """The shots as blocks of the same format, an empty line after each."""
+    return "".join(f"{alpaca_prompt(shot)}{shot['output'].strip()}\n\n" for shot in shots)
+
+
+def with_shots(messages: Sequence[dict[str, str]], shots: Shots) -> list[dict[str, str]]:
+    """`messages` with the shots as turns before the first question, after a system prompt; a shot's own is left out."""
+    turns = [turn for shot in shots for turn in conversation(shot) if turn["role"] != "system"]
+    first = 1 if messages and messages[0]["role"] == "system" else 0
+    return [*messages[:first], *turns, *messages[first:]]
+
+
 def conversation(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The record as chat messages, ending with the assistant's."""
+    """The record as chat messages, ending with the assistant's last."""
     if record.get("messages"):
-        return json.loads(record["messages"])
+        turns = json.loads(record["messages"])
+        last = max(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
+        return turns[: last + 1]
     asked = record["instruction"] + (f"\n\n{record['input']}" if record["input"].strip() else "")
     return [{"role": "user", "content": asked.strip()}, {"role": "assistant", "content": record["output"].strip()}]
+
+
+def question(record: Mapping[str, Any]) -> str:
+    """What a person reads as the prompt."""
+    if record.get("messages"):
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in conversation(record)[:-1])
+    return "\n\n".join(part for part in (record["instruction"], record["input"]) if part)

@@ -1,0 +1,96 @@
+"""What was said of the answers, put beside the cells: the judge's shares in their rows, and each teacher as a row of its own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.cells import Status
+from pipelines.clean.select import Selected
+from pipelines.compare.table import COLUMNS, Row
+from pipelines.evaluate import answers as kept
+from pipelines.evaluate import judge, scores, teacher
+from pipelines.evaluate.cell import evaluation_fingerprint
+from pipelines.experiments import Experiments
+from pipelines.generate.journal import Journal
+from pipelines.generate.judge import family
+from pipelines.generate.providers import missing_key
+from pipelines.train.cell import Stage, examples_now
+
+
+def with_judgements(stage: Stage, rows: Sequence[Row]) -> list[Row]:
+    """The cells' rows with their judge columns, then the teachers'."""
+    _, selected = examples_now(stage)
+    fingerprint = evaluation_fingerprint(stage, selected)
+    with kept.reading(stage) as journal:
+        for row in rows:
+            seeds = kept.kept_answers(stage, row["model"], row["method"], fingerprint)
+            row |= judge.cell_columns(journal, stage.experiments, seeds)
+        return [*rows, *(_teacher_row(stage, journal, name, selected) for name in teacher.teachers(stage))]
+
+
+def _teacher_row(stage: Stage, journal: Journal | None, name: str, selected: Selected) -> Row:
+    """A row of what a provider's answers can show: no losses, no training, no memory."""
+    provider = stage.experiments.provider(name)
+    records = kept.sample(stage, selected)
+    answers = teacher.answers(journal, stage, name, records)
+    status, detail = _outcome(stage, name, len(answers), len(records))
+    tokens = [row["answer_tokens"] for row in answers if row["answer_tokens"] is not None]
+    return {
+        **dict.fromkeys(COLUMNS),
+        "model": name,
+        "method": teacher.METHOD,
+        "status": status,
+        "phase": "evaluate",
+        "status_detail": detail,
+        "is_stale": False,
+        "seeds": 1,
+        "seeds_ok": int(status == "ok"),
+        "profile": stage.profile,
+        "model_note": _note(stage.experiments, name),
+        "advice": "no model of ours: how far its answers are from those of the tuned ones is what is left to gain",
+        "run_id": teacher.run_id(name),
+        "answers": len(answers) or None,
+        "answer_tokens": sum(tokens) if tokens else None,
+        "device": provider.model,
+        **scores.cell_scores(answers),
+        **judge.cell_columns(journal, stage.experiments, [answers] if answers else []),
+    }
+
+
+def _outcome(stage: Stage, name: str, held: int, wanted: int) -> tuple[Status, str | None]:
+    if wanted and held == wanted:
+        return "ok", None
+    if not wanted:
+        return "missing", "no model has answered yet, so there is nothing to ask the teacher"
+    why = missing_key(stage.experiments.provider(name)) or "run `featherweight judge` to ask for what is missing"
+    return "unavailable", f"{held} of {wanted} prompts are answered: {why}"
+
+
+def _note(experiments: Experiments, name: str) -> str:
+    provider, judging = experiments.provider(name), experiments.judging.judge
+    asked = f"{provider.model}, asked over its API with the same prompts; its losses cannot be seen."
+    related = judging is not None and family(experiments.provider(judging)) == family(provider)
+    return f"{asked} Its judge is of its own family, which may favour it." if related else asked
+
+
+def teacher_answers(stage: Stage) -> list[dict[str, Any]]:
+    """The teachers' answers as rows of evaluation_answers, the verdicts on them included."""
+    names = teacher.teachers(stage)
+    if not names:
+        return []
+    _, selected = examples_now(stage)
+    found = []
+    with kept.reading(stage) as journal:
+        records = kept.sample(stage, selected)
+        for name in names:
+            rows = teacher.answers(journal, stage, name, records)
+            named = {"run_id": teacher.run_id(name), "model": name, "method": teacher.METHOD}
+            found += [{**row, **named} for row in with_verdicts(journal, stage.experiments, rows)]
+    return found
+
+
+def with_verdicts(
+    journal: Journal | None, experiments: Experiments, rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The answers with the judge's word on each."""
+    verdicts = judge.judged(journal, experiments, rows)
+    return [{**row, **judge.answer_columns(verdict)} for row, verdict in zip(rows, verdicts, strict=True)]

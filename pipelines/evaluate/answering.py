@@ -1,0 +1,128 @@
+"""Greedy answers: many at a time or one, with the same rules for every model of when an answer ends.
+
+A batch is padded on the left, so that every row's next token comes from its last place; mask and positions leave the padding out.
+"""
+# ruff: noqa: TID253
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from pipelines.train.precision import autocast
+from pipelines.train.prompts import ALPACA, PromptFormat
+
+# A model that was not tuned to stop goes on with the next block of the format that it was asked in.
+NEXT_BLOCK = ("### Instruction", ALPACA.split(".")[0])
+TAIL = 48  # tokens at the end of a row that may hold such a text
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model and how it is asked. `more` goes to every call of `generate`."""
+
+    model: Any
+    form: PromptFormat
+    recipe: dict[str, Any]
+    device: torch.device
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        return NEXT_BLOCK if self.form.style == "alpaca" else ()
+
+
+def answer(speaker: Speaker, prompts: Sequence[list[int]], limit: int, *, exactly: bool = False) -> list[list[int]]:
+    """The greedy continuation of each prompt, in one batch: its new tokens, the one that ended it included, at most `limit`.
+
+    `exactly`: just so many, nothing ends them; for measuring speed.
+    """
+    form, longest = speaker.form, max(map(len, prompts))
+    padding = form.tokenizer.eos_token_id
+    ids = torch.full((len(prompts), longest), padding)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    stops = [] if exactly else form.stop_tokens
+    texts = () if exactly else speaker.stop_texts
+    # a configuration of our own: what a model's folder says of sampling and penalties would make rows differ
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=limit, eos_token_id=stops or None, pad_token_id=padding, use_cache=True
+    )
+    speaker.model.generation_config = config
+    ends = StoppingCriteriaList([_TextEnds(form.tokenizer, texts, longest)] if texts else [])
+    with torch.no_grad(), autocast(speaker.recipe, speaker.device):
+        produced = speaker.model.generate(
+            input_ids=ids.to(speaker.device),
+            attention_mask=mask.to(speaker.device),
+            generation_config=config,
+            stopping_criteria=ends,
+            **speaker.more,
+        )
+    return [_until_its_end(row, stops, form, texts) for row in produced[:, longest:].tolist()]
+
+
+def _until_its_end(tokens: list[int], stops: Sequence[int], form: PromptFormat, texts: Sequence[str]) -> list[int]:
+    """A row without what pads it after its end; one that a text ended has no end token."""
+    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+    ended_by_text = texts and _first(form.tokenizer.decode(tokens[:end]), texts) is not None
+    return tokens[:end] if ended_by_text else tokens[: end + 1]
+
+
+def text_of(speaker: Speaker, tokens: Sequence[int]) -> str:
+    """What the tokens say: no special token, nothing of the next block."""
+    text = speaker.form.tokenizer.decode(tokens, skip_special_tokens=True)
+    return text[: _first(text, speaker.stop_texts)].strip()
+
+
+def _first(text: str, marks: Sequence[str]) -> int | None:
+    return min((place for mark in marks if (place := text.find(mark)) >= 0), default=None)
+
+
+class _TextEnds(StoppingCriteria):
+    """Ends each row whose new text holds one of `texts`."""
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str], prompt_length: int) -> None:
+        self._tokenizer, self._texts, self._start = tokenizer, texts, prompt_length
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        tails = input_ids[:, max(self._start, input_ids.shape[1] - TAIL) :].tolist()
+        done = [_first(self._tokenizer.decode(tail), self._texts) is not None for tail in tails]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+
+def groups(prompts: Sequence[list[int]], limit: int, *, max_tokens: int) -> list[list[int]]:
+    """Places of `prompts` by length, in groups of at most `max_tokens` (padded prompt and answer); a longer one goes alone."""
+    found: list[list[int]] = []
+    for place in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+        size = (len(prompts[found[-1][0]]) + limit) * (len(found[-1]) + 1) if found else 0
+        if found and size <= max_tokens:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
+
+
+def answer_all(speaker: Speaker, prompts: Sequence[list[int]], limit: int, *, max_tokens: int) -> list[list[int]]:
+    """As `answer`, for any number of prompts."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    for group in groups(prompts, limit, max_tokens=max_tokens):
+        for place, tokens in zip(group, answer(speaker, [prompts[i] for i in group], limit), strict=True):
+            answers[place] = tokens
+    return answers
+
+
+def latencies(speaker: Speaker, prompts: Sequence[list[int]], limit: int) -> list[float]:
+    """Milliseconds that each prompt's answer takes alone; the first call of a model, which warms it up, is not counted."""
+    if prompts:
+        answer(speaker, prompts[:1], 2)
+    taken = []
+    for prompt in prompts:
+        began = time.perf_counter()
+        answer(speaker, [prompt], limit)  # its tokens come back to the host, so a card has finished
+        taken.append((time.perf_counter() - began) * 1000)
+    return taken

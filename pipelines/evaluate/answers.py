@@ -1,0 +1,115 @@
+"""What is done with answers that are kept, without the model: teachers answer the same, and the judge scores all of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipelines import cells
+from pipelines.cells import CellKey, Evaluation
+from pipelines.clean.select import Selected
+from pipelines.evaluate import judge, teacher
+from pipelines.evaluate.cell import current_evaluation, evaluation_fingerprint
+from pipelines.generate.generate import GenerationResult, ProviderResult, Session, outcome, session
+from pipelines.generate.journal import Journal, Request, opened
+from pipelines.generate.judge import ask_enabled
+from pipelines.generate.send import Progress
+from pipelines.train.cell import Stage, examples_now
+
+Row = dict[str, Any]
+
+
+def shown_evaluation(stage: Stage, key: CellKey, fingerprint: str) -> Evaluation | None:
+    """The evaluation that the comparison shows of a cell: the newest attempt's current one, else its last good one."""
+    attempt = cells.latest(stage.data, key)
+    if attempt is None:
+        return None
+    good = [one for one in attempt.evaluations() if one.ok]
+    return current_evaluation(attempt, fingerprint) or (good[-1] if good else None)
+
+
+def kept_answers(stage: Stage, model: str, method: str, fingerprint: str) -> list[list[Row]]:
+    """The answers of a cell as the comparison shows it, one list for each seed that has any."""
+    keys = [CellKey(model, method, seed) for seed in stage.experiments.profile(stage.profile).seeds]
+    found = [shown_evaluation(stage, key, fingerprint) for key in keys]
+    return [rows for evaluation in found if evaluation and (rows := evaluation.answers())]
+
+
+def sample(stage: Stage, selected: Selected) -> list[Row]:
+    """The held-out records that the profile's models were asked, as they were kept with their answers."""
+    fingerprint = evaluation_fingerprint(stage, selected)
+    profile = stage.experiments.profile(stage.profile)
+    asked = {
+        row["example_id"]
+        for model in profile.models
+        for method in profile.methods
+        for rows in kept_answers(stage, model, method, fingerprint)
+        for row in rows
+    }
+    return [record for record in selected.eval if record["example_id"] in asked]
+
+
+@contextmanager
+def reading(stage: Stage) -> Iterator[Journal | None]:
+    """The journal, or None where nobody was ever asked."""
+    if not stage.data.journal.exists():
+        yield None
+        return
+    with opened(stage.data.journal) as journal:
+        yield journal
+
+
+def ask(stage: Stage, evaluations: Sequence[Evaluation] = (), *, progress: Progress | None = None) -> GenerationResult:
+    """Have the teachers answer what these evaluations' models were asked (none given: all that the comparison shows), then have
+    the judge score all answers; what the journal holds is not asked again. Without teachers and judge nothing is done.
+
+    Raises:
+        UsageError: nothing was cleaned yet, or the prompts are broken.
+        WorkError: the journal cannot be written.
+    """
+    if not stage.experiments.judging.judge and not stage.experiments.judging.teachers:
+        return GenerationResult()
+    _, selected = examples_now(stage)
+    answers = [one.answers() for one in evaluations] if evaluations else _all_answers(stage, selected)
+    ids = {row["example_id"] for rows in answers for row in rows}
+    records = [record for record in selected.eval if record["example_id"] in ids]
+    if not _anything_pending(stage, records, answers):
+        return GenerationResult()
+    with session(stage.data, stage.experiments, progress=progress) as run:
+        taught = {name: teacher.requests(stage, name, records) for name in stage.experiments.judging.teachers}
+        results = _ask(run, taught, "teacher")
+        results |= _ask(run, _for_the_judge(run.journal, stage, records, answers), "judge")
+        return GenerationResult(results, run.orphans)
+
+
+def _all_answers(stage: Stage, selected: Selected) -> list[list[Row]]:
+    fingerprint, profile = evaluation_fingerprint(stage, selected), stage.experiments.profile(stage.profile)
+    grid = [(model, method) for model in profile.models for method in profile.methods]
+    return [rows for cell in grid for rows in kept_answers(stage, *cell, fingerprint)]
+
+
+def _for_the_judge(
+    journal: Journal | None, stage: Stage, records: Sequence[Row], answers: Sequence[Sequence[Row]]
+) -> dict[str, list[Request]]:
+    """All verdicts wanted, on the models' answers and on the teachers' that are here."""
+    name = stage.experiments.judging.judge
+    if name is None:
+        return {}
+    taught = [teacher.answers(journal, stage, one, records) for one in teacher.teachers(stage)]
+    wanted = [request for rows in (*answers, *taught) for request in judge.requests(stage.experiments, rows)]
+    return {name: list({request.key: request for request in wanted}.values())}
+
+
+def _anything_pending(stage: Stage, records: Sequence[Row], answers: Sequence[Sequence[Row]]) -> bool:
+    """Whether there is something to send; looked up without the lock that a run of hours may hold."""
+    with reading(stage) as journal:
+        if journal is None:
+            return bool(records)
+        wanted = [one for name in stage.experiments.judging.teachers for one in teacher.requests(stage, name, records)]
+        verdicts = _for_the_judge(journal, stage, records, answers).values()
+        return bool(journal.to_send([*wanted, *(one for some in verdicts for one in some)]))
+
+
+def _ask(run: Session, wanted: Mapping[str, list[Request]], role: str) -> dict[str, ProviderResult]:
+    held = {name: run.journal.answered_among(requests) for name, requests in wanted.items()}
+    tallies = ask_enabled(run, wanted, role)
+    return {f"{name} ({role})": outcome(run, name, wanted[name], held[name], tallies[name]) for name in wanted}

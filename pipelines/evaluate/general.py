@@ -1,0 +1,49 @@
+"""Short texts of general knowledge, none in the style that is trained on: what a model forgot shows in their bits per byte."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.errors import UsageError
+from pipelines.files import stable_hash
+from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
+
+FILE = "general.json"
+
+
+def read_general(path: Path, languages: Sequence[str] | None, limit: int | None) -> list[dict[str, str]]:
+    """The texts of the languages (None: all) in the file's order, at most `limit`; each has `text` and `language`.
+
+    Raises:
+        UsageError: not there, or not a list of such objects.
+    """
+    if limit == 0:
+        return []
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8"))
+        kept = [one for one in texts if one["text"].strip() and (not languages or one["language"] in languages)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(
+            f"{path}: {type(error).__name__}: {error}; expected a JSON list of objects with the texts `text` and `language`."
+        ) from None
+    return kept[:limit]
+
+
+def set_hash(texts: Sequence[dict[str, str]]) -> str | None:
+    """The same for measurements on the same texts; None of none."""
+    return stable_hash([one["text"] for one in texts]) if texts else None
+
+
+def plain_text(form: PromptFormat, text: str, name: str) -> Tokenized:
+    """`text` whole, every token scored. The first is predicted from the model's BOS, or from EOS, which stands between documents
+    where a model has no BOS."""
+    tokenizer = form.tokenizer
+    start = form.prefix or [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    return Tokenized(
+        example_id=name,
+        input_ids=[*start, *ids],
+        labels=[*([IGNORE] * len(start)), *ids],
+        scored=[*([False] * len(start)), *([True] * len(ids))],
+        completion_bytes=len(text.encode()),
+    )

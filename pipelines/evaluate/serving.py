@@ -1,0 +1,74 @@
+"""What an adapter costs when it answers: merged into the weights, attached to them, and several adapters in one batch.
+
+Every request gets the same number of new tokens, so that modes and models compare by speed alone.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.evaluate.answering import Speaker, answer
+from pipelines.statistics import percentile
+from pipelines.train.memory import peak_bytes, reset_peaks
+
+ALONE = 3  # requests, one at a time
+ADAPTERS = ("default", "second", "third")  # of one shape and with the same weights: only their number costs time
+
+
+def measure(
+    speaker: Speaker, mode: str, prompts: Sequence[list[int]], tokens: int, sizes: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A row per batch size: `p50_latency_ms` is what one request of the batch waits, `tokens_per_second` counts the new tokens of
+    all, `peak_memory_gb` is the card's on CUDA, else the process's."""
+    answer(speaker, prompts[:1], 2, exactly=True) if mode != "mixed" else None  # a first call warms up
+    return [_measure(speaker, mode, prompts, tokens, size) for size in sizes]
+
+
+def _measure(speaker: Speaker, mode: str, prompts: Sequence[list[int]], tokens: int, size: int) -> dict[str, Any]:
+    reset_peaks()
+    taken = []
+    for start in range(ALONE if size == 1 else 1):
+        batch = [prompts[(start + i) % len(prompts)] for i in range(size)]
+        began = time.perf_counter()
+        answer(speaker, batch, tokens, exactly=True)
+        taken.append(time.perf_counter() - began)
+    return {
+        "mode": mode,
+        "batch_size": size,
+        "new_tokens": tokens,
+        "p50_latency_ms": 1000 * (percentile(taken, 0.5) or 0.0),
+        "tokens_per_second": size * tokens * len(taken) / sum(taken),
+        "peak_memory_gb": peak_bytes() / 1e9,
+    }
+
+
+def several_adapters(speaker: Speaker, trained: Path, size: int) -> Speaker:
+    """The attached model with further adapters, one after the other for the rows of a batch of `size`."""
+    for name in ADAPTERS[1:]:
+        speaker.model.load_adapter(str(trained), adapter_name=name)
+    speaker.model.eval()
+    return replace(speaker, more={"adapter_names": [ADAPTERS[i % len(ADAPTERS)] for i in range(size)]})
+
+
+def one_adapter(speaker: Speaker) -> None:
+    """Take the further adapters away again."""
+    for name in ADAPTERS[1:]:
+        speaker.model.delete_adapter(name)
+
+
+def can_merge(recipe: dict[str, Any]) -> bool:
+    """A quantized base is not merged into: rounding the sum to 4 or 8 bits again would make another model."""
+    return recipe["kind"] == "lora" and not recipe["quantization"]
+
+
+def can_mix(recipe: dict[str, Any]) -> bool:
+    """PEFT mixes adapters in a batch, but not those of DoRA."""
+    return recipe["kind"] == "lora" and not recipe["dora"]
+
+
+def merged(speaker: Speaker) -> Speaker:
+    """The adapter added into the weights; the attached model is used up."""
+    model = speaker.model.merge_and_unload()
+    return replace(speaker, model=model.eval())

@@ -1,0 +1,30 @@
+"""Examples for the prompt: train records by a fixed seed, in the question's language, as many as the model's window holds."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.train.prompts import PromptFormat
+
+Record = Mapping[str, Any]
+SEED = 1
+
+
+class Shots:
+    """Up to `count` train records for any eval record; the same for all of a language. `room` is the window in tokens."""
+
+    def __init__(self, train: Sequence[Record], count: int, form: PromptFormat, *, room: int) -> None:
+        ranked = sorted(train, key=lambda one: hashlib.sha256(f"shot {SEED}/{one['example_id']}".encode()).digest())
+        self._ranked = ranked
+        self._count = count
+        self._form = form
+        self._room = room
+
+    def of(self, record: Record) -> list[Record]:
+        """The record's shots, those of its language first; fewer where they would not leave room for record and answer."""
+        own = [one for one in self._ranked if one["language"] == record["language"]]
+        rest = [one for one in self._ranked if one["language"] != record["language"]]
+        shots = [*own, *rest][: self._count]
+        while shots and len(self._form.tokenize(record, shots)) > self._room:
+            shots.pop()
+        return shots

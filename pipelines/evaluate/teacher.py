@@ -1,0 +1,76 @@
+"""How far is the teacher? A provider answers what the models were asked, through the journal and the budget (purpose `teacher`).
+
+It has no losses: nobody sees its probabilities. Its answers are scored like all others, and end after as many tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.evaluate import scores
+from pipelines.generate.answers import text_of
+from pipelines.generate.journal import Journal, Request
+from pipelines.generate.providers import enabled
+from pipelines.train.cell import Stage
+from pipelines.train.prompts import conversation, question
+
+Record = dict[str, Any]
+METHOD = "teacher"
+
+
+def teachers(stage: Stage) -> list[str]:
+    """The configured teachers that may be asked."""
+    allowed = enabled(stage.experiments)
+    return [name for name in dict.fromkeys(stage.experiments.judging.teachers) if name in allowed]
+
+
+def run_id(name: str) -> str:
+    """In the place of an attempt's."""
+    return f"{METHOD}-{name}"
+
+
+def requests(stage: Stage, name: str, records: Sequence[Record]) -> list[Request]:
+    """The records' questions, turn by turn as a model with a chat template gets them."""
+    provider = stage.experiments.provider(name)
+    limit = stage.experiments.profile(stage.profile).evaluation.max_new_tokens
+    return [
+        Request(
+            provider=name,
+            model=provider.model,
+            messages=conversation(record)[:-1],
+            parameters={"max_tokens": limit, **provider.parameters},
+            schema={},
+            purpose="teacher",
+            language=record["language"],
+        )
+        for record in records
+    ]
+
+
+def answers(journal: Journal | None, stage: Stage, name: str, records: Sequence[Record]) -> list[Record]:
+    """What the journal holds of the teacher's answers, as rows of answers.jsonl. One that refused has answered nothing."""
+    rows = []
+    for record, asked in zip(records, requests(stage, name, records), strict=True):
+        held = journal.row(asked.key) if journal else None
+        if held is None or held["status"] != "answered":
+            continue
+        said, reference = _said(held["response"]), conversation(record)[-1]["content"]
+        rows.append(
+            {
+                "example_id": record["example_id"],
+                "language": record["language"],
+                "prompt": question(record),
+                "reference": reference,
+                "answer": said,
+                "answer_tokens": held["output_tokens"],
+                "latency_ms": held["latency_ms"],
+                **scores.answer_scores(said, reference, record["language"]),
+            }
+        )
+    return rows
+
+
+def _said(response: str) -> str:
+    try:
+        return text_of(response).strip()
+    except ValueError:
+        return ""
