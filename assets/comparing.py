@@ -8,8 +8,8 @@ from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines.compare import plots
 from pipelines.compare.compare import compare
-from pipelines.compare.report import curves_of
-from pipelines.compare.show import SHOWN
+from pipelines.compare.figures import curves_of
+from pipelines.compare.show import SHOWN, pick_answer
 
 # few enough that the UI shows the table in place rather than behind a click
 IN_SHORT = ("model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "peak_memory_gb", "train_seconds")
@@ -28,10 +28,13 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
             "rows": len(rows),
             "ok": counts.get("ok", 0),
             "stale": sum(bool(row["is_stale"]) for row in rows),
+            "picks": table(
+                [{**pick, "answer": pick_answer(pick)} for pick in publication.picks], ["pick", "answer", "reason"]
+            ),
             "comparison": table(rows, IN_SHORT),
             "comparison, all columns": table(rows, [name for name, _, _ in SHOWN]),
             "advice": table(rows, ["model", "method", "advice", "status_detail"]),
-            **picture(plots.trade_off(rows, "png"), "memory, quality, speed"),
+            **picture(plots.trade_off(rows, "png"), "memory, quality, time"),
             **picture(plots.loss_curves(curves_of(stage, rows), "png"), "loss curves"),
             "warehouse": dg.MetadataValue.path(publication.warehouse),
             "report": dg.MetadataValue.path(publication.report),

@@ -8,7 +8,9 @@ import pyarrow.parquet as parquet
 from pipelines import cells
 from pipelines.cells import Attempt
 from pipelines.clean.clean import current as current_examples
+from pipelines.compare.history import HISTORY, history_rows
 from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
+from pipelines.compare.ranking import PICKS
 from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
@@ -59,11 +61,15 @@ LLM_CALLS = {
 }  # fmt: skip
 
 
-def all_tables(data: DataRoot, experiments: Experiments, comparison: list[Row]) -> dict[str, pa.Table]:
+def all_tables(
+    data: DataRoot, experiments: Experiments, comparison: list[Row], picks: list[Row] | None = None
+) -> dict[str, pa.Table]:
     """Every table of the warehouse, read from the lake and the journal."""
     attempts = list(cells.all_attempts(data))
     return {
         "comparison": arrow_table(comparison, COLUMNS),
+        "picks": arrow_table(picks or [], PICKS),
+        "history": arrow_table(history_rows(attempts), HISTORY),
         "training_runs": arrow_table([_training_run(data, attempt) for attempt in attempts], TRAINING_RUNS),
         "training_curve": arrow_table(
             [{**point, "run_id": attempt.run_id} for attempt in attempts for point in attempt.curve()], TRAINING_CURVE
