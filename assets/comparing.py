@@ -6,9 +6,11 @@ from assets.metadata import picture, table
 from assets.project import stage_now
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
+from pipelines.cells import all_attempts
 from pipelines.compare import plots
 from pipelines.compare.compare import compare
 from pipelines.compare.figures import curves_of
+from pipelines.compare.history import history_rows
 from pipelines.compare.show import SHOWN, pick_answer
 
 # few enough that the UI shows the table in place rather than behind a click
@@ -39,4 +41,19 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
             "warehouse": dg.MetadataValue.path(publication.warehouse),
             "report": dg.MetadataValue.path(publication.report),
         }
+    )
+
+
+@dg.asset_check(asset=comparison, description="No cell's newest run is worse than its past beyond the noise.")
+def no_cell_got_worse() -> dg.AssetCheckResult:
+    """From the lake, as table `history` has it: quality by its paired interval, time and memory by the spread of equal runs."""
+    rows = history_rows(list(all_attempts(stage_now().data)))
+    worse = [row for row in rows if row["worse"]]
+    return dg.AssetCheckResult(
+        passed=not worse,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "cells with a past": sum(bool(row["is_newest"] and row["delta_previous"] is not None) for row in rows),
+            **({"worse": table(worse, ["model", "method", "seed", "worse", "changed", "run_id"])} if worse else {}),
+        },
     )

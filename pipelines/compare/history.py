@@ -57,7 +57,7 @@ def _of_cell(runs: Sequence[tuple[Attempt, Quality]]) -> list[Row]:
 def _row(attempt: Attempt, quality: Quality, shared: Quality) -> Row:
     measured = attempt.result.get("measured", {})
     seconds = measured.get("train_seconds")
-    return {
+    return dict.fromkeys(HISTORY) | {
         "model": attempt.key.model,
         "method": attempt.key.method,
         "seed": attempt.key.seed,
@@ -91,9 +91,13 @@ def _worse_quality(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
     if found is None or not found.above:
         return []
     return [
-        f"{found.value:.4f} bits per byte above its last {len(remembered)} runs (95 % interval {found.low:.4f} to "
+        f"{found.value:.4f} bits per byte above its last {_runs(remembered)} (95 % interval {found.low:.4f} to "
         f"{found.high:.4f}, {len(shared)} shared records)"
     ]
+
+
+def _runs(past: Sequence[Quality]) -> str:
+    return f"{len(past)} run{'s' if len(past) > 1 else ''}"
 
 
 def _from_mean(newest: Quality, past: Sequence[Quality]) -> Interval | None:

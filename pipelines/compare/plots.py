@@ -70,13 +70,13 @@ def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
         axes.scatter(memory, bits, s=area, facecolors=face, edgecolors=color, linewidths=1.6, zorder=3)
         if len(shown) <= MOST_LABELS or (row["is_pareto"] and number < MOST_SERIES):
             label = f"{row['model']} {row['method']}" if several else row["method"]
-            place = {"xytext": (0, 12 if number % 2 else -19), "textcoords": "offset points", "ha": "center"}
+            place = {"xytext": (9, 7 if number % 2 else -14), "textcoords": "offset points", "ha": "left"}
             axes.annotate(label, (memory, bits), color=INK, fontsize=9, **place)
     for base in sorted({row["base_bits_per_byte"] for row in shown if row["base_bits_per_byte"]}):
         axes.axhline(base, color=INK, linestyle=":", linewidth=1)
         place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
         axes.annotate("untouched model", (1, base), color=INK, fontsize=8.5, **place)
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.25, y=0.15)
     _dress(axes, "lower, further left and smaller is better", "peak memory, GB", "bits per byte")
     return _render(figure, kind)
 
