@@ -8,10 +8,12 @@ from assets.metadata import picture, table
 from assets.project import stage_now
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
+from pipelines.cells import all_attempts
 from pipelines.compare import plots
 from pipelines.compare.compare import compare
-from pipelines.compare.report import curves_of
-from pipelines.compare.show import SHOWN
+from pipelines.compare.figures import curves_of
+from pipelines.compare.history import history_rows
+from pipelines.compare.show import SHOWN, pick_answer
 
 # few enough that the UI shows the table in place rather than behind a click
 IN_SHORT = ("model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "peak_memory_gb", "train_seconds")
@@ -44,10 +46,13 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
             "rows": len(rows),
             "ok": counts.get("ok", 0),
             "stale": sum(bool(row["is_stale"]) for row in rows),
+            "picks": table(
+                [{**pick, "answer": pick_answer(pick)} for pick in publication.picks], ["pick", "answer", "reason"]
+            ),
             "comparison": table(rows, IN_SHORT),
             "comparison, all columns": table(rows, [name for name, _, _ in SHOWN]),
             "advice": table(rows, ["model", "method", "advice", "status_detail"]),
-            **picture(plots.trade_off(rows, "png"), "memory, quality, speed"),
+            **picture(plots.trade_off(rows, "png"), "memory, quality, time"),
             **picture(plots.loss_curves(curves_of(stage, rows), "png"), "loss curves"),
             "warehouse": dg.MetadataValue.path(publication.warehouse),
             "report": dg.MetadataValue.path(publication.report),
@@ -64,4 +69,19 @@ def _every_cell_is_ok(rows: list[dict[str, Any]]) -> dg.AssetCheckResult:
         passed=not bad,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={"ok": len(rows) - len(bad), "not ok": len(bad), "cells": table(bad, shown)},
+    )
+
+
+@dg.asset_check(asset=comparison, description="No cell's newest run is worse than its past beyond the noise.")
+def no_cell_got_worse() -> dg.AssetCheckResult:
+    """From the lake, as table `history` has it: quality by its paired interval, time and memory by the spread of equal runs."""
+    rows = history_rows(list(all_attempts(stage_now().data)))
+    worse = [row for row in rows if row["worse"]]
+    return dg.AssetCheckResult(
+        passed=not worse,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "cells with a past": sum(bool(row["is_newest"] and row["delta_previous"] is not None) for row in rows),
+            **({"worse": table(worse, ["model", "method", "seed", "worse", "changed", "run_id"])} if worse else {}),
+        },
     )

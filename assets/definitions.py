@@ -10,7 +10,7 @@ from assets.cleaning import (
     sft_examples,
     train_and_eval_do_not_overlap,
 )
-from assets.comparing import comparison
+from assets.comparing import comparison, no_cell_got_worse
 from assets.generating import corpus_records, generated_records, local_records
 from assets.jobs import data, everything, lake_has_changed, nightly, publish, training
 from assets.providers import provider_comparison
@@ -33,6 +33,7 @@ defs = dg.Definitions(
         enough_examples,
         reject_share_per_source,
         language_mix,
+        no_cell_got_worse,
     ],
     jobs=[data, training, everything, publish],
     schedules=[nightly],

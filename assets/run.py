@@ -76,7 +76,7 @@ def run() -> int:
         if not _execute(publish_job, instance, "comparison: warehouse and report", tags):
             return 1
     rows = published_rows(stage.data)
-    print(f"\n{render(rows, 'text')}\n")
+    print(f"\n{render(rows, 'text', published_rows(stage.data, 'picks'))}\n")
     print(f"warehouse  {stage.data.warehouse}\nreport     {stage.data.report}\nruns       make ui")
     if not all(good):
         return 1

@@ -175,7 +175,7 @@ def compare(_: Arguments) -> int:
     from pipelines.compare.show import render
 
     publication = publish(stage_now())
-    print(render(publication.rows, "text"))
+    print(render(publication.rows, "text", publication.picks))
     print(f"\nwarehouse: {publication.warehouse}\nreport:    {publication.report}")
     return OK
 
@@ -184,8 +184,24 @@ def table(arguments: Arguments) -> int:
     from pipelines.compare.compare import published_rows
     from pipelines.compare.show import render
 
-    print(render(published_rows(data_root()), arguments.format))
+    print(render(published_rows(data_root()), arguments.format, published_rows(data_root(), "picks")))
     return OK
+
+
+def decide(arguments: Arguments) -> int:
+    from pipelines.compare.compare import decision
+    from pipelines.compare.decide import Limits, in_words
+
+    found = decision(stage_now(), Limits(arguments.memory, arguments.minutes, arguments.max_loss))
+    print("\n".join(in_words(found)))
+    return OK if found.verdict == "use" else NOT_OK
+
+
+def not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text}; expected a number from 0 on")
+    return value
 
 
 def estimate(arguments: Arguments) -> int:
@@ -311,6 +327,15 @@ def parser() -> argparse.ArgumentParser:
     command("compare", compare, "rebuild and publish the comparison and the report")
     shown = command("table", table, "print the published comparison")
     shown.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
+    wished = command(
+        "decide", decide, "the cell to use within these limits, with its interval; else the one to run next to know"
+    )
+    for name, unit, about in (
+        ("--memory", "GB", "peak memory of training; default: any"),
+        ("--minutes", "N", "time to train; default: any"),
+        ("--max-loss", "X", "bits per byte above the best cell measured, the whole interval; default: any"),
+    ):
+        wished.add_argument(name, type=not_negative, metavar=unit, help=about)
     foretold = command("estimate", estimate, "predict peak memory of cells, without their weights, and what fits where")
     foretold.add_argument("model", nargs="?", help="default: every model of the grid")
     foretold.add_argument("method", nargs="?", help="default: every method")

@@ -111,5 +111,5 @@ def write_picture(rows: Sequence[Row], sweep: Sweep) -> Path:
     """Loss, minutes and memory by rank as a PNG beside the report."""
     path = sweep.stage.data.report.with_name(f"rank-sweep-{sweep.model}.png")
     with replacing(path) as temporary:
-        temporary.write_bytes(plots.rank_sweep(rows, "png"))
+        temporary.write_bytes(plots.swept_ranks(rows, "png"))
     return path

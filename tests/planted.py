@@ -1,6 +1,8 @@
 """A small lake with planted cells: real files, real fingerprints, invented numbers. No weights, no training."""
 
 import itertools
+import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,6 +143,7 @@ class Lake:
         *,
         detail: str | None = None,
         answers: Sequence[Row] = (),
+        losses: Sequence[Row] = (),
         **measured: Any,
     ) -> Evaluation:
         """A finished evaluation of `attempt`, with the evaluation's fingerprint as it is now."""
@@ -153,13 +156,18 @@ class Lake:
             {"phase": "evaluate", "measured": {**EVALUATED, **measured} if status == "ok" else {}},
         )
         write_jsonl(folder / "answers.jsonl", answers)
+        write_jsonl(folder / "losses.jsonl", losses)
         write_result(folder, status, "evaluate", detail)
         return Evaluation(attempt, folder)
 
-    def cell(self, method: str, *, bits: float = 0.9, eval_set: str = "two-records", **training: Any) -> Attempt:
-        """An ok attempt with a good evaluation."""
+    def cell(
+        self, method: str, *, bits: float = 0.9, eval_set: str = "two-records", noise: float = 0.01, records: int = 12,
+        **training: Any,
+    ) -> Attempt:  # fmt: skip
+        """An ok attempt with a good evaluation of `bits` per byte over `records` records."""
         attempt = self.trained(method, **training)
-        self.evaluated(attempt, eval_bits_per_byte=bits, eval_set=eval_set)
+        values = losses(bits, records=records, noise=noise, own=f"{method} {training.get('seed', 1)}", prefix=eval_set)
+        self.evaluated(attempt, eval_bits_per_byte=bits, eval_set=eval_set, eval_records=records, losses=values)
         return attempt
 
     def killed_at_start(self, method: str) -> Path:
@@ -176,6 +184,25 @@ def lake(root: Path, **changes: Any) -> Lake:
     made = Lake(Stage(DataRoot(root), experiments.load(path), "local"))
     made.examples()
     return made
+
+
+def losses(bits: float, *, records: int = 12, noise: float = 0.01, own: str = "", prefix: str = "e") -> list[Row]:
+    """Rows of losses.jsonl of 100 bytes each, together `bits` per byte: how hard a record is is the same for every model, and each
+    has its `own` luck with it, of a standard deviation of about `noise` bits per byte."""
+    hard, luck = random.Random("hard"), random.Random(own)
+    each = [(hard.gauss(0, 0.3), luck.gauss(0, noise)) for _ in range(records)]
+    mean = sum(a + b for a, b in each) / records
+    values = [bits + a + b - mean for a, b in each]
+    return [
+        {
+            "example_id": f"{prefix}-{number:03}",
+            "nats": value * 100 * math.log(2) + 1,
+            "tokens": 26,
+            "scored_nats": value * 100 * math.log(2),
+            "bytes": 100,
+        }
+        for number, value in enumerate(values)
+    ]
 
 
 def row(**values: Any) -> Row:

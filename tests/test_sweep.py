@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipelines import sweep as sweeping
-from pipelines.compare.plots import rank_sweep
+from pipelines.compare.plots import swept_ranks
 from pipelines.compare.table import Row
 from pipelines.errors import UsageError
 from tests.planted import Lake, lake
@@ -54,7 +54,7 @@ def test_a_rank_that_is_out_of_memory_is_a_row_and_the_next_is_run(
     assert json.loads(sweeping.table(rows, swept, "json"))[0]["minutes"] == pytest.approx(100 / 60)
     path = sweeping.write_picture(rows, swept)
     assert path.name == "rank-sweep-tiny.png" and path.read_bytes().startswith(b"\x89PNG")
-    assert b"out of memory" in rank_sweep(rows) and rank_sweep([_nothing(rows[0])])
+    assert b"out of memory" in swept_ranks(rows) and swept_ranks([_nothing(rows[0])])
 
 
 def _newest(wide: Lake, key: Any) -> Any:

@@ -40,9 +40,31 @@ def _of_ok(row: Row) -> str:
         return f"the untouched model{told}: what the others must beat"
     if base is None:
         return "the untouched model was not measured on the same records"
+    return _against_base(row, bits, base) + _against_full(row)
+
+
+def _against_base(row: Row, bits: float, base: float) -> str:
+    low, high = row["delta_base_low"], row["delta_base_high"]
+    if low is not None and low <= 0 <= high:
+        return f"not told apart from the untouched model ({bits:.3f} and {base:.3f} bits per byte on {row['eval_records']} records)"
     if bits >= base:
         return f"tuning did not help: {bits:.3f} bits per byte, the untouched model has {base:.3f}"
     return f"{100 * (1 - bits / base):.1f} % fewer bits per byte than the untouched model"
+
+
+def _against_full(row: Row) -> str:
+    """What is gained and lost against full fine-tuning; nothing where that is not known."""
+    low, high, delta = row["delta_full_low"], row["delta_full_high"], row["delta_full"]
+    if low is None:
+        return ""
+    costs = [f"{100 * row['memory_vs_full']:.0f} % of its memory"] if row["memory_vs_full"] else []
+    costs += [f"{row['speedup_vs_full']:.2f} times its speed"] if row["speedup_vs_full"] else []
+    apart = (
+        f"{abs(delta):.3f} {'above' if delta > 0 else 'below'} full"
+        if low > 0 or high < 0
+        else "not told apart from full"
+    )
+    return f"; {apart}{', with ' if costs else ''}{' and '.join(costs)}"
 
 
 def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines import warehouse
 from pipelines.compare.answers import teacher_answers, with_judgements
-from pipelines.compare.report import write_report
-from pipelines.compare.table import comparison_rows
+from pipelines.compare.decide import Decision, Limits, decide
+from pipelines.compare.ranking import make_picks
+from pipelines.compare.report import Content, write_report
+from pipelines.compare.table import comparison
 from pipelines.compare.tables import all_tables
 from pipelines.estimate.estimate import keep_predictions
 from pipelines.files import stable_hash
@@ -20,6 +22,7 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Publication:
     rows: list[Row]
+    picks: list[Row]
     warehouse: Path
     report: Path
 
@@ -32,11 +35,26 @@ def compare(stage: Stage) -> Publication:
         WorkError: the data folder cannot be written; the last publication stays whole.
     """
     keep_predictions(stage)
-    rows = with_judgements(stage, comparison_rows(stage))
-    tables = all_tables(stage.data, stage.experiments, rows, taught=teacher_answers(stage))
+    found = comparison(stage)
+    picks = make_picks(found.rows, found.qualities)
+    rows = with_judgements(stage, found.rows)
+    tables = all_tables(stage.data, stage.experiments, rows, picks=picks, taught=teacher_answers(stage))
     warehouse.publish(stage.data, tables)
-    write_report(stage, rows, tables["evaluation_answers"].to_pylist())
-    return Publication(rows, stage.data.warehouse, stage.data.report)
+    write_report(stage, Content.of(rows, tables))
+    return Publication(rows, picks, stage.data.warehouse, stage.data.report)
+
+
+def decision(stage: Stage, limits: Limits) -> Decision:
+    """What to use or to run next, from the lake as it stands now; memory is predicted where that decides.
+
+    Raises:
+        UsageError: nothing was cleaned yet.
+    """
+    found = decide(comparison(stage), limits)
+    if found.verdict == "use":
+        return found
+    keep_predictions(stage)
+    return decide(comparison(stage), limits)
 
 
 def lake_version(data: DataRoot) -> str:
@@ -50,9 +68,11 @@ def lake_version(data: DataRoot) -> str:
     return stable_hash(sorted([str(path), path.stat().st_mtime_ns] for path in watched if path.exists()))
 
 
-def published_rows(data: DataRoot) -> list[Row]:
-    """The published comparison, as anyone reads it."""
+def published_rows(data: DataRoot, table: Literal["comparison", "picks", "history"] = "comparison") -> list[Row]:
+    """A published table, as anyone reads it; one that an older publication lacks is empty."""
     with warehouse.connect(data) as db:
-        result = db.execute("SELECT * FROM comparison")
+        if (table,) not in db.execute("SELECT table_name FROM duckdb_tables()").fetchall():
+            return []
+        result = db.execute(f'SELECT * FROM "{table}"')
         names = [column[0] for column in result.description or []]
         return [dict(zip(names, row, strict=True)) for row in result.fetchall()]

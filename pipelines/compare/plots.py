@@ -1,8 +1,12 @@
-"""The pictures people look at first: loss curves, and memory against quality with speed as size."""
+"""The pictures people look at, drawn by matplotlib: SVG with real text for the report, whose colours are the page's own (light,
+dark, print), and PNG for Dagster. Each is narrow enough to be read on a phone; each returns None where there is nothing to draw."""
 
+import hashlib
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 Row = dict[str, Any]
@@ -18,68 +22,66 @@ COLORS: tuple[str, ...] = (
     "#d6455d",
     "#6b8e23",
 )
+# what the page calls them, so that its style sheet decides what they look like
+THEME = {INK: "--soft", **{color: f"--c{number}" for number, color in enumerate(COLORS)}}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")  # colour alone tells some people nothing
+DASHES = ("-", "--", "-.", ":")
 Kind = Literal["png", "svg"]
+WIDTH = 4.6  # inches
+MOST_SERIES = 18
+MOST_LABELS = 14
+MOST_BARS = 40
 
 
 def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes | None:
-    """Train loss (line) and evaluation loss (dots) over examples seen, one colour a cell; None without any point."""
-    from matplotlib.figure import Figure
-
-    curves = {name: points for name, points in curves.items() if points}
+    """Train loss and, below it, loss on held-out records over examples seen, one line a cell."""
+    curves = {name: points for name, points in itertools.islice(curves.items(), MOST_SERIES) if points}
     if not curves:
         return None
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for color, (name, points) in zip(_colors(), curves.items(), strict=False):
-        for axes, column, marker in ((left, "train_loss", None), (right, "eval_loss", "o")):
+    figure, axes = _stacked(2, 2.3)
+    for style, (name, points) in zip(_styles(), curves.items(), strict=False):
+        for panel, column in zip(axes, ("train_loss", "eval_loss"), strict=True):
             known = [(p["examples"], p[column]) for p in points if p.get(column) is not None]
             if known:
-                axes.plot(
-                    *zip(*known, strict=True), color=color, marker=marker, markersize=4, linewidth=1.8, label=name
-                )
-    for axes, title in ((left, "training loss of each step"), (right, "loss on held-out records")):
-        _dress(axes, title, "examples seen", "nats per completion token")
-    handles, labels = right.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=INK, fontsize=8.5)
+                marked = style if column == "eval_loss" else style | {"marker": ""}
+                panel.plot(*zip(*known, strict=True), label=name, **marked)
+    for panel, title in zip(axes, ("training loss of each step", "loss on held-out records"), strict=True):
+        _dress(panel, title, "examples seen", "nats per token")
+    _legend(figure, axes)
     return _render(figure, kind)
 
 
 def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Peak memory (right: more) against bits per byte (down: better), area by tokens per second; None without any row."""
-    from matplotlib.figure import Figure
-
+    """Peak memory (right: more) against bits per byte (down: better) with the interval of its difference to the untouched model;
+    the area grows with the time to train; rows that another one beats are hollow."""
     shown = [row for row in rows if row["status"] == "ok" and row["peak_memory_gb"] and row["eval_bits_per_byte"]]
     if not shown:
         return None
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    axes = figure.subplots()
-    fastest = max(row["tokens_per_second"] or 0 for row in shown) or 1
-    for color, row in zip(_colors(), shown, strict=False):
-        place = (row["peak_memory_gb"], row["eval_bits_per_byte"])
-        share = (row["tokens_per_second"] or 0) / fastest
-        axes.scatter(*place, s=60 + 380 * share, color=color, alpha=0.8, edgecolors="none")
-        speed = f"{row['tokens_per_second']:.0f} tok/s" if row["tokens_per_second"] else "speed unknown"
-        label = (
-            f"{row['method']} ({speed})" if len({r["model"] for r in shown}) == 1 else f"{row['model']} {row['method']}"
-        )
-        axes.annotate(label, place, xytext=(0, 13), textcoords="offset points", ha="center", color=INK, fontsize=8.5)
+    figure, (axes,) = _stacked(1, 3.9)
+    longest = max(row["train_seconds"] or 0 for row in shown) or 1
+    several = len({row["model"] for row in shown}) > 1
+    for number, (color, row) in enumerate(zip(_colors(), shown, strict=False)):
+        memory, bits, base = row["peak_memory_gb"], row["eval_bits_per_byte"], row["base_bits_per_byte"]
+        if base and row["delta_base_low"] is not None:
+            ends = [base + row["delta_base_low"], base + row["delta_base_high"]]
+            axes.plot([memory] * 2, ends, color=color, linewidth=1.4, marker="_", markersize=7)
+        area = 40 + 320 * (row["train_seconds"] or 0) / longest
+        face = "none" if row["is_pareto"] is False else color
+        axes.scatter(memory, bits, s=area, facecolors=face, edgecolors=color, linewidths=1.6, zorder=3)
+        if len(shown) <= MOST_LABELS or (row["is_pareto"] and number < MOST_SERIES):
+            label = f"{row['model']} {row['method']}" if several else row["method"]
+            place = {"xytext": (9, 7 if number % 2 else -14), "textcoords": "offset points", "ha": "left"}
+            axes.annotate(label, (memory, bits), color=INK, fontsize=9, **place)
     for base in sorted({row["base_bits_per_byte"] for row in shown if row["base_bits_per_byte"]}):
         axes.axhline(base, color=INK, linestyle=":", linewidth=1)
-        axes.annotate(
-            "untouched model",
-            (1, base),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            color=INK,
-            fontsize=8,
-        )
-    axes.margins(x=0.16, y=0.2)
-    _dress(axes, "memory × quality × speed (area): lower left is better", "peak memory, GB", "bits per byte")
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes.annotate("untouched model", (1, base), color=INK, fontsize=8.5, **place)
+    axes.margins(x=0.25, y=0.15)
+    _dress(axes, "lower, further left and smaller is better", "peak memory, GB", "bits per byte")
     return _render(figure, kind)
 
 
-def rank_sweep(rows: Sequence[Row], kind: Kind = "svg") -> bytes:
+def swept_ranks(rows: Sequence[Row], kind: Kind = "svg") -> bytes:
     """Loss on held-out records, minutes and peak memory by rank; a rank without a number is marked with its status."""
     from matplotlib.figure import Figure
 
@@ -118,33 +120,113 @@ def rank_sweep(rows: Sequence[Row], kind: Kind = "svg") -> bytes:
     return _render(figure, kind)
 
 
-def reasons_bar(reasons: Mapping[str, int], kind: Kind = "svg") -> bytes | None:
-    """How many records each reason dropped; None where nothing was."""
-    from matplotlib.figure import Figure
+def memory_bars(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
+    """Per row the measured peak (bar; hatched where it ran out of memory), the predicted one (diamond) and the budget (line)."""
+    shown = [
+        row for row in rows if row["trainable_params"] != 0 and (row["peak_memory_gb"] or row["estimated_memory_gb"])
+    ]
+    shown = shown[:MOST_BARS]
+    if not shown:
+        return None
+    figure, (axes,) = _stacked(1, 1.0 + 0.3 * len(shown))
+    several = len({row["model"] for row in shown}) > 1
+    names = [f"{row['model']} {row['method']}" if several else row["method"] for row in shown]
+    places = range(len(shown))[::-1]
+    for place, row in zip(places, shown, strict=True):
+        look: dict[str, Any] = {"color": COLORS[0]}
+        if row["status"] == "out_of_memory":
+            look = {"facecolor": "none", "edgecolor": COLORS[7], "hatch": "////"}
+        axes.barh(place, row["peak_memory_gb"] or 0, height=0.6, **look)
+        if row["estimated_memory_gb"]:
+            axes.plot(row["estimated_memory_gb"], place, marker="D", color=COLORS[1], markersize=6, linestyle="")
+        if row["memory_budget_gb"]:
+            axes.plot([row["memory_budget_gb"]] * 2, [place - 0.42, place + 0.42], color=COLORS[7], linewidth=2)
+    axes.set_yticks(places, names)
+    axes.plot([], [], color=COLORS[0], linewidth=7, label="measured")
+    if any(row["estimated_memory_gb"] for row in shown):
+        axes.plot([], [], marker="D", color=COLORS[1], linestyle="", label="predicted")
+    if any(row["memory_budget_gb"] for row in shown):
+        axes.plot([], [], color=COLORS[7], linewidth=2, label="budget")
+    _dress(axes, "peak memory of training", "GB", "")
+    _legend(figure, [axes])
+    return _render(figure, kind)
 
+
+def rank_sweep(families: Mapping[str, Sequence[tuple[int, Row]]], kind: Kind = "svg") -> bytes | None:
+    """Bits per byte, minutes and peak memory over the adapter's rank; a line a family of cells that differ in rank alone."""
+    families = {name: points for name, points in families.items() if len(points) > 1}
+    if not families:
+        return None
+    figure, axes = _stacked(3, 1.75)
+    panels: tuple[tuple[str, str, Callable[[Row], float | None]], ...] = (
+        ("quality", "bits per byte", lambda row: row["eval_bits_per_byte"]),
+        ("time to train", "minutes", lambda row: row["train_seconds"] and row["train_seconds"] / 60),
+        ("peak memory", "GB", lambda row: row["peak_memory_gb"]),
+    )
+    ranks = sorted({rank for points in families.values() for rank, _ in points})
+    for panel, (title, unit, value) in zip(axes, panels, strict=True):
+        for style, (name, points) in zip(_styles(), families.items(), strict=False):
+            known = [(rank, number) for rank, row in points if (number := value(row)) is not None]
+            if known:
+                panel.plot(*zip(*known, strict=True), label=name, **style)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(ranks, [str(rank) for rank in ranks])
+        panel.minorticks_off()
+        _dress(panel, title, "rank" if panel is axes[-1] else "", unit)
+    _legend(figure, axes)
+    return _render(figure, kind)
+
+
+def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
+    """Bits per byte (on the records shared with the night before) and minutes of every run, a line a cell that ran again."""
+    cells: dict[str, list[Row]] = {}
+    for row in rows:
+        cells.setdefault(f"{row['model']} {row['method']} {row['seed']}", []).append(row)
+    cells = dict(itertools.islice(((name, runs) for name, runs in cells.items() if len(runs) > 1), MOST_SERIES))
+    if not cells:
+        return None
+    models, seeds = ({row[name] for runs in cells.values() for row in runs} for name in ("model", "seed"))
+    figure, axes = _stacked(2, 2.1)
+    for panel, column in zip(axes, ("bits_per_byte", "minutes"), strict=True):
+        for style, runs in zip(_styles(), cells.values(), strict=False):
+            parts = [runs[0]["model"]] * (len(models) > 1) + [runs[0]["method"]]
+            parts += [f"seed {runs[0]['seed']}"] * (len(seeds) > 1)
+            known = [(_time(row["finished_at"]), row[column]) for row in runs if row[column] is not None]
+            if known:
+                panel.plot(*zip(*known, strict=True), label=" ".join(parts), **style)
+    for panel, title, unit in zip(axes, ("quality", "time to train"), ("bits per byte", "minutes"), strict=True):
+        _dress(panel, title, "", unit)
+        panel.tick_params(axis="x", rotation=30)
+    _legend(figure, axes)
+    return _render(figure, kind)
+
+
+def _time(value: datetime | str) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(value)
+
+
+def reasons_bar(reasons: Mapping[str, int], kind: Kind = "svg") -> bytes | None:
+    """How many records each reason dropped."""
     if not reasons:
         return None
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 0.6 + 0.4 * len(reasons)), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _stacked(1, 0.7 + 0.3 * len(reasons))
     names = list(reasons)[::-1]
     bars = axes.barh(names, [reasons[name] for name in names], color=COLORS[0], height=0.6)
     axes.bar_label(bars, color=INK, padding=4, fontsize=9)
+    axes.margins(x=0.15)
     _dress(axes, "records dropped, by reason", "records", "")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _render(figure, kind)
 
 
 def provider_shares(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Per provider the shares of its requests with their 95 % intervals; None without any row."""
-    from matplotlib.figure import Figure
-
+    """Per provider the shares of its requests with their 95 % intervals."""
     if not rows:
         return None
     names = ("answered", "valid", "refused", "truncated", "duplicate", "accepted")
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _stacked(1, 3.2)
     width = 0.8 / len(rows)
     for i, (color, row) in enumerate(zip(_colors(), rows, strict=False)):
         places = [number + (i - (len(rows) - 1) / 2) * width for number in range(len(names))]
@@ -155,72 +237,118 @@ def provider_shares(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
             [max(0, share - low) for share, low in zip(shares, lows, strict=True)],
             [max(0, high - share) for share, high in zip(shares, highs, strict=True)],
         ]
-        axes.bar(places, shares, width * 0.9, color=color, label=row["provider"], yerr=limits, ecolor=INK, capsize=3)
-    axes.set_xticks(range(len(names)), names)
+        axes.bar(places, shares, width * 0.9, color=color, label=row["provider"], yerr=limits, ecolor=INK, capsize=2)
+    axes.set_xticks(range(len(names)), names, rotation=25)
     axes.set_ylim(0, 105)
     _dress(axes, "what became of the requests (95 % intervals)", "", "% of the requests")
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8.5)
+    _legend(figure, [axes])
     return _render(figure, kind)
 
 
 def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
-    """Share of each axis's values that a provider's valid records hit, a group of bars per axis; None without any axis."""
-    from matplotlib.figure import Figure
-
+    """Share of each axis's values that a provider's valid records hit, a group of bars per axis."""
     covered = [one for one in covered if one.axes]
     if not covered:
         return None
     names = list(covered[0].axes)
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _stacked(1, 3.2)
     width = 0.8 / len(covered)
     for i, (color, one) in enumerate(zip(_colors(), covered, strict=False)):
         places = [number + (i - (len(covered) - 1) / 2) * width for number in range(len(names))]
         axes.bar(places, [100 * one.axes.get(name, 0) for name in names], width * 0.9, color=color, label=one.provider)
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=25)
     axes.set_ylim(0, 105)
     _dress(axes, "values of each axis that valid records cover", "", "% of the values asked for")
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8.5, loc="lower right")
+    _legend(figure, [axes])
     return _render(figure, kind)
 
 
 def length_histograms(lengths: Mapping[str, Sequence[tuple[int, int]]], kind: Kind = "svg") -> bytes | None:
-    """How long prompts and answers are: kind → (characters at the start of a bin, examples); None without any example."""
-    from matplotlib.figure import Figure
+    """How long prompts and answers are: kind → (characters at the start of a bin, examples)."""
     from matplotlib.ticker import MaxNLocator
 
     if not any(lengths.values()):
         return None
-    figure = Figure(figsize=(9, 2.6), layout="constrained")
-    for axes, color, (name, bins) in zip(figure.subplots(1, len(lengths)), _colors(), lengths.items(), strict=False):
+    figure, axes = _stacked(len(lengths), 1.7)
+    for panel, color, (name, bins) in zip(axes, _colors(), lengths.items(), strict=False):
         starts = [start for start, _ in bins]
         width = min((b - a for a, b in itertools.pairwise(starts)), default=1)
-        axes.bar(starts, [count for _, count in bins], width=0.9 * width, align="edge", color=color)
-        _dress(axes, f"length of the {name}", "characters", "examples")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.bar(starts, [count for _, count in bins], width=0.9 * width, align="edge", color=color)
+        _dress(panel, f"length of the {name}", "characters" if panel is axes[-1] else "", "examples")
+        panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     return _render(figure, kind)
+
+
+def _stacked(panels: int, height: float) -> tuple[Any, list[Any]]:
+    """A figure of so many panels below one another, each `height` inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, panels * height), layout="constrained")
+    axes = figure.subplots(panels, 1)
+    return figure, [axes] if panels == 1 else list(axes)
 
 
 def _colors() -> list[str]:
     return [*COLORS] * 20
 
 
+def _styles() -> Iterator[dict[str, Any]]:
+    """Endless line styles; no two of the first 18 share colour and dash."""
+    for number in itertools.count():
+        turn, place = divmod(number, len(COLORS))
+        yield {
+            "color": COLORS[place],
+            "marker": MARKERS[place],
+            "markersize": 4.5,
+            "linestyle": DASHES[turn % len(DASHES)],
+            "linewidth": 1.7,
+        }
+
+
+def _legend(figure: Any, axes: Sequence[Any]) -> None:
+    found = {
+        label: handle
+        for panel in axes
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }  # fmt: skip
+    if found:
+        place = {"loc": "outside lower center", "ncols": 2 if max(map(len, found)) > 14 else 3, "frameon": False}
+        figure.legend(list(found.values()), list(found), labelcolor=INK, fontsize=9, **place)
+
+
 def _dress(axes: Any, title: str, x: str, y: str) -> None:
     axes.set_title(title, color=INK, fontsize=10, loc="left")
     axes.set_xlabel(x, color=INK, fontsize=9)
     axes.set_ylabel(y, color=INK, fontsize=9)
-    axes.tick_params(colors=INK, labelsize=8.5)
+    axes.tick_params(colors=INK, labelsize=9)
     axes.grid(color=INK, alpha=0.2, linewidth=0.6)
+    axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(INK)
 
 
 def _render(figure: Any, kind: Kind) -> bytes:
+    import matplotlib
+
     out = io.BytesIO()
-    if kind == "svg":
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-        text = out.getvalue().decode()
-        return text[text.index("<svg") :].encode()
-    figure.savefig(out, format="png", dpi=90, facecolor="white")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "featherweight", "text.parse_math": False}):
+        if kind == "svg":
+            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+            return themed(out.getvalue().decode()).encode()
+        figure.savefig(out, format="png", dpi=110, facecolor="white")
     return out.getvalue()
+
+
+def themed(svg: str) -> str:
+    """matplotlib's SVG, fit to stand in a page beside others: without its head, size, metadata, style sheet and fonts; ids are its
+    own, and colours are the page's variables."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'^<svg([^>]*?) width="[^"]*" height="[^"]*"', r"<svg\1", svg)
+    svg = re.sub(r' id="[A-Za-z0-9.]*_\d+"| ?font-family: [^;"]*;', "", svg)
+    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{own}-", svg)
+    for color, name in THEME.items():
+        svg = svg.replace(color, f"var({name})")
+    return svg

@@ -1,66 +1,95 @@
-"""data/report/index.html: the comparison as one self-contained page."""
+"""data/report/index.html: the comparison as one self-contained page that loads nothing and runs one script of ours."""
 
 import base64
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from pipelines import cells
-from pipelines.cells import CellKey
 from pipelines.clean import summary
 from pipelines.clean.clean import current as current_examples
-from pipelines.compare import plots
-from pipelines.compare.show import SHOWN, cell_text, plain
+from pipelines.compare import figures
+from pipelines.compare.show import SHOWN, cell_text, pick_answer, plain
 from pipelines.files import write_text
 from pipelines.train.cell import Stage
 
 Row = dict[str, Any]
-ANSWERS_SHOWN = 6
+PROMPTS_SHOWN = 6
+ANSWERS_SHOWN = 24  # to one prompt
 REJECTS_SHOWN = 10
+HANGUL = re.compile(r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3]")
 
 
-def curves_of(stage: Stage, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The newest attempt's curve of every row, by `method` (or `model method` where there are several models)."""
-    several = len({row["model"] for row in rows}) > 1
-    found = {}
-    for row in rows:
-        seed = stage.experiments.profile(stage.profile).seeds[0]
-        attempt = cells.latest(stage.data, CellKey(row["model"], row["method"], seed))
-        found[f"{row['model']} {row['method']}" if several else row["method"]] = attempt.curve() if attempt else []
-    return found
+@dataclass(frozen=True)
+class Content:
+    """What the page shows: rows of the tables comparison, picks, history, provider_comparison and evaluation_answers."""
+
+    rows: Sequence[Row]
+    picks: Sequence[Row] = ()
+    history: Sequence[Row] = ()
+    providers: Sequence[Row] = ()
+    answers: Sequence[Row] = ()
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], tables: Mapping[str, pa.Table]) -> "Content":
+        """From the tables as they are published; of the answers only those to the prompts that are shown."""
+        names = ("picks", "history", "provider_comparison")
+        picks, history, providers = (tables[name].to_pylist() for name in names)
+        answers = tables["evaluation_answers"]
+        current = pc.is_in(answers["run_id"], pa.array([row["run_id"] for row in rows], pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
+        answers = answers.filter(current)
+        prompts = answers["example_id"].unique()[:PROMPTS_SHOWN]
+        shown = pc.is_in(answers["example_id"], prompts)  # pyright: ignore[reportAttributeAccessIssue]
+        return cls(rows, picks, history, providers, answers.filter(shown).to_pylist())
 
 
-def write_report(stage: Stage, rows: Sequence[Row], answers: Sequence[Row]) -> None:
+def write_report(stage: Stage, content: Content) -> None:
     environment = Environment(loader=PackageLoader("pipelines.compare"), autoescape=True, undefined=StrictUndefined)
-    environment.filters["plain"] = plain
+    environment.filters |= {"plain": plain, "lang": language_attribute}
+    environment.globals |= {"cell_text": cell_text, "pick_answer": pick_answer}
+    script = (files("pipelines.compare") / "templates" / "report.js").read_text(encoding="utf-8")
     cleaned = current_examples(stage.data)
-    pictures: Mapping[str, bytes | None] = {
-        "trade_off": plots.trade_off(rows),
-        "curves": plots.loss_curves(curves_of(stage, rows)),
-        "reasons": plots.reasons_bar(cleaned.reasons) if cleaned else None,
-        "lengths": plots.length_histograms(summary.length_counts(cleaned)) if cleaned else None,
-    }
     page = environment.get_template("report.html.j2").render(
-        rows=rows,
+        content=content,
         shown=SHOWN,
-        cell_text=cell_text,
-        pictures={name: base64.b64encode(svg).decode() if svg else None for name, svg in pictures.items()},
+        cells=list(figures.of_cells(stage, content.rows)),
+        history=list(figures.of_history(content.history)),
+        worse=[row for row in content.history if row["worse"]],
+        providers=list(figures.of_providers(content.providers)),
+        cleaning=list(figures.of_cleaning(cleaned)) if cleaned else [],
         cleaned=cleaned,
         languages=summary.language_counts(cleaned) if cleaned else [],
         rejects=summary.sample_rejects(cleaned, REJECTS_SHOWN) if cleaned else [],
-        answers=_side_by_side(rows, answers),
+        prompts=_side_by_side(content.rows, content.answers),
         profile=stage.profile,
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     write_text(stage.data.report, page)
 
 
+def language_attribute(text: str) -> Markup:
+    """` lang="ko"` for text with Hangul, so that it is drawn and read aloud as Korean; nothing for other text."""
+    return Markup(' lang="ko"') if HANGUL.search(text[:2000]) else Markup("")
+
+
 def _side_by_side(rows: Sequence[Row], answers: Sequence[Row]) -> list[Row]:
-    """For each of the first prompts: the reference and what every row's model answered."""
-    current = {row["run_id"]: row for row in rows}
+    """For each of the first prompts: the reference and what every row's model answered, in the order of the rows."""
+    places = {row["run_id"]: (place, row) for place, row in enumerate(rows) if row["run_id"]}
     by_prompt: dict[str, Row] = {}
-    for answer in answers:
-        if row := current.get(answer["run_id"]):
-            shown = by_prompt.setdefault(answer["example_id"], {**answer, "answers": []})
-            shown["answers"].append((f"{row['model']} × {row['method']}", answer["answer"], answer["chrf"]))
-    return list(by_prompt.values())[:ANSWERS_SHOWN]
+    for answer in sorted((a for a in answers if a["run_id"] in places), key=lambda a: places[a["run_id"]][0]):
+        _, row = places[answer["run_id"]]
+        shown = by_prompt.setdefault(answer["example_id"], {**answer, "answers": []})
+        shown["answers"].append((f"{row['model']} × {row['method']}", answer["answer"], answer["chrf"]))
+    prompts = list(by_prompt.values())[:PROMPTS_SHOWN]
+    return [
+        {**one, "answers": one["answers"][:ANSWERS_SHOWN], "more": len(one["answers"][ANSWERS_SHOWN:])}
+        for one in prompts
+    ]

@@ -19,7 +19,9 @@ SHOWN: Columns = (
     ("status", "status", None),
     ("eval_bits_per_byte", "bits/byte", 4),
     ("base_bits_per_byte", "base", 4),
-    ("eval_loss", "loss", 3),
+    ("delta_base", "Δ base", 4),
+    ("delta_base_low", "from", 4),
+    ("delta_base_high", "to", 4),
     ("chrf", "chrF", 1),
     ("peak_memory_gb", "peak GB", 2),
     ("estimated_memory_gb", "predicted", 2),
@@ -59,10 +61,28 @@ def cell_text(value: Any, digits: int | None) -> str:
             return one_line(str(value), 80)
 
 
-def render(rows: Sequence[Row], form: Format) -> str:
+def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = ()) -> str:
+    """The comparison; as text and Markdown with the picks above it."""
     if form == "json":
         return as_json(rows)
-    return as_csv(rows) if form == "csv" else tabulate(rows, SHOWN, _notes(rows), form)
+    if form == "csv":
+        return as_csv(rows)
+    shown = tabulate(rows, SHOWN, _notes(rows), form)
+    return "\n".join([*(_pick_line(pick, form) for pick in picks), "", shown]) if picks else shown
+
+
+def pick_answer(pick: Row) -> str:
+    """Who is picked, or that nobody is: `smollm2-135m × lora-r8`, `no clear winner among full, lora-r8`."""
+    if pick["method"]:
+        return f"{pick['model']} × {pick['method']}"
+    return f"{pick['verdict']}{' among ' + pick['candidates'] if pick['candidates'] else ''}"
+
+
+def _pick_line(pick: Row, form: Format) -> str:
+    answer, reason = one_line(pick_answer(pick), 200), one_line(pick["reason"], 600)
+    if form == "markdown":
+        return f"- **{escape_markdown(pick['pick'])}**: {escape_markdown(answer)} ({escape_markdown(reason)})"
+    return f"{pick['pick']:<13} {answer}: {reason}"
 
 
 def as_json(rows: Sequence[Row]) -> str:

@@ -9,6 +9,8 @@ from pipelines import cells, machine
 from pipelines.cells import SEVERITY, Attempt, CellKey, Evaluation
 from pipelines.clean.select import Selected
 from pipelines.compare.advice import advise
+from pipelines.compare.quality import Qualities, Quality, quality_of
+from pipelines.compare.ranking import incomparable, mark_pareto
 from pipelines.compare.targets import add_targets
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import questions
@@ -45,6 +47,8 @@ COLUMNS = {
     "judged_answers": "BIGINT", "judge_agreement": "DOUBLE", "judge_model": "VARCHAR", "judge_because": "VARCHAR",
     "target_loss": "DOUBLE", "quantize_peak_memory_gb": "DOUBLE", "search_seconds": "DOUBLE", "learning_rate_source": "VARCHAR",
     "learning_rate_at_edge": "BOOLEAN", "rank": "INTEGER", "alpha": "DOUBLE", "weights_revision": "VARCHAR",
+    "delta_base": "DOUBLE", "delta_base_low": "DOUBLE", "delta_base_high": "DOUBLE",
+    "delta_full": "DOUBLE", "delta_full_low": "DOUBLE", "delta_full_high": "DOUBLE",
 }  # fmt: skip
 
 FROM_TRAINING = (
@@ -82,20 +86,45 @@ class Seed:
     last: Evaluation | None
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The rows, their qualities record by record, and the name of the method that trains nothing."""
+
+    rows: list[Row]
+    qualities: Qualities
+    base: str | None
+
+
 def comparison_rows(stage: Stage) -> list[Row]:
     """One row per configured model × method of the profile, in the order of experiments.yaml."""
+    return comparison(stage).rows
+
+
+def comparison(stage: Stage) -> Comparison:
+    """One row per configured model × method of the profile, in the order of experiments.yaml, and what they are compared by.
+
+    Raises:
+        UsageError: nothing was cleaned yet.
+    """
     _, selected = examples_now(stage)
+    fingerprint = evaluation_fingerprint(stage, selected)
     profile = stage.experiments.profile(stage.profile)
-    rows = [_row(stage, model, method, selected) for model in profile.models for method in profile.methods]
+    configured = [(model, method) for model in profile.models for method in profile.methods]
+    seeds = {cell: [_seed(stage, CellKey(*cell, seed), fingerprint) for seed in profile.seeds] for cell in configured}
+    rows = [_row(stage, cell, seeds[cell], selected, fingerprint) for cell in configured]
+    qualities = Qualities({cell: found for cell in configured if (found := _quality(seeds[cell]))})
+    base = {row["model"]: row for row in rows if row["method"] == base_method(stage)}
+    full = {row["model"]: row for row in rows if row["method"] == "full"}
     for row in rows:
-        _add_base(row, rows, base_method(stage))
-        _add_ratios(stage, row, rows)
-    mark_pareto(rows)
+        _add_interval(row, qualities)
+        _add_base(row, base.get(row["model"]), qualities)
+        _add_ratios(stage, row, full.get(row["model"]), qualities)
+    mark_pareto(rows, qualities)
     add_predictions(stage, rows)
     add_targets(stage, rows)
     for row in rows:
         row["advice"] = advise(row, rows)
-    return rows
+    return Comparison(rows, qualities, base_method(stage))
 
 
 def add_predictions(stage: Stage, rows: Sequence[Row]) -> None:
@@ -112,13 +141,14 @@ def add_predictions(stage: Stage, rows: Sequence[Row]) -> None:
         row["estimated_half_batch_gb"] = max(filter(None, (one.get("halved_gb") for one in kept)), default=None)
 
 
-def _row(stage: Stage, model: str, method: str, selected: Selected) -> Row:
+def _row(
+    stage: Stage, cell: tuple[str, str], seeds: Sequence["Seed | None"], selected: Selected, fingerprint: str
+) -> Row:
+    model, method = cell
     profile = stage.experiments.profile(stage.profile)
     row: Row = dict.fromkeys(COLUMNS)
     row |= {"model": model, "method": method, "profile": stage.profile, "seeds": len(profile.seeds), "seeds_ok": 0}
     row["model_note"] = note_on(stage.experiments.model(model))
-    fingerprint = evaluation_fingerprint(stage, selected)
-    seeds = [_seed(stage, CellKey(model, method, seed), fingerprint) for seed in profile.seeds]
     found = [seed for seed in seeds if seed]
     row["status"] = worst([_status(seed) for seed in seeds])
     if not found:
@@ -218,8 +248,6 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
             row[name] = _mean([m[name] for m in measured if m.get(name) is not None])
     bits = [m["eval_bits_per_byte"] for m in evaluated if m.get("eval_bits_per_byte") is not None]
     row["eval_bits_per_byte_std"] = stdev(bits) if len(bits) > 1 else None
-    if len(bits) > 1:
-        row["eval_bits_per_byte_low"], row["eval_bits_per_byte_high"] = min(bits), max(bits)
 
 
 def _mean(values: Sequence[Any]) -> Any:
@@ -228,24 +256,38 @@ def _mean(values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else fmean(values)
 
 
-def _add_base(row: Row, rows: Sequence[Row], base: str | None) -> None:
-    """The untouched model's bits per byte, on the same records only; and how much worse than it a model does on general texts."""
-    of_model = [r for r in rows if r["model"] == row["model"] and r["method"] == base]
-    if of_model and row["eval_set"] and of_model[0]["eval_set"] == row["eval_set"]:
-        row["base_bits_per_byte"] = of_model[0]["eval_bits_per_byte"]
-    same_texts = of_model and row["general_set"] and of_model[0]["general_set"] == row["general_set"]
-    if same_texts and None not in (
-        general := row["general_bits_per_byte"],
-        of_base := of_model[0]["general_bits_per_byte"],
-    ):
-        row["forgetting_bits_per_byte"] = general - of_base
+def _quality(seeds: Sequence["Seed | None"]) -> Quality | None:
+    """Over the seeds that ended ok, as the row's other numbers."""
+    return quality_of([seed.good for seed in seeds if seed and seed.good and seed.attempt.status == "ok"])
 
 
-def _add_ratios(stage: Stage, row: Row, rows: Sequence[Row]) -> None:
-    """Speed and memory against `full` of the same model, where both are ok and comparable; else why not."""
+def _add_interval(row: Row, qualities: Qualities) -> None:
+    quality = qualities.of(row)
+    if quality and (found := quality.interval()):
+        row["eval_bits_per_byte_low"], row["eval_bits_per_byte_high"] = found.low, found.high
+
+
+def _add_difference(row: Row, name: str, other: Row, qualities: Qualities) -> None:
+    if row is not other and (found := qualities.difference(row, other)):
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _add_base(row: Row, base: Row | None, qualities: Qualities) -> None:
+    """The untouched model's bits per byte and the difference to it, on the same records only; and how much worse than it a model
+    does on general texts."""
+    if base and row["eval_set"] and base["eval_set"] == row["eval_set"]:
+        row["base_bits_per_byte"] = base["eval_bits_per_byte"]
+        _add_difference(row, "delta_base", base, qualities)
+    general = row["general_bits_per_byte"]
+    same_texts = base and row["general_set"] and base["general_set"] == row["general_set"]
+    if base and same_texts and general is not None and base["general_bits_per_byte"] is not None:
+        row["forgetting_bits_per_byte"] = general - base["general_bits_per_byte"]
+
+
+def _add_ratios(stage: Stage, row: Row, full: Row | None, qualities: Qualities) -> None:
+    """Speed, memory and quality against `full` of the same model, where both are ok and comparable; else why not."""
     if stage.experiments.method(row["method"]).kind == "none" or row["status"] != "ok":
         return
-    full = next((r for r in rows if r["model"] == row["model"] and r["method"] == "full"), None)
     if full is None:
         row["ratios_because"] = "the profile has no method full"
     elif full["status"] != "ok":
@@ -257,30 +299,4 @@ def _add_ratios(stage: Stage, row: Row, rows: Sequence[Row]) -> None:
             row["speedup_vs_full"] = full["train_seconds"] / row["train_seconds"]
         if full["peak_memory_gb"] and row["peak_memory_gb"]:
             row["memory_vs_full"] = row["peak_memory_gb"] / full["peak_memory_gb"]
-
-
-def incomparable(one: Row, other: Row) -> str | None:
-    """What keeps two rows from being compared: other data, evaluation records, device or memory budget."""
-    must_match = {
-        "data_fingerprint": "data",
-        "eval_set": "evaluation records",
-        "device": "device",
-        "memory_budget_gb": "memory budget",
-    }
-    for name, called in must_match.items():
-        if one[name] != other[name]:
-            return called
-    return None
-
-
-def mark_pareto(rows: Sequence[Row]) -> None:
-    """True where no comparable row is at least as good in bits per byte, memory and time and better in one; None where
-    a row lacks one of the three."""
-    axes = ("eval_bits_per_byte", "peak_memory_gb", "train_seconds")
-    full = [row for row in rows if row["status"] == "ok" and all(row[axis] is not None for axis in axes)]
-    for row in full:
-        rivals = [other for other in full if other is not row and not incomparable(row, other)]
-        row["is_pareto"] = not any(
-            all(other[axis] <= row[axis] for axis in axes) and any(other[axis] < row[axis] for axis in axes)
-            for other in rivals
-        )
+        _add_difference(row, "delta_full", full, qualities)

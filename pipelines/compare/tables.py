@@ -9,7 +9,9 @@ from pipelines import cells
 from pipelines.cells import Attempt
 from pipelines.clean.clean import current as current_examples
 from pipelines.compare.answers import with_verdicts
+from pipelines.compare.history import HISTORY, history_rows
 from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
+from pipelines.compare.ranking import PICKS
 from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row, learning_rate
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
@@ -78,12 +80,19 @@ LLM_CALLS = {
 
 
 def all_tables(
-    data: DataRoot, experiments: Experiments, comparison: list[Row], *, taught: Sequence[Row] = ()
+    data: DataRoot,
+    experiments: Experiments,
+    comparison: list[Row],
+    *,
+    picks: Sequence[Row] = (),
+    taught: Sequence[Row] = (),
 ) -> dict[str, pa.Table]:
     """Every table of the warehouse, read from the lake and the journal; `taught` are answers that no attempt gave."""
     attempts = list(cells.all_attempts(data))
     return {
         "comparison": arrow_table(comparison, COLUMNS),
+        "picks": arrow_table(picks, PICKS),
+        "history": arrow_table(history_rows(attempts), HISTORY),
         "training_runs": arrow_table([_training_run(data, attempt) for attempt in attempts], TRAINING_RUNS),
         "training_curve": arrow_table(
             [{**point, "run_id": attempt.run_id} for attempt in attempts for point in attempt.curve()], TRAINING_CURVE

@@ -1,0 +1,199 @@
+"""`featherweight decide`: the cell to use under a limit of memory, of time and of lost quality, or the one to run next to know."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipelines.compare.quality import Interval, Qualities
+from pipelines.compare.ranking import comparable_rows
+from pipelines.compare.table import Comparison
+
+Row = dict[str, Any]
+Verdict = Literal["use", "run next", "nothing fits"]
+NEAREST = 5  # cells whose failing is told
+# that a new run ends otherwise is not to be hoped for
+HOPELESS = ("out_of_memory", "diverged", "failed", "unavailable")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`memory_gb`: peak of training; `minutes`: time to train; `max_loss`: bits per byte above the best cell. None: any."""
+
+    memory_gb: float | None = None
+    minutes: float | None = None
+    max_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`loss` is what `model` × `method` loses to the best cell, with its interval; `reasons` are sentences, the telling first."""
+
+    verdict: Verdict
+    model: str | None
+    method: str | None
+    loss: Interval | None
+    reasons: tuple[str, ...]
+
+
+def decide(comparison: Comparison, limits: Limits) -> Decision:
+    """The cell to use: of those that surely stay within all limits, the one with the smallest peak memory × training time.
+
+    Loss is bits per byte above the best comparable cell (the lowest that was measured, full or not), on the same records. It stays
+    within `max_loss` surely where the whole 95 % interval does, surely not where the whole interval lies above; between, these
+    records cannot tell. Only cells that are current can be used. Where none can, the one to run next is, in this order: a cell that
+    is within the limits but for too few records; one not measured yet that is predicted to fit (of several the one predicted
+    largest: more trained weights lose least); one that may still be within `max_loss`, against appearances.
+    """
+    ranked = _Ranked.of(comparison)
+    inside = [row for row in ranked.rows if not row["is_stale"] and not _breaks(row, limits)]
+    if sure := [row for row in inside if ranked.keeps(row, limits) is True]:
+        chosen = min(sure, key=lambda row: (row["peak_memory_gb"] or 0) * (row["train_seconds"] or 0))
+        return Decision("use", *_named(chosen), ranked.loss(chosen), tuple(ranked.numbers(chosen, limits)))
+    unsure = [row for row in inside if ranked.keeps(row, limits) is None]
+    likely = [row for row in unsure if (loss := ranked.loss(row)) and loss.value <= (limits.max_loss or 0)]
+    if likely:
+        return ranked.more_records(likely, limits)
+    trained = [row for row in comparison.rows if row["method"] != comparison.base]
+    if to_run := _to_run(trained, limits):
+        return _run(to_run, limits)
+    if unsure:
+        return ranked.more_records(unsure, limits)
+    return Decision("nothing fits", None, None, None, tuple(ranked.failings(trained, limits)))
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The rows that may be compared, the best first."""
+
+    rows: list[Row]
+    qualities: Qualities
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> "_Ranked":
+        rows = sorted(comparable_rows(comparison.rows, comparison.qualities), key=lambda row: row["eval_bits_per_byte"])
+        return cls(rows, comparison.qualities)
+
+    def loss(self, row: Row) -> Interval | None:
+        return Interval(0.0, 0.0, 0.0) if row is self.rows[0] else self.qualities.difference(row, self.rows[0])
+
+    def keeps(self, row: Row, limits: Limits) -> bool | None:
+        """Whether the row's loss is within the limit; None: its records cannot tell."""
+        if limits.max_loss is None:
+            return True
+        loss = self.loss(row)
+        if loss is None or loss.low <= limits.max_loss < loss.high:
+            return None
+        return loss.high <= limits.max_loss
+
+    def more_records(self, rows: Sequence[Row], limits: Limits) -> Decision:
+        row = min(rows, key=lambda one: loss.value if (loss := self.loss(one)) else float("inf"))
+        loss = self.loss(row)
+        model, method = _named(row)
+        if loss is None:
+            told = "it was measured on too few records to have an interval"
+        else:
+            told = f"it is within the other limits, but its loss is {_told(loss)}: not sure against {limits.max_loss:g}"
+        asked = _records_needed(row, loss, limits)
+        how = f"raise max_eval_examples{asked}, clean, and run `featherweight evaluate {model} {method}`"
+        return Decision("run next", model, method, loss, (told, how))
+
+    def numbers(self, row: Row, limits: Limits) -> list[str]:
+        best, loss = self.rows[0], self.loss(row)
+        if row is best:
+            quality = f"{row['eval_bits_per_byte']:.4f} bits per byte, the best of {len(self.rows)} comparable cells"
+        else:
+            quality = f"{row['eval_bits_per_byte']:.4f} bits per byte, {_told(loss)} to the best ({best['method']})"
+        told = [quality]
+        if row["peak_memory_gb"] is not None:
+            told.append(f"{row['peak_memory_gb']:.2f} GB at its peak{_of(limits.memory_gb)}")
+        if row["train_seconds"] is not None:
+            told.append(f"{row['train_seconds'] / 60:.1f} minutes{_of(limits.minutes)}")
+        if row["delta_base_high"] is not None and row["delta_base_high"] >= 0:
+            told.append("it is not told apart from the untouched model, or worse: tuning may not be worth it")
+        return told
+
+    def failings(self, rows: Sequence[Row], limits: Limits) -> list[str]:
+        """What keeps each cell out, those that were measured and lose least first."""
+        places = {id(row): place for place, row in enumerate(self.rows)}
+        told = []
+        for row in sorted(rows, key=lambda row: places.get(id(row), len(rows)))[:NEAREST]:
+            why = _breaks(row, limits) or ([] if row["status"] == "ok" else [row["status"]])
+            if id(row) in places and self.keeps(row, limits) is False:
+                why.append(f"it loses {_told(self.loss(row))}")
+            told.append(f"{row['model']} × {row['method']}: {', '.join(why) or 'it cannot be compared'}")
+        return told
+
+
+def _breaks(row: Row, limits: Limits) -> list[str]:
+    """The limits of memory and time that the row was measured to break, or cannot be said to keep."""
+    told = []
+    for limit, value, unit in (
+        (limits.memory_gb, row["peak_memory_gb"], "GB"),
+        (limits.minutes, None if row["train_seconds"] is None else row["train_seconds"] / 60, "minutes"),
+    ):
+        if limit is not None and value is None:
+            told.append(f"{unit} not measured")
+        elif limit is not None and value is not None and value > limit:
+            told.append(f"{value:.2f} {unit}{_of(limit)}")
+    return told
+
+
+def _to_run(rows: Sequence[Row], limits: Limits) -> list[Row]:
+    """The cells without a current result that may fit: those with a prediction first, the largest first."""
+    found = []
+    for row in rows:
+        done = row["status"] == "ok" and not row["is_stale"]
+        stopped = row["status"] == "timed_out" and limits.minutes is not None
+        if done or stopped or row["status"] in HOPELESS:
+            continue
+        if limits.memory_gb is not None and (_needs(row) or 0) > limits.memory_gb:
+            continue
+        took = row["train_seconds"] if row["status"] == "ok" else None
+        if took is None or limits.minutes is None or took / 60 <= limits.minutes:
+            found.append(row)
+    return sorted(found, key=lambda row: -(_needs(row) or 0))
+
+
+def _needs(row: Row) -> float | None:
+    """GB: measured where the cell was trained before, else predicted, else None."""
+    return row["peak_memory_gb"] if row["status"] == "ok" and row["peak_memory_gb"] else row["estimated_memory_gb"]
+
+
+def _run(rows: Sequence[Row], limits: Limits) -> Decision:
+    row = rows[0]
+    model, method = _named(row)
+    state = f"{row['status']}, measured before {row['stale_because']} changed" if row["is_stale"] else row["status"]
+    how = "measured" if row["status"] == "ok" else "predicted"
+    memory = f"{_needs(row):.2f} GB {how}{_of(limits.memory_gb)}" if _needs(row) else "no prediction of its memory"
+    told = f"no measured cell is sure to stay within the limits; this one is {state}, {memory}"
+    if len(rows) > 1:
+        told += f" (the largest of {len(rows)} that may fit)"
+    under_way = row["status"] in ("queued", "running")
+    command = f"`featherweight train {model} {method}`, `featherweight evaluate {model} {method}`, then decide again"
+    return Decision("run next", model, method, None, (told, "it is under way: wait for it" if under_way else command))
+
+
+def _records_needed(row: Row, loss: Interval | None, limits: Limits) -> str:
+    """About how many records would make the interval narrow enough: its width shrinks with their root."""
+    if loss is None or limits.max_loss is None or loss.value >= limits.max_loss or not row["eval_records"]:
+        return ""
+    factor = (loss.high - loss.value) / (limits.max_loss - loss.value)
+    return f" from {row['eval_records']} to about {round(row['eval_records'] * factor**2 + 0.5)}"
+
+
+def _named(row: Row) -> tuple[str, str]:
+    return row["model"], row["method"]
+
+
+def _told(loss: Interval | None) -> str:
+    return f"{loss.value:+.4f} (95 % interval {loss.low:+.4f} to {loss.high:+.4f})" if loss else "an unknown loss"
+
+
+def _of(limit: float | None) -> str:
+    return "" if limit is None else f" of {limit:g}"
+
+
+def in_words(decision: Decision) -> list[str]:
+    first = {"use": "use", "run next": "run next:", "nothing fits": "no configured cell stays within these limits"}
+    named = f" {decision.model} × {decision.method}" if decision.model else ""
+    return [f"{first[decision.verdict]}{named}", *(f"  {reason}" for reason in decision.reasons)]

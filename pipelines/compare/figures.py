@@ -1,0 +1,205 @@
+"""The report's figures: each a picture, a caption that says what to look at, and its numbers as a table for who cannot see it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from pipelines import cells
+from pipelines.cells import CellKey
+from pipelines.clean import summary
+from pipelines.clean.clean import CleaningResult
+from pipelines.compare import plots
+from pipelines.compare.show import Columns
+from pipelines.experiments import Experiments, Method
+from pipelines.train.cell import Stage
+
+Row = dict[str, Any]
+CURVE_POINTS = 12  # of a curve in its table
+MOST_MODELS = 8  # with curves of their own
+
+TRADE_OFF: Columns = (
+    ("model", "model", None),
+    ("method", "method", None),
+    ("peak_memory_gb", "peak GB", 2),
+    ("eval_bits_per_byte", "bits/byte", 4),
+    ("delta_base", "Δ base", 4),
+    ("delta_base_low", "from", 4),
+    ("delta_base_high", "to", 4),
+    ("train_seconds", "train s", 0),
+    ("is_pareto", "Pareto", None),
+)
+MEMORY: Columns = (
+    ("model", "model", None),
+    ("method", "method", None),
+    ("status", "status", None),
+    ("peak_memory_gb", "measured GB", 2),
+    ("estimated_memory_gb", "predicted GB", 2),
+    ("memory_budget_gb", "budget GB", 2),
+)
+RANKS: Columns = (
+    ("family", "cells", None),
+    ("rank", "rank", 0),
+    ("eval_bits_per_byte", "bits/byte", 4),
+    ("train_seconds", "train s", 0),
+    ("peak_memory_gb", "peak GB", 2),
+)
+CURVE: Columns = (
+    ("cell", "cell", None),
+    ("examples", "examples", 0),
+    ("train_loss", "training loss", 3),
+    ("eval_loss", "held-out loss", 3),
+)
+HISTORY: Columns = (
+    ("model", "model", None),
+    ("method", "method", None),
+    ("seed", "seed", 0),
+    ("finished_at", "finished", None),
+    ("shared_records", "shared records", 0),
+    ("bits_per_byte", "bits/byte", 4),
+    ("delta_previous", "change", 4),
+    ("low", "from", 4),
+    ("high", "to", 4),
+    ("minutes", "minutes", 1),
+    ("changed", "what changed", None),
+)
+PROVIDERS: Columns = (
+    ("provider", "provider", None),
+    ("model", "model", None),
+    ("requested", "asked", 0),
+    ("valid_share", "valid", 2),
+    ("refused_share", "refused", 2),
+    ("duplicate_share", "duplicate", 2),
+    ("accepted_share", "accepted", 2),
+    ("accepted_share_low", "from", 2),
+    ("accepted_share_high", "to", 2),
+    ("usd_per_accepted", "$ per accepted", 4),
+    ("p50_latency_ms", "p50 ms", 0),
+    ("win_rate", "win rate", 2),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`svg` stands in the page as it is: it was drawn by us, and every text in it was escaped."""
+
+    key: str
+    title: str
+    says: str
+    svg: Markup
+    columns: Columns = ()
+    rows: Sequence[Row] = ()
+
+
+def _figure(
+    key: str, title: str, says: str, svg: bytes | None, numbers: tuple[Columns, Sequence[Row]]
+) -> Iterator[Figure]:
+    if svg is not None:
+        yield Figure(key, title, says, Markup(svg.decode()), *numbers)
+
+
+def of_cells(stage: Stage, rows: Sequence[Row]) -> Iterator[Figure]:
+    """What the comparison's rows look like."""
+    says = (
+        "Each trained cell by peak memory and bits per byte; the bar is the 95 % interval of its difference to the untouched model "
+        "(the dotted line), on the same records. A larger dot took longer to train, a hollow "
+        "one is beaten: another is as good in all three and clearly better in one."
+    )
+    shown = [row for row in rows if row["status"] == "ok" and row["trainable_params"] != 0]
+    yield from _figure("trade-off", "Memory, quality, time", says, plots.trade_off(rows), (TRADE_OFF, shown))
+    says = (
+        "Bars are measured, diamonds predicted beforehand; the red line is the budget, a hatched bar ran out of memory."
+    )
+    yield from _figure(
+        "memory", "Memory: measured, predicted, allowed", says, plots.memory_bars(rows), (MEMORY, shown_memory(rows))
+    )
+    families = rank_families(stage.experiments, rows)
+    says = "Cells that differ in the adapter's rank alone (alpha goes with it): what a higher rank buys, and what it costs."
+    numbers = [{**row, "family": name, "rank": rank} for name, points in families.items() for rank, row in points]
+    yield from _figure("ranks", "Rank", says, plots.rank_sweep(families), (RANKS, numbers))
+    for model in list(dict.fromkeys(row["model"] for row in rows))[:MOST_MODELS]:
+        curves = curves_of(stage, [row for row in rows if row["model"] == model])
+        numbers = [{**point, "cell": name} for name, points in curves.items() for point in _thinned(points)]
+        says = "The newest attempt of each cell. Above, each optimizer step's own loss; below, the loss on held-out records."
+        yield from _figure(
+            f"curves-{model}", f"Loss while training {model}", says, plots.loss_curves(curves), (CURVE, numbers)
+        )
+
+
+def shown_memory(rows: Sequence[Row]) -> list[Row]:
+    return [
+        row for row in rows if row["trainable_params"] != 0 and (row["peak_memory_gb"] or row["estimated_memory_gb"])
+    ]
+
+
+def curves_of(stage: Stage, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The newest attempt's curve of every row, by `method` (or `model method` where there are several models)."""
+    several = len({row["model"] for row in rows}) > 1
+    seed = stage.experiments.profile(stage.profile).seeds[0]
+    found = {}
+    for row in rows:
+        attempt = cells.latest(stage.data, CellKey(row["model"], row["method"], seed))
+        found[f"{row['model']} {row['method']}" if several else row["method"]] = attempt.curve() if attempt else []
+    return found
+
+
+def _thinned(points: Sequence[Row]) -> list[Row]:
+    """Few enough for a table, the last among them; what a point lacks is None."""
+    step = -(-len(points) // CURVE_POINTS) or 1
+    kept = [point for number, point in enumerate(points, start=1) if number % step == 0 or number == len(points)]
+    return [{name: point.get(name) for name in ("examples", "train_loss", "eval_loss")} for point in kept]
+
+
+def rank_families(experiments: Experiments, rows: Sequence[Row]) -> dict[str, list[tuple[int, Row]]]:
+    """The ok rows of adapters by all that they have in common but rank and alpha: family → (rank, row), by rank."""
+    several = len({row["model"] for row in rows}) > 1
+    found: dict[tuple[str, str], list[tuple[int, Row]]] = {}
+    for row in rows:
+        method = experiments.methods.get(row["method"])
+        if method and method.rank and row["status"] == "ok":
+            found.setdefault((row["model"], _all_but_rank(method)), []).append((method.rank, row))
+    families = {}
+    for (model, _), points in found.items():
+        if len(points) > 1:
+            points.sort(key=lambda point: point[0])
+            first, last = points[0][1]["method"], points[-1][1]["method"]
+            families[f"{model + ' ' if several else ''}{first} … {last}"] = points
+    return families
+
+
+def _all_but_rank(method: Method) -> str:
+    return method.model_dump_json(exclude={"rank", "alpha"})
+
+
+def of_history(rows: Sequence[Row]) -> Iterator[Figure]:
+    says = (
+        "Every run that ended ok, in bits per byte on the records it shares with the run before it, and in minutes. A change whose "
+        "interval lies above zero is worse."
+    )
+    cells_ran = [(row["model"], row["method"], row["seed"]) for row in rows]
+    repeated = (
+        [row for row, cell in zip(rows, cells_ran, strict=True) if cells_ran.count(cell) > 1]
+        if len(rows) <= 500
+        else []
+    )
+    yield from _figure("history", "Night by night", says, plots.night_by_night(rows), (HISTORY, repeated))
+
+
+def of_providers(rows: Sequence[Row]) -> Iterator[Figure]:
+    says = "Shares of the same requests put to each provider, with 95 % intervals (Wilson)."
+    yield from _figure("providers", "Who wrote the records", says, plots.provider_shares(rows), (PROVIDERS, rows))
+
+
+def of_cleaning(cleaned: CleaningResult) -> Iterator[Figure]:
+    counts = [{"reason": reason, "records": count} for reason, count in cleaned.reasons.items()]
+    columns: Columns = (("reason", "reason", None), ("records", "records", 0))
+    says = "Each record is dropped for the first reason that holds."
+    yield from _figure("reasons", "What was dropped", says, plots.reasons_bar(cleaned.reasons), (columns, counts))
+    lengths: Mapping[str, Sequence[tuple[int, int]]] = summary.length_counts(cleaned)
+    bins = [
+        {"of": kind, "start": start, "examples": count} for kind, found in lengths.items() for start, count in found
+    ]
+    columns = (("of", "length of", None), ("start", "characters from", 0), ("examples", "examples", 0))
+    says = "How many characters the accepted examples have, in steps of 50."
+    yield from _figure("lengths", "How long the examples are", says, plots.length_histograms(lengths), (columns, bins))

@@ -1,0 +1,128 @@
+"""Table `history`: how each cell did from night to night, compared on the evaluation records that both nights share."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+
+from pipelines.cells import Attempt, CellKey
+from pipelines.compare.quality import Interval, Quality, paired_difference, quality_of
+
+Row = dict[str, Any]
+HISTORY = {
+    "model": "VARCHAR", "method": "VARCHAR", "seed": "INTEGER", "finished_at": "TIMESTAMPTZ", "run_id": "VARCHAR",
+    "shared_records": "BIGINT", "bits_per_byte": "DOUBLE", "minutes": "DOUBLE", "peak_memory_gb": "DOUBLE",
+    "delta_previous": "DOUBLE", "low": "DOUBLE", "high": "DOUBLE", "changed": "VARCHAR", "is_newest": "BOOLEAN",
+    "worse": "VARCHAR",
+}  # fmt: skip
+REMEMBERED = 5  # earlier runs that the newest is held against
+ENOUGH_RUNS = 4  # of the same recipe, data and machine, before their spread says what noise is
+MADS = 3 * 1.4826  # three standard deviations of a normal, by the median absolute deviation
+LEAST_COST = 0.10  # less is noise whatever the spread
+
+
+def history_rows(attempts: Sequence[Attempt]) -> list[Row]:
+    """Every attempt that ended ok and was evaluated, by cell and time. `bits_per_byte` is over the `shared_records`: those that the
+    one before it was measured on too (of a cell's first, its own); `delta_previous` is the difference on them, with its paired 95 %
+    interval, below zero: better. `changed` names what differs from the one before; `worse` says of a cell's newest in what it is
+    worse than its past, beyond the noise."""
+    by_cell: dict[CellKey, list[tuple[Attempt, Quality]]] = {}
+    for attempt in attempts:
+        if attempt.status == "ok" and (quality := _quality(attempt)):
+            by_cell.setdefault(attempt.key, []).append((attempt, quality))
+    return [row for runs in by_cell.values() for row in _of_cell(runs)]
+
+
+def _quality(attempt: Attempt) -> Quality | None:
+    good = [evaluation for evaluation in attempt.evaluations() if evaluation.ok]
+    return quality_of(good[-1:])
+
+
+def _of_cell(runs: Sequence[tuple[Attempt, Quality]]) -> list[Row]:
+    rows = [_row(*runs[0], runs[0][1])]
+    for (earlier, before), (attempt, quality) in pairwise(runs):
+        shared = _shared([before, quality])
+        row = _row(attempt, quality, quality.on(shared))
+        row["changed"] = ", ".join(_changed(earlier, attempt)) or None
+        if shared and (found := paired_difference(quality.on(shared), before.on(shared))):
+            row |= {"delta_previous": found.value, "low": found.low, "high": found.high}
+        rows.append(row)
+    rows[-1]["is_newest"] = True
+    rows[-1]["worse"] = "; ".join([*_worse_quality(runs), *_dearer(runs)]) or None
+    return rows
+
+
+def _row(attempt: Attempt, quality: Quality, shared: Quality) -> Row:
+    measured = attempt.result.get("measured", {})
+    seconds = measured.get("train_seconds")
+    return dict.fromkeys(HISTORY) | {
+        "model": attempt.key.model,
+        "method": attempt.key.method,
+        "seed": attempt.key.seed,
+        "finished_at": attempt.result.get("finished_at"),
+        "run_id": attempt.run_id,
+        "shared_records": len(shared.examples),
+        "bits_per_byte": shared.bits_per_byte if shared.examples else None,
+        "minutes": seconds / 60 if seconds is not None else None,
+        "peak_memory_gb": measured.get("peak_memory_gb"),
+        "is_newest": False,
+    }
+
+
+def _shared(qualities: Sequence[Quality]) -> list[str]:
+    """The records that all were measured on, and that are the same size in all."""
+    common = set.intersection(*(set(zip(one.examples, one.sizes.tolist(), strict=True)) for one in qualities))
+    return sorted(name for name, _ in common)
+
+
+def _changed(earlier: Attempt, attempt: Attempt) -> list[str]:
+    before, now = (one.spec.get("fingerprints", {}) for one in (earlier, attempt))
+    return [name for name in ("data", "recipe", "code", "machine") if before.get(name) != now.get(name)]
+
+
+def _worse_quality(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
+    """The newest against the mean of the runs before it, where the paired interval lies above zero."""
+    *past, (_, newest) = runs
+    remembered = [quality for _, quality in past[-REMEMBERED:]]
+    shared = _shared([newest, *remembered]) if remembered else []
+    found = _from_mean(newest.on(shared), [one.on(shared) for one in remembered]) if shared else None
+    if found is None or not found.above:
+        return []
+    return [
+        f"{found.value:.4f} bits per byte above its last {_runs(remembered)} (95 % interval {found.low:.4f} to "
+        f"{found.high:.4f}, {len(shared)} shared records)"
+    ]
+
+
+def _runs(past: Sequence[Quality]) -> str:
+    return f"{len(past)} run{'s' if len(past) > 1 else ''}"
+
+
+def _from_mean(newest: Quality, past: Sequence[Quality]) -> Interval | None:
+    mean = np.mean([one.nats.mean(axis=0) for one in past], axis=0)
+    return paired_difference(newest, Quality(newest.examples, mean[None], newest.sizes))
+
+
+def _dearer(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
+    """Time and memory of the newest beyond what equal runs before it spread over."""
+    newest = runs[-1][0]
+    alike = [earlier for earlier, _ in runs[:-1] if not _changed_but_code(earlier, newest)]
+    told = []
+    for name, unit, scale in (("train_seconds", "minutes", 60), ("peak_memory_gb", "GB", 1)):
+        past = [value for one in alike if (value := one.result.get("measured", {}).get(name))]
+        value = newest.result.get("measured", {}).get(name)
+        if value and len(past) >= ENOUGH_RUNS and value > usual_limit(past):
+            told.append(f"{value / scale:.2f} {unit}, {fmean(past) / scale:.2f} in its {len(past)} equal runs before")
+    return told
+
+
+def _changed_but_code(earlier: Attempt, attempt: Attempt) -> bool:
+    return any(name != "code" for name in _changed(earlier, attempt))
+
+
+def usual_limit(past: Sequence[float]) -> float:
+    """What a further run stays below unless something is wrong: the median and three robust standard deviations, at least 10 %."""
+    middle = median(past)
+    return middle + max(MADS * median(abs(value - middle) for value in past), LEAST_COST * middle)

@@ -1,0 +1,107 @@
+"""What to use within limits of memory, time and lost quality, and what to run next where nothing measured is sure."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cli import main
+from pipelines.compare.decide import Decision, Limits, decide
+from pipelines.compare.table import Row, comparison
+from tests import planted
+from tests.planted import Lake
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """base 1.0; full 0.80 with 4 GB and 10 minutes; LoRA 0.81 with half of both; QLoRA 0.9 with 1 GB."""
+    made = planted.lake(tmp_path)
+    made.cell("base", bits=1.0)
+    made.cell("full", bits=0.80, peak_memory_gb=4.0, train_seconds=600.0)
+    made.cell("lora-r8", bits=0.81, peak_memory_gb=2.0, train_seconds=300.0)
+    made.cell("qlora-r8", bits=0.9, peak_memory_gb=1.0, train_seconds=360.0)
+    return made
+
+
+def ask(lake: Lake, predicted: dict[str, float] | None = None, **limits: Any) -> Decision:
+    found = comparison(lake.stage)
+    for row in found.rows:
+        row["estimated_memory_gb"] = (predicted or {}).get(row["method"])
+    return decide(found, Limits(**limits))
+
+
+def answer(lake: Lake, **limits: Any) -> tuple[str, str | None]:
+    decision = ask(lake, **limits)
+    return decision.verdict, decision.method
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"memory_gb": 16, "minutes": 60, "max_loss": 0.02}, ("use", "lora-r8")),
+        ({"memory_gb": 16, "minutes": 60, "max_loss": 0.0}, ("use", "full")),
+        ({"memory_gb": 1.5, "minutes": 60, "max_loss": 0.2}, ("use", "qlora-r8")),
+        ({}, ("use", "qlora-r8")),
+        ({"memory_gb": 1.5, "minutes": 60, "max_loss": 0.02}, ("nothing fits", None)),
+        ({"minutes": 1}, ("nothing fits", None)),
+    ],
+)
+def test_the_cheapest_cell_that_is_sure_to_stay_within_all_limits(lake: Lake, limits: Row, expected: Any) -> None:
+    assert answer(lake, **limits) == expected
+
+
+def test_the_answer_has_its_interval_and_what_each_limit_left(lake: Lake) -> None:
+    found = ask(lake, memory_gb=16, minutes=60, max_loss=0.02)
+    assert found.loss is not None
+    assert (found.loss.value, found.loss.low > 0, found.loss.high < 0.02) == (pytest.approx(0.01), True, True)
+    assert found.reasons[0].startswith("0.8100 bits per byte, +0.0100 (95 % interval +0.00")
+    assert found.reasons[1:] == ("2.00 GB at its peak of 16", "5.0 minutes of 60")
+
+
+def test_what_fails_is_told_of_every_cell(lake: Lake) -> None:
+    assert ask(lake, memory_gb=1.5, minutes=60, max_loss=0.02).reasons[:2] == (
+        "tiny × full: 4.00 GB of 1.5",
+        "tiny × lora-r8: 2.00 GB of 1.5",
+    )
+
+
+def test_where_records_cannot_tell_it_says_how_many_would(lake: Lake) -> None:
+    lake.cell("full", bits=0.80, peak_memory_gb=4.0)
+    lake.cell("lora-r8", bits=0.81, peak_memory_gb=2.0, noise=0.05)
+    found = ask(lake, memory_gb=3, max_loss=0.02)
+    assert (found.verdict, found.method) == ("run next", "lora-r8")
+    assert "not sure against 0.02" in found.reasons[0]
+    assert found.loss is not None
+    needed = 12 * ((found.loss.high - found.loss.value) / (0.02 - found.loss.value)) ** 2
+    assert f"from 12 to about {round(needed + 0.5)}" in found.reasons[1]
+
+
+def test_the_largest_cell_predicted_to_fit_is_run_next(tmp_path: Path) -> None:
+    lake = planted.lake(tmp_path)
+    predicted = {"full": 20.0, "lora-r8": 9.0, "qlora-r8": 5.0}
+    found = ask(lake, predicted, memory_gb=16, minutes=60, max_loss=0.02)
+    assert (found.verdict, found.method) == ("run next", "lora-r8")
+    assert "missing, 9.00 GB predicted of 16 (the largest of 2 that may fit)" in found.reasons[0]
+    lake.trained("lora-r8", "out_of_memory")
+    assert ask(lake, predicted, memory_gb=16).method == "qlora-r8"
+    assert ask(lake, predicted, memory_gb=4).verdict == "nothing fits"
+
+
+def test_a_stale_cell_is_no_answer_but_may_be_run_next(lake: Lake) -> None:
+    changed = lake.configured(methods={"lora-r8": {"rank": 16}})
+    found = ask(changed, memory_gb=3, minutes=60, max_loss=0.02)
+    assert (found.verdict, found.method) == ("run next", "lora-r8")
+    assert "measured before recipe changed, 2.00 GB measured of 3" in found.reasons[0]
+
+
+def test_the_command_and_its_exit_codes(lake: Lake, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("FEATHERWEIGHT_DATA", str(lake.data.root))
+    monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(lake.data.root / "experiments.yaml"))
+    monkeypatch.setenv("FEATHERWEIGHT_PROFILE", "local")
+    assert main(["decide", "--memory", "16", "--minutes", "60", "--max-loss", "0.02"]) == 0
+    assert capsys.readouterr().out.startswith("use tiny × lora-r8\n  0.8100 bits per byte")
+    assert main(["decide", "--minutes", "1"]) == 3
+    assert capsys.readouterr().out.startswith("no configured cell stays within these limits\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["decide", "--memory", "-1"])
+    assert ended.value.code == 2
