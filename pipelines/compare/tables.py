@@ -13,6 +13,7 @@ from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
 from pipelines.experiments import Experiments
+from pipelines.export import bit_widths
 from pipelines.generate.journal import opened
 from pipelines.paths import DataRoot
 from pipelines.warehouse import arrow_table
@@ -71,6 +72,7 @@ def all_tables(data: DataRoot, experiments: Experiments, comparison: list[Row]) 
         "evaluation_answers": arrow_table(
             [row for attempt in attempts for row in _answers(attempt)], EVALUATION_ANSWERS
         ),
+        "quantized_inference": arrow_table(bit_widths.rows(data, experiments), bit_widths.QUANTIZED_INFERENCE),
         "sft_examples": _cleaned(data, "examples.parquet", SFT_EXAMPLES),
         "sft_rejects": _cleaned(data, "rejects.parquet", SFT_REJECTS),
         "cleaning_summary": _cleaned(data, "summary.parquet", CLEANING_SUMMARY),
