@@ -1,11 +1,14 @@
 """Results taken out: GGUF files that llama.cpp answers from as transformers does, merged weights, and what bit widths cost."""
 
+import json
 import signal
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UnavailableError, UsageError
@@ -15,7 +18,9 @@ from pipelines.export.child import export_cell
 from pipelines.export.gguf_file import write_gguf
 from pipelines.export.measure import measure_format
 from pipelines.export.native import LlamaCpp
+from pipelines.generate.server import local_server
 from pipelines.launcher import CellCommand
+from pipelines.paths import PROJECT
 from pipelines.train.cell import Watch, train
 from pipelines.train.child import train_cell
 from pipelines.train.loading import load_tokenizer
@@ -64,6 +69,31 @@ def test_llama_cpp_reads_tokens_and_answers_as_transformers_does(architecture: s
                 said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
             np.testing.assert_allclose(llama.log_probabilities(asked), logs, atol=2e-3)  # its cache is F16
             assert llama.greedy(asked, limit=8, stops=[0]) == said[0, len(asked) :].tolist()
+
+
+@pytest.mark.slow
+def test_the_packaged_model_answers_in_llama_cpps_server_as_in_transformers(tmp_path: Path) -> None:
+    folder = PROJECT / "data" / "models" / MODEL
+    file = tmp_path / "packaged.gguf"
+    write_gguf(folder, file, "F16", name=MODEL)
+    tokenizer, model = load_tokenizer(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    with local_server(file, slots=1) as url:
+        for text in (
+            "What is the capital of Korea?",
+            "서울에 대해 한 문장으로 말해 주세요.",
+            "Count from 1234 to 1240.",
+        ):
+            messages = [{"role": "user", "content": text}]
+            body = json.dumps({"messages": messages, "max_tokens": 16, "temperature": 0}).encode()
+            request = urllib.request.Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=300) as response:
+                said = json.loads(response.read())["choices"][0]["message"]["content"]
+            asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+            own = model.generate(**asked, max_new_tokens=16, do_sample=False)[0, asked["input_ids"].shape[1] :]
+            whole = tokenizer.decode(own, skip_special_tokens=True).rstrip(
+                "\ufffd"
+            )  # the server holds half a character back
+            assert said.strip() == whole.strip()
 
 
 def test_rows_that_no_k_type_fits_get_llama_cpps_narrower_ones_and_it_is_said(tmp_path: Path) -> None:
