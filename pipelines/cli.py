@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pipelines import experiments as configuration
 from pipelines.cells import CellKey
@@ -170,6 +171,47 @@ def evaluate(arguments: Arguments) -> int:
     return OK if set(statuses) == {"ok"} and all(result.complete for result in judged) else NOT_OK
 
 
+def export(arguments: Arguments) -> int:
+    from pipelines.export.cell import Wanted
+    from pipelines.export.cell import export as export_cell
+
+    stage, statuses = stage_now(), []
+    schemes = list(dict.fromkeys(arguments.gguf or []))
+    wanted = Wanted(arguments.merge or not schemes, schemes, Path(arguments.output) if arguments.output else None)
+    keys = _keys(stage, arguments)
+    if wanted.output and len(keys) > 1:
+        raise UsageError(
+            f"--output holds one seed's export: name it with --seed ({', '.join(str(k.seed) for k in keys)})"
+        )
+    for key in keys:
+        made = export_cell(stage, key, wanted)
+        result = made.result
+        statuses.append(result["status"])
+        print(f"{key}: {result['status']}")
+        if not made.ok:
+            print(f"{key}: {result['status_detail']}", file=sys.stderr)
+            continue
+        for path in [*([made.merged] if made.merged else []), *made.gguf.values()]:
+            print(f"  {path}")
+        for name, value in result["measured"].items():
+            if name.endswith(("_per_byte", "_nats")):
+                print(f"  {name.replace('_', ' ')}: {value:.6g}")
+    return OK if set(statuses) == {"ok"} else NOT_OK
+
+
+def bit_widths(arguments: Arguments) -> int:
+    from pipelines.export import bit_widths
+
+    stage, statuses = stage_now(), set()
+    for key in _keys(stage, arguments):
+        found = bit_widths.measure(stage, key, arguments.format or bit_widths.ALL, force=arguments.force)
+        print(f"{key}")
+        for line in bit_widths.lines(found):
+            print(line)
+        statuses |= {row["status"] for row in found}
+    return OK if statuses == {"ok"} else NOT_OK
+
+
 def compare(_: Arguments) -> int:
     from pipelines.compare.compare import compare as publish
     from pipelines.compare.show import render
@@ -324,6 +366,28 @@ def parser() -> argparse.ArgumentParser:
             added.add_argument(
                 "--dry-run", action="store_true", help="show one example token by token and the loss at step 0"
             )
+    exporting = command("export", export, "write a trained result as plain weights, as GGUF for llama.cpp, or both")
+    exporting.add_argument("model")
+    exporting.add_argument("method")
+    exporting.add_argument("--seed", type=int, help="default: the profile's seeds")
+    exporting.add_argument("--merge", action="store_true", help="a transformers folder (the default without --gguf)")
+    exporting.add_argument(
+        "--gguf", nargs="?", action="append", const="F16", choices=["F32", "F16", "Q8_0", "Q4_K_M"], help="default: F16"
+    )
+    exporting.add_argument("--output", metavar="DIR", help="default: exports/ of the data folder")
+    widths = command(
+        "bit-widths", bit_widths, "measure a trained result at 32, 16, 8 and 4 bits, llama.cpp's among them"
+    )
+    widths.add_argument("model")
+    widths.add_argument("method")
+    widths.add_argument("--seed", type=int, help="default: the profile's seeds")
+    widths.add_argument(
+        "--format",
+        action="append",
+        metavar="FORMAT",
+        help="fp32, bf16, int8, nf4, gguf-f16, gguf-q8_0, gguf-q4_k_m (again for more); default: all",
+    )
+    widths.add_argument("--force", action="store_true", help="also where the last measurement is current")
     command("compare", compare, "rebuild and publish the comparison and the report")
     shown = command("table", table, "print the published comparison")
     shown.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")

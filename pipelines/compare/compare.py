@@ -64,6 +64,7 @@ def lake_version(data: DataRoot) -> str:
         data.journal,
         *data.cells.rglob("result.json"),
         *data.cells.rglob("state.json"),
+        *(data.lake / "bit_widths").rglob("result.json"),
     ]
     return stable_hash(sorted([str(path), path.stat().st_mtime_ns] for path in watched if path.exists()))
 

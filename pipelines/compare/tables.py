@@ -17,6 +17,7 @@ from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
 from pipelines.evaluate.scores import bits_per_byte
 from pipelines.experiments import Experiments
+from pipelines.export import bit_widths
 from pipelines.files import read_jsonl
 from pipelines.generate.journal import opened
 from pipelines.paths import DataRoot
@@ -102,6 +103,7 @@ def all_tables(
             [row for attempt in attempts for row in _evaluated(attempt, "losses.jsonl")], EVALUATION_RECORDS
         ),
         "serving": arrow_table([row for attempt in attempts for row in _evaluated(attempt, "serving.jsonl")], SERVING),
+        "quantized_inference": arrow_table(bit_widths.rows(data, experiments), bit_widths.QUANTIZED_INFERENCE),
         "sft_examples": _cleaned(data, "examples.parquet", SFT_EXAMPLES),
         "sft_rejects": _cleaned(data, "rejects.parquet", SFT_REJECTS),
         "cleaning_summary": _cleaned(data, "summary.parquet", CLEANING_SUMMARY),

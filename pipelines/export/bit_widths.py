@@ -1,0 +1,166 @@
+"""What each bit width of a result costs it: quality, size, latency, memory; one row a format, whatever became of it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines import cells, machine
+from pipelines.cells import Attempt, CellKey
+from pipelines.clean.select import Selected
+from pipelines.errors import UsageError
+from pipelines.evaluate.cell import evaluation_fingerprint
+from pipelines.experiments import Experiments
+from pipelines.export.cell import HERE, Export, Wanted, default_output, export, finished, is_written, run, spec_of
+from pipelines.export.measure import FORMATS
+from pipelines.files import locked, source_hash, stable_hash, write_json
+from pipelines.paths import DataRoot
+from pipelines.settings import expected_one_of
+from pipelines.train import cell as training
+from pipelines.train.cell import Stage, Watch, examples_now
+
+Row = dict[str, Any]
+GGUF = {"gguf-f16": "F16", "gguf-q8_0": "Q8_0", "gguf-q4_k_m": "Q4_K_M"}
+ALL = (*FORMATS, *GGUF)
+
+QUANTIZED_INFERENCE = {
+    "model": "VARCHAR", "method": "VARCHAR", "seed": "INTEGER", "run_id": "VARCHAR", "format": "VARCHAR", "engine": "VARCHAR",
+    "status": "VARCHAR", "phase": "VARCHAR", "detail": "VARCHAR", "bits_per_byte": "DOUBLE", "bits_per_byte_vs_fp32": "DOUBLE",
+    "size_mb": "DOUBLE", "p50_latency_ms": "DOUBLE", "tokens_per_second": "DOUBLE", "peak_memory_gb": "DOUBLE",
+    "load_seconds": "DOUBLE", "answer_tokens": "BIGINT", "eval_records": "BIGINT", "eval_set": "VARCHAR", "is_stale": "BOOLEAN",
+    "device": "VARCHAR", "memory_budget_gb": "DOUBLE", "finished_at": "TIMESTAMPTZ", "model_note": "VARCHAR",
+}  # fmt: skip
+MEASURED = (
+    "engine", "bits_per_byte", "size_mb", "p50_latency_ms", "tokens_per_second", "peak_memory_gb", "load_seconds",
+    "answer_tokens", "eval_records", "eval_set",
+)  # fmt: skip
+
+
+def measure(
+    stage: Stage, key: CellKey, formats: Sequence[str] = ALL, *, force: bool = False, watch: Watch | None = None
+) -> list[Row]:
+    """Measure the newest result of `key` in each of `formats`, where that has not been done; returns their rows.
+
+    Raises:
+        UsageError: the cell is not ok, or a format is unknown.
+    """
+    for name in formats:
+        if name not in ALL:
+            raise UsageError(f"unknown format {name!r}; {expected_one_of(name, list(ALL))}.")
+    watch, attempt = watch or Watch(), finished(stage, key)
+    _, selected = examples_now(stage)
+    with locked(key.folder(stage.data) / "bit-widths.lock", f"bit widths of {key}", say=watch.say):
+        missing = [name for name in formats if force or not _is_current(stage, attempt, name, selected)]
+        if missing:
+            _measure_all(stage, attempt, missing, selected, watch)
+    of_cell = [row for row in rows(stage.data, stage.experiments) if row["run_id"] == attempt.run_id]
+    return [row for name in formats for row in of_cell if row["format"] == name]
+
+
+def _measure_all(stage: Stage, attempt: Attempt, formats: Sequence[str], selected: Selected, watch: Watch) -> None:
+    merged = default_output(stage, attempt) / "merged"
+    key = attempt.key
+    plain = export(stage, key, Wanted(merged=not is_written(merged, attempt)), watch=watch)
+    schemes = [GGUF[name] for name in formats if name in GGUF]
+    files = export(stage, key, Wanted(merged=False, gguf=schemes), watch=watch) if schemes and plain.ok else plain
+    for name in formats:
+        folder = _home(stage.data, attempt) / name / cells.new_run_id()
+        gguf = files.gguf.get(GGUF[name]) if name in GGUF else None
+        spec = {
+            **spec_of(stage, attempt),
+            "format": name,
+            "merged": str(merged),
+            "gguf": str(gguf) if gguf else None,
+            "questions": str(plain.folder / "questions.json"),
+            "fingerprints": {"bit_widths": _fingerprint(stage, attempt, name, selected)},
+        }
+        write_json(folder / "spec.json", spec)
+        watch.say(f"{key}: {name} …")
+        if failed := _not_exported(files if name in GGUF else plain):
+            training.write_result(folder, failed["status"], failed["phase"], failed["status_detail"])
+        else:
+            run(stage, folder, attempt, "pipelines.export.measure", watch)
+
+
+def _not_exported(made: Export) -> Row | None:
+    return None if made.ok else made.result
+
+
+def _home(data: DataRoot, attempt: Attempt) -> Path:
+    key = attempt.key
+    return data.lake / "bit_widths" / key.model / key.method / str(key.seed) / attempt.run_id
+
+
+def _fingerprint(stage: Stage, attempt: Attempt, name: str, selected: Selected) -> str:
+    return stable_hash([attempt.run_id, name, evaluation_fingerprint(stage, selected), source_hash(HERE)])
+
+
+def _is_current(stage: Stage, attempt: Attempt, name: str, selected: Selected) -> bool:
+    newest = _newest(_home(stage.data, attempt) / name)
+    if newest is None:
+        return False
+    prints = newest.get("fingerprints") or {}
+    return newest["status"] == "ok" and prints.get("bit_widths") == _fingerprint(stage, attempt, name, selected)
+
+
+def _newest(folder: Path) -> dict[str, Any] | None:
+    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
+    return cells.result_in(found[-1]) if found else None
+
+
+def rows(data: DataRoot, experiments: Experiments) -> list[Row]:
+    """The table `quantized_inference`: the newest measurement of every result and format."""
+    found = list(_rows(data, experiments))
+    plain = {(row["run_id"], row["eval_set"]): row["bits_per_byte"] for row in found if row["format"] == "fp32"}
+    for row in found:
+        reference = plain.get((row["run_id"], row["eval_set"]))
+        if reference is not None and row["bits_per_byte"] is not None:
+            row["bits_per_byte_vs_fp32"] = row["bits_per_byte"] - reference
+    return found
+
+
+def _rows(data: DataRoot, experiments: Experiments) -> Iterator[Row]:
+    for folder in sorted((data.lake / "bit_widths").glob("*/*/*/*")):
+        model, method, seed, run_id = folder.parts[-4:]
+        latest = cells.latest(data, CellKey(model, method, int(seed)))
+        configured = experiments.models.get(model)
+        for name in (name for name in ALL if (folder / name).exists()):
+            result = _newest(folder / name)
+            if result is None:
+                continue
+            spec_budget = result.get("memory_budget_gb")
+            measured = result.get("measured") or {}
+            yield {
+                **dict.fromkeys(QUANTIZED_INFERENCE),
+                **{column: measured.get(column) for column in MEASURED},
+                "model": model,
+                "method": method,
+                "seed": int(seed),
+                "run_id": run_id,
+                "format": name,
+                "status": result["status"],
+                "phase": result.get("phase"),
+                "detail": result.get("status_detail") or measured.get("note"),
+                "is_stale": latest is None or latest.run_id != run_id,
+                "device": result.get("device") or machine.machine_class(),
+                "memory_budget_gb": spec_budget,
+                "finished_at": result.get("finished_at"),
+                "model_note": configured.note if configured else None,
+            }
+
+
+def lines(found: Sequence[Row]) -> list[str]:
+    """The rows for a terminal; a dash was not measured."""
+    head = f"{'format':<12} {'status':<13} {'bits/byte':>9} {'vs fp32':>9} {'MB':>8} {'p50 ms':>8} {'tok/s':>7} {'peak GB':>7}"
+    shown = [head]
+    for row in found:
+        numbers = [
+            _number(row["bits_per_byte"], 9, 4), _number(row["bits_per_byte_vs_fp32"], 9, 4), _number(row["size_mb"], 8, 1),
+            _number(row["p50_latency_ms"], 8, 0), _number(row["tokens_per_second"], 7, 1), _number(row["peak_memory_gb"], 7, 2),
+        ]  # fmt: skip
+        shown.append(f"{row['format']:<12} {row['status']:<13} {' '.join(numbers)}")
+    shown += [f"{row['format']}: {row['detail']}" for row in found if row["detail"]]
+    return shown + list(dict.fromkeys(row["model_note"] for row in found if row["model_note"]))
+
+
+def _number(value: float | None, width: int, digits: int) -> str:
+    return f"{'–' if value is None else format(value, f'.{digits}f'):>{width}}"

@@ -1,0 +1,191 @@
+"""The parent's half of an export: which result, where to, running the child, what became of it."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines import cells, weights
+from pipelines.cells import Attempt, CellKey
+from pipelines.errors import UsageError
+from pipelines.evaluate.cell import readers
+from pipelines.files import locked, read_json, source_hash, write_json
+from pipelines.generate.journal import now
+from pipelines.launcher import own_identity
+from pipelines.train import cell as training
+from pipelines.train.cell import Stage, Watch, examples_now
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Export:
+    """What came of one: its run's folder, and what it was to write, whether it did or not."""
+
+    attempt: Attempt
+    folder: Path
+    merged: Path | None
+    gguf: dict[str, Path]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return cells.result_in(self.folder)
+
+    @property
+    def ok(self) -> bool:
+        return self.result["status"] == "ok"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """`merged`: a transformers folder; `gguf`: keys of gguf_file.SCHEMES; `output`: the folder to write to."""
+
+    merged: bool = True
+    gguf: Sequence[str] = ()
+    output: Path | None = None
+
+
+def finished(stage: Stage, key: CellKey) -> Attempt:
+    """The newest attempt at `key`.
+
+    Raises:
+        UsageError: it is not ok, or its model has random weights.
+    """
+    if stage.experiments.model(key.model).source.random:
+        raise UsageError(f"{key.model} has random weights: there is nothing to export or to compare.")
+    attempt = cells.latest(stage.data, key)
+    if attempt is None or attempt.status != "ok":
+        found = attempt.status if attempt else "missing"
+        raise UsageError(
+            f"{key} is {found}; only an ok cell is exported: run `featherweight train {key.model} {key.method}`."
+        )
+    return attempt
+
+
+def export(stage: Stage, key: CellKey, wanted: Wanted, *, watch: Watch | None = None) -> Export:
+    """Write the newest result of `key` as `wanted`, in a child under the cell's budget and time limit.
+
+    Raises:
+        UsageError: the cell is not ok, or what lies in the output folder is not ours to replace.
+    """
+    watch = watch or Watch()
+    attempt = finished(stage, key)
+    output = (wanted.output or default_output(stage, attempt)).resolve()
+    if (output / "merged").exists() and not (output / "merged" / weights.RECORD).exists():
+        raise UsageError(f"{output}/merged is there and no export of ours: name another folder with --output.")
+    with locked(key.folder(stage.data) / "export.lock", f"export {key}", say=watch.say):
+        if wanted.output is None:
+            _drop_superseded(output)
+        asked = _with_source(attempt, wanted, output)
+        made = Export(
+            attempt,
+            stage.data.lake / "exports" / key.model / key.method / str(key.seed) / cells.new_run_id(),
+            output / "merged" if asked.merged else None,
+            {scheme: output / f"{key.model}-{key.method}-{key.seed}.{scheme}.gguf" for scheme in asked.gguf},
+        )
+        write_json(made.folder / "spec.json", _spec(stage, made, output))
+        run(stage, made.folder, attempt, "pipelines.export.child", watch)
+    return made
+
+
+def default_output(stage: Stage, attempt: Attempt) -> Path:
+    key = attempt.key
+    return stage.data.root / "exports" / key.model / key.method / str(key.seed) / attempt.run_id
+
+
+def origin(attempt: Attempt) -> dict[str, Any]:
+    """Where an export comes from: names, fingerprints, versions."""
+    key, result = attempt.key, attempt.result
+    prints, versions = result.get("fingerprints") or {}, result.get("versions") or {}
+    return {
+        "model": key.model, "method": key.method, "seed": key.seed, "run_id": attempt.run_id,
+        "source": attempt.spec["recipe"].get("source"),
+        **{f"{name}_fingerprint": prints.get(name) for name in ("data", "recipe", "code")},
+        "trained_on": result.get("device"), "finished_at": result.get("finished_at"),
+        **{f"{name}_version": version for name, version in versions.items()},
+        "export_code": source_hash(HERE),
+    }  # fmt: skip
+
+
+def is_written(folder: Path, attempt: Attempt) -> bool:
+    """Whether a merged folder of this very result lies there."""
+    return read_json(folder / weights.RECORD) == origin(attempt)
+
+
+def _with_source(attempt: Attempt, wanted: Wanted, output: Path) -> Wanted:
+    """GGUF files are made from the merged folder, so that has to be there too."""
+    merged = wanted.merged or (bool(wanted.gguf) and not is_written(output / "merged", attempt))
+    return replace(wanted, merged=merged)
+
+
+def _drop_superseded(output: Path) -> None:
+    """In the default place only the newest result's export is kept."""
+    for other in output.parent.glob("*"):
+        if other != output:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def spec_of(stage: Stage, attempt: Attempt) -> dict[str, Any]:
+    """What every child of this package is told of the result and of what it is measured on."""
+    examples, _ = examples_now(stage)
+    settings = stage.experiments.training_for(stage.profile, attempt.key.model, attempt.key.method)
+    trained = attempt.model_folder if attempt.model_folder.exists() else None
+    copied = ("run_id", "model", "method", "seed", "weights", "recipe")
+    return {
+        **{name: attempt.spec[name] for name in copied},
+        "root": str(stage.data.root),
+        "profile": stage.profile,
+        "examples": str(examples.relative_to(stage.data.root)),
+        "selection": asdict(stage.selection),
+        "trained": str(trained.relative_to(stage.data.root)) if trained else None,
+        "settings": stage.experiments.profile(stage.profile).evaluation.model_dump(),
+        "readers": readers(stage),
+        "batch_tokens": settings.micro_batch_tokens,
+        "fingerprints": {},
+        "memory_budget_gb": settings.memory_budget_gb,
+        "time_limit_minutes": settings.time_limit_minutes,
+    }
+
+
+def _spec(stage: Stage, made: Export, output: Path) -> dict[str, Any]:
+    key = made.attempt.key
+    recipe = made.attempt.spec["recipe"]
+    return {
+        **spec_of(stage, made.attempt),
+        "merged": str(made.merged) if made.merged else None,
+        "gguf": {scheme: str(path) for scheme, path in made.gguf.items()},
+        "source": str(output / "merged"),
+        "name": f"{key.model} {key.method}",
+        "origin": origin(made.attempt),
+        "made": made_how(recipe),
+        "note": stage.experiments.model(key.model).note,
+    }
+
+
+def made_how(recipe: dict[str, Any]) -> str:
+    """A sentence on what the weights are."""
+    if recipe["kind"] == "none":
+        return "The base model, untouched."
+    if recipe["kind"] == "full":
+        return "All weights were trained."
+    if recipe["quantization"]:
+        return (
+            f"A LoRA adapter, merged into the base it was trained on: the {recipe['quantization']} weights, unpacked. That is not "
+            "the original base; the table below says what merging into that one would have given, where it was measured."
+        )
+    return "A LoRA adapter, merged into its base."
+
+
+def run(stage: Stage, folder: Path, attempt: Attempt, module: str, watch: Watch) -> None:
+    """Run a child of this package to its end and write its last word."""
+    write_json(folder / "state.json", {"status": "queued", "phase": "load", "started_at": now(), **own_identity()})
+    try:
+        weights.fetch(stage.data, stage.experiments, attempt.key.model, say=watch.say)
+        ending = training.run_child(stage, folder, module, watch, on_tick=lambda: watch.on_tick(attempt))
+    except BaseException as error:
+        training.write_result(folder, "killed", "export", f"interrupted ({type(error).__name__})")
+        raise
+    report = training.child_report(folder)
+    status, detail = training.judge(ending, report, folder)
+    training.write_result(folder, status, report["phase"], detail, ending)

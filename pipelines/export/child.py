@@ -1,0 +1,126 @@
+"""The exporting process: `python -m pipelines.export.child FOLDER` writes what FOLDER/spec.json asks for.
+
+It also leaves `questions.json` there: the evaluation's records as this model's tokens, for whoever measures what was written.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.files import stable_hash, write_json
+from pipelines.train.prompts import PromptFormat, Tokenized
+from pipelines.weights import RECORD
+from pipelines.worker import Stopwatch, Worker, start
+
+COMPARED = 3  # records whose every probability is compared between the merged model and the adapter beside its base
+
+
+def export_cell(worker: Worker) -> None:
+    from pipelines.clean.select import Selection, select
+    from pipelines.evaluate.child import fitting_everywhere
+    from pipelines.train import loading
+
+    loading.quiet()
+    worker.phase("load")
+    spec = worker.spec
+    form = PromptFormat(loading.load_tokenizer(worker.root / spec["weights"]), spec["recipe"]["prompt"])
+    records = fitting_everywhere(worker, select(worker.root / spec["examples"], Selection(**spec["selection"])).eval)
+    examples = [form.tokenize(record) for record in records]
+    write_json(worker.folder / "questions.json", questions(form, records, examples, spec["settings"]["answers"]))
+    if spec["merged"]:
+        merge(worker, form, examples)
+    for scheme, file in spec["gguf"].items():
+        convert(worker, scheme, Path(file), [record["output"] for record in records])
+
+
+def questions(form: PromptFormat, records: Any, examples: list[Tokenized], answers: int) -> dict[str, Any]:
+    """What bit widths are measured on, as plain numbers, so that a process without transformers can."""
+    return {
+        "eval_set": stable_hash(sorted(record["example_id"] for record in records)),
+        "examples": [asdict(example) for example in examples],
+        "prompts": [form.prompt(record) for record in records[:answers]],
+        "stop_tokens": form.stop_tokens,
+    }
+
+
+def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None:
+    """Write the merged folder, and measure it against the adapter beside its base and against the original base."""
+    from pipelines.export import merge as merging
+
+    clock, spec = Stopwatch(), worker.spec
+    recipe, base = spec["recipe"], worker.root / spec["weights"]
+    trained = worker.root / spec["trained"] if spec["trained"] else None
+    adapter = trained is not None and recipe["kind"] == "lora"
+    compared, most = examples[:COMPARED], spec["batch_tokens"]
+    before: list[Any] = []
+    worker.phase("merge")
+    if adapter:  # one model at a time
+        model = merging.trained_model(base, recipe, trained)
+        bits = merging.measured_bits_per_byte(model, examples, most)
+        worker.measure(adapter_bits_per_byte=bits, eval_records=len(examples))
+        before = merging.probabilities(model, compared)
+    if adapter and recipe["quantization"]:
+        model = merging.merged_model(base, recipe, trained, original=True)
+        bits = merging.measured_bits_per_byte(model, examples, most)
+        worker.measure(merged_into_original_bits_per_byte=bits)
+    model = merging.merged_model(base, recipe, trained)
+    if adapter:
+        worker.measure(
+            merged_bits_per_byte=merging.measured_bits_per_byte(model, examples, most),
+            largest_difference_nats=merging.largest_difference(before, merging.probabilities(model, compared)),
+        )
+    worker.phase("save")
+    texts = {"README.md": card(spec, worker.report["measured"]), RECORD: json.dumps(spec["origin"], indent=1)}
+    merging.save(model, form.tokenizer, Path(spec["merged"]), texts)
+    worker.measure(merge_seconds=clock.lap())
+    worker.save()
+
+
+def convert(worker: Worker, scheme: str, file: Path, texts: list[str]) -> None:
+    from pipelines.export.gguf_file import write_gguf
+
+    clock = Stopwatch()
+    worker.phase("gguf")
+    written = write_gguf(Path(worker.spec["source"]), file, scheme, name=worker.spec["name"], texts=texts)
+    write_json(file.with_suffix(".json"), {**worker.spec["origin"], "scheme": scheme, "note": written.in_words(scheme)})
+    said = written.in_words(scheme)
+    worker.say(f"{file}: {file.stat().st_size / 1e6:.0f} MB{f'; {said}' if said else ''}")
+    worker.measure(**{f"gguf_{scheme.lower()}_seconds": clock.lap()})
+
+
+def card(spec: dict[str, Any], measured: dict[str, Any]) -> str:
+    """A model card: front matter that hubs read, where the weights came from, what was measured of them."""
+    origin, recipe = spec["origin"], spec["recipe"]
+    method = {name: recipe[name] for name in CARD_RECIPE if recipe.get(name) is not None}
+    lines = [
+        "---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [featherweight]", "---", "",
+        f"# {spec['name']}", "",
+        f"Made by Featherweight: model `{origin['model']}`, method `{origin['method']}`, seed {origin['seed']}. {spec['made']}", "",
+        "| | |", "| --- | --- |",
+        *(f"| {name.replace('_', ' ')} | `{value}` |" for name, value in origin.items() if value is not None),
+        *(f"| {name.replace('_', ' ')} | `{value}` |" for name, value in method.items()),
+        *(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in measured.items() if name in CARD_NUMBERS),
+        "",
+    ]  # fmt: skip
+    if spec["note"]:
+        lines += [spec["note"], ""]
+    lines += ["The licence of the base model and the terms of the data it was trained on apply.", ""]
+    return "\n".join(lines)
+
+
+CARD_RECIPE = (
+    "kind", "rank", "alpha", "dropout", "rslora", "dora", "quantization", "targets", "learning_rate", "epochs",
+    "examples_per_step", "optimizer", "prompt",
+)  # fmt: skip
+CARD_NUMBERS = (
+    "adapter_bits_per_byte",
+    "merged_bits_per_byte",
+    "merged_into_original_bits_per_byte",
+    "largest_difference_nats",
+    "eval_records",
+)
+
+
+if __name__ == "__main__":
+    start(export_cell)

@@ -1,0 +1,99 @@
+"""A trained result as plain weights: the adapter worked into the base that it was trained on, and what that changes."""
+# ruff: noqa: TID253
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.evaluate.scores import bits_per_byte
+from pipelines.train import batches, loading
+from pipelines.train.losses import head_on_positions, scored_mask, token_losses
+from pipelines.train.precision import weights_dtype
+from pipelines.train.prompts import Tokenized
+
+Recipe = dict[str, Any]
+
+
+def trained_model(base: Path, recipe: Recipe, trained: Path | None) -> Any:
+    """The model as evaluation runs it: the base in its recipe's format, the adapter beside it."""
+    model = loading.load_model(trained if trained and recipe["kind"] == "full" else base, recipe)
+    return (loading.attach_trained(model, recipe, trained) if trained else model).eval()
+
+
+def merged_model(base: Path, recipe: Recipe, trained: Path | None, *, original: bool = False) -> Any:
+    """The same as plain weights. An adapter is merged in float32 into the base that it was trained on, for QLoRA the base that its
+    packed weights stand for; with `original` into the base as it was before quantizing. Then back to the format of the
+    recipe's weights."""
+    if not trained or recipe["kind"] != "lora":
+        return trained_model(base, recipe, trained)
+    model = loading.load_model(base, {**recipe, "quantization": None}).float()
+    if recipe["quantization"] and not original:
+        take_unpacked(model, loading.load_model(base, recipe))
+    merged = loading.attach_trained(model, recipe, trained).merge_and_unload()
+    return merged.to(weights_dtype(recipe)).eval()
+
+
+def take_unpacked(model: Any, packed: Any) -> None:
+    """Give each linear layer of `model` the values that its packed counterpart stands for."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in packed.named_modules():
+        values = unpacked(module)
+        if values is not None:
+            plain = model.get_submodule(name)
+            plain.weight.data.copy_(values.T if isinstance(plain, Conv1D) else values)  # GPT-2's are inputs × outputs
+
+
+def unpacked(module: Any) -> torch.Tensor | None:
+    """The weight (outputs × inputs, float32) of a layer of bitsandbytes; None for any other."""
+    from bitsandbytes import functional
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(module, Linear4bit):
+        return functional.dequantize_4bit(weight.data, weight.quant_state).float()
+    if isinstance(module, Linear8bitLt):
+        scales: Any = weight.SCB if weight.SCB is not None else module.state.SCB
+        return weight.data.float() * scales.float().unsqueeze(1) / 127
+    return None
+
+
+def save(model: Any, tokenizer: Any, folder: Path, texts: dict[str, str]) -> None:
+    """A transformers folder with further files, written under another name and renamed; what was there before is replaced."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    for name, text in texts.items():
+        (partial / name).write_text(text, encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def measured_bits_per_byte(model: Any, examples: Sequence[Tokenized], max_tokens: int) -> float:
+    """Bits per byte of the examples' completions, as evaluation computes them."""
+    nats = 0.0
+    with head_on_positions(model) as wanted, torch.no_grad():
+        for batch in batches.micro_batches(list(examples), max_tokens=max_tokens):
+            losses = token_losses(model, batch, wanted, loading.device()).double().cpu()
+            nats += losses[scored_mask(batch)].sum().item()
+    return bits_per_byte(nats, sum(example.completion_bytes for example in examples))
+
+
+def probabilities(model: Any, examples: Sequence[Tokenized]) -> list[torch.Tensor]:
+    """ln p of every word after every token of each example (positions × words, float32)."""
+    found = []
+    with torch.no_grad():
+        for example in examples:
+            logits = model(torch.tensor([example.input_ids], device=loading.device()), use_cache=False).logits[0]
+            found.append(logits.float().log_softmax(-1).cpu())
+    return found
+
+
+def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """The most that two models' ln p of the words differ (nats)."""
+    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))

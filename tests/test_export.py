@@ -1,0 +1,158 @@
+"""Results taken out: GGUF files that llama.cpp answers from as transformers does, merged weights, and what bit widths cost."""
+
+import json
+import signal
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipelines.compare.tables import all_tables
+from pipelines.errors import UnavailableError, UsageError
+from pipelines.export import bit_widths
+from pipelines.export.cell import Wanted, export
+from pipelines.export.child import export_cell
+from pipelines.export.gguf_file import write_gguf
+from pipelines.export.measure import measure_format
+from pipelines.export.native import LlamaCpp
+from pipelines.generate.server import local_server
+from pipelines.launcher import CellCommand
+from pipelines.paths import PROJECT
+from pipelines.train.cell import Watch, train
+from pipelines.train.child import train_cell
+from pipelines.train.loading import load_tokenizer
+from pipelines.worker import Worker
+from tests.in_process import Ended, clean_for
+from tests.project import MODEL, TinyProject
+from tests.tiny import save_tiny, tiny_model
+
+WORK = {
+    "pipelines.train.child": train_cell,
+    "pipelines.export.child": export_cell,
+    "pipelines.export.measure": measure_format,
+}
+
+
+class Here:
+    """A launcher that runs the children of training and exporting in this process."""
+
+    def start(self, command: CellCommand) -> Ended:
+        (command.folder / "log.txt").touch()
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            return Ended(Worker(command.folder).run(WORK[command.arguments[1]]))
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+TEXTS = ("What is a lake?", "서울은 어디에 있나요? 1,234원", "def f(x):\n    return x + 1")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied", "qwen2", "gpt2"])
+def test_llama_cpp_reads_tokens_and_answers_as_transformers_does(architecture: str, tmp_path: Path) -> None:
+    folder, model = save_tiny(tmp_path / "tiny", architecture), tiny_model(architecture)
+    tokenizer = load_tokenizer(folder)
+    written = write_gguf(folder, tmp_path / "tiny.gguf", "F32", name="tiny")
+    assert set(written.types) == {"F32"}
+    with LlamaCpp(tmp_path / "tiny.gguf", context=256, threads=1) as llama:
+        for text in TEXTS:
+            asked = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+            )
+            assert llama.tokenize(tokenizer.decode(asked)) == asked
+            ids = torch.tensor([asked])
+            with torch.no_grad():
+                logs = model(ids).logits[0].log_softmax(-1)[range(len(asked) - 1), asked[1:]].numpy()
+                said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+            np.testing.assert_allclose(llama.log_probabilities(asked), logs, atol=2e-3)  # its cache is F16
+            assert llama.greedy(asked, limit=8, stops=[0]) == said[0, len(asked) :].tolist()
+
+
+@pytest.mark.slow
+def test_the_packaged_model_answers_in_llama_cpps_server_as_in_transformers(tmp_path: Path) -> None:
+    folder = PROJECT / "data" / "models" / MODEL
+    file = tmp_path / "packaged.gguf"
+    write_gguf(folder, file, "F16", name=MODEL)
+    tokenizer, model = load_tokenizer(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    with local_server(file, slots=1) as url:
+        for text in (
+            "What is the capital of Korea?",
+            "서울에 대해 한 문장으로 말해 주세요.",
+            "Count from 1234 to 1240.",
+        ):
+            messages = [{"role": "user", "content": text}]
+            body = json.dumps({"messages": messages, "max_tokens": 16, "temperature": 0}).encode()
+            request = urllib.request.Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=300) as response:
+                said = json.loads(response.read())["choices"][0]["message"]["content"]
+            asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+            own = model.generate(**asked, max_new_tokens=16, do_sample=False)[0, asked["input_ids"].shape[1] :]
+            whole = tokenizer.decode(own, skip_special_tokens=True).rstrip(
+                "\ufffd"
+            )  # the server holds half a character back
+            assert said.strip() == whole.strip()
+
+
+def test_rows_that_no_k_type_fits_get_llama_cpps_narrower_ones_and_it_is_said(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tiny")
+    written = write_gguf(folder, tmp_path / "tiny.gguf", "Q4_K_M", name="tiny")
+    assert written.types["Q5_0"] > written.types["Q8_0"] > 0 and "Q4_K" not in written.types
+    assert "no multiple of 256" in (written.in_words("Q4_K_M") or "")
+    with LlamaCpp(tmp_path / "tiny.gguf", context=64, threads=1) as llama:
+        assert np.isfinite(llama.log_probabilities([5, 6, 7])).all()
+
+
+def test_what_cannot_be_written_is_refused_by_name_and_leaves_no_file(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tiny", "opt")
+    with pytest.raises(UnavailableError, match=r"'opt'.*llama, qwen2, gpt2.*--merge"):
+        write_gguf(folder, tmp_path / "tiny.gguf", "F16", name="tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_width(project: TinyProject) -> None:
+    project.change(
+        models={MODEL: {"overrides": {"qlora-r8": {"learning_rate": 0.05}}}}
+    )  # enough to leave the base behind
+    stage, key = clean_for(project).stage(), project.key("qlora-r8")
+    watch = Watch(say=lambda _message: None, launcher=Here())
+    assert train(stage, key, watch=watch)[0].status == "ok"
+
+    made = export(stage, key, Wanted(), watch=watch)
+    assert made.ok and made.merged, made.result["status_detail"]
+    measured = made.result["measured"]
+    assert measured["largest_difference_nats"] < 1e-3
+    assert measured["merged_bits_per_byte"] == pytest.approx(measured["adapter_bits_per_byte"], abs=1e-5)
+    assert abs(measured["merged_into_original_bits_per_byte"] - measured["merged_bits_per_byte"]) > 1e-5
+    card = (made.merged / "README.md").read_text(encoding="utf-8")
+    assert made.attempt.run_id in card and "nf4" in card and made.attempt.spec["fingerprints"]["data"] in card
+    assert "4-bit quantized" in card
+
+    formats = ["fp32", "int8", "nf4", "gguf-f16", "gguf-q4_k_m"]
+    found = {row["format"]: row for row in bit_widths.measure(stage, key, formats, watch=watch)}
+    assert {name: row["status"] for name, row in found.items()} == dict.fromkeys(formats, "ok"), found
+    plain = found["fp32"]
+    assert plain["bits_per_byte"] == pytest.approx(measured["merged_bits_per_byte"], abs=1e-6)
+    assert found["gguf-f16"]["bits_per_byte"] == pytest.approx(plain["bits_per_byte"], abs=0.02)
+    assert {row["eval_set"] for row in found.values()} == {plain["eval_set"]} and plain["answer_tokens"] > 0
+    assert plain["size_mb"] > found["nf4"]["size_mb"]
+    assert "embeddings stay float32" in found["nf4"]["detail"]
+    assert "no multiple of 256" in found["gguf-q4_k_m"]["detail"] and "4-bit" in plain["model_note"]
+    published = all_tables(stage.data, stage.experiments, [])["quantized_inference"].to_pylist()
+    assert [row["format"] for row in published] == formats and not any(row["is_stale"] for row in published)
+
+
+def test_a_folder_that_is_not_ours_is_never_replaced(project: TinyProject, tmp_path: Path) -> None:
+    stage, key = clean_for(project).stage(), project.key("base")
+    with pytest.raises(UsageError, match="missing; only an ok cell is exported"):
+        export(stage, key, Wanted())
+    watch = Watch(say=lambda _message: None, launcher=Here())
+    train(stage, key, watch=watch)
+    own = tmp_path / "own" / "merged" / "precious.txt"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    with pytest.raises(UsageError, match="--output"):
+        export(stage, key, Wanted(output=tmp_path / "own"), watch=watch)
+    assert own.exists()
