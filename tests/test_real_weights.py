@@ -9,6 +9,7 @@ from pipelines import weights
 from pipelines.cells import CellKey
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
+from pipelines.compare.compare import compare
 from pipelines.errors import UnavailableError
 from pipelines.evaluate.cell import evaluate
 from pipelines.experiments import Experiments
@@ -91,3 +92,22 @@ def test_qlora_on_real_weights_learns_and_is_evaluated_beside_the_base(data: Dat
     assert evaluation.answers()[0]["answer_tokens"] <= 8
     base, reused = evaluate(stage, CellKey(MODEL, "base", 1))
     assert reused and base.ok
+
+
+@pytest.mark.slow
+def test_a_budget_that_full_does_not_fit_and_lora_does_gives_that_table_with_true_advice(data: DataRoot) -> None:
+    plain = shipped(max_train_examples=32, methods=["base", "full", "lora-r8"]).model_dump()
+    plain["sources"]["local_generator"] = False
+    plain["profiles"]["local"]["training"]["memory_budget_gb"] = 3.0
+    stage = Stage(data, Experiments.model_validate(plain), "local")
+    cleaning.clean(data, raw_records(data, stage.experiments), stage.experiments.cleaning)
+    keys = [CellKey(MODEL, method, 1) for method in ("base", "full", "lora-r8")]
+    statuses = {key.method: train(stage, key)[0].status for key in keys}
+    assert statuses == {"base": "ok", "full": "out_of_memory", "lora-r8": "ok"}
+    evaluate(stage, keys[2])
+    rows = {row["method"]: row for row in compare(stage).rows}
+    full, lora = rows["full"], rows["lora-r8"]
+    assert full["phase"] == "probe" and full["memory_budget_gb"] == 3.0
+    assert lora["peak_memory_gb"] < 3.0 < full["estimated_memory_gb"]
+    assert f"lora-r8 needs {lora['peak_memory_gb']:.2f} GB" in full["advice"]
+    assert lora["speedup_vs_full"] is None and lora["ratios_because"] == "full is out_of_memory"

@@ -343,7 +343,7 @@ def test_twenty_random_kills_end_in_the_undisturbed_result(cleaned: TinyProject,
             wait_for_more(cleaned, method, before, process)
         time.sleep(chance.uniform(0, 1.0 if kill % 4 else 6.0))
         victim = child_of(process.pid) if chance.random() < 0.5 else None
-        os.kill(victim or process.pid, signal.SIGKILL)
+        os.kill(victim or process.pid, chance.choice([signal.SIGKILL, signal.SIGTERM]))
         process.communicate()
     start_cell(method).communicate()
     assert outcome(latest(cleaned, method)) == expected

@@ -115,7 +115,10 @@ def swept_ranks(rows: Sequence[Row], kind: Kind = "svg") -> bytes:
                     said, (place, 0.03), xycoords=("data", "axes fraction"), ha="center", color=COLORS[7], fontsize=8
                 )
         axes.set_xticks(places, [f"{row['rank']}" for row in rows])
-        axes.margins(x=0.2, y=0.3)
+        axes.margins(y=0.3)
+        axes.set_xlim(-0.6, len(rows) - 0.4)
+        if column != "eval_loss":
+            axes.set_ylim(bottom=0)
         _dress(axes, f"{title} by rank", "rank", unit)
     return _render(figure, kind)
 
