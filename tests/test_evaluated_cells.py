@@ -26,7 +26,7 @@ from tests.project import MODEL, TinyProject, make_project
 from tests.servers import Reply, chat_server, completion
 
 QUIET = Watch(say=lambda _message: None, launcher=InProcess())
-METHODS = ["base", "base-few-shot", "lora-r8"]
+METHODS = ["base", "base-few-shot", "lora-r8", "qlora-r8"]
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def test_every_evaluation_column_is_measured_and_what_cannot_be_is_null(project:
             assert row[name] >= 0, name
         assert row["p95_latency_ms"] is None, "of one answer"
         assert row["judge_correctness"] is None and "no judge is configured" in row["judge_because"]
-        assert row["latency_mode"] == "merged"
-    base, shown, tuned = (rows[method] for method in METHODS)
+        assert row["latency_mode"] == ("attached" if row["method"] == "qlora-r8" else "merged")
+    base, shown, tuned, _ = (rows[method] for method in METHODS)
     assert (base["forgetting_bits_per_byte"], shown["forgetting_bits_per_byte"]) == (0.0, 0.0)
     assert tuned["forgetting_bits_per_byte"] == pytest.approx(
         tuned["general_bits_per_byte"] - base["general_bits_per_byte"]
@@ -99,10 +99,12 @@ def test_every_evaluation_column_is_measured_and_what_cannot_be_is_null(project:
         *(("lora-r8", "attached", size) for size in (1, 2)),
         *(("lora-r8", "merged", size) for size in (1, 2)),
         ("lora-r8", "mixed", 2),
+        *(("qlora-r8", "attached", size) for size in (1, 2)),
+        ("qlora-r8", "mixed", 2),
     ]
     assert select(project, "SELECT min(tokens_per_second) > 0, min(peak_memory_gb) > 0 FROM serving") == [(True, True)]
     assert select(project, "SELECT DISTINCT method, shots FROM evaluation_answers ORDER BY ALL") == [
-        ("base", None), ("base-few-shot", 1), ("lora-r8", None),
+        ("base", None), ("base-few-shot", 1), ("lora-r8", None), ("qlora-r8", None),
     ]  # fmt: skip
 
 

@@ -211,9 +211,11 @@ def measure_serving(worker: Worker, speaker: Any, asked: Sequence[list[int]]) ->
     settings, recipe, trained = worker.spec["settings"], worker.spec["recipe"], _trained(worker)
     sizes = sorted({1, settings["serving_batch"]}) if settings["serving_batch"] else []
     tokens, rows = settings["serving_tokens"], []
+    if not sizes:
+        worker.say("serving is not measured: serving_batch is 0")
     mode = "merged"
     if recipe["kind"] == "lora" and trained:
-        rows += serving.measure(speaker, "attached", asked, tokens, sizes)
+        rows += serving.measure(speaker, "attached", asked, tokens, sizes) if sizes else []
         if serving.can_mix(recipe) and (batches := sizes[1:]):
             mixed = serving.several_adapters(speaker, trained, batches[0])
             rows += serving.measure(mixed, "mixed", asked, tokens, batches)
@@ -222,7 +224,7 @@ def measure_serving(worker: Worker, speaker: Any, asked: Sequence[list[int]]) ->
             speaker = serving.merged(speaker)
         else:
             mode = "attached"
-    if mode == "merged":
+    if mode == "merged" and sizes:
         rows += serving.measure(speaker, "merged", asked, tokens, sizes)
     write_jsonl(worker.folder / "serving.jsonl", rows)
     taken = answering.latencies(speaker, asked[: settings["latency_answers"]], settings["max_new_tokens"])

@@ -13,7 +13,7 @@ from pipelines.evaluate.answering import Speaker, answer
 from pipelines.statistics import percentile
 from pipelines.train.memory import peak_bytes, reset_peaks
 
-ALONE = 3  # requests, one at a time
+ALONE = 2  # requests, one at a time
 ADAPTERS = ("default", "second", "third")  # of one shape and with the same weights: only their number costs time
 
 
@@ -22,7 +22,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row per batch size: `p50_latency_ms` is what one request of the batch waits, `tokens_per_second` counts the new tokens of
     all, `peak_memory_gb` is the card's on CUDA, else the process's."""
-    answer(speaker, prompts[:1], 2, exactly=True) if mode != "mixed" else None  # a first call warms up
+    answer(speaker, _batch(prompts, sizes[0]), 2, exactly=True)  # a first call warms up
     return [_measure(speaker, mode, prompts, tokens, size) for size in sizes]
 
 
@@ -30,7 +30,7 @@ def _measure(speaker: Speaker, mode: str, prompts: Sequence[list[int]], tokens: 
     reset_peaks()
     taken = []
     for start in range(ALONE if size == 1 else 1):
-        batch = [prompts[(start + i) % len(prompts)] for i in range(size)]
+        batch = _batch(prompts, size, start)
         began = time.perf_counter()
         answer(speaker, batch, tokens, exactly=True)
         taken.append(time.perf_counter() - began)
@@ -42,6 +42,10 @@ def _measure(speaker: Speaker, mode: str, prompts: Sequence[list[int]], tokens: 
         "tokens_per_second": size * tokens * len(taken) / sum(taken),
         "peak_memory_gb": peak_bytes() / 1e9,
     }
+
+
+def _batch(prompts: Sequence[list[int]], size: int, start: int = 0) -> list[list[int]]:
+    return [prompts[(start + i) % len(prompts)] for i in range(size)]
 
 
 def several_adapters(speaker: Speaker, trained: Path, size: int) -> Speaker:
