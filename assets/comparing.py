@@ -1,30 +1,44 @@
 """The table that people decide by, published where anyone reads it."""
 
+from datetime import timedelta
+
 import dagster as dg
 
 from assets.metadata import picture, table
-from assets.project import stage_now
+from assets.project import grid, stage_now
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines.compare import plots
-from pipelines.compare.compare import compare
+from pipelines.compare.compare import compare, lake_version
 from pipelines.compare.report import curves_of
 from pipelines.compare.show import SHOWN
 
+LAKE = "version of the lake"
 # few enough that the UI shows the table in place rather than behind a click
 IN_SHORT = ("model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "peak_memory_gb", "train_seconds")
 
 
-@dg.asset(group_name="compare", kinds={"duckdb"}, deps=[trained_model, evaluation, provider_comparison])
+@dg.asset(
+    group_name="compare",
+    kinds={"duckdb"},
+    deps=[trained_model, evaluation, provider_comparison],
+    pool="publisher",
+    freshness_policy=dg.FreshnessPolicy.time_window(
+        fail_window=timedelta(hours=grid().nightly.alarm_after_hours),
+        warn_window=timedelta(hours=grid().nightly.alarm_after_hours * 0.75),
+    ),
+)
 def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """One row per configured cell: quality, memory, speed, cost. In `data/warehouse.duckdb` and `data/report/index.html`."""
     stage = stage_now()
+    version = lake_version(stage.data)  # before it is read: what comes while we publish is published next
     publication = compare(stage)
     rows = publication.rows
     counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
     context.log.info(f"published {len(rows)} rows: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     return dg.MaterializeResult(
         metadata={
+            LAKE: version,
             "rows": len(rows),
             "ok": counts.get("ok", 0),
             "stale": sum(bool(row["is_stale"]) for row in rows),

@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.cells import Attempt
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
+from pipelines.evaluate.child import evaluate_cell
 from pipelines.launcher import CellCommand
 from pipelines.train.cell import Watch, train
 from pipelines.train.child import train_cell
@@ -50,7 +51,7 @@ class Told(Worker):
 
 
 class InProcess:
-    """A launcher that runs the training child here; `at_point(worker, row)` may raise KilledError or ask it to stop."""
+    """A launcher that runs the child here; `at_point(worker, row)` may raise KilledError or ask it to stop."""
 
     def __init__(self, at_point: Callable[[Told, dict[str, Any]], None] = lambda _worker, _row: None) -> None:
         self._at_point = at_point
@@ -61,7 +62,7 @@ class InProcess:
         worker.at_point = self._at_point
         before = signal.getsignal(signal.SIGTERM)
         try:
-            return Ended(worker.run(train_cell))
+            return Ended(worker.run(evaluate_cell if "pipelines.evaluate.child" in command.arguments else train_cell))
         except KilledError:
             return Ended(-signal.SIGKILL)
         finally:
