@@ -37,15 +37,16 @@ COLUMNS = {
     "data_fingerprint": "VARCHAR", "recipe_fingerprint": "VARCHAR", "code_version": "VARCHAR", "device": "VARCHAR",
     "finished_at": "TIMESTAMPTZ", "run_id": "VARCHAR", "profile": "VARCHAR", "eval_records": "BIGINT", "eval_set": "VARCHAR",
     "evaluation_fingerprint": "VARCHAR", "load_peak_memory_gb": "DOUBLE", "ratios_because": "VARCHAR", "model_note": "VARCHAR",
-    "estimated_half_batch_gb": "DOUBLE",
+    "estimated_half_batch_gb": "DOUBLE", "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN",
 }  # fmt: skip
 
 FROM_TRAINING = (
     "train_loss", "train_seconds", "tokens_per_second", "load_seconds", "quantize_seconds", "truncated_share",
     "peak_memory_gb", "process_memory_mean_mb", "process_memory_std_mb", "process_memory_min_mb", "process_memory_max_mb",
     "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
-    "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb",
+    "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb", "other_cpu_pct",
 )  # fmt: skip
+DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
 FROM_EVALUATION = (
     "eval_loss",
     "eval_bits_per_byte",
@@ -112,6 +113,7 @@ def _row(stage: Stage, model: str, method: str, selected: Selected) -> Row:
     _add_numbers(row, [seed for seed in found if seed.attempt.status == "ok"] or [shown])
     if stage.experiments.model(model).source.random:
         row["train_loss"] = None  # of no quality to speak of
+    row["speed_disturbed"] = disturbed(row["other_cpu_pct"])
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
     because = list(dict.fromkeys(name for seed in found for name in stale_because(stage, seed, selected, fingerprint)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
@@ -190,6 +192,11 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
     row["eval_bits_per_byte_std"] = stdev(bits) if len(bits) > 1 else None
     if len(bits) > 1:
         row["eval_bits_per_byte_low"], row["eval_bits_per_byte_high"] = min(bits), max(bits)
+
+
+def disturbed(other_cpu_pct: float | None) -> bool | None:
+    """Whether a speed was measured beside too much other work; None where that was not measured."""
+    return None if other_cpu_pct is None else other_cpu_pct > DISTURBED_PCT
 
 
 def _mean(values: Sequence[Any]) -> Any:

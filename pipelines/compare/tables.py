@@ -9,7 +9,7 @@ from pipelines import cells
 from pipelines.cells import Attempt
 from pipelines.clean.clean import current as current_examples
 from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
-from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row
+from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row, disturbed
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
 from pipelines.experiments import Experiments
@@ -27,6 +27,7 @@ TRAINING_RUNS = {
     "device": "VARCHAR", "torch_version": "VARCHAR", "transformers_version": "VARCHAR", "peft_version": "VARCHAR",
     "bitsandbytes_version": "VARCHAR", "resumed_from": "VARCHAR", "attention": "VARCHAR", "probe_seconds": "DOUBLE",
     "probe_peak_memory_gb": "DOUBLE", "bytes_needed": "BIGINT", "bytes_available": "BIGINT", "stopped_early": "BOOLEAN",
+    "speed_disturbed": "BOOLEAN",
 }  # fmt: skip
 TRAINING_CURVE = {
     "run_id": "VARCHAR", "step": "INTEGER", "examples": "BIGINT", "train_loss": "DOUBLE", "eval_loss": "DOUBLE",
@@ -101,6 +102,7 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
         **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         **{name: result.get(name) for name in ("status", "phase", "status_detail", "started_at", "finished_at")},
         **{name: result.get(name) for name in ("bytes_requested", "bytes_needed", "bytes_available", "device")},
+        "speed_disturbed": disturbed(result.get("measured", {}).get("other_cpu_pct")),
         "resumed_from": (spec.get("resume") or {}).get("run_id"),
     }
 
