@@ -1,20 +1,22 @@
 """The table that people decide by, published where anyone reads it."""
 
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 
 from assets.metadata import picture, table
-from assets.project import stage_now
+from assets.project import grid, stage_now
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines.cells import all_attempts
 from pipelines.compare import plots
-from pipelines.compare.compare import compare
+from pipelines.compare.compare import compare, lake_version
 from pipelines.compare.figures import curves_of
 from pipelines.compare.history import history_rows
 from pipelines.compare.show import SHOWN, pick_answer
 
+LAKE = "version of the lake"
 # few enough that the UI shows the table in place rather than behind a click
 IN_SHORT = ("model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "peak_memory_gb", "train_seconds")
 
@@ -32,10 +34,16 @@ EVERY_CELL_IS_OK = "every_cell_is_ok"
             description="Every cell of the profile ended ok; lists those that did not.",
         )
     ],
+    pool="publisher",
+    freshness_policy=dg.FreshnessPolicy.time_window(
+        fail_window=timedelta(hours=grid().nightly.alarm_after_hours),
+        warn_window=timedelta(hours=grid().nightly.alarm_after_hours * 0.75),
+    ),
 )
 def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """One row per configured cell: quality, memory, speed, cost. In `data/warehouse.duckdb` and `data/report/index.html`."""
     stage = stage_now()
+    version = lake_version(stage.data)  # before it is read: what comes while we publish is published next
     publication = compare(stage)
     rows = publication.rows
     counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
@@ -43,6 +51,7 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         check_results=[_every_cell_is_ok(rows)],
         metadata={
+            LAKE: version,
             "rows": len(rows),
             "ok": counts.get("ok", 0),
             "stale": sum(bool(row["is_stale"]) for row in rows),

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from assets.alerts import failure_alert
 from assets.cleaning import (
     enough_examples,
     every_record_is_accounted_for,
@@ -12,7 +13,9 @@ from assets.cleaning import (
 )
 from assets.comparing import comparison, no_cell_got_worse
 from assets.generating import corpus_records, generated_records, local_records
-from assets.jobs import data, everything, lake_has_changed, nightly, publish, training
+from assets.inputs import cell_inputs, evaluation_inputs
+from assets.jobs import data, everything, publish, training
+from assets.nightly import inputs_have_changed, lake_has_changed, night_goes_on, nightly
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 
@@ -23,7 +26,9 @@ defs = dg.Definitions(
         generated_records,
         sft_examples,
         provider_comparison,
+        cell_inputs,
         trained_model,
+        evaluation_inputs,
         evaluation,
         comparison,
     ],
@@ -37,7 +42,7 @@ defs = dg.Definitions(
     ],
     jobs=[data, training, everything, publish],
     schedules=[nightly],
-    sensors=[lake_has_changed],
+    sensors=[night_goes_on, lake_has_changed, inputs_have_changed, failure_alert],
     executor=dg.multiprocess_executor.configured(
         {"max_concurrent": 2, "start_method": {"forkserver": {"preload_modules": ["assets.definitions"]}}}
     ),

@@ -15,6 +15,7 @@ from pipelines.generate import coverage
 from pipelines.generate.generate import GenerationResult, generate, generate_locally, sources_of
 from pipelines.generate.generate import generated_records as read_generated_records
 from pipelines.generate.show import ProgressLines, summary
+from pipelines.nightly.night import begin, money_left
 from pipelines.train.cell import Stage
 
 PROVIDERS_ANSWER = "providers_answer"
@@ -60,6 +61,15 @@ class AskConfig(dg.Config):
         default=None, description="This run's own cap in dollars, below those of experiments.yaml; empty: those alone."
     )
     providers: list[str] = Field(default=[], description="Ask only these of the enabled providers; empty: all of them.")
+    night: str = Field(default="", description="Set by the nightly: under whose budget it runs.")
+
+    def cap(self, stage: Stage) -> float | None:
+        """Dollars that this run may spend: its own cap, and what is left to its night."""
+        caps = [self.budget_usd] if self.budget_usd is not None else []
+        if self.night:
+            left = money_left(stage, stage.experiments.nightly, begin(stage.data, self.night)["started_at"])
+            caps += [max(left, 0.0)] if left is not None else []
+        return min(caps, default=None)
 
 
 @dg.asset(
@@ -77,13 +87,13 @@ def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> d
     Runs beside training.
     """
     stage = stage_now()
-    total = stage.experiments.generation.budget_usd
+    total, cap = stage.experiments.generation.budget_usd, config.cap(stage)
     result = generate(
         stage.data,
         stage.experiments,
         only=config.providers or None,
-        progress=ProgressLines(context.log.info, total if config.budget_usd is None else config.budget_usd),
-        budget_usd=config.budget_usd,
+        progress=ProgressLines(context.log.info, total if cap is None else cap),
+        budget_usd=cap,
     )
     names = list(dict.fromkeys([*sources_of(stage.experiments), *result.providers]))
     stopped = dg.AssetCheckResult(

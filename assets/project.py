@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Sequence
 from functools import cache
 
 import dagster as dg
@@ -34,12 +35,12 @@ CELLS = dg.MultiPartitionsDefinition(
 )
 
 
-def stage_now() -> Stage:
-    """The data root, the configuration as it is now, and the profile that this machine runs."""
+def stage_now(profile: str | None = None) -> Stage:
+    """The data root, the configuration as it is now, and `profile`, else the one that this machine runs."""
     _end_with_the_run()
     experiments = configuration.load()
-    name = configuration.profile_name(experiments, os.environ.get("FEATHERWEIGHT_PROFILE"))
-    return Stage(data_root(), experiments, name)
+    wanted = profile if profile and profile != "auto" else os.environ.get("FEATHERWEIGHT_PROFILE")
+    return Stage(data_root(), experiments, configuration.profile_name(experiments, wanted))
 
 
 @cache
@@ -56,13 +57,17 @@ def _end_with_the_run() -> None:
         threading.Thread(target=follow, daemon=True).start()
 
 
-def keys_of(context: dg.AssetExecutionContext, stage: Stage) -> list[CellKey]:
-    """The partition's cell, once for each seed of the profile."""
-    partition = context.partition_key
+def cell_of(partition: str) -> tuple[str, str]:
+    """The model and the method of a partition."""
     assert isinstance(partition, dg.MultiPartitionKey)
     dimensions = partition.keys_by_dimension
-    seeds = stage.experiments.profile(stage.profile).seeds
-    return [CellKey(dimensions["model"], dimensions["method"], seed) for seed in seeds]
+    return dimensions["model"], dimensions["method"]
+
+
+def keys_of(context: dg.AssetExecutionContext, stage: Stage, seeds: Sequence[int] = ()) -> list[CellKey]:
+    """The partition's cell, once for each of `seeds`, or of the profile's."""
+    model, method = cell_of(context.partition_key)
+    return [CellKey(model, method, seed) for seed in seeds or stage.experiments.profile(stage.profile).seeds]
 
 
 def partition_of(model: str, method: str) -> dg.MultiPartitionKey:

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets.cleaning import sft_examples
-from assets.generating import generated_records
+from assets.generating import AskConfig, generated_records
 from assets.metadata import picture, table
 from assets.project import stage_now
 from pipelines.compare import plots
@@ -17,14 +17,15 @@ PAIRS = ("provider", "against", "verdict", "win_rate", "cells", "wins", "losses"
 
 
 @dg.asset(group_name="compare", kinds={"duckdb"}, deps=[generated_records, sft_examples])
-def provider_comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+def provider_comparison(context: dg.AssetExecutionContext, config: AskConfig) -> dg.MaterializeResult:
     """Per provider, on identical topic cells: what was asked, answered, valid, refused and accepted, what it cost, who wins.
 
     With `generation.judge` configured, the judge compares the providers' records in pairs, within the same budget. Published in
     the warehouse by `comparison`, as `provider_comparison` and `provider_duels`.
     """
     stage = stage_now()
-    judged = judge(stage.data, stage.experiments, progress=ProgressLines(context.log.info))
+    progress = ProgressLines(context.log.info)
+    judged = judge(stage.data, stage.experiments, progress=progress, budget_usd=config.cap(stage))
     for line in summary(judged):
         (context.log.warning if " stopped: " in line else context.log.info)(f"judge: {line}")
     rows = provider_rows(stage.data, stage.experiments)

@@ -7,28 +7,83 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import dagster as dg
+from pydantic import Field
 
-from assets.cleaning import sft_examples
+from assets.inputs import cell_inputs, evaluation_inputs, note_inputs
 from assets.metadata import numbers, picture, table
-from assets.project import CELLS, DEVICE_POOL, keys_of, stage_now
+from assets.project import CELLS, DEVICE_POOL, cell_of, keys_of, stage_now
 from pipelines.cells import Attempt, Evaluation
+from pipelines.choices import with_budget, with_max_examples
 from pipelines.compare import plots
 from pipelines.evaluate import answers
 from pipelines.evaluate.cell import evaluate
+from pipelines.files import stable_hash
 from pipelines.generate.show import ProgressLines, summary
 from pipelines.launcher import CellCommand, LocalLauncher, RunningCommand
+from pipelines.nightly.night import begin, limit_reached, money_left
 from pipelines.process import tie_to_parent
-from pipelines.train.cell import Watch, train
+from pipelines.train.cell import Stage, Watch, train
 
 Context = dg.AssetExecutionContext
 CELL_IS_OK = "cell_is_ok"
 EVALUATION_IS_OK = "evaluation_is_ok"
+WARN = dg.AssetCheckSeverity.WARN
+BACKFILL = "dagster/backfill"
 
 
 class CellConfig(dg.Config):
-    """`force`: train and evaluate also where the last result is current."""
+    """What one materialization, or every one of a backfill, does other than usual."""
 
-    force: bool = False
+    force: bool = Field(False, description="Train and evaluate also where the last result is current.")
+    seeds: list[int] = Field([], description="Only these seeds; empty: the profile's.")
+    max_examples: int | None = Field(
+        None,
+        description="Train on at most so many examples, as a trial; its row is stale, since the profile asks for more.",
+    )
+    budget_usd: float | None = Field(
+        None,
+        description="Stop (timed_out, with a checkpoint) at this cost by the profile's price_per_hour; empty: no cap.",
+    )
+    profile: str = Field(
+        "auto", description="Whose settings count: a profile of experiments.yaml; auto: this machine's."
+    )
+    outside_profile: bool = Field(
+        False, description="In a backfill also run cells that the profile does not name; else they are passed over."
+    )
+    night: str = Field("", description="Set by the nightly: under whose budget and hours it runs.")
+    seen: dict[str, str] = Field(
+        {},
+        description="Set by the nightly: each seed's newest attempt when it was asked for; a newer one is taken as it is.",
+    )
+
+    def stage(self) -> Stage:
+        return stage_now(self.profile)
+
+    def applied(self, stage: Stage, cell: tuple[str, str]) -> Stage:
+        """The stage with what this run may use."""
+        budgets = [self.budget_usd] if self.budget_usd is not None else []
+        if self.night:
+            left = money_left(stage, stage.experiments.nightly, begin(stage.data, self.night)["started_at"])
+            budgets += [max(left, 0.0)] if left is not None else []
+        if self.max_examples is not None:
+            stage = with_max_examples(stage, cell, self.max_examples)
+        return with_budget(stage, cell, min(budgets)) if budgets else stage
+
+
+def passed_over(context: Context, config: CellConfig, stage: Stage) -> str | None:
+    """Why the cell is not run now, though it was asked for; None where it is."""
+    model, method = cell_of(context.partition_key)
+    profile = stage.experiments.profile(stage.profile)
+    named = model in profile.models and method in profile.methods
+    if BACKFILL in context.run.tags and not named and not config.outside_profile:
+        return (
+            f"profile {stage.profile} does not name {model} × {method}: a backfill does the profile's cells; set "
+            "outside_profile, or materialize this cell alone"
+        )
+    if config.night:
+        nightly = stage.experiments.nightly
+        return limit_reached(stage, nightly, begin(stage.data, config.night)["started_at"])
+    return None
 
 
 class OptionalOutputs(dg.AssetExecutionContext):
@@ -99,7 +154,7 @@ def stop_if_orphaned(_attempt: Attempt) -> None:
     kinds={"pytorch", "huggingface"},
     partitions_def=CELLS,
     pool=DEVICE_POOL,
-    deps=[sft_examples],
+    deps=[cell_inputs],
     output_required=False,
     check_specs=[dg.AssetCheckSpec(CELL_IS_OK, asset="trained_model", description="Every seed of the cell ended ok.")],
 )
@@ -109,9 +164,18 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     A cell that is current is reused. One that ends in out_of_memory, killed, timed_out, ... is a row of the comparison and a
     warning here.
     """
-    stage = stage_now()
+    stage = config.stage()
+    if why := passed_over(context, config, stage):
+        context.log.warning(f"not run: {why}")
+        yield dg.AssetCheckResult(check_name=CELL_IS_OK, passed=False, severity=WARN, metadata={"not run": why})
+        return
+    know_inputs(context, stage)
     watch = _watch(context)
-    done = [train(stage, key, force=config.force, watch=watch) for key in keys_of(context, stage)]
+    stage = config.applied(stage, cell_of(context.partition_key))
+    done = [
+        train(stage, key, force=config.force, watch=watch, seen=config.seen.get(str(key.seed)))
+        for key in keys_of(context, stage, config.seeds)
+    ]
     for attempt, reused in done:
         context.log.info(f"{attempt.key}: {attempt.status}{', reused: it is current' if reused else ''}")
     attempts = [attempt for attempt, _ in done]
@@ -120,7 +184,7 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     yield dg.AssetCheckResult(
         check_name=CELL_IS_OK,
         passed=not bad,
-        severity=dg.AssetCheckSeverity.WARN,
+        severity=WARN,
         metadata={f"seed {a.key.seed}": f"{a.status}: {a.result['status_detail']}" for a in bad},
     )
     if bad:
@@ -129,7 +193,18 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
             dg.AssetObservation(asset_key="trained_model", partition=context.partition_key, metadata=metadata)
         )
         return
-    yield dg.MaterializeResult(metadata=metadata)
+    yield dg.MaterializeResult(data_version=_version([a.run_id for a in attempts]), metadata=metadata)
+
+
+def know_inputs(context: Context, stage: Stage) -> None:
+    """Have Dagster note as this step's inputs what they are now, not what they were when it last looked."""
+    if note_inputs(context.instance, stage, [cell_of(context.partition_key)]):
+        context.get_step_execution_context().fetch_external_input_asset_version_info()
+
+
+def _version(made: list[str]) -> dg.DataVersion:
+    """Equal where the same attempts were reused, so that nothing downstream becomes stale."""
+    return dg.DataVersion(stable_hash(made))
 
 
 def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg.MetadataValue]:
@@ -153,7 +228,7 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
     kinds={"pytorch", "huggingface"},
     partitions_def=CELLS,
     pool=DEVICE_POOL,
-    deps=[trained_model],
+    deps=[trained_model, evaluation_inputs],
     output_required=False,
     check_specs=[dg.AssetCheckSpec(EVALUATION_IS_OK, asset="evaluation", description="Every seed could be evaluated.")],
 )
@@ -161,9 +236,11 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
     """Losses on held-out records and general texts, greedy answers and what serving costs, of a trained cell, beside its attempt's
     folder. With `judging` configured, teachers and judge are asked about the answers, within the providers' budgets.
     """
-    stage = stage_now()
+    stage = config.stage()
+    know_inputs(context, stage)
     watch = _watch(context)
-    done = [evaluate(stage, key, force=config.force, watch=watch) for key in keys_of(context, stage)]
+    stage = config.applied(stage, cell_of(context.partition_key))
+    done = [evaluate(stage, key, force=config.force, watch=watch) for key in keys_of(context, stage, config.seeds)]
     bad = [found for found, _ in done if not found.ok]
     if good := [found for found, _ in done if found.ok]:
         asked = answers.ask(stage, good, progress=ProgressLines(context.log.info))
@@ -172,11 +249,12 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
     yield dg.AssetCheckResult(
         check_name=EVALUATION_IS_OK,
         passed=not bad,
-        severity=dg.AssetCheckSeverity.WARN,
+        severity=WARN,
         metadata={f.attempt.run_id: f"{f.result['status']}: {f.result['status_detail']}" for f in bad},
     )
     if not bad:
-        yield dg.MaterializeResult(metadata=_evaluation_metadata(done[-1][0], reused=all(reused for _, reused in done)))
+        metadata = _evaluation_metadata(done[-1][0], reused=all(reused for _, reused in done))
+        yield dg.MaterializeResult(data_version=_version([f.folder.name for f, _ in done]), metadata=metadata)
 
 
 def _evaluation_metadata(found: Evaluation, *, reused: bool) -> dict[str, dg.MetadataValue]:

@@ -321,9 +321,15 @@ class Cleaning(Strict):
 
 
 class Nightly(Strict):
+    """When the night begins and what it may use: dollars (API calls, and training at the profile's price_per_hour), and the hours
+    within which a cell may begin. None: no limit of its own. The comparison counts as old after `alarm_after_hours`."""
+
     cron: str = "0 2 * * *"
     timezone: str = "UTC"
     profile: str = "auto"
+    budget_usd: Annotated[float, Field(ge=0)] | None = None
+    max_hours: PositiveFloat | None = None
+    alarm_after_hours: PositiveFloat = 36
 
 
 Place = tuple[str | int, ...]

@@ -53,10 +53,11 @@ def oom_kills() -> int:
     return total
 
 
-def process_is_alive(pid: int, started: float) -> bool:
-    """True while the process that had `pid` at `started` (seconds since the epoch) runs; a reused pid is another one."""
+def process_is_alive(pid: int, started: float, *, within: float = 2) -> bool:
+    """True while the process that had `pid` at `started` (seconds since the epoch) runs; a reused pid is another one. `within`:
+    how many seconds apart `started` and the kernel's word may be."""
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(process.create_time() - started) < within and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False

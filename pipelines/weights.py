@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipelines import shipped
+from pipelines import hub, shipped
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments, Model, Source
 from pipelines.files import announce, file_sha256, locked, read_json, stable_hash, write_json
@@ -51,6 +51,14 @@ def revision_of(folder: Path) -> str | None:
     return record.get("commit") or record.get("source", {}).get("wheel")
 
 
+def out_of_reach(data: DataRoot, experiments: Experiments, name: str) -> str | None:
+    """Why the weights cannot be here, and what to do, as far as it is known at once, with nothing fetched; else None."""
+    model = experiments.model(name)
+    if not model.source.hub or is_present(data, name, model):
+        return None
+    return hub.out_of_reach(model.source.hub, model.source.revision)
+
+
 def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = announce) -> Path:
     """The folder with the model's safetensors and tokenizer, fetched and converted first where that is still to do.
 
@@ -69,6 +77,8 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
         raise UsageError(
             f"models.{name}.source.path: {folder} has no config.json; expected a transformers model folder."
         )
+    if because := out_of_reach(data, experiments, name):
+        raise UnavailableError(because)
     with locked(data.locks / f"fetch-{name}.lock", f"fetch {name}", say=say):
         if not is_present(data, name, model):
             _fetch_into(folder, name, model.source, say)

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 import dagster as dg
@@ -14,6 +13,7 @@ from assets.cleaning import sft_examples
 from assets.comparing import comparison
 from assets.definitions import defs
 from assets.generating import corpus_records, generated_records, local_records
+from assets.inputs import cell_inputs
 from assets.instance import OWNER, end_orphaned_runs, owner_tags
 from assets.project import partition_of
 from assets.providers import provider_comparison
@@ -25,7 +25,7 @@ from pipelines.paths import PROJECT
 from tests.project import MODEL, TinyProject
 
 DATA = [corpus_records, local_records, generated_records, sft_examples, provider_comparison]
-CELL = [trained_model, evaluation]
+CELL = [cell_inputs, trained_model, evaluation]
 
 
 @pytest.fixture
@@ -53,7 +53,8 @@ def test_every_asset_says_what_it_makes_and_belongs_to_its_stage() -> None:
     groups = {name: spec.group_name for name, spec in specs.items()}
     assert groups == {
         "corpus_records": "generate", "local_records": "generate", "generated_records": "generate", "sft_examples": "clean",
-        "trained_model": "train", "evaluation": "evaluate", "provider_comparison": "compare", "comparison": "compare",
+        "cell_inputs": "train", "trained_model": "train", "evaluation_inputs": "evaluate", "evaluation": "evaluate",
+        "provider_comparison": "compare", "comparison": "compare",
     }  # fmt: skip
     for name, spec in specs.items():
         assert spec.description and len(spec.description) > 40, name
@@ -91,15 +92,12 @@ def test_definitions_validate_with_and_without_dagster_home(
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_nightly_asks_for_every_cell_of_its_profile(project: TinyProject) -> None:
-    context = dg.build_schedule_context(
-        scheduled_execution_time=datetime(2026, 11, 22, 2), repository_def=defs.get_repository_def()
+def test_schedule_and_sensors_are_on_by_default() -> None:
+    repository = defs.get_repository_def()
+    assert repository.get_schedule_def("nightly").default_status == dg.DefaultScheduleStatus.RUNNING
+    assert {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs} == dict.fromkeys(
+        ["night_goes_on", "lake_has_changed", "inputs_have_changed", "failure_alert"], "RUNNING"
     )
-    requests = defs.resolve_schedule_def("nightly").evaluate_tick(context).run_requests
-    assert requests is not None
-    assert {request.partition_key for request in requests} == {
-        str(partition_of(MODEL, method)) for method in project.stage().experiments.profile("local").methods
-    }
 
 
 def test_the_chain_fills_the_table_and_a_second_call_reuses_it(

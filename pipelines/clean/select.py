@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,16 @@ class Selected:
 
     def narrowed(self, provider: str | None, max_train: int | None) -> "Selected":
         """The same evaluation, but training on one provider's records (None: of all), at most so many (None: all)."""
+        if (provider, max_train) == (self.selection.provider, self.selection.max_train):
+            return self
         return select(self.examples, replace(self.selection, provider=provider, max_train=max_train))
 
-    @property
+    @cached_property
     def data_fingerprint(self) -> str:
         """Hash of the content that is trained on, in any order."""
         return _content_hash(self.train)
 
-    @property
+    @cached_property
     def eval_fingerprint(self) -> str:
         """Hash of the content that is evaluated on, in any order."""
         return _content_hash(self.eval)

@@ -49,14 +49,16 @@ COLUMNS = {
     "learning_rate_at_edge": "BOOLEAN", "rank": "INTEGER", "alpha": "DOUBLE", "weights_revision": "VARCHAR",
     "delta_base": "DOUBLE", "delta_base_low": "DOUBLE", "delta_base_high": "DOUBLE",
     "delta_full": "DOUBLE", "delta_full_low": "DOUBLE", "delta_full_high": "DOUBLE",
+    "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN",
 }  # fmt: skip
 
 FROM_TRAINING = (
     "train_loss", "train_seconds", "tokens_per_second", "load_seconds", "quantize_seconds", "truncated_share",
     "peak_memory_gb", "process_memory_mean_mb", "process_memory_std_mb", "process_memory_min_mb", "process_memory_max_mb",
     "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
-    "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb", "quantize_peak_memory_gb", "search_seconds",
+    "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb", "quantize_peak_memory_gb", "search_seconds", "other_cpu_pct",
 )  # fmt: skip
+DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
 FROM_EVALUATION = (
     "eval_loss",
     "eval_bits_per_byte",
@@ -159,6 +161,7 @@ def _row(
     _add_numbers(row, [seed for seed in found if seed.attempt.status == "ok"] or [shown])
     if stage.experiments.model(model).source.random:
         row["train_loss"] = None  # of no quality to speak of
+    row["speed_disturbed"] = disturbed(row["other_cpu_pct"])
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
     because = list(dict.fromkeys(name for seed in found for name in stale_because(stage, seed, selected, fingerprint)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
@@ -248,6 +251,11 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
             row[name] = _mean([m[name] for m in measured if m.get(name) is not None])
     bits = [m["eval_bits_per_byte"] for m in evaluated if m.get("eval_bits_per_byte") is not None]
     row["eval_bits_per_byte_std"] = stdev(bits) if len(bits) > 1 else None
+
+
+def disturbed(other_cpu_pct: float | None) -> bool | None:
+    """Whether a speed was measured beside too much other work; None where that was not measured."""
+    return None if other_cpu_pct is None else other_cpu_pct > DISTURBED_PCT
 
 
 def _mean(values: Sequence[Any]) -> Any:

@@ -207,6 +207,11 @@ class Journal:
         sql = f"SELECT provider, {sums} FROM requests GROUP BY provider"
         return {row["provider"]: Charges(row["settled"], row["reserved"]) for row in self._db.execute(sql)}
 
+    def charged_since(self, moment: str) -> float:
+        """Dollars of requests last sent at or after `moment` (ISO, UTC), reserved ones included."""
+        sql = "SELECT sum(coalesce(cost_usd, 0) + reserved_usd) FROM requests WHERE sent_at >= ?"
+        return self._db.execute(sql, (moment,)).fetchone()[0] or 0.0
+
     def sending(self, request: Request, *, reserve: float = 0.0, batch: str | None = None) -> None:
         """Note, before it leaves, that `request` is on its way and what it may cost."""
         described = json.dumps(

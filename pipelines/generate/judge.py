@@ -75,8 +75,11 @@ def family(provider: Provider) -> str:
     return next((known for known, pattern in FAMILIES if re.search(pattern, name)), name)
 
 
-def judge(data: DataRoot, experiments: Experiments, *, progress: Progress | None = None) -> GenerationResult:
-    """Have the configured judge compare what it has not compared yet. Without a judge nothing is done.
+def judge(
+    data: DataRoot, experiments: Experiments, *, progress: Progress | None = None, budget_usd: float | None = None
+) -> GenerationResult:
+    """Have the configured judge compare what it has not compared yet, for at most `budget_usd` of this call's own. Without a
+    judge nothing is done.
 
     Raises:
         UsageError: the prompts are broken.
@@ -85,7 +88,7 @@ def judge(data: DataRoot, experiments: Experiments, *, progress: Progress | None
     settings = experiments.generation.judge
     if settings is None:
         return GenerationResult()
-    with session(data, experiments, progress=progress) as run:
+    with session(data, experiments, progress=progress, budget_usd=budget_usd) as run:
         asked: dict[str, dict[str, Request]] = {}
         for pair in pairs(run.book, settings):
             # records that are alike make requests that are alike: each is asked once

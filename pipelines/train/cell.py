@@ -148,11 +148,14 @@ def changed(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> list[st
     return [name for name, value in expected.items() if recorded.get(name) != value]
 
 
-def train(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | None = None) -> tuple[Attempt, bool]:
+def train(
+    stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | None = None, seen: str | None = None
+) -> tuple[Attempt, bool]:
     """Make the cell current and return its newest attempt, and whether that was reused.
 
     An attempt is made whatever happens; how it ended is its status. A cell whose last attempt is ok and whose fingerprints
     all match is reused, unless `force`; one that was ended too early goes on from its last checkpoint, in a new attempt.
+    `seen`: the newest attempt when this was asked for ("" for none); what somebody else has made since is taken as it is.
 
     Raises:
         UsageError: unknown model or method, or nothing to train on.
@@ -165,6 +168,9 @@ def train(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | Non
         earlier = cells.attempts(stage.data, key)
         newest = earlier[-1] if earlier else None
         current = newest and newest.status == "ok" and not changed(newest.result["fingerprints"], expected)
+        if newest and seen is not None and newest.run_id != seen:
+            watch.say(f"{key} has been run since this was asked for: {newest.run_id} is {newest.status}")
+            return newest, True
         if newest and current and not force:
             restart.clear(earlier)
             return newest, True

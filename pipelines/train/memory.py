@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from pipelines.train.nvml import memory_access
+from pipelines.train.other_cpu import OtherCpu
 
 SAMPLE_SECONDS = 0.1
 
@@ -71,6 +72,7 @@ class MemoryMeter:
         self._samples = Samples()
         self._gpu_access = Samples()
         self._gpu_access_now: float | None = None
+        self._other_cpu = OtherCpu()
         self._paused = False
         self._peak = 0
         self._gpu_peak = 0
@@ -79,24 +81,29 @@ class MemoryMeter:
 
     def start(self) -> None:
         reset_peaks()
+        self._other_cpu.start()
         self._thread.start()
 
     def stop(self) -> None:
         self._hold_peaks()
+        self._other_cpu.stop()
         self._done.set()
         self._thread.join()
 
     def state(self) -> dict[str, Any]:
         """All it has measured, for a run that goes on later; None stands for nothing sampled yet."""
         self._hold_peaks()
+        self._other_cpu.lap()
         kept = {"process": self._samples, "gpu_access": self._gpu_access}
         sampled = {name: asdict(samples) if samples.count else None for name, samples in kept.items()}
-        return {**sampled, "peak": self._peak, "gpu_peak": self._gpu_peak}
+        cpu = [self._other_cpu.others, self._other_cpu.available]
+        return {**sampled, "peak": self._peak, "gpu_peak": self._gpu_peak, "other_cpu": cpu}
 
     def go_on(self, state: dict[str, Any], peaks: dict[str, float]) -> None:
         """Add to what an earlier attempt had measured; `peaks` (GB) are the largest of all attempts since."""
         self._samples = Samples(**(state["process"] or {}))
         self._gpu_access = Samples(**(state["gpu_access"] or {}))
+        self._other_cpu.others, self._other_cpu.available = state.get("other_cpu", (0.0, 0.0))
         gpu = round(peaks.get("gpu_allocated_peak_gb", 0.0) * 1e9)
         self._gpu_peak = max(self._gpu_peak, state["gpu_peak"], gpu)
         known = 0 if torch.cuda.is_available() else round(peaks.get("peak_memory_gb", 0.0) * 1e9)
@@ -106,11 +113,13 @@ class MemoryMeter:
     def apart(self) -> Iterator[None]:
         """What happens inside leaves no trace in samples and peaks."""
         self._hold_peaks()
+        self._other_cpu.stop()
         self._paused = True
         try:
             yield
         finally:
             reset_peaks()
+            self._other_cpu.start()
             self._paused = False
 
     def now(self) -> dict[str, float | None]:
@@ -128,6 +137,7 @@ class MemoryMeter:
     def summary(self) -> dict[str, float | None]:
         """The row's memory columns: peak (the GPU's on CUDA, else the process's) and the samples' statistics."""
         self._hold_peaks()
+        self._other_cpu.lap()
         cuda = torch.cuda.is_available()
         return {
             "peak_memory_gb": (self._gpu_peak if cuda else self._peak) / 1e9,
@@ -135,6 +145,7 @@ class MemoryMeter:
             "gpu_allocated_peak_gb": self._gpu_peak / 1e9 if cuda else None,
             "gpu_allocated_pct": 100 * self._gpu_peak / _card_bytes() if cuda else None,
             "gpu_memory_access_pct": self._gpu_access.mean if self._gpu_access.count else None,
+            "other_cpu_pct": self._other_cpu.percent,
         }
 
     def _process_statistics(self) -> dict[str, float | None]:

@@ -1,0 +1,15 @@
+"""Who is told when something went wrong: a webhook, where FEATHERWEIGHT_WEBHOOK_URL names one."""
+
+import dagster as dg
+
+from pipelines import alert
+
+
+@dg.run_failure_sensor(default_status=dg.DefaultSensorStatus.RUNNING, minimum_interval_seconds=30)
+def failure_alert(context: dg.RunFailureSensorContext) -> None:
+    """Posts every failed run to the configured webhook. A cell that is out of memory is no failed run; the night tells of it."""
+    partition = context.partition_key
+    what = f"{context.dagster_run.job_name}{f' ({partition})' if partition else ''}"
+    text = f"featherweight: run {context.dagster_run.run_id[:8]} of {what} failed: {context.failure_event.message}"
+    if problem := alert.post(text):
+        context.log.warning(problem)

@@ -1,0 +1,117 @@
+"""What results are made from, as assets with our own fingerprints as data versions, so that Dagster calls stale what we call stale.
+
+Dagster's code version is one per asset and its data version of `sft_examples` one for all cells. A cell's own fingerprint is finer:
+a changed recipe of one method, or new records that no profile selects, make nothing else stale.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+
+from assets.cleaning import sft_examples
+from assets.metadata import table
+from assets.project import CELLS, cell_of, grid, partition_of, stage_now
+from pipelines.cells import CellKey
+from pipelines.clean.select import Selected
+from pipelines.errors import UsageError
+from pipelines.evaluate.cell import evaluation_fingerprint
+from pipelines.files import stable_hash
+from pipelines.nightly.due import why_due
+from pipelines.train.cell import Stage, examples_now, fingerprints, recipe_of
+
+VERSION = "dagster/data_version"
+GIVEN = "dagster/data_version_is_user_provided"
+CODE = "dagster/code_version"
+INPUT, POINTER = "dagster/input_data_version/sft_examples", "dagster/input_event_pointer/sft_examples"
+
+
+@dg.asset(group_name="train", kinds={"json"}, partitions_def=CELLS, deps=[sft_examples])
+def cell_inputs(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """What a cell is made from: its examples, its recipe, the trainer's code, this machine. Nothing is stored; the data version is
+    the hash of those four fingerprints, noted anew whenever one of them changes, and makes `trained_model` stale then.
+    """
+    stage = stage_now()
+    _, selected = examples_now(stage)
+    model, method = cell_of(context.partition_key)
+    prints = fingerprints(stage, CellKey(model, method, 1), selected)
+    recipe = recipe_of(stage, CellKey(model, method, 1))
+    evaluated_by = evaluation_fingerprint(stage, selected)
+    seeds = stage.experiments.profile(stage.profile).seeds
+    due = {seed: why_due(stage, CellKey(model, method, seed), selected, evaluated_by) for seed in seeds}
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(stable_hash(prints)),
+        metadata={
+            "due": ", ".join(f"seed {seed}: {why or 'current'}" for seed, why in due.items()),
+            "fingerprints": table([{"of": k, "is": v} for k, v in prints.items()], ["of", "is"]),
+            "recipe": table([{"setting": k, "is": v} for k, v in recipe.items()], ["setting", "is"]),
+        },
+    )
+
+
+evaluation_inputs = dg.AssetSpec(
+    "evaluation_inputs",
+    group_name="evaluate",
+    kinds={"json"},
+    description="What every evaluation of the profile measures on and with: records, settings, the models they must fit, the code. "
+    "Its data version is the hash of these, noted whenever it changes; a change makes `evaluation` stale, and nothing is "
+    "trained for it.",
+)
+
+
+def note_inputs(instance: dg.DagsterInstance, stage: Stage, cells: Sequence[tuple[str, str]] | None = None) -> int:
+    """Tell Dagster the versions of what `cells` (None: the whole grid) and evaluations are made from, where they are not those it
+    knows. Returns how many were new.
+    """
+    try:
+        _, selected = examples_now(stage)
+    except UsageError:  # nothing was cleaned yet
+        return 0
+    noted = 0
+    for event in _events(instance, stage, selected, cells if cells is not None else grid().cells):
+        instance.report_runless_asset_event(event)
+        noted += 1
+    return noted
+
+
+def _events(
+    instance: dg.DagsterInstance, stage: Stage, selected: Selected, cells: Sequence[tuple[str, str]]
+) -> Iterator[dg.AssetMaterialization]:
+    partitions = {str(partition_of(model, method)): (model, method) for model, method in cells}
+    known = _known(instance, list(partitions))
+    made = _provenance(instance)
+    for partition, (model, method) in partitions.items():
+        tags = {VERSION: stable_hash(fingerprints(stage, CellKey(model, method, 1), selected)), **made}
+        if any(known.get(partition, {}).get(name) != value for name, value in tags.items()):
+            told = {CODE: "reported", GIVEN: "true", **tags}
+            yield dg.AssetMaterialization(cell_inputs.key, partition=partition_of(model, method), tags=told)
+    evaluated_by = evaluation_fingerprint(stage, selected)
+    latest = instance.fetch_materializations(evaluation_inputs.key, limit=1).records
+    if not latest or _tags(latest[0]).get(VERSION) != evaluated_by:
+        yield dg.AssetMaterialization(evaluation_inputs.key, tags={VERSION: evaluated_by, GIVEN: "true"})
+
+
+def _known(instance: dg.DagsterInstance, partitions: list[str]) -> dict[str, dict[str, str]]:
+    """The tags of each partition's latest version."""
+    wanted = dg.AssetRecordsFilter(asset_key=cell_inputs.key, asset_partitions=partitions)
+    found: dict[str, dict[str, str]] = {}
+    cursor = None
+    while len(found) < len(partitions):
+        page = instance.fetch_materializations(wanted, limit=500, cursor=cursor)
+        for record in page.records:
+            found.setdefault(str(record.partition_key), _tags(record))
+        cursor = page.cursor
+        if not page.has_more:
+            break
+    return found
+
+
+def _provenance(instance: dg.DagsterInstance) -> dict[str, str]:
+    """What Dagster itself notes of an asset's origin, so that a version that we report is not older than its own examples."""
+    record = instance.fetch_materializations(sft_examples.key, limit=1).records
+    if not record:
+        return {}
+    return {INPUT: _tags(record[0]).get(VERSION, ""), POINTER: str(record[0].storage_id)}
+
+
+def _tags(record: dg.EventLogRecord) -> dict[str, str]:
+    return dict(record.asset_materialization.tags or {}) if record.asset_materialization else {}

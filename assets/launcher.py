@@ -1,0 +1,44 @@
+"""The run launcher of a single machine: Dagster's own, which also knows when the process of a run is gone.
+
+Dagster's default launcher cannot tell, so that a run whose machine was rebooted would say "started" for ever and keep its place
+in the pool. dagster.yaml names this one; the daemon's run monitoring asks it.
+"""
+
+from typing import Any
+
+import dagster as dg
+from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
+from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
+
+from assets.instance import OWNER
+from pipelines.machine import process_is_alive
+
+UNHEARD_SECONDS = 120  # between a run's start and the event that names its process
+
+
+class WatchedRunLauncher(DefaultRunLauncher):
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        return True
+
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        """Whether the process that executes `run` lives, on this machine."""
+        found = _process_of(self._instance, run)
+        if found is None or process_is_alive(*found, within=UNHEARD_SECONDS):
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(
+            WorkerStatus.FAILED, f"process {found[0]} is gone: killed, or the machine was restarted"
+        )
+
+
+def _process_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[int, float] | None:
+    """Process id and start of the process that executes the run: from our own tag (`make run`), else from Dagster's event."""
+    if OWNER in run.tags:
+        pid, _, started = run.tags[OWNER].partition("@")
+        return int(pid), float(started)
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+        event: Any = entry.dagster_event
+        pid = event.engine_event_data.metadata.get("pid") if event and event.engine_event_data else None
+        if pid is not None and "Started process for run" in (event.message or ""):
+            return int(pid.value), entry.timestamp
+    return None

@@ -1,0 +1,170 @@
+"""The night in Dagster: a schedule starts it with the data, a sensor carries it on. What is due is decided in `pipelines/nightly`.
+
+Every run of a night bears its name. Each step is decided anew from those runs and from the lake, so a daemon that was away, a
+machine that was rebooted, or two daemons at once change nothing in what is done.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from assets.comparing import LAKE, comparison
+from assets.inputs import note_inputs
+from assets.jobs import data, publish, training
+from assets.project import grid, partition_of, stage_now
+from pipelines import alert
+from pipelines.compare.compare import lake_version
+from pipelines.nightly.due import Due
+from pipelines.nightly.night import Done, Step, end, has_ended, in_words, is_under_way, next_step, note_round
+from pipelines.train.cell import Stage
+
+NIGHTLY = "featherweight/nightly"  # on every run of a night: "yes"
+NIGHT = "featherweight/night"  # which
+CELL = "featherweight/cell"  # of a cell's run: the name of its `Due`
+RUNNING = dg.DefaultSensorStatus.RUNNING
+
+
+@dg.schedule(
+    job=data,
+    cron_schedule=grid().nightly.cron,
+    execution_timezone=grid().nightly.timezone,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Begins the night with the data; `night_goes_on` does the rest. While one night is under way no other begins."""
+    night = context.scheduled_execution_time.strftime("%Y-%m-%dT%H%M")
+    if (earlier := _under_way(context.instance)) and earlier != night:
+        return dg.SkipReason(f"the night of {earlier} is still under way")
+    return _data_request(night, 1)
+
+
+@dg.sensor(jobs=[data, training, publish], minimum_interval_seconds=15, default_status=RUNNING)
+def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[dg.RunRequest]:
+    """After the data: exactly the cells that are stale, missing or ended badly for a passing reason, then one publication."""
+    runs = _newest_night(context.instance)
+    if not runs:
+        return dg.SkipReason("no night has begun yet")
+    night = runs[0].dagster_run.tags[NIGHT]
+    stage = stage_now(grid().nightly.profile)
+    if has_ended(stage.data, night):
+        return dg.SkipReason(f"the night of {night} has ended")
+    if unfinished := [run for run in runs if not run.dagster_run.is_finished]:
+        return dg.SkipReason(f"night of {night}: {len(unfinished)} runs under way")
+    step = next_step(stage, stage.experiments.nightly, night, _done(runs))
+    if step.do == "end":
+        record = end(stage, night, step.why)
+        if "not ok" in (told := in_words(record)) or "could not" in told:
+            _tell(context, told)
+        return dg.SkipReason(told)
+    if step.do == "cells":
+        note_round(stage.data, night, step.cells)
+    return list(_requests(night, step, stage, runs))
+
+
+@dg.sensor(job=publish, minimum_interval_seconds=15, default_status=RUNNING)
+def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Publishes the comparison whenever the lake holds something new: a cell ended, also badly, or examples changed. A night
+    publishes once, at its end.
+    """
+    stage = stage_now()
+    if not (stage.data.clean / "current.json").exists():
+        return dg.SkipReason("nothing was cleaned yet")
+    if night := _under_way(context.instance):
+        return dg.SkipReason(f"the night of {night} publishes at its end")
+    version = lake_version(stage.data)
+    if version == _published(context.instance):
+        return dg.SkipReason("nothing new in the lake")
+    return dg.RunRequest(run_key=version)
+
+
+@dg.sensor(minimum_interval_seconds=30, default_status=RUNNING)
+def inputs_have_changed(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Notes the fingerprints of what every cell is made from, so that the UI calls a cell stale when the table does."""
+    noted = note_inputs(context.instance, stage_now())
+    return dg.SkipReason(f"{noted} new versions noted" if noted else "no new version")
+
+
+def _published(instance: dg.DagsterInstance) -> str | None:
+    """The version of the lake that the newest publication shows."""
+    event = instance.get_latest_materialization_event(comparison.key)
+    found = event.asset_materialization.metadata.get(LAKE) if event and event.asset_materialization else None
+    return str(found.value) if found else None
+
+
+def _newest_night(instance: dg.DagsterInstance) -> Sequence[dg.RunRecord]:
+    """The runs of the night that began last, oldest first."""
+    newest = instance.get_run_records(dg.RunsFilter(tags={NIGHTLY: "yes"}, job_name=data.name), limit=1)
+    if not newest:
+        return []
+    wanted = {NIGHT: newest[0].dagster_run.tags[NIGHT]}
+    return list(reversed(instance.get_run_records(dg.RunsFilter(tags=wanted))))
+
+
+def _under_way(instance: dg.DagsterInstance) -> str | None:
+    """The night that somebody still carries on."""
+    runs = _newest_night(instance)
+    if not runs:
+        return None
+    night = runs[0].dagster_run.tags[NIGHT]
+    running = any(not run.dagster_run.is_finished for run in runs)
+    last = max(run.update_timestamp for run in runs).replace(tzinfo=UTC)
+    sign = datetime.now(UTC) if running else last
+    return night if is_under_way(stage_now(grid().nightly.profile).data, night, sign) else None
+
+
+def _done(runs: Sequence[dg.RunRecord]) -> Done:
+    found = [record.dagster_run for record in runs]
+    return Done(
+        data=[run.is_success for run in found if run.job_name == data.name],
+        publish=[run.is_success for run in found if run.job_name == publish.name],
+        asked=[run.tags[CELL] for run in found if CELL in run.tags],
+    )
+
+
+def _requests(night: str, step: Step, stage: Stage, runs: Sequence[dg.RunRecord]) -> Iterator[dg.RunRequest]:
+    """`run_key` names the night and the state that was found, so that two daemons ask for the same thing once."""
+    if step.do == "cells":
+        yield from (_cell_request(night, cell, stage) for cell in step.cells)
+        return
+    tries = 1 + sum(run.dagster_run.job_name == step.do for run in runs)
+    yield (
+        _data_request(night, tries)
+        if step.do == "data"
+        else dg.RunRequest(run_key=f"{night}/publish/{tries}", job_name=publish.name, tags=_tags(night))
+    )
+
+
+def _data_request(night: str, tries: int) -> dg.RunRequest:
+    asking = {"config": {"night": night}}
+    return dg.RunRequest(
+        run_key=f"{night}/data/{tries}",
+        job_name=data.name,
+        tags=_tags(night),
+        run_config={"ops": {"generated_records": asking, "provider_comparison": asking}},
+    )
+
+
+def _cell_request(night: str, cell: Due, stage: Stage) -> dg.RunRequest:
+    config = {
+        "night": night,
+        "profile": stage.profile,
+        "seeds": list(cell.because),
+        "seen": {str(seed): run for seed, run in cell.seen.items()},
+    }
+    return dg.RunRequest(
+        run_key=f"{night}/{cell.name}",
+        job_name=training.name,
+        partition_key=partition_of(cell.model, cell.method),
+        tags={**_tags(night), CELL: cell.name},
+        run_config={"ops": {"trained_model": {"config": config}, "evaluation": {"config": config}}},
+    )
+
+
+def _tags(night: str) -> dict[str, str]:
+    return {NIGHTLY: "yes", NIGHT: night}
+
+
+def _tell(context: dg.SensorEvaluationContext, text: str) -> None:
+    if problem := alert.post(f"featherweight: {text}"):
+        context.log.warning(problem)

@@ -1,0 +1,32 @@
+"""A message to a chat's webhook (Slack's form, which Mattermost, Discord's /slack and others take), where one is configured."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit
+
+WEBHOOK = "FEATHERWEIGHT_WEBHOOK_URL"
+PATIENCE = 10.0  # seconds
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def post(text: str) -> str | None:
+    """Send `text` to FEATHERWEIGHT_WEBHOOK_URL. Returns why it could not be sent, without the address, which is a secret; None
+    where it was sent or where no webhook is configured. Never raises: an alert must not add a failure to the one it tells of.
+    """
+    url = os.environ.get(WEBHOOK)
+    if not url:
+        return None
+    address = urlsplit(url)
+    if address.scheme != "https" and not (address.scheme == "http" and address.hostname in LOOPBACK):
+        return f"{WEBHOOK}: expected an https:// address (http only on this machine)"
+    body = json.dumps({"text": text}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE):
+            return None
+    except urllib.error.HTTPError as error:
+        return f"{WEBHOOK}: the webhook answered HTTP {error.code}"
+    except (OSError, ValueError) as error:
+        return f"{WEBHOOK}: cannot be reached ({type(error).__name__})"

@@ -1,0 +1,140 @@
+"""Which cells are due: missing, stale, or ended badly for a reason that may have passed. What is current costs nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines import cells, weights
+from pipelines.cells import Attempt, CellKey, Evaluation
+from pipelines.clean.select import Selected
+from pipelines.evaluate.cell import base_method, current_evaluation, evaluation_fingerprint
+from pipelines.files import read_json
+from pipelines.train.cell import Stage, changed, examples_now, fingerprints, for_method
+
+# how often a cell may end so, in a row and without getting further, before it waits for a change
+TRIES = {"killed": 3, "lost": 3, "timed_out": 2, "failed": 2}
+# what a cell needs memory for; that other data or another trainer would need less is not known beforehand
+DECIDES_MEMORY = ("recipe", "machine")
+
+
+@dataclass(frozen=True)
+class Due:
+    """A cell to bring up to date: those of its seeds that need it, why, and the newest attempt of each as it was found
+    ("" where there is none), so that whoever does it sees whether somebody else has been faster."""
+
+    model: str
+    method: str
+    because: dict[int, str]
+    seen: dict[int, str]
+
+    @property
+    def name(self) -> str:
+        """Names the cell in the state it was found in: it is asked for once in that state."""
+        return f"{self.model}/{self.method}/" + ",".join(f"{seed}:{run or 'none'}" for seed, run in self.seen.items())
+
+
+def due_cells(stage: Stage) -> list[Due]:
+    """The profile's cells that are due, the untouched models first, since the others are compared with them.
+
+    Raises:
+        UsageError: nothing was cleaned yet.
+    """
+    _, selected = examples_now(stage)
+    evaluated_by = evaluation_fingerprint(stage, selected)
+    profile, base = stage.experiments.profile(stage.profile), base_method(stage)
+    found = []
+    for model in profile.models:
+        for method in sorted(profile.methods, key=lambda method: method != base):
+            because, seen = {}, {}
+            for seed in profile.seeds:
+                key = CellKey(model, method, seed)
+                if why := why_due(stage, key, selected, evaluated_by):
+                    newest = cells.latest(stage.data, key)
+                    because[seed], seen[seed] = why, newest.run_id if newest else ""
+            if because:
+                found.append(Due(model, method, because, seen))
+    return found
+
+
+def why_due(stage: Stage, key: CellKey, selected: Selected, evaluated_by: str) -> str | None:
+    """Why the cell is due, in words; None where there is nothing to do or nothing would come of it."""
+    tries = cells.attempts(stage.data, key)
+    if not tries:
+        return "missing"
+    newest = tries[-1]
+    different = changed(newest.spec.get("fingerprints", {}), fingerprints(stage, key, selected))
+    match newest.status:
+        case "queued" | "running":
+            return None
+        case "ok":
+            return _stale(different) or _evaluation_due(stage, newest, evaluated_by)
+        case "out_of_memory":
+            return _memory_changed(stage, newest.key, newest.spec, different)
+        case "unavailable":
+            return _is_available_now(stage, tries, selected)
+        case status:
+            return _stale(different) or _passing(status, [_state(attempt) for attempt in tries])
+
+
+def _stale(different: Sequence[str]) -> str | None:
+    return f"stale: {', '.join(different)}" if different else None
+
+
+def _memory_changed(stage: Stage, key: CellKey, spec: dict[str, Any], different: Sequence[str]) -> str | None:
+    """What did not fit does not fit the next night either: only another recipe, budget or machine makes it worth a try."""
+    reasons = [name for name in different if name in DECIDES_MEMORY]
+    budget = stage.experiments.training_for(stage.profile, key.model, key.method).memory_budget_gb
+    if spec.get("memory_budget_gb") != budget:
+        reasons.append("memory budget")
+    return f"out_of_memory, but another {', '.join(reasons)} now" if reasons else None
+
+
+def _is_available_now(stage: Stage, tries: Sequence[Attempt], selected: Selected) -> str | None:
+    """What stood in the way is gone, as far as one can see without fetching anything. What is refused in the same words twice,
+    although it could be reached, is not asked for every night."""
+    key, said = tries[-1].key, [attempt.result.get("status_detail") for attempt in tries[-2:]]
+    repeated = len(said) == 2 and said[0] == said[1] and tries[-2].status == "unavailable"
+    if weights.out_of_reach(stage.data, stage.experiments, key.model):
+        return None
+    if stage.experiments.method(key.method).kind != "none" and not for_method(stage, key.method, selected).train:
+        return None
+    present = weights.is_present(stage.data, key.model, stage.experiments.model(key.model))
+    return None if repeated and not present else "unavailable before, within reach now"
+
+
+State = tuple[str, Any, int]  # status, fingerprints, last step
+
+
+def _state(attempt: Attempt) -> State:
+    step = attempt.result.get("measured", {}).get("last_step") or 0
+    return attempt.status, attempt.spec.get("fingerprints"), step
+
+
+def _passing(status: str, states: Sequence[State]) -> str | None:
+    """Killed, lost, timed out or failed: worth another try, unless it has ended so often, the same way and no further on."""
+    in_a_row = 1
+    for earlier, later in zip(reversed(states[:-1]), reversed(states[1:]), strict=True):
+        if earlier[:2] != later[:2] or later[2] > earlier[2]:
+            break
+        in_a_row += 1
+    return f"{status} before, tried {in_a_row} of {TRIES[status]} times" if in_a_row < TRIES.get(status, 0) else None
+
+
+def _evaluation_due(stage: Stage, attempt: Attempt, evaluated_by: str) -> str | None:
+    if current_evaluation(attempt, evaluated_by):
+        return None
+    same = [found for found in attempt.evaluations() if _asked_with(found) == evaluated_by]
+    if not same:
+        return "evaluation is missing" if not attempt.evaluations() else "stale: evaluation"
+    last = same[-1].result
+    if last["status"] in ("queued", "running"):
+        return None
+    if last["status"] == "out_of_memory":
+        spec = {"memory_budget_gb": last.get("memory_budget_gb")}
+        return _memory_changed(stage, attempt.key, spec, [])
+    return _passing(last["status"], [(found.result["status"], None, 0) for found in same])
+
+
+def _asked_with(found: Evaluation) -> str | None:
+    """The evaluation's fingerprint, also where it ended without a word."""
+    return found.fingerprint or (read_json(found.folder / "spec.json") or {}).get("fingerprints", {}).get("evaluation")

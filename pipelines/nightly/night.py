@@ -1,0 +1,166 @@
+"""A night: its record in the lake, what it has spent, what it does next. `data/lake/nights/<night>.json` says what it did and why.
+
+It is carried on in steps by whoever looks at it next, also after a crash: every step is decided anew from what is there.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines import cells
+from pipelines.experiments import Nightly
+from pipelines.files import read_json, write_json
+from pipelines.generate.journal import now, opened
+from pipelines.nightly.due import Due, due_cells
+from pipelines.paths import DataRoot
+from pipelines.train.cell import Stage
+
+TRIES = 2  # of making the data, and of publishing: a killed process is a reason to try again, a failed check stays one
+ABANDONED = timedelta(hours=2)  # without any step, nobody carries it on
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a night has started so far. `data` and `publish`: how each try ended, oldest first; `asked`: names of `Due`."""
+
+    data: Sequence[bool] = ()
+    publish: Sequence[bool] = ()
+    asked: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do next: make the data, bring `cells` up to date, publish, or nothing more."""
+
+    do: Literal["data", "cells", "publish", "end"]
+    cells: list[Due] = field(default_factory=list)
+    why: str = ""
+
+
+def begin(data: DataRoot, night: str) -> dict[str, Any]:
+    """The night's record, made now if it is new."""
+    path = _file(data, night)
+    if found := read_json(path):
+        return found
+    record = {"night": night, "started_at": now(), "ended_at": None, "rounds": []}
+    write_json(path, record)
+    return record
+
+
+def has_ended(data: DataRoot, night: str) -> bool:
+    return bool((read_json(_file(data, night)) or {}).get("ended_at"))
+
+
+def is_under_way(data: DataRoot, night: str, last_sign: datetime) -> bool:
+    """False once it has ended, or when nothing of it has happened for hours since `last_sign`."""
+    return not has_ended(data, night) and _now() - last_sign < ABANDONED
+
+
+def next_step(stage: Stage, nightly: Nightly, night: str, done: Done) -> Step:
+    """Data first, then whatever is due and has not been asked for in the state it is in, then one publication, then the end."""
+    record = begin(stage.data, night)
+    if not any(done.data):
+        if len(done.data) < TRIES:
+            return Step("data")
+        return Step("end", why="the data could not be made: no cell was run on what was there before")
+    over = limit_reached(stage, nightly, record["started_at"])
+    due = [cell for cell in due_cells(stage) if cell.name not in done.asked]
+    if due and not over:
+        return Step("cells", due)
+    if not any(done.publish) and len(done.publish) < TRIES:
+        return Step("publish")
+    left = f"; {len(due)} cells are left for the next night" if due else ""
+    return Step("end", why=f"{over or 'all that was due is done'}{left}")
+
+
+def limit_reached(stage: Stage, nightly: Nightly, started_at: str) -> str | None:
+    """Why no further cell may begin in the night that began at `started_at`; None while one may."""
+    hours = (_now() - datetime.fromisoformat(started_at)).total_seconds() / 3600
+    if nightly.max_hours is not None and hours >= nightly.max_hours:
+        return f"nightly.max_hours: {nightly.max_hours:g} hours are over"
+    left = money_left(stage, nightly, started_at)
+    if left is not None and left <= 0 and _costs(stage):
+        return f"nightly.budget_usd: ${nightly.budget_usd:g} are spent"
+    return None
+
+
+def money_left(stage: Stage, nightly: Nightly, started_at: str) -> float | None:
+    """Dollars that the night may still spend; None without a budget."""
+    return None if nightly.budget_usd is None else nightly.budget_usd - spent_usd(stage, started_at)
+
+
+def spent_usd(stage: Stage, since: str) -> float:
+    """Dollars charged for LLM calls since then, and for training and evaluation at the profile's price_per_hour."""
+    calls = 0.0
+    if stage.data.journal.exists():
+        with opened(stage.data.journal) as journal:
+            calls = journal.charged_since(since)
+    price = stage.experiments.profile(stage.profile).price_per_hour or 0.0
+    return calls + price * _hours_of_cells(stage.data, since) if price else calls
+
+
+def _costs(stage: Stage) -> bool:
+    return bool(stage.experiments.profile(stage.profile).price_per_hour)
+
+
+def _hours_of_cells(data: DataRoot, since: str) -> float:
+    seconds = 0.0
+    for attempt in cells.all_attempts(data):
+        for result in (attempt.result, *(found.result for found in attempt.evaluations())):
+            if (result.get("started_at") or "") >= since:
+                seconds += _seconds(result)
+    return seconds / 3600
+
+
+def _seconds(result: dict[str, Any]) -> float:
+    """How long it ran; of one without a last word, from its start until now."""
+    if result.get("seconds") is not None:
+        return result["seconds"]
+    ended = result.get("finished_at")
+    until = datetime.fromisoformat(ended) if ended else _now()
+    return max(0.0, (until - datetime.fromisoformat(result["started_at"])).total_seconds())
+
+
+def note_round(data: DataRoot, night: str, due: Sequence[Due]) -> None:
+    """Add to the record which cells were asked for, and why."""
+    record = begin(data, night)
+    asked = [{**asdict(cell), "because": {str(k): v for k, v in cell.because.items()}} for cell in due]
+    for cell in asked:
+        cell["seen"] = {str(seed): run for seed, run in cell["seen"].items()}
+    rounds = [*record["rounds"], {"at": now(), "cells": asked}]
+    write_json(_file(data, night), {**record, "rounds": rounds})
+
+
+def end(stage: Stage, night: str, why: str) -> dict[str, Any]:
+    """Write the night's last word and return its record: what it cost, and how its cells ended."""
+    record = begin(stage.data, night)
+    asked = {(cell["model"], cell["method"]) for one in record["rounds"] for cell in one["cells"]}
+    outcome = {f"{model} × {method}": _statuses(stage, model, method) for model, method in sorted(asked)}
+    spent = spent_usd(stage, record["started_at"])
+    record |= {"ended_at": now(), "why": why, "spent_usd": spent, "outcome": outcome}
+    write_json(_file(stage.data, night), record)
+    return record
+
+
+def _statuses(stage: Stage, model: str, method: str) -> list[str]:
+    """How each seed of the cell stands now."""
+    keys = [cells.CellKey(model, method, seed) for seed in stage.experiments.profile(stage.profile).seeds]
+    return [attempt.status for key in keys if (attempt := cells.latest(stage.data, key))]
+
+
+def in_words(record: dict[str, Any]) -> str:
+    """The night in one sentence."""
+    bad = [f"{cell} {status}" for cell, found in record["outcome"].items() for status in found if status != "ok"]
+    ran = f"{len(record['outcome'])} cells were due" if record["outcome"] else "no cell was due"
+    ends = f"; not ok: {', '.join(bad)}" if bad else ""
+    return f"night {record['night']}: {ran}, ${record['spent_usd']:.4f} spent{ends}; {record['why']}"
+
+
+def _file(data: DataRoot, night: str) -> Path:
+    return data.lake / "nights" / f"{night}.json"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,66 @@
+"""How much of the machine's processors others used while a cell trained: a speed measured beside other work is no speed of the cell."""
+
+import os
+from collections.abc import Sequence
+
+import psutil
+
+# what /proc/stat counts as nobody's work; guest time is part of user time already
+IDLE = ("idle", "iowait", "guest", "guest_nice")
+
+
+class OtherCpu:
+    """Seconds of processor time that others used, of all there were, over the spans between `start` and `stop`. Time that a
+    hypervisor took away counts as others'; the process that watches over this one does not."""
+
+    def __init__(self, others: float = 0.0, available: float = 0.0) -> None:
+        self.others = others
+        self.available = available
+        self._ours = _processes([os.getpid(), os.getppid()])
+        self._began: tuple[float, float, float] | None = None
+
+    def start(self) -> None:
+        self._began = self._now()
+
+    def stop(self) -> None:
+        """End the span that `start` began; without one nothing happens."""
+        if self._began is None:
+            return
+        busy, all_time, own = (now - before for now, before in zip(self._now(), self._began, strict=True))
+        self.others += min(max(0.0, busy - own), all_time)
+        self.available += all_time
+        self._began = None
+
+    def lap(self) -> None:
+        """Count what has passed of the present span."""
+        if self._began is not None:
+            self.stop()
+            self.start()
+
+    @property
+    def percent(self) -> float | None:
+        """Of all processors; None where nothing was measured."""
+        return 100 * self.others / self.available if self.available else None
+
+    def _now(self) -> tuple[float, float, float]:
+        times = psutil.cpu_times()._asdict()
+        busy = sum(seconds for name, seconds in times.items() if name not in IDLE)
+        idle = sum(times.get(name, 0.0) for name in ("idle", "iowait"))
+        return busy, busy + idle, sum(_seconds(process) for process in self._ours)
+
+
+def _processes(pids: Sequence[int]) -> list[psutil.Process]:
+    found = []
+    for pid in pids:
+        try:
+            found.append(psutil.Process(pid))
+        except psutil.Error:
+            continue
+    return found
+
+
+def _seconds(process: psutil.Process) -> float:
+    try:
+        return sum(process.cpu_times()[:2])
+    except psutil.Error:
+        return 0.0

@@ -1,0 +1,105 @@
+"""Nights in one process: the schedule and the sensors decide, the runs they ask for are executed here, with tiny models."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from assets import training
+from assets.definitions import defs
+from assets.project import partition_of
+from pipelines import cells
+from tests.in_process import InProcess
+from tests.project import MODEL, TinyProject
+
+FIRST = datetime(2026, 11, 23, 2)
+
+
+@dataclass
+class Nights:
+    """`launcher` runs the cells' children; `ran` are the jobs and partitions of the last night, in order."""
+
+    project: TinyProject
+    instance: dg.DagsterInstance
+    launcher: Any = field(default_factory=InProcess)
+    number: int = 0
+    ran: list[str] = field(default_factory=list)
+
+    def night(self) -> list[str]:
+        """One whole night; returns what ran: `data`, `METHOD` for each cell, `publish`."""
+        self.number += 1
+        self.ran = []
+        self.execute(self.begin())
+        self.carry_on()
+        return self.ran
+
+    def begin(self) -> Sequence[dg.RunRequest]:
+        """What the schedule's tick of this night asks for."""
+        with self._repository() as repository:
+            moment = FIRST + timedelta(days=self.number)
+            context = dg.build_schedule_context(
+                self.instance, scheduled_execution_time=moment, repository_def=repository
+            )
+            return defs.resolve_schedule_def("nightly").evaluate_tick(context).run_requests or []
+
+    def carry_on(self) -> None:
+        """The sensor's ticks, each followed by what it asks for, until the night has ended."""
+        for _ in range(10):
+            requests = self.tick("night_goes_on")
+            if not requests:
+                return
+            assert not self.tick("lake_has_changed"), "a night publishes once, at its end"
+            self.execute(requests)
+        raise AssertionError("the night does not end")
+
+    def tick(self, sensor: str) -> Sequence[dg.RunRequest]:
+        with self._repository() as repository:
+            context = dg.build_sensor_context(self.instance, repository_def=repository, sensor_name=sensor)
+            return defs.resolve_sensor_def(sensor).evaluate_tick(context).run_requests or []
+
+    def execute(self, requests: Sequence[dg.RunRequest]) -> None:
+        for request in requests:
+            name = request.job_name or "data"
+            partition = request.partition_key
+            assert partition is None or isinstance(partition, dg.MultiPartitionKey | str)
+            self.ran.append(str(partition).split("|")[0] if partition else name)
+            job = defs.resolve_job_def(name)
+            job.execute_in_process(
+                instance=self.instance,
+                run_config=request.run_config,
+                partition_key=partition,
+                tags={k: v for k, v in request.tags.items() if not k.startswith("dagster/partition")},
+                raise_on_error=False,
+            )
+
+    def cell(self, method: str, **config: Any) -> dg.ExecuteInProcessResult:
+        """Materialize one cell, as by a click, with the launchpad's `config`."""
+        asked = {"config": config}
+        return defs.resolve_job_def("training").execute_in_process(
+            instance=self.instance,
+            partition_key=partition_of(MODEL, method),
+            run_config={"ops": {"trained_model": asked, "evaluation": asked}},
+            raise_on_error=False,
+        )
+
+    def statuses(self, method: str) -> list[str]:
+        return [attempt.status for attempt in cells.attempts(self.project.data, self.project.key(method))]
+
+    @contextmanager
+    def _repository(self) -> Iterator[dg.RepositoryDefinition]:
+        yield defs.get_repository_def()
+
+
+@contextmanager
+def nights(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nights]:
+    home = project.data.root / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    with dg.DagsterInstance.local_temp(str(home)) as instance:
+        made = Nights(project, instance)
+        monkeypatch.setattr(training, "PipesLauncher", lambda _context: made.launcher)
+        monkeypatch.setattr(training, "tie_to_parent", lambda: None)
+        yield made
