@@ -17,6 +17,14 @@ from pipelines.train import loading
 BLOCK, NESTED_BLOCK = 64, 256  # weights an absmax, absmax values a second absmax: bitsandbytes' defaults for 4 bits
 
 
+if torch.backends.mkldnn.is_available():
+
+    @torch.library.register_fake("mkldnn::_linear_pointwise.binary")
+    def _shape_of_sum(x: Any, other: torch.Tensor, weight: Any, bias: Any, attr: str) -> torch.Tensor:
+        """PyTorch says the shape of its fused products, but not of this one."""
+        return torch.empty_like(other)
+
+
 def build(config: Any, recipe: dict[str, Any], dtype: torch.dtype, fake: FakeTensorMode) -> Any:
     """The model of `recipe` on fake tensors, its adapter on top where it has one."""
     attention = {} if recipe["attention"] == "auto" else {"attn_implementation": recipe["attention"]}
@@ -80,6 +88,10 @@ class HollowLinear4bit(Linear4bit):
             x.to(self.compute_dtype or x.dtype), self.bias, (self.out_features, self.in_features), False
         )
         return made.to(x.dtype)
+
+    def unpacked(self) -> torch.Tensor:
+        """The weight as `pipelines.train.adapters` asks for it."""
+        return _unpacked((self.out_features, self.in_features), torch.empty(0, dtype=self.compute_dtype, device="cpu"))
 
 
 class HollowLinear8bit(Linear8bitLt):
