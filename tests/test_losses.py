@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.train import adapters, batches, chunked, dropout, loading, products
+from pipelines.train import adapters, batches, chunked, dropout, gated, loading, products
 from pipelines.train.dropout import CheapDropout, keep_mask
 from pipelines.train.losses import head_on_positions, scored_mask, step_loss, token_losses
 from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
@@ -198,6 +198,7 @@ def test_fused_adapters_equal_peft(
         model = loading.load_model(folder, recipe) if folder else tiny_model(name)
         if fused and not folder:
             products.use_faster_products(model)
+            gated.use_lean_gates(model)
         model = loading.add_adapter(model, recipe).train()
         torch.manual_seed(2)
         for parameter in model.parameters():
@@ -232,6 +233,22 @@ def test_adapters_that_are_switched_off_or_of_another_kind_are_left_to_peft(exam
             assert torch.equal(model(input_ids=ids).logits, tiny_model("llama")(input_ids=ids).logits)
         layer.merge()
         torch.testing.assert_close(model(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gemma3_text"])
+def test_lean_gates_equal_the_plain_computation_and_are_there(architecture: str, examples: list[Tokenized]) -> None:
+    found = []
+    for lean in (False, True):
+        model = tiny_model(architecture)
+        if lean:
+            gated.use_lean_gates(model)
+            assert "forward" in vars(model.model.layers[0].mlp)
+        with head_on_positions(model) as wanted:
+            loss = step_loss(model, examples, wanted, CPU, learned=10)
+        loss.backward()
+        found.append({"loss": loss.detach(), **gradients_of(model)})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dnn", [False, True])

@@ -13,6 +13,7 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from pipelines.train import loading
+from pipelines.train.gated import use_lean_gates
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights an absmax, absmax values a second absmax: bitsandbytes' defaults for 4 bits
 
@@ -30,6 +31,7 @@ def build(config: Any, recipe: dict[str, Any], dtype: torch.dtype, fake: FakeTen
     attention = {} if recipe["attention"] == "auto" else {"attn_implementation": recipe["attention"]}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
+        use_lean_gates(model)
         if recipe["quantization"]:
             quantize(model, recipe, dtype)
         if recipe["kind"] == "lora":

@@ -2,9 +2,9 @@
 
 PEFT's layers compute one by one: dropout, two thin products, a scaling and a sum each, every one with tensors and autograd
 nodes of its own. Here a group of layers with one input (query, key and value; gate and up) is one autograd function, which adds
-into the frozen layer's output in place. Only the dropped input, its mask and the rank-wide products are kept for the backward
-pass. Losses and gradients equal PEFT's; with dropout the layers of a group drop the same elements, each with the same probability
-as before.
+into the frozen layer's output in place. Only the input, its mask and the rank-wide products are kept for the backward pass.
+Losses and gradients equal PEFT's; with dropout the layers of a group drop the same elements, each with the same probability as
+before.
 """
 # ruff: noqa: TID253
 
@@ -74,19 +74,19 @@ class _Adapted(torch.autograd.Function):
             output = product(rows, weight_of(base), base.bias)
             outputs.append(output.addmm_(low, up.t(), alpha=scale).view(*x.shape[:-1], len(up)))
         ctx.layers, ctx.shape = layers, x.shape
-        ctx.save_for_backward(dropped, mask, *lows, *thin)
+        ctx.save_for_backward(rows, mask, *lows, *thin)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         count = len(ctx.layers)
-        dropped, mask, *rest = ctx.saved_tensors
+        rows, mask, *rest = ctx.saved_tensors
         lows, downs, ups = rest[:count], rest[count::2], rest[count + 1 :: 2]
         slopes = [g.reshape(-1, g.shape[-1]) for g in gradients]
         of_lows = [product(g, up.t()).mul_(s) for g, up, s in zip(slopes, ups, ctx.scales, strict=True)]
         of_low = torch.cat(of_lows, dim=1)
         of_ups = [(low.t() @ g).mul_(s).t() for low, g, s in zip(lows, slopes, ctx.scales, strict=True)]
-        of_downs = (of_low.t() @ dropped).split([len(down) for down in downs])
+        of_downs = (of_low.t() @ (rows if mask is None else rows * mask)).split([len(down) for down in downs])
         of_x = _of_input(ctx, slopes, product(of_low, torch.cat(downs).t()), mask) if ctx.needs_input_grad[0] else None
         of_thin = [gradient for pair in zip(of_downs, of_ups, strict=True) for gradient in pair]
         return of_x, None, None, *of_thin

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from pipelines.errors import UnavailableError
 from pipelines.train.adapters import fuse
 from pipelines.train.dropout import make_cheap
+from pipelines.train.gated import use_lean_gates
 from pipelines.train.precision import compute_dtype, weights_dtype
 from pipelines.train.products import use_faster_products
 
@@ -54,6 +55,7 @@ def load_model(folder: Path, recipe: dict[str, Any]) -> Any:
         keep_unpacked(model)
     if not torch.cuda.is_available():
         use_faster_products(model)
+        use_lean_gates(model)
     return model
 
 
