@@ -8,7 +8,7 @@ import json
 import sys
 from functools import partial
 
-from benchmarks import clean, dropout, estimate, generate, publish, step, train
+from benchmarks import clean, dropout, estimate, generate, orchestration, publish, rate, startup, step, train
 
 
 def main() -> int:
@@ -20,6 +20,9 @@ def main() -> int:
         "step": step.measure,
         "clean": clean.measure,
         "train": train.measure,
+        "rate": rate.measure,
+        "startup": startup.measure,
+        "orchestration": orchestration.measure,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("names", nargs="*", choices=[[], *benchmarks], metavar="NAME", help=", ".join(benchmarks))
