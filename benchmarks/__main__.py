@@ -8,7 +8,7 @@ import json
 import sys
 from functools import partial
 
-from benchmarks import clean, dropout, estimate, generate, publish, step
+from benchmarks import clean, dropout, estimate, generate, orchestration, publish, rate, startup, step, train
 
 
 def main() -> int:
@@ -19,6 +19,10 @@ def main() -> int:
         "publish": publish.measure,
         "step": step.measure,
         "clean": clean.measure,
+        "train": train.measure,
+        "rate": rate.measure,
+        "startup": startup.measure,
+        "orchestration": orchestration.measure,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("names", nargs="*", choices=[[], *benchmarks], metavar="NAME", help=", ".join(benchmarks))

@@ -1,7 +1,10 @@
 """Seconds of a call: the best of several, since other work on the machine only ever adds."""
 
+import os
+import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 def best_seconds(work: Callable[[], object], *, rounds: int) -> float:
@@ -12,3 +15,26 @@ def best_seconds(work: Callable[[], object], *, rounds: int) -> float:
         work()
         best = min(best, time.perf_counter() - began)
     return best
+
+
+class BusyElsewhere:
+    """How busy other processes keep the machine from now on, beside this one and its children."""
+
+    def __init__(self) -> None:
+        self._began, self._all, self._own = time.monotonic(), _all_seconds(), _own_seconds()
+
+    def share(self) -> float:
+        """Of all cores' time since then, what went to others (Linux). Children count once they have ended."""
+        others = (_all_seconds() - self._all) - (_own_seconds() - self._own)
+        return max(0.0, others) / ((time.monotonic() - self._began) * (os.cpu_count() or 1))
+
+
+def _all_seconds() -> float:
+    """CPU time of all processes since the machine started, without idling and waiting for a disk."""
+    user, nice, system, _idle, _wait, *more = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
+    return (int(user) + int(nice) + int(system) + sum(map(int, more[:3]))) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)

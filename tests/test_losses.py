@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.train import batches, chunked, loading
+from pipelines.train import adapters, batches, chunked, dropout, gated, loading, products
 from pipelines.train.dropout import CheapDropout, keep_mask
 from pipelines.train.losses import head_on_positions, scored_mask, step_loss, token_losses
 from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
@@ -172,6 +172,105 @@ def test_gradients_are_the_same_after_an_evaluation(
     for name, gradient in before.items():
         assert gradient.abs().sum() > 0, name
         torch.testing.assert_close(after[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def same_mask(like: torch.Tensor, drop: float) -> torch.Tensor:
+    """For `keep_mask`: the same wherever tensors have the same shape."""
+    return (torch.rand(like.numel(), generator=torch.Generator().manual_seed(like.shape[-1])) >= drop).view(like.shape)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gemma3_text", "llama-tied", "nf4"])
+def test_fused_adapters_equal_peft(
+    architecture: str, drop: float, examples: list[Tokenized], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four_bit, name = architecture == "nf4", "llama" if architecture == "nf4" else architecture
+    monkeypatch.setattr(dropout, "keep_mask", same_mask)
+    monkeypatch.setattr(adapters, "keep_mask", same_mask)
+    recipe = {
+        "model": "tiny", "kind": "lora", "precision": "auto", "attention": "auto", "quantization": "nf4" if four_bit else None,
+        "rank": 4, "alpha": 16, "dropout": drop, "targets": TARGETS[name.replace("3_text", "").replace("-tied", "")],
+    }  # fmt: skip
+    folder = save_tiny(tmp_path / "tiny") if four_bit else None
+    found, seen = {}, []
+    for fused in (False, True):
+        monkeypatch.setattr(loading, "fuse", adapters.fuse if fused else lambda _: None)
+        model = loading.load_model(folder, recipe) if folder else tiny_model(name)
+        if fused and not folder:
+            products.use_faster_products(model)
+            gated.use_lean_gates(model)
+        model = loading.add_adapter(model, recipe).train()
+        torch.manual_seed(2)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.2)
+        with head_on_positions(model) as wanted:
+            loss = step_loss(model, examples, wanted, CPU, learned=10)
+        loss.backward()
+        seen.append(loss.item())
+        found[fused] = gradients_of(model)
+        adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
+        assert all(("forward" in vars(module)) == fused for module in adapted)
+    assert seen[1] == pytest.approx(seen[0], rel=1e-5)
+    assert found[True].keys() == found[False].keys() and len(found[True]) >= 2 * 2 * len(recipe["targets"]) - 4
+    for parameter, gradient in found[False].items():
+        assert gradient.abs().sum() > 0
+        torch.testing.assert_close(found[True][parameter], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_adapters_that_are_switched_off_or_of_another_kind_are_left_to_peft(examples: list[Tokenized]) -> None:
+    recipe = {"kind": "lora", "rank": 4, "alpha": 16, "dropout": 0.1, "targets": TARGETS["llama"]}
+    model = loading.add_adapter(tiny_model("llama"), {**recipe, "dora": True})
+    assert "forward" not in vars(model.base_model.model.model.layers[0].self_attn.q_proj)
+    model = loading.add_adapter(tiny_model("llama"), recipe).eval()
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    assert "forward" in vars(layer)
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    ids = torch.tensor([examples[0].input_ids])
+    with torch.no_grad():
+        adapted = model(input_ids=ids).logits
+        with model.disable_adapter():
+            assert torch.equal(model(input_ids=ids).logits, tiny_model("llama")(input_ids=ids).logits)
+        layer.merge()
+        torch.testing.assert_close(model(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gemma3_text"])
+def test_lean_gates_equal_the_plain_computation_and_are_there(architecture: str, examples: list[Tokenized]) -> None:
+    found = []
+    for lean in (False, True):
+        model = tiny_model(architecture)
+        if lean:
+            gated.use_lean_gates(model)
+            assert "forward" in vars(model.model.layers[0].mlp)
+        with head_on_positions(model) as wanted:
+            loss = step_loss(model, examples, wanted, CPU, learned=10)
+        loss.backward()
+        found.append({"loss": loss.detach(), **gradients_of(model)})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dnn", [False, True])
+def test_products_and_their_gradients_equal_torchs(dnn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if dnn and not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch holds no oneDNN")
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: dnn)
+    torch.manual_seed(4)
+    for transposed in (False, True):
+        x, bias = torch.randn(2, 40, 48, requires_grad=True), torch.randn(64, requires_grad=True)
+        kept = torch.randn(48, 64, requires_grad=True) if transposed else torch.randn(64, 48, requires_grad=True)
+        weight = kept.t() if transposed else kept
+        slope = torch.randn(2, 40, 64)
+        results = []
+        for linear in (torch.nn.functional.linear, products.linear):
+            output = linear(x, weight, bias)
+            results.append([output, *torch.autograd.grad(output, (x, kept, bias), slope, retain_graph=True)])
+        for ours, plain in zip(results[1], results[0], strict=True):
+            torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+    total = torch.randn(40, 64)
+    expected = total + x[0] @ weight.t()
+    torch.testing.assert_close(products.add_product(total, x[0], weight).detach(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_quantized_model_counts_all_its_parameters(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ from pipelines.estimate.optimizer import state_bytes
 from pipelines.estimate.question import config_of
 from pipelines.paths import PROJECT, DataRoot
 from pipelines.train import loading
+from pipelines.train.gated import use_lean_gates
 from pipelines.train.losses import head_on_positions, token_losses
+from pipelines.train.products import use_faster_products
 from pipelines.train.prompts import Tokenized
 from tests import planted
 from tests.project import TinyProject
@@ -73,6 +75,8 @@ def test_tensors_without_bytes_live_as_long_as_real_ones(architecture: str, kind
     model, recipe = tiny_model(architecture), recipe_for(architecture, kind)
     config = model.config
     counted = rehearsal.rehearse(config, recipe, [BATCH], "cpu")
+    use_faster_products(model)
+    use_lean_gates(model)
     if kind == "lora":
         model = loading.add_adapter(model, recipe)
     live = really_counted(model)

@@ -13,8 +13,17 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from pipelines.train import loading
+from pipelines.train.gated import use_lean_gates
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights an absmax, absmax values a second absmax: bitsandbytes' defaults for 4 bits
+
+
+if torch.backends.mkldnn.is_available():
+
+    @torch.library.register_fake("mkldnn::_linear_pointwise.binary")
+    def _shape_of_sum(x: Any, other: torch.Tensor, weight: Any, bias: Any, attr: str) -> torch.Tensor:
+        """PyTorch says the shape of its fused products, but not of this one."""
+        return torch.empty_like(other)
 
 
 def build(config: Any, recipe: dict[str, Any], dtype: torch.dtype, fake: FakeTensorMode) -> Any:
@@ -22,6 +31,7 @@ def build(config: Any, recipe: dict[str, Any], dtype: torch.dtype, fake: FakeTen
     attention = {} if recipe["attention"] == "auto" else {"attn_implementation": recipe["attention"]}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
+        use_lean_gates(model)
         if recipe["quantization"]:
             quantize(model, recipe, dtype)
         if recipe["kind"] == "lora":
@@ -80,6 +90,10 @@ class HollowLinear4bit(Linear4bit):
             x.to(self.compute_dtype or x.dtype), self.bias, (self.out_features, self.in_features), False
         )
         return made.to(x.dtype)
+
+    def unpacked(self) -> torch.Tensor:
+        """The weight as `pipelines.train.adapters` asks for it."""
+        return _unpacked((self.out_features, self.in_features), torch.empty(0, dtype=self.compute_dtype, device="cpu"))
 
 
 class HollowLinear8bit(Linear8bitLt):

@@ -16,9 +16,9 @@ def state_bytes(sizes: Sequence[int], optimizer: str) -> int:
 
 
 def transient_bytes(counted: Any, optimizer: str, *, foreach: bool) -> float:
-    """The most that a step holds beside states and gradients. torch.optim.AdamW: the root of the second state and its quotient,
-    of one parameter at a time, or with `foreach` (its default on CUDA) the root of all. bitsandbytes in 8 bits: nothing on a card,
-    where the update is one kernel; on a CPU six float32 copies of one parameter (`_optimizer_update_8bit_blockwise_cpu`)."""
+    """The most that a step holds beside states and gradients. torch.optim.AdamW: nothing where it is fused (on a CPU), with
+    `foreach` (its default on CUDA) the root of all second states. bitsandbytes in 8 bits: nothing on a card, where the update is
+    one kernel; on a CPU six float32 copies of one parameter (`_optimizer_update_8bit_blockwise_cpu`)."""
     if optimizer == "adamw":
-        return counted.trained_bytes() if foreach else 2 * counted.largest
+        return counted.trained_bytes() if foreach else 0
     return 0 if foreach else 6 * counted.largest

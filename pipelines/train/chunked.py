@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipelines.train.products import product
+
 PIECE_BYTES = 64 * 2**20  # of float32 logits: enough rows for a fast product, little beside a model's activations
 # architectures whose logits are the head's output alone, soft-capped where the configuration says so
 PLAIN_HEADS = {
@@ -39,7 +41,7 @@ def _pieces(rows: int, vocabulary: int) -> list[slice]:
 
 def logits_of(hidden: torch.Tensor, weight: torch.Tensor, cap: float | None) -> torch.Tensor:
     """(rows × vocabulary) float32 logits of (rows × width) hidden states."""
-    logits = (hidden @ weight.T).float()
+    logits = product(hidden, weight).float()
     return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
@@ -59,11 +61,9 @@ class _SummedLoss(torch.autograd.Function):
             total += _loss_into_gradient(logits, targets[piece], cap) * share
             slope = logits.mul_(share).to(half)
             if of_hidden is not None:
-                of_hidden[piece] = slope @ head
+                of_hidden[piece] = product(slope, head.t())
             if of_weight is not None:
-                of_weight.addmm_(slope.T, inputs[piece]) if half == weight.dtype else of_weight.add_(
-                    slope.T @ inputs[piece]
-                )
+                of_weight.add_(product(slope.t(), inputs[piece].t()))
         ctx.save_for_backward(of_hidden, of_weight)
         return total
 

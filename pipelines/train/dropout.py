@@ -21,12 +21,17 @@ def keep_mask(like: torch.Tensor, drop: float) -> torch.Tensor:
     return numbers >= round(drop * LEVELS) - LEVELS // 2
 
 
+def kept_share(drop: float) -> float:
+    """The probability with which `keep_mask` keeps an element."""
+    return 1 - round(drop * LEVELS) / LEVELS
+
+
 class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, drop: float) -> torch.Tensor:
         mask = keep_mask(x, drop)
         ctx.save_for_backward(mask)
-        ctx.scale = 1 / (1 - round(drop * LEVELS) / LEVELS)
+        ctx.scale = 1 / kept_share(drop)
         return (x * mask).mul_(ctx.scale)
 
     @staticmethod

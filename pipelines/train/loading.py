@@ -12,8 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import UnavailableError
+from pipelines.train.adapters import fuse
 from pipelines.train.dropout import make_cheap
+from pipelines.train.gated import use_lean_gates
 from pipelines.train.precision import compute_dtype, weights_dtype
+from pipelines.train.products import use_faster_products
 
 FLASH = "flash_attention_2"
 
@@ -50,6 +53,9 @@ def load_model(folder: Path, recipe: dict[str, Any]) -> Any:
     model = _with_attention(folder, recipe, options)
     if recipe["quantization"] and not torch.cuda.is_available():
         keep_unpacked(model)
+    if not torch.cuda.is_available():
+        use_faster_products(model)
+        use_lean_gates(model)
     return model
 
 
@@ -121,6 +127,7 @@ def add_adapter(model: Any, recipe: dict[str, Any]) -> Any:
     adapted = get_peft_model(model, config)
     if not torch.cuda.is_available():
         make_cheap(adapted)
+        fuse(adapted)
     return adapted
 
 

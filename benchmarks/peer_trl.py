@@ -1,0 +1,97 @@
+"""The same examples through TRL's SFTTrainer, in an environment of its own: `python peer_trl.py < run.json`.
+
+Its loss on the held-out examples is computed here, each alone and unpadded, so that it means what ours does. Peak memory is the
+kernel's high-water mark between the start of training and its end.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+
+def main() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # it ends with the benchmark
+    told: dict[str, Any] = json.load(sys.stdin)
+    os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    warnings.filterwarnings("ignore")
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    set_seed(told["seed"])
+    recipe = told["recipe"]
+    model = AutoModelForCausalLM.from_pretrained(told["weights"], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(told["weights"])
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    adapter = LoraConfig(
+        r=recipe["rank"], lora_alpha=recipe["alpha"], lora_dropout=recipe["dropout"], target_modules=recipe["targets"],
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    with TemporaryDirectory() as folder:
+        trained, seconds, peak = _train(told, model, tokenizer, adapter, folder)
+    loss = _loss(trained, told["eval"])
+    print("RESULT " + json.dumps({"seconds": seconds, "peak_gb": peak, "eval_loss": loss}))
+
+
+def _train(told: dict[str, Any], model: Any, tokenizer: Any, adapter: Any, folder: str) -> tuple[Any, float, float]:
+    """The trained model, the seconds of its loop, the peak in GB."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+
+    clock: dict[str, float] = {}
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            clock["began"] = time.perf_counter()
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            clock["ended"] = time.perf_counter()
+
+    recipe = told["recipe"]
+    options = SFTConfig(
+        output_dir=folder, bf16=False, use_cpu=True, report_to="none", save_strategy="no", logging_strategy="no",
+        disable_tqdm=True, seed=told["seed"], num_train_epochs=recipe["epochs"], learning_rate=recipe["learning_rate"],
+        lr_scheduler_type="cosine", warmup_steps=told["warmup_steps"], weight_decay=recipe["weight_decay"],
+        max_grad_norm=recipe["gradient_clip"], max_length=recipe["max_length"], **told["settings"],
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        model=model, args=options, train_dataset=Dataset.from_list(told["train"]), processing_class=tokenizer,
+        peft_config=adapter, callbacks=[Clock()],
+    )  # fmt: skip
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    trainer.train()
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
+    return trainer.model, clock["ended"] - clock["began"], peak
+
+
+def _loss(model: Any, examples: list[dict[str, list[int]]]) -> float:
+    """Mean negative log-likelihood of the learned tokens, in nats."""
+    import torch
+    from torch.nn import functional
+
+    model.eval()
+    total = count = 0
+    with torch.no_grad():
+        for example in examples:
+            ids, labels = torch.tensor([example["input_ids"]]), torch.tensor(example["labels"][1:])
+            hidden = model.base_model.model.model(input_ids=ids, use_cache=False)[0][0, :-1]
+            logits = model.get_output_embeddings()(hidden[labels != -100])
+            total += functional.cross_entropy(logits, labels[labels != -100], reduction="sum").item()
+            count += int((labels != -100).sum())
+    return total / count
+
+
+if __name__ == "__main__":
+    main()

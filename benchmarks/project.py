@@ -1,0 +1,36 @@
+"""A project of its own for a benchmark: the corpus's English records, cleaned, in a lake in a temporary folder; the weights are
+this project's, but for models that only ship their shape, which get random ones."""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines import experiments as configuration
+from pipelines import weights
+from pipelines.clean import clean as cleaning
+from pipelines.clean.read import raw_records
+from pipelines.experiments import Experiments
+from pipelines.paths import PROJECT, DataRoot, data_root
+from pipelines.train.cell import Stage
+
+PACKAGED = "smollm2-135m"
+
+
+def make(folder: Path, model: str = PACKAGED, *, train: int, held_out: int, **training: Any) -> Stage:
+    """The local profile with `model` alone, so many examples on each side, and `training` over its settings."""
+    plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
+    if model not in plain["models"]:  # gemma-3's modules have gemma's names
+        like = {**plain["models"]["gemma-2b-it"], "overrides": {}, "note": None}
+        plain["models"][model] = {**like, "source": {"random": model}}
+    profile = plain["profiles"]["local"]
+    profile |= {"models": [model], "max_train_examples": train, "max_eval_examples": held_out}
+    profile["training"] |= training
+    plain["sources"] |= {"local_generator": False}
+    data = DataRoot(folder / "data")
+    data.root.mkdir(parents=True)
+    if (data_root().models / model).exists():
+        data.models.mkdir()
+        (data.models / model).symlink_to(data_root().models / model)
+    stage = Stage(data, Experiments.model_validate(plain), "local")
+    weights.fetch(data, stage.experiments, model, say=lambda _: None)
+    cleaning.clean(data, raw_records(data, stage.experiments), stage.experiments.cleaning)
+    return stage

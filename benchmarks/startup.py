@@ -1,0 +1,82 @@
+"""From a training process's start to its first forward pass, against a process that imports AutoModelForCausalLM and loads the same
+weights, in turns. Ours also reads its examples, tokenizes and checks them, and adds or quantizes what its method needs."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks import project
+from pipelines.cells import CellKey
+from pipelines.files import read_json
+from pipelines.process import child_environment, spawn, stop_group
+from pipelines.train.cell import Stage, Watch, train
+
+ROUNDS = 5
+METHODS = ("full", "lora-r8", "qlora-r8")
+BARE = (
+    "import sys, torch\nfrom transformers import AutoModelForCausalLM\n"
+    "AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)\nprint('loaded', flush=True)\n"
+)
+
+
+def measure() -> Iterator[dict[str, Any]]:
+    with TemporaryDirectory(prefix="featherweight-startup-") as folder:
+        stage = project.make(Path(folder), train=8, held_out=3)
+        attempts = {method: _attempt(stage, method) for method in METHODS}
+        seconds: dict[str, list[float]] = {name: [] for name in ("bare", *METHODS)}
+        for _ in range(ROUNDS):
+            seconds["bare"].append(_bare(stage.data.models / project.PACKAGED))
+            for method, attempt in attempts.items():
+                seconds[method].append(_ours(attempt))
+        bare = median(seconds["bare"])
+        for method in METHODS:
+            yield {
+                "benchmark": "startup",
+                "method": method,
+                "seconds": median(seconds[method]),
+                "bare_seconds": bare,
+                "over_bare": median(seconds[method]) / bare,
+                "over_bare_of_best": min(seconds[method]) / min(seconds["bare"]),
+            }
+
+
+def _attempt(stage: Stage, method: str) -> Path:
+    """The folder of an attempt that ran to its end: its spec is started again by hand."""
+    key = CellKey(project.PACKAGED, method, 1)
+    attempt, _ = train(stage, key, watch=Watch(say=lambda _: None))
+    if attempt.status != "ok":
+        raise RuntimeError(f"{method} ended as {attempt.status}: {attempt.result['status_detail']}")
+    return attempt.folder
+
+
+def _ours(attempt: Path) -> float:
+    """Seconds until the child says that it probes, the first thing it runs the model for."""
+    (attempt / "child.json").unlink()
+    began = time.perf_counter()
+    child = spawn(["-m", "pipelines.train.child", str(attempt)], log=attempt / "log.txt")
+    try:
+        while (read_json(attempt / "child.json") or {}).get("phase") != "probe":
+            if child.poll() is not None:
+                raise RuntimeError((attempt / "log.txt").read_text(encoding="utf-8")[-500:])
+            time.sleep(0.01)
+        return time.perf_counter() - began
+    finally:
+        stop_group(child)
+
+
+def _bare(folder: Path) -> float:
+    began = time.perf_counter()
+    command = [sys.executable, "-c", BARE, str(folder.resolve())]
+    with subprocess.Popen(
+        command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        seconds = time.perf_counter() - began
+        process.kill()
+    return seconds

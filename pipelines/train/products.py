@@ -1,0 +1,97 @@
+"""Matrix products of a step on a CPU by the faster of the two libraries in PyTorch.
+
+PyTorch multiplies float32 matrices by MKL, which runs its AVX2 code on a processor that is not Intel's, also where that has
+AVX-512. oneDNN, which PyTorch holds too, does not ask who made it: twice the speed at SmolLM2's shapes on an AMD EPYC
+(`python -m benchmarks rate`). Results differ by float error; equal runs still end in equal bits.
+"""
+# ruff: noqa: TID253
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+# how many products, one for every shape, oneDNN keeps ready: its own 1,024 held 0.1 GB after a few batches, and were no faster
+KEPT_PRODUCTS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+FEWEST = 32  # rows: below it, as when an answer is generated, packing the weight costs more than the product gains
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether this is a processor with AVX-512 that MKL does not use, and this PyTorch holds oneDNN."""
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    try:
+        return "GenuineIntel" not in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+
+
+def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    fits = x.dtype is torch.float32 and weight.dtype is torch.float32 and x.device.type == "cpu"
+    return fits and len(x) >= FEWEST and onednn_is_faster()
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """(rows × in) · (out × in)ᵀ + bias, without a gradient of its own. Either may be a transposed view."""
+    if _by_onednn(x, weight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return functional.linear(x, weight, bias)
+
+
+def add_product(total: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`total` (rows × out) + (rows × in) · (out × in)ᵀ; `total` may be changed."""
+    if _by_onednn(x, weight):
+        return torch.ops.mkldnn._linear_pointwise.binary(x, total, weight, None, "add")
+    return total.addmm_(x, weight.t())
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weight)
+        ctx.shape = x.shape
+        return product(rows, weight, bias).view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        slope = gradients[0].reshape(-1, len(weight))
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        of_x = product(slope, weight.t()).view(ctx.shape) if wants_x else None
+        return of_x, product(slope.t(), x.t()) if wants_weight else None, slope.sum(0) if wants_bias else None
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """As torch.nn.functional.linear, gradients included."""
+    return _Linear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+
+
+def use_faster_products(model: nn.Module) -> None:
+    """Let the plain linear layers of `model` (also GPT-2's transposed ones) compute by `linear`, where that is faster; not its
+    output head, which `chunked` computes."""
+    if not onednn_is_faster():
+        return
+    os.environ.setdefault(KEPT_PRODUCTS, "64")
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    for module in model.modules():
+        if type(module) in (nn.Linear, Conv1D) and module is not head:
+            module.forward = _forward_of(module)
+
+
+def _forward_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    transposed, plain = isinstance(module, Conv1D), type(module).forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if torch.is_autocast_enabled(x.device.type) or x.dtype is not torch.float32:
+            return plain(module, x)
+        return linear(x, module.weight.t() if transposed else module.weight, module.bias)
+
+    return forward
