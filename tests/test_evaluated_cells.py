@@ -103,6 +103,10 @@ def test_every_evaluation_column_is_measured_and_what_cannot_be_is_null(project:
         ("qlora-r8", "mixed", 2),
     ]
     assert select(project, "SELECT min(tokens_per_second) > 0, min(peak_memory_gb) > 0 FROM serving") == [(True, True)]
+    timed = select(
+        project, "SELECT method, count(*), count(latency_ms), max(latency_ms) FROM evaluation_answers GROUP BY 1"
+    )
+    assert sorted(timed) == [(name, 2, 1, row["p50_latency_ms"]) for name, row in sorted(rows.items())]
     assert select(project, "SELECT DISTINCT method, shots FROM evaluation_answers ORDER BY ALL") == [
         ("base", None), ("base-few-shot", 1), ("lora-r8", None), ("qlora-r8", None),
     ]  # fmt: skip

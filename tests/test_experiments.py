@@ -204,6 +204,8 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
             "exactly one of wheel, hub, path or random",
         ),
         ("{path: /models/tiny}", "{wheel: a==1}", 3, "models.tiny.source", "file and sha256"),
+        ("{kind: full}", "{kind: full, shots: 4}", 13, "methods.full", "belong to kind none, not full"),
+        ("sources:", "judging: {judge: nobody}\nsources:", 21, "judging.judge", "expected one of"),
         ("{kind: none}", "{kind: nothing}", 12, "methods.base.kind", "'none', 'full' or 'lora'"),
         ("rank: 8", "alpha: 8", 14, "methods.lora-r8", "needs rank"),
         ("{kind: full}", "{kind: full, quantization: nf4}", 13, "methods.full", "belong to kind lora, not full"),

@@ -53,9 +53,10 @@ def evaluate_cell(worker: Worker) -> None:
     measure_general(worker, model, form)
     worker.measure(loss_seconds=clock.lap())
     sample = fitting[: spec["settings"]["answers"]]
-    answer_sample(worker, speaker, prompts, sample)
+    rows = answer_sample(worker, speaker, prompts, sample)
     worker.measure(answer_seconds=clock.lap())
-    measure_serving(worker, speaker, [prompts.asked(record) for record in sample])
+    asked = [prompts.asked(record) for record in sample]
+    measure_latency(worker, measure_serving(worker, speaker, asked), asked, rows)
     worker.measure(serving_seconds=clock.lap())
 
 
@@ -166,8 +167,8 @@ def _per_record(batch: Sequence[Tokenized], losses: Any, scored: Any) -> list[di
     return rows
 
 
-def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Records) -> None:
-    """Greedy answers in batches, each with its scores against the reference."""
+def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Records) -> list[dict[str, Any]]:
+    """Greedy answers in batches, each with its scores against the reference, as rows of answers.jsonl."""
     from pipelines.evaluate import answering
 
     limit = worker.spec["settings"]["max_new_tokens"]
@@ -199,40 +200,46 @@ def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Recor
     )
     worker.save()
     worker.say(f"{len(rows)} answers: {count} tokens in {seconds:.1f} s")
+    return rows
 
 
-def measure_serving(worker: Worker, speaker: Any, asked: Sequence[list[int]]) -> None:
-    """Speed and memory of answering, the adapter attached, several in one batch, and merged; then what one user waits for an
-    answer, of the adapter merged where it can be."""
-    from pipelines.evaluate import answering, serving
+def measure_serving(worker: Worker, speaker: Any, asked: Sequence[list[int]]) -> Any:
+    """Speed and memory of answering, the adapter attached, several in one batch, and merged. Returns the speaker with the adapter
+    merged where it can be; the one with the adapter attached is used up."""
+    from pipelines.evaluate import serving
 
     if not asked:
-        return
+        return speaker
     settings, recipe, trained = worker.spec["settings"], worker.spec["recipe"], _trained(worker)
     sizes = sorted({1, settings["serving_batch"]}) if settings["serving_batch"] else []
     tokens, rows = settings["serving_tokens"], []
-    if not sizes:
-        worker.say("serving is not measured: serving_batch is 0")
-    mode = "merged"
     if recipe["kind"] == "lora" and trained:
-        rows += serving.measure(speaker, "attached", asked, tokens, sizes) if sizes else []
-        if serving.can_mix(recipe) and (batches := sizes[1:]):
-            mixed = serving.several_adapters(speaker, trained, batches[0])
-            rows += serving.measure(mixed, "mixed", asked, tokens, batches)
+        rows += serving.measure(speaker, "attached", asked, tokens, sizes)
+        if serving.can_mix(recipe) and sizes[1:]:
+            mixed = serving.several_adapters(speaker, trained, sizes[1])
+            rows += serving.measure(mixed, "mixed", asked, tokens, sizes[1:])
             serving.one_adapter(speaker)
-        if serving.can_merge(recipe):
-            speaker = serving.merged(speaker)
-        else:
-            mode = "attached"
-    if mode == "merged" and sizes:
+        speaker = serving.merged(speaker) if serving.can_merge(recipe) else speaker
+    if serving.whole(recipe):
         rows += serving.measure(speaker, "merged", asked, tokens, sizes)
     write_jsonl(worker.folder / "serving.jsonl", rows)
+    return speaker
+
+
+def measure_latency(worker: Worker, speaker: Any, asked: Sequence[list[int]], rows: Sequence[dict[str, Any]]) -> None:
+    """What one user waits for an answer, measured one at a time on the first of the sample and kept with those answers."""
+    from pipelines.evaluate import answering, serving
+
+    settings, recipe = worker.spec["settings"], worker.spec["recipe"]
     taken = answering.latencies(speaker, asked[: settings["latency_answers"]], settings["max_new_tokens"])
+    for row, milliseconds in zip(rows, taken, strict=False):
+        row["latency_ms"] = milliseconds
+    write_jsonl(worker.folder / "answers.jsonl", rows)
     worker.measure(
         p50_latency_ms=percentile(taken, 0.5),
         p95_latency_ms=percentile(taken, 0.95) if len(taken) >= ENOUGH_FOR_P95 else None,
         latency_answers=len(taken),
-        latency_mode=mode if taken else None,
+        latency_mode=("merged" if serving.whole(recipe) else "attached") if taken else None,
     )
 
 

@@ -22,7 +22,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row per batch size: `p50_latency_ms` is what one request of the batch waits, `tokens_per_second` counts the new tokens of
     all, `peak_memory_gb` is the card's on CUDA, else the process's."""
-    answer(speaker, _batch(prompts, sizes[0]), 2, exactly=True)  # a first call warms up
+    if sizes:
+        answer(speaker, _batch(prompts, sizes[0]), 2, exactly=True)  # a first call warms up
     return [_measure(speaker, mode, prompts, tokens, size) for size in sizes]
 
 
@@ -65,6 +66,11 @@ def one_adapter(speaker: Speaker) -> None:
 def can_merge(recipe: dict[str, Any]) -> bool:
     """A quantized base is not merged into: rounding the sum to 4 or 8 bits again would make another model."""
     return recipe["kind"] == "lora" and not recipe["quantization"]
+
+
+def whole(recipe: dict[str, Any]) -> bool:
+    """Whether the model answers without an adapter beside its weights: it has none, or it is merged."""
+    return recipe["kind"] != "lora" or can_merge(recipe)
 
 
 def can_mix(recipe: dict[str, Any]) -> bool:
