@@ -1,19 +1,25 @@
-"""Publishing 1,000 finished cells (200,000 curve points, 32,000 answers), against a plain CREATE TABLE of the same rows."""
+"""Publishing 1,000 finished cells (200,000 curve points, 32,000 answers), against a plain CREATE TABLE of the same rows; and what
+comparing 1,000 cells on 100 records costs: intervals, Pareto front, picks."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from benchmarks.clock import best_seconds
+from pipelines.compare.quality import Qualities, Quality
+from pipelines.compare.ranking import make_picks, mark_pareto
+from pipelines.compare.table import COLUMNS, Row
 from pipelines.compare.tables import EVALUATION_ANSWERS, TRAINING_CURVE
 from pipelines.paths import DataRoot
 from pipelines.warehouse import arrow_table, publish
 
-CELLS, POINTS, ANSWERS = 1000, 200, 32
+CELLS, POINTS, ANSWERS, RECORDS = 1000, 200, 32, 100
 
 
 def measure() -> Iterator[dict[str, Any]]:
@@ -44,6 +50,31 @@ def measure() -> Iterator[dict[str, Any]]:
         "over_plain": ours / plain,
         "reads_back_equal": found == {name: table.num_rows for name, table in tables.items()},
     }
+    rows, qualities = _compared()
+    yield {
+        "benchmark": "compare",
+        "cells": CELLS,
+        "records": RECORDS,
+        "intervals_seconds": best_seconds(lambda: [qualities.difference(row, rows[0]) for row in rows], rounds=2),
+        "pareto_seconds": best_seconds(lambda: mark_pareto(rows, qualities), rounds=2),
+        "picks_seconds": best_seconds(lambda: make_picks(rows, qualities), rounds=2),
+        "on_the_front": sum(bool(row["is_pareto"]) for row in rows),
+    }
+
+
+def _compared() -> tuple[list[Row], Qualities]:
+    """Rows that trade quality for memory and time, with noise, so that many are near the front."""
+    luck, sampled = random.Random(1), np.random.default_rng(1)
+    hard, sizes = sampled.normal(1.2, 0.3, RECORDS), np.full(RECORDS, 400.0)
+    examples = tuple(f"e{number}" for number in range(RECORDS))
+    rows, known = [], {}
+    for number in range(CELLS):
+        memory, seconds = luck.uniform(1, 40), luck.uniform(60, 6000)
+        bits = hard + 0.2 / memory + 20 / seconds + sampled.normal(0, 0.03, RECORDS)
+        numbers = {"eval_bits_per_byte": float(bits.mean()), "peak_memory_gb": memory, "train_seconds": seconds}
+        rows.append({**dict.fromkeys(COLUMNS), "model": "m", "method": f"r{number}", "status": "ok", **numbers})
+        known["m", f"r{number}"] = Quality(examples, (bits * sizes * np.log(2))[None], sizes)
+    return rows, Qualities(known)
 
 
 def _plain(path: Path, tables: dict[str, pa.Table]) -> None:
