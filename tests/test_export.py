@@ -4,6 +4,7 @@ import json
 import signal
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,8 @@ def test_the_packaged_model_answers_in_llama_cpps_server_as_in_transformers(tmp_
     folder = PROJECT / "data" / "models" / MODEL
     file = tmp_path / "packaged.gguf"
     write_gguf(folder, file, "F16", name=MODEL)
-    tokenizer, model = load_tokenizer(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer: Any = load_tokenizer(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
     with local_server(file, slots=1) as url:
         for text in (
             "What is the capital of Korea?",

@@ -52,10 +52,10 @@ def with_transformers(worker: Worker, asked: dict[str, Any], examples: list[Toke
     if quantization:
         kept = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
         worker.measure(note=f"linear layers alone are {quantization}: embeddings stay {kept}")
-    reset_peaks()
     worker.phase("evaluate")
     worker.measure(bits_per_byte=measured_bits_per_byte(model, examples, spec["batch_tokens"]))
     worker.save()
+    reset_peaks()  # the peak is that of answering
 
     def answer(prompt: Sequence[int], limit: int) -> int:
         ids = torch.tensor([prompt], device=device)
@@ -88,7 +88,6 @@ def with_llama_cpp(worker: Worker, asked: dict[str, Any], examples: list[Tokeniz
     with LlamaCpp(file, context=longest, threads=threads()) as llama:
         note = (read_json(file.with_suffix(".json")) or {}).get("note")
         worker.measure(load_seconds=clock.lap(), size_mb=file.stat().st_size / 1e6, engine="llama.cpp, cpu", note=note)
-        reset_peak()
         worker.phase("evaluate")
         nats = 0.0
         for example in examples:
@@ -101,6 +100,7 @@ def with_llama_cpp(worker: Worker, asked: dict[str, Any], examples: list[Tokeniz
         size = sum(example.completion_bytes for example in examples)
         worker.measure(bits_per_byte=scores.bits_per_byte(nats, size))
         worker.save()
+        reset_peak()
         stops = asked["stop_tokens"]
         time_answers(worker, asked["prompts"], lambda prompt, most: len(llama.greedy(prompt, limit=most, stops=stops)))
         worker.measure(peak_memory_gb=peak_resident() / 1e9)
