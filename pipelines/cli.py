@@ -190,6 +190,23 @@ def estimate(arguments: Arguments) -> int:
     return OK
 
 
+def prune(arguments: Arguments) -> int:
+    from pipelines.prune import leftovers, remove
+
+    found = leftovers(stage_now())
+    total = 0
+    for leftover in found:
+        total += (size := leftover.bytes)
+        print(f"{size / 1e6:10.1f} MB  {leftover.path}: {leftover.why}")
+    print(
+        f"{total / 1e6:10.1f} MB in {len(found)} places{'' if arguments.yes or not found else '; --yes removes them'}"
+    )
+    kept = [(leftover, why) for leftover, why in remove(found) if why] if arguments.yes else []
+    for leftover, why in kept:
+        print(f"kept {leftover.path}: {why}", file=sys.stderr)
+    return OK
+
+
 def doctor(_: Arguments) -> int:
     from pipelines.doctor import examine
 
@@ -260,6 +277,9 @@ def parser() -> argparse.ArgumentParser:
     foretold.add_argument("model", nargs="?", help="default: every model of the grid")
     foretold.add_argument("method", nargs="?", help="default: every method")
     foretold.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
+    command("prune", prune, "what nobody needs any more; removed with --yes alone").add_argument(
+        "--yes", action="store_true", help="remove it"
+    )
     command("doctor", doctor, "what this machine has and what each profile can run")
     return top
 
