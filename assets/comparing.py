@@ -8,10 +8,12 @@ from assets.metadata import picture, table
 from assets.project import grid, stage_now
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
+from pipelines.cells import all_attempts
 from pipelines.compare import plots
 from pipelines.compare.compare import compare, lake_version
 from pipelines.compare.report import curves_of
 from pipelines.compare.show import SHOWN
+from pipelines.warehouse import connect
 
 LAKE = "version of the lake"
 # few enough that the UI shows the table in place rather than behind a click
@@ -50,4 +52,22 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
             "warehouse": dg.MetadataValue.path(publication.warehouse),
             "report": dg.MetadataValue.path(publication.report),
         }
+    )
+
+
+@dg.asset_check(
+    asset=comparison, description="The published tables hold every configured cell once, and every attempt."
+)
+def every_cell_and_attempt_is_published() -> dg.AssetCheckResult:
+    stage = stage_now()
+    profile = stage.experiments.profile(stage.profile)
+    configured = sorted((model, method) for model in profile.models for method in profile.methods)
+    known = {attempt.run_id for attempt in all_attempts(stage.data)}
+    with connect(stage.data) as db:
+        cells = sorted(db.execute("SELECT model, method FROM comparison").fetchall())
+        runs = [run for (run,) in db.execute("SELECT run_id FROM training_runs").fetchall()]
+    later = known - set(runs)  # those made since are published next
+    return dg.AssetCheckResult(
+        passed=cells == configured and len(runs) == len(set(runs)) and set(runs) <= known,
+        metadata={"cells": len(cells), "configured": len(configured), "attempts": len(runs), "made since": len(later)},
     )

@@ -11,7 +11,7 @@ from assets.cleaning import (
     sft_examples,
     train_and_eval_do_not_overlap,
 )
-from assets.comparing import comparison
+from assets.comparing import comparison, every_cell_and_attempt_is_published
 from assets.generating import corpus_records, generated_records, local_records
 from assets.inputs import cell_inputs, evaluation_inputs
 from assets.jobs import data, everything, publish, training
@@ -38,6 +38,7 @@ defs = dg.Definitions(
         enough_examples,
         reject_share_per_source,
         language_mix,
+        every_cell_and_attempt_is_published,
     ],
     jobs=[data, training, everything, publish],
     schedules=[nightly],

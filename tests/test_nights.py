@@ -145,6 +145,36 @@ def test_two_daemons_that_ask_for_the_same_night_run_no_cell_twice(week: Nights)
     assert week.night() == ["data", "publish"], "out of memory is not tried again"
 
 
+def test_a_night_goes_on_where_a_dead_daemon_left_it(week: Nights) -> None:
+    week.project.change(profiles={"local": {"methods": ["lora-r8"]}})
+    week.execute(week.begin())
+    asked = week.tick("night_goes_on")  # and the daemon dies before any run is made
+    again = week.tick("night_goes_on")
+    assert [request.run_key for request in again] == [request.run_key for request in asked]
+    week.execute(again)
+    week.carry_on()
+    assert week.statuses("lora-r8") == ["ok"] and week.ran == ["data", "lora-r8", "publish"]
+
+
+def test_what_somebody_else_ran_meanwhile_is_taken_as_it_is(week: Nights) -> None:
+    week.project.change(profiles={"local": {"methods": ["lora-r8"]}})
+    week.execute(week.begin())
+    asked = week.tick("night_goes_on")
+    week.launcher = out_of_memory()
+    assert week.cell("lora-r8").success  # as `make run` does it
+    week.execute(asked)
+    week.carry_on()
+    assert week.statuses("lora-r8") == ["out_of_memory"]
+
+
+def test_a_clock_that_went_back_loses_nothing(week: Nights) -> None:
+    week.project.change(profiles={"local": {"methods": ["base"]}})
+    assert week.night() == ["data", "base", "publish"]
+    week.number = -5  # the next tick is of days before
+    assert week.night() == ["data", "publish"]
+    assert week.statuses("base") == ["ok"]
+
+
 def test_what_a_person_asks_for_in_the_launchpad_is_done_and_recorded(week: Nights) -> None:
     week.project.change(profiles={"local": {"methods": ["lora-r8"], "price_per_hour": 3600.0}})
     week.execute(week.begin())

@@ -109,7 +109,9 @@ def test_the_files_for_containers_fit_together() -> None:
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert published and all(port.startswith("127.0.0.1:") for port in published)
     instance = yaml.safe_load((DOCKER / "dagster.yaml").read_text(encoding="utf-8"))
-    asked = {entry["env"] for entry in instance["storage"]["postgres"]["postgres_db"].values()}
+    asked = {
+        entry["env"] for entry in instance["storage"]["postgres"]["postgres_db"].values() if isinstance(entry, dict)
+    }
     assert asked <= set(services["daemon"]["environment"]) and asked <= set(services["webserver"]["environment"])
     (location,) = yaml.safe_load((DOCKER / "workspace.yaml").read_text(encoding="utf-8"))["load_from"]
     command = services["code"]["command"]
