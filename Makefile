@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONUNBUFFERED = 1
 
-.PHONY: run test test-slow ui table bench lint format lock setup setup-dev weights clean-data
+.PHONY: run test test-slow ui table prune screenshots bench lint format lock setup setup-dev weights clean-data
 .DEFAULT_GOAL := run
 
 run: weights ## the whole graph on this machine's profile; prints the comparison table
@@ -22,6 +22,13 @@ ui: setup ## Dagster's webserver and daemon on 127.0.0.1:3000 (PORT=... for anot
 
 table: setup ## the published comparison
 	@$(BIN)/featherweight table
+
+prune: setup ## what nobody needs any more, and old runs of Dagster; YES=1 removes it
+	@$(BIN)/featherweight prune $(if $(YES),--yes)
+	@$(BIN)/python -m assets.history $(if $(YES),--yes)
+
+screenshots: setup-dev ## docs/images/*.png: the graph, a cell, the report (needs Chromium and a finished `make run`)
+	@$(BIN)/python -m tests.screenshots
 
 bench: setup-dev weights ## the figures; one JSON object a line
 	@$(BIN)/python -m benchmarks

@@ -15,6 +15,8 @@ from pipelines.compare.compare import compare, lake_version
 from pipelines.compare.figures import curves_of
 from pipelines.compare.history import history_rows
 from pipelines.compare.show import SHOWN, pick_answer
+from pipelines.evaluate.teacher import METHOD as TEACHER
+from pipelines.warehouse import connect
 
 LAKE = "version of the lake"
 # few enough that the UI shows the table in place rather than behind a click
@@ -93,4 +95,22 @@ def no_cell_got_worse() -> dg.AssetCheckResult:
             "cells with a past": sum(bool(row["is_newest"] and row["delta_previous"] is not None) for row in rows),
             **({"worse": table(worse, ["model", "method", "seed", "worse", "changed", "run_id"])} if worse else {}),
         },
+    )
+
+
+@dg.asset_check(
+    asset=comparison, description="The published tables hold every configured cell once, and every attempt."
+)
+def every_cell_and_attempt_is_published() -> dg.AssetCheckResult:
+    stage = stage_now()
+    profile = stage.experiments.profile(stage.profile)
+    configured = sorted((model, method) for model in profile.models for method in profile.methods)
+    known = {attempt.run_id for attempt in all_attempts(stage.data)}
+    with connect(stage.data) as db:
+        cells = sorted(db.execute("SELECT model, method FROM comparison WHERE method <> ?", [TEACHER]).fetchall())
+        runs = [run for (run,) in db.execute("SELECT run_id FROM training_runs").fetchall()]
+    later = known - set(runs)  # those made since are published next
+    return dg.AssetCheckResult(
+        passed=cells == configured and len(runs) == len(set(runs)) and set(runs) <= known,
+        metadata={"cells": len(cells), "configured": len(configured), "attempts": len(runs), "made since": len(later)},
     )

@@ -11,7 +11,7 @@ from assets.cleaning import (
     sft_examples,
     train_and_eval_do_not_overlap,
 )
-from assets.comparing import comparison, no_cell_got_worse
+from assets.comparing import comparison, every_cell_and_attempt_is_published, no_cell_got_worse
 from assets.generating import corpus_records, generated_records, local_records
 from assets.inputs import cell_inputs, evaluation_inputs
 from assets.jobs import data, everything, publish, training
@@ -39,6 +39,7 @@ defs = dg.Definitions(
         reject_share_per_source,
         language_mix,
         no_cell_got_worse,
+        every_cell_and_attempt_is_published,
     ],
     jobs=[data, training, everything, publish],
     schedules=[nightly],

@@ -299,6 +299,23 @@ def sweep(arguments: Arguments) -> int:
     return OK if all(row["status"] == "ok" for row in rows) else NOT_OK
 
 
+def prune(arguments: Arguments) -> int:
+    from pipelines.prune import leftovers, remove
+
+    found = leftovers(stage_now())
+    total = 0
+    for leftover in found:
+        total += (size := leftover.bytes)
+        print(f"{size / 1e6:10.1f} MB  {leftover.path}: {leftover.why}")
+    print(
+        f"{total / 1e6:10.1f} MB in {len(found)} places{'' if arguments.yes or not found else '; --yes removes them'}"
+    )
+    kept = [(leftover, why) for leftover, why in remove(found) if why] if arguments.yes else []
+    for leftover, why in kept:
+        print(f"kept {leftover.path}: {why}", file=sys.stderr)
+    return OK
+
+
 def doctor(_: Arguments) -> int:
     from pipelines.doctor import examine
 
@@ -422,6 +439,9 @@ def parser() -> argparse.ArgumentParser:
     swept.add_argument("model", nargs="?", help="default: the profile's first")
     swept.add_argument("--ranks", type=_positive, nargs="+", default=[8, 128, 256], metavar="R")
     swept.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
+    command("prune", prune, "what nobody needs any more; removed with --yes alone").add_argument(
+        "--yes", action="store_true", help="remove it"
+    )
     command("doctor", doctor, "what this machine has and what each profile can run")
     return top
 

@@ -16,6 +16,7 @@ from pipelines import machine
 from pipelines.process import spawn, stop_group
 
 Reason = Literal["memory_budget", "time_limit", "interrupted"]
+CANCEL_GRACE_SECONDS = 8.0  # whoever cancels wants the machine back: later than this only the last checkpoint is kept
 POLL_SECONDS = 0.05  # a watchdog this fast overshoots a memory budget by about 1 %
 
 
@@ -112,7 +113,7 @@ def run_to_end(launcher: Launcher, command: CellCommand, *, on_tick: Callable[[]
                 next_tick = elapsed + 0.5
             time.sleep(POLL_SECONDS)
     except BaseException:
-        running.stop(grace_seconds=command.grace_seconds)
+        running.stop(grace_seconds=min(command.grace_seconds, CANCEL_GRACE_SECONDS))
         raise
     finally:
         running.stop()

@@ -1,6 +1,6 @@
 """Nights in one process: the schedule and the sensors decide, the runs they ask for are executed here, with tiny models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -13,6 +13,7 @@ from assets import training
 from assets.definitions import defs
 from assets.project import partition_of
 from pipelines import cells
+from pipelines.files import read_json
 from tests.in_process import InProcess
 from tests.project import MODEL, TinyProject
 
@@ -28,6 +29,7 @@ class Nights:
     launcher: Any = field(default_factory=InProcess)
     number: int = 0
     ran: list[str] = field(default_factory=list)
+    after_run: Callable[[], None] | None = None
 
     def night(self) -> list[str]:
         """One whole night; returns what ran: `data`, `METHOD` for each cell, `publish`."""
@@ -75,13 +77,21 @@ class Nights:
                 tags={k: v for k, v in request.tags.items() if not k.startswith("dagster/partition")},
                 raise_on_error=False,
             )
+            if self.after_run:
+                self.after_run()
+                self.after_run = None
 
-    def cell(self, method: str, **config: Any) -> dg.ExecuteInProcessResult:
+    def record(self) -> dict[str, Any]:
+        """What the newest night wrote of itself."""
+        newest = max((self.project.data.lake / "nights").glob("*.json"))
+        return read_json(newest) or {}
+
+    def cell(self, method: str, *, model: str = MODEL, **config: Any) -> dg.ExecuteInProcessResult:
         """Materialize one cell, as by a click, with the launchpad's `config`."""
         asked = {"config": config}
         return defs.resolve_job_def("training").execute_in_process(
             instance=self.instance,
-            partition_key=partition_of(MODEL, method),
+            partition_key=partition_of(model, method),
             run_config={"ops": {"trained_model": asked, "evaluation": asked}},
             raise_on_error=False,
         )

@@ -1,13 +1,17 @@
 """The graph in Dagster: what it shows, that it reuses what is current, and that an outcome is data, not a failure."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
+from dagster._core.events import DagsterEventType, EngineEventData
 
 from assets.cleaning import sft_examples
 from assets.comparing import comparison
@@ -15,6 +19,7 @@ from assets.definitions import defs
 from assets.generating import corpus_records, generated_records, local_records
 from assets.inputs import cell_inputs
 from assets.instance import OWNER, end_orphaned_runs, owner_tags
+from assets.launcher import WatchedRunLauncher
 from assets.project import partition_of
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
@@ -193,6 +198,32 @@ def test_hostile_text_in_metadata_is_text(project: TinyProject, instance: dg.Dag
     result = dg.materialize([corpus_records], instance=instance)
     shown = str(result.asset_materializations_for_node("corpus_records")[0].metadata["first records"].value)
     assert "<script>" not in shown and "![x]" not in shown and "\x1b" not in shown
+
+
+@pytest.mark.parametrize(("pid", "found"), [(os.getpid(), "RUNNING"), (2**22 + 1, "FAILED"), (1, "FAILED")])
+def test_a_run_whose_process_is_gone_is_noticed(instance: dg.DagsterInstance, pid: int, found: str) -> None:
+    """A process of that number which began long before the run, such as 1, is another one: the machine was rebooted."""
+    run = instance.create_run_for_job(defs.resolve_job_def("data"))
+    moment = psutil.Process().create_time() if pid == os.getpid() else time.time()
+    event = dg.DagsterEvent(
+        DagsterEventType.ENGINE_EVENT.value,
+        run.job_name,
+        message=f"Started process for run (pid: {pid}).",
+        event_specific_data=EngineEventData.in_process(pid),
+    )
+    entry = dg.EventLogEntry(None, "debug", "", run.run_id, moment, job_name=run.job_name, dagster_event=event)
+    instance.handle_new_event(entry)
+    launcher = WatchedRunLauncher()
+    launcher.register_instance(instance)
+    assert launcher.check_run_worker_health(run).status.value == found
+
+
+def test_the_settings_of_the_instance_are_valid_and_watch_its_runs(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_bytes((PROJECT / "dagster.yaml").read_bytes())
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert isinstance(instance.run_launcher, WatchedRunLauncher)
+        assert instance.run_monitoring_enabled and instance.run_launcher.supports_check_run_worker_health
+        assert instance.get_concurrency_config().pool_config.default_pool_limit == 1
 
 
 def test_a_run_whose_process_is_gone_gives_its_place_back(instance: dg.DagsterInstance) -> None:

@@ -1,6 +1,9 @@
 """Nights through Dagster: the schedule, the sensors, the runs; each night does what is due, once, and nothing else."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -13,6 +16,13 @@ from assets.project import partition_of
 from pipelines import cells
 from pipelines.compare.compare import published_rows
 from pipelines.compare.table import comparison_rows
+from pipelines.files import read_json, write_json
+from pipelines.launcher import CellCommand
+from pipelines.paths import PROJECT
+from pipelines.warehouse import connect
+from tests.fake_behavior import Behavior
+from tests.fake_provider import fake_provider
+from tests.in_process import Ended, InProcess
 from tests.nights import Nights, nights
 from tests.project import MODEL, TinyProject
 
@@ -26,6 +36,48 @@ def week(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nigh
 
 def attempts(week: Nights) -> int:
     return len(list(cells.all_attempts(week.project.data)))
+
+
+def out_of_memory() -> InProcess:
+    """Every training child is refused memory at its first step."""
+
+    def at_point(_worker: object, row: dict[str, Any]) -> None:
+        if row["step"]:
+            raise MemoryError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 123 bytes")
+
+    return InProcess(at_point)
+
+
+class Rebooted(BaseException):
+    """The machine is gone in the middle of a cell."""
+
+
+class Rebooting(InProcess):
+    """The first child is cut off with everything around it: no result is written, and its parent is gone."""
+
+    def __init__(self, week: Nights) -> None:
+        super().__init__()
+        self._week = week
+        self._cut: list[Path] = []
+
+    def start(self, command: CellCommand) -> Ended:
+        if not self._cut:
+            self._cut.append(command.folder)
+            self._week.after_run = self.leave_as_a_reboot_does
+            raise Rebooted
+        return super().start(command)
+
+    def leave_as_a_reboot_does(self) -> None:
+        (folder,) = self._cut
+        (folder / "result.json").unlink()
+        state = read_json(folder / "state.json") or {}
+        write_json(folder / "state.json", {**state, "status": "running", "pid": 2**22 + 1})
+
+
+def small_corpus(project: TinyProject) -> None:
+    records = json.loads((PROJECT / "data" / "corpus.json").read_text(encoding="utf-8"))
+    english = [record for record in records if record.get("language") == "en"][:40]
+    (project.data.root / "corpus.json").write_text(json.dumps(english, ensure_ascii=False), encoding="utf-8")
 
 
 def test_the_first_night_does_everything_and_an_unchanged_one_only_looks(week: Nights) -> None:
@@ -75,3 +127,146 @@ def test_dagster_and_the_table_call_the_same_cells_stale(week: Nights) -> None:
     assert stale(week) == {"lora-r8"}, "base trains on nothing"
     project.change(profiles={"local": {"max_train_examples": 8}})
     assert stale(week) == set(), "as it was"
+
+
+def test_two_daemons_that_ask_for_the_same_night_run_no_cell_twice(week: Nights) -> None:
+    week.project.change(profiles={"local": {"methods": ["lora-r8"]}})
+    week.launcher = out_of_memory()
+    first, second = week.begin(), week.begin()
+    assert [request.run_key for request in first] == [request.run_key for request in second]
+    week.execute([*first, *second])
+    one, other = week.tick("night_goes_on"), week.tick("night_goes_on")
+    assert [request.run_key for request in one] == [request.run_key for request in other]
+    week.execute([*one, *other])
+    assert week.statuses("lora-r8") == ["out_of_memory"], "the second saw that it had been run since"
+    week.number += 1
+    assert week.begin() == [], "while one night is under way no other begins"
+    week.carry_on()
+    assert week.night() == ["data", "publish"], "out of memory is not tried again"
+
+
+def test_a_night_goes_on_where_a_dead_daemon_left_it(week: Nights) -> None:
+    week.project.change(profiles={"local": {"methods": ["lora-r8"]}})
+    week.execute(week.begin())
+    asked = week.tick("night_goes_on")  # and the daemon dies before any run is made
+    again = week.tick("night_goes_on")
+    assert [request.run_key for request in again] == [request.run_key for request in asked]
+    week.execute(again)
+    week.carry_on()
+    assert week.statuses("lora-r8") == ["ok"] and week.ran == ["data", "lora-r8", "publish"]
+
+
+def test_what_somebody_else_ran_meanwhile_is_taken_as_it_is(week: Nights) -> None:
+    week.project.change(profiles={"local": {"methods": ["lora-r8"]}})
+    week.execute(week.begin())
+    asked = week.tick("night_goes_on")
+    week.launcher = out_of_memory()
+    assert week.cell("lora-r8").success  # as `make run` does it
+    week.execute(asked)
+    week.carry_on()
+    assert week.statuses("lora-r8") == ["out_of_memory"]
+
+
+def test_a_clock_that_went_back_loses_nothing(week: Nights) -> None:
+    week.project.change(profiles={"local": {"methods": ["base"]}})
+    assert week.night() == ["data", "base", "publish"]
+    week.number = -5  # the next tick is of days before
+    assert week.night() == ["data", "publish"]
+    assert week.statuses("base") == ["ok"]
+
+
+def test_what_a_person_asks_for_in_the_launchpad_is_done_and_recorded(week: Nights) -> None:
+    week.project.change(profiles={"local": {"methods": ["lora-r8"], "price_per_hour": 3600.0}})
+    week.execute(week.begin())
+    result = week.cell("lora-r8", max_examples=5, seeds=[7], budget_usd=120.0)
+    assert result.success
+    (attempt,) = cells.attempts(week.project.data, cells.CellKey(MODEL, "lora-r8", 7))
+    assert attempt.status == "ok" and attempt.result["measured"]["train_examples"] == 5
+    assert attempt.spec["time_limit_minutes"] == pytest.approx(2.0), "a dollar a second"
+    assert not week.statuses("lora-r8"), "seed 1 was not asked for"
+    assert week.cell("lora-r8", max_examples=5, seeds=[7]).success
+    assert len(cells.attempts(week.project.data, cells.CellKey(MODEL, "lora-r8", 7))) == 1
+    assert week.cell("lora-r8", max_examples=5, seeds=[7], force=True).success
+    assert len(cells.attempts(week.project.data, cells.CellKey(MODEL, "lora-r8", 7))) == 2
+
+
+def test_a_backfill_of_everything_does_the_profiles_cells_and_says_so_of_the_rest(week: Nights) -> None:
+    week.project.change(profiles={"local": {"methods": ["base"]}})
+    week.execute(week.begin())
+    job = defs.resolve_job_def("training")
+    for method in ("base", "full"):
+        done = job.execute_in_process(
+            instance=week.instance, partition_key=partition_of(MODEL, method), tags={"dagster/backfill": "all"}
+        )
+        assert done.success
+    (check,) = [c for c in done.get_asset_check_evaluations() if c.check_name == "cell_is_ok"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "profile local does not name" in str(check.metadata["not run"].value)
+    assert week.statuses("base") == ["ok"] and week.statuses("full") == []
+
+
+def test_an_unreachable_model_is_unavailable_at_once_as_a_warning(
+    week: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    week.execute(week.begin())
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("a download was tried"))
+    week.launcher = None  # nor is any child started
+    done = week.cell("full", model="gpt2-large")
+    assert done.success
+    (check,) = [c for c in done.get_asset_check_evaluations() if c.check_name == "cell_is_ok"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "HF_HUB_OFFLINE" in str(check.metadata["seed 1"].value)
+
+
+@pytest.mark.slow
+def test_a_week_of_nights_runs_spends_and_records_exactly_what_it_should(
+    week: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, spent = week.project, {}
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-0123456789abcdef")
+    with fake_provider(Behavior()) as server:
+        price = {"input": 3, "output": 15}
+        project.change(
+            sources={"providers": ["gpt"]},
+            providers={"gpt": {"enabled": True, "base_url": server.openai_url, "price": price}},
+            generation={"requests": 4},
+            nightly={"budget_usd": 0.5},
+            profiles={"local": {"max_train_examples": None}},
+        )
+        small_corpus(project)
+
+        def night(name: str) -> list[str]:
+            ran = week.night()
+            spent[name] = week.record()["spent_usd"]
+            return ran
+
+        assert night("first") == ["data", "base", "lora-r8", "publish"]
+        assert night("unchanged") == ["data", "publish"]
+        project.change(generation={"requests": 6})
+        assert night("new data") == ["data", "lora-r8", "publish"]
+        project.change(methods={"lora-r8": {"weight_decay": 0.1}})
+        assert night("changed recipe") == ["data", "lora-r8", "publish"]
+        project.change(generation={"requests": 9})
+        server.behavior = Behavior(script=lambda _wire, _prompt, _nth: "unauthorized")
+        assert night("provider down") == ["data", "publish"]
+        project.change(generation={"requests": 6}, methods={"lora-r8": {"rank": 16}})
+        week.launcher = out_of_memory()
+        assert night("out of memory") == ["data", "lora-r8", "publish"]
+        project.change(methods={"lora-r8": {"rank": 4}})
+        week.launcher = Rebooting(week)
+        assert night("reboot") == ["data", "lora-r8", "lora-r8", "publish"]
+        assert night("last") == ["data", "publish"]
+        answered = server.ledger.openai.requests
+
+    assert week.statuses("base") == ["ok"]
+    assert week.statuses("lora-r8") == ["ok", "ok", "ok", "out_of_memory", "lost", "ok"]
+    assert {name for name, dollars in spent.items() if dollars > 0} == {"first", "new data"}
+    with connect(project.data) as db:
+        assert db.execute("SELECT count(*), sum(cost_usd) FROM llm_calls WHERE status = 'answered'").fetchone() == (
+            6,
+            pytest.approx(sum(spent.values())),
+        )
+        assert db.execute("SELECT count(*) FROM training_runs").fetchone() == (7,)
+        rows = db.execute("SELECT method, status, is_stale FROM comparison ORDER BY 1").fetchall()
+    assert rows == [("base", "ok", False), ("lora-r8", "ok", False)]
+    assert answered >= 6

@@ -256,7 +256,7 @@ def test_the_report_shows_hostile_text_as_text_and_runs_nothing(tmp_path: Path) 
 
 def test_the_report_loads_nothing_from_anywhere(tmp_path: Path) -> None:
     lake = planted.lake(tmp_path)
-    curve = [{"examples": n, "train_loss": 1.0, "eval_loss": 1.0} for n in (4, 8)]
+    curve = [{"examples": n, "elapsed_seconds": n, "train_loss": 1.0, "eval_loss": 1.0} for n in (4, 8)]
     lake.evaluated(lake.trained("full", curve=curve), answers=[answer()])
     write_report(lake.stage, Content(comparison_rows(lake.stage)))
     html = lake.data.report.read_text(encoding="utf-8")

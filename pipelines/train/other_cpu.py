@@ -1,4 +1,4 @@
-"""How much of the machine's processors others used while a cell trained: a speed measured beside other work is no speed of the cell."""
+"""How much of the processors others used while a cell trained: a speed measured beside other work is not the cell's own."""
 
 import os
 from collections.abc import Sequence

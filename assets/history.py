@@ -1,0 +1,71 @@
+"""`python -m assets.history [--days N] [--yes]`: old runs of Dagster with their events and logs, so that its history does not
+grow for ever. A run that made the newest version of any asset or partition stays, whatever its age.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+
+from assets.instance import prepare_home
+
+DAYS = 30
+PAGE = 1000
+
+
+def old_runs(instance: dg.DagsterInstance, *, days: float) -> list[dg.RunRecord]:
+    """Finished runs that ended more than `days` ago and are not the newest word on anything."""
+    before = datetime.now(UTC) - timedelta(days=days)
+    finished = [status for status in dg.DagsterRunStatus if status.value in ("SUCCESS", "FAILURE", "CANCELED")]
+    records = instance.get_run_records(dg.RunsFilter(statuses=finished, updated_before=before))
+    needed = set(_newest(instance)) if records else set()
+    return [record for record in records if record.dagster_run.run_id not in needed]
+
+
+def _newest(instance: dg.DagsterInstance) -> Iterator[str]:
+    """The run of the newest materialization of every asset and every partition."""
+    for key in instance.all_asset_keys():
+        seen: set[str | None] = set()
+        cursor, more = None, True
+        while more:
+            page = instance.fetch_materializations(key, limit=PAGE, cursor=cursor)
+            for record in page.records:
+                if record.partition_key not in seen:
+                    seen.add(record.partition_key)
+                    yield record.event_log_entry.run_id
+            cursor, more = page.cursor, page.has_more
+
+
+def forget(instance: dg.DagsterInstance, record: dg.RunRecord) -> None:
+    """Remove a run, its events and what its steps printed."""
+    run_id = record.dagster_run.run_id
+    instance.delete_run(run_id)
+    home = Path(instance.root_directory)
+    for folder in (home / "storage" / run_id, home / "logs" / run_id):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m assets.history", description=__doc__)
+    parser.add_argument("--days", type=float, default=DAYS, help=f"keep runs that ended since then; default {DAYS}")
+    parser.add_argument("--yes", action="store_true", help="remove them")
+    arguments = parser.parse_args()
+    prepare_home()
+    with dg.DagsterInstance.get() as instance:
+        found = old_runs(instance, days=arguments.days)
+        for record in found:
+            run = record.dagster_run
+            print(f"{record.update_timestamp:%Y-%m-%d} {run.run_id} {run.job_name} {run.status.value.lower()}")
+            if arguments.yes:
+                forget(instance, record)
+        hint = "" if arguments.yes or not found else "; --yes removes them"
+        print(f"{len(found)} runs of Dagster that ended more than {arguments.days:g} days ago{hint}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What lies in the data folder and nobody needs any more: said first, removed only on request. No attempt's numbers are lost.
+
+Kept are: every attempt's spec, result, curve, log and answers; of each cell the newest good model and what an unfinished one goes
+on from; the examples that any attempt was made from; the publication that is read and the one before it.
+"""
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from pipelines import cells
+from pipelines.cells import Attempt
+from pipelines.clean.clean import current as current_examples
+from pipelines.errors import WorkError
+from pipelines.estimate.question import answer_file, questions
+from pipelines.files import locked, read_json
+from pipelines.paths import DataRoot
+from pipelines.train import restart
+from pipelines.train.cell import Stage
+from pipelines.warehouse import KEPT
+
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something to remove, why, and the lock that says whether somebody is at work on it."""
+
+    path: Path
+    why: str
+    lock: Path | None = None
+
+    @property
+    def bytes(self) -> int:
+        if self.path.is_dir():
+            return sum(file.lstat().st_size for file in self.path.rglob("*") if file.is_file())
+        return self.path.lstat().st_size if self.path.exists() else 0
+
+
+def leftovers(stage: Stage) -> list[Leftover]:
+    """All that could be removed now, in the order of the stages."""
+    attempts = list(cells.all_attempts(stage.data))
+    return [
+        *_examples(stage.data, attempts),
+        *_estimates(stage, attempts),
+        *_cells(stage.data, attempts),
+        *_publications(stage.data),
+        *_half_written(stage.data),
+    ]
+
+
+def remove(found: Iterable[Leftover]) -> Iterator[tuple[Leftover, str | None]]:
+    """Remove each; yields it with why it stays where somebody is at work on it or it cannot be removed."""
+    for leftover in found:
+        try:
+            if leftover.lock:
+                with locked(leftover.lock, "prune", wait=False):
+                    _delete(leftover.path)
+            else:
+                _delete(leftover.path)
+        except (WorkError, OSError) as error:
+            yield leftover, str(error)
+        else:
+            yield leftover, None
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
+    current = current_examples(data)
+    named = {current.folder.name} if current else set()
+    for attempt in attempts:
+        specs = [attempt.spec, *(read_json(found.folder / "spec.json") or {} for found in attempt.evaluations())]
+        named |= {Path(spec["examples"]).parent.name for spec in specs if spec.get("examples")}
+    for folder in sorted(data.clean.glob("*/")):
+        if folder.name not in named and not folder.name.startswith("."):
+            yield Leftover(folder, "examples that no attempt was made from and that are not the current ones")
+
+
+def _estimates(stage: Stage, attempts: list[Attempt]) -> Iterator[Leftover]:
+    named = {
+        answer_file(stage.data, a.spec.get("recipe", {}), prints.get("data"), a.key.seed, own_tokenizer=own).name
+        for a in attempts
+        for own in (True, False)
+        for prints in [a.spec.get("fingerprints", {})]
+    }
+    for name, profile in stage.experiments.profiles.items():
+        grid = [(model, method) for model in profile.models for method in profile.methods]
+        named |= {one.file.name for one in questions(Stage(stage.data, stage.experiments, name), grid, profile.seeds)}
+    for file in sorted((stage.data.lake / "estimates").glob("*.json")):
+        if file.name not in named:
+            yield Leftover(file, "a prediction of a cell that is neither configured nor was ever run")
+
+
+def _cells(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
+    for key, group in groupby(attempts, key=lambda attempt: attempt.key):
+        tries = list(group)
+        lock = key.folder(data) / "cell.lock"
+        good = [attempt for attempt in tries if attempt.status == "ok"]
+        final = max((i for i, attempt in enumerate(tries) if attempt.status in restart.FINAL), default=-1)
+        for i, attempt in enumerate(tries):
+            if attempt.status in ("queued", "running"):
+                continue
+            if attempt.model_folder.exists() and good and attempt != good[-1]:
+                yield Leftover(attempt.model_folder, "a model that a newer good one of the cell has replaced", lock)
+            if i <= final and (attempt.folder / restart.FOLDER).exists():
+                yield Leftover(attempt.folder / restart.FOLDER, "checkpoints of a cell that has come to its end", lock)
+            if (attempt.folder / ".model.partial").exists():
+                yield Leftover(attempt.folder / ".model.partial", "half of a model", lock)
+
+
+def _publications(data: DataRoot) -> Iterator[Leftover]:
+    """Whatever publishing itself left: it keeps the file that is read and the one before it."""
+    current = data.warehouse.resolve()
+    others = sorted(path for path in (data.root / "warehouse").glob("*.duckdb") if path != current)
+    for path in others[: len(others) - (KEPT - 1)]:
+        yield Leftover(path, "an old publication", data.locks / "publish.lock")
+    for path in sorted((data.root / "warehouse").glob("*.wal")):
+        yield Leftover(path, "what a foreign session wrote beside a publication", data.locks / "publish.lock")
+
+
+def _half_written(data: DataRoot) -> Iterator[Leftover]:
+    """Temporary names of processes that were killed; one of the last day may still be written."""
+    for path in sorted(data.root.rglob(".*.partial")):
+        if path.exists() and time.time() - path.lstat().st_mtime > DAY and "cells" not in path.parts:
+            yield Leftover(path, "half written by a process that was killed")

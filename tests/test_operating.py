@@ -1,0 +1,205 @@
+"""What docs/operating.md promises: its tests exist, its settings are the code's; alerts, keys, and faults under a real daemon."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+
+from assets.alerts import failure_alert
+from assets.cleaning import sft_examples
+from assets.generating import corpus_records, generated_records, local_records
+from assets.instance import prepare_home
+from assets.training import CellConfig
+from pipelines import alert, cells
+from pipelines.paths import PROJECT
+from pipelines.train import restart
+from tests.project import MODEL, TinyProject
+
+TEXT = (PROJECT / "docs" / "operating.md").read_text(encoding="utf-8")
+SECRET = "T0PLANTED/B0PLANTED/planted-webhook-secret"
+
+
+def test_every_test_that_the_documentation_names_exists() -> None:
+    named = re.findall(r"`?(test_\w+\.py)(?:::(test_\w+))?`", TEXT)
+    assert len(named) > 12
+    for file, test in named:
+        assert f"def {test}" in (PROJECT / "tests" / file).read_text(encoding="utf-8"), (file, test)
+
+
+def test_the_launchpads_fields_are_documented_there_and_in_the_code() -> None:
+    for name, field in CellConfig.model_fields.items():
+        assert field.description and f"`{name}`" in TEXT, name
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What a real webhook on this machine was sent."""
+    received: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.append(json.loads(body) | {"type": self.headers["Content-Type"]})
+            self.send_response(200 if "refuse" not in str(received[-1]) else 410)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv(alert.WEBHOOK, f"http://127.0.0.1:{server.server_port}/services/{SECRET}")
+    yield received
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_failed_run_is_posted_and_the_webhooks_address_is_told_to_nobody(
+    webhook: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    @dg.asset
+    def breaks() -> None:
+        raise ValueError("it broke")
+
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        result = dg.materialize([breaks], instance=instance, raise_on_error=False)
+        run, event = result.dagster_run, result.get_run_failure_event()
+        context = dg.build_run_status_sensor_context("failure_alert", event, instance, run)
+        failure_alert(context.for_run_failure())
+    (sent,) = webhook
+    assert sent["type"] == "application/json" and run.run_id[:8] in sent["text"] and SECRET not in sent["text"]
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"planted-webhook-secret" not in everything
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://example.com/x", "expected an https:// address"),
+        ("file:///etc/passwd", "expected an https:// address"),
+        ("http://127.0.0.1:1/secret", "cannot be reached"),
+    ],
+)
+def test_a_webhook_that_cannot_be_used_is_said_without_its_address(
+    url: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(alert.WEBHOOK, url)
+    told = alert.post("hello")
+    assert told is not None and problem in told and url not in told and "secret" not in told
+
+
+def test_a_webhook_that_refuses_is_said(webhook: list[dict[str, Any]]) -> None:
+    assert alert.post("refuse this") == f"{alert.WEBHOOK}: the webhook answered HTTP 410"
+
+
+def test_without_a_webhook_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(alert.WEBHOOK, raising=False)
+    assert alert.post("hello") is None
+
+
+@pytest.fixture
+def ui(project: TinyProject) -> Iterator[str]:
+    """The address of a running `make ui` on a project with cleaned data."""
+    prepare_home()
+    with dg.DagsterInstance.get() as instance:
+        data = [corpus_records, local_records, generated_records, sft_examples]
+        assert dg.materialize(data, instance=instance).success
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "assets.ui"],
+        env={**os.environ, "PORT": str(port)},
+        cwd=PROJECT,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: "data" in str(_asked(address, "{version}")), "the webserver", 180)
+        yield address
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=60)
+
+
+def until(found: Any, what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+
+
+def _asked(address: str, query: str, **variables: Any) -> Any:
+    """The answer of the UI's own interface; None while nobody listens."""
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.loads(response.read())
+    except OSError:
+        return None
+
+
+LAUNCH = """
+mutation Launch($tags: [ExecutionTag!]!) {
+  launchRun(executionParams: {
+    selector: {repositoryLocationName: "featherweight", repositoryName: "__repository__", jobName: "training"}
+    runConfigData: "{}"
+    executionMetadata: {tags: $tags}
+  }) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
+}
+"""
+RELOAD = 'mutation { reloadRepositoryLocation(repositoryLocationName: "featherweight") { __typename } }'
+CANCEL = "mutation Cancel($run: String!) { terminateRun(runId: $run) { __typename } }"
+STATUS = "query Status($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
+
+
+@pytest.mark.slow
+def test_reload_and_cancel_in_the_ui(project: TinyProject, ui: str) -> None:
+    project.change(
+        profiles={"local": {"training": {"epochs": 5000, "eval_every_steps": 1000, "checkpoint_every_steps": 4}}}
+    )
+    partition = {
+        "dagster/partition": f"lora-r8|{MODEL}",
+        "dagster/partition/method": "lora-r8",
+        "dagster/partition/model": MODEL,
+    }
+    tags = [{"key": key, "value": value} for key, value in partition.items()]
+    launched = _asked(ui, LAUNCH, tags=tags)["data"]["launchRun"]
+    run = launched["run"]["runId"]
+    key = project.key("lora-r8")
+    until(lambda: (a := cells.latest(project.data, key)) and restart.checkpoints(a.folder), "a checkpoint", 240)
+    attempt = cells.latest(project.data, key)
+    assert attempt is not None
+
+    assert "WorkspaceLocationEntry" in str(_asked(ui, RELOAD))
+    seen = len(attempt.curve())
+    until(lambda: len(attempt.curve()) > seen + 2, "training to go on after the reload", 60)
+
+    children = [p for p in psutil.process_iter(["cmdline"]) if str(attempt.folder) in " ".join(p.info["cmdline"] or [])]
+    assert children
+    assert "TerminateRunSuccess" in str(_asked(ui, CANCEL, run=run))
+    until(
+        lambda: not any(child.is_running() and child.status() != "zombie" for child in children),
+        "its children's end",
+        10,
+    )
+    until(lambda: _asked(ui, STATUS, run=run)["data"]["runOrError"]["status"] == "CANCELED", "the run's end", 60)
+    ended = cells.Attempt(key, attempt.folder)
+    assert ended.status == "killed" and "goes on after step" in ended.result["status_detail"]
+    assert restart.checkpoints(attempt.folder)

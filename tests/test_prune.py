@@ -1,0 +1,113 @@
+"""Pruning says what it would remove, removes only what no row needs, and leaves every number where it was."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from assets.history import forget, old_runs
+from pipelines import cli
+from pipelines.compare.table import comparison_rows
+from pipelines.compare.tables import all_tables
+from pipelines.files import read_json, write_json
+from pipelines.prune import leftovers, remove
+from tests import planted
+from tests.planted import Lake
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return planted.lake(tmp_path)
+
+
+def planted_file(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * 1000)
+    return path
+
+
+def with_examples(lake: Lake, attempt: Any, folder: str) -> None:
+    spec = attempt.folder / "spec.json"
+    write_json(spec, (read_json(spec) or {}) | {"examples": f"lake/clean/{folder}/examples.parquet"})
+
+
+@pytest.fixture
+def grown(lake: Lake) -> tuple[Lake, set[Path], set[Path]]:
+    """A lake with what may go and what must stay."""
+    old = lake.cell("full")
+    killed_before = lake.trained("full", "killed", phase="train")
+    good = lake.cell("full")
+    killed = lake.trained("lora-r8", "killed", phase="train")
+    running = lake.started("qlora-r8")
+    with_examples(lake, old, "referred")
+    goes = {
+        planted_file(old.folder / "model" / "w").parent,
+        planted_file(killed_before.folder / "checkpoints" / "step-4" / "state.json").parent.parent,
+        planted_file(killed.folder / ".model.partial" / "w").parent,
+        planted_file(lake.data.clean / "orphan" / "examples.parquet").parent,
+        planted_file(lake.data.lake / "estimates" / "0123456789abcdef.json"),
+        planted_file(lake.data.root / "warehouse" / "a.duckdb"),
+        planted_file(lake.data.root / "warehouse" / "c.duckdb.wal"),
+    }
+    stays = {
+        planted_file(good.folder / "model" / "w").parent,
+        planted_file(killed.folder / "checkpoints" / "step-4" / "state.json").parent.parent,
+        planted_file(running.folder / "model" / "w").parent,
+        planted_file(lake.data.clean / "referred" / "examples.parquet").parent,
+        planted_file(lake.data.root / "warehouse" / "b.duckdb"),
+        planted_file(lake.data.root / "warehouse" / "c.duckdb"),
+    }
+    lake.data.warehouse.symlink_to("warehouse/c.duckdb")
+    return lake, goes, stays
+
+
+def test_it_names_what_nobody_needs_and_nothing_else(grown: tuple[Lake, set[Path], set[Path]]) -> None:
+    lake, goes, stays = grown
+    assert {leftover.path for leftover in leftovers(lake.stage)} == goes
+    assert all(path.exists() for path in goes | stays), "naming removes nothing"
+
+
+def test_removing_changes_no_row(grown: tuple[Lake, set[Path], set[Path]]) -> None:
+    lake, goes, stays = grown
+
+    def tables() -> list[Any]:
+        rows = comparison_rows(lake.stage)
+        return [
+            rows,
+            {name: table.to_pylist() for name, table in all_tables(lake.data, lake.stage.experiments, rows).items()},
+        ]
+
+    before = tables()
+    assert [why for _, why in remove(leftovers(lake.stage)) if why] == []
+    assert not any(path.exists() for path in goes) and all(path.exists() for path in stays)
+    assert tables() == before
+    assert leftovers(lake.stage) == []
+
+
+def test_the_command_removes_with_yes_alone(
+    grown: tuple[Lake, set[Path], set[Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake, goes, _ = grown
+    monkeypatch.setattr(cli, "stage_now", lambda: lake.stage)
+    assert cli.main(["prune"]) == 0
+    assert "--yes removes them" in capsys.readouterr().out and all(path.exists() for path in goes)
+    assert cli.main(["prune", "--yes"]) == 0
+    assert not any(path.exists() for path in goes)
+
+
+def test_old_runs_go_with_their_events_but_the_newest_word_on_an_asset_stays(tmp_path: Path) -> None:
+    @dg.asset
+    def made() -> None: ...
+
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        first = dg.materialize([made], instance=instance).run_id
+        second = dg.materialize([made], instance=instance).run_id
+        assert old_runs(instance, days=1) == []
+        long_ago = -1 / 86400  # as if a day had passed: everything that ended until a second from now
+        (found,) = old_runs(instance, days=long_ago)
+        assert found.dagster_run.run_id == first
+        forget(instance, found)
+        assert not instance.has_run(first) and instance.has_run(second)
+        event = instance.get_latest_materialization_event(dg.AssetKey("made"))
+        assert event is not None and event.run_id == second
