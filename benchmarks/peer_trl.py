@@ -40,12 +40,15 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         trained, seconds, peak = _train(told, model, tokenizer, adapter, folder)
     loss = _loss(trained, told["eval"])
-    print("RESULT " + json.dumps({"seconds": seconds, "peak_gb": peak, "eval_loss": loss}))
+    print("RESULT " + json.dumps({**seconds, "peak_gb": peak, "eval_loss": loss}))
 
 
-def _train(told: dict[str, Any], model: Any, tokenizer: Any, adapter: Any, folder: str) -> tuple[Any, float, float]:
+def _train(
+    told: dict[str, Any], model: Any, tokenizer: Any, adapter: Any, folder: str
+) -> tuple[Any, dict[str, float], float]:
     """The trained model, the seconds of its loop, the peak in GB."""
     from datasets import Dataset
+    from torch.optim.lr_scheduler import LambdaLR
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
@@ -53,19 +56,29 @@ def _train(told: dict[str, Any], model: Any, tokenizer: Any, adapter: Any, folde
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            clock["began"] = time.perf_counter()
+            clock.update(seconds=-time.perf_counter(), cpu_seconds=-time.process_time())
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
-            clock["ended"] = time.perf_counter()
+            clock["seconds"] += time.perf_counter()
+            clock["cpu_seconds"] += time.process_time()
 
     recipe = told["recipe"]
     options = SFTConfig(
         output_dir=folder, bf16=False, use_cpu=True, report_to="none", save_strategy="no", logging_strategy="no",
         disable_tqdm=True, seed=told["seed"], num_train_epochs=recipe["epochs"], learning_rate=recipe["learning_rate"],
-        lr_scheduler_type="cosine", warmup_steps=told["warmup_steps"], weight_decay=recipe["weight_decay"],
+        weight_decay=recipe["weight_decay"],
         max_grad_norm=recipe["gradient_clip"], max_length=recipe["max_length"], **told["settings"],
     )  # fmt: skip
-    trainer = SFTTrainer(
+
+    class SameRate(SFTTrainer):
+        """With the learning rate of every step as told: transformers' warm-up begins at zero, so that its first step does nothing."""
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            shares = told["rate_shares"]
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: shares[min(step, len(shares) - 1)])
+            return self.lr_scheduler
+
+    trainer = SameRate(
         model=model, args=options, train_dataset=Dataset.from_list(told["train"]), processing_class=tokenizer,
         peft_config=adapter, callbacks=[Clock()],
     )  # fmt: skip
@@ -73,7 +86,7 @@ def _train(told: dict[str, Any], model: Any, tokenizer: Any, adapter: Any, folde
     trainer.train()
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
-    return trainer.model, clock["ended"] - clock["began"], peak
+    return trainer.model, clock, peak
 
 
 def _loss(model: Any, examples: list[dict[str, list[int]]]) -> float:

@@ -1,25 +1,31 @@
 """A whole training cell against TRL's SFTTrainer: useful tokens a second, peak memory, loss on the same held-out records.
 
-Both get the same weights, tokens, recipe (LoRA on all linear layers with dropout), examples per optimizer step and order; each
-run has a process of its own. TRL is measured at its defaults, as far as a CPU can run them (float32 rather than bf16), and at its
+Both get the same weights, tokens, recipe (LoRA on all linear layers with dropout, the same learning rate at every step), examples
+per optimizer step and, but for TRL's default and grouping, order; each run has a process of its own. TRL is measured at its defaults, as far as a CPU can run them (float32 rather than bf16), and at its
 best setting, which a search over micro-batch, gradient checkpointing, grouping by length and packing finds first. Ours is the cell
 that `featherweight train` starts, its probe for memory counted in.
+
+On a machine that others use, `OMP_NUM_THREADS=1 python -m benchmarks train` measures both sides by processor time: two threads
+that wait for one another at every product make wall time meaningless there.
 """
 
 import json
-import math
+import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import project
+from benchmarks import project, train_child
 from benchmarks.clock import BusyElsewhere
 from benchmarks.peers import peer_python
 from pipelines.cells import CellKey
+from pipelines.files import read_json
+from pipelines.launcher import CellCommand, LocalCommand, LocalLauncher
 from pipelines.process import child_environment
 from pipelines.train import batches
 from pipelines.train.cell import Stage, Watch, examples_now, recipe_of, train
@@ -27,6 +33,7 @@ from pipelines.train.prompts import PromptFormat, Tokenized
 
 METHOD, SEED, PER_STEP = "lora-r8", 1, 8
 EXAMPLES, SCREENED, HELD_OUT, ROUNDS = 32, 16, 10, 2
+ONE_THREAD = os.environ.get("OMP_NUM_THREADS") == "1"
 SAME_LOSS = 0.005  # of the loss
 Settings = dict[str, Any]
 Run = dict[str, Any]
@@ -79,13 +86,16 @@ def _best(searched: list[Run]) -> Settings:
 
 def _compare(trial: "Trial", best: Settings) -> Iterator[Run]:
     """Whole runs, the three sides in turns; of each the fastest counts, since other work on the machine only adds time."""
-    sides = {"ours": [], "trl_default": [], "trl_best": []}
+    sides: dict[str, list[Run]] = {"ours": [], "trl_best": [], "trl_default": []}
+    runs = {
+        "ours": trial.ours,
+        "trl_best": partial(trial.theirs, best),
+        "trl_default": partial(trial.theirs, _defaults()),
+    }
     for _ in range(ROUNDS):
-        sides["ours"].append(trial.ours())
-        sides["trl_best"].append(trial.theirs(best, EXAMPLES))
-        sides["trl_default"].append(trial.theirs(_defaults(), EXAMPLES))
-        for name, runs in sides.items():
-            yield _line(f"train run {name}", runs[-1])
+        for name, run in runs.items():
+            sides[name].append(run(EXAMPLES))
+            yield _line(f"train run {name}", sides[name][-1])
     speed = {name: max(run["tokens_per_second"] for run in runs) for name, runs in sides.items()}
     peak = {name: max(run["peak_gb"] for run in runs) for name, runs in sides.items()}
     loss = {name: median(run["eval_loss"] for run in runs) for name, runs in sides.items()}
@@ -94,6 +104,7 @@ def _compare(trial: "Trial", best: Settings) -> Iterator[Run]:
         "model": trial.model,
         "examples": EXAMPLES,
         "examples_per_step": PER_STEP,
+        "measured_by": "processor time of one thread" if ONE_THREAD else "wall clock",
         "trl_best_settings": best,
         "tokens_per_second": speed,
         "speedup": {name: speed["ours"] / speed[name] for name in ("trl_default", "trl_best")},
@@ -116,20 +127,21 @@ class Trial:
     model: str
     trl: str
 
-    def ours(self) -> Run:
+    def ours(self, examples: int) -> Run:
         key = CellKey(self.model, METHOD, SEED)
         elsewhere = BusyElsewhere()
-        attempt, _ = train(self.stage, key, force=True, watch=Watch(say=lambda _: None))
+        attempt, _ = train(self.stage, key, force=True, watch=Watch(say=lambda _: None, launcher=TimedLauncher()))
         busy = elsewhere.share()
         if attempt.status != "ok":
             raise RuntimeError(f"our own run ended as {attempt.status}: {attempt.result['status_detail']}")
         measured = attempt.result["measured"]
-        seconds = measured["train_seconds"] + measured["probe_seconds"]
+        told = read_json(attempt.folder / train_child.SECONDS)
+        assert told
+        seconds = {"seconds": told["wall"], "cpu_seconds": told["cpu"]}
         return {
-            "examples": EXAMPLES,
-            "seconds": seconds,
-            "probe_seconds": measured["probe_seconds"],
-            "tokens_per_second": measured["trained_tokens"] / seconds,
+            "examples": examples,
+            **seconds,
+            "tokens_per_second": _rate(measured["trained_tokens"], seconds),
             "peak_gb": max(measured["peak_memory_gb"], measured["probe_peak_memory_gb"]),
             "eval_loss": attempt.curve()[-1]["eval_loss"],
             "busy_elsewhere": busy,
@@ -142,7 +154,7 @@ class Trial:
             "weights": str((self.stage.data.models / self.model).resolve()),
             "recipe": recipe,
             "seed": SEED,
-            "warmup_steps": math.ceil(recipe["warmup_share"] * len(plan)),
+            "rate_shares": [_rate_share(step, len(plan), recipe) for step in range(len(plan))],
             "settings": settings,
             "train": [_plain(example) for example in train_on],
             "eval": [_plain(example) for example in held_out],
@@ -157,7 +169,7 @@ class Trial:
         found = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
         run = json.loads(found.removeprefix("RESULT "))
         tokens = sum(len(example) for example in train_on)
-        run |= {"tokens_per_second": tokens / run["seconds"], "busy_elsewhere": elsewhere.share()}
+        run |= {"tokens_per_second": _rate(tokens, run), "busy_elsewhere": elsewhere.share()}
         return {"settings": settings, "examples": examples, **run}
 
     def _material(self) -> tuple[list[list[Tokenized]], list[Tokenized], dict[str, Any]]:
@@ -170,6 +182,24 @@ class Trial:
         sides = [[form.tokenize(record) for record in side] for side in (selected.train, selected.eval)]
         fitting, held_out = ([e for e in side if len(e) <= recipe["max_length"]] for side in sides)
         return batches.steps(fitting, epochs=recipe["epochs"], per_step=PER_STEP, seed=SEED), held_out, recipe
+
+
+class TimedLauncher(LocalLauncher):
+    """Starts the training child with a clock for its processor time (`benchmarks/train_child.py`)."""
+
+    def start(self, command: CellCommand) -> LocalCommand:
+        module = command.arguments.index("pipelines.train.child")
+        arguments = [*command.arguments[:module], train_child.__name__, *command.arguments[module + 1 :]]
+        return super().start(replace(command, arguments=arguments))
+
+
+def _rate(tokens: int, run: Run) -> float:
+    """Useful tokens a second: of the clock, or on one thread of processor time, which other work does not stretch."""
+    return tokens / (run["cpu_seconds"] if ONE_THREAD else run["seconds"])
+
+
+def _rate_share(step: int, steps: int, recipe: Run) -> float:
+    return batches.learning_rate_share(step, total=steps, warmup_share=recipe["warmup_share"])
 
 
 def _plain(example: Tokenized) -> dict[str, list[int]]:

@@ -1,0 +1,34 @@
+"""The training child with two clocks more: `python -m benchmarks.train_child FOLDER` writes the seconds of its probe and its
+optimizer steps, of the clock and of the processor, to FOLDER/seconds.json."""
+
+import time
+from typing import Any
+
+from pipelines.files import write_json
+from pipelines.train.child import train_cell
+from pipelines.worker import Worker, start
+
+SECONDS = "seconds.json"
+
+
+def timed(worker: Worker) -> None:
+    from pipelines.train.loop import Trainer
+
+    spent = {"wall": 0.0, "cpu": 0.0}
+
+    def clocked(method: Any) -> Any:
+        def run(*args: Any) -> None:
+            wall, cpu = time.perf_counter(), time.process_time()
+            method(*args)
+            spent["wall"] += time.perf_counter() - wall
+            spent["cpu"] += time.process_time() - cpu
+
+        return run
+
+    Trainer._probe, Trainer._advance = clocked(Trainer._probe), clocked(Trainer._advance)
+    train_cell(worker)
+    write_json(worker.folder / SECONDS, spent)
+
+
+if __name__ == "__main__":
+    start(timed)
