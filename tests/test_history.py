@@ -1,8 +1,9 @@
 """How a cell did from night to night: on shared records only, with its interval, and what is worse beyond the noise."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import dagster as dg
 import pytest
 
 from pipelines.cells import all_attempts
@@ -86,8 +87,8 @@ def test_the_asset_check_warns_of_it(lake: Lake, monkeypatch: pytest.MonkeyPatch
 
     night(lake, 0.9, luck="a")
     monkeypatch.setattr(comparing, "stage_now", lambda: lake.stage)
-    assert comparing.no_cell_got_worse().passed
+    assert cast(dg.AssetCheckResult, comparing.no_cell_got_worse()).passed
     night(lake, 0.99, luck="b")
-    found = comparing.no_cell_got_worse()
+    found = cast(dg.AssetCheckResult, comparing.no_cell_got_worse())
     assert (found.passed, found.severity.value) == (False, "WARN")
     assert "above its last 1 run " in str(found.metadata["worse"].value)

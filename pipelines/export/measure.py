@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.evaluate import scores
 from pipelines.files import read_json
+from pipelines.statistics import percentile
 from pipelines.train.prompts import IGNORE, Tokenized
 from pipelines.worker import Stopwatch, Worker, start
 
@@ -115,7 +116,7 @@ def time_answers(worker: Worker, prompts: Sequence[Sequence[int]], answer: Answe
         began = time.monotonic()
         tokens += answer(prompt, limit)
         latencies.append(time.monotonic() - began)
-    median = scores.percentile(latencies, 0.5)
+    median = percentile(latencies, 0.5)
     worker.measure(
         answer_tokens=tokens if prompts else None,
         p50_latency_ms=None if median is None else 1000 * median,
