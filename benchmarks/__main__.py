@@ -8,7 +8,7 @@ import json
 import sys
 from functools import partial
 
-from benchmarks import clean, dropout, estimate, generate, orchestration, publish, rate, startup, step, train
+from benchmarks import clean, dropout, estimate, generate, history, orchestration, publish, rate, startup, step, train
 
 
 def main() -> int:
@@ -16,6 +16,7 @@ def main() -> int:
         "dropout": dropout.measure,
         "estimate": estimate.measure,
         "generate": generate.measure,
+        "history": history.measure,
         "publish": publish.measure,
         "step": step.measure,
         "clean": clean.measure,

@@ -2,22 +2,27 @@
 comparing 1,000 cells on 100 records costs: intervals, Pareto front, picks."""
 
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
 from benchmarks.clock import best_seconds
+from pipelines.compare.compare import compare
 from pipelines.compare.quality import Qualities, Quality
 from pipelines.compare.ranking import make_picks, mark_pareto
 from pipelines.compare.table import COLUMNS, Row
 from pipelines.compare.tables import EVALUATION_ANSWERS, TRAINING_CURVE
+from pipelines.files import read_json, write_json
 from pipelines.paths import DataRoot
 from pipelines.warehouse import arrow_table, publish
+from tests import planted
 
 CELLS, POINTS, ANSWERS, RECORDS = 1000, 200, 32, 100
 
@@ -42,6 +47,7 @@ def measure() -> Iterator[dict[str, Any]]:
         plain = best_seconds(lambda: _plain(Path(folder) / "plain.duckdb", tables), rounds=3)
         with duckdb.connect(str(data.warehouse), read_only=True) as db:
             found = {name: db.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in tables}
+    yield _from_the_lake()
     yield {
         "benchmark": "publish",
         "rows": {name: table.num_rows for name, table in tables.items()},
@@ -75,6 +81,36 @@ def _compared() -> tuple[list[Row], Qualities]:
         rows.append({**dict.fromkeys(COLUMNS), "model": "m", "method": f"r{number}", "status": "ok", **numbers})
         known["m", f"r{number}"] = Quality(examples, (bits * sizes * np.log(2))[None], sizes)
     return rows, Qualities(known)
+
+
+def _from_the_lake() -> dict[str, Any]:
+    """The whole of `compare`: 1,000 attempts read from their folders, all tables, the report; without predictions of memory."""
+    points = [
+        {"step": s, "examples": 8 * s, "train_loss": 3.1, "learning_rate": 1e-4, "eval_loss": None}
+        for s in range(POINTS)
+    ]
+    with TemporaryDirectory() as folder, patch("pipelines.compare.compare.keep_predictions"):
+        lake = planted.lake(Path(folder))
+        methods = list(lake.stage.experiments.methods)
+        for method in methods:
+            attempt = lake.trained(method, curve=points)
+            lake.evaluated(attempt, answers=[planted.answer(str(number)) for number in range(ANSWERS)])
+            for seed in range(2, CELLS // len(methods) + 1):
+                _copied(attempt.folder, seed)
+        lake = lake.configured(profiles={"local": {"seeds": list(range(1, CELLS // len(methods) + 1))}})
+        seconds = best_seconds(lambda: compare(lake.stage), rounds=3)
+        with duckdb.connect(str(lake.data.warehouse), read_only=True) as db:
+            runs = db.execute("SELECT count(DISTINCT run_id) FROM training_runs").fetchall()[0][0]
+    return {"benchmark": "publish from the lake", "attempts": runs, "seconds": seconds}
+
+
+def _copied(attempt: Path, seed: int) -> None:
+    """The same attempt again, as another seed's."""
+    name = f"{attempt.name}-{seed}"
+    copy = attempt.parent.parent / str(seed) / name
+    shutil.copytree(attempt, copy)
+    for file in ("spec.json", "result.json"):
+        write_json(copy / file, (read_json(copy / file) or {}) | {"run_id": name, "seed": seed})
 
 
 def _plain(path: Path, tables: dict[str, pa.Table]) -> None:

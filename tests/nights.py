@@ -13,6 +13,7 @@ from assets import training
 from assets.definitions import defs
 from assets.project import partition_of
 from pipelines import cells
+from pipelines.compare import compare
 from pipelines.files import read_json
 from tests.in_process import InProcess
 from tests.project import MODEL, TinyProject
@@ -112,4 +113,5 @@ def nights(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ni
         made = Nights(project, instance)
         monkeypatch.setattr(training, "PipesLauncher", lambda _context: made.launcher)
         monkeypatch.setattr(training, "tie_to_parent", lambda: None)
+        monkeypatch.setattr(compare, "keep_predictions", lambda _stage: None)  # a process of its own each time
         yield made

@@ -200,11 +200,12 @@ def test_hostile_text_in_metadata_is_text(project: TinyProject, instance: dg.Dag
     assert "<script>" not in shown and "![x]" not in shown and "\x1b" not in shown
 
 
-@pytest.mark.parametrize(("pid", "found"), [(os.getpid(), "RUNNING"), (2**22 + 1, "FAILED"), (1, "FAILED")])
-def test_a_run_whose_process_is_gone_is_noticed(instance: dg.DagsterInstance, pid: int, found: str) -> None:
+@pytest.mark.parametrize(("pid", "found"), [(None, "RUNNING"), (2**22 + 1, "FAILED"), (1, "FAILED")])
+def test_a_run_whose_process_is_gone_is_noticed(instance: dg.DagsterInstance, pid: int | None, found: str) -> None:
     """A process of that number which began long before the run, such as 1, is another one: the machine was rebooted."""
     run = instance.create_run_for_job(defs.resolve_job_def("data"))
-    moment = psutil.Process().create_time() if pid == os.getpid() else time.time()
+    moment = time.time() if pid else psutil.Process().create_time()  # no number: that of this process
+    pid = pid or os.getpid()
     event = dg.DagsterEvent(
         DagsterEventType.ENGINE_EVENT.value,
         run.job_name,
