@@ -71,7 +71,7 @@ def _train(
     )  # fmt: skip
 
     class SameRate(SFTTrainer):
-        """With the learning rate of every step as told: transformers' warm-up begins at zero, so that its first step does nothing."""
+        """With every step's learning rate as told: transformers' warm-up begins at zero, so its first step does nothing."""
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             shares = told["rate_shares"]

@@ -1,9 +1,10 @@
 """A whole training cell against TRL's SFTTrainer: useful tokens a second, peak memory, loss on the same held-out records.
 
 Both get the same weights, tokens, recipe (LoRA on all linear layers with dropout, the same learning rate at every step), examples
-per optimizer step and, but for TRL's default and grouping, order; each run has a process of its own. TRL is measured at its defaults, as far as a CPU can run them (float32 rather than bf16), and at its
-best setting, which a search over micro-batch, gradient checkpointing, grouping by length and packing finds first. Ours is the cell
-that `featherweight train` starts, its probe for memory counted in.
+per optimizer step and, but for TRL's default and grouping, order; each run has a process of its own. TRL is measured at its
+defaults, as far as a CPU can run them (float32 rather than bf16), and at its best setting, which a search over micro-batch,
+gradient checkpointing, grouping by length and packing finds first. Ours is the cell that `featherweight train` starts, its probe
+for memory counted in.
 
 On a machine that others use, `OMP_NUM_THREADS=1 python -m benchmarks train` measures both sides by processor time: two threads
 that wait for one another at every product make wall time meaningless there.

@@ -1,6 +1,6 @@
 """Which rows may be compared, which of them nothing beats, and the three that people ask for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines.compare.quality import Interval, Qualities
@@ -8,6 +8,7 @@ from pipelines.compare.quality import Interval, Qualities
 Row = dict[str, Any]
 MEMORY_NOISE = 0.02  # equal runs peaked within 1 % of each other
 TIME_NOISE = 0.10  # and took times within a few per cent, on a machine of their own
+AT_ONCE = 8  # rivals: the first few settle most rows
 AXES = ("eval_bits_per_byte", "peak_memory_gb", "train_seconds")
 MUST_MATCH = {
     "data_fingerprint": "data",
@@ -66,6 +67,11 @@ def _is_dominated(row: Row, rivals: Sequence[Row], qualities: Qualities) -> bool
     bits = row["eval_bits_per_byte"]
     if any(rival["eval_bits_per_byte"] <= bits and _costs_clearly_less(rival, row) for rival in rivals):
         return True
+    likeliest = sorted(rivals, key=lambda rival: rival["eval_bits_per_byte"])
+    return any(_one_dominates(row, some, qualities) for some in _batched(likeliest, AT_ONCE))
+
+
+def _one_dominates(row: Row, rivals: Sequence[Row], qualities: Qualities) -> bool:
     differences = qualities.differences(rivals, row)
     return any(
         difference is not None
@@ -73,6 +79,10 @@ def _is_dominated(row: Row, rivals: Sequence[Row], qualities: Qualities) -> bool
         and (difference.below or _costs_clearly_less(rival, row))
         for rival, difference in zip(rivals, differences, strict=True)
     )  # fmt: skip
+
+
+def _batched(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def comparable_rows(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
