@@ -40,7 +40,6 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     context.log.info(f"published {len(rows)} rows: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     return dg.MaterializeResult(
         metadata={
-            LAKE: version,
             "rows": len(rows),
             "ok": counts.get("ok", 0),
             "stale": sum(bool(row["is_stale"]) for row in rows),
@@ -51,6 +50,7 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
             **picture(plots.loss_curves(curves_of(stage, rows), "png"), "loss curves"),
             "warehouse": dg.MetadataValue.path(publication.warehouse),
             "report": dg.MetadataValue.path(publication.report),
+            LAKE: version,
         }
     )
 
