@@ -53,7 +53,6 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         check_results=[_every_cell_is_ok(rows)],
         metadata={
-            LAKE: version,
             "rows": len(rows),
             "ok": counts.get("ok", 0),
             "stale": sum(bool(row["is_stale"]) for row in rows),
@@ -67,6 +66,7 @@ def comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
             **picture(plots.loss_curves(curves_of(stage, rows), "png"), "loss curves"),
             "warehouse": dg.MetadataValue.path(publication.warehouse),
             "report": dg.MetadataValue.path(publication.report),
+            LAKE: version,
         },
     )
 

@@ -17,6 +17,8 @@ from playwright.sync_api import Page, sync_playwright
 from assets.cleaning import sft_examples
 from assets.generating import corpus_records, generated_records, local_records
 from assets.instance import prepare_home
+from assets.project import partition_of
+from assets.training import trained_model
 from pipelines import cells
 from pipelines.paths import PROJECT
 from tests.project import MODEL, TinyProject
@@ -34,6 +36,9 @@ def ui(project: TinyProject) -> Iterator[str]:
         assert dg.materialize(
             [corpus_records, local_records, generated_records, sft_examples], instance=instance
         ).success
+        project.change(models={MODEL: {"overrides": {"full": {"memory_budget_gb": 0.2}}}})  # it will not fit
+        planted = dg.materialize([trained_model], instance=instance, partition_key=partition_of(MODEL, "full"))
+        assert planted.success and not planted.asset_materializations_for_node("trained_model")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -94,6 +99,10 @@ def test_the_graph_shows_and_a_cell_materialized_by_a_click_fills_the_table(proj
         page.get_by_text(group, exact=True).first.wait_for()
     page.goto("/automation")
     page.get_by_text("nightly").first.wait_for()
+    switched_on = page.get_by_role("checkbox", checked=True)
+    wait(lambda: switched_on.count() == 5, "the schedule and the four sensors, all on", 30)
+    check = "/assets/trained_model?view=checks&checkDetail=cell_is_ok"
+    wait(lambda: shows(page, check, "out_of_memory: used"), "the warning on the cell that did not fit", 60)
 
     page.goto(f"/assets/trained_model?view=partitions&partition=lora-r8%7C{MODEL}")
     page.get_by_text(f"lora-r8|{MODEL}").first.wait_for()
@@ -104,4 +113,5 @@ def test_the_graph_shows_and_a_cell_materialized_by_a_click_fills_the_table(proj
     cell = f"/assets/trained_model?view=partitions&partition=lora-r8%7C{MODEL}"
     wait(lambda: shows(page, cell, "train_loss") and shows(page, cell, "loss curve"), "the cell's page", 90)
     wait(project.data.warehouse.exists, "the sensor to publish", 120)
-    wait(lambda: shows(page, "/assets/comparison", "lake_has_changed"), "the comparison's page", 90)
+    wait(lambda: shows(page, "/assets/comparison", "eval_bits_per_byte"), "the comparison's page", 90)
+    assert page.get_by_text("Freshness policy").first.is_visible()

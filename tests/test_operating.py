@@ -169,6 +169,38 @@ CANCEL = "mutation Cancel($run: String!) { terminateRun(runId: $run) { __typenam
 STATUS = "query Status($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
 
 
+BACKFILL = """
+mutation Backfill($assets: [AssetKeyInput!]!, $cells: [String!]!, $config: RunConfigData) {
+  launchPartitionBackfill(backfillParams: {assetSelection: $assets, partitionNames: $cells, runConfigData: $config}) {
+    __typename ... on PythonError { message }
+  }
+}
+"""
+
+
+@pytest.mark.slow
+def test_a_backfill_takes_the_launchpads_settings(project: TinyProject, ui: str) -> None:
+    assets = [{"path": [name]} for name in ("cell_inputs", "trained_model", "evaluation")]
+    asked = {"config": {"seeds": [7], "max_examples": 5}}
+    chosen = [f"lora-r8|{MODEL}", f"lora-r256|{MODEL}"]  # the second is not the profile's
+    config = {"ops": {"trained_model": asked, "evaluation": asked}}
+    launched = _asked(ui, BACKFILL, assets=assets, cells=chosen, config=config)
+    assert "LaunchBackfillSuccess" in str(launched), launched
+    key = cells.CellKey(MODEL, "lora-r8", 7)
+    until(lambda: (a := cells.latest(project.data, key)) and a.status == "ok" and a.evaluations(), "the cell", 240)
+    attempt = cells.latest(project.data, key)
+    assert attempt is not None and attempt.result["measured"]["train_examples"] == 5
+
+    def finished() -> bool:
+        with dg.DagsterInstance.get() as instance:
+            runs = instance.get_runs(dg.RunsFilter(job_name="__ASSET_JOB"))
+            return len(runs) == 2 and all(run.is_success for run in runs)
+
+    until(finished, "both runs", 120)
+    made = {(a.key.method, a.key.seed) for a in cells.all_attempts(project.data)}
+    assert made == {("lora-r8", 7), ("base", 1)}, "lora-r256 was passed over; base is what an evaluation compares with"
+
+
 @pytest.mark.slow
 def test_reload_and_cancel_in_the_ui(project: TinyProject, ui: str) -> None:
     project.change(
