@@ -30,7 +30,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
         methods={"lora-r64": {"kind": "lora", "rank": 64, "dropout": 0.1}},
         profiles={"local": {"methods": ["base", "full", "lora-r8", "lora-r64", "qlora-r8"]}},
     )
-    curve = [{"examples": n, "train_loss": 2 / n, "eval_loss": 2.1 / n} for n in (4, 8, 12)]
+    curve = [{"examples": n, "elapsed_seconds": n, "train_loss": 2 / n, "eval_loss": 2.1 / n} for n in (4, 8, 12)]
     hostile = "\n".join(HOSTILE.values()) + ANSI
     for bits in (0.90, 0.99):
         for method in ("base", "full", "lora-r8", "lora-r64"):
