@@ -9,7 +9,7 @@ PACKAGES = {
     "distilabel": ["distilabel[openai]==1.5.3", "requests"],
     "curator": ["bespokelabs-curator==0.1.31"],
     "trl": ["trl==1.16.0", "torch==2.13.0", "transformers==5.23.0", "peft==0.21.0", "datasets==5.2.0", "accelerate"],
-    "near-duplicates": ["datasketch==2.0.0", "datatrove==0.10.1", "regex", "spacy", "numpy"],
+    "near-duplicates": ["datasketch==2.0.0", "datatrove==0.10.1", "regex", "spacy", "tokenizers", "numpy"],
 }
 
 
