@@ -12,7 +12,7 @@ run: weights ## the whole graph on this machine's profile; prints the comparison
 	@exec $(BIN)/python -m assets.run
 
 test: setup-dev weights ## every test but the slow ones
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: setup-dev weights ## kill loops and whole runs; up to an hour
 	@$(BIN)/python -m pytest -m slow --timeout=3600
