@@ -39,8 +39,9 @@ class Tracker(Protocol):
 def require(names: Iterable[str]) -> None:
     """Raises UnavailableError with what to install where a tracker's package is not there."""
     if missing := [name for name in names if find_spec(PACKAGES[name]) is None]:
+        packages = " ".join(PACKAGES[name] for name in missing)
         raise UnavailableError(
-            f"report_to: {', '.join(missing)}: not installed; run `pip install 'featherweight[{','.join(missing)}]'`, or take it "
+            f"report_to: {', '.join(missing)}: not installed; run `.venv/bin/python -m pip install {packages}`, or take it "
             "out of report_to in experiments.yaml"
         )
 

@@ -75,6 +75,7 @@ def test_the_local_server_answers_over_http_is_gone_afterwards_and_is_never_aske
     assert len(records) == 3 and all(record.provider == "local" for record in records)
 
 
+@pytest.mark.slow
 def test_qlora_on_real_weights_learns_and_is_evaluated_beside_the_base(data: DataRoot) -> None:
     plain = shipped().model_dump()
     plain["sources"]["local_generator"] = False

@@ -63,7 +63,7 @@ def tune(
         WorkError: a trial ended as the others would, too (out of memory, out of time, killed), or all diverged.
     """
     if find_spec("optuna") is None:
-        raise UnavailableError("tune needs Optuna: run `pip install 'featherweight[tune]'`")
+        raise UnavailableError("tune needs Optuna: run `.venv/bin/python -m pip install optuna`")
     _, selected = examples_now(stage)
     recipe = recipe_of(stage, key)
     if recipe["kind"] == "none":
