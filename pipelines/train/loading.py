@@ -2,7 +2,10 @@
 # ruff: noqa: TID253
 
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -111,10 +114,32 @@ def add_adapter(model: Any, recipe: dict[str, Any]) -> Any:
     Raises:
         ValueError: a target names no linear module of the model.
     """
-    from peft import LoraConfig, get_peft_model
+    with nullcontext() if recipe.get("quantization") else _without_bitsandbytes():
+        from peft import LoraConfig, get_peft_model
 
+        return _adapted(model, recipe, LoraConfig, get_peft_model)
+
+
+@contextmanager
+def _without_bitsandbytes() -> Iterator[None]:
+    """PEFT imports it wherever it is installed, which takes as long as importing PyTorch; only quantized layers need it."""
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+        from peft import import_utils
+
+        import_utils.is_bnb_available.cache_clear()
+        import_utils.is_bnb_4bit_available.cache_clear()
+    finally:
+        del sys.modules["bitsandbytes"]
+
+
+def _adapted(model: Any, recipe: dict[str, Any], lora_config: Any, get_peft_model: Any) -> Any:
     _targets_exist(model, recipe["targets"])
-    config = LoraConfig(
+    config = lora_config(
         r=recipe["rank"],
         lora_alpha=recipe["alpha"] or 2 * recipe["rank"],
         lora_dropout=recipe["dropout"] or 0.0,
