@@ -341,6 +341,7 @@ def random_project(project: TinyProject, tmp_path: Path) -> TinyProject:
     return project
 
 
+@pytest.mark.slow
 def test_random_weights_are_measured_and_marked_and_have_no_quality(
     random_project: TinyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
