@@ -4,7 +4,6 @@ cell as JSON on standard input (recipe, weights folder, batch, steps), the measu
 The batch is what a cell's longest would be; model, adapter, optimizer, head and loss are the trainer's own.
 """
 
-import gc
 import json
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from pipelines.estimate.batch import Batch
 from pipelines.process import die_with_parent, offer_to_oom_killer
 from pipelines.train import loading
 from pipelines.train.losses import head_on_positions, token_losses
-from pipelines.train.memory import peak_resident_bytes, reset_peaks
+from pipelines.train.memory import give_back_freed, peak_resident_bytes, reset_peaks
 from pipelines.train.optimizers import make_optimizer
 
 
@@ -34,7 +33,7 @@ def main() -> None:
     if recipe["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loaded = peak_resident_bytes()
-    gc.collect()
+    give_back_freed()
     reset_peaks()
     peaks = train(model, recipe, [Batch(**one) for one in cell["batches"]], cell["steps"])
     print(json.dumps({"load_peak_gb": loaded / 1e9, "peaks_gb": [peak / 1e9 for peak in peaks]}))

@@ -200,7 +200,6 @@ def counted(**changes: Any) -> Any:
         "trainable": 1e9,
         "optimizer": 8e9,
         "quantized": 0,
-        "quantized_small": 0,
         "parameters": 1e9,
         "largest": 2e8,
     }
@@ -218,12 +217,14 @@ def test_the_parts_add_up() -> None:
     assert (paged.pageable, paged.optimizer) == (2e9, 0)
 
 
-def test_a_four_bit_model_keeps_its_file_mapped_only_where_some_weights_are_read_from_it_as_they_are() -> None:
-    quantized = counted(weights=1e9, quantized=8e8)
-    mapped = memory.on_cpu(quantized, LORA, framework=0, file_width=4)
-    converted = memory.on_cpu(quantized, LORA, framework=0, file_width=2)
-    assert mapped.weights - converted.weights == 4 * 8e8
-    assert converted.load == 1e9 + 2 * 1e9 + 4 * 8e8
+def test_what_loading_comes_to() -> None:
+    def load(width: int, quantized: float = 0) -> float:
+        made = counted(weights=1e9, parameters=1e9, quantized=quantized)
+        return memory.on_cpu(made, LORA, framework=0.5e9, file_width=width).load
+
+    assert load(4) == 0.5e9  # mapped, not yet read
+    assert load(4, quantized=8e8) == 0.5e9 + 1e9 + 4 * 8e8  # what is quantized was read
+    assert load(2) == load(2, quantized=8e8) == 0.5e9 + 1e9 + 2 * 1e9
 
 
 def test_verdicts() -> None:

@@ -39,24 +39,21 @@ class Prediction:
 
 def on_cpu(counted: Any, recipe: dict[str, Any], *, framework: float, file_width: int) -> Prediction:
     """`framework` is the resident memory of a process that has loaded all libraries and no model; `file_width` the bytes of a
-    weight in its file, which stays mapped (and resident) as long as some weights need no conversion."""
-    converted = file_width != 4
-    mapped = 0 if converted else file_width * counted.quantized
-    weights = counted.weights + mapped
-    if converted:
-        load = framework + counted.weights + file_width * counted.parameters + 4 * counted.quantized
+    weight in its file, which stays mapped until all of it that is used was converted or quantized."""
+    weights = counted.weights
+    if file_width != 4:
+        load = framework + weights + file_width * counted.parameters
+    elif counted.quantized:  # what is quantized was read whole, the rest copied out of the file
+        load = framework + weights + file_width * counted.quantized
     else:  # what is read as it is stays unread until it is used
-        load = framework + mapped + packed_bytes(counted)
-    left = (
-        4 * counted.quantized_small if converted else 0
-    )  # float32 copies that were quantized; glibc keeps their blocks
+        load = framework
     slack = HEAP_SLACK["fused lora" if _fused(recipe) else recipe["kind"]]
     moments = (counted.early, counted.late)
     heap = max(m.total - m.large for m in moments)
     largest = max(moments, key=lambda m: m.total)
     backward = max(m.large for m in moments)
     step = _large_gradients(counted) + transient_bytes(counted, recipe["optimizer"], foreach=False)
-    train = framework + weights + counted.optimizer + max(heap * (1 + slack), heap + left) + max(backward, step)
+    train = framework + weights + counted.optimizer + heap * (1 + slack) + max(backward, step)
     return Prediction(
         train=train, load=load, framework=framework, weights=weights, gradients=largest.gradients, optimizer=counted.optimizer,
         activations=largest.activations, slack=train - framework - weights - counted.optimizer - largest.total,
@@ -81,11 +78,6 @@ def on_card(counted: Any, recipe: dict[str, Any]) -> Prediction:
         train=train, load=counted.weights, framework=0, weights=counted.weights, gradients=largest.gradients, optimizer=states,
         activations=largest.activations, slack=train - counted.weights - states - largest.total, pageable=pageable,
     )  # fmt: skip
-
-
-def packed_bytes(counted: Any) -> float:
-    """Of the weights, those in 4 bits: packed anew while loading, where the others are only mapped."""
-    return counted.weights - 4 * (counted.parameters - counted.quantized) if counted.quantized else 0
 
 
 def _large_gradients(counted: Any) -> float:

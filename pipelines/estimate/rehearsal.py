@@ -20,7 +20,7 @@ from transformers import masking_utils
 from pipelines.estimate import hollow
 from pipelines.estimate.batch import Batch
 from pipelines.estimate.card_rules import as_on_cuda
-from pipelines.estimate.live import LARGE, Counting, Live, Moment
+from pipelines.estimate.live import Counting, Live, Moment
 from pipelines.estimate.optimizer import state_bytes
 from pipelines.train.losses import head_on_positions, token_losses
 
@@ -30,14 +30,13 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Counted:
-    """Bytes of a step, and numbers of parameters. `quantized` counts the weights kept in 4 or 8 bits, `quantized_small` those of
-    them in layers of less than LARGE bytes in float32; `largest` is the trained tensor with the most bytes."""
+    """Bytes of a step, and numbers of parameters. `quantized` counts the weights kept in 4 or 8 bits; `largest`
+    is the trained tensor with the most bytes."""
 
     weights: float
     trainable: float
     optimizer: float
     quantized: float
-    quantized_small: float
     parameters: float
     largest: float
     early: Moment = field(default_factory=Moment)
@@ -79,7 +78,7 @@ def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
         Moment(*(line(a, b) for a, b in zip(astuple(one), astuple(other), strict=True)))
         for one, other in ((few.early, more.early), (few.late, more.late))
     ]
-    names = ("weights", "trainable", "optimizer", "quantized", "quantized_small", "parameters")
+    names = ("weights", "trainable", "optimizer", "quantized", "parameters")
     sums = {name: line(getattr(few, name), getattr(more, name)) for name in names}
     return Counted(**sums, largest=max(few.largest, more.largest), early=moments[0], late=moments[1])
 
@@ -103,7 +102,6 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
         trainable=sum(sizes),
         optimizer=state_bytes(sizes, recipe["optimizer"]),
         quantized=sum(packed),
-        quantized_small=sum(size for size in packed if 4 * size < LARGE),
         parameters=sum(p.numel() for p in model.parameters() if p.dtype != torch.uint8) + sum(packed),
         largest=4 * max(sizes, default=0),
         early=live.early,

@@ -1,6 +1,5 @@
 """The training process: `python -m pipelines.train.child FOLDER` trains the cell that FOLDER/spec.json describes."""
 
-import gc
 import os
 import shutil
 from dataclasses import dataclass
@@ -60,6 +59,7 @@ def load(worker: Worker) -> Loaded:
     import torch
 
     from pipelines.train import loading, quantizing
+    from pipelines.train.memory import give_back_freed
     from pipelines.train.precision import weights_dtype
 
     loading.quiet()
@@ -86,7 +86,7 @@ def load(worker: Worker) -> Loaded:
         attention=config._attn_implementation,
     )
     worker.save()
-    gc.collect()
+    give_back_freed()
     return Loaded(model, tokenizer)
 
 

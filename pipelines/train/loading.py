@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import UnavailableError
+from pipelines.train import four_bits
 from pipelines.train.adapters import fuse
 from pipelines.train.dropout import make_cheap
 from pipelines.train.gated import use_lean_gates
@@ -50,12 +51,15 @@ def load_model(folder: Path, recipe: dict[str, Any]) -> Any:
         raise UnavailableError(f"no model in {folder}: run `featherweight fetch {recipe['model']}`.")
     options: dict[str, Any] = {"dtype": weights_dtype(recipe)}
     if recipe["quantization"]:
+        if not torch.cuda.is_available():
+            four_bits.prepare()
         options["quantization_config"] = _quantization(recipe)
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
     model = _with_attention(folder, recipe, options)
     if recipe["quantization"] and not torch.cuda.is_available():
         keep_unpacked(model)
+        let_go_of_file(model)
     if not torch.cuda.is_available():
         use_faster_products(model)
         use_lean_gates(model)
@@ -106,6 +110,15 @@ def keep_unpacked(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def let_go_of_file(model: Any) -> None:
+    """Copy what was not quantized. A float32 file's other weights are views of the whole file, which would stay mapped, and count
+    as the process's memory, for the sake of its embedding."""
+    copied: dict[int, torch.Tensor] = {}  # tied weights stay one
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.numel():
+            tensor.data = copied.setdefault(tensor.data_ptr(), tensor.data.clone())
 
 
 def add_adapter(model: Any, recipe: dict[str, Any]) -> Any:

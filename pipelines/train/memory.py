@@ -4,6 +4,8 @@ Peaks are reset after loading, and held apart while the run evaluates, so that e
 """
 # ruff: noqa: TID253
 
+import ctypes
+import gc
 import math
 import threading
 from collections.abc import Iterator
@@ -34,6 +36,14 @@ def reset_peaks() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+
+
+def give_back_freed() -> None:
+    """Return to the system what loading has used and freed: what only cycles of objects held, and the C library's free blocks,
+    which it keeps otherwise (or not, by the order in which they came: a cell's memory differed from run to run)."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass

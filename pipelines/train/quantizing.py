@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipelines.train import four_bits
 from pipelines.train.memory import peak_bytes, peak_resident_bytes, reset_peaks
 from pipelines.worker import Stopwatch
 
@@ -67,6 +68,8 @@ def watched(*, quantizes: bool) -> Iterator[Quantizing]:
 
 
 def _conversions() -> dict[Any, Callable[..., Any]]:
+    if not torch.cuda.is_available():
+        four_bits.prepare()  # before anybody imports bitsandbytes
     from transformers.integrations import bitsandbytes
 
     steps = [getattr(bitsandbytes, name, None) for name in STEPS]

@@ -1,0 +1,75 @@
+"""4 bits on a CPU: the same bits as bitsandbytes', and no file that stays mapped for weights nobody reads any more."""
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.backends.default import ops  # noqa: F401
+
+from pipelines.train import four_bits, loading
+from tests.test_methods import RECIPE
+from tests.tiny import save_tiny
+
+SHAPES = [(576, 576), (300, 333), (130, 128), (7, 9), (3, 64), (5, 100), (1, 1)]
+
+
+def theirs(weight: torch.Tensor, blocksize: int, kind: str, storage: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """What bitsandbytes registers for every device, also where this process has already put ours in its place on a CPU."""
+    everywhere = torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd)
+    return torch.ops.bitsandbytes.quantize_4bit.default.redispatch(everywhere, weight, blocksize, kind, storage)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_packed_to_the_bits_of_bitsandbytes(kind: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    bounds = torch.tensor(four_bits._bounds(kind)[0])
+    weights = [torch.randn(shape).to(dtype) for shape in SHAPES]
+    weights += [
+        torch.zeros(4, 64, dtype=dtype),
+        torch.cat([bounds, torch.ones(1)]).repeat(8).to(dtype),
+    ]  # and every tie
+    for weight in weights:
+        for blocksize in (64, 4096):
+            packed, absmax = four_bits.pack(weight, blocksize, kind, torch.uint8)
+            expected, scales = theirs(weight, blocksize, kind, torch.uint8)
+            assert torch.equal(packed, expected) and torch.equal(absmax, scales), (weight.shape, blocksize)
+    stored = four_bits.pack(weights[0], 64, kind, torch.bfloat16)[0]
+    assert torch.equal(stored.view(torch.int16), theirs(weights[0], 64, kind, torch.bfloat16)[0].view(torch.int16))
+
+
+def test_a_loaded_model_lets_go_of_its_file(tmp_path: Path) -> None:
+    """The file holds float32, as which the embedding is used: a view of the file unless it is copied."""
+    folder = save_tiny(tmp_path / "tiny")
+
+    def mapped() -> bool:
+        gc.collect()
+        return str(folder) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    plain = loading.load_model(folder, {**RECIPE, "quantization": None})
+    assert mapped()
+    embedding = plain.get_input_embeddings().weight.detach().clone()
+    del plain
+    model = loading.load_model(folder, {**RECIPE, "quantization": "nf4", "double_quantization": True})
+    assert not mapped()
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
+
+
+def test_ours_is_the_one_that_is_called_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    four_bits.prepare()
+    calls = []
+    monkeypatch.setattr(four_bits, "_bounds", lambda kind: calls.append(kind) or ([0.0], None))
+    torch.ops.bitsandbytes.quantize_4bit(torch.ones(64), 64, "nf4", torch.uint8)
+    assert calls == ["nf4"]
+    theirs(torch.ones(64), 64, "nf4", torch.uint8)
+    assert calls == ["nf4"]
+
+
+def test_the_compiler_is_not_imported_for_it() -> None:
+    look = "import sys, torch\nfrom pipelines.train import four_bits\nbefore = torch.compile\nfour_bits.prepare()\n"
+    look += "assert torch.compile is before\nprint('torch._dynamo' in sys.modules, 'bitsandbytes' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
