@@ -59,6 +59,7 @@ def test_every_asset_says_what_it_makes_and_belongs_to_its_stage() -> None:
     assert groups == {
         "corpus_records": "generate", "local_records": "generate", "generated_records": "generate", "sft_examples": "clean",
         "cell_inputs": "train", "trained_model": "train", "evaluation_inputs": "evaluate", "evaluation": "evaluate",
+        "judged_answers": "evaluate",
         "provider_comparison": "compare", "comparison": "compare",
     }  # fmt: skip
     for name, spec in specs.items():
@@ -79,6 +80,8 @@ def test_training_evaluation_and_the_local_server_share_one_place() -> None:
     graph = defs.resolve_asset_graph()
     pools = [graph.get(dg.AssetKey(name)).pools for name in ("local_records", "trained_model", "evaluation")]
     assert pools[0] == pools[1] == pools[2] and len(pools[0] or []) == 1
+    for name in ("generated_records", "provider_comparison", "judged_answers"):  # these ask APIs, beside training
+        assert not graph.get(dg.AssetKey(name)).pools, name
 
 
 def test_loading_the_code_location_imports_no_heavy_library() -> None:
