@@ -12,7 +12,7 @@ import pytest
 
 from assets.judging import judged_answers
 from pipelines import cells
-from pipelines.compare.compare import Publication, compare
+from pipelines.compare.compare import Publication, compare, lake_version
 from pipelines.estimate.estimate import keep_predictions
 from pipelines.evaluate import answers, judge
 from pipelines.evaluate.cell import evaluate, evaluation_fingerprint
@@ -250,8 +250,18 @@ def test_judging_is_a_step_of_its_own_that_waits_for_nobody(
         assert passed and shown["answered now"] == 0 and "the next publication asks" in shown["why"]
         shown, passed = materialized(night="2026-11-24T0200", budget_usd=0.0)
         assert not passed and shown["answered now"] == 0 and asking.server.ledger.anthropic.requests == 0
+        asking.server.behavior = Behavior(script=lambda _wire, _prompt, _nth: "unauthorized")
+        shown, passed = materialized()
+        assert not passed and shown["answered now"] == 0
+        version = lake_version(project.data)
+        compare(project.stage())
+        assert lake_version(project.data) == version, "else one publication would call for another, without end"
+        refused, asking.server.behavior = asking.server.ledger.anthropic.requests, Behavior()
         shown, passed = materialized(night="2026-11-24T0200")
-        assert passed and (shown["answered now"], shown["missing"]) == (asking.server.ledger.anthropic.requests, 0)
+        assert passed and (shown["answered now"], shown["missing"]) == (
+            asking.server.ledger.anthropic.requests - refused,
+            0,
+        )
         since = night.begin(project.data, "2026-11-24T0200")["started_at"]
         assert night.spent_usd(project.stage(), since) > 0, "the night has paid for it"
         assert materialized()[0]["answered now"] == 0, "the journal holds them all"
