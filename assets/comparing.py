@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.judging import judged_answers
 from assets.metadata import picture, table
 from assets.project import grid, stage_now
 from assets.providers import provider_comparison
@@ -28,7 +29,7 @@ EVERY_CELL_IS_OK = "every_cell_is_ok"
 @dg.asset(
     group_name="compare",
     kinds={"duckdb"},
-    deps=[trained_model, evaluation, provider_comparison],
+    deps=[trained_model, evaluation, judged_answers, provider_comparison],
     check_specs=[
         dg.AssetCheckSpec(
             EVERY_CELL_IS_OK,

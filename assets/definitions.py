@@ -15,6 +15,7 @@ from assets.comparing import comparison, every_cell_and_attempt_is_published, no
 from assets.generating import corpus_records, generated_records, local_records
 from assets.inputs import cell_inputs, evaluation_inputs
 from assets.jobs import data, everything, publish, training
+from assets.judging import judged_answers
 from assets.nightly import inputs_have_changed, lake_has_changed, night_goes_on, nightly
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
@@ -30,6 +31,7 @@ defs = dg.Definitions(
         trained_model,
         evaluation_inputs,
         evaluation,
+        judged_answers,
         comparison,
     ],
     asset_checks=[

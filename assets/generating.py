@@ -54,13 +54,12 @@ def local_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata=_metadata(context, stage, result, [name]))
 
 
-class AskConfig(dg.Config):
-    """What one materialization may spend, and whom it asks."""
+class Spending(dg.Config):
+    """What one materialization may spend."""
 
     budget_usd: float | None = Field(
         default=None, description="This run's own cap in dollars, below those of experiments.yaml; empty: those alone."
     )
-    providers: list[str] = Field(default=[], description="Ask only these of the enabled providers; empty: all of them.")
     night: str = Field(default="", description="Set by the nightly: under whose budget it runs.")
 
     def cap(self, stage: Stage) -> float | None:
@@ -70,6 +69,12 @@ class AskConfig(dg.Config):
             left = money_left(stage, stage.experiments.nightly, begin(stage.data, self.night)["started_at"])
             caps += [max(left, 0.0)] if left is not None else []
         return min(caps, default=None)
+
+
+class AskConfig(Spending):
+    """What one materialization may spend, and whom it asks."""
+
+    providers: list[str] = Field(default=[], description="Ask only these of the enabled providers; empty: all of them.")
 
 
 @dg.asset(

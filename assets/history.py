@@ -12,6 +12,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets.instance import prepare_home
+from pipelines.errors import UsageError, WorkError
 
 DAYS = 30
 PAGE = 1000
@@ -54,7 +55,11 @@ def main() -> int:
     parser.add_argument("--days", type=float, default=DAYS, help=f"keep runs that ended since then; default {DAYS}")
     parser.add_argument("--yes", action="store_true", help="remove them")
     arguments = parser.parse_args()
-    prepare_home()
+    try:
+        prepare_home()
+    except (UsageError, WorkError) as error:
+        print(f"featherweight: {error}", file=sys.stderr)
+        return error.exit_code
     with dg.DagsterInstance.get() as instance:
         found = old_runs(instance, days=arguments.days)
         for record in found:

@@ -1,27 +1,95 @@
 """The Dagster instance of this project: its home under data/dagster, its settings, and what a killed run left behind."""
 
+import hashlib
 import os
-import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import yaml
 
+from pipelines.errors import UsageError, WorkError
+from pipelines.files import announce, write_text
 from pipelines.launcher import own_identity
 from pipelines.machine import process_is_alive
 from pipelines.paths import PROJECT, data_root
+
+SETTINGS = "dagster.yaml"
+WRITTEN = ".dagster.yaml.sha256"  # of the settings as we wrote them: a file that still has it was not edited
+# of what was shipped before that was noted
+SHIPPED_BEFORE = (
+    "4fbe5ec0268dfb93959acd2a0b6cc62102b7f3e748aa9a36bcd15ad13464cda0",
+    "dba6256053120c0268b18c81ca9e7d57d5f1a0cb553e8532d2ab0b28802f3abe",
+)
 
 OWNER = ".dagster/featherweight_owner"  # the prefix keeps it out of the UI's list of tags
 UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 def prepare_home() -> Path:
-    """DAGSTER_HOME (default data/dagster, always absolute) with the project's dagster.yaml in it, unless one is there."""
+    """DAGSTER_HOME (default data/dagster, always absolute) with the project's dagster.yaml in it.
+
+    One that is there is brought up to date where nobody has edited it; of an edited one is said which settings it lacks.
+
+    Raises:
+        UsageError: its dagster.yaml is not YAML.
+        WorkError: the folder cannot be written.
+    """
     home = Path(os.environ.get("DAGSTER_HOME") or data_root().root / "dagster").resolve()
-    home.mkdir(parents=True, exist_ok=True)
-    if not (home / "dagster.yaml").exists():
-        shutil.copyfile(PROJECT / "dagster.yaml", home / "dagster.yaml")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass  # Dagster's own word on a folder that it cannot write is a page of database errors
+    except OSError as error:
+        raise WorkError(
+            f"DAGSTER_HOME: cannot write in {home}: {error.strerror or error}. Nothing was started; free disk space, make the "
+            "folder writable, or set DAGSTER_HOME to another one."
+        ) from error
+    _bring_up_to_date(home)
     os.environ["DAGSTER_HOME"] = str(home)
     return home
+
+
+def _bring_up_to_date(home: Path) -> None:
+    path, note, ours = home / SETTINGS, home / WRITTEN, (PROJECT / SETTINGS).read_text(encoding="utf-8")
+    found = path.read_text(encoding="utf-8") if path.exists() else None
+    noted = note.read_text(encoding="utf-8") if note.exists() else None
+    if found is not None and found != ours and _sha256(found) not in (noted, *SHIPPED_BEFORE):
+        if missing := _lacking(yaml.safe_load(ours), _parsed(path, found)):
+            lines = yaml.safe_dump(missing, default_flow_style=None, sort_keys=False, width=200)
+            announce(f"{path} was edited and stays as it is; it lacks these settings of {PROJECT / SETTINGS}:\n{lines}")
+        return
+    if found != ours:
+        write_text(path, ours)
+        if found is not None:
+            announce(f"{path}: brought up to date; nobody had edited it")
+    if noted != _sha256(ours):
+        write_text(note, _sha256(ours))
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {error}; mend it, or remove it to have it written anew.") from None
+
+
+def _lacking(ours: dict[str, Any], found: Any) -> dict[str, Any]:
+    """The settings of `ours` that `found` does not name; what it sets otherwise is its own business."""
+    if not isinstance(found, dict):
+        return {}
+    lacking = {}
+    for name, value in ours.items():
+        if name not in found:
+            lacking[name] = value
+        elif isinstance(value, dict) and (below := _lacking(value, found[name])):
+            lacking[name] = below
+    return lacking
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def owner_tags() -> dict[str, str]:

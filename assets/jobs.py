@@ -6,6 +6,7 @@ from assets.cleaning import sft_examples
 from assets.comparing import comparison
 from assets.generating import corpus_records, generated_records, local_records
 from assets.inputs import cell_inputs
+from assets.judging import judged_answers
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 
@@ -28,6 +29,6 @@ everything = dg.define_asset_job(
 )
 publish = dg.define_asset_job(
     "publish",
-    selection=dg.AssetSelection.assets(comparison),
-    description="Rebuild the comparison from the lake: seconds, no training.",
+    selection=dg.AssetSelection.assets(judged_answers, comparison),
+    description="Have new answers judged, where a judge is configured, and rebuild the comparison from the lake; no training.",
 )

@@ -128,10 +128,15 @@ def _requests(night: str, step: Step, stage: Stage, runs: Sequence[dg.RunRecord]
         yield from (_cell_request(night, cell, stage) for cell in step.cells)
         return
     tries = 1 + sum(run.dagster_run.job_name == step.do for run in runs)
-    yield (
-        _data_request(night, tries)
-        if step.do == "data"
-        else dg.RunRequest(run_key=f"{night}/publish/{tries}", job_name=publish.name, tags=_tags(night))
+    yield (_data_request(night, tries) if step.do == "data" else _publish_request(night, tries))
+
+
+def _publish_request(night: str, tries: int) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=f"{night}/publish/{tries}",
+        job_name=publish.name,
+        tags=_tags(night),
+        run_config={"ops": {"judged_answers": {"config": {"night": night}}}},
     )
 
 

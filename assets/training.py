@@ -15,10 +15,8 @@ from assets.project import CELLS, DEVICE_POOL, cell_of, keys_of, stage_now
 from pipelines.cells import Attempt, Evaluation
 from pipelines.choices import with_budget, with_max_examples
 from pipelines.compare import plots
-from pipelines.evaluate import answers
 from pipelines.evaluate.cell import evaluate
 from pipelines.files import stable_hash
-from pipelines.generate.show import ProgressLines, summary
 from pipelines.launcher import CellCommand, LocalLauncher, RunningCommand
 from pipelines.nightly.night import begin, limit_reached, money_left
 from pipelines.process import tie_to_parent
@@ -234,7 +232,7 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
 )
 def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     """Losses on held-out records and general texts, greedy answers and what serving costs, of a trained cell, beside its attempt's
-    folder. With `judging` configured, teachers and judge are asked about the answers, within the providers' budgets.
+    folder. Nobody is asked about the answers here, where the device is held: that is `judged_answers`.
     """
     stage = config.stage()
     know_inputs(context, stage)
@@ -242,10 +240,6 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
     stage = config.applied(stage, cell_of(context.partition_key))
     done = [evaluate(stage, key, force=config.force, watch=watch) for key in keys_of(context, stage, config.seeds)]
     bad = [found for found, _ in done if not found.ok]
-    if good := [found for found, _ in done if found.ok]:
-        asked = answers.ask(stage, good, progress=ProgressLines(context.log.info))
-        for line in summary(asked):
-            (context.log.warning if " stopped: " in line else context.log.info)(line)
     yield dg.AssetCheckResult(
         check_name=EVALUATION_IS_OK,
         passed=not bad,

@@ -10,6 +10,7 @@ import time
 import dagster as dg
 
 from assets.instance import prepare_home
+from pipelines.errors import UsageError, WorkError
 from pipelines.paths import PROJECT
 from pipelines.process import stop_group
 
@@ -42,7 +43,11 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    home = prepare_home()
+    try:
+        home = prepare_home()
+    except (UsageError, WorkError) as error:
+        print(f"featherweight: {error}", file=sys.stderr)
+        return error.exit_code
     with dg.DagsterInstance.get():
         pass  # its tables are made here once: two processes that start on an empty home trip over each other
     workspace = ["-w", str(PROJECT / "workspace.yaml")]

@@ -300,9 +300,10 @@ def sweep(arguments: Arguments) -> int:
 
 
 def prune(arguments: Arguments) -> int:
-    from pipelines.prune import leftovers, remove
+    from pipelines.prune import leftovers, remove, superseded_exports
 
-    found = leftovers(stage_now())
+    stage = stage_now()
+    found = leftovers(stage)
     total = 0
     for leftover in found:
         total += (size := leftover.bytes)
@@ -310,6 +311,8 @@ def prune(arguments: Arguments) -> int:
     print(
         f"{total / 1e6:10.1f} MB in {len(found)} places{'' if arguments.yes or not found else '; --yes removes them'}"
     )
+    for export in superseded_exports(stage.data):
+        print(f"{export.bytes / 1e6:10.1f} MB  {export.path}: {export.why}")
     kept = [(leftover, why) for leftover, why in remove(found) if why] if arguments.yes else []
     for leftover, why in kept:
         print(f"kept {leftover.path}: {why}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The three ways a command ends other than well, each with its exit code."""
+"""The ways a command ends other than well, each with its exit code."""
 
 
 class UsageError(Exception):
@@ -11,6 +11,10 @@ class WorkError(Exception):
     """The work itself failed (exit code 1), for a reason that is nobody's configuration."""
 
     exit_code = 1
+
+
+class InUseError(WorkError):
+    """Somebody else is at work on it, and we were not to wait. The message names who."""
 
 
 class UnavailableError(Exception):

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines.errors import WorkError
+from pipelines.errors import InUseError, WorkError
 
 
 @contextmanager
@@ -107,7 +107,8 @@ def locked(
     A child that inherits the file's descriptor keeps the lock until it is gone too.
 
     Raises:
-        WorkError: `wait` is False and somebody else holds it (the message names the holder), or the file cannot be made.
+        InUseError: `wait` is False and somebody else holds it; the message names the holder.
+        WorkError: the file cannot be made.
     """
     with _lock_file(path) as handle:
         announced = False
@@ -119,7 +120,7 @@ def locked(
                 handle.seek(0)
                 current = handle.read().strip() or "another process"
                 if not wait:
-                    raise WorkError(
+                    raise InUseError(
                         f"{path.stem} is in use by {current}: wait for it to end, then try again."
                     ) from None
                 if not announced:

@@ -1,7 +1,9 @@
 """What lies in the data folder and nobody needs any more: said first, removed only on request. No attempt's numbers are lost.
 
 Kept are: every attempt's spec, result, curve, log and answers; of each cell the newest good model and what an unfinished one goes
-on from; the examples that any attempt was made from; the publication that is read and the one before it.
+on from; the examples that any attempt was made from; the publication that is read and the one before it; the newest measurement of
+each bit width and the newest good one. An export was asked for by a person: it goes only with the attempt it was made from, and of
+one that a newer result has replaced it is said that it is there.
 """
 
 import shutil
@@ -12,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from pipelines import cells
-from pipelines.cells import Attempt
+from pipelines.cells import Attempt, CellKey
 from pipelines.clean.clean import current as current_examples
 from pipelines.errors import WorkError
 from pipelines.estimate.question import answer_file, questions
@@ -47,8 +49,21 @@ def leftovers(stage: Stage) -> list[Leftover]:
         *_examples(stage.data, attempts),
         *_estimates(stage, attempts),
         *_cells(stage.data, attempts),
+        *_exports_of_nothing(stage.data, attempts),
+        *_bit_widths(stage.data),
         *_publications(stage.data),
         *_half_written(stage.data),
+    ]
+
+
+def superseded_exports(data: DataRoot) -> list[Leftover]:
+    """Exports whose cell has a newer good result; whoever made them removes them, `remove` is not given them."""
+    attempts = list(cells.all_attempts(data))
+    there, newest = {a.run_id for a in attempts}, {a.key: a.run_id for a in attempts if a.status == "ok"}
+    return [
+        Leftover(folder, f"exported on purpose, so it stays; the cell's newest good result is {newest[key]}")
+        for key, folder in _exports(data)
+        if folder.name in there and newest.get(key, folder.name) != folder.name
     ]
 
 
@@ -115,6 +130,33 @@ def _cells(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
                 yield Leftover(attempt.folder / restart.FOLDER, "checkpoints of a cell that has come to its end", lock)
             if (attempt.folder / ".model.partial").exists():
                 yield Leftover(attempt.folder / ".model.partial", "half of a model", lock)
+
+
+def _exports(data: DataRoot) -> Iterator[tuple[CellKey, Path]]:
+    """The exports in their default place, each with its cell; the folder has the attempt's name."""
+    for folder in sorted((data.root / "exports").glob("*/*/*/*/")):
+        model, method, seed = folder.parts[-4:-1]
+        if seed.lstrip("-").isdigit():
+            yield CellKey(model, method, int(seed)), folder
+
+
+def _exports_of_nothing(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
+    there = {(attempt.key, attempt.run_id) for attempt in attempts}
+    for key, folder in _exports(data):
+        if (key, folder.name) not in there:
+            home = key.folder(data)
+            lock = home / "export.lock" if home.exists() else None
+            yield Leftover(folder, "an export of an attempt that was removed", lock)
+
+
+def _bit_widths(data: DataRoot) -> Iterator[Leftover]:
+    """Measurements that no table shows any more, but for the last good one of each result and format."""
+    for home in sorted((data.lake / "bit_widths").glob("*/*/*/*/*/")):
+        tries = sorted(path for path in home.iterdir() if path.is_dir())
+        good = [path for path in tries if cells.result_in(path)["status"] == "ok"]
+        for path in tries[:-1]:
+            if path not in good[-1:] and cells.result_in(path)["status"] not in ("queued", "running"):
+                yield Leftover(path, "a measurement that a newer one of the same result and format has replaced")
 
 
 def _publications(data: DataRoot) -> Iterator[Leftover]:

@@ -1,4 +1,5 @@
-"""`make screenshots`: docs/images/{graph,cell,report}.png from the data of this checkout, as the README shows them.
+"""`make screenshots`: docs/images/{graph,cell,report}.png from the data of this checkout, as the README shows them;
+`python -m tests.screenshots graph cell` takes those alone.
 
 It needs Debian's Chromium. The pictures are 1,400 pixels wide and small enough to be tracked.
 """
@@ -10,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from urllib.parse import quote
 
 from playwright.sync_api import Page, sync_playwright
@@ -33,19 +33,38 @@ def newest_cell() -> Attempt:
     return max(found, key=lambda attempt: attempt.run_id)
 
 
-def take(page: Page, address: str, name: str) -> Path:
-    page.goto(address)
-    page.wait_for_timeout(SETTLE_MS)
-    path = IMAGES / f"{name}.png"
-    page.screenshot(path=path)
-    return path
+def graph(page: Page) -> None:
+    """Every group open, from left to right, without the lists beside it."""
+    page.set_viewport_size({"width": 1400, "height": 720})
+    page.goto("/asset-groups")
+    page.get_by_text("Hide navigation").click()
+    page.locator('button:has([aria-label="panel_show_right"])').first.click()
+    page.keyboard.press("Alt+KeyE")  # Expand all groups
+
+
+def cell(page: Page) -> None:
+    """The newest trained cell, from its curve on: what stands above it are the paths of the folder that it was made in."""
+    page.set_viewport_size({"width": 1400, "height": 860})
+    key = newest_cell().key
+    page.goto(f"/assets/trained_model?view=partitions&partition={quote(f'{key.method}|{key.model}')}")
+    page.get_by_text("loss curve", exact=True).first.evaluate("row => row.scrollIntoView({block: 'start'})")
+
+
+def report(page: Page) -> None:
+    page.set_viewport_size({"width": 1400, "height": 860})
+    page.goto(data_root().report.as_uri())
+
+
+PICTURES = {"graph": graph, "cell": cell, "report": report}
 
 
 def main() -> int:
-    chromium, report = shutil.which("chromium"), data_root().report
+    chromium, wanted = shutil.which("chromium"), sys.argv[1:] or list(PICTURES)
+    if unknown := set(wanted) - set(PICTURES):
+        sys.exit(f"featherweight: {', '.join(unknown)}: expected some of {', '.join(PICTURES)}")
     if chromium is None:
         sys.exit("featherweight: no chromium here: `apt-get install chromium`")
-    cell = newest_cell().key
+    newest_cell()
     IMAGES.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,19 +74,17 @@ def main() -> int:
         _wait_for(port, server)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-            page = browser.new_page(viewport={"width": 1400, "height": 860}, base_url=f"http://127.0.0.1:{port}")
-            partition = quote(f"{cell.method}|{cell.model}")
-            taken = [
-                take(page, "/asset-groups", "graph"),
-                take(page, f"/assets/trained_model?view=partitions&partition={partition}", "cell"),
-                take(page, report.as_uri(), "report"),
-            ]
+            page = browser.new_page(base_url=f"http://127.0.0.1:{port}")
+            for name in wanted:
+                PICTURES[name](page)
+                page.wait_for_timeout(SETTLE_MS)
+                page.screenshot(path=IMAGES / f"{name}.png")
             browser.close()
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=60)
-    for path in taken:
-        print(f"{path.relative_to(PROJECT)}  {path.stat().st_size / 1000:.0f} KB")
+    for name in wanted:
+        print(f"docs/images/{name}.png  {(IMAGES / f'{name}.png').stat().st_size / 1000:.0f} KB")
     return 0
 
 

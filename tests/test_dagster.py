@@ -1,5 +1,6 @@
 """The graph in Dagster: what it shows, that it reuses what is current, and that an outcome is data, not a failure."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import dagster as dg
 import psutil
 import pytest
+import yaml
 from dagster._core.events import DagsterEventType, EngineEventData
 
 from assets.cleaning import sft_examples
@@ -18,7 +20,7 @@ from assets.comparing import comparison
 from assets.definitions import defs
 from assets.generating import corpus_records, generated_records, local_records
 from assets.inputs import cell_inputs
-from assets.instance import OWNER, end_orphaned_runs, owner_tags
+from assets.instance import OWNER, SHIPPED_BEFORE, end_orphaned_runs, owner_tags, prepare_home
 from assets.launcher import WatchedRunLauncher
 from assets.project import partition_of
 from assets.providers import provider_comparison
@@ -59,6 +61,7 @@ def test_every_asset_says_what_it_makes_and_belongs_to_its_stage() -> None:
     assert groups == {
         "corpus_records": "generate", "local_records": "generate", "generated_records": "generate", "sft_examples": "clean",
         "cell_inputs": "train", "trained_model": "train", "evaluation_inputs": "evaluate", "evaluation": "evaluate",
+        "judged_answers": "evaluate",
         "provider_comparison": "compare", "comparison": "compare",
     }  # fmt: skip
     for name, spec in specs.items():
@@ -79,6 +82,8 @@ def test_training_evaluation_and_the_local_server_share_one_place() -> None:
     graph = defs.resolve_asset_graph()
     pools = [graph.get(dg.AssetKey(name)).pools for name in ("local_records", "trained_model", "evaluation")]
     assert pools[0] == pools[1] == pools[2] and len(pools[0] or []) == 1
+    for name in ("generated_records", "provider_comparison", "judged_answers"):  # these ask APIs, beside training
+        assert not graph.get(dg.AssetKey(name)).pools, name
 
 
 def test_loading_the_code_location_imports_no_heavy_library() -> None:
@@ -225,6 +230,50 @@ def test_the_settings_of_the_instance_are_valid_and_watch_its_runs(tmp_path: Pat
         assert isinstance(instance.run_launcher, WatchedRunLauncher)
         assert instance.run_monitoring_enabled and instance.run_launcher.supports_check_run_worker_health
         assert instance.get_concurrency_config().pool_config.default_pool_limit == 1
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_settings_that_nobody_edited_are_brought_up_to_date(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dagster.yaml").write_text("nux: {enabled: false}\n", encoding="utf-8")
+    monkeypatch.setattr("assets.instance.PROJECT", tmp_path)  # as it was shipped once
+    prepare_home()
+    assert (home / "dagster.yaml").read_text() == "nux: {enabled: false}\n" and capsys.readouterr().err == ""
+    monkeypatch.setattr("assets.instance.PROJECT", PROJECT)
+    for said in (f"{home / 'dagster.yaml'}: brought up to date; nobody had edited it\n", ""):
+        prepare_home()
+        assert (home / "dagster.yaml").read_bytes() == (PROJECT / "dagster.yaml").read_bytes()
+        assert capsys.readouterr().err == said
+
+
+def test_settings_that_somebody_edited_stay_and_what_they_lack_is_said(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = yaml.safe_load((PROJECT / "dagster.yaml").read_text(encoding="utf-8"))
+    edited = {**ours, "concurrency": {"runs": {"max_concurrent_runs": 9}}}
+    del edited["run_launcher"]
+    home.mkdir()
+    (home / "dagster.yaml").write_text(yaml.safe_dump(edited), encoding="utf-8")
+    prepare_home()
+    said, lines = capsys.readouterr().err.split("\n", 1)
+    assert said.startswith(f"{home / 'dagster.yaml'} was edited and stays as it is")
+    assert yaml.safe_load(lines) == {
+        "run_launcher": ours["run_launcher"],
+        "concurrency": {"pools": ours["concurrency"]["pools"]},
+    }, "its own limit of runs is its own business"
+    assert yaml.safe_load((home / "dagster.yaml").read_text(encoding="utf-8")) == edited
+
+
+def test_what_was_shipped_before_is_known_as_ours() -> None:
+    """Homes of earlier versions have no note of what was written; those versions are in the project's history."""
+    assert len(set(SHIPPED_BEFORE)) == len(SHIPPED_BEFORE)
+    assert hashlib.sha256((PROJECT / "dagster.yaml").read_bytes()).hexdigest() not in SHIPPED_BEFORE
 
 
 def test_a_run_whose_process_is_gone_gives_its_place_back(instance: dg.DagsterInstance) -> None:

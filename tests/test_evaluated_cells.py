@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import pytest
 
+from assets.judging import judged_answers
 from pipelines import cells
-from pipelines.compare.compare import Publication, compare
+from pipelines.compare.compare import Publication, compare, lake_version
 from pipelines.estimate.estimate import keep_predictions
 from pipelines.evaluate import answers, judge
 from pipelines.evaluate.cell import evaluate, evaluation_fingerprint
-from pipelines.files import read_json, read_jsonl, write_json
+from pipelines.files import locked, read_json, read_jsonl, write_json
 from pipelines.generate.generate import GenerationResult
+from pipelines.nightly import night
 from pipelines.statistics import wilson
 from pipelines.train.cell import Watch, examples_now
 from tests.asking import KEYS, PRICE
@@ -225,6 +228,45 @@ def test_without_a_key_or_the_right_to_ask_the_columns_say_why(asking: Judged, m
     assert "OPENAI_API_KEY" in rows["teacher"]["status_detail"]
     assert "gave no readable verdict on 2 of 2" in rows["base"]["judge_because"]
     assert rows["base"]["judge_correctness"] is None and rows["base"]["judge_model"] is None
+
+
+def test_judging_is_a_step_of_its_own_that_waits_for_nobody(
+    asking: Judged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = asking.project
+    for name, value in {"DATA": project.data.root, "EXPERIMENTS": project.experiments, "PROFILE": "local"}.items():
+        monkeypatch.setenv(f"FEATHERWEIGHT_{name}", str(value))
+
+    def materialized(**config: Any) -> tuple[dict[str, Any], bool]:
+        asked = dg.RunConfig(ops={"judged_answers": {"config": config}})
+        done = dg.materialize([judged_answers], instance=instance, run_config=asked)
+        (made,) = done.asset_materializations_for_node("judged_answers")
+        (check,) = done.get_asset_check_evaluations()
+        return {name: entry.value for name, entry in made.metadata.items()}, check.passed
+
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        with locked(project.data.locks / "generation.lock", "generate"):
+            shown, passed = materialized()
+        assert passed and shown["answered now"] == 0 and "the next publication asks" in shown["why"]
+        shown, passed = materialized(night="2026-11-24T0200", budget_usd=0.0)
+        assert not passed and shown["answered now"] == 0 and asking.server.ledger.anthropic.requests == 0
+        asking.server.behavior = Behavior(script=lambda _wire, _prompt, _nth: "unauthorized")
+        shown, passed = materialized()
+        assert not passed and shown["answered now"] == 0
+        version = lake_version(project.data)
+        compare(project.stage())
+        assert lake_version(project.data) == version, "else one publication would call for another, without end"
+        refused, asking.server.behavior = asking.server.ledger.anthropic.requests, Behavior()
+        shown, passed = materialized(night="2026-11-24T0200")
+        assert passed and (shown["answered now"], shown["missing"]) == (
+            asking.server.ledger.anthropic.requests - refused,
+            0,
+        )
+        since = night.begin(project.data, "2026-11-24T0200")["started_at"]
+        assert night.spent_usd(project.stage(), since) > 0, "the night has paid for it"
+        assert materialized()[0]["answered now"] == 0, "the journal holds them all"
+        asking.configure(judging={"judge": None})
+        assert "names neither a judge nor teachers" in materialized()[0]["why"]
 
 
 EVIL = (

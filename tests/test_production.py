@@ -102,7 +102,25 @@ def test_the_example_keeps_runs_and_events_in_postgresql_and_its_daemon_starts(
     assert PASSWORD not in log.read_text()
 
 
-def test_the_files_for_containers_fit_together() -> None:
+def _image(folder: Path) -> Path:
+    """The image's working folder, as the Dockerfile's COPY lines make it."""
+    image = folder / "image"
+    for line in (DOCKER / "Dockerfile").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("COPY "):
+            continue
+        *sources, target = line.split()[1:]
+        for origin in (PROJECT / source for source in sources):
+            to = image / target.lstrip("/")
+            if origin.is_dir():
+                shutil.copytree(origin, to)
+            else:
+                to = to / origin.name if target.endswith("/") else to
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(origin, to)
+    return image
+
+
+def test_the_files_for_containers_fit_together(tmp_path: Path) -> None:
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
     services = compose["services"]
     assert set(services) == {"database", "code", "webserver", "daemon"}
@@ -116,9 +134,13 @@ def test_the_files_for_containers_fit_together() -> None:
     (location,) = yaml.safe_load((DOCKER / "workspace.yaml").read_text(encoding="utf-8"))["load_from"]
     command = services["code"]["command"]
     assert location["grpc_server"]["host"] in services and str(location["grpc_server"]["port"]) in command
-    for line in (DOCKER / "Dockerfile").read_text(encoding="utf-8").splitlines():
-        if line.startswith("COPY "):
-            assert all((PROJECT / source).exists() for source in line.split()[1:-1]), line
+    image = _image(tmp_path)
+    shipped = {path.name for path in (PROJECT / "data").glob("*.*") if path.suffix in (".json", ".yaml")}
+    assert {path.name for path in (image / "data").iterdir()} == shipped, "what the stages read of the project's own"
+    build = "import setuptools.build_meta as b, sys; b.prepare_metadata_for_build_editable(sys.argv[1])"
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    done = subprocess.run(command, cwd=image, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
     plain = yaml.safe_load((PROJECT / "dagster.yaml").read_text(encoding="utf-8"))
     for section in ("telemetry", "nux", "concurrency", "freshness", "retention"):
         assert instance[section] == plain[section], "the same limits on a server as on one machine"

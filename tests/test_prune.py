@@ -8,10 +8,12 @@ import pytest
 
 from assets.history import forget, old_runs
 from pipelines import cli
+from pipelines.cells import Attempt, Status
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
 from pipelines.files import read_json, write_json
-from pipelines.prune import leftovers, remove
+from pipelines.prune import leftovers, remove, superseded_exports
+from pipelines.train.cell import write_result
 from tests import planted
 from tests.planted import Lake
 
@@ -32,6 +34,16 @@ def with_examples(lake: Lake, attempt: Any, folder: str) -> None:
     write_json(spec, (read_json(spec) or {}) | {"examples": f"lake/clean/{folder}/examples.parquet"})
 
 
+def measured(lake: Lake, attempt: Attempt, name: str, number: int, status: Status = "ok") -> Path:
+    """The folder of one measurement of a result at one bit width."""
+    cell = lake.data.lake / "bit_widths" / "tiny" / attempt.key.method / "1" / attempt.run_id
+    folder = cell / name / f"2026010{number}T000000000-aaaaaa"
+    write_json(folder / "spec.json", {"run_id": attempt.run_id})
+    write_json(folder / "child.json", {"phase": "measure", "measured": {"bits_per_byte": float(number)}})
+    write_result(folder, status, "measure", None)
+    return folder
+
+
 @pytest.fixture
 def grown(lake: Lake) -> tuple[Lake, set[Path], set[Path]]:
     """A lake with what may go and what must stay."""
@@ -47,6 +59,13 @@ def grown(lake: Lake) -> tuple[Lake, set[Path], set[Path]]:
         planted_file(killed.folder / ".model.partial" / "w").parent,
         planted_file(lake.data.clean / "orphan" / "examples.parquet").parent,
         planted_file(lake.data.lake / "estimates" / "0123456789abcdef.json"),
+        planted_file(
+            lake.data.root / "exports" / "tiny" / "full" / "1" / "20250101T000000000-gone00" / "m" / "w"
+        ).parent.parent,
+        planted_file(
+            lake.data.root / "exports" / "tiny" / "no-method" / "1" / "20250101T000000000-gone00" / "w"
+        ).parent,
+        measured(lake, good, "int8", 1),
         planted_file(lake.data.root / "warehouse" / "a.duckdb"),
         planted_file(lake.data.root / "warehouse" / "c.duckdb.wal"),
     }
@@ -55,6 +74,12 @@ def grown(lake: Lake) -> tuple[Lake, set[Path], set[Path]]:
         planted_file(killed.folder / "checkpoints" / "step-4" / "state.json").parent.parent,
         planted_file(running.folder / "model" / "w").parent,
         planted_file(lake.data.clean / "referred" / "examples.parquet").parent,
+        planted_file(lake.data.root / "exports" / "tiny" / "full" / "1" / old.run_id / "merged" / "w"),
+        planted_file(lake.data.root / "exports" / "tiny" / "full" / "1" / good.run_id / "merged" / "w"),
+        planted_file(lake.data.root / "exports" / "mine.gguf"),
+        measured(lake, good, "int8", 2),
+        measured(lake, good, "int8", 3, "killed"),
+        measured(lake, old, "fp32", 1),
         planted_file(lake.data.root / "warehouse" / "b.duckdb"),
         planted_file(lake.data.root / "warehouse" / "c.duckdb"),
     }
@@ -91,9 +116,12 @@ def test_the_command_removes_with_yes_alone(
     lake, goes, _ = grown
     monkeypatch.setattr(cli, "stage_now", lambda: lake.stage)
     assert cli.main(["prune"]) == 0
-    assert "--yes removes them" in capsys.readouterr().out and all(path.exists() for path in goes)
+    said = capsys.readouterr().out
+    assert "--yes removes them" in said and all(path.exists() for path in goes)
+    (export,) = superseded_exports(lake.data)
+    assert export.path.exists() and f"{export.path}: exported on purpose, so it stays" in said
     assert cli.main(["prune", "--yes"]) == 0
-    assert not any(path.exists() for path in goes)
+    assert not any(path.exists() for path in goes) and export.path.exists()
 
 
 def test_old_runs_go_with_their_events_but_the_newest_word_on_an_asset_stays(tmp_path: Path) -> None:

@@ -109,8 +109,14 @@ def _write(work: Work, folder: Path) -> None:
         work.db.execute(f"COPY (FROM {table} ORDER BY {order}) TO '{_quoted(path)}' (FORMAT parquet)")
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(folder)
+    except OSError as error:
+        raise WorkError(
+            f"cannot put the examples into {folder.parent}: {error.strerror}. The last result is untouched; make the folder "
+            "writable, in one file system with its parent, then run the same command again."
+        ) from error
 
 
 def _quoted(path: Path) -> str:

@@ -58,15 +58,29 @@ def reading(stage: Stage) -> Iterator[Journal | None]:
         yield journal
 
 
-def ask(stage: Stage, evaluations: Sequence[Evaluation] = (), *, progress: Progress | None = None) -> GenerationResult:
+def is_configured(stage: Stage) -> bool:
+    """Whether anybody is to be asked: a judge, or a teacher."""
+    return bool(stage.experiments.judging.judge or stage.experiments.judging.teachers)
+
+
+def ask(
+    stage: Stage,
+    evaluations: Sequence[Evaluation] = (),
+    *,
+    progress: Progress | None = None,
+    budget_usd: float | None = None,
+    wait: bool = True,
+) -> GenerationResult:
     """Have the teachers answer what these evaluations' models were asked (none given: all that the comparison shows), then have
-    the judge score all answers; what the journal holds is not asked again. Without teachers and judge nothing is done.
+    the judge score all answers, for at most `budget_usd` of this call's own; what the journal holds is not asked again. Without
+    teachers and judge nothing is done.
 
     Raises:
         UsageError: nothing was cleaned yet, or the prompts are broken.
         WorkError: the journal cannot be written.
+        InUseError: `wait` is False, something is to be sent, and somebody else is sending.
     """
-    if not stage.experiments.judging.judge and not stage.experiments.judging.teachers:
+    if not is_configured(stage):
         return GenerationResult()
     _, selected = examples_now(stage)
     answers = [one.answers() for one in evaluations] if evaluations else _all_answers(stage, selected)
@@ -74,7 +88,7 @@ def ask(stage: Stage, evaluations: Sequence[Evaluation] = (), *, progress: Progr
     records = [record for record in selected.eval if record["example_id"] in ids]
     if not _anything_pending(stage, records, answers):
         return GenerationResult()
-    with session(stage.data, stage.experiments, progress=progress) as run:
+    with session(stage.data, stage.experiments, progress=progress, budget_usd=budget_usd, wait=wait) as run:
         taught = {name: teacher.requests(stage, name, records) for name in stage.experiments.judging.teachers}
         results = _ask(run, taught, "teacher")
         results |= _ask(run, _for_the_judge(run.journal, stage, records, answers), "judge")

@@ -100,15 +100,21 @@ class Session:
 
 @contextmanager
 def session(
-    data: DataRoot, experiments: Experiments, *, progress: Progress | None = None, budget_usd: float | None = None
+    data: DataRoot,
+    experiments: Experiments,
+    *,
+    progress: Progress | None = None,
+    budget_usd: float | None = None,
+    wait: bool = True,
 ) -> Iterator[Session]:
     """The only way to send: one process at a time, and what a dead one left under way is in doubt first.
 
     Raises:
         UsageError: the prompts are missing or broken.
         WorkError: the journal cannot be opened.
+        InUseError: `wait` is False and another process is sending.
     """
-    with locked(data.locks / "generation.lock", "generate"), book(data, experiments) as reading:
+    with locked(data.locks / "generation.lock", "generate", wait=wait), book(data, experiments) as reading:
         orphans = reading.journal.mark_orphans_in_doubt()
         budget = Budget(caps_of(experiments, budget_usd), reading.journal.charges())
         yield Session(data, reading, budget, progress, orphans)

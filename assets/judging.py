@@ -1,0 +1,56 @@
+"""What LLM APIs say of the answers that the evaluations kept. It needs no model, so no device waits for them."""
+
+import dagster as dg
+
+from assets.generating import Spending
+from assets.metadata import table
+from assets.project import stage_now
+from assets.training import evaluation
+from pipelines.errors import InUseError
+from pipelines.evaluate import answers
+from pipelines.generate.show import ProgressLines, summary
+
+JUDGES_ANSWER = "judges_answer"
+
+
+@dg.asset(
+    group_name="evaluate",
+    kinds={"anthropic", "openai", "sqlite"},
+    deps=[evaluation],
+    check_specs=[
+        dg.AssetCheckSpec(JUDGES_ANSWER, asset="judged_answers", description="No judge and no teacher had to stop.")
+    ],
+)
+def judged_answers(context: dg.AssetExecutionContext, config: Spending) -> dg.MaterializeResult:
+    """Teachers' answers to what the models were asked, and the judge's word on all answers that the comparison shows.
+
+    They lie in `data/lake/journal.sqlite`. Only enabled providers are asked, within their budgets; what the journal holds is not
+    asked again. Without `judging:` in experiments.yaml nothing is done. Runs beside training, before every publication; while
+    somebody else is asking APIs it waits for nobody, and what is missing is asked before the next one.
+    """
+    stage = stage_now()
+    if not answers.is_configured(stage):
+        return _told(context, "nobody was asked: judging: in experiments.yaml names neither a judge nor teachers")
+    try:
+        asked = answers.ask(stage, progress=ProgressLines(context.log.info), budget_usd=config.cap(stage), wait=False)
+    except InUseError as error:
+        return _told(context, f"nobody was asked now, the next publication asks: {error}")
+    for line in summary(asked):
+        (context.log.warning if " stopped: " in line else context.log.info)(line)
+    rows = [{"asked": name, **vars(one), "missing": one.missing} for name, one in asked.providers.items()]
+    shown = {"answered now": asked.answered, "missing": asked.missing, "asked": table(rows, COLUMNS)}
+    return dg.MaterializeResult(metadata=shown, check_results=[_check(asked.stopped)])
+
+
+COLUMNS = ("asked", "wanted", "reused", "answered", "refused", "failed", "missing", "usd", "reserved_usd")
+
+
+def _told(context: dg.AssetExecutionContext, why: str) -> dg.MaterializeResult:
+    context.log.info(why)
+    return dg.MaterializeResult(metadata={"answered now": 0, "why": why}, check_results=[_check({})])
+
+
+def _check(stopped: dict[str, str]) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=JUDGES_ANSWER, passed=not stopped, severity=dg.AssetCheckSeverity.WARN, metadata=stopped
+    )
