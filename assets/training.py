@@ -19,7 +19,7 @@ from pipelines.evaluate import answers
 from pipelines.evaluate.cell import evaluate
 from pipelines.files import stable_hash
 from pipelines.generate.show import ProgressLines, summary
-from pipelines.launcher import CellCommand, LocalLauncher, RunningCommand
+from pipelines.launcher import CellCommand, Launcher, RunningCommand
 from pipelines.nightly.night import begin, limit_reached, money_left
 from pipelines.process import tie_to_parent
 from pipelines.train.cell import Stage, Watch, train
@@ -95,9 +95,10 @@ class OptionalOutputs(dg.AssetExecutionContext):
 
 
 class PipesLauncher:
-    """The local launcher with a Dagster Pipes session around each command: what the child says appears in the run's log."""
+    """A launcher with a Dagster Pipes session around each command: what the child says appears in the run's log."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, inner: Launcher) -> None:
+        self._inner = inner
         self._context = OptionalOutputs(context.op_execution_context)
 
     def start(self, command: CellCommand) -> "PipesCommand":
@@ -113,7 +114,7 @@ class PipesLauncher:
             )
         env = {**command.env, **session.get_bootstrap_env_vars()}
         told = CellCommand(**{**vars(command), "env": env})
-        return PipesCommand(LocalLauncher().start(told), stack)
+        return PipesCommand(self._inner.start(told), stack)
 
 
 class PipesCommand:
@@ -134,7 +135,7 @@ class PipesCommand:
 
 def _watch(context: Context) -> Watch:
     tie_to_parent()
-    return Watch(say=context.log.info, launcher=PipesLauncher(context), on_tick=stop_if_orphaned)
+    return Watch(say=context.log.info, around=lambda inner: PipesLauncher(context, inner), on_tick=stop_if_orphaned)
 
 
 def stop_if_orphaned(_attempt: Attempt) -> None:

@@ -22,8 +22,9 @@ POLL_SECONDS = 0.05  # a watchdog this fast overshoots a memory budget by about 
 
 @dataclass(frozen=True)
 class CellCommand:
-    """`python ARGUMENTS`, its output in FOLDER/log.txt, under a memory budget (bytes) and a time limit (seconds). One that is
-    stopped by the limit or from outside gets SIGTERM and `grace_seconds` to keep what it has done."""
+    """`python ARGUMENTS`, its output in FOLDER/log.txt, under a memory budget (bytes, of all its processes) and a time limit
+    (seconds). One that is stopped by the limit or from outside gets SIGTERM and `grace_seconds` to keep what it has done. On
+    several `devices` it runs as so many processes, which find one another as torchrun's do."""
 
     arguments: Sequence[str]
     folder: Path
@@ -32,6 +33,7 @@ class CellCommand:
     memory_budget: int | None = None
     time_limit: float | None = None
     grace_seconds: float = 0
+    devices: int = 1
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ COLUMNS = {
     "learning_rate_at_edge": "BOOLEAN", "rank": "INTEGER", "alpha": "DOUBLE", "weights_revision": "VARCHAR",
     "delta_base": "DOUBLE", "delta_base_low": "DOUBLE", "delta_base_high": "DOUBLE",
     "delta_full": "DOUBLE", "delta_full_low": "DOUBLE", "delta_full_high": "DOUBLE",
-    "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN",
+    "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
 }  # fmt: skip
 
 FROM_TRAINING = (
@@ -222,6 +222,7 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
         "weights_revision": result.get("weights_revision"),
         "optimizer": recipe.get("optimizer"),
         "memory_budget_gb": spec.get("memory_budget_gb"),
+        **placement(spec),
         "data_fingerprint": prints.get("data"),
         "recipe_fingerprint": prints.get("recipe"),
         "code_version": prints.get("code"),
@@ -229,6 +230,13 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
         "finished_at": result.get("finished_at"),
         "run_id": newest.attempt.run_id,
         "evaluation_fingerprint": shown.good.fingerprint if shown.good else None,
+    }
+
+
+def placement(spec: Row) -> Row:
+    """What of the machine the attempt was given, and by which launcher; earlier versions knew one process on one device alone."""
+    return {"devices": 1, "sharding": "none", "launcher": "local"} | {
+        name: spec[name] for name in ("devices", "sharding", "launcher") if name in spec
     }
 
 

@@ -15,7 +15,8 @@ from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments
 from pipelines.files import announce, locked, read_json, source_hash, stable_hash, write_json
 from pipelines.generate.journal import now
-from pipelines.launcher import CellCommand, Ending, Launcher, LocalLauncher, own_identity, run_to_end
+from pipelines.launcher import CellCommand, Ending, Launcher, own_identity, run_to_end
+from pipelines.launchers import launcher_for
 from pipelines.paths import DataRoot
 from pipelines.train import restart
 
@@ -47,15 +48,28 @@ class Stage:
             return self.selection
         return replace(self.selection, provider=data.provider, max_train=data.max_examples or self.selection.max_train)
 
+    def devices_of(self, method: str) -> dict[str, Any]:
+        """`devices` and `sharding` of the method's cells; what trains nothing is one process on one device."""
+        profile = self.experiments.profile(self.profile)
+        if self.experiments.method(method).kind == "none":
+            return {"devices": 1, "sharding": "none"}
+        return {"devices": profile.devices, "sharding": profile.sharding}
+
 
 @dataclass(frozen=True)
 class Watch:
-    """What a caller adds to a run: environment for the child, a call every half second, who says what is going on."""
+    """What a caller adds to a run: environment for the child, a call every half second, who says what is going on, a launcher
+    other than the profile's, and what is put around either."""
 
     env: Mapping[str, str] = field(default_factory=dict)
     on_tick: Callable[[Attempt], None] = lambda _attempt: None
     say: Callable[[str], None] = announce
-    launcher: Launcher = field(default_factory=LocalLauncher)
+    launcher: Launcher | None = None
+    around: Callable[[Launcher], Launcher] = lambda inner: inner
+
+    def launcher_of(self, stage: Stage) -> Launcher:
+        """Raises UnavailableError where the profile's launcher cannot be used here."""
+        return self.around(self.launcher or launcher_for(stage.experiments.profile(stage.profile)))
 
 
 def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
@@ -139,7 +153,7 @@ def fingerprints(stage: Stage, key: CellKey, selected: Selected) -> dict[str, st
         "data": None if untouched else for_method(stage, key.method, selected).data_fingerprint,
         "recipe": stable_hash(recipe),
         "code": source_hash(Path(__file__).parent),
-        "machine": machine.machine_class(),
+        "machine": machine.device_class(**stage.devices_of(key.method)),
     }
 
 
@@ -216,6 +230,7 @@ def _new_attempt(
         "resume": resume, "memory_budget_gb": settings.memory_budget_gb,
         "time_limit_minutes": settings.time_limit_minutes, "learning_rate_source": settings.learning_rate_source,
         "report_to": settings.report_to, "tokens": {"bos": model.bos, "end": model.end},
+        "launcher": stage.experiments.profile(stage.profile).launcher, **stage.devices_of(key.method),
     }  # fmt: skip
     write_json(folder / "spec.json", spec)
     write_json(folder / "state.json", {"status": "queued", "phase": "load", "started_at": now(), **own_identity()})
@@ -227,6 +242,7 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
     """Run the attempt's child to its end and write its result, also when a cancel from outside interrupts it."""
     try:
         trackers.require(attempt.spec["report_to"])
+        watch.launcher_of(stage)
         weights.fetch(stage.data, stage.experiments, attempt.key.model, say=watch.say)
     except (UnavailableError, UsageError) as error:
         write_result(attempt.folder, "unavailable", "load", str(error))
@@ -254,7 +270,8 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
 
 
 def run_child(stage: Stage, folder: Path, module: str, watch: Watch, *, on_tick: Callable[[], None]) -> Ending:
-    """Hold the device, say `running`, and run `python -m MODULE FOLDER` under the spec's budget and limit."""
+    """Hold the device, say `running`, and run `python -m MODULE FOLDER` under the spec's limit and its budget, which is that of
+    one device."""
     spec = read_json(folder / "spec.json") or {}
     device = locked(
         stage.data.locks / f"{machine.device_slug()}.lock", f"{spec['model']} × {spec['method']}", say=watch.say
@@ -262,17 +279,18 @@ def run_child(stage: Stage, folder: Path, module: str, watch: Watch, *, on_tick:
     with device as lock:
         state = {"status": "running", "phase": "load", "started_at": now(), **own_identity()}
         write_json(folder / "state.json", state)
-        budget = spec.get("memory_budget_gb")
+        budget, devices = spec.get("memory_budget_gb"), spec.get("devices", 1)
         command = CellCommand(
             arguments=["-m", module, str(folder)],
             folder=folder,
             env={**trackers.keys(spec.get("report_to", ())), **watch.env},
             keep_open=(lock.fileno(),),
-            memory_budget=round(budget * 1e9) if budget and machine.device_slug() == "cpu" else None,
+            memory_budget=round(budget * 1e9) * devices if budget and machine.device_slug() == "cpu" else None,
             time_limit=spec["time_limit_minutes"] * 60,
             grace_seconds=GRACE_SECONDS,
+            devices=devices,
         )
-        return run_to_end(watch.launcher, command, on_tick=on_tick)
+        return run_to_end(watch.launcher_of(stage), command, on_tick=on_tick)
 
 
 def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Status, str | None]:
@@ -313,7 +331,7 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
         measured = {**measured, "peak_memory_gb": seen}
     copied = (
         "run_id", "model", "method", "seed", "profile", "recipe", "fingerprints", "memory_budget_gb", "resume",
-        "learning_rate_source",
+        "learning_rate_source", "launcher", "devices", "sharding",
     )  # fmt: skip
     disk.give_room_back(folder)
     write_json(
@@ -329,7 +347,7 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
             "weights_revision": weights.revision_of(Path(spec["root"]) / spec["weights"])
             if "weights" in spec
             else None,
-            "device": machine.machine_class(),
+            "device": machine.device_class(spec.get("devices", 1), spec.get("sharding", "none")),
             "started_at": state.get("started_at"),
             "finished_at": now(),
             "seconds": ending.seconds if ending else None,

@@ -1,0 +1,16 @@
+"""Which launcher starts the cells of a profile."""
+
+from pipelines.errors import UnavailableError
+from pipelines.experiments import Profile
+from pipelines.launcher import Launcher, LocalLauncher
+
+
+def launcher_for(profile: Profile) -> Launcher:
+    """The launcher that the profile names. A command on one device is started by torchrun's as by the local one.
+
+    Raises:
+        UnavailableError: this installation cannot start cells that way.
+    """
+    if profile.launcher == "local":
+        return LocalLauncher()
+    raise UnavailableError(f"launcher {profile.launcher} is not there yet: use launcher local")
