@@ -216,13 +216,18 @@ Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 
 
 class Ray(Strict):
-    """A Ray cluster: its job server's address; an fsspec URL of storage that all nodes reach (None: the data root is a folder that
-    every node sees under the same path); what one cell asks for, where None leaves it to the launcher."""
+    """A Ray cluster: its job server's `address`; `storage`, an fsspec URL that all nodes reach (None: the data root is a folder
+    that every node sees under the same path); what one cell asks for: `cpus`, which are also its threads, and `gpus` (None: one a
+    device where the cluster has any); `memory_gb` (None: what is predicted, on a processor); `python`, the nodes' interpreter that
+    has the project's packages. `at_once` cells are kept under way; the cluster decides which of them run."""
 
-    address: Annotated[str, Field(pattern=r"^https?://")] = "http://127.0.0.1:8265"
-    storage: str | None = None
+    address: Annotated[str, Field(pattern=r"^https?://[^@]+$")] = "http://127.0.0.1:8265"
+    storage: Annotated[str, Field(pattern=r"^[a-z0-9]+://[^@]+$")] | None = None
     gpus: Annotated[float, Field(ge=0)] | None = None
-    cpus: PositiveFloat | None = None
+    cpus: PositiveFloat = 1
+    memory_gb: Annotated[float, Field(ge=0)] | None = None
+    python: str = "python"
+    at_once: PositiveInt = 4
 
 
 class Profile(Strict):

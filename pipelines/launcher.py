@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import psutil
 
 from pipelines import machine
 from pipelines.process import spawn, stop_group
 
-Reason = Literal["memory_budget", "time_limit", "interrupted"]
+Reason = Literal["memory_budget", "time_limit", "interrupted", "node_lost", "unreachable", "refused"]
 CANCEL_GRACE_SECONDS = 8.0  # whoever cancels wants the machine back: later than this only the last checkpoint is kept
 POLL_SECONDS = 0.05  # a watchdog this fast overshoots a memory budget by about 1 %
 
@@ -38,13 +38,15 @@ class CellCommand:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a command ended: exit code (negative: the signal), what we stopped it for, what the kernel says, peak bytes."""
+    """How a command ended: exit code (negative: the signal), what we stopped it for, what the kernel says, peak bytes; in
+    words what else is to be said."""
 
     exit_code: int
     reason: Reason | None
     kernel_oom_kill: bool
     peak_bytes: int
     seconds: float
+    detail: str | None = None
 
 
 class RunningCommand(Protocol):
@@ -58,6 +60,15 @@ class RunningCommand(Protocol):
 
     def stop(self, *, grace_seconds: float = 0) -> None:
         """End all its processes, by SIGTERM first where there is a grace; returns when they are gone."""
+        ...
+
+
+@runtime_checkable
+class WatchedElsewhere(Protocol):
+    """A running command on another machine, where its limits are enforced, too."""
+
+    def ending(self) -> Ending | None:
+        """What was seen of its end there."""
         ...
 
 
@@ -122,6 +133,8 @@ def run_to_end(launcher: Launcher, command: CellCommand, *, on_tick: Callable[[]
     if exit_code is None:
         exit_code = running.poll()
     on_tick()
+    if isinstance(running, WatchedElsewhere) and (seen := running.ending()):
+        return seen
     return Ending(
         exit_code=-signal.SIGKILL if exit_code is None else exit_code,
         reason=reason,

@@ -113,7 +113,7 @@ def _all(stage: Stage) -> list[Due]:
 def devices_of(stage: Stage) -> tuple[int, str]:
     """How many devices a cell of the profile takes, and how its state is shared out among them."""
     profile = stage.experiments.profile(stage.profile)
-    return getattr(profile, "devices", None) or 1, getattr(profile, "sharding", None) or "none"
+    return profile.devices, profile.sharding
 
 
 def _needs(
