@@ -3,6 +3,7 @@
 from pipelines.errors import UnavailableError
 from pipelines.experiments import Profile
 from pipelines.launcher import Launcher, LocalLauncher
+from pipelines.torchrun import TorchrunLauncher
 
 
 def launcher_for(profile: Profile) -> Launcher:
@@ -13,4 +14,6 @@ def launcher_for(profile: Profile) -> Launcher:
     """
     if profile.launcher == "local":
         return LocalLauncher()
+    if profile.launcher == "torchrun":
+        return TorchrunLauncher()
     raise UnavailableError(f"launcher {profile.launcher} is not there yet: use launcher local")
