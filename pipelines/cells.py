@@ -29,6 +29,8 @@ Status = Literal[
     "lost",
     "missing",
 ]
+RANKS = "ranks.json"  # of several processes that trained a cell: which one's end ended the others, and its exit code
+EXIT_LOST = 5  # of a process that lost another one
 # the worst first: with several seeds a row shows the worst seed's status
 SEVERITY: tuple[Status, ...] = (
     "failed", "diverged", "out_of_memory", "killed", "timed_out", "lost", "unavailable", "missing", "queued", "running", "ok",

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -17,6 +18,7 @@ from pipelines.process import spawn, stop_group
 
 Reason = Literal["memory_budget", "time_limit", "interrupted", "node_lost", "unreachable", "refused"]
 CANCEL_GRACE_SECONDS = 8.0  # whoever cancels wants the machine back: later than this only the last checkpoint is kept
+GONE_SECONDS = 10.0  # for the kernel to take down what was killed
 POLL_SECONDS = 0.05  # a watchdog this fast overshoots a memory budget by about 1 %
 
 
@@ -96,7 +98,13 @@ class LocalCommand:
             return 0
 
     def stop(self, *, grace_seconds: float = 0) -> None:
+        with suppress(psutil.Error):
+            self._family[1:] = self._family[0].children(recursive=True)
         stop_group(self._process, grace_seconds=grace_seconds)
+        for member in self._family[1:]:  # those in sessions of their own, as torchrun's are
+            with suppress(psutil.Error):
+                member.kill()
+        psutil.wait_procs(self._family[1:], timeout=GONE_SECONDS)
 
 
 class LocalLauncher:

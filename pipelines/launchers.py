@@ -7,6 +7,7 @@ from pipelines.errors import UnavailableError
 from pipelines.experiments import Profile
 from pipelines.files import announce
 from pipelines.launcher import Launcher, LocalLauncher
+from pipelines.torchrun import TorchrunLauncher
 
 
 def launcher_for(profile: Profile, *, say: Callable[[str], None] = announce) -> Launcher:
@@ -21,6 +22,8 @@ def launcher_for(profile: Profile, *, say: Callable[[str], None] = announce) -> 
         return RayLauncher(profile.ray, say=say)
     if profile.launcher == "local":
         return LocalLauncher()
+    if profile.launcher == "torchrun":
+        return TorchrunLauncher()
     raise UnavailableError(f"launcher {profile.launcher} is not there yet: use launcher local")
 
 

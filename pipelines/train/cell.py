@@ -23,6 +23,7 @@ from pipelines.paths import DataRoot
 from pipelines.train import restart
 
 GRACE_SECONDS = 30  # for a cell that is stopped by its time limit or from outside to write a checkpoint
+VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
 # What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
 OUTSIDE_RECIPE = (
     "eval_every_steps", "checkpoint_every_steps", "time_limit_minutes", "memory_budget_gb", "learning_rate_source",
@@ -366,20 +367,27 @@ def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Stat
     if ending.reason == "refused":
         return "unavailable", ending.detail
     if ending.reason == "memory_budget":
-        used, budget = ending.peak_bytes / 1e9, spec["memory_budget_gb"]
-        return "out_of_memory", f"used {used:.2f} GB of a budget of {budget:g} GB and was stopped"
+        used, budget, devices = ending.peak_bytes / 1e9, spec["memory_budget_gb"], spec.get("devices", 1)
+        share = f"{devices} × {budget:g}" if devices > 1 else f"{budget:g}"
+        return "out_of_memory", f"used {used:.2f} GB of a budget of {share} GB and was stopped"
     if ending.reason == "time_limit":
         return "timed_out", f"stopped after {ending.seconds / 60:.1f} minutes; time_limit_minutes is the limit"
     if report.get("status"):
         return report["status"], report.get("detail")
+    ended = read_json(folder / cells.RANKS)
+    whom = f"rank {ended['rank']}" if ended else "it"
     if ending.exit_code == -signal.SIGKILL and ending.kernel_oom_kill:
-        return "out_of_memory", f"the kernel's out-of-memory killer ended it at {ending.peak_bytes / 1e9:.2f} GB"
+        return "out_of_memory", f"the kernel's out-of-memory killer ended {whom} at {ending.peak_bytes / 1e9:.2f} GB"
     if ending.exit_code < 0:
-        return "killed", f"ended by {_signal_name(-ending.exit_code)} from outside"
+        name = _signal_name(-ending.exit_code)
+        return "killed", f"{whom} was ended by {name} from outside" if ended else f"ended by {name} from outside"
     if ending.exit_code == disk.EXIT_CODE:
         return "failed", str(disk.DiskFullError("the cell's own report", folder, None))
     last = " | ".join((folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-4:])
-    return "failed", f"exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}"
+    return (
+        "failed",
+        f"{f'{whom}: ' if ended else ''}exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}",
+    )
 
 
 def _signal_name(number: int) -> str:
@@ -387,7 +395,13 @@ def _signal_name(number: int) -> str:
 
 
 def child_report(folder: Path) -> dict[str, Any]:
-    return {"phase": "load", "measured": {}, **(read_json(folder / "child.json") or {})}
+    """What the child knew; the verdict may be that of another of a cell's processes, where the first could give none."""
+    report = {"phase": "load", "measured": {}, **(read_json(folder / "child.json") or {})}
+    if report.get("status"):
+        return report
+    others = [read_json(path) or {} for path in sorted(folder.glob("rank-*.json"))]
+    verdict = next((other for other in others if other.get("status") not in (None, "ok")), {})
+    return {**report, **{name: verdict[name] for name in VERDICT if name in verdict}}
 
 
 def write_result(folder: Path, status: Status, phase: str, detail: str | None, ending: Ending | None = None) -> None:
