@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from assets.project import cell_pool, own_profile
 from pipelines.launcher import own_identity
 from pipelines.machine import process_is_alive
 from pipelines.paths import PROJECT, data_root
@@ -41,3 +42,9 @@ def end_orphaned_runs(instance: dg.DagsterInstance) -> int:
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended += 1
     return ended
+
+
+def size_pool(instance: dg.DagsterInstance) -> None:
+    """Give the cluster's pool as many places as the profile keeps cells under way; dagster.yaml can only size all pools alike."""
+    if ray := own_profile().ray:
+        instance.event_log_storage.set_concurrency_slots(cell_pool(), ray.at_once)

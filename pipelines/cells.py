@@ -115,7 +115,9 @@ def result_in(folder: Path) -> dict[str, Any]:
     so_far = read_json(folder / "child.json") or {}
     alive = bool(state) and process_is_alive(state["pid"], state["pid_started"])
     status = state.get("status", "lost") if alive else "lost"
-    detail = None if alive else "the process that ran it ended without a word; the next run starts it again"
+    detail = (
+        state.get("waiting") if alive else "the process that ran it ended without a word; the next run starts it again"
+    )
     return {**state, **so_far, "status": status, "status_detail": detail}
 
 

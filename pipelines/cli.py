@@ -122,6 +122,7 @@ def clean(arguments: Arguments) -> int:
 
 
 def train(arguments: Arguments) -> int:
+    from pipelines.estimate.estimate import foresee
     from pipelines.progress import CellProgress
     from pipelines.train.cell import train as train_cell
 
@@ -133,6 +134,7 @@ def train(arguments: Arguments) -> int:
         for line in dry_run(stage, keys[0]):
             print(line)
         return OK
+    foresee(stage)
     statuses = []
     for key in keys:
         progress = CellProgress()

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from pipelines.cluster.launcher import RayLauncher
-from pipelines.errors import UnavailableError
 from pipelines.experiments import Profile
 from pipelines.files import announce
 from pipelines.launcher import Launcher, LocalLauncher
@@ -11,28 +10,13 @@ from pipelines.torchrun import TorchrunLauncher
 
 
 def launcher_for(profile: Profile, *, say: Callable[[str], None] = announce) -> Launcher:
-    """The launcher that the profile names. A command on one device is started by torchrun's as by the local one; `say` is
-    told what a launcher waits for.
-
-    Raises:
-        UnavailableError: this installation cannot start cells that way.
-    """
+    """The launcher that the profile names; `say` is told what it waits for."""
     if profile.launcher == "ray":
-        assert profile.ray is not None
+        assert profile.ray is not None  # the profile has been checked
         return RayLauncher(profile.ray, say=say)
-    if profile.launcher == "local":
-        return LocalLauncher()
-    if profile.launcher == "torchrun":
-        return TorchrunLauncher()
-    raise UnavailableError(f"launcher {profile.launcher} is not there yet: use launcher local")
+    return TorchrunLauncher() if profile.launcher == "torchrun" else LocalLauncher()
 
 
 def launcher_on(devices: int) -> Launcher:
-    """The launcher of commands within one machine, on so many of its devices.
-
-    Raises:
-        UnavailableError: this installation cannot start cells that way.
-    """
-    if devices == 1:
-        return LocalLauncher()
-    raise UnavailableError(f"{devices} devices: launcher torchrun is not there yet")
+    """The launcher of commands within one machine, on so many of its devices."""
+    return TorchrunLauncher() if devices > 1 else LocalLauncher()

@@ -1,6 +1,6 @@
 """A Ray cluster on loopback, in processes of its own: a head without processors and nodes that a test may kill.
 
-`python -m tests.ray_cluster PORT NODES CPUS MEMORY_GB` obeys lines of its standard input and ends, with all it started, when that ends.
+`python -m tests.ray_cluster PORT NODES CPUS MEMORY_GB` obeys lines of its standard input; when that ends, all of it ends.
 """
 
 import json
@@ -105,7 +105,7 @@ def serve(port: int, count: int, cpus: int, memory_gb: float) -> None:
     small = {"object_store_memory": 80 * 2**20}
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port, **small}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    node = {"num_cpus": cpus, "memory": round(memory_gb * 1e9), **small}
+    node: dict[str, Any] = {"num_cpus": cpus, "memory": round(memory_gb * 1e9), **small}
     try:
         nodes: list[Any] = [cluster.add_node(**node) for _ in range(count)]
         for line in sys.stdin:
@@ -120,6 +120,7 @@ def serve(port: int, count: int, cpus: int, memory_gb: float) -> None:
                 nodes.remove(dead)
                 cluster.remove_node(dead, allow_graceful=False)
             elif word == "kill head":
+                assert cluster.head_node
                 cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
             print(f"ANSWER {json.dumps(answer)}", flush=True)
     finally:

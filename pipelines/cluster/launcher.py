@@ -68,8 +68,9 @@ class RayLauncher:
         place = shlex.quote(str(folder))
         if store:
             store.check()
-            node_spec, inputs = pack(folder, spec, store)
+            node_spec, inputs = pack(spec, store)
             sent = {**told, "spec": node_spec, "inputs": inputs}
+            told["passing"] = [one["sha256"] for one in inputs if one["passing"]]
             store.write(f"jobs/{name}/{JOB}", json.dumps(sent).encode())
             place = f"{shlex.quote(store.url)} {name}"
         write_json(folder / JOB, told)
@@ -261,10 +262,11 @@ class RayCommand:
         self._ending = ending
         if ending.reason == "unreachable":
             return
-        write_json(self._folder / JOB, {**(read_json(self._folder / JOB) or {}), "over": True})
+        told = read_json(self._folder / JOB) or {}
+        write_json(self._folder / JOB, {**told, "over": True})
         if self._inbox and not self._store_said:
             try:
-                self._inbox.clear()
+                self._inbox.clear(told.get("passing", ()))
             except StoreError as error:
                 self._say(f"left behind in the storage: {error}")
 

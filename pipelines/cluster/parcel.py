@@ -7,7 +7,7 @@ attempt's folder; the driver's `Inbox` takes them into its own folder, so that e
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ OWN = ("spec.json", "state.json", "result.json", "job.json")  # the driver's own
 LISTING = "listing.json"
 
 
-def pack(folder: Path, spec: Json, store: Store) -> tuple[Json, list[Json]]:
-    """Have `store` hold all that the cell in `folder` reads; returns the spec as the node needs it and the inputs, each with its
-    `path` under the node's root, `sha256` and `bytes`.
+def pack(spec: Json, store: Store) -> tuple[Json, list[Json]]:
+    """Have `store` hold all that the cell reads; returns the spec as the node needs it and the inputs, each with its `path` under
+    the node's root, `sha256` and `bytes`; `passing` are those that no other cell will read.
 
     Raises:
         StoreError: the storage cannot be used.
@@ -33,35 +33,36 @@ def pack(folder: Path, spec: Json, store: Store) -> tuple[Json, list[Json]]:
     hashes = Hashes(DataRoot(root).lake / "hashes.json")
     told, inputs = {**spec, "root": ""}, []
 
-    def take(path: Path, name: str) -> None:
+    def take(path: Path, name: str, *, passing: bool = False) -> None:
         sha256 = hashes.of(path)
         store.keep(path, sha256)
-        inputs.append({"path": name, "sha256": sha256, "bytes": path.stat().st_size})
+        inputs.append({"path": name, "sha256": sha256, "bytes": path.stat().st_size, "passing": passing})
 
-    def take_folder(named: str, *, whole: bool) -> str:
+    def take_folder(named: str, *, whole: bool = True, passing: bool = False) -> str:
         """`whole`: with the weights, else what a tokenizer needs. A folder outside the root gets a name inside."""
         source = root / named
         inside = named if not Path(named).is_absolute() else f"models/by-path{named}"
         for path in sorted(source.rglob("*")):
             if path.is_file() and path.suffix != ".gguf" and (whole or path.suffix != ".safetensors"):
-                take(path, f"{inside}/{path.relative_to(source)}")
+                take(path, f"{inside}/{path.relative_to(source)}", passing=passing)
         return inside
 
     take(root / spec["examples"], spec["examples"])
-    told["weights"] = take_folder(spec["weights"], whole=True)
+    told["weights"] = take_folder(spec["weights"])
     if (root / "general.json").exists():
         take(root / "general.json", "general.json")
     if resume := spec.get("resume"):
-        take_folder(resume["checkpoint"], whole=True)
+        take_folder(resume["checkpoint"], passing=True)
     if spec.get("trained"):
-        take_folder(spec["trained"], whole=True)
+        take_folder(spec["trained"], passing=True)
     if "readers" in spec:
         told["readers"] = [[take_folder(name, whole=False), *rest] for name, *rest in spec["readers"]]
     return told, list({one["path"]: one for one in inputs}.values())
 
 
 def unpack(inputs: list[Json], root: Path, cache: Path, store: Store) -> int:
-    """Put the inputs under `root`, each read once a node: `cache` keeps them by content. Returns the bytes that had to be read.
+    """Put the inputs under `root`, each read once a node: `cache` keeps them by content, but for what passes. Returns the bytes
+    that had to be read.
 
     Raises:
         StoreError: one of them cannot be read.
@@ -79,6 +80,8 @@ def unpack(inputs: list[Json], root: Path, cache: Path, store: Store) -> int:
             os.link(kept, target)
         except OSError:  # another file system
             shutil.copyfile(kept, target)
+        if one["passing"]:
+            kept.unlink()
     return read
 
 
@@ -158,6 +161,8 @@ class Inbox:
     def tell_to_stop(self, grace_seconds: float) -> None:
         self._store.write(f"{self._job}/stop.json", json.dumps({"grace_seconds": grace_seconds}).encode())
 
-    def clear(self) -> None:
-        """Remove the job's own files from the storage; inputs stay, for the next job that reads them."""
+    def clear(self, passing: Sequence[str]) -> None:
+        """Remove the job's own files from the storage, and those inputs (by their SHA-256) that no other job will read."""
         self._store.remove(self._job)
+        for sha256 in passing:
+            self._store.remove(f"blobs/{sha256}")

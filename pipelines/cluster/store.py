@@ -52,9 +52,9 @@ class Store:
         try:
             yield
         except FileNotFoundError as error:
-            raise StoreError(f"storage {self.url}: {what}: not found ({_harmless(error)})") from None
+            raise StoreError(f"storage {self.url}: {what}: not found ({harmless(error)})") from None
         except Exception as error:  # each backend has errors of its own
-            said = _harmless(error) or type(error).__name__
+            said = harmless(error) or type(error).__name__
             raise StoreError(f"storage {self.url} cannot be used: {what}: {said}") from None
 
     def check(self) -> None:
@@ -86,7 +86,7 @@ class Store:
 
     def download(self, name: str, path: Path) -> None:
         """The file under its name at once, or not at all."""
-        with self._told(f"reading {name}"), replacing(path) as temporary:
+        with replacing(path) as temporary, self._told(f"reading {name}"):
             self._fs.get_file(self._path(name), str(temporary))
 
     def write(self, name: str, content: bytes) -> None:
@@ -112,7 +112,7 @@ class Store:
                 return
 
 
-def _harmless(error: Exception) -> str:
+def harmless(error: Exception) -> str:
     """The first line of what it says, without the value of any key of the environment."""
     said = (str(error).strip().splitlines() or [""])[0][:300]
     for name, value in os.environ.items():

@@ -110,6 +110,22 @@ def _all(stage: Stage) -> list[Due]:
     return [Due(model, method, seeds, {}) for model in profile.models for method in profile.methods]
 
 
+def longest_first(stage: Stage, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The order in which to start `cells` (model, method) side by side: untouched models, which the others wait for, then by the
+    FLOPs of training, the most first."""
+    _, selected = examples_now(stage)
+    asked = questions(stage, list(cells), stage.experiments.profile(stage.profile).seeds[:1])
+    found = answers(asked, say=announce)
+    flops = {}
+    for question in asked:
+        due = Due(question.model, question.method, {}, {})
+        known = found[question.file]
+        work = None if "because" in known else work_of(stage, due, question, known, selected)
+        trains = question.asked["recipe"]["kind"] != "none"
+        flops[question.model, question.method] = (trains, -(work.training if work else 0.0))
+    return sorted(cells, key=lambda cell: flops[cell])
+
+
 def devices_of(stage: Stage) -> tuple[int, str]:
     """How many devices a cell of the profile takes, and how its state is shared out among them."""
     profile = stage.experiments.profile(stage.profile)
