@@ -14,7 +14,6 @@ from pipelines.train.child import train_cell
 from tests.in_process import Told
 from tests.test_cells import CPU_MESSAGE
 
-
 NEEDED = ["torch.distributed", "transformers.models.llama", "peft", "pipelines.train.loop"]
 
 
