@@ -50,6 +50,7 @@ COLUMNS = {
     "delta_base": "DOUBLE", "delta_base_low": "DOUBLE", "delta_base_high": "DOUBLE",
     "delta_full": "DOUBLE", "delta_full_low": "DOUBLE", "delta_full_high": "DOUBLE",
     "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
+    "memory_in_all_gb": "DOUBLE",
 }  # fmt: skip
 
 FROM_TRAINING = (
@@ -57,6 +58,7 @@ FROM_TRAINING = (
     "peak_memory_gb", "process_memory_mean_mb", "process_memory_std_mb", "process_memory_min_mb", "process_memory_max_mb",
     "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
     "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb", "quantize_peak_memory_gb", "search_seconds", "other_cpu_pct",
+    "memory_in_all_gb",
 )  # fmt: skip
 DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
 FROM_EVALUATION = (

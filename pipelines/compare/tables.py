@@ -37,6 +37,7 @@ TRAINING_RUNS = {
     "alpha": "DOUBLE", "optimizer": "VARCHAR", "weights_revision": "VARCHAR", "import_seconds": "DOUBLE",
     "train_examples": "BIGINT", "trained_tokens": "BIGINT",
     "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
+    "memory_per_device_gb": "VARCHAR",
 }  # fmt: skip
 TRAINING_CURVE = {
     "run_id": "VARCHAR", "step": "INTEGER", "examples": "BIGINT", "train_loss": "DOUBLE", "eval_loss": "DOUBLE",

@@ -7,6 +7,7 @@ The loss of a step is the mean over all its learned tokens, so how it is cut int
 """
 # ruff: noqa: TID253
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -206,7 +207,7 @@ class Trainer:
             self._peaks[self.ranks.rank] = max(self._peaks[self.ranks.rank], summary["peak_memory_gb"] or 0.0)
             summary |= {"peak_memory_gb": max(self._peaks), "memory_in_all_gb": sum(self._peaks)}
             summary |= {"gpu_allocated_peak_gb": max(self._peaks)} if summary["gpu_allocated_peak_gb"] else {}
-            self.worker.measure(memory_per_device_gb=self._peaks)
+            self.worker.measure(memory_per_device_gb=json.dumps([round(peak, 4) for peak in self._peaks]))
         self.worker.measure(**summary)
 
     def step_over(self, examples: list[Tokenized], rate: float) -> float:
