@@ -125,16 +125,19 @@ def _side_by_side(
     """Keep so many cells under way, each run by a process of its own, the longest first; publish after each."""
     from pipelines.plan.plan import longest_first
 
-    waiting, good = longest_first(stage, cells), []
+    waiting, good = longest_first(stage, cells), list[bool]()
     running: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
     try:
         while waiting or running:
+            done = [cell for cell, process in running.items() if process.poll() is not None]
+            codes = [running.pop(cell).returncode for cell in done]
             while waiting and len(running) < at_once:
                 cell = waiting.pop(0)
                 running[cell] = _own_process(ONE_CELL, *cell)
+            good += [code == 0 for code in codes]
+            if done and not _execute(publish_job, instance, None, tags):
+                good.append(False)
             time.sleep(0.2)
-            for cell in [cell for cell, process in running.items() if process.poll() is not None]:
-                good.append(running.pop(cell).returncode == 0 and _execute(publish_job, instance, None, tags))
     finally:
         for process in running.values():
             process.send_signal(signal.SIGINT)

@@ -6,18 +6,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import boto3
+import dagster as dg
 import pytest
 from moto.server import ThreadedMotoServer
 
 from pipelines import cells
 from pipelines.cells import Attempt, CellKey
 from pipelines.cluster.jobs import JobServer
+from pipelines.compare.compare import published_rows
 from pipelines.files import read_json
 from pipelines.launcher import CellCommand
+from pipelines.paths import PROJECT, DataRoot
 from pipelines.train.cell import Watch, train
 from pipelines.train.restart import checkpoints
 from tests.in_process import clean_for
@@ -269,3 +273,82 @@ def test_a_head_that_dies_is_a_row_and_what_was_done_is_kept(
     assert attempt.status == "killed"
     assert "no Ray job server answers" in attempt.result["status_detail"]
     assert "the next run goes on after step" in attempt.result["status_detail"]
+
+
+def run_graph(project: TinyProject, profile: dict[str, Any]) -> list[dict[str, Any]]:
+    """`make run`, one thread a cell; returns the published rows."""
+    project.change(profiles={"local": profile})
+    done = subprocess.run(
+        [sys.executable, "-m", "assets.run"],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stderr[-1500:])
+    return sorted(published_rows(project.data), key=lambda row: row["method"])
+
+
+def spans(project: TinyProject) -> list[tuple[str, str, str]]:
+    """Start, end and method of every attempt, in order."""
+    results = [attempt.result for attempt in cells.all_attempts(project.data)]
+    return sorted((one["started_at"], one["finished_at"], one["method"]) for one in results)
+
+
+def test_the_graph_runs_two_cells_at_a_time_and_dagster_hears_them(
+    on_ray: Callable[..., TinyProject], cluster: RayCluster
+) -> None:
+    project = on_ray(at_once=2, storage=f"s3://{BUCKET}/graph", training={"epochs": 20})
+    rows = run_graph(project, {"methods": ["base", "full", "lora-r8"]})
+    assert [(row["status"], row["launcher"]) for row in rows] == [("ok", "ray")] * 3
+    assert any(one[1] > other[0] for one, other in pairwise(spans(project)))  # the next began before it ended
+    asked = [read_json(attempt.folder / "job.json") or {} for attempt in cells.all_attempts(project.data)]
+    assert all(one["asked"]["memory"] > 10**8 for one in asked)  # as predicted
+    with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
+        lines = [
+            entry.user_message
+            for run in instance.get_runs(dg.RunsFilter(job_name="training"))
+            for entry in instance.all_logs(run.run_id)
+        ]
+    assert sum("step 1/40" in line for line in lines) == 2
+
+
+@pytest.mark.skipif(not (PROJECT / "data" / "models" / MODEL).exists(), reason="needs the packaged weights")
+@pytest.mark.timeout(3000)
+def test_the_whole_profile_ends_in_the_same_table_as_locally(
+    tmp_path: Path, cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packaged weights on the local profile's settings, one thread a cell: five cells, two at a time, through S3."""
+    tables, seconds = {}, {}
+    here = {"launcher": "local", "training": {}}
+    there = {
+        "address": cluster.address,
+        "python": sys.executable,
+        "storage": f"s3://{BUCKET}/grid",
+        "at_once": 2,
+        "gpus": 0,
+    }
+    for name, profile in (("local", here), ("ray", {"launcher": "ray", "ray": there})):
+        folder = tmp_path / name
+        (folder / "data" / "models").mkdir(parents=True)
+        (folder / "data" / "models" / MODEL).symlink_to(PROJECT / "data" / "models" / MODEL)
+        (folder / "experiments.yaml").write_text((PROJECT / "experiments.yaml").read_text(encoding="utf-8"))
+        project = TinyProject(DataRoot(folder / "data"), folder / "experiments.yaml")
+        project.change(sources={"local_generator": False})
+        monkeypatch.setenv("FEATHERWEIGHT_DATA", str(project.data.root))
+        monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(project.experiments))
+        monkeypatch.setenv("FEATHERWEIGHT_PROFILE", "local")
+        monkeypatch.setenv("DAGSTER_HOME", str(folder / "dagster"))
+        began = time.monotonic()
+        tables[name] = run_graph(project, profile)
+        seconds[name] = time.monotonic() - began
+    print({name: round(taken) for name, taken in seconds.items()})
+    for local, ray in zip(tables["local"], tables["ray"], strict=True):
+        shown = ("method", "status", "eval_bits_per_byte", "peak_memory_gb", "tokens_per_second", "chrf")
+        print([local[name] for name in shown], [ray[name] for name in shown])
+        assert (ray["method"], ray["status"], ray["device"]) == (local["method"], "ok", local["device"])
+        for name in ("eval_bits_per_byte", "train_loss", "eval_loss", "chrf", "delta_base"):
+            assert ray[name] == pytest.approx(local[name], rel=1e-4, abs=1e-6), (local["method"], name)
+        assert ray["peak_memory_gb"] == pytest.approx(local["peak_memory_gb"], rel=0.05)

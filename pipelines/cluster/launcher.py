@@ -186,9 +186,7 @@ class RayCommand:
         except UnavailableError as error:
             silent = time.monotonic() - self._heard
             if silent > SILENCE_SECONDS:
-                detail = (
-                    f"for {silent:.0f} s {error}. Its job {self._name} may go on there and is found again, or has ended"
-                )
+                detail = f"for {silent:.0f} s {error}. Its job {self._name} may go on there until the next run ends it"
                 self._finish(Ending(-1, "unreachable", False, 0, self._seconds(), detail))
             return
         if job is None:
