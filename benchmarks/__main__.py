@@ -18,6 +18,7 @@ from benchmarks import (
     plan,
     publish,
     rate,
+    ray,
     startup,
     step,
     train,
@@ -36,6 +37,7 @@ def main() -> int:
         "clean": clean.measure,
         "train": train.measure,
         "rate": rate.measure,
+        "ray": ray.measure,
         "startup": startup.measure,
         "orchestration": orchestration.measure,
     }
