@@ -107,14 +107,21 @@ def serve(port: int, count: int, cpus: int, memory_gb: float) -> None:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     node: dict[str, Any] = {"num_cpus": cpus, "memory": round(memory_gb * 1e9), **small}
     try:
-        nodes: list[Any] = [cluster.add_node(**node) for _ in range(count)]
+        nodes: list[Any] = []
+
+        def add(**more: Any) -> None:
+            own = f"{os.environ['RAY_TMPDIR']}/node-{len(nodes)}-{time.monotonic_ns() % 10**6}"  # as on a machine of its own
+            nodes.append(cluster.add_node(**{**node, "temp_dir": own, **more}))
+
+        for _ in range(count):
+            add()
         for line in sys.stdin:
             word, *rest = json.loads(line)
             answer: Any = None
             if word == "nodes":
                 answer = [one.node_id for one in nodes]
             elif word == "add":
-                nodes.append(cluster.add_node(**{**node, **(rest[0] if rest else {})}))
+                add(**(rest[0] if rest else {}))
             elif word == "kill":  # as a power cut: the node's processes are gone at once
                 (dead,) = [one for one in nodes if one.node_id == rest[0]]
                 nodes.remove(dead)

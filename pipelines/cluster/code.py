@@ -13,6 +13,7 @@ from pipelines.paths import PROJECT
 from pipelines.worker import package_versions
 
 TAKEN = ("pipelines/**/*.py", "pipelines/shipped_configs/*.json", "data/general.json")
+PREFIX = "_ray_pkg_"  # as Ray names its packages
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same sources make the same zip
 
 
@@ -26,7 +27,7 @@ def package() -> tuple[str, bytes]:
             name = str(path.relative_to(PROJECT))
             archive.writestr(zipfile.ZipInfo(name, LONG_AGO), path.read_bytes(), zipfile.ZIP_DEFLATED)
     content = made.getvalue()
-    return f"_ray_pkg_{hashlib.sha256(content).hexdigest()[:16]}.zip", content
+    return f"{PREFIX}{hashlib.sha256(content).hexdigest()[:16]}.zip", content
 
 
 def versions() -> dict[str, str]:

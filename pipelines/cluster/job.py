@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pipelines.errors import UnavailableError
 from pipelines.files import read_json, write_json
 from pipelines.launcher import CellCommand, Ending, run_to_end
 from pipelines.launchers import launcher_on
+from pipelines.paths import PROJECT
 from pipelines.process import end_as_interrupt
 
 NOTHING_THERE, NOT_ALIKE, INTERRUPTED = 71, 72, 130  # exit codes that the launcher turns into words
@@ -155,10 +156,12 @@ def run(told: Json, folder: Path, signals: Signals) -> int:
     if why := code.different(told["versions"]):
         ended(folder, told, Ending(NOT_ALIKE, "refused", False, 0, 0.0, f"{socket.gethostname()}: {why}"))
         return NOT_ALIKE
+    env = {**trackers.keys(told["report_to"]), **told["env"], **threads_of(told), **messages_to(told, folder)}
+    os.chdir(folder)
     command = CellCommand(
         arguments=["-m", told["module"], str(folder)],
         folder=folder,
-        env={**trackers.keys(told["report_to"]), **told["env"], **threads_of(told), **messages_to(told, folder)},
+        env={**env, "PYTHONPATH": str(own_code())},
         memory_budget=told["memory_budget"] if machine.device_slug() == "cpu" else None,
         time_limit=told["time_limit"],
         grace_seconds=told["grace_seconds"],
@@ -167,7 +170,7 @@ def run(told: Json, folder: Path, signals: Signals) -> int:
     try:
         ending = run_to_end(launcher_on(told["devices"]), command, on_tick=signals.look)
     except StopAskedError:
-        ending = Ending(INTERRUPTED, "interrupted", False, 0, 0.0)
+        ending = Ending(INTERRUPTED, "interrupted", False, 0, 0.0, "told to end by who started it")
     ended(folder, told, ending)
     return 0 if ending.exit_code in (0, 3) else max(1, abs(ending.exit_code) % 256)
 
@@ -176,6 +179,21 @@ def ended(folder: Path, told: Json, ending: Ending) -> None:
     where = {"device": machine.device_class(told["devices"], told["sharding"]), "host": socket.gethostname()}
     disk.give_room_back(folder)
     write_json(folder / ENDED, {**asdict(ending), **where})
+
+
+def own_code() -> Path:
+    """The unpacked sources, copied once to where only this project removes anything: Ray unpacks a package anew, over the folder in
+    which other jobs have begun, when a second node of one machine wants it."""
+    if not PROJECT.name.startswith(code.PREFIX):
+        return PROJECT  # they are installed here
+    kept = scratch_folder() / "code" / PROJECT.name
+    if not kept.exists():
+        partial = kept.with_name(f".{kept.name}.{os.getpid()}")
+        shutil.copytree(PROJECT, partial)
+        with suppress(OSError):  # another job was faster
+            partial.rename(kept)
+        shutil.rmtree(partial, ignore_errors=True)
+    return kept
 
 
 def threads_of(told: Json) -> dict[str, str]:

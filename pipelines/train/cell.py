@@ -362,10 +362,9 @@ def _device_of(stage: Stage, spec: Mapping[str, Any], watch: Watch) -> AbstractC
 def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Status, str | None]:
     """The status of an ending and a sentence on it. A SIGKILL is out of memory on evidence only."""
     spec = read_json(folder / "spec.json") or {}
-    if ending.reason in ("node_lost", "unreachable", "interrupted"):
-        return "killed", ending.detail
-    if ending.reason == "refused":
-        return "unavailable", ending.detail
+    elsewhere: dict[str | None, Status] = {"node_lost": "killed", "unreachable": "killed", "refused": "unavailable"}
+    if ending.reason in elsewhere:
+        return elsewhere[ending.reason], ending.detail
     if ending.reason == "memory_budget":
         used, budget, devices = ending.peak_bytes / 1e9, spec["memory_budget_gb"], spec.get("devices", 1)
         share = f"{devices} × {budget:g}" if devices > 1 else f"{budget:g}"
@@ -374,6 +373,8 @@ def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Stat
         return "timed_out", f"stopped after {ending.seconds / 60:.1f} minutes; time_limit_minutes is the limit"
     if report.get("status"):
         return report["status"], report.get("detail")
+    if ending.reason == "interrupted":
+        return "killed", ending.detail
     ended = read_json(folder / cells.RANKS)
     whom = f"rank {ended['rank']}" if ended else "it"
     if ending.exit_code == -signal.SIGKILL and ending.kernel_oom_kill:
