@@ -315,6 +315,10 @@ def test_the_graph_runs_two_cells_at_a_time_and_dagster_hears_them(
     assert sum("step 1/40" in line for line in lines) == 2
 
 
+def same(one: float | None, other: float | None, share: float) -> bool:
+    return one == other or one == pytest.approx(other, rel=share, abs=1e-6)
+
+
 @pytest.mark.skipif(not (PROJECT / "data" / "models" / MODEL).exists(), reason="needs the packaged weights")
 @pytest.mark.timeout(3000)
 def test_the_whole_profile_ends_in_the_same_table_as_locally(
@@ -350,5 +354,5 @@ def test_the_whole_profile_ends_in_the_same_table_as_locally(
         print([local[name] for name in shown], [ray[name] for name in shown])
         assert (ray["method"], ray["status"], ray["device"]) == (local["method"], "ok", local["device"])
         for name in ("eval_bits_per_byte", "train_loss", "eval_loss", "chrf", "delta_base"):
-            assert ray[name] == pytest.approx(local[name], rel=1e-4, abs=1e-6), (local["method"], name)
-        assert ray["peak_memory_gb"] == pytest.approx(local["peak_memory_gb"], rel=0.05)
+            assert same(ray[name], local[name], 1e-4), (local["method"], name)
+        assert same(ray["peak_memory_gb"], local["peak_memory_gb"], 0.05)
