@@ -103,7 +103,14 @@ def serve(port: int, count: int, cpus: int, memory_gb: float) -> None:
     from ray.cluster_utils import Cluster
 
     small = {"object_store_memory": 80 * 2**20}
-    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port, **small}
+    head = {
+        "num_cpus": 0,
+        "dashboard_agent_listen_port": free_port(),
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": port,
+        **small,
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     node: dict[str, Any] = {"num_cpus": cpus, "memory": round(memory_gb * 1e9), **small}
     try:
@@ -111,7 +118,9 @@ def serve(port: int, count: int, cpus: int, memory_gb: float) -> None:
 
         def add(**more: Any) -> None:
             own = f"{os.environ['RAY_TMPDIR']}/node-{len(nodes)}-{time.monotonic_ns() % 10**6}"  # as on a machine of its own
-            nodes.append(cluster.add_node(**{**node, "temp_dir": own, **more}))
+            nodes.append(
+                cluster.add_node(**{**node, "temp_dir": own, "dashboard_agent_listen_port": free_port(), **more})
+            )
 
         for _ in range(count):
             add()

@@ -109,7 +109,9 @@ def test_through_s3_a_cell_trains_is_evaluated_and_no_key_stays_anywhere(
     objects = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="tiny/")["Contents"]
     assert not [one["Key"] for one in objects if "/jobs/" in one["Key"]]  # cleared; the inputs stay
     jobs = JobServer(cluster.address)
-    printed = jobs.printed(f"featherweight-{attempt.run_id}") + jobs._ask("GET", "/api/jobs/").text
+    printed = (
+        jobs._ask("GET", f"/api/jobs/featherweight-{attempt.run_id}/logs").text + jobs._ask("GET", "/api/jobs/").text
+    )
     assert KEY not in printed + "".join(told.said)
     for path in stage.data.root.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
@@ -222,6 +224,19 @@ def test_a_driver_that_is_killed_finds_its_job_again(
         line for line in JobServer(cluster.address)._ask("GET", "/api/jobs/").json() if finished.run_id in str(line)
     ]
     assert len(mine) == 1
+
+
+def test_a_cell_of_two_processes_is_one_job_that_asks_for_both(
+    on_ray: Callable[..., TinyProject], cluster: RayCluster
+) -> None:
+    project = on_ray(storage=f"s3://{BUCKET}/ranks")
+    cluster.tell("add", {"num_cpus": 2})
+    project.change(profiles={"local": {"devices": 2, "sharding": "ddp"}})
+    attempt, _ = train(project.stage(), project.key("lora-r8"), watch=Told().watch)
+    assert (attempt.status, attempt.result["status_detail"]) == ("ok", None)
+    assert (read_json(attempt.folder / "job.json") or {})["asked"]["num_cpus"] == 2
+    assert attempt.result["device"].endswith("× 2, ddp")
+    assert attempt.result["fingerprints"]["machine"] == "ray: 1 cores, 0 cards × 2, ddp"
 
 
 def test_no_bucket_and_no_shared_folder_are_rows_that_say_so(

@@ -4,6 +4,7 @@
 """
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipelines.errors import UnavailableError
 
 ANSWER_SECONDS = 5.0  # a job server that takes longer to say its version is not there
 SUBMIT_SECONDS = 60.0  # the first job of a cluster waits for its agent to be up
+AGAIN = "please try again later"
 Json = dict[str, Any]
 
 
@@ -86,15 +88,19 @@ class JobServer:
             "runtime_env": {"working_dir": package},
             **{f"entrypoint_{resource}": amount for resource, amount in asked.items() if amount is not None},
         }
-        self._ask("POST", "/api/jobs/", json=body, timeout=SUBMIT_SECONDS)
+        deadline = time.monotonic() + SUBMIT_SECONDS
+        while True:
+            try:
+                self._ask("POST", "/api/jobs/", json=body, timeout=SUBMIT_SECONDS)
+                return
+            except RefusedError as error:  # a cluster that has just been started has no agent yet
+                if AGAIN not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
     def stop(self, name: str) -> None:
         """Ask for the job's end; one that waits for resources ends once it would have begun."""
         self._ask("POST", f"/api/jobs/{name}/stop", allowed=(404,))
-
-    def printed(self, name: str) -> str:
-        """What the job's command has printed so far."""
-        return self._ask("GET", f"/api/jobs/{name}/logs").json().get("logs") or ""
 
     def keep_package(self, name: str, content: bytes) -> str:
         """Have the cluster hold a zip under this name, once; returns the URI for `submit`."""

@@ -186,7 +186,7 @@ class RayCommand:
         except UnavailableError as error:
             silent = time.monotonic() - self._heard
             if silent > SILENCE_SECONDS:
-                detail = f"for {silent:.0f} s {error}. Its job {self._name} may go on there until the next run ends it"
+                detail = f"for {silent:.0f} s {error}. Its job {self._name} may go on there until a later run ends it"
                 self._finish(Ending(-1, "unreachable", False, 0, self._seconds(), detail))
             return
         if job is None:
@@ -247,13 +247,8 @@ class RayCommand:
             return Ending(
                 -1, "interrupted", False, 0, self._seconds(), f"its Ray job ended with exit code {job.exit_code}"
             )
-        printed = ""
-        if job.exit_code is not None:
-            try:
-                printed = " | ".join(self._server.printed(self._name).strip().splitlines()[-3:])
-            except UnavailableError:
-                printed = ""
-        detail = f"Ray could not run it: {printed or ' '.join(said)}"[:800]
+        last = " | ".join(said[-3:]) if job.exit_code is not None else " ".join(said)  # Ray appends what was printed
+        detail = f"Ray could not run it: {last[-800:]}"
         return Ending(job.exit_code or 1, "refused", False, 0, self._seconds(), detail)
 
     def _finish(self, ending: Ending) -> None:
