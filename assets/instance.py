@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 import yaml
 
+from assets.project import cell_pool, own_profile
 from pipelines.errors import UsageError, WorkError
 from pipelines.files import announce, write_text
 from pipelines.launcher import own_identity
@@ -109,3 +110,9 @@ def end_orphaned_runs(instance: dg.DagsterInstance) -> int:
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended += 1
     return ended
+
+
+def size_pool(instance: dg.DagsterInstance) -> None:
+    """Give the cluster's pool as many places as the profile keeps cells under way; dagster.yaml can only size all pools alike."""
+    if ray := own_profile().ray:
+        instance.event_log_storage.set_concurrency_slots(cell_pool(), ray.at_once)

@@ -12,7 +12,7 @@ import dagster as dg
 from pipelines import experiments as configuration
 from pipelines import machine
 from pipelines.cells import CellKey
-from pipelines.experiments import Experiments
+from pipelines.experiments import Experiments, Profile
 from pipelines.paths import data_root
 from pipelines.train.cell import Stage
 
@@ -25,6 +25,17 @@ DEVICE_POOL = f"device-{machine.device_slug()}"
 def grid() -> Experiments:
     """The configuration as it was when the code location loaded; partitions come from it."""
     return configuration.load()
+
+
+def cell_pool() -> str:
+    """The pool of training and evaluation: the device's, or where this machine's profile has a cluster, one as large as its
+    `at_once`."""
+    return "cluster" if own_profile().ray else DEVICE_POOL
+
+
+def own_profile() -> Profile:
+    """The profile that this machine runs, as it was when the code location loaded."""
+    return grid().profile(configuration.profile_name(grid(), os.environ.get("FEATHERWEIGHT_PROFILE")))
 
 
 CELLS = dg.MultiPartitionsDefinition(

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import dagster as dg
 
@@ -25,7 +25,7 @@ from pipelines.process import PARENT, die_with_parent, end_as_interrupt, stop_gr
 from pipelines.progress import CellProgress
 from pipelines.train.cell import Stage
 
-DRIVER = "--driver"
+DRIVER, ONE_CELL = "--driver", "--cell"
 INTERRUPTED = 130
 STOP_SECONDS = 45  # a cell has 30 to keep what it has done
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -51,9 +51,10 @@ def _job(name: str) -> dg.JobDefinition:
 
 def run() -> int:
     """Returns the exit code: 0 all cells ok, 3 recorded but some are not ok, 1 a Dagster step failed."""
-    from assets.instance import end_orphaned_runs, owner_tags, prepare_home
+    from assets.instance import end_orphaned_runs, owner_tags, prepare_home, size_pool
     from assets.project import stage_now
     from pipelines import weights
+    from pipelines.estimate.estimate import foresee
 
     stage = stage_now()
     check_inputs(stage)
@@ -72,7 +73,12 @@ def run() -> int:
         say(f"profile {stage.profile}: {len(cells)} cells; data root {stage.data.root}")
         if not _execute(data_job, instance, "data: corpus, generated records, cleaning", tags):
             return 1
-        good = [_run_cell(stage, instance, model, method, tags) for model, method in cells]
+        size_pool(instance)
+        foresee(stage)
+        if profile.ray:
+            good = _side_by_side(stage, instance, cells, tags, profile.ray.at_once)
+        else:
+            good = [_run_cell(stage, instance, model, method, tags) for model, method in cells]
         if not _execute(publish_job, instance, "comparison: warehouse and report", tags):
             return 1
     rows = published_rows(stage.data)
@@ -111,6 +117,61 @@ def _run_cell(stage: Stage, instance: dg.DagsterInstance, model: str, method: st
     elif after and after.status != "ok":
         say(f"      {after.status}: {after.result['status_detail']}")
     return _execute(publish_job, instance, None, tags) and done
+
+
+def _side_by_side(
+    stage: Stage, instance: dg.DagsterInstance, cells: list[tuple[str, str]], tags: dict[str, str], at_once: int
+) -> list[bool]:
+    """Keep so many cells under way, each run by a process of its own, the longest first; publish after each."""
+    from pipelines.plan.plan import longest_first
+
+    waiting, good = longest_first(stage, cells), list[bool]()
+    running: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
+    try:
+        while waiting or running:
+            done = [cell for cell, process in running.items() if process.poll() is not None]
+            codes = [running.pop(cell).returncode for cell in done]
+            while waiting and len(running) < at_once:
+                cell = waiting.pop(0)
+                running[cell] = _own_process(ONE_CELL, *cell)
+            good += [code == 0 for code in codes]
+            if done and not _execute(publish_job, instance, None, tags):
+                good.append(False)
+            time.sleep(0.2)
+    finally:
+        for process in running.values():
+            process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in running.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            stop_group(process)
+    return good
+
+
+def one_cell(model: str, method: str) -> int:
+    """Train and evaluate one cell of those that run side by side."""
+    from assets.instance import owner_tags, prepare_home
+    from assets.project import partition_of, stage_now
+
+    stage = stage_now()
+    prepare_home()
+    key = CellKey(model, method, stage.experiments.profile(stage.profile).seeds[0])
+    with dg.DagsterInstance.get() as instance:
+        done = _execute(training_job, instance, f"{model} × {method}", owner_tags(), str(partition_of(model, method)))
+    after = latest(stage.data, key)
+    if after:
+        detail = after.result["status_detail"]
+        say(f"      {model} × {method}: {after.status}{f': {detail}' if detail else ''}")
+    return 0 if done else 1
+
+
+def _own_process(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "assets.run", *arguments],
+        env={**os.environ, PARENT: str(os.getpid())},
+        start_new_session=True,
+    )
 
 
 def _execute(
@@ -172,12 +233,10 @@ def main() -> int:
     """Run in a child with a session of its own: a terminal's Ctrl-C reaches every process of its group, and Dagster's
     helpers would each answer with a traceback. We pass it on to the one process that knows how to stop the others."""
     if DRIVER in sys.argv:
-        return drive()
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "assets.run", DRIVER],
-        env={**os.environ, PARENT: str(os.getpid())},
-        start_new_session=True,
-    )
+        return drive(run)
+    if ONE_CELL in sys.argv:
+        return drive(lambda: one_cell(*sys.argv[2:]))
+    driver = _own_process(DRIVER)
     end_as_interrupt()
     try:
         return driver.wait()
@@ -191,15 +250,18 @@ def main() -> int:
         stop_group(driver)
 
 
-def drive() -> int:
+def drive(work: Callable[[], int]) -> int:
     die_with_parent()
     try:
-        return run()
+        return work()
     except (UsageError, WorkError, UnavailableError) as error:
         print(f"featherweight: {error}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-        print("featherweight: interrupted; what is finished is kept, `make run` goes on from there", file=sys.stderr)
+        if ONE_CELL not in sys.argv:
+            print(
+                "featherweight: interrupted; what is finished is kept, `make run` goes on from there", file=sys.stderr
+            )
         return INTERRUPTED
 
 

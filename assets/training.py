@@ -11,13 +11,14 @@ from pydantic import Field
 
 from assets.inputs import cell_inputs, evaluation_inputs, note_inputs
 from assets.metadata import numbers, picture, table
-from assets.project import CELLS, DEVICE_POOL, cell_of, keys_of, stage_now
+from assets.project import CELLS, cell_of, cell_pool, keys_of, stage_now
 from pipelines.cells import Attempt, Evaluation
 from pipelines.choices import with_budget, with_max_examples
 from pipelines.compare import plots
+from pipelines.estimate.estimate import foresee
 from pipelines.evaluate.cell import evaluate
 from pipelines.files import stable_hash
-from pipelines.launcher import CellCommand, LocalLauncher, RunningCommand
+from pipelines.launcher import CellCommand, Ending, Launcher, RunningCommand, WatchedElsewhere
 from pipelines.nightly.night import begin, limit_reached, money_left
 from pipelines.process import tie_to_parent
 from pipelines.train.cell import Stage, Watch, train
@@ -93,9 +94,10 @@ class OptionalOutputs(dg.AssetExecutionContext):
 
 
 class PipesLauncher:
-    """The local launcher with a Dagster Pipes session around each command: what the child says appears in the run's log."""
+    """A launcher with a Dagster Pipes session around each command: what the child says appears in the run's log."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, inner: Launcher) -> None:
+        self._inner = inner
         self._context = OptionalOutputs(context.op_execution_context)
 
     def start(self, command: CellCommand) -> "PipesCommand":
@@ -111,7 +113,11 @@ class PipesLauncher:
             )
         env = {**command.env, **session.get_bootstrap_env_vars()}
         told = CellCommand(**{**vars(command), "env": env})
-        return PipesCommand(LocalLauncher().start(told), stack)
+        try:
+            return PipesCommand(self._inner.start(told), stack)
+        except BaseException:
+            stack.close()
+            raise
 
 
 class PipesCommand:
@@ -125,6 +131,9 @@ class PipesCommand:
     def memory_bytes(self) -> int:
         return self._running.memory_bytes()
 
+    def ending(self) -> Ending | None:
+        return self._running.ending() if isinstance(self._running, WatchedElsewhere) else None
+
     def stop(self, *, grace_seconds: float = 0) -> None:
         self._running.stop(grace_seconds=grace_seconds)
         self._session.close()
@@ -132,7 +141,7 @@ class PipesCommand:
 
 def _watch(context: Context) -> Watch:
     tie_to_parent()
-    return Watch(say=context.log.info, launcher=PipesLauncher(context), on_tick=stop_if_orphaned)
+    return Watch(say=context.log.info, around=lambda inner: PipesLauncher(context, inner), on_tick=stop_if_orphaned)
 
 
 def stop_if_orphaned(_attempt: Attempt) -> None:
@@ -151,7 +160,7 @@ def stop_if_orphaned(_attempt: Attempt) -> None:
     group_name="train",
     kinds={"pytorch", "huggingface"},
     partitions_def=CELLS,
-    pool=DEVICE_POOL,
+    pool=cell_pool(),
     deps=[cell_inputs],
     output_required=False,
     check_specs=[dg.AssetCheckSpec(CELL_IS_OK, asset="trained_model", description="Every seed of the cell ended ok.")],
@@ -169,6 +178,7 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
         return
     know_inputs(context, stage)
     watch = _watch(context)
+    foresee(stage)
     stage = config.applied(stage, cell_of(context.partition_key))
     done = [
         train(stage, key, force=config.force, watch=watch, seen=config.seen.get(str(key.seed)))
@@ -225,7 +235,7 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
     group_name="evaluate",
     kinds={"pytorch", "huggingface"},
     partitions_def=CELLS,
-    pool=DEVICE_POOL,
+    pool=cell_pool(),
     deps=[trained_model, evaluation_inputs],
     output_required=False,
     check_specs=[dg.AssetCheckSpec(EVALUATION_IS_OK, asset="evaluation", description="Every seed could be evaluated.")],

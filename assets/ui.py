@@ -9,7 +9,7 @@ import time
 
 import dagster as dg
 
-from assets.instance import prepare_home
+from assets.instance import prepare_home, size_pool
 from pipelines.errors import UsageError, WorkError
 from pipelines.paths import PROJECT
 from pipelines.process import stop_group
@@ -48,8 +48,9 @@ def main() -> int:
     except (UsageError, WorkError) as error:
         print(f"featherweight: {error}", file=sys.stderr)
         return error.exit_code
-    with dg.DagsterInstance.get():
-        pass  # its tables are made here once: two processes that start on an empty home trip over each other
+    # its tables are made here once: two processes that start on an empty home trip over each other
+    with dg.DagsterInstance.get() as instance:
+        size_pool(instance)
     workspace = ["-w", str(PROJECT / "workspace.yaml")]
     commands = (
         ["dagster-webserver", "-h", HOST, "-p", str(port), *workspace],

@@ -8,7 +8,21 @@ import json
 import sys
 from functools import partial
 
-from benchmarks import clean, dropout, estimate, generate, history, orchestration, publish, rate, startup, step, train
+from benchmarks import (
+    clean,
+    dropout,
+    estimate,
+    generate,
+    history,
+    orchestration,
+    plan,
+    publish,
+    rate,
+    ray,
+    startup,
+    step,
+    train,
+)
 
 
 def main() -> int:
@@ -17,11 +31,13 @@ def main() -> int:
         "estimate": estimate.measure,
         "generate": generate.measure,
         "history": history.measure,
+        "plan": plan.measure,
         "publish": publish.measure,
         "step": step.measure,
         "clean": clean.measure,
         "train": train.measure,
         "rate": rate.measure,
+        "ray": ray.measure,
         "startup": startup.measure,
         "orchestration": orchestration.measure,
     }

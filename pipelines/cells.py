@@ -29,6 +29,8 @@ Status = Literal[
     "lost",
     "missing",
 ]
+RANKS = "ranks.json"  # of several processes that trained a cell: which one's end ended the others, and its exit code
+EXIT_LOST = 5  # of a process that lost another one
 # the worst first: with several seeds a row shows the worst seed's status
 SEVERITY: tuple[Status, ...] = (
     "failed", "diverged", "out_of_memory", "killed", "timed_out", "lost", "unavailable", "missing", "queued", "running", "ok",
@@ -113,7 +115,9 @@ def result_in(folder: Path) -> dict[str, Any]:
     so_far = read_json(folder / "child.json") or {}
     alive = bool(state) and process_is_alive(state["pid"], state["pid_started"])
     status = state.get("status", "lost") if alive else "lost"
-    detail = None if alive else "the process that ran it ended without a word; the next run starts it again"
+    detail = (
+        state.get("waiting") if alive else "the process that ran it ended without a word; the next run starts it again"
+    )
     return {**state, **so_far, "status": status, "status_detail": detail}
 
 

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the work failed, 2 bad usage or configuration, 3 finished 
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -121,6 +122,7 @@ def clean(arguments: Arguments) -> int:
 
 
 def train(arguments: Arguments) -> int:
+    from pipelines.estimate.estimate import foresee
     from pipelines.progress import CellProgress
     from pipelines.train.cell import train as train_cell
 
@@ -132,6 +134,7 @@ def train(arguments: Arguments) -> int:
         for line in dry_run(stage, keys[0]):
             print(line)
         return OK
+    foresee(stage)
     statuses = []
     for key in keys:
         progress = CellProgress()
@@ -260,6 +263,20 @@ def estimate(arguments: Arguments) -> int:
         experiments.method(method)
     print(render(estimates(stage, [(model, method) for model in models for method in methods]), arguments.format))
     return OK
+
+
+def plan(arguments: Arguments) -> int:
+    from pipelines.plan import fleet, show
+    from pipelines.plan.plan import make
+
+    stage = stage_now()
+    if arguments.profile:
+        stage = replace(stage, profile=configuration.profile_name(stage.experiments, arguments.profile))
+    price = stage.experiments.profile(stage.profile).price_per_hour
+    devices = fleet.load(Path(arguments.cluster)) if arguments.cluster else fleet.this_machine(price)
+    made = make(stage, devices, everything=arguments.all)
+    print(json.dumps(show.as_plain(made), ensure_ascii=False, indent=1) if arguments.json else show.render(made))
+    return NOT_OK if made.left else OK
 
 
 def tune(arguments: Arguments) -> int:
@@ -424,6 +441,13 @@ def parser() -> argparse.ArgumentParser:
     foretold.add_argument("model", nargs="?", help="default: every model of the grid")
     foretold.add_argument("method", nargs="?", help="default: every method")
     foretold.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
+    planned = command(
+        "plan", plan, "what the due cells would take: memory, time, order, dollars, here or on the devices of a file"
+    )
+    planned.add_argument("--profile", metavar="P", help="default: this machine's")
+    planned.add_argument("--cluster", metavar="FILE", help="YAML that lists machines; default: this one alone")
+    planned.add_argument("--all", action="store_true", help="every cell of the profile, also what is current")
+    planned.add_argument("--json", action="store_true", help="for programs; seconds, GB and dollars")
     tuned = command(
         "tune", tune, "search a cell's learning rate over a slice of train (Optuna); goes on where it stopped"
     )

@@ -211,7 +211,29 @@ class Judging(Strict):
     max_answer_chars: PositiveInt = 3000
 
 
+LauncherName = Literal["local", "torchrun", "ray"]
+Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
+
+
+class Ray(Strict):
+    """A Ray cluster: its job server's `address`; `storage`, an fsspec URL that all nodes reach (None: the data root is a folder
+    that every node sees under the same path); what one cell asks for: `cpus`, which are also its threads, and `gpus` (None: one a
+    device where the cluster has any); `memory_gb` (None: what is predicted, on a processor); `python`, the nodes' interpreter that
+    has the project's packages. `at_once` cells are kept under way; the cluster decides which of them run."""
+
+    address: Annotated[str, Field(pattern=r"^https?://[^@]+$")] = "http://127.0.0.1:8265"
+    storage: Annotated[str, Field(pattern=r"^[a-z0-9]+://[^@]+$")] | None = None
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    cpus: PositiveFloat = 1
+    memory_gb: Annotated[float, Field(ge=0)] | None = None
+    python: str = "python"
+    at_once: PositiveInt = 4
+
+
 class Profile(Strict):
+    """Which cells, on what of the data, and where: `launcher` starts a cell's process, or its `devices` many, over which
+    `sharding` divides the work (ddp: examples; fsdp, zero2, zero3: weights or optimizer states too)."""
+
     models: Annotated[list[str], Field(min_length=1)]
     methods: Annotated[list[str], Field(min_length=1)]
     languages: list[str] | None = None
@@ -221,6 +243,28 @@ class Profile(Strict):
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
     training: TrainingOverrides = TrainingOverrides()
     evaluation: EvaluationSettings = EvaluationSettings()
+    launcher: LauncherName = "local"
+    devices: PositiveInt = 1
+    sharding: Sharding = "none"
+    ray: Ray | None = None
+
+    @model_validator(mode="after")
+    def _devices_fit(self) -> "Profile":
+        if self.devices > 1 and self.launcher == "local":
+            raise ValueError(f"devices: {self.devices} needs launcher torchrun or ray; local starts one process")
+        if self.devices > 1 and self.sharding == "none":
+            raise ValueError(
+                f"devices: {self.devices} needs sharding ddp, fsdp, zero2 or zero3: how to divide a cell over them"
+            )
+        if self.devices == 1 and self.sharding != "none":
+            raise ValueError(f"sharding: {self.sharding} divides a cell over several devices; set devices to 2 or more")
+        if self.launcher == "ray" and self.ray is None:
+            raise ValueError(
+                "launcher: ray needs ray: {address: http://HOST:8265, ...}; `ray: {}` is a cluster on this machine"
+            )
+        if self.launcher != "ray" and self.ray is not None:
+            raise ValueError(f"ray: belongs to launcher ray, not {self.launcher}")
+        return self
 
 
 Encoding = Literal["utf-8", "cp949"]

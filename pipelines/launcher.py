@@ -6,24 +6,27 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import psutil
 
 from pipelines import machine
 from pipelines.process import spawn, stop_group
 
-Reason = Literal["memory_budget", "time_limit", "interrupted"]
+Reason = Literal["memory_budget", "time_limit", "interrupted", "node_lost", "unreachable", "refused"]
 CANCEL_GRACE_SECONDS = 8.0  # whoever cancels wants the machine back: later than this only the last checkpoint is kept
+GONE_SECONDS = 10.0  # for the kernel to take down what was killed
 POLL_SECONDS = 0.05  # a watchdog this fast overshoots a memory budget by about 1 %
 
 
 @dataclass(frozen=True)
 class CellCommand:
-    """`python ARGUMENTS`, its output in FOLDER/log.txt, under a memory budget (bytes) and a time limit (seconds). One that is
-    stopped by the limit or from outside gets SIGTERM and `grace_seconds` to keep what it has done."""
+    """`python ARGUMENTS`, its output in FOLDER/log.txt, under a memory budget (bytes, of all its processes) and a time limit
+    (seconds). One that is stopped by the limit or from outside gets SIGTERM and `grace_seconds` to keep what it has done. On
+    several `devices` it runs as so many processes, which find one another as torchrun's do."""
 
     arguments: Sequence[str]
     folder: Path
@@ -32,17 +35,20 @@ class CellCommand:
     memory_budget: int | None = None
     time_limit: float | None = None
     grace_seconds: float = 0
+    devices: int = 1
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a command ended: exit code (negative: the signal), what we stopped it for, what the kernel says, peak bytes."""
+    """How a command ended: exit code (negative: the signal), what we stopped it for, what the kernel says, peak bytes; in
+    words what else is to be said."""
 
     exit_code: int
     reason: Reason | None
     kernel_oom_kill: bool
     peak_bytes: int
     seconds: float
+    detail: str | None = None
 
 
 class RunningCommand(Protocol):
@@ -56,6 +62,15 @@ class RunningCommand(Protocol):
 
     def stop(self, *, grace_seconds: float = 0) -> None:
         """End all its processes, by SIGTERM first where there is a grace; returns when they are gone."""
+        ...
+
+
+@runtime_checkable
+class WatchedElsewhere(Protocol):
+    """A running command on another machine, where its limits are enforced, too."""
+
+    def ending(self) -> Ending | None:
+        """What was seen of its end there."""
         ...
 
 
@@ -83,7 +98,13 @@ class LocalCommand:
             return 0
 
     def stop(self, *, grace_seconds: float = 0) -> None:
+        with suppress(psutil.Error):
+            self._family[1:] = self._family[0].children(recursive=True)
         stop_group(self._process, grace_seconds=grace_seconds)
+        for member in self._family[1:]:  # those in sessions of their own, as torchrun's are
+            with suppress(psutil.Error):
+                member.kill()
+        psutil.wait_procs(self._family[1:], timeout=GONE_SECONDS)
 
 
 class LocalLauncher:
@@ -120,6 +141,8 @@ def run_to_end(launcher: Launcher, command: CellCommand, *, on_tick: Callable[[]
     if exit_code is None:
         exit_code = running.poll()
     on_tick()
+    if isinstance(running, WatchedElsewhere) and (seen := running.ending()):
+        return seen
     return Ending(
         exit_code=-signal.SIGKILL if exit_code is None else exit_code,
         reason=reason,

@@ -35,6 +35,11 @@ def machine_class() -> str:
     return f"cpu: {model}, {len(os.sched_getaffinity(0))} cores"
 
 
+def device_class(devices: int = 1, sharding: str = "none") -> str:
+    """What a cell ran on: the machine's class, and where there were several devices, how many and how divided."""
+    return machine_class() if devices == 1 else f"{machine_class()} × {devices}, {sharding}"
+
+
 def device_slug() -> str:
     """Short name of the device that trains one cell at a time: `cuda-0` or `cpu`."""
     return "cuda-0" if cuda_name() else "cpu"

@@ -17,12 +17,13 @@ from typing import Any
 import psutil
 
 PARENT = "FEATHERWEIGHT_PARENT_PID"
+KEYS = ("_API_KEY", "_TOKEN", "_ACCESS_KEY_ID", "_SECRET_ACCESS_KEY")
 _PR_SET_PDEATHSIG = 1
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment for a child, without the API keys that no child needs, and with our pid to die with."""
-    kept = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_TOKEN"))}
+    kept = {name: value for name, value in os.environ.items() if not name.endswith(KEYS)}
     return {
         **kept,
         **(extra or {}),

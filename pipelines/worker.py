@@ -1,6 +1,8 @@
 """The child's half of a cell: read the spec, live within its limits, say the phase, report points, end with a verdict.
 
 What the child knows stands in child.json at every moment, so that a kill loses nothing; the parent turns it into result.json.
+Of several processes that train one cell (ranks, as torchrun numbers them in the environment) the first speaks for all; each other
+keeps what it knows in rank-<n>.json, where the parent looks for a verdict that the first could not give.
 """
 
 import json
@@ -17,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import disk, trackers
-from pipelines.cells import Status
+from pipelines.cells import EXIT_LOST, Status
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
 from pipelines.process import die_with_parent, limit_memory, memory_left, offer_to_oom_killer
 
+STOPPED = "ended by SIGTERM from outside"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 Json = dict[str, Any]
 
@@ -34,11 +37,16 @@ class StoppedError(Exception):
     """Somebody asked this process to end; what it had done is kept as far as the message says."""
 
 
+class LostRankError(Exception):
+    """Another process of the same cell is gone; why, it has said itself or its exit code says."""
+
+
 class Worker:
     """One cell's process. `report` is what child.json holds: phase, status, detail, measured numbers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.rank, self.ranks = (int(os.environ.get(name, first)) for name, first in (("RANK", 0), ("WORLD_SIZE", 1)))
         spec = read_json(folder / "spec.json")
         if spec is None:
             raise SystemExit(f"{folder}/spec.json: not there or not JSON; a cell is started by `featherweight train`")
@@ -60,7 +68,12 @@ class Worker:
     def stop_if_asked(self) -> None:
         """Raises StoppedError after a SIGTERM."""
         if self._asked_to_stop:
-            raise StoppedError("ended by SIGTERM from outside")
+            raise StoppedError(STOPPED)
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a SIGTERM came."""
+        return self._asked_to_stop
 
     def phase(self, name: str) -> None:
         self.report["phase"] = name
@@ -71,15 +84,19 @@ class Worker:
         self.report["measured"] |= numbers
 
     def save(self) -> None:
-        write_json(self.folder / "child.json", self.report)
+        write_json(self.folder / (f"rank-{self.rank}.json" if self.rank else "child.json"), self.report)
 
     def say(self, message: str) -> None:
+        if self.rank:
+            return
         print(message, flush=True)
         if self._pipes:
             self._pipes.log.info(message)
 
     def point(self, row: Json, *, quietly: bool = False) -> None:
         """Add a point to curve.jsonl, and say it unless `quietly`."""
+        if self.rank:
+            return
         with (self.folder / "curve.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, allow_nan=False) + "\n")
         for tracker in self._trackers:
@@ -92,13 +109,15 @@ class Worker:
         self.say(f"step {row['step']}/{row['steps']}: {', '.join(losses)}, {row['process_memory_mb'] / 1000:.2f} GB")
 
     def run(self, work: Callable[["Worker"], None]) -> int:
-        """Do `work` within the spec's limits; returns the exit code: 0 done, 3 a verdict other than ok."""
+        """Do `work` within the spec's limits; returns the exit code: 0 done, 3 a verdict other than ok, EXIT_LOST no verdict
+        since another process of the cell is gone."""
         with ExitStack() as stack:
-            self._pipes = stack.enter_context(_dagster_pipes()) if _dagster_listens() else None
+            listens = _dagster_listens() and self.rank == 0
+            self._pipes = stack.enter_context(_dagster_pipes()) if listens else None
             status: Status = "ok"
             try:
                 self.save()
-                self._trackers = trackers.opened(self.spec, self.folder)
+                self._trackers = trackers.opened(self.spec, self.folder) if self.rank == 0 else []
                 work(self)
             except UnavailableError as error:
                 status = self._verdict("unavailable", str(error))
@@ -107,6 +126,9 @@ class Worker:
             except StoppedError as error:
                 status = self._verdict("killed", str(error))
             except Exception as error:
+                if self.ranks > 1 and is_lost_rank(error):
+                    print(f"rank {self.rank}: another rank is gone: {error}", file=sys.stderr, flush=True)
+                    return EXIT_LOST
                 status = self._judge(error)
             self.report["status"] = status
             for tracker in self._trackers:
@@ -131,18 +153,19 @@ class Worker:
         if disk.is_full(error):
             full = error if isinstance(error, disk.DiskFullError) else disk.DiskFullError("it", self.folder, None)
             self.report |= {"bytes_needed": full.needed, "bytes_available": full.available}
-            return self._verdict("failed", str(full))
+            return self._verdict("failed", str(full), apart=True)
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             free = bytes_free(str(error))
             self.report["bytes_requested"] = bytes_requested(str(error))
             self.report["bytes_available"] = memory_left() if free is None else free
-            return self._verdict("out_of_memory", message.splitlines()[0][:300])
-        return self._verdict("failed", message[:1000])
+            return self._verdict("out_of_memory", message.splitlines()[0][:300], apart=True)
+        return self._verdict("failed", message[:1000], apart=True)
 
-    def _verdict(self, status: Status, detail: str) -> Status:
-        self.report["detail"] = detail
+    def _verdict(self, status: Status, detail: str, *, apart: bool = False) -> Status:
+        """`apart`: what ended this one of several processes need not have ended the others."""
+        self.report["detail"] = detail = f"rank {self.rank}: {detail}" if self.ranks > 1 and apart else detail
         print(f"{status}: {detail}", file=sys.stderr, flush=True)
         return status
 
@@ -155,6 +178,18 @@ def start(work: Callable[[Worker], None]) -> None:
     budget = worker.spec.get("memory_budget_gb")
     limit_memory(round(budget * 1e9) if budget else None)
     sys.exit(worker.run(work))
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether `error` says that another process of the same cell no longer answers (gloo's errors are plain RuntimeErrors)."""
+    said = str(error)
+    return (
+        isinstance(error, LostRankError)
+        or type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+        or "Connection closed by peer" in said
+        or "Connection reset by peer" in said
+        or "gloo/transport" in said
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

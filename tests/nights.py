@@ -111,7 +111,7 @@ def nights(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ni
     home.mkdir(parents=True, exist_ok=True)
     with dg.DagsterInstance.local_temp(str(home)) as instance:
         made = Nights(project, instance)
-        monkeypatch.setattr(training, "PipesLauncher", lambda _context: made.launcher)
+        monkeypatch.setattr(training, "PipesLauncher", lambda _context, _inner: made.launcher)
         monkeypatch.setattr(training, "tie_to_parent", lambda: None)
         monkeypatch.setattr(compare, "keep_predictions", lambda _stage: None)  # a process of its own each time
         yield made

@@ -227,6 +227,18 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
         ("sources:\n  corpus: true\n", "", 1, "sources", "Field required"),
         ("models: [tiny]", "models: tiny", 19, "profiles.local.models", "valid list"),
         ("models: [tiny]", "models: []", 19, "profiles.local.models", "at least 1 item"),
+        ("models: [tiny]", "launcher: slurm\n    models: [tiny]", 19, "profiles.local.launcher", "'torchrun' or 'ray'"),
+        ("models: [tiny]", "devices: 2\n    models: [tiny]", 18, "profiles.local", "needs launcher torchrun or ray"),
+        ("models: [tiny]", "sharding: ddp\n    models: [tiny]", 18, "profiles.local", "set devices to 2 or more"),
+        (
+            "models: [tiny]",
+            "devices: 2\n    launcher: torchrun\n    models: [tiny]",
+            18,
+            "profiles.local",
+            "sharding ddp, fsdp, zero2 or zero3",
+        ),
+        ("models: [tiny]", "launcher: ray\n    models: [tiny]", 18, "profiles.local", "needs ray:"),
+        ("models: [tiny]", "ray: {}\n    models: [tiny]", 18, "profiles.local", "belongs to launcher ray, not local"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_line_and_what_was_expected(

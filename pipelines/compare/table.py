@@ -49,7 +49,8 @@ COLUMNS = {
     "learning_rate_at_edge": "BOOLEAN", "rank": "INTEGER", "alpha": "DOUBLE", "weights_revision": "VARCHAR",
     "delta_base": "DOUBLE", "delta_base_low": "DOUBLE", "delta_base_high": "DOUBLE",
     "delta_full": "DOUBLE", "delta_full_low": "DOUBLE", "delta_full_high": "DOUBLE",
-    "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN",
+    "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
+    "memory_in_all_gb": "DOUBLE",
 }  # fmt: skip
 
 FROM_TRAINING = (
@@ -57,6 +58,7 @@ FROM_TRAINING = (
     "peak_memory_gb", "process_memory_mean_mb", "process_memory_std_mb", "process_memory_min_mb", "process_memory_max_mb",
     "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
     "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb", "quantize_peak_memory_gb", "search_seconds", "other_cpu_pct",
+    "memory_in_all_gb",
 )  # fmt: skip
 DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
 FROM_EVALUATION = (
@@ -222,6 +224,7 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
         "weights_revision": result.get("weights_revision"),
         "optimizer": recipe.get("optimizer"),
         "memory_budget_gb": spec.get("memory_budget_gb"),
+        **placement(spec),
         "data_fingerprint": prints.get("data"),
         "recipe_fingerprint": prints.get("recipe"),
         "code_version": prints.get("code"),
@@ -229,6 +232,13 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
         "finished_at": result.get("finished_at"),
         "run_id": newest.attempt.run_id,
         "evaluation_fingerprint": shown.good.fingerprint if shown.good else None,
+    }
+
+
+def placement(spec: Row) -> Row:
+    """What of the machine the attempt was given, and by which launcher; earlier versions knew one process on one device alone."""
+    return {"devices": 1, "sharding": "none", "launcher": "local"} | {
+        name: spec[name] for name in ("devices", "sharding", "launcher") if name in spec
     }
 
 

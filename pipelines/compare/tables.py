@@ -12,7 +12,7 @@ from pipelines.compare.answers import with_verdicts
 from pipelines.compare.history import HISTORY, history_rows
 from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
 from pipelines.compare.ranking import PICKS
-from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row, disturbed, learning_rate
+from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row, disturbed, learning_rate, placement
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
 from pipelines.evaluate.scores import bits_per_byte
@@ -36,7 +36,8 @@ TRAINING_RUNS = {
     "learning_rate_source": "VARCHAR", "learning_rate_at_edge": "BOOLEAN", "learning_rates_tried": "VARCHAR", "rank": "INTEGER",
     "alpha": "DOUBLE", "optimizer": "VARCHAR", "weights_revision": "VARCHAR", "import_seconds": "DOUBLE",
     "train_examples": "BIGINT", "trained_tokens": "BIGINT",
-    "speed_disturbed": "BOOLEAN",
+    "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
+    "memory_per_device_gb": "VARCHAR",
 }  # fmt: skip
 TRAINING_CURVE = {
     "run_id": "VARCHAR", "step": "INTEGER", "examples": "BIGINT", "train_loss": "DOUBLE", "eval_loss": "DOUBLE",
@@ -129,6 +130,7 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
         **learning_rate(result, spec),
         **{name: spec.get("recipe", {}).get(name) for name in ("rank", "alpha", "optimizer")},
         "memory_budget_gb": spec.get("memory_budget_gb"),
+        **placement(spec),
         "estimated_memory_gb": training_gb(answer_on(data, attempt) or {}),
         "data_fingerprint": prints.get("data"),
         "recipe_fingerprint": prints.get("recipe"),

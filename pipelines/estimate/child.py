@@ -65,7 +65,7 @@ def answer(asked: Json, occupied: dict[str, int]) -> Json:
             return memory.on_card(counted, recipe)
         return memory.on_cpu(counted, recipe, framework=process, file_width=width)
 
-    found: Json = {"batch": str(batches[0]), "batch_from": source}
+    found: Json = {"batch": str(batches[0]), "batch_from": source, "epoch_tokens": epoch_tokens(asked, recipe)}
     for device in ("cpu", "cuda"):
         counted = rehearse(config, recipe, batches, device)
         made = predict(counted, device)
@@ -104,6 +104,13 @@ def batches_of(asked: Json, recipe: Json) -> tuple[list[Any], str]:
     of = asked["tokenizer"]["of"]
     source = "the examples" if of == recipe["model"] else f"the examples, counted with {of}'s tokenizer"
     return heaviest(read(asked).examples, recipe, [asked["seed"]]), source
+
+
+def epoch_tokens(asked: Json, recipe: Json) -> int | None:
+    """Tokens of the examples that fit max_length: what one epoch trains on. None where there are no examples."""
+    if not asked.get("examples"):
+        return None
+    return sum(len(example) for example in read(asked).examples if len(example) <= recipe["max_length"])
 
 
 @dataclass(frozen=True)

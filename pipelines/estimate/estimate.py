@@ -17,7 +17,7 @@ from pipelines import machine
 from pipelines.errors import WorkError
 from pipelines.estimate.cards import CARDS, Card
 from pipelines.estimate.question import Question, questions
-from pipelines.files import announce, read_json, source_hash, write_json
+from pipelines.files import announce, locked, read_json, source_hash, write_json
 from pipelines.process import child_environment, stop_group
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage
@@ -113,6 +113,20 @@ def keep_predictions(stage: Stage) -> None:
         answers(asked, say=lambda _: None)
     except WorkError as error:
         announce(f"no prediction of memory: {error}")
+
+
+def foresee(stage: Stage) -> None:
+    """Where the profile's cells run on a cluster, have predictions at hand of all of them: a cell asks for as much memory. What
+    cannot be predicted asks for none."""
+    profile = stage.experiments.profile(stage.profile)
+    if profile.ray is None:
+        return
+    cells = [(model, method) for model in profile.models for method in profile.methods]
+    with locked(stage.data.locks / "estimates.lock", "predict"):
+        try:
+            answers(questions(stage, cells, profile.seeds), say=announce)
+        except WorkError as error:
+            announce(f"no prediction of memory: {error}")
 
 
 def answers(asked: Sequence[Question], *, say: Any) -> dict[Path, Json]:

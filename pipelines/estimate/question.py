@@ -1,17 +1,17 @@
 """What is asked of the estimator: one cell, completely, as JSON; and the name its answer is kept under."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import machine, shipped, weights
+from pipelines import machine, predictions, shipped, weights
 from pipelines.cells import Attempt, CellKey
 from pipelines.clean.select import Selected
 from pipelines.errors import UsageError
 from pipelines.experiments import Model
-from pipelines.files import read_json, stable_hash
+from pipelines.files import read_json
 from pipelines.paths import DataRoot
+from pipelines.predictions import answer_file
 from pipelines.train.cell import Stage, examples_now, for_method, recipe_of
 
 Json = dict[str, Any]
@@ -27,23 +27,9 @@ class Question:
     asked: Json
 
 
-def answer_file(
-    data: DataRoot, recipe: Mapping[str, Any], examples: str | None, seed: int, *, own_tokenizer: bool
-) -> Path:
-    """Where the answer on a cell is kept: named by recipe, fingerprint of the examples, seed, and whether its own tokenizer
-    counted their tokens."""
-    return data.lake / "estimates" / f"{stable_hash([dict(recipe), examples, seed, own_tokenizer])}.json"
-
-
 def answer_on(data: DataRoot, attempt: Attempt) -> Json | None:
     """The answer kept on what the attempt was asked to do, if there is one."""
-    spec = attempt.spec
-    for own in (True, False):
-        prints = spec.get("fingerprints", {})
-        file = answer_file(data, spec.get("recipe", {}), prints.get("data"), attempt.key.seed, own_tokenizer=own)
-        if found := read_json(file):
-            return found
-    return None
+    return predictions.answer_on(data, {**attempt.spec, "seed": attempt.key.seed})
 
 
 def questions(stage: Stage, cells: list[tuple[str, str]], seeds: list[int]) -> list[Question]:

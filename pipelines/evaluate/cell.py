@@ -7,10 +7,11 @@ from typing import Any
 from pipelines import cells, weights
 from pipelines.cells import Attempt, CellKey, Evaluation
 from pipelines.clean.select import Selected
-from pipelines.errors import UsageError
+from pipelines.cluster import launcher as jobs
+from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate.general import FILE as GENERAL
 from pipelines.evaluate.general import read_general, set_hash
-from pipelines.files import locked, source_hash, stable_hash, write_json
+from pipelines.files import locked, read_json, source_hash, stable_hash, write_json
 from pipelines.generate.journal import now
 from pipelines.launcher import own_identity
 from pipelines.train import cell as training
@@ -83,9 +84,28 @@ def evaluate(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | 
         found = current_evaluation(attempt, fingerprint)
         if found and not force:
             return found, True
-        evaluation = _new_evaluation(stage, attempt, examples, fingerprint)
+        evaluation = None if force else _goes_on_elsewhere(attempt, fingerprint)
+        if evaluation is None:
+            for earlier in attempt.evaluations():
+                jobs.end(earlier.folder)
+            evaluation = _new_evaluation(stage, attempt, examples, fingerprint)
         _run(stage, evaluation, watch)
-        return Evaluation(attempt, evaluation.folder), False
+        finished = Evaluation(attempt, evaluation.folder)
+        if finished.result.get("reason") == "node_lost":
+            watch.say(f"{key}: {finished.result['status_detail']}; evaluated once more on another node")
+            evaluation = _new_evaluation(stage, attempt, examples, fingerprint)
+            _run(stage, evaluation, watch)
+            finished = Evaluation(attempt, evaluation.folder)
+        return finished, False
+
+
+def _goes_on_elsewhere(attempt: Attempt, fingerprint: str) -> Evaluation | None:
+    """The newest evaluation, where it still runs on a cluster as it should, though whoever watched it is gone."""
+    for newest in attempt.evaluations()[-1:]:
+        asked = (read_json(newest.folder / "spec.json") or {}).get("fingerprints", {}).get("evaluation")
+        if newest.result["status"] == "lost" and asked == fingerprint and jobs.is_under_way(newest.folder):
+            return newest
+    return None
 
 
 def _base_first(stage: Stage, key: CellKey, watch: Watch) -> None:
@@ -107,6 +127,7 @@ def _new_evaluation(stage: Stage, attempt: Attempt, examples: Path, fingerprint:
     spec: dict[str, Any] = {
         **{name: attempt.spec[name] for name in copied},
         "profile": stage.profile,
+        "launcher": profile.launcher,
         "examples": str(examples.relative_to(stage.data.root)),
         "selection": asdict(stage.selection),
         "trained": str(trained.relative_to(stage.data.root)) if trained else None,
@@ -132,6 +153,9 @@ def _run(stage: Stage, evaluation: Evaluation, watch: Watch) -> None:
         ending = training.run_child(
             stage, folder, "pipelines.evaluate.child", watch, on_tick=lambda: watch.on_tick(evaluation.attempt)
         )
+    except UnavailableError as error:
+        training.write_result(folder, "unavailable", "evaluate", str(error))
+        return
     except BaseException as error:
         training.write_result(folder, "killed", "evaluate", f"interrupted ({type(error).__name__})")
         raise

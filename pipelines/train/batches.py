@@ -41,6 +41,18 @@ def micro_batches(examples: Sequence[Tokenized], *, max_tokens: int) -> list[lis
     return groups
 
 
+def dealt(examples: Sequence[Tokenized], *, max_tokens: int, ranks: int) -> list[list[list[Tokenized]]]:
+    """The micro-batches of each of `ranks` processes, which together hold every example once: longest first, each goes to the
+    process with the fewest tokens so far. One process gets `micro_batches`; of more than there are examples some get none."""
+    hands: list[list[Tokenized]] = [[] for _ in range(ranks)]
+    held = [0] * ranks
+    for example in sorted(examples, key=lambda e: (-len(e), e.example_id)):
+        rank = held.index(min(held))
+        hands[rank].append(example)
+        held[rank] += len(example)
+    return [micro_batches(hand, max_tokens=max_tokens) for hand in hands]
+
+
 def learning_rate_share(step: int, *, total: int, warmup_share: float) -> float:
     """Linear warm-up, then half a cosine down to zero; `step` counts from 0. Between 0 and 1."""
     warmup = math.ceil(total * warmup_share)

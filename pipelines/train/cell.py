@@ -3,23 +3,27 @@
 import shutil
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipelines import cells, disk, machine, trackers, weights
 from pipelines.cells import Attempt, CellKey, Status
 from pipelines.clean.clean import current as current_examples
 from pipelines.clean.select import Selected, Selection, select
+from pipelines.cluster import launcher as jobs
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments
 from pipelines.files import announce, locked, read_json, source_hash, stable_hash, write_json
 from pipelines.generate.journal import now
 from pipelines.launcher import CellCommand, Ending, Launcher, LocalLauncher, own_identity, run_to_end
+from pipelines.launchers import launcher_for
 from pipelines.paths import DataRoot
 from pipelines.train import restart
 
 GRACE_SECONDS = 30  # for a cell that is stopped by its time limit or from outside to write a checkpoint
+VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
 # What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
 OUTSIDE_RECIPE = (
     "eval_every_steps", "checkpoint_every_steps", "time_limit_minutes", "memory_budget_gb", "learning_rate_source",
@@ -47,15 +51,38 @@ class Stage:
             return self.selection
         return replace(self.selection, provider=data.provider, max_train=data.max_examples or self.selection.max_train)
 
+    def devices_of(self, method: str) -> dict[str, Any]:
+        """`devices` and `sharding` of the method's cells; what trains nothing is one process on one device."""
+        profile = self.experiments.profile(self.profile)
+        if self.experiments.method(method).kind == "none":
+            return {"devices": 1, "sharding": "none"}
+        return {"devices": profile.devices, "sharding": profile.sharding}
+
+    def machine_of(self, method: str) -> str:
+        """What the method's cells run on, as far as it is known beforehand: on a cluster, what they ask it for. The row's
+        `device` is what they were given."""
+        profile, devices = self.experiments.profile(self.profile), self.devices_of(method)
+        if profile.ray is None:
+            return machine.device_class(**devices)
+        cards = "cards as there are" if profile.ray.gpus is None else f"{profile.ray.gpus:g} cards"
+        several = f" × {devices['devices']}, {devices['sharding']}" if devices["devices"] > 1 else ""
+        return f"ray: {profile.ray.cpus:g} cores, {cards}{several}"
+
 
 @dataclass(frozen=True)
 class Watch:
-    """What a caller adds to a run: environment for the child, a call every half second, who says what is going on."""
+    """What a caller adds to a run: environment for the child, a call every half second, who says what is going on, a launcher
+    other than the profile's, and what is put around either."""
 
     env: Mapping[str, str] = field(default_factory=dict)
     on_tick: Callable[[Attempt], None] = lambda _attempt: None
     say: Callable[[str], None] = announce
-    launcher: Launcher = field(default_factory=LocalLauncher)
+    launcher: Launcher | None = None
+    around: Callable[[Launcher], Launcher] = lambda inner: inner
+
+    def launcher_of(self, stage: Stage) -> Launcher:
+        """Raises UnavailableError where the profile's launcher cannot be used here."""
+        return self.around(self.launcher or launcher_for(stage.experiments.profile(stage.profile), say=self.say))
 
 
 def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
@@ -139,7 +166,7 @@ def fingerprints(stage: Stage, key: CellKey, selected: Selected) -> dict[str, st
         "data": None if untouched else for_method(stage, key.method, selected).data_fingerprint,
         "recipe": stable_hash(recipe),
         "code": source_hash(Path(__file__).parent),
-        "machine": machine.machine_class(),
+        "machine": stage.machine_of(key.method),
     }
 
 
@@ -174,19 +201,52 @@ def train(
         if newest and current and not force:
             restart.clear(earlier)
             return newest, True
-        resume = None if force else restart.resumable(earlier, expected, stage.data.root)
-        restart.clear(earlier, keep=resume["run_id"] if resume else None)
-        attempt = _new_attempt(stage, key, examples, expected, resume)
-        if for_method(stage, key.method, selected).train:
-            _run(stage, attempt, watch)
+        if newest and not force and _goes_on_elsewhere(newest, expected):
+            _run(stage, newest, watch)
+            finished = Attempt(key, newest.folder)
         else:
-            write_result(attempt.folder, "unavailable", "load", no_examples(stage, key.method))
-        finished = Attempt(key, attempt.folder)
+            finished = _next_attempt(stage, key, earlier, examples, expected, watch=watch, force=force)
+        if finished.result.get("reason") == "node_lost" and "after" not in finished.spec:
+            after = finished.result["status_detail"].split(";")[0]
+            watch.say(f"{key}: {after}; once more on another node")
+            earlier = cells.attempts(stage.data, key)
+            finished = _next_attempt(stage, key, earlier, examples, expected, watch=watch, after=after)
         if finished.status in restart.FINAL:
             restart.clear([*earlier, finished])
         if finished.status == "ok":
             _drop_superseded_models(stage.data, finished)
         return finished, False
+
+
+def _goes_on_elsewhere(newest: Attempt, expected: Mapping[str, Any]) -> bool:
+    """Whether the cell still runs on a cluster as it should be, though whoever watched it is gone."""
+    lost = newest.status == "lost" and newest.spec.get("fingerprints") == dict(expected)
+    return lost and jobs.is_under_way(newest.folder)
+
+
+def _next_attempt(
+    stage: Stage,
+    key: CellKey,
+    earlier: list[Attempt],
+    examples: Path,
+    expected: dict[str, str | None],
+    *,
+    watch: Watch,
+    force: bool = False,
+    after: str | None = None,
+) -> Attempt:
+    """Run a new attempt, from the last checkpoint of `earlier` where there is one. `after`: why it is made at once."""
+    for attempt in earlier:
+        jobs.end(attempt.folder)
+    resume = None if force else restart.resumable(earlier, expected, stage.data.root)
+    restart.clear(earlier, keep=resume["run_id"] if resume else None)
+    attempt = _new_attempt(stage, key, examples, expected, resume, after)
+    _, selected = examples_now(stage)
+    if for_method(stage, key.method, selected).train:
+        _run(stage, attempt, watch)
+    else:
+        write_result(attempt.folder, "unavailable", "load", no_examples(stage, key.method))
+    return Attempt(key, attempt.folder)
 
 
 def no_examples(stage: Stage, method: str) -> str:
@@ -201,7 +261,12 @@ def no_examples(stage: Stage, method: str) -> str:
 
 
 def _new_attempt(
-    stage: Stage, key: CellKey, examples: Path, expected: dict[str, str | None], resume: dict[str, Any] | None
+    stage: Stage,
+    key: CellKey,
+    examples: Path,
+    expected: dict[str, str | None],
+    resume: dict[str, Any] | None,
+    after: str | None = None,
 ) -> Attempt:
     settings = stage.experiments.training_for(stage.profile, key.model, key.method)
     model = stage.experiments.model(key.model)
@@ -216,7 +281,10 @@ def _new_attempt(
         "resume": resume, "memory_budget_gb": settings.memory_budget_gb,
         "time_limit_minutes": settings.time_limit_minutes, "learning_rate_source": settings.learning_rate_source,
         "report_to": settings.report_to, "tokens": {"bos": model.bos, "end": model.end},
+        "launcher": stage.experiments.profile(stage.profile).launcher, **stage.devices_of(key.method),
     }  # fmt: skip
+    if after:
+        spec["after"] = after
     write_json(folder / "spec.json", spec)
     write_json(folder / "state.json", {"status": "queued", "phase": "load", "started_at": now(), **own_identity()})
     disk.keep_room(folder)
@@ -227,6 +295,7 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
     """Run the attempt's child to its end and write its result, also when a cancel from outside interrupts it."""
     try:
         trackers.require(attempt.spec["report_to"])
+        watch.launcher_of(stage)
         weights.fetch(stage.data, stage.experiments, attempt.key.model, say=watch.say)
     except (UnavailableError, UsageError) as error:
         write_result(attempt.folder, "unavailable", "load", str(error))
@@ -238,6 +307,9 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
         ending = run_child(
             stage, attempt.folder, "pipelines.train.child", watch, on_tick=lambda: watch.on_tick(attempt)
         )
+    except UnavailableError as error:
+        write_result(attempt.folder, "unavailable", "load", str(error))
+        return
     except BaseException as error:
         report = child_report(attempt.folder)
         if report.get("status") == "ok":  # it was done before it could be stopped
@@ -250,49 +322,73 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
     status, detail = judge(ending, report, attempt.folder)
     if status in ("killed", "timed_out") and "the next run" not in (detail or ""):
         detail = f"{detail}; {restart.outlook(attempt.folder)}"
+    if after := attempt.spec.get("after"):
+        detail = "; ".join(filter(None, (f"begun before: {after}", detail)))
     write_result(attempt.folder, status, report["phase"], detail, ending)
 
 
 def run_child(stage: Stage, folder: Path, module: str, watch: Watch, *, on_tick: Callable[[], None]) -> Ending:
-    """Hold the device, say `running`, and run `python -m MODULE FOLDER` under the spec's budget and limit."""
+    """Hold the device, say `running`, and run `python -m MODULE FOLDER` under the spec's limit and its budget, which is that of
+    one device."""
     spec = read_json(folder / "spec.json") or {}
-    device = locked(
-        stage.data.locks / f"{machine.device_slug()}.lock", f"{spec['model']} × {spec['method']}", say=watch.say
-    )
-    with device as lock:
+    if "launcher" not in spec:  # a trial or an export, not a cell of the grid: it is run here
+        watch = replace(watch, launcher=watch.launcher or LocalLauncher())
+    with _device_of(stage, spec, watch) as lock:
         state = {"status": "running", "phase": "load", "started_at": now(), **own_identity()}
         write_json(folder / "state.json", state)
-        budget = spec.get("memory_budget_gb")
+        budget, devices = spec.get("memory_budget_gb"), spec.get("devices", 1)
         command = CellCommand(
             arguments=["-m", module, str(folder)],
             folder=folder,
             env={**trackers.keys(spec.get("report_to", ())), **watch.env},
-            keep_open=(lock.fileno(),),
-            memory_budget=round(budget * 1e9) if budget and machine.device_slug() == "cpu" else None,
-            time_limit=spec["time_limit_minutes"] * 60,
+            keep_open=(lock.fileno(),) if lock else (),
+            memory_budget=round(budget * 1e9) * devices if budget and machine.device_slug() == "cpu" else None,
+            time_limit=spec["time_limit_minutes"] * 60 if lock else None,
             grace_seconds=GRACE_SECONDS,
+            devices=devices,
         )
-        return run_to_end(watch.launcher, command, on_tick=on_tick)
+        return run_to_end(watch.launcher_of(stage), command, on_tick=on_tick)
+
+
+def _device_of(stage: Stage, spec: Mapping[str, Any], watch: Watch) -> AbstractContextManager[IO[str] | None]:
+    """The lock of this machine's device; nothing where the cell runs on a cluster, which shares its devices out itself and whose
+    node counts the time."""
+    if spec.get("launcher") == "ray":
+        return nullcontext()
+    holder = f"{spec['model']} × {spec['method']}"
+    return locked(stage.data.locks / f"{machine.device_slug()}.lock", holder, say=watch.say)
 
 
 def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Status, str | None]:
     """The status of an ending and a sentence on it. A SIGKILL is out of memory on evidence only."""
     spec = read_json(folder / "spec.json") or {}
+    elsewhere: dict[str | None, Status] = {"node_lost": "killed", "unreachable": "killed", "refused": "unavailable"}
+    if ending.reason in elsewhere:
+        return elsewhere[ending.reason], ending.detail
     if ending.reason == "memory_budget":
-        used, budget = ending.peak_bytes / 1e9, spec["memory_budget_gb"]
-        return "out_of_memory", f"used {used:.2f} GB of a budget of {budget:g} GB and was stopped"
+        used, budget, devices = ending.peak_bytes / 1e9, spec["memory_budget_gb"], spec.get("devices", 1)
+        share = f"{devices} × {budget:g}" if devices > 1 else f"{budget:g}"
+        return "out_of_memory", f"used {used:.2f} GB of a budget of {share} GB and was stopped"
     if ending.reason == "time_limit":
         return "timed_out", f"stopped after {ending.seconds / 60:.1f} minutes; time_limit_minutes is the limit"
     if report.get("status"):
         return report["status"], report.get("detail")
+    if ending.reason == "interrupted":
+        return "killed", ending.detail
+    ended = read_json(folder / cells.RANKS)
+    whom = f"rank {ended['rank']}" if ended else "it"
     if ending.exit_code == -signal.SIGKILL and ending.kernel_oom_kill:
-        return "out_of_memory", f"the kernel's out-of-memory killer ended it at {ending.peak_bytes / 1e9:.2f} GB"
+        return "out_of_memory", f"the kernel's out-of-memory killer ended {whom} at {ending.peak_bytes / 1e9:.2f} GB"
     if ending.exit_code < 0:
-        return "killed", f"ended by {_signal_name(-ending.exit_code)} from outside"
+        name = _signal_name(-ending.exit_code)
+        return "killed", f"{whom} was ended by {name} from outside" if ended else f"ended by {name} from outside"
     if ending.exit_code == disk.EXIT_CODE:
         return "failed", str(disk.DiskFullError("the cell's own report", folder, None))
     last = " | ".join((folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-4:])
-    return "failed", f"exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}"
+    return (
+        "failed",
+        f"{f'{whom}: ' if ended else ''}exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}",
+    )
 
 
 def _signal_name(number: int) -> str:
@@ -300,7 +396,13 @@ def _signal_name(number: int) -> str:
 
 
 def child_report(folder: Path) -> dict[str, Any]:
-    return {"phase": "load", "measured": {}, **(read_json(folder / "child.json") or {})}
+    """What the child knew; the verdict may be that of another of a cell's processes, where the first could give none."""
+    report = {"phase": "load", "measured": {}, **(read_json(folder / "child.json") or {})}
+    if report.get("status"):
+        return report
+    others = [read_json(path) or {} for path in sorted(folder.glob("rank-*.json"))]
+    verdict = next((other for other in others if other.get("status") not in (None, "ok")), {})
+    return {**report, **{name: verdict[name] for name in VERDICT if name in verdict}}
 
 
 def write_result(folder: Path, status: Status, phase: str, detail: str | None, ending: Ending | None = None) -> None:
@@ -313,7 +415,7 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
         measured = {**measured, "peak_memory_gb": seen}
     copied = (
         "run_id", "model", "method", "seed", "profile", "recipe", "fingerprints", "memory_budget_gb", "resume",
-        "learning_rate_source",
+        "learning_rate_source", "launcher", "devices", "sharding",
     )  # fmt: skip
     disk.give_room_back(folder)
     write_json(
@@ -323,18 +425,26 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
             "status": status,
             "phase": phase,
             "status_detail": detail,
+            "reason": ending.reason if ending else None,
             **{name: report.get(name) for name in ("bytes_requested", "bytes_needed", "bytes_available")},
             "measured": measured,
             "versions": report.get("versions", {}),
             "weights_revision": weights.revision_of(Path(spec["root"]) / spec["weights"])
             if "weights" in spec
             else None,
-            "device": machine.machine_class(),
+            "device": _device_ran_on(folder, spec),
             "started_at": state.get("started_at"),
             "finished_at": now(),
             "seconds": ending.seconds if ending else None,
         },
     )
+
+
+def _device_ran_on(folder: Path, spec: Mapping[str, Any]) -> str | None:
+    """The device that measured; None for what never ran on a cluster's node."""
+    if spec.get("launcher") == "ray":
+        return (read_json(folder / jobs.ENDED) or {}).get("device")
+    return machine.device_class(spec.get("devices", 1), spec.get("sharding", "none"))
 
 
 def _drop_superseded_models(data: DataRoot, finished: Attempt) -> None:

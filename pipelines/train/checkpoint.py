@@ -1,7 +1,9 @@
 """A run's whole state between two optimizer steps, on disk: whole or absent, and without pickle.
 
 Tensors (weights that train, the optimizer's, random states) are safetensors; numbers, batch order and measured sums JSON.
-Going on from one gives the same bits as never having stopped, on the same machine with as many threads.
+Going on from one gives the same bits as never having stopped, on the same machine with as many threads and ranks. Of several
+ranks the first writes what all hold alike; each other writes, beside it, its own random states and, where weights are sharded, its
+part of weights and optimizer states.
 """
 # ruff: noqa: TID253
 
@@ -21,6 +23,7 @@ from safetensors.torch import save_file
 
 from pipelines.disk import DiskFullError, is_full
 from pipelines.files import read_json, write_json
+from pipelines.train.ranks import Ranks, local_part, with_local_part
 from pipelines.train.restart import CURVE, FOLDER, STATE, TENSORS, checkpoints
 
 Json = dict[str, Any]
@@ -66,7 +69,7 @@ def optimizer_state(
     for place, parameter in enumerate(parameters):
         for name, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{place}/{name}"] = value
+                tensors[f"{place}/{name}"] = local_part(value)
             else:
                 numbers.setdefault(str(place), {})[name] = value
     return tensors, numbers
@@ -84,59 +87,73 @@ def set_optimizer_state(
         place, _, name = key.partition("/")
         parameter = parameters[int(place)]
         # Adam's own step counter stays on the CPU; all else lies beside its parameter
-        optimizer.state[parameter][name] = value if name == "step" else value.to(parameter.device)
+        optimizer.state[parameter][name] = value if name == "step" else with_local_part(parameter, value)
 
 
-def write(attempt: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Json) -> Path:
-    """Make `checkpoints/step-<step>/` of the attempt's folder and remove those before it.
+def write(
+    attempt: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Json, ranks: Ranks | None = None
+) -> Path:
+    """Make `checkpoints/step-<step>/` of the attempt's folder and remove those before it. All of `ranks` call this together.
 
     Raises:
         DiskFullError: what was written of it is removed again.
     """
+    ranks = ranks or Ranks()
     final = attempt / FOLDER / f"step-{step:08}"
     partial = final.with_name(f".{final.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(_apart(tensors), partial / TENSORS)
-        if (curve := attempt / CURVE).exists():
-            shutil.copyfile(curve, partial / CURVE)
-        write_json(partial / STATE, state)
-        for path in (partial / TENSORS, partial):
-            _flush(path)
-        shutil.rmtree(final, ignore_errors=True)  # of a run that goes on and was stopped again before its next step
-        partial.rename(final)
-        _flush(final.parent)
+        if ranks.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        ranks.wait()
+        save_file(_apart(tensors), file := partial / of_rank(TENSORS, ranks.rank))
+        write_json(partial / of_rank(STATE, ranks.rank), state)
+        _flush(file)
+        ranks.wait()
+        if ranks.rank == 0:
+            if (curve := attempt / CURVE).exists():
+                shutil.copyfile(curve, partial / CURVE)
+            _flush(partial)
+            shutil.rmtree(final, ignore_errors=True)  # of a run that goes on and was stopped again before its next step
+            partial.rename(final)
+            _flush(final.parent)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if is_full(error):
             raise DiskFullError(f"the checkpoint of step {step}", attempt, None) from error
         raise
-    for older in checkpoints(attempt):
-        if older != final:
-            shutil.rmtree(older, ignore_errors=True)
+    if ranks.rank == 0:
+        for older in checkpoints(attempt):
+            if older != final:
+                shutil.rmtree(older, ignore_errors=True)
+    ranks.wait()
     return final
 
 
-def read_state(checkpoint: Path) -> Json:
-    state = read_json(checkpoint / STATE)
+def of_rank(name: str, rank: int) -> str:
+    """The file `name` of the first rank, or its like of another."""
+    return f"rank-{rank}.{name}" if rank else name
+
+
+def read_state(checkpoint: Path, rank: int = 0) -> Json:
+    state = read_json(checkpoint / of_rank(STATE, rank))
     if state is None:
         raise ValueError(f"{checkpoint} is no whole checkpoint: remove it, then run again")
     return state
 
 
-def read_tensors(checkpoint: Path, group: str) -> Tensors:
+def read_tensors(checkpoint: Path, group: str, rank: int = 0) -> Tensors:
     """The tensors whose names begin with `group`/, by the rest of their names."""
-    with safe_open(checkpoint / TENSORS, "pt") as file:
+    with safe_open(checkpoint / of_rank(TENSORS, rank), "pt") as file:
         names = [name for name in file.keys() if name.startswith(f"{group}/")]  # noqa: SIM118
         return {name.removeprefix(f"{group}/"): file.get_tensor(name) for name in names}
 
 
-def copy_weights(checkpoint: Path, named: Mapping[str, torch.nn.Parameter]) -> None:
+def copy_weights(checkpoint: Path, named: Mapping[str, torch.nn.Parameter], rank: int = 0) -> None:
     """Put the checkpoint's weights into the parameters, one at a time, so that no second set of them is in memory."""
-    with safe_open(checkpoint / TENSORS, "pt") as file, torch.no_grad():
+    with safe_open(checkpoint / of_rank(TENSORS, rank), "pt") as file, torch.no_grad():
         for name, parameter in named.items():
-            parameter.copy_(file.get_tensor(f"weights/{name}"))
+            local_part(parameter).copy_(file.get_tensor(f"weights/{name}"))
 
 
 def read_curve(checkpoint: Path) -> list[Json]:
@@ -158,7 +175,8 @@ def _apart(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """Contiguous tensors that share no memory, as safetensors wants them (8-bit optimizers share their quantization maps)."""
     seen: set[int] = set()
     kept: Tensors = {}
-    for name, tensor in tensors.items():
+    for name, given in tensors.items():
+        tensor = local_part(given)
         place = tensor.untyped_storage().data_ptr()
         kept[name] = tensor.detach().clone() if place in seen else tensor.detach().contiguous()
         seen.add(place)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines import disk
 from pipelines.train import restart
+from pipelines.train.ranks import draw_apart, join, part
 from pipelines.worker import Stopwatch, Worker, start
 
 CHECKED = 64  # records whose learned text is compared with their answer before training
@@ -31,14 +32,16 @@ class Tokens:
 
 def train_cell(worker: Worker) -> None:
     """Load, train, save; every phase is timed and every number reported as it becomes known."""
+    ranks = join(worker.spec.get("sharding", "none"))
     loaded = load(worker)
     if worker.spec["recipe"]["kind"] == "none":
         return
     from pipelines.train import batches, loading
     from pipelines.train.loop import Trainer
 
+    draw_apart(ranks, worker.spec["seed"])
     recipe, tokens = worker.spec["recipe"], tokenize(worker, loaded.tokenizer)
-    trainer = Trainer(worker, loaded.model, recipe, loading.device())
+    trainer = Trainer(worker, loaded.model, recipe, loading.device(), ranks)
     earlier = _earlier(worker)
     train, validation = tokens.train, []
     if recipe["early_stop_patience"]:
@@ -50,7 +53,9 @@ def train_cell(worker: Worker) -> None:
     trainer.train(tokens.held_out, validation)
 
     worker.phase("save")
-    _save(worker, loaded.model, loaded.tokenizer)
+    if ranks.rank == 0:
+        _save(worker, loaded.model, loaded.tokenizer)
+    part()
 
 
 def load(worker: Worker) -> Loaded:

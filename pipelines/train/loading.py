@@ -55,7 +55,7 @@ def load_model(folder: Path, recipe: dict[str, Any]) -> Any:
             four_bits.prepare()
         options["quantization_config"] = _quantization(recipe)
     if torch.cuda.is_available():
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": torch.cuda.current_device()}
     model = _with_attention(folder, recipe, options)
     if recipe["quantization"] and not torch.cuda.is_available():
         keep_unpacked(model)

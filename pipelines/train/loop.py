@@ -7,6 +7,7 @@ The loss of a step is the mean over all its learned tokens, so how it is cut int
 """
 # ruff: noqa: TID253
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,18 +23,23 @@ from pipelines.train.memory import MemoryMeter, peak_bytes, reset_peaks
 from pipelines.train.optimizers import make_optimizer
 from pipelines.train.precision import autocast, make_scaler
 from pipelines.train.prompts import Tokenized
+from pipelines.train.ranks import Ranks
 from pipelines.train.tally import Tally
-from pipelines.worker import DivergedError, StoppedError, Stopwatch, Worker
+from pipelines.worker import STOPPED, DivergedError, StoppedError, Stopwatch, Worker
 
 Recipe = dict[str, Any]
 SMALLEST_SCALE = 2.0**-14  # of float16's loss: below it not the scale overflows but the model
 
 
 class Trainer:
-    """One cell's run over its planned steps; every number it measures goes to the worker."""
+    """One cell's run over its planned steps; every number it measures goes to the worker. Of several `ranks` each computes a part
+    of every step and of every evaluation, and all of them know the whole's loss."""
 
-    def __init__(self, worker: Worker, model: Any, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, worker: Worker, model: Any, recipe: Recipe, device: torch.device, ranks: Ranks | None = None
+    ) -> None:
         self.worker = worker
+        self.ranks = ranks or Ranks()
         self.model = model
         self.recipe = recipe
         self.device = device
@@ -49,6 +55,7 @@ class Trainer:
         self._wanted: list[torch.Tensor] = []
         self._held_out: Sequence[Tokenized] = ()
         self._validation: Sequence[Tokenized] = ()
+        self._peaks: list[float] = []  # GB of each rank, as last told
 
     def prepare(
         self, train: Sequence[Tokenized], earlier: Path | None = None, *, validation: Sequence[Tokenized] = ()
@@ -89,19 +96,22 @@ class Trainer:
             raise StoppedError(f"{stop}; {self._kept()}") from None
         finally:
             self.meter.stop()
-            self.worker.measure(**self.meter.summary())
+            self._measure_memory(self.meter.summary())
 
     def _probe(self) -> None:
         """Fail now rather than at the longest batch; weights, optimizer and random states are afterwards as before."""
         self.worker.phase("probe")
         clock, before = Stopwatch(), Random.now()
         reset_peaks()
-        worst = probe.heaviest(self._plan, self.model.config, max_tokens=self.recipe["micro_batch_tokens"])
+        worst = probe.heaviest(
+            self._plan, self.model.config, max_tokens=self.recipe["micro_batch_tokens"], ranks=self.ranks.count
+        )
         try:
             with head_on_positions(self.model) as self._wanted:
                 probe.probe(self, worst)
         finally:
             self.worker.measure(probe_seconds=clock.total(), probe_peak_memory_gb=peak_bytes() / 1e9)
+        self.worker.measure(probe_peak_memory_gb=max(self.ranks.each(peak_bytes() / 1e9)))
         before.set()
 
     def _search(self, train: Sequence[Tokenized], validation: Sequence[Tokenized]) -> None:
@@ -124,7 +134,7 @@ class Trainer:
         try:
             for step, examples in enumerate(plan):
                 share = batches.learning_rate_share(step, total=len(plan), warmup_share=self.recipe["warmup_share"])
-                self.step(batches.micro_batches(examples, max_tokens=self.recipe["micro_batch_tokens"]), rate * share)
+                self.step_over(examples, rate * share)
             return self._eval_loss(judged)
         except DivergedError:
             return math.inf
@@ -169,7 +179,7 @@ class Trainer:
         share = batches.learning_rate_share(tally.step, total=len(self._plan), warmup_share=self.recipe["warmup_share"])
         rate = self.chosen.rate * share
         clock = Stopwatch()
-        loss = self.step(batches.micro_batches(examples, max_tokens=self.recipe["micro_batch_tokens"]), rate)
+        loss = self.step_over(examples, rate)
         tally.loss, tally.rate, tally.told = loss, rate, False
         size = sum(len(example) for example in examples)
         tally.add(examples=len(examples), tokens=size, seconds=clock.total(), first=not self._warm)
@@ -184,22 +194,63 @@ class Trainer:
         if validation_loss is not None:
             self.tally.note(validation_loss)
         self.tally.told = True
-        self.worker.measure(**self.tally.measured(), **self.meter.summary())
+        self.worker.measure(**self.tally.measured())
+        summary = self.meter.summary()
+        self._peaks = self.ranks.each(summary["peak_memory_gb"] or 0.0)
+        self._measure_memory(summary)
         self.worker.save()
 
-    def step(self, groups: list[list[Tokenized]], rate: float) -> float:
-        """One optimizer step over the micro-batches `groups`; returns its loss per learned token in nats."""
+    def _measure_memory(self, summary: dict[str, float | None]) -> None:
+        """The row's memory columns. Of several ranks the peak is that of the device that needs most: what a device must have."""
+        if self.ranks.count > 1:
+            self._peaks = self._peaks or [0.0] * self.ranks.count
+            self._peaks[self.ranks.rank] = max(self._peaks[self.ranks.rank], summary["peak_memory_gb"] or 0.0)
+            summary |= {"peak_memory_gb": max(self._peaks), "memory_in_all_gb": sum(self._peaks)}
+            summary |= {"gpu_allocated_peak_gb": max(self._peaks)} if summary["gpu_allocated_peak_gb"] else {}
+            self.worker.measure(memory_per_device_gb=json.dumps([round(peak, 4) for peak in self._peaks]))
+        self.worker.measure(**summary)
+
+    def step_over(self, examples: list[Tokenized], rate: float) -> float:
+        """One optimizer step over `examples`, of which this rank computes its part; returns the whole's loss per learned token."""
+        parts = self._parts(examples)
+        learned = sum(example.learned for example in examples)
+        return self.step(parts[self.ranks.rank], rate, learned=learned, idle=self._idle(parts))
+
+    def _parts(self, examples: Sequence[Tokenized]) -> list[list[list[Tokenized]]]:
+        """Each rank's micro-batches of `examples`."""
+        return batches.dealt(examples, max_tokens=self.recipe["micro_batch_tokens"], ranks=self.ranks.count)
+
+    def _idle(self, parts: Sequence[list[list[Tokenized]]]) -> list[list[Tokenized]]:
+        """What this rank computes for nothing, where weights are sharded and others have more micro-batches."""
+        if not self.ranks.sharded:
+            return []
+        missing = max(map(len, parts)) - len(parts[self.ranks.rank])
+        shortest = min((example for part in parts for batch in part for example in batch), key=len)
+        return [[shortest]] * missing
+
+    def step(
+        self,
+        groups: list[list[Tokenized]],
+        rate: float,
+        *,
+        learned: int | None = None,
+        idle: Sequence[list[Tokenized]] = (),
+    ) -> float:
+        """One optimizer step over the micro-batches `groups`, of a step that learns `learned` tokens on all ranks (None: those of
+        `groups`); returns its loss per learned token in nats. `idle` are computed too, but count for nothing."""
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        learned = sum(example.learned for group in groups for example in group)
+        learned = learned or sum(example.learned for group in groups for example in group)
         total = 0.0
-        for batch in groups:
-            self.worker.stop_if_asked()
+        for batch, of in (*((group, learned) for group in groups), *((group, math.inf) for group in idle)):
+            if self._is_stopping():
+                break
             with autocast(self.recipe, self.device):
-                loss = step_loss(self.model, batch, self._wanted, self.device, learned=learned)
+                loss = step_loss(self.model, batch, self._wanted, self.device, learned=of)
             self.scaler.scale(loss).backward()
             total += loss.item()
+        total = self._whole(total)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.recipe["gradient_clip"]).item()
         # float16's loss is scaled up until gradients overflow; then the scaler leaves out the step and halves the scale
@@ -213,15 +264,54 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
+    def _is_stopping(self) -> bool:
+        """Whether to compute nothing more of this step: its end, where all ranks meet, then stops them together.
+
+        Raises:
+            StoppedError: SIGTERM came, and this process is alone, or all ranks are at the same micro-batch.
+        """
+        if self.ranks.count == 1:
+            self.worker.stop_if_asked()
+        elif self.ranks.sharded:
+            self._sums([])
+            return False
+        return self.worker.asked_to_stop
+
+    def _sums(self, numbers: Sequence[float]) -> list[float]:
+        """Each of `numbers` summed over the ranks.
+
+        Raises:
+            StoppedError: SIGTERM came to one of them.
+        """
+        if self.ranks.count == 1:
+            return list(numbers)
+        asked, *summed = self.ranks.sums([self.worker.asked_to_stop, *numbers])
+        if asked:
+            raise StoppedError(STOPPED)
+        return summed
+
+    def _whole(self, loss: float) -> float:
+        """The loss of the whole step; and the gradients become those of the whole step."""
+        parameters = list(self.named.values())
+        whole, *taking_part = self._sums([loss, *(parameter.grad is not None for parameter in parameters)])
+        if self.ranks.count > 1 and not self.ranks.sharded:
+            self.ranks.sum_gradients([p for p, anywhere in zip(parameters, taking_part, strict=True) if anywhere])
+        return whole
+
     def _eval_loss(self, examples: Sequence[Tokenized]) -> float:
         """Mean loss per learned token on `examples`, in nats; its time and memory are not the training's."""
         self.model.eval()
         total = learned = 0.0
+        parts = self._parts(examples)
+        mine = parts[self.ranks.rank]
         with self.meter.apart(), torch.no_grad(), autocast(self.recipe, self.device):
-            for batch in batches.micro_batches(examples, max_tokens=self.recipe["micro_batch_tokens"]):
-                self.worker.stop_if_asked()
+            for place, batch in enumerate((*mine, *self._idle(parts))):
+                if self._is_stopping():
+                    break
                 losses = token_losses(self.model, batch, self._wanted, self.device)
-                total, learned = total + losses.double().sum().item(), learned + len(losses)
+                if place < len(mine):
+                    total, learned = total + losses.double().sum().item(), learned + len(losses)
+        total, learned = self._sums([total, learned])
         if not math.isfinite(total):
             raise DivergedError(f"the loss on held-out records is {total}: lower learning_rate")
         return total / learned
@@ -257,8 +347,10 @@ class Trainer:
             "versions": self.worker.report["versions"],
         }
         grouped = {"weights": self.named, "optimizer": tensors, "random": self._random.tensors}
+        if self.ranks.holder != self.ranks.rank:  # they are in the file of another rank
+            grouped = {"random": self._random.tensors}
         named = {f"{group}/{name}": tensor for group, held in grouped.items() for name, tensor in held.items()}
-        checkpoint.write(self.worker.folder, self.tally.step, named, state)
+        checkpoint.write(self.worker.folder, self.tally.step, named, state, self.ranks)
 
     def _kept(self) -> str:
         """Keep what is done when asked to stop, and say so."""
@@ -272,12 +364,13 @@ class Trainer:
 
     def _go_on(self, earlier: Path, train: Sequence[Tokenized]) -> None:
         """Take over the state of `earlier`: weights, optimizer, random states, batch order, sums, curve."""
-        state = checkpoint.read_state(earlier)
-        checkpoint.copy_weights(earlier, self.named)
+        rank, holder = self.ranks.rank, self.ranks.holder
+        state = checkpoint.read_state(earlier, rank)
+        checkpoint.copy_weights(earlier, self.named, holder)
         checkpoint.set_optimizer_state(
             self.optimizer,
             list(self.named.values()),
-            checkpoint.read_tensors(earlier, "optimizer"),
+            checkpoint.read_tensors(earlier, "optimizer", holder),
             state["optimizer"],
         )
         self.scaler.load_state_dict(state["scaler"])
@@ -287,10 +380,10 @@ class Trainer:
         if state["search"]["tried"]:
             self.chosen = search.best(state["search"]["tried"])
             self.worker.measure(search_seconds=state["search"]["seconds"], **self.chosen.measured())
-        self.meter.go_on(state["memory"], self.worker.spec["resume"]["peaks"])
+        self.meter.go_on(state["memory"], {} if rank else self.worker.spec["resume"]["peaks"])
         for row in checkpoint.read_curve(earlier):
             self.worker.point(row, quietly=True)
         self.worker.measure(**self.tally.measured())
         self.worker.say(f"going on after step {self.tally.step} of {len(self._plan)}")
-        self._random = Random(checkpoint.read_tensors(earlier, "random"), state["random"])
+        self._random = Random(checkpoint.read_tensors(earlier, "random", rank), state["random"])
         self._random.set()

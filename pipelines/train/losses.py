@@ -44,7 +44,7 @@ def token_losses(model: Any, batch: Sequence[Tokenized], wanted: list[torch.Tens
 
 
 def step_loss(
-    model: Any, batch: Sequence[Tokenized], wanted: list[torch.Tensor], device: Any, *, learned: int
+    model: Any, batch: Sequence[Tokenized], wanted: list[torch.Tensor], device: Any, *, learned: float
 ) -> torch.Tensor:
     """Σ of `token_losses` / `learned`, for a backward pass: with a head that `chunked` knows, its gradient is made a piece at
     a time; otherwise by plain autograd."""

@@ -177,7 +177,9 @@ class MemoryMeter:
 
     def _sample(self) -> None:
         cuda = torch.cuda.is_available()
-        access = memory_access(str(torch.cuda.get_device_properties(0).uuid)) if cuda else None
+        access = (
+            memory_access(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)) if cuda else None
+        )
         while not self._done.wait(SAMPLE_SECONDS):
             if self._paused:
                 continue
@@ -188,4 +190,4 @@ class MemoryMeter:
 
 
 def _card_bytes() -> int:
-    return torch.cuda.get_device_properties(0).total_memory
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory

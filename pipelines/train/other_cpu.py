@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 import psutil
 
@@ -11,12 +12,12 @@ IDLE = ("idle", "iowait", "guest", "guest_nice")
 
 class OtherCpu:
     """Seconds of processor time that others used, of all there were, over the spans between `start` and `stop`. Time that a
-    hypervisor took away counts as others'; the process that watches over this one does not."""
+    hypervisor took away counts as others'; the process that watches over this one does not, nor do other ranks of the cell."""
 
     def __init__(self, others: float = 0.0, available: float = 0.0) -> None:
         self.others = others
         self.available = available
-        self._ours = _processes([os.getpid(), os.getppid()])
+        self._ours = _ours()
         self._began: tuple[float, float, float] | None = None
 
     def start(self) -> None:
@@ -47,6 +48,16 @@ class OtherCpu:
         busy = sum(seconds for name, seconds in times.items() if name not in IDLE)
         idle = sum(times.get(name, 0.0) for name in ("idle", "iowait"))
         return busy, busy + idle, sum(_seconds(process) for process in self._ours)
+
+
+def _ours() -> list[psutil.Process]:
+    above = _processes([os.getpid(), os.getppid()])
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return above
+    with suppress(psutil.Error):
+        agent = above[1]
+        return [agent, *agent.children(), *_processes([agent.ppid()])]
+    return above
 
 
 def _processes(pids: Sequence[int]) -> list[psutil.Process]:

@@ -17,10 +17,12 @@ from pipelines.train.prompts import Tokenized
 FLOATS_PER_WIDTH = 30  # numbers that a decoder layer keeps for the backward pass, per token and unit of width (roughly)
 
 
-def heaviest(plan: Sequence[Sequence[Tokenized]], config: Any, *, max_tokens: int) -> list[list[Tokenized]]:
-    """Micro-batches of one optimizer step that needs as much memory as any of `plan`: the heaviest one last, and before it a
-    small one where steps accumulate, since then gradients are there already while its activations are."""
-    steps = [batches.micro_batches(step, max_tokens=max_tokens) for step in plan]
+def heaviest(
+    plan: Sequence[Sequence[Tokenized]], config: Any, *, max_tokens: int, ranks: int = 1
+) -> list[list[Tokenized]]:
+    """Micro-batches of one optimizer step that needs as much memory as any of `plan` on any of `ranks`: the heaviest one last, and
+    before it a small one where steps accumulate, since then gradients are there already while its activations are."""
+    steps = [part for step in plan for part in batches.dealt(step, max_tokens=max_tokens, ranks=ranks) if part]
 
     def weight(batch: Sequence[Tokenized]) -> float:
         activations = len(batch) * len(batch[0]) * config.num_hidden_layers * config.hidden_size * FLOATS_PER_WIDTH

@@ -5,6 +5,7 @@ warm-up and a cosine of its own, and judged by its loss on a slice held back fro
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from pipelines import disk
 from pipelines.train import batches, checkpoint, restart
 from pipelines.train.prompts import Tokenized
+from pipelines.train.ranks import local_part
 from pipelines.worker import DivergedError
 
 Tried = list[tuple[float, float | None]]  # (learning rate, loss), smaller rates first; None: it diverged
@@ -79,13 +81,15 @@ def search(trainer: Any, train: Sequence[Tokenized], judged: Sequence[Tokenized]
     disk.require(trainer.worker.folder, size, "the weights to go back to after each learning rate that is tried")
     start = trainer.worker.folder / restart.START
     start.mkdir(exist_ok=True)
+    file = start / checkpoint.of_rank(checkpoint.TENSORS, trainer.ranks.rank)
     try:
-        named = {f"weights/{name}": parameter.detach().contiguous() for name, parameter in trainer.named.items()}
-        save_file(named, start / checkpoint.TENSORS)
+        named = {f"weights/{name}": local_part(p).detach().contiguous() for name, p in trainer.named.items()}
+        save_file(named, file)
         return [_try(trainer, plan, rate, judged, start) for rate in sorted(recipe["learning_rate"])]
     finally:
-        (start / checkpoint.TENSORS).unlink(missing_ok=True)
-        start.rmdir()
+        file.unlink(missing_ok=True)
+        with suppress(OSError):  # another rank's is in it still
+            start.rmdir()
 
 
 def _try(
@@ -94,7 +98,7 @@ def _try(
     """Train `plan` with `rate` from the weights in `start`, on the same random numbers as the others, and go back to them."""
     before = checkpoint.Random.now()
     loss = trainer.loss_of_steps(plan, rate, judged)
-    checkpoint.copy_weights(start, trainer.named)
+    checkpoint.copy_weights(start, trainer.named, trainer.ranks.rank)
     trainer.reset_optimizer()
     before.set()
     found = loss if math.isfinite(loss) else None

@@ -1,0 +1,210 @@
+"""The node's half of a cell: `python -m pipelines.cluster.job PLACE [JOB]` is what a Ray job runs.
+
+PLACE is the attempt's folder, where all nodes see the data root, else the storage's URL, in which JOB lies. The cell's own command
+runs here as it would on the driver's machine, under its budget and time limit; how it ended is the file ended.json.
+"""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines import disk, machine, trackers
+from pipelines.cluster import code, pipes
+from pipelines.cluster.parcel import ENDED, Outbox, unpack
+from pipelines.cluster.store import Store, StoreError
+from pipelines.errors import UnavailableError
+from pipelines.files import read_json, write_json
+from pipelines.launcher import CellCommand, Ending, run_to_end
+from pipelines.launchers import launcher_on
+from pipelines.paths import PROJECT
+from pipelines.process import end_as_interrupt
+
+NOTHING_THERE, NOT_ALIKE, INTERRUPTED = 71, 72, 130  # exit codes that the launcher turns into words
+SEND_SECONDS = 2.0
+LAST_SECONDS = 120.0  # for the last word to reach a storage that does not answer
+SCRATCH = "FEATHERWEIGHT_SCRATCH"
+Json = dict[str, Any]
+
+
+class StopAskedError(Exception):
+    """The driver wants the cell to end."""
+
+
+class Signals:
+    """Whether the driver has asked for the end; a shared folder is looked at here, a storage by the sending thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "stop.json"
+        self.asked: Json | None = None
+
+    def look(self) -> None:
+        """Raises StopAskedError once."""
+        self.asked = self.asked or read_json(self._file)
+        if self.asked:
+            raise StopAskedError
+
+
+def main() -> int:
+    place, *job = sys.argv[1:]
+    end_as_interrupt()
+    try:
+        return from_storage(place, job[0]) if job else in_shared_folder(Path(place))
+    except UnavailableError as error:
+        print(error, file=sys.stderr, flush=True)
+        return NOTHING_THERE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def in_shared_folder(folder: Path) -> int:
+    told = read_json(folder / "job.json")
+    if told is None:
+        raise UnavailableError(
+            f"{socket.gethostname()} sees no {folder}/job.json: without ray.storage the data root must be a folder that every node "
+            "sees under the same path; set ray.storage to an s3:// URL (or any of fsspec's), or mount it"
+        )
+    return run(told, folder, Signals(folder))
+
+
+def from_storage(url: str, job: str) -> int:
+    """Work in a scratch folder of this node, laid out as the data root is, and send what changes."""
+    store = Store(url)
+    content = store.read(f"jobs/{job}/job.json")
+    if content is None:
+        raise StoreError(f"storage {url} holds no jobs/{job}/job.json: is it the one that the driver writes to?")
+    told = json.loads(content)
+    scratch = scratch_folder()
+    root = scratch / "jobs" / job
+    shutil.rmtree(root, ignore_errors=True)
+    folder = root / told["folder"]
+    folder.mkdir(parents=True)
+    try:
+        began = time.monotonic()
+        read = unpack(told["inputs"], root, scratch / "blobs", store)
+        print(f"{read / 1e6:.0f} MB read from {url} in {time.monotonic() - began:.1f} s", flush=True)
+        write_json(folder / "spec.json", {**told["spec"], "root": str(root)})
+        disk.keep_room(folder)
+        signals = Signals(folder)
+        with sending(Outbox(store, job, folder), signals):
+            return run(told, folder, signals)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def scratch_folder() -> Path:
+    """Where this node keeps inputs and working copies: FEATHERWEIGHT_SCRATCH, else the temporary folder."""
+    return Path(os.environ.get(SCRATCH) or Path(tempfile.gettempdir()) / f"featherweight-{os.getuid()}")
+
+
+@contextmanager
+def sending(outbox: Outbox, signals: Signals) -> Iterator[None]:
+    """Send while the cell runs, in a thread, so that nobody's watch waits for a slow storage; at the end send all that is left.
+
+    Raises:
+        StoreError: the storage did not answer for LAST_SECONDS.
+    """
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(SEND_SECONDS):
+            with _said():
+                outbox.send()
+                signals.asked = signals.asked or outbox.told_to_stop()
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        _until_sent(outbox.send)
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        print(f"{error}; trying again", file=sys.stderr, flush=True)
+
+
+def _until_sent(send: Callable[[], None]) -> None:
+    deadline = time.monotonic() + LAST_SECONDS
+    while True:
+        try:
+            send()
+            return
+        except StoreError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(SEND_SECONDS)
+
+
+def run(told: Json, folder: Path, signals: Signals) -> int:
+    """Run the cell's command in `folder` and write ended.json; returns the job's exit code."""
+    if why := code.different(told["versions"]):
+        ended(folder, told, Ending(NOT_ALIKE, "refused", False, 0, 0.0, f"{socket.gethostname()}: {why}"))
+        return NOT_ALIKE
+    env = {**trackers.keys(told["report_to"]), **told["env"], **threads_of(told), **messages_to(told, folder)}
+    os.chdir(folder)
+    command = CellCommand(
+        arguments=["-m", told["module"], str(folder)],
+        folder=folder,
+        env={**env, "PYTHONPATH": str(own_code())},
+        memory_budget=told["memory_budget"] if machine.device_slug() == "cpu" else None,
+        time_limit=told["time_limit"],
+        grace_seconds=told["grace_seconds"],
+        devices=told["devices"],
+    )
+    try:
+        ending = run_to_end(launcher_on(told["devices"]), command, on_tick=signals.look)
+    except StopAskedError:
+        ending = Ending(INTERRUPTED, "interrupted", False, 0, 0.0, "told to end by who started it")
+    ended(folder, told, ending)
+    return 0 if ending.exit_code in (0, 3) else max(1, abs(ending.exit_code) % 256)
+
+
+def ended(folder: Path, told: Json, ending: Ending) -> None:
+    where = {"device": machine.device_class(told["devices"], told["sharding"]), "host": socket.gethostname()}
+    disk.give_room_back(folder)
+    write_json(folder / ENDED, {**asdict(ending), **where})
+
+
+def own_code() -> Path:
+    """The unpacked sources, copied once to where only this project removes anything: Ray unpacks a package anew, over the folder in
+    which other jobs have begun, when a second node of one machine wants it."""
+    if not PROJECT.name.startswith(code.PREFIX):
+        return PROJECT  # they are installed here
+    kept = scratch_folder() / "code" / PROJECT.name
+    if not kept.exists():
+        partial = kept.with_name(f".{kept.name}.{os.getpid()}")
+        shutil.copytree(PROJECT, partial)
+        with suppress(OSError):  # another job was faster
+            partial.rename(kept)
+        shutil.rmtree(partial, ignore_errors=True)
+    return kept
+
+
+def threads_of(told: Json) -> dict[str, str]:
+    """As many threads as the cores that were asked for; Ray sets this only for tasks of its own."""
+    return {"OMP_NUM_THREADS": str(told["threads"])} if told["threads"] else {}
+
+
+def messages_to(told: Json, folder: Path) -> dict[str, str]:
+    """Where a Dagster step listens, the child writes its messages into the attempt's folder, from where they are carried to it."""
+    return pipes.messages_into(folder / pipes.FILE) if pipes.CONTEXT in told["env"] else {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

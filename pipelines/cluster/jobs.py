@@ -1,0 +1,131 @@
+"""Ray's job server: its REST API (docs.ray.io, "Ray Jobs REST API"), with a time-out on every call. The driver needs no Ray for it.
+
+`RAY_AUTH_TOKEN` in the environment is sent as a bearer token, as Ray's own client does.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from pipelines.errors import UnavailableError
+
+ANSWER_SECONDS = 5.0  # a job server that takes longer to say its version is not there
+SUBMIT_SECONDS = 60.0  # the first job of a cluster waits for its agent to be up
+AGAIN = "please try again later"
+Json = dict[str, Any]
+
+
+class UnreachableError(UnavailableError):
+    """Nothing answers at the address, or it is no Ray job server."""
+
+
+class RefusedError(UnavailableError):
+    """The job server answers, but not to what was asked."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the server says of a job. `status`: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+
+    status: str
+    message: str
+    error_type: str | None
+    node: str | None
+    exit_code: int | None
+
+    @property
+    def over(self) -> bool:
+        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+    @property
+    def node_died(self) -> bool:
+        return self.error_type == "JOB_SUPERVISOR_ACTOR_DIED"
+
+
+class JobServer:
+    """The server at `address`, such as http://head:8265."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        token = os.environ.get("RAY_AUTH_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx2.Client(base_url=self.address, headers=headers, timeout=ANSWER_SECONDS)
+
+    def version(self) -> str:
+        """Ray's version there.
+
+        Raises:
+            UnreachableError: within ANSWER_SECONDS.
+        """
+        found = self._ask("GET", "/api/version")
+        try:
+            return str(found.json()["ray_version"])
+        except (ValueError, KeyError, TypeError):
+            raise UnreachableError(f"{self.address} answers, but is no Ray job server; {self._advice}") from None
+
+    def job(self, name: str) -> Job | None:
+        """The job of that submission id, or None where the cluster has no such job."""
+        answer = self._ask("GET", f"/api/jobs/{name}", allowed=(404,))
+        if answer.status_code == 404:
+            return None
+        found = answer.json()
+        return Job(
+            found["status"],
+            found.get("message") or "",
+            found.get("error_type"),
+            found.get("driver_node_id"),
+            found.get("driver_exit_code"),
+        )
+
+    def submit(self, name: str, entrypoint: str, asked: Json, package: str) -> None:
+        """Start `entrypoint` on a node that has what is `asked` for (num_cpus, num_gpus, memory), in the unpacked package."""
+        body = {
+            "submission_id": name,
+            "entrypoint": entrypoint,
+            "runtime_env": {"working_dir": package},
+            **{f"entrypoint_{resource}": amount for resource, amount in asked.items() if amount is not None},
+        }
+        deadline = time.monotonic() + SUBMIT_SECONDS
+        while True:
+            try:
+                self._ask("POST", "/api/jobs/", json=body, timeout=SUBMIT_SECONDS)
+                return
+            except RefusedError as error:  # a cluster that has just been started has no agent yet
+                if AGAIN not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    def stop(self, name: str) -> None:
+        """Ask for the job's end; one that waits for resources ends once it would have begun."""
+        self._ask("POST", f"/api/jobs/{name}/stop", allowed=(404,))
+
+    def keep_package(self, name: str, content: bytes) -> str:
+        """Have the cluster hold a zip under this name, once; returns the URI for `submit`."""
+        path = f"/api/packages/gcs/{name}"
+        if self._ask("GET", path, allowed=(404,)).status_code == 404:
+            self._ask("PUT", path, content=content, timeout=SUBMIT_SECONDS)
+        return f"gcs://{name}"
+
+    def nodes(self) -> list[Json]:
+        """The resources of each living node: CPU, GPU, memory (bytes), ..."""
+        answer = self._ask("GET", "/api/v0/nodes?detail=1").json()
+        found = answer["data"]["result"]["result"]
+        return [node["resources_total"] for node in found if node["state"] == "ALIVE"]
+
+    def _ask(self, method: str, path: str, *, allowed: tuple[int, ...] = (), **told: Any) -> httpx2.Response:
+        try:
+            answer = self._client.request(method, path, **told)
+        except httpx2.HTTPError as error:
+            why = str(error) or type(error).__name__
+            raise UnreachableError(f"no Ray job server answers at {self.address} ({why}); {self._advice}") from None
+        if answer.is_error and answer.status_code not in allowed:
+            last = (answer.text.strip().splitlines() or ["no reason given"])[-1]
+            raise RefusedError(f"Ray's job server at {self.address} answers {answer.status_code}: {last[:300]}")
+        return answer
+
+    @property
+    def _advice(self) -> str:
+        return "start one (`ray start --head`), or set ray.address of the profile in experiments.yaml"

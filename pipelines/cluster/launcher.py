@@ -1,0 +1,315 @@
+"""Cells as Ray jobs. What stands in an attempt's job.json names the job, so whoever comes later finds it again: a command whose job
+is there already is not started a second time, it is watched on."""
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.cluster import code, pipes
+from pipelines.cluster.jobs import Job, JobServer
+from pipelines.cluster.parcel import ENDED, Inbox, pack
+from pipelines.cluster.store import Store, StoreError
+from pipelines.errors import UnavailableError
+from pipelines.experiments import Ray
+from pipelines.files import announce, read_json, write_json
+from pipelines.launcher import CellCommand, Ending
+from pipelines.paths import DataRoot
+from pipelines.predictions import answer_on
+
+JOB = "job.json"
+MARGIN = 1.1  # of predicted memory: predictions are off by less
+LOOK_SECONDS = 0.5
+SILENCE_SECONDS = 30.0  # without an answer of the job server, and then the cell counts as out of reach
+LATE_SECONDS = 5.0  # for a job's last word to be seen here after Ray says that it is over
+STOP_SECONDS = 6.0  # for a cell to keep what it has done; Ray then ends it, by force after 3 more
+SAY_SECONDS = 60.0
+Json = dict[str, Any]
+
+
+class RayLauncher:
+    """Starts a cell's command as a job of the cluster, on a node that has what the cell needs; `say` is told why it waits."""
+
+    def __init__(self, settings: Ray, *, say: Callable[[str], None] = announce) -> None:
+        self._settings = settings
+        self._say = say
+
+    def start(self, command: CellCommand) -> "RayCommand":
+        """Raises UnavailableError: the job server or the storage cannot be reached, within seconds."""
+        folder, settings = command.folder, self._settings
+        name = job_name(folder)
+        server = JobServer(settings.address)
+        store = Store(settings.storage) if settings.storage else None
+        known = (folder / JOB).exists()
+        if not (known and (folder / ENDED).exists()):
+            server.version()
+            if not known or server.job(name) is None:
+                self._submit(command, name, server, store)
+            else:
+                self._say(f"{name} is under way on {settings.address}: found again, not started twice")
+        carrier = pipes.Carrier(command.env, folder / pipes.FILE)
+        return RayCommand(name, folder, server, Inbox(store, name, folder) if store else None, carrier, self._say)
+
+    def _submit(self, command: CellCommand, name: str, server: JobServer, store: Store | None) -> None:
+        folder = command.folder
+        spec = read_json(folder / "spec.json") or {}
+        asked = self._asked(spec, folder, server)
+        told = {
+            "job": name, "address": self._settings.address, "storage": self._settings.storage, "asked": asked,
+            "folder": str(folder.relative_to(spec["root"])), "module": command.arguments[1],
+            "env": {key: value for key, value in command.env.items() if key == pipes.CONTEXT},
+            "threads": max(1, int(self._settings.cpus)) if not asked["num_gpus"] else None,
+            "report_to": list(spec.get("report_to") or ()), "memory_budget": _budget(spec),
+            "time_limit": spec["time_limit_minutes"] * 60, "grace_seconds": command.grace_seconds,
+            "devices": spec.get("devices", 1), "sharding": spec.get("sharding", "none"), "versions": code.versions(),
+        }  # fmt: skip
+        place = shlex.quote(str(folder))
+        if store:
+            store.check()
+            node_spec, inputs = pack(spec, store)
+            sent = {**told, "spec": node_spec, "inputs": inputs}
+            told["passing"] = [one["sha256"] for one in inputs if one["passing"]]
+            store.write(f"jobs/{name}/{JOB}", json.dumps(sent).encode())
+            place = f"{shlex.quote(store.url)} {name}"
+        write_json(folder / JOB, told)
+        package = server.keep_package(*code.package())
+        python = shlex.quote(self._settings.python)
+        server.submit(name, f"exec {python} -m pipelines.cluster.job {place}", asked, package)
+
+    def _asked(self, spec: Json, folder: Path, server: JobServer) -> Json:
+        """What a node must have free: processors, cards, and bytes of memory where no card is used."""
+        settings, devices = self._settings, spec.get("devices", 1)
+        gpus = settings.gpus
+        if gpus is None:
+            gpus = devices if any(node.get("GPU") for node in server.nodes()) else 0
+        memory = settings.memory_gb
+        if memory is None and not gpus:
+            memory = predicted_gb(spec, folder, devices)
+        return {
+            "num_cpus": settings.cpus * (1 if gpus else devices),
+            "num_gpus": gpus or None,
+            "memory": round(memory * 1e9) if memory else None,
+        }
+
+
+def predicted_gb(spec: Json, folder: Path, devices: int) -> float | None:
+    """The predicted peak of the cell's process, or its budget where that is less; of an evaluation, that of the training."""
+    attempt = folder.parent.parent if folder.parent.name == "evaluations" else folder
+    asked = read_json(attempt / "spec.json") or spec
+    found = (answer_on(DataRoot(Path(spec["root"])), asked) or {}).get("cpu")
+    limits = [found["peak"] / 1e9 * MARGIN] if found else []
+    limits += [spec["memory_budget_gb"]] if spec.get("memory_budget_gb") else []
+    return min(limits) * devices if limits else None
+
+
+def _budget(spec: Json) -> int | None:
+    budget = spec.get("memory_budget_gb")
+    return round(budget * 1e9) * spec.get("devices", 1) if budget else None
+
+
+def job_name(folder: Path) -> str:
+    """The submission id of the attempt or evaluation in `folder`: always the same."""
+    if folder.parent.name == "evaluations":
+        return f"featherweight-{folder.parent.parent.name}-{folder.name}"
+    return f"featherweight-{folder.name}"
+
+
+class RayCommand:
+    """A job that is watched from here. Its limits are kept by the node's half; `poll` brings what it has made so far."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        server: JobServer,
+        inbox: Inbox | None,
+        carrier: pipes.Carrier,
+        say: Callable[[str], None],
+    ) -> None:
+        self._name, self._folder, self._server, self._inbox = name, folder, server, inbox
+        self._carrier, self._say = carrier, say
+        self._ending: Ending | None = None
+        self._looked, self._heard, self._over_since = 0.0, time.monotonic(), 0.0
+        self._began, self._status, self._said = time.monotonic(), "", -SAY_SECONDS
+        self._store_said = ""
+
+    def poll(self) -> int | None:
+        now = time.monotonic()
+        if self._ending is None and now - self._looked >= LOOK_SECONDS:
+            self._look()
+            self._looked = time.monotonic()
+        return self._ending.exit_code if self._ending else None
+
+    def memory_bytes(self) -> int:
+        """0: the node's half keeps the budget, and says the peak at the end."""
+        return 0
+
+    def ending(self) -> Ending | None:
+        return self._ending
+
+    def stop(self, *, grace_seconds: float = 0) -> None:
+        """Returns when the job is over, or when it has been told and does not answer: within 10 seconds."""
+        if self._ending is not None and self._ending.reason != "unreachable":
+            return
+        try:
+            if grace_seconds and self._status == "RUNNING":
+                self._tell_to_stop(grace_seconds)
+                self._look_until(time.monotonic() + min(grace_seconds, STOP_SECONDS))
+            if self._ending is None or self._ending.reason == "unreachable":
+                self._server.stop(self._name)
+                self._look_until(time.monotonic() + 3)
+        except UnavailableError as error:
+            self._say(f"{self._name} could not be told to stop: {error}")
+
+    def _tell_to_stop(self, grace_seconds: float) -> None:
+        if self._inbox:
+            self._inbox.tell_to_stop(grace_seconds)
+        else:
+            write_json(self._folder / "stop.json", {"grace_seconds": grace_seconds})
+
+    def _look_until(self, deadline: float) -> None:
+        """A job that waits for resources is not waited for: told to stop, it ends once it would have begun."""
+        while self._ending is None and self._status != "PENDING" and time.monotonic() < deadline:
+            self._look()
+            time.sleep(0.1)
+
+    def _look(self) -> None:
+        self._take()
+        if found := read_json(self._folder / ENDED):
+            self._finish(Ending(**{name: found[name] for name in Ending.__dataclass_fields__}))
+            return
+        try:
+            job = self._server.job(self._name)
+            self._heard = time.monotonic()
+        except UnavailableError as error:
+            silent = time.monotonic() - self._heard
+            if silent > SILENCE_SECONDS:
+                detail = f"for {silent:.0f} s {error}. Its job {self._name} may go on there until a later run ends it"
+                self._finish(Ending(-1, "unreachable", False, 0, self._seconds(), detail))
+            return
+        if job is None:
+            self._finish(
+                self._lost(f"{self._server.address} knows no job {self._name} any more: was the cluster restarted?")
+            )
+        elif not job.over:
+            self._note(job)
+        elif not self._over_since:
+            self._over_since = time.monotonic()
+        elif time.monotonic() - self._over_since > (LATE_SECONDS if job.status == "SUCCEEDED" else 2 * LOOK_SECONDS):
+            self._finish(self._judged(job))
+
+    def _take(self) -> None:
+        """Bring what the node has sent; a storage that does not answer is said once, and asked again."""
+        try:
+            if self._inbox:
+                self._inbox.take()
+            self._store_said = ""
+        except StoreError as error:
+            if not self._store_said:
+                self._say(f"{error}; trying again")
+            self._store_said = str(error)
+        self._carrier.carry()
+
+    def _note(self, job: Job) -> None:
+        """Keep state.json and whoever listens informed: queued, and why it waits, or running."""
+        now = time.monotonic()
+        if job.status == "PENDING" and now - self._began > 3 and now - self._said > SAY_SECONDS:
+            self._said = now
+            waiting = why_it_waits(read_json(self._folder / JOB) or {}, self._server)
+            self._say(waiting)
+            self._state(status="queued", waiting=waiting)
+        if job.status == "RUNNING" and self._status != "RUNNING":
+            self._began = now
+            self._state(status="running", waiting=None, node=job.node)
+        self._status = job.status
+
+    def _state(self, **changed: Any) -> None:
+        write_json(self._folder / "state.json", {**(read_json(self._folder / "state.json") or {}), **changed})
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def _lost(self, detail: str) -> Ending:
+        return Ending(-1, "node_lost", False, 0, self._seconds(), detail)
+
+    def _judged(self, job: Job) -> Ending:
+        """The ending of a job that ended without its node's last word."""
+        said = job.message.strip().splitlines() or [""]
+        if job.node_died:
+            why = next((line.strip() for line in said if "died" in line.lower()), said[0])
+            return self._lost(f"node {job.node or '?'} died while it ran there ({why[:200]})")
+        if job.status == "STOPPED":
+            detail = "its Ray job was stopped from outside"
+            return Ending(-1, "interrupted", False, 0, self._seconds(), detail)
+        if job.exit_code is not None and (job.exit_code < 0 or job.exit_code > 128):
+            return Ending(
+                -1, "interrupted", False, 0, self._seconds(), f"its Ray job ended with exit code {job.exit_code}"
+            )
+        last = " | ".join(said[-3:]) if job.exit_code is not None else " ".join(said)  # Ray appends what was printed
+        detail = f"Ray could not run it: {last[-800:]}"
+        return Ending(job.exit_code or 1, "refused", False, 0, self._seconds(), detail)
+
+    def _finish(self, ending: Ending) -> None:
+        self._ending = ending
+        if ending.reason == "unreachable":
+            return
+        told = read_json(self._folder / JOB) or {}
+        write_json(self._folder / JOB, {**told, "over": True})
+        if self._inbox and not self._store_said:
+            try:
+                self._inbox.clear(told.get("passing", ()))
+            except StoreError as error:
+                self._say(f"left behind in the storage: {error}")
+
+
+def why_it_waits(told: Mapping[str, Any], server: JobServer) -> str:
+    """What the job asks for, and what the cluster's nodes have."""
+    asked = told.get("asked", {})
+    wants = _resources({"CPU": asked.get("num_cpus"), "GPU": asked.get("num_gpus"), "memory": asked.get("memory")})
+    try:
+        nodes = server.nodes()
+    except (UnavailableError, KeyError, TypeError, ValueError):
+        return f"waiting for the cluster: {told.get('job')} asks for {wants}"
+    names = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+    fitting = [node for node in nodes if all(node.get(has, 0) >= (asked.get(name) or 0) for has, name in names.items())]
+    have = "; ".join(_resources(node) for node in nodes) or "none"
+    why = "every node that has so much is taken" if fitting else "no node has so much, so it waits until one joins"
+    return f"waiting for the cluster: {told.get('job')} asks for {wants}; {why} (nodes: {have})"
+
+
+def _resources(found: Mapping[str, Any]) -> str:
+    parts = [f"{found[name]:g} {name}" for name in ("CPU", "GPU") if found.get(name)]
+    parts += [f"{found['memory'] / 1e9:.1f} GB"] if found.get("memory") else []
+    return ", ".join(parts) or "nothing"
+
+
+def is_under_way(folder: Path) -> bool:
+    """True where the attempt or evaluation in `folder`, which nobody watches any more, still runs as a job, or has ended as one
+    with results to be had."""
+    told = read_json(folder / JOB)
+    if told is None:
+        return False
+    if (folder / ENDED).exists():
+        return True
+    try:
+        job = JobServer(told["address"]).job(told["job"])
+    except UnavailableError:
+        return False
+    return job is not None and job.status in ("PENDING", "RUNNING", "SUCCEEDED")
+
+
+def end(folder: Path) -> None:
+    """End the job of an attempt that somebody gave up, so that nothing runs twice; a cluster that is gone has ended it."""
+    told = read_json(folder / JOB)
+    if told is None or told.get("over"):
+        return
+    try:
+        server = JobServer(told["address"])
+        job = server.job(told["job"])
+        if job and not job.over:
+            server.stop(told["job"])
+    except UnavailableError:
+        return
+    write_json(folder / JOB, {**told, "over": True})

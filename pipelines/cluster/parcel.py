@@ -1,0 +1,168 @@
+"""What a node needs for a cell, and what it gives back, where they share no folder: inputs by content, outputs as they change.
+
+The driver `packs`; the node `unpacks` under a root of its own, laid out as the data root is, and `Outbox` sends each change of the
+attempt's folder; the driver's `Inbox` takes them into its own folder, so that everything else works as with a local cell.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipelines.cluster.store import Hashes, Store, StoreError
+from pipelines.paths import DataRoot
+from pipelines.train import restart
+
+Json = dict[str, Any]
+ENDED = "ended.json"  # the node's last word on a job
+OWN = ("spec.json", "state.json", "result.json", "job.json")  # the driver's own files in an attempt's folder
+LISTING = "listing.json"
+
+
+def pack(spec: Json, store: Store) -> tuple[Json, list[Json]]:
+    """Have `store` hold all that the cell reads; returns the spec as the node needs it and the inputs, each with its `path` under
+    the node's root, `sha256` and `bytes`; `passing` are those that no other cell will read.
+
+    Raises:
+        StoreError: the storage cannot be used.
+    """
+    root = Path(spec["root"])
+    hashes = Hashes(DataRoot(root).lake / "hashes.json")
+    told, inputs = {**spec, "root": ""}, []
+
+    def take(path: Path, name: str, *, passing: bool = False) -> None:
+        sha256 = hashes.of(path)
+        store.keep(path, sha256)
+        inputs.append({"path": name, "sha256": sha256, "bytes": path.stat().st_size, "passing": passing})
+
+    def take_folder(named: str, *, whole: bool = True, passing: bool = False) -> str:
+        """`whole`: with the weights, else what a tokenizer needs. A folder outside the root gets a name inside."""
+        source = root / named
+        inside = named if not Path(named).is_absolute() else f"models/by-path{named}"
+        for path in sorted(source.rglob("*")):
+            if path.is_file() and path.suffix != ".gguf" and (whole or path.suffix != ".safetensors"):
+                take(path, f"{inside}/{path.relative_to(source)}", passing=passing)
+        return inside
+
+    take(root / spec["examples"], spec["examples"])
+    told["weights"] = take_folder(spec["weights"])
+    if (root / "general.json").exists():
+        take(root / "general.json", "general.json")
+    if resume := spec.get("resume"):
+        take_folder(resume["checkpoint"], passing=True)
+    if spec.get("trained"):
+        take_folder(spec["trained"], passing=True)
+    if "readers" in spec:
+        told["readers"] = [[take_folder(name, whole=False), *rest] for name, *rest in spec["readers"]]
+    return told, list({one["path"]: one for one in inputs}.values())
+
+
+def unpack(inputs: list[Json], root: Path, cache: Path, store: Store) -> int:
+    """Put the inputs under `root`, each read once a node: `cache` keeps them by content, but for what passes. Returns the bytes
+    that had to be read.
+
+    Raises:
+        StoreError: one of them cannot be read.
+    """
+    read = 0
+    for one in inputs:
+        kept = cache / one["sha256"]
+        if not (kept.exists() and kept.stat().st_size == one["bytes"]):
+            store.download(f"blobs/{one['sha256']}", kept)
+            read += one["bytes"]
+        target = root / one["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(kept, target)
+        except OSError:  # another file system
+            shutil.copyfile(kept, target)
+        if one["passing"]:
+            kept.unlink()
+    return read
+
+
+def outputs(folder: Path) -> dict[str, list[int]]:
+    """What the child has made in the attempt's folder, but for half-written files: size and time of change, what makes a checkpoint
+    whole last."""
+    found = {}
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name in OWN or any(part.startswith(".") for part in name.split("/")) or name.startswith("evaluations/"):
+            continue
+        with suppress(FileNotFoundError):
+            stamp = path.stat()
+            found[name] = [stamp.st_size, stamp.st_mtime_ns]
+    return dict(sorted(found.items(), key=lambda item: (item[0] == ENDED, item[0].endswith(restart.STATE), item[0])))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path
+
+
+class Outbox:
+    """The node's side: `send` uploads what has changed since the last time, then says what is there."""
+
+    def __init__(self, store: Store, job: str, folder: Path) -> None:
+        self._store, self._job, self._folder = store, f"jobs/{job}", folder
+        self._sent: dict[str, list[int]] = {}
+
+    def send(self) -> None:
+        """Raises StoreError; what was not sent is sent the next time."""
+        found = outputs(self._folder)
+        if found == self._sent:
+            return
+        sent = {}
+        for name, stamp in found.items():
+            if self._sent.get(name) != stamp:
+                try:
+                    self._store.upload(self._folder / name, f"{self._job}/files/{name}")
+                except StoreError:
+                    if (self._folder / name).exists():
+                        raise
+                    continue  # an older checkpoint that went meanwhile
+            sent[name] = stamp
+        self._store.write(f"{self._job}/{LISTING}", json.dumps(sent).encode())
+        for gone in set(self._sent) - set(sent):
+            self._store.remove(f"{self._job}/files/{gone}")
+        self._sent = sent
+
+    def told_to_stop(self) -> Json | None:
+        found = self._store.read(f"{self._job}/stop.json")
+        return json.loads(found) if found else None
+
+
+class Inbox:
+    """The driver's side: `take` brings the attempt's folder to what the node has sent."""
+
+    def __init__(self, store: Store, job: str, folder: Path) -> None:
+        self._store, self._job, self._folder = store, f"jobs/{job}", folder
+        self._taken: dict[str, list[int]] = {}
+
+    def take(self) -> None:
+        """Raises StoreError; what was not taken is taken the next time."""
+        found = self._store.read(f"{self._job}/{LISTING}")
+        listed: dict[str, list[int]] = json.loads(found) if found else {}
+        for name, stamp in listed.items():
+            if self._taken.get(name) != stamp:
+                self._store.download(f"{self._job}/files/{name}", self._folder / name)
+                self._taken[name] = stamp
+        kept = {Path(name).parts[1] for name in listed if name.startswith(f"{restart.FOLDER}/")}
+        if kept:
+            for older in restart.checkpoints(self._folder):
+                if older.name not in kept:
+                    shutil.rmtree(older, ignore_errors=True)
+
+    def tell_to_stop(self, grace_seconds: float) -> None:
+        self._store.write(f"{self._job}/stop.json", json.dumps({"grace_seconds": grace_seconds}).encode())
+
+    def clear(self, passing: Sequence[str]) -> None:
+        """Remove the job's own files from the storage, and those inputs (by their SHA-256) that no other job will read."""
+        self._store.remove(self._job)
+        for sha256 in passing:
+            self._store.remove(f"blobs/{sha256}")

@@ -1,0 +1,140 @@
+"""Storage that every node reaches, by any fsspec URL (s3://bucket/prefix, gs://, file://): inputs by content, outputs by job.
+
+Keys come from the environment of whoever opens it (AWS_ACCESS_KEY_ID and its kin, an instance's role); they stand in no URL,
+file, message or event.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UnavailableError
+from pipelines.files import file_sha256, read_json, replacing, write_json
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}}}
+}
+
+
+OBJECTS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "memory")  # have no folders; making one there may make a bucket
+
+
+class StoreError(UnavailableError):
+    """The storage cannot be reached, or refuses."""
+
+
+class Store:
+    """A folder behind an fsspec URL. Names in it are relative, with slashes."""
+
+    def __init__(self, url: str) -> None:
+        """Raises StoreError where the URL's protocol needs a package that is not here."""
+        import fsspec
+
+        self.url = url.rstrip("/")
+        protocol = self.url.split("://", 1)[0] if "://" in self.url else "file"
+        self._has_folders = protocol not in OBJECTS
+        try:
+            self._fs, self._base = fsspec.core.url_to_fs(
+                self.url, use_listings_cache=False, **OPTIONS.get(protocol, {})
+            )
+        except (ImportError, ValueError) as error:
+            raise StoreError(
+                f"storage {self.url}: {error}; `pip install 'featherweight[ray]'` brings what s3:// needs"
+            ) from None
+
+    def _path(self, name: str) -> str:
+        return f"{self._base}/{name}"
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StoreError(f"storage {self.url}: {what}: not found ({harmless(error)})") from None
+        except Exception as error:  # each backend has errors of its own
+            said = harmless(error) or type(error).__name__
+            raise StoreError(f"storage {self.url} cannot be used: {what}: {said}") from None
+
+    def check(self) -> None:
+        """Write a small file and read it back.
+
+        Raises:
+            StoreError: there is no such bucket, no key for it, or nobody answers.
+        """
+        self.write("featherweight", b"cells of featherweight pass through here\n")
+
+    def keep(self, path: Path, sha256: str) -> None:
+        """Have the file's content here as `blobs/<sha256>`, once."""
+        with self._told(f"uploading {path.name}"):
+            name = self._path(f"blobs/{sha256}")
+            if not (self._fs.exists(name) and self._fs.size(name) == path.stat().st_size):
+                self._put(path, name)
+
+    def _make_folder_of(self, target: str) -> None:
+        if self._has_folders:
+            self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+
+    def upload(self, path: Path, name: str) -> None:
+        with self._told(f"uploading {name}"):
+            self._put(path, self._path(name))
+
+    def _put(self, path: Path, target: str) -> None:
+        self._make_folder_of(target)
+        self._fs.put_file(str(path), target)
+
+    def download(self, name: str, path: Path) -> None:
+        """The file under its name at once, or not at all."""
+        with replacing(path) as temporary, self._told(f"reading {name}"):
+            self._fs.get_file(self._path(name), str(temporary))
+
+    def write(self, name: str, content: bytes) -> None:
+        with self._told(f"writing {name}"):
+            target = self._path(name)
+            self._make_folder_of(target)
+            self._fs.pipe_file(target, content)
+
+    def read(self, name: str) -> bytes | None:
+        """The content, or None where there is no such file."""
+        with self._told(f"reading {name}"):
+            try:
+                return self._fs.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder and all in it; nothing happens where there is none."""
+        with self._told(f"removing {name}"):
+            try:
+                self._fs.rm(self._path(name), recursive=True)
+            except FileNotFoundError:
+                return
+
+
+def harmless(error: Exception) -> str:
+    """The first line of what it says, without the value of any key of the environment."""
+    said = (str(error).strip().splitlines() or [""])[0][:300]
+    for name, value in os.environ.items():
+        if name.startswith("AWS_") and ("KEY" in name or "TOKEN" in name) and len(value) > 3:
+            said = said.replace(value, "***")
+    return said
+
+
+class Hashes:
+    """SHA-256 of files, remembered in one file by path, size and time of change: weights are read once."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: dict[str, Any] = read_json(file) or {}
+
+    def of(self, path: Path) -> str:
+        found = path.stat()
+        stamp = [found.st_size, found.st_mtime_ns]
+        known = self._known.get(str(path))
+        if known is None or known[:2] != stamp:
+            known = [*stamp, file_sha256(path)]
+            self._known[str(path)] = known
+            if found.st_size > 10**6:  # small files cost less to read than to remember
+                write_json(self._file, {**(read_json(self._file) or {}), str(path): known})
+        return known[2]

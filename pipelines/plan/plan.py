@@ -1,0 +1,253 @@
+"""The plan of a profile's due cells: each cell's memory and seconds on each machine, then who goes where and when."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pipelines import cells
+from pipelines.clean.select import Selected
+from pipelines.estimate.cards import CONTEXT
+from pipelines.estimate.estimate import TIGHT, answers
+from pipelines.estimate.question import Question, questions
+from pipelines.files import announce
+from pipelines.machine import machine_class
+from pipelines.nightly.due import Due, due_cells
+from pipelines.plan import seconds as clock
+from pipelines.plan.fleet import Fleet, Machine, Node
+from pipelines.plan.schedule import Bound, Job, Place, Placed, lower_bound, makespan, schedule
+from pipelines.train.cell import Stage, examples_now, for_method
+
+Json = dict[str, Any]
+SHARDED = {  # parts of the prediction that each of n devices holds an nth of; activations are each device's own
+    "fsdp": ("weights", "gradients", "optimizer"),
+    "zero3": ("weights", "gradients", "optimizer"),
+    "zero2": ("gradients", "optimizer"),
+}
+SUSTAINED = 0.4  # of the rate of a large float32 product, where no row tells
+
+
+@dataclass(frozen=True)
+class Line:
+    """One cell of the plan. `seconds` are those of all its due seeds, one after another; `usd` counts all devices it holds."""
+
+    model: str
+    method: str
+    seeds: tuple[int, ...]
+    because: str
+    memory_gb: float
+    tight: bool
+    seconds: float
+    source: str
+    machine: str
+    devices: tuple[int, ...]
+    start: float
+    end: float
+    usd: float | None
+
+
+@dataclass(frozen=True)
+class Left:
+    """A cell that the plan has no place for, and why."""
+
+    model: str
+    method: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    lines: list[Line]
+    left: list[Left]
+    devices: int
+    bound: Bound
+    usd: float | None
+    usd_if_held: float | None  # all devices paid for until the last cell ends
+
+    @property
+    def makespan(self) -> float:
+        return max((line.end for line in self.lines), default=0.0)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a cell takes of a machine: GB of one device and seconds of all due seeds; or why it cannot go there."""
+
+    gb: float = 0.0
+    tight: bool = False
+    seconds: float = 0.0
+    source: str = ""
+    refused: str | None = None
+
+
+def make(stage: Stage, fleet: Fleet, *, everything: bool = False, say: Any = announce) -> Plan:
+    """Plan the profile's due cells on `fleet`; with `everything` all of its cells.
+
+    Raises:
+        UsageError: nothing was cleaned yet.
+        WorkError: the predictions of memory could not be made.
+    """
+    due = _all(stage) if everything else due_cells(stage)
+    asked = questions(
+        stage, [(one.model, one.method) for one in due], stage.experiments.profile(stage.profile).seeds[:1]
+    )
+    answered = answers(asked, say=say)
+    _, selected = examples_now(stage)
+    past = [row for attempt in cells.all_attempts(stage.data) if (row := clock.past_of(attempt))]
+    machines = fleet.machines()
+    needs = {}
+    for one, question in zip(due, asked, strict=True):
+        found = answered[question.file]
+        work = None if "because" in found else work_of(stage, one, question, found, selected)
+        needs[one.model, one.method] = _needs(stage, found, work, len(one.because), machines, past)
+    return _planned(stage, due, needs, machines)
+
+
+def _all(stage: Stage) -> list[Due]:
+    profile = stage.experiments.profile(stage.profile)
+    seeds = dict.fromkeys(profile.seeds, "asked for")
+    return [Due(model, method, seeds, {}) for model in profile.models for method in profile.methods]
+
+
+def longest_first(stage: Stage, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The order in which to start `cells` (model, method) side by side: untouched models, which the others wait for, then by the
+    FLOPs of training, the most first."""
+    _, selected = examples_now(stage)
+    asked = questions(stage, list(cells), stage.experiments.profile(stage.profile).seeds[:1])
+    found = answers(asked, say=announce)
+    flops = {}
+    for question in asked:
+        due = Due(question.model, question.method, {}, {})
+        known = found[question.file]
+        work = None if "because" in known else work_of(stage, due, question, known, selected)
+        trains = question.asked["recipe"]["kind"] != "none"
+        flops[question.model, question.method] = (trains, -(work.training if work else 0.0))
+    return sorted(cells, key=lambda cell: flops[cell])
+
+
+def devices_of(stage: Stage) -> tuple[int, str]:
+    """How many devices a cell of the profile takes, and how its state is shared out among them."""
+    profile = stage.experiments.profile(stage.profile)
+    return profile.devices, profile.sharding
+
+
+def _needs(
+    stage: Stage,
+    found: Json,
+    work: clock.Work | None,
+    seeds: int,
+    machines: Sequence[Machine],
+    past: Sequence[clock.Past],
+) -> dict[str, Need]:
+    """By the name of each machine; equal machines are answered once."""
+    if work is None:
+        return {machine.name: Need(refused=f"no prediction: {found['because']}") for machine in machines}
+    nodes = {machine.node.name: machine.node for machine in machines}
+    by_node = {name: _need(stage, found, work, seeds, node, past) for name, node in nodes.items()}
+    return {machine.name: by_node[machine.node.name] for machine in machines}
+
+
+def work_of(stage: Stage, one: Due, question: Question, found: Json, selected: Selected) -> clock.Work:
+    """What one seed of the cell computes, by the prediction's counts of weights and tokens."""
+    recipe, evaluation = question.asked["recipe"], stage.experiments.profile(stage.profile).evaluation
+    held_out = _guessed_tokens(selected.eval) + evaluation.answers * evaluation.max_new_tokens
+    tokens = found.get("epoch_tokens")
+    if tokens is None:
+        tokens = _guessed_tokens(for_method(stage, one.method, selected).train)
+    flops = clock.training_flops(found["parameters"], found["trainable"], tokens * recipe.get("epochs", 1), recipe)
+    only_evaluation = all("evaluation" in why for why in one.because.values())
+    judged = 2 * found["parameters"] * held_out
+    return clock.Work(one.model, one.method, recipe, found["parameters"], flops, judged, not only_evaluation)
+
+
+def _guessed_tokens(rows: Sequence[Json]) -> float:
+    texts = [row["instruction"] + row["input"] + row["output"] for row in rows]
+    return sum(len(text.encode()) for text in texts) / clock.BYTES_PER_TOKEN
+
+
+def _need(stage: Stage, found: Json, work: clock.Work, seeds: int, node: Node, past: Sequence[clock.Past]) -> Need:
+    devices, sharding = devices_of(stage)
+    if devices > node.devices:
+        return Need(refused=f"{node.name} has {node.devices} device(s), the profile asks for {devices}")
+    gb = memory_gb(found["cuda" if node.kind == "gpu" else "cpu"], devices, sharding)
+    room = node.memory_gb - (CONTEXT / 1e9 if node.kind == "gpu" else 0)
+    if gb > room:
+        return Need(gb, refused=f"needs {gb:.1f} GB of a device, {node.name} has {room:.1f}")
+    seconds = clock.foretell(work, past, node.device, _rate(node))
+    if seconds is None:
+        said = f"no row of device {node.device!r}" if node.device else "no device named whose rows would tell"
+        return Need(gb, refused=f"no time known on {node.name}: {said}, and no tflops stated")
+    source = seconds.source if devices == 1 else f"{seconds.source}, divided by {devices} devices"
+    return Need(gb, gb > room / (1 + TIGHT), seconds.seconds * seeds / devices, source)
+
+
+def memory_gb(predicted: Json, devices: int, sharding: str) -> float:
+    """The peak of one device of `devices`, in GB."""
+    shared = sum(predicted[part] for part in SHARDED.get(sharding, ()))
+    return (predicted["peak"] - shared * (1 - 1 / devices)) / 1e9
+
+
+def _rate(node: Node) -> clock.Rate | None:
+    """What one device sustains: by the file, or for this machine's CPU by a product tried now."""
+    if node.tflops:
+        return clock.Rate(node.tflops * 1e12, f"{node.tflops:g} TFLOP/s as stated")
+    if node.device == machine_class() and node.kind == "cpu":
+        rate = product_rate() * SUSTAINED
+        return clock.Rate(rate, f"{rate / 1e9:.0f} GFLOP/s: {SUSTAINED:.0%} of this machine's float32 product")
+    return None
+
+
+@cache
+def product_rate() -> float:
+    """FLOP/s of a float32 product of two 1024 × 1024 matrices on this machine, the best of five."""
+    import numpy as np
+
+    left = np.ones((1024, 1024), np.float32)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        np.matmul(left, left)
+        best = min(best, time.perf_counter() - began)
+    return 2 * 1024**3 / best
+
+
+def _planned(
+    stage: Stage, due: Sequence[Due], needs: dict[tuple[str, str], dict[str, Need]], machines: Sequence[Machine]
+) -> Plan:
+    count, _ = devices_of(stage)
+    places = [Place(machine.name, machine.node.devices, machine.node.memory_gb) for machine in machines]
+    found = {f"{one.model} × {one.method}": one for one in due}
+    jobs, left = [], []
+    for name, one in found.items():
+        fits = {place: need.seconds for place, need in needs[one.model, one.method].items() if need.refused is None}
+        if fits:
+            jobs.append(Job(name, fits, count))
+        else:
+            reasons = dict.fromkeys(need.refused for need in needs[one.model, one.method].values() if need.refused)
+            left.append(Left(one.model, one.method, "; ".join(reasons)))
+    nodes = {machine.name: machine.node for machine in machines}
+    placed = schedule(jobs, places)
+    lines = [_line(found[one.job.name], one, needs, nodes[one.place]) for one in placed]
+    prices = [machine.node.price_per_hour for machine in machines for _ in range(machine.node.devices)]
+    held = [price for price in prices if price is not None]
+    costs = [line.usd for line in lines if line.usd is not None]
+    return Plan(
+        lines,
+        left,
+        sum(place.devices for place in places),
+        lower_bound(jobs, places),
+        sum(costs) if len(costs) == len(lines) and costs else None,
+        sum(held) * makespan(placed) / 3600 if len(held) == len(prices) else None,
+    )
+
+
+def _line(one: Due, placed: Placed, needs: dict[tuple[str, str], dict[str, Need]], node: Node) -> Line:
+    need = needs[one.model, one.method][placed.place]
+    seconds = placed.end - placed.start
+    price = node.price_per_hour
+    return Line(
+        one.model, one.method, tuple(one.because), "; ".join(dict.fromkeys(one.because.values())), need.gb, need.tight,
+        seconds, need.source, placed.place, placed.devices, placed.start, placed.end,
+        None if price is None else price * seconds / 3600 * len(placed.devices),
+    )  # fmt: skip

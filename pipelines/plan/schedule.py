@@ -1,0 +1,114 @@
+"""Cells onto devices: list scheduling, the longest first (LPT, Graham 1969), one cell at a time on a device, and on no device that
+its memory does not fit. Beside the end of the plan stands a bound that no plan can beat."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """A machine with `devices` equal devices; `memory_gb` of one is what keeps the larger ones free for what needs them."""
+
+    name: str
+    devices: int
+    memory_gb: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """`seconds` by the name of each machine that it fits; it holds `devices` of one machine all that time."""
+
+    name: str
+    seconds: Mapping[str, float]
+    devices: int = 1
+
+    @property
+    def least(self) -> float:
+        return min(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Start and end in seconds from now; `devices` are indices within the machine."""
+
+    job: Job
+    place: str
+    devices: tuple[int, ...]
+    start: float
+    end: float
+
+
+def schedule(jobs: Sequence[Job], places: Sequence[Place]) -> list[Placed]:
+    """A place and a time for each job, in the order of their start. Every job must fit at least one place.
+
+    Two orders are tried, the longest first and, before that, those that fit the fewest devices; the shorter plan is taken.
+    """
+    counts = {place.name: place.devices for place in places}
+    choice = {job.name: sum(counts[name] for name in job.seconds) for job in jobs}
+    longest = sorted(jobs, key=lambda job: (-job.least, job.name))
+    pickiest = sorted(longest, key=lambda job: choice[job.name])
+    plans = [_in_order(order, places) for order in (longest, pickiest)]
+    best = min(plans, key=makespan)
+    return sorted(best, key=lambda placed: (placed.start, -(placed.end - placed.start), placed.place, placed.devices))
+
+
+def makespan(placed: Sequence[Placed]) -> float:
+    return max((one.end for one in placed), default=0.0)
+
+
+def _in_order(jobs: Sequence[Job], places: Sequence[Place]) -> list[Placed]:
+    """Each job where it ends first; among equals on the devices with the least memory."""
+    free = {place.name: [0.0] * place.devices for place in places}
+    sizes = {place.name: place.memory_gb for place in places}
+    placed = []
+    for job in jobs:
+        options = []
+        for name, seconds in job.seconds.items():
+            chosen = sorted(range(len(free[name])), key=lambda i, times=free[name]: (times[i], i))[: job.devices]
+            start = free[name][chosen[-1]]
+            options.append((start + seconds, sizes[name], name, start, tuple(sorted(chosen))))
+        end, _, name, start, chosen = min(options)
+        for device in chosen:
+            free[name][device] = end
+        placed.append(Placed(job, name, chosen, start, end))
+    return placed
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What no plan can beat, each part by itself, in seconds. `work` is all work over all devices; `memory` the same for the cells
+    that only some devices fit, over those; `crowding`: of more cells than devices some device gets two, of more than twice as
+    many three, ..., and they are no shorter than the shortest of those."""
+
+    longest: float
+    work: float
+    memory: float
+    crowding: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.longest, self.work, self.memory, self.crowding)
+
+
+def lower_bound(jobs: Sequence[Job], places: Sequence[Place]) -> Bound:
+    counts = {place.name: place.devices for place in places}
+    everywhere = frozenset(counts)
+    groups = {frozenset(job.seconds) for job in jobs}
+    within = {group: [job for job in jobs if group.issuperset(job.seconds)] for group in {*groups, everywhere}}
+    devices = {group: sum(counts[name] for name in group) for group in within}
+    work = {group: sum(j.least * j.devices for j in found) / devices[group] for group, found in within.items()}
+    return Bound(
+        longest=max((job.least for job in jobs), default=0.0),
+        work=work[everywhere],
+        memory=max((seconds for group, seconds in work.items() if group != everywhere), default=0.0),
+        crowding=max(_crowding([j.least for j in found], devices[group]) for group, found in within.items()),
+    )
+
+
+def _crowding(seconds: Sequence[float], devices: int) -> float:
+    """Of the k × devices + 1 longest, k + 1 share a device; at best they are the shortest of those."""
+    longest = sorted(seconds, reverse=True)
+    return max(
+        (sum(longest[k * devices - k : k * devices + 1]) for k in range(1, (len(longest) - 1) // devices + 1)),
+        default=0.0,
+    )

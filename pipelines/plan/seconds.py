@@ -1,0 +1,114 @@
+"""How long a cell takes on a device: by a past row of a like device, scaled by FLOPs; without one by the rate that is stated."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.cells import Attempt
+
+START_SECONDS = 20.0  # two processes that import, load and save; where no row tells
+BYTES_PER_TOKEN = 4  # where no tokenizer is here to count
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a cell computes. `evaluation` and `training` are FLOPs; without `trains` only its evaluation is due."""
+
+    model: str
+    method: str
+    recipe: Mapping[str, Any]
+    parameters: float
+    training: float
+    evaluation: float
+    trains: bool = True
+
+
+@dataclass(frozen=True)
+class Past:
+    """A row of the past: the seconds of its optimizer steps, of all else in its process, and of its evaluation's."""
+
+    work: Work
+    device: str
+    steps: float
+    rest: float
+    evaluated: float
+
+
+@dataclass(frozen=True)
+class Rate:
+    """FLOP/s that a device sustains in training, and who says so."""
+
+    flops: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """Seconds of one seed, and what they come from."""
+
+    seconds: float
+    source: str
+
+
+def training_flops(parameters: float, trainable: float, tokens: float, recipe: Mapping[str, Any]) -> float:
+    """2 operations a weight and token forward, 2 backward through it, 2 more for the gradient of a weight that trains (Kaplan et
+    al. 2020, without attention's own); gradient checkpointing goes forward twice."""
+    if recipe["kind"] == "none":
+        return 0.0
+    rates = recipe["learning_rate"]
+    tried = recipe["search_share"] * len(rates) if isinstance(rates, list) else 0
+    again = 2 * parameters if recipe["gradient_checkpointing"] else 0
+    return (4 * parameters + 2 * trainable + again) * tokens * (1 + tried)
+
+
+def past_of(attempt: Attempt) -> Past | None:
+    """The row of an attempt that ended well and was evaluated; None where a number is missing."""
+    result = attempt.result
+    measured, recipe = result.get("measured", {}), result.get("recipe")
+    evaluated = [found.result.get("seconds") for found in attempt.evaluations() if found.ok]
+    if result["status"] != "ok" or not evaluated or not recipe or result.get("seconds") is None:
+        return None
+    total, trainable = measured.get("total_params"), measured.get("trainable_params")
+    if total is None or trainable is None:
+        return None
+    steps = (measured.get("train_seconds") or 0.0) + (measured.get("search_seconds") or 0.0)
+    flops = training_flops(total, trainable, measured.get("trained_tokens") or 0, recipe)
+    work = Work(attempt.key.model, attempt.key.method, recipe, total, flops, 0.0)
+    rest = max(0.0, result["seconds"] - steps)  # a resumed attempt's own seconds are only its last part
+    return Past(work, result["device"], steps, rest, evaluated[-1] or 0.0)
+
+
+def foretell(work: Work, past: Sequence[Past], device: str | None, rate: Rate | None) -> Foretold | None:
+    """Seconds of one seed of `work` on a device of that name and rate; None where nothing tells."""
+    like = [row for row in past if row.device == device and (row.work.training > 0 or work.training == 0)]
+    if like:
+        return _by(min(like, key=lambda row: _distance(row, work)), work)
+    if rate is None:
+        return None
+    flops = work.evaluation + (work.training if work.trains else 0.0)
+    return Foretold(START_SECONDS + flops / rate.flops, rate.source)
+
+
+def _distance(row: Past, work: Work) -> tuple[bool, bool, float]:
+    """How unlike a row is: another cell, another kind of method, so many times the FLOPs of a token."""
+    kind = ("kind", "quantization")
+    return (
+        (row.work.model, row.work.method) != (work.model, work.method),
+        [row.work.recipe.get(name) for name in kind] != [work.recipe.get(name) for name in kind],
+        abs(math.log(row.work.parameters / work.parameters)),
+    )
+
+
+def _by(row: Past, work: Work) -> Foretold:
+    """Optimizer steps go by FLOPs, all else by the number of weights."""
+    size = work.parameters / row.work.parameters
+    more = work.training / row.work.training if work.training else 0.0
+    seconds = row.evaluated * size
+    if work.trains:
+        seconds += row.steps * more + row.rest * size
+    same = (row.work.model, row.work.method) == (work.model, work.method)
+    if same and abs(more - (1 if work.training else 0)) < 0.01:
+        return Foretold(seconds, "measured")
+    of = "its own row" if same else f"{row.work.model} × {row.work.method}"
+    return Foretold(seconds, f"{of}, scaled by FLOPs")

@@ -1,0 +1,99 @@
+"""Several processes for one cell on this machine, by torchrun: `python -m pipelines.torchrun COUNT FOLDER ARGUMENTS` starts
+`python ARGUMENTS` COUNT times (the ranks), and ends when all have ended or, with all of them, when one ended badly.
+
+torchrun itself (torch.distributed.run) does the work; around it, this process dies with its parent and the ranks with it, ends by
+the signal or code of the rank that ended first, and nothing listens on other addresses than loopback.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.cells import EXIT_LOST, RANKS
+from pipelines.files import write_json
+from pipelines.launcher import CellCommand, LocalCommand, LocalLauncher
+from pipelines.process import PARENT, die_with_parent
+
+MEETING = "FEATHERWEIGHT_RENDEZVOUS"  # where the ranks find one another: an init_method of torch.distributed
+
+
+class TorchrunLauncher:
+    """So many processes on this machine as the command has devices; one is started as the local launcher does."""
+
+    def start(self, command: CellCommand) -> LocalCommand:
+        return LocalLauncher().start(with_ranks(command))
+
+
+def with_ranks(command: CellCommand) -> CellCommand:
+    """The command that runs `command` once per device."""
+    if command.devices == 1:
+        return command
+    arguments = ["-m", __name__, str(command.devices), str(command.folder), *command.arguments]
+    return replace(command, arguments=arguments)
+
+
+def main(count: int, folder: Path, arguments: Sequence[str]) -> int:
+    """The exit code of the ranks (0: all ended well), negative for a signal."""
+    die_with_parent()
+    os.environ[PARENT] = str(os.getpid())  # whom the ranks die with
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    _stay_on_loopback()
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    with tempfile.TemporaryDirectory(prefix="featherweight-ranks-") as meeting:
+        os.environ[MEETING] = f"file://{meeting}/ranks"
+        options = [
+            f"--nproc-per-node={count}", "--nnodes=1", "--max-restarts=0", "--rdzv-backend=c10d", "--rdzv-id=cell",
+            f"--rdzv-endpoint={meeting}/agent", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1",
+        ]  # fmt: skip
+        try:
+            run.run(run.parse_args([*options, *_as_script(arguments)]))
+        except ChildFailedError as error:
+            return _first_to_end(folder, error.failures)
+        except SignalException as stopped:
+            return -stopped.sigval
+    return 0
+
+
+def _as_script(arguments: Sequence[str]) -> list[str]:
+    return ["--module", *arguments[1:]] if arguments[0] == "-m" else list(arguments)
+
+
+def _stay_on_loopback() -> None:
+    """The ranks meet in a file, since PyTorch's own store listens on all addresses and asks nobody who they are; their sockets
+    use the loopback interface."""
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    if sys.platform == "linux":
+        os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+
+
+def _first_to_end(folder: Path, failures: dict[int, Any]) -> int:
+    """Note and return how the rank ended that the others' ends follow from: those lost it, or were sent SIGTERM."""
+    follow = {-signal.SIGTERM: 1, EXIT_LOST: 2}
+    rank, failure = min(
+        failures.items(), key=lambda item: (follow.get(item[1].exitcode, 0), item[1].timestamp, item[0])
+    )
+    write_json(folder / RANKS, {"rank": rank, "exit_code": failure.exitcode})
+    return failure.exitcode
+
+
+def end_as(code: int) -> None:
+    """End this process by the signal -`code`, or with exit code `code`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else 1)
+
+
+if __name__ == "__main__":
+    end_as(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))

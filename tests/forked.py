@@ -1,0 +1,79 @@
+"""Ranks of one cell without torchrun: forked from a server that has imported what they need, so that a pair starts in no time."""
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.launcher import CellCommand
+from pipelines.torchrun import MEETING
+from pipelines.train.child import train_cell
+from tests.in_process import Told
+from tests.test_cells import CPU_MESSAGE
+
+NEEDED = ["torch.distributed", "transformers.models.llama", "peft", "pipelines.train.loop"]
+
+
+def work(folder: Path, place: tuple[int, int, str], stop_at: int | None, poor_at: int | None) -> None:
+    """The process of rank `place[0]` of `place[1]`, which find one another by `place[2]`. After step `stop_at` the last is asked to
+    stop, as by a SIGTERM that reaches no other; after step `poor_at` it finds no memory."""
+    rank, count, meeting = place
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), MEETING: meeting}
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        worker = Told(folder)
+
+        def at_point(_worker: Told, row: dict[str, Any]) -> None:
+            if rank == count - 1 and row["step"] == stop_at:
+                worker.ask_to_stop()
+            if rank == count - 1 and row["step"] == poor_at:
+                raise RuntimeError(CPU_MESSAGE)
+
+        worker.at_point = at_point
+        code = worker.run(train_cell)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@dataclass
+class ForkedCommand:
+    processes: list[Any]
+
+    def poll(self) -> int | None:
+        codes = [process.exitcode for process in self.processes]
+        if all(code is not None for code in codes) or any(codes):
+            return next((code for code in codes if code), 0)
+        return None
+
+    def memory_bytes(self) -> int:
+        return 0
+
+    def stop(self, *, grace_seconds: float = 0) -> None:
+        for process in self.processes:
+            process.join(20 if self.poll() is not None else 0)
+            process.kill()
+            process.join()
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A launcher of as many ranks as the command has devices."""
+
+    stop_at: int | None = None
+    poor_at: int | None = None
+
+    def start(self, command: CellCommand) -> ForkedCommand:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(NEEDED)
+        meeting = f"file://{tempfile.mkdtemp(dir=command.folder)}/ranks"
+        places = [(rank, command.devices, meeting) for rank in range(command.devices)]
+        told = (self.stop_at, self.poor_at)
+        processes = [context.Process(target=work, args=(command.folder, place, *told)) for place in places]
+        for process in processes:
+            process.start()
+        return ForkedCommand(processes)

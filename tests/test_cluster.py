@@ -1,0 +1,240 @@
+"""What a cluster is told and what is made of its answers, without one: tests/test_ray.py has one."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cluster import code, parcel, pipes
+from pipelines.cluster.jobs import JobServer, RefusedError, UnreachableError
+from pipelines.cluster.launcher import end, is_under_way, job_name, predicted_gb, why_it_waits
+from pipelines.cluster.parcel import Inbox, Outbox
+from pipelines.cluster.store import Store, StoreError, harmless
+from pipelines.errors import UsageError
+from pipelines.files import write_json
+from pipelines.paths import DataRoot
+from pipelines.predictions import answer_file
+from pipelines.process import child_environment
+from pipelines.train.cell import train
+from tests.in_process import clean_for
+from tests.project import TinyProject
+
+KEY = "planted-0123456789abcdef"
+
+
+@contextmanager
+def server(answers: dict[str, tuple[int, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """A job server that answers by method and path; yields its address and what it was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            asked.append(f"{self.command} {self.path}")
+            status, body = answers.get(asked[-1], (404, "no such job"))
+            content = (body if isinstance(body, str) else json.dumps(body)).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_PUT = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{made.server_address[1]}", asked
+    finally:
+        made.shutdown()
+        made.server_close()
+
+
+def on_ray(project: TinyProject, **settings: Any) -> None:
+    project.change(profiles={"local": {"launcher": "ray", "ray": settings}})
+
+
+def test_a_wrong_address_or_a_server_of_something_else_is_a_row_that_says_so(project: TinyProject) -> None:
+    clean_for(project)
+    on_ray(project, address="http://127.0.0.1:9")
+    attempt, _ = train(project.stage(), project.key("base"))
+    assert attempt.status == "unavailable"
+    assert "no Ray job server answers at http://127.0.0.1:9" in attempt.result["status_detail"]
+    assert "ray.address" in attempt.result["status_detail"]
+    assert attempt.result["device"] is None  # it ran nowhere
+    answers = {"GET /api/version": (200, "<html>"), "POST /api/jobs/x/stop": (500, "Traceback\nlast line")}
+    with server(answers) as (address, _):
+        with pytest.raises(UnreachableError, match="no Ray job server; start one"):
+            JobServer(address).version()
+        with pytest.raises(RefusedError, match="answers 500: last line"):
+            JobServer(address).stop("x")
+
+
+def test_storage_that_is_not_there_is_a_row_that_says_so(project: TinyProject, tmp_path: Path) -> None:
+    clean_for(project)
+    (tmp_path / "file").touch()
+    with server({"GET /api/version": (200, {"ray_version": "2.60.0"})}) as (address, asked):
+        on_ray(project, address=address, storage=f"file://{tmp_path}/file/below", gpus=0)
+        attempt, _ = train(project.stage(), project.key("base"))
+    assert attempt.status == "unavailable"
+    assert (
+        f"storage file://{tmp_path}/file/below cannot be used: writing featherweight" in attempt.result["status_detail"]
+    )
+    assert not any(one.startswith("POST") for one in asked)  # no job without its inputs
+    with pytest.raises(StoreError, match=r"'featherweight\[ray\]'"):
+        Store("nonsense://bucket/prefix")
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket", "relative/folder"])
+def test_storage_is_a_url_without_keys(project: TinyProject, url: str) -> None:
+    on_ray(project, storage=url)
+    with pytest.raises(UsageError, match=r"ray\.storage"):
+        project.stage()
+
+
+def test_what_a_job_waits_for_is_said_with_what_the_cluster_has() -> None:
+    nodes = [
+        {"state": "ALIVE", "resources_total": {"CPU": 4.0, "memory": 8e9}},
+        {"state": "DEAD", "resources_total": {}},
+    ]
+    answer = {"data": {"result": {"result": nodes}}}
+    with server({"GET /api/v0/nodes?detail=1": (200, answer)}) as (address, _):
+        told = {"job": "one", "asked": {"num_cpus": 8, "num_gpus": None, "memory": None}}
+        assert why_it_waits(told, JobServer(address)) == (
+            "waiting for the cluster: one asks for 8 CPU; no node has so much, so it waits until one joins (nodes: 4 CPU, 8.0 GB)"
+        )
+        told["asked"] |= {"num_cpus": 1, "memory": 8e9}
+        assert "asks for 1 CPU, 8.0 GB; every node that has so much is taken" in why_it_waits(told, JobServer(address))
+    assert why_it_waits(told, JobServer(address)).startswith("waiting for the cluster: one asks for")
+
+
+def test_a_cell_asks_for_its_predicted_memory(tmp_path: Path) -> None:
+    recipe = {"kind": "lora"}
+    attempt = tmp_path / "lake" / "cells" / "m" / "lora" / "1" / "an-attempt"
+    spec = {"root": str(tmp_path), "recipe": recipe, "seed": 1, "fingerprints": {"data": "d"}}
+    write_json(attempt / "spec.json", spec)
+    assert predicted_gb(spec, attempt, 1) is None
+    write_json(answer_file(DataRoot(tmp_path), recipe, "d", 1, own_tokenizer=True), {"cpu": {"peak": 2e9}})
+    assert predicted_gb(spec, attempt, 1) == pytest.approx(2.2)
+    evaluation = attempt / "evaluations" / "one"
+    assert predicted_gb({"root": str(tmp_path)}, evaluation, 1) == pytest.approx(2.2)
+    assert predicted_gb({**spec, "memory_budget_gb": 1.5}, attempt, 2) == pytest.approx(3.0)
+    assert (job_name(attempt), job_name(evaluation)) == ("featherweight-an-attempt", "featherweight-an-attempt-one")
+
+
+def test_a_job_that_nobody_watches_is_found_again_or_ended(tmp_path: Path) -> None:
+    answers: dict[str, tuple[int, Any]] = {
+        "GET /api/jobs/one": (200, {"status": "RUNNING"}),
+        "POST /api/jobs/one/stop": (200, {}),
+    }
+    assert not is_under_way(tmp_path)
+    with server(answers) as (address, asked):
+        write_json(tmp_path / "job.json", {"job": "one", "address": address})
+        assert is_under_way(tmp_path)
+        end(tmp_path)
+        assert asked[-1] == "POST /api/jobs/one/stop"
+        end(tmp_path)  # it has been told
+        assert asked.count("POST /api/jobs/one/stop") == 1
+        answers["GET /api/jobs/one"] = (200, {"status": "FAILED"})
+        assert not is_under_way(tmp_path)
+    write_json(tmp_path / "ended.json", {})
+    assert is_under_way(tmp_path)  # its results are here, whatever became of the cluster
+
+
+def test_what_a_node_makes_reaches_the_driver_whole(tmp_path: Path) -> None:
+    store, node, driver = Store(f"file://{tmp_path}/store"), tmp_path / "node", tmp_path / "driver"
+    outbox, inbox = Outbox(store, "job", node), Inbox(store, "job", driver)
+    inbox.take()  # nothing was sent yet
+    for name, text in {"curve.jsonl": "1\n", "spec.json": "own", ".model.partial/w": "half", "log.txt": "a"}.items():
+        (node / name).parent.mkdir(parents=True, exist_ok=True)
+        (node / name).write_text(text)
+    for name in ("tensors.safetensors", "state.json"):
+        (node / "checkpoints" / "step-1").mkdir(parents=True, exist_ok=True)
+        (node / "checkpoints" / "step-1" / name).write_text("one")
+    outbox.send()
+    inbox.take()
+    found = sorted(path.relative_to(driver).as_posix() for path in driver.rglob("*") if path.is_file())
+    assert found == [
+        "checkpoints/step-1/state.json",
+        "checkpoints/step-1/tensors.safetensors",
+        "curve.jsonl",
+        "log.txt",
+    ]
+    (node / "checkpoints" / "step-1").rename(node / "checkpoints" / "step-2")
+    (node / "curve.jsonl").write_text("1\n2\n")
+    (node / "ended.json").write_text("{}")
+    assert list(parcel.outputs(node))[-1] == "ended.json"  # so it is never there before the rest
+    outbox.send()
+    inbox.take()
+    assert (driver / "curve.jsonl").read_text() == "1\n2\n"
+    assert [path.name for path in (driver / "checkpoints").iterdir()] == ["step-2"]
+    assert outbox.told_to_stop() is None
+    inbox.tell_to_stop(6)
+    assert outbox.told_to_stop() == {"grace_seconds": 6}
+    inbox.clear([])
+    assert not list((tmp_path / "store").rglob("*.*"))
+
+
+def test_inputs_travel_once_and_land_where_the_data_root_has_them(tmp_path: Path) -> None:
+    root, own = tmp_path / "root", tmp_path / "mine"
+    for path in (
+        root / "lake" / "examples.parquet",
+        own / "model.safetensors",
+        own / "old.gguf",
+        root / "m" / "config.json",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    (root / "m" / "model.safetensors").write_text("weights that a reader does not need")
+    spec = {"root": str(root), "examples": "lake/examples.parquet", "weights": str(own), "readers": [["m", "chat", 8]]}
+    store = Store(f"file://{tmp_path}/store")
+    told, inputs = parcel.pack(spec, store)
+    assert told["root"] == "" and told["weights"].startswith("models/by-path/")
+    node, cache = tmp_path / "node", tmp_path / "cache"
+    assert parcel.unpack(inputs, node, cache, store) > 0
+    assert parcel.unpack(inputs, node, cache, store) == 0
+    assert (node / told["weights"] / "model.safetensors").read_text() == "model.safetensors"
+    assert sorted(path.name for path in node.rglob("*") if path.is_file()) == [
+        "config.json",
+        "examples.parquet",
+        "model.safetensors",
+    ]
+
+
+def test_pipes_messages_are_carried_line_by_line(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    carrier = pipes.Carrier(pipes.messages_into(target), source)
+    carrier.carry()
+    source.write_text('{"a": 1}\n{"b"')
+    carrier.carry()
+    assert target.read_text() == '{"a": 1}\n'
+    with source.open("a") as more:
+        more.write(": 2}\n")
+    carrier.carry()
+    assert target.read_text() == '{"a": 1}\n{"b": 2}\n'
+    pipes.Carrier({}, source).carry()
+
+
+def test_a_node_with_other_packages_is_told_which() -> None:
+    assert code.different(code.versions()) is None
+    said = code.different({**code.versions(), "torch": "1.0", "more": "2"})
+    assert said and "has torch 2.13.0, more not installed; the driver has torch 1.0, more 2" in said
+    name, content = code.package()
+    assert code.package.__wrapped__() == (name, content)  # to the byte, so that it is uploaded once
+
+
+def test_no_key_reaches_a_child_or_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY + "id")
+    assert not any(KEY in value for value in child_environment().values())
+    assert harmless(ValueError(f"signature of {KEY} is wrong")) == "signature of *** is wrong"
+    with pytest.raises(StoreError, match="reading nothing: not found"):
+        Store(f"file://{tmp_path}").download("nothing", tmp_path / "x")

@@ -1,0 +1,164 @@
+"""Two processes train one cell, on gloo: the same rows as one process, the same ends, nothing left running."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines import cells
+from pipelines.cells import Attempt
+from pipelines.launcher import Launcher
+from pipelines.train import restart
+from pipelines.train.cell import Watch, train
+from tests.forked import Forked
+from tests.in_process import InProcess, clean_for
+from tests.project import MODEL, TinyProject
+from tests.test_faults import until
+
+TRAINING = {
+    "epochs": 3, "eval_every_steps": 4, "checkpoint_every_steps": 2, "micro_batch_tokens": 200, "examples_per_step": 3,
+}  # fmt: skip
+Outcome = tuple[list[dict[str, Any]], dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def cleaned(project: TinyProject) -> TinyProject:
+    """A project whose cells take eight steps of three examples, the last of two, in uneven micro-batches."""
+    project.change(methods={"lora-r8": {"dropout": 0.0}}, profiles={"local": {"training": TRAINING}})
+    return clean_for(project)
+
+
+def divide(project: TinyProject, sharding: str = "ddp", devices: int = 2) -> TinyProject:
+    project.change(profiles={"local": {"launcher": "torchrun", "devices": devices, "sharding": sharding}})
+    return project
+
+
+def attempt_at(project: TinyProject, method: str, launcher: Launcher | None = None, **options: Any) -> Attempt:
+    watch = Watch(say=lambda _message: None, launcher=launcher)
+    return train(project.stage(), project.key(method), watch=watch, **options)[0]
+
+
+def outcome(attempt: Attempt) -> Outcome:
+    """The curve's losses and the saved weights."""
+    log = (attempt.folder / "log.txt").read_text()
+    assert attempt.status == "ok", f"{attempt.result['status_detail']}\n{log}"
+    found: dict[str, torch.Tensor] = {}
+    for path in attempt.model_folder.glob("*.safetensors"):
+        found |= load_file(path)
+    names = ("step", "examples", "train_loss", "eval_loss", "learning_rate")
+    return [{name: point[name] for name in names} for point in attempt.curve()], found
+
+
+def assert_close(one: Outcome, other: Outcome) -> None:
+    assert len(one[0]) == len(other[0]) and one[1].keys() == other[1].keys() and one[1]
+    for point, like in zip(one[0], other[0], strict=True):
+        assert {n: v for n, v in point.items() if v is not None} == pytest.approx(
+            {n: v for n, v in like.items() if v is not None}, rel=2e-5
+        )
+    for name, weight in one[1].items():
+        torch.testing.assert_close(weight, other[1][name], rtol=1e-4, atol=2e-5)
+
+
+def processes_of(project: TinyProject) -> list[psutil.Process]:
+    """What runs of any of the project's cells: torchrun and its ranks, found by their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if str(project.data.cells) in " ".join(process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def ranks_of(project: TinyProject) -> list[psutil.Process]:
+    agents = [process for process in processes_of(project) if "pipelines.torchrun" in process.cmdline()]
+    return sorted((child for agent in agents for child in agent.children()), key=lambda child: child.pid)
+
+
+@pytest.mark.parametrize(("method", "sharding"), [("full", "ddp"), ("lora-r8", "ddp")])
+def test_two_processes_make_the_row_of_one_also_where_they_were_stopped(
+    cleaned: TinyProject, method: str, sharding: str
+) -> None:
+    alone = outcome(attempt_at(cleaned, method, InProcess()))
+    divide(cleaned, sharding)
+    whole = attempt_at(cleaned, method, Forked())
+    expected, measured = outcome(whole), whole.result["measured"]
+    assert_close(expected, alone)
+    assert whole.result["devices"] == 2 and whole.result["device"].endswith(f"× 2, {sharding}")
+    assert (
+        len(measured["memory_per_device_gb"]) == 2 and measured["memory_in_all_gb"] > 1.5 * measured["peak_memory_gb"]
+    )
+    stopped = attempt_at(cleaned, method, Forked(stop_at=3), force=True)
+    assert stopped.status == "killed" and "goes on after step 3" in stopped.result["status_detail"]
+    again = attempt_at(cleaned, method, Forked())
+    assert again.result["resume"]["run_id"] == stopped.run_id
+    found = outcome(again)
+    assert json.dumps(found[0]) == json.dumps(expected[0])
+    assert all(torch.equal(weight, expected[1][name]) for name, weight in found[1].items())
+
+
+def test_a_killed_rank_ends_the_cell_by_its_name_and_torchrun_trains_it_again(cleaned: TinyProject) -> None:
+    alone = outcome(attempt_at(cleaned, "lora-r8", InProcess()))
+    shutil.rmtree(cleaned.key("lora-r8").folder(cleaned.data))
+    divide(cleaned)
+    killed: list[int] = []
+
+    def kill(attempt: Attempt) -> None:
+        if not killed and restart.checkpoints(attempt.folder):
+            rank = ranks_of(cleaned)[1]
+            killed.append(rank.pid)
+            rank.kill()
+
+    watch = Watch(say=lambda _message: None, on_tick=kill)
+    cleaned.change(profiles={"local": {"training": {"epochs": 500}}})
+    ended = train(cleaned.stage(), cleaned.key("lora-r8"), watch=watch)[0]
+    assert ended.status == "killed", (ended.folder / "log.txt").read_text()
+    assert ended.result["status_detail"].startswith(
+        "rank 1 was ended by SIGKILL from outside; the next run goes on after"
+    )
+    assert not processes_of(cleaned)
+    cleaned.change(profiles={"local": {"training": {"epochs": 3}}})
+    assert_close(outcome(attempt_at(cleaned, "lora-r8")), alone)
+
+
+def test_a_rank_that_runs_out_of_memory_gives_the_cell_its_status(cleaned: TinyProject) -> None:
+    result = attempt_at(divide(cleaned), "full", Forked(poor_at=2)).result
+    assert (result["status"], result["phase"], result["bytes_requested"]) == ("out_of_memory", "train", 123)
+    assert result["status_detail"].startswith("rank 1: RuntimeError: ") and result["measured"]["last_step"] == 1
+
+
+@pytest.mark.slow
+def test_a_budget_is_each_devices_and_a_time_limit_leaves_a_checkpoint(cleaned: TinyProject) -> None:
+    divide(cleaned)
+    cleaned.change(profiles={"local": {"training": {"memory_budget_gb": 0.3}}})
+    result = attempt_at(cleaned, "full").result
+    assert result["status"] == "out_of_memory" and not processes_of(cleaned)
+    endless = {"epochs": 5000, "memory_budget_gb": None, "time_limit_minutes": 0.6}
+    cleaned.change(profiles={"local": {"training": endless}})
+    result = attempt_at(cleaned, "full").result
+    assert result["status"] == "timed_out" and "goes on after step" in result["status_detail"]
+    assert result["measured"]["last_step"] > 2 and not processes_of(cleaned)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_no_rank_outlives_whoever_started_it(cleaned: TinyProject, sent: signal.Signals) -> None:
+    divide(cleaned).change(profiles={"local": {"training": {"epochs": 5000}}})
+    key = cleaned.key("lora-r8")
+    starter = subprocess.Popen([sys.executable, "-m", "pipelines.cli", "train", MODEL, "lora-r8"])
+    try:
+        until(lambda: any(len(a.curve()) > 3 for a in cells.attempts(cleaned.data, key)), "training to start")
+        assert len(ranks_of(cleaned)) == 2
+        starter.send_signal(sent)
+        starter.wait(40)
+        until(lambda: not processes_of(cleaned), "its processes to end", 10)
+    finally:
+        starter.kill()
+        starter.wait()
+    status = "lost" if sent == signal.SIGKILL else "killed"
+    assert [attempt.status for attempt in cells.attempts(cleaned.data, key)] == [status]
