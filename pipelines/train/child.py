@@ -33,14 +33,16 @@ class Tokens:
 def train_cell(worker: Worker) -> None:
     """Load, train, save; every phase is timed and every number reported as it becomes known."""
     ranks = join(worker.spec.get("sharding", "none"))
-    loaded = load(worker)
+    loaded = load(worker, whole=not ranks.sharded)
     if worker.spec["recipe"]["kind"] == "none":
         return
-    from pipelines.train import batches, loading
+    from pipelines.train import batches, loading, sharding
     from pipelines.train.loop import Trainer
 
     draw_apart(ranks, worker.spec["seed"])
     recipe, tokens = worker.spec["recipe"], tokenize(worker, loaded.tokenizer)
+    if ranks.sharded:
+        sharding.shard(loaded.model, loading.device())
     trainer = Trainer(worker, loaded.model, recipe, loading.device(), ranks)
     earlier = _earlier(worker)
     train, validation = tokens.train, []
@@ -53,13 +55,15 @@ def train_cell(worker: Worker) -> None:
     trainer.train(tokens.held_out, validation)
 
     worker.phase("save")
+    put_together = sharding.whole_weights(loaded.model) if ranks.sharded else None
     if ranks.rank == 0:
-        _save(worker, loaded.model, loaded.tokenizer)
+        _save(worker, loaded, put_together)
     part()
 
 
-def load(worker: Worker) -> Loaded:
-    """The spec's model on this machine's device, with its adapter where it gets one; what that took is measured."""
+def load(worker: Worker, *, whole: bool = True) -> Loaded:
+    """The spec's model on this machine's device (not `whole`: on the CPU, to be sharded from there), with its adapter where it gets
+    one; what that took is measured."""
     clock = Stopwatch()
     import torch
 
@@ -74,7 +78,7 @@ def load(worker: Worker) -> Loaded:
     folder = worker.root / spec["weights"]
     tokenizer = loading.load_tokenizer(folder)
     with quantizing.watched(quantizes=bool(recipe["quantization"])) as quantized:
-        model = loading.load_model(folder, recipe)
+        model = loading.load_model(folder, recipe, on_device=whole)
     worker.measure(**quantized.measured(clock.lap()))
     if recipe["kind"] == "lora":
         model = loading.add_adapter(model, recipe)
@@ -151,21 +155,21 @@ def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
     disk.require(worker.folder, needed, "two checkpoints, or one and the trained model")
 
 
-def _save(worker: Worker, model: Any, tokenizer: Any) -> None:
-    """Write the model under another name and rename it, so that a kill leaves no half of one.
+def _save(worker: Worker, loaded: Loaded, weights: dict[str, Any] | None = None) -> None:
+    """Write the model under another name and rename it, so that a kill leaves no half of one; of a sharded one `weights` are all.
 
     Raises:
         DiskFullError: what was written of it is removed again.
     """
     partial = worker.folder / ".model.partial"
     try:
-        model.save_pretrained(partial)
+        loaded.model.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
         if worker.spec["recipe"]["kind"] == "full":
-            tokenizer.save_pretrained(partial)
+            loaded.tokenizer.save_pretrained(partial)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if disk.is_full(error):
-            needed = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+            needed = sum(p.numel() * p.element_size() for p in loaded.model.parameters() if p.requires_grad)
             raise disk.DiskFullError("the trained model", worker.folder, needed) from error
         raise
     os.rename(partial, worker.folder / "model")

@@ -41,8 +41,9 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def load_model(folder: Path, recipe: dict[str, Any]) -> Any:
-    """The model of `folder` on this machine's device, quantized if the recipe says so; nothing is made trainable yet.
+def load_model(folder: Path, recipe: dict[str, Any], *, on_device: bool = True) -> Any:
+    """The model of `folder` on this machine's device (else on the CPU), quantized if the recipe says so; nothing is made trainable
+    yet.
 
     Raises:
         UnavailableError: the folder holds no weights.
@@ -54,7 +55,7 @@ def load_model(folder: Path, recipe: dict[str, Any]) -> Any:
         if not torch.cuda.is_available():
             four_bits.prepare()
         options["quantization_config"] = _quantization(recipe)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and on_device:
         options["device_map"] = {"": torch.cuda.current_device()}
     model = _with_attention(folder, recipe, options)
     if recipe["quantization"] and not torch.cuda.is_available():

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pipelines.train import batches, checkpoint, checks, probe, search
+from pipelines.train import batches, checkpoint, checks, probe, search, sharding
 from pipelines.train.checkpoint import Random
 from pipelines.train.losses import head_on_positions, step_loss, token_losses
 from pipelines.train.memory import MemoryMeter, peak_bytes, reset_peaks
@@ -252,7 +252,7 @@ class Trainer:
             total += loss.item()
         total = self._whole(total)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.recipe["gradient_clip"]).item()
+        norm = _number(torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.recipe["gradient_clip"]))
         # float16's loss is scaled up until gradients overflow; then the scaler leaves out the step and halves the scale
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
         if not (math.isfinite(total) and (math.isfinite(norm) or overflow)):
@@ -311,6 +311,7 @@ class Trainer:
                 losses = token_losses(self.model, batch, self._wanted, self.device)
                 if place < len(mine):
                     total, learned = total + losses.double().sum().item(), learned + len(losses)
+        sharding.put_away(self.model)
         total, learned = self._sums([total, learned])
         if not math.isfinite(total):
             raise DivergedError(f"the loss on held-out records is {total}: lower learning_rate")
@@ -387,3 +388,8 @@ class Trainer:
         self.worker.say(f"going on after step {self.tally.step} of {len(self._plan)}")
         self._random = Random(checkpoint.read_tensors(earlier, "random", rank), state["random"])
         self._random.set()
+
+
+def _number(tensor: Any) -> float:
+    """The value of a scalar, also of one whose parts lie on several ranks."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).item()
