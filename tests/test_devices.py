@@ -133,6 +133,17 @@ def test_a_rank_that_runs_out_of_memory_gives_the_cell_its_status(cleaned: TinyP
     assert result["status_detail"].startswith("rank 1: RuntimeError: ") and result["measured"]["last_step"] == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "why"), [("qlora-r8", "nf4 weights"), ("full-8bit", "the states of paged_adamw_8bit")]
+)
+def test_what_fsdp_cannot_divide_is_unavailable_before_it_starts(cleaned: TinyProject, method: str, why: str) -> None:
+    result = attempt_at(divide(cleaned, "fsdp"), method).result
+    assert result["status"] == "unavailable"
+    assert result["status_detail"] == (
+        f"sharding: fsdp cannot divide {why}: use ddp for this method, in a profile of its own"
+    )
+
+
 @pytest.mark.slow
 def test_a_budget_is_each_devices_and_a_time_limit_leaves_a_checkpoint(cleaned: TinyProject) -> None:
     divide(cleaned)

@@ -21,6 +21,7 @@ from pipelines.launcher import CellCommand, Ending, Launcher, LocalLauncher, own
 from pipelines.launchers import launcher_for
 from pipelines.paths import DataRoot
 from pipelines.train import restart
+from pipelines.train.ranks import require_divisible
 
 GRACE_SECONDS = 30  # for a cell that is stopped by its time limit or from outside to write a checkpoint
 VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
@@ -295,6 +296,7 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
     """Run the attempt's child to its end and write its result, also when a cancel from outside interrupts it."""
     try:
         trackers.require(attempt.spec["report_to"])
+        require_divisible(attempt.spec["recipe"], attempt.spec["sharding"])
         watch.launcher_of(stage)
         weights.fetch(stage.data, stage.experiments, attempt.key.model, say=watch.say)
     except (UnavailableError, UsageError) as error:

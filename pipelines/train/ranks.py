@@ -62,6 +62,17 @@ class Ranks:
         return self.rank if self.sharded else 0
 
 
+def require_divisible(recipe: dict[str, Any], sharding: str) -> None:
+    """Raises UnavailableError where a recipe's weights or optimizer states cannot be divided as `sharding` says."""
+    if sharding in ("none", "ddp"):
+        return
+    advice = "use ddp for this method, in a profile of its own"
+    if recipe["quantization"]:
+        raise UnavailableError(f"sharding: {sharding} cannot divide {recipe['quantization']} weights: {advice}")
+    if recipe["optimizer"] != "adamw":
+        raise UnavailableError(f"sharding: {sharding} cannot divide the states of {recipe['optimizer']}: {advice}")
+
+
 def join(sharding: str) -> Ranks:
     """Meet the other processes of this cell, if it has others (as torchrun's environment says), each with a device of its own.
 

@@ -5,30 +5,17 @@ It has been run on CPUs, by gloo, never on a card by us.
 """
 # ruff: noqa: TID253
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-
-from pipelines.errors import UnavailableError
-
-
-def require(recipe: dict[str, Any]) -> None:
-    """Raises UnavailableError where a recipe's weights or optimizer states cannot be divided."""
-    if recipe.get("quantization"):
-        raise UnavailableError(
-            f"sharding: fsdp cannot divide {recipe['quantization']} weights: use ddp for this method"
-        )
-    if recipe["optimizer"] != "adamw":
-        raise UnavailableError(
-            f"sharding: fsdp divides adamw's states, not those of {recipe['optimizer']}: use either alone"
-        )
 
 
 def shard(model: Any, device: torch.device) -> Any:
     """`model`, whole on the CPU or on `device`, becomes this rank's share on `device`; gradients are summed over the ranks."""
-    mesh = torch.distributed.init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in (*_layers(model), model):
         fully_shard(module, mesh=mesh)
         module.set_gradient_divide_factor(1.0)  # the loss is divided by the learned tokens of all ranks already
@@ -52,4 +39,4 @@ def put_away(model: Any) -> None:
 def whole_weights(model: Any) -> dict[str, torch.Tensor]:
     """What trains of a sharded model, put together on the first rank's CPU; the others get {}. All ranks call this together."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    return get_model_state_dict(model, options=options)
+    return cast("dict[str, torch.Tensor]", get_model_state_dict(model, options=options))
