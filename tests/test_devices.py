@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import psutil
@@ -26,6 +27,11 @@ TRAINING = {
     "epochs": 3, "eval_every_steps": 4, "checkpoint_every_steps": 2, "micro_batch_tokens": 200, "examples_per_step": 3,
 }  # fmt: skip
 Outcome = tuple[list[dict[str, Any]], dict[str, torch.Tensor]]
+
+
+def needs_deepspeed(method: str, sharding: str) -> Any:
+    missing = find_spec("deepspeed") is None
+    return pytest.param(method, sharding, marks=pytest.mark.skipif(missing, reason="the extra deepspeed"))
 
 
 @pytest.fixture
@@ -81,8 +87,12 @@ def ranks_of(project: TinyProject) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize(
-    ("method", "sharding"), [("full", "fsdp"), ("lora-r8", "ddp"), ("lora-r8", "fsdp"), ("full", "ddp")]
-)
+    ("method", "sharding"),
+    [
+        ("full", "ddp"), ("full", "fsdp"), needs_deepspeed("full", "zero2"), needs_deepspeed("full", "zero3"),
+        ("lora-r8", "ddp"), ("lora-r8", "fsdp"), needs_deepspeed("lora-r8", "zero2"), needs_deepspeed("lora-r8", "zero3"),
+    ],
+)  # fmt: skip
 def test_two_processes_make_the_row_of_one_also_where_they_were_stopped(
     cleaned: TinyProject, method: str, sharding: str
 ) -> None:
@@ -131,6 +141,25 @@ def test_a_rank_that_runs_out_of_memory_gives_the_cell_its_status(cleaned: TinyP
     result = attempt_at(divide(cleaned), "full", Forked(poor_at=2)).result
     assert (result["status"], result["phase"], result["bytes_requested"]) == ("out_of_memory", "train", 123)
     assert result["status_detail"].startswith("rank 1: RuntimeError: ") and result["measured"]["last_step"] == 1
+
+
+def test_a_base_in_half_precision_beside_a_float32_adapter_is_divided_too(cleaned: TinyProject) -> None:
+    cleaned.change(profiles={"local": {"training": {"precision": "bf16"}}})  # as on a card
+    alone = outcome(attempt_at(cleaned, "lora-r8", InProcess()))[0]
+    both = outcome(attempt_at(divide(cleaned, "fsdp"), "lora-r8", Forked()))[0]
+    assert both[-1]["eval_loss"] == pytest.approx(alone[-1]["eval_loss"], rel=1e-4) != both[0]["eval_loss"]
+
+
+def test_zero_without_deepspeed_and_with_several_rates_is_unavailable(
+    cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.train.ranks.find_spec", lambda _name: None)
+    result = attempt_at(divide(cleaned, "zero2"), "full").result
+    assert result["status"] == "unavailable"
+    assert result["status_detail"] == "sharding: zero2 needs DeepSpeed: pip install '.[deepspeed]', or use fsdp"
+    cleaned.change(profiles={"local": {"training": {"learning_rate": [1e-4, 1e-3]}}})
+    result = attempt_at(divide(cleaned, "zero3"), "full").result
+    assert result["status"] == "unavailable" and result["status_detail"].endswith("name one, or use fsdp")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def train_cell(worker: Worker) -> None:
 
     draw_apart(ranks, worker.spec["seed"])
     recipe, tokens = worker.spec["recipe"], tokenize(worker, loaded.tokenizer)
-    if ranks.sharded:
+    if ranks.sharding == "fsdp":
         sharding.shard(loaded.model, loading.device())
     trainer = Trainer(worker, loaded.model, recipe, loading.device(), ranks)
     earlier = _earlier(worker)
@@ -55,7 +55,9 @@ def train_cell(worker: Worker) -> None:
     trainer.train(tokens.held_out, validation)
 
     worker.phase("save")
-    put_together = sharding.whole_weights(loaded.model) if ranks.sharded else None
+    put_together = trainer.zero.weights(trainer.named) if trainer.zero else None
+    if ranks.sharding == "fsdp":
+        put_together = sharding.whole_weights(loaded.model)
     if ranks.rank == 0:
         _save(worker, loaded, put_together)
     part()

@@ -25,13 +25,18 @@ def plain_head(model: Any) -> nn.Linear | None:
     """The output head if it is a linear layer without bias or adapter whose output is the logits up to soft-capping; else
     None: the model's own forward pass must then compute them."""
     head = model.get_output_embeddings()
-    known = model.config.model_type in PLAIN_HEADS
-    return head if known and type(head) is nn.Linear and head.bias is None else None
+    known = _config(model).model_type in PLAIN_HEADS
+    divided = hasattr(head.weight, "ds_id")  # by ZeRO: then it is whole only while its own module computes
+    return head if known and type(head) is nn.Linear and head.bias is None and not divided else None
 
 
 def soft_cap(model: Any) -> float | None:
     """Gemma 2's bound on logits: cap × tanh(logits / cap)."""
-    return getattr(model.config, "final_logit_softcapping", None)
+    return getattr(_config(model), "final_logit_softcapping", None)
+
+
+def _config(model: Any) -> Any:
+    return getattr(model, "module", model).config  # DeepSpeed's engine around a model has a config of its own
 
 
 def _pieces(rows: int, vocabulary: int) -> list[slice]:

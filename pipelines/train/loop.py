@@ -9,7 +9,7 @@ The loss of a step is the mean over all its learned tokens, so how it is cut int
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from pipelines.train.memory import MemoryMeter, peak_bytes, reset_peaks
 from pipelines.train.optimizers import make_optimizer
 from pipelines.train.precision import autocast, make_scaler
 from pipelines.train.prompts import Tokenized
-from pipelines.train.ranks import Ranks
+from pipelines.train.ranks import ZERO_STAGES, Ranks
 from pipelines.train.tally import Tally
+from pipelines.train.zero import Zero
 from pipelines.worker import STOPPED, DivergedError, StoppedError, Stopwatch, Worker
 
 Recipe = dict[str, Any]
@@ -40,11 +41,13 @@ class Trainer:
     ) -> None:
         self.worker = worker
         self.ranks = ranks or Ranks()
-        self.model = model
         self.recipe = recipe
         self.device = device
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = make_optimizer(model, recipe)
+        self.model = model
+        self.zero = Zero(model, recipe, device, self.ranks) if self.ranks.sharding in ZERO_STAGES else None
+        self.compute = self.zero.engine if self.zero else model  # what a batch is put through
+        self.optimizer = self.zero.optimizer if self.zero else make_optimizer(model, recipe)
         self.scaler = make_scaler(recipe, device)
         self.chosen = search.given(recipe)
         self.meter = MemoryMeter()
@@ -141,6 +144,9 @@ class Trainer:
 
     def reset_optimizer(self) -> None:
         """A new one that remembers nothing; gradients go too, and the loss's scale."""
+        if self.zero:
+            self.zero.forget()
+            return
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scaler = make_scaler(self.recipe, self.device)
@@ -243,26 +249,36 @@ class Trainer:
             group["lr"] = rate
         learned = learned or sum(example.learned for group in groups for example in group)
         total = 0.0
-        for batch, of in (*((group, learned) for group in groups), *((group, math.inf) for group in idle)):
+        passes = [*((group, learned) for group in groups), *((group, math.inf) for group in idle)]
+        for place, (batch, of) in enumerate(passes, start=1):
             if self._is_stopping():
                 break
             with autocast(self.recipe, self.device):
-                loss = step_loss(self.model, batch, self._wanted, self.device, learned=of)
-            self.scaler.scale(loss).backward()
+                loss = step_loss(self.compute, batch, self._wanted, self.device, learned=of)
+            if self.zero:
+                self.zero.backward(loss, last=place == len(passes))
+            else:
+                self.scaler.scale(loss).backward()
             total += loss.item()
         total = self._whole(total)
-        self.scaler.unscale_(self.optimizer)
-        norm = _number(torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.recipe["gradient_clip"]))
+        norm = self.zero.step() if self.zero else self._clip()
         # float16's loss is scaled up until gradients overflow; then the scaler leaves out the step and halves the scale
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
         if not (math.isfinite(total) and (math.isfinite(norm) or overflow)):
             raise DivergedError(
                 f"loss {total}, gradient norm {norm} after {self.tally.examples} examples: lower learning_rate"
             )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        if not self.zero:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
         return total
+
+    def _clip(self) -> float:
+        """The gradients' norm before they are cut to the recipe's."""
+        self.scaler.unscale_(self.optimizer)
+        norm: Any = torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.recipe["gradient_clip"])
+        return _number(norm)
 
     def _is_stopping(self) -> bool:
         """Whether to compute nothing more of this step: its end, where all ranks meet, then stops them together.
@@ -308,7 +324,7 @@ class Trainer:
             for place, batch in enumerate((*mine, *self._idle(parts))):
                 if self._is_stopping():
                     break
-                losses = token_losses(self.model, batch, self._wanted, self.device)
+                losses = token_losses(self.compute, batch, self._wanted, self.device)
                 if place < len(mine):
                     total, learned = total + losses.double().sum().item(), learned + len(losses)
         sharding.put_away(self.model)
@@ -336,7 +352,11 @@ class Trainer:
 
     def _keep(self) -> None:
         """Write a checkpoint of the state after the last whole step."""
-        tensors, numbers = checkpoint.optimizer_state(self.optimizer, list(self.named.values()))
+        weights: Mapping[str, torch.Tensor] = self.named
+        if self.zero:
+            weights, tensors, numbers = self.zero.weights(self.named), self.zero.states(self.named), {}
+        else:
+            tensors, numbers = checkpoint.optimizer_state(self.optimizer, list(self.named.values()))
         state = {
             "tally": asdict(self.tally),
             "order": [[example.example_id for example in step] for step in self._plan],
@@ -347,7 +367,7 @@ class Trainer:
             "search": {"tried": self.chosen.tried, "seconds": self.worker.report["measured"].get("search_seconds")},
             "versions": self.worker.report["versions"],
         }
-        grouped = {"weights": self.named, "optimizer": tensors, "random": self._random.tensors}
+        grouped = {"weights": weights, "optimizer": tensors, "random": self._random.tensors}
         if self.ranks.holder != self.ranks.rank:  # they are in the file of another rank
             grouped = {"random": self._random.tensors}
         named = {f"{group}/{name}": tensor for group, held in grouped.items() for name, tensor in held.items()}
@@ -367,13 +387,14 @@ class Trainer:
         """Take over the state of `earlier`: weights, optimizer, random states, batch order, sums, curve."""
         rank, holder = self.ranks.rank, self.ranks.holder
         state = checkpoint.read_state(earlier, rank)
-        checkpoint.copy_weights(earlier, self.named, holder)
-        checkpoint.set_optimizer_state(
-            self.optimizer,
-            list(self.named.values()),
-            checkpoint.read_tensors(earlier, "optimizer", holder),
-            state["optimizer"],
-        )
+        tensors = checkpoint.read_tensors(earlier, "optimizer", holder)
+        if self.zero:
+            self._warm_up(train)
+            weights = checkpoint.read_tensors(earlier, "weights", holder)
+            self.zero.take_over(self.named, weights, tensors, state["tally"]["step"])
+        else:
+            checkpoint.copy_weights(earlier, self.named, holder)
+            checkpoint.set_optimizer_state(self.optimizer, list(self.named.values()), tensors, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         by_id = {example.example_id: example for example in train}
         self._plan = [[by_id[name] for name in step] for step in state["order"]]
@@ -388,6 +409,11 @@ class Trainer:
         self.worker.say(f"going on after step {self.tally.step} of {len(self._plan)}")
         self._random = Random(checkpoint.read_tensors(earlier, "random", rank), state["random"])
         self._random.set()
+
+    def _warm_up(self, train: Sequence[Tokenized]) -> None:
+        """A step that changes nothing, since DeepSpeed makes room for what an optimizer remembers during its first one."""
+        with head_on_positions(self.model) as self._wanted:
+            self.step([[min(train, key=len)]], 0.0)
 
 
 def _number(tensor: Any) -> float:

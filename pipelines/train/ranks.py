@@ -10,22 +10,29 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any
 
 from pipelines.errors import UnavailableError
 from pipelines.torchrun import MEETING
 
 BUCKET_BYTES = 32 * 2**20  # gradients that are sent together: fewer messages, and a copy no larger than this
+ZERO_STAGES = {"zero2": 2, "zero3": 3}
 PATIENCE = timedelta(minutes=30)  # with a rank that loads, quantizes or writes a checkpoint
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among `count`. `sharded`: weights are divided over them too, so that all must make as many passes."""
+    """This process's number among `count`, and how a cell is divided over them."""
 
     rank: int = 0
     count: int = 1
-    sharded: bool = False
+    sharding: str = "none"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether more than examples is divided, so that all must make as many passes."""
+        return self.sharding not in ("none", "ddp")
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
         """Each of `numbers` summed over the ranks."""
@@ -59,7 +66,7 @@ class Ranks:
     @property
     def holder(self) -> int:
         """The rank in whose checkpoint file this one's weights are."""
-        return self.rank if self.sharded else 0
+        return self.rank if self.sharding == "fsdp" else 0
 
 
 def require_divisible(recipe: dict[str, Any], sharding: str) -> None:
@@ -71,6 +78,14 @@ def require_divisible(recipe: dict[str, Any], sharding: str) -> None:
         raise UnavailableError(f"sharding: {sharding} cannot divide {recipe['quantization']} weights: {advice}")
     if recipe["optimizer"] != "adamw":
         raise UnavailableError(f"sharding: {sharding} cannot divide the states of {recipe['optimizer']}: {advice}")
+    if sharding not in ZERO_STAGES:
+        return
+    if isinstance(recipe["learning_rate"], list):
+        raise UnavailableError(
+            f"sharding: {sharding} cannot go back to try several learning rates: name one, or use fsdp"
+        )
+    if find_spec("deepspeed") is None:
+        raise UnavailableError(f"sharding: {sharding} needs DeepSpeed: pip install '.[deepspeed]', or use fsdp")
 
 
 def join(sharding: str) -> Ranks:
@@ -95,7 +110,7 @@ def join(sharding: str) -> Ranks:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     meeting = os.environ.get(MEETING, "env://")
     distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=count, timeout=PATIENCE)
-    return Ranks(rank, count, sharded=sharding != "ddp")
+    return Ranks(rank, count, sharding)
 
 
 def part() -> None:
