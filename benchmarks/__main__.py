@@ -10,6 +10,7 @@ from functools import partial
 
 from benchmarks import (
     clean,
+    devices,
     dropout,
     estimate,
     generate,
@@ -27,6 +28,7 @@ from benchmarks import (
 
 def main() -> int:
     benchmarks = {
+        "devices": devices.measure,
         "dropout": dropout.measure,
         "estimate": estimate.measure,
         "generate": generate.measure,
