@@ -38,6 +38,7 @@ def main() -> int:
         "step": step.measure,
         "clean": clean.measure,
         "train": train.measure,
+        "train-gemma": partial(train.measure, "gemma-3-270m"),  # its shape, with random weights
         "rate": rate.measure,
         "ray": ray.measure,
         "startup": startup.measure,
