@@ -16,7 +16,7 @@ DIVIDED = (("full", "ddp"), ("full", "fsdp"), ("lora-r8", "ddp"), ("lora-r8", "f
 
 def measure() -> Iterator[dict[str, Any]]:
     with TemporaryDirectory(prefix="featherweight-devices-") as folder:
-        stage = project.make(Path(folder), train=64, held_out=10)
+        stage = project.make(Path(folder), train=32, held_out=10)
         alone = {method: _train(stage, method, threads=2) for method in ("full", "lora-r8")}
         for method, sharding in DIVIDED:
             one, both = alone[method], _train(_over_two(stage, sharding), method, threads=1)
