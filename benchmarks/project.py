@@ -19,7 +19,7 @@ def make(folder: Path, model: str = PACKAGED, *, train: int, held_out: int, **tr
     """The local profile with `model` alone, so many examples on each side, and `training` over its settings."""
     plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
     if model not in plain["models"]:  # gemma-3's modules have gemma's names
-        like = {**plain["models"]["gemma-2b-it"], "overrides": {}, "note": None}
+        like = {**plain["models"]["gemma-2b-it"], "overrides": {}, "note": None, "bos": None, "end": None}
         plain["models"][model] = {**like, "source": {"random": model}}
     profile = plain["profiles"]["local"]
     profile |= {"models": [model], "max_train_examples": train, "max_eval_examples": held_out}
