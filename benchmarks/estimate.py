@@ -1,8 +1,9 @@
 """Predicted against measured peak memory of training cells on this machine's processor: the packaged model's weights and random
 ones in the shapes of the grid's, several batches, full, LoRA and QLoRA.
 
-Each cell trains some whole optimizer steps on one batch in a process of its own (`benchmarks/estimate_child.py`); the states of
-Adam come with the first, the heap reaches its size in the next ones. What is predicted not to fit counts by its verdict.
+Each cell trains some whole optimizer steps in a process of its own (`benchmarks/estimate_child.py`), on one batch and on shorter
+ones; the states of Adam come with the first, the heap reaches its size in the next ones. What is predicted not to fit counts by
+its verdict.
 """
 
 import json
@@ -27,7 +28,7 @@ from pipelines.paths import PROJECT, DataRoot, data_root
 from pipelines.process import child_environment
 from pipelines.train.cell import Stage, recipe_of
 
-PACKAGED, STEPS = "smollm2-135m", 3
+PACKAGED = "smollm2-135m"
 CELLS: dict[str, list[tuple[str, Batch]]] = {
     PACKAGED: [
         ("full", Batch(4, 128, 256)), ("full", Batch(2, 256, 256)), ("full", Batch(8, 48, 200)), ("full-8bit", Batch(4, 128, 256)),
@@ -111,7 +112,7 @@ def _cells(stage: Stage, model: str, cells: list[tuple[str, Batch]]) -> Iterator
             yield {**line, "measured_gb": None, "error": None, "verdict": f"not measured: {free:.1f} GB are free now"}
         else:
             folder = weights.fetch(stage.data, stage.experiments, model, say=lambda _: None)
-            found = _measured({**question, "weights": str(folder), "steps": STEPS})
+            found = _measured({"recipe": question["recipe"], "batch": asdict(batch), "weights": str(folder)})
             training = answer["cpu"]["train"] / 1e9
             yield {
                 **line, "predicted_gb": training, "measured_gb": found["peaks_gb"][-1],

@@ -1,7 +1,8 @@
 """Whole optimizer steps of one batch in a process of its own, and what they took: `python -m benchmarks.estimate_child`, the
-cell as JSON on standard input (recipe, weights folder, batch, steps), the measurement as JSON on standard output.
+cell as JSON on standard input (recipe, weights folder, batch), the measurement as JSON on standard output.
 
-The batch is what a cell's longest would be; model, adapter, optimizer, head and loss are the trainer's own.
+The batch is what a cell's longest would be; shorter ones come between, since a cell's differ and the heap holds pieces of all. Model,
+adapter, optimizer, head and loss are the trainer's own.
 """
 
 import json
@@ -14,9 +15,11 @@ import torch
 from pipelines.estimate.batch import Batch
 from pipelines.process import die_with_parent, offer_to_oom_killer
 from pipelines.train import loading
-from pipelines.train.losses import head_on_positions, token_losses
+from pipelines.train.losses import head_on_positions, step_loss
 from pipelines.train.memory import give_back_freed, peak_resident_bytes, reset_peaks
 from pipelines.train.optimizers import make_optimizer
+
+SHARES = (1.0, 1.0, 0.6, 0.8, 1.0)  # of the batch's length, step by step
 
 
 def main() -> None:
@@ -35,20 +38,21 @@ def main() -> None:
     loaded = peak_resident_bytes()
     give_back_freed()
     reset_peaks()
-    peaks = train(model, recipe, [Batch(**one) for one in cell["batches"]], cell["steps"])
+    peaks = train(model, recipe, Batch(**cell["batch"]))
     print(json.dumps({"load_peak_gb": loaded / 1e9, "peaks_gb": [peak / 1e9 for peak in peaks]}))
 
 
-def train(model: Any, recipe: dict[str, Any], batches: list[Batch], steps: int) -> list[int]:
+def train(model: Any, recipe: dict[str, Any], batch: Batch) -> list[int]:
     """The peak of resident memory so far, after each step."""
     optimizer = make_optimizer(model, recipe)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
     peaks = []
     with head_on_positions(model) as wanted:
-        for _ in range(steps):
-            for batch in batches:
-                token_losses(model, batch.examples(), wanted, torch.device("cpu")).mean().backward()
+        for share in SHARES:
+            length, learned = int(batch.length * share), max(batch.rows, int(batch.learned * share))
+            shorter = Batch(batch.rows, length, min(learned, batch.rows * (length - 1)))
+            step_loss(model, shorter.examples(), wanted, torch.device("cpu"), learned=shorter.learned).backward()
             torch.nn.utils.clip_grad_norm_(parameters, recipe["gradient_clip"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
