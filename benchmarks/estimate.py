@@ -1,9 +1,9 @@
 """Predicted against measured peak memory of training cells on this machine's processor: the packaged model's weights and random
 ones in the shapes of the grid's, several batches, full, LoRA and QLoRA.
 
-Each cell trains some whole optimizer steps in a process of its own (`benchmarks/estimate_child.py`), on one batch and on shorter
-ones; the states of Adam come with the first, the heap reaches its size in the next ones. What is predicted not to fit counts by
-its verdict.
+Each cell trains some whole optimizer steps in a process of its own (`benchmarks/estimate_child.py`), of
+micro-batches that differ as a cell's do; the states of Adam come with the first, the heap reaches its size in the next ones. What
+is predicted not to fit counts by its verdict.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.estimate_child import shorter
 from pipelines import experiments as configuration
 from pipelines import shipped, weights
 from pipelines.cells import CellKey
@@ -90,7 +91,7 @@ def _cells(stage: Stage, model: str, cells: list[tuple[str, Batch]]) -> Iterator
         {
             "recipe": recipe_of(stage, CellKey(model, method, 1)),
             "config": config,
-            "batches": [asdict(batch)],
+            "batches": [asdict(batch), asdict(shorter(batch))],
             "device": "cpu",
         }
         for method, batch in cells

@@ -1,8 +1,8 @@
-"""Whole optimizer steps of one batch in a process of its own, and what they took: `python -m benchmarks.estimate_child`, the
+"""Whole optimizer steps in a process of its own, and what they took: `python -m benchmarks.estimate_child`, the
 cell as JSON on standard input (recipe, weights folder, batch), the measurement as JSON on standard output.
 
-The batch is what a cell's longest would be; shorter ones come between, since a cell's differ and the heap holds pieces of all. Model,
-adapter, optimizer, head and loss are the trainer's own.
+A step has three micro-batches, as a cell's steps have: the longest, a shorter one, and one of a row more. They differ from step to
+step, since the heap comes to hold pieces of all shapes. Model, adapter, optimizer, head and loss are the trainer's own.
 """
 
 import json
@@ -19,7 +19,7 @@ from pipelines.train.losses import head_on_positions, step_loss
 from pipelines.train.memory import give_back_freed, peak_resident_bytes, reset_peaks
 from pipelines.train.optimizers import make_optimizer
 
-SHARES = (1.0, 1.0, 0.6, 0.8, 1.0)  # of the batch's length, step by step
+STEPS = (1.0, 0.93, 0.85, 1.0)  # the length of an optimizer step's longest example, as a share of the cell's longest
 
 
 def main() -> None:
@@ -42,6 +42,18 @@ def main() -> None:
     print(json.dumps({"load_peak_gb": loaded / 1e9, "peaks_gb": [peak / 1e9 for peak in peaks]}))
 
 
+def scaled(batch: Batch, share: float, *, rows: int | None = None) -> Batch:
+    """`batch` with `share` of its length and, in each row, of what it learns."""
+    rows = rows or batch.rows
+    length = int(batch.length * share)
+    return Batch(rows, length, min(rows * (length - 1), max(rows, int(batch.learned * share * rows / batch.rows))))
+
+
+def shorter(batch: Batch) -> Batch:
+    """The second longest micro-batch of a step that has `batch`; it meets the gradients of the first."""
+    return scaled(batch, 0.7)
+
+
 def train(model: Any, recipe: dict[str, Any], batch: Batch) -> list[int]:
     """The peak of resident memory so far, after each step."""
     optimizer = make_optimizer(model, recipe)
@@ -49,10 +61,10 @@ def train(model: Any, recipe: dict[str, Any], batch: Batch) -> list[int]:
     model.train()
     peaks = []
     with head_on_positions(model) as wanted:
-        for share in SHARES:
-            length, learned = int(batch.length * share), max(batch.rows, int(batch.learned * share))
-            shorter = Batch(batch.rows, length, min(learned, batch.rows * (length - 1)))
-            step_loss(model, shorter.examples(), wanted, torch.device("cpu"), learned=shorter.learned).backward()
+        for share in STEPS:
+            longest = scaled(batch, share)
+            for one in (longest, shorter(longest), scaled(batch, 0.48 * share, rows=batch.rows + 1)):
+                step_loss(model, one.examples(), wanted, torch.device("cpu"), learned=one.learned).backward()
             torch.nn.utils.clip_grad_norm_(parameters, recipe["gradient_clip"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -29,7 +29,7 @@ from pipelines.estimate.question import config_of
 from pipelines.paths import PROJECT, DataRoot
 from pipelines.train import loading
 from pipelines.train.gated import use_lean_gates
-from pipelines.train.losses import head_on_positions, token_losses
+from pipelines.train.losses import head_on_positions, step_loss
 from pipelines.train.products import use_faster_products
 from pipelines.train.prompts import Tokenized
 from tests import planted
@@ -65,7 +65,7 @@ def really_counted(model: Any) -> Live:
         parameter.register_post_accumulate_grad_hook(lambda p: live.add(p.grad, "gradients"))
     model.train()
     with head_on_positions(model) as wanted, Counting(live):
-        token_losses(model, BATCH.examples(), wanted, torch.device("cpu")).sum().backward()
+        step_loss(model, BATCH.examples(), wanted, torch.device("cpu"), learned=1).backward()
     return live
 
 
@@ -130,7 +130,7 @@ def test_few_layers_carried_on_are_all_layers(recipe: dict[str, Any]) -> None:
 def test_every_architecture_is_rehearsed_as_on_a_card(architecture: str, checkpointing: bool) -> None:
     recipe = {**recipe_for(architecture, "full"), "gradient_checkpointing": checkpointing}
     here, card = (rehearsal.rehearse(tiny_model(architecture).config, recipe, [BATCH], d) for d in ("cpu", "cuda"))
-    assert card.weights == here.weights and 0 < card.early.total < 1.2 * here.early.total
+    assert card.weights == here.weights and 0 < card.early.total < 1.3 * here.early.total
 
 
 def test_layers_of_several_kinds_are_rehearsed_whole() -> None:

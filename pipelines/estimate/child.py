@@ -19,23 +19,29 @@ from pipelines.process import die_with_parent
 
 Json = dict[str, Any]
 TOKENIZER = 50_000_000  # bytes of one with some 50,000 words, where none is loaded to be measured (SmolLM2's: 47 MB)
+PRODUCTS = 40_000_000  # bytes of the matrix products that `pipelines.train.products` keeps ready (measured on SmolLM2)
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def framework() -> dict[str, int]:
     """Resident bytes of a process that has loaded the libraries and no model, by kind of method."""
     import torch
+    from tensorboardX import SummaryWriter  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     from pipelines.clean.select import select  # noqa: F401
     from pipelines.train import loop  # noqa: F401
+    from pipelines.train.products import onednn_is_faster
+
+    def occupied() -> int:
+        return psutil.Process().memory_info().rss + (PRODUCTS if onednn_is_faster() else 0)
 
     _first_step(torch)
-    bare = psutil.Process().memory_info().rss
+    bare = occupied()
     from peft import LoraConfig  # noqa: F401
 
-    return {"none": bare, "full": bare, "lora": psutil.Process().memory_info().rss}
+    return {"none": bare, "full": bare, "lora": occupied()}
 
 
 def _first_step(torch: Any) -> None:

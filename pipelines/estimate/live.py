@@ -94,6 +94,8 @@ class Counting(TorchDispatchMode):
         self.live = live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1.0  # the one number that a step reads is the scale of its loss
         out = func(*args, **(kwargs or {}))
         for tensor in _tensors(out):
             self.live.add(tensor)

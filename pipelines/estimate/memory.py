@@ -15,7 +15,7 @@ Device = Literal["cpu", "cuda"]
 # steps. glibc's free blocks do not fit the same request again (it asks for more than it uses, to align it); PEFT's own adapters
 # break the heap up far more, having many short-lived tensors among the kept ones, than those that `pipelines.train.adapters`
 # computes together. Fitted to SmolLM2's cells; `python -m benchmarks estimate` measures what it comes to, there and elsewhere.
-HEAP_SLACK = {"none": 0.0, "full": 0.5, "lora": 0.8, "fused lora": 0.2}
+HEAP_SLACK = {"none": 0.0, "full": 0.7, "lora": 0.8, "fused lora": 0.35}
 
 
 @dataclass(frozen=True)

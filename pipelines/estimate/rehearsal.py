@@ -22,7 +22,7 @@ from pipelines.estimate.batch import Batch
 from pipelines.estimate.card_rules import as_on_cuda
 from pipelines.estimate.live import Counting, Live, Moment
 from pipelines.estimate.optimizer import state_bytes
-from pipelines.train.losses import head_on_positions, token_losses
+from pipelines.train.losses import head_on_positions, step_loss
 
 FEW, MORE = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
 Device = Literal["cpu", "cuda"]
@@ -162,7 +162,7 @@ def _forward_backward(
         with _one_example_a_row(), as_on_cuda() if on_card else nullcontext(), head_on_positions(model) as wanted:
             for batch in batches:
                 with Counting(live), torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_half):
-                    loss = token_losses(model, batch.examples(), wanted, torch.device("cpu")).sum()
+                    loss = step_loss(model, batch.examples(), wanted, torch.device("cpu"), learned=1)
                 with fake, Counting(live):
                     loss.backward()
                 del loss

@@ -60,7 +60,7 @@ class _SummedLoss(torch.autograd.Function):
         inputs, head = hidden.to(half), weight.to(half)
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        total = torch.zeros((), device=hidden.device)
+        total = hidden.new_zeros((), dtype=torch.float32)
         for piece in _pieces(len(targets), len(weight)):
             logits = logits_of(inputs[piece], head, cap)
             total += _loss_into_gradient(logits, targets[piece], cap) * share
