@@ -73,3 +73,59 @@ def test_the_compiler_is_not_imported_for_it() -> None:
     look += "assert torch.compile is before\nprint('torch._dynamo' in sys.modules, 'bitsandbytes' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [True, False])
+def test_weights_are_unpacked_to_the_values_of_bitsandbytes(kind: str, nested: bool) -> None:
+    """Also of odd shapes and of large blocks, for which its library has no exact function."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    four_bits.prepare()
+    torch.manual_seed(1)
+    for shape in SHAPES:
+        for blocksize in (64, 4096):
+            weight = torch.randn(shape)
+            packed, state = quantize_4bit(weight, None, None, blocksize, nested, kind)
+            packed.quant_state = state
+            assert torch.equal(four_bits.unpack(packed), dequantize_4bit(packed, state)), (shape, blocksize)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_unpacked_may_be_of_half_precision_and_lie_anywhere(kind: str, dtype: torch.dtype) -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    four_bits.prepare()
+    packed, state = quantize_4bit(torch.randn(130, 128).to(dtype), quant_type=kind)
+    expected = dequantize_4bit(packed, state)
+    for out in (torch.empty(130, 128, dtype=dtype), torch.empty(128, 130, dtype=dtype).t()):
+        assert torch.equal(dequantize_4bit(packed, state, out=out), expected)
+
+
+def test_weights_are_unpacked_into_one_memory_as_large_as_the_largest() -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    four_bits.prepare()
+    scratch, packed = four_bits.Scratch(), []
+    for shape in ((64, 64), (128, 256), (32, 64)):
+        one, state = quantize_4bit(torch.randn(shape), quant_type="nf4")
+        one.quant_state = state
+        packed.append(one)
+    largest = scratch.shaped((128, 256))
+    assert scratch.shaped((32, 64)).data_ptr() == scratch.shaped((64, 64)).data_ptr() == largest.data_ptr()
+    places = {four_bits.unpack(packed[1]).data_ptr()} | {four_bits.unpack(one).data_ptr() for one in packed}
+    assert len(places) == 1
+    small = four_bits.unpack(packed[2])
+    assert small.shape == (32, 64) and small.untyped_storage().nbytes() >= 4 * 128 * 256
+
+
+def test_a_library_without_the_functions_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    four_bits.prepare()
+    packed, state = quantize_4bit(torch.randn(64, 64), quant_type="nf4")
+    packed.quant_state = state
+    expected = four_bits.unpack(packed).clone()
+    monkeypatch.setattr(four_bits, "_library", dict)
+    assert torch.equal(four_bits.unpack(packed), expected)

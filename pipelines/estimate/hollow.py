@@ -13,6 +13,7 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from pipelines.train import loading
+from pipelines.train.four_bits import Scratch
 from pipelines.train.gated import use_lean_gates
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights an absmax, absmax values a second absmax: bitsandbytes' defaults for 4 bits
@@ -54,18 +55,19 @@ def quantize(model: Any, recipe: dict[str, Any], dtype: torch.dtype) -> None:
     asked = BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=not eight, **four)
     replace_with_bnb_linear(model, get_keys_to_not_convert(model), asked)
     model.is_loaded_in_8bit, model.is_loaded_in_4bit = eight, not eight
+    scratch = Scratch()
     for module in model.modules():
         if isinstance(module, Linear4bit | Linear8bitLt):
-            _make_hollow(module, recipe)
+            _make_hollow(module, recipe, scratch)
 
 
-def _make_hollow(module: Any, recipe: dict[str, Any]) -> None:
+def _make_hollow(module: Any, recipe: dict[str, Any], scratch: Scratch) -> None:
     count = module.in_features * module.out_features
     if recipe["quantization"] == "int8":
         module.__class__, module.kept_bytes = HollowLinear8bit, count + 4 * module.out_features
     else:
         kept = four_bit_bytes(count, double=recipe.get("double_quantization") is not False)
-        module.__class__, module.kept_bytes = HollowLinear4bit, kept
+        module.__class__, module.kept_bytes, module.scratch = HollowLinear4bit, kept, scratch
 
 
 def four_bit_bytes(weights: int, *, double: bool = True) -> int:
@@ -85,6 +87,8 @@ def quantized_sizes(model: nn.Module) -> list[int]:
 class HollowLinear4bit(Linear4bit):
     """Computes as `bitsandbytes.autograd.MatMul4Bit` does: the weight is unpacked for each product, either way, and dropped."""
 
+    scratch: Scratch  # one for the model
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         made: Any = _Matmul.apply(
             x.to(self.compute_dtype or x.dtype), self.bias, (self.out_features, self.in_features), False
@@ -92,8 +96,8 @@ class HollowLinear4bit(Linear4bit):
         return made.to(x.dtype)
 
     def unpacked(self) -> torch.Tensor:
-        """The weight as `pipelines.train.adapters` asks for it."""
-        return _unpacked((self.out_features, self.in_features), torch.empty(0, dtype=self.compute_dtype, device="cpu"))
+        """The weight as `pipelines.train.adapters` asks for it, in memory that all layers share."""
+        return self.scratch.shaped((self.out_features, self.in_features))
 
 
 class HollowLinear8bit(Linear8bitLt):

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from pipelines.train import four_bits
 from pipelines.train.dropout import keep_mask, kept_share
 from pipelines.train.products import add_product, product
 
@@ -115,16 +116,14 @@ def _adapter(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def weight_of(base: Any) -> torch.Tensor:
-    """The frozen weight (out × in): as it lies, transposed (GPT-2), or unpacked from 4 bits for this product."""
+    """The frozen weight (out × in): as it lies, transposed (GPT-2), or unpacked from 4 bits for this product, until the next."""
     if hasattr(base, "unpacked"):  # a rehearsal's
         return base.unpacked()
     if isinstance(base, Conv1D):
         return base.weight.t()
     if type(base) is nn.Linear:
         return base.weight
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(base.weight, base.weight.quant_state)
+    return four_bits.unpack(base.weight)
 
 
 def _is_known(base: Any) -> bool:
