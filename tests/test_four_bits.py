@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,57 +76,54 @@ def test_the_compiler_is_not_imported_for_it() -> None:
     assert done.stdout.split() == ["False", "True"]
 
 
+def packed(weight: torch.Tensor, kind: str = "nf4", blocksize: int = 64, *, nested: bool = False) -> Any:
+    """`weight` as a `Params4bit` holds it."""
+    from bitsandbytes.functional import quantize_4bit
+
+    four_bits.prepare()
+    made: Any
+    made, state = quantize_4bit(weight, None, None, blocksize, nested, kind)
+    made.quant_state = state
+    return made
+
+
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [True, False])
 def test_weights_are_unpacked_to_the_values_of_bitsandbytes(kind: str, nested: bool) -> None:
     """Also of odd shapes and of large blocks, for which its library has no exact function."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from bitsandbytes.functional import dequantize_4bit
 
-    four_bits.prepare()
     torch.manual_seed(1)
     for shape in SHAPES:
         for blocksize in (64, 4096):
-            weight = torch.randn(shape)
-            packed, state = quantize_4bit(weight, None, None, blocksize, nested, kind)
-            packed.quant_state = state
-            assert torch.equal(four_bits.unpack(packed), dequantize_4bit(packed, state)), (shape, blocksize)
+            one = packed(torch.randn(shape), kind, blocksize, nested=nested)
+            assert torch.equal(four_bits.unpack(one), dequantize_4bit(one, one.quant_state)), (shape, blocksize)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_is_unpacked_may_be_of_half_precision_and_lie_anywhere(kind: str, dtype: torch.dtype) -> None:
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from bitsandbytes.functional import dequantize_4bit
 
-    four_bits.prepare()
-    packed, state = quantize_4bit(torch.randn(130, 128).to(dtype), quant_type=kind)
-    expected = dequantize_4bit(packed, state)
+    one = packed(torch.randn(130, 128).to(dtype), kind)
+    expected = dequantize_4bit(one, one.quant_state)
     for out in (torch.empty(130, 128, dtype=dtype), torch.empty(128, 130, dtype=dtype).t()):
-        assert torch.equal(dequantize_4bit(packed, state, out=out), expected)
+        assert torch.equal(dequantize_4bit(one, one.quant_state, out=out), expected)
 
 
 def test_weights_are_unpacked_into_one_memory_as_large_as_the_largest() -> None:
-    from bitsandbytes.functional import quantize_4bit
-
-    four_bits.prepare()
-    scratch, packed = four_bits.Scratch(), []
-    for shape in ((64, 64), (128, 256), (32, 64)):
-        one, state = quantize_4bit(torch.randn(shape), quant_type="nf4")
-        one.quant_state = state
-        packed.append(one)
+    scratch = four_bits.Scratch()
     largest = scratch.shaped((128, 256))
     assert scratch.shaped((32, 64)).data_ptr() == scratch.shaped((64, 64)).data_ptr() == largest.data_ptr()
-    places = {four_bits.unpack(packed[1]).data_ptr()} | {four_bits.unpack(one).data_ptr() for one in packed}
-    assert len(places) == 1
-    small = four_bits.unpack(packed[2])
+    weights = [packed(torch.randn(shape)) for shape in ((64, 64), (128, 256), (32, 64))]
+    four_bits.unpack(weights[1])
+    assert len({four_bits.unpack(one).data_ptr() for one in weights}) == 1
+    small = four_bits.unpack(weights[2])
     assert small.shape == (32, 64) and small.untyped_storage().nbytes() >= 4 * 128 * 256
 
 
 def test_a_library_without_the_functions_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitsandbytes.functional import quantize_4bit
-
-    four_bits.prepare()
-    packed, state = quantize_4bit(torch.randn(64, 64), quant_type="nf4")
-    packed.quant_state = state
-    expected = four_bits.unpack(packed).clone()
+    one = packed(torch.randn(64, 64))
+    expected = four_bits.unpack(one).clone()
     monkeypatch.setattr(four_bits, "_library", dict)
-    assert torch.equal(four_bits.unpack(packed), expected)
+    assert torch.equal(four_bits.unpack(one), expected)
