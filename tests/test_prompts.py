@@ -73,6 +73,33 @@ def test_every_assistant_turn_is_learned_and_nothing_else() -> None:
     assert form.tokenizer.decode(example.input_ids) == whole
 
 
+def test_alpaca_learns_every_answer_of_a_conversation() -> None:
+    turns = [
+        {"role": "user", "content": "Poetry?"},
+        {"role": "assistant", "content": "Larkin."},
+        {"role": "user", "content": "And prose?"},
+        {"role": "assistant", "content": "Strout."},
+    ]
+    form = PromptFormat(tiny_tokenizer(bos=True), "alpaca")
+    record = {**RECORD, "instruction": "", "output": "", "messages": json.dumps(turns)}
+    example = form.tokenize(record)
+    checks.tokens_are_sound([example], [example], form)
+    assert learned_text(form, example) == "Larkin.<|im_end|>Strout.<|im_end|>"
+    asked = form.tokenizer.decode(form.prompt(record))
+    assert asked == (
+        "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nPoetry?\n\n### Response:\nLarkin.<|im_end|>\n\n### Instruction:\nAnd prose?\n\n### Response:\n"
+    )
+    assert example.input_ids[: len(form.prompt(record))] == form.prompt(record)
+    assert example.completion_bytes == len("Larkin.Strout.")
+    single = {**record, "messages": json.dumps(turns[:2])}
+    plain = {**RECORD, "instruction": "Poetry?", "input": "", "output": "Larkin."}
+    assert form.tokenize(single) == form.tokenize(plain)
+    told = [{"role": "system", "content": "Be brief."}, *turns[:2]]
+    with_system = form.tokenizer.decode(form.prompt({**record, "messages": json.dumps(told)}))
+    assert with_system == "<s>Be brief.\n\n### Instruction:\nPoetry?\n\n### Response:\n"
+
+
 def test_the_end_that_the_template_writes_is_the_one_that_is_learned() -> None:
     """Gemma's turns end with <end_of_turn>, not with its EOS."""
     tokenizer = tiny_tokenizer()
@@ -112,7 +139,8 @@ def test_unsound_tokens_are_named() -> None:
 def test_what_is_learned_is_the_answers_text(style: str) -> None:
     form = PromptFormat(tiny_tokenizer(bos=True), style)
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "책이요."}]
-    checks.labels_are_the_answers([RECORD, {**RECORD, "messages": json.dumps([*turns, *turns])}], form)
+    conversation = {**RECORD, "instruction": "", "output": "", "messages": json.dumps([*turns, *turns])}
+    checks.labels_are_the_answers([RECORD, conversation], form)
 
 
 def test_labels_that_are_off_by_a_token_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

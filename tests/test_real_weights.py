@@ -1,8 +1,11 @@
 """The packaged model itself: fetched, served over loopback, trained and evaluated with 4-bit weights, on very few records."""
 
+from pathlib import Path
+
 import psutil
 import pytest
 from safetensors import safe_open
+from transformers import AutoTokenizer
 
 from pipelines import experiments as configuration
 from pipelines import weights
@@ -13,7 +16,9 @@ from pipelines.compare.compare import compare
 from pipelines.errors import UnavailableError
 from pipelines.evaluate.cell import evaluate
 from pipelines.experiments import Experiments
-from pipelines.files import read_json
+from pipelines.export.native import LlamaCpp
+from pipelines.export.vocabulary import PROBE
+from pipelines.files import file_sha256, read_json, stable_hash, write_json
 from pipelines.generate.generate import generate_locally, generated_records
 from pipelines.generate.journal import opened
 from pipelines.paths import PROJECT, DataRoot
@@ -48,6 +53,37 @@ def test_the_fetched_folder_holds_the_gguf_beside_its_conversion(data: DataRoot)
     with safe_open(folder / "model.safetensors", "pt") as tensors:
         assert "model.embed_tokens.weight" in tensors.keys()  # noqa: SIM118
     assert "quantization_config" not in (read_json(folder / "config.json") or {})
+
+
+def test_the_tokenizer_splits_text_as_llama_cpp_does_from_the_same_file(data: DataRoot) -> None:
+    """Digits stand alone, also after several spaces, which transformers' own conversion joins otherwise."""
+    folder = weights.fetch(data, shipped(), MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [*PROBE, "a  5 and   12345", "x =  2024;\n    7", "가격은  3만 원,   10³"]
+    with LlamaCpp(weights.packaged_gguf(data, MODEL, shipped().model(MODEL)), context=32, threads=1) as llama:
+        assert [tokenizer(text, add_special_tokens=False).input_ids for text in texts] == [
+            llama.tokenize(text) for text in texts
+        ]
+    assert tokenizer.tokenize("a  5") == ["a", "ĠĠ", "5"]
+
+
+def test_an_older_conversion_is_made_anew_from_the_file_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, plain = DataRoot(tmp_path), shipped().model_dump()
+    folder = data.models / MODEL
+    folder.mkdir(parents=True)
+    gguf = folder / Path(plain["models"][MODEL]["source"]["file"]).name
+    gguf.write_bytes(b"weights")
+    plain["models"][MODEL]["source"]["sha256"] = file_sha256(gguf)
+    experiments = Experiments.model_validate(plain)
+    write_json(folder / weights.RECORD, {"source_id": stable_hash(plain["models"][MODEL]["source"])})
+    converted = []
+    monkeypatch.setattr(weights, "_run_child", converted.append)
+    monkeypatch.setattr(weights.subprocess, "run", lambda *_args, **_options: pytest.fail("downloaded"))
+    for _ in range(2):
+        assert weights.fetch(data, experiments, MODEL) == folder
+    assert len(converted) == 1 and gguf.read_bytes() == b"weights"
 
 
 def test_a_package_that_is_not_there_is_unavailable_and_nothing_half_made_stays(tmp_path) -> None:

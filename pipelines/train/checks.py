@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized, conversation
+from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized, alpaca_turns, conversation
 
 
 def tokenizer_is_as_recorded(form: PromptFormat, record: Mapping[str, str | None]) -> None:
@@ -58,8 +58,10 @@ def labels_are_the_answers(records: Sequence[Mapping[str, Any]], form: PromptFor
         example = form.tokenize(record)
         told = [t for t, scored in zip(example.input_ids, example.scored, strict=True) if scored]
         learned = _without_space(form.tokenizer.decode(told))
-        turns = conversation(record) if form.style == "chat" else [{"role": "assistant", "content": record["output"]}]
-        answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+        if form.style == "chat":
+            answers = [turn["content"] for turn in conversation(record) if turn["role"] == "assistant"]
+        else:
+            answers = [answer for _, answer in alpaca_turns(record)]
         expected = "".join(
             form.tokenizer.decode(form.tokenizer(a, add_special_tokens=False).input_ids) for a in answers
         )

@@ -10,10 +10,13 @@ ALPACA_WITH_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
-ALPACA = (
+ALPACA_OPENING = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)  # the format of Stanford Alpaca, which base models without a chat template are commonly tuned with
+)
+ALPACA_TURN = "### Instruction:\n{instruction}\n\n### Response:\n"
+ALPACA = (
+    ALPACA_OPENING + ALPACA_TURN
+)  # Stanford Alpaca's, which base models without a chat template are commonly tuned with
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class PromptFormat:
     def prompt(self, record: Mapping[str, Any], shots: Shots = ()) -> list[int]:
         """Token ids to answer from. `shots` are records that come before it with their answers, in the same format."""
         if self.style == "alpaca":
-            return self._finish(self._ids(alpaca_shots(shots) + alpaca_prompt(record)))
+            asked = self._alpaca_segments(record, shots)[:-1]
+            return self._finish([token for segment in asked for token in self._tokens(segment)])
         messages = with_shots(conversation(record)[:-1], shots)
         return self._finish(self._ids(self._render(messages, ask=True)))
 
@@ -77,7 +81,7 @@ class PromptFormat:
         scored: list[bool] = []
         completion_bytes = 0
         for segment in self._segments(record, shots):
-            tokens = self._ids(segment.text) + ([] if segment.end is None else [segment.end])
+            tokens = self._tokens(segment)
             ids += tokens
             if segment.end is None or segment.only_shows:
                 labels += [IGNORE] * len(tokens)
@@ -98,8 +102,7 @@ class PromptFormat:
 
     def _segments(self, record: Mapping[str, Any], shots: Shots = ()) -> list[Segment]:
         if self.style == "alpaca":
-            asked = alpaca_shots(shots) + alpaca_prompt(record)
-            return [Segment(asked), Segment(record["output"], end=self.tokenizer.eos_token_id)]
+            return self._alpaca_segments(record, shots)
         messages, segments, done = with_shots(conversation(record), shots), [], ""
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -113,6 +116,16 @@ class PromptFormat:
             done = answered + self.tokenizer.decode([end])
         shown = 2 * sum(message["role"] == "assistant" for message in with_shots([], shots))
         return [replace(segment, only_shows=True) for segment in segments[:shown]] + segments[shown:]
+
+    def _alpaca_segments(self, record: Mapping[str, Any], shots: Shots) -> list[Segment]:
+        before, segments = alpaca_shots(shots), []
+        for asked, answer in alpaca_turns(record):
+            segments += [Segment(before + asked), Segment(answer, end=self.tokenizer.eos_token_id)]
+            before = "\n\n"
+        return segments
+
+    def _tokens(self, segment: Segment) -> list[int]:
+        return self._ids(segment.text) + ([] if segment.end is None else [segment.end])
 
     def _end_of_turn(self, after_the_answer: str) -> int:
         """The token that the template puts after an answer: EOS for most, <end_of_turn> for Gemma."""
@@ -141,14 +154,27 @@ class PromptFormat:
         return ids if not self.prefix or ids[:1] == self.prefix else [*self.prefix, *ids]
 
 
-def alpaca_prompt(record: Mapping[str, Any]) -> str:
-    form = ALPACA_WITH_INPUT if record["input"].strip() else ALPACA
-    return form.format(instruction=record["instruction"], input=record["input"])
+def alpaca_turns(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is asked and what is answered in the record, turn by turn. A conversation's later questions are blocks without the
+    opening sentences, in place of which stands its system prompt, where it has one."""
+    if not record.get("messages"):
+        form = ALPACA_WITH_INPUT if record["input"].strip() else ALPACA
+        return [(form.format(instruction=record["instruction"], input=record["input"]), record["output"])]
+    turns, opening, asked = [], ALPACA_OPENING, ""
+    for message in conversation(record):
+        if message["role"] == "system":
+            opening = f"{message['content']}\n\n"
+        elif message["role"] == "assistant":
+            turns.append((opening + ALPACA_TURN.format(instruction=asked), message["content"]))
+            opening = asked = ""
+        else:
+            asked = "\n\n".join(part for part in (asked, message["content"]) if part)
+    return turns
 
 
 def alpaca_shots(shots: Shots) -> str:
     """The shots as blocks of the same format, an empty line after each."""
-    return "".join(f"{alpaca_prompt(shot)}{shot['output'].strip()}\n\n" for shot in shots)
+    return "".join(f"{asked}{answer.strip()}\n\n" for shot in shots for asked, answer in alpaca_turns(shot))
 
 
 def with_shots(messages: Sequence[dict[str, str]], shots: Shots) -> list[dict[str, str]]:
