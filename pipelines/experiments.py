@@ -230,9 +230,19 @@ class Ray(Strict):
     at_once: PositiveInt = 4
 
 
+# keys of DeepSpeed's configuration that a cell's recipe decides
+RECIPES_OWN = frozenset(
+    (
+        "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
+        "scheduler", "fp16", "bf16", "amp", "torch_autocast",
+    )
+)  # fmt: skip
+
+
 class Profile(Strict):
     """Which cells, on what of the data, and where: `launcher` starts a cell's process, or its `devices` many, over which
-    `sharding` divides the work (ddp: examples; fsdp, zero2, zero3: weights or optimizer states too)."""
+    `sharding` divides the work (ddp: examples; fsdp, zero2, zero3: weights or optimizer states too). `deepspeed` goes to DeepSpeed
+    as it is, over what zero2 and zero3 set there."""
 
     models: Annotated[list[str], Field(min_length=1)]
     methods: Annotated[list[str], Field(min_length=1)]
@@ -246,6 +256,7 @@ class Profile(Strict):
     launcher: LauncherName = "local"
     devices: PositiveInt = 1
     sharding: Sharding = "none"
+    deepspeed: dict[str, Any] = {}
     ray: Ray | None = None
 
     @model_validator(mode="after")
@@ -258,6 +269,14 @@ class Profile(Strict):
             )
         if self.devices == 1 and self.sharding != "none":
             raise ValueError(f"sharding: {self.sharding} divides a cell over several devices; set devices to 2 or more")
+        if self.deepspeed and self.sharding not in ("zero2", "zero3"):
+            raise ValueError(f"deepspeed: belongs to sharding zero2 and zero3, not {self.sharding}")
+        if ours := sorted(RECIPES_OWN.intersection(self.deepspeed)):
+            raise ValueError(
+                f"deepspeed: {', '.join(ours)}: training: says that for every launcher, so that rows compare"
+            )
+        if "stage" in (self.deepspeed.get("zero_optimization") or {}):
+            raise ValueError("deepspeed: zero_optimization.stage: that is sharding: zero2 or zero3")
         if self.launcher == "ray" and self.ray is None:
             raise ValueError(
                 "launcher: ray needs ray: {address: http://HOST:8265, ...}; `ray: {}` is a cluster on this machine"

@@ -15,9 +15,12 @@ from safetensors.torch import load_file
 
 from pipelines import cells
 from pipelines.cells import Attempt
+from pipelines.errors import UnavailableError
 from pipelines.launcher import Launcher
 from pipelines.train import restart
 from pipelines.train.cell import Watch, train
+from pipelines.train.ranks import Ranks, require_divisible
+from pipelines.train.zero import Zero
 from tests.forked import Forked
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
@@ -160,6 +163,29 @@ def test_zero_without_deepspeed_and_with_several_rates_is_unavailable(
     cleaned.change(profiles={"local": {"training": {"learning_rate": [1e-4, 1e-3]}}})
     result = attempt_at(divide(cleaned, "zero3"), "full").result
     assert result["status"] == "unavailable" and result["status_detail"].endswith("name one, or use fsdp")
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra deepspeed")
+def test_deepspeed_is_given_what_the_profile_says_and_the_row_stays_that_of_one_process(cleaned: TinyProject) -> None:
+    alone = outcome(attempt_at(cleaned, "full", InProcess()))
+    seen = cleaned.data.root / "csv"
+    options = {
+        "zero_optimization": {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000},
+        "csv_monitor": {"enabled": True, "output_path": str(seen)},
+    }
+    divide(cleaned, "zero2")
+    before = cleaned.stage().machine_of("full")
+    cleaned.change(profiles={"local": {"deepspeed": options}})
+    assert cleaned.stage().machine_of("full") != before  # so that other rows of it are stale
+    assert_close(outcome(attempt_at(cleaned, "full", Forked())), alone)
+    assert list(seen.rglob("*.csv"))
+
+
+def test_on_a_cluster_the_node_needs_deepspeed_not_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.train.ranks.find_spec", lambda _name: None)
+    require_divisible({"quantization": None, "optimizer": "adamw", "learning_rate": 1e-4}, "zero2")
+    with pytest.raises(UnavailableError, match="zero2 needs DeepSpeed"):
+        Zero(None, {"recipe": {"precision": "fp32"}}, torch.device("cpu"), Ranks(0, 2, "zero2"))
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,9 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
+ZERO = "launcher: torchrun\n    devices: 2\n    sharding: zero2\n    models: [tiny]\n    deepspeed: "
+
+
 def changed(*changes: tuple[str, str]) -> str:
     text = SMALL
     for old, new in changes:
@@ -238,6 +241,15 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
             "sharding ddp, fsdp, zero2 or zero3",
         ),
         ("models: [tiny]", "launcher: ray\n    models: [tiny]", 18, "profiles.local", "needs ray:"),
+        (
+            "models: [tiny]",
+            "deepspeed: {x: 1}\n    models: [tiny]",
+            18,
+            "profiles.local",
+            "belongs to sharding zero2 and",
+        ),
+        ("models: [tiny]", ZERO + "{optimizer: {}}", 18, "profiles.local", "deepspeed: optimizer: training: says that"),
+        ("models: [tiny]", ZERO + "{zero_optimization: {stage: 1}}", 18, "profiles.local", "sharding: zero2 or zero3"),
         ("models: [tiny]", "ray: {}\n    models: [tiny]", 18, "profiles.local", "belongs to launcher ray, not local"),
     ],
 )

@@ -21,7 +21,7 @@ from pipelines.launcher import CellCommand, Ending, Launcher, LocalLauncher, own
 from pipelines.launchers import launcher_for
 from pipelines.paths import DataRoot
 from pipelines.train import restart
-from pipelines.train.ranks import require_divisible
+from pipelines.train.ranks import require_deepspeed, require_divisible
 
 GRACE_SECONDS = 30  # for a cell that is stopped by its time limit or from outside to write a checkpoint
 VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
@@ -63,11 +63,12 @@ class Stage:
         """What the method's cells run on, as far as it is known beforehand: on a cluster, what they ask it for. The row's
         `device` is what they were given."""
         profile, devices = self.experiments.profile(self.profile), self.devices_of(method)
+        tuned = f", deepspeed {stable_hash(profile.deepspeed)}" if profile.deepspeed and devices["devices"] > 1 else ""
         if profile.ray is None:
-            return machine.device_class(**devices)
+            return machine.device_class(**devices) + tuned
         cards = "cards as there are" if profile.ray.gpus is None else f"{profile.ray.gpus:g} cards"
         several = f" × {devices['devices']}, {devices['sharding']}" if devices["devices"] > 1 else ""
-        return f"ray: {profile.ray.cpus:g} cores, {cards}{several}"
+        return f"ray: {profile.ray.cpus:g} cores, {cards}{several}{tuned}"
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def _new_attempt(
     after: str | None = None,
 ) -> Attempt:
     settings = stage.experiments.training_for(stage.profile, key.model, key.method)
-    model = stage.experiments.model(key.model)
+    model, profile = stage.experiments.model(key.model), stage.experiments.profile(stage.profile)
     folder = key.folder(stage.data) / cells.new_run_id()
     weights_folder = weights.model_folder(stage.data, key.model, model)
     spec = {
@@ -282,7 +283,7 @@ def _new_attempt(
         "resume": resume, "memory_budget_gb": settings.memory_budget_gb,
         "time_limit_minutes": settings.time_limit_minutes, "learning_rate_source": settings.learning_rate_source,
         "report_to": settings.report_to, "tokens": {"bos": model.bos, "end": model.end},
-        "launcher": stage.experiments.profile(stage.profile).launcher, **stage.devices_of(key.method),
+        "launcher": profile.launcher, **stage.devices_of(key.method), "deepspeed": profile.deepspeed,
     }  # fmt: skip
     if after:
         spec["after"] = after
@@ -297,6 +298,8 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
     try:
         trackers.require(attempt.spec["report_to"])
         require_divisible(attempt.spec["recipe"], attempt.spec["sharding"])
+        if attempt.spec["launcher"] != "ray":  # there the node needs it, not this machine
+            require_deepspeed(attempt.spec["sharding"])
         watch.launcher_of(stage)
         weights.fetch(stage.data, stage.experiments, attempt.key.model, say=watch.say)
     except (UnavailableError, UsageError) as error:

@@ -45,7 +45,7 @@ class Trainer:
         self.device = device
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model = model
-        self.zero = Zero(model, recipe, device, self.ranks) if self.ranks.sharding in ZERO_STAGES else None
+        self.zero = Zero(model, worker.spec, device, self.ranks) if self.ranks.sharding in ZERO_STAGES else None
         self.compute = self.zero.engine if self.zero else model  # what a batch is put through
         self.optimizer = self.zero.optimizer if self.zero else make_optimizer(model, recipe)
         self.scaler = make_scaler(recipe, device)

@@ -78,13 +78,15 @@ def require_divisible(recipe: dict[str, Any], sharding: str) -> None:
         raise UnavailableError(f"sharding: {sharding} cannot divide {recipe['quantization']} weights: {advice}")
     if recipe["optimizer"] != "adamw":
         raise UnavailableError(f"sharding: {sharding} cannot divide the states of {recipe['optimizer']}: {advice}")
-    if sharding not in ZERO_STAGES:
-        return
-    if isinstance(recipe["learning_rate"], list):
+    if sharding in ZERO_STAGES and isinstance(recipe["learning_rate"], list):
         raise UnavailableError(
             f"sharding: {sharding} cannot go back to try several learning rates: name one, or use fsdp"
         )
-    if find_spec("deepspeed") is None:
+
+
+def require_deepspeed(sharding: str) -> None:
+    """Raises UnavailableError where `sharding` needs DeepSpeed and this process, which is to train, has none."""
+    if sharding in ZERO_STAGES and find_spec("deepspeed") is None:
         raise UnavailableError(f"sharding: {sharding} needs DeepSpeed: pip install '.[deepspeed]', or use fsdp")
 
 

@@ -17,7 +17,7 @@ import torch
 from pipelines.errors import UnavailableError
 from pipelines.train.optimizers import make_optimizer
 from pipelines.train.precision import make_scaler
-from pipelines.train.ranks import ZERO_STAGES, Ranks
+from pipelines.train.ranks import ZERO_STAGES, Ranks, require_deepspeed
 
 STATES = ("exp_avg", "exp_avg_sq")  # Adam's, by torch's names
 Named = Mapping[str, torch.nn.Parameter]
@@ -26,12 +26,14 @@ Named = Mapping[str, torch.nn.Parameter]
 class Zero:
     """DeepSpeed's `engine` around a model, and its steps. All ranks call `weights` and `states` together, and each gets all."""
 
-    def __init__(self, model: Any, recipe: dict[str, Any], device: torch.device, ranks: Ranks) -> None:
-        """Divide `model` over `ranks`.
+    def __init__(self, model: Any, spec: dict[str, Any], device: torch.device, ranks: Ranks) -> None:
+        """Divide `model` over `ranks`, with the cell's own `deepspeed` configuration over ours.
 
         Raises:
-            UnavailableError: the cell computes in float16.
+            UnavailableError: the cell computes in float16, or DeepSpeed is not installed.
         """
+        recipe = spec["recipe"]
+        require_deepspeed(ranks.sharding)
         if make_scaler(recipe, device).is_enabled():
             raise UnavailableError(
                 f"sharding: {ranks.sharding} does not train in float16 here: use fsdp, or set precision: bf16 or fp32"
@@ -40,12 +42,15 @@ class Zero:
             os.environ["DS_ACCELERATOR"] = "cpu"
         deepspeed: Any = import_module("deepspeed")  # an extra, which whoever checks types need not have
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        config = {
+        ours: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,  # as good as any: steps end where we say, and the loss is divided already
             "gradient_clipping": recipe["gradient_clip"],
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": ZERO_STAGES[ranks.sharding], "overlap_comm": False},
+            "zero_optimization": {"stage": ZERO_STAGES[ranks.sharding]},
         }
+        given = spec.get("deepspeed") or {}
+        stage = given.get("zero_optimization", {}) | ours["zero_optimization"]
+        config = ours | given | {"zero_optimization": {"overlap_comm": False} | stage}
         optimizer = make_optimizer(model, recipe)
         self.engine, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self._fragments: Any = import_module("deepspeed.utils")
