@@ -14,7 +14,7 @@ import dagster as dg
 from assets.instance import prepare_home
 from pipelines.errors import UsageError, WorkError
 
-DAYS = 30
+DAYS, MOST_DAYS = 30, 36500
 PAGE = 1000
 
 
@@ -28,17 +28,26 @@ def old_runs(instance: dg.DagsterInstance, *, days: float) -> list[dg.RunRecord]
 
 
 def _newest(instance: dg.DagsterInstance) -> Iterator[str]:
-    """The run of the newest materialization of every asset and every partition."""
+    """The run of the newest materialization, and of the newest observation (a cell that did not end ok has no other word), of every
+    asset and every partition."""
     for key in instance.all_asset_keys():
-        seen: set[str | None] = set()
-        cursor, more = None, True
-        while more:
-            page = instance.fetch_materializations(key, limit=PAGE, cursor=cursor)
-            for record in page.records:
-                if record.partition_key not in seen:
-                    seen.add(record.partition_key)
-                    yield record.event_log_entry.run_id
-            cursor, more = page.cursor, page.has_more
+        for fetch in (instance.fetch_materializations, instance.fetch_observations):
+            seen: set[str | None] = set()
+            cursor, more = None, True
+            while more:
+                page = fetch(key, limit=PAGE, cursor=cursor)
+                for record in page.records:
+                    if record.partition_key not in seen:
+                        seen.add(record.partition_key)
+                        yield record.event_log_entry.run_id
+                cursor, more = page.cursor, page.has_more
+
+
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 <= days <= MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"{text}: expected days from 0 to {MOST_DAYS}")
+    return days
 
 
 def forget(instance: dg.DagsterInstance, record: dg.RunRecord) -> None:
@@ -52,7 +61,7 @@ def forget(instance: dg.DagsterInstance, record: dg.RunRecord) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m assets.history", description=__doc__)
-    parser.add_argument("--days", type=float, default=DAYS, help=f"keep runs that ended since then; default {DAYS}")
+    parser.add_argument("--days", type=_days, default=DAYS, help=f"keep runs that ended since then; default {DAYS}")
     parser.add_argument("--yes", action="store_true", help="remove them")
     arguments = parser.parse_args()
     try:

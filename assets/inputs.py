@@ -76,7 +76,10 @@ def note_inputs(instance: dg.DagsterInstance, stage: Stage, cells: Sequence[tupl
 def _events(
     instance: dg.DagsterInstance, stage: Stage, selected: Selected, cells: Sequence[tuple[str, str]]
 ) -> Iterator[dg.AssetMaterialization]:
-    partitions = {str(partition_of(model, method)): (model, method) for model, method in cells}
+    there = set(stage.experiments.cells)  # a name that the code location still has may be gone
+    partitions = {
+        str(partition_of(model, method)): (model, method) for model, method in cells if (model, method) in there
+    }
     known = _known(instance, list(partitions))
     made = _provenance(instance)
     for partition, (model, method) in partitions.items():

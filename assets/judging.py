@@ -4,13 +4,17 @@ import dagster as dg
 
 from assets.generating import Spending
 from assets.metadata import table
-from assets.project import stage_now
+from assets.project import OfProfile, stage_now
 from assets.training import evaluation
 from pipelines.errors import InUseError
 from pipelines.evaluate import answers
 from pipelines.generate.show import ProgressLines, summary
 
 JUDGES_ANSWER = "judges_answer"
+
+
+class JudgingConfig(Spending, OfProfile):
+    """What one materialization may spend, and on whose cells."""
 
 
 @dg.asset(
@@ -21,14 +25,14 @@ JUDGES_ANSWER = "judges_answer"
         dg.AssetCheckSpec(JUDGES_ANSWER, asset="judged_answers", description="No judge and no teacher had to stop.")
     ],
 )
-def judged_answers(context: dg.AssetExecutionContext, config: Spending) -> dg.MaterializeResult:
+def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> dg.MaterializeResult:
     """Teachers' answers to what the models were asked, and the judge's word on all answers that the comparison shows.
 
     They lie in `data/lake/journal.sqlite`. Only enabled providers are asked, within their budgets; what the journal holds is not
     asked again. Without `judging:` in experiments.yaml nothing is done. Runs beside training, before every publication; while
     somebody else is asking APIs it waits for nobody, and what is missing is asked before the next one.
     """
-    stage = stage_now()
+    stage = stage_now(config.profile)
     if not answers.is_configured(stage):
         return _told(context, "nobody was asked: judging: in experiments.yaml names neither a judge nor teachers")
     try:

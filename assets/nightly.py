@@ -5,15 +5,19 @@ machine that was rebooted, or two daemons at once change nothing in what is done
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 
-from assets.comparing import LAKE, comparison
+from assets.comparing import LAKE, last_published, published_profile
 from assets.inputs import note_inputs
+from assets.instance import size_pool
 from assets.jobs import data, publish, training
 from assets.project import grid, partition_of, stage_now
 from pipelines import alert
+from pipelines import experiments as configuration
 from pipelines.compare.compare import lake_version
 from pipelines.nightly.due import Due
 from pipelines.nightly.night import Done, Step, end, has_ended, in_words, is_under_way, next_step, note_round
@@ -22,6 +26,7 @@ from pipelines.train.cell import Stage
 NIGHTLY = "featherweight/nightly"  # on every run of a night: "yes"
 NIGHT = "featherweight/night"  # which
 CELL = "featherweight/cell"  # of a cell's run: the name of its `Due`
+PARENT = "dagster/parent_run_id"  # Dagster's own, on a run that was executed again
 RUNNING = dg.DefaultSensorStatus.RUNNING
 
 
@@ -46,12 +51,12 @@ def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[d
     if not runs:
         return dg.SkipReason("no night has begun yet")
     night = runs[0].dagster_run.tags[NIGHT]
-    stage = stage_now(grid().nightly.profile)
+    stage = _stage()
     if has_ended(stage.data, night):
         return dg.SkipReason(f"the night of {night} has ended")
     if unfinished := [run for run in runs if not run.dagster_run.is_finished]:
         return dg.SkipReason(f"night of {night}: {len(unfinished)} runs under way")
-    step = next_step(stage, stage.experiments.nightly, night, _done(runs))
+    step = _next_loaded(context, stage, night, _done(runs))
     if step.do == "end":
         record = end(stage, night, step.why)
         if "not ok" in (told := in_words(record)) or "could not" in told:
@@ -67,37 +72,51 @@ def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.
     """Publishes the comparison whenever the lake holds something new: a cell ended, also badly, or examples changed. A night
     publishes once, at its end.
     """
-    stage = stage_now()
+    stage = stage_now(published_profile(context.instance))
     if not (stage.data.clean / "current.json").exists():
         return dg.SkipReason("nothing was cleaned yet")
     if night := _under_way(context.instance):
         return dg.SkipReason(f"the night of {night} publishes at its end")
     version = lake_version(stage.data)
-    if version == _published(context.instance):
+    if version == last_published(context.instance, LAKE):
         return dg.SkipReason("nothing new in the lake")
-    return dg.RunRequest(run_key=version)
+    return dg.RunRequest(run_key=version, run_config=_publishing(stage.profile))
 
 
 @dg.sensor(minimum_interval_seconds=30, default_status=RUNNING)
 def inputs_have_changed(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Notes the fingerprints of what every cell is made from, so that the UI calls a cell stale when the table does."""
-    noted = note_inputs(context.instance, stage_now())
+    size_pool(context.instance)
+    under_way = _under_way(context.instance)
+    stage = _stage() if under_way else stage_now(published_profile(context.instance))
+    noted = note_inputs(context.instance, stage)
     return dg.SkipReason(f"{noted} new versions noted" if noted else "no new version")
 
 
-def _published(instance: dg.DagsterInstance) -> str | None:
-    """The version of the lake that the newest publication shows."""
-    event = instance.get_latest_materialization_event(comparison.key)
-    found = event.asset_materialization.metadata.get(LAKE) if event and event.asset_materialization else None
-    return str(found.value) if found else None
+def _stage() -> Stage:
+    """The night's profile, by the configuration as it is now."""
+    return stage_now(configuration.load().nightly.profile)
+
+
+def _next_loaded(context: dg.SensorEvaluationContext, stage: Stage, night: str, done: Done) -> Step:
+    """The night's next step, without cells that the code location does not know yet, having loaded an earlier experiments.yaml."""
+    step = next_step(stage, stage.experiments.nightly, night, done)
+    new = [cell for cell in step.cells if (cell.model, cell.method) not in grid().cells]
+    if not new:
+        return step
+    named = ", ".join(f"{cell.model} × {cell.method}" for cell in new)
+    context.log.warning(f"{named}: not run, since experiments.yaml names it anew: reload the code location")
+    asked = [*done.asked, *(cell.name for cell in new)]
+    return next_step(stage, stage.experiments.nightly, night, replace(done, asked=asked))
 
 
 def _newest_night(instance: dg.DagsterInstance) -> Sequence[dg.RunRecord]:
-    """The runs of the night that began last, oldest first."""
-    newest = instance.get_run_records(dg.RunsFilter(tags={NIGHTLY: "yes"}, job_name=data.name), limit=1)
-    if not newest:
+    """The runs of the night that began last, oldest first. One that a person executed again bears the name of its old night."""
+    newest = instance.get_run_records(dg.RunsFilter(tags={NIGHTLY: "yes"}, job_name=data.name), limit=50)
+    begun = [record for record in newest if PARENT not in record.dagster_run.tags]
+    if not begun:
         return []
-    wanted = {NIGHT: newest[0].dagster_run.tags[NIGHT]}
+    wanted = {NIGHT: begun[0].dagster_run.tags[NIGHT]}
     return list(reversed(instance.get_run_records(dg.RunsFilter(tags=wanted))))
 
 
@@ -110,7 +129,7 @@ def _under_way(instance: dg.DagsterInstance) -> str | None:
     running = any(not run.dagster_run.is_finished for run in runs)
     last = max(run.update_timestamp for run in runs).replace(tzinfo=UTC)
     sign = datetime.now(UTC) if running else last
-    return night if is_under_way(stage_now(grid().nightly.profile).data, night, sign) else None
+    return night if is_under_way(_stage().data, night, sign) else None
 
 
 def _done(runs: Sequence[dg.RunRecord]) -> Done:
@@ -128,16 +147,22 @@ def _requests(night: str, step: Step, stage: Stage, runs: Sequence[dg.RunRecord]
         yield from (_cell_request(night, cell, stage) for cell in step.cells)
         return
     tries = 1 + sum(run.dagster_run.job_name == step.do for run in runs)
-    yield (_data_request(night, tries) if step.do == "data" else _publish_request(night, tries))
+    yield (_data_request(night, tries) if step.do == "data" else _publish_request(night, tries, stage.profile))
 
 
-def _publish_request(night: str, tries: int) -> dg.RunRequest:
+def _publish_request(night: str, tries: int, profile: str) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=f"{night}/publish/{tries}",
         job_name=publish.name,
         tags=_tags(night),
-        run_config={"ops": {"judged_answers": {"config": {"night": night}}}},
+        run_config=_publishing(profile, night=night),
     )
+
+
+def _publishing(profile: str, **judging: str) -> dict[str, Any]:
+    """The configuration of a publication of that profile's cells."""
+    shown = {"profile": profile}
+    return {"ops": {"judged_answers": {"config": {**judging, **shown}}, "comparison": {"config": shown}}}
 
 
 def _data_request(night: str, tries: int) -> dg.RunRequest:

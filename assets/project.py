@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import dagster as dg
+from pydantic import Field
 
 from pipelines import experiments as configuration
 from pipelines import machine
@@ -66,6 +67,12 @@ def _end_with_the_run() -> None:
             os._exit(1)
 
         threading.Thread(target=follow, daemon=True).start()
+
+
+class OfProfile(dg.Config):
+    """What a step takes that works for a whole profile."""
+
+    profile: str = Field("auto", description="Whose cells: a profile of experiments.yaml; auto: this machine's.")
 
 
 def cell_of(partition: str) -> tuple[str, str]:

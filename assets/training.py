@@ -18,8 +18,9 @@ from pipelines.compare import plots
 from pipelines.estimate.estimate import foresee
 from pipelines.evaluate.cell import evaluate
 from pipelines.files import stable_hash
+from pipelines.generate.journal import now
 from pipelines.launcher import CellCommand, Ending, Launcher, RunningCommand, WatchedElsewhere
-from pipelines.nightly.night import begin, limit_reached, money_left
+from pipelines.nightly.night import begin, hours_of_cells, limit_reached, money_left
 from pipelines.process import tie_to_parent
 from pipelines.train.cell import Stage, Watch, train
 
@@ -58,12 +59,15 @@ class CellConfig(dg.Config):
     def stage(self) -> Stage:
         return stage_now(self.profile)
 
-    def applied(self, stage: Stage, cell: tuple[str, str]) -> Stage:
-        """The stage with what this run may use."""
-        budgets = [self.budget_usd] if self.budget_usd is not None else []
+    def applied(self, stage: Stage, cell: tuple[str, str], began: str) -> Stage:
+        """The stage with what the next seed of this run, which `began` then, may use. Cells of a cluster that run side by side
+        share what is left to the night."""
+        profile = stage.experiments.profile(stage.profile)
+        spent = hours_of_cells(stage.data, began, cell) * (profile.price_per_hour or 0.0)
+        budgets = [max(self.budget_usd - spent, 0.0)] if self.budget_usd is not None else []
         if self.night:
             left = money_left(stage, stage.experiments.nightly, begin(stage.data, self.night)["started_at"])
-            budgets += [max(left, 0.0)] if left is not None else []
+            budgets += [max(left, 0.0) / (profile.ray.at_once if profile.ray else 1)] if left is not None else []
         if self.max_examples is not None:
             stage = with_max_examples(stage, cell, self.max_examples)
         return with_budget(stage, cell, min(budgets)) if budgets else stage
@@ -179,9 +183,17 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     know_inputs(context, stage)
     watch = _watch(context)
     foresee(stage)
-    stage = config.applied(stage, cell_of(context.partition_key))
+    if config.budget_usd is not None and not stage.experiments.profile(stage.profile).price_per_hour:
+        context.log.warning(f"budget_usd caps nothing: profile {stage.profile} has no price_per_hour")
+    cell, began = cell_of(context.partition_key), now()
     done = [
-        train(stage, key, force=config.force, watch=watch, seen=config.seen.get(str(key.seed)))
+        train(
+            config.applied(stage, cell, began),
+            key,
+            force=config.force,
+            watch=watch,
+            seen=config.seen.get(str(key.seed)),
+        )
         for key in keys_of(context, stage, config.seeds)
     ]
     for attempt, reused in done:
@@ -247,8 +259,11 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
     stage = config.stage()
     know_inputs(context, stage)
     watch = _watch(context)
-    stage = config.applied(stage, cell_of(context.partition_key))
-    done = [evaluate(stage, key, force=config.force, watch=watch) for key in keys_of(context, stage, config.seeds)]
+    cell, began = cell_of(context.partition_key), now()
+    done = [
+        evaluate(config.applied(stage, cell, began), key, force=config.force, watch=watch)
+        for key in keys_of(context, stage, config.seeds)
+    ]
     bad = [found for found, _ in done if not found.ok]
     yield dg.AssetCheckResult(
         check_name=EVALUATION_IS_OK,

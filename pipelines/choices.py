@@ -32,7 +32,7 @@ def with_budget(stage: Stage, model_method: tuple[str, str], dollars: float) -> 
     Raises:
         UsageError: `dollars` is negative.
     """
-    if dollars < 0:
+    if not dollars >= 0:  # NaN too
         raise UsageError(f"budget_usd is {dollars:g}; expected dollars from 0, or nothing for no cap")
     price = stage.experiments.profile(stage.profile).price_per_hour
     if not price:

@@ -272,8 +272,8 @@ def plan(arguments: Arguments) -> int:
     stage = stage_now()
     if arguments.profile:
         stage = replace(stage, profile=configuration.profile_name(stage.experiments, arguments.profile))
-    price = stage.experiments.profile(stage.profile).price_per_hour
-    devices = fleet.load(Path(arguments.cluster)) if arguments.cluster else fleet.this_machine(price)
+    here = stage.experiments.profile(stage.profile)
+    devices = fleet.load(Path(arguments.cluster)) if arguments.cluster else fleet.this_machine(here)
     made = make(stage, devices, everything=arguments.all)
     print(json.dumps(show.as_plain(made), ensure_ascii=False, indent=1) if arguments.json else show.render(made))
     return NOT_OK if made.left else OK

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 import psutil
 
 from pipelines import machine, weights
-from pipelines.experiments import Experiments
+from pipelines.cluster.jobs import JobServer
+from pipelines.errors import UnavailableError
+from pipelines.experiments import Experiments, Profile
 from pipelines.generate.providers import missing_key
 from pipelines.generate.settings import Provider
 from pipelines.paths import DataRoot
+from pipelines.train.ranks import require_deepspeed
 
 
 def _asked(provider: Provider, local: bool) -> str:
@@ -21,6 +24,21 @@ def _asked(provider: Provider, local: bool) -> str:
         return "not asked (enabled: false)"
     budget = "no budget" if provider.budget_usd is None else f"budget ${provider.budget_usd:.4g}"
     return missing_key(provider) or f"asked over its API, {budget}"
+
+
+def _started(profile: Profile) -> str:
+    """Who starts the profile's cells, and what that lacks."""
+    said = profile.launcher
+    if profile.devices > 1:
+        said += f", {profile.devices} devices by {profile.sharding}"
+    try:
+        if profile.ray:
+            return f"{said}: Ray {JobServer(profile.ray.address).version()} at {profile.ray.address}"
+        require_deepspeed(profile.sharding)
+    except UnavailableError as error:
+        return f"{said}: {error}"
+    cards = machine.cuda_count()
+    return f"{said}: this machine has {cards} CUDA device(s)" if 0 < cards < profile.devices else said
 
 
 def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
@@ -34,7 +52,7 @@ def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
     for name, provider in experiments.providers.items():
         yield f"provider {name}: {provider.model}, {_asked(provider, experiments.sources.uses_local_generator)}"
     for name, profile in experiments.profiles.items():
-        yield f"profile {name}: {len(profile.models)} models × {len(profile.methods)} methods"
+        yield f"profile {name}: {len(profile.models)} models × {len(profile.methods)} methods, {_started(profile)}"
         for model in profile.models:
             present = weights.is_present(data, model, experiments.model(model))
             yield f"  {model:<16} {'weights are here' if present else f'weights missing: run `featherweight fetch {model}`'}"

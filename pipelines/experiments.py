@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from pipelines import machine
 from pipelines.errors import UsageError
@@ -215,13 +216,22 @@ LauncherName = Literal["local", "torchrun", "ray"]
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 
 
+JOB_SERVER = r"^https?://(\[[0-9a-fA-F:]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)(:[0-9]{1,5})?(/[^@\s]*)?$"
+
+
+def _is_job_server(address: str) -> str:
+    if not re.match(JOB_SERVER, address):
+        raise ValueError(f"got {_without_password(address)!r}; expected http://HOST:PORT, without a key in it")
+    return address
+
+
 class Ray(Strict):
     """A Ray cluster: its job server's `address`; `storage`, an fsspec URL that all nodes reach (None: the data root is a folder
     that every node sees under the same path); what one cell asks for: `cpus`, which are also its threads, and `gpus` (None: one a
     device where the cluster has any); `memory_gb` (None: what is predicted, on a processor); `python`, the nodes' interpreter that
     has the project's packages. `at_once` cells are kept under way; the cluster decides which of them run."""
 
-    address: Annotated[str, Field(pattern=r"^https?://[^@]+$")] = "http://127.0.0.1:8265"
+    address: Annotated[str, AfterValidator(_is_job_server)] = "http://127.0.0.1:8265"
     storage: Annotated[str, Field(pattern=r"^[a-z0-9]+://[^@]+$")] | None = None
     gpus: Annotated[float, Field(ge=0)] | None = None
     cpus: PositiveFloat = 1
@@ -269,13 +279,18 @@ class Profile(Strict):
             )
         if self.devices == 1 and self.sharding != "none":
             raise ValueError(f"sharding: {self.sharding} divides a cell over several devices; set devices to 2 or more")
+        for name, values in (("models", self.models), ("methods", self.methods), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: each of them once (got {', '.join(map(str, values))})")
+        if not isinstance(self.deepspeed.get("zero_optimization", {}), dict):
+            raise ValueError("deepspeed: zero_optimization: expected a mapping, as in DeepSpeed's own configuration")
         if self.deepspeed and self.sharding not in ("zero2", "zero3"):
             raise ValueError(f"deepspeed: belongs to sharding zero2 and zero3, not {self.sharding}")
         if ours := sorted(RECIPES_OWN.intersection(self.deepspeed)):
             raise ValueError(
                 f"deepspeed: {', '.join(ours)}: training: says that for every launcher, so that rows compare"
             )
-        if "stage" in (self.deepspeed.get("zero_optimization") or {}):
+        if "stage" in self.deepspeed.get("zero_optimization", {}):
             raise ValueError("deepspeed: zero_optimization.stage: that is sharding: zero2 or zero3")
         if self.launcher == "ray" and self.ray is None:
             raise ValueError(
@@ -383,16 +398,46 @@ class Cleaning(Strict):
         return self
 
 
+CRON = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+NAMES = {name: str(i) for i, name in enumerate(MONTHS, 1)} | {name: str(i) for i, name in enumerate(WEEKDAYS)}
+
+
+def _is_cron(text: str) -> str:
+    """The five fields of crontab(5): numbers, names, lists, ranges and steps."""
+    parts = text.lower().split()
+    if len(parts) != len(CRON):
+        raise ValueError(f"got {text!r}; expected minute, hour, day, month and weekday, such as 0 2 * * *")
+    for part, (field, low, high) in zip(parts, CRON, strict=True):
+        for item in part.split(","):
+            span, _, step = item.partition("/")
+            ends = [NAMES.get(end, end) for end in span.split("-")] if span != "*" else [str(low), str(high)]
+            numbers = [int(end) if end.isdecimal() else -1 for end in ends]
+            good = len(numbers) <= 2 and low <= numbers[0] <= numbers[-1] <= high
+            if not good or (step and not (step.isdecimal() and 0 < int(step) <= high)) or item.endswith("/"):
+                raise ValueError(f"got {text!r}; its {field} {item!r} is none from {low} to {high}")
+    return text
+
+
+def _is_timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError(f"got {name!r}; expected a name of the time zone database, such as Europe/Berlin") from None
+    return name
+
+
 class Nightly(Strict):
     """When the night begins and what it may use: dollars (API calls, and training at the profile's price_per_hour), and the hours
     within which a cell may begin. None: no limit of its own. The comparison counts as old after `alarm_after_hours`."""
 
-    cron: str = "0 2 * * *"
-    timezone: str = "UTC"
+    cron: Annotated[str, AfterValidator(_is_cron)] = "0 2 * * *"
+    timezone: Annotated[str, AfterValidator(_is_timezone)] = "UTC"
     profile: str = "auto"
     budget_usd: Annotated[float, Field(ge=0)] | None = None
     max_hours: PositiveFloat | None = None
-    alarm_after_hours: PositiveFloat = 36
+    alarm_after_hours: Annotated[float, Field(gt=0, le=87600)] = 36
 
 
 Place = tuple[str | int, ...]
@@ -503,7 +548,7 @@ def load(path: Path | None = None) -> Experiments:
         UsageError: not there, not YAML, a duplicate or unknown key, a wrong value, a name that does not exist.
     """
     path = path or experiments_file()
-    data, lines = _parse(path)
+    data, lines = parse(path)
     try:
         loaded = Experiments.model_validate(data)
     except ValidationError as error:
@@ -516,7 +561,12 @@ def load(path: Path | None = None) -> Experiments:
     return loaded
 
 
-def _parse(path: Path) -> tuple[Any, dict[Place, int]]:
+def parse(path: Path) -> tuple[Any, dict[Place, int]]:
+    """What a YAML file holds, and the line of each of its keys.
+
+    Raises:
+        UsageError: not there, not YAML, or a key given twice.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -553,6 +603,10 @@ def _note_lines(path: Path, node: yaml.Node, place: Place, lines: dict[Place, in
             _note_lines(path, value, (*place, i), lines)
 
 
+def _without_password(text: str) -> str:
+    return re.sub(r"://[^/\s]*@", "://…@", text)
+
+
 def _where(path: Path, lines: dict[Place, int], place: Place) -> str:
     known = place
     while known and known not in lines:
@@ -571,8 +625,8 @@ def _explain(path: Path, lines: dict[Place, int], item: Any) -> str:
     if item["type"] == "unknown_key":
         place = (*place, item["ctx"]["key"])
     message = item["msg"].removeprefix("Value error, ")
-    found = item.get("input")
-    shown = "" if item["type"] in ("missing", "value_error", "unknown_key") else f"got {found!r}; "
+    found = _without_password(repr(item.get("input")))
+    shown = "" if item["type"] in ("missing", "value_error", "unknown_key") else f"got {found}; "
     return f"{_where(path, lines, place)}: {shown}{message}"
 
 

@@ -23,6 +23,16 @@ def cuda_name() -> str | None:
 
 
 @cache
+def cuda_count() -> int:
+    """How many CUDA devices the driver lists."""
+    if not cuda_name():
+        return 0
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    return len(found.stdout.strip().splitlines())
+
+
+@cache
 def machine_class() -> str:
     """The device that results were measured on: `NVIDIA T4` or `cpu: AMD EPYC, 2 cores`."""
     if gpu := cuda_name():

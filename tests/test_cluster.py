@@ -70,6 +70,14 @@ def test_a_wrong_address_or_a_server_of_something_else_is_a_row_that_says_so(pro
     assert "no Ray job server answers at http://127.0.0.1:9" in attempt.result["status_detail"]
     assert "ray.address" in attempt.result["status_detail"]
     assert attempt.result["device"] is None  # it ran nowhere
+    for wrong in ("http://127.0.0.1:abc", "http://..:8265"):
+        with pytest.raises(UnreachableError, match=r"set ray\.address"):
+            JobServer(wrong).version()
+    with (
+        server({"GET /api/version": (404, "</html>")}) as (address, _),
+        pytest.raises(UnreachableError, match="is no Ray"),
+    ):
+        JobServer(address).version()
     answers = {"GET /api/version": (200, "<html>"), "POST /api/jobs/x/stop": (500, "Traceback\nlast line")}
     with server(answers) as (address, _):
         with pytest.raises(UnreachableError, match="no Ray job server; start one"):

@@ -48,6 +48,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
+RAY = "launcher: ray\n    models: [tiny]\n    ray: "
 ZERO = "launcher: torchrun\n    devices: 2\n    sharding: zero2\n    models: [tiny]\n    deepspeed: "
 
 
@@ -250,6 +251,32 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
         ),
         ("models: [tiny]", ZERO + "{optimizer: {}}", 18, "profiles.local", "deepspeed: optimizer: training: says that"),
         ("models: [tiny]", ZERO + "{zero_optimization: {stage: 1}}", 18, "profiles.local", "sharding: zero2 or zero3"),
+        ("models: [tiny]", ZERO + "{zero_optimization: 5}", 18, "profiles.local", "expected a mapping"),
+        ("models: [tiny]", "models: [tiny]\n    seeds: [1, 1]", 18, "profiles.local", "seeds: each of them once"),
+        (
+            "sources:\n",
+            "nightly: {cron: 0 25 * * *}\nsources:\n",
+            21,
+            "nightly.cron",
+            "its hour '25' is none from 0 to 23",
+        ),
+        ("sources:\n", "nightly: {cron: '@midnight'}\nsources:\n", 21, "nightly.cron", "expected minute, hour"),
+        ("sources:\n", "nightly: {timezone: Mars/X}\nsources:\n", 21, "nightly.timezone", "time zone database"),
+        (
+            "sources:\n",
+            "nightly: {alarm_after_hours: 1.0e+12}\nsources:\n",
+            21,
+            "nightly.alarm_after_hours",
+            "less than",
+        ),
+        (
+            "models: [tiny]",
+            RAY + "{address: 'http://127.0.0.1:abc'}",
+            21,
+            "profiles.local.ray.address",
+            "http://HOST:PORT",
+        ),
+        ("models: [tiny]", RAY + "{address: 'http://a:secret@b'}", 21, "profiles.local.ray.address", "http://…@b"),
         ("models: [tiny]", "ray: {}\n    models: [tiny]", 18, "profiles.local", "belongs to launcher ray, not local"),
     ],
 )
@@ -260,6 +287,12 @@ def test_a_wrong_value_is_named_with_its_line_and_what_was_expected(
     message = refusal(path)
     assert message.startswith(f"{path}:{line}: {place}: ")
     assert said in message
+
+
+def test_crontab_fields_are_taken_as_they_are(tmp_path: Path) -> None:
+    for cron in ("0 2 * * *", "*/15 0-6 1,15 jan-mar MON-FRI", "5 4 * * 7", "0 22 * * 1-5/2"):
+        path = written(tmp_path, changed(("sources:\n", f"nightly: {{cron: '{cron}'}}\nsources:\n")))
+        assert experiments.load(path).nightly.cron == cron
 
 
 def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from pipelines import hub
 from pipelines.cells import Status
 from pipelines.compare.table import comparison_rows
+from pipelines.errors import UsageError
 from pipelines.experiments import Nightly
 from pipelines.files import read_json, write_json
 from pipelines.generate.answers import Answer, Usage
@@ -208,6 +209,17 @@ def test_the_record_of_a_night_says_what_ran_why_and_how_it_ended(lake: Lake) ->
     assert record["outcome"] == {"tiny × full": ["out_of_memory"]}
     assert "not ok: tiny × full out_of_memory" in night.in_words(record)
     assert night.has_ended(lake.data, NIGHT)
+
+
+def test_an_evaluation_that_did_not_end_well_is_told(lake: Lake) -> None:
+    night.note_round(lake.data, NIGHT, [Due("tiny", "full", {1: "missing"}, {1: ""})])
+    lake.evaluated(lake.trained("full"), "out_of_memory")
+    assert "not ok: tiny × full out_of_memory (evaluation)" in night.in_words(night.end(lake.stage, NIGHT, "done"))
+
+
+def test_a_nights_name_is_no_path(lake: Lake) -> None:
+    with pytest.raises(UsageError, match=r"night is '\.\./\.\./x'"):
+        night.begin(lake.data, "../../x")
 
 
 def test_a_night_that_nobody_carries_on_holds_up_no_later_one(lake: Lake) -> None:

@@ -14,6 +14,7 @@ from assets.definitions import defs
 from assets.inputs import note_inputs
 from assets.project import partition_of
 from pipelines import cells
+from pipelines import experiments as configuration
 from pipelines.compare.compare import published_rows
 from pipelines.compare.table import comparison_rows
 from pipelines.files import read_json, write_json
@@ -188,6 +189,67 @@ def test_what_a_person_asks_for_in_the_launchpad_is_done_and_recorded(week: Nigh
     assert len(cells.attempts(week.project.data, cells.CellKey(MODEL, "lora-r8", 7))) == 1
     assert week.cell("lora-r8", max_examples=5, seeds=[7], force=True).success
     assert len(cells.attempts(week.project.data, cells.CellKey(MODEL, "lora-r8", 7))) == 2
+
+
+def test_seeds_share_what_their_run_may_spend(week: Nights) -> None:
+    prices = {"methods": ["lora-r8"], "seeds": [1, 2, 3], "price_per_hour": 3600.0}
+    week.project.change(profiles={"local": prices}, nightly={"budget_usd": 120.0})
+    week.execute(week.begin())
+    assert week.cell("lora-r8", budget_usd=60.0).success
+    keys = [cells.CellKey(MODEL, "lora-r8", seed) for seed in (1, 2, 3)]
+    first, *later = [cells.attempts(week.project.data, key)[0].spec["time_limit_minutes"] for key in keys]
+    assert first == pytest.approx(1.0) and 1.0 > later[0] > later[1] > 0, "a dollar a second"
+    week.project.change(methods={"lora-r8": {"weight_decay": 0.1}})
+    week.carry_on()
+    limits = [cells.attempts(week.project.data, key)[-1].spec["time_limit_minutes"] for key in keys]
+    assert 2.0 > limits[0] > limits[1] > limits[2] > 0, "what is left to the night"
+    assert week.record()["spent_usd"] <= 120.0
+
+
+def test_a_night_on_another_profile_publishes_that_one_and_later_publications_stay_with_it(week: Nights) -> None:
+    local = configuration.load(week.project.experiments).model_dump()["profiles"]["local"]
+    week.project.change(profiles={"big": {**local, "methods": ["base"]}}, nightly={"profile": "big"})
+    assert week.night() == ["data", "base", "publish"]
+
+    def published() -> list[tuple[str, bool]]:
+        return [(row["method"], row["is_stale"]) for row in published_rows(week.project.data)]
+
+    assert published() == [("base", False)]
+    assert week.cell("base", profile="big", force=True).success
+    (asked,) = week.tick("lake_has_changed")
+    week.execute([asked._replace(job_name="publish")])
+    assert published() == [("base", False)]
+    week.tick("inputs_have_changed")
+    assert not is_stale_in_dagster(week, "base")
+    assert defs.resolve_job_def("publish").execute_in_process(instance=week.instance).success  # as by hand
+    assert [method for method, _ in published()] == ["base", "lora-r8"]
+    assert not week.tick("lake_has_changed")
+
+
+def test_a_method_that_is_not_loaded_yet_holds_up_no_other(week: Nights) -> None:
+    week.project.change(
+        methods={"lora-r16": {"kind": "lora", "rank": 16, "alpha": 64, "dropout": 0.1}},
+        profiles={"local": {"methods": ["base", "lora-r16"]}},
+    )
+    assert week.night() == ["data", "base", "publish"]
+    assert {row["method"]: row["status"] for row in published_rows(week.project.data)} == {
+        "base": "ok",
+        "lora-r16": "missing",
+    }
+    week.tick("inputs_have_changed")
+
+
+def test_an_old_night_that_somebody_executes_again_is_not_the_newest(week: Nights) -> None:
+    week.project.change(profiles={"local": {"methods": ["base"]}})
+    old = week.begin()
+    week.execute(old)
+    week.carry_on()
+    week.number += 1
+    week.execute(week.begin())
+    (request,) = old
+    again = {**request.tags, "dagster/parent_run_id": "0", "dagster/root_run_id": "0"}
+    defs.resolve_job_def("data").execute_in_process(instance=week.instance, run_config=request.run_config, tags=again)
+    assert [asked.job_name for asked in week.tick("night_goes_on")] == ["publish"]
 
 
 def test_a_backfill_of_everything_does_the_profiles_cells_and_says_so_of_the_rest(week: Nights) -> None:

@@ -54,7 +54,10 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             received.append(json.loads(body) | {"type": self.headers["Content-Type"]})
-            self.send_response(200 if "refuse" not in str(received[-1]) else 410)
+            status = {"refuse this": 410, "redirect this": 302}.get(received[-1]["text"], 200)
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", "/login")
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
@@ -92,6 +95,9 @@ def test_a_failed_run_is_posted_and_the_webhooks_address_is_told_to_nobody(
         ("http://example.com/x", "expected an https:// address"),
         ("file:///etc/passwd", "expected an https:// address"),
         ("http://127.0.0.1:1/secret", "cannot be reached"),
+        ("https://[bad/secret", "cannot be reached"),
+        ("https://host:port/secret", "cannot be reached"),
+        ("https://127.0.0.1/a secret/x", "cannot be reached"),
     ],
 )
 def test_a_webhook_that_cannot_be_used_is_said_without_its_address(
@@ -104,6 +110,7 @@ def test_a_webhook_that_cannot_be_used_is_said_without_its_address(
 
 def test_a_webhook_that_refuses_is_said(webhook: list[dict[str, Any]]) -> None:
     assert alert.post("refuse this") == f"{alert.WEBHOOK}: the webhook answered HTTP 410"
+    assert alert.post("redirect this") == f"{alert.WEBHOOK}: the webhook answered HTTP 302"
 
 
 def test_without_a_webhook_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

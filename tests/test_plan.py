@@ -101,6 +101,8 @@ def test_seconds_come_from_the_same_cell_then_by_flops_from_the_nearest_then_fro
     assert other and (other.seconds, other.source) == (120 + 20 + 10, "m × full, scaled by FLOPs")
     evaluated = foretell(Work("m", "full", RECIPE, 100, 6000, 50, trains=False), rows, "card", None)
     assert evaluated and evaluated.seconds == 5
+    both = foretell(full, rows, "card", None, 2)
+    assert both and both.seconds == 60 / 2 + 10 + 5, "only the optimizer steps are divided"
     stated = foretell(full, rows, "another card", Rate(100, "as stated"))
     assert stated and (stated.seconds, stated.source) == (20 + 60 + 0.5, "as stated")
     assert foretell(full, rows, "another card", None) is None
@@ -121,6 +123,11 @@ def test_a_sharded_cell_needs_a_share_of_what_is_shared() -> None:
         ("nodes: [{name: a, kind: cpu, memory_gb: 3, pric: 3}]", "nodes[a].pric: unknown key 'pric'; expected one of"),
         ("nodes: [{name: a, kind: cpu}]", "nodes[a].memory_gb: Field required"),
         ("nodes: [{name: a, kind: cpu, memory_gb: 3}, {name: a, kind: cpu, memory_gb: 3}]", "a is named twice"),
+        (
+            "nodes: [{name: a, kind: cpu, memory_gb: 3, count: 2}, {name: a-1, kind: cpu, memory_gb: 3}]",
+            "a-1 is named twice",
+        ),
+        ("nodes: [{name: a, kind: cpu, memory_gb: 3, memory_gb: 4}]", "'memory_gb' is given twice"),
         ("nodes: []", "nodes: got []"),
         ("- 3", "the file: got [3]"),
         ("{", "not YAML"),
@@ -167,3 +174,13 @@ def test_plan_of_a_project_by_its_command(
     assert f"no place for {MODEL} × full: needs" in capsys.readouterr().out
     assert main(["plan"]) == 0
     assert "5 cells on 1 device(s)" in capsys.readouterr().out
+    divided = {"launcher": "torchrun", "devices": 2, "sharding": "ddp", "price_per_hour": 3.6}
+    project.change(profiles={"local": divided})
+    write_json(folder / "result.json", {**result, "device": f"{machine_class()} × 2, ddp"})
+    assert main(["plan", "--json"]) == 0
+    both = {cell["method"]: cell for cell in json.loads(capsys.readouterr().out)["cells"]}
+    assert (len(both["base"]["devices"]), len(both["full"]["devices"])) == (1, 2)
+    assert both["full"]["seconds"] == pytest.approx(planned["full"]["seconds"]), (
+        "measured over two devices, so not divided again"
+    )
+    assert both["full"]["usd"] == pytest.approx(both["full"]["seconds"] / 1000), "the price is the machine's"

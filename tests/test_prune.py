@@ -1,5 +1,6 @@
 """Pruning says what it would remove, removes only what no row needs, and leaves every number where it was."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,11 @@ def test_old_runs_go_with_their_events_but_the_newest_word_on_an_asset_stays(tmp
     @dg.asset
     def made() -> None: ...
 
+    @dg.asset(output_required=False)
+    def observed(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        context.log_event(dg.AssetObservation("observed"))
+        yield from ()
+
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         first = dg.materialize([made], instance=instance).run_id
         second = dg.materialize([made], instance=instance).run_id
@@ -137,5 +143,7 @@ def test_old_runs_go_with_their_events_but_the_newest_word_on_an_asset_stays(tmp
         assert found.dagster_run.run_id == first
         forget(instance, found)
         assert not instance.has_run(first) and instance.has_run(second)
+        failed = dg.materialize([observed], instance=instance).run_id
+        assert failed not in [one.dagster_run.run_id for one in old_runs(instance, days=long_ago)], "all there is of it"
         event = instance.get_latest_materialization_event(dg.AssetKey("made"))
         assert event is not None and event.run_id == second

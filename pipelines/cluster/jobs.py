@@ -52,7 +52,10 @@ class JobServer:
         self.address = address.rstrip("/")
         token = os.environ.get("RAY_AUTH_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx2.Client(base_url=self.address, headers=headers, timeout=ANSWER_SECONDS)
+        try:
+            self._client = httpx2.Client(base_url=self.address, headers=headers, timeout=ANSWER_SECONDS)
+        except (httpx2.InvalidURL, UnicodeError) as error:
+            raise UnreachableError(f"{self.address} is no address ({error}); {self._advice}") from None
 
     def version(self) -> str:
         """Ray's version there.
@@ -60,7 +63,7 @@ class JobServer:
         Raises:
             UnreachableError: within ANSWER_SECONDS.
         """
-        found = self._ask("GET", "/api/version")
+        found = self._ask("GET", "/api/version", allowed=(404,))
         try:
             return str(found.json()["ray_version"])
         except (ValueError, KeyError, TypeError):
@@ -118,7 +121,7 @@ class JobServer:
     def _ask(self, method: str, path: str, *, allowed: tuple[int, ...] = (), **told: Any) -> httpx2.Response:
         try:
             answer = self._client.request(method, path, **told)
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
             why = str(error) or type(error).__name__
             raise UnreachableError(f"no Ray job server answers at {self.address} ({why}); {self._advice}") from None
         if answer.is_error and answer.status_code not in allowed:

@@ -3,6 +3,7 @@
 It is carried on in steps by whoever looks at it next, also after a crash: every step is decided anew from what is there.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines import cells
+from pipelines.errors import UsageError
 from pipelines.experiments import Nightly
 from pipelines.files import read_json, write_json
 from pipelines.generate.journal import now, opened
@@ -98,16 +100,19 @@ def spent_usd(stage: Stage, since: str) -> float:
         with opened(stage.data.journal) as journal:
             calls = journal.charged_since(since)
     price = stage.experiments.profile(stage.profile).price_per_hour or 0.0
-    return calls + price * _hours_of_cells(stage.data, since) if price else calls
+    return calls + price * hours_of_cells(stage.data, since) if price else calls
 
 
 def _costs(stage: Stage) -> bool:
     return bool(stage.experiments.profile(stage.profile).price_per_hour)
 
 
-def _hours_of_cells(data: DataRoot, since: str) -> float:
+def hours_of_cells(data: DataRoot, since: str, cell: tuple[str, str] | None = None) -> float:
+    """Hours of training and evaluation that began at `since` or later, of all cells or of one (model, method)."""
     seconds = 0.0
     for attempt in cells.all_attempts(data):
+        if cell and (attempt.key.model, attempt.key.method) != cell:
+            continue
         for result in (attempt.result, *(found.result for found in attempt.evaluations())):
             if (result.get("started_at") or "") >= since:
                 seconds += _seconds(result)
@@ -145,9 +150,16 @@ def end(stage: Stage, night: str, why: str) -> dict[str, Any]:
 
 
 def _statuses(stage: Stage, model: str, method: str) -> list[str]:
-    """How each seed of the cell stands now."""
+    """How each seed of the cell stands now, its evaluation included."""
     keys = [cells.CellKey(model, method, seed) for seed in stage.experiments.profile(stage.profile).seeds]
-    return [attempt.status for key in keys if (attempt := cells.latest(stage.data, key))]
+    return [_status(attempt) for key in keys if (attempt := cells.latest(stage.data, key))]
+
+
+def _status(attempt: cells.Attempt) -> str:
+    evaluations = attempt.evaluations() if attempt.status == "ok" else []
+    if evaluations and not evaluations[-1].ok:
+        return f"{evaluations[-1].result['status']} (evaluation)"
+    return attempt.status
 
 
 def in_words(record: dict[str, Any]) -> str:
@@ -159,6 +171,8 @@ def in_words(record: dict[str, Any]) -> str:
 
 
 def _file(data: DataRoot, night: str) -> Path:
+    if not re.fullmatch(r"[0-9A-Za-z:_-]+", night):
+        raise UsageError(f"night is {night!r}; expected letters, digits, - and :, as the nightly names its nights")
     return data.lake / "nights" / f"{night}.json"
 
 

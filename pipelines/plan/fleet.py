@@ -1,16 +1,17 @@
 """The devices that a plan is made for: this machine's, or those of a small YAML file, checked as strictly as experiments.yaml."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from pipelines import machine
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import machine_gb
+from pipelines.experiments import Profile, parse
 from pipelines.settings import Slug, Strict
 
 
@@ -28,26 +29,26 @@ class Node(Strict):
     tflops: PositiveFloat | None = None
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
 
+    def machines(self) -> list[str]:
+        """The names of its machines."""
+        return [self.name] if self.count == 1 else [f"{self.name}-{number}" for number in range(1, self.count + 1)]
+
 
 class Fleet(Strict):
     nodes: Annotated[list[Node], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Fleet":
-        names = [node.name for node in self.nodes]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        names = Counter(name for node in self.nodes for name in {node.name, *node.machines()})
+        if twice := sorted(name for name, count in names.items() if count > 1):
             raise ValueError(
-                f"nodes: {', '.join(twice)} is named twice; machines that are alike are one entry with count"
+                f"nodes: {', '.join(twice)} is named twice; machines that are alike are one entry with count, named box-1, box-2, …"
             )
         return self
 
     def machines(self) -> list["Machine"]:
         """Every machine by itself, `box-1`, `box-2`, … where an entry counts several."""
-        return [
-            Machine(node.name if node.count == 1 else f"{node.name}-{number}", node)
-            for node in self.nodes
-            for number in range(1, node.count + 1)
-        ]
+        return [Machine(name, node) for node in self.nodes for name in node.machines()]
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,9 @@ def load(path: Path) -> Fleet:
     Raises:
         UsageError: not there, not YAML, an unknown key or a wrong value; every fault on a line of its own.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(
-            f"{path}: no such file; expected YAML with nodes: [{{name, kind, devices, memory_gb, …}}]"
-        ) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    if not path.exists():
+        raise UsageError(f"{path}: no such file; expected YAML with nodes: [{{name, kind, devices, memory_gb, …}}]")
+    found, _ = parse(path)
     try:
         return Fleet.model_validate(found)
     except ValidationError as error:
@@ -92,9 +88,15 @@ def _explain(found: Any, item: Any) -> str:
     return f"{named}: {shown}{message}"
 
 
-def this_machine(price_per_hour: float | None) -> Fleet:
-    """The device that cells run on here, one at a time."""
-    kind = "gpu" if machine.cuda_name() else "cpu"
-    gb = math.floor(machine_gb() * 100) / 100
-    here = Node(name="here", kind=kind, memory_gb=gb, device=machine.machine_class(), price_per_hour=price_per_hour)
+def this_machine(profile: Profile) -> Fleet:
+    """The device that cells run on here, one at a time; under torchrun as many as the profile divides a cell over: cards, or
+    processes that share this machine's memory."""
+    kind, cards = ("gpu", machine.cuda_count()) if machine.cuda_name() else ("cpu", profile.devices)
+    devices = cards if profile.launcher == "torchrun" else 1
+    gb = machine_gb() / (devices if kind == "cpu" else 1)
+    price = None if profile.price_per_hour is None else profile.price_per_hour / devices
+    here = Node(
+        name="here", kind=kind, devices=devices, memory_gb=math.floor(gb * 100) / 100, device=machine.machine_class(),
+        price_per_hour=price,
+    )  # fmt: skip
     return Fleet(nodes=[here])

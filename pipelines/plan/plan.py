@@ -126,12 +126,6 @@ def longest_first(stage: Stage, cells: Sequence[tuple[str, str]]) -> list[tuple[
     return sorted(cells, key=lambda cell: flops[cell])
 
 
-def devices_of(stage: Stage) -> tuple[int, str]:
-    """How many devices a cell of the profile takes, and how its state is shared out among them."""
-    profile = stage.experiments.profile(stage.profile)
-    return profile.devices, profile.sharding
-
-
 def _needs(
     stage: Stage,
     found: Json,
@@ -167,19 +161,25 @@ def _guessed_tokens(rows: Sequence[Json]) -> float:
 
 
 def _need(stage: Stage, found: Json, work: clock.Work, seeds: int, node: Node, past: Sequence[clock.Past]) -> Need:
-    devices, sharding = devices_of(stage)
+    asked = stage.devices_of(work.method)
+    devices, sharding = asked["devices"], asked["sharding"]
     if devices > node.devices:
         return Need(refused=f"{node.name} has {node.devices} device(s), the profile asks for {devices}")
-    gb = memory_gb(found["cuda" if node.kind == "gpu" else "cpu"], devices, sharding)
+    # processes on a processor share its memory, and there dividing saves none of it (`benchmarks devices`)
+    gb = memory_gb(found["cuda"], devices, sharding) if node.kind == "gpu" else found["cpu"]["peak"] / 1e9
     room = node.memory_gb - (CONTEXT / 1e9 if node.kind == "gpu" else 0)
     if gb > room:
         return Need(gb, refused=f"needs {gb:.1f} GB of a device, {node.name} has {room:.1f}")
-    seconds = clock.foretell(work, past, node.device, _rate(node))
+    together = f"{node.device} × {devices}, {sharding}" if node.device and devices > 1 else node.device
+    seconds = clock.foretell(work, past, together, None)
+    measured = seconds is not None
+    if seconds is None:
+        seconds = clock.foretell(work, past, node.device, _rate(node), devices)
     if seconds is None:
         said = f"no row of device {node.device!r}" if node.device else "no device named whose rows would tell"
         return Need(gb, refused=f"no time known on {node.name}: {said}, and no tflops stated")
-    source = seconds.source if devices == 1 else f"{seconds.source}, divided by {devices} devices"
-    return Need(gb, gb > room / (1 + TIGHT), seconds.seconds * seeds / devices, source)
+    source = seconds.source if measured or devices == 1 else f"{seconds.source}, steps divided by {devices} devices"
+    return Need(gb, gb > room / (1 + TIGHT), seconds.seconds * seeds, source)
 
 
 def memory_gb(predicted: Json, devices: int, sharding: str) -> float:
@@ -215,14 +215,13 @@ def product_rate() -> float:
 def _planned(
     stage: Stage, due: Sequence[Due], needs: dict[tuple[str, str], dict[str, Need]], machines: Sequence[Machine]
 ) -> Plan:
-    count, _ = devices_of(stage)
     places = [Place(machine.name, machine.node.devices, machine.node.memory_gb) for machine in machines]
     found = {f"{one.model} × {one.method}": one for one in due}
     jobs, left = [], []
     for name, one in found.items():
         fits = {place: need.seconds for place, need in needs[one.model, one.method].items() if need.refused is None}
         if fits:
-            jobs.append(Job(name, fits, count))
+            jobs.append(Job(name, fits, stage.devices_of(one.method)["devices"]))
         else:
             reasons = dict.fromkeys(need.refused for need in needs[one.model, one.method].values() if need.refused)
             left.append(Left(one.model, one.method, "; ".join(reasons)))

@@ -79,14 +79,17 @@ def past_of(attempt: Attempt) -> Past | None:
     return Past(work, result["device"], steps, rest, evaluated[-1] or 0.0)
 
 
-def foretell(work: Work, past: Sequence[Past], device: str | None, rate: Rate | None) -> Foretold | None:
-    """Seconds of one seed of `work` on a device of that name and rate; None where nothing tells."""
+def foretell(
+    work: Work, past: Sequence[Past], device: str | None, rate: Rate | None, devices: int = 1
+) -> Foretold | None:
+    """Seconds of one seed of `work` on a device of that name and rate; None where nothing tells. Over several `devices` the
+    optimizer steps, and nothing else, take that part of the time of one."""
     like = [row for row in past if row.device == device and (row.work.training > 0 or work.training == 0)]
     if like:
-        return _by(min(like, key=lambda row: _distance(row, work)), work)
+        return _by(min(like, key=lambda row: _distance(row, work)), work, devices)
     if rate is None:
         return None
-    flops = work.evaluation + (work.training if work.trains else 0.0)
+    flops = work.evaluation + (work.training / devices if work.trains else 0.0)
     return Foretold(START_SECONDS + flops / rate.flops, rate.source)
 
 
@@ -100,13 +103,13 @@ def _distance(row: Past, work: Work) -> tuple[bool, bool, float]:
     )
 
 
-def _by(row: Past, work: Work) -> Foretold:
+def _by(row: Past, work: Work, devices: int) -> Foretold:
     """Optimizer steps go by FLOPs, all else by the number of weights."""
     size = work.parameters / row.work.parameters
     more = work.training / row.work.training if work.training else 0.0
     seconds = row.evaluated * size
     if work.trains:
-        seconds += row.steps * more + row.rest * size
+        seconds += row.steps * more / devices + row.rest * size
     same = (row.work.model, row.work.method) == (work.model, work.method)
     if same and abs(more - (1 if work.training else 0)) < 0.01:
         return Foretold(seconds, "measured")
