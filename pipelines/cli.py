@@ -20,6 +20,7 @@ from pipelines.train.cell import Stage, Watch
 
 Arguments = argparse.Namespace
 OK, NOT_OK = 0, 3
+MOST_RATE = 100.0  # no learning rate is near it
 
 
 def stage_now() -> Stage:
@@ -131,8 +132,11 @@ def train(arguments: Arguments) -> int:
     if arguments.dry_run:
         from pipelines.train.dry_run import dry_run
 
-        for line in dry_run(stage, keys[0]):
-            print(line)
+        try:
+            for line in dry_run(stage, keys[0]):
+                print(line)
+        except ValueError as error:  # what would end the cell as `failed`
+            raise WorkError(str(error)) from error
         return OK
     foresee(stage)
     statuses = []
@@ -288,8 +292,8 @@ def tune(arguments: Arguments) -> int:
     if (arguments.low is None) != (arguments.high is None):
         raise UsageError("--low and --high go together: the least and the highest learning rate to try")
     asked = None if arguments.low is None else Range(arguments.low, arguments.high)
-    if asked and not 0 < asked.low < asked.high:
-        raise UsageError(f"--low {asked.low:g} --high {asked.high:g}: expected 0 < low < high")
+    if asked and not 0 < asked.low < asked.high < MOST_RATE:
+        raise UsageError(f"--low {asked.low:g} --high {asked.high:g}: expected 0 < low < high < {MOST_RATE:g}")
     (key, *_) = _keys(stage, arguments)
     found = tune(stage, key, trials=arguments.trials, asked=asked, tell=print)
     print(f"\nbest of {found.trials} trials: {found.rate:.2e}, loss {found.loss:.4f} on the slice held back from train")

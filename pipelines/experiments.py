@@ -77,7 +77,7 @@ class TrainingOverrides(Strict):
     gradient_checkpointing: bool | None = None
     precision: Literal["auto", "bf16", "fp16", "fp32"] | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None = None
-    targets: Literal["all-linear", "attention"] | list[str] | None = None
+    targets: Literal["all-linear", "attention"] | Annotated[list[str], Field(min_length=1)] | None = None
     early_stop_patience: PositiveInt | None = None
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     eval_every_steps: PositiveInt | None = None
@@ -148,7 +148,7 @@ class Method(TrainingOverrides):
     data: DataChoice | None = None
     rank: PositiveInt | None = None
     alpha: PositiveFloat | None = None
-    dropout: Share | None = None
+    dropout: Annotated[float, Field(ge=0, le=0.95)] | None = None
     rslora: bool = False
     dora: bool = False
     quantization: Literal["nf4", "fp4", "int8"] | None = None

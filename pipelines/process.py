@@ -111,7 +111,20 @@ def offer_to_oom_killer() -> None:
 def limit_memory(budget_bytes: int | None) -> None:
     """Cap this process's private memory, so that a request over the budget fails with the bytes it asked for."""
     if budget_bytes:
-        resource.setrlimit(resource.RLIMIT_DATA, (budget_bytes, budget_bytes))
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (budget_bytes, most))
+
+
+@contextmanager
+def memory_unlimited() -> Iterator[None]:
+    """Inside, this process's cap is lifted: a library whose threads cannot bear a refusal (they hang or crash) may have what it
+    needs. What is over the cap afterwards is refused at the next request; the watchdog outside sees all of it."""
+    cap, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (cap, most))
 
 
 def memory_left() -> int:

@@ -197,7 +197,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     said = str(error)
     return (
         isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
+        or type(error).__name__ in ("OutOfMemoryError", "OutOfMemoryException")  # torch's, DuckDB's
+        or "bad_alloc" in said
+        or "bad allocation" in said
         or "can't allocate memory" in said
         or "Cannot allocate memory" in said
         or "CUDA error: out of memory" in said

@@ -153,6 +153,13 @@ def test_evaluations_come_oldest_first(lake: Lake) -> None:
         (ending(-signal.SIGKILL, kernel_oom_kill=True), {}, "out_of_memory", "kernel's out-of-memory killer"),
         (ending(-signal.SIGTERM), {}, "killed", "SIGTERM from outside"),
         (ending(-signal.SIGTERM, kernel_oom_kill=True), {}, "killed", "SIGTERM from outside"),
+        (
+            ending(-signal.SIGSEGV),
+            {},
+            "out_of_memory",
+            "it crashed (SIGSEGV) with 1.00 GB of a budget of 0.75 GB in use",
+        ),
+        (ending(-signal.SIGABRT, peak_bytes=100), {}, "killed", "it crashed (SIGABRT)"),
         (ending(-signal.SIGKILL, reason="memory_budget"), {}, "out_of_memory", "used 1.00 GB of a budget of 0.75 GB"),
         (ending(-signal.SIGKILL, reason="time_limit"), {}, "timed_out", "after 1.5 minutes"),
         (ending(1), {}, "failed", "exit code 1: line 2 | line 3 | line 4 | line 5"),
@@ -240,6 +247,17 @@ def test_a_child_is_refused_what_is_over_its_budget(lake: Lake) -> None:
     attempt, end = run_child(lake, "bytearray(3_000_000_000)", budget=1.0)
     assert (attempt.status, end.reason) == ("out_of_memory", None)
     assert "MemoryError" in attempt.result["status_detail"]
+
+
+def test_a_cap_is_lifted_where_asked_and_back_afterwards(lake: Lake) -> None:
+    """DuckDB's and Arrow's threads hang or crash where they are refused memory."""
+    lifted = (
+        "from pipelines.process import memory_unlimited\nwith memory_unlimited(): held = bytearray(1_200_000_000)\n"
+    )
+    attempt, _ = run_child(lake, lifted, budget=1.0)
+    assert attempt.status == "ok", attempt.result["status_detail"]
+    attempt, _ = run_child(lake, lifted + "more = bytearray(100_000_000)", budget=1.0)
+    assert attempt.status == "out_of_memory"
 
 
 def test_a_child_stopped_by_the_watchdog_is_out_of_memory_with_what_was_seen(lake: Lake) -> None:

@@ -159,6 +159,12 @@ def test_a_failed_repetition_does_not_hide_a_good_current_evaluation(lake: Lake)
     assert (found["status"], found["eval_bits_per_byte"], found["is_stale"]) == ("ok", 0.7, False)
 
 
+def test_advice_says_of_the_next_run_what_the_detail_says(lake: Lake) -> None:
+    for said in ("the next run goes on after step 28", "the next run starts it again"):
+        lake.trained("full", "killed", detail=f"ended by SIGKILL from outside; {said}")
+        assert rows(lake)["full"]["advice"] == f"it did not come to its end: {said}"
+
+
 @pytest.mark.parametrize("status", SEVERITY)
 def test_every_status_gets_its_advice(lake: Lake, status: Any) -> None:
     if status != "missing":

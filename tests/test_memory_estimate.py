@@ -133,6 +133,13 @@ def test_every_architecture_is_rehearsed_as_on_a_card(architecture: str, checkpo
     assert card.weights == here.weights and 0 < card.early.total < 1.3 * here.early.total
 
 
+@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
+def test_magnitude_and_direction_apart_are_rehearsed_over_any_base(quantization: str | None) -> None:
+    dora = {**LORA, "quantization": quantization, "dora": True}
+    plain, apart = (rehearsal.rehearse(llama(), recipe, [BATCH], "cpu") for recipe in ({**dora, "dora": False}, dora))
+    assert apart.trainable > plain.trainable and apart.early.total > plain.early.total
+
+
 def test_layers_of_several_kinds_are_rehearsed_whole() -> None:
     config = llama(layers=8)
     assert rehearsal._layers_are_alike(config)
@@ -309,6 +316,18 @@ def test_a_failed_prediction_costs_only_its_numbers(
 def out_of_memory(**known: Any) -> dict[str, Any]:
     empty = dict.fromkeys(COLUMNS)
     return {**empty, "model": "m", "method": "full", "status": "out_of_memory", "memory_budget_gb": 3.0, **known}
+
+
+def test_where_no_method_is_predicted_to_fit_advice_names_the_least() -> None:
+    cells = [
+        out_of_memory(method=method, estimated_memory_gb=needed, estimated_half_batch_gb=needed, memory_budget_gb=0.5)
+        for method, needed in (("full", 3.0), ("qlora-r8", 1.3))
+    ]
+    for dead, needed in zip(cells, ("3.0", "1.3"), strict=True):
+        assert advise(dead, cells) == (
+            f"{dead['method']} needs about {needed} GB of 0.5: no method here fits, the least is qlora-r8 with about 1.3 GB: raise "
+            "memory_budget_gb, or take a smaller model"
+        )
 
 
 def test_advice_speaks_of_predictions_where_they_are_known_and_true() -> None:

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from pipelines.errors import UnavailableError
-from pipelines.files import stable_hash
+from pipelines.files import read_json, stable_hash, write_json
 from pipelines.train import batches, loading, precision
 from pipelines.train.cell import recipe_of
 from pipelines.train.optimizers import make_optimizer
 from pipelines.train.prompts import Tokenized
 from pipelines.weights import commit_of
 from tests.in_process import clean_for, trained
-from tests.project import TinyProject
+from tests.project import MODEL, TinyProject
 from tests.tiny import TARGETS, save_tiny
 
 RECIPE: dict[str, Any] = {
@@ -94,6 +94,26 @@ def test_a_run_that_no_longer_improves_stops_and_never_looks_at_the_held_out_rec
     assert (measured["last_step"], measured["stopped_early"]) == (3, True) and measured["steps"] > 10
     assert measured["train_examples"] + measured["validation_examples"] == 8
     assert [point["validation_loss"] for point in attempt.curve()] == [None, 6.0, 7.0, 8.0]
+
+
+def test_early_stop_with_one_example_says_what_it_needs(cleaned: TinyProject) -> None:
+    cleaned.change(methods={"full": {"early_stop_patience": 1, "data": {"max_examples": 1}}})
+    attempt = trained(cleaned, "full")
+    assert attempt.status == "failed" and "there is only one: bring more" in attempt.result["status_detail"]
+
+
+def test_examples_longer_than_the_model_reads_are_left_out_and_counted(
+    cleaned: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_tiny(tmp_path / "short")
+    config = read_json(folder / "config.json") or {}
+    write_json(folder / "config.json", {**config, "max_position_embeddings": 300})
+    own = {MODEL: {"source": {"path": str(folder)}}}
+    cleaned.change(models=own, profiles={"local": {"training": {"max_length": 2000}}})
+    attempt = trained(cleaned, "full")
+    assert attempt.status == "ok", attempt.result["status_detail"]
+    assert attempt.result["measured"]["truncated_share"] > 0  # some
+    assert "max_length is 2000, this model reads 300 tokens" in capsys.readouterr().out
 
 
 def test_the_slice_held_back_is_the_same_whatever_the_order() -> None:

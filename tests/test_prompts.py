@@ -100,6 +100,52 @@ def test_alpaca_learns_every_answer_of_a_conversation() -> None:
     assert with_system == "<s>Be brief.\n\n### Instruction:\nPoetry?\n\n### Response:\n"
 
 
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)  # what its template does: refuse system prompts, trim
+
+
+def test_a_system_prompt_that_the_template_refuses_goes_to_the_head_of_the_first_question() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = GEMMA
+    form = PromptFormat(tokenizer, "chat")
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Poetry?"},
+        {"role": "assistant", "content": "Larkin."},
+        {"role": "user", "content": "And prose?"},
+        {"role": "assistant", "content": "Strout."},
+    ]
+    folded = [{"role": "user", "content": "Be brief.\n\nPoetry?"}, *turns[2:]]
+    told, expected = ({**RECORD, "messages": json.dumps(one)} for one in (turns, folded))
+    assert form.tokenize(told) == form.tokenize(expected)
+    assert form.prompt(told) == form.prompt(expected)
+    assert learned_text(form, form.tokenize(told)) == "Larkin.<|im_end|>Strout.<|im_end|>"
+    plain = PromptFormat(tiny_tokenizer(), "chat")
+    assert "<|im_start|>system\nBe brief." in plain.tokenizer.decode(plain.prompt(told))
+
+
+def test_white_space_around_turns_is_no_part_of_them() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = GEMMA
+    for form in (PromptFormat(tokenizer, "chat"), PromptFormat(tiny_tokenizer(), "chat")):
+        turns = [{"role": "user", "content": " Hi\n"}, {"role": "assistant", "content": "\n책이요. \n"}] * 2
+        example = form.tokenize({**RECORD, "messages": json.dumps(turns)})
+        assert learned_text(form, example) == "책이요.<|im_end|>책이요.<|im_end|>"
+
+
+def test_a_conversation_that_the_template_refuses_is_named() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('not this one') }}"
+    form = PromptFormat(tokenizer, "chat")
+    with pytest.raises(
+        ValueError, match=r"record r1: the model's chat template refuses it: not this one; prompt: alpaca"
+    ):
+        form.tokenize(RECORD)
+
+
 def test_the_end_that_the_template_writes_is_the_one_that_is_learned() -> None:
     """Gemma's turns end with <end_of_turn>, not with its EOS."""
     tokenizer = tiny_tokenizer()

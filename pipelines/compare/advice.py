@@ -1,5 +1,6 @@
 """One true sentence per row: what the numbers say, or what to do about the outcome."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,13 +21,19 @@ def advise(row: Row, rows: Sequence[Row]) -> str:
         case "diverged":
             return "the loss blew up: lower learning_rate for this method"
         case "timed_out":
-            return "raise time_limit_minutes, or train on fewer examples; the next run goes on from the last checkpoint"
+            return f"raise time_limit_minutes, or train on fewer examples; {_next_run(row)}"
         case "killed" | "lost":
-            return "ended from outside: the next run goes on from its last checkpoint"
+            return f"it did not come to its end: {_next_run(row)}"
         case "unavailable":
             return row["status_detail"] or "this machine cannot run it"
         case _:
             return "see status_detail and the attempt's log.txt"
+
+
+def _next_run(row: Row) -> str:
+    """Whether there is a checkpoint to go on from, as the row's own detail says."""
+    found = re.search(r"the next run (goes on after step \d+|starts it again)", row["status_detail"] or "")
+    return found.group() if found else "the next run goes on from its last checkpoint, if it wrote one"
 
 
 def _of_ok(row: Row) -> str:
@@ -78,7 +85,17 @@ def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:
     else:
         needed = "it did not fit"
     ways = [way for way in (_a_method_that_fits(row, rows), _smaller_batches(row)) if way]
-    return f"{needed}: {', or '.join(ways) or 'choose a lora or qlora method, or a smaller model'}"
+    return f"{needed}: {', or '.join(ways) or _when_nothing_fits(row, rows)}"
+
+
+def _when_nothing_fits(row: Row, rows: Sequence[Row]) -> str:
+    """No method of the model is known to fit: what the least of them needs, where all are known."""
+    others = [other for other in rows if other["model"] == row["model"] and other["trainable_params"] != 0]
+    known = [(other["estimated_memory_gb"], other["method"]) for other in others if other["estimated_memory_gb"]]
+    if not known or len(known) < len(others) or min(known)[0] < (row["memory_budget_gb"] or 0):
+        return "choose a lora or qlora method, or a smaller model"
+    least, method = min(known)
+    return f"no method here fits, the least is {method} with about {least:.1f} GB: raise memory_budget_gb, or take a smaller model"
 
 
 def _a_method_that_fits(row: Row, rows: Sequence[Row]) -> str | None:

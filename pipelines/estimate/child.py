@@ -57,10 +57,12 @@ def answer(asked: Json, occupied: dict[str, int]) -> Json:
 
     from pipelines.estimate import memory
     from pipelines.estimate.rehearsal import rehearse
+    from pipelines.train.prompts import longest
 
     fields, recipe = dict(asked["config"]), complete(asked["recipe"])
     width = WIDTHS.get(str(fields.get("dtype") or fields.get("torch_dtype") or "float32"), 4)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    recipe |= {"max_length": longest(recipe["max_length"], config)}
     batches, source = batches_of(asked, recipe)
     if not batches:
         return {"because": "no example fits max_length"}

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+from peft.tuners.lora import dora
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -117,6 +118,18 @@ class _Matmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return gradients[0] @ _unpacked(ctx.shape, gradients[0]), None, None, None
+
+
+def _weight_for_dora(module: Any) -> torch.Tensor:
+    """What PEFT asks for to learn magnitude and direction of a quantized weight apart."""
+    if not isinstance(module, HollowLinear4bit | HollowLinear8bit):
+        return _plain_weight_for_dora(module)
+    dtype = getattr(module, "compute_dtype", None) or torch.float32
+    return torch.empty((module.out_features, module.in_features), dtype=dtype, device=module.weight.device)
+
+
+_plain_weight_for_dora = dora.dequantize_module_weight  # pyright: ignore[reportPrivateImportUsage]
+dora.dequantize_module_weight = _weight_for_dora  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _unpacked(shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:

@@ -67,10 +67,13 @@ def _question(
 def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
     """The model's transformers configuration: its folder's, else a shipped one. None where neither is here."""
     source = model.source
-    if source.random:
-        return shipped.named(source.random)
     if weights.is_present(data, name, model):
         return read_json(weights.model_folder(data, name, model) / "config.json")
+    if source.random:
+        try:
+            return shipped.named(source.random)
+        except UsageError:  # its cells say so
+            return None
     if source.hub:
         return shipped.of_hub(source.hub)
     return shipped.of_wheel(source.wheel) if source.wheel else None

@@ -76,7 +76,8 @@ def evaluate(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | 
     if attempt is None or attempt.status != "ok":
         found = attempt.status if attempt else "missing"
         raise UsageError(
-            f"{key} is {found}; only an ok cell is evaluated: run `featherweight train {key.model} {key.method}`."
+            f"{key} is {found}; only an ok cell is evaluated: run `featherweight train {key.model} {key.method}"
+            f"{'' if key.seed in stage.experiments.profile(stage.profile).seeds else f' --seed {key.seed}'}`."
         )
     _base_first(stage, key, watch)
     fingerprint = evaluation_fingerprint(stage, selected)

@@ -10,7 +10,7 @@ from pipelines.evaluate import general, scores
 from pipelines.files import write_jsonl
 from pipelines.paths import DataRoot
 from pipelines.statistics import percentile
-from pipelines.train.prompts import PromptFormat, Tokenized, conversation, question
+from pipelines.train.prompts import PromptFormat, Tokenized, conversation, longest, question
 from pipelines.worker import DivergedError, Stopwatch, Worker, start
 
 Records = Sequence[dict[str, Any]]
@@ -92,12 +92,15 @@ def fitting_everywhere(worker: Worker, records: Records) -> Records:
     Raises:
         ValueError: there is none.
     """
+    from transformers import AutoConfig
+
     from pipelines.train import loading
 
     kept = list(records)
     for folder, style, max_length in worker.spec["readers"]:
         form = PromptFormat(loading.load_tokenizer(worker.root / folder), style)
-        kept = [record for record in kept if len(form.tokenize(record)) <= max_length]
+        limit = longest(max_length, AutoConfig.from_pretrained(worker.root / folder))
+        kept = [record for record in kept if len(form.tokenize(record)) <= limit]
     if not kept:
         raise ValueError(f"none of {len(records)} evaluation records fits every model of the profile: raise max_length")
     return kept

@@ -23,6 +23,8 @@ from pipelines.paths import DataRoot
 from pipelines.train import restart
 from pipelines.train.ranks import require_deepspeed, require_divisible
 
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself
+NEARLY = 0.8  # of a memory budget: resident memory is less than what counts against it
 GRACE_SECONDS = 30  # for a cell that is stopped by its time limit or from outside to write a checkpoint
 VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
 # What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
@@ -384,6 +386,8 @@ def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Stat
     whom = f"rank {ended['rank']}" if ended else "it"
     if ending.exit_code == -signal.SIGKILL and ending.kernel_oom_kill:
         return "out_of_memory", f"the kernel's out-of-memory killer ended {whom} at {ending.peak_bytes / 1e9:.2f} GB"
+    if -ending.exit_code in CRASHES:
+        return _crashed(ending, whom, spec)
     if ending.exit_code < 0:
         name = _signal_name(-ending.exit_code)
         return "killed", f"{whom} was ended by {name} from outside" if ended else f"ended by {name} from outside"
@@ -394,6 +398,15 @@ def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Stat
         "failed",
         f"{f'{whom}: ' if ended else ''}exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}",
     )
+
+
+def _crashed(ending: Ending, whom: str, spec: Mapping[str, Any]) -> tuple[Status, str]:
+    """A library that is refused memory may crash rather than say so; where the budget was all but used that is what it means."""
+    name, budget = _signal_name(-ending.exit_code), spec.get("memory_budget_gb")
+    used = ending.peak_bytes / 1e9 / spec.get("devices", 1)
+    if budget and used > NEARLY * budget:
+        return "out_of_memory", f"{whom} crashed ({name}) with {used:.2f} GB of a budget of {budget:g} GB in use"
+    return "killed", f"{whom} crashed ({name})"
 
 
 def _signal_name(number: int) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import disk
+from pipelines.process import memory_unlimited
 from pipelines.train import restart
 from pipelines.train.ranks import draw_apart, join, part
 from pipelines.worker import Stopwatch, Worker, start
@@ -40,7 +41,7 @@ def train_cell(worker: Worker) -> None:
     from pipelines.train.loop import Trainer
 
     draw_apart(ranks, worker.spec["seed"])
-    recipe, tokens = worker.spec["recipe"], tokenize(worker, loaded.tokenizer)
+    recipe, tokens = worker.spec["recipe"], tokenize(worker, loaded)
     if ranks.sharding == "fsdp":
         sharding.shard(loaded.model, loading.device())
     trainer = Trainer(worker, loaded.model, recipe, loading.device(), ranks)
@@ -48,6 +49,10 @@ def train_cell(worker: Worker) -> None:
     train, validation = tokens.train, []
     if recipe["early_stop_patience"]:
         train, validation = batches.held_back(train, recipe["validation_share"])
+        if not train:
+            raise ValueError(
+                "early_stop_patience holds back a slice of the training examples, and there is only one: bring more"
+            )
     worker.measure(train_examples=len(train), validation_examples=len(validation))
     trainer.prepare(train, earlier, validation=validation)
     worker.phase("train")
@@ -101,23 +106,29 @@ def load(worker: Worker, *, whole: bool = True) -> Loaded:
     return Loaded(model, tokenizer)
 
 
-def tokenize(worker: Worker, tokenizer: Any) -> Tokens:
-    """The selected examples as tokens, those that fit max_length.
+def tokenize(worker: Worker, loaded: Loaded) -> Tokens:
+    """The selected examples as tokens, those that fit max_length and the model.
 
     Raises:
         ValueError: tokens that would be learned wrongly.
     """
     from pipelines.clean.select import Selection, select
     from pipelines.train import checks
-    from pipelines.train.prompts import PromptFormat
+    from pipelines.train.prompts import PromptFormat, longest
 
     spec, recipe = worker.spec, worker.spec["recipe"]
-    selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
-    form = PromptFormat(tokenizer, recipe["prompt"])
+    with memory_unlimited():  # Arrow's and DuckDB's threads
+        selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
+    form = PromptFormat(loaded.tokenizer, recipe["prompt"])
+    limit = longest(recipe["max_length"], loaded.model.config)
+    if limit < recipe["max_length"]:
+        worker.say(
+            f"max_length is {recipe['max_length']}, this model reads {limit} tokens: longer examples are left out"
+        )
     train = [form.tokenize(record) for record in selected.train]
-    fitting = [example for example in train if len(example) <= recipe["max_length"]]
+    fitting = [example for example in train if len(example) <= limit]
     held_out = [form.tokenize(record) for record in selected.eval]
-    held_out = [example for example in held_out if len(example) <= recipe["max_length"]]
+    held_out = [example for example in held_out if len(example) <= limit]
     worker.measure(truncated_share=1 - len(fitting) / len(train))
     checks.tokenizer_is_as_recorded(form, spec.get("tokens") or {})
     checks.tokens_are_sound(fitting, held_out, form)

@@ -1,11 +1,13 @@
 """One example as the trainer sees it, token by token, with what is learned, and the loss before the first step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 from pipelines.cells import CellKey
 from pipelines.errors import UsageError
 from pipelines.train.cell import Stage, examples_now, for_method, no_examples, recipe_of
-from pipelines.train.prompts import IGNORE, Tokenized
+from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized, longest
 
 
 def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
@@ -18,18 +20,20 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     if not selected.train:
         raise UsageError(no_examples(stage, key.method))
     import torch
+    from transformers import AutoConfig
 
     from pipelines import weights
     from pipelines.train import checks, loading
     from pipelines.train.losses import head_on_positions, token_losses
-    from pipelines.train.prompts import PromptFormat
 
     loading.quiet()
     recipe = recipe_of(stage, key)
     folder = weights.fetch(stage.data, stage.experiments, key.model)
     form = PromptFormat(loading.load_tokenizer(folder), recipe["prompt"])
-    example = form.tokenize(selected.train[0])
-    checks.tokens_are_sound([example], [form.tokenize(selected.eval[0])], form)
+    limit = longest(recipe["max_length"], AutoConfig.from_pretrained(folder))
+    train, held_out = (_first(form, records, limit) for records in (selected.train, selected.eval))
+    checks.tokens_are_sound(train, held_out, form)
+    (example,) = train
     yield f"{key}: example {example.example_id}, {len(example)} tokens, {example.learned} of them learned"
     yield from _tokens(example, form)
     yield (
@@ -44,7 +48,13 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     yield f"loss at step 0: {loss:.4f} nats per completion token"
 
 
-def _tokens(example: Tokenized, form) -> Iterator[str]:
+def _first(form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int) -> list[Tokenized]:
+    """The first of the records that has no more tokens, alone; none where all are longer."""
+    fitting = (example for record in records if len(example := form.tokenize(record)) <= limit)
+    return list(islice(fitting, 1))
+
+
+def _tokens(example: Tokenized, form: PromptFormat) -> Iterator[str]:
     yield f"{'pos':>4}  {'id':>6}  {'label':>6}  token"
     for position, (token, label) in enumerate(zip(example.input_ids, example.labels, strict=True)):
         shown = "–" if label == IGNORE else str(label)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -42,6 +44,11 @@ IGNORE = -100
 Shots = Sequence[Mapping[str, Any]]
 
 
+def longest(max_length: int, config: Any) -> int:
+    """Tokens of an example at most: `max_length`, or what the model of that configuration can read where that is less."""
+    return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+
+
 @dataclass(frozen=True)
 class Segment:
     """A piece of text; an answer is followed by the token `end`, which is learned with it, unless it only shows how to answer."""
@@ -57,6 +64,7 @@ class PromptFormat:
     def __init__(self, tokenizer: Any, style: str) -> None:
         self.tokenizer = tokenizer
         self.style = style
+        self._refuses_system: bool | None = None  # not known before the first record that has one
         if style == "chat" and not tokenizer.chat_template:
             raise ValueError("prompt: chat needs a tokenizer with a chat template; use prompt: alpaca for this model")
         if tokenizer.eos_token_id is None:
@@ -80,7 +88,7 @@ class PromptFormat:
         labels: list[int] = []
         scored: list[bool] = []
         completion_bytes = 0
-        for segment in self._segments(record, shots):
+        for segment in self._segments_of(record, shots):
             tokens = self._tokens(segment)
             ids += tokens
             if segment.end is None or segment.only_shows:
@@ -99,6 +107,12 @@ class PromptFormat:
             scored=[False] * front + scored,
             completion_bytes=completion_bytes,
         )
+
+    def _segments_of(self, record: Mapping[str, Any], shots: Shots) -> list[Segment]:
+        try:
+            return self._segments(record, shots)
+        except ValueError as error:
+            raise ValueError(f"record {record['example_id']}: {error}") from None
 
     def _segments(self, record: Mapping[str, Any], shots: Shots = ()) -> list[Segment]:
         if self.style == "alpaca":
@@ -144,7 +158,24 @@ class PromptFormat:
         return next(segment.end for segment in self._segments(record) if segment.end is not None)
 
     def _render(self, messages: list[dict[str, str]], *, ask: bool) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        """A template that refuses system prompts (Gemma's) gets them at the head of the first question."""
+        if self._refuses_system is None and messages[0]["role"] == "system":
+            self._refuses_system = not self._takes(messages)
+        if self._refuses_system:
+            messages = without_system(messages)
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        except TemplateError as error:
+            raise ValueError(
+                f"the model's chat template refuses it: {error}; prompt: alpaca asks without a template"
+            ) from None
+
+    def _takes(self, messages: list[dict[str, str]]) -> bool:
+        try:
+            self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except TemplateError:
+            return False
+        return True
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -184,10 +215,22 @@ def with_shots(messages: Sequence[dict[str, str]], shots: Shots) -> list[dict[st
     return [*messages[:first], *turns, *messages[first:]]
 
 
+def without_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The messages with the system prompt, if there is one, at the head of the first question."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    told, *rest = messages
+    first = next((i for i, message in enumerate(rest) if message["role"] == "user"), None)
+    if first is None:
+        return rest
+    asked = {**rest[first], "content": f"{told['content']}\n\n{rest[first]['content']}"}
+    return [*rest[:first], asked, *rest[first + 1 :]]
+
+
 def conversation(record: Mapping[str, Any]) -> list[dict[str, str]]:
     """The record as chat messages, ending with the assistant's last."""
     if record.get("messages"):
-        turns = json.loads(record["messages"])
+        turns = [{**turn, "content": turn["content"].strip()} for turn in json.loads(record["messages"])]
         last = max(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
         return turns[: last + 1]
     asked = record["instruction"] + (f"\n\n{record['input']}" if record["input"].strip() else "")

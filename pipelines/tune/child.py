@@ -13,7 +13,7 @@ def try_rate(worker: Worker) -> None:
     from pipelines.train import batches, loading
     from pipelines.train.loop import Trainer
 
-    recipe, tokens = worker.spec["recipe"], tokenize(worker, loaded.tokenizer)
+    recipe, tokens = worker.spec["recipe"], tokenize(worker, loaded)
     kept, judged = batches.held_back(tokens.train, recipe["validation_share"])
     if not kept:
         raise ValueError("tuning needs two training examples or more")
