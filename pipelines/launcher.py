@@ -41,7 +41,7 @@ class CellCommand:
 @dataclass(frozen=True)
 class Ending:
     """How a command ended: exit code (negative: the signal), what we stopped it for, what the kernel says, peak bytes; in
-    words what else is to be said."""
+    words what else is to be said. `asked_bytes` is the most that was asked for, touched or not, where that is known."""
 
     exit_code: int
     reason: Reason | None
@@ -49,6 +49,7 @@ class Ending:
     peak_bytes: int
     seconds: float
     detail: str | None = None
+    asked_bytes: int = 0
 
 
 class RunningCommand(Protocol):
@@ -83,6 +84,7 @@ class LocalCommand:
         self._process = process
         self._family = [psutil.Process(process.pid)]
         self._looked = 0.0
+        self.asked_bytes = 0
 
     def poll(self) -> int | None:
         return self._process.poll()
@@ -92,7 +94,9 @@ class LocalCommand:
         try:
             if now - self._looked > 1:  # finding children reads all of /proc: too dear for every poll
                 self._family[1:], self._looked = self._family[0].children(recursive=True), now
-            return sum(member.memory_info().rss for member in self._family)
+            seen = [member.memory_info() for member in self._family]
+            self.asked_bytes = max(self.asked_bytes, sum(one.data for one in seen))
+            return sum(one.rss for one in seen)
         except psutil.Error:  # one of them ended between two reads
             self._looked = 0.0
             return 0
@@ -149,6 +153,7 @@ def run_to_end(launcher: Launcher, command: CellCommand, *, on_tick: Callable[[]
         kernel_oom_kill=machine.oom_kills() > before,
         peak_bytes=peak,
         seconds=time.monotonic() - started,
+        asked_bytes=getattr(running, "asked_bytes", 0),
     )
 
 

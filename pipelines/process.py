@@ -118,13 +118,33 @@ def limit_memory(budget_bytes: int | None) -> None:
 @contextmanager
 def memory_unlimited() -> Iterator[None]:
     """Inside, this process's cap is lifted: a library whose threads cannot bear a refusal (they hang or crash) may have what it
-    needs. What is over the cap afterwards is refused at the next request; the watchdog outside sees all of it."""
+    needs. What it asked for and never touched (DuckDB and Arrow: a gigabyte) counts no more afterwards; the watchdog outside sees
+    what is touched at any time."""
     cap, most = resource.getrlimit(resource.RLIMIT_DATA)
+    before = _untouched_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (cap, most))
+        more = max(0, _untouched_bytes() - before)
+        resource.setrlimit(resource.RLIMIT_DATA, (cap if cap == resource.RLIM_INFINITY else cap + more, most))
+
+
+def _untouched_bytes() -> int:
+    """Private memory that this process asked for and has not touched."""
+    found = _status_bytes()
+    return found["VmData"] - found["RssAnon"]
+
+
+def _status_bytes() -> dict[str, int]:
+    """The kernel's account of this process, in bytes."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
+
+
+def is_capped() -> bool:
+    """Whether `limit_memory` capped this process."""
+    return resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
 
 
 def memory_left() -> int:
@@ -132,10 +152,7 @@ def memory_left() -> int:
     cap, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if cap == resource.RLIM_INFINITY:
         return psutil.virtual_memory().available
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmData:"):
-            return max(0, cap - int(line.split()[1]) * 1024)
-    return cap
+    return max(0, cap - _status_bytes()["VmData"])
 
 
 def spawn(

@@ -22,7 +22,7 @@ from pipelines import disk, trackers
 from pipelines.cells import EXIT_LOST, Status
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
-from pipelines.process import die_with_parent, limit_memory, memory_left, offer_to_oom_killer
+from pipelines.process import die_with_parent, is_capped, limit_memory, memory_left, offer_to_oom_killer
 
 STOPPED = "ended by SIGTERM from outside"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
@@ -156,7 +156,9 @@ class Worker:
             return self._verdict("failed", str(full), apart=True)
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or (
+            is_capped() and "could not create a primitive" in str(error)
+        ):  # oneDNN's word for it
             free = bytes_free(str(error))
             self.report["bytes_requested"] = bytes_requested(str(error))
             self.report["bytes_available"] = memory_left() if free is None else free

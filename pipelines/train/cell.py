@@ -24,7 +24,7 @@ from pipelines.train import restart
 from pipelines.train.ranks import require_deepspeed, require_divisible
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself
-NEARLY = 0.8  # of a memory budget: resident memory is less than what counts against it
+NEARLY = 0.8  # of a memory budget: what was asked for was last seen before the request that was refused
 GRACE_SECONDS = 30  # for a cell that is stopped by its time limit or from outside to write a checkpoint
 VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
 # What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
@@ -403,9 +403,12 @@ def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Stat
 def _crashed(ending: Ending, whom: str, spec: Mapping[str, Any]) -> tuple[Status, str]:
     """A library that is refused memory may crash rather than say so; where the budget was all but used that is what it means."""
     name, budget = _signal_name(-ending.exit_code), spec.get("memory_budget_gb")
-    used = ending.peak_bytes / 1e9 / spec.get("devices", 1)
-    if budget and used > NEARLY * budget:
-        return "out_of_memory", f"{whom} crashed ({name}) with {used:.2f} GB of a budget of {budget:g} GB in use"
+    asked = max(ending.peak_bytes, ending.asked_bytes) / 1e9 / spec.get("devices", 1)
+    if budget and asked > NEARLY * budget:
+        return (
+            "out_of_memory",
+            f"{whom} crashed ({name}) when it had asked for {asked:.2f} GB of a budget of {budget:g} GB",
+        )
     return "killed", f"{whom} crashed ({name})"
 
 
