@@ -258,7 +258,8 @@ def test_a_child_is_refused_what_is_over_its_budget(lake: Lake) -> None:
 )
 def test_a_cap_is_lifted_where_asked_and_counts_what_was_touched(lake: Lake, held: str, status: Status) -> None:
     """DuckDB's and Arrow's threads hang or crash where they are refused memory, and ask for far more than they touch."""
-    work = f"import mmap\nfrom pipelines.process import memory_unlimited\nwith memory_unlimited(): held = {held}\nmore = bytearray(400_000_000)"
+    work = "import mmap\nfrom pipelines.process import memory_unlimited\n"
+    work += f"with memory_unlimited(): held = {held}\nmore = bytearray(400_000_000)"
     attempt, _ = run_child(lake, work, budget=1.0)
     assert attempt.status == status, attempt.result["status_detail"]
 
