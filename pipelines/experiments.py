@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipelines import machine
 from pipelines.errors import UsageError
@@ -86,6 +94,14 @@ class TrainingOverrides(Strict):
     memory_budget_gb: PositiveFloat | None = None
     target_loss: PositiveFloat | None = None
     report_to: list[Tracker] | None = None
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _one_or_several(cls, rate: Any) -> Any:
+        """Before the union of its forms is tried, each of which would have its own word on it."""
+        if isinstance(rate, list) and len(rate) < 2:
+            raise ValueError(f"got {rate}; expected one rate, two or more to try, or {{full: …, lora: …}}")
+        return rate
 
     @model_validator(mode="after")
     def _different_rates(self) -> "TrainingOverrides":

@@ -193,7 +193,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
         ("epochs: 1", "max_length: 4", 16, "training.max_length", "got 4"),
         ("epochs: 1", "learning_rate: fast", 16, "training.learning_rate", "got 'fast'"),
         ("epochs: 1", "learning_rate: {}", 16, "training.learning_rate", "expected full, lora or both"),
-        ("epochs: 1", "learning_rate: [1.0e-5]", 16, "training.learning_rate", "at least 2 items"),
+        ("epochs: 1", "learning_rate: [1.0e-5]", 16, "training.learning_rate", "one rate, two or more"),
         ("epochs: 1", "learning_rate: {lora: [1.0e-4, 1.0e-4]}", 15, "training", "expected different rates to try"),
         ("epochs: 1", "report_to: [tensorbord]", 16, "training.report_to[0]", "'tensorboard', 'wandb' or 'mlflow'"),
         ("epochs: 1", "optimizer: sgd", 16, "training.optimizer", "got 'sgd'"),
@@ -277,6 +277,13 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
             "http://HOST:PORT",
         ),
         ("models: [tiny]", RAY + "{address: 'http://a:secret@b'}", 21, "profiles.local.ray.address", "http://…@b"),
+        (
+            "epochs: 1",
+            "learning_rate: [1.0e-4]",
+            15,
+            "training.learning_rate",
+            "got [0.0001]; expected one rate, two or more",
+        ),
         ("models: [tiny]", "ray: {}\n    models: [tiny]", 18, "profiles.local", "belongs to launcher ray, not local"),
     ],
 )
