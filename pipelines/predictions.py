@@ -8,6 +8,11 @@ from pipelines.files import read_json, stable_hash
 from pipelines.paths import DataRoot
 
 Json = dict[str, Any]
+SHARDED = {  # parts of a prediction that each of n devices holds an nth of; activations are each device's own
+    "fsdp": ("weights", "gradients", "optimizer"),
+    "zero3": ("weights", "gradients", "optimizer"),
+    "zero2": ("gradients", "optimizer"),
+}
 
 
 def answer_file(
@@ -26,3 +31,10 @@ def answer_on(data: DataRoot, spec: Mapping[str, Any]) -> Json | None:
         if found := read_json(file):
             return found
     return None
+
+
+def memory_gb(predicted: Json, devices: int, sharding: str) -> float:
+    """The peak of one device of `devices`, in GB. On two processes of one processor `full` by fsdp took 8 % more than that
+    (`python -m benchmarks devices`)."""
+    shared = sum(predicted[part] for part in SHARDED.get(sharding, ()))
+    return (predicted["peak"] - shared * (1 - 1 / devices)) / 1e9

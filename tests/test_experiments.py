@@ -280,7 +280,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
         (
             "epochs: 1",
             "learning_rate: [1.0e-4]",
-            15,
+            16,
             "training.learning_rate",
             "got [0.0001]; expected one rate, two or more",
         ),

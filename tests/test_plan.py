@@ -14,9 +14,9 @@ from pipelines.errors import UsageError
 from pipelines.files import write_json
 from pipelines.machine import machine_class
 from pipelines.plan import fleet
-from pipelines.plan.plan import memory_gb
 from pipelines.plan.schedule import Job, Place, Placed, lower_bound, makespan, schedule
 from pipelines.plan.seconds import Past, Rate, Work, foretell, training_flops
+from pipelines.predictions import memory_gb
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
 

@@ -17,7 +17,7 @@ from pipelines.experiments import Ray
 from pipelines.files import announce, read_json, write_json
 from pipelines.launcher import CellCommand, Ending
 from pipelines.paths import DataRoot
-from pipelines.predictions import answer_on
+from pipelines.predictions import answer_on, memory_gb
 
 JOB = "job.json"
 MARGIN = 1.1  # of predicted memory: predictions are off by less
@@ -99,7 +99,7 @@ def predicted_gb(spec: Json, folder: Path, devices: int) -> float | None:
     attempt = folder.parent.parent if folder.parent.name == "evaluations" else folder
     asked = read_json(attempt / "spec.json") or spec
     found = (answer_on(DataRoot(Path(spec["root"])), asked) or {}).get("cpu")
-    limits = [found["peak"] / 1e9 * MARGIN] if found else []
+    limits = [memory_gb(found, devices, spec.get("sharding", "none")) * MARGIN] if found else []
     limits += [spec["memory_budget_gb"]] if spec.get("memory_budget_gb") else []
     return min(limits) * devices if limits else None
 

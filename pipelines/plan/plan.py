@@ -17,14 +17,10 @@ from pipelines.nightly.due import Due, due_cells
 from pipelines.plan import seconds as clock
 from pipelines.plan.fleet import Fleet, Machine, Node
 from pipelines.plan.schedule import Bound, Job, Place, Placed, lower_bound, makespan, schedule
+from pipelines.predictions import memory_gb
 from pipelines.train.cell import Stage, examples_now, for_method
 
 Json = dict[str, Any]
-SHARDED = {  # parts of the prediction that each of n devices holds an nth of; activations are each device's own
-    "fsdp": ("weights", "gradients", "optimizer"),
-    "zero3": ("weights", "gradients", "optimizer"),
-    "zero2": ("gradients", "optimizer"),
-}
 SUSTAINED = 0.4  # of the rate of a large float32 product, where no row tells
 
 
@@ -165,8 +161,7 @@ def _need(stage: Stage, found: Json, work: clock.Work, seeds: int, node: Node, p
     devices, sharding = asked["devices"], asked["sharding"]
     if devices > node.devices:
         return Need(refused=f"{node.name} has {node.devices} device(s), the profile asks for {devices}")
-    # processes on a processor share its memory, and there dividing saves none of it (`benchmarks devices`)
-    gb = memory_gb(found["cuda"], devices, sharding) if node.kind == "gpu" else found["cpu"]["peak"] / 1e9
+    gb = memory_gb(found["cuda" if node.kind == "gpu" else "cpu"], devices, sharding)
     room = node.memory_gb - (CONTEXT / 1e9 if node.kind == "gpu" else 0)
     if gb > room:
         return Need(gb, refused=f"needs {gb:.1f} GB of a device, {node.name} has {room:.1f}")
@@ -180,12 +175,6 @@ def _need(stage: Stage, found: Json, work: clock.Work, seeds: int, node: Node, p
         return Need(gb, refused=f"no time known on {node.name}: {said}, and no tflops stated")
     source = seconds.source if measured or devices == 1 else f"{seconds.source}, steps divided by {devices} devices"
     return Need(gb, gb > room / (1 + TIGHT), seconds.seconds * seeds, source)
-
-
-def memory_gb(predicted: Json, devices: int, sharding: str) -> float:
-    """The peak of one device of `devices`, in GB."""
-    shared = sum(predicted[part] for part in SHARDED.get(sharding, ()))
-    return (predicted["peak"] - shared * (1 - 1 / devices)) / 1e9
 
 
 def _rate(node: Node) -> clock.Rate | None:
