@@ -3,8 +3,8 @@ piece and unpacked always into the same memory. Same bits.
 
 Its own packing searches the 15 bounds between the 16 values for every weight, and makes eight arrays as large as the weight; here
 a piece that stays in the processor's cache is compared with each bound. Its import compiles two functions that a CPU never calls.
-Its unpacking makes a new array for every product, and their holes in the C library's heap came to half a gigabyte in one run of four
-with OPT-350M; larger ones come as new pages from the kernel each time, which takes several times as long as the unpacking.
+Its unpacking makes a new array for every product, and their holes in the C library's heap came to half a gigabyte in one run of
+four with OPT-350M; larger ones come as new pages from the kernel each time, which takes several times as long as the unpacking.
 """
 # ruff: noqa: TID253
 
