@@ -5,6 +5,7 @@ import multiprocessing
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC
 
 import dagster as dg
 from pydantic import Field
@@ -60,8 +61,8 @@ class CellConfig(dg.Config):
         return stage_now(self.profile)
 
     def applied(self, stage: Stage, cell: tuple[str, str], began: str) -> Stage:
-        """The stage with what the next seed of this run, which `began` then, may use. Cells of a cluster that run side by side
-        share what is left to the night."""
+        """The stage with what the next seed, or evaluation, of a run that `began` then may use. Cells of a cluster that run side by
+        side share what is left to the night."""
         profile = stage.experiments.profile(stage.profile)
         spent = hours_of_cells(stage.data, began, cell) * (profile.price_per_hour or 0.0)
         budgets = [max(self.budget_usd - spent, 0.0)] if self.budget_usd is not None else []
@@ -185,7 +186,7 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     foresee(stage)
     if config.budget_usd is not None and not stage.experiments.profile(stage.profile).price_per_hour:
         context.log.warning(f"budget_usd caps nothing: profile {stage.profile} has no price_per_hour")
-    cell, began = cell_of(context.partition_key), now()
+    cell, began = cell_of(context.partition_key), _began(context)
     done = [
         train(
             config.applied(stage, cell, began),
@@ -214,6 +215,12 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
         )
         return
     yield dg.MaterializeResult(data_version=_version([a.run_id for a in attempts]), metadata=metadata)
+
+
+def _began(context: Context) -> str:
+    """When this run was made, in the lake's form."""
+    record = context.instance.get_run_record_by_id(context.run_id)
+    return record.create_timestamp.replace(tzinfo=UTC).isoformat(timespec="milliseconds") if record else now()
 
 
 def know_inputs(context: Context, stage: Stage) -> None:
@@ -259,7 +266,7 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
     stage = config.stage()
     know_inputs(context, stage)
     watch = _watch(context)
-    cell, began = cell_of(context.partition_key), now()
+    cell, began = cell_of(context.partition_key), _began(context)
     done = [
         evaluate(config.applied(stage, cell, began), key, force=config.force, watch=watch)
         for key in keys_of(context, stage, config.seeds)
