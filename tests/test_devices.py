@@ -37,6 +37,10 @@ def needs_deepspeed(method: str, sharding: str) -> Any:
     return pytest.param(method, sharding, marks=pytest.mark.skipif(missing, reason="the extra deepspeed"))
 
 
+def in_the_slow_suite(method: str, sharding: str) -> Any:
+    return pytest.param(method, sharding, marks=pytest.mark.slow)
+
+
 @pytest.fixture
 def cleaned(project: TinyProject) -> TinyProject:
     """A project whose cells take eight steps of three examples, the last of two, in uneven micro-batches."""
@@ -92,8 +96,9 @@ def ranks_of(project: TinyProject) -> list[psutil.Process]:
 @pytest.mark.parametrize(
     ("method", "sharding"),
     [
-        ("full", "ddp"), ("full", "fsdp"), needs_deepspeed("full", "zero2"), needs_deepspeed("full", "zero3"),
-        ("lora-r8", "ddp"), ("lora-r8", "fsdp"), needs_deepspeed("lora-r8", "zero2"), needs_deepspeed("lora-r8", "zero3"),
+        ("full", "ddp"), in_the_slow_suite("full", "fsdp"), needs_deepspeed("full", "zero2"), needs_deepspeed("full", "zero3"),
+        in_the_slow_suite("lora-r8", "ddp"), ("lora-r8", "fsdp"), needs_deepspeed("lora-r8", "zero2"),
+        needs_deepspeed("lora-r8", "zero3"),
     ],
 )  # fmt: skip
 def test_two_processes_make_the_row_of_one_also_where_they_were_stopped(

@@ -147,6 +147,7 @@ def test_a_loop_of_random_kills_ends_in_the_whole_table(small: TinyProject) -> N
         assert reader.execute(QUERY).fetchall()[1][1] == "ok"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(small: TinyProject) -> None:
     small.change(
         profiles={"local": {"methods": ["lora-r8", "base"], "training": {"epochs": 5000, "eval_every_steps": 1000}}}
