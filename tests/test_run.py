@@ -165,6 +165,7 @@ def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(small: TinyProject) -> N
     assert [a.status for a in cells.attempts(small.data, small.key("lora-r8"))] == ["killed"]
 
 
+@pytest.mark.slow
 def test_a_cell_out_of_memory_ends_the_run_with_3_and_its_row(small: TinyProject) -> None:
     small.change(models={"smollm2-135m": {"overrides": {"lora-r8": {"memory_budget_gb": 0.2}}}})
     running = start()
