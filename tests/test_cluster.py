@@ -217,6 +217,19 @@ def test_inputs_travel_once_and_land_where_the_data_root_has_them(tmp_path: Path
     ]
 
 
+def test_only_a_cells_own_weights_go_with_its_job(tmp_path: Path) -> None:
+    """A trained model's tokenizer and configuration are, by content, its base's, which another cell may be reading."""
+    root = tmp_path / "root"
+    for folder in ("base", "trained"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "tokenizer.json").write_text("the same")
+        (root / folder / "model.safetensors").write_text(f"weights of {folder}")
+    (root / "examples.parquet").touch()
+    spec = {"root": str(root), "examples": "examples.parquet", "weights": "base", "trained": "trained"}
+    _, inputs = parcel.pack(spec, Store(f"file://{tmp_path}/store"))
+    assert [one["path"] for one in inputs if one["passing"]] == ["trained/model.safetensors"]
+
+
 def test_pipes_messages_are_carried_line_by_line(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     carrier = pipes.Carrier(pipes.messages_into(target), source)

@@ -44,7 +44,8 @@ def pack(spec: Json, store: Store) -> tuple[Json, list[Json]]:
         inside = named if not Path(named).is_absolute() else f"models/by-path{named}"
         for path in sorted(source.rglob("*")):
             if path.is_file() and path.suffix != ".gguf" and (whole or path.suffix != ".safetensors"):
-                take(path, f"{inside}/{path.relative_to(source)}", passing=passing)
+                # a trained model's other files are those of its base, or of another cell, which may be reading them now
+                take(path, f"{inside}/{path.relative_to(source)}", passing=passing and path.suffix == ".safetensors")
         return inside
 
     take(root / spec["examples"], spec["examples"])
