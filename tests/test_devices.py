@@ -121,6 +121,7 @@ def test_two_processes_make_the_row_of_one_also_where_they_were_stopped(
     assert all(torch.equal(weight, expected[1][name]) for name, weight in found[1].items())
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_cell_by_its_name_and_torchrun_trains_it_again(cleaned: TinyProject) -> None:
     alone = outcome(attempt_at(cleaned, "lora-r8", InProcess()))
     shutil.rmtree(cleaned.key("lora-r8").folder(cleaned.data))

@@ -226,6 +226,7 @@ def test_a_night_on_another_profile_publishes_that_one_and_later_publications_st
     assert not week.tick("lake_has_changed")
 
 
+@pytest.mark.slow
 def test_a_method_that_is_not_loaded_yet_holds_up_no_other(week: Nights) -> None:
     week.project.change(
         methods={"lora-r16": {"kind": "lora", "rank": 16, "alpha": 64, "dropout": 0.1}},
@@ -239,6 +240,7 @@ def test_a_method_that_is_not_loaded_yet_holds_up_no_other(week: Nights) -> None
     week.tick("inputs_have_changed")
 
 
+@pytest.mark.slow
 def test_an_old_night_that_somebody_executes_again_is_not_the_newest(week: Nights) -> None:
     week.project.change(profiles={"local": {"methods": ["base"]}})
     old = week.begin()
