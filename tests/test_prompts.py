@@ -10,6 +10,12 @@ from tests.in_process import clean_for, trained
 from tests.project import TinyProject
 from tests.tiny import tiny_tokenizer
 
+TURNS = [
+    {"role": "user", "content": "Poetry?"},
+    {"role": "assistant", "content": "Larkin."},
+    {"role": "user", "content": "And prose?"},
+    {"role": "assistant", "content": "Strout."},
+]
 RECORD = {"example_id": "r1", "instruction": "A book?", "input": "I am tired.", "output": "책은 『여름의 책』이에요."}
 
 
@@ -59,13 +65,7 @@ def test_a_tokenizer_that_is_not_as_the_models_record_says_is_refused() -> None:
 
 
 def test_every_assistant_turn_is_learned_and_nothing_else() -> None:
-    turns = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Poetry?"},
-        {"role": "assistant", "content": "Larkin."},
-        {"role": "user", "content": "And prose?"},
-        {"role": "assistant", "content": "Strout."},
-    ]
+    turns = [{"role": "system", "content": "Be brief."}, *TURNS]
     form = PromptFormat(tiny_tokenizer(), "chat")
     example = form.tokenize({**RECORD, "messages": json.dumps(turns)})
     assert learned_text(form, example) == "Larkin.<|im_end|>Strout.<|im_end|>"
@@ -74,12 +74,7 @@ def test_every_assistant_turn_is_learned_and_nothing_else() -> None:
 
 
 def test_alpaca_learns_every_answer_of_a_conversation() -> None:
-    turns = [
-        {"role": "user", "content": "Poetry?"},
-        {"role": "assistant", "content": "Larkin."},
-        {"role": "user", "content": "And prose?"},
-        {"role": "assistant", "content": "Strout."},
-    ]
+    turns = TURNS
     form = PromptFormat(tiny_tokenizer(bos=True), "alpaca")
     record = {**RECORD, "instruction": "", "output": "", "messages": json.dumps(turns)}
     example = form.tokenize(record)
@@ -111,13 +106,7 @@ def test_a_system_prompt_that_the_template_refuses_goes_to_the_head_of_the_first
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = GEMMA
     form = PromptFormat(tokenizer, "chat")
-    turns = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Poetry?"},
-        {"role": "assistant", "content": "Larkin."},
-        {"role": "user", "content": "And prose?"},
-        {"role": "assistant", "content": "Strout."},
-    ]
+    turns = [{"role": "system", "content": "Be brief."}, *TURNS]
     folded = [{"role": "user", "content": "Be brief.\n\nPoetry?"}, *turns[2:]]
     told, expected = ({**RECORD, "messages": json.dumps(one)} for one in (turns, folded))
     assert form.tokenize(told) == form.tokenize(expected)
