@@ -156,9 +156,7 @@ class Worker:
             return self._verdict("failed", str(full), apart=True)
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
-        if is_out_of_memory(error) or (
-            is_capped() and "could not create a primitive" in str(error)
-        ):  # oneDNN's word for it
+        if is_out_of_memory(error):
             free = bytes_free(str(error))
             self.report["bytes_requested"] = bytes_requested(str(error))
             self.report["bytes_available"] = memory_left() if free is None else free
@@ -205,6 +203,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "can't allocate memory" in said
         or "Cannot allocate memory" in said
         or "CUDA error: out of memory" in said
+        or (is_capped() and "could not create a primitive" in said)  # oneDNN's word for it
     )
 
 
