@@ -91,6 +91,7 @@ def _compare(trial: "Trial", fastest_first: list[Settings]) -> Iterator[Run]:
         learned_the_same = abs(run["eval_loss"] / sides["ours"][0]["eval_loss"] - 1) < SAME_LOSS
         yield _line(f"train run trl {'best' if learned_the_same else 'with another loss'}", run)
         if learned_the_same:
+            sides["trl_best"].append(run)
             break
     else:
         raise RuntimeError("no setting of TRL ends at our loss")
