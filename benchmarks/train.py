@@ -89,7 +89,7 @@ def _compare(trial: "Trial", fastest_first: list[Settings]) -> Iterator[Run]:
     for best in fastest_first:
         run = trial.theirs(best, EXAMPLES)
         learned_the_same = abs(run["eval_loss"] / sides["ours"][0]["eval_loss"] - 1) < SAME_LOSS
-        yield _line(f"train run trl {'best' if learned_the_same else 'with another loss'}", run)
+        yield _line(f"train run {'trl_best' if learned_the_same else 'trl, another loss'}", run)
         if learned_the_same:
             sides["trl_best"].append(run)
             break
