@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -38,8 +39,9 @@ def free_port() -> int:
 class RayCluster:
     """The cluster's process, seen from a test."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[str], port: int, log: Path) -> None:
         self._process = process
+        self._log = log
         self.address = f"http://127.0.0.1:{port}"
 
     def tell(self, *words: Any) -> Any:
@@ -50,7 +52,8 @@ class RayCluster:
         while line := self._process.stdout.readline():
             if line.startswith("ANSWER "):
                 return json.loads(line[7:])
-        raise RuntimeError("the cluster's process has ended")
+        printed = self._log.read_text(encoding="utf-8", errors="replace").strip()[-800:]
+        raise RuntimeError(f"the cluster's process has ended; it printed last: {printed or 'nothing'}")
 
 
 @contextmanager
@@ -59,18 +62,20 @@ def ray_cluster(
 ) -> Iterator[RayCluster]:
     """A running cluster; whatever happens, all of its processes are gone afterwards."""
     port, folder = free_port(), tempfile.mkdtemp(prefix="fw-ray-", dir="/tmp")  # sockets need a short path
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.ray_cluster", str(port), str(nodes), str(cpus), str(memory_gb)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, **SETTINGS, **(env or {}), "RAY_TMPDIR": folder, "TMPDIR": folder},
-        start_new_session=True,
-    )
+    log = Path(folder) / "stderr.txt"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.ray_cluster", str(port), str(nodes), str(cpus), str(memory_gb)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, **SETTINGS, **(env or {}), "RAY_TMPDIR": folder, "TMPDIR": folder},
+            start_new_session=True,
+        )
     started: list[psutil.Process] = []
     try:
-        cluster = RayCluster(process, port)
+        cluster = RayCluster(process, port, log)
         cluster.tell("ready")
         yield cluster
     finally:
