@@ -15,9 +15,6 @@ from pipelines.errors import WorkError
 from pipelines.process import die_with_parent, offer_to_oom_killer, spawn, stop_group
 
 START_SECONDS = 120
-# Its threads wait for one another asleep: where another program wants the processors too, threads that wait by spinning take each
-# other's time slices, and two dozen records took many times as long beside one busy program.
-WAITING = {"OMP_WAIT_POLICY": "passive"}
 
 
 @contextmanager
@@ -30,7 +27,7 @@ def local_server(gguf: Path, *, slots: int, keep_open: tuple[int, ...] = ()) -> 
     with TemporaryDirectory(prefix="featherweight-server-") as folder:
         port_file, log = Path(folder) / "port", Path(folder) / "log.txt"
         arguments = ["-m", "pipelines.generate.server", str(gguf), str(port_file), str(slots)]
-        process = spawn(arguments, log=log, env=WAITING, keep_open=keep_open)
+        process = spawn(arguments, log=log, keep_open=keep_open)
         try:
             deadline = time.monotonic() + START_SECONDS
             while not port_file.exists():
