@@ -40,7 +40,9 @@ def measure() -> Iterator[Run]:
         rest = [method for method in order if method != "base"]
         local = Watch(env=ONE_CORE, say=lambda _: None, launcher=LocalLauncher())
         alone = {method: _cell(stages[0], method, local) for method in order}
-        # a data root's device takes one local cell at a time, so two of them need two roots
+        # a data root's device takes one local cell at a time, so two of them need two roots; each with the base that all wait for
+        for stage in stages[1:3]:
+            _cell(stage, "base", local)
         beside, wall_beside = _two_at_a_time(stages[1:3], rest, local)
         with ray_cluster(nodes=2, cpus=1, memory_gb=8) as cluster:
             away = _on(stages[3], cluster.address)
