@@ -1,9 +1,11 @@
 """Other tools to measure beside, each in an environment of its own under .venv-peers/, made at the first call."""
 
+import os
 import subprocess
 import sys
 
 from pipelines.paths import PROJECT
+from pipelines.process import SPINS, child_environment
 
 PACKAGES = {
     "distilabel": ["distilabel[openai]==1.5.3", "requests"],
@@ -25,3 +27,8 @@ def peer_python(name: str) -> str | None:
                 return None
         (folder / "stamp").touch()
     return str(python)
+
+
+def peer_environment() -> dict[str, str]:
+    """As our children's, but threads wait as libgomp has them wait, which is a little faster on an idle machine."""
+    return {name: value for name, value in child_environment().items() if name not in SPINS or name in os.environ}

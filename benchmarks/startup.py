@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 
 from benchmarks import project
+from benchmarks.peers import peer_environment
 from pipelines.cells import CellKey
 from pipelines.files import read_json
-from pipelines.process import child_environment, spawn, stop_group
+from pipelines.process import spawn, stop_group
 from pipelines.train.cell import Stage, Watch, train
 
 ROUNDS = 5
@@ -78,7 +79,7 @@ def _bare(folder: Path) -> tuple[float, float]:
     began = time.perf_counter()
     command = [sys.executable, "-c", BARE, str(folder.resolve())]
     with subprocess.Popen(
-        command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command, env=peer_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         assert process.stdout
         process.stdout.readline()

@@ -23,11 +23,10 @@ from typing import Any
 
 from benchmarks import project, train_child
 from benchmarks.clock import BusyElsewhere
-from benchmarks.peers import peer_python
+from benchmarks.peers import peer_environment, peer_python
 from pipelines.cells import CellKey
 from pipelines.files import read_json
 from pipelines.launcher import CellCommand, LocalCommand, LocalLauncher
-from pipelines.process import child_environment
 from pipelines.train import batches
 from pipelines.train.cell import Stage, Watch, examples_now, recipe_of, train
 from pipelines.train.prompts import PromptFormat, Tokenized
@@ -170,7 +169,7 @@ class Trial:
         elsewhere = BusyElsewhere()
         done = subprocess.run(
             [self.trl, str(Path(__file__).with_name("peer_trl.py"))],
-            input=json.dumps(told), env=child_environment(), capture_output=True, text=True, check=False,
+            input=json.dumps(told), env=peer_environment(), capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"TRL ended with {done.returncode}: {done.stderr[-800:]}")

@@ -190,3 +190,18 @@ def test_keys_never_reach_a_child(project: TinyProject, monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_TOKEN", "planted-secret")
     assert "planted-secret" not in child_environment().values()
     assert os.environ["OPENAI_API_KEY"] == "planted-secret"
+
+
+def test_a_childs_threads_yield_to_other_programs_unless_the_user_says_how_they_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pipelines.process import child_environment
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert 0 < int(child_environment()["GOMP_SPINCOUNT"]) < 10_000  # libgomp's own: 300,000
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "GOMP_SPINCOUNT" not in child_environment()
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert child_environment()["GOMP_SPINCOUNT"] == "7"
