@@ -18,7 +18,7 @@ import psutil
 
 PARENT = "FEATHERWEIGHT_PARENT_PID"
 # How often a thread looks whether the others are done before it sleeps. libgomp's own 300,000 (milliseconds) keep a core from the
-# thread that is waited for, where another program takes one: a cell of 26 s was not done there after 300, and is in 66 with 3,000.
+# thread that is waited for, where another program takes one: a cell of 26 s was not done there after 175, and is in 66 with 3,000.
 SPINS = {"GOMP_SPINCOUNT": "3000"}
 KEYS = ("_API_KEY", "_TOKEN", "_ACCESS_KEY_ID", "_SECRET_ACCESS_KEY")
 _PR_SET_PDEATHSIG = 1
