@@ -26,6 +26,7 @@ from pipelines.errors import UsageError
 from pipelines.generate.settings import Generation, Provider
 from pipelines.paths import experiments_file
 from pipelines.settings import Share, Slug, Strict, expected_one_of
+from pipelines.shapes.options import Options, Reasoning, ToolCalls
 
 Kind = Literal["none", "full", "lora"]
 
@@ -318,14 +319,33 @@ class Profile(Strict):
 
 
 Encoding = Literal["utf-8", "cp949"]
+ColumnName = Literal[
+    "instruction", "input", "output", "system", "history", "messages", "tools", "chosen", "label", "language", "topic"
+]
+
+
+Columns = dict[ColumnName, Annotated[str, Field(min_length=1)]]
+
+
+def _answers_something(columns: Columns | None) -> Columns | None:
+    if columns is not None and not (
+        {"messages", "chosen"} & columns.keys() or {"instruction", "output"} <= columns.keys()
+    ):
+        raise ValueError(f"got {', '.join(columns) or 'none'}; expected instruction and output, or messages, or chosen")
+    return columns
+
+
+NamedColumns = Annotated[Columns | None, AfterValidator(_answers_something)]
 
 
 class FileSource(Strict):
-    """A path or glob of the user's files. `evaluate: false`: its records only ever train."""
+    """A path or glob of the user's files. `evaluate: false`: its records only ever train. `columns` says which of its fields is
+    what, as {instruction: 질문, output: 답변}; no other field is then read."""
 
     path: str
     encoding: Encoding = "utf-8"
     evaluate: bool = True
+    columns: NamedColumns = None
 
     @model_validator(mode="before")
     @classmethod
@@ -339,6 +359,7 @@ class HubSource(Strict):
     dataset: str
     split: str = "train"
     evaluate: bool = True
+    columns: NamedColumns = None
 
 
 class Sources(Strict):
@@ -385,8 +406,10 @@ PersonalData = Literal["resident_number", "card", "phone", "email", "api_key"]
 class Cleaning(Strict):
     """Thresholds of the rules in `pipelines/clean/rules.py`, what its checks expect, and what a run of it may use."""
 
-    min_prompt_chars: PositiveInt = 8
-    min_output_chars: PositiveInt = 20
+    tool_calls: ToolCalls = "reject"
+    reasoning: Reasoning = "strip"
+    min_prompt_chars: PositiveInt = 1
+    min_output_chars: PositiveInt = 1
     max_chars: PositiveInt = 8000
     max_damaged: Annotated[int, Field(ge=0)] = 0
     max_repeated_share: Share = 0.5
@@ -394,6 +417,7 @@ class Cleaning(Strict):
     refusal_chars: Annotated[int, Field(ge=0)] = 120
     max_echo_share: Share = 0.5
     personal_data: list[PersonalData] = ["resident_number", "card", "phone", "email", "api_key"]
+    on_personal_data: Literal["drop", "redact"] = "drop"
     languages: Annotated[list[str], Field(min_length=1)] | None = ["ko", "en"]
     min_hangul_share: Share = 0.3
     wrong_language_probability: Share = 0.9
@@ -406,6 +430,10 @@ class Cleaning(Strict):
     min_language_share: Share = 0.05
     memory_limit_gb: Annotated[float, Field(ge=0.25)] = 2.0
     threads: PositiveInt | None = None
+
+    @property
+    def shape_options(self) -> Options:
+        return Options(self.tool_calls, self.reasoning)
 
     @model_validator(mode="after")
     def _a_range(self) -> "Cleaning":

@@ -5,7 +5,7 @@ import csv
 import glob
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +16,30 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines import json_stream
 from pipelines.errors import UsageError
-from pipelines.shapes import SHAPES, map_fields
+from pipelines.shapes.mapping import SHAPES, map_fields
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 MAX_LINE_BYTES = 128 << 20
+NAME_THEM = (
+    "Or say which is what: columns: {instruction: …, output: …} in sources, or --columns instruction=…,output=…."
+)
 SHOWN_CHARS = 1000  # of what was too long to be read
 Side = Literal["train", "eval"]
+Columns = Mapping[Any, str] | None  # the project's name of a field → the file's
 
 
 class Message(BaseModel):
+    """A turn. `train: false` marks an answer that is context only; `tool_calls` and what answers them stand where a record's calls
+    are kept (`cleaning.tool_calls`)."""
+
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: str
     content: str
+    train: bool | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class Record(BaseModel):
@@ -40,6 +51,7 @@ class Record(BaseModel):
     input: str = ""
     output: str
     messages: list[Message] | None = None
+    tools: list[dict[str, Any]] | None = None
     language: str | None = None
     topic: str | None = None
 
@@ -63,6 +75,7 @@ class RawRecord:
     call_key: str | None = None
     damaged: bool = False
     side: Side | None = None
+    columns: Columns = None
 
 
 def explain(error: ValidationError) -> str:
@@ -144,15 +157,17 @@ def expand(patterns: list[str]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def read_file(path: Path, *, encoding: str = "utf-8", side: Side | None = None) -> Iterator[RawRecord]:
-    """The raw records of a user's file, read piece by piece. A broken line of JSONL costs that line only.
+def read_file(
+    path: Path, *, encoding: str = "utf-8", side: Side | None = None, columns: Columns = None
+) -> Iterator[RawRecord]:
+    """The raw records of a user's file, read piece by piece. A broken line of JSONL or CSV costs that line only.
 
     Raises:
         UsageError: it cannot be read, or is not what its suffix says; the message names the place.
     """
     readers = {".json": _read_json, ".jsonl": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
-    for value, problem, damaged in readers[path.suffix.lower()](path, encoding):
-        yield RawRecord(source=path.name, value=value, problem=problem, damaged=damaged, side=side)
+    for value, problem, damaged in readers[path.suffix.lower()](path, encoding, columns):
+        yield RawRecord(path.name, value, problem=problem, damaged=damaged, side=side, columns=columns)
 
 
 Read = Iterator[tuple[Any, str | None, bool]]  # a record's value, what is wrong with it, whether its bytes are no text
@@ -177,7 +192,7 @@ def _codec(encoding: str) -> str:
     return "utf-8-sig" if encoding == "utf-8" else encoding
 
 
-def _read_json(path: Path, encoding: str) -> Read:
+def _read_json(path: Path, encoding: str, _: Columns) -> Read:
     with _opened(path) as handle:
         try:
             for value, problem in json_stream.list_items(_text(handle, encoding, "strict")):
@@ -189,7 +204,7 @@ def _read_json(path: Path, encoding: str) -> Read:
     raise UsageError(f"{path}: not a JSON list that can be read piece by piece; expected a list of records.")
 
 
-def _read_lines(path: Path, encoding: str) -> Read:
+def _read_lines(path: Path, encoding: str, _: Columns) -> Read:
     with _opened(path) as handle:
         for number, (line, whole) in enumerate(_lines(handle), start=1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -210,12 +225,16 @@ def _lines(handle: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
 
 def _parsed(line: bytes, number: int, encoding: str) -> tuple[Any, str | None, bool]:
     try:
-        return json_stream.loads(line.decode(encoding).strip()), None, False
+        value = json_stream.loads(line.decode(encoding).strip())
+        listed = isinstance(value, list)
+        return value, f"line {number} holds a list, not a record: name the file .json" if listed else None, False
     except UnicodeDecodeError as error:
         problem = f"line {number}: byte {error.start} is not {encoding.upper()}; save the file as UTF-8, or declare its encoding"
         return line.decode(encoding, errors="replace").rstrip("\n"), problem, True
     except (ValueError, RecursionError) as error:
-        return line.decode(encoding).rstrip("\n"), f"line {number}: {type(error).__name__}: {error}", False
+        text = line.decode(encoding).rstrip("\n")
+        hint = "; a .jsonl file holds one whole record a line" if text.strip() in ("{", "[", "}", "},", "]") else ""
+        return text, f"line {number}: {type(error).__name__}: {error}{hint}", False
 
 
 def _too_long(line: bytes, number: int) -> tuple[Any, str | None, bool]:
@@ -223,28 +242,51 @@ def _too_long(line: bytes, number: int) -> tuple[Any, str | None, bool]:
     return shown, f"line {number}: longer than {MAX_LINE_BYTES >> 20} MiB, only its start is kept", False
 
 
-def _read_csv(path: Path, encoding: str) -> Read:
+def _read_csv(path: Path, encoding: str, columns: Columns) -> Read:
     csv.field_size_limit(MAX_LINE_BYTES)
     with _opened(path) as handle:
         # bytes that are no text become lone surrogates, so that they cost their record only
         reader = csv.DictReader(_text(handle, encoding, "surrogateescape"))
         try:
             names = list(reader.fieldnames or [])
-            if map_fields(dict.fromkeys(names, "")).problem:
-                raise UsageError(f"{path}: its columns are {', '.join(names) or 'none'}; expected {SHAPES}.")
+            _check_header(path, names, columns)
             for row in reader:
-                value = {key: cell for key, cell in row.items() if key is not None and cell is not None}
-                yield value, None, False
+                yield _csv_row(row, reader.line_num, len(names))
         except csv.Error as error:
             raise UsageError(
                 f"{path}: line {reader.line_num}: not CSV: {error}; is a quotation mark never closed?"
             ) from None
 
 
-def _read_parquet(path: Path, _: str) -> Read:
+def _csv_row(row: dict[Any, Any], line: int, width: int) -> tuple[Any, str | None, bool]:
+    value = {key: cell for key, cell in row.items() if key is not None and cell is not None}
+    if surplus := row.get(None):
+        cells = width + len(surplus)
+        return value, f"line {line}: {cells} cells, the header has {width}; quote cells that hold commas", False
+    return value, None, False
+
+
+def _check_header(path: Path, names: list[str], columns: Columns) -> None:
+    if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
+        raise UsageError(
+            f"{path}: the column {twice!r} stands twice; which of them is meant, nobody can say: rename one."
+        )
+    _check_columns(path, names, columns)
+    if not columns and map_fields(dict.fromkeys(names, "x")).shape == "unknown":
+        raise UsageError(f"{path}: its columns are {', '.join(names) or 'none'}; expected {SHAPES}. {NAME_THEM}")
+
+
+def _check_columns(path: Path, names: list[str], columns: Columns) -> None:
+    if missing := [f"{theirs!r} ({ours})" for ours, theirs in (columns or {}).items() if theirs not in names]:
+        raise UsageError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(names) or 'none'}.")
+
+
+def _read_parquet(path: Path, _: str, columns: Columns) -> Read:
     with _opened(path) as handle:
         try:
-            for batch in parquet.ParquetFile(handle).iter_batches(batch_size=2000):
+            file = parquet.ParquetFile(handle)
+            _check_columns(path, file.schema_arrow.names, columns)
+            for batch in file.iter_batches(batch_size=2000):
                 yield from ((value, None, False) for value in batch.to_pylist())
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: not a Parquet file: {error}") from None

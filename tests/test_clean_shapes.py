@@ -10,7 +10,7 @@ from pipelines.clean.clean import clean, examples
 from pipelines.clean.summary import lines
 from pipelines.paths import DataRoot
 from pipelines.records import RawRecord
-from pipelines.shapes import map_fields
+from pipelines.shapes.mapping import map_fields
 from tests.sft_records import SETTINGS, stories, verdicts
 
 ASKED = "Which book is good for a long night shift?"
@@ -84,13 +84,11 @@ def test_a_system_prompt_beside_a_pair_is_kept(data: DataRoot) -> None:
     [
         pytest.param([*TWO_ROUNDS, {"role": "user", "content": "Thanks!"}], TWO_ROUNDS, 1, id="no answer to the last"),
         pytest.param([{"role": "assistant", "content": "Hello!"}, *TWO_ROUNDS], TWO_ROUNDS, 1, id="an answer first"),
-        pytest.param([*TWO_ROUNDS[:1], {"role": "tool", "content": "{}"}, *TWO_ROUNDS[1:]], TWO_ROUNDS, 1, id="a tool"),
         pytest.param([*TWO_ROUNDS[:2], {"role": "user", "content": " "}, *TWO_ROUNDS[2:]], TWO_ROUNDS, 1, id="blank"),
         pytest.param([*TWO_ROUNDS[:2], None, 7, *TWO_ROUNDS[2:]], TWO_ROUNDS, 2, id="no turns at all"),
         pytest.param([*TWO_ROUNDS, {"role": "system", "content": SYSTEM}], TWO_ROUNDS, 1, id="a late system prompt"),
         pytest.param(
-            [{"role": "user", "content": [{"type": "text", "text": ASKED}, {"type": "image"}]}, *TWO_ROUNDS[1:]],
-            TWO_ROUNDS, 0, id="parts",
+            [{"role": "user", "content": [{"type": "text", "text": ASKED}]}, *TWO_ROUNDS[1:]], TWO_ROUNDS, 0, id="parts",
         ),
     ],
 )  # fmt: skip

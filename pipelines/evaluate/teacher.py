@@ -11,7 +11,7 @@ from pipelines.generate.answers import text_of
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled
 from pipelines.train.cell import Stage
-from pipelines.train.prompts import conversation, question
+from pipelines.train.prompts import conversation, question, spoken
 
 Record = dict[str, Any]
 METHOD = "teacher"
@@ -36,7 +36,7 @@ def requests(stage: Stage, name: str, records: Sequence[Record]) -> list[Request
         Request(
             provider=name,
             model=provider.model,
-            messages=conversation(record)[:-1],
+            messages=spoken(conversation(record)[:-1]),
             parameters={"max_tokens": limit, **provider.parameters},
             schema={},
             purpose="teacher",

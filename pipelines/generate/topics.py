@@ -17,7 +17,7 @@ from referencing.jsonschema import DRAFT202012
 from pipelines.errors import UsageError
 from pipelines.records import explain
 from pipelines.settings import Strict, expected_one_of
-from pipelines.shapes import SHAPES, TURNS, map_fields
+from pipelines.shapes.mapping import SHAPES, TURNS, map_fields
 
 Cell = dict[str, str]
 JsonSchema = jsonschema.Draft202012Validator

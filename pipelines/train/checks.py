@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized, alpaca_turns, conversation
+from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized, alpaca_turns, conversation, is_learned
 
 
 def tokenizer_is_as_recorded(form: PromptFormat, record: Mapping[str, str | None]) -> None:
@@ -59,9 +59,11 @@ def labels_are_the_answers(records: Sequence[Mapping[str, Any]], form: PromptFor
         told = [t for t, scored in zip(example.input_ids, example.scored, strict=True) if scored]
         learned = _without_space(form.tokenizer.decode(told))
         if form.style == "chat":
-            answers = [turn["content"] for turn in conversation(record) if turn["role"] == "assistant"]
+            answers = [
+                turn["content"] for turn in conversation(record) if turn["role"] == "assistant" and is_learned(turn)
+            ]
         else:
-            answers = [answer for _, answer in alpaca_turns(record)]
+            answers = [answer for _, answer, is_answer in alpaca_turns(record) if is_answer]
         expected = "".join(
             form.tokenizer.decode(form.tokenizer(a, add_special_tokens=False).input_ids) for a in answers
         )

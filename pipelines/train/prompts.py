@@ -126,15 +126,15 @@ class PromptFormat:
                 raise ValueError("the chat template rewrites earlier turns, so their tokens cannot be told apart")
             answered = asked + message["content"]
             end = self._end_of_turn(self._render(messages[: i + 1], ask=False).removeprefix(answered))
-            segments += [Segment(asked.removeprefix(done)), Segment(message["content"], end=end)]
+            segments += [Segment(asked.removeprefix(done)), Segment(message["content"], end, not is_learned(message))]
             done = answered + self.tokenizer.decode([end])
         shown = 2 * sum(message["role"] == "assistant" for message in with_shots([], shots))
         return [replace(segment, only_shows=True) for segment in segments[:shown]] + segments[shown:]
 
     def _alpaca_segments(self, record: Mapping[str, Any], shots: Shots) -> list[Segment]:
         before, segments = alpaca_shots(shots), []
-        for asked, answer in alpaca_turns(record):
-            segments += [Segment(before + asked), Segment(answer, end=self.tokenizer.eos_token_id)]
+        for asked, answer, learned in alpaca_turns(record):
+            segments += [Segment(before + asked), Segment(answer, self.tokenizer.eos_token_id, only_shows=not learned)]
             before = "\n\n"
         return segments
 
@@ -163,6 +163,7 @@ class PromptFormat:
             self._refuses_system = not self._takes(messages)
         if self._refuses_system:
             messages = without_system(messages)
+        messages = spoken(messages)
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
         except TemplateError as error:
@@ -185,18 +186,28 @@ class PromptFormat:
         return ids if not self.prefix or ids[:1] == self.prefix else [*self.prefix, *ids]
 
 
-def alpaca_turns(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is asked and what is answered in the record, turn by turn. A conversation's later questions are blocks without the
-    opening sentences, in place of which stands its system prompt, where it has one."""
+def spoken(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Role and content of each message: what a template or a server takes."""
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Whether an answer is learned, not only shown: a file may switch a turn off."""
+    return message.get("train") is not False
+
+
+def alpaca_turns(record: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """What is asked, what is answered, and whether that is learned, turn by turn. A conversation's later questions are blocks
+    without the opening sentences, in place of which stands its system prompt, where it has one."""
     if not record.get("messages"):
         form = ALPACA_WITH_INPUT if record["input"].strip() else ALPACA
-        return [(form.format(instruction=record["instruction"], input=record["input"]), record["output"])]
+        return [(form.format(instruction=record["instruction"], input=record["input"]), record["output"], True)]
     turns, opening, asked = [], ALPACA_OPENING, ""
     for message in conversation(record):
         if message["role"] == "system":
             opening = f"{message['content']}\n\n"
         elif message["role"] == "assistant":
-            turns.append((opening + ALPACA_TURN.format(instruction=asked), message["content"]))
+            turns.append((opening + ALPACA_TURN.format(instruction=asked), message["content"], is_learned(message)))
             opening = asked = ""
         else:
             asked = "\n\n".join(part for part in (asked, message["content"]) if part)
@@ -205,7 +216,7 @@ def alpaca_turns(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def alpaca_shots(shots: Shots) -> str:
     """The shots as blocks of the same format, an empty line after each."""
-    return "".join(f"{asked}{answer.strip()}\n\n" for shot in shots for asked, answer in alpaca_turns(shot))
+    return "".join(f"{asked}{answer.strip()}\n\n" for shot in shots for asked, answer, _ in alpaca_turns(shot))
 
 
 def with_shots(messages: Sequence[dict[str, str]], shots: Shots) -> list[dict[str, str]]:
@@ -231,6 +242,10 @@ def conversation(record: Mapping[str, Any]) -> list[dict[str, str]]:
     """The record as chat messages, ending with the assistant's last."""
     if record.get("messages"):
         turns = [{**turn, "content": turn["content"].strip()} for turn in json.loads(record["messages"])]
+        if any(turn.get("tool_calls") or turn["role"] == "tool" for turn in turns):
+            raise ValueError(
+                "it calls tools, which cannot be shown to a model yet; cleaning: {tool_calls: reject} leaves such records out"
+            )
         last = max(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
         return turns[: last + 1]
     asked = record["instruction"] + (f"\n\n{record['input']}" if record["input"].strip() else "")

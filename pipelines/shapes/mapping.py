@@ -1,0 +1,375 @@
+"""A record in whatever shape → the project's field names, what of it is not used, or the reason why it cannot be used.
+
+Shapes are tried in this order: turns (`messages`, ShareGPT's `conversations`), preference pairs (`chosen`, `rejected`), then a
+question and its answer under one of many names, with turns before it (`history`) and a system prompt where it has them.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from pipelines.shapes import media, reasoning, tools
+from pipelines.shapes.options import DEFAULT, Options, Unusable
+from pipelines.shapes.turns import Conversation, conversation, reasoned
+
+PAIRS = (  # what is asked, what is answered; the first that a record has counts
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("instruction", "completion"),
+    ("instruction", "answer"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "output"),
+    ("prompt", "answer"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("question", "output"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("problem", "solution"),
+    ("input", "output"),
+    ("inputs", "targets"),
+    ("q", "a"),
+)
+ASKED = ("instruction", "prompt", "question", "query", "input")  # beside an answer that is called `chosen`
+CONTEXTS = ("input", "context")
+SYSTEM = ("system", "system_prompt")
+TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog")  # OpenAI's chat format, ShareGPT's
+LABELS = ("label", "kto_tag")
+TRUE, FALSE = ("true", "desirable", "good"), ("false", "undesirable", "bad")
+CARRIED = ("language", "topic")
+KNOWN = frozenset(name for pair in PAIRS for name in pair) | {*TURNS, "chosen"}
+ALWAYS_USED = frozenset((*LABELS, *CARRIED))
+SHAPES = (
+    "instruction, input, output; or prompt and completion, question and answer, messages, conversations, "
+    "or a preference pair (prompt, chosen, rejected)"
+)
+NO_INPUT = ("<noinput>", "<no input>", "n/a", "no input", "none")  # Alpaca's words for an empty input
+_SPOKEN = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")  # Anthropic's preference data is one text
+
+
+class Mapped(NamedTuple):
+    """`fields` is what a record is checked by, `shape` the names it came under, `dropped_turns` how many turns could not be
+    kept; `notes` counts what it holds that is not used, and what was changed; `reason` and `problem` say why it cannot be used;
+    `plain`: the fields are texts and nothing else."""
+
+    shape: str = "unknown"
+    fields: Mapping[str, Any] = {}
+    dropped_turns: int = 0
+    notes: Mapping[str, int] = {}
+    reason: str | None = None
+    problem: str | None = None
+    plain: bool = False
+
+
+def map_fields(value: Any, options: Options = DEFAULT, columns: Mapping[str, str] | None = None) -> Mapped:
+    """A record as it came → the project's own field names. `columns` says which of its fields is what; no other then counts."""
+    if not columns and type(value) is dict and (plain := _plain_pair(value)):
+        return plain
+    if not isinstance(value, dict):
+        return Mapped(problem=f"expected an object with named fields, got {kind(value)} {value!r:.60}")
+    shape = "unknown"
+    try:
+        named = _renamed(value, columns) if columns else _in_lower_case(value)
+        shape, read = _reader(named)
+        _check_media(named)
+        _check_label(named)
+        found = read(named, options)
+    except Unusable as unusable:
+        return Mapped(shape, reason=unusable.reason, problem=unusable.detail)
+    used = {columns[name] for name in found.used if name in columns} if columns else found.used
+    notes = dict(found.notes)
+    for name in value.keys() - used:
+        if _holds_something(name, value, used):
+            notes[f"field {name}"] = 1
+    return Mapped(shape, found.fields, found.dropped, notes)
+
+
+_SPECIAL = frozenset(
+    (*TURNS, *SYSTEM, *LABELS, *media.FIELDS, *reasoning.FIELDS, "context", "history", "chosen", "tools")
+)
+_PLAIN = frozenset(("instruction", "input", "output", *CARRIED))
+
+
+def _plain_pair(value: dict[Any, Any]) -> Mapped | None:
+    """What the readers below would say of an instruction, an input and an output that are plain texts; None where it takes them
+    to say. Most records of most files are such, and this is several times as fast."""
+    asked, given, answer = value.get("instruction"), value.get("input", ""), value.get("output")
+    if not (type(asked) is str and type(given) is str and type(answer) is str and _SPECIAL.isdisjoint(value)):
+        return None
+    if "<" in asked or "<" in given or "<" in answer or "Action:" in answer or "[TOOL" in answer or "think>" in answer:
+        return None
+    if 0 < len(given) <= 12 or media.may_point(asked) or media.may_point(given):
+        return None
+    fields = {name: value[name] for name in _PLAIN if name in value}
+    shape = "instruction/input/output" if "input" in value else "instruction/output"
+    plain = "language" not in fields and "topic" not in fields
+    if len(fields) == len(value):
+        return Mapped(shape, fields, plain=plain)
+    notes = {f"field {name}": 1 for name in value if name not in _PLAIN and _holds_something(name, value, set())}
+    return Mapped(shape, fields, 0, notes, plain=plain)
+
+
+class _Found(NamedTuple):
+    fields: dict[str, Any]
+    used: set[str]
+    dropped: int = 0
+    notes: Mapping[str, int] = {}
+
+
+def _holds_something(name: Any, value: Mapping[Any, Any], used: set[str]) -> bool:
+    return str(name).lower() not in used and tools.as_data(value[name]) not in (None, "", [], {})
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words."""
+    return {dict: "object", list: "list", str: "text", bool: "true or false", type(None): "null"}.get(
+        type(value), "number"
+    )
+
+
+def _in_lower_case(value: dict[Any, Any]) -> dict[str, Any]:
+    """The record under names in lower case, where none of them is a name that we know and those in lower case are."""
+    if not KNOWN.isdisjoint(value):
+        return value
+    lower = {str(name).strip().lower(): held for name, held in value.items()}
+    return lower if len(lower) == len(value) else value
+
+
+def _renamed(value: dict[Any, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    if missing := [
+        f"{theirs!r} (columns.{ours})" for ours, theirs in columns.items() if theirs not in value and ours in REQUIRED
+    ]:
+        names = ", ".join(map(str, value)) or "none"
+        raise Unusable("schema", f"has no field {', '.join(missing)}; its fields are {names:.200}")
+    return {ours: value[theirs] for ours, theirs in columns.items() if theirs in value}
+
+
+REQUIRED = ("instruction", "output", "messages", "chosen")
+
+
+def _reader(value: dict[str, Any]) -> tuple[str, Any]:
+    """The name of the record's shape, and what reads it."""
+    if value.get("chosen") is not None:
+        return _shape(value, *TURNS, *ASKED, "chosen", "rejected"), _from_preference
+    if name := next((name for name in TURNS if value.get(name) is not None), None):
+        return name, partial(_from_turns, name=name)
+    for asked, answered in PAIRS:
+        if asked in value and answered in value:
+            return _pair_shape(value, asked, answered), partial(_from_pair, asked=asked, answered=answered)
+    names = ", ".join(map(str, value)) or "none"
+    raise Unusable("schema", f"its fields are {names:.200}; expected {SHAPES}")
+
+
+def _shape(value: Mapping[str, Any], *names: str) -> str:
+    """Those of the names that the record has; of optional ones only those that hold something."""
+    optional = (*SYSTEM, "history")
+    return "/".join(dict.fromkeys(name for name in names if (value.get(name) if name in optional else name in value)))
+
+
+def _pair_shape(value: Mapping[str, Any], asked: str, answered: str) -> str:
+    if len(value) == 2 + ("input" in value) and asked != "input":
+        return f"{asked}/input/{answered}" if "input" in value else f"{asked}/{answered}"
+    return _shape(value, *SYSTEM, "history", asked, *CONTEXTS, answered)
+
+
+def _check_media(value: Mapping[str, Any]) -> None:
+    if name := media.field_of(value):
+        raise Unusable("not_text", f"the field {name} holds {value[name]!r:.60}")
+
+
+def _check_label(value: Mapping[str, Any]) -> None:
+    """Refuse what says of itself that it is a bad answer. A 0 says so only in a file whose labels are 0 and 1: `binary_label`."""
+    for name in LABELS:
+        if (label := value.get(name)) is None:
+            continue
+        if label is False or (isinstance(label, str) and label.strip().lower() in FALSE):
+            raise Unusable("labelled_undesirable", f"its {name} is {label!r:.20}")
+
+
+def binary_label(value: Any, columns: Mapping[str, str] | None = None) -> int | None:
+    """A label given as a number: 0, 1, or 2 for any other; None where the record has none. A file whose labels are 0 and 1 alone
+    marks answers as bad and good by them; one with others numbers its topics."""
+    if not isinstance(value, dict):
+        return None
+    if not columns and "label" not in value and "kto_tag" not in value:
+        return None
+    names = [columns["label"]] if columns and "label" in columns else () if columns else LABELS
+    label = next((value[name] for name in names if value.get(name) is not None), None)
+    if isinstance(label, bool) or not isinstance(label, (int, float, str)):
+        return None
+    try:
+        number = float(label)
+    except ValueError:
+        return None
+    return int(number) if number in (0, 1) else 2
+
+
+def _from_turns(value: dict[str, Any], options: Options, *, name: str) -> _Found:
+    turns = tools.as_data(value[name])  # CSV and some Parquet files hold the list as a text of JSON
+    if not isinstance(turns, (list, tuple)):
+        raise Unusable("schema", f"{name}: expected a list of turns (got {turns!r:.60})")
+    system = _system(value)
+    if system and not _begins_with_system(turns):
+        turns = [{"role": "system", "content": value[system]}, *turns]
+    used = {name, *LABELS, *CARRIED, *((system,) if system else ())}
+    return _spoken(value, conversation(turns, options), options, used, check=turns)
+
+
+def _begins_with_system(turns: Any) -> bool:
+    first = turns[0] if len(turns) else None
+    return isinstance(first, dict) and str(first.get("role", first.get("from"))).lower() in ("system", "developer")
+
+
+def _spoken(
+    value: Mapping[str, Any], talk: Conversation, options: Options, used: set[str], *, check: Any = ()
+) -> _Found:
+    """The record of a conversation. A single question and its answer is a record like any other."""
+    for turn in talk.turns:
+        if turn.role == "user" and (mark := media.mark_in(turn.text)):
+            raise Unusable("not_text", f"a question holds {mark}")
+    asked = next(turn.text for turn in talk.turns if turn.role == "user")
+    if len(talk.turns) <= 3 and (words := media.pointed_at(asked)):
+        raise Unusable("not_text", f"asks about a picture that is not there: {words}")
+    fields: dict[str, Any] = {name: value[name] for name in CARRIED if name in value}
+    fields |= {"instruction": asked, "output": talk.turns[-1].text}
+    if len(talk.turns) > 2:
+        fields["messages"] = [turn.message() for turn in talk.turns]
+    if options.tool_calls == "keep" and (held := tools.declared(value.get("tools", value.get("functions")))):
+        fields |= {"tools": held, "messages": [turn.message() for turn in talk.turns]}
+        used |= {"tools", "functions"}
+    return _Found(fields, used, dropped=talk.dropped, notes=talk.notes)
+
+
+def _from_preference(value: dict[str, Any], options: Options) -> _Found:
+    """A pair's chosen answer as the answer; the rejected one teaches nothing here and is counted."""
+    chosen, before, names = tools.as_data(value["chosen"]), *_asked_before(value)
+    notes = {"rejected answers": 1} if value.get("rejected") is not None else {}
+    used = {"chosen", "rejected", *names, *LABELS, *CARRIED, *SYSTEM}
+    if isinstance(chosen, str):
+        if not before:
+            turns = _by_speaker(chosen)
+        elif isinstance(before, str):
+            pair = {**value, "output": chosen}
+            found = _from_pair(pair, options, asked=names[0], answered="output")
+            return _Found(found.fields, used | found.used, dropped=found.dropped, notes={**found.notes, **notes})
+        else:
+            turns = [*before, {"role": "assistant", "content": chosen}]
+    else:
+        answer = [chosen] if isinstance(chosen, dict) else list(chosen) if isinstance(chosen, (list, tuple)) else []
+        whole = bool(answer) and _role(answer[0]) in ("user", "human", "system", "developer")
+        asked = [{"role": "user", "content": before}] if isinstance(before, str) else before
+        answer = [
+            {"role": "assistant", **turn} if isinstance(turn, dict) and not _role(turn) else turn for turn in answer
+        ]
+        turns = answer if whole else [*asked, *answer]
+    system = _system(value)
+    if system and not _begins_with_system(turns):
+        turns = [{"role": "system", "content": value[system]}, *turns]
+    talk = conversation(turns, options)
+    found = _spoken(value, talk, options, used, check=turns)
+    return _Found(found.fields, found.used, dropped=found.dropped, notes={**found.notes, **notes})
+
+
+def _asked_before(value: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """What a preference pair's answers answer: turns or a text, and the names it stands under."""
+    for name in (*TURNS, *ASKED):
+        held = tools.as_data(value.get(name))
+        if isinstance(held, (list, tuple)) or (isinstance(held, str) and name in ASKED):
+            return (list(held) if isinstance(held, (list, tuple)) else held), [name]
+    return [], []
+
+
+def _role(turn: Any) -> str:
+    return str(turn.get("role", turn.get("from")) or "").lower() if isinstance(turn, dict) else ""
+
+
+def _by_speaker(text: str) -> list[dict[str, str]]:
+    """The turns of a text that says "Human:" and "Assistant:" in front of each."""
+    pieces = _SPOKEN.split(text)[1:]
+    if not pieces:
+        raise Unusable("schema", "chosen is a text without a question; expected prompt beside it, or turns")
+    return [{"role": role, "content": said} for role, said in zip(pieces[::2], pieces[1::2], strict=True)]
+
+
+def _from_pair(value: dict[str, Any], options: Options, *, asked: str, answered: str) -> _Found:
+    question, answer = value[asked], value[answered]
+    if isinstance(question, list) and isinstance(answer, list):  # both as chat turns
+        talk = conversation([*question, *answer], options)
+        return _spoken(value, talk, options, {asked, answered, *LABELS, *CARRIED})
+    context = "input" if "input" in value and asked != "input" else "context" if "context" in value else None
+    system = _system(value)
+    used = {asked, answered, *ALWAYS_USED}
+    used.update(name for name in (context, system) if name)
+    notes: Counter[str] = Counter()
+    fields: dict[str, Any] = {"instruction": _text(question), "output": _text(answer)}
+    fields.update((name, value[name]) for name in CARRIED if name in value)
+    if context:
+        given = _text(value[context])
+        fields["input"] = "" if isinstance(given, str) and given.strip().lower() in NO_INPUT else given
+    if isinstance(fields["output"], str):
+        fields["output"] = _answer(value, fields["output"], options, notes, used)
+    _check_question(fields)
+    history = tools.as_data(value.get("history"))
+    if system or history:
+        used |= {"history"} if history else set()
+        return _with_turns(value, fields, value[system] if system else None, history or [], options, used, notes)
+    return _Found(fields, used, notes=notes)
+
+
+def _system(value: Mapping[str, Any]) -> str | None:
+    """The field that holds a system prompt."""
+    for name in SYSTEM:
+        if isinstance(held := value.get(name), str) and held.strip():
+            return name
+    return None
+
+
+def _text(value: Any) -> Any:
+    """The value; "" for null, and for pandas' NaN, which is how files say that a text is empty."""
+    return "" if value is None or value != value else value
+
+
+def _answer(value: Mapping[str, Any], text: str, options: Options, notes: Counter[str], used: set[str]) -> str:
+    """The answer without what is no answer: its reasoning, as the setting has it."""
+    if (mark := tools.written_in(text)) and options.tool_calls == "reject":
+        raise Unusable("tool_calls", f"the answer writes a call: {mark}")
+    inside, answer = reasoning.split(text)
+    beside = next((name for name in reasoning.FIELDS if isinstance(value.get(name), str) and value[name].strip()), None)
+    if inside is None and not beside:
+        return text
+    used |= {beside} if beside else set()
+    told = "\n\n".join(thought for thought in (value[beside] if beside else None, inside) if thought)
+    return reasoned(told, answer, options, notes)
+
+
+def _check_question(fields: Mapping[str, Any]) -> None:
+    asked, given = fields["instruction"], fields.get("input") or ""
+    for text in (asked, given):
+        if isinstance(text, str) and (mark := media.mark_in(text)):
+            raise Unusable("not_text", f"the question holds {mark}")
+    if isinstance(asked, str) and isinstance(given, str) and (words := media.pointed_at(f"{asked}\n{given}")):
+        raise Unusable("not_text", f"asks about a picture that is not there: {words}")
+
+
+def _with_turns(
+    value: Mapping[str, Any], fields: dict[str, Any], system: str | None, history: Any, options: Options, used: set[str],
+    notes: Counter[str],
+) -> _Found:  # fmt: skip
+    """The pair as the last exchange of a conversation: after a system prompt, and after the turns of LLaMA-Factory's `history`."""
+    turns: list[Any] = [{"role": "system", "content": system}] if system else []
+    if not isinstance(history, (list, tuple)) or not all(
+        isinstance(each, (list, tuple)) and len(each) == 2 for each in history
+    ):
+        raise Unusable("schema", f"history: expected a list of pairs [question, answer] (got {history!r:.60})")
+    for question, answer in history:
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    told = "\n\n".join(text for text in (fields["instruction"], fields.get("input")) if isinstance(text, str) and text)
+    turns += [{"role": "user", "content": told}, {"role": "assistant", "content": fields["output"]}]
+    if not isinstance(fields["output"], str) or not fields["output"].strip() or not told.strip():
+        return _Found(fields, used, notes=notes)  # the check and the rules say what is wrong with it
+    talk = conversation(turns, options)
+    messages = [turn.message() for turn in talk.turns]
+    return _Found({**fields, "messages": messages}, used, dropped=talk.dropped, notes={**notes, **talk.notes})

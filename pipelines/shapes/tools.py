@@ -1,0 +1,90 @@
+"""Tool calls in whatever spelling → one form: OpenAI's messages, with `arguments` as an object, as chat templates take them."""
+
+import json
+import re
+from typing import Any
+
+CALL_ROLES = frozenset(("function_call", "tool_call", "tool_calls", "functioncall"))
+RESULT_ROLES = frozenset(
+    (
+        "observation",
+        "tool",
+        "function",
+        "tool_response",
+        "tool_result",
+        "function_response",
+        "function_result",
+        "ipython",
+    )
+)
+CALL_PARTS = frozenset(("tool_call", "tool_use", "function_call"))
+RESULT_PARTS = frozenset(("tool_result", "tool_response", "function_call_output"))
+# the words in which models write a call into their text: ReAct, Hermes and Qwen, Glaive, Mistral, Llama 3
+IN_TEXT = re.compile(
+    r"^Action: ?\S.*\n(?:Action Input:.*\n+)?Observation:|<tool_call>|<function_?call>|<tool_response>|"
+    r"<\|tool_calls?|\[TOOL_CALLS\]|<\|python_tag\|>",
+    re.MULTILINE,
+)
+IN_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
+
+
+def written_in(text: str) -> str | None:
+    """The mark of a call that an answer writes out; None where there is none outside of code."""
+    if "<" not in text and "[TOOL" not in text and "Action:" not in text:
+        return None
+    found = IN_TEXT.search(IN_CODE.sub(" ", text))
+    return found[0].split("\n")[0] if found else None
+
+
+def calls_of(turn: dict[str, Any]) -> list[dict[str, Any]]:
+    """The calls of an OpenAI message: `tool_calls`, or the older `function_call`."""
+    called = as_data(turn.get("tool_calls")) or []
+    calls = [call(each) for each in (called if isinstance(called, list) else [called])]
+    return calls + ([call(turn["function_call"])] if turn.get("function_call") else [])
+
+
+def call(value: Any) -> dict[str, Any]:
+    """One call as {"type": "function", "function": {"name", "arguments"}}, with its id where it has one."""
+    value = as_data(value)
+    if not isinstance(value, dict):
+        return {"type": "function", "function": {"name": "", "arguments": value}}
+    own_function = value.get("function")
+    inner = own_function if isinstance(own_function, dict) else value
+    arguments = next((inner[name] for name in ("arguments", "parameters", "input") if inner.get(name) is not None), {})
+    named = {"type": "function", "function": {"name": str(inner.get("name") or ""), "arguments": as_data(arguments)}}
+    own = value.get("id") or value.get("tool_call_id")
+    return {"id": str(own), **named} if own else named
+
+
+def calls_in(text: str) -> list[dict[str, Any]]:
+    """The calls that a turn of the role function_call writes as JSON, one or a list; its text where it is no JSON."""
+    value = as_data(text)
+    return [call(each) for each in (value if isinstance(value, list) else [value])]
+
+
+def declared(value: Any) -> list[dict[str, Any]]:
+    """The tools of a record as [{"type": "function", "function": {…}}]; [] where it names none."""
+    value = as_data(value)
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        return []
+    return [
+        tool if isinstance(tool.get("function"), dict) else {"type": "function", "function": tool}
+        for tool in map(as_data, value)
+        if isinstance(tool, dict)
+    ]
+
+
+def as_data(value: Any) -> Any:
+    """What a text of JSON stands for, where it is an object or a list; everything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def names(calls: list[dict[str, Any]]) -> str:
+    return ", ".join(each["function"]["name"] or "?" for each in calls)
