@@ -27,6 +27,8 @@ def sft_examples(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     stage = stage_now()
     records = raw_records(stage.data, stage.experiments)
     result = cleaning.clean(stage.data, records, stage.experiments.cleaning, say=context.log.info)
+    for warning in result.warnings:
+        context.log.warning(warning)
     if result.reused:
         context.log.info("reused: the same records gave the same examples")
     return dg.MaterializeResult(data_version=dg.DataVersion(result.fingerprint), metadata=_metadata(result))
@@ -54,6 +56,8 @@ def _metadata(result: CleaningResult) -> Metadata:
         "languages": table(summary.language_counts(result), ["split", "language", "examples", "share"]),
         **picture(plots.length_histograms(summary.length_counts(result), "png"), "how long the examples are"),
         "fields": table(_fields(result), ["source", "came as", "records", "turns dropped"]),
+        **({"not used or changed": table(_notes(result), ["source", "what", "records"])} if result.notes else {}),
+        **({"warnings": _warnings(result)} if result.warnings else {}),
         "folder": dg.MetadataValue.path(result.folder),
     }
 
@@ -78,6 +82,19 @@ def _fields(result: CleaningResult) -> list[Metadata]:
         for source, shapes in result.shapes.items()
         for shape, count in shapes.items()
     ]
+
+
+def _notes(result: CleaningResult) -> list[Metadata]:
+    return [
+        {"source": source, "what": note, "records": count}
+        for source, notes in result.notes.items()
+        for note, count in notes.items()
+    ]
+
+
+def _warnings(result: CleaningResult) -> dg.MetadataValue:
+    """As text, which the UI shows as it is: a warning quotes records."""
+    return dg.MetadataValue.text("\n\n".join(result.warnings))
 
 
 def _current() -> tuple[CleaningResult, Cleaning]:

@@ -112,12 +112,14 @@ def clean(arguments: Arguments) -> int:
 
     stage = stage_now()
     if arguments.input:
-        own = [FileSource(path=path, encoding=arguments.encoding) for path in arguments.input]
+        own = [
+            FileSource(path=path, encoding=arguments.encoding, columns=arguments.columns) for path in arguments.input
+        ]
         records = read.file_records(read.named_files(own))
     else:
         records = read.raw_records(stage.data, stage.experiments)
     result = cleaning.clean(stage.data, records, stage.experiments.cleaning)
-    for line in lines(result):
+    for line in lines(result, examples=bool(arguments.input)):
         print(line)
     return OK
 
@@ -394,6 +396,12 @@ def parser() -> argparse.ArgumentParser:
         "--input", action="append", metavar="FILE", help="JSON, JSONL, CSV or Parquet, instead of sources:"
     )
     cleaning.add_argument("--encoding", choices=["utf-8", "cp949"], default="utf-8", help="of the files of --input")
+    cleaning.add_argument(
+        "--columns",
+        type=_columns,
+        metavar="OURS=THEIRS,…",
+        help="which field of --input is what, such as instruction=질문,output=답변",
+    )
     for name, work, about in (
         ("train", train, "train one cell"),
         ("evaluate", evaluate, "evaluate a trained cell"),
@@ -475,6 +483,15 @@ def parser() -> argparse.ArgumentParser:
     )
     command("doctor", doctor, "what this machine has and what each profile can run")
     return top
+
+
+def _columns(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(ours.strip() and theirs.strip() for ours, _, theirs in pairs):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}; expected OURS=THEIRS,…, such as instruction=question,output=answer"
+        )
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
 def _positive(text: str) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.clean.clean import CleaningResult, clean, current, examples, rejects
 from pipelines.clean.read import CORPUS, GENERATED, file_records, named_files
-from pipelines.clean.rules import REASONS
+from pipelines.clean.reasons import REASONS
 from pipelines.errors import WorkError
 from pipelines.experiments import Cleaning, FileSource
 from pipelines.paths import DataRoot
@@ -85,7 +85,7 @@ def mixture(seed: int) -> list[RawRecord]:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_every_record_is_accepted_or_rejected(data: DataRoot, seed: int) -> None:
     records = mixture(seed)
-    result = clean(data, records, SETTINGS)
+    result = clean(data, records, Cleaning(min_output_chars=20))
     kept, dropped = examples(result), rejects(result)
     assert len(kept) == result.accepted == result.train + result.eval
     assert len(dropped) == result.rejected == sum(result.reasons.values())

@@ -56,7 +56,7 @@ def test_the_page_says_what_was_dropped_and_why(
     project: TinyProject, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     bad = [{**GOOD, "output": f"{number} {HOSTILE}"[:18]} for number in range(12)] + [{"a": HOSTILE}] * 3
-    own_data(project, tmp_path, mixed(60) + bad)
+    own_data(project, tmp_path, mixed(60) + bad, min_output_chars=20)
     page, _ = materialized(instance)
     assert page["what was dropped"] == "15 of 75: 12 too_short, 3 schema"
     assert list(page)[:2] == ["what was dropped", "why"], "first of all"

@@ -7,16 +7,18 @@ import pytest
 
 from pipelines.clean.clean import clean, examples, rejects
 from pipelines.clean.personal_data import is_card, is_resident_number
-from pipelines.clean.rules import REASONS
+from pipelines.clean.reasons import REASONS
 from pipelines.experiments import Cleaning
 from pipelines.paths import DataRoot
 from pipelines.records import RawRecord
 from tests.sft_records import GOOD, SETTINGS, prose, stories, story, verdicts
 
+LENGTHS = Cleaning(min_prompt_chars=8, min_output_chars=20)
+
 KOREAN = story(77, korean=True)
 # made up: the check digits are right, the people are not there
 RESIDENT, RESIDENT_WRONG = "900101-1234568", "900101-1234567"
-CARD, CARD_WRONG = "4111 1111 1111 1111", "4111 1111 1111 1112"
+CARD, CARD_WRONG = "4716 2893 5510 4734", "4716 2893 5510 4735"
 
 
 @pytest.fixture
@@ -49,7 +51,15 @@ def _letters(text: str, count: int) -> str:
 
 INSIDE_OUTSIDE = [
     pytest.param("schema", GOOD, {k: v for k, v in GOOD.items() if k != "output"}, id="no output"),
-    pytest.param("schema", {k: v for k, v in GOOD.items() if k != "input"}, {**GOOD, "input": None}, id="input null"),
+    pytest.param("schema", {**GOOD, "input": None}, {**GOOD, "input": 7}, id="input null"),
+    pytest.param("not_text", {**GOOD, "images": []}, {**story(9), "images": ["a.png"]}, id="picture"),
+    pytest.param(
+        "tool_calls",
+        {**GOOD, "tools": "[]"},
+        {**story(9), "output": '<tool_call>{"name": "a"}</tool_call>'},
+        id="tool call",
+    ),
+    pytest.param("labelled_undesirable", {**GOOD, "label": True}, {**story(9), "label": False}, id="label"),
     pytest.param("schema", {**GOOD, "rating": 5}, answer(5), id="a number"),  # pyright: ignore[reportArgumentType]
     pytest.param("schema", {**GOOD, "messages": None}, {**GOOD, "messages": "hello"}, id="messages"),
     pytest.param("schema", GOOD, [GOOD], id="a list"),
@@ -67,21 +77,6 @@ INSIDE_OUTSIDE = [
     pytest.param("empty", answer("\n" + prose(20)), answer("\n" * 20), id="line breaks"),
     pytest.param("empty", answer("\t" + prose(20)), answer("\t" * 20), id="tabs"),
     pytest.param("empty", answer(prose(20)), answer("\u3000\xa0" * 20), id="wide spaces"),
-    pytest.param("too_short", {**GOOD, "instruction": "12345678"}, {**GOOD, "instruction": "1234567"}, id="prompt"),
-    pytest.param(
-        "too_short",
-        {**GOOD, "instruction": "1234", "input": "5678"},
-        {**GOOD, "instruction": "1234", "input": "567"},
-        id="prompt with input",
-    ),
-    pytest.param("too_short", answer(prose(20)), answer(prose(19)), id="output"),
-    pytest.param(
-        "too_short",
-        {**KOREAN, "output": prose(20, korean=True)},
-        {**KOREAN, "output": prose(19, korean=True)},
-        id="Korean output",
-    ),
-    pytest.param("too_short", answer(prose(20)), answer(f"  {prose(18)}\n\n"), id="padded"),
     pytest.param("too_long", answer(prose(8000)), answer(prose(8001)), id="output long"),
     pytest.param(
         "too_long",
@@ -110,32 +105,57 @@ INSIDE_OUTSIDE = [
     pytest.param(
         "refusal",
         answer("As an airline pilot, " + prose(60)),
-        answer("As an AI language model, " + prose(60)),
+        answer("As an AI language model, I do not read books."),
         id="an AI",
     ),
     pytest.param(
         "refusal",
-        {**KOREAN, "output": "미안한 마음이 든다면 " + KOREAN["output"]},
-        {**KOREAN, "output": "죄송하지만 " + KOREAN["output"]},
+        answer(f"As an AI I don't have a favourite, but here is what others read on that bus: {prose(120)}"),
+        answer("As an AI I don't have a favourite, and I can't read."),
+        id="goes on to answer",
+    ),
+    pytest.param(
+        "refusal",
+        {"instruction": "버스에서 읽을 책을 골라 줘.", "output": "미안한 마음이 든다면 짧은 시집 한 권이 좋습니다."},
+        {"instruction": "버스에서 읽을 책을 골라 줘.", "output": "죄송하지만 책을 추천해 드릴 수 없습니다."},
         id="Korean apology",
     ),
     pytest.param(
         "refusal",
-        answer(f"{prose(120 - len('I apologize, but'))} I apologize, but " + prose(40)),
-        answer(f"{prose(119 - len('I apologize, but'))} I apologize, but " + prose(40)),
-        id="within 120 characters",
+        {
+            "instruction": "Generate an excuse for not coming to work.",
+            "output": "I'm sorry, but I can't come in today.",
+        },
+        {"instruction": "Plan my day at work.", "output": "I'm sorry, but I can't help with that today."},
+        id="an excuse asked for",
+    ),
+    pytest.param(
+        "refusal",
+        answer('```python\nANSWER = "I am an AI and cannot help with that."\nprint(ANSWER)\n```'),
+        answer("I am an AI and cannot help with that."),
+        id="in code",
     ),
     pytest.param(
         "prompt_echo",
-        answer(f"{GOOD['instruction']} {prose(len(GOOD['instruction']) - 1)}"),
-        answer(f"{GOOD['instruction'].upper()} {prose(len(GOOD['instruction']) - 2)}"),
-        id="half",
+        answer(f"{GOOD['instruction']} Stoner, by John Williams."),
+        answer(f"{GOOD['instruction'].upper()} {GOOD['instruction']}"),
+        id="said twice",
     ),
     pytest.param(
         "prompt_echo",
-        {**GOOD, "input": prose(60), "output": f"{prose(60)} or else, who knows, nothing"},
-        {**GOOD, "input": prose(60), "output": f"{GOOD['instruction']} {prose(60)} or else"},
-        id="with its input",
+        answer(f"Question: {GOOD['instruction']} Answer: Stoner, and nothing else tonight."),
+        answer(f"Question: {GOOD['instruction']}"),
+        id="with its label",
+    ),
+    pytest.param(
+        "prompt_echo",
+        {"instruction": "Correct the spelling.", "input": "The bus is late again.", "output": "The bus is late again."},
+        {
+            "instruction": "Explain this sentence.",
+            "input": "The bus is late today.",
+            "output": "The bus is late today.",
+        },
+        id="the input",
     ),
     pytest.param("personal_data", told(RESIDENT_WRONG), told(RESIDENT), id="resident number"),
     pytest.param("personal_data", told("900101-9234568"), told(RESIDENT.replace("-", "")), id="without its dash"),
@@ -145,9 +165,26 @@ INSIDE_OUTSIDE = [
     pytest.param(
         "personal_data", KOREAN, {**KOREAN, "output": KOREAN["output"] + " 010-2345-6789로"}, id="with a particle"
     ),
-    pytest.param("personal_data", told("pages 212 to 555, 0142"), told("call (212) 555-0142"), id="American phone"),
+    pytest.param("personal_data", told("pages 212 to 555, 0142"), told("call (212) 482-0142"), id="American phone"),
+    pytest.param(
+        "personal_data", told("call 212-555-0142, 010-1234-5678"), told("call 010-3947-5018"), id="nobody's phone"
+    ),
+    pytest.param("personal_data", told("4111 1111 1111 1111"), told("4929 7163 0052 8461"), id="a famous card"),
+    pytest.param("personal_data", told("info@bookshop.co.kr"), told("mina.k84@bookshop.co.kr"), id="a role's address"),
+    pytest.param(
+        "personal_data",
+        {"instruction": "Write a regex for a phone.", "output": r"^\d{3}-\d{4}-\d{4}$ matches 010-2345-6789"},
+        {"instruction": "Whom do I call?", "output": "Call 010-2345-6789 after six."},
+        id="a pattern",
+    ),
+    pytest.param(
+        "personal_data",
+        {"instruction": "Make up fake contacts.", "output": "Kim, 010-2345-6788, kim84@bookshop.co.kr"},
+        {"instruction": "Who was on the list?", "output": "Kim, 010-2345-6788, kim84@bookshop.co.kr"},
+        id="made up",
+    ),
     pytest.param("personal_data", told("reader@example.com"), told("reader@bookshop.co.kr"), id="e-mail"),
-    pytest.param("personal_data", told("sk-short"), told("sk-" + "a1B2" * 8), id="API key"),
+    pytest.param("personal_data", told("sk-short"), told("sk-" + "a1B2c3D4" * 4), id="API key"),
     pytest.param("personal_data", told("the AKIA key"), told("AKIA" + "A1B2C3D4E5F6G7H8"), id="cloud key"),
     pytest.param("wrong_language", {**KOREAN, "language": "ko"}, {**GOOD, "language": "ko"}, id="declared Korean"),
     pytest.param("wrong_language", {**GOOD, "language": "en-GB"}, {**KOREAN, "language": "en"}, id="declared English"),
@@ -167,6 +204,32 @@ INSIDE_OUTSIDE = [
 ]
 
 
+SHORT = [
+    pytest.param({**GOOD, "instruction": "12345678"}, {**GOOD, "instruction": "1234567"}, id="prompt"),
+    pytest.param(
+        {**GOOD, "instruction": "1234", "input": "5678"},
+        {**GOOD, "instruction": "1234", "input": "567"},
+        id="prompt with input",
+    ),
+    pytest.param(answer(prose(20)), answer(prose(19)), id="output"),
+    pytest.param(
+        {**KOREAN, "output": prose(20, korean=True)}, {**KOREAN, "output": prose(19, korean=True)}, id="Korean output"
+    ),
+    pytest.param(answer(prose(20)), answer(f"  {prose(18)}\n\n"), id="padded"),
+]
+
+
+@pytest.mark.parametrize(("inside", "outside"), SHORT)
+def test_lengths_may_be_asked_for(data: DataRoot, inside: Any, outside: Any) -> None:
+    assert verdicts(data, inside, outside, settings=LENGTHS) == ["accepted", "too_short"]
+
+
+@pytest.mark.parametrize("short", ["5", "B", "Blue.", "/^a+$/", "네", "😀", "google.com"])
+def test_one_sign_is_an_answer(data: DataRoot, short: str) -> None:
+    asked = {"instruction": "Which one is it, and why do you say that?", "output": short}
+    assert verdicts(data, asked, {**asked, "instruction": "hi"}) == ["accepted", "accepted"]
+
+
 @pytest.mark.parametrize(("reason", "inside", "outside"), INSIDE_OUTSIDE)
 def test_the_threshold_of_a_rule_on_one_record(data: DataRoot, reason: str, inside: Any, outside: Any) -> None:
     assert verdicts(data, inside, outside) == ["accepted", reason]
@@ -174,6 +237,7 @@ def test_the_threshold_of_a_rule_on_one_record(data: DataRoot, reason: str, insi
 
 def test_every_reason_of_one_record_alone_is_tested_above() -> None:
     of_several = {"exact_duplicate", "near_duplicate", "contamination"}  # in test_clean_duplicates.py
+    of_several |= {"too_short", "reasoning"}  # which no default drops: above, and in test_clean_shapes.py
     assert {case.values[0] for case in INSIDE_OUTSIDE} == set(REASONS) - of_several
 
 
@@ -184,11 +248,11 @@ def test_every_reason_of_one_record_alone_is_tested_above() -> None:
         ({"min_output_chars": 62}, "too_short", GOOD, answer(GOOD["output"][1:])),
         ({"max_chars": 300}, "too_long", {**GOOD, "input": prose(300)}, {**GOOD, "input": prose(301)}),
         ({"max_damaged": 1}, "encoding", told("cafÃ©"), told("cafÃ© cafÃ©")),
-        ({"max_repeated_share": 0.2}, "repetition", GOOD, answer(prose(40) + " " + prose(40))),
+        ({"max_repeated_share": 0.2}, "repetition", GOOD, {**story(8), "output": prose(40, seed=3) + " " + prose(40, seed=3)}),
         ({"max_placeholders": 1}, "placeholder", told("[Your Name]"), told("[Your Name] [Your Name]")),
-        ({"refusal_chars": 20}, "refusal", answer(prose(30) + " as an AI I"), answer(prose(10) + " as an AI I like it")),
-        ({"max_echo_share": 0.8}, "prompt_echo", answer(GOOD["instruction"] + " Stoner, maybe"),
-          answer(GOOD["instruction"] + " Hm")),
+        ({"refusal_chars": 20}, "refusal", answer(prose(500) + " I can't help with that."), answer("I can't help with that.")),
+        ({"max_echo_share": 0.9}, "prompt_echo", answer(GOOD["instruction"].rstrip("?") + " tonight"),
+          {**story(8), "output": story(8)["instruction"]}),
         ({"personal_data": ["email"]}, "personal_data", told("010-2345-6789"), told("reader@bookshop.co.kr")),
         ({"languages": ["en"]}, "wrong_language", GOOD, KOREAN),
         ({"min_hangul_share": 0.9}, "wrong_language", {**KOREAN, "language": "ko"}, {**told("책"), "language": "ko"}),
@@ -247,7 +311,8 @@ def test_the_detail_of_personal_data_names_the_kind_and_not_the_number(data: Dat
 def test_the_first_rule_that_holds_is_the_reason(data: DataRoot) -> None:
     blank_and_long = {**GOOD, "instruction": " ", "output": prose(9000)}
     short_twice = answer("short")
-    assert verdicts(data, blank_and_long, short_twice, short_twice) == ["empty", "too_short", "too_short"]
+    found = verdicts(data, blank_and_long, short_twice, short_twice, settings=LENGTHS)
+    assert found == ["empty", "too_short", "too_short"]
 
 
 def test_the_language_is_what_the_record_says_else_what_it_is_written_in(data: DataRoot) -> None:

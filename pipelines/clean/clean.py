@@ -8,10 +8,11 @@ or go.
 from collections.abc import Callable, Iterable
 
 from pipelines.clean.duplicates import reject_duplicates
+from pipelines.clean.judged import reject_by_reading, reject_damaged
 from pipelines.clean.language import reject_wrong_languages
-from pipelines.clean.personal_data import reject_personal_data
+from pipelines.clean.personal_data import judge_personal_data
 from pipelines.clean.results import CleaningResult, current, examples, publish, rejects
-from pipelines.clean.rules import reject_by_fields
+from pipelines.clean.rules import reject_by_length, start_verdicts
 from pipelines.clean.stage import stage
 from pipelines.clean.work import workspace
 from pipelines.experiments import Cleaning
@@ -31,10 +32,13 @@ def clean(
         WorkError: no record was left to train or evaluate on, or the lake cannot be written. The last result stays current.
     """
     with workspace(data, settings) as work:
-        staged = stage(work, records)
+        staged = stage(work, records, settings.shape_options)
         say(f"{staged.read:,} records read")
-        reject_by_fields(work, settings)
-        reject_personal_data(work, settings)
+        start_verdicts(work)
+        reject_damaged(work, settings)
+        reject_by_length(work, settings)
+        reject_by_reading(work, settings)
+        judge_personal_data(work, settings)
         say("rules done")
         reject_wrong_languages(work, settings)
         say("languages done")

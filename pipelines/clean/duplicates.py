@@ -13,6 +13,7 @@ from pipelines.clean.index import TextIndex
 from pipelines.clean.near_duplicates import Twins, near_duplicates, too_close
 from pipelines.clean.read import CORPUS, NEVER_EVALUATED
 from pipelines.clean.rules import quoted
+from pipelines.clean.shared_text import SharedText, find_shared
 from pipelines.clean.shingles import Indexes
 from pipelines.clean.work import Work
 from pipelines.experiments import Cleaning
@@ -34,8 +35,9 @@ def reject_duplicates(work: Work, settings: Cleaning) -> None:
     """)
     (texts,) = work.one("SELECT count(*) FROM places")
     jaccard = settings.near_duplicate_jaccard
+    shared = find_shared(work)
     with TextIndex(work.folder, texts=texts, jaccard=jaccard, threads=work.threads) as index:
-        index.fill(_ranges(work))
+        index.fill(_ranges(work, shared))
         _reject(work, "near_duplicate", near_duplicates(index, _places(work, "eval")), jaccard)
         _reject_repeated_questions(work)
         _reject(work, "contamination", too_close(index, _places(work, "train"), _places(work, "eval")), jaccard)
@@ -52,7 +54,8 @@ def _rank(work: Work, settings: Cleaning) -> None:
         CREATE TABLE ranked AS
         WITH sided AS (
             SELECT n, content_hash, source, length(output) AS chars, md5_number(normalized) AS text_key,
-                   md5_number(asked) AS asked_key,
+                   md5_number(CASE WHEN compared IS NULL THEN asked
+                       ELSE trim(left(compared, length(compared) - answer_chars)) END) AS asked_key,
                    CASE WHEN source IN ({never}) THEN 'train' WHEN fixed_side IS NOT NULL THEN fixed_side
                         WHEN {share} < $share THEN 'eval' ELSE 'train' END AS side,
                    format('{{}}-{{}}', content_hash, row_number() OVER (PARTITION BY content_hash ORDER BY n)) AS record_id
@@ -87,11 +90,15 @@ def _reject_repeated_questions(work: Work) -> None:
     """)
 
 
-def _ranges(work: Work) -> Iterator[tuple[Indexes, list[str]]]:
-    texts = work.db.sql("SELECT place, normalized FROM places JOIN staged USING (n)").to_arrow_reader(RANGE)
-    for batch in texts:
+def _ranges(work: Work, shared: SharedText) -> Iterator[tuple[Indexes, list[str]]]:
+    """Places and what is compared of their texts: without system prompts, and without what many records of a source share."""
+    rows = work.db.sql("""
+        SELECT place, source, coalesce(compared, normalized) AS text, answer_chars FROM places JOIN staged USING (n)
+    """).to_arrow_reader(RANGE)
+    for batch in rows:
         if batch.num_rows:
-            yield batch.column("place").to_numpy(), batch.column("normalized").to_pylist()
+            sources, texts, answers = (batch.column(name).to_pylist() for name in ("source", "text", "answer_chars"))
+            yield batch.column("place").to_numpy(), shared.compared(sources, texts, answers)
 
 
 def _places(work: Work, side: str) -> Indexes:

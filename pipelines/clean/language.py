@@ -1,25 +1,39 @@
-"""Which language a record is written in: by its script and its function words in SQL; only where they leave doubt, by py3langid.
+"""Which language a record is written in: by its script and its function words in SQL; where they leave doubt, by reading.
 
-What is judged is the output; where it is code, what was asked; where it has hardly a letter, the whole record.
+What is judged is the answer without code, quotations and addresses; where it is code or has hardly a letter, what was asked.
+Whatever is written in a script that none of the expected languages uses is in none of them; what is left is identified by
+py3langid. An answer in another language is right where the question asks for that language.
 """
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import pyarrow as pa
 
+from pipelines.clean import prose
+from pipelines.clean.asked_languages import asks_for_another
+from pipelines.clean.scripts import FUNCTION_WORDS, letters_of, main_script, script_shares, scripts_of
 from pipelines.clean.work import Work
 from pipelines.experiments import Cleaning
 
-MIN_LETTERS = 20  # fewer are not judged
+MIN_LETTERS = 20  # fewer are not judged by themselves
 JUDGED_CHARS = 1000
-HARDLY_ANY = 0.05  # of the letters in a script: then it is no language of that script, whatever else it may be
-CODE_SHARE = 0.06  # of the characters being signs that code is made of
+READ_CHARS = 4000
 ENGLISH_SHARE = 0.15  # of the words being function words of English; other languages share few of these
-ENGLISH = "the|of|and|to|is|that|it|for|with|are|this|have|you|your|from|they|what|when|which|will|would|can|who|his|her|their|but"
+OTHER_SCRIPT = 0.4  # of the weight of letters in a script that no expected language uses: then it is none of them
+FUNCTION_SHARE = 0.1  # of the words being function words of a language: evidence that it is that language
+MIN_SURE_WORDS = 4
+SOME_OTHER_SCRIPT = 0.05  # of an answer's letters, where the question is in that script
+LIKELY = 0.5
+ENGLISH = (
+    "the|of|and|to|is|that|it|for|with|are|this|have|you|your|from|they|what|when|which|will|would|can|who|his|"
+    "her|their|but"
+)
 HANGUL = "[가-힣ㄱ-ㅎㅏ-ㅣ]+"
 LATIN = "[A-Za-zÀ-ɏ]+"
+Row = dict[str, Any]
 
 
 def reject_wrong_languages(work: Work, settings: Cleaning) -> None:
@@ -46,35 +60,27 @@ def reject_wrong_languages(work: Work, settings: Cleaning) -> None:
 
 
 def _judge_by_script(work: Work, settings: Cleaning) -> None:
-    """The table `spoken`: `language` where script and function words tell, NULL where they do not.
-
-    `wrong` is how probably the record is in a language that it should not be in: 0, 1, or what identification says.
-    """
+    """The table `spoken`: `language` where script and function words tell beyond doubt, NULL where the record must be read."""
     letters, hangul, latin = (_matched(pattern) for pattern in (r"\pL+", HANGUL, LATIN))
     work.db.execute(
         rf"""
         CREATE TABLE spoken AS
         WITH told AS (
-            SELECT n, {_declared()} AS declared, left({_judged()}, {JUDGED_CHARS}) AS judged
+            SELECT n, {_declared()} AS declared, left(output, {JUDGED_CHARS}) AS judged, {_signs()} AS has_code
             FROM staged ANTI JOIN verdicts USING (n)
         ), counted AS (
             SELECT *, {letters} AS letters, {hangul} AS hangul, {latin} AS latin,
                    len(regexp_extract_all(judged, '\pL+')) AS words,
                    len(regexp_extract_all(judged, '(?i)\b(?:{ENGLISH})\b')) AS english,
-                   CASE WHEN declared IS NULL THEN $languages::VARCHAR[] ELSE [declared] END AS expected
             FROM told
         )
-        SELECT n, declared, judged, CASE
-            WHEN letters < {MIN_LETTERS} THEN coalesce(declared, CASE WHEN hangul > 0 THEN 'ko' ELSE 'en' END)
-            WHEN hangul >= $least * letters THEN 'ko'
-            WHEN latin >= 0.9 * letters AND english >= {ENGLISH_SHARE} * words THEN 'en' END AS language,
-            CASE WHEN letters < {MIN_LETTERS} THEN 0.0
-                 WHEN expected = ['ko'] AND hangul < {HARDLY_ANY} * letters THEN 1.0
-                 WHEN list_has_all(['ko', 'en'], expected) AND hangul + latin < {HARDLY_ANY} * letters THEN 1.0
-            END::DOUBLE AS wrong
+        SELECT n, declared, CASE
+            WHEN letters < {MIN_LETTERS} OR has_code THEN NULL
+            WHEN hangul >= greatest($least, 0.5) * letters THEN 'ko'
+            WHEN latin >= 0.97 * letters AND english >= {ENGLISH_SHARE} * words THEN 'en' END AS language
         FROM counted
     """,
-        {"least": settings.min_hangul_share, "languages": settings.languages},
+        {"least": settings.min_hangul_share},
     )
 
 
@@ -88,25 +94,27 @@ def _declared() -> str:
     return r"nullif(regexp_extract(lower(language), '^([a-z]{2})(?:[-_].*)?$', 1), '')"
 
 
-def _judged() -> str:
+def _signs() -> str:
+    """SQL for whether an answer may hold code: then what is prose in it must be read."""
     signs = r"(length(output) - length(regexp_replace(output, '[{}();=<>\[\]_]+', '', 'g')))"
-    few_letters = rf"length(regexp_replace(left(output, {JUDGED_CHARS}), '\PL+', '', 'g')) < {MIN_LETTERS}"
-    return f"""CASE WHEN contains(output, '```') OR {signs} >= {CODE_SHARE} * length(output)
-        THEN concat_ws(' ', instruction, input)
-        WHEN {few_letters} THEN concat_ws(' ', instruction, input, output) ELSE output END"""
+    return f"(contains(output, '```') OR {signs} >= 0.06 * length(output))"
 
 
 def _judge_doubts(work: Work, settings: Cleaning) -> None:
-    """Have the language that is left in doubt identified, and settle what is known of those that were not."""
-    rows = work.db.sql("SELECT n, declared, judged, wrong FROM spoken WHERE language IS NULL").to_arrow_reader(2000)
-    judged = [row for batch in rows for row in _identified(batch.to_pylist(), settings)]
+    """Have the language that is left in doubt read, and settle what is known of those that were not."""
+    rows = work.db.sql(f"""
+        SELECT n, declared, left(instruction, {READ_CHARS}) AS instruction, left(input, {READ_CHARS}) AS input,
+               left(output, {READ_CHARS}) AS output
+        FROM spoken JOIN staged USING (n) WHERE spoken.language IS NULL
+    """).to_arrow_reader(2000)
+    judged = [{"n": row["n"], **read(row, settings)} for batch in rows for row in batch.to_pylist()]
     schema = pa.schema([("n", pa.int64()), ("language", pa.string()), ("wrong", pa.float64())])
     work.db.register("judged", pa.Table.from_pylist(judged, schema=schema))
     work.db.execute(
         """
         CREATE OR REPLACE TABLE spoken AS
         SELECT n, declared, coalesce(judged.language, spoken.language) AS language,
-               coalesce(greatest(judged.wrong, spoken.wrong), CASE
+               coalesce(judged.wrong, CASE
                    WHEN declared IS NOT NULL THEN (declared <> spoken.language)::DOUBLE
                    WHEN $languages::VARCHAR[] IS NOT NULL THEN (NOT list_contains($languages::VARCHAR[], spoken.language))::DOUBLE
                    ELSE 0.0 END) AS wrong
@@ -117,20 +125,169 @@ def _judge_doubts(work: Work, settings: Cleaning) -> None:
     work.db.unregister("judged")
 
 
-def _identified(rows: list[dict[str, Any]], settings: Cleaning) -> Iterator[dict[str, Any]]:
-    """The language of each text (where it may be another than it should be, the likeliest of those that it should be in), and
-    the probability of the likeliest one that it should not be in."""
-    for row in rows:
-        text = " ".join(
-            row["judged"].split()
-        )  # other white space than a space is no word's end to it, capitals no word's
-        ranked = _identifier().rank(text.lower() if text.isupper() else text)
-        wanted = [row["declared"]] if row["declared"] else settings.languages
-        inside = [name for name, _ in ranked if wanted is None or name in wanted]
-        wrong = max((float(share) for name, share in ranked if wanted is not None and name not in wanted), default=0.0)
-        wrong = max(wrong, row["wrong"] or 0.0)
-        keeps = inside and wrong < settings.wrong_language_probability
-        yield {"n": row["n"], "language": inside[0] if keeps else ranked[0][0], "wrong": wrong}
+def read(row: Row, settings: Cleaning) -> Row:
+    """The language of a record that must be read (where it is right in another than it is written in, that of its question), and
+    how probably it is in one that it should not be in."""
+    expected = [row["declared"]] if row["declared"] else settings.languages
+    asked = f"{row['instruction']}\n{row['input']}".strip()
+    question = _readable(row["instruction"] if _letters(row["instruction"]) >= 4 else asked)
+    told = next((text for text in _tellings(row, question) if _tells(text, expected, settings)), None)
+    if told is None:
+        return {"language": row["declared"] or _script_language(f"{asked}\n{row['output']}"), "wrong": 0.0}
+    language, wrong = _identified(told, expected, settings)
+    if wrong < settings.wrong_language_probability and (
+        foreign := _foreign_question(question, told, expected, settings)
+    ):
+        return {"language": foreign, "wrong": 1.0}
+    if wrong < settings.wrong_language_probability:
+        return {"language": language, "wrong": wrong}
+    own, strange = _identified(question, expected, settings) if _letters(question) >= 4 else (language, wrong)
+    asked_in_expected = strange < settings.wrong_language_probability and own != language
+    if asked_in_expected and (asks_for_another(asked, main_script(told), language) or not _is_sure(told, language)):
+        return {"language": own, "wrong": 0.0}
+    return {"language": language, "wrong": wrong}
+
+
+def _foreign_question(question: str, told: str, expected: list[str] | None, settings: Cleaning) -> str | None:
+    """The language of a question that is in none of the expected ones, where the answer, too short or too full of names to tell by
+    itself, does not speak against it; None otherwise."""
+    if expected is None:
+        return None
+    if script := _other_script(question, expected, settings):
+        return _language_in(question, script) if script_shares(told).get(script, 0.0) >= SOME_OTHER_SCRIPT else None
+    if _letters(told) >= 2 * MIN_LETTERS or main_script(told) != "latin" or _ENGLISH_WORDS.search(told):
+        return None
+    name, share = _ranked(" ".join(question.split()), "latin")[0]
+    own_words = FUNCTION_WORDS.get(name, frozenset()) & {word.strip(".,;:!?¿¡\"'") for word in question.lower().split()}
+    foreign = name not in expected and (bool(own_words) or not question.isascii())
+    return name if foreign and share >= LIKELY else None
+
+
+def _tellings(row: Row, question: str) -> Iterator[str]:
+    """Texts to judge a record by, the best first: a word alone tells no language, but what it answers does."""
+    answer = _readable(row["output"])
+    if not prose.is_code(row["output"]):
+        yield answer
+    yield f"{question}\n{answer}"
+    yield f"{row['instruction']}\n{row['input']}\n{row['output']}"
+
+
+def _tells(text: str, expected: list[str] | None, settings: Cleaning) -> bool:
+    return _letters(text) >= MIN_LETTERS or _other_script(text, expected, settings) is not None
+
+
+def _readable(text: str) -> str:
+    """What of a text speaks a language: without code, addresses and quotations, unless there is nothing else."""
+    bare = prose.URL.sub(" ", prose.prose(text))
+    outside = prose.unquoted(bare)
+    return outside if _letters(outside) >= min(MIN_LETTERS, _letters(bare)) or _letters(outside) >= 8 else bare
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalpha, text))
+
+
+def _other_script(text: str, expected: list[str] | None, settings: Cleaning) -> str | None:
+    """The script that most of a text is written in, where none of the expected languages uses it.
+
+    Hangul makes a text Korean from `min_hangul_share` on, whatever Hanja stands beside it.
+    """
+    if expected is None:
+        return None
+    shares = script_shares(text)
+    if "ko" in expected and _is_korean(text, settings):
+        return None
+    used = {script for language in expected for script in scripts_of(language)}
+    other = {script: share for script, share in shares.items() if script not in used and script != "greek"}
+    if shares.get("greek", 0.0) >= 0.8 and "greek" not in used and _letters(text) >= MIN_LETTERS:
+        other["greek"] = shares["greek"]  # a few Greek letters are mathematics
+    total = sum(other.values())
+    return max(other, key=lambda script: other[script]) if total >= OTHER_SCRIPT else None
+
+
+def _is_korean(text: str, settings: Cleaning) -> bool:
+    hangul = len(letters_of(text, "hangul").replace(" ", ""))
+    return hangul > 0 and hangul >= settings.min_hangul_share * _letters(text)
+
+
+def _script_language(text: str) -> str:
+    return {"hangul": "ko", "han": "zh", "kana": "ja", "cyrillic": "ru", "arabic": "ar"}.get(
+        main_script(text) or "", "en"
+    )
+
+
+def _identified(text: str, expected: list[str] | None, settings: Cleaning) -> tuple[str, float]:
+    """The likeliest language (where it may be another than expected, the likeliest of the expected), and the probability of the
+    likeliest one that is not expected."""
+    text = " ".join(
+        text[:JUDGED_CHARS].split()
+    )  # other white space than a space is no word's end to it, capitals no word's
+    if script := _other_script(text, expected, settings):
+        return _language_in(text, script), 1.0
+    if (expected is None or "ko" in expected) and _is_korean(text, settings):
+        return "ko", 0.0
+    if (expected is None or "en" in expected) and _is_english(text):
+        return "en", 0.0
+    if _LOREM.search(text):
+        return (expected or ["en"])[0], 0.0  # text that stands for text; where it is a hole another rule says so
+    script = main_script(text)
+    text = _in_script(text, script)
+    capitals = sum(map(str.isupper, text))
+    ranked = _ranked(text.lower() if capitals > 0.5 * max(1, _letters(text)) else text, script)
+    inside = [name for name, _ in ranked if expected is None or name in expected]
+    wrong = max((share for name, share in ranked if expected is not None and name not in expected), default=0.0)
+    keeps = inside and wrong < settings.wrong_language_probability
+    return (inside[0] if keeps else ranked[0][0]), wrong
+
+
+_LOREM = re.compile(r"\blorem ipsum\b", re.IGNORECASE)
+
+
+def _is_english(text: str) -> bool:
+    """Whether function words of English are as frequent as in English alone."""
+    words = re.findall(r"[A-Za-zÀ-ɏ']+", text)
+    return (
+        len(words) >= MIN_SURE_WORDS
+        and len(_ENGLISH_WORDS.findall(text)) >= ENGLISH_SHARE * len(words)
+        and text.isascii()
+    )
+
+
+_ENGLISH_WORDS = re.compile(rf"\b(?:{ENGLISH}|how|a|my|me|do|does|on|by|we|not|be|at|as)\b", re.IGNORECASE)
+
+
+def _in_script(text: str, script: str | None) -> str:
+    """The text's words in its main script: names and terms in another say nothing of its language."""
+    if script is None or text.isascii():
+        return text
+    found = letters_of(text, "kana" if script == "kana" else script)
+    return found if len(found) >= MIN_LETTERS else text
+
+
+def _ranked(text: str, script: str | None) -> list[tuple[str, float]]:
+    """Languages that use the script by their probability among those, the likeliest first."""
+    ranked = [
+        (name, float(share)) for name, share in _identifier().rank(text) if script is None or script in scripts_of(name)
+    ]
+    total = sum(share for _, share in ranked)
+    return [(name, share / total) for name, share in ranked] if total > 0 else [("en", 1.0)]
+
+
+def _language_in(text: str, script: str) -> str:
+    """The likeliest language of those that use a script."""
+    return _ranked(text, script)[0][0]
+
+
+def _is_sure(text: str, language: str) -> bool:
+    """Whether a text is in a language beyond its names and loan words: by its script, or by the language's function words."""
+    if (script := main_script(text)) and script != "latin":
+        return True
+    known = FUNCTION_WORDS.get(language)
+    words = text.lower().split()
+    if known is None:
+        return len(words) >= MIN_SURE_WORDS and _letters(text) >= 60
+    held = sum(word.strip(".,;:!?()«»\"'’") in known for word in words)
+    return held >= 2 and held >= FUNCTION_SHARE * len(words)
 
 
 @cache

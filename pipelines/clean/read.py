@@ -58,7 +58,8 @@ def named_files(sources: Iterable[FileSource]) -> dict[Path, FileSource]:
 def file_records(files: Mapping[Path, FileSource], *, side: Side | None = None) -> Iterator[RawRecord]:
     """The records of these files; `side` is the one they are fixed to, if any."""
     for path, source in files.items():
-        yield from read_file(path, encoding=source.encoding, side=side if source.evaluate else "train")
+        fixed = side if source.evaluate else "train"
+        yield from read_file(path, encoding=source.encoding, side=fixed, columns=source.columns)
 
 
 def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawRecord]:
@@ -74,4 +75,4 @@ def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawR
     except ValueError as error:
         raise UsageError(f"sources.hub: {source.dataset} split {source.split!r}: {error}") from None
     for row in rows:
-        yield RawRecord(source=source.dataset, value=row, side=side if source.evaluate else "train")
+        yield RawRecord(source.dataset, row, side=side if source.evaluate else "train", columns=source.columns)

@@ -4,6 +4,7 @@ Parquet, and `current.json`, which names the folder that counts. The folder is r
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as parquet
 
+from pipelines.clean import explain
 from pipelines.clean.stage import Staged
 from pipelines.clean.work import Work
 from pipelines.errors import WorkError
-from pipelines.files import read_json, stable_hash, write_json
+from pipelines.files import read_json, replacing, stable_hash, write_json
 from pipelines.paths import DataRoot
 
 ACCEPTED = "accepted"
 EXAMPLES = """
-    SELECT substr(md5(normalized), 1, 16) AS example_id, instruction, input, output, messages,
+    SELECT substr(md5(normalized), 1, 16) AS example_id, instruction, input, output, messages, tools,
            coalesce(spoken.declared, spoken.language) AS language, source, provider, model, topic, side AS split, record_id,
            call_key
     FROM staged JOIN ranked USING (n) JOIN spoken USING (n) ANTI JOIN verdicts USING (n)
@@ -42,7 +44,8 @@ Row = dict[str, Any]
 class CleaningResult:
     """Where the current examples lie, and what became of the records: `read` = `accepted` + `rejected`.
 
-    `shapes`: source → the field names its records came under → how many; `dropped_turns`: source → turns left out.
+    `shapes`: source → the field names its records came under → how many; `dropped_turns`: source → turns left out; `notes`:
+    source → what its records hold that is not used, or was changed → how often; `warnings`: what somebody should look at.
     """
 
     folder: Path
@@ -55,6 +58,8 @@ class CleaningResult:
     reasons: dict[str, int]
     shapes: dict[str, dict[str, int]] = field(default_factory=dict)
     dropped_turns: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     reused: bool = False
 
 
@@ -70,10 +75,8 @@ def publish(data: DataRoot, work: Work, staged: Staged) -> CleaningResult:
     reasons = dict(work.db.execute("SELECT reason, count(*) FROM verdicts GROUP BY 1 ORDER BY 2 DESC, 1").fetchall())
     sides = dict(work.db.execute("SELECT split, count(*) FROM examples GROUP BY 1").fetchall())
     if not sides.get("train") or not sides.get("eval"):
-        raise WorkError(
-            f"cleaning kept {sides.get('train', 0)} train and {sides.get('eval', 0)} eval of {staged.read} records (dropped: "
-            f"{reasons or 'none'}); both sides need at least one. Bring more records or relax cleaning: in experiments.yaml."
-        )
+        why = explain.nothing_left(work, staged, (sides.get("train", 0), sides.get("eval", 0)))
+        raise WorkError(f"{why}\n{_keep_rejects(data, work)}The last result, if any, is untouched.")
     fingerprint = _fingerprint(work)
     folder = data.clean / fingerprint
     found = {
@@ -81,6 +84,7 @@ def publish(data: DataRoot, work: Work, staged: Staged) -> CleaningResult:
         "train": sides["train"], "eval": sides["eval"], "reasons": reasons,
         "shapes": {source: dict(sorted(shapes.items())) for source, shapes in sorted(staged.shapes.items())},
         "dropped_turns": {source: count for source, count in sorted(staged.dropped_turns.items()) if count},
+        "notes": explain.notes(staged), "warnings": explain.warnings(work, staged),
     }  # fmt: skip
     reused = read_json(data.clean / "current.json") == found and folder.exists()
     if not reused:
@@ -117,6 +121,17 @@ def _write(work: Work, folder: Path) -> None:
             f"cannot put the examples into {folder.parent}: {error.strerror}. The last result is untouched; make the folder "
             "writable, in one file system with its parent, then run the same command again."
         ) from error
+
+
+def _keep_rejects(data: DataRoot, work: Work) -> str:
+    """Put the rejects of a run that left nothing where they can be read, since they stand in no result."""
+    path = data.clean / "failed" / "rejects.parquet"
+    if not work.one("SELECT count(*) FROM rejects")[0]:
+        return ""
+    with suppress(WorkError), replacing(path) as temporary:
+        work.db.execute(f"COPY (FROM rejects ORDER BY record_id) TO '{_quoted(temporary)}' (FORMAT parquet)")
+        return f"Every reject: {path}\n"
+    return ""
 
 
 def _quoted(path: Path) -> str:

@@ -27,7 +27,7 @@ def mixed(values: Hashes) -> Hashes:
 
 def shingles(texts: Sequence[str]) -> tuple[Hashes, Indexes]:
     """Every character 3-shingle of each text, equal ones as often as they stand there; a shorter text counts as one."""
-    points, owners = _code_points([text.ljust(SHINGLE, "\0") for text in texts])
+    points, owners = code_points([text.ljust(SHINGLE, "\0") for text in texts])
     grams = (points[:-2] << np.uint64(42)) | (points[1:-1] << CODE_POINT_BITS) | points[2:]
     return _within(grams, owners, SHINGLE)
 
@@ -37,7 +37,7 @@ def repeated_share(texts: Sequence[str]) -> NDArray[np.float64]:
 
     Near 0 for natural text, near 1 for a phrase over and over; 0 for a text shorter than that.
     """
-    points, owners = _code_points([text[:JUDGED_CHARS] for text in texts])
+    points, owners = code_points([text[:JUDGED_CHARS] for text in texts])
     share = np.zeros(len(texts))
     if len(points) < LONG_GRAM:
         return share
@@ -62,7 +62,8 @@ def distinct_grams(grams: Hashes, owners: Indexes) -> tuple[Hashes, Indexes]:
     return keys & np.uint64(2**40 - 1), (keys >> np.uint64(40)).astype(np.int64)
 
 
-def _code_points(texts: Sequence[str]) -> tuple[Hashes, Indexes]:
+def code_points(texts: Sequence[str]) -> tuple[Hashes, Indexes]:
+    """The code points of all texts, uint64, and the text that each belongs to."""
     points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     return points, np.repeat(np.arange(len(texts)), lengths)

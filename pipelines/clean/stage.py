@@ -1,13 +1,15 @@
 """Raw records, one after another → the table `staged`: checked fields, normalized text, and the record as it came.
 
-The table holds one row a record, numbered `n` as they arrived; nothing that is decided later hangs on that number.
+The table holds one row a record, numbered `n` as they arrived; nothing that is decided later hangs on that number. `said` holds
+every answer of a conversation that is learned (NULL: `output` is all there is), `normalized` the text that exact duplicates are
+judged by, `compared` that of near-duplicates where it differs: without the system prompt, which is no sign of likeness.
 """
 
 import hashlib
 import json
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,40 +19,47 @@ from pydantic import ValidationError
 
 from pipelines.clean.shingles import repeated_share
 from pipelines.clean.work import Work
-from pipelines.records import RawRecord, Record, explain
-from pipelines.shapes import map_fields
+from pipelines.records import Message, RawRecord, Record, explain
+from pipelines.shapes.mapping import Mapped, binary_label, kind, map_fields
+from pipelines.shapes.options import DEFAULT, Options
 
 COLUMNS = pa.schema(
     [
         ("n", pa.int64()), ("content_hash", pa.string()), ("source", pa.string()), ("provider", pa.string()),
         ("model", pa.string()), ("topic", pa.string()), ("language", pa.string()), ("call_key", pa.string()),
         ("fixed_side", pa.string()), ("instruction", pa.string()), ("input", pa.string()), ("output", pa.string()),
-        ("messages", pa.string()), ("asked", pa.string()), ("normalized", pa.string()), ("repeated_share", pa.float64()),
-        ("problem", pa.string()), ("damaged", pa.bool_()), ("record", pa.string()),
+        ("messages", pa.string()), ("tools", pa.string()), ("asked", pa.string()), ("said", pa.string()),
+        ("normalized", pa.string()), ("compared", pa.string()), ("answer_chars", pa.int64()), ("longest_turn", pa.int64()),
+        ("repeated_share", pa.float64()),
+        ("numbered_label", pa.int8()), ("verdict", pa.string()), ("problem", pa.string()), ("damaged", pa.bool_()),
+        ("record", pa.string()),
     ]
 )  # fmt: skip
 BATCH_RECORDS = 4000
 BATCH_CHARS = 8_000_000
 TEXTS = ("instruction", "input", "output")
-LABELS = ("provider", "model", "topic", "language", "call_key")
 AS_IT_CAME = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str)
 Row = dict[str, Any]
 
 
 @dataclass
 class Staged:
-    """What was read: records in all, and per source how many came in which shape and how many turns were dropped."""
+    """What was read: records in all, and per source how many came in which shape, how many turns were dropped, how often it holds
+    what is not used (`notes`), and the fields of its first record."""
 
+    options: Options = DEFAULT
     read: int = 0
-    shapes: dict[str, Counter[str]] = field(default_factory=dict)
+    shapes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     dropped_turns: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    first: dict[str, str] = field(default_factory=dict)
 
 
-def stage(work: Work, records: Iterable[RawRecord]) -> Staged:
+def stage(work: Work, records: Iterable[RawRecord], options: Options = DEFAULT) -> Staged:
     """Fill the table `staged`; a batch at a time, so that records may come from a stream of any length."""
     work.db.register("batch", COLUMNS.empty_table())
     work.db.execute("CREATE TABLE staged AS SELECT * FROM batch")
-    staged = Staged()
+    staged = Staged(options)
     written: Future[None] | None = None
     with ThreadPoolExecutor(1) as writer:  # one batch is written while the next is read
         for rows in _batches(records, staged):
@@ -77,7 +86,7 @@ def _batches(records: Iterable[RawRecord], staged: Staged) -> Iterator[list[Row]
 
 
 def _insert(work: Work, rows: list[Row], *, first: int) -> None:
-    shares = repeated_share([row["output"] for row in rows])
+    shares = repeated_share([row["said"] or row["output"] for row in rows])
     columns = {name: [row[name] for row in rows] for name in COLUMNS.names if name not in ("n", "repeated_share")}
     columns |= {"n": range(first, first + len(rows)), "repeated_share": shares}
     arrays = [pa.array(columns[name], type=COLUMNS.field(name).type) for name in COLUMNS.names]
@@ -86,14 +95,22 @@ def _insert(work: Work, rows: list[Row], *, first: int) -> None:
 
 
 def _row(raw: RawRecord, staged: Staged) -> Row:
-    fields, shape, dropped = _checked(raw)
+    fields, mapped = _checked(raw, staged.options)
     source = storable(raw.source)
-    staged.shapes.setdefault(source, Counter())[shape] += 1
-    staged.dropped_turns[source] += dropped
-    labels = {name: label and storable(label) for name in LABELS for label in (getattr(raw, name),)}
+    staged.shapes[source][mapped.shape] += 1
+    staged.dropped_turns[source] += mapped.dropped_turns
+    if mapped.notes:
+        counts = staged.notes[source]
+        for name, count in mapped.notes.items():
+            counts[name] += count
+    if source not in staged.first:
+        staged.first[source] = described(raw.value)
     row: Row = {
-        "source": source, **labels, "fixed_side": raw.side, "instruction": "", "input": "", "output": "", "messages": None,
-        "asked": "", "normalized": "", "problem": None, "damaged": False, **fields,
+        "source": source, "provider": _label(raw.provider), "model": _label(raw.model), "topic": _label(raw.topic),
+        "language": _label(raw.language), "call_key": _label(raw.call_key), "fixed_side": raw.side,
+        "instruction": "", "input": "", "output": "", "messages": None,
+        "tools": None, "asked": "", "said": None, "normalized": "", "compared": None, "answer_chars": 0, "longest_turn": None,
+        "numbered_label": binary_label(raw.value, raw.columns), "verdict": None, "problem": None, "damaged": False, **fields,
     }  # fmt: skip
     row["record"] = _as_it_came(raw.value)
     # over every column, so that records of equal hash differ in nothing and their order cannot show
@@ -102,16 +119,25 @@ def _row(raw: RawRecord, staged: Staged) -> Row:
     return row
 
 
-def _checked(raw: RawRecord) -> tuple[Row, str, int]:
-    """The fields of a record or the problem it has, the shape it came in, and how many of its turns were dropped."""
+def _label(text: str | None) -> str | None:
+    return text and storable(text)
+
+
+UNREAD = Mapped("unread")
+
+
+def _checked(raw: RawRecord, options: Options) -> tuple[Row, Mapped]:
+    """The fields of a record or the problem it has, and how it was read."""
     if raw.problem is not None:
-        return {"problem": storable(raw.problem), "damaged": raw.damaged}, "unread", 0
+        return {"problem": storable(raw.problem), "damaged": raw.damaged}, UNREAD
     try:
-        mapped = map_fields(raw.value)
-        fields = {"problem": storable(mapped.problem)} if mapped.problem else _validated(mapped.fields)
-        return fields, mapped.shape, mapped.dropped_turns
+        mapped = map_fields(raw.value, options, raw.columns)
+        if mapped.reason:
+            verdict = None if mapped.reason == "schema" else mapped.reason
+            return {"verdict": verdict, "problem": storable(mapped.problem or "")}, mapped
+        return (_plain_fields(mapped.fields) if mapped.plain else _validated(mapped.fields)), mapped
     except RecursionError:
-        return {"problem": "nested too deeply to be read"}, "unread", 0
+        return {"problem": "nested too deeply to be read"}, UNREAD
 
 
 def _validated(fields: Any) -> Row:
@@ -121,26 +147,71 @@ def _validated(fields: Any) -> Row:
         return {"problem": storable(explain(error))}
 
 
+def _plain_fields(fields: Mapping[str, Any]) -> Row:
+    """The same of fields that are known to be texts, without the check that they are; most records come so."""
+    texts = {"instruction": fields["instruction"], "input": fields.get("input", ""), "output": fields["output"]}
+    whole = "\n".join(texts.values())
+    if storable(whole) != whole:
+        return _validated(fields)
+    texts = {name: unicodedata.normalize("NFC", text) for name, text in texts.items()}
+    return {**texts, **_derived(texts, ())}
+
+
 def _fields(record: Record) -> Row:
     texts = {name: getattr(record, name) for name in TEXTS}
     named = {name: found for name in ("topic", "language") if (found := getattr(record, name))}
-    turns = [(message.role, message.content) for message in record.messages or []]
-    if turns and not any(role == "assistant" for role, _ in turns):
-        return {"problem": "messages: no turn of the role assistant, so there is nothing to learn"}
-    for name, text in {**texts, **named, "messages": "\n".join(part for turn in turns for part in turn)}.items():
+    turns = record.messages or []
+    messages = json.dumps([turn.model_dump(exclude_none=True) for turn in turns], ensure_ascii=False) if turns else None
+    tools = json.dumps(record.tools, ensure_ascii=False) if record.tools else None
+    told = {**texts, **named}
+    if turns:
+        told["messages"] = "\n".join((*(turn.content for turn in turns), (messages or "") + (tools or "")))
+    for name, text in told.items():
         if storable(text) != text:
             return {"problem": f"{name} holds a lone surrogate or a NUL character", "damaged": True}
     texts = {name: unicodedata.normalize("NFC", text) for name, text in texts.items()}
+    return {**texts, **named, "messages": messages, "tools": tools, **_derived(texts, turns)}
+
+
+def restaged(n: int, texts: dict[str, str], turns: list[dict[str, Any]]) -> Row:
+    """What the row `n` holds once its texts have changed."""
+    messages = [Message.model_validate(turn) for turn in turns]
+    told = json.dumps(turns, ensure_ascii=False) if turns else None
+    return {"n": n, **texts, "messages": told, **_NOT_A_CONVERSATION, **_derived(texts, messages)}
+
+
+_NOT_A_CONVERSATION: Row = {"said": None, "compared": None, "longest_turn": None}
+
+
+def _derived(texts: dict[str, str], turns: Sequence[Message]) -> Row:
     asked = normalized(f"{texts['instruction']}\n{texts['input']}")
-    said = "\n".join(text for _, text in turns) if turns else texts["output"]
-    messages = [{"role": role, "content": text} for role, text in turns]
+    return {"asked": asked, **_compared(texts["output"], asked, turns)}
+
+
+def _compared(output: str, asked: str, turns: Sequence[Message]) -> Row:
+    """What answers are judged by, and what duplicates are."""
+    answer = normalized(output)
+    if not turns:
+        return {"normalized": f"{asked} {answer}".strip(), "answer_chars": len(answer)}
+    calls = [json.dumps(turn.tool_calls, ensure_ascii=False) for turn in turns if turn.tool_calls]
+    spoken = " ".join(normalized(turn.content) for turn in turns if turn.role != "system")
+    called = " ".join(map(normalized, calls))
+    system = normalized(" ".join(turn.content for turn in turns if turn.role == "system"))
     return {
-        **texts,
-        **named,
-        "messages": json.dumps(messages, ensure_ascii=False) if messages else None,
-        "asked": asked,
-        "normalized": f"{asked} {normalized(said)}".strip(),
+        "said": "\n\n".join(turn.content for turn in turns if turn.role == "assistant" and turn.train is not False),
+        "normalized": " ".join(filter(None, (asked, system, called, spoken))),
+        "compared": " ".join(filter(None, (called, spoken))),
+        "answer_chars": len(answer),
+        "longest_turn": max(len(turn.content) for turn in turns),
     }
+
+
+def described(value: Any) -> str:
+    """A record's fields and what they hold, in one line: `prompt (text), score (number)`."""
+    if not isinstance(value, dict):
+        return f"{kind(value)}: {value!r:.60}"
+    shown = ", ".join(f"{storable(str(name))[:40]} ({kind(held)})" for name, held in list(value.items())[:20])
+    return shown + (", …" if len(value) > 20 else "") or "none"
 
 
 def normalized(text: str) -> str:

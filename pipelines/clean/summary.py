@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pipelines.clean.explain import one_line
 from pipelines.clean.results import ACCEPTED, CleaningResult, queried
 
 Row = dict[str, Any]
@@ -11,15 +12,44 @@ BIN_CHARS = 50
 LAST_BIN = 40  # all that is longer
 
 
-def lines(result: CleaningResult) -> Iterator[str]:
-    """The counts, the reasons, and under which names each source's fields came, for a terminal."""
+def lines(result: CleaningResult, *, examples: bool = False) -> Iterator[str]:
+    """The counts, the reasons, and under which names each source's fields came, for a terminal; with three `examples` of every
+    reason and where the rest are."""
     yield f"{result.read} records read = {result.accepted} accepted + {result.rejected} rejected"
     yield f"{result.train} train, {result.eval} eval; {'unchanged' if result.reused else 'written'}: {result.folder}"
-    yield from (f"  {count:>6}  {reason}" for reason, count in result.reasons.items())
+    shown = _examples(result) if examples else {}
+    for reason, count in result.reasons.items():
+        yield f"  {count:>6}  {reason}"
+        yield from shown.get(reason, ())
+    if shown:
+        yield f"every reject: duckdb -c \"FROM '{result.folder}/rejects.parquet'\""
     for source, shapes in result.shapes.items():
         found = ", ".join(f"{count} as {shape}" for shape, count in shapes.items())
         dropped = result.dropped_turns.get(source)
-        yield f"fields of {json.dumps(source, ensure_ascii=False)}: {found}{f'; {dropped} turns dropped' if dropped else ''}"
+        name = json.dumps(source, ensure_ascii=False)
+        yield f"fields of {name}: {found}{f'; {dropped} turns dropped' if dropped else ''}"
+        if notes := result.notes.get(source):
+            yield f"  not used or changed: {', '.join(f'{count} × {note}' for note, count in notes.items())}"
+    for warning in result.warnings:
+        yield f"warning: {warning}"
+
+
+def _examples(result: CleaningResult, count: int = 3) -> dict[str, list[str]]:
+    """So many rejects of every reason, one line each."""
+    rows = queried(
+        result,
+        """
+        SELECT reason, detail, left(record, 400) AS record
+        FROM (SELECT *, row_number() OVER (PARTITION BY reason ORDER BY record_id) AS turn FROM rejects)
+        WHERE turn <= $count ORDER BY reason, turn
+        """,
+        {"count": count},
+    )
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        line = f"{one_line(row['detail'] or '', 90)} | {one_line(row['record'], 110)}"
+        found.setdefault(row["reason"], []).append(f"          {line}")
+    return found
 
 
 def length_counts(result: CleaningResult) -> dict[str, list[tuple[int, int]]]:

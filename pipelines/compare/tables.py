@@ -63,7 +63,7 @@ SERVING = {
 SFT_EXAMPLES: dict[str, str] = {
     "example_id": "VARCHAR", "instruction": "VARCHAR", "input": "VARCHAR", "output": "VARCHAR", "messages": "VARCHAR",
     "language": "VARCHAR", "source": "VARCHAR", "provider": "VARCHAR", "model": "VARCHAR", "topic": "VARCHAR",
-    "split": "VARCHAR", "record_id": "VARCHAR", "call_key": "VARCHAR",
+    "split": "VARCHAR", "record_id": "VARCHAR", "call_key": "VARCHAR", "tools": "VARCHAR",
 }  # fmt: skip
 SFT_REJECTS: dict[str, str] = {
     "record_id": "VARCHAR", "source": "VARCHAR", "provider": "VARCHAR", "model": "VARCHAR", "topic": "VARCHAR",

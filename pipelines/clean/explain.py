@@ -1,0 +1,126 @@
+"""What to tell people of a run: per source what was left out and warned of, and, where hardly anything is left, why."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.clean.reasons import REASONS
+from pipelines.clean.stage import Staged, storable
+from pipelines.clean.work import Work
+
+FEW_SHARE = 0.1  # of a source's records accepted: then it is said why
+ALIKE_SHARE = 0.2  # of a source's records being near-duplicates: then its largest cluster is shown
+ALIKE_LEAST = 5
+SHOWN_CHARS = 100
+LINE_CHARS = 200
+Row = dict[str, Any]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+def one_line(text: str, chars: int = LINE_CHARS) -> str:
+    """A text on one line of a terminal, cut, without control characters."""
+    plain = " ".join(_CONTROL.sub(" ", text).split())
+    return plain if len(plain) <= chars else plain[: chars - 1] + "…"
+
+
+def nothing_left(work: Work, staged: Staged, kept: tuple[int, int]) -> str:
+    """Why a run leaves nothing to train or to evaluate on: each source's fields and reasons, an example of each, and what to do."""
+    train, held_out = kept
+    lines = [f"cleaning kept {train} train and {held_out} eval of {staged.read} records; both sides need at least one."]
+    lines += [line for source in sorted(staged.shapes) for line in _source_lines(work, staged, source)]
+    if not staged.read:
+        lines.append("The sources hold no records: name a file that does.")
+    elif train + held_out:
+        lines.append(
+            "A hash of each question puts cleaning.eval_share of them aside, so that of few records none may lie on "
+            "a side: "
+            "bring more, name eval_files, or change eval_share."
+        )
+    return "\n".join(lines)
+
+
+def _source_lines(work: Work, staged: Staged, source: str) -> Iterator[str]:
+    counts = _counts(work, source)
+    accepted = sum(count for reason, count in counts if reason is None)
+    read = sum(count for _, count in counts)
+    first = one_line(staged.first.get(source, "none"))
+    yield f"{_named(source)}: {accepted} of {read} accepted; its first record has the fields {first}"
+    for reason, count in counts:
+        if reason is None:
+            continue
+        detail, record = _example(work, source, reason)
+        yield f"  {count} × {reason} ({REASONS[reason].because}), such as {one_line(record, SHOWN_CHARS) or 'a broken record'}"
+        yield f"      {one_line(detail)}"
+        yield f"      {REASONS[reason].remedy}"
+
+
+def _counts(work: Work, source: str) -> list[tuple[str | None, int]]:
+    return work.db.execute(
+        "SELECT reason, count(*) FROM staged LEFT JOIN verdicts USING (n) WHERE source = $source GROUP BY 1 ORDER BY "
+        "2 DESC, 1",
+        {"source": source},
+    ).fetchall()
+
+
+def _example(work: Work, source: str, reason: str) -> tuple[str, str]:
+    """The detail that most rejects of a reason share, and the first record that has it."""
+    detail, record = work.one(
+        """
+        SELECT detail, arg_min(left(record, 1000), n) FROM verdicts JOIN staged USING (n)
+        WHERE source = $source AND reason = $reason GROUP BY detail ORDER BY count(*) DESC, min(n) LIMIT 1
+        """,
+        {"source": source, "reason": reason},
+    )
+    return detail or "", record
+
+
+def warnings(work: Work, staged: Staged) -> list[str]:
+    """What somebody should look at although the run is good: sources that give few examples, and those with many alike."""
+    found: list[str] = []
+    for source in sorted(staged.shapes):
+        counts = dict(_counts(work, source))
+        read, accepted = sum(counts.values()), counts.get(None, 0)
+        if accepted < FEW_SHARE * read:
+            found.append("\n".join(_source_lines(work, staged, source)))
+        alike = counts.get("near_duplicate", 0)
+        if alike >= ALIKE_LEAST and alike > ALIKE_SHARE * read:
+            found.append(_largest_cluster(work, source, alike, read))
+    return found
+
+
+def _largest_cluster(work: Work, source: str, alike: int, read: int) -> str:
+    kept, count, examples = work.one(
+        """
+        SELECT twin, count(*), list(one_line ORDER BY record_id)[:2]
+        FROM (SELECT twin, record_id, left(instruction || ' → ' || output, 400) AS one_line
+              FROM verdicts JOIN staged USING (n) JOIN ranked USING (n) WHERE source = $source AND reason = 'near_duplicate')
+        GROUP BY twin ORDER BY count(*) DESC, twin LIMIT 1
+        """,
+        {"source": source},
+    )
+    (shown,) = work.one(
+        "SELECT left(instruction || ' → ' || output, 400) FROM ranked JOIN staged USING (n) WHERE record_id = $kept",
+        {"kept": kept},
+    )
+    lines = [
+        f"{_named(source)}: {alike} of {read} records ({alike / read:.0%}) are near-duplicates; "
+        f"the largest cluster has {count + 1}:",
+        f"  kept     {one_line(shown, LINE_CHARS)}",
+        *(f"  dropped  {one_line(example, LINE_CHARS)}" for example in examples),
+        "  If they differ in what matters, raise cleaning.near_duplicate_jaccard.",
+    ]
+    return "\n".join(lines)
+
+
+def notes(staged: Staged) -> dict[str, dict[str, int]]:
+    """Source → what its records hold that is not used, or was changed → how often."""
+    return {
+        source: {one_line(storable(note)): count for note, count in sorted(counts.items())}
+        for source, counts in sorted(staged.notes.items())
+        if counts
+    }
+
+
+def _named(source: str) -> str:
+    return json.dumps(source, ensure_ascii=False)

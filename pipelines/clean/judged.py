@@ -1,0 +1,138 @@
+"""Rules that must read: SQL finds the few records where one could hold, Python reads each answer of those and says what is wrong.
+
+Reading costs some microseconds an answer, so conditions let through what could be meant, not everything.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipelines.clean import echo, encoding, placeholders, refusals, repetition
+from pipelines.clean.exchange import Exchange, exchanges
+from pipelines.clean.rules import ANSWERS, TEXT, quoted
+from pipelines.clean.work import Work
+from pipelines.experiments import Cleaning
+
+Judge = Callable[[list[Exchange]], str | None]
+HOLES = r"[\[<(_○◯〇]|[OＯX]{2}|(?i:lorem ipsum|insert|enter your)|여기에|이곳에"
+REFUSING = (  # words without which nothing is refused: somebody who speaks of itself, or an apology
+    r"(?i:\bI(?:'|’)?(?:m|d|ll)?\b ?(?:am |do |can ?n?o?t?|could|won|will not|don|have (?:no|to)|must|would|need to|"
+    r"lack|refuse|decline|regret|apolog|afraid|unable|not ))"
+    r"|(?i:\b(?:sorry|apolog|unable|language model|artificial intelligence|an? AI\b|no comment|unfortunately|regret|"
+    r"appropriate|irresponsible|unethical|training data|"
+    r"beyond (?:my|what)|outside (?:my|what|of my)|something I|not possible|no idea|knowledge cut|try again later|"
+    r"impossible for me|chat ?bot|computer program))"
+    r"|죄송|미안|아쉽|유감|안타깝|송구|인공 ?지능|언어 ?모델|챗봇|드릴|드리|답변|대답|응답|제공할|접근|접속|모르겠|"
+    r"사양|거절|불가능|볼 수 ?없|저는|제가|저로|저에게|제게|나는|내가|학습|훈련"
+)
+DENYING = (  # and what says no
+    r"(?i:\bnot\b|cannot|n['’]t\b|\bunable|\bno\b|\black|declin|refus|refrain|rather|beyond|outside|sorry|apolog|"
+    r"regret|unfortunate|later|irrespons|unethic|impossib|inappropr|"
+    r"\bonly\b|until|learning|\bpass\b|exceed)|없|않|못|어렵|불가|힘들|힘듭|모르겠|사양|거절|곤란|엔|에는|"
+    r"안 됩니다|아니"
+)
+ECHO_LEAST = 2.2  # an answer this many times longer than what was asked answers at length
+
+
+@dataclass(frozen=True)
+class JudgedRule:
+    """`condition` is SQL over `staged`, TRUE where `judge` must read; it says why the record is dropped, or None."""
+
+    reason: str
+    condition: str
+    judge: Judge
+
+
+def judged_rules(settings: Cleaning) -> list[JudgedRule]:
+    longest = f"{ECHO_LEAST} * (length(instruction) + length(input)) + 40"
+    return [
+        JudgedRule(
+            "repetition",
+            f"repeated_share > {repetition.CANDIDATE_SHARE}",
+            _any_answer(lambda exchange: repetition.judge(exchange, max_share=settings.max_repeated_share)),
+        ),
+        JudgedRule(
+            "placeholder",
+            f"regexp_matches({ANSWERS}, {quoted(HOLES)})",
+            _any_answer(lambda exchange: placeholders.judge(exchange, allowed=settings.max_placeholders)),
+        ),
+        JudgedRule(
+            "refusal",
+            _may_refuse(settings.refusal_chars),
+            _most_answers(lambda exchange: refusals.judge(exchange, head_chars=settings.refusal_chars)),
+        ),
+        JudgedRule(
+            "prompt_echo",
+            f"messages IS NOT NULL OR length(output) < {longest}",
+            _any_answer(lambda exchange: echo.judge(exchange, max_share=settings.max_echo_share)),
+        ),
+    ]
+
+
+def _may_refuse(chars: int) -> str:
+    """SQL for whether words of refusal stand in an answer: in a long one within its first `chars` characters. The pattern that
+    knows them all is dear, so cheap ones go before it."""
+    head = f"CASE WHEN said IS NULL AND length(output) > {refusals.SHORT_CHARS} THEN left(output, {chars}) ELSE {ANSWERS} END"
+    cheap = f"CASE WHEN {chars} > 0 AND regexp_matches({head}, {quoted(REFUSING)}) AND "
+    return f"{cheap}regexp_matches({head}, {quoted(DENYING)}) THEN regexp_matches({head}, {quoted(refusals.IN_SQL)}) ELSE false END"
+
+
+def reject_by_reading(work: Work, settings: Cleaning) -> None:
+    """Add a verdict for each record that a rule that reads drops."""
+    for rule in judged_rules(settings):
+        _insert(work, rule.reason, _found(work, rule))
+
+
+def _found(work: Work, rule: JudgedRule) -> Iterator[dict[str, object]]:
+    rows = work.db.sql(f"""
+        SELECT n, instruction, input, output, messages FROM staged ANTI JOIN verdicts USING (n) WHERE {rule.condition}
+    """).to_arrow_reader(2000)
+    for batch in rows:
+        for row in batch.to_pylist():
+            if detail := rule.judge(list(exchanges(row))):
+                yield {"n": row["n"], "detail": detail}
+
+
+def reject_damaged(work: Work, settings: Cleaning) -> None:
+    """Text decoded wrongly, wherever it stands in a record."""
+    rows = work.db.sql(f"""
+        SELECT n, {TEXT} AS told, regexp_extract_all({TEXT}, {quoted(encoding.DAMAGED)}) AS places
+        FROM staged ANTI JOIN verdicts USING (n) WHERE regexp_matches({TEXT}, {quoted(encoding.DAMAGED)})
+    """).to_arrow_reader(1000)
+    found = [
+        {"n": row["n"], "detail": f"{len(damaged)} damaged places, the first is {damaged[0]}"}
+        for batch in rows
+        for row in batch.to_pylist()
+        if len(damaged := encoding.judge(row["told"], row["places"])) > settings.max_damaged
+    ]
+    _insert(work, "encoding", iter(found))
+
+
+def _insert(work: Work, reason: str, found: Iterator[dict[str, object]]) -> None:
+    rows = list(found)
+    if not rows:
+        return
+    work.db.register("found", pa.Table.from_pylist(rows))
+    work.db.execute("INSERT INTO verdicts (n, reason, detail) SELECT n, $reason, detail FROM found", {"reason": reason})
+    work.db.unregister("found")
+
+
+def _any_answer(judge: Callable[[Exchange], str | None]) -> Judge:
+    """One bad answer spoils a conversation: it would be learned."""
+
+    def judged(answers: list[Exchange]) -> str | None:
+        return next((detail for each in answers if (detail := judge(each))), None)
+
+    return judged
+
+
+def _most_answers(judge: Callable[[Exchange], str | None]) -> Judge:
+    """A conversation with a refusal in it is still one; where the last answer is one, or every second, it teaches to refuse."""
+
+    def judged(answers: list[Exchange]) -> str | None:
+        details = [judge(each) for each in answers]
+        refused = [detail for detail in details if detail]
+        return refused[0] if refused and (details[-1] or 2 * len(refused) >= len(details)) else None
+
+    return judged

@@ -1,0 +1,123 @@
+"""Holes in an answer that nobody asked for: [Your Name], [날짜 입력], lorem ipsum."""
+
+import re
+
+from pipelines.clean.exchange import Exchange
+from pipelines.clean.prose import TAG
+
+_NOUN = (
+    r"name|names|surname|address|phone|telephone|e-?mail|mail|date|dates|title|number|company|organi[sz]ation|"
+    r"business|firm|"
+    r"brand|product|service|hotel|restaurant|school|university|college|department|position|job|role|recipient|sender|"
+    r"manager|"
+    r"supervisor|author|city|state|country|town|location|venue|place|street|zip|website|url|link|amount|price|"
+    r"year|month|time|age|skill|industry|field|event|topic|birthplace|photo|picture|image|signature|contact|customer|"
+    r"client|"
+    r"employee|team|project|course|deadline|order|invoice|account|budget|duration|hours|institution|degree|hobby|"
+    r"character"
+)
+_HOLE = re.compile(
+    r"(?:\b(?:your|insert|enter|fill in|specify|describe|provide|include|attach|type|write)\b|^add\b"
+    rf"|^(?:the |a |an |my |our |their |his |her |\w+(?:'s|’s) |\w+ ){{0,3}}(?:{_NOUN})s?(?: (?:here|of [\w' ]+|\d|"
+    rf"[a-z]))?(?: (?:and|or|/) [\w' ]+)?$"
+    r"|^x{1,4}$|^[xyn]$|^\.{2,}$|^…$|^\?{2,}$|^tbd$|^(?:state|city|date|name)[,/ ])",
+    re.IGNORECASE,
+)
+_NO_HOLE = re.compile(
+    r"^(?:for|in|of|to|and|or|with|that|which|is|was|were|has|had|at|on|by|as|from|who|he|she|it|they)\b|\bnotes?\b|"
+    r"^sic$|^(?:applause|laugh|pause|music|silence|sigh)|^ref\b|^citation",
+    re.IGNORECASE,
+)
+_KOREAN = (
+    "이름|성함|성명|회사명|상호|날짜|일자|일시|제목|저자|작가|주소|연락처|전화번호|번호|가격|금액|학번|학교|학과|"
+    "부서|직책|직위|호텔|"
+    "상품명|제품명|서비스명|브랜드|시간|장소|담당자|고객명|수신자|발신자|받는 사람|보내는 사람|링크|사진|이메일|"
+    "나이|지역|도시|팀명"
+)
+_KOREAN_HOLE = re.compile(
+    rf"(?:^(?:[가-힣]+(?:의|님)? ?){{0,2}}(?:{_KOREAN})(?: ?(?:입력|기재|기입|삽입|작성))?$"
+    r"|입력|기입|기재|삽입|여기에|이곳에|추가하세요|추가해 ?주세요|작성하세요|작성해 ?주세요|넣어 ?주세요|넣으세요)"
+)
+_SQUARE = re.compile(r"(?<![\w\])])\[([^\[\]\n]{1,60})\](?!\()|(?<=[가-힣\w])\[([^\[\]\n]{1,60})\](?=[가-힣])")
+_ANGLE = re.compile(
+    r"<((?:your|insert|enter|add|describe|fill in|name of|date|company)\b[^<>\n]{0,50}|[가-힣 ]{2,30})>", re.IGNORECASE
+)
+_ROUND = re.compile(
+    r"\(((?:your|insert|enter|fill in|add)\b[^()\n]{0,40}(?: here)?|(?:company |your |full |first |last |client |"
+    r"customer )?name(?: here)?|"
+    r"[\w' ]{1,30} here)\)"
+    rf"|(?<![가-힣\w])\(((?:[가-힣]+ )?(?:{_KOREAN})|[^()\n]{{0,30}}(?:입력|삽입|기입|추가)(?:하세요|해 ?주세요|"
+    rf"하십시오)?)\)",
+    re.IGNORECASE,
+)
+_SURE_ROUND = re.compile(
+    r"^(?:insert|enter|fill in|your (?:full |first |last )?(?:name|address|phone|e-?mail|title|company)|.*\bhere$|"
+    r".*name$)",
+    re.IGNORECASE,
+)
+_LOREM = re.compile(r"\blorem ipsum dolor\b|\blorem ipsum\b[^.]{0,40}\bamet\b", re.IGNORECASE)
+_BLANK = re.compile(r"(?<!_)_{3,}(?!_)")
+_CIRCLES = re.compile(
+    r"[○◯〇]{2,}|(?<![A-Za-z])[OＯ]{2,4}(?= ?(?:님|씨|선생|고객|회사|팀|대학|고등|중학|초등|드림|올림|교수|과장|"
+    r"부장|대표|시|군|구|동)(?![A-Za-z]))|"
+    r"(?<![A-Za-z])X{2,}(?=[년월일시원])"
+)
+_FILLER_LINE = re.compile(
+    r"^\W*(?:여기에|이곳에) [^\n.]{0,20}(?:입력|작성|기입|삽입|추가)(?:하세요|해 ?주세요|하십시오)\W*$"
+    r"|^\W*(?:insert|add|enter|write|put) (?:your |the )?[\w ]{1,25} here\W*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ASKED_FOR = re.compile(
+    r"\btemplates?\b|\bdraft\b|\bforms?\b|\bfill[- ]?in\b|\bfill (?:it|them|in|out)\b|\bplaceholders?\b|\bblanks?\b|"
+    r"\bmad ?libs?\b|\bskeleton\b|"
+    r"\bboilerplate\b|\bworksheet|\bquiz|\bcloze\b|\bquestionnaire|\bsurvey|\bchecklist|\bsample (?:letter|e-?mail|"
+    r"message|contract)|"
+    r"\bgeneric\b|\bcontract\b|\bagreement\b|\binvoice\b|\bmock-?up|\bfiller\b|\bdummy\b|\bvariables?\b|\bwireframe|"
+    r"\blorem\b|\bmerge fields?|"
+    r"\bformat\b|\bbrackets?\b|\btokens?\b|템플릿|양식|서식|빈칸|빈 칸|초안|틀을|틀로|틀 |채워 ?(?:넣|쓸)|비워|"
+    r"자리 ?표시|예시 문구|설문|퀴즈|문제를|"
+    r"계약서|견적서|청구서|이력서 틀|로렘|입숨",
+    re.IGNORECASE,
+)
+MANY_BLANKS = 2
+
+
+def judge(exchange: Exchange, *, allowed: int) -> str | None:
+    """The first hole where the answer has more than `allowed` that nobody asked for, else None."""
+    if not (holes(exchange.answer) or _ANGLE.search(exchange.answer)):
+        return None
+    if _ASKED_FOR.search(exchange.question) or exchange.is_code:
+        return None
+    found = holes(exchange.answer_prose)
+    if "<" in exchange.answer:
+        found += [
+            match[0] for match in _ANGLE.finditer(exchange.answer) if not TAG.fullmatch(match[0]) or " " in match[1]
+        ]
+    given = {_bare(hole) for hole in holes(exchange.context)} | {
+        _bare(match[0]) for match in _SQUARE.finditer(exchange.context)
+    }
+    if given:
+        found = [hole for hole in found if _bare(hole) not in given]
+    if len(found) > allowed:
+        return f"{len(found)} places to be filled in, the first is {found[0]}"
+    return None
+
+
+def holes(text: str) -> list[str]:
+    """Every hole in a text, as it stands there."""
+    found = [match[0] for match in _SQUARE.finditer(text) if _is_hole(match[1] or match[2])]
+    found += [match[0] for match in _ROUND.finditer(text) if match[2] or _SURE_ROUND.search(match[1])]
+    found += [match[0] for pattern in (_LOREM, _CIRCLES, _FILLER_LINE) for match in pattern.finditer(text)]
+    blanks = _BLANK.findall(text)
+    return found + (blanks if len(blanks) >= MANY_BLANKS else [])
+
+
+def _is_hole(inside: str) -> bool:
+    inside = inside.strip()
+    if _NO_HOLE.search(inside):
+        return False
+    return bool(_HOLE.search(inside) or _KOREAN_HOLE.search(inside))
+
+
+def _bare(hole: str) -> str:
+    return re.sub(r"[\W_]+", "", hole).lower() or hole[:3]

@@ -1,0 +1,249 @@
+"""Answers that are a refusal: they say that they cannot or will not, and then they end.
+
+An answer that says so and then does the work is none, nor is a refusal or an apology that had to be written, nor words of
+that kind in code or in quotation marks.
+"""
+
+import re
+
+from pipelines.clean.exchange import Exchange
+from pipelines.clean.prose import sentences, unquoted
+
+_CANNOT = (
+    r"(?:can ?not|can(?:'|’)t|could ?n(?:o|'|’)t|am (?:not able|unable)|(?:'|’)m (?:not able|unable)|won(?:'|’)t|"
+    r"will not|would ?n(?:'|’)t be able|"
+    r"(?:do not|don(?:'|’)t|does not|doesn(?:'|’)t) (?:actually |currently |really |yet )?"
+    r"(?:have|possess|know|feel|experience|hold|support|understand|see|eat|sleep)|have no\b|lack\b|"
+    r"am not (?:in a position|allowed|permitted|programmed|designed|capable|sure|comfortable|familiar)|"
+    r"(?:'|’)m not (?:in a position|allowed|permitted|programmed|designed|capable|sure|comfortable|familiar))"
+)
+_WORK = (
+    r"(?:help(?! (?:but\b|\w+ing\b|myself|feeling|thinking))|assist|comply|fulfil?l?|provide|answer|complete|engage|"
+    r"do (?:that|this|it|so)\b|process|generate|create|write|produce|open|"
+    r"access|browse|search|view|see|hear|watch|read|predict|give|offer|share|discuss|support|tell|say|perform|"
+    r"continue|respond|"
+    r"recommend|suggest|make|play|set|send|look up|translate|summari[sz]e|determine|identify|accept|talk|speak|run|"
+    r"execute|order|book|"
+    r"be able to)"
+)
+_SELF = (
+    r"an? (?:AI|A\.I\.|artificial intelligence|(?:AI |large |text-based )*(?:language )?model|(?:AI |virtual |"
+    r"digital )?assistant|chat ?bot|machine|computer program|bot)\b"
+)
+STRONG = re.compile(
+    "|".join(
+        (
+            rf"\b(?:as|being|since I am|since I(?:'|’)m|because I am|because I(?:'|’)m|I am|I(?:'|’)m)(?: just| only|"
+            rf" merely)? {_SELF}"
+            rf"[^.!?\n]{{0,80}}?(?:\bI |, |and |so )?(?:{_CANNOT}|(?:cannot|can(?:'|’)t|unable|not able|do not|"
+            rf"don(?:'|’)t|no (?:personal|access|feelings|opinions)))",
+            rf"\bI {_CANNOT} (?:directly |currently |really |fully |in good conscience )?{_WORK}",
+            r"\bI(?:'|’)?(?:m| am)? (?:unable|not able) to\b",
+            r"\b(?:beyond|outside|exceeds?) (?:of )?(?:my|what I(?:'|’)?(?:m| can| am))\b",
+            r"\bI (?:must|have to|need to|will have to|would|am going to|(?:'|’)?ll have to) (?:respectfully |"
+            r"politely |kindly )?(?:decline|refuse|refrain|pass)\b",
+            r"\bI(?:'|’)d (?:rather|prefer) not\b|\bI would (?:rather|prefer) not\b|\bI (?:refuse|decline) to\b",
+            r"\bit (?:is|would be|(?:'|’)s)(?: not|n(?:'|’)t) (?:appropriate|possible for me|ethical|"
+            r"right) (?:for me )?to\b",
+            r"\bit (?:is|would be|(?:'|’)s) (?:inappropriate|irresponsible|unethical|impossible for me|against my)\b",
+            r"\bI (?:do not|don(?:'|’)t) have (?:the (?:ability|capability|capacity|means|option|tools|permission)|"
+            r"access|enough (?:information|context|data)|"
+            r"any (?:information|access|personal|memory|knowledge)|real-?time|personal|feelings|emotions|opinions|"
+            r"preferences|a (?:physical|body|favou?rite))",
+            r"\b(?:my|our) (?:training data|training|knowledge|data|programming|capabilit\w+|guidelines|"
+            r"knowledge cut-?off)\b[^.!?\n]{0,50}"
+            r"(?:only|does(?: not|n(?:'|’)t)|not|prevent|limited|until|up to|ends|stops)",
+            r"\bI(?:'|’)m (?:still learning|sorry, but I (?:can(?:'|’)t|cannot))|\bI have no (?:memory|access|way|"
+            r"knowledge|information|opinion|personal)\b",
+            r"\b(?:that|this) (?:is not|isn(?:'|’)t) something (?:that )?I(?:'|’)?(?:m| can| am)\b",
+            r"\bI(?:'|’)?m? ?(?:am )?not an? [^.!?\n]{0,40}?(?:and )?(?:therefore|so|thus)? ?(?:I )?(?:can(?:'|’)t|"
+            r"cannot|can not)\b",
+            r"\A\W*no comment\W*\Z|\A\W*(?:I (?:do not|don(?:'|’)t) know|I have no idea|not possible|pass|I(?:'|"
+            r"’)m not sure)\W*\Z",
+            r"\b(?:please )?try again later\b",
+            r"\bI regret to inform you that I\b|\bI(?:'|’)m afraid (?:that )?I (?:can|do|don|am|won)",
+        )
+    ),
+    re.IGNORECASE,
+)
+APOLOGY = re.compile(
+    r"\A\W*(?:I(?:'|’)?(?: a)?m (?:very |so |really |truly )?sorry|sorry\b|my apologies|apologies|"
+    r"I (?:sincerely )?apologi[sz]e|unfortunately|regrettably|I regret)",
+    re.IGNORECASE,
+)
+_APOLOGY_AND_NOT = re.compile(
+    rf"(?:I |I(?:'|’)m |but |is |are |there ){{0,2}}(?:{_CANNOT}|can(?:'|’)t|cannot|unable|not (?:able|possible|"
+    rf"available|enough|clear|provided|sure|understand)|"
+    r"(?:did|do|does|has|have|is|are|was|were) ?n(?:o|'|’)t)",
+    re.IGNORECASE,
+)
+_NOT = r"(?:없|어렵|어려울|않|못|불가|곤란|힘듭|힘들)"
+_KOREAN_SELF = (
+    r"(?:(?<![가-힣])(?:저는|저도|저로서는|저로선|저에게는|제게는|제가|나는|내가)(?![가-힣])|(?:AI|인공 ?지능|"
+    r"언어 ?모델|챗봇)(?:이|으로서|로서|이므로|이기|이라|입니다|이어서|라서|라|로|이에요|인)?)"
+)
+KOREAN = re.compile(  # service in honorific words, or somebody who speaks of itself
+    "|".join(
+        (
+            rf"(?:죄송|미안|아쉽|유감|안타깝|송구)[^.!?\n]{{0,60}}(?:수 ?(?:가|는|도)? ?{_NOT}|어렵|불가능|못|않겠|"
+            rf"사양|힘들|없어|아니[야에])",
+            r"(?:도와|도움을|답변|답|제공|알려|말씀|추천|깨워|요약|대답|설명|작성|번역|확인|안내|조언|공유|소개|"
+            r"만들어|보여|찾아|들려)[^.!?\n]{0,12}(?:드릴|드리기|줄) ?"
+            r"(?:수 ?(?:가|는|도)? ?없|어렵|힘듭|곤란|불가|엔|에는)",
+            r"(?:답변|대답|응답|제공|접근|접속|열람|조회|실행|수행|처리|지원|요약|작성|번역|검색)(?:할|될|해 줄|"
+            r"해드릴|하실)? ?(?:수 ?(?:가|는|도)? ?없|이? ?불가능|"
+            r"안 ?됩니다|권한이 없)",
+            r"(?:열어|들어|읽어|찾아) ?(?:볼|드릴) 수 ?(?:가|는)? ?없",
+            rf"{_KOREAN_SELF}[^.!?\n]{{0,70}}(?:수 ?(?:가|는|도)? ?{_NOT}|(?:지|하지) (?:않|못)|(?:기능|능력|권한|"
+            rf"정보|기억|감정|의견|취향|선호|"
+            rf"경험|데이터)(?:이|도|은|는|가) ?없|알지 못)",
+            rf"(?:학습|훈련)(?:한|된|받은)? ?(?:데이터|자료)[^.!?\n]{{0,60}}{_NOT}",
+            r"(?:해 ?드리|드리)기(?:가|는|엔|에는)? ?(?:어렵|어려울|곤란|힘듭|힘들)|드리지 (?:않겠|못)|(?:말씀드리|"
+            r"말하|답하)지 않겠|정중히 (?:사양|거절)",
+            r"(?:할|해 줄) 수 있는 일이 아니|(?:응할|들어줄|들어드릴) 수 ?(?:가|는)? ?없|알려 ?(?:드릴|"
+            r"줄) 수 ?(?:가|는)? ?없|(?:답변|대답)을? 거부",
+            r"\A\W*(?:잘 ?)?모르겠(?:습니다)\W*\Z",
+        )
+    )
+)
+
+
+def _in_sql(*patterns: re.Pattern[str]) -> str:
+    """The patterns for RE2, which knows no looking around and counts dearly: they let through a little more."""
+    bare = "|".join(f"(?i:{pattern.pattern})" for pattern in patterns)
+    bare = re.sub(r"\(\?<?!(?:[^()]|\([^()]*\))*\)", "", bare).replace(r"\Z", r"\z")
+    return re.sub(r"\{0,\d\d\}\??", "*", bare)
+
+
+IN_SQL = _in_sql(STRONG, APOLOGY, KOREAN)
+WRITTEN = re.compile(  # what the prompt has written in such words, so that they are no excuse of the answerer's own
+    r"\bapolog|\bexcuse|\bdeclin|\brefus|\breject|\bturn(?:s|ed|ing)? down\b|\bsorry\b|\bcan(?:no|'|’)t\b|\bunable\b|"
+    r"\bsay no\b|\breply\b|\brespond to\b|"
+    r"\bresponse to\b|\bletter\b|\be-?mail\b|\bmessage\b|\btext message\b|\bnotice\b|\bdialog|\bconversation\b|"
+    r"\bscene\b|\bhaiku\b|"
+    r"\bscript\b|\brole.?play|\bpretend\b|\bact as\b|\bcustomer\b|\bchat ?bot|\brobot|\bfill in\b|"
+    r"\bwhat would you say|\bvoicemail|\bauto.?reply|\bmonolog|"
+    r"사과|거절|핑계|변명|미안|죄송|답장|답변을 ?(?:써|작성)|편지|메일|문자|메시지|안내 ?문|공지|대화|대사|장면|"
+    r"동화|소설|짧은 글|연기|역할|로봇|챗봇|자기소개",
+    re.IGNORECASE,
+)
+_GIVEN = re.compile(  # tasks on a given text, whose words may come back
+    r"\btranslat|\brewrit|\brephras|\bparaphras|\bsummar|\bsentiment|\bclassif|\bquote|\bsentences?\b|\bphrase|"
+    r"\bcomplete the\b|\bedit\b|\bcorrect\b|\bsimplif|"
+    r"감정|분류|번역|옮기|옮겨|바꿔|고쳐|요약|문장|인용",
+    re.IGNORECASE,
+)
+_GIVEN_WORDS = re.compile(
+    r"\bsorry\b|\bapolog|\bcan ?not\b|\bcan(?:'|’)t\b|\bunable\b|\bnot able\b|\bdo(?: not|n(?:'|’)t)\b|\bno\b|\bAI\b|"
+    r"\blanguage model|\bcomment\b|\brefus|\bdeclin|"
+    r"죄송|미안|인공지능|언어 모델|없|않|못|entschuldig|désol|lo siento|perd[óo]n",
+    re.IGNORECASE,
+)
+_STORY = re.compile(
+    r"\bstor(?:y|ies)\b|\bpoem|\bfiction|\bnovel\b|\bjoke|\bsong|\blyric|이야기|시를|소설|동화", re.IGNORECASE
+)
+_MACHINE = re.compile(
+    rf"\b(?:as|being|I am|I(?:'|’)m)(?: just| only)? {_SELF}|AI 언어|(?:저는|나는|제가) ?(?:AI|인공지능|"
+    rf"언어 ?모델)|인공지능 언어|"
+    rf"\bas a language model",
+    re.IGNORECASE,
+)
+_HELP = re.compile(
+    rf"\bI {_CANNOT} (?:help(?! but)|assist|comply|fulfil?l?|complete|do) (?:you |with )?(?:that|this|it|your|the)\b|"
+    rf"\bI(?:'|’)?(?:m| am) unable to (?:do (?:this|that|it)|help|assist|comply|fulfil)|\b(?:this|that|"
+    rf"it) is (?:beyond|outside) (?:my|what I)|\bit is not appropriate to (?:write|create|make|generate)",
+    re.IGNORECASE,
+)
+_FILLER = re.compile(
+    r"\?\s*\Z|\bis there (?:anything|something)|\blet me know|\bfeel free|\bI(?:'|’)?d? ?(?:would|will|"
+    r"ll)? ?be (?:happy|glad)|\bplease\b|\bif you (?:have|can|could|would|need|"
+    r"provide|want|copy|let|give|share|tell|are)|\bconsult|\bI (?:suggest|recommend|encourage|advise|hope|"
+    r"would suggest|would encourage)|\bmay want to\b|\bconsider\b|"
+    r"\bthank you\b|\byou (?:could|can|should|may|might) (?:try|ask|check|use|want|contact|consult|look|seek|visit|"
+    r"find)|\b(?:illegal|unethical|harmful|dangerous|privacy|"
+    r"inappropriate|against the law|policy|terms|important to|deserve|respect|sensitive|responsib)|\bmy (?:purpose|"
+    r"goal|role|function|training|responses|abilities|data)\b|"
+    r"\bI(?:'|’)?m? ?(?:am )?(?:designed|programmed|trained|here to|still learning|only able|a (?:text|language))|"
+    r"\btry (?:again|asking)|"
+    r"\b(?:however, |but )?I can (?:only |also |certainly |still )?(?:help|assist|provide you|suggest|calculate|"
+    r"offer|recommend|give you|support|convert|generate|create|check|search|get)|"
+    r"\bI am able to (?:help|assist|provide|offer)|\b(?:current )?(?:capabilit|functionalit)\w+|"
+    r"\bfunctions?\b[^.]{0,40}\b(?:provided|available|limited)|\bexternal tasks?\b|"
+    r"\bI do(?: not|n(?:'|’)t) have a function\b|\b(?:best|easiest) way\b|\bthere are (?:many|several|various|some|"
+    r"plenty of) (?:other )?(?:online |great |free )*(?:tools|resources|websites|sites|services|apps)|"
+    r"\bcheck (?:the|their|with|out)\b|\brefrain\b|\bviolat|\bconsent\b|\bgreat resource|"
+    r"이용해|참고|문의|상담|방문|말씀해|확인해|부탁|바랍니다|주세요|주시|좋을 것|권해|양해|궁금|도와드리|존중|불법|"
+    r"개인정보|사생활|민감|위험",
+    re.IGNORECASE,
+)
+_GOES_ON = re.compile(
+    r"\b(?:but|however|instead|still|nevertheless|that said)\b,? (?:here|I can|you can|a |an |the |some |there|"
+    r"generally|in general|based|if|it|many|most|one|let)"
+    r"|\bhere (?:is|are)\b|\bhere(?:'|’)s\b|(?:없지만|않지만|못하지만|어렵지만|다만|대신|하지만)[^.!?\n]{10,}",
+    re.IGNORECASE,
+)
+_DECLINES = re.compile(
+    r"\bI (?:have to|must|need to|will have to|would) (?:\w+ )?(?:decline|refuse|refrain)|\bI (?:refuse|"
+    r"decline) to\b|정중히 (?:사양|거절)",
+    re.IGNORECASE,
+)
+DECLINED_CHARS = 300  # an answer that leads up to its refusal
+SHORT_CHARS = 420  # an answer that only refuses is hardly longer
+REST_CHARS = 100  # of substance beside the refusal, and it does the work after all
+
+
+def judge(exchange: Exchange, *, head_chars: int) -> str | None:
+    """The words of refusal where the answer is one, else None. They stand within the first `head_chars` characters or, in a short
+    answer, in one of its first sentences."""
+    if exchange.is_code:
+        return None
+    answer = exchange.answer_prose.strip()
+    found = cue(exchange, answer, head_chars)
+    if found is None:
+        return None
+    if goes_on(answer):
+        return None
+    return f"the answer refuses: {found[:60]}"
+
+
+def cue(exchange: Exchange, answer: str, head_chars: int) -> str | None:
+    """The words with which the answer refuses; None where they had to be written or are not there."""
+    told = unquoted(answer)
+    head = told if len(told) <= SHORT_CHARS else told[:head_chars]
+    found = STRONG.search(head) or KOREAN.search(head)
+    if found is None and APOLOGY.search(head):
+        first = sentences(head)[:2]
+        found = _APOLOGY_AND_NOT.search(" ".join(first))
+    if found is None:
+        return None
+    asked = exchange.question
+    if WRITTEN.search(asked) or _STORY.search(asked) or (_GIVEN.search(asked) and _GIVEN_WORDS.search(asked)):
+        own = _MACHINE.search(head) or _HELP.search(head)  # nobody but the answerer itself speaks so
+        return own[0] if own and not _MACHINE.search(asked) and _is_answerers(answer) else None
+    return found[0]
+
+
+def _is_answerers(answer: str) -> bool:
+    """Whether an answer is one voice that speaks of itself, not a scene with several."""
+    return len(sentences(answer)) <= 6 and not re.match(r"\s*[\"“‘']", answer)
+
+
+def goes_on(answer: str) -> bool:
+    """Whether an answer that says it cannot then does the work: a list, code, or sentences of substance."""
+    parts = sentences(answer)
+    if len(answer) <= DECLINED_CHARS and _DECLINES.search(parts[-1]):
+        return False
+    lines = [line for line in answer.split("\n") if line.strip()]
+    if sum(bool(re.match(r"\s*(?:[-*•]|\d{1,2}[.)])\s+\S", line)) for line in lines) >= 2:
+        return True
+    rest = 0
+    for sentence in parts:
+        refuses = STRONG.search(sentence) or KOREAN.search(sentence) or APOLOGY.search(sentence)
+        if refuses:
+            after = _GOES_ON.search(sentence)
+            rest += len(sentence) - after.start() if after and not _FILLER.search(sentence[after.start() :]) else 0
+        elif not _FILLER.search(sentence):
+            rest += len(sentence) * (
+                2 if re.search("[가-힣]", sentence) else 1
+            )  # Korean says as much in half the characters
+    return rest > REST_CHARS

@@ -1,0 +1,156 @@
+"""Answers that got stuck: the same signs over and over, right behind one another.
+
+What comes back after something else (a refrain, a formula, a tag) is no loop. Code, tables and lists of numbers repeat by nature:
+they count only where the same lines or the same statements stand there many times.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.clean.exchange import Exchange
+from pipelines.clean.prose import FENCED, TABLE_LINE, TAG, is_code_line
+from pipelines.clean.shingles import Hashes, code_points, mixed
+
+JUDGED_CHARS = 20_000  # of an answer of any length, from its end: loops do not stop
+CANDIDATE_SHARE = 0.12  # of an answer's 8-grams that stood there before: below, there is no loop
+STUCK_TIMES = 5  # so often in a row, with LOOP_CHARS, is a loop wherever it stands
+STUCK_CHARS = 60
+CODE_TIMES = 4  # a statement or a line of code, unless it is data or was asked for so
+LINES_SHARE = 0.2  # of an answer's characters in lines that follow themselves
+ASKED_TIMES, ASKED_SIGNS = 40, 200  # a loop that was asked for ends at some time
+ASKED_FOR = re.compile(
+    r"\brepeat|\btimes\b|\bover and over|\bagain and again|\bchant|\brefrain|\bchorus|\bsong|\blyric|\bpoem|"
+    r"\bpattern|\brhyme|\bmantra|"
+    r"\bduplicat|\bloop|\bonomatop|\bsequence|\bbinary|\bdigits?\b|\boutput\b|\bsounds?\b|\bnoise|\bscream|\blaugh|"
+    r"\bprint|\blist items?\b|반복|번 (?:말|써|적|출력)|되풀이|"
+    r"후렴|노래|가사|동요|민요|시를|구호|의성어|의태어|출력",
+    re.IGNORECASE,
+)
+DATA_LINE = re.compile(r"^[\s\d.,;:|/+*=()\[\]{}\"'-]*$|^\s*(?:[#.XxOo_ *|+-]\s?)+$")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A stretch in which one unit follows itself: `times` it stands there, `repeated` characters repeat what is right before."""
+
+    unit: str
+    times: float
+    repeated: int
+    total: int
+    reaches_end: bool
+
+    @property
+    def share(self) -> float:
+        return self.repeated / self.total if self.total else 0.0
+
+
+def judge(exchange: Exchange, *, max_share: float) -> str | None:
+    """What repeats where the answer is stuck, else None. `max_share` of the answer may repeat what stands right before it."""
+    text = exchange.answer[-JUDGED_CHARS:]
+    if found := _stuck_lines(exchange, text):
+        return found
+    told = _prose(text)
+    loop = longest_loop(told)
+    if loop is None:
+        return None
+    unit = loop.unit.strip()
+    if ASKED_FOR.search(exchange.question) and (
+        loop.times < ASKED_TIMES or (len(unit) == 1 and loop.times < ASKED_SIGNS)
+    ):
+        return None
+    if not any(map(str.isalpha, unit)) and not _is_one_sign(unit, loop):
+        return None
+    over_share = loop.share > max_share and loop.repeated >= MIN_REPEATED
+    stuck = loop.times >= STUCK_TIMES and loop.repeated >= STUCK_CHARS and loop.reaches_end
+    if over_share or stuck:
+        return f"{100 * loop.share:.0f} % of the answer repeats what stands right before it: {unit[:60]!r} {loop.times:.0f} times"
+    return None
+
+
+MIN_REPEATED = 24
+
+
+def _is_one_sign(unit: str, loop: Loop) -> bool:
+    """A single sign or digit without an end; rows of it are rules and ornaments up to a length."""
+    return len(set(unit)) == 1 and unit[0] not in "-=_*#.~ ─━" and loop.repeated >= MIN_REPEATED
+
+
+def _prose(text: str) -> str:
+    """The answer's prose with every white space as one space, numbers at the start of lines left out."""
+    text = FENCED.sub("\n", text)
+    if "<" in text:
+        text = TAG.sub(" ", text)
+    lines = [line for line in text.split("\n") if not (is_code_line(line) or TABLE_LINE.search(line))]
+    return " ".join(" ".join(re.sub(r"^\s*(?:\(?\d{1,4}[.):]|[-*•])\s*", "", line) for line in lines).lower().split())
+
+
+def longest_loop(text: str) -> Loop | None:
+    """The loop of `text` in which most characters repeat what is right before them, None where nothing does twice.
+
+    Only periods that often lie between a piece of GRAM characters and its last occurrence are tried.
+    """
+    signs = code_points([text])[0]
+    best: tuple[int, int, int] | None = None  # repeated characters, period, end
+    for period in _likely_periods(signs):
+        run, end = _longest_run(signs[period:] == signs[:-period])
+        if run + 1 >= period and (best is None or run > best[0]):
+            best = (run, period, end + period)
+    return _loop(text, *best) if best else None
+
+
+GRAM = 8
+PERIODS = 6
+
+
+def _likely_periods(signs: Hashes) -> list[int]:
+    """The commonest distances between pieces of the text and where they stood last, the commonest first."""
+    if len(signs) < GRAM:
+        return []
+    grams = signs
+    for width in (1, 2, 4):
+        grams = mixed(grams[:-width]) + grams[width:]
+    order = np.argsort(grams, kind="stable")
+    same = grams[order[1:]] == grams[order[:-1]]
+    distances = (order[1:] - order[:-1])[same]
+    values, counts = np.unique(distances, return_counts=True)
+    return values[np.argsort(-counts, kind="stable")][:PERIODS].tolist()
+
+
+def _loop(text: str, run: int, period: int, end: int) -> Loop:
+    unit = text[max(0, end - run - period) : end - run]
+    return Loop(unit, 1 + run / period, run, len(text), reaches_end=end >= len(text) - period)
+
+
+def _longest_run(same: np.ndarray) -> tuple[int, int]:
+    """The length of the longest run of True, and the place behind it."""
+    breaks = np.flatnonzero(~same)
+    edges = np.concatenate([[-1], breaks, [len(same)]])
+    lengths = np.diff(edges) - 1
+    at = int(np.argmax(lengths))
+    return int(lengths[at]), int(edges[at + 1])
+
+
+def _stuck_lines(exchange: Exchange, text: str) -> str | None:
+    """The lines of code, one or several, that follow themselves although they are neither data nor were asked for so."""
+    lines = [line.strip() for line in text.split("\n")]
+    lines = [line for line in lines if line]
+    if len(lines) < CODE_TIMES or ASKED_FOR.search(exchange.question):
+        return None
+    codes = {line: number for number, line in enumerate(dict.fromkeys(lines))}
+    signs = np.array([codes[line] for line in lines])
+    for period in range(1, min(12, len(signs) // CODE_TIMES) + 1):
+        run, end = _longest_run(signs[period:] == signs[:-period])
+        unit = lines[end - run : end - run + period]
+        times = 1 + run / period
+        weight = sum(len(line) for line in unit)
+        much = weight * (times - 1) >= max(STUCK_CHARS, LINES_SHARE * sum(map(len, lines)))
+        if times >= CODE_TIMES and much and not all(map(_is_data, unit)):
+            return f"the same lines stand there {times:.0f} times: {' '.join(unit)[:60]!r}"
+    return None
+
+
+def _is_data(line: str) -> bool:
+    """Whether a line is a row of numbers or signs, or markup that repeats by nature (list items, cells, closing tags)."""
+    return bool(DATA_LINE.match(line)) or line.startswith(("<", "|", "}", "]", ")", "\\"))
