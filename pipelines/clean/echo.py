@@ -12,7 +12,8 @@ from pipelines.clean.prose import QUOTED, is_code
 _LABEL = re.compile(
     r"\A\W*(?:(?:the )?(?:question|instruction|prompt|input|query|task|request|q|user|human)(?: is)?\s*[:：]|"
     r"(?:the )?user (?:asks|says|wants|asked)\s*[:：]?|"
-    r"you (?:asked|want|said)\s*[:：]|sure[!,.]|okay[!,.]|of course[!,.]|certainly[!,.]|질문\s*[:：]|지시(?:문|"
+    r"you (?:asked|want|said)\s*[:：]|sure[!,.]|okay[!,.]|of course[!,.]|certainly[!,.]|질문\s*[:：]|문제\s*[:：)]|"
+    r"원문\s*[:：]|문장\s*[:：]|(?:the )?(?:sentence|text|passage|paragraph|statement)\s*[:：]|지시(?:문|"
     r"사항)?\s*[:：]|"
     r"문제\s*[:：]|입력\s*[:：]|네[,.]|"
     r"사용자(?:의)? ?질문\s*[:：])\s*",
@@ -39,6 +40,7 @@ GIVES_BACK = re.compile(
 _LEADS_ON = re.compile(
     r"\S[:：]\s*\n*\s*(?:```|`|\$|[\[({<\\/^]|\d)|\n\s*(?:```|\||<)"
 )  # to a formula, a pattern, code: that is the answer
+_TRANSLATES = re.compile(r"\btranslat|번역|[가-힣]+어로 (?:옮|바꾸|바꿔|써|적)", re.IGNORECASE)
 ALIKE = 0.86  # of two texts in a row, signs apart
 JUDGED_CHARS = 600
 LEAST_CHARS = 8
@@ -48,7 +50,7 @@ _STOP = frozenset(
         "a", "an", "the", "to", "of", "and", "or", "in", "on", "at", "is", "are", "was", "were", "do", "does", "did", "you", "your",
         "me", "my", "i", "it", "its", "for", "with", "as", "by", "be", "can", "could", "please", "sure", "here", "this", "that",
         "question", "answer", "asks", "user", "says", "보시오", "보세요", "봐", "주세요", "주십시오", "줘", "주시오", "하시오",
-        "해", "해줘", "좀",
+        "해", "해줘", "좀", "달라는", "요청입니다", "질문입니다", "답변", "답", "response", "output", "solution", "sentence", "text",
     )
 )  # fmt: skip
 
@@ -63,9 +65,16 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
         return None
     told = plain(answer)
     task, given = _parts(exchange.question)
+    whole = plain(exchange.question)
+    if given and len(whole) >= LEAST_CHARS and (told == whole or _is_both_again(told, whole, plain(task))):
+        return "the answer is the question and its input again"
     gives_back = bool(given and GIVES_BACK.search(given))  # what is given may stand before the task
     if len(told) >= LEAST_CHARS and not gives_back and _is_again(told, answer, task, max_share):
         return "the answer is the question again"
+    if not given and _TRANSLATES.search(
+        task
+    ):  # what is to be translated may stand behind a colon, or in quotation marks
+        given = task.partition(":")[2].strip() or (QUOTED.findall(task) or [""])[-1]
     if given and _is_input_again(exchange, answer, task, given):
         return "the answer is the input again"
     return None
@@ -89,11 +98,17 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
+def _is_both_again(told: str, whole: str, task: str) -> bool:
+    """Whether question and input come back with a word or two changed, the question in front."""
+    head = SequenceMatcher(None, told[: len(task)], task, autojunk=False)
+    return len(whole) <= JUDGED_CHARS and head.quick_ratio() >= ALIKE and head.ratio() >= ALIKE and _alike(told, whole)
+
+
 def _is_again(told: str, answer: str, task: str, max_share: float) -> bool:
     asked = plain(task)
     if len(asked) < LEAST_CHARS or len(asked) > JUDGED_CHARS or len(told) > 3 * len(asked) + 20:
         return False
-    if told == asked:
+    if told == asked or told.replace(" ", "") == asked.replace(" ", ""):
         return True
     if told.startswith(asked):
         rest = told[len(asked) :].strip()
@@ -105,9 +120,33 @@ def _is_again(told: str, answer: str, task: str, max_share: float) -> bool:
     if asked in told:
         rest = told.replace(asked, " ").strip()
         return len(asked) > max_share * len(told) and (_adds_nothing(rest, asked) or len(rest) <= 0.15 * len(asked))
+    if _still_asks(answer, task):
+        return _alike(told, asked, most_new=1)
     if GIVES_BACK.search(task) or QUOTED.search(task) or ":" in task:  # what it gives back may be the answer
         return False
     return _alike(told, asked)
+
+
+def _still_asks(answer: str, task: str) -> bool:
+    """Whether an answer asks or orders as its question does, as no answer would."""
+    question, order = (
+        re.compile(r"[?？]\W*$"),
+        re.compile(r"(?:시오|세요|줘|달라|주십시오|라|까요?|요청입니다)[.!?\s]*$"),
+    )
+    if question.search(answer) and question.search(task):
+        return True
+    first = [re.match(r"\W*(\w+)", text) for text in (answer.lower(), task.lower())]
+    same = bool(first[0] and first[1] and first[0][1] == first[1][1])
+    return same and bool(_ORDERS.match(task) or (order.search(answer) and order.search(task)))
+
+
+_ORDERS = re.compile(
+    r"\W*(?:explain|describe|write|list|give|tell|name|create|generate|compare|summari[sz]e|discuss|define|what|"
+    r"why|how|who|when|where|which|"
+    r"is|are|can|could|do|does|should|would|provide|suggest|recommend|design|outline|state|discuss|analy[sz]e|"
+    r"calculate|find|show|translate)\b",
+    re.IGNORECASE,
+)
 
 
 def _adds_nothing(rest: str, asked: str) -> bool:
@@ -122,7 +161,7 @@ def _answers_after(answer: str, task: str) -> bool:
     return bool(found) and not _adds_nothing(plain(answer[found.end() :]), plain(task))
 
 
-def _alike(one: str, other: str) -> bool:
+def _alike(one: str, other: str, *, most_new: int = 0) -> bool:
     if not 0.6 < len(one) / len(other) < 1.6:
         return False
     matcher = SequenceMatcher(None, one, other, autojunk=False)
@@ -130,15 +169,15 @@ def _alike(one: str, other: str) -> bool:
         matcher.real_quick_ratio() >= ALIKE
         and matcher.quick_ratio() >= ALIKE
         and matcher.ratio() >= ALIKE
-        and _same_words(one, other)
+        and _same_words(one, other, most_new)
     )
 
 
-def _same_words(one: str, other: str) -> bool:
-    """Whether hardly a word of meaning is new in `one`."""
+def _same_words(one: str, other: str, most_new: int) -> bool:
+    """Whether at most `most_new` words of meaning are new in `one`."""
     known = set(other.split())
     new = [word for word in one.split() if word not in known and word not in _STOP and not _inflected(word, known)]
-    return not new
+    return len(new) <= most_new
 
 
 def _inflected(word: str, known: set[str]) -> bool:
@@ -160,6 +199,8 @@ def _is_input_again(exchange: Exchange, answer: str, task: str, given: str) -> b
     if given.strip().endswith("?") and not re.search(
         r"translat|rewrit|rephras|paraphras|correct|번역|고쳐|바꿔", task, re.IGNORECASE
     ):
+        return True
+    if _TRANSLATES.search(task):
         return True
     if GIVES_BACK.search(task):
         return False

@@ -12,6 +12,10 @@ DAMAGED = "|".join(
         f"[ÃÂ][{ODD}]",
         f"[â-ï](?:[{ANY}][{ODD}]|[{ODD}][{ANY}])",
         "[\xa1-\xff]{6,}",  # EUC-KR or CP949 read as Latin-1
+        f"(?:[ÐÑÎÏØÙ][{ODD}]){{2,}}",  # Cyrillic, Greek, Arabic in UTF-8, read as Windows-1252
+        "ð[Ÿ\x9f]",  # an emoji, likewise
+        "‚Ä[ôúùìîòö¢¶]|‚Ñ¢|√[©®†°¥≠¨ßºå∂]",  # UTF-8 read as Mac Roman
+        'вЂ[”™“ќў"¦˜њ]|в„ў|Г[©ЁЎ¶±јў]',  # UTF-8 read as Windows-1251
         "占쏙|쏙옙",  # U+FFFD in UTF-8, read as CP949
         "[\x80-\x84\x86-\x9f]",  # C1 control characters; U+0085 is a line end
         "[A-Za-z][가-힣][a-z]{1,12}\\b|\\b[A-Za-z]{2,12}[가-힣][a-z]",  # accented letters read as CP949

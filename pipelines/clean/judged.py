@@ -15,20 +15,22 @@ from pipelines.clean.work import Work
 from pipelines.experiments import Cleaning
 
 Judge = Callable[[list[Exchange]], str | None]
-HOLES = r"[\[<(_○◯〇]|[OＯX]{2}|(?i:lorem ipsum|insert|enter your)|여기에|이곳에"
+HOLES = r"[\[<({_○◯〇]|[OＯX]{2}|(?i:lorem ipsum|insert|enter your)|여기에|이곳에"
 REFUSING = (  # words without which nothing is refused: somebody who speaks of itself, or an apology
-    r"(?i:\bI(?:'|’)?(?:m|d|ll)?\b ?(?:am |do |can ?n?o?t?|could|won|will not|don|have (?:no|to)|must|would|need to|"
+    r"(?i:\bI(?:'|’)?(?:m|d|ll)?\b ?(?:rather|prefer|am |do |can ?n?o?t?|could|won|will not|don|have (?:no|to)|"
+    r"must|would|need to|"
     r"lack|refuse|decline|regret|apolog|afraid|unable|not ))"
     r"|(?i:\b(?:sorry|apolog|unable|language model|artificial intelligence|an? AI\b|no comment|unfortunately|regret|"
     r"appropriate|irresponsible|unethical|training data|"
-    r"beyond (?:my|what)|outside (?:my|what|of my)|something I|not possible|no idea|knowledge cut|try again later|"
+    r"beyond (?:my|what)|against my|outside (?:my|what|of my)|something I|not possible|no idea|knowledge cut|"
+    r"try again later|"
     r"impossible for me|chat ?bot|computer program))"
     r"|죄송|미안|아쉽|유감|안타깝|송구|인공 ?지능|언어 ?모델|챗봇|드릴|드리|답변|대답|응답|제공할|접근|접속|모르겠|"
-    r"사양|거절|불가능|볼 수 ?없|저는|제가|저로|저에게|제게|나는|내가|학습|훈련"
+    r"사양|거절|불가능|볼 수 ?없|저는|제가|저로|저에게|제게|나는|내가|학습|훈련|제한|금지|안내해"
 )
 DENYING = (  # and what says no
     r"(?i:\bnot\b|cannot|n['’]t\b|\bunable|\bno\b|\black|declin|refus|refrain|rather|beyond|outside|sorry|apolog|"
-    r"regret|unfortunate|later|irrespons|unethic|impossib|inappropr|"
+    r"regret|unfortunate|later|irrespons|unethic|impossib|inappropr|against|"
     r"\bonly\b|until|learning|\bpass\b|exceed)|없|않|못|어렵|불가|힘들|힘듭|모르겠|사양|거절|곤란|엔|에는|"
     r"안 됩니다|아니"
 )

@@ -26,6 +26,7 @@ OTHER_SCRIPT = 0.4  # of the weight of letters in a script that no expected lang
 FUNCTION_SHARE = 0.1  # of the words being function words of a language: evidence that it is that language
 MIN_SURE_WORDS = 4
 SOME_OTHER_SCRIPT = 0.05  # of an answer's letters, where the question is in that script
+SOME_SCRIPT = 0.25
 LIKELY = 0.5
 ENGLISH = (
     "the|of|and|to|is|that|it|for|with|are|this|have|you|your|from|they|what|when|which|will|would|can|who|his|"
@@ -130,7 +131,7 @@ def read(row: Row, settings: Cleaning) -> Row:
     how probably it is in one that it should not be in."""
     expected = [row["declared"]] if row["declared"] else settings.languages
     asked = f"{row['instruction']}\n{row['input']}".strip()
-    question = _readable(row["instruction"] if _letters(row["instruction"]) >= 4 else asked)
+    question = _question(row["instruction"] if _letters(row["instruction"]) >= 4 else asked)
     told = next((text for text in _tellings(row, question) if _tells(text, expected, settings)), None)
     if told is None:
         return {"language": row["declared"] or _script_language(f"{asked}\n{row['output']}"), "wrong": 0.0}
@@ -142,9 +143,13 @@ def read(row: Row, settings: Cleaning) -> Row:
     if wrong < settings.wrong_language_probability:
         return {"language": language, "wrong": wrong}
     own, strange = _identified(question, expected, settings) if _letters(question) >= 4 else (language, wrong)
-    asked_in_expected = strange < settings.wrong_language_probability and own != language
+    foreign_question = strange >= settings.wrong_language_probability and _is_foreign(question, own)
+    asked_in_expected = not foreign_question and (own != language or not _is_sure(question, own))
     if asked_in_expected and (asks_for_another(asked, main_script(told), language) or not _is_sure(told, language)):
-        return {"language": own, "wrong": 0.0}
+        return {
+            "language": own if strange < settings.wrong_language_probability else (expected or ["en"])[-1],
+            "wrong": 0.0,
+        }
     return {"language": language, "wrong": wrong}
 
 
@@ -155,7 +160,8 @@ def _foreign_question(question: str, told: str, expected: list[str] | None, sett
         return None
     if script := _other_script(question, expected, settings):
         return _language_in(question, script) if script_shares(told).get(script, 0.0) >= SOME_OTHER_SCRIPT else None
-    if _letters(told) >= 2 * MIN_LETTERS or main_script(told) != "latin" or _ENGLISH_WORDS.search(told):
+    latin = main_script(told) == main_script(question) == "latin"
+    if _letters(told) >= 2 * MIN_LETTERS or not latin or _ENGLISH_WORDS.search(f"{question} {told}"):
         return None
     name, share = _ranked(" ".join(question.split()), "latin")[0]
     own_words = FUNCTION_WORDS.get(name, frozenset()) & {word.strip(".,;:!?¿¡\"'") for word in question.lower().split()}
@@ -174,6 +180,19 @@ def _tellings(row: Row, question: str) -> Iterator[str]:
 
 def _tells(text: str, expected: list[str] | None, settings: Cleaning) -> bool:
     return _letters(text) >= MIN_LETTERS or _other_script(text, expected, settings) is not None
+
+
+def _question(text: str) -> str:
+    """What of a question is the asker's own: without what it quotes, where anything else is left."""
+    outside = prose.unquoted(prose.URL.sub(" ", text))
+    return outside if _letters(outside) >= 6 else _readable(text)
+
+
+def _is_foreign(question: str, language: str) -> bool:
+    """Whether a question that was identified as `language` is in it beyond its names."""
+    if _ENGLISH_WORDS.search(question) and not _is_sure(question, language):
+        return False
+    return _is_sure(question, language) or (main_script(question) == "latin" and not question.isascii())
 
 
 def _readable(text: str) -> str:
@@ -230,7 +249,7 @@ def _identified(text: str, expected: list[str] | None, settings: Cleaning) -> tu
         return "en", 0.0
     if _LOREM.search(text):
         return (expected or ["en"])[0], 0.0  # text that stands for text; where it is a hole another rule says so
-    script = main_script(text)
+    script = _judged_script(text, expected)
     text = _in_script(text, script)
     capitals = sum(map(str.isupper, text))
     ranked = _ranked(text.lower() if capitals > 0.5 * max(1, _letters(text)) else text, script)
@@ -240,6 +259,13 @@ def _identified(text: str, expected: list[str] | None, settings: Cleaning) -> tu
     return (inside[0] if keeps else ranked[0][0]), wrong
 
 
+def _judged_script(text: str, expected: list[str] | None) -> str | None:
+    """The script to identify a text by: of one in several that of an expected language, where there is some of it."""
+    shares = script_shares(text)
+    used = {script for language in expected or [] for script in scripts_of(language)}
+    return next((script for script in used if shares.get(script, 0.0) >= SOME_SCRIPT), main_script(text))
+
+
 _LOREM = re.compile(r"\blorem ipsum\b", re.IGNORECASE)
 
 
@@ -247,7 +273,7 @@ def _is_english(text: str) -> bool:
     """Whether function words of English are as frequent as in English alone."""
     words = re.findall(r"[A-Za-zÀ-ɏ']+", text)
     return (
-        len(words) >= MIN_SURE_WORDS
+        len(words) >= MIN_SURE_WORDS - 1
         and len(_ENGLISH_WORDS.findall(text)) >= ENGLISH_SHARE * len(words)
         and text.isascii()
     )

@@ -20,7 +20,7 @@ _HOLE = re.compile(
     r"(?:\b(?:your|insert|enter|fill in|specify|describe|provide|include|attach|type|write)\b|^add\b"
     rf"|^(?:the |a |an |my |our |their |his |her |\w+(?:'s|’s) |\w+ ){{0,3}}(?:{_NOUN})s?(?: (?:here|of [\w' ]+|\d|"
     rf"[a-z]))?(?: (?:and|or|/) [\w' ]+)?$"
-    r"|^x{1,4}$|^[xyn]$|^\.{2,}$|^…$|^\?{2,}$|^tbd$|^(?:state|city|date|name)[,/ ])",
+    r"|^(?-i:X{1,4})$|^\?{2,}$|^tbd$|^(?:state|city|date|name)[,/ ])",
     re.IGNORECASE,
 )
 _NO_HOLE = re.compile(
@@ -31,7 +31,8 @@ _NO_HOLE = re.compile(
 _KOREAN = (
     "이름|성함|성명|회사명|상호|날짜|일자|일시|제목|저자|작가|주소|연락처|전화번호|번호|가격|금액|학번|학교|학과|"
     "부서|직책|직위|호텔|"
-    "상품명|제품명|서비스명|브랜드|시간|장소|담당자|고객명|수신자|발신자|받는 사람|보내는 사람|링크|사진|이메일|"
+    "상품명|제품명|서비스명|브랜드|시간|장소|담당자|고객명|전공|직무|회사|업체|분야|경력|제품|상품|서비스|행사|"
+    "가게|매장|기관|수신자|발신자|받는 사람|보내는 사람|링크|사진|이메일|"
     "나이|지역|도시|팀명"
 )
 _KOREAN_HOLE = re.compile(
@@ -57,11 +58,13 @@ _SURE_ROUND = re.compile(
 )
 _LOREM = re.compile(r"\blorem ipsum dolor\b|\blorem ipsum\b[^.]{0,40}\bamet\b", re.IGNORECASE)
 _BLANK = re.compile(r"(?<!_)_{3,}(?!_)")
-_CIRCLES = re.compile(
-    r"[○◯〇]{2,}|(?<![A-Za-z])[OＯ]{2,4}(?= ?(?:님|씨|선생|고객|회사|팀|대학|고등|중학|초등|드림|올림|교수|과장|"
-    r"부장|대표|시|군|구|동)(?![A-Za-z]))|"
-    r"(?<![A-Za-z])X{2,}(?=[년월일시원])"
+_CIRCLES = re.compile(  # instead of a word; behind a family name they hide one on purpose
+    r"(?<![김이박최정강조윤장임한오서신권황안송류홍전고문양손배백허유남심노하곽성차주우구민진지엄채원천방공현함변염여추도소석선설마길연위표명기반왕금옥육인맹제모탁국어은편용])"
+    r"(?<![김이박최정강조윤장임한오서신권황안송류홍] )(?:[○◯〇]{2,}|(?<![A-Za-z])[OＯ]{2,4}(?= ?(?:님|씨|선생|고객|"
+    r"회사|팀|대학|고등|중학|초등|드림|올림|교수|"
+    r"과장|부장|대표|시|군|구|동)(?![A-Za-z])))|(?<![A-Za-z])X{2,}(?=[년월일시원])|\bX{3}[-. ]X{3,4}[-. ]X{4}\b"
 )
+_CURLY = re.compile(rf"(?<![{{$\w])\{{ ?(?:\w+[_ ])*(?:{_NOUN}|{_KOREAN}) ?\}}(?!\}})", re.IGNORECASE)
 _FILLER_LINE = re.compile(
     r"^\W*(?:여기에|이곳에) [^\n.]{0,20}(?:입력|작성|기입|삽입|추가)(?:하세요|해 ?주세요|하십시오)\W*$"
     r"|^\W*(?:insert|add|enter|write|put) (?:your |the )?[\w ]{1,25} here\W*$",
@@ -107,7 +110,7 @@ def holes(text: str) -> list[str]:
     """Every hole in a text, as it stands there."""
     found = [match[0] for match in _SQUARE.finditer(text) if _is_hole(match[1] or match[2])]
     found += [match[0] for match in _ROUND.finditer(text) if match[2] or _SURE_ROUND.search(match[1])]
-    found += [match[0] for pattern in (_LOREM, _CIRCLES, _FILLER_LINE) for match in pattern.finditer(text)]
+    found += [match[0] for pattern in (_LOREM, _CIRCLES, _CURLY, _FILLER_LINE) for match in pattern.finditer(text)]
     blanks = _BLANK.findall(text)
     return found + (blanks if len(blanks) >= MANY_BLANKS else [])
 

@@ -27,8 +27,9 @@ _WORK = (
     r"be able to)"
 )
 _SELF = (
-    r"an? (?:AI|A\.I\.|artificial intelligence|(?:AI |large |text-based )*(?:language )?model|(?:AI |virtual |"
-    r"digital )?assistant|chat ?bot|machine|computer program|bot)\b"
+    r"an? (?:AI|A\.I\.|artificial intelligence|(?:AI |large |text-based )*(?:language )?model|"
+    r"(?:AI |virtual |digital |text-based |automated |language )?assistant|text-based (?:AI|program)|chat ?bot|"
+    r"machine|computer program|bot)\b"
 )
 STRONG = re.compile(
     "|".join(
@@ -37,8 +38,11 @@ STRONG = re.compile(
             rf" merely)? {_SELF}"
             rf"[^.!?\n]{{0,80}}?(?:\bI |, |and |so )?(?:{_CANNOT}|(?:cannot|can(?:'|’)t|unable|not able|do not|"
             rf"don(?:'|’)t|no (?:personal|access|feelings|opinions)))",
-            rf"\bI {_CANNOT} (?:directly |currently |really |fully |in good conscience )?{_WORK}",
-            r"\bI(?:'|’)?(?:m| am)? (?:unable|not able) to\b",
+            rf"\bI ?{_CANNOT} (?:directly |currently |really |fully |in good conscience )?{_WORK}",
+            r"\bI(?:'|’)?(?:m| am) (?:unable|not (?:able|permitted|allowed|programmed|in a position)) to\b",
+            r"\bwe (?:can ?not|can(?:'|’)t|are unable to) (?:complete|help with|assist|comply|fulfil?l?|process) (?:this|that|your|the)\b",
+            r"\bgo(?:es)? against (?:my|our)\b|\bI (?:do not|don(?:'|’)t) (?:generate|create|write|produce|provide|"
+            r"discuss|share) (?:content|such|that|this)\b",
             r"\b(?:beyond|outside|exceeds?) (?:of )?(?:my|what I(?:'|’)?(?:m| can| am))\b",
             r"\bI (?:must|have to|need to|will have to|would|am going to|(?:'|’)?ll have to) (?:respectfully |"
             r"politely |kindly )?(?:decline|refuse|refrain|pass)\b",
@@ -72,7 +76,8 @@ APOLOGY = re.compile(
     re.IGNORECASE,
 )
 _APOLOGY_AND_NOT = re.compile(
-    rf"(?:I |I(?:'|’)m |but |is |are |there ){{0,2}}(?:{_CANNOT}|can(?:'|’)t|cannot|unable|not (?:able|possible|"
+    rf"(?<!we )(?<!We )(?:I |I(?:'|’)m |but |is |are |there ){{0,2}}(?:{_CANNOT}|can(?:'|’)t|cannot|unable|"
+    rf"not (?:able|possible|"
     rf"available|enough|clear|provided|sure|understand)|"
     r"(?:did|do|does|has|have|is|are|was|were) ?n(?:o|'|’)t)",
     re.IGNORECASE,
@@ -100,6 +105,8 @@ KOREAN = re.compile(  # service in honorific words, or somebody who speaks of it
             rf"(?:학습|훈련)(?:한|된|받은)? ?(?:데이터|자료)[^.!?\n]{{0,60}}{_NOT}",
             r"(?:해 ?드리|드리)기(?:가|는|엔|에는)? ?(?:어렵|어려울|곤란|힘듭|힘들)|드리지 (?:않겠|못)|(?:말씀드리|"
             r"말하|답하)지 않겠|정중히 (?:사양|거절)",
+            r"(?:작성|제공|답변|안내|생성|이용)(?:이|은|은|가)? ?(?:제한|금지)|(?:안내|제공|답변|말씀)(?:해|"
+            r"을)? ?드리지 않",
             r"(?:할|해 줄) 수 있는 일이 아니|(?:응할|들어줄|들어드릴) 수 ?(?:가|는)? ?없|알려 ?(?:드릴|"
             r"줄) 수 ?(?:가|는)? ?없|(?:답변|대답)을? 거부",
             r"\A\W*(?:잘 ?)?모르겠(?:습니다)\W*\Z",
@@ -121,9 +128,11 @@ WRITTEN = re.compile(  # what the prompt has written in such words, so that they
     r"\bsay no\b|\breply\b|\brespond to\b|"
     r"\bresponse to\b|\bletter\b|\be-?mail\b|\bmessage\b|\btext message\b|\bnotice\b|\bdialog|\bconversation\b|"
     r"\bscene\b|\bhaiku\b|"
-    r"\bscript\b|\brole.?play|\bpretend\b|\bact as\b|\bcustomer\b|\bchat ?bot|\brobot|\bfill in\b|"
+    r"\bscript\b|\b404\b|\berror\b|\btext for\b|\bbanner\b|\bnotification\b|\bstatus page|\brole.?play|\bpretend\b|"
+    r"\bact as\b|\bcustomer\b|\bchat ?bot|\brobot|\bfill in\b|"
     r"\bwhat would you say|\bvoicemail|\bauto.?reply|\bmonolog|"
-    r"사과|거절|핑계|변명|미안|죄송|답장|답변을 ?(?:써|작성)|편지|메일|문자|메시지|안내 ?문|공지|대화|대사|장면|"
+    r"사과|거절|핑계|변명|미안|죄송|답장|답변을 ?(?:써|작성)|편지|메일|문자|메시지|안내 ?문|문구|오류|공지|대화|"
+    r"대사|장면|"
     r"동화|소설|짧은 글|연기|역할|로봇|챗봇|자기소개",
     re.IGNORECASE,
 )
@@ -143,17 +152,25 @@ _STORY = re.compile(
     r"\bstor(?:y|ies)\b|\bpoem|\bfiction|\bnovel\b|\bjoke|\bsong|\blyric|이야기|시를|소설|동화", re.IGNORECASE
 )
 _MACHINE = re.compile(
-    rf"\b(?:as|being|I am|I(?:'|’)m)(?: just| only)? {_SELF}|AI 언어|(?:저는|나는|제가) ?(?:AI|인공지능|"
-    rf"언어 ?모델)|인공지능 언어|"
+    rf"\b(?:as|being|I am|I(?:'|’)m)(?: just| only)? {_SELF}|AI 언어|(?:저는|나는|제가) ?(?:[가-힣]+ ){0, 3}(?:AI|"
+    rf"인공지능|"
+    rf"언어 ?모델|챗봇)|인공지능 언어|"
     rf"\bas a language model",
     re.IGNORECASE,
 )
 _HELP = re.compile(
     rf"\bI {_CANNOT} (?:help(?! but)|assist|comply|fulfil?l?|complete|do) (?:you |with )?(?:that|this|it|your|the)\b|"
     rf"\bI(?:'|’)?(?:m| am) unable to (?:do (?:this|that|it)|help|assist|comply|fulfil)|\b(?:this|that|"
-    rf"it) is (?:beyond|outside) (?:my|what I)|\bit is not appropriate to (?:write|create|make|generate)",
+    rf"it) is (?:beyond|outside) (?:my|what I)|\bit is not appropriate to (?:write|create|make|generate)|"
+    r"\bagainst my (?:guidelines|programming|policy|policies)|\bI(?:'|’)d rather not (?:write|answer|do|create|"
+    r"say)|\bI would rather not (?:write|answer|do)",
     re.IGNORECASE,
 )
+_KOREAN_HELP = re.compile(
+    r"(?:작성|생성|답변|안내|제공)(?:이|은|을|를|해)? ?(?:제한|금지|드리지 않|드릴 수 없|드리기 어렵|할 수 없)|AI에 불과|(?:소설|글|시)을? ?쓸 수 없"
+)
+_LETTER = re.compile(r"편지|메일|문자|메시지|답장|공지|문구|거절|사과|안내 ?문|고객|손님")
+_SPEAKS_OF_IT = re.compile(r"\bAI\b|\blanguage model|\bchat ?bot|\brobot|인공 ?지능|언어 ?모델|챗봇|로봇")
 _FILLER = re.compile(
     r"\?\s*\Z|\bis there (?:anything|something)|\blet me know|\bfeel free|\bI(?:'|’)?d? ?(?:would|will|"
     r"ll)? ?be (?:happy|glad)|\bplease\b|\bif you (?:have|can|could|would|need|"
@@ -217,8 +234,12 @@ def cue(exchange: Exchange, answer: str, head_chars: int) -> str | None:
     if found is None:
         return None
     asked = exchange.question
+    if _SPEAKS_OF_IT.search(asked):  # whether a machine feels or can is answered honestly
+        return found[0] if _HELP.search(head) else None
     if WRITTEN.search(asked) or _STORY.search(asked) or (_GIVEN.search(asked) and _GIVEN_WORDS.search(asked)):
         own = _MACHINE.search(head) or _HELP.search(head)  # nobody but the answerer itself speaks so
+        if own is None and not _LETTER.search(asked) and not _GIVEN.search(asked):
+            own = _KOREAN_HELP.search(head)
         return own[0] if own and not _MACHINE.search(asked) and _is_answerers(answer) else None
     return found[0]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.clean.exchange import Exchange
-from pipelines.clean.prose import FENCED, TABLE_LINE, TAG, is_code_line
+from pipelines.clean.prose import FENCED, TABLE_LINE, TAG, is_code_line, sentences
 from pipelines.clean.shingles import Hashes, code_points, mixed
 
 JUDGED_CHARS = 20_000  # of an answer of any length, from its end: loops do not stop
@@ -52,6 +52,8 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
     if found := _stuck_lines(exchange, text):
         return found
     told = _prose(text)
+    if found := _stuck_sentences(exchange, text):
+        return found
     loop = longest_loop(told)
     if loop is None:
         return None
@@ -130,6 +132,23 @@ def _longest_run(same: np.ndarray) -> tuple[int, int]:
     lengths = np.diff(edges) - 1
     at = int(np.argmax(lengths))
     return int(lengths[at]), int(edges[at + 1])
+
+
+def _stuck_sentences(exchange: Exchange, text: str) -> str | None:
+    """The sentence that follows itself again and again with another first word only: and we …, so we …, thus we …."""
+    if ASKED_FOR.search(exchange.question):
+        return None
+    times, last = 1, ""
+    for sentence in sentences(text):
+        rest = sentence.partition(" ")[2]
+        times = times + 1 if rest == last and len(rest) >= SENTENCE_CHARS else 1
+        if times >= STUCK_TIMES:
+            return f"the same sentence {times} times in a row but for its first word: {rest[:60]!r}"
+        last = rest
+    return None
+
+
+SENTENCE_CHARS = 10
 
 
 def _stuck_lines(exchange: Exchange, text: str) -> str | None:

@@ -11,7 +11,8 @@ from pipelines.experiments import Cleaning
 
 TEXT = "concat_ws(chr(10), instruction, input, output, messages)"
 ANSWERS = "coalesce(said, output)"  # every answer that is learned
-_BLANK = r"\s\v\pZ\x{200B}-\x{200F}\x{2060}\x{FEFF}\x{00AD}\x{180E}\x{2800}\x{3164}"  # white space, and signs that show nothing
+# white space, and signs that show nothing
+_BLANK = r"\s\v\pZ\x{200B}-\x{200F}\x{2060}\x{FEFF}\x{00AD}\x{180E}\x{2800}\x{3164}"
 BLANK, SHOWN = f"[{_BLANK}]", f"[^{_BLANK}]"
 NO_ANSWER_CHARS = 40
 NO_ANSWER = r"(?i)^<?no ?output>?\.?$"  # Alpaca's word for an answer that there is none of

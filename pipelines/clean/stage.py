@@ -85,8 +85,13 @@ def _batches(records: Iterable[RawRecord], staged: Staged) -> Iterator[list[Row]
         yield rows
 
 
+_NO_DIGITS = dict.fromkeys(map(ord, "0123456789"))
+
+
 def _insert(work: Work, rows: list[Row], *, first: int) -> None:
-    shares = repeated_share([row["said"] or row["output"] for row in rows])
+    shares = repeated_share(
+        [(row["said"] or row["output"]).translate(_NO_DIGITS) for row in rows]
+    )  # of numbered lists, too
     columns = {name: [row[name] for row in rows] for name in COLUMNS.names if name not in ("n", "repeated_share")}
     columns |= {"n": range(first, first + len(rows)), "repeated_share": shares}
     arrays = [pa.array(columns[name], type=COLUMNS.field(name).type) for name in COLUMNS.names]

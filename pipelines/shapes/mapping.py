@@ -99,7 +99,14 @@ def _plain_pair(value: dict[Any, Any]) -> Mapped | None:
     asked, given, answer = value.get("instruction"), value.get("input", ""), value.get("output")
     if not (type(asked) is str and type(given) is str and type(answer) is str and _SPECIAL.isdisjoint(value)):
         return None
-    if "<" in asked or "<" in given or "<" in answer or "Action:" in answer or "[TOOL" in answer or "think>" in answer:
+    if (
+        "<" in asked
+        or "<" in given
+        or "<" in answer
+        or "Action:" in answer
+        or "think>" in answer
+        or answer[:1] in "[{ \n"
+    ):
         return None
     if 0 < len(given) <= 12 or media.may_point(asked) or media.may_point(given):
         return None

@@ -15,7 +15,8 @@ _MARK = r"<(?:image|video|audio|img)>"
 _MARKED = re.compile(
     rf"\A\s*{_MARK}(?=\s*\n|\s*\Z|[A-Z가-힣])|(?:\n|[.?!…]) *{_MARK}\s*\Z|^\s*{_MARK}\s*$|<\|(?:image|video|audio|"
     rf"vision_start)[^|\n]*\|>"
-    r"|<(?:image|img|video|audio)[-_ ]?(?:here|\d+|placeholder|token|pad)>|<(image|audio|video)>[^<\n]{1,200}</\1>",
+    r"|<(?:image|img|video|audio)[-_ ]?(?:here|\d+|placeholder|token|pad)>|<(image|audio|video|"
+    r"img)>[^<\n]{1,200}</\1>",
     re.MULTILINE | re.IGNORECASE,
 )
 _POINTED_AT = re.compile(

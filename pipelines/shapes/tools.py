@@ -21,7 +21,8 @@ CALL_PARTS = frozenset(("tool_call", "tool_use", "function_call"))
 RESULT_PARTS = frozenset(("tool_result", "tool_response", "function_call_output"))
 # the words in which models write a call into their text: ReAct, Hermes and Qwen, Glaive, Mistral, Llama 3
 IN_TEXT = re.compile(
-    r"^Action: ?\S.*\n(?:Action Input:.*\n+)?Observation:|<tool_call>|<function_?call>|<tool_response>|"
+    r"^Action: ?\S.*\n(?:Action Input:.*\n+)?Observation:|<tool_call>|<function_?calls?>|<invoke name=|"
+    r"<tool_response>|"
     r"<\|tool_calls?|\[TOOL_CALLS\]|<\|python_tag\|>",
     re.MULTILINE,
 )
@@ -30,10 +31,23 @@ IN_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 
 def written_in(text: str) -> str | None:
     """The mark of a call that an answer writes out; None where there is none outside of code."""
-    if "<" not in text and "[TOOL" not in text and "Action:" not in text:
+    if "<" not in text and "[" not in text and "Action:" not in text and not text.lstrip().startswith("{"):
         return None
+    if WHOLE_CALL.match(text) and is_call(text):
+        return "a call alone"
     found = IN_TEXT.search(IN_CODE.sub(" ", text))
     return found[0].split("\n")[0] if found else None
+
+
+WHOLE_CALL = re.compile(r"\s*(?:\{.*\}|\[\s*[A-Za-z_][\w.]*\((?:\s*\w+\s*=.*)?\)\s*\])\s*\Z", re.DOTALL)
+
+
+def is_call(text: str) -> bool:
+    """Whether a whole answer is one call: {"name": …, "arguments": {…}}, or [function(argument=value)]."""
+    value = as_data(text)
+    if isinstance(value, dict):
+        return "name" in value and value.keys() <= {"name", "arguments", "parameters", "id", "type"} and len(value) > 1
+    return text.lstrip().startswith("[") and not isinstance(value, list)
 
 
 def calls_of(turn: dict[str, Any]) -> list[dict[str, Any]]:

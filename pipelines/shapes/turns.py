@@ -1,5 +1,6 @@
 """Chat turns in whatever spelling → messages in one: system, then user and assistant by turns, an answer that is learned last."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -123,6 +124,9 @@ def _read(place: int, value: Any, options: Options) -> Iterator[Turn]:
         yield Turn("", "")
         return
     role = value.get("role", value.get("from"))
+    if role is None and value.get("type") in (*tools.CALL_PARTS, *tools.RESULT_PARTS):  # items of OpenAI's Responses
+        role = "function_call" if value["type"] in tools.CALL_PARTS else "tool"
+        value = {"content": value.get("output") or json.dumps(value, default=str), **value}
     named = role.strip().lower() if isinstance(role, str) else ""
     text, parts = _text_of(value)
     if kind := next((part["type"] for part in parts if media.is_part(part.get("type"))), None):
