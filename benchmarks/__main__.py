@@ -10,6 +10,7 @@ from functools import partial
 
 from benchmarks import (
     clean,
+    clean_quality,
     devices,
     dropout,
     estimate,
@@ -37,6 +38,7 @@ def main() -> int:
         "publish": publish.measure,
         "step": step.measure,
         "clean": clean.measure,
+        "clean-quality": clean_quality.measure,
         "train": train.measure,
         "train-gemma": partial(train.measure, "gemma-3-270m"),  # its shape, with random weights
         "rate": rate.measure,

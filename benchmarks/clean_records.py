@@ -26,7 +26,7 @@ FOREIGN = (
     "この本は、静かな町で暮らす老人と少女の友情を描いた物語です。夜にゆっくり読むのに向いています。",
 )
 DEFECTS = (
-    "schema", "encoding", "empty", "too_short", "too_long", "repetition", "placeholder", "refusal", "prompt_echo",
+    "schema", "encoding", "empty", "too_long", "repetition", "placeholder", "refusal", "prompt_echo",
     "personal_data", "wrong_language",
 )  # fmt: skip
 
@@ -144,8 +144,6 @@ def _broken(kind: str, record: dict[str, Any]) -> dict[str, Any]:
             return record | {"output": output + " donâ€™t"}
         case "empty":
             return record | {"output": " \n"}
-        case "too_short":
-            return record | {"output": output[:12]}
         case "too_long":
             return record | {"output": " ".join(output.split() * 60)}
         case "repetition":
@@ -153,9 +151,9 @@ def _broken(kind: str, record: dict[str, Any]) -> dict[str, Any]:
         case "placeholder":
             return record | {"output": output + " [Your Name]"}
         case "refusal":
-            return record | {"output": "I'm sorry, but I cannot help with that. " + output}
+            return record | {"output": "I'm sorry, but I cannot help with that."}
         case "prompt_echo":
-            return record | {"output": record["instruction"] + " " + output[:20]}
+            return record | {"output": f"Question: {record['instruction']}"}
         case "personal_data":
             return record | {"output": output + " 010-2345-6789"}
         case _:

@@ -6,7 +6,7 @@ _TRANSLATION = re.compile(
     r"\btranslat|\bin(?:to)? (?:another|a foreign|any other|both|two|three|several|different|various|"
     r"other) languages?\b|\bhow (?:do|would|can|to) (?:you|i|we|one|people)? ?say\b|"
     r"\bphrases?\b|\bforeign\b|\bloan ?words?\b|\blanguages?\b|\btongue.?twister|\bmotto\b|\blorem\b|\bfiller\b|"
-    r"\bin capitals\b|\bproverb|\bpronounce|\bpinyin|\bkanji|"
+    r"\bin capitals\b|\bproverb|\bconjugat|\bdeclension|\bpronounce|\bpinyin|\bkanji|"
     r"\boriginal\b|\bown spelling|\bhanzi|\bhiragana|\bkatakana|\bhaiku in\b|번역|옮겨|옮기|외국어|한자|사자성어|"
     r"고사성어|병음|히라가나|"
     r"가타카나|원어|현지|표기|원문|로마자|[가-힣]+어로\b|속담|인사말",

@@ -31,10 +31,10 @@ GIVES_BACK = re.compile(
     r"\bsplit\b|\bjoin|\bcombine|\bmerge|\bimprove|\brefactor|"
     r"\bindent|\btrim|\bclean\b|\bimplement\b|\bspace|\bencode|\bdecode|\becho\b|\bsame\b|\btranscri|\breply with\b|"
     r"\bwrite (?:out|down)|\bsay\b|\bread\b|\bprint|\boutput|"
-    r"\bspelled|\bmistake|\berrors?\b|\bedited|\borgani[sz]e|\bdivide|\bseparate|\bparagraph|\bchronolog|\bplace\b|"
-    r"\bput\b|\bupdat|\bmodif|\btranspos|\bpolish|\bsimplif|\bshorten|\bsummar|\bclassif|\bcategor|\bedit|"
+    r"\bspelled|\bmistake|\berrors?\b|\bedited|\borgani[sz]e|\bdivide|\bseparate|\bchronolog|\bplace\b|"
+    r"\bput\b|\bupdat|\bmodif|\btranspos|\bpolish|\bedit|"
     r"맞춤법|띄어|고쳐|고치|교정|수정|바꿔|바꾸|다듬|완성|이어|그대로|반복|따라|옮겨 ?(?:적|쓰)|골라|고르|찾아|뽑|"
-    r"추출|정렬|인용|채워|추가|삭제|순서|형식|복사|베껴|요약|분류|합쳐",
+    r"추출|정렬|인용|채워|추가|삭제|순서|형식|복사|베껴|합쳐",
     re.IGNORECASE,
 )
 _LEADS_ON = re.compile(
@@ -49,8 +49,9 @@ _STOP = frozenset(
     (
         "a", "an", "the", "to", "of", "and", "or", "in", "on", "at", "is", "are", "was", "were", "do", "does", "did", "you", "your",
         "me", "my", "i", "it", "its", "for", "with", "as", "by", "be", "can", "could", "please", "sure", "here", "this", "that",
-        "question", "answer", "asks", "user", "says", "보시오", "보세요", "봐", "주세요", "주십시오", "줘", "주시오", "하시오",
-        "해", "해줘", "좀", "달라는", "요청입니다", "질문입니다", "답변", "답", "response", "output", "solution", "sentence", "text",
+        "question", "answer", "asks", "user", "says", "response", "output", "solution", "sentence", "text",
+        "보시오", "보세요", "봐", "주세요", "주십시오", "줘", "주시오", "하시오", "해", "해줘", "좀", "달라는",
+        "요청입니다", "질문입니다", "당신에게", "나에게", "제게", "저에게", "당신의", "나의", "제", "네", "답변", "답",
     )
 )  # fmt: skip
 
@@ -63,7 +64,7 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
     answer = _LABEL.sub("", answer.strip())
     if not answer.strip() or len(answer) > 4 * JUDGED_CHARS or _LEADS_ON.search(answer):
         return None
-    told = plain(answer)
+    told = re.sub(r"(?:달라는|하라는|라는|냐는)? ?(?:질문|요청)입니다$", "", plain(answer))
     task, given = _parts(exchange.question)
     whole = plain(exchange.question)
     if given and len(whole) >= LEAST_CHARS and (told == whole or _is_both_again(told, whole, plain(task))):
@@ -133,7 +134,7 @@ def _still_asks(answer: str, task: str) -> bool:
         re.compile(r"[?？]\W*$"),
         re.compile(r"(?:시오|세요|줘|달라|주십시오|라|까요?|요청입니다)[.!?\s]*$"),
     )
-    if question.search(answer) and question.search(task):
+    if (question.search(answer) and question.search(task)) or re.search(r"(?:요청|질문)입니다\W*$", answer):
         return True
     first = [re.match(r"\W*(\w+)", text) for text in (answer.lower(), task.lower())]
     same = bool(first[0] and first[1] and first[0][1] == first[1][1])
@@ -181,7 +182,8 @@ def _same_words(one: str, other: str, most_new: int) -> bool:
 
 
 def _inflected(word: str, known: set[str]) -> bool:
-    return len(word) > 2 and any(each[:2] == word[:2] and abs(len(each) - len(word)) <= 3 for each in known)
+    stem = 1 if "가" <= word[0] <= "힣" and len(word) <= 3 else 2
+    return len(word) > 2 and any(each[:stem] == word[:stem] and abs(len(each) - len(word)) <= 3 for each in known)
 
 
 def _bare(text: str) -> str:

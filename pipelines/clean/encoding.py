@@ -16,6 +16,8 @@ DAMAGED = "|".join(
         "ð[Ÿ\x9f]",  # an emoji, likewise
         "‚Ä[ôúùìîòö¢¶]|‚Ñ¢|√[©®†°¥≠¨ßºå∂]",  # UTF-8 read as Mac Roman
         'вЂ[”™“ќў"¦˜њ]|в„ў|Г[©ЁЎ¶±јў]',  # UTF-8 read as Windows-1251
+        # Korean in UTF-8 read as CP949: syllables that Korean has not, two of them in a line
+        "[쓣뒗뿉땲뒿븯쏆븣쑝젮뵾][^\n]{0,60}[쓣뒗뿉땲뒿븯쏆븣쑝젮뵾]|[?]{2,}[가-힣][a-z]",
         "占쏙|쏙옙",  # U+FFFD in UTF-8, read as CP949
         "[\x80-\x84\x86-\x9f]",  # C1 control characters; U+0085 is a line end
         "[A-Za-z][가-힣][a-z]{1,12}\\b|\\b[A-Za-z]{2,12}[가-힣][a-z]",  # accented letters read as CP949

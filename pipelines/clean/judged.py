@@ -15,23 +15,27 @@ from pipelines.clean.work import Work
 from pipelines.experiments import Cleaning
 
 Judge = Callable[[list[Exchange]], str | None]
-HOLES = r"[\[<({_○◯〇]|[OＯX]{2}|(?i:lorem ipsum|insert|enter your)|여기에|이곳에"
+HOLES = r"[\[<({_○◯〇【«]|INSERT|YOUR|\$X|[OＯX]{2}|(?i:lorem ipsum|insert|enter your)|여기에|이곳에"
 REFUSING = (  # words without which nothing is refused: somebody who speaks of itself, or an apology
+    r"(?i:^\W*(?:can|won|no\b|nope|never))|"
     r"(?i:\bI(?:'|’)?(?:m|d|ll)?\b ?(?:rather|prefer|am |do |can ?n?o?t?|could|won|will not|don|have (?:no|to)|"
     r"must|would|need to|"
     r"lack|refuse|decline|regret|apolog|afraid|unable|not ))"
     r"|(?i:\b(?:sorry|apolog|unable|language model|artificial intelligence|an? AI\b|no comment|unfortunately|regret|"
     r"appropriate|irresponsible|unethical|training data|"
-    r"beyond (?:my|what)|against my|outside (?:my|what|of my)|something I|not possible|no idea|knowledge cut|"
+    r"beyond (?:my|what)|against my|outside (?:my|what|of my)|something I|not possible|no idea|no response|"
+    r"no answer|something i|neutral|do your own|knowledge cut|"
     r"try again later|"
     r"impossible for me|chat ?bot|computer program))"
     r"|죄송|미안|아쉽|유감|안타깝|송구|인공 ?지능|언어 ?모델|챗봇|드릴|드리|답변|대답|응답|제공할|접근|접속|모르겠|"
-    r"사양|거절|불가능|볼 수 ?없|저는|제가|저로|저에게|제게|나는|내가|학습|훈련|제한|금지|안내해"
+    r"사양|거절|불가능|볼 수 ?없|저는|제가|저로|저에게|제게|나는|내가|곤란|어려|힘들|내가 왜|직접|능력|요청|지원|"
+    r"작업|해당|학습|훈련|제한|금지|안내해"
 )
 DENYING = (  # and what says no
     r"(?i:\bnot\b|cannot|n['’]t\b|\bunable|\bno\b|\black|declin|refus|refrain|rather|beyond|outside|sorry|apolog|"
     r"regret|unfortunate|later|irrespons|unethic|impossib|inappropr|against|"
-    r"\bonly\b|until|learning|\bpass\b|exceed)|없|않|못|어렵|불가|힘들|힘듭|모르겠|사양|거절|곤란|엔|에는|"
+    r"\bonly\b|until|learning|\bpass\b|exceed)|없|않|못|왜|직접|밖|제한|삼가|양해|부탁|금지|어렵|불가|힘들|힘듭|"
+    r"모르겠|사양|거절|곤란|엔|에는|"
     r"안 됩니다|아니"
 )
 ECHO_LEAST = 2.2  # an answer this many times longer than what was asked answers at length
@@ -75,7 +79,10 @@ def judged_rules(settings: Cleaning) -> list[JudgedRule]:
 def _may_refuse(chars: int) -> str:
     """SQL for whether words of refusal stand in an answer: in a long one within its first `chars` characters. The pattern that
     knows them all is dear, so cheap ones go before it."""
-    head = f"CASE WHEN said IS NULL AND length(output) > {refusals.SHORT_CHARS} THEN left(output, {chars}) ELSE {ANSWERS} END"
+    head = (
+        f"CASE WHEN said IS NULL AND length(output) > {refusals.SHORT_CHARS} THEN left(output, {chars}) ||"
+        f" right(output, 200) ELSE {ANSWERS} END"
+    )
     cheap = f"CASE WHEN {chars} > 0 AND regexp_matches({head}, {quoted(REFUSING)}) AND "
     return f"{cheap}regexp_matches({head}, {quoted(DENYING)}) THEN regexp_matches({head}, {quoted(refusals.IN_SQL)}) ELSE false END"
 

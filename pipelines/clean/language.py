@@ -28,6 +28,8 @@ MIN_SURE_WORDS = 4
 SOME_OTHER_SCRIPT = 0.05  # of an answer's letters, where the question is in that script
 SOME_SCRIPT = 0.25
 LIKELY = 0.5
+ALL_BUT = 0.98
+OWN_LETTERS = 0.12  # of the letters with marks that English has not
 ENGLISH = (
     "the|of|and|to|is|that|it|for|with|are|this|have|you|your|from|they|what|when|which|will|would|can|who|his|"
     "her|their|but"
@@ -184,7 +186,7 @@ def _tells(text: str, expected: list[str] | None, settings: Cleaning) -> bool:
 
 def _question(text: str) -> str:
     """What of a question is the asker's own: without what it quotes, where anything else is left."""
-    outside = prose.unquoted(prose.URL.sub(" ", text))
+    outside = prose.unquoted(prose.URL.sub(" ", text)).partition(":")[0]
     return outside if _letters(outside) >= 6 else _readable(text)
 
 
@@ -255,6 +257,9 @@ def _identified(text: str, expected: list[str] | None, settings: Cleaning) -> tu
     ranked = _ranked(text.lower() if capitals > 0.5 * max(1, _letters(text)) else text, script)
     inside = [name for name, _ in ranked if expected is None or name in expected]
     wrong = max((share for name, share in ranked if expected is not None and name not in expected), default=0.0)
+    others = sum(share for name, share in ranked if expected is not None and name not in expected)
+    if others >= ALL_BUT and ranked[0][0] in FUNCTION_WORDS and _is_sure(text, ranked[0][0]):
+        wrong = max(wrong, others)  # divided among languages that are alike: Indonesian and Malay, Norwegian and Danish
     keeps = inside and wrong < settings.wrong_language_probability
     return (inside[0] if keeps else ranked[0][0]), wrong
 
@@ -310,8 +315,12 @@ def _is_sure(text: str, language: str) -> bool:
         return True
     known = FUNCTION_WORDS.get(language)
     words = text.lower().split()
+    marked = sum(sign.isalpha() and not sign.isascii() for sign in text)
+    if len(words) >= MIN_SURE_WORDS - 1 and marked >= OWN_LETTERS * _letters(text) and not _ENGLISH_WORDS.search(text):
+        return True
     if known is None:
-        return len(words) >= MIN_SURE_WORDS and _letters(text) >= 60
+        capitals = sum(word[:1].isupper() for word in text.split())  # a list of names is in no language
+        return len(words) >= MIN_SURE_WORDS and _letters(text) >= 60 and capitals < 0.4 * len(words)
     held = sum(word.strip(".,;:!?()«»\"'’") in known for word in words)
     return held >= 2 and held >= FUNCTION_SHARE * len(words)
 

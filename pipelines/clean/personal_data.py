@@ -23,6 +23,7 @@ PHONE = (
     r"(?:\+82[- ]?|\b0)1[016789][- .]?[0-9]{3,4}[- .]?[0-9]{4}\b"  # Korean mobile
     r"|\b0(?:2|[3-6][1-5]|70)[-)][0-9]{3,4}-[0-9]{4}\b"  # Korean landline, with its signs
     r"|(?:\+1[- .]?)?(?:\([2-9][0-9]{2}\) ?|\b[2-9][0-9]{2}[-.])[2-9][0-9]{2}[-.][0-9]{4}\b"  # North American
+    r"|\b01[567][0-9] [0-9]{7,8}\b"  # German mobile, with its space
     r"|\b0[67](?:[ .-][0-9]{2}){4}\b"  # French mobile, with its signs
     r"|\b07[0-9]{3} [0-9]{3} ?[0-9]{3}\b"  # British mobile, with its spaces
     r"|\+[1-9][0-9]{0,2}[- .]\(?[0-9]{1,4}\)?(?:[- .][0-9]{2,4}){2,4}\b"  # international, with its signs
@@ -33,6 +34,7 @@ API_KEY = (
     r"\bsk-(?:ant-|proj-)?[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b|\bgithub_pat_\w{22,}"
     r"|\bAIza[A-Za-z0-9_-]{35}|\bhf_[A-Za-z0-9]{30,}\b|\bxox[abprs]-[A-Za-z0-9-]{10,}|\b[sr]k_live_[A-Za-z0-9]{16,}"
     r"|\bglpat-[A-Za-z0-9_-]{20,}|-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----"
+    r"|(?i:\b\w*(?:api|service|secret|access|auth)[_-]?(?:key|token)[\"']?\s*[:=]\s*[\"'][A-Za-z0-9+/%_=-]{32,}[\"'])"
 )
 # names that are set aside for examples (RFC 2606), and domains that stand for any in manuals, belong to nobody
 NOBODY = re.compile(
@@ -278,9 +280,18 @@ def judge_personal_data(work: Work, settings: Cleaning) -> None:
     work.db.unregister("found")
 
 
+_ARITHMETIC = re.compile(
+    r"\b(?:add|plus|sum|subtract|minus|multipl|divide|product of|prime|factor|square root|modulo|digits?)\b|더하|"
+    r"빼[면세]|곱하|나누|합은|소수",
+    re.IGNORECASE,
+)
+
+
 def _held(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
     held = found_in(row["told"], kinds)
     asked = "\n".join((row["instruction"], row["input"]))
+    if _ARITHMETIC.search(asked):  # long numbers are there to be reckoned with
+        held = [kind for kind in held if kind not in ("card", "resident_number")]
     if held and is_made_up(asked):
         held = [kind for kind in held if kind == "api_key" and kind in found_in(asked, kinds)]
     return held

@@ -3,7 +3,7 @@
 import re
 
 from pipelines.clean.exchange import Exchange
-from pipelines.clean.prose import TAG
+from pipelines.clean.prose import FENCED, INLINE
 
 _NOUN = (
     r"name|names|surname|address|phone|telephone|e-?mail|mail|date|dates|title|number|company|organi[sz]ation|"
@@ -31,7 +31,8 @@ _NO_HOLE = re.compile(
 _KOREAN = (
     "이름|성함|성명|회사명|상호|날짜|일자|일시|제목|저자|작가|주소|연락처|전화번호|번호|가격|금액|학번|학교|학과|"
     "부서|직책|직위|호텔|"
-    "상품명|제품명|서비스명|브랜드|시간|장소|담당자|고객명|전공|직무|회사|업체|분야|경력|제품|상품|서비스|행사|"
+    "상품명|제품명|서비스명|브랜드|시간|장소|담당자|고객명|(?:지역|학교|업체|품|기관|단체|행사|과목|부서|도시|"
+    "국가)명|전공|직무|회사|업체|분야|경력|제품|상품|서비스|행사|"
     "가게|매장|기관|수신자|발신자|받는 사람|보내는 사람|링크|사진|이메일|"
     "나이|지역|도시|팀명"
 )
@@ -40,9 +41,15 @@ _KOREAN_HOLE = re.compile(
     r"|입력|기입|기재|삽입|여기에|이곳에|추가하세요|추가해 ?주세요|작성하세요|작성해 ?주세요|넣어 ?주세요|넣으세요)"
 )
 _SQUARE = re.compile(r"(?<![\w\])])\[([^\[\]\n]{1,60})\](?!\()|(?<=[가-힣\w])\[([^\[\]\n]{1,60})\](?=[가-힣])")
+_BOLD_SQUARE = re.compile(r"【([^【】\n]{1,30})】")
 _ANGLE = re.compile(
-    r"<((?:your|insert|enter|add|describe|fill in|name of|date|company)\b[^<>\n]{0,50}|[가-힣 ]{2,30})>", re.IGNORECASE
+    rf"<((?:your|insert|enter|add|describe|fill in|name of|date|company)\b[^<>\n]{{0,50}}"
+    rf"|(?:[\w'’]+ ){{0,3}}(?:{_NOUN})|[가-힣 ]{{2,30}})>",
+    re.IGNORECASE,
 )
+_MARKUP = frozenset(
+    ("title", "address", "time", "link", "picture", "image", "month", "date", "photo")
+)  # tags, or like tags
 _ROUND = re.compile(
     r"\(((?:your|insert|enter|fill in|add)\b[^()\n]{0,40}(?: here)?|(?:company |your |full |first |last |client |"
     r"customer )?name(?: here)?|"
@@ -64,6 +71,12 @@ _CIRCLES = re.compile(  # instead of a word; behind a family name they hide one 
     r"회사|팀|대학|고등|중학|초등|드림|올림|교수|"
     r"과장|부장|대표|시|군|구|동)(?![A-Za-z])))|(?<![A-Za-z])X{2,}(?=[년월일시원])|\bX{3}[-. ]X{3,4}[-. ]X{4}\b"
 )
+_WRITTEN_OUT = re.compile(
+    r"\b(?:INSERT|YOUR) (?:[A-Z]+ ){0,3}(?:NAME|CITY|DATE|TITLE|COMPANY|HERE|PLACE|NUMBER)\b|«\w*_\w*»|"
+    r"\$X{1,3}\.X{2}\b|\$X{2,}\b"
+    r"|\bXX(?= ?(?:inches|cm|mm|kg|ml|%|hours|minutes|x\b))|[OＯ]{2,}(?=ml|kg|원|,[OＯ]{3})"
+    r"|\((?i:(?:city|state|month|day|year|date|town|country)[, /]*){2,4}\)",
+)
 _CURLY = re.compile(rf"(?<![{{$\w])\{{ ?(?:\w+[_ ])*(?:{_NOUN}|{_KOREAN}) ?\}}(?!\}})", re.IGNORECASE)
 _FILLER_LINE = re.compile(
     r"^\W*(?:여기에|이곳에) [^\n.]{0,20}(?:입력|작성|기입|삽입|추가)(?:하세요|해 ?주세요|하십시오)\W*$"
@@ -73,12 +86,13 @@ _FILLER_LINE = re.compile(
 _ASKED_FOR = re.compile(
     r"\btemplates?\b|\bdraft\b|\bforms?\b|\bfill[- ]?in\b|\bfill (?:it|them|in|out)\b|\bplaceholders?\b|\bblanks?\b|"
     r"\bmad ?libs?\b|\bskeleton\b|"
-    r"\bboilerplate\b|\bworksheet|\bquiz|\bcloze\b|\bquestionnaire|\bsurvey|\bchecklist|\bsample (?:letter|e-?mail|"
+    r"\bboilerplate\b|\bsheet\b|\bgap[- ]?fill|\bprintable|\bworksheet|\bquiz|\bcloze\b|\bquestionnaire|\bsurvey|"
+    r"\bchecklist|\bsample (?:letter|e-?mail|"
     r"message|contract)|"
     r"\bgeneric\b|\bcontract\b|\bagreement\b|\binvoice\b|\bmock-?up|\bfiller\b|\bdummy\b|\bvariables?\b|\bwireframe|"
     r"\blorem\b|\bmerge fields?|"
     r"\bformat\b|\bbrackets?\b|\btokens?\b|템플릿|양식|서식|빈칸|빈 칸|초안|틀을|틀로|틀 |채워 ?(?:넣|쓸)|비워|"
-    r"자리 ?표시|예시 문구|설문|퀴즈|문제를|"
+    r"자리 ?표시|예시 문구|(?<!연)설문|퀴즈|문제를|"
     r"계약서|견적서|청구서|이력서 틀|로렘|입숨",
     re.IGNORECASE,
 )
@@ -93,9 +107,8 @@ def judge(exchange: Exchange, *, allowed: int) -> str | None:
         return None
     found = holes(exchange.answer_prose)
     if "<" in exchange.answer:
-        found += [
-            match[0] for match in _ANGLE.finditer(exchange.answer) if not TAG.fullmatch(match[0]) or " " in match[1]
-        ]
+        outside = INLINE.sub(" ", FENCED.sub(" ", exchange.answer))
+        found += [match[0] for match in _ANGLE.finditer(outside) if _is_for_readers(match[1])]
     given = {_bare(hole) for hole in holes(exchange.context)} | {
         _bare(match[0]) for match in _SQUARE.finditer(exchange.context)
     }
@@ -110,7 +123,12 @@ def holes(text: str) -> list[str]:
     """Every hole in a text, as it stands there."""
     found = [match[0] for match in _SQUARE.finditer(text) if _is_hole(match[1] or match[2])]
     found += [match[0] for match in _ROUND.finditer(text) if match[2] or _SURE_ROUND.search(match[1])]
-    found += [match[0] for pattern in (_LOREM, _CIRCLES, _CURLY, _FILLER_LINE) for match in pattern.finditer(text)]
+    found += [match[0] for match in _BOLD_SQUARE.finditer(text) if _is_hole(match[1])]
+    found += [
+        match[0]
+        for pattern in (_WRITTEN_OUT, _LOREM, _CIRCLES, _CURLY, _FILLER_LINE)
+        for match in pattern.finditer(text)
+    ]
     blanks = _BLANK.findall(text)
     return found + (blanks if len(blanks) >= MANY_BLANKS else [])
 
@@ -120,6 +138,11 @@ def _is_hole(inside: str) -> bool:
     if _NO_HOLE.search(inside):
         return False
     return bool(_HOLE.search(inside) or _KOREAN_HOLE.search(inside))
+
+
+def _is_for_readers(inside: str) -> bool:
+    """Whether what stands in angle brackets is neither a tag nor an argument of a command: those are one word, or joined."""
+    return inside.lower() not in _MARKUP and not re.search(r"\w[-_/.]\w", inside)
 
 
 def _bare(hole: str) -> str:

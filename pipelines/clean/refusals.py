@@ -40,7 +40,15 @@ STRONG = re.compile(
             rf"don(?:'|’)t|no (?:personal|access|feelings|opinions)))",
             rf"\bI ?{_CANNOT} (?:directly |currently |really |fully |in good conscience )?{_WORK}",
             r"\bI(?:'|’)?(?:m| am) (?:unable|not (?:able|permitted|allowed|programmed|in a position)) to\b",
-            r"\bwe (?:can ?not|can(?:'|’)t|are unable to) (?:complete|help with|assist|comply|fulfil?l?|process) (?:this|that|your|the)\b",
+            r"\A\W*(?:sorry,? (?:but )?)?(?:can(?:'|’)t|cannot|can ?not|won(?:'|’)t|unable to) (?:help|do|assist|"
+            r"say|answer|provide)\b",
+            r"(?:\bnot|n(?:'|’)t) something (?:that )?I(?:'|’)?(?:d|m| am| would| can| feel)\b",
+            r"\bno (?:response|answer|reply|output) (?:will|can|could) be (?:generated|given|provided|produced)\b",
+            r"\bI wouldn(?:'|’)t know\b|\bI (?:strive|aim|try|have|prefer) to (?:remain|stay|be) (?:neutral|"
+            r"impartial)\b|\bdo your own (?:homework|work)\b",
+            r"\A\W*(?:\w+,? ){0,3}I(?: really| honestly)? have no idea\b",
+            r"\bwe (?:can ?not|can(?:'|’)t|are unable to) (?:complete|help with|assist|comply|fulfil?l?|"
+            r"process) (?:this|that|your|the)\b",
             r"\bgo(?:es)? against (?:my|our)\b|\bI (?:do not|don(?:'|’)t) (?:generate|create|write|produce|provide|"
             r"discuss|share) (?:content|such|that|this)\b",
             r"\b(?:beyond|outside|exceeds?) (?:of )?(?:my|what I(?:'|’)?(?:m| can| am))\b",
@@ -109,7 +117,15 @@ KOREAN = re.compile(  # service in honorific words, or somebody who speaks of it
             r"을)? ?드리지 않",
             r"(?:할|해 줄) 수 있는 일이 아니|(?:응할|들어줄|들어드릴) 수 ?(?:가|는)? ?없|알려 ?(?:드릴|"
             r"줄) 수 ?(?:가|는)? ?없|(?:답변|대답)을? 거부",
-            r"\A\W*(?:잘 ?)?모르겠(?:습니다)\W*\Z",
+            r"\A\W*(?:잘 ?)?모르겠(?:습니다)\W*\Z|\A\W*(?:그건|그것은|이건|그런 건)? ?(?:좀 |조금 )?(?:곤란|힘들|"
+            r"어려)[가-힣 ]{1,8}\W*\Z",
+            r"(?:요청하신|해당|이번|본) ?[^.!?\n]{0,20}(?:작업|요청|질문|내용)[^.!?\n]{0,40}(?:수 ?(?:가|는)? ?없|"
+            r"지 않|어렵|제한|불가)",
+            r"(?:정보|자료|데이터)(?:을|를|는)? ?(?:가지고|갖고|보유하고) 있지 않|(?:생성|번역|요약|작성|검색|"
+            r"실행) ?기능(?:이|은|을)? ?(?:지원|제공)(?:되|하)지 않",
+            r"제 (?:능력|역량|권한) ?밖|능력 밖의|(?:써|작성해|만들어|대신해|알려|도와|답변|추천) ?드리지 (?:않|"
+            r"못)|(?:답변|추천|조언|설명|안내)(?:이|을|를|은)? ?(?:제한|삼가|드리기(?:가)? ?(?:어렵|곤란))",
+            r"\A\W*내가 왜|(?:네가|니가|직접) (?:직접 )?(?:써|해|찾아봐|하세요|쓰세요|찾아보세요)\W*\Z",
         )
     )
 )
@@ -160,6 +176,7 @@ _MACHINE = re.compile(
 )
 _HELP = re.compile(
     rf"\bI {_CANNOT} (?:help(?! but)|assist|comply|fulfil?l?|complete|do) (?:you |with )?(?:that|this|it|your|the)\b|"
+    rf"(?:\bnot|n(?:'|’)t) something I(?:'|’)?(?:d|m| would| am)\b|"
     rf"\bI(?:'|’)?(?:m| am) unable to (?:do (?:this|that|it)|help|assist|comply|fulfil)|\b(?:this|that|"
     rf"it) is (?:beyond|outside) (?:my|what I)|\bit is not appropriate to (?:write|create|make|generate)|"
     r"\bagainst my (?:guidelines|programming|policy|policies)|\bI(?:'|’)d rather not (?:write|answer|do|create|"
@@ -167,9 +184,22 @@ _HELP = re.compile(
     re.IGNORECASE,
 )
 _KOREAN_HELP = re.compile(
-    r"(?:작성|생성|답변|안내|제공)(?:이|은|을|를|해)? ?(?:제한|금지|드리지 않|드릴 수 없|드리기 어렵|할 수 없)|AI에 불과|(?:소설|글|시)을? ?쓸 수 없"
+    r"(?:작성|생성|답변|안내|제공)(?:이|은|을|를|해)? ?(?:제한|금지|드리지 않|드릴 수 없|드리기 어렵|할 수 없)|"
+    r"AI에 불과|그건 (?:좀 )?(?:곤란|어려|힘들)|(?:써|작성해|만들어|대신) ?드리지 않|능력 밖|내가 왜|(?:요청|"
+    r"작업)[^.!?\n]{0,20}(?:수행|응|"
+    r"답변)[^.!?\n]{0,10}없|(?:소설|글|시)을? ?쓸 수 없"
 )
-_LETTER = re.compile(r"편지|메일|문자|메시지|답장|공지|문구|거절|사과|안내 ?문|고객|손님")
+_LETTER = re.compile(r"문자|메시지|답장|공지|문구|거절|사과|안내 ?문|고객|손님|예문")
+_NO = re.compile(
+    r"\W*(?:no|nope|no way|never|아니요|아니|싫어요?|싫습니다|안 ?돼요?|안 ?됩니다|안 해|안 할래요?)\W*\Z",
+    re.IGNORECASE,
+)
+_ORDER = re.compile(
+    r"\A\W*(?:please )?(?:give|write|list|tell|name|create|generate|compose|explain|describe|make|suggest|provide|"
+    r"draft|design|translate|summari[sz]e|help|show|plan|come up)\b"
+    r"|(?:줘|주세요|주십시오|세요|시오|써라|봐)\W*\Z",
+    re.IGNORECASE,
+)
 _SPEAKS_OF_IT = re.compile(r"\bAI\b|\blanguage model|\bchat ?bot|\brobot|인공 ?지능|언어 ?모델|챗봇|로봇")
 _FILLER = re.compile(
     r"\?\s*\Z|\bis there (?:anything|something)|\blet me know|\bfeel free|\bI(?:'|’)?d? ?(?:would|will|"
@@ -200,11 +230,15 @@ _GOES_ON = re.compile(
     re.IGNORECASE,
 )
 _DECLINES = re.compile(
-    r"\bI (?:have to|must|need to|will have to|would) (?:\w+ )?(?:decline|refuse|refrain)|\bI (?:refuse|"
-    r"decline) to\b|정중히 (?:사양|거절)",
+    r"\bI(?:(?:'|’)ll| will)? (?:have to|must|need to|will have to|would|(?:'|’)ll have to)? ?(?:\w+ )?(?:decline|"
+    r"refuse|refrain|not be (?:able|writing|providing|taking))\b|\bI (?:refuse|decline) to\b|"
+    r"\bI (?:can ?not|can(?:'|’)t|won(?:'|’)t|will not|am (?:unable|not able) to) (?:write|provide|help|give|"
+    r"recommend|offer|make|take|answer|share|create|do)\b|"
+    r"정중히 (?:사양|거절)|(?:드리지|하지) 않겠습니다|(?:답변|추천|도움)(?:을|은|이)? ?드릴 수 없|(?:써|작성해|"
+    r"만들어) ?드릴 수 없",
     re.IGNORECASE,
 )
-DECLINED_CHARS = 300  # an answer that leads up to its refusal
+DECLINED_CHARS = 700  # an answer that leads up to its refusal
 SHORT_CHARS = 420  # an answer that only refuses is hardly longer
 REST_CHARS = 100  # of substance beside the refusal, and it does the work after all
 
@@ -215,6 +249,8 @@ def judge(exchange: Exchange, *, head_chars: int) -> str | None:
     if exchange.is_code:
         return None
     answer = exchange.answer_prose.strip()
+    if _NO.match(answer) and not exchange.question.rstrip().endswith(("?", "？")) and _ORDER.search(exchange.question):
+        return f"the answer refuses: {answer}"
     found = cue(exchange, answer, head_chars)
     if found is None:
         return None
@@ -226,7 +262,7 @@ def judge(exchange: Exchange, *, head_chars: int) -> str | None:
 def cue(exchange: Exchange, answer: str, head_chars: int) -> str | None:
     """The words with which the answer refuses; None where they had to be written or are not there."""
     told = unquoted(answer)
-    head = told if len(told) <= SHORT_CHARS else told[:head_chars]
+    head = told if len(told) <= SHORT_CHARS else f"{told[:head_chars]}\n{_end(told)}"
     found = STRONG.search(head) or KOREAN.search(head)
     if found is None and APOLOGY.search(head):
         first = sentences(head)[:2]
@@ -238,10 +274,16 @@ def cue(exchange: Exchange, answer: str, head_chars: int) -> str | None:
         return found[0] if _HELP.search(head) else None
     if WRITTEN.search(asked) or _STORY.search(asked) or (_GIVEN.search(asked) and _GIVEN_WORDS.search(asked)):
         own = _MACHINE.search(head) or _HELP.search(head)  # nobody but the answerer itself speaks so
-        if own is None and not _LETTER.search(asked) and not _GIVEN.search(asked):
+        if own is None and not _LETTER.search(asked) and not (_GIVEN.search(asked) and _GIVEN_WORDS.search(asked)):
             own = _KOREAN_HELP.search(head)
         return own[0] if own and not _MACHINE.search(asked) and _is_answerers(answer) else None
     return found[0]
+
+
+def _end(text: str) -> str:
+    """The last two sentences of an answer, where it declines to do what it has talked about so far; else nothing."""
+    end = " ".join(sentences(text[-DECLINED_CHARS:])[-2:])
+    return end if len(text) <= DECLINED_CHARS and _DECLINES.search(end) else ""
 
 
 def _is_answerers(answer: str) -> bool:
@@ -252,7 +294,7 @@ def _is_answerers(answer: str) -> bool:
 def goes_on(answer: str) -> bool:
     """Whether an answer that says it cannot then does the work: a list, code, or sentences of substance."""
     parts = sentences(answer)
-    if len(answer) <= DECLINED_CHARS and _DECLINES.search(parts[-1]):
+    if len(answer) <= DECLINED_CHARS and any(_DECLINES.search(part) for part in parts[-2:]):
         return False
     lines = [line for line in answer.split("\n") if line.strip()]
     if sum(bool(re.match(r"\s*(?:[-*•]|\d{1,2}[.)])\s+\S", line)) for line in lines) >= 2:

@@ -18,6 +18,10 @@ CANDIDATE_SHARE = 0.12  # of an answer's 8-grams that stood there before: below,
 STUCK_TIMES = 5  # so often in a row, with LOOP_CHARS, is a loop wherever it stands
 STUCK_CHARS = 60
 CODE_TIMES = 4  # a statement or a line of code, unless it is data or was asked for so
+VERSE_TIMES = 8  # a refrain
+_VERSE = re.compile(
+    r"\bsong|\blyric|\bpoem|\brhyme|\bverse|\bchorus|\brefrain|노래|가사|동요|민요|시를|시 한|후렴", re.IGNORECASE
+)
 LINES_SHARE = 0.2  # of an answer's characters in lines that follow themselves
 ASKED_TIMES, ASKED_SIGNS = 40, 200  # a loop that was asked for ends at some time
 ASKED_FOR = re.compile(
@@ -58,7 +62,10 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
     if loop is None:
         return None
     unit = loop.unit.strip()
-    if ASKED_FOR.search(exchange.question) and (
+    if _VERSE.search(exchange.question):
+        if loop.times < VERSE_TIMES:
+            return None
+    elif ASKED_FOR.search(exchange.question) and (
         loop.times < ASKED_TIMES or (len(unit) == 1 and loop.times < ASKED_SIGNS)
     ):
         return None

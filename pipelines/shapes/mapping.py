@@ -37,17 +37,19 @@ ASKED = ("instruction", "prompt", "question", "query", "input")  # beside an ans
 CONTEXTS = ("input", "context")
 SYSTEM = ("system", "system_prompt")
 TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog")  # OpenAI's chat format, ShareGPT's
-LABELS = ("label", "kto_tag")
-TRUE, FALSE = ("true", "desirable", "good"), ("false", "undesirable", "bad")
+LABELS = ("label", "kto_tag", "feedback", "rating", "thumbs")
+FALSE = ("false", "undesirable", "bad", "thumbs_down", "thumbs down", "thumbsdown", "down", "dislike", "👎")
 CARRIED = ("language", "topic")
-KNOWN = frozenset(name for pair in PAIRS for name in pair) | {*TURNS, "chosen"}
+KNOWN = frozenset(name for pair in PAIRS for name in pair) | {*TURNS, "chosen", "chat"}
 ALWAYS_USED = frozenset((*LABELS, *CARRIED))
 SHAPES = (
     "instruction, input, output; or prompt and completion, question and answer, messages, conversations, "
     "or a preference pair (prompt, chosen, rejected)"
 )
 NO_INPUT = ("<noinput>", "<no input>", "n/a", "no input", "none")  # Alpaca's words for an empty input
-_SPOKEN = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")  # Anthropic's preference data is one text
+# whole dialogues in one text: Anthropic's preference data, Glaive's tool calls
+_SPOKEN = re.compile(r"(?:\A|\n+)\s*(Human|User|USER|Assistant|ASSISTANT|FUNCTION RESPONSE): ?")
+_SPEAKERS = {"function response": "tool"}
 
 
 class Mapped(NamedTuple):
@@ -163,6 +165,10 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
         return _shape(value, *TURNS, *ASKED, "chosen", "rejected"), _from_preference
     if name := next((name for name in TURNS if value.get(name) is not None), None):
         return name, partial(_from_turns, name=name)
+    if isinstance(value.get("chat"), str):
+        return "chat", _from_chat
+    if "query" in value and "tools" in value and "answers" in value:
+        return "query/tools/answers", _from_calls
     for asked, answered in PAIRS:
         if asked in value and answered in value:
             return _pair_shape(value, asked, answered), partial(_from_pair, asked=asked, answered=answered)
@@ -203,7 +209,9 @@ def binary_label(value: Any, columns: Mapping[str, str] | None = None) -> int | 
         return None
     if not columns and "label" not in value and "kto_tag" not in value:
         return None
-    names = [columns["label"]] if columns and "label" in columns else () if columns else LABELS
+    names = (
+        [columns["label"]] if columns and "label" in columns else () if columns else LABELS[:2]
+    )  # ratings are no labels
     label = next((value[name] for name in names if value.get(name) is not None), None)
     if isinstance(label, bool) or not isinstance(label, (int, float, str)):
         return None
@@ -223,6 +231,21 @@ def _from_turns(value: dict[str, Any], options: Options, *, name: str) -> _Found
         turns = [{"role": "system", "content": value[system]}, *turns]
     used = {name, *LABELS, *CARRIED, *((system,) if system else ())}
     return _spoken(value, conversation(turns, options), options, used, check=turns)
+
+
+def _from_chat(value: dict[str, Any], options: Options) -> _Found:
+    """A dialogue in one text, as Glaive has it."""
+    found = _from_turns({**value, "messages": _by_speaker(value["chat"])}, options, name="messages")
+    return found._replace(used=found.used | {"chat"})
+
+
+def _from_calls(value: dict[str, Any], options: Options) -> _Found:
+    """A question and the calls that answer it, as xLAM's data has them."""
+    calls = tools.as_data(value["answers"])
+    called = [tools.call(each) for each in (calls if isinstance(calls, list) else [calls])]
+    turns = [{"role": "user", "content": value["query"]}, {"role": "assistant", "content": "", "tool_calls": called}]
+    found = _from_turns({**value, "messages": turns}, options, name="messages")
+    return found._replace(used=found.used | {"query", "answers"})
 
 
 def _begins_with_system(turns: Any) -> bool:
@@ -298,7 +321,10 @@ def _by_speaker(text: str) -> list[dict[str, str]]:
     pieces = _SPOKEN.split(text)[1:]
     if not pieces:
         raise Unusable("schema", "chosen is a text without a question; expected prompt beside it, or turns")
-    return [{"role": role, "content": said} for role, said in zip(pieces[::2], pieces[1::2], strict=True)]
+    return [
+        {"role": _SPEAKERS.get(role.lower(), role), "content": said.replace("<|endoftext|>", "")}
+        for role, said in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
 
 
 def _from_pair(value: dict[str, Any], options: Options, *, asked: str, answered: str) -> _Found:

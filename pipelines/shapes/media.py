@@ -13,10 +13,11 @@ PARTS = re.compile(r"(?:input_)?(?:image|video|audio|file)(?:_url|_file)?")
 # in front of a question or behind it, as LLaVA and its like write it; in the middle of a sentence it is a word about markup
 _MARK = r"<(?:image|video|audio|img)>"
 _MARKED = re.compile(
-    rf"\A\s*{_MARK}(?=\s*\n|\s*\Z|[A-Z가-힣])|(?:\n|[.?!…]) *{_MARK}\s*\Z|^\s*{_MARK}\s*$|<\|(?:image|video|audio|"
-    rf"vision_start)[^|\n]*\|>"
-    r"|<(?:image|img|video|audio)[-_ ]?(?:here|\d+|placeholder|token|pad)>|<(image|audio|video|"
-    r"img)>[^<\n]{1,200}</\1>",
+    rf"\A\s*{_MARK}(?=\s*\n|\s*\Z|[A-Z가-힣])|(?:\n|[.?!…]) *{_MARK}\s*\Z|^\s*{_MARK}\s*$"
+    r"|<\|(?:image|video|audio|vision_start)[^|\n]*\|>|\[(?:IMG|IMAGE|AUDIO|VIDEO)\](?=\W*[A-Z가-힣\[])"
+    # tokens of the models, which no markup has: with an underscore, a number, or in capitals
+    r"|<(?:image|img|video|audio)[-_ ]?(?:here|\d+|placeholder|token|pad)>|<\w*_(?:image|img|video|audio)\w*>"
+    r"|<(?-i:IMG|IMAGE|AUDIO|VIDEO)_?\w*>|<(image|audio|video|img|speech|sound)>[^<\n]{1,200}</\1>",
     re.MULTILINE | re.IGNORECASE,
 )
 _POINTED_AT = re.compile(
@@ -27,7 +28,7 @@ _POINTED_AT = re.compile(
     r"|\bwhat (?:do you|can you|can be) se(?:e|en) in (?:this|the) (?:picture|image|photo|video)\b"
     r"|\b(?:in|of) this (?:picture|image|photo(?:graph)?|screenshot|video|recording)\b"
     r"|(?:첨부(?:한|된|하신)?|(?<![가-힣])(?:위|아래)의?) ?(?:사진|그림|이미지|동영상|영상|스크린샷)(?:에서|에는|"
-    r"에|을|를|은|이|의|속)",
+    r"에|을|를|은|이|의| ?속)",
     re.IGNORECASE,
 )
 _WORDS = (
@@ -50,7 +51,7 @@ def is_part(kind: Any) -> bool:
 
 def mark_in(text: str) -> str | None:
     """The mark in a question that a picture, a sound or a video belongs there."""
-    found = _MARKED.search(text) if "<" in text else None
+    found = _MARKED.search(text) if "<" in text or "[" in text else None
     return found[0].strip() if found else None
 
 

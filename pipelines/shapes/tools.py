@@ -19,11 +19,12 @@ RESULT_ROLES = frozenset(
 )
 CALL_PARTS = frozenset(("tool_call", "tool_use", "function_call"))
 RESULT_PARTS = frozenset(("tool_result", "tool_response", "function_call_output"))
-# the words in which models write a call into their text: ReAct, Hermes and Qwen, Glaive, Mistral, Llama 3
+# the words in which models write a call into their text: ReAct, Hermes and Qwen, Glaive, Mistral, Llama 3, DeepSeek, Toolformer
 IN_TEXT = re.compile(
-    r"^Action: ?\S.*\n(?:Action Input:.*\n+)?Observation:|<tool_call>|<function_?calls?>|<invoke name=|"
-    r"<tool_response>|"
-    r"<\|tool_calls?|\[TOOL_CALLS\]|<\|python_tag\|>",
+    r"^Action: ?\S.*\n+Action Input:|^Action: ?\S.*\n+Observation:|<tool_call>|<function_?calls?>|<invoke name=|"
+    r"<tool_response>"
+    r"|<\|tool_calls?|\[TOOL_CALLS\]|<\|python_tag\|>|<｜tool|✿FUNCTION✿|<\|channel\|>commentary to=|<\|call\|>"
+    r"|\[[A-Z]\w*\([^)\n]*\) ?(?:→|->)",
     re.MULTILINE,
 )
 IN_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
@@ -31,7 +32,13 @@ IN_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 
 def written_in(text: str) -> str | None:
     """The mark of a call that an answer writes out; None where there is none outside of code."""
-    if "<" not in text and "[" not in text and "Action:" not in text and not text.lstrip().startswith("{"):
+    if (
+        "<" not in text
+        and "[" not in text
+        and "Action:" not in text
+        and "✿" not in text
+        and not text.lstrip().startswith("{")
+    ):
         return None
     if WHOLE_CALL.match(text) and is_call(text):
         return "a call alone"

@@ -66,6 +66,8 @@ def conversation(raw: Sequence[Any], options: Options) -> Conversation:
     turns = [_without_reasoning(turn, options, notes) for turn in turns]
     _answered(turns)
     kept, dropped = _in_order(turns)
+    if any(turn.role == "user" for turn in turns) and all(turn.is_blank for turn in turns if turn.role == "user"):
+        raise Unusable("empty", "nothing is asked: every turn of the user is blank")
     if not any(turn.role == "assistant" for turn in kept):
         raise Unusable("schema", "no answer of an assistant to a user in it")
     if not any(turn.learned for turn in kept if turn.role == "assistant"):

@@ -1,0 +1,140 @@
+"""Precision and recall of every cleaning rule on records labelled by hand (`benchmarks/labelled/`), with 95 % intervals (Wilson),
+and, where public instruction files lie beside the checkout, what becomes of them.
+
+A rule's precision: of the records that it dropped, those with its label. Recall: of the records with its label, those that it
+dropped. A labelled duplicate is found where not all of its cluster stay, whichever of them does.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pipelines.clean.clean import clean, examples, rejects
+from pipelines.clean.read import file_records, named_files
+from pipelines.errors import WorkError
+from pipelines.experiments import Cleaning, FileSource
+from pipelines.paths import PROJECT, DataRoot
+from pipelines.records import RawRecord
+from pipelines.statistics import wilson
+
+LABELLED = Path(__file__).parent / "labelled" / "records.jsonl"
+PUBLIC = PROJECT.parent / "shared" / "real"
+DUPLICATES = frozenset(("exact_duplicate", "near_duplicate", "contamination"))
+SCORED = (
+    "encoding", "empty", "repetition", "placeholder", "refusal", "prompt_echo", "personal_data", "wrong_language", "not_text",
+    "tool_calls", "labelled_undesirable", "duplicate",
+)  # fmt: skip
+Labelled = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one record should become and what it became: `keep`, or a reason; all kinds of duplicates are one."""
+
+    record: Labelled
+    expected: str
+    found: str
+    detail: str = ""
+
+    @property
+    def right(self) -> bool:
+        return self.expected == self.found
+
+
+def measure() -> Iterator[dict[str, Any]]:
+    rows = labelled()
+    for half in dict.fromkeys(row["half"] for row in rows):
+        judged = judge([row for row in rows if row["half"] == half])
+        for rule in SCORED:
+            yield {"benchmark": "clean-quality", "half": half, **scores(judged, rule)}
+        yield {"benchmark": "clean-quality", "half": half, **good_dropped(judged)}
+    for path in sorted(PUBLIC.glob("*.json*")) if PUBLIC.is_dir() else ():
+        yield {"benchmark": "clean-quality, a public file", **_public(path)}
+
+
+def labelled() -> list[Labelled]:
+    return [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
+
+
+def judge(rows: Sequence[Labelled]) -> list[Judged]:
+    """Clean the records together, those of a kind as one source, and put what became of each beside its label."""
+    sources = [RawRecord(row["id"].rsplit("-", 1)[0], row["record"], call_key=row["id"]) for row in rows]
+    with TemporaryDirectory() as folder:
+        result = clean(DataRoot(Path(folder)), sources, Cleaning())
+        dropped, kept = rejects(result), examples(result)
+    ids = {row["record_id"]: row["call_key"] for row in dropped + kept}
+    clusters = {row["id"]: row.get("of", row["id"]) for row in rows}
+    staying = Counter(clusters[row["call_key"]] for row in kept)
+    fates = {row["call_key"]: row for row in dropped}
+    return [_judged(row, fates.get(row["id"]), ids, clusters, staying) for row in rows]
+
+
+def _judged(
+    row: Labelled, fate: dict[str, Any] | None, ids: dict[str, str], clusters: dict[str, str], staying: Counter[str]
+) -> Judged:
+    cluster = clusters[row["id"]]
+    found = fate["reason"] if fate else "keep"
+    expected = "duplicate" if row["label"] in DUPLICATES else row["label"]
+    if found in DUPLICATES:
+        # of a cluster any one may stay, so that of two duplicates the original may be the one that goes
+        of_its_own = fate is not None and clusters.get(ids.get(fate["twin"], "")) == cluster
+        found = expected if of_its_own and expected == "keep" else "duplicate"
+    elif expected == "duplicate" and found == "keep" and staying[cluster] == 1:
+        found = "duplicate"
+    return Judged(row, expected, found, (fate or {}).get("detail") or "")
+
+
+def scores(judged: Sequence[Judged], rule: str) -> dict[str, Any]:
+    """Precision and recall of a rule, each with its interval."""
+    labelled_so = [each for each in judged if each.expected == rule]
+    dropped_so = [each for each in judged if each.found == rule]
+    right = sum(each.right for each in labelled_so)
+    return {
+        "rule": rule,
+        "positives": len(labelled_so),
+        "dropped": len(dropped_so),
+        **_share("precision", right, len(dropped_so)),
+        **_share("recall", right, len(labelled_so)),
+    }
+
+
+def good_dropped(judged: Sequence[Judged]) -> dict[str, Any]:
+    """The share of the records to keep that were dropped."""
+    good = [each for each in judged if each.expected == "keep"]
+    lost = [each for each in good if not each.right]
+    reasons = dict(Counter(each.found for each in lost))
+    return {
+        "good_records": len(good),
+        "dropped": len(lost),
+        "by": reasons,
+        **_share("dropped_share", len(lost), len(good)),
+    }
+
+
+def _share(name: str, part: int, whole: int) -> dict[str, Any]:
+    if not whole:
+        return {name: None}
+    low, high = wilson(part, whole) or (0.0, 1.0)
+    return {name: round(part / whole, 4), f"{name}_low": round(low, 4), f"{name}_high": round(high, 4)}
+
+
+def _public(path: Path) -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        try:
+            result = clean(DataRoot(Path(folder)), file_records(named_files([FileSource(path=str(path))])), Cleaning())
+        except WorkError as error:
+            return {"file": path.name, "nothing_left": str(error).splitlines()[1:3]}
+    return {"file": path.name, "read": result.read, "accepted": result.accepted, "reasons": result.reasons}
+
+
+def by_rule(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
+    """The records that were judged wrongly, under the rule that was wrong."""
+    wrong: dict[str, list[Judged]] = defaultdict(list)
+    for each in judged:
+        if not each.right:
+            wrong[each.found if each.expected == "keep" else each.expected].append(each)
+    return wrong
