@@ -105,16 +105,23 @@ def judge(_: Arguments) -> int:
 
 
 def clean(arguments: Arguments) -> int:
+    from pydantic import ValidationError
+
     from pipelines.clean import clean as cleaning
     from pipelines.clean import read
     from pipelines.clean.summary import lines
     from pipelines.experiments import FileSource
+    from pipelines.records import explain
 
     stage = stage_now()
     if arguments.input:
-        own = [
-            FileSource(path=path, encoding=arguments.encoding, columns=arguments.columns) for path in arguments.input
-        ]
+        try:
+            own = [
+                FileSource(path=path, encoding=arguments.encoding, columns=arguments.columns)
+                for path in arguments.input
+            ]
+        except ValidationError as error:
+            raise UsageError(f"--columns: {explain(error)}") from None
         records = read.file_records(read.named_files(own))
     else:
         records = read.raw_records(stage.data, stage.experiments)

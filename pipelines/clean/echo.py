@@ -20,7 +20,15 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _TEMPLATE = re.compile(
-    r"^\W*(?:###? ?)?(?:instruction|input|response|output|answer|question)s?\s*:?\s*$", re.IGNORECASE | re.MULTILINE
+    r"^\W*(?:###? ?)?(?:instruction|input|response|output|answer|question|user|assistant|질문|답변|사용자|봇|"
+    r"지시)s?\s*[:：]?\s*$|^###? ?(?:질문|답변)\s*[:：]",
+    re.IGNORECASE | re.MULTILINE,
+)
+# of a chat template, left in the text; and what ends a text
+_TOKENS = re.compile(
+    r"<\|[^|<>\n]{1,30}\|>|</?s>|\[(?:EOS|/?INST)\]|(?<=<\|im_start\|>)(?:user|"
+    r"assistant)\b",
+    re.IGNORECASE,
 )
 GIVES_BACK = re.compile(
     r"\bcorrect|\bproofread|\bfix\b|\bedit\b|\brewrit|\brephras|\bparaphras|\breformat|\bformat\b|\bunchanged|"
@@ -60,12 +68,12 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
     """What the answer gives back where it is only that, else None."""
     if not _shares_words(exchange.answer, exchange.question):
         return None
-    answer = _TEMPLATE.sub(" ", exchange.answer)
+    answer = _TEMPLATE.sub(" ", _TOKENS.sub(" ", exchange.answer))
     answer = _LABEL.sub("", answer.strip())
     if not answer.strip() or len(answer) > 4 * JUDGED_CHARS or _LEADS_ON.search(answer):
         return None
-    told = re.sub(r"(?:달라는|하라는|라는|냐는)? ?(?:질문|요청)입니다$", "", plain(answer))
-    task, given = _parts(exchange.question)
+    told = re.sub(r"(?:에 대한|달라는|하라는|라는|냐는)? ?(?:질문|요청)입니다$", "", plain(answer))
+    task, given = _parts(_LABEL.sub("", _TEMPLATE.sub(" ", _TOKENS.sub(" ", exchange.question)).strip()).strip())
     whole = plain(exchange.question)
     if given and len(whole) >= LEAST_CHARS and (told == whole or _is_both_again(told, whole, plain(task))):
         return "the answer is the question and its input again"

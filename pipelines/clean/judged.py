@@ -17,7 +17,7 @@ from pipelines.experiments import Cleaning
 Judge = Callable[[list[Exchange]], str | None]
 HOLES = r"[\[<({_○◯〇【«]|INSERT|YOUR|\$X|[OＯX]{2}|(?i:lorem ipsum|insert|enter your)|여기에|이곳에"
 REFUSING = (  # words without which nothing is refused: somebody who speaks of itself, or an apology
-    r"(?i:^\W*(?:can|won|no\b|nope|never))|"
+    r"(?i:^\W*(?:can|won|no\b|nope|never))|(?i:text-only|not possible for me)|제공되지|입력되지|정책|그려|"
     r"(?i:\bI(?:'|’)?(?:m|d|ll)?\b ?(?:rather|prefer|am |do |can ?n?o?t?|could|won|will not|don|have (?:no|to)|"
     r"must|would|need to|"
     r"lack|refuse|decline|regret|apolog|afraid|unable|not ))"

@@ -47,6 +47,10 @@ STRONG = re.compile(
             r"\bI wouldn(?:'|’)t know\b|\bI (?:strive|aim|try|have|prefer) to (?:remain|stay|be) (?:neutral|"
             r"impartial)\b|\bdo your own (?:homework|work)\b",
             r"\A\W*(?:\w+,? ){0,3}I(?: really| honestly)? have no idea\b",
+            r"\A\W*(?:\w+,? ){0,2}I do(?: not|n(?:'|’)t) know (?:that|this|the answer|about|it|what)\b",
+            r"\bI only (?:work|deal) with (?:text|words)\b|\b(?:not|n(?:'|’)t) possible for me\b|\btext-only\b|"
+            r"\bI do(?: not|n(?:'|’)t) feel comfortable\b",
+            r"\bI will not be \w+ing\b|\bI(?:'|’)m not able to take on\b",
             r"\bwe (?:can ?not|can(?:'|’)t|are unable to) (?:complete|help with|assist|comply|fulfil?l?|"
             r"process) (?:this|that|your|the)\b",
             r"\bgo(?:es)? against (?:my|our)\b|\bI (?:do not|don(?:'|’)t) (?:generate|create|write|produce|provide|"
@@ -95,6 +99,11 @@ _KOREAN_SELF = (
     r"(?:(?<![가-힣])(?:저는|저도|저로서는|저로선|저에게는|제게는|제가|나는|내가)(?![가-힣])|(?:AI|인공 ?지능|"
     r"언어 ?모델|챗봇)(?:이|으로서|로서|이므로|이기|이라|입니다|이어서|라서|라|로|이에요|인)?)"
 )
+_NOT_GIVEN = re.compile(
+    r"\b(?:no|not|n(?:'|’)t|need to|missing)\b[^.!?\n]{0,60}\b(?:provided?|given|specif(?:y|"
+    r"ied)|included?|enough|attached|clear)\b",
+    re.IGNORECASE,
+)
 KOREAN = re.compile(  # service in honorific words, or somebody who speaks of itself
     "|".join(
         (
@@ -113,6 +122,9 @@ KOREAN = re.compile(  # service in honorific words, or somebody who speaks of it
             rf"(?:학습|훈련)(?:한|된|받은)? ?(?:데이터|자료)[^.!?\n]{{0,60}}{_NOT}",
             r"(?:해 ?드리|드리)기(?:가|는|엔|에는)? ?(?:어렵|어려울|곤란|힘듭|힘들)|드리지 (?:않겠|못)|(?:말씀드리|"
             r"말하|답하)지 않겠|정중히 (?:사양|거절)",
+            r"(?:글|본문|문장|텍스트|내용|파일|입력)(?:이|가|은|을|를)? ?(?:제공|입력|첨부|제시)(?:되|하)지 않|"
+            r"(?:안내|제공|답변)하지 않|(?:정책|지침)에 (?:위배|어긋)",
+            r"(?:그려|불러|틀어) ?드릴 (?:수|순) ?(?:는|가)? ?없|대답하기 (?:어려운|곤란한)",
             r"(?:작성|제공|답변|안내|생성|이용)(?:이|은|은|가)? ?(?:제한|금지)|(?:안내|제공|답변|말씀)(?:해|"
             r"을)? ?드리지 않",
             r"(?:할|해 줄) 수 있는 일이 아니|(?:응할|들어줄|들어드릴) 수 ?(?:가|는)? ?없|알려 ?(?:드릴|"
@@ -200,7 +212,10 @@ _ORDER = re.compile(
     r"|(?:줘|주세요|주십시오|세요|시오|써라|봐)\W*\Z",
     re.IGNORECASE,
 )
-_SPEAKS_OF_IT = re.compile(r"\bAI\b|\blanguage model|\bchat ?bot|\brobot|인공 ?지능|언어 ?모델|챗봇|로봇")
+_SPEAKS_OF_IT = re.compile(
+    r"(?i:\bare you (?:able|a |an |human|real|conscious)|\bdo you (?:feel|sleep|eat|dream|"
+    r"remember|get tired))|\bAI\b|\blanguage model|\bchat ?bot|\brobot|인공 ?지능|언어 ?모델|챗봇|로봇"
+)
 _FILLER = re.compile(
     r"\?\s*\Z|\bis there (?:anything|something)|\blet me know|\bfeel free|\bI(?:'|’)?d? ?(?:would|will|"
     r"ll)? ?be (?:happy|glad)|\bplease\b|\bif you (?:have|can|could|would|need|"
@@ -208,7 +223,8 @@ _FILLER = re.compile(
     r"would suggest|would encourage)|\bmay want to\b|\bconsider\b|"
     r"\bthank you\b|\byou (?:could|can|should|may|might) (?:try|ask|check|use|want|contact|consult|look|seek|visit|"
     r"find)|\b(?:illegal|unethical|harmful|dangerous|privacy|"
-    r"inappropriate|against the law|policy|terms|important to|deserve|respect|sensitive|responsib)|\bmy (?:purpose|"
+    r"inappropriate|against the law|policy|terms|important to|deserve|ethical|violence|well-being|legal|licensed|"
+    r"respect|sensitive|responsib)|\bmy (?:purpose|"
     r"goal|role|function|training|responses|abilities|data)\b|"
     r"\bI(?:'|’)?m? ?(?:am )?(?:designed|programmed|trained|here to|still learning|only able|a (?:text|language))|"
     r"\btry (?:again|asking)|"
@@ -265,8 +281,8 @@ def cue(exchange: Exchange, answer: str, head_chars: int) -> str | None:
     head = told if len(told) <= SHORT_CHARS else f"{told[:head_chars]}\n{_end(told)}"
     found = STRONG.search(head) or KOREAN.search(head)
     if found is None and APOLOGY.search(head):
-        first = sentences(head)[:2]
-        found = _APOLOGY_AND_NOT.search(" ".join(first))
+        first = " ".join(sentences(head)[:2])
+        found = _APOLOGY_AND_NOT.search(first) or _NOT_GIVEN.search(first)
     if found is None:
         return None
     asked = exchange.question

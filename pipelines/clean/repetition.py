@@ -22,10 +22,13 @@ VERSE_TIMES = 8  # a refrain
 _VERSE = re.compile(
     r"\bsong|\blyric|\bpoem|\brhyme|\bverse|\bchorus|\brefrain|노래|가사|동요|민요|시를|시 한|후렴", re.IGNORECASE
 )
+LINES_TIMES = 6  # several lines that are no code: a plan, a drill
 LINES_SHARE = 0.2  # of an answer's characters in lines that follow themselves
 ASKED_TIMES, ASKED_SIGNS = 40, 200  # a loop that was asked for ends at some time
 ASKED_FOR = re.compile(
-    r"\brepeat|\btimes\b|\bover and over|\bagain and again|\bchant|\brefrain|\bchorus|\bsong|\blyric|\bpoem|"
+    r"\brepeat|\b(?:two|three|four|five|six|seven|eight|nine|ten|twenty|\d+) (?:\w+ )?(?:rows|lines|items|copies|"
+    r"records|elements)\b|\btimes\b|\bover and over|\bagain and again|\bchant|\brefrain|\bchorus|\bsong|\blyric|"
+    r"\bpoem|"
     r"\bpattern|\brhyme|\bmantra|"
     r"\bduplicat|\bloop|\bonomatop|\bsequence|\bbinary|\bdigits?\b|\boutput\b|\bsounds?\b|\bnoise|\bscream|\blaugh|"
     r"\bprint|\blist items?\b|반복|번 (?:말|써|적|출력)|되풀이|"
@@ -172,7 +175,8 @@ def _stuck_lines(exchange: Exchange, text: str) -> str | None:
         times = 1 + run / period
         weight = sum(len(line) for line in unit)
         much = weight * (times - 1) >= max(STUCK_CHARS, LINES_SHARE * sum(map(len, lines)))
-        if times >= CODE_TIMES and much and not all(map(_is_data, unit)):
+        least = CODE_TIMES if all(map(is_code_line, unit)) or len(unit) == 1 else LINES_TIMES
+        if times >= least and much and not all(map(_is_data, unit)):
             return f"the same lines stand there {times:.0f} times: {' '.join(unit)[:60]!r}"
     return None
 

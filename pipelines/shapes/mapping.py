@@ -36,7 +36,14 @@ PAIRS = (  # what is asked, what is answered; the first that a record has counts
 ASKED = ("instruction", "prompt", "question", "query", "input")  # beside an answer that is called `chosen`
 CONTEXTS = ("input", "context")
 SYSTEM = ("system", "system_prompt")
-TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog")  # OpenAI's chat format, ShareGPT's
+TURNS = (
+    "messages",
+    "conversations",
+    "conversation",
+    "dialogue",
+    "dialog",
+    "contents",
+)  # OpenAI's chat format, ShareGPT's
 LABELS = ("label", "kto_tag", "feedback", "rating", "thumbs")
 FALSE = ("false", "undesirable", "bad", "thumbs_down", "thumbs down", "thumbsdown", "down", "dislike", "👎")
 CARRIED = ("language", "topic")
@@ -103,12 +110,20 @@ def _plain_pair(value: dict[Any, Any]) -> Mapped | None:
         return None
     if (
         "<" in asked
+        or "[I" in asked
+        or "data:" in asked
+        or given[-5:-2].count(".")
         or "<" in given
         or "<" in answer
         or "Action:" in answer
         or "think>" in answer
+        or "행동" in answer
+        or ") →" in answer
+        or ") ->" in answer
         or answer[:1] in "[{ \n"
     ):
+        return None
+    if len(value) > len(_PLAIN & value.keys()) and media.field_of(value):
         return None
     if 0 < len(given) <= 12 or media.may_point(asked) or media.may_point(given):
         return None
@@ -172,6 +187,7 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
     for asked, answered in PAIRS:
         if asked in value and answered in value:
             return _pair_shape(value, asked, answered), partial(_from_pair, asked=asked, answered=answered)
+    _check_media(value)  # a picture and a question about it, in whatever fields
     names = ", ".join(map(str, value)) or "none"
     raise Unusable("schema", f"its fields are {names:.200}; expected {SHAPES}")
 

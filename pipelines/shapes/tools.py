@@ -20,10 +20,12 @@ RESULT_ROLES = frozenset(
 CALL_PARTS = frozenset(("tool_call", "tool_use", "function_call"))
 RESULT_PARTS = frozenset(("tool_result", "tool_response", "function_call_output"))
 # the words in which models write a call into their text: ReAct, Hermes and Qwen, Glaive, Mistral, Llama 3, DeepSeek, Toolformer
+_ACT = r"(?:Action|행동)(?: \d+)?: ?[\w.-]+(?:\[[^\n]*\]|\([^\n]*\))?[ \t]*\n+"
 IN_TEXT = re.compile(
-    r"^Action: ?\S.*\n+Action Input:|^Action: ?\S.*\n+Observation:|<tool_call>|<function_?calls?>|<invoke name=|"
-    r"<tool_response>"
-    r"|<\|tool_calls?|\[TOOL_CALLS\]|<\|python_tag\|>|<｜tool|✿FUNCTION✿|<\|channel\|>commentary to=|<\|call\|>"
+    rf"^{_ACT}(?:Action Input|행동 입력|Observation|관찰)(?: \d+)?:|<tool_call>|<function_?calls?>|<invoke name=|"
+    rf"<tool_response>"
+    r"|<\|tool|\[TOOL_CALLS\]|<\|python_tag\|>|<｜tool|✿FUNCTION✿|<\|channel\|>commentary to=|<\|call\|>|"
+    r"<\|action_start\|>"
     r"|\[[A-Z]\w*\([^)\n]*\) ?(?:→|->)",
     re.MULTILINE,
 )
@@ -53,7 +55,11 @@ def is_call(text: str) -> bool:
     """Whether a whole answer is one call: {"name": …, "arguments": {…}}, or [function(argument=value)]."""
     value = as_data(text)
     if isinstance(value, dict):
-        return "name" in value and value.keys() <= {"name", "arguments", "parameters", "id", "type"} and len(value) > 1
+        named = {"name", "function", "tool_name"} & value.keys()
+        inner = value.get("parameters")
+        if isinstance(inner, dict) and ({"properties", "type"} & inner.keys()):
+            return False  # a tool's declaration
+        return bool(named) and value.keys() <= {*named, "arguments", "parameters", "id", "type"} and len(value) > 1
     return text.lstrip().startswith("[") and not isinstance(value, list)
 
 

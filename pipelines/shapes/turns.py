@@ -11,8 +11,9 @@ from pipelines.shapes.options import Options, Unusable
 
 ROLES = {
     "user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant",
-    "bot": "assistant", "model": "assistant", "ai": "assistant", "system": "system", "developer": "system",
+    "bot": "assistant", "chatbot": "assistant", "model": "assistant", "ai": "assistant", "system": "system", "developer": "system",
 }  # fmt: skip
+_XTUNER = {"system": "system", "input": "user", "output": "assistant"}
 WEIGHTS = ("weight", "loss_weight", "train")  # OpenAI's, LLaMA-Factory's and Axolotl's name for what is learned
 ARRAY = (list, tuple)
 Message = dict[str, Any]
@@ -126,6 +127,11 @@ def _read(place: int, value: Any, options: Options) -> Iterator[Turn]:
         yield Turn("", "")
         return
     role = value.get("role", value.get("from"))
+    if role is None and "input" in value and "output" in value:  # XTuner's pairs
+        for spoken in ("system", "input", "output"):
+            if value.get(spoken):
+                yield from _read(place, {"role": _XTUNER[spoken], "content": value[spoken]}, options)
+        return
     if role is None and value.get("type") in (*tools.CALL_PARTS, *tools.RESULT_PARTS):  # items of OpenAI's Responses
         role = "function_call" if value["type"] in tools.CALL_PARTS else "tool"
         value = {"content": value.get("output") or json.dumps(value, default=str), **value}
@@ -161,6 +167,8 @@ def _said(place: int, role: str, text: str, value: Message, options: Options) ->
         if part.get("type") in tools.CALL_PARTS:
             held = part.get("value", part.get("text"))
             calls.append(tools.call(held if held is not None else part))
+        elif named := part.get("functionCall", part.get("function_call")):
+            calls.append(tools.call(named))
     turn = Turn(role, text, _thought(value, parts), tuple(calls), _is_learned(value))
     if calls:
         _called(place, turn, options)
@@ -183,7 +191,7 @@ def _result(value: Message, text: str) -> Turn:
 
 def _text_of(value: Message) -> tuple[str, list[Message]]:
     """The text of a turn, and its parts where its content is a list of them."""
-    content = value.get("content", value.get("value", value.get("text")))
+    content = value.get("content", value.get("value", value.get("parts", value.get("text"))))  # parts: Gemini's
     if not isinstance(content, ARRAY):
         return (content if isinstance(content, str) else ""), []
     parts = [part for part in content if isinstance(part, dict)]
@@ -192,7 +200,7 @@ def _text_of(value: Message) -> tuple[str, list[Message]]:
 
 
 def _parts(value: Message) -> Sequence[Any]:
-    content = value.get("content", value.get("value"))
+    content = value.get("content", value.get("value", value.get("parts")))
     return content if isinstance(content, ARRAY) else ()
 
 
