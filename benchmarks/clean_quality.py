@@ -57,7 +57,8 @@ def measure() -> Iterator[dict[str, Any]]:
 
 
 def labelled() -> list[Labelled]:
-    return [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
+    # not splitlines(): a text may hold U+2028 or U+0085
+    return [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").split("\n") if line]
 
 
 def judge(rows: Sequence[Labelled]) -> list[Judged]:

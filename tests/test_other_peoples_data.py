@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks import clean_quality
 from pipelines.clean.clean import CleaningResult, clean, examples, rejects
 from pipelines.cli import main
 from pipelines.experiments import Cleaning
 from pipelines.paths import DataRoot
 from pipelines.records import RawRecord
+from pipelines.shapes.mapping import map_fields
 from tests.project import TinyProject
 from tests.sft_records import SETTINGS, prose, stories, verdicts, words
 
@@ -500,3 +502,47 @@ def test_personal_data_may_be_taken_out(data: DataRoot) -> None:
     assert all("bookshop" not in str(row) for row in kept(result))
     (conversation,) = [json.loads(row["messages"]) for row in kept(result) if row["messages"]]
     assert conversation[-1]["content"] == instead and conversation[0]["content"] == HERON
+
+
+# --- the short way, and the labelled set
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        asked(HERON, FISH),
+        {**asked(HERON, FISH), "id": 7, "topic": "birds/water", "language": "en"},
+        {**asked(HERON, FISH), "image": "a.png"},
+        {**asked(HERON, FISH), "img_path": "a.png"},
+        {**asked(HERON, FISH), "rating": "thumbs down"},
+        asked(HERON, f"<think>\nIt fishes.\n</think>\n{FISH}"),
+        asked(HERON, f"It fishes.\n</think>\n{FISH}"),
+        asked("<image>\nWhat is it?", "A heron."),
+        asked("[IMG]What is it?", "A heron."),
+        asked("What is in this picture?", "A heron."),
+        asked("Describe it.", "A heron.", "birds/heron.jpg"),
+        asked(HERON, FISH, "<noinput>"),
+        *(asked(HERON, text) for text in TEXTS_WITH_CALLS),
+        {"instruction": HERON, "output": FISH},
+    ],
+)
+def test_the_short_way_says_what_the_long_one_does(value: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    short = map_fields(value)
+    monkeypatch.setattr("pipelines.shapes.mapping.plain_pair", lambda _: None)
+    long = map_fields(value)
+    assert short._replace(plain=False) == long._replace(plain=False)
+
+
+def test_the_labelled_records_are_judged_as_by_hand() -> None:
+    judged = clean_quality.judge(clean_quality.labelled())
+    assert len(judged) >= 600
+    for rule in clean_quality.SCORED:
+        found = clean_quality.scores(judged, rule)
+        wrong = [each.record["id"] for each in clean_quality.by_rule(judged).get(rule, [])]
+        assert found["positives"] >= 40, rule
+        assert found["precision"] >= 0.95 and found["recall"] >= LEAST_RECALL.get(rule, 0.95), (found, wrong)
+    assert clean_quality.good_dropped(judged)["dropped_share"] <= 0.01
+
+
+# formats and wordings that nobody could list: what is missed there is known and stated (benchmarks/labelled/README.md)
+LEAST_RECALL = {"tool_calls": 0.9, "refusal": 0.93, "prompt_echo": 0.93}

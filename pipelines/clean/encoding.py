@@ -9,7 +9,8 @@ ANY = ODD + "‘’“”…–—\xa0«»"
 DAMAGED = "|".join(
     (
         "\ufffd",
-        f"[ÃÂ][{ODD}]",
+        f"[ÃÂ][{ODD}]|[a-z,.;:!?]Â\xa0",
+        r"(?:\?{2,6}[ .,!]{1,2}){4,}",  # Hangul lost to a character set that has none
         f"[â-ï](?:[{ANY}][{ODD}]|[{ODD}][{ANY}])",
         "[\xa1-\xff]{6,}",  # EUC-KR or CP949 read as Latin-1
         f"(?:[ÐÑÎÏØÙ][{ODD}]){{2,}}",  # Cyrillic, Greek, Arabic in UTF-8, read as Windows-1252

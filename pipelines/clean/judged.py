@@ -34,7 +34,7 @@ REFUSING = (  # words without which nothing is refused: somebody who speaks of i
 DENYING = (  # and what says no
     r"(?i:\bnot\b|cannot|n['’]t\b|\bunable|\bno\b|\black|declin|refus|refrain|rather|beyond|outside|sorry|apolog|"
     r"regret|unfortunate|later|irrespons|unethic|impossib|inappropr|against|"
-    r"\bonly\b|until|learning|\bpass\b|exceed)|없|않|못|왜|직접|밖|제한|삼가|양해|부탁|금지|어렵|불가|힘들|힘듭|"
+    r"\bonly\b|until|learning|\bpass\b|exceed)|없|않|못|왜|직접|어려|밖|제한|삼가|양해|부탁|금지|어렵|불가|힘들|힘듭|"
     r"모르겠|사양|거절|곤란|엔|에는|"
     r"안 됩니다|아니"
 )

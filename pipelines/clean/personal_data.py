@@ -23,6 +23,7 @@ PHONE = (
     r"(?:\+82[- ]?|\b0)1[016789][- .]?[0-9]{3,4}[- .]?[0-9]{4}\b"  # Korean mobile
     r"|\b0(?:2|[3-6][1-5]|70)[-)][0-9]{3,4}-[0-9]{4}\b"  # Korean landline, with its signs
     r"|(?:\+1[- .]?)?(?:\([2-9][0-9]{2}\) ?|\b[2-9][0-9]{2}[-.])[2-9][0-9]{2}[-.][0-9]{4}\b"  # North American
+    r"|\b04[0-9]{2} [0-9]{3} [0-9]{3}\b"  # Australian mobile, with its spaces
     r"|\b01[567][0-9] [0-9]{7,8}\b"  # German mobile, with its space
     r"|\b0[67](?:[ .-][0-9]{2}){4}\b"  # French mobile, with its signs
     r"|\b07[0-9]{3} [0-9]{3} ?[0-9]{3}\b"  # British mobile, with its spaces
@@ -94,7 +95,8 @@ def is_resident_number(text: str) -> bool:
     digits = _digits(text)
     weights = (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5)
     total = sum(weight * digit for weight, digit in zip(weights, digits, strict=False))
-    return len(digits) == 13 and (11 - total % 11) % 10 == digits[-1]
+    foreigner = 2 if len(digits) == 13 and digits[6] in (5, 6, 7, 8) else 0
+    return len(digits) == 13 and (11 - total % 11 + foreigner) % 10 == digits[-1]
 
 
 def is_card(text: str) -> bool:

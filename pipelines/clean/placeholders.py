@@ -20,7 +20,7 @@ _HOLE = re.compile(
     r"(?:\b(?:your|insert|enter|fill in|specify|describe|provide|include|attach|type|write)\b|^add\b"
     rf"|^(?:the |a |an |my |our |their |his |her |\w+(?:'s|’s) |\w+ ){{0,3}}(?:{_NOUN})s?(?: (?:here|of [\w' ]+|\d|"
     rf"[a-z]))?(?: (?:and|or|/) [\w' ]+)?$"
-    r"|^(?-i:X{1,4})$|^\?{2,}$|^tbd$|^(?:state|city|date|name)[,/ ])",
+    r"|^(?:he|she|his|her|they|him)/\w|^(?-i:X{1,4})$|^\?{2,}$|^tbd$|^(?:state|city|date|name)[,/ ])",
     re.IGNORECASE,
 )
 _NO_HOLE = re.compile(
@@ -31,7 +31,9 @@ _NO_HOLE = re.compile(
 _KOREAN = (
     "이름|성함|성명|회사명|상호|날짜|일자|일시|제목|저자|작가|주소|연락처|전화번호|번호|가격|금액|학번|학교|학과|"
     "부서|직책|직위|호텔|"
-    "상품명|제품명|서비스명|브랜드|시간|장소|담당자|고객명|(?:지역|학교|업체|품|기관|단체|행사|과목|부서|도시|"
+    "상품명|제품명|서비스명|브랜드|시간|장소|담당자|고객명|점수|숫자|인원|호수|동호수|학생|(?:지역|학교|업체|품|"
+    "기관|단체|행사|"
+    "과목|부서|도시|"
     "국가)명|전공|직무|회사|업체|분야|경력|제품|상품|서비스|행사|"
     "가게|매장|기관|수신자|발신자|받는 사람|보내는 사람|링크|사진|이메일|"
     "나이|지역|도시|팀명"
@@ -72,9 +74,11 @@ _CIRCLES = re.compile(  # instead of a word; behind a family name they hide one 
     r"과장|부장|대표|시|군|구|동)(?![A-Za-z])))|(?<![A-Za-z])X{2,}(?=[년월일시원])|\bX{3}[-. ]X{3,4}[-. ]X{4}\b"
 )
 _WRITTEN_OUT = re.compile(
+    r"\[ {1,8}\](?=[가-힣])|(?<![\w/#])TODO:|"
     r"\b(?:INSERT|YOUR) (?:[A-Z]+ ){0,3}(?:NAME|CITY|DATE|TITLE|COMPANY|HERE|PLACE|NUMBER)\b|«\w*_\w*»|"
     r"\$X{1,3}\.X{2}\b|\$X{2,}\b"
-    r"|\bXX(?= ?(?:inches|cm|mm|kg|ml|%|hours|minutes|x\b))|[OＯ]{2,}(?=ml|kg|원|,[OＯ]{3})"
+    r"|\bXX(?= ?(?:January|February|March|April|May|June|July|August|September|October|November|December|inches|cm|"
+    r"mm|kg|ml|%|hours|minutes|x\b))|[OＯ]{2,}(?=ml|kg|원|,[OＯ]{3})"
     r"|\((?i:(?:city|state|month|day|year|date|town|country)[, /]*){2,4}\)",
 )
 _CURLY = re.compile(rf"(?<![{{$\w])\{{ ?(?:\w+[_ ])*(?:{_NOUN}|{_KOREAN}) ?\}}(?!\}})", re.IGNORECASE)
@@ -84,9 +88,11 @@ _FILLER_LINE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _ASKED_FOR = re.compile(
-    r"\btemplates?\b|\bdraft\b|\bforms?\b|\bfill[- ]?in\b|\bfill (?:it|them|in|out)\b|\bplaceholders?\b|\bblanks?\b|"
+    r"\btemplates?\b|\b(?:a|the|this|my|first|rough|short) draft\b|\bforms?\b|\bfill[- ]?in\b|\bfill (?:it|them|in|"
+    r"out)\b|\bplaceholders?\b|\bblanks?\b|"
     r"\bmad ?libs?\b|\bskeleton\b|"
-    r"\bboilerplate\b|\bsheet\b|\bgap[- ]?fill|\bprintable|\bworksheet|\bquiz|\bcloze\b|\bquestionnaire|\bsurvey|"
+    r"\bboilerplate\b|\bsheet\b|\bgap[- ]?fill|\bafterwards?\b|\bI(?:'|’)ll (?:add|fill|put|insert)\b|\bprintable|"
+    r"\bworksheet|\bquiz|\bcloze\b|\bquestionnaire|\bsurvey|"
     r"\bchecklist|\bsample (?:letter|e-?mail|"
     r"message|contract)|"
     r"\bgeneric\b|\bcontract\b|\bagreement\b|\binvoice\b|\bmock-?up|\bfiller\b|\bdummy\b|\bvariables?\b|\bwireframe|"

@@ -165,13 +165,15 @@ WRITTEN = re.compile(  # what the prompt has written in such words, so that they
     re.IGNORECASE,
 )
 _GIVEN = re.compile(  # tasks on a given text, whose words may come back
-    r"\btranslat|\brewrit|\brephras|\bparaphras|\bsummar|\bsentiment|\bclassif|\bquote|\bsentences?\b|\bphrase|"
+    r"\btranslat|\bmake (?:this|it)\b|\bpolite|\brewrit|\brephras|\bparaphras|\bsummar|\bsentiment|\bclassif|"
+    r"\bquote|\bsentences?\b|\bphrase|"
     r"\bcomplete the\b|\bedit\b|\bcorrect\b|\bsimplif|"
     r"감정|분류|번역|옮기|옮겨|바꿔|고쳐|요약|문장|인용",
     re.IGNORECASE,
 )
 _GIVEN_WORDS = re.compile(
-    r"\bsorry\b|\bapolog|\bcan ?not\b|\bcan(?:'|’)t\b|\bunable\b|\bnot able\b|\bdo(?: not|n(?:'|’)t)\b|\bno\b|\bAI\b|"
+    r"\bsorry\b|\bapolog|\bcan ?not\b|\bcan(?:'|’)t\b|\bunable\b|\bnot able\b|\bwon(?:'|’)t\b|\bdo(?: not|n(?:'|"
+    r"’)t)\b|\bno\b|\bAI\b|"
     r"\blanguage model|\bcomment\b|\brefus|\bdeclin|"
     r"죄송|미안|인공지능|언어 모델|없|않|못|entschuldig|désol|lo siento|perd[óo]n",
     re.IGNORECASE,

@@ -11,71 +11,33 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pipelines.shapes import media, reasoning, tools
+from pipelines.shapes.names import (
+    ALWAYS_USED,
+    ASKED,
+    CARRIED,
+    CONTEXTS,
+    FALSE,
+    KNOWN,
+    LABELS,
+    NO_INPUT,
+    PAIRS,
+    SHAPES,
+    SYSTEM,
+    TURNS,
+    Mapped,
+)
 from pipelines.shapes.options import DEFAULT, Options, Unusable
+from pipelines.shapes.plain import holds_something, plain_pair
 from pipelines.shapes.turns import Conversation, conversation, reasoned
 
-PAIRS = (  # what is asked, what is answered; the first that a record has counts
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("instruction", "completion"),
-    ("instruction", "answer"),
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("prompt", "output"),
-    ("prompt", "answer"),
-    ("question", "answer"),
-    ("question", "response"),
-    ("question", "output"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("problem", "solution"),
-    ("input", "output"),
-    ("inputs", "targets"),
-    ("q", "a"),
-)
-ASKED = ("instruction", "prompt", "question", "query", "input")  # beside an answer that is called `chosen`
-CONTEXTS = ("input", "context")
-SYSTEM = ("system", "system_prompt")
-TURNS = (
-    "messages",
-    "conversations",
-    "conversation",
-    "dialogue",
-    "dialog",
-    "contents",
-)  # OpenAI's chat format, ShareGPT's
-LABELS = ("label", "kto_tag", "feedback", "rating", "thumbs")
-FALSE = ("false", "undesirable", "bad", "thumbs_down", "thumbs down", "thumbsdown", "down", "dislike", "👎")
-CARRIED = ("language", "topic")
-KNOWN = frozenset(name for pair in PAIRS for name in pair) | {*TURNS, "chosen", "chat"}
-ALWAYS_USED = frozenset((*LABELS, *CARRIED))
-SHAPES = (
-    "instruction, input, output; or prompt and completion, question and answer, messages, conversations, "
-    "or a preference pair (prompt, chosen, rejected)"
-)
-NO_INPUT = ("<noinput>", "<no input>", "n/a", "no input", "none")  # Alpaca's words for an empty input
 # whole dialogues in one text: Anthropic's preference data, Glaive's tool calls
 _SPOKEN = re.compile(r"(?:\A|\n+)\s*(Human|User|USER|Assistant|ASSISTANT|FUNCTION RESPONSE): ?")
 _SPEAKERS = {"function response": "tool"}
 
 
-class Mapped(NamedTuple):
-    """`fields` is what a record is checked by, `shape` the names it came under, `dropped_turns` how many turns could not be
-    kept; `notes` counts what it holds that is not used, and what was changed; `reason` and `problem` say why it cannot be used;
-    `plain`: the fields are texts and nothing else."""
-
-    shape: str = "unknown"
-    fields: Mapping[str, Any] = {}
-    dropped_turns: int = 0
-    notes: Mapping[str, int] = {}
-    reason: str | None = None
-    problem: str | None = None
-    plain: bool = False
-
-
 def map_fields(value: Any, options: Options = DEFAULT, columns: Mapping[str, str] | None = None) -> Mapped:
     """A record as it came → the project's own field names. `columns` says which of its fields is what; no other then counts."""
-    if not columns and type(value) is dict and (plain := _plain_pair(value)):
+    if not columns and type(value) is dict and (plain := plain_pair(value)):
         return plain
     if not isinstance(value, dict):
         return Mapped(problem=f"expected an object with named fields, got {kind(value)} {value!r:.60}")
@@ -91,49 +53,9 @@ def map_fields(value: Any, options: Options = DEFAULT, columns: Mapping[str, str
     used = {columns[name] for name in found.used if name in columns} if columns else found.used
     notes = dict(found.notes)
     for name in value.keys() - used:
-        if _holds_something(name, value, used):
+        if holds_something(name, value, used):
             notes[f"field {name}"] = 1
     return Mapped(shape, found.fields, found.dropped, notes)
-
-
-_SPECIAL = frozenset(
-    (*TURNS, *SYSTEM, *LABELS, *media.FIELDS, *reasoning.FIELDS, "context", "history", "chosen", "tools")
-)
-_PLAIN = frozenset(("instruction", "input", "output", *CARRIED))
-
-
-def _plain_pair(value: dict[Any, Any]) -> Mapped | None:
-    """What the readers below would say of an instruction, an input and an output that are plain texts; None where it takes them
-    to say. Most records of most files are such, and this is several times as fast."""
-    asked, given, answer = value.get("instruction"), value.get("input", ""), value.get("output")
-    if not (type(asked) is str and type(given) is str and type(answer) is str and _SPECIAL.isdisjoint(value)):
-        return None
-    if (
-        "<" in asked
-        or "[I" in asked
-        or "data:" in asked
-        or given[-5:-2].count(".")
-        or "<" in given
-        or "<" in answer
-        or "Action:" in answer
-        or "think>" in answer
-        or "행동" in answer
-        or ") →" in answer
-        or ") ->" in answer
-        or answer[:1] in "[{ \n"
-    ):
-        return None
-    if len(value) > len(_PLAIN & value.keys()) and media.field_of(value):
-        return None
-    if 0 < len(given) <= 12 or media.may_point(asked) or media.may_point(given):
-        return None
-    fields = {name: value[name] for name in _PLAIN if name in value}
-    shape = "instruction/input/output" if "input" in value else "instruction/output"
-    plain = "language" not in fields and "topic" not in fields
-    if len(fields) == len(value):
-        return Mapped(shape, fields, plain=plain)
-    notes = {f"field {name}": 1 for name in value if name not in _PLAIN and _holds_something(name, value, set())}
-    return Mapped(shape, fields, 0, notes, plain=plain)
 
 
 class _Found(NamedTuple):
@@ -141,10 +63,6 @@ class _Found(NamedTuple):
     used: set[str]
     dropped: int = 0
     notes: Mapping[str, int] = {}
-
-
-def _holds_something(name: Any, value: Mapping[Any, Any], used: set[str]) -> bool:
-    return str(name).lower() not in used and tools.as_data(value[name]) not in (None, "", [], {})
 
 
 def kind(value: Any) -> str:
@@ -182,11 +100,15 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
         return name, partial(_from_turns, name=name)
     if isinstance(value.get("chat"), str):
         return "chat", _from_chat
+    if isinstance(value.get("data"), list) and all(isinstance(text, str) for text in value["data"]):
+        return "data", _from_texts
     if "query" in value and "tools" in value and "answers" in value:
         return "query/tools/answers", _from_calls
     for asked, answered in PAIRS:
         if asked in value and answered in value:
             return _pair_shape(value, asked, answered), partial(_from_pair, asked=asked, answered=answered)
+    if name := next((name for name in ("tools", "functions", "function") if value.get(name)), None):
+        raise Unusable("tool_calls", f"the field {name} declares tools, in a shape that is not known")
     _check_media(value)  # a picture and a question about it, in whatever fields
     names = ", ".join(map(str, value)) or "none"
     raise Unusable("schema", f"its fields are {names:.200}; expected {SHAPES}")
@@ -253,6 +175,14 @@ def _from_chat(value: dict[str, Any], options: Options) -> _Found:
     """A dialogue in one text, as Glaive has it."""
     found = _from_turns({**value, "messages": _by_speaker(value["chat"])}, options, name="messages")
     return found._replace(used=found.used | {"chat"})
+
+
+def _from_texts(value: dict[str, Any], options: Options) -> _Found:
+    """Texts of the user and the assistant by turns, as UltraChat has them."""
+    roles = ("user", "assistant")
+    turns = [{"role": roles[place % 2], "content": text} for place, text in enumerate(value["data"])]
+    found = _from_turns({**value, "messages": turns}, options, name="messages")
+    return found._replace(used=found.used | {"data"})
 
 
 def _from_calls(value: dict[str, Any], options: Options) -> _Found:

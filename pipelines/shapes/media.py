@@ -10,6 +10,7 @@ FIELDS = (
 )  # fmt: skip
 _NAMES = frozenset(FIELDS)
 _BEGIN = ("image", "img", "video", "audio", "speech")
+BEGINNINGS = frozenset(name[:3] for name in (*_BEGIN, *FIELDS))  # of the names of fields that hold media
 PARTS = re.compile(r"(?:input_)?(?:image|video|audio|file)(?:_url|_file)?")
 # in front of a question or behind it, as LLaVA and its like write it; in the middle of a sentence it is a word about markup
 _MARK = r"<(?:image|video|audio|img)>"

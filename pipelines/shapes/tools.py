@@ -24,6 +24,7 @@ _ACT = r"(?:Action|행동)(?: \d+)?: ?[\w.-]+(?:\[[^\n]*\]|\([^\n]*\))?[ \t]*\n+
 IN_TEXT = re.compile(
     rf"^{_ACT}(?:Action Input|행동 입력|Observation|관찰)(?: \d+)?:|<tool_call>|<function_?calls?>|<invoke name=|"
     rf"<tool_response>"
+    r"|^Action: ?```json|^(?:Thought|Think):.*\n+Code:|<execute>|<<calc"
     r"|<\|tool|\[TOOL_CALLS\]|<\|python_tag\|>|<｜tool|✿FUNCTION✿|<\|channel\|>commentary to=|<\|call\|>|"
     r"<\|action_start\|>"
     r"|\[[A-Z]\w*\([^)\n]*\) ?(?:→|->)",
