@@ -33,7 +33,7 @@ _TOKENS = re.compile(
 GIVES_BACK = re.compile(
     r"\bcorrect|\bproofread|\bfix\b|\bedit\b|\brewrit|\brephras|\bparaphras|\breformat|\bformat\b|\bunchanged|"
     r"\breturn\b|\brepeat|\bcopy\b|\bquote\b|\bextract|"
-    r"\bselect\b|\bchoose\b|\bpick\b|\bwhich\b|\bidentify|\bfind\b|\bhighlight|\bcomplete\b|\bcontinue\b|\bconvert|"
+    r"\bselect\b|\bchoose\b|\bpick\b|\bwhich\b|\bidentify|\bfind\b|\bhighlight|\bcomplete\b|\bdelete|\bkeep\b|\bcut\b|\bomit|\breduce|\bcontinue\b|\bconvert|"
     r"\bchange\b|\bmake (?:it|this)|\bremove\b|\badd\b|"
     r"\bsort|\border\b|\barrange|\brearrang|\bcapitali|\blower ?case|\bupper ?case|\bpunctuat|\bgrammar|\bspell|"
     r"\bsplit\b|\bjoin|\bcombine|\bmerge|\bimprove|\brefactor|"
