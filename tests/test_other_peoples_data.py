@@ -504,6 +504,44 @@ def test_personal_data_may_be_taken_out(data: DataRoot) -> None:
     assert conversation[-1]["content"] == instead and conversation[0]["content"] == HERON
 
 
+# --- hostile records
+
+KEYS = (
+    "instruction", "input", "output", "messages", "conversations", "chosen", "rejected", "prompt", "completion", "label",
+    "history", "system", "tools", "images", "role", "content", "value", "from", "type", "text", "tool_calls", "function_call",
+    "weight", "parts", "data", "chat", "query", "answers", "reasoning_content", "kto_tag", "context",
+)  # fmt: skip
+LEAVES = (
+    "x", "", None, 1, 0, False, True, 3.5, float("nan"), "<think>", "[]", "{}", "[1]", '{"name": "a"}', "user", "assistant",
+    "function_call", "tool", "system", "\n\nHuman: a\n\nAssistant: b", "\ud800", "\0",
+)  # fmt: skip
+
+
+def nonsense(rng: random.Random, depth: int) -> Any:
+    drawn = rng.random()
+    if depth <= 0 or drawn < 0.35:
+        return rng.choice(LEAVES)
+    if drawn < 0.65:
+        return [nonsense(rng, depth - 1) for _ in range(rng.randint(0, 4))]
+    return {rng.choice(KEYS): nonsense(rng, depth - 1) for _ in range(rng.randint(0, 6))}
+
+
+@pytest.mark.parametrize(
+    "settings", [SETTINGS, Cleaning(tool_calls="keep", reasoning="keep", on_personal_data="redact")]
+)
+def test_nonsense_under_known_names_costs_itself_only(data: DataRoot, settings: Cleaning) -> None:
+    rng = random.Random(12)
+    values = [{rng.choice(KEYS): nonsense(rng, 4) for _ in range(rng.randint(0, 7))} for _ in range(6000)]
+    result = cleaned(data, *values, settings=settings)
+    assert result.accepted + result.rejected == result.read == 6030
+    assert all(row["detail"] for row in rejects(result))
+
+
+def test_variables_that_nobody_filled_in_are_said(data: DataRoot) -> None:
+    result = cleaned(data, asked("Who are you?", "I am {{name}}, and I know birds."))
+    assert list(result.notes["mine"]) == ["answers with a variable such as {{name}}, to be filled in before training"]
+
+
 # --- the short way, and the labelled set
 
 

@@ -206,3 +206,29 @@ def test_a_cell_whose_first_loss_is_absurd_is_failed_with_the_reason(
     assert (attempt.status, attempt.result["phase"]) == ("failed", "train")
     assert "20.00 nats per completion token" in attempt.result["status_detail"]
     assert attempt.result["measured"].get("last_step") is None
+
+
+# --- turns that a file switches off, and calls that cannot be shown
+
+
+@pytest.mark.parametrize("style", ["chat", "alpaca"])
+def test_an_answer_that_is_switched_off_is_shown_and_not_learned(style: str) -> None:
+    form = PromptFormat(tiny_tokenizer(), style)
+    shown = {**RECORD, "messages": json.dumps([TURNS[0], {**TURNS[1], "train": False}, *TURNS[2:]])}
+    example, whole = form.tokenize(shown), form.tokenize({**RECORD, "messages": json.dumps(TURNS)})
+    assert example.input_ids == whole.input_ids
+    assert learned_text(form, example) == "Strout.<|im_end|>"
+    assert example.completion_bytes == len("Strout.")
+    checks.labels_are_the_answers([shown], form)
+
+
+def test_calls_of_tools_are_refused_with_the_way_out() -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    turns = [
+        TURNS[0],
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+        TURNS[1],
+    ]
+    with pytest.raises(ValueError, match=r"record r1: it calls tools.*tool_calls: reject"):
+        PromptFormat(tiny_tokenizer(), "chat").tokenize({**RECORD, "messages": json.dumps(turns)})

@@ -7,6 +7,7 @@ judged by, `compared` that of near-duplicates where it differs: without the syst
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -85,6 +86,7 @@ def _batches(records: Iterable[RawRecord], staged: Staged) -> Iterator[list[Row]
         yield rows
 
 
+VARIABLE = re.compile(r"\{\{ ?[A-Za-z_]\w{0,30} ?\}\}")
 _NO_DIGITS = dict.fromkeys(map(ord, "0123456789"))
 
 
@@ -108,6 +110,8 @@ def _row(raw: RawRecord, staged: Staged) -> Row:
         counts = staged.notes[source]
         for name, count in mapped.notes.items():
             counts[name] += count
+    if "{{" in (answers := fields.get("said") or fields.get("output", "")) and VARIABLE.search(answers):
+        staged.notes[source]["answers with a variable such as {{name}}, to be filled in before training"] += 1
     if source not in staged.first:
         staged.first[source] = described(raw.value)
     row: Row = {

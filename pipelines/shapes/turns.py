@@ -132,8 +132,8 @@ def _read(place: int, value: Any, options: Options) -> Iterator[Turn]:
             if value.get(spoken):
                 yield from _read(place, {"role": _XTUNER[spoken], "content": value[spoken]}, options)
         return
-    if role is None and value.get("type") in (*tools.CALL_PARTS, *tools.RESULT_PARTS):  # items of OpenAI's Responses
-        role = "function_call" if value["type"] in tools.CALL_PARTS else "tool"
+    if role is None and _kind(value) in (*tools.CALL_PARTS, *tools.RESULT_PARTS):  # items of OpenAI's Responses
+        role = "function_call" if _kind(value) in tools.CALL_PARTS else "tool"
         value = {"content": value.get("output") or json.dumps(value, default=str), **value}
     named = role.strip().lower() if isinstance(role, str) else ""
     text, parts = _text_of(value)
@@ -157,14 +157,14 @@ def _said(place: int, role: str, text: str, value: Message, options: Options) ->
     """A turn of somebody who speaks, and what its parts say of tools."""
     parts = [part for part in _parts(value) if isinstance(part, dict)]
     for part in parts:
-        if part.get("type") in tools.RESULT_PARTS:
+        if _kind(part) in tools.RESULT_PARTS:
             yield _called(place, _result(part, _as_text(part.get("content", part.get("output", "")))), options)
     if role != "assistant":
         yield Turn(role, text)
         return
     calls = tools.calls_of(value)
     for part in parts:
-        if part.get("type") in tools.CALL_PARTS:
+        if _kind(part) in tools.CALL_PARTS:
             held = part.get("value", part.get("text"))
             calls.append(tools.call(held if held is not None else part))
         elif named := part.get("functionCall", part.get("function_call")):
@@ -175,6 +175,12 @@ def _said(place: int, role: str, text: str, value: Message, options: Options) ->
     if (mark := tools.written_in(text)) and options.tool_calls == "reject":
         raise Unusable("tool_calls", f"turn {place + 1} writes a call: {mark}")
     yield turn
+
+
+def _kind(part: Message) -> str:
+    """A part's type; "" where it names none, or something that is no name."""
+    kind = part.get("type")
+    return kind if isinstance(kind, str) else ""
 
 
 def _called(place: int, turn: Turn, options: Options) -> Turn:
