@@ -1,4 +1,4 @@
-"""What rules about single answers look at: an answer, what was asked right before it, and all that stood before it."""
+"""An exchange: an answer that the model learns, the question right before it, and everything the model sees before it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,8 @@ from pipelines.clean import prose
 
 @dataclass(frozen=True)
 class Exchange:
-    """`question` is what was asked last (instruction and input, or the user's turn), `before` all that the model sees before
-    it answers, `answer` what it learns to say."""
+    """`question`: instruction and input, or the user's last turn. `before`: all turns before the answer. `answer`: the text that is
+    learned."""
 
     question: str
     answer: str

@@ -38,7 +38,7 @@ DENYING = (  # and what says no
     r"모르겠|사양|거절|곤란|엔|에는|"
     r"안 됩니다|아니"
 )
-ECHO_LEAST = 2.2  # an answer this many times longer than what was asked answers at length
+ECHO_LEAST = 2.2  # an answer this many times longer than its question is no echo
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _any_answer(judge: Callable[[Exchange], str | None]) -> Judge:
 
 
 def _most_answers(judge: Callable[[Exchange], str | None]) -> Judge:
-    """A conversation with a refusal in it is still one; where the last answer is one, or every second, it teaches to refuse."""
+    """One refusal does not spoil a conversation. It counts if the last answer refuses, or half of them."""
 
     def judged(answers: list[Exchange]) -> str | None:
         details = [judge(each) for each in answers]

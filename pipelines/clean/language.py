@@ -1,6 +1,6 @@
 """Which language a record is written in: by its script and its function words in SQL; where they leave doubt, by reading.
 
-What is judged is the answer without code, quotations and addresses; where it is code or has hardly a letter, what was asked.
+The rule judges the answer without code, quotations and addresses. If that is code or has hardly a letter, it judges the question.
 Whatever is written in a script that none of the expected languages uses is in none of them; what is left is identified by
 py3langid. An answer in another language is right where the question asks for that language.
 """

@@ -1,4 +1,4 @@
-"""Answers that got stuck: the same signs over and over, right behind one another.
+"""Answers that got stuck: the same text again and again, with nothing in between.
 
 What comes back after something else (a refrain, a formula, a tag) is no loop. Code, tables and lists of numbers repeat by nature:
 they count only where the same lines or the same statements stand there many times.

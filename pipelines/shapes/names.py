@@ -1,9 +1,9 @@
-"""The names under which files hold what is asked and what is answered, and what becomes of a record once it is read."""
+"""Field names that instruction files use, and the result of reading a record."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-PAIRS = (  # what is asked, what is answered; the first that a record has counts
+PAIRS = (  # question and answer; the first pair that a record has counts
     ("instruction", "output"),
     ("instruction", "response"),
     ("instruction", "completion"),
