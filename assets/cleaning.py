@@ -93,8 +93,9 @@ def _notes(result: CleaningResult) -> list[Metadata]:
 
 
 def _warnings(result: CleaningResult) -> dg.MetadataValue:
-    """As text, which the UI shows as it is: a warning quotes records."""
-    return dg.MetadataValue.text("\n\n".join(result.warnings))
+    """A line of a warning is a row: the UI runs the lines of a text together. `table` escapes what they quote of records."""
+    lines = [line.strip() for warning in result.warnings for line in warning.split("\n")]
+    return table([{"to look at": line} for line in lines], ["to look at"])
 
 
 def _current() -> tuple[CleaningResult, Cleaning]:

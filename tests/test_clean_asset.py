@@ -74,6 +74,17 @@ def test_the_page_says_what_was_dropped_and_why(
     assert "| eval | en |" in page["languages"]
 
 
+def test_the_page_says_what_is_not_used_and_what_to_look_at(
+    project: TinyProject, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    own_data(project, tmp_path, [{**value, "stars": 5} for value in mixed(8)] + [{"a": HOSTILE}] * 100)
+    page, _ = materialized(instance)
+    assert "| mine.jsonl | field stars | 8 |" in page["not used or changed"]
+    lines = page["warnings"].splitlines()
+    assert lines[0] == "| to look at |" and "8 of 108 accepted" in lines[2] and "100 × schema" in lines[3]
+    assert not re.search(r"(?<!\\)<img|!\[x", page["warnings"]) and "\x1b" not in page["warnings"]
+
+
 def test_every_check_passes_on_the_corpus(project: TinyProject, instance: dg.DagsterInstance) -> None:
     _, found = materialized(instance)
     assert {name: check.passed for name, check in found.items()} == dict.fromkeys(
