@@ -146,13 +146,22 @@ def read(row: Row, settings: Cleaning) -> Row:
         return {"language": language, "wrong": wrong}
     own, strange = _identified(question, expected, settings) if _letters(question) >= 4 else (language, wrong)
     foreign_question = strange >= settings.wrong_language_probability and _is_foreign(question, own)
-    asked_in_expected = not foreign_question and (own != language or not _is_sure(question, own))
+    asked_in_expected = (
+        not foreign_question
+        and not _in_no_script_of(row["declared"], question, told)
+        and (own != language or not _is_sure(question, own))
+    )
     if asked_in_expected and (asks_for_another(asked, main_script(told), language) or not _is_sure(told, language)):
         return {
             "language": own if strange < settings.wrong_language_probability else (expected or ["en"])[-1],
             "wrong": 0.0,
         }
     return {"language": language, "wrong": wrong}
+
+
+def _in_no_script_of(declared: str | None, question: str, told: str) -> bool:
+    """Whether neither question nor answer is mostly in a script of the declared language: it cannot be written in it."""
+    return declared is not None and not {main_script(question), main_script(told)} & {*scripts_of(declared), None}
 
 
 def _foreign_question(question: str, told: str, expected: list[str] | None, settings: Cleaning) -> str | None:
