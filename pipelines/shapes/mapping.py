@@ -165,10 +165,9 @@ def _from_turns(value: dict[str, Any], options: Options, *, name: str) -> _Found
     if not isinstance(turns, (list, tuple)):
         raise Unusable("schema", f"{name}: expected a list of turns (got {turns!r:.60})")
     system = _system(value)
-    if system and not _begins_with_system(turns):
-        turns = [{"role": "system", "content": value[system]}, *turns]
+    turns = _after_system(value, turns)
     used = {name, *LABELS, *CARRIED, *((system,) if system else ())}
-    return _spoken(value, conversation(turns, options), options, used, check=turns)
+    return _spoken(value, conversation(turns, options), options, used)
 
 
 def _from_chat(value: dict[str, Any], options: Options) -> _Found:
@@ -194,14 +193,20 @@ def _from_calls(value: dict[str, Any], options: Options) -> _Found:
     return found._replace(used=found.used | {"query", "answers"})
 
 
+def _after_system(value: Mapping[str, Any], turns: Any) -> Any:
+    """The turns after the record's own system prompt, where it has one and they begin with none."""
+    system = _system(value)
+    return (
+        [{"role": "system", "content": value[system]}, *turns] if system and not _begins_with_system(turns) else turns
+    )
+
+
 def _begins_with_system(turns: Any) -> bool:
     first = turns[0] if len(turns) else None
     return isinstance(first, dict) and str(first.get("role", first.get("from"))).lower() in ("system", "developer")
 
 
-def _spoken(
-    value: Mapping[str, Any], talk: Conversation, options: Options, used: set[str], *, check: Any = ()
-) -> _Found:
+def _spoken(value: Mapping[str, Any], talk: Conversation, options: Options, used: set[str]) -> _Found:
     """The record of a conversation. A single question and its answer is a record like any other."""
     for turn in talk.turns:
         if turn.role == "user" and (mark := media.mark_in(turn.text)):
@@ -241,11 +246,8 @@ def _from_preference(value: dict[str, Any], options: Options) -> _Found:
             {"role": "assistant", **turn} if isinstance(turn, dict) and not _role(turn) else turn for turn in answer
         ]
         turns = answer if whole else [*asked, *answer]
-    system = _system(value)
-    if system and not _begins_with_system(turns):
-        turns = [{"role": "system", "content": value[system]}, *turns]
-    talk = conversation(turns, options)
-    found = _spoken(value, talk, options, used, check=turns)
+    talk = conversation(_after_system(value, turns), options)
+    found = _spoken(value, talk, options, used)
     return _Found(found.fields, found.used, dropped=found.dropped, notes={**found.notes, **notes})
 
 
