@@ -121,7 +121,8 @@ def _grid_prompts(grid: TopicGrid, seed: int, languages: list[str] | None) -> It
 def _prompts_in(pattern: str, system: str) -> Iterator[Prompt]:
     said = [{"role": "system", "content": system}] if system else []
     for file in expand([pattern]):
-        for number, record in enumerate(read_file(file), start=1):
+        # a file of prompts holds no answers: naming its one needed column keeps it from being judged as examples are
+        for number, record in enumerate(read_file(file, columns={"instruction": "instruction"}), start=1):
             value = record.value if isinstance(record.value, dict) else {}
             instruction, extra = value.get("instruction"), value.get("input") or ""
             if record.problem or not _is_text(instruction) or not instruction.strip() or not _is_text(extra):
