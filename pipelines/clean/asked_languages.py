@@ -4,18 +4,20 @@ import re
 
 _TRANSLATION = re.compile(
     r"\btranslat|\bin(?:to)? (?:another|a foreign|any other|both|two|three|several|different|various|"
-    r"other) languages?\b|\bhow (?:do|would|can|to) (?:you|i|we|one|people)? ?say\b|"
-    r"\bphrases?\b|\bforeign\b|\bloan ?words?\b|\blanguages?\b|\btongue.?twister|\bmotto\b|\blorem\b|\bfiller\b|"
-    r"\bin capitals\b|\bproverb|\bconjugat|\bdeclension|\bpronounce|\bpinyin|\bkanji|"
-    r"\boriginal\b|\bown spelling|\bhanzi|\bhiragana|\bkatakana|\bhaiku in\b|번역|옮겨|옮기|외국어|한자|사자성어|"
-    r"고사성어|병음|히라가나|"
-    r"가타카나|원어|현지|표기|원문|로마자|[가-힣]+어로\b|속담|인사말",
+    r"other) languages?\b|\bhow (?:do|would|can|to) (?:you|i|we|one|people)? ?say\b|\bforeign\b|\blanguages?\b|"
+    r"\blorem\b|\bfiller\b|\bin capitals\b|\bconjugat|\bdeclension|\bpronounce|\boriginal\b|\bpinyin|\bkanji|"
+    r"\bown spelling|\bhanzi|"
+    r"\bhiragana|\bkatakana|\bhaiku in\b|번역|옮겨|옮기|외국어|병음|히라가나|가타카나|현지|원문|로마자|[가-힣]+어로\b",
+    re.IGNORECASE,
+)
+_MAY_QUOTE = re.compile(  # a few words of another language, not an answer in it
+    r"\bphrases?\b|\bloan ?words?\b|\btongue.?twister|\bmotto\b|\bproverb|한자|사자성어|고사성어|원어|표기|속담",
     re.IGNORECASE,
 )
 _BY_LANGUAGE = {  # the language, its people, its countries and their best known cities
     "de": r"german|deutsch|austria|swiss|switzerland|berlin|vienna|munich|zurich|hamburg|독일|오스트리아|베를린|"
     r"빈에서|뮌헨|스위스",
-    "fr": r"french|france|paris\b|belgi|quebec|québec|montreal|lyon|marseille|français|프랑스|불어|파리|퀘벡|"
+    "fr": r"french|france|paris(?:ian)?\b|belgi|quebec|québec|montreal|lyon|marseille|français|프랑스|불어|파리|퀘벡|"
     r"스위스|벨기에",
     "es": r"spanish|spain|mexic|argentin|chile|colombia|peru|cuba|madrid|barcelona|español|castilian|latin america|"
     r"buenos aires|스페인|서반아|멕시코|마드리드|칠레|아르헨티나|페루",
@@ -94,22 +96,49 @@ _BY_SCRIPT = {
 _KOREAN_OR_ENGLISH = re.compile(r"\benglish\b|\bkorean\b|영어|한국어|우리말", re.IGNORECASE)
 
 
-def asks_for_another(question: str, script: str | None, language: str) -> bool:
-    """Whether the question wants words in `language` (two letters), or in `script` where that is not the Latin one.
+_PLACE = re.compile(  # of the names above; a question about a country is not one for its language
+    r"austria|switzerland|berlin|vienna|munich|zurich|hamburg|독일|오스트리아|베를린|빈에서|뮌헨|스위스|france|paris|belgi|quebec|"
+    r"québec|montreal|lyon|marseille|프랑스|파리|퀘벡|벨기에|spain|mexic|argentin|chile|colombia|peru|cuba|madrid|barcelona|"
+    r"latin america|buenos aires|스페인|멕시코|마드리드|칠레|아르헨티나|페루|portug|brazil|lisbon|são paulo|sao paulo|"
+    r"rio de janeiro|포르투갈|브라질|리스본|rome|milan|venice|naples|sicil|florence|이탈리아|로마|밀라노|베네치아|피렌체|"
+    r"netherlands|holland|amsterdam|네덜란드|암스테르담|stockholm|스웨덴|denmark|copenhagen|덴마크|norw|oslo|노르웨이|finland|"
+    r"helsinki|핀란드|iceland|reykjavik|아이슬란드|poland|warsaw|krakow|폴란드|바르샤바|prague|체코|프라하|슬로바키아|budapest|헝가리|"
+    r"부다페스트|bucharest|루마니아|istanbul|ankara|튀르키예|터키|이스탄불|hanoi|saigon|ho chi minh|베트남|하노이|호찌민|jakarta|"
+    r"인도네시아|자카르타|kuala lumpur|말레이|philippin|manila|필리핀|마닐라|china|taiwan|hong kong|beijing|shanghai|tokyo|"
+    r"kyoto|osaka|singapore|taipei|중국|일본|대만|홍콩|베이징|북경|상하이|상해|도쿄|동경|교토|오사카|타이베이|moscow|kyiv|kiev|"
+    r"petersburg|sofia|러시아|우크라이나|불가리아|몽골|모스크바|키이우|egypt|cairo|dubai|iran|pakistan|이집트|카이로|두바이|이란|"
+    r"파키스탄|israel|이스라엘|greece|athens|그리스|아테네|bangkok|phuket|chiang mai|태국|방콕|푸껫|치앙마이|delhi|mumbai|인도|"
+    r"델리|뭄바이",
+    re.IGNORECASE,
+)
+_OF_PEOPLE = re.compile(r"어|말|인\b|인[이을은에]| ?(?:사람|직원|친구|손님|학생|고객|관광객|가족|동료|아이|분들?|독자)")
+AT_LENGTH = 40  # letters: more than the name or the saying that such a question may want
+
+
+def asks_for_another(question: str, script: str | None, language: str, letters: int) -> bool:
+    """Whether the question wants words in `language` (two letters), or in `script` where that is not the Latin one; its answer
+    has so many `letters` of it.
 
     A translation is asked for into any language, unless the question names only such as are written otherwise.
     """
     latin = script in (None, "latin")
     hints = _BY_LANGUAGE.get(language) if latin else _BY_SCRIPT.get(script or "")
-    if hints and re.search(hints, question, re.IGNORECASE):
+    if hints and _hints_at(hints, question, letters):
         return True
-    if not _TRANSLATION.search(question):
+    if not (_TRANSLATION.search(question) or (letters < AT_LENGTH and _MAY_QUOTE.search(question))):
         return False
     if latin:
         return any(re.search(each, question, re.IGNORECASE) for each in _BY_LANGUAGE.values()) or not _names_a_language(
             question
         )
     return not _names_a_language(question)
+
+
+def _hints_at(hints: str, question: str, letters: int) -> bool:
+    """Whether a question names the language, or its country or city where the answer is a name or a few words."""
+    found = list(re.finditer(hints, question, re.IGNORECASE))
+    of_places = all(_PLACE.fullmatch(each[0]) and not _OF_PEOPLE.match(question, each.end()) for each in found)
+    return bool(found) and not (of_places and letters >= AT_LENGTH)
 
 
 def _names_a_language(question: str) -> bool:

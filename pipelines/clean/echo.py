@@ -21,7 +21,7 @@ _LABEL = re.compile(
 )
 _TEMPLATE = re.compile(
     r"^\W*(?:###? ?)?(?:instruction|input|response|output|answer|question|user|assistant|질문|답변|사용자|봇|"
-    r"지시)s?\s*[:：]?\s*$|^###? ?(?:질문|답변)\s*[:：]",
+    r"지시|명령어?|응답|입력|출력)s?\s*[:：]?\s*$|^###? ?(?:질문|답변)\s*[:：]",
     re.IGNORECASE | re.MULTILINE,
 )
 # of a chat template, left in the text; and what ends a text
@@ -42,13 +42,26 @@ GIVES_BACK = re.compile(
     r"\bspelled|\bmistake|\berrors?\b|\bedited|\borgani[sz]e|\bdivide|\bseparate|\bchronolog|\bplace\b|"
     r"\bput\b|\bupdat|\bmodif|\btranspos|\bpolish|\bedit|"
     r"맞춤법|띄어|고쳐|고치|교정|수정|바꿔|바꾸|다듬|완성|이어|그대로|반복|따라|옮겨 ?(?:적|쓰)|골라|고르|찾아|뽑|"
-    r"추출|정렬|인용|채워|추가|삭제|순서|형식|복사|베껴|합쳐",
+    r"추출|정렬|부호|인용|채워|추가|삭제|순서|형식|복사|베껴|합쳐",
     re.IGNORECASE,
 )
 _LEADS_ON = re.compile(
     r"\S[:：]\s*\n*\s*(?:```|`|\$|[\[({<\\/^]|\d)|\n\s*(?:```|\||<)"
 )  # to a formula, a pattern, code: that is the answer
+_MUST_CHANGE = re.compile(  # so that what was given is no answer, however short it is
+    r"\bantonym|\bopposite|\bsynonym|\bpassive|\b(?:past|present|future) tense|\brephras|\bparaphras|\brewrit|반대말|"
+    r"반의어|유의어|비슷한말",
+    re.IGNORECASE,
+)
+_IF_NEEDED = re.compile(r"\bif (?:needed|necessary|there|it|any)|필요", re.IGNORECASE)
+LONG_GIVEN = 40  # characters: what is to be made a headline of is longer than one
+_MAKES_ANOTHER = re.compile(
+    r"\bsummar|\bshorten|\bheadline|\btitle(?! case)|\bcondense|\bsentiment|\bclassif|\bcategor|\banaly[sz]|\bexplain|"
+    r"요약|제목|줄여|간추|감정|분류|분석|설명",
+    re.IGNORECASE,
+)
 _TRANSLATES = re.compile(r"\btranslat|번역|[가-힣]+어로 (?:옮|바꾸|바꿔|써|적)", re.IGNORECASE)
+ALIKE_QUESTIONS = 0.8  # where the answer asks or orders as well
 ALIKE = 0.86  # of two texts in a row, signs apart
 JUDGED_CHARS = 600
 LEAST_CHARS = 8
@@ -78,6 +91,10 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
     if given and len(whole) >= LEAST_CHARS and (told == whole or _is_both_again(told, whole, plain(task))):
         return "the answer is the question and its input again"
     gives_back = bool(given and GIVES_BACK.search(given))  # what is given may stand before the task
+    if not gives_back and (
+        found := _is_told_otherwise(exchange, answer, task, given, most_other=min(MOST_NEW, 1 - max_share))
+    ):
+        return found
     if len(told) >= LEAST_CHARS and not gives_back and _is_again(told, answer, task, max_share):
         return "the answer is the question again"
     if not given and _TRANSLATES.search(
@@ -87,6 +104,23 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
     if given and _is_input_again(exchange, answer, task, given):
         return "the answer is the input again"
     return None
+
+
+def _is_told_otherwise(exchange: Exchange, answer: str, task: str, given: str, *, most_other: float) -> str | None:
+    """How the question comes back in other order or without its verb, None where it does not."""
+    told = plain(answer)
+    if given and told.startswith(plain(task)) and _holds_the_same_words(answer, f"{task} {given}"):
+        return "the answer is the question and its input again"
+    if _asks_again(answer, exchange.question):
+        return "the answer is a question that was asked"
+    if _orders_again(answer, task) and _holds_the_same_words(answer, f"{task} {given}", most_other=most_other):
+        return "the answer gives the question's order again"
+    # a choice and a yes or no hold the same words as well
+    if _MAY_BE_THE_ANSWER.search(task) or _orders_to_give_back(task) or QUOTED.search(task) or ":" in task:
+        return None
+    if _is_tail(told, task):
+        return "the answer is what the question orders, without the order"
+    return "the answer is the question in other order" if _holds_the_same_words(answer, task) else None
 
 
 def _shares_words(answer: str, question: str) -> bool:
@@ -130,19 +164,121 @@ def _is_again(told: str, answer: str, task: str, max_share: float) -> bool:
         rest = told.replace(asked, " ").strip()
         return len(asked) > max_share * len(told) and (_adds_nothing(rest, asked) or len(rest) <= 0.15 * len(asked))
     if _still_asks(answer, task):
-        return _alike(told, asked, most_new=1)
+        return _alike(told, asked, most_new=1, least=ALIKE_QUESTIONS)
     if GIVES_BACK.search(task) or QUOTED.search(task) or ":" in task:  # what it gives back may be the answer
         return False
     return _alike(told, asked)
 
 
+def _holds_the_same_words(answer: str, task: str, *, most_other: float = 0.0) -> bool:
+    """Whether an answer has every word of meaning that its question has, and no other; `most_other` of each side's may differ."""
+    asked, told = set(_words_of_meaning(task)), set(_words_of_meaning(_LABEL_IN.sub(" ", answer)))
+    least = LEAST_WORDS - 1 if _QUESTION.search(answer) and _QUESTION.search(task) else LEAST_WORDS
+    if len(asked) < least or not told:
+        return False
+    missing = sum(not _is_among(word, told) for word in asked)
+    new = sum(not _is_among(word, asked) for word in told)
+    return missing <= most_other * len(asked) and new <= most_other * len(told)
+
+
+def _is_among(word: str, known: set[str]) -> bool:
+    """Whether a word is among others, or a form of one: by its first four letters, or Korean syllables, and length."""
+    if word in known or not word.isalpha():
+        return word in known
+    if "가" <= word[0] <= "힣":
+        return _inflected(word, known)
+    return any(word[:STEM] == each[:STEM] and abs(len(word) - len(each)) <= 3 for each in known if len(word) >= STEM)
+
+
+STEM = 4
+
+
+def _orders_again(answer: str, task: str) -> bool:
+    """Whether an answer begins, or in Korean ends, with the order that its question gives, as no answer does."""
+    if _orders_to_give_back(task) or QUOTED.search(answer):
+        return False
+    words, asked = plain(answer).split(), plain(task).split()
+    if not words or not asked or len(answer) > JUDGED_CHARS:
+        return False
+    return (words[0] == asked[0] and bool(_ORDERS.match(answer))) or (
+        words[-1] == asked[-1] and bool(_KOREAN_ORDER.search(answer))
+    )
+
+
+def _is_tail(told: str, task: str) -> bool:
+    """Whether an answer is the end of an order and nothing else: tell me about *the history of the bicycle*."""
+    is_order = _ORDERS.match(task) and not _QUESTION.search(task)
+    return bool(is_order) and len(told.split()) >= LEAST_WORDS and plain(task).endswith(f" {told}")
+
+
+def _asks_again(answer: str, question: str) -> bool:
+    """Whether an answer is nothing but a question, whole as it stands in what was asked, and no question was wanted."""
+    if (
+        not _QUESTION.search(answer)
+        or len(answer) < LEAST_CHARS
+        or GIVES_BACK.search(question)
+        or _WANTS_A_QUESTION.search(question)
+    ):
+        return False
+    before, found, _ = " ".join(question.lower().split()).partition(_bare(answer))
+    return bool(found) and (not before.strip() or before.rstrip()[-1] in ".?!:：。")
+
+
+def _orders_to_give_back(task: str) -> bool:
+    """Whether the verb of an order, at its start or in Korean at its end, is one that gives back what was given."""
+    words = task.split()
+    return bool(GIVES_BACK.search(" ".join(words[:3])) or GIVES_BACK.search(" ".join(words[-2:])))
+
+
+_QUESTION = re.compile(r"[?？]\W*$")
+_KOREAN_ORDER = re.compile(r"(?:시오|세요|줘|라|합니다|해요|한다)[.!?\s]*$")
+_WANTS_A_QUESTION = re.compile(
+    r"\bquestions?\b(?! (?:below|above|following|about the))|질문[을 ]?(?:만들|작성|생성|써|하나)", re.IGNORECASE
+)
+LEAST_WORDS = 3
+_LABEL_IN = re.compile(
+    r"^\W*(?:Q|A|question|answer|instruction|response|질문|답변|답)\s*[:：]", re.IGNORECASE | re.MULTILINE
+)
+_MAY_BE_THE_ANSWER = re.compile(
+    r"\A\W*(?:is|are|was|were|do|does|did|has|have|had|will|would|should|may|might|can (?!you)|could (?!you)|in|use|"
+    r"using|true|if)\b|\bor\b|\bwhether\b|"
+    r"\bmake (?:a |an |up )?\w* ?sentence|\bsentences?\b|\bwords\b|\bsummar|\bheadline|\btitle|\bslogan|\bcaption|"
+    r"중에|중 |인가요|입니까|나요|"
+    r"문장|단어|제목|맞는|참|거짓|할까|일까|습니까",
+    re.IGNORECASE,
+)
+_ORDERING = re.compile(
+    r"write|give|list|tell|name|create|generate|compose|explain|describe|make|suggest|provide|draft|design|help|show|"
+    r"come|up|let|know|examples?|instance|list|description|explanation|want|need|like|some|any|while|there|these|those|such|"
+    r"from|about|into|their|your|our|we|us|how|what|why|when|who|where|not|"
+    r"(?:써|쓰|적|알려|설명|작성|말해|소개|추천|제시|나열|만들|구하|문제|질문|요청|드리|드립|드릴|대해|대한|관한|관해|무엇|어디|어떻게|왜)[가-힣]*"
+)
+_PARTICLE = re.compile("(?<=[가-힣])(?:이란|란|을|를|은|는|이|가|의|에|에서)$")
+
+
+_NUMBERS = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
+
+
+def _words_of_meaning(text: str) -> list[str]:
+    words = plain(re.sub(r"['’]s\b", "", text)).split()
+    words = [_NUMBERS.get(word, word) for word in words]
+    return [_PARTICLE.sub("", word) for word in words if word not in _STOP and not _ORDERING.fullmatch(word)]
+
+
 def _still_asks(answer: str, task: str) -> bool:
     """Whether an answer asks or orders as its question does, as no answer would."""
-    question, order = (
-        re.compile(r"[?？]\W*$"),
-        re.compile(r"(?:시오|세요|줘|달라|주십시오|라|까요?|요청입니다)[.!?\s]*$"),
-    )
-    if (question.search(answer) and question.search(task)) or re.search(r"(?:요청|질문)입니다\W*$", answer):
+    order = re.compile(r"(?:시오|세요|줘|달라|주십시오|라|까요?|요청입니다)[.!?\s]*$")
+    if (_QUESTION.search(answer) and _QUESTION.search(task)) or re.search(r"(?:요청|질문)입니다\W*$", answer):
         return True
     first = [re.match(r"\W*(\w+)", text) for text in (answer.lower(), task.lower())]
     same = bool(first[0] and first[1] and first[0][1] == first[1][1])
@@ -170,14 +306,14 @@ def _answers_after(answer: str, task: str) -> bool:
     return bool(found) and not _adds_nothing(plain(answer[found.end() :]), plain(task))
 
 
-def _alike(one: str, other: str, *, most_new: int = 0) -> bool:
+def _alike(one: str, other: str, *, most_new: int = 0, least: float = ALIKE) -> bool:
     if not 0.6 < len(one) / len(other) < 1.6:
         return False
     matcher = SequenceMatcher(None, one, other, autojunk=False)
     return (
-        matcher.real_quick_ratio() >= ALIKE
-        and matcher.quick_ratio() >= ALIKE
-        and matcher.ratio() >= ALIKE
+        matcher.real_quick_ratio() >= least
+        and matcher.quick_ratio() >= least
+        and matcher.ratio() >= least
         and _same_words(one, other, most_new)
     )
 
@@ -204,13 +340,17 @@ def _lines(text: str) -> int:
 
 
 def _is_input_again(exchange: Exchange, answer: str, task: str, given: str) -> bool:
-    if len(plain(given)) < LEAST_CHARS or _bare(answer) != _bare(given) or _lines(answer) != _lines(given):
+    if _bare(answer) != _bare(given) or _lines(answer) != _lines(given):
+        return False
+    if answer.strip() == given.strip() and _MUST_CHANGE.search(task) and not _IF_NEEDED.search(task):
+        return True
+    if len(plain(given)) < LEAST_CHARS:
         return False
     if given.strip().endswith("?") and not re.search(
         r"translat|rewrit|rephras|paraphras|correct|번역|고쳐|바꿔", task, re.IGNORECASE
     ):
         return True
-    if _TRANSLATES.search(task):
+    if _TRANSLATES.search(task) or (_MAKES_ANOTHER.search(task) and len(given) >= LONG_GIVEN):
         return True
     if GIVES_BACK.search(task):
         return False

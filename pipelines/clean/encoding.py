@@ -9,7 +9,7 @@ ANY = ODD + "‘’“”…–—\xa0«»"
 DAMAGED = "|".join(
     (
         "\ufffd",
-        f"[ÃÂ][{ODD}]|[a-z,.;:!?]Â\xa0",
+        f"[ÃÂ][{ODD}]|[a-z,.;:!?*>)-]Â[\xa0 ]",
         r"(?:\?{2,6}[ .,!]{1,2}){4,}",  # Hangul lost to a character set that has none
         f"[â-ï](?:[{ANY}][{ODD}]|[{ODD}][{ANY}])",
         "[\xa1-\xff]{6,}",  # EUC-KR or CP949 read as Latin-1

@@ -26,7 +26,7 @@ REFUSING = (  # words without which nothing is refused: somebody who speaks of i
     r"beyond (?:my|what)|against my|outside (?:my|what|of my)|something I|not possible|no idea|no response|"
     r"no answer|something i|neutral|do your own|knowledge cut|"
     r"try again later|"
-    r"impossible for me|chat ?bot|computer program))"
+    r"impossible for me|chat ?bot|computer program|(?:could not|cannot|can(?:'|’)t) be))"
     r"|죄송|미안|아쉽|유감|안타깝|송구|인공 ?지능|언어 ?모델|챗봇|드릴|드리|답변|대답|응답|제공할|접근|접속|모르겠|"
     r"사양|거절|불가능|볼 수 ?없|저는|제가|저로|저에게|제게|나는|내가|곤란|어려|힘들|내가 왜|직접|능력|요청|지원|"
     r"작업|해당|학습|훈련|제한|금지|안내해"
@@ -84,7 +84,8 @@ def _may_refuse(chars: int) -> str:
         f" right(output, 200) ELSE {ANSWERS} END"
     )
     cheap = f"CASE WHEN {chars} > 0 AND regexp_matches({head}, {quoted(REFUSING)}) AND "
-    return f"{cheap}regexp_matches({head}, {quoted(DENYING)}) THEN regexp_matches({head}, {quoted(refusals.IN_SQL)}) ELSE false END"
+    dear = " OR ".join(f"regexp_matches({head}, {quoted(pattern)})" for pattern in refusals.IN_SQL)
+    return f"{cheap}regexp_matches({head}, {quoted(DENYING)}) THEN {dear} ELSE false END"
 
 
 def reject_by_reading(work: Work, settings: Cleaning) -> None:

@@ -28,6 +28,7 @@ MIN_SURE_WORDS = 4
 SOME_OTHER_SCRIPT = 0.05  # of an answer's letters, where the question is in that script
 SOME_SCRIPT = 0.25
 LIKELY = 0.5
+LITTLE = 0.2
 ALL_BUT = 0.98
 OWN_LETTERS = 0.12  # of the letters with marks that English has not
 ENGLISH = (
@@ -64,23 +65,27 @@ def reject_wrong_languages(work: Work, settings: Cleaning) -> None:
 
 def _judge_by_script(work: Work, settings: Cleaning) -> None:
     """The table `spoken`: `language` where script and function words tell beyond doubt, NULL where the record must be read."""
-    letters, hangul, latin = (_matched(pattern) for pattern in (r"\pL+", HANGUL, LATIN))
+    ascii_letters, any_letters, latin = (_matched(pattern) for pattern in ("[A-Za-z]+", r"\pL+", LATIN))
+    # counting by pattern is what takes the time: ASCII holds no Hangul, and what is left of Korean without its Hangul is short
     work.db.execute(
         rf"""
         CREATE TABLE spoken AS
         WITH told AS (
-            SELECT n, {_declared()} AS declared, left(output, {JUDGED_CHARS}) AS judged, {_signs()} AS has_code
+            SELECT n, {_declared()} AS declared, left(output, {JUDGED_CHARS}) AS judged, {_signs()} AS has_code,
+                   strlen(judged) = length(judged) AS is_ascii
             FROM staged ANTI JOIN verdicts USING (n)
         ), counted AS (
-            SELECT *, {letters} AS letters, {hangul} AS hangul, {latin} AS latin,
-                   len(regexp_extract_all(judged, '\pL+')) AS words,
-                   len(regexp_extract_all(judged, '(?i)\b(?:{ENGLISH})\b')) AS english,
+            SELECT *, CASE WHEN is_ascii THEN judged ELSE regexp_replace(judged, '{HANGUL}', '', 'g') END AS rest,
+                   length(judged) - length(rest) AS hangul,
+                   hangul + CASE WHEN is_ascii THEN {ascii_letters} ELSE {any_letters} END AS letters
             FROM told
         )
         SELECT n, declared, CASE
             WHEN letters < {MIN_LETTERS} OR has_code THEN NULL
             WHEN hangul >= greatest($least, 0.5) * letters THEN 'ko'
-            WHEN latin >= 0.97 * letters AND english >= {ENGLISH_SHARE} * words THEN 'en' END AS language
+            WHEN (is_ascii OR {latin} >= 0.97 * letters)
+                AND len(regexp_extract_all(judged, '(?i)\b(?:{ENGLISH})\b'))
+                    >= {ENGLISH_SHARE} * len(regexp_extract_all(judged, '\pL+')) THEN 'en' END AS language
         FROM counted
     """,
         {"least": settings.min_hangul_share},
@@ -88,8 +93,8 @@ def _judge_by_script(work: Work, settings: Cleaning) -> None:
 
 
 def _matched(pattern: str) -> str:
-    """SQL for how many characters of `judged` are in matches of the pattern."""
-    return f"(length(judged) - length(regexp_replace(judged, '{pattern}', '', 'g')))"
+    """SQL for how many characters of `rest` are in matches of the pattern, which matches no Hangul there."""
+    return f"(length(rest) - length(regexp_replace(rest, '{pattern}', '', 'g')))"
 
 
 def _declared() -> str:
@@ -151,12 +156,29 @@ def read(row: Row, settings: Cleaning) -> Row:
         and not _in_no_script_of(row["declared"], question, told)
         and (own != language or not _is_sure(question, own))
     )
-    if asked_in_expected and (asks_for_another(asked, main_script(told), language) or not _is_sure(told, language)):
+    wanted = asks_for_another(asked, main_script(told), language, _weight(told)) or _is_given_back(
+        question, asked, told
+    )
+    if asked_in_expected and (wanted or not _is_sure(told, language)):
         return {
             "language": own if strange < settings.wrong_language_probability else (expected or ["en"])[-1],
             "wrong": 0.0,
         }
     return {"language": language, "wrong": wrong}
+
+
+def _weight(text: str) -> int:
+    """How much a text says, in letters of an alphabet."""
+    return _letters(text) * (3 if main_script(text) in ("han", "kana") else 1)
+
+
+def _is_given_back(question: str, asked: str, told: str) -> bool:
+    """Whether an answer gives back, corrected or sorted, what a question in English or Korean holds in its language."""
+    if not (_ENGLISH_WORDS.search(question) or main_script(question) == "hangul"):
+        return False
+    words = re.findall(r"\w+", told.lower())
+    known = set(re.findall(r"\w+", asked.lower()))
+    return len(words) >= 3 and 2 * sum(word in known for word in words) >= len(words)
 
 
 def _in_no_script_of(declared: str | None, question: str, told: str) -> bool:
@@ -267,10 +289,27 @@ def _identified(text: str, expected: list[str] | None, settings: Cleaning) -> tu
     inside = [name for name, _ in ranked if expected is None or name in expected]
     wrong = max((share for name, share in ranked if expected is not None and name not in expected), default=0.0)
     others = sum(share for name, share in ranked if expected is not None and name not in expected)
+    if wrong >= LITTLE and any(
+        _shows(text, name) for name, _ in ranked[:3] if expected is not None and name not in expected
+    ):
+        wrong = 1.0  # a sentence of few words, that a model alone is not sure of
     if others >= ALL_BUT and ranked[0][0] in FUNCTION_WORDS and _is_sure(text, ranked[0][0]):
         wrong = max(wrong, others)  # divided among languages that are alike: Indonesian and Malay, Norwegian and Danish
     keeps = inside and wrong < settings.wrong_language_probability
     return (inside[0] if keeps else ranked[0][0]), wrong
+
+
+def _shows(text: str, language: str) -> bool:
+    """Whether function words of a language, and none of English, show that a short text is in it."""
+    known = FUNCTION_WORDS.get(language, frozenset())
+    words = [word.strip(".,;:!?()«»\"'’") for word in text.split()]
+    held = [word for word in words if word.lower() in known]
+    others = [word for word in words if word.lower() not in known]
+    names = sum(word[:1].isupper() for word in others) > 0.7 * len(others)
+    if len(words) < MIN_SURE_WORDS or names or _ENGLISH_WORDS.search(text):
+        return False
+    marked = any(sign.isalpha() and not sign.isascii() for sign in text)
+    return len(held) >= max(2, 0.3 * len(words)) or (bool(held) and marked)
 
 
 def _judged_script(text: str, expected: list[str] | None) -> str | None:
@@ -325,13 +364,18 @@ def _is_sure(text: str, language: str) -> bool:
     known = FUNCTION_WORDS.get(language)
     words = text.lower().split()
     marked = sum(sign.isalpha() and not sign.isascii() for sign in text)
-    if len(words) >= MIN_SURE_WORDS - 1 and marked >= OWN_LETTERS * _letters(text) and not _ENGLISH_WORDS.search(text):
+    capitals = sum(word[:1].isupper() for word in text.split())  # a list of names is in no language
+    if (
+        len(words) >= MIN_SURE_WORDS - 1
+        and capitals < 0.8 * len(words)
+        and marked >= OWN_LETTERS * _letters(text)
+        and not _ENGLISH_WORDS.search(text)
+    ):
         return True
     if known is None:
-        capitals = sum(word[:1].isupper() for word in text.split())  # a list of names is in no language
         return len(words) >= MIN_SURE_WORDS and _letters(text) >= 60 and capitals < 0.4 * len(words)
     held = sum(word.strip(".,;:!?()«»\"'’") in known for word in words)
-    return held >= 2 and held >= FUNCTION_SHARE * len(words)
+    return (held >= 2 and held >= FUNCTION_SHARE * len(words)) or _shows(text, language)
 
 
 @cache

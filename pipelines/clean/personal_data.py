@@ -27,15 +27,19 @@ PHONE = (
     r"|\b01[567][0-9] [0-9]{7,8}\b"  # German mobile, with its space
     r"|\b0[67](?:[ .-][0-9]{2}){4}\b"  # French mobile, with its signs
     r"|\b07[0-9]{3} [0-9]{3} ?[0-9]{3}\b"  # British mobile, with its spaces
-    r"|\+[1-9][0-9]{0,2}[- .]\(?[0-9]{1,4}\)?(?:[- .][0-9]{2,4}){2,4}\b"  # international, with its signs
-    r"|\+[1-9][0-9]{0,2}[- ][0-9]{3,4}[- ][0-9]{6}\b"
+    r"|\+[1-9][0-9]{0,2}[- .]\(?[0-9]{1,5}\)?(?:[- .][0-9]{2,8}){1,4}\b"  # international, with its signs
 )
-EMAIL = r"\b[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
+_AT, _DOT = r" ?[\[(](?:at|AT)[\])] ?", r"(?:\.| ?[\[(](?:dot|DOT)[\])] ?)"
+EMAIL = (
+    r"\b[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
+    rf"|\b[A-Za-z0-9._%+-]{{1,64}}{_AT}(?:[A-Za-z0-9-]{{1,63}}{_DOT}){{1,8}}[A-Za-z]{{2,24}}\b"  # spelled against robots
+)
 API_KEY = (
     r"\bsk-(?:ant-|proj-)?[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b|\bgithub_pat_\w{22,}"
     r"|\bAIza[A-Za-z0-9_-]{35}|\bhf_[A-Za-z0-9]{30,}\b|\bxox[abprs]-[A-Za-z0-9-]{10,}|\b[sr]k_live_[A-Za-z0-9]{16,}"
     r"|\bglpat-[A-Za-z0-9_-]{20,}|-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----"
-    r"|(?i:\b\w*(?:api|service|secret|access|auth)[_-]?(?:key|token)[\"']?\s*[:=]\s*[\"'][A-Za-z0-9+/%_=-]{32,}[\"'])"
+    r"|(?i:\b\w*(?:key|token|secret)[\"']?\s*[:=]\s*[\"'][A-Za-z0-9+/%_=-]{32,}[\"'])"
+    r"|\b(?:Bearer|KakaoAK|Token) [A-Za-z0-9._-]{32,}"
 )
 # names that are set aside for examples (RFC 2606), and domains that stand for any in manuals, belong to nobody
 NOBODY = re.compile(
@@ -126,6 +130,7 @@ def is_somebodys_card(text: str) -> bool:
 
 def is_email(text: str) -> bool:
     """Whether an address may be a person's: not one of documentation, of a role, or of nobody."""
+    text = re.sub(_DOT, ".", re.sub(_AT, "@", text))
     local = text.split("@")[0]
     return (
         not NOBODY.search(text)
@@ -137,6 +142,8 @@ def is_email(text: str) -> bool:
 def is_phone(text: str) -> bool:
     """Whether a number may be somebody's: not one set aside for fiction, of a hotline, or of digits in a row."""
     digits = "".join(sign for sign in text if sign.isdigit())
+    if text.startswith("+") and not 9 <= len(digits) <= 15:  # ITU-T E.164
+        return False
     national = re.sub(r"^(?:82|1|44|0)(?=\d{9,})", "", digits)
     if re.search(r"555(?:01\d\d)$|^(?:1)?555|555555|5551234|555\d{4}$", digits) or len(set(digits[-7:])) <= 2:
         return False
@@ -159,7 +166,7 @@ def is_key(text: str) -> bool:
         re.IGNORECASE,
     ):
         return False
-    return len(set(body)) >= 8
+    return (len(set(body)) >= 8 and any(map(str.isdigit, text))) or text.startswith("-----")
 
 
 def _digits(text: str) -> list[int]:
@@ -197,7 +204,8 @@ def places_in(text: str, kinds: Sequence[str]) -> list[Found]:
         # ASCII, as in SQL: a Korean particle right behind a number is no part of it
         for match in re.finditer(pattern, text, re.ASCII):
             inside = any(match.start() < each.end and each.start < match.end() for each in found)
-            if not inside and (check(match[0]) or _is_named_card(kind, text, match)) and not _in_pattern(text, match):
+            named = _is_named_card(kind, text, match) or _is_named_resident_number(kind, text, match)
+            if not inside and (check(match[0]) or named) and not _in_pattern(text, match):
                 found.append(Found(kind, match.start(), match.end()))
     return sorted(found, key=lambda each: each.start)
 
@@ -210,6 +218,15 @@ def _is_named_card(kind: str, text: str, match: re.Match[str]) -> bool:
     )
     digits = "".join(map(str, _digits(match[0])))
     return kind == "card" and bool(groups and named) and digits not in FAMOUS_CARDS and len(set(digits)) > 4
+
+
+def _is_named_resident_number(kind: str, text: str, match: re.Match[str]) -> bool:
+    """Whether a number with its hyphen, in a text that names such numbers, is one: since October 2020 they have no check digit."""
+    number = "".join(map(str, _digits(match[0])))
+    obvious = "1234567" in number or len(set(number[6:])) <= 3
+    return (
+        kind == "resident_number" and "-" in match[0] and not obvious and bool(re.search("주민 ?(?:등록 ?)?번호", text))
+    )
 
 
 _OF_A_BUSINESS = re.compile(

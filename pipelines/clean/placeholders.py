@@ -3,7 +3,7 @@
 import re
 
 from pipelines.clean.exchange import Exchange
-from pipelines.clean.prose import FENCED, INLINE
+from pipelines.clean.prose import FENCED, INLINE, is_code
 
 _NOUN = (
     r"name|names|surname|address|phone|telephone|e-?mail|mail|date|dates|title|number|company|organi[sz]ation|"
@@ -14,10 +14,12 @@ _NOUN = (
     r"year|month|time|age|skill|industry|field|event|topic|birthplace|photo|picture|image|signature|contact|customer|"
     r"client|"
     r"employee|team|project|course|deadline|order|invoice|account|budget|duration|hours|institution|degree|hobby|"
-    r"character"
+    r"character|bride|groom|sister|brother|mother|father|mom|dad|husband|wife|friend|boss|coach|colleague|couple|partner|"
+    r"neighbou?r|answer|value|keyword|cause|reason|argument|benefit|feature|example|fact|detail|subject|goal|challenge|item|adjective|noun|verb"
 )
 _HOLE = re.compile(
     r"(?:\b(?:your|insert|enter|fill in|specify|describe|provide|include|attach|type|write)\b|^add\b"
+    r"|\b(?:goes|go|comes) here$"
     rf"|^(?:the |a |an |my |our |their |his |her |\w+(?:'s|’s) |\w+ ){{0,3}}(?:{_NOUN})s?(?: (?:here|of [\w' ]+|\d|"
     rf"[a-z]))?(?: (?:and|or|/) [\w' ]+)?$"
     r"|^(?:he|she|his|her|they|him)/\w|^(?-i:X{1,4})$|^\?{2,}$|^tbd$|^(?:state|city|date|name)[,/ ])",
@@ -68,13 +70,18 @@ _SURE_ROUND = re.compile(
 _LOREM = re.compile(r"\blorem ipsum dolor\b|\blorem ipsum\b[^.]{0,40}\bamet\b", re.IGNORECASE)
 _BLANK = re.compile(r"(?<!_)_{3,}(?!_)")
 _CIRCLES = re.compile(  # instead of a word; behind a family name they hide one on purpose
-    r"(?<![김이박최정강조윤장임한오서신권황안송류홍전고문양손배백허유남심노하곽성차주우구민진지엄채원천방공현함변염여추도소석선설마길연위표명기반왕금옥육인맹제모탁국어은편용])"
+    r"(?=[○◯〇OＯX])(?:(?<![김이박최정강조윤장임한오서신권황안송류홍전고문양손배백허유남심노하곽성차주우구민진지엄채원천방공현함변염여추도소석선설마길연위표명기반왕금옥육인맹제모탁국어은편용])"
     r"(?<![김이박최정강조윤장임한오서신권황안송류홍] )(?:[○◯〇]{2,}|(?<![A-Za-z])[OＯ]{2,4}(?= ?(?:님|씨|선생|고객|"
     r"회사|팀|대학|고등|중학|초등|드림|올림|교수|"
-    r"과장|부장|대표|시|군|구|동)(?![A-Za-z])))|(?<![A-Za-z])X{2,}(?=[년월일시원])|\bX{3}[-. ]X{3,4}[-. ]X{4}\b"
+    r"과장|부장|대표|시|군|구|동)(?![A-Za-z])))|(?<![A-Za-z])X{2,}(?=[년월일시원])|\bX{3}[-. ]X{3,4}[-. ]X{4}\b)"
 )
 _WRITTEN_OUT = re.compile(
-    r"\[ {1,8}\](?=[가-힣])|(?<![\w/#])TODO:|"
+    r"\[ {1,8}\](?=[가-힣])|(?<![\w/#])TODO:|(?<!_)__ ?(?=[년월일시분원])|_{3,}(?=\()|"
+    # a word in brackets that goes on with a particle stands for another; what is referred to so does not
+    r"\[(?!(?:그림|표|사진|예시?|참고|주|식|각주|보기|문제|자료|단계|부록)[ \d\]])"
+    r"[가-힣]{1,8}(?: [가-힣]{1,8})?\](?=(?:의|을|를|이|가|은|는|"
+    r"에|에서|와|과|께|"
+    r"님|한|로|으로|부터|까지)(?![가-힣])|한 )|"
     r"\b(?:INSERT|YOUR) (?:[A-Z]+ ){0,3}(?:NAME|CITY|DATE|TITLE|COMPANY|HERE|PLACE|NUMBER)\b|«\w*_\w*»|"
     r"\$X{1,3}\.X{2}\b|\$X{2,}\b"
     r"|\bXX(?= ?(?:January|February|March|April|May|June|July|August|September|October|November|December|inches|cm|"
@@ -98,7 +105,7 @@ _ASKED_FOR = re.compile(
     r"\bgeneric\b|\bcontract\b|\bagreement\b|\binvoice\b|\bmock-?up|\bfiller\b|\bdummy\b|\bvariables?\b|\bwireframe|"
     r"\blorem\b|\bmerge fields?|"
     r"\bformat\b|\bbrackets?\b|\btokens?\b|템플릿|양식|서식|빈칸|빈 칸|초안|틀을|틀로|틀 |채워 ?(?:넣|쓸)|비워|"
-    r"자리 ?표시|예시 문구|(?<!연)설문|퀴즈|문제를|"
+    r"발음|자리 ?표시|예시 문구|(?<!연)설문|퀴즈|문제를|"
     r"계약서|견적서|청구서|이력서 틀|로렘|입숨",
     re.IGNORECASE,
 )
@@ -109,12 +116,19 @@ def judge(exchange: Exchange, *, allowed: int) -> str | None:
     """The first hole where the answer has more than `allowed` that nobody asked for, else None."""
     if not (holes(exchange.answer) or _ANGLE.search(exchange.answer)):
         return None
-    if _ASKED_FOR.search(exchange.question) or exchange.is_code:
+    if _ASKED_FOR.search(exchange.question) or (
+        exchange.is_code and is_code(_CURLY.sub(" ", _ANGLE.sub(" ", exchange.answer)))
+    ):
         return None
     found = holes(exchange.answer_prose)
     if "<" in exchange.answer:
-        outside = INLINE.sub(" ", FENCED.sub(" ", exchange.answer))
-        found += [match[0] for match in _ANGLE.finditer(outside) if _is_for_readers(match[1])]
+        bare = INLINE.sub(" ", FENCED.sub(" ", exchange.answer))
+        found += [
+            match[0] for match in _ANGLE.finditer(bare) if _is_for_readers(match[1]) and f"</{match[1]}>" not in bare
+        ]
+    if "{" in exchange.answer:  # a line with several is taken for code
+        curly = _CURLY.finditer(FENCED.sub(" ", exchange.answer))
+        found += [match[0] for match in curly if re.search("[가-힣]", match[0]) and match[0] not in found]
     given = {_bare(hole) for hole in holes(exchange.context)} | {
         _bare(match[0]) for match in _SQUARE.finditer(exchange.context)
     }

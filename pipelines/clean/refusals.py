@@ -28,7 +28,7 @@ _WORK = (
 )
 _SELF = (
     r"an? (?:AI|A\.I\.|artificial intelligence|(?:AI |large |text-based )*(?:language )?model|"
-    r"(?:AI |virtual |digital |text-based |automated |language )?assistant|text-based (?:AI|program)|chat ?bot|"
+    r"(?:AI |virtual |digital |text-based |automated |language |open(?:-source)? )?assistant|text-based (?:AI|program)|chat ?bot|"
     r"machine|computer program|bot)\b"
 )
 STRONG = re.compile(
@@ -43,6 +43,10 @@ STRONG = re.compile(
             r"\A\W*(?:sorry,? (?:but )?)?(?:can(?:'|’)t|cannot|can ?not|won(?:'|’)t|unable to) (?:help|do|assist|"
             r"say|answer|provide)\b",
             r"(?:\bnot|n(?:'|’)t) something (?:that )?I(?:'|’)?(?:d|m| am| would| can| feel)\b",
+            r"\b(?:content|response|request|answer|text|prompt) (?:could not|cannot|can(?:'|’)t|was not able to) be "
+            r"(?:generated|processed|fulfilled|completed|provided|shown|displayed)\b|\bviolat\w+ (?:our|the|my) [\w ]{0,20}"
+            r"(?:polic|guideline|terms)",
+            r"\bI (?:do not|don(?:'|’)t) have (?:[\w-]+,? ){0,2}(?:experiences?|memor\w+|friends|family|feelings|coworkers)\b",
             r"\bno (?:response|answer|reply|output) (?:will|can|could) be (?:generated|given|provided|produced)\b",
             r"\bI wouldn(?:'|’)t know\b|\bI (?:strive|aim|try|have|prefer) to (?:remain|stay|be) (?:neutral|"
             r"impartial)\b|\bdo your own (?:homework|work)\b",
@@ -50,7 +54,7 @@ STRONG = re.compile(
             r"\A\W*(?:\w+,? ){0,2}I do(?: not|n(?:'|’)t) know (?:that|this|the answer|about|it|what)\b",
             r"\bI only (?:work|deal) with (?:text|words)\b|\b(?:not|n(?:'|’)t) possible for me\b|\btext-only\b|"
             r"\bI do(?: not|n(?:'|’)t) feel comfortable\b",
-            r"\bI will not be \w+ing\b|\bI(?:'|’)m not able to take on\b",
+            r"\bI (?:will not|won(?:'|’)t) be \w+ing\b|\bI(?:'|’)m not able to take on\b",
             r"\bwe (?:can ?not|can(?:'|’)t|are unable to) (?:complete|help with|assist|comply|fulfil?l?|"
             r"process) (?:this|that|your|the)\b",
             r"\bgo(?:es)? against (?:my|our)\b|\bI (?:do not|don(?:'|’)t) (?:generate|create|write|produce|provide|"
@@ -104,53 +108,57 @@ _NOT_GIVEN = re.compile(
     r"ied)|included?|enough|attached|clear)\b",
     re.IGNORECASE,
 )
-KOREAN = re.compile(  # service in honorific words, or somebody who speaks of itself
-    "|".join(
-        (
-            rf"(?:죄송|미안|아쉽|유감|안타깝|송구)[^.!?\n]{{0,60}}(?:수 ?(?:가|는|도)? ?{_NOT}|어렵|불가능|못|않겠|"
-            rf"사양|힘들|없어|아니[야에])",
-            r"(?:도와|도움을|답변|답|제공|알려|말씀|추천|깨워|요약|대답|설명|작성|번역|확인|안내|조언|공유|소개|"
-            r"만들어|보여|찾아|들려)[^.!?\n]{0,12}(?:드릴|드리기|줄) ?"
-            r"(?:수 ?(?:가|는|도)? ?없|어렵|힘듭|곤란|불가|엔|에는)",
-            r"(?:답변|대답|응답|제공|접근|접속|열람|조회|실행|수행|처리|지원|요약|작성|번역|검색)(?:할|될|해 줄|"
-            r"해드릴|하실)? ?(?:수 ?(?:가|는|도)? ?없|이? ?불가능|"
-            r"안 ?됩니다|권한이 없)",
-            r"(?:열어|들어|읽어|찾아) ?(?:볼|드릴) 수 ?(?:가|는)? ?없",
-            rf"{_KOREAN_SELF}[^.!?\n]{{0,70}}(?:수 ?(?:가|는|도)? ?{_NOT}|(?:지|하지) (?:않|못)|(?:기능|능력|권한|"
-            rf"정보|기억|감정|의견|취향|선호|"
-            rf"경험|데이터)(?:이|도|은|는|가) ?없|알지 못)",
-            rf"(?:학습|훈련)(?:한|된|받은)? ?(?:데이터|자료)[^.!?\n]{{0,60}}{_NOT}",
-            r"(?:해 ?드리|드리)기(?:가|는|엔|에는)? ?(?:어렵|어려울|곤란|힘듭|힘들)|드리지 (?:않겠|못)|(?:말씀드리|"
-            r"말하|답하)지 않겠|정중히 (?:사양|거절)",
-            r"(?:글|본문|문장|텍스트|내용|파일|입력)(?:이|가|은|을|를)? ?(?:제공|입력|첨부|제시)(?:되|하)지 않|"
-            r"(?:안내|제공|답변)하지 않|(?:정책|지침)에 (?:위배|어긋)",
-            r"(?:그려|불러|틀어) ?드릴 (?:수|순) ?(?:는|가)? ?없|대답하기 (?:어려운|곤란한)",
-            r"(?:작성|제공|답변|안내|생성|이용)(?:이|은|은|가)? ?(?:제한|금지)|(?:안내|제공|답변|말씀)(?:해|"
-            r"을)? ?드리지 않",
-            r"(?:할|해 줄) 수 있는 일이 아니|(?:응할|들어줄|들어드릴) 수 ?(?:가|는)? ?없|알려 ?(?:드릴|"
-            r"줄) 수 ?(?:가|는)? ?없|(?:답변|대답)을? 거부",
-            r"\A\W*(?:잘 ?)?모르겠(?:습니다)\W*\Z|\A\W*(?:그건|그것은|이건|그런 건)? ?(?:좀 |조금 )?(?:곤란|힘들|"
-            r"어려)[가-힣 ]{1,8}\W*\Z",
-            r"(?:요청하신|해당|이번|본) ?[^.!?\n]{0,20}(?:작업|요청|질문|내용)[^.!?\n]{0,40}(?:수 ?(?:가|는)? ?없|"
-            r"지 않|어렵|제한|불가)",
-            r"(?:정보|자료|데이터)(?:을|를|는)? ?(?:가지고|갖고|보유하고) 있지 않|(?:생성|번역|요약|작성|검색|"
-            r"실행) ?기능(?:이|은|을)? ?(?:지원|제공)(?:되|하)지 않",
-            r"제 (?:능력|역량|권한) ?밖|능력 밖의|(?:써|작성해|만들어|대신해|알려|도와|답변|추천) ?드리지 (?:않|"
-            r"못)|(?:답변|추천|조언|설명|안내)(?:이|을|를|은)? ?(?:제한|삼가|드리기(?:가)? ?(?:어렵|곤란))",
-            r"\A\W*내가 왜|(?:네가|니가|직접) (?:직접 )?(?:써|해|찾아봐|하세요|쓰세요|찾아보세요)\W*\Z",
-        )
-    )
+_KOREAN_SAYINGS = (  # service in honorific words, or somebody who speaks of itself
+    rf"(?:죄송|미안|아쉽|유감|안타깝|송구)[^.!?\n]{{0,60}}(?:수 ?(?:가|는|도)? ?{_NOT}|어렵|불가능|못|않겠|"
+    rf"사양|힘들|없어|아니[야에])",
+    r"(?:도와|도움을|답변|답|제공|알려|말씀|추천|깨워|요약|대답|설명|작성|번역|확인|안내|조언|공유|소개|"
+    r"만들어|보여|찾아|들려)[^.!?\n]{0,12}(?:드릴|드리기|줄) ?"
+    r"(?:수 ?(?:가|는|도)? ?없|어렵|힘듭|곤란|불가|엔|에는)",
+    r"(?:답변|대답|응답|제공|접근|접속|열람|조회|실행|수행|처리|지원|요약|작성|번역|검색)(?:할|될|해 줄|"
+    r"해드릴|하실)? ?(?:수 ?(?:가|는|도)? ?없|이? ?불가능|"
+    r"안 ?됩니다|권한이 없)",
+    r"(?:열어|들어|읽어|찾아) ?(?:볼|드릴) 수 ?(?:가|는)? ?없",
+    rf"{_KOREAN_SELF}[^.!?\n]{{0,70}}(?:수 ?(?:가|는|도)? ?{_NOT}|(?:지|하지) (?:않|못)|(?:기능|능력|권한|"
+    rf"정보|기억|감정|의견|취향|선호|"
+    rf"경험|데이터)(?:이|도|은|는|가) ?없|알지 못)",
+    rf"(?:학습|훈련)(?:한|된|받은)? ?(?:데이터|자료)[^.!?\n]{{0,60}}{_NOT}",
+    r"(?:해 ?드리|드리)기(?:가|는|엔|에는)? ?(?:어렵|어려울|곤란|힘듭|힘들)|드리지 (?:않겠|못)|(?:말씀드리|"
+    r"말하|답하)지 않겠|정중히 (?:사양|거절)",
+    r"(?:글|본문|문장|텍스트|내용|파일|입력)(?:이|가|은|을|를)? ?(?:제공|입력|첨부|제시)(?:되|하)지 않|"
+    r"(?:안내|제공|답변)하지 않|(?:정책|지침)에 (?:위배|어긋)",
+    r"(?:그려|불러|틀어) ?드릴 (?:수|순) ?(?:는|가)? ?없|대답하기 (?:어려운|곤란한)",
+    r"(?:작성|제공|답변|안내|생성|이용)(?:이|은|은|가)? ?(?:제한|금지)|(?:안내|제공|답변|말씀)(?:해|"
+    r"을)? ?드리지 않",
+    r"(?:할|해 줄) 수 있는 일이 아니|(?:응할|들어줄|들어드릴) 수 ?(?:가|는)? ?없|알려 ?(?:드릴|"
+    r"줄) 수 ?(?:가|는)? ?없|(?:답변|대답)을? 거부",
+    r"\A\W*(?:잘 ?)?모르겠(?:습니다)\W*\Z|\A\W*(?:그건|그것은|이건|그런 건)? ?(?:좀 |조금 )?(?:곤란|힘들|"
+    r"어려)[가-힣 ]{1,8}\W*\Z",
+    r"(?:요청하신|해당|이번|본) ?[^.!?\n]{0,20}(?:작업|요청|질문|내용)[^.!?\n]{0,40}(?:수 ?(?:가|는)? ?없|"
+    r"지 않|어렵|제한|불가)",
+    r"(?:정보|자료|데이터)(?:을|를|는)? ?(?:가지고|갖고|보유하고) 있지 않|(?:생성|번역|요약|작성|검색|"
+    r"실행) ?기능(?:이|은|을)? ?(?:지원|제공)(?:되|하)지 않",
+    r"제 (?:능력|역량|권한) ?밖|능력 밖의|(?:써|작성해|만들어|대신해|알려|도와|답변|추천) ?드리지 (?:않|"
+    r"못)|(?:답변|추천|조언|설명|안내)(?:이|을|를|은)? ?(?:제한|삼가|드리기(?:가)? ?(?:어렵|곤란))",
+    r"아직 (?:배우|익히|학습하)지 못|(?:드리는|하는|해 주는) (?:일|것|건)(?:은|는)? ?(?:하지 않|삼가|어렵|어려|힘들|곤란)",
+    r"\A\W*내가 왜|(?:네가|니가|직접) (?:직접 )?(?:써|해|찾아봐|하세요|쓰세요|찾아보세요)\W*\Z",
 )
+KOREAN = re.compile("|".join(_KOREAN_SAYINGS))
 
 
-def _in_sql(*patterns: re.Pattern[str]) -> str:
-    """The patterns for RE2, which knows no looking around and counts dearly: they let through a little more."""
-    bare = "|".join(f"(?i:{pattern.pattern})" for pattern in patterns)
-    bare = re.sub(r"\(\?<?!(?:[^()]|\([^()]*\))*\)", "", bare).replace(r"\Z", r"\z")
+def _in_sql(pattern: re.Pattern[str] | str) -> str:
+    """The pattern for RE2, which knows no looking around and counts dearly: it lets through a little more."""
+    text = pattern if isinstance(pattern, str) else f"(?i:{pattern.pattern})"
+    bare = re.sub(r"\(\?<?!(?:[^()]|\([^()]*\))*\)", "", text).replace(r"\Z", r"\z")
     return re.sub(r"\{0,\d\d\}\??", "*", bare)
 
 
-IN_SQL = _in_sql(STRONG, APOLOGY, KOREAN)
+# several patterns, since RE2 is many times slower with one whose states it cannot keep
+_AT_A_TIME = 8
+IN_SQL = (
+    _in_sql(STRONG),
+    _in_sql(APOLOGY),
+    *(_in_sql("|".join(_KOREAN_SAYINGS[i : i + _AT_A_TIME])) for i in range(0, len(_KOREAN_SAYINGS), _AT_A_TIME)),
+)
 WRITTEN = re.compile(  # what the prompt has written in such words, so that they are no excuse of the answerer's own
     r"\bapolog|\bexcuse|\bdeclin|\brefus|\breject|\bturn(?:s|ed|ing)? down\b|\bsorry\b|\bcan(?:no|'|’)t\b|\bunable\b|"
     r"\bsay no\b|\breply\b|\brespond to\b|"
@@ -160,7 +168,7 @@ WRITTEN = re.compile(  # what the prompt has written in such words, so that they
     r"\bact as\b|\bcustomer\b|\bchat ?bot|\brobot|\bfill in\b|"
     r"\bwhat would you say|\bvoicemail|\bauto.?reply|\bmonolog|"
     r"사과|거절|핑계|변명|미안|죄송|답장|답변을 ?(?:써|작성)|편지|메일|문자|메시지|안내 ?문|문구|오류|공지|대화|"
-    r"대사|장면|"
+    r"대사|장면|예문|"
     r"동화|소설|짧은 글|연기|역할|로봇|챗봇|자기소개",
     re.IGNORECASE,
 )
@@ -190,8 +198,15 @@ _MACHINE = re.compile(
 )
 _HELP = re.compile(
     rf"\bI {_CANNOT} (?:help(?! but)|assist|comply|fulfil?l?|complete|do) (?:you |with )?(?:that|this|it|your|the)\b|"
+    # no story and no letter says so: the answerer speaks of what it was to write
+    rf"\bI (?:{_CANNOT}|do(?: not|n(?:'|’)t) feel comfortable|(?:'|’)m not comfortable)(?: be)? ?(?:able to |to )?"
+    r"(?:writ|creat|generat|provid|produc|shar|reproduc)\w+ (?:assistance|help|support|content|material|anything|"
+    r"an? (?:poem|stor|essay|joke|song|"
+    r"letter|text|message|email|script|scene|note|review)|(?:this|that|those|these|such|the) ?(?:content|request|"
+    r"lyrics|text|poem|story|joke|song|letter|message|script|scene|essay|note|review)?s?\b)|\bprotected by copyright|"
+    r"\bviolat\w+ (?:our|the|my) [\w ]{0,20}(?:polic|guideline)|"
     rf"(?:\bnot|n(?:'|’)t) something I(?:'|’)?(?:d|m| would| am)\b|"
-    rf"\bI(?:'|’)?(?:m| am) unable to (?:do (?:this|that|it)|help|assist|comply|fulfil)|\b(?:this|that|"
+    rf"\bI(?:'|’)?(?:m| am) unable to (?:do (?:this|that|it)|help|assist|comply|fulfil|complete)|\b(?:this|that|"
     rf"it) is (?:beyond|outside) (?:my|what I)|\bit is not appropriate to (?:write|create|make|generate)|"
     r"\bagainst my (?:guidelines|programming|policy|policies)|\bI(?:'|’)d rather not (?:write|answer|do|create|"
     r"say)|\bI would rather not (?:write|answer|do)",
@@ -199,7 +214,7 @@ _HELP = re.compile(
 )
 _KOREAN_HELP = re.compile(
     r"(?:작성|생성|답변|안내|제공)(?:이|은|을|를|해)? ?(?:제한|금지|드리지 않|드릴 수 없|드리기 어렵|할 수 없)|"
-    r"AI에 불과|그건 (?:좀 )?(?:곤란|어려|힘들)|(?:써|작성해|만들어|대신) ?드리지 않|능력 밖|내가 왜|(?:요청|"
+    r"AI에 불과|그건 (?:좀 )?(?:곤란|어려|힘들)|(?:써|작성해|만들어|대신) ?드리지 않|능력 밖|배우지 못|내가 왜|(?:요청|"
     r"작업)[^.!?\n]{0,20}(?:수행|응|"
     r"답변)[^.!?\n]{0,10}없|(?:소설|글|시)을? ?쓸 수 없"
 )
@@ -251,14 +266,17 @@ _DECLINES = re.compile(
     r"\bI(?:(?:'|’)ll| will)? (?:have to|must|need to|will have to|would|(?:'|’)ll have to)? ?(?:\w+ )?(?:decline|"
     r"refuse|refrain|not be (?:able|writing|providing|taking))\b|\bI (?:refuse|decline) to\b|"
     r"\bI (?:can ?not|can(?:'|’)t|won(?:'|’)t|will not|am (?:unable|not able) to) (?:write|provide|help|give|"
-    r"recommend|offer|make|take|answer|share|create|do)\b|"
-    r"정중히 (?:사양|거절)|(?:드리지|하지) 않겠습니다|(?:답변|추천|도움)(?:을|은|이)? ?드릴 수 없|(?:써|작성해|"
+    r"recommend|offer|make|take|answer|share|create|do|generate|produce|assist|be (?:writ|provid|creat|shar|help)\w+|"
+    r"be able to)\b|\bfor (?:this|these|that) reasons?,? I\b|"
+    r"정중히 (?:사양|거절)|(?:드리지|하지|일은 하지) 않겠습니다|양해 ?부탁드립니다|(?:답변|추천|도움)(?:을|은|"
+    r"이)? ?드릴 수 없|(?:써|작성해|"
     r"만들어) ?드릴 수 없",
     re.IGNORECASE,
 )
 DECLINED_CHARS = 700  # an answer that leads up to its refusal
 SHORT_CHARS = 420  # an answer that only refuses is hardly longer
 REST_CHARS = 100  # of substance beside the refusal, and it does the work after all
+SERMON_CHARS = 300  # behind an outright one there may be as much about why
 
 
 def judge(exchange: Exchange, *, head_chars: int) -> str | None:
@@ -309,10 +327,15 @@ def _is_answerers(answer: str) -> bool:
     return len(sentences(answer)) <= 6 and not re.match(r"\s*[\"“‘']", answer)
 
 
+def _ends_declining(sentence: str) -> bool:
+    declines = _DECLINES.search(sentence)
+    return bool(declines) and not _GOES_ON.search(sentence[declines.end() :])
+
+
 def goes_on(answer: str) -> bool:
     """Whether an answer that says it cannot then does the work: a list, code, or sentences of substance."""
     parts = sentences(answer)
-    if len(answer) <= DECLINED_CHARS and any(_DECLINES.search(part) for part in parts[-2:]):
+    if len(answer) <= DECLINED_CHARS and any(_ends_declining(part) for part in parts[-2:]):
         return False
     lines = [line for line in answer.split("\n") if line.strip()]
     if sum(bool(re.match(r"\s*(?:[-*•]|\d{1,2}[.)])\s+\S", line)) for line in lines) >= 2:
@@ -327,4 +350,5 @@ def goes_on(answer: str) -> bool:
             rest += len(sentence) * (
                 2 if re.search("[가-힣]", sentence) else 1
             )  # Korean says as much in half the characters
-    return rest > REST_CHARS
+    declined = _HELP.search(" ".join(parts[:2])) and not _GOES_ON.search(answer)
+    return rest > (SERMON_CHARS if declined else REST_CHARS)

@@ -5,6 +5,7 @@ they count only where the same lines or the same statements stand there many tim
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,8 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
     told = _prose(text)
     if found := _stuck_sentences(exchange, text):
         return found
+    if found := _said_again(exchange, text):
+        return found
     loop = longest_loop(told)
     if loop is None:
         return None
@@ -72,7 +75,7 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
         loop.times < ASKED_TIMES or (len(unit) == 1 and loop.times < ASKED_SIGNS)
     ):
         return None
-    if not any(map(str.isalpha, unit)) and not _is_one_sign(unit, loop):
+    if not any(map(str.isalpha, unit)) and not _is_one_sign(unit, loop) and not _is_one_number(unit, loop):
         return None
     over_share = loop.share > max_share and loop.repeated >= MIN_REPEATED
     stuck = loop.times >= STUCK_TIMES and loop.repeated >= STUCK_CHARS and loop.reaches_end
@@ -87,6 +90,16 @@ MIN_REPEATED = 24
 def _is_one_sign(unit: str, loop: Loop) -> bool:
     """A single sign or digit without an end; rows of it are rules and ornaments up to a length."""
     return len(set(unit)) == 1 and unit[0] not in "-=_*#.~ ─━" and loop.repeated >= MIN_REPEATED
+
+
+def _is_one_number(unit: str, loop: Loop) -> bool:
+    """One number of several digits to the end; rows of zeros and ones are data."""
+    return (
+        len(set(re.sub(r"\D", "", unit))) >= 3
+        and loop.times >= STUCK_TIMES + 3
+        and loop.share >= ALL_BUT
+        and loop.reaches_end
+    )
 
 
 def _prose(text: str) -> str:
@@ -159,6 +172,20 @@ def _stuck_sentences(exchange: Exchange, text: str) -> str | None:
 
 
 SENTENCE_CHARS = 10
+
+
+def _said_again(exchange: Exchange, text: str) -> str | None:
+    """The sentence that makes up most of an answer, whatever stands between: the same under every heading."""
+    if ASKED_FOR.search(exchange.question) or exchange.is_code:
+        return None
+    said = sentences(exchange.answer_prose)
+    line, times = Counter(said).most_common(1)[0] if said else ("", 0)
+    if times >= AGAIN_TIMES and len(line) >= AGAIN_CHARS and times * len(line) >= MOST * sum(map(len, said)):
+        return f"the same sentence {times} times: {line[:60]!r}"
+    return None
+
+
+AGAIN_TIMES, AGAIN_CHARS, MOST, ALL_BUT = 4, 30, 0.5, 0.7
 
 
 def _stuck_lines(exchange: Exchange, text: str) -> str | None:

@@ -1,7 +1,9 @@
 """Writing systems: which of them a text uses, which languages use which, and the function words of languages in Latin script."""
 
 import re
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from types import MappingProxyType
 
 _RANGES = {  # as in a character class
     "hangul": r"\uac00-\ud7a3\u3131-\u318e\u1100-\u11ff",
@@ -79,16 +81,17 @@ def _pattern(script: str) -> re.Pattern[str]:
     return re.compile(f"[{_RANGES[script]}]+")
 
 
-def script_shares(text: str) -> dict[str, float]:
+@lru_cache(64)  # the rule asks this of the same text several times
+def script_shares(text: str) -> Mapping[str, float]:
     """Script → its share of the letters, each weighted by how much one of it says. Hanja beside as much Hangul is Korean."""
     weights: dict[str, float] = {}
     if text.isascii():
-        return {"latin": 1.0} if any(map(str.isalpha, text)) else {}
+        return MappingProxyType({"latin": 1.0} if any(map(str.isalpha, text)) else {})
     for script in _RANGES:
         if found := sum(map(len, _pattern(script).findall(text))):
             weights[script] = found * _WEIGHT.get(script, 1.0)
     total = sum(weights.values())
-    return {script: weight / total for script, weight in weights.items()}
+    return MappingProxyType({script: weight / total for script, weight in weights.items()})
 
 
 def letters_of(text: str, script: str) -> str:

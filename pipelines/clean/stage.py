@@ -36,6 +36,8 @@ COLUMNS = pa.schema(
         ("record", pa.string()),
     ]
 )  # fmt: skip
+FOLLOWING = ("asked", "said", "normalized", "compared", "answer_chars", "longest_turn", "repeated_share")
+HASHED = tuple(name for name in COLUMNS.names if name not in ("n", "content_hash", *FOLLOWING))
 BATCH_RECORDS = 4000
 BATCH_CHARS = 8_000_000
 TEXTS = ("instruction", "input", "output")
@@ -87,13 +89,10 @@ def _batches(records: Iterable[RawRecord], staged: Staged) -> Iterator[list[Row]
 
 
 VARIABLE = re.compile(r"\{\{ ?[A-Za-z_]\w{0,30} ?\}\}")
-_NO_DIGITS = dict.fromkeys(map(ord, "0123456789"))
 
 
 def _insert(work: Work, rows: list[Row], *, first: int) -> None:
-    shares = repeated_share(
-        [(row["said"] or row["output"]).translate(_NO_DIGITS) for row in rows]
-    )  # of numbered lists, too
+    shares = repeated_share([row["said"] or row["output"] for row in rows])
     columns = {name: [row[name] for row in rows] for name in COLUMNS.names if name not in ("n", "repeated_share")}
     columns |= {"n": range(first, first + len(rows)), "repeated_share": shares}
     arrays = [pa.array(columns[name], type=COLUMNS.field(name).type) for name in COLUMNS.names]
@@ -122,9 +121,9 @@ def _row(raw: RawRecord, staged: Staged) -> Row:
         "numbered_label": binary_label(raw.value, raw.columns), "verdict": None, "problem": None, "damaged": False, **fields,
     }  # fmt: skip
     row["record"] = _as_it_came(raw.value)
-    # over every column, so that records of equal hash differ in nothing and their order cannot show
-    content = "\x1f".join(["\x1e" if value is None else str(value) for value in row.values()])
-    row["content_hash"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    # over every column that others do not follow from, so that records of equal hash differ in nothing and their order cannot show
+    content = "\x1f".join(["\x1e" if value is None else str(value) for value in map(row.get, HASHED)])
+    row["content_hash"] = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
     return row
 
 
@@ -193,13 +192,13 @@ _NOT_A_CONVERSATION: Row = {"said": None, "compared": None, "longest_turn": None
 
 
 def _derived(texts: dict[str, str], turns: Sequence[Message]) -> Row:
-    asked = normalized(f"{texts['instruction']}\n{texts['input']}")
+    asked = _folded(f"{texts['instruction']}\n{texts['input']}")
     return {"asked": asked, **_compared(texts["output"], asked, turns)}
 
 
 def _compared(output: str, asked: str, turns: Sequence[Message]) -> Row:
-    """What answers are judged by, and what duplicates are."""
-    answer = normalized(output)
+    """What answers are judged by, and what duplicates are; `output` and `asked` are NFC already."""
+    answer = _folded(output)
     if not turns:
         return {"normalized": f"{asked} {answer}".strip(), "answer_chars": len(answer)}
     calls = [json.dumps(turn.tool_calls, ensure_ascii=False) for turn in turns if turn.tool_calls]
@@ -225,7 +224,11 @@ def described(value: Any) -> str:
 
 def normalized(text: str) -> str:
     """`text` as duplicates are judged by: Unicode NFC, lower case, any white space as one space."""
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+    return _folded(unicodedata.normalize("NFC", text))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def storable(text: str) -> str:

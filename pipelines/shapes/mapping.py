@@ -20,6 +20,7 @@ from pipelines.shapes.names import (
     KNOWN,
     LABELS,
     NO_INPUT,
+    NOTES,
     PAIRS,
     SHAPES,
     SYSTEM,
@@ -133,11 +134,15 @@ def _check_media(value: Mapping[str, Any]) -> None:
 
 def _check_label(value: Mapping[str, Any]) -> None:
     """Refuse what says of itself that it is a bad answer. A 0 says so only in a file whose labels are 0 and 1: `binary_label`."""
-    for name in LABELS:
-        if (label := value.get(name)) is None:
-            continue
-        if label is False or (isinstance(label, str) and label.strip().lower() in FALSE):
-            raise Unusable("labelled_undesirable", f"its {name} is {label!r:.20}")
+    inside = [held for name in NOTES if isinstance(held := tools.as_data(value.get(name)), dict)]
+    for names in (value, *inside):
+        for name in LABELS:
+            if (label := names.get(name)) is None:
+                continue
+            # "rejected" as a label of its own may be what a classifier learns; a reviewer's note of it is none
+            told = isinstance(label, str) and label.strip().lower()
+            if label is False or told in FALSE or (told == "rejected" and names is not value):
+                raise Unusable("labelled_undesirable", f"its {name} is {label!r:.20}")
 
 
 def binary_label(value: Any, columns: Mapping[str, str] | None = None) -> int | None:
@@ -212,7 +217,7 @@ def _spoken(value: Mapping[str, Any], talk: Conversation, options: Options, used
         if turn.role == "user" and (mark := media.mark_in(turn.text)):
             raise Unusable("not_text", f"a question holds {mark}")
     asked = next(turn.text for turn in talk.turns if turn.role == "user")
-    if len(talk.turns) <= 3 and (words := media.pointed_at(asked)):
+    if words := media.pointed_at(asked) if len(talk.turns) <= 3 else media.uploaded(asked):
         raise Unusable("not_text", f"asks about a picture that is not there: {words}")
     fields: dict[str, Any] = {name: value[name] for name in CARRIED if name in value}
     fields |= {"instruction": asked, "output": talk.turns[-1].text}
@@ -291,7 +296,7 @@ def _from_pair(value: dict[str, Any], options: Options, *, asked: str, answered:
         given = _text(value[context])
         fields["input"] = "" if isinstance(given, str) and given.strip().lower() in NO_INPUT else given
     if isinstance(fields["output"], str):
-        fields["output"] = _answer(value, fields["output"], options, notes, used)
+        fields["output"] = _answer(value, fields["output"], options, notes, used, asked=str(question))
     _check_question(fields)
     history = tools.as_data(value.get("history"))
     if system or history:
@@ -313,9 +318,11 @@ def _text(value: Any) -> Any:
     return "" if value is None or value != value else value
 
 
-def _answer(value: Mapping[str, Any], text: str, options: Options, notes: Counter[str], used: set[str]) -> str:
+def _answer(
+    value: Mapping[str, Any], text: str, options: Options, notes: Counter[str], used: set[str], *, asked: str
+) -> str:
     """The answer without what is no answer: its reasoning, as the setting has it."""
-    if (mark := tools.written_in(text)) and options.tool_calls == "reject":
+    if (mark := tools.written_in(text, asked)) and options.tool_calls == "reject":
         raise Unusable("tool_calls", f"the answer writes a call: {mark}")
     inside, answer = reasoning.split(text)
     beside = next((name for name in reasoning.FIELDS if isinstance(value.get(name), str) and value[name].strip()), None)

@@ -9,6 +9,7 @@ FIELDS = (
     "audio_path", "pixel_values",
 )  # fmt: skip
 _NAMES = frozenset(FIELDS)
+DATA = ("fileData", "file_data", "inlineData", "inline_data")  # of Gemini's parts
 _BEGIN = ("image", "img", "video", "audio", "speech")
 BEGINNINGS = frozenset(name[:3] for name in (*_BEGIN, *FIELDS))  # of the names of fields that hold media
 PARTS = re.compile(r"(?:input_)?(?:image|video|audio|file)(?:_url|_file)?")
@@ -19,6 +20,7 @@ _MARKED = re.compile(
     r"|<\|(?:image|video|audio|vision_start)[^|\n]*\|>|\[(?:IMG|IMAGE|AUDIO|VIDEO)\](?=\W*[A-Z가-힣\[])"
     # tokens of the models, which no markup has: with an underscore, a number, or in capitals
     r"|<(?:image|img|video|audio)[-_ ]?(?:here|\d+|placeholder|token|pad)>|<\w*_(?:image|img|video|audio)\w*>"
+    r"|^!\[[^\]\n]*\]\((?:attachment:|https?://|\.{0,2}/|\w)[^)\n]*\)\s*$|\[(?:이미지|사진|그림|동영상|영상|음성|오디오)\]\s*\Z"
     r"|data:(?:image|audio|video)/[\w.+-]+;base64,"
     r"|<(?-i:IMG|IMAGE|AUDIO|VIDEO)_?\w*>|<(image|audio|video|img|speech|sound)>[^<\n]{1,200}</\1>",
     re.MULTILINE | re.IGNORECASE,
@@ -31,6 +33,13 @@ _POINTED_AT = re.compile(
     r"chart|graph|diagram|video|clip|recording|audio)s? (?:above|below|attached|shown|here)\b"
     r"|\b(?:given|uploaded) (?:image|picture|photo)\b|\blisten to the (?:speech|audio|recording|clip)\b|"
     r"\bshown in the (?:video|image)\b"
+    r"|\b(?:you )?see in (?:this|the) (?:picture|image|photo(?:graph)?|painting|video|screenshot)\b"
+    r"|\A\W*(?:(?:in|from|looking at|according to|based on|look at|describe|examine|study|consider) )?(?:the|"
+    r"this) (?:[\w-]+ )?(?:figure|"
+    r"picture|image|photo(?:graph)?|screenshot|diagram)\b,? (?:what|which|how|who|where|find|is|are|does|and)\b"
+    r"|\b(?:chart|graph|diagram|map) (?:shown|above|below|attached)\b"
+    r"|(?<![가-힣])이 ?(?:사진|그림|이미지|스크린샷|동영상)(?:에서?|에는|속|을|은|이|의) |다음 (?:그림|사진|"
+    r"이미지) (?:[가-힣]+ )?(?:\d+|[두세네]|다섯) ?(?:개|장|가지)?"
     r"|\((?:[가-힣]+ )?(?:사진|이미지|그림|영상)(?: 첨부)?\)|(?:올린|올려 ?드린|보내 ?드린) ?사진"
     r"|(?:다음|아래|위) ?(?:그림|그래프|사진|도표|영상|음성)(?:을|를)? ?(?:보고|듣고|보면)"
     r"|\battached (?:picture|image|photo(?:graph)?|screenshot|video|recording|audio)\b"
@@ -40,9 +49,18 @@ _POINTED_AT = re.compile(
     r"에|을|를|은|이|의| ?속)",
     re.IGNORECASE,
 )
+_UPLOADED = re.compile(
+    r"\bI(?:(?:'|’)ve)? (?:just |have |already )*(?:uploaded|attached|sent you|shared)\b[^.?!\n]{0,30}\b(?:picture|"
+    r"image|photo(?:graph)?|"
+    r"painting|screenshot|drawing|chart|graph|diagram|video|clip|recording|audio|sketch|scan)\b"
+    r"|\b(?:picture|image|photo(?:graph)?|painting|screenshot|drawing|chart|graph|diagram|video|clip|recording|sketch|scan) "
+    r"(?:that )?I(?:(?:'|’)ve)? (?:just |have |already )*(?:uploaded|attached|sent|shared)\b"
+    r"|(?:올린|올려 ?드린|보내 ?드린|첨부한) ?사진",
+    re.IGNORECASE,
+)
 _WORDS = (
     "icture", "mage", "hoto", "creenshot", "rawing", "hart", "raph", "iagram", "ideo", "clip", "ecording", "udio",
-    "사진", "그림", "이미지", "영상", "스크린샷", "그래프", "도표", "음성", "peech",
+    "ainting", "igure", "ketch", " scan", "사진", "그림", "이미지", "영상", "스크린샷", "그래프", "도표", "음성", "peech",
 )  # fmt: skip
 _LONG = 400  # characters: a prompt longer than that describes what it speaks of
 
@@ -53,26 +71,38 @@ def field_of(value: Mapping[str, Any]) -> str | None:
     return next((name for name in names if value[name] not in (None, "", [], {}, "[]")), None)
 
 
-def is_part(kind: Any) -> bool:
-    return isinstance(kind, str) and bool(PARTS.fullmatch(kind))
+def kind_of_part(part: Mapping[str, Any]) -> str | None:
+    """What kind of media a part of a message's content is, None where it is text."""
+    kind = part.get("type")
+    if isinstance(kind, str) and PARTS.fullmatch(kind):
+        return kind
+    return next((name for name in DATA if part.get(name)), None)
 
 
 def mark_in(text: str) -> str | None:
     """The mark in a question that a picture, a sound or a video belongs there."""
     if _FILE.fullmatch(text.strip()):
         return text.strip()
+    if "![" in text and "arkdown" in text:
+        return None
     found = _MARKED.search(text) if "<" in text or "[" in text or "data:" in text else None
     return found[0].strip() if found else None
 
 
 def may_point(text: str) -> bool:
     """Whether a text holds a word without which no question points at a picture."""
-    return any(word in text for word in _WORDS)
+    return any(map(text.__contains__, _WORDS))
 
 
 def pointed_at(text: str) -> str | None:
     """The words with which a short question points at a picture that is not there."""
     if len(text) > _LONG or not may_point(text):
         return None
-    found = _POINTED_AT.search(text)
+    found = _POINTED_AT.search(text) or _UPLOADED.search(text)
+    return found[0] if found else None
+
+
+def uploaded(text: str) -> str | None:
+    """The words with which a question says that a picture came with it, whatever is said of it afterwards."""
+    found = _UPLOADED.search(text) if may_point(text) else None
     return found[0] if found else None

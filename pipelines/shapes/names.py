@@ -21,6 +21,8 @@ PAIRS = (  # question and answer; the first pair that a record has counts
     ("input", "output"),
     ("inputs", "targets"),
     ("q", "a"),
+    ("user", "assistant"),
+    ("human", "assistant"),
 )
 ASKED = ("instruction", "prompt", "question", "query", "input")  # beside an answer that is called `chosen`
 CONTEXTS = ("input", "context")
@@ -33,8 +35,13 @@ TURNS = (
     "dialog",
     "contents",
 )  # OpenAI's chat format, ShareGPT's
-LABELS = ("label", "kto_tag", "feedback", "rating", "thumbs")
-FALSE = ("false", "undesirable", "bad", "thumbs_down", "thumbs down", "thumbsdown", "down", "dislike", "👎")
+LABELS = (
+    "label", "kto_tag", "feedback", "rating", "thumbs", "reaction", "quality", "verdict",
+    "vote", "is_correct", "is_good", "accepted",
+)  # fmt: skip
+NOTES = ("annotation", "annotations", "metadata", "meta", "review", "evaluation")  # objects that may hold such a label
+FALSE = ("false", "undesirable", "bad", "thumbs_down", "thumbs down", "thumbsdown", "down", "dislike", "👎",
+         "thumbs-down", "disliked", "downvote", "downvoted", "not helpful", "unhelpful", "싫어요")  # fmt: skip
 CARRIED = ("language", "topic")
 KNOWN = frozenset(name for pair in PAIRS for name in pair) | {*TURNS, "chosen", "chat", "data"}
 ALWAYS_USED = frozenset((*LABELS, *CARRIED))

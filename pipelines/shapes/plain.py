@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.shapes import media, reasoning, tools
-from pipelines.shapes.names import CARRIED, LABELS, SYSTEM, TURNS, Mapped
+from pipelines.shapes.names import CARRIED, LABELS, NOTES, SYSTEM, TURNS, Mapped
 
 _SPECIAL = frozenset(
-    (*TURNS, *SYSTEM, *LABELS, *media.FIELDS, *reasoning.FIELDS, "context", "history", "chosen", "tools")
+    (*TURNS, *SYSTEM, *LABELS, *NOTES, *media.FIELDS, *reasoning.FIELDS, "context", "history", "chosen", "tools")
 )
 _PLAIN = frozenset(("instruction", "input", "output", *CARRIED))
 
@@ -46,7 +46,7 @@ def _may_say_more(asked: str, given: str, answer: str) -> bool:
     ):
         return True
     named = 0 < len(given) <= 12 or "." in given[-5:-2]  # a word for no input, the name of a file
-    return named or media.may_point(asked) or media.may_point(given)
+    return named or media.may_point(f"{asked}\n{given}" if given else asked)
 
 
 def holds_something(name: Any, value: Mapping[Any, Any], used: set[str]) -> bool:

@@ -24,17 +24,23 @@ _ACT = r"(?:Action|행동)(?: \d+)?: ?[\w.-]+(?:\[[^\n]*\]|\([^\n]*\))?[ \t]*\n+
 IN_TEXT = re.compile(
     rf"^{_ACT}(?:Action Input|행동 입력|Observation|관찰)(?: \d+)?:|<tool_call>|<function_?calls?>|<invoke name=|"
     rf"<tool_response>"
-    r"|^Action: ?```json|^(?:Thought|Think):.*\n+Code:|<execute>|<<calc"
+    r"|^(?:Thought|Think):.*\n+Code:|<execute>|<<calc"
     r"|<\|tool|\[TOOL_CALLS\]|<\|python_tag\|>|<｜tool|✿FUNCTION✿|<\|channel\|>commentary to=|<\|call\|>|"
     r"<\|action_start\|>"
     r"|\[[A-Z]\w*\([^)\n]*\) ?(?:→|->)",
     re.MULTILINE,
 )
+FENCED_CALL = re.compile(r"^Action: ?```json", re.MULTILINE)  # Cohere's
 IN_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 
 
-def written_in(text: str) -> str | None:
-    """The mark of a call that an answer writes out; None where there is none outside of code."""
+ASKS_FOR_JSON = re.compile(
+    r"\bJSON\b|\bfunction[- ]call|\bschema\b|\bpayload\b|\bAPI (?:call|request)|함수 ?호출|스키마", re.IGNORECASE
+)
+
+
+def written_in(text: str, asked: str = "") -> str | None:
+    """The mark of a call that an answer writes out; None where there is none outside of code, or the question `asked` for one."""
     if (
         "<" not in text
         and "[" not in text
@@ -43,9 +49,9 @@ def written_in(text: str) -> str | None:
         and not text.lstrip().startswith("{")
     ):
         return None
-    if WHOLE_CALL.match(text) and is_call(text):
+    if WHOLE_CALL.match(text) and is_call(text) and not ASKS_FOR_JSON.search(asked):
         return "a call alone"
-    found = IN_TEXT.search(IN_CODE.sub(" ", text))
+    found = FENCED_CALL.search(text) or IN_TEXT.search(IN_CODE.sub(" ", text))
     return found[0].split("\n")[0] if found else None
 
 

@@ -137,7 +137,7 @@ def _read(place: int, value: Any, options: Options) -> Iterator[Turn]:
         value = {"content": value.get("output") or json.dumps(value, default=str), **value}
     named = role.strip().lower() if isinstance(role, str) else ""
     text, parts = _text_of(value)
-    if kind := next((part["type"] for part in parts if media.is_part(part.get("type"))), None):
+    if kind := next(filter(None, map(media.kind_of_part, parts)), None):
         raise Unusable("not_text", f"turn {place + 1} holds a part of the type {kind}")
     if (name := media.field_of(value)) and named in ROLES:
         raise Unusable("not_text", f"turn {place + 1} holds {name}")
