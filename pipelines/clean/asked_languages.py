@@ -111,7 +111,9 @@ _PLACE = re.compile(  # of the names above; a question about a country is not on
     r"델리|뭄바이",
     re.IGNORECASE,
 )
-_OF_PEOPLE = re.compile(r"어|말|인\b|인[이을은에]| ?(?:사람|직원|친구|손님|학생|고객|관광객|가족|동료|아이|분들?|독자)")
+_OF_PEOPLE = re.compile(
+    r"[a-z]|어|말|인\b|인[이을은에]| ?(?:사람|직원|친구|손님|학생|고객|관광객|가족|동료|아이|분들?|독자)"
+)
 AT_LENGTH = 40  # letters: more than the name or the saying that such a question may want
 
 

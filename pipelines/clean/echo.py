@@ -173,7 +173,8 @@ def _is_again(told: str, answer: str, task: str, max_share: float) -> bool:
 def _holds_the_same_words(answer: str, task: str, *, most_other: float = 0.0) -> bool:
     """Whether an answer has every word of meaning that its question has, and no other; `most_other` of each side's may differ."""
     asked, told = set(_words_of_meaning(task)), set(_words_of_meaning(_LABEL_IN.sub(" ", answer)))
-    least = LEAST_WORDS - 1 if _QUESTION.search(answer) and _QUESTION.search(task) else LEAST_WORDS
+    asks_too = (_QUESTION.search(answer) and _QUESTION.search(task)) or _orders_again(answer, task)
+    least = LEAST_WORDS - 1 if asks_too else LEAST_WORDS
     if len(asked) < least or not told:
         return False
     missing = sum(not _is_among(word, told) for word in asked)
@@ -250,7 +251,7 @@ _MAY_BE_THE_ANSWER = re.compile(
 _ORDERING = re.compile(
     r"write|give|list|tell|name|create|generate|compose|explain|describe|make|suggest|provide|draft|design|help|show|"
     r"come|up|let|know|examples?|instance|list|description|explanation|want|need|like|some|any|while|there|these|those|such|"
-    r"from|about|into|their|your|our|we|us|how|what|why|when|who|where|not|"
+    r"from|about|into|their|your|our|we|us|how|what|why|when|who|where|not|asked|asks|details?|"
     r"(?:써|쓰|적|알려|설명|작성|말해|소개|추천|제시|나열|만들|구하|문제|질문|요청|드리|드립|드릴|대해|대한|관한|관해|무엇|어디|어떻게|왜)[가-힣]*"
 )
 _PARTICLE = re.compile("(?<=[가-힣])(?:이란|란|을|를|은|는|이|가|의|에|에서)$")

@@ -156,9 +156,8 @@ def read(row: Row, settings: Cleaning) -> Row:
         and not _in_no_script_of(row["declared"], question, told)
         and (own != language or not _is_sure(question, own))
     )
-    wanted = asks_for_another(asked, main_script(told), language, _weight(told)) or _is_given_back(
-        question, asked, told
-    )
+    script = _other_script(told, expected, settings) or main_script(told)
+    wanted = asks_for_another(asked, script, language, _weight(told)) or _is_given_back(question, asked, told)
     if asked_in_expected and (wanted or not _is_sure(told, language)):
         return {
             "language": own if strange < settings.wrong_language_probability else (expected or ["en"])[-1],
@@ -178,7 +177,8 @@ def _is_given_back(question: str, asked: str, told: str) -> bool:
         return False
     words = re.findall(r"\w+", told.lower())
     known = set(re.findall(r"\w+", asked.lower()))
-    return len(words) >= 3 and 2 * sum(word in known for word in words) >= len(words)
+    enough = len(words) >= 3 or main_script(told) != "latin"  # Chinese puts no spaces between words
+    return enough and 2 * sum(word in known for word in words) >= len(words)
 
 
 def _in_no_script_of(declared: str | None, question: str, told: str) -> bool:
@@ -205,7 +205,7 @@ def _foreign_question(question: str, told: str, expected: list[str] | None, sett
 def _tellings(row: Row, question: str) -> Iterator[str]:
     """Texts to judge a record by, the best first: a word alone tells no language, but what it answers does."""
     answer = _readable(row["output"])
-    if not prose.is_code(row["output"]):
+    if not prose.is_code(row["output"]) or not answer.isascii():  # what is said about code, in whatever script
         yield answer
     yield f"{question}\n{answer}"
     yield f"{row['instruction']}\n{row['input']}\n{row['output']}"

@@ -18,6 +18,7 @@ from pipelines.experiments import Cleaning
 Check = Callable[[str], bool]
 
 RESIDENT_NUMBER = r"\b[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])[- ]?[1-8][0-9]{6}\b"
+SOCIAL_SECURITY_NUMBER = r"\b[0-8][0-9]{2}-[0-9]{2}-[0-9]{4}\b"  # of the United States
 CARD = r"\b[3-69][0-9]{3}(?:[- ]?[0-9]){9,15}\b"
 PHONE = (
     r"(?:\+82[- ]?|\b0)1[016789][- .]?[0-9]{3,4}[- .]?[0-9]{4}\b"  # Korean mobile
@@ -174,7 +175,7 @@ def _digits(text: str) -> list[int]:
 
 
 KINDS: dict[str, tuple[str, Check]] = {
-    "resident_number": (RESIDENT_NUMBER, is_resident_number),
+    "resident_number": (f"{RESIDENT_NUMBER}|{SOCIAL_SECURITY_NUMBER}", is_resident_number),
     "card": (CARD, is_somebodys_card),
     "phone": (PHONE, is_phone),
     "email": (EMAIL, is_email),
@@ -221,8 +222,12 @@ def _is_named_card(kind: str, text: str, match: re.Match[str]) -> bool:
 
 
 def _is_named_resident_number(kind: str, text: str, match: re.Match[str]) -> bool:
-    """Whether a number with its hyphen, in a text that names such numbers, is one: since October 2020 they have no check digit."""
+    """Whether a number with its hyphens, in a text that names such numbers, is one: a Korean one has no check digit since October
+    2020, one of the United States never had."""
     number = "".join(map(str, _digits(match[0])))
+    if kind == "resident_number" and len(number) == 9:
+        known = number in ("123456789", "078051120") or re.match("000|666", number) or number.endswith("0000")
+        return not known and bool(re.search(r"\bSSN\b|social security", text, re.IGNORECASE))
     obvious = "1234567" in number or len(set(number[6:])) <= 3
     return (
         kind == "resident_number" and "-" in match[0] and not obvious and bool(re.search("주민 ?(?:등록 ?)?번호", text))

@@ -109,6 +109,7 @@ _ASKED_FOR = re.compile(
     r"계약서|견적서|청구서|이력서 틀|로렘|입숨",
     re.IGNORECASE,
 )
+_GIVES_THEM_BACK = re.compile(r"\btranslat|\brewrit|\brephras|\bparaphras|번역|옮겨|바꿔|바꾸|고쳐", re.IGNORECASE)
 MANY_BLANKS = 2
 
 
@@ -129,11 +130,12 @@ def judge(exchange: Exchange, *, allowed: int) -> str | None:
     if "{" in exchange.answer:  # a line with several is taken for code
         curly = _CURLY.finditer(FENCED.sub(" ", exchange.answer))
         found += [match[0] for match in curly if re.search("[가-힣]", match[0]) and match[0] not in found]
-    given = {_bare(hole) for hole in holes(exchange.context)} | {
-        _bare(match[0]) for match in _SQUARE.finditer(exchange.context)
-    }
+    given = holes(exchange.context) + [match[0] for match in _SQUARE.finditer(exchange.context)]
     if given:
-        found = [hole for hole in found if _bare(hole) not in given]
+        known = set(map(_bare, given))
+        found = [hole for hole in found if _bare(hole) not in known]
+        if len(found) <= len(known) and _GIVES_THEM_BACK.search(exchange.question):
+            return None  # the same ones in another language
     if len(found) > allowed:
         return f"{len(found)} places to be filled in, the first is {found[0]}"
     return None

@@ -63,7 +63,8 @@ STRONG = re.compile(
             r"\bI (?:must|have to|need to|will have to|would|am going to|(?:'|’)?ll have to) (?:respectfully |"
             r"politely |kindly )?(?:decline|refuse|refrain|pass)\b",
             r"\bI(?:'|’)d (?:rather|prefer) not\b|\bI would (?:rather|prefer) not\b|\bI (?:refuse|decline) to\b",
-            r"\bit (?:is|would be|(?:'|’)s)(?: not|n(?:'|’)t) (?:appropriate|possible for me|ethical|"
+            r"\bit (?:(?:is|would be|(?:'|’)s)(?: not|n(?:'|’)t)|would(?: not|n(?:'|’)t) be) (?:appropriate|"
+            r"possible for me|ethical|"
             r"right) (?:for me )?to\b",
             r"\bit (?:is|would be|(?:'|’)s) (?:inappropriate|irresponsible|unethical|impossible for me|against my)\b",
             r"\bI (?:do not|don(?:'|’)t) have (?:the (?:ability|capability|capacity|means|option|tools|permission)|"
@@ -190,7 +191,7 @@ _STORY = re.compile(
     r"\bstor(?:y|ies)\b|\bpoem|\bfiction|\bnovel\b|\bjoke|\bsong|\blyric|이야기|시를|소설|동화", re.IGNORECASE
 )
 _MACHINE = re.compile(
-    rf"\b(?:as|being|I am|I(?:'|’)m)(?: just| only)? {_SELF}|AI 언어|(?:저는|나는|제가) ?(?:[가-힣]+ ){0, 3}(?:AI|"
+    rf"\b(?:as|being|I am|I(?:'|’)m)(?: just| only)? {_SELF}|AI 언어|(?:저는|나는|제가) ?(?:[가-힣]+ ){{0,3}}(?:AI|"
     rf"인공지능|"
     rf"언어 ?모델|챗봇)|인공지능 언어|"
     rf"\bas a language model",
@@ -231,7 +232,7 @@ _ORDER = re.compile(
 )
 _SPEAKS_OF_IT = re.compile(
     r"(?i:\bare you (?:able|a |an |human|real|conscious)|\bdo you (?:feel|sleep|eat|dream|"
-    r"remember|get tired))|\bAI\b|\blanguage model|\bchat ?bot|\brobot|인공 ?지능|언어 ?모델|챗봇|로봇"
+    r"remember|get tired))|(?<![A-Za-z])AI(?![A-Za-z])|\blanguage model|\bchat ?bot|\brobot|인공 ?지능|언어 ?모델|챗봇|로봇"
 )
 _FILLER = re.compile(
     r"\?\s*\Z|\bis there (?:anything|something)|\blet me know|\bfeel free|\bI(?:'|’)?d? ?(?:would|will|"
@@ -259,7 +260,8 @@ _FILLER = re.compile(
 _GOES_ON = re.compile(
     r"\b(?:but|however|instead|still|nevertheless|that said)\b,? (?:here|I can|you can|a |an |the |some |there|"
     r"generally|in general|based|if|it|many|most|one|let)"
-    r"|\bhere (?:is|are)\b|\bhere(?:'|’)s\b|(?:없지만|않지만|못하지만|어렵지만|다만|대신|하지만)[^.!?\n]{10,}",
+    r"|, but (?!I\b|if\b|as\b|my\b|this\b|that\b|unfortunately\b|please\b|it(?:'|’)?s?\b)[^.!?\n]{60,}|\bhere (?:is|"
+    r"are)\b|\bhere(?:'|’)s\b|(?:없지만|않지만|못하지만|어렵지만|다만|대신|하지만)[^.!?\n]{10,}",
     re.IGNORECASE,
 )
 _DECLINES = re.compile(
@@ -303,17 +305,25 @@ def cue(exchange: Exchange, answer: str, head_chars: int) -> str | None:
     if found is None and APOLOGY.search(head):
         first = " ".join(sentences(head)[:2])
         found = _APOLOGY_AND_NOT.search(first) or _NOT_GIVEN.search(first)
-    if found is None:
-        return None
     asked = exchange.question
+    if found is None or (len(found[0]) > 8 and found[0].lower() in asked.lower()):  # it was given these words
+        return None
     if _SPEAKS_OF_IT.search(asked):  # whether a machine feels or can is answered honestly
         return found[0] if _HELP.search(head) else None
     if WRITTEN.search(asked) or _STORY.search(asked) or (_GIVEN.search(asked) and _GIVEN_WORDS.search(asked)):
         own = _MACHINE.search(head) or _HELP.search(head)  # nobody but the answerer itself speaks so
         if own is None and not _LETTER.search(asked) and not (_GIVEN.search(asked) and _GIVEN_WORDS.search(asked)):
             own = _KOREAN_HELP.search(head)
+        if own is None and not WRITTEN.search(asked) and _is_apology_alone(head):
+            own = found
         return own[0] if own and not _MACHINE.search(asked) and _is_answerers(answer) else None
     return found[0]
+
+
+def _is_apology_alone(told: str) -> bool:
+    """Whether an answer begins with an apology that refuses, and ends soon after: no song and no story does."""
+    parts = sentences(told)
+    return len(parts) <= 3 and bool(APOLOGY.match(parts[0]) and STRONG.search(parts[0]))
 
 
 def _end(text: str) -> str:

@@ -4,13 +4,12 @@ Shapes are tried in this order: turns (`messages`, ShareGPT's `conversations`), 
 question and its answer under one of many names, with turns before it (`history`) and a system prompt where it has them.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from pipelines.shapes import media, reasoning, tools
+from pipelines.shapes import media, reasoning, tools, transcripts
 from pipelines.shapes.names import (
     ALWAYS_USED,
     ASKED,
@@ -30,10 +29,6 @@ from pipelines.shapes.names import (
 from pipelines.shapes.options import DEFAULT, Options, Unusable
 from pipelines.shapes.plain import holds_something, plain_pair
 from pipelines.shapes.turns import Conversation, conversation, reasoned
-
-# whole dialogues in one text: Anthropic's preference data, Glaive's tool calls
-_SPOKEN = re.compile(r"(?:\A|\n+)\s*(Human|User|USER|Assistant|ASSISTANT|FUNCTION RESPONSE): ?")
-_SPEAKERS = {"function response": "tool"}
 
 
 def map_fields(value: Any, options: Options = DEFAULT, columns: Mapping[str, str] | None = None) -> Mapped:
@@ -99,8 +94,9 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
         return _shape(value, *TURNS, *ASKED, "chosen", "rejected"), _from_preference
     if name := next((name for name in TURNS if value.get(name) is not None), None):
         return name, partial(_from_turns, name=name)
-    if isinstance(value.get("chat"), str):
-        return "chat", _from_chat
+    for name in ("chat", "text"):
+        if isinstance(value.get(name), str) and _is_transcript(value, name):
+            return name, partial(_from_transcript, name=name)
     if isinstance(value.get("data"), list) and all(isinstance(text, str) for text in value["data"]):
         return "data", _from_texts
     if "query" in value and "tools" in value and "answers" in value:
@@ -108,11 +104,23 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
     for asked, answered in PAIRS:
         if asked in value and answered in value:
             return _pair_shape(value, asked, answered), partial(_from_pair, asked=asked, answered=answered)
+    if "instruction" in value and isinstance(value.get("instances"), list) and _holds_pairs(value["instances"]):
+        return "instruction/instances", _from_instances
     if name := next((name for name in ("tools", "functions", "function") if value.get(name)), None):
         raise Unusable("tool_calls", f"the field {name} declares tools, in a shape that is not known")
     _check_media(value)  # a picture and a question about it, in whatever fields
     names = ", ".join(map(str, value)) or "none"
     raise Unusable("schema", f"its fields are {names:.200}; expected {SHAPES}")
+
+
+def _is_transcript(value: Mapping[str, Any], name: str) -> bool:
+    """Whether a text holds turns. Beside a question and its answer, `text` is the two of them in a template, or something else."""
+    paired = any(asked in value and answered in value for asked, answered in PAIRS)
+    return name == "chat" or (not paired and bool(transcripts.turns_of(value[name])))
+
+
+def _holds_pairs(instances: list[Any]) -> bool:
+    return bool(instances) and all(isinstance(each, dict) and "output" in each for each in instances)
 
 
 def _shape(value: Mapping[str, Any], *names: str) -> str:
@@ -175,10 +183,18 @@ def _from_turns(value: dict[str, Any], options: Options, *, name: str) -> _Found
     return _spoken(value, conversation(turns, options), options, used)
 
 
-def _from_chat(value: dict[str, Any], options: Options) -> _Found:
-    """A dialogue in one text, as Glaive has it."""
-    found = _from_turns({**value, "messages": _by_speaker(value["chat"])}, options, name="messages")
-    return found._replace(used=found.used | {"chat"})
+def _from_transcript(value: dict[str, Any], options: Options, *, name: str) -> _Found:
+    """A dialogue in one text: Glaive's `chat`, and the `text` of files that are ready for a trainer."""
+    found = _from_turns({**value, "messages": transcripts.turns_of(value[name])}, options, name="messages")
+    return found._replace(used=found.used | {name})
+
+
+def _from_instances(value: dict[str, Any], options: Options) -> _Found:
+    """An instruction with several inputs and outputs, as self-instruct's seed tasks have it: the first is used."""
+    first, *others = value["instances"]
+    found = _from_pair({**value, **first}, options, asked="instruction", answered="output")
+    notes = {**found.notes, **({"further instances": len(others)} if others else {})}
+    return found._replace(used=found.used | {"instances"}, notes=notes)
 
 
 def _from_texts(value: dict[str, Any], options: Options) -> _Found:
@@ -270,14 +286,11 @@ def _role(turn: Any) -> str:
 
 
 def _by_speaker(text: str) -> list[dict[str, str]]:
-    """The turns of a text that says "Human:" and "Assistant:" in front of each."""
-    pieces = _SPOKEN.split(text)[1:]
-    if not pieces:
+    """The turns of a preference pair's text that says "Human:" and "Assistant:" in front of each."""
+    turns = transcripts.turns_of(text)
+    if not turns:
         raise Unusable("schema", "chosen is a text without a question; expected prompt beside it, or turns")
-    return [
-        {"role": _SPEAKERS.get(role.lower(), role), "content": said.replace("<|endoftext|>", "")}
-        for role, said in zip(pieces[::2], pieces[1::2], strict=True)
-    ]
+    return turns
 
 
 def _from_pair(value: dict[str, Any], options: Options, *, asked: str, answered: str) -> _Found:

@@ -43,7 +43,7 @@ NOTES = ("annotation", "annotations", "metadata", "meta", "review", "evaluation"
 FALSE = ("false", "undesirable", "bad", "thumbs_down", "thumbs down", "thumbsdown", "down", "dislike", "👎",
          "thumbs-down", "disliked", "downvote", "downvoted", "not helpful", "unhelpful", "싫어요")  # fmt: skip
 CARRIED = ("language", "topic")
-KNOWN = frozenset(name for pair in PAIRS for name in pair) | {*TURNS, "chosen", "chat", "data"}
+KNOWN = frozenset(name for pair in PAIRS for name in pair) | {*TURNS, "chosen", "chat", "text", "data"}
 ALWAYS_USED = frozenset((*LABELS, *CARRIED))
 SHAPES = (
     "instruction, input, output; or prompt and completion, question and answer, messages, conversations, "

@@ -1,0 +1,64 @@
+"""A whole dialogue in one text, already in a prompt or chat template → its turns, as messages."""
+
+import re
+from collections.abc import Iterator
+
+Turns = list[dict[str, str]]
+
+# how each template opens a turn and names who speaks; what stands in front of the first is the template's own
+_CHATML = re.compile(r"<\|im_start\|>\s*(\w+)\n")
+_LLAMA_3 = re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\s*")
+_GEMMA = re.compile(r"<start_of_turn>(\w+)\n")
+_HEADINGS = re.compile(
+    r"#{2,4} ?(Human|User|Assistant|System|Instruction|Input|Context|Response|Question|Answer|Output|"
+    r"질문|답변|답|명령어|명령|지시문?|입력|응답|출력)\s*:",
+    re.IGNORECASE,
+)
+_NAMES = re.compile(r"(?:\A|\n+)\s*(Human|User|USER|Assistant|ASSISTANT|FUNCTION RESPONSE): ?")
+_INST = re.compile(r"(\[/?INST\])")
+_SYSTEM = re.compile(r"<<SYS>>(.*?)<</SYS>>", re.DOTALL)
+_ENDS = re.compile(r"<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end_?of_?text\|>|<\|begin_of_text\|>|</?s>|<bos>|<eos>")
+_ROLES = {
+    "human": "user", "instruction": "user", "question": "user", "질문": "user", "명령어": "user", "명령": "user", "지시": "user",
+    "지시문": "user", "input": "input", "context": "input", "입력": "input", "response": "assistant", "answer": "assistant",
+    "output": "assistant", "답변": "assistant", "답": "assistant", "응답": "assistant", "출력": "assistant", "model": "assistant",
+    "function response": "tool",
+}  # fmt: skip
+
+
+def turns_of(text: str) -> Turns:
+    """The turns of a dialogue that a template wrote: ChatML, Llama 2 and 3, Gemma, `### Human:` and `### Instruction:` with their
+    like, or names in front. [] where the text is none."""
+    if "[INST]" in text:
+        return _of_llama_2(text)
+    for opening in (_CHATML, _LLAMA_3, _GEMMA, _HEADINGS, _NAMES):
+        if turns := _opened_by(opening, text):
+            return turns
+    return []
+
+
+def _opened_by(opening: re.Pattern[str], text: str) -> Turns:
+    pieces = opening.split(text)[1:]
+    turns: Turns = []
+    for name, said in zip(pieces[::2], pieces[1::2], strict=True):
+        role, content = _ROLES.get(name.lower(), name.lower()), _ENDS.sub("", said).strip()
+        if role == "input" and turns and turns[-1]["role"] == "user":  # what an instruction is about
+            turns[-1]["content"] += f"\n{content}" if content else ""
+        else:
+            turns.append({"role": "user" if role == "input" else role, "content": content})
+    return turns if any(turn["role"] == "assistant" for turn in turns) else []
+
+
+def _of_llama_2(text: str) -> Turns:
+    return [turn for turn in _inside_inst(text) if turn["content"]]
+
+
+def _inside_inst(text: str) -> Iterator[dict[str, str]]:
+    _, *pieces = _INST.split(text)
+    for mark, said in zip(pieces[::2], pieces[1::2], strict=True):
+        if mark == "[/INST]":
+            yield {"role": "assistant", "content": _ENDS.sub("", said).strip()}
+            continue
+        if system := _SYSTEM.search(said):
+            yield {"role": "system", "content": system[1].strip()}
+        yield {"role": "user", "content": _SYSTEM.sub("", said).strip()}
