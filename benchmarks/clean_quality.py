@@ -80,13 +80,20 @@ def _judged(
     cluster = clusters[row["id"]]
     found = fate["reason"] if fate else "keep"
     expected = "duplicate" if row["label"] in DUPLICATES else row["label"]
-    if found in DUPLICATES:
+    twin = ids.get(fate["twin"], "") if fate and found in DUPLICATES else ""
+    if twin and _set_of(twin) != _set_of(row["id"]):  # two readers who wrote the same: neither could know
+        found = expected
+    elif found in DUPLICATES:
         # of a cluster any one may stay, so that of two duplicates the original may be the one that goes
-        of_its_own = fate is not None and clusters.get(ids.get(fate["twin"], "")) == cluster
+        of_its_own = clusters.get(twin) == cluster
         found = expected if of_its_own and expected == "keep" else "duplicate"
     elif expected == "duplicate" and found == "keep" and staying[cluster] == 1:
         found = "duplicate"
     return Judged(row, expected, found, (fate or {}).get("detail") or "")
+
+
+def _set_of(name: str) -> str:
+    return name.rsplit("-", 1)[0]
 
 
 def scores(judged: Sequence[Judged], rule: str) -> dict[str, Any]:

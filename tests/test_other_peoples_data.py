@@ -42,6 +42,60 @@ def kept(result: CleaningResult, source: str = "mine") -> list[dict[str, Any]]:
     return [row for row in examples(result) if row["source"] == source]
 
 
+# --- what is wrong with an answer, in whatever words
+
+
+@pytest.mark.parametrize(
+    ("reason", "value"),
+    [
+        ("prompt_echo", asked("Describe the nest of a heron in winter.", "The heron's winter nest.")),
+        ("prompt_echo", asked("Name three birds that dive for their food.", "Three birds that dive for their food.")),
+        ("prompt_echo", asked("Tell me about the call of the heron.", "The call of the heron.")),
+        ("prompt_echo", asked("왜 왜가리는 서서 자나요?", "왜가리는 왜 서서 자나요?")),
+        ("prompt_echo", asked("물가에 사는 새 세 가지를 소개해 주세요.", "네, 물가에 사는 새 세 가지를 소개해 드리겠습니다.")),
+        ("prompt_echo", asked("Find a synonym.", "shallow", "shallow")),
+        ("prompt_echo", asked("Give this note a title.", f"{FISH} {CRABS}", f"{FISH} {CRABS}")),
+        ("refusal", asked("Write a song about my neighbour's weight.", "I'm sorry, but I can't write songs that mock a body.")),
+        ("refusal", asked("Tell me a tale.", "This response could not be generated, as it may violate our content policy.")),
+        ("refusal", asked("왜가리 흉내를 내 봐.", "그 부분은 제가 아직 배우지 못했어요. 다른 걸 물어봐 주세요.")),
+        ("placeholder", asked("Invite the club to the pond.", "Meet at <time> by the pond; [the route goes here].")),
+        ("placeholder", asked("인사말을 써 줘.", "[계절]의 바람이 부는 __월 __일, 물가에서 만나요.")),
+        ("personal_data", asked("Where do I send it?", "To hkr.otterby71 [at] outlook [dot] com, please.")),
+        ("personal_data", asked("Who has the key?", "Call the warden on +91 98417 30652.")),
+        ("personal_data", asked("제 주민등록번호는 820317-2046814예요. 무슨 뜻인가요?", "뒤의 첫 자리는 성별입니다.")),
+        ("wrong_language", asked("How many legs has a spider?", "La araña tiene ocho patas.")),
+        ("wrong_language", asked("태국 여행에서 볼 만한 새를 알려 줘.", "นกกระสาและนกยางอยู่ตามทุ่งนา ตื่นแต่เช้าแล้วจะได้เห็น")),
+        ("repetition", asked("Three causes?", "".join(f"**{i}**\nThe water is too cold for what they eat.\n" for i in "ABCD"))),
+        ("repetition", asked("The root of 2?", "1.41421 " * 14)),
+        ("encoding", asked("What is in it?", "-Â 200 g flour\n-Â two eggs")),
+    ],
+)  # fmt: skip
+def test_bad_answers_are_found_in_other_words(data: DataRoot, reason: str, value: dict[str, Any]) -> None:
+    assert verdicts(data, value) == [reason]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        asked("What is the capital of New Zealand?", "The capital of New Zealand is Wellington."),
+        asked("Is a heron larger than an egret?", "A heron is larger than an egret."),
+        asked("Convert the line to title case.", "A Heron in the Reeds", "a heron in the reeds"),
+        asked("Write this in other words, if needed.", "The heron waits for a fish.", "The heron waits for a fish."),
+        asked("Which colour is best?", "As a program I don't have a favourite, but blue is what most people name in surveys."),
+        asked("Can you book me a boat?", "I can't book it myself, but here is how to: call the harbour and say how many you are."),
+        asked("한국어로 번역하세요.", "[이름]님, [날짜]에 만나요.", "Dear [name], see you on [date]."),
+        asked("'같이'는 어떻게 읽어?", "[가치]로 읽습니다."),
+        asked("Correct it: Je suis allé à le lac avec mes amis.", "Je suis allé au lac avec mes amis."),
+        asked("List five towns with odd letters.", "Tromsø, Ålesund, Ærøskøbing, Þingvellir, Skellefteå"),
+        asked("How do you count to three in Japanese?", "一 (ichi), 二 (ni), 三 (san)"),
+        asked("Write 'I will not shout at the heron' twice.", "I will not shout at the heron.\nI will not shout at the heron."),
+        asked("Give an example of a function call as JSON.", '{"name": "add", "arguments": {"a": 1, "b": 2}}'),
+    ],
+)  # fmt: skip
+def test_good_answers_that_look_bad_are_kept(data: DataRoot, value: dict[str, Any]) -> None:
+    assert verdicts(data, value) == ["accepted"]
+
+
 # --- code, short answers, templates, translations
 
 
@@ -176,6 +230,23 @@ def test_an_answer_labelled_bad_is_not_learned(data: DataRoot, bad: Any) -> None
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"reaction": "👎"},
+        {"quality": "bad"},
+        {"annotation": {"label": "rejected"}},
+        {"metadata": {"is_correct": False}},
+    ],
+)
+def test_a_reviewer_may_say_so_under_other_names(data: DataRoot, told: dict[str, Any]) -> None:
+    good = {"label": "rejected", "metadata": {"is_correct": True}}  # what a classifier of loans learns
+    assert verdicts(data, {**asked(HERON, FISH), **told}, {**asked(OTTER, CRABS), **good}) == [
+        "labelled_undesirable",
+        "accepted",
+    ]
+
+
 def test_a_zero_is_bad_only_in_a_file_whose_labels_are_zero_and_one(data: DataRoot) -> None:
     questions = ["What is a heron?", "Where do newts sleep?", "Why do otters dive?"]
     values = [{"prompt": q, "completion": f"{q} {FISH[i * 9 :]} {i}"} for i, q in enumerate(questions)]
@@ -276,6 +347,25 @@ def test_content_in_parts_is_text(data: DataRoot, name: str) -> None:
         {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, BOT]},
         {"instruction": "<video>What sport is it?", "output": "Tennis.", "videos": ["a.mp4"]},
         {"instruction": "What do you see in this picture?", "output": "A heron."},
+        {"instruction": "In the figure, how long is the side marked x?", "output": "Ten."},
+        {
+            "instruction": "What is wrong with the circuit?",
+            "input": "![photo](photo.png)",
+            "output": "R2 is across the battery.",
+        },
+        {
+            "contents": [
+                {"role": "user", "parts": [{"fileData": {"fileUri": "a.mp3"}}, {"text": "Sum it up."}]},
+                {"role": "model", "parts": [{"text": FISH}]},
+            ]
+        },
+        {
+            "conversations": [
+                {"from": "human", "value": "I just uploaded a painting. What style is it?"},
+                {"from": "gpt", "value": FISH},
+            ]
+            * 2
+        },
     ],
 )
 def test_what_needs_eyes_or_ears_is_not_text(data: DataRoot, value: dict[str, Any]) -> None:
@@ -288,6 +378,54 @@ def test_talk_of_pictures_is_text(data: DataRoot) -> None:
         "Write a prompt for an image generator: a heron at dawn.", "A heron in the mist, soft light, wide angle."
     )
     assert verdicts(data, {**svg, "images": []}, prompt) == ["accepted", "accepted"]
+
+
+TRANSCRIPTS = [
+    f"<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\n{HERON}<|im_end|>\n<|im_start|>assistant\n{FISH}<|im_end|>\n",
+    f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{HERON}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{FISH}<|eot_id|>",
+    f"<bos><start_of_turn>user\n{HERON}<end_of_turn>\n<start_of_turn>model\n{FISH}<end_of_turn>\n",
+    f"<s>[INST] <<SYS>>\nBe short.\n<</SYS>>\n\n{HERON} [/INST] {FISH} </s>",
+    f"### Human: {HERON}### Assistant: {FISH}",
+    f"Below is an instruction.\n\n### Instruction:\n{HERON}\n\n### Response:\n{FISH}",
+    f"### 질문: {HERON}\n\n### 답변: {FISH}",
+    f"Human: {HERON}\n\nAssistant: {FISH}",
+]
+
+
+@pytest.mark.parametrize("text", TRANSCRIPTS)
+def test_a_dialogue_in_one_text_is_turns(data: DataRoot, text: str) -> None:
+    (row,) = kept(cleaned(data, {"text": text}))
+    assert (row["instruction"], row["output"]) == (HERON, FISH)
+    assert row["messages"] is None or [turn["role"] for turn in json.loads(row["messages"])] == [
+        "system",
+        "user",
+        "assistant",
+    ]
+
+
+def test_a_dialogue_in_one_text_may_have_an_input_and_more_turns(data: DataRoot) -> None:
+    given = f"### Instruction:\nSum it up.\n### Input:\n{FISH}\n### Response:\nFish and mice."
+    longer = f"### Human: {HERON}### Assistant: {FISH}### Human: {OTTER}### Assistant: {CRABS}"
+    short, long = sorted(kept(cleaned(data, {"text": given}, {"text": longer})), key=lambda row: len(row["output"]))
+    assert (short["instruction"], short["output"]) == (f"Sum it up.\n{FISH}", "Fish and mice.")
+    assert [turn["content"] for turn in json.loads(long["messages"])] == [HERON, FISH, OTTER, CRABS]
+
+
+@pytest.mark.parametrize(
+    "text", ["A heron stands in the reeds.", "### Notes: nothing", "[INST] ", "<|im_start|>user\nHi", ""]
+)
+def test_a_text_without_an_answer_is_no_dialogue(data: DataRoot, text: str) -> None:
+    assert verdicts(data, {"text": text}) == ["schema"]
+
+
+def test_of_several_instances_the_first_is_used_and_the_others_counted(data: DataRoot) -> None:
+    value = {
+        "instruction": "Sum it up.",
+        "instances": [{"input": FISH, "output": "Fish."}, {"input": CRABS, "output": "Crabs."}],
+    }
+    result = cleaned(data, value)
+    assert [(row["input"], row["output"]) for row in kept(result)] == [(FISH, "Fish.")]
+    assert result.notes["mine"] == {"further instances": 1}
 
 
 def test_history_and_system_are_turns(data: DataRoot) -> None:
@@ -578,9 +716,5 @@ def test_the_labelled_records_are_judged_as_by_hand() -> None:
         found = clean_quality.scores(judged, rule)
         wrong = [each.record["id"] for each in clean_quality.by_rule(judged).get(rule, [])]
         assert found["positives"] >= 40, rule
-        assert found["precision"] >= 0.95 and found["recall"] >= LEAST_RECALL.get(rule, 0.95), (found, wrong)
-    assert clean_quality.good_dropped(judged)["dropped_share"] <= 0.01
-
-
-# formats and wordings that nobody could list: what is missed there is known and stated (benchmarks/labelled/README.md)
-LEAST_RECALL = {"tool_calls": 0.9, "refusal": 0.93, "prompt_echo": 0.93}
+        assert found["precision"] >= 0.95 and found["recall"] >= 0.95, (found, wrong)
+    assert clean_quality.good_dropped(judged)["dropped_share"] <= 0.005

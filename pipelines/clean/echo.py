@@ -49,7 +49,8 @@ _LEADS_ON = re.compile(
     r"\S[:：]\s*\n*\s*(?:```|`|\$|[\[({<\\/^]|\d)|\n\s*(?:```|\||<)"
 )  # to a formula, a pattern, code: that is the answer
 _MUST_CHANGE = re.compile(  # so that what was given is no answer, however short it is
-    r"\bantonym|\bopposite|\bsynonym|\bpassive|\b(?:past|present|future) tense|\brephras|\bparaphras|\brewrit|반대말|"
+    r"\bantonym|\bopposite|\bsynonym|\bpassive|\b(?:past|present|future) tense|\brephras|\bparaphras|\brewrit|"
+    r"\bin other words|반대말|"
     r"반의어|유의어|비슷한말",
     re.IGNORECASE,
 )
@@ -167,7 +168,7 @@ def _is_again(told: str, answer: str, task: str, max_share: float) -> bool:
         return _alike(told, asked, most_new=1, least=ALIKE_QUESTIONS)
     if GIVES_BACK.search(task) or QUOTED.search(task) or ":" in task:  # what it gives back may be the answer
         return False
-    return _alike(told, asked)
+    return not _YES_OR_NO.match(task) and _alike(told, asked)
 
 
 def _holds_the_same_words(answer: str, task: str, *, most_other: float = 0.0) -> bool:
@@ -239,6 +240,9 @@ _WANTS_A_QUESTION = re.compile(
 LEAST_WORDS = 3
 _LABEL_IN = re.compile(
     r"^\W*(?:Q|A|question|answer|instruction|response|질문|답변|답)\s*[:：]", re.IGNORECASE | re.MULTILINE
+)
+_YES_OR_NO = re.compile(
+    r"\W*(?:is|are|was|were|do|does|did|has|have|had|will|would|should|can|could) (?!you)", re.IGNORECASE
 )
 _MAY_BE_THE_ANSWER = re.compile(
     r"\A\W*(?:is|are|was|were|do|does|did|has|have|had|will|would|should|may|might|can (?!you)|could (?!you)|in|use|"
@@ -345,7 +349,7 @@ def _is_input_again(exchange: Exchange, answer: str, task: str, given: str) -> b
         return False
     if answer.strip() == given.strip() and _MUST_CHANGE.search(task) and not _IF_NEEDED.search(task):
         return True
-    if len(plain(given)) < LEAST_CHARS:
+    if len(plain(given)) < LEAST_CHARS or _IF_NEEDED.search(task):
         return False
     if given.strip().endswith("?") and not re.search(
         r"translat|rewrit|rephras|paraphras|correct|번역|고쳐|바꿔", task, re.IGNORECASE

@@ -105,7 +105,7 @@ _ASKED_FOR = re.compile(
     r"\bgeneric\b|\bcontract\b|\bagreement\b|\binvoice\b|\bmock-?up|\bfiller\b|\bdummy\b|\bvariables?\b|\bwireframe|"
     r"\blorem\b|\bmerge fields?|"
     r"\bformat\b|\bbrackets?\b|\btokens?\b|템플릿|양식|서식|빈칸|빈 칸|초안|틀을|틀로|틀 |채워 ?(?:넣|쓸)|비워|"
-    r"발음|자리 ?표시|예시 문구|(?<!연)설문|퀴즈|문제를|"
+    r"발음|읽[어는나을]|자리 ?표시|예시 문구|(?<!연)설문|퀴즈|문제를|"
     r"계약서|견적서|청구서|이력서 틀|로렘|입숨",
     re.IGNORECASE,
 )
@@ -134,7 +134,7 @@ def judge(exchange: Exchange, *, allowed: int) -> str | None:
     if given:
         known = set(map(_bare, given))
         found = [hole for hole in found if _bare(hole) not in known]
-        if len(found) <= len(known) and _GIVES_THEM_BACK.search(exchange.question):
+        if len(set(found)) <= len(known) and _GIVES_THEM_BACK.search(exchange.question):
             return None  # the same ones in another language
     if len(found) > allowed:
         return f"{len(found)} places to be filled in, the first is {found[0]}"

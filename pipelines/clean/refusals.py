@@ -260,8 +260,9 @@ _FILLER = re.compile(
 _GOES_ON = re.compile(
     r"\b(?:but|however|instead|still|nevertheless|that said)\b,? (?:here|I can|you can|a |an |the |some |there|"
     r"generally|in general|based|if|it|many|most|one|let)"
-    r"|, but (?!I\b|if\b|as\b|my\b|this\b|that\b|unfortunately\b|please\b|it(?:'|’)?s?\b)[^.!?\n]{60,}|\bhere (?:is|"
-    r"are)\b|\bhere(?:'|’)s\b|(?:없지만|않지만|못하지만|어렵지만|다만|대신|하지만)[^.!?\n]{10,}",
+    r"|, but (?!I\b|there is no|this is|if\b|as\b|my\b|this\b|that\b|unfortunately\b|please\b|it(?:'|"
+    r"’)?s?\b)[^.!?\n]{35,}|\bhere (?:is|"
+    r"are)\b|\bhere(?:'|’)s\b|(?:없지만|않지만|못하지만|어렵지만|다만|대신|(?<!죄송)(?<!미안)하지만)[^.!?\n]{10,}",
     re.IGNORECASE,
 )
 _DECLINES = re.compile(
@@ -277,6 +278,7 @@ _DECLINES = re.compile(
 )
 DECLINED_CHARS = 700  # an answer that leads up to its refusal
 SHORT_CHARS = 420  # an answer that only refuses is hardly longer
+TURN_CHARS = 40  # behind a but: here the answer turns to the work
 REST_CHARS = 100  # of substance beside the refusal, and it does the work after all
 SERMON_CHARS = 300  # behind an outright one there may be as much about why
 
@@ -355,7 +357,9 @@ def goes_on(answer: str) -> bool:
         refuses = STRONG.search(sentence) or KOREAN.search(sentence) or APOLOGY.search(sentence)
         if refuses:
             after = _GOES_ON.search(sentence)
-            rest += len(sentence) - after.start() if after and not _FILLER.search(sentence[after.start() :]) else 0
+            said = sentence[after.start() :] if after else ""
+            if len(said) >= TURN_CHARS and not any(each.search(said) for each in (_FILLER, STRONG, KOREAN, _NOT_GIVEN)):
+                return True
         elif not _FILLER.search(sentence):
             rest += len(sentence) * (
                 2 if re.search("[가-힣]", sentence) else 1
