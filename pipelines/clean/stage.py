@@ -36,8 +36,8 @@ COLUMNS = pa.schema(
         ("record", pa.string()),
     ]
 )  # fmt: skip
-FOLLOWING = ("asked", "said", "normalized", "compared", "answer_chars", "longest_turn", "repeated_share")
-HASHED = tuple(name for name in COLUMNS.names if name not in ("n", "content_hash", *FOLLOWING))
+# what the other columns follow from, with the names of `columns`
+HASHED = ("source", "provider", "model", "topic", "language", "call_key", "fixed_side", "problem", "damaged", "record")
 BATCH_RECORDS = 4000
 BATCH_CHARS = 8_000_000
 TEXTS = ("instruction", "input", "output")
@@ -121,8 +121,10 @@ def _row(raw: RawRecord, staged: Staged) -> Row:
         "numbered_label": binary_label(raw.value, raw.columns), "verdict": None, "problem": None, "damaged": False, **fields,
     }  # fmt: skip
     row["record"] = _as_it_came(raw.value)
-    # over every column that others do not follow from, so that records of equal hash differ in nothing and their order cannot show
-    content = "\x1f".join(["\x1e" if value is None else str(value) for value in map(row.get, HASHED)])
+    # of two records of equal hash every column is the same, so that their order cannot show
+    content = "\x1f".join(["\x1e" if value is None else str(value) for value in map(row.get, HASHED)]) + str(
+        raw.columns or ""
+    )
     row["content_hash"] = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
     return row
 
@@ -161,7 +163,8 @@ def _plain_fields(fields: Mapping[str, Any]) -> Row:
     whole = "\n".join(texts.values())
     if storable(whole) != whole:
         return _validated(fields)
-    texts = {name: unicodedata.normalize("NFC", text) for name, text in texts.items()}
+    if not whole.isascii():
+        texts = {name: unicodedata.normalize("NFC", text) for name, text in texts.items()}
     return {**texts, **_derived(texts, ())}
 
 
@@ -233,10 +236,11 @@ def _folded(text: str) -> str:
 
 def storable(text: str) -> str:
     """`text` without what UTF-8 or DuckDB cannot hold: lone surrogates and NUL."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode("utf-8", errors="replace").decode("utf-8")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = text.encode("utf-8", errors="replace").decode("utf-8")
     return text.replace("\0", "\ufffd")
 
 

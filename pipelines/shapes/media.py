@@ -59,9 +59,10 @@ _UPLOADED = re.compile(
     re.IGNORECASE,
 )
 _WORDS = (
-    "icture", "mage", "hoto", "creenshot", "rawing", "hart", "raph", "iagram", "ideo", "clip", "ecording", "udio",
-    "ainting", "igure", "ketch", " scan", "사진", "그림", "이미지", "영상", "스크린샷", "그래프", "도표", "음성", "peech",
+    "icture", "mage", "hoto", "creenshot", "rawing", "hart", "raph", "iagram", "ideo", "clip", "ecording", "udio", "peech",
+    "ainting", "igure", "ketch", " scan", " map",
 )  # fmt: skip
+_KOREAN_WORDS = ("사진", "그림", "이미지", "영상", "스크린샷", "그래프", "도표", "음성", "오디오")  # fmt: skip
 _LONG = 400  # characters: a prompt longer than that describes what it speaks of
 
 
@@ -91,7 +92,7 @@ def mark_in(text: str) -> str | None:
 
 def may_point(text: str) -> bool:
     """Whether a text holds a word without which no question points at a picture."""
-    return any(map(text.__contains__, _WORDS))
+    return any(map(text.__contains__, _WORDS)) or (not text.isascii() and any(map(text.__contains__, _KOREAN_WORDS)))
 
 
 def pointed_at(text: str) -> str | None:

@@ -20,7 +20,7 @@ def plain_pair(value: dict[Any, Any]) -> Mapped | None:
         return None
     if _may_say_more(asked, given, answer):
         return None
-    fields = {name: value[name] for name in _PLAIN if name in value}
+    fields = value if _PLAIN.issuperset(value) else {name: value[name] for name in _PLAIN if name in value}
     shape = "instruction/input/output" if "input" in value else "instruction/output"
     plain = "language" not in fields and "topic" not in fields
     if len(fields) == len(value):
@@ -34,16 +34,22 @@ def plain_pair(value: dict[Any, Any]) -> Mapped | None:
 
 def _may_say_more(asked: str, given: str, answer: str) -> bool:
     """Whether texts hold a sign without which they hold no mark of a picture, of a call or of reasoning. Asked of every record."""
-    if "<" in asked or "<" in given or "<" in answer or "[I" in asked or "data:" in asked or "think>" in answer:
-        return True
+    # a sign first: that it is missing is told many times as fast as that a word is
     if (
-        "Action" in answer
-        or "Code:" in answer
-        or "행동" in answer
-        or ") →" in answer
-        or ") ->" in answer
-        or answer[:1] in "[{ \n"
+        "<" in asked
+        or "<" in given
+        or "<" in answer
+        or "[I" in asked
+        or "![" in asked
+        or "![" in given
+        or "data:" in asked
     ):
+        return True
+    if ">" in answer and ("think>" in answer or ") ->" in answer):
+        return True
+    if (":" in answer and ("Action" in answer or "Code:" in answer or "행동" in answer)) or ") →" in answer:
+        return True
+    if answer[:1] in "[{ \n":
         return True
     named = 0 < len(given) <= 12 or "." in given[-5:-2]  # a word for no input, the name of a file
     return named or media.may_point(f"{asked}\n{given}" if given else asked)
