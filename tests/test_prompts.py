@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import AddedToken
 
 from pipelines.train import checks
 from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
@@ -114,6 +115,60 @@ def test_a_system_prompt_that_the_template_refuses_goes_to_the_head_of_the_first
     assert learned_text(form, form.tokenize(told)) == "Larkin.<|im_end|>Strout.<|im_end|>"
     plain = PromptFormat(tiny_tokenizer(), "chat")
     assert "<|im_start|>system\nBe brief." in plain.tokenizer.decode(plain.prompt(told))
+
+
+def written(before: str, after: str) -> str:
+    """A template of ChatML's turns that writes `before` in front of the last answer and `after` behind every one."""
+    return (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'assistant' %}<|im_start|>assistant\n"
+        f"{{% if loop.last %}}{before}{{% endif %}}{{{{ message['content'] }}}}{after}\n"
+        "{% else %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "end"),
+    [
+        pytest.param(
+            "<think>\n\n</think>\n\n", "<|im_end|>", "<|im_end|>", id="an empty think block in front of the last answer"
+        ),
+        pytest.param(" ", " <|im_end|>", "<|im_end|>", id="a space before and behind the answer"),
+        pytest.param("", "<end_of_turn>", "<end_of_turn>", id="an end without a named role"),
+        pytest.param("<think>\n\n</think>\n\n", "<end_of_turn>", "<end_of_turn>", id="both"),
+        pytest.param("", "", "<|im_end|>", id="nothing behind the answer: EOS"),
+    ],
+)
+def test_the_end_is_what_stands_behind_an_answer_however_it_is_shown(before: str, after: str, end: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<end_of_turn>", special=True)])
+    assert tokenizer.convert_tokens_to_ids("<end_of_turn>") not in tokenizer.all_special_ids
+    tokenizer.chat_template = written(before, after)
+    form = PromptFormat(tokenizer, "chat")
+    assert tokenizer.decode([form.end_of_answer]) == end
+    assert learned_text(form, form.tokenize(RECORD)) == RECORD["output"] + end
+    assert form.end_of_answer in form.stop_tokens
+
+
+def test_an_end_that_stops_no_generation_is_refused_unless_the_models_record_names_it() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<end_of_turn>", special=True)])
+    tokenizer.chat_template = written("", "<end_of_turn>")
+    form, end = PromptFormat(tokenizer, "chat"), tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    checks.end_stops_generation(form, [end, 0], {})
+    checks.end_stops_generation(form, end, {})
+    checks.end_stops_generation(form, None, {"end": "<end_of_turn>"})
+    for stops in (None, 0, [0]):
+        with pytest.raises(ValueError, match=r"ends an answer in '<end_of_turn>', generation stops at '<\|im_end\|>'"):
+            checks.end_stops_generation(form, stops, {})
+
+
+def test_a_template_that_hides_the_answer_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = written("", "<|im_end|>").replace("['content']", "['content'] | lower")
+    with pytest.raises(ValueError, match="does not show the answer as it was written"):
+        PromptFormat(tokenizer, "chat").tokenize(RECORD)
 
 
 def test_white_space_around_turns_is_no_part_of_them() -> None:

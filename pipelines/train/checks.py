@@ -22,6 +22,22 @@ def tokenizer_is_as_recorded(form: PromptFormat, record: Mapping[str, str | None
             )
 
 
+def end_stops_generation(
+    form: PromptFormat, stops: int | Sequence[int] | None, record: Mapping[str, str | None]
+) -> None:
+    """Raises ValueError where neither the tokenizer's EOS, nor the generation configuration's `stops`, nor the model's record names
+    the token that the chat template puts behind an answer: a model that learned to end in it would not be stopped by it."""
+    end, eos = form.end_of_answer, form.tokenizer.eos_token_id
+    known = {eos, *([stops] if isinstance(stops, int) else stops or ())}
+    if end in known or record.get("end") == form.tokenizer.decode([end]):
+        return
+    others = ", ".join(repr(form.tokenizer.decode([token])) for token in sorted(known))
+    raise ValueError(
+        f"the chat template ends an answer in {form.tokenizer.decode([end])!r}, generation stops at {others}: if the template is "
+        f"right, say end: {form.tokenizer.decode([end])!r} of the model in experiments.yaml; else use prompt: alpaca"
+    )
+
+
 def tokens_are_sound(train: Sequence[Tokenized], held_out: Sequence[Tokenized], form: PromptFormat) -> None:
     """Raises ValueError with the record's id: nothing left, a BOS missing or doubled, an end that is not learned, a label that
     is not the token at its place."""

@@ -130,7 +130,9 @@ def tokenize(worker: Worker, loaded: Loaded) -> Tokens:
     held_out = [form.tokenize(record) for record in selected.eval]
     held_out = [example for example in held_out if len(example) <= limit]
     worker.measure(truncated_share=1 - len(fitting) / len(train))
-    checks.tokenizer_is_as_recorded(form, spec.get("tokens") or {})
+    recorded = spec.get("tokens") or {}
+    checks.tokenizer_is_as_recorded(form, recorded)
+    checks.end_stops_generation(form, loaded.model.generation_config.eos_token_id, recorded)
     checks.tokens_are_sound(fitting, held_out, form)
     checks.labels_are_the_answers(selected.train[:CHECKED], form)
     return Tokens(fitting, held_out)

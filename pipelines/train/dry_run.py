@@ -32,6 +32,9 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     form = PromptFormat(loading.load_tokenizer(folder), recipe["prompt"])
     limit = longest(recipe["max_length"], AutoConfig.from_pretrained(folder))
     train, held_out = (_first(form, records, limit) for records in (selected.train, selected.eval))
+    named = stage.experiments.model(key.model)
+    recorded = {"bos": named.bos, "end": named.end}
+    checks.tokenizer_is_as_recorded(form, recorded)
     checks.tokens_are_sound(train, held_out, form)
     (example,) = train
     yield f"{key}: example {example.example_id}, {len(example)} tokens, {example.learned} of them learned"
@@ -41,6 +44,7 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     )
     yield f"end: {form.tokenizer.decode([example.labels[-1]])!r} is learned as the answer's end"
     model = loading.load_model(folder, recipe)
+    checks.end_stops_generation(form, model.generation_config.eos_token_id, recorded)
     model = loading.add_adapter(model, recipe) if recipe["kind"] == "lora" else model
     model.eval()
     with torch.no_grad(), head_on_positions(model) as wanted:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -41,6 +42,8 @@ class Tokenized:
 
 
 IGNORE = -100
+MARKER = "ANSWERED7F3A"
+MARKED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARKER}]
 Shots = Sequence[Mapping[str, Any]]
 
 
@@ -124,8 +127,7 @@ class PromptFormat:
             asked = self._render(messages[:i], ask=True)
             if not asked.startswith(done):
                 raise ValueError("the chat template rewrites earlier turns, so their tokens cannot be told apart")
-            answered = asked + message["content"]
-            end = self._end_of_turn(self._render(messages[: i + 1], ask=False).removeprefix(answered))
+            answered, end = asked + message["content"], self.end_of_answer
             segments += [Segment(asked.removeprefix(done)), Segment(message["content"], end, not is_learned(message))]
             done = answered + self.tokenizer.decode([end])
         shown = 2 * sum(message["role"] == "assistant" for message in with_shots([], shots))
@@ -141,21 +143,34 @@ class PromptFormat:
     def _tokens(self, segment: Segment) -> list[int]:
         return self._ids(segment.text) + ([] if segment.end is None else [segment.end])
 
-    def _end_of_turn(self, after_the_answer: str) -> int:
-        """The token that the template puts after an answer: EOS for most, <end_of_turn> for Gemma."""
-        tokens = self._ids(after_the_answer)
-        return tokens[0] if tokens and tokens[0] in self.tokenizer.all_special_ids else self.tokenizer.eos_token_id
-
     @property
     def stop_tokens(self) -> list[int]:
         """The tokens that end an answer: the one that training teaches, and EOS."""
         return sorted({self.end_of_answer, self.tokenizer.eos_token_id})
 
-    @property
+    @cached_property
     def end_of_answer(self) -> int:
-        """The token that training teaches to end an answer with."""
-        record = {"instruction": "a", "input": "", "output": "b"}
-        return next(segment.end for segment in self._segments(record) if segment.end is not None)
+        """The token that training teaches to end an answer with: what the template writes behind one (<end_of_turn> for Gemma), EOS
+        where it writes no special token there.
+
+        It is looked for behind a marker, since some templates put something in front of the last answer (an empty think block, a
+        space), so that the whole does not begin with what was asked.
+        """
+        if self.style == "alpaca":
+            return self.tokenizer.eos_token_id
+        _, found, after = self._render(MARKED, ask=False).rpartition(MARKER)
+        if not found:
+            raise ValueError(
+                "the chat template does not show the answer as it was written; prompt: alpaca asks without a template"
+            )
+        tokens = self._ids(after.lstrip())
+        return tokens[0] if tokens and tokens[0] in self._special_ids else self.tokenizer.eos_token_id
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        """Every special token, also those without a named role, which `all_special_ids` leaves out."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {*self.tokenizer.all_special_ids, *(token for token, held in added if held.special)}
 
     def _render(self, messages: list[dict[str, str]], *, ask: bool) -> str:
         """A template that refuses system prompts (Gemma's) gets them at the head of the first question."""
