@@ -1,5 +1,7 @@
 """What a cell's quality is measured with: batched answers, when they end, examples in the prompt, text scores, general texts."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,8 @@ def test_adapters_attached_mixed_in_a_batch_and_merged_say_the_same(tmp_path: Pa
     said = answering.answer(attached, prompts, 10)
     assert said != answering.answer(Speaker(tiny_model("llama"), form, RECIPE, CPU), prompts, 10)
 
+    assert serving.why_not_mixed(recipe, attached.model) is None
+    assert "DoRA" in (serving.why_not_mixed({**recipe, "dora": True}, attached.model) or "")
     mixed = serving.several_adapters(attached, tmp_path, 4)
     assert set(mixed.more["adapter_names"]) == set(serving.ADAPTERS)
     assert answering.answer(mixed, prompts, 10) == said
@@ -123,10 +127,22 @@ def test_adapters_attached_mixed_in_a_batch_and_merged_say_the_same(tmp_path: Pa
     serving.one_adapter(attached)
 
     assert serving.can_merge(recipe) and not serving.can_merge({**recipe, "quantization": "nf4"})
-    assert not serving.can_mix({**recipe, "dora": True})
     merged = serving.merged(attached)
     assert not hasattr(merged.model, "peft_config") or not isinstance(merged.model, PeftModel)
     assert answering.answer(merged, prompts, 10) == said
+
+
+@pytest.mark.parametrize(("targets", "mixes"), [(TARGETS["opt"], False), (["q_proj", "v_proj"], True)])
+def test_adapters_of_opt_mix_in_a_batch_only_beside_its_flat_layers(targets: list[str], mixes: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_model("opt"), LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")).eval()
+    speaker = Speaker(model, PromptFormat(tiny_tokenizer(), "chat"), {**RECIPE, "kind": "lora", "dora": False}, CPU)
+    reason = serving.why_not_mixed(speaker.recipe, model)
+    assert (reason is None) == mixes
+    mixed = replace(speaker, more={"adapter_names": ["default"] * 4})
+    with nullcontext() if mixes else pytest.raises(ValueError, match="adapter_names"):
+        assert len(answering.answer(mixed, asked(speaker), 3)) == 4
 
 
 # examples in the prompt

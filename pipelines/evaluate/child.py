@@ -218,7 +218,9 @@ def measure_serving(worker: Worker, speaker: Any, asked: Sequence[list[int]]) ->
     tokens, rows = settings["serving_tokens"], []
     if recipe["kind"] == "lora" and trained:
         rows += serving.measure(speaker, "attached", asked, tokens, sizes)
-        if serving.can_mix(recipe) and sizes[1:]:
+        if sizes[1:] and (reason := serving.why_not_mixed(recipe, speaker.model)):
+            worker.say(f"several adapters in one batch: not measured, {reason}")
+        elif sizes[1:]:
             mixed = serving.several_adapters(speaker, trained, sizes[1])
             rows += serving.measure(mixed, "mixed", asked, tokens, sizes[1:])
             serving.one_adapter(speaker)

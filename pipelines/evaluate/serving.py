@@ -73,9 +73,14 @@ def whole(recipe: dict[str, Any]) -> bool:
     return recipe["kind"] != "lora" or can_merge(recipe)
 
 
-def can_mix(recipe: dict[str, Any]) -> bool:
-    """PEFT mixes adapters in a batch, but not those of DoRA."""
-    return recipe["kind"] == "lora" and not recipe["dora"]
+def why_not_mixed(recipe: dict[str, Any], model: Any) -> str | None:
+    """Why several adapters cannot answer in one batch of a PEFT model, None where they can."""
+    if recipe["dora"]:
+        return "PEFT mixes no adapters of DoRA in a batch"
+    targets = model.peft_config["default"].target_modules
+    if model.config.model_type == "opt" and {"fc1", "fc2"} & set(targets):
+        return "OPT puts batch and length into one dimension before fc1 and fc2, where PEFT cannot tell the rows apart"
+    return None
 
 
 def merged(speaker: Speaker) -> Speaker:
