@@ -109,6 +109,11 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
     if name := next((name for name in ("tools", "functions", "function") if value.get(name)), None):
         raise Unusable("tool_calls", f"the field {name} declares tools, in a shape that is not known")
     _check_media(value)  # a picture and a question about it, in whatever fields
+    if isinstance(value.get("text"), str):
+        raise Unusable(
+            "schema",
+            "its text holds no turns in a known template (ChatML, Llama, Gemma, ### Human:, ### Instruction:, Human:)",
+        )
     names = ", ".join(map(str, value)) or "none"
     raise Unusable("schema", f"its fields are {names:.200}; expected {SHAPES}")
 
