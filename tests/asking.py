@@ -79,7 +79,7 @@ class Asking:
 
     def finish(self) -> GenerationResult:
         """Collect until nothing lies in a batch any more."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 600
         while True:
             result = self.generate("collect")
             if not any(one.in_batch for one in result.providers.values()) or result.stopped:

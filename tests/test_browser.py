@@ -52,8 +52,8 @@ def ui(project: TinyProject) -> Iterator[str]:
     finally:
         family = psutil.Process(server.pid).children(recursive=True)
         server.send_signal(signal.SIGINT)
-        server.wait(timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=20)
+        server.wait(timeout=600)
+        _, alive = psutil.wait_procs(family, timeout=600)
     assert not alive, alive
 
 

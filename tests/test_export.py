@@ -88,7 +88,7 @@ def test_the_packaged_model_answers_in_llama_cpps_server_as_in_transformers(tmp_
             messages = [{"role": "user", "content": text}]
             body = json.dumps({"messages": messages, "max_tokens": 16, "temperature": 0}).encode()
             request = urllib.request.Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=300) as response:
+            with urllib.request.urlopen(request, timeout=600) as response:
                 said = json.loads(response.read())["choices"][0]["message"]["content"]
             asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
             own = model.generate(**asked, max_new_tokens=16, do_sample=False)[0, asked["input_ids"].shape[1] :]

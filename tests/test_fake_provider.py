@@ -741,7 +741,7 @@ def test_as_a_program(number: signal.Signals) -> None:
     with httpx2.Client(base_url=url.removesuffix("/v1"), trust_env=False) as http:
         settings = http.get("/_behavior").json()
     process.send_signal(number)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (0, "")
     assert (settings["latency"], settings["rate"], settings["models"]) == (0.01, 20, ["m"])
     assert settings["faults"] == {"refusal": 1.0} and settings["rate_headers"] is False

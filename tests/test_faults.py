@@ -88,7 +88,7 @@ def test_a_killed_child_is_a_row_killed_with_what_it_had_measured(
     process, attempt = start_training(long_project, started)
     (child,) = children_of(attempt)
     child.kill()
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 3 and "SIGKILL" in stderr
     row = next(row for row in comparison_rows(long_project.stage()) if row["method"] == "lora-r8")
     assert (row["status"], row["phase"]) == ("killed", "train")
@@ -105,7 +105,7 @@ def test_kill_9_of_the_parent_leaves_no_child_and_the_next_run_trains(
     assert newest(long_project).status == "lost"  # pyright: ignore[reportOptionalMemberAccess]
     long_project.change(profiles={"local": {"training": {"epochs": 1}}})
     again = started("train", MODEL, "lora-r8")
-    again.communicate(timeout=120)
+    again.communicate(timeout=600)
     assert again.returncode == 0
     assert [a.status for a in cells.attempts(long_project.data, long_project.key("lora-r8"))] == ["lost", "ok"]
 
@@ -116,7 +116,7 @@ def test_a_cancel_leaves_no_process_and_says_killed(
 ) -> None:
     process, attempt = start_training(long_project, started)
     process.send_signal(sent)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=600)
     assert not children_of(attempt)
     assert process.returncode == 130 and "Traceback" not in stderr
     assert newest(long_project).status == "killed"  # pyright: ignore[reportOptionalMemberAccess]
@@ -127,7 +127,7 @@ def test_a_time_limit_is_a_row_timed_out(
 ) -> None:
     long_project.change(profiles={"local": {"training": {"time_limit_minutes": 0.2}}})
     process = started("train", MODEL, "lora-r8")
-    process.communicate(timeout=90)
+    process.communicate(timeout=600)
     assert process.returncode == 3
     row = next(row for row in comparison_rows(long_project.stage()) if row["method"] == "lora-r8")
     assert row["status"] == "timed_out" and "time_limit_minutes" in row["status_detail"]
@@ -144,7 +144,7 @@ def test_a_second_starter_waits_and_names_the_first(
     assert [a.status for a in cells.attempts(long_project.data, long_project.key("full"))] == ["queued"]
     assert len(children_of(attempt)) == 1
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=30)
+    first.communicate(timeout=600)
     until(lambda: cells.latest(long_project.data, long_project.key("full")).status == "running", "the second to start")  # pyright: ignore[reportOptionalMemberAccess]
 
 
@@ -158,7 +158,7 @@ def test_a_loss_that_is_no_number_is_diverged(
     stage = project.stage()
     cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
     process = started("train", MODEL, "full")
-    process.communicate(timeout=90)
+    process.communicate(timeout=600)
     assert process.returncode == 3
     attempt = cells.latest(project.data, project.key("full"))
     assert attempt is not None and attempt.status == "diverged" and "learning_rate" in attempt.result["status_detail"]
@@ -176,7 +176,7 @@ def test_a_broken_model_folder_is_failed_with_its_error(
     stage = project.stage()
     cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
     process = started("train", MODEL, "full")
-    _, stderr = process.communicate(timeout=90)
+    _, stderr = process.communicate(timeout=600)
     attempt = cells.latest(project.data, project.key("full"))
     assert process.returncode == 3 and attempt is not None
     assert (attempt.status, attempt.result["phase"]) == ("failed", "load")

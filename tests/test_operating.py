@@ -141,7 +141,7 @@ def ui(project: TinyProject) -> Iterator[str]:
         yield address
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(timeout=60)
+        server.wait(timeout=600)
 
 
 def until(found: Any, what: str, seconds: float) -> None:
@@ -156,7 +156,7 @@ def _asked(address: str, query: str, **variables: Any) -> Any:
     body = json.dumps({"query": query, "variables": variables}).encode()
     request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=600) as response:
             return json.loads(response.read())
     except OSError:
         return None

@@ -314,7 +314,7 @@ def test_a_command_ended_from_outside_is_gone_on_with(cleaned: TinyProject, sent
     process = start_cell("lora-r8")
     wait_for_step(cleaned, "lora-r8", 5, process)
     os.kill(process.pid, sent)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     first = cells.latest(cleaned.data, cleaned.key("lora-r8"))
     assert first is not None and first.status in ("lost", "killed")
     finished = attempt_at(cleaned, "lora-r8")

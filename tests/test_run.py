@@ -55,7 +55,7 @@ def small(project: TinyProject) -> TinyProject:
 
 def test_run_fills_the_table_and_a_second_one_reuses_it(small: TinyProject) -> None:
     first = start()
-    out, err = first.communicate(timeout=240)
+    out, err = first.communicate(timeout=600)
     assert first.returncode == 0, err[-3000:]
     assert "lora-r8" in out and "bits/byte" in out
     with duckdb.connect(str(small.data.warehouse), read_only=True) as reader:
@@ -63,7 +63,7 @@ def test_run_fills_the_table_and_a_second_one_reuses_it(small: TinyProject) -> N
         assert [(row[0], row[1]) for row in rows] == [("base", "ok"), ("lora-r8", "ok")]
         before = attempts(small)
         again = start()
-        _, err = again.communicate(timeout=120)
+        _, err = again.communicate(timeout=600)
         assert again.returncode == 0, err[-3000:]
         assert err.count("reused: it is current") == 2
         assert attempts(small) == before
@@ -92,7 +92,7 @@ def test_run_goes_on_after_kill_9_and_leaves_no_process(small: TinyProject) -> N
         time.sleep(0.1)
     small.change(profiles={"local": {"training": {"epochs": 1}}})
     again = start()
-    _, err = again.communicate(timeout=240)
+    _, err = again.communicate(timeout=600)
     assert again.returncode == 0, err[-3000:]
     assert "killed process" in err
     statuses = [attempt.status for attempt in cells.attempts(small.data, small.key("lora-r8"))]
@@ -112,7 +112,7 @@ def test_kill_9_of_a_child_or_its_step_costs_that_cell_only(
         time.sleep(0.1)
     (child,) = children
     (child if victim == "child" else child.parent() or child).kill()
-    out, err = running.communicate(timeout=240)
+    out, err = running.communicate(timeout=600)
     assert running.returncode == exit_code, err[-3000:]
     assert not processes_of(small)
     with duckdb.connect(str(small.data.warehouse), read_only=True) as reader:
@@ -141,7 +141,7 @@ def test_a_loop_of_random_kills_ends_in_the_whole_table(small: TinyProject) -> N
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
     last = start()
-    _, err = last.communicate(timeout=300)
+    _, err = last.communicate(timeout=600)
     assert last.returncode == 0, err[-3000:]
     with duckdb.connect(str(small.data.warehouse), read_only=True) as reader:
         assert reader.execute(QUERY).fetchall()[1][1] == "ok"
@@ -158,7 +158,7 @@ def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(small: TinyProject) -> N
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     os.killpg(running.pid, signal.SIGINT)  # a terminal sends it to the whole group
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=600)
     assert running.returncode == 130, err[-3000:]
     assert "make run" in err and "Traceback" not in err
     assert not processes_of(small)
@@ -169,7 +169,7 @@ def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(small: TinyProject) -> N
 def test_a_cell_out_of_memory_ends_the_run_with_3_and_its_row(small: TinyProject) -> None:
     small.change(models={"smollm2-135m": {"overrides": {"lora-r8": {"memory_budget_gb": 0.2}}}})
     running = start()
-    out, err = running.communicate(timeout=240)
+    out, err = running.communicate(timeout=600)
     assert running.returncode == 3, err[-3000:]
     assert "out_of_memory" in out and "budget of 0.2 GB" in err
 
@@ -177,7 +177,7 @@ def test_a_cell_out_of_memory_ends_the_run_with_3_and_its_row(small: TinyProject
 def test_a_broken_configuration_ends_the_run_with_2(small: TinyProject) -> None:
     small.experiments.write_text("models: [", encoding="utf-8")
     running = start()
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=600)
     assert running.returncode == 2 and str(small.experiments) in err and "Traceback" not in err
 
 
@@ -185,7 +185,7 @@ def test_a_broken_corpus_ends_the_run_with_2_before_anything_starts(small: TinyP
     small.data.root.mkdir(parents=True)
     (small.data.root / "corpus.json").write_text('[{"instruction": "Which book?", "output": 7}]', encoding="utf-8")
     running = start()
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=600)
     assert running.returncode == 2 and "record 0" in err and "got 7" in err and "Traceback" not in err
     assert not small.data.lake.exists()
 

@@ -174,7 +174,7 @@ def page(left: Left) -> Iterator[Page]:
             browser.close()
     finally:
         os.killpg(server.pid, signal.SIGINT)
-        server.wait(timeout=30)
+        server.wait(timeout=600)
 
 
 def _listens(port: int) -> bool:
