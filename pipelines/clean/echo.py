@@ -214,7 +214,7 @@ def _is_tail(told: str, task: str) -> bool:
 
 
 def _asks_again(answer: str, question: str) -> bool:
-    """Whether an answer is nothing but a question, whole as it stands in what was asked, and no question was wanted."""
+    """Whether an answer only copies a question out of the prompt, where no question was wanted."""
     if (
         not _QUESTION.search(answer)
         or len(answer) < LEAST_CHARS

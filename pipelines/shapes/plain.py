@@ -34,7 +34,7 @@ def plain_pair(value: dict[Any, Any]) -> Mapped | None:
 
 def _may_say_more(asked: str, given: str, answer: str) -> bool:
     """Whether texts hold a sign without which they hold no mark of a picture, of a call or of reasoning. Asked of every record."""
-    # a sign first: that it is missing is told many times as fast as that a word is
+    # single signs first: looking for one is many times as fast as looking for a word
     if (
         "<" in asked
         or "<" in given

@@ -153,8 +153,8 @@ class PromptFormat:
         """The token that training teaches to end an answer with: what the template writes behind one (<end_of_turn> for Gemma), EOS
         where it writes no special token there.
 
-        It is looked for behind a marker, since some templates put something in front of the last answer (an empty think block, a
-        space), so that the whole does not begin with what was asked.
+        It is looked for behind a marker: some templates put an empty think block or a space in front of the last answer, and then
+        the whole rendering does not start with the prompt.
         """
         if self.style == "alpaca":
             return self.tokenizer.eos_token_id
