@@ -95,8 +95,8 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
     if name := next((name for name in TURNS if value.get(name) is not None), None):
         return name, partial(_from_turns, name=name)
     for name in ("chat", "text"):
-        if isinstance(value.get(name), str) and _is_transcript(value, name):
-            return name, partial(_from_transcript, name=name)
+        if turns := _transcript(value, name):
+            return name, partial(_from_transcript, name=name, turns=turns)
     if isinstance(value.get("data"), list) and all(isinstance(text, str) for text in value["data"]):
         return "data", _from_texts
     if "query" in value and "tools" in value and "answers" in value:
@@ -118,10 +118,10 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
     raise Unusable("schema", f"its fields are {names:.200}; expected {SHAPES}")
 
 
-def _is_transcript(value: Mapping[str, Any], name: str) -> bool:
-    """Whether a text holds turns. Beside a question and its answer, `text` is the two of them in a template, or something else."""
+def _transcript(value: Mapping[str, Any], name: str) -> transcripts.Turns:
+    """The turns that a text holds. Beside a question and its answer, it is the two of them in a template, or something else."""
     paired = any(asked in value and answered in value for asked, answered in PAIRS)
-    return name == "chat" or (not paired and bool(transcripts.turns_of(value[name])))
+    return [] if paired or not isinstance(value.get(name), str) else transcripts.turns_of(value[name])
 
 
 def _holds_pairs(instances: list[Any]) -> bool:
@@ -188,9 +188,9 @@ def _from_turns(value: dict[str, Any], options: Options, *, name: str) -> _Found
     return _spoken(value, conversation(turns, options), options, used)
 
 
-def _from_transcript(value: dict[str, Any], options: Options, *, name: str) -> _Found:
+def _from_transcript(value: dict[str, Any], options: Options, *, name: str, turns: transcripts.Turns) -> _Found:
     """A dialogue in one text: Glaive's `chat`, and the `text` of files that are ready for a trainer."""
-    found = _from_turns({**value, "messages": transcripts.turns_of(value[name])}, options, name="messages")
+    found = _from_turns({**value, "messages": turns}, options, name="messages")
     return found._replace(used=found.used | {name})
 
 
