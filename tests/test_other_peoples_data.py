@@ -234,6 +234,7 @@ def test_an_answer_labelled_bad_is_not_learned(data: DataRoot, bad: Any) -> None
     "told",
     [
         {"reaction": "👎"},
+        {"vote": -1},
         {"quality": "bad"},
         {"annotation": {"label": "rejected"}},
         {"metadata": {"is_correct": False}},
@@ -245,6 +246,19 @@ def test_a_reviewer_may_say_so_under_other_names(data: DataRoot, told: dict[str,
         "labelled_undesirable",
         "accepted",
     ]
+
+
+def test_a_turn_may_say_so_of_itself(data: DataRoot) -> None:
+    turns = [USER, BOT, {"role": "user", "content": OTTER}, {"role": "assistant", "content": CRABS}]
+    good = [
+        *turns[:3],
+        {**turns[3], "rating": -1, "annotation": {"rating": 5}},
+    ]  # a rating of -1 may mean that nobody rated it
+    bad = [turns[0], {**BOT, "annotation": {"thumbs": "down"}}, *turns[2:]]
+    asker = [{**USER, "feedback": -1}, BOT]  # of the question, which is not learned
+    assert verdicts(data, {"messages": good}, {"messages": bad}, {"messages": asker}) == [
+        "accepted", "labelled_undesirable", "accepted",
+    ]  # fmt: skip
 
 
 def test_a_zero_is_bad_only_in_a_file_whose_labels_are_zero_and_one(data: DataRoot) -> None:
@@ -394,8 +408,10 @@ TRANSCRIPTS = [
 
 @pytest.mark.parametrize("text", TRANSCRIPTS)
 def test_a_dialogue_in_one_text_is_turns(data: DataRoot, text: str) -> None:
-    (row,) = kept(cleaned(data, {"text": text}))
+    result = cleaned(data, {"text": text})
+    (row,) = kept(result)
     assert (row["instruction"], row["output"]) == (HERON, FISH)
+    assert not result.notes.get("mine") or text.startswith("Below")
     assert row["messages"] is None or [turn["role"] for turn in json.loads(row["messages"])] == [
         "system",
         "user",
@@ -409,6 +425,21 @@ def test_a_dialogue_in_one_text_may_have_an_input_and_more_turns(data: DataRoot)
     short, long = sorted(kept(cleaned(data, {"text": given}, {"text": longer})), key=lambda row: len(row["output"]))
     assert (short["instruction"], short["output"]) == (f"Sum it up.\n{FISH}", "Fish and mice.")
     assert [turn["content"] for turn in json.loads(long["messages"])] == [HERON, FISH, OTTER, CRABS]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"text": f"<s>Below is an instruction.\n\n### Instruction:\n{HERON}\n\n### Response:\n{FISH}</s>"},
+        {"text": f"You answer questions about birds.\n\nHuman: {HERON}\n\nAssistant: {FISH}"},
+        {"text": f"Birds. [INST] {HERON} [/INST] {FISH}"},
+        {"chosen": f"Birds.\n\nHuman: {HERON}\n\nAssistant: {FISH}"},
+    ],
+)
+def test_a_text_in_front_of_the_first_turn_is_counted(data: DataRoot, value: dict[str, Any]) -> None:
+    result = cleaned(data, value)
+    assert [(row["instruction"], row["output"]) for row in kept(result)] == [(HERON, FISH)]
+    assert result.notes["mine"] == {"texts in front of the first turn": 1}
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from pipelines.shapes import media, reasoning, tools, transcripts
+from pipelines.shapes import labels, media, reasoning, tools, transcripts
 from pipelines.shapes.names import (
-    ALWAYS_USED,
     ASKED,
     CARRIED,
     CONTEXTS,
-    FALSE,
     KNOWN,
-    LABELS,
     NO_INPUT,
-    NOTES,
     PAIRS,
     SHAPES,
     SYSTEM,
@@ -42,7 +38,7 @@ def map_fields(value: Any, options: Options = DEFAULT, columns: Mapping[str, str
         named = _renamed(value, columns) if columns else _in_lower_case(value)
         shape, read = _reader(named)
         _check_media(named)
-        _check_label(named)
+        labels.refuse_bad(named)
         found = read(named, options)
     except Unusable as unusable:
         return Mapped(shape, reason=unusable.reason, problem=unusable.detail)
@@ -95,8 +91,8 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
     if name := next((name for name in TURNS if value.get(name) is not None), None):
         return name, partial(_from_turns, name=name)
     for name in ("chat", "text"):
-        if turns := _transcript(value, name):
-            return name, partial(_from_transcript, name=name, turns=turns)
+        if (held := _transcript(value, name)).turns:
+            return name, partial(_from_transcript, name=name, held=held)
     if isinstance(value.get("data"), list) and all(isinstance(text, str) for text in value["data"]):
         return "data", _from_texts
     if "query" in value and "tools" in value and "answers" in value:
@@ -118,10 +114,11 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
     raise Unusable("schema", f"its fields are {names:.200}; expected {SHAPES}")
 
 
-def _transcript(value: Mapping[str, Any], name: str) -> transcripts.Turns:
-    """The turns that a text holds. Beside a question and its answer, it is the two of them in a template, or something else."""
+def _transcript(value: Mapping[str, Any], name: str) -> transcripts.Transcript:
+    """The dialogue that a text holds. Beside a question and its answer, it is the two of them in a template, or something else."""
     paired = any(asked in value and answered in value for asked, answered in PAIRS)
-    return [] if paired or not isinstance(value.get(name), str) else transcripts.turns_of(value[name])
+    held = value.get(name)
+    return transcripts.Transcript([]) if paired or not isinstance(held, str) else transcripts.read(held)
 
 
 def _holds_pairs(instances: list[Any]) -> bool:
@@ -145,53 +142,20 @@ def _check_media(value: Mapping[str, Any]) -> None:
         raise Unusable("not_text", f"the field {name} holds {value[name]!r:.60}")
 
 
-def _check_label(value: Mapping[str, Any]) -> None:
-    """Refuse what says of itself that it is a bad answer. A 0 says so only in a file whose labels are 0 and 1: `binary_label`."""
-    inside = [held for name in NOTES if isinstance(held := tools.as_data(value.get(name)), dict)]
-    for names in (value, *inside):
-        for name in LABELS:
-            if (label := names.get(name)) is None:
-                continue
-            # "rejected" as a label of its own may be what a classifier learns; a reviewer's note of it is none
-            told = isinstance(label, str) and label.strip().lower()
-            if label is False or told in FALSE or (told == "rejected" and names is not value):
-                raise Unusable("labelled_undesirable", f"its {name} is {label!r:.20}")
-
-
-def binary_label(value: Any, columns: Mapping[str, str] | None = None) -> int | None:
-    """A label given as a number: 0, 1, or 2 for any other; None where the record has none. A file whose labels are 0 and 1 alone
-    marks answers as bad and good by them; one with others numbers its topics."""
-    if not isinstance(value, dict):
-        return None
-    if not columns and "label" not in value and "kto_tag" not in value:
-        return None
-    names = (
-        [columns["label"]] if columns and "label" in columns else () if columns else LABELS[:2]
-    )  # ratings are no labels
-    label = next((value[name] for name in names if value.get(name) is not None), None)
-    if isinstance(label, bool) or not isinstance(label, (int, float, str)):
-        return None
-    try:
-        number = float(label)
-    except ValueError:
-        return None
-    return int(number) if number in (0, 1) else 2
-
-
 def _from_turns(value: dict[str, Any], options: Options, *, name: str) -> _Found:
     turns = tools.as_data(value[name])  # CSV and some Parquet files hold the list as a text of JSON
     if not isinstance(turns, (list, tuple)):
         raise Unusable("schema", f"{name}: expected a list of turns (got {turns!r:.60})")
     system = _system(value)
     turns = _after_system(value, turns)
-    used = {name, *LABELS, *CARRIED, *((system,) if system else ())}
+    used = {name, *labels.FIELDS, *CARRIED, *((system,) if system else ())}
     return _spoken(value, conversation(turns, options), options, used)
 
 
-def _from_transcript(value: dict[str, Any], options: Options, *, name: str, turns: transcripts.Turns) -> _Found:
+def _from_transcript(value: dict[str, Any], options: Options, *, name: str, held: transcripts.Transcript) -> _Found:
     """A dialogue in one text: Glaive's `chat`, and the `text` of files that are ready for a trainer."""
-    found = _from_turns({**value, "messages": turns}, options, name="messages")
-    return found._replace(used=found.used | {name})
+    found = _from_turns({**value, "messages": held.turns}, options, name="messages")
+    return found._replace(used=found.used | {name}, notes={**found.notes, **held.notes})
 
 
 def _from_instances(value: dict[str, Any], options: Options) -> _Found:
@@ -254,10 +218,12 @@ def _from_preference(value: dict[str, Any], options: Options) -> _Found:
     """A pair's chosen answer as the answer; the rejected one teaches nothing here and is counted."""
     chosen, before, names = tools.as_data(value["chosen"]), *_asked_before(value)
     notes = {"rejected answers": 1} if value.get("rejected") is not None else {}
-    used = {"chosen", "rejected", *names, *LABELS, *CARRIED, *SYSTEM}
+    used = {"chosen", "rejected", *names, *labels.FIELDS, *CARRIED, *SYSTEM}
     if isinstance(chosen, str):
         if not before:
-            turns = _by_speaker(chosen)
+            held = _by_speaker(chosen)
+            turns = held.turns
+            notes |= held.notes
         elif isinstance(before, str):
             pair = {**value, "output": chosen}
             found = _from_pair(pair, options, asked=names[0], answered="output")
@@ -290,22 +256,22 @@ def _role(turn: Any) -> str:
     return str(turn.get("role", turn.get("from")) or "").lower() if isinstance(turn, dict) else ""
 
 
-def _by_speaker(text: str) -> list[dict[str, str]]:
+def _by_speaker(text: str) -> transcripts.Transcript:
     """The turns of a preference pair's text that says "Human:" and "Assistant:" in front of each."""
-    turns = transcripts.turns_of(text)
-    if not turns:
+    held = transcripts.read(text)
+    if not held.turns:
         raise Unusable("schema", "chosen is a text without a question; expected prompt beside it, or turns")
-    return turns
+    return held
 
 
 def _from_pair(value: dict[str, Any], options: Options, *, asked: str, answered: str) -> _Found:
     question, answer = value[asked], value[answered]
     if isinstance(question, list) and isinstance(answer, list):  # both as chat turns
         talk = conversation([*question, *answer], options)
-        return _spoken(value, talk, options, {asked, answered, *LABELS, *CARRIED})
+        return _spoken(value, talk, options, {asked, answered, *labels.FIELDS, *CARRIED})
     context = "input" if "input" in value and asked != "input" else "context" if "context" in value else None
     system = _system(value)
-    used = {asked, answered, *ALWAYS_USED}
+    used = {asked, answered, *frozenset((*labels.FIELDS, *CARRIED))}
     used.update(name for name in (context, system) if name)
     notes: Counter[str] = Counter()
     fields: dict[str, Any] = {"instruction": _text(question), "output": _text(answer)}

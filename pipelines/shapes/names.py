@@ -35,16 +35,8 @@ TURNS = (
     "dialog",
     "contents",
 )  # OpenAI's chat format, ShareGPT's
-LABELS = (
-    "label", "kto_tag", "feedback", "rating", "thumbs", "reaction", "quality", "verdict",
-    "vote", "is_correct", "is_good", "accepted",
-)  # fmt: skip
-NOTES = ("annotation", "annotations", "metadata", "meta", "review", "evaluation")  # objects that may hold such a label
-FALSE = ("false", "undesirable", "bad", "thumbs_down", "thumbs down", "thumbsdown", "down", "dislike", "👎",
-         "thumbs-down", "disliked", "downvote", "downvoted", "not helpful", "unhelpful", "싫어요")  # fmt: skip
 CARRIED = ("language", "topic")
 KNOWN = frozenset(name for pair in PAIRS for name in pair) | {*TURNS, "chosen", "chat", "text", "data"}
-ALWAYS_USED = frozenset((*LABELS, *CARRIED))
 SHAPES = (
     "instruction, input, output; or prompt and completion, question and answer, messages, conversations, "
     "or a preference pair (prompt, chosen, rejected)"

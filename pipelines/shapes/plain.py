@@ -3,11 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.shapes import media, reasoning, tools
-from pipelines.shapes.names import CARRIED, LABELS, NOTES, SYSTEM, TURNS, Mapped
+from pipelines.shapes import labels, media, reasoning, tools
+from pipelines.shapes.names import CARRIED, SYSTEM, TURNS, Mapped
 
 _SPECIAL = frozenset(
-    (*TURNS, *SYSTEM, *LABELS, *NOTES, *media.FIELDS, *reasoning.FIELDS, "context", "history", "chosen", "tools")
+    (
+        *TURNS,
+        *SYSTEM,
+        *labels.FIELDS,
+        *labels.OBJECTS,
+        *media.FIELDS,
+        *reasoning.FIELDS,
+        "context",
+        "history",
+        "chosen",
+        "tools",
+    )
 )
 _PLAIN = frozenset(("instruction", "input", "output", *CARRIED))
 

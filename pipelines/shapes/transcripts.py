@@ -2,10 +2,23 @@
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 Turns = list[dict[str, str]]
 
-# how each template opens a turn and names who speaks; what stands in front of the first is the template's own
+
+class Transcript(NamedTuple):
+    """The turns of a text, none where it holds no dialogue, and the text in front of the first: the template's own, mostly."""
+
+    turns: Turns
+    preamble: str = ""
+
+    @property
+    def notes(self) -> dict[str, int]:
+        return {"texts in front of the first turn": 1} if self.preamble else {}
+
+
+# how each template opens a turn and names who speaks
 _CHATML = re.compile(r"<\|im_start\|>\s*(\w+)\n")
 _LLAMA_3 = re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\s*")
 _GEMMA = re.compile(r"<start_of_turn>(\w+)\n")
@@ -26,22 +39,27 @@ _ROLES = {
 }  # fmt: skip
 
 
-def turns_of(text: str) -> Turns:
-    """The turns of a dialogue that a template wrote: ChatML, Llama 2 and 3, Gemma, `### Human:` and `### Instruction:` with their
-    like, or names in front. [] where the text is none."""
+def read(text: str) -> Transcript:
+    """The dialogue that a template wrote as one text: ChatML, Llama 2 and 3, Gemma, `### Human:` and `### Instruction:` with their
+    like, or names in front."""
     if "[INST]" in text:
-        return _of_llama_2(text)
+        preamble, *pieces = _INST.split(text)
+        return Transcript([turn for turn in _inside_inst(pieces) if turn["content"]], _bare(preamble))
     for opening in (_CHATML, _LLAMA_3, _GEMMA, _HEADINGS, _NAMES):
-        if turns := _opened_by(opening, text):
-            return turns
-    return []
+        preamble, *pieces = opening.split(text)
+        if turns := _opened_by(pieces):
+            return Transcript(turns, _bare(preamble))
+    return Transcript([])
 
 
-def _opened_by(opening: re.Pattern[str], text: str) -> Turns:
-    pieces = opening.split(text)[1:]
+def _bare(said: str) -> str:
+    return _ENDS.sub("", said).strip()
+
+
+def _opened_by(pieces: list[str]) -> Turns:
     turns: Turns = []
     for name, said in zip(pieces[::2], pieces[1::2], strict=True):
-        role, content = _ROLES.get(name.lower(), name.lower()), _ENDS.sub("", said).strip()
+        role, content = _ROLES.get(name.lower(), name.lower()), _bare(said)
         if role == "input" and turns and turns[-1]["role"] == "user":  # what an instruction is about
             turns[-1]["content"] += f"\n{content}" if content else ""
         else:
@@ -49,15 +67,10 @@ def _opened_by(opening: re.Pattern[str], text: str) -> Turns:
     return turns if any(turn["role"] == "assistant" for turn in turns) else []
 
 
-def _of_llama_2(text: str) -> Turns:
-    return [turn for turn in _inside_inst(text) if turn["content"]]
-
-
-def _inside_inst(text: str) -> Iterator[dict[str, str]]:
-    _, *pieces = _INST.split(text)
+def _inside_inst(pieces: list[str]) -> Iterator[dict[str, str]]:
     for mark, said in zip(pieces[::2], pieces[1::2], strict=True):
         if mark == "[/INST]":
-            yield {"role": "assistant", "content": _ENDS.sub("", said).strip()}
+            yield {"role": "assistant", "content": _bare(said)}
             continue
         if system := _SYSTEM.search(said):
             yield {"role": "system", "content": system[1].strip()}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.shapes import media, reasoning, tools
+from pipelines.shapes import labels, media, reasoning, tools
 from pipelines.shapes.options import Options, Unusable
 
 ROLES = {
@@ -162,6 +162,7 @@ def _said(place: int, role: str, text: str, value: Message, options: Options) ->
     if role != "assistant":
         yield Turn(role, text)
         return
+    labels.refuse_bad(value, f"turn {place + 1}'s")
     calls = tools.calls_of(value)
     for part in parts:
         if _kind(part) in tools.CALL_PARTS:
