@@ -68,6 +68,13 @@ def kept(result: CleaningResult, source: str = "mine") -> list[dict[str, Any]]:
         ("repetition", asked("Three causes?", "".join(f"**{i}**\nThe water is too cold for what they eat.\n" for i in "ABCD"))),
         ("repetition", asked("The root of 2?", "1.41421 " * 14)),
         ("encoding", asked("What is in it?", "-Â 200 g flour\n-Â two eggs")),
+        ("refusal", asked("Write a note to my heron.", "I'm not comfortable writing a personal note on your behalf.")),
+        ("placeholder", asked("Do otters help a pond?", "They do [citation needed: insert study here], as most agree.")),
+        ("not_text", asked("I'm uploading a photo of my pond. Is it too warm?", "The water in it looks green, so yes.")),
+        ("not_text", asked("첨부한 녹음을 듣고 무슨 새인지 알려 줘.", "두 번 길게 우는 것으로 보아 왜가리입니다.")),
+        ("tool_calls", asked("How deep is the pond?", "<search>depth of the pond</search>\n<result>3 m</result>\n\n3 m.")),
+        ("tool_calls", asked("Text the warden.", 'Action: send_text\n{"to": "warden"}\nTool output: sent\nDone.')),
+        ("tool_calls", asked("Open the sluice.", '{"tool_calls": [{"name": "sluice", "arguments": {"open": true}}]}')),
     ],
 )  # fmt: skip
 def test_bad_answers_are_found_in_other_words(data: DataRoot, reason: str, value: dict[str, Any]) -> None:
@@ -77,6 +84,9 @@ def test_bad_answers_are_found_in_other_words(data: DataRoot, reason: str, value
 @pytest.mark.parametrize(
     "value",
     [
+        asked("한글 문서에서 사진을 넣으려면?", "[삽입] > [사진]을 누르고, [날짜] 탭에서 날짜를 고릅니다."),
+        asked("A note to any of our members, with gaps I can reuse.", "Dear [Name], the pond opens on [Date]."),
+        {"input": "In other words: the pond is full.", "target": "There is no room left in the pond."},
         asked("What is the capital of New Zealand?", "The capital of New Zealand is Wellington."),
         asked("Is a heron larger than an egret?", "A heron is larger than an egret."),
         asked("Convert the line to title case.", "A Heron in the Reeds", "a heron in the reeds"),
@@ -238,10 +248,20 @@ def test_an_answer_labelled_bad_is_not_learned(data: DataRoot, bad: Any) -> None
         {"quality": "bad"},
         {"annotation": {"label": "rejected"}},
         {"metadata": {"is_correct": False}},
+        {"user_feedback": "negative"},
+        {"feedback": {"rating": "thumbsDown", "tags": []}},
+        {"is_helpful": False},
+        {"desirable": 0},
+        {"thumbs_up": False},
+        {"chosen": False},
+        {"preference": "rejected"},
+        {"satisfaction": "DSAT"},
+        {"평가": "싫어요"},
     ],
 )
 def test_a_reviewer_may_say_so_under_other_names(data: DataRoot, told: dict[str, Any]) -> None:
-    good = {"label": "rejected", "metadata": {"is_correct": True}}  # what a classifier of loans learns
+    # what a classifier of loans learns, and how many found it helpful
+    good = {"label": "rejected", "metadata": {"is_correct": True}, "helpful": 0, "chosen": True, "feedback": "thanks!"}
     assert verdicts(data, {**asked(HERON, FISH), **told}, {**asked(OTTER, CRABS), **good}) == [
         "labelled_undesirable",
         "accepted",

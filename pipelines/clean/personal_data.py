@@ -37,7 +37,7 @@ EMAIL = (
 )
 API_KEY = (
     r"\bsk-(?:ant-|proj-)?[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b|\bgithub_pat_\w{22,}"
-    r"|\bAIza[A-Za-z0-9_-]{35}|\bhf_[A-Za-z0-9]{30,}\b|\bxox[abprs]-[A-Za-z0-9-]{10,}|\b[sr]k_live_[A-Za-z0-9]{16,}"
+    r"|\bAIza[A-Za-z0-9_-]{35}|\bhf_[A-Za-z0-9]{28,}\b|\bxox[abprs]-[A-Za-z0-9-]{10,}|\b[sr]k_live_[A-Za-z0-9]{16,}"
     r"|\bglpat-[A-Za-z0-9_-]{20,}|-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----"
     r"|(?i:\b\w*(?:key|token|secret)[\"']?\s*[:=]\s*[\"'][A-Za-z0-9+/%_=-]{32,}[\"'])"
     r"|\b(?:Bearer|KakaoAK|Token) [A-Za-z0-9._-]{32,}"

@@ -27,7 +27,7 @@ _HOLE = re.compile(
 )
 _NO_HOLE = re.compile(
     r"^(?:for|in|of|to|and|or|with|that|which|is|was|were|has|had|at|on|by|as|from|who|he|she|it|they)\b|\bnotes?\b|"
-    r"^sic$|^(?:applause|laugh|pause|music|silence|sigh)|^ref\b|^citation",
+    r"^sic$|^(?:applause|laugh|pause|music|silence|sigh)|^ref\b|^citation(?!.*\binsert\b)",
     re.IGNORECASE,
 )
 _KOREAN = (
@@ -43,6 +43,11 @@ _KOREAN = (
 _KOREAN_HOLE = re.compile(
     rf"(?:^(?:[가-힣]+(?:의|님)? ?){{0,2}}(?:{_KOREAN})(?: ?(?:입력|기재|기입|삽입|작성))?$"
     r"|입력|기입|기재|삽입|여기에|이곳에|추가하세요|추가해 ?주세요|작성하세요|작성해 ?주세요|넣어 ?주세요|넣으세요)"
+)
+# where a menu is described, a bracket is something to click on
+_MENU = re.compile(
+    r"\[[^\[\]\n]{1,30}\](?:\s*[>→▶–-]\s*\[[^\[\]\n]{1,30}\])+|"
+    r"\[[^\[\]\n]{1,30}\](?=\s*(?:탭|메뉴|버튼|아이콘|[을를] (?:누|클릭|선택|고르)|(?:tab|menu|button|icon|key)\b))"
 )
 _SQUARE = re.compile(r"(?<![\w\])])\[([^\[\]\n]{1,60})\](?!\()|(?<=[가-힣\w])\[([^\[\]\n]{1,60})\](?=[가-힣])")
 _BOLD_SQUARE = re.compile(r"【([^【】\n]{1,30})】")
@@ -104,6 +109,7 @@ _ASKED_FOR = re.compile(
     r"message|contract)|"
     r"\bgeneric\b|\bcontract\b|\bagreement\b|\binvoice\b|\bmock-?up|\bfiller\b|\bdummy\b|\bvariables?\b|\bwireframe|"
     r"\blorem\b|\bmerge fields?|"
+    r"\breus(?:e|able)\b|\bleave (?:\w+ ){0,2}(?:gaps?|spaces?|room)\b|"
     r"\bformat\b|\bbrackets?\b|\btokens?\b|템플릿|양식|서식|빈칸|빈 칸|초안|틀을|틀로|틀 |채워 ?(?:넣|쓸)|비워|"
     r"발음|읽[어는나을]|자리 ?표시|예시 문구|(?<!연)설문|퀴즈|문제를|"
     r"계약서|견적서|청구서|이력서 틀|로렘|입숨",
@@ -143,6 +149,7 @@ def judge(exchange: Exchange, *, allowed: int) -> str | None:
 
 def holes(text: str) -> list[str]:
     """Every hole in a text, as it stands there."""
+    text = _MENU.sub(" ", text) if "[" in text else text
     found = [match[0] for match in _SQUARE.finditer(text) if _is_hole(match[1] or match[2])]
     found += [match[0] for match in _ROUND.finditer(text) if match[2] or _SURE_ROUND.search(match[1])]
     found += [match[0] for match in _BOLD_SQUARE.finditer(text) if _is_hole(match[1])]

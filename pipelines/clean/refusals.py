@@ -52,6 +52,7 @@ STRONG = re.compile(
             r"impartial)\b|\bdo your own (?:homework|work)\b",
             r"\A\W*(?:\w+,? ){0,3}I(?: really| honestly)? have no idea\b",
             r"\A\W*(?:\w+,? ){0,2}I do(?: not|n(?:'|’)t) know (?:that|this|the answer|about|it|what)\b",
+            r"\bI(?:'|’)?(?:m| am) not comfortable \w+ing\b",
             r"\bI only (?:work|deal) with (?:text|words)\b|\b(?:not|n(?:'|’)t) possible for me\b|\btext-only\b|"
             r"\bI do(?: not|n(?:'|’)t) feel comfortable\b",
             r"\bI (?:will not|won(?:'|’)t) be \w+ing\b|\bI(?:'|’)m not able to take on\b",
@@ -200,10 +201,11 @@ _MACHINE = re.compile(
 _HELP = re.compile(
     rf"\bI {_CANNOT} (?:help(?! but)|assist|comply|fulfil?l?|complete|do) (?:you |with )?(?:that|this|it|your|the)\b|"
     # no story and no letter says so: the answerer speaks of what it was to write
-    rf"\bI (?:{_CANNOT}|do(?: not|n(?:'|’)t) feel comfortable|(?:'|’)m not comfortable)(?: be)? ?(?:able to |to )?"
+    rf"\bI ?(?:{_CANNOT}|do(?: not|n(?:'|’)t) feel comfortable|(?:'|’)m not comfortable)(?: be)? ?(?:able to |to )?"
     r"(?:writ|creat|generat|provid|produc|shar|reproduc)\w+ (?:assistance|help|support|content|material|anything|"
-    r"an? (?:poem|stor|essay|joke|song|"
-    r"letter|text|message|email|script|scene|note|review)|(?:this|that|those|these|such|the) ?(?:content|request|"
+    r"an? (?:[\w-]+ ){0,2}(?:poem|stor|essay|joke|song|"
+    r"letter|text|message|email|script|scene|note|review)|content (?:about|that|on|of)\b|"
+    r"(?:this|that|those|these|such|the) ?(?:content|request|"
     r"lyrics|text|poem|story|joke|song|letter|message|script|scene|essay|note|review)?s?\b)|\bprotected by copyright|"
     r"\bviolat\w+ (?:our|the|my) [\w ]{0,20}(?:polic|guideline)|"
     rf"(?:\bnot|n(?:'|’)t) something I(?:'|’)?(?:d|m| would| am)\b|"

@@ -86,7 +86,7 @@ REQUIRED = ("instruction", "output", "messages", "chosen")
 
 def _reader(value: dict[str, Any]) -> tuple[str, Any]:
     """The name of the record's shape, and what reads it."""
-    if value.get("chosen") is not None:
+    if not isinstance(value.get("chosen"), bool | None):
         return _shape(value, *TURNS, *ASKED, "chosen", "rejected"), _from_preference
     if name := next((name for name in TURNS if value.get(name) is not None), None):
         return name, partial(_from_turns, name=name)
@@ -148,7 +148,7 @@ def _from_turns(value: dict[str, Any], options: Options, *, name: str) -> _Found
         raise Unusable("schema", f"{name}: expected a list of turns (got {turns!r:.60})")
     system = _system(value)
     turns = _after_system(value, turns)
-    used = {name, *labels.FIELDS, *CARRIED, *((system,) if system else ())}
+    used = {name, *labels.names_in(value), *CARRIED, *((system,) if system else ())}
     return _spoken(value, conversation(turns, options), options, used)
 
 
@@ -218,7 +218,7 @@ def _from_preference(value: dict[str, Any], options: Options) -> _Found:
     """A pair's chosen answer as the answer; the rejected one teaches nothing here and is counted."""
     chosen, before, names = tools.as_data(value["chosen"]), *_asked_before(value)
     notes = {"rejected answers": 1} if value.get("rejected") is not None else {}
-    used = {"chosen", "rejected", *names, *labels.FIELDS, *CARRIED, *SYSTEM}
+    used = {"chosen", "rejected", *names, *labels.names_in(value), *CARRIED, *SYSTEM}
     if isinstance(chosen, str):
         if not before:
             held = _by_speaker(chosen)
@@ -268,10 +268,10 @@ def _from_pair(value: dict[str, Any], options: Options, *, asked: str, answered:
     question, answer = value[asked], value[answered]
     if isinstance(question, list) and isinstance(answer, list):  # both as chat turns
         talk = conversation([*question, *answer], options)
-        return _spoken(value, talk, options, {asked, answered, *labels.FIELDS, *CARRIED})
+        return _spoken(value, talk, options, {asked, answered, *labels.names_in(value), *CARRIED})
     context = "input" if "input" in value and asked != "input" else "context" if "context" in value else None
     system = _system(value)
-    used = {asked, answered, *frozenset((*labels.FIELDS, *CARRIED))}
+    used = {asked, answered, *labels.names_in(value), *CARRIED}
     used.update(name for name in (context, system) if name)
     notes: Counter[str] = Counter()
     fields: dict[str, Any] = {"instruction": _text(question), "output": _text(answer)}

@@ -50,19 +50,20 @@ _POINTED_AT = re.compile(
     re.IGNORECASE,
 )
 _UPLOADED = re.compile(
-    r"\bI(?:(?:'|’)ve)? (?:just |have |already )*(?:uploaded|attached|sent you|shared)\b[^.?!\n]{0,30}\b(?:picture|"
+    r"\bI(?:(?:'|’)ve|(?:'|’)m| am)? (?:just |have |already )*(?:upload(?:ed|ing)|attach(?:ed|ing)|sen(?:t|ding) you|"
+    r"shar(?:ed|ing))\b[^.?!\n]{0,30}\b(?:picture|"
     r"image|photo(?:graph)?|"
     r"painting|screenshot|drawing|chart|graph|diagram|video|clip|recording|audio|sketch|scan)\b"
     r"|\b(?:picture|image|photo(?:graph)?|painting|screenshot|drawing|chart|graph|diagram|video|clip|recording|sketch|scan) "
     r"(?:that )?I(?:(?:'|’)ve)? (?:just |have |already )*(?:uploaded|attached|sent|shared)\b"
-    r"|(?:올린|올려 ?드린|보내 ?드린|첨부한) ?사진",
+    r"|(?:올린|올려 ?드린|보내 ?드린|첨부한) ?사진|첨부(?:한|된|하신) ?(?:녹음|음성|오디오|영상|동영상)",
     re.IGNORECASE,
 )
 _WORDS = (
     "icture", "mage", "hoto", "creenshot", "rawing", "hart", "raph", "iagram", "ideo", "clip", "ecording", "udio", "peech",
     "ainting", "igure", "ketch", " scan", " map",
 )  # fmt: skip
-_KOREAN_WORDS = ("사진", "그림", "이미지", "영상", "스크린샷", "그래프", "도표", "음성", "오디오")  # fmt: skip
+_KOREAN_WORDS = ("사진", "그림", "이미지", "영상", "스크린샷", "그래프", "도표", "음성", "오디오", "녹음")  # fmt: skip
 _LONG = 400  # characters: a prompt longer than that describes what it speaks of
 
 

@@ -20,6 +20,7 @@ PAIRS = (  # question and answer; the first pair that a record has counts
     ("problem", "solution"),
     ("input", "output"),
     ("inputs", "targets"),
+    ("input", "target"),
     ("q", "a"),
     ("user", "assistant"),
     ("human", "assistant"),

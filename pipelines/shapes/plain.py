@@ -7,18 +7,7 @@ from pipelines.shapes import labels, media, reasoning, tools
 from pipelines.shapes.names import CARRIED, SYSTEM, TURNS, Mapped
 
 _SPECIAL = frozenset(
-    (
-        *TURNS,
-        *SYSTEM,
-        *labels.FIELDS,
-        *labels.OBJECTS,
-        *media.FIELDS,
-        *reasoning.FIELDS,
-        "context",
-        "history",
-        "chosen",
-        "tools",
-    )
+    (*TURNS, *SYSTEM, *labels.OBJECTS, *media.FIELDS, *reasoning.FIELDS, "context", "history", "chosen", "tools")
 )
 _PLAIN = frozenset(("instruction", "input", "output", *CARRIED))
 
@@ -37,7 +26,7 @@ def plain_pair(value: dict[Any, Any]) -> Mapped | None:
     if len(fields) == len(value):
         return Mapped(shape, fields, plain=plain)
     extra = [name for name in value if name not in _PLAIN]
-    if any(str(name)[:3].lower() in media.BEGINNINGS for name in extra):
+    if labels.names_in(value) or any(str(name)[:3].lower() in media.BEGINNINGS for name in extra):
         return None
     notes = {f"field {name}": 1 for name in extra if holds_something(name, value, set())}
     return Mapped(shape, fields, 0, notes, plain=plain)

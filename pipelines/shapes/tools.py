@@ -27,7 +27,11 @@ IN_TEXT = re.compile(
     r"|^(?:Thought|Think):.*\n+Code:|<execute>|<<calc"
     r"|<\|tool|\[TOOL_CALLS\]|<\|python_tag\|>|<｜tool|✿FUNCTION✿|<\|channel\|>commentary to=|<\|call\|>|"
     r"<\|action_start\|>"
-    r"|\[[A-Z]\w*\([^)\n]*\) ?(?:→|->)",
+    r"|\[[A-Z]\w*\([^)\n]*\) ?(?:→|->)"
+    # a call and what came of it, on lines of their own
+    r"|^(?:Action|Tool|Search\[[^\]\n]+\]).*\n(?:.*\n){0,3}?(?:Tool output|Tool result|Observation|Result|Output):"
+    r"|<(search|gadget|api|calculator|tool|query)\b[^>\n]*>[^<\n]+</\1>\s*<(result|output|response|results)>"
+    r"|^\s*(?:TOOL|FUNCTION|API) (?:RESPONSE|RESULT|OUTPUT):",
     re.MULTILINE,
 )
 FENCED_CALL = re.compile(r"^Action: ?```json", re.MULTILINE)  # Cohere's
@@ -62,6 +66,8 @@ def is_call(text: str) -> bool:
     """Whether a whole answer is one call: {"name": …, "arguments": {…}}, or [function(argument=value)]."""
     value = as_data(text)
     if isinstance(value, dict):
+        if value.get("tool_calls") or {"action", "action_input"} <= value.keys():
+            return True
         named = {"name", "function", "tool_name"} & value.keys()
         inner = value.get("parameters")
         if isinstance(inner, dict) and ({"properties", "type"} & inner.keys()):
