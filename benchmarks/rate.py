@@ -25,10 +25,11 @@ from benchmarks.clock import best_seconds
 from pipelines.cells import CellKey
 from pipelines.train import batches, loading
 from pipelines.train.cell import examples_now, recipe_of
+from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, step_loss
 from pipelines.train.optimizers import make_optimizer
 from pipelines.train.products import product
-from pipelines.train.prompts import PromptFormat, Tokenized
+from pipelines.train.prompts import PromptFormat
 
 EXAMPLES, ROUNDS = 16, 6
 CELLS = (("full", None), ("lora-r8", 0.0), ("lora-r8", 0.1), ("qlora-r8", 0.1))  # method, dropout
@@ -59,8 +60,8 @@ def _measured(folder: Path, method: str, dropout: float | None) -> Line:
     model = loading.load_model(weights, recipe)
     shapes = [_shape(module) for module in _linears(model)]
     model = loading.add_adapter(model, recipe) if recipe["kind"] == "lora" else model
-    form = PromptFormat(loading.load_tokenizer(weights), recipe["prompt"])
-    examples = [form.tokenize(record) for record in examples_now(stage)[1].train]
+    form = PromptFormat.of(loading.load_tokenizer(weights), recipe)
+    examples = [example for record in examples_now(stage)[1].train for example in form.tokenize(record)]
     groups = batches.micro_batches(examples, max_tokens=recipe["micro_batch_tokens"])
     rows = round(median(len(group) * len(group[0]) for group in groups))
     before = _rates(shapes, rows)

@@ -15,8 +15,9 @@ from pipelines.paths import PROJECT, data_root
 from pipelines.records import read_corpus
 from pipelines.train import batches, loading
 from pipelines.train.cell import Stage, recipe_of
+from pipelines.train.examples import IGNORE, Tokenized
 from pipelines.train.losses import head_on_positions, token_losses
-from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
+from pipelines.train.prompts import PromptFormat
 
 MODEL, EXAMPLES = "smollm2-135m", 8
 
@@ -32,7 +33,7 @@ def measure() -> Iterator[dict[str, Any]]:
     records = [record for record in read_corpus(PROJECT / "data" / "corpus.json") if record["language"] == "en"][
         :EXAMPLES
     ]
-    examples = [form.tokenize({**record, "example_id": str(i)}) for i, record in enumerate(records)]
+    examples = [form.tokenize({**record, "example_id": str(i)})[0] for i, record in enumerate(records)]
     tokens = sum(len(example) for example in examples)
     losses = {"ours": _ours(model, examples), "usual": _usual(model, examples)}
     ours = best_seconds(lambda: _ours(model, examples), rounds=3)

@@ -29,7 +29,8 @@ from pipelines.files import read_json
 from pipelines.launcher import CellCommand, LocalCommand, LocalLauncher
 from pipelines.train import batches
 from pipelines.train.cell import Stage, Watch, examples_now, recipe_of, train
-from pipelines.train.prompts import PromptFormat, Tokenized
+from pipelines.train.examples import Tokenized
+from pipelines.train.prompts import PromptFormat
 
 METHOD, SEED, PER_STEP = "lora-r8", 1, 8
 EXAMPLES, SCREENED, HELD_OUT, ROUNDS = 32, 16, 10, 2
@@ -184,9 +185,12 @@ class Trial:
         from pipelines.train.loading import load_tokenizer
 
         recipe = recipe_of(self.stage, CellKey(self.model, METHOD, SEED))
-        form = PromptFormat(load_tokenizer(self.stage.data.models / self.model), recipe["prompt"])
+        form = PromptFormat.of(load_tokenizer(self.stage.data.models / self.model), recipe)
         selected = examples_now(self.stage)[1]
-        sides = [[form.tokenize(record) for record in side] for side in (selected.train, selected.eval)]
+        sides = [
+            [example for record in side for example in form.tokenize(record)]
+            for side in (selected.train, selected.eval)
+        ]
         fitting, held_out = ([e for e in side if len(e) <= recipe["max_length"]] for side in sides)
         return batches.steps(fitting, epochs=recipe["epochs"], per_step=PER_STEP, seed=SEED), held_out, recipe
 

@@ -94,6 +94,7 @@ class TrainingOverrides(Strict):
     time_limit_minutes: PositiveFloat | None = None
     memory_budget_gb: PositiveFloat | None = None
     target_loss: PositiveFloat | None = None
+    turns: Literal["all", "last"] | None = None
     report_to: list[Tracker] | None = None
 
     @field_validator("learning_rate", mode="before")
@@ -145,6 +146,7 @@ class TrainingSettings(Strict):
     time_limit_minutes: PositiveFloat = 720
     memory_budget_gb: PositiveFloat | None = None
     target_loss: PositiveFloat | None = None
+    turns: str = "all"
     report_to: list[Tracker] = ["tensorboard"]
 
 
@@ -189,8 +191,9 @@ class Method(TrainingOverrides):
 
 class Model(TrainingOverrides):
     """A record of what is known of a model. `bos` and `end` are the token that must stand in front of every example (`none`: no
-    such token) and the one that ends an answer; the tokenizer is held to them. `fp16: false`: its activations leave float16's
-    range, so that it computes in bfloat16 or float32."""
+    such token) and the one that ends an answer; the tokenizer is held to them. `template` holds arguments of its chat template
+    (`enable_thinking: true`); thinking is off otherwise. `fp16: false`: its activations leave float16's range, so that it computes
+    in bfloat16 or float32."""
 
     source: Source
     prompt: Literal["chat", "alpaca"]
@@ -198,6 +201,7 @@ class Model(TrainingOverrides):
     attention_targets: list[str] = ["q_proj", "k_proj", "v_proj"]
     bos: str | None = None
     end: str | None = None
+    template: dict[str, bool | int | float | str] = {}
     fp16: bool = True
     note: str | None = None
     overrides: dict[str, TrainingOverrides] = {}

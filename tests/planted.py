@@ -47,11 +47,19 @@ CONFIGURATION: dict[str, Any] = {
 }
 MEASURED = {
     "train_loss": 1.5, "train_seconds": 100.0, "tokens_per_second": 50.0, "load_seconds": 1.0, "truncated_share": 0.0,
-    "peak_memory_gb": 2.0, "trainable_params": 1000, "total_params": 5000, "artifact_mb": 4.0, "layers": 2,
+    "unshown_share": 0.0, "peak_memory_gb": 2.0, "trainable_params": 1000, "total_params": 5000, "artifact_mb": 4.0, "layers": 2,
     "hidden_size": 64, "weights_dtype": "float32", "last_step": 2, "steps": 2,
 }  # fmt: skip
 # base trains nothing, so a real one measures none of this
-ONLY_TRAINED = ("train_loss", "train_seconds", "tokens_per_second", "truncated_share", "peak_memory_gb", "artifact_mb")
+ONLY_TRAINED = (
+    "train_loss",
+    "train_seconds",
+    "tokens_per_second",
+    "truncated_share",
+    "unshown_share",
+    "peak_memory_gb",
+    "artifact_mb",
+)
 EVALUATED = {
     "eval_loss": 1.4, "eval_bits_per_byte": 0.9, "chrf": 30.0, "answer_tokens": 16, "p50_latency_ms": 120.0,
     "eval_records": 2, "eval_set": "two-records",

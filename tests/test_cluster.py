@@ -202,7 +202,12 @@ def test_inputs_travel_once_and_land_where_the_data_root_has_them(tmp_path: Path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(path.name)
     (root / "m" / "model.safetensors").write_text("weights that a reader does not need")
-    spec = {"root": str(root), "examples": "lake/examples.parquet", "weights": str(own), "readers": [["m", "chat", 8]]}
+    spec = {
+        "root": str(root),
+        "examples": "lake/examples.parquet",
+        "weights": str(own),
+        "readers": [{"model": "m", "folder": "m", "prompt": "chat", "max_length": 8}],
+    }
     store = Store(f"file://{tmp_path}/store")
     told, inputs = parcel.pack(spec, store)
     assert told["root"] == "" and told["weights"].startswith("models/by-path/")

@@ -9,9 +9,10 @@ import torch
 
 from pipelines.train import adapters, batches, chunked, dropout, gated, loading, products
 from pipelines.train.dropout import CheapDropout, keep_mask
+from pipelines.train.examples import IGNORE, Tokenized
 from pipelines.train.losses import head_on_positions, scored_mask, step_loss, token_losses
-from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
-from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, save_tiny, tiny_model, tiny_tokenizer
+from pipelines.train.prompts import PromptFormat
+from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, only, save_tiny, tiny_model, tiny_tokenizer
 
 RECORDS = [
     {"example_id": "a", "instruction": "For a nurse?", "input": "After a night shift.", "output": "Olive Kitteridge."},
@@ -23,7 +24,7 @@ RECORDS = [
 @pytest.fixture(scope="module")
 def examples() -> list[Tokenized]:
     form = PromptFormat(tiny_tokenizer(), "chat")
-    return [form.tokenize(record) for record in RECORDS]
+    return [only(form, record) for record in RECORDS]
 
 
 def plain_losses(model: Any, example: Tokenized) -> torch.Tensor:

@@ -28,10 +28,10 @@ from pipelines.estimate.optimizer import state_bytes
 from pipelines.estimate.question import config_of
 from pipelines.paths import PROJECT, DataRoot
 from pipelines.train import loading
+from pipelines.train.examples import Tokenized
 from pipelines.train.gated import use_lean_gates
 from pipelines.train.losses import head_on_positions, step_loss
 from pipelines.train.products import use_faster_products
-from pipelines.train.prompts import Tokenized
 from tests import planted
 from tests.project import TinyProject
 from tests.tiny import ARCHITECTURES, TARGETS, tiny_model

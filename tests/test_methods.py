@@ -11,8 +11,8 @@ from pipelines.errors import UnavailableError
 from pipelines.files import read_json, stable_hash, write_json
 from pipelines.train import batches, loading, precision
 from pipelines.train.cell import recipe_of
+from pipelines.train.examples import Tokenized
 from pipelines.train.optimizers import make_optimizer
-from pipelines.train.prompts import Tokenized
 from pipelines.weights import commit_of
 from tests.in_process import clean_for, trained
 from tests.project import MODEL, TinyProject

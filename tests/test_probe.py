@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.train import batches, loop, probe
-from pipelines.train.prompts import Tokenized
+from pipelines.train.examples import Tokenized
 from tests.in_process import clean_for, trained
 from tests.project import TinyProject
 from tests.test_cells import CPU_MESSAGE

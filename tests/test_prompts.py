@@ -6,10 +6,11 @@ import pytest
 from transformers import AddedToken
 
 from pipelines.train import checks
-from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
+from pipelines.train.examples import IGNORE, Tokenized
+from pipelines.train.prompts import PromptFormat
 from tests.in_process import clean_for, trained
 from tests.project import TinyProject
-from tests.tiny import tiny_tokenizer
+from tests.tiny import only, tiny_tokenizer
 
 TURNS = [
     {"role": "user", "content": "Poetry?"},
@@ -24,10 +25,14 @@ def learned_text(form: PromptFormat, example: Tokenized) -> str:
     return form.tokenizer.decode([label for label in example.labels if label != IGNORE])
 
 
+def scored_text(form: PromptFormat, example: Tokenized) -> str:
+    return form.tokenizer.decode([t for t, counts in zip(example.input_ids, example.scored, strict=True) if counts])
+
+
 @pytest.mark.parametrize("style", ["chat", "alpaca"])
 def test_only_the_answer_and_its_end_are_learned(style: str) -> None:
     form = PromptFormat(tiny_tokenizer(), style)
-    example = form.tokenize(RECORD)
+    example = only(form, RECORD)
     assert learned_text(form, example) == RECORD["output"] + "<|im_end|>"
     assert example.completion_bytes == len(RECORD["output"].encode())
     first = next(i for i, label in enumerate(example.labels) if label != IGNORE)
@@ -40,10 +45,9 @@ def test_alpaca_leaves_the_input_section_out_where_there_is_none() -> None:
     assert "### Input" not in text and "### Response:" in text
 
 
-@pytest.mark.parametrize("style", ["chat", "alpaca"])
-def test_a_tokenizer_with_bos_puts_exactly_one_in_front(style: str) -> None:
-    form = PromptFormat(tiny_tokenizer(bos=True), style)
-    example = form.tokenize(RECORD)
+def test_a_tokenizer_with_bos_puts_exactly_one_in_front_of_plain_text() -> None:
+    form = PromptFormat(tiny_tokenizer(bos=True), "alpaca")
+    example = only(form, RECORD)
     assert example.input_ids.count(form.tokenizer.bos_token_id) == 1 == example.input_ids[:1].count(form.prefix[0])
     checks.tokens_are_sound([example], [example], form)
 
@@ -51,8 +55,18 @@ def test_a_tokenizer_with_bos_puts_exactly_one_in_front(style: str) -> None:
 def test_a_template_that_writes_bos_itself_gets_no_second() -> None:
     tokenizer = tiny_tokenizer(bos=True)
     tokenizer.chat_template = "<s>" + tokenizer.chat_template
-    example = PromptFormat(tokenizer, "chat").tokenize(RECORD)
+    example = only(PromptFormat(tokenizer, "chat"), RECORD)
     assert example.input_ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_bos_that_the_template_does_not_write_is_not_added() -> None:
+    tokenizer = tiny_tokenizer(bos=True)
+    form = PromptFormat(tokenizer, "chat")
+    sent = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "A book?\n\nI am tired."}], add_generation_prompt=True, return_dict=False
+    )
+    assert form.prompt(RECORD) == sent
+    assert form.prefix == [] and tokenizer.bos_token_id not in only(form, RECORD).input_ids
 
 
 def test_a_tokenizer_that_is_not_as_the_models_record_says_is_refused() -> None:
@@ -68,7 +82,7 @@ def test_a_tokenizer_that_is_not_as_the_models_record_says_is_refused() -> None:
 def test_every_assistant_turn_is_learned_and_nothing_else() -> None:
     turns = [{"role": "system", "content": "Be brief."}, *TURNS]
     form = PromptFormat(tiny_tokenizer(), "chat")
-    example = form.tokenize({**RECORD, "messages": json.dumps(turns)})
+    example = only(form, {**RECORD, "messages": json.dumps(turns)})
     assert learned_text(form, example) == "Larkin.<|im_end|>Strout.<|im_end|>"
     whole = form.tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
     assert form.tokenizer.decode(example.input_ids) == whole
@@ -78,7 +92,7 @@ def test_alpaca_learns_every_answer_of_a_conversation() -> None:
     turns = TURNS
     form = PromptFormat(tiny_tokenizer(bos=True), "alpaca")
     record = {**RECORD, "instruction": "", "output": "", "messages": json.dumps(turns)}
-    example = form.tokenize(record)
+    example = only(form, record)
     checks.tokens_are_sound([example], [example], form)
     assert learned_text(form, example) == "Larkin.<|im_end|>Strout.<|im_end|>"
     asked = form.tokenizer.decode(form.prompt(record))
@@ -90,7 +104,7 @@ def test_alpaca_learns_every_answer_of_a_conversation() -> None:
     assert example.completion_bytes == len("Larkin.Strout.")
     single = {**record, "messages": json.dumps(turns[:2])}
     plain = {**RECORD, "instruction": "Poetry?", "input": "", "output": "Larkin."}
-    assert form.tokenize(single) == form.tokenize(plain)
+    assert only(form, single) == only(form, plain)
     told = [{"role": "system", "content": "Be brief."}, *turns[:2]]
     with_system = form.tokenizer.decode(form.prompt({**record, "messages": json.dumps(told)}))
     assert with_system == "<s>Be brief.\n\n### Instruction:\nPoetry?\n\n### Response:\n"
@@ -110,9 +124,9 @@ def test_a_system_prompt_that_the_template_refuses_goes_to_the_head_of_the_first
     turns = [{"role": "system", "content": "Be brief."}, *TURNS]
     folded = [{"role": "user", "content": "Be brief.\n\nPoetry?"}, *turns[2:]]
     told, expected = ({**RECORD, "messages": json.dumps(one)} for one in (turns, folded))
-    assert form.tokenize(told) == form.tokenize(expected)
+    assert only(form, told) == only(form, expected)
     assert form.prompt(told) == form.prompt(expected)
-    assert learned_text(form, form.tokenize(told)) == "Larkin.<|im_end|>Strout.<|im_end|>"
+    assert learned_text(form, only(form, told)) == "Larkin.<|im_end|>Strout.<|im_end|>"
     plain = PromptFormat(tiny_tokenizer(), "chat")
     assert "<|im_start|>system\nBe brief." in plain.tokenizer.decode(plain.prompt(told))
 
@@ -147,7 +161,10 @@ def test_the_end_is_what_stands_behind_an_answer_however_it_is_shown(before: str
     tokenizer.chat_template = written(before, after)
     form = PromptFormat(tokenizer, "chat")
     assert tokenizer.decode([form.end_of_answer]) == end
-    assert learned_text(form, form.tokenize(RECORD)) == RECORD["output"] + end
+    example = only(form, RECORD)
+    assert learned_text(form, example) == before + RECORD["output"] + after.removesuffix(end) + end
+    assert scored_text(form, example).strip() == RECORD["output"]
+    assert example.completion_bytes == len(RECORD["output"].encode())
     assert form.end_of_answer in form.stop_tokens
 
 
@@ -168,7 +185,7 @@ def test_a_template_that_hides_the_answer_is_refused() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = written("", "<|im_end|>").replace("['content']", "['content'] | lower")
     with pytest.raises(ValueError, match="does not show the answer as it was written"):
-        PromptFormat(tokenizer, "chat").tokenize(RECORD)
+        only(PromptFormat(tokenizer, "chat"), RECORD)
 
 
 def test_white_space_around_turns_is_no_part_of_them() -> None:
@@ -176,7 +193,7 @@ def test_white_space_around_turns_is_no_part_of_them() -> None:
     tokenizer.chat_template = GEMMA
     for form in (PromptFormat(tokenizer, "chat"), PromptFormat(tiny_tokenizer(), "chat")):
         turns = [{"role": "user", "content": " Hi\n"}, {"role": "assistant", "content": "\n책이요. \n"}] * 2
-        example = form.tokenize({**RECORD, "messages": json.dumps(turns)})
+        example = only(form, {**RECORD, "messages": json.dumps(turns)})
         assert learned_text(form, example) == "책이요.<|im_end|>책이요.<|im_end|>"
 
 
@@ -187,7 +204,7 @@ def test_a_conversation_that_the_template_refuses_is_named() -> None:
     with pytest.raises(
         ValueError, match=r"record r1: the model's chat template refuses it: not this one; prompt: alpaca"
     ):
-        form.tokenize(RECORD)
+        only(form, RECORD)
 
 
 def test_the_end_that_the_template_writes_is_the_one_that_is_learned() -> None:
@@ -196,7 +213,7 @@ def test_the_end_that_the_template_writes_is_the_one_that_is_learned() -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<turn_end>"]})
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<turn_end>")
     form = PromptFormat(tokenizer, "chat")
-    assert learned_text(form, form.tokenize(RECORD)).endswith("<turn_end>")
+    assert learned_text(form, only(form, RECORD)).endswith("<turn_end>")
     assert form.stop_tokens == sorted([tokenizer.convert_tokens_to_ids("<turn_end>"), tokenizer.eos_token_id])
 
 
@@ -206,8 +223,10 @@ def test_chat_without_a_template_is_refused_with_the_way_out() -> None:
 
 
 def test_unsound_tokens_are_named() -> None:
-    form = PromptFormat(tiny_tokenizer(bos=True), "chat")
-    good = form.tokenize(RECORD)
+    tokenizer = tiny_tokenizer(bos=True)
+    tokenizer.chat_template = "<s>" + tokenizer.chat_template
+    form = PromptFormat(tokenizer, "chat")
+    good = only(form, RECORD)
     ids, labels = good.input_ids, good.labels
     broken = {
         "must start with exactly one '<s>'": (ids[1:], labels[1:]),
@@ -235,9 +254,9 @@ def test_what_is_learned_is_the_answers_text(style: str) -> None:
 
 def test_labels_that_are_off_by_a_token_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     form = PromptFormat(tiny_tokenizer(), "chat")
-    good = form.tokenize(RECORD)
+    good = only(form, RECORD)
     shifted = Tokenized("r1", good.input_ids, good.labels, [*good.scored[1:], False], good.completion_bytes)
-    monkeypatch.setattr(form, "tokenize", lambda _record: shifted)
+    monkeypatch.setattr(form, "tokenize", lambda _record: [shifted])
     with pytest.raises(ValueError, match="record r1: what is learned is not its answer"):
         checks.labels_are_the_answers([RECORD], form)
 
@@ -263,27 +282,15 @@ def test_a_cell_whose_first_loss_is_absurd_is_failed_with_the_reason(
     assert attempt.result["measured"].get("last_step") is None
 
 
-# --- turns that a file switches off, and calls that cannot be shown
+# --- turns that a file switches off
 
 
 @pytest.mark.parametrize("style", ["chat", "alpaca"])
 def test_an_answer_that_is_switched_off_is_shown_and_not_learned(style: str) -> None:
     form = PromptFormat(tiny_tokenizer(), style)
     shown = {**RECORD, "messages": json.dumps([TURNS[0], {**TURNS[1], "train": False}, *TURNS[2:]])}
-    example, whole = form.tokenize(shown), form.tokenize({**RECORD, "messages": json.dumps(TURNS)})
+    example, whole = only(form, shown), only(form, {**RECORD, "messages": json.dumps(TURNS)})
     assert example.input_ids == whole.input_ids
     assert learned_text(form, example) == "Strout.<|im_end|>"
     assert example.completion_bytes == len("Strout.")
     checks.labels_are_the_answers([shown], form)
-
-
-def test_calls_of_tools_are_refused_with_the_way_out() -> None:
-    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
-    turns = [
-        TURNS[0],
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "3"},
-        TURNS[1],
-    ]
-    with pytest.raises(ValueError, match=r"record r1: it calls tools.*tool_calls: reject"):
-        PromptFormat(tiny_tokenizer(), "chat").tokenize({**RECORD, "messages": json.dumps(turns)})

@@ -72,6 +72,34 @@ def tiny_tokenizer(*, bos: bool = False, chat: bool = True) -> Any:
     return tokenizer
 
 
+def sentencepiece_tokenizer(*, after_special: bool = False) -> Any:
+    """A tokenizer as SentencePiece's become: spaces are `▁`, and a text, or also what follows a special token (Llama 2's legacy
+    way), begins with one of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    scheme = "always" if after_special else "first"
+    raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    bytes_of = [f"<0x{byte:02X}>" for byte in range(256)]
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=WORDS + 256, special_tokens=[*special, *bytes_of], show_progress=False)
+    raw.train_from_iterator((r["output"] for r in read_corpus(PROJECT / "data" / "corpus.json")), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def only(form: Any, record: Any, shots: Any = ()) -> Any:
+    """The one example that a record makes."""
+    (example,) = form.tokenize(record, shots)
+    return example
+
+
 def tiny_model(architecture: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

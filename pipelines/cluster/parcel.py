@@ -57,7 +57,7 @@ def pack(spec: Json, store: Store) -> tuple[Json, list[Json]]:
     if spec.get("trained"):
         take_folder(spec["trained"], passing=True)
     if "readers" in spec:
-        told["readers"] = [[take_folder(name, whole=False), *rest] for name, *rest in spec["readers"]]
+        told["readers"] = [{**one, "folder": take_folder(one["folder"], whole=False)} for one in spec["readers"]]
     return told, list({one["path"]: one for one in inputs}.values())
 
 

@@ -50,7 +50,7 @@ COLUMNS = {
     "delta_base": "DOUBLE", "delta_base_low": "DOUBLE", "delta_base_high": "DOUBLE",
     "delta_full": "DOUBLE", "delta_full_low": "DOUBLE", "delta_full_high": "DOUBLE",
     "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
-    "memory_in_all_gb": "DOUBLE",
+    "memory_in_all_gb": "DOUBLE", "unshown_share": "DOUBLE", "template_arguments": "VARCHAR",
 }  # fmt: skip
 
 FROM_TRAINING = (
@@ -58,7 +58,7 @@ FROM_TRAINING = (
     "peak_memory_gb", "process_memory_mean_mb", "process_memory_std_mb", "process_memory_min_mb", "process_memory_max_mb",
     "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
     "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb", "quantize_peak_memory_gb", "search_seconds", "other_cpu_pct",
-    "memory_in_all_gb",
+    "memory_in_all_gb", "unshown_share",
 )  # fmt: skip
 DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
 FROM_EVALUATION = (
@@ -78,6 +78,7 @@ FROM_EVALUATION = (
     "general_set",
     "eval_records",
     "eval_set",
+    "template_arguments",
 )
 
 

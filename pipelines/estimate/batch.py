@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.train import batches
-from pipelines.train.prompts import IGNORE, Tokenized
+from pipelines.train.examples import IGNORE, Tokenized
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def answer(asked: Json, occupied: dict[str, int]) -> Json:
 
     from pipelines.estimate import memory
     from pipelines.estimate.rehearsal import rehearse
-    from pipelines.train.prompts import longest
+    from pipelines.train.examples import longest
 
     fields, recipe = dict(asked["config"]), complete(asked["recipe"])
     width = WIDTHS.get(str(fields.get("dtype") or fields.get("torch_dtype") or "float32"), 4)
@@ -131,19 +131,23 @@ class Read:
 
 def read(asked: Json) -> Read:
     tokenizer = asked["tokenizer"]
-    return _read(asked["examples"], json.dumps(asked["selection"]), tokenizer["folder"], tokenizer["prompt"])
+    return _read(
+        asked["examples"], json.dumps(asked["selection"]), tokenizer["folder"], json.dumps(tokenizer["recipe"])
+    )
 
 
 @cache
-def _read(examples: str, selection: str, folder: str, prompt: str) -> Read:
+def _read(examples: str, selection: str, folder: str, recipe: str) -> Read:
     from pipelines.clean.select import Selection, select
-    from pipelines.train import loading
+    from pipelines.train import loading, tokenizing
     from pipelines.train.prompts import PromptFormat
 
     before = psutil.Process().memory_info().rss
-    form = PromptFormat(loading.load_tokenizer(Path(folder)), prompt)
-    made = [form.tokenize(record) for record in select(Path(examples), Selection(**json.loads(selection))).train]
-    return Read(made, max(TOKENIZER, psutil.Process().memory_info().rss - before))
+    asked = json.loads(recipe)
+    form = PromptFormat.of(loading.load_tokenizer(Path(folder)), asked)
+    records = select(Path(examples), Selection(**json.loads(selection))).train
+    made = tokenizing.tokenize(form, records, sys.maxsize, turns=asked.get("turns", "all"))
+    return Read(made.examples, max(TOKENIZER, psutil.Process().memory_info().rss - before))
 
 
 def main() -> None:

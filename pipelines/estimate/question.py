@@ -85,5 +85,6 @@ def _tokenizer(stage: Stage, model: str) -> Json | None:
         chosen = stage.experiments.model(name)
         if weights.is_present(stage.data, name, chosen):
             folder = weights.model_folder(stage.data, name, chosen)
-            return {"folder": str(folder), "prompt": chosen.prompt, "of": name}
+            recipe = {"prompt": chosen.prompt, "template": chosen.template}
+            return {"folder": str(folder), "recipe": recipe, "of": name}
     return None

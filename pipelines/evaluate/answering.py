@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from pipelines.train.conversations import ALPACA
 from pipelines.train.precision import autocast
-from pipelines.train.prompts import ALPACA, PromptFormat
+from pipelines.train.prompts import PromptFormat
 
 # A model that was not tuned to stop goes on with the next block of the format that it was asked in.
 NEXT_BLOCK = ("### Instruction", ALPACA.split(".")[0])

@@ -28,8 +28,8 @@ def base_method(stage: Stage) -> str | None:
     return next((name for name, method in methods if method.kind == "none" and not method.shots), None)
 
 
-def readers(stage: Stage) -> list[tuple[str, str, int]]:
-    """Every model of the profile whose weights are here, as (folder, prompt style, max_length): an evaluation record must
+def readers(stage: Stage) -> list[dict[str, Any]]:
+    """Every model of the profile whose weights are here: its folder, how it is asked, its max_length. An evaluation record must
     fit them all."""
     found = []
     for name in stage.experiments.profile(stage.profile).models:
@@ -37,7 +37,9 @@ def readers(stage: Stage) -> list[tuple[str, str, int]]:
         if not model.source.random and weights.is_present(stage.data, name, model):
             method = base_method(stage) or next(iter(stage.experiments.methods))
             longest = stage.experiments.training_for(stage.profile, name, method).max_length
-            found.append((str(weights.model_folder(stage.data, name, model)), model.prompt, longest))
+            asked = {"prompt": model.prompt, "template": model.template}
+            folder = str(weights.model_folder(stage.data, name, model))
+            found.append({"model": name, "folder": folder, "max_length": longest, **asked})
     return found
 
 
@@ -52,7 +54,8 @@ def evaluation_fingerprint(stage: Stage, selected: Selected) -> str:
     }
     texts = read_general(stage.data.tracked(GENERAL), stage.selection.languages, profile.evaluation.general_texts)
     code = source_hash(HERE, without=FROM_ANSWERS)
-    measured = [selected.eval_fingerprint, profile.evaluation.model_dump(), set_hash(texts), longest, code]
+    templates = {name: held for name in profile.models if (held := stage.experiments.model(name).template)}
+    measured = [selected.eval_fingerprint, profile.evaluation.model_dump(), set_hash(texts), longest, templates, code]
     return stable_hash(measured)
 
 

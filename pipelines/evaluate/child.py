@@ -1,5 +1,6 @@
 """The evaluating process: `python -m pipelines.evaluate.child FOLDER` measures the model that FOLDER/spec.json names."""
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -7,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluate import general, scores
+from pipelines.evaluate.fitting import Records, fitting_everywhere
 from pipelines.files import write_jsonl
 from pipelines.paths import DataRoot
 from pipelines.statistics import percentile
-from pipelines.train.prompts import PromptFormat, Tokenized, conversation, longest, question
+from pipelines.train.conversations import answer_of, conversation, question
+from pipelines.train.examples import Tokenized
+from pipelines.train.prompts import PromptFormat
 from pipelines.worker import DivergedError, Stopwatch, Worker, start
 
-Records = Sequence[dict[str, Any]]
 ENOUGH_FOR_P95 = 20  # below, the 95th percentile is next to the slowest of a few
 ANSWER_SHARE = 2  # an answering batch holds so many times the tokens of a training one: no gradients are kept
 
@@ -36,9 +39,12 @@ def evaluate_cell(worker: Worker) -> None:
     if trained:
         model = loading.attach_trained(model, recipe, trained)
     model.eval()
-    form = PromptFormat(loading.load_tokenizer(base), recipe["prompt"])
+    form = PromptFormat.of(loading.load_tokenizer(base), recipe)
     reset_peaks()
-    worker.measure(evaluation_load_seconds=clock.lap())
+    worker.measure(
+        evaluation_load_seconds=clock.lap(),
+        template_arguments=json.dumps(dict(form.arguments), sort_keys=True) if form.arguments else None,
+    )
 
     selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
     fitting = fitting_everywhere(worker, selected.eval)
@@ -49,7 +55,7 @@ def evaluate_cell(worker: Worker) -> None:
     )
     speaker = Speaker(model, form, recipe, loading.device())
     prompts = Prompts(worker, speaker, selected.train)
-    measure_losses(worker, model, [prompts.whole(record) for record in fitting], fitting)
+    measure_losses(worker, model, [one for record in fitting for one in prompts.whole(record)], fitting)
     measure_general(worker, model, form)
     worker.measure(loss_seconds=clock.lap())
     sample = fitting[: spec["settings"]["answers"]]
@@ -79,36 +85,16 @@ class Prompts:
     def shots(self, record: dict[str, Any]) -> Sequence[Any]:
         return self._shots.of(record) if self._shots else ()
 
-    def whole(self, record: dict[str, Any]) -> Tokenized:
+    def whole(self, record: dict[str, Any]) -> list[Tokenized]:
         return self._form.tokenize(record, self.shots(record))
 
     def asked(self, record: dict[str, Any]) -> list[int]:
         return self._form.prompt(record, self.shots(record))
 
 
-def fitting_everywhere(worker: Worker, records: Records) -> Records:
-    """The records that no model of the profile would have to cut, so that all are measured on the same ones.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from transformers import AutoConfig
-
-    from pipelines.train import loading
-
-    kept = list(records)
-    for folder, style, max_length in worker.spec["readers"]:
-        form = PromptFormat(loading.load_tokenizer(worker.root / folder), style)
-        limit = longest(max_length, AutoConfig.from_pretrained(worker.root / folder))
-        kept = [record for record in kept if len(form.tokenize(record)) <= limit]
-    if not kept:
-        raise ValueError(f"none of {len(records)} evaluation records fits every model of the profile: raise max_length")
-    return kept
-
-
 def measure_losses(worker: Worker, model: Any, examples: Sequence[Tokenized], records: Records) -> None:
     """Loss per completion token (nats, the end token included) and bits per byte (without it), per record and over all."""
-    rows = record_losses(worker, model, examples)
+    rows = _by_record(record_losses(worker, model, examples))
     languages = {record["example_id"]: record["language"] for record in records}
     rows = [{**row, "language": languages[row["example_id"]]} for row in rows]
     write_jsonl(worker.folder / "losses.jsonl", sorted(rows, key=lambda row: row["example_id"]))
@@ -149,6 +135,17 @@ def record_losses(worker: Worker, model: Any, examples: Sequence[Tokenized]) -> 
     return rows
 
 
+def _by_record(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a record: a template that rewrites earlier turns makes an example of each answer."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        whole = found.setdefault(row["example_id"], {"example_id": row["example_id"]})
+        for name, value in row.items():
+            if name != "example_id":
+                whole[name] = whole.get(name, 0) + value
+    return list(found.values())
+
+
 def _bits_per_byte(rows: Sequence[dict[str, Any]]) -> float:
     return scores.bits_per_byte(sum(row["scored_nats"] for row in rows), sum(row["bytes"] for row in rows))
 
@@ -180,7 +177,7 @@ def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Recor
     seconds = time.perf_counter() - began
     rows = []
     for record, tokens in zip(records, produced, strict=True):
-        answer, reference = answering.text_of(speaker, tokens), conversation(record)[-1]["content"]
+        answer, reference = answering.text_of(speaker, tokens), answer_of(conversation(record)[-1])
         rows.append(
             {
                 "example_id": record["example_id"],

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pipelines.errors import UsageError
 from pipelines.files import stable_hash
-from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized
+from pipelines.train.examples import IGNORE, Tokenized
+from pipelines.train.prompts import PromptFormat
 
 FILE = "general.json"
 
@@ -38,7 +39,7 @@ def plain_text(form: PromptFormat, text: str, name: str) -> Tokenized:
     """`text` whole, every token scored. The first is predicted from the model's BOS, or from EOS, which stands between documents
     where a model has no BOS."""
     tokenizer = form.tokenizer
-    start = form.prefix or [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+    start = form.own_bos or [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
     ids = tokenizer(text, add_special_tokens=False).input_ids
     return Tokenized(
         example_id=name,

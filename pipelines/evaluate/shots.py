@@ -25,6 +25,6 @@ class Shots:
         own = [one for one in self._ranked if one["language"] == record["language"]]
         rest = [one for one in self._ranked if one["language"] != record["language"]]
         shots = [*own, *rest][: self._count]
-        while shots and len(self._form.tokenize(record, shots)) > self._room:
+        while shots and max(map(len, self._form.tokenize(record, shots))) > self._room:
             shots.pop()
         return shots

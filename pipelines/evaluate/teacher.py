@@ -11,7 +11,7 @@ from pipelines.generate.answers import text_of
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled
 from pipelines.train.cell import Stage
-from pipelines.train.prompts import conversation, question, spoken
+from pipelines.train.conversations import calls_tools, conversation, question, spoken
 
 Record = dict[str, Any]
 METHOD = "teacher"
@@ -42,14 +42,19 @@ def requests(stage: Stage, name: str, records: Sequence[Record]) -> list[Request
             purpose="teacher",
             language=record["language"],
         )
-        for record in records
+        for record in _askable(records)
     ]
+
+
+def _askable(records: Sequence[Record]) -> list[Record]:
+    """The records that call no tool: a teacher has none to call."""
+    return [record for record in records if not calls_tools(conversation(record))]
 
 
 def answers(journal: Journal | None, stage: Stage, name: str, records: Sequence[Record]) -> list[Record]:
     """What the journal holds of the teacher's answers, as rows of answers.jsonl. One that refused has answered nothing."""
     rows = []
-    for record, asked in zip(records, requests(stage, name, records), strict=True):
+    for record, asked in zip(_askable(records), requests(stage, name, records), strict=True):
         held = journal.row(asked.key) if journal else None
         if held is None or held["status"] != "answered":
             continue

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.files import stable_hash, write_json
-from pipelines.train.prompts import PromptFormat, Tokenized
+from pipelines.train.examples import Tokenized
+from pipelines.train.prompts import PromptFormat
 from pipelines.weights import RECORD
 from pipelines.worker import Stopwatch, Worker, start
 
@@ -18,15 +19,15 @@ COMPARED = 3  # records whose every probability is compared between the merged m
 
 def export_cell(worker: Worker) -> None:
     from pipelines.clean.select import Selection, select
-    from pipelines.evaluate.child import fitting_everywhere
+    from pipelines.evaluate.fitting import fitting_everywhere
     from pipelines.train import loading
 
     loading.quiet()
     worker.phase("load")
     spec = worker.spec
-    form = PromptFormat(loading.load_tokenizer(worker.root / spec["weights"]), spec["recipe"]["prompt"])
+    form = PromptFormat.of(loading.load_tokenizer(worker.root / spec["weights"]), spec["recipe"])
     records = fitting_everywhere(worker, select(worker.root / spec["examples"], Selection(**spec["selection"])).eval)
-    examples = [form.tokenize(record) for record in records]
+    examples = [example for record in records for example in form.tokenize(record)]
     write_json(worker.folder / "questions.json", questions(form, records, examples, spec["settings"]["answers"]))
     if spec["merged"]:
         merge(worker, form, examples)

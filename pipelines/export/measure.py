@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.evaluate import scores
 from pipelines.files import read_json
 from pipelines.statistics import percentile
-from pipelines.train.prompts import IGNORE, Tokenized
+from pipelines.train.examples import IGNORE, Tokenized
 from pipelines.worker import Stopwatch, Worker, start
 
 # format → (precision, quantization) of a recipe

@@ -10,9 +10,9 @@ import torch
 
 from pipelines.evaluate.scores import bits_per_byte
 from pipelines.train import batches, loading
+from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, scored_mask, token_losses
 from pipelines.train.precision import weights_dtype
-from pipelines.train.prompts import Tokenized
 
 Recipe = dict[str, Any]
 

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from pipelines.train.prompts import Tokenized
+from pipelines.train.examples import Tokenized
 
 
 def steps(examples: Sequence[Tokenized], *, epochs: float, per_step: int, seed: int) -> list[list[Tokenized]]:
@@ -33,7 +33,7 @@ def micro_batches(examples: Sequence[Tokenized], *, max_tokens: int) -> list[lis
     """`examples` by length, longest first, in groups whose padded size (rows × longest) is at most `max_tokens`; an
     example longer than that goes alone."""
     groups: list[list[Tokenized]] = []
-    for example in sorted(examples, key=lambda e: (-len(e), e.example_id)):
+    for example in sorted(examples, key=lambda e: (-len(e), e.name)):
         if groups and (len(groups[-1]) + 1) * len(groups[-1][0]) <= max_tokens:
             groups[-1].append(example)
         else:
@@ -46,7 +46,7 @@ def dealt(examples: Sequence[Tokenized], *, max_tokens: int, ranks: int) -> list
     process with the fewest tokens so far. One process gets `micro_batches`; of more than there are examples some get none."""
     hands: list[list[Tokenized]] = [[] for _ in range(ranks)]
     held = [0] * ranks
-    for example in sorted(examples, key=lambda e: (-len(e), e.example_id)):
+    for example in sorted(examples, key=lambda e: (-len(e), e.name)):
         rank = held.index(min(held))
         hands[rank].append(example)
         held[rank] += len(example)

@@ -95,6 +95,7 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
     method = stage.experiments.method(key.method)
     source = weights.source_id(model.source)
     limits = {} if model.fp16 else {"fp16": False}
+    template = {"template": model.template} if model.template else {}
     if method.kind == "none":
         settings = stage.experiments.training_for(stage.profile, key.model, key.method)
         plain = {"precision": settings.precision, "attention": settings.attention, "max_length": settings.max_length}
@@ -105,6 +106,7 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
             "source": source,
             "kind": "none",
             "prompt": model.prompt,
+            **template,
             **plain,
             **fixed,
             **limits,
@@ -114,6 +116,8 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
     decided = {k: v for k, v in settings.model_dump().items() if k not in OUTSIDE_RECIPE}
     if not isinstance(settings.learning_rate, list):
         del decided["search_share"]
+    if settings.turns == "all":
+        del decided["turns"]
     if settings.early_stop_patience:  # evaluations then decide when training ends
         decided["eval_every_steps"] = settings.eval_every_steps
     decided["targets"] = stage.experiments.targets_for(key.model, settings) if method.kind == "lora" else None
@@ -131,6 +135,7 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
         "source": source,
         "kind": method.kind,
         "prompt": model.prompt,
+        **template,
         **decided,
         **adapter,
         **limits,

@@ -1,10 +1,17 @@
 """What must hold of the tokens before the first step; a model trained on wrong labels would only look worse."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized, alpaca_turns, conversation, is_learned
+from pipelines.train.conversations import alpaca_turns, conversation, is_learned
+from pipelines.train.examples import IGNORE, Tokenized
+from pipelines.train.prompts import PromptFormat
+from pipelines.train.templates import Unshown
+from pipelines.train.tokenizing import Made
+
+Stops = int | Sequence[int] | None  # as a generation configuration names its EOS tokens
 
 
 def tokenizer_is_as_recorded(form: PromptFormat, record: Mapping[str, str | None]) -> None:
@@ -22,13 +29,11 @@ def tokenizer_is_as_recorded(form: PromptFormat, record: Mapping[str, str | None
             )
 
 
-def end_stops_generation(
-    form: PromptFormat, stops: int | Sequence[int] | None, record: Mapping[str, str | None]
-) -> None:
+def end_stops_generation(form: PromptFormat, stops: Stops, record: Mapping[str, str | None]) -> None:
     """Raises ValueError where neither the tokenizer's EOS, nor the generation configuration's `stops`, nor the model's record names
     the token that the chat template puts behind an answer: a model that learned to end in it would not be stopped by it."""
     end, eos = form.end_of_answer, form.tokenizer.eos_token_id
-    known = {eos, *([stops] if isinstance(stops, int) else stops or ())}
+    known = {eos, *_each(stops)}
     if end in known or record.get("end") == form.tokenizer.decode([end]):
         return
     others = ", ".join(repr(form.tokenizer.decode([token])) for token in sorted(known))
@@ -38,14 +43,26 @@ def end_stops_generation(
     )
 
 
-def tokens_are_sound(train: Sequence[Tokenized], held_out: Sequence[Tokenized], form: PromptFormat) -> None:
+def something_is_shown(train: Made, held_out: Made) -> None:
+    """Raises ValueError where the model's template can show none of the records of a side."""
+    for what, side in (("training", train), ("evaluation", held_out)):
+        if side.records and len(side.unshown) == side.records:
+            raise ValueError(
+                f"none of the {side.records} {what} records can be shown by the model's chat template; the first: "
+                f"{side.unshown[0]}. Other arguments of the template (`template:` of the model) or prompt: alpaca may do"
+            )
+
+
+def tokens_are_sound(
+    train: Sequence[Tokenized], held_out: Sequence[Tokenized], form: PromptFormat, stops: Stops = None
+) -> None:
     """Raises ValueError with the record's id: nothing left, a BOS missing or doubled, an end that is not learned, a label that
-    is not the token at its place."""
+    is not the token at its place. `stops`: the generation configuration's, of which one may end a call of a tool."""
     if not train:
         raise ValueError("no training record fits max_length: raise max_length, or bring shorter records")
     if not held_out:
         raise ValueError("no evaluation record fits max_length: raise max_length, or bring shorter records")
-    ends = set(form.stop_tokens)
+    ends = {*form.stop_tokens, *_each(stops)}
     for example in (*train, *held_out):
         if fault := _fault(example, form, ends):
             raise ValueError(f"record {example.example_id} {fault}")
@@ -71,9 +88,15 @@ def labels_are_the_answers(records: Sequence[Mapping[str, Any]], form: PromptFor
     """Raises ValueError with the record's id where what is learned is not the answers' text and nothing else (white space
     apart, which some tokenizers do not give back)."""
     for record in records:
-        example = form.tokenize(record)
-        told = [t for t, scored in zip(example.input_ids, example.scored, strict=True) if scored]
-        learned = _without_space(form.tokenizer.decode(told))
+        try:
+            examples = form.tokenize(record)
+        except Unshown:  # it is left out, and counted
+            continue
+        told = [
+            [token for token, scored in zip(example.input_ids, example.scored, strict=True) if scored]
+            for example in examples
+        ]
+        learned = _bare("".join(map(form.tokenizer.decode, told)))
         if form.style == "chat":
             answers = [
                 turn["content"] for turn in conversation(record) if turn["role"] == "assistant" and is_learned(turn)
@@ -83,15 +106,20 @@ def labels_are_the_answers(records: Sequence[Mapping[str, Any]], form: PromptFor
         expected = "".join(
             form.tokenizer.decode(form.tokenizer(a, add_special_tokens=False).input_ids) for a in answers
         )
-        if learned != _without_space(expected):
+        if learned != _bare(expected):
             raise ValueError(
                 f"record {record['example_id']}: what is learned is not its answer but {learned[:80]!r}; the tokenizer's chat "
                 "template marks the answer's place otherwise than expected: try prompt: alpaca for this model"
             )
 
 
-def _without_space(text: str) -> str:
-    return "".join(text.split())
+def _bare(text: str) -> str:
+    """Without white space, and without the tags around reasoning, which a template may write in its own way."""
+    return "".join(re.sub(r"</?think>", "", text).split())
+
+
+def _each(stops: Stops) -> Sequence[int]:
+    return [stops] if isinstance(stops, int) else stops or ()
 
 
 def loss_is_sane(loss: float, *, vocabulary: int) -> None:

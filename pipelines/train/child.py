@@ -113,29 +113,31 @@ def tokenize(worker: Worker, loaded: Loaded) -> Tokens:
         ValueError: tokens that would be learned wrongly.
     """
     from pipelines.clean.select import Selection, select
-    from pipelines.train import checks
-    from pipelines.train.prompts import PromptFormat, longest
+    from pipelines.train import checks, tokenizing
+    from pipelines.train.examples import longest
+    from pipelines.train.prompts import PromptFormat
 
     spec, recipe = worker.spec, worker.spec["recipe"]
     with memory_unlimited():  # Arrow's and DuckDB's threads
         selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
-    form = PromptFormat(loaded.tokenizer, recipe["prompt"])
+    form = PromptFormat.of(loaded.tokenizer, recipe)
     limit = longest(recipe["max_length"], loaded.model.config)
     if limit < recipe["max_length"]:
         worker.say(
             f"max_length is {recipe['max_length']}, this model reads {limit} tokens: longer examples are left out"
         )
-    train = [form.tokenize(record) for record in selected.train]
-    fitting = [example for example in train if len(example) <= limit]
-    held_out = [form.tokenize(record) for record in selected.eval]
-    held_out = [example for example in held_out if len(example) <= limit]
-    worker.measure(truncated_share=1 - len(fitting) / len(train))
-    recorded = spec.get("tokens") or {}
+    recorded, stops = spec.get("tokens") or {}, loaded.model.generation_config.eos_token_id
     checks.tokenizer_is_as_recorded(form, recorded)
-    checks.end_stops_generation(form, loaded.model.generation_config.eos_token_id, recorded)
-    checks.tokens_are_sound(fitting, held_out, form)
+    checks.end_stops_generation(form, stops, recorded)
+    train = tokenizing.tokenize(form, selected.train, limit, turns=recipe.get("turns", "all"))
+    held_out = tokenizing.tokenize(form, selected.eval, limit)
+    worker.measure(truncated_share=train.too_long / train.records, unshown_share=train.unshown_share)
+    for line in (*train.in_words("training"), *held_out.in_words("evaluation")):
+        worker.say(line)
+    checks.something_is_shown(train, held_out)
+    checks.tokens_are_sound(train.examples, held_out.examples, form, stops)
     checks.labels_are_the_answers(selected.train[:CHECKED], form)
-    return Tokens(fitting, held_out)
+    return Tokens(train.examples, held_out.examples)
 
 
 def _earlier(worker: Worker) -> Path | None:

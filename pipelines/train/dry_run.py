@@ -1,13 +1,14 @@
 """One example as the trainer sees it, token by token, with what is learned, and the loss before the first step."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from pipelines.cells import CellKey
 from pipelines.errors import UsageError
+from pipelines.train import tokenizing
 from pipelines.train.cell import Stage, examples_now, for_method, no_examples, recipe_of
-from pipelines.train.prompts import IGNORE, PromptFormat, Tokenized, longest
+from pipelines.train.examples import IGNORE, Tokenized, longest
+from pipelines.train.prompts import PromptFormat
 
 
 def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
@@ -29,19 +30,22 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     loading.quiet()
     recipe = recipe_of(stage, key)
     folder = weights.fetch(stage.data, stage.experiments, key.model)
-    form = PromptFormat(loading.load_tokenizer(folder), recipe["prompt"])
+    form = PromptFormat.of(loading.load_tokenizer(folder), recipe)
     limit = longest(recipe["max_length"], AutoConfig.from_pretrained(folder))
     train, held_out = (_first(form, records, limit) for records in (selected.train, selected.eval))
     named = stage.experiments.model(key.model)
     recorded = {"bos": named.bos, "end": named.end}
     checks.tokenizer_is_as_recorded(form, recorded)
-    checks.tokens_are_sound(train, held_out, form)
-    (example,) = train
+    checks.something_is_shown(train, held_out)
+    checks.tokens_are_sound(train.examples, held_out.examples, form)
+    example = train.examples[0]
     yield f"{key}: example {example.example_id}, {len(example)} tokens, {example.learned} of them learned"
     yield from _tokens(example, form)
     yield (
         f"BOS: {form.tokenizer.decode(form.prefix)!r} in front" if form.prefix else "BOS: none, as this model is asked"
     )
+    if form.arguments:
+        yield f"template: {', '.join(f'{name}={value!r}' for name, value in sorted(form.arguments.items()))}"
     yield f"end: {form.tokenizer.decode([example.labels[-1]])!r} is learned as the answer's end"
     model = loading.load_model(folder, recipe)
     checks.end_stops_generation(form, model.generation_config.eos_token_id, recorded)
@@ -52,10 +56,13 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     yield f"loss at step 0: {loss:.4f} nats per completion token"
 
 
-def _first(form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int) -> list[Tokenized]:
-    """The first of the records that has no more tokens, alone; none where all are longer."""
-    fitting = (example for record in records if len(example := form.tokenize(record)) <= limit)
-    return list(islice(fitting, 1))
+def _first(form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int) -> tokenizing.Made:
+    """The examples of the first record that the template shows and that has no more tokens; of all where there is none."""
+    for record in records:
+        made = tokenizing.tokenize(form, [record], limit)
+        if made.examples:
+            return made
+    return tokenizing.tokenize(form, records, limit)
 
 
 def _tokens(example: Tokenized, form: PromptFormat) -> Iterator[str]:

@@ -18,11 +18,11 @@ import torch
 
 from pipelines.train import batches, checkpoint, checks, probe, search, sharding
 from pipelines.train.checkpoint import Random
+from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, step_loss, token_losses
 from pipelines.train.memory import MemoryMeter, peak_bytes, reset_peaks
 from pipelines.train.optimizers import make_optimizer
 from pipelines.train.precision import autocast, make_scaler
-from pipelines.train.prompts import Tokenized
 from pipelines.train.ranks import ZERO_STAGES, Ranks
 from pipelines.train.tally import Tally
 from pipelines.train.zero import Zero
@@ -359,7 +359,7 @@ class Trainer:
             tensors, numbers = checkpoint.optimizer_state(self.optimizer, list(self.named.values()))
         state = {
             "tally": asdict(self.tally),
-            "order": [[example.example_id for example in step] for step in self._plan],
+            "order": [[example.name for example in step] for step in self._plan],
             "optimizer": numbers,
             "scaler": self.scaler.state_dict(),
             "random": self._random.numbers,
@@ -396,8 +396,8 @@ class Trainer:
             checkpoint.copy_weights(earlier, self.named, holder)
             checkpoint.set_optimizer_state(self.optimizer, list(self.named.values()), tensors, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        by_id = {example.example_id: example for example in train}
-        self._plan = [[by_id[name] for name in step] for step in state["order"]]
+        by_name = {example.name: example for example in train}
+        self._plan = [[by_name[name] for name in step] for step in state["order"]]
         self.tally = Tally(**state["tally"])
         if state["search"]["tried"]:
             self.chosen = search.best(state["search"]["tried"])

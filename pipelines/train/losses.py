@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from pipelines.train import chunked
-from pipelines.train.prompts import IGNORE, Tokenized
+from pipelines.train.examples import IGNORE, Tokenized
 
 
 @contextmanager

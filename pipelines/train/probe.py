@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipelines.train import batches
-from pipelines.train.prompts import Tokenized
+from pipelines.train.examples import Tokenized
 
 FLOATS_PER_WIDTH = 30  # numbers that a decoder layer keeps for the backward pass, per token and unit of width (roughly)
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from pipelines import disk
 from pipelines.train import batches, checkpoint, restart
-from pipelines.train.prompts import Tokenized
+from pipelines.train.examples import Tokenized
 from pipelines.train.ranks import local_part
 from pipelines.worker import DivergedError
 

@@ -1,0 +1,71 @@
+"""The evaluation records that every model of the profile can read, so that all are measured on the same ones."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.train.examples import longest
+from pipelines.train.prompts import PromptFormat
+from pipelines.train.templates import Unshown
+from pipelines.worker import Worker
+
+Records = Sequence[dict[str, Any]]
+Reader = dict[str, Any]
+
+
+def fitting_everywhere(worker: Worker, records: Records) -> Records:
+    """The records that no model of the profile would have to cut and whose chat template shows them. A model of which that cannot
+    be told, or that could read none, is left out with a word: its own cells fail, the others are measured.
+
+    Raises:
+        ValueError: it is this cell's own model, or nothing is left.
+    """
+    kept = list(records)
+    for reader in worker.spec["readers"]:
+        own = reader["folder"] == worker.spec["weights"]
+        try:
+            fitting = _fitting(worker, reader, records)
+        except (OSError, ValueError) as error:
+            if own:
+                raise
+            worker.say(
+                f"{reader['model']}: its tokenizer cannot be used, so the others are measured without it: {error}"
+            )
+            continue
+        if not fitting and not own:
+            worker.say(f"{reader['model']}: can read none of {len(records)} evaluation records; measured without it")
+            continue
+        kept = [record for record in kept if record["example_id"] in fitting]
+    if not kept:
+        raise ValueError(
+            f"none of {len(records)} evaluation records fits every model of the profile: raise max_length, or see above which "
+            "model's chat template cannot show them"
+        )
+    return kept
+
+
+def _fitting(worker: Worker, reader: Reader, records: Records) -> set[str]:
+    """The ids of the records that the model can read."""
+    from transformers import AutoConfig
+
+    from pipelines.train import loading
+
+    folder = worker.root / reader["folder"]
+    form = PromptFormat.of(loading.load_tokenizer(folder), reader)
+    limit = longest(reader["max_length"], AutoConfig.from_pretrained(folder))
+    fitting, too_long, unshown = set(), 0, []
+    for record in records:
+        try:
+            fits = all(len(example) <= limit for example in form.tokenize(record))
+        except Unshown as error:
+            unshown.append(str(error))
+            continue
+        too_long += not fits
+        if fits:
+            fitting.add(record["example_id"])
+    if too_long or unshown:
+        why = f"; the first that its template cannot show: {unshown[0]}" if unshown else ""
+        worker.say(
+            f"{reader['model']}: {too_long} evaluation records are too long, {len(unshown)} cannot be shown; no model is "
+            f"measured on them{why}"
+        )
+    return fitting

@@ -1,0 +1,105 @@
+"""Records as messages, and as Alpaca's blocks: what every way of asking a model starts from."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Message = dict[str, Any]
+Shots = Sequence[Mapping[str, Any]]
+
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+ALPACA_OPENING = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+)
+ALPACA_TURN = "### Instruction:\n{instruction}\n\n### Response:\n"
+ALPACA = (
+    ALPACA_OPENING + ALPACA_TURN
+)  # Stanford Alpaca's, which base models without a chat template are commonly tuned with
+
+
+def spoken(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Role and content of each message: what a server takes."""
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Whether an answer is learned, not only shown: a file may switch a turn off."""
+    return message.get("train") is not False
+
+
+def alpaca_turns(record: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """What is asked, what is answered, and whether that is learned, turn by turn. A conversation's later questions are blocks
+    without the opening sentences, in place of which stands its system prompt, where it has one."""
+    if not record.get("messages"):
+        form = ALPACA_WITH_INPUT if record["input"].strip() else ALPACA
+        return [(form.format(instruction=record["instruction"], input=record["input"]), record["output"], True)]
+    turns, opening, asked = [], ALPACA_OPENING, ""
+    for message in conversation(record):
+        if message["role"] == "system":
+            opening = f"{message['content']}\n\n"
+        elif message["role"] == "assistant":
+            turns.append((opening + ALPACA_TURN.format(instruction=asked), message["content"], is_learned(message)))
+            opening = asked = ""
+        else:
+            asked = "\n\n".join(part for part in (asked, message["content"]) if part)
+    return turns
+
+
+def alpaca_shots(shots: Shots) -> str:
+    """The shots as blocks of the same format, an empty line after each."""
+    return "".join(f"{asked}{answer.strip()}\n\n" for shot in shots for asked, answer, _ in alpaca_turns(shot))
+
+
+def with_shots(messages: Sequence[Message], shots: Shots) -> list[Message]:
+    """`messages` with the shots as turns before the first question, after a system prompt; a shot's own is left out."""
+    turns = [turn for shot in shots for turn in conversation(shot) if turn["role"] != "system"]
+    first = 1 if messages and messages[0]["role"] == "system" else 0
+    return [*messages[:first], *turns, *messages[first:]]
+
+
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """The messages with the system prompt, if there is one, at the head of the first question."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    told, *rest = messages
+    first = next((i for i, message in enumerate(rest) if message["role"] == "user"), None)
+    if first is None:
+        return rest
+    asked = {**rest[first], "content": f"{told['content']}\n\n{rest[first]['content']}"}
+    return [*rest[:first], asked, *rest[first + 1 :]]
+
+
+def conversation(record: Mapping[str, Any]) -> list[Message]:
+    """The record as chat messages, ending with the assistant's last."""
+    if record.get("messages"):
+        turns = [{**turn, "content": turn["content"].strip()} for turn in json.loads(record["messages"])]
+        last = max(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
+        return turns[: last + 1]
+    asked = record["instruction"] + (f"\n\n{record['input']}" if record["input"].strip() else "")
+    return [{"role": "user", "content": asked.strip()}, {"role": "assistant", "content": record["output"].strip()}]
+
+
+def tools_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tools that a record declares, as cleaning keeps them; [] where it declares none."""
+    return json.loads(record["tools"]) if record.get("tools") else []
+
+
+def calls_tools(messages: Sequence[Message]) -> bool:
+    return any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
+
+
+def answer_of(message: Message) -> str:
+    """What a person reads as an answer: its text, and the calls that it makes as JSON."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or ()]
+    return "\n".join(filter(None, (message["content"], *calls)))
+
+
+def question(record: Mapping[str, Any]) -> str:
+    """What a person reads as the prompt."""
+    if record.get("messages"):
+        return "\n\n".join(f"{turn['role']}: {answer_of(turn)}" for turn in conversation(record)[:-1])
+    return "\n\n".join(part for part in (record["instruction"], record["input"]) if part)

@@ -1,0 +1,334 @@
+"""How a conversation reads as text: through a tokenizer's own chat template, or as Alpaca's blocks.
+
+Both give, for every answer of a record, the text that inference sends and the text that shows the answer behind it.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jinja2 import meta, nodes
+from jinja2.exceptions import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pipelines.train.conversations import (
+    Message,
+    Shots,
+    alpaca_shots,
+    alpaca_turns,
+    calls_tools,
+    conversation,
+    is_learned,
+    tools_of,
+    with_shots,
+    without_system,
+)
+
+MARKER, THOUGHT_MARKER = "ANSWERED7F3A", "THOUGHT7F3A"
+THINKING = (
+    "enable_thinking",
+    "thinking",
+)  # the switches that templates know; off unless the model's record says otherwise
+# what every rendering is given, so that no argument of a model's record may have these names
+GIVEN = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token")
+)
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # a tag of transformers' own
+_THOUGHT = re.compile(r"\A(\s*<think>\s*)(.*?)(\s*</think>\s*)(.+)\Z", re.DOTALL)
+
+
+class Unshown(ValueError):
+    """A record that a model's template cannot show as it would be asked and answered; it costs that record, not the cell."""
+
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One answer as text. `text` begins with the prompt, `asked` characters long, and goes on to the end of the answer, the token
+    that ends it included; `said` are the places of what the record itself says there, without what the template adds."""
+
+    text: str
+    asked: int
+    said: tuple[Span, ...]
+    learned: bool
+    turn: int
+    calls: bool = False
+
+    @property
+    def prompt(self) -> str:
+        return self.text[: self.asked]
+
+
+class AlpacaBlocks:
+    """Stanford Alpaca's plain text, an EOS token behind every answer."""
+
+    arguments: Mapping[str, Any] = {}
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._end = tokenizer.eos_token
+
+    @property
+    def end(self) -> str:
+        """The token that ends an answer."""
+        return self._end
+
+    def answers(self, record: Mapping[str, Any], shots: Shots) -> Iterator[Shown]:
+        if record.get("messages") and calls_tools(conversation(record)):
+            raise Unshown("it calls tools, which Alpaca's format cannot show")
+        before = alpaca_shots(shots)
+        for turn, (asked, answer, learned) in enumerate(alpaca_turns(record)):
+            prompt = before + asked
+            whole = prompt + answer + self._end
+            yield Shown(whole, len(prompt), ((len(prompt), len(prompt + answer)),), learned, turn)
+            before = f"{whole}\n\n"
+
+    def prompt(self, record: Mapping[str, Any], shots: Shots) -> str:
+        *_, last = self.answers(record, shots)
+        return last.prompt
+
+
+class ChatTemplate:
+    """A tokenizer's chat template with `arguments`, of which the model's record may name any that the template knows.
+
+    Raises:
+        ValueError: there is no template, it knows no such argument, or it does not show an answer as it was written.
+    """
+
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
+        if not tokenizer.chat_template:
+            raise ValueError("prompt: chat needs a tokenizer with a chat template; use prompt: alpaca for this model")
+        self._tokenizer = tokenizer
+        source = _GENERATION.sub("", tokenizer.get_chat_template())
+        parsed = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+        known = meta.find_undeclared_variables(parsed) - GIVEN - {"raise_exception", "strftime_now"}
+        if unknown := sorted(set(arguments) - known):
+            sets = {name.name for name in parsed.find_all(nodes.Name) if name.ctx == "store"}
+            raise ValueError(
+                f"template: {', '.join(unknown)}: the model's chat template knows no such argument; it knows "
+                f"{', '.join(sorted(known - sets)) or 'none'}"
+            )
+        self.arguments = {**{name: False for name in THINKING if name in known}, **arguments}
+
+    def prompt(self, record: Mapping[str, Any], shots: Shots) -> str:
+        """What inference sends for the record's last answer."""
+        return self._render(with_shots(conversation(record)[:-1], shots), tools_of(record), ask=True)
+
+    def answers(self, record: Mapping[str, Any], shots: Shots) -> Iterator[Shown]:
+        """The record's own answers, those of the shots left out.
+
+        Raises:
+            Unshown: the template refuses the record, or shows an answer otherwise than behind the prompt that inference sends.
+        """
+        messages, tools = with_shots(conversation(record), shots), tools_of(record)
+        own = sum(message["role"] == "assistant" for message in with_shots([], shots))
+        places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        for place in places[own:]:
+            yield self._answer(messages[: place + 1], tools, place)
+
+    def _answer(self, messages: list[Message], tools: list[Any], place: int) -> Shown:
+        prompt = self._render(messages[:-1], tools, ask=True)
+        whole = self._render(messages, tools, ask=False)
+        if not whole.startswith(prompt) and prompt.rstrip().endswith("<think>"):
+            # inference always opens a block of reasoning (DeepSeek-R1): an answer without any closes it, if the template shows that
+            closed = {**messages[-1], "content": f"<think>\n\n</think>\n\n{messages[-1]['content']}"}
+            messages = [*messages[:-1], closed]
+            whole = self._render(messages, tools, ask=False)
+        answer = messages[-1]
+        if not whole.startswith(prompt):
+            raise Unshown(
+                f"the template shows answer {place + 1} otherwise than behind what inference sends, which ends in "
+                f"{prompt[-40:]!r}: it goes on {_where_it_parts(prompt, whole)!r}"
+            )
+        tail = whole[len(prompt) :]
+        if answer.get("tool_calls"):
+            inside = self._inside_calls(answer, prompt, tail, tools)
+        else:
+            inside = self._inside(messages, tools, prompt, tail)
+        if calls_tools(messages[:-1]):
+            _require_results(messages[:-1], prompt)
+        said = tuple((len(prompt) + start, len(prompt) + end) for start, end in inside)
+        after = said[-1][1] - len(prompt) if said and not answer.get("tool_calls") else 0
+        stop = self._stop(tail, after, calls=bool(answer.get("tool_calls")))
+        text = prompt + (tail[:stop] if stop else tail.rstrip() + self.end)
+        return Shown(text, len(prompt), said, is_learned(answer), place, bool(answer.get("tool_calls")))
+
+    def _inside(self, messages: list[Message], tools: list[Any], prompt: str, tail: str) -> list[Span]:
+        """Where the answer stands in `tail`: found by rendering it with markers in its place.
+
+        Raises:
+            Unshown: it does not stand there as it was written.
+        """
+        content = messages[-1]["content"]
+        found = _THOUGHT.match(content)
+        pieces = [piece for piece in (found[2], found[4]) if piece] if found else [content]
+        markers = [THOUGHT_MARKER, MARKER][-len(pieces) :]
+        marked = found[1] + (THOUGHT_MARKER if found[2] else "") + found[3] + MARKER if found else MARKER
+        shown = self._render([*messages[:-1], {**messages[-1], "content": marked}], tools, ask=False)
+        spans, expected = [], shown.removeprefix(prompt)
+        for marker, piece in zip(markers, pieces, strict=True):
+            place = expected.find(marker)
+            if place < 0:
+                what = "the reasoning in an answer" if marker is THOUGHT_MARKER else "the answer"
+                raise Unshown(f"the template does not show {what} as it was written; prompt: alpaca asks without one")
+            expected = expected.replace(marker, piece, 1)
+            spans.append((place, place + len(piece)))
+        if expected != tail:
+            raise Unshown(f"the template does not show the answer as it was written, but as {tail[:60]!r}")
+        return spans
+
+    def _inside_calls(self, answer: Message, prompt: str, tail: str, tools: list[Any]) -> list[Span]:
+        """Where the text beside an answer's calls stands. The calls are learned in the model's own spelling, and count in no
+        measure that compares models.
+
+        Raises:
+            Unshown: a call, one of its arguments, or a declared tool is missing in what the template shows.
+        """
+        for call in answer["tool_calls"]:
+            named, arguments = call["function"]["name"], call["function"]["arguments"]
+            wanted = [named, *(_words_of(arguments.values()) if isinstance(arguments, dict) else [])]
+            if missing := next((word for word in wanted if not _stands_in(word, tail)), None):
+                raise Unshown(f"the template does not show the call of {named!r}: {missing!r:.60} is missing")
+        for tool in tools:
+            if not _stands_in(tool["function"].get("name", ""), prompt):
+                raise Unshown(f"the template does not show the declared tool {tool['function'].get('name')!r}")
+        content = answer["content"]
+        place = tail.find(content) if content else -1
+        return [(place, place + len(content))] if place >= 0 else []
+
+    def _stop(self, tail: str, after: int, *, calls: bool) -> int | None:
+        """The place in `tail` behind the special token that ends the answer; None where the template writes none there."""
+        if calls:  # a call may hold special tokens of its own: the end is the last one
+            ends = [match.end() for match in self._specials.finditer(tail)]
+            return ends[-1] if ends and not tail[ends[-1] :].strip() else None
+        gap = len(tail[after:]) - len(tail[after:].lstrip())
+        match = self._specials.match(tail, after + gap)
+        return match.end() if match else None
+
+    @cached_property
+    def end(self) -> str:
+        """The special token that the template writes behind an answer (<end_of_turn> for Gemma), EOS where it writes none."""
+        asked = [{"role": "user", "content": "a"}]
+        shown = self._render([*asked, {"role": "assistant", "content": MARKER}], [], ask=False)
+        _, found, after = shown.rpartition(MARKER)
+        if not found:
+            raise ValueError(
+                "the chat template does not show the answer as it was written; prompt: alpaca asks without a template"
+            )
+        match = self._specials.match(after.lstrip())
+        return match[0] if match else self._tokenizer.eos_token
+
+    @property
+    def second_question(self) -> str:
+        """What inference sends for a second question: what stands in front of a conversation stands there once, what opens a turn
+        several times."""
+        turns = [("user", "a"), ("assistant", MARKER), ("user", "a")]
+        return self._render([{"role": role, "content": content} for role, content in turns], [], ask=True)
+
+    @cached_property
+    def _specials(self) -> re.Pattern[str]:
+        """Every special token, also those without a named role, which `all_special_tokens` leaves out."""
+        return special_tokens(self._tokenizer)
+
+    @cached_property
+    def _refuses_system(self) -> bool:
+        """Whether the template has no place for a system prompt: it refuses one (Gemma's), or leaves it out."""
+        told = [{"role": "system", "content": MARKER}, {"role": "user", "content": "a"}]
+        try:
+            return MARKER not in self._apply(told, [], ask=True)
+        except _REFUSALS:
+            return True
+
+    def _render(self, messages: Sequence[Message], tools: list[Any], *, ask: bool) -> str:
+        """A template that has no place for system prompts gets them at the head of the first question."""
+        if messages[0]["role"] == "system" and self._refuses_system:
+            messages = without_system(messages)
+        try:
+            return self._apply(messages, tools, ask=ask)
+        except _REFUSALS as error:
+            raise Unshown(
+                f"the model's chat template refuses it: {error}; prompt: alpaca asks without a template"
+            ) from None
+
+    def _apply(self, messages: Sequence[Message], tools: list[Any], *, ask: bool) -> str:
+        shown = [_for_template(message) for message in messages]
+        told = {
+            "tokenize": False,
+            "add_generation_prompt": ask,
+            **({"tools": tools} if tools else {}),
+            **self.arguments,
+        }
+        try:
+            return self._tokenizer.apply_chat_template(shown, **told)
+        except TypeError:  # a template that joins a call's arguments to its text wants them as JSON (DeepSeek-V3)
+            if not any(message.get("tool_calls") for message in shown):
+                raise
+            return self._tokenizer.apply_chat_template([_with_json(message) for message in shown], **told)
+
+
+_REFUSALS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+)  # a template may fail in many ways
+
+
+def special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Matches any special token of the tokenizer's own added tokens, the longest first."""
+    held = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    ordered = sorted({*held, *tokenizer.all_special_tokens}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+
+def _for_template(message: Message) -> Message:
+    """Role and content, and what belongs to calls; nothing of ours."""
+    names = ("role", "content", "tool_calls", "tool_call_id", "name")
+    return {name: message[name] for name in names if name in message}
+
+
+def _with_json(message: Message) -> Message:
+    """The message with its calls' arguments as JSON texts."""
+    if not message.get("tool_calls"):
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    told = [{**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)} for function in functions]
+    calls = [{**call, "function": function} for call, function in zip(message["tool_calls"], told, strict=True)]
+    return {**message, "tool_calls": calls}
+
+
+def _require_results(messages: Sequence[Message], prompt: str) -> None:
+    for message in messages:
+        if message["role"] == "tool" and not _stands_in(message["content"], prompt):
+            raise Unshown(f"the template does not show the result of a call: {message['content'][:60]!r} is missing")
+
+
+def _words_of(values: Any) -> Iterator[str]:
+    """The texts and numbers in a call's arguments."""
+    for value in values:
+        if isinstance(value, dict):
+            yield from _words_of(value.values())
+        elif isinstance(value, list):
+            yield from _words_of(value)
+        elif isinstance(value, str) and value.strip():
+            yield value
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield str(value)
+
+
+def _stands_in(words: str, text: str) -> bool:
+    """As they are, or as JSON writes them."""
+    ways = (words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1])
+    return any(way in text for way in ways)
+
+
+def _where_it_parts(prompt: str, whole: str) -> str:
+    """What the whole rendering has from where it differs from the prompt."""
+    same = next((i for i, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), len(whole))
+    return whole[same : same + 40]

@@ -1,0 +1,63 @@
+"""Records → examples that fit, and how many records a model's template or window leaves out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.train.examples import Tokenized
+from pipelines.train.prompts import PromptFormat
+from pipelines.train.templates import Unshown
+
+MOST_UNSHOWN = 0.1  # a larger share of the records is worth a warning
+
+
+@dataclass(frozen=True)
+class Made:
+    """The examples of `records` records. Of `too_long` records something did not fit; `unshown` says of each other that is missing
+    why the template cannot show it."""
+
+    examples: list[Tokenized]
+    records: int
+    too_long: int
+    unshown: list[str]
+
+    @property
+    def unshown_share(self) -> float:
+        return len(self.unshown) / max(1, self.records)
+
+    def in_words(self, what: str) -> list[str]:
+        """What a person should know of it, a line each."""
+        lines = []
+        if self.unshown:
+            warning = "WARNING: " if self.unshown_share > MOST_UNSHOWN else ""
+            lines.append(
+                f"{warning}{len(self.unshown)} of {self.records} {what} records cannot be shown by the model's chat template and "
+                f"are left out; the first: {self.unshown[0]}"
+            )
+        if several := len({example.example_id for example in self.examples if example.turn is not None}):
+            lines.append(
+                f"the chat template rewrites earlier turns: {several} conversations of the {what} records are an example an answer"
+            )
+        if split := sum(example.split for example in self.examples):
+            lines.append(
+                f"{split} {what} examples: a token that would span prompt and answer was split where the prompt ends"
+            )
+        return lines
+
+
+def tokenize(form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int, *, turns: str = "all") -> Made:
+    """Every record as examples of at most `limit` tokens. `turns`: of a conversation that makes several examples, `all`, or the
+    `last`."""
+    examples: list[Tokenized] = []
+    too_long, unshown = 0, []
+    for record in records:
+        try:
+            made = form.tokenize(record)
+        except Unshown as error:
+            unshown.append(str(error))
+            continue
+        made = made[-1:] if turns == "last" else made
+        fitting = [example for example in made if len(example) <= limit]
+        too_long += len(fitting) < len(made)
+        examples += fitting
+    return Made(examples, len(records), too_long, unshown)

@@ -1,0 +1,393 @@
+"""Chat templates of every kind: what is learned is what inference would send and see, token for token.
+
+Each trait below is a small template, or a tokenizer, of our own. `FEATHERWEIGHT_TOKENIZERS` names a folder of real ones, each in a
+folder of its own, that are held to the same.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AddedToken, AutoTokenizer
+
+from pipelines.train import checks, tokenizing
+from pipelines.train.examples import IGNORE, Tokenized
+from pipelines.train.prompts import PromptFormat
+from pipelines.train.templates import Unshown
+from tests.tiny import only, sentencepiece_tokenizer, tiny_tokenizer
+
+
+def turns(*said: str, system: str | None = None) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    told = [{"role": roles[place % 2], "content": text} for place, text in enumerate(said)]
+    return [{"role": "system", "content": system}, *told] if system else told
+
+
+CONVERSATIONS = {
+    "single": turns("A book?", "Larkin."),
+    "Korean and numbers": turns("책 3권, 얼마예요?", "『여름의 책』 3권은 36,000원이에요."),
+    "system": turns("A book?", "Strout, 2008.", system="Be brief."),
+    "two turns": turns("Poetry?", "Larkin.", "And prose?", "Strout."),
+    "system and two turns": turns("Poetry?", "Larkin.", "And prose?", "Strout.", system="Be brief."),
+}
+
+
+def record(messages: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {"example_id": "r1", "instruction": "", "input": "", "output": "", "messages": json.dumps(messages), **more}
+
+
+@dataclass(frozen=True)
+class Trait:
+    """A template that writes a turn as `opening`, role, newline, content, `closing`; `before` stands in front of an answer, of the
+    last one alone where `last_only`. `learned` is what an answer must look like, `apart` whether each is an example of its own."""
+
+    template: str
+    learned: str = "{}<|im_end|>"
+    apart: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Callable[[], Any] = tiny_tokenizer
+    eos: str = "<|im_end|>"
+
+
+def chatml(
+    *,
+    before: str = "",
+    last_only: bool = False,
+    after: str = "<|im_end|>\n",
+    ask: str = "<|im_start|>assistant\n",
+    head: str = "",
+) -> str:
+    """ChatML's turns with what a trait changes."""
+    place = "{% if loop.last %}" + before + "{% endif %}" if last_only else before
+    return (
+        head + "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+        f"<|im_start|>assistant\n{place}{{{{ message['content'] }}}}{after}"
+        "{% else %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}" + ask + "{% endif %}"
+    )
+
+
+THINK = "<think>\n\n</think>\n\n"
+CHANNELS = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "<|start|>assistant<|channel|>final<|message|>{{ message['content'] }}{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}"
+    "{% else %}<|start|>{{ message['role'] }}<|message|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+BRACKETS = (
+    "{% if messages[0]['role'] == 'system' %}{% set told = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
+    "{% set rest = messages[1:] %}{% else %}{% set told = '' %}{% set rest = messages %}{% endif %}"
+    "{% for message in rest %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if message['role'] == 'user' %}<s>[INST] {% if loop.first %}{{ told }}{% endif %}{{ message['content'] | trim }} [/INST]"
+    "{% else %} {{ message['content'] | trim }} </s>{% endif %}{% endfor %}"
+)
+SWITCH = (
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% else %}<think>\n{% endif %}{% endif %}"
+)
+SHOWS_THOUGHTS = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{% set content = message['content'] %}{% set thought = '' %}"
+    "{% if '</think>' in content %}{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "<|im_start|>assistant\n{% if loop.last %}<think>\n{{ thought }}\n</think>\n\n{% endif %}{{ content }}<|im_end|>\n"
+    "{% else %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+) + SWITCH
+ONLY_USERS = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DEAF = ONLY_USERS.replace("{{ raise_exception('no system role') }}{% endif %}", "{% else %}").replace(
+    "<|im_end|>\n{% endfor %}", "<|im_end|>\n{% endif %}{% endfor %}"
+)
+SYSTEM_LAST = (
+    "{% if messages[0]['role'] == 'system' %}{% set told = messages[0]['content'] + '\n\n' %}{% set rest = messages[1:] %}"
+    "{% else %}{% set told = '' %}{% set rest = messages %}{% endif %}{% for message in rest %}{% if message['role'] == 'user' %}"
+    "[INST]{% if loop.last or loop.revindex == 2 and rest[-1]['role'] == 'assistant' %}{{ told }}{% endif %}"
+    "{{ message['content'] }}[/INST]"
+    "{% else %}{{ message['content'] }}</s>{% endif %}{% endfor %}"
+)
+MARKED = chatml().replace(
+    "{{ message['content'] }}<|im_end|>\n{% else %}",
+    "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}\n{% else %}",
+)
+MOVES = "a system prompt that moves to the last question"  # of two questions it rewrites the first
+TRAITS = {
+    "plain ChatML": Trait(chatml()),
+    "a think block in front of every answer, which inference does not send": Trait(chatml(before=THINK), THINK + "{}<|im_end|>"),
+    "an empty think block in front of the last answer": Trait(
+        chatml(before=THINK, last_only=True), THINK + "{}<|im_end|>", apart=True
+    ),
+    "thinking switched off": Trait(SHOWS_THOUGHTS, apart=True),
+    "thinking switched on": Trait(SHOWS_THOUGHTS, "\n</think>\n\n{}<|im_end|>", apart=True, arguments={"enable_thinking": True}),
+    "BOS in the template": Trait(chatml(head="<s>"), tokenizer=partial(tiny_tokenizer, bos=True)),
+    "BOS of the tokenizer that the template does not write": Trait(chatml(), tokenizer=partial(tiny_tokenizer, bos=True)),
+    "no system role": Trait(ONLY_USERS),
+    "a system prompt that is left out": Trait(DEAF),
+    "alternating roles enforced, spaces around the answer": Trait(BRACKETS, " {} </s>", eos="</s>"),
+    "a space before the answer": Trait(chatml(before=" "), " {}<|im_end|>"),
+    "an end without a named role": Trait(chatml(after="<end_of_turn>\n"), "{}<end_of_turn>"),
+    "an end that is not EOS": Trait(chatml(), eos="<eos>"),
+    "no end at all": Trait(chatml(after="\n"), "{}<eos>", apart=True, eos="<eos>"),
+    "channels": Trait(CHANNELS, "<|channel|>final<|message|>{}<|return|>", apart=True, eos="<|return|>"),
+    MOVES: Trait(SYSTEM_LAST, "{}</s>", eos="</s>"),
+    "the template marks its answers": Trait(MARKED),
+    "a token that spans prompt and answer": Trait(chatml(before="\n"), "\n{}<|im_end|>"),
+    "SentencePiece": Trait(chatml(), tokenizer=sentencepiece_tokenizer),
+    "SentencePiece, a space after every special token": Trait(
+        chatml(), tokenizer=partial(sentencepiece_tokenizer, after_special=True)
+    ),
+}  # fmt: skip
+
+
+def tokenizer_of(trait: Trait) -> Any:
+    tokenizer = trait.tokenizer()
+    more = (
+        "</s>",
+        "<eos>",
+        "<end_of_turn>",
+        "<|start|>",
+        "<|channel|>",
+        "<|message|>",
+        "<|end|>",
+        "<|return|>",
+        "<|im_end|>",
+    )
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in more])
+    tokenizer.eos_token = trait.eos
+    tokenizer.chat_template = trait.template
+    return tokenizer
+
+
+def asked(form: PromptFormat, messages: list[dict[str, Any]]) -> list[int]:
+    """What inference sends: transformers' own call; a template that has no place for a system prompt gets it with the question."""
+    if messages[0]["role"] == "system":
+        try:
+            shown = form.tokenizer.apply_chat_template(messages, tokenize=False, **form.arguments)
+        except Exception:
+            shown = ""
+        if messages[0]["content"] not in shown:
+            first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+            messages = [first, *messages[2:]]
+    return form.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **form.arguments)
+
+
+def parts(form: PromptFormat, example: Tokenized) -> list[tuple[list[int], str]]:
+    """The learned stretches of an example: the tokens in front of each, and its text."""
+    found, begin = [], None
+    for place, label in enumerate([*example.labels, IGNORE]):
+        if begin is None and label != IGNORE:
+            begin = place
+        elif begin is not None and label == IGNORE:
+            found.append((example.input_ids[:begin], form.tokenizer.decode(example.input_ids[begin:place])))
+            begin = None
+    return found
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("trait", TRAITS)
+def test_an_answer_is_learned_behind_what_inference_sends(trait: str, name: str) -> None:
+    of, messages = TRAITS[trait], CONVERSATIONS[name]
+    form = PromptFormat(tokenizer_of(of), "chat", of.arguments)
+    examples = form.tokenize(record(messages))
+    learned = [part for example in examples for part in parts(form, example)]
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    assert [before for before, _ in learned] == [asked(form, messages[:place]) for place in answers]
+    assert [said for _, said in learned] == [of.learned.format(messages[place]["content"]) for place in answers]
+    if len(answers) > 1 and trait != MOVES:
+        assert len(examples) == (len(answers) if of.apart else 1)
+    assert form.prompt(record(messages)) == learned[-1][0]
+    counted = [t for example in examples for t, s in zip(example.input_ids, example.scored, strict=True) if s]
+    said = "".join(messages[place]["content"] for place in answers)
+    assert "".join(form.tokenizer.decode(counted).split()) == "".join(said.split())
+    assert sum(example.completion_bytes for example in examples) == len(said.encode())
+    checks.tokens_are_sound(examples, examples, form)
+    checks.labels_are_the_answers([record(messages)], form)
+
+
+@pytest.mark.parametrize("trait", [name for name, of in TRAITS.items() if not of.apart and name != MOVES])
+def test_a_template_that_rewrites_nothing_is_learned_as_it_writes_the_whole(trait: str) -> None:
+    of, messages = TRAITS[trait], CONVERSATIONS["two turns"]
+    form = PromptFormat(tokenizer_of(of), "chat", of.arguments)
+    whole = form.tokenizer.apply_chat_template(messages, return_dict=False, **form.arguments)
+    example = only(form, record(messages))
+    assert whole[: len(example)] == example.input_ids
+    assert not form.tokenizer.decode(whole[len(example) :]).strip()
+
+
+def test_a_token_across_the_boundary_is_split_and_counted() -> None:
+    """`assistant\n` and the answer's own newline are one token in the whole text."""
+    of = TRAITS["a token that spans prompt and answer"]
+    tokenizer = tokenizer_of(of)
+    tokenizer.add_tokens([AddedToken("\n\n", normalized=False)])
+    form = PromptFormat(tokenizer, "chat")
+    made = tokenizing.tokenize(form, [record(CONVERSATIONS["single"])], 512)
+    ((before, said),) = parts(form, made.examples[0])
+    assert before == asked(form, CONVERSATIONS["single"][:1]) and said == "\nLarkin.<|im_end|>"
+    assert any("1 training examples: a token that would span" in line for line in made.in_words("training"))
+
+
+THOUGHT = "<think>\nThe last one was prose.\n</think>\n\nLarkin, then."
+
+
+def test_reasoning_stays_in_its_block_and_both_count() -> None:
+    form = PromptFormat(tokenizer_of(Trait(SHOWS_THOUGHTS)), "chat", {"enable_thinking": True})
+    messages = turns("Poetry?", THOUGHT)
+    example = only(form, record(messages))
+    ((before, said),) = parts(form, example)
+    assert (
+        form.tokenizer.decode(before).endswith("<think>\n") and said == THOUGHT.removeprefix("<think>\n") + "<|im_end|>"
+    )
+    assert example.completion_bytes == len("The last one was prose.Larkin, then.")
+    checks.labels_are_the_answers([record(messages)], form)
+
+
+def test_reasoning_that_the_prompt_closes_leaves_the_record_unshown() -> None:
+    form = PromptFormat(tokenizer_of(Trait(SHOWS_THOUGHTS)), "chat")
+    assert form.arguments == {"enable_thinking": False}
+    with pytest.raises(
+        Unshown, match="record r1: the template shows answer 2 otherwise than behind what inference sends"
+    ):
+        form.tokenize(record(turns("Poetry?", THOUGHT)))
+
+
+def test_a_prompt_that_always_opens_reasoning_gets_it_closed_where_the_template_shows_that() -> None:
+    template = SHOWS_THOUGHTS.replace(
+        SWITCH, "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    ).replace(
+        "{% if loop.last %}<think>\n{{ thought }}\n</think>\n\n{% endif %}",
+        "{% if '</think>' in message['content'] %}<think>\n{{ thought }}\n</think>\n\n{% endif %}",
+    )
+    form = PromptFormat(tokenizer_of(Trait(template)), "chat")
+    example = only(form, record(CONVERSATIONS["single"]))
+    ((before, said),) = parts(form, example)
+    assert before == asked(form, CONVERSATIONS["single"][:1])
+    assert said == "\n</think>\n\nLarkin.<|im_end|>" and example.completion_bytes == len("Larkin.")
+
+
+def test_of_a_conversation_that_makes_several_examples_the_last_alone_may_be_learned() -> None:
+    of = TRAITS["thinking switched off"]
+    form = PromptFormat(tokenizer_of(of), "chat")
+    every, last = (
+        tokenizing.tokenize(form, [record(CONVERSATIONS["two turns"])], 512, turns=how) for how in ("all", "last")
+    )
+    assert [example.name for example in every.examples] == ["r1#1", "r1#3"]
+    assert last.examples == every.examples[1:]
+    assert any("rewrites earlier turns: 1 conversations" in line for line in every.in_words("training"))
+
+
+def test_what_a_template_cannot_show_costs_that_record_and_is_counted() -> None:
+    template = chatml().replace(
+        "{% for", "{% if messages | length > 3 %}{{ raise_exception('one question only') }}{% endif %}{% for", 1
+    )
+    form = PromptFormat(tokenizer_of(Trait(template)), "chat")
+    records = [record(CONVERSATIONS[name]) for name in ("single", "two turns")]
+    made = tokenizing.tokenize(form, records, 512)
+    assert (len(made.examples), made.unshown_share) == (1, 0.5)
+    (said,) = made.in_words("training")
+    assert said.startswith("WARNING: 1 of 2 training records cannot be shown") and "one question only" in said
+    nothing = tokenizing.tokenize(form, records[1:], 512)
+    with pytest.raises(ValueError, match="none of the 1 training records can be shown by the model's chat template"):
+        checks.something_is_shown(nothing, made)
+
+
+def test_an_argument_that_the_template_does_not_know_is_refused_with_those_it_knows() -> None:
+    tokenizer = tokenizer_of(Trait(SHOWS_THOUGHTS))
+    with pytest.raises(ValueError, match=r"template: thinking_budget: .* knows enable_thinking"):
+        PromptFormat(tokenizer, "chat", {"thinking_budget": 3})
+
+
+# --- calls of tools
+
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"title": "여름의 책", "copies": 3}}}
+CALLING = [
+    {"role": "user", "content": "In stock?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3 copies"},
+    {"role": "assistant", "content": "Yes, three."},
+]
+WITH_TOOLS = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}<tool_call>ARGUMENTS</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+AS_OBJECT = WITH_TOOLS.replace("ARGUMENTS", "{{ call['function'] | tojson }}")
+AS_TEXT = WITH_TOOLS.replace("ARGUMENTS", "{{ call['function']['name'] + call['function']['arguments'] }}")
+
+
+@pytest.mark.parametrize("template", [AS_OBJECT, AS_TEXT])
+def test_a_call_is_learned_and_its_result_is_context(template: str) -> None:
+    form = PromptFormat(tokenizer_of(Trait(template)), "chat")
+    example = only(form, record(CALLING, tools=json.dumps([TOOL])))
+    (_, called), (before, answered) = parts(form, example)
+    assert "look_up" in called and "여름의 책" in called and called.endswith("</tool_call><|im_end|>")
+    assert answered == "Yes, three.<|im_end|>" and "3 copies" in form.tokenizer.decode(before)
+    assert '"look_up"' in form.tokenizer.decode(before).split("<|im_end|>")[0]  # the declared tool
+    assert example.completion_bytes == len("Yes, three.")  # each model spells a call in its own way
+
+
+@pytest.mark.parametrize(
+    ("template", "missing"),
+    [
+        pytest.param(chatml(), "the call of 'look_up'", id="no calls"),
+        pytest.param(AS_OBJECT.replace("{{ tools | tojson }}", ""), "the declared tool 'look_up'", id="no declarations"),
+        pytest.param(
+            AS_OBJECT.replace("{{ message['content'] }}", "{% if message['role'] != 'tool' %}{{ message['content'] }}{% endif %}"),
+            "the result of a call",
+            id="no results",
+        ),
+    ],
+)  # fmt: skip
+def test_a_template_that_cannot_show_them_leaves_the_record_unshown(template: str, missing: str) -> None:
+    form = PromptFormat(tokenizer_of(Trait(template)), "chat")
+    with pytest.raises(Unshown, match=f"record r1: the template does not show {missing}"):
+        form.tokenize(record(CALLING, tools=json.dumps([TOOL])))
+
+
+def test_alpaca_shows_no_calls() -> None:
+    with pytest.raises(Unshown, match="record r1: it calls tools, which Alpaca's format cannot show"):
+        PromptFormat(tiny_tokenizer(), "alpaca").tokenize(record(CALLING))
+
+
+# --- real tokenizers, where somebody has them
+
+REAL = Path(os.environ.get("FEATHERWEIGHT_TOKENIZERS") or "/nowhere")
+FOLDERS = sorted(path.parent for path in REAL.rglob("tokenizer_config.json")) if REAL.is_dir() else []
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=[str(folder.relative_to(REAL)) for folder in FOLDERS])
+def test_a_real_tokenizer_is_asked_as_inference_asks_it(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    form = PromptFormat(tokenizer, "chat" if tokenizer.chat_template else "alpaca")
+    unshown = [why for messages in CONVERSATIONS.values() if (why := _unlike_inference(form, messages))]
+    if unshown:
+        pytest.skip(f"{len(unshown)} of {len(CONVERSATIONS)} conversations are unshown: {unshown[0]}")
+
+
+def _unlike_inference(form: PromptFormat, messages: list[dict[str, Any]]) -> str | None:
+    """Why the conversation is unshown, if it is; what is shown must be as inference sends it."""
+    tokenizer = form.tokenizer
+    try:
+        examples = form.tokenize(record(messages))
+    except Unshown as error:
+        return str(error)
+    learned = [part for example in examples for part in parts(form, example)]
+    places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    for (before, said), place in zip(learned, places, strict=True):
+        assert messages[place]["content"] in said
+        assert said.endswith(tokenizer.decode([form.end_of_answer]))
+        if form.style == "chat":
+            assert before == asked(form, messages[:place])
+    checks.tokens_are_sound(examples, examples, form)
+    checks.labels_are_the_answers([record(messages)], form)
+    return None
