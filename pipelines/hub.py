@@ -1,12 +1,18 @@
-"""Whether a model of the Hugging Face hub can be had at all, found out within seconds and without fetching anything."""
+"""The Hugging Face hub: whether it can be had at all, found out within seconds, what its cache holds, and its errors in words."""
 
 import os
+import re
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 PATIENCE = 3.0  # seconds for a connection
+SILENCE = 10.0  # seconds without a byte until a connection counts as lost
 REMEMBERED = 60.0  # seconds that an answer holds
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
@@ -18,7 +24,7 @@ def out_of_reach(repository: str, revision: str | None) -> str | None:
     if isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str):
         return None
     do = "connect once, or set HF_HOME to a filled cache"
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if is_offline():
         return f"cannot reach the hub for {repository}: HF_HUB_OFFLINE is set; {do}."
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     if any(os.environ.get(name) for name in PROXIES):  # the proxy's answer would say nothing of the hub
@@ -27,6 +33,140 @@ def out_of_reach(repository: str, revision: str | None) -> str | None:
     if _answers(host, port, int(time.monotonic() / REMEMBERED)):
         return None
     return f"cannot reach the hub for {repository}: {host} does not answer; {do}."
+
+
+def is_offline() -> bool:
+    """Whether the environment says that the hub is not to be asked."""
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def cached_folder(repository: str, revision: str | None) -> Path | None:
+    """Where the hub's cache holds the revision; None where it has no configuration of it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+class Because(NamedTuple):
+    """Why the hub did not do it, and what to do. `final`: it would not at a second try either."""
+
+    words: str
+    final: bool
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def dataset_refused(name: str) -> Because | None:
+    """Why the hub does not give a dataset, asked once and for as long as SILENCE; None where it does, or is not to be asked."""
+    from huggingface_hub import HfApi
+
+    if is_offline():
+        return None
+    try:
+        HfApi().dataset_info(name, timeout=SILENCE)
+    except Exception as error:
+        if (because := in_words(error, name)) is None:
+            raise
+        return because
+    return None
+
+
+@contextmanager
+def unasked() -> Iterator[None]:
+    """Within, `datasets` takes what its cache holds and asks nobody: it would wait for minutes for a hub that says nothing."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
+
+
+def in_words(error: BaseException, repository: str) -> Because | None:
+    """An error of the hub's client in words; None where it is none. No header and no token stands in it."""
+    import httpx2
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, GatedRepoError):
+        own = (
+            "see that HF_TOKEN is of the account that did, with access to gated models" if _token() else "set HF_TOKEN"
+        )
+        return Because(f"{repository} is gated: accept its terms on its page, and {own}{_said(error)}", final=True)
+    if isinstance(error, RepositoryNotFoundError):
+        return Because(f"the hub knows no {repository}: check the name; a private one needs HF_TOKEN", final=True)
+    if isinstance(error, RevisionNotFoundError):
+        return Because(f"{repository} has no such revision: name a branch, a tag or a commit of it", final=True)
+    if isinstance(error, HfHubHTTPError):
+        return _refusal(error, repository)
+    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+        return Because(
+            f"the hub is not asked for {repository} (HF_HUB_OFFLINE): connect once, or fill its cache", final=True
+        )
+    if isinstance(error, httpx2.TimeoutException):
+        return Because(
+            f"the hub does not answer for {repository}: nothing came for ten seconds; try again later", final=False
+        )
+    if isinstance(error, httpx2.TransportError):
+        kind = type(error).__name__
+        return Because(
+            f"the connection to the hub was lost for {repository} ({kind}): connect, and try again", final=False
+        )
+    return None
+
+
+def _refusal(error: Exception, repository: str) -> Because:
+    status = error.response.status_code  # type: ignore[attr-defined]
+    unset = "it takes a token: set HF_TOKEN"
+    do = {
+        401: "HF_TOKEN is not accepted: make a new one" if _token() else unset,
+        403: "HF_TOKEN may not read it: give it that permission in its settings on the hub" if _token() else unset,
+        404: "there is no such file: check the name and the revision",
+        429: "too many requests: wait some minutes; with HF_TOKEN set more are allowed",
+    }.get(
+        status,
+        "the hub has a fault of its own: try again later" if status >= 500 else "check the name and the revision",
+    )
+    return Because(f"the hub refuses {repository} (HTTP {status}): {do}{_said(error)}", final=status < 500)
+
+
+def _token() -> bool:
+    return bool(os.environ.get("HF_TOKEN"))
+
+
+def _said(error: Exception) -> str:
+    """What the hub itself says of it, on one line."""
+    said = re.sub(r"\s+", " ", error.response.headers.get("x-error-message") or "").strip()  # type: ignore[attr-defined]
+    return f" (it says: {said:.200})" if said else ""
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """The client's own bars and warnings off, since what matters is said in our words."""
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        enable_progress_bars()
 
 
 @lru_cache(maxsize=8)

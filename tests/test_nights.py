@@ -273,7 +273,7 @@ def test_an_unreachable_model_is_unavailable_at_once_as_a_warning(
     week: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     week.execute(week.begin())
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("a download was tried"))
+    monkeypatch.setattr("pipelines.hub_download.download", lambda *_, **__: pytest.fail("a download was tried"))
     week.launcher = None  # nor is any child started
     done = week.cell("full", model="gpt2-large")
     assert done.success

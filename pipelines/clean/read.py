@@ -1,8 +1,10 @@
 """Everything the configuration trains on, as raw records: the corpus, the generators' answers, the user's own data."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
+from pipelines import hub
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.experiments import Experiments, FileSource, HubSource
 from pipelines.generate.generate import generated_records
@@ -37,8 +39,8 @@ def raw_records(data: DataRoot, experiments: Experiments) -> Iterator[RawRecord]
         yield from corpus_records(data, side=side)
     yield from generated_records(data, experiments)
     yield from file_records(own, side=side)
-    for hub in sources.hub:
-        yield from hub_records(hub, side=side)
+    for dataset in sources.hub:
+        yield from hub_records(dataset, side=side)
     yield from file_records(held_out, side="eval")
 
 
@@ -66,13 +68,21 @@ def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawR
     import datasets
     from datasets.exceptions import DatasetsError
 
+    refused = None if Path(source.dataset).exists() else hub.dataset_refused(source.dataset)
+    if refused and refused.final:
+        raise UnavailableError(f"sources.hub: {refused}.")
     try:
-        rows = datasets.load_dataset(source.dataset, split=source.split)
-    except (OSError, DatasetsError) as error:
-        raise UnavailableError(
-            f"sources.hub: cannot load {source.dataset}: {error}; connect once, or fill HF_HOME."
-        ) from None
+        with hub.unasked() if refused else nullcontext():
+            rows = datasets.load_dataset(source.dataset, split=source.split)
     except ValueError as error:
         raise UsageError(f"sources.hub: {source.dataset} split {source.split!r}: {error}") from None
+    except Exception as error:
+        because = refused or hub.in_words(error, source.dataset)
+        if because is None and not isinstance(error, (OSError, DatasetsError)):
+            raise
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UnavailableError(
+            f"sources.hub: cannot load {source.dataset}: {because or first}; connect once, or fill HF_HOME."
+        ) from None
     for row in rows:
         yield RawRecord(source.dataset, row, side=side if source.evaluate else "train", columns=source.columns)
