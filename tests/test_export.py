@@ -19,12 +19,15 @@ from pipelines.export.child import export_cell
 from pipelines.export.gguf_file import write_gguf
 from pipelines.export.measure import measure_format
 from pipelines.export.native import LlamaCpp
+from pipelines.files import write_json
 from pipelines.generate.server import local_server
 from pipelines.launcher import CellCommand
 from pipelines.paths import PROJECT
+from pipelines.provenance import Base, base_of, front_matter
 from pipelines.train.cell import Watch, train
 from pipelines.train.child import train_cell
 from pipelines.train.loading import load_tokenizer
+from pipelines.weights import RECORD
 from pipelines.worker import Worker
 from tests.in_process import Ended, clean_for
 from tests.project import MODEL, TinyProject
@@ -114,6 +117,24 @@ def test_what_cannot_be_written_is_refused_by_name_and_leaves_no_file(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
+@pytest.mark.parametrize(
+    ("record", "base"),
+    [
+        ({"source": {"hub": "nobody/tiny"}, "commit": "0a" * 20}, Base("nobody/tiny", "0a" * 20, of_hub=True)),
+        ({"source": {"wheel": "tiny==0.2", "file": "tiny/tiny.gguf"}}, Base("tiny/tiny.gguf", "0.2")),
+        ({"source": {"random": "gpt2"}}, Base("random weights in the shape of gpt2")),
+        (None, Base("mine")),
+    ],
+)
+def test_a_base_is_named_as_others_know_it(tmp_path: Path, record: dict[str, Any] | None, base: Base) -> None:
+    (tmp_path / "mine").mkdir()
+    if record:
+        write_json(tmp_path / "mine" / RECORD, record)
+    assert base_of(tmp_path / "mine") == base
+    head = "\n".join(front_matter(base, library="peft", tags=("lora",), relation="adapter"))
+    assert ("base_model: nobody/tiny" in head) == base.of_hub
+
+
 def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_width(project: TinyProject) -> None:
     project.change(
         models={MODEL: {"overrides": {"qlora-r8": {"learning_rate": 0.05}}}}
@@ -131,6 +152,14 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     card = (made.merged / "README.md").read_text(encoding="utf-8")
     assert made.attempt.run_id in card and "nf4" in card and made.attempt.spec["fingerprints"]["data"] in card
     assert "4-bit quantized" in card
+    adapter = made.attempt.model_folder
+    for folder in (adapter, made.merged):  # nothing that leaves names a folder of this machine
+        for path in (one for one in folder.rglob("*") if one.suffix != ".safetensors"):
+            told = path.read_text(encoding="utf-8")
+            assert str(project.data.root) not in told and made.attempt.spec["weights"] not in told, path
+    named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    assert named == Path(made.attempt.spec["weights"]).name
+    assert "library_name: peft" in (adapter / "README.md").read_text(encoding="utf-8")
 
     formats = ["fp32", "int8", "nf4", "gguf-f16", "gguf-q4_k_m"]
     found = {row["format"]: row for row in bit_widths.measure(stage, key, formats, watch=watch)}

@@ -214,6 +214,8 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
         result = {**result, **{k: shown.last.result.get(k) for k in ("phase", "status_detail")}}
     elif shown.attempt.status == "ok" and shown.good is None:
         result = {**result, "status_detail": "trained, not evaluated yet"}
+    elif shown.attempt.status == "ok" and shown.good and (lost := shown.good.result.get("status_detail")):
+        result = {**result, "status_detail": lost}  # a part that could not be measured
     spec = shown.attempt.spec
     recipe, prints = spec.get("recipe", {}), spec.get("fingerprints", {})
     row |= {

@@ -3,10 +3,13 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines import disk
 from pipelines.evaluate import general, scores
 from pipelines.evaluate.fitting import Records, fitting_everywhere
 from pipelines.files import write_jsonl
@@ -15,7 +18,7 @@ from pipelines.statistics import percentile
 from pipelines.train.conversations import answer_of, conversation, question
 from pipelines.train.examples import Tokenized
 from pipelines.train.prompts import PromptFormat
-from pipelines.worker import DivergedError, Stopwatch, Worker, start
+from pipelines.worker import DivergedError, StoppedError, Stopwatch, Worker, start
 
 ENOUGH_FOR_P95 = 20  # below, the 95th percentile is next to the slowest of a few
 ANSWER_SHARE = 2  # an answering batch holds so many times the tokens of a training one: no gradients are kept
@@ -56,14 +59,33 @@ def evaluate_cell(worker: Worker) -> None:
     speaker = Speaker(model, form, recipe, loading.device())
     prompts = Prompts(worker, speaker, selected.train)
     measure_losses(worker, model, [one for record in fitting for one in prompts.whole(record)], fitting)
-    measure_general(worker, model, form)
+    with own_numbers_alone(worker, "general texts"):
+        measure_general(worker, model, form)
     worker.measure(loss_seconds=clock.lap())
     sample = fitting[: spec["settings"]["answers"]]
     rows = answer_sample(worker, speaker, prompts, sample)
     worker.measure(answer_seconds=clock.lap())
     asked = [prompts.asked(record) for record in sample]
-    measure_latency(worker, measure_serving(worker, speaker, asked), asked, rows)
+    with own_numbers_alone(worker, "serving and latency"):
+        measure_latency(worker, measure_serving(worker, speaker, asked), asked, rows)
     worker.measure(serving_seconds=clock.lap())
+
+
+@contextmanager
+def own_numbers_alone(worker: Worker, what: str) -> Iterator[None]:
+    """A part whose failure leaves its own numbers empty and says why, and costs nothing of the quality measured before it."""
+    try:
+        yield
+    except (StoppedError, DivergedError):
+        raise
+    except Exception as error:
+        if disk.is_full(error):
+            raise
+        traceback.print_exc()
+        first = next(iter(str(error).splitlines()), "")
+        lost = f"not measured: {what} ({type(error).__name__}: {first:.200})"
+        worker.report["detail"] = "; ".join(filter(None, (worker.report.get("detail"), lost)))
+        worker.say(lost)
 
 
 def _trained(worker: Worker) -> Path | None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipelines import provenance
 from pipelines.files import stable_hash, write_json
 from pipelines.train.examples import Tokenized
 from pipelines.train.prompts import PromptFormat
@@ -26,6 +27,8 @@ def export_cell(worker: Worker) -> None:
     worker.phase("load")
     spec = worker.spec
     form = PromptFormat.of(loading.load_tokenizer(worker.root / spec["weights"]), spec["recipe"])
+    if form.arguments:
+        worker.measure(template_arguments=json.dumps(dict(form.arguments), sort_keys=True))
     records = fitting_everywhere(worker, select(worker.root / spec["examples"], Selection(**spec["selection"])).eval)
     examples = [example for record in records for example in form.tokenize(record)]
     write_json(worker.folder / "questions.json", questions(form, records, examples, spec["settings"]["answers"]))
@@ -72,7 +75,8 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
             largest_difference_nats=merging.largest_difference(before, merging.probabilities(model, compared)),
         )
     worker.phase("save")
-    texts = {"README.md": card(spec, worker.report["measured"]), RECORD: json.dumps(spec["origin"], indent=1)}
+    told = card(spec, worker.report["measured"], provenance.base_of(base))
+    texts = {"README.md": told, RECORD: json.dumps(spec["origin"], indent=1)}
     merging.save(model, form.tokenizer, Path(spec["merged"]), texts)
     worker.measure(merge_seconds=clock.lap())
     worker.save()
@@ -90,30 +94,31 @@ def convert(worker: Worker, scheme: str, file: Path, texts: list[str]) -> None:
     worker.measure(**{f"gguf_{scheme.lower()}_seconds": clock.lap()})
 
 
-def card(spec: dict[str, Any], measured: dict[str, Any]) -> str:
+def card(spec: dict[str, Any], measured: dict[str, Any], base: provenance.Base) -> str:
     """A model card: front matter that hubs read, where the weights came from, what was measured of them."""
-    origin, recipe = spec["origin"], spec["recipe"]
-    method = {name: recipe[name] for name in CARD_RECIPE if recipe.get(name) is not None}
+    origin = spec["origin"]
+    relation = "finetune" if spec["recipe"]["kind"] != "none" else "quantized"
     lines = [
-        "---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [featherweight]", "---", "",
+        *provenance.front_matter(base, library="transformers", tags=("featherweight",), relation=relation),
         f"# {spec['name']}", "",
         f"Made by Featherweight: model `{origin['model']}`, method `{origin['method']}`, seed {origin['seed']}. {spec['made']}", "",
         "| | |", "| --- | --- |",
+        *provenance.rows(base, spec["recipe"]),
         *(f"| {name.replace('_', ' ')} | `{value}` |" for name, value in origin.items() if value is not None),
-        *(f"| {name.replace('_', ' ')} | `{value}` |" for name, value in method.items()),
         *(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in measured.items() if name in CARD_NUMBERS),
         "",
     ]  # fmt: skip
+    if arguments := measured.get("template_arguments"):
+        lines += [
+            "Ask it with the arguments that it was trained with: "
+            f"`tokenizer.apply_chat_template(..., **{json.loads(arguments)})`.",
+            "",
+        ]
     if spec["note"]:
         lines += [spec["note"], ""]
-    lines += ["The licence of the base model and the terms of the data it was trained on apply.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, provenance.TERMS, ""])
 
 
-CARD_RECIPE = (
-    "kind", "rank", "alpha", "dropout", "rslora", "dora", "quantization", "targets", "learning_rate", "epochs",
-    "examples_per_step", "optimizer", "prompt",
-)  # fmt: skip
 CARD_NUMBERS = (
     "adapter_bits_per_byte",
     "merged_bits_per_byte",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import disk
+from pipelines import disk, provenance
 from pipelines.process import memory_unlimited
 from pipelines.train import restart
 from pipelines.train.ranks import draw_apart, join, part
@@ -183,6 +183,10 @@ def _save(worker: Worker, loaded: Loaded, weights: dict[str, Any] | None = None)
         loaded.model.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
         if worker.spec["recipe"]["kind"] == "full":
             loaded.tokenizer.save_pretrained(partial)
+        else:
+            base = provenance.base_of(worker.root / worker.spec["weights"])
+            provenance.name_base(partial, base)
+            (partial / "README.md").write_text(provenance.adapter_card(worker.spec, base), encoding="utf-8")
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if disk.is_full(error):

@@ -162,7 +162,7 @@ class PromptFormat:
         tokenizer puts there itself. A BOS that opens every turn (SmolLM2's <|im_start|>) is none."""
         if isinstance(self._text, AlpacaBlocks):
             return self.own_bos
-        ids, bos = self._ids(self._text.second_question), self.tokenizer.bos_token_id
+        ids, bos = self._ids(self._text.first_question), self.tokenizer.bos_token_id
         return ids[:1] if bos is not None and ids[:1] == [bos] and ids.count(bos) == 1 else []
 
     @cached_property

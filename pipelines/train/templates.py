@@ -223,11 +223,9 @@ class ChatTemplate:
         return match[0] if match else self._tokenizer.eos_token
 
     @property
-    def second_question(self) -> str:
-        """What inference sends for a second question: what stands in front of a conversation stands there once, what opens a turn
-        several times."""
-        turns = [("user", "a"), ("assistant", MARKER), ("user", "a")]
-        return self._render([{"role": role, "content": content} for role, content in turns], [], ask=True)
+    def first_question(self) -> str:
+        """What inference sends for a question: what begins a conversation stands there once, what opens a turn twice."""
+        return self._render([{"role": "user", "content": "a"}], [], ask=True)
 
     @cached_property
     def _specials(self) -> re.Pattern[str]:
