@@ -191,13 +191,14 @@ class Method(TrainingOverrides):
 
 class Model(TrainingOverrides):
     """A record of what is known of a model. `bos` and `end` are the token that must stand in front of every example (`none`: no
-    such token) and the one that ends an answer; the tokenizer is held to them. `template` holds arguments of its chat template
+    such token) and the one that ends an answer; the tokenizer is held to them. `lora_targets: auto`: all its linear layers but the
+    head. `template` holds arguments of its chat template
     (`enable_thinking: true`); thinking is off otherwise. `fp16: false`: its activations leave float16's range, so that it computes
     in bfloat16 or float32."""
 
     source: Source
     prompt: Literal["chat", "alpaca"]
-    lora_targets: Annotated[list[str], Field(min_length=1)]
+    lora_targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
     attention_targets: list[str] = ["q_proj", "k_proj", "v_proj"]
     bos: str | None = None
     end: str | None = None
@@ -550,8 +551,8 @@ class Experiments(Strict):
                 decided |= {"learning_rate": rate, "learning_rate_source": source}
         return TrainingSettings(**decided)
 
-    def targets_for(self, model: str, settings: TrainingSettings) -> list[str]:
-        """Names of the modules that get an adapter."""
+    def targets_for(self, model: str, settings: TrainingSettings) -> list[str] | str:
+        """Names of the modules that get an adapter; `auto`: those that are found in the model."""
         if isinstance(settings.targets, list):
             return settings.targets
         chosen = self.model(model)

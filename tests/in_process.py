@@ -9,6 +9,8 @@ from pipelines.cells import Attempt
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
 from pipelines.evaluate.child import evaluate_cell
+from pipelines.export.child import export_cell
+from pipelines.export.measure import measure_format
 from pipelines.launcher import CellCommand
 from pipelines.train.cell import Watch, train
 from pipelines.train.child import train_cell
@@ -20,6 +22,8 @@ WORK = {
     "pipelines.train.child": train_cell,
     "pipelines.tune.child": try_rate,
     "pipelines.evaluate.child": evaluate_cell,
+    "pipelines.export.child": export_cell,
+    "pipelines.export.measure": measure_format,
 }
 
 

@@ -431,7 +431,7 @@ def test_targets_are_the_models_its_attentions_or_a_list(load: Load) -> None:
     more = ["lora-a: {kind: lora, rank: 8, targets: attention}", "lora-x: {kind: lora, rank: 8, targets: [x]}"]
     loaded = load(("rank: 8}", "\n  ".join(["rank: 8}", *more])))
 
-    def targets(model: str, method: str) -> list[str]:
+    def targets(model: str, method: str) -> list[str] | str:
         return loaded.targets_for(model, loaded.training_for("local", model, method))
 
     assert targets("other", "lora-r8") == ["c_attn", "c_fc"]

@@ -1,7 +1,6 @@
 """Results taken out: GGUF files that llama.cpp answers from as transformers does, merged weights, and what bit widths cost."""
 
 import json
-import signal
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -15,42 +14,18 @@ from pipelines.compare.tables import all_tables
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.export import bit_widths
 from pipelines.export.cell import Wanted, export
-from pipelines.export.child import export_cell
 from pipelines.export.gguf_file import write_gguf
-from pipelines.export.measure import measure_format
 from pipelines.export.native import LlamaCpp
 from pipelines.files import write_json
 from pipelines.generate.server import local_server
-from pipelines.launcher import CellCommand
 from pipelines.paths import PROJECT
 from pipelines.provenance import Base, base_of, front_matter
 from pipelines.train.cell import Watch, train
-from pipelines.train.child import train_cell
 from pipelines.train.loading import load_tokenizer
 from pipelines.weights import RECORD
-from pipelines.worker import Worker
-from tests.in_process import Ended, clean_for
+from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
 from tests.tiny import save_tiny, tiny_model
-
-WORK = {
-    "pipelines.train.child": train_cell,
-    "pipelines.export.child": export_cell,
-    "pipelines.export.measure": measure_format,
-}
-
-
-class Here:
-    """A launcher that runs the children of training and exporting in this process."""
-
-    def start(self, command: CellCommand) -> Ended:
-        (command.folder / "log.txt").touch()
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            return Ended(Worker(command.folder).run(WORK[command.arguments[1]]))
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
 
 TEXTS = ("What is a lake?", "서울은 어디에 있나요? 1,234원", "def f(x):\n    return x + 1")
 
@@ -140,7 +115,7 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
         models={MODEL: {"overrides": {"qlora-r8": {"learning_rate": 0.05}}}}
     )  # enough to leave the base behind
     stage, key = clean_for(project).stage(), project.key("qlora-r8")
-    watch = Watch(say=lambda _message: None, launcher=Here())
+    watch = Watch(say=lambda _message: None, launcher=InProcess())
     assert train(stage, key, watch=watch)[0].status == "ok"
 
     made = export(stage, key, Wanted(), watch=watch)
@@ -179,7 +154,7 @@ def test_a_folder_that_is_not_ours_is_never_replaced(project: TinyProject, tmp_p
     stage, key = clean_for(project).stage(), project.key("base")
     with pytest.raises(UsageError, match="missing; only an ok cell is exported"):
         export(stage, key, Wanted())
-    watch = Watch(say=lambda _message: None, launcher=Here())
+    watch = Watch(say=lambda _message: None, launcher=InProcess())
     train(stage, key, watch=watch)
     own = tmp_path / "own" / "merged" / "precious.txt"
     own.parent.mkdir(parents=True)

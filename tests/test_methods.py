@@ -15,7 +15,7 @@ from pipelines.train.examples import Tokenized
 from pipelines.train.optimizers import make_optimizer
 from tests.in_process import clean_for, trained
 from tests.project import MODEL, TinyProject
-from tests.tiny import TARGETS, save_tiny
+from tests.tiny import TARGETS, save_tiny, tiny_model
 
 RECIPE: dict[str, Any] = {
     "model": "tiny", "kind": "lora", "precision": "auto", "attention": "auto", "quantization": None, "rank": 4, "alpha": 8,
@@ -174,6 +174,18 @@ def test_a_target_that_the_model_does_not_have_is_named_with_those_it_has(tmp_pa
         ValueError, match=r"targets: c_attn names no linear module of this model; it has q_proj, k_proj"
     ):
         loading.add_adapter(model, {**RECIPE, "targets": ["q_proj", "c_attn"]})
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neo", "gemma", "llama", "llama-tied", "phi3"])
+def test_a_models_linear_layers_are_found_without_its_head(architecture: str) -> None:
+    found = loading.linear_layers(tiny_model(architecture))
+    assert sorted(found) == sorted(TARGETS[architecture.removesuffix("-tied")])
+
+
+def test_auto_puts_an_adapter_on_each_of_them(tmp_path: Path) -> None:
+    model = loading.load_model(save_tiny(tmp_path / "tiny"), RECIPE)
+    adapted = loading.add_adapter(model, {**RECIPE, "targets": "auto"})
+    assert set(adapted.peft_config["default"].target_modules) == set(TARGETS["llama"])
 
 
 def test_rslora_scales_by_the_root_of_the_rank(tmp_path: Path) -> None:

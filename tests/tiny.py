@@ -33,6 +33,9 @@ MORE_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma3_text": {**ARCHITECTURES["gemma"], "sliding_window": 64, "query_pre_attn_scalar": 8},
     "llama-tied": {**ARCHITECTURES["llama"], "tie_word_embeddings": True},
     "qwen2": {**ARCHITECTURES["llama"]},
+    "qwen3": {**ARCHITECTURES["llama"], "head_dim": 8},
+    "phi3": {**ARCHITECTURES["llama"]},
+    "smollm3": {**ARCHITECTURES["llama"], "no_rope_layer_interval": 2},
 }  # fmt: skip
 TARGETS: dict[str, list[str]] = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
@@ -41,6 +44,7 @@ TARGETS: dict[str, list[str]] = {
     "gpt_neo": ["q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"],
     "gemma": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "phi3": ["o_proj", "qkv_proj", "gate_up_proj", "down_proj"],
 }
 
 

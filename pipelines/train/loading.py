@@ -152,12 +152,13 @@ def _without_bitsandbytes() -> Iterator[None]:
 
 
 def _adapted(model: Any, recipe: dict[str, Any], lora_config: Any, get_peft_model: Any) -> Any:
-    _targets_exist(model, recipe["targets"])
+    targets = linear_layers(model) if recipe["targets"] == "auto" else recipe["targets"]
+    _targets_exist(model, targets)
     config = lora_config(
         r=recipe["rank"],
         lora_alpha=recipe["alpha"] or 2 * recipe["rank"],
         lora_dropout=recipe["dropout"] or 0.0,
-        target_modules=recipe["targets"],
+        target_modules=targets,
         fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps weights transposed
         use_rslora=recipe.get("rslora", False),  # alpha / sqrt(rank) rather than alpha / rank (Kalajdzievski 2023)
         use_dora=recipe.get("dora", False),  # magnitude and direction apart (Liu et al. 2024)
@@ -170,13 +171,22 @@ def _adapted(model: Any, recipe: dict[str, Any], lora_config: Any, get_peft_mode
     return adapted
 
 
-def _targets_exist(model: Any, targets: list[str]) -> None:
-    """PEFT itself complains only where none of the names is found."""
-    linear = {
+def linear_layers(model: Any, *, head: bool = False) -> list[str]:
+    """The names of a model's linear layers, each once, without the path in front; its output head only with `head`."""
+    output = model.get_output_embeddings()
+    found = {
         name.split(".")[-1]: None
         for name, module in model.named_modules()
-        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, torch.nn.Embedding)
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+        and not isinstance(module, torch.nn.Embedding)
+        and (head or module is not output)
     }
+    return list(found)
+
+
+def _targets_exist(model: Any, targets: list[str]) -> None:
+    """PEFT itself complains only where none of the names is found."""
+    linear = linear_layers(model, head=True)
     if missing := [target for target in targets if target.split(".")[-1] not in linear]:
         raise ValueError(
             f"targets: {', '.join(missing)} names no linear module of this model; it has {', '.join(linear)} (set lora_targets "
