@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,25 @@ def logs_of(attempt: Any, root: Path) -> torch.Tensor:
         return model(torch.tensor([IDS]), use_cache=False).logits[0].float().log_softmax(-1)[:, :40]
 
 
+@pytest.fixture(scope="module")
+def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment with transformers 4.57, whose own dependencies conflict with ours; PyTorch is ours."""
+    folder = tmp_path_factory.mktemp("transformers-4")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "transformers==4.57.3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"the package registry gives no transformers 4.57: {done.stderr[-200:]}")
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "zz-ours.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    return python
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", EVERY)
 def test_an_architecture_goes_from_its_base_to_an_export(
-    architecture: str, project: TinyProject, tmp_path: Path
+    architecture: str, project: TinyProject, tmp_path: Path, transformers_4: str
 ) -> None:
     folder = save_tiny(tmp_path / "model", architecture)
     attention = "eager" if architecture in ("gpt_neo", "gemma2") else "auto"
@@ -90,7 +106,11 @@ def test_an_architecture_goes_from_its_base_to_an_export(
         assert made.ok and made.merged, (method, made.result["status_detail"])
         logs, ids, stops = elsewhere(made.merged)
         assert ids == asked and tokenizer.convert_tokens_to_ids("<|im_end|>") in stops
-        torch.testing.assert_close(torch.tensor(logs), logs_of(attempt, stage.data.root), atol=1e-4, rtol=1e-4)
+        wanted = logs_of(attempt, stage.data.root)
+        torch.testing.assert_close(torch.tensor(logs), wanted, atol=1e-4, rtol=1e-4)
+        logs, ids, stops = elsewhere(made.merged, transformers_4)
+        assert ids == asked and tokenizer.convert_tokens_to_ids("<|im_end|>") in stops
+        torch.testing.assert_close(torch.tensor(logs), wanted, atol=1e-4, rtol=1e-4)
     rows = {row["method"]: row for row in comparison_rows(stage)}
     assert {method: row["status"] for method, row in rows.items()} == dict.fromkeys(METHODS, "ok")
     assert all(row["eval_bits_per_byte"] > 0 for row in rows.values())

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UnavailableError, UsageError
-from pipelines.export import bit_widths
+from pipelines.export import bit_widths, older
 from pipelines.export.cell import Wanted, export
 from pipelines.export.gguf_file import write_gguf
 from pipelines.export.native import LlamaCpp
@@ -90,6 +90,49 @@ def test_what_cannot_be_written_is_refused_by_name_and_leaves_no_file(tmp_path: 
     with pytest.raises(UnavailableError, match=r"'opt'.*llama, qwen2, gpt2.*--merge"):
         write_gguf(folder, tmp_path / "tiny.gguf", "F16", name="tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("rope", "older_names"),
+    [
+        ({"rope_type": "default", "rope_theta": 5e5}, {"rope_theta": 5e5}),
+        ({**LLAMA_3, "rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": LLAMA_3}),
+        (
+            {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        ),
+        (None, {}),
+        ({"rope_type": "default"}, {}),
+    ],
+)
+def test_the_rotary_base_stands_there_by_both_versions_names(rope: Any, older_names: dict[str, Any]) -> None:
+    config = {"model_type": "llama", **({"rope_parameters": rope} if rope else {})}
+    assert older.with_rope(config) == {**config, **older_names}
+
+
+def test_a_tokenizer_is_named_as_both_versions_know_it() -> None:
+    own = {
+        "tokenizer_class": "TokenizersBackend",
+        "extra_special_tokens": ["<a>"],
+        "backend": "tokenizers",
+        "eos_token": "<e>",
+    }
+    assert older.with_known_class(own) == {
+        "tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<a>"], "eos_token": "<e>",
+    }  # fmt: skip
+    named = {"tokenizer_class": "Qwen2Tokenizer", "extra_special_tokens": {"image_token": "<i>"}}
+    assert older.with_known_class(named) == named
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 7), (7, 7), (0, [7, 0]), ([0, 7, 9], [7, 0, 9])])
+def test_generation_ends_at_what_was_taught(before: Any, after: Any) -> None:
+    assert older.with_stops({"eos_token_id": before, "top_p": 0.9}, [7]) == {"eos_token_id": after, "top_p": 0.9}
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     worker.phase("save")
     told = card(spec, worker.report["measured"], provenance.base_of(base))
     texts = {"README.md": told, RECORD: json.dumps(spec["origin"], indent=1)}
-    merging.save(model, form.tokenizer, Path(spec["merged"]), texts)
+    merging.save(model, form.tokenizer, Path(spec["merged"]), texts, form.stop_tokens)
     worker.measure(merge_seconds=clock.lap())
     worker.save()
 

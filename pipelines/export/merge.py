@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipelines.evaluate.scores import bits_per_byte
+from pipelines.export import older
 from pipelines.train import batches, loading
 from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, scored_mask, token_losses
@@ -61,12 +62,14 @@ def unpacked(module: Any) -> torch.Tensor | None:
     return None
 
 
-def save(model: Any, tokenizer: Any, folder: Path, texts: dict[str, str]) -> None:
-    """A transformers folder with further files, written under another name and renamed; what was there before is replaced."""
+def save(model: Any, tokenizer: Any, folder: Path, texts: dict[str, str], stops: Sequence[int]) -> None:
+    """A transformers folder with further files, written under another name and renamed; what was there before is replaced.
+    `stops`: the ids that end an answer."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    older.make_readable(partial, stops)
     for name, text in texts.items():
         (partial / name).write_text(text, encoding="utf-8")
     if folder.exists():
