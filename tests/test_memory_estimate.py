@@ -102,9 +102,11 @@ def test_every_model_of_the_grid_has_a_configuration_without_its_weights(tmp_pat
 
 
 @pytest.mark.parametrize("name", configuration.load(PROJECT / "experiments.yaml").models)
-def test_every_model_of_the_grid_is_rehearsed_in_4_bits_and_its_adapters_targets_are_found(name: str) -> None:
+def test_every_model_of_the_grid_is_rehearsed_in_4_bits_and_its_adapters_targets_are_found(
+    name: str, tmp_path: Path
+) -> None:
     grid = configuration.load(PROJECT / "experiments.yaml")
-    fields = dict(shipped.named(name))
+    fields = dict(config_of(DataRoot(tmp_path), name, grid.models[name]) or {})
     config = rehearsal._with_layers(AutoConfig.for_model(fields.pop("model_type"), **fields), 2)
     attention = grid.models[name].attention or "auto"
     recipe = {**LORA, "attention": attention, "quantization": "nf4", "targets": grid.models[name].lora_targets}

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from transformers import AddedToken, AutoTokenizer
 
+from pipelines import experiments as configuration
+from pipelines.paths import PROJECT
 from pipelines.train import checks, tokenizing
 from pipelines.train.examples import IGNORE, Tokenized
 from pipelines.train.prompts import PromptFormat
@@ -357,6 +359,51 @@ def test_a_template_that_cannot_show_them_leaves_the_record_unshown(template: st
 def test_alpaca_shows_no_calls() -> None:
     with pytest.raises(Unshown, match="record r1: it calls tools, which Alpaca's format cannot show"):
         PromptFormat(tiny_tokenizer(), "alpaca").tokenize(record(CALLING))
+
+
+# --- the shipped records, with a stand-in of each one's kind
+
+LLAMA_3 = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ date_string | default('') if loop.first }}{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+TURN = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>"
+    "{{ 'model' if message['role'] == 'assistant' else 'user' }}\n{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+KINDS = {
+    "gemma-2b-it": (TURN, "<eos>"),
+    "gemma-3-270m-it": (TURN, "<eos>"),
+    "llama-3.2-1b-instruct": (LLAMA_3, "<|eot_id|>"),
+    "qwen3-0.6b": (SHOWS_THOUGHTS, "<|im_end|>"),
+    "smollm2-135m": (chatml(), "<|im_end|>"),
+}
+SHIPPED = configuration.load(PROJECT / "experiments.yaml").models
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_records_end_is_learned_and_its_bos_stands_in_front(name: str) -> None:
+    model = SHIPPED[name]
+    template, eos = KINDS.get(name, ("", model.end or ""))
+    tokenizer = tiny_tokenizer(bos=model.bos != "none" and model.prompt == "alpaca")
+    more = dict.fromkeys(
+        token
+        for token in (eos, model.end, model.bos, "<start_of_turn>", "<|start_header_id|>", "<|end_header_id|>")
+        if token
+    )
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in more if token != "none"])
+    tokenizer.eos_token = eos
+    if model.bos != "none":
+        tokenizer.bos_token = model.bos if model.prompt == "chat" else "<s>"
+    tokenizer.chat_template = template or None
+    form = PromptFormat(tokenizer, model.prompt, model.template)
+    (example,) = form.tokenize(record(CONVERSATIONS["Korean and numbers"]))
+    assert tokenizer.decode([example.labels[-1]]) == model.end
+    if model.prompt == "chat":
+        checks.tokenizer_is_as_recorded(form, {"bos": model.bos, "end": model.end})
+    checks.end_stops_generation(form, None, {"end": model.end})
+    checks.tokens_are_sound([example], [example], form)
 
 
 # --- real tokenizers, where somebody has them
