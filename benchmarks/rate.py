@@ -60,7 +60,7 @@ def _measured(folder: Path, method: str, dropout: float | None) -> Line:
     model = loading.load_model(weights, recipe)
     shapes = [_shape(module) for module in _linears(model)]
     model = loading.add_adapter(model, recipe) if recipe["kind"] == "lora" else model
-    form = PromptFormat.of(loading.load_tokenizer(weights), recipe)
+    form = PromptFormat.of(weights, recipe)
     examples = [example for record in examples_now(stage)[1].train for example in form.tokenize(record)]
     groups = batches.micro_batches(examples, max_tokens=recipe["micro_batch_tokens"])
     rows = round(median(len(group) * len(group[0]) for group in groups))

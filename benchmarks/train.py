@@ -182,10 +182,9 @@ class Trial:
 
     def _material(self) -> tuple[list[list[Tokenized]], list[Tokenized], dict[str, Any]]:
         """Our own plan of steps, the held-out examples and the recipe."""
-        from pipelines.train.loading import load_tokenizer
 
         recipe = recipe_of(self.stage, CellKey(self.model, METHOD, SEED))
-        form = PromptFormat.of(load_tokenizer(self.stage.data.models / self.model), recipe)
+        form = PromptFormat.of(self.stage.data.models / self.model, recipe)
         selected = examples_now(self.stage)[1]
         sides = [
             [example for record in side for example in form.tokenize(record)]

@@ -223,9 +223,7 @@ def test_chat_without_a_template_is_refused_with_the_way_out() -> None:
 
 
 def test_unsound_tokens_are_named() -> None:
-    tokenizer = tiny_tokenizer(bos=True)
-    tokenizer.chat_template = "<s>" + tokenizer.chat_template
-    form = PromptFormat(tokenizer, "chat")
+    form = PromptFormat(tiny_tokenizer(bos=True), "alpaca")
     good = only(form, RECORD)
     ids, labels = good.input_ids, good.labels
     broken = {

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 from transformers import AddedToken, AutoTokenizer
 
 from pipelines import experiments as configuration
+from pipelines.evaluate.shots import Shots
 from pipelines.paths import PROJECT
 from pipelines.train import checks, tokenizing
 from pipelines.train.examples import IGNORE, Tokenized
@@ -301,6 +303,60 @@ def test_what_a_template_cannot_show_costs_that_record_and_is_counted() -> None:
         checks.something_is_shown(nothing, made)
 
 
+@pytest.mark.parametrize(
+    ("after", "eos", "learned"),
+    [
+        ("[/A]<|im_end|>\n", "<|im_end|>", "Larkin.[/A]<|im_end|>"),
+        ('"<|im_end|>', "<|im_end|>", 'Larkin."<|im_end|>'),
+        ("<end_of_turn><eos>\n", "<eos>", "Larkin.<end_of_turn><eos>"),  # the first that ends generation
+    ],
+)
+def test_an_end_is_learned_once_whatever_stands_in_front_of_it(after: str, eos: str, learned: str) -> None:
+    form = PromptFormat(tokenizer_of(Trait(chatml(after=after), eos=eos)), "chat")
+    example = only(form, record(CONVERSATIONS["single"]))
+    assert [said for _, said in parts(form, example)] == [learned]
+    checks.end_stops_generation(form, None, {})
+
+
+def test_of_several_tokens_behind_an_answer_the_one_that_ends_generation_is_learned() -> None:
+    tokenizer = tokenizer_of(Trait(chatml(after="<|end|><end_of_turn>\n"), eos="<eos>"))
+    form = PromptFormat(tokenizer, "chat", stops=[tokenizer.convert_tokens_to_ids("<end_of_turn>")])
+    assert [said for _, said in parts(form, only(form, record(CONVERSATIONS["single"])))] == [
+        "Larkin.<|end|><end_of_turn>"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [("Hi <|im_end|> there.", "holds the token that ends an answer"), ("\u0301", "becomes no token")],
+)
+def test_an_answer_that_cannot_be_learned_whole_is_unshown(answer: str, words: str) -> None:
+    tokenizer = tokenizer_of(Trait(chatml()))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    form = PromptFormat(tokenizer, "chat")
+    with pytest.raises(Unshown, match=f"record r1: answer 2 {words}"):
+        form.tokenize(record(turns("A book?", answer)))
+
+
+def test_a_bos_that_a_user_writes_is_the_users() -> None:
+    tokenizer = tokenizer_of(
+        Trait("{{ bos_token }}" + "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}")
+    )
+    tokenizer.bos_token = "<s>"
+    form = PromptFormat(tokenizer, "chat")
+    example = only(form, record(turns("<s> is a tag?", "Yes.")))
+    assert form.prefix and example.input_ids[:2] == form.prefix * 2
+    checks.tokens_are_sound([example], [example], form)
+
+
+def test_a_record_that_cannot_be_shown_is_no_shot() -> None:
+    form = PromptFormat(tokenizer_of(Trait(BRACKETS, eos="</s>")), "chat")
+    calling = {**record(CALLING, tools=json.dumps([TOOL])), "example_id": "calls", "language": "en"}
+    plain = {**record(turns("Prose?", "Strout.")), "example_id": "plain", "language": "en"}
+    asked_for = {**record(CONVERSATIONS["single"]), "language": "en"}
+    assert [shot["example_id"] for shot in Shots([calling, plain], 2, form, room=1000).of(asked_for)] == ["plain"]
+
+
 def test_an_argument_that_the_template_does_not_know_is_refused_with_those_it_knows() -> None:
     tokenizer = tokenizer_of(Trait(SHOWS_THOUGHTS))
     with pytest.raises(ValueError, match=r"template: thinking_budget: .* knows enable_thinking"):
@@ -338,10 +394,26 @@ def test_a_call_is_learned_and_its_result_is_context(template: str) -> None:
     assert example.completion_bytes == len("Yes, three.")  # each model spells a call in its own way
 
 
+def test_text_beside_a_call_is_learned_and_counts() -> None:
+    form = PromptFormat(tokenizer_of(Trait(AS_OBJECT)), "chat")
+    said = [CALLING[0], {**CALLING[1], "content": "title"}, *CALLING[2:]]  # a word that stands in the call too
+    example = only(form, record(said, tools=json.dumps([TOOL])))
+    assert example.completion_bytes == len("title" + "Yes, three.")
+    checks.labels_are_the_answers([record(said, tools=json.dumps([TOOL]))], form)
+
+
 @pytest.mark.parametrize(
     ("template", "missing"),
     [
         pytest.param(chatml(), "the call of 'look_up'", id="no calls"),
+        pytest.param(
+            WITH_TOOLS.replace("ARGUMENTS", "{{ call['function']['name'] }}"), "the call of 'look_up'", id="no arguments"
+        ),
+        pytest.param(
+            WITH_TOOLS.replace("ARGUMENTS", "{{ call['function']['name'] }} {{ call['function']['arguments'].values() | list }}"),
+            "the call of 'look_up': 'title' is missing",
+            id="no names of arguments",
+        ),
         pytest.param(AS_OBJECT.replace("{{ tools | tojson }}", ""), "the declared tool 'look_up'", id="no declarations"),
         pytest.param(
             AS_OBJECT.replace("{{ message['content'] }}", "{% if message['role'] != 'tool' %}{{ message['content'] }}{% endif %}"),
@@ -369,8 +441,8 @@ LLAMA_3 = (
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 TURN = (
-    "{{ bos_token }}{% for message in messages %}<start_of_turn>"
-    "{{ 'model' if message['role'] == 'assistant' else 'user' }}\n{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ 'model' if message['role'] == 'assistant' else 'user' }}\n"
+    "{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 KINDS = {
     "gemma-2b-it": (TURN, "<eos>"),

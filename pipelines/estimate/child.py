@@ -139,12 +139,12 @@ def read(asked: Json) -> Read:
 @cache
 def _read(examples: str, selection: str, folder: str, recipe: str) -> Read:
     from pipelines.clean.select import Selection, select
-    from pipelines.train import loading, tokenizing
+    from pipelines.train import tokenizing
     from pipelines.train.prompts import PromptFormat
 
     before = psutil.Process().memory_info().rss
     asked = json.loads(recipe)
-    form = PromptFormat.of(loading.load_tokenizer(Path(folder)), asked)
+    form = PromptFormat.of(Path(folder), asked)
     records = select(Path(examples), Selection(**json.loads(selection))).train
     made = tokenizing.tokenize(form, records, sys.maxsize, turns=asked.get("turns", "all"))
     return Read(made.examples, max(TOKENIZER, psutil.Process().memory_info().rss - before))

@@ -42,7 +42,7 @@ def evaluate_cell(worker: Worker) -> None:
     if trained:
         model = loading.attach_trained(model, recipe, trained)
     model.eval()
-    form = PromptFormat.of(loading.load_tokenizer(base), recipe)
+    form = PromptFormat.of(base, recipe)
     reset_peaks()
     worker.measure(
         evaluation_load_seconds=clock.lap(),

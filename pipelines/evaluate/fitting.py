@@ -47,10 +47,8 @@ def _fitting(worker: Worker, reader: Reader, records: Records) -> set[str]:
     """The ids of the records that the model can read."""
     from transformers import AutoConfig
 
-    from pipelines.train import loading
-
     folder = worker.root / reader["folder"]
-    form = PromptFormat.of(loading.load_tokenizer(folder), reader)
+    form = PromptFormat.of(folder, reader)
     limit = longest(reader["max_length"], AutoConfig.from_pretrained(folder))
     fitting, too_long, unshown = set(), 0, []
     for record in records:

@@ -4,7 +4,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.train.conversations import calls_tools, conversation
 from pipelines.train.prompts import PromptFormat
+from pipelines.train.templates import Unshown
 
 Record = Mapping[str, Any]
 SEED = 1
@@ -15,10 +17,17 @@ class Shots:
 
     def __init__(self, train: Sequence[Record], count: int, form: PromptFormat, *, room: int) -> None:
         ranked = sorted(train, key=lambda one: hashlib.sha256(f"shot {SEED}/{one['example_id']}".encode()).digest())
-        self._ranked = ranked
-        self._count = count
         self._form = form
+        self._ranked = [one for one in ranked if self._can_show(one)]
+        self._count = count
         self._room = room
+
+    def _can_show(self, record: Record) -> bool:
+        """Whether the record, which must call no tool, can stand in another's prompt."""
+        try:
+            return not calls_tools(conversation(record)) and bool(self._form.tokenize(record))
+        except Unshown:
+            return False
 
     def of(self, record: Record) -> list[Record]:
         """The record's shots, those of its language first; fewer where they would not leave room for record and answer."""

@@ -26,7 +26,7 @@ def export_cell(worker: Worker) -> None:
     loading.quiet()
     worker.phase("load")
     spec = worker.spec
-    form = PromptFormat.of(loading.load_tokenizer(worker.root / spec["weights"]), spec["recipe"])
+    form = PromptFormat.of(worker.root / spec["weights"], spec["recipe"])
     if form.arguments:
         worker.measure(template_arguments=json.dumps(dict(form.arguments), sort_keys=True))
     records = fitting_everywhere(worker, select(worker.root / spec["examples"], Selection(**spec["selection"])).eval)

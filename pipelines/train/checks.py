@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.train.conversations import alpaca_turns, conversation, is_learned
@@ -53,16 +53,14 @@ def something_is_shown(train: Made, held_out: Made) -> None:
             )
 
 
-def tokens_are_sound(
-    train: Sequence[Tokenized], held_out: Sequence[Tokenized], form: PromptFormat, stops: Stops = None
-) -> None:
+def tokens_are_sound(train: Sequence[Tokenized], held_out: Sequence[Tokenized], form: PromptFormat) -> None:
     """Raises ValueError with the record's id: nothing left, a BOS missing or doubled, an end that is not learned, a label that
-    is not the token at its place. `stops`: the generation configuration's, of which one may end a call of a tool."""
+    is not the token at its place."""
     if not train:
         raise ValueError("no training record fits max_length: raise max_length, or bring shorter records")
     if not held_out:
         raise ValueError("no evaluation record fits max_length: raise max_length, or bring shorter records")
-    ends = {*form.stop_tokens, *_each(stops)}
+    ends = form.ends
     for example in (*train, *held_out):
         if fault := _fault(example, form, ends):
             raise ValueError(f"record {example.example_id} {fault}")
@@ -71,7 +69,9 @@ def tokens_are_sound(
 def _fault(example: Tokenized, form: PromptFormat, ends: set[int]) -> str | None:
     """What is wrong with the example's tokens, if anything."""
     ids, labels = example.input_ids, example.labels
-    if form.prefix and (ids[:1] != form.prefix or ids[1:2] == form.prefix):
+    front = len(form.prefix)
+    twice = form.style != "chat" and ids[front : front + 1] == form.prefix[:1]  # a chat's own text may begin with one
+    if form.prefix and (ids[:front] != form.prefix or twice):
         return f"must start with exactly one {form.tokenizer.decode(form.prefix)!r}: {ids[:3]}"
     if labels[0] != IGNORE:
         return "learns its first token, which no prompt precedes"
@@ -96,26 +96,36 @@ def labels_are_the_answers(records: Sequence[Mapping[str, Any]], form: PromptFor
             [token for token, scored in zip(example.input_ids, example.scored, strict=True) if scored]
             for example in examples
         ]
-        learned = _bare("".join(map(form.tokenizer.decode, told)))
-        if form.style == "chat":
-            answers = [
-                turn["content"] for turn in conversation(record) if turn["role"] == "assistant" and is_learned(turn)
-            ]
-        else:
-            answers = [answer for _, answer, is_answer in alpaca_turns(record) if is_answer]
-        expected = "".join(
-            form.tokenizer.decode(form.tokenizer(a, add_special_tokens=False).input_ids) for a in answers
-        )
-        if learned != _bare(expected):
+        learned = "".join("".join(map(form.tokenizer.decode, told)).split())
+        for answer, stray in _answers(record, form):
+            expected = "".join(
+                form.tokenizer.decode(form.tokenizer(answer, add_special_tokens=False).input_ids).split()
+            )
+            found = learned.find(expected)
+            if not 0 <= found <= stray:
+                raise ValueError(
+                    f"record {record['example_id']}: what is learned is not its answer but {learned[:80]!r}; the tokenizer's "
+                    "chat template marks the answer's place otherwise than expected: try prompt: alpaca for this model"
+                )
+            learned = learned[found + len(expected) :]
+        if learned:
             raise ValueError(
-                f"record {record['example_id']}: what is learned is not its answer but {learned[:80]!r}; the tokenizer's chat "
-                "template marks the answer's place otherwise than expected: try prompt: alpaca for this model"
+                f"record {record['example_id']}: what is learned goes on behind its answer: {learned[:80]!r}"
             )
 
 
-def _bare(text: str) -> str:
-    """Without white space, and without the tags around reasoning, which a template may write in its own way."""
-    return "".join(re.sub(r"</?think>", "", text).split())
+STRAY = 16  # signs of the tags around reasoning, which a token may hold beside an answer's own
+
+
+def _answers(record: Mapping[str, Any], form: PromptFormat) -> Iterator[tuple[str, int]]:
+    """The texts that are learned, without the tags around reasoning, and how much of those may stand in front of each."""
+    if form.style != "chat":
+        yield from ((answer, 0) for _, answer, is_answer in alpaca_turns(record) if is_answer)
+        return
+    for turn in conversation(record):
+        if turn["role"] == "assistant" and is_learned(turn):
+            pieces = [piece for piece in re.split(r"</?think>", turn["content"]) if piece.strip()]
+            yield from ((piece, STRAY if len(pieces) > 1 else 0) for piece in pieces)
 
 
 def _each(stops: Stops) -> Sequence[int]:

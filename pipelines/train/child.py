@@ -120,7 +120,7 @@ def tokenize(worker: Worker, loaded: Loaded) -> Tokens:
     spec, recipe = worker.spec, worker.spec["recipe"]
     with memory_unlimited():  # Arrow's and DuckDB's threads
         selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
-    form = PromptFormat.of(loaded.tokenizer, recipe)
+    form = PromptFormat.of(worker.root / spec["weights"], recipe)
     limit = longest(recipe["max_length"], loaded.model.config)
     if limit < recipe["max_length"]:
         worker.say(
@@ -135,7 +135,7 @@ def tokenize(worker: Worker, loaded: Loaded) -> Tokens:
     for line in (*train.in_words("training"), *held_out.in_words("evaluation")):
         worker.say(line)
     checks.something_is_shown(train, held_out)
-    checks.tokens_are_sound(train.examples, held_out.examples, form, stops)
+    checks.tokens_are_sound(train.examples, held_out.examples, form)
     checks.labels_are_the_answers(selected.train[:CHECKED], form)
     return Tokens(train.examples, held_out.examples)
 

@@ -30,7 +30,7 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     loading.quiet()
     recipe = recipe_of(stage, key)
     folder = weights.fetch(stage.data, stage.experiments, key.model)
-    form = PromptFormat.of(loading.load_tokenizer(folder), recipe)
+    form = PromptFormat.of(folder, recipe)
     limit = longest(recipe["max_length"], AutoConfig.from_pretrained(folder))
     train, held_out = (_first(form, records, limit) for records in (selected.train, selected.eval))
     named = stage.experiments.model(key.model)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import UnavailableError
+from pipelines.files import read_json
 from pipelines.train import four_bits
 from pipelines.train.adapters import fuse
 from pipelines.train.dropout import make_cheap
@@ -39,6 +40,12 @@ def device() -> torch.device:
 
 def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
+
+
+def stops_of(folder: Path) -> list[int]:
+    """The ids that the folder's generation configuration ends at."""
+    stops = (read_json(folder / "generation_config.json") or {}).get("eos_token_id")
+    return [stops] if isinstance(stops, int) else list(stops or ())
 
 
 def load_model(folder: Path, recipe: dict[str, Any], *, on_device: bool = True) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from pipelines.train.conversations import Shots
@@ -13,27 +14,35 @@ from pipelines.train.templates import AlpacaBlocks, ChatTemplate, Shown, Unshown
 
 
 class PromptFormat:
-    """How one model wants to be asked: its chat template with `template` as arguments, or Alpaca's plain text.
+    """How one model wants to be asked: its chat template with `template` as arguments, or Alpaca's plain text. `stops` are the ids
+    that its generation configuration ends at.
 
     Raises:
         ValueError: the tokenizer has no EOS or no offsets, or its chat template is missing or knows no such argument.
     """
 
-    def __init__(self, tokenizer: Any, style: str, template: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, style: str, template: Mapping[str, Any] | None = None, stops: Sequence[int] = ()
+    ) -> None:
         self.tokenizer = tokenizer
         self.style = style
+        self._stops = list(stops)
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-sequence token, so an answer's end cannot be learned")
         if not tokenizer.is_fast:
             raise ValueError(
                 "the tokenizer does not say where its tokens stand in a text: expected a fast one (tokenizer.json)"
             )
-        self._text = ChatTemplate(tokenizer, template or {}) if style == "chat" else AlpacaBlocks(tokenizer)
+        ends = [tokenizer.eos_token, *(tokenizer.decode([stop]) for stop in self._stops)]
+        self._text = ChatTemplate(tokenizer, template or {}, ends) if style == "chat" else AlpacaBlocks(tokenizer)
 
     @classmethod
-    def of(cls, tokenizer: Any, recipe: Mapping[str, Any]) -> "PromptFormat":
-        """As a recipe says: its `prompt`, and the arguments of its `template` where it has any."""
-        return cls(tokenizer, recipe["prompt"], recipe.get("template"))
+    def of(cls, folder: Path, recipe: Mapping[str, Any]) -> "PromptFormat":
+        """As a recipe says of the model in `folder`: its `prompt`, and the arguments of its `template` where it has any."""
+        from pipelines.train import loading
+
+        tokenizer = loading.load_tokenizer(folder)
+        return cls(tokenizer, recipe["prompt"], recipe.get("template"), loading.stops_of(folder))
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -123,9 +132,12 @@ class PromptFormat:
             last = encoded.ending(len(answer.text))
             self._require_end(ids[last], answer)
             labels[first : last + 1] = ids[first : last + 1]
+            if self.end_of_answer in ids[first:last]:
+                raise Unshown(f"answer {answer.turn + 1} holds the token that ends an answer")
             for place in range(first, last):
-                start, end = encoded.spans[place]
-                scored[place] = any(start < stop and begin < end for begin, stop in answer.said)
+                scored[place] = any(_overlap(encoded.spans[place], span) for span in answer.said)
+            if answer.said and not any(scored[first:last]):
+                raise Unshown(f"answer {answer.turn + 1} becomes no token")
             size += sum(len(answer.text[begin:stop].encode()) for begin, stop in answer.said)
         front = self._front
         return Tokenized(
@@ -139,8 +151,8 @@ class PromptFormat:
         )
 
     def _require_end(self, token: int, answer: Shown) -> None:
-        """An answer must end in the one token that is checked to stop generation; a call may end in another special token."""
-        if token != self.end_of_answer and not (answer.calls and token in self._special_ids):
+        """An answer must end in the one token that is checked to stop generation; a call may end in another one that does."""
+        if token != self.end_of_answer and not (answer.calls and token in self.ends):
             raise Unshown(
                 f"answer {answer.turn + 1} ends in {self.tokenizer.decode([token])!r}, others in {self._text.end!r}"
             )
@@ -149,6 +161,11 @@ class PromptFormat:
     def stop_tokens(self) -> list[int]:
         """The tokens that end an answer: the one that training teaches, and EOS."""
         return sorted({self.end_of_answer, self.tokenizer.eos_token_id})
+
+    @property
+    def ends(self) -> set[int]:
+        """The tokens that end an answer or a call: those, and the generation configuration's."""
+        return {*self.stop_tokens, *self._stops}
 
     @cached_property
     def end_of_answer(self) -> int:
@@ -169,7 +186,8 @@ class PromptFormat:
     def own_bos(self) -> list[int]:
         """What the tokenizer itself puts in front of a text: OPT's </s>, Gemma's and Llama's BOS, nothing for GPT-2."""
         bare, full = self.tokenizer("a", add_special_tokens=False).input_ids, self.tokenizer("a").input_ids
-        return full[:1] if len(full) > len(bare) and full[0] != bare[0] else []
+        front = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+        return full[:front]
 
     @property
     def _front(self) -> list[int]:
@@ -187,6 +205,12 @@ class PromptFormat:
     def _encoded(self, text: str) -> "_Encoded":
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return _Encoded(encoded.input_ids, encoded.offset_mapping)
+
+
+def _overlap(token: tuple[int, int], said: tuple[int, int]) -> bool:
+    """Whether a token stands for something of what is said. Some tokenizers give a token no width, at its end."""
+    (start, end), (begin, stop) = token, said
+    return begin < start <= stop if start == end else start < stop and begin < end
 
 
 def _goes_on(answers: Sequence[Shown]) -> bool:

@@ -5,6 +5,7 @@ Both give, for every answer of a record, the text that inference sends and the t
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,17 +94,21 @@ class AlpacaBlocks:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template with `arguments`, of which the model's record may name any that the template knows.
+    """A tokenizer's chat template with `arguments`, of which the model's record may name any that the template knows. `stops` are
+    the tokens that end generation, EOS and others.
 
     Raises:
         ValueError: there is no template, it knows no such argument, or it does not show an answer as it was written.
     """
 
-    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any], stops: Sequence[str]) -> None:
         if not tokenizer.chat_template:
             raise ValueError("prompt: chat needs a tokenizer with a chat template; use prompt: alpaca for this model")
-        self._tokenizer = tokenizer
-        source = _GENERATION.sub("", tokenizer.get_chat_template())
+        self._tokenizer, self._stops = tokenizer, frozenset(stops)
+        held = tokenizer.chat_template  # one, or several by name, such as one for tools
+        source = _GENERATION.sub(
+            "", "\n".join(held.values()) if isinstance(held, dict) else tokenizer.get_chat_template()
+        )
         parsed = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
         known = meta.find_undeclared_variables(parsed) - GIVEN - {"raise_exception", "strftime_now"}
         if unknown := sorted(set(arguments) - known):
@@ -145,17 +150,16 @@ class ChatTemplate:
                 f"{prompt[-40:]!r}: it goes on {_where_it_parts(prompt, whole)!r}"
             )
         tail = whole[len(prompt) :]
-        if answer.get("tool_calls"):
-            inside = self._inside_calls(answer, prompt, tail, tools)
-        else:
-            inside = self._inside(messages, tools, prompt, tail)
+        calls = bool(answer.get("tool_calls"))
+        if calls:
+            self._require_calls(answer, prompt, tail, tools)
         if calls_tools(messages[:-1]):
             _require_results(messages[:-1], prompt)
+        inside = self._inside(messages, tools, prompt, tail) if answer["content"] or not calls else []
         said = tuple((len(prompt) + start, len(prompt) + end) for start, end in inside)
-        after = said[-1][1] - len(prompt) if said and not answer.get("tool_calls") else 0
-        stop = self._stop(tail, after, calls=bool(answer.get("tool_calls")))
+        stop = self._stop(tail, 0 if calls else inside[-1][1], calls=calls)
         text = prompt + (tail[:stop] if stop else tail.rstrip() + self.end)
-        return Shown(text, len(prompt), said, is_learned(answer), place, bool(answer.get("tool_calls")))
+        return Shown(text, len(prompt), said, is_learned(answer), place, calls)
 
     def _inside(self, messages: list[Message], tools: list[Any], prompt: str, tail: str) -> list[Span]:
         """Where the answer stands in `tail`: found by rendering it with markers in its place.
@@ -181,33 +185,30 @@ class ChatTemplate:
             raise Unshown(f"the template does not show the answer as it was written, but as {tail[:60]!r}")
         return spans
 
-    def _inside_calls(self, answer: Message, prompt: str, tail: str, tools: list[Any]) -> list[Span]:
-        """Where the text beside an answer's calls stands. The calls are learned in the model's own spelling, and count in no
-        measure that compares models.
+    def _require_calls(self, answer: Message, prompt: str, tail: str, tools: list[Any]) -> None:
+        """Calls are learned in the model's own spelling, and count in no measure that compares models.
 
         Raises:
-            Unshown: a call, one of its arguments, or a declared tool is missing in what the template shows.
+            Unshown: a call, a name or value of its arguments, or a declared tool is missing in what the template shows.
         """
+        names = Counter(call["function"]["name"] for call in answer["tool_calls"])
         for call in answer["tool_calls"]:
             named, arguments = call["function"]["name"], call["function"]["arguments"]
-            wanted = [named, *(_words_of(arguments.values()) if isinstance(arguments, dict) else [])]
-            if missing := next((word for word in wanted if not _stands_in(word, tail)), None):
+            if missing := next((word for word in _words_of(arguments) if not _stands_in(word, tail)), None):
                 raise Unshown(f"the template does not show the call of {named!r}: {missing!r:.60} is missing")
+            if tail.count(named) < names[named]:
+                raise Unshown(f"the template does not show the call of {named!r}, or not each of {names[named]}")
         for tool in tools:
             if not _stands_in(tool["function"].get("name", ""), prompt):
                 raise Unshown(f"the template does not show the declared tool {tool['function'].get('name')!r}")
-        content = answer["content"]
-        place = tail.find(content) if content else -1
-        return [(place, place + len(content))] if place >= 0 else []
 
     def _stop(self, tail: str, after: int, *, calls: bool) -> int | None:
-        """The place in `tail` behind the special token that ends the answer; None where the template writes none there."""
-        if calls:  # a call may hold special tokens of its own: the end is the last one
-            ends = [match.end() for match in self._specials.finditer(tail)]
-            return ends[-1] if ends and not tail[ends[-1] :].strip() else None
-        gap = len(tail[after:]) - len(tail[after:].lstrip())
-        match = self._specials.match(tail, after + gap)
-        return match.end() if match else None
+        """The place in `tail` behind the token that ends the answer: the first one that ends generation, else the first special one
+        (of a call, which may hold some of its own, the last); None where the template writes none."""
+        found = list(self._specials.finditer(tail, after))
+        if ends := next((match.end() for match in found if match[0] in self._stops), None):
+            return ends
+        return found[-1 if calls else 0].end() if found else None
 
     @cached_property
     def end(self) -> str:
@@ -219,8 +220,8 @@ class ChatTemplate:
             raise ValueError(
                 "the chat template does not show the answer as it was written; prompt: alpaca asks without a template"
             )
-        match = self._specials.match(after.lstrip())
-        return match[0] if match else self._tokenizer.eos_token
+        ends = [match[0] for match in self._specials.finditer(after)]
+        return next((token for token in ends if token in self._stops), ends[0] if ends else self._tokenizer.eos_token)
 
     @property
     def first_question(self) -> str:
@@ -229,8 +230,10 @@ class ChatTemplate:
 
     @cached_property
     def _specials(self) -> re.Pattern[str]:
-        """Every special token, also those without a named role, which `all_special_tokens` leaves out."""
-        return special_tokens(self._tokenizer)
+        """Every special token, also those without a named role, which `all_special_tokens` leaves out, and what ends generation."""
+        held = {str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        ordered = sorted({*held, *self._tokenizer.all_special_tokens, *self._stops}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
     @cached_property
     def _refuses_system(self) -> bool:
@@ -278,13 +281,6 @@ _REFUSALS = (
 )  # a template may fail in many ways
 
 
-def special_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """Matches any special token of the tokenizer's own added tokens, the longest first."""
-    held = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    ordered = sorted({*held, *tokenizer.all_special_tokens}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
-
-
 def _for_template(message: Message) -> Message:
     """Role and content, and what belongs to calls; nothing of ours."""
     names = ("role", "content", "tool_calls", "tool_call_id", "name")
@@ -307,22 +303,25 @@ def _require_results(messages: Sequence[Message], prompt: str) -> None:
             raise Unshown(f"the template does not show the result of a call: {message['content'][:60]!r} is missing")
 
 
-def _words_of(values: Any) -> Iterator[str]:
-    """The texts and numbers in a call's arguments."""
-    for value in values:
-        if isinstance(value, dict):
-            yield from _words_of(value.values())
-        elif isinstance(value, list):
-            yield from _words_of(value)
-        elif isinstance(value, str) and value.strip():
-            yield value
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield str(value)
+def _words_of(value: Any) -> Iterator[str]:
+    """The names, texts, numbers and other values in a call's arguments, as JSON has them."""
+    if isinstance(value, dict):
+        for name, held in value.items():
+            yield str(name)
+            yield from _words_of(held)
+    elif isinstance(value, list):
+        for held in value:
+            yield from _words_of(held)
+    elif isinstance(value, str):
+        yield value.strip()
+    else:
+        yield json.dumps(value)
 
 
 def _stands_in(words: str, text: str) -> bool:
-    """As they are, or as JSON writes them."""
-    ways = (words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1])
+    """As they are, as JSON writes them, or, of true, false and null, as Python does."""
+    python = {"true": "True", "false": "False", "null": "None"}.get(words, words)
+    ways = (words, python, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1])
     return any(way in text for way in ways)
 
 
