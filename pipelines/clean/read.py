@@ -66,7 +66,6 @@ def file_records(files: Mapping[Path, FileSource], *, side: Side | None = None) 
 
 def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawRecord]:
     import datasets
-    from datasets.exceptions import DatasetsError
 
     refused = None if Path(source.dataset).exists() else hub.dataset_refused(source.dataset)
     if refused and refused.final:
@@ -78,8 +77,6 @@ def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawR
         raise UsageError(f"sources.hub: {source.dataset} split {source.split!r}: {error}") from None
     except Exception as error:
         because = refused or hub.in_words(error, source.dataset)
-        if because is None and not isinstance(error, (OSError, DatasetsError)):
-            raise
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UnavailableError(
             f"sources.hub: cannot load {source.dataset}: {because or first}; connect once, or fill HF_HOME."

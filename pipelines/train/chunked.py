@@ -17,7 +17,8 @@ from pipelines.train.products import product
 PIECE_BYTES = 64 * 2**20  # of float32 logits: enough rows for a fast product, little beside a model's activations
 # architectures whose logits are the head's output alone, soft-capped where the configuration says so
 PLAIN_HEADS = {
-    "gpt2", "opt", "gpt_neo", "gpt_neox", "gemma", "gemma2", "gemma3", "gemma3_text", "llama", "mistral", "qwen2", "qwen3", "phi3",
+    "gpt2", "opt", "gpt_neo", "gpt_neox", "gemma", "gemma2", "gemma3", "gemma3_text", "llama", "mistral", "qwen2", "qwen3",
+    "phi3", "smollm3",
 }  # fmt: skip
 
 

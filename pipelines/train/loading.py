@@ -39,7 +39,7 @@ def device() -> torch.device:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def stops_of(folder: Path) -> list[int]:
@@ -57,7 +57,7 @@ def load_model(folder: Path, recipe: dict[str, Any], *, on_device: bool = True) 
     """
     if not (folder / "config.json").exists():
         raise UnavailableError(f"no model in {folder}: run `featherweight fetch {recipe['model']}`.")
-    options: dict[str, Any] = {"dtype": weights_dtype(recipe)}
+    options: dict[str, Any] = {"dtype": weights_dtype(recipe), "trust_remote_code": False}
     if recipe["quantization"]:
         if not torch.cuda.is_available():
             four_bits.prepare()

@@ -15,8 +15,9 @@ LARGE = 4096  # bytes from which a file is kept apart, and known by its SHA-256
 
 @dataclass
 class Repo:
-    """A repository at one commit. `token` is asked for where it is gated, `answers` as the status of everything: an HTTP status, or
-    `silent`; a `cut` file ends after so many bytes, a `stalled` one says nothing more behind them, each so many `times`."""
+    """A repository at one commit. `token` is asked for where it is gated; `answers`: the status of everything, or `silent`. A `cut`
+    file ends after so many bytes, a `stalled` one says nothing more behind them, each so many `times`; all are `damaged`.
+    `no_ranges`: it has no part of a file to give; `no_sizes`: its listing is bare; `portal`: somebody else's page answers."""
 
     files: dict[str, bytes]
     kind: str = "model"
@@ -28,6 +29,9 @@ class Repo:
     stalled: dict[str, int] = field(default_factory=dict)
     times: int = 1_000
     damaged: bool = False
+    no_ranges: bool = False
+    no_sizes: bool = False
+    portal: bool = False
 
 
 @dataclass
@@ -111,7 +115,19 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in ("main", repo.commit):
             self._json(404, {"error": "Revision not found"}, code="RevisionNotFound")
             return
+        if repo.portal:
+            self._page()
+            return
         siblings = [_entry(name, content) for name, content in repo.files.items()]
+        if repo.no_sizes:
+            siblings = [
+                {
+                    "rfilename": one["rfilename"],
+                    "blobId": one["blobId"],
+                    **({"lfs": one["lfs"]} if "lfs" in one else {}),
+                }
+                for one in siblings
+            ]
         told = {
             "id": place,
             "sha": repo.commit,
@@ -131,6 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
         if asked:
             self.hub.ranges.append((name, asked))
             begun = int(asked.removeprefix("bytes=").split("-")[0])
+            if repo.no_ranges or begun >= len(content):
+                self._json(416, {"error": "Range not satisfiable"})
+                return
         self.send_response(206 if asked else 200)
         self.send_header(
             "ETag", f'"{hashlib.sha256(content).hexdigest() if len(content) >= LARGE else blob_id(content)}"'
@@ -156,6 +175,14 @@ class _Handler(BaseHTTPRequestHandler):
         if name in repo.stalled:
             self.hub.closed.wait()
         self.close_connection = True
+
+    def _page(self) -> None:
+        page = b"<html>Please sign in to this network.</html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
 
     def _json(self, status: int, value: Any, *, code: str = "", says: str = "") -> None:
         told = json.dumps(value).encode()
