@@ -318,6 +318,19 @@ def test_an_end_is_learned_once_whatever_stands_in_front_of_it(after: str, eos: 
     checks.end_stops_generation(form, None, {})
 
 
+def test_an_end_behind_every_answer_is_learned_not_one_behind_the_last_alone() -> None:
+    """As Phi-3 writes it: <|end|> behind every turn, EOS once at the end."""
+    template = chatml(after="<|end|>\n").replace(
+        "{% if add_generation_prompt %}", "{% if not add_generation_prompt %}<eos>{% else %}"
+    )
+    form = PromptFormat(tokenizer_of(Trait(template, eos="<eos>")), "chat")
+    for name in ("single", "two turns"):
+        examples = form.tokenize(record(CONVERSATIONS[name]))
+        said = [said for example in examples for _, said in parts(form, example)]
+        assert all(one.endswith(".<|end|>") for one in said) and len(examples) == 1
+    checks.end_stops_generation(form, None, {"end": "<|end|>"})
+
+
 def test_of_several_tokens_behind_an_answer_the_one_that_ends_generation_is_learned() -> None:
     tokenizer = tokenizer_of(Trait(chatml(after="<|end|><end_of_turn>\n"), eos="<eos>"))
     form = PromptFormat(tokenizer, "chat", stops=[tokenizer.convert_tokens_to_ids("<end_of_turn>")])

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -203,24 +204,29 @@ class ChatTemplate:
                 raise Unshown(f"the template does not show the declared tool {tool['function'].get('name')!r}")
 
     def _stop(self, tail: str, after: int, *, calls: bool) -> int | None:
-        """The place in `tail` behind the token that ends the answer: the first one that ends generation, else the first special one
-        (of a call, which may hold some of its own, the last); None where the template writes none."""
+        """The place in `tail` behind the token that ends the answer: the template's end, or what else ends generation; of a call,
+        which may hold special tokens of its own, the last where none is known to. None where the template writes none."""
         found = list(self._specials.finditer(tail, after))
-        if ends := next((match.end() for match in found if match[0] in self._stops), None):
+        known = self._stops | {self.end} if calls else {self.end}
+        if ends := next((match.end() for match in found if match[0] in known), None):
             return ends
         return found[-1 if calls else 0].end() if found else None
 
     @cached_property
     def end(self) -> str:
-        """The special token that the template writes behind an answer (<end_of_turn> for Gemma), EOS where it writes none."""
+        """The token that the template writes behind an answer, EOS where it writes none: one that ends generation, and of several
+        what stands behind every answer (Phi-3's <|end|>), not behind the last alone."""
         asked = [{"role": "user", "content": "a"}]
-        shown = self._render([*asked, {"role": "assistant", "content": MARKER}], [], ask=False)
-        _, found, after = shown.rpartition(MARKER)
+        answered = [*asked, {"role": "assistant", "content": MARKER}]
+        _, found, after = self._render(answered, [], ask=False).rpartition(MARKER)
         if not found:
             raise ValueError(
                 "the chat template does not show the answer as it was written; prompt: alpaca asks without a template"
             )
         ends = [match[0] for match in self._specials.finditer(after)]
+        with suppress(Unshown):  # it may refuse a second question
+            between = self._render([*answered, *asked], [], ask=True).rpartition(MARKER)[2]
+            ends = [token for token in ends if token in between] or ends
         return next((token for token in ends if token in self._stops), ends[0] if ends else self._tokenizer.eos_token)
 
     @property
