@@ -405,6 +405,7 @@ def test_a_gated_model_without_safetensors_is_converted(online: Hub, mine: Any, 
     assert not list(mine.data.models.glob(".mine.*"))
 
 
+@pytest.mark.slow
 def test_weights_that_lack_a_tensor_are_refused(
     online: Hub, mine: Any, torch_only: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -435,6 +436,7 @@ def test_a_repository_that_wants_to_run_code_of_its_own_is_not_asked_for_leave(
     assert "it ran" not in done.stderr and not any("c.py" in asked for asked in online.asked)
 
 
+@pytest.mark.slow
 def test_a_killed_download_goes_on(online: Hub, mine: Any, whole: dict[str, bytes]) -> None:
     half = len(whole["model.safetensors"]) // 2
     online.repos[NAME] = Repo(whole, stalled={"model.safetensors": half}, times=1)
