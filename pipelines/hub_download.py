@@ -81,6 +81,8 @@ def download(
     """
     with silence():
         held = _listed(repository, revision)
+        if held.away:
+            say(f"taking {held.where()} from the hub's cache: {held.away}")
         if "config.json" not in held.files:
             raise UnavailableError(f"{held.where()} has no config.json: it is no transformers model. {_its(held)}")
         folder = beside.parent / f".{beside.name}.{held.commit[:12]}.partial"
@@ -188,9 +190,8 @@ def _take(kept: Path, path: Path) -> None:
     """A copy; of weights the same file under another name where both lie on one disk."""
     kept = kept.resolve()  # the cache's snapshots are links
     path.unlink(missing_ok=True)
-    if (
-        path.suffix == ".safetensors"
-    ):  # other files may be written anew by a conversion, and the cache's must stay as they are
+    # other files may be written anew by a conversion, and the cache's must stay as they are
+    if path.suffix == ".safetensors":
         with suppress(OSError):
             os.link(kept, path)
             return

@@ -235,7 +235,9 @@ def test_a_filled_cache_is_used_where_the_hub_cannot_be_asked(
     else:
         online.repos[NAME].answers = 500
     assert hub.out_of_reach(NAME, None) is None
-    found = got(tmp_path)
+    said: list[str] = []
+    found = got(tmp_path, said)
+    assert said[0].startswith("taking nobody/tiny at 0123456789ab from the hub's cache: ")
     assert found.commit == online.repos[NAME].commit
     assert (found.folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
 

@@ -36,7 +36,8 @@ class Repo:
 
 @dataclass
 class Hub:
-    """The repositories by name, and what was asked: `sent` counts the bytes of each file, `ranges` are those asked for."""
+    """The repositories by name, and what clients did: how many bytes of each file were `sent`, which `ranges` and paths were
+    `asked` for."""
 
     repos: dict[str, Repo]
     url: str = ""
