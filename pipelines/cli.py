@@ -278,6 +278,13 @@ def estimate(arguments: Arguments) -> int:
     return OK
 
 
+def models(arguments: Arguments) -> int:
+    from pipelines.compare.models import listed, render
+
+    print(render(listed(stage_now()), arguments.format))
+    return OK
+
+
 def plan(arguments: Arguments) -> int:
     from pipelines.plan import fleet, show
     from pipelines.plan.plan import make
@@ -460,6 +467,8 @@ def parser() -> argparse.ArgumentParser:
     foretold.add_argument("model", nargs="?", help="default: every model of the grid")
     foretold.add_argument("method", nargs="?", help="default: every method")
     foretold.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
+    known = command("models", models, "the models of the grid: size, licence, whether they are here, what fits")
+    known.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
     planned = command(
         "plan", plan, "what the due cells would take: memory, time, order, dollars, here or on the devices of a file"
     )

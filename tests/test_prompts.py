@@ -172,13 +172,12 @@ def test_an_end_that_stops_no_generation_is_refused_unless_the_models_record_nam
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([AddedToken("<end_of_turn>", special=True)])
     tokenizer.chat_template = written("", "<end_of_turn>")
-    form, end = PromptFormat(tokenizer, "chat"), tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    checks.end_stops_generation(form, [end, 0], {})
-    checks.end_stops_generation(form, end, {})
-    checks.end_stops_generation(form, None, {"end": "<end_of_turn>"})
-    for stops in (None, 0, [0]):
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    checks.end_stops_generation(PromptFormat(tokenizer, "chat", stops=[end, 0]), {})
+    checks.end_stops_generation(PromptFormat(tokenizer, "chat"), {"end": "<end_of_turn>"})
+    for stops in ([], [0]):
         with pytest.raises(ValueError, match=r"ends an answer in '<end_of_turn>', generation stops at '<\|im_end\|>'"):
-            checks.end_stops_generation(form, stops, {})
+            checks.end_stops_generation(PromptFormat(tokenizer, "chat", stops=stops), {})
 
 
 def test_a_template_that_hides_the_answer_is_refused() -> None:

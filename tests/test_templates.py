@@ -316,7 +316,7 @@ def test_an_end_is_learned_once_whatever_stands_in_front_of_it(after: str, eos: 
     form = PromptFormat(tokenizer_of(Trait(chatml(after=after), eos=eos)), "chat")
     example = only(form, record(CONVERSATIONS["single"]))
     assert [said for _, said in parts(form, example)] == [learned]
-    checks.end_stops_generation(form, None, {})
+    checks.end_stops_generation(form, {})
 
 
 def test_an_end_behind_every_answer_is_learned_not_one_behind_the_last_alone() -> None:
@@ -329,7 +329,7 @@ def test_an_end_behind_every_answer_is_learned_not_one_behind_the_last_alone() -
         examples = form.tokenize(record(CONVERSATIONS[name]))
         said = [said for example in examples for _, said in parts(form, example)]
         assert all(one.endswith(".<|end|>") for one in said) and len(examples) == 1
-    checks.end_stops_generation(form, None, {"end": "<|end|>"})
+    checks.end_stops_generation(form, {"end": "<|end|>"})
 
 
 def test_of_several_tokens_behind_an_answer_the_one_that_ends_generation_is_learned() -> None:
@@ -375,6 +375,25 @@ def test_an_argument_that_the_template_does_not_know_is_refused_with_those_it_kn
     tokenizer = tokenizer_of(Trait(SHOWS_THOUGHTS))
     with pytest.raises(ValueError, match=r"template: thinking_budget: .* knows enable_thinking"):
         PromptFormat(tokenizer, "chat", {"thinking_budget": 3})
+
+
+def test_a_variable_of_the_templates_own_is_no_switch() -> None:
+    own = "{% if messages | length > 9 %}{% set thinking = 'long' %}{% endif %}{{ thinking }}" + chatml()
+    assert PromptFormat(tokenizer_of(Trait(own)), "chat").arguments == {}
+    given = "{% if thinking is not defined %}{% set thinking = true %}{% endif %}{{ thinking }}" + chatml()
+    assert PromptFormat(tokenizer_of(Trait(given)), "chat").arguments == {"thinking": False}
+
+
+def test_a_template_that_asks_the_day_is_told_the_one_that_was_chosen() -> None:
+    tokenizer = tokenizer_of(Trait(TELLS_THE_DAY))
+    todays, fixed = (PromptFormat(tokenizer, "chat", template) for template in ({}, {"strftime_now": "2025-07-08"}))
+    assert (todays.tells_the_day, fixed.tells_the_day) == (True, False)
+    told = fixed.tokenizer.decode(fixed.prompt(record(CONVERSATIONS["single"])))
+    assert "Today: 08 July 2025" in told
+    with pytest.raises(ValueError, match="strftime_now: got 'July'; expected a day"):
+        PromptFormat(tokenizer, "chat", {"strftime_now": "July"})
+    with pytest.raises(ValueError, match="template: strftime_now: the model's chat template knows no such argument"):
+        PromptFormat(tokenizer_of(Trait(SHOWS_THOUGHTS)), "chat", {"strftime_now": "2025-07-08"})
 
 
 # --- calls of tools
@@ -458,12 +477,22 @@ TURN = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ 'model' if message['role'] == 'assistant' else 'user' }}\n"
     "{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
+TELLS_THE_DAY = "<|im_start|>system\nToday: {{ strftime_now('%d %B %Y') }}<|im_end|>\n" + SHOWS_THOUGHTS
+ENDS_TWICE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{{ '<|assistant|>' if add_generation_prompt else eos_token }}"
+)
 KINDS = {
     "gemma-2b-it": (TURN, "<eos>"),
     "gemma-3-270m-it": (TURN, "<eos>"),
+    "gemma-3-1b-it": (TURN, "<eos>"),
     "llama-3.2-1b-instruct": (LLAMA_3, "<|eot_id|>"),
     "qwen3-0.6b": (SHOWS_THOUGHTS, "<|im_end|>"),
+    "qwen3-1.7b": (SHOWS_THOUGHTS, "<|im_end|>"),
+    "smollm3-3b": (TELLS_THE_DAY, "<|im_end|>"),
+    "phi-4-mini": (ENDS_TWICE, "<|endoftext|>"),
     "smollm2-135m": (chatml(), "<|im_end|>"),
+    "smollm2-360m": (chatml(), "<|im_end|>"),
 }
 SHIPPED = configuration.load(PROJECT / "experiments.yaml").models
 
@@ -488,8 +517,9 @@ def test_a_shipped_records_end_is_learned_and_its_bos_stands_in_front(name: str)
     assert tokenizer.decode([example.labels[-1]]) == model.end
     if model.prompt == "chat":
         checks.tokenizer_is_as_recorded(form, {"bos": model.bos, "end": model.end})
-    checks.end_stops_generation(form, None, {"end": model.end})
+    checks.end_stops_generation(form, {"end": model.end})
     checks.tokens_are_sound([example], [example], form)
+    assert not form.tells_the_day
 
 
 # --- real tokenizers, where somebody has them

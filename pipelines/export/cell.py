@@ -1,5 +1,6 @@
 """The parent's half of an export: which result, where to, running the child, what became of it."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -150,7 +151,7 @@ def spec_of(stage: Stage, attempt: Attempt) -> dict[str, Any]:
 
 def _spec(stage: Stage, made: Export, output: Path) -> dict[str, Any]:
     key = made.attempt.key
-    recipe = made.attempt.spec["recipe"]
+    recipe, model = made.attempt.spec["recipe"], stage.experiments.model(key.model)
     return {
         **spec_of(stage, made.attempt),
         "merged": str(made.merged) if made.merged else None,
@@ -159,7 +160,9 @@ def _spec(stage: Stage, made: Export, output: Path) -> dict[str, Any]:
         "name": f"{key.model} {key.method}",
         "origin": origin(made.attempt),
         "made": made_how(recipe),
-        "note": stage.experiments.model(key.model).note,
+        "note": model.note,
+        "licence": {"license": model.license, "license_link": model.license_link},
+        "data": json.loads(made.attempt.result["measured"].get("training_data") or "[]"),
     }
 
 

@@ -12,6 +12,7 @@ from pipelines import provenance
 from pipelines.files import stable_hash, write_json
 from pipelines.train.examples import Tokenized
 from pipelines.train.prompts import PromptFormat
+from pipelines.train.templates import DAY
 from pipelines.weights import RECORD
 from pipelines.worker import Stopwatch, Worker, start
 
@@ -75,7 +76,7 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
             largest_difference_nats=merging.largest_difference(before, merging.probabilities(model, compared)),
         )
     worker.phase("save")
-    told = card(spec, worker.report["measured"], provenance.base_of(base))
+    told = card(spec, worker.report["measured"], provenance.base_of(base, spec["licence"]))
     texts = {"README.md": told, RECORD: json.dumps(spec["origin"], indent=1)}
     merging.save(model, form.tokenizer, Path(spec["merged"]), texts, form.stop_tokens)
     worker.measure(merge_seconds=clock.lap())
@@ -99,24 +100,27 @@ def card(spec: dict[str, Any], measured: dict[str, Any], base: provenance.Base) 
     origin = spec["origin"]
     relation = "finetune" if spec["recipe"]["kind"] != "none" else "quantized"
     lines = [
-        *provenance.front_matter(base, library="transformers", tags=("featherweight",), relation=relation),
+        *provenance.front_matter(base, spec["data"], library="transformers", tags=("featherweight",), relation=relation),
         f"# {spec['name']}", "",
         f"Made by Featherweight: model `{origin['model']}`, method `{origin['method']}`, seed {origin['seed']}. {spec['made']}", "",
         "| | |", "| --- | --- |",
-        *provenance.rows(base, spec["recipe"]),
+        *provenance.rows(base, spec["data"], spec["recipe"]),
         *(f"| {name.replace('_', ' ')} | `{value}` |" for name, value in origin.items() if value is not None),
         *(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in measured.items() if name in CARD_NUMBERS),
         "",
     ]  # fmt: skip
-    if arguments := measured.get("template_arguments"):
+    arguments = json.loads(measured.get("template_arguments") or "{}")
+    day = arguments.pop(DAY, None)
+    if arguments:
         lines += [
-            "Ask it with the arguments that it was trained with: "
-            f"`tokenizer.apply_chat_template(..., **{json.loads(arguments)})`.",
+            f"Ask it with the arguments that it was trained with: `tokenizer.apply_chat_template(..., **{arguments})`.",
             "",
         ]
+    if day:
+        lines += [f"Its chat template writes the day; in training that was always {day}.", ""]
     if spec["note"]:
         lines += [spec["note"], ""]
-    return "\n".join([*lines, provenance.TERMS, ""])
+    return "\n".join([*lines, provenance.terms(base), ""])
 
 
 CARD_NUMBERS = (

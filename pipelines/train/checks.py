@@ -11,8 +11,6 @@ from pipelines.train.prompts import PromptFormat
 from pipelines.train.templates import Unshown
 from pipelines.train.tokenizing import Made
 
-Stops = int | Sequence[int] | None  # as a generation configuration names its EOS tokens
-
 
 def tokenizer_is_as_recorded(form: PromptFormat, record: Mapping[str, str | None]) -> None:
     """Raises ValueError where the tokenizer puts another token in front (`bos`; `none`: no token) or ends an answer with another
@@ -29,11 +27,10 @@ def tokenizer_is_as_recorded(form: PromptFormat, record: Mapping[str, str | None
             )
 
 
-def end_stops_generation(form: PromptFormat, stops: Stops, record: Mapping[str, str | None]) -> None:
-    """Raises ValueError where neither the tokenizer's EOS, nor the generation configuration's `stops`, nor the model's record names
-    the token that the chat template puts behind an answer: a model that learned to end in it would not be stopped by it."""
-    end, eos = form.end_of_answer, form.tokenizer.eos_token_id
-    known = {eos, *_each(stops)}
+def end_stops_generation(form: PromptFormat, record: Mapping[str, str | None]) -> None:
+    """Raises ValueError where neither the tokenizer's EOS, nor the generation configuration, nor the model's record names the token
+    that the chat template puts behind an answer: a model that learned to end in it would not be stopped by it."""
+    end, known = form.end_of_answer, form.generation_stops
     if end in known or record.get("end") == form.tokenizer.decode([end]):
         return
     others = ", ".join(repr(form.tokenizer.decode([token])) for token in sorted(known))
@@ -126,10 +123,6 @@ def _answers(record: Mapping[str, Any], form: PromptFormat) -> Iterator[tuple[st
         if turn["role"] == "assistant" and is_learned(turn):
             pieces = [piece for piece in re.split(r"</?think>", turn["content"]) if piece.strip()]
             yield from ((piece, STRAY if len(pieces) > 1 else 0) for piece in pieces)
-
-
-def _each(stops: Stops) -> Sequence[int]:
-    return [stops] if isinstance(stops, int) else stops or ()
 
 
 def loss_is_sane(loss: float, *, vocabulary: int) -> None:

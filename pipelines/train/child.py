@@ -1,5 +1,6 @@
 """The training process: `python -m pipelines.train.child FOLDER` trains the cell that FOLDER/spec.json describes."""
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def tokenize(worker: Worker, loaded: Loaded) -> Tokens:
     from pipelines.clean.select import Selection, select
     from pipelines.train import checks, tokenizing
     from pipelines.train.examples import longest
-    from pipelines.train.prompts import PromptFormat
+    from pipelines.train.prompts import DAY_BY_DAY, PromptFormat
 
     spec, recipe = worker.spec, worker.spec["recipe"]
     with memory_unlimited():  # Arrow's and DuckDB's threads
@@ -126,12 +127,16 @@ def tokenize(worker: Worker, loaded: Loaded) -> Tokens:
         worker.say(
             f"max_length is {recipe['max_length']}, this model reads {limit} tokens: longer examples are left out"
         )
-    recorded, stops = spec.get("tokens") or {}, loaded.model.generation_config.eos_token_id
+    if form.tells_the_day:
+        worker.say(DAY_BY_DAY.format(spec["model"]))
+    recorded = spec.get("tokens") or {}
     checks.tokenizer_is_as_recorded(form, recorded)
-    checks.end_stops_generation(form, stops, recorded)
+    checks.end_stops_generation(form, recorded)
     train = tokenizing.tokenize(form, selected.train, limit, turns=recipe.get("turns", "all"))
     held_out = tokenizing.tokenize(form, selected.eval, limit)
     worker.measure(truncated_share=train.too_long / train.records, unshown_share=train.unshown_share)
+    if recipe["kind"] != "none":
+        worker.measure(training_data=json.dumps(provenance.data_of(selected.train), ensure_ascii=False))
     for line in (*train.in_words("training"), *held_out.in_words("evaluation")):
         worker.say(line)
     checks.something_is_shown(train, held_out)
@@ -184,9 +189,10 @@ def _save(worker: Worker, loaded: Loaded, weights: dict[str, Any] | None = None)
         if worker.spec["recipe"]["kind"] == "full":
             loaded.tokenizer.save_pretrained(partial)
         else:
-            base = provenance.base_of(worker.root / worker.spec["weights"])
+            base = provenance.base_of(worker.root / worker.spec["weights"], worker.spec.get("licence"))
+            data = json.loads(worker.report["measured"]["training_data"])
             provenance.name_base(partial, base)
-            (partial / "README.md").write_text(provenance.adapter_card(worker.spec, base), encoding="utf-8")
+            (partial / "README.md").write_text(provenance.adapter_card(worker.spec, base, data), encoding="utf-8")
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if disk.is_full(error):

@@ -8,7 +8,7 @@ from pipelines.errors import UsageError
 from pipelines.train import tokenizing
 from pipelines.train.cell import Stage, examples_now, for_method, no_examples, recipe_of
 from pipelines.train.examples import IGNORE, Tokenized, longest
-from pipelines.train.prompts import PromptFormat
+from pipelines.train.prompts import DAY_BY_DAY, PromptFormat
 
 
 def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
@@ -36,6 +36,7 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     named = stage.experiments.model(key.model)
     recorded = {"bos": named.bos, "end": named.end}
     checks.tokenizer_is_as_recorded(form, recorded)
+    checks.end_stops_generation(form, recorded)
     checks.something_is_shown(train, held_out)
     checks.tokens_are_sound(train.examples, held_out.examples, form)
     example = train.examples[0]
@@ -46,9 +47,10 @@ def dry_run(stage: Stage, key: CellKey) -> Iterator[str]:
     )
     if form.arguments:
         yield f"template: {', '.join(f'{name}={value!r}' for name, value in sorted(form.arguments.items()))}"
+    if form.tells_the_day:
+        yield DAY_BY_DAY.format(key.model)
     yield f"end: {form.tokenizer.decode([example.labels[-1]])!r} is learned as the answer's end"
     model = loading.load_model(folder, recipe)
-    checks.end_stops_generation(form, model.generation_config.eos_token_id, recorded)
     model = loading.add_adapter(model, recipe) if recipe["kind"] == "lora" else model
     model.eval()
     with torch.no_grad(), head_on_positions(model) as wanted:

@@ -43,8 +43,10 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def stops_of(folder: Path) -> list[int]:
-    """The ids that the folder's generation configuration ends at."""
-    stops = (read_json(folder / "generation_config.json") or {}).get("eos_token_id")
+    """The ids that generation ends at: those of the folder's generation configuration, without one its configuration's, as
+    transformers reads them."""
+    generation = read_json(folder / "generation_config.json")
+    stops = (generation or read_json(folder / "config.json") or {}).get("eos_token_id")
     return [stops] if isinstance(stops, int) else list(stops or ())
 
 

@@ -12,6 +12,11 @@ from pipelines.train.conversations import Shots
 from pipelines.train.examples import IGNORE, Tokenized
 from pipelines.train.templates import AlpacaBlocks, ChatTemplate, Shown, Unshown
 
+DAY_BY_DAY = (
+    "its chat template writes today's date, so that prompts change from day to day; "
+    'models.{}.template: {{strftime_now: "2025-07-08"}} fixes the day'
+)
+
 
 class PromptFormat:
     """How one model wants to be asked: its chat template with `template` as arguments, or Alpaca's plain text. `stops` are the ids
@@ -48,6 +53,11 @@ class PromptFormat:
     def arguments(self) -> Mapping[str, Any]:
         """What the chat template is given: the model's record, and thinking switched off where the template knows the switch."""
         return self._text.arguments
+
+    @property
+    def tells_the_day(self) -> bool:
+        """Whether the chat template writes today's date, so that every prompt changes from day to day."""
+        return self._text.tells_the_day
 
     def prompt(self, record: Mapping[str, Any], shots: Shots = ()) -> list[int]:
         """Token ids to answer from. `shots` are records that come before it with their answers, in the same format."""
@@ -166,6 +176,11 @@ class PromptFormat:
     def ends(self) -> set[int]:
         """The tokens that end an answer or a call: those, and the generation configuration's."""
         return {*self.stop_tokens, *self._stops}
+
+    @property
+    def generation_stops(self) -> set[int]:
+        """What ends generation whatever the template writes: EOS, and what the generation configuration names."""
+        return {self.tokenizer.eos_token_id, *self._stops}
 
     @cached_property
     def end_of_answer(self) -> int:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +35,7 @@ THINKING = (
     "enable_thinking",
     "thinking",
 )  # the switches that templates know; off unless the model's record says otherwise
+DAY = "strftime_now"  # what templates call to learn what day it is
 # what every rendering is given, so that no argument of a model's record may have these names
 GIVEN = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token")
@@ -70,6 +72,7 @@ class AlpacaBlocks:
     """Stanford Alpaca's plain text, an EOS token behind every answer."""
 
     arguments: Mapping[str, Any] = {}
+    tells_the_day = False
 
     def __init__(self, tokenizer: Any) -> None:
         self._end = tokenizer.eos_token
@@ -111,14 +114,19 @@ class ChatTemplate:
             "", "\n".join(held.values()) if isinstance(held, dict) else tokenizer.get_chat_template()
         )
         parsed = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
-        known = meta.find_undeclared_variables(parsed) - GIVEN - {"raise_exception", "strftime_now"}
+        known = meta.find_undeclared_variables(parsed) - GIVEN - {"raise_exception"}
+        sets = {name.name for name in parsed.find_all(nodes.Name) if name.ctx == "store"}
         if unknown := sorted(set(arguments) - known):
-            sets = {name.name for name in parsed.find_all(nodes.Name) if name.ctx == "store"}
             raise ValueError(
                 f"template: {', '.join(unknown)}: the model's chat template knows no such argument; it knows "
                 f"{', '.join(sorted(known - sets)) or 'none'}"
             )
-        self.arguments = {**{name: False for name in THINKING if name in known}, **arguments}
+        asked_for = {test.node.name for test in parsed.find_all(nodes.Test) if isinstance(test.node, nodes.Name)}
+        switches = known - (sets - asked_for)  # what it sets itself is a switch where it asks first whether it is given
+        self.arguments = {**{name: False for name in THINKING if name in switches}, **arguments}
+        calls = [call for call in parsed.find_all(nodes.Call) if getattr(call.node, "name", None) == DAY]
+        self._day_forms = [form.value for call in calls for form in call.args[:1] if isinstance(form, nodes.Const)]
+        self._day = _day(arguments[DAY]) if DAY in arguments else None
 
     def prompt(self, record: Mapping[str, Any], shots: Shots) -> str:
         """What inference sends for the record's last answer."""
@@ -235,6 +243,17 @@ class ChatTemplate:
         return self._render([{"role": "user", "content": "a"}], [], ask=True)
 
     @cached_property
+    def tells_the_day(self) -> bool:
+        """Whether it writes today's date, so that what inference sends changes from day to day."""
+        if not self._day_forms or self._day:
+            return False
+        asked: list[Message] = [{"role": "user", "content": "a"}]
+        days = (date(2001, 2, 3), date(2014, 5, 16))
+        with suppress(*_REFUSALS):
+            return len({self._apply(asked, [], ask=True, day=day) for day in days}) > 1
+        return False
+
+    @cached_property
     def _specials(self) -> re.Pattern[str]:
         """Every special token, also those without a named role, which `all_special_tokens` leaves out, and what ends generation."""
         held = {str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special}
@@ -261,13 +280,14 @@ class ChatTemplate:
                 f"the model's chat template refuses it: {error}; prompt: alpaca asks without a template"
             ) from None
 
-    def _apply(self, messages: Sequence[Message], tools: list[Any], *, ask: bool) -> str:
+    def _apply(self, messages: Sequence[Message], tools: list[Any], *, ask: bool, day: date | None = None) -> str:
         shown = [_for_template(message) for message in messages]
         told = {
             "tokenize": False,
             "add_generation_prompt": ask,
             **({"tools": tools} if tools else {}),
-            **self.arguments,
+            **{name: value for name, value in self.arguments.items() if name != DAY},
+            **self._on(day or self._day, tools),
         }
         try:
             return self._tokenizer.apply_chat_template(shown, **told)
@@ -275,6 +295,15 @@ class ChatTemplate:
             if not any(message.get("tool_calls") for message in shown):
                 raise
             return self._tokenizer.apply_chat_template([_with_json(message) for message in shown], **told)
+
+    def _on(self, day: date | None, tools: list[Any]) -> dict[str, str]:
+        """The template to render as if it were that day. It gets a macro by the name of the function that tells it the day, since
+        transformers passes no functions on."""
+        if day is None:
+            return {}
+        words = {form: day.strftime(form) for form in self._day_forms}
+        macro = f"{{% macro {DAY}(form) %}}{{{{ {json.dumps(words)}[form] }}}}{{% endmacro %}}\n"
+        return {"chat_template": macro + self._tokenizer.get_chat_template(tools=tools or None)}
 
 
 _REFUSALS = (
@@ -285,6 +314,13 @@ _REFUSALS = (
     IndexError,
     AttributeError,
 )  # a template may fail in many ways
+
+
+def _day(named: Any) -> date:
+    try:
+        return date.fromisoformat(named)
+    except (TypeError, ValueError):
+        raise ValueError(f'template: {DAY}: got {named!r}; expected a day, such as "2025-07-08"') from None
 
 
 def _for_template(message: Message) -> Message:

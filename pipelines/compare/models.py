@@ -1,0 +1,116 @@
+"""The models of the grid at a glance: how large, under which licence, whether they are here, and what fits this machine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines import machine, weights
+from pipelines.compare.show import Columns, Format, Row, as_csv, as_json, tabulate
+from pipelines.estimate.estimate import Estimate, estimates
+from pipelines.estimate.question import config_of
+from pipelines.experiments import Experiments
+from pipelines.train.cell import Stage
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One row a model, and the methods whose memory was predicted: of each kind the first of the grid."""
+
+    rows: list[Row]
+    methods: list[str]
+    capacity_gb: float
+
+
+def listed(stage: Stage) -> Listed:
+    """Every model of the grid in its order, on the profile's settings.
+
+    Raises:
+        WorkError: the estimating process ended without an answer.
+    """
+    experiments = stage.experiments
+    methods = one_of_each_kind(experiments)
+    found = estimates(stage, [(model, method) for model in experiments.models for method in methods])
+    predicted = {(one.model, one.method): one for one in found}
+    rows = [_row(stage, name, [predicted[name, method] for method in methods]) for name in experiments.models]
+    return Listed(rows, methods, found[0].capacity_gb if found else 0.0)
+
+
+def one_of_each_kind(experiments: Experiments) -> list[str]:
+    """The first method that trains all weights, the first adapter, and the first adapter over a quantized base."""
+    kinds: dict[tuple[str, bool], str] = {}
+    for name, method in experiments.methods.items():
+        if method.kind != "none":
+            kinds.setdefault((method.kind, method.quantization is not None), name)
+    return list(kinds.values())
+
+
+def _row(stage: Stage, name: str, predicted: list[Estimate]) -> Row:
+    model = stage.experiments.model(name)
+    parameters = next((count for one in predicted if (count := one.found.get("parameters"))), None)
+    return {
+        "model": name,
+        "source": _source(model.source.model_dump(exclude_none=True)),
+        "parameters": parameters,
+        "weights_gb": _weights_gb(stage, name, parameters),
+        "license": model.license,
+        "license_link": model.license_link,
+        "is_here": weights.is_present(stage.data, name, model),
+        **{f"{one.method}_fits": one.fits() for one in predicted},
+        **{f"{one.method}_margin_gb": one.margin_gb() for one in predicted},
+        "because": next((one.because for one in predicted if one.because), None),
+    }
+
+
+def _source(source: dict[str, Any]) -> str:
+    named = source.get("wheel") or source.get("hub") or source.get("path") or f"random: {source.get('random')}"
+    return ", ".join(named) if isinstance(named, list) else named
+
+
+def _weights_gb(stage: Stage, name: str, parameters: int | None) -> float | None:
+    """What the weights take on the disk here, or would take: their number in the width that their configuration names."""
+    model = stage.experiments.model(name)
+    here = weights.model_folder(stage.data, name, model)
+    if weights.is_present(stage.data, name, model):
+        return sum(path.stat().st_size for path in here.glob("*.safetensors")) / 1e9
+    config = config_of(stage.data, name, model) or {}
+    width = BYTES.get(config.get("dtype") or config.get("torch_dtype") or "")
+    return parameters * width / 1e9 if parameters and width else None
+
+
+def render(found: Listed, form: Format) -> str:
+    if form == "json":
+        return as_json(found.rows)
+    if form == "csv":
+        return as_csv(found.rows)
+    columns: Columns = (
+        ("model", "model", None),
+        ("millions", "parameters (M)", 0),
+        ("weights_gb", "weights GB", 1),
+        ("license", "licence", None),
+        ("is_here", "here", None),
+        *((method, method, None) for method in found.methods),
+    )
+    return tabulate([_shown(row, found.methods) for row in found.rows], columns, _notes(found), form)
+
+
+def _shown(row: Row, methods: list[str]) -> Row:
+    fits = {
+        method: f"{verdict} {row[f'{method}_margin_gb']:+.1f}" if (verdict := row[f"{method}_fits"]) else None
+        for method in methods
+    }
+    return {**row, "millions": row["parameters"] and row["parameters"] / 1e6, **fits}
+
+
+def _notes(found: Listed) -> list[str]:
+    links: dict[tuple[str, str], list[str]] = {}
+    for row in found.rows:
+        if row["license_link"]:
+            links.setdefault((row["license"], row["license_link"]), []).append(row["model"])
+    return [
+        f"Under a method: does training fit this machine ({machine.machine_class()}, {found.capacity_gb:.1f} GB), and the GB that "
+        "remain free; tight: within the prediction's error. All methods, and cards: `featherweight estimate MODEL`.",
+        "here: the weights are in the data folder; `featherweight fetch MODEL` brings the others.",
+        *(f"licence {name}, {link}: {', '.join(models)}" for (name, link), models in links.items()),
+        *(f"{row['model']}: {row['because']}" for row in found.rows if row["because"]),
+    ]
