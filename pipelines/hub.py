@@ -3,10 +3,12 @@
 import os
 import re
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -14,11 +16,17 @@ from urllib.parse import urlsplit
 PATIENCE = 3.0  # seconds for a connection
 SILENCE = 10.0  # seconds without a byte until a connection counts as lost
 REMEMBERED = 60.0  # seconds that an answer holds
-PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+PROXIES = {
+    "https": ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"),
+    "http": ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"),
+}
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def out_of_reach(repository: str, revision: str | None) -> str | None:
     """Why `repository` cannot be fetched, and what to do; None where it lies in the cache or where the hub answers."""
+    if not _is_address(_endpoint(), ("http", "https")):  # its client could not even be imported
+        return f"cannot ask the hub for {repository}: {misconfigured()}."
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -30,16 +38,62 @@ def out_of_reach(repository: str, revision: str | None) -> str | None:
     do = "connect once, or set HF_HOME to a filled cache"
     if is_offline():
         return f"cannot reach the hub for {repository}: HF_HUB_OFFLINE is set; {do}."
-    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    if any(os.environ.get(name) for name in PROXIES):  # the proxy's answer would say nothing of the hub
+    if fault := misconfigured():
+        return f"cannot ask the hub for {repository}: {fault}."
+    if _proxy():  # its answer would say nothing of the hub
         return None
-    try:
-        host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
-    except ValueError as error:
-        return f"HF_ENDPOINT: {error}; expected http://HOST:PORT, or nothing."
+    address = urlsplit(_endpoint())
+    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
     if _answers(host, port, int(time.monotonic() / REMEMBERED)):
         return None
     return f"cannot reach the hub for {repository}: {host} does not answer; {do}."
+
+
+def misconfigured() -> str | None:
+    """What of the environment's settings for the hub cannot be used, and what is expected; None where all can. No value is shown,
+    since it may hold a key."""
+    if not _is_address(_endpoint(), ("http", "https")):
+        return "HF_ENDPOINT is no address: expected http://HOST:PORT or https://HOST, or nothing"
+    if name := _proxy():
+        value = os.environ[name]
+        address = value if "://" in value else f"http://{value}"
+        if not _is_address(address, ("http", "https", "socks5", "socks5h")):
+            return f"{name} is no proxy's address: expected http://HOST:PORT, or nothing"
+        if address.startswith("socks") and find_spec("socksio") is None:
+            return f"{name} names a SOCKS proxy, which needs a package: `pip install socksio`, or name an HTTP proxy"
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not token.isascii() or any(not letter.isprintable() or letter.isspace() for letter in token):
+        return "HF_TOKEN holds a character that no token has, such as a line break: copy it anew"
+    for name in CERTIFICATES:
+        if (path := os.environ.get(name)) and not _holds_certificates(Path(path)):
+            return f"{name}: no certificates are there: name a file that holds some, or nothing"
+    return None
+
+
+def _holds_certificates(path: Path) -> bool:
+    try:
+        ssl.create_default_context(cafile=None if path.is_dir() else path)
+    except OSError:  # not there, or nothing of the kind in it
+        return False
+    return True
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _proxy() -> str | None:
+    """The name of the setting whose proxy the hub is asked through."""
+    names = PROXIES["http" if _endpoint().startswith("http:") else "https"]
+    return next((name for name in names if os.environ.get(name)), None)
+
+
+def _is_address(text: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        address = urlsplit(text)
+        return address.scheme in schemes and bool(address.hostname) and address.port != 0
+    except ValueError:
+        return False
 
 
 def is_offline() -> bool:
@@ -74,6 +128,8 @@ def dataset_refused(name: str) -> Because | None:
 
     if is_offline():
         return None
+    if fault := misconfigured():
+        return Because(fault, final=False)
     try:
         HfApi().dataset_info(name, timeout=SILENCE)
     except Exception as error:
@@ -132,9 +188,10 @@ def in_words(error: BaseException, repository: str) -> Because | None:
     if isinstance(error, HFValidationError):
         return Because(f"{repository!r} is no repository's name: expected owner/name, as on its page", final=True)
     if isinstance(error, (httpx2.RequestError, httpx2.InvalidURL)):
-        kind = type(error).__name__
+        kind, through = type(error).__name__, f" through the proxy of {name}" if (name := _proxy()) else ""
         return Because(
-            f"the connection to the hub was lost for {repository} ({kind}): connect, and try again", final=False
+            f"the connection to the hub{through} was lost for {repository} ({kind}): connect, and try again",
+            final=False,
         )
     return None
 

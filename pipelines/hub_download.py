@@ -111,7 +111,11 @@ def _listed(repository: str, revision: str | None) -> Repository:
     from huggingface_hub import HfApi
 
     kept, because = cached_folder(repository, revision), "HF_HUB_OFFLINE is set"
-    if not is_offline():
+    if not is_offline() and (fault := hub.misconfigured()):
+        because = fault
+        if kept is None:
+            raise UnavailableError(f"cannot ask the hub for {repository}: {fault}")
+    elif not is_offline():
         try:
             info = HfApi().model_info(repository, revision=revision, timeout=hub.SILENCE, files_metadata=True)
         except Exception as error:

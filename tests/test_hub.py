@@ -327,6 +327,37 @@ def test_a_url_is_no_name(online: Hub) -> None:
     assert "expected owner/name" in str(hub.out_of_reach("https://example.com/nobody/tiny", None))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("HF_ENDPOINT", "http://[::1", "HF_ENDPOINT is no address"),
+        ("HF_ENDPOINT", "mirror", "HF_ENDPOINT is no address"),
+        ("http_proxy", "ftp://planted-key@here:1", "http_proxy is no proxy's address"),
+        ("http_proxy", "socks5://127.0.0.1:1", "a SOCKS proxy, which needs a package: `pip install socksio`"),
+        ("HF_TOKEN", "hf_planted-key\nhf_twice", "HF_TOKEN holds a character that no token has"),
+        ("HF_TOKEN", "hf_planted-kéy", "HF_TOKEN holds a character that no token has"),
+        ("SSL_CERT_FILE", "/nowhere.pem", "SSL_CERT_FILE: no certificates are there"),
+        ("SSL_CERT_FILE", "/etc/passwd", "SSL_CERT_FILE: no certificates are there"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named_and_not_shown(
+    online: Hub,
+    tmp_path: Path,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    words: str,
+) -> None:
+    online.repos[NAME] = Repo(whole)
+    monkeypatch.setenv(name, value)
+    refusals = [str(hub.out_of_reach(NAME, None)), str(hub.dataset_refused(NAME))]
+    with pytest.raises(UnavailableError) as error:
+        got(tmp_path)
+    for said in (*refusals, str(error.value)):
+        assert words in said and "planted" not in said
+
+
 # --- a data set
 
 

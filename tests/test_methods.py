@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from pipelines.errors import UnavailableError
+from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, stable_hash, write_json
 from pipelines.train import batches, loading, precision
 from pipelines.train.cell import recipe_of
@@ -166,6 +167,18 @@ def test_gpt_neo_has_no_sdpa_and_auto_knows(tmp_path: Path) -> None:
 def test_flash_attention_by_name_is_unavailable_without_a_card(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="needs a CUDA card"):
         loading.load_model(save_tiny(tmp_path / "tiny"), {**RECIPE, "attention": "flash_attention_2"})
+
+
+def test_weights_that_lack_a_tensor_are_no_model(tmp_path: Path) -> None:
+    """transformers would only warn, and train on what chance put there."""
+    folder = save_tiny(tmp_path / "tiny")
+    kept = load_file(folder / "model.safetensors")
+    gone = next(name for name in kept if "q_proj" in name)
+    save_file(
+        {name: value for name, value in kept.items() if name != gone}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(WorkError, match=f"lack 1 tensors of the model, the first is {gone}"):
+        loading.load_model(folder, RECIPE)
 
 
 def test_a_target_that_the_model_does_not_have_is_named_with_those_it_has(tmp_path: Path) -> None:

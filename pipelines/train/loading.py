@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from pipelines.errors import UnavailableError
+from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json
 from pipelines.train import four_bits
 from pipelines.train.adapters import fuse
@@ -106,12 +106,28 @@ def _with_attention(folder: Path, recipe: dict[str, Any], options: dict[str, Any
         )
     if asked == "auto" and flash:
         try:
-            return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=FLASH, **options)
+            return _whole(folder, attn_implementation=FLASH, **options)
         except (ValueError, ImportError):  # not for this architecture, or not with this build
             asked = "auto"
     if asked != "auto":
         options["attn_implementation"] = asked
-    return AutoModelForCausalLM.from_pretrained(folder, **options)
+    return _whole(folder, **options)
+
+
+def _whole(folder: Path, **options: Any) -> Any:
+    """The folder's model, no tensor of which is one that transformers made up.
+
+    Raises:
+        WorkError: its files lack some; a model of another shape is refused by transformers itself.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    model, info = loaded
+    if lacking := sorted(info["missing_keys"]):
+        raise WorkError(
+            f"the weights in {folder} lack {len(lacking)} tensors of the model, the first is {lacking[0]}: random ones would stand "
+            "there; fetch the model anew, or mend its folder"
+        )
+    return model
 
 
 def keep_unpacked(model: Any) -> None:
