@@ -172,6 +172,7 @@ def test_emoji_and_joined_signs_are_kept_as_they_are(data: DataRoot, tmp_path: P
     assert result is not None and text in {row["output"] for row in examples(result)}
 
 
+@pytest.mark.slow
 def test_a_record_of_fifty_megabytes_is_too_long_and_kept_whole(data: DataRoot, tmp_path: Path) -> None:
     huge = {**story(1), "output": "책 한 권 " * 4_200_000}
     among_good(data, tmp_path, json.dumps(huge, ensure_ascii=False).encode())

@@ -110,6 +110,7 @@ def test_schedule_and_sensors_are_on_by_default() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_chain_fills_the_table_and_a_second_call_reuses_it(
     project: TinyProject, instance: dg.DagsterInstance
 ) -> None:

@@ -110,7 +110,7 @@ def test_kill_9_of_the_parent_leaves_no_child_and_the_next_run_trains(
     assert [a.status for a in cells.attempts(long_project.data, long_project.key("lora-r8"))] == ["lost", "ok"]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_cancel_leaves_no_process_and_says_killed(
     sent: signal.Signals, long_project: TinyProject, started: Callable[..., subprocess.Popen[str]]
 ) -> None:

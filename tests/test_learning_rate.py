@@ -59,6 +59,7 @@ def test_the_chosen_rate_trains_as_if_it_had_been_given(cleaned: TinyProject, mo
     assert given.result["measured"].get("search_seconds") is None and given.result["learning_rate_source"] == "method"
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_killed_does_not_search_again(cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = outcome(trained(cleaned, "lora-r8"))
     first = trained(cleaned, "lora-r8", kill_at(3))

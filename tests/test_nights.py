@@ -168,6 +168,7 @@ def test_what_somebody_else_ran_meanwhile_is_taken_as_it_is(week: Nights) -> Non
     assert week.statuses("lora-r8") == ["out_of_memory"]
 
 
+@pytest.mark.slow
 def test_a_clock_that_went_back_loses_nothing(week: Nights) -> None:
     week.project.change(profiles={"local": {"methods": ["base"]}})
     assert week.night() == ["data", "base", "publish"]
@@ -191,6 +192,7 @@ def test_what_a_person_asks_for_in_the_launchpad_is_done_and_recorded(week: Nigh
     assert len(cells.attempts(week.project.data, cells.CellKey(MODEL, "lora-r8", 7))) == 2
 
 
+@pytest.mark.slow
 def test_seeds_share_what_their_run_may_spend(week: Nights) -> None:
     prices = {"methods": ["lora-r8"], "seeds": [1, 2, 3], "price_per_hour": 3600.0}
     week.project.change(profiles={"local": prices}, nightly={"budget_usd": 120.0})
@@ -206,6 +208,7 @@ def test_seeds_share_what_their_run_may_spend(week: Nights) -> None:
     assert week.record()["spent_usd"] <= 120.0
 
 
+@pytest.mark.slow
 def test_a_night_on_another_profile_publishes_that_one_and_later_publications_stay_with_it(week: Nights) -> None:
     local = configuration.load(week.project.experiments).model_dump()["profiles"]["local"]
     week.project.change(profiles={"big": {**local, "methods": ["base"]}}, nightly={"profile": "big"})

@@ -52,6 +52,7 @@ def test_a_client_that_would_write_is_refused(published: Lake) -> None:
         assert db.sql("SELECT count(*) FROM comparison").fetchall() == [(4,)]
 
 
+@pytest.mark.slow
 def test_eight_cells_end_while_four_readers_loop(published: Lake) -> None:
     """Each publication is seen whole or not at all: as many runs as the table's newest says, and never an error."""
     done, problems, seen = threading.Event(), [], set()

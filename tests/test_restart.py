@@ -308,7 +308,8 @@ def wait_for_step(project: TinyProject, method: str, step: int, process: subproc
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_command_ended_from_outside_is_gone_on_with(cleaned: TinyProject, sent: signal.Signals) -> None:
     cleaned.change(profiles={"local": {"training": {"epochs": 40}}})
     process = start_cell("lora-r8")
