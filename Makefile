@@ -54,9 +54,11 @@ weights: setup
 	@echo "setting up .venv with $(PYTHON) (some minutes, once)" >&2
 	@$(PYTHON) -m venv .venv
 
-.venv/runtime-stamp: requirements.lock pyproject.toml | .venv/bin/python
+.venv/runtime-stamp: requirements.lock requirements-converter.lock pyproject.toml | .venv/bin/python
 	@echo "installing the locked packages (a few minutes)" >&2
 	@$(PIP) install -r requirements.lock
+	@rm -rf .venv/converter # llama.cpp's converter lies apart: it brings a gguf of its own
+	@$(PIP) install --no-deps --require-hashes --target .venv/converter -r requirements-converter.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 import json
 import urllib.request
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from sentencepiece import SentencePieceTrainer
 from transformers import AutoModelForCausalLM
 
 from pipelines.compare.tables import all_tables
@@ -21,6 +23,7 @@ from pipelines.files import write_json
 from pipelines.generate.server import local_server
 from pipelines.paths import PROJECT
 from pipelines.provenance import Base, adapter_card, base_of, data_of, front_matter
+from pipelines.records import read_corpus
 from pipelines.train.cell import Watch, train
 from pipelines.train.loading import load_tokenizer
 from pipelines.weights import RECORD
@@ -31,7 +34,15 @@ from tests.tiny import save_tiny, tiny_model
 TEXTS = ("What is a lake?", "서울은 어디에 있나요? 1,234원", "def f(x):\n    return x + 1")
 
 
-@pytest.mark.parametrize("architecture", ["llama", "llama-tied", "qwen2", "gpt2"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "llama",
+        "gpt2",
+        "gemma3_text",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama-tied", "qwen2", "qwen3", "smollm3")),
+    ],
+)
 def test_llama_cpp_reads_tokens_and_answers_as_transformers_does(architecture: str, tmp_path: Path) -> None:
     folder, model = save_tiny(tmp_path / "tiny", architecture), tiny_model(architecture)
     tokenizer = load_tokenizer(folder)
@@ -49,6 +60,37 @@ def test_llama_cpp_reads_tokens_and_answers_as_transformers_does(architecture: s
                 said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
             np.testing.assert_allclose(llama.log_probabilities(asked), logs, atol=2e-3)  # its cache is F16
             assert llama.greedy(asked, limit=8, stops=[0]) == said[0, len(asked) :].tolist()
+
+
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gemma", marks=pytest.mark.slow)])
+def test_a_sentencepiece_model_is_written_from_its_own_file(architecture: str, tmp_path: Path) -> None:
+    """Of such a tokenizer llama.cpp wants tokenizer.model, which transformers reads and no longer writes."""
+    model, held = tiny_model(architecture), BytesIO()
+    corpus = read_corpus(PROJECT / "data" / "corpus.json")
+    said = [record["output"] for record in corpus if record["output"].isascii()]
+    SentencePieceTrainer.Train(
+        sentence_iterator=iter(said), model_writer=held, vocab_size=model.config.vocab_size - 8, model_type="bpe",
+        byte_fallback=True, character_coverage=0.98, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        minloglevel=2,
+    )  # fmt: skip
+    folder = tmp_path / "tiny"
+    model.save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes(held.getvalue())
+    named = {
+        "tokenizer_class": f"{architecture.title()}Tokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    write_json(folder / "tokenizer_config.json", {**named, "legacy": False})
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.is_fast
+    write_gguf(folder, tmp_path / "tiny.gguf", "F32", name="tiny", texts=TEXTS)
+    with LlamaCpp(tmp_path / "tiny.gguf", context=256, threads=1) as llama:
+        ids = tokenizer(TEXTS[1]).input_ids
+        with torch.no_grad():
+            logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)[range(len(ids) - 1), ids[1:]].numpy()
+        np.testing.assert_allclose(llama.log_probabilities(ids), logs, atol=2e-3)
 
 
 @pytest.mark.slow
@@ -86,9 +128,21 @@ def test_rows_that_no_k_type_fits_get_llama_cpps_narrower_ones_and_it_is_said(tm
         assert np.isfinite(llama.log_probabilities([5, 6, 7])).all()
 
 
-def test_what_cannot_be_written_is_refused_by_name_and_leaves_no_file(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "tiny", "opt")
-    with pytest.raises(UnavailableError, match=r"'opt'.*llama, qwen2, gpt2.*--merge"):
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        ("opt", "does not know OPTForCausalLM"),
+        pytest.param(
+            "gemma", r"refuses GemmaForCausalLM \(FileNotFoundError: .*tokenizer\.model", marks=pytest.mark.slow
+        ),
+        pytest.param("phi3", r"refuses Phi3ForCausalLM \(ValueError: .*tokenizer\.model", marks=pytest.mark.slow),
+    ],
+)
+def test_what_cannot_be_written_is_refused_by_name_and_leaves_no_file(
+    architecture: str, said: str, tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "tiny", architecture)
+    with pytest.raises(UnavailableError, match=f"{said}.*--merge"):
         write_gguf(folder, tmp_path / "tiny.gguf", "F16", name="tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 

@@ -18,8 +18,8 @@ from pipelines.compare.compare import compare
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.evaluate.cell import evaluate
 from pipelines.experiments import Experiments, Source
+from pipelines.export.convert import PROBE
 from pipelines.export.native import LlamaCpp
-from pipelines.export.vocabulary import PROBE
 from pipelines.files import file_sha256, read_json, stable_hash, write_json
 from pipelines.generate.generate import generate_locally, generated_records
 from pipelines.generate.journal import opened

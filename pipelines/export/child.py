@@ -77,8 +77,12 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
         )
     worker.phase("save")
     told = card(spec, worker.report["measured"], provenance.base_of(base, spec["licence"]))
-    texts = {"README.md": told, RECORD: json.dumps(spec["origin"], indent=1)}
-    merging.save(model, form.tokenizer, Path(spec["merged"]), texts, form.stop_tokens)
+    more: dict[str, str | Path] = {"README.md": told, RECORD: json.dumps(spec["origin"], indent=1)}
+    if (
+        sentencepiece := base / "tokenizer.model"
+    ).is_file():  # llama.cpp's converter reads it rather than tokenizer.json
+        more["tokenizer.model"] = sentencepiece
+    merging.save(model, form.tokenizer, Path(spec["merged"]), more, form.stop_tokens)
     worker.measure(merge_seconds=clock.lap())
     worker.save()
 

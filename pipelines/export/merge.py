@@ -2,7 +2,7 @@
 # ruff: noqa: TID253
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,19 @@ def unpacked(module: Any) -> torch.Tensor | None:
     return None
 
 
-def save(model: Any, tokenizer: Any, folder: Path, texts: dict[str, str], stops: Sequence[int]) -> None:
-    """A transformers folder with further files, written under another name and renamed; what was there before is replaced.
-    `stops`: the ids that end an answer."""
+def save(model: Any, tokenizer: Any, folder: Path, more: Mapping[str, str | Path], stops: Sequence[int]) -> None:
+    """A transformers folder with further files (texts, or files to copy), written under another name and renamed; what was there
+    before is replaced. `stops`: the ids that end an answer."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     older.make_readable(partial, stops)
-    for name, text in texts.items():
-        (partial / name).write_text(text, encoding="utf-8")
+    for name, held in more.items():
+        if isinstance(held, Path):
+            shutil.copyfile(held, partial / name)
+        else:
+            (partial / name).write_text(held, encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
