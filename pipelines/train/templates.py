@@ -146,19 +146,19 @@ class ChatTemplate:
 
     def _answer(self, messages: list[Message], tools: list[Any], place: int) -> Shown:
         prompt = self._render(messages[:-1], tools, ask=True)
-        whole = self._render(messages, tools, ask=False)
-        if not whole.startswith(prompt) and prompt.rstrip().endswith("<think>"):
+        tail = self._behind(messages, tools, prompt)
+        if tail is None and prompt.rstrip().endswith("<think>"):
             # inference always opens a block of reasoning (DeepSeek-R1): an answer without any closes it, if the template shows that
             closed = {**messages[-1], "content": f"<think>\n\n</think>\n\n{messages[-1]['content']}"}
             messages = [*messages[:-1], closed]
-            whole = self._render(messages, tools, ask=False)
+            tail = self._behind(messages, tools, prompt)
         answer = messages[-1]
-        if not whole.startswith(prompt):
+        if tail is None:
+            whole = self._render(messages, tools, ask=False)
             raise Unshown(
                 f"the template shows answer {place + 1} otherwise than behind what inference sends, which ends in "
                 f"{prompt[-40:]!r}: it goes on {_where_it_parts(prompt, whole)!r}"
             )
-        tail = whole[len(prompt) :]
         calls = bool(answer.get("tool_calls"))
         if calls:
             self._require_calls(answer, prompt, tail, tools)
@@ -169,6 +169,21 @@ class ChatTemplate:
         stop = self._stop(tail, 0 if calls else inside[-1][1], calls=calls)
         text = prompt + (tail[:stop] if stop else tail.rstrip() + self.end)
         return Shown(text, len(prompt), said, is_learned(answer), place, calls)
+
+    def _behind(self, messages: list[Message], tools: list[Any], prompt: str) -> str | None:
+        """What the template shows behind `prompt`, the answer and what follows it; None where it shows it behind something else."""
+        whole = self._render(messages, tools, ask=False)
+        if whole.startswith(prompt):
+            return whole[len(prompt) :]
+        # Mistral's writes a system prompt into the question that is asked, and nowhere once that was answered: the answer is then
+        # shown as it is behind the question alone, where that ends as the prompt does
+        if tools or messages[-2]["role"] != "user":
+            return None
+        question = messages[-2]["content"].strip()
+        asked, shown = self._render(messages[-2:-1], [], ask=True), self._render(messages[-2:], [], ask=False)
+        _, found, opening = asked.rpartition(question)
+        alike = bool(found) and prompt.endswith(question + opening)
+        return shown[len(asked) :] if alike and shown.startswith(asked) else None
 
     def _inside(self, messages: list[Message], tools: list[Any], prompt: str, tail: str) -> list[Span]:
         """Where the answer stands in `tail`: found by rendering it with markers in its place.
@@ -181,8 +196,8 @@ class ChatTemplate:
         pieces = [piece for piece in (found[2], found[4]) if piece] if found else [content]
         markers = [THOUGHT_MARKER, MARKER][-len(pieces) :]
         marked = found[1] + (THOUGHT_MARKER if found[2] else "") + found[3] + MARKER if found else MARKER
-        shown = self._render([*messages[:-1], {**messages[-1], "content": marked}], tools, ask=False)
-        spans, expected = [], shown.removeprefix(prompt)
+        shown = self._behind([*messages[:-1], {**messages[-1], "content": marked}], tools, prompt)
+        spans, expected = [], shown or ""
         for marker, piece in zip(markers, pieces, strict=True):
             place = expected.find(marker)
             if place < 0:
