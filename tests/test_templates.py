@@ -78,6 +78,7 @@ def chatml(
 
 
 THINK = "<think>\n\n</think>\n\n"
+CLOSED = "<|im_start|>assistant\n{{% if enable_thinking is false %}}{}{{% endif %}}"
 CHANNELS = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
     "<|start|>assistant<|channel|>final<|message|>{{ message['content'] }}{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}"
@@ -140,6 +141,13 @@ TRAITS = {
     "thinking switched on": Trait(SHOWS_THOUGHTS, "\n</think>\n\n{}<|im_end|>", apart=True, arguments={"enable_thinking": True}),
     "BOS in the template": Trait(chatml(head="<s>"), tokenizer=partial(tiny_tokenizer, bos=True)),
     "BOS of the tokenizer that the template does not write": Trait(chatml(), tokenizer=partial(tiny_tokenizer, bos=True)),
+    "an empty block of reasoning that is asked behind and not shown": Trait(chatml(ask=CLOSED.format(THINK)), apart=True),
+    "the end of such a block that the whole shows too": Trait(
+        chatml(before="</think>", ask=CLOSED.format("<think></think>")), apart=True
+    ),
+    "a header of the answer behind such a block": Trait(
+        chatml(before="<|message|>", ask=CLOSED.format("<|channel|><|start|>")), "<|message|>{}<|im_end|>", apart=True
+    ),
     "no system role": Trait(ONLY_USERS),
     "a system prompt that is left out": Trait(DEAF),
     "alternating roles enforced, spaces around the answer": Trait(BRACKETS, " {} </s>", eos="</s>"),

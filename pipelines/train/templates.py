@@ -175,6 +175,8 @@ class ChatTemplate:
         whole = self._render(messages, tools, ask=False)
         if whole.startswith(prompt):
             return whole[len(prompt) :]
+        if (tail := self._behind_closed(messages, tools, prompt, whole)) is not None:
+            return tail
         # Mistral's writes a system prompt into the question that is asked, and nowhere once that was answered: the answer is then
         # shown as it is behind the question alone, where that ends as the prompt does
         if tools or messages[-2]["role"] != "user":
@@ -184,6 +186,21 @@ class ChatTemplate:
         _, found, opening = asked.rpartition(question)
         alike = bool(found) and prompt.endswith(question + opening)
         return shown[len(asked) :] if alike and shown.startswith(asked) else None
+
+    def _behind_closed(self, messages: list[Message], tools: list[Any], prompt: str, whole: str) -> str | None:
+        """The same where thinking is off and inference is therefore sent an empty block of reasoning, which the whole does not show
+        (Gemma 4, MiniCPM): what it shows from the answer's turn on, without what the block already holds."""
+        off = any(self.arguments.get(name) is False for name in THINKING)
+        answer = messages[-1]["content"]
+        if not off or not answer or _THOUGHT.match(answer) or prompt.rstrip().endswith("<think>"):
+            return None
+        marked = self._render([*messages[:-1], {**messages[-1], "content": MARKER}], tools, ask=False)
+        opened = _same(prompt, marked)
+        place = marked.find(MARKER, opened)
+        if place < 0 or not whole.startswith(marked[:place]):
+            return None
+        block, header = prompt[opened:], marked[opened:place]
+        return ("" if block.endswith(header) else header) + whole[place:]
 
     def _inside(self, messages: list[Message], tools: list[Any], prompt: str, tail: str) -> list[Span]:
         """Where the answer stands in `tail`: found by rendering it with markers in its place.
@@ -382,7 +399,14 @@ def _stands_in(words: str, text: str) -> bool:
     return any(way in text for way in ways)
 
 
+def _same(one: str, other: str) -> int:
+    """How far both go on alike, without a tag that only begins alike."""
+    alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    begun = re.search(r"[<\[][^<\[>\]]*\Z", one[:alike])
+    return begun.start() if begun else alike
+
+
 def _where_it_parts(prompt: str, whole: str) -> str:
     """What the whole rendering has from where it differs from the prompt."""
-    same = next((i for i, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), len(whole))
+    same = _same(prompt, whole)
     return whole[same : same + 40]
