@@ -140,6 +140,21 @@ def dataset_refused(name: str) -> Because | None:
 
 
 @contextmanager
+def soon_lost() -> Iterator[None]:
+    """Within, a file that the hub's client downloads for others counts as lost after some 25 seconds without a byte: it tries six
+    times, and would wait ten seconds each. HF_HUB_DOWNLOAD_TIMEOUT, where it is set, says how long instead."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    if "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ:
+        constants.HF_HUB_DOWNLOAD_TIMEOUT = PATIENCE
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DOWNLOAD_TIMEOUT = before
+
+
+@contextmanager
 def unasked() -> Iterator[None]:
     """Within, `datasets` takes what its cache holds and asks nobody: it would wait for minutes for a hub that says nothing."""
     from datasets import config
@@ -183,7 +198,7 @@ def in_words(error: BaseException, repository: str) -> Because | None:
         )
     if isinstance(error, httpx2.TimeoutException):
         return Because(
-            f"the hub does not answer for {repository}: nothing came for ten seconds; try again later", final=False
+            f"the hub does not answer for {repository}: nothing came for a while; try again later", final=False
         )
     if isinstance(error, HFValidationError):
         return Because(f"{repository!r} is no repository's name: expected owner/name, as on its page", final=True)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UnavailableError, UsageError
-from pipelines.export import bit_widths, older
+from pipelines.export import bit_widths, convert, older
 from pipelines.export.cell import Wanted, export
 from pipelines.export.gguf_file import write_gguf
 from pipelines.export.native import LlamaCpp
@@ -145,6 +145,12 @@ def test_what_cannot_be_written_is_refused_by_name_and_leaves_no_file(
     with pytest.raises(UnavailableError, match=f"{said}.*--merge"):
         write_gguf(folder, tmp_path / "tiny.gguf", "F16", name="tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_without_llama_cpps_converter_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "FOLDER", tmp_path / "nowhere")
+    with pytest.raises(UnavailableError, match=r"`make setup`.*--require-hashes --target .*nowhere"):
+        write_gguf(tmp_path, tmp_path / "tiny.gguf", "F16", name="tiny")
 
 
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

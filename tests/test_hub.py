@@ -373,6 +373,16 @@ def datasets_too(online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return online
 
 
+@pytest.mark.slow
+def test_a_data_set_whose_file_stalls_is_unavailable_with_what_to_do(
+    datasets_too: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "PATIENCE", 0.2)
+    datasets_too.repos["nobody/set"].stalled["train.jsonl"] = 20
+    with pytest.raises(UnavailableError, match="nothing came for a while"):
+        list(hub_records(HubSource(dataset="nobody/set", split="train")))
+
+
 @pytest.mark.parametrize("away", [500, "silent"])
 def test_a_data_set_in_the_cache_is_used_where_the_hub_fails(
     datasets_too: Hub, monkeypatch: pytest.MonkeyPatch, away: int | str

@@ -1,7 +1,6 @@
 """Everything the configuration trains on, as raw records: the corpus, the generators' answers, the user's own data."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 
 from pipelines import hub
@@ -71,7 +70,7 @@ def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawR
     if refused and refused.final:
         raise UnavailableError(f"sources.hub: {refused}.")
     try:
-        with hub.unasked() if refused else nullcontext():
+        with hub.unasked() if refused else hub.soon_lost():
             rows = datasets.load_dataset(source.dataset, split=source.split)
     except ValueError as error:
         raise UsageError(f"sources.hub: {source.dataset} split {source.split!r}: {error}") from None
