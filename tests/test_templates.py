@@ -211,6 +211,10 @@ def parts(form: PromptFormat, example: Tokenized) -> list[tuple[list[int], str]]
     return found
 
 
+def learned_of(form: PromptFormat, messages: list[dict[str, str]]) -> list[str]:
+    return [said for example in form.tokenize(record(messages)) for _, said in parts(form, example)]
+
+
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("trait", TRAITS)
 def test_an_answer_is_learned_behind_what_inference_sends(trait: str, name: str) -> None:
@@ -396,6 +400,87 @@ def test_a_variable_of_the_templates_own_is_no_switch() -> None:
     assert PromptFormat(tokenizer_of(Trait(own)), "chat").arguments == {}
     given = "{% if thinking is not defined %}{% set thinking = true %}{% endif %}{{ thinking }}" + chatml()
     assert PromptFormat(tokenizer_of(Trait(given)), "chat").arguments == {"thinking": False}
+
+
+def test_a_switch_that_the_template_gives_a_value_of_its_own_is_one() -> None:
+    defaults = "{% set enable_thinking = enable_thinking | default(true) %}" + SHOWS_THOUGHTS
+    assert PromptFormat(tokenizer_of(Trait(defaults)), "chat").arguments == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    ("template", "messages"),
+    [
+        pytest.param(
+            UNTIL_ANSWERED + "{% if add_generation_prompt and enable_thinking is false %}<think></think>{% endif %}",
+            CONVERSATIONS["system"],
+            id="a question that is asked otherwise than it stands before its answer",
+        ),
+        pytest.param(
+            chatml(ask=CLOSED.format("<think></think>")).replace(
+                "{{ message['content'] }}<|im_end|>\n{% endif %}",
+                "{{ message['content'] }}{% if loop.last %} /no_think{% endif %}<|im_end|>\n{% endif %}",
+            ),
+            CONVERSATIONS["single"],
+            id="a word behind the last question",
+        ),
+    ],
+)
+def test_what_parts_before_the_answers_turn_is_unshown(template: str, messages: list[dict[str, Any]]) -> None:
+    with pytest.raises(Unshown, match="otherwise than behind what inference sends"):
+        PromptFormat(tokenizer_of(Trait(template, eos="</s>")), "chat").tokenize(record(messages))
+
+
+def test_a_tag_that_begins_in_the_question_changes_nothing() -> None:
+    plain = (
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
+        "{{ '</s>' if message['role'] == 'assistant' else '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% if enable_thinking is false %}<think></think>\n{% endif %}{% endif %}"
+    )
+    form = PromptFormat(tokenizer_of(Trait(plain, eos="</s>")), "chat")
+    for question in ("Is 3 < 5?", "Is it [so?", "Is it?"):
+        assert learned_of(form, turns(question, "Yes.")) == ["Yes.</s>"]
+
+
+def test_the_block_may_close_with_other_white_space_than_the_whole() -> None:
+    template = chatml(before="</think>\n\n", ask=CLOSED.format("<think></think>\n"))
+    form = PromptFormat(tokenizer_of(Trait(template)), "chat")
+    assert learned_of(form, CONVERSATIONS["single"]) == ["Larkin.<|im_end|>"]
+
+
+def test_what_a_single_turn_alone_shows_is_not_learned_of_a_later_one() -> None:
+    template = UNTIL_ANSWERED.replace(
+        "{% else %}{{ message['content'] }}</s>",
+        "{% else %}{{ 'FIRST ' if loop.index0 == 1 }}{{ message['content'] }}</s>",
+    )
+    form = PromptFormat(tokenizer_of(Trait(template, eos="</s>")), "chat")
+    with pytest.raises(Unshown):
+        form.tokenize(record(CONVERSATIONS["system and two turns"]))
+    with pytest.raises(Unshown):
+        form.tokenize(record(turns(" ", "Yes.", system="Be brief.")))
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "{% set form = '%d %B %Y' %}{{ strftime_now(form) }}",
+        "{{ strftime_now(format='%d %B %Y') }}",
+        "{% set now = strftime_now %}{{ now('%d %B %Y') }}",
+    ],
+)
+def test_a_day_that_cannot_be_fixed_is_refused_and_otherwise_said(asks: str) -> None:
+    tokenizer = tokenizer_of(Trait(asks + chatml()))
+    with pytest.raises(ValueError, match="in a way that cannot be fixed"):
+        PromptFormat(tokenizer, "chat", {"strftime_now": "2025-07-08"})
+    if "format=" not in asks:  # which transformers' own function takes, too
+        assert PromptFormat(tokenizer, "chat").tells_the_day
+
+
+@pytest.mark.parametrize(
+    "asks",
+    ["{{ strftime_now('%H:%M') }}", "{% if messages[0]['role'] == 'system' %}{{ strftime_now('%d %B') }}{% endif %}"],
+)
+def test_a_template_that_writes_the_time_or_the_day_of_some_prompts_alone_is_noticed(asks: str) -> None:
+    assert PromptFormat(tokenizer_of(Trait(asks + chatml())), "chat").tells_the_day
 
 
 def test_a_template_that_asks_the_day_is_told_the_one_that_was_chosen() -> None:

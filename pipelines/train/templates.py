@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from functools import cached_property
 from typing import Any
 
@@ -119,14 +119,26 @@ class ChatTemplate:
         if unknown := sorted(set(arguments) - known):
             raise ValueError(
                 f"template: {', '.join(unknown)}: the model's chat template knows no such argument; it knows "
-                f"{', '.join(sorted(known - sets)) or 'none'}"
+                f"{', '.join(sorted(known - (sets - set(THINKING)))) or 'none'}"
             )
-        asked_for = {test.node.name for test in parsed.find_all(nodes.Test) if isinstance(test.node, nodes.Name)}
-        switches = known - (sets - asked_for)  # what it sets itself is a switch where it asks first whether it is given
-        self.arguments = {**{name: False for name in THINKING if name in switches}, **arguments}
-        calls = [call for call in parsed.find_all(nodes.Call) if getattr(call.node, "name", None) == DAY]
-        self._day_forms = [form.value for call in calls for form in call.args[:1] if isinstance(form, nodes.Const)]
+        self.arguments = dict(arguments)
+        self._day_forms, self._is_odd_about_days = _day_forms(parsed)
         self._day = _day(arguments[DAY]) if DAY in arguments else None
+        if self._day and self._is_odd_about_days:
+            raise ValueError(
+                f"template: {DAY}: the chat template asks for the day in a way that cannot be fixed: leave it out"
+            )
+        own = {name for name in THINKING if name in sets and name not in _tested(parsed)}
+        switches = [name for name in THINKING if name in known and (name not in own or self._is_switch(name))]
+        self.arguments = {**dict.fromkeys(switches, False), **arguments}
+
+    def _is_switch(self, name: str) -> bool:
+        """Whether a variable that the template also sets is one that it takes: without it, it reads as with one of its values."""
+        asked: list[Message] = [{"role": "user", "content": "a"}]
+        shown = []
+        with suppress(*_REFUSALS):
+            shown = [self._apply(asked, [], ask=True, given=given) for given in ({}, {name: True}, {name: False})]
+        return bool(shown) and shown[1] != shown[2] and shown[0] in shown[1:]
 
     def prompt(self, record: Mapping[str, Any], shots: Shots) -> str:
         """What inference sends for the record's last answer."""
@@ -183,9 +195,11 @@ class ChatTemplate:
             return None
         question = messages[-2]["content"].strip()
         asked, shown = self._render(messages[-2:-1], [], ask=True), self._render(messages[-2:], [], ask=False)
+        if not question or not shown.startswith(asked):
+            return None
         _, found, opening = asked.rpartition(question)
-        alike = bool(found) and prompt.endswith(question + opening)
-        return shown[len(asked) :] if alike and shown.startswith(asked) else None
+        alike = bool(found) and prompt.endswith(question + opening) and whole.endswith(shown[len(asked) :])
+        return shown[len(asked) :] if alike else None
 
     def _behind_closed(self, messages: list[Message], tools: list[Any], prompt: str, whole: str) -> str | None:
         """The same where thinking is off and inference is therefore sent an empty block of reasoning, which the whole does not show
@@ -194,13 +208,17 @@ class ChatTemplate:
         answer = messages[-1]["content"]
         if not off or not answer or _THOUGHT.match(answer) or prompt.rstrip().endswith("<think>"):
             return None
+        before = self._render(messages[:-1], tools, ask=False)
         marked = self._render([*messages[:-1], {**messages[-1], "content": MARKER}], tools, ask=False)
-        opened = _same(prompt, marked)
+        if not (prompt.startswith(before) and marked.startswith(before)):  # they part before the answer's turn
+            return None
+        opened = len(before) + _same(prompt[len(before) :], marked[len(before) :])
         place = marked.find(MARKER, opened)
         if place < 0 or not whole.startswith(marked[:place]):
             return None
         block, header = prompt[opened:], marked[opened:place]
-        return ("" if block.endswith(header) else header) + whole[place:]
+        held = block.endswith(header) or (header.strip() and block.rstrip().endswith(header.strip()))
+        return ("" if held else header) + whole[place:]
 
     def _inside(self, messages: list[Message], tools: list[Any], prompt: str, tail: str) -> list[Span]:
         """Where the answer stands in `tail`: found by rendering it with markers in its place.
@@ -277,12 +295,18 @@ class ChatTemplate:
     @cached_property
     def tells_the_day(self) -> bool:
         """Whether it writes today's date, so that what inference sends changes from day to day."""
-        if not self._day_forms or self._day:
-            return False
-        asked: list[Message] = [{"role": "user", "content": "a"}]
-        days = (date(2001, 2, 3), date(2014, 5, 16))
-        with suppress(*_REFUSALS):
-            return len({self._apply(asked, [], ask=True, day=day) for day in days}) > 1
+        if self._day or self._is_odd_about_days or not self._day_forms:
+            return self._is_odd_about_days
+        question: Message = {"role": "user", "content": "a"}
+        tool = {
+            "type": "function",
+            "function": {"name": "a", "description": "a", "parameters": {"type": "object", "properties": {}}},
+        }
+        for messages in ([question], [{"role": "system", "content": "a"}, question]):
+            for tools in ([], [tool]):
+                with suppress(*_REFUSALS):
+                    if len({self._apply(messages, tools, ask=True, day=moment) for moment in MOMENTS}) > 1:
+                        return True
         return False
 
     @cached_property
@@ -312,13 +336,22 @@ class ChatTemplate:
                 f"the model's chat template refuses it: {error}; prompt: alpaca asks without a template"
             ) from None
 
-    def _apply(self, messages: Sequence[Message], tools: list[Any], *, ask: bool, day: date | None = None) -> str:
+    def _apply(
+        self,
+        messages: Sequence[Message],
+        tools: list[Any],
+        *,
+        ask: bool,
+        day: date | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> str:
+        arguments = {**self.arguments, **(given or {})}
         shown = [_for_template(message) for message in messages]
         told = {
             "tokenize": False,
             "add_generation_prompt": ask,
             **({"tools": tools} if tools else {}),
-            **{name: value for name, value in self.arguments.items() if name != DAY},
+            **{name: value for name, value in arguments.items() if name != DAY},
             **self._on(day or self._day, tools),
         }
         try:
@@ -346,6 +379,29 @@ _REFUSALS = (
     IndexError,
     AttributeError,
 )  # a template may fail in many ways
+
+
+MOMENTS = (
+    datetime(2001, 2, 3, 4, 5, 6),
+    datetime(2014, 5, 16, 17, 18, 19),
+)  # alike in nothing that a template may write
+
+
+def _tested(parsed: nodes.Template) -> set[str]:
+    """The variables that a template asks something of, such as whether they are defined."""
+    return {test.node.name for test in parsed.find_all(nodes.Test) if isinstance(test.node, nodes.Name)}
+
+
+def _day_forms(parsed: nodes.Template) -> tuple[list[str], bool]:
+    """The forms in which the template asks for the day, and whether it also does so in ways that cannot be read off it."""
+    calls = [call for call in parsed.find_all(nodes.Call) if getattr(call.node, "name", None) == DAY]
+    plain = [
+        call for call in calls if len(call.args) == 1 and isinstance(call.args[0], nodes.Const) and not call.kwargs
+    ]
+    tests = [test for test in parsed.find_all(nodes.Test) if getattr(test.node, "name", None) == DAY]
+    named = [name for name in parsed.find_all(nodes.Name) if name.name == DAY]
+    forms = [call.args[0].value for call in plain if isinstance(call.args[0], nodes.Const)]
+    return forms, len(plain) < len(calls) or len(named) > len(calls) + len(tests)
 
 
 def _day(named: Any) -> date:
