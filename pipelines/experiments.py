@@ -5,6 +5,7 @@ Every error names the file, the line, the key, the value found and what was expe
 
 import re
 from collections.abc import Iterator
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -231,6 +232,22 @@ class Model(TrainingOverrides):
     license_link: Annotated[str, Field(pattern=r"^https://[^\s@]+$")] | None = None
     note: str | None = None
     overrides: dict[str, TrainingOverrides] = {}
+
+    @field_validator("template", mode="before")
+    @classmethod
+    def _days_as_text(cls, template: Any) -> Any:
+        """YAML makes a date of 2025-07-08 without quotes; a template gets the text."""
+        if not isinstance(template, dict):
+            return template
+        return {name: value.isoformat() if isinstance(value, date) else value for name, value in template.items()}
+
+    @model_validator(mode="after")
+    def _named_licence(self) -> "Model":
+        if self.license_link and not self.license:
+            raise ValueError(
+                "license_link needs license: the hub's name for the licence, such as apache-2.0, gemma or other"
+            )
+        return self
 
 
 Count = Annotated[int, Field(ge=0)]

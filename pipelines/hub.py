@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 PATIENCE = 3.0  # seconds for a connection
 SILENCE = 10.0  # seconds without a byte until a connection counts as lost
@@ -20,7 +21,6 @@ PROXIES = {
     "https": ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"),
     "http": ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"),
 }
-CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def out_of_reach(repository: str, revision: str | None) -> str | None:
@@ -64,16 +64,18 @@ def misconfigured() -> str | None:
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token.isascii() or any(not letter.isprintable() or letter.isspace() for letter in token):
         return "HF_TOKEN holds a character that no token has, such as a line break: copy it anew"
-    for name in CERTIFICATES:
-        if (path := os.environ.get(name)) and not _holds_certificates(Path(path)):
-            return f"{name}: no certificates are there: name a file that holds some, or nothing"
+    file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    if file and not _holds_certificates(Path(file)):
+        return "SSL_CERT_FILE: no certificates are there: name a file that holds some, or nothing"
+    if folders and not file and not any(Path(folder).is_dir() for folder in folders.split(os.pathsep)):
+        return "SSL_CERT_DIR names no folder that is there: name one that holds certificates, or nothing"
     return None
 
 
-def _holds_certificates(path: Path) -> bool:
+def _holds_certificates(file: Path) -> bool:
     try:
-        ssl.create_default_context(cafile=None if path.is_dir() else path)
-    except OSError:  # not there, or nothing of the kind in it
+        ssl.create_default_context(cafile=file)
+    except OSError:  # not there, a folder, or nothing of the kind in it
         return False
     return True
 
@@ -83,7 +85,9 @@ def _endpoint() -> str:
 
 
 def _proxy() -> str | None:
-    """The name of the setting whose proxy the hub is asked through."""
+    """The name of the setting whose proxy the hub is asked through; None where NO_PROXY spares it."""
+    if proxy_bypass(urlsplit(_endpoint()).hostname or ""):
+        return None
     names = PROXIES["http" if _endpoint().startswith("http:") else "https"]
     return next((name for name in names if os.environ.get(name)), None)
 
@@ -91,7 +95,7 @@ def _proxy() -> str | None:
 def _is_address(text: str, schemes: tuple[str, ...]) -> bool:
     try:
         address = urlsplit(text)
-        return address.scheme in schemes and bool(address.hostname) and address.port != 0
+        return address.scheme in schemes and bool(address.hostname) and address.port != 0 and not re.search(r"\s", text)
     except ValueError:
         return False
 

@@ -56,8 +56,13 @@ def data_of(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _source_of(record: Mapping[str, Any]) -> str:
     if record.get("provider"):
-        return f"{record.get('model') or 'a model'} ({record['provider']})"
-    return record["source"] if _HUB_ID.match(record["source"]) else PurePath(record["source"]).name
+        return f"{_without_folder(record.get('model') or 'a model')} ({record['provider']})"
+    return _without_folder(record["source"])
+
+
+def _without_folder(name: str) -> str:
+    """A name as others know it (`owner/name` of a hub); of a path on this machine its last part."""
+    return name if _HUB_ID.match(name) and not Path(name).exists() else PurePath(name.replace("\\", "/")).name
 
 
 def data_in_words(data: Iterable[Mapping[str, Any]]) -> str:
@@ -66,7 +71,7 @@ def data_in_words(data: Iterable[Mapping[str, Any]]) -> str:
     return re.sub(r"[`|\s]+", " ", ", ".join(told))
 
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z", re.ASCII)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
 
 
 def name_base(adapter: Path, base: Base) -> None:
@@ -105,7 +110,9 @@ def front_matter(
 ) -> list[str]:
     """What hubs read at the head of a card."""
     named = [f"base_model: {base.name}", f"base_model_relation: {relation}"] if base.of_hub else []
-    licensed = [f"{name}: {value}" for name in ("license", "license_link") if (value := getattr(base, name))]
+    licensed = [
+        f"{name}: {json.dumps(value)}" for name in ("license", "license_link") if (value := getattr(base, name))
+    ]
     from_hub = [one["source"] for one in data if not one["generated"] and _HUB_ID.match(one["source"])]
     sets = [f"datasets: {json.dumps(from_hub)}"] if from_hub else []
     return [

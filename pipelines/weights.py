@@ -82,8 +82,11 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
         raise UnavailableError(because)
     with locked(data.locks / f"fetch-{name}.lock", f"fetch {name}", say=say):
         if not is_present(data, name, model):
-            if model.license_link:
-                say(f"{name}: licence {model.license}, {model.license_link}: who fetches and uses it accepts its terms")
+            if model.license:
+                terms = (
+                    f", {model.license_link}: who fetches and uses it accepts its terms" if model.license_link else ""
+                )
+                say(f"{name}: licence {model.license}{terms}")
             _fetch_into(folder, name, model.source, say)
     return folder
 

@@ -216,6 +216,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
             "got 2 packages and 3 files",
         ),
         ("lora_targets: [", "license_link: ftp://x\n    lora_targets: [", 5, "models.tiny.license_link", "https"),
+        ("lora_targets: [", "license_link: https://x.y\n    lora_targets: [", 2, "models.tiny", "needs license"),
         ("{kind: full}", "{kind: full, shots: 4}", 13, "methods.full", "belong to kind none, not full"),
         ("sources:", "judging: {judge: nobody}\nsources:", 21, "judging.judge", "expected one of"),
         ("{kind: none}", "{kind: nothing}", 12, "methods.base.kind", "'none', 'full' or 'lora'"),
@@ -490,6 +491,11 @@ def test_own_files_replace_the_corpus_unless_mixed(
 def test_hub_and_files_replace_both_built_in_sources(load: Load, sources: str, corpus: bool, generator: bool) -> None:
     named = load(("sources:\n  corpus: true", f"sources: {sources}")).sources
     assert (named.uses_corpus, named.uses_local_generator) == (corpus, generator)
+
+
+def test_a_day_of_a_template_needs_no_quotes(load: Load) -> None:
+    named = load(("prompt: alpaca", "prompt: chat\n    template: {strftime_now: 2025-07-08}"))
+    assert named.models["tiny"].template == {"strftime_now": "2025-07-08"}
 
 
 # --- the file that ships

@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UnavailableError, UsageError
-from pipelines.export import bit_widths, convert, older
+from pipelines.export import bit_widths, convert, gguf_file, older
 from pipelines.export.cell import Wanted, export
 from pipelines.export.gguf_file import write_gguf
 from pipelines.export.native import LlamaCpp
@@ -147,6 +148,17 @@ def test_what_cannot_be_written_is_refused_by_name_and_leaves_no_file(
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
+def test_experts_have_no_mixed_four_bits(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "plain.gguf", "llama")
+    writer.add_tensor("blk.0.ffn_down_exps.weight", np.zeros((2, 4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UnavailableError, match=r"ffn_down_exps.*no Q4_K_M of it"):
+        gguf_file._mix(tmp_path / "plain.gguf", tmp_path / "mixed.gguf")
+
+
 def test_without_llama_cpps_converter_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert, "FOLDER", tmp_path / "nowhere")
     with pytest.raises(UnavailableError, match=r"`make setup`.*--require-hashes --target .*nowhere"):
@@ -226,6 +238,8 @@ def test_a_card_says_the_licence_and_what_was_trained_on() -> None:
         {"source": "providers", "provider": "gpt", "model": "gpt-9"},
         *[{"source": "somebody/questions", "provider": None}] * 3,
         *[{"source": "/home/somebody/my `|` records", "provider": None}] * 2,
+        {"source": "providers", "provider": "local", "model": "/home/somebody/models/own.gguf"},
+        {"source": "../private", "provider": None},
     ]
     base = Base("nobody/tiny", "0a" * 20, True, "other", "https://example.org/terms")
     spec = {"model": "tiny", "method": "lora-r8", "seed": 1, "recipe": {"kind": "lora", "rank": 8}}
@@ -233,7 +247,8 @@ def test_a_card_says_the_licence_and_what_was_trained_on() -> None:
     head = yaml.safe_load(card.split("---")[1])
     assert (head["license"], head["license_link"]) == ("other", "https://example.org/terms")
     assert head["datasets"] == ["somebody/questions"]
-    assert "| trained on | `3 of somebody/questions, 2 of my records, 1 answered by gpt-9 (gpt)` |" in card
+    said = "| trained on | `3 of somebody/questions, 2 of my records, 1 answered by gpt-9 (gpt), "
+    assert said + "1 answered by own.gguf (local), 1 of private` |" in card
     assert "/home" not in card and "(https://example.org/terms)" in card
 
 

@@ -338,6 +338,9 @@ def test_a_url_is_no_name(online: Hub) -> None:
         ("HF_TOKEN", "hf_planted-kéy", "HF_TOKEN holds a character that no token has"),
         ("SSL_CERT_FILE", "/nowhere.pem", "SSL_CERT_FILE: no certificates are there"),
         ("SSL_CERT_FILE", "/etc/passwd", "SSL_CERT_FILE: no certificates are there"),
+        ("SSL_CERT_FILE", "/etc", "SSL_CERT_FILE: no certificates are there"),
+        ("SSL_CERT_DIR", "/nowhere:/nor/here", "SSL_CERT_DIR names no folder"),
+        ("HF_ENDPOINT", "https://hf mirror", "HF_ENDPOINT is no address"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named_and_not_shown(
@@ -350,6 +353,8 @@ def test_a_setting_that_cannot_be_used_is_named_and_not_shown(
     words: str,
 ) -> None:
     online.repos[NAME] = Repo(whole)
+    for own in ("NO_PROXY", "no_proxy", "SSL_CERT_FILE"):
+        monkeypatch.delenv(own, raising=False)
     monkeypatch.setenv(name, value)
     refusals = [str(hub.out_of_reach(NAME, None)), str(hub.dataset_refused(NAME))]
     with pytest.raises(UnavailableError) as error:

@@ -68,13 +68,16 @@ def _source(source: dict[str, Any]) -> str:
 
 
 def _weights_gb(stage: Stage, name: str, parameters: int | None) -> float | None:
-    """What the weights take on the disk here, or would take: their number in the width that their configuration names."""
+    """What the weights take on the disk here, or would take: their number in the width that their configuration names, or in
+    float32, as which packaged ones are unpacked."""
     model = stage.experiments.model(name)
-    here = weights.model_folder(stage.data, name, model)
     if weights.is_present(stage.data, name, model):
-        return sum(path.stat().st_size for path in here.glob("*.safetensors")) / 1e9
+        folder = weights.model_folder(stage.data, name, model)
+        held = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+        return sum(path.stat().st_size for path in held) / 1e9 if held else None
     config = config_of(stage.data, name, model) or {}
-    width = BYTES.get(config.get("dtype") or config.get("torch_dtype") or "")
+    told = {**config, **(config.get("text_config") or {})}
+    width = 4 if model.source.wheel else BYTES.get(told.get("dtype") or told.get("torch_dtype") or "")
     return parameters * width / 1e9 if parameters and width else None
 
 

@@ -6,8 +6,8 @@ A prediction is made again when the estimator or the trainer's code has changed;
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -142,13 +142,11 @@ def answers(asked: Sequence[Question], *, say: Any) -> dict[Path, Json]:
     kept |= {question.file: {"because": NO_CONFIG.format(question.model)} for question in shapeless}
     if answerable:
         say(f"predicting the memory of {len(answerable)} cells (a second or two each; kept for the next time)")
-        made = answers_to([question.asked for question in answerable])
-        told = tqdm(
-            zip(answerable, made, strict=True), total=len(answerable), desc="predicted", unit="cell", disable=None
-        )
-        for question, found in told:
-            kept[question.file] = {**found, "code": code, "model": question.model, "method": question.method}
-            write_json(question.file, kept[question.file])
+        with closing(answers_to([question.asked for question in answerable])) as made:
+            pairs = zip(answerable, made, strict=True)
+            for question, found in tqdm(pairs, total=len(answerable), desc="predicted", unit="cell", disable=None):
+                kept[question.file] = {**found, "code": code, "model": question.model, "method": question.method}
+                write_json(question.file, kept[question.file])
     return {file: found for file, found in kept.items() if found is not None}
 
 
@@ -163,7 +161,7 @@ def code_version() -> str:
     return source_hash(Path(__file__).parent) + source_hash(Path(training.__file__).parent)
 
 
-def answers_to(asked: list[Json]) -> Iterator[Json]:
+def answers_to(asked: list[Json]) -> Generator[Json, None, None]:
     """The answers of one estimating process, in order, each as it is made.
 
     Raises:
@@ -185,10 +183,13 @@ def answers_to(asked: list[Json]) -> Iterator[Json]:
         try:
             with suppress(BrokenPipeError), process.stdin as questions_for_it:
                 json.dump(asked, questions_for_it)
-            for line in process.stdout:
-                if line.startswith("{"):
-                    answered += 1
-                    yield json.loads(line)
+            with process.stdout as lines:
+                for line in lines:
+                    if not line.endswith("\n"):  # it was killed in the middle
+                        break
+                    if line.startswith("{"):
+                        answered += 1
+                        yield json.loads(line)
         finally:
             stop_group(process)
         if answered != len(asked):

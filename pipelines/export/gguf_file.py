@@ -83,10 +83,13 @@ def _convert(asked: dict[str, object]) -> None:
         out, error = process.communicate(json.dumps(asked))
     finally:
         stop_group(process)
-    answer = next((json.loads(line) for line in out.splitlines() if line.startswith("{")), None)
-    if answer is None:
+    try:
+        answer = json.loads(out.strip().splitlines()[-1])
+    except (IndexError, ValueError):
         last = " | ".join(error.strip().splitlines()[-2:])
-        raise WorkError(f"llama.cpp's converter ended without an answer (exit {process.returncode}): {last:.800}")
+        raise WorkError(
+            f"llama.cpp's converter ended without an answer (exit {process.returncode}): {last:.800}"
+        ) from None
     if answer["refused"]:
         raise UnavailableError(f"{answer['refused']}: use --merge, a transformers folder works for every model.")
 
@@ -94,11 +97,16 @@ def _convert(asked: dict[str, object]) -> None:
 def _mix(plain: Path, file: Path) -> None:
     """Write a float32 GGUF file once more as Q4_K_M, with all that it says beside its tensors."""
     reader = gguf.GGUFReader(plain)
+    if experts := next((tensor.name for tensor in reader.tensors if tensor.data.ndim > 2), None):
+        raise UnavailableError(
+            f"{experts} has more than rows and columns (a mixture of experts?): no Q4_K_M of it; use --gguf Q8_0."
+        )
     field = reader.get_field("general.architecture")
     assert field is not None
     writer = gguf.GGUFWriter(file, field.contents())
     for known in reader.fields.values():
-        if not known.name.startswith("GGUF.") and known.name not in ("general.architecture", "general.file_type"):
+        left_out = known.name.startswith("GGUF.") or known.name in ("general.architecture", "general.file_type")
+        if not left_out and known.contents() != []:  # the writer takes no empty list
             kind, *inner = known.types
             writer.add_key_value(known.name, known.contents(), kind, inner[-1] if inner else None)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_M)
