@@ -491,8 +491,11 @@ def test_a_template_that_asks_the_day_is_told_the_one_that_was_chosen() -> None:
     assert "Today: 08 July 2025" in told
     with pytest.raises(ValueError, match="strftime_now: got 'July'; expected a day"):
         PromptFormat(tokenizer, "chat", {"strftime_now": "July"})
-    with pytest.raises(ValueError, match="template: strftime_now: the model's chat template knows no such argument"):
-        PromptFormat(tokenizer_of(Trait(SHOWS_THOUGHTS)), "chat", {"strftime_now": "2025-07-08"})
+    unasked = tokenizer_of(Trait(SHOWS_THOUGHTS))
+    as_ever = PromptFormat(unasked, "chat").prompt(record(CONVERSATIONS["single"]))
+    assert (
+        PromptFormat(unasked, "chat", {"strftime_now": "2025-07-08"}).prompt(record(CONVERSATIONS["single"])) == as_ever
+    )
 
 
 # --- calls of tools
@@ -569,7 +572,7 @@ def test_alpaca_shows_no_calls() -> None:
 
 LLAMA_3 = (
     "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ date_string | default('') if loop.first }}{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{{ strftime_now('%d %b %Y') if loop.first }}{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 TURN = (

@@ -116,7 +116,7 @@ class ChatTemplate:
         parsed = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
         known = meta.find_undeclared_variables(parsed) - GIVEN - {"raise_exception"}
         sets = {name.name for name in parsed.find_all(nodes.Name) if name.ctx == "store"}
-        if unknown := sorted(set(arguments) - known):
+        if unknown := sorted(set(arguments) - known - {DAY}):  # a day changes nothing where it is not asked for
             raise ValueError(
                 f"template: {', '.join(unknown)}: the model's chat template knows no such argument; it knows "
                 f"{', '.join(sorted(known - (sets - set(THINKING)))) or 'none'}"
