@@ -153,6 +153,7 @@ def test_a_rank_that_runs_out_of_memory_gives_the_cell_its_status(cleaned: TinyP
     assert result["status_detail"].startswith("rank 1: RuntimeError: ") and result["measured"]["last_step"] == 1
 
 
+@pytest.mark.slow
 def test_a_base_in_half_precision_beside_a_float32_adapter_is_divided_too(cleaned: TinyProject) -> None:
     cleaned.change(profiles={"local": {"training": {"precision": "bf16"}}})  # as on a card
     alone = outcome(attempt_at(cleaned, "lora-r8", InProcess()))[0]

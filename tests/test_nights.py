@@ -130,6 +130,7 @@ def test_dagster_and_the_table_call_the_same_cells_stale(week: Nights) -> None:
     assert stale(week) == set(), "as it was"
 
 
+@pytest.mark.slow
 def test_two_daemons_that_ask_for_the_same_night_run_no_cell_twice(week: Nights) -> None:
     week.project.change(profiles={"local": {"methods": ["lora-r8"]}})
     week.launcher = out_of_memory()

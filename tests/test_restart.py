@@ -163,6 +163,7 @@ def test_a_half_written_checkpoint_is_none(cleaned: TinyProject, undisturbed: Ca
     assert outcome(attempt_at(cleaned, "lora-r8")) == expected
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_step_of_a_second_attempt_the_third_still_goes_on(
     cleaned: TinyProject, undisturbed: Callable[[str], Any]
 ) -> None:
