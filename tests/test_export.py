@@ -122,7 +122,9 @@ def test_the_packaged_model_answers_in_llama_cpps_server_as_in_transformers(tmp_
 
 def test_rows_that_no_k_type_fits_get_llama_cpps_narrower_ones_and_it_is_said(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "tiny")
+    (tmp_path / ".tiny.gguf.1.float32").write_bytes(b"left by a process that was killed")
     written = write_gguf(folder, tmp_path / "tiny.gguf", "Q4_K_M", name="tiny")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "tiny.gguf"]
     assert written.types["Q5_0"] > written.types["Q8_0"] > 0 and "Q4_K" not in written.types
     assert "no multiple of 256" in (written.in_words("Q4_K_M") or "")
     with LlamaCpp(tmp_path / "tiny.gguf", context=64, threads=1) as llama:

@@ -52,6 +52,8 @@ def write_gguf(folder: Path, file: Path, scheme: str, *, name: str, texts: Seque
         UnavailableError: llama.cpp has no form for the architecture or the tokenizer, or its converter is not installed.
         WorkError: the converter failed, or the folder of `file` cannot be written.
     """
+    for left in file.parent.glob(f".{file.name}.*"):  # of a process that was killed: it may be as large as the model
+        left.unlink(missing_ok=True)
     with replacing(file) as partial:
         asked = {"folder": str(folder), "kind": SCHEMES[scheme], "name": name, "texts": list(texts)}
         if scheme == "Q4_K_M":
