@@ -66,7 +66,7 @@ def _without_folder(name: str) -> str:
 
 
 def data_in_words(data: Iterable[Mapping[str, Any]]) -> str:
-    """`966 records of alpaca_en.json, 34 answered by claude-sonnet (claude)`."""
+    """`966 of records.json, 34 answered by MODEL (claude)`."""
     told = [f"{one['records']} {'answered by' if one['generated'] else 'of'} {one['source']}" for one in data]
     return re.sub(r"[`|\s]+", " ", ", ".join(told))
 
