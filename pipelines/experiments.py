@@ -233,6 +233,11 @@ class Model(TrainingOverrides):
     note: str | None = None
     overrides: dict[str, TrainingOverrides] = {}
 
+    @property
+    def licence(self) -> dict[str, str | None]:
+        """The licence's name and where its terms stand, as a model card has them."""
+        return {"license": self.license, "license_link": self.license_link}
+
     @field_validator("template", mode="before")
     @classmethod
     def _days_as_text(cls, template: Any) -> Any:

@@ -100,7 +100,7 @@ def adapter_card(spec: Mapping[str, Any], base: Base, data: Sequence[Mapping[str
 
 
 def terms(base: Base) -> str:
-    """What whoever passes the weights on has to keep to."""
+    """The terms under which the weights may be passed on."""
     of_base = f"licence of the base model ({base.license_link})" if base.license_link else "licence of the base model"
     return f"The {of_base} and the terms of the data it was trained on apply."
 

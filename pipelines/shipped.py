@@ -15,6 +15,15 @@ FOLDER = Path(__file__).parent / "shipped_configs"
 Json = dict[str, Any]
 
 
+WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def width_of(config: Json) -> int:
+    """The bytes of a weight in a model's files, by its configuration; 4 where that names no type."""
+    told = {**config, **(config.get("text_config") or {})}
+    return WIDTHS.get(str(told.get("dtype") or told.get("torch_dtype")), 4)
+
+
 @cache
 def shipped() -> dict[str, Json]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}

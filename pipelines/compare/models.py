@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import machine, weights
+from pipelines import machine, shipped, weights
 from pipelines.compare.show import Columns, Format, Row, as_csv, as_json, tabulate
 from pipelines.estimate.estimate import Estimate, estimates
 from pipelines.estimate.question import config_of
 from pipelines.experiments import Experiments
 from pipelines.train.cell import Stage
-
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,8 @@ def _weights_gb(stage: Stage, name: str, parameters: int | None) -> float | None
         folder = weights.model_folder(stage.data, name, model)
         held = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
         return sum(path.stat().st_size for path in held) / 1e9 if held else None
-    config = config_of(stage.data, name, model) or {}
-    told = {**config, **(config.get("text_config") or {})}
-    width = 4 if model.source.wheel else BYTES.get(told.get("dtype") or told.get("torch_dtype") or "")
-    return parameters * width / 1e9 if parameters and width else None
+    width = 4 if model.source.wheel else shipped.width_of(config_of(stage.data, name, model) or {})
+    return parameters * width / 1e9 if parameters else None
 
 
 def render(found: Listed, form: Format) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 
 from pipelines.process import die_with_parent
+from pipelines.shipped import width_of
 
 Json = dict[str, Any]
 TOKENIZER = 50_000_000  # bytes of one with some 50,000 words, where none is loaded to be measured (SmolLM2's: 47 MB)
 PRODUCTS = 40_000_000  # bytes of the matrix products that `pipelines.train.products` keeps ready (measured on SmolLM2)
-WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def framework() -> dict[str, int]:
@@ -60,7 +60,7 @@ def answer(asked: Json, occupied: dict[str, int]) -> Json:
     from pipelines.train.examples import longest
 
     fields, recipe = dict(asked["config"]), complete(asked["recipe"])
-    width = WIDTHS.get(str(fields.get("dtype") or fields.get("torch_dtype") or "float32"), 4)
+    width = width_of(fields)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     recipe |= {"max_length": longest(recipe["max_length"], config)}
     batches, source = batches_of(asked, recipe)

@@ -161,7 +161,7 @@ def _spec(stage: Stage, made: Export, output: Path) -> dict[str, Any]:
         "origin": origin(made.attempt),
         "made": made_how(recipe),
         "note": model.note,
-        "licence": {"license": model.license, "license_link": model.license_link},
+        "licence": model.licence,
         "data": json.loads(made.attempt.result["measured"].get("training_data") or "[]"),
     }
 

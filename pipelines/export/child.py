@@ -78,9 +78,8 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     worker.phase("save")
     told = card(spec, worker.report["measured"], provenance.base_of(base, spec["licence"]))
     more: dict[str, str | Path] = {"README.md": told, RECORD: json.dumps(spec["origin"], indent=1)}
-    if (
-        sentencepiece := base / "tokenizer.model"
-    ).is_file():  # llama.cpp's converter reads it rather than tokenizer.json
+    sentencepiece = base / "tokenizer.model"  # llama.cpp's converter reads it rather than tokenizer.json
+    if sentencepiece.is_file():
         more["tokenizer.model"] = sentencepiece
     merging.save(model, form.tokenizer, Path(spec["merged"]), more, form.stop_tokens)
     worker.measure(merge_seconds=clock.lap())

@@ -290,7 +290,7 @@ def _new_attempt(
         "resume": resume, "memory_budget_gb": settings.memory_budget_gb,
         "time_limit_minutes": settings.time_limit_minutes, "learning_rate_source": settings.learning_rate_source,
         "report_to": settings.report_to, "tokens": {"bos": model.bos, "end": model.end},
-        "licence": {"license": model.license, "license_link": model.license_link},
+        "licence": model.licence,
         "launcher": profile.launcher, **stage.devices_of(key.method), "deepspeed": profile.deepspeed,
     }  # fmt: skip
     if after:

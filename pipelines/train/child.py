@@ -17,14 +17,6 @@ CHECKED = 64  # records whose learned text is compared with their answer before 
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model ready to train, and its tokenizer."""
-
-    model: Any
-    tokenizer: Any
-
-
-@dataclass(frozen=True)
 class Tokens:
     """What of the selected examples fits max_length, as tokens."""
 
@@ -35,17 +27,17 @@ class Tokens:
 def train_cell(worker: Worker) -> None:
     """Load, train, save; every phase is timed and every number reported as it becomes known."""
     ranks = join(worker.spec.get("sharding", "none"))
-    loaded = load(worker, whole=not ranks.sharded)
+    model = load(worker, whole=not ranks.sharded)
     if worker.spec["recipe"]["kind"] == "none":
         return
     from pipelines.train import batches, loading, sharding
     from pipelines.train.loop import Trainer
 
     draw_apart(ranks, worker.spec["seed"])
-    recipe, tokens = worker.spec["recipe"], tokenize(worker, loaded)
+    recipe, tokens = worker.spec["recipe"], tokenize(worker, model)
     if ranks.sharding == "fsdp":
-        sharding.shard(loaded.model, loading.device())
-    trainer = Trainer(worker, loaded.model, recipe, loading.device(), ranks)
+        sharding.shard(model, loading.device())
+    trainer = Trainer(worker, model, recipe, loading.device(), ranks)
     earlier = _earlier(worker)
     train, validation = tokens.train, []
     if recipe["early_stop_patience"]:
@@ -63,13 +55,13 @@ def train_cell(worker: Worker) -> None:
     worker.phase("save")
     put_together = trainer.zero.weights(trainer.named) if trainer.zero else None
     if ranks.sharding == "fsdp":
-        put_together = sharding.whole_weights(loaded.model)
+        put_together = sharding.whole_weights(model)
     if ranks.rank == 0:
-        _save(worker, loaded, put_together)
+        _save(worker, model, put_together)
     part()
 
 
-def load(worker: Worker, *, whole: bool = True) -> Loaded:
+def load(worker: Worker, *, whole: bool = True) -> Any:
     """The spec's model on this machine's device (not `whole`: on the CPU, to be sharded from there), with its adapter where it gets
     one; what that took is measured."""
     clock = Stopwatch()
@@ -84,7 +76,6 @@ def load(worker: Worker, *, whole: bool = True) -> Loaded:
     torch.manual_seed(spec["seed"])
     worker.measure(import_seconds=clock.lap())
     folder = worker.root / spec["weights"]
-    tokenizer = loading.load_tokenizer(folder)
     with quantizing.watched(quantizes=bool(recipe["quantization"])) as quantized:
         model = loading.load_model(folder, recipe, on_device=whole)
     worker.measure(**quantized.measured(clock.lap()))
@@ -104,10 +95,10 @@ def load(worker: Worker, *, whole: bool = True) -> Loaded:
     )
     worker.save()
     give_back_freed()
-    return Loaded(model, tokenizer)
+    return model
 
 
-def tokenize(worker: Worker, loaded: Loaded) -> Tokens:
+def tokenize(worker: Worker, model: Any) -> Tokens:
     """The selected examples as tokens, those that fit max_length and the model.
 
     Raises:
@@ -122,7 +113,7 @@ def tokenize(worker: Worker, loaded: Loaded) -> Tokens:
     with memory_unlimited():  # Arrow's and DuckDB's threads
         selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
     form = PromptFormat.of(worker.root / spec["weights"], recipe)
-    limit = longest(recipe["max_length"], loaded.model.config)
+    limit = longest(recipe["max_length"], model.config)
     if limit < recipe["max_length"]:
         worker.say(
             f"max_length is {recipe['max_length']}, this model reads {limit} tokens: longer examples are left out"
@@ -177,17 +168,19 @@ def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
     disk.require(worker.folder, needed, "two checkpoints, or one and the trained model")
 
 
-def _save(worker: Worker, loaded: Loaded, weights: dict[str, Any] | None = None) -> None:
+def _save(worker: Worker, model: Any, weights: dict[str, Any] | None = None) -> None:
     """Write the model under another name and rename it, so that a kill leaves no half of one; of a sharded one `weights` are all.
 
     Raises:
         DiskFullError: what was written of it is removed again.
     """
+    from pipelines.train import loading
+
     partial = worker.folder / ".model.partial"
     try:
-        loaded.model.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
+        model.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
         if worker.spec["recipe"]["kind"] == "full":
-            loaded.tokenizer.save_pretrained(partial)
+            loading.load_tokenizer(worker.root / worker.spec["weights"]).save_pretrained(partial)
         else:
             base = provenance.base_of(worker.root / worker.spec["weights"], worker.spec.get("licence"))
             data = json.loads(worker.report["measured"]["training_data"])
@@ -196,7 +189,7 @@ def _save(worker: Worker, loaded: Loaded, weights: dict[str, Any] | None = None)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if disk.is_full(error):
-            needed = sum(p.numel() * p.element_size() for p in loaded.model.parameters() if p.requires_grad)
+            needed = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
             raise disk.DiskFullError("the trained model", worker.folder, needed) from error
         raise
     os.rename(partial, worker.folder / "model")

@@ -174,8 +174,8 @@ class PromptFormat:
 
     @property
     def ends(self) -> set[int]:
-        """The tokens that end an answer or a call: those, and the generation configuration's."""
-        return {*self.stop_tokens, *self._stops}
+        """The tokens that end an answer or a call: what training teaches, and what ends generation anyway."""
+        return {self.end_of_answer, *self.generation_stops}
 
     @property
     def generation_stops(self) -> set[int]:

@@ -98,9 +98,9 @@ class AlpacaBlocks:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template with `arguments`, of which the model's record may name any that the template knows, and
-    `strftime_now`: the day that it is told, such as "2025-07-08", where it asks what day it is. `stops` are the tokens that end
-    generation, EOS and others.
+    """A tokenizer's chat template with `arguments`, of which the model's record may name any that the template knows. The
+    argument `strftime_now`, such as "2025-07-08", stands for today's date in templates that write it. `stops` are the tokens that
+    end generation, EOS and others.
 
     Raises:
         ValueError: there is no template, it knows no such argument, or it does not show an answer as it was written.

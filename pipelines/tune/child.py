@@ -9,15 +9,15 @@ EVALUATIONS = 4  # of the slice, on the way to the end: what a trial may be prun
 
 def try_rate(worker: Worker) -> None:
     """Raises ValueError where there are too few examples to hold any back."""
-    loaded = load(worker)
+    model = load(worker)
     from pipelines.train import batches, loading
     from pipelines.train.loop import Trainer
 
-    recipe, tokens = worker.spec["recipe"], tokenize(worker, loaded)
+    recipe, tokens = worker.spec["recipe"], tokenize(worker, model)
     kept, judged = batches.held_back(tokens.train, recipe["validation_share"])
     if not kept:
         raise ValueError("tuning needs two training examples or more")
-    trainer = Trainer(worker, loaded.model, recipe, loading.device())
+    trainer = Trainer(worker, model, recipe, loading.device())
     trainer.prepare(kept)
     worker.spec["eval_every_steps"] = max(1, worker.report["measured"]["steps"] // EVALUATIONS)
     worker.phase("train")
