@@ -11,13 +11,13 @@ from assets.project import OfProfile, grid, stage_now
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines import experiments as configuration
-from pipelines.cells import all_attempts
 from pipelines.compare import plots
 from pipelines.compare.compare import compare, lake_version
 from pipelines.compare.figures import curves_of
 from pipelines.compare.history import history_rows
 from pipelines.compare.show import SHOWN, pick_answer
 from pipelines.evaluate.teacher import METHOD as TEACHER
+from pipelines.runs.cells import all_attempts
 from pipelines.warehouse import connect
 
 LAKE, PROFILE = "version of the lake", "profile"  # metadata of a publication, which later ones look up

@@ -11,12 +11,12 @@ import dagster as dg
 from assets.cleaning import sft_examples
 from assets.metadata import table
 from assets.project import CELLS, cell_of, grid, partition_of, stage_now
-from pipelines.cells import CellKey
 from pipelines.clean.select import Selected
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluation_fingerprint
 from pipelines.files import stable_hash
 from pipelines.nightly.due import why_due
+from pipelines.runs.cells import CellKey
 from pipelines.train.cell import Stage, examples_now, fingerprints, recipe_of
 
 VERSION = "dagster/data_version"

@@ -12,9 +12,9 @@ import yaml
 from assets.project import cell_pool, own_profile
 from pipelines.errors import UsageError, WorkError
 from pipelines.files import announce, write_text
-from pipelines.launcher import own_identity
 from pipelines.machine import process_is_alive
 from pipelines.paths import PROJECT, data_root
+from pipelines.runs.launchers.local import own_identity
 
 SETTINGS = "dagster.yaml"
 WRITTEN = ".dagster.yaml.sha256"  # of the settings as we wrote them: a file that still has it was not edited

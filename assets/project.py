@@ -12,9 +12,9 @@ from pydantic import Field
 
 from pipelines import experiments as configuration
 from pipelines import machine
-from pipelines.cells import CellKey
 from pipelines.experiments import Experiments, Profile
 from pipelines.paths import data_root
+from pipelines.runs.cells import CellKey
 from pipelines.train.cell import Stage
 
 GRACE_SECONDS = 10

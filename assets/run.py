@@ -14,15 +14,15 @@ from contextlib import contextmanager, suppress
 
 import dagster as dg
 
-from pipelines.cells import CellKey, latest
 from pipelines.clean.read import corpus_records, named_files
 from pipelines.compare.compare import published_rows
 from pipelines.compare.show import render
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.generate.generate import sources_of
 from pipelines.generate.requests import load_prompts
-from pipelines.process import PARENT, die_with_parent, end_as_interrupt, stop_group
-from pipelines.progress import CellProgress
+from pipelines.runs.cells import CellKey, latest
+from pipelines.runs.process import PARENT, die_with_parent, end_as_interrupt, stop_group
+from pipelines.runs.progress import CellProgress
 from pipelines.train.cell import Stage
 
 DRIVER, ONE_CELL = "--driver", "--cell"

@@ -13,16 +13,16 @@ from pydantic import Field
 from assets.inputs import cell_inputs, evaluation_inputs, note_inputs
 from assets.metadata import numbers, picture, table
 from assets.project import CELLS, cell_of, cell_pool, keys_of, stage_now
-from pipelines.cells import Attempt, Evaluation
 from pipelines.choices import with_budget, with_max_examples
 from pipelines.compare import plots
 from pipelines.estimate.estimate import foresee
 from pipelines.evaluate.cell import evaluate
 from pipelines.files import stable_hash
 from pipelines.generate.journal import now
-from pipelines.launcher import CellCommand, Ending, Launcher, RunningCommand, WatchedElsewhere
 from pipelines.nightly.night import begin, hours_of_cells, limit_reached, money_left
-from pipelines.process import tie_to_parent
+from pipelines.runs.cells import Attempt, Evaluation
+from pipelines.runs.launchers.local import CellCommand, Ending, Launcher, RunningCommand, WatchedElsewhere
+from pipelines.runs.process import tie_to_parent
 from pipelines.train.cell import Stage, Watch, train
 
 Context = dg.AssetExecutionContext

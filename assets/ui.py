@@ -12,7 +12,7 @@ import dagster as dg
 from assets.instance import prepare_home, size_pool
 from pipelines.errors import UsageError, WorkError
 from pipelines.paths import PROJECT
-from pipelines.process import stop_group
+from pipelines.runs.process import stop_group
 
 HOST = "127.0.0.1"
 GRACE_SECONDS = 8

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import project
-from pipelines.cells import CellKey
+from pipelines.runs.cells import CellKey
 from pipelines.train.cell import Stage, Watch, train
 
 DIVIDED = (("full", "ddp"), ("full", "fsdp"), ("lora-r8", "ddp"), ("lora-r8", "fsdp"))

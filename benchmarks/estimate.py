@@ -21,12 +21,12 @@ import psutil
 from benchmarks.estimate_child import shorter
 from pipelines import experiments as configuration
 from pipelines import shipped, weights
-from pipelines.cells import CellKey
 from pipelines.estimate import estimate
 from pipelines.estimate.batch import Batch
 from pipelines.experiments import Experiments
 from pipelines.paths import PROJECT, DataRoot, data_root
-from pipelines.process import child_environment
+from pipelines.runs.cells import CellKey
+from pipelines.runs.process import child_environment
 from pipelines.train.cell import Stage, recipe_of
 
 PACKAGED = "smollm2-135m"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipelines.estimate.batch import Batch
-from pipelines.process import die_with_parent, offer_to_oom_killer
+from pipelines.runs.process import die_with_parent, offer_to_oom_killer
 from pipelines.train import loading
 from pipelines.train.losses import head_on_positions, step_loss
 from pipelines.train.memory import give_back_freed, peak_resident_bytes, reset_peaks

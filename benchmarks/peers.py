@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from pipelines.paths import PROJECT
-from pipelines.process import SPINS, child_environment
+from pipelines.runs.process import SPINS, child_environment
 
 PACKAGES = {
     "distilabel": ["distilabel[openai]==1.5.3", "requests"],

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from benchmarks import project
 from benchmarks.clock import best_seconds
-from pipelines.cells import CellKey
+from pipelines.runs.cells import CellKey
 from pipelines.train import batches, loading
 from pipelines.train.cell import examples_now, recipe_of
 from pipelines.train.examples import Tokenized

@@ -17,12 +17,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import project
-from pipelines.cells import CellKey
 from pipelines.evaluate.cell import evaluate
 from pipelines.experiments import Ray
-from pipelines.launcher import LocalLauncher
 from pipelines.plan.plan import longest_first
 from pipelines.plan.schedule import Job, Place, lower_bound
+from pipelines.runs.cells import CellKey
+from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.train.cell import Stage, Watch, train
 from tests.ray_cluster import ray_cluster
 

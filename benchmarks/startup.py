@@ -15,9 +15,9 @@ import psutil
 
 from benchmarks import project
 from benchmarks.peers import peer_environment
-from pipelines.cells import CellKey
 from pipelines.files import read_json
-from pipelines.process import spawn, stop_group
+from pipelines.runs.cells import CellKey
+from pipelines.runs.process import spawn, stop_group
 from pipelines.train.cell import Stage, Watch, train
 
 ROUNDS = 5

@@ -10,9 +10,9 @@ from torch.nn import functional
 from benchmarks.clock import best_seconds
 from pipelines import experiments as configuration
 from pipelines import weights
-from pipelines.cells import CellKey
 from pipelines.paths import PROJECT, data_root
 from pipelines.records import read_corpus
+from pipelines.runs.cells import CellKey
 from pipelines.train import batches, loading
 from pipelines.train.cell import Stage, recipe_of
 from pipelines.train.examples import IGNORE, Tokenized

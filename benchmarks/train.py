@@ -24,9 +24,9 @@ from typing import Any
 from benchmarks import project, train_child
 from benchmarks.clock import BusyElsewhere
 from benchmarks.peers import peer_environment, peer_python
-from pipelines.cells import CellKey
 from pipelines.files import read_json
-from pipelines.launcher import CellCommand, LocalCommand, LocalLauncher
+from pipelines.runs.cells import CellKey
+from pipelines.runs.launchers.local import CellCommand, LocalCommand, LocalLauncher
 from pipelines.train import batches
 from pipelines.train.cell import Stage, Watch, examples_now, recipe_of, train
 from pipelines.train.examples import Tokenized

@@ -5,8 +5,8 @@ import time
 from typing import Any
 
 from pipelines.files import write_json
+from pipelines.runs.worker import Worker, start
 from pipelines.train.child import train_cell
-from pipelines.worker import Worker, start
 
 SECONDS = "seconds.json"
 

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines import experiments as configuration
-from pipelines.cells import CellKey
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.paths import data_root
-from pipelines.process import end_as_interrupt
+from pipelines.runs.cells import CellKey
+from pipelines.runs.process import end_as_interrupt
 from pipelines.train.cell import Stage, Watch
 
 Arguments = argparse.Namespace
@@ -133,7 +133,7 @@ def clean(arguments: Arguments) -> int:
 
 def train(arguments: Arguments) -> int:
     from pipelines.estimate.estimate import foresee
-    from pipelines.progress import CellProgress
+    from pipelines.runs.progress import CellProgress
     from pipelines.train.cell import train as train_cell
 
     stage = stage_now()
@@ -321,7 +321,7 @@ def tune(arguments: Arguments) -> int:
 
 def sweep(arguments: Arguments) -> int:
     from pipelines.compare.compare import compare as publish
-    from pipelines.progress import CellProgress
+    from pipelines.runs.progress import CellProgress
     from pipelines.sweep import run_sweep, with_ranks, write_picture
     from pipelines.sweep import table as rank_table
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import psutil
 
 from pipelines import machine, weights
-from pipelines.cluster.jobs import JobServer
 from pipelines.errors import UnavailableError
 from pipelines.experiments import Experiments, Profile
 from pipelines.generate.providers import missing_key
 from pipelines.generate.settings import Provider
 from pipelines.paths import DataRoot
+from pipelines.runs.launchers.ray.jobs import JobServer
 from pipelines.train.ranks import require_deepspeed
 
 

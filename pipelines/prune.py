@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from pipelines import cells
-from pipelines.cells import Attempt, CellKey
 from pipelines.clean.clean import current as current_examples
 from pipelines.errors import WorkError
 from pipelines.estimate.question import answer_file, questions
 from pipelines.files import locked, read_json
 from pipelines.paths import DataRoot
-from pipelines.train import restart
+from pipelines.runs import cells, restart
+from pipelines.runs.cells import Attempt, CellKey
 from pipelines.train.cell import Stage
 from pipelines.warehouse import KEPT
 

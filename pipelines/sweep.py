@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.cells import Attempt, CellKey
 from pipelines.compare import plots
 from pipelines.compare.show import Columns, Format, as_csv, as_json, one_line, tabulate
 from pipelines.compare.table import comparison_rows
@@ -13,6 +12,7 @@ from pipelines.errors import UsageError
 from pipelines.evaluate.cell import base_method, evaluate
 from pipelines.experiments import Method
 from pipelines.files import replacing
+from pipelines.runs.cells import Attempt, CellKey
 from pipelines.train.cell import Stage, Watch, train
 
 Row = dict[str, Any]

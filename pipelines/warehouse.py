@@ -15,10 +15,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from pipelines.cells import new_run_id
 from pipelines.errors import UsageError, WorkError
 from pipelines.files import locked
 from pipelines.paths import DataRoot
+from pipelines.runs.cells import new_run_id
 
 STORAGE_VERSION = "v1.2.0"
 KEPT = 2  # the current file and the one before it, which a reader may be about to open

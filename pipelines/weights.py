@@ -20,7 +20,7 @@ from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments, Model, Source
 from pipelines.files import announce, file_sha256, locked, read_json, stable_hash, write_json
 from pipelines.paths import DataRoot
-from pipelines.process import child_environment, stop_group
+from pipelines.runs.process import child_environment, stop_group
 
 RECORD = "featherweight.json"
 CONVERSION = 2  # raised with whatever changes the weights or the tokenizer that a packaged file is converted to

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.process import die_with_parent
+from pipelines.runs.process import die_with_parent
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipelines import shipped
 from pipelines.paths import PROJECT
-from pipelines.process import die_with_parent
 from pipelines.records import read_corpus
+from pipelines.runs.process import die_with_parent
 
 WORDS = 4096
 TEMPLATE = (

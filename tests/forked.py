@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.launcher import CellCommand
-from pipelines.torchrun import MEETING
+from pipelines.runs.launchers.local import CellCommand
+from pipelines.runs.launchers.torchrun import MEETING
 from pipelines.train.child import train_cell
 from tests.in_process import Told
 from tests.test_cells import CPU_MESSAGE

@@ -5,17 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.cells import Attempt
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
 from pipelines.evaluate.child import evaluate_cell
 from pipelines.export.child import export_cell
 from pipelines.export.measure import measure_format
-from pipelines.launcher import CellCommand
+from pipelines.runs.cells import Attempt
+from pipelines.runs.launchers.local import CellCommand
+from pipelines.runs.worker import Worker
 from pipelines.train.cell import Watch, train
 from pipelines.train.child import train_cell
 from pipelines.tune.child import try_rate
-from pipelines.worker import Worker
 from tests.project import TinyProject
 
 WORK = {

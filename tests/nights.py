@@ -12,9 +12,9 @@ import pytest
 from assets import training
 from assets.definitions import defs
 from assets.project import partition_of
-from pipelines import cells
 from pipelines.compare import compare
 from pipelines.files import read_json
+from pipelines.runs import cells
 from tests.in_process import InProcess
 from tests.project import MODEL, TinyProject
 

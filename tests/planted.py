@@ -13,14 +13,14 @@ import pyarrow.parquet as parquet
 import yaml
 
 from pipelines import experiments
-from pipelines.cells import Attempt, CellKey, Evaluation, Status
 from pipelines.clean.clean import CleaningResult
 from pipelines.compare.table import COLUMNS, Row
 from pipelines.compare.tables import SFT_EXAMPLES, SFT_REJECTS
 from pipelines.evaluate.cell import evaluation_fingerprint
 from pipelines.files import read_json, stable_hash, write_json, write_jsonl
-from pipelines.launcher import own_identity
 from pipelines.paths import DataRoot
+from pipelines.runs.cells import Attempt, CellKey, Evaluation, Status
+from pipelines.runs.launchers.local import own_identity
 from pipelines.train.cell import Stage, examples_now, fingerprints, recipe_of, write_result
 from pipelines.warehouse import arrow_table
 

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from pipelines import experiments as configuration
-from pipelines.cells import CellKey
 from pipelines.paths import PROJECT, DataRoot
+from pipelines.runs.cells import CellKey
 from pipelines.train.cell import Stage
 
 MODEL = "smollm2-135m"

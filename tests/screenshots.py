@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from playwright.sync_api import Page, sync_playwright
 
-from pipelines import cells
-from pipelines.cells import Attempt
 from pipelines.paths import PROJECT, data_root
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt
 
 IMAGES = PROJECT / "docs" / "images"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.cells import CellKey
 from pipelines.compare.table import comparison_rows
 from pipelines.evaluate.cell import evaluate
 from pipelines.export import merge
 from pipelines.export.cell import Wanted, export
+from pipelines.runs.cells import CellKey
 from pipelines.train import loading
 from pipelines.train.cell import Watch, train
 from tests.in_process import InProcess, clean_for

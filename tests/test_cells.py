@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from pipelines import cells
-from pipelines.cells import Attempt, CellKey, Status
 from pipelines.files import read_json, write_json
-from pipelines.launcher import CellCommand, Ending, LocalLauncher, own_identity, run_to_end
 from pipelines.paths import DataRoot
-from pipelines.progress import CellProgress
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt, CellKey, Status
+from pipelines.runs.launchers.local import CellCommand, Ending, LocalLauncher, own_identity, run_to_end
+from pipelines.runs.progress import CellProgress
+from pipelines.runs.worker import bytes_requested, is_out_of_memory
 from pipelines.train.cell import child_report, judge, write_result
-from pipelines.worker import bytes_requested, is_out_of_memory
 from tests import planted
 from tests.planted import Lake
 
@@ -202,7 +202,7 @@ def run_child(
     """Run `work` in a real worker, refused more than `budget` (GB) and stopped by the watchdog over `watched` (bytes)."""
     folder = lake.started("full", budget=budget).folder
     body = "\n".join(f"    {line}" for line in work.splitlines())
-    code = "from pipelines.worker import DivergedError, start\nfrom pipelines.errors import UnavailableError\n"
+    code = "from pipelines.runs.worker import DivergedError, start\nfrom pipelines.errors import UnavailableError\n"
     code += f"def work(worker):\n    worker.measure(last_step=1)\n    worker.phase('train')\n{body}\nstart(work)"
     command = CellCommand(["-c", code, str(folder)], folder, {}, memory_budget=watched)
     end = run_to_end(LocalLauncher(), command, on_tick=lambda: None)
@@ -258,7 +258,7 @@ def test_a_child_is_refused_what_is_over_its_budget(lake: Lake) -> None:
 )
 def test_a_cap_is_lifted_where_asked_and_counts_what_was_touched(lake: Lake, held: str, status: Status) -> None:
     """DuckDB's and Arrow's threads hang or crash where they are refused memory, and ask for far more than they touch."""
-    work = "import mmap\nfrom pipelines.process import memory_unlimited\n"
+    work = "import mmap\nfrom pipelines.runs.process import memory_unlimited\n"
     work += f"with memory_unlimited(): held = {held}\nmore = bytearray(400_000_000)"
     attempt, _ = run_child(lake, work, budget=1.0)
     assert attempt.status == status, attempt.result["status_detail"]

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from pipelines.cluster import code, parcel, pipes
-from pipelines.cluster.jobs import JobServer, RefusedError, UnreachableError
-from pipelines.cluster.launcher import end, is_under_way, job_name, predicted_gb, why_it_waits
-from pipelines.cluster.parcel import Inbox, Outbox
-from pipelines.cluster.store import Store, StoreError, harmless
 from pipelines.errors import UsageError
 from pipelines.files import write_json
 from pipelines.paths import DataRoot
 from pipelines.predictions import answer_file
-from pipelines.process import child_environment
+from pipelines.runs.launchers.ray import code, parcel, pipes
+from pipelines.runs.launchers.ray.jobs import JobServer, RefusedError, UnreachableError
+from pipelines.runs.launchers.ray.launcher import end, is_under_way, job_name, predicted_gb, why_it_waits
+from pipelines.runs.launchers.ray.parcel import Inbox, Outbox
+from pipelines.runs.launchers.ray.store import Store, StoreError, harmless
+from pipelines.runs.process import child_environment
 from pipelines.train.cell import train
 from tests.in_process import clean_for
 from tests.project import TinyProject

@@ -25,10 +25,10 @@ from assets.launcher import WatchedRunLauncher
 from assets.project import partition_of
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
-from pipelines import cells
 from pipelines.compare.compare import published_rows
 from pipelines.experiments import load
 from pipelines.paths import PROJECT
+from pipelines.runs import cells
 from tests.project import MODEL, TinyProject
 
 DATA = [corpus_records, local_records, generated_records, sft_examples, provider_comparison]

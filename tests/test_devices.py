@@ -13,11 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines import cells
-from pipelines.cells import Attempt
 from pipelines.errors import UnavailableError
-from pipelines.launcher import Launcher
-from pipelines.train import restart
+from pipelines.runs import cells, restart
+from pipelines.runs.cells import Attempt
+from pipelines.runs.launchers.local import Launcher
 from pipelines.train.cell import Watch, train
 from pipelines.train.ranks import Ranks, require_divisible
 from pipelines.train.zero import Zero
@@ -89,7 +88,7 @@ def processes_of(project: TinyProject) -> list[psutil.Process]:
 
 
 def ranks_of(project: TinyProject) -> list[psutil.Process]:
-    agents = [process for process in processes_of(project) if "pipelines.torchrun" in process.cmdline()]
+    agents = [process for process in processes_of(project) if "pipelines.runs.launchers.torchrun" in process.cmdline()]
     return sorted((child for agent in agents for child in agent.children()), key=lambda child: child.pid)
 
 

@@ -11,7 +11,6 @@ import duckdb
 import pytest
 
 from assets.judging import judged_answers
-from pipelines import cells
 from pipelines.compare.compare import Publication, compare, lake_version
 from pipelines.estimate.estimate import keep_predictions
 from pipelines.evaluate import answers, judge
@@ -19,6 +18,7 @@ from pipelines.evaluate.cell import evaluate, evaluation_fingerprint
 from pipelines.files import locked, read_json, read_jsonl, write_json
 from pipelines.generate.generate import GenerationResult
 from pipelines.nightly import night
+from pipelines.runs import cells
 from pipelines.statistics import wilson
 from pipelines.train.cell import Watch, examples_now
 from tests.asking import KEYS, PRICE

@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import cells
-from pipelines.cells import Attempt
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
 from pipelines.compare.table import comparison_rows
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt
 from tests.project import MODEL, TinyProject
 
 FEATHERWEIGHT = [sys.executable, "-m", "pipelines.cli"]
@@ -184,7 +184,7 @@ def test_a_broken_model_folder_is_failed_with_its_error(
 
 
 def test_keys_never_reach_a_child(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.process import child_environment
+    from pipelines.runs.process import child_environment
 
     monkeypatch.setenv("OPENAI_API_KEY", "planted-secret")
     monkeypatch.setenv("HF_TOKEN", "planted-secret")
@@ -195,7 +195,7 @@ def test_keys_never_reach_a_child(project: TinyProject, monkeypatch: pytest.Monk
 def test_a_childs_threads_yield_to_other_programs_unless_the_user_says_how_they_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pipelines.process import child_environment
+    from pipelines.runs.process import child_environment
 
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)

@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.errors import WorkError
 from pipelines.files import locked, read_json, read_jsonl, replacing, write_json, write_jsonl, write_text
-from pipelines.process import spawn, stop_group
+from pipelines.runs.process import spawn, stop_group
 
 HOLD = """
 import sys

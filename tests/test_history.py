@@ -6,9 +6,9 @@ from typing import Any, cast
 import dagster as dg
 import pytest
 
-from pipelines.cells import all_attempts
 from pipelines.compare.history import history_rows, usual_limit
 from pipelines.compare.table import Row
+from pipelines.runs.cells import all_attempts
 from tests import planted
 from tests.planted import Lake, losses
 

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from pipelines import machine
-from pipelines.launcher import CellCommand, Ending, LocalLauncher, own_identity, run_to_end
 from pipelines.machine import process_is_alive
-from pipelines.process import PARENT, spawn, stop_group
+from pipelines.runs.launchers.local import CellCommand, Ending, LocalLauncher, own_identity, run_to_end
+from pipelines.runs.process import PARENT, spawn, stop_group
 
 MB = 10**6
 SLEEP = "import time; time.sleep(600)"
@@ -49,12 +49,12 @@ if sys.argv[3] == "stay":
 PARENT_OF_CHILD = """
 import sys
 from pathlib import Path
-from pipelines.process import spawn
+from pipelines.runs.process import spawn
 spawn(["-c", sys.argv[1], sys.argv[2]], log=Path(sys.argv[2] + ".log")).wait()
 """
 TIED_CHILD = """
 import os, sys, time
-from pipelines.process import die_with_parent
+from pipelines.runs.process import die_with_parent
 die_with_parent()
 with open(sys.argv[1] + ".partial", "w") as out:
     out.write(str(os.getpid()))
@@ -224,7 +224,7 @@ def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 def test_a_child_whose_parent_ended_before_it_could_look_does_not_start(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", "pass"])
     gone.wait()
-    code = "from pipelines.process import die_with_parent; die_with_parent(); print('started')"
+    code = "from pipelines.runs.process import die_with_parent; die_with_parent(); print('started')"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, PARENT: str(gone.pid)}, capture_output=True, check=False
     )

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from pipelines import cells
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
+from pipelines.runs import cells
+from pipelines.runs.worker import DivergedError
 from pipelines.train import search
 from pipelines.train.cell import Watch, train
 from pipelines.train.loop import Trainer
-from pipelines.worker import DivergedError
 from tests.in_process import InProcess, clean_for, kill_at, trained
 from tests.project import MODEL, TinyProject
 from tests.test_restart import outcome

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from pipelines import hub
-from pipelines.cells import Status
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
 from pipelines.experiments import Nightly
@@ -16,6 +15,7 @@ from pipelines.generate.journal import Request, opened
 from pipelines.nightly import night
 from pipelines.nightly.due import Due, due_cells
 from pipelines.nightly.night import Done
+from pipelines.runs.cells import Status
 from tests import planted
 from tests.planted import Lake
 

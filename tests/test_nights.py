@@ -13,13 +13,13 @@ from dagster._core.loader import LoadingContextForTest
 from assets.definitions import defs
 from assets.inputs import note_inputs
 from assets.project import partition_of
-from pipelines import cells
 from pipelines import experiments as configuration
 from pipelines.compare.compare import published_rows
 from pipelines.compare.table import comparison_rows
 from pipelines.files import read_json, write_json
-from pipelines.launcher import CellCommand
 from pipelines.paths import PROJECT
+from pipelines.runs import cells
+from pipelines.runs.launchers.local import CellCommand
 from pipelines.warehouse import connect
 from tests.fake_behavior import Behavior
 from tests.fake_provider import fake_provider

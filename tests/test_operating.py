@@ -24,9 +24,9 @@ from assets.cleaning import sft_examples
 from assets.generating import corpus_records, generated_records, local_records
 from assets.instance import prepare_home
 from assets.training import CellConfig
-from pipelines import alert, cells
+from pipelines import alert
 from pipelines.paths import PROJECT
-from pipelines.train import restart
+from pipelines.runs import cells, restart
 from tests.project import MODEL, TinyProject
 
 TEXT = (PROJECT / "docs" / "operating.md").read_text(encoding="utf-8")

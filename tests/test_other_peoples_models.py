@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.cells import Attempt, CellKey, Evaluation
 from pipelines.compare.compare import compare
 from pipelines.compare.table import comparison_rows
 from pipelines.evaluate import serving
 from pipelines.evaluate.cell import evaluate
 from pipelines.files import read_jsonl
+from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.train.cell import Watch, train
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plan import jobs, places
-from pipelines import cells
 from pipelines.cli import main
 from pipelines.errors import UsageError
 from pipelines.files import write_json
@@ -17,6 +16,7 @@ from pipelines.plan import fleet
 from pipelines.plan.schedule import Job, Place, Placed, lower_bound, makespan, schedule
 from pipelines.plan.seconds import Past, Rate, Work, foretell, training_flops
 from pipelines.predictions import memory_gb
+from pipelines.runs import cells
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
 

@@ -9,11 +9,11 @@ import pytest
 
 from assets.history import forget, old_runs
 from pipelines import cli
-from pipelines.cells import Attempt, Status
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
 from pipelines.files import read_json, write_json
 from pipelines.prune import leftovers, remove, superseded_exports
+from pipelines.runs.cells import Attempt, Status
 from pipelines.train.cell import write_result
 from tests import planted
 from tests.planted import Lake

@@ -15,15 +15,15 @@ import dagster as dg
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipelines import cells
-from pipelines.cells import Attempt, CellKey
-from pipelines.cluster.jobs import JobServer
 from pipelines.compare.compare import published_rows
 from pipelines.files import read_json
-from pipelines.launcher import CellCommand
 from pipelines.paths import PROJECT, DataRoot
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.launchers.local import CellCommand
+from pipelines.runs.launchers.ray.jobs import JobServer
+from pipelines.runs.restart import checkpoints
 from pipelines.train.cell import Watch, train
-from pipelines.train.restart import checkpoints
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
 from tests.ray_cluster import RayCluster, ray_cluster, wait_for
@@ -253,7 +253,7 @@ def test_no_bucket_and_no_shared_folder_are_rows_that_say_so(
         """The launcher of a project whose data root the nodes do not see: the job's folder is renamed before it begins."""
 
         def start(self, command: CellCommand) -> Any:
-            from pipelines.cluster.launcher import RayLauncher
+            from pipelines.runs.launchers.ray.launcher import RayLauncher
 
             ray = project.stage().experiments.profile("local").ray
             assert ray

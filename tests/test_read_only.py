@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cells
 from pipelines.compare import compare as comparing
 from pipelines.compare.compare import compare, published_rows
+from pipelines.runs import cells
 from tests import planted
 from tests.planted import Lake
 

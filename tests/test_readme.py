@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 from pipelines import experiments as configuration
-from pipelines.cells import Status
 from pipelines.cli import parser
 from pipelines.compare.table import COLUMNS
 from pipelines.paths import PROJECT
 from pipelines.plan import fleet
+from pipelines.runs.cells import Status
 from tests.project import TinyProject, merge
 
 PAGES = {

@@ -11,7 +11,6 @@ from transformers import AutoTokenizer
 
 from pipelines import experiments as configuration
 from pipelines import weights
-from pipelines.cells import CellKey
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
 from pipelines.compare.compare import compare
@@ -24,6 +23,7 @@ from pipelines.files import file_sha256, read_json, stable_hash, write_json
 from pipelines.generate.generate import generate_locally, generated_records
 from pipelines.generate.journal import opened
 from pipelines.paths import PROJECT, DataRoot
+from pipelines.runs.cells import CellKey
 from pipelines.train.cell import Stage, train
 from tests.project import MODEL
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import cells, disk
-from pipelines.cells import Attempt
+from pipelines import disk
 from pipelines.compare.tables import all_tables
 from pipelines.files import read_json, write_json
-from pipelines.train import checkpoint, restart
+from pipelines.runs import cells, restart
+from pipelines.runs.cells import Attempt
+from pipelines.train import checkpoint
 from pipelines.train.cell import Watch, train
 from pipelines.train.tally import Tally
 from tests.in_process import InProcess, clean_for, kill_at, stop_at

@@ -14,8 +14,8 @@ import duckdb
 import psutil
 import pytest
 
-from pipelines import cells
 from pipelines.paths import PROJECT
+from pipelines.runs import cells
 from tests.project import TinyProject
 
 QUERY = "SELECT method, status, eval_bits_per_byte, base_bits_per_byte FROM comparison"

@@ -58,7 +58,7 @@ def test_a_rank_that_is_out_of_memory_is_a_row_and_the_next_is_run(
 
 
 def _newest(wide: Lake, key: Any) -> Any:
-    from pipelines import cells
+    from pipelines.runs import cells
 
     return cells.latest(wide.data, key)
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cells import CellKey
 from pipelines.errors import UsageError, WorkError
 from pipelines.experiments import load
 from pipelines.files import read_json, write_json, write_jsonl
-from pipelines.launcher import CellCommand
+from pipelines.runs.cells import CellKey
+from pipelines.runs.launchers.local import CellCommand
 from pipelines.train.cell import Watch
 from pipelines.tune.tune import Range, tune
 from tests.in_process import Ended, InProcess, clean_for

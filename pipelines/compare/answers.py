@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.cells import Status
 from pipelines.clean.select import Selected
 from pipelines.compare.table import COLUMNS, Row
 from pipelines.evaluate import answers as kept
@@ -13,6 +12,7 @@ from pipelines.experiments import Experiments
 from pipelines.generate.journal import Journal
 from pipelines.generate.judge import family
 from pipelines.generate.providers import missing_key
+from pipelines.runs.cells import Status
 from pipelines.train.cell import Stage, examples_now
 
 

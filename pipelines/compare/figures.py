@@ -6,13 +6,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines import cells
-from pipelines.cells import CellKey
 from pipelines.clean import summary
 from pipelines.clean.clean import CleaningResult
 from pipelines.compare import plots
 from pipelines.compare.show import Columns
 from pipelines.experiments import Experiments, Method
+from pipelines.runs import cells
+from pipelines.runs.cells import CellKey
 from pipelines.train.cell import Stage
 
 Row = dict[str, Any]

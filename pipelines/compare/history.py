@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.cells import Attempt, CellKey
 from pipelines.compare.quality import Interval, Quality, paired_difference, quality_of
+from pipelines.runs.cells import Attempt, CellKey
 
 Row = dict[str, Any]
 HISTORY = {

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.cells import Evaluation
 from pipelines.files import read_jsonl
+from pipelines.runs.cells import Evaluation
 from pipelines.statistics import expanded_tail
 
 Row = dict[str, Any]

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from pipelines import cells, machine
-from pipelines.cells import SEVERITY, Attempt, CellKey, Evaluation
+from pipelines import machine
 from pipelines.clean.select import Selected
 from pipelines.compare.advice import advise
 from pipelines.compare.quality import Qualities, Quality, quality_of
@@ -17,6 +16,8 @@ from pipelines.estimate.question import questions
 from pipelines.evaluate.cell import base_method, current_evaluation, evaluation_fingerprint
 from pipelines.experiments import Model
 from pipelines.files import read_json
+from pipelines.runs import cells
+from pipelines.runs.cells import SEVERITY, Attempt, CellKey, Evaluation
 from pipelines.train.cell import Stage, changed, examples_now, fingerprints
 
 Row = dict[str, Any]

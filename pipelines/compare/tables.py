@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from pipelines import cells
-from pipelines.cells import Attempt
 from pipelines.clean.clean import current as current_examples
 from pipelines.compare.answers import with_verdicts
 from pipelines.compare.history import HISTORY, history_rows
@@ -21,6 +19,8 @@ from pipelines.export import bit_widths
 from pipelines.files import read_jsonl
 from pipelines.generate.journal import opened
 from pipelines.paths import DataRoot
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt
 from pipelines.warehouse import arrow_table
 
 TRAINING_RUNS = {

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pipelines import cells
-from pipelines.cells import CellKey
+from pipelines.runs import cells
+from pipelines.runs.cells import CellKey
 from pipelines.train.cell import Stage
 
 Row = dict[str, Any]

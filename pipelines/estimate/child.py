@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from pipelines.process import die_with_parent
+from pipelines.runs.process import die_with_parent
 from pipelines.shipped import width_of
 
 Json = dict[str, Any]

@@ -21,7 +21,7 @@ from pipelines.errors import WorkError
 from pipelines.estimate.cards import CARDS, Card
 from pipelines.estimate.question import Question, questions
 from pipelines.files import announce, locked, read_json, source_hash, write_json
-from pipelines.process import child_environment, stop_group
+from pipelines.runs.process import child_environment, stop_group
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage
 

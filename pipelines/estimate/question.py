@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import machine, predictions, shipped, weights
-from pipelines.cells import Attempt, CellKey
 from pipelines.clean.select import Selected
 from pipelines.errors import UsageError
 from pipelines.experiments import Model
 from pipelines.files import read_json
 from pipelines.paths import DataRoot
 from pipelines.predictions import answer_file
+from pipelines.runs.cells import Attempt, CellKey
 from pipelines.train.cell import Stage, examples_now, for_method, recipe_of
 
 Json = dict[str, Any]

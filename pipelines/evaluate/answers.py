@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines import cells
-from pipelines.cells import CellKey, Evaluation
 from pipelines.clean.select import Selected
 from pipelines.evaluate import judge, teacher
 from pipelines.evaluate.cell import current_evaluation, evaluation_fingerprint
@@ -13,6 +11,8 @@ from pipelines.generate.generate import GenerationResult, ProviderResult, Sessio
 from pipelines.generate.journal import Journal, Request, opened
 from pipelines.generate.judge import ask_enabled
 from pipelines.generate.send import Progress
+from pipelines.runs import cells
+from pipelines.runs.cells import CellKey, Evaluation
 from pipelines.train.cell import Stage, examples_now
 
 Row = dict[str, Any]

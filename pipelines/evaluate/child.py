@@ -14,11 +14,11 @@ from pipelines.evaluate import general, scores
 from pipelines.evaluate.fitting import Records, fitting_everywhere
 from pipelines.files import write_jsonl
 from pipelines.paths import DataRoot
+from pipelines.runs.worker import DivergedError, StoppedError, Stopwatch, Worker, start
 from pipelines.statistics import percentile
 from pipelines.train.conversations import answer_of, conversation, question
 from pipelines.train.examples import Tokenized
 from pipelines.train.prompts import PromptFormat
-from pipelines.worker import DivergedError, StoppedError, Stopwatch, Worker, start
 
 ENOUGH_FOR_P95 = 20  # below, the 95th percentile is next to the slowest of a few
 ANSWER_SHARE = 2  # an answering batch holds so many times the tokens of a training one: no gradients are kept

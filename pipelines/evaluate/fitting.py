@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.runs.worker import Worker
 from pipelines.train.examples import longest
 from pipelines.train.prompts import PromptFormat
 from pipelines.train.templates import Unshown
-from pipelines.worker import Worker
 
 Records = Sequence[dict[str, Any]]
 Reader = dict[str, Any]

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import cells, machine
-from pipelines.cells import Attempt, CellKey
+from pipelines import machine
 from pipelines.clean.select import Selected
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluation_fingerprint
@@ -14,6 +13,8 @@ from pipelines.export.cell import HERE, Export, Wanted, default_output, export, 
 from pipelines.export.measure import FORMATS
 from pipelines.files import locked, source_hash, stable_hash, write_json
 from pipelines.paths import DataRoot
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt, CellKey
 from pipelines.settings import expected_one_of
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage, Watch, examples_now

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import cells, weights
-from pipelines.cells import Attempt, CellKey
+from pipelines import weights
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import readers
 from pipelines.files import locked, read_json, source_hash, write_json
 from pipelines.generate.journal import now
-from pipelines.launcher import own_identity
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.launchers.local import own_identity
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage, Watch, examples_now
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from pipelines import provenance
 from pipelines.files import stable_hash, write_json
+from pipelines.runs.worker import Stopwatch, Worker, start
 from pipelines.train.examples import Tokenized
 from pipelines.train.prompts import PromptFormat
 from pipelines.train.templates import DAY
 from pipelines.weights import RECORD
-from pipelines.worker import Stopwatch, Worker, start
 
 COMPARED = 3  # records whose every probability is compared between the merged model and the adapter beside its base
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.errors import WorkError
 from pipelines.export.native import LlamaCpp
-from pipelines.process import die_with_parent
+from pipelines.runs.process import die_with_parent
 
 FOLDER = Path(sys.prefix) / "converter"
 # How llama.cpp splits text before it merges; no tokenizer.json holds the name. The converter knows the published tokenizers by

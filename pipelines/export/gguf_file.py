@@ -17,7 +17,7 @@ from pipelines.errors import UnavailableError, WorkError
 from pipelines.export import convert
 from pipelines.export.native import quantize_rows
 from pipelines.files import replacing
-from pipelines.process import child_environment, stop_group
+from pipelines.runs.process import child_environment, stop_group
 
 SCHEMES = {"F32": "f32", "F16": "f16", "Q8_0": "q8_0", "Q4_K_M": "f32"}  # and what the converter writes for each
 # where a row is no multiple of a K type's 256 values, llama.cpp takes these (llama-quant.cpp)

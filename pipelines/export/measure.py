@@ -12,9 +12,9 @@ from typing import Any
 
 from pipelines.evaluate import scores
 from pipelines.files import read_json
+from pipelines.runs.worker import Stopwatch, Worker, start
 from pipelines.statistics import percentile
 from pipelines.train.examples import IGNORE, Tokenized
-from pipelines.worker import Stopwatch, Worker, start
 
 # format → (precision, quantization) of a recipe
 FORMATS: dict[str, tuple[str, str | None]] = {

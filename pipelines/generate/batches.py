@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.cells import new_run_id
 from pipelines.generate.answers import CallError
 from pipelines.generate.budget import Budget, unknown_price
 from pipelines.generate.client import fate_of
@@ -20,6 +19,7 @@ from pipelines.generate.journal import Charges, Journal, Request, now
 from pipelines.generate.prices import Costs, batch_share, costs_of, worst_cost
 from pipelines.generate.send import TRIES, Tally
 from pipelines.generate.settings import Provider
+from pipelines.runs.cells import new_run_id
 
 if TYPE_CHECKING:  # it loads both SDKs
     from pipelines.generate.batch_clients import BatchClient, Item, Seen

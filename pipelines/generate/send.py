@@ -18,7 +18,7 @@ from pipelines.generate.client import Client
 from pipelines.generate.journal import RESENT_AT_MOST, Journal, Request, Writer
 from pipelines.generate.pacing import Pacer
 from pipelines.generate.prices import Costs, worst_cost
-from pipelines.process import draining
+from pipelines.runs.process import draining
 
 TRIES = 5  # of one request in one run; being turned away (429, 503, 529) is not counted
 TURNED_AWAY = ("throttled", "overloaded")

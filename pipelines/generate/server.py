@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines.errors import WorkError
-from pipelines.process import die_with_parent, offer_to_oom_killer, spawn, stop_group
+from pipelines.runs.process import die_with_parent, offer_to_oom_killer, spawn, stop_group
 
 START_SECONDS = 120
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import cells, weights
-from pipelines.cells import Attempt, CellKey, Evaluation
+from pipelines import weights
 from pipelines.clean.select import Selected
 from pipelines.evaluate.cell import base_method, current_evaluation, evaluation_fingerprint
 from pipelines.files import read_json
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.train.cell import Stage, changed, examples_now, fingerprints, for_method
 
 # how often a cell may end so, in a row and without getting further, before it waits for a change

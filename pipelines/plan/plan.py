@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pipelines import cells
 from pipelines.clean.select import Selected
 from pipelines.estimate.cards import CONTEXT
 from pipelines.estimate.estimate import TIGHT, answers
@@ -18,6 +17,7 @@ from pipelines.plan import seconds as clock
 from pipelines.plan.fleet import Fleet, Machine, Node
 from pipelines.plan.schedule import Bound, Job, Place, Placed, lower_bound, makespan, schedule
 from pipelines.predictions import memory_gb
+from pipelines.runs import cells
 from pipelines.train.cell import Stage, examples_now, for_method
 
 Json = dict[str, Any]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.cells import Attempt
+from pipelines.runs.cells import Attempt
 
 START_SECONDS = 20.0  # two processes that import, load and save; where no row tells
 BYTES_PER_TOKEN = 4  # where no tokenizer is here to count

@@ -8,19 +8,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines import cells, disk, machine, trackers, weights
-from pipelines.cells import Attempt, CellKey, Status
+from pipelines import disk, machine, trackers, weights
 from pipelines.clean.clean import current as current_examples
 from pipelines.clean.select import Selected, Selection, select
-from pipelines.cluster import launcher as jobs
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments
 from pipelines.files import announce, locked, read_json, source_hash, stable_hash, write_json
 from pipelines.generate.journal import now
-from pipelines.launcher import CellCommand, Ending, Launcher, LocalLauncher, own_identity, run_to_end
-from pipelines.launchers import launcher_for
 from pipelines.paths import DataRoot
-from pipelines.train import restart
+from pipelines.runs import cells, restart
+from pipelines.runs.cells import Attempt, CellKey, Status
+from pipelines.runs.launchers.chosen import launcher_for
+from pipelines.runs.launchers.local import CellCommand, Ending, Launcher, LocalLauncher, own_identity, run_to_end
+from pipelines.runs.launchers.ray import launcher as jobs
 from pipelines.train.ranks import require_deepspeed, require_divisible
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself

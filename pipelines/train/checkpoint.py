@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 
 from pipelines.disk import DiskFullError, is_full
 from pipelines.files import read_json, write_json
+from pipelines.runs.restart import CURVE, FOLDER, STATE, TENSORS, checkpoints
 from pipelines.train.ranks import Ranks, local_part, with_local_part
-from pipelines.train.restart import CURVE, FOLDER, STATE, TENSORS, checkpoints
 
 Json = dict[str, Any]
 Tensors = dict[str, torch.Tensor]

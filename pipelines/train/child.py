@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import disk, provenance
-from pipelines.process import memory_unlimited
-from pipelines.train import restart
+from pipelines.runs import restart
+from pipelines.runs.process import memory_unlimited
+from pipelines.runs.worker import Stopwatch, Worker, start
 from pipelines.train.ranks import draw_apart, join, part
-from pipelines.worker import Stopwatch, Worker, start
 
 CHECKED = 64  # records whose learned text is compared with their answer before training
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipelines.cells import CellKey
 from pipelines.errors import UsageError
+from pipelines.runs.cells import CellKey
 from pipelines.train import tokenizing
 from pipelines.train.cell import Stage, examples_now, for_method, no_examples, recipe_of
 from pipelines.train.examples import IGNORE, Tokenized, longest

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pipelines.runs.worker import STOPPED, DivergedError, StoppedError, Stopwatch, Worker
 from pipelines.train import batches, checkpoint, checks, probe, search, sharding
 from pipelines.train.checkpoint import Random
 from pipelines.train.examples import Tokenized
@@ -26,7 +27,6 @@ from pipelines.train.precision import autocast, make_scaler
 from pipelines.train.ranks import ZERO_STAGES, Ranks
 from pipelines.train.tally import Tally
 from pipelines.train.zero import Zero
-from pipelines.worker import STOPPED, DivergedError, StoppedError, Stopwatch, Worker
 
 Recipe = dict[str, Any]
 SMALLEST_SCALE = 2.0**-14  # of float16's loss: below it not the scale overflows but the model

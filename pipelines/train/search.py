@@ -13,10 +13,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from pipelines import disk
-from pipelines.train import batches, checkpoint, restart
+from pipelines.runs import restart
+from pipelines.runs.worker import DivergedError
+from pipelines.train import batches, checkpoint
 from pipelines.train.examples import Tokenized
 from pipelines.train.ranks import local_part
-from pipelines.worker import DivergedError
 
 Tried = list[tuple[float, float | None]]  # (learning rate, loss), smaller rates first; None: it diverged
 

@@ -1,8 +1,8 @@
 """One trial: `python -m pipelines.tune.child FOLDER` trains the cell that FOLDER/spec.json describes on train without a slice, and
 puts the loss on that slice on its curve. No model is saved, and no evaluation record is looked at."""
 
+from pipelines.runs.worker import Worker, start
 from pipelines.train.child import load, tokenize
-from pipelines.worker import Worker, start
 
 EVALUATIONS = 4  # of the slice, on the way to the end: what a trial may be pruned by
 

@@ -7,10 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines import cells, weights
-from pipelines.cells import CellKey
+from pipelines import weights
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.files import announce, locked, read_jsonl, stable_hash, write_json
+from pipelines.runs import cells
+from pipelines.runs.cells import CellKey
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage, Watch, examples_now, fingerprints, recipe_of
 

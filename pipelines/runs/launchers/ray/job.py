@@ -1,4 +1,4 @@
-"""The node's half of a cell: `python -m pipelines.cluster.job PLACE [JOB]` is what a Ray job runs.
+"""The node's half of a cell: `python -m pipelines.runs.launchers.ray.job PLACE [JOB]` is what a Ray job runs.
 
 PLACE is the attempt's folder, where all nodes see the data root, else the storage's URL, in which JOB lies. The cell's own command
 runs here as it would on the driver's machine, under its budget and time limit; how it ended is the file ended.json.
@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import disk, machine, trackers
-from pipelines.cluster import code, pipes
-from pipelines.cluster.parcel import ENDED, Outbox, unpack
-from pipelines.cluster.store import Store, StoreError
 from pipelines.errors import UnavailableError
 from pipelines.files import read_json, write_json
-from pipelines.launcher import CellCommand, Ending, run_to_end
-from pipelines.launchers import launcher_on
 from pipelines.paths import PROJECT
-from pipelines.process import end_as_interrupt
+from pipelines.runs.launchers.chosen import launcher_on
+from pipelines.runs.launchers.local import CellCommand, Ending, run_to_end
+from pipelines.runs.launchers.ray import code, pipes
+from pipelines.runs.launchers.ray.parcel import ENDED, Outbox, unpack
+from pipelines.runs.launchers.ray.store import Store, StoreError
+from pipelines.runs.process import end_as_interrupt
 
 NOTHING_THERE, NOT_ALIKE, INTERRUPTED = 71, 72, 130  # exit codes that the launcher turns into words
 SEND_SECONDS = 2.0

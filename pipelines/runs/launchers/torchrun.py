@@ -1,5 +1,6 @@
-"""Several processes for one cell on this machine, by torchrun: `python -m pipelines.torchrun COUNT FOLDER ARGUMENTS` starts
-`python ARGUMENTS` COUNT times (the ranks), and ends when all have ended or, with all of them, when one ended badly.
+"""Several processes for one cell on this machine, by torchrun: `python -m pipelines.runs.launchers.torchrun COUNT FOLDER
+ARGUMENTS` starts `python ARGUMENTS` COUNT times (the ranks), and ends when all have ended or, with all of them, when one ended
+badly.
 
 torchrun itself (torch.distributed.run) does the work; around it, this process dies with its parent and the ranks with it, ends by
 the signal or code of the rank that ended first, and nothing listens on other addresses than loopback.
@@ -14,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.cells import EXIT_LOST, RANKS
 from pipelines.files import read_json, write_json
-from pipelines.launcher import CellCommand, LocalCommand, LocalLauncher
-from pipelines.process import PARENT, die_with_parent
+from pipelines.runs.cells import EXIT_LOST, RANKS
+from pipelines.runs.launchers.local import CellCommand, LocalCommand, LocalLauncher
+from pipelines.runs.process import PARENT, die_with_parent
 
 MEETING = "FEATHERWEIGHT_RENDEZVOUS"  # where the ranks find one another: an init_method of torch.distributed
 

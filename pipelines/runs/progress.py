@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipelines.cells import Attempt
+from pipelines.runs.cells import Attempt
 
 
 class CellProgress:

@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import code, pipes
-from pipelines.cluster.jobs import Job, JobServer
-from pipelines.cluster.parcel import ENDED, Inbox, pack
-from pipelines.cluster.store import Store, StoreError
 from pipelines.errors import UnavailableError
 from pipelines.experiments import Ray
 from pipelines.files import announce, read_json, write_json
-from pipelines.launcher import CellCommand, Ending
 from pipelines.paths import DataRoot
 from pipelines.predictions import answer_on, memory_gb
+from pipelines.runs.launchers.local import CellCommand, Ending
+from pipelines.runs.launchers.ray import code, pipes
+from pipelines.runs.launchers.ray.jobs import Job, JobServer
+from pipelines.runs.launchers.ray.parcel import ENDED, Inbox, pack
+from pipelines.runs.launchers.ray.store import Store, StoreError
 
 JOB = "job.json"
 MARGIN = 1.1  # of predicted memory: predictions are off by less
@@ -76,7 +76,7 @@ class RayLauncher:
         write_json(folder / JOB, told)
         package = server.keep_package(*code.package())
         python = shlex.quote(self._settings.python)
-        server.submit(name, f"exec {python} -m pipelines.cluster.job {place}", asked, package)
+        server.submit(name, f"exec {python} -m pipelines.runs.launchers.ray.job {place}", asked, package)
 
     def _asked(self, spec: Json, folder: Path, server: JobServer) -> Json:
         """What a node must have free: processors, cards, and bytes of memory where no card is used."""

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from pipelines.paths import PROJECT
-from pipelines.worker import package_versions
+from pipelines.runs.worker import package_versions
 
 TAKEN = ("pipelines/**/*.py", "pipelines/shipped_configs/*.json", "data/general.json")
 PREFIX = "_ray_pkg_"  # as Ray names its packages

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.cells import Attempt
 from pipelines.files import read_json
+from pipelines.runs.cells import Attempt
 
 FOLDER, STATE, TENSORS, CURVE = "checkpoints", "state.json", "tensors.safetensors", "curve.jsonl"
 START = ".start.partial"  # weights that a search for the learning rate goes back to

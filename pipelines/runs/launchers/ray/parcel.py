@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster.store import Hashes, Store, StoreError
 from pipelines.paths import DataRoot
-from pipelines.train import restart
+from pipelines.runs import restart
+from pipelines.runs.launchers.ray.store import Hashes, Store, StoreError
 
 Json = dict[str, Any]
 ENDED = "ended.json"  # the node's last word on a job

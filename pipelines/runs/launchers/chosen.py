@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from pipelines.cluster.launcher import RayLauncher
 from pipelines.experiments import Profile
 from pipelines.files import announce
-from pipelines.launcher import Launcher, LocalLauncher
-from pipelines.torchrun import TorchrunLauncher
+from pipelines.runs.launchers.local import Launcher, LocalLauncher
+from pipelines.runs.launchers.ray.launcher import RayLauncher
+from pipelines.runs.launchers.torchrun import TorchrunLauncher
 
 
 def launcher_for(profile: Profile, *, say: Callable[[str], None] = announce) -> Launcher:

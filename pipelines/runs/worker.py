@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import disk, trackers
-from pipelines.cells import EXIT_LOST, Status
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
-from pipelines.process import die_with_parent, is_capped, limit_memory, memory_left, offer_to_oom_killer
+from pipelines.runs.cells import EXIT_LOST, Status
+from pipelines.runs.process import die_with_parent, is_capped, limit_memory, memory_left, offer_to_oom_killer
 
 STOPPED = "ended by SIGTERM from outside"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")

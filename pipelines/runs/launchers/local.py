@@ -14,7 +14,7 @@ from typing import Literal, Protocol, runtime_checkable
 import psutil
 
 from pipelines import machine
-from pipelines.process import spawn, stop_group
+from pipelines.runs.process import spawn, stop_group
 
 Reason = Literal["memory_budget", "time_limit", "interrupted", "node_lost", "unreachable", "refused"]
 CANCEL_GRACE_SECONDS = 8.0  # whoever cancels wants the machine back: later than this only the last checkpoint is kept

@@ -1,0 +1,1 @@
+"""Who starts a run's command and watches it: this machine, torchrun, a Ray cluster."""
