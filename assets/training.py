@@ -18,9 +18,9 @@ from pipelines.compare import plots
 from pipelines.estimate.estimate import foresee
 from pipelines.evaluate.cell import evaluate
 from pipelines.files import stable_hash
-from pipelines.generate.journal import now
 from pipelines.nightly.night import begin, hours_of_cells, limit_reached, money_left
 from pipelines.runs.cells import Attempt, Evaluation
+from pipelines.runs.clock import now
 from pipelines.runs.launchers.local import CellCommand, Ending, Launcher, RunningCommand, WatchedElsewhere
 from pipelines.runs.process import tie_to_parent
 from pipelines.train.cell import Stage, Watch, train

@@ -10,9 +10,9 @@ from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate.general import FILE as GENERAL
 from pipelines.evaluate.general import read_general, set_hash
 from pipelines.files import locked, read_json, source_hash, stable_hash, write_json
-from pipelines.generate.journal import now
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
+from pipelines.runs.clock import now
 from pipelines.runs.launchers.local import own_identity
 from pipelines.runs.launchers.ray import launcher as jobs
 from pipelines.train import cell as training

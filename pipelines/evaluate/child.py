@@ -14,7 +14,8 @@ from pipelines.evaluate import general, scores
 from pipelines.evaluate.fitting import Records, fitting_everywhere
 from pipelines.files import write_jsonl
 from pipelines.paths import DataRoot
-from pipelines.runs.worker import DivergedError, StoppedError, Stopwatch, Worker, start
+from pipelines.runs.clock import Stopwatch
+from pipelines.runs.worker import DivergedError, StoppedError, Worker, start
 from pipelines.statistics import percentile
 from pipelines.train.conversations import answer_of, conversation, question
 from pipelines.train.examples import Tokenized

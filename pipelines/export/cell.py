@@ -11,9 +11,9 @@ from pipelines import weights
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import readers
 from pipelines.files import locked, read_json, source_hash, write_json
-from pipelines.generate.journal import now
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.clock import now
 from pipelines.runs.launchers.local import own_identity
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage, Watch, examples_now

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipelines import provenance
 from pipelines.files import stable_hash, write_json
-from pipelines.runs.worker import Stopwatch, Worker, start
+from pipelines.runs.clock import Stopwatch
+from pipelines.runs.worker import Worker, start
 from pipelines.train.examples import Tokenized
 from pipelines.train.prompts import PromptFormat
 from pipelines.train.templates import DAY

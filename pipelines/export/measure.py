@@ -12,7 +12,8 @@ from typing import Any
 
 from pipelines.evaluate import scores
 from pipelines.files import read_json
-from pipelines.runs.worker import Stopwatch, Worker, start
+from pipelines.runs.clock import Stopwatch
+from pipelines.runs.worker import Worker, start
 from pipelines.statistics import percentile
 from pipelines.train.examples import IGNORE, Tokenized
 

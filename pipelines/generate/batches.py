@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipelines.generate.answers import CallError
 from pipelines.generate.budget import Budget, unknown_price
 from pipelines.generate.client import fate_of
-from pipelines.generate.journal import Charges, Journal, Request, now
+from pipelines.generate.journal import Charges, Journal, Request
 from pipelines.generate.prices import Costs, batch_share, costs_of, worst_cost
 from pipelines.generate.send import TRIES, Tally
 from pipelines.generate.settings import Provider
 from pipelines.runs.cells import new_run_id
+from pipelines.runs.clock import now
 
 if TYPE_CHECKING:  # it loads both SDKs
     from pipelines.generate.batch_clients import BatchClient, Item, Seen

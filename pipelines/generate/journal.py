@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from pipelines.errors import WorkError
 from pipelines.files import stable_hash
 from pipelines.generate.answers import Answer
+from pipelines.runs.clock import now
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
@@ -111,10 +111,6 @@ class Charges:
     @property
     def total(self) -> float:
         return self.settled + self.reserved
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class Journal:

@@ -13,10 +13,11 @@ from typing import Any, Literal
 from pipelines.errors import UsageError
 from pipelines.experiments import Nightly
 from pipelines.files import read_json, write_json
-from pipelines.generate.journal import now, opened
+from pipelines.generate.journal import opened
 from pipelines.nightly.due import Due, due_cells
 from pipelines.paths import DataRoot
 from pipelines.runs import cells
+from pipelines.runs.clock import now
 from pipelines.train.cell import Stage
 
 TRIES = 2  # of making the data, and of publishing: a killed process is a reason to try again, a failed check stays one

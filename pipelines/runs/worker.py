@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -242,18 +241,3 @@ def _dagster_pipes() -> Any:
     from dagster_pipes import open_dagster_pipes
 
     return open_dagster_pipes()
-
-
-class Stopwatch:
-    """Seconds since it was made, or since `lap` was last called."""
-
-    def __init__(self) -> None:
-        self.began = self._lap = time.monotonic()
-
-    def total(self) -> float:
-        return time.monotonic() - self.began
-
-    def lap(self) -> float:
-        now = time.monotonic()
-        passed, self._lap = now - self._lap, now
-        return passed

@@ -14,10 +14,10 @@ from pipelines.clean.select import Selected, Selection, select
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments
 from pipelines.files import announce, locked, read_json, source_hash, stable_hash, write_json
-from pipelines.generate.journal import now
 from pipelines.paths import DataRoot
 from pipelines.runs import cells, restart
 from pipelines.runs.cells import Attempt, CellKey, Status
+from pipelines.runs.clock import now
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.runs.launchers.local import CellCommand, Ending, Launcher, LocalLauncher, own_identity, run_to_end
 from pipelines.runs.launchers.ray import launcher as jobs

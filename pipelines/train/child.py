@@ -9,8 +9,9 @@ from typing import Any
 
 from pipelines import disk, provenance
 from pipelines.runs import restart
+from pipelines.runs.clock import Stopwatch
 from pipelines.runs.process import memory_unlimited
-from pipelines.runs.worker import Stopwatch, Worker, start
+from pipelines.runs.worker import Worker, start
 from pipelines.train.ranks import draw_apart, join, part
 
 CHECKED = 64  # records whose learned text is compared with their answer before training

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from pipelines.runs.worker import STOPPED, DivergedError, StoppedError, Stopwatch, Worker
+from pipelines.runs.clock import Stopwatch
+from pipelines.runs.worker import STOPPED, DivergedError, StoppedError, Worker
 from pipelines.train import batches, checkpoint, checks, probe, search, sharding
 from pipelines.train.checkpoint import Random
 from pipelines.train.examples import Tokenized

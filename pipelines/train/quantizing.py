@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipelines.runs.worker import Stopwatch
+from pipelines.runs.clock import Stopwatch
 from pipelines.train import four_bits
 from pipelines.train.memory import peak_bytes, peak_resident_bytes, reset_peaks
 
