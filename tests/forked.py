@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.runs.launchers.local import CellCommand
-from pipelines.runs.launchers.torchrun import MEETING
+from pipelines.runs.status import MEETING
 from pipelines.train.child import train_cell
 from tests.in_process import Told
 from tests.test_cells import CPU_MESSAGE

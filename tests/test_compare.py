@@ -14,7 +14,8 @@ from pipelines.compare.compare import compare, lake_version, published_rows
 from pipelines.compare.table import COLUMNS, Row, comparison_rows, worst
 from pipelines.errors import UsageError
 from pipelines.paths import DataRoot
-from pipelines.runs.cells import SEVERITY, all_attempts
+from pipelines.runs.cells import all_attempts
+from pipelines.runs.status import SEVERITY
 from pipelines.train.cell import Stage
 from tests import planted
 from tests.planted import Lake

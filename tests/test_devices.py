@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.errors import UnavailableError
-from pipelines.runs import cells, restart
+from pipelines.runs import cells, checkpoints
 from pipelines.runs.cells import Attempt
 from pipelines.runs.launchers.local import Launcher
 from pipelines.train.cell import Watch, train
@@ -129,7 +129,7 @@ def test_a_killed_rank_ends_the_cell_by_its_name_and_torchrun_trains_it_again(cl
     killed: list[int] = []
 
     def kill(attempt: Attempt) -> None:
-        if not killed and restart.checkpoints(attempt.folder):
+        if not killed and checkpoints.whole(attempt.folder):
             rank = ranks_of(cleaned)[1]
             killed.append(rank.pid)
             rank.kill()

@@ -27,7 +27,7 @@ from pipelines.provenance import Base, adapter_card, base_of, data_of, front_mat
 from pipelines.records import read_corpus
 from pipelines.train.cell import Watch, train
 from pipelines.train.loading import load_tokenizer
-from pipelines.weights import RECORD
+from pipelines.weights_record import RECORD
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
 from tests.tiny import save_tiny, tiny_model

@@ -14,11 +14,12 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from pipelines import hub, hub_download, weights
+from pipelines import hub, hub_download
 from pipelines.clean.read import hub_records
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.experiments import HubSource
 from pipelines.hub_download import Downloaded, download
+from pipelines.weights_record import RECORD, revision_of
 from tests.fakes.hub import Hub, Repo, serving
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -446,10 +447,10 @@ def test_a_gated_model_without_safetensors_is_converted(online: Hub, mine: Any, 
     assert done.returncode == 0, done.stderr
     assert "converting its PyTorch weights" in done.stderr and "hf_planted" not in done.stdout + done.stderr
     folder = mine.data.models / "mine"
-    assert names(folder) >= {"model.safetensors", "tokenizer.json", weights.RECORD} and not list(folder.glob("*.bin"))
+    assert names(folder) >= {"model.safetensors", "tokenizer.json", RECORD} and not list(folder.glob("*.bin"))
     made, asked = load_file(folder / "model.safetensors"), tiny_model("opt").state_dict()
     assert all(torch.equal(value, asked[name]) for name, value in made.items())
-    assert weights.revision_of(folder) == online.repos[NAME].commit
+    assert revision_of(folder) == online.repos[NAME].commit
     assert not list(mine.data.models.glob(".mine.*"))
 
 

@@ -15,7 +15,7 @@ from pipelines.generate.journal import Request, opened
 from pipelines.nightly import night
 from pipelines.nightly.due import Due, due_cells
 from pipelines.nightly.night import Done
-from pipelines.runs.cells import Status
+from pipelines.runs.status import Status
 from tests import planted
 from tests.planted import Lake
 

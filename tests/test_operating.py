@@ -26,7 +26,7 @@ from assets.instance import prepare_home
 from assets.training import CellConfig
 from pipelines import alert
 from pipelines.paths import PROJECT
-from pipelines.runs import cells, restart
+from pipelines.runs import cells, checkpoints
 from tests.project import MODEL, TinyProject
 
 TEXT = (PROJECT / "docs" / "operating.md").read_text(encoding="utf-8")
@@ -222,7 +222,7 @@ def test_reload_and_cancel_in_the_ui(project: TinyProject, ui: str) -> None:
     launched = _asked(ui, LAUNCH, tags=tags)["data"]["launchRun"]
     run = launched["run"]["runId"]
     key = project.key("lora-r8")
-    until(lambda: (a := cells.latest(project.data, key)) and restart.checkpoints(a.folder), "a checkpoint", 240)
+    until(lambda: (a := cells.latest(project.data, key)) and checkpoints.whole(a.folder), "a checkpoint", 240)
     attempt = cells.latest(project.data, key)
     assert attempt is not None
 
@@ -241,4 +241,4 @@ def test_reload_and_cancel_in_the_ui(project: TinyProject, ui: str) -> None:
     until(lambda: _asked(ui, STATUS, run=run)["data"]["runOrError"]["status"] == "CANCELED", "the run's end", 60)
     ended = cells.Attempt(key, attempt.folder)
     assert ended.status == "killed" and "goes on after step" in ended.result["status_detail"]
-    assert restart.checkpoints(attempt.folder)
+    assert checkpoints.whole(attempt.folder)

@@ -13,7 +13,8 @@ from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
 from pipelines.files import read_json, write_json
 from pipelines.prune import leftovers, remove, superseded_exports
-from pipelines.runs.cells import Attempt, Status
+from pipelines.runs.cells import Attempt
+from pipelines.runs.status import Status
 from pipelines.train.cell import write_result
 from tests import planted
 from tests.planted import Lake

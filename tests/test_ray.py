@@ -20,9 +20,9 @@ from pipelines.files import read_json
 from pipelines.paths import PROJECT, DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.checkpoints import whole
 from pipelines.runs.launchers.local import CellCommand
 from pipelines.runs.launchers.ray.jobs import JobServer
-from pipelines.runs.restart import checkpoints
 from pipelines.train.cell import Watch, train
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
@@ -84,7 +84,7 @@ class Told:
 
 
 def last_step(folder: Path) -> int:
-    found = checkpoints(folder)
+    found = whole(folder)
     return int(found[-1].name.removeprefix("step-")) if found else 0
 
 
@@ -279,7 +279,7 @@ def test_a_head_that_dies_is_a_row_and_what_was_done_is_kept(
         killed: list[float] = []
 
         def kill(attempt: Attempt) -> None:
-            if not killed and checkpoints(attempt.folder):  # one has come from the node
+            if not killed and whole(attempt.folder):  # one has come from the node
                 own.tell("kill head")
                 killed.append(time.monotonic())
 

@@ -10,7 +10,7 @@ from pipelines.cli import parser
 from pipelines.compare.table import COLUMNS
 from pipelines.paths import PROJECT
 from pipelines.plan import fleet
-from pipelines.runs.cells import Status
+from pipelines.runs.status import Status
 from tests.project import TinyProject, merge
 
 PAGES = {

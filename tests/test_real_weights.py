@@ -25,6 +25,7 @@ from pipelines.generate.journal import opened
 from pipelines.paths import PROJECT, DataRoot
 from pipelines.runs.cells import CellKey
 from pipelines.train.cell import Stage, train
+from pipelines.weights_record import RECORD
 from tests.project import MODEL
 
 
@@ -50,7 +51,7 @@ def test_the_fetched_folder_holds_the_gguf_beside_its_conversion(data: DataRoot)
     experiments = shipped()
     folder = weights.fetch(data, experiments, MODEL)
     names = {path.name for path in folder.iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", weights.RECORD} <= names
+    assert {"model.safetensors", "config.json", "tokenizer.json", RECORD} <= names
     assert weights.packaged_gguf(data, MODEL, experiments.model(MODEL)).stat().st_size == 98_362_432
     with safe_open(folder / "model.safetensors", "pt") as tensors:
         assert "model.embed_tokens.weight" in tensors.keys()  # noqa: SIM118
@@ -105,7 +106,7 @@ def test_an_older_conversion_is_made_anew_from_the_file_beside_it(
     gguf.write_bytes(b"weights")
     plain["models"][MODEL]["source"]["sha256"] = file_sha256(gguf)
     experiments = Experiments.model_validate(plain)
-    write_json(folder / weights.RECORD, {"source_id": stable_hash(plain["models"][MODEL]["source"])})
+    write_json(folder / RECORD, {"source_id": stable_hash(plain["models"][MODEL]["source"])})
     converted = []
     monkeypatch.setattr(weights, "_run_child", converted.append)
     monkeypatch.setattr(weights.subprocess, "run", lambda *_args, **_options: pytest.fail("downloaded"))

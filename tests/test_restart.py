@@ -16,7 +16,7 @@ import pytest
 from pipelines import disk
 from pipelines.compare.tables import all_tables
 from pipelines.files import read_json, write_json
-from pipelines.runs import cells, restart
+from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import Attempt
 from pipelines.train import checkpoint
 from pipelines.train.cell import Watch, train
@@ -79,13 +79,13 @@ def test_a_killed_cell_ends_in_the_same_bits(
     assert outcome(finished) == expected
     assert "going on after step 4 of 6" in log_of(finished)
     assert [a.status for a in cells.attempts(cleaned.data, cleaned.key(method))] == ["killed", "killed", "ok"]
-    assert not list(cleaned.data.cells.rglob(restart.FOLDER)), "checkpoints go when the cell is done"
+    assert not list(cleaned.data.cells.rglob(checkpoints.FOLDER)), "checkpoints go when the cell is done"
 
 
 def log_of(attempt: Attempt) -> str:
     """What the attempt said; in this process it is the resume that stands in its result."""
     told = attempt.result["resume"]
-    return f"going on after step {restart.step_of(Path(told['checkpoint']))} of {STEPS}" if told else ""
+    return f"going on after step {checkpoints.step_of(Path(told['checkpoint']))} of {STEPS}" if told else ""
 
 
 def test_sigterm_keeps_the_last_whole_step_and_the_next_run_needs_no_step_again(
@@ -125,10 +125,10 @@ def test_peaks_are_the_most_over_attempts_and_times_count_once(cleaned: TinyProj
     result = read_json(killed.folder / "result.json") or {}
     result["measured"] |= {"peak_memory_gb": 77.0, "load_peak_memory_gb": 55.0}
     write_json(killed.folder / "result.json", result)
-    (kept,) = restart.checkpoints(killed.folder)
+    (kept,) = checkpoints.whole(killed.folder)
     state = checkpoint.read_state(kept)
     state["tally"] |= {"seconds": 1000.0, "tokens": 10, "steady_seconds": 500.0}
-    write_json(kept / restart.STATE, state)
+    write_json(kept / checkpoints.STATE, state)
     finished = attempt_at(cleaned, "lora-r8")
     measured = finished.result["measured"]
     assert (measured["peak_memory_gb"], measured["load_peak_memory_gb"]) == (77.0, 55.0)
@@ -142,7 +142,7 @@ def test_another_recipe_starts_anew_and_the_old_checkpoint_goes(cleaned: TinyPro
     cleaned.change(methods={"lora-r8": {"weight_decay": 0.1}})
     finished = attempt_at(cleaned, "lora-r8")
     assert finished.status == "ok" and finished.result["resume"] is None
-    assert not list(cleaned.data.cells.rglob(restart.FOLDER))
+    assert not list(cleaned.data.cells.rglob(checkpoints.FOLDER))
 
 
 def test_a_checkpoint_of_other_package_versions_is_not_gone_on_from(
@@ -150,15 +150,15 @@ def test_a_checkpoint_of_other_package_versions_is_not_gone_on_from(
 ) -> None:
     expected = undisturbed("lora-r8")
     killed = attempt_at(cleaned, "lora-r8", kill_at(3))
-    (kept,) = restart.checkpoints(killed.folder)
-    write_json(kept / restart.STATE, checkpoint.read_state(kept) | {"versions": {"torch": "1.0"}})
+    (kept,) = checkpoints.whole(killed.folder)
+    write_json(kept / checkpoints.STATE, checkpoint.read_state(kept) | {"versions": {"torch": "1.0"}})
     assert outcome(attempt_at(cleaned, "lora-r8")) == expected
 
 
 def test_a_half_written_checkpoint_is_none(cleaned: TinyProject, undisturbed: Callable[[str], Any]) -> None:
     expected = undisturbed("lora-r8")
     killed = attempt_at(cleaned, "lora-r8", kill_at(5))
-    (kept,) = restart.checkpoints(killed.folder)
+    (kept,) = checkpoints.whole(killed.folder)
     kept.rename(kept.with_name(".step-00000004.partial"))
     assert restart.outlook(killed.folder) == "the next run starts it again"
     assert outcome(attempt_at(cleaned, "lora-r8")) == expected
@@ -171,7 +171,7 @@ def test_killed_before_the_first_step_of_a_second_attempt_the_third_still_goes_o
     expected = undisturbed("lora-r8")
     attempt_at(cleaned, "lora-r8", kill_at(4))
     second = attempt_at(cleaned, "lora-r8", kill_at(5))
-    shutil.rmtree(second.folder / restart.FOLDER, ignore_errors=True)
+    shutil.rmtree(second.folder / checkpoints.FOLDER, ignore_errors=True)
     third = attempt_at(cleaned, "lora-r8")
     assert outcome(third) == expected
     assert "going on after step 2" in log_of(third) or "going on after step 4" in log_of(third)
@@ -361,7 +361,7 @@ def wait_for_more(project: TinyProject, method: str, before: Attempt | None, pro
         newest = cells.latest(project.data, project.key(method))
         if newest and (before is None or newest.run_id != before.run_id):
             inherited = newest.spec.get("resume")
-            done = restart.step_of(Path(inherited["checkpoint"])) if inherited else 0
+            done = checkpoints.step_of(Path(inherited["checkpoint"])) if inherited else 0
             if len(newest.curve()) > done + 2:
                 return
         time.sleep(0.02)

@@ -12,7 +12,7 @@ from pipelines.experiments import Experiments
 from pipelines.generate.journal import Journal
 from pipelines.generate.judge import family
 from pipelines.generate.providers import missing_key
-from pipelines.runs.cells import Status
+from pipelines.runs.status import Status
 from pipelines.train.cell import Stage, examples_now
 
 

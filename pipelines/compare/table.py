@@ -17,7 +17,8 @@ from pipelines.evaluate.cell import base_method, current_evaluation, evaluation_
 from pipelines.experiments import Model
 from pipelines.files import read_json
 from pipelines.runs import cells
-from pipelines.runs.cells import SEVERITY, Attempt, CellKey, Evaluation
+from pipelines.runs.cells import Attempt, CellKey, Evaluation
+from pipelines.runs.status import SEVERITY
 from pipelines.train.cell import Stage, changed, examples_now, fingerprints
 
 Row = dict[str, Any]

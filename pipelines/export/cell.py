@@ -17,6 +17,7 @@ from pipelines.runs.clock import now
 from pipelines.runs.launchers.local import own_identity
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage, Watch, examples_now
+from pipelines.weights_record import RECORD
 
 HERE = Path(__file__).parent
 
@@ -74,7 +75,7 @@ def export(stage: Stage, key: CellKey, wanted: Wanted, *, watch: Watch | None = 
     watch = watch or Watch()
     attempt = finished(stage, key)
     output = (wanted.output or default_output(stage, attempt)).resolve()
-    if (output / "merged").exists() and not (output / "merged" / weights.RECORD).exists():
+    if (output / "merged").exists() and not (output / "merged" / RECORD).exists():
         raise UsageError(f"{output}/merged is there and no export of ours: name another folder with --output.")
     with locked(key.folder(stage.data) / "export.lock", f"export {key}", say=watch.say):
         if wanted.output is None:
@@ -112,7 +113,7 @@ def origin(attempt: Attempt) -> dict[str, Any]:
 
 def is_written(folder: Path, attempt: Attempt) -> bool:
     """Whether a merged folder of this very result lies there."""
-    return read_json(folder / weights.RECORD) == origin(attempt)
+    return read_json(folder / RECORD) == origin(attempt)
 
 
 def _with_source(attempt: Attempt, wanted: Wanted, output: Path) -> Wanted:

@@ -15,7 +15,7 @@ from pipelines.runs.worker import Worker, start
 from pipelines.train.examples import Tokenized
 from pipelines.train.prompts import PromptFormat
 from pipelines.train.templates import DAY
-from pipelines.weights import RECORD
+from pipelines.weights_record import RECORD
 
 COMPARED = 3  # records whose every probability is compared between the merged model and the adapter beside its base
 

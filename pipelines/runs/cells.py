@@ -10,31 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipelines.files import read_json, read_jsonl
 from pipelines.machine import process_is_alive
 from pipelines.paths import DataRoot
-
-Status = Literal[
-    "ok",
-    "out_of_memory",
-    "killed",
-    "timed_out",
-    "diverged",
-    "failed",
-    "unavailable",
-    "queued",
-    "running",
-    "lost",
-    "missing",
-]
-RANKS = "ranks.json"  # of several processes that trained a cell: which one's end ended the others, and its exit code
-EXIT_LOST = 5  # of a process that lost another one
-# the worst first: with several seeds a row shows the worst seed's status
-SEVERITY: tuple[Status, ...] = (
-    "failed", "diverged", "out_of_memory", "killed", "timed_out", "lost", "unavailable", "missing", "queued", "running", "ok",
-)  # fmt: skip
+from pipelines.runs.status import Status
 
 
 @dataclass(frozen=True, order=True)

@@ -1,7 +1,6 @@
 """Which checkpoint a new attempt goes on from, and which are of no use any more. Nothing here needs torch.
 
-A checkpoint is the folder `checkpoints/step-<n>/` of an attempt, written under another name and renamed. It is gone on from
-where all fingerprints are equal: data, recipe, code, machine.
+A checkpoint is gone on from where all fingerprints are equal: data, recipe, code, machine.
 """
 
 import shutil
@@ -11,20 +10,10 @@ from typing import Any
 
 from pipelines.files import read_json
 from pipelines.runs.cells import Attempt
+from pipelines.runs.checkpoints import FOLDER, START, step_of, whole
 
-FOLDER, STATE, TENSORS, CURVE = "checkpoints", "state.json", "tensors.safetensors", "curve.jsonl"
-START = ".start.partial"  # weights that a search for the learning rate goes back to
 PEAKS = ("peak_memory_gb", "gpu_allocated_peak_gb", "load_peak_memory_gb")
 FINAL = ("ok", "diverged")  # the same steps would end the same way
-
-
-def checkpoints(attempt: Path) -> list[Path]:
-    """The whole checkpoints of an attempt's folder, oldest first."""
-    return sorted(path for path in (attempt / FOLDER).glob("step-*") if (path / STATE).exists())
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def resumable(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
@@ -38,7 +27,7 @@ def resumable(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Pa
         for name in PEAKS:
             if measured.get(name) is not None:
                 peaks[name] = max(peaks.get(name, 0.0), measured[name])
-        if found := checkpoints(attempt.folder):
+        if found := whole(attempt.folder):
             return {"run_id": attempt.run_id, "checkpoint": str(found[-1].relative_to(root)), "peaks": peaks}
     return None
 
@@ -56,7 +45,7 @@ def outlook(attempt: Path) -> str:
     """What the next run does with an attempt that ended too early."""
     spec = read_json(attempt / "spec.json") or {}
     inherited = spec.get("resume")
-    if found := checkpoints(attempt):
+    if found := whole(attempt):
         return f"the next run goes on after step {step_of(found[-1])}"
     if inherited and (Path(spec["root"]) / inherited["checkpoint"]).exists():
         return f"the next run goes on after step {step_of(Path(inherited['checkpoint']))}"

@@ -20,8 +20,8 @@ from typing import Any
 from pipelines import disk, trackers
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
-from pipelines.runs.cells import EXIT_LOST, Status
 from pipelines.runs.process import die_with_parent, is_capped, limit_memory, memory_left, offer_to_oom_killer
+from pipelines.runs.status import EXIT_LOST, Status
 
 STOPPED = "ended by SIGTERM from outside"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")

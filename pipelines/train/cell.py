@@ -16,12 +16,14 @@ from pipelines.experiments import Experiments
 from pipelines.files import announce, locked, read_json, source_hash, stable_hash, write_json
 from pipelines.paths import DataRoot
 from pipelines.runs import cells, restart
-from pipelines.runs.cells import Attempt, CellKey, Status
+from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.clock import now
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.runs.launchers.local import CellCommand, Ending, Launcher, LocalLauncher, own_identity, run_to_end
 from pipelines.runs.launchers.ray import launcher as jobs
+from pipelines.runs.status import RANKS, Status
 from pipelines.train.ranks import require_deepspeed, require_divisible
+from pipelines.weights_record import revision_of
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself
 NEARLY = 0.8  # of a memory budget: what was asked for was last seen before the request that was refused
@@ -388,7 +390,7 @@ def judge(ending: Ending, report: Mapping[str, Any], folder: Path) -> tuple[Stat
         return report["status"], report.get("detail")
     if ending.reason == "interrupted":
         return "killed", ending.detail
-    ended = read_json(folder / cells.RANKS)
+    ended = read_json(folder / RANKS)
     whom = f"rank {ended['rank']}" if ended else "it"
     if ending.exit_code == -signal.SIGKILL and ending.kernel_oom_kill:
         return "out_of_memory", f"the kernel's out-of-memory killer ended {whom} at {ending.peak_bytes / 1e9:.2f} GB"
@@ -456,9 +458,7 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
             **{name: report.get(name) for name in ("bytes_requested", "bytes_needed", "bytes_available")},
             "measured": measured,
             "versions": report.get("versions", {}),
-            "weights_revision": weights.revision_of(Path(spec["root"]) / spec["weights"])
-            if "weights" in spec
-            else None,
+            "weights_revision": revision_of(Path(spec["root"]) / spec["weights"]) if "weights" in spec else None,
             "device": _device_ran_on(folder, spec),
             "started_at": state.get("started_at"),
             "finished_at": now(),

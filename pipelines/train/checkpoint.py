@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from pipelines.disk import DiskFullError, is_full
 from pipelines.files import read_json, write_json
-from pipelines.runs.restart import CURVE, FOLDER, STATE, TENSORS, checkpoints
+from pipelines.runs.checkpoints import CURVE, FOLDER, STATE, TENSORS, whole
 from pipelines.train.ranks import Ranks, local_part, with_local_part
 
 Json = dict[str, Any]
@@ -123,7 +123,7 @@ def write(
             raise DiskFullError(f"the checkpoint of step {step}", attempt, None) from error
         raise
     if ranks.rank == 0:
-        for older in checkpoints(attempt):
+        for older in whole(attempt):
             if older != final:
                 shutil.rmtree(older, ignore_errors=True)
     ranks.wait()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import disk, provenance
-from pipelines.runs import restart
+from pipelines.runs import checkpoints
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.process import memory_unlimited
 from pipelines.runs.worker import Worker, start
@@ -145,7 +145,7 @@ def _earlier(worker: Worker) -> Path | None:
     if not told:
         return None
     folder = worker.root / told["checkpoint"]
-    if not (folder / restart.STATE).exists():
+    if not (folder / checkpoints.STATE).exists():
         return None
     if (made_by := checkpoint.read_state(folder)["versions"]) != worker.report["versions"]:
         worker.say(f"starting anew: the checkpoint was made by {made_by}, installed are {worker.report['versions']}")

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from pipelines.errors import UnavailableError
-from pipelines.runs.launchers.torchrun import MEETING
+from pipelines.runs.status import MEETING
 
 BUCKET_BYTES = 32 * 2**20  # gradients that are sent together: fewer messages, and a copy no larger than this
 ZERO_STAGES = {"zero2": 2, "zero3": 3}

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from pipelines import disk
-from pipelines.runs import restart
+from pipelines.runs import checkpoints
 from pipelines.runs.worker import DivergedError
 from pipelines.train import batches, checkpoint
 from pipelines.train.examples import Tokenized
@@ -80,7 +80,7 @@ def search(trainer: Any, train: Sequence[Tokenized], judged: Sequence[Tokenized]
     plan = whole[: max(1, math.ceil(recipe["search_share"] * len(whole)))]
     size = sum(p.numel() * p.element_size() for p in trainer.named.values())
     disk.require(trainer.worker.folder, size, "the weights to go back to after each learning rate that is tried")
-    start = trainer.worker.folder / restart.START
+    start = trainer.worker.folder / checkpoints.START
     start.mkdir(exist_ok=True)
     file = start / checkpoint.of_rank(checkpoint.TENSORS, trainer.ranks.rank)
     try:

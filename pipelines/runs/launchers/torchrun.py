@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.files import read_json, write_json
-from pipelines.runs.cells import EXIT_LOST, RANKS
 from pipelines.runs.launchers.local import CellCommand, LocalCommand, LocalLauncher
 from pipelines.runs.process import PARENT, die_with_parent
-
-MEETING = "FEATHERWEIGHT_RENDEZVOUS"  # where the ranks find one another: an init_method of torch.distributed
+from pipelines.runs.status import EXIT_LOST, MEETING, RANKS
 
 
 class TorchrunLauncher:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.paths import DataRoot
-from pipelines.runs import restart
+from pipelines.runs import checkpoints
 from pipelines.runs.launchers.ray.store import Hashes, Store, StoreError
 
 Json = dict[str, Any]
@@ -97,7 +97,9 @@ def outputs(folder: Path) -> dict[str, list[int]]:
         with suppress(FileNotFoundError):
             stamp = path.stat()
             found[name] = [stamp.st_size, stamp.st_mtime_ns]
-    return dict(sorted(found.items(), key=lambda item: (item[0] == ENDED, item[0].endswith(restart.STATE), item[0])))
+    return dict(
+        sorted(found.items(), key=lambda item: (item[0] == ENDED, item[0].endswith(checkpoints.STATE), item[0]))
+    )
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -153,9 +155,9 @@ class Inbox:
             if self._taken.get(name) != stamp:
                 self._store.download(f"{self._job}/files/{name}", self._folder / name)
                 self._taken[name] = stamp
-        kept = {Path(name).parts[1] for name in listed if name.startswith(f"{restart.FOLDER}/")}
+        kept = {Path(name).parts[1] for name in listed if name.startswith(f"{checkpoints.FOLDER}/")}
         if kept:
-            for older in restart.checkpoints(self._folder):
+            for older in checkpoints.whole(self._folder):
                 if older.name not in kept:
                     shutil.rmtree(older, ignore_errors=True)
 
