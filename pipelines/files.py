@@ -90,14 +90,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def source_hash(package: Path, *, without: Iterable[str] = ()) -> str:
-    """Hash of the Python sources directly in `package`, but for those named: what a result depended on, whatever the commit was."""
-    digest = hashlib.sha256()
-    for file in sorted(file for file in package.glob("*.py") if file.name not in without):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
 @contextmanager
 def locked(
     path: Path, holder: str, *, wait: bool = True, say: Callable[[str], None] | None = None

@@ -20,11 +20,12 @@ from pipelines import machine
 from pipelines.errors import WorkError
 from pipelines.estimate.cards import CARDS, Card
 from pipelines.estimate.question import Question, questions
-from pipelines.files import announce, locked, read_json, source_hash, write_json
+from pipelines.files import announce, locked, read_json, write_json
+from pipelines.runs.code import code_fingerprint
 from pipelines.runs.process import child_environment, stop_group
-from pipelines.train import cell as training
 from pipelines.train.cell import Stage
 
+CHILD = "pipelines.estimate.child"
 Json = dict[str, Any]
 TIGHT = 0.10  # a margin below this share of the prediction is within what predictions have been off by
 NO_CONFIG = "neither weights nor a configuration of {0} are here: run `featherweight fetch {0}`"
@@ -157,8 +158,8 @@ def _answers_it(found: Json | None, question: Question, code: str) -> bool:
 
 
 def code_version() -> str:
-    """Changes with the estimator and with the trainer, whose code it rehearses."""
-    return source_hash(Path(__file__).parent) + source_hash(Path(training.__file__).parent)
+    """Changes with the estimator and with what it rehearses of the trainer."""
+    return code_fingerprint(CHILD)
 
 
 def answers_to(asked: list[Json]) -> Generator[Json, None, None]:
@@ -170,7 +171,7 @@ def answers_to(asked: list[Json]) -> Generator[Json, None, None]:
     environment = child_environment({"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
     with TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.estimate.child"],
+            [sys.executable, "-m", CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,

@@ -9,18 +9,17 @@ from pipelines.clean.select import Selected
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate.general import FILE as GENERAL
 from pipelines.evaluate.general import read_general, set_hash
-from pipelines.files import locked, read_json, source_hash, stable_hash, write_json
+from pipelines.files import locked, read_json, stable_hash, write_json
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.clock import now
+from pipelines.runs.code import code_fingerprint
 from pipelines.runs.launchers.local import own_identity
 from pipelines.runs.launchers.ray import launcher as jobs
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage, Watch, examples_now
 
-HERE = Path(__file__).parent
-# They work on answers that are kept, so a change of theirs needs no model again.
-FROM_ANSWERS = ("answers.py", "judge.py", "teacher.py")
+CHILD = "pipelines.evaluate.child"
 
 
 def base_method(stage: Stage) -> str | None:
@@ -54,7 +53,7 @@ def evaluation_fingerprint(stage: Stage, selected: Selected) -> str:
         for name in profile.models
     }
     texts = read_general(stage.data.tracked(GENERAL), stage.selection.languages, profile.evaluation.general_texts)
-    code = source_hash(HERE, without=FROM_ANSWERS)
+    code = code_fingerprint(CHILD)
     templates = {name: held for name in profile.models if (held := stage.experiments.model(name).template)}
     measured = [selected.eval_fingerprint, profile.evaluation.model_dump(), set_hash(texts), longest, templates, code]
     return stable_hash(measured)
@@ -155,9 +154,7 @@ def _run(stage: Stage, evaluation: Evaluation, watch: Watch) -> None:
         training.write_result(folder, "ok", "evaluate", detail)
         return
     try:
-        ending = training.run_child(
-            stage, folder, "pipelines.evaluate.child", watch, on_tick=lambda: watch.on_tick(evaluation.attempt)
-        )
+        ending = training.run_child(stage, folder, CHILD, watch, on_tick=lambda: watch.on_tick(evaluation.attempt))
     except UnavailableError as error:
         training.write_result(folder, "unavailable", "evaluate", str(error))
         return

@@ -9,16 +9,19 @@ from pipelines.clean.select import Selected
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluation_fingerprint
 from pipelines.experiments import Experiments
-from pipelines.export.cell import HERE, Export, Wanted, default_output, export, finished, is_written, run, spec_of
+from pipelines.export.cell import CHILD as EXPORT
+from pipelines.export.cell import Export, Wanted, default_output, export, finished, is_written, run, spec_of
 from pipelines.export.measure import FORMATS
-from pipelines.files import locked, source_hash, stable_hash, write_json
+from pipelines.files import locked, stable_hash, write_json
 from pipelines.paths import DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.code import code_fingerprint
 from pipelines.settings import expected_one_of
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage, Watch, examples_now
 
+CHILD = "pipelines.export.measure"
 Row = dict[str, Any]
 GGUF = {"gguf-f16": "F16", "gguf-q8_0": "Q8_0", "gguf-q4_k_m": "Q4_K_M"}
 ALL = (*FORMATS, *GGUF)
@@ -79,7 +82,7 @@ def _measure_all(stage: Stage, attempt: Attempt, formats: Sequence[str], selecte
         if failed := _not_exported(files if name in GGUF else plain):
             training.write_result(folder, failed["status"], failed["phase"], failed["status_detail"])
         else:
-            run(stage, folder, attempt, "pipelines.export.measure", watch)
+            run(stage, folder, attempt, CHILD, watch)
 
 
 def _not_exported(made: Export) -> Row | None:
@@ -92,7 +95,7 @@ def _home(data: DataRoot, attempt: Attempt) -> Path:
 
 
 def _fingerprint(stage: Stage, attempt: Attempt, name: str, selected: Selected) -> str:
-    return stable_hash([attempt.run_id, name, evaluation_fingerprint(stage, selected), source_hash(HERE)])
+    return stable_hash([attempt.run_id, name, evaluation_fingerprint(stage, selected), code_fingerprint(EXPORT, CHILD)])
 
 
 def _is_current(stage: Stage, attempt: Attempt, name: str, selected: Selected) -> bool:

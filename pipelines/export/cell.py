@@ -10,16 +10,17 @@ from typing import Any
 from pipelines import weights
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import readers
-from pipelines.files import locked, read_json, source_hash, write_json
+from pipelines.files import locked, read_json, write_json
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.clock import now
+from pipelines.runs.code import code_fingerprint
 from pipelines.runs.launchers.local import own_identity
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage, Watch, examples_now
 from pipelines.weights_record import RECORD
 
-HERE = Path(__file__).parent
+CHILD = "pipelines.export.child"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def export(stage: Stage, key: CellKey, wanted: Wanted, *, watch: Watch | None = 
             {scheme: output / f"{key.model}-{key.method}-{key.seed}.{scheme}.gguf" for scheme in asked.gguf},
         )
         write_json(made.folder / "spec.json", _spec(stage, made, output))
-        run(stage, made.folder, attempt, "pipelines.export.child", watch)
+        run(stage, made.folder, attempt, CHILD, watch)
     return made
 
 
@@ -107,7 +108,7 @@ def origin(attempt: Attempt) -> dict[str, Any]:
         **{f"{name}_fingerprint": prints.get(name) for name in ("data", "recipe", "code")},
         "trained_on": result.get("device"), "finished_at": result.get("finished_at"),
         **{f"{name}_version": version for name, version in versions.items()},
-        "export_code": source_hash(HERE),
+        "export_code": code_fingerprint(CHILD),
     }  # fmt: skip
 
 

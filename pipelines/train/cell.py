@@ -13,11 +13,12 @@ from pipelines.clean.clean import current as current_examples
 from pipelines.clean.select import Selected, Selection, select
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments
-from pipelines.files import announce, locked, read_json, source_hash, stable_hash, write_json
+from pipelines.files import announce, locked, read_json, stable_hash, write_json
 from pipelines.paths import DataRoot
 from pipelines.runs import cells, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.clock import now
+from pipelines.runs.code import code_fingerprint
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.runs.launchers.local import CellCommand, Ending, Launcher, LocalLauncher, own_identity, run_to_end
 from pipelines.runs.launchers.ray import launcher as jobs
@@ -25,6 +26,7 @@ from pipelines.runs.status import RANKS, Status
 from pipelines.train.ranks import require_deepspeed, require_divisible
 from pipelines.weights_record import revision_of
 
+CHILD = "pipelines.train.child"
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself
 NEARLY = 0.8  # of a memory budget: what was asked for was last seen before the request that was refused
 GRACE_SECONDS = 30  # for a cell that is stopped by its time limit or from outside to write a checkpoint
@@ -176,7 +178,7 @@ def fingerprints(stage: Stage, key: CellKey, selected: Selected) -> dict[str, st
     return {
         "data": None if untouched else for_method(stage, key.method, selected).data_fingerprint,
         "recipe": stable_hash(recipe),
-        "code": source_hash(Path(__file__).parent),
+        "code": code_fingerprint(CHILD),
         "machine": stage.machine_of(key.method),
     }
 
@@ -319,9 +321,7 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
         write_result(attempt.folder, "failed", "load", str(error))
         return
     try:
-        ending = run_child(
-            stage, attempt.folder, "pipelines.train.child", watch, on_tick=lambda: watch.on_tick(attempt)
-        )
+        ending = run_child(stage, attempt.folder, CHILD, watch, on_tick=lambda: watch.on_tick(attempt))
     except UnavailableError as error:
         write_result(attempt.folder, "unavailable", "load", str(error))
         return

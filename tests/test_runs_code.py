@@ -1,0 +1,108 @@
+"""The code fingerprint covers what the child runs, no more and no less."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.evaluate.cell import CHILD as EVALUATES
+from pipelines.export.cell import CHILD as EXPORTS
+from pipelines.paths import PROJECT
+from pipelines.runs.code import closure, code_fingerprint, hash_of
+from pipelines.runs.launchers.local import CellCommand
+from pipelines.train.cell import CHILD as TRAINS
+from pipelines.train.cell import Watch, train
+from tests.in_process import Ended, clean_for
+from tests.project import TinyProject
+
+CHILDREN = (TRAINS, EVALUATES, EXPORTS)
+PARENTS_SIDE = (
+    "train/cell.py", "evaluate/cell.py", "evaluate/judge.py", "evaluate/answers.py", "evaluate/teacher.py", "runs/cells.py",
+    "runs/restart.py", "runs/launchers/local.py", "runs/launchers/ray/launcher.py", "experiments.py", "weights.py", "cli.py",
+    "compare/table.py", "nightly/night.py",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's sources in a folder of their own, to be touched."""
+    root = tmp_path_factory.mktemp("sources")
+    shutil.copytree(PROJECT / "pipelines", root / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+def fingerprint(module: str, root: Path) -> str:
+    return hash_of(closure(module, root=root), root)
+
+
+def touch(file: Path) -> str:
+    """Add a comment; returns what was there before."""
+    before = file.read_text(encoding="utf-8")
+    file.write_text(before + "# touched\n", encoding="utf-8")
+    return before
+
+
+def test_a_copy_of_the_sources_has_the_same_fingerprint(copied: Path):
+    assert [fingerprint(child, copied) for child in CHILDREN] == [code_fingerprint(child) for child in CHILDREN]
+
+
+@pytest.mark.parametrize("name", PARENTS_SIDE)
+def test_a_change_on_the_parents_side_changes_no_fingerprint(copied: Path, name: str):
+    file = copied / "pipelines" / name
+    found = [fingerprint(child, copied) for child in CHILDREN]
+    before = touch(file)
+    try:
+        assert [fingerprint(child, copied) for child in CHILDREN] == found
+    finally:
+        file.write_text(before, encoding="utf-8")
+
+
+@pytest.mark.parametrize("child", CHILDREN)
+def test_a_change_of_any_file_that_the_child_imports_changes_it(copied: Path, child: str):
+    files = closure(child, root=copied)
+    found = hash_of(files, copied)
+    for file in files:
+        before = touch(file)
+        assert hash_of(files, copied) != found, file
+        file.write_text(before, encoding="utf-8")
+    assert hash_of(files, copied) == found
+
+
+def test_a_file_that_the_child_imports_inside_a_function_counts_from_then_on(copied: Path):
+    child, prose = (copied / "pipelines" / name for name in ("train/child.py", "clean/prose.py"))
+    assert prose not in closure(TRAINS, root=copied)
+    before = child.read_text(encoding="utf-8")
+    child.write_text(before + "\n\ndef later() -> None:\n    from pipelines.clean import prose\n", encoding="utf-8")
+    try:
+        assert prose in closure(TRAINS, root=copied)
+    finally:
+        child.write_text(before, encoding="utf-8")
+
+
+class Telling:
+    """A launcher whose child says at its end which of the project's files it had imported."""
+
+    imported: frozenset[Path] = frozenset()
+
+    def start(self, command: CellCommand) -> Ended:
+        ran = (
+            "import sys; from pathlib import Path; from pipelines.runs.worker import Worker; "
+            "from pipelines.train.child import train_cell; "
+            f"code = Worker(Path({str(command.folder)!r})).run(train_cell); "
+            "print(); print([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'pipelines']); sys.exit(code)"
+        )
+        done = subprocess.run([sys.executable, "-c", ran], cwd=PROJECT, capture_output=True, text=True, check=False)
+        (command.folder / "log.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+        self.imported = frozenset(Path(file) for file in ast.literal_eval(done.stdout.splitlines()[-1]))
+        return Ended(done.returncode)
+
+
+def test_what_a_training_child_really_imports_is_covered(project: TinyProject):
+    launcher = Telling()
+    attempt, _ = train(clean_for(project).stage(), project.key("lora-r8"), watch=Watch(launcher=launcher))
+    assert attempt.status == "ok", attempt.result
+    assert PROJECT / "pipelines/train/loop.py" in launcher.imported
+    assert launcher.imported <= set(closure(TRAINS))
