@@ -12,9 +12,9 @@ import yaml
 from assets.project import cell_pool, own_profile
 from pipelines.errors import UsageError, WorkError
 from pipelines.files import announce, write_text
-from pipelines.machine import process_is_alive
+from pipelines.machine import own_identity, process_is_alive
 from pipelines.paths import PROJECT, data_root
-from pipelines.runs.launchers.local import own_identity
+from pipelines.runs.launchers.chosen import launcher_for
 
 SETTINGS = "dagster.yaml"
 WRITTEN = ".dagster.yaml.sha256"  # of the settings as we wrote them: a file that still has it was not edited
@@ -113,6 +113,7 @@ def end_orphaned_runs(instance: dg.DagsterInstance) -> int:
 
 
 def size_pool(instance: dg.DagsterInstance) -> None:
-    """Give the cluster's pool as many places as the profile keeps cells under way; dagster.yaml can only size all pools alike."""
-    if ray := own_profile().ray:
-        instance.event_log_storage.set_concurrency_slots(cell_pool(), ray.at_once)
+    """Give the cells' pool as many places as the profile keeps cells under way; dagster.yaml can only size all pools alike."""
+    launcher = launcher_for(own_profile())
+    if not launcher.holds_device:
+        instance.event_log_storage.set_concurrency_slots(cell_pool(), launcher.at_once)

@@ -15,6 +15,7 @@ from pipelines import machine
 from pipelines.experiments import Experiments, Profile
 from pipelines.paths import data_root
 from pipelines.runs.cells import CellKey
+from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.train.cell import Stage
 
 GRACE_SECONDS = 10
@@ -29,9 +30,9 @@ def grid() -> Experiments:
 
 
 def cell_pool() -> str:
-    """The pool of training and evaluation: the device's, or where this machine's profile has a cluster, one as large as its
-    `at_once`."""
-    return "cluster" if own_profile().ray else DEVICE_POOL
+    """The pool of training and evaluation: the device's, or where this machine's profile starts its cells elsewhere, one as large
+    as its launcher's `at_once`."""
+    return DEVICE_POOL if launcher_for(own_profile()).holds_device else "cluster"
 
 
 def own_profile() -> Profile:

@@ -75,8 +75,9 @@ def run() -> int:
             return 1
         size_pool(instance)
         foresee(stage)
-        if profile.ray:
-            good = _side_by_side(stage, instance, cells, tags, profile.ray.at_once)
+        launcher = stage.launcher()
+        if not launcher.holds_device:
+            good = _side_by_side(stage, instance, cells, tags, launcher.at_once)
         else:
             good = [_run_cell(stage, instance, model, method, tags) for model, method in cells]
         if not _execute(publish_job, instance, "comparison: warehouse and report", tags):

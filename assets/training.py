@@ -21,7 +21,7 @@ from pipelines.files import stable_hash
 from pipelines.nightly.night import begin, hours_of_cells, limit_reached, money_left
 from pipelines.runs.cells import Attempt, Evaluation
 from pipelines.runs.clock import now
-from pipelines.runs.launchers.local import CellCommand, Ending, Launcher, RunningCommand, WatchedElsewhere
+from pipelines.runs.launchers.base import CellCommand, Ending, RunningCommand, Starter
 from pipelines.runs.process import tie_to_parent
 from pipelines.train.cell import Stage, Watch, train
 
@@ -68,7 +68,7 @@ class CellConfig(dg.Config):
         budgets = [max(self.budget_usd - spent, 0.0)] if self.budget_usd is not None else []
         if self.night:
             left = money_left(stage, stage.experiments.nightly, begin(stage.data, self.night)["started_at"])
-            budgets += [max(left, 0.0) / (profile.ray.at_once if profile.ray else 1)] if left is not None else []
+            budgets += [max(left, 0.0) / stage.launcher().at_once] if left is not None else []
         if self.max_examples is not None:
             stage = with_max_examples(stage, cell, self.max_examples)
         return with_budget(stage, cell, min(budgets)) if budgets else stage
@@ -101,7 +101,7 @@ class OptionalOutputs(dg.AssetExecutionContext):
 class PipesLauncher:
     """A launcher with a Dagster Pipes session around each command: what the child says appears in the run's log."""
 
-    def __init__(self, context: Context, inner: Launcher) -> None:
+    def __init__(self, context: Context, inner: Starter) -> None:
         self._inner = inner
         self._context = OptionalOutputs(context.op_execution_context)
 
@@ -125,10 +125,14 @@ class PipesLauncher:
             raise
 
 
-class PipesCommand:
+class PipesCommand(RunningCommand):
     def __init__(self, running: RunningCommand, session: ExitStack) -> None:
         self._running = running
         self._session = session
+
+    @property
+    def asked_bytes(self) -> int:
+        return self._running.asked_bytes
 
     def poll(self) -> int | None:
         return self._running.poll()
@@ -137,7 +141,7 @@ class PipesCommand:
         return self._running.memory_bytes()
 
     def ending(self) -> Ending | None:
-        return self._running.ending() if isinstance(self._running, WatchedElsewhere) else None
+        return self._running.ending()
 
     def stop(self, *, grace_seconds: float = 0) -> None:
         self._running.stop(grace_seconds=grace_seconds)

@@ -26,7 +26,8 @@ from benchmarks.clock import BusyElsewhere
 from benchmarks.peers import peer_environment, peer_python
 from pipelines.files import read_json
 from pipelines.runs.cells import CellKey
-from pipelines.runs.launchers.local import CellCommand, LocalCommand, LocalLauncher
+from pipelines.runs.launchers.base import CellCommand
+from pipelines.runs.launchers.local import LocalCommand, LocalLauncher
 from pipelines.train import batches
 from pipelines.train.cell import Stage, Watch, examples_now, recipe_of, train
 from pipelines.train.examples import Tokenized

@@ -13,8 +13,8 @@ from pipelines.experiments import Experiments, Profile
 from pipelines.generate.providers import missing_key
 from pipelines.generate.settings import Provider
 from pipelines.paths import DataRoot
-from pipelines.runs.launchers.ray.jobs import JobServer
-from pipelines.train.ranks import require_deepspeed
+from pipelines.runs.launchers.base import Placement
+from pipelines.runs.launchers.chosen import launcher_for
 
 
 def _asked(provider: Provider, local: bool) -> str:
@@ -32,9 +32,10 @@ def _started(profile: Profile) -> str:
     if profile.devices > 1:
         said += f", {profile.devices} devices by {profile.sharding}"
     try:
-        if profile.ray:
-            return f"{said}: Ray {JobServer(profile.ray.address).version()} at {profile.ray.address}"
-        require_deepspeed(profile.sharding)
+        launcher = launcher_for(profile)
+        launcher.require(Placement(profile.devices, profile.sharding))
+        if stands := launcher.stands():
+            return f"{said}: {stands}"
     except UnavailableError as error:
         return f"{said}: {error}"
     cards = machine.cuda_count()

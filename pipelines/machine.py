@@ -76,3 +76,8 @@ def process_is_alive(pid: int, started: float, *, within: float = 2) -> bool:
         return abs(process.create_time() - started) < within and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def own_identity() -> dict[str, float | int]:
+    """This process, so that others can see later whether it still lives."""
+    return {"pid": os.getpid(), "pid_started": psutil.Process().create_time()}

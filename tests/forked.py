@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.runs.launchers.local import CellCommand
+from pipelines.runs.launchers.base import CellCommand, RunningCommand
 from pipelines.runs.status import MEETING
 from pipelines.train.child import train_cell
 from tests.in_process import Told
@@ -41,7 +41,7 @@ def work(folder: Path, place: tuple[int, int, str], stop_at: int | None, poor_at
 
 
 @dataclass
-class ForkedCommand:
+class ForkedCommand(RunningCommand):
     processes: list[Any]
 
     def poll(self) -> int | None:
@@ -49,9 +49,6 @@ class ForkedCommand:
         if all(code is not None for code in codes) or any(codes):
             return next((code for code in codes if code), 0)
         return None
-
-    def memory_bytes(self) -> int:
-        return 0
 
     def stop(self, *, grace_seconds: float = 0) -> None:
         for process in self.processes:

@@ -11,7 +11,7 @@ from pipelines.evaluate.child import evaluate_cell
 from pipelines.export.child import export_cell
 from pipelines.export.measure import measure_format
 from pipelines.runs.cells import Attempt
-from pipelines.runs.launchers.local import CellCommand
+from pipelines.runs.launchers.base import CellCommand, RunningCommand
 from pipelines.runs.worker import Worker
 from pipelines.train.cell import Watch, train
 from pipelines.train.child import train_cell
@@ -32,16 +32,13 @@ class KilledError(BaseException):
 
 
 @dataclass
-class Ended:
+class Ended(RunningCommand):
     """A command that has run already."""
 
     exit_code: int
 
     def poll(self) -> int:
         return self.exit_code
-
-    def memory_bytes(self) -> int:
-        return 0
 
     def stop(self, *, grace_seconds: float = 0) -> None:
         pass

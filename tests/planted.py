@@ -18,9 +18,9 @@ from pipelines.compare.table import COLUMNS, Row
 from pipelines.compare.tables import SFT_EXAMPLES, SFT_REJECTS
 from pipelines.evaluate.cell import evaluation_fingerprint
 from pipelines.files import read_json, stable_hash, write_json, write_jsonl
+from pipelines.machine import own_identity
 from pipelines.paths import DataRoot
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
-from pipelines.runs.launchers.local import own_identity
 from pipelines.runs.status import Status
 from pipelines.train.cell import Stage, examples_now, fingerprints, recipe_of, write_result
 from pipelines.warehouse import arrow_table

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from pipelines.files import read_json, write_json
+from pipelines.machine import own_identity
 from pipelines.paths import DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
-from pipelines.runs.launchers.local import CellCommand, Ending, LocalLauncher, own_identity, run_to_end
+from pipelines.runs.launchers.base import CellCommand, Ending
+from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.progress import CellProgress
 from pipelines.runs.status import Status
+from pipelines.runs.watchdog import run_to_end
 from pipelines.runs.worker import bytes_requested, is_out_of_memory
 from pipelines.train.cell import child_report, judge, write_result
 from tests import planted

@@ -14,7 +14,8 @@ from pipelines.errors import UsageError
 from pipelines.files import write_json
 from pipelines.paths import DataRoot
 from pipelines.predictions import answer_file
-from pipelines.runs.launchers.ray import code, parcel, pipes
+from pipelines.runs.launchers import node, pipes
+from pipelines.runs.launchers.ray import code, parcel
 from pipelines.runs.launchers.ray.jobs import JobServer, RefusedError, UnreachableError
 from pipelines.runs.launchers.ray.launcher import end, is_under_way, job_name, predicted_gb, why_it_waits
 from pipelines.runs.launchers.ray.parcel import Inbox, Outbox
@@ -250,8 +251,8 @@ def test_pipes_messages_are_carried_line_by_line(tmp_path: Path) -> None:
 
 
 def test_a_node_with_other_packages_is_told_which() -> None:
-    assert code.different(code.versions()) is None
-    said = code.different({**code.versions(), "torch": "1.0", "more": "2"})
+    assert node.different(node.versions()) is None
+    said = node.different({**node.versions(), "torch": "1.0", "more": "2"})
     assert said and "has torch 2.13.0, more not installed; the driver has torch 1.0, more 2" in said
     name, content = code.package()
     assert code.package.__wrapped__() == (name, content)  # to the byte, so that it is uploaded once

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from pipelines.errors import UnavailableError
 from pipelines.runs import cells, checkpoints
 from pipelines.runs.cells import Attempt
-from pipelines.runs.launchers.local import Launcher
+from pipelines.runs.launchers.base import Starter
 from pipelines.train.cell import Watch, train
 from pipelines.train.ranks import Ranks, require_divisible
 from pipelines.train.zero import Zero
@@ -52,7 +52,7 @@ def divide(project: TinyProject, sharding: str = "ddp", devices: int = 2) -> Tin
     return project
 
 
-def attempt_at(project: TinyProject, method: str, launcher: Launcher | None = None, **options: Any) -> Attempt:
+def attempt_at(project: TinyProject, method: str, launcher: Starter | None = None, **options: Any) -> Attempt:
     watch = Watch(say=lambda _message: None, launcher=launcher)
     return train(project.stage(), project.key(method), watch=watch, **options)[0]
 
@@ -163,7 +163,7 @@ def test_a_base_in_half_precision_beside_a_float32_adapter_is_divided_too(cleane
 def test_zero_without_deepspeed_and_with_several_rates_is_unavailable(
     cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.train.ranks.find_spec", lambda _name: None)
+    monkeypatch.setattr("pipelines.runs.deepspeed.find_spec", lambda _name: None)
     result = attempt_at(divide(cleaned, "zero2"), "full").result
     assert result["status"] == "unavailable"
     assert result["status_detail"] == "sharding: zero2 needs DeepSpeed: pip install '.[deepspeed]', or use fsdp"
@@ -189,7 +189,7 @@ def test_deepspeed_is_given_what_the_profile_says_and_the_row_stays_that_of_one_
 
 
 def test_on_a_cluster_the_node_needs_deepspeed_not_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.train.ranks.find_spec", lambda _name: None)
+    monkeypatch.setattr("pipelines.runs.deepspeed.find_spec", lambda _name: None)
     require_divisible({"quantization": None, "optimizer": "adamw", "learning_rate": 1e-4}, "zero2")
     with pytest.raises(UnavailableError, match="zero2 needs DeepSpeed"):
         Zero(None, {"recipe": {"precision": "fp32"}}, torch.device("cpu"), Ranks(0, 2, "zero2"))

@@ -12,9 +12,11 @@ import psutil
 import pytest
 
 from pipelines import machine
-from pipelines.machine import process_is_alive
-from pipelines.runs.launchers.local import CellCommand, Ending, LocalLauncher, own_identity, run_to_end
+from pipelines.machine import own_identity, process_is_alive
+from pipelines.runs.launchers.base import CellCommand, Ending
+from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.process import PARENT, spawn, stop_group
+from pipelines.runs.watchdog import run_to_end
 
 MB = 10**6
 SLEEP = "import time; time.sleep(600)"

@@ -21,7 +21,7 @@ from pipelines.paths import PROJECT, DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.checkpoints import whole
-from pipelines.runs.launchers.local import CellCommand
+from pipelines.runs.launchers.base import CellCommand
 from pipelines.runs.launchers.ray.jobs import JobServer
 from pipelines.train.cell import Watch, train
 from tests.in_process import clean_for

@@ -12,7 +12,7 @@ from pipelines.evaluate.cell import CHILD as EVALUATES
 from pipelines.export.cell import CHILD as EXPORTS
 from pipelines.paths import PROJECT
 from pipelines.runs.code import closure, code_fingerprint, hash_of
-from pipelines.runs.launchers.local import CellCommand
+from pipelines.runs.launchers.base import CellCommand
 from pipelines.train.cell import CHILD as TRAINS
 from pipelines.train.cell import Watch, train
 from tests.in_process import Ended, clean_for

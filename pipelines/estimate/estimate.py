@@ -123,7 +123,7 @@ def foresee(stage: Stage) -> None:
     """Where the profile's cells run on a cluster, have predictions at hand of all of them: a cell asks for as much memory. What
     cannot be predicted asks for none."""
     profile = stage.experiments.profile(stage.profile)
-    if profile.ray is None:
+    if not stage.launcher().asks_for_memory:
         return
     cells = [(model, method) for model in profile.models for method in profile.methods]
     with locked(stage.data.locks / "estimates.lock", "predict"):

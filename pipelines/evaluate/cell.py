@@ -10,12 +10,12 @@ from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate.general import FILE as GENERAL
 from pipelines.evaluate.general import read_general, set_hash
 from pipelines.files import locked, read_json, stable_hash, write_json
+from pipelines.machine import own_identity
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.clock import now
 from pipelines.runs.code import code_fingerprint
-from pipelines.runs.launchers.local import own_identity
-from pipelines.runs.launchers.ray import launcher as jobs
+from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage, Watch, examples_now
 
@@ -91,7 +91,7 @@ def evaluate(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | 
         evaluation = None if force else _goes_on_elsewhere(attempt, fingerprint)
         if evaluation is None:
             for earlier in attempt.evaluations():
-                jobs.end(earlier.folder)
+                launcher_class(_spec(earlier).get("launcher", "local")).end(earlier.folder)
             evaluation = _new_evaluation(stage, attempt, examples, fingerprint)
         _run(stage, evaluation, watch)
         finished = Evaluation(attempt, evaluation.folder)
@@ -106,10 +106,16 @@ def evaluate(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | 
 def _goes_on_elsewhere(attempt: Attempt, fingerprint: str) -> Evaluation | None:
     """The newest evaluation, where it still runs on a cluster as it should, though whoever watched it is gone."""
     for newest in attempt.evaluations()[-1:]:
-        asked = (read_json(newest.folder / "spec.json") or {}).get("fingerprints", {}).get("evaluation")
-        if newest.result["status"] == "lost" and asked == fingerprint and jobs.is_under_way(newest.folder):
+        spec = _spec(newest)
+        asked = spec.get("fingerprints", {}).get("evaluation")
+        launcher = launcher_class(spec.get("launcher", "local"))
+        if newest.result["status"] == "lost" and asked == fingerprint and launcher.is_under_way(newest.folder):
             return newest
     return None
+
+
+def _spec(evaluation: Evaluation) -> dict[str, Any]:
+    return read_json(evaluation.folder / "spec.json") or {}
 
 
 def _base_first(stage: Stage, key: CellKey, watch: Watch) -> None:

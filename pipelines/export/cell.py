@@ -11,11 +11,11 @@ from pipelines import weights
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import readers
 from pipelines.files import locked, read_json, write_json
+from pipelines.machine import own_identity
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.clock import now
 from pipelines.runs.code import code_fingerprint
-from pipelines.runs.launchers.local import own_identity
 from pipelines.train import cell as training
 from pipelines.train.cell import Stage, Watch, examples_now
 from pipelines.weights_record import RECORD

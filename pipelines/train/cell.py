@@ -14,16 +14,17 @@ from pipelines.clean.select import Selected, Selection, select
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments
 from pipelines.files import announce, locked, read_json, stable_hash, write_json
+from pipelines.machine import own_identity
 from pipelines.paths import DataRoot
 from pipelines.runs import cells, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.clock import now
 from pipelines.runs.code import code_fingerprint
-from pipelines.runs.launchers.chosen import launcher_for
-from pipelines.runs.launchers.local import CellCommand, Ending, Launcher, LocalLauncher, own_identity, run_to_end
-from pipelines.runs.launchers.ray import launcher as jobs
+from pipelines.runs.launchers.base import CellCommand, Ending, Launcher, Placement, Starter
+from pipelines.runs.launchers.chosen import launcher_class, launcher_for
 from pipelines.runs.status import RANKS, Status
-from pipelines.train.ranks import require_deepspeed, require_divisible
+from pipelines.runs.watchdog import run_to_end
+from pipelines.train.ranks import require_divisible
 from pipelines.weights_record import revision_of
 
 CHILD = "pipelines.train.child"
@@ -65,16 +66,15 @@ class Stage:
             return {"devices": 1, "sharding": "none"}
         return {"devices": profile.devices, "sharding": profile.sharding}
 
+    def placement_of(self, method: str) -> Placement:
+        return Placement(**self.devices_of(method), tuning=self.experiments.profile(self.profile).deepspeed)
+
     def machine_of(self, method: str) -> str:
-        """What the method's cells run on, as far as it is known beforehand: on a cluster, what they ask it for. The row's
-        `device` is what they were given."""
-        profile, devices = self.experiments.profile(self.profile), self.devices_of(method)
-        tuned = f", deepspeed {stable_hash(profile.deepspeed)}" if profile.deepspeed and devices["devices"] > 1 else ""
-        if profile.ray is None:
-            return machine.device_class(**devices) + tuned
-        cards = "cards as there are" if profile.ray.gpus is None else f"{profile.ray.gpus:g} cards"
-        several = f" × {devices['devices']}, {devices['sharding']}" if devices["devices"] > 1 else ""
-        return f"ray: {profile.ray.cpus:g} cores, {cards}{several}{tuned}"
+        """What the method's cells run on, as far as it is known beforehand."""
+        return self.launcher().machine(self.placement_of(method))
+
+    def launcher(self, say: Callable[[str], None] = announce) -> Launcher:
+        return launcher_for(self.experiments.profile(self.profile), say=say)
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,8 @@ class Watch:
     env: Mapping[str, str] = field(default_factory=dict)
     on_tick: Callable[[Attempt], None] = lambda _attempt: None
     say: Callable[[str], None] = announce
-    launcher: Launcher | None = None
-    around: Callable[[Launcher], Launcher] = lambda inner: inner
-
-    def launcher_of(self, stage: Stage) -> Launcher:
-        """Raises UnavailableError where the profile's launcher cannot be used here."""
-        return self.around(self.launcher or launcher_for(stage.experiments.profile(stage.profile), say=self.say))
+    launcher: Starter | None = None
+    around: Callable[[Starter], Starter] = lambda inner: inner
 
 
 def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
@@ -178,9 +174,14 @@ def fingerprints(stage: Stage, key: CellKey, selected: Selected) -> dict[str, st
     return {
         "data": None if untouched else for_method(stage, key.method, selected).data_fingerprint,
         "recipe": stable_hash(recipe),
-        "code": code_fingerprint(CHILD),
+        "code": code_fingerprint(CHILD, *_runs_in(stage, key.method)),
         "machine": stage.machine_of(key.method),
     }
+
+
+def _runs_in(stage: Stage, method: str) -> tuple[str, ...]:
+    """The modules of this project in which several processes of the method's cells run."""
+    return stage.launcher().runs if stage.placement_of(method).devices > 1 else ()
 
 
 def changed(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
@@ -234,7 +235,7 @@ def train(
 def _goes_on_elsewhere(newest: Attempt, expected: Mapping[str, Any]) -> bool:
     """Whether the cell still runs on a cluster as it should be, though whoever watched it is gone."""
     lost = newest.status == "lost" and newest.spec.get("fingerprints") == dict(expected)
-    return lost and jobs.is_under_way(newest.folder)
+    return lost and launcher_class(newest.spec["launcher"]).is_under_way(newest.folder)
 
 
 def _next_attempt(
@@ -250,7 +251,7 @@ def _next_attempt(
 ) -> Attempt:
     """Run a new attempt, from the last checkpoint of `earlier` where there is one. `after`: why it is made at once."""
     for attempt in earlier:
-        jobs.end(attempt.folder)
+        launcher_class(attempt.spec.get("launcher", "local")).end(attempt.folder)
     resume = None if force else restart.resumable(earlier, expected, stage.data.root)
     restart.clear(earlier, keep=resume["run_id"] if resume else None)
     attempt = _new_attempt(stage, key, examples, expected, resume, after)
@@ -310,9 +311,7 @@ def _run(stage: Stage, attempt: Attempt, watch: Watch) -> None:
     try:
         trackers.require(attempt.spec["report_to"])
         require_divisible(attempt.spec["recipe"], attempt.spec["sharding"])
-        if attempt.spec["launcher"] != "ray":  # there the node needs it, not this machine
-            require_deepspeed(attempt.spec["sharding"])
-        watch.launcher_of(stage)
+        stage.launcher().require(stage.placement_of(attempt.key.method))
         weights.fetch(stage.data, stage.experiments, attempt.key.model, say=watch.say)
     except (UnavailableError, UsageError) as error:
         write_result(attempt.folder, "unavailable", "load", str(error))
@@ -346,9 +345,9 @@ def run_child(stage: Stage, folder: Path, module: str, watch: Watch, *, on_tick:
     """Hold the device, say `running`, and run `python -m MODULE FOLDER` under the spec's limit and its budget, which is that of
     one device."""
     spec = read_json(folder / "spec.json") or {}
-    if "launcher" not in spec:  # a trial or an export, not a cell of the grid: it is run here
-        watch = replace(watch, launcher=watch.launcher or LocalLauncher())
-    with _device_of(stage, spec, watch) as lock:
+    # a trial or an export is not a cell of the grid: it is run here
+    launcher = stage.launcher(watch.say) if "launcher" in spec else launcher_class("local")()
+    with _device_of(stage, spec, launcher, watch) as lock:
         state = {"status": "running", "phase": "load", "started_at": now(), **own_identity()}
         write_json(folder / "state.json", state)
         budget, devices = spec.get("memory_budget_gb"), spec.get("devices", 1)
@@ -362,13 +361,14 @@ def run_child(stage: Stage, folder: Path, module: str, watch: Watch, *, on_tick:
             grace_seconds=GRACE_SECONDS,
             devices=devices,
         )
-        return run_to_end(watch.launcher_of(stage), command, on_tick=on_tick)
+        return run_to_end(watch.around(watch.launcher or launcher), command, on_tick=on_tick)
 
 
-def _device_of(stage: Stage, spec: Mapping[str, Any], watch: Watch) -> AbstractContextManager[IO[str] | None]:
-    """The lock of this machine's device; nothing where the cell runs on a cluster, which shares its devices out itself and whose
-    node counts the time."""
-    if spec.get("launcher") == "ray":
+def _device_of(
+    stage: Stage, spec: Mapping[str, Any], launcher: Launcher, watch: Watch
+) -> AbstractContextManager[IO[str] | None]:
+    """The lock of this machine's device; nothing where the cell does not run on it."""
+    if not launcher.holds_device:
         return nullcontext()
     holder = f"{spec['model']} × {spec['method']}"
     return locked(stage.data.locks / f"{machine.device_slug()}.lock", holder, say=watch.say)
@@ -459,19 +459,14 @@ def write_result(folder: Path, status: Status, phase: str, detail: str | None, e
             "measured": measured,
             "versions": report.get("versions", {}),
             "weights_revision": revision_of(Path(spec["root"]) / spec["weights"]) if "weights" in spec else None,
-            "device": _device_ran_on(folder, spec),
+            "device": launcher_class(spec.get("launcher", "local")).ran_on(
+                folder, Placement(spec.get("devices", 1), spec.get("sharding", "none"))
+            ),
             "started_at": state.get("started_at"),
             "finished_at": now(),
             "seconds": ending.seconds if ending else None,
         },
     )
-
-
-def _device_ran_on(folder: Path, spec: Mapping[str, Any]) -> str | None:
-    """The device that measured; None for what never ran on a cluster's node."""
-    if spec.get("launcher") == "ray":
-        return (read_json(folder / jobs.ENDED) or {}).get("device")
-    return machine.device_class(spec.get("devices", 1), spec.get("sharding", "none"))
 
 
 def _drop_superseded_models(data: DataRoot, finished: Attempt) -> None:

@@ -10,14 +10,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.util import find_spec
 from typing import Any
 
 from pipelines.errors import UnavailableError
+from pipelines.runs.deepspeed import ZERO_STAGES
 from pipelines.runs.status import MEETING
 
 BUCKET_BYTES = 32 * 2**20  # gradients that are sent together: fewer messages, and a copy no larger than this
-ZERO_STAGES = {"zero2": 2, "zero3": 3}
 PATIENCE = timedelta(minutes=30)  # with a rank that loads, quantizes or writes a checkpoint
 
 
@@ -82,12 +81,6 @@ def require_divisible(recipe: dict[str, Any], sharding: str) -> None:
         raise UnavailableError(
             f"sharding: {sharding} cannot go back to try several learning rates: name one, or use fsdp"
         )
-
-
-def require_deepspeed(sharding: str) -> None:
-    """Raises UnavailableError where `sharding` needs DeepSpeed and this process, which is to train, has none."""
-    if sharding in ZERO_STAGES and find_spec("deepspeed") is None:
-        raise UnavailableError(f"sharding: {sharding} needs DeepSpeed: pip install '.[deepspeed]', or use fsdp")
 
 
 def join(sharding: str) -> Ranks:

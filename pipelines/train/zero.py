@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from pipelines.errors import UnavailableError
+from pipelines.runs.deepspeed import ZERO_STAGES, require_deepspeed
 from pipelines.train.optimizers import make_optimizer
 from pipelines.train.precision import make_scaler
-from pipelines.train.ranks import ZERO_STAGES, Ranks, require_deepspeed
+from pipelines.train.ranks import Ranks
 
 STATES = ("exp_avg", "exp_avg_sq")  # Adam's, by torch's names
 Named = Mapping[str, torch.nn.Parameter]

@@ -1,22 +1,26 @@
-"""Which launcher starts the cells of a profile."""
+"""Which launcher starts the cells of a profile: the module beside this one that bears the name the profile gives."""
 
 from collections.abc import Callable
+from importlib import import_module
+from typing import get_args
 
-from pipelines.experiments import Profile
+from pipelines.experiments import LauncherName, Profile
 from pipelines.files import announce
-from pipelines.runs.launchers.local import Launcher, LocalLauncher
-from pipelines.runs.launchers.ray.launcher import RayLauncher
-from pipelines.runs.launchers.torchrun import TorchrunLauncher
+from pipelines.runs.launchers.base import Launcher
+
+
+def launcher_class(name: str) -> type[Launcher]:
+    """The launcher of that name; one that starts nothing for a name that an earlier version knew."""
+    if name not in get_args(LauncherName):
+        return Launcher
+    return import_module(f"{__package__}.{name}").LAUNCHER
 
 
 def launcher_for(profile: Profile, *, say: Callable[[str], None] = announce) -> Launcher:
-    """The launcher that the profile names; `say` is told what it waits for."""
-    if profile.launcher == "ray":
-        assert profile.ray is not None  # the profile has been checked
-        return RayLauncher(profile.ray, say=say)
-    return TorchrunLauncher() if profile.launcher == "torchrun" else LocalLauncher()
+    """The launcher that the profile names, by the profile's section of that name; `say` is told what it waits for."""
+    return launcher_class(profile.launcher)(getattr(profile, profile.launcher, None), say=say)
 
 
 def launcher_on(devices: int) -> Launcher:
     """The launcher of commands within one machine, on so many of its devices."""
-    return TorchrunLauncher() if devices > 1 else LocalLauncher()
+    return launcher_class("torchrun" if devices > 1 else "local")()

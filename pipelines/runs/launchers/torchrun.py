@@ -16,16 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.files import read_json, write_json
-from pipelines.runs.launchers.local import CellCommand, LocalCommand, LocalLauncher
+from pipelines.runs.deepspeed import require_deepspeed
+from pipelines.runs.launchers.base import CellCommand, Launcher, Placement
+from pipelines.runs.launchers.local import LocalCommand, LocalLauncher
 from pipelines.runs.process import PARENT, die_with_parent
 from pipelines.runs.status import EXIT_LOST, MEETING, RANKS
 
 
-class TorchrunLauncher:
+class TorchrunLauncher(Launcher):
     """So many processes on this machine as the command has devices; one is started as the local launcher does."""
+
+    runs = (__name__,)
 
     def start(self, command: CellCommand) -> LocalCommand:
         return LocalLauncher().start(with_ranks(command))
+
+    def require(self, placement: Placement) -> None:
+        require_deepspeed(placement.sharding)
 
 
 def with_ranks(command: CellCommand) -> CellCommand:
@@ -96,6 +103,8 @@ def end_as(code: int) -> None:
         os.kill(os.getpid(), -code)
     os._exit(code if code >= 0 else 1)
 
+
+LAUNCHER = TorchrunLauncher
 
 if __name__ == "__main__":
     end_as(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))

@@ -1,1 +1,5 @@
-"""Cells as jobs of a Ray cluster: Ray's job server over HTTP, what travels to a node and back, the launcher, the node's half."""
+"""Cells as jobs of a Ray cluster: the driver's half, the node's, and what passes between them."""
+
+from pipelines.runs.launchers.ray.launcher import RayLauncher
+
+LAUNCHER = RayLauncher

@@ -7,73 +7,45 @@ runs here as it would on the driver's machine, under its budget and time limit; 
 import json
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines import disk, machine, trackers
+from pipelines import disk
 from pipelines.errors import UnavailableError
-from pipelines.files import read_json, write_json
+from pipelines.files import write_json
 from pipelines.paths import PROJECT
-from pipelines.runs.launchers.chosen import launcher_on
-from pipelines.runs.launchers.local import CellCommand, Ending, run_to_end
-from pipelines.runs.launchers.ray import code, pipes
-from pipelines.runs.launchers.ray.parcel import ENDED, Outbox, unpack
+from pipelines.runs.launchers.node import INTERRUPTED, NOTHING_THERE, Signals, in_shared_folder, run
+from pipelines.runs.launchers.ray import code
+from pipelines.runs.launchers.ray.parcel import Outbox, unpack
 from pipelines.runs.launchers.ray.store import Store, StoreError
 from pipelines.runs.process import end_as_interrupt
 
-NOTHING_THERE, NOT_ALIKE, INTERRUPTED = 71, 72, 130  # exit codes that the launcher turns into words
+SHARE = (
+    "without ray.storage the data root must be a folder that every node sees under the same path; set ray.storage to an s3:// URL "
+    "(or any of fsspec's), or mount it"
+)
 SEND_SECONDS = 2.0
 LAST_SECONDS = 120.0  # for the last word to reach a storage that does not answer
 SCRATCH = "FEATHERWEIGHT_SCRATCH"
 Json = dict[str, Any]
 
 
-class StopAskedError(Exception):
-    """The driver wants the cell to end."""
-
-
-class Signals:
-    """Whether the driver has asked for the end; a shared folder is looked at here, a storage by the sending thread."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "stop.json"
-        self.asked: Json | None = None
-
-    def look(self) -> None:
-        """Raises StopAskedError once."""
-        self.asked = self.asked or read_json(self._file)
-        if self.asked:
-            raise StopAskedError
-
-
 def main() -> int:
     place, *job = sys.argv[1:]
     end_as_interrupt()
     try:
-        return from_storage(place, job[0]) if job else in_shared_folder(Path(place))
+        return from_storage(place, job[0]) if job else in_shared_folder(Path(place), SHARE, code=own_code())
     except UnavailableError as error:
         print(error, file=sys.stderr, flush=True)
         return NOTHING_THERE
     except KeyboardInterrupt:
         return INTERRUPTED
-
-
-def in_shared_folder(folder: Path) -> int:
-    told = read_json(folder / "job.json")
-    if told is None:
-        raise UnavailableError(
-            f"{socket.gethostname()} sees no {folder}/job.json: without ray.storage the data root must be a folder that every node "
-            "sees under the same path; set ray.storage to an s3:// URL (or any of fsspec's), or mount it"
-        )
-    return run(told, folder, Signals(folder))
 
 
 def from_storage(url: str, job: str) -> int:
@@ -96,7 +68,7 @@ def from_storage(url: str, job: str) -> int:
         disk.keep_room(folder)
         signals = Signals(folder)
         with sending(Outbox(store, job, folder), signals):
-            return run(told, folder, signals)
+            return run(told, folder, signals, code=own_code())
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -151,36 +123,6 @@ def _until_sent(send: Callable[[], None]) -> None:
             time.sleep(SEND_SECONDS)
 
 
-def run(told: Json, folder: Path, signals: Signals) -> int:
-    """Run the cell's command in `folder` and write ended.json; returns the job's exit code."""
-    if why := code.different(told["versions"]):
-        ended(folder, told, Ending(NOT_ALIKE, "refused", False, 0, 0.0, f"{socket.gethostname()}: {why}"))
-        return NOT_ALIKE
-    env = {**trackers.keys(told["report_to"]), **told["env"], **threads_of(told), **messages_to(told, folder)}
-    os.chdir(folder)
-    command = CellCommand(
-        arguments=["-m", told["module"], str(folder)],
-        folder=folder,
-        env={**env, "PYTHONPATH": str(own_code())},
-        memory_budget=told["memory_budget"] if machine.device_slug() == "cpu" else None,
-        time_limit=told["time_limit"],
-        grace_seconds=told["grace_seconds"],
-        devices=told["devices"],
-    )
-    try:
-        ending = run_to_end(launcher_on(told["devices"]), command, on_tick=signals.look)
-    except StopAskedError:
-        ending = Ending(INTERRUPTED, "interrupted", False, 0, 0.0, "told to end by who started it")
-    ended(folder, told, ending)
-    return 0 if ending.exit_code in (0, 3) else max(1, abs(ending.exit_code) % 256)
-
-
-def ended(folder: Path, told: Json, ending: Ending) -> None:
-    where = {"device": machine.device_class(told["devices"], told["sharding"]), "host": socket.gethostname()}
-    disk.give_room_back(folder)
-    write_json(folder / ENDED, {**asdict(ending), **where})
-
-
 def own_code() -> Path:
     """The unpacked sources, copied once to where only this project removes anything: Ray unpacks a package anew, over the folder in
     which other jobs have begun, when a second node of one machine wants it."""
@@ -194,16 +136,6 @@ def own_code() -> Path:
             partial.rename(kept)
         shutil.rmtree(partial, ignore_errors=True)
     return kept
-
-
-def threads_of(told: Json) -> dict[str, str]:
-    """As many threads as the cores that were asked for; Ray sets this only for tasks of its own."""
-    return {"OMP_NUM_THREADS": str(told["threads"])} if told["threads"] else {}
-
-
-def messages_to(told: Json, folder: Path) -> dict[str, str]:
-    """Where a Dagster step listens, the child writes its messages into the attempt's folder, from where they are carried to it."""
-    return pipes.messages_into(folder / pipes.FILE) if pipes.CONTEXT in told["env"] else {}
 
 
 if __name__ == "__main__":

@@ -10,16 +10,17 @@ from typing import Any
 
 from pipelines.errors import UnavailableError
 from pipelines.experiments import Ray
-from pipelines.files import announce, read_json, write_json
+from pipelines.files import read_json, write_json
 from pipelines.paths import DataRoot
 from pipelines.predictions import answer_on, memory_gb
-from pipelines.runs.launchers.local import CellCommand, Ending
-from pipelines.runs.launchers.ray import code, pipes
+from pipelines.runs.launchers import pipes
+from pipelines.runs.launchers.base import CellCommand, Ending, Launcher, Placement, RunningCommand
+from pipelines.runs.launchers.node import ENDED, ORDER, STOP, device_in, ending_in, order
+from pipelines.runs.launchers.ray import code
 from pipelines.runs.launchers.ray.jobs import Job, JobServer
-from pipelines.runs.launchers.ray.parcel import ENDED, Inbox, pack
+from pipelines.runs.launchers.ray.parcel import Inbox, pack
 from pipelines.runs.launchers.ray.store import Store, StoreError
 
-JOB = "job.json"
 MARGIN = 1.1  # of predicted memory: predictions are off by less
 LOOK_SECONDS = 0.5
 SILENCE_SECONDS = 30.0  # without an answer of the job server, and then the cell counts as out of reach
@@ -29,41 +30,62 @@ SAY_SECONDS = 60.0
 Json = dict[str, Any]
 
 
-class RayLauncher:
-    """Starts a cell's command as a job of the cluster, on a node that has what the cell needs; `say` is told why it waits."""
+class RayLauncher(Launcher):
+    """Starts a cell's command as a job of the cluster, on a node that has what the cell needs, by the settings in `Ray`."""
 
-    def __init__(self, settings: Ray, *, say: Callable[[str], None] = announce) -> None:
-        self._settings = settings
-        self._say = say
+    holds_device = False  # the cluster shares its devices out itself, and the node counts the time
+    asks_for_memory = True
+    settings: Ray
+
+    @property
+    def at_once(self) -> int:
+        return self.settings.at_once
+
+    def machine(self, placement: Placement) -> str:
+        gpus = self.settings.gpus
+        cards = "cards as there are" if gpus is None else f"{gpus:g} cards"
+        return f"ray: {self.settings.cpus:g} cores, {cards}{placement.in_words()}"
+
+    def stands(self) -> str:
+        address = self.settings.address
+        return f"Ray {JobServer(address).version()} at {address}"
+
+    @staticmethod
+    def ran_on(folder: Path, placement: Placement) -> str | None:
+        return device_in(folder)
+
+    @staticmethod
+    def is_under_way(folder: Path) -> bool:
+        return is_under_way(folder)
+
+    @staticmethod
+    def end(folder: Path) -> None:
+        end(folder)
 
     def start(self, command: CellCommand) -> "RayCommand":
         """Raises UnavailableError: the job server or the storage cannot be reached, within seconds."""
-        folder, settings = command.folder, self._settings
+        folder, settings = command.folder, self.settings
         name = job_name(folder)
         server = JobServer(settings.address)
         store = Store(settings.storage) if settings.storage else None
-        known = (folder / JOB).exists()
+        known = (folder / ORDER).exists()
         if not (known and (folder / ENDED).exists()):
             server.version()
             if not known or server.job(name) is None:
                 self._submit(command, name, server, store)
             else:
-                self._say(f"{name} is under way on {settings.address}: found again, not started twice")
+                self.say(f"{name} is under way on {settings.address}: found again, not started twice")
         carrier = pipes.Carrier(command.env, folder / pipes.FILE)
-        return RayCommand(name, folder, server, Inbox(store, name, folder) if store else None, carrier, self._say)
+        return RayCommand(name, folder, server, Inbox(store, name, folder) if store else None, carrier, self.say)
 
     def _submit(self, command: CellCommand, name: str, server: JobServer, store: Store | None) -> None:
         folder = command.folder
         spec = read_json(folder / "spec.json") or {}
         asked = self._asked(spec, folder, server)
         told = {
-            "job": name, "address": self._settings.address, "storage": self._settings.storage, "asked": asked,
-            "folder": str(folder.relative_to(spec["root"])), "module": command.arguments[1],
-            "env": {key: value for key, value in command.env.items() if key == pipes.CONTEXT},
-            "threads": max(1, int(self._settings.cpus)) if not asked["num_gpus"] else None,
-            "report_to": list(spec.get("report_to") or ()), "memory_budget": _budget(spec),
-            "time_limit": spec["time_limit_minutes"] * 60, "grace_seconds": command.grace_seconds,
-            "devices": spec.get("devices", 1), "sharding": spec.get("sharding", "none"), "versions": code.versions(),
+            **order(command, spec, threads=None if asked["num_gpus"] else max(1, int(self.settings.cpus))),
+            "job": name, "address": self.settings.address, "storage": self.settings.storage, "asked": asked,
+            "folder": str(folder.relative_to(spec["root"])),
         }  # fmt: skip
         place = shlex.quote(str(folder))
         if store:
@@ -71,16 +93,16 @@ class RayLauncher:
             node_spec, inputs = pack(spec, store)
             sent = {**told, "spec": node_spec, "inputs": inputs}
             told["passing"] = [one["sha256"] for one in inputs if one["passing"]]
-            store.write(f"jobs/{name}/{JOB}", json.dumps(sent).encode())
+            store.write(f"jobs/{name}/{ORDER}", json.dumps(sent).encode())
             place = f"{shlex.quote(store.url)} {name}"
-        write_json(folder / JOB, told)
+        write_json(folder / ORDER, told)
         package = server.keep_package(*code.package())
-        python = shlex.quote(self._settings.python)
+        python = shlex.quote(self.settings.python)
         server.submit(name, f"exec {python} -m pipelines.runs.launchers.ray.job {place}", asked, package)
 
     def _asked(self, spec: Json, folder: Path, server: JobServer) -> Json:
         """What a node must have free: processors, cards, and bytes of memory where no card is used."""
-        settings, devices = self._settings, spec.get("devices", 1)
+        settings, devices = self.settings, spec.get("devices", 1)
         gpus = settings.gpus
         if gpus is None:
             gpus = devices if any(node.get("GPU") for node in server.nodes()) else 0
@@ -104,11 +126,6 @@ def predicted_gb(spec: Json, folder: Path, devices: int) -> float | None:
     return min(limits) * devices if limits else None
 
 
-def _budget(spec: Json) -> int | None:
-    budget = spec.get("memory_budget_gb")
-    return round(budget * 1e9) * spec.get("devices", 1) if budget else None
-
-
 def job_name(folder: Path) -> str:
     """The submission id of the attempt or evaluation in `folder`: always the same."""
     if folder.parent.name == "evaluations":
@@ -116,7 +133,7 @@ def job_name(folder: Path) -> str:
     return f"featherweight-{folder.name}"
 
 
-class RayCommand:
+class RayCommand(RunningCommand):
     """A job that is watched from here. Its limits are kept by the node's half; `poll` brings what it has made so far."""
 
     def __init__(
@@ -142,10 +159,6 @@ class RayCommand:
             self._looked = time.monotonic()
         return self._ending.exit_code if self._ending else None
 
-    def memory_bytes(self) -> int:
-        """0: the node's half keeps the budget, and says the peak at the end."""
-        return 0
-
     def ending(self) -> Ending | None:
         return self._ending
 
@@ -167,7 +180,7 @@ class RayCommand:
         if self._inbox:
             self._inbox.tell_to_stop(grace_seconds)
         else:
-            write_json(self._folder / "stop.json", {"grace_seconds": grace_seconds})
+            write_json(self._folder / STOP, {"grace_seconds": grace_seconds})
 
     def _look_until(self, deadline: float) -> None:
         """A job that waits for resources is not waited for: told to stop, it ends once it would have begun."""
@@ -177,8 +190,8 @@ class RayCommand:
 
     def _look(self) -> None:
         self._take()
-        if found := read_json(self._folder / ENDED):
-            self._finish(Ending(**{name: found[name] for name in Ending.__dataclass_fields__}))
+        if found := ending_in(self._folder):
+            self._finish(found)
             return
         try:
             job = self._server.job(self._name)
@@ -217,7 +230,7 @@ class RayCommand:
         now = time.monotonic()
         if job.status == "PENDING" and now - self._began > 3 and now - self._said > SAY_SECONDS:
             self._said = now
-            waiting = why_it_waits(read_json(self._folder / JOB) or {}, self._server)
+            waiting = why_it_waits(read_json(self._folder / ORDER) or {}, self._server)
             self._say(waiting)
             self._state(status="queued", waiting=waiting)
         if job.status == "RUNNING" and self._status != "RUNNING":
@@ -255,8 +268,8 @@ class RayCommand:
         self._ending = ending
         if ending.reason == "unreachable":
             return
-        told = read_json(self._folder / JOB) or {}
-        write_json(self._folder / JOB, {**told, "over": True})
+        told = read_json(self._folder / ORDER) or {}
+        write_json(self._folder / ORDER, {**told, "over": True})
         if self._inbox and not self._store_said:
             try:
                 self._inbox.clear(told.get("passing", ()))
@@ -288,7 +301,7 @@ def _resources(found: Mapping[str, Any]) -> str:
 def is_under_way(folder: Path) -> bool:
     """True where the attempt or evaluation in `folder`, which nobody watches any more, still runs as a job, or has ended as one
     with results to be had."""
-    told = read_json(folder / JOB)
+    told = read_json(folder / ORDER)
     if told is None:
         return False
     if (folder / ENDED).exists():
@@ -302,7 +315,7 @@ def is_under_way(folder: Path) -> bool:
 
 def end(folder: Path) -> None:
     """End the job of an attempt that somebody gave up, so that nothing runs twice; a cluster that is gone has ended it."""
-    told = read_json(folder / JOB)
+    told = read_json(folder / ORDER)
     if told is None or told.get("over"):
         return
     try:
@@ -312,4 +325,4 @@ def end(folder: Path) -> None:
             server.stop(told["job"])
     except UnavailableError:
         return
-    write_json(folder / JOB, {**told, "over": True})
+    write_json(folder / ORDER, {**told, "over": True})

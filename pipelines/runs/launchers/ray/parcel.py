@@ -14,11 +14,11 @@ from typing import Any
 
 from pipelines.paths import DataRoot
 from pipelines.runs import checkpoints
+from pipelines.runs.launchers.node import ENDED, ORDER
 from pipelines.runs.launchers.ray.store import Hashes, Store, StoreError
 
 Json = dict[str, Any]
-ENDED = "ended.json"  # the node's last word on a job
-OWN = ("spec.json", "state.json", "result.json", "job.json")  # the driver's own files in an attempt's folder
+OWN = ("spec.json", "state.json", "result.json", ORDER)  # the driver's own files in an attempt's folder
 LISTING = "listing.json"
 
 

@@ -1,0 +1,157 @@
+"""The node's half of a run that a cluster starts: `python -m pipelines.runs.launchers.node FOLDER`.
+
+The driver has left an order in FOLDER/job.json. The run's own command runs here as it would on the driver's machine, under its
+budget and time limit; how it ended is the file ended.json. Every node must see FOLDER under the same path.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines import disk, machine, trackers
+from pipelines.errors import UnavailableError
+from pipelines.files import read_json, write_json
+from pipelines.paths import PROJECT
+from pipelines.runs.launchers import pipes
+from pipelines.runs.launchers.base import CellCommand, Ending
+from pipelines.runs.launchers.chosen import launcher_on
+from pipelines.runs.process import end_as_interrupt
+from pipelines.runs.watchdog import run_to_end
+from pipelines.runs.worker import package_versions
+
+ORDER, ENDED, STOP = "job.json", "ended.json", "stop.json"
+NOTHING_THERE, NOT_ALIKE, INTERRUPTED = 71, 72, 130  # exit codes that a launcher turns into words
+Json = dict[str, Any]
+
+
+class StopAskedError(Exception):
+    """The driver wants the run to end."""
+
+
+class Signals:
+    """Whether the driver has asked for the end; a shared folder is looked at here, a storage by the sending thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / STOP
+        self.asked: Json | None = None
+
+    def look(self) -> None:
+        """Raises StopAskedError once."""
+        self.asked = self.asked or read_json(self._file)
+        if self.asked:
+            raise StopAskedError
+
+
+def order(command: CellCommand, spec: Mapping[str, Any], *, threads: int | None) -> Json:
+    """What a node must be told of `command`, of a run with that spec; `threads` None: as many as it likes."""
+    budget, devices = spec.get("memory_budget_gb"), spec.get("devices", 1)
+    return {
+        "module": command.arguments[1],
+        "env": {key: value for key, value in command.env.items() if key == pipes.CONTEXT},
+        "threads": threads, "report_to": list(spec.get("report_to") or ()),
+        "memory_budget": round(budget * 1e9) * devices if budget else None,
+        "time_limit": spec["time_limit_minutes"] * 60, "grace_seconds": command.grace_seconds,
+        "devices": devices, "sharding": spec.get("sharding", "none"), "versions": versions(),
+    }  # fmt: skip
+
+
+def in_shared_folder(folder: Path, advice: str, *, code: Path = PROJECT) -> int:
+    """Run the order in `folder`; `advice` is for a node that sees none there.
+
+    Raises:
+        UnavailableError: it sees none.
+    """
+    told = read_json(folder / ORDER)
+    if told is None:
+        raise UnavailableError(f"{socket.gethostname()} sees no {folder}/{ORDER}: {advice}")
+    return run(told, folder, Signals(folder), code=code)
+
+
+def run(told: Json, folder: Path, signals: Signals, *, code: Path = PROJECT) -> int:
+    """Run the order's command in `folder`, from the sources in `code`, and write ended.json; returns the job's exit code."""
+    if why := different(told["versions"]):
+        ended(folder, told, Ending(NOT_ALIKE, "refused", False, 0, 0.0, f"{socket.gethostname()}: {why}"))
+        return NOT_ALIKE
+    env = {**trackers.keys(told["report_to"]), **told["env"], **_threads_of(told), **_messages_to(told, folder)}
+    os.chdir(folder)
+    command = CellCommand(
+        arguments=["-m", told["module"], str(folder)],
+        folder=folder,
+        env={**env, "PYTHONPATH": str(code)},
+        memory_budget=told["memory_budget"] if machine.device_slug() == "cpu" else None,
+        time_limit=told["time_limit"],
+        grace_seconds=told["grace_seconds"],
+        devices=told["devices"],
+    )
+    try:
+        ending = run_to_end(launcher_on(told["devices"]), command, on_tick=signals.look)
+    except StopAskedError:
+        ending = Ending(INTERRUPTED, "interrupted", False, 0, 0.0, "told to end by who started it")
+    ended(folder, told, ending)
+    return 0 if ending.exit_code in (0, 3) else max(1, abs(ending.exit_code) % 256)
+
+
+def ended(folder: Path, told: Json, ending: Ending) -> None:
+    where = {"device": machine.device_class(told["devices"], told["sharding"]), "host": socket.gethostname()}
+    disk.give_room_back(folder)
+    write_json(folder / ENDED, {**asdict(ending), **where})
+
+
+def ending_in(folder: Path) -> Ending | None:
+    """How the run in `folder` ended, by its node's last word."""
+    found = read_json(folder / ENDED)
+    return Ending(**{name: found[name] for name in Ending.__dataclass_fields__}) if found else None
+
+
+def device_in(folder: Path) -> str | None:
+    """The device that the run in `folder` was given."""
+    return (read_json(folder / ENDED) or {}).get("device")
+
+
+def versions() -> dict[str, str]:
+    """What must be equal on the driver and on a node: Python's minor version and the packages that compute."""
+    found = {name: version.split("+")[0] for name, version in package_versions().items()}
+    return {"python": f"{sys.version_info.major}.{sys.version_info.minor}", **found}
+
+
+def different(driver: Mapping[str, str]) -> str | None:
+    """What this node has otherwise than the driver, in words; None where all is equal."""
+    here = versions()
+    names = [name for name in {**driver, **here} if driver.get(name) != here.get(name)]
+    if not names:
+        return None
+    has = ", ".join(f"{name} {here.get(name, 'not installed')}" for name in names)
+    wants = ", ".join(f"{name} {driver.get(name, 'not installed')}" for name in names)
+    where = Path(sys.executable)
+    return f"{where} has {has}; the driver has {wants}: install the driver's requirements.lock there, or set its python"
+
+
+def _threads_of(told: Json) -> dict[str, str]:
+    """As many threads as the cores that were asked for."""
+    return {"OMP_NUM_THREADS": str(told["threads"])} if told["threads"] else {}
+
+
+def _messages_to(told: Json, folder: Path) -> dict[str, str]:
+    """Where a Dagster step listens, the child writes its messages into the attempt's folder, from where they are carried to it."""
+    return pipes.messages_into(folder / pipes.FILE) if pipes.CONTEXT in told["env"] else {}
+
+
+def main() -> int:
+    end_as_interrupt()
+    try:
+        return in_shared_folder(
+            Path(sys.argv[1]), "the data root must be a folder that every node sees under the same path"
+        )
+    except UnavailableError as error:
+        print(error, file=sys.stderr, flush=True)
+        return NOTHING_THERE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
