@@ -116,7 +116,7 @@ def _run_cell(stage: Stage, instance: dg.DagsterInstance, model: str, method: st
     if after and before and after.run_id == before.run_id and after.status == "ok":
         say("      reused: it is current")
     elif after and after.status != "ok":
-        say(f"      {after.status}: {after.result['status_detail']}")
+        say(f"      {after.status}: {after.result.status_detail}")
     return _execute(publish_job, instance, None, tags) and done
 
 
@@ -162,7 +162,7 @@ def one_cell(model: str, method: str) -> int:
         done = _execute(training_job, instance, f"{model} × {method}", owner_tags(), str(partition_of(model, method)))
     after = latest(stage.data, key)
     if after:
-        detail = after.result["status_detail"]
+        detail = after.result.status_detail
         say(f"      {model} × {method}: {after.status}{f': {detail}' if detail else ''}")
     return 0 if done else 1
 

@@ -210,10 +210,10 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
         check_name=CELL_IS_OK,
         passed=not bad,
         severity=WARN,
-        metadata={f"seed {a.key.seed}": f"{a.status}: {a.result['status_detail']}" for a in bad},
+        metadata={f"seed {a.key.seed}": f"{a.status}: {a.result.status_detail}" for a in bad},
     )
     if bad:
-        context.log.warning("; ".join(f"{a.key} is {a.status}: {a.result['status_detail']}" for a in bad))
+        context.log.warning("; ".join(f"{a.key} is {a.status}: {a.result.status_detail}" for a in bad))
         context.log_event(
             dg.AssetObservation(asset_key="trained_model", partition=context.partition_key, metadata=metadata)
         )
@@ -250,7 +250,7 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
         "log": dg.MetadataValue.path(newest.folder / "log.txt"),
         **picture(plots.loss_curves(curves, "png"), "loss curve"),
         "curve": table(newest.curve()[-50:], shown),
-        **numbers(newest.result.get("measured", {})),
+        **numbers(newest.result.measured),
     }
 
 
@@ -280,7 +280,7 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
         check_name=EVALUATION_IS_OK,
         passed=not bad,
         severity=WARN,
-        metadata={f.attempt.run_id: f"{f.result['status']}: {f.result['status_detail']}" for f in bad},
+        metadata={f.attempt.run_id: f"{f.result.status}: {f.result.status_detail}" for f in bad},
     )
     if not bad:
         metadata = _evaluation_metadata(done[-1][0], reused=all(reused for _, reused in done))
@@ -291,6 +291,6 @@ def _evaluation_metadata(found: Evaluation, *, reused: bool) -> dict[str, dg.Met
     return {
         "reused": dg.MetadataValue.bool(reused),
         "folder": dg.MetadataValue.path(found.folder),
-        **numbers(found.result["measured"]),
+        **numbers(found.result.measured),
         "answers": table(found.answers(), ["prompt", "reference", "answer", "answer_tokens", "chrf", "rouge_l"]),
     }

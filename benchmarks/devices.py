@@ -47,7 +47,7 @@ def _train(stage: Stage, method: str, *, threads: int) -> dict[str, Any]:
     watch = Watch(env={"OMP_NUM_THREADS": str(threads)}, say=lambda _: None)
     attempt, _ = train(stage, CellKey(project.PACKAGED, method, 1), force=True, watch=watch)
     if attempt.status != "ok":
-        raise RuntimeError(f"{method} ended as {attempt.status}: {attempt.result['status_detail']}")
+        raise RuntimeError(f"{method} ended as {attempt.status}: {attempt.result.status_detail}")
     last = attempt.curve()[-1]
     steps = last["elapsed_seconds"]
-    return {**attempt.result["measured"], "loss": last["eval_loss"], "start_up": attempt.result["seconds"] - steps}
+    return {**attempt.result.measured, "loss": last["eval_loss"], "start_up": attempt.result.seconds - steps}

@@ -108,7 +108,7 @@ def _cell(stage: Stage, method: str, watch: Watch) -> Run:
     found, _ = evaluate(stage, key, watch=watch)
     wall = time.monotonic() - began
     if attempt.status != "ok" or not found.ok:
-        raise RuntimeError(f"{key}: {attempt.result['status_detail']} {found.result['status_detail']}")
-    own = attempt.result["seconds"] + found.result["seconds"]
-    loss = found.result["measured"]["eval_bits_per_byte"]
+        raise RuntimeError(f"{key}: {attempt.result.status_detail} {found.result.status_detail}")
+    own = (attempt.result.seconds or 0.0) + (found.result.seconds or 0.0)
+    loss = found.result.measured["eval_bits_per_byte"]
     return {"wall": wall, "own": own, "around": wall - own, "loss": loss}

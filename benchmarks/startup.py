@@ -56,7 +56,7 @@ def _attempt(stage: Stage, method: str) -> Path:
     key = CellKey(project.PACKAGED, method, 1)
     attempt, _ = train(stage, key, watch=Watch(say=lambda _: None))
     if attempt.status != "ok":
-        raise RuntimeError(f"{method} ended as {attempt.status}: {attempt.result['status_detail']}")
+        raise RuntimeError(f"{method} ended as {attempt.status}: {attempt.result.status_detail}")
     return attempt.folder
 
 

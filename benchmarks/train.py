@@ -142,8 +142,8 @@ class Trial:
         attempt, _ = train(self.stage, key, force=True, watch=Watch(say=lambda _: None, launcher=TimedLauncher()))
         busy = elsewhere.share()
         if attempt.status != "ok":
-            raise RuntimeError(f"our own run ended as {attempt.status}: {attempt.result['status_detail']}")
-        measured = attempt.result["measured"]
+            raise RuntimeError(f"our own run ended as {attempt.status}: {attempt.result.status_detail}")
+        measured = attempt.result.measured
         told = read_json(attempt.folder / train_child.SECONDS)
         assert told
         seconds = {"seconds": told["wall"], "cpu_seconds": told["cpu"]}

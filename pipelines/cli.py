@@ -156,7 +156,7 @@ def train(arguments: Arguments) -> int:
         statuses.append(attempt.status)
         print(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}, {attempt.folder}")
         if attempt.status != "ok":
-            print(f"{key}: {attempt.result['status_detail']}", file=sys.stderr)
+            print(f"{key}: {attempt.result.status_detail}", file=sys.stderr)
     return OK if set(statuses) == {"ok"} else NOT_OK
 
 
@@ -176,9 +176,9 @@ def evaluate(arguments: Arguments) -> int:
     statuses, judged = [], []
     for key in _keys(stage, arguments):
         evaluation, reused = evaluate_cell(stage, key, force=arguments.force)
-        bits = evaluation.result["measured"].get("eval_bits_per_byte")
-        statuses.append(evaluation.result["status"])
-        numbers = evaluation.result["status_detail"] if bits is None else f"{bits:.4f} bits per byte"
+        bits = evaluation.result.measured.get("eval_bits_per_byte")
+        statuses.append(evaluation.result.status)
+        numbers = evaluation.result.status_detail if bits is None else f"{bits:.4f} bits per byte"
         print(f"{key}: {statuses[-1]}{' (current, reused)' if reused else ''}, {numbers}")
         if evaluation.ok:
             judged.append(answers.ask(stage, [evaluation]))
@@ -202,14 +202,14 @@ def export(arguments: Arguments) -> int:
     for key in keys:
         made = export_cell(stage, key, wanted)
         result = made.result
-        statuses.append(result["status"])
-        print(f"{key}: {result['status']}")
+        statuses.append(result.status)
+        print(f"{key}: {result.status}")
         if not made.ok:
-            print(f"{key}: {result['status_detail']}", file=sys.stderr)
+            print(f"{key}: {result.status_detail}", file=sys.stderr)
             continue
         for path in [*([made.merged] if made.merged else []), *made.gguf.values()]:
             print(f"  {path}")
-        for name, value in result["measured"].items():
+        for name, value in result.measured.items():
             if name.endswith(("_per_byte", "_nats")):
                 print(f"  {name.replace('_', ' ')}: {value:.6g}")
     return OK if set(statuses) == {"ok"} else NOT_OK

@@ -23,12 +23,10 @@ def answer_file(
     return data.lake / "estimates" / f"{stable_hash([dict(recipe), examples, seed, own_tokenizer])}.json"
 
 
-def answer_on(data: DataRoot, spec: Mapping[str, Any]) -> Json | None:
-    """The answer kept on what an attempt's spec asks for, if there is one."""
+def answer_on(data: DataRoot, recipe: Mapping[str, Any], examples: str | None, seed: int) -> Json | None:
+    """The answer kept on a cell of that recipe, fingerprint of the examples and seed, if there is one."""
     for own in (True, False):
-        prints = spec.get("fingerprints", {})
-        file = answer_file(data, spec.get("recipe", {}), prints.get("data"), spec.get("seed", 1), own_tokenizer=own)
-        if found := read_json(file):
+        if found := read_json(answer_file(data, recipe, examples, seed, own_tokenizer=own)):
             return found
     return None
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from pipelines.clean.clean import current as current_examples
 from pipelines.errors import WorkError
 from pipelines.estimate.question import answer_file, questions
-from pipelines.files import locked, read_json
+from pipelines.files import locked
 from pipelines.paths import DataRoot
 from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.result import result_in
 from pipelines.train.cell import Stage
 from pipelines.warehouse import KEPT
 
@@ -92,8 +93,8 @@ def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
     current = current_examples(data)
     named = {current.folder.name} if current else set()
     for attempt in attempts:
-        specs = [attempt.spec, *(read_json(found.folder / "spec.json") or {} for found in attempt.evaluations())]
-        named |= {Path(spec["examples"]).parent.name for spec in specs if spec.get("examples")}
+        specs = [attempt.spec, *(found.spec for found in attempt.evaluations())]
+        named |= {Path(spec.examples).parent.name for spec in specs if spec.examples}
     for folder in sorted(data.clean.glob("*/")):
         if folder.name not in named and not folder.name.startswith("."):
             yield Leftover(folder, "examples that no attempt was made from and that are not the current ones")
@@ -101,10 +102,10 @@ def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
 
 def _estimates(stage: Stage, attempts: list[Attempt]) -> Iterator[Leftover]:
     named = {
-        answer_file(stage.data, a.spec.get("recipe", {}), prints.get("data"), a.key.seed, own_tokenizer=own).name
+        answer_file(stage.data, a.spec.recipe, prints.get("data"), a.key.seed, own_tokenizer=own).name
         for a in attempts
         for own in (True, False)
-        for prints in [a.spec.get("fingerprints", {})]
+        for prints in [a.spec.fingerprints]
     }
     for name, profile in stage.experiments.profiles.items():
         grid = [(model, method) for model in profile.models for method in profile.methods]
@@ -154,9 +155,9 @@ def _bit_widths(data: DataRoot) -> Iterator[Leftover]:
     """Measurements that no table shows any more, but for the last good one of each result and format."""
     for home in sorted((data.lake / "bit_widths").glob("*/*/*/*/*/")):
         tries = sorted(path for path in home.iterdir() if path.is_dir())
-        good = [path for path in tries if cells.result_in(path)["status"] == "ok"]
+        good = [path for path in tries if result_in(path).status == "ok"]
         for path in tries[:-1]:
-            if path not in good[-1:] and cells.result_in(path)["status"] not in ("queued", "running"):
+            if path not in good[-1:] and result_in(path).status not in ("queued", "running"):
                 yield Leftover(path, "a measurement that a newer one of the same result and format has replaced")
 
 

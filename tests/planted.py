@@ -21,8 +21,9 @@ from pipelines.files import read_json, stable_hash, write_json, write_jsonl
 from pipelines.machine import own_identity
 from pipelines.paths import DataRoot
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
+from pipelines.runs.result import write_result
 from pipelines.runs.status import Status
-from pipelines.train.cell import Stage, examples_now, fingerprints, recipe_of, write_result
+from pipelines.train.cell import Stage, examples_now, fingerprints, recipe_of
 from pipelines.warehouse import arrow_table
 
 _run_numbers = itertools.count(1)
@@ -157,9 +158,9 @@ class Lake:
     ) -> Evaluation:
         """A finished evaluation of `attempt`, with the evaluation's fingerprint as it is now."""
         _, selected = examples_now(self.stage)
-        spec = attempt.spec | {"fingerprints": {"evaluation": evaluation_fingerprint(self.stage, selected)}}
+        prints = {"evaluation": evaluation_fingerprint(self.stage, selected)}
         folder = attempt.folder / "evaluations" / f"20260101T{next(_run_numbers):09}-bbbbbb"
-        write_json(folder / "spec.json", spec)
+        replace(attempt.spec, fingerprints=prints).write(folder)
         write_json(
             folder / "child.json",
             {"phase": "evaluate", "measured": {**EVALUATED, **measured} if status == "ok" else {}},

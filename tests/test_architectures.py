@@ -55,7 +55,7 @@ def elsewhere(folder: Path, python: str = sys.executable) -> Any:
 def logs_of(attempt: Any, root: Path) -> torch.Tensor:
     """The log-probabilities of the trained model as the evaluation runs it, its adapter merged."""
     trained = attempt.model_folder if attempt.model_folder.exists() else None
-    model = merge.merged_model(root / attempt.spec["weights"], attempt.spec["recipe"], trained)
+    model = merge.merged_model(root / attempt.spec.weights, attempt.spec.recipe, trained)
     with torch.no_grad():
         return model(torch.tensor([IDS]), use_cache=False).logits[0].float().log_softmax(-1)[:, :40]
 
@@ -99,11 +99,11 @@ def test_an_architecture_goes_from_its_base_to_an_export(
     for method in METHODS:
         key = CellKey(MODEL, method, 1)
         attempt, _ = train(stage, key, watch=watch)
-        assert attempt.status == "ok", (method, attempt.result["status_detail"])
+        assert attempt.status == "ok", (method, attempt.result.detail)
         evaluation, _ = evaluate(stage, key, watch=watch)
-        assert evaluation.ok and not evaluation.result["status_detail"], (method, evaluation.result["status_detail"])
+        assert evaluation.ok and not evaluation.result.detail, (method, evaluation.result.detail)
         made = export(stage, key, Wanted(), watch=watch)
-        assert made.ok and made.merged, (method, made.result["status_detail"])
+        assert made.ok and made.merged, (method, made.result.detail)
         logs, ids, stops = elsewhere(made.merged)
         assert ids == asked and tokenizer.convert_tokens_to_ids("<|im_end|>") in stops
         wanted = logs_of(attempt, stage.data.root)

@@ -13,13 +13,15 @@ from pipelines.machine import own_identity
 from pipelines.paths import DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.exits import classify_exit
 from pipelines.runs.launchers.base import CellCommand, Ending
 from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.progress import CellProgress
+from pipelines.runs.result import child_report, write_result
+from pipelines.runs.spec import spec_in
 from pipelines.runs.status import Status
 from pipelines.runs.watchdog import run_to_end
 from pipelines.runs.worker import bytes_requested, is_out_of_memory
-from pipelines.train.cell import child_report, judge, write_result
 from tests import planted
 from tests.planted import Lake
 
@@ -63,9 +65,9 @@ def test_without_a_result_a_living_process_is_running(lake: Lake) -> None:
     attempt = lake.started("full")
     write_json(attempt.folder / "child.json", {"phase": "train", "measured": {"last_step": 3}, "status": "ok"})
     assert attempt.status == "running"
-    assert attempt.result["phase"] == "train"
-    assert attempt.result["measured"] == {"last_step": 3}
-    assert attempt.result["status_detail"] is None
+    assert attempt.result.phase == "train"
+    assert attempt.result.measured == {"last_step": 3}
+    assert attempt.result.status_detail is None
 
 
 def test_queued_is_said_as_long_as_its_process_lives(lake: Lake) -> None:
@@ -78,8 +80,8 @@ def test_without_a_result_a_dead_process_is_lost_and_its_numbers_are_kept(lake: 
     attempt = lake.started("full", pid=dead_pid())
     write_json(attempt.folder / "child.json", {"phase": "train", "measured": {"last_step": 3}})
     assert attempt.status == "lost"
-    assert attempt.result["measured"] == {"last_step": 3}
-    assert "without a word" in attempt.result["status_detail"]
+    assert attempt.result.measured == {"last_step": 3}
+    assert "without a word" in attempt.result.detail
 
 
 def test_a_pid_that_another_process_has_now_is_lost(lake: Lake) -> None:
@@ -171,22 +173,22 @@ def test_evaluations_come_oldest_first(lake: Lake) -> None:
         (ending(1, kernel_oom_kill=True), {}, "failed", "exit code 1"),
     ],
 )
-def test_judge(tmp_path: Path, end: Ending, report: dict[str, Any], status: Status, detail: str | None) -> None:
+def test_classify_exit(tmp_path: Path, end: Ending, report: dict[str, Any], status: Status, detail: str | None) -> None:
     write_json(tmp_path / "spec.json", {"memory_budget_gb": 0.75, "time_limit_minutes": 1})
     (tmp_path / "log.txt").write_text("line 1\nline 2\nline 3\nline 4\nline 5\n")
-    found, said = judge(end, report, tmp_path)
+    found, said = classify_exit(end, report, spec_in(tmp_path), tmp_path)
     assert found == status
     assert said == detail if detail is None else detail in (said or "")
 
 
 def test_a_failure_that_printed_nothing_says_so(tmp_path: Path) -> None:
     (tmp_path / "log.txt").touch()
-    assert judge(ending(1), {}, tmp_path) == ("failed", "exit code 1: it printed nothing")
+    assert classify_exit(ending(1), {}, spec_in(tmp_path), tmp_path) == ("failed", "exit code 1: it printed nothing")
 
 
 def test_a_long_log_is_shown_from_its_end(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("x" * 100_000 + " the end")
-    _, detail = judge(ending(1), {}, tmp_path)
+    _, detail = classify_exit(ending(1), {}, spec_in(tmp_path), tmp_path)
     assert detail is not None
     assert detail.endswith("the end")
     assert len(detail) < 1000
@@ -194,7 +196,7 @@ def test_a_long_log_is_shown_from_its_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGRTMIN + 1, signal.SIGXCPU])
 def test_every_signal_becomes_a_verdict(tmp_path: Path, number: int) -> None:
-    assert judge(ending(-number), {}, tmp_path)[0] == "killed"
+    assert classify_exit(ending(-number), {}, spec_in(tmp_path), tmp_path)[0] == "killed"
 
 
 # a real child's own words
@@ -210,7 +212,7 @@ def run_child(
     code += f"def work(worker):\n    worker.measure(last_step=1)\n    worker.phase('train')\n{body}\nstart(work)"
     command = CellCommand(["-c", code, str(folder)], folder, {}, memory_budget=watched)
     end = run_to_end(LocalLauncher(), command, on_tick=lambda: None)
-    status, detail = judge(end, child_report(folder), folder)
+    status, detail = classify_exit(end, child_report(folder), spec_in(folder), folder)
     write_result(folder, status, child_report(folder)["phase"], detail, end)
     return Attempt(KEY, folder), end
 
@@ -232,25 +234,25 @@ def test_what_a_child_does_becomes_its_result(lake: Lake, work: str, status: Sta
     attempt, end = run_child(lake, work)
     assert end.exit_code == exit_code
     result = attempt.result
-    assert (result["status"], result["phase"], result["measured"]["last_step"]) == (status, "train", 1)
+    assert (result.status, result.phase, result.measured["last_step"]) == (status, "train", 1)
 
 
 def test_what_the_worker_raised_is_the_detail(lake: Lake) -> None:
     attempt, _ = run_child(lake, "raise ValueError('a bug')")
-    assert attempt.result["status_detail"] == "ValueError: a bug"
+    assert attempt.result.detail == "ValueError: a bug"
     assert "Traceback" in (attempt.folder / "log.txt").read_text()
 
 
 def test_the_refused_allocation_is_out_of_memory_with_its_bytes(lake: Lake) -> None:
     attempt, _ = run_child(lake, f"raise RuntimeError({CPU_MESSAGE!r})")
     assert attempt.status == "out_of_memory"
-    assert attempt.result["bytes_requested"] == 123
+    assert attempt.result.bytes_requested == 123
 
 
 def test_a_child_is_refused_what_is_over_its_budget(lake: Lake) -> None:
     attempt, end = run_child(lake, "bytearray(3_000_000_000)", budget=1.0)
     assert (attempt.status, end.reason) == ("out_of_memory", None)
-    assert "MemoryError" in attempt.result["status_detail"]
+    assert "MemoryError" in attempt.result.detail
 
 
 @pytest.mark.parametrize(
@@ -265,14 +267,14 @@ def test_a_cap_is_lifted_where_asked_and_counts_what_was_touched(lake: Lake, hel
     work = "import mmap\nfrom pipelines.runs.process import memory_unlimited\n"
     work += f"with memory_unlimited(): held = {held}\nmore = bytearray(400_000_000)"
     attempt, _ = run_child(lake, work, budget=1.0)
-    assert attempt.status == status, attempt.result["status_detail"]
+    assert attempt.status == status, attempt.result.detail
 
 
 def test_a_child_stopped_by_the_watchdog_is_out_of_memory_with_what_was_seen(lake: Lake) -> None:
     work = "held = bytearray(b'x') * 300_000_000\nimport time; time.sleep(60)"
     attempt, end = run_child(lake, work, budget=1.0, watched=200_000_000)
     assert (attempt.status, end.reason) == ("out_of_memory", "memory_budget")
-    assert attempt.result["measured"]["peak_memory_gb"] == end.peak_bytes / 1e9 > 0.2
+    assert attempt.result.measured["peak_memory_gb"] == end.peak_bytes / 1e9 > 0.2
 
 
 def test_a_peak_that_the_child_measured_is_kept(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipelines.runs.launchers.ray.launcher import end, is_under_way, job_name, p
 from pipelines.runs.launchers.ray.parcel import Inbox, Outbox
 from pipelines.runs.launchers.ray.store import Store, StoreError, harmless
 from pipelines.runs.process import child_environment
+from pipelines.runs.spec import RunSpec
 from pipelines.train.cell import train
 from tests.in_process import clean_for
 from tests.project import TinyProject
@@ -68,9 +70,9 @@ def test_a_wrong_address_or_a_server_of_something_else_is_a_row_that_says_so(pro
     on_ray(project, address="http://127.0.0.1:9")
     attempt, _ = train(project.stage(), project.key("base"))
     assert attempt.status == "unavailable"
-    assert "no Ray job server answers at http://127.0.0.1:9" in attempt.result["status_detail"]
-    assert "ray.address" in attempt.result["status_detail"]
-    assert attempt.result["device"] is None  # it ran nowhere
+    assert "no Ray job server answers at http://127.0.0.1:9" in attempt.result.detail
+    assert "ray.address" in attempt.result.detail
+    assert attempt.result.device is None  # it ran nowhere
     for wrong in ("http://127.0.0.1:abc", "http://..:8265"):
         with pytest.raises(UnreachableError, match=r"set ray\.address"):
             JobServer(wrong).version()
@@ -94,9 +96,7 @@ def test_storage_that_is_not_there_is_a_row_that_says_so(project: TinyProject, t
         on_ray(project, address=address, storage=f"file://{tmp_path}/file/below", gpus=0)
         attempt, _ = train(project.stage(), project.key("base"))
     assert attempt.status == "unavailable"
-    assert (
-        f"storage file://{tmp_path}/file/below cannot be used: writing featherweight" in attempt.result["status_detail"]
-    )
+    assert f"storage file://{tmp_path}/file/below cannot be used: writing featherweight" in attempt.result.detail
     assert not any(one.startswith("POST") for one in asked)  # no job without its inputs
     with pytest.raises(StoreError, match=r"'featherweight\[ray\]'"):
         Store("nonsense://bucket/prefix")
@@ -128,14 +128,14 @@ def test_what_a_job_waits_for_is_said_with_what_the_cluster_has() -> None:
 def test_a_cell_asks_for_its_predicted_memory(tmp_path: Path) -> None:
     recipe = {"kind": "lora"}
     attempt = tmp_path / "lake" / "cells" / "m" / "lora" / "1" / "an-attempt"
-    spec = {"root": str(tmp_path), "recipe": recipe, "seed": 1, "fingerprints": {"data": "d"}}
-    write_json(attempt / "spec.json", spec)
-    assert predicted_gb(spec, attempt, 1) is None
+    spec = RunSpec(root=str(tmp_path), recipe=recipe, seed=1, fingerprints={"data": "d"})
+    spec.write(attempt)
+    assert predicted_gb(spec, attempt) is None
     write_json(answer_file(DataRoot(tmp_path), recipe, "d", 1, own_tokenizer=True), {"cpu": {"peak": 2e9}})
-    assert predicted_gb(spec, attempt, 1) == pytest.approx(2.2)
+    assert predicted_gb(spec, attempt) == pytest.approx(2.2)
     evaluation = attempt / "evaluations" / "one"
-    assert predicted_gb({"root": str(tmp_path)}, evaluation, 1) == pytest.approx(2.2)
-    assert predicted_gb({**spec, "memory_budget_gb": 1.5}, attempt, 2) == pytest.approx(3.0)
+    assert predicted_gb(RunSpec(root=str(tmp_path)), evaluation) == pytest.approx(2.2)
+    assert predicted_gb(replace(spec, memory_budget_gb=1.5, devices=2), attempt) == pytest.approx(3.0)
     assert (job_name(attempt), job_name(evaluation)) == ("featherweight-an-attempt", "featherweight-an-attempt-one")
 
 

@@ -186,7 +186,7 @@ def test_a_model_that_cannot_be_fetched_is_unavailable_with_what_to_do(
     assert result.success
     (attempt,) = cells.attempts(project.data, cells.CellKey("gpt2-large", "full", 1))
     assert attempt.status == "unavailable"
-    assert "openai-community/gpt2-large" in attempt.result["status_detail"]
+    assert "openai-community/gpt2-large" in attempt.result.detail
 
 
 def test_hostile_text_in_metadata_is_text(project: TinyProject, instance: dg.DagsterInstance) -> None:

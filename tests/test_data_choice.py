@@ -130,8 +130,8 @@ def test_a_provider_without_an_accepted_example_makes_an_attempt_that_says_what_
 ) -> None:
     made = planted(tmp_path, data, languages=languages)
     attempt, _ = train(made.stage, CellKey("tiny", "chosen", 1))
-    assert (attempt.status, attempt.result["phase"]) == ("unavailable", "load")
-    detail = attempt.result["status_detail"]
+    assert (attempt.status, attempt.result.phase) == ("unavailable", "load")
+    detail = attempt.result.detail
     assert f"methods.chosen.data names provider {data['provider']}" in detail
     assert f"featherweight generate --provider {data['provider']}" in detail
     assert ("sources.local_generator" if data["provider"] == "local" else "sources.providers") in detail
@@ -193,6 +193,6 @@ def test_a_real_child_trains_on_what_its_method_names(project: TinyProject) -> N
     project.change(methods={"few": {"kind": "lora", "rank": 2, "data": {"provider": "claude", "max_examples": 3}}})
     stage = project.stage()
     attempt, _ = train(stage, project.key("few"))
-    assert (attempt.status, attempt.result["status_detail"]) == ("ok", None)
-    assert attempt.result["measured"]["train_examples"] == 3
-    assert attempt.spec["fingerprints"]["data"] == for_method(stage, "few", examples_now(stage)[1]).data_fingerprint
+    assert (attempt.status, attempt.result.detail) == ("ok", None)
+    assert attempt.result.measured["train_examples"] == 3
+    assert attempt.spec.fingerprints["data"] == for_method(stage, "few", examples_now(stage)[1]).data_fingerprint

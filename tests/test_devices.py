@@ -60,7 +60,7 @@ def attempt_at(project: TinyProject, method: str, launcher: Starter | None = Non
 def outcome(attempt: Attempt) -> Outcome:
     """The curve's losses and the saved weights."""
     log = (attempt.folder / "log.txt").read_text()
-    assert attempt.status == "ok", f"{attempt.result['status_detail']}\n{log}"
+    assert attempt.status == "ok", f"{attempt.result.detail}\n{log}"
     found: dict[str, torch.Tensor] = {}
     for path in attempt.model_folder.glob("*.safetensors"):
         found |= load_file(path)
@@ -107,15 +107,15 @@ def test_two_processes_make_the_row_of_one_also_where_they_were_stopped(
     alone = outcome(attempt_at(cleaned, method, InProcess()))
     divide(cleaned, sharding)
     whole = attempt_at(cleaned, method, Forked())
-    expected, measured = outcome(whole), whole.result["measured"]
+    expected, measured = outcome(whole), whole.result.measured
     assert_close(expected, alone)
-    assert whole.result["devices"] == 2 and whole.result["device"].endswith(f"× 2, {sharding}")
+    assert whole.result.devices == 2 and str(whole.result.device).endswith(f"× 2, {sharding}")
     assert len(json.loads(measured["memory_per_device_gb"])) == 2
     assert measured["memory_in_all_gb"] > 1.5 * measured["peak_memory_gb"]
     stopped = attempt_at(cleaned, method, Forked(stop_at=3), force=True)
-    assert stopped.status == "killed" and "goes on after step 3" in stopped.result["status_detail"]
+    assert stopped.status == "killed" and "goes on after step 3" in stopped.result.detail
     again = attempt_at(cleaned, method, Forked())
-    assert again.result["resume"]["run_id"] == stopped.run_id
+    assert (again.result.resume or {})["run_id"] == stopped.run_id
     found = outcome(again)
     assert json.dumps(found[0]) == json.dumps(expected[0])
     assert all(torch.equal(weight, expected[1][name]) for name, weight in found[1].items())
@@ -138,9 +138,7 @@ def test_a_killed_rank_ends_the_cell_by_its_name_and_torchrun_trains_it_again(cl
     cleaned.change(profiles={"local": {"training": {"epochs": 500}}})
     ended = train(cleaned.stage(), cleaned.key("lora-r8"), watch=watch)[0]
     assert ended.status == "killed", (ended.folder / "log.txt").read_text()
-    assert ended.result["status_detail"].startswith(
-        "rank 1 was ended by SIGKILL from outside; the next run goes on after"
-    )
+    assert ended.result.detail.startswith("rank 1 was ended by SIGKILL from outside; the next run goes on after")
     assert not processes_of(cleaned)
     cleaned.change(profiles={"local": {"training": {"epochs": 3}}})
     assert_close(outcome(attempt_at(cleaned, "lora-r8")), alone)
@@ -148,8 +146,8 @@ def test_a_killed_rank_ends_the_cell_by_its_name_and_torchrun_trains_it_again(cl
 
 def test_a_rank_that_runs_out_of_memory_gives_the_cell_its_status(cleaned: TinyProject) -> None:
     result = attempt_at(divide(cleaned), "full", Forked(poor_at=2)).result
-    assert (result["status"], result["phase"], result["bytes_requested"]) == ("out_of_memory", "train", 123)
-    assert result["status_detail"].startswith("rank 1: RuntimeError: ") and result["measured"]["last_step"] == 1
+    assert (result.status, result.phase, result.bytes_requested) == ("out_of_memory", "train", 123)
+    assert result.detail.startswith("rank 1: RuntimeError: ") and result.measured["last_step"] == 1
 
 
 @pytest.mark.slow
@@ -165,11 +163,11 @@ def test_zero_without_deepspeed_and_with_several_rates_is_unavailable(
 ) -> None:
     monkeypatch.setattr("pipelines.runs.deepspeed.find_spec", lambda _name: None)
     result = attempt_at(divide(cleaned, "zero2"), "full").result
-    assert result["status"] == "unavailable"
-    assert result["status_detail"] == "sharding: zero2 needs DeepSpeed: pip install '.[deepspeed]', or use fsdp"
+    assert result.status == "unavailable"
+    assert result.status_detail == "sharding: zero2 needs DeepSpeed: pip install '.[deepspeed]', or use fsdp"
     cleaned.change(profiles={"local": {"training": {"learning_rate": [1e-4, 1e-3]}}})
     result = attempt_at(divide(cleaned, "zero3"), "full").result
-    assert result["status"] == "unavailable" and result["status_detail"].endswith("name one, or use fsdp")
+    assert result.status == "unavailable" and result.detail.endswith("name one, or use fsdp")
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra deepspeed")
@@ -200,8 +198,8 @@ def test_on_a_cluster_the_node_needs_deepspeed_not_this_machine(monkeypatch: pyt
 )
 def test_what_fsdp_cannot_divide_is_unavailable_before_it_starts(cleaned: TinyProject, method: str, why: str) -> None:
     result = attempt_at(divide(cleaned, "fsdp"), method).result
-    assert result["status"] == "unavailable"
-    assert result["status_detail"] == (
+    assert result.status == "unavailable"
+    assert result.status_detail == (
         f"sharding: fsdp cannot divide {why}: use ddp for this method, in a profile of its own"
     )
 
@@ -211,12 +209,12 @@ def test_a_budget_is_each_devices_and_a_time_limit_leaves_a_checkpoint(cleaned: 
     divide(cleaned)
     cleaned.change(profiles={"local": {"training": {"memory_budget_gb": 0.3}}})
     result = attempt_at(cleaned, "full").result
-    assert result["status"] == "out_of_memory" and not processes_of(cleaned)
+    assert result.status == "out_of_memory" and not processes_of(cleaned)
     endless = {"epochs": 5000, "memory_budget_gb": None, "time_limit_minutes": 0.6}
     cleaned.change(profiles={"local": {"training": endless}})
     result = attempt_at(cleaned, "full").result
-    assert result["status"] == "timed_out" and "goes on after step" in result["status_detail"]
-    assert result["measured"]["last_step"] > 2 and not processes_of(cleaned)
+    assert result.status == "timed_out" and "goes on after step" in result.detail
+    assert result.measured["last_step"] > 2 and not processes_of(cleaned)
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Ti
     for method in METHODS:
         assert trained(made, method).status == "ok"
         evaluation, _ = evaluate(made.stage(), made.key(method), watch=QUIET)
-        assert evaluation.ok, evaluation.result["status_detail"]
+        assert evaluation.ok, evaluation.result.detail
     keep_predictions(made.stage())  # else each copy's first publication would make its own
     return made
 

@@ -263,21 +263,21 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     assert train(stage, key, watch=watch)[0].status == "ok"
 
     made = export(stage, key, Wanted(), watch=watch)
-    assert made.ok and made.merged, made.result["status_detail"]
-    measured = made.result["measured"]
+    assert made.ok and made.merged, made.result.detail
+    measured = made.result.measured
     assert measured["largest_difference_nats"] < 1e-3
     assert measured["merged_bits_per_byte"] == pytest.approx(measured["adapter_bits_per_byte"], abs=1e-5)
     assert abs(measured["merged_into_original_bits_per_byte"] - measured["merged_bits_per_byte"]) > 1e-5
     card = (made.merged / "README.md").read_text(encoding="utf-8")
-    assert made.attempt.run_id in card and "nf4" in card and made.attempt.spec["fingerprints"]["data"] in card
+    assert made.attempt.run_id in card and "nf4" in card and str(made.attempt.spec.fingerprints["data"]) in card
     assert "4-bit quantized" in card
     adapter = made.attempt.model_folder
     for folder in (adapter, made.merged):  # nothing that leaves names a folder of this machine
         for path in (one for one in folder.rglob("*") if one.suffix != ".safetensors"):
             told = path.read_text(encoding="utf-8")
-            assert str(project.data.root) not in told and made.attempt.spec["weights"] not in told, path
+            assert str(project.data.root) not in told and str(made.attempt.spec.weights) not in told, path
     named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    assert named == Path(made.attempt.spec["weights"]).name
+    assert named == Path(str(made.attempt.spec.weights)).name
     assert "library_name: peft" in (adapter / "README.md").read_text(encoding="utf-8")
 
     formats = ["fp32", "int8", "nf4", "gguf-f16", "gguf-q4_k_m"]

@@ -161,7 +161,7 @@ def test_a_loss_that_is_no_number_is_diverged(
     process.communicate(timeout=600)
     assert process.returncode == 3
     attempt = cells.latest(project.data, project.key("full"))
-    assert attempt is not None and attempt.status == "diverged" and "learning_rate" in attempt.result["status_detail"]
+    assert attempt is not None and attempt.status == "diverged" and "learning_rate" in attempt.result.detail
 
 
 def test_a_broken_model_folder_is_failed_with_its_error(
@@ -179,7 +179,7 @@ def test_a_broken_model_folder_is_failed_with_its_error(
     _, stderr = process.communicate(timeout=600)
     attempt = cells.latest(project.data, project.key("full"))
     assert process.returncode == 3 and attempt is not None
-    assert (attempt.status, attempt.result["phase"]) == ("failed", "load")
+    assert (attempt.status, attempt.result.phase) == ("failed", "load")
     assert "Traceback" not in stderr and "Traceback" in (attempt.folder / "log.txt").read_text(encoding="utf-8")
 
 

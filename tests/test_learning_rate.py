@@ -41,7 +41,7 @@ def test_the_chosen_rate_trains_as_if_it_had_been_given(cleaned: TinyProject, mo
 
     monkeypatch.setattr(Trainer, "loss_of_steps", noted)
     searched = trained(cleaned, "lora-r8")
-    found, measured = outcome(searched), searched.result["measured"]
+    found, measured = outcome(searched), searched.result.measured
     tried = json.loads(measured["learning_rates_tried"])
     assert [rate for rate, _ in tried] == RATES and len(judged) == 3 and judged[0] == judged[1]
     assert measured["learning_rate"] == min(tried, key=lambda one: one[1])[0]
@@ -56,7 +56,7 @@ def test_the_chosen_rate_trains_as_if_it_had_been_given(cleaned: TinyProject, mo
     cleaned.change(methods={"lora-r8": {"learning_rate": measured["learning_rate"]}})
     given = trained(cleaned, "lora-r8")
     assert outcome(given) == found
-    assert given.result["measured"].get("search_seconds") is None and given.result["learning_rate_source"] == "method"
+    assert given.result.measured.get("search_seconds") is None and given.result.learning_rate_source == "method"
 
 
 @pytest.mark.slow
@@ -66,17 +66,17 @@ def test_a_cell_that_was_killed_does_not_search_again(cleaned: TinyProject, monk
     monkeypatch.setattr(search, "search", lambda *_: pytest.fail("searched again"))
     watch = Watch(say=lambda _message: None, launcher=InProcess())
     again, _ = train(cleaned.stage(), cleaned.key("lora-r8"), watch=watch)
-    assert again.result["resume"]["run_id"] == first.run_id
+    assert (again.result.resume or {})["run_id"] == first.run_id
     assert outcome(again) == expected
     names = ("learning_rate", "learning_rate_at_edge", "learning_rates_tried", "search_seconds")
-    before = first.result["measured"]
-    assert {name: again.result["measured"][name] for name in names} == {name: before[name] for name in names}
+    before = first.result.measured
+    assert {name: again.result.measured[name] for name in names} == {name: before[name] for name in names}
 
 
 def test_a_rate_that_diverges_is_not_chosen_and_full_goes_back_to_its_weights(cleaned: TinyProject) -> None:
     cleaned.change(methods={"full": {"learning_rate": [1e-3, 1e30], "gradient_clip": 1e30}})
     searched = trained(cleaned, "full")
-    assert json.loads(searched.result["measured"]["learning_rates_tried"])[1] == [1e30, None]
+    assert json.loads(searched.result.measured["learning_rates_tried"])[1] == [1e30, None]
     found = outcome(searched)
     cleaned.change(methods={"full": {"learning_rate": 1e-3}})
     assert outcome(trained(cleaned, "full")) == found
@@ -91,5 +91,5 @@ def test_when_all_rates_diverge_the_cell_has() -> None:
 def test_too_few_examples_to_hold_one_back_are_said(cleaned: TinyProject) -> None:
     cleaned.change(profiles={"local": {"max_train_examples": 1}})
     attempt = trained(cleaned, "lora-r8")
-    assert attempt.status == "failed" and "two training examples" in attempt.result["status_detail"]
+    assert attempt.status == "failed" and "two training examples" in attempt.result.detail
     assert cells.latest(cleaned.data, cells.CellKey(MODEL, "lora-r8", 1)) == attempt

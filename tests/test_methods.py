@@ -50,10 +50,10 @@ def cleaned(project: TinyProject) -> TinyProject:
 @pytest.mark.parametrize("method", METHODS)
 def test_it_trains(cleaned: TinyProject, method: str) -> None:
     attempt = trained(cleaned, method)
-    assert attempt.status == "ok", attempt.result["status_detail"]
+    assert attempt.status == "ok", attempt.result.detail
     losses = [point["train_loss"] for point in attempt.curve()[1:]]
     assert all(math.isfinite(loss) and 4 < loss < 8 for loss in losses)
-    assert attempt.result["measured"]["attention"] == ("eager" if method == "eager" else "sdpa")
+    assert attempt.result.measured["attention"] == ("eager" if method == "eager" else "sdpa")
 
 
 def test_every_setting_is_in_the_recipe(cleaned: TinyProject) -> None:
@@ -89,8 +89,8 @@ def test_a_run_that_no_longer_improves_stops_and_never_looks_at_the_held_out_rec
         profiles={"local": {"training": {"epochs": 10, "eval_every_steps": 1}}},
     )
     attempt = trained(cleaned, "lora-r8")
-    measured = attempt.result["measured"]
-    assert attempt.status == "ok", attempt.result["status_detail"]
+    measured = attempt.result.measured
+    assert attempt.status == "ok", attempt.result.detail
     assert (measured["last_step"], measured["stopped_early"]) == (3, True) and measured["steps"] > 10
     assert measured["train_examples"] + measured["validation_examples"] == 8
     assert [point["validation_loss"] for point in attempt.curve()] == [None, 6.0, 7.0, 8.0]
@@ -99,7 +99,7 @@ def test_a_run_that_no_longer_improves_stops_and_never_looks_at_the_held_out_rec
 def test_early_stop_with_one_example_says_what_it_needs(cleaned: TinyProject) -> None:
     cleaned.change(methods={"full": {"early_stop_patience": 1, "data": {"max_examples": 1}}})
     attempt = trained(cleaned, "full")
-    assert attempt.status == "failed" and "there is only one: bring more" in attempt.result["status_detail"]
+    assert attempt.status == "failed" and "there is only one: bring more" in attempt.result.detail
 
 
 def test_examples_longer_than_the_model_reads_are_left_out_and_counted(
@@ -111,8 +111,8 @@ def test_examples_longer_than_the_model_reads_are_left_out_and_counted(
     own = {MODEL: {"source": {"path": str(folder)}}}
     cleaned.change(models=own, profiles={"local": {"training": {"max_length": 2000}}})
     attempt = trained(cleaned, "full")
-    assert attempt.status == "ok", attempt.result["status_detail"]
-    assert attempt.result["measured"]["truncated_share"] > 0  # some
+    assert attempt.status == "ok", attempt.result.detail
+    assert attempt.result.measured["truncated_share"] > 0  # some
     assert "max_length is 2000, this model reads 300 tokens" in capsys.readouterr().out
 
 
@@ -153,7 +153,7 @@ def test_a_step_whose_gradients_overflow_in_float16_is_left_out_and_the_run_goes
 
     monkeypatch.setattr(loop, "make_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**40))
     attempt = trained(cleaned, "full-fp16")
-    assert attempt.status == "ok", attempt.result["status_detail"]
+    assert attempt.status == "ok", attempt.result.detail
 
 
 # loading

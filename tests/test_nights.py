@@ -184,8 +184,8 @@ def test_what_a_person_asks_for_in_the_launchpad_is_done_and_recorded(week: Nigh
     result = week.cell("lora-r8", max_examples=5, seeds=[7], budget_usd=120.0)
     assert result.success
     (attempt,) = cells.attempts(week.project.data, cells.CellKey(MODEL, "lora-r8", 7))
-    assert attempt.status == "ok" and attempt.result["measured"]["train_examples"] == 5
-    assert attempt.spec["time_limit_minutes"] == pytest.approx(2.0), "a dollar a second"
+    assert attempt.status == "ok" and attempt.result.measured["train_examples"] == 5
+    assert attempt.spec.time_limit_minutes == pytest.approx(2.0), "a dollar a second"
     assert not week.statuses("lora-r8"), "seed 1 was not asked for"
     assert week.cell("lora-r8", max_examples=5, seeds=[7]).success
     assert len(cells.attempts(week.project.data, cells.CellKey(MODEL, "lora-r8", 7))) == 1
@@ -200,11 +200,11 @@ def test_seeds_share_what_their_run_may_spend(week: Nights) -> None:
     week.execute(week.begin())
     assert week.cell("lora-r8", budget_usd=60.0).success
     keys = [cells.CellKey(MODEL, "lora-r8", seed) for seed in (1, 2, 3)]
-    first, *later = [cells.attempts(week.project.data, key)[0].spec["time_limit_minutes"] for key in keys]
+    first, *later = [cells.attempts(week.project.data, key)[0].spec.time_limit_minutes or 0.0 for key in keys]
     assert first == pytest.approx(1.0) and 1.0 > later[0] > later[1] > 0, "a dollar a second"
     week.project.change(methods={"lora-r8": {"weight_decay": 0.1}})
     week.carry_on()
-    limits = [cells.attempts(week.project.data, key)[-1].spec["time_limit_minutes"] for key in keys]
+    limits = [cells.attempts(week.project.data, key)[-1].spec.time_limit_minutes or 0.0 for key in keys]
     assert 2.0 > limits[0] > limits[1] > limits[2] > 0, "what is left to the night"
     assert week.record()["spent_usd"] <= 120.0
 

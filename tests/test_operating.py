@@ -196,7 +196,7 @@ def test_a_backfill_takes_the_launchpads_settings(project: TinyProject, ui: str)
     key = cells.CellKey(MODEL, "lora-r8", 7)
     until(lambda: (a := cells.latest(project.data, key)) and a.status == "ok" and a.evaluations(), "the cell", 240)
     attempt = cells.latest(project.data, key)
-    assert attempt is not None and attempt.result["measured"]["train_examples"] == 5
+    assert attempt is not None and attempt.result.measured["train_examples"] == 5
 
     def finished() -> bool:
         with dg.DagsterInstance.get() as instance:
@@ -240,5 +240,5 @@ def test_reload_and_cancel_in_the_ui(project: TinyProject, ui: str) -> None:
     )
     until(lambda: _asked(ui, STATUS, run=run)["data"]["runOrError"]["status"] == "CANCELED", "the run's end", 60)
     ended = cells.Attempt(key, attempt.folder)
-    assert ended.status == "killed" and "goes on after step" in ended.result["status_detail"]
+    assert ended.status == "killed" and "goes on after step" in ended.result.detail
     assert checkpoints.whole(attempt.folder)

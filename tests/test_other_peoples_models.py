@@ -80,20 +80,20 @@ def measured(project: TinyProject, model: str, method: str = "lora-r8") -> tuple
 
 def result_of(evaluation: Evaluation | None) -> dict[str, Any]:
     assert evaluation and evaluation.ok, evaluation and evaluation.result
-    return evaluation.result["measured"]
+    return dict(evaluation.result.measured)
 
 
 def test_a_record_that_one_template_cannot_show_costs_that_record(
     two: TinyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attempt, evaluation, _ = measured(two, "other")
-    assert attempt.status == "ok", attempt.result["status_detail"]
+    assert attempt.status == "ok", attempt.result.detail
     said = capsys.readouterr().out
-    assert attempt.result["measured"]["unshown_share"] == pytest.approx(1 / 3)
+    assert attempt.result.measured["unshown_share"] == pytest.approx(1 / 3)
     assert "WARNING: 1 of 3 training records cannot be shown" in said and "one question only" in said
     assert "other: 0 evaluation records are too long, 1 cannot be shown; no model is measured on them" in said
     first, _, _ = measured(two, MODEL)
-    assert first.result["measured"]["unshown_share"] == 0
+    assert first.result.measured["unshown_share"] == 0
     ours, theirs = result_of(measured(two, MODEL)[1]), result_of(evaluation)
     assert (ours["eval_set"], ours["eval_records"]) == (theirs["eval_set"], 3)
     assert ours["eval_records_left_out"] == 1
@@ -104,7 +104,7 @@ def test_a_model_that_can_show_nothing_fails_alone(
 ) -> None:
     save_model(tmp_path / "other", "{{ raise_exception('nothing at all') }}")
     attempt, _, _ = measured(two, "other")
-    assert attempt.status == "failed" and "nothing at all" in attempt.result["status_detail"]
+    assert attempt.status == "failed" and "nothing at all" in attempt.result.detail
     assert result_of(measured(two, MODEL)[1])["eval_records"] == 4
     assert "other: can read none of 4 evaluation records" in capsys.readouterr().out
 
@@ -122,8 +122,8 @@ def test_a_model_whose_tokenizer_does_not_load_fails_alone(
 def test_a_template_that_rewrites_earlier_turns_is_learned_answer_by_answer(two: TinyProject, tmp_path: Path) -> None:
     save_model(tmp_path / "other", THINKING)
     attempt, evaluation, _ = measured(two, "other")
-    assert attempt.status == "ok", attempt.result["status_detail"]
-    assert attempt.result["measured"]["train_examples"] == 4  # two questions, and two answers of a conversation
+    assert attempt.status == "ok", attempt.result.detail
+    assert attempt.result.measured["train_examples"] == 4  # two questions, and two answers of a conversation
     found = result_of(evaluation)
     assert json.loads(found["template_arguments"]) == {"enable_thinking": False}
     assert evaluation and found["eval_records"] == 4
@@ -140,7 +140,7 @@ def test_of_those_the_last_alone_where_the_settings_say_so(two: TinyProject, tmp
     save_model(tmp_path / "other", THINKING)
     two.change(models={"other": {"turns": "last"}})
     attempt, _, _ = measured(two, "other")
-    assert attempt.result["measured"]["train_examples"] == 3
+    assert attempt.result.measured["train_examples"] == 3
 
 
 def test_a_part_that_cannot_be_measured_leaves_its_numbers_empty_and_says_why(

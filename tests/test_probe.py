@@ -30,7 +30,7 @@ def test_a_probed_cell_ends_in_the_bits_of_one_that_was_not(
     cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     probed = trained(cleaned, method)
-    expected, measured = outcome(probed), probed.result["measured"]
+    expected, measured = outcome(probed), probed.result.measured
     assert measured["probe_seconds"] > 0 and measured["probe_peak_memory_gb"] > 0.1
     monkeypatch.setattr(loop.Trainer, "_probe", lambda _trainer: None)
     assert outcome(trained(cleaned, method)) == expected
@@ -48,8 +48,8 @@ def test_what_does_not_fit_is_out_of_memory_in_the_probe_with_the_bytes(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", refuse_second)
     result = trained(cleaned, "full").result
-    assert (result["status"], result["phase"], result["bytes_requested"]) == ("out_of_memory", "probe", 123)
-    assert result["measured"].get("last_step") is None and result["measured"]["load_peak_memory_gb"] > 0
+    assert (result.status, result.phase, result.bytes_requested) == ("out_of_memory", "probe", 123)
+    assert result.measured.get("last_step") is None and result.measured["load_peak_memory_gb"] > 0
 
 
 def test_the_heaviest_micro_batch_is_probed_after_a_light_one_where_steps_accumulate() -> None:

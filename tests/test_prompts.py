@@ -274,9 +274,9 @@ def test_a_cell_whose_first_loss_is_absurd_is_failed_with_the_reason(
 
     monkeypatch.setattr(Trainer, "_eval_loss", lambda *_: 20.0)
     attempt = trained(clean_for(project), "lora-r8")
-    assert (attempt.status, attempt.result["phase"]) == ("failed", "train")
-    assert "20.00 nats per completion token" in attempt.result["status_detail"]
-    assert attempt.result["measured"].get("last_step") is None
+    assert (attempt.status, attempt.result.phase) == ("failed", "train")
+    assert "20.00 nats per completion token" in attempt.result.detail
+    assert attempt.result.measured.get("last_step") is None
 
 
 # --- turns that a file switches off

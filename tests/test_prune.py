@@ -14,8 +14,8 @@ from pipelines.compare.tables import all_tables
 from pipelines.files import read_json, write_json
 from pipelines.prune import leftovers, remove, superseded_exports
 from pipelines.runs.cells import Attempt
+from pipelines.runs.result import write_result
 from pipelines.runs.status import Status
-from pipelines.train.cell import write_result
 from tests import planted
 from tests.planted import Lake
 

@@ -170,13 +170,13 @@ def test_qlora_on_real_weights_learns_and_is_evaluated_beside_the_base(data: Dat
     cleaning.clean(data, raw_records(data, stage.experiments), stage.experiments.cleaning)
     key = CellKey(MODEL, "qlora-r8", 1)
     attempt, _ = train(stage, key)
-    assert attempt.status == "ok", attempt.result["status_detail"]
-    measured = attempt.result["measured"]
+    assert attempt.status == "ok", attempt.result.detail
+    measured = attempt.result.measured
     assert measured["trainable_params"] == 2_442_240 and 134e6 < measured["total_params"] < 138e6
     assert 0.5 < measured["peak_memory_gb"] < 5 and 1 < measured["train_loss"] < 8
     evaluation, _ = evaluate(stage, key)
-    assert evaluation.ok, evaluation.result["status_detail"]
-    assert 0.5 < evaluation.result["measured"]["eval_bits_per_byte"] < 3
+    assert evaluation.ok, evaluation.result.detail
+    assert 0.5 < evaluation.result.measured["eval_bits_per_byte"] < 3
     assert evaluation.answers()[0]["answer_tokens"] <= 8
     base, reused = evaluate(stage, CellKey(MODEL, "base", 1))
     assert reused and base.ok

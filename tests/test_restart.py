@@ -43,7 +43,7 @@ def attempt_at(project: TinyProject, method: str, launcher: Any = None, **option
 
 def outcome(attempt: Attempt) -> tuple[dict[str, bytes], list[tuple[Any, ...]]]:
     """All that must not depend on when a cell was ended: the saved weights' bytes and the curve's losses."""
-    assert attempt.status == "ok", attempt.result["status_detail"]
+    assert attempt.status == "ok", attempt.result.detail
     weights = {path.name: path.read_bytes() for path in attempt.model_folder.glob("*.safetensors")}
     curve = [(p["step"], p["examples"], p["train_loss"], p["eval_loss"], p["learning_rate"]) for p in attempt.curve()]
     return weights, curve
@@ -72,9 +72,9 @@ def test_a_killed_cell_ends_in_the_same_bits(
 ) -> None:
     expected = undisturbed(method)
     killed = attempt_at(cleaned, method, kill_at(3))
-    assert killed.status == "killed" and "goes on after step 2" in killed.result["status_detail"]
+    assert killed.status == "killed" and "goes on after step 2" in killed.result.detail
     again = attempt_at(cleaned, method, kill_at(5))
-    assert again.status == "killed" and "goes on after step 4" in again.result["status_detail"]
+    assert again.status == "killed" and "goes on after step 4" in again.result.detail
     finished = attempt_at(cleaned, method)
     assert outcome(finished) == expected
     assert "going on after step 4 of 6" in log_of(finished)
@@ -84,7 +84,7 @@ def test_a_killed_cell_ends_in_the_same_bits(
 
 def log_of(attempt: Attempt) -> str:
     """What the attempt said; in this process it is the resume that stands in its result."""
-    told = attempt.result["resume"]
+    told = attempt.result.resume
     return f"going on after step {checkpoints.step_of(Path(told['checkpoint']))} of {STEPS}" if told else ""
 
 
@@ -94,7 +94,7 @@ def test_sigterm_keeps_the_last_whole_step_and_the_next_run_needs_no_step_again(
     expected = undisturbed("lora-r8")
     stopped = attempt_at(cleaned, "lora-r8", stop_at(3))
     assert stopped.status == "killed"
-    assert stopped.result["status_detail"] == "ended by SIGTERM from outside; the next run goes on after step 3"
+    assert stopped.result.detail == "ended by SIGTERM from outside; the next run goes on after step 3"
     finished = attempt_at(cleaned, "lora-r8")
     assert outcome(finished) == expected
     assert steps_done(finished) == list(range(STEPS + 1)), "each step once, also those of the earlier attempt"
@@ -130,7 +130,7 @@ def test_peaks_are_the_most_over_attempts_and_times_count_once(cleaned: TinyProj
     state["tally"] |= {"seconds": 1000.0, "tokens": 10, "steady_seconds": 500.0}
     write_json(kept / checkpoints.STATE, state)
     finished = attempt_at(cleaned, "lora-r8")
-    measured = finished.result["measured"]
+    measured = finished.result.measured
     assert (measured["peak_memory_gb"], measured["load_peak_memory_gb"]) == (77.0, 55.0)
     assert 1000 < measured["train_seconds"] < 1100
     assert finished.curve()[-1]["elapsed_seconds"] == measured["train_seconds"]
@@ -141,7 +141,7 @@ def test_another_recipe_starts_anew_and_the_old_checkpoint_goes(cleaned: TinyPro
     attempt_at(cleaned, "lora-r8", kill_at(3))
     cleaned.change(methods={"lora-r8": {"weight_decay": 0.1}})
     finished = attempt_at(cleaned, "lora-r8")
-    assert finished.status == "ok" and finished.result["resume"] is None
+    assert finished.status == "ok" and finished.result.resume is None
     assert not list(cleaned.data.cells.rglob(checkpoints.FOLDER))
 
 
@@ -183,9 +183,9 @@ def test_killed_before_the_first_step_of_a_second_attempt_the_third_still_goes_o
 def test_too_little_disk_is_known_before_the_first_step(cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda _folder: 1000)
     result = attempt_at(cleaned, "full").result
-    assert (result["status"], result["phase"]) == ("failed", "train")
-    assert result["bytes_available"] == 1000 and result["bytes_needed"] > 100_000
-    assert "MB are needed" in result["status_detail"] and result["measured"].get("last_step") is None
+    assert (result.status, result.phase) == ("failed", "train")
+    assert result.bytes_available == 1000 and (result.bytes_needed or 0) > 100_000
+    assert "MB are needed" in result.detail and result.measured.get("last_step") is None
 
 
 @pytest.mark.parametrize(("fails", "phase"), [("checkpoint", "train"), ("model", "save")])
@@ -202,8 +202,8 @@ def test_a_disk_that_fills_up_while_running_is_failed_with_what_it_says(
     else:
         monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
     attempt = attempt_at(cleaned, "full")
-    assert (attempt.status, attempt.result["phase"]) == ("failed", phase)
-    assert "are free in" in attempt.result["status_detail"] and attempt.result["bytes_available"] > 0
+    assert (attempt.status, attempt.result.phase) == ("failed", phase)
+    assert "are free in" in attempt.result.detail and (attempt.result.bytes_available or 0) > 0
     assert not list(attempt.folder.rglob("*.partial"))
     monkeypatch.undo()
     assert attempt_at(cleaned, "full").status == "ok"
@@ -321,7 +321,7 @@ def test_a_command_ended_from_outside_is_gone_on_with(cleaned: TinyProject, sent
     first = cells.latest(cleaned.data, cleaned.key("lora-r8"))
     assert first is not None and first.status in ("lost", "killed")
     finished = attempt_at(cleaned, "lora-r8")
-    assert finished.result["resume"]["run_id"] == first.run_id
+    assert (finished.result.resume or {})["run_id"] == first.run_id
     assert steps_done(finished) == list(range(81))
     runs = all_tables(cleaned.data, cleaned.stage().experiments, [])["training_runs"].to_pylist()
     assert [(run["run_id"], run["status"]) for run in runs] == [
@@ -360,7 +360,7 @@ def wait_for_more(project: TinyProject, method: str, before: Attempt | None, pro
     while process.poll() is None and time.monotonic() < deadline:
         newest = cells.latest(project.data, project.key(method))
         if newest and (before is None or newest.run_id != before.run_id):
-            inherited = newest.spec.get("resume")
+            inherited = newest.spec.resume
             done = checkpoints.step_of(Path(inherited["checkpoint"])) if inherited else 0
             if len(newest.curve()) > done + 2:
                 return

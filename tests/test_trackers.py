@@ -42,7 +42,7 @@ def test_tensorboard_shows_every_point_also_those_before_a_kill(project: TinyPro
     clean_for(project)
     trained(project, "lora-r8", kill_at(3))
     attempt, _ = train(project.stage(), project.key("lora-r8"), watch=Watch(say=lambda _: None, launcher=InProcess()))
-    assert attempt.result["resume"]
+    assert attempt.result.resume
     shown = scalars(attempt.folder / trackers.FOLDER)
     curve = {point["step"]: point for point in attempt.curve()}
     assert shown["loss/train"] == pytest.approx({step: p["train_loss"] for step, p in curve.items() if step})
@@ -56,7 +56,7 @@ def test_a_package_that_is_missing_is_said_before_anything_trains(project: TinyP
     if trackers.find_spec("wandb"):
         pytest.skip("wandb is installed")
     attempt = trained(clean_for(project), "lora-r8")
-    assert attempt.status == "unavailable" and "pip install wandb`" in attempt.result["status_detail"]
+    assert attempt.status == "unavailable" and "pip install wandb`" in attempt.result.detail
     assert not attempt.curve()
     trackers.require(["tensorboard"])
     with pytest.raises(UnavailableError):

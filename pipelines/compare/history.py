@@ -55,13 +55,13 @@ def _of_cell(runs: Sequence[tuple[Attempt, Quality]]) -> list[Row]:
 
 
 def _row(attempt: Attempt, quality: Quality, shared: Quality) -> Row:
-    measured = attempt.result.get("measured", {})
+    measured = attempt.result.measured
     seconds = measured.get("train_seconds")
     return dict.fromkeys(HISTORY) | {
         "model": attempt.key.model,
         "method": attempt.key.method,
         "seed": attempt.key.seed,
-        "finished_at": attempt.result.get("finished_at"),
+        "finished_at": attempt.result.finished_at,
         "run_id": attempt.run_id,
         "shared_records": len(shared.examples),
         "bits_per_byte": shared.bits_per_byte if shared.examples else None,
@@ -78,7 +78,7 @@ def _shared(qualities: Sequence[Quality]) -> list[str]:
 
 
 def _changed(earlier: Attempt, attempt: Attempt) -> list[str]:
-    before, now = (one.spec.get("fingerprints", {}) for one in (earlier, attempt))
+    before, now = (one.spec.fingerprints for one in (earlier, attempt))
     return [name for name in ("data", "recipe", "code", "machine") if before.get(name) != now.get(name)]
 
 
@@ -111,8 +111,8 @@ def _dearer(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
     alike = [earlier for earlier, _ in runs[:-1] if not _changed_but_code(earlier, newest)]
     told = []
     for name, unit, scale in (("train_seconds", "minutes", 60), ("peak_memory_gb", "GB", 1)):
-        past = [value for one in alike if (value := one.result.get("measured", {}).get(name))]
-        value = newest.result.get("measured", {}).get(name)
+        past = [value for one in alike if (value := one.result.measured.get(name))]
+        value = newest.result.measured.get(name)
         if value and len(past) >= ENOUGH_RUNS and value > usual_limit(past):
             told.append(f"{value / scale:.2f} {unit}, {fmean(past) / scale:.2f} in its {len(past)} equal runs before")
     return told

@@ -1,7 +1,7 @@
 """The comparison's rows: every configured cell of the profile, whatever became of it. What was not measured is None."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -18,6 +18,8 @@ from pipelines.experiments import Model
 from pipelines.files import read_json
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
+from pipelines.runs.result import RunResult
+from pipelines.runs.spec import RunSpec
 from pipelines.runs.status import SEVERITY
 from pipelines.train.cell import Stage, changed, examples_now, fingerprints
 
@@ -195,7 +197,7 @@ def _status(seed: Seed | None) -> str:
     if seed is None:
         return "missing"
     failed_evaluation = seed.attempt.status == "ok" and seed.last and not seed.good
-    return seed.last.result["status"] if failed_evaluation and seed.last else seed.attempt.status
+    return seed.last.result.status if failed_evaluation and seed.last else seed.attempt.status
 
 
 def worst(statuses: Sequence[str]) -> str:
@@ -204,7 +206,7 @@ def worst(statuses: Sequence[str]) -> str:
 
 def stale_because(stage: Stage, seed: Seed, selected: Selected, fingerprint: str) -> list[str]:
     """The names of what no longer matches: data, recipe, code, machine, evaluation."""
-    recorded = seed.attempt.result.get("fingerprints") or seed.attempt.spec.get("fingerprints", {})
+    recorded = seed.attempt.result.fingerprints or seed.attempt.spec.fingerprints
     because = changed(recorded, fingerprints(stage, seed.attempt.key, selected))
     evaluated = seed.good is not None and seed.good.fingerprint == fingerprint
     return because if evaluated or seed.attempt.status != "ok" else [*because, "evaluation"]
@@ -213,54 +215,52 @@ def stale_because(stage: Stage, seed: Seed, selected: Selected, fingerprint: str
 def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
     result = shown.attempt.result
     if shown.attempt.status == "ok" and row["status"] != "ok" and shown.last:
-        result = {**result, **{k: shown.last.result.get(k) for k in ("phase", "status_detail")}}
+        result = replace(result, phase=shown.last.result.phase, status_detail=shown.last.result.status_detail)
     elif shown.attempt.status == "ok" and shown.good is None:
-        result = {**result, "status_detail": "trained, not evaluated yet"}
-    elif shown.attempt.status == "ok" and shown.good and (lost := shown.good.result.get("status_detail")):
-        result = {**result, "status_detail": lost}  # a part that could not be measured
+        result = replace(result, status_detail="trained, not evaluated yet")
+    elif shown.attempt.status == "ok" and shown.good and (lost := shown.good.result.status_detail):
+        result = replace(result, status_detail=lost)  # a part that could not be measured
     spec = shown.attempt.spec
-    recipe, prints = spec.get("recipe", {}), spec.get("fingerprints", {})
+    recipe, prints = spec.recipe, spec.fingerprints
     row |= {
-        "phase": result.get("phase"),
-        "status_detail": result.get("status_detail"),
+        "phase": result.phase,
+        "status_detail": result.status_detail,
         **learning_rate(result, spec),
         "rank": recipe.get("rank"),
         "alpha": recipe.get("alpha"),
-        "weights_revision": result.get("weights_revision"),
+        "weights_revision": result.weights_revision,
         "optimizer": recipe.get("optimizer"),
-        "memory_budget_gb": spec.get("memory_budget_gb"),
+        "memory_budget_gb": spec.memory_budget_gb,
         **placement(spec),
         "data_fingerprint": prints.get("data"),
         "recipe_fingerprint": prints.get("recipe"),
         "code_version": prints.get("code"),
-        "device": result.get("device") or machine.machine_class(),
-        "finished_at": result.get("finished_at"),
+        "device": result.device or machine.machine_class(),
+        "finished_at": result.finished_at,
         "run_id": newest.attempt.run_id,
         "evaluation_fingerprint": shown.good.fingerprint if shown.good else None,
     }
 
 
-def placement(spec: Row) -> Row:
-    """What of the machine the attempt was given, and by which launcher; earlier versions knew one process on one device alone."""
-    return {"devices": 1, "sharding": "none", "launcher": "local"} | {
-        name: spec[name] for name in ("devices", "sharding", "launcher") if name in spec
-    }
+def placement(spec: RunSpec) -> Row:
+    """What of the machine the attempt was given, and by which launcher."""
+    return {"devices": spec.devices, "sharding": spec.sharding, "launcher": spec.launcher}
 
 
-def learning_rate(result: Row, spec: Row) -> Row:
+def learning_rate(result: RunResult, spec: RunSpec) -> Row:
     """The rate trained with, who named it, and whether it was the least or most of those tried."""
-    measured, given = result.get("measured", {}), spec.get("recipe", {}).get("learning_rate")
+    measured, given = result.measured, spec.recipe.get("learning_rate")
     return {
         "learning_rate": measured.get("learning_rate", None if isinstance(given, list) else given),
-        "learning_rate_source": spec.get("learning_rate_source") if given is not None else None,
+        "learning_rate_source": spec.learning_rate_source if given is not None else None,
         "learning_rate_at_edge": measured.get("learning_rate_at_edge"),
     }
 
 
 def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
     """Means over the seeds for what was measured; texts and counts from the first."""
-    trained = [seed.attempt.result.get("measured", {}) for seed in seeds]
-    evaluated = [seed.good.result["measured"] for seed in seeds if seed.good]
+    trained = [seed.attempt.result.measured for seed in seeds]
+    evaluated = [seed.good.result.measured for seed in seeds if seed.good]
     for names, measured in ((FROM_TRAINING, trained), (FROM_EVALUATION, evaluated)):
         for name in names:
             row[name] = _mean([m[name] for m in measured if m.get(name) is not None])

@@ -115,34 +115,36 @@ def all_tables(
     }
 
 
+FROM_RESULT = (
+    "status", "phase", "status_detail", "started_at", "finished_at", "bytes_requested", "bytes_needed", "bytes_available",
+    "device", "weights_revision",
+)  # fmt: skip
+
+
 def _training_run(data: DataRoot, attempt: Attempt) -> Row:
     result, spec = attempt.result, attempt.spec
-    prints, versions = spec.get("fingerprints", {}), result.get("versions", {})
+    prints, versions = spec.fingerprints, result.versions
     good = [evaluation for evaluation in attempt.evaluations() if evaluation.ok]
     return {
-        **result.get("measured", {}),
-        **({name: good[-1].result["measured"].get(name) for name in FROM_EVALUATION} if good else {}),
+        **result.measured,
+        **({name: good[-1].result.measured.get(name) for name in FROM_EVALUATION} if good else {}),
         "run_id": attempt.run_id,
         "model": attempt.key.model,
         "method": attempt.key.method,
         "seed": attempt.key.seed,
-        "profile": spec.get("profile"),
+        "profile": spec.profile,
         **learning_rate(result, spec),
-        **{name: spec.get("recipe", {}).get(name) for name in ("rank", "alpha", "optimizer")},
-        "memory_budget_gb": spec.get("memory_budget_gb"),
+        **{name: spec.recipe.get(name) for name in ("rank", "alpha", "optimizer")},
+        "memory_budget_gb": spec.memory_budget_gb,
         **placement(spec),
         "estimated_memory_gb": training_gb(answer_on(data, attempt) or {}),
         "data_fingerprint": prints.get("data"),
         "recipe_fingerprint": prints.get("recipe"),
         "code_version": prints.get("code"),
         **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
-        **{name: result.get(name) for name in ("status", "phase", "status_detail", "started_at", "finished_at")},
-        **{
-            name: result.get(name)
-            for name in ("bytes_requested", "bytes_needed", "bytes_available", "device", "weights_revision")
-        },
-        "speed_disturbed": disturbed(result.get("measured", {}).get("other_cpu_pct")),
-        "resumed_from": (spec.get("resume") or {}).get("run_id"),
+        **{name: getattr(result, name) for name in FROM_RESULT},
+        "speed_disturbed": disturbed(result.measured.get("other_cpu_pct")),
+        "resumed_from": (spec.resume or {}).get("run_id"),
     }
 
 

@@ -29,7 +29,8 @@ class Question:
 
 def answer_on(data: DataRoot, attempt: Attempt) -> Json | None:
     """The answer kept on what the attempt was asked to do, if there is one."""
-    return predictions.answer_on(data, {**attempt.spec, "seed": attempt.key.seed})
+    spec = attempt.spec
+    return predictions.answer_on(data, spec.recipe, spec.fingerprints.get("data"), attempt.key.seed)
 
 
 def questions(stage: Stage, cells: list[tuple[str, str]], seeds: list[int]) -> list[Question]:

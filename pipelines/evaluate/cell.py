@@ -1,23 +1,25 @@
 """The parent's half of an evaluation: what it measures with, whether it is current, running it, its last word."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines import weights
 from pipelines.clean.select import Selected
-from pipelines.errors import UnavailableError, UsageError
+from pipelines.errors import UsageError
 from pipelines.evaluate.general import FILE as GENERAL
 from pipelines.evaluate.general import read_general, set_hash
-from pipelines.files import locked, read_json, stable_hash, write_json
-from pipelines.machine import own_identity
+from pipelines.files import locked, stable_hash
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
-from pipelines.runs.clock import now
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.launchers.chosen import launcher_class
+from pipelines.runs.result import write_result
+from pipelines.runs.run import Run, Watch, and_once_more, queue
+from pipelines.runs.spec import RunSpec
 from pipelines.train import cell as training
-from pipelines.train.cell import Stage, Watch, examples_now
+from pipelines.train.cell import Stage, examples_now
 
 CHILD = "pipelines.evaluate.child"
 
@@ -91,31 +93,27 @@ def evaluate(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | 
         evaluation = None if force else _goes_on_elsewhere(attempt, fingerprint)
         if evaluation is None:
             for earlier in attempt.evaluations():
-                launcher_class(_spec(earlier).get("launcher", "local")).end(earlier.folder)
+                launcher_class(earlier.spec.launcher).end(earlier.folder)
             evaluation = _new_evaluation(stage, attempt, examples, fingerprint)
-        _run(stage, evaluation, watch)
-        finished = Evaluation(attempt, evaluation.folder)
-        if finished.result.get("reason") == "node_lost":
-            watch.say(f"{key}: {finished.result['status_detail']}; evaluated once more on another node")
-            evaluation = _new_evaluation(stage, attempt, examples, fingerprint)
-            _run(stage, evaluation, watch)
-            finished = Evaluation(attempt, evaluation.folder)
-        return finished, False
+        if shape := stage.experiments.model(key.model).source.random:
+            detail = f"random weights in the shape of {shape}: their quality says nothing, so it is not measured"
+            write_result(evaluation.folder, "ok", "evaluate", detail)
+            return Evaluation(attempt, evaluation.folder), False
+
+        def again(after: str) -> Run:
+            return _run(stage, _new_evaluation(stage, attempt, examples, fingerprint, after), watch)
+
+        run = and_once_more(_run(stage, evaluation, watch), again, stage.site(watch))
+        return Evaluation(attempt, run.folder), False
 
 
 def _goes_on_elsewhere(attempt: Attempt, fingerprint: str) -> Evaluation | None:
     """The newest evaluation, where it still runs on a cluster as it should, though whoever watched it is gone."""
     for newest in attempt.evaluations()[-1:]:
-        spec = _spec(newest)
-        asked = spec.get("fingerprints", {}).get("evaluation")
-        launcher = launcher_class(spec.get("launcher", "local"))
-        if newest.result["status"] == "lost" and asked == fingerprint and launcher.is_under_way(newest.folder):
+        asked, launcher = newest.spec.fingerprints.get("evaluation"), launcher_class(newest.spec.launcher)
+        if newest.result.status == "lost" and asked == fingerprint and launcher.is_under_way(newest.folder):
             return newest
     return None
-
-
-def _spec(evaluation: Evaluation) -> dict[str, Any]:
-    return read_json(evaluation.folder / "spec.json") or {}
 
 
 def _base_first(stage: Stage, key: CellKey, watch: Watch) -> None:
@@ -128,45 +126,35 @@ def _base_first(stage: Stage, key: CellKey, watch: Watch) -> None:
         evaluate(stage, base_key, watch=watch)
 
 
-def _new_evaluation(stage: Stage, attempt: Attempt, examples: Path, fingerprint: str) -> Evaluation:
+def _new_evaluation(
+    stage: Stage, attempt: Attempt, examples: Path, fingerprint: str, after: str | None = None
+) -> Evaluation:
     folder = attempt.folder / "evaluations" / cells.new_run_id()
     profile = stage.experiments.profile(stage.profile)
     settings = stage.experiments.training_for(stage.profile, attempt.key.model, attempt.key.method)
     trained = attempt.model_folder if attempt.model_folder.exists() else None
-    copied = ("run_id", "model", "method", "seed", "root", "weights", "recipe")
-    spec: dict[str, Any] = {
-        **{name: attempt.spec[name] for name in copied},
-        "profile": stage.profile,
-        "launcher": profile.launcher,
-        "examples": str(examples.relative_to(stage.data.root)),
-        "selection": asdict(stage.selection),
-        "trained": str(trained.relative_to(stage.data.root)) if trained else None,
-        "settings": profile.evaluation.model_dump(),
-        "readers": readers(stage),
-        "batch_tokens": settings.micro_batch_tokens,
-        "fingerprints": {"evaluation": fingerprint},
-        "memory_budget_gb": settings.memory_budget_gb,
-        "time_limit_minutes": settings.time_limit_minutes,
-    }
-    write_json(folder / "spec.json", spec)
-    write_json(folder / "state.json", {"status": "queued", "phase": "evaluate", "started_at": now(), **own_identity()})
+    spec, told = attempt.spec, profile.evaluation.model_dump()
+    queue(
+        folder,
+        RunSpec(
+            run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=stage.profile, root=spec.root,
+            examples=str(examples.relative_to(stage.data.root)), weights=spec.weights, recipe=spec.recipe,
+            trained=str(trained.relative_to(stage.data.root)) if trained else None,
+            selection=asdict(stage.selection), fingerprints={"evaluation": fingerprint}, after=after,
+            memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
+            launcher=profile.launcher,
+            more={"settings": told, "readers": readers(stage), "batch_tokens": settings.micro_batch_tokens},
+        ),
+        "evaluate",
+    )  # fmt: skip
     return Evaluation(attempt, folder)
 
 
-def _run(stage: Stage, evaluation: Evaluation, watch: Watch) -> None:
-    folder = evaluation.folder
-    if shape := stage.experiments.model(evaluation.attempt.key.model).source.random:
-        detail = f"random weights in the shape of {shape}: their quality says nothing, so it is not measured"
-        training.write_result(folder, "ok", "evaluate", detail)
-        return
-    try:
-        ending = training.run_child(stage, folder, CHILD, watch, on_tick=lambda: watch.on_tick(evaluation.attempt))
-    except UnavailableError as error:
-        training.write_result(folder, "unavailable", "evaluate", str(error))
-        return
-    except BaseException as error:
-        training.write_result(folder, "killed", "evaluate", f"interrupted ({type(error).__name__})")
-        raise
-    report = training.child_report(folder)
-    status, detail = training.judge(ending, report, folder)
-    training.write_result(folder, status, "evaluate", detail, ending)
+def _run(stage: Stage, evaluation: Evaluation, watch: Watch) -> Run:
+    """The evaluation as a run."""
+
+    def needs() -> None:
+        weights.fetch(stage.data, stage.experiments, evaluation.attempt.key.model, say=watch.say)
+
+    tick = partial(watch.on_tick, evaluation.attempt)
+    return Run(evaluation.folder, CHILD, phase="evaluate", needs=needs, on_tick=tick)

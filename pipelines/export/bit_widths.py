@@ -1,6 +1,7 @@
 """What each bit width of a result costs it: quality, size, latency, memory; one row a format, whatever became of it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluation_fingerprint
 from pipelines.experiments import Experiments
 from pipelines.export.cell import CHILD as EXPORT
-from pipelines.export.cell import Export, Wanted, default_output, export, finished, is_written, run, spec_of
+from pipelines.export.cell import Wanted, default_output, export, finished, is_written, run_of, spec_of
 from pipelines.export.measure import FORMATS
-from pipelines.files import locked, stable_hash, write_json
+from pipelines.files import locked, stable_hash
 from pipelines.paths import DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
+from pipelines.runs.result import RunResult, result_in, write_result
+from pipelines.runs.run import Watch, queue
 from pipelines.settings import expected_one_of
-from pipelines.train import cell as training
-from pipelines.train.cell import Stage, Watch, examples_now
+from pipelines.train.cell import Stage, examples_now
 
 CHILD = "pipelines.export.measure"
 Row = dict[str, Any]
@@ -69,24 +71,22 @@ def _measure_all(stage: Stage, attempt: Attempt, formats: Sequence[str], selecte
     for name in formats:
         folder = _home(stage.data, attempt) / name / cells.new_run_id()
         gguf = files.gguf.get(GGUF[name]) if name in GGUF else None
-        spec = {
-            **spec_of(stage, attempt),
-            "format": name,
-            "merged": str(merged),
-            "gguf": str(gguf) if gguf else None,
-            "questions": str(plain.folder / "questions.json"),
-            "fingerprints": {"bit_widths": _fingerprint(stage, attempt, name, selected)},
-        }
-        write_json(folder / "spec.json", spec)
+        spec = spec_of(
+            stage,
+            attempt,
+            format=name,
+            merged=str(merged),
+            gguf=str(gguf) if gguf else None,
+            questions=str(plain.folder / "questions.json"),
+        )
+        prints = {"bit_widths": _fingerprint(stage, attempt, name, selected)}
+        queue(folder, replace(spec, fingerprints=prints), "measure")
         watch.say(f"{key}: {name} …")
-        if failed := _not_exported(files if name in GGUF else plain):
-            training.write_result(folder, failed["status"], failed["phase"], failed["status_detail"])
+        exported = (files if name in GGUF else plain).result
+        if exported.ok:
+            run_of(stage, folder, attempt, CHILD, watch).to_result(stage.site(watch).here())
         else:
-            run(stage, folder, attempt, CHILD, watch)
-
-
-def _not_exported(made: Export) -> Row | None:
-    return None if made.ok else made.result
+            write_result(folder, exported.status, exported.phase or "export", exported.status_detail)
 
 
 def _home(data: DataRoot, attempt: Attempt) -> Path:
@@ -102,13 +102,12 @@ def _is_current(stage: Stage, attempt: Attempt, name: str, selected: Selected) -
     newest = _newest(_home(stage.data, attempt) / name)
     if newest is None:
         return False
-    prints = newest.get("fingerprints") or {}
-    return newest["status"] == "ok" and prints.get("bit_widths") == _fingerprint(stage, attempt, name, selected)
+    return newest.ok and newest.fingerprints.get("bit_widths") == _fingerprint(stage, attempt, name, selected)
 
 
-def _newest(folder: Path) -> dict[str, Any] | None:
+def _newest(folder: Path) -> RunResult | None:
     found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
-    return cells.result_in(found[-1]) if found else None
+    return result_in(found[-1]) if found else None
 
 
 def rows(data: DataRoot, experiments: Experiments) -> list[Row]:
@@ -131,23 +130,21 @@ def _rows(data: DataRoot, experiments: Experiments) -> Iterator[Row]:
             result = _newest(folder / name)
             if result is None:
                 continue
-            spec_budget = result.get("memory_budget_gb")
-            measured = result.get("measured") or {}
             yield {
                 **dict.fromkeys(QUANTIZED_INFERENCE),
-                **{column: measured.get(column) for column in MEASURED},
+                **{column: result.measured.get(column) for column in MEASURED},
                 "model": model,
                 "method": method,
                 "seed": int(seed),
                 "run_id": run_id,
                 "format": name,
-                "status": result["status"],
-                "phase": result.get("phase"),
-                "detail": result.get("status_detail") or measured.get("note"),
+                "status": result.status,
+                "phase": result.phase,
+                "detail": result.status_detail or result.measured.get("note"),
                 "is_stale": latest is None or latest.run_id != run_id,
-                "device": result.get("device") or machine.machine_class(),
-                "memory_budget_gb": spec_budget,
-                "finished_at": result.get("finished_at"),
+                "device": result.device or machine.machine_class(),
+                "memory_budget_gb": result.memory_budget_gb,
+                "finished_at": result.finished_at,
                 "model_note": configured.note if configured else None,
             }
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 from pipelines import weights
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import readers
-from pipelines.files import locked, read_json, write_json
-from pipelines.machine import own_identity
+from pipelines.files import locked, read_json
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
-from pipelines.runs.clock import now
 from pipelines.runs.code import code_fingerprint
-from pipelines.train import cell as training
-from pipelines.train.cell import Stage, Watch, examples_now
+from pipelines.runs.result import RunResult, result_in
+from pipelines.runs.run import Run, Watch, queue
+from pipelines.runs.spec import RunSpec
+from pipelines.train.cell import Stage, examples_now
 from pipelines.weights_record import RECORD
 
 CHILD = "pipelines.export.child"
@@ -33,12 +33,12 @@ class Export:
     gguf: dict[str, Path]
 
     @property
-    def result(self) -> dict[str, Any]:
-        return cells.result_in(self.folder)
+    def result(self) -> RunResult:
+        return result_in(self.folder)
 
     @property
     def ok(self) -> bool:
-        return self.result["status"] == "ok"
+        return self.result.ok
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def export(stage: Stage, key: CellKey, wanted: Wanted, *, watch: Watch | None = 
             output / "merged" if asked.merged else None,
             {scheme: output / f"{key.model}-{key.method}-{key.seed}.{scheme}.gguf" for scheme in asked.gguf},
         )
-        write_json(made.folder / "spec.json", _spec(stage, made, output))
-        run(stage, made.folder, attempt, CHILD, watch)
+        queue(made.folder, _spec(stage, made, output))
+        run_of(stage, made.folder, attempt, CHILD, watch).to_result(stage.site(watch).here())
     return made
 
 
@@ -101,12 +101,12 @@ def default_output(stage: Stage, attempt: Attempt) -> Path:
 def origin(attempt: Attempt) -> dict[str, Any]:
     """Where an export comes from: names, fingerprints, versions."""
     key, result = attempt.key, attempt.result
-    prints, versions = result.get("fingerprints") or {}, result.get("versions") or {}
+    prints, versions = result.fingerprints, result.versions
     return {
         "model": key.model, "method": key.method, "seed": key.seed, "run_id": attempt.run_id,
-        "source": attempt.spec["recipe"].get("source"),
+        "source": attempt.spec.recipe.get("source"),
         **{f"{name}_fingerprint": prints.get(name) for name in ("data", "recipe", "code")},
-        "trained_on": result.get("device"), "finished_at": result.get("finished_at"),
+        "trained_on": result.device, "finished_at": result.finished_at,
         **{f"{name}_version": version for name, version in versions.items()},
         "export_code": code_fingerprint(CHILD),
     }  # fmt: skip
@@ -130,46 +130,40 @@ def _drop_superseded(output: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def spec_of(stage: Stage, attempt: Attempt) -> dict[str, Any]:
-    """What every child of this package is told of the result and of what it is measured on."""
+def spec_of(stage: Stage, attempt: Attempt, **more: Any) -> RunSpec:
+    """What every child of this package is told of the result and of what it is measured on; `more` is for one of them."""
     examples, _ = examples_now(stage)
     settings = stage.experiments.training_for(stage.profile, attempt.key.model, attempt.key.method)
     trained = attempt.model_folder if attempt.model_folder.exists() else None
-    copied = ("run_id", "model", "method", "seed", "weights", "recipe")
-    return {
-        **{name: attempt.spec[name] for name in copied},
-        "root": str(stage.data.root),
-        "profile": stage.profile,
-        "examples": str(examples.relative_to(stage.data.root)),
-        "selection": asdict(stage.selection),
-        "trained": str(trained.relative_to(stage.data.root)) if trained else None,
-        "settings": stage.experiments.profile(stage.profile).evaluation.model_dump(),
-        "readers": readers(stage),
-        "batch_tokens": settings.micro_batch_tokens,
-        "fingerprints": {},
-        "memory_budget_gb": settings.memory_budget_gb,
-        "time_limit_minutes": settings.time_limit_minutes,
-    }
+    spec, told = attempt.spec, stage.experiments.profile(stage.profile).evaluation.model_dump()
+    return RunSpec(
+        run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=stage.profile,
+        root=str(stage.data.root), examples=str(examples.relative_to(stage.data.root)), weights=spec.weights,
+        trained=str(trained.relative_to(stage.data.root)) if trained else None, selection=asdict(stage.selection),
+        recipe=spec.recipe, memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
+        more={"settings": told, "readers": readers(stage), "batch_tokens": settings.micro_batch_tokens, **more},
+    )  # fmt: skip
 
 
-def _spec(stage: Stage, made: Export, output: Path) -> dict[str, Any]:
+def _spec(stage: Stage, made: Export, output: Path) -> RunSpec:
     key = made.attempt.key
-    recipe, model = made.attempt.spec["recipe"], stage.experiments.model(key.model)
-    return {
-        **spec_of(stage, made.attempt),
-        "merged": str(made.merged) if made.merged else None,
-        "gguf": {scheme: str(path) for scheme, path in made.gguf.items()},
-        "source": str(output / "merged"),
-        "name": f"{key.model} {key.method}",
-        "origin": origin(made.attempt),
-        "made": made_how(recipe),
-        "note": model.note,
-        "licence": model.licence,
-        "data": json.loads(made.attempt.result["measured"].get("training_data") or "[]"),
-    }
+    recipe, model = made.attempt.spec.recipe, stage.experiments.model(key.model)
+    return spec_of(
+        stage,
+        made.attempt,
+        merged=str(made.merged) if made.merged else None,
+        gguf={scheme: str(path) for scheme, path in made.gguf.items()},
+        source=str(output / "merged"),
+        name=f"{key.model} {key.method}",
+        origin=origin(made.attempt),
+        made=made_how(recipe),
+        note=model.note,
+        licence=model.licence,
+        data=json.loads(made.attempt.result.measured.get("training_data") or "[]"),
+    )
 
 
-def made_how(recipe: dict[str, Any]) -> str:
+def made_how(recipe: Mapping[str, Any]) -> str:
     """A sentence on what the weights are."""
     if recipe["kind"] == "none":
         return "The base model, untouched."
@@ -183,15 +177,10 @@ def made_how(recipe: dict[str, Any]) -> str:
     return "A LoRA adapter, merged into its base."
 
 
-def run(stage: Stage, folder: Path, attempt: Attempt, module: str, watch: Watch) -> None:
-    """Run a child of this package to its end and write its last word."""
-    write_json(folder / "state.json", {"status": "queued", "phase": "load", "started_at": now(), **own_identity()})
-    try:
+def run_of(stage: Stage, folder: Path, attempt: Attempt, module: str, watch: Watch) -> Run:
+    """A child of this package as a run; it is no cell of the grid, so it runs on this machine."""
+
+    def needs() -> None:
         weights.fetch(stage.data, stage.experiments, attempt.key.model, say=watch.say)
-        ending = training.run_child(stage, folder, module, watch, on_tick=lambda: watch.on_tick(attempt))
-    except BaseException as error:
-        training.write_result(folder, "killed", "export", f"interrupted ({type(error).__name__})")
-        raise
-    report = training.child_report(folder)
-    status, detail = training.judge(ending, report, folder)
-    training.write_result(folder, status, report["phase"], detail, ending)
+
+    return Run(folder, module, needs=needs, on_tick=lambda: watch.on_tick(attempt))

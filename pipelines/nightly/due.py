@@ -7,7 +7,6 @@ from typing import Any
 from pipelines import weights
 from pipelines.clean.select import Selected
 from pipelines.evaluate.cell import base_method, current_evaluation, evaluation_fingerprint
-from pipelines.files import read_json
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.train.cell import Stage, changed, examples_now, fingerprints, for_method
@@ -63,14 +62,14 @@ def why_due(stage: Stage, key: CellKey, selected: Selected, evaluated_by: str) -
     if not tries:
         return "missing"
     newest = tries[-1]
-    different = changed(newest.spec.get("fingerprints", {}), fingerprints(stage, key, selected))
+    different = changed(newest.spec.fingerprints, fingerprints(stage, key, selected))
     match newest.status:
         case "queued" | "running":
             return None
         case "ok":
             return _stale(different) or _evaluation_due(stage, newest, evaluated_by)
         case "out_of_memory":
-            return _memory_changed(stage, newest.key, newest.spec, different)
+            return _memory_changed(stage, newest.key, newest.spec.memory_budget_gb, different)
         case "unavailable":
             return _is_available_now(stage, tries, selected)
         case status:
@@ -81,11 +80,11 @@ def _stale(different: Sequence[str]) -> str | None:
     return f"stale: {', '.join(different)}" if different else None
 
 
-def _memory_changed(stage: Stage, key: CellKey, spec: dict[str, Any], different: Sequence[str]) -> str | None:
+def _memory_changed(stage: Stage, key: CellKey, had: float | None, different: Sequence[str]) -> str | None:
     """What did not fit does not fit the next night either: only another recipe, budget or machine makes it worth a try."""
     reasons = [name for name in different if name in DECIDES_MEMORY]
     budget = stage.experiments.training_for(stage.profile, key.model, key.method).memory_budget_gb
-    if spec.get("memory_budget_gb") != budget:
+    if had != budget:
         reasons.append("memory budget")
     return f"out_of_memory, but another {', '.join(reasons)} now" if reasons else None
 
@@ -93,7 +92,7 @@ def _memory_changed(stage: Stage, key: CellKey, spec: dict[str, Any], different:
 def _is_available_now(stage: Stage, tries: Sequence[Attempt], selected: Selected) -> str | None:
     """What stood in the way is gone, as far as one can see without fetching anything. What is refused in the same words twice,
     although it could be reached, is not asked for every night."""
-    key, said = tries[-1].key, [attempt.result.get("status_detail") for attempt in tries[-2:]]
+    key, said = tries[-1].key, [attempt.result.status_detail for attempt in tries[-2:]]
     repeated = len(said) == 2 and said[0] == said[1] and tries[-2].status == "unavailable"
     if weights.out_of_reach(stage.data, stage.experiments, key.model):
         return None
@@ -107,8 +106,8 @@ State = tuple[str, Any, int]  # status, fingerprints, last step
 
 
 def _state(attempt: Attempt) -> State:
-    step = attempt.result.get("measured", {}).get("last_step") or 0
-    return attempt.status, attempt.spec.get("fingerprints"), step
+    step = attempt.result.measured.get("last_step") or 0
+    return attempt.status, attempt.spec.fingerprints, step
 
 
 def _passing(status: str, states: Sequence[State]) -> str | None:
@@ -128,14 +127,13 @@ def _evaluation_due(stage: Stage, attempt: Attempt, evaluated_by: str) -> str | 
     if not same:
         return "evaluation is missing" if not attempt.evaluations() else "stale: evaluation"
     last = same[-1].result
-    if last["status"] in ("queued", "running"):
+    if last.status in ("queued", "running"):
         return None
-    if last["status"] == "out_of_memory":
-        spec = {"memory_budget_gb": last.get("memory_budget_gb")}
-        return _memory_changed(stage, attempt.key, spec, [])
-    return _passing(last["status"], [(found.result["status"], None, 0) for found in same])
+    if last.status == "out_of_memory":
+        return _memory_changed(stage, attempt.key, last.memory_budget_gb, [])
+    return _passing(last.status, [(found.result.status, None, 0) for found in same])
 
 
 def _asked_with(found: Evaluation) -> str | None:
     """The evaluation's fingerprint, also where it ended without a word."""
-    return found.fingerprint or (read_json(found.folder / "spec.json") or {}).get("fingerprints", {}).get("evaluation")
+    return found.fingerprint or found.spec.fingerprints.get("evaluation")

@@ -18,6 +18,7 @@ from pipelines.nightly.due import Due, due_cells
 from pipelines.paths import DataRoot
 from pipelines.runs import cells
 from pipelines.runs.clock import now
+from pipelines.runs.result import RunResult
 from pipelines.train.cell import Stage
 
 TRIES = 2  # of making the data, and of publishing: a killed process is a reason to try again, a failed check stays one
@@ -115,18 +116,17 @@ def hours_of_cells(data: DataRoot, since: str, cell: tuple[str, str] | None = No
         if cell and (attempt.key.model, attempt.key.method) != cell:
             continue
         for result in (attempt.result, *(found.result for found in attempt.evaluations())):
-            if (result.get("started_at") or "") >= since:
+            if (result.started_at or "") >= since:
                 seconds += _seconds(result)
     return seconds / 3600
 
 
-def _seconds(result: dict[str, Any]) -> float:
+def _seconds(result: RunResult) -> float:
     """How long it ran; of one without a last word, from its start until now."""
-    if result.get("seconds") is not None:
-        return result["seconds"]
-    ended = result.get("finished_at")
-    until = datetime.fromisoformat(ended) if ended else _now()
-    return max(0.0, (until - datetime.fromisoformat(result["started_at"])).total_seconds())
+    if result.seconds is not None:
+        return result.seconds
+    until = datetime.fromisoformat(result.finished_at) if result.finished_at else _now()
+    return max(0.0, (until - datetime.fromisoformat(str(result.started_at))).total_seconds())
 
 
 def note_round(data: DataRoot, night: str, due: Sequence[Due]) -> None:
@@ -159,7 +159,7 @@ def _statuses(stage: Stage, model: str, method: str) -> list[str]:
 def _status(attempt: cells.Attempt) -> str:
     evaluations = attempt.evaluations() if attempt.status == "ok" else []
     if evaluations and not evaluations[-1].ok:
-        return f"{evaluations[-1].result['status']} (evaluation)"
+        return f"{evaluations[-1].result.status} (evaluation)"
     return attempt.status
 
 

@@ -65,9 +65,9 @@ def training_flops(parameters: float, trainable: float, tokens: float, recipe: M
 def past_of(attempt: Attempt) -> Past | None:
     """The row of an attempt that ended well and was evaluated; None where a number is missing."""
     result = attempt.result
-    measured, recipe = result.get("measured", {}), result.get("recipe")
-    evaluated = [found.result.get("seconds") for found in attempt.evaluations() if found.ok]
-    if result["status"] != "ok" or not evaluated or not recipe or result.get("seconds") is None:
+    measured, recipe = result.measured, result.recipe
+    evaluated = [found.result.seconds for found in attempt.evaluations() if found.ok]
+    if not result.ok or not evaluated or not recipe or result.seconds is None:
         return None
     total, trainable = measured.get("total_params"), measured.get("trainable_params")
     if total is None or trainable is None:
@@ -75,8 +75,8 @@ def past_of(attempt: Attempt) -> Past | None:
     steps = (measured.get("train_seconds") or 0.0) + (measured.get("search_seconds") or 0.0)
     flops = training_flops(total, trainable, measured.get("trained_tokens") or 0, recipe)
     work = Work(attempt.key.model, attempt.key.method, recipe, total, flops, 0.0)
-    rest = max(0.0, result["seconds"] - steps)  # a resumed attempt's own seconds are only its last part
-    return Past(work, result["device"], steps, rest, evaluated[-1] or 0.0)
+    rest = max(0.0, result.seconds - steps)  # a resumed attempt's own seconds are only its last part
+    return Past(work, result.device or "", steps, rest, evaluated[-1] or 0.0)
 
 
 def foretell(

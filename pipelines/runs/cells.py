@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import read_json, read_jsonl
-from pipelines.machine import process_is_alive
+from pipelines.files import read_jsonl
 from pipelines.paths import DataRoot
+from pipelines.runs.result import RunResult, result_in
+from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.runs.status import Status
 
 
@@ -43,17 +44,17 @@ class Attempt:
         return self.folder.name
 
     @cached_property
-    def spec(self) -> dict[str, Any]:
-        return read_json(self.folder / "spec.json") or {}
+    def spec(self) -> RunSpec:
+        return spec_in(self.folder)
 
     @cached_property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> RunResult:
         """The result; for an attempt without one, its status and what is known of it so far."""
         return result_in(self.folder)
 
     @property
     def status(self) -> Status:
-        return self.result["status"]
+        return self.result.status
 
     @property
     def model_folder(self) -> Path:
@@ -74,32 +75,24 @@ class Evaluation:
     folder: Path
 
     @cached_property
-    def result(self) -> dict[str, Any]:
+    def spec(self) -> RunSpec:
+        return spec_in(self.folder)
+
+    @cached_property
+    def result(self) -> RunResult:
         return result_in(self.folder)
 
     @property
     def ok(self) -> bool:
-        return self.result["status"] == "ok"
+        return self.result.ok
 
     @property
     def fingerprint(self) -> str | None:
-        return self.result.get("fingerprints", {}).get("evaluation")
+        """Of what it was measured on and with; of one that ended without a word, what it was asked to be."""
+        return self.result.fingerprints.get("evaluation")
 
     def answers(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / "answers.jsonl")
-
-
-def result_in(folder: Path) -> dict[str, Any]:
-    if result := read_json(folder / "result.json"):
-        return result
-    state = read_json(folder / "state.json") or {}
-    so_far = read_json(folder / "child.json") or {}
-    alive = bool(state) and process_is_alive(state["pid"], state["pid_started"])
-    status = state.get("status", "lost") if alive else "lost"
-    detail = (
-        state.get("waiting") if alive else "the process that ran it ended without a word; the next run starts it again"
-    )
-    return {**state, **so_far, "status": status, "status_detail": detail}
 
 
 def new_run_id() -> str:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import read_json
 from pipelines.runs.cells import Attempt
 from pipelines.runs.checkpoints import FOLDER, START, step_of, whole
+from pipelines.runs.spec import spec_in
 
 PEAKS = ("peak_memory_gb", "gpu_allocated_peak_gb", "load_peak_memory_gb")
 FINAL = ("ok", "diverged")  # the same steps would end the same way
@@ -21,9 +21,9 @@ def resumable(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Pa
     largest of each since that one); None where there is nothing to go on from. `attempts` come oldest first."""
     peaks: dict[str, float] = {}
     for attempt in reversed(attempts):
-        if attempt.status in FINAL or attempt.spec.get("fingerprints") != dict(expected):
+        if attempt.status in FINAL or attempt.spec.fingerprints != dict(expected):
             return None
-        measured = attempt.result.get("measured", {})
+        measured = attempt.result.measured
         for name in PEAKS:
             if measured.get(name) is not None:
                 peaks[name] = max(peaks.get(name, 0.0), measured[name])
@@ -43,10 +43,10 @@ def clear(attempts: Sequence[Attempt], *, keep: str | None = None) -> None:
 
 def outlook(attempt: Path) -> str:
     """What the next run does with an attempt that ended too early."""
-    spec = read_json(attempt / "spec.json") or {}
-    inherited = spec.get("resume")
+    spec = spec_in(attempt)
+    inherited = spec.resume
     if found := whole(attempt):
         return f"the next run goes on after step {step_of(found[-1])}"
-    if inherited and (Path(spec["root"]) / inherited["checkpoint"]).exists():
+    if inherited and (Path(spec.root) / inherited["checkpoint"]).exists():
         return f"the next run goes on after step {step_of(Path(inherited['checkpoint']))}"
     return "the next run starts it again"

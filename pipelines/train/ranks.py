@@ -7,7 +7,7 @@ parameters took part from the output of a forward pass, which `losses` passes by
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -68,7 +68,7 @@ class Ranks:
         return self.rank if self.sharding == "fsdp" else 0
 
 
-def require_divisible(recipe: dict[str, Any], sharding: str) -> None:
+def require_divisible(recipe: Mapping[str, Any], sharding: str) -> None:
     """Raises UnavailableError where a recipe's weights or optimizer states cannot be divided as `sharding` says."""
     if sharding in ("none", "ddp"):
         return

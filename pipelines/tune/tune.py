@@ -9,20 +9,19 @@ from typing import Any
 
 from pipelines import weights
 from pipelines.errors import UnavailableError, UsageError, WorkError
-from pipelines.files import announce, locked, read_jsonl, stable_hash, write_json
+from pipelines.files import announce, locked, read_jsonl, stable_hash
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
+from pipelines.runs.run import GivenUpError, Run, Watch, queue
+from pipelines.runs.spec import RunSpec
 from pipelines.train import cell as training
-from pipelines.train.cell import Stage, Watch, examples_now, fingerprints, recipe_of
+from pipelines.train.cell import Stage, examples_now, fingerprints, recipe_of
 
+CHILD = "pipelines.tune.child"
 REACH = 10.0  # the range is the configured rate divided and multiplied by it
 NEAR_EDGE = 1.15  # of the range's ends, as a factor
 STARTUP_TRIALS = 3  # before pruning and TPE begin
 NO_STEP = 10**9
-
-
-class PrunedError(Exception):
-    """The trial is worse than the median of the others at the same step."""
 
 
 @dataclass(frozen=True)
@@ -138,47 +137,48 @@ class _Study:
     def _outcome(self, trial: Any, rate: float) -> str:
         """Run the trial, tell the study, and say how it went."""
         folder = self._folder / f"trial-{trial.number:04}"
-        write_json(folder / "spec.json", self._spec(rate))
-        try:
-            told = {0}
-            ending = training.run_child(
-                self._stage, folder, "pipelines.tune.child", self._watch, on_tick=lambda: _report(trial, folder, told)
-            )
-        except PrunedError as pruned:
+        queue(folder, self._spec(rate))
+        told = {0}
+        run = Run(folder, CHILD, on_tick=lambda: _report(trial, folder, told))
+        result = run.to_result(self._stage.site(self._watch).here())
+        if result.reason == "given_up":
             self._study.tell(trial, state=self._states.PRUNED)
-            return str(pruned)
-        status, detail = training.judge(ending, training.child_report(folder), folder)
-        if status == "diverged":
+            return str(result.status_detail)
+        if result.status == "diverged":
             self._study.tell(trial, float("inf"))
             return "diverged"
-        if status != "ok":
+        if not result.ok:
             self._study.tell(trial, state=self._states.FAIL)
-            raise WorkError(f"a trial of {self._key} is {status}: {detail} ({folder / 'log.txt'})")
+            said = f"a trial of {self._key} is {result.status}: {result.status_detail} ({folder / 'log.txt'})"
+            raise WorkError(said)
         loss = _judged(folder)[-1]["eval_loss"]
         self._study.tell(trial, loss)
         return f"loss {loss:.4f}"
 
-    def _spec(self, rate: float) -> dict[str, Any]:
+    def _spec(self, rate: float) -> RunSpec:
         stage, key = self._stage, self._key
         settings = stage.experiments.training_for(stage.profile, key.model, key.method)
         examples, _ = examples_now(stage)
         model = stage.experiments.model(key.model)
         lies = weights.model_folder(stage.data, key.model, model)
-        return {
-            "run_id": cells.new_run_id(), "model": key.model, "method": key.method, "seed": key.seed,
-            "root": str(stage.data.root), "examples": str(examples.relative_to(stage.data.root)),
-            "weights": str(lies if model.source.path else lies.relative_to(stage.data.root)),
-            "selection": vars(stage.selection_of(key.method)), "recipe": {**self._recipe, "learning_rate": rate},
-            "eval_every_steps": NO_STEP, "checkpoint_every_steps": NO_STEP, "memory_budget_gb": settings.memory_budget_gb,
-            "time_limit_minutes": settings.time_limit_minutes, "tokens": {"bos": model.bos, "end": model.end},
-        }  # fmt: skip
+        return RunSpec(
+            run_id=cells.new_run_id(), model=key.model, method=key.method, seed=key.seed,
+            root=str(stage.data.root), examples=str(examples.relative_to(stage.data.root)),
+            weights=str(lies if model.source.path else lies.relative_to(stage.data.root)),
+            selection=vars(stage.selection_of(key.method)), recipe={**self._recipe, "learning_rate": rate},
+            memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
+            more={
+                "eval_every_steps": NO_STEP, "checkpoint_every_steps": NO_STEP,
+                "tokens": {"bos": model.bos, "end": model.end},
+            },
+        )  # fmt: skip
 
 
 def _report(trial: Any, folder: Path, told: set[int]) -> None:
     """Tell the trial's new points but for the last, which is its result; `told` are the steps known already.
 
     Raises:
-        PrunedError: what it shows so far is not worth going on.
+        GivenUpError: what it shows so far is not worth going on.
     """
     for point in _judged(folder):
         if point["step"] in told or point["step"] == point["steps"]:
@@ -186,7 +186,7 @@ def _report(trial: Any, folder: Path, told: set[int]) -> None:
         told.add(point["step"])
         trial.report(point["eval_loss"], point["step"])
         if trial.should_prune():
-            raise PrunedError(f"pruned after step {point['step']} of {point['steps']} (loss {point['eval_loss']:.4f})")
+            raise GivenUpError(f"pruned after step {point['step']} of {point['steps']} (loss {point['eval_loss']:.4f})")
 
 
 def _judged(folder: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from pipelines.runs.launchers import pipes
 from pipelines.runs.launchers.base import CellCommand, Ending
 from pipelines.runs.launchers.chosen import launcher_on
 from pipelines.runs.process import end_as_interrupt
+from pipelines.runs.spec import RunSpec
 from pipelines.runs.watchdog import run_to_end
 from pipelines.runs.worker import package_versions
 
@@ -46,16 +47,15 @@ class Signals:
             raise StopAskedError
 
 
-def order(command: CellCommand, spec: Mapping[str, Any], *, threads: int | None) -> Json:
+def order(command: CellCommand, spec: RunSpec, *, threads: int | None) -> Json:
     """What a node must be told of `command`, of a run with that spec; `threads` None: as many as it likes."""
-    budget, devices = spec.get("memory_budget_gb"), spec.get("devices", 1)
     return {
         "module": command.arguments[1],
         "env": {key: value for key, value in command.env.items() if key == pipes.CONTEXT},
-        "threads": threads, "report_to": list(spec.get("report_to") or ()),
-        "memory_budget": round(budget * 1e9) * devices if budget else None,
-        "time_limit": spec["time_limit_minutes"] * 60, "grace_seconds": command.grace_seconds,
-        "devices": devices, "sharding": spec.get("sharding", "none"), "versions": versions(),
+        "threads": threads, "report_to": list(spec.report_to),
+        "memory_budget": round(spec.memory_budget_gb * 1e9) * spec.devices if spec.memory_budget_gb else None,
+        "time_limit": spec.time_limit_minutes * 60 if spec.time_limit_minutes else None,
+        "grace_seconds": command.grace_seconds, "devices": spec.devices, "sharding": spec.sharding, "versions": versions(),
     }  # fmt: skip
 
 

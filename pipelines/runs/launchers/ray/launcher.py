@@ -20,6 +20,8 @@ from pipelines.runs.launchers.ray import code
 from pipelines.runs.launchers.ray.jobs import Job, JobServer
 from pipelines.runs.launchers.ray.parcel import Inbox, pack
 from pipelines.runs.launchers.ray.store import Store, StoreError
+from pipelines.runs.spec import FILE as SPEC
+from pipelines.runs.spec import RunSpec, spec_in
 
 MARGIN = 1.1  # of predicted memory: predictions are off by less
 LOOK_SECONDS = 0.5
@@ -80,17 +82,17 @@ class RayLauncher(Launcher):
 
     def _submit(self, command: CellCommand, name: str, server: JobServer, store: Store | None) -> None:
         folder = command.folder
-        spec = read_json(folder / "spec.json") or {}
+        spec = spec_in(folder)
         asked = self._asked(spec, folder, server)
         told = {
             **order(command, spec, threads=None if asked["num_gpus"] else max(1, int(self.settings.cpus))),
             "job": name, "address": self.settings.address, "storage": self.settings.storage, "asked": asked,
-            "folder": str(folder.relative_to(spec["root"])),
+            "folder": str(folder.relative_to(spec.root)),
         }  # fmt: skip
         place = shlex.quote(str(folder))
         if store:
             store.check()
-            node_spec, inputs = pack(spec, store)
+            node_spec, inputs = pack(spec.to_json(), store)
             sent = {**told, "spec": node_spec, "inputs": inputs}
             told["passing"] = [one["sha256"] for one in inputs if one["passing"]]
             store.write(f"jobs/{name}/{ORDER}", json.dumps(sent).encode())
@@ -100,15 +102,15 @@ class RayLauncher(Launcher):
         python = shlex.quote(self.settings.python)
         server.submit(name, f"exec {python} -m pipelines.runs.launchers.ray.job {place}", asked, package)
 
-    def _asked(self, spec: Json, folder: Path, server: JobServer) -> Json:
+    def _asked(self, spec: RunSpec, folder: Path, server: JobServer) -> Json:
         """What a node must have free: processors, cards, and bytes of memory where no card is used."""
-        settings, devices = self.settings, spec.get("devices", 1)
+        settings, devices = self.settings, spec.devices
         gpus = settings.gpus
         if gpus is None:
             gpus = devices if any(node.get("GPU") for node in server.nodes()) else 0
         memory = settings.memory_gb
         if memory is None and not gpus:
-            memory = predicted_gb(spec, folder, devices)
+            memory = predicted_gb(spec, folder)
         return {
             "num_cpus": settings.cpus * (1 if gpus else devices),
             "num_gpus": gpus or None,
@@ -116,14 +118,14 @@ class RayLauncher(Launcher):
         }
 
 
-def predicted_gb(spec: Json, folder: Path, devices: int) -> float | None:
-    """The predicted peak of the cell's process, or its budget where that is less; of an evaluation, that of the training."""
+def predicted_gb(spec: RunSpec, folder: Path) -> float | None:
+    """The predicted peak of the cell's processes, or their budget where that is less; of an evaluation, that of the training."""
     attempt = folder.parent.parent if folder.parent.name == "evaluations" else folder
-    asked = read_json(attempt / "spec.json") or spec
-    found = (answer_on(DataRoot(Path(spec["root"])), asked) or {}).get("cpu")
-    limits = [memory_gb(found, devices, spec.get("sharding", "none")) * MARGIN] if found else []
-    limits += [spec["memory_budget_gb"]] if spec.get("memory_budget_gb") else []
-    return min(limits) * devices if limits else None
+    asked = spec_in(attempt) if (attempt / SPEC).exists() else spec
+    found = answer_on(DataRoot(Path(spec.root)), asked.recipe, asked.fingerprints.get("data"), asked.seed) or {}
+    limits = [memory_gb(found["cpu"], spec.devices, spec.sharding) * MARGIN] if "cpu" in found else []
+    limits += [spec.memory_budget_gb] if spec.memory_budget_gb else []
+    return min(limits) * spec.devices if limits else None
 
 
 def job_name(folder: Path) -> str:

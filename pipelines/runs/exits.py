@@ -1,0 +1,67 @@
+"""What the ending of a child means."""
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines import disk
+from pipelines.files import read_json
+from pipelines.runs.launchers.base import Ending
+from pipelines.runs.spec import RunSpec
+from pipelines.runs.status import RANKS, Status
+
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself
+NEARLY = 0.8  # of a memory budget: what was asked for was last seen before the request that was refused
+ELSEWHERE: dict[str | None, Status] = {"node_lost": "killed", "unreachable": "killed", "refused": "unavailable"}
+Verdict = tuple[Status, str | None]
+
+
+def classify_exit(ending: Ending, report: Mapping[str, Any], spec: RunSpec, folder: Path) -> Verdict:
+    """The status of an ending and a sentence on it, by how the command ended, what its child said (`report`), and what lies in its
+    folder. A SIGKILL is out of memory on evidence only."""
+    if ending.reason in ELSEWHERE:
+        return ELSEWHERE[ending.reason], ending.detail
+    if ending.reason == "memory_budget":
+        budget, devices = spec.memory_budget_gb, spec.devices
+        share = f"{devices} × {budget:g}" if devices > 1 else f"{budget:g}"
+        return "out_of_memory", f"used {ending.peak_bytes / 1e9:.2f} GB of a budget of {share} GB and was stopped"
+    if ending.reason == "time_limit":
+        return "timed_out", f"stopped after {ending.seconds / 60:.1f} minutes; time_limit_minutes is the limit"
+    if report.get("status"):
+        return report["status"], report.get("detail")
+    if ending.reason == "interrupted":
+        return "killed", ending.detail
+    return _without_a_word(ending, spec, folder)
+
+
+def _without_a_word(ending: Ending, spec: RunSpec, folder: Path) -> Verdict:
+    """Of a child that left no verdict: by its exit code alone."""
+    ended = read_json(folder / RANKS)
+    whom = f"rank {ended['rank']}" if ended else "it"
+    if ending.exit_code == -signal.SIGKILL and ending.kernel_oom_kill:
+        return "out_of_memory", f"the kernel's out-of-memory killer ended {whom} at {ending.peak_bytes / 1e9:.2f} GB"
+    if -ending.exit_code in CRASHES:
+        return _crashed(ending, whom, spec)
+    if ending.exit_code < 0:
+        name = _signal_name(-ending.exit_code)
+        return "killed", f"{whom} was ended by {name} from outside" if ended else f"ended by {name} from outside"
+    if ending.exit_code == disk.EXIT_CODE:
+        return "failed", str(disk.DiskFullError("the cell's own report", folder, None))
+    last = " | ".join((folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-4:])
+    named = f"{whom}: " if ended else ""
+    return "failed", f"{named}exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}"
+
+
+def _crashed(ending: Ending, whom: str, spec: RunSpec) -> Verdict:
+    """A library that is refused memory may crash rather than say so; where the budget was all but used that is what it means."""
+    name, budget = _signal_name(-ending.exit_code), spec.memory_budget_gb
+    asked = max(ending.peak_bytes, ending.asked_bytes) / 1e9 / spec.devices
+    if budget and asked > NEARLY * budget:
+        said = f"{whom} crashed ({name}) when it had asked for {asked:.2f} GB of a budget of {budget:g} GB"
+        return "out_of_memory", said
+    return "killed", f"{whom} crashed ({name})"
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"

@@ -1,0 +1,131 @@
+"""How a run ended: the file result.json in its folder, the parent's last word; until then what is known of it so far.
+
+What the child knows stands in child.json at every moment, the parent's own word in state.json.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pipelines import disk
+from pipelines.files import read_json, write_json
+from pipelines.machine import process_is_alive
+from pipelines.runs.clock import now
+from pipelines.runs.launchers.base import Ending
+from pipelines.runs.launchers.chosen import launcher_class
+from pipelines.runs.spec import spec_in
+from pipelines.runs.status import Status
+from pipelines.weights_record import revision_of
+
+FILE, STATE, CHILD = "result.json", "state.json", "child.json"
+VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
+MEASURES_PEAK = ("probe", "train")  # phases of which the watchdog's peak is the run's own
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What was asked (copied from the spec), how it ended, and all that the child had measured by then. Bytes are those of the
+    request that ended it; `seconds` the whole run's. A field that an older file lacks is None or empty; one that we do not know is
+    left out."""
+
+    status: Status
+    phase: str | None = None
+    status_detail: str | None = None
+    reason: str | None = None
+    run_id: str | None = None
+    model: str | None = None
+    method: str | None = None
+    seed: int | None = None
+    profile: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    fingerprints: Mapping[str, str | None] = field(default_factory=dict)
+    memory_budget_gb: float | None = None
+    resume: Mapping[str, Any] | None = None
+    learning_rate_source: str | None = None
+    launcher: str | None = None
+    devices: int | None = None
+    sharding: str | None = None
+    bytes_requested: int | None = None
+    bytes_needed: int | None = None
+    bytes_available: int | None = None
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    weights_revision: str | None = None
+    device: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    seconds: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+    @property
+    def detail(self) -> str:
+        """`status_detail`, or nothing."""
+        return self.status_detail or ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> "RunResult":
+        given: dict[str, Any] = {one.name: told[one.name] for one in fields(cls) if told.get(one.name) is not None}
+        return cls(**{"status": "lost", **given})
+
+
+def result_in(folder: Path) -> RunResult:
+    """The result in `folder`; without one, what its parent says of it as long as that lives, else `lost`."""
+    if told := read_json(folder / FILE):
+        return RunResult.from_json(told)
+    state = read_json(folder / STATE) or {}
+    so_far = read_json(folder / CHILD) or {}
+    alive = bool(state) and process_is_alive(state["pid"], state["pid_started"])
+    status = state.get("status", "lost") if alive else "lost"
+    detail = (
+        state.get("waiting") if alive else "the process that ran it ended without a word; the next run starts it again"
+    )
+    return RunResult.from_json({**state, **so_far, "status": status, "status_detail": detail})
+
+
+def child_report(folder: Path) -> dict[str, Any]:
+    """What the child knew; the verdict may be that of another of a cell's processes, where the first could give none."""
+    report = {"phase": "load", "measured": {}, **(read_json(folder / CHILD) or {})}
+    if report.get("status"):
+        return report
+    others = [read_json(path) or {} for path in sorted(folder.glob("rank-*.json"))]
+    verdict = next((other for other in others if other.get("status") not in (None, "ok")), {})
+    return {**report, **{name: verdict[name] for name in VERDICT if name in verdict}}
+
+
+def write_result(
+    folder: Path,
+    status: Status,
+    phase: str,
+    detail: str | None,
+    ending: Ending | None = None,
+    reason: str | None = None,
+) -> RunResult:
+    """The last word on the run in `folder`. `reason`: why it was ended, where no `ending` tells."""
+    spec, report = spec_in(folder), child_report(folder)
+    measured = report["measured"]
+    if ending and measured.get("peak_memory_gb") is None and phase in MEASURES_PEAK:
+        seen = max(ending.peak_bytes / 1e9, measured.get("probe_peak_memory_gb") or 0)  # by the watchdog, by the child
+        measured = {**measured, "peak_memory_gb": seen}
+    result = RunResult(
+        status, phase, detail, ending.reason if ending else reason,
+        spec.run_id, spec.model, spec.method, spec.seed, spec.profile, spec.recipe, spec.fingerprints,
+        spec.memory_budget_gb, spec.resume, spec.learning_rate_source, spec.launcher, spec.devices, spec.sharding,
+        **{name: report.get(name) for name in ("bytes_requested", "bytes_needed", "bytes_available")},
+        measured=measured,
+        versions=report.get("versions", {}),
+        weights_revision=revision_of(Path(spec.root) / spec.weights) if spec.weights else None,
+        device=launcher_class(spec.launcher).ran_on(folder, spec.placement),
+        started_at=(read_json(folder / STATE) or {}).get("started_at"),
+        finished_at=now(),
+        seconds=ending.seconds if ending else None,
+    )  # fmt: skip
+    disk.give_room_back(folder)
+    write_json(folder / FILE, result.to_json())
+    return result

@@ -1,0 +1,184 @@
+"""The one way to run a child in a folder and to say how it ended: spec in, result out.
+
+    queue(folder, spec)                        the folder says what is asked, and that it waits
+    Run(folder, module, ...).to_result(site)   check what it needs → lock the device → launch → watch → classify → last word
+
+Training, evaluation, export, bit widths and the trials of tuning are all run so, and end alike.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO
+
+from pipelines import disk, machine, trackers
+from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.files import announce, locked, write_json
+from pipelines.machine import own_identity
+from pipelines.runs.cells import Attempt
+from pipelines.runs.clock import now
+from pipelines.runs.exits import classify_exit
+from pipelines.runs.launchers.base import CellCommand, Ending, Launcher, Starter
+from pipelines.runs.launchers.chosen import launcher_class
+from pipelines.runs.result import STATE, RunResult, child_report, write_result
+from pipelines.runs.spec import RunSpec, spec_in
+from pipelines.runs.status import Status
+from pipelines.runs.watchdog import run_to_end
+
+GRACE_SECONDS = 30  # for a run that is stopped by its time limit or from outside to keep what it has done
+
+
+class GivenUpError(Exception):
+    """Raised by `on_tick` where the run is not worth going on; its result is `killed` with these words."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a caller adds to its runs: environment for the child, a call every half second, who says what is going on, who starts
+    the command in the place of the launcher, and what is put around either."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    on_tick: Callable[[Attempt], None] = lambda _attempt: None
+    say: Callable[[str], None] = announce
+    launcher: Starter | None = None
+    around: Callable[[Starter], Starter] = lambda inner: inner
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where runs are started: under which locks, by which launcher, and under whose watch."""
+
+    locks: Path
+    launcher: Launcher
+    watch: Watch
+
+    def here(self) -> "Site":
+        """The same, but on this machine: for what is no cell of the grid."""
+        return replace(self, launcher=launcher_class("local")())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A child, `python -m MODULE FOLDER`, by the spec in FOLDER. `needs` is asked first and raises where something is missing;
+    `on_tick` is called every half second. `phase` is the one that the result names (None: the child's). `outlook` says what the
+    next run makes of one that ended too early."""
+
+    folder: Path
+    module: str
+    phase: str | None = None
+    needs: Callable[[], object] = lambda: None
+    on_tick: Callable[[], None] = lambda: None
+    outlook: Callable[[Path], str] = lambda _folder: ""
+
+    def to_result(self, site: Site) -> RunResult:
+        """Run it to its end and write its result, also when a cancel from outside interrupts it, which is raised on.
+
+        Raises:
+            WorkError: the folder or the locks cannot be written.
+        """
+        try:
+            site.launcher.require(self._spec.placement)
+            self.needs()
+        except (UnavailableError, UsageError) as error:
+            return self._last_word("unavailable", str(error))
+        except WorkError as error:
+            return self._last_word("failed", str(error))
+        except BaseException as error:
+            self._interrupted(error)
+            raise
+        try:
+            ending = self._to_end(site)
+        except UnavailableError as error:
+            return self._last_word("unavailable", str(error))
+        except GivenUpError as error:
+            return self._last_word("killed", str(error), reason="given_up")
+        except BaseException as error:
+            self._interrupted(error)
+            raise
+        return self._classified(ending)
+
+    @property
+    def _spec(self) -> RunSpec:
+        return spec_in(self.folder)
+
+    def _to_end(self, site: Site) -> Ending:
+        """Hold the device, say `running`, and run the child under the spec's limit and its budget, which is that of one device."""
+        spec, watch, launcher = self._spec, site.watch, site.launcher
+        with self._device(spec, site) as lock:
+            note_state(self.folder, "running", "load")
+            budget = spec.memory_budget_gb
+            command = CellCommand(
+                arguments=["-m", self.module, str(self.folder)],
+                folder=self.folder,
+                env={**trackers.keys(spec.report_to), **watch.env},
+                keep_open=(lock.fileno(),) if lock else (),
+                memory_budget=round(budget * 1e9) * spec.devices if budget and machine.device_slug() == "cpu" else None,
+                time_limit=spec.time_limit_minutes * 60 if lock and spec.time_limit_minutes else None,
+                grace_seconds=GRACE_SECONDS,
+                devices=spec.devices,
+            )
+            return run_to_end(watch.around(watch.launcher or launcher), command, on_tick=self.on_tick)
+
+    def _device(self, spec: RunSpec, site: Site) -> AbstractContextManager[IO[str] | None]:
+        """The lock of this machine's device; nothing for what does not run on it."""
+        if not site.launcher.holds_device:
+            return nullcontext()
+        holder = f"{spec.model} × {spec.method}"
+        return locked(site.locks / f"{machine.device_slug()}.lock", holder, say=site.watch.say)
+
+    def _classified(self, ending: Ending) -> RunResult:
+        spec, report = self._spec, child_report(self.folder)
+        status, detail = classify_exit(ending, report, spec, self.folder)
+        if status in ("killed", "timed_out") and "the next run" not in (detail or ""):
+            detail = _joined(detail, self.outlook(self.folder))
+        if spec.after:
+            detail = _joined(f"begun before: {spec.after}", detail)
+        return self._last_word(status, detail, ending)
+
+    def _interrupted(self, error: BaseException) -> None:
+        if child_report(self.folder).get("status") == "ok":  # it was done before it could be stopped
+            self._last_word("ok", None)
+            return
+        detail = _joined(f"interrupted ({type(error).__name__})", self.outlook(self.folder))
+        self._last_word("killed", detail)
+
+    def _last_word(
+        self, status: Status, detail: str | None, ending: Ending | None = None, reason: str | None = None
+    ) -> RunResult:
+        phase = self.phase or child_report(self.folder)["phase"]
+        return write_result(self.folder, status, phase, detail, ending, reason)
+
+
+def _joined(*parts: str | None) -> str:
+    return "; ".join(filter(None, parts))
+
+
+def queue(folder: Path, spec: RunSpec, phase: str = "load") -> None:
+    """Write what is asked into `folder`, say that it waits for its turn, and keep room on the disk for its last word.
+
+    Raises:
+        WorkError: the folder cannot be written.
+    """
+    spec.write(folder)
+    note_state(folder, "queued", phase)
+    disk.keep_room(folder)
+
+
+def note_state(folder: Path, status: Status, phase: str) -> None:
+    """What its parent, this process, says of the run as long as it lives."""
+    write_json(folder / STATE, {"status": status, "phase": phase, "started_at": now(), **own_identity()})
+
+
+def and_once_more(run: Run, again: Callable[[str], Run], site: Site) -> Run:
+    """Run it, and where its node was lost run what `again` makes, once, on another; `again` is told what happened. Returns the run
+    whose result counts."""
+    result = run.to_result(site)
+    spec = spec_in(run.folder)
+    if result.reason != "node_lost" or spec.after:
+        return run
+    after = (result.status_detail or "").split(";")[0]
+    site.watch.say(f"{spec.model} × {spec.method} (seed {spec.seed}): {after}; once more on another node")
+    second = again(after)
+    second.to_result(site)
+    return second
