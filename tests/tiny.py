@@ -48,7 +48,7 @@ TARGETS: dict[str, list[str]] = {
 }
 
 
-def tiny_tokenizer(*, bos: bool = False, chat: bool = True) -> Any:
+def tiny_tokenizer(*, bos: bool = False, chat: bool = True, words: int = WORDS) -> Any:
     """A byte-level BPE tokenizer; with `bos` it puts <s> in front of every text, as OPT's, Gemma's and Llama's do."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -58,7 +58,7 @@ def tiny_tokenizer(*, bos: bool = False, chat: bool = True) -> Any:
     raw.decoder = decoders.ByteLevel()
     special = ["<|im_end|>", "<|im_start|>", "<s>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=WORDS,
+        vocab_size=words,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
