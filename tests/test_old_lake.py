@@ -16,15 +16,15 @@ from typing import Any
 import duckdb
 import pytest
 
-from pipelines import cells, cli, machine
-from pipelines.cells import CellKey
+from pipelines import cli, machine
 from pipelines.compare import compare as comparing
 from pipelines.evaluate.cell import evaluate
 from pipelines.nightly.due import due_cells
 from pipelines.nightly.night import begin
 from pipelines.paths import DataRoot
-from pipelines.train import restart
-from pipelines.train.cell import Watch
+from pipelines.runs import cells, checkpoints, restart
+from pipelines.runs.cells import CellKey
+from pipelines.runs.run import Watch
 from tests.in_process import InProcess
 
 ARCHIVE = Path(__file__).parent / "fakes" / "lake-2026-11.tar.xz"
@@ -164,16 +164,16 @@ def test_no_answer_that_is_held_is_asked_for_again(
 def test_an_interrupted_attempt_keeps_what_it_can_be_gone_on_from(lake: DataRoot) -> None:
     tries = cells.attempts(lake, CellKey("tiny", "lora-r4", 1))
     assert [attempt.status for attempt in tries] == ["ok", "killed"]
-    found = restart.resumable(tries, tries[-1].spec["fingerprints"], lake.root)
+    found = restart.resumable(tries, tries[-1].spec.fingerprints, lake.root)
     assert found is not None and found["run_id"] == tries[-1].run_id
-    assert restart.checkpoints(tries[-1].folder) == [lake.root / found["checkpoint"]]
-    assert "goes on after step 4" in tries[-1].result["status_detail"]
+    assert checkpoints.whole(tries[-1].folder) == [lake.root / found["checkpoint"]]
+    assert "goes on after step 4" in tries[-1].result.detail
 
 
 def test_a_kill_without_a_word_is_lost_and_was_gone_on_from(lake: DataRoot) -> None:
     lost, finished = cells.attempts(lake, CellKey("tiny", "lora-r8", 1))
     assert (lost.status, finished.status) == ("lost", "ok")
-    assert finished.spec["resume"]["run_id"] == lost.run_id
+    assert (finished.spec.resume or {})["run_id"] == lost.run_id
 
 
 def test_a_night_remembers_what_it_did_and_the_next_one_knows_what_is_due(lake: DataRoot) -> None:
@@ -188,9 +188,9 @@ def test_a_night_remembers_what_it_did_and_the_next_one_knows_what_is_due(lake: 
 def test_weights_that_were_saved_then_still_measure_the_same(method: str, tmp_path: Path) -> None:
     with unpacked(tmp_path) as data:
         (attempt,) = cells.attempts(data, CellKey("tiny", method, 2))
-        before = attempt.evaluations()[-1].result["measured"]
+        before = attempt.evaluations()[-1].result.measured
         watch = Watch(say=lambda _message: None, launcher=InProcess())
         again, _ = evaluate(cli.stage_now(), attempt.key, force=True, watch=watch)
-        assert again.ok, again.result["status_detail"]
+        assert again.ok, again.result.status_detail
         for name in ("eval_bits_per_byte", "general_bits_per_byte"):
-            assert again.result["measured"][name] == pytest.approx(before[name], rel=1e-4)
+            assert again.result.measured[name] == pytest.approx(before[name], rel=1e-4)

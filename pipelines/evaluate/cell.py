@@ -137,7 +137,7 @@ def _new_evaluation(
     queue(
         folder,
         RunSpec(
-            run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=stage.profile, root=spec.root,
+            run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=stage.profile, root=str(stage.data.root),
             examples=str(examples.relative_to(stage.data.root)), weights=spec.weights, recipe=spec.recipe,
             trained=str(trained.relative_to(stage.data.root)) if trained else None,
             selection=asdict(stage.selection), fingerprints={"evaluation": fingerprint}, after=after,

@@ -31,14 +31,13 @@ from typing import Any
 
 import yaml
 
-from pipelines import cells
 from pipelines import experiments as configuration
-from pipelines.cells import CellKey
 from pipelines.files import write_json, write_jsonl
 from pipelines.nightly.night import Done, end, next_step, note_round
 from pipelines.paths import PROJECT, DataRoot
 from pipelines.records import read_corpus
-from pipelines.train import restart
+from pipelines.runs import cells, checkpoints
+from pipelines.runs.cells import CellKey
 from pipelines.train.cell import Stage
 from tests.asking import GRID, KEYS, PRICE, wait_for
 from tests.fake_behavior import Behavior, Fault, Wire
@@ -305,7 +304,7 @@ def end_at_checkpoint(method: str, number: signal.Signals, *options: str) -> Non
     """Start a cell of seed 1, and send the signal once its first checkpoint is whole."""
     earlier = len(attempts(method))
     process = started("train", "tiny", method, "--seed", "1", *options)
-    wait_for(lambda: any(restart.checkpoints(one.folder) for one in attempts(method)[earlier:]), LONGEST_WAIT)
+    wait_for(lambda: any(checkpoints.whole(one.folder) for one in attempts(method)[earlier:]), LONGEST_WAIT)
     process.send_signal(number)
     process.wait()
 
