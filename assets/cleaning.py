@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from assets.metadata import picture, table
-from assets.project import stage_now
+from assets.project import project_now
 from pipelines.clean import clean as cleaning
 from pipelines.clean import summary
 from pipelines.clean.clean import CleaningResult
@@ -24,9 +24,9 @@ def sft_examples(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
 
     What goes in is what `sources:` in experiments.yaml names.
     """
-    stage = stage_now()
-    records = raw_records(stage.data, stage.experiments)
-    result = cleaning.clean(stage.data, records, stage.experiments.cleaning, say=context.log.info)
+    project = project_now()
+    records = raw_records(project.data, project.experiments)
+    result = cleaning.clean(project.data, records, project.experiments.cleaning, say=context.log.info)
     for warning in result.warnings:
         context.log.warning(warning)
     if result.reused:
@@ -99,10 +99,10 @@ def _warnings(result: CleaningResult) -> dg.MetadataValue:
 
 
 def _current() -> tuple[CleaningResult, Cleaning]:
-    stage = stage_now()
-    current = cleaning.current(stage.data)
+    project = project_now()
+    current = cleaning.current(project.data)
     assert current is not None, "sft_examples has not been materialized"
-    return current, stage.experiments.cleaning
+    return current, project.experiments.cleaning
 
 
 @dg.asset_check(asset=sft_examples, blocking=True, description="accepted + rejected = read: no record went missing.")

@@ -7,7 +7,7 @@ import dagster as dg
 
 from assets.judging import judged_answers
 from assets.metadata import picture, table
-from assets.project import OfProfile, grid, stage_now
+from assets.project import OfProfile, grid, project_now
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines import experiments as configuration
@@ -46,9 +46,9 @@ EVERY_CELL_IS_OK = "every_cell_is_ok"
 )
 def comparison(context: dg.AssetExecutionContext, config: OfProfile) -> dg.MaterializeResult:
     """One row per configured cell: quality, memory, speed, cost. In `data/warehouse.duckdb` and `data/report/index.html`."""
-    stage = stage_now(config.profile)
-    version = lake_version(stage.data)  # before it is read: what comes while we publish is published next
-    publication = compare(stage)
+    project = project_now(config.profile)
+    version = lake_version(project.data)  # before it is read: what comes while we publish is published next
+    publication = compare(project)
     rows = publication.rows
     counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
     context.log.info(f"published {len(rows)} rows: {', '.join(f'{count} {name}' for name, count in counts.items())}")
@@ -65,11 +65,11 @@ def comparison(context: dg.AssetExecutionContext, config: OfProfile) -> dg.Mater
             "comparison, all columns": table(rows, [name for name, _, _ in SHOWN]),
             "advice": table(rows, ["model", "method", "advice", "status_detail"]),
             **picture(plots.trade_off(rows, "png"), "memory, quality, time"),
-            **picture(plots.loss_curves(curves_of(stage, rows), "png"), "loss curves"),
+            **picture(plots.loss_curves(curves_of(project, rows), "png"), "loss curves"),
             "warehouse": dg.MetadataValue.path(publication.warehouse),
             "report": dg.MetadataValue.path(publication.report),
             LAKE: version,
-            PROFILE: stage.profile,
+            PROFILE: project.profile,
         },
     )
 
@@ -89,7 +89,7 @@ def _every_cell_is_ok(rows: list[dict[str, Any]]) -> dg.AssetCheckResult:
 @dg.asset_check(asset=comparison, description="No cell's newest run is worse than its past beyond the noise.")
 def no_cell_got_worse() -> dg.AssetCheckResult:
     """From the lake, as table `history` has it: quality by its paired interval, time and memory by the spread of equal runs."""
-    rows = history_rows(list(all_attempts(stage_now().data)))
+    rows = history_rows(list(all_attempts(project_now().data)))
     worse = [row for row in rows if row["worse"]]
     return dg.AssetCheckResult(
         passed=not worse,
@@ -106,11 +106,11 @@ def no_cell_got_worse() -> dg.AssetCheckResult:
 )
 def every_cell_and_attempt_is_published(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     shown = last_published(context.instance, PROFILE)
-    stage = stage_now(shown if shown in configuration.load().profiles else None)
-    profile = stage.experiments.profile(stage.profile)
+    project = project_now(shown if shown in configuration.load().profiles else None)
+    profile = project.experiments.profile(project.profile)
     configured = sorted((model, method) for model in profile.models for method in profile.methods)
-    known = {attempt.run_id for attempt in all_attempts(stage.data)}
-    with connect(stage.data) as db:
+    known = {attempt.run_id for attempt in all_attempts(project.data)}
+    with connect(project.data) as db:
         cells = sorted(db.execute("SELECT model, method FROM comparison WHERE method <> ?", [TEACHER]).fetchall())
         runs = [run for (run,) in db.execute("SELECT run_id FROM training_runs").fetchall()]
     later = known - set(runs)  # those made since are published next

@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from assets.metadata import picture, table
-from assets.project import DEVICE_POOL, stage_now
+from assets.project import DEVICE_POOL, project_now
 from pipelines import weights
 from pipelines.clean.read import corpus_records as read_corpus_records
 from pipelines.compare import plots
@@ -16,7 +16,7 @@ from pipelines.generate.generate import GenerationResult, generate, generate_loc
 from pipelines.generate.generate import generated_records as read_generated_records
 from pipelines.generate.show import ProgressLines, summary
 from pipelines.nightly.night import begin, money_left
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 PROVIDERS_ANSWER = "providers_answer"
 
@@ -24,16 +24,16 @@ PROVIDERS_ANSWER = "providers_answer"
 @dg.asset(group_name="generate", kinds={"json"})
 def corpus_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """The records of `data/corpus.json`, read and checked: book recommendations in Korean and English."""
-    stage = stage_now()
-    records = read_corpus_records(stage.data)
-    used = stage.experiments.sources.uses_corpus
+    project = project_now()
+    records = read_corpus_records(project.data)
+    used = project.experiments.sources.uses_corpus
     if not used:
         context.log.info("sources: leaves the corpus out; it is checked, but nothing is trained on it")
     return dg.MaterializeResult(
         metadata={
             "records": len(records),
             "trained on": used,
-            "file": dg.MetadataValue.path(stage.data.tracked("corpus.json")),
+            "file": dg.MetadataValue.path(project.data.tracked("corpus.json")),
             "first records": table([r.value for r in records[:5]], ["instruction", "input", "output", "language"]),
         }
     )
@@ -45,13 +45,13 @@ def local_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
 
     It takes its turn with training and evaluation: two at once on a device falsify every speed.
     """
-    stage = stage_now()
-    name = stage.experiments.local_provider
-    if name is None or not stage.experiments.sources.uses_local_generator:
+    project = project_now()
+    name = project.experiments.local_provider
+    if name is None or not project.experiments.sources.uses_local_generator:
         return dg.MaterializeResult(metadata={"records": 0, "why": "sources: names no local generator"})
-    weights.fetch(stage.data, stage.experiments, stage.experiments.provider(name).model, say=context.log.info)
-    result = generate_locally(stage.data, stage.experiments, progress=ProgressLines(context.log.info))
-    return dg.MaterializeResult(metadata=_metadata(context, stage, result, [name]))
+    weights.fetch(project.data, project.experiments, project.experiments.provider(name).model, say=context.log.info)
+    result = generate_locally(project.data, project.experiments, progress=ProgressLines(context.log.info))
+    return dg.MaterializeResult(metadata=_metadata(context, project, result, [name]))
 
 
 class Spending(dg.Config):
@@ -62,11 +62,11 @@ class Spending(dg.Config):
     )
     night: str = Field(default="", description="Set by the nightly: under whose budget it runs.")
 
-    def cap(self, stage: Stage) -> float | None:
+    def cap(self, project: Project) -> float | None:
         """Dollars that this run may spend: its own cap, and what is left to its night."""
         caps = [self.budget_usd] if self.budget_usd is not None else []
         if self.night:
-            left = money_left(stage, stage.experiments.nightly, begin(stage.data, self.night)["started_at"])
+            left = money_left(project, project.experiments.nightly, begin(project.data, self.night)["started_at"])
             caps += [max(left, 0.0)] if left is not None else []
         return min(caps, default=None)
 
@@ -91,37 +91,37 @@ def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> d
     Only providers with `enabled: true` are asked, within `budget_usd`; no answer that the journal holds is asked for again.
     Runs beside training.
     """
-    stage = stage_now()
-    total, cap = stage.experiments.generation.budget_usd, config.cap(stage)
+    project = project_now()
+    total, cap = project.experiments.generation.budget_usd, config.cap(project)
     result = generate(
-        stage.data,
-        stage.experiments,
+        project.data,
+        project.experiments,
         only=config.providers or None,
         progress=ProgressLines(context.log.info, total if cap is None else cap),
         budget_usd=cap,
     )
-    names = list(dict.fromkeys([*sources_of(stage.experiments), *result.providers]))
+    names = list(dict.fromkeys([*sources_of(project.experiments), *result.providers]))
     stopped = dg.AssetCheckResult(
         check_name=PROVIDERS_ANSWER,
         passed=not result.stopped,
         severity=dg.AssetCheckSeverity.WARN,
         metadata=result.stopped,
     )
-    return dg.MaterializeResult(metadata=_metadata(context, stage, result, names), check_results=[stopped])
+    return dg.MaterializeResult(metadata=_metadata(context, project, result, names), check_results=[stopped])
 
 
 def _metadata(
-    context: dg.AssetExecutionContext, stage: Stage, result: GenerationResult, names: Sequence[str]
+    context: dg.AssetExecutionContext, project: Project, result: GenerationResult, names: Sequence[str]
 ) -> dict[str, Any]:
     """Counts, costs, a sample of the records, and how well they cover the grid."""
     for line in summary(result):
         (context.log.warning if " stopped: " in line else context.log.info)(line)
     if result.providers and result.reused == result.wanted:
         context.log.info(f"reused: the journal holds all {result.wanted} answers, nothing was asked again")
-    records = read_generated_records(stage.data, stage.experiments, names)
+    records = read_generated_records(project.data, project.experiments, names)
     shown = [{**r.value, "provider": r.provider} for r in records if r.problem is None and isinstance(r.value, dict)]
     sample = [row for name in names for row in [row for row in shown if row["provider"] == name][:SAMPLE]]
-    covered = coverage.coverage(stage.data, stage.experiments, names)
+    covered = coverage.coverage(project.data, project.experiments, names)
     costs = [{"provider": name, **vars(one), "missing": one.missing} for name, one in result.providers.items()]
     return {
         "records": len(records),

@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.generating import Spending
 from assets.metadata import table
-from assets.project import OfProfile, stage_now
+from assets.project import OfProfile, project_now
 from assets.training import evaluation
 from pipelines.errors import InUseError
 from pipelines.evaluate import answers
@@ -32,11 +32,13 @@ def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> 
     asked again. Without `judging:` in experiments.yaml nothing is done. Runs beside training, before every publication; while
     somebody else is asking APIs it waits for nobody, and what is missing is asked before the next one.
     """
-    stage = stage_now(config.profile)
-    if not answers.is_configured(stage):
+    project = project_now(config.profile)
+    if not answers.is_configured(project):
         return _told(context, "nobody was asked: judging: in experiments.yaml names neither a judge nor teachers")
     try:
-        asked = answers.ask(stage, progress=ProgressLines(context.log.info), budget_usd=config.cap(stage), wait=False)
+        asked = answers.ask(
+            project, progress=ProgressLines(context.log.info), budget_usd=config.cap(project), wait=False
+        )
     except InUseError as error:
         return _told(context, f"nobody was asked now, the next publication asks: {error}")
     for line in summary(asked):

@@ -15,13 +15,13 @@ from assets.comparing import LAKE, last_published, published_profile
 from assets.inputs import note_inputs
 from assets.instance import size_pool
 from assets.jobs import data, publish, training
-from assets.project import grid, partition_of, stage_now
+from assets.project import grid, partition_of, project_now
 from pipelines import alert
 from pipelines import experiments as configuration
 from pipelines.compare.compare import lake_version
 from pipelines.nightly.due import Due
 from pipelines.nightly.night import Done, Step, end, has_ended, in_words, is_under_way, next_step, note_round
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 NIGHTLY = "featherweight/nightly"  # on every run of a night: "yes"
 NIGHT = "featherweight/night"  # which
@@ -51,20 +51,20 @@ def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[d
     if not runs:
         return dg.SkipReason("no night has begun yet")
     night = runs[0].dagster_run.tags[NIGHT]
-    stage = _stage()
-    if has_ended(stage.data, night):
+    project = _project()
+    if has_ended(project.data, night):
         return dg.SkipReason(f"the night of {night} has ended")
     if unfinished := [run for run in runs if not run.dagster_run.is_finished]:
         return dg.SkipReason(f"night of {night}: {len(unfinished)} runs under way")
-    step = _next_loaded(context, stage, night, _done(runs))
+    step = _next_loaded(context, project, night, _done(runs))
     if step.do == "end":
-        record = end(stage, night, step.why)
+        record = end(project, night, step.why)
         if "not ok" in (told := in_words(record)) or "could not" in told:
             _tell(context, told)
         return dg.SkipReason(told)
     if step.do == "cells":
-        note_round(stage.data, night, step.cells)
-    return list(_requests(night, step, stage, runs))
+        note_round(project.data, night, step.cells)
+    return list(_requests(night, step, project, runs))
 
 
 @dg.sensor(job=publish, minimum_interval_seconds=15, default_status=RUNNING)
@@ -72,15 +72,15 @@ def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.
     """Publishes the comparison whenever the lake holds something new: a cell ended, also badly, or examples changed. A night
     publishes once, at its end.
     """
-    stage = stage_now(published_profile(context.instance))
-    if not (stage.data.clean / "current.json").exists():
+    project = project_now(published_profile(context.instance))
+    if not (project.data.clean / "current.json").exists():
         return dg.SkipReason("nothing was cleaned yet")
     if night := _under_way(context.instance):
         return dg.SkipReason(f"the night of {night} publishes at its end")
-    version = lake_version(stage.data)
+    version = lake_version(project.data)
     if version == last_published(context.instance, LAKE):
         return dg.SkipReason("nothing new in the lake")
-    return dg.RunRequest(run_key=version, run_config=_publishing(stage.profile))
+    return dg.RunRequest(run_key=version, run_config=_publishing(project.profile))
 
 
 @dg.sensor(minimum_interval_seconds=30, default_status=RUNNING)
@@ -88,26 +88,26 @@ def inputs_have_changed(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Notes the fingerprints of what every cell is made from, so that the UI calls a cell stale when the table does."""
     size_pool(context.instance)
     under_way = _under_way(context.instance)
-    stage = _stage() if under_way else stage_now(published_profile(context.instance))
-    noted = note_inputs(context.instance, stage)
+    project = _project() if under_way else project_now(published_profile(context.instance))
+    noted = note_inputs(context.instance, project)
     return dg.SkipReason(f"{noted} new versions noted" if noted else "no new version")
 
 
-def _stage() -> Stage:
+def _project() -> Project:
     """The night's profile, by the configuration as it is now."""
-    return stage_now(configuration.load().nightly.profile)
+    return project_now(configuration.load().nightly.profile)
 
 
-def _next_loaded(context: dg.SensorEvaluationContext, stage: Stage, night: str, done: Done) -> Step:
+def _next_loaded(context: dg.SensorEvaluationContext, project: Project, night: str, done: Done) -> Step:
     """The night's next step, without cells that the code location does not know yet, having loaded an earlier experiments.yaml."""
-    step = next_step(stage, stage.experiments.nightly, night, done)
+    step = next_step(project, project.experiments.nightly, night, done)
     new = [cell for cell in step.cells if (cell.model, cell.method) not in grid().cells]
     if not new:
         return step
     named = ", ".join(f"{cell.model} × {cell.method}" for cell in new)
     context.log.warning(f"{named}: not run, since experiments.yaml names it anew: reload the code location")
     asked = [*done.asked, *(cell.name for cell in new)]
-    return next_step(stage, stage.experiments.nightly, night, replace(done, asked=asked))
+    return next_step(project, project.experiments.nightly, night, replace(done, asked=asked))
 
 
 def _newest_night(instance: dg.DagsterInstance) -> Sequence[dg.RunRecord]:
@@ -129,7 +129,7 @@ def _under_way(instance: dg.DagsterInstance) -> str | None:
     running = any(not run.dagster_run.is_finished for run in runs)
     last = max(run.update_timestamp for run in runs).replace(tzinfo=UTC)
     sign = datetime.now(UTC) if running else last
-    return night if is_under_way(_stage().data, night, sign) else None
+    return night if is_under_way(_project().data, night, sign) else None
 
 
 def _done(runs: Sequence[dg.RunRecord]) -> Done:
@@ -141,13 +141,13 @@ def _done(runs: Sequence[dg.RunRecord]) -> Done:
     )
 
 
-def _requests(night: str, step: Step, stage: Stage, runs: Sequence[dg.RunRecord]) -> Iterator[dg.RunRequest]:
+def _requests(night: str, step: Step, project: Project, runs: Sequence[dg.RunRecord]) -> Iterator[dg.RunRequest]:
     """`run_key` names the night and the state that was found, so that two daemons ask for the same thing once."""
     if step.do == "cells":
-        yield from (_cell_request(night, cell, stage) for cell in step.cells)
+        yield from (_cell_request(night, cell, project) for cell in step.cells)
         return
     tries = 1 + sum(run.dagster_run.job_name == step.do for run in runs)
-    yield (_data_request(night, tries) if step.do == "data" else _publish_request(night, tries, stage.profile))
+    yield (_data_request(night, tries) if step.do == "data" else _publish_request(night, tries, project.profile))
 
 
 def _publish_request(night: str, tries: int, profile: str) -> dg.RunRequest:
@@ -175,10 +175,10 @@ def _data_request(night: str, tries: int) -> dg.RunRequest:
     )
 
 
-def _cell_request(night: str, cell: Due, stage: Stage) -> dg.RunRequest:
+def _cell_request(night: str, cell: Due, project: Project) -> dg.RunRequest:
     config = {
         "night": night,
-        "profile": stage.profile,
+        "profile": project.profile,
         "seeds": list(cell.because),
         "seen": {str(seed): run for seed, run in cell.seen.items()},
     }

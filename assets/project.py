@@ -16,7 +16,7 @@ from pipelines.experiments import Experiments, Profile
 from pipelines.paths import data_root
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.chosen import launcher_for
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 GRACE_SECONDS = 10
 # Training, evaluation and the local LLM server share it, so that one of them runs at a time: two falsify every speed.
@@ -48,12 +48,12 @@ CELLS = dg.MultiPartitionsDefinition(
 )
 
 
-def stage_now(profile: str | None = None) -> Stage:
+def project_now(profile: str | None = None) -> Project:
     """The data root, the configuration as it is now, and `profile`, else the one that this machine runs."""
     _end_with_the_run()
     experiments = configuration.load()
     wanted = profile if profile and profile != "auto" else os.environ.get("FEATHERWEIGHT_PROFILE")
-    return Stage(data_root(), experiments, configuration.profile_name(experiments, wanted))
+    return Project(data_root(), experiments, configuration.profile_name(experiments, wanted))
 
 
 @cache
@@ -83,10 +83,10 @@ def cell_of(partition: str) -> tuple[str, str]:
     return dimensions["model"], dimensions["method"]
 
 
-def keys_of(context: dg.AssetExecutionContext, stage: Stage, seeds: Sequence[int] = ()) -> list[CellKey]:
+def keys_of(context: dg.AssetExecutionContext, project: Project, seeds: Sequence[int] = ()) -> list[CellKey]:
     """The partition's cell, once for each of `seeds`, or of the profile's."""
     model, method = cell_of(context.partition_key)
-    return [CellKey(model, method, seed) for seed in seeds or stage.experiments.profile(stage.profile).seeds]
+    return [CellKey(model, method, seed) for seed in seeds or project.experiments.profile(project.profile).seeds]
 
 
 def partition_of(model: str, method: str) -> dg.MultiPartitionKey:

@@ -5,7 +5,7 @@ import dagster as dg
 from assets.cleaning import sft_examples
 from assets.generating import AskConfig, generated_records
 from assets.metadata import picture, table
-from assets.project import stage_now
+from assets.project import project_now
 from pipelines.compare import plots
 from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
 from pipelines.generate.judge import judge
@@ -23,13 +23,13 @@ def provider_comparison(context: dg.AssetExecutionContext, config: AskConfig) ->
     With `generation.judge` configured, the judge compares the providers' records in pairs, within the same budget. Published in
     the warehouse by `comparison`, as `provider_comparison` and `provider_duels`.
     """
-    stage = stage_now()
+    project = project_now()
     progress = ProgressLines(context.log.info)
-    judged = judge(stage.data, stage.experiments, progress=progress, budget_usd=config.cap(stage))
+    judged = judge(project.data, project.experiments, progress=progress, budget_usd=config.cap(project))
     for line in summary(judged):
         (context.log.warning if " stopped: " in line else context.log.info)(f"judge: {line}")
-    rows = provider_rows(stage.data, stage.experiments)
-    duels = duel_rows(stage.data, stage.experiments)
+    rows = provider_rows(project.data, project.experiments)
+    duels = duel_rows(project.data, project.experiments)
     return dg.MaterializeResult(
         metadata={
             "providers": len(rows),

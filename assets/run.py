@@ -23,7 +23,7 @@ from pipelines.generate.requests import load_prompts
 from pipelines.runs.cells import CellKey, latest
 from pipelines.runs.process import PARENT, die_with_parent, end_as_interrupt, stop_group
 from pipelines.runs.progress import CellProgress
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 DRIVER, ONE_CELL = "--driver", "--cell"
 INTERRUPTED = 130
@@ -52,17 +52,17 @@ def _job(name: str) -> dg.JobDefinition:
 def run() -> int:
     """Returns the exit code: 0 all cells ok, 3 recorded but some are not ok, 1 a Dagster step failed."""
     from assets.instance import end_orphaned_runs, owner_tags, prepare_home, size_pool
-    from assets.project import stage_now
+    from assets.project import project_now
     from pipelines import weights
     from pipelines.estimate.estimate import foresee
 
-    stage = stage_now()
-    check_inputs(stage)
+    project = project_now()
+    check_inputs(project)
     prepare_home()
-    profile = stage.experiments.profile(stage.profile)
+    profile = project.experiments.profile(project.profile)
     for model in profile.models:
         try:
-            weights.fetch(stage.data, stage.experiments, model, say=say)
+            weights.fetch(project.data, project.experiments, model, say=say)
         except UnavailableError as error:
             say(f"{model}: {error}")  # its cells will be rows that say so
     with dg.DagsterInstance.get() as instance:
@@ -70,49 +70,49 @@ def run() -> int:
             say(f"{ended} run(s) of a killed process marked as failed; what they had not finished is done now")
         tags = owner_tags()
         cells = [(model, method) for model in profile.models for method in profile.methods]
-        say(f"profile {stage.profile}: {len(cells)} cells; data root {stage.data.root}")
+        say(f"profile {project.profile}: {len(cells)} cells; data root {project.data.root}")
         if not _execute(data_job, instance, "data: corpus, generated records, cleaning", tags):
             return 1
         size_pool(instance)
-        foresee(stage)
-        launcher = stage.launcher()
+        foresee(project)
+        launcher = project.launcher()
         if not launcher.holds_device:
-            good = _side_by_side(stage, instance, cells, tags, launcher.at_once)
+            good = _side_by_side(project, instance, cells, tags, launcher.at_once)
         else:
-            good = [_run_cell(stage, instance, model, method, tags) for model, method in cells]
+            good = [_run_cell(project, instance, model, method, tags) for model, method in cells]
         if not _execute(publish_job, instance, "comparison: warehouse and report", tags):
             return 1
-    rows = published_rows(stage.data)
-    print(f"\n{render(rows, 'text', published_rows(stage.data, 'picks'))}\n")
-    print(f"warehouse  {stage.data.warehouse}\nreport     {stage.data.report}\nruns       make ui")
+    rows = published_rows(project.data)
+    print(f"\n{render(rows, 'text', published_rows(project.data, 'picks'))}\n")
+    print(f"warehouse  {project.data.warehouse}\nreport     {project.data.report}\nruns       make ui")
     if not all(good):
         return 1
     return 0 if all(row["status"] == "ok" for row in rows) else 3
 
 
-def check_inputs(stage: Stage) -> None:
+def check_inputs(project: Project) -> None:
     """Read the files that a user edits before anything starts.
 
     Raises:
         UsageError: one of them is missing or broken; the message names the place.
     """
-    sources = stage.experiments.sources
+    sources = project.experiments.sources
     if sources.uses_corpus:
-        corpus_records(stage.data)
-    if sources_of(stage.experiments):
-        load_prompts(stage.data, stage.experiments.generation)
+        corpus_records(project.data)
+    if sources_of(project.experiments):
+        load_prompts(project.data, project.experiments.generation)
     named_files([*sources.files, *sources.eval_files])
 
 
-def _run_cell(stage: Stage, instance: dg.DagsterInstance, model: str, method: str, tags: dict[str, str]) -> bool:
+def _run_cell(project: Project, instance: dg.DagsterInstance, model: str, method: str, tags: dict[str, str]) -> bool:
     """Train and evaluate one cell, and publish, so that the table fills while the rest still trains."""
     from assets.project import partition_of
 
-    key = CellKey(model, method, stage.experiments.profile(stage.profile).seeds[0])
-    before = latest(stage.data, key)
-    with _shown(stage, key):
+    key = CellKey(model, method, project.experiments.profile(project.profile).seeds[0])
+    before = latest(project.data, key)
+    with _shown(project, key):
         done = _execute(training_job, instance, f"{model} × {method}", tags, str(partition_of(model, method)))
-    after = latest(stage.data, key)
+    after = latest(project.data, key)
     if after and before and after.run_id == before.run_id and after.status == "ok":
         say("      reused: it is current")
     elif after and after.status != "ok":
@@ -121,12 +121,12 @@ def _run_cell(stage: Stage, instance: dg.DagsterInstance, model: str, method: st
 
 
 def _side_by_side(
-    stage: Stage, instance: dg.DagsterInstance, cells: list[tuple[str, str]], tags: dict[str, str], at_once: int
+    project: Project, instance: dg.DagsterInstance, cells: list[tuple[str, str]], tags: dict[str, str], at_once: int
 ) -> list[bool]:
     """Keep so many cells under way, each run by a process of its own, the longest first; publish after each."""
     from pipelines.plan.plan import longest_first
 
-    waiting, good = longest_first(stage, cells), list[bool]()
+    waiting, good = longest_first(project, cells), list[bool]()
     running: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
     try:
         while waiting or running:
@@ -153,14 +153,14 @@ def _side_by_side(
 def one_cell(model: str, method: str) -> int:
     """Train and evaluate one cell of those that run side by side."""
     from assets.instance import owner_tags, prepare_home
-    from assets.project import partition_of, stage_now
+    from assets.project import partition_of, project_now
 
-    stage = stage_now()
+    project = project_now()
     prepare_home()
-    key = CellKey(model, method, stage.experiments.profile(stage.profile).seeds[0])
+    key = CellKey(model, method, project.experiments.profile(project.profile).seeds[0])
     with dg.DagsterInstance.get() as instance:
         done = _execute(training_job, instance, f"{model} × {method}", owner_tags(), str(partition_of(model, method)))
-    after = latest(stage.data, key)
+    after = latest(project.data, key)
     if after:
         detail = after.result.status_detail
         say(f"      {model} × {method}: {after.status}{f': {detail}' if detail else ''}")
@@ -204,15 +204,15 @@ def _dimension_tags(partition: str) -> dict[str, str]:
 
 
 @contextmanager
-def _shown(stage: Stage, key: CellKey) -> Iterator[None]:
+def _shown(project: Project, key: CellKey) -> Iterator[None]:
     """Show the cell's progress while Dagster's steps run in other processes."""
     done = threading.Event()
-    known = latest(stage.data, key)
+    known = latest(project.data, key)
 
     def follow() -> None:
         progress = CellProgress()
         while not done.wait(0.5):
-            attempt = latest(stage.data, key)
+            attempt = latest(project.data, key)
             if attempt and (known is None or attempt.run_id != known.run_id):
                 progress.show(attempt)
         progress.close()

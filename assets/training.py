@@ -12,7 +12,7 @@ from pydantic import Field
 
 from assets.inputs import cell_inputs, evaluation_inputs, note_inputs
 from assets.metadata import numbers, picture, table
-from assets.project import CELLS, cell_of, cell_pool, keys_of, stage_now
+from assets.project import CELLS, cell_of, cell_pool, keys_of, project_now
 from pipelines.choices import with_budget, with_max_examples
 from pipelines.compare import plots
 from pipelines.estimate.estimate import foresee
@@ -23,7 +23,7 @@ from pipelines.runs.cells import Attempt, Evaluation
 from pipelines.runs.clock import now
 from pipelines.runs.launchers.base import CellCommand, Ending, RunningCommand, Starter
 from pipelines.runs.process import tie_to_parent
-from pipelines.train.cell import Stage, Watch, train
+from pipelines.train.cell import Project, Watch, train
 
 Context = dg.AssetExecutionContext
 CELL_IS_OK = "cell_is_ok"
@@ -57,36 +57,36 @@ class CellConfig(dg.Config):
         description="Set by the nightly: each seed's newest attempt when it was asked for; a newer one is taken as it is.",
     )
 
-    def stage(self) -> Stage:
-        return stage_now(self.profile)
+    def project(self) -> Project:
+        return project_now(self.profile)
 
-    def applied(self, stage: Stage, cell: tuple[str, str], began: str) -> Stage:
-        """The stage with what the next seed, or evaluation, of a run that `began` then may use. Cells of a cluster that run side by
+    def applied(self, project: Project, cell: tuple[str, str], began: str) -> Project:
+        """The project with what the next seed, or evaluation, of a run that `began` then may use. Cells of a cluster that run side by
         side share what is left to the night."""
-        profile = stage.experiments.profile(stage.profile)
-        spent = hours_of_cells(stage.data, began, cell) * (profile.price_per_hour or 0.0)
+        profile = project.experiments.profile(project.profile)
+        spent = hours_of_cells(project.data, began, cell) * (profile.price_per_hour or 0.0)
         budgets = [max(self.budget_usd - spent, 0.0)] if self.budget_usd is not None else []
         if self.night:
-            left = money_left(stage, stage.experiments.nightly, begin(stage.data, self.night)["started_at"])
-            budgets += [max(left, 0.0) / stage.launcher().at_once] if left is not None else []
+            left = money_left(project, project.experiments.nightly, begin(project.data, self.night)["started_at"])
+            budgets += [max(left, 0.0) / project.launcher().at_once] if left is not None else []
         if self.max_examples is not None:
-            stage = with_max_examples(stage, cell, self.max_examples)
-        return with_budget(stage, cell, min(budgets)) if budgets else stage
+            project = with_max_examples(project, cell, self.max_examples)
+        return with_budget(project, cell, min(budgets)) if budgets else project
 
 
-def passed_over(context: Context, config: CellConfig, stage: Stage) -> str | None:
+def passed_over(context: Context, config: CellConfig, project: Project) -> str | None:
     """Why the cell is not run now, though it was asked for; None where it is."""
     model, method = cell_of(context.partition_key)
-    profile = stage.experiments.profile(stage.profile)
+    profile = project.experiments.profile(project.profile)
     named = model in profile.models and method in profile.methods
     if BACKFILL in context.run.tags and not named and not config.outside_profile:
         return (
-            f"profile {stage.profile} does not name {model} × {method}: a backfill does the profile's cells; set "
+            f"profile {project.profile} does not name {model} × {method}: a backfill does the profile's cells; set "
             "outside_profile, or materialize this cell alone"
         )
     if config.night:
-        nightly = stage.experiments.nightly
-        return limit_reached(stage, nightly, begin(stage.data, config.night)["started_at"])
+        nightly = project.experiments.nightly
+        return limit_reached(project, nightly, begin(project.data, config.night)["started_at"])
     return None
 
 
@@ -180,26 +180,26 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     A cell that is current is reused. One that ends in out_of_memory, killed, timed_out, ... is a row of the comparison and a
     warning here.
     """
-    stage = config.stage()
-    if why := passed_over(context, config, stage):
+    project = config.project()
+    if why := passed_over(context, config, project):
         context.log.warning(f"not run: {why}")
         yield dg.AssetCheckResult(check_name=CELL_IS_OK, passed=False, severity=WARN, metadata={"not run": why})
         return
-    know_inputs(context, stage)
+    know_inputs(context, project)
     watch = _watch(context)
-    foresee(stage)
-    if config.budget_usd is not None and not stage.experiments.profile(stage.profile).price_per_hour:
-        context.log.warning(f"budget_usd caps nothing: profile {stage.profile} has no price_per_hour")
+    foresee(project)
+    if config.budget_usd is not None and not project.experiments.profile(project.profile).price_per_hour:
+        context.log.warning(f"budget_usd caps nothing: profile {project.profile} has no price_per_hour")
     cell, began = cell_of(context.partition_key), _began(context)
     done = [
         train(
-            config.applied(stage, cell, began),
+            config.applied(project, cell, began),
             key,
             force=config.force,
             watch=watch,
             seen=config.seen.get(str(key.seed)),
         )
-        for key in keys_of(context, stage, config.seeds)
+        for key in keys_of(context, project, config.seeds)
     ]
     for attempt, reused in done:
         context.log.info(f"{attempt.key}: {attempt.status}{', reused: it is current' if reused else ''}")
@@ -227,9 +227,9 @@ def _began(context: Context) -> str:
     return record.create_timestamp.replace(tzinfo=UTC).isoformat(timespec="milliseconds") if record else now()
 
 
-def know_inputs(context: Context, stage: Stage) -> None:
+def know_inputs(context: Context, project: Project) -> None:
     """Have Dagster note as this step's inputs what they are now, not what they were when it last looked."""
-    if note_inputs(context.instance, stage, [cell_of(context.partition_key)]):
+    if note_inputs(context.instance, project, [cell_of(context.partition_key)]):
         context.get_step_execution_context().fetch_external_input_asset_version_info()
 
 
@@ -267,13 +267,13 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
     """Losses on held-out records and general texts, greedy answers and what serving costs, of a trained cell, beside its attempt's
     folder. Nobody is asked about the answers here, where the device is held: that is `judged_answers`.
     """
-    stage = config.stage()
-    know_inputs(context, stage)
+    project = config.project()
+    know_inputs(context, project)
     watch = _watch(context)
     cell, began = cell_of(context.partition_key), _began(context)
     done = [
-        evaluate(config.applied(stage, cell, began), key, force=config.force, watch=watch)
-        for key in keys_of(context, stage, config.seeds)
+        evaluate(config.applied(project, cell, began), key, force=config.force, watch=watch)
+        for key in keys_of(context, project, config.seeds)
     ]
     bad = [found for found, _ in done if not found.ok]
     yield dg.AssetCheckResult(

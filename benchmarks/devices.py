@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import project
 from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Stage, Watch, train
+from pipelines.train.cell import Project, Watch, train
 
 DIVIDED = (("full", "ddp"), ("full", "fsdp"), ("lora-r8", "ddp"), ("lora-r8", "fsdp"))
 
@@ -35,14 +35,14 @@ def measure() -> Iterator[dict[str, Any]]:
             }
 
 
-def _over_two(stage: Stage, sharding: str) -> Stage:
+def _over_two(stage: Project, sharding: str) -> Project:
     update = {"launcher": "torchrun", "devices": 2, "sharding": sharding}
     profile = stage.experiments.profile(stage.profile).model_copy(update=update)
     profiles = {**stage.experiments.profiles, stage.profile: profile}
     return replace(stage, experiments=stage.experiments.model_copy(update={"profiles": profiles}))
 
 
-def _train(stage: Stage, method: str, *, threads: int) -> dict[str, Any]:
+def _train(stage: Project, method: str, *, threads: int) -> dict[str, Any]:
     """The attempt's measurements, its last loss on held-out records, and its seconds outside its optimizer steps."""
     watch = Watch(env={"OMP_NUM_THREADS": str(threads)}, say=lambda _: None)
     attempt, _ = train(stage, CellKey(project.PACKAGED, method, 1), force=True, watch=watch)

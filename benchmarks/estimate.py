@@ -27,7 +27,7 @@ from pipelines.experiments import Experiments
 from pipelines.paths import PROJECT, DataRoot, data_root
 from pipelines.runs.cells import CellKey
 from pipelines.runs.process import child_environment
-from pipelines.train.cell import Stage, recipe_of
+from pipelines.train.cell import Project, recipe_of
 
 PACKAGED = "smollm2-135m"
 CELLS: dict[str, list[tuple[str, Batch]]] = {
@@ -72,20 +72,20 @@ def measure() -> Iterator[dict[str, Any]]:
     }
 
 
-def _stage(model: str, folder: Path) -> Stage:
+def _stage(model: str, folder: Path) -> Project:
     """The packaged model from the data root; any other with random weights in `folder`, which holds one model at a time."""
     plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
     if model == PACKAGED:
-        return Stage(data_root(), Experiments.model_validate(plain), "local")
+        return Project(data_root(), Experiments.model_validate(plain), "local")
     like = plain["models"].get(model) or {
         **plain["models"]["gemma-2b-it"],
         "overrides": {},
     }  # gemma-3's modules have its names
     plain["models"][model] = {**like, "source": {"random": model}}
-    return Stage(DataRoot(folder / model), Experiments.model_validate(plain), "local")
+    return Project(DataRoot(folder / model), Experiments.model_validate(plain), "local")
 
 
-def _cells(stage: Stage, model: str, cells: list[tuple[str, Batch]]) -> Iterator[dict[str, Any]]:
+def _cells(stage: Project, model: str, cells: list[tuple[str, Batch]]) -> Iterator[dict[str, Any]]:
     config = shipped.named(model)
     asked = [
         {

@@ -10,12 +10,12 @@ from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
 from pipelines.experiments import Experiments
 from pipelines.paths import PROJECT, DataRoot, data_root
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 PACKAGED = "smollm2-135m"
 
 
-def make(folder: Path, model: str = PACKAGED, *, train: int, held_out: int, **training: Any) -> Stage:
+def make(folder: Path, model: str = PACKAGED, *, train: int, held_out: int, **training: Any) -> Project:
     """The local profile with `model` alone, so many examples on each side, and `training` over its settings."""
     plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
     if model not in plain["models"]:  # gemma-3's modules have gemma's names
@@ -30,7 +30,7 @@ def make(folder: Path, model: str = PACKAGED, *, train: int, held_out: int, **tr
     if (data_root().models / model).exists():
         data.models.mkdir()
         (data.models / model).symlink_to(data_root().models / model)
-    stage = Stage(data, Experiments.model_validate(plain), "local")
+    stage = Project(data, Experiments.model_validate(plain), "local")
     weights.fetch(data, stage.experiments, model, say=lambda _: None)
     cleaning.clean(data, raw_records(data, stage.experiments), stage.experiments.cleaning)
     return stage

@@ -91,14 +91,14 @@ def _from_the_lake() -> dict[str, Any]:
     ]
     with TemporaryDirectory() as folder, patch("pipelines.compare.compare.keep_predictions"):
         lake = planted.lake(Path(folder))
-        methods = list(lake.stage.experiments.methods)
+        methods = list(lake.project.experiments.methods)
         for method in methods:
             attempt = lake.trained(method, curve=points)
             lake.evaluated(attempt, answers=[planted.answer(str(number)) for number in range(ANSWERS)])
             for seed in range(2, CELLS // len(methods) + 1):
                 _copied(attempt.folder, seed)
         lake = lake.configured(profiles={"local": {"seeds": list(range(1, CELLS // len(methods) + 1))}})
-        seconds = best_seconds(lambda: compare(lake.stage), rounds=3)
+        seconds = best_seconds(lambda: compare(lake.project), rounds=3)
         with duckdb.connect(str(lake.data.warehouse), read_only=True) as db:
             runs = db.execute("SELECT count(DISTINCT run_id) FROM training_runs").fetchall()[0][0]
     return {"benchmark": "publish from the lake", "attempts": runs, "seconds": seconds}

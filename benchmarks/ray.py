@@ -23,7 +23,7 @@ from pipelines.plan.plan import longest_first
 from pipelines.plan.schedule import Job, Place, lower_bound
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.local import LocalLauncher
-from pipelines.train.cell import Stage, Watch, train
+from pipelines.train.cell import Project, Watch, train
 from tests.ray_cluster import ray_cluster
 
 METHODS = ("base", "full", "lora-r8", "lora-r128", "qlora-r8")
@@ -67,9 +67,9 @@ def measure() -> Iterator[Run]:
     }
 
 
-def _two_at_a_time(stages: list[Stage], methods: list[str], watch: Watch) -> tuple[dict[str, Run], float]:
+def _two_at_a_time(stages: list[Project], methods: list[str], watch: Watch) -> tuple[dict[str, Run], float]:
     """Each method's cell, on whichever of the two stages is free; and the seconds that all of them took."""
-    free: Queue[Stage] = Queue()
+    free: Queue[Project] = Queue()
     for stage in stages:
         free.put(stage)
 
@@ -92,7 +92,7 @@ def _ideal(cells: dict[str, Run], methods: list[str]) -> float:
     return lower_bound(jobs, [Place("two", 2, 8)]).seconds
 
 
-def _on(stage: Stage, address: str) -> Stage:
+def _on(stage: Project, address: str) -> Project:
     """The stage with its cells on the cluster."""
     settings = Ray(address=address, python=sys.executable, gpus=0)
     profile = stage.experiments.profile(stage.profile).model_copy(update={"launcher": "ray", "ray": settings})
@@ -100,7 +100,7 @@ def _on(stage: Stage, address: str) -> Stage:
     return replace(stage, experiments=stage.experiments.model_copy(update={"profiles": profiles}))
 
 
-def _cell(stage: Stage, method: str, watch: Watch) -> Run:
+def _cell(stage: Project, method: str, watch: Watch) -> Run:
     """Train and evaluate; `wall` seconds in all, `own` in the cell's two processes, `around` outside them."""
     key = CellKey(project.PACKAGED, method, 1)
     began = time.monotonic()

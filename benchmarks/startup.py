@@ -18,7 +18,7 @@ from benchmarks.peers import peer_environment
 from pipelines.files import read_json
 from pipelines.runs.cells import CellKey
 from pipelines.runs.process import spawn, stop_group
-from pipelines.train.cell import Stage, Watch, train
+from pipelines.train.cell import Project, Watch, train
 
 ROUNDS = 5
 METHODS = ("full", "lora-r8", "qlora-r8")
@@ -51,7 +51,7 @@ def measure() -> Iterator[dict[str, Any]]:
             }
 
 
-def _attempt(stage: Stage, method: str) -> Path:
+def _attempt(stage: Project, method: str) -> Path:
     """The folder of an attempt that ran to its end: its spec is started again by hand."""
     key = CellKey(project.PACKAGED, method, 1)
     attempt, _ = train(stage, key, watch=Watch(say=lambda _: None))

@@ -14,7 +14,7 @@ from pipelines.paths import PROJECT, data_root
 from pipelines.records import read_corpus
 from pipelines.runs.cells import CellKey
 from pipelines.train import batches, loading
-from pipelines.train.cell import Stage, recipe_of
+from pipelines.train.cell import Project, recipe_of
 from pipelines.train.examples import IGNORE, Tokenized
 from pipelines.train.losses import head_on_positions, token_losses
 from pipelines.train.prompts import PromptFormat
@@ -25,7 +25,7 @@ MODEL, EXAMPLES = "smollm2-135m", 8
 def measure() -> Iterator[dict[str, Any]]:
     loading.quiet()
     experiments = configuration.load()
-    recipe = {**recipe_of(Stage(data_root(), experiments, "local"), CellKey(MODEL, "lora-r8", 1)), "dropout": 0.0}
+    recipe = {**recipe_of(Project(data_root(), experiments, "local"), CellKey(MODEL, "lora-r8", 1)), "dropout": 0.0}
     folder = weights.fetch(data_root(), experiments, MODEL)
     torch.manual_seed(1)
     model = loading.add_adapter(loading.load_model(folder, recipe), recipe)

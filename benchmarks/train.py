@@ -29,7 +29,7 @@ from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.base import CellCommand
 from pipelines.runs.launchers.local import LocalCommand, LocalLauncher
 from pipelines.train import batches
-from pipelines.train.cell import Stage, Watch, examples_now, recipe_of, train
+from pipelines.train.cell import Project, Watch, examples_now, recipe_of, train
 from pipelines.train.examples import Tokenized
 from pipelines.train.prompts import PromptFormat
 
@@ -132,7 +132,7 @@ def _line(benchmark: str, run: Run) -> Run:
 class Trial:
     """One model and its examples; each call is a run in a process of its own."""
 
-    stage: Stage
+    stage: Project
     model: str
     trl: str
 

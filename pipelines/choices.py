@@ -3,11 +3,11 @@ the settings, so that the spec, the fingerprints and the row tell what was reall
 
 from pipelines.errors import UsageError
 from pipelines.experiments import DataChoice, Experiments, TrainingOverrides
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 
-def with_max_examples(stage: Stage, model_method: tuple[str, str], count: int) -> Stage:
-    """The stage in which the cell's method trains on at most `count` examples.
+def with_max_examples(project: Project, model_method: tuple[str, str], count: int) -> Project:
+    """The project in which the cell's method trains on at most `count` examples.
 
     Raises:
         UsageError: `count` is not positive.
@@ -15,18 +15,18 @@ def with_max_examples(stage: Stage, model_method: tuple[str, str], count: int) -
     if count < 1:
         raise UsageError(f"max_examples is {count}; expected a number from 1, or nothing for the profile's")
     _, name = model_method
-    method = stage.experiments.method(name)
+    method = project.experiments.method(name)
     if method.kind == "none":
-        return stage
+        return project
     before = method.data or DataChoice()
     least = min(count, before.max_examples or count)
     chosen = method.model_copy(update={"data": before.model_copy(update={"max_examples": least})})
-    methods = {**stage.experiments.methods, name: chosen}
-    return _with(stage, stage.experiments.model_copy(update={"methods": methods}))
+    methods = {**project.experiments.methods, name: chosen}
+    return _with(project, project.experiments.model_copy(update={"methods": methods}))
 
 
-def with_budget(stage: Stage, model_method: tuple[str, str], dollars: float) -> Stage:
-    """The stage in which the cell is stopped (`timed_out`, with a checkpoint) once it has cost `dollars` at the profile's
+def with_budget(project: Project, model_method: tuple[str, str], dollars: float) -> Project:
+    """The project in which the cell is stopped (`timed_out`, with a checkpoint) once it has cost `dollars` at the profile's
     price_per_hour. Where that is not known, or 0, no time costs anything and nothing changes.
 
     Raises:
@@ -34,18 +34,18 @@ def with_budget(stage: Stage, model_method: tuple[str, str], dollars: float) -> 
     """
     if not dollars >= 0:  # NaN too
         raise UsageError(f"budget_usd is {dollars:g}; expected dollars from 0, or nothing for no cap")
-    price = stage.experiments.profile(stage.profile).price_per_hour
+    price = project.experiments.profile(project.profile).price_per_hour
     if not price:
-        return stage
+        return project
     model_name, method = model_method
-    limit = stage.experiments.training_for(stage.profile, model_name, method).time_limit_minutes
+    limit = project.experiments.training_for(project.profile, model_name, method).time_limit_minutes
     minutes = max(min(limit, dollars / price * 60), 1 / 60)
-    model = stage.experiments.model(model_name)
+    model = project.experiments.model(model_name)
     own = model.overrides.get(method, TrainingOverrides()).model_copy(update={"time_limit_minutes": minutes})
     changed = model.model_copy(update={"overrides": {**model.overrides, method: own}})
-    models = {**stage.experiments.models, model_name: changed}
-    return _with(stage, stage.experiments.model_copy(update={"models": models}))
+    models = {**project.experiments.models, model_name: changed}
+    return _with(project, project.experiments.model_copy(update={"models": models}))
 
 
-def _with(stage: Stage, experiments: Experiments) -> Stage:
-    return Stage(stage.data, experiments, stage.profile)
+def _with(project: Project, experiments: Experiments) -> Project:
+    return Project(project.data, experiments, project.profile)

@@ -16,28 +16,28 @@ from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.paths import data_root
 from pipelines.runs.cells import CellKey
 from pipelines.runs.process import end_as_interrupt
-from pipelines.train.cell import Stage, Watch
+from pipelines.train.cell import Project, Watch
 
 Arguments = argparse.Namespace
 OK, NOT_OK = 0, 3
 MOST_RATE = 100.0  # no learning rate is near it
 
 
-def stage_now() -> Stage:
+def project_now() -> Project:
     experiments = configuration.load()
     profile = configuration.profile_name(experiments, os.environ.get("FEATHERWEIGHT_PROFILE"))
-    return Stage(data_root(), experiments, profile)
+    return Project(data_root(), experiments, profile)
 
 
 def fetch(arguments: Arguments) -> int:
     from pipelines import weights
 
-    stage = stage_now()
-    stage.experiments.model(arguments.model)
-    if weights.is_present(stage.data, arguments.model, stage.experiments.model(arguments.model)):
-        print(f"{arguments.model}: already in {weights.fetch(stage.data, stage.experiments, arguments.model)}")
+    project = project_now()
+    project.experiments.model(arguments.model)
+    if weights.is_present(project.data, arguments.model, project.experiments.model(arguments.model)):
+        print(f"{arguments.model}: already in {weights.fetch(project.data, project.experiments, arguments.model)}")
     else:
-        print(f"{arguments.model}: now in {weights.fetch(stage.data, stage.experiments, arguments.model)}")
+        print(f"{arguments.model}: now in {weights.fetch(project.data, project.experiments, arguments.model)}")
     return OK
 
 
@@ -46,21 +46,22 @@ def generate(arguments: Arguments) -> int:
     from pipelines.generate import estimate as estimates
     from pipelines.generate.generate import generate_again, generate_all
 
-    stage = stage_now()
-    experiments = stage.experiments
+    project = project_now()
+    experiments = project.experiments
     total = experiments.generation.budget_usd
     if arguments.estimate:
-        for line in estimates.in_words(list(estimates.estimate(stage.data, experiments, arguments.provider)), total):
+        for line in estimates.in_words(list(estimates.estimate(project.data, experiments, arguments.provider)), total):
             print(line)
         return OK
     if arguments.resend_in_doubt:
         print(
-            f"{generate_again(stage.data)} requests that were given up may be sent once more; what they may have cost stays charged"
+            f"{generate_again(project.data)} requests that were given up may be sent once more; what they may have cost "
+            "stays charged"
         )
     bar = show.ProgressBar(total if arguments.budget_usd is None else arguments.budget_usd)
     try:
         result = generate_all(
-            stage.data,
+            project.data,
             experiments,
             only=arguments.provider,
             progress=bar,
@@ -73,7 +74,7 @@ def generate(arguments: Arguments) -> int:
         nobody = "no provider is enabled, and sources.local_generator is off"
         missing = "no enabled provider has batch: true" if arguments.batch else nobody
         print(f"nobody to ask: {missing} (experiments.yaml)")
-    covered = coverage.coverage(stage.data, experiments, result.providers)
+    covered = coverage.coverage(project.data, experiments, result.providers)
     for line in [*show.summary(result), *show.covered(covered)]:
         print(line)
     return OK if result.complete else NOT_OK
@@ -85,8 +86,8 @@ def judge(_: Arguments) -> int:
     from pipelines.generate import show
     from pipelines.generate.judge import judge
 
-    stage = stage_now()
-    experiments = stage.experiments
+    project = project_now()
+    experiments = project.experiments
     if experiments.generation.judge is None and not experiments.judging.judge and not experiments.judging.teachers:
         raise UsageError(
             "no judge is configured: set generation.judge: {providers: [NAME, …]} (of the providers' records) or judging.judge: "
@@ -94,12 +95,12 @@ def judge(_: Arguments) -> int:
         )
     bar = show.ProgressBar(experiments.generation.budget_usd)
     try:
-        results = [judge(stage.data, experiments, progress=bar), answers.ask(stage, progress=bar)]
+        results = [judge(project.data, experiments, progress=bar), answers.ask(project, progress=bar)]
     finally:
         bar.close()
     for line in [line for result in results for line in show.summary(result)]:
         print(line)
-    for line in show.duels(duel_rows(stage.data, experiments)):
+    for line in show.duels(duel_rows(project.data, experiments)):
         print(line)
     return OK if all(result.complete for result in results) else NOT_OK
 
@@ -113,7 +114,7 @@ def clean(arguments: Arguments) -> int:
     from pipelines.experiments import FileSource
     from pipelines.records import explain
 
-    stage = stage_now()
+    project = project_now()
     if arguments.input:
         try:
             own = [
@@ -124,8 +125,8 @@ def clean(arguments: Arguments) -> int:
             raise UsageError(f"--columns: {explain(error)}") from None
         records = read.file_records(read.named_files(own))
     else:
-        records = read.raw_records(stage.data, stage.experiments)
-    result = cleaning.clean(stage.data, records, stage.experiments.cleaning)
+        records = read.raw_records(project.data, project.experiments)
+    result = cleaning.clean(project.data, records, project.experiments.cleaning)
     for line in lines(result, examples=bool(arguments.input)):
         print(line)
     return OK
@@ -136,22 +137,22 @@ def train(arguments: Arguments) -> int:
     from pipelines.runs.progress import CellProgress
     from pipelines.train.cell import train as train_cell
 
-    stage = stage_now()
-    keys = _keys(stage, arguments)
+    project = project_now()
+    keys = _keys(project, arguments)
     if arguments.dry_run:
         from pipelines.train.dry_run import dry_run
 
         try:
-            for line in dry_run(stage, keys[0]):
+            for line in dry_run(project, keys[0]):
                 print(line)
         except ValueError as error:  # what would end the cell as `failed`
             raise WorkError(str(error)) from error
         return OK
-    foresee(stage)
+    foresee(project)
     statuses = []
     for key in keys:
         progress = CellProgress()
-        attempt, reused = train_cell(stage, key, force=arguments.force, watch=Watch(on_tick=progress.show))
+        attempt, reused = train_cell(project, key, force=arguments.force, watch=Watch(on_tick=progress.show))
         progress.close()
         statuses.append(attempt.status)
         print(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}, {attempt.folder}")
@@ -160,10 +161,10 @@ def train(arguments: Arguments) -> int:
     return OK if set(statuses) == {"ok"} else NOT_OK
 
 
-def _keys(stage: Stage, arguments: Arguments) -> list[CellKey]:
-    stage.experiments.model(arguments.model)
-    stage.experiments.method(arguments.method)
-    seeds = stage.experiments.profile(stage.profile).seeds if arguments.seed is None else [arguments.seed]
+def _keys(project: Project, arguments: Arguments) -> list[CellKey]:
+    project.experiments.model(arguments.model)
+    project.experiments.method(arguments.method)
+    seeds = project.experiments.profile(project.profile).seeds if arguments.seed is None else [arguments.seed]
     return [CellKey(arguments.model, arguments.method, seed) for seed in seeds]
 
 
@@ -172,16 +173,16 @@ def evaluate(arguments: Arguments) -> int:
     from pipelines.evaluate.cell import evaluate as evaluate_cell
     from pipelines.generate.show import summary
 
-    stage = stage_now()
+    project = project_now()
     statuses, judged = [], []
-    for key in _keys(stage, arguments):
-        evaluation, reused = evaluate_cell(stage, key, force=arguments.force)
+    for key in _keys(project, arguments):
+        evaluation, reused = evaluate_cell(project, key, force=arguments.force)
         bits = evaluation.result.measured.get("eval_bits_per_byte")
         statuses.append(evaluation.result.status)
         numbers = evaluation.result.status_detail if bits is None else f"{bits:.4f} bits per byte"
         print(f"{key}: {statuses[-1]}{' (current, reused)' if reused else ''}, {numbers}")
         if evaluation.ok:
-            judged.append(answers.ask(stage, [evaluation]))
+            judged.append(answers.ask(project, [evaluation]))
     for line in [line for result in judged for line in summary(result)]:
         print(line)
     return OK if set(statuses) == {"ok"} and all(result.complete for result in judged) else NOT_OK
@@ -191,16 +192,16 @@ def export(arguments: Arguments) -> int:
     from pipelines.export.cell import Wanted
     from pipelines.export.cell import export as export_cell
 
-    stage, statuses = stage_now(), []
+    project, statuses = project_now(), []
     schemes = list(dict.fromkeys(arguments.gguf or []))
     wanted = Wanted(arguments.merge or not schemes, schemes, Path(arguments.output) if arguments.output else None)
-    keys = _keys(stage, arguments)
+    keys = _keys(project, arguments)
     if wanted.output and len(keys) > 1:
         raise UsageError(
             f"--output holds one seed's export: name it with --seed ({', '.join(str(k.seed) for k in keys)})"
         )
     for key in keys:
-        made = export_cell(stage, key, wanted)
+        made = export_cell(project, key, wanted)
         result = made.result
         statuses.append(result.status)
         print(f"{key}: {result.status}")
@@ -218,9 +219,9 @@ def export(arguments: Arguments) -> int:
 def bit_widths(arguments: Arguments) -> int:
     from pipelines.export import bit_widths
 
-    stage, statuses = stage_now(), set()
-    for key in _keys(stage, arguments):
-        found = bit_widths.measure(stage, key, arguments.format or bit_widths.ALL, force=arguments.force)
+    project, statuses = project_now(), set()
+    for key in _keys(project, arguments):
+        found = bit_widths.measure(project, key, arguments.format or bit_widths.ALL, force=arguments.force)
         print(f"{key}")
         for line in bit_widths.lines(found):
             print(line)
@@ -232,7 +233,7 @@ def compare(_: Arguments) -> int:
     from pipelines.compare.compare import compare as publish
     from pipelines.compare.show import render
 
-    publication = publish(stage_now())
+    publication = publish(project_now())
     print(render(publication.rows, "text", publication.picks))
     print(f"\nwarehouse: {publication.warehouse}\nreport:    {publication.report}")
     return OK
@@ -250,7 +251,7 @@ def decide(arguments: Arguments) -> int:
     from pipelines.compare.compare import decision
     from pipelines.compare.decide import Limits, in_words
 
-    found = decision(stage_now(), Limits(arguments.memory, arguments.minutes, arguments.max_loss))
+    found = decision(project_now(), Limits(arguments.memory, arguments.minutes, arguments.max_loss))
     print("\n".join(in_words(found)))
     return OK if found.verdict == "use" else NOT_OK
 
@@ -266,22 +267,22 @@ def estimate(arguments: Arguments) -> int:
     from pipelines.compare.estimates import render
     from pipelines.estimate.estimate import estimates
 
-    stage = stage_now()
-    experiments = stage.experiments
+    project = project_now()
+    experiments = project.experiments
     models = [arguments.model] if arguments.model else list(experiments.models)
     methods = [arguments.method] if arguments.method else list(experiments.methods)
     for model in models:
         experiments.model(model)
     for method in methods:
         experiments.method(method)
-    print(render(estimates(stage, [(model, method) for model in models for method in methods]), arguments.format))
+    print(render(estimates(project, [(model, method) for model in models for method in methods]), arguments.format))
     return OK
 
 
 def models(arguments: Arguments) -> int:
     from pipelines.compare.models import listed, render
 
-    print(render(listed(stage_now()), arguments.format))
+    print(render(listed(project_now()), arguments.format))
     return OK
 
 
@@ -289,12 +290,12 @@ def plan(arguments: Arguments) -> int:
     from pipelines.plan import fleet, show
     from pipelines.plan.plan import make
 
-    stage = stage_now()
+    project = project_now()
     if arguments.profile:
-        stage = replace(stage, profile=configuration.profile_name(stage.experiments, arguments.profile))
-    here = stage.experiments.profile(stage.profile)
+        project = replace(project, profile=configuration.profile_name(project.experiments, arguments.profile))
+    here = project.experiments.profile(project.profile)
     devices = fleet.load(Path(arguments.cluster)) if arguments.cluster else fleet.this_machine(here)
-    made = make(stage, devices, everything=arguments.all)
+    made = make(project, devices, everything=arguments.all)
     print(json.dumps(show.as_plain(made), ensure_ascii=False, indent=1) if arguments.json else show.render(made))
     return NOT_OK if made.left else OK
 
@@ -302,16 +303,16 @@ def plan(arguments: Arguments) -> int:
 def tune(arguments: Arguments) -> int:
     from pipelines.tune.tune import Range, tune
 
-    stage = stage_now()
+    project = project_now()
     if arguments.profile:
-        stage = replace(stage, profile=configuration.profile_name(stage.experiments, arguments.profile))
+        project = replace(project, profile=configuration.profile_name(project.experiments, arguments.profile))
     if (arguments.low is None) != (arguments.high is None):
         raise UsageError("--low and --high go together: the least and the highest learning rate to try")
     asked = None if arguments.low is None else Range(arguments.low, arguments.high)
     if asked and not 0 < asked.low < asked.high < MOST_RATE:
         raise UsageError(f"--low {asked.low:g} --high {asked.high:g}: expected 0 < low < high < {MOST_RATE:g}")
-    (key, *_) = _keys(stage, arguments)
-    found = tune(stage, key, trials=arguments.trials, asked=asked, tell=print)
+    (key, *_) = _keys(project, arguments)
+    found = tune(project, key, trials=arguments.trials, asked=asked, tell=print)
     print(f"\nbest of {found.trials} trials: {found.rate:.2e}, loss {found.loss:.4f} on the slice held back from train")
     if found.at_edge:
         print("it lies at the edge of what was tried: run again with --low and --high moved that way")
@@ -325,12 +326,12 @@ def sweep(arguments: Arguments) -> int:
     from pipelines.sweep import run_sweep, with_ranks, write_picture
     from pipelines.sweep import table as rank_table
 
-    stage = stage_now()
-    model = arguments.model or stage.experiments.profile(stage.profile).models[0]
-    swept = with_ranks(stage, model, arguments.ranks)
+    project = project_now()
+    model = arguments.model or project.experiments.profile(project.profile).models[0]
+    swept = with_ranks(project, model, arguments.ranks)
     progress = CellProgress()
     rows = run_sweep(swept, on_tick=progress.show, tell=print)
-    publish(stage)
+    publish(project)
     print(f"\n{rank_table(rows, swept, arguments.format)}")
     print(f"\npicture: {write_picture(rows, swept)}", file=sys.stderr)
     return OK if all(row["status"] == "ok" for row in rows) else NOT_OK
@@ -339,8 +340,8 @@ def sweep(arguments: Arguments) -> int:
 def prune(arguments: Arguments) -> int:
     from pipelines.prune import leftovers, remove, superseded_exports
 
-    stage = stage_now()
-    found = leftovers(stage)
+    project = project_now()
+    found = leftovers(project)
     total = 0
     for leftover in found:
         total += (size := leftover.bytes)
@@ -348,7 +349,7 @@ def prune(arguments: Arguments) -> int:
     print(
         f"{total / 1e6:10.1f} MB in {len(found)} places{'' if arguments.yes or not found else '; --yes removes them'}"
     )
-    for export in superseded_exports(stage.data):
+    for export in superseded_exports(project.data):
         print(f"{export.bytes / 1e6:10.1f} MB  {export.path}: {export.why}")
     kept = [(leftover, why) for leftover, why in remove(found) if why] if arguments.yes else []
     for leftover, why in kept:
@@ -359,8 +360,8 @@ def prune(arguments: Arguments) -> int:
 def doctor(_: Arguments) -> int:
     from pipelines.doctor import examine
 
-    stage = stage_now()
-    for line in examine(stage.data, stage.experiments):
+    project = project_now()
+    for line in examine(project.data, project.experiments):
         print(line)
     return OK
 

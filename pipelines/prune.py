@@ -21,7 +21,7 @@ from pipelines.paths import DataRoot
 from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.result import result_in
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 from pipelines.warehouse import KEPT
 
 DAY = 86400.0
@@ -42,17 +42,17 @@ class Leftover:
         return self.path.lstat().st_size if self.path.exists() else 0
 
 
-def leftovers(stage: Stage) -> list[Leftover]:
+def leftovers(project: Project) -> list[Leftover]:
     """All that could be removed now, in the order of the stages."""
-    attempts = list(cells.all_attempts(stage.data))
+    attempts = list(cells.all_attempts(project.data))
     return [
-        *_examples(stage.data, attempts),
-        *_estimates(stage, attempts),
-        *_cells(stage.data, attempts),
-        *_exports_of_nothing(stage.data, attempts),
-        *_bit_widths(stage.data),
-        *_publications(stage.data),
-        *_half_written(stage.data),
+        *_examples(project.data, attempts),
+        *_estimates(project, attempts),
+        *_cells(project.data, attempts),
+        *_exports_of_nothing(project.data, attempts),
+        *_bit_widths(project.data),
+        *_publications(project.data),
+        *_half_written(project.data),
     ]
 
 
@@ -100,17 +100,19 @@ def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
             yield Leftover(folder, "examples that no attempt was made from and that are not the current ones")
 
 
-def _estimates(stage: Stage, attempts: list[Attempt]) -> Iterator[Leftover]:
+def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:
     named = {
-        answer_file(stage.data, a.spec.recipe, prints.get("data"), a.key.seed, own_tokenizer=own).name
+        answer_file(project.data, a.spec.recipe, prints.get("data"), a.key.seed, own_tokenizer=own).name
         for a in attempts
         for own in (True, False)
         for prints in [a.spec.fingerprints]
     }
-    for name, profile in stage.experiments.profiles.items():
+    for name, profile in project.experiments.profiles.items():
         grid = [(model, method) for model in profile.models for method in profile.methods]
-        named |= {one.file.name for one in questions(Stage(stage.data, stage.experiments, name), grid, profile.seeds)}
-    for file in sorted((stage.data.lake / "estimates").glob("*.json")):
+        named |= {
+            one.file.name for one in questions(Project(project.data, project.experiments, name), grid, profile.seeds)
+        }
+    for file in sorted((project.data.lake / "estimates").glob("*.json")):
         if file.name not in named:
             yield Leftover(file, "a prediction of a cell that is neither configured nor was ever run")
 

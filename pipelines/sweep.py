@@ -13,7 +13,7 @@ from pipelines.evaluate.cell import base_method, evaluate
 from pipelines.experiments import Method
 from pipelines.files import replacing
 from pipelines.runs.cells import Attempt, CellKey
-from pipelines.train.cell import Stage, Watch, train
+from pipelines.train.cell import Project, Watch, train
 
 Row = dict[str, Any]
 ALPHA_PER_RANK, DROPOUT = 4, 0.1
@@ -34,25 +34,25 @@ COLUMNS: Columns = (
 
 @dataclass(frozen=True)
 class Sweep:
-    """A stage whose profile holds the ranks' methods, the model, and each rank's method. `added` are not in the user's profile."""
+    """A project whose profile holds the ranks' methods, the model, and each rank's method. `added` are not in the user's."""
 
-    stage: Stage
+    project: Project
     model: str
     methods: dict[int, str]
     added: list[str]
 
 
-def with_ranks(stage: Stage, model: str, ranks: Sequence[int]) -> Sweep:
+def with_ranks(project: Project, model: str, ranks: Sequence[int]) -> Sweep:
     """`lora-r<rank>` for each rank: as experiments.yaml has it, else with alpha 4 × rank and dropout 0.1.
 
     Raises:
         UsageError: an unknown model, or one that the profile does not hold (evaluation records must fit all models of a profile).
     """
-    experiments, profile = stage.experiments, stage.experiments.profile(stage.profile)
+    experiments, profile = project.experiments, project.experiments.profile(project.profile)
     experiments.model(model)
     if model not in profile.models:
         raise UsageError(
-            f"{model} is not in profile {stage.profile} ({', '.join(profile.models)}): add it to its models"
+            f"{model} is not in profile {project.profile} ({', '.join(profile.models)}): add it to its models"
         )
     methods = {rank: f"lora-r{rank}" for rank in sorted(set(ranks))}
     made = {
@@ -60,24 +60,24 @@ def with_ranks(stage: Stage, model: str, ranks: Sequence[int]) -> Sweep:
         for rank, name in methods.items()
         if name not in experiments.methods
     }
-    base = [name for name in (base_method(stage),) if name]
+    base = [name for name in (base_method(project),) if name]
     wide = profile.model_copy(update={"methods": [*base, *methods.values()]})
-    changes = {"methods": {**experiments.methods, **made}, "profiles": {**experiments.profiles, stage.profile: wide}}
+    changes = {"methods": {**experiments.methods, **made}, "profiles": {**experiments.profiles, project.profile: wide}}
     added = [name for name in methods.values() if name not in profile.methods]
-    return Sweep(replace(stage, experiments=experiments.model_copy(update=changes)), model, methods, added)
+    return Sweep(replace(project, experiments=experiments.model_copy(update=changes)), model, methods, added)
 
 
 def run_sweep(sweep: Sweep, *, on_tick: Callable[[Attempt], None], tell: Callable[[str], None]) -> list[Row]:
     """Make every rank's cell current, whatever becomes of the others, and return their rows, the smallest rank first."""
-    watch, stage = Watch(on_tick=on_tick), sweep.stage
+    watch, project = Watch(on_tick=on_tick), sweep.project
     for method in sweep.methods.values():
-        for seed in stage.experiments.profile(stage.profile).seeds:
+        for seed in project.experiments.profile(project.profile).seeds:
             key = CellKey(sweep.model, method, seed)
-            attempt, reused = train(stage, key, watch=watch)
+            attempt, reused = train(project, key, watch=watch)
             tell(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}")
             if attempt.status == "ok":
-                evaluate(stage, key, watch=watch)
-    found = {row["method"]: row for row in comparison_rows(stage) if row["model"] == sweep.model}
+                evaluate(project, key, watch=watch)
+    found = {row["method"]: row for row in comparison_rows(project) if row["model"] == sweep.model}
     return [_by_rank(found[method], rank) for rank, method in sweep.methods.items()]
 
 
@@ -93,7 +93,7 @@ def table(rows: Sequence[Row], sweep: Sweep, form: Format) -> str:
 
 
 def _notes(rows: Sequence[Row], sweep: Sweep) -> list[str]:
-    notes = [f"{sweep.model}, profile {sweep.stage.profile}; the untouched model has {row['base_bits_per_byte']:.4f} bits per byte"
+    notes = [f"{sweep.model}, profile {sweep.project.profile}; untouched it has {row['base_bits_per_byte']:.4f} bits per byte"
              for row in rows if row["base_bits_per_byte"]][:1]  # fmt: skip
     notes += [
         f"{row['method']} is {row['status']}: {one_line(row['status_detail'] or '', 300)}. {one_line(row['advice'] or '', 300)}"
@@ -102,14 +102,14 @@ def _notes(rows: Sequence[Row], sweep: Sweep) -> list[str]:
     ]
     if sweep.added:
         notes.append(
-            f"not in the comparison: {', '.join(sweep.added)}; add to methods of profile {sweep.stage.profile} to have them there"
+            f"not in the comparison: {', '.join(sweep.added)}; add to methods of profile {sweep.project.profile} to have them there"
         )
     return notes
 
 
 def write_picture(rows: Sequence[Row], sweep: Sweep) -> Path:
     """Loss, minutes and memory by rank as a PNG beside the report."""
-    path = sweep.stage.data.report.with_name(f"rank-sweep-{sweep.model}.png")
+    path = sweep.project.data.report.with_name(f"rank-sweep-{sweep.model}.png")
     with replacing(path) as temporary:
         temporary.write_bytes(plots.swept_ranks(rows, "png"))
     return path

@@ -100,11 +100,11 @@ def stop_at(step: int) -> InProcess:
 def trained(project: TinyProject, method: str, launcher: InProcess | None = None) -> Attempt:
     """The cell's newest attempt, trained here whatever was there before."""
     watch = Watch(say=lambda _message: None, launcher=launcher or InProcess())
-    return train(project.stage(), project.key(method), force=True, watch=watch)[0]
+    return train(project.now(), project.key(method), force=True, watch=watch)[0]
 
 
 def clean_for(project: TinyProject) -> TinyProject:
     """Make the project's examples."""
-    stage = project.stage()
+    stage = project.now()
     cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
     return project

@@ -23,7 +23,7 @@ from pipelines.paths import DataRoot
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.result import write_result
 from pipelines.runs.status import Status
-from pipelines.train.cell import Stage, examples_now, fingerprints, recipe_of
+from pipelines.train.cell import Project, examples_now, fingerprints, recipe_of
 from pipelines.warehouse import arrow_table
 
 _run_numbers = itertools.count(1)
@@ -80,17 +80,17 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 class Lake:
     """A stage under a folder of its own, with examples and whatever cells are planted in it."""
 
-    stage: Stage
+    project: Project
 
     @property
     def data(self) -> DataRoot:
-        return self.stage.data
+        return self.project.data
 
     def configured(self, **changes: Any) -> "Lake":
         """The same lake under a changed experiments.yaml."""
         path = self.data.root / "experiments.yaml"
         path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes)), encoding="utf-8")
-        return Lake(replace(self.stage, experiments=experiments.load(path)))
+        return Lake(replace(self.project, experiments=experiments.load(path)))
 
     def examples(self, train: Sequence[str] = ("a", "b", "c"), held_out: Sequence[str] = ("y", "z")) -> None:
         """Make these the current examples, as cleaning would."""
@@ -108,11 +108,11 @@ class Lake:
         self, key: CellKey, *, budget: float | None = None, prints: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """What an attempt at `key` is asked to do under the configuration and the examples as they are now."""
-        _, selected = examples_now(self.stage)
+        _, selected = examples_now(self.project)
         return {
             "run_id": f"20260101T{next(_run_numbers):09}-aaaaaa", "model": key.model, "method": key.method, "seed": key.seed,
-            "profile": self.stage.profile, "root": str(self.data.root), "recipe": recipe_of(self.stage, key),
-            "fingerprints": {**fingerprints(self.stage, key, selected), **(prints or {})},
+            "profile": self.project.profile, "root": str(self.data.root), "recipe": recipe_of(self.project, key),
+            "fingerprints": {**fingerprints(self.project, key, selected), **(prints or {})},
             "memory_budget_gb": budget, "time_limit_minutes": 30,
         }  # fmt: skip
 
@@ -157,8 +157,8 @@ class Lake:
         **measured: Any,
     ) -> Evaluation:
         """A finished evaluation of `attempt`, with the evaluation's fingerprint as it is now."""
-        _, selected = examples_now(self.stage)
-        prints = {"evaluation": evaluation_fingerprint(self.stage, selected)}
+        _, selected = examples_now(self.project)
+        prints = {"evaluation": evaluation_fingerprint(self.project, selected)}
         folder = attempt.folder / "evaluations" / f"20260101T{next(_run_numbers):09}-bbbbbb"
         replace(attempt.spec, fingerprints=prints).write(folder)
         write_json(
@@ -191,7 +191,7 @@ def lake(root: Path, **changes: Any) -> Lake:
     """A lake under `root` with examples, no cells, and the configuration above with `changes`."""
     path = root / "experiments.yaml"
     path.write_text(yaml.safe_dump(merged(CONFIGURATION, changes)), encoding="utf-8")
-    made = Lake(Stage(DataRoot(root), experiments.load(path), "local"))
+    made = Lake(Project(DataRoot(root), experiments.load(path), "local"))
     made.examples()
     return made
 

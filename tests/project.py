@@ -9,7 +9,7 @@ import yaml
 from pipelines import experiments as configuration
 from pipelines.paths import PROJECT, DataRoot
 from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 MODEL = "smollm2-135m"
 
@@ -25,8 +25,8 @@ class TinyProject:
         merge(current, sections)
         self.experiments.write_text(yaml.safe_dump(current), encoding="utf-8")
 
-    def stage(self) -> Stage:
-        return Stage(self.data, configuration.load(self.experiments), "local")
+    def now(self) -> Project:
+        return Project(self.data, configuration.load(self.experiments), "local")
 
     def key(self, method: str) -> CellKey:
         return CellKey(MODEL, method, 1)

@@ -90,7 +90,7 @@ def test_an_architecture_goes_from_its_base_to_an_export(
             "local": {"methods": METHODS, "max_train_examples": 4, "evaluation": {"general_texts": 1, "answers": 1}}
         },
     )
-    stage = clean_for(project).stage()
+    stage = clean_for(project).now()
     watch = Watch(say=lambda _message: None, launcher=InProcess())
     tokenizer = loading.load_tokenizer(folder)
     asked = tokenizer.apply_chat_template(

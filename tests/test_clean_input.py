@@ -296,7 +296,7 @@ def test_a_fixed_eval_file_is_all_that_is_evaluated_on(project: TinyProject, tmp
     saved(tmp_path, "eval.jsonl", "\n".join(map(json.dumps, held_out)))
     saved(tmp_path, "mine.jsonl", "\n".join(map(json.dumps, [*(story(i) for i in range(100, 150)), leaked])))
     project.change(sources={"files": [str(tmp_path / "mine.jsonl")], "eval_files": [str(tmp_path / "eval.jsonl")]})
-    stage = project.stage()
+    stage = project.now()
     result = clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
     assert (result.train, result.eval, result.reasons) == (50, 20, {"contamination": 1})
     assert {r["source"] for r in examples(result) if r["split"] == "eval"} == {"eval.jsonl"}

@@ -16,7 +16,7 @@ from pipelines.errors import UsageError
 from pipelines.paths import DataRoot
 from pipelines.runs.cells import all_attempts
 from pipelines.runs.status import SEVERITY
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 from tests import planted
 from tests.planted import Lake
 
@@ -54,7 +54,7 @@ def full_grid(lake: Lake) -> Lake:
 
 def rows(lake: Lake) -> dict[str, Row]:
     """The comparison's rows by method."""
-    return {found["method"]: found for found in comparison_rows(lake.stage)}
+    return {found["method"]: found for found in comparison_rows(lake.project)}
 
 
 def stale(lake: Lake) -> dict[str, str | None]:
@@ -74,7 +74,7 @@ def test_every_column_of_the_contract_exists_and_comes_first_in_its_order() -> N
 def test_one_row_per_configured_cell_in_the_order_of_the_configuration(lake: Lake) -> None:
     lake.cell("qlora-r8")
     lake.cell("full")
-    found = comparison_rows(lake.stage)
+    found = comparison_rows(lake.project)
     assert [r["method"] for r in found] == ["base", "full", "lora-r8", "qlora-r8"]
     assert all(list(r) == list(COLUMNS) for r in found)
 
@@ -86,7 +86,7 @@ def test_a_cell_that_the_profile_does_not_name_has_no_row(full_grid: Lake) -> No
 
 def test_before_anything_is_cleaned_it_says_what_to_do(lake: Lake, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="featherweight clean"):
-        comparison_rows(Stage(DataRoot(tmp_path / "empty"), lake.stage.experiments, "local"))
+        comparison_rows(Project(DataRoot(tmp_path / "empty"), lake.project.experiments, "local"))
 
 
 # statuses
@@ -395,7 +395,7 @@ def test_pareto_of_a_whole_lake(full_grid: Lake) -> None:
 
 def test_what_is_published_is_what_was_computed(full_grid: Lake) -> None:
     full_grid.trained("lora-r8", "killed", phase="train", detail="SIGKILL")
-    publication = compare(full_grid.stage)
+    publication = compare(full_grid.project)
     published = published_rows(full_grid.data)
     finished = [str(r.pop("finished_at").timestamp()) for r in published]
     assert len(finished) == len(published) == 4
@@ -409,7 +409,7 @@ def test_every_attempt_and_its_curve_and_answers_stay_in_the_tables(lake: Lake) 
     for status in ("killed", "ok"):
         attempt = lake.trained("full", status, curve=[{**point, "eval_loss": None} for point in points])
     lake.evaluated(attempt, answers=[planted.answer("y", answer="줄\u2028바꿈"), planted.answer("z")])
-    compare(lake.stage)
+    compare(lake.project)
     with warehouse.connect(lake.data) as db:
         runs = db.execute("SELECT status, last_step FROM training_runs ORDER BY run_id").fetchall()
         curve = db.execute("SELECT count(*), count(train_loss), count(DISTINCT run_id) FROM training_curve").fetchone()

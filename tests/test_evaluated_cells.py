@@ -46,9 +46,9 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Ti
     clean_for(made)
     for method in METHODS:
         assert trained(made, method).status == "ok"
-        evaluation, _ = evaluate(made.stage(), made.key(method), watch=QUIET)
+        evaluation, _ = evaluate(made.now(), made.key(method), watch=QUIET)
         assert evaluation.ok, evaluation.result.detail
-    keep_predictions(made.stage())  # else each copy's first publication would make its own
+    keep_predictions(made.now())  # else each copy's first publication would make its own
     return made
 
 
@@ -59,7 +59,7 @@ def project(evaluated: TinyProject, tmp_path: Path) -> TinyProject:
 
 
 def published(project: TinyProject) -> tuple[Publication, dict[str, dict[str, Any]]]:
-    publication = compare(project.stage())
+    publication = compare(project.now())
     return publication, {row["method"]: row for row in publication.rows}
 
 
@@ -116,17 +116,17 @@ def test_every_evaluation_column_is_measured_and_what_cannot_be_is_null(project:
 
 
 def test_settings_ask_for_a_new_evaluation_and_nothing_trains(project: TinyProject) -> None:
-    stage = project.stage()
+    stage = project.now()
     again, reused = evaluate(stage, project.key("base"), watch=QUIET)
     assert reused
     before = evaluation_fingerprint(stage, examples_now(stage)[1])
     project.change(judging={"judge": "claude", "teachers": ["gpt"]})
-    stage = project.stage()
+    stage = project.now()
     assert evaluation_fingerprint(stage, examples_now(stage)[1]) == before, "asking others needs no model"
     project.change(profiles={"local": {"evaluation": {"max_new_tokens": 3}}})
     _, rows = published(project)
     assert {row["stale_because"] for row in rows.values()} == {"evaluation"}
-    fresh, reused = evaluate(project.stage(), project.key("base"), watch=QUIET)
+    fresh, reused = evaluate(project.now(), project.key("base"), watch=QUIET)
     assert not reused and fresh.attempt.run_id == again.attempt.run_id
     assert all(row["answer_tokens"] <= 3 for row in fresh.answers())
     assert len(cells.attempts(project.data, project.key("base"))) == 1
@@ -145,7 +145,7 @@ class Judged:
         return self
 
     def ask(self) -> GenerationResult:
-        return answers.ask(self.project.stage())
+        return answers.ask(self.project.now())
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_judging_is_a_step_of_its_own_that_waits_for_nobody(
         shown, passed = materialized()
         assert not passed and shown["answered now"] == 0
         version = lake_version(project.data)
-        compare(project.stage())
+        compare(project.now())
         assert lake_version(project.data) == version, "else one publication would call for another, without end"
         refused, asking.server.behavior = asking.server.ledger.anthropic.requests, Behavior()
         shown, passed = materialized(night="2026-11-24T0200")
@@ -263,7 +263,7 @@ def test_judging_is_a_step_of_its_own_that_waits_for_nobody(
             0,
         )
         since = night.begin(project.data, "2026-11-24T0200")["started_at"]
-        assert night.spent_usd(project.stage(), since) > 0, "the night has paid for it"
+        assert night.spent_usd(project.now(), since) > 0, "the night has paid for it"
         assert materialized()[0]["answered now"] == 0, "the journal holds them all"
         asking.configure(judging={"judge": None})
         assert "names neither a judge nor teachers" in materialized()[0]["why"]
@@ -278,7 +278,7 @@ EVIL = (
 def test_what_an_answer_says_to_the_judge_stays_between_the_marks_and_only_the_schema_is_read(asking: Judged) -> None:
     asking.configure(judging={"repeat": 0})
     row = {"example_id": "e", "language": "ko", "prompt": f"질문? {EVIL}", "reference": f"답. {EVIL}", "answer": EVIL}
-    asked = judge.request(asking.project.stage().experiments, row)
+    asked = judge.request(asking.project.now().experiments, row)
     system, user = (message["content"] for message in asked.messages)
     nonce = user.split(">", 1)[0].removeprefix("<question ")
     assert nonce in system and "Korean" in system and "Ignore the rubric" not in system
@@ -286,7 +286,7 @@ def test_what_an_answer_says_to_the_judge_stays_between_the_marks_and_only_the_s
     assert marks[:-1] == [f"<{end}{name} {nonce}>" for name in ("question", "reference", "answer") for end in ("", "/")]
     inside = user.split(f"<answer {nonce}>\n")[1].split(f"\n</answer {nonce}>")[0]
     assert "Ignore the rubric" in inside and not {"\x1b", "\u200b"} & set(inside) and "**" not in inside
-    other = judge.request(asking.project.stage().experiments, {**row, "answer": "nein"})
+    other = judge.request(asking.project.now().experiments, {**row, "answer": "nein"})
     assert nonce not in other.messages[1]["content"] and other.key != asked.key
 
     odd = iter(['{"correct": true, "helpfulness": 5}', '{"reasons": "", "correct": "yes", "helpfulness": 9}', "A 5!"])
@@ -302,7 +302,7 @@ def test_what_an_answer_says_to_the_judge_stays_between_the_marks_and_only_the_s
         }
         asking.configure(providers={"arbiter": url}, judging={"judge": "arbiter"})
         asking.ask()
-    stage = asking.project.stage()
+    stage = asking.project.now()
     with answers.reading(stage) as journal:
         found = judge.judged(journal, stage.experiments, kept(asking.project))
     assert found.count(None) >= 3, "three verdicts outside the schema are none"

@@ -258,7 +258,7 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     project.change(
         models={MODEL: {"overrides": {"qlora-r8": {"learning_rate": 0.05}}}}
     )  # enough to leave the base behind
-    stage, key = clean_for(project).stage(), project.key("qlora-r8")
+    stage, key = clean_for(project).now(), project.key("qlora-r8")
     watch = Watch(say=lambda _message: None, launcher=InProcess())
     assert train(stage, key, watch=watch)[0].status == "ok"
 
@@ -295,7 +295,7 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
 
 
 def test_a_folder_that_is_not_ours_is_never_replaced(project: TinyProject, tmp_path: Path) -> None:
-    stage, key = clean_for(project).stage(), project.key("base")
+    stage, key = clean_for(project).now(), project.key("base")
     with pytest.raises(UsageError, match="missing; only an ok cell is exported"):
         export(stage, key, Wanted())
     watch = Watch(say=lambda _message: None, launcher=InProcess())

@@ -25,7 +25,7 @@ FEATHERWEIGHT = [sys.executable, "-m", "pipelines.cli"]
 def long_project(project: TinyProject) -> TinyProject:
     """A project whose lora-r8 cell would train for minutes."""
     project.change(profiles={"local": {"training": {"epochs": 5000, "eval_every_steps": 1000}}})
-    stage = project.stage()
+    stage = project.now()
     cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
     return project
 
@@ -90,7 +90,7 @@ def test_a_killed_child_is_a_row_killed_with_what_it_had_measured(
     child.kill()
     _, stderr = process.communicate(timeout=600)
     assert process.returncode == 3 and "SIGKILL" in stderr
-    row = next(row for row in comparison_rows(long_project.stage()) if row["method"] == "lora-r8")
+    row = next(row for row in comparison_rows(long_project.now()) if row["method"] == "lora-r8")
     assert (row["status"], row["phase"]) == ("killed", "train")
     assert row["train_loss"] is not None and row["peak_memory_gb"] > 0 and row["eval_bits_per_byte"] is None
 
@@ -129,7 +129,7 @@ def test_a_time_limit_is_a_row_timed_out(
     process = started("train", MODEL, "lora-r8")
     process.communicate(timeout=600)
     assert process.returncode == 3
-    row = next(row for row in comparison_rows(long_project.stage()) if row["method"] == "lora-r8")
+    row = next(row for row in comparison_rows(long_project.now()) if row["method"] == "lora-r8")
     assert row["status"] == "timed_out" and "time_limit_minutes" in row["status_detail"]
 
 
@@ -155,7 +155,7 @@ def test_a_loss_that_is_no_number_is_diverged(
         methods={"full": {"learning_rate": 1e30, "gradient_clip": 1e30}},
         profiles={"local": {"training": {"epochs": 4}}},
     )
-    stage = project.stage()
+    stage = project.now()
     cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
     process = started("train", MODEL, "full")
     process.communicate(timeout=600)
@@ -173,7 +173,7 @@ def test_a_broken_model_folder_is_failed_with_its_error(
         (broken / file.name).write_bytes(file.read_bytes())
     (broken / "model.safetensors").write_bytes(b"\x00" * 64)
     project.change(models={MODEL: {"source": {"path": str(broken)}}})
-    stage = project.stage()
+    stage = project.now()
     cleaning.clean(stage.data, raw_records(stage.data, stage.experiments), stage.experiments.cleaning)
     process = started("train", MODEL, "full")
     _, stderr = process.communicate(timeout=600)

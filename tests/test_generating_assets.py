@@ -65,7 +65,7 @@ def test_records_costs_and_coverage_are_shown_and_no_key_is_kept_anywhere(
     compared = result.asset_materializations_for_node("provider_comparison")[0].metadata
     assert compared["providers"].value == 2
     assert "gpt" in str(compared["pairs, by the judge"].value)
-    compare(asked.stage())
+    compare(asked.now())
     with connect(asked.data) as db:
         purposes = db.execute("SELECT purpose, count(*) FROM llm_calls GROUP BY 1 ORDER BY 1").fetchall()
         accepted = db.execute("SELECT provider, requested, accepted FROM provider_comparison ORDER BY 1").fetchall()

@@ -86,7 +86,7 @@ def test_the_asset_check_warns_of_it(lake: Lake, monkeypatch: pytest.MonkeyPatch
     from assets import comparing
 
     night(lake, 0.9, luck="a")
-    monkeypatch.setattr(comparing, "stage_now", lambda: lake.stage)
+    monkeypatch.setattr(comparing, "project_now", lambda: lake.project)
     assert cast(dg.AssetCheckResult, comparing.no_cell_got_worse()).passed
     night(lake, 0.99, luck="b")
     found = cast(dg.AssetCheckResult, comparing.no_cell_got_worse())

@@ -323,7 +323,7 @@ def test_a_model_that_cannot_be_built_costs_only_its_own_prediction(project: Tin
     (broken / "config.json").write_text('{"model_type": "no-such-model"}', encoding="utf-8")
     wrong = {"source": {"path": str(broken)}, "prompt": "alpaca", "lora_targets": ["q_proj"]}
     project.change(models={"wrong": wrong})
-    found = estimating.estimates(project.stage(), [("wrong", "full"), ("smollm2-135m", "full")])
+    found = estimating.estimates(project.now(), [("wrong", "full"), ("smollm2-135m", "full")])
     assert found[0].because and "no-such-model" in found[0].because
     assert found[1].fits() == "yes"
 
@@ -332,7 +332,7 @@ def test_the_prediction_stands_beside_the_measurement(project: TinyProject) -> N
     assert main(["clean"]) == 0
     project.change(profiles={"local": {"methods": ["full"]}})
     assert main(["train", "smollm2-135m", "full"]) == 0
-    stage = project.stage()
+    stage = project.now()
     publication = compare(stage)
     (row,) = published_rows(project.data)
     assert row["estimated_memory_gb"] == pytest.approx(row["peak_memory_gb"], rel=0.35)
@@ -345,7 +345,7 @@ def test_a_failed_prediction_costs_only_its_numbers(
 ) -> None:
     assert main(["clean"]) == 0
     monkeypatch.setattr(estimating.sys, "executable", "/bin/false")
-    assert all(row["estimated_memory_gb"] is None for row in compare(project.stage()).rows)
+    assert all(row["estimated_memory_gb"] is None for row in compare(project.now()).rows)
     assert "no prediction of memory" in capsys.readouterr().err
 
 
@@ -405,7 +405,7 @@ def test_random_weights_are_measured_and_marked_and_have_no_quality(
     assert main(["train", "made-up", "lora-r8"]) == 0
     assert main(["evaluate", "made-up", "lora-r8"]) == 0
     assert "random weights" in capsys.readouterr().out
-    row = next(row for row in compare(random_project.stage()).rows if row["method"] == "lora-r8")
+    row = next(row for row in compare(random_project.now()).rows if row["method"] == "lora-r8")
     assert row["status"] == "ok" and row["peak_memory_gb"] > 0 and row["estimated_memory_gb"] > 0
     quality = ("train_loss", "eval_loss", "eval_bits_per_byte", "base_bits_per_byte", "chrf", "is_pareto")
     assert [row[name] for name in quality] == [None] * len(quality)
@@ -430,10 +430,10 @@ def test_two_sources_are_one_too_many(project: TinyProject) -> None:
         models={"both": {"source": {"random": "gpt2-xl", "hub": "a/b"}, "prompt": "chat", "lora_targets": ["x"]}}
     )
     with pytest.raises(UsageError, match="exactly one of wheel, hub, path or random"):
-        project.stage()
+        project.now()
 
 
 def test_planted_lakes_without_weights_predict_nothing(tmp_path: Path) -> None:
     lake = planted.lake(tmp_path)
     lake.cell("full")
-    assert all(row["estimated_memory_gb"] is None for row in compare(lake.stage).rows)
+    assert all(row["estimated_memory_gb"] is None for row in compare(lake.project).rows)

@@ -57,16 +57,16 @@ def test_it_trains(cleaned: TinyProject, method: str) -> None:
 
 
 def test_every_setting_is_in_the_recipe(cleaned: TinyProject) -> None:
-    stage = cleaned.stage()
+    stage = cleaned.now()
     hashes = [stable_hash(recipe_of(stage, cleaned.key(method))) for method in [*METHODS, "lora-r8", "full"]]
     assert len(set(hashes)) == len(hashes)
 
 
 def test_when_evaluations_end_the_run_their_interval_is_in_the_recipe_too(cleaned: TinyProject) -> None:
     key = cleaned.key("lora-r8")
-    assert "eval_every_steps" not in recipe_of(cleaned.stage(), key)
+    assert "eval_every_steps" not in recipe_of(cleaned.now(), key)
     cleaned.change(methods={"lora-r8": {"early_stop_patience": 2}})
-    assert recipe_of(cleaned.stage(), key)["eval_every_steps"] == 8
+    assert recipe_of(cleaned.now(), key)["eval_every_steps"] == 8
 
 
 # early stop

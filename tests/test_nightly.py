@@ -37,7 +37,7 @@ def full_grid(lake: Lake) -> Lake:
 
 def due(lake: Lake) -> dict[str, str]:
     """Why each method is due."""
-    return {cell.method: ", ".join(cell.because.values()) for cell in due_cells(lake.stage)}
+    return {cell.method: ", ".join(cell.because.values()) for cell in due_cells(lake.project)}
 
 
 def test_an_unchanged_night_finds_nothing_due(full_grid: Lake) -> None:
@@ -46,7 +46,7 @@ def test_an_unchanged_night_finds_nothing_due(full_grid: Lake) -> None:
 
 def test_what_was_never_run_is_due_the_untouched_model_first(lake: Lake) -> None:
     lake.cell("full")
-    found = due_cells(lake.configured(profiles={"local": {"methods": ["lora-r8", "full", "base"]}}).stage)
+    found = due_cells(lake.configured(profiles={"local": {"methods": ["lora-r8", "full", "base"]}}).project)
     assert [cell.method for cell in found] == ["base", "lora-r8"]
     assert found[0].because == {1: "missing"} and found[0].seen == {1: ""}
 
@@ -69,7 +69,7 @@ def test_a_changed_evaluation_is_evaluated_without_training(full_grid: Lake) -> 
 def test_what_is_due_is_what_the_table_calls_stale_or_missing(full_grid: Lake) -> None:
     changed = full_grid.configured(methods={"full": {"weight_decay": 0.5}, "dora": {"kind": "lora", "rank": 4}})
     changed = changed.configured(profiles={"local": {"methods": [*METHODS, "dora"]}})
-    table = {row["method"] for row in comparison_rows(changed.stage) if row["is_stale"] or row["status"] == "missing"}
+    table = {row["method"] for row in comparison_rows(changed.project) if row["is_stale"] or row["status"] == "missing"}
     assert set(due(changed)) == table == {"full", "dora"}
 
 
@@ -133,7 +133,7 @@ def test_only_the_seeds_that_need_it_are_due(lake: Lake) -> None:
     lake.cell("lora-r8")
     lake.cell("lora-r8", seed=2)
     changed = lake.configured(profiles={"local": {"methods": ["lora-r8"], "seeds": [1, 2, 3]}})
-    (found,) = due_cells(changed.stage)
+    (found,) = due_cells(changed.project)
     assert found.because == {3: "missing"}
 
 
@@ -146,7 +146,7 @@ def test_an_evaluation_that_ended_badly(lake: Lake, status: Status, is_due: bool
 
 
 def step(lake: Lake, done: Done, nightly: Nightly | None = None) -> night.Step:
-    return night.next_step(lake.stage, nightly or Nightly(), NIGHT, done)
+    return night.next_step(lake.project, nightly or Nightly(), NIGHT, done)
 
 
 def test_a_night_makes_data_then_what_is_due_then_publishes_once(lake: Lake) -> None:
@@ -195,16 +195,16 @@ def test_the_nights_money_is_what_calls_and_hours_of_cells_cost_since_it_began(l
     result = attempt.folder / "result.json"
     times = {"started_at": datetime.now(UTC).isoformat(timespec="milliseconds"), "seconds": 1800.0}
     write_json(result, (read_json(result) or {}) | times)
-    assert night.spent_usd(paid.stage, since) == pytest.approx(0.25 + 1.0)
-    assert night.money_left(paid.stage, Nightly(budget_usd=2.0), since) == pytest.approx(0.75)
-    assert night.limit_reached(paid.stage, Nightly(budget_usd=1.0), since) == "nightly.budget_usd: $1 are spent"
-    assert night.limit_reached(lake.stage, Nightly(budget_usd=0.1), since) is None, "training costs nothing here"
+    assert night.spent_usd(paid.project, since) == pytest.approx(0.25 + 1.0)
+    assert night.money_left(paid.project, Nightly(budget_usd=2.0), since) == pytest.approx(0.75)
+    assert night.limit_reached(paid.project, Nightly(budget_usd=1.0), since) == "nightly.budget_usd: $1 are spent"
+    assert night.limit_reached(lake.project, Nightly(budget_usd=0.1), since) is None, "training costs nothing here"
 
 
 def test_the_record_of_a_night_says_what_ran_why_and_how_it_ended(lake: Lake) -> None:
-    night.note_round(lake.data, NIGHT, due_cells(lake.stage)[1:2])
+    night.note_round(lake.data, NIGHT, due_cells(lake.project)[1:2])
     lake.trained("full", "out_of_memory", phase="train")
-    record = night.end(lake.stage, NIGHT, "all that was due is done")
+    record = night.end(lake.project, NIGHT, "all that was due is done")
     assert record["rounds"][0]["cells"][0]["because"] == {"1": "missing"}
     assert record["outcome"] == {"tiny × full": ["out_of_memory"]}
     assert "not ok: tiny × full out_of_memory" in night.in_words(record)
@@ -214,7 +214,7 @@ def test_the_record_of_a_night_says_what_ran_why_and_how_it_ended(lake: Lake) ->
 def test_an_evaluation_that_did_not_end_well_is_told(lake: Lake) -> None:
     night.note_round(lake.data, NIGHT, [Due("tiny", "full", {1: "missing"}, {1: ""})])
     lake.evaluated(lake.trained("full"), "out_of_memory")
-    assert "not ok: tiny × full out_of_memory (evaluation)" in night.in_words(night.end(lake.stage, NIGHT, "done"))
+    assert "not ok: tiny × full out_of_memory (evaluation)" in night.in_words(night.end(lake.project, NIGHT, "done"))
 
 
 def test_a_nights_name_is_no_path(lake: Lake) -> None:
@@ -227,7 +227,7 @@ def test_a_night_that_nobody_carries_on_holds_up_no_later_one(lake: Lake) -> Non
     night.begin(lake.data, NIGHT)
     assert night.is_under_way(lake.data, NIGHT, now)
     assert not night.is_under_way(lake.data, NIGHT, now - timedelta(hours=3))
-    night.end(lake.stage, NIGHT, "")
+    night.end(lake.project, NIGHT, "")
     assert not night.is_under_way(lake.data, NIGHT, now)
 
 

@@ -151,7 +151,7 @@ def test_plan_of_a_project_by_its_command(
     project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean_for(project)
-    stage = project.stage()
+    stage = project.now()
     told = {"total_params": 50_000, "trainable_params": 50_000, "trained_tokens": 1000, "train_seconds": 40}
     folder = project.key("full").folder(stage.data) / cells.new_run_id()
     result = {"status": "ok", "seconds": 50, "device": machine_class(), "recipe": RECIPE, "measured": told}

@@ -91,7 +91,7 @@ def grown(lake: Lake) -> tuple[Lake, set[Path], set[Path]]:
 
 def test_it_names_what_nobody_needs_and_nothing_else(grown: tuple[Lake, set[Path], set[Path]]) -> None:
     lake, goes, stays = grown
-    assert {leftover.path for leftover in leftovers(lake.stage)} == goes
+    assert {leftover.path for leftover in leftovers(lake.project)} == goes
     assert all(path.exists() for path in goes | stays), "naming removes nothing"
 
 
@@ -99,24 +99,24 @@ def test_removing_changes_no_row(grown: tuple[Lake, set[Path], set[Path]]) -> No
     lake, goes, stays = grown
 
     def tables() -> list[Any]:
-        rows = comparison_rows(lake.stage)
+        rows = comparison_rows(lake.project)
         return [
             rows,
-            {name: table.to_pylist() for name, table in all_tables(lake.data, lake.stage.experiments, rows).items()},
+            {name: table.to_pylist() for name, table in all_tables(lake.data, lake.project.experiments, rows).items()},
         ]
 
     before = tables()
-    assert [why for _, why in remove(leftovers(lake.stage)) if why] == []
+    assert [why for _, why in remove(leftovers(lake.project)) if why] == []
     assert not any(path.exists() for path in goes) and all(path.exists() for path in stays)
     assert tables() == before
-    assert leftovers(lake.stage) == []
+    assert leftovers(lake.project) == []
 
 
 def test_the_command_removes_with_yes_alone(
     grown: tuple[Lake, set[Path], set[Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lake, goes, _ = grown
-    monkeypatch.setattr(cli, "stage_now", lambda: lake.stage)
+    monkeypatch.setattr(cli, "project_now", lambda: lake.project)
     assert cli.main(["prune"]) == 0
     said = capsys.readouterr().out
     assert "--yes removes them" in said and all(path.exists() for path in goes)

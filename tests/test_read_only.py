@@ -39,7 +39,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
         made.cell(method)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparing, "keep_predictions", lambda _stage: None)
-        compare(made.stage)
+        compare(made.project)
     return made
 
 

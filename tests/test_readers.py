@@ -26,7 +26,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     lake = planted.lake(tmp_path)
     for method in METHODS:
         lake.cell(method)
-    compare(lake.stage)
+    compare(lake.project)
     return lake
 
 
@@ -75,7 +75,7 @@ def test_eight_cells_end_while_four_readers_loop(published: Lake) -> None:
     for _ in range(2):
         for method in METHODS:
             published.cell(method)
-            compare(published.stage)
+            compare(published.project)
     done.set()
     for reader in readers:
         reader.join()

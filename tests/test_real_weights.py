@@ -24,7 +24,7 @@ from pipelines.generate.generate import generate_locally, generated_records
 from pipelines.generate.journal import opened
 from pipelines.paths import PROJECT, DataRoot
 from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Stage, train
+from pipelines.train.cell import Project, train
 from pipelines.weights_record import RECORD
 from tests.project import MODEL
 
@@ -166,7 +166,7 @@ def test_another_folder_gets_the_same_records_also_when_generating_was_cut_in_tw
 def test_qlora_on_real_weights_learns_and_is_evaluated_beside_the_base(data: DataRoot) -> None:
     plain = shipped().model_dump()
     plain["sources"]["local_generator"] = False
-    stage = Stage(data, Experiments.model_validate(plain), "local")
+    stage = Project(data, Experiments.model_validate(plain), "local")
     cleaning.clean(data, raw_records(data, stage.experiments), stage.experiments.cleaning)
     key = CellKey(MODEL, "qlora-r8", 1)
     attempt, _ = train(stage, key)
@@ -187,7 +187,7 @@ def test_a_budget_that_full_does_not_fit_and_lora_does_gives_that_table_with_tru
     plain = shipped(max_train_examples=32, methods=["base", "full", "lora-r8"]).model_dump()
     plain["sources"]["local_generator"] = False
     plain["profiles"]["local"]["training"]["memory_budget_gb"] = 3.0
-    stage = Stage(data, Experiments.model_validate(plain), "local")
+    stage = Project(data, Experiments.model_validate(plain), "local")
     cleaning.clean(data, raw_records(data, stage.experiments), stage.experiments.cleaning)
     keys = [CellKey(MODEL, method, 1) for method in ("base", "full", "lora-r8")]
     statuses = {key.method: train(stage, key)[0].status for key in keys}

@@ -38,7 +38,7 @@ def cleaned(project: TinyProject) -> TinyProject:
 
 def attempt_at(project: TinyProject, method: str, launcher: Any = None, **options: Any) -> Attempt:
     watch = Watch(say=lambda _message: None, launcher=launcher or InProcess())
-    return train(project.stage(), project.key(method), watch=watch, **options)[0]
+    return train(project.now(), project.key(method), watch=watch, **options)[0]
 
 
 def outcome(attempt: Attempt) -> tuple[dict[str, bytes], list[tuple[Any, ...]]]:
@@ -323,7 +323,7 @@ def test_a_command_ended_from_outside_is_gone_on_with(cleaned: TinyProject, sent
     finished = attempt_at(cleaned, "lora-r8")
     assert (finished.result.resume or {})["run_id"] == first.run_id
     assert steps_done(finished) == list(range(81))
-    runs = all_tables(cleaned.data, cleaned.stage().experiments, [])["training_runs"].to_pylist()
+    runs = all_tables(cleaned.data, cleaned.now().experiments, [])["training_runs"].to_pylist()
     assert [(run["run_id"], run["status"]) for run in runs] == [
         (first.run_id, first.status),
         (finished.run_id, "ok"),

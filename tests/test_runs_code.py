@@ -102,7 +102,7 @@ class Telling:
 
 def test_what_a_training_child_really_imports_is_covered(project: TinyProject):
     launcher = Telling()
-    attempt, _ = train(clean_for(project).stage(), project.key("lora-r8"), watch=Watch(launcher=launcher))
+    attempt, _ = train(clean_for(project).now(), project.key("lora-r8"), watch=Watch(launcher=launcher))
     assert attempt.status == "ok", attempt.result
     assert PROJECT / "pipelines/train/loop.py" in launcher.imported
     assert launcher.imported <= set(closure(TRAINS))

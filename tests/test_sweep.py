@@ -18,22 +18,22 @@ def planted_lake(tmp_path: Any) -> Lake:
 
 
 def test_ranks_are_the_configured_methods_or_made_like_the_write_ups(planted_lake: Lake) -> None:
-    swept = sweeping.with_ranks(planted_lake.stage, "tiny", [256, 8, 8])
-    methods = swept.stage.experiments.methods
+    swept = sweeping.with_ranks(planted_lake.project, "tiny", [256, 8, 8])
+    methods = swept.project.experiments.methods
     assert swept.methods == {8: "lora-r8", 256: "lora-r256"} and swept.added == ["lora-r256"]
     assert (methods["lora-r256"].alpha, methods["lora-r256"].dropout) == (1024, 0.1)
-    assert methods["lora-r8"] == planted_lake.stage.experiments.methods["lora-r8"]
-    assert swept.stage.experiments.profile("local").methods == ["base", "lora-r8", "lora-r256"]
+    assert methods["lora-r8"] == planted_lake.project.experiments.methods["lora-r8"]
+    assert swept.project.experiments.profile("local").methods == ["base", "lora-r8", "lora-r256"]
     with pytest.raises(UsageError, match="unknown model"):
-        sweeping.with_ranks(planted_lake.stage, "huge", [8])
+        sweeping.with_ranks(planted_lake.project, "huge", [8])
 
 
 def test_a_rank_that_is_out_of_memory_is_a_row_and_the_next_is_run(
     planted_lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted_lake.cell("base", bits=1.0)
-    swept = sweeping.with_ranks(planted_lake.stage, "tiny", [8, 128, 256])
-    wide = Lake(swept.stage)
+    swept = sweeping.with_ranks(planted_lake.project, "tiny", [8, 128, 256])
+    wide = Lake(swept.project)
 
     def train(_stage: Any, key: Any, **_: Any) -> tuple[Any, bool]:
         bad = key.method == "lora-r128"

@@ -41,7 +41,7 @@ def test_tensorboard_shows_every_point_also_those_before_a_kill(project: TinyPro
     project.change(profiles={"local": {"training": {"epochs": 2, "checkpoint_every_steps": 2}}})
     clean_for(project)
     trained(project, "lora-r8", kill_at(3))
-    attempt, _ = train(project.stage(), project.key("lora-r8"), watch=Watch(say=lambda _: None, launcher=InProcess()))
+    attempt, _ = train(project.now(), project.key("lora-r8"), watch=Watch(say=lambda _: None, launcher=InProcess()))
     assert attempt.result.resume
     shown = scalars(attempt.folder / trackers.FOLDER)
     curve = {point["step"]: point for point in attempt.curve()}

@@ -13,26 +13,26 @@ from pipelines.generate.journal import Journal
 from pipelines.generate.judge import family
 from pipelines.generate.providers import missing_key
 from pipelines.runs.status import Status
-from pipelines.train.cell import Stage, examples_now
+from pipelines.train.cell import Project, examples_now
 
 
-def with_judgements(stage: Stage, rows: Sequence[Row]) -> list[Row]:
+def with_judgements(project: Project, rows: Sequence[Row]) -> list[Row]:
     """The cells' rows with their judge columns, then the teachers'."""
-    _, selected = examples_now(stage)
-    fingerprint = evaluation_fingerprint(stage, selected)
-    with kept.reading(stage) as journal:
+    _, selected = examples_now(project)
+    fingerprint = evaluation_fingerprint(project, selected)
+    with kept.reading(project) as journal:
         for row in rows:
-            seeds = kept.kept_answers(stage, row["model"], row["method"], fingerprint)
-            row |= judge.cell_columns(journal, stage.experiments, seeds)
-        return [*rows, *(_teacher_row(stage, journal, name, selected) for name in teacher.teachers(stage))]
+            seeds = kept.kept_answers(project, row["model"], row["method"], fingerprint)
+            row |= judge.cell_columns(journal, project.experiments, seeds)
+        return [*rows, *(_teacher_row(project, journal, name, selected) for name in teacher.teachers(project))]
 
 
-def _teacher_row(stage: Stage, journal: Journal | None, name: str, selected: Selected) -> Row:
+def _teacher_row(project: Project, journal: Journal | None, name: str, selected: Selected) -> Row:
     """A row of what a provider's answers can show: no losses, no training, no memory."""
-    provider = stage.experiments.provider(name)
-    records = kept.sample(stage, selected)
-    answers = teacher.answers(journal, stage, name, records)
-    status, detail = _outcome(stage, name, len(answers), len(records))
+    provider = project.experiments.provider(name)
+    records = kept.sample(project, selected)
+    answers = teacher.answers(journal, project, name, records)
+    status, detail = _outcome(project, name, len(answers), len(records))
     tokens = [row["answer_tokens"] for row in answers if row["answer_tokens"] is not None]
     return {
         **dict.fromkeys(COLUMNS),
@@ -44,24 +44,24 @@ def _teacher_row(stage: Stage, journal: Journal | None, name: str, selected: Sel
         "is_stale": False,
         "seeds": 1,
         "seeds_ok": int(status == "ok"),
-        "profile": stage.profile,
-        "model_note": _note(stage.experiments, name),
+        "profile": project.profile,
+        "model_note": _note(project.experiments, name),
         "advice": "no model of ours: how far its answers are from those of the tuned ones is what is left to gain",
         "run_id": teacher.run_id(name),
         "answers": len(answers) or None,
         "answer_tokens": sum(tokens) if tokens else None,
         "device": provider.model,
         **scores.cell_scores(answers),
-        **judge.cell_columns(journal, stage.experiments, [answers] if answers else []),
+        **judge.cell_columns(journal, project.experiments, [answers] if answers else []),
     }
 
 
-def _outcome(stage: Stage, name: str, held: int, wanted: int) -> tuple[Status, str | None]:
+def _outcome(project: Project, name: str, held: int, wanted: int) -> tuple[Status, str | None]:
     if wanted and held == wanted:
         return "ok", None
     if not wanted:
         return "missing", "no model has answered yet, so there is nothing to ask the teacher"
-    why = missing_key(stage.experiments.provider(name)) or "run `featherweight judge` to ask for what is missing"
+    why = missing_key(project.experiments.provider(name)) or "run `featherweight judge` to ask for what is missing"
     return "unavailable", f"{held} of {wanted} prompts are answered: {why}"
 
 
@@ -72,19 +72,19 @@ def _note(experiments: Experiments, name: str) -> str:
     return f"{asked} Its judge is of its own family, which may favour it." if related else asked
 
 
-def teacher_answers(stage: Stage) -> list[dict[str, Any]]:
+def teacher_answers(project: Project) -> list[dict[str, Any]]:
     """The teachers' answers as rows of evaluation_answers, the verdicts on them included."""
-    names = teacher.teachers(stage)
+    names = teacher.teachers(project)
     if not names:
         return []
-    _, selected = examples_now(stage)
+    _, selected = examples_now(project)
     found = []
-    with kept.reading(stage) as journal:
-        records = kept.sample(stage, selected)
+    with kept.reading(project) as journal:
+        records = kept.sample(project, selected)
         for name in names:
-            rows = teacher.answers(journal, stage, name, records)
+            rows = teacher.answers(journal, project, name, records)
             named = {"run_id": teacher.run_id(name), "model": name, "method": teacher.METHOD}
-            found += [{**row, **named} for row in with_verdicts(journal, stage.experiments, rows)]
+            found += [{**row, **named} for row in with_verdicts(journal, project.experiments, rows)]
     return found
 
 

@@ -14,7 +14,7 @@ from pipelines.compare.tables import all_tables
 from pipelines.estimate.estimate import keep_predictions
 from pipelines.files import stable_hash
 from pipelines.paths import DataRoot
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 Row = dict[str, Any]
 
@@ -27,34 +27,34 @@ class Publication:
     report: Path
 
 
-def compare(stage: Stage) -> Publication:
+def compare(project: Project) -> Publication:
     """Publish the comparison as it stands now.
 
     Raises:
         UsageError: nothing was cleaned yet.
         WorkError: the data folder cannot be written; the last publication stays whole.
     """
-    keep_predictions(stage)
-    found = comparison(stage)
+    keep_predictions(project)
+    found = comparison(project)
     picks = make_picks(found.rows, found.qualities)
-    rows = with_judgements(stage, found.rows)
-    tables = all_tables(stage.data, stage.experiments, rows, picks=picks, taught=teacher_answers(stage))
-    warehouse.publish(stage.data, tables)
-    write_report(stage, Content.of(rows, tables))
-    return Publication(rows, picks, stage.data.warehouse, stage.data.report)
+    rows = with_judgements(project, found.rows)
+    tables = all_tables(project.data, project.experiments, rows, picks=picks, taught=teacher_answers(project))
+    warehouse.publish(project.data, tables)
+    write_report(project, Content.of(rows, tables))
+    return Publication(rows, picks, project.data.warehouse, project.data.report)
 
 
-def decision(stage: Stage, limits: Limits) -> Decision:
+def decision(project: Project, limits: Limits) -> Decision:
     """What to use or to run next, from the lake as it stands now; memory is predicted where that decides.
 
     Raises:
         UsageError: nothing was cleaned yet.
     """
-    found = decide(comparison(stage), limits)
+    found = decide(comparison(project), limits)
     if found.verdict == "use":
         return found
-    keep_predictions(stage)
-    return decide(comparison(stage), limits)
+    keep_predictions(project)
+    return decide(comparison(project), limits)
 
 
 def lake_version(data: DataRoot) -> str:

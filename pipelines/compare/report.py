@@ -18,7 +18,7 @@ from pipelines.clean.clean import current as current_examples
 from pipelines.compare import figures
 from pipelines.compare.show import SHOWN, cell_text, pick_answer, plain
 from pipelines.files import write_text
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 Row = dict[str, Any]
 PROMPTS_SHOWN = 6
@@ -50,16 +50,16 @@ class Content:
         return cls(rows, picks, history, providers, answers.filter(shown).to_pylist())
 
 
-def write_report(stage: Stage, content: Content) -> None:
+def write_report(project: Project, content: Content) -> None:
     environment = Environment(loader=PackageLoader("pipelines.compare"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"plain": plain, "lang": language_attribute}
     environment.globals |= {"cell_text": cell_text, "pick_answer": pick_answer}
     script = (files("pipelines.compare") / "templates" / "report.js").read_text(encoding="utf-8")
-    cleaned = current_examples(stage.data)
+    cleaned = current_examples(project.data)
     page = environment.get_template("report.html.j2").render(
         content=content,
         shown=SHOWN,
-        cells=list(figures.of_cells(stage, content.rows)),
+        cells=list(figures.of_cells(project, content.rows)),
         history=list(figures.of_history(content.history)),
         worse=[row for row in content.history if row["worse"]],
         providers=list(figures.of_providers(content.providers)),
@@ -68,11 +68,11 @@ def write_report(stage: Stage, content: Content) -> None:
         languages=summary.language_counts(cleaned) if cleaned else [],
         rejects=summary.sample_rejects(cleaned, REJECTS_SHOWN) if cleaned else [],
         prompts=_side_by_side(content.rows, content.answers),
-        profile=stage.profile,
+        profile=project.profile,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    write_text(stage.data.report, page)
+    write_text(project.data.report, page)
 
 
 def language_attribute(text: str) -> Markup:

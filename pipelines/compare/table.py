@@ -21,7 +21,7 @@ from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.result import RunResult
 from pipelines.runs.spec import RunSpec
 from pipelines.runs.status import SEVERITY
-from pipelines.train.cell import Stage, changed, examples_now, fingerprints
+from pipelines.train.cell import Project, changed, examples_now, fingerprints
 
 Row = dict[str, Any]
 
@@ -104,44 +104,44 @@ class Comparison:
     base: str | None
 
 
-def comparison_rows(stage: Stage) -> list[Row]:
+def comparison_rows(project: Project) -> list[Row]:
     """One row per configured model × method of the profile, in the order of experiments.yaml."""
-    return comparison(stage).rows
+    return comparison(project).rows
 
 
-def comparison(stage: Stage) -> Comparison:
+def comparison(project: Project) -> Comparison:
     """One row per configured model × method of the profile, in the order of experiments.yaml, and what they are compared by.
 
     Raises:
         UsageError: nothing was cleaned yet.
     """
-    _, selected = examples_now(stage)
-    fingerprint = evaluation_fingerprint(stage, selected)
-    profile = stage.experiments.profile(stage.profile)
+    _, selected = examples_now(project)
+    fingerprint = evaluation_fingerprint(project, selected)
+    profile = project.experiments.profile(project.profile)
     configured = [(model, method) for model in profile.models for method in profile.methods]
-    seeds = {cell: [_seed(stage, CellKey(*cell, seed), fingerprint) for seed in profile.seeds] for cell in configured}
-    rows = [_row(stage, cell, seeds[cell], selected, fingerprint) for cell in configured]
+    seeds = {cell: [_seed(project, CellKey(*cell, seed), fingerprint) for seed in profile.seeds] for cell in configured}
+    rows = [_row(project, cell, seeds[cell], selected, fingerprint) for cell in configured]
     qualities = Qualities({cell: found for cell in configured if (found := _quality(seeds[cell]))})
-    base = {row["model"]: row for row in rows if row["method"] == base_method(stage)}
+    base = {row["model"]: row for row in rows if row["method"] == base_method(project)}
     full = {row["model"]: row for row in rows if row["method"] == "full"}
     for row in rows:
         _add_interval(row, qualities)
         _add_base(row, base.get(row["model"]), qualities)
-        _add_ratios(stage, row, full.get(row["model"]), qualities)
+        _add_ratios(project, row, full.get(row["model"]), qualities)
     mark_pareto(rows, qualities)
-    add_predictions(stage, rows)
-    add_targets(stage, rows)
+    add_predictions(project, rows)
+    add_targets(project, rows)
     for row in rows:
         row["advice"] = advise(row, rows)
-    return Comparison(rows, qualities, base_method(stage))
+    return Comparison(rows, qualities, base_method(project))
 
 
-def add_predictions(stage: Stage, rows: Sequence[Row]) -> None:
+def add_predictions(project: Project, rows: Sequence[Row]) -> None:
     """The predicted peak of training, of the cell as it is configured now, where one was made; of several seeds the largest. And
     the same with micro-batches half as large, for the advice."""
     cells = [(row["model"], row["method"]) for row in rows]
     found: dict[tuple[str, str], list[Row]] = {cell: [] for cell in cells}
-    for question in questions(stage, cells, stage.experiments.profile(stage.profile).seeds):
+    for question in questions(project, cells, project.experiments.profile(project.profile).seeds):
         if kept := read_json(question.file):
             found[question.model, question.method].append(kept)
     for row in rows:
@@ -151,13 +151,13 @@ def add_predictions(stage: Stage, rows: Sequence[Row]) -> None:
 
 
 def _row(
-    stage: Stage, cell: tuple[str, str], seeds: Sequence["Seed | None"], selected: Selected, fingerprint: str
+    project: Project, cell: tuple[str, str], seeds: Sequence["Seed | None"], selected: Selected, fingerprint: str
 ) -> Row:
     model, method = cell
-    profile = stage.experiments.profile(stage.profile)
+    profile = project.experiments.profile(project.profile)
     row: Row = dict.fromkeys(COLUMNS)
-    row |= {"model": model, "method": method, "profile": stage.profile, "seeds": len(profile.seeds), "seeds_ok": 0}
-    row["model_note"] = note_on(stage.experiments.model(model))
+    row |= {"model": model, "method": method, "profile": project.profile, "seeds": len(profile.seeds), "seeds_ok": 0}
+    row["model_note"] = note_on(project.experiments.model(model))
     found = [seed for seed in seeds if seed]
     row["status"] = worst([_status(seed) for seed in seeds])
     if not found:
@@ -166,11 +166,13 @@ def _row(
     shown = next(seed for seed in found if _status(seed) == row["status"]) if row["status"] != "missing" else newest
     _add_attempt(row, shown, newest)
     _add_numbers(row, [seed for seed in found if seed.attempt.status == "ok"] or [shown])
-    if stage.experiments.model(model).source.random:
+    if project.experiments.model(model).source.random:
         row["train_loss"] = None  # of no quality to speak of
     row["speed_disturbed"] = disturbed(row["other_cpu_pct"])
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
-    because = list(dict.fromkeys(name for seed in found for name in stale_because(stage, seed, selected, fingerprint)))
+    because = list(
+        dict.fromkeys(name for seed in found for name in stale_because(project, seed, selected, fingerprint))
+    )
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
     if profile.price_per_hour is not None and row["train_seconds"] is not None:
         row["train_usd"] = profile.price_per_hour * row["train_seconds"] / 3600
@@ -183,8 +185,8 @@ def note_on(model: Model) -> str | None:
     return " ".join(filter(None, (made_up if model.source.random else None, model.note))) or None
 
 
-def _seed(stage: Stage, key: CellKey, fingerprint: str) -> Seed | None:
-    attempt = cells.latest(stage.data, key)
+def _seed(project: Project, key: CellKey, fingerprint: str) -> Seed | None:
+    attempt = cells.latest(project.data, key)
     if attempt is None:
         return None
     evaluations = attempt.evaluations()
@@ -204,10 +206,10 @@ def worst(statuses: Sequence[str]) -> str:
     return min(statuses, key=lambda status: [str(s) for s in SEVERITY].index(status))
 
 
-def stale_because(stage: Stage, seed: Seed, selected: Selected, fingerprint: str) -> list[str]:
+def stale_because(project: Project, seed: Seed, selected: Selected, fingerprint: str) -> list[str]:
     """The names of what no longer matches: data, recipe, code, machine, evaluation."""
     recorded = seed.attempt.result.fingerprints or seed.attempt.spec.fingerprints
-    because = changed(recorded, fingerprints(stage, seed.attempt.key, selected))
+    because = changed(recorded, fingerprints(project, seed.attempt.key, selected))
     evaluated = seed.good is not None and seed.good.fingerprint == fingerprint
     return because if evaluated or seed.attempt.status != "ok" else [*because, "evaluation"]
 
@@ -307,9 +309,9 @@ def _add_base(row: Row, base: Row | None, qualities: Qualities) -> None:
         row["forgetting_bits_per_byte"] = general - base["general_bits_per_byte"]
 
 
-def _add_ratios(stage: Stage, row: Row, full: Row | None, qualities: Qualities) -> None:
+def _add_ratios(project: Project, row: Row, full: Row | None, qualities: Qualities) -> None:
     """Speed, memory and quality against `full` of the same model, where both are ok and comparable; else why not."""
-    if stage.experiments.method(row["method"]).kind == "none" or row["status"] != "ok":
+    if project.experiments.method(row["method"]).kind == "none" or row["status"] != "ok":
         return
     if full is None:
         row["ratios_because"] = "the profile has no method full"

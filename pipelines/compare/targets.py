@@ -7,17 +7,17 @@ from typing import Any
 
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 Row = dict[str, Any]
 Points = list[tuple[int, float, float]]  # examples, seconds of training, loss on held-out records
 SAME = ("model", "data_fingerprint", "eval_set", "device")  # what rows must share to have one target
 
 
-def add_targets(stage: Stage, rows: Sequence[Row]) -> None:
+def add_targets(project: Project, rows: Sequence[Row]) -> None:
     """The target of each trained row (`target_loss` of the settings; else the worst final loss among the comparable rows that
     learned something, so that each of these reaches it) and what it took to get there; None where a seed never did."""
-    curves = {id(row): found for row in rows if row["status"] == "ok" and (found := _curves(stage, row))}
+    curves = {id(row): found for row in rows if row["status"] == "ok" and (found := _curves(project, row))}
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if id(row) in curves:
@@ -25,7 +25,7 @@ def add_targets(stage: Stage, rows: Sequence[Row]) -> None:
     for group in groups.values():
         common = common_target([points for row in group for points in curves[id(row)]])
         for row in group:
-            asked = stage.experiments.training_for(stage.profile, row["model"], row["method"]).target_loss
+            asked = project.experiments.training_for(project.profile, row["model"], row["method"]).target_loss
             row["target_loss"] = common if asked is None else asked
             if row["target_loss"] is not None:
                 _add(row, curves[id(row)], row["target_loss"])
@@ -39,12 +39,12 @@ def _add(row: Row, curves: Sequence[Points], target: float) -> None:
         row["seconds_to_target"] = sum(seconds for _, seconds in there) / len(there)
 
 
-def _curves(stage: Stage, row: Row) -> list[Points]:
+def _curves(project: Project, row: Row) -> list[Points]:
     """The evaluated points of each seed's newest attempt, where that ended ok."""
-    if stage.experiments.model(row["model"]).source.random:
+    if project.experiments.model(row["model"]).source.random:
         return []
-    keys = [CellKey(row["model"], row["method"], seed) for seed in stage.experiments.profile(stage.profile).seeds]
-    found = [attempt for key in keys if (attempt := cells.latest(stage.data, key)) and attempt.status == "ok"]
+    keys = [CellKey(row["model"], row["method"], seed) for seed in project.experiments.profile(project.profile).seeds]
+    found = [attempt for key in keys if (attempt := cells.latest(project.data, key)) and attempt.status == "ok"]
     return [points for attempt in found if (points := evaluated(attempt.curve()))]
 
 

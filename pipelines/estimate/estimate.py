@@ -23,7 +23,7 @@ from pipelines.estimate.question import Question, questions
 from pipelines.files import announce, locked, read_json, write_json
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.process import child_environment, stop_group
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 CHILD = "pipelines.estimate.child"
 Json = dict[str, Any]
@@ -90,27 +90,27 @@ def training_gb(found: Json) -> float | None:
     return found[device()]["train"] / 1e9 if device() in found and found.get("trainable") else None
 
 
-def estimates(stage: Stage, cells: Sequence[tuple[str, str]], *, say: Any = announce) -> list[Estimate]:
+def estimates(project: Project, cells: Sequence[tuple[str, str]], *, say: Any = announce) -> list[Estimate]:
     """Predictions for `cells` (model, method) on the profile's settings, the first seed's batches.
 
     Raises:
         WorkError: the estimating process ended without an answer.
     """
-    asked = questions(stage, list(cells), stage.experiments.profile(stage.profile).seeds[:1])
+    asked = questions(project, list(cells), project.experiments.profile(project.profile).seeds[:1])
     answered = answers(asked, say=say)
     made = []
     for question in asked:
-        settings = stage.experiments.training_for(stage.profile, question.model, question.method)
+        settings = project.experiments.training_for(project.profile, question.model, question.method)
         made.append(Estimate(question.model, question.method, answered[question.file], settings.memory_budget_gb))
     return made
 
 
-def keep_predictions(stage: Stage) -> None:
+def keep_predictions(project: Project) -> None:
     """Predict what the comparison of the profile shows and has no prediction for. A failure costs only these numbers."""
-    profile = stage.experiments.profile(stage.profile)
+    profile = project.experiments.profile(project.profile)
     cells = [(model, method) for model in profile.models for method in profile.methods]
-    trained = [(model, method) for model, method in cells if stage.experiments.method(method).kind != "none"]
-    asked = questions(stage, trained, profile.seeds)
+    trained = [(model, method) for model, method in cells if project.experiments.method(method).kind != "none"]
+    asked = questions(project, trained, profile.seeds)
     for question in asked:
         question.asked["halved"] = True  # for the advice
     try:
@@ -119,16 +119,16 @@ def keep_predictions(stage: Stage) -> None:
         announce(f"no prediction of memory: {error}")
 
 
-def foresee(stage: Stage) -> None:
+def foresee(project: Project) -> None:
     """Where the profile's cells run on a cluster, have predictions at hand of all of them: a cell asks for as much memory. What
     cannot be predicted asks for none."""
-    profile = stage.experiments.profile(stage.profile)
-    if not stage.launcher().asks_for_memory:
+    profile = project.experiments.profile(project.profile)
+    if not project.launcher().asks_for_memory:
         return
     cells = [(model, method) for model in profile.models for method in profile.methods]
-    with locked(stage.data.locks / "estimates.lock", "predict"):
+    with locked(project.data.locks / "estimates.lock", "predict"):
         try:
-            answers(questions(stage, cells, profile.seeds), say=announce)
+            answers(questions(project, cells, profile.seeds), say=announce)
         except WorkError as error:
             announce(f"no prediction of memory: {error}")
 

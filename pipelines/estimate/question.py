@@ -12,7 +12,7 @@ from pipelines.files import read_json
 from pipelines.paths import DataRoot
 from pipelines.predictions import answer_file
 from pipelines.runs.cells import Attempt, CellKey
-from pipelines.train.cell import Stage, examples_now, for_method, recipe_of
+from pipelines.train.cell import Project, examples_now, for_method, recipe_of
 
 Json = dict[str, Any]
 
@@ -33,35 +33,35 @@ def answer_on(data: DataRoot, attempt: Attempt) -> Json | None:
     return predictions.answer_on(data, spec.recipe, spec.fingerprints.get("data"), attempt.key.seed)
 
 
-def questions(stage: Stage, cells: list[tuple[str, str]], seeds: list[int]) -> list[Question]:
+def questions(project: Project, cells: list[tuple[str, str]], seeds: list[int]) -> list[Question]:
     """One question per cell and seed, on the profile's settings and, where something was cleaned, its examples."""
     try:
-        path, selected = examples_now(stage)
+        path, selected = examples_now(project)
     except UsageError:
         path, selected = None, None
-    return [_question(stage, model, method, seed, path, selected) for model, method in cells for seed in seeds]
+    return [_question(project, model, method, seed, path, selected) for model, method in cells for seed in seeds]
 
 
 def _question(
-    stage: Stage, model: str, method: str, seed: int, path: Path | None, selected: Selected | None
+    project: Project, model: str, method: str, seed: int, path: Path | None, selected: Selected | None
 ) -> Question:
-    chosen = stage.experiments.model(model)
-    recipe = recipe_of(stage, CellKey(model, method, seed))
-    own = weights.is_present(stage.data, model, chosen)
+    chosen = project.experiments.model(model)
+    recipe = recipe_of(project, CellKey(model, method, seed))
+    own = weights.is_present(project.data, model, chosen)
     trains = recipe["kind"] != "none"
-    narrowed = for_method(stage, method, selected) if selected and trains else None
-    tokenizer = _tokenizer(stage, model) if narrowed else None
+    narrowed = for_method(project, method, selected) if selected and trains else None
+    tokenizer = _tokenizer(project, model) if narrowed else None
     asked = {
         "recipe": recipe,
-        "config": config_of(stage.data, model, chosen),
+        "config": config_of(project.data, model, chosen),
         "tokenizer": tokenizer,
         "examples": str(path) if path and tokenizer else None,
-        "selection": vars(stage.selection_of(method)),
+        "selection": vars(project.selection_of(method)),
         "seed": seed,
         "device": "cuda" if machine.cuda_name() else "cpu",
     }
     prints = narrowed.data_fingerprint if narrowed else None
-    file = answer_file(stage.data, recipe, prints, seed, own_tokenizer=own)
+    file = answer_file(project.data, recipe, prints, seed, own_tokenizer=own)
     return Question(model, method, file, asked)
 
 
@@ -80,12 +80,12 @@ def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
     return shipped.of_wheel(source.packages[0][0]) if source.wheel else None
 
 
-def _tokenizer(stage: Stage, model: str) -> Json | None:
+def _tokenizer(project: Project, model: str) -> Json | None:
     """Whose tokenizer counts: the model's own, else that of another model of the grid that is here; None where none is."""
-    for name in (model, *stage.experiments.models):
-        chosen = stage.experiments.model(name)
-        if weights.is_present(stage.data, name, chosen):
-            folder = weights.model_folder(stage.data, name, chosen)
+    for name in (model, *project.experiments.models):
+        chosen = project.experiments.model(name)
+        if weights.is_present(project.data, name, chosen):
+            folder = weights.model_folder(project.data, name, chosen)
             recipe = {"prompt": chosen.prompt, "template": chosen.template}
             return {"folder": str(folder), "recipe": recipe, "of": name}
     return None

@@ -13,58 +13,58 @@ from pipelines.generate.judge import ask_enabled
 from pipelines.generate.send import Progress
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey, Evaluation
-from pipelines.train.cell import Stage, examples_now
+from pipelines.train.cell import Project, examples_now
 
 Row = dict[str, Any]
 
 
-def shown_evaluation(stage: Stage, key: CellKey, fingerprint: str) -> Evaluation | None:
+def shown_evaluation(project: Project, key: CellKey, fingerprint: str) -> Evaluation | None:
     """The evaluation that the comparison shows of a cell: the newest attempt's current one, else its last good one."""
-    attempt = cells.latest(stage.data, key)
+    attempt = cells.latest(project.data, key)
     if attempt is None:
         return None
     good = [one for one in attempt.evaluations() if one.ok]
     return current_evaluation(attempt, fingerprint) or (good[-1] if good else None)
 
 
-def kept_answers(stage: Stage, model: str, method: str, fingerprint: str) -> list[list[Row]]:
+def kept_answers(project: Project, model: str, method: str, fingerprint: str) -> list[list[Row]]:
     """The answers of a cell as the comparison shows it, one list for each seed that has any."""
-    keys = [CellKey(model, method, seed) for seed in stage.experiments.profile(stage.profile).seeds]
-    found = [shown_evaluation(stage, key, fingerprint) for key in keys]
+    keys = [CellKey(model, method, seed) for seed in project.experiments.profile(project.profile).seeds]
+    found = [shown_evaluation(project, key, fingerprint) for key in keys]
     return [rows for evaluation in found if evaluation and (rows := evaluation.answers())]
 
 
-def sample(stage: Stage, selected: Selected) -> list[Row]:
+def sample(project: Project, selected: Selected) -> list[Row]:
     """The held-out records that the profile's models were asked, as they were kept with their answers."""
-    fingerprint = evaluation_fingerprint(stage, selected)
-    profile = stage.experiments.profile(stage.profile)
+    fingerprint = evaluation_fingerprint(project, selected)
+    profile = project.experiments.profile(project.profile)
     asked = {
         row["example_id"]
         for model in profile.models
         for method in profile.methods
-        for rows in kept_answers(stage, model, method, fingerprint)
+        for rows in kept_answers(project, model, method, fingerprint)
         for row in rows
     }
     return [record for record in selected.eval if record["example_id"] in asked]
 
 
 @contextmanager
-def reading(stage: Stage) -> Iterator[Journal | None]:
+def reading(project: Project) -> Iterator[Journal | None]:
     """The journal, or None where nobody was ever asked."""
-    if not stage.data.journal.exists():
+    if not project.data.journal.exists():
         yield None
         return
-    with opened(stage.data.journal) as journal:
+    with opened(project.data.journal) as journal:
         yield journal
 
 
-def is_configured(stage: Stage) -> bool:
+def is_configured(project: Project) -> bool:
     """Whether anybody is to be asked: a judge, or a teacher."""
-    return bool(stage.experiments.judging.judge or stage.experiments.judging.teachers)
+    return bool(project.experiments.judging.judge or project.experiments.judging.teachers)
 
 
 def ask(
-    stage: Stage,
+    project: Project,
     evaluations: Sequence[Evaluation] = (),
     *,
     progress: Progress | None = None,
@@ -80,46 +80,48 @@ def ask(
         WorkError: the journal cannot be written.
         InUseError: `wait` is False, something is to be sent, and somebody else is sending.
     """
-    if not is_configured(stage):
+    if not is_configured(project):
         return GenerationResult()
-    _, selected = examples_now(stage)
-    answers = [one.answers() for one in evaluations] if evaluations else _all_answers(stage, selected)
+    _, selected = examples_now(project)
+    answers = [one.answers() for one in evaluations] if evaluations else _all_answers(project, selected)
     ids = {row["example_id"] for rows in answers for row in rows}
     records = [record for record in selected.eval if record["example_id"] in ids]
-    if not _anything_pending(stage, records, answers):
+    if not _anything_pending(project, records, answers):
         return GenerationResult()
-    with session(stage.data, stage.experiments, progress=progress, budget_usd=budget_usd, wait=wait) as run:
-        taught = {name: teacher.requests(stage, name, records) for name in stage.experiments.judging.teachers}
+    with session(project.data, project.experiments, progress=progress, budget_usd=budget_usd, wait=wait) as run:
+        taught = {name: teacher.requests(project, name, records) for name in project.experiments.judging.teachers}
         results = _ask(run, taught, "teacher")
-        results |= _ask(run, _for_the_judge(run.journal, stage, records, answers), "judge")
+        results |= _ask(run, _for_the_judge(run.journal, project, records, answers), "judge")
         return GenerationResult(results, run.orphans)
 
 
-def _all_answers(stage: Stage, selected: Selected) -> list[list[Row]]:
-    fingerprint, profile = evaluation_fingerprint(stage, selected), stage.experiments.profile(stage.profile)
+def _all_answers(project: Project, selected: Selected) -> list[list[Row]]:
+    fingerprint, profile = evaluation_fingerprint(project, selected), project.experiments.profile(project.profile)
     grid = [(model, method) for model in profile.models for method in profile.methods]
-    return [rows for cell in grid for rows in kept_answers(stage, *cell, fingerprint)]
+    return [rows for cell in grid for rows in kept_answers(project, *cell, fingerprint)]
 
 
 def _for_the_judge(
-    journal: Journal | None, stage: Stage, records: Sequence[Row], answers: Sequence[Sequence[Row]]
+    journal: Journal | None, project: Project, records: Sequence[Row], answers: Sequence[Sequence[Row]]
 ) -> dict[str, list[Request]]:
     """All verdicts wanted, on the models' answers and on the teachers' that are here."""
-    name = stage.experiments.judging.judge
+    name = project.experiments.judging.judge
     if name is None:
         return {}
-    taught = [teacher.answers(journal, stage, one, records) for one in teacher.teachers(stage)]
-    wanted = [request for rows in (*answers, *taught) for request in judge.requests(stage.experiments, rows)]
+    taught = [teacher.answers(journal, project, one, records) for one in teacher.teachers(project)]
+    wanted = [request for rows in (*answers, *taught) for request in judge.requests(project.experiments, rows)]
     return {name: list({request.key: request for request in wanted}.values())}
 
 
-def _anything_pending(stage: Stage, records: Sequence[Row], answers: Sequence[Sequence[Row]]) -> bool:
+def _anything_pending(project: Project, records: Sequence[Row], answers: Sequence[Sequence[Row]]) -> bool:
     """Whether there is something to send; looked up without the lock that a run of hours may hold."""
-    with reading(stage) as journal:
+    with reading(project) as journal:
         if journal is None:
             return bool(records)
-        wanted = [one for name in stage.experiments.judging.teachers for one in teacher.requests(stage, name, records)]
-        verdicts = _for_the_judge(journal, stage, records, answers).values()
+        wanted = [
+            one for name in project.experiments.judging.teachers for one in teacher.requests(project, name, records)
+        ]
+        verdicts = _for_the_judge(journal, project, records, answers).values()
         return bool(journal.to_send([*wanted, *(one for some in verdicts for one in some)]))
 
 

@@ -19,44 +19,44 @@ from pipelines.runs.result import write_result
 from pipelines.runs.run import Run, Watch, and_once_more, queue
 from pipelines.runs.spec import RunSpec
 from pipelines.train import cell as training
-from pipelines.train.cell import Stage, examples_now
+from pipelines.train.cell import Project, examples_now
 
 CHILD = "pipelines.evaluate.child"
 
 
-def base_method(stage: Stage) -> str | None:
+def base_method(project: Project) -> str | None:
     """The name of the method that trains nothing and shows no examples, if the grid has one."""
-    methods = stage.experiments.methods.items()
+    methods = project.experiments.methods.items()
     return next((name for name, method in methods if method.kind == "none" and not method.shots), None)
 
 
-def readers(stage: Stage) -> list[dict[str, Any]]:
+def readers(project: Project) -> list[dict[str, Any]]:
     """Every model of the profile whose weights are here: its folder, how it is asked, its max_length. An evaluation record must
     fit them all."""
     found = []
-    for name in stage.experiments.profile(stage.profile).models:
-        model = stage.experiments.model(name)
-        if not model.source.random and weights.is_present(stage.data, name, model):
-            method = base_method(stage) or next(iter(stage.experiments.methods))
-            longest = stage.experiments.training_for(stage.profile, name, method).max_length
+    for name in project.experiments.profile(project.profile).models:
+        model = project.experiments.model(name)
+        if not model.source.random and weights.is_present(project.data, name, model):
+            method = base_method(project) or next(iter(project.experiments.methods))
+            longest = project.experiments.training_for(project.profile, name, method).max_length
             asked = {"prompt": model.prompt, "template": model.template}
-            folder = str(weights.model_folder(stage.data, name, model))
+            folder = str(weights.model_folder(project.data, name, model))
             found.append({"model": name, "folder": folder, "max_length": longest, **asked})
     return found
 
 
-def evaluation_fingerprint(stage: Stage, selected: Selected) -> str:
+def evaluation_fingerprint(project: Project, selected: Selected) -> str:
     """Hash of what evaluations of this profile measure on and with: records, settings, general texts, models to fit, the code."""
-    profile = stage.experiments.profile(stage.profile)
+    profile = project.experiments.profile(project.profile)
     longest = {
-        name: stage.experiments.training_for(
-            stage.profile, name, base_method(stage) or next(iter(stage.experiments.methods))
+        name: project.experiments.training_for(
+            project.profile, name, base_method(project) or next(iter(project.experiments.methods))
         ).max_length
         for name in profile.models
     }
-    texts = read_general(stage.data.tracked(GENERAL), stage.selection.languages, profile.evaluation.general_texts)
+    texts = read_general(project.data.tracked(GENERAL), project.selection.languages, profile.evaluation.general_texts)
     code = code_fingerprint(CHILD)
-    templates = {name: held for name in profile.models if (held := stage.experiments.model(name).template)}
+    templates = {name: held for name in profile.models if (held := project.experiments.model(name).template)}
     measured = [selected.eval_fingerprint, profile.evaluation.model_dump(), set_hash(texts), longest, templates, code]
     return stable_hash(measured)
 
@@ -67,7 +67,9 @@ def current_evaluation(attempt: Attempt, fingerprint: str) -> Evaluation | None:
     return good[-1] if good else None
 
 
-def evaluate(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | None = None) -> tuple[Evaluation, bool]:
+def evaluate(
+    project: Project, key: CellKey, *, force: bool = False, watch: Watch | None = None
+) -> tuple[Evaluation, bool]:
     """Evaluate the newest attempt at `key`, the untouched base model first where that has not been done.
 
     Returns the evaluation and whether it was reused.
@@ -76,17 +78,17 @@ def evaluate(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | 
         UsageError: the cell has no finished attempt, or its last one is not ok.
     """
     watch = watch or Watch()
-    examples, selected = examples_now(stage)
-    attempt = cells.latest(stage.data, key)
+    examples, selected = examples_now(project)
+    attempt = cells.latest(project.data, key)
     if attempt is None or attempt.status != "ok":
         found = attempt.status if attempt else "missing"
         raise UsageError(
             f"{key} is {found}; only an ok cell is evaluated: run `featherweight train {key.model} {key.method}"
-            f"{'' if key.seed in stage.experiments.profile(stage.profile).seeds else f' --seed {key.seed}'}`."
+            f"{'' if key.seed in project.experiments.profile(project.profile).seeds else f' --seed {key.seed}'}`."
         )
-    _base_first(stage, key, watch)
-    fingerprint = evaluation_fingerprint(stage, selected)
-    with locked(key.folder(stage.data) / "cell.lock", f"evaluate {key}", say=watch.say):
+    _base_first(project, key, watch)
+    fingerprint = evaluation_fingerprint(project, selected)
+    with locked(key.folder(project.data) / "cell.lock", f"evaluate {key}", say=watch.say):
         found = current_evaluation(attempt, fingerprint)
         if found and not force:
             return found, True
@@ -94,16 +96,16 @@ def evaluate(stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | 
         if evaluation is None:
             for earlier in attempt.evaluations():
                 launcher_class(earlier.spec.launcher).end(earlier.folder)
-            evaluation = _new_evaluation(stage, attempt, examples, fingerprint)
-        if shape := stage.experiments.model(key.model).source.random:
+            evaluation = _new_evaluation(project, attempt, examples, fingerprint)
+        if shape := project.experiments.model(key.model).source.random:
             detail = f"random weights in the shape of {shape}: their quality says nothing, so it is not measured"
             write_result(evaluation.folder, "ok", "evaluate", detail)
             return Evaluation(attempt, evaluation.folder), False
 
         def again(after: str) -> Run:
-            return _run(stage, _new_evaluation(stage, attempt, examples, fingerprint, after), watch)
+            return _run(project, _new_evaluation(project, attempt, examples, fingerprint, after), watch)
 
-        run = and_once_more(_run(stage, evaluation, watch), again, stage.site(watch))
+        run = and_once_more(_run(project, evaluation, watch), again, project.site(watch))
         return Evaluation(attempt, run.folder), False
 
 
@@ -116,45 +118,46 @@ def _goes_on_elsewhere(attempt: Attempt, fingerprint: str) -> Evaluation | None:
     return None
 
 
-def _base_first(stage: Stage, key: CellKey, watch: Watch) -> None:
-    base = base_method(stage)
+def _base_first(project: Project, key: CellKey, watch: Watch) -> None:
+    base = base_method(project)
     if base is None or key.method == base:
         return
-    base_key = CellKey(key.model, base, stage.experiments.profile(stage.profile).seeds[0])
-    attempt, _ = training.train(stage, base_key, watch=watch)
+    base_key = CellKey(key.model, base, project.experiments.profile(project.profile).seeds[0])
+    attempt, _ = training.train(project, base_key, watch=watch)
     if attempt.status == "ok":
-        evaluate(stage, base_key, watch=watch)
+        evaluate(project, base_key, watch=watch)
 
 
 def _new_evaluation(
-    stage: Stage, attempt: Attempt, examples: Path, fingerprint: str, after: str | None = None
+    project: Project, attempt: Attempt, examples: Path, fingerprint: str, after: str | None = None
 ) -> Evaluation:
     folder = attempt.folder / "evaluations" / cells.new_run_id()
-    profile = stage.experiments.profile(stage.profile)
-    settings = stage.experiments.training_for(stage.profile, attempt.key.model, attempt.key.method)
+    profile = project.experiments.profile(project.profile)
+    settings = project.experiments.training_for(project.profile, attempt.key.model, attempt.key.method)
     trained = attempt.model_folder if attempt.model_folder.exists() else None
     spec, told = attempt.spec, profile.evaluation.model_dump()
     queue(
         folder,
         RunSpec(
-            run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=stage.profile, root=str(stage.data.root),
-            examples=str(examples.relative_to(stage.data.root)), weights=spec.weights, recipe=spec.recipe,
-            trained=str(trained.relative_to(stage.data.root)) if trained else None,
-            selection=asdict(stage.selection), fingerprints={"evaluation": fingerprint}, after=after,
+            run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=project.profile,
+            root=str(project.data.root),
+            examples=str(examples.relative_to(project.data.root)), weights=spec.weights, recipe=spec.recipe,
+            trained=str(trained.relative_to(project.data.root)) if trained else None,
+            selection=asdict(project.selection), fingerprints={"evaluation": fingerprint}, after=after,
             memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
             launcher=profile.launcher,
-            more={"settings": told, "readers": readers(stage), "batch_tokens": settings.micro_batch_tokens},
+            more={"settings": told, "readers": readers(project), "batch_tokens": settings.micro_batch_tokens},
         ),
         "evaluate",
     )  # fmt: skip
     return Evaluation(attempt, folder)
 
 
-def _run(stage: Stage, evaluation: Evaluation, watch: Watch) -> Run:
+def _run(project: Project, evaluation: Evaluation, watch: Watch) -> Run:
     """The evaluation as a run."""
 
     def needs() -> None:
-        weights.fetch(stage.data, stage.experiments, evaluation.attempt.key.model, say=watch.say)
+        weights.fetch(project.data, project.experiments, evaluation.attempt.key.model, say=watch.say)
 
     tick = partial(watch.on_tick, evaluation.attempt)
     return Run(evaluation.folder, CHILD, phase="evaluate", needs=needs, on_tick=tick)

@@ -10,17 +10,17 @@ from pipelines.evaluate import scores
 from pipelines.generate.answers import text_of
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 from pipelines.train.conversations import calls_tools, conversation, question, spoken
 
 Record = dict[str, Any]
 METHOD = "teacher"
 
 
-def teachers(stage: Stage) -> list[str]:
+def teachers(project: Project) -> list[str]:
     """The configured teachers that may be asked."""
-    allowed = enabled(stage.experiments)
-    return [name for name in dict.fromkeys(stage.experiments.judging.teachers) if name in allowed]
+    allowed = enabled(project.experiments)
+    return [name for name in dict.fromkeys(project.experiments.judging.teachers) if name in allowed]
 
 
 def run_id(name: str) -> str:
@@ -28,10 +28,10 @@ def run_id(name: str) -> str:
     return f"{METHOD}-{name}"
 
 
-def requests(stage: Stage, name: str, records: Sequence[Record]) -> list[Request]:
+def requests(project: Project, name: str, records: Sequence[Record]) -> list[Request]:
     """The records' questions, turn by turn as a model with a chat template gets them."""
-    provider = stage.experiments.provider(name)
-    limit = stage.experiments.profile(stage.profile).evaluation.max_new_tokens
+    provider = project.experiments.provider(name)
+    limit = project.experiments.profile(project.profile).evaluation.max_new_tokens
     return [
         Request(
             provider=name,
@@ -51,10 +51,10 @@ def _askable(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if not calls_tools(conversation(record))]
 
 
-def answers(journal: Journal | None, stage: Stage, name: str, records: Sequence[Record]) -> list[Record]:
+def answers(journal: Journal | None, project: Project, name: str, records: Sequence[Record]) -> list[Record]:
     """What the journal holds of the teacher's answers, as rows of answers.jsonl. One that refused has answered nothing."""
     rows = []
-    for record, asked in zip(_askable(records), requests(stage, name, records), strict=True):
+    for record, asked in zip(_askable(records), requests(project, name, records), strict=True):
         held = journal.row(asked.key) if journal else None
         if held is None or held["status"] != "answered":
             continue

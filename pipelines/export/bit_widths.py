@@ -21,7 +21,7 @@ from pipelines.runs.code import code_fingerprint
 from pipelines.runs.result import RunResult, result_in, write_result
 from pipelines.runs.run import Watch, queue
 from pipelines.settings import expected_one_of
-from pipelines.train.cell import Stage, examples_now
+from pipelines.train.cell import Project, examples_now
 
 CHILD = "pipelines.export.measure"
 Row = dict[str, Any]
@@ -42,7 +42,7 @@ MEASURED = (
 
 
 def measure(
-    stage: Stage, key: CellKey, formats: Sequence[str] = ALL, *, force: bool = False, watch: Watch | None = None
+    project: Project, key: CellKey, formats: Sequence[str] = ALL, *, force: bool = False, watch: Watch | None = None
 ) -> list[Row]:
     """Measure the newest result of `key` in each of `formats`, where that has not been done; returns their rows.
 
@@ -52,39 +52,39 @@ def measure(
     for name in formats:
         if name not in ALL:
             raise UsageError(f"unknown format {name!r}; {expected_one_of(name, list(ALL))}.")
-    watch, attempt = watch or Watch(), finished(stage, key)
-    _, selected = examples_now(stage)
-    with locked(key.folder(stage.data) / "bit-widths.lock", f"bit widths of {key}", say=watch.say):
-        missing = [name for name in formats if force or not _is_current(stage, attempt, name, selected)]
+    watch, attempt = watch or Watch(), finished(project, key)
+    _, selected = examples_now(project)
+    with locked(key.folder(project.data) / "bit-widths.lock", f"bit widths of {key}", say=watch.say):
+        missing = [name for name in formats if force or not _is_current(project, attempt, name, selected)]
         if missing:
-            _measure_all(stage, attempt, missing, selected, watch)
-    of_cell = [row for row in rows(stage.data, stage.experiments) if row["run_id"] == attempt.run_id]
+            _measure_all(project, attempt, missing, selected, watch)
+    of_cell = [row for row in rows(project.data, project.experiments) if row["run_id"] == attempt.run_id]
     return [row for name in formats for row in of_cell if row["format"] == name]
 
 
-def _measure_all(stage: Stage, attempt: Attempt, formats: Sequence[str], selected: Selected, watch: Watch) -> None:
-    merged = default_output(stage, attempt) / "merged"
+def _measure_all(project: Project, attempt: Attempt, formats: Sequence[str], selected: Selected, watch: Watch) -> None:
+    merged = default_output(project, attempt) / "merged"
     key = attempt.key
-    plain = export(stage, key, Wanted(merged=not is_written(merged, attempt)), watch=watch)
+    plain = export(project, key, Wanted(merged=not is_written(merged, attempt)), watch=watch)
     schemes = [GGUF[name] for name in formats if name in GGUF]
-    files = export(stage, key, Wanted(merged=False, gguf=schemes), watch=watch) if schemes and plain.ok else plain
+    files = export(project, key, Wanted(merged=False, gguf=schemes), watch=watch) if schemes and plain.ok else plain
     for name in formats:
-        folder = _home(stage.data, attempt) / name / cells.new_run_id()
+        folder = _home(project.data, attempt) / name / cells.new_run_id()
         gguf = files.gguf.get(GGUF[name]) if name in GGUF else None
         spec = spec_of(
-            stage,
+            project,
             attempt,
             format=name,
             merged=str(merged),
             gguf=str(gguf) if gguf else None,
             questions=str(plain.folder / "questions.json"),
         )
-        prints = {"bit_widths": _fingerprint(stage, attempt, name, selected)}
+        prints = {"bit_widths": _fingerprint(project, attempt, name, selected)}
         queue(folder, replace(spec, fingerprints=prints), "measure")
         watch.say(f"{key}: {name} …")
         exported = (files if name in GGUF else plain).result
         if exported.ok:
-            run_of(stage, folder, attempt, CHILD, watch).to_result(stage.site(watch).here())
+            run_of(project, folder, attempt, CHILD, watch).to_result(project.site(watch).here())
         else:
             write_result(folder, exported.status, exported.phase or "export", exported.status_detail)
 
@@ -94,15 +94,17 @@ def _home(data: DataRoot, attempt: Attempt) -> Path:
     return data.lake / "bit_widths" / key.model / key.method / str(key.seed) / attempt.run_id
 
 
-def _fingerprint(stage: Stage, attempt: Attempt, name: str, selected: Selected) -> str:
-    return stable_hash([attempt.run_id, name, evaluation_fingerprint(stage, selected), code_fingerprint(EXPORT, CHILD)])
+def _fingerprint(project: Project, attempt: Attempt, name: str, selected: Selected) -> str:
+    return stable_hash(
+        [attempt.run_id, name, evaluation_fingerprint(project, selected), code_fingerprint(EXPORT, CHILD)]
+    )
 
 
-def _is_current(stage: Stage, attempt: Attempt, name: str, selected: Selected) -> bool:
-    newest = _newest(_home(stage.data, attempt) / name)
+def _is_current(project: Project, attempt: Attempt, name: str, selected: Selected) -> bool:
+    newest = _newest(_home(project.data, attempt) / name)
     if newest is None:
         return False
-    return newest.ok and newest.fingerprints.get("bit_widths") == _fingerprint(stage, attempt, name, selected)
+    return newest.ok and newest.fingerprints.get("bit_widths") == _fingerprint(project, attempt, name, selected)
 
 
 def _newest(folder: Path) -> RunResult | None:

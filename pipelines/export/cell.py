@@ -17,7 +17,7 @@ from pipelines.runs.code import code_fingerprint
 from pipelines.runs.result import RunResult, result_in
 from pipelines.runs.run import Run, Watch, queue
 from pipelines.runs.spec import RunSpec
-from pipelines.train.cell import Stage, examples_now
+from pipelines.train.cell import Project, examples_now
 from pipelines.weights_record import RECORD
 
 CHILD = "pipelines.export.child"
@@ -50,15 +50,15 @@ class Wanted:
     output: Path | None = None
 
 
-def finished(stage: Stage, key: CellKey) -> Attempt:
+def finished(project: Project, key: CellKey) -> Attempt:
     """The newest attempt at `key`.
 
     Raises:
         UsageError: it is not ok, or its model has random weights.
     """
-    if stage.experiments.model(key.model).source.random:
+    if project.experiments.model(key.model).source.random:
         raise UsageError(f"{key.model} has random weights: there is nothing to export or to compare.")
-    attempt = cells.latest(stage.data, key)
+    attempt = cells.latest(project.data, key)
     if attempt is None or attempt.status != "ok":
         found = attempt.status if attempt else "missing"
         raise UsageError(
@@ -67,35 +67,35 @@ def finished(stage: Stage, key: CellKey) -> Attempt:
     return attempt
 
 
-def export(stage: Stage, key: CellKey, wanted: Wanted, *, watch: Watch | None = None) -> Export:
+def export(project: Project, key: CellKey, wanted: Wanted, *, watch: Watch | None = None) -> Export:
     """Write the newest result of `key` as `wanted`, in a child under the cell's budget and time limit.
 
     Raises:
         UsageError: the cell is not ok, or what lies in the output folder is not ours to replace.
     """
     watch = watch or Watch()
-    attempt = finished(stage, key)
-    output = (wanted.output or default_output(stage, attempt)).resolve()
+    attempt = finished(project, key)
+    output = (wanted.output or default_output(project, attempt)).resolve()
     if (output / "merged").exists() and not (output / "merged" / RECORD).exists():
         raise UsageError(f"{output}/merged is there and no export of ours: name another folder with --output.")
-    with locked(key.folder(stage.data) / "export.lock", f"export {key}", say=watch.say):
+    with locked(key.folder(project.data) / "export.lock", f"export {key}", say=watch.say):
         if wanted.output is None:
             _drop_superseded(output)
         asked = _with_source(attempt, wanted, output)
         made = Export(
             attempt,
-            stage.data.lake / "exports" / key.model / key.method / str(key.seed) / cells.new_run_id(),
+            project.data.lake / "exports" / key.model / key.method / str(key.seed) / cells.new_run_id(),
             output / "merged" if asked.merged else None,
             {scheme: output / f"{key.model}-{key.method}-{key.seed}.{scheme}.gguf" for scheme in asked.gguf},
         )
-        queue(made.folder, _spec(stage, made, output))
-        run_of(stage, made.folder, attempt, CHILD, watch).to_result(stage.site(watch).here())
+        queue(made.folder, _spec(project, made, output))
+        run_of(project, made.folder, attempt, CHILD, watch).to_result(project.site(watch).here())
     return made
 
 
-def default_output(stage: Stage, attempt: Attempt) -> Path:
+def default_output(project: Project, attempt: Attempt) -> Path:
     key = attempt.key
-    return stage.data.root / "exports" / key.model / key.method / str(key.seed) / attempt.run_id
+    return project.data.root / "exports" / key.model / key.method / str(key.seed) / attempt.run_id
 
 
 def origin(attempt: Attempt) -> dict[str, Any]:
@@ -130,26 +130,26 @@ def _drop_superseded(output: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def spec_of(stage: Stage, attempt: Attempt, **more: Any) -> RunSpec:
+def spec_of(project: Project, attempt: Attempt, **more: Any) -> RunSpec:
     """What every child of this package is told of the result and of what it is measured on; `more` is for one of them."""
-    examples, _ = examples_now(stage)
-    settings = stage.experiments.training_for(stage.profile, attempt.key.model, attempt.key.method)
+    examples, _ = examples_now(project)
+    settings = project.experiments.training_for(project.profile, attempt.key.model, attempt.key.method)
     trained = attempt.model_folder if attempt.model_folder.exists() else None
-    spec, told = attempt.spec, stage.experiments.profile(stage.profile).evaluation.model_dump()
+    spec, told = attempt.spec, project.experiments.profile(project.profile).evaluation.model_dump()
     return RunSpec(
-        run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=stage.profile,
-        root=str(stage.data.root), examples=str(examples.relative_to(stage.data.root)), weights=spec.weights,
-        trained=str(trained.relative_to(stage.data.root)) if trained else None, selection=asdict(stage.selection),
+        run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=project.profile,
+        root=str(project.data.root), examples=str(examples.relative_to(project.data.root)), weights=spec.weights,
+        trained=str(trained.relative_to(project.data.root)) if trained else None, selection=asdict(project.selection),
         recipe=spec.recipe, memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
-        more={"settings": told, "readers": readers(stage), "batch_tokens": settings.micro_batch_tokens, **more},
+        more={"settings": told, "readers": readers(project), "batch_tokens": settings.micro_batch_tokens, **more},
     )  # fmt: skip
 
 
-def _spec(stage: Stage, made: Export, output: Path) -> RunSpec:
+def _spec(project: Project, made: Export, output: Path) -> RunSpec:
     key = made.attempt.key
-    recipe, model = made.attempt.spec.recipe, stage.experiments.model(key.model)
+    recipe, model = made.attempt.spec.recipe, project.experiments.model(key.model)
     return spec_of(
-        stage,
+        project,
         made.attempt,
         merged=str(made.merged) if made.merged else None,
         gguf={scheme: str(path) for scheme, path in made.gguf.items()},
@@ -177,10 +177,10 @@ def made_how(recipe: Mapping[str, Any]) -> str:
     return "A LoRA adapter, merged into its base."
 
 
-def run_of(stage: Stage, folder: Path, attempt: Attempt, module: str, watch: Watch) -> Run:
+def run_of(project: Project, folder: Path, attempt: Attempt, module: str, watch: Watch) -> Run:
     """A child of this package as a run; it is no cell of the grid, so it runs on this machine."""
 
     def needs() -> None:
-        weights.fetch(stage.data, stage.experiments, attempt.key.model, say=watch.say)
+        weights.fetch(project.data, project.experiments, attempt.key.model, say=watch.say)
 
     return Run(folder, module, needs=needs, on_tick=lambda: watch.on_tick(attempt))

@@ -9,7 +9,7 @@ from pipelines.clean.select import Selected
 from pipelines.evaluate.cell import base_method, current_evaluation, evaluation_fingerprint
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
-from pipelines.train.cell import Stage, changed, examples_now, fingerprints, for_method
+from pipelines.train.cell import Project, changed, examples_now, fingerprints, for_method
 
 # how often a cell may end so, in a row and without getting further, before it waits for a change
 TRIES = {"killed": 3, "lost": 3, "timed_out": 2, "failed": 2}
@@ -33,45 +33,45 @@ class Due:
         return f"{self.model}/{self.method}/" + ",".join(f"{seed}:{run or 'none'}" for seed, run in self.seen.items())
 
 
-def due_cells(stage: Stage) -> list[Due]:
+def due_cells(project: Project) -> list[Due]:
     """The profile's cells that are due, the untouched models first, since the others are compared with them.
 
     Raises:
         UsageError: nothing was cleaned yet.
     """
-    _, selected = examples_now(stage)
-    evaluated_by = evaluation_fingerprint(stage, selected)
-    profile, base = stage.experiments.profile(stage.profile), base_method(stage)
+    _, selected = examples_now(project)
+    evaluated_by = evaluation_fingerprint(project, selected)
+    profile, base = project.experiments.profile(project.profile), base_method(project)
     found = []
     for model in profile.models:
         for method in sorted(profile.methods, key=lambda method: method != base):
             because, seen = {}, {}
             for seed in profile.seeds:
                 key = CellKey(model, method, seed)
-                if why := why_due(stage, key, selected, evaluated_by):
-                    newest = cells.latest(stage.data, key)
+                if why := why_due(project, key, selected, evaluated_by):
+                    newest = cells.latest(project.data, key)
                     because[seed], seen[seed] = why, newest.run_id if newest else ""
             if because:
                 found.append(Due(model, method, because, seen))
     return found
 
 
-def why_due(stage: Stage, key: CellKey, selected: Selected, evaluated_by: str) -> str | None:
+def why_due(project: Project, key: CellKey, selected: Selected, evaluated_by: str) -> str | None:
     """Why the cell is due, in words; None where there is nothing to do or nothing would come of it."""
-    tries = cells.attempts(stage.data, key)
+    tries = cells.attempts(project.data, key)
     if not tries:
         return "missing"
     newest = tries[-1]
-    different = changed(newest.spec.fingerprints, fingerprints(stage, key, selected))
+    different = changed(newest.spec.fingerprints, fingerprints(project, key, selected))
     match newest.status:
         case "queued" | "running":
             return None
         case "ok":
-            return _stale(different) or _evaluation_due(stage, newest, evaluated_by)
+            return _stale(different) or _evaluation_due(project, newest, evaluated_by)
         case "out_of_memory":
-            return _memory_changed(stage, newest.key, newest.spec.memory_budget_gb, different)
+            return _memory_changed(project, newest.key, newest.spec.memory_budget_gb, different)
         case "unavailable":
-            return _is_available_now(stage, tries, selected)
+            return _is_available_now(project, tries, selected)
         case status:
             return _stale(different) or _passing(status, [_state(attempt) for attempt in tries])
 
@@ -80,25 +80,25 @@ def _stale(different: Sequence[str]) -> str | None:
     return f"stale: {', '.join(different)}" if different else None
 
 
-def _memory_changed(stage: Stage, key: CellKey, had: float | None, different: Sequence[str]) -> str | None:
+def _memory_changed(project: Project, key: CellKey, had: float | None, different: Sequence[str]) -> str | None:
     """What did not fit does not fit the next night either: only another recipe, budget or machine makes it worth a try."""
     reasons = [name for name in different if name in DECIDES_MEMORY]
-    budget = stage.experiments.training_for(stage.profile, key.model, key.method).memory_budget_gb
+    budget = project.experiments.training_for(project.profile, key.model, key.method).memory_budget_gb
     if had != budget:
         reasons.append("memory budget")
     return f"out_of_memory, but another {', '.join(reasons)} now" if reasons else None
 
 
-def _is_available_now(stage: Stage, tries: Sequence[Attempt], selected: Selected) -> str | None:
+def _is_available_now(project: Project, tries: Sequence[Attempt], selected: Selected) -> str | None:
     """What stood in the way is gone, as far as one can see without fetching anything. What is refused in the same words twice,
     although it could be reached, is not asked for every night."""
     key, said = tries[-1].key, [attempt.result.status_detail for attempt in tries[-2:]]
     repeated = len(said) == 2 and said[0] == said[1] and tries[-2].status == "unavailable"
-    if weights.out_of_reach(stage.data, stage.experiments, key.model):
+    if weights.out_of_reach(project.data, project.experiments, key.model):
         return None
-    if stage.experiments.method(key.method).kind != "none" and not for_method(stage, key.method, selected).train:
+    if project.experiments.method(key.method).kind != "none" and not for_method(project, key.method, selected).train:
         return None
-    present = weights.is_present(stage.data, key.model, stage.experiments.model(key.model))
+    present = weights.is_present(project.data, key.model, project.experiments.model(key.model))
     return None if repeated and not present else "unavailable before, within reach now"
 
 
@@ -120,7 +120,7 @@ def _passing(status: str, states: Sequence[State]) -> str | None:
     return f"{status} before, tried {in_a_row} of {TRIES[status]} times" if in_a_row < TRIES.get(status, 0) else None
 
 
-def _evaluation_due(stage: Stage, attempt: Attempt, evaluated_by: str) -> str | None:
+def _evaluation_due(project: Project, attempt: Attempt, evaluated_by: str) -> str | None:
     if current_evaluation(attempt, evaluated_by):
         return None
     same = [found for found in attempt.evaluations() if _asked_with(found) == evaluated_by]
@@ -130,7 +130,7 @@ def _evaluation_due(stage: Stage, attempt: Attempt, evaluated_by: str) -> str | 
     if last.status in ("queued", "running"):
         return None
     if last.status == "out_of_memory":
-        return _memory_changed(stage, attempt.key, last.memory_budget_gb, [])
+        return _memory_changed(project, attempt.key, last.memory_budget_gb, [])
     return _passing(last.status, [(found.result.status, None, 0) for found in same])
 
 

@@ -19,7 +19,7 @@ from pipelines.paths import DataRoot
 from pipelines.runs import cells
 from pipelines.runs.clock import now
 from pipelines.runs.result import RunResult
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 
 TRIES = 2  # of making the data, and of publishing: a killed process is a reason to try again, a failed check stays one
 ABANDONED = timedelta(hours=2)  # without any step, nobody carries it on
@@ -62,15 +62,15 @@ def is_under_way(data: DataRoot, night: str, last_sign: datetime) -> bool:
     return not has_ended(data, night) and _now() - last_sign < ABANDONED
 
 
-def next_step(stage: Stage, nightly: Nightly, night: str, done: Done) -> Step:
+def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Step:
     """Data first, then whatever is due and has not been asked for in the state it is in, then one publication, then the end."""
-    record = begin(stage.data, night)
+    record = begin(project.data, night)
     if not any(done.data):
         if len(done.data) < TRIES:
             return Step("data")
         return Step("end", why="the data could not be made: no cell was run on what was there before")
-    over = limit_reached(stage, nightly, record["started_at"])
-    due = [cell for cell in due_cells(stage) if cell.name not in done.asked]
+    over = limit_reached(project, nightly, record["started_at"])
+    due = [cell for cell in due_cells(project) if cell.name not in done.asked]
     if due and not over:
         return Step("cells", due)
     if not any(done.publish) and len(done.publish) < TRIES:
@@ -79,34 +79,34 @@ def next_step(stage: Stage, nightly: Nightly, night: str, done: Done) -> Step:
     return Step("end", why=f"{over or 'all that was due is done'}{left}")
 
 
-def limit_reached(stage: Stage, nightly: Nightly, started_at: str) -> str | None:
+def limit_reached(project: Project, nightly: Nightly, started_at: str) -> str | None:
     """Why no further cell may begin in the night that began at `started_at`; None while one may."""
     hours = (_now() - datetime.fromisoformat(started_at)).total_seconds() / 3600
     if nightly.max_hours is not None and hours >= nightly.max_hours:
         return f"nightly.max_hours: {nightly.max_hours:g} hours are over"
-    left = money_left(stage, nightly, started_at)
-    if left is not None and left <= 0 and _costs(stage):
+    left = money_left(project, nightly, started_at)
+    if left is not None and left <= 0 and _costs(project):
         return f"nightly.budget_usd: ${nightly.budget_usd:g} are spent"
     return None
 
 
-def money_left(stage: Stage, nightly: Nightly, started_at: str) -> float | None:
+def money_left(project: Project, nightly: Nightly, started_at: str) -> float | None:
     """Dollars that the night may still spend; None without a budget."""
-    return None if nightly.budget_usd is None else nightly.budget_usd - spent_usd(stage, started_at)
+    return None if nightly.budget_usd is None else nightly.budget_usd - spent_usd(project, started_at)
 
 
-def spent_usd(stage: Stage, since: str) -> float:
+def spent_usd(project: Project, since: str) -> float:
     """Dollars charged for LLM calls since then, and for training and evaluation at the profile's price_per_hour."""
     calls = 0.0
-    if stage.data.journal.exists():
-        with opened(stage.data.journal) as journal:
+    if project.data.journal.exists():
+        with opened(project.data.journal) as journal:
             calls = journal.charged_since(since)
-    price = stage.experiments.profile(stage.profile).price_per_hour or 0.0
-    return calls + price * hours_of_cells(stage.data, since) if price else calls
+    price = project.experiments.profile(project.profile).price_per_hour or 0.0
+    return calls + price * hours_of_cells(project.data, since) if price else calls
 
 
-def _costs(stage: Stage) -> bool:
-    return bool(stage.experiments.profile(stage.profile).price_per_hour)
+def _costs(project: Project) -> bool:
+    return bool(project.experiments.profile(project.profile).price_per_hour)
 
 
 def hours_of_cells(data: DataRoot, since: str, cell: tuple[str, str] | None = None) -> float:
@@ -139,21 +139,21 @@ def note_round(data: DataRoot, night: str, due: Sequence[Due]) -> None:
     write_json(_file(data, night), {**record, "rounds": rounds})
 
 
-def end(stage: Stage, night: str, why: str) -> dict[str, Any]:
+def end(project: Project, night: str, why: str) -> dict[str, Any]:
     """Write the night's last word and return its record: what it cost, and how its cells ended."""
-    record = begin(stage.data, night)
+    record = begin(project.data, night)
     asked = {(cell["model"], cell["method"]) for one in record["rounds"] for cell in one["cells"]}
-    outcome = {f"{model} × {method}": _statuses(stage, model, method) for model, method in sorted(asked)}
-    spent = spent_usd(stage, record["started_at"])
+    outcome = {f"{model} × {method}": _statuses(project, model, method) for model, method in sorted(asked)}
+    spent = spent_usd(project, record["started_at"])
     record |= {"ended_at": now(), "why": why, "spent_usd": spent, "outcome": outcome}
-    write_json(_file(stage.data, night), record)
+    write_json(_file(project.data, night), record)
     return record
 
 
-def _statuses(stage: Stage, model: str, method: str) -> list[str]:
+def _statuses(project: Project, model: str, method: str) -> list[str]:
     """How each seed of the cell stands now, its evaluation included."""
-    keys = [cells.CellKey(model, method, seed) for seed in stage.experiments.profile(stage.profile).seeds]
-    return [_status(attempt) for key in keys if (attempt := cells.latest(stage.data, key))]
+    keys = [cells.CellKey(model, method, seed) for seed in project.experiments.profile(project.profile).seeds]
+    return [_status(attempt) for key in keys if (attempt := cells.latest(project.data, key))]
 
 
 def _status(attempt: cells.Attempt) -> str:

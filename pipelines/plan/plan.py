@@ -18,7 +18,7 @@ from pipelines.plan.fleet import Fleet, Machine, Node
 from pipelines.plan.schedule import Bound, Job, Place, Placed, lower_bound, makespan, schedule
 from pipelines.predictions import memory_gb
 from pipelines.runs import cells
-from pipelines.train.cell import Stage, examples_now, for_method
+from pipelines.train.cell import Project, examples_now, for_method
 
 Json = dict[str, Any]
 SUSTAINED = 0.4  # of the rate of a large float32 product, where no row tells
@@ -77,53 +77,53 @@ class Need:
     refused: str | None = None
 
 
-def make(stage: Stage, fleet: Fleet, *, everything: bool = False, say: Any = announce) -> Plan:
+def make(project: Project, fleet: Fleet, *, everything: bool = False, say: Any = announce) -> Plan:
     """Plan the profile's due cells on `fleet`; with `everything` all of its cells.
 
     Raises:
         UsageError: nothing was cleaned yet.
         WorkError: the predictions of memory could not be made.
     """
-    due = _all(stage) if everything else due_cells(stage)
+    due = _all(project) if everything else due_cells(project)
     asked = questions(
-        stage, [(one.model, one.method) for one in due], stage.experiments.profile(stage.profile).seeds[:1]
+        project, [(one.model, one.method) for one in due], project.experiments.profile(project.profile).seeds[:1]
     )
     answered = answers(asked, say=say)
-    _, selected = examples_now(stage)
-    past = [row for attempt in cells.all_attempts(stage.data) if (row := clock.past_of(attempt))]
+    _, selected = examples_now(project)
+    past = [row for attempt in cells.all_attempts(project.data) if (row := clock.past_of(attempt))]
     machines = fleet.machines()
     needs = {}
     for one, question in zip(due, asked, strict=True):
         found = answered[question.file]
-        work = None if "because" in found else work_of(stage, one, question, found, selected)
-        needs[one.model, one.method] = _needs(stage, found, work, len(one.because), machines, past)
-    return _planned(stage, due, needs, machines)
+        work = None if "because" in found else work_of(project, one, question, found, selected)
+        needs[one.model, one.method] = _needs(project, found, work, len(one.because), machines, past)
+    return _planned(project, due, needs, machines)
 
 
-def _all(stage: Stage) -> list[Due]:
-    profile = stage.experiments.profile(stage.profile)
+def _all(project: Project) -> list[Due]:
+    profile = project.experiments.profile(project.profile)
     seeds = dict.fromkeys(profile.seeds, "asked for")
     return [Due(model, method, seeds, {}) for model in profile.models for method in profile.methods]
 
 
-def longest_first(stage: Stage, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def longest_first(project: Project, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """The order in which to start `cells` (model, method) side by side: untouched models, which the others wait for, then by the
     FLOPs of training, the most first."""
-    _, selected = examples_now(stage)
-    asked = questions(stage, list(cells), stage.experiments.profile(stage.profile).seeds[:1])
+    _, selected = examples_now(project)
+    asked = questions(project, list(cells), project.experiments.profile(project.profile).seeds[:1])
     found = answers(asked, say=announce)
     flops = {}
     for question in asked:
         due = Due(question.model, question.method, {}, {})
         known = found[question.file]
-        work = None if "because" in known else work_of(stage, due, question, known, selected)
+        work = None if "because" in known else work_of(project, due, question, known, selected)
         trains = question.asked["recipe"]["kind"] != "none"
         flops[question.model, question.method] = (trains, -(work.training if work else 0.0))
     return sorted(cells, key=lambda cell: flops[cell])
 
 
 def _needs(
-    stage: Stage,
+    project: Project,
     found: Json,
     work: clock.Work | None,
     seeds: int,
@@ -134,17 +134,17 @@ def _needs(
     if work is None:
         return {machine.name: Need(refused=f"no prediction: {found['because']}") for machine in machines}
     nodes = {machine.node.name: machine.node for machine in machines}
-    by_node = {name: _need(stage, found, work, seeds, node, past) for name, node in nodes.items()}
+    by_node = {name: _need(project, found, work, seeds, node, past) for name, node in nodes.items()}
     return {machine.name: by_node[machine.node.name] for machine in machines}
 
 
-def work_of(stage: Stage, one: Due, question: Question, found: Json, selected: Selected) -> clock.Work:
+def work_of(project: Project, one: Due, question: Question, found: Json, selected: Selected) -> clock.Work:
     """What one seed of the cell computes, by the prediction's counts of weights and tokens."""
-    recipe, evaluation = question.asked["recipe"], stage.experiments.profile(stage.profile).evaluation
+    recipe, evaluation = question.asked["recipe"], project.experiments.profile(project.profile).evaluation
     held_out = _guessed_tokens(selected.eval) + evaluation.answers * evaluation.max_new_tokens
     tokens = found.get("epoch_tokens")
     if tokens is None:
-        tokens = _guessed_tokens(for_method(stage, one.method, selected).train)
+        tokens = _guessed_tokens(for_method(project, one.method, selected).train)
     flops = clock.training_flops(found["parameters"], found["trainable"], tokens * recipe.get("epochs", 1), recipe)
     only_evaluation = all("evaluation" in why for why in one.because.values())
     judged = 2 * found["parameters"] * held_out
@@ -156,8 +156,8 @@ def _guessed_tokens(rows: Sequence[Json]) -> float:
     return sum(len(text.encode()) for text in texts) / clock.BYTES_PER_TOKEN
 
 
-def _need(stage: Stage, found: Json, work: clock.Work, seeds: int, node: Node, past: Sequence[clock.Past]) -> Need:
-    asked = stage.devices_of(work.method)
+def _need(project: Project, found: Json, work: clock.Work, seeds: int, node: Node, past: Sequence[clock.Past]) -> Need:
+    asked = project.devices_of(work.method)
     devices, sharding = asked["devices"], asked["sharding"]
     if devices > node.devices:
         return Need(refused=f"{node.name} has {node.devices} device(s), the profile asks for {devices}")
@@ -202,7 +202,7 @@ def product_rate() -> float:
 
 
 def _planned(
-    stage: Stage, due: Sequence[Due], needs: dict[tuple[str, str], dict[str, Need]], machines: Sequence[Machine]
+    project: Project, due: Sequence[Due], needs: dict[tuple[str, str], dict[str, Need]], machines: Sequence[Machine]
 ) -> Plan:
     places = [Place(machine.name, machine.node.devices, machine.node.memory_gb) for machine in machines]
     found = {f"{one.model} × {one.method}": one for one in due}
@@ -210,7 +210,7 @@ def _planned(
     for name, one in found.items():
         fits = {place: need.seconds for place, need in needs[one.model, one.method].items() if need.refused is None}
         if fits:
-            jobs.append(Job(name, fits, stage.devices_of(one.method)["devices"]))
+            jobs.append(Job(name, fits, project.devices_of(one.method)["devices"]))
         else:
             reasons = dict.fromkeys(need.refused for need in needs[one.model, one.method].values() if need.refused)
             left.append(Left(one.model, one.method, "; ".join(reasons)))

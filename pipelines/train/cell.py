@@ -31,7 +31,7 @@ OUTSIDE_RECIPE = (
 
 
 @dataclass(frozen=True)
-class Stage:
+class Project:
     """Where one works: the data root, the checked configuration and the profile's name."""
 
     data: DataRoot
@@ -72,15 +72,15 @@ class Stage:
         return launcher_for(self.experiments.profile(self.profile), say=say)
 
 
-def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
+def recipe_of(project: Project, key: CellKey) -> dict[str, Any]:
     """All that decides a cell's weights and measurements, apart from data, seed, machine and the trainer's code."""
-    model = stage.experiments.model(key.model)
-    method = stage.experiments.method(key.method)
+    model = project.experiments.model(key.model)
+    method = project.experiments.method(key.method)
     source = weights.source_id(model.source)
     limits = {} if model.fp16 else {"fp16": False}
     template = {"template": model.template} if model.template else {}
     if method.kind == "none":
-        settings = stage.experiments.training_for(stage.profile, key.model, key.method)
+        settings = project.experiments.training_for(project.profile, key.model, key.method)
         plain = {"precision": settings.precision, "attention": settings.attention, "max_length": settings.max_length}
         fixed = {"quantization": None, "gradient_checkpointing": False}
         shots = {"shots": method.shots} if method.shots else {}
@@ -95,7 +95,7 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
             **limits,
             **shots,
         }
-    settings = stage.experiments.training_for(stage.profile, key.model, key.method)
+    settings = project.experiments.training_for(project.profile, key.model, key.method)
     decided = {k: v for k, v in settings.model_dump().items() if k not in OUTSIDE_RECIPE}
     if not isinstance(settings.learning_rate, list):
         del decided["search_share"]
@@ -103,7 +103,7 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
         del decided["turns"]
     if settings.early_stop_patience:  # evaluations then decide when training ends
         decided["eval_every_steps"] = settings.eval_every_steps
-    decided["targets"] = stage.experiments.targets_for(key.model, settings) if method.kind == "lora" else None
+    decided["targets"] = project.experiments.targets_for(key.model, settings) if method.kind == "lora" else None
     adapter = {
         "rank": method.rank,
         "alpha": method.alpha,
@@ -125,46 +125,46 @@ def recipe_of(stage: Stage, key: CellKey) -> dict[str, Any]:
     }
 
 
-def examples_now(stage: Stage) -> tuple[Path, Selected]:
+def examples_now(project: Project) -> tuple[Path, Selected]:
     """The current examples file and what the profile takes of it.
 
     Raises:
         UsageError: nothing was cleaned yet, or the profile's languages leave nothing on one side.
     """
-    cleaned = current_examples(stage.data)
+    cleaned = current_examples(project.data)
     if cleaned is None:
-        raise UsageError(f"no examples in {stage.data.clean}: run `featherweight clean` first (or `make run`).")
+        raise UsageError(f"no examples in {project.data.clean}: run `featherweight clean` first (or `make run`).")
     path = cleaned.folder / "examples.parquet"
-    selected = select(path, stage.selection)
+    selected = select(path, project.selection)
     if not selected.train or not selected.eval:
         raise UsageError(
-            f"profile {stage.profile} selects {len(selected.train)} train and {len(selected.eval)} eval records (languages: "
-            f"{stage.selection.languages}); both need at least one: change profiles.{stage.profile}.languages or the sources."
+            f"profile {project.profile} selects {len(selected.train)} train and {len(selected.eval)} eval records (languages: "
+            f"{project.selection.languages}); both need at least one: change profiles.{project.profile}.languages or the sources."
         )
     return path, selected
 
 
-def for_method(stage: Stage, method: str, selected: Selected) -> Selected:
+def for_method(project: Project, method: str, selected: Selected) -> Selected:
     """What of the profile's examples the method trains on: `data` in experiments.yaml, else all."""
-    selection = stage.selection_of(method)
+    selection = project.selection_of(method)
     return selected.narrowed(selection.provider, selection.max_train)
 
 
-def fingerprints(stage: Stage, key: CellKey, selected: Selected) -> dict[str, str | None]:
+def fingerprints(project: Project, key: CellKey, selected: Selected) -> dict[str, str | None]:
     """What a result was made from. `base` trains on nothing, so its data fingerprint is None; examples in a prompt are data."""
-    recipe = recipe_of(stage, key)
+    recipe = recipe_of(project, key)
     untouched = recipe["kind"] == "none" and not recipe.get("shots")
     return {
-        "data": None if untouched else for_method(stage, key.method, selected).data_fingerprint,
+        "data": None if untouched else for_method(project, key.method, selected).data_fingerprint,
         "recipe": stable_hash(recipe),
-        "code": code_fingerprint(CHILD, *_runs_in(stage, key.method)),
-        "machine": stage.machine_of(key.method),
+        "code": code_fingerprint(CHILD, *_runs_in(project, key.method)),
+        "machine": project.machine_of(key.method),
     }
 
 
-def _runs_in(stage: Stage, method: str) -> tuple[str, ...]:
+def _runs_in(project: Project, method: str) -> tuple[str, ...]:
     """The modules of this project in which several processes of the method's cells run."""
-    return stage.launcher().runs if stage.placement_of(method).devices > 1 else ()
+    return project.launcher().runs if project.placement_of(method).devices > 1 else ()
 
 
 def changed(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
@@ -173,7 +173,7 @@ def changed(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> list[st
 
 
 def train(
-    stage: Stage, key: CellKey, *, force: bool = False, watch: Watch | None = None, seen: str | None = None
+    project: Project, key: CellKey, *, force: bool = False, watch: Watch | None = None, seen: str | None = None
 ) -> tuple[Attempt, bool]:
     """Make the cell current and return its newest attempt, and whether that was reused.
 
@@ -186,10 +186,10 @@ def train(
         WorkError: the lake cannot be written.
     """
     watch = watch or Watch()
-    examples, selected = examples_now(stage)
-    expected = fingerprints(stage, key, selected)
-    with locked(key.folder(stage.data) / "cell.lock", f"train {key}", say=watch.say):
-        earlier = cells.attempts(stage.data, key)
+    examples, selected = examples_now(project)
+    expected = fingerprints(project, key, selected)
+    with locked(key.folder(project.data) / "cell.lock", f"train {key}", say=watch.say):
+        earlier = cells.attempts(project.data, key)
         newest = earlier[-1] if earlier else None
         current = newest and newest.status == "ok" and not changed(newest.result.fingerprints, expected)
         if newest and seen is not None and newest.run_id != seen:
@@ -199,19 +199,19 @@ def train(
             restart.clear(earlier)
             return newest, True
         if newest and not force and _goes_on_elsewhere(newest, expected):
-            run = _run(stage, newest, watch)
+            run = _run(project, newest, watch)
         else:
-            run = _next_attempt(stage, key, earlier, examples, expected, watch=watch, force=force)
+            run = _next_attempt(project, key, earlier, examples, expected, watch=watch, force=force)
 
         def again(after: str) -> Run:
-            tries = cells.attempts(stage.data, key)
-            return _next_attempt(stage, key, tries, examples, expected, watch=watch, after=after)
+            tries = cells.attempts(project.data, key)
+            return _next_attempt(project, key, tries, examples, expected, watch=watch, after=after)
 
-        finished = Attempt(key, and_once_more(run, again, stage.site(watch)).folder)
+        finished = Attempt(key, and_once_more(run, again, project.site(watch)).folder)
         if finished.status in restart.FINAL:
             restart.clear([*earlier, finished])
         if finished.status == "ok":
-            _drop_superseded_models(stage.data, finished)
+            _drop_superseded_models(project.data, finished)
         return finished, False
 
 
@@ -222,7 +222,7 @@ def _goes_on_elsewhere(newest: Attempt, expected: Mapping[str, Any]) -> bool:
 
 
 def _next_attempt(
-    stage: Stage,
+    project: Project,
     key: CellKey,
     earlier: list[Attempt],
     examples: Path,
@@ -235,40 +235,40 @@ def _next_attempt(
     """A new attempt, from the last checkpoint of `earlier` where there is one. `after`: why it is made at once."""
     for attempt in earlier:
         launcher_class(attempt.spec.launcher).end(attempt.folder)
-    resume = None if force else restart.resumable(earlier, expected, stage.data.root)
+    resume = None if force else restart.resumable(earlier, expected, project.data.root)
     restart.clear(earlier, keep=resume["run_id"] if resume else None)
-    folder = key.folder(stage.data) / cells.new_run_id()
-    queue(folder, _spec(stage, key, folder.name, examples, expected, resume, after))
-    return _run(stage, Attempt(key, folder), watch)
+    folder = key.folder(project.data) / cells.new_run_id()
+    queue(folder, _spec(project, key, folder.name, examples, expected, resume, after))
+    return _run(project, Attempt(key, folder), watch)
 
 
-def _run(stage: Stage, attempt: Attempt, watch: Watch) -> Run:
+def _run(project: Project, attempt: Attempt, watch: Watch) -> Run:
     """The attempt as a run."""
 
     def needs() -> None:
         spec, key = attempt.spec, attempt.key
         trackers.require(spec.report_to)
         require_divisible(spec.recipe, spec.sharding)
-        if not for_method(stage, key.method, examples_now(stage)[1]).train:
-            raise UnavailableError(no_examples(stage, key.method))
-        weights.fetch(stage.data, stage.experiments, key.model, say=watch.say)
+        if not for_method(project, key.method, examples_now(project)[1]).train:
+            raise UnavailableError(no_examples(project, key.method))
+        weights.fetch(project.data, project.experiments, key.model, say=watch.say)
 
     return Run(attempt.folder, CHILD, needs=needs, on_tick=lambda: watch.on_tick(attempt), outlook=restart.outlook)
 
 
-def no_examples(stage: Stage, method: str) -> str:
+def no_examples(project: Project, method: str) -> str:
     """Why the method has nothing to train on, and what to do."""
-    provider = stage.selection_of(method).provider
-    named = "sources.providers" if provider != stage.experiments.local_provider else "sources.local_generator"
+    provider = project.selection_of(method).provider
+    named = "sources.providers" if provider != project.experiments.local_provider else "sources.local_generator"
     return (
-        f"methods.{method}.data names provider {provider}, and no example of it is among those that profile {stage.profile} "
-        f"trains on (languages: {stage.selection.languages}): let it be asked (enabled, {named}), run "
+        f"methods.{method}.data names provider {provider}, and no example of it is among those that profile {project.profile} "
+        f"trains on (languages: {project.selection.languages}): let it be asked (enabled, {named}), run "
         f"`featherweight generate --provider {provider}`, then `featherweight clean`"
     )
 
 
 def _spec(
-    stage: Stage,
+    project: Project,
     key: CellKey,
     run_id: str,
     examples: Path,
@@ -276,17 +276,17 @@ def _spec(
     resume: dict[str, Any] | None,
     after: str | None = None,
 ) -> RunSpec:
-    settings = stage.experiments.training_for(stage.profile, key.model, key.method)
-    model, profile = stage.experiments.model(key.model), stage.experiments.profile(stage.profile)
-    folder = weights.model_folder(stage.data, key.model, model)
+    settings = project.experiments.training_for(project.profile, key.model, key.method)
+    model, profile = project.experiments.model(key.model), project.experiments.profile(project.profile)
+    folder = weights.model_folder(project.data, key.model, model)
     return RunSpec(
-        run_id=run_id, model=key.model, method=key.method, seed=key.seed, profile=stage.profile,
-        root=str(stage.data.root), examples=str(examples.relative_to(stage.data.root)),
-        weights=str(folder if model.source.path else folder.relative_to(stage.data.root)),
-        selection=asdict(stage.selection_of(key.method)), recipe=recipe_of(stage, key), fingerprints=expected,
+        run_id=run_id, model=key.model, method=key.method, seed=key.seed, profile=project.profile,
+        root=str(project.data.root), examples=str(examples.relative_to(project.data.root)),
+        weights=str(folder if model.source.path else folder.relative_to(project.data.root)),
+        selection=asdict(project.selection_of(key.method)), recipe=recipe_of(project, key), fingerprints=expected,
         resume=resume, after=after, memory_budget_gb=settings.memory_budget_gb,
         time_limit_minutes=settings.time_limit_minutes, learning_rate_source=settings.learning_rate_source,
-        report_to=settings.report_to, launcher=profile.launcher, **stage.devices_of(key.method), deepspeed=profile.deepspeed,
+        report_to=settings.report_to, launcher=profile.launcher, **project.devices_of(key.method), deepspeed=profile.deepspeed,
         more={
             "eval_every_steps": settings.eval_every_steps, "checkpoint_every_steps": settings.checkpoint_every_steps,
             "tokens": {"bos": model.bos, "end": model.end}, "licence": model.licence,

@@ -38,7 +38,7 @@ from pipelines.paths import PROJECT, DataRoot
 from pipelines.records import read_corpus
 from pipelines.runs import cells, checkpoints
 from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Stage
+from pipelines.train.cell import Project
 from tests.asking import GRID, KEYS, PRICE, wait_for
 from tests.fake_behavior import Behavior, Fault, Wire
 from tests.fake_provider import FakeProvider, fake_provider
@@ -328,7 +328,7 @@ def night() -> None:
     asked: list[str] = []
     published: list[bool] = []
     while True:
-        stage = Stage(DATA, configuration.load(EXPERIMENTS), "local")
+        stage = Project(DATA, configuration.load(EXPERIMENTS), "local")
         step = next_step(stage, stage.experiments.nightly, NIGHT, Done([True], published, asked))
         match step.do:
             case "cells":
