@@ -107,7 +107,7 @@ def no_cell_got_worse() -> dg.AssetCheckResult:
 def every_cell_and_attempt_is_published(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     shown = last_published(context.instance, PROFILE)
     project = project_now(shown if shown in configuration.load().profiles else None)
-    profile = project.experiments.profile(project.profile)
+    profile = project.settings
     configured = sorted((model, method) for model in profile.models for method in profile.methods)
     known = {attempt.run_id for attempt in all_attempts(project.data)}
     with connect(project.data) as db:

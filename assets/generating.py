@@ -16,7 +16,7 @@ from pipelines.generate.generate import GenerationResult, generate, generate_loc
 from pipelines.generate.generate import generated_records as read_generated_records
 from pipelines.generate.show import ProgressLines, summary
 from pipelines.nightly.night import begin, money_left
-from pipelines.train.cell import Project
+from pipelines.project import Project
 
 PROVIDERS_ANSWER = "providers_answer"
 

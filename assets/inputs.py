@@ -11,13 +11,10 @@ import dagster as dg
 from assets.cleaning import sft_examples
 from assets.metadata import table
 from assets.project import CELLS, cell_of, grid, partition_of, project_now
-from pipelines.clean.select import Selected
-from pipelines.errors import UsageError
-from pipelines.evaluate.cell import evaluation_fingerprint
+from pipelines.evaluate.cell import evaluated_by
 from pipelines.files import stable_hash
 from pipelines.nightly.due import why_due
-from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Project, examples_now, fingerprints, recipe_of
+from pipelines.project import Resolved
 
 VERSION = "dagster/data_version"
 GIVEN = "dagster/data_version_is_user_provided"
@@ -30,20 +27,15 @@ def cell_inputs(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """What a cell is made from: its examples, its recipe, the trainer's code, this machine. Nothing is stored; the data version is
     the hash of those four fingerprints, noted anew whenever one of them changes, and makes `trained_model` stale then.
     """
-    project = project_now()
-    _, selected = examples_now(project)
-    model, method = cell_of(context.partition_key)
-    prints = fingerprints(project, CellKey(model, method, 1), selected)
-    recipe = recipe_of(project, CellKey(model, method, 1))
-    evaluated_by = evaluation_fingerprint(project, selected)
-    seeds = project.experiments.profile(project.profile).seeds
-    due = {seed: why_due(project, CellKey(model, method, seed), selected, evaluated_by) for seed in seeds}
+    resolved = project_now().resolve()
+    plan, by = resolved.cell(*cell_of(context.partition_key)), evaluated_by(resolved)
+    due = {key.seed: why_due(resolved, key, by) for key in plan.keys}
     return dg.MaterializeResult(
-        data_version=dg.DataVersion(stable_hash(prints)),
+        data_version=dg.DataVersion(stable_hash(plan.fingerprints)),
         metadata={
             "due": ", ".join(f"seed {seed}: {why or 'current'}" for seed, why in due.items()),
-            "fingerprints": table([{"of": k, "is": v} for k, v in prints.items()], ["of", "is"]),
-            "recipe": table([{"setting": k, "is": v} for k, v in recipe.items()], ["setting", "is"]),
+            "fingerprints": table([{"of": k, "is": v} for k, v in plan.fingerprints.items()], ["of", "is"]),
+            "recipe": table([{"setting": k, "is": v} for k, v in plan.recipe.items()], ["setting", "is"]),
         },
     )
 
@@ -58,39 +50,37 @@ evaluation_inputs = dg.AssetSpec(
 )
 
 
-def note_inputs(instance: dg.DagsterInstance, project: Project, cells: Sequence[tuple[str, str]] | None = None) -> int:
+def note_inputs(
+    instance: dg.DagsterInstance, resolved: Resolved, cells: Sequence[tuple[str, str]] | None = None
+) -> int:
     """Tell Dagster the versions of what `cells` (None: the whole grid) and evaluations are made from, where they are not those it
     knows. Returns how many were new.
     """
-    try:
-        _, selected = examples_now(project)
-    except UsageError:  # nothing was cleaned yet
-        return 0
     noted = 0
-    for event in _events(instance, project, selected, cells if cells is not None else grid().cells):
+    for event in _events(instance, resolved, cells if cells is not None else grid().cells):
         instance.report_runless_asset_event(event)
         noted += 1
     return noted
 
 
 def _events(
-    instance: dg.DagsterInstance, project: Project, selected: Selected, cells: Sequence[tuple[str, str]]
+    instance: dg.DagsterInstance, resolved: Resolved, cells: Sequence[tuple[str, str]]
 ) -> Iterator[dg.AssetMaterialization]:
-    there = set(project.experiments.cells)  # a name that the code location still has may be gone
+    there = set(resolved.experiments.cells)  # a name that the code location still has may be gone
     partitions = {
         str(partition_of(model, method)): (model, method) for model, method in cells if (model, method) in there
     }
     known = _known(instance, list(partitions))
     made = _provenance(instance)
     for partition, (model, method) in partitions.items():
-        tags = {VERSION: stable_hash(fingerprints(project, CellKey(model, method, 1), selected)), **made}
+        tags = {VERSION: stable_hash(resolved.cell(model, method).fingerprints), **made}
         if any(known.get(partition, {}).get(name) != value for name, value in tags.items()):
             told = {CODE: "reported", GIVEN: "true", **tags}
             yield dg.AssetMaterialization(cell_inputs.key, partition=partition_of(model, method), tags=told)
-    evaluated_by = evaluation_fingerprint(project, selected)
+    fingerprint = evaluated_by(resolved).fingerprint
     latest = instance.fetch_materializations(evaluation_inputs.key, limit=1).records
-    if not latest or _tags(latest[0]).get(VERSION) != evaluated_by:
-        yield dg.AssetMaterialization(evaluation_inputs.key, tags={VERSION: evaluated_by, GIVEN: "true"})
+    if not latest or _tags(latest[0]).get(VERSION) != fingerprint:
+        yield dg.AssetMaterialization(evaluation_inputs.key, tags={VERSION: fingerprint, GIVEN: "true"})
 
 
 def _known(instance: dg.DagsterInstance, partitions: list[str]) -> dict[str, dict[str, str]]:

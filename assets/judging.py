@@ -37,7 +37,7 @@ def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> 
         return _told(context, "nobody was asked: judging: in experiments.yaml names neither a judge nor teachers")
     try:
         asked = answers.ask(
-            project, progress=ProgressLines(context.log.info), budget_usd=config.cap(project), wait=False
+            project.resolve(), progress=ProgressLines(context.log.info), budget_usd=config.cap(project), wait=False
         )
     except InUseError as error:
         return _told(context, f"nobody was asked now, the next publication asks: {error}")

@@ -19,9 +19,10 @@ from assets.project import grid, partition_of, project_now
 from pipelines import alert
 from pipelines import experiments as configuration
 from pipelines.compare.compare import lake_version
+from pipelines.errors import UsageError
 from pipelines.nightly.due import Due
 from pipelines.nightly.night import Done, Step, end, has_ended, in_words, is_under_way, next_step, note_round
-from pipelines.train.cell import Project
+from pipelines.project import Project
 
 NIGHTLY = "featherweight/nightly"  # on every run of a night: "yes"
 NIGHT = "featherweight/night"  # which
@@ -89,7 +90,10 @@ def inputs_have_changed(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     size_pool(context.instance)
     under_way = _under_way(context.instance)
     project = _project() if under_way else project_now(published_profile(context.instance))
-    noted = note_inputs(context.instance, project)
+    try:
+        noted = note_inputs(context.instance, project.resolve())
+    except UsageError:
+        return dg.SkipReason("nothing was cleaned yet")
     return dg.SkipReason(f"{noted} new versions noted" if noted else "no new version")
 
 

@@ -14,9 +14,9 @@ from pipelines import experiments as configuration
 from pipelines import machine
 from pipelines.experiments import Experiments, Profile
 from pipelines.paths import data_root
+from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.chosen import launcher_for
-from pipelines.train.cell import Project
 
 GRACE_SECONDS = 10
 # Training, evaluation and the local LLM server share it, so that one of them runs at a time: two falsify every speed.
@@ -86,7 +86,7 @@ def cell_of(partition: str) -> tuple[str, str]:
 def keys_of(context: dg.AssetExecutionContext, project: Project, seeds: Sequence[int] = ()) -> list[CellKey]:
     """The partition's cell, once for each of `seeds`, or of the profile's."""
     model, method = cell_of(context.partition_key)
-    return [CellKey(model, method, seed) for seed in seeds or project.experiments.profile(project.profile).seeds]
+    return [CellKey(model, method, seed) for seed in seeds or project.settings.seeds]
 
 
 def partition_of(model: str, method: str) -> dg.MultiPartitionKey:

@@ -20,10 +20,10 @@ from pipelines.compare.show import render
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.generate.generate import sources_of
 from pipelines.generate.requests import load_prompts
+from pipelines.project import Project
 from pipelines.runs.cells import CellKey, latest
 from pipelines.runs.process import PARENT, die_with_parent, end_as_interrupt, stop_group
 from pipelines.runs.progress import CellProgress
-from pipelines.train.cell import Project
 
 DRIVER, ONE_CELL = "--driver", "--cell"
 INTERRUPTED = 130
@@ -59,7 +59,7 @@ def run() -> int:
     project = project_now()
     check_inputs(project)
     prepare_home()
-    profile = project.experiments.profile(project.profile)
+    profile = project.settings
     for model in profile.models:
         try:
             weights.fetch(project.data, project.experiments, model, say=say)
@@ -108,7 +108,7 @@ def _run_cell(project: Project, instance: dg.DagsterInstance, model: str, method
     """Train and evaluate one cell, and publish, so that the table fills while the rest still trains."""
     from assets.project import partition_of
 
-    key = CellKey(model, method, project.experiments.profile(project.profile).seeds[0])
+    key = CellKey(model, method, project.settings.seeds[0])
     before = latest(project.data, key)
     with _shown(project, key):
         done = _execute(training_job, instance, f"{model} × {method}", tags, str(partition_of(model, method)))
@@ -157,7 +157,7 @@ def one_cell(model: str, method: str) -> int:
 
     project = project_now()
     prepare_home()
-    key = CellKey(model, method, project.experiments.profile(project.profile).seeds[0])
+    key = CellKey(model, method, project.settings.seeds[0])
     with dg.DagsterInstance.get() as instance:
         done = _execute(training_job, instance, f"{model} × {method}", owner_tags(), str(partition_of(model, method)))
     after = latest(project.data, key)

@@ -19,11 +19,13 @@ from pipelines.estimate.estimate import foresee
 from pipelines.evaluate.cell import evaluate
 from pipelines.files import stable_hash
 from pipelines.nightly.night import begin, hours_of_cells, limit_reached, money_left
+from pipelines.project import Project, Resolved
 from pipelines.runs.cells import Attempt, Evaluation
 from pipelines.runs.clock import now
 from pipelines.runs.launchers.base import CellCommand, Ending, RunningCommand, Starter
 from pipelines.runs.process import tie_to_parent
-from pipelines.train.cell import Project, Watch, train
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
 
 Context = dg.AssetExecutionContext
 CELL_IS_OK = "cell_is_ok"
@@ -60,24 +62,24 @@ class CellConfig(dg.Config):
     def project(self) -> Project:
         return project_now(self.profile)
 
-    def applied(self, project: Project, cell: tuple[str, str], began: str) -> Project:
-        """The project with what the next seed, or evaluation, of a run that `began` then may use. Cells of a cluster that run side by
-        side share what is left to the night."""
-        profile = project.experiments.profile(project.profile)
-        spent = hours_of_cells(project.data, began, cell) * (profile.price_per_hour or 0.0)
+    def applied(self, resolved: Resolved, cell: tuple[str, str], began: str) -> Resolved:
+        """With what the next seed, or evaluation, of a run that `began` then may use. Cells that run side by side elsewhere share
+        what is left to the night."""
+        project = resolved.project
+        spent = hours_of_cells(project.data, began, cell) * (project.settings.price_per_hour or 0.0)
         budgets = [max(self.budget_usd - spent, 0.0)] if self.budget_usd is not None else []
         if self.night:
             left = money_left(project, project.experiments.nightly, begin(project.data, self.night)["started_at"])
             budgets += [max(left, 0.0) / project.launcher().at_once] if left is not None else []
         if self.max_examples is not None:
             project = with_max_examples(project, cell, self.max_examples)
-        return with_budget(project, cell, min(budgets)) if budgets else project
+        return resolved.under(with_budget(project, cell, min(budgets)) if budgets else project)
 
 
 def passed_over(context: Context, config: CellConfig, project: Project) -> str | None:
     """Why the cell is not run now, though it was asked for; None where it is."""
     model, method = cell_of(context.partition_key)
-    profile = project.experiments.profile(project.profile)
+    profile = project.settings
     named = model in profile.models and method in profile.methods
     if BACKFILL in context.run.tags and not named and not config.outside_profile:
         return (
@@ -185,15 +187,16 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
         context.log.warning(f"not run: {why}")
         yield dg.AssetCheckResult(check_name=CELL_IS_OK, passed=False, severity=WARN, metadata={"not run": why})
         return
-    know_inputs(context, project)
+    resolved = project.resolve()
+    know_inputs(context, resolved)
     watch = _watch(context)
-    foresee(project)
-    if config.budget_usd is not None and not project.experiments.profile(project.profile).price_per_hour:
+    foresee(project, resolved)
+    if config.budget_usd is not None and not project.settings.price_per_hour:
         context.log.warning(f"budget_usd caps nothing: profile {project.profile} has no price_per_hour")
     cell, began = cell_of(context.partition_key), _began(context)
     done = [
         train(
-            config.applied(project, cell, began),
+            config.applied(resolved, cell, began),
             key,
             force=config.force,
             watch=watch,
@@ -227,9 +230,9 @@ def _began(context: Context) -> str:
     return record.create_timestamp.replace(tzinfo=UTC).isoformat(timespec="milliseconds") if record else now()
 
 
-def know_inputs(context: Context, project: Project) -> None:
+def know_inputs(context: Context, resolved: Resolved) -> None:
     """Have Dagster note as this step's inputs what they are now, not what they were when it last looked."""
-    if note_inputs(context.instance, project, [cell_of(context.partition_key)]):
+    if note_inputs(context.instance, resolved, [cell_of(context.partition_key)]):
         context.get_step_execution_context().fetch_external_input_asset_version_info()
 
 
@@ -267,13 +270,13 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
     """Losses on held-out records and general texts, greedy answers and what serving costs, of a trained cell, beside its attempt's
     folder. Nobody is asked about the answers here, where the device is held: that is `judged_answers`.
     """
-    project = config.project()
-    know_inputs(context, project)
+    resolved = config.project().resolve()
+    know_inputs(context, resolved)
     watch = _watch(context)
     cell, began = cell_of(context.partition_key), _began(context)
     done = [
-        evaluate(config.applied(project, cell, began), key, force=config.force, watch=watch)
-        for key in keys_of(context, project, config.seeds)
+        evaluate(config.applied(resolved, cell, began), key, force=config.force, watch=watch)
+        for key in keys_of(context, resolved.project, config.seeds)
     ]
     bad = [found for found, _ in done if not found.ok]
     yield dg.AssetCheckResult(

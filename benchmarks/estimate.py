@@ -25,9 +25,8 @@ from pipelines.estimate import estimate
 from pipelines.estimate.batch import Batch
 from pipelines.experiments import Experiments
 from pipelines.paths import PROJECT, DataRoot, data_root
-from pipelines.runs.cells import CellKey
+from pipelines.project import Project
 from pipelines.runs.process import child_environment
-from pipelines.train.cell import Project, recipe_of
 
 PACKAGED = "smollm2-135m"
 CELLS: dict[str, list[tuple[str, Batch]]] = {
@@ -89,7 +88,7 @@ def _cells(stage: Project, model: str, cells: list[tuple[str, Batch]]) -> Iterat
     config = shipped.named(model)
     asked = [
         {
-            "recipe": recipe_of(stage, CellKey(model, method, 1)),
+            "recipe": stage.recipe_of(model, method),
             "config": config,
             "batches": [asdict(batch), asdict(shorter(batch))],
             "device": "cpu",

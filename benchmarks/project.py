@@ -10,7 +10,7 @@ from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
 from pipelines.experiments import Experiments
 from pipelines.paths import PROJECT, DataRoot, data_root
-from pipelines.train.cell import Project
+from pipelines.project import Project
 
 PACKAGED = "smollm2-135m"
 

@@ -22,9 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from benchmarks import project
 from benchmarks.clock import best_seconds
-from pipelines.runs.cells import CellKey
 from pipelines.train import batches, loading
-from pipelines.train.cell import examples_now, recipe_of
 from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, step_loss
 from pipelines.train.optimizers import make_optimizer
@@ -53,7 +51,7 @@ def measure() -> Iterator[Line]:
 
 def _measured(folder: Path, method: str, dropout: float | None) -> Line:
     stage = project.make(folder, train=EXAMPLES, held_out=3, examples_per_step=EXAMPLES)
-    recipe = recipe_of(stage, CellKey(project.PACKAGED, method, 1))
+    recipe = stage.recipe_of(project.PACKAGED, method)
     recipe |= {} if dropout is None else {"dropout": dropout}
     weights = stage.data.models / project.PACKAGED
     torch.manual_seed(1)
@@ -61,7 +59,7 @@ def _measured(folder: Path, method: str, dropout: float | None) -> Line:
     shapes = [_shape(module) for module in _linears(model)]
     model = loading.add_adapter(model, recipe) if recipe["kind"] == "lora" else model
     form = PromptFormat.of(weights, recipe)
-    examples = [example for record in examples_now(stage)[1].train for example in form.tokenize(record)]
+    examples = [example for record in stage.resolve().selected.train for example in form.tokenize(record)]
     groups = batches.micro_batches(examples, max_tokens=recipe["micro_batch_tokens"])
     rows = round(median(len(group) * len(group[0]) for group in groups))
     before = _rates(shapes, rows)

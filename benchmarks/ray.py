@@ -21,9 +21,11 @@ from pipelines.evaluate.cell import evaluate
 from pipelines.experiments import Ray
 from pipelines.plan.plan import longest_first
 from pipelines.plan.schedule import Job, Place, lower_bound
+from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.local import LocalLauncher
-from pipelines.train.cell import Project, Watch, train
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
 from tests.ray_cluster import ray_cluster
 
 METHODS = ("base", "full", "lora-r8", "lora-r128", "qlora-r8")
@@ -104,8 +106,8 @@ def _cell(stage: Project, method: str, watch: Watch) -> Run:
     """Train and evaluate; `wall` seconds in all, `own` in the cell's two processes, `around` outside them."""
     key = CellKey(project.PACKAGED, method, 1)
     began = time.monotonic()
-    attempt, _ = train(stage, key, watch=watch)
-    found, _ = evaluate(stage, key, watch=watch)
+    attempt, _ = train(stage.resolve(), key, watch=watch)
+    found, _ = evaluate(stage.resolve(), key, watch=watch)
     wall = time.monotonic() - began
     if attempt.status != "ok" or not found.ok:
         raise RuntimeError(f"{key}: {attempt.result.status_detail} {found.result.status_detail}")

@@ -16,9 +16,11 @@ import psutil
 from benchmarks import project
 from benchmarks.peers import peer_environment
 from pipelines.files import read_json
+from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.process import spawn, stop_group
-from pipelines.train.cell import Project, Watch, train
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
 
 ROUNDS = 5
 METHODS = ("full", "lora-r8", "qlora-r8")
@@ -54,7 +56,7 @@ def measure() -> Iterator[dict[str, Any]]:
 def _attempt(stage: Project, method: str) -> Path:
     """The folder of an attempt that ran to its end: its spec is started again by hand."""
     key = CellKey(project.PACKAGED, method, 1)
-    attempt, _ = train(stage, key, watch=Watch(say=lambda _: None))
+    attempt, _ = train(stage.resolve(), key, watch=Watch(say=lambda _: None))
     if attempt.status != "ok":
         raise RuntimeError(f"{method} ended as {attempt.status}: {attempt.result.status_detail}")
     return attempt.folder

@@ -11,10 +11,9 @@ from benchmarks.clock import best_seconds
 from pipelines import experiments as configuration
 from pipelines import weights
 from pipelines.paths import PROJECT, data_root
+from pipelines.project import Project
 from pipelines.records import read_corpus
-from pipelines.runs.cells import CellKey
 from pipelines.train import batches, loading
-from pipelines.train.cell import Project, recipe_of
 from pipelines.train.examples import IGNORE, Tokenized
 from pipelines.train.losses import head_on_positions, token_losses
 from pipelines.train.prompts import PromptFormat
@@ -25,7 +24,7 @@ MODEL, EXAMPLES = "smollm2-135m", 8
 def measure() -> Iterator[dict[str, Any]]:
     loading.quiet()
     experiments = configuration.load()
-    recipe = {**recipe_of(Project(data_root(), experiments, "local"), CellKey(MODEL, "lora-r8", 1)), "dropout": 0.0}
+    recipe = {**Project(data_root(), experiments, "local").recipe_of(MODEL, "lora-r8"), "dropout": 0.0}
     folder = weights.fetch(data_root(), experiments, MODEL)
     torch.manual_seed(1)
     model = loading.add_adapter(loading.load_model(folder, recipe), recipe)

@@ -25,11 +25,13 @@ from benchmarks import project, train_child
 from benchmarks.clock import BusyElsewhere
 from benchmarks.peers import peer_environment, peer_python
 from pipelines.files import read_json
+from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.base import CellCommand
 from pipelines.runs.launchers.local import LocalCommand, LocalLauncher
+from pipelines.runs.run import Watch
 from pipelines.train import batches
-from pipelines.train.cell import Project, Watch, examples_now, recipe_of, train
+from pipelines.train.cell import train
 from pipelines.train.examples import Tokenized
 from pipelines.train.prompts import PromptFormat
 
@@ -139,7 +141,9 @@ class Trial:
     def ours(self, examples: int) -> Run:
         key = CellKey(self.model, METHOD, SEED)
         elsewhere = BusyElsewhere()
-        attempt, _ = train(self.stage, key, force=True, watch=Watch(say=lambda _: None, launcher=TimedLauncher()))
+        attempt, _ = train(
+            self.stage.resolve(), key, force=True, watch=Watch(say=lambda _: None, launcher=TimedLauncher())
+        )
         busy = elsewhere.share()
         if attempt.status != "ok":
             raise RuntimeError(f"our own run ended as {attempt.status}: {attempt.result.status_detail}")
@@ -184,9 +188,9 @@ class Trial:
     def _material(self) -> tuple[list[list[Tokenized]], list[Tokenized], dict[str, Any]]:
         """Our own plan of steps, the held-out examples and the recipe."""
 
-        recipe = recipe_of(self.stage, CellKey(self.model, METHOD, SEED))
+        recipe = self.stage.recipe_of(self.model, METHOD)
         form = PromptFormat.of(self.stage.data.models / self.model, recipe)
-        selected = examples_now(self.stage)[1]
+        selected = self.stage.resolve().selected
         sides = [
             [example for record in side for example in form.tokenize(record)]
             for side in (selected.train, selected.eval)

@@ -3,7 +3,7 @@ the settings, so that the spec, the fingerprints and the row tell what was reall
 
 from pipelines.errors import UsageError
 from pipelines.experiments import DataChoice, Experiments, TrainingOverrides
-from pipelines.train.cell import Project
+from pipelines.project import Project
 
 
 def with_max_examples(project: Project, model_method: tuple[str, str], count: int) -> Project:
@@ -34,7 +34,7 @@ def with_budget(project: Project, model_method: tuple[str, str], dollars: float)
     """
     if not dollars >= 0:  # NaN too
         raise UsageError(f"budget_usd is {dollars:g}; expected dollars from 0, or nothing for no cap")
-    price = project.experiments.profile(project.profile).price_per_hour
+    price = project.settings.price_per_hour
     if not price:
         return project
     model_name, method = model_method

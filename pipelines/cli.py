@@ -14,9 +14,10 @@ from pathlib import Path
 from pipelines import experiments as configuration
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.paths import data_root
+from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.process import end_as_interrupt
-from pipelines.train.cell import Project, Watch
+from pipelines.runs.run import Watch
 
 Arguments = argparse.Namespace
 OK, NOT_OK = 0, 3
@@ -95,7 +96,7 @@ def judge(_: Arguments) -> int:
         )
     bar = show.ProgressBar(experiments.generation.budget_usd)
     try:
-        results = [judge(project.data, experiments, progress=bar), answers.ask(project, progress=bar)]
+        results = [judge(project.data, experiments, progress=bar), answers.ask(project.resolve(), progress=bar)]
     finally:
         bar.close()
     for line in [line for result in results for line in show.summary(result)]:
@@ -143,16 +144,16 @@ def train(arguments: Arguments) -> int:
         from pipelines.train.dry_run import dry_run
 
         try:
-            for line in dry_run(project, keys[0]):
+            for line in dry_run(project.resolve(), keys[0]):
                 print(line)
         except ValueError as error:  # what would end the cell as `failed`
             raise WorkError(str(error)) from error
         return OK
-    foresee(project)
-    statuses = []
+    resolved, statuses = project.resolve(), []
+    foresee(project, resolved)
     for key in keys:
         progress = CellProgress()
-        attempt, reused = train_cell(project, key, force=arguments.force, watch=Watch(on_tick=progress.show))
+        attempt, reused = train_cell(resolved, key, force=arguments.force, watch=Watch(on_tick=progress.show))
         progress.close()
         statuses.append(attempt.status)
         print(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}, {attempt.folder}")
@@ -164,25 +165,28 @@ def train(arguments: Arguments) -> int:
 def _keys(project: Project, arguments: Arguments) -> list[CellKey]:
     project.experiments.model(arguments.model)
     project.experiments.method(arguments.method)
-    seeds = project.experiments.profile(project.profile).seeds if arguments.seed is None else [arguments.seed]
+    seeds = project.settings.seeds if arguments.seed is None else [arguments.seed]
     return [CellKey(arguments.model, arguments.method, seed) for seed in seeds]
 
 
 def evaluate(arguments: Arguments) -> int:
     from pipelines.evaluate import answers
     from pipelines.evaluate.cell import evaluate as evaluate_cell
+    from pipelines.evaluate.cell import evaluate_base, trained
     from pipelines.generate.show import summary
 
     project = project_now()
-    statuses, judged = [], []
-    for key in _keys(project, arguments):
-        evaluation, reused = evaluate_cell(project, key, force=arguments.force)
+    resolved, keys, statuses, judged = project.resolve(), _keys(project, arguments), [], []
+    trained(project, keys[0])
+    evaluate_base(resolved, keys[0])  # a cell's row is compared with it
+    for key in keys:
+        evaluation, reused = evaluate_cell(resolved, key, force=arguments.force)
         bits = evaluation.result.measured.get("eval_bits_per_byte")
         statuses.append(evaluation.result.status)
         numbers = evaluation.result.status_detail if bits is None else f"{bits:.4f} bits per byte"
         print(f"{key}: {statuses[-1]}{' (current, reused)' if reused else ''}, {numbers}")
         if evaluation.ok:
-            judged.append(answers.ask(project, [evaluation]))
+            judged.append(answers.ask(resolved, [evaluation]))
     for line in [line for result in judged for line in summary(result)]:
         print(line)
     return OK if set(statuses) == {"ok"} and all(result.complete for result in judged) else NOT_OK
@@ -193,6 +197,7 @@ def export(arguments: Arguments) -> int:
     from pipelines.export.cell import export as export_cell
 
     project, statuses = project_now(), []
+    resolved = project.resolve()
     schemes = list(dict.fromkeys(arguments.gguf or []))
     wanted = Wanted(arguments.merge or not schemes, schemes, Path(arguments.output) if arguments.output else None)
     keys = _keys(project, arguments)
@@ -201,7 +206,7 @@ def export(arguments: Arguments) -> int:
             f"--output holds one seed's export: name it with --seed ({', '.join(str(k.seed) for k in keys)})"
         )
     for key in keys:
-        made = export_cell(project, key, wanted)
+        made = export_cell(resolved, key, wanted)
         result = made.result
         statuses.append(result.status)
         print(f"{key}: {result.status}")
@@ -220,8 +225,9 @@ def bit_widths(arguments: Arguments) -> int:
     from pipelines.export import bit_widths
 
     project, statuses = project_now(), set()
+    resolved = project.resolve()
     for key in _keys(project, arguments):
-        found = bit_widths.measure(project, key, arguments.format or bit_widths.ALL, force=arguments.force)
+        found = bit_widths.measure(resolved, key, arguments.format or bit_widths.ALL, force=arguments.force)
         print(f"{key}")
         for line in bit_widths.lines(found):
             print(line)
@@ -293,7 +299,7 @@ def plan(arguments: Arguments) -> int:
     project = project_now()
     if arguments.profile:
         project = replace(project, profile=configuration.profile_name(project.experiments, arguments.profile))
-    here = project.experiments.profile(project.profile)
+    here = project.settings
     devices = fleet.load(Path(arguments.cluster)) if arguments.cluster else fleet.this_machine(here)
     made = make(project, devices, everything=arguments.all)
     print(json.dumps(show.as_plain(made), ensure_ascii=False, indent=1) if arguments.json else show.render(made))
@@ -312,7 +318,7 @@ def tune(arguments: Arguments) -> int:
     if asked and not 0 < asked.low < asked.high < MOST_RATE:
         raise UsageError(f"--low {asked.low:g} --high {asked.high:g}: expected 0 < low < high < {MOST_RATE:g}")
     (key, *_) = _keys(project, arguments)
-    found = tune(project, key, trials=arguments.trials, asked=asked, tell=print)
+    found = tune(project.resolve(), key, trials=arguments.trials, asked=asked, tell=print)
     print(f"\nbest of {found.trials} trials: {found.rate:.2e}, loss {found.loss:.4f} on the slice held back from train")
     if found.at_edge:
         print("it lies at the edge of what was tried: run again with --low and --high moved that way")
@@ -327,7 +333,7 @@ def sweep(arguments: Arguments) -> int:
     from pipelines.sweep import table as rank_table
 
     project = project_now()
-    model = arguments.model or project.experiments.profile(project.profile).models[0]
+    model = arguments.model or project.settings.models[0]
     swept = with_ranks(project, model, arguments.ranks)
     progress = CellProgress()
     rows = run_sweep(swept, on_tick=progress.show, tell=print)

@@ -18,10 +18,10 @@ from pipelines.errors import WorkError
 from pipelines.estimate.question import answer_file, questions
 from pipelines.files import locked
 from pipelines.paths import DataRoot
+from pipelines.project import Project
 from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.result import result_in
-from pipelines.train.cell import Project
 from pipelines.warehouse import KEPT
 
 DAY = 86400.0

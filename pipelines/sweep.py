@@ -9,11 +9,13 @@ from pipelines.compare import plots
 from pipelines.compare.show import Columns, Format, as_csv, as_json, one_line, tabulate
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
-from pipelines.evaluate.cell import base_method, evaluate
+from pipelines.evaluate.cell import base_method, evaluate, evaluate_base
 from pipelines.experiments import Method
 from pipelines.files import replacing
-from pipelines.runs.cells import Attempt, CellKey
-from pipelines.train.cell import Project, Watch, train
+from pipelines.project import Project
+from pipelines.runs.cells import Attempt
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
 
 Row = dict[str, Any]
 ALPHA_PER_RANK, DROPOUT = 4, 0.1
@@ -48,7 +50,7 @@ def with_ranks(project: Project, model: str, ranks: Sequence[int]) -> Sweep:
     Raises:
         UsageError: an unknown model, or one that the profile does not hold (evaluation records must fit all models of a profile).
     """
-    experiments, profile = project.experiments, project.experiments.profile(project.profile)
+    experiments, profile = project.experiments, project.settings
     experiments.model(model)
     if model not in profile.models:
         raise UsageError(
@@ -69,15 +71,15 @@ def with_ranks(project: Project, model: str, ranks: Sequence[int]) -> Sweep:
 
 def run_sweep(sweep: Sweep, *, on_tick: Callable[[Attempt], None], tell: Callable[[str], None]) -> list[Row]:
     """Make every rank's cell current, whatever becomes of the others, and return their rows, the smallest rank first."""
-    watch, project = Watch(on_tick=on_tick), sweep.project
-    for method in sweep.methods.values():
-        for seed in project.experiments.profile(project.profile).seeds:
-            key = CellKey(sweep.model, method, seed)
-            attempt, reused = train(project, key, watch=watch)
-            tell(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}")
-            if attempt.status == "ok":
-                evaluate(project, key, watch=watch)
-    found = {row["method"]: row for row in comparison_rows(project) if row["model"] == sweep.model}
+    watch, resolved = Watch(on_tick=on_tick), sweep.project.resolve()
+    keys = [key for method in sweep.methods.values() for key in resolved.cell(sweep.model, method).keys]
+    evaluate_base(resolved, keys[0], watch=watch)
+    for key in keys:
+        attempt, reused = train(resolved, key, watch=watch)
+        tell(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}")
+        if attempt.status == "ok":
+            evaluate(resolved, key, watch=watch)
+    found = {row["method"]: row for row in comparison_rows(resolved) if row["model"] == sweep.model}
     return [_by_rank(found[method], rank) for rank, method in sweep.methods.items()]
 
 

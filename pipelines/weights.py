@@ -36,6 +36,12 @@ def model_folder(data: DataRoot, name: str, model: Model) -> Path:
     return Path(model.source.path).expanduser() if model.source.path else data.models / name
 
 
+def lies_in(data: DataRoot, name: str, model: Model) -> str:
+    """The model's folder as a spec names it: relative to the root, but for one that the user keeps elsewhere."""
+    folder = model_folder(data, name, model)
+    return str(folder if model.source.path else folder.relative_to(data.root))
+
+
 def is_present(data: DataRoot, name: str, model: Model) -> bool:
     """True if the weights that the configuration names lie there whole."""
     folder = model_folder(data, name, model)

@@ -12,8 +12,9 @@ from pipelines.export.child import export_cell
 from pipelines.export.measure import measure_format
 from pipelines.runs.cells import Attempt
 from pipelines.runs.launchers.base import CellCommand, RunningCommand
+from pipelines.runs.run import Watch
 from pipelines.runs.worker import Worker
-from pipelines.train.cell import Watch, train
+from pipelines.train.cell import train
 from pipelines.train.child import train_cell
 from pipelines.tune.child import try_rate
 from tests.project import TinyProject
@@ -100,7 +101,7 @@ def stop_at(step: int) -> InProcess:
 def trained(project: TinyProject, method: str, launcher: InProcess | None = None) -> Attempt:
     """The cell's newest attempt, trained here whatever was there before."""
     watch = Watch(say=lambda _message: None, launcher=launcher or InProcess())
-    return train(project.now(), project.key(method), force=True, watch=watch)[0]
+    return train(project.resolved(), project.key(method), force=True, watch=watch)[0]
 
 
 def clean_for(project: TinyProject) -> TinyProject:

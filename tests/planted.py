@@ -16,14 +16,14 @@ from pipelines import experiments
 from pipelines.clean.clean import CleaningResult
 from pipelines.compare.table import COLUMNS, Row
 from pipelines.compare.tables import SFT_EXAMPLES, SFT_REJECTS
-from pipelines.evaluate.cell import evaluation_fingerprint
+from pipelines.evaluate.cell import evaluated_by
 from pipelines.files import read_json, stable_hash, write_json, write_jsonl
 from pipelines.machine import own_identity
 from pipelines.paths import DataRoot
+from pipelines.project import Project, Resolved
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.result import write_result
 from pipelines.runs.status import Status
-from pipelines.train.cell import Project, examples_now, fingerprints, recipe_of
 from pipelines.warehouse import arrow_table
 
 _run_numbers = itertools.count(1)
@@ -86,6 +86,10 @@ class Lake:
     def data(self) -> DataRoot:
         return self.project.data
 
+    def resolved(self) -> Resolved:
+        """With the examples as they are now."""
+        return self.project.resolve()
+
     def configured(self, **changes: Any) -> "Lake":
         """The same lake under a changed experiments.yaml."""
         path = self.data.root / "experiments.yaml"
@@ -108,11 +112,11 @@ class Lake:
         self, key: CellKey, *, budget: float | None = None, prints: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """What an attempt at `key` is asked to do under the configuration and the examples as they are now."""
-        _, selected = examples_now(self.project)
+        plan = self.resolved().plan(key)
         return {
             "run_id": f"20260101T{next(_run_numbers):09}-aaaaaa", "model": key.model, "method": key.method, "seed": key.seed,
-            "profile": self.project.profile, "root": str(self.data.root), "recipe": recipe_of(self.project, key),
-            "fingerprints": {**fingerprints(self.project, key, selected), **(prints or {})},
+            "profile": self.project.profile, "root": str(self.data.root), "recipe": plan.recipe,
+            "fingerprints": {**plan.fingerprints, **(prints or {})},
             "memory_budget_gb": budget, "time_limit_minutes": 30,
         }  # fmt: skip
 
@@ -157,8 +161,7 @@ class Lake:
         **measured: Any,
     ) -> Evaluation:
         """A finished evaluation of `attempt`, with the evaluation's fingerprint as it is now."""
-        _, selected = examples_now(self.project)
-        prints = {"evaluation": evaluation_fingerprint(self.project, selected)}
+        prints = evaluated_by(self.resolved()).fingerprints
         folder = attempt.folder / "evaluations" / f"20260101T{next(_run_numbers):09}-bbbbbb"
         replace(attempt.spec, fingerprints=prints).write(folder)
         write_json(

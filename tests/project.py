@@ -8,8 +8,8 @@ import yaml
 
 from pipelines import experiments as configuration
 from pipelines.paths import PROJECT, DataRoot
+from pipelines.project import Project, Resolved
 from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Project
 
 MODEL = "smollm2-135m"
 
@@ -27,6 +27,10 @@ class TinyProject:
 
     def now(self) -> Project:
         return Project(self.data, configuration.load(self.experiments), "local")
+
+    def resolved(self) -> Resolved:
+        """As it is now, with its examples."""
+        return self.now().resolve()
 
     def key(self, method: str) -> CellKey:
         return CellKey(MODEL, method, 1)

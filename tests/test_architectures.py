@@ -15,8 +15,9 @@ from pipelines.evaluate.cell import evaluate
 from pipelines.export import merge
 from pipelines.export.cell import Wanted, export
 from pipelines.runs.cells import CellKey
+from pipelines.runs.run import Watch
 from pipelines.train import loading
-from pipelines.train.cell import Watch, train
+from pipelines.train.cell import train
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
 from tests.tiny import ARCHITECTURES, save_tiny
@@ -98,11 +99,11 @@ def test_an_architecture_goes_from_its_base_to_an_export(
     )
     for method in METHODS:
         key = CellKey(MODEL, method, 1)
-        attempt, _ = train(stage, key, watch=watch)
+        attempt, _ = train(stage.resolve(), key, watch=watch)
         assert attempt.status == "ok", (method, attempt.result.detail)
-        evaluation, _ = evaluate(stage, key, watch=watch)
+        evaluation, _ = evaluate(stage.resolve(), key, watch=watch)
         assert evaluation.ok and not evaluation.result.detail, (method, evaluation.result.detail)
-        made = export(stage, key, Wanted(), watch=watch)
+        made = export(stage.resolve(), key, Wanted(), watch=watch)
         assert made.ok and made.merged, (method, made.result.detail)
         logs, ids, stops = elsewhere(made.merged)
         assert ids == asked and tokenizer.convert_tokens_to_ids("<|im_end|>") in stops
@@ -111,6 +112,6 @@ def test_an_architecture_goes_from_its_base_to_an_export(
         logs, ids, stops = elsewhere(made.merged, transformers_4)
         assert ids == asked and tokenizer.convert_tokens_to_ids("<|im_end|>") in stops
         torch.testing.assert_close(torch.tensor(logs), wanted, atol=1e-4, rtol=1e-4)
-    rows = {row["method"]: row for row in comparison_rows(stage)}
+    rows = {row["method"]: row for row in comparison_rows(stage.resolve())}
     assert {method: row["status"] for method, row in rows.items()} == dict.fromkeys(METHODS, "ok")
     assert all(row["eval_bits_per_byte"] > 0 for row in rows.values())

@@ -68,7 +68,7 @@ def on_ray(project: TinyProject, **settings: Any) -> None:
 def test_a_wrong_address_or_a_server_of_something_else_is_a_row_that_says_so(project: TinyProject) -> None:
     clean_for(project)
     on_ray(project, address="http://127.0.0.1:9")
-    attempt, _ = train(project.now(), project.key("base"))
+    attempt, _ = train(project.resolved(), project.key("base"))
     assert attempt.status == "unavailable"
     assert "no Ray job server answers at http://127.0.0.1:9" in attempt.result.detail
     assert "ray.address" in attempt.result.detail
@@ -94,7 +94,7 @@ def test_storage_that_is_not_there_is_a_row_that_says_so(project: TinyProject, t
     (tmp_path / "file").touch()
     with server({"GET /api/version": (200, {"ray_version": "2.60.0"})}) as (address, asked):
         on_ray(project, address=address, storage=f"file://{tmp_path}/file/below", gpus=0)
-        attempt, _ = train(project.now(), project.key("base"))
+        attempt, _ = train(project.resolved(), project.key("base"))
     assert attempt.status == "unavailable"
     assert f"storage file://{tmp_path}/file/below cannot be used: writing featherweight" in attempt.result.detail
     assert not any(one.startswith("POST") for one in asked)  # no job without its inputs

@@ -14,9 +14,9 @@ from pipelines.compare.compare import compare, lake_version, published_rows
 from pipelines.compare.table import COLUMNS, Row, comparison_rows, worst
 from pipelines.errors import UsageError
 from pipelines.paths import DataRoot
+from pipelines.project import Project
 from pipelines.runs.cells import all_attempts
 from pipelines.runs.status import SEVERITY
-from pipelines.train.cell import Project
 from tests import planted
 from tests.planted import Lake
 
@@ -54,7 +54,7 @@ def full_grid(lake: Lake) -> Lake:
 
 def rows(lake: Lake) -> dict[str, Row]:
     """The comparison's rows by method."""
-    return {found["method"]: found for found in comparison_rows(lake.project)}
+    return {found["method"]: found for found in comparison_rows(lake.resolved())}
 
 
 def stale(lake: Lake) -> dict[str, str | None]:
@@ -74,7 +74,7 @@ def test_every_column_of_the_contract_exists_and_comes_first_in_its_order() -> N
 def test_one_row_per_configured_cell_in_the_order_of_the_configuration(lake: Lake) -> None:
     lake.cell("qlora-r8")
     lake.cell("full")
-    found = comparison_rows(lake.project)
+    found = comparison_rows(lake.resolved())
     assert [r["method"] for r in found] == ["base", "full", "lora-r8", "qlora-r8"]
     assert all(list(r) == list(COLUMNS) for r in found)
 
@@ -86,7 +86,7 @@ def test_a_cell_that_the_profile_does_not_name_has_no_row(full_grid: Lake) -> No
 
 def test_before_anything_is_cleaned_it_says_what_to_do(lake: Lake, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="featherweight clean"):
-        comparison_rows(Project(DataRoot(tmp_path / "empty"), lake.project.experiments, "local"))
+        comparison_rows(Project(DataRoot(tmp_path / "empty"), lake.project.experiments, "local").resolve())
 
 
 # statuses

@@ -15,10 +15,11 @@ from pipelines.clean.select import Selection, select
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import SFT_EXAMPLES, SFT_REJECTS
 from pipelines.errors import UsageError
-from pipelines.evaluate.cell import evaluation_fingerprint
+from pipelines.evaluate.cell import evaluated_by
 from pipelines.files import read_json, stable_hash, write_json
 from pipelines.paths import PROJECT, DataRoot
-from pipelines.train.cell import CellKey, Project, examples_now, fingerprints, for_method, train
+from pipelines.project import Project
+from pipelines.train.cell import CellKey, train
 from pipelines.train.dry_run import dry_run
 from tests.planted import Lake, lake
 from tests.project import TinyProject
@@ -77,15 +78,16 @@ def test_the_child_gets_what_the_fingerprint_was_made_from(tmp_path: Path, data:
     for languages, (cap, eval_cap) in itertools.product(LANGUAGES, CAPS):
         made = planted(tmp_path, data, languages=languages, max_train_examples=cap, max_eval_examples=eval_cap)
         stage, key = made.project, CellKey("tiny", "chosen", 1)
-        path, selected = examples_now(stage)
-        here = for_method(stage, "chosen", selected)
+        selected = stage.resolve().selected
+        path = selected.examples
+        here = stage.resolve().cell(stage.settings.models[0], "chosen").selected
         spec = json.loads(json.dumps(vars(stage.selection_of("chosen"))))
         child = select(path, Selection(**spec))
         assert ids(child.train) == ids(here.train) == expected(made, data, languages, cap)
-        assert fingerprints(stage, key, selected)["data"] == child.data_fingerprint
+        assert stage.resolve().plan(key).fingerprints["data"] == child.data_fingerprint
         assert ids(child.eval) == ids(selected.eval) == ids(here.eval), "evaluation is the same for all"
-        assert for_method(stage, "full", selected) == selected
-        plain = fingerprints(stage, CellKey("tiny", "full", 1), selected)["data"]
+        assert stage.resolve().cell(stage.settings.models[0], "full").selected == selected
+        plain = stage.resolve().plan(CellKey("tiny", "full", 1)).fingerprints["data"]
         assert (plain == child.data_fingerprint) == (set(ids(child.train)) == set(ids(selected.train)))
 
 
@@ -106,7 +108,7 @@ def expected(made: Lake, data: dict[str, Any], languages: list[str] | None, cap:
 
 def test_the_spec_that_an_attempt_writes_names_the_same_data_as_its_fingerprint(tmp_path: Path) -> None:
     made = planted(tmp_path, {"provider": "claude", "max_examples": 3}, languages=["en"], max_train_examples=2)
-    attempt, reused = train(made.project, CellKey("tiny", "chosen", 1))
+    attempt, reused = train(made.resolved(), CellKey("tiny", "chosen", 1))
     assert (attempt.status, reused) == ("unavailable", False), "its weights are nowhere"
     spec = read_json(attempt.folder / "spec.json") or {}
     child = select(made.data.root / spec["examples"], Selection(**spec["selection"]))
@@ -118,7 +120,7 @@ def test_more_examples_keep_those_of_fewer(tmp_path: Path) -> None:
     taken: list[str] = []
     for count in (1, 3, 6, 9):
         made = planted(tmp_path, {"max_examples": count})
-        now = ids(for_method(made.project, "chosen", examples_now(made.project)[1]).train)
+        now = ids(made.resolved().cell(made.project.settings.models[0], "chosen").selected.train)
         assert now[: len(taken)] == taken
         assert len(now) == count
         taken = now
@@ -129,16 +131,16 @@ def test_a_provider_without_an_accepted_example_makes_an_attempt_that_says_what_
     tmp_path: Path, data: dict[str, Any], languages: list[str] | None
 ) -> None:
     made = planted(tmp_path, data, languages=languages)
-    attempt, _ = train(made.project, CellKey("tiny", "chosen", 1))
+    attempt, _ = train(made.resolved(), CellKey("tiny", "chosen", 1))
     assert (attempt.status, attempt.result.phase) == ("unavailable", "load")
     detail = attempt.result.detail
     assert f"methods.chosen.data names provider {data['provider']}" in detail
     assert f"featherweight generate --provider {data['provider']}" in detail
     assert ("sources.local_generator" if data["provider"] == "local" else "sources.providers") in detail
-    row = next(row for row in comparison_rows(made.project) if row["method"] == "chosen")
+    row = next(row for row in comparison_rows(made.resolved()) if row["method"] == "chosen")
     assert (row["status"], row["status_detail"], row["train_loss"]) == ("unavailable", detail, None)
     with pytest.raises(UsageError, match="names provider"):
-        list(dry_run(made.project, CellKey("tiny", "chosen", 1)))
+        list(dry_run(made.resolved(), CellKey("tiny", "chosen", 1)))
 
 
 def test_rows_of_other_data_are_not_compared_and_say_why(tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def test_rows_of_other_data_are_not_compared_and_say_why(tmp_path: Path) -> None
     for method in ("base", "full", "chosen", "lora-r8"):
         made.cell(method, bits=0.9, peak_memory_gb=1.0 if method == "chosen" else 2.0)
     made = made.configured(profiles={"local": {"methods": ["base", "full", "lora-r8", "chosen"]}})
-    rows = {row["method"]: row for row in comparison_rows(made.project)}
+    rows = {row["method"]: row for row in comparison_rows(made.resolved())}
     chosen, alike = rows["chosen"], rows["lora-r8"]
     assert chosen["ratios_because"] == "full was measured with other data"
     assert (chosen["speedup_vs_full"], chosen["memory_vs_full"]) == (None, None)
@@ -160,12 +162,12 @@ def test_a_changed_choice_makes_its_own_cell_stale_alone(tmp_path: Path) -> None
     made = planted(tmp_path, {"provider": "claude"})
     for method in ("base", "full", "chosen"):
         made.cell(method)
-    evaluated = evaluation_fingerprint(made.project, examples_now(made.project)[1])
+    evaluated = evaluated_by(made.resolved()).fingerprint
     made = made.configured(methods={"chosen": {"data": {"provider": "gpt"}}})
-    assert {row["method"]: row["stale_because"] for row in comparison_rows(made.project)} == {
+    assert {row["method"]: row["stale_because"] for row in comparison_rows(made.resolved())} == {
         "base": None, "full": None, "chosen": "data",
     }  # fmt: skip
-    assert evaluation_fingerprint(made.project, examples_now(made.project)[1]) == evaluated
+    assert evaluated_by(made.resolved()).fingerprint == evaluated
 
 
 def test_the_shipped_methods_train_on_all_that_the_profile_takes(tmp_path: Path) -> None:
@@ -173,10 +175,15 @@ def test_the_shipped_methods_train_on_all_that_the_profile_takes(tmp_path: Path)
     examples(DataRoot(tmp_path))
     for profile in shipped.profiles:
         stage = Project(DataRoot(tmp_path), shipped, profile)
-        path, selected = examples_now(stage)
+        selected = stage.resolve().selected
+        path = selected.examples
         for method in shipped.methods:
             assert stage.selection_of(method) == stage.selection
-            assert for_method(stage, method, selected) == selected == select(path, stage.selection)
+            assert (
+                stage.resolve().cell(stage.settings.models[0], method).selected
+                == selected
+                == select(path, stage.selection)
+            )
 
 
 def test_a_choice_that_names_nobody_or_belongs_to_no_training_is_an_error(tmp_path: Path) -> None:
@@ -192,7 +199,10 @@ def test_a_real_child_trains_on_what_its_method_names(project: TinyProject) -> N
     examples(project.data)
     project.change(methods={"few": {"kind": "lora", "rank": 2, "data": {"provider": "claude", "max_examples": 3}}})
     stage = project.now()
-    attempt, _ = train(stage, project.key("few"))
-    assert (attempt.status, attempt.result.detail) == ("ok", None)
+    attempt, _ = train(stage.resolve(), project.key("few"))
+    assert (attempt.status, attempt.result.detail) == ("ok", "")
     assert attempt.result.measured["train_examples"] == 3
-    assert attempt.spec.fingerprints["data"] == for_method(stage, "few", examples_now(stage)[1]).data_fingerprint
+    assert (
+        attempt.spec.fingerprints["data"]
+        == stage.resolve().cell(stage.settings.models[0], "few").selected.data_fingerprint
+    )

@@ -24,7 +24,7 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def ask(lake: Lake, predicted: dict[str, float] | None = None, **limits: Any) -> Decision:
-    found = comparison(lake.project)
+    found = comparison(lake.resolved())
     for row in found.rows:
         row["estimated_memory_gb"] = (predicted or {}).get(row["method"])
     return decide(found, Limits(**limits))

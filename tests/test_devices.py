@@ -17,7 +17,8 @@ from pipelines.errors import UnavailableError
 from pipelines.runs import cells, checkpoints
 from pipelines.runs.cells import Attempt
 from pipelines.runs.launchers.base import Starter
-from pipelines.train.cell import Watch, train
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
 from pipelines.train.ranks import Ranks, require_divisible
 from pipelines.train.zero import Zero
 from tests.forked import Forked
@@ -54,7 +55,7 @@ def divide(project: TinyProject, sharding: str = "ddp", devices: int = 2) -> Tin
 
 def attempt_at(project: TinyProject, method: str, launcher: Starter | None = None, **options: Any) -> Attempt:
     watch = Watch(say=lambda _message: None, launcher=launcher)
-    return train(project.now(), project.key(method), watch=watch, **options)[0]
+    return train(project.resolved(), project.key(method), watch=watch, **options)[0]
 
 
 def outcome(attempt: Attempt) -> Outcome:
@@ -136,7 +137,7 @@ def test_a_killed_rank_ends_the_cell_by_its_name_and_torchrun_trains_it_again(cl
 
     watch = Watch(say=lambda _message: None, on_tick=kill)
     cleaned.change(profiles={"local": {"training": {"epochs": 500}}})
-    ended = train(cleaned.now(), cleaned.key("lora-r8"), watch=watch)[0]
+    ended = train(cleaned.resolved(), cleaned.key("lora-r8"), watch=watch)[0]
     assert ended.status == "killed", (ended.folder / "log.txt").read_text()
     assert ended.result.detail.startswith("rank 1 was ended by SIGKILL from outside; the next run goes on after")
     assert not processes_of(cleaned)
@@ -179,9 +180,11 @@ def test_deepspeed_is_given_what_the_profile_says_and_the_row_stays_that_of_one_
         "csv_monitor": {"enabled": True, "output_path": str(seen)},
     }
     divide(cleaned, "zero2")
-    before = cleaned.now().machine_of("full")
+    before = cleaned.resolved().cell(MODEL, "full").fingerprints["machine"]
     cleaned.change(profiles={"local": {"deepspeed": options}})
-    assert cleaned.now().machine_of("full") != before  # so that other rows of it are stale
+    assert (
+        cleaned.resolved().cell(MODEL, "full").fingerprints["machine"] != before
+    )  # so that other rows of it are stale
     assert_close(outcome(attempt_at(cleaned, "full", Forked())), alone)
     assert list(seen.rglob("*.csv"))
 

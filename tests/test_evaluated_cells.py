@@ -14,13 +14,13 @@ from assets.judging import judged_answers
 from pipelines.compare.compare import Publication, compare, lake_version
 from pipelines.estimate.estimate import keep_predictions
 from pipelines.evaluate import answers, judge
-from pipelines.evaluate.cell import evaluate, evaluation_fingerprint
+from pipelines.evaluate.cell import evaluate, evaluated_by
 from pipelines.files import locked, read_json, read_jsonl, write_json
 from pipelines.generate.generate import GenerationResult
 from pipelines.nightly import night
 from pipelines.runs import cells
+from pipelines.runs.run import Watch
 from pipelines.statistics import wilson
-from pipelines.train.cell import Watch, examples_now
 from tests.asking import KEYS, PRICE
 from tests.fake_behavior import Behavior
 from tests.fake_provider import FakeProvider, fake_provider
@@ -46,9 +46,9 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Ti
     clean_for(made)
     for method in METHODS:
         assert trained(made, method).status == "ok"
-        evaluation, _ = evaluate(made.now(), made.key(method), watch=QUIET)
+        evaluation, _ = evaluate(made.resolved(), made.key(method), watch=QUIET)
         assert evaluation.ok, evaluation.result.detail
-    keep_predictions(made.now())  # else each copy's first publication would make its own
+    keep_predictions(made.resolved())  # else each copy's first publication would make its own
     return made
 
 
@@ -117,16 +117,16 @@ def test_every_evaluation_column_is_measured_and_what_cannot_be_is_null(project:
 
 def test_settings_ask_for_a_new_evaluation_and_nothing_trains(project: TinyProject) -> None:
     stage = project.now()
-    again, reused = evaluate(stage, project.key("base"), watch=QUIET)
+    again, reused = evaluate(stage.resolve(), project.key("base"), watch=QUIET)
     assert reused
-    before = evaluation_fingerprint(stage, examples_now(stage)[1])
+    before = evaluated_by(stage.resolve()).fingerprint
     project.change(judging={"judge": "claude", "teachers": ["gpt"]})
     stage = project.now()
-    assert evaluation_fingerprint(stage, examples_now(stage)[1]) == before, "asking others needs no model"
+    assert evaluated_by(stage.resolve()).fingerprint == before, "asking others needs no model"
     project.change(profiles={"local": {"evaluation": {"max_new_tokens": 3}}})
     _, rows = published(project)
     assert {row["stale_because"] for row in rows.values()} == {"evaluation"}
-    fresh, reused = evaluate(project.now(), project.key("base"), watch=QUIET)
+    fresh, reused = evaluate(project.resolved(), project.key("base"), watch=QUIET)
     assert not reused and fresh.attempt.run_id == again.attempt.run_id
     assert all(row["answer_tokens"] <= 3 for row in fresh.answers())
     assert len(cells.attempts(project.data, project.key("base"))) == 1
@@ -145,7 +145,7 @@ class Judged:
         return self
 
     def ask(self) -> GenerationResult:
-        return answers.ask(self.project.now())
+        return answers.ask(self.project.resolved())
 
 
 @pytest.fixture

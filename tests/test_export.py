@@ -25,7 +25,8 @@ from pipelines.generate.server import local_server
 from pipelines.paths import PROJECT
 from pipelines.provenance import Base, adapter_card, base_of, data_of, front_matter
 from pipelines.records import read_corpus
-from pipelines.train.cell import Watch, train
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
 from pipelines.train.loading import load_tokenizer
 from pipelines.weights_record import RECORD
 from tests.in_process import InProcess, clean_for
@@ -260,9 +261,9 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     )  # enough to leave the base behind
     stage, key = clean_for(project).now(), project.key("qlora-r8")
     watch = Watch(say=lambda _message: None, launcher=InProcess())
-    assert train(stage, key, watch=watch)[0].status == "ok"
+    assert train(stage.resolve(), key, watch=watch)[0].status == "ok"
 
-    made = export(stage, key, Wanted(), watch=watch)
+    made = export(stage.resolve(), key, Wanted(), watch=watch)
     assert made.ok and made.merged, made.result.detail
     measured = made.result.measured
     assert measured["largest_difference_nats"] < 1e-3
@@ -281,7 +282,7 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     assert "library_name: peft" in (adapter / "README.md").read_text(encoding="utf-8")
 
     formats = ["fp32", "int8", "nf4", "gguf-f16", "gguf-q4_k_m"]
-    found = {row["format"]: row for row in bit_widths.measure(stage, key, formats, watch=watch)}
+    found = {row["format"]: row for row in bit_widths.measure(stage.resolve(), key, formats, watch=watch)}
     assert {name: row["status"] for name, row in found.items()} == dict.fromkeys(formats, "ok"), found
     plain = found["fp32"]
     assert plain["bits_per_byte"] == pytest.approx(measured["merged_bits_per_byte"], abs=1e-6)
@@ -297,12 +298,12 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
 def test_a_folder_that_is_not_ours_is_never_replaced(project: TinyProject, tmp_path: Path) -> None:
     stage, key = clean_for(project).now(), project.key("base")
     with pytest.raises(UsageError, match="missing; only an ok cell is exported"):
-        export(stage, key, Wanted())
+        export(stage.resolve(), key, Wanted())
     watch = Watch(say=lambda _message: None, launcher=InProcess())
-    train(stage, key, watch=watch)
+    train(stage.resolve(), key, watch=watch)
     own = tmp_path / "own" / "merged" / "precious.txt"
     own.parent.mkdir(parents=True)
     own.touch()
     with pytest.raises(UsageError, match="--output"):
-        export(stage, key, Wanted(output=tmp_path / "own"), watch=watch)
+        export(stage.resolve(), key, Wanted(output=tmp_path / "own"), watch=watch)
     assert own.exists()

@@ -90,7 +90,7 @@ def test_a_killed_child_is_a_row_killed_with_what_it_had_measured(
     child.kill()
     _, stderr = process.communicate(timeout=600)
     assert process.returncode == 3 and "SIGKILL" in stderr
-    row = next(row for row in comparison_rows(long_project.now()) if row["method"] == "lora-r8")
+    row = next(row for row in comparison_rows(long_project.resolved()) if row["method"] == "lora-r8")
     assert (row["status"], row["phase"]) == ("killed", "train")
     assert row["train_loss"] is not None and row["peak_memory_gb"] > 0 and row["eval_bits_per_byte"] is None
 
@@ -129,7 +129,7 @@ def test_a_time_limit_is_a_row_timed_out(
     process = started("train", MODEL, "lora-r8")
     process.communicate(timeout=600)
     assert process.returncode == 3
-    row = next(row for row in comparison_rows(long_project.now()) if row["method"] == "lora-r8")
+    row = next(row for row in comparison_rows(long_project.resolved()) if row["method"] == "lora-r8")
     assert row["status"] == "timed_out" and "time_limit_minutes" in row["status_detail"]
 
 

@@ -8,9 +8,10 @@ import pytest
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
 from pipelines.runs import cells
+from pipelines.runs.run import Watch
 from pipelines.runs.worker import DivergedError
 from pipelines.train import search
-from pipelines.train.cell import Watch, train
+from pipelines.train.cell import train
 from pipelines.train.loop import Trainer
 from tests.in_process import InProcess, clean_for, kill_at, trained
 from tests.project import MODEL, TinyProject
@@ -48,7 +49,7 @@ def test_the_chosen_rate_trains_as_if_it_had_been_given(cleaned: TinyProject, mo
     assert measured["learning_rate_at_edge"] is (measured["learning_rate"] != RATES[1])
     assert measured["search_seconds"] > 0 and measured["validation_examples"] == 0
     assert not list(searched.folder.glob(".start*"))
-    row = next(row for row in comparison_rows(cleaned.now()) if row["method"] == "lora-r8")
+    row = next(row for row in comparison_rows(cleaned.resolved()) if row["method"] == "lora-r8")
     assert (row["learning_rate"], row["learning_rate_source"]) == (measured["learning_rate"], "search")
     (run,) = all_tables(cleaned.data, cleaned.now().experiments, [])["training_runs"].to_pylist()
     assert run["learning_rates_tried"] == measured["learning_rates_tried"] and run["search_seconds"] > 0
@@ -65,7 +66,7 @@ def test_a_cell_that_was_killed_does_not_search_again(cleaned: TinyProject, monk
     first = trained(cleaned, "lora-r8", kill_at(3))
     monkeypatch.setattr(search, "search", lambda *_: pytest.fail("searched again"))
     watch = Watch(say=lambda _message: None, launcher=InProcess())
-    again, _ = train(cleaned.now(), cleaned.key("lora-r8"), watch=watch)
+    again, _ = train(cleaned.resolved(), cleaned.key("lora-r8"), watch=watch)
     assert (again.result.resume or {})["run_id"] == first.run_id
     assert outcome(again) == expected
     names = ("learning_rate", "learning_rate_at_edge", "learning_rates_tried", "search_seconds")

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, stable_hash, write_json
 from pipelines.train import batches, loading, precision
-from pipelines.train.cell import recipe_of
 from pipelines.train.examples import Tokenized
 from pipelines.train.optimizers import make_optimizer
 from tests.in_process import clean_for, trained
@@ -58,15 +57,15 @@ def test_it_trains(cleaned: TinyProject, method: str) -> None:
 
 def test_every_setting_is_in_the_recipe(cleaned: TinyProject) -> None:
     stage = cleaned.now()
-    hashes = [stable_hash(recipe_of(stage, cleaned.key(method))) for method in [*METHODS, "lora-r8", "full"]]
+    hashes = [stable_hash(stage.recipe_of(MODEL, method)) for method in [*METHODS, "lora-r8", "full"]]
     assert len(set(hashes)) == len(hashes)
 
 
 def test_when_evaluations_end_the_run_their_interval_is_in_the_recipe_too(cleaned: TinyProject) -> None:
     key = cleaned.key("lora-r8")
-    assert "eval_every_steps" not in recipe_of(cleaned.now(), key)
+    assert "eval_every_steps" not in cleaned.now().recipe_of(key.model, key.method)
     cleaned.change(methods={"lora-r8": {"early_stop_patience": 2}})
-    assert recipe_of(cleaned.now(), key)["eval_every_steps"] == 8
+    assert cleaned.now().recipe_of(key.model, key.method)["eval_every_steps"] == 8
 
 
 # early stop

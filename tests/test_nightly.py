@@ -37,7 +37,7 @@ def full_grid(lake: Lake) -> Lake:
 
 def due(lake: Lake) -> dict[str, str]:
     """Why each method is due."""
-    return {cell.method: ", ".join(cell.because.values()) for cell in due_cells(lake.project)}
+    return {cell.method: ", ".join(cell.because.values()) for cell in due_cells(lake.resolved())}
 
 
 def test_an_unchanged_night_finds_nothing_due(full_grid: Lake) -> None:
@@ -46,7 +46,7 @@ def test_an_unchanged_night_finds_nothing_due(full_grid: Lake) -> None:
 
 def test_what_was_never_run_is_due_the_untouched_model_first(lake: Lake) -> None:
     lake.cell("full")
-    found = due_cells(lake.configured(profiles={"local": {"methods": ["lora-r8", "full", "base"]}}).project)
+    found = due_cells(lake.configured(profiles={"local": {"methods": ["lora-r8", "full", "base"]}}).resolved())
     assert [cell.method for cell in found] == ["base", "lora-r8"]
     assert found[0].because == {1: "missing"} and found[0].seen == {1: ""}
 
@@ -69,7 +69,9 @@ def test_a_changed_evaluation_is_evaluated_without_training(full_grid: Lake) -> 
 def test_what_is_due_is_what_the_table_calls_stale_or_missing(full_grid: Lake) -> None:
     changed = full_grid.configured(methods={"full": {"weight_decay": 0.5}, "dora": {"kind": "lora", "rank": 4}})
     changed = changed.configured(profiles={"local": {"methods": [*METHODS, "dora"]}})
-    table = {row["method"] for row in comparison_rows(changed.project) if row["is_stale"] or row["status"] == "missing"}
+    table = {
+        row["method"] for row in comparison_rows(changed.resolved()) if row["is_stale"] or row["status"] == "missing"
+    }
     assert set(due(changed)) == table == {"full", "dora"}
 
 
@@ -133,7 +135,7 @@ def test_only_the_seeds_that_need_it_are_due(lake: Lake) -> None:
     lake.cell("lora-r8")
     lake.cell("lora-r8", seed=2)
     changed = lake.configured(profiles={"local": {"methods": ["lora-r8"], "seeds": [1, 2, 3]}})
-    (found,) = due_cells(changed.project)
+    (found,) = due_cells(changed.resolved())
     assert found.because == {3: "missing"}
 
 
@@ -202,7 +204,7 @@ def test_the_nights_money_is_what_calls_and_hours_of_cells_cost_since_it_began(l
 
 
 def test_the_record_of_a_night_says_what_ran_why_and_how_it_ended(lake: Lake) -> None:
-    night.note_round(lake.data, NIGHT, due_cells(lake.project)[1:2])
+    night.note_round(lake.data, NIGHT, due_cells(lake.resolved())[1:2])
     lake.trained("full", "out_of_memory", phase="train")
     record = night.end(lake.project, NIGHT, "all that was due is done")
     assert record["rounds"][0]["cells"][0]["because"] == {"1": "missing"}

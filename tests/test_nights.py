@@ -106,8 +106,8 @@ def is_stale_in_dagster(week: Nights, method: str) -> bool:
 
 def stale(week: Nights) -> set[str]:
     """The methods that our table calls stale. Dagster, once it has looked, must call the same ones stale."""
-    note_inputs(week.instance, week.project.now())
-    rows = comparison_rows(week.project.now())
+    note_inputs(week.instance, week.project.resolved())
+    rows = comparison_rows(week.project.resolved())
     ours = {row["method"] for row in rows if row["is_stale"]}
     assert {row["method"] for row in rows if is_stale_in_dagster(week, row["method"])} == ours
     return ours

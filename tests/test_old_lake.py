@@ -180,7 +180,7 @@ def test_a_night_remembers_what_it_did_and_the_next_one_knows_what_is_due(lake: 
     record = begin(lake, "2026-11-29T0200")
     assert record["ended_at"] and len(record["rounds"]) == 2
     assert record["outcome"]["tiny × full-hot"] == ["diverged", "diverged"]
-    assert {"lora-r4", "lora-r16"} <= {cell.method for cell in due_cells(cli.project_now())}
+    assert {"lora-r4", "lora-r16"} <= {cell.method for cell in due_cells(cli.project_now().resolve())}
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_weights_that_were_saved_then_still_measure_the_same(method: str, tmp_pa
         (attempt,) = cells.attempts(data, CellKey("tiny", method, 2))
         before = attempt.evaluations()[-1].result.measured
         watch = Watch(say=lambda _message: None, launcher=InProcess())
-        again, _ = evaluate(cli.project_now(), attempt.key, force=True, watch=watch)
+        again, _ = evaluate(cli.project_now().resolve(), attempt.key, force=True, watch=watch)
         assert again.ok, again.result.status_detail
         for name in ("eval_bits_per_byte", "general_bits_per_byte"):
             assert again.result.measured[name] == pytest.approx(before[name], rel=1e-4)

@@ -12,7 +12,8 @@ from pipelines.evaluate import serving
 from pipelines.evaluate.cell import evaluate
 from pipelines.files import read_jsonl
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
-from pipelines.train.cell import Watch, train
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer
@@ -73,8 +74,8 @@ def two(project: TinyProject, tmp_path: Path) -> TinyProject:
 def measured(project: TinyProject, model: str, method: str = "lora-r8") -> tuple[Attempt, Evaluation | None, list[str]]:
     said: list[str] = []
     stage, key, watch = project.now(), CellKey(model, method, 1), Watch(say=said.append, launcher=InProcess())
-    attempt, _ = train(stage, key, force=True, watch=watch)
-    evaluation = evaluate(stage, key, watch=watch)[0] if attempt.status == "ok" else None
+    attempt, _ = train(stage.resolve(), key, force=True, watch=watch)
+    evaluation = evaluate(stage.resolve(), key, watch=watch)[0] if attempt.status == "ok" else None
     return attempt, evaluation, said
 
 
@@ -131,7 +132,7 @@ def test_a_template_that_rewrites_earlier_turns_is_learned_answer_by_answer(two:
     assert len(losses) == 4  # a row a record, whatever it makes
     said = "Under a stone." + "In the mud, until it is warm."
     assert max(row["bytes"] for row in losses.values()) >= len(said.encode())
-    rows = {(row["model"], row["method"]): row for row in comparison_rows(two.now())}
+    rows = {(row["model"], row["method"]): row for row in comparison_rows(two.resolved())}
     row = rows["other", "lora-r8"]
     assert (row["unshown_share"], row["template_arguments"]) == (0, '{"enable_thinking": false}')
 
@@ -154,6 +155,6 @@ def test_a_part_that_cannot_be_measured_leaves_its_numbers_empty_and_says_why(
     found = result_of(evaluation)
     assert found["eval_bits_per_byte"] > 0 and found["general_bits_per_byte"] > 0 and "p50_latency_ms" not in found
     compare(two.now())
-    (row,) = [row for row in comparison_rows(two.now()) if (row["model"], row["method"]) == (MODEL, "base")]
+    (row,) = [row for row in comparison_rows(two.resolved()) if (row["model"], row["method"]) == (MODEL, "base")]
     assert (row["status"], row["p50_latency_ms"]) == ("ok", None) and row["eval_bits_per_byte"] > 0
     assert row["status_detail"] == "not measured: serving and latency (RuntimeError: no such kernel)"

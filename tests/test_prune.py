@@ -99,7 +99,7 @@ def test_removing_changes_no_row(grown: tuple[Lake, set[Path], set[Path]]) -> No
     lake, goes, stays = grown
 
     def tables() -> list[Any]:
-        rows = comparison_rows(lake.project)
+        rows = comparison_rows(lake.resolved())
         return [
             rows,
             {name: table.to_pylist() for name, table in all_tables(lake.data, lake.project.experiments, rows).items()},

@@ -178,7 +178,7 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def picks(lake: Lake) -> dict[str, Row]:
-    found = comparison(lake.project)
+    found = comparison(lake.resolved())
     return {one["pick"]: one for one in make_picks(found.rows, found.qualities)}
 
 

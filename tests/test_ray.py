@@ -23,7 +23,8 @@ from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.checkpoints import whole
 from pipelines.runs.launchers.base import CellCommand
 from pipelines.runs.launchers.ray.jobs import JobServer
-from pipelines.train.cell import Watch, train
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
 from tests.ray_cluster import RayCluster, ray_cluster, wait_for
@@ -99,12 +100,12 @@ def test_through_s3_a_cell_trains_is_evaluated_and_no_key_stays_anywhere(
 
     project = on_ray(storage=f"s3://{BUCKET}/tiny")
     stage, told = project.now(), Told()
-    attempt, _ = train(stage, project.key("lora-r8"), watch=told.watch)
+    attempt, _ = train(stage.resolve(), project.key("lora-r8"), watch=told.watch)
     assert (attempt.status, attempt.result.detail) == ("ok", None)
     assert attempt.result.device and attempt.result.launcher == "ray"
     assert attempt.curve()[-1]["step"] == attempt.result.measured["steps"]
     assert (attempt.model_folder / "adapter_model.safetensors").exists()
-    found, _ = evaluate(stage, project.key("lora-r8"), watch=told.watch)
+    found, _ = evaluate(stage.resolve(), project.key("lora-r8"), watch=told.watch)
     assert found.ok and found.answers() and found.result.device == attempt.result.device
     objects = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="tiny/")["Contents"]
     assert not [one["Key"] for one in objects if "/jobs/" in one["Key"]]  # cleared; the inputs stay
@@ -134,7 +135,7 @@ def test_a_node_that_dies_mid_cell_costs_the_steps_since_the_last_checkpoint(
             cluster.tell("add")
 
     told = Told(kill)
-    finished, _ = train(project.now(), project.key("lora-r8"), watch=told.watch)
+    finished, _ = train(project.resolved(), project.key("lora-r8"), watch=told.watch)
     first, second = cells.attempts(project.data, project.key("lora-r8"))
     assert killed and finished.run_id == second.run_id
     assert (first.status, second.status) == ("killed", "ok")
@@ -160,7 +161,7 @@ def test_no_capacity_waits_and_says_why_and_a_cancel_then_leaves_nothing(
 
     told = Told(cancel)
     with pytest.raises(KeyboardInterrupt):
-        train(project.now(), project.key("base"), watch=told.watch)
+        train(project.resolved(), project.key("base"), watch=told.watch)
     assert any("asks for 3 CPU; no node has so much" in line and "1 CPU" in line for line in told.said)
     attempt = cells.latest(project.data, project.key("base"))
     assert attempt and attempt.status == "killed"
@@ -182,7 +183,7 @@ def test_a_cancel_stops_the_job_within_ten_seconds_and_keeps_a_checkpoint(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(project.now(), project.key("lora-r8"), watch=Told(cancel).watch)
+        train(project.resolved(), project.key("lora-r8"), watch=Told(cancel).watch)
     took = time.monotonic() - began[0]
     attempt = cells.latest(project.data, project.key("lora-r8"))
     assert attempt
@@ -214,7 +215,7 @@ def test_a_driver_that_is_killed_finds_its_job_again(
         driver.wait()
     assert latest().status == "lost"
     told = Told()
-    finished, reused = train(project.now(), project.key("lora-r8"), watch=told.watch)
+    finished, reused = train(project.resolved(), project.key("lora-r8"), watch=told.watch)
     assert (finished.status, reused) == ("ok", False)
     assert [attempt.run_id for attempt in cells.attempts(project.data, project.key("lora-r8"))] == [finished.run_id]
     assert any("found again, not started twice" in line for line in told.said)
@@ -232,7 +233,7 @@ def test_a_cell_of_two_processes_is_one_job_that_asks_for_both(
     project = on_ray(storage=f"s3://{BUCKET}/ranks")
     cluster.tell("add", {"num_cpus": 2})
     project.change(profiles={"local": {"devices": 2, "sharding": "ddp"}})
-    attempt, _ = train(project.now(), project.key("lora-r8"), watch=Told().watch)
+    attempt, _ = train(project.resolved(), project.key("lora-r8"), watch=Told().watch)
     assert (attempt.status, attempt.result.detail) == ("ok", None)
     assert (read_json(attempt.folder / "job.json") or {})["asked"]["num_cpus"] == 2
     assert str(attempt.result.device).endswith("× 2, ddp")
@@ -244,7 +245,7 @@ def test_no_bucket_and_no_shared_folder_are_rows_that_say_so(
 ) -> None:
     project = on_ray(storage="s3://no-such-bucket/x")
     began = time.monotonic()
-    attempt, _ = train(project.now(), project.key("base"))
+    attempt, _ = train(project.resolved(), project.key("base"))
     print(f"no bucket: {time.monotonic() - began:.1f} s: {attempt.result.detail}")
     assert attempt.status == "unavailable" and "storage s3://no-such-bucket/x" in attempt.result.detail
     project = on_ray(storage=None)
@@ -261,11 +262,11 @@ def test_no_bucket_and_no_shared_folder_are_rows_that_say_so(
             (command.folder / "job.json").rename(command.folder / "not-seen.json")
             return running
 
-    attempt, _ = train(project.now(), CellKey(MODEL, "base", 2), watch=Watch(launcher=Hidden()))
+    attempt, _ = train(project.resolved(), CellKey(MODEL, "base", 2), watch=Watch(launcher=Hidden()))
     assert attempt.status == "unavailable"
     assert "must be a folder that every node sees" in attempt.result.detail
     project.change(profiles={"local": {"ray": {"python": "/no/such/python"}}})
-    attempt, _ = train(project.now(), CellKey(MODEL, "base", 3))
+    attempt, _ = train(project.resolved(), CellKey(MODEL, "base", 3))
     assert attempt.status == "unavailable" and "/no/such/python" in attempt.result.detail
 
 
@@ -283,7 +284,7 @@ def test_a_head_that_dies_is_a_row_and_what_was_done_is_kept(
                 own.tell("kill head")
                 killed.append(time.monotonic())
 
-        attempt, _ = train(project.now(), project.key("lora-r8"), watch=Told(kill).watch)
+        attempt, _ = train(project.resolved(), project.key("lora-r8"), watch=Told(kill).watch)
         print(f"head dead: row after {time.monotonic() - killed[0]:.0f} s: {attempt.result.detail}")
     assert attempt.status == "killed"
     assert "no Ray job server answers" in attempt.result.detail

@@ -23,8 +23,9 @@ from pipelines.files import file_sha256, read_json, stable_hash, write_json
 from pipelines.generate.generate import generate_locally, generated_records
 from pipelines.generate.journal import opened
 from pipelines.paths import PROJECT, DataRoot
+from pipelines.project import Project
 from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Project, train
+from pipelines.train.cell import train
 from pipelines.weights_record import RECORD
 from tests.project import MODEL
 
@@ -169,16 +170,16 @@ def test_qlora_on_real_weights_learns_and_is_evaluated_beside_the_base(data: Dat
     stage = Project(data, Experiments.model_validate(plain), "local")
     cleaning.clean(data, raw_records(data, stage.experiments), stage.experiments.cleaning)
     key = CellKey(MODEL, "qlora-r8", 1)
-    attempt, _ = train(stage, key)
+    attempt, _ = train(stage.resolve(), key)
     assert attempt.status == "ok", attempt.result.detail
     measured = attempt.result.measured
     assert measured["trainable_params"] == 2_442_240 and 134e6 < measured["total_params"] < 138e6
     assert 0.5 < measured["peak_memory_gb"] < 5 and 1 < measured["train_loss"] < 8
-    evaluation, _ = evaluate(stage, key)
+    evaluation, _ = evaluate(stage.resolve(), key)
     assert evaluation.ok, evaluation.result.detail
     assert 0.5 < evaluation.result.measured["eval_bits_per_byte"] < 3
     assert evaluation.answers()[0]["answer_tokens"] <= 8
-    base, reused = evaluate(stage, CellKey(MODEL, "base", 1))
+    base, reused = evaluate(stage.resolve(), CellKey(MODEL, "base", 1))
     assert reused and base.ok
 
 
@@ -190,9 +191,9 @@ def test_a_budget_that_full_does_not_fit_and_lora_does_gives_that_table_with_tru
     stage = Project(data, Experiments.model_validate(plain), "local")
     cleaning.clean(data, raw_records(data, stage.experiments), stage.experiments.cleaning)
     keys = [CellKey(MODEL, method, 1) for method in ("base", "full", "lora-r8")]
-    statuses = {key.method: train(stage, key)[0].status for key in keys}
+    statuses = {key.method: train(stage.resolve(), key)[0].status for key in keys}
     assert statuses == {"base": "ok", "full": "out_of_memory", "lora-r8": "ok"}
-    evaluate(stage, keys[2])
+    evaluate(stage.resolve(), keys[2])
     rows = {row["method"]: row for row in compare(stage).rows}
     full, lora = rows["full"], rows["lora-r8"]
     assert full["phase"] == "probe" and full["memory_budget_gb"] == 3.0

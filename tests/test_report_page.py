@@ -39,7 +39,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
             values = losses(bits, own=method)
             lake.evaluated(attempt, answers=texts, eval_bits_per_byte=bits, eval_records=12, losses=values)
     lake.trained("qlora-r8", "out_of_memory", phase="probe", detail=hostile, budget=3.0, peak_memory_gb=3.1)
-    found = comparison(lake.project)
+    found = comparison(lake.resolved())
     tables = all_tables(lake.data, lake.project.experiments, found.rows, picks=make_picks(found.rows, found.qualities))
     write_report(lake.project, Content.of(found.rows, tables))
     return Path(lake.data.report).as_uri()

@@ -18,8 +18,9 @@ from pipelines.compare.tables import all_tables
 from pipelines.files import read_json, write_json
 from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import Attempt
+from pipelines.runs.run import Watch
 from pipelines.train import checkpoint
-from pipelines.train.cell import Watch, train
+from pipelines.train.cell import train
 from pipelines.train.tally import Tally
 from tests.in_process import InProcess, clean_for, kill_at, stop_at
 from tests.project import MODEL, TinyProject
@@ -38,7 +39,7 @@ def cleaned(project: TinyProject) -> TinyProject:
 
 def attempt_at(project: TinyProject, method: str, launcher: Any = None, **options: Any) -> Attempt:
     watch = Watch(say=lambda _message: None, launcher=launcher or InProcess())
-    return train(project.now(), project.key(method), watch=watch, **options)[0]
+    return train(project.resolved(), project.key(method), watch=watch, **options)[0]
 
 
 def outcome(attempt: Attempt) -> tuple[dict[str, bytes], list[tuple[Any, ...]]]:

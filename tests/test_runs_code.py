@@ -11,10 +11,11 @@ import pytest
 from pipelines.evaluate.cell import CHILD as EVALUATES
 from pipelines.export.cell import CHILD as EXPORTS
 from pipelines.paths import PROJECT
+from pipelines.project import TRAINS
 from pipelines.runs.code import closure, code_fingerprint, hash_of
 from pipelines.runs.launchers.base import CellCommand
-from pipelines.train.cell import CHILD as TRAINS
-from pipelines.train.cell import Watch, train
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
 from tests.in_process import Ended, clean_for
 from tests.project import TinyProject
 
@@ -102,7 +103,7 @@ class Telling:
 
 def test_what_a_training_child_really_imports_is_covered(project: TinyProject):
     launcher = Telling()
-    attempt, _ = train(clean_for(project).now(), project.key("lora-r8"), watch=Watch(launcher=launcher))
+    attempt, _ = train(clean_for(project).resolved(), project.key("lora-r8"), watch=Watch(launcher=launcher))
     assert attempt.status == "ok", attempt.result
     assert PROJECT / "pipelines/train/loop.py" in launcher.imported
     assert launcher.imported <= set(closure(TRAINS))

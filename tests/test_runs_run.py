@@ -70,27 +70,27 @@ class Scripts:
 
 
 def trained(lake: Lake, watch: Watch) -> None:
-    train(lake.project, KEY, watch=watch)
+    train(lake.resolved(), KEY, watch=watch)
 
 
 def evaluated(lake: Lake, watch: Watch) -> None:
     lake.cell("base")
     lake.trained(KEY.method)
-    evaluate(lake.project, KEY, watch=watch)
+    evaluate(lake.resolved(), KEY, watch=watch)
 
 
 def exported(lake: Lake, watch: Watch) -> None:
     lake.trained(KEY.method)
-    export(lake.project, KEY, Wanted(), watch=watch)
+    export(lake.resolved(), KEY, Wanted(), watch=watch)
 
 
 def measured(lake: Lake, watch: Watch) -> None:
     lake.trained(KEY.method)
-    measure(lake.project, KEY, ["nf4"], watch=watch)
+    measure(lake.resolved(), KEY, ["nf4"], watch=watch)
 
 
 def tried(lake: Lake, watch: Watch) -> None:
-    tune(lake.project, KEY, trials=1, watch=watch, tell=lambda _: None)
+    tune(lake.resolved(), KEY, trials=1, watch=watch, tell=lambda _: None)
 
 
 KINDS: dict[str, Callable[[Lake, Watch], None]] = {

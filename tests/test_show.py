@@ -258,7 +258,7 @@ def test_the_report_loads_nothing_from_anywhere(tmp_path: Path) -> None:
     lake = planted.lake(tmp_path)
     curve = [{"examples": n, "elapsed_seconds": n, "train_loss": 1.0, "eval_loss": 1.0} for n in (4, 8)]
     lake.evaluated(lake.trained("full", curve=curve), answers=[answer()])
-    write_report(lake.project, Content(comparison_rows(lake.project)))
+    write_report(lake.project, Content(comparison_rows(lake.resolved())))
     html = lake.data.report.read_text(encoding="utf-8")
     page = Page(html)
     assert page.loads == []
@@ -288,7 +288,7 @@ def test_an_answers_own_lines_are_kept_in_the_report(tmp_path: Path) -> None:
 
 def test_a_report_before_anything_was_trained_says_missing(tmp_path: Path) -> None:
     lake = planted.lake(tmp_path)
-    write_report(lake.project, Content(comparison_rows(lake.project)))
+    write_report(lake.project, Content(comparison_rows(lake.resolved())))
     page = Page(lake.data.report.read_text(encoding="utf-8"))
     assert page.texts.count("missing") == 4
     assert "svg" in page.tags, "how long the examples are is known already"
@@ -298,7 +298,7 @@ def test_every_row_of_a_real_lake_is_in_the_report(tmp_path: Path) -> None:
     lake = planted.lake(tmp_path)
     lake.cell("full", bits=0.8123)
     lake.trained("lora-r8", "out_of_memory", phase="train", detail="tried 9 GB")
-    write_report(lake.project, Content(comparison_rows(lake.project)))
+    write_report(lake.project, Content(comparison_rows(lake.resolved())))
     page = Page(lake.data.report.read_text(encoding="utf-8"))
     for text in ("0.8123", "out_of_memory", "full", "lora-r8", *(heading for _, heading, _ in SHOWN)):
         assert text in page.texts

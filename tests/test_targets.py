@@ -32,7 +32,7 @@ def lake(tmp_path: Path) -> Lake:
 
 def found(lake: Lake) -> dict[str, tuple[float | None, ...]]:
     names = ("target_loss", "examples_to_target", "seconds_to_target")
-    return {row["method"]: tuple(row[name] for name in names) for row in comparison_rows(lake.project)}
+    return {row["method"]: tuple(row[name] for name in names) for row in comparison_rows(lake.resolved())}
 
 
 def test_the_target_is_the_worst_final_loss_of_those_that_learned(lake: Lake) -> None:

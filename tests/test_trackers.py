@@ -9,7 +9,8 @@ import pytest
 
 from pipelines import trackers
 from pipelines.errors import UnavailableError
-from pipelines.train.cell import Watch, train
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
 from tests.in_process import InProcess, clean_for, kill_at, trained
 from tests.project import TinyProject
 
@@ -41,7 +42,9 @@ def test_tensorboard_shows_every_point_also_those_before_a_kill(project: TinyPro
     project.change(profiles={"local": {"training": {"epochs": 2, "checkpoint_every_steps": 2}}})
     clean_for(project)
     trained(project, "lora-r8", kill_at(3))
-    attempt, _ = train(project.now(), project.key("lora-r8"), watch=Watch(say=lambda _: None, launcher=InProcess()))
+    attempt, _ = train(
+        project.resolved(), project.key("lora-r8"), watch=Watch(say=lambda _: None, launcher=InProcess())
+    )
     assert attempt.result.resume
     shown = scalars(attempt.folder / trackers.FOLDER)
     curve = {point["step"]: point for point in attempt.curve()}

@@ -11,7 +11,7 @@ from pipelines.experiments import load
 from pipelines.files import read_json, write_json, write_jsonl
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.base import CellCommand
-from pipelines.train.cell import Watch
+from pipelines.runs.run import Watch
 from pipelines.tune.tune import Range, tune
 from tests.in_process import Ended, InProcess, clean_for
 from tests.project import TinyProject
@@ -43,7 +43,7 @@ class Invented:
 def run(project: TinyProject, launcher: Any, trials: int, **options: Any) -> tuple[Any, list[str]]:
     said: list[str] = []
     watch = Watch(say=lambda _message: None, launcher=launcher)
-    found = tune(project.now(), project.key("lora-r8"), trials=trials, watch=watch, tell=said.append, **options)
+    found = tune(project.resolved(), project.key("lora-r8"), trials=trials, watch=watch, tell=said.append, **options)
     return found, said
 
 
@@ -87,4 +87,4 @@ def test_what_would_end_every_trial_ends_the_tuning(project: TinyProject, tmp_pa
     with pytest.raises(WorkError, match="is out_of_memory: as told"):
         run(clean_for(project), Invented({1: "out_of_memory"}), 3)
     with pytest.raises(UsageError, match="trains nothing"):
-        tune(project.now(), CellKey("smollm2-135m", "base", 1), trials=1)
+        tune(project.resolved(), CellKey("smollm2-135m", "base", 1), trials=1)

@@ -3,34 +3,32 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.clean.select import Selected
 from pipelines.compare.table import COLUMNS, Row
 from pipelines.evaluate import answers as kept
 from pipelines.evaluate import judge, scores, teacher
-from pipelines.evaluate.cell import evaluation_fingerprint
+from pipelines.evaluate.cell import evaluated_by
 from pipelines.experiments import Experiments
 from pipelines.generate.journal import Journal
 from pipelines.generate.judge import family
 from pipelines.generate.providers import missing_key
+from pipelines.project import Project, Resolved
 from pipelines.runs.status import Status
-from pipelines.train.cell import Project, examples_now
 
 
-def with_judgements(project: Project, rows: Sequence[Row]) -> list[Row]:
+def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
     """The cells' rows with their judge columns, then the teachers'."""
-    _, selected = examples_now(project)
-    fingerprint = evaluation_fingerprint(project, selected)
+    project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
     with kept.reading(project) as journal:
         for row in rows:
             seeds = kept.kept_answers(project, row["model"], row["method"], fingerprint)
             row |= judge.cell_columns(journal, project.experiments, seeds)
-        return [*rows, *(_teacher_row(project, journal, name, selected) for name in teacher.teachers(project))]
+        return [*rows, *(_teacher_row(resolved, journal, name) for name in teacher.teachers(project))]
 
 
-def _teacher_row(project: Project, journal: Journal | None, name: str, selected: Selected) -> Row:
+def _teacher_row(resolved: Resolved, journal: Journal | None, name: str) -> Row:
     """A row of what a provider's answers can show: no losses, no training, no memory."""
-    provider = project.experiments.provider(name)
-    records = kept.sample(project, selected)
+    project, provider = resolved.project, resolved.experiments.provider(name)
+    records = kept.sample(resolved)
     answers = teacher.answers(journal, project, name, records)
     status, detail = _outcome(project, name, len(answers), len(records))
     tokens = [row["answer_tokens"] for row in answers if row["answer_tokens"] is not None]
@@ -72,15 +70,15 @@ def _note(experiments: Experiments, name: str) -> str:
     return f"{asked} Its judge is of its own family, which may favour it." if related else asked
 
 
-def teacher_answers(project: Project) -> list[dict[str, Any]]:
+def teacher_answers(resolved: Resolved) -> list[dict[str, Any]]:
     """The teachers' answers as rows of evaluation_answers, the verdicts on them included."""
+    project = resolved.project
     names = teacher.teachers(project)
     if not names:
         return []
-    _, selected = examples_now(project)
     found = []
     with kept.reading(project) as journal:
-        records = kept.sample(project, selected)
+        records = kept.sample(resolved)
         for name in names:
             rows = teacher.answers(journal, project, name, records)
             named = {"run_id": teacher.run_id(name), "model": name, "method": teacher.METHOD}

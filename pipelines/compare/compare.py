@@ -14,7 +14,7 @@ from pipelines.compare.tables import all_tables
 from pipelines.estimate.estimate import keep_predictions
 from pipelines.files import stable_hash
 from pipelines.paths import DataRoot
-from pipelines.train.cell import Project
+from pipelines.project import Project
 
 Row = dict[str, Any]
 
@@ -34,11 +34,12 @@ def compare(project: Project) -> Publication:
         UsageError: nothing was cleaned yet.
         WorkError: the data folder cannot be written; the last publication stays whole.
     """
-    keep_predictions(project)
-    found = comparison(project)
+    resolved = project.resolve()
+    keep_predictions(resolved)
+    found = comparison(resolved)
     picks = make_picks(found.rows, found.qualities)
-    rows = with_judgements(project, found.rows)
-    tables = all_tables(project.data, project.experiments, rows, picks=picks, taught=teacher_answers(project))
+    rows = with_judgements(resolved, found.rows)
+    tables = all_tables(project.data, project.experiments, rows, picks=picks, taught=teacher_answers(resolved))
     warehouse.publish(project.data, tables)
     write_report(project, Content.of(rows, tables))
     return Publication(rows, picks, project.data.warehouse, project.data.report)
@@ -50,11 +51,12 @@ def decision(project: Project, limits: Limits) -> Decision:
     Raises:
         UsageError: nothing was cleaned yet.
     """
-    found = decide(comparison(project), limits)
+    resolved = project.resolve()
+    found = decide(comparison(resolved), limits)
     if found.verdict == "use":
         return found
-    keep_predictions(project)
-    return decide(comparison(project), limits)
+    keep_predictions(resolved)
+    return decide(comparison(resolved), limits)
 
 
 def lake_version(data: DataRoot) -> str:

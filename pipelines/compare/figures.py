@@ -11,9 +11,9 @@ from pipelines.clean.clean import CleaningResult
 from pipelines.compare import plots
 from pipelines.compare.show import Columns
 from pipelines.experiments import Experiments, Method
+from pipelines.project import Project
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Project
 
 Row = dict[str, Any]
 CURVE_POINTS = 12  # of a curve in its table
@@ -136,7 +136,7 @@ def shown_memory(rows: Sequence[Row]) -> list[Row]:
 def curves_of(project: Project, rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The newest attempt's curve of every row, by `method` (or `model method` where there are several models)."""
     several = len({row["model"] for row in rows}) > 1
-    seed = project.experiments.profile(project.profile).seeds[0]
+    seed = project.settings.seeds[0]
     found = {}
     for row in rows:
         attempt = cells.latest(project.data, CellKey(row["model"], row["method"], seed))

@@ -8,7 +8,7 @@ from pipelines.compare.show import Columns, Format, Row, as_csv, as_json, tabula
 from pipelines.estimate.estimate import Estimate, estimates
 from pipelines.estimate.question import config_of
 from pipelines.experiments import Experiments
-from pipelines.train.cell import Project
+from pipelines.project import Project
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pipelines.clean.clean import current as current_examples
 from pipelines.compare import figures
 from pipelines.compare.show import SHOWN, cell_text, pick_answer, plain
 from pipelines.files import write_text
-from pipelines.train.cell import Project
+from pipelines.project import Project
 
 Row = dict[str, Any]
 PROMPTS_SHOWN = 6

@@ -6,22 +6,21 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pipelines import machine
-from pipelines.clean.select import Selected
 from pipelines.compare.advice import advise
 from pipelines.compare.quality import Qualities, Quality, quality_of
 from pipelines.compare.ranking import incomparable, mark_pareto
 from pipelines.compare.targets import add_targets
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import questions
-from pipelines.evaluate.cell import base_method, current_evaluation, evaluation_fingerprint
+from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by
 from pipelines.experiments import Model
 from pipelines.files import read_json
+from pipelines.project import CellPlan, Project, Resolved, changed
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.result import RunResult
 from pipelines.runs.spec import RunSpec
 from pipelines.runs.status import SEVERITY
-from pipelines.train.cell import Project, changed, examples_now, fingerprints
 
 Row = dict[str, Any]
 
@@ -104,24 +103,18 @@ class Comparison:
     base: str | None
 
 
-def comparison_rows(project: Project) -> list[Row]:
+def comparison_rows(resolved: Resolved) -> list[Row]:
     """One row per configured model × method of the profile, in the order of experiments.yaml."""
-    return comparison(project).rows
+    return comparison(resolved).rows
 
 
-def comparison(project: Project) -> Comparison:
-    """One row per configured model × method of the profile, in the order of experiments.yaml, and what they are compared by.
-
-    Raises:
-        UsageError: nothing was cleaned yet.
-    """
-    _, selected = examples_now(project)
-    fingerprint = evaluation_fingerprint(project, selected)
-    profile = project.experiments.profile(project.profile)
-    configured = [(model, method) for model in profile.models for method in profile.methods]
-    seeds = {cell: [_seed(project, CellKey(*cell, seed), fingerprint) for seed in profile.seeds] for cell in configured}
-    rows = [_row(project, cell, seeds[cell], selected, fingerprint) for cell in configured]
-    qualities = Qualities({cell: found for cell in configured if (found := _quality(seeds[cell]))})
+def comparison(resolved: Resolved) -> Comparison:
+    """One row per configured model × method of the profile, in the order of experiments.yaml, and what they are compared by."""
+    by, project = evaluated_by(resolved), resolved.project
+    configured = [resolved.cell(*cell) for cell in project.grid]
+    seeds = {plan.cell: [_seed(project, key, by.fingerprint) for key in plan.keys] for plan in configured}
+    rows = [_row(project, plan, seeds[plan.cell], by) for plan in configured]
+    qualities = Qualities({cell: found for cell in project.grid if (found := _quality(seeds[cell]))})
     base = {row["model"]: row for row in rows if row["method"] == base_method(project)}
     full = {row["model"]: row for row in rows if row["method"] == "full"}
     for row in rows:
@@ -129,19 +122,19 @@ def comparison(project: Project) -> Comparison:
         _add_base(row, base.get(row["model"]), qualities)
         _add_ratios(project, row, full.get(row["model"]), qualities)
     mark_pareto(rows, qualities)
-    add_predictions(project, rows)
+    add_predictions(resolved, rows)
     add_targets(project, rows)
     for row in rows:
         row["advice"] = advise(row, rows)
     return Comparison(rows, qualities, base_method(project))
 
 
-def add_predictions(project: Project, rows: Sequence[Row]) -> None:
+def add_predictions(resolved: Resolved, rows: Sequence[Row]) -> None:
     """The predicted peak of training, of the cell as it is configured now, where one was made; of several seeds the largest. And
     the same with micro-batches half as large, for the advice."""
     cells = [(row["model"], row["method"]) for row in rows]
     found: dict[tuple[str, str], list[Row]] = {cell: [] for cell in cells}
-    for question in questions(project, cells, project.experiments.profile(project.profile).seeds):
+    for question in questions(resolved.project, cells, resolved.project.settings.seeds, resolved):
         if kept := read_json(question.file):
             found[question.model, question.method].append(kept)
     for row in rows:
@@ -150,11 +143,9 @@ def add_predictions(project: Project, rows: Sequence[Row]) -> None:
         row["estimated_half_batch_gb"] = max(filter(None, (one.get("halved_gb") for one in kept)), default=None)
 
 
-def _row(
-    project: Project, cell: tuple[str, str], seeds: Sequence["Seed | None"], selected: Selected, fingerprint: str
-) -> Row:
-    model, method = cell
-    profile = project.experiments.profile(project.profile)
+def _row(project: Project, plan: CellPlan, seeds: Sequence["Seed | None"], by: EvaluatedBy) -> Row:
+    model, method = plan.cell
+    profile = project.settings
     row: Row = dict.fromkeys(COLUMNS)
     row |= {"model": model, "method": method, "profile": project.profile, "seeds": len(profile.seeds), "seeds_ok": 0}
     row["model_note"] = note_on(project.experiments.model(model))
@@ -170,9 +161,7 @@ def _row(
         row["train_loss"] = None  # of no quality to speak of
     row["speed_disturbed"] = disturbed(row["other_cpu_pct"])
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
-    because = list(
-        dict.fromkeys(name for seed in found for name in stale_because(project, seed, selected, fingerprint))
-    )
+    because = list(dict.fromkeys(name for seed in found for name in stale_because(seed, plan, by)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
     if profile.price_per_hour is not None and row["train_seconds"] is not None:
         row["train_usd"] = profile.price_per_hour * row["train_seconds"] / 3600
@@ -206,12 +195,12 @@ def worst(statuses: Sequence[str]) -> str:
     return min(statuses, key=lambda status: [str(s) for s in SEVERITY].index(status))
 
 
-def stale_because(project: Project, seed: Seed, selected: Selected, fingerprint: str) -> list[str]:
-    """The names of what no longer matches: data, recipe, code, machine, evaluation."""
+def stale_because(seed: Seed, plan: CellPlan, by: EvaluatedBy) -> list[str]:
+    """The names of what no longer matches: data, recipe, code, machine, evaluation. `code` is the trainer's or the evaluation's."""
     recorded = seed.attempt.result.fingerprints or seed.attempt.spec.fingerprints
-    because = changed(recorded, fingerprints(project, seed.attempt.key, selected))
-    evaluated = seed.good is not None and seed.good.fingerprint == fingerprint
-    return because if evaluated or seed.attempt.status != "ok" else [*because, "evaluation"]
+    because = changed(recorded, plan.fingerprints)
+    evaluation = by.changed_since(seed.good) if seed.attempt.status == "ok" else None
+    return because if evaluation is None or evaluation in because else [*because, evaluation]
 
 
 def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:

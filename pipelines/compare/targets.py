@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from pipelines.project import Project
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Project
 
 Row = dict[str, Any]
 Points = list[tuple[int, float, float]]  # examples, seconds of training, loss on held-out records
@@ -43,7 +43,7 @@ def _curves(project: Project, row: Row) -> list[Points]:
     """The evaluated points of each seed's newest attempt, where that ended ok."""
     if project.experiments.model(row["model"]).source.random:
         return []
-    keys = [CellKey(row["model"], row["method"], seed) for seed in project.experiments.profile(project.profile).seeds]
+    keys = [CellKey(row["model"], row["method"], seed) for seed in project.settings.seeds]
     found = [attempt for key in keys if (attempt := cells.latest(project.data, key)) and attempt.status == "ok"]
     return [points for attempt in found if (points := evaluated(attempt.curve()))]
 

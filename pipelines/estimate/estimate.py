@@ -21,9 +21,9 @@ from pipelines.errors import WorkError
 from pipelines.estimate.cards import CARDS, Card
 from pipelines.estimate.question import Question, questions
 from pipelines.files import announce, locked, read_json, write_json
+from pipelines.project import Project, Resolved
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.process import child_environment, stop_group
-from pipelines.train.cell import Project
 
 CHILD = "pipelines.estimate.child"
 Json = dict[str, Any]
@@ -96,7 +96,7 @@ def estimates(project: Project, cells: Sequence[tuple[str, str]], *, say: Any = 
     Raises:
         WorkError: the estimating process ended without an answer.
     """
-    asked = questions(project, list(cells), project.experiments.profile(project.profile).seeds[:1])
+    asked = questions(project, list(cells), project.settings.seeds[:1])
     answered = answers(asked, say=say)
     made = []
     for question in asked:
@@ -105,12 +105,11 @@ def estimates(project: Project, cells: Sequence[tuple[str, str]], *, say: Any = 
     return made
 
 
-def keep_predictions(project: Project) -> None:
+def keep_predictions(resolved: Resolved) -> None:
     """Predict what the comparison of the profile shows and has no prediction for. A failure costs only these numbers."""
-    profile = project.experiments.profile(project.profile)
-    cells = [(model, method) for model in profile.models for method in profile.methods]
-    trained = [(model, method) for model, method in cells if project.experiments.method(method).kind != "none"]
-    asked = questions(project, trained, profile.seeds)
+    project = resolved.project
+    trained = [cell for cell in project.grid if project.experiments.method(cell[1]).kind != "none"]
+    asked = questions(project, trained, project.settings.seeds, resolved)
     for question in asked:
         question.asked["halved"] = True  # for the advice
     try:
@@ -119,16 +118,14 @@ def keep_predictions(project: Project) -> None:
         announce(f"no prediction of memory: {error}")
 
 
-def foresee(project: Project) -> None:
-    """Where the profile's cells run on a cluster, have predictions at hand of all of them: a cell asks for as much memory. What
-    cannot be predicted asks for none."""
-    profile = project.experiments.profile(project.profile)
+def foresee(project: Project, resolved: Resolved | None = None) -> None:
+    """Where the profile's launcher asks for each cell's memory, have predictions at hand of all of them. What cannot be predicted
+    asks for none."""
     if not project.launcher().asks_for_memory:
         return
-    cells = [(model, method) for model in profile.models for method in profile.methods]
     with locked(project.data.locks / "estimates.lock", "predict"):
         try:
-            answers(questions(project, cells, profile.seeds), say=announce)
+            answers(questions(project, project.grid, project.settings.seeds, resolved), say=announce)
         except WorkError as error:
             announce(f"no prediction of memory: {error}")
 

@@ -1,18 +1,19 @@
 """What is asked of the estimator: one cell, completely, as JSON; and the name its answer is kept under."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines import machine, predictions, shipped, weights
-from pipelines.clean.select import Selected
 from pipelines.errors import UsageError
 from pipelines.experiments import Model
 from pipelines.files import read_json
 from pipelines.paths import DataRoot
 from pipelines.predictions import answer_file
-from pipelines.runs.cells import Attempt, CellKey
-from pipelines.train.cell import Project, examples_now, for_method, recipe_of
+from pipelines.project import Project, Resolved
+from pipelines.runs.cells import Attempt
 
 Json = dict[str, Any]
 
@@ -33,29 +34,28 @@ def answer_on(data: DataRoot, attempt: Attempt) -> Json | None:
     return predictions.answer_on(data, spec.recipe, spec.fingerprints.get("data"), attempt.key.seed)
 
 
-def questions(project: Project, cells: list[tuple[str, str]], seeds: list[int]) -> list[Question]:
-    """One question per cell and seed, on the profile's settings and, where something was cleaned, its examples."""
-    try:
-        path, selected = examples_now(project)
-    except UsageError:
-        path, selected = None, None
-    return [_question(project, model, method, seed, path, selected) for model, method in cells for seed in seeds]
+def questions(
+    project: Project, cells: Sequence[tuple[str, str]], seeds: Sequence[int], resolved: Resolved | None = None
+) -> list[Question]:
+    """One question per cell and seed, on the profile's settings and, where something was cleaned, its examples; `resolved`, where
+    the caller has that already."""
+    with suppress(UsageError):  # nothing was cleaned yet
+        resolved = resolved or project.resolve()
+    return [_question(project, model, method, seed, resolved) for model, method in cells for seed in seeds]
 
 
-def _question(
-    project: Project, model: str, method: str, seed: int, path: Path | None, selected: Selected | None
-) -> Question:
+def _question(project: Project, model: str, method: str, seed: int, resolved: Resolved | None) -> Question:
     chosen = project.experiments.model(model)
-    recipe = recipe_of(project, CellKey(model, method, seed))
+    recipe = project.recipe_of(model, method)
     own = weights.is_present(project.data, model, chosen)
     trains = recipe["kind"] != "none"
-    narrowed = for_method(project, method, selected) if selected and trains else None
+    narrowed = resolved.cell(model, method).selected if resolved and trains else None
     tokenizer = _tokenizer(project, model) if narrowed else None
     asked = {
         "recipe": recipe,
         "config": config_of(project.data, model, chosen),
         "tokenizer": tokenizer,
-        "examples": str(path) if path and tokenizer else None,
+        "examples": str(resolved.selected.examples) if resolved and tokenizer else None,
         "selection": vars(project.selection_of(method)),
         "seed": seed,
         "device": "cuda" if machine.cuda_name() else "cpu",

@@ -4,16 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.clean.select import Selected
 from pipelines.evaluate import judge, teacher
-from pipelines.evaluate.cell import current_evaluation, evaluation_fingerprint
+from pipelines.evaluate.cell import current_evaluation, evaluated_by
 from pipelines.generate.generate import GenerationResult, ProviderResult, Session, outcome, session
 from pipelines.generate.journal import Journal, Request, opened
 from pipelines.generate.judge import ask_enabled
 from pipelines.generate.send import Progress
+from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey, Evaluation
-from pipelines.train.cell import Project, examples_now
 
 Row = dict[str, Any]
 
@@ -29,23 +28,15 @@ def shown_evaluation(project: Project, key: CellKey, fingerprint: str) -> Evalua
 
 def kept_answers(project: Project, model: str, method: str, fingerprint: str) -> list[list[Row]]:
     """The answers of a cell as the comparison shows it, one list for each seed that has any."""
-    keys = [CellKey(model, method, seed) for seed in project.experiments.profile(project.profile).seeds]
+    keys = [CellKey(model, method, seed) for seed in project.settings.seeds]
     found = [shown_evaluation(project, key, fingerprint) for key in keys]
     return [rows for evaluation in found if evaluation and (rows := evaluation.answers())]
 
 
-def sample(project: Project, selected: Selected) -> list[Row]:
+def sample(resolved: Resolved) -> list[Row]:
     """The held-out records that the profile's models were asked, as they were kept with their answers."""
-    fingerprint = evaluation_fingerprint(project, selected)
-    profile = project.experiments.profile(project.profile)
-    asked = {
-        row["example_id"]
-        for model in profile.models
-        for method in profile.methods
-        for rows in kept_answers(project, model, method, fingerprint)
-        for row in rows
-    }
-    return [record for record in selected.eval if record["example_id"] in asked]
+    asked = {row["example_id"] for rows in _all_answers(resolved) for row in rows}
+    return [record for record in resolved.selected.eval if record["example_id"] in asked]
 
 
 @contextmanager
@@ -64,7 +55,7 @@ def is_configured(project: Project) -> bool:
 
 
 def ask(
-    project: Project,
+    resolved: Resolved,
     evaluations: Sequence[Evaluation] = (),
     *,
     progress: Progress | None = None,
@@ -76,16 +67,16 @@ def ask(
     teachers and judge nothing is done.
 
     Raises:
-        UsageError: nothing was cleaned yet, or the prompts are broken.
+        UsageError: the prompts are broken.
         WorkError: the journal cannot be written.
         InUseError: `wait` is False, something is to be sent, and somebody else is sending.
     """
+    project = resolved.project
     if not is_configured(project):
         return GenerationResult()
-    _, selected = examples_now(project)
-    answers = [one.answers() for one in evaluations] if evaluations else _all_answers(project, selected)
+    answers = [one.answers() for one in evaluations] if evaluations else _all_answers(resolved)
     ids = {row["example_id"] for rows in answers for row in rows}
-    records = [record for record in selected.eval if record["example_id"] in ids]
+    records = [record for record in resolved.selected.eval if record["example_id"] in ids]
     if not _anything_pending(project, records, answers):
         return GenerationResult()
     with session(project.data, project.experiments, progress=progress, budget_usd=budget_usd, wait=wait) as run:
@@ -95,10 +86,9 @@ def ask(
         return GenerationResult(results, run.orphans)
 
 
-def _all_answers(project: Project, selected: Selected) -> list[list[Row]]:
-    fingerprint, profile = evaluation_fingerprint(project, selected), project.experiments.profile(project.profile)
-    grid = [(model, method) for model in profile.models for method in profile.methods]
-    return [rows for cell in grid for rows in kept_answers(project, *cell, fingerprint)]
+def _all_answers(resolved: Resolved) -> list[list[Row]]:
+    fingerprint = evaluated_by(resolved).fingerprint
+    return [rows for cell in resolved.project.grid for rows in kept_answers(resolved.project, *cell, fingerprint)]
 
 
 def _for_the_judge(

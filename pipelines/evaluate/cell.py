@@ -1,16 +1,15 @@
 """The parent's half of an evaluation: what it measures with, whether it is current, running it, its last word."""
 
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 from pipelines import weights
-from pipelines.clean.select import Selected
 from pipelines.errors import UsageError
 from pipelines.evaluate.general import FILE as GENERAL
 from pipelines.evaluate.general import read_general, set_hash
 from pipelines.files import locked, stable_hash
+from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.code import code_fingerprint
@@ -18,10 +17,11 @@ from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.result import write_result
 from pipelines.runs.run import Run, Watch, and_once_more, queue
 from pipelines.runs.spec import RunSpec
-from pipelines.train import cell as training
-from pipelines.train.cell import Project, examples_now
+from pipelines.train.cell import train
 
 CHILD = "pipelines.evaluate.child"
+# Evaluations made before their code had a fingerprint of its own name only the hash of both; these were the code's.
+EARLIER_CODE = ("10dc1f0a69bb8a7b",)
 
 
 def base_method(project: Project) -> str | None:
@@ -30,35 +30,74 @@ def base_method(project: Project) -> str | None:
     return next((name for name, method in methods if method.kind == "none" and not method.shots), None)
 
 
+def base_of(project: Project, key: CellKey) -> CellKey | None:
+    """The cell of the untouched model that `key` is compared with; None for such a one itself."""
+    base = base_method(project)
+    return CellKey(key.model, base, project.settings.seeds[0]) if base and base != key.method else None
+
+
+def _longest(project: Project, model: str) -> int:
+    """How many tokens the model's cells read, by the settings of the untouched model."""
+    return project.training_of(model, base_method(project) or next(iter(project.experiments.methods))).max_length
+
+
 def readers(project: Project) -> list[dict[str, Any]]:
     """Every model of the profile whose weights are here: its folder, how it is asked, its max_length. An evaluation record must
     fit them all."""
     found = []
-    for name in project.experiments.profile(project.profile).models:
+    for name in project.settings.models:
         model = project.experiments.model(name)
         if not model.source.random and weights.is_present(project.data, name, model):
-            method = base_method(project) or next(iter(project.experiments.methods))
-            longest = project.experiments.training_for(project.profile, name, method).max_length
             asked = {"prompt": model.prompt, "template": model.template}
             folder = str(weights.model_folder(project.data, name, model))
-            found.append({"model": name, "folder": folder, "max_length": longest, **asked})
+            found.append({"model": name, "folder": folder, "max_length": _longest(project, name), **asked})
     return found
 
 
-def evaluation_fingerprint(project: Project, selected: Selected) -> str:
-    """Hash of what evaluations of this profile measure on and with: records, settings, general texts, models to fit, the code."""
-    profile = project.experiments.profile(project.profile)
-    longest = {
-        name: project.experiments.training_for(
-            project.profile, name, base_method(project) or next(iter(project.experiments.methods))
-        ).max_length
-        for name in profile.models
-    }
-    texts = read_general(project.data.tracked(GENERAL), project.selection.languages, profile.evaluation.general_texts)
-    code = code_fingerprint(CHILD)
+@dataclass(frozen=True)
+class EvaluatedBy:
+    """What evaluations of a profile measure on and with (`measured`: records, settings, general texts, models to fit, templates),
+    and the `code` that measures."""
+
+    measured: tuple[Any, ...]
+    code: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal where two evaluations can be set against one another."""
+        return stable_hash([*self.measured, self.code])
+
+    @cached_property
+    def asked(self) -> str:
+        """The same without the code."""
+        return stable_hash(list(self.measured))
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What an evaluation records of it."""
+        return {"evaluation": self.fingerprint, "evaluation_asked": self.asked, "evaluation_code": self.code}
+
+    def changed_since(self, evaluation: Evaluation | None) -> str | None:
+        """What has changed since `evaluation`: `code` where nothing else has, else `evaluation`; None where it is current."""
+        prints = evaluation.result.fingerprints if evaluation else {}
+        if prints.get("evaluation") == self.fingerprint:
+            return None
+        asked = prints.get("evaluation_asked") == self.asked
+        return "code" if asked or prints.get("evaluation") in self._earlier else "evaluation"
+
+    @cached_property
+    def _earlier(self) -> frozenset[str]:
+        return frozenset(stable_hash([*self.measured, code]) for code in EARLIER_CODE)
+
+
+def evaluated_by(resolved: Resolved) -> EvaluatedBy:
+    """What evaluations of the profile are made with now."""
+    project, profile = resolved.project, resolved.project.settings
+    texts = read_general(project.data.tracked(GENERAL), profile.languages, profile.evaluation.general_texts)
+    longest = {name: _longest(project, name) for name in profile.models}
     templates = {name: held for name in profile.models if (held := project.experiments.model(name).template)}
-    measured = [selected.eval_fingerprint, profile.evaluation.model_dump(), set_hash(texts), longest, templates, code]
-    return stable_hash(measured)
+    records, settings = resolved.selected.eval_fingerprint, profile.evaluation.model_dump()
+    return EvaluatedBy((records, settings, set_hash(texts), longest, templates), code_fingerprint(CHILD))
 
 
 def current_evaluation(attempt: Attempt, fingerprint: str) -> Evaluation | None:
@@ -67,43 +106,57 @@ def current_evaluation(attempt: Attempt, fingerprint: str) -> Evaluation | None:
     return good[-1] if good else None
 
 
-def evaluate(
-    project: Project, key: CellKey, *, force: bool = False, watch: Watch | None = None
-) -> tuple[Evaluation, bool]:
-    """Evaluate the newest attempt at `key`, the untouched base model first where that has not been done.
-
-    Returns the evaluation and whether it was reused.
+def trained(project: Project, key: CellKey) -> Attempt:
+    """The newest attempt at `key`, which can be evaluated.
 
     Raises:
-        UsageError: the cell has no finished attempt, or its last one is not ok.
+        UsageError: there is none, or it is not ok.
     """
-    watch = watch or Watch()
-    examples, selected = examples_now(project)
     attempt = cells.latest(project.data, key)
     if attempt is None or attempt.status != "ok":
         found = attempt.status if attempt else "missing"
         raise UsageError(
             f"{key} is {found}; only an ok cell is evaluated: run `featherweight train {key.model} {key.method}"
-            f"{'' if key.seed in project.experiments.profile(project.profile).seeds else f' --seed {key.seed}'}`."
+            f"{'' if key.seed in project.settings.seeds else f' --seed {key.seed}'}`."
         )
-    _base_first(project, key, watch)
-    fingerprint = evaluation_fingerprint(project, selected)
+    return attempt
+
+
+def evaluate_base(resolved: Resolved, key: CellKey, *, watch: Watch | None = None) -> Evaluation | None:
+    """Bring the untouched model that `key` is compared with up to date; None where there is none, or it cannot be run."""
+    base = base_of(resolved.project, key)
+    if base is None or train(resolved, base, watch=watch)[0].status != "ok":
+        return None
+    return evaluate(resolved, base, watch=watch)[0]
+
+
+def evaluate(
+    resolved: Resolved, key: CellKey, *, force: bool = False, watch: Watch | None = None
+) -> tuple[Evaluation, bool]:
+    """Evaluate the newest attempt at `key`; returns the evaluation and whether it was reused.
+
+    Raises:
+        UsageError: the cell has no finished attempt, or its last one is not ok.
+    """
+    watch, project = watch or Watch(), resolved.project
+    attempt = trained(project, key)
+    by = evaluated_by(resolved)
     with locked(key.folder(project.data) / "cell.lock", f"evaluate {key}", say=watch.say):
-        found = current_evaluation(attempt, fingerprint)
+        found = current_evaluation(attempt, by.fingerprint)
         if found and not force:
             return found, True
-        evaluation = None if force else _goes_on_elsewhere(attempt, fingerprint)
+        evaluation = None if force else _goes_on_elsewhere(attempt, by.fingerprint)
         if evaluation is None:
             for earlier in attempt.evaluations():
                 launcher_class(earlier.spec.launcher).end(earlier.folder)
-            evaluation = _new_evaluation(project, attempt, examples, fingerprint)
+            evaluation = _new_evaluation(resolved, attempt, by)
         if shape := project.experiments.model(key.model).source.random:
             detail = f"random weights in the shape of {shape}: their quality says nothing, so it is not measured"
             write_result(evaluation.folder, "ok", "evaluate", detail)
             return Evaluation(attempt, evaluation.folder), False
 
         def again(after: str) -> Run:
-            return _run(project, _new_evaluation(project, attempt, examples, fingerprint, after), watch)
+            return _run(project, _new_evaluation(resolved, attempt, by, after), watch)
 
         run = and_once_more(_run(project, evaluation, watch), again, project.site(watch))
         return Evaluation(attempt, run.folder), False
@@ -118,38 +171,25 @@ def _goes_on_elsewhere(attempt: Attempt, fingerprint: str) -> Evaluation | None:
     return None
 
 
-def _base_first(project: Project, key: CellKey, watch: Watch) -> None:
-    base = base_method(project)
-    if base is None or key.method == base:
-        return
-    base_key = CellKey(key.model, base, project.experiments.profile(project.profile).seeds[0])
-    attempt, _ = training.train(project, base_key, watch=watch)
-    if attempt.status == "ok":
-        evaluate(project, base_key, watch=watch)
-
-
-def _new_evaluation(
-    project: Project, attempt: Attempt, examples: Path, fingerprint: str, after: str | None = None
-) -> Evaluation:
-    folder = attempt.folder / "evaluations" / cells.new_run_id()
-    profile = project.experiments.profile(project.profile)
-    settings = project.experiments.training_for(project.profile, attempt.key.model, attempt.key.method)
+def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
+    """What every child is told that measures a result on the profile's evaluation records."""
+    project, spec = resolved.project, attempt.spec
+    settings = project.training_of(attempt.key.model, attempt.key.method)
     trained = attempt.model_folder if attempt.model_folder.exists() else None
-    spec, told = attempt.spec, profile.evaluation.model_dump()
-    queue(
-        folder,
-        RunSpec(
-            run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=project.profile,
-            root=str(project.data.root),
-            examples=str(examples.relative_to(project.data.root)), weights=spec.weights, recipe=spec.recipe,
-            trained=str(trained.relative_to(project.data.root)) if trained else None,
-            selection=asdict(project.selection), fingerprints={"evaluation": fingerprint}, after=after,
-            memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
-            launcher=profile.launcher,
-            more={"settings": told, "readers": readers(project), "batch_tokens": settings.micro_batch_tokens},
-        ),
-        "evaluate",
+    told = project.settings.evaluation.model_dump()
+    return RunSpec(
+        run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=project.profile,
+        root=str(project.data.root), examples=resolved.examples, weights=spec.weights, recipe=spec.recipe,
+        trained=str(trained.relative_to(project.data.root)) if trained else None, selection=asdict(project.selection),
+        memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
+        more={"settings": told, "readers": readers(project), "batch_tokens": settings.micro_batch_tokens},
     )  # fmt: skip
+
+
+def _new_evaluation(resolved: Resolved, attempt: Attempt, by: EvaluatedBy, after: str | None = None) -> Evaluation:
+    folder, launcher = attempt.folder / "evaluations" / cells.new_run_id(), resolved.project.settings.launcher
+    spec = replace(spec_of(resolved, attempt), fingerprints=by.fingerprints, after=after, launcher=launcher)
+    queue(folder, spec, "evaluate")
     return Evaluation(attempt, folder)
 
 

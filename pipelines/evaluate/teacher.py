@@ -10,7 +10,7 @@ from pipelines.evaluate import scores
 from pipelines.generate.answers import text_of
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled
-from pipelines.train.cell import Project
+from pipelines.project import Project
 from pipelines.train.conversations import calls_tools, conversation, question, spoken
 
 Record = dict[str, Any]
@@ -31,7 +31,7 @@ def run_id(name: str) -> str:
 def requests(project: Project, name: str, records: Sequence[Record]) -> list[Request]:
     """The records' questions, turn by turn as a model with a chat template gets them."""
     provider = project.experiments.provider(name)
-    limit = project.experiments.profile(project.profile).evaluation.max_new_tokens
+    limit = project.settings.evaluation.max_new_tokens
     return [
         Request(
             provider=name,

@@ -6,22 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import machine
-from pipelines.clean.select import Selected
 from pipelines.errors import UsageError
-from pipelines.evaluate.cell import evaluation_fingerprint
+from pipelines.evaluate.cell import evaluated_by, spec_of
 from pipelines.experiments import Experiments
 from pipelines.export.cell import CHILD as EXPORT
-from pipelines.export.cell import Wanted, default_output, export, finished, is_written, run_of, spec_of
+from pipelines.export.cell import Wanted, default_output, export, finished, is_written, run_of
 from pipelines.export.measure import FORMATS
 from pipelines.files import locked, stable_hash
 from pipelines.paths import DataRoot
+from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.result import RunResult, result_in, write_result
 from pipelines.runs.run import Watch, queue
 from pipelines.settings import expected_one_of
-from pipelines.train.cell import Project, examples_now
 
 CHILD = "pipelines.export.measure"
 Row = dict[str, Any]
@@ -42,7 +41,7 @@ MEASURED = (
 
 
 def measure(
-    project: Project, key: CellKey, formats: Sequence[str] = ALL, *, force: bool = False, watch: Watch | None = None
+    resolved: Resolved, key: CellKey, formats: Sequence[str] = ALL, *, force: bool = False, watch: Watch | None = None
 ) -> list[Row]:
     """Measure the newest result of `key` in each of `formats`, where that has not been done; returns their rows.
 
@@ -52,35 +51,35 @@ def measure(
     for name in formats:
         if name not in ALL:
             raise UsageError(f"unknown format {name!r}; {expected_one_of(name, list(ALL))}.")
-    watch, attempt = watch or Watch(), finished(project, key)
-    _, selected = examples_now(project)
+    project = resolved.project
+    watch, attempt, evaluated = watch or Watch(), finished(project, key), evaluated_by(resolved).fingerprint
     with locked(key.folder(project.data) / "bit-widths.lock", f"bit widths of {key}", say=watch.say):
-        missing = [name for name in formats if force or not _is_current(project, attempt, name, selected)]
+        missing = [name for name in formats if force or not _is_current(project, attempt, name, evaluated)]
         if missing:
-            _measure_all(project, attempt, missing, selected, watch)
+            _measure_all(resolved, attempt, missing, evaluated, watch)
     of_cell = [row for row in rows(project.data, project.experiments) if row["run_id"] == attempt.run_id]
     return [row for name in formats for row in of_cell if row["format"] == name]
 
 
-def _measure_all(project: Project, attempt: Attempt, formats: Sequence[str], selected: Selected, watch: Watch) -> None:
+def _measure_all(resolved: Resolved, attempt: Attempt, formats: Sequence[str], evaluated: str, watch: Watch) -> None:
+    project = resolved.project
     merged = default_output(project, attempt) / "merged"
     key = attempt.key
-    plain = export(project, key, Wanted(merged=not is_written(merged, attempt)), watch=watch)
+    plain = export(resolved, key, Wanted(merged=not is_written(merged, attempt)), watch=watch)
     schemes = [GGUF[name] for name in formats if name in GGUF]
-    files = export(project, key, Wanted(merged=False, gguf=schemes), watch=watch) if schemes and plain.ok else plain
+    files = export(resolved, key, Wanted(merged=False, gguf=schemes), watch=watch) if schemes and plain.ok else plain
     for name in formats:
         folder = _home(project.data, attempt) / name / cells.new_run_id()
         gguf = files.gguf.get(GGUF[name]) if name in GGUF else None
-        spec = spec_of(
-            project,
-            attempt,
-            format=name,
-            merged=str(merged),
-            gguf=str(gguf) if gguf else None,
-            questions=str(plain.folder / "questions.json"),
-        )
-        prints = {"bit_widths": _fingerprint(project, attempt, name, selected)}
-        queue(folder, replace(spec, fingerprints=prints), "measure")
+        more = {
+            "format": name,
+            "merged": str(merged),
+            "gguf": str(gguf) if gguf else None,
+            "questions": str(plain.folder / "questions.json"),
+        }
+        spec = spec_of(resolved, attempt)
+        prints = {"bit_widths": _fingerprint(attempt, name, evaluated)}
+        queue(folder, replace(spec, fingerprints=prints, more={**spec.more, **more}), "measure")
         watch.say(f"{key}: {name} …")
         exported = (files if name in GGUF else plain).result
         if exported.ok:
@@ -94,17 +93,15 @@ def _home(data: DataRoot, attempt: Attempt) -> Path:
     return data.lake / "bit_widths" / key.model / key.method / str(key.seed) / attempt.run_id
 
 
-def _fingerprint(project: Project, attempt: Attempt, name: str, selected: Selected) -> str:
-    return stable_hash(
-        [attempt.run_id, name, evaluation_fingerprint(project, selected), code_fingerprint(EXPORT, CHILD)]
-    )
+def _fingerprint(attempt: Attempt, name: str, evaluated: str) -> str:
+    return stable_hash([attempt.run_id, name, evaluated, code_fingerprint(EXPORT, CHILD)])
 
 
-def _is_current(project: Project, attempt: Attempt, name: str, selected: Selected) -> bool:
+def _is_current(project: Project, attempt: Attempt, name: str, evaluated: str) -> bool:
     newest = _newest(_home(project.data, attempt) / name)
     if newest is None:
         return False
-    return newest.ok and newest.fingerprints.get("bit_widths") == _fingerprint(project, attempt, name, selected)
+    return newest.ok and newest.fingerprints.get("bit_widths") == _fingerprint(attempt, name, evaluated)
 
 
 def _newest(folder: Path) -> RunResult | None:

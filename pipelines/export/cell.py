@@ -3,21 +3,21 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines import weights
 from pipelines.errors import UsageError
-from pipelines.evaluate.cell import readers
+from pipelines.evaluate.cell import spec_of
 from pipelines.files import locked, read_json
+from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.result import RunResult, result_in
 from pipelines.runs.run import Run, Watch, queue
 from pipelines.runs.spec import RunSpec
-from pipelines.train.cell import Project, examples_now
 from pipelines.weights_record import RECORD
 
 CHILD = "pipelines.export.child"
@@ -67,13 +67,13 @@ def finished(project: Project, key: CellKey) -> Attempt:
     return attempt
 
 
-def export(project: Project, key: CellKey, wanted: Wanted, *, watch: Watch | None = None) -> Export:
+def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | None = None) -> Export:
     """Write the newest result of `key` as `wanted`, in a child under the cell's budget and time limit.
 
     Raises:
         UsageError: the cell is not ok, or what lies in the output folder is not ours to replace.
     """
-    watch = watch or Watch()
+    watch, project = watch or Watch(), resolved.project
     attempt = finished(project, key)
     output = (wanted.output or default_output(project, attempt)).resolve()
     if (output / "merged").exists() and not (output / "merged" / RECORD).exists():
@@ -88,7 +88,7 @@ def export(project: Project, key: CellKey, wanted: Wanted, *, watch: Watch | Non
             output / "merged" if asked.merged else None,
             {scheme: output / f"{key.model}-{key.method}-{key.seed}.{scheme}.gguf" for scheme in asked.gguf},
         )
-        queue(made.folder, _spec(project, made, output))
+        queue(made.folder, _spec(resolved, made, output))
         run_of(project, made.folder, attempt, CHILD, watch).to_result(project.site(watch).here())
     return made
 
@@ -130,37 +130,22 @@ def _drop_superseded(output: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def spec_of(project: Project, attempt: Attempt, **more: Any) -> RunSpec:
-    """What every child of this package is told of the result and of what it is measured on; `more` is for one of them."""
-    examples, _ = examples_now(project)
-    settings = project.experiments.training_for(project.profile, attempt.key.model, attempt.key.method)
-    trained = attempt.model_folder if attempt.model_folder.exists() else None
-    spec, told = attempt.spec, project.experiments.profile(project.profile).evaluation.model_dump()
-    return RunSpec(
-        run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=project.profile,
-        root=str(project.data.root), examples=str(examples.relative_to(project.data.root)), weights=spec.weights,
-        trained=str(trained.relative_to(project.data.root)) if trained else None, selection=asdict(project.selection),
-        recipe=spec.recipe, memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
-        more={"settings": told, "readers": readers(project), "batch_tokens": settings.micro_batch_tokens, **more},
-    )  # fmt: skip
-
-
-def _spec(project: Project, made: Export, output: Path) -> RunSpec:
+def _spec(resolved: Resolved, made: Export, output: Path) -> RunSpec:
     key = made.attempt.key
-    recipe, model = made.attempt.spec.recipe, project.experiments.model(key.model)
-    return spec_of(
-        project,
-        made.attempt,
-        merged=str(made.merged) if made.merged else None,
-        gguf={scheme: str(path) for scheme, path in made.gguf.items()},
-        source=str(output / "merged"),
-        name=f"{key.model} {key.method}",
-        origin=origin(made.attempt),
-        made=made_how(recipe),
-        note=model.note,
-        licence=model.licence,
-        data=json.loads(made.attempt.result.measured.get("training_data") or "[]"),
-    )
+    recipe, model = made.attempt.spec.recipe, resolved.experiments.model(key.model)
+    more = {
+        "merged": str(made.merged) if made.merged else None,
+        "gguf": {scheme: str(path) for scheme, path in made.gguf.items()},
+        "source": str(output / "merged"),
+        "name": f"{key.model} {key.method}",
+        "origin": origin(made.attempt),
+        "made": made_how(recipe),
+        "note": model.note,
+        "licence": model.licence,
+        "data": json.loads(made.attempt.result.measured.get("training_data") or "[]"),
+    }
+    spec = spec_of(resolved, made.attempt)
+    return replace(spec, more={**spec.more, **more})
 
 
 def made_how(recipe: Mapping[str, Any]) -> str:

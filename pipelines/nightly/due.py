@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import weights
-from pipelines.clean.select import Selected
-from pipelines.evaluate.cell import base_method, current_evaluation, evaluation_fingerprint
+from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by
+from pipelines.project import CellPlan, Resolved, changed
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
-from pipelines.train.cell import Project, changed, examples_now, fingerprints, for_method
 
 # how often a cell may end so, in a row and without getting further, before it waits for a change
 TRIES = {"killed": 3, "lost": 3, "timed_out": 2, "failed": 2}
@@ -33,45 +32,38 @@ class Due:
         return f"{self.model}/{self.method}/" + ",".join(f"{seed}:{run or 'none'}" for seed, run in self.seen.items())
 
 
-def due_cells(project: Project) -> list[Due]:
-    """The profile's cells that are due, the untouched models first, since the others are compared with them.
-
-    Raises:
-        UsageError: nothing was cleaned yet.
-    """
-    _, selected = examples_now(project)
-    evaluated_by = evaluation_fingerprint(project, selected)
-    profile, base = project.experiments.profile(project.profile), base_method(project)
+def due_cells(resolved: Resolved) -> list[Due]:
+    """The profile's cells that are due, the untouched models first, since the others are compared with them."""
+    by, profile, base = evaluated_by(resolved), resolved.project.settings, base_method(resolved.project)
     found = []
     for model in profile.models:
         for method in sorted(profile.methods, key=lambda method: method != base):
             because, seen = {}, {}
-            for seed in profile.seeds:
-                key = CellKey(model, method, seed)
-                if why := why_due(project, key, selected, evaluated_by):
-                    newest = cells.latest(project.data, key)
-                    because[seed], seen[seed] = why, newest.run_id if newest else ""
+            for key in resolved.cell(model, method).keys:
+                if why := why_due(resolved, key, by):
+                    newest = cells.latest(resolved.data, key)
+                    because[key.seed], seen[key.seed] = why, newest.run_id if newest else ""
             if because:
                 found.append(Due(model, method, because, seen))
     return found
 
 
-def why_due(project: Project, key: CellKey, selected: Selected, evaluated_by: str) -> str | None:
+def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:
     """Why the cell is due, in words; None where there is nothing to do or nothing would come of it."""
-    tries = cells.attempts(project.data, key)
+    tries, plan = cells.attempts(resolved.data, key), resolved.plan(key)
     if not tries:
         return "missing"
     newest = tries[-1]
-    different = changed(newest.spec.fingerprints, fingerprints(project, key, selected))
+    different = changed(newest.spec.fingerprints, plan.fingerprints)
     match newest.status:
         case "queued" | "running":
             return None
         case "ok":
-            return _stale(different) or _evaluation_due(project, newest, evaluated_by)
+            return _stale(different) or _evaluation_due(plan, newest, by)
         case "out_of_memory":
-            return _memory_changed(project, newest.key, newest.spec.memory_budget_gb, different)
+            return _memory_changed(plan, newest.spec.memory_budget_gb, different)
         case "unavailable":
-            return _is_available_now(project, tries, selected)
+            return _is_available_now(resolved, tries)
         case status:
             return _stale(different) or _passing(status, [_state(attempt) for attempt in tries])
 
@@ -80,25 +72,25 @@ def _stale(different: Sequence[str]) -> str | None:
     return f"stale: {', '.join(different)}" if different else None
 
 
-def _memory_changed(project: Project, key: CellKey, had: float | None, different: Sequence[str]) -> str | None:
+def _memory_changed(plan: CellPlan, had: float | None, different: Sequence[str]) -> str | None:
     """What did not fit does not fit the next night either: only another recipe, budget or machine makes it worth a try."""
     reasons = [name for name in different if name in DECIDES_MEMORY]
-    budget = project.experiments.training_for(project.profile, key.model, key.method).memory_budget_gb
-    if had != budget:
+    if had != plan.settings.memory_budget_gb:
         reasons.append("memory budget")
     return f"out_of_memory, but another {', '.join(reasons)} now" if reasons else None
 
 
-def _is_available_now(project: Project, tries: Sequence[Attempt], selected: Selected) -> str | None:
+def _is_available_now(resolved: Resolved, tries: Sequence[Attempt]) -> str | None:
     """What stood in the way is gone, as far as one can see without fetching anything. What is refused in the same words twice,
     although it could be reached, is not asked for every night."""
     key, said = tries[-1].key, [attempt.result.status_detail for attempt in tries[-2:]]
     repeated = len(said) == 2 and said[0] == said[1] and tries[-2].status == "unavailable"
-    if weights.out_of_reach(project.data, project.experiments, key.model):
+    if weights.out_of_reach(resolved.data, resolved.experiments, key.model):
         return None
-    if project.experiments.method(key.method).kind != "none" and not for_method(project, key.method, selected).train:
+    plan = resolved.plan(key)
+    if plan.recipe["kind"] != "none" and not plan.selected.train:
         return None
-    present = weights.is_present(project.data, key.model, project.experiments.model(key.model))
+    present = weights.is_present(resolved.data, key.model, resolved.experiments.model(key.model))
     return None if repeated and not present else "unavailable before, within reach now"
 
 
@@ -120,17 +112,17 @@ def _passing(status: str, states: Sequence[State]) -> str | None:
     return f"{status} before, tried {in_a_row} of {TRIES[status]} times" if in_a_row < TRIES.get(status, 0) else None
 
 
-def _evaluation_due(project: Project, attempt: Attempt, evaluated_by: str) -> str | None:
-    if current_evaluation(attempt, evaluated_by):
+def _evaluation_due(plan: CellPlan, attempt: Attempt, by: EvaluatedBy) -> str | None:
+    if current_evaluation(attempt, by.fingerprint):
         return None
-    same = [found for found in attempt.evaluations() if _asked_with(found) == evaluated_by]
+    same = [found for found in attempt.evaluations() if _asked_with(found) == by.fingerprint]
     if not same:
         return "evaluation is missing" if not attempt.evaluations() else "stale: evaluation"
     last = same[-1].result
     if last.status in ("queued", "running"):
         return None
     if last.status == "out_of_memory":
-        return _memory_changed(project, attempt.key, last.memory_budget_gb, [])
+        return _memory_changed(plan, last.memory_budget_gb, [])
     return _passing(last.status, [(found.result.status, None, 0) for found in same])
 
 

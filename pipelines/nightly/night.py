@@ -16,10 +16,10 @@ from pipelines.files import read_json, write_json
 from pipelines.generate.journal import opened
 from pipelines.nightly.due import Due, due_cells
 from pipelines.paths import DataRoot
+from pipelines.project import Project
 from pipelines.runs import cells
 from pipelines.runs.clock import now
 from pipelines.runs.result import RunResult
-from pipelines.train.cell import Project
 
 TRIES = 2  # of making the data, and of publishing: a killed process is a reason to try again, a failed check stays one
 ABANDONED = timedelta(hours=2)  # without any step, nobody carries it on
@@ -70,7 +70,7 @@ def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Ste
             return Step("data")
         return Step("end", why="the data could not be made: no cell was run on what was there before")
     over = limit_reached(project, nightly, record["started_at"])
-    due = [cell for cell in due_cells(project) if cell.name not in done.asked]
+    due = [cell for cell in due_cells(project.resolve()) if cell.name not in done.asked]
     if due and not over:
         return Step("cells", due)
     if not any(done.publish) and len(done.publish) < TRIES:
@@ -101,12 +101,12 @@ def spent_usd(project: Project, since: str) -> float:
     if project.data.journal.exists():
         with opened(project.data.journal) as journal:
             calls = journal.charged_since(since)
-    price = project.experiments.profile(project.profile).price_per_hour or 0.0
+    price = project.settings.price_per_hour or 0.0
     return calls + price * hours_of_cells(project.data, since) if price else calls
 
 
 def _costs(project: Project) -> bool:
-    return bool(project.experiments.profile(project.profile).price_per_hour)
+    return bool(project.settings.price_per_hour)
 
 
 def hours_of_cells(data: DataRoot, since: str, cell: tuple[str, str] | None = None) -> float:
@@ -152,7 +152,7 @@ def end(project: Project, night: str, why: str) -> dict[str, Any]:
 
 def _statuses(project: Project, model: str, method: str) -> list[str]:
     """How each seed of the cell stands now, its evaluation included."""
-    keys = [cells.CellKey(model, method, seed) for seed in project.experiments.profile(project.profile).seeds]
+    keys = [cells.CellKey(model, method, seed) for seed in project.settings.seeds]
     return [_status(attempt) for key in keys if (attempt := cells.latest(project.data, key))]
 
 

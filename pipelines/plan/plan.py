@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pipelines.clean.select import Selected
 from pipelines.estimate.cards import CONTEXT
 from pipelines.estimate.estimate import TIGHT, answers
 from pipelines.estimate.question import Question, questions
@@ -17,8 +16,8 @@ from pipelines.plan import seconds as clock
 from pipelines.plan.fleet import Fleet, Machine, Node
 from pipelines.plan.schedule import Bound, Job, Place, Placed, lower_bound, makespan, schedule
 from pipelines.predictions import memory_gb
+from pipelines.project import Project, Resolved
 from pipelines.runs import cells
-from pipelines.train.cell import Project, examples_now, for_method
 
 Json = dict[str, Any]
 SUSTAINED = 0.4  # of the rate of a large float32 product, where no row tells
@@ -84,24 +83,22 @@ def make(project: Project, fleet: Fleet, *, everything: bool = False, say: Any =
         UsageError: nothing was cleaned yet.
         WorkError: the predictions of memory could not be made.
     """
-    due = _all(project) if everything else due_cells(project)
-    asked = questions(
-        project, [(one.model, one.method) for one in due], project.experiments.profile(project.profile).seeds[:1]
-    )
+    resolved = project.resolve()
+    due = _all(project) if everything else due_cells(resolved)
+    asked = questions(project, [(one.model, one.method) for one in due], project.settings.seeds[:1], resolved)
     answered = answers(asked, say=say)
-    _, selected = examples_now(project)
     past = [row for attempt in cells.all_attempts(project.data) if (row := clock.past_of(attempt))]
     machines = fleet.machines()
     needs = {}
     for one, question in zip(due, asked, strict=True):
         found = answered[question.file]
-        work = None if "because" in found else work_of(project, one, question, found, selected)
+        work = None if "because" in found else work_of(resolved, one, question, found)
         needs[one.model, one.method] = _needs(project, found, work, len(one.because), machines, past)
     return _planned(project, due, needs, machines)
 
 
 def _all(project: Project) -> list[Due]:
-    profile = project.experiments.profile(project.profile)
+    profile = project.settings
     seeds = dict.fromkeys(profile.seeds, "asked for")
     return [Due(model, method, seeds, {}) for model in profile.models for method in profile.methods]
 
@@ -109,14 +106,14 @@ def _all(project: Project) -> list[Due]:
 def longest_first(project: Project, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """The order in which to start `cells` (model, method) side by side: untouched models, which the others wait for, then by the
     FLOPs of training, the most first."""
-    _, selected = examples_now(project)
-    asked = questions(project, list(cells), project.experiments.profile(project.profile).seeds[:1])
+    resolved = project.resolve()
+    asked = questions(project, list(cells), project.settings.seeds[:1], resolved)
     found = answers(asked, say=announce)
     flops = {}
     for question in asked:
         due = Due(question.model, question.method, {}, {})
         known = found[question.file]
-        work = None if "because" in known else work_of(project, due, question, known, selected)
+        work = None if "because" in known else work_of(resolved, due, question, known)
         trains = question.asked["recipe"]["kind"] != "none"
         flops[question.model, question.method] = (trains, -(work.training if work else 0.0))
     return sorted(cells, key=lambda cell: flops[cell])
@@ -138,13 +135,13 @@ def _needs(
     return {machine.name: by_node[machine.node.name] for machine in machines}
 
 
-def work_of(project: Project, one: Due, question: Question, found: Json, selected: Selected) -> clock.Work:
+def work_of(resolved: Resolved, one: Due, question: Question, found: Json) -> clock.Work:
     """What one seed of the cell computes, by the prediction's counts of weights and tokens."""
-    recipe, evaluation = question.asked["recipe"], project.experiments.profile(project.profile).evaluation
-    held_out = _guessed_tokens(selected.eval) + evaluation.answers * evaluation.max_new_tokens
+    recipe, evaluation = question.asked["recipe"], resolved.project.settings.evaluation
+    held_out = _guessed_tokens(resolved.selected.eval) + evaluation.answers * evaluation.max_new_tokens
     tokens = found.get("epoch_tokens")
     if tokens is None:
-        tokens = _guessed_tokens(for_method(project, one.method, selected).train)
+        tokens = _guessed_tokens(resolved.cell(one.model, one.method).selected.train)
     flops = clock.training_flops(found["parameters"], found["trainable"], tokens * recipe.get("epochs", 1), recipe)
     only_evaluation = all("evaluation" in why for why in one.because.values())
     judged = 2 * found["parameters"] * held_out
@@ -157,8 +154,8 @@ def _guessed_tokens(rows: Sequence[Json]) -> float:
 
 
 def _need(project: Project, found: Json, work: clock.Work, seeds: int, node: Node, past: Sequence[clock.Past]) -> Need:
-    asked = project.devices_of(work.method)
-    devices, sharding = asked["devices"], asked["sharding"]
+    placement = project.placement_of(work.method)
+    devices, sharding = placement.devices, placement.sharding
     if devices > node.devices:
         return Need(refused=f"{node.name} has {node.devices} device(s), the profile asks for {devices}")
     gb = memory_gb(found["cuda" if node.kind == "gpu" else "cpu"], devices, sharding)
@@ -210,7 +207,7 @@ def _planned(
     for name, one in found.items():
         fits = {place: need.seconds for place, need in needs[one.model, one.method].items() if need.refused is None}
         if fits:
-            jobs.append(Job(name, fits, project.devices_of(one.method)["devices"]))
+            jobs.append(Job(name, fits, project.placement_of(one.method).devices))
         else:
             reasons = dict.fromkeys(need.refused for need in needs[one.model, one.method].values() if need.refused)
             left.append(Left(one.model, one.method, "; ".join(reasons)))

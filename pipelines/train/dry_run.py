@@ -4,22 +4,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.errors import UsageError
+from pipelines.project import Resolved
 from pipelines.runs.cells import CellKey
 from pipelines.train import tokenizing
-from pipelines.train.cell import Project, examples_now, for_method, no_examples, recipe_of
+from pipelines.train.cell import no_examples
 from pipelines.train.examples import IGNORE, Tokenized, longest
 from pipelines.train.prompts import DAY_BY_DAY, PromptFormat
 
 
-def dry_run(project: Project, key: CellKey) -> Iterator[str]:
+def dry_run(resolved: Resolved, key: CellKey) -> Iterator[str]:
     """Lines that show the first training example, its labels and ends, and its loss at step 0.
 
     Raises:
         UsageError: nothing to train on. ValueError: tokens that would be learned wrongly.
     """
-    selected = for_method(project, key.method, examples_now(project)[1])
+    plan = resolved.plan(key)
+    selected, recipe = plan.selected, dict(plan.recipe)
     if not selected.train:
-        raise UsageError(no_examples(project, key.method))
+        raise UsageError(no_examples(resolved.project, key.method))
     import torch
     from transformers import AutoConfig
 
@@ -28,12 +30,11 @@ def dry_run(project: Project, key: CellKey) -> Iterator[str]:
     from pipelines.train.losses import head_on_positions, token_losses
 
     loading.quiet()
-    recipe = recipe_of(project, key)
-    folder = weights.fetch(project.data, project.experiments, key.model)
+    folder = weights.fetch(resolved.data, resolved.experiments, key.model)
     form = PromptFormat.of(folder, recipe)
     limit = longest(recipe["max_length"], AutoConfig.from_pretrained(folder))
     train, held_out = (_first(form, records, limit) for records in (selected.train, selected.eval))
-    named = project.experiments.model(key.model)
+    named = resolved.experiments.model(key.model)
     recorded = {"bos": named.bos, "end": named.end}
     checks.tokenizer_is_as_recorded(form, recorded)
     checks.end_stops_generation(form, recorded)

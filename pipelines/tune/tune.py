@@ -10,12 +10,12 @@ from typing import Any
 from pipelines import weights
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.files import announce, locked, read_jsonl, stable_hash
+from pipelines.project import Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import GivenUpError, Run, Watch, queue
 from pipelines.runs.spec import RunSpec
-from pipelines.train import cell as training
-from pipelines.train.cell import Project, examples_now, fingerprints, recipe_of
+from pipelines.train.cell import no_examples
 
 CHILD = "pipelines.tune.child"
 REACH = 10.0  # the range is the configured rate divided and multiplied by it
@@ -52,7 +52,7 @@ class Tuned:
 
 
 def tune(
-    project: Project, key: CellKey, *, trials: int, asked: Range | None = None, watch: Watch | None = None,
+    resolved: Resolved, key: CellKey, *, trials: int, asked: Range | None = None, watch: Watch | None = None,
     tell: Callable[[str], None] = announce,
 ) -> Tuned:  # fmt: skip
     """Bring the study of the cell to `trials` trials, a line to `tell` for each, and return its best.
@@ -64,35 +64,35 @@ def tune(
     """
     if find_spec("optuna") is None:
         raise UnavailableError("tune needs Optuna: run `.venv/bin/python -m pip install optuna`")
-    _, selected = examples_now(project)
-    recipe = recipe_of(project, key)
+    plan = resolved.plan(key)
+    recipe = dict(plan.recipe)
     if recipe["kind"] == "none":
         raise UsageError(f"{key.method} trains nothing, so it has no learning rate to tune")
-    if not training.for_method(project, key.method, selected).train:
-        raise UsageError(training.no_examples(project, key.method))
-    weights.fetch(project.data, project.experiments, key.model)
+    if not plan.selected.train:
+        raise UsageError(no_examples(resolved.project, key.method))
+    weights.fetch(resolved.data, resolved.experiments, key.model)
     given = recipe.pop("learning_rate")
     recipe.pop("search_share", None)
     start = sorted(given)[len(given) // 2] if isinstance(given, list) else given
-    prints = {**fingerprints(project, key, selected), "recipe": stable_hash(recipe)}
-    folder = project.data.lake / "tune" / key.model / key.method / stable_hash([prints, key.seed])
+    prints = {**plan.fingerprints, "recipe": stable_hash(recipe)}
+    folder = resolved.data.lake / "tune" / key.model / key.method / stable_hash([prints, key.seed])
     with locked(folder / "tune.lock", f"tune {key}"):
         span = asked or Range(start / REACH, start * REACH)
-        study = _Study(project, key, folder, recipe, span, watch or Watch(), tell)
+        study = _Study(resolved, key, folder, recipe, span, watch or Watch(), tell)
         study.run(trials, first=start)
         return study.best()
 
 
 class _Study:
     def __init__(
-        self, project: Project, key: CellKey, folder: Path, recipe: dict[str, Any], span: Range, watch: Watch,
+        self, resolved: Resolved, key: CellKey, folder: Path, recipe: dict[str, Any], span: Range, watch: Watch,
         tell: Callable[[str], None],
     ) -> None:  # fmt: skip
         import optuna
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._project, self._key, self._folder, self._recipe, self._span = project, key, folder, recipe, span
+        self._resolved, self._key, self._folder, self._recipe, self._span = resolved, key, folder, recipe, span
         self._watch, self._tell = watch, tell
         self._states = optuna.trial.TrialState
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "journal.log")))
@@ -140,7 +140,7 @@ class _Study:
         queue(folder, self._spec(rate))
         told = {0}
         run = Run(folder, CHILD, on_tick=lambda: _report(trial, folder, told))
-        result = run.to_result(self._project.site(self._watch).here())
+        result = run.to_result(self._resolved.project.site(self._watch).here())
         if result.reason == "given_up":
             self._study.tell(trial, state=self._states.PRUNED)
             return str(result.status_detail)
@@ -156,16 +156,13 @@ class _Study:
         return f"loss {loss:.4f}"
 
     def _spec(self, rate: float) -> RunSpec:
-        project, key = self._project, self._key
-        settings = project.experiments.training_for(project.profile, key.model, key.method)
-        examples, _ = examples_now(project)
-        model = project.experiments.model(key.model)
-        lies = weights.model_folder(project.data, key.model, model)
+        resolved, key = self._resolved, self._key
+        settings, model = resolved.plan(key).settings, resolved.experiments.model(key.model)
         return RunSpec(
             run_id=cells.new_run_id(), model=key.model, method=key.method, seed=key.seed,
-            root=str(project.data.root), examples=str(examples.relative_to(project.data.root)),
-            weights=str(lies if model.source.path else lies.relative_to(project.data.root)),
-            selection=vars(project.selection_of(key.method)), recipe={**self._recipe, "learning_rate": rate},
+            root=str(resolved.data.root), examples=resolved.examples,
+            weights=weights.lies_in(resolved.data, key.model, model),
+            selection=vars(resolved.project.selection_of(key.method)), recipe={**self._recipe, "learning_rate": rate},
             memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
             more={
                 "eval_every_steps": NO_STEP, "checkpoint_every_steps": NO_STEP,

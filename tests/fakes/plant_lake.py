@@ -35,10 +35,10 @@ from pipelines import experiments as configuration
 from pipelines.files import write_json, write_jsonl
 from pipelines.nightly.night import Done, end, next_step, note_round
 from pipelines.paths import PROJECT, DataRoot
+from pipelines.project import Project
 from pipelines.records import read_corpus
 from pipelines.runs import cells, checkpoints
 from pipelines.runs.cells import CellKey
-from pipelines.train.cell import Project
 from tests.asking import GRID, KEYS, PRICE, wait_for
 from tests.fake_behavior import Behavior, Fault, Wire
 from tests.fake_provider import FakeProvider, fake_provider
