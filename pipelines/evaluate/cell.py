@@ -195,9 +195,7 @@ def _new_evaluation(resolved: Resolved, attempt: Attempt, by: EvaluatedBy, after
 
 def _run(project: Project, evaluation: Evaluation, watch: Watch) -> Run:
     """The evaluation as a run."""
-
-    def needs() -> None:
-        weights.fetch(project.data, project.experiments, evaluation.attempt.key.model, say=watch.say)
-
+    model = evaluation.attempt.key.model
+    fetch = partial(weights.fetch, project.data, project.experiments, model, say=watch.say)
     tick = partial(watch.on_tick, evaluation.attempt)
-    return Run(evaluation.folder, CHILD, phase="evaluate", needs=needs, on_tick=tick)
+    return Run(evaluation.folder, CHILD, phase="evaluate", fetch=fetch, on_tick=tick)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +165,5 @@ def made_how(recipe: Mapping[str, Any]) -> str:
 
 def run_of(project: Project, folder: Path, attempt: Attempt, module: str, watch: Watch) -> Run:
     """A child of this package as a run; it is no cell of the grid, so it runs on this machine."""
-
-    def needs() -> None:
-        weights.fetch(project.data, project.experiments, attempt.key.model, say=watch.say)
-
-    return Run(folder, module, needs=needs, on_tick=lambda: watch.on_tick(attempt))
+    fetch = partial(weights.fetch, project.data, project.experiments, attempt.key.model, say=watch.say)
+    return Run(folder, module, fetch=fetch, on_tick=partial(watch.on_tick, attempt))

@@ -60,14 +60,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Run:
-    """A child, `python -m MODULE FOLDER`, by the spec in FOLDER. `needs` is asked first and raises where something is missing;
-    `on_tick` is called every half second. `phase` is the one that the result names (None: the child's). `outlook` says what the
-    next run makes of one that ended too early."""
+    """A child, `python -m MODULE FOLDER`, by the spec in FOLDER. `check` is asked first and raises where it cannot be run, then the
+    launcher; `fetch` brings what it reads. `on_tick` is called every half second. `phase` is the one that the result names (None:
+    the child's). `outlook` says what the next run makes of one that ended too early."""
 
     folder: Path
     module: str
     phase: str | None = None
-    needs: Callable[[], object] = lambda: None
+    check: Callable[[], object] = lambda: None
+    fetch: Callable[[], object] = lambda: None
     on_tick: Callable[[], None] = lambda: None
     outlook: Callable[[Path], str] = lambda _folder: ""
 
@@ -78,8 +79,9 @@ class Run:
             WorkError: the folder or the locks cannot be written.
         """
         try:
+            self.check()
             site.launcher.require(self._spec.placement)
-            self.needs()
+            self.fetch()
         except (UnavailableError, UsageError) as error:
             return self._last_word("unavailable", str(error))
         except WorkError as error:

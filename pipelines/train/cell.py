@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from pipelines import trackers, weights
@@ -81,15 +82,22 @@ def _next_attempt(
 def _run(resolved: Resolved, attempt: Attempt, watch: Watch) -> Run:
     """The attempt as a run."""
 
-    def needs() -> None:
-        spec, key = attempt.spec, attempt.key
+    spec, key = attempt.spec, attempt.key
+
+    def check() -> None:
         trackers.require(spec.report_to)
         require_divisible(spec.recipe, spec.sharding)
         if not resolved.plan(key).selected.train:
             raise UnavailableError(no_examples(resolved.project, key.method))
-        weights.fetch(resolved.data, resolved.experiments, key.model, say=watch.say)
 
-    return Run(attempt.folder, TRAINS, needs=needs, on_tick=lambda: watch.on_tick(attempt), outlook=restart.outlook)
+    return Run(
+        attempt.folder,
+        TRAINS,
+        check=check,
+        fetch=partial(weights.fetch, resolved.data, resolved.experiments, key.model, say=watch.say),
+        on_tick=partial(watch.on_tick, attempt),
+        outlook=restart.outlook,
+    )
 
 
 def no_examples(project: Project, method: str) -> str:
