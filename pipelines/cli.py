@@ -176,7 +176,8 @@ def evaluate(arguments: Arguments) -> int:
     from pipelines.generate.show import summary
 
     project = project_now()
-    resolved, keys, statuses, judged = project.resolve(), _keys(project, arguments), [], []
+    keys, statuses, judged = _keys(project, arguments), [], []
+    resolved = project.resolve()
     trained(project, keys[0])
     evaluate_base(resolved, keys[0])  # a cell's row is compared with it
     for key in keys:
@@ -197,7 +198,6 @@ def export(arguments: Arguments) -> int:
     from pipelines.export.cell import export as export_cell
 
     project, statuses = project_now(), []
-    resolved = project.resolve()
     schemes = list(dict.fromkeys(arguments.gguf or []))
     wanted = Wanted(arguments.merge or not schemes, schemes, Path(arguments.output) if arguments.output else None)
     keys = _keys(project, arguments)
@@ -205,6 +205,7 @@ def export(arguments: Arguments) -> int:
         raise UsageError(
             f"--output holds one seed's export: name it with --seed ({', '.join(str(k.seed) for k in keys)})"
         )
+    resolved = project.resolve()
     for key in keys:
         made = export_cell(resolved, key, wanted)
         result = made.result
@@ -225,8 +226,8 @@ def bit_widths(arguments: Arguments) -> int:
     from pipelines.export import bit_widths
 
     project, statuses = project_now(), set()
-    resolved = project.resolve()
-    for key in _keys(project, arguments):
+    keys, resolved = _keys(project, arguments), project.resolve()
+    for key in keys:
         found = bit_widths.measure(resolved, key, arguments.format or bit_widths.ALL, force=arguments.force)
         print(f"{key}")
         for line in bit_widths.lines(found):
