@@ -184,6 +184,7 @@ def _cell_request(night: str, cell: Due, project: Project) -> dg.RunRequest:
         "night": night,
         "profile": project.profile,
         "seeds": list(cell.because),
+        "rerun_for": list(project.experiments.nightly.rerun_for),
         "seen": {str(seed): run for seed, run in cell.seen.items()},
     }
     return dg.RunRequest(

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import dagster as dg
 
@@ -24,6 +25,7 @@ from pipelines.project import Project
 from pipelines.runs.cells import CellKey, latest
 from pipelines.runs.process import PARENT, die_with_parent, end_as_interrupt, stop_group
 from pipelines.runs.progress import CellProgress
+from pipelines.upgrade import noticed
 
 DRIVER, ONE_CELL = "--driver", "--cell"
 INTERRUPTED = 130
@@ -58,6 +60,8 @@ def run() -> int:
 
     project = project_now()
     check_inputs(project)
+    if older := noticed(project):
+        say(older.in_words())
     prepare_home()
     profile = project.settings
     for model in profile.models:
@@ -182,10 +186,12 @@ def _execute(
         say(f"[{time.strftime('%H:%M:%S')}] {title}")
     started = time.monotonic()
     selected = {**tags, "dagster/partition": partition} if partition else tags
+    config = QUIET
     if partition:
         selected |= _dimension_tags(partition)
+        config = {**QUIET, "ops": {asset: {"config": _kept_rows()} for asset in ("trained_model", "evaluation")}}
     result = dg.execute_job(
-        dg.reconstructable(job), instance=instance, run_config=QUIET, tags=selected, raise_on_error=False
+        dg.reconstructable(job), instance=instance, run_config=config, tags=selected, raise_on_error=False
     )
     if title:
         say(f"      {'done' if result.success else 'FAILED'} in {time.monotonic() - started:.0f} s")
@@ -196,6 +202,13 @@ def _execute(
                 raise KeyboardInterrupt
             say(f"      {event.step_key}: {cause.message.strip()}")
     return result.success
+
+
+def _kept_rows() -> dict[str, Any]:
+    """Rows that an upgrade alone has made stale stay, as they do at night: whoever wants them again says so."""
+    from assets.project import grid
+
+    return {"rerun_for": list(grid().nightly.rerun_for)}
 
 
 def _dimension_tags(partition: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from pipelines.estimate.estimate import foresee
 from pipelines.evaluate.cell import evaluate
 from pipelines.files import stable_hash
 from pipelines.nightly.night import begin, hours_of_cells, limit_reached, money_left
-from pipelines.project import Project, Resolved
+from pipelines.project import ANY, Project, Resolved
 from pipelines.runs.cells import Attempt, Evaluation
 from pipelines.runs.clock import now
 from pipelines.runs.launchers.base import CellCommand, Ending, RunningCommand, Starter
@@ -52,6 +52,11 @@ class CellConfig(dg.Config):
     )
     outside_profile: bool = Field(
         False, description="In a backfill also run cells that the profile does not name; else they are passed over."
+    )
+    rerun_for: list[str] = Field(
+        [],
+        description="Make a good row again only where one of these has changed: data, recipe, code, machine, evaluation; empty: "
+        "any of them. Set by `make run` and the nightly, from nightly.rerun_for.",
     )
     night: str = Field("", description="Set by the nightly: under whose budget and hours it runs.")
     seen: dict[str, str] = Field(
@@ -201,6 +206,7 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
             force=config.force,
             watch=watch,
             seen=config.seen.get(str(key.seed)),
+            rerun_for=config.rerun_for or ANY,
         )
         for key in keys_of(context, project, config.seeds)
     ]
@@ -275,7 +281,13 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
     watch = _watch(context)
     cell, began = cell_of(context.partition_key), _began(context)
     done = [
-        evaluate(config.applied(resolved, cell, began), key, force=config.force, watch=watch)
+        evaluate(
+            config.applied(resolved, cell, began),
+            key,
+            force=config.force,
+            watch=watch,
+            rerun_for=config.rerun_for or ANY,
+        )
         for key in keys_of(context, resolved.project, config.seeds)
     ]
     bad = [found for found, _ in done if not found.ok]

@@ -8,16 +8,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from pipelines import experiments as configuration
 from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.files import announce
 from pipelines.paths import data_root
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.process import end_as_interrupt
 from pipelines.runs.run import Watch
+from pipelines.upgrade import noticed
 
 Arguments = argparse.Namespace
 OK, NOT_OK = 0, 3
@@ -25,9 +28,14 @@ MOST_RATE = 100.0  # no learning rate is near it
 
 
 def project_now() -> Project:
+    """The project as it is configured now; the first time after an upgrade it is said which rows are older."""
     experiments = configuration.load()
     profile = configuration.profile_name(experiments, os.environ.get("FEATHERWEIGHT_PROFILE"))
-    return Project(data_root(), experiments, profile)
+    project = Project(data_root(), experiments, profile)
+    with suppress(WorkError):  # a lake that cannot be written
+        if older := noticed(project):
+            announce(older.in_words())
+    return project
 
 
 def fetch(arguments: Arguments) -> int:
@@ -250,7 +258,8 @@ def table(arguments: Arguments) -> int:
     from pipelines.compare.compare import published_rows
     from pipelines.compare.show import render
 
-    print(render(published_rows(data_root()), arguments.format, published_rows(data_root(), "picks")))
+    data = project_now().data
+    print(render(published_rows(data), arguments.format, published_rows(data, "picks")))
     return OK
 
 

@@ -520,15 +520,20 @@ def _is_timezone(name: str) -> str:
     return name
 
 
+Fingerprint = Literal["data", "recipe", "code", "machine", "evaluation"]
+
+
 class Nightly(Strict):
     """When the night begins and what it may use: dollars (API calls, and training at the profile's price_per_hour), and the hours
-    within which a cell may begin. None: no limit of its own. The comparison counts as old after `alarm_after_hours`."""
+    within which a cell may begin. None: no limit of its own. A good row is made again where one of `rerun_for` has changed; a row
+    that is stale for another reason is shown so and stays. The comparison counts as old after `alarm_after_hours`."""
 
     cron: Annotated[str, AfterValidator(_is_cron)] = "0 2 * * *"
     timezone: Annotated[str, AfterValidator(_is_timezone)] = "UTC"
     profile: str = "auto"
     budget_usd: Annotated[float, Field(ge=0)] | None = None
     max_hours: PositiveFloat | None = None
+    rerun_for: list[Fingerprint] = ["data", "recipe", "machine", "evaluation"]
     alarm_after_hours: Annotated[float, Field(gt=0, le=87600)] = 36
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from pipelines.clean.clean import current as current_examples
 from pipelines.clean.select import Selected, Selection, select
 from pipelines.errors import UsageError
-from pipelines.experiments import Experiments, Profile, TrainingSettings
+from pipelines.experiments import Experiments, Fingerprint, Profile, TrainingSettings
 from pipelines.files import announce, stable_hash
 from pipelines.paths import DataRoot
 from pipelines.recipe import recipe_of
@@ -17,6 +17,7 @@ from pipelines.runs.launchers.base import Launcher, Placement
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.runs.run import Site, Watch
 
+ANY: tuple[str, ...] = get_args(Fingerprint)
 TRAINS = "pipelines.train.child"  # the module of the process that trains a cell
 
 
@@ -63,6 +64,11 @@ class Project:
     def training_of(self, model: str, method: str) -> TrainingSettings:
         """The cell's training settings, from every level of the configuration."""
         return self.experiments.training_for(self.profile, model, method)
+
+    def code_of(self, method: str) -> str:
+        """Fingerprint of what the method's cells run of this project's own code."""
+        runs = self.launcher().runs if self.placement_of(method).devices > 1 else ()
+        return code_fingerprint(TRAINS, *runs)
 
     def launcher(self, say: Callable[[str], None] = announce) -> Launcher:
         return launcher_for(self.settings, say=say)
@@ -158,13 +164,13 @@ class Resolved:
     def _plan(self, model: str, method: str) -> CellPlan:
         project = self.project
         recipe, placement = project.recipe_of(model, method), project.placement_of(method)
-        selected, launcher = self._for(method), project.launcher()
+        selected = self._for(method)
         untouched = recipe["kind"] == "none" and not recipe.get("shots")
         fingerprints = {
             "data": None if untouched else selected.data_fingerprint,
             "recipe": stable_hash(recipe),
-            "code": code_fingerprint(TRAINS, *(launcher.runs if placement.devices > 1 else ())),
-            "machine": launcher.machine(placement),
+            "code": project.code_of(method),
+            "machine": project.launcher().machine(placement),
         }
         settings, seeds = project.training_of(model, method), tuple(project.settings.seeds)
         return CellPlan(model, method, seeds, settings, recipe, placement, selected, fingerprints)

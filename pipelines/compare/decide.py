@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.compare.quality import Interval, Qualities
-from pipelines.compare.ranking import comparable_rows
+from pipelines.compare.ranking import comparable_rows, stands
 from pipelines.compare.table import Comparison
 
 Row = dict[str, Any]
@@ -40,12 +40,12 @@ def decide(comparison: Comparison, limits: Limits) -> Decision:
 
     Loss is bits per byte above the best comparable cell (the lowest that was measured, full or not), on the same records. It stays
     within `max_loss` surely where the whole 95 % interval does, surely not where the whole interval lies above; between, these
-    records cannot tell. Only cells that are current can be used. Where none can, the one to run next is, in this order: a cell that
-    is within the limits but for too few records; one not measured yet that is predicted to fit (of several the one predicted
-    largest: more trained weights lose least); one that may still be within `max_loss`, against appearances.
+    records cannot tell. Only cells that are current, but for the code, can be used. Where none can, the one to run next is, in
+    this order: a cell that is within the limits but for too few records; one not measured yet that is predicted to fit (of several
+    the one predicted largest: more trained weights lose least); one that may still be within `max_loss`, against appearances.
     """
     ranked = _Ranked.of(comparison)
-    inside = [row for row in ranked.rows if not row["is_stale"] and not _breaks(row, limits)]
+    inside = [row for row in ranked.rows if stands(row) and not _breaks(row, limits)]
     if sure := [row for row in inside if ranked.keeps(row, limits) is True]:
         chosen = min(sure, key=lambda row: (row["peak_memory_gb"] or 0) * (row["train_seconds"] or 0))
         return Decision("use", *_named(chosen), ranked.loss(chosen), tuple(ranked.numbers(chosen, limits)))
@@ -110,6 +110,10 @@ class _Ranked:
             told.append(f"{row['train_seconds'] / 60:.1f} minutes{_of(limits.minutes)}")
         if row["delta_base_high"] is not None and row["delta_base_high"] >= 0:
             told.append("it is not told apart from the untouched model, or worse: tuning may not be worth it")
+        if row["is_stale"]:
+            told.append(
+                f"measured before an upgrade changed the code: `featherweight train {' '.join(_named(row))}` anew to be sure"
+            )
         return told
 
     def failings(self, rows: Sequence[Row], limits: Limits) -> list[str]:
@@ -142,7 +146,7 @@ def _to_run(rows: Sequence[Row], limits: Limits) -> list[Row]:
     """The cells without a current result that may fit: those with a prediction first, the largest first."""
     found = []
     for row in rows:
-        done = row["status"] == "ok" and not row["is_stale"]
+        done = row["status"] == "ok" and stands(row)
         stopped = row["status"] == "timed_out" and limits.minutes is not None
         if done or stopped or row["status"] in HOPELESS:
             continue

@@ -87,7 +87,7 @@ def _batched(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
 
 def comparable_rows(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
     """The trained ok rows that picks are taken among: of the groups that can be compared within themselves, the one with the most
-    rows that are current, then with the most rows, then with the newest."""
+    rows that stand, then with the most rows, then with the newest."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if _is_ranked(row, qualities) and row["trainable_params"] != 0 and row["eval_bits_per_byte"] is not None:
@@ -95,8 +95,13 @@ def comparable_rows(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
     return max(groups.values(), key=_standing, default=[])
 
 
+def stands(row: Row) -> bool:
+    """Whether the row's numbers hold for what is asked now: nothing has changed since but, after an upgrade, the code."""
+    return not row["is_stale"] or row["stale_because"] == "code"
+
+
 def _standing(group: Sequence[Row]) -> tuple[int, int, str]:
-    return sum(not row["is_stale"] for row in group), len(group), max(str(row["finished_at"] or "") for row in group)
+    return sum(stands(row) for row in group), len(group), max(str(row["finished_at"] or "") for row in group)
 
 
 def make_picks(rows: Sequence[Row], qualities: Qualities) -> list[Row]:

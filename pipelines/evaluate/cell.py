@@ -1,5 +1,6 @@
 """The parent's half of an evaluation: what it measures with, whether it is current, running it, its last word."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -9,7 +10,7 @@ from pipelines.errors import UsageError
 from pipelines.evaluate.general import FILE as GENERAL
 from pipelines.evaluate.general import read_general, set_hash
 from pipelines.files import locked, stable_hash
-from pipelines.project import Project, Resolved
+from pipelines.project import ANY, Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.code import code_fingerprint
@@ -106,6 +107,12 @@ def current_evaluation(attempt: Attempt, fingerprint: str) -> Evaluation | None:
     return good[-1] if good else None
 
 
+def reusable(attempt: Attempt, by: EvaluatedBy, rerun_for: Collection[str]) -> Evaluation | None:
+    """The newest good evaluation of `attempt` since which nothing has changed that is in `rerun_for`."""
+    good = [one for one in attempt.evaluations() if one.ok and by.changed_since(one) not in rerun_for]
+    return current_evaluation(attempt, by.fingerprint) or (good[-1] if good else None)
+
+
 def trained(project: Project, key: CellKey) -> Attempt:
     """The newest attempt at `key`, which can be evaluated.
 
@@ -131,9 +138,15 @@ def evaluate_base(resolved: Resolved, key: CellKey, *, watch: Watch | None = Non
 
 
 def evaluate(
-    resolved: Resolved, key: CellKey, *, force: bool = False, watch: Watch | None = None
+    resolved: Resolved,
+    key: CellKey,
+    *,
+    force: bool = False,
+    watch: Watch | None = None,
+    rerun_for: Collection[str] = ANY,
 ) -> tuple[Evaluation, bool]:
-    """Evaluate the newest attempt at `key`; returns the evaluation and whether it was reused.
+    """Evaluate the newest attempt at `key`; returns the evaluation and whether it was reused, because nothing has changed since,
+    or nothing that is in `rerun_for`.
 
     Raises:
         UsageError: the cell has no finished attempt, or its last one is not ok.
@@ -142,7 +155,7 @@ def evaluate(
     attempt = trained(project, key)
     by = evaluated_by(resolved)
     with locked(key.folder(project.data) / "cell.lock", f"evaluate {key}", say=watch.say):
-        found = current_evaluation(attempt, by.fingerprint)
+        found = reusable(attempt, by, rerun_for)
         if found and not force:
             return found, True
         evaluation = None if force else _goes_on_elsewhere(attempt, by.fingerprint)

@@ -1,11 +1,11 @@
 """Which cells are due: missing, stale, or ended badly for a reason that may have passed. What is current costs nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines import weights
-from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by
+from pipelines.evaluate.cell import EvaluatedBy, base_method, evaluated_by, reusable
 from pipelines.project import CellPlan, Resolved, changed
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
@@ -49,8 +49,10 @@ def due_cells(resolved: Resolved) -> list[Due]:
 
 
 def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:
-    """Why the cell is due, in words; None where there is nothing to do or nothing would come of it."""
+    """Why the cell is due, in words; None where there is nothing to do or nothing would come of it. A good row is due for what
+    `nightly.rerun_for` names alone; where there is none to lose, any change is worth a try."""
     tries, plan = cells.attempts(resolved.data, key), resolved.plan(key)
+    rerun_for = resolved.experiments.nightly.rerun_for
     if not tries:
         return "missing"
     newest = tries[-1]
@@ -59,7 +61,8 @@ def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:
         case "queued" | "running":
             return None
         case "ok":
-            return _stale(different) or _evaluation_due(plan, newest, by)
+            wanted = different if set(different) & set(rerun_for) else []
+            return _stale(wanted) or _evaluation_due(plan, newest, by, rerun_for)
         case "out_of_memory":
             return _memory_changed(plan, newest.spec.memory_budget_gb, different)
         case "unavailable":
@@ -112,8 +115,8 @@ def _passing(status: str, states: Sequence[State]) -> str | None:
     return f"{status} before, tried {in_a_row} of {TRIES[status]} times" if in_a_row < TRIES.get(status, 0) else None
 
 
-def _evaluation_due(plan: CellPlan, attempt: Attempt, by: EvaluatedBy) -> str | None:
-    if current_evaluation(attempt, by.fingerprint):
+def _evaluation_due(plan: CellPlan, attempt: Attempt, by: EvaluatedBy, rerun_for: Collection[str]) -> str | None:
+    if reusable(attempt, by, rerun_for):
         return None
     same = [found for found in attempt.evaluations() if _asked_with(found) == by.fingerprint]
     if not same:

@@ -1,7 +1,7 @@
 """The parent's half of a cell: whether it is current, and running it."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from pipelines import trackers, weights
 from pipelines.errors import UnavailableError
 from pipelines.files import locked
 from pipelines.paths import DataRoot
-from pipelines.project import TRAINS, CellPlan, Project, Resolved, changed
+from pipelines.project import ANY, TRAINS, CellPlan, Project, Resolved, changed
 from pipelines.runs import cells, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.launchers.chosen import launcher_class
@@ -20,13 +20,20 @@ from pipelines.train.ranks import require_divisible
 
 
 def train(
-    resolved: Resolved, key: CellKey, *, force: bool = False, watch: Watch | None = None, seen: str | None = None
+    resolved: Resolved,
+    key: CellKey,
+    *,
+    force: bool = False,
+    watch: Watch | None = None,
+    seen: str | None = None,
+    rerun_for: Collection[str] = ANY,
 ) -> tuple[Attempt, bool]:
     """Make the cell current and return its newest attempt, and whether that was reused.
 
-    An attempt is made whatever happens; how it ended is its status. A cell whose last attempt is ok and whose fingerprints
-    all match is reused, unless `force`; one that was ended too early goes on from its last checkpoint, in a new attempt.
-    `seen`: the newest attempt when this was asked for ("" for none); what somebody else has made since is taken as it is.
+    An attempt is made whatever happens; how it ended is its status. A cell whose last attempt is ok and whose fingerprints match,
+    at least those in `rerun_for`, is reused, unless `force`; one that was ended too early goes on from its last checkpoint, in a
+    new attempt. `seen`: the newest attempt when this was asked for ("" for none); what somebody else has made since is taken as
+    it is.
 
     Raises:
         UsageError: unknown model or method.
@@ -36,7 +43,8 @@ def train(
     with locked(key.folder(data) / "cell.lock", f"train {key}", say=watch.say):
         earlier = cells.attempts(data, key)
         newest = earlier[-1] if earlier else None
-        current = newest and newest.status == "ok" and not changed(newest.result.fingerprints, plan.fingerprints)
+        different = changed(newest.result.fingerprints, plan.fingerprints) if newest else []
+        current = newest and newest.status == "ok" and not set(different) & set(rerun_for)
         if newest and seen is not None and newest.run_id != seen:
             watch.say(f"{key} has been run since this was asked for: {newest.run_id} is {newest.status}")
             return newest, True

@@ -1,0 +1,68 @@
+"""After an upgrade: which rows earlier code has made, and what making them again would take. It is said once; nothing is run."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipelines.evaluate.cell import CHILD as EVALUATES
+from pipelines.files import read_json, write_json
+from pipelines.project import TRAINS, Project
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.code import code_fingerprint
+
+
+@dataclass(frozen=True)
+class Outdated:
+    """How many of the profile's `rows` are stale by code, and the hours that they took when they were made."""
+
+    stale: int
+    rows: int
+    hours: float
+
+    def in_words(self) -> str:
+        took = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{self.hours * 60:.0f} minutes"
+        return (
+            f"Featherweight's code has changed since this data root was last used: {self.stale} of {self.rows} rows are stale by "
+            f"`code`. They stay and are shown so; making them again would take about {took}, as long as they took before. "
+            "`featherweight train MODEL METHOD` renews one; the night does it with nightly: {rerun_for: [code, data, recipe, "
+            "machine, evaluation]}."
+        )
+
+
+def noticed(project: Project) -> Outdated | None:
+    """What an upgrade since the last call has made stale; None where none happened, or no row is older.
+
+    Raises:
+        WorkError: the lake cannot be written, so that it would be said again.
+    """
+    file = project.data.lake / "code.json"
+    now = {"train": code_fingerprint(TRAINS), "evaluate": code_fingerprint(EVALUATES)}
+    if not project.data.cells.exists() or read_json(file) == now:
+        return None
+    found = outdated(project, now["evaluate"])
+    write_json(file, now)
+    return found if found.stale else None
+
+
+def outdated(project: Project, evaluates: str) -> Outdated:
+    """The rows of the profile that were trained by other code, or evaluated by other than `evaluates`."""
+    stale, rows, seconds = 0, 0, 0.0
+    for model, method in project.grid:
+        newest = [cells.latest(project.data, CellKey(model, method, seed)) for seed in project.settings.seeds]
+        good = [attempt for attempt in newest if attempt and attempt.status == "ok"]
+        older = [one for one in good if _is_older(one, project.code_of(method), evaluates)]
+        rows, stale = rows + bool(good), stale + bool(older)
+        seconds += sum(_seconds(older))
+    return Outdated(stale, rows, seconds / 3600)
+
+
+def _is_older(attempt: Attempt, trains: str, evaluates: str) -> bool:
+    measured = [one for one in attempt.evaluations() if one.ok][-1:]
+    codes = {one.result.fingerprints.get("evaluation_code") for one in measured}
+    return attempt.result.fingerprints.get("code") != trains or bool(codes - {evaluates})
+
+
+def _seconds(attempts: Iterable[Attempt]) -> Iterable[float]:
+    for attempt in attempts:
+        good = [one.result for one in attempt.evaluations() if one.ok][-1:]
+        yield sum(result.seconds or 0.0 for result in (attempt.result, *good))
