@@ -183,6 +183,15 @@ def test_a_night_remembers_what_it_did_and_the_next_one_knows_what_is_due(lake: 
     assert {"lora-r4", "lora-r16"} <= {cell.method for cell in due_cells(cli.project_now().resolve())}
 
 
+def test_its_good_rows_are_stale_by_code_alone(publications: tuple[Path, Path]) -> None:
+    """An upgrade that made them stale for another reason would have the night make them all again. The machine may be another."""
+    rows = [
+        row for row in rows_of(publications[1], "comparison") if row["status"] == "ok" and row["is_stale"] is not None
+    ]
+    because = {name for row in rows for name in (row["stale_because"] or "").split(", ")}
+    assert len(rows) > 4 and because - {"", "machine"} == {"code"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora-r8", "qlora-r8"])
 def test_weights_that_were_saved_then_still_measure_the_same(method: str, tmp_path: Path) -> None:
