@@ -14,11 +14,11 @@ from assets.cleaning import (
 from assets.comparing import comparison, every_cell_and_attempt_is_published, no_cell_got_worse
 from assets.generating import corpus_records, generated_records, local_records
 from assets.inputs import cell_inputs, evaluation_inputs
-from assets.jobs import data, everything, publish, training
+from assets.jobs import base, data, everything, publish, training
 from assets.judging import judged_answers
 from assets.nightly import inputs_have_changed, lake_has_changed, night_goes_on, nightly
 from assets.providers import provider_comparison
-from assets.training import evaluation, trained_model
+from assets.training import base_evaluation, evaluation, trained_model
 
 defs = dg.Definitions(
     assets=[
@@ -30,6 +30,7 @@ defs = dg.Definitions(
         cell_inputs,
         trained_model,
         evaluation_inputs,
+        base_evaluation,
         evaluation,
         judged_answers,
         comparison,
@@ -43,7 +44,7 @@ defs = dg.Definitions(
         no_cell_got_worse,
         every_cell_and_attempt_is_published,
     ],
-    jobs=[data, training, everything, publish],
+    jobs=[data, base, training, everything, publish],
     schedules=[nightly],
     sensors=[night_goes_on, lake_has_changed, inputs_have_changed, failure_alert],
     executor=dg.multiprocess_executor.configured(

@@ -11,7 +11,7 @@ import dagster as dg
 from assets.cleaning import sft_examples
 from assets.metadata import table
 from assets.project import CELLS, cell_of, grid, partition_of, project_now
-from pipelines.evaluate.cell import evaluated_by
+from pipelines.evaluate.cell import base_is_evaluated, evaluated_by
 from pipelines.files import stable_hash
 from pipelines.nightly.due import why_due
 from pipelines.project import Resolved
@@ -40,6 +40,7 @@ def cell_inputs(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     )
 
 
+BASE_EVALUATION = dg.AssetKey("base_evaluation")
 evaluation_inputs = dg.AssetSpec(
     "evaluation_inputs",
     group_name="evaluate",
@@ -67,25 +68,45 @@ def _events(
     instance: dg.DagsterInstance, resolved: Resolved, cells: Sequence[tuple[str, str]]
 ) -> Iterator[dg.AssetMaterialization]:
     there = set(resolved.experiments.cells)  # a name that the code location still has may be gone
-    partitions = {
-        str(partition_of(model, method)): (model, method) for model, method in cells if (model, method) in there
+    wanted = [cell for cell in cells if cell in there]
+    made, fingerprint = _provenance(instance), evaluated_by(resolved).fingerprint
+    cell_tags = {
+        str(partition_of(*cell)): {VERSION: stable_hash(resolved.cell(*cell).fingerprints), **made} for cell in wanted
     }
-    known = _known(instance, list(partitions))
-    made = _provenance(instance)
-    for partition, (model, method) in partitions.items():
-        tags = {VERSION: stable_hash(resolved.cell(model, method).fingerprints), **made}
-        if any(known.get(partition, {}).get(name) != value for name, value in tags.items()):
-            told = {CODE: "reported", GIVEN: "true", **tags}
-            yield dg.AssetMaterialization(cell_inputs.key, partition=partition_of(model, method), tags=told)
-    fingerprint = evaluated_by(resolved).fingerprint
+    for partition, tags in _new(instance, cell_inputs.key, cell_tags):
+        yield dg.AssetMaterialization(
+            cell_inputs.key, partition=partition, tags={CODE: "reported", GIVEN: "true", **tags}
+        )
+    yield from _evaluation_events(instance, resolved, sorted({model for model, _ in wanted}), fingerprint)
+
+
+def _evaluation_events(
+    instance: dg.DagsterInstance, resolved: Resolved, models: Sequence[str], fingerprint: str
+) -> Iterator[dg.AssetMaterialization]:
+    """What evaluations are made from and, where the untouched models have been evaluated so, that they have."""
+    told = {VERSION: fingerprint, GIVEN: "true"}
     latest = instance.fetch_materializations(evaluation_inputs.key, limit=1).records
     if not latest or _tags(latest[0]).get(VERSION) != fingerprint:
-        yield dg.AssetMaterialization(evaluation_inputs.key, tags={VERSION: fingerprint, GIVEN: "true"})
+        yield dg.AssetMaterialization(evaluation_inputs.key, tags=told)
+    by = evaluated_by(resolved)
+    done = {model: {VERSION: fingerprint} for model in models if base_is_evaluated(resolved, model, by)}
+    for model, _ in _new(instance, BASE_EVALUATION, done):
+        yield dg.AssetMaterialization(BASE_EVALUATION, partition=model, tags={CODE: "reported", **told})
 
 
-def _known(instance: dg.DagsterInstance, partitions: list[str]) -> dict[str, dict[str, str]]:
+def _new(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, wanted: dict[str, dict[str, str]]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Those of the `wanted` partitions, each with its tags, that Dagster knows by other tags or not at all."""
+    known = _known(instance, asset, list(wanted))
+    for partition, tags in wanted.items():
+        if any(known.get(partition, {}).get(name) != value for name, value in tags.items()):
+            yield partition, tags
+
+
+def _known(instance: dg.DagsterInstance, asset: dg.AssetKey, partitions: list[str]) -> dict[str, dict[str, str]]:
     """The tags of each partition's latest version."""
-    wanted = dg.AssetRecordsFilter(asset_key=cell_inputs.key, asset_partitions=partitions)
+    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=partitions)
     found: dict[str, dict[str, str]] = {}
     cursor = None
     while len(found) < len(partitions):

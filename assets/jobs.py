@@ -8,7 +8,7 @@ from assets.generating import corpus_records, generated_records, local_records
 from assets.inputs import cell_inputs
 from assets.judging import judged_answers
 from assets.providers import provider_comparison
-from assets.training import evaluation, trained_model
+from assets.training import base_evaluation, evaluation, trained_model
 
 data = dg.define_asset_job(
     "data",
@@ -22,9 +22,14 @@ training = dg.define_asset_job(
     selection=dg.AssetSelection.assets(cell_inputs, trained_model, evaluation),
     description="Train and evaluate the chosen cells (method × model). What is current is reused.",
 )
+base = dg.define_asset_job(
+    "base",
+    selection=dg.AssetSelection.assets(base_evaluation),
+    description="Evaluate the chosen models untouched: what their trained cells are compared with. What is current is reused.",
+)
 everything = dg.define_asset_job(
     "everything",
-    selection=dg.AssetSelection.all(),
+    selection=dg.AssetSelection.all() - dg.AssetSelection.assets(base_evaluation),  # by model, not by cell
     description="Data, the chosen cells, and the comparison. What is current is reused.",
 )
 publish = dg.define_asset_job(

@@ -48,6 +48,9 @@ CELLS = dg.MultiPartitionsDefinition(
 )
 
 
+MODELS = dg.StaticPartitionsDefinition(list(grid().models))
+
+
 def project_now(profile: str | None = None) -> Project:
     """The data root, the configuration as it is now, and `profile`, else the one that this machine runs."""
     _end_with_the_run()

@@ -10,13 +10,13 @@ from datetime import UTC
 import dagster as dg
 from pydantic import Field
 
-from assets.inputs import cell_inputs, evaluation_inputs, note_inputs
+from assets.inputs import BASE_EVALUATION, cell_inputs, evaluation_inputs, note_inputs
 from assets.metadata import numbers, picture, table
-from assets.project import CELLS, cell_of, cell_pool, keys_of, project_now
+from assets.project import CELLS, MODELS, cell_of, cell_pool, keys_of, project_now
 from pipelines.choices import with_budget, with_max_examples
 from pipelines.compare import plots
 from pipelines.estimate.estimate import foresee
-from pipelines.evaluate.cell import evaluate
+from pipelines.evaluate.cell import evaluate, evaluate_base
 from pipelines.files import stable_hash
 from pipelines.nightly.night import begin, hours_of_cells, limit_reached, money_left
 from pipelines.project import ANY, Project, Resolved
@@ -264,11 +264,37 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
 
 
 @dg.asset(
+    key=BASE_EVALUATION,
+    group_name="evaluate",
+    kinds={"pytorch", "huggingface"},
+    partitions_def=MODELS,
+    pool=cell_pool(),
+    deps=[evaluation_inputs],
+    output_required=False,
+)
+def base_evaluation(context: Context, config: CellConfig) -> Iterator[dg.MaterializeResult]:
+    """The untouched model, evaluated: what a cell of the same model is compared with. It is the row of method `base`; evaluating
+    that cell is noted here, too.
+    """
+    resolved = config.project().resolve()
+    found = evaluate_base(resolved, context.partition_key, watch=_watch(context), rerun_for=config.rerun_for or ANY)
+    if found is None or not found.ok:
+        why = (
+            found.result.status_detail if found else "no method leaves a model untouched, or its weights cannot be had"
+        )
+        context.log.warning(f"{context.partition_key} is not evaluated: {why}")
+        return
+    yield dg.MaterializeResult(
+        data_version=dg.DataVersion(str(found.fingerprint)), metadata=_evaluation_metadata(found)
+    )
+
+
+@dg.asset(
     group_name="evaluate",
     kinds={"pytorch", "huggingface"},
     partitions_def=CELLS,
     pool=cell_pool(),
-    deps=[trained_model, evaluation_inputs],
+    deps=[trained_model, evaluation_inputs, base_evaluation],
     output_required=False,
     check_specs=[dg.AssetCheckSpec(EVALUATION_IS_OK, asset="evaluation", description="Every seed could be evaluated.")],
 )
@@ -298,11 +324,12 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
         metadata={f.attempt.run_id: f"{f.result.status}: {f.result.status_detail}" for f in bad},
     )
     if not bad:
+        know_inputs(context, resolved)  # of the untouched model, that it now has an evaluation
         metadata = _evaluation_metadata(done[-1][0], reused=all(reused for _, reused in done))
         yield dg.MaterializeResult(data_version=_version([f.folder.name for f, _ in done]), metadata=metadata)
 
 
-def _evaluation_metadata(found: Evaluation, *, reused: bool) -> dict[str, dg.MetadataValue]:
+def _evaluation_metadata(found: Evaluation, *, reused: bool = False) -> dict[str, dg.MetadataValue]:
     return {
         "reused": dg.MetadataValue.bool(reused),
         "folder": dg.MetadataValue.path(found.folder),

@@ -179,15 +179,16 @@ def _keys(project: Project, arguments: Arguments) -> list[CellKey]:
 
 def evaluate(arguments: Arguments) -> int:
     from pipelines.evaluate import answers
+    from pipelines.evaluate.cell import base_method, evaluate_base, trained
     from pipelines.evaluate.cell import evaluate as evaluate_cell
-    from pipelines.evaluate.cell import evaluate_base, trained
     from pipelines.generate.show import summary
 
     project = project_now()
     keys, statuses, judged = _keys(project, arguments), [], []
     resolved = project.resolve()
     trained(project, keys[0])
-    evaluate_base(resolved, keys[0])  # a cell's row is compared with it
+    if arguments.method != base_method(project):
+        evaluate_base(resolved, arguments.model)  # the row is compared with it
     for key in keys:
         evaluation, reused = evaluate_cell(resolved, key, force=arguments.force)
         bits = evaluation.result.measured.get("eval_bits_per_byte")

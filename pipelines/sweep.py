@@ -73,7 +73,7 @@ def run_sweep(sweep: Sweep, *, on_tick: Callable[[Attempt], None], tell: Callabl
     """Make every rank's cell current, whatever becomes of the others, and return their rows, the smallest rank first."""
     watch, resolved = Watch(on_tick=on_tick), sweep.project.resolve()
     keys = [key for method in sweep.methods.values() for key in resolved.cell(sweep.model, method).keys]
-    evaluate_base(resolved, keys[0], watch=watch)
+    evaluate_base(resolved, sweep.model, watch=watch)
     for key in keys:
         attempt, reused = train(resolved, key, watch=watch)
         tell(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}")

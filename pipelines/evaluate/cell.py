@@ -31,10 +31,10 @@ def base_method(project: Project) -> str | None:
     return next((name for name, method in methods if method.kind == "none" and not method.shots), None)
 
 
-def base_of(project: Project, key: CellKey) -> CellKey | None:
-    """The cell of the untouched model that `key` is compared with; None for such a one itself."""
+def base_of(project: Project, model: str) -> CellKey | None:
+    """The cell of the untouched model, which the model's others are compared with."""
     base = base_method(project)
-    return CellKey(key.model, base, project.settings.seeds[0]) if base and base != key.method else None
+    return CellKey(model, base, project.settings.seeds[0]) if base else None
 
 
 def _longest(project: Project, model: str) -> int:
@@ -129,12 +129,21 @@ def trained(project: Project, key: CellKey) -> Attempt:
     return attempt
 
 
-def evaluate_base(resolved: Resolved, key: CellKey, *, watch: Watch | None = None) -> Evaluation | None:
-    """Bring the untouched model that `key` is compared with up to date; None where there is none, or it cannot be run."""
-    base = base_of(resolved.project, key)
-    if base is None or train(resolved, base, watch=watch)[0].status != "ok":
+def evaluate_base(
+    resolved: Resolved, model: str, *, watch: Watch | None = None, rerun_for: Collection[str] = ANY
+) -> Evaluation | None:
+    """Bring the untouched model's row up to date; None where no method leaves a model untouched, or it cannot be run."""
+    base = base_of(resolved.project, model)
+    if base is None or train(resolved, base, watch=watch, rerun_for=rerun_for)[0].status != "ok":
         return None
-    return evaluate(resolved, base, watch=watch)[0]
+    return evaluate(resolved, base, watch=watch, rerun_for=rerun_for)[0]
+
+
+def base_is_evaluated(resolved: Resolved, model: str, by: EvaluatedBy) -> bool:
+    """Whether the untouched model has a current evaluation."""
+    base = base_of(resolved.project, model)
+    newest = cells.latest(resolved.data, base) if base else None
+    return bool(newest and newest.status == "ok" and current_evaluation(newest, by.fingerprint))
 
 
 def evaluate(
