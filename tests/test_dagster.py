@@ -111,6 +111,23 @@ def test_schedule_and_sensors_are_on_by_default() -> None:
 
 
 @pytest.mark.slow
+def test_the_untouched_model_is_a_dependency_and_no_other_cells_step_trains_it(
+    project: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    make_data(instance)
+    graph = defs.resolve_asset_graph()
+    assert dg.AssetKey("base_evaluation") in graph.get(dg.AssetKey("evaluation")).parent_keys
+    assert make_cell(instance, "lora-r8").success
+    assert not cells.attempts(project.data, project.key("base")), "nobody asked for it"
+    base = defs.resolve_job_def("base").execute_in_process(instance=instance, partition_key=MODEL)
+    assert base.success and base.asset_materializations_for_node("base_evaluation")
+    (attempt,) = cells.attempts(project.data, project.key("base"))
+    assert attempt.evaluations()[-1].ok
+    assert make_cell(instance, "base").success
+    assert len(cells.attempts(project.data, project.key("base"))) == 1, "the cell is the same"
+
+
+@pytest.mark.slow
 def test_the_chain_fills_the_table_and_a_second_call_reuses_it(
     project: TinyProject, instance: dg.DagsterInstance
 ) -> None:
