@@ -22,7 +22,7 @@ from pipelines.nightly.night import begin, hours_of_cells, limit_reached, money_
 from pipelines.project import ANY, Project, Resolved
 from pipelines.runs.cells import Attempt, Evaluation
 from pipelines.runs.clock import now
-from pipelines.runs.launchers.base import CellCommand, Ending, RunningCommand, Starter
+from pipelines.runs.command import CellCommand, Ending, RunningCommand, Starter
 from pipelines.runs.process import tie_to_parent
 from pipelines.runs.run import Watch
 from pipelines.train.cell import train

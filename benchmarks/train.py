@@ -27,7 +27,7 @@ from benchmarks.peers import peer_environment, peer_python
 from pipelines.files import read_json
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
-from pipelines.runs.launchers.base import CellCommand
+from pipelines.runs.command import CellCommand
 from pipelines.runs.launchers.local import LocalCommand, LocalLauncher
 from pipelines.runs.run import Watch
 from pipelines.train import batches

@@ -11,9 +11,9 @@ from pipelines import machine, weights
 from pipelines.errors import UnavailableError
 from pipelines.experiments import Experiments, Profile
 from pipelines.generate.providers import missing_key
-from pipelines.generate.settings import Provider
 from pipelines.paths import DataRoot
-from pipelines.runs.launchers.base import Placement
+from pipelines.provider_settings import Provider
+from pipelines.runs.command import Placement
 from pipelines.runs.launchers.chosen import launcher_for
 
 

@@ -24,8 +24,8 @@ from pydantic import (
 
 from pipelines import machine
 from pipelines.errors import UsageError
-from pipelines.generate.settings import Generation, Provider
 from pipelines.paths import experiments_file
+from pipelines.provider_settings import Generation, Provider
 from pipelines.settings import Share, Slug, Strict, expected_one_of
 from pipelines.shapes.options import Options, Reasoning, ToolCalls
 from pipelines.weights_record import listed, packaged_name, packages

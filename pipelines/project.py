@@ -13,7 +13,8 @@ from pipelines.paths import DataRoot
 from pipelines.recipe import recipe_of
 from pipelines.runs.cells import CellKey
 from pipelines.runs.code import code_fingerprint
-from pipelines.runs.launchers.base import Launcher, Placement
+from pipelines.runs.command import Placement
+from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.runs.run import Site, Watch
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.runs.launchers.base import CellCommand, RunningCommand
+from pipelines.runs.command import CellCommand, RunningCommand
 from pipelines.runs.status import MEETING
 from pipelines.train.child import train_cell
 from tests.in_process import Told

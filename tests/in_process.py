@@ -11,7 +11,7 @@ from pipelines.evaluate.child import evaluate_cell
 from pipelines.export.child import export_cell
 from pipelines.export.measure import measure_format
 from pipelines.runs.cells import Attempt
-from pipelines.runs.launchers.base import CellCommand, RunningCommand
+from pipelines.runs.command import CellCommand, RunningCommand
 from pipelines.runs.run import Watch
 from pipelines.runs.worker import Worker
 from pipelines.train.cell import train

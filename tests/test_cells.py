@@ -13,8 +13,8 @@ from pipelines.machine import own_identity
 from pipelines.paths import DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.command import CellCommand, Ending
 from pipelines.runs.exits import classify_exit
-from pipelines.runs.launchers.base import CellCommand, Ending
 from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.progress import CellProgress
 from pipelines.runs.result import child_report, write_result

@@ -60,7 +60,8 @@ def test_every_asset_says_what_it_makes_and_belongs_to_its_stage() -> None:
     groups = {name: spec.group_name for name, spec in specs.items()}
     assert groups == {
         "corpus_records": "generate", "local_records": "generate", "generated_records": "generate", "sft_examples": "clean",
-        "cell_inputs": "train", "trained_model": "train", "evaluation_inputs": "evaluate", "base_evaluation": "evaluate", "evaluation": "evaluate",
+        "cell_inputs": "train", "trained_model": "train", "evaluation_inputs": "evaluate", "base_evaluation": "evaluate",
+        "evaluation": "evaluate",
         "judged_answers": "evaluate",
         "provider_comparison": "compare", "comparison": "compare",
     }  # fmt: skip

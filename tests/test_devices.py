@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from pipelines.errors import UnavailableError
 from pipelines.runs import cells, checkpoints
 from pipelines.runs.cells import Attempt
-from pipelines.runs.launchers.base import Starter
+from pipelines.runs.command import Starter
 from pipelines.runs.run import Watch
 from pipelines.train.cell import train
 from pipelines.train.ranks import Ranks, require_divisible

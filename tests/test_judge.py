@@ -16,7 +16,7 @@ from pipelines.compare.tables import all_tables
 from pipelines.generate import show
 from pipelines.generate.generate import GenerationResult
 from pipelines.generate.judge import chosen_judge, duels, family, judge
-from pipelines.generate.settings import Judge, Provider
+from pipelines.provider_settings import Judge, Provider
 from tests.asking import KEYS, PRICE, Asking, asking, quick_folder
 from tests.fake_behavior import Behavior, Fault, Wire
 from tests.fake_provider import FakeProvider, fake_provider

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import machine
 from pipelines.machine import own_identity, process_is_alive
-from pipelines.runs.launchers.base import CellCommand, Ending
+from pipelines.runs.command import CellCommand, Ending
 from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.process import PARENT, spawn, stop_group
 from pipelines.runs.watchdog import run_to_end

@@ -19,7 +19,7 @@ from pipelines.compare.table import comparison_rows
 from pipelines.files import read_json, write_json
 from pipelines.paths import PROJECT
 from pipelines.runs import cells
-from pipelines.runs.launchers.base import CellCommand
+from pipelines.runs.command import CellCommand
 from pipelines.warehouse import connect
 from tests.fake_behavior import Behavior
 from tests.fake_provider import fake_provider

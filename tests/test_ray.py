@@ -21,7 +21,7 @@ from pipelines.paths import PROJECT, DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.checkpoints import whole
-from pipelines.runs.launchers.base import CellCommand
+from pipelines.runs.command import CellCommand
 from pipelines.runs.launchers.ray.jobs import JobServer
 from pipelines.runs.run import Watch
 from pipelines.train.cell import train

@@ -14,7 +14,7 @@ from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import Request
 from pipelines.generate.prices import OVERHEAD_TOKENS, batch_share, costs_of, worst_cost, worst_usage
 from pipelines.generate.requests import book
-from pipelines.generate.settings import Provider
+from pipelines.provider_settings import Provider
 from tests.asking import KEYS, Asking, asking, quick_folder
 from tests.fake_behavior import Behavior, Fault
 from tests.fake_provider import FakeProvider, fake_provider

@@ -13,7 +13,7 @@ from pipelines.export.cell import CHILD as EXPORTS
 from pipelines.paths import PROJECT
 from pipelines.project import TRAINS
 from pipelines.runs.code import closure, code_fingerprint, hash_of
-from pipelines.runs.launchers.base import CellCommand
+from pipelines.runs.command import CellCommand
 from pipelines.runs.run import Watch
 from pipelines.train.cell import train
 from tests.in_process import Ended, clean_for

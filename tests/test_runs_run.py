@@ -14,7 +14,7 @@ from pipelines.export.bit_widths import measure
 from pipelines.export.cell import Wanted, export
 from pipelines.files import write_json
 from pipelines.runs.cells import CellKey
-from pipelines.runs.launchers.base import CellCommand, Ending, RunningCommand
+from pipelines.runs.command import CellCommand, Ending, RunningCommand
 from pipelines.runs.result import RunResult, result_in
 from pipelines.runs.run import Watch
 from pipelines.runs.spec import RunSpec, spec_in

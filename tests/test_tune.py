@@ -10,7 +10,7 @@ from pipelines.errors import UsageError, WorkError
 from pipelines.experiments import load
 from pipelines.files import read_json, write_json, write_jsonl
 from pipelines.runs.cells import CellKey
-from pipelines.runs.launchers.base import CellCommand
+from pipelines.runs.command import CellCommand
 from pipelines.runs.run import Watch
 from pipelines.tune.tune import Range, tune
 from tests.in_process import Ended, InProcess, clean_for

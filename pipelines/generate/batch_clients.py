@@ -21,7 +21,7 @@ from pipelines.generate.client import REFUSED_BY_FILTER, call_error, without
 from pipelines.generate.clients import api_key, client_for
 from pipelines.generate.journal import Request
 from pipelines.generate.openai_client import OpenAIClient, openai_body
-from pipelines.generate.settings import Provider
+from pipelines.provider_settings import Provider
 
 MARK = "featherweight_batch"
 CLOCK_SLACK_SECONDS = 120.0  # between our clock and the provider's

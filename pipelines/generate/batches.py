@@ -18,7 +18,7 @@ from pipelines.generate.client import fate_of
 from pipelines.generate.journal import Charges, Journal, Request
 from pipelines.generate.prices import Costs, batch_share, costs_of, worst_cost
 from pipelines.generate.send import TRIES, Tally
-from pipelines.generate.settings import Provider
+from pipelines.provider_settings import Provider
 from pipelines.runs.cells import new_run_id
 from pipelines.runs.clock import now
 

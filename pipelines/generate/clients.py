@@ -3,7 +3,7 @@
 import os
 
 from pipelines.generate.client import Client
-from pipelines.generate.settings import Provider
+from pipelines.provider_settings import Provider
 
 
 def api_key(provider: Provider) -> str | None:

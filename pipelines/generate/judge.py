@@ -23,8 +23,8 @@ from pipelines.generate.journal import Request
 from pipelines.generate.providers import enabled, job_for, missing_key
 from pipelines.generate.requests import Book, book, json_in
 from pipelines.generate.send import Progress, Tally, send_all
-from pipelines.generate.settings import Judge, Provider
 from pipelines.paths import DataRoot
+from pipelines.provider_settings import Judge, Provider
 
 Verdict = Literal["A", "B", "tie"]
 FAMILIES = (

@@ -9,7 +9,7 @@ from pipelines.generate.clients import api_key, client_for
 from pipelines.generate.journal import Request
 from pipelines.generate.prices import costs_of
 from pipelines.generate.send import Job
-from pipelines.generate.settings import Provider
+from pipelines.provider_settings import Provider
 from pipelines.settings import expected_one_of
 
 

@@ -14,9 +14,9 @@ from pipelines.errors import UsageError
 from pipelines.experiments import Experiments
 from pipelines.generate.answers import REFUSALS, TRUNCATIONS, text_of
 from pipelines.generate.journal import Journal, Request, opened
-from pipelines.generate.settings import Generation, Provider
 from pipelines.generate.topics import JsonSchema, TopicGrid, load_topics
 from pipelines.paths import DataRoot
+from pipelines.provider_settings import Generation, Provider
 from pipelines.records import RawRecord, expand, read_file
 
 LOCAL_SOURCE, API_SOURCE = "local_generator", "providers"

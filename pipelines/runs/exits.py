@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines import disk
 from pipelines.files import read_json
-from pipelines.runs.launchers.base import Ending
+from pipelines.runs.command import Ending
 from pipelines.runs.spec import RunSpec
 from pipelines.runs.status import RANKS, Status
 

@@ -12,7 +12,7 @@ from pipelines import disk
 from pipelines.files import read_json, write_json
 from pipelines.machine import process_is_alive
 from pipelines.runs.clock import now
-from pipelines.runs.launchers.base import Ending
+from pipelines.runs.command import Ending
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.spec import spec_in
 from pipelines.runs.status import Status

@@ -18,8 +18,9 @@ from pipelines.files import announce, locked, write_json
 from pipelines.machine import own_identity
 from pipelines.runs.cells import Attempt
 from pipelines.runs.clock import now
+from pipelines.runs.command import CellCommand, Ending, Starter
 from pipelines.runs.exits import classify_exit
-from pipelines.runs.launchers.base import CellCommand, Ending, Launcher, Starter
+from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.result import STATE, RunResult, child_report, write_result
 from pipelines.runs.spec import RunSpec, spec_in

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.files import read_json, write_json
-from pipelines.runs.launchers.base import Placement
+from pipelines.runs.command import Placement
 
 FILE = "spec.json"
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from pipelines import machine
-from pipelines.runs.launchers.base import CellCommand, Ending, Reason, Starter
+from pipelines.runs.command import CellCommand, Ending, Reason, Starter
 
 CANCEL_GRACE_SECONDS = 8.0  # whoever cancels wants the machine back: later than this only the last checkpoint is kept
 POLL_SECONDS = 0.05  # a watchdog this fast overshoots a memory budget by about 1 %

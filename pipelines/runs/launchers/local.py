@@ -6,7 +6,8 @@ from contextlib import suppress
 
 import psutil
 
-from pipelines.runs.launchers.base import CellCommand, Launcher, RunningCommand
+from pipelines.runs.command import CellCommand, RunningCommand
+from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.process import spawn, stop_group
 
 GONE_SECONDS = 10.0  # for the kernel to take down what was killed

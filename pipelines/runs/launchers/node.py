@@ -16,8 +16,8 @@ from pipelines import disk, machine, trackers
 from pipelines.errors import UnavailableError
 from pipelines.files import read_json, write_json
 from pipelines.paths import PROJECT
+from pipelines.runs.command import CellCommand, Ending
 from pipelines.runs.launchers import pipes
-from pipelines.runs.launchers.base import CellCommand, Ending
 from pipelines.runs.launchers.chosen import launcher_on
 from pipelines.runs.process import end_as_interrupt
 from pipelines.runs.spec import RunSpec

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.files import read_json, write_json
+from pipelines.runs.command import CellCommand, Placement
 from pipelines.runs.deepspeed import require_deepspeed
-from pipelines.runs.launchers.base import CellCommand, Launcher, Placement
+from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.local import LocalCommand, LocalLauncher
 from pipelines.runs.process import PARENT, die_with_parent
 from pipelines.runs.status import EXIT_LOST, MEETING, RANKS

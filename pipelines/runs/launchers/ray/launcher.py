@@ -13,8 +13,9 @@ from pipelines.experiments import Ray
 from pipelines.files import read_json, write_json
 from pipelines.paths import DataRoot
 from pipelines.predictions import answer_on, memory_gb
+from pipelines.runs.command import CellCommand, Ending, Placement, RunningCommand
 from pipelines.runs.launchers import pipes
-from pipelines.runs.launchers.base import CellCommand, Ending, Launcher, Placement, RunningCommand
+from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.node import ENDED, ORDER, STOP, device_in, ending_in, order
 from pipelines.runs.launchers.ray import code
 from pipelines.runs.launchers.ray.jobs import Job, JobServer
