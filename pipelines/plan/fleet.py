@@ -12,6 +12,7 @@ from pipelines import machine
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import machine_gb
 from pipelines.experiments import Profile, parse
+from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.settings import Slug, Strict
 
 
@@ -89,10 +90,10 @@ def _explain(found: Any, item: Any) -> str:
 
 
 def this_machine(profile: Profile) -> Fleet:
-    """The device that cells run on here, one at a time; under torchrun as many as the profile divides a cell over: cards, or
+    """The device that cells run on here, one at a time; where the profile divides a cell over several here, all of them: cards, or
     processes that share this machine's memory."""
     kind, cards = ("gpu", machine.cuda_count()) if machine.cuda_name() else ("cpu", profile.devices)
-    devices = cards if profile.launcher == "torchrun" else 1
+    devices = cards if profile.devices > 1 and launcher_for(profile).holds_device else 1
     gb = machine_gb() / (devices if kind == "cpu" else 1)
     price = None if profile.price_per_hour is None else profile.price_per_hour / devices
     here = Node(
