@@ -19,7 +19,8 @@ from pipelines.project import Resolved
 VERSION = "dagster/data_version"
 GIVEN = "dagster/data_version_is_user_provided"
 CODE = "dagster/code_version"
-INPUT, POINTER = "dagster/input_data_version/sft_examples", "dagster/input_event_pointer/sft_examples"
+INPUT, POINTER = "dagster/input_data_version/", "dagster/input_event_pointer/"
+REPORTED = {CODE: "reported", GIVEN: "true"}
 
 
 @dg.asset(group_name="train", kinds={"json"}, partitions_def=CELLS, deps=[sft_examples])
@@ -69,29 +70,28 @@ def _events(
 ) -> Iterator[dg.AssetMaterialization]:
     there = set(resolved.experiments.cells)  # a name that the code location still has may be gone
     wanted = [cell for cell in cells if cell in there]
-    made, fingerprint = _provenance(instance), evaluated_by(resolved).fingerprint
+    made = _provenance(instance, sft_examples.key)
     cell_tags = {
         str(partition_of(*cell)): {VERSION: stable_hash(resolved.cell(*cell).fingerprints), **made} for cell in wanted
     }
     for partition, tags in _new(instance, cell_inputs.key, cell_tags):
-        yield dg.AssetMaterialization(
-            cell_inputs.key, partition=partition, tags={CODE: "reported", GIVEN: "true", **tags}
-        )
-    yield from _evaluation_events(instance, resolved, sorted({model for model, _ in wanted}), fingerprint)
+        yield dg.AssetMaterialization(cell_inputs.key, partition=partition, tags={**REPORTED, **tags})
+    yield from _evaluation_events(instance, resolved, sorted({model for model, _ in wanted}))
 
 
 def _evaluation_events(
-    instance: dg.DagsterInstance, resolved: Resolved, models: Sequence[str], fingerprint: str
+    instance: dg.DagsterInstance, resolved: Resolved, models: Sequence[str]
 ) -> Iterator[dg.AssetMaterialization]:
     """What evaluations are made from and, where the untouched models have been evaluated so, that they have."""
-    told = {VERSION: fingerprint, GIVEN: "true"}
-    latest = instance.fetch_materializations(evaluation_inputs.key, limit=1).records
-    if not latest or _tags(latest[0]).get(VERSION) != fingerprint:
-        yield dg.AssetMaterialization(evaluation_inputs.key, tags=told)
     by = evaluated_by(resolved)
-    done = {model: {VERSION: fingerprint} for model in models if base_is_evaluated(resolved, model, by)}
-    for model, _ in _new(instance, BASE_EVALUATION, done):
-        yield dg.AssetMaterialization(BASE_EVALUATION, partition=model, tags={CODE: "reported", **told})
+    told = {VERSION: by.fingerprint}
+    latest = instance.fetch_materializations(evaluation_inputs.key, limit=1).records
+    if not latest or _tags(latest[0]).get(VERSION) != by.fingerprint:
+        yield dg.AssetMaterialization(evaluation_inputs.key, tags={**told, GIVEN: "true"})
+    made = _provenance(instance, evaluation_inputs.key)  # as it is after the line above
+    done = {model: {**told, **made} for model in models if base_is_evaluated(resolved, model, by)}
+    for model, tags in _new(instance, BASE_EVALUATION, done):
+        yield dg.AssetMaterialization(BASE_EVALUATION, partition=model, tags={**REPORTED, **tags})
 
 
 def _new(
@@ -119,12 +119,13 @@ def _known(instance: dg.DagsterInstance, asset: dg.AssetKey, partitions: list[st
     return found
 
 
-def _provenance(instance: dg.DagsterInstance) -> dict[str, str]:
-    """What Dagster itself notes of an asset's origin, so that a version that we report is not older than its own examples."""
-    record = instance.fetch_materializations(sft_examples.key, limit=1).records
+def _provenance(instance: dg.DagsterInstance, asset: dg.AssetKey) -> dict[str, str]:
+    """What Dagster itself notes of an asset that was made from `asset`, so that a version that we report is not older than that."""
+    record = instance.fetch_materializations(asset, limit=1).records
     if not record:
         return {}
-    return {INPUT: _tags(record[0]).get(VERSION, ""), POINTER: str(record[0].storage_id)}
+    name = asset.to_user_string()
+    return {INPUT + name: _tags(record[0]).get(VERSION, ""), POINTER + name: str(record[0].storage_id)}
 
 
 def _tags(record: dg.EventLogRecord) -> dict[str, str]:

@@ -92,8 +92,8 @@ def inputs_have_changed(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     project = _project() if under_way else project_now(published_profile(context.instance))
     try:
         noted = note_inputs(context.instance, project.resolve())
-    except UsageError:
-        return dg.SkipReason("nothing was cleaned yet")
+    except UsageError as error:  # nothing was cleaned yet, or the profile takes nothing of it
+        return dg.SkipReason(str(error))
     return dg.SkipReason(f"{noted} new versions noted" if noted else "no new version")
 
 

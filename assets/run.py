@@ -118,7 +118,8 @@ def _run_cell(project: Project, instance: dg.DagsterInstance, model: str, method
         done = _execute(training_job, instance, f"{model} × {method}", tags, str(partition_of(model, method)))
     after = latest(project.data, key)
     if after and before and after.run_id == before.run_id and after.status == "ok":
-        say("      reused: it is current")
+        older = after.result.fingerprints.get("code") != project.code_of(method)
+        say(f"      reused: {'made by earlier code, and kept' if older else 'it is current'}")
     elif after and after.status != "ok":
         say(f"      {after.status}: {after.result.status_detail}")
     return _execute(publish_job, instance, None, tags) and done

@@ -12,15 +12,15 @@ from pydantic import Field
 
 from assets.inputs import BASE_EVALUATION, cell_inputs, evaluation_inputs, note_inputs
 from assets.metadata import numbers, picture, table
-from assets.project import CELLS, MODELS, cell_of, cell_pool, keys_of, project_now
+from assets.project import CELLS, MODELS, OfProfile, cell_of, cell_pool, keys_of, project_now
 from pipelines.choices import with_budget, with_max_examples
 from pipelines.compare import plots
 from pipelines.estimate.estimate import foresee
-from pipelines.evaluate.cell import evaluate, evaluate_base
+from pipelines.evaluate.cell import base_of, evaluate, evaluate_base
 from pipelines.files import stable_hash
 from pipelines.nightly.night import begin, hours_of_cells, limit_reached, money_left
 from pipelines.project import ANY, Project, Resolved
-from pipelines.runs.cells import Attempt, Evaluation
+from pipelines.runs.cells import Attempt, Evaluation, latest
 from pipelines.runs.clock import now
 from pipelines.runs.command import CellCommand, Ending, RunningCommand, Starter
 from pipelines.runs.process import tie_to_parent
@@ -54,9 +54,9 @@ class CellConfig(dg.Config):
         False, description="In a backfill also run cells that the profile does not name; else they are passed over."
     )
     rerun_for: list[str] = Field(
-        [],
-        description="Make a good row again only where one of these has changed: data, recipe, code, machine, evaluation; empty: "
-        "any of them. Set by `make run` and the nightly, from nightly.rerun_for.",
+        list(ANY),
+        description="Make a good row again only where one of these has changed. `make run` and the nightly leave out what "
+        "nightly.rerun_for does.",
     )
     night: str = Field("", description="Set by the nightly: under whose budget and hours it runs.")
     seen: dict[str, str] = Field(
@@ -206,12 +206,12 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
             force=config.force,
             watch=watch,
             seen=config.seen.get(str(key.seed)),
-            rerun_for=config.rerun_for or ANY,
+            rerun_for=config.rerun_for,
         )
         for key in keys_of(context, project, config.seeds)
     ]
     for attempt, reused in done:
-        context.log.info(f"{attempt.key}: {attempt.status}{', reused: it is current' if reused else ''}")
+        context.log.info(f"{attempt.key}: {attempt.status}{', reused' if reused else ''}")
     attempts = [attempt for attempt, _ in done]
     bad = [attempt for attempt in attempts if attempt.status != "ok"]
     metadata = _training_metadata(attempts, reused=all(reused for _, reused in done))
@@ -238,7 +238,11 @@ def _began(context: Context) -> str:
 
 def know_inputs(context: Context, resolved: Resolved) -> None:
     """Have Dagster note as this step's inputs what they are now, not what they were when it last looked."""
-    if note_inputs(context.instance, resolved, [cell_of(context.partition_key)]):
+    _know(context, resolved, [cell_of(context.partition_key)])
+
+
+def _know(context: Context, resolved: Resolved, cells: list[tuple[str, str]]) -> None:
+    if note_inputs(context.instance, resolved, cells):
         context.get_step_execution_context().fetch_external_input_asset_version_info()
 
 
@@ -263,6 +267,13 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
     }
 
 
+class BaseConfig(OfProfile):
+    """What one materialization of an untouched model does other than usual."""
+
+    force: bool = Field(False, description="Evaluate also where the last result is current.")
+    outside_profile: bool = Field(False, description="Also where the profile does not name the model.")
+
+
 @dg.asset(
     key=BASE_EVALUATION,
     group_name="evaluate",
@@ -272,21 +283,31 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
     deps=[evaluation_inputs],
     output_required=False,
 )
-def base_evaluation(context: Context, config: CellConfig) -> Iterator[dg.MaterializeResult]:
-    """The untouched model, evaluated: what a cell of the same model is compared with. It is the row of method `base`; evaluating
-    that cell is noted here, too.
+def base_evaluation(context: Context, config: BaseConfig) -> Iterator[dg.MaterializeResult]:
+    """The untouched model, evaluated: what the other cells of the same model are compared with. It is the row of method `base`;
+    when that cell has been evaluated it is noted here, too.
     """
-    resolved = config.project().resolve()
-    found = evaluate_base(resolved, context.partition_key, watch=_watch(context), rerun_for=config.rerun_for or ANY)
+    project, model = project_now(config.profile), context.partition_key
+    if model not in project.settings.models and not config.outside_profile:
+        context.log.warning(f"not run: profile {project.profile} does not name {model}; set outside_profile to run it")
+        return
+    resolved = project.resolve()
+    _know(context, resolved, [])
+    found = evaluate_base(resolved, model, force=config.force, watch=_watch(context))
     if found is None or not found.ok:
-        why = (
-            found.result.status_detail if found else "no method leaves a model untouched, or its weights cannot be had"
-        )
-        context.log.warning(f"{context.partition_key} is not evaluated: {why}")
+        context.log.warning(f"{model} is not evaluated: {_why_not(resolved, model, found)}")
         return
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(str(found.fingerprint)), metadata=_evaluation_metadata(found)
     )
+
+
+def _why_not(resolved: Resolved, model: str, found: Evaluation | None) -> str:
+    if found:
+        return f"{found.result.status}: {found.result.detail}"
+    base = base_of(resolved.project, model)
+    newest = latest(resolved.data, base) if base else None
+    return f"{newest.status}: {newest.result.detail}" if newest else "no method leaves a model untouched"
 
 
 @dg.asset(
@@ -312,7 +333,7 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
             key,
             force=config.force,
             watch=watch,
-            rerun_for=config.rerun_for or ANY,
+            rerun_for=config.rerun_for,
         )
         for key in keys_of(context, resolved.project, config.seeds)
     ]

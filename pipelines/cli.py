@@ -28,13 +28,16 @@ MOST_RATE = 100.0  # no learning rate is near it
 
 
 def project_now() -> Project:
-    """The project as it is configured now; the first time after an upgrade it is said which rows are older."""
     experiments = configuration.load()
     profile = configuration.profile_name(experiments, os.environ.get("FEATHERWEIGHT_PROFILE"))
-    project = Project(data_root(), experiments, profile)
-    with suppress(WorkError):  # a lake that cannot be written
-        if older := noticed(project):
-            announce(older.in_words())
+    return Project(data_root(), experiments, profile)
+
+
+def rows_now() -> Project:
+    """The same, for a command that works on rows: the first time after an upgrade it is said which of them are older."""
+    project = project_now()
+    if older := noticed(project):
+        announce(older.in_words())
     return project
 
 
@@ -104,7 +107,9 @@ def judge(_: Arguments) -> int:
         )
     bar = show.ProgressBar(experiments.generation.budget_usd)
     try:
-        results = [judge(project.data, experiments, progress=bar), answers.ask(project.resolve(), progress=bar)]
+        results = [judge(project.data, experiments, progress=bar)]
+        if answers.is_configured(project):
+            results.append(answers.ask(project.resolve(), progress=bar))
     finally:
         bar.close()
     for line in [line for result in results for line in show.summary(result)]:
@@ -146,7 +151,7 @@ def train(arguments: Arguments) -> int:
     from pipelines.runs.progress import CellProgress
     from pipelines.train.cell import train as train_cell
 
-    project = project_now()
+    project = rows_now()
     keys = _keys(project, arguments)
     if arguments.dry_run:
         from pipelines.train.dry_run import dry_run
@@ -183,7 +188,7 @@ def evaluate(arguments: Arguments) -> int:
     from pipelines.evaluate.cell import evaluate as evaluate_cell
     from pipelines.generate.show import summary
 
-    project = project_now()
+    project = rows_now()
     keys, statuses, judged = _keys(project, arguments), [], []
     resolved = project.resolve()
     trained(project, keys[0])
@@ -206,7 +211,7 @@ def export(arguments: Arguments) -> int:
     from pipelines.export.cell import Wanted
     from pipelines.export.cell import export as export_cell
 
-    project, statuses = project_now(), []
+    project, statuses = rows_now(), []
     schemes = list(dict.fromkeys(arguments.gguf or []))
     wanted = Wanted(arguments.merge or not schemes, schemes, Path(arguments.output) if arguments.output else None)
     keys = _keys(project, arguments)
@@ -234,7 +239,7 @@ def export(arguments: Arguments) -> int:
 def bit_widths(arguments: Arguments) -> int:
     from pipelines.export import bit_widths
 
-    project, statuses = project_now(), set()
+    project, statuses = rows_now(), set()
     keys, resolved = _keys(project, arguments), project.resolve()
     for key in keys:
         found = bit_widths.measure(resolved, key, arguments.format or bit_widths.ALL, force=arguments.force)
@@ -249,7 +254,7 @@ def compare(_: Arguments) -> int:
     from pipelines.compare.compare import compare as publish
     from pipelines.compare.show import render
 
-    publication = publish(project_now())
+    publication = publish(rows_now())
     print(render(publication.rows, "text", publication.picks))
     print(f"\nwarehouse: {publication.warehouse}\nreport:    {publication.report}")
     return OK
@@ -259,7 +264,9 @@ def table(arguments: Arguments) -> int:
     from pipelines.compare.compare import published_rows
     from pipelines.compare.show import render
 
-    data = project_now().data
+    with suppress(UsageError):  # the table can be read whatever the configuration says
+        rows_now()
+    data = data_root()
     print(render(published_rows(data), arguments.format, published_rows(data, "picks")))
     return OK
 
@@ -268,7 +275,7 @@ def decide(arguments: Arguments) -> int:
     from pipelines.compare.compare import decision
     from pipelines.compare.decide import Limits, in_words
 
-    found = decision(project_now(), Limits(arguments.memory, arguments.minutes, arguments.max_loss))
+    found = decision(rows_now(), Limits(arguments.memory, arguments.minutes, arguments.max_loss))
     print("\n".join(in_words(found)))
     return OK if found.verdict == "use" else NOT_OK
 
@@ -307,7 +314,7 @@ def plan(arguments: Arguments) -> int:
     from pipelines.plan import fleet, show
     from pipelines.plan.plan import make
 
-    project = project_now()
+    project = rows_now()
     if arguments.profile:
         project = replace(project, profile=configuration.profile_name(project.experiments, arguments.profile))
     here = project.settings
@@ -343,7 +350,7 @@ def sweep(arguments: Arguments) -> int:
     from pipelines.sweep import run_sweep, with_ranks, write_picture
     from pipelines.sweep import table as rank_table
 
-    project = project_now()
+    project = rows_now()
     model = arguments.model or project.settings.models[0]
     swept = with_ranks(project, model, arguments.ranks)
     progress = CellProgress()

@@ -129,6 +129,7 @@ class Resolved:
         self.selected = selected
         self._narrowed = narrowed if narrowed is not None else {}
         self._plans: dict[tuple[str, str], CellPlan] = {}
+        self._codes: dict[bool, str] = {}  # of cells on one device, on several
 
     @property
     def data(self) -> DataRoot:
@@ -170,11 +171,17 @@ class Resolved:
         fingerprints = {
             "data": None if untouched else selected.data_fingerprint,
             "recipe": stable_hash(recipe),
-            "code": project.code_of(method),
+            "code": self._code(method),
             "machine": project.launcher().machine(placement),
         }
         settings, seeds = project.training_of(model, method), tuple(project.settings.seeds)
         return CellPlan(model, method, seeds, settings, recipe, placement, selected, fingerprints)
+
+    def _code(self, method: str) -> str:
+        divided = self.project.placement_of(method).devices > 1
+        if divided not in self._codes:
+            self._codes[divided] = self.project.code_of(method)
+        return self._codes[divided]
 
     def _for(self, method: str) -> Selected:
         """What of the profile's examples the method trains on: `data` in experiments.yaml, else all."""

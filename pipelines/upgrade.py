@@ -1,8 +1,10 @@
 """After an upgrade: which rows earlier code has made, and what making them again would take. It is said once; nothing is run."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pipelines.errors import WorkError
 from pipelines.evaluate.cell import CHILD as EVALUATES
 from pipelines.files import read_json, write_json
 from pipelines.project import TRAINS, Project
@@ -20,27 +22,29 @@ class Outdated:
     hours: float
 
     def in_words(self) -> str:
-        took = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{self.hours * 60:.0f} minutes"
+        length = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{self.hours * 60:.0f} minutes"
+        took = f"; making them again would take about {length}, as long as they took before" if self.hours else ""
         return (
             f"Featherweight's code has changed since this data root was last used: {self.stale} of {self.rows} rows are stale by "
-            f"`code`. They stay and are shown so; making them again would take about {took}, as long as they took before. "
-            "`featherweight train MODEL METHOD` renews one; the night does it with nightly: {rerun_for: [code, data, recipe, "
-            "machine, evaluation]}."
+            f"`code`. They stay and are shown so{took}. `featherweight train MODEL METHOD`, then `featherweight evaluate MODEL "
+            "METHOD`, renew one; the night does it with nightly: {rerun_for: [code, data, recipe, machine, evaluation]}."
         )
 
 
 def noticed(project: Project) -> Outdated | None:
-    """What an upgrade since the last call has made stale; None where none happened, or no row is older.
-
-    Raises:
-        WorkError: the lake cannot be written, so that it would be said again.
-    """
-    file = project.data.lake / "code.json"
-    now = {"train": code_fingerprint(TRAINS), "evaluate": code_fingerprint(EVALUATES)}
-    if not project.data.cells.exists() or read_json(file) == now:
+    """What an upgrade has made stale since the profile was last looked at; None where none happened, or no row is older, or the
+    lake cannot be written, where it would be said again and again."""
+    if not project.data.cells.exists() or not os.access(project.data.lake, os.W_OK):
         return None
-    found = outdated(project, now["evaluate"])
-    write_json(file, now)
+    file, now = project.data.lake / "code.json", [code_fingerprint(TRAINS), code_fingerprint(EVALUATES)]
+    try:
+        seen = read_json(file) or {}
+        if seen.get(project.profile) == now:
+            return None
+        found = outdated(project, now[1])
+        write_json(file, {**seen, project.profile: now})
+    except (WorkError, OSError):
+        return None
     return found if found.stale else None
 
 

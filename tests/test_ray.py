@@ -101,7 +101,7 @@ def test_through_s3_a_cell_trains_is_evaluated_and_no_key_stays_anywhere(
     project = on_ray(storage=f"s3://{BUCKET}/tiny")
     stage, told = project.now(), Told()
     attempt, _ = train(stage.resolve(), project.key("lora-r8"), watch=told.watch)
-    assert (attempt.status, attempt.result.detail) == ("ok", None)
+    assert (attempt.status, attempt.result.detail) == ("ok", "")
     assert attempt.result.device and attempt.result.launcher == "ray"
     assert attempt.curve()[-1]["step"] == attempt.result.measured["steps"]
     assert (attempt.model_folder / "adapter_model.safetensors").exists()
@@ -234,7 +234,7 @@ def test_a_cell_of_two_processes_is_one_job_that_asks_for_both(
     cluster.tell("add", {"num_cpus": 2})
     project.change(profiles={"local": {"devices": 2, "sharding": "ddp"}})
     attempt, _ = train(project.resolved(), project.key("lora-r8"), watch=Told().watch)
-    assert (attempt.status, attempt.result.detail) == ("ok", None)
+    assert (attempt.status, attempt.result.detail) == ("ok", "")
     assert (read_json(attempt.folder / "job.json") or {})["asked"]["num_cpus"] == 2
     assert str(attempt.result.device).endswith("× 2, ddp")
     assert attempt.result.fingerprints["machine"] == "ray: 1 cores, 0 cards × 2, ddp"

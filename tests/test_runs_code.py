@@ -4,6 +4,7 @@ import ast
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pipelines.evaluate.cell import CHILD as EVALUATES
 from pipelines.export.cell import CHILD as EXPORTS
 from pipelines.paths import PROJECT
 from pipelines.project import TRAINS
+from pipelines.runs import code
 from pipelines.runs.code import closure, code_fingerprint, hash_of
 from pipelines.runs.command import CellCommand
 from pipelines.runs.run import Watch
@@ -81,6 +83,33 @@ def test_a_file_that_the_child_imports_inside_a_function_counts_from_then_on(cop
         assert prose in closure(TRAINS, root=copied)
     finally:
         child.write_text(before, encoding="utf-8")
+
+
+@pytest.mark.parametrize("named", ["torch", "wandb", "peft.py"])
+def test_what_else_lies_beside_the_project_is_not_followed(copied: Path, named: str):
+    """W&B keeps its runs in a folder `wandb`; and installed, the project has every other package beside it."""
+    found = fingerprint(TRAINS, copied)
+    other = copied / named
+    if other.suffix:
+        other.write_text("import nothing_at_all\n", encoding="utf-8")
+    else:
+        (other / "sub").mkdir(parents=True)
+    assert fingerprint(TRAINS, copied) == found
+    assert all(file.is_relative_to(copied / "pipelines") for file in closure(TRAINS, root=copied))
+
+
+def test_an_upgrade_under_a_running_server_is_seen(copied: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its children run what lies on disk, so the fingerprint follows."""
+    monkeypatch.setattr(code, "PROJECT", copied)
+    monkeypatch.setattr(code, "_known", {})
+    monkeypatch.setattr(code, "closure", partial(closure, root=copied))
+    found = code.code_fingerprint(TRAINS)
+    assert code.code_fingerprint(TRAINS) == found
+    file = copied / "pipelines/runs/worker.py"
+    before = touch(file)
+    assert code.code_fingerprint(TRAINS) != found
+    file.write_text(before, encoding="utf-8")
+    assert code.code_fingerprint(TRAINS) == found
 
 
 class Telling:

@@ -21,7 +21,7 @@ from pipelines.runs.spec import RunSpec
 from pipelines.train.cell import train
 
 CHILD = "pipelines.evaluate.child"
-# Evaluations made before their code had a fingerprint of its own name only the hash of both; these were the code's.
+# Earlier evaluations name only the hash of what they were asked and of their code together. These are the codes there were.
 EARLIER_CODE = ("10dc1f0a69bb8a7b",)
 
 
@@ -130,13 +130,13 @@ def trained(project: Project, key: CellKey) -> Attempt:
 
 
 def evaluate_base(
-    resolved: Resolved, model: str, *, watch: Watch | None = None, rerun_for: Collection[str] = ANY
+    resolved: Resolved, model: str, *, force: bool = False, watch: Watch | None = None
 ) -> Evaluation | None:
     """Bring the untouched model's row up to date; None where no method leaves a model untouched, or it cannot be run."""
     base = base_of(resolved.project, model)
-    if base is None or train(resolved, base, watch=watch, rerun_for=rerun_for)[0].status != "ok":
+    if base is None or train(resolved, base, watch=watch)[0].status != "ok":
         return None
-    return evaluate(resolved, base, watch=watch, rerun_for=rerun_for)[0]
+    return evaluate(resolved, base, force=force, watch=watch)[0]
 
 
 def base_is_evaluated(resolved: Resolved, model: str, by: EvaluatedBy) -> bool:

@@ -8,7 +8,7 @@ from pipelines import weights
 from pipelines.evaluate.cell import EvaluatedBy, base_method, evaluated_by, reusable
 from pipelines.project import CellPlan, Resolved, changed
 from pipelines.runs import cells
-from pipelines.runs.cells import Attempt, CellKey, Evaluation
+from pipelines.runs.cells import Attempt, CellKey
 
 # how often a cell may end so, in a row and without getting further, before it waits for a change
 TRIES = {"killed": 3, "lost": 3, "timed_out": 2, "failed": 2}
@@ -118,7 +118,7 @@ def _passing(status: str, states: Sequence[State]) -> str | None:
 def _evaluation_due(plan: CellPlan, attempt: Attempt, by: EvaluatedBy, rerun_for: Collection[str]) -> str | None:
     if reusable(attempt, by, rerun_for):
         return None
-    same = [found for found in attempt.evaluations() if _asked_with(found) == by.fingerprint]
+    same = [found for found in attempt.evaluations() if found.fingerprint == by.fingerprint]
     if not same:
         return "evaluation is missing" if not attempt.evaluations() else "stale: evaluation"
     last = same[-1].result
@@ -127,8 +127,3 @@ def _evaluation_due(plan: CellPlan, attempt: Attempt, by: EvaluatedBy, rerun_for
     if last.status == "out_of_memory":
         return _memory_changed(plan, last.memory_budget_gb, [])
     return _passing(last.status, [(found.result.status, None, 0) for found in same])
-
-
-def _asked_with(found: Evaluation) -> str | None:
-    """The evaluation's fingerprint, also where it ended without a word."""
-    return found.fingerprint or found.spec.fingerprints.get("evaluation")

@@ -88,8 +88,8 @@ class Evaluation:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of what it was measured on and with; of one that ended without a word, what it was asked to be."""
-        return self.result.fingerprints.get("evaluation")
+        """Of what it was measured on and with; of one that ended without a word, of what it was asked to be."""
+        return self.result.fingerprints.get("evaluation") or self.spec.fingerprints.get("evaluation")
 
     def answers(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / "answers.jsonl")

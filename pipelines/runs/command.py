@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from pipelines.files import stable_hash
 
-Reason = Literal["memory_budget", "time_limit", "interrupted", "node_lost", "unreachable", "refused", "given_up"]
+Reason = Literal["memory_budget", "time_limit", "interrupted", "node_lost", "unreachable", "refused"]
 
 
 @dataclass(frozen=True)

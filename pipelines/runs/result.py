@@ -81,7 +81,7 @@ def result_in(folder: Path) -> RunResult:
         return RunResult.from_json(told)
     state = read_json(folder / STATE) or {}
     so_far = read_json(folder / CHILD) or {}
-    alive = bool(state) and process_is_alive(state["pid"], state["pid_started"])
+    alive = "pid" in state and process_is_alive(state["pid"], state.get("pid_started", 0.0))
     status = state.get("status", "lost") if alive else "lost"
     detail = (
         state.get("waiting") if alive else "the process that ran it ended without a word; the next run starts it again"

@@ -135,7 +135,7 @@ class Run:
         status, detail = classify_exit(ending, report, spec, self.folder)
         if status in ("killed", "timed_out") and "the next run" not in (detail or ""):
             detail = _joined(detail, self.outlook(self.folder))
-        if spec.after:
+        if spec.after and status != "ok":
             detail = _joined(f"begun before: {spec.after}", detail)
         return self._last_word(status, detail, ending)
 
@@ -165,7 +165,10 @@ def queue(folder: Path, spec: RunSpec, phase: str = "load") -> None:
     """
     spec.write(folder)
     note_state(folder, "queued", phase)
-    disk.keep_room(folder)
+    try:
+        disk.keep_room(folder)
+    except OSError as error:
+        raise WorkError(f"cannot write {folder}: {disk.DiskFullError('a new run', folder, disk.ROOM_BYTES)}") from error
 
 
 def note_state(folder: Path, status: Status, phase: str) -> None:

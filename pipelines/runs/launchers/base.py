@@ -1,12 +1,12 @@
 """What a launcher is: it starts a run's command in its folder, and answers what only it can know. The launchers beside this file
-are siblings: each is one module, named as the profile names it, and nothing outside it knows which one is at work.
+are siblings: each is one module, named as the profile names it, and whoever uses it does not know which one is at work.
 
-A new launcher is a new module here with its `LAUNCHER` class, and its settings in experiments.yaml under its name.
+A new launcher is a new module here with its `LAUNCHER` class; its name and its settings stand in pipelines/experiments.py.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pipelines import machine
 from pipelines.files import announce
@@ -21,7 +21,6 @@ class Launcher:
         True  # what it starts is on this machine's device, which one run holds at a time; its time is counted here
     )
     asks_for_memory: bool = False  # so that a prediction of each cell's memory should be at hand
-    runs: ClassVar[tuple[str, ...]] = ()  # modules that a cell of several devices runs in beside its own
 
     def __init__(self, settings: Any = None, *, say: Callable[[str], None] = announce) -> None:
         self.settings = settings
@@ -30,6 +29,11 @@ class Launcher:
     def start(self, command: CellCommand) -> RunningCommand:
         """Raises UnavailableError where it cannot be started: nobody answers, or nobody takes it."""
         raise NotImplementedError
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The modules that a cell on several devices runs in, beside its own."""
+        return ()
 
     @property
     def at_once(self) -> int:

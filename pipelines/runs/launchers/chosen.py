@@ -8,6 +8,8 @@ from pipelines.experiments import LauncherName, Profile
 from pipelines.files import announce
 from pipelines.runs.launchers.base import Launcher
 
+SEVERAL = "torchrun"  # who starts one run's several processes within one machine
+
 
 def launcher_class(name: str) -> type[Launcher]:
     """The launcher of that name; one that starts nothing for a name that an earlier version knew."""
@@ -21,6 +23,11 @@ def launcher_for(profile: Profile, *, say: Callable[[str], None] = announce) -> 
     return launcher_class(profile.launcher)(getattr(profile, profile.launcher, None), say=say)
 
 
+def ranks_run_in() -> tuple[str, ...]:
+    """The modules in which a cell's several processes run on one machine."""
+    return launcher_class(SEVERAL)().runs
+
+
 def launcher_on(devices: int) -> Launcher:
     """The launcher of commands within one machine, on so many of its devices."""
-    return launcher_class("torchrun" if devices > 1 else "local")()
+    return launcher_class(SEVERAL if devices > 1 else "local")()

@@ -27,7 +27,9 @@ from pipelines.runs.status import EXIT_LOST, MEETING, RANKS
 class TorchrunLauncher(Launcher):
     """So many processes on this machine as the command has devices; one is started as the local launcher does."""
 
-    runs = (__name__,)
+    @property
+    def runs(self) -> tuple[str, ...]:
+        return (__name__,)
 
     def start(self, command: CellCommand) -> LocalCommand:
         return LocalLauncher().start(with_ranks(command))

@@ -16,6 +16,7 @@ from pipelines.predictions import answer_on, memory_gb
 from pipelines.runs.command import CellCommand, Ending, Placement, RunningCommand
 from pipelines.runs.launchers import pipes
 from pipelines.runs.launchers.base import Launcher
+from pipelines.runs.launchers.chosen import ranks_run_in
 from pipelines.runs.launchers.node import ENDED, ORDER, STOP, device_in, ending_in, order
 from pipelines.runs.launchers.ray import code
 from pipelines.runs.launchers.ray.jobs import Job, JobServer
@@ -39,6 +40,10 @@ class RayLauncher(Launcher):
     holds_device = False  # the cluster shares its devices out itself, and the node counts the time
     asks_for_memory = True
     settings: Ray
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        return ranks_run_in()
 
     @property
     def at_once(self) -> int:
