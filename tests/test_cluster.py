@@ -16,9 +16,10 @@ from pipelines.files import write_json
 from pipelines.paths import DataRoot
 from pipelines.predictions import answer_file
 from pipelines.runs.launchers import node, pipes
+from pipelines.runs.launchers.driver import job_name, predicted_gb
 from pipelines.runs.launchers.ray import code, parcel
 from pipelines.runs.launchers.ray.jobs import JobServer, RefusedError, UnreachableError
-from pipelines.runs.launchers.ray.launcher import end, is_under_way, job_name, predicted_gb, why_it_waits
+from pipelines.runs.launchers.ray.launcher import end, is_under_way, why_it_waits
 from pipelines.runs.launchers.ray.parcel import Inbox, Outbox
 from pipelines.runs.launchers.ray.store import Store, StoreError, harmless
 from pipelines.runs.process import child_environment

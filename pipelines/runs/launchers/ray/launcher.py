@@ -11,21 +11,18 @@ from typing import Any
 from pipelines.errors import UnavailableError
 from pipelines.experiments import Ray
 from pipelines.files import read_json, write_json
-from pipelines.paths import DataRoot
-from pipelines.predictions import answer_on, memory_gb
 from pipelines.runs.command import CellCommand, Ending, Placement, RunningCommand
 from pipelines.runs.launchers import pipes
 from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.chosen import ranks_run_in
+from pipelines.runs.launchers.driver import job_name, predicted_gb
 from pipelines.runs.launchers.node import ENDED, ORDER, STOP, device_in, ending_in, order
 from pipelines.runs.launchers.ray import code
 from pipelines.runs.launchers.ray.jobs import Job, JobServer
 from pipelines.runs.launchers.ray.parcel import Inbox, pack
 from pipelines.runs.launchers.ray.store import Store, StoreError
-from pipelines.runs.spec import FILE as SPEC
 from pipelines.runs.spec import RunSpec, spec_in
 
-MARGIN = 1.1  # of predicted memory: predictions are off by less
 LOOK_SECONDS = 0.5
 SILENCE_SECONDS = 30.0  # without an answer of the job server, and then the cell counts as out of reach
 LATE_SECONDS = 5.0  # for a job's last word to be seen here after Ray says that it is over
@@ -122,23 +119,6 @@ class RayLauncher(Launcher):
             "num_gpus": gpus or None,
             "memory": round(memory * 1e9) if memory else None,
         }
-
-
-def predicted_gb(spec: RunSpec, folder: Path) -> float | None:
-    """The predicted peak of the cell's processes, or their budget where that is less; of an evaluation, that of the training."""
-    attempt = folder.parent.parent if folder.parent.name == "evaluations" else folder
-    asked = spec_in(attempt) if (attempt / SPEC).exists() else spec
-    found = answer_on(DataRoot(Path(spec.root)), asked.recipe, asked.fingerprints.get("data"), asked.seed) or {}
-    limits = [memory_gb(found["cpu"], spec.devices, spec.sharding) * MARGIN] if "cpu" in found else []
-    limits += [spec.memory_budget_gb] if spec.memory_budget_gb else []
-    return min(limits) * spec.devices if limits else None
-
-
-def job_name(folder: Path) -> str:
-    """The submission id of the attempt or evaluation in `folder`: always the same."""
-    if folder.parent.name == "evaluations":
-        return f"featherweight-{folder.parent.parent.name}-{folder.name}"
-    return f"featherweight-{folder.name}"
 
 
 class RayCommand(RunningCommand):

@@ -1,0 +1,27 @@
+"""The driver's half of a run that a cluster starts, as far as all clusters share it: the job's name, and the memory to ask for."""
+
+from pathlib import Path
+
+from pipelines.paths import DataRoot
+from pipelines.predictions import answer_on, memory_gb
+from pipelines.runs.spec import FILE as SPEC
+from pipelines.runs.spec import RunSpec, spec_in
+
+MARGIN = 1.1  # of predicted memory: predictions are off by less
+
+
+def predicted_gb(spec: RunSpec, folder: Path) -> float | None:
+    """The predicted peak of the cell's processes, or their budget where that is less; of an evaluation, that of the training."""
+    attempt = folder.parent.parent if folder.parent.name == "evaluations" else folder
+    asked = spec_in(attempt) if (attempt / SPEC).exists() else spec
+    found = answer_on(DataRoot(Path(spec.root)), asked.recipe, asked.fingerprints.get("data"), asked.seed) or {}
+    limits = [memory_gb(found["cpu"], spec.devices, spec.sharding) * MARGIN] if "cpu" in found else []
+    limits += [spec.memory_budget_gb] if spec.memory_budget_gb else []
+    return min(limits) * spec.devices if limits else None
+
+
+def job_name(folder: Path) -> str:
+    """The name of the job of the attempt or evaluation in `folder`: always the same, and no other's."""
+    if folder.parent.name == "evaluations":
+        return f"featherweight-{folder.parent.parent.name}-{folder.name}"
+    return f"featherweight-{folder.name}"
