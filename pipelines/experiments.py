@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
@@ -277,7 +277,7 @@ class Judging(Strict):
     max_answer_chars: PositiveInt = 3000
 
 
-LauncherName = Literal["local", "torchrun", "ray"]
+LauncherName = Literal["local", "torchrun", "ray", "slurm"]
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 
 
@@ -302,6 +302,45 @@ class Ray(Strict):
     cpus: PositiveFloat = 1
     memory_gb: Annotated[float, Field(ge=0)] | None = None
     python: str = "python"
+    at_once: PositiveInt = 4
+
+
+# options of sbatch that the launcher sets itself, or that would make something else than one job of the command
+LAUNCHERS_OWN = (
+    "--array", "--chdir", "--cpus-per-task", "--error", "--export", "--export-file", "--gres", "--job-name", "--mem", "--nodes",
+    "--ntasks", "--open-mode", "--output", "--parsable", "--requeue", "--test-only", "--wait", "--wrap",
+)  # fmt: skip
+SETTINGS_OWN = {"--account": "account", "--partition": "partition", "--qos": "qos"}
+
+
+def _is_sbatch_option(option: str) -> str:
+    # sbatch takes any beginning of an option's name for the option, --exp=ALL for --export=ALL
+    name = option.partition("=")[0]
+    if not re.fullmatch(r"--[a-z][a-z0-9-]+", name):
+        raise ValueError(f"got {option!r}; expected a long option of sbatch, such as --constraint=a100")
+    if any(own.startswith(name) for own in LAUNCHERS_OWN):
+        raise ValueError(f"got {option!r}; the launcher sets that itself (slurm.cpus, slurm.gpus, slurm.memory_gb)")
+    for own, setting in SETTINGS_OWN.items():
+        if own.startswith(name):
+            raise ValueError(f"got {option!r}; set slurm.{setting} instead")
+    return option
+
+
+class Slurm(Strict):
+    """A Slurm cluster that this machine may submit to; the data root is a folder that every node sees under the same path. Where
+    jobs go: `partition`, `account`, `qos` (None: Slurm's default). What one cell requests: `cpus`, which are also its threads;
+    `gpus` (None: one a device where the partition has any); `memory_gb` (None: what is predicted, on a processor). `options` go to
+    sbatch as they are. `python` is the nodes' interpreter that has the project's packages (None: the one that runs here). `at_once`
+    cells are kept under way; Slurm decides which of them run."""
+
+    partition: Annotated[str, Field(min_length=1)] | None = None
+    account: Annotated[str, Field(min_length=1)] | None = None
+    qos: Annotated[str, Field(min_length=1)] | None = None
+    cpus: PositiveInt = 1
+    gpus: Count | None = None
+    memory_gb: PositiveFloat | None = None
+    options: list[Annotated[str, AfterValidator(_is_sbatch_option)]] = []
+    python: Annotated[str, Field(min_length=1)] | None = None
     at_once: PositiveInt = 4
 
 
@@ -333,11 +372,15 @@ class Profile(Strict):
     sharding: Sharding = "none"
     deepspeed: dict[str, Any] = {}
     ray: Ray | None = None
+    slurm: Slurm | None = None
 
     @model_validator(mode="after")
     def _devices_fit(self) -> "Profile":
         if self.devices > 1 and self.launcher == "local":
-            raise ValueError(f"devices: {self.devices} needs launcher torchrun or ray; local starts one process")
+            *others, last = (name for name in get_args(LauncherName) if name != "local")
+            raise ValueError(
+                f"devices: {self.devices} needs launcher {', '.join(others)} or {last}; local starts one process"
+            )
         if self.devices > 1 and self.sharding == "none":
             raise ValueError(
                 f"devices: {self.devices} needs sharding ddp, fsdp, zero2 or zero3: how to divide a cell over them"
@@ -357,12 +400,18 @@ class Profile(Strict):
             )
         if "stage" in self.deepspeed.get("zero_optimization", {}):
             raise ValueError("deepspeed: zero_optimization.stage: that is sharding: zero2 or zero3")
-        if self.launcher == "ray" and self.ray is None:
-            raise ValueError(
-                "launcher: ray needs ray: {address: http://HOST:8265, ...}; `ray: {}` is a cluster on this machine"
-            )
-        if self.launcher != "ray" and self.ray is not None:
-            raise ValueError(f"ray: belongs to launcher ray, not {self.launcher}")
+        return self
+
+    @model_validator(mode="after")
+    def _section_fits_launcher(self) -> "Profile":
+        for name in get_args(LauncherName):
+            if name not in type(self).model_fields:  # this launcher has no settings
+                continue
+            section = getattr(self, name)
+            if self.launcher == name and section is None:
+                raise ValueError(f"launcher: {name} needs {name}: {{...}}; `{name}: {{}}` takes every default")
+            if self.launcher != name and section is not None:
+                raise ValueError(f"{name}: belongs to launcher {name}, not {self.launcher}")
         return self
 
 

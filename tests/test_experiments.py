@@ -49,6 +49,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 RAY = "launcher: ray\n    models: [tiny]\n    ray: "
+SLURM = RAY.replace("ray", "slurm")
 ZERO = "launcher: torchrun\n    devices: 2\n    sharding: zero2\n    models: [tiny]\n    deepspeed: "
 
 
@@ -240,8 +241,14 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
         ("sources:\n  corpus: true\n", "", 1, "sources", "Field required"),
         ("models: [tiny]", "models: tiny", 19, "profiles.local.models", "valid list"),
         ("models: [tiny]", "models: []", 19, "profiles.local.models", "at least 1 item"),
-        ("models: [tiny]", "launcher: slurm\n    models: [tiny]", 19, "profiles.local.launcher", "'torchrun' or 'ray'"),
-        ("models: [tiny]", "devices: 2\n    models: [tiny]", 18, "profiles.local", "needs launcher torchrun or ray"),
+        ("models: [tiny]", "launcher: mpi\n    models: [tiny]", 19, "profiles.local.launcher", "'ray' or 'slurm'"),
+        (
+            "models: [tiny]",
+            "devices: 2\n    models: [tiny]",
+            18,
+            "profiles.local",
+            "needs launcher torchrun, ray or slurm",
+        ),
         ("models: [tiny]", "sharding: ddp\n    models: [tiny]", 18, "profiles.local", "set devices to 2 or more"),
         (
             "models: [tiny]",
@@ -294,6 +301,24 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
             "got [0.0001]; expected one rate, two or more",
         ),
         ("models: [tiny]", "ray: {}\n    models: [tiny]", 18, "profiles.local", "belongs to launcher ray, not local"),
+        ("models: [tiny]", "launcher: slurm\n    models: [tiny]", 18, "profiles.local", "needs slurm:"),
+        ("models: [tiny]", RAY + "{}\n    slurm: {}", 18, "profiles.local", "belongs to launcher slurm, not ray"),
+        ("models: [tiny]", SLURM + "{gpu: 1}", 21, "profiles.local.slurm.gpu", "did you mean 'gpus'?"),
+        (
+            "models: [tiny]",
+            SLURM + "{options: [-N2]}",
+            21,
+            "profiles.local.slurm.options[0]",
+            "a long option of sbatch",
+        ),
+        ("models: [tiny]", SLURM + "{options: [--exp=ALL]}", 21, "profiles.local.slurm.options[0]", "sets that itself"),
+        (
+            "models: [tiny]",
+            SLURM + "{options: [--qos=x]}",
+            21,
+            "profiles.local.slurm.options[0]",
+            "set slurm.qos instead",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_line_and_what_was_expected(

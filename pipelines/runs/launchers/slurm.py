@@ -1,0 +1,517 @@
+"""Cells as batch jobs of a Slurm cluster, by Slurm's own commands: sbatch, squeue, scancel, sacct and sinfo.
+
+The data root must be a folder that every node sees under the same path. The job runs `pipelines.runs.launchers.node`, whose last
+word (ended.json) counts before anything that Slurm says. job.json in the attempt's folder names the job, so that a later run
+finds it again instead of starting a second one.
+"""
+
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UnavailableError
+from pipelines.experiments import Slurm
+from pipelines.files import read_json, write_json
+from pipelines.paths import PROJECT
+from pipelines.runs.launchers import pipes
+from pipelines.runs.launchers.base import CellCommand, Ending, Launcher, Placement, Reason, RunningCommand
+from pipelines.runs.launchers.driver import job_name, predicted_gb
+from pipelines.runs.launchers.node import ENDED, INTERRUPTED, NOTHING_THERE, ORDER, STOP, device_in, ending_in, order
+from pipelines.runs.process import KEYS
+from pipelines.runs.result import CHILD, STATE
+from pipelines.runs.spec import RunSpec, spec_in
+
+COMMAND_SECONDS = 60.0  # Slurm's own clients give up after 9 to 20 s where the controller does not answer
+LOOK_SECONDS = 0.5  # between two looks into the attempt's folder
+ASK_SECONDS = 5.0  # between two calls of squeue, each of which costs the controller something
+SILENCE_SECONDS = 30.0  # without a word of the controller or a change in the folder, the job is out of reach
+LATE_SECONDS = 10.0  # a network file system may show the node's last word so much later than Slurm tells the end
+STOP_SECONDS, CANCEL_SECONDS = 6.0, 4.0  # for the cell to save what it has done, then for scancel to end it
+WAIT_SECONDS, SAY_SECONDS = 3.0, 60.0  # a job that waits longer is said to wait, and said again after so long
+NODE_HALF_GB = 0.5  # of the process beside the child: Slurm ends a job that takes more memory than it asked for
+SPARE_MINUTES = 5  # Slurm's time limit above ours, so that the node's half ends the cell first and in order
+
+# The job's environment is that of a login on the node and these variables of the driver; none of them holds a key.
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "HF_HOME", "HF_HUB_OFFLINE", "OMP_WAIT_POLICY")
+SILENT = (
+    "Unable to contact", "Socket timed out", "Connection refused", "connect failure", "configuration source",
+    "cannot stat file", "Zero Bytes were transmitted", "Protocol authentication error",
+)  # fmt: skip
+LOST = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
+CANCELLED = ("CANCELLED", "DEADLINE", "REVOKED")
+OVER = (*LOST, *CANCELLED, "COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "LAUNCH_FAILED", "RECONFIG_FAIL")
+OUT_OF_MEMORY = ("exceeded memory limit", "oom-kill event")  # what slurmstepd writes into the job's output
+NO_OUTPUT = -53  # Slurm's own "signal" of a job whose output file cannot be opened
+# reasons for which a job that was accepted waits for ever, and what to change
+NEVER = {
+    "PartitionTimeLimit": "the partition allows less time: lower training.time_limit_minutes",
+    "PartitionConfig": "no node of the partition has so much: lower slurm.cpus, slurm.gpus or slurm.memory_gb",
+    "JobHeldUser": "it is held: `scontrol release` lets it go",
+}
+SHARE = "the data root must be a folder that every node sees under the same path"
+Json = dict[str, Any]
+
+
+class SlurmError(UnavailableError):
+    """A command of Slurm is not installed, or Slurm has no such partition."""
+
+
+class RefusedError(SlurmError):
+    """Slurm answers, and refuses."""
+
+
+class SilentError(SlurmError):
+    """Slurm's controller does not answer, so nothing is known: the request may have been accepted."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says of a job. `exit_code` is negative for a signal."""
+
+    id: str
+    state: str
+    reason: str
+    node: str
+    exit_code: int
+
+    @property
+    def over(self) -> bool:
+        return self.state in OVER
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job asks a node for, and for how long; None where Slurm's default is taken."""
+
+    cpus: int
+    gpus: int
+    memory_mb: int | None
+    minutes: int | None
+
+    def options(self) -> list[str]:
+        return [
+            f"--cpus-per-task={self.cpus}",
+            *([f"--gres=gpu:{self.gpus}"] if self.gpus else []),
+            *([f"--mem={self.memory_mb}M"] if self.memory_mb else []),
+            *([f"--time={self.minutes}"] if self.minutes else []),
+        ]
+
+    def in_words(self) -> str:
+        return ", ".join(
+            [
+                f"{self.cpus} CPU",
+                *([f"{self.gpus} GPU"] if self.gpus else []),
+                *([f"{self.memory_mb * 2**20 / 1e9:.1f} GB"] if self.memory_mb else []),
+                *([f"{self.minutes} minutes"] if self.minutes else []),
+            ]
+        )
+
+
+def run(command: str, *arguments: str) -> str:
+    """What a command of Slurm prints.
+
+    Raises:
+        SilentError: the controller does not answer.
+        RefusedError: Slurm refuses.
+        SlurmError: the command is not installed.
+    """
+    # A driver that is itself a job has SLURM_* variables of its own, which would count as options of the new job.
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.endswith(KEYS) and (not name.startswith("SLURM_") or name in ("SLURM_CONF", "SLURM_CLUSTERS"))
+    }
+    try:
+        done = subprocess.run(
+            [command, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=env,
+            timeout=COMMAND_SECONDS, check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise SlurmError(
+            f"{command} is not installed on this machine; launcher slurm needs Slurm's commands: run featherweight where "
+            "`sinfo` works (a login node), or set another launcher in experiments.yaml"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SilentError(f"{command} did not answer within {COMMAND_SECONDS:g} s; {_advice()}") from None
+    if done.returncode == 0:
+        return done.stdout
+    words = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
+    words = words or f"{command} ended with exit code {done.returncode}"
+    if any(said in words for said in SILENT):
+        raise SilentError(f"Slurm's controller does not answer ({words}); {_advice()}")
+    raise RefusedError(words)
+
+
+def _advice() -> str:
+    return "`scontrol ping` says whether it is up; SLURM_CONF names the cluster's slurm.conf"
+
+
+def submit(name: str, arguments: Sequence[str]) -> str:
+    """The id of the new job of that name."""
+    try:
+        return run("sbatch", "--parsable", f"--job-name={name}", *arguments).strip().split(";")[0]
+    except SilentError as error:
+        # a controller that answers too late has accepted the job all the same
+        found = None if "connect failure" in str(error) else find(name)
+        if found is None:
+            raise
+        return found.id
+
+
+def find(name: str) -> Job | None:
+    """The newest job of that name that the controller knows."""
+    found = _jobs("--me", f"--name={name}")
+    return max(found, key=lambda job: int(job.id), default=None)
+
+
+def look_up(job_id: str) -> Job | None:
+    """The job as the controller knows it, and where it has forgotten it (MinJobAge, 5 minutes by default), as accounting does."""
+    try:
+        found = _jobs(f"--jobs={job_id}")
+    except RefusedError:  # "Invalid job id specified"
+        found = []
+    return found[0] if found else _accounted(job_id)
+
+
+def _jobs(*which: str) -> list[Job]:
+    fields = "JobID:|,State:|,Reason:|,NodeList:|,exit_code:|"
+    lines = run("squeue", "--noheader", "--states=all", f"--Format={fields}", *which).splitlines()
+    return [_job(*line.strip().split("|")[:5]) for line in lines if line.count("|") >= 5]
+
+
+def _job(job_id: str, state: str, reason: str, node: str, status: str) -> Job:
+    raw = int(status)  # as wait() returns it
+    return Job(job_id, state, reason, node, -(raw & 0x7F) or raw >> 8)
+
+
+def _accounted(job_id: str) -> Job | None:
+    """None where accounting does not know it, or is disabled."""
+    fields = "State,NodeList,ExitCode"
+    try:
+        found = run("sacct", "--noheader", "--parsable2", "--allocations", f"--format={fields}", f"--jobs={job_id}")
+    except RefusedError:
+        return None
+    if not found.strip():
+        return None
+    state, node, ended = found.splitlines()[0].split("|")
+    code, _, signal = ended.partition(":")
+    return Job(job_id, state.split()[0], "", node, -int(signal or 0) or int(code))  # "CANCELLED by 1000"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Nodes of a partition that are alike."""
+
+    name: str
+    gres: str
+    nodes: str
+    state: str
+    cpus: str
+    memory_mb: str
+
+    def in_words(self) -> str:
+        gpus = f", {self.gres}" if "gpu" in self.gres else ""
+        return f"{self.nodes} {self.state} with {self.cpus} CPU, {self.memory_mb} MB{gpus}"
+
+
+def partitions(name: str | None) -> list[Partition]:
+    """The nodes of the partition of that name, None: of the default one.
+
+    Raises:
+        SlurmError: there is no such partition.
+    """
+    lines = run("sinfo", "--noheader", "--format=%P|%G|%D|%T|%c|%m").splitlines()
+    every = [Partition(*line.strip().split("|")) for line in lines if line.count("|") == 5]
+    if name is None:
+        return [one for one in every if one.name.endswith("*")] or every
+    wanted = name.split(",")  # sbatch takes several, too
+    if found := [one for one in every if one.name.rstrip("*") in wanted]:
+        return found
+    known = ", ".join(dict.fromkeys(one.name.rstrip("*") for one in every))
+    raise SlurmError(f"Slurm has no partition {name!r}; set slurm.partition to one of {known}")
+
+
+class SlurmLauncher(Launcher):
+    """Starts a cell's command as a batch job on a node that has what the cell needs, by the settings in `Slurm`."""
+
+    holds_device = False  # the cluster shares its devices out itself, and the node counts the time
+    asks_for_memory = True
+    settings: Slurm
+
+    @property
+    def at_once(self) -> int:
+        return self.settings.at_once
+
+    def machine(self, placement: Placement) -> str:
+        settings = self.settings
+        where = " ".join([settings.partition or "default partition", *settings.options])
+        cards = "cards as there are" if settings.gpus is None else f"{settings.gpus} cards"
+        return f"slurm: {where}, {settings.cpus} cores, {cards}{placement.in_words()}"
+
+    def stands(self) -> str:
+        version = run("sbatch", "--version").strip()
+        found = partitions(self.settings.partition)
+        names = ", ".join(dict.fromkeys(one.name.rstrip("*") for one in found))
+        return f"{version}, partition {names}: {'; '.join(one.in_words() for one in found)}"
+
+    @staticmethod
+    def ran_on(folder: Path, placement: Placement) -> str | None:
+        return device_in(folder)
+
+    @staticmethod
+    def is_under_way(folder: Path) -> bool:
+        if (folder / ENDED).exists():
+            return True
+        try:
+            job = _job_in(folder)
+        except UnavailableError:
+            return False
+        return job is not None and (not job.over or job.state == "COMPLETED")
+
+    @staticmethod
+    def end(folder: Path) -> None:
+        try:
+            job = _job_in(folder)
+            if job and not job.over:
+                run("scancel", job.id)
+        except UnavailableError:
+            return
+        _note_order(folder, over=True)
+
+    def start(self, command: CellCommand) -> "SlurmCommand":
+        """Raises UnavailableError: Slurm is not installed, does not answer, or refuses the job."""
+        folder, job_id = command.folder, ""
+        if not (folder / ENDED).exists():
+            if job := _job_in(folder):
+                self.say(f"{job_name(folder)} is under way as Slurm's job {job.id}: found again, not started twice")
+            job_id = job.id if job else self._submit(command)
+            _note_order(folder, id=job_id)
+        return SlurmCommand(folder, job_id, pipes.Carrier(command.env, folder / pipes.FILE), self.say)
+
+    def _submit(self, command: CellCommand) -> str:
+        """The id of the new job."""
+        folder, settings, spec = command.folder, self.settings, spec_in(command.folder)
+        name, request = job_name(folder), self._request(spec, folder)
+        told = order(command, spec, threads=None if request.gpus else settings.cpus)
+        write_json(folder / ORDER, {**told, "job": name, "asked": asdict(request)})
+        (folder / "log.txt").touch()
+        script = folder / "job.sh"
+        script.write_text(batch_script(settings.python or sys.executable, folder), encoding="utf-8")
+        places = {"partition": settings.partition, "account": settings.account, "qos": settings.qos}
+        arguments = [
+            "--export=NONE", "--no-requeue", "--nodes=1", "--ntasks=1", f"--chdir={folder}",
+            f"--output={str(folder / 'log.txt').replace('%', '%%')}", "--open-mode=append",
+            *request.options(), *(f"--{option}={value}" for option, value in places.items() if value),
+            *settings.options, str(script),
+        ]  # fmt: skip
+        try:
+            return submit(name, arguments)
+        except RefusedError as error:
+            _note_order(folder, over=True)
+            raise RefusedError(
+                f"Slurm refuses {name}, which asks for {request.in_words()}: {error}; set partition, account, qos, cpus, "
+                "gpus or memory_gb of the profile's slurm: in experiments.yaml to what the cluster has (`sinfo -Nl`)"
+            ) from None
+
+    def _request(self, spec: RunSpec, folder: Path) -> Request:
+        settings, devices = self.settings, spec.devices
+        gpus = settings.gpus
+        if gpus is None:
+            gpus = devices if any("gpu" in one.gres for one in partitions(settings.partition)) else 0
+        memory = settings.memory_gb
+        if memory is None and not gpus and (predicted := predicted_gb(spec, folder)):
+            memory = predicted + NODE_HALF_GB
+        minutes = spec.time_limit_minutes
+        return Request(
+            cpus=settings.cpus * (1 if gpus else devices),
+            gpus=gpus,
+            memory_mb=math.ceil(memory * 1e9 / 2**20) if memory else None,
+            minutes=math.ceil(minutes) + SPARE_MINUTES if minutes else None,
+        )
+
+
+def batch_script(python: str, folder: Path) -> str:
+    """`exec`, since Slurm sends SIGTERM to the script's own process alone."""
+    passed = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    passed["PYTHONPATH"] = str(PROJECT)
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in passed.items()]
+    starts = f"exec {shlex.quote(python)} -m pipelines.runs.launchers.node {shlex.quote(str(folder))}"
+    return "\n".join(["#!/bin/sh", *exports, starts, ""])
+
+
+def _note_order(folder: Path, **changed: Any) -> None:
+    if told := read_json(folder / ORDER):
+        write_json(folder / ORDER, {**told, **changed})
+
+
+def _job_in(folder: Path) -> Job | None:
+    """The job of the run in `folder`, by its id, or by its name where the driver died before it knew the id; None where there is
+    none, or where a driver has seen it end."""
+    told = read_json(folder / ORDER)
+    if told is None or told.get("over"):
+        return None
+    return look_up(told["id"]) if told.get("id") else find(told["job"])
+
+
+class SlurmCommand(RunningCommand):
+    """A job that is watched from here. The node's half keeps its limits; `poll` looks into the folder and asks squeue."""
+
+    def __init__(self, folder: Path, job_id: str, carrier: pipes.Carrier, say: Callable[[str], None]) -> None:
+        self._folder, self._id, self._carrier, self._say = folder, job_id, carrier, say
+        self._ending: Ending | None = None
+        self._job: Job | None = None
+        self._looked = self._asked = self._over_since = 0.0
+        self._began = self._heard = time.monotonic()
+        self._said = -math.inf
+        self._signs: list[float] = []
+
+    def poll(self) -> int | None:
+        if self._ending is None and time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._look()
+            self._looked = time.monotonic()
+        return self._ending.exit_code if self._ending else None
+
+    def ending(self) -> Ending | None:
+        return self._ending
+
+    def stop(self, *, grace_seconds: float = 0) -> None:
+        """Returns when the job is over, or after STOP_SECONDS + CANCEL_SECONDS, when it has been told to end."""
+        if self._ending is not None and self._ending.reason != "unreachable":
+            return
+        try:
+            if grace_seconds and (self._folder / CHILD).exists():  # it has begun: there is something to save
+                write_json(self._folder / STOP, {"grace_seconds": grace_seconds})
+                self._look_until(time.monotonic() + min(grace_seconds, STOP_SECONDS))
+            if not self._over:
+                run("scancel", self._id)
+                self._look_until(time.monotonic() + CANCEL_SECONDS)
+        except UnavailableError as error:
+            self._say(f"Slurm's job {self._id} could not be told to stop: {error}")
+
+    @property
+    def _over(self) -> bool:
+        known = self._ending is not None and self._ending.reason != "unreachable"
+        return known or bool(self._over_since)
+
+    def _look_until(self, deadline: float) -> None:
+        while not self._over and time.monotonic() < deadline:
+            self._look(asks_every=LOOK_SECONDS)
+            time.sleep(0.1)
+
+    def _look(self, *, asks_every: float | None = None) -> None:
+        """The node's last word first; then what Slurm says."""
+        self._carrier.carry()
+        if found := ending_in(self._folder):
+            lost = self._job and self._job.state in LOST and found.reason == "interrupted"
+            self._finish(self._without_last_word() if lost else found)
+            return
+        if self._over_since:
+            if time.monotonic() - self._over_since > LATE_SECONDS:
+                self._finish(self._without_last_word())
+            return
+        self._notice_signs()
+        if time.monotonic() - self._asked >= (ASK_SECONDS if asks_every is None else asks_every):
+            self._ask()
+            self._asked = time.monotonic()
+
+    def _notice_signs(self) -> None:
+        """A cell that goes on writing is alive, whatever the controller does: restarting one takes minutes on large clusters."""
+        files = (self._folder / name for name in (CHILD, "curve.jsonl", "log.txt"))
+        signs = [path.stat().st_mtime for path in files if path.exists()]
+        if signs != self._signs:
+            self._signs, self._heard = signs, time.monotonic()
+
+    def _ask(self) -> None:
+        try:
+            self._job = look_up(self._id)
+        except UnavailableError as error:
+            silent = time.monotonic() - self._heard
+            if silent > SILENCE_SECONDS:
+                detail = f"for {silent:.0f} s {error}. Its job {self._id} may go on there until a later run ends it"
+                self._finish(self._ended("unreachable", detail))
+            return
+        self._heard = time.monotonic()
+        if self._job is None or self._job.over:
+            self._over_since = time.monotonic()
+            if self._job and self._job.state in LOST:
+                # Slurm lost touch with the node, but the cell may live on and write into this folder
+                write_json(self._folder / STOP, {"grace_seconds": 0})
+        elif self._job.state in ("PENDING", "CONFIGURING"):
+            self._note_waiting(self._job)
+        else:
+            self._note_running(self._job)
+
+    def _note_waiting(self, job: Job) -> None:
+        now = time.monotonic()
+        if now - self._began > WAIT_SECONDS and now - self._said > SAY_SECONDS:
+            self._said = now
+            waiting = why_it_waits(job, read_json(self._folder / ORDER) or {})
+            self._say(waiting)
+            self._state(status="queued", waiting=waiting)
+
+    def _note_running(self, job: Job) -> None:
+        state = read_json(self._folder / STATE) or {}
+        if state.get("status") != "running" or state.get("node") != job.node:
+            self._began = time.monotonic()
+            self._state(status="running", waiting=None, node=job.node)
+
+    def _state(self, **changed: Any) -> None:
+        write_json(self._folder / STATE, {**(read_json(self._folder / STATE) or {}), **changed})
+
+    def _ended(self, reason: Reason | None, detail: str | None = None, *, exit_code: int = -1) -> Ending:
+        return Ending(exit_code, reason, False, 0, time.monotonic() - self._began, detail)
+
+    def _without_last_word(self) -> Ending:
+        """The ending of a job whose node's half could not say how it ended, by what Slurm says."""
+        job, log = self._job, self._last_lines()
+        if job is None:
+            return self._ended("node_lost", f"Slurm does not know job {self._id} any more, and its node left no word")
+        if job.state in LOST:
+            return self._ended(
+                "node_lost", f"Slurm ended job {job.id} on {job.node or '?'}: {job.state} ({job.reason})"
+            )
+        if job.state in CANCELLED or job.exit_code == INTERRUPTED:
+            return self._ended("interrupted", f"Slurm's job {job.id} was cancelled from outside ({job.state})")
+        if job.state == "TIMEOUT":
+            return self._ended("time_limit", f"Slurm's time limit for job {job.id} ended it")
+        if job.state == "OUT_OF_MEMORY" or any(words in log for words in OUT_OF_MEMORY):
+            # Slurm acts once a job has reached what it asked for, so that much is known of its peak
+            asked = (read_json(self._folder / ORDER) or {}).get("asked", {}).get("memory_mb") or 0
+            return Ending(-9, None, True, asked * 2**20, time.monotonic() - self._began)
+        if job.exit_code == NO_OUTPUT:
+            return self._ended("refused", f"{job.node} cannot write {self._folder}/log.txt: {SHARE}")
+        begun = (self._folder / CHILD).exists()
+        if job.exit_code == NOTHING_THERE or (not begun and 0 < job.exit_code < 128):
+            detail = f"Slurm's job {job.id} could not run it on {job.node} (exit code {job.exit_code}): {log}"
+            return self._ended("refused", detail, exit_code=job.exit_code)
+        return self._ended(None, exit_code=job.exit_code)
+
+    def _last_lines(self) -> str:
+        try:
+            lines = (self._folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        return " | ".join(lines[-3:])[-800:]
+
+    def _finish(self, ending: Ending) -> None:
+        self._ending = ending
+        if ending.reason != "unreachable":
+            _note_order(self._folder, over=True)
+
+
+def why_it_waits(job: Job, told: Json) -> str:
+    """What the job asks for, and Slurm's reason, with what to change where it would wait for ever."""
+    asks = Request(**told["asked"]).in_words() if "asked" in told else "what its options say"
+    reason = "it has not looked at it yet" if job.reason in ("None", "") else job.reason
+    advice = f" ({NEVER[job.reason]})" if job.reason in NEVER else ""
+    return f"waiting for Slurm: job {job.id} ({told.get('job')}) asks for {asks}; reason: {reason}{advice}"
+
+
+LAUNCHER = SlurmLauncher

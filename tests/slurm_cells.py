@@ -1,0 +1,177 @@
+"""What must be true of cells on Slurm, whether its commands are the fake ones or a real node's."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.files import read_json
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt
+from pipelines.runs.checkpoints import whole
+from pipelines.runs.launchers import slurm
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
+from tests.in_process import clean_for, trained
+from tests.project import TinyProject
+
+SECRET = "planted-0123456789abcdef"
+# Long enough to be interrupted: some minutes, did nobody do so.
+LONG = {"epochs": 4000, "checkpoint_every_steps": 2, "eval_every_steps": 10000}
+SAME = ("train_loss", "train_examples", "trained_tokens", "trainable_params", "steps")
+
+
+def on_slurm(project: TinyProject, *, training: dict[str, Any] | None = None, **settings: Any) -> TinyProject:
+    """The project with its cells on Slurm; arguments are settings of `slurm:` and, as `training`, of the profile's."""
+    profile = {"launcher": "slurm", "slurm": {"gpus": 0, **settings}, "training": training or {}}
+    project.change(profiles={"local": profile})
+    return clean_for(project)
+
+
+class Told:
+    """A watch that keeps what is said and does `act` at each tick with the attempt."""
+
+    def __init__(self, act: Callable[[Attempt], None] = lambda _attempt: None) -> None:
+        self.said: list[str] = []
+        self.watch = Watch(say=self.said.append, on_tick=act)
+
+
+def wait_for(what: Callable[[], Any]) -> Any:
+    """The first true answer of `what()`; fails after far longer than it may take."""
+    deadline = time.monotonic() + 600
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited for ten minutes"
+        time.sleep(0.05)
+    return found
+
+
+def last_step(folder: Path) -> int:
+    found = whole(folder)
+    return int(found[-1].name.removeprefix("step-")) if found else 0
+
+
+def order_of(attempt: Attempt) -> dict[str, Any]:
+    return read_json(attempt.folder / "job.json") or {}
+
+
+def job_of(attempt: Attempt) -> slurm.Job | None:
+    return slurm.look_up(order_of(attempt)["id"])
+
+
+def is_gone(folder: Path) -> bool:
+    """No process works in the folder any more."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and str(folder) in " ".join(process.cmdline()):
+                return False
+    return True
+
+
+def a_cell_trains_as_it_does_locally(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", SECRET)
+    monkeypatch.setenv("HF_TOKEN", SECRET + "-2")
+    monkeypatch.setenv("FEATHERWEIGHT_ALERT_WEBHOOK", "https://hooks.example/" + SECRET)
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "4000")  # as if the driver were a job itself
+    told = Told()
+    attempt, _ = train(on_slurm(project).resolved(), project.key("lora-r8"), force=True, watch=told.watch)
+    assert (attempt.status, attempt.result.detail) == ("ok", ""), attempt.result.detail
+    project.change(profiles={"local": {"launcher": "local", "slurm": None}})
+    here = trained(project, "lora-r8")
+    measured, before = attempt.result.measured, here.result.measured
+    assert {name: measured[name] for name in SAME} == {name: before[name] for name in SAME}
+    for name in ("train_loss", "eval_loss"):
+        assert [row[name] for row in attempt.curve()] == [row[name] for row in here.curve()]
+    assert (attempt.result.launcher, attempt.result.device) == ("slurm", here.result.device)
+    assert attempt.result.fingerprints["machine"] == "slurm: default partition, 1 cores, 0 cards"
+    assert order_of(attempt)["over"] and order_of(attempt)["threads"] == 1
+    for path in attempt.folder.rglob("*"):  # the job's script and log among them
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+    assert SECRET not in "".join(told.said)
+
+
+def a_cancel_keeps_a_checkpoint_and_leaves_no_process(project: TinyProject) -> None:
+    def cancel(attempt: Attempt) -> None:
+        if last_step(attempt.folder) >= 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(on_slurm(project, training=LONG).resolved(), project.key("lora-r8"), watch=Told(cancel).watch)
+    attempt = cells.latest(project.data, project.key("lora-r8"))
+    assert attempt and attempt.status == "killed"
+    assert "the next run goes on after step" in attempt.result.detail
+    wait_for(lambda: is_gone(attempt.folder))
+    wait_for(lambda: (job := job_of(attempt)) is None or job.over)
+    assert not slurm.SlurmLauncher.is_under_way(attempt.folder) or (attempt.folder / "ended.json").exists()
+
+
+def a_waiting_job_says_why_and_a_cancel_ends_it(project: TinyProject, why: str) -> None:
+    def cancel(attempt: Attempt) -> None:
+        if "waiting" in (read_json(attempt.folder / "state.json") or {}):
+            assert attempt.status == "queued"
+            raise KeyboardInterrupt
+
+    told = Told(cancel)
+    with pytest.raises(KeyboardInterrupt):
+        train(project.resolved(), project.key("base"), watch=told.watch)
+    assert any("asks for 1 CPU" in line and why in line for line in told.said), told.said
+    attempt = cells.latest(project.data, project.key("base"))
+    assert attempt and attempt.status == "killed"
+    job = job_of(attempt)
+    assert job and job.state == "CANCELLED"
+
+
+def drive(project: TinyProject, method: str) -> None:
+    """A driver, in a process of its own."""
+    train(project.resolved(), project.key(method), watch=Told().watch)
+
+
+def a_job_that_nobody_watches_is_found_again(project: TinyProject, *, asked: str = "id") -> None:
+    """`asked` is what job.json must hold before the driver is killed."""
+    on_slurm(project)
+    driver = multiprocessing.get_context("fork").Process(target=drive, args=(project, "base"))
+    driver.start()
+    latest: Callable[[], Any] = lambda: cells.latest(project.data, project.key("base"))  # noqa: E731
+    wait_for(lambda: (found := latest()) and order_of(found).get(asked))
+    assert driver.pid
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.join()
+    assert latest().status == "lost"
+    told = Told()
+    attempt, reused = train(project.resolved(), project.key("base"), watch=told.watch)
+    assert (attempt.status, reused) == ("ok", False)
+    assert [one.run_id for one in cells.attempts(project.data, project.key("base"))] == [attempt.run_id]
+    assert (
+        any("found again, not started twice" in line for line in told.said) or (attempt.folder / "ended.json").exists()
+    )
+    named = slurm._jobs("--me", f"--name=featherweight-{attempt.run_id}")
+    assert len(named) == 1
+
+
+def a_node_that_is_lost_costs_one_attempt(project: TinyProject, lose: Callable[[Attempt], None], method: str) -> None:
+    told = Told(lose)
+    finished, _ = train(project.resolved(), project.key(method), watch=told.watch)
+    first, second = cells.attempts(project.data, project.key(method))
+    assert finished.run_id == second.run_id
+    assert (first.status, second.status) == ("killed", "ok")
+    assert "NODE_FAIL" in first.result.detail and "NODE_FAIL" in second.result.detail
+    assert any("once more on another node" in line for line in told.said)
+
+
+def a_python_that_is_not_there_is_a_row_that_says_so(project: TinyProject) -> None:
+    on_slurm(project, python="/no/such/python")
+    attempt, _ = train(project.resolved(), project.key("base"), watch=Told().watch)
+    assert attempt.status == "unavailable"
+    assert "exit code 127" in attempt.result.detail and "/no/such/python" in attempt.result.detail
+
+
+def venv_path() -> str:
+    """PATH with this interpreter's folder first: what starts as `python3` there starts at once."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
