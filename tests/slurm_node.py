@@ -114,8 +114,8 @@ class Starter:
 
 
 def version() -> tuple[int, ...]:
-    text = subprocess.run(["slurmctld", "-V"], env={"PATH": PATH}, capture_output=True, text=True, check=True).stdout
-    return tuple(int(part) for part in text.split()[-1].split(".")[:2])  # "slurm-wlm 22.05.8"
+    text = output({"PATH": PATH}, "slurmctld", "-V")  # "slurm-wlm 22.05.8"
+    return tuple(int(part) for part in text.split()[-1].split(".")[:2])
 
 
 def free_ports(count: int) -> list[int]:
@@ -136,11 +136,10 @@ def output(env: Mapping[str, str], *command: str) -> str:
 
 def stop(child: subprocess.Popen[bytes]) -> None:
     child.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         child.wait(10)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+    child.kill()
+    child.wait()
 
 
 def kill_strays(folder: Path, conf: Path) -> None:

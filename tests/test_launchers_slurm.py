@@ -27,6 +27,15 @@ from tests import slurm_cells as on
 from tests.project import TinyProject
 from tests.slurm_cells import Told, is_gone, on_slurm, order_of, wait_for
 
+# In the place of python: the node's half and a cell that takes two seconds, without the seconds that it takes to import torch.
+STUB = """#!/bin/sh
+folder=$3
+sleep 2
+echo '{"phase": "train", "status": "ok", "measured": {}}' > $folder/child.json
+echo '{"exit_code": 0, "reason": null, "kernel_oom_kill": false, "peak_bytes": 0, "seconds": 1.0, "detail": null, "asked_bytes": 0,
+       "device": "cpu: stub", "host": "node1"}' > $folder/ended.partial
+mv $folder/ended.partial $folder/ended.json
+"""
 FAKES = Path(__file__).parent / "fakes" / "slurm"
 
 
@@ -54,6 +63,14 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]
     wait_for(lambda: is_gone(tmp_path))
 
 
+@pytest.fixture
+def stub(tmp_path: Path) -> str:
+    path = tmp_path / "stub"
+    path.write_text(STUB)
+    path.chmod(0o700)
+    return str(path)
+
+
 def test_a_cell_trains_as_it_does_locally_and_no_key_goes_along(
     project: TinyProject, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,16 +90,22 @@ def test_a_waiting_job_says_why_and_a_cancel_ends_it(project: TinyProject, fake:
     )
 
 
-def test_a_job_that_nobody_watches_is_found_again(project: TinyProject, fake: FakeSlurm) -> None:
-    on.a_job_that_nobody_watches_is_found_again(project)
+def test_a_job_that_nobody_watches_is_found_again(project: TinyProject, fake: FakeSlurm, stub: str) -> None:
+    on.a_job_that_nobody_watches_is_found_again(on_slurm(project, python=stub))
 
 
-def test_a_node_that_is_lost_costs_one_attempt(project: TinyProject, fake: FakeSlurm) -> None:
+def test_a_node_that_is_lost_costs_one_attempt(project: TinyProject, fake: FakeSlurm, stub: str) -> None:
     def lose(attempt: Attempt) -> None:
-        running = [job for job in fake.jobs() if job["state"] == "RUNNING"]
+        running = any(job["state"] == "RUNNING" for job in fake.jobs())
         fake.scene(**({"node": "lost"} if running and not attempt.spec.after else {}))
 
-    on.a_node_that_is_lost_costs_one_attempt(on_slurm(project), lose, "base")
+    told = Told(lose)
+    finished, _ = train(on_slurm(project, python=stub).resolved(), project.key("base"), watch=told.watch)
+    first, second = cells.attempts(project.data, project.key("base"))
+    assert finished.run_id == second.run_id
+    assert (first.status, second.status) == ("killed", "ok")
+    assert "NODE_FAIL" in first.result.detail and "NODE_FAIL" in second.result.detail
+    assert any("once more on another node" in line for line in told.said)
 
 
 def test_a_python_that_is_not_there_is_a_row_that_says_so(project: TinyProject, fake: FakeSlurm) -> None:

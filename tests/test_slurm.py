@@ -71,7 +71,7 @@ def test_a_waiting_job_says_why_and_a_cancel_ends_it(project: TinyProject, node:
 
 
 def test_a_job_that_nobody_watches_is_found_again(project: TinyProject, node: SlurmNode) -> None:
-    on.a_job_that_nobody_watches_is_found_again(project)
+    on.a_job_that_nobody_watches_is_found_again(on_slurm(project))
 
 
 def test_a_python_that_is_not_there_is_a_row_that_says_so(project: TinyProject, node: SlurmNode) -> None:
