@@ -33,7 +33,6 @@ class SlurmNode:
     conf: Path
 
     def kill(self, daemon: str) -> None:
-        """As a power cut: the daemon is gone at once."""
         os.kill(int((self.folder / f"{daemon}.pid").read_text()), signal.SIGKILL)
 
 
@@ -46,7 +45,6 @@ def missing() -> str:
 @contextmanager
 def slurm_node(folder: Path, *, memory_mb: int = 4000) -> Iterator[SlurmNode]:
     """Run the node while the block runs."""
-    folder = folder.resolve()
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     host, conf = socket.gethostname().split(".")[0], folder / "slurm.conf"

@@ -157,6 +157,9 @@ def test_a_job_whose_acceptance_was_lost_is_found_by_its_name(fake: FakeSlurm, t
     fake.scene(forget=True, accounting=False)
     assert slurm.look_up("1") is None
     assert slurm.find("two") is None
+    fake.scene(squeue="squeue: error: Invalid user")
+    with pytest.raises(slurm.RefusedError, match="Invalid user"):  # says nothing about the job
+        slurm.look_up("1")
 
 
 def test_it_asks_for_cards_where_there_are_any_and_else_for_the_predicted_memory(
@@ -242,7 +245,7 @@ def test_a_job_that_somebody_gave_up_is_ended_once(fake: FakeSlurm, tmp_path: Pa
 
 def test_the_doctor_says_how_slurm_stands(project: TinyProject, fake: FakeSlurm) -> None:
     fake.scene(gres="gpu:2")
-    on_slurm(project, partition="main", cpus=4, options=["--constraint=a100"])
+    on_slurm(project, partition="main", cpus=4, options=["--constraint=a100", "--nice"])
     line = next(one for one in examine(project.data, project.now().experiments) if one.startswith("profile local"))
     assert "slurm: slurm-wlm 22.05.8, partition main: 1 idle with 4 CPU, 16000 MB, gpu:2" in line
     launcher = project.now().launcher()

@@ -34,6 +34,7 @@ ASK_SECONDS = 5.0  # between two calls of squeue, each of which costs the contro
 SILENCE_SECONDS = 30.0  # without a word of the controller or a change in the folder, the job is out of reach
 LATE_SECONDS = 10.0  # a network file system may show the node's last word so much later than Slurm tells the end
 STOP_SECONDS, CANCEL_SECONDS = 6.0, 4.0  # for the cell to save what it has done, then for scancel to end it
+GONE_SECONDS = 15.0  # for a job that somebody gave up to be gone
 WAIT_SECONDS, SAY_SECONDS = 3.0, 60.0  # a job that waits longer is said to wait, and said again after so long
 NODE_HALF_GB = 0.5  # of the process beside the child: Slurm ends a job that takes more memory than it asked for
 SPARE_MINUTES = 5  # Slurm's time limit above ours, so that the node's half ends the cell first and in order
@@ -55,6 +56,7 @@ NEVER = {
     "PartitionConfig": "no node of the partition has so much: lower slurm.cpus, slurm.gpus or slurm.memory_gb",
     "JobHeldUser": "it is held: `scontrol release` lets it go",
 }
+CHOOSE_NODES = ("--constraint", "--nodelist", "--prefer")  # options that say which machine measures a cell
 SHARE = "the data root must be a folder that every node sees under the same path"
 Json = dict[str, Any]
 
@@ -175,7 +177,9 @@ def look_up(job_id: str) -> Job | None:
     """The job as the controller knows it, and where it has forgotten it (MinJobAge, 5 minutes by default), as accounting does."""
     try:
         found = _jobs(f"--jobs={job_id}")
-    except RefusedError:  # "Invalid job id specified"
+    except RefusedError as error:
+        if "Invalid job id" not in str(error):
+            raise
         found = []
     return found[0] if found else _accounted(job_id)
 
@@ -251,7 +255,8 @@ class SlurmLauncher(Launcher):
 
     def machine(self, placement: Placement) -> str:
         settings = self.settings
-        where = " ".join([settings.partition or "default partition", *settings.options])
+        chosen = [option for option in settings.options if option.startswith(CHOOSE_NODES)]
+        where = " ".join([settings.partition or "default partition", *chosen])
         cards = "cards as there are" if settings.gpus is None else f"{settings.gpus} cards"
         return f"slurm: {where}, {settings.cpus} cores, {cards}{placement.in_words()}"
 
@@ -281,6 +286,11 @@ class SlurmLauncher(Launcher):
             job = _job_in(folder)
             if job and not job.over:
                 run("scancel", job.id)
+            # whoever asks goes on from the last checkpoint, which the cell may be writing now
+            deadline = time.monotonic() + GONE_SECONDS
+            while job and not job.over and time.monotonic() < deadline:
+                time.sleep(LOOK_SECONDS)
+                job = look_up(job.id)
         except UnavailableError:
             return
         _note_order(folder, over=True)
@@ -400,6 +410,10 @@ class SlurmCommand(RunningCommand):
         known = self._ending is not None and self._ending.reason != "unreachable"
         return known or bool(self._over_since)
 
+    @property
+    def _is_lost(self) -> bool:
+        return self._job is None or self._job.state in LOST
+
     def _look_until(self, deadline: float) -> None:
         while not self._over and time.monotonic() < deadline:
             self._look(asks_every=LOOK_SECONDS)
@@ -409,7 +423,8 @@ class SlurmCommand(RunningCommand):
         """The node's last word first; then what Slurm says."""
         self._carrier.carry()
         if found := ending_in(self._folder):
-            lost = self._job and self._job.state in LOST and found.reason == "interrupted"
+            # we told it to end, since its node counts as lost
+            lost = bool(self._over_since) and self._is_lost and found.reason == "interrupted"
             self._finish(self._without_last_word() if lost else found)
             return
         if self._over_since:
@@ -440,7 +455,7 @@ class SlurmCommand(RunningCommand):
         self._heard = time.monotonic()
         if self._job is None or self._job.over:
             self._over_since = time.monotonic()
-            if self._job and self._job.state in LOST:
+            if self._is_lost:
                 # Slurm lost touch with the node, but the cell may live on and write into this folder
                 write_json(self._folder / STOP, {"grace_seconds": 0})
         elif self._job.state in ("PENDING", "CONFIGURING"):

@@ -6,6 +6,7 @@ launcher uses, and refuse others. $FAKE_SLURM/scene.json, read again at every st
 
     controller  "down": nothing answers; "late": sbatch's answer is lost, though the job is accepted
     refuse      what sbatch says instead of taking a job
+    squeue      what squeue says instead of an answer
     pending     the reason for which jobs wait
     node        "lost": jobs end as NODE_FAIL, and their processes are killed
     gres        what the partition has, such as gpu:2
@@ -80,13 +81,8 @@ def sbatch() -> None:
         refuse(f"sbatch: error: Batch job submission failed: {LOST}")
     if words := scene().get("refuse"):
         refuse(f"sbatch: error: {words}")
-    job_id = 1
-    while True:
-        try:
-            (ROOT / str(job_id)).mkdir()
-            break
-        except FileExistsError:
-            job_id += 1
+    job_id = len(jobs()) + 1  # one job at a time is submitted to the fake
+    (ROOT / str(job_id)).mkdir()
     script = ROOT / str(job_id) / "slurm_script"  # its own copy, as Slurm keeps one
     script.write_text(Path(asked.script).read_text())
     script.chmod(0o700)
@@ -104,6 +100,8 @@ def squeue() -> None:
     asked = parsed("noheader!", "me!", "states", "Format", "jobs", "name")
     if scene().get("controller") == "down":
         refuse(f"slurm_load_jobs error: {LOST}")
+    if words := scene().get("squeue"):
+        refuse(words)
     known = [job for job in jobs() if not (scene().get("forget") and job["state"] in OVER)]
     found = [job for job in known if str(job["id"]) == asked.jobs or job["job_name"] == asked.name]
     if asked.jobs and not found:
