@@ -1,7 +1,6 @@
 """A real Slurm cluster of one node for tests: every daemon is a child of this process and listens on 127.0.0.1 only.
 
-    with slurm_node(folder) as node:
-        subprocess.run(["sbatch", ...], env={**os.environ, "SLURM_CONF": str(node.conf)})
+    with slurm_node(folder) as node: ...  # commands find it by SLURM_CONF, node.conf
 
 No systemd, no cgroups and no root are needed; jobs run as the user who starts it. Without slurmdbd, `sacct` is disabled.
 """
@@ -123,9 +122,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
+    with socket.socket() as found:
+        return found.connect_ex(("127.0.0.1", port)) == 0
 
 
 def output(env: Mapping[str, str], *command: str) -> str:
