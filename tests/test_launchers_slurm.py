@@ -17,9 +17,9 @@ from pipelines.paths import DataRoot
 from pipelines.predictions import answer_file
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
+from pipelines.runs.command import Placement
 from pipelines.runs.exits import classify_exit
 from pipelines.runs.launchers import slurm
-from pipelines.runs.launchers.base import Placement
 from pipelines.runs.launchers.pipes import Carrier
 from pipelines.runs.spec import RunSpec
 from pipelines.train.cell import train

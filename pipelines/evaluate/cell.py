@@ -177,8 +177,8 @@ def evaluate(
             write_result(evaluation.folder, "ok", "evaluate", detail)
             return Evaluation(attempt, evaluation.folder), False
 
-        def again(after: str) -> Run:
-            return _run(project, _new_evaluation(resolved, attempt, by, after), watch)
+        def again(_after: str) -> Run:  # an evaluation's detail is what it could not measure, nothing else
+            return _run(project, _new_evaluation(resolved, attempt, by), watch)
 
         run = and_once_more(_run(project, evaluation, watch), again, project.site(watch))
         return Evaluation(attempt, run.folder), False
@@ -208,9 +208,9 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
     )  # fmt: skip
 
 
-def _new_evaluation(resolved: Resolved, attempt: Attempt, by: EvaluatedBy, after: str | None = None) -> Evaluation:
+def _new_evaluation(resolved: Resolved, attempt: Attempt, by: EvaluatedBy) -> Evaluation:
     folder, launcher = attempt.folder / "evaluations" / cells.new_run_id(), resolved.project.settings.launcher
-    spec = replace(spec_of(resolved, attempt), fingerprints=by.fingerprints, after=after, launcher=launcher)
+    spec = replace(spec_of(resolved, attempt), fingerprints=by.fingerprints, launcher=launcher)
     queue(folder, spec, "evaluate")
     return Evaluation(attempt, folder)
 

@@ -14,11 +14,11 @@ from pipelines.machine import process_is_alive
 from pipelines.runs.clock import now
 from pipelines.runs.command import Ending
 from pipelines.runs.launchers.chosen import launcher_class
-from pipelines.runs.spec import spec_in
+from pipelines.runs.spec import CHILD, STATE, spec_in
 from pipelines.runs.status import Status
 from pipelines.weights_record import revision_of
 
-FILE, STATE, CHILD = "result.json", "state.json", "child.json"
+FILE = "result.json"
 VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
 MEASURES_PEAK = ("probe", "train")  # phases of which the watchdog's peak is the run's own
 

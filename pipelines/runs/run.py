@@ -22,8 +22,8 @@ from pipelines.runs.command import CellCommand, Ending, Starter
 from pipelines.runs.exits import classify_exit
 from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.chosen import launcher_class
-from pipelines.runs.result import STATE, RunResult, child_report, write_result
-from pipelines.runs.spec import RunSpec, spec_in
+from pipelines.runs.result import RunResult, child_report, write_result
+from pipelines.runs.spec import STATE, RunSpec, spec_in
 from pipelines.runs.status import Status
 from pipelines.runs.watchdog import run_to_end
 
@@ -135,7 +135,7 @@ class Run:
         status, detail = classify_exit(ending, report, spec, self.folder)
         if status in ("killed", "timed_out") and "the next run" not in (detail or ""):
             detail = _joined(detail, self.outlook(self.folder))
-        if spec.after and status != "ok":
+        if spec.after:
             detail = _joined(f"begun before: {spec.after}", detail)
         return self._last_word(status, detail, ending)
 

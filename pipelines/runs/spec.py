@@ -9,6 +9,7 @@ from pipelines.files import read_json, write_json
 from pipelines.runs.command import Placement
 
 FILE = "spec.json"
+STATE, CHILD = "state.json", "child.json"  # beside it: what the parent, and what the child, says of the run so far
 
 
 @dataclass(frozen=True)

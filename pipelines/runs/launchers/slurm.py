@@ -20,13 +20,14 @@ from pipelines.errors import UnavailableError
 from pipelines.experiments import Slurm
 from pipelines.files import read_json, write_json
 from pipelines.paths import PROJECT
+from pipelines.runs.command import CellCommand, Ending, Placement, Reason, RunningCommand
 from pipelines.runs.launchers import pipes
-from pipelines.runs.launchers.base import CellCommand, Ending, Launcher, Placement, Reason, RunningCommand
+from pipelines.runs.launchers.base import Launcher
+from pipelines.runs.launchers.chosen import ranks_run_in
 from pipelines.runs.launchers.driver import job_name, predicted_gb
 from pipelines.runs.launchers.node import ENDED, INTERRUPTED, NOTHING_THERE, ORDER, STOP, device_in, ending_in, order
 from pipelines.runs.process import KEYS
-from pipelines.runs.result import CHILD, STATE
-from pipelines.runs.spec import RunSpec, spec_in
+from pipelines.runs.spec import CHILD, STATE, RunSpec, spec_in
 
 COMMAND_SECONDS = 60.0  # Slurm's own clients give up after 9 to 20 s where the controller does not answer
 LOOK_SECONDS = 0.5  # between two looks into the attempt's folder
@@ -248,6 +249,10 @@ class SlurmLauncher(Launcher):
     holds_device = False  # the cluster shares its devices out itself, and the node counts the time
     asks_for_memory = True
     settings: Slurm
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        return ranks_run_in()
 
     @property
     def at_once(self) -> int:
