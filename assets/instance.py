@@ -1,6 +1,7 @@
 """The Dagster instance of this project: its home under data/dagster, its settings, and what a killed run left behind."""
 
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from assets.project import cell_pool, own_profile
 from pipelines.errors import UsageError, WorkError
 from pipelines.files import announce, write_text
-from pipelines.machine import own_identity, process_is_alive
+from pipelines.machine import is_alive, own_identity
 from pipelines.paths import PROJECT, data_root
 from pipelines.runs.launchers.chosen import launcher_for
 
@@ -95,16 +96,26 @@ def _sha256(text: str) -> str:
 
 def owner_tags() -> dict[str, str]:
     """The tag that says which process executes a run, so that a later one can tell whether it still lives."""
-    me = own_identity()
-    return {OWNER: f"{me['pid']}@{me['pid_started']}"}
+    return {OWNER: json.dumps(own_identity())}
+
+
+def owner_of(run: dg.DagsterRun) -> dict[str, Any] | None:
+    """Which process executes a run that `owner_tags` names; earlier versions wrote PID@START."""
+    said = run.tags.get(OWNER)
+    if not said:
+        return None
+    if said.startswith("{"):
+        return json.loads(said)
+    pid, _, started = said.partition("@")
+    return {"pid": int(pid), "pid_started": float(started)}
 
 
 def end_orphaned_runs(instance: dg.DagsterInstance) -> int:
     """Runs whose executing process is gone are marked failed and give their place in the pool back. Returns how many."""
     ended = 0
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        pid, _, started = run.tags.get(OWNER, "").partition("@")
-        if not pid or process_is_alive(int(pid), float(started)):
+        owner = owner_of(run)
+        if owner is None or is_alive(owner):
             continue
         instance.report_run_failed(run, message="The process that executed this run was killed.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

@@ -10,8 +10,8 @@ import dagster as dg
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
-from assets.instance import OWNER
-from pipelines.machine import process_is_alive
+from assets.instance import owner_of
+from pipelines.machine import is_alive, process_is_alive
 
 UNHEARD_SECONDS = 120  # between a run's start and the event that names its process
 
@@ -23,19 +23,19 @@ class WatchedRunLauncher(DefaultRunLauncher):
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Whether the process that executes `run` lives, on this machine."""
-        found = _process_of(self._instance, run)
-        if found is None or process_is_alive(*found, within=UNHEARD_SECONDS):
+        if owner := owner_of(run):
+            pid, alive = owner["pid"], is_alive(owner)
+        elif found := _process_of(self._instance, run):
+            pid, alive = found[0], process_is_alive(*found, within=UNHEARD_SECONDS)
+        else:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        return CheckRunHealthResult(
-            WorkerStatus.FAILED, f"process {found[0]} is gone: killed, or the machine was restarted"
-        )
+        if alive:
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(WorkerStatus.FAILED, f"process {pid} is gone: killed, or the machine was restarted")
 
 
 def _process_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[int, float] | None:
-    """Process id and start of the process that executes the run: from our own tag (`make run`), else from Dagster's event."""
-    if OWNER in run.tags:
-        pid, _, started = run.tags[OWNER].partition("@")
-        return int(pid), float(started)
+    """Process id and start of the process that executes the run, from Dagster's event."""
     for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         event: Any = entry.dagster_event
         pid = event.engine_event_data.metadata.get("pid") if event and event.engine_event_data else None

@@ -102,23 +102,25 @@ def locked(
         InUseError: `wait` is False and somebody else holds it; the message names the holder.
         WorkError: the file cannot be made.
     """
-    with _lock_file(path) as handle:
-        announced = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    announced = False
+    while True:
+        handle = _lock_file(path)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(path, handle):
                 break
-            except BlockingIOError:
+            handle.close()  # somebody tidied the file away between opening and locking it
+        except BlockingIOError:
+            with handle:
                 handle.seek(0)
                 current = handle.read().strip() or "another process"
-                if not wait:
-                    raise InUseError(
-                        f"{path.stem} is in use by {current}: wait for it to end, then try again."
-                    ) from None
-                if not announced:
-                    (say or announce)(f"waiting for {path.stem}: {current} holds it")
-                    announced = True
-                time.sleep(0.2)
+            if not wait:
+                raise InUseError(f"{path.stem} is in use by {current}: wait for it to end, then try again.") from None
+            if not announced:
+                (say or announce)(f"waiting for {path.stem}: {current} holds it")
+                announced = True
+            time.sleep(0.2)
+    with handle:
         handle.seek(0)
         handle.truncate()
         handle.write(f"{holder} (process {os.getpid()})")
@@ -126,9 +128,17 @@ def locked(
         yield handle
 
 
+def _is_still(path: Path, handle: IO[str]) -> bool:
+    """Whether `path` names the open file: else others lock another one."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 def _lock_file(path: Path) -> IO[str]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path.open("a+", encoding="utf-8")
     except OSError as error:
         raise WorkError(

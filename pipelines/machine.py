@@ -3,8 +3,10 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -78,6 +80,36 @@ def process_is_alive(pid: int, started: float, *, within: float = 2) -> bool:
         return False
 
 
-def own_identity() -> dict[str, float | int]:
-    """This process, so that others can see later whether it still lives."""
-    return {"pid": os.getpid(), "pid_started": psutil.Process().create_time()}
+def own_identity() -> dict[str, Any]:
+    """This process, so that others can see later whether it still lives (`is_alive`). `boot` and `ticks` stay true when the clock
+    is set, by which the kernel tells `pid_started`."""
+    known: dict[str, Any] = {"pid": os.getpid(), "pid_started": psutil.Process().create_time()}
+    ticks = _ticks(os.getpid())
+    return known | ({"boot": _boot(), "ticks": ticks} if ticks is not None else {})
+
+
+def is_alive(identity: Mapping[str, Any]) -> bool:
+    """Whether the process lives that said so of itself by `own_identity`, of this version or of one that knew no boot."""
+    if "boot" not in identity:
+        return process_is_alive(identity["pid"], identity.get("pid_started", 0.0))
+    if identity["boot"] != _boot() or _ticks(identity["pid"]) != identity["ticks"]:
+        return False
+    return psutil.pid_exists(identity["pid"]) and psutil.Process(identity["pid"]).status() != psutil.STATUS_ZOMBIE
+
+
+@cache
+def _boot() -> str:
+    """The kernel's name for the time since it was started."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+def _ticks(pid: int) -> int | None:
+    """When the process was started, in clock ticks since the boot (proc(5), stat, field 22); None where that cannot be read."""
+    try:
+        said = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return int(said.rpartition(")")[2].split()[19])

@@ -1,9 +1,11 @@
 """Where everything lies. Paths stored in files are relative to one root, so that the root can move or be remote."""
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+LOCKS = "FEATHERWEIGHT_LOCKS"
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -57,6 +59,12 @@ class DataRoot:
 
 def data_root() -> DataRoot:
     return DataRoot(Path(os.environ.get("FEATHERWEIGHT_DATA") or PROJECT / "data").resolve())
+
+
+def device_locks() -> Path:
+    """The folder of the locks of this machine's devices, one for each machine and user, so that two data roots share a device:
+    FEATHERWEIGHT_LOCKS, else one beside the temporary files. Containers that share a device mount the same one."""
+    return Path(os.environ.get(LOCKS) or Path(tempfile.gettempdir()) / f"featherweight-locks-{os.getuid()}")
 
 
 def experiments_file() -> Path:

@@ -76,7 +76,7 @@ class Project:
 
     def site(self, watch: Watch) -> Site:
         """Where the profile's cells are run."""
-        return Site(self.data.locks, self.launcher(watch.say), watch)
+        return Site(self.launcher(watch.say), watch)
 
     def resolve(self) -> "Resolved":
         """The project with its examples, read once, and the plan of each cell.

@@ -55,7 +55,7 @@ def publish(data: DataRoot, tables: Mapping[str, pa.Table]) -> Path:
     """
     folder = data.root / "warehouse"
     with locked(data.locks / "publish.lock", "publish"):
-        version = folder / f"{new_run_id()}.duckdb"
+        version = folder / f"{new_run_id(folder)}.duckdb"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _write(version, tables)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from tests.project import TinyProject, make_project
 
 # Tiny models gain nothing from more threads, and lose much where other processes want the cores; children inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Tests wait neither for one another nor for who else trains on this machine; `project` has a folder of its own.
+os.environ["FEATHERWEIGHT_LOCKS"] = tempfile.mkdtemp(prefix="featherweight-test-locks-")
 
 ENDED = pytest.StashKey[int]()
 
@@ -35,6 +39,7 @@ def project(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("FEATHERWEIGHT_PROFILE", "local")
     monkeypatch.setenv("DAGSTER_HOME", str(made.data.root / "dagster"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("FEATHERWEIGHT_LOCKS", str(tmp_path / "locks"))
     return made
 
 

@@ -1,5 +1,6 @@
 """A cell's status is read from its folder, and every way a child can end becomes the right verdict."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pipelines.runs.spec import spec_in
 from pipelines.runs.status import Status
 from pipelines.runs.watchdog import run_to_end
 from pipelines.runs.worker import bytes_requested, is_out_of_memory
+from pipelines.train.cell import train
 from tests import planted
 from tests.planted import Lake
 
@@ -86,7 +88,7 @@ def test_without_a_result_a_dead_process_is_lost_and_its_numbers_are_kept(lake: 
 
 def test_a_pid_that_another_process_has_now_is_lost(lake: Lake) -> None:
     folder, here = lake.started("full").folder, own_identity()
-    write_json(folder / "state.json", {"status": "running", **here, "pid_started": here["pid_started"] - 60})
+    write_json(folder / "state.json", {"status": "running", **here, "ticks": int(here["ticks"]) - 6000})
     assert Attempt(KEY, folder).status == "lost"
 
 
@@ -114,6 +116,29 @@ def test_every_attempt_is_found_by_cell_oldest_first(lake: Lake) -> None:
 
 def test_no_lake_has_no_attempts(tmp_path: Path) -> None:
     assert list(cells.all_attempts(DataRoot(tmp_path / "nowhere"))) == []
+
+
+def test_an_id_never_sorts_below_the_newest_that_is_there(tmp_path: Path) -> None:
+    """A clock that was a month ahead once made the newest attempt; what is made after it comes after it."""
+    (tmp_path / "20990131T235959999-aaaaaa").mkdir()
+    (tmp_path / "cell.lock").touch()
+    first = cells.new_run_id(tmp_path)
+    assert first.startswith("20990201T000000000-")
+    (tmp_path / first).mkdir()
+    assert cells.new_run_id(tmp_path) > first
+    assert cells.new_run_id(tmp_path / "missing") < first
+
+
+def test_a_cell_that_was_made_in_the_future_is_current_and_its_successor_comes_after_it(tmp_path: Path) -> None:
+    lake = planted.lake(tmp_path)
+    attempt = lake.trained("full")
+    ahead = attempt.folder.rename(attempt.folder.with_name("20990101T000000000-aaaaaa"))
+    found, reused = train(lake.resolved(), attempt.key)
+    assert reused and found.folder == ahead
+    home = attempt.key.folder(lake.data)
+    shutil.copytree(ahead, newer := home / cells.new_run_id(home))
+    latest = cells.latest(lake.data, attempt.key)
+    assert latest and latest.folder == newer
 
 
 def test_run_ids_are_unique_and_sort_by_time() -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pipelines import machine
-from pipelines.machine import own_identity, process_is_alive
+from pipelines.machine import is_alive, own_identity, process_is_alive
 from pipelines.runs.command import CellCommand, Ending
 from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.process import PARENT, spawn, stop_group
@@ -261,3 +261,17 @@ def test_a_process_is_alive_until_it_ends_and_a_reused_pid_is_another() -> None:
     assert not process_is_alive(child.pid, started)
     child.wait()
     assert not process_is_alive(child.pid, started)
+
+
+def test_a_process_lives_on_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = own_identity()
+    month = 30 * 86400.0
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _self: float(here["pid_started"]) + month)
+    assert is_alive(here)
+    assert not is_alive({**here, "ticks": int(here["ticks"]) + 1}), "its pid is another one's now"
+    assert not is_alive({**here, "boot": "another"}), "the machine was started anew"
+
+
+def test_what_an_earlier_version_said_of_its_process_is_understood() -> None:
+    here = {name: value for name, value in own_identity().items() if name in ("pid", "pid_started")}
+    assert is_alive(here) and not is_alive({**here, "pid_started": 0.0})

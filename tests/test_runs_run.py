@@ -1,5 +1,7 @@
 """Every kind of run ends alike: training, evaluation, export, bit widths, a trial of tuning."""
 
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -7,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import disk, weights
-from pipelines.errors import UnavailableError, WorkError
+from pipelines import disk, machine, weights
+from pipelines.errors import InUseError, UnavailableError, WorkError
 from pipelines.evaluate.cell import evaluate
 from pipelines.export.bit_widths import measure
 from pipelines.export.cell import Wanted, export
-from pipelines.files import write_json
-from pipelines.runs.cells import CellKey
+from pipelines.files import locked, write_json
+from pipelines.paths import device_locks
+from pipelines.runs.cells import CellKey, attempts
 from pipelines.runs.command import CellCommand, Ending, RunningCommand
 from pipelines.runs.result import RunResult, result_in
 from pipelines.runs.run import Watch
@@ -172,6 +175,33 @@ def test_a_cell_that_lost_its_node_is_run_once_more(lake: Lake, kind: str):
     if kind == "training":
         assert spec_in(first).after is None and spec_in(second).after == LOST
         assert result_in(second).detail.startswith(f"begun before: {LOST}")
+
+
+def test_two_data_roots_share_the_device(tmp_path: Path, lake: Lake):
+    """Whoever trains in another data root is waited for, since two at once falsify each other's speeds."""
+    said: list[str] = []
+    ended = threading.Event()
+
+    def go() -> None:
+        train(lake.resolved(), KEY, watch=Watch(say=said.append, launcher=Scripts(End({"status": "ok"}))))
+        ended.set()
+
+    other = tmp_path / "another root"
+    with locked(device_locks() / f"{machine.device_slug()}.lock", f"a cell of {other}"):
+        threading.Thread(target=go, daemon=True).start()
+        while not said:
+            time.sleep(0.01)
+        assert not ended.is_set() and f"a cell of {other}" in said[0]
+    assert ended.wait(600)
+    assert [attempt.status for attempt in attempts(lake.data, KEY)] == ["ok"]
+
+
+def test_a_lock_whose_file_was_tidied_away_is_taken_anew(tmp_path: Path):
+    path = tmp_path / "device.lock"
+    with locked(path, "one"):
+        path.unlink()
+        with locked(path, "two", wait=False), pytest.raises(InUseError, match="two"), locked(path, "three", wait=False):
+            pass
 
 
 def test_a_spec_is_read_as_it_was_written_and_older_or_newer_files_too(tmp_path: Path):

@@ -209,7 +209,8 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
 
 
 def _new_evaluation(resolved: Resolved, attempt: Attempt, by: EvaluatedBy) -> Evaluation:
-    folder, launcher = attempt.folder / "evaluations" / cells.new_run_id(), resolved.project.settings.launcher
+    home, launcher = attempt.folder / "evaluations", resolved.project.settings.launcher
+    folder = home / cells.new_run_id(home)
     spec = replace(spec_of(resolved, attempt), fingerprints=by.fingerprints, launcher=launcher)
     queue(folder, spec, "evaluate")
     return Evaluation(attempt, folder)

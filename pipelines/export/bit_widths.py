@@ -69,7 +69,8 @@ def _measure_all(resolved: Resolved, attempt: Attempt, formats: Sequence[str], e
     schemes = [GGUF[name] for name in formats if name in GGUF]
     files = export(resolved, key, Wanted(merged=False, gguf=schemes), watch=watch) if schemes and plain.ok else plain
     for name in formats:
-        folder = _home(project.data, attempt) / name / cells.new_run_id()
+        home = _home(project.data, attempt) / name
+        folder = home / cells.new_run_id(home)
         gguf = files.gguf.get(GGUF[name]) if name in GGUF else None
         more = {
             "format": name,

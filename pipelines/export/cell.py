@@ -83,9 +83,10 @@ def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | N
         if wanted.output is None:
             _drop_superseded(output)
         asked = _with_source(attempt, wanted, output)
+        home = project.data.lake / "exports" / key.model / key.method / str(key.seed)
         made = Export(
             attempt,
-            project.data.lake / "exports" / key.model / key.method / str(key.seed) / cells.new_run_id(),
+            home / cells.new_run_id(home),
             output / "merged" if asked.merged else None,
             {scheme: output / f"{key.model}-{key.method}-{key.seed}.{scheme}.gguf" for scheme in asked.gguf},
         )

@@ -18,7 +18,7 @@ from pipelines.generate.providers import caps_of, enabled, job_for, missing_key
 from pipelines.generate.requests import Book, book
 from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.server import local_server
-from pipelines.paths import DataRoot
+from pipelines.paths import DataRoot, device_locks
 from pipelines.records import RawRecord
 
 
@@ -135,7 +135,7 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
         )
     with ExitStack() as held:
         # The device first: it may be hours until it is free, and the APIs must be askable meanwhile.
-        device = held.enter_context(_device_lock(data)) if _holds_too_few(data, experiments, name) else None
+        device = held.enter_context(_device_lock()) if _holds_too_few(data, experiments, name) else None
         run = held.enter_context(session(data, experiments, progress=progress))
         wanted = run.book.requests(name)
         before, pending = run.journal.answered_among(wanted), run.journal.to_send(wanted)
@@ -143,8 +143,8 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
         return GenerationResult({name: outcome(run, name, wanted, before, tally)}, run.orphans)
 
 
-def _device_lock(data: DataRoot) -> AbstractContextManager[IO[str]]:
-    return locked(data.locks / f"{machine.device_slug()}.lock", "the local LLM server")
+def _device_lock() -> AbstractContextManager[IO[str]]:
+    return locked(device_locks() / f"{machine.device_slug()}.lock", "the local LLM server")
 
 
 def _holds_too_few(data: DataRoot, experiments: Experiments, name: str) -> bool:

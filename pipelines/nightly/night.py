@@ -22,6 +22,7 @@ from pipelines.runs.clock import now
 from pipelines.runs.result import RunResult
 
 TRIES = 2  # of making the data, and of publishing: a killed process is a reason to try again, a failed check stays one
+AHEAD_HOURS = 0.25  # a clock that is set right by less tells nothing wrong of a night
 ABANDONED = timedelta(hours=2)  # without any step, nobody carries it on
 
 
@@ -58,8 +59,9 @@ def has_ended(data: DataRoot, night: str) -> bool:
 
 
 def is_under_way(data: DataRoot, night: str, last_sign: datetime) -> bool:
-    """False once it has ended, or when nothing of it has happened for hours since `last_sign`."""
-    return not has_ended(data, night) and _now() - last_sign < ABANDONED
+    """False once it has ended, or when nothing of it has happened for hours since `last_sign`; a sign from hours ahead is one of a
+    clock that was wrong then."""
+    return not has_ended(data, night) and abs(_now() - last_sign) < ABANDONED
 
 
 def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Step:
@@ -82,6 +84,10 @@ def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Ste
 def limit_reached(project: Project, nightly: Nightly, started_at: str) -> str | None:
     """Why no further cell may begin in the night that began at `started_at`; None while one may."""
     hours = (_now() - datetime.fromisoformat(started_at)).total_seconds() / 3600
+    if hours < -AHEAD_HOURS:
+        return (
+            f"the night began at {started_at}, which is ahead of the clock now: what it has spent since cannot be told"
+        )
     if nightly.max_hours is not None and hours >= nightly.max_hours:
         return f"nightly.max_hours: {nightly.max_hours:g} hours are over"
     left = money_left(project, nightly, started_at)

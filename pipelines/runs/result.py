@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines import disk
 from pipelines.files import read_json, write_json
-from pipelines.machine import process_is_alive
+from pipelines.machine import is_alive
 from pipelines.runs.clock import now
 from pipelines.runs.command import Ending
 from pipelines.runs.launchers.chosen import launcher_class
@@ -81,7 +81,7 @@ def result_in(folder: Path) -> RunResult:
         return RunResult.from_json(told)
     state = read_json(folder / STATE) or {}
     so_far = read_json(folder / CHILD) or {}
-    alive = "pid" in state and process_is_alive(state["pid"], state.get("pid_started", 0.0))
+    alive = "pid" in state and is_alive(state)
     status = state.get("status", "lost") if alive else "lost"
     detail = (
         state.get("waiting") if alive else "the process that ran it ended without a word; the next run starts it again"

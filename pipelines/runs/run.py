@@ -16,6 +16,7 @@ from pipelines import disk, machine, trackers
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.files import announce, locked, write_json
 from pipelines.machine import own_identity
+from pipelines.paths import device_locks
 from pipelines.runs.cells import Attempt
 from pipelines.runs.clock import now
 from pipelines.runs.command import CellCommand, Ending, Starter
@@ -48,9 +49,8 @@ class Watch:
 
 @dataclass(frozen=True)
 class Site:
-    """Where runs are started: under which locks, by which launcher, and under whose watch."""
+    """Where runs are started: by which launcher, and under whose watch."""
 
-    locks: Path
     launcher: Launcher
     watch: Watch
 
@@ -128,7 +128,7 @@ class Run:
         if not site.launcher.holds_device:
             return nullcontext()
         holder = f"{spec.model} × {spec.method}"
-        return locked(site.locks / f"{machine.device_slug()}.lock", holder, say=site.watch.say)
+        return locked(device_locks() / f"{machine.device_slug()}.lock", holder, say=site.watch.say)
 
     def _classified(self, ending: Ending) -> RunResult:
         spec, report = self._spec, child_report(self.folder)

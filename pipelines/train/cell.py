@@ -82,7 +82,7 @@ def _next_attempt(
         launcher_class(attempt.spec.launcher).end(attempt.folder)
     resume = None if force else restart.resumable(earlier, plan.fingerprints, resolved.data.root)
     restart.clear(earlier, keep=resume["run_id"] if resume else None)
-    folder = key.folder(resolved.data) / cells.new_run_id()
+    folder = key.folder(resolved.data) / cells.new_run_id(key.folder(resolved.data))
     queue(folder, _spec(resolved, key, folder.name, resume, after))
     return _run(resolved, Attempt(key, folder), watch)
 
