@@ -110,7 +110,7 @@ def new_run_id(folder: Path | None = None) -> str:
 
 
 def _entries(folder: Path | None) -> list[Path]:
-    return list(folder.iterdir()) if folder and folder.exists() else []
+    return list(folder.iterdir()) if folder and folder.is_dir() else []
 
 
 def attempts(data: DataRoot, key: CellKey) -> list[Attempt]:
