@@ -79,6 +79,7 @@ def test_a_cell_trains_as_it_does_locally_and_no_key_goes_along(
     assert job["export"] == "NONE" and job["no_requeue"] and job["open_mode"] == "append"
 
 
+@pytest.mark.slow
 def test_a_cancel_keeps_a_checkpoint_and_leaves_no_process(project: TinyProject, fake: FakeSlurm) -> None:
     on.a_cancel_keeps_a_checkpoint_and_leaves_no_process(project)
 

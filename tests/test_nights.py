@@ -147,6 +147,7 @@ def test_two_daemons_that_ask_for_the_same_night_run_no_cell_twice(week: Nights)
     assert week.night() == ["data", "publish"], "out of memory is not tried again"
 
 
+@pytest.mark.slow
 def test_a_night_goes_on_where_a_dead_daemon_left_it(week: Nights) -> None:
     week.project.change(profiles={"local": {"methods": ["lora-r8"]}})
     week.execute(week.begin())
@@ -158,6 +159,7 @@ def test_a_night_goes_on_where_a_dead_daemon_left_it(week: Nights) -> None:
     assert week.statuses("lora-r8") == ["ok"] and week.ran == ["data", "lora-r8", "publish"]
 
 
+@pytest.mark.slow
 def test_what_somebody_else_ran_meanwhile_is_taken_as_it_is(week: Nights) -> None:
     week.project.change(profiles={"local": {"methods": ["lora-r8"]}})
     week.execute(week.begin())
@@ -178,6 +180,7 @@ def test_a_clock_that_went_back_loses_nothing(week: Nights) -> None:
     assert week.statuses("base") == ["ok"]
 
 
+@pytest.mark.slow
 def test_what_a_person_asks_for_in_the_launchpad_is_done_and_recorded(week: Nights) -> None:
     week.project.change(profiles={"local": {"methods": ["lora-r8"], "price_per_hour": 3600.0}})
     week.execute(week.begin())
