@@ -206,7 +206,7 @@ def _execute(
 
 
 def _kept_rows() -> dict[str, Any]:
-    """Rows that an upgrade alone has made stale stay, as they do at night: whoever wants them again says so."""
+    """Rows that are stale by `code` alone are kept, as at night."""
     from assets.project import grid
 
     return {"rerun_for": list(grid().nightly.rerun_for)}

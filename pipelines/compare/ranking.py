@@ -96,7 +96,7 @@ def comparable_rows(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
 
 
 def stands(row: Row) -> bool:
-    """Whether the row's numbers hold for what is asked now: nothing has changed since but, after an upgrade, the code."""
+    """Whether the row is current, or stale by the code alone, as after an upgrade."""
     return not row["is_stale"] or row["stale_because"] == "code"
 
 

@@ -79,7 +79,7 @@ class Placement:
     tuning: Mapping[str, Any] = field(default_factory=dict)
 
     def in_words(self) -> str:
-        """What of it a result hangs on, beside the machine; empty for one device."""
+        """The devices and how the work is divided, for the fingerprint; empty for one device."""
         if self.devices == 1:
             return ""
         tuned = f", deepspeed {stable_hash(dict(self.tuning))}" if self.tuning else ""

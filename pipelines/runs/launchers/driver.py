@@ -1,13 +1,37 @@
-"""The driver's half of a run that a cluster starts, as far as all clusters share it: the job's name, and the memory to ask for."""
+"""The driver's half of a run that a cluster starts, as far as all clusters share it: what their launchers answer alike, the job's
+name, and the memory to ask for."""
 
 from pathlib import Path
 
 from pipelines.paths import DataRoot
 from pipelines.predictions import answer_on, memory_gb
+from pipelines.runs.command import Placement
+from pipelines.runs.launchers.base import Launcher
+from pipelines.runs.launchers.chosen import ranks_run_in
+from pipelines.runs.launchers.node import device_in
 from pipelines.runs.spec import FILE as SPEC
 from pipelines.runs.spec import RunSpec, spec_in
 
 MARGIN = 1.1  # of predicted memory: predictions are off by less
+
+
+class ClusterLauncher(Launcher):
+    """A launcher whose cells run on the nodes of a cluster. The cluster shares its devices out; the node counts the time."""
+
+    holds_device = False
+    asks_for_memory = True
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        return ranks_run_in()
+
+    @property
+    def at_once(self) -> int:
+        return self.settings.at_once
+
+    @staticmethod
+    def ran_on(folder: Path, placement: Placement) -> str | None:
+        return device_in(folder)
 
 
 def predicted_gb(spec: RunSpec, folder: Path) -> float | None:

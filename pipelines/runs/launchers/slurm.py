@@ -22,10 +22,8 @@ from pipelines.files import read_json, write_json
 from pipelines.paths import PROJECT
 from pipelines.runs.command import CellCommand, Ending, Placement, Reason, RunningCommand
 from pipelines.runs.launchers import pipes
-from pipelines.runs.launchers.base import Launcher
-from pipelines.runs.launchers.chosen import ranks_run_in
-from pipelines.runs.launchers.driver import job_name, predicted_gb
-from pipelines.runs.launchers.node import ENDED, INTERRUPTED, NOTHING_THERE, ORDER, STOP, device_in, ending_in, order
+from pipelines.runs.launchers.driver import ClusterLauncher, job_name, predicted_gb
+from pipelines.runs.launchers.node import ENDED, INTERRUPTED, NOTHING_THERE, ORDER, STOP, ending_in, order
 from pipelines.runs.process import KEYS
 from pipelines.runs.spec import CHILD, STATE, RunSpec, spec_in
 
@@ -243,20 +241,10 @@ def partitions(name: str | None) -> list[Partition]:
     raise SlurmError(f"Slurm has no partition {name!r}; set slurm.partition to one of {known}")
 
 
-class SlurmLauncher(Launcher):
+class SlurmLauncher(ClusterLauncher):
     """Starts a cell's command as a batch job on a node that has what the cell needs, by the settings in `Slurm`."""
 
-    holds_device = False  # the cluster shares its devices out itself, and the node counts the time
-    asks_for_memory = True
     settings: Slurm
-
-    @property
-    def runs(self) -> tuple[str, ...]:
-        return ranks_run_in()
-
-    @property
-    def at_once(self) -> int:
-        return self.settings.at_once
 
     def machine(self, placement: Placement) -> str:
         settings = self.settings
@@ -270,10 +258,6 @@ class SlurmLauncher(Launcher):
         found = partitions(self.settings.partition)
         names = ", ".join(dict.fromkeys(one.name.rstrip("*") for one in found))
         return f"{version}, partition {names}: {'; '.join(one.in_words() for one in found)}"
-
-    @staticmethod
-    def ran_on(folder: Path, placement: Placement) -> str | None:
-        return device_in(folder)
 
     @staticmethod
     def is_under_way(folder: Path) -> bool:

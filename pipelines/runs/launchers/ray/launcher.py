@@ -13,10 +13,8 @@ from pipelines.experiments import Ray
 from pipelines.files import read_json, write_json
 from pipelines.runs.command import CellCommand, Ending, Placement, RunningCommand
 from pipelines.runs.launchers import pipes
-from pipelines.runs.launchers.base import Launcher
-from pipelines.runs.launchers.chosen import ranks_run_in
-from pipelines.runs.launchers.driver import job_name, predicted_gb
-from pipelines.runs.launchers.node import ENDED, ORDER, STOP, device_in, ending_in, order
+from pipelines.runs.launchers.driver import ClusterLauncher, job_name, predicted_gb
+from pipelines.runs.launchers.node import ENDED, ORDER, STOP, ending_in, order
 from pipelines.runs.launchers.ray import code
 from pipelines.runs.launchers.ray.jobs import Job, JobServer
 from pipelines.runs.launchers.ray.parcel import Inbox, pack
@@ -31,20 +29,10 @@ SAY_SECONDS = 60.0
 Json = dict[str, Any]
 
 
-class RayLauncher(Launcher):
+class RayLauncher(ClusterLauncher):
     """Starts a cell's command as a job of the cluster, on a node that has what the cell needs, by the settings in `Ray`."""
 
-    holds_device = False  # the cluster shares its devices out itself, and the node counts the time
-    asks_for_memory = True
     settings: Ray
-
-    @property
-    def runs(self) -> tuple[str, ...]:
-        return ranks_run_in()
-
-    @property
-    def at_once(self) -> int:
-        return self.settings.at_once
 
     def machine(self, placement: Placement) -> str:
         gpus = self.settings.gpus
@@ -54,10 +42,6 @@ class RayLauncher(Launcher):
     def stands(self) -> str:
         address = self.settings.address
         return f"Ray {JobServer(address).version()} at {address}"
-
-    @staticmethod
-    def ran_on(folder: Path, placement: Placement) -> str | None:
-        return device_in(folder)
 
     @staticmethod
     def is_under_way(folder: Path) -> bool:
