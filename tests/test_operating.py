@@ -208,6 +208,39 @@ def test_a_backfill_takes_the_launchpads_settings(project: TinyProject, ui: str)
     assert made == {("lora-r8", 7), ("base", 1)}, "lora-r256 was passed over; base is what an evaluation compares with"
 
 
+BACKFILL_BY_ASSET = """
+mutation Backfill($chosen: [PartitionsByAssetSelector!]!) {
+  launchPartitionBackfill(backfillParams: {partitionsByAssets: $chosen}) { __typename ... on PythonError { message } }
+}
+"""
+
+
+@pytest.mark.slow
+def test_a_backfill_evaluates_the_untouched_model_before_its_cells(project: TinyProject, ui: str) -> None:
+    """`base_evaluation` is divided by model, cells by method and model: one backfill holds both."""
+    cell = f"lora-r8|{MODEL}"
+    asked = {"base_evaluation": MODEL, "cell_inputs": cell, "trained_model": cell, "evaluation": cell}
+    chosen = [
+        {"assetKey": {"path": [name]}, "partitions": {"ranges": [{"start": partition, "end": partition}]}}
+        for name, partition in asked.items()
+    ]
+    launched = _asked(ui, BACKFILL_BY_ASSET, chosen=chosen)
+    assert "LaunchBackfillSuccess" in str(launched), launched
+
+    def ended() -> bool:
+        with dg.DagsterInstance.get() as instance:
+            (backfill,) = instance.get_backfills()
+            assert not backfill.status.value.startswith("FAIL"), backfill.error
+            return backfill.status.value == "COMPLETED_SUCCESS"
+
+    until(ended, "the backfill", 3600)
+    evaluated = {
+        a.key.method: [found.folder.name for found in a.evaluations()] for a in cells.all_attempts(project.data)
+    }
+    assert set(evaluated) == {"base", "lora-r8"}
+    assert len(evaluated["base"]) == 1 and evaluated["base"] < evaluated["lora-r8"], "run ids sort by time"
+
+
 @pytest.mark.slow
 def test_reload_and_cancel_in_the_ui(project: TinyProject, ui: str) -> None:
     project.change(
