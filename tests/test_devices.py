@@ -98,7 +98,7 @@ def ranks_of(project: TinyProject) -> list[psutil.Process]:
     [
         in_the_slow_suite("full", "ddp"), in_the_slow_suite("full", "fsdp"), needs_deepspeed("full", "zero2"),
         needs_deepspeed("full", "zero3"),
-        in_the_slow_suite("lora-r8", "ddp"), ("lora-r8", "fsdp"), needs_deepspeed("lora-r8", "zero2"),
+        in_the_slow_suite("lora-r8", "ddp"), in_the_slow_suite("lora-r8", "fsdp"), needs_deepspeed("lora-r8", "zero2"),
         needs_deepspeed("lora-r8", "zero3"),
     ],
 )  # fmt: skip
