@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, stable_hash, write_json
-from pipelines.train import batches, loading, precision
+from pipelines.train import batches, checks, loading, precision
 from pipelines.train.examples import Tokenized
 from pipelines.train.optimizers import make_optimizer
 from tests.in_process import clean_for, trained
@@ -66,6 +66,39 @@ def test_when_evaluations_end_the_run_their_interval_is_in_the_recipe_too(cleane
     assert "eval_every_steps" not in cleaned.now().recipe_of(key.model, key.method)
     cleaned.change(methods={"lora-r8": {"early_stop_patience": 2}})
     assert cleaned.now().recipe_of(key.model, key.method)["eval_every_steps"] == 8
+
+
+# divergence
+
+
+def test_a_cell_that_ends_worse_than_guessing_is_diverged_though_its_losses_are_finite(cleaned: TinyProject) -> None:
+    cleaned.change(methods={"full": {"learning_rate": 50.0}}, profiles={"local": {"training": {"epochs": 1}}})
+    attempt = trained(cleaned, "full")
+    first, *_, last = attempt.curve()
+    assert last["eval_loss"] > 100 > math.log(600) + 1 > first["eval_loss"] and math.isfinite(last["train_loss"])
+    assert attempt.status == "diverged" and not attempt.model_folder.exists()
+    assert "the loss on held-out records went from 6.40 to " in attempt.result.detail
+    assert attempt.result.detail.endswith("lower learning_rate")
+
+
+def test_a_cell_that_only_overfits_stays_ok(cleaned: TinyProject) -> None:
+    cleaned.change(
+        methods={"full": {"learning_rate": 0.1, "data": {"max_examples": 1}}},
+        profiles={"local": {"training": {"epochs": 40, "eval_every_steps": 40}}},
+    )
+    attempt = trained(cleaned, "full")
+    first, second, *_, last = attempt.curve()
+    assert checks.is_clearly_worse(first["eval_loss"], last["eval_loss"], vocabulary=600)
+    assert last["train_loss"] < second["train_loss"] - 1
+    assert attempt.status == "ok", attempt.result.detail
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "risen"),
+    [(6.40, 6.46, False), (6.40, 7.0, False), (6.40, 7.1, True), (2.0, 2.3, False), (2.0, 2.6, True), (9.0, 8.9, True)],
+)
+def test_noise_around_guessing_is_no_rise(first: float, last: float, risen: bool) -> None:
+    assert checks.is_clearly_worse(first, last, vocabulary=600) == risen
 
 
 # early stop

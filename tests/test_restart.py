@@ -379,3 +379,15 @@ def child_of(pid: int) -> int | None:
 
     found = psutil.Process(pid).children()
     return found[0].pid if found else None
+
+
+@pytest.mark.slow
+def test_a_cell_that_was_killed_is_diverged_as_one_that_was_not(cleaned: TinyProject) -> None:
+    cleaned.change(methods={"full": {"learning_rate": 1.0}})
+    whole = attempt_at(cleaned, "full")
+    assert whole.status == "diverged" and "on the first step's examples from 6.4" in whole.result.detail
+    shutil.rmtree(cleaned.key("full").folder(cleaned.data))
+    assert attempt_at(cleaned, "full", kill_at(5)).status == "killed"
+    again = attempt_at(cleaned, "full")
+    assert (again.status, again.result.detail) == ("diverged", whole.result.detail)
+    assert again.result.resume is not None

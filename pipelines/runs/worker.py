@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 
 class DivergedError(Exception):
-    """The loss is no longer a finite number."""
+    """The loss is no longer a finite number, or training made the model clearly worse."""
 
 
 class StoppedError(Exception):

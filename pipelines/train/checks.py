@@ -140,3 +140,12 @@ def loss_is_sane(loss: float, *, vocabulary: int) -> None:
             f"the loss before the first step is {loss:.5f} nats per completion token, so there is nothing to learn: the answers "
             "stand in the prompts, or the model was trained on the held-out records"
         )
+
+
+RISE_SHARE, RISE_NATS = 0.1, 0.5  # a loss is clearly higher than another by this share of it and by this much
+
+
+def is_clearly_worse(first: float, last: float, *, vocabulary: int) -> bool:
+    """Whether the held-out loss `last` (nats per token) is clearly higher than before training, or than guessing among the
+    `vocabulary`. That alone is no divergence: a model that overfits raises it, too."""
+    return any(last > loss + max(RISE_SHARE * loss, RISE_NATS) for loss in (first, math.log(vocabulary)))

@@ -87,7 +87,7 @@ class Trainer:
         and that on `validation` (a slice held back from train) beside it, which alone may end the run early.
 
         Raises:
-            DivergedError: a loss or a gradient is no longer finite.
+            DivergedError: a loss or a gradient is no longer finite, or the losses ended clearly higher than they began.
             StoppedError: SIGTERM came; the state after the last whole step is kept.
             DiskFullError: a checkpoint could not be written.
         """
@@ -157,6 +157,7 @@ class Trainer:
         if tally.step == 0:
             first = self._eval_loss(self._held_out)
             checks.loss_is_sane(first, vocabulary=self.model.config.vocab_size)
+            tally.first_eval_loss = first
             self._point(eval_loss=first)
         elif not tally.told:
             self._tell()
@@ -169,6 +170,23 @@ class Trainer:
             self._tell()
             if tally.step % every == 0 and tally.step < len(self._plan):
                 self._keep()
+        self._require_convergence()
+
+    def _require_convergence(self) -> None:
+        """Raises DivergedError, on all ranks alike, where training made the model worse rather than better. Only a held-out loss
+        that rose costs the second look, at the first step's own examples, and it tells overfitting from divergence."""
+        vocabulary = self.model.config.vocab_size
+        first, last, learned = self.tally.first_eval_loss, self.tally.eval_loss, self.tally.first_loss
+        if first is None or last is None or learned is None:
+            return
+        if checks.is_clearly_worse(first, last, vocabulary=vocabulary) and (
+            (again := self._eval_loss(self._plan[0])) >= learned
+        ):
+            raise DivergedError(
+                f"the loss on held-out records went from {first:,.2f} to {last:,.2f} nats per token (guessing among {vocabulary:,} "
+                f"tokens gives {math.log(vocabulary):.2f}), that on the first step's examples from {learned:,.2f} to {again:,.2f}: "
+                "lower learning_rate"
+            )
 
     def _stops_early(self) -> bool:
         patience = self.recipe.get("early_stop_patience")
@@ -188,6 +206,8 @@ class Trainer:
         clock = Stopwatch()
         loss = self.step_over(examples, rate)
         tally.loss, tally.rate, tally.told = loss, rate, False
+        if tally.step == 0:
+            tally.first_loss = loss
         size = sum(len(example) for example in examples)
         tally.add(examples=len(examples), tokens=size, seconds=clock.total(), first=not self._warm)
         self._warm = True
@@ -197,7 +217,10 @@ class Trainer:
         step = self.tally.step
         due = step == len(self._plan) or step % self.worker.spec["eval_every_steps"] == 0
         validation_loss = self._eval_loss(self._validation) if due and self._validation else None
-        self._point(eval_loss=self._eval_loss(self._held_out) if due else None, validation_loss=validation_loss)
+        eval_loss = self._eval_loss(self._held_out) if due else None
+        self._point(eval_loss=eval_loss, validation_loss=validation_loss)
+        if eval_loss is not None:
+            self.tally.eval_loss = eval_loss
         if validation_loss is not None:
             self.tally.note(validation_loss)
         self.tally.told = True

@@ -21,6 +21,9 @@ class Tally:
     told: bool = True
     best: float | None = None  # loss on the slice held back from train, where early stopping asks for it
     since_best: int = 0  # evaluations
+    first_loss: float | None = None  # of the first step, before it changed a weight
+    first_eval_loss: float | None = None  # before the first step, on the held-out records
+    eval_loss: float | None = None  # the last one
 
     def note(self, validation_loss: float) -> None:
         """Count an evaluation for early stopping."""
