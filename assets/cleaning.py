@@ -25,7 +25,7 @@ def sft_examples(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     What goes in is what `sources:` in experiments.yaml names.
     """
     project = project_now()
-    records = raw_records(project.data, project.experiments)
+    records = raw_records(project.data, project.experiments, say=context.log.info)
     result = cleaning.clean(project.data, records, project.experiments.cleaning, say=context.log.info)
     for warning in result.warnings:
         context.log.warning(warning)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from pipelines import experiments as configuration
 from pipelines.errors import UnavailableError, UsageError, WorkError
@@ -432,9 +433,14 @@ def parser() -> argparse.ArgumentParser:
     )
     cleaning = command("clean", clean, "clean records into examples and rejects")
     cleaning.add_argument(
-        "--input", action="append", metavar="FILE", help="JSON, JSONL, CSV or Parquet, instead of sources:"
+        "--input", action="append", metavar="FILE", help="JSON, JSONL, CSV, TSV or Parquet, instead of sources:"
     )
-    cleaning.add_argument("--encoding", choices=["utf-8", "cp949"], default="utf-8", help="of the files of --input")
+    cleaning.add_argument(
+        "--encoding",
+        choices=get_args(configuration.Encoding),
+        default="utf-8",
+        help="of the files of --input; a CSV file's is detected where none is given",
+    )
     cleaning.add_argument(
         "--columns",
         type=_columns,

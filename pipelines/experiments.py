@@ -415,7 +415,9 @@ class Profile(Strict):
         return self
 
 
-Encoding = Literal["utf-8", "cp949"]
+Encoding = Literal[  # without one declared, a CSV file's is detected
+    "utf-8", "cp949", "cp932", "euc_jp", "gb18030", "big5", "cp1252", "cp1250", "cp1251", "koi8_r", "mac_roman"
+]
 ColumnName = Literal[
     "instruction", "input", "output", "system", "history", "messages", "tools", "chosen", "label", "language", "topic"
 ]

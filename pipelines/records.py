@@ -1,11 +1,10 @@
 """Records: the shape that everything else trusts, the readers of files that people bring, and the built-in corpus."""
 
 import codecs
-import csv
 import glob
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,13 @@ from typing import IO, Any, Literal, TextIO
 import pyarrow.parquet as parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines import json_stream
+from pipelines import delimited, json_stream, text_encoding
+from pipelines.delimited import SEPARATORS
 from pipelines.errors import UsageError
+from pipelines.files import announce
 from pipelines.shapes.mapping import SHAPES, map_fields
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".tsv")
 MAX_LINE_BYTES = 128 << 20
 NAME_THEM = (
     "Or say which is what: columns: {instruction: …, output: …} in sources, or --columns instruction=…,output=…."
@@ -26,6 +27,7 @@ NAME_THEM = (
 SHOWN_CHARS = 1000  # of what was too long to be read
 Side = Literal["train", "eval"]
 Columns = Mapping[Any, str] | None  # the project's name of a field → the file's
+Say = Callable[[str], None]
 
 
 class Message(BaseModel):
@@ -158,15 +160,26 @@ def expand(patterns: list[str]) -> list[Path]:
 
 
 def read_file(
-    path: Path, *, encoding: str = "utf-8", side: Side | None = None, columns: Columns = None
+    path: Path,
+    *,
+    encoding: str = "utf-8",
+    side: Side | None = None,
+    columns: Columns = None,
+    say: Say = announce,
 ) -> Iterator[RawRecord]:
     """The raw records of a user's file, read piece by piece. A broken line of JSONL or CSV costs that line only.
 
+    `say` is told how a CSV file is read where that is not UTF-8 with commas.
+
     Raises:
-        UsageError: it cannot be read, or is not what its suffix says; the message names the place.
+        UsageError: it cannot be read, is not what its suffix says, or is a CSV file of mostly broken rows; the message names the
+            place.
     """
-    readers = {".json": _read_json, ".jsonl": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
-    for value, problem, damaged in readers[path.suffix.lower()](path, encoding, columns):
+    readers = {".json": _read_json, ".jsonl": _read_lines, ".parquet": _read_parquet}
+    suffix = path.suffix.lower()
+    _check_not_packed(path)
+    found = readers[suffix](path, encoding, columns) if suffix in readers else _read_csv(path, encoding, columns, say)
+    for value, problem, damaged in found:
         yield RawRecord(path.name, value, problem=problem, damaged=damaged, side=side, columns=columns)
 
 
@@ -242,43 +255,121 @@ def _too_long(line: bytes, number: int) -> tuple[Any, str | None, bool]:
     return shown, f"line {number}: longer than {MAX_LINE_BYTES >> 20} MiB, only its start is kept", False
 
 
-def _read_csv(path: Path, encoding: str, columns: Columns) -> Read:
-    csv.field_size_limit(MAX_LINE_BYTES)
+def _check_not_packed(path: Path) -> None:
     with _opened(path) as handle:
-        # bytes that are no text become lone surrogates, so that they cost their record only
-        reader = csv.DictReader(_text(handle, encoding, "surrogateescape"))
-        try:
-            names = list(reader.fieldnames or [])
-            _check_header(path, names, columns)
-            for row in reader:
-                yield _csv_row(row, reader.line_num, len(names))
-        except csv.Error as error:
-            raise UsageError(
-                f"{path}: line {reader.line_num}: not CSV: {error}; is a quotation mark never closed?"
-            ) from None
+        head = handle.read(4)
+    if head.startswith(b"\x1f\x8b"):
+        raise UsageError(f"{path}: is packed with gzip; unpack it first: gunzip.")
+    if head.startswith(b"PK\x03\x04"):
+        raise UsageError(
+            f"{path}: is a zip archive, as Excel's workbooks are; unpack it, or save the sheet as CSV (UTF-8)."
+        )
 
 
-def _csv_row(row: dict[Any, Any], line: int, width: int) -> tuple[Any, str | None, bool]:
-    value = {key: cell for key, cell in row.items() if key is not None and cell is not None}
-    if surplus := row.get(None):
-        cells = width + len(surplus)
-        return value, f"line {line}: {cells} cells, the header has {width}; quote cells that hold commas", False
+def _read_csv(path: Path, encoding: str, columns: Columns, say: Say) -> Read:
+    with _opened(path) as handle:
+        codec = text_encoding.detect(handle) if encoding == "utf-8" else encoding
+        is_utf8 = codec == "utf-8-sig"
+        # bytes that are no text cost their record only
+        text = _text(handle, codec, "surrogateescape" if is_utf8 else "replace")
+        separator = _separator(path, text, columns)
+        found = delimited.rows(text, separator)
+        header = next(found, None)
+        if header and header.problem:
+            raise UsageError(f"{path}: {header.place}: {header.problem}; expected the names of the columns.")
+        names = header.cells if header else []
+        _check_header(path, names, columns)
+        if not is_utf8 or separator != ",":
+            say(f"{path}: read as {text_encoding.shown(codec)}, its cells separated by {SEPARATORS[separator]}s")
+        read = (_csv_record(row, names, codec, SEPARATORS[separator]) for row in found)
+        yield from _unless_most_are_broken(path, read)
+
+
+def _separator(path: Path, text: TextIO, columns: Columns) -> str:
+    """The separator under which the first line names known columns, else the one that gives it the most cells."""
+    while (line := text.readline(delimited.MAX_CHARS)) and not line.strip():
+        pass
+    text.seek(0)
+    tried = sorted(SEPARATORS, key=lambda sign: path.suffix.lower() == ".tsv" and sign != "\t")
+    named = {sign: delimited.cells_of(line.rstrip("\r\n"), sign) for sign in tried}
+    known = (sign for sign, names in named.items() if _are_known(names, columns))
+    return next(known, None) or max(tried, key=lambda sign: len(named[sign]) or line.count(sign) + 1)
+
+
+def _are_known(names: list[str], columns: Columns) -> bool:
+    if columns:
+        return set(columns.values()) <= set(names)
+    return map_fields(dict.fromkeys(names, "x")).shape != "unknown"
+
+
+def _unless_most_are_broken(path: Path, records: Read) -> Read:
+    """The same records.
+
+    Raises:
+        UsageError: more than half of them are broken; the message shows the first problem.
+    """
+    total, broken, first = 0, 0, ""
+    for value, problem, damaged in records:
+        total += 1
+        if problem:
+            broken, first = broken + 1, first or problem
+        yield value, problem, damaged
+    if 2 * broken > total:
+        raise UsageError(
+            f"{path}: {broken} of its {total} rows cannot be read as CSV; the first: {first}. Mend the file, or save it as JSONL."
+        )
+
+
+def _csv_record(row: delimited.Row, names: list[str], codec: str, separator: str) -> tuple[Any, str | None, bool]:
+    if row.problem:
+        return row.text, f"{row.place}: {row.problem}", False
+    value = dict(zip(names, row.cells, strict=False))
+    width, cells = len(names), len(row.cells)
+    named = next((at for at in range(width, 0, -1) if names[at - 1]), 0)  # columns at the end may have no name
+    if _is_damaged(row.cells, codec):
+        encoding = text_encoding.shown(codec)
+        return value, f"{row.place}: not {encoding}; save the file as UTF-8, or declare its encoding", True
+    if cells > width or any(map(str.strip, row.cells[named:])):
+        told = f"the header has {width}" if cells > width else f"the header names {named}"
+        return value, f"{row.place}: {cells} cells, {told}; quote cells that hold {separator}s", False
+    if cells < width:
+        found = "1 cell" if cells == 1 else f"{cells} cells"
+        return value, f"{row.place}: {found}, the header has {width}; a row has as many cells as the header", False
     return value, None, False
 
 
+def _is_damaged(cells: list[str], codec: str) -> bool:
+    """Whether bytes were no text in this encoding; see `_read_csv` for what stands in their place."""
+    told = "".join(cells)
+    return not told.isascii() and (_readable(told) != told if codec == "utf-8-sig" else "\ufffd" in told)
+
+
+def _readable(text: str) -> str:
+    """`text` with a question mark in the place of every byte that is no text."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
 def _check_header(path: Path, names: list[str], columns: Columns) -> None:
-    if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
-        raise UsageError(
-            f"{path}: the column {twice!r} stands twice; which of them is meant, nobody can say: rename one."
-        )
+    names = [_readable(name) for name in names]
     _check_columns(path, names, columns)
     if not columns and map_fields(dict.fromkeys(names, "x")).shape == "unknown":
-        raise UsageError(f"{path}: its columns are {', '.join(names) or 'none'}; expected {SHAPES}. {NAME_THEM}")
+        raise UsageError(
+            f"{path}: its columns are {_listed(names)}; expected {SHAPES}. {NAME_THEM} The first line must name the columns."
+        )
 
 
 def _check_columns(path: Path, names: list[str], columns: Columns) -> None:
+    if twice := next((name for at, name in enumerate(names) if name and name in names[:at]), None):
+        raise UsageError(
+            f"{path}: the column {twice!r} stands twice; which of them is meant, nobody can say: rename one."
+        )
     if missing := [f"{theirs!r} ({ours})" for ours, theirs in (columns or {}).items() if theirs not in names]:
-        raise UsageError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(names) or 'none'}.")
+        raise UsageError(f"{path}: has no column {', '.join(missing)}; its columns are {_listed(names)}.")
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:60]}…" for name in names[:20])
+    return (shown + (", …" if len(names) > 20 else "")) or "none"
 
 
 def _read_parquet(path: Path, _: str, columns: Columns) -> Read:

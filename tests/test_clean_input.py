@@ -87,7 +87,7 @@ def holding(content: bytes) -> Callable[[Path], Any]:
         ("latin.json", holding('[{"instruction": "café"}]'.encode("latin-1")), "is not UTF-8; save the file as UTF-8, or"),
         ("object.json", holding(b'{"instruction": "x"}'), "expected a list of records"),
         ("after.json", holding(b"[{}] [{}]"), "not JSON"),
-        ("other.csv", holding(b"title;text\nx;y\n"), "its columns are title;text; expected instruction"),
+        ("other.csv", holding(b"title;text\nx;y\n"), "its columns are title, text; expected instruction"),
         ("wide.jsonl", holding(json.dumps(story(1)).encode("utf-16")), "is UTF-16; save the file as UTF-8"),
         ("cut.parquet", holding(b"PAR1" + bytes(200) + b"PAR1"), "not a Parquet file"),
     ],
@@ -234,7 +234,7 @@ def test_bytes_that_are_no_text_cost_their_csv_row_only(data: DataRoot, tmp_path
     rows = [
         f'"{r["instruction"]}","{r["output"]}"'.encode()
         for r in (story(i) for i in range(40))
-        if '"' not in r["output"]
+        if '"' not in r["instruction"] + r["output"]
     ]
     path = saved(
         tmp_path, "a.csv", b"instruction,output\n" + b"\n".join(rows) + b'\nWhich book\xff is it?,"It is a book."\n'

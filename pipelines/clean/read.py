@@ -6,9 +6,10 @@ from pathlib import Path
 from pipelines import hub
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.experiments import Experiments, FileSource, HubSource
+from pipelines.files import announce
 from pipelines.generate.generate import generated_records
 from pipelines.paths import DataRoot
-from pipelines.records import RawRecord, Side, expand, read_corpus, read_file
+from pipelines.records import RawRecord, Say, Side, expand, read_corpus, read_file
 
 CORPUS = "corpus"
 GENERATED = "local_generator"
@@ -24,8 +25,9 @@ def corpus_records(data: DataRoot, *, side: Side | None = None) -> list[RawRecor
     return [RawRecord(source=CORPUS, value=value, side=side) for value in read_corpus(data.tracked("corpus.json"))]
 
 
-def raw_records(data: DataRoot, experiments: Experiments) -> Iterator[RawRecord]:
-    """All raw records that `sources:` names, in no particular order, read as they are asked for.
+def raw_records(data: DataRoot, experiments: Experiments, *, say: Say = announce) -> Iterator[RawRecord]:
+    """All raw records that `sources:` names, in no particular order, read as they are asked for. `say` is told how files are read
+    that are not read as usual.
 
     Raises:
         UsageError: a source is missing or broken; the message names the place.
@@ -37,10 +39,10 @@ def raw_records(data: DataRoot, experiments: Experiments) -> Iterator[RawRecord]
     if sources.uses_corpus:
         yield from corpus_records(data, side=side)
     yield from generated_records(data, experiments)
-    yield from file_records(own, side=side)
+    yield from file_records(own, side=side, say=say)
     for dataset in sources.hub:
         yield from hub_records(dataset, side=side)
-    yield from file_records(held_out, side="eval")
+    yield from file_records(held_out, side="eval", say=say)
 
 
 def named_files(sources: Iterable[FileSource]) -> dict[Path, FileSource]:
@@ -56,11 +58,13 @@ def named_files(sources: Iterable[FileSource]) -> dict[Path, FileSource]:
     return found
 
 
-def file_records(files: Mapping[Path, FileSource], *, side: Side | None = None) -> Iterator[RawRecord]:
+def file_records(
+    files: Mapping[Path, FileSource], *, side: Side | None = None, say: Say = announce
+) -> Iterator[RawRecord]:
     """The records of these files; `side` is the one they are fixed to, if any."""
     for path, source in files.items():
         fixed = side if source.evaluate else "train"
-        yield from read_file(path, encoding=source.encoding, side=fixed, columns=source.columns)
+        yield from read_file(path, encoding=source.encoding, side=fixed, columns=source.columns, say=say)
 
 
 def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawRecord]:

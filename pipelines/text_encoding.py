@@ -1,0 +1,92 @@
+"""The encoding of a text file that declares none: by its byte order mark, else by its bytes.
+
+UTF-8 is taken wherever it can be. Another encoding is only guessed where most of what is not ASCII is no UTF-8, since a wrong
+guess gives text that nobody wrote.
+"""
+
+import codecs
+from typing import IO
+
+SAMPLE_BYTES = 1 << 18  # of lines that are not ASCII
+PIECE_BYTES = 1 << 20
+MARKS = (  # UTF-32's mark begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# those that people's spreadsheets write, by one or two bytes a character
+ONE_BYTE = ("cp1252", "cp1250", "cp1251", "koi8_r", "mac_roman")
+TWO_BYTES = ("cp949", "cp932", "euc_jp", "gb18030", "big5")
+CENTRAL_EUROPE = frozenset(("bs", "cs", "hr", "hu", "pl", "ro", "sk", "sl", "sq"))  # languages that cp1250 is for
+LANGUAGE_CHARS = 4000
+LEAST_COHERENCE = 0.1  # of letters to a language's, 0 to 1: any bytes are text in an encoding of one byte a character
+MOST_CHAOS = 0.2
+
+
+def detect(handle: IO[bytes]) -> str:
+    """The name of the codec that reads `handle`, which stands at its start afterwards; UTF-8 where nothing else is sure."""
+    head = handle.read(4096)
+    found = next((codec for mark, codec in MARKS if head.startswith(mark)), None) or _unmarked_utf16(head)
+    if not found:
+        handle.seek(0)
+        found = _guessed(_lines_beyond_ascii(handle))
+    handle.seek(0)
+    return found
+
+
+def shown(codec: str) -> str:
+    """The codec's name for people."""
+    return {"utf-8-sig": "UTF-8"}.get(codec, codec.upper() if codec.startswith("utf") else codec)
+
+
+def _unmarked_utf16(head: bytes) -> str | None:
+    """UTF-16 of mostly Latin text has a zero in every other byte."""
+    zeros = (head[::2].count(0), head[1::2].count(0))
+    if max(zeros) < 0.2 * len(head) / 2 or min(zeros) > 0.1 * max(zeros) or not any(head.replace(b"\0", b"")):
+        return None
+    return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
+
+
+def _lines_beyond_ascii(handle: IO[bytes]) -> list[bytes]:
+    """Lines that are not ASCII, as many as a sample holds."""
+    lines: list[bytes] = []
+    held, rest = 0, b""
+    while held < SAMPLE_BYTES and (piece := handle.read(PIECE_BYTES)):
+        *whole, rest = (rest + piece).split(b"\n")
+        if len(rest) > PIECE_BYTES:  # a line without end
+            whole, rest = [*whole, rest[:PIECE_BYTES]], b""
+        if not piece.isascii():
+            lines += [line for line in whole if not line.isascii()]
+            held = sum(map(len, lines))
+    return lines if held >= SAMPLE_BYTES or rest.isascii() else [*lines, rest]
+
+
+def _guessed(lines: list[bytes]) -> str:
+    broken = [line for line in lines if not _is_utf8(line)]
+    if 2 * len(broken) <= len(lines):
+        return "utf-8-sig"
+    from charset_normalizer import from_bytes  # slow to load, and most files are UTF-8
+
+    sample = b"\n".join(lines)[: 2 * SAMPLE_BYTES]
+    best = from_bytes(sample, cp_isolation=[*TWO_BYTES, *ONE_BYTE], threshold=MOST_CHAOS).best()
+    if best is None or (best.encoding in ONE_BYTE and best.coherence < LEAST_COHERENCE):
+        return "utf-8-sig"
+    return _european(sample) if best.encoding in ("cp1250", "cp1252") else best.encoding
+
+
+def _european(sample: bytes) -> str:
+    """Western or Central Europe's: nearly any bytes are letters in both, so the language decides, which ASCII letters tell too."""
+    import py3langid
+
+    language, _ = py3langid.classify(sample.decode("cp1252", errors="ignore")[:LANGUAGE_CHARS])
+    return "cp1250" if language in CENTRAL_EUROPE else "cp1252"
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
