@@ -1,9 +1,9 @@
 """Records: the shape that everything else trusts, the readers of files that people bring, and the built-in corpus."""
 
 import codecs
-import glob
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, TextIO
 import pyarrow.parquet as parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines import delimited, json_stream, text_encoding
+from pipelines import delimited, globbing, json_stream, text_encoding
 from pipelines.delimited import SEPARATORS
 from pipelines.errors import UsageError
 from pipelines.files import announce
@@ -139,24 +139,37 @@ def _read_text(path: Path, encoding: str) -> str:
             ) from None
 
 
-def expand(patterns: list[str]) -> list[Path]:
-    """The files that paths and globs name.
+def expand(patterns: list[str], *, say: Say = announce) -> list[Path]:
+    """The files that paths and globs name. A path by itself may be a link to anywhere; a glob stays within its folder, and `say`
+    is told of linked folders that `**` does not enter.
 
     Raises:
-        UsageError: a pattern that names nothing, a folder, or a file of an unknown kind.
+        UsageError: a pattern that names nothing, a folder, no regular file, a file of an unknown kind, or, by a glob, a link that
+            leads out of its folder.
     """
     files: list[Path] = []
     for pattern in patterns:
-        found = sorted(Path(name) for name in glob.glob(pattern, recursive=True)) or [Path(pattern)]
+        found = sorted(globbing.files_of(pattern, say)) or [Path(pattern)]
         for path in found:
             if path.is_dir():
                 raise UsageError(f"{path}: is a folder; name its files, such as {path}/*.jsonl.")
             if not path.is_file():
-                raise UsageError(f"{path}: {'not a file' if path.exists() else 'no such file'}.")
+                raise UsageError(f"{path}: {_no_file(path)}.")
             if path.suffix.lower() not in SUFFIXES:
                 raise UsageError(f"{path}: unknown kind {path.suffix!r}; expected one of {', '.join(SUFFIXES)}.")
+            if (out := globbing.leads_out(pattern, path)) is not None:
+                raise UsageError(
+                    f"{path}: is a link that leads out of {out} to {path.resolve()}; where that file is meant, name it by "
+                    "itself, without * in its path."
+                )
         files += found
     return list(dict.fromkeys(files))
+
+
+def _no_file(path: Path) -> str:
+    if os.path.exists(path):
+        return "not a file; a pipe or a device holds no records"
+    return f"no such file, only a link to {path.readlink()}" if path.is_symlink() else "no such file"
 
 
 def read_file(

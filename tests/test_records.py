@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,49 @@ def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
 def test_a_glob_that_matches_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\*\.csv: no such file"):
         expand([f"{tmp_path}/*.csv"])
+
+
+def test_a_glob_stays_within_its_folder(tmp_path: Path) -> None:
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    outside.mkdir()
+    inside.mkdir()
+    saved(outside, "far.jsonl", "")
+    own = saved(inside, "a.jsonl", "")
+    (inside / "b.jsonl").symlink_to("a.jsonl")
+    assert expand([f"{inside}/*.jsonl"]) == [own, inside / "b.jsonl"], "a link that stays within is a file"
+    (inside / "c.jsonl").symlink_to(outside / "far.jsonl")
+    for pattern in (f"{inside}/*.jsonl", f"{inside}/**/*.jsonl", f"{inside}/[c].jsonl"):
+        with pytest.raises(UsageError, match=r"c\.jsonl: is a link that leads out of .*inside to .*outside/far\.jsonl"):
+            expand([pattern])
+    assert expand([f"{inside}/c.jsonl"]) == [inside / "c.jsonl"], "named by itself it is meant"
+    (inside / "c.jsonl").unlink()
+    (inside / "folder").symlink_to(outside)
+    with pytest.raises(UsageError, match=r"folder/far\.jsonl: is a link that leads out"):
+        expand([f"{inside}/*/*.jsonl"])
+
+
+def test_no_glob_goes_round_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    own = saved(tmp_path / "deep", "a.jsonl", "")
+    saved(tmp_path, ".hidden.jsonl", "")
+    for name in ("one", "two"):
+        (tmp_path / "deep" / name).symlink_to(tmp_path)
+    said: list[str] = []
+    assert expand([f"{tmp_path}/**/*.jsonl"], say=said.append) == [own]
+    told = f"is a link to the folder {tmp_path}, which ** does not enter; name it if it is meant"
+    assert said == [f"{tmp_path}/deep/one: {told}", f"{tmp_path}/deep/two: {told}"]
+    assert expand([f"{tmp_path}/**/deep/**/*.jsonl"], say=said.append) == [own]
+
+
+def test_what_a_glob_finds_that_is_no_file_is_said(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(UsageError, match=r"a\.jsonl: not a file; a pipe or a device holds no records"):
+        expand([f"{tmp_path}/*.jsonl"])
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "b.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"b\.jsonl: not a file; a pipe or a device holds no records"):
+        expand([f"{tmp_path}/*.jsonl"])
+    (tmp_path / "b.jsonl").unlink()
+    (tmp_path / "c.jsonl").symlink_to("gone.jsonl")
+    with pytest.raises(UsageError, match=r"c\.jsonl: no such file, only a link to gone\.jsonl"):
+        expand([f"{tmp_path}/**"])

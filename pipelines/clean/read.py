@@ -35,7 +35,7 @@ def raw_records(data: DataRoot, experiments: Experiments, *, say: Say = announce
     """
     sources = experiments.sources
     side: Side | None = "train" if sources.eval_files else None
-    own, held_out = named_files(sources.files), named_files(sources.eval_files)
+    own, held_out = named_files(sources.files, say=say), named_files(sources.eval_files, say=say)
     if sources.uses_corpus:
         yield from corpus_records(data, side=side)
     yield from generated_records(data, experiments)
@@ -45,7 +45,7 @@ def raw_records(data: DataRoot, experiments: Experiments, *, say: Say = announce
     yield from file_records(held_out, side="eval", say=say)
 
 
-def named_files(sources: Iterable[FileSource]) -> dict[Path, FileSource]:
+def named_files(sources: Iterable[FileSource], *, say: Say = announce) -> dict[Path, FileSource]:
     """Every file that these paths and globs name, once, with the first source that names it.
 
     Raises:
@@ -53,7 +53,7 @@ def named_files(sources: Iterable[FileSource]) -> dict[Path, FileSource]:
     """
     found: dict[Path, FileSource] = {}
     for source in sources:
-        for path in expand([source.path]):
+        for path in expand([source.path], say=say):
             found.setdefault(path, source)
     return found
 
