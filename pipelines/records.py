@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, TextIO
 import pyarrow.parquet as parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines import delimited, globbing, json_stream, text_encoding
+from pipelines import delimited, globbing, json_stream, parquet_values, text_encoding
 from pipelines.delimited import SEPARATORS
 from pipelines.errors import UsageError
 from pipelines.files import announce
@@ -391,6 +391,6 @@ def _read_parquet(path: Path, _: str, columns: Columns) -> Read:
             file = parquet.ParquetFile(handle)
             _check_columns(path, file.schema_arrow.names, columns)
             for batch in file.iter_batches(batch_size=2000):
-                yield from ((value, None, False) for value in batch.to_pylist())
+                yield from ((value, None, False) for value in parquet_values.rows(batch))
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: not a Parquet file: {error}") from None

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from pipelines import records as reading
@@ -318,6 +320,18 @@ def test_a_dataset_is_read_through_datasets_with_its_split(tmp_path: Path, monke
     assert {record.side for record in half} == {"train"}
     with pytest.raises(UsageError, match="split 'tset'"):
         list(hub_records(HubSource(dataset=str(tmp_path / "set"), split="tset")))
+
+
+def test_a_dataset_may_hold_dates_beyond_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    times = pa.array([1, 300_000_000_000, 2], pa.int64()).cast(pa.timestamp("s"))
+    numbers = pa.array(["one", "two", "three"])
+    table = pa.table({"instruction": numbers, "output": numbers, "at": times})
+    parquet.write_table(table, tmp_path / "set" / "train.parquet")
+    found = [record.value for record in hub_records(HubSource(dataset=str(tmp_path / "set")))]
+    assert [row["instruction"] for row in found] == ["one", "two", "three"]
+    assert [str(row["at"])[:10] for row in found] == ["1970-01-01", "11476-08-1", "1970-01-01"]
 
 
 # --- one result or the other, and nothing between

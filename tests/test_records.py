@@ -309,3 +309,47 @@ def test_what_a_glob_finds_that_is_no_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").symlink_to("gone.jsonl")
     with pytest.raises(UsageError, match=r"c\.jsonl: no such file, only a link to gone\.jsonl"):
         expand([f"{tmp_path}/**"])
+
+
+# --- Parquet holds more than Python
+
+
+def test_values_beyond_python_are_texts(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    far = pa.array([300_000_000_000], pa.int64())
+    columns = {
+        "instruction": pa.array(["What is far?"]),
+        "output": pa.array(["The year 11476."]),
+        "at": far.cast(pa.timestamp("s")),
+        "day": pa.array([4_000_000], pa.int32()).cast(pa.date32()),
+        "took": pa.array([10**15], pa.int64()).cast(pa.duration("s")),
+        "exact": pa.array([1], pa.int64()).cast(pa.timestamp("ns")),
+        "nowhere": pa.array([1], pa.int64()).cast(pa.timestamp("s", tz="Nowhere/X")),
+        "deep": pa.StructArray.from_arrays([pa.ListArray.from_arrays([0, 1], far.cast(pa.timestamp("s")))], ["at"]),
+    }
+    parquet.write_table(pa.table(columns), path)
+    (record,) = read_file(path)
+    assert (record.problem, record.value["output"]) == (None, "The year 11476.")
+    assert record.value["at"] == "11476-08-15 05:20:00.000" and record.value["deep"] == {
+        "at": ["11476-08-15 05:20:00.000"]
+    }
+    assert (record.value["day"], record.value["took"]) == ("12921-08-18", "1000000000000000")
+    assert str(record.value["exact"]) == "1970-01-01 00:00:00.000000001"
+    assert record.value["nowhere"] == "timestamp[ms, tz=Nowhere/X]: a value that cannot be shown"
+
+
+def test_a_parquet_text_that_is_no_utf8_costs_its_record_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = pa.array([b"good", b"bad \xff"], pa.binary()).cast(pa.string(), safe=False)
+    parquet.write_table(pa.table({"instruction": ["a", "b"], "output": texts}), path)
+    assert values(path) == [{"instruction": "a", "output": "good"}, {"instruction": "b", "output": "bad \udcff"}]
+
+
+def test_a_parquet_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    twice = pa.Table.from_arrays(
+        [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], ["instruction", "output", "output"]
+    )
+    parquet.write_table(twice, path)
+    with pytest.raises(UsageError, match=r"a\.parquet: the column 'output' stands twice"):
+        values(path)

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from pipelines import hub
+from pipelines import hub, parquet_values
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.experiments import Experiments, FileSource, HubSource
 from pipelines.files import announce
@@ -84,5 +85,19 @@ def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawR
         raise UnavailableError(
             f"sources.hub: cannot load {source.dataset}: {because or first}; connect once, or fill HF_HOME."
         ) from None
-    for row in rows:
+    for row in _rows(rows):
         yield RawRecord(source.dataset, row, side=side if source.evaluate else "train", columns=source.columns)
+
+
+def _rows(dataset: Any) -> Iterator[Any]:
+    """The rows of a dataset; from the first on that holds what Python has no value for, they are read from its Arrow tables."""
+    read = 0
+    try:
+        for row in dataset:
+            read += 1
+            yield row
+    except parquet_values.UNREADABLE:
+        rest = dataset.select(range(read, len(dataset))).with_format("arrow")
+        for table in rest.iter(1000):
+            for batch in table.to_batches():
+                yield from parquet_values.rows(batch)
