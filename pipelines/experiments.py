@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import yaml
 from pydantic import (
     AfterValidator,
     Field,
+    JsonValue,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -29,6 +29,7 @@ from pipelines.provider_settings import Generation, Provider
 from pipelines.settings import Share, Slug, Strict, expected_one_of
 from pipelines.shapes.options import Options, Reasoning, ToolCalls
 from pipelines.weights_record import listed, packaged_name, packages
+from pipelines.yaml_file import MESSAGE_CHARS, Lines, Place, cut, joined, read, where
 
 Kind = Literal["none", "full", "lora"]
 
@@ -370,7 +371,7 @@ class Profile(Strict):
     launcher: LauncherName = "local"
     devices: PositiveInt = 1
     sharding: Sharding = "none"
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, JsonValue] = {}
     ray: Ray | None = None
     slurm: Slurm | None = None
 
@@ -390,7 +391,8 @@ class Profile(Strict):
         for name, values in (("models", self.models), ("methods", self.methods), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: each of them once (got {', '.join(map(str, values))})")
-        if not isinstance(self.deepspeed.get("zero_optimization", {}), dict):
+        zero: Any = self.deepspeed.get("zero_optimization", {})
+        if not isinstance(zero, dict):
             raise ValueError("deepspeed: zero_optimization: expected a mapping, as in DeepSpeed's own configuration")
         if self.deepspeed and self.sharding not in ("zero2", "zero3"):
             raise ValueError(f"deepspeed: belongs to sharding zero2 and zero3, not {self.sharding}")
@@ -398,7 +400,7 @@ class Profile(Strict):
             raise ValueError(
                 f"deepspeed: {', '.join(ours)}: training: says that for every launcher, so that rows compare"
             )
-        if "stage" in self.deepspeed.get("zero_optimization", {}):
+        if "stage" in zero:
             raise ValueError("deepspeed: zero_optimization.stage: that is sharding: zero2 or zero3")
         return self
 
@@ -588,9 +590,6 @@ class Nightly(Strict):
     alarm_after_hours: Annotated[float, Field(gt=0, le=87600)] = 36
 
 
-Place = tuple[str | int, ...]
-
-
 class Experiments(Strict):
     models: Annotated[dict[Slug, Model], Field(min_length=1)]
     methods: Annotated[dict[Slug, Method], Field(min_length=1)]
@@ -701,69 +700,28 @@ def load(path: Path | None = None) -> Experiments:
         loaded = Experiments.model_validate(data)
     except ValidationError as error:
         messages = [_explain(path, lines, item) for item in error.errors()]
-        raise UsageError("\n".join(dict.fromkeys(messages))) from None
+        raise UsageError(joined(messages)) from None
     for place, value, allowed in loaded._names_that_do_not_exist():
         if value not in allowed:
-            message = f"got {value!r}; {expected_one_of(value, allowed)}"
-            raise UsageError(f"{_where(path, lines, place)}: {message}")
+            message = cut(f"got {cut(repr(value))}; {expected_one_of(value, allowed)}", MESSAGE_CHARS)
+            raise UsageError(f"{where(path, lines, place)}: {message}")
     return loaded
 
 
-def parse(path: Path) -> tuple[Any, dict[Place, int]]:
+def parse(path: Path) -> tuple[Any, Lines]:
     """What a YAML file holds, and the line of each of its keys.
 
     Raises:
-        UsageError: not there, not YAML, or a key given twice.
+        UsageError: not there, not YAML, or refused, such as a key given twice.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[Place, int] = {}
-        if root is not None:
-            _note_lines(path, root, (), lines)
-        return yaml.safe_load(text), lines
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; set FEATHERWEIGHT_EXPERIMENTS to your experiments.yaml.") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
-
-
-def _note_lines(path: Path, node: yaml.Node, place: Place, lines: dict[Place, int]) -> None:
-    """Remember each key's line, and refuse a key given twice: YAML would silently keep the last one."""
-    lines.setdefault(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                raise UsageError(f"{path}:{line}: a key is a list or a mapping; expected a name")
-            if key.value in seen:
-                raise UsageError(f"{path}:{line}: {key.value!r} is given twice (first in line {seen[key.value]})")
-            seen[key.value] = line
-            lines[(*place, key.value)] = line
-            _note_lines(path, value, (*place, key.value), lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            _note_lines(path, value, (*place, i), lines)
+    return read(path, "set FEATHERWEIGHT_EXPERIMENTS to your experiments.yaml.")
 
 
 def _without_password(text: str) -> str:
     return re.sub(r"://[^/\s]*@", "://…@", text)
 
 
-def _where(path: Path, lines: dict[Place, int], place: Place) -> str:
-    known = place
-    while known and known not in lines:
-        known = known[:-1]
-    dotted = re.sub(r"\.\[", "[", ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in place))
-    return f"{path}:{lines.get(known, 1)}: {dotted or 'the file'}"
-
-
-def _explain(path: Path, lines: dict[Place, int], item: Any) -> str:
+def _explain(path: Path, lines: Lines, item: Any) -> str:
     # pydantic adds the tried union member's name to the place; the file's own keys come first
     place = tuple(item["loc"])
     while place and place not in lines:
@@ -772,10 +730,10 @@ def _explain(path: Path, lines: dict[Place, int], item: Any) -> str:
         place = (*place, item["loc"][-1])
     if item["type"] == "unknown_key":
         place = (*place, item["ctx"]["key"])
-    message = item["msg"].removeprefix("Value error, ")
-    found = _without_password(repr(item.get("input")))
+    message = cut(item["msg"].removeprefix("Value error, "), MESSAGE_CHARS)
+    found = cut(_without_password(repr(item.get("input"))))
     shown = "" if item["type"] in ("missing", "value_error", "unknown_key") else f"got {found}; "
-    return f"{_where(path, lines, place)}: {shown}{message}"
+    return f"{where(path, lines, place)}: {shown}{message}"
 
 
 def profile_name(experiments: Experiments, wanted: str | None) -> str:

@@ -1,9 +1,9 @@
 """The `providers` and `generation` sections of experiments.yaml: who may be asked, what for, and what it may cost."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipelines.settings import Strict, expected_one_of
 
@@ -54,7 +54,7 @@ class Provider(Strict):
     longest_retry_after_seconds: PositiveFloat = 60
     budget_usd: NonNegativeFloat | None = None
     price: Price | None = None
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, JsonValue] = {}
     batch: bool = False
     requests: NonNegativeInt | None = None
     max_tokens: PositiveInt | None = None

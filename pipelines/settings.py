@@ -6,6 +6,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from pipelines.yaml_file import SHOWN_CHARS, cut
+
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -19,15 +21,15 @@ class Strict(BaseModel):
     @classmethod
     def _name_unknown_keys(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            known = list(cls.model_fields)
+            known = [field.alias or name for name, field in cls.model_fields.items()]
             for key in data:
                 if key not in known:
-                    message = f"unknown key {key!r}; {expected_one_of(str(key), known)}"
+                    message = f"unknown key {cut(repr(key))}; {expected_one_of(str(key), known)}"
                     raise PydanticCustomError("unknown_key", "{message}", {"message": message, "key": str(key)})
         return data
 
 
 def expected_one_of(value: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(value, allowed, n=1)
+    close = difflib.get_close_matches(value, allowed, n=1) if len(value) <= SHOWN_CHARS else []
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"expected one of {', '.join(allowed)}{hint}"

@@ -1,26 +1,29 @@
 """data/topics.yaml: the grid of topics, a seeded sample that covers every axis evenly, and the rendered prompts."""
 
 import random
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
 from itertools import islice
 from math import prod
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal
 
 import jsonschema
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from pipelines.errors import UsageError
-from pipelines.records import explain
 from pipelines.settings import Strict, expected_one_of
 from pipelines.shapes.mapping import SHAPES, TURNS, map_fields
+from pipelines.yaml_file import MESSAGE_CHARS, Lines, cut, joined, read
 
 Cell = dict[str, str]
 JsonSchema = jsonschema.Draft202012Validator
+PLAIN_FORM = re.compile(r"(?!.*\d{4})[^{}]*")
 
 
 class TopicGrid(Strict):
@@ -36,32 +39,25 @@ class TopicGrid(Strict):
     prompt: str
     system: str = ""
     # pydantic's own BaseModel has a method of this name
-    record_schema: dict[str, Any] = Field(alias="schema")
+    record_schema: dict[str, JsonValue] = Field(alias="schema")
     record: dict[Literal["instruction", "input", "output"], str] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_unknown_keys(cls, data: Any) -> Any:
-        known = ["axes", "languages", "topic", "prompt", "system", "schema", "record"]
-        for key in data if isinstance(data, dict) else []:
-            if key not in known:
-                raise ValueError(f"unknown key {key!r}; {expected_one_of(str(key), known)}")
-        return data
 
     @model_validator(mode="after")
     def _axes_exist(self) -> "TopicGrid":
         for axis, values in self.axes.items():
             if not values:
                 raise ValueError(f"axis {axis!r} has no values")
-            if twice := [value for value in values if values.count(value) > 1]:
-                raise ValueError(f"axis {axis!r} has the value {twice[0]!r} twice")
+            if twice := [value for value, count in Counter(values).items() if count > 1]:
+                raise ValueError(f"axis {axis!r} has the value {cut(repr(twice[0]))} twice")
         for axis in self.topic:
             if axis not in self.axes:
                 raise ValueError(f"topic names {axis!r}; {expected_one_of(axis, list(self.axes))}")
+        if problem := _misfit(self.prompt, self.axes, "an axis"):
+            raise ValueError(f"prompt: {problem}")
         try:
             self.render({axis: values[0] for axis, values in self.axes.items()})
-        except (LookupError, AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"prompt: {error} is not an axis; {expected_one_of('', list(self.axes))}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"prompt: {error}; expected the axes' names alone, such as {{{self.topic[0]}}}") from None
         return self
 
     @model_validator(mode="after")
@@ -70,21 +66,21 @@ class TopicGrid(Strict):
             check_schema(self.record_schema)
         except jsonschema.SchemaError as error:
             raise ValueError(f"schema: not a JSON schema: {error.message}") from None
-        fields = dict.fromkeys(self.record_schema.get("properties", {}), "x")
+        fields = dict.fromkeys(self._names("properties"), "x")
         for name, template in self.record.items():
-            try:
-                template.format_map(fields)
-            except (LookupError, AttributeError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"record.{name}: {error} is not a field; {expected_one_of('', list(fields))}"
-                ) from None
+            if problem := _misfit(template, fields, "a field"):
+                raise ValueError(f"record.{name}: {problem}")
         if problem := self._no_record():
             raise ValueError(problem)
         return self
 
+    def _names(self, under: str) -> list[str]:
+        named: Any = self.record_schema.get(under, [])
+        return list(named)
+
     def _no_record(self) -> str | None:
         """Why no answer could become a record, as far as the names tell."""
-        names = dict.fromkeys([*self.record_schema.get("properties", {}), *self.record_schema.get("required", [])], "x")
+        names = dict.fromkeys([*self._names("properties"), *self._names("required")], "x")
         if self.record:
             missing = [name for name in ("instruction", "output") if name not in self.record]
             return f"record: says nothing of {' and '.join(missing)}" if missing else None
@@ -156,6 +152,11 @@ def check_schema(schema: dict[str, Any]) -> None:
             parts.extend(part.values())
         elif isinstance(part, list):
             parts.extend(part)
+    try:
+        for answer in ({}, dict.fromkeys(schema.get("properties", {}), "x")):
+            next(JsonSchema(schema).iter_errors(answer), None)
+    except RecursionError:
+        raise ValueError("schema: a $ref leads back to itself, so no answer could be checked") from None
 
 
 def _shuffled_forever(values: list[str], rng: random.Random):
@@ -169,15 +170,35 @@ def load_topics(path: Path) -> TopicGrid:
     """Read and check data/topics.yaml.
 
     Raises:
-        UsageError: not there, not YAML, or a wrong key or value, which is named.
+        UsageError: not there, not YAML, or a wrong key or value, which is named with its line.
     """
+    found, lines = read(path, "it holds the grid of topics to generate for.")
     try:
-        return TopicGrid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; it holds the grid of topics to generate for.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML: {error}") from None
+        return TopicGrid.model_validate(found)
     except ValidationError as error:
-        raise UsageError(f"{path}: {explain(error)}") from None
+        raise UsageError(joined([_explain(path, lines, item) for item in error.errors()])) from None
+
+
+def _explain(path: Path, lines: Lines, item: Any) -> str:
+    place, message = tuple(item["loc"]), item["msg"].removeprefix("Value error, ")
+    if item["type"] == "unknown_key":
+        place = (*place, item["ctx"]["key"])
+    named = "" if not item["loc"] else f"{cut('.'.join(str(part) for part in place))}: "
+    about = place or (message.partition(":")[0].partition(".")[0],)  # a check of the whole grid names its field first
+    line = next((lines[about[:end]] for end in range(len(about), -1, -1) if about[:end] in lines), 1)
+    found = "" if item["type"] in ("missing", "value_error", "unknown_key") else f" (got {cut(repr(item['input']))})"
+    return f"{path}:{line}: {named}{cut(message, MESSAGE_CHARS)}{found}"
+
+
+def _misfit(template: str, known: Collection[str], what: str) -> str | None:
+    """Why the template cannot be filled in from `known`. A width is limited: one of nine digits would fill the memory."""
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        return f"{error}; a brace that stands for itself is written twice"
+    for _, field, form, _ in parts:
+        if field is not None and field not in known:
+            return f"{cut(repr(field))} is not {what}; {expected_one_of('', list(known))}"
+        if form and not PLAIN_FORM.fullmatch(form):
+            return f"{{{field}:{cut(form)}}} has a format that is not taken; expected {{{field}}} alone, or a width below 1000"
+    return None

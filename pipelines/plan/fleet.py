@@ -14,6 +14,7 @@ from pipelines.estimate.estimate import machine_gb
 from pipelines.experiments import Profile, parse
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.settings import Slug, Strict
+from pipelines.yaml_file import MESSAGE_CHARS, cut, joined
 
 
 class Node(Strict):
@@ -72,20 +73,20 @@ def load(path: Path) -> Fleet:
     try:
         return Fleet.model_validate(found)
     except ValidationError as error:
-        raise UsageError("\n".join(f"{path}: {_explain(found, item)}" for item in error.errors())) from None
+        raise UsageError(joined([f"{path}: {_explain(found, item)}" for item in error.errors()])) from None
 
 
 def _explain(found: Any, item: Any) -> str:
     place = list(item["loc"])
     if item["type"] == "unknown_key":
         place.append(item["ctx"]["key"])
-    named = ".".join(str(part) for part in place) or "the file"
+    named = cut(".".join(str(part) for part in place)) or "the file"
     if len(place) > 1 and place[0] == "nodes" and isinstance(place[1], int):
         node = found["nodes"][place[1]]
         known = node.get("name") if isinstance(node, dict) else None
-        named = ".".join(str(part) for part in (f"nodes[{known or place[1]}]", *place[2:]))
-    message = item["msg"].removeprefix("Value error, ")
-    shown = "" if item["type"] in ("missing", "unknown_key", "value_error") else f"got {item.get('input')!r}; "
+        named = cut(".".join(str(part) for part in (f"nodes[{known or place[1]}]", *place[2:])))
+    message = cut(item["msg"].removeprefix("Value error, "), MESSAGE_CHARS)
+    shown = "" if item["type"] in ("missing", "unknown_key", "value_error") else f"got {cut(repr(item.get('input')))}; "
     return f"{named}: {shown}{message}"
 
 
