@@ -83,6 +83,63 @@ def test_the_edge_of_the_range_is_said_and_another_range_is_kept_to(project: Tin
     assert Range(1e-4, 1e-2).at_edge(1.1e-4) and not Range(1e-4, 1e-2).at_edge(1e-3)
 
 
+def test_another_range_is_another_search_that_takes_over_what_lies_within(project: TinyProject) -> None:
+    first, wide = Invented(), Range(1e-3, 1e-1)
+    assert run(clean_for(project), first, 4, asked=wide)[0].trials == 4
+
+    # one that shares nothing: every trial is its own, and so is the best
+    below = Invented()
+    found, said = run(project, below, 4, asked=Range(1e-6, 1e-5))
+    assert len(below.rates) == 4 and all(1e-6 <= rate <= 1e-5 for rate in [found.rate, *below.rates])
+    assert "0 lie within and count, 4 lie outside" in said[0] and found.trials == 4
+
+    # one that shares some: those count, and the best is within it though a better one is known outside
+    inside = sorted(first.rates)[1:]
+    narrow = Range(inside[0], 1e-1)
+    more = Invented()
+    found, said = run(project, more, 5, asked=narrow)
+    assert len(more.rates) == 2 and found.trials == 5 and "3 lie within and count" in said[0]
+    assert found.rate == min(inside + more.rates) > min(first.rates)
+
+    # and back: nothing is lost, nothing is counted twice, new ones are taken over
+    again = Invented()
+    found, said = run(project, again, 6, asked=wide)
+    taken = int(
+        said[0].split("other ranges ")[1].split(" lie")[0]
+    )  # but for those that the other range's median pruned
+    assert 1 <= taken <= 2 and len(again.rates) == 2 - taken and found.trials == 6
+    assert found.rate == min(first.rates + more.rates)
+    fewer, said = run(project, Invented(), 2, asked=wide)
+    assert fewer == found and "6 trials are done within this range, so none is run" in said[-1]
+
+
+def test_an_earlier_versions_trials_count_and_those_of_another_recipe_or_seed_do_not(project: TinyProject) -> None:
+    from optuna import create_study
+    from optuna.distributions import FloatDistribution
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState, create_trial
+
+    run(clean_for(project), Invented(), 1)
+    (journal,) = (project.data.lake / "tune").rglob("journal.log")
+    old = create_study(study_name="rate", storage=JournalStorage(JournalFileBackend(str(journal))))
+    space = {"learning_rate": FloatDistribution(1e-4, 1e-2, log=True)}
+    for state, rate in ((TrialState.COMPLETE, 2e-3), (TrialState.PRUNED, 9e-3), (TrialState.COMPLETE, 1.5e-4)):
+        value = 0.5 if state == TrialState.COMPLETE else None
+        old.add_trial(create_trial(state=state, value=value, params={"learning_rate": rate}, distributions=space))
+    launcher = Invented()
+    assert run(project, launcher, 4)[0].loss == 0.5 and not launcher.rates
+
+    project.change(training={"weight_decay": 0.5})
+    changed = Invented()
+    found, said = run(project, changed, 2)
+    assert len(changed.rates) == 2 == found.trials and "other data, another recipe" in said[0]
+    other_seed = Invented()
+    watch = Watch(say=lambda _message: None, launcher=other_seed)
+    tune(project.resolved(), CellKey("smollm2-135m", "lora-r8", 2), trials=1, watch=watch, tell=said.append)
+    assert len(other_seed.rates) == 1
+
+
 def test_what_would_end_every_trial_ends_the_tuning(project: TinyProject, tmp_path: Path) -> None:
     with pytest.raises(WorkError, match="is out_of_memory: as told"):
         run(clean_for(project), Invented({1: "out_of_memory"}), 3)

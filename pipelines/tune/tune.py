@@ -1,7 +1,10 @@
 """A cell's learning rate by Optuna: log-uniform, TPE, median pruning; each trial a child process under the cell's own budget and
-time limit, judged on a slice of train. The study lies in data/lake/tune/ and is gone on with after any interruption."""
+time limit, judged on a slice of train. The study lies in data/lake/tune/ and is gone on with after any interruption.
 
-from collections.abc import Callable
+A study belongs to its range. Another range is another study, which takes over the finished trials that lie within it. Trials with
+other data, another recipe, code, machine or seed lie in another folder and are never mixed in."""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +25,8 @@ REACH = 10.0  # the range is the configured rate divided and multiplied by it
 NEAR_EDGE = 1.15  # of the range's ends, as a factor
 STARTUP_TRIALS = 3  # before pruning and TPE begin
 NO_STEP = 10**9
+RATE = "learning_rate"  # the study's one parameter
+TAKEN = "taken_over"  # attribute of a trial of another range: whose
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,21 @@ class Range:
     low: float
     high: float
 
+    @property
+    def study(self) -> str:
+        """The name of the study of this range, and of the folder of its trials."""
+        return f"log-{self.low!r}-{self.high!r}"
+
+    def holds(self, rate: float) -> bool:
+        return self.low <= rate <= self.high
+
     def at_edge(self, rate: float) -> bool:
         return rate < self.low * NEAR_EDGE or rate > self.high / NEAR_EDGE
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best rate of all trials of the study so far, its loss, and whether it lies at the end of the range."""
+    """The best rate of all trials within the range so far, its loss, and whether it lies at the end of the range."""
 
     key: CellKey
     rate: float
@@ -55,7 +68,8 @@ def tune(
     resolved: Resolved, key: CellKey, *, trials: int, asked: Range | None = None, watch: Watch | None = None,
     tell: Callable[[str], None] = announce,
 ) -> Tuned:  # fmt: skip
-    """Bring the study of the cell to `trials` trials, a line to `tell` for each, and return its best.
+    """Bring the study of the cell and range to `trials` trials, a line to `tell` for each, and return its best. Trials of other
+    ranges that lie within this one count, and `tell` says how many.
 
     Raises:
         UnavailableError: Optuna is not installed, or the weights cannot be had.
@@ -76,6 +90,8 @@ def tune(
     start = sorted(given)[len(given) // 2] if isinstance(given, list) else given
     prints = {**plan.fingerprints, "recipe": stable_hash(recipe)}
     folder = resolved.data.lake / "tune" / key.model / key.method / stable_hash([prints, key.seed])
+    if not folder.exists() and any(folder.parent.glob("*/journal.log")):
+        tell(f"{key}: earlier trials had other data, another recipe, code, machine or seed, and do not count")
     with locked(folder / "tune.lock", f"tune {key}"):
         span = asked or Range(start / REACH, start * REACH)
         study = _Study(resolved, key, folder, recipe, span, watch or Watch(), tell)
@@ -96,21 +112,61 @@ class _Study:
         self._watch, self._tell = watch, tell
         self._states = optuna.trial.TrialState
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-        self._study = optuna.create_study(study_name="rate", storage=storage, load_if_exists=True)
+        self._study = optuna.create_study(study_name=span.study, storage=storage, load_if_exists=True)
+        others = [one for one in optuna.get_all_study_names(storage) if one != span.study]
+        self._take_over([optuna.load_study(study_name=one, storage=storage) for one in others])
         # a study that goes on must not draw the same numbers again
         seed = key.seed + 1000 * len(self._study.trials)
         self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
         self._study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
 
+    def _take_over(self, others: Sequence[Any]) -> None:
+        """Count what other ranges' studies found out within this range. What was pruned there was so by that range's median, so
+        it counts only where the range was this one."""
+        from optuna.distributions import FloatDistribution
+        from optuna.trial import create_trial
+
+        space: dict[str, Any] = {RATE: FloatDistribution(self._span.low, self._span.high, log=True)}
+        known = {trial.user_attrs.get(TAKEN) for trial in self._study.trials}
+        taken = outside = 0
+        for other in others:
+            for trial in other.get_trials(states=(self._states.COMPLETE, self._states.PRUNED)):
+                if TAKEN in trial.user_attrs or (name := f"{other.study_name}/{trial.number}") in known:
+                    continue
+                if not self._span.holds(trial.params[RATE]):
+                    outside += 1
+                elif trial.state == self._states.COMPLETE or trial.distributions == space:
+                    taken += 1
+                    self._study.add_trial(
+                        create_trial(
+                            state=trial.state, value=trial.value, params=trial.params, distributions=space,
+                            user_attrs={TAKEN: name}, intermediate_values=trial.intermediate_values,
+                        )
+                    )  # fmt: skip
+        if taken or outside:
+            self._tell(
+                f"learning rates from {self._span.low:.2e} to {self._span.high:.2e}: of the trials of other ranges {taken} lie "
+                f"within and count, {outside} lie outside and do not"
+            )
+
     def run(self, trials: int, *, first: float) -> None:
         for trial in self._study.get_trials(states=(self._states.RUNNING,)):  # of a call that was ended
             self._study.tell(trial.number, state=self._states.FAIL)
             self._study.enqueue_trial(trial.params)
-        if not self._study.trials and self._span.low <= first <= self._span.high:
-            self._study.enqueue_trial({"learning_rate": first})
+        tried = {trial.params.get(RATE) for trial in self._study.trials}
+        if (
+            all(TAKEN in trial.user_attrs for trial in self._study.trials)
+            and self._span.holds(first)
+            and first not in tried
+        ):
+            self._study.enqueue_trial({RATE: first})
+        if (done := len(self._finished())) >= trials:
+            self._tell(
+                f"{done} trials are done within this range, so none is run; --trials {done + 1} or more runs more"
+            )
         while (done := len(self._finished())) < trials:
             trial = self._study.ask()
-            rate = trial.suggest_float("learning_rate", self._span.low, self._span.high, log=True)
+            rate = trial.suggest_float(RATE, self._span.low, self._span.high, log=True)
             self._tell(
                 f"trial {done + 1} of {trials}: learning rate {rate:.2e}: {self._outcome(trial, rate)}{self._so_far()}"
             )
@@ -125,18 +181,18 @@ class _Study:
         if not self._good():
             return ""
         best = min(self._good(), key=lambda trial: trial.value)
-        return f"; best so far {best.params['learning_rate']:.2e} ({best.value:.4f})"
+        return f"; best so far {best.params[RATE]:.2e} ({best.value:.4f})"
 
     def best(self) -> Tuned:
         if not self._good():
             raise WorkError(f"{self._key}: every trial diverged; lower the range (--low, --high)")
-        best = min(self._good(), key=lambda trial: (trial.value, trial.params["learning_rate"]))
-        rate = best.params["learning_rate"]
+        best = min(self._good(), key=lambda trial: (trial.value, trial.params[RATE]))
+        rate = best.params[RATE]
         return Tuned(self._key, rate, best.value, len(self._finished()), self._span.at_edge(rate))
 
     def _outcome(self, trial: Any, rate: float) -> str:
         """Run the trial, tell the study, and say how it went."""
-        folder = self._folder / f"trial-{trial.number:04}"
+        folder = self._folder / self._span.study / f"trial-{trial.number:04}"
         queue(folder, self._spec(rate))
         told = {0}
         run = Run(folder, CHILD, on_tick=lambda: _report(trial, folder, told))
