@@ -139,7 +139,7 @@ def asking(root: Path, server: FakeProvider, *wires: Wire, **sections: Any) -> A
         "gpt": {"kind": "openai", "model": "gpt-test", "base_url": server.openai_url},
     }
     for wire, name in NAMES.items():
-        providers[name] |= {"enabled": not wires or wire in wires, "price": PRICE, "timeout_seconds": 20}
+        providers[name] |= {"enabled": not wires or wire in wires, "price": PRICE, "timeout_seconds": 600}
     configured = {
         "models": {"tiny": {"source": {"hub": "planted/tiny"}, "prompt": "chat", "lora_targets": ["q_proj"]}},
         "methods": {"base": {"kind": "none"}},
@@ -185,7 +185,7 @@ def started(ask: Asking, *arguments: str, **environment: str) -> subprocess.Pope
     return subprocess.Popen(command, cwd=PROJECT, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(found: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(found: Callable[[], bool], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < deadline

@@ -33,6 +33,8 @@ from tests.fake_batches import Batches, Handler
 from tests.fake_behavior import ERROR_FAULTS, LATE_ERRORS, Behavior, Fault, Ledger, Limits, Received, Wire
 from tests.fake_wire import Asked, Problem, last_message, parsed, read_request, success_body
 
+SERVER = "fake provider"  # the name of the thread that serves
+
 WIRES: tuple[Wire, ...] = get_args(Wire)
 
 
@@ -346,13 +348,13 @@ def fake_provider(behavior: Behavior | None = None, *, port: int = 0) -> Iterato
             timeout_graceful_shutdown=0,
         )
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread = threading.Thread(target=server.run, name=SERVER, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             yield provider
         finally:
             server.should_exit = True
-            thread.join(timeout=10)
+            thread.join(timeout=600)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -52,7 +52,7 @@ class ForkedCommand(RunningCommand):
 
     def stop(self, *, grace_seconds: float = 0) -> None:
         for process in self.processes:
-            process.join(20 if self.poll() is not None else 0)
+            process.join(600 if self.poll() is not None else 0)
             process.kill()
             process.join()
 

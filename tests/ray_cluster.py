@@ -85,7 +85,7 @@ def ray_cluster(
         with suppress(BrokenPipeError):
             process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=15)
+            process.wait(timeout=15)  # a grace, then it is killed: no test fails by it
         for one in [*started, *_using(folder)]:
             with suppress(psutil.Error):
                 one.kill()
@@ -148,7 +148,7 @@ def serve(port: int, count: int, cpus: int, memory_gb: float) -> None:
         cluster.shutdown()
 
 
-def wait_for(what: Any, *, seconds: float = 60) -> Any:
+def wait_for(what: Any, *, seconds: float = 600) -> Any:
     """The first true answer of `what()`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

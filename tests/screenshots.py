@@ -75,6 +75,7 @@ def main() -> int:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
             page = browser.new_page(base_url=f"http://127.0.0.1:{port}")
+            page.set_default_timeout(600_000)
             for name in wanted:
                 PICTURES[name](page)
                 page.wait_for_timeout(SETTLE_MS)
@@ -82,7 +83,7 @@ def main() -> int:
             browser.close()
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(timeout=60)
+        server.wait(timeout=600)
     for name in wanted:
         print(f"docs/images/{name}.png  {(IMAGES / f'{name}.png').stat().st_size / 1000:.0f} KB")
     return 0

@@ -81,7 +81,7 @@ def chat_server(answers: Answers) -> Iterator[ChatServer]:
             yield chat
         finally:
             server.should_exit = True
-            thread.join(timeout=10)
+            thread.join(timeout=600)
 
 
 def completion(content: str | None, *, finish_reason: str = "stop") -> str:

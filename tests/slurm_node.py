@@ -21,7 +21,7 @@ from pathlib import Path
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
 PACKAGES = "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge"
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-START_SECONDS = 60
+START_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def output(env: Mapping[str, str], *command: str) -> str:
 def stop(child: subprocess.Popen[bytes]) -> None:
     child.terminate()
     with suppress(subprocess.TimeoutExpired):
-        child.wait(10)
+        child.wait(10)  # a grace, then it is killed: no test fails by it
     child.kill()
     child.wait()
 

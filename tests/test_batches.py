@@ -343,7 +343,10 @@ def test_what_somebody_cancelled_half_way_is_kept_and_the_rest_asked_again(ask: 
     batch.created -= 1800  # half of it is done
     base = ask.server.openai_url if wire == "openai" else f"{ask.server.anthropic_url}/v1/messages"
     headers = {"x-api-key": KEY, "anthropic-version": "2023-06-01"}
-    assert httpx2.post(f"{base}/batches/{batch.id}/cancel", headers=headers, trust_env=False).status_code == 200
+    assert (
+        httpx2.post(f"{base}/batches/{batch.id}/cancel", headers=headers, trust_env=False, timeout=600).status_code
+        == 200
+    )
     ask.finish()
     assert ask.statuses() == {"answered": 3, "failed": 3}
     ask.server.behavior = QUICK
@@ -372,12 +375,12 @@ def killed_at(ask: Asking, step: Any, call: str, *, before: bool = False) -> Non
     ask.server.behavior = replace(ask.server.behavior, script=script)
     process.start()
     if not before:
-        assert heard.wait(30)
+        assert heard.wait(600)
         while not (called := [*ask.server._batches.anthropic, *ask.server._batches.openai]):
             time.sleep(0.002)
         assert len(called) == 1
         kill(process)
-    process.join(30)
+    process.join(600)
     assert process.exitcode == -9
     ask.server.behavior = replace(ask.server.behavior, script=None)
 
@@ -437,7 +440,7 @@ def test_two_processes_at_once_submit_one_batch(ask: Asking, wire: Wire) -> None
     for process in both:
         process.start()
     for process in both:
-        process.join(30)
+        process.join(600)
     assert [process.exitcode for process in both] == [0, 0]
     assert len(made(ask.server, wire)) == 1
 
@@ -474,7 +477,7 @@ def test_killed_again_and_again_at_any_moment_every_record_is_made_and_paid_for_
 
 @pytest.mark.parametrize("fault", ["cut", "cut_body", "malformed", "hang_after"])
 def test_a_batch_whose_making_was_not_confirmed_is_found_again(ask: Asking, wire: Wire, fault: Fault) -> None:
-    ask.configure(providers={NAMES[wire]: {"timeout_seconds": 0.5 if fault == "hang_after" else 20}})
+    ask.configure(providers={NAMES[wire]: {"timeout_seconds": 0.5 if fault == "hang_after" else 600}})
     ask.server.behavior = replace(QUICK, script=at(CREATE[wire], fault))
     assert "run it again later" in stopped(ask.generate("submit"))
     assert ask.statuses() == {"in_flight": 6}

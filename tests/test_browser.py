@@ -57,7 +57,7 @@ def ui(project: TinyProject) -> Iterator[str]:
     assert not alive, alive
 
 
-def wait(found, what: str, seconds: float = 120) -> None:
+def wait(found, what: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -88,7 +88,7 @@ def page(ui: str) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         opened = browser.new_page(viewport={"width": 1500, "height": 1000}, base_url=ui)
-        opened.set_default_timeout(60_000)
+        opened.set_default_timeout(600_000)
         yield opened
         browser.close()
 
@@ -100,18 +100,18 @@ def test_the_graph_shows_and_a_cell_materialized_by_a_click_fills_the_table(proj
     page.goto("/automation")
     page.get_by_text("nightly").first.wait_for()
     switched_on = page.get_by_role("checkbox", checked=True)
-    wait(lambda: switched_on.count() == 5, "the schedule and the four sensors, all on", 30)
+    wait(lambda: switched_on.count() == 5, "the schedule and the four sensors, all on")
     check = "/assets/trained_model?view=checks&checkDetail=cell_is_ok"
-    wait(lambda: shows(page, check, "out_of_memory: used"), "the warning on the cell that did not fit", 60)
+    wait(lambda: shows(page, check, "out_of_memory: used"), "the warning on the cell that did not fit")
 
     page.goto(f"/assets/trained_model?view=partitions&partition=lora-r8%7C{MODEL}")
     page.get_by_text(f"lora-r8|{MODEL}").first.wait_for()
     wait(lambda: _dialog_is_open(page), "the launch dialog")
     page.get_by_role("button", name="Launch 1 run").click()
     key = project.key("lora-r8")
-    wait(lambda: (found := cells.latest(project.data, key)) and found.status == "ok", "the cell to be trained", 180)
+    wait(lambda: (found := cells.latest(project.data, key)) and found.status == "ok", "the cell to be trained")
     cell = f"/assets/trained_model?view=partitions&partition=lora-r8%7C{MODEL}"
-    wait(lambda: shows(page, cell, "train_loss") and shows(page, cell, "loss curve"), "the cell's page", 90)
-    wait(project.data.warehouse.exists, "the sensor to publish", 120)
-    wait(lambda: shows(page, "/assets/comparison", "eval_bits_per_byte"), "the comparison's page", 90)
+    wait(lambda: shows(page, cell, "train_loss") and shows(page, cell, "loss curve"), "the cell's page")
+    wait(project.data.warehouse.exists, "the sensor to publish")
+    wait(lambda: shows(page, "/assets/comparison", "eval_bits_per_byte"), "the comparison's page")
     assert page.get_by_text("Freshness policy").first.is_visible()

@@ -47,7 +47,7 @@ def always(reply: Reply) -> Answers:
 
 def provider(server: ChatServer, **settings: Any) -> Provider:
     return Provider.model_validate(
-        {"kind": "openai-compatible", "model": "tiny", "base_url": server.url, "timeout_seconds": 10, **settings}
+        {"kind": "openai-compatible", "model": "tiny", "base_url": server.url, "timeout_seconds": 600, **settings}
     )
 
 

@@ -230,8 +230,8 @@ def test_no_rank_outlives_whoever_started_it(cleaned: TinyProject, sent: signal.
         until(lambda: any(len(a.curve()) > 3 for a in cells.attempts(cleaned.data, key)), "training to start")
         assert len(ranks_of(cleaned)) == 2
         starter.send_signal(sent)
-        starter.wait(40)
-        until(lambda: not processes_of(cleaned), "its processes to end", 10)
+        starter.wait(600)
+        until(lambda: not processes_of(cleaned), "its processes to end")
     finally:
         starter.kill()
         starter.wait()

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -26,7 +27,7 @@ from openai.types.chat import ChatCompletion
 from tests.fake_answers import compose, judged
 from tests.fake_batches import multipart, page
 from tests.fake_behavior import Behavior, Fault, FixedWindow, TokenBucket, Wire, duration
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fake_provider import SERVER, FakeProvider, fake_provider
 from tests.fake_wire import read_request
 
 KEY = "sk-planted-0123456789abcdef"
@@ -92,7 +93,7 @@ class Clients:
         )
 
 
-def with_clients(server: FakeProvider, use: Callable[[Clients], Awaitable[Done]], *, timeout: float = 5.0) -> Done:
+def with_clients(server: FakeProvider, use: Callable[[Clients], Awaitable[Done]], *, timeout: float = 600.0) -> Done:
     async def run() -> Done:
         http = httpx2.AsyncClient(trust_env=False, limits=httpx2.Limits(max_connections=200))
         async with http:
@@ -172,6 +173,7 @@ def test_every_answer_is_in_the_ledger(server: FakeProvider, wire: Wire) -> None
         assert written and read
         return spent.input_tokens + written + read, spent.output_tokens
 
+    before = time.time()
     given, made = with_clients(server, use)
     schema = SCHEMA if wire == "openai" else anthropic.transform_schema(SCHEMA)
     assert given <= len((prompt + json.dumps(schema, ensure_ascii=False)).encode()) + 8
@@ -182,7 +184,7 @@ def test_every_answer_is_in_the_ledger(server: FakeProvider, wire: Wire) -> None
     assert account.dollars == pytest.approx((plain * 4 + read * 0.3 + written * 3.75 + made * 8) / 1e6)
     assert account.asked == account.answered == Counter({prompt: 1})
     [received] = server.ledger.received
-    assert received.body["messages"][0]["content"] == prompt and time.time() - received.at < 5
+    assert received.body["messages"][0]["content"] == prompt and before <= received.at <= time.time()
 
 
 @pytest.mark.parametrize("wire", WIRES)
@@ -350,24 +352,25 @@ def test_faults_by_chance_are_the_same_for_one_seed() -> None:
 
 @pytest.mark.parametrize("wire", WIRES)
 def test_a_token_bucket_refuses_at_once(server: FakeProvider, wire: Wire) -> None:
-    server.behavior = Behavior(rate=0.5, burst=3, latency=0.6)
+    server.behavior = Behavior(rate=0.5, burst=3, latency=1.0)
 
-    async def use(clients: Clients) -> list[Any]:
-        started = time.monotonic()
+    ended: list[str] = []
 
-        async def timed() -> float:
+    async def use(clients: Clients) -> None:
+        async def call() -> None:
             try:
                 await clients.ask(wire)
+                ended.append("answered")
             except (openai.RateLimitError, anthropic.RateLimitError) as error:
                 assert error.response.headers["retry-after"] in ("1", "2")
-            return time.monotonic() - started
+                ended.append("refused")
 
-        return sorted(await asyncio.gather(*(timed() for _ in range(8))))
+        await asyncio.gather(*(call() for _ in range(8)))
 
-    times = with_clients(server, use)
+    with_clients(server, use)
     account = server.ledger.of(wire)
     assert (account.limited, account.answers, account.requests) == (5, 3, 8)
-    assert times[4] < 0.5 < 0.6 <= times[5]
+    assert ended == ["refused"] * 5 + ["answered"] * 3, "no refusal waits as long as an answer takes"
     assert account.most_at_once >= 3
 
 
@@ -447,21 +450,19 @@ def test_keys_models_and_missing_fields(server: FakeProvider) -> None:
         "max_tokens": 9,
         "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
     }
-    with httpx2.Client(base_url=server.anthropic_url, trust_env=False) as http:
+    with httpx2.Client(base_url=server.anthropic_url, trust_env=False, timeout=600) as http:
         assert http.post("/v1/messages", json=body, headers=by_header).status_code == 200
         assert http.post("/v1/messages", json=body, headers={"x-api-key": KEY}).status_code == 400
         assert http.post("/v1/messages", content=b"{", headers=by_header).status_code == 400
 
 
 def test_a_hundred_at_once(server: FakeProvider) -> None:
-    server.behavior = Behavior(latency=0.5)
+    server.behavior = Behavior(latency=1.0)
 
-    async def use(clients: Clients) -> float:
-        started = time.monotonic()
-        await asyncio.gather(*(clients.ask(WIRES[number % 2], f"prompt {number}") for number in range(100)))
-        return time.monotonic() - started
+    async def use(clients: Clients) -> list[Any]:
+        return await asyncio.gather(*(clients.ask(WIRES[number % 2], f"prompt {number}") for number in range(100)))
 
-    assert with_clients(server, use) < 3
+    assert len(with_clients(server, use)) == 100
     assert all(server.ledger.of(wire).answers == 50 for wire in WIRES)
     assert all(server.ledger.of(wire).most_at_once > 32 for wire in WIRES)
     assert len(server.ledger.received) == 100
@@ -686,7 +687,7 @@ def test_pages_and_forms() -> None:
 
 
 def test_settings_and_sums_over_http(server: FakeProvider) -> None:
-    with httpx2.Client(base_url=server.anthropic_url, trust_env=False) as http:
+    with httpx2.Client(base_url=server.anthropic_url, trust_env=False, timeout=600) as http:
         assert http.post("/_behavior", json={"latency": 0.01, "faults": {"empty": 1.0}}).json()["latency"] == 0.01
         assert server.behavior == Behavior(latency=0.01, faults={"empty": 1.0})
         for wrong in ({"latencies": 1}, {"faults": {"gone": 1}}, {"rate": "many"}, {"limiter": "tap"}):
@@ -703,14 +704,17 @@ def test_the_end_waits_for_nobody() -> None:
     async def use(clients: Clients) -> None:
         await asyncio.gather(*(clients.ask("openai") for _ in range(8)), return_exceptions=True)
 
+    def serving() -> int:
+        return [thread.name for thread in threading.enumerate()].count(SERVER)
+
+    before = serving()
     with fake_provider(Behavior(faults={"hang": 1.0})) as server:
         with_clients(server, use, timeout=0.1)
         with httpx2.Client(trust_env=False) as http, pytest.raises(httpx2.ReadTimeout):
             asked = {"model": "m", "messages": [{"content": "x"}]}
             headers = {"authorization": f"Bearer {KEY}"}
             http.post(f"{server.openai_url}/chat/completions", json=asked, headers=headers, timeout=0.1)
-        started = time.monotonic()
-    assert time.monotonic() - started < 2
+    assert serving() == before, "it ended, though requests hang in it"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -738,7 +742,7 @@ def test_as_a_program(number: signal.Signals) -> None:
     assert process.stdout
     url = process.stdout.readline().removeprefix("OpenAI: ").strip()
     assert process.stdout.readline() == f"Anthropic: {url.removesuffix('/v1')}\n"
-    with httpx2.Client(base_url=url.removesuffix("/v1"), trust_env=False) as http:
+    with httpx2.Client(base_url=url.removesuffix("/v1"), trust_env=False, timeout=600) as http:
         settings = http.get("/_behavior").json()
     process.send_signal(number)
     _, errors = process.communicate(timeout=600)

@@ -47,7 +47,7 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.wait()
 
 
-def until(found: Callable[[], object], what: str, seconds: float = 90) -> None:
+def until(found: Callable[[], object], what: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -101,7 +101,7 @@ def test_kill_9_of_the_parent_leaves_no_child_and_the_next_run_trains(
     process, attempt = start_training(long_project, started)
     process.kill()
     process.wait()
-    until(lambda: not children_of(attempt), "the child to die with its parent", 10)
+    until(lambda: not children_of(attempt), "the child to die with its parent")
     assert newest(long_project).status == "lost"  # pyright: ignore[reportOptionalMemberAccess]
     long_project.change(profiles={"local": {"training": {"epochs": 1}}})
     again = started("train", MODEL, "lora-r8")

@@ -137,14 +137,14 @@ def ui(project: TinyProject) -> Iterator[str]:
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        until(lambda: "data" in str(_asked(address, "{version}")), "the webserver", 180)
+        until(lambda: "data" in str(_asked(address, "{version}")), "the webserver")
         yield address
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=600)
 
 
-def until(found: Any, what: str, seconds: float) -> None:
+def until(found: Any, what: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -194,7 +194,7 @@ def test_a_backfill_takes_the_launchpads_settings(project: TinyProject, ui: str)
     launched = _asked(ui, BACKFILL, assets=assets, cells=chosen, config=config)
     assert "LaunchBackfillSuccess" in str(launched), launched
     key = cells.CellKey(MODEL, "lora-r8", 7)
-    until(lambda: (a := cells.latest(project.data, key)) and a.status == "ok" and a.evaluations(), "the cell", 240)
+    until(lambda: (a := cells.latest(project.data, key)) and a.status == "ok" and a.evaluations(), "the cell")
     attempt = cells.latest(project.data, key)
     assert attempt is not None and attempt.result.measured["train_examples"] == 5
 
@@ -203,7 +203,7 @@ def test_a_backfill_takes_the_launchpads_settings(project: TinyProject, ui: str)
             runs = instance.get_runs(dg.RunsFilter(job_name="__ASSET_JOB"))
             return len(runs) == 2 and all(run.is_success for run in runs)
 
-    until(finished, "both runs", 120)
+    until(finished, "both runs")
     made = {(a.key.method, a.key.seed) for a in cells.all_attempts(project.data)}
     assert made == {("lora-r8", 7), ("base", 1)}, "lora-r256 was passed over; base is what an evaluation compares with"
 
@@ -255,23 +255,21 @@ def test_reload_and_cancel_in_the_ui(project: TinyProject, ui: str) -> None:
     launched = _asked(ui, LAUNCH, tags=tags)["data"]["launchRun"]
     run = launched["run"]["runId"]
     key = project.key("lora-r8")
-    until(lambda: (a := cells.latest(project.data, key)) and checkpoints.whole(a.folder), "a checkpoint", 240)
+    until(lambda: (a := cells.latest(project.data, key)) and checkpoints.whole(a.folder), "a checkpoint")
     attempt = cells.latest(project.data, key)
     assert attempt is not None
 
     assert "WorkspaceLocationEntry" in str(_asked(ui, RELOAD))
     seen = len(attempt.curve())
-    until(lambda: len(attempt.curve()) > seen + 2, "training to go on after the reload", 60)
+    until(lambda: len(attempt.curve()) > seen + 2, "training to go on after the reload")
 
     children = [p for p in psutil.process_iter(["cmdline"]) if str(attempt.folder) in " ".join(p.info["cmdline"] or [])]
     assert children
     assert "TerminateRunSuccess" in str(_asked(ui, CANCEL, run=run))
     until(
-        lambda: not any(child.is_running() and child.status() != "zombie" for child in children),
-        "its children's end",
-        10,
+        lambda: not any(child.is_running() and child.status() != "zombie" for child in children), "its children's end"
     )
-    until(lambda: _asked(ui, STATUS, run=run)["data"]["runOrError"]["status"] == "CANCELED", "the run's end", 60)
+    until(lambda: _asked(ui, STATUS, run=run)["data"]["runOrError"]["status"] == "CANCELED", "the run's end")
     ended = cells.Attempt(key, attempt.folder)
     assert ended.status == "killed" and "goes on after step" in ended.result.detail
     assert checkpoints.whole(attempt.folder)

@@ -56,6 +56,7 @@ def browser() -> Iterator[Browser]:
 def opened(browser: Browser, address: str, width: int, scheme: str) -> tuple[Page, list[str]]:
     """The page, and what it complained about or asked the network for while it was loaded."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # pyright: ignore[reportArgumentType]
+    page.set_default_timeout(600_000)
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))

@@ -303,7 +303,7 @@ def start_cell(method: str) -> subprocess.Popen[str]:
 
 
 def wait_for_step(project: TinyProject, method: str, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline:
         newest = cells.latest(project.data, project.key(method))
         if newest and newest.curve() and newest.curve()[-1]["step"] >= step:
@@ -357,7 +357,7 @@ def test_twenty_random_kills_end_in_the_undisturbed_result(cleaned: TinyProject,
 
 def wait_for_more(project: TinyProject, method: str, before: Attempt | None, process: subprocess.Popen[str]) -> None:
     """Returns when a new attempt has gone beyond what it went on from."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline:
         newest = cells.latest(project.data, project.key(method))
         if newest and (before is None or newest.run_id != before.run_id):

@@ -164,13 +164,15 @@ def page(left: Left) -> Iterator[Page]:
         command, cwd=PROJECT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not _listens(port):
             assert server.poll() is None and time.monotonic() < deadline, "the webserver did not start"
             time.sleep(0.2)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            yield browser.new_page(viewport={"width": 1400, "height": 1000}, base_url=f"http://127.0.0.1:{port}")
+            opened = browser.new_page(viewport={"width": 1400, "height": 1000}, base_url=f"http://127.0.0.1:{port}")
+            opened.set_default_timeout(600_000)
+            yield opened
             browser.close()
     finally:
         os.killpg(server.pid, signal.SIGINT)
@@ -218,7 +220,7 @@ def test_no_page_of_the_ui_is_sent_a_secret(left: Left, page: Page) -> None:
     for address, word in shown.items():
         before = len(got)
         page.goto(address)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 600
         while word not in (seen := "".join(got[before:]) + page.content()) and time.monotonic() < deadline:
             page.wait_for_timeout(300)
         page.wait_for_timeout(500)

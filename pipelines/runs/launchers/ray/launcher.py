@@ -24,7 +24,7 @@ from pipelines.runs.spec import RunSpec, spec_in
 LOOK_SECONDS = 0.5
 SILENCE_SECONDS = 30.0  # without an answer of the job server, and then the cell counts as out of reach
 LATE_SECONDS = 5.0  # for a job's last word to be seen here after Ray says that it is over
-STOP_SECONDS = 6.0  # for a cell to keep what it has done; Ray then ends it, by force after 3 more
+STOP_SECONDS, FORCE_SECONDS = 6.0, 3.0  # for a cell to keep what it has done; then for Ray to end it, by force at last
 SAY_SECONDS = 60.0
 Json = dict[str, Any]
 
@@ -144,7 +144,7 @@ class RayCommand(RunningCommand):
                 self._look_until(time.monotonic() + min(grace_seconds, STOP_SECONDS))
             if self._ending is None or self._ending.reason == "unreachable":
                 self._server.stop(self._name)
-                self._look_until(time.monotonic() + 3)
+                self._look_until(time.monotonic() + FORCE_SECONDS)
         except UnavailableError as error:
             self._say(f"{self._name} could not be told to stop: {error}")
 
