@@ -13,6 +13,7 @@ import dagster as dg
 
 from assets.instance import prepare_home
 from pipelines.errors import UsageError, WorkError
+from pipelines.runs.process import print_anything
 
 DAYS, MOST_DAYS = 30, 36500
 PAGE = 1000
@@ -60,6 +61,7 @@ def forget(instance: dg.DagsterInstance, record: dg.RunRecord) -> None:
 
 
 def main() -> int:
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m assets.history", description=__doc__)
     parser.add_argument("--days", type=_days, default=DAYS, help=f"keep runs that ended since then; default {DAYS}")
     parser.add_argument("--yes", action="store_true", help="remove them")

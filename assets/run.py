@@ -23,7 +23,7 @@ from pipelines.generate.generate import sources_of
 from pipelines.generate.requests import load_prompts
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey, latest
-from pipelines.runs.process import PARENT, die_with_parent, end_as_interrupt, stop_group
+from pipelines.runs.process import PARENT, die_with_parent, end_as_interrupt, print_anything, stop_group
 from pipelines.runs.progress import CellProgress
 from pipelines.upgrade import noticed
 
@@ -247,6 +247,7 @@ def say(message: str) -> None:
 def main() -> int:
     """Run in a child with a session of its own: a terminal's Ctrl-C reaches every process of its group, and Dagster's
     helpers would each answer with a traceback. We pass it on to the one process that knows how to stop the others."""
+    print_anything()
     if DRIVER in sys.argv:
         return drive(run)
     if ONE_CELL in sys.argv:

@@ -12,7 +12,7 @@ import dagster as dg
 from assets.instance import prepare_home, size_pool
 from pipelines.errors import UsageError, WorkError
 from pipelines.paths import PROJECT
-from pipelines.runs.process import stop_group
+from pipelines.runs.process import print_anything, stop_group
 
 HOST = "127.0.0.1"
 GRACE_SECONDS = 8
@@ -29,6 +29,7 @@ def port_is_free(port: int) -> bool:
 
 
 def main() -> int:
+    print_anything()
     text = os.environ.get("PORT") or "3000"
     if not text.isdigit() or not 0 < int(text) < 65536:
         print(

@@ -19,7 +19,7 @@ from pipelines.files import announce
 from pipelines.paths import data_root
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
-from pipelines.runs.process import end_as_interrupt
+from pipelines.runs.process import end_as_interrupt, print_anything
 from pipelines.runs.run import Watch
 from pipelines.upgrade import noticed
 
@@ -548,10 +548,10 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if argv is None:  # we are the process, not a call from one
+        print_anything()
     arguments = parser().parse_args(argv)
-    if (
-        argv is None
-    ):  # we are the process, not a call from one: being ended is an interrupt, so that nothing stays behind
+    if argv is None:  # being ended is an interrupt, so that nothing stays behind
         end_as_interrupt()
     try:
         return arguments.work(arguments)

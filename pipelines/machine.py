@@ -18,7 +18,7 @@ def cuda_name() -> str | None:
         return None
     try:
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        found = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True)
     except (subprocess.SubprocessError, OSError):
         return None
     return found.stdout.splitlines()[0].strip() if found.stdout.strip() else None
@@ -30,7 +30,7 @@ def cuda_count() -> int:
     if not cuda_name():
         return 0
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    found = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True)
     return len(found.stdout.strip().splitlines())
 
 

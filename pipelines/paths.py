@@ -1,9 +1,12 @@
 """Where everything lies. Paths stored in files are relative to one root, so that the root can move or be remote."""
 
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from pipelines.errors import UsageError
 
 LOCKS = "FEATHERWEIGHT_LOCKS"
 PROJECT = Path(__file__).resolve().parent.parent
@@ -58,7 +61,8 @@ class DataRoot:
 
 
 def data_root() -> DataRoot:
-    return DataRoot(Path(os.environ.get("FEATHERWEIGHT_DATA") or PROJECT / "data").resolve())
+    """Raises UsageError: its name cannot be read in this process's locale."""
+    return DataRoot(_readable("FEATHERWEIGHT_DATA", PROJECT / "data"))
 
 
 def device_locks() -> Path:
@@ -68,4 +72,18 @@ def device_locks() -> Path:
 
 
 def experiments_file() -> Path:
-    return Path(os.environ.get("FEATHERWEIGHT_EXPERIMENTS") or PROJECT / "experiments.yaml").resolve()
+    """Raises UsageError: its name cannot be read in this process's locale."""
+    return _readable("FEATHERWEIGHT_EXPERIMENTS", PROJECT / "experiments.yaml")
+
+
+def _readable(variable: str, default: Path) -> Path:
+    """The path in the environment's `variable`; under the root lie files that name it, and those are UTF-8."""
+    path = Path(os.environ.get(variable) or default).resolve()
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{variable}: {str(path)!a} cannot be read as {sys.getfilesystemencoding()}, this locale's encoding; expected "
+            "a name in UTF-8 and a locale that reads it: run with PYTHONUTF8=1, or under LC_ALL=C.UTF-8."
+        ) from None
+    return path

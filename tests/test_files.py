@@ -95,14 +95,14 @@ def old(tmp_path: Path) -> Path:
 
 
 def only_the_old_one(path: Path) -> bool:
-    return path.read_text() == '"old"' and list(path.parent.iterdir()) == [path]
+    return path.read_text(encoding="utf-8") == '"old"' and list(path.parent.iterdir()) == [path]
 
 
 def test_replacing_puts_the_new_content_in_place_and_nothing_else(old: Path) -> None:
     with replacing(old) as temporary:
         temporary.write_text("new")
-        assert old.read_text() == '"old"'
-    assert old.read_text() == "new"
+        assert old.read_text(encoding="utf-8") == '"old"'
+    assert old.read_text(encoding="utf-8") == "new"
     assert list(old.parent.iterdir()) == [old]
 
 
@@ -140,7 +140,7 @@ def test_a_file_where_the_folder_should_be_is_a_work_error(tmp_path: Path) -> No
 
 def test_a_writer_killed_halfway_leaves_the_old_content(old: Path) -> None:
     assert python(DIE_HALFWAY, old).returncode == -signal.SIGKILL
-    assert old.read_text() == '"old"'
+    assert old.read_text(encoding="utf-8") == '"old"'
 
 
 def test_readers_never_see_half_a_file(tmp_path: Path) -> None:

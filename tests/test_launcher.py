@@ -100,7 +100,7 @@ def until(true: Callable[[], bool]) -> None:
 
 def pids_in(path: Path) -> list[int]:
     until(path.exists)
-    return [int(pid) for pid in path.read_text().split()]
+    return [int(pid) for pid in path.read_text(encoding="utf-8").split()]
 
 
 def ended(*pids: int) -> None:

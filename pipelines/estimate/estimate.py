@@ -79,7 +79,7 @@ def machine_gb() -> float:
     """The memory of this machine's card, or its own, in GB."""
     if machine.cuda_name():
         command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.split()
+        found = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20, check=False).stdout.split()
         if found:
             return float(found[0]) * 2**20 / 1e9
     return psutil.virtual_memory().total / 1e9
@@ -172,7 +172,8 @@ def answers_to(asked: list[Json]) -> Generator[Json, None, None]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=environment,
             start_new_session=True,
         )

@@ -77,7 +77,8 @@ def _convert(asked: dict[str, object]) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=child_environment({"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}),
         start_new_session=True,
     )

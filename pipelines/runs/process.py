@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         **kept,
         **(extra or {}),
         PARENT: str(os.getpid()),
+        # A child writes files and its log in UTF-8, whatever encoding the terminal of its parent has.
+        "PYTHONUTF8": "1",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -52,6 +56,13 @@ def tie_to_parent() -> None:
     """From now on the kernel kills this process when the one that started it ends (Linux; elsewhere nothing happens)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def print_anything() -> None:
+    """From now on a character that the terminal's encoding lacks is printed escaped (`\\u2026`); by default stdout raises."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def end_as_interrupt() -> None:

@@ -20,7 +20,14 @@ from typing import Any
 from pipelines import disk, trackers
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
-from pipelines.runs.process import die_with_parent, is_capped, limit_memory, memory_left, offer_to_oom_killer
+from pipelines.runs.process import (
+    die_with_parent,
+    is_capped,
+    limit_memory,
+    memory_left,
+    offer_to_oom_killer,
+    print_anything,
+)
 from pipelines.runs.status import EXIT_LOST, Status
 
 STOPPED = "ended by SIGTERM from outside"
@@ -173,6 +180,7 @@ def start(work: Callable[[Worker], None]) -> None:
     """Entry point of a child: `python -m MODULE FOLDER`."""
     die_with_parent()
     offer_to_oom_killer()
+    print_anything()
     worker = Worker(Path(sys.argv[1]))
     budget = worker.spec.get("memory_budget_gb")
     limit_memory(round(budget * 1e9) if budget else None)

@@ -131,7 +131,7 @@ def run(command: str, *arguments: str) -> str:
     }
     try:
         done = subprocess.run(
-            [command, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=env,
+            [command, *arguments], stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", env=env,
             timeout=COMMAND_SECONDS, check=False,
         )  # fmt: skip
     except FileNotFoundError:

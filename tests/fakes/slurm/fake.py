@@ -84,7 +84,7 @@ def sbatch() -> None:
     job_id = len(jobs()) + 1  # one job at a time is submitted to the fake
     (ROOT / str(job_id)).mkdir()
     script = ROOT / str(job_id) / "slurm_script"  # its own copy, as Slurm keeps one
-    script.write_text(Path(asked.script).read_text())
+    script.write_text(Path(asked.script).read_text(encoding="utf-8"))
     script.chmod(0o700)
     save({"id": job_id, "state": "PENDING", "reason": "None", "node": "", "status": 0, **vars(asked)})
     subprocess.Popen(

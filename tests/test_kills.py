@@ -1,0 +1,79 @@
+"""Kills of a publisher: whatever it was doing, all that lies in the data root stays readable, and no process of it lives on."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as parquet
+import pytest
+from safetensors import safe_open
+
+from pipelines.paths import DataRoot
+from pipelines.warehouse import KEPT
+from tests.project import TinyProject
+from tests.test_old_lake import STATUSES, TABLES, unpacked
+from tests.test_run import processes_of
+
+KILLS = 50
+COMPARE = [sys.executable, "-m", "pipelines.cli", "compare"]
+
+
+def published(data: DataRoot) -> dict[str, list[Any]]:
+    """Every table of the publication, as anyone reads it: how many rows, and the comparison's measured numbers."""
+    with duckdb.connect(str(data.warehouse), read_only=True) as db:
+        counts = {table: db.execute(f'SELECT count(*) FROM "{table}"').fetchall() for table in TABLES}
+        measured = "SELECT method, status, eval_bits_per_byte, run_id FROM comparison ORDER BY ALL"
+        return {**counts, "measured": db.execute(measured).fetchall()}
+
+
+def require_readable(data: DataRoot) -> None:
+    """Raises where a file of the data root that has its final name is not whole; a curve and a log may end anywhere."""
+    for path in data.root.rglob("*"):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".parquet":
+            parquet.read_table(path)
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "numpy") as tensors:
+                assert tensors.keys()
+
+
+def require_page(data: DataRoot) -> None:
+    assert data.report.read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_compare_leave_every_file_whole_and_no_process(tmp_path: Path) -> None:
+    with unpacked(tmp_path) as data:
+        project = TinyProject(data, tmp_path / "experiments.yaml")
+        subprocess.run(COMPARE, stdout=subprocess.DEVNULL, check=True)
+        began = time.monotonic()
+        subprocess.run(COMPARE, stdout=subprocess.DEVNULL, check=True)
+        length = time.monotonic() - began  # so that the moments lie all over a call, whatever the machine is doing
+        expected, chance, ended = published(data), random.Random(50), []
+        assert {row[0]: row[1] for row in expected["measured"]} == STATUSES
+        predictions = sorted((data.lake / "estimates").glob("*.json"))
+        for kill in range(KILLS):
+            if kill % 5 == 0:  # so that it is also killed while a child of it predicts memory
+                chance.choice(predictions).unlink(missing_ok=True)
+            process = subprocess.Popen(COMPARE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(chance.uniform(0, 1.05 * length))
+            process.kill()
+            ended.append(process.wait())
+            while processes_of(project):  # a child dies with its parent, not before; pytest's own time-out ends this
+                time.sleep(0.05)
+            require_readable(data)
+            require_page(data)
+            assert published(data) == expected
+        assert ended.count(-signal.SIGKILL) > KILLS * 3 / 4, "most came while it ran"
+        subprocess.run(COMPARE, stdout=subprocess.DEVNULL, check=True)
+        assert published(data) == expected
+        assert len(list((data.root / "warehouse").iterdir())) == KEPT, "what was half published is gone"
