@@ -90,12 +90,11 @@ def test_being_turned_away_is_no_try_of_a_request_that_fails_later(ask: Asking) 
     assert {row["attempts"] for row in ask.rows()} == {send.TRIES + 3}
 
 
-def test_connections_that_break_all_at_once_do_not_make_a_slow_provider_a_dead_one(
-    ask: Asking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(send, "DEAD_SECONDS", 0.2)
+@pytest.mark.slow  # by its waits: failures that a busy machine spreads must still lie within DEAD_SECONDS
+def test_connections_that_break_all_at_once_do_not_make_a_slow_provider_a_dead_one(ask: Asking) -> None:
     ask.configure(generation={"requests": 24}, providers={"gpt": {"concurrency": 24}})
-    ask.server.behavior = Behavior(latency=0.5, script=lambda _, prompt, nth: "cut" if nth == 1 else None)
+    late = send.DEAD_SECONDS + 1
+    ask.server.behavior = Behavior(latency=late, script=lambda _, prompt, nth: "cut" if nth == 1 else None)
     assert ask.generate().complete, "no answer for long, but the first failure was only now"
 
 
