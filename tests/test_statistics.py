@@ -3,9 +3,10 @@
 import math
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 
-from pipelines.statistics import bootstrap_mean, percentile, sign_test, smallest_difference, wilson
+from pipelines.statistics import percentile, sign_test, smallest_difference, wilson, win_rate_interval
 
 # statsmodels 0.14: proportion_confint(hits, total, method="wilson")
 WILSON = {
@@ -48,7 +49,7 @@ def test_wilsons_ends_are_where_the_score_test_just_rejects(total: int) -> None:
 def test_of_nothing_there_is_no_interval_and_no_percentile() -> None:
     assert wilson(0, 0) is None
     assert percentile([], 0.5) is None
-    assert bootstrap_mean([]) is bootstrap_mean([1.0]) is None
+    assert win_rate_interval(0, 0, 0) is win_rate_interval(1, 0, 0) is None
     assert smallest_difference([]) is smallest_difference([0.5]) is None
 
 
@@ -58,22 +59,53 @@ def test_percentiles_are_interpolated() -> None:
     assert percentile(list(range(101)), 0.95) == 95
 
 
-def test_the_bootstrap_is_that_of_the_binomial_where_all_scores_are_wins_or_losses() -> None:
+def test_the_interval_of_a_win_rate_is_near_the_binomials_where_all_scores_are_wins_or_losses() -> None:
     n, wins = 40, 26
     share = wins / n
     mass = [math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)]
     below = [sum(mass[: k + 1]) for k in range(n + 1)]
     low = next(k for k in range(n + 1) if below[k] >= 0.025) / n
     high = next(k for k in range(n + 1) if below[k] >= 0.975) / n
-    found = bootstrap_mean([1.0] * wins + [0.0] * (n - wins))
+    found = win_rate_interval(wins, n - wins, 0)
     assert found == pytest.approx((low, high), abs=1 / n)
-    assert found == bootstrap_mean([1.0] * wins + [0.0] * (n - wins)), "the same sample, the same interval"
+    assert found == pytest.approx(wilson(wins, n)), "without ties it is Wilson's"
+
+
+@pytest.mark.parametrize("counts", [(8, 0, 0), (0, 8, 0), (0, 0, 8), (1, 0, 7), (5, 2, 3), (0, 2, 0), (30, 4, 6)])
+def test_a_win_rates_ends_are_where_the_score_test_just_rejects(counts: tuple[int, int, int]) -> None:
+    """The likeliest three shares under each end are looked for on a grid, not by the formula."""
+    wins, losses, ties = counts
+    total = wins + losses + ties
+    found = win_rate_interval(*counts)
+    assert found is not None
+    low, high = found
+    assert 0 <= low <= (wins + ties / 2) / total <= high <= 1
+    assert high - low > 0.1, "an interval is never a point"
+    assert win_rate_interval(losses, wins, ties) == pytest.approx((1 - high, 1 - low))
+    for end in (low, high):
+        if 1e-9 < end < 1 - 1e-9:
+            z = (wins - losses - total * (2 * end - 1)) / math.sqrt(total * _likeliest_variance(counts, 2 * end - 1))
+            assert abs(z) == pytest.approx(NormalDist().inv_cdf(0.975), rel=1e-3)
+
+
+def _likeliest_variance(counts: tuple[int, int, int], difference: float) -> float:
+    """Of one score, 1, -1 or 0, by the shares that fit `counts` best where wins less losses are `difference`."""
+    least, most = max(0.0, -difference), (1 - difference) / 2
+    shares = np.linspace(least, most, 20_001)[:-1]
+    all_three = (shares + difference, shares, 1 - 2 * shares - difference)
+    fit = sum(count * np.log(np.maximum(one, 1e-300)) for count, one in zip(counts, all_three, strict=True) if count)
+    return float(2 * shares[np.argmax(fit)] + difference - difference**2)
+
+
+def test_ties_make_an_interval_narrower_and_never_a_point() -> None:
+    widths = [high - low for low, high in filter(None, (win_rate_interval(0, 0, n) for n in (2, 6, 30, 100)))]
+    assert widths == sorted(widths, reverse=True) and 0 < widths[-1] < 0.05
+    tied, even = win_rate_interval(2, 2, 26), win_rate_interval(15, 15, 0)
+    assert tied and even and tied[1] - tied[0] < even[1] - even[0]
 
 
 def test_the_smallest_difference_is_found_in_four_of_five_samples() -> None:
     """Simulated: a true difference of that size is significant in about 80 % of the samples."""
-    import numpy as np
-
     rng = np.random.default_rng(3)
     n, spread = 60, 0.4
     sample = rng.normal(0, spread, n)

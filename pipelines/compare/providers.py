@@ -21,7 +21,7 @@ from pipelines.generate.journal import Request
 from pipelines.generate.judge import Duel, compared, duels
 from pipelines.generate.requests import Book, book, requests_for
 from pipelines.paths import DataRoot
-from pipelines.statistics import bootstrap_mean, percentile, sign_test, smallest_difference, wilson
+from pipelines.statistics import percentile, sign_test, smallest_difference, wilson, win_rate_interval
 
 Row = dict[str, Any]
 DUPLICATES = ("exact_duplicate", "near_duplicate")
@@ -160,7 +160,8 @@ def duel_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
     """One row per pair of providers and judge. A cell whose verdict changed with the order counts as a tie."""
     rows = []
     for duel in duels(data, experiments):
-        low, high = bootstrap_mean(duel.scores) or (None, None)
+        wins, losses, ties = (duel.scores.count(score) for score in (1.0, 0.0, 0.5))
+        low, high = win_rate_interval(wins, losses, ties) or (None, None)
         rows.append(
             {
                 "provider": duel.one,
@@ -168,9 +169,9 @@ def duel_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
                 "judge": duel.judge,
                 "judge_shares_family": duel.shares_family,
                 "cells": len(duel.scores),
-                "wins": duel.scores.count(1.0),
-                "losses": duel.scores.count(0.0),
-                "ties": duel.scores.count(0.5),
+                "wins": wins,
+                "losses": losses,
+                "ties": ties,
                 "order_disagreements": duel.disagreements,
                 "unreadable": duel.unreadable,
                 "win_rate": fmean(duel.scores) if duel.scores else None,
@@ -184,8 +185,7 @@ def duel_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
 
 
 def _verdict(duel: Duel, low: float | None, high: float | None) -> str:
-    """Who wins, where neither the interval nor the sign test leaves a doubt. (Resamples of few alike scores are alike too: their
-    interval is a point.)"""
+    """Who wins, where neither the interval nor the sign test leaves a doubt."""
     if low is None or high is None:
         return "too few cells to tell"
     wins, losses = duel.scores.count(1.0), duel.scores.count(0.0)
