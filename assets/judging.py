@@ -8,7 +8,7 @@ from assets.project import OfProfile, project_now
 from assets.training import evaluation
 from pipelines.errors import InUseError
 from pipelines.evaluate import answers
-from pipelines.generate.show import ProgressLines, summary
+from pipelines.generate.show import ProgressLines, summary, unreadable
 
 JUDGES_ANSWER = "judges_answer"
 
@@ -22,7 +22,11 @@ class JudgingConfig(Spending, OfProfile):
     kinds={"anthropic", "openai", "sqlite"},
     deps=[evaluation],
     check_specs=[
-        dg.AssetCheckSpec(JUDGES_ANSWER, asset="judged_answers", description="No judge and no teacher had to stop.")
+        dg.AssetCheckSpec(
+            JUDGES_ANSWER,
+            asset="judged_answers",
+            description="No judge or teacher had to stop, and verdicts are readable.",
+        )
     ],
 )
 def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> dg.MaterializeResult:
@@ -41,14 +45,15 @@ def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> 
         )
     except InUseError as error:
         return _told(context, f"nobody was asked now, the next publication asks: {error}")
+    problems = asked.stopped | unreadable(asked)
     for line in summary(asked):
-        (context.log.warning if " stopped: " in line else context.log.info)(line)
+        (context.log.warning if line.endswith(tuple(problems.values())) else context.log.info)(line)
     rows = [{"asked": name, **vars(one), "missing": one.missing} for name, one in asked.providers.items()]
     shown = {"answered now": asked.answered, "missing": asked.missing, "asked": table(rows, COLUMNS)}
-    return dg.MaterializeResult(metadata=shown, check_results=[_check(asked.stopped)])
+    return dg.MaterializeResult(metadata=shown, check_results=[_check(problems)])
 
 
-COLUMNS = ("asked", "wanted", "reused", "answered", "refused", "failed", "missing", "usd", "reserved_usd")
+COLUMNS = ("asked", "wanted", "reused", "answered", "refused", "failed", "missing", "unreadable", "usd", "reserved_usd")
 
 
 def _told(context: dg.AssetExecutionContext, why: str) -> dg.MaterializeResult:
@@ -56,7 +61,7 @@ def _told(context: dg.AssetExecutionContext, why: str) -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata={"answered now": 0, "why": why}, check_results=[_check({})])
 
 
-def _check(stopped: dict[str, str]) -> dg.AssetCheckResult:
+def _check(problems: dict[str, str]) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
-        check_name=JUDGES_ANSWER, passed=not stopped, severity=dg.AssetCheckSeverity.WARN, metadata=stopped
+        check_name=JUDGES_ANSWER, passed=not problems, severity=dg.AssetCheckSeverity.WARN, metadata=problems
     )

@@ -93,7 +93,7 @@ def generate(arguments: Arguments) -> int:
     return OK if result.complete else NOT_OK
 
 
-def judge(_: Arguments) -> int:
+def judge(arguments: Arguments) -> int:
     from pipelines.compare.providers import duel_rows
     from pipelines.evaluate import answers
     from pipelines.generate import show
@@ -108,9 +108,9 @@ def judge(_: Arguments) -> int:
         )
     bar = show.ProgressBar(experiments.generation.budget_usd)
     try:
-        results = [judge(project.data, experiments, progress=bar)]
+        results = [judge(project.data, experiments, progress=bar, again=arguments.again)]
         if answers.is_configured(project):
-            results.append(answers.ask(project.resolve(), progress=bar))
+            results.append(answers.ask(project.resolve(), progress=bar, again=arguments.again))
     finally:
         bar.close()
     for line in [line for result in results for line in show.summary(result)]:
@@ -430,6 +430,8 @@ def parser() -> argparse.ArgumentParser:
         "judge",
         judge,
         "have the configured judges compare the providers' records, in pairs, and score the models' answers",
+    ).add_argument(
+        "--again", action="store_true", help="ask once more where an answer held no verdict that can be read"
     )
     cleaning = command("clean", clean, "clean records into examples and rejects")
     cleaning.add_argument(

@@ -11,6 +11,7 @@ import duckdb
 import pytest
 
 from assets.judging import judged_answers
+from pipelines import cli
 from pipelines.compare.compare import Publication, compare, lake_version
 from pipelines.estimate.estimate import keep_predictions
 from pipelines.evaluate import answers, judge
@@ -227,6 +228,7 @@ def test_without_a_key_or_the_right_to_ask_the_columns_say_why(asking: Judged, m
     assert (rows["teacher"]["status"], rows["teacher"]["chrf"]) == ("unavailable", None)
     assert "OPENAI_API_KEY" in rows["teacher"]["status_detail"]
     assert "gave no readable verdict on 2 of 2" in rows["base"]["judge_because"]
+    assert "set providers.claude.enabled: true, then run `featherweight judge`" in rows["base"]["judge_because"]
     assert rows["base"]["judge_correctness"] is None and rows["base"]["judge_model"] is None
 
 
@@ -267,6 +269,32 @@ def test_judging_is_a_step_of_its_own_that_waits_for_nobody(
         assert materialized()[0]["answered now"] == 0, "the journal holds them all"
         asking.configure(judging={"judge": None})
         assert "names neither a judge nor teachers" in materialized()[0]["why"]
+
+
+ALMOST = '{"reasons": "Fine.", "correct": "true", "helpfulness": "4", "confidence": 0.9}'
+
+
+def test_verdicts_almost_in_form_are_read_and_the_advice_for_the_others_sends_something(
+    asking: Judged, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = asking.configure(judging={"repeat": 0}).project
+    for name, value in {"DATA": project.data.root, "EXPERIMENTS": project.experiments, "PROFILE": "local"}.items():
+        monkeypatch.setenv(f"FEATHERWEIGHT_{name}", str(value))
+    replies = iter(["\x1b[2JI like\nit."])
+    with chat_server(lambda prompt, nth: Reply(completion(next(replies, ALMOST)))) as other:
+        url = {"kind": "openai-compatible", "base_url": other.url, "model": "odd", "price": PRICE, "enabled": True}
+        asking.configure(providers={"arbiter": url}, judging={"judge": "arbiter"})
+        assert cli.main(["judge"]) == 3
+        sent, said = len(other.bodies), capsys.readouterr().out
+        assert "arbiter (judge): 1 answers hold no verdict" in said and "“I like it.”" in said and "\x1b" not in said
+        assert cli.main(["judge"]) == 3 and len(other.bodies) == sent, "it was answered: it is not asked again"
+        assert "“I like it.”" in capsys.readouterr().out
+        rows = published(project)[1].values()
+        (advice,) = {row["judge_because"] for row in rows if row["judge_because"]}
+        assert "no readable verdict on" in advice and "`featherweight judge --again` asks" in advice
+        assert {row["judge_correctness"] for row in rows if row["judged_answers"]} == {1.0}
+        assert cli.main(["judge", "--again"]) == 0 and len(other.bodies) == sent + 1
+    assert {row["judge_because"] for row in published(project)[1].values()} == {None}
 
 
 EVIL = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pipelines.evaluate import judge, teacher
@@ -10,6 +11,7 @@ from pipelines.generate.generate import GenerationResult, ProviderResult, Sessio
 from pipelines.generate.journal import Journal, Request, opened
 from pipelines.generate.judge import ask_enabled
 from pipelines.generate.send import Progress
+from pipelines.generate.verdicts import Reply, to_ask, unreadable_in
 from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey, Evaluation
@@ -61,10 +63,11 @@ def ask(
     progress: Progress | None = None,
     budget_usd: float | None = None,
     wait: bool = True,
+    again: bool = False,
 ) -> GenerationResult:
     """Have the teachers answer what these evaluations' models were asked (none given: all that the comparison shows), then have
-    the judge score all answers, for at most `budget_usd` of this call's own; what the journal holds is not asked again. Without
-    teachers and judge nothing is done.
+    the judge score all answers, for at most `budget_usd` of this call's own; what the journal holds is not asked again, but with
+    `again` what the judge answered without a readable verdict, once more. Without teachers and judge nothing is done.
 
     Raises:
         UsageError: the prompts are broken.
@@ -77,12 +80,17 @@ def ask(
     answers = [one.answers() for one in evaluations] if evaluations else _all_answers(resolved)
     ids = {row["example_id"] for rows in answers for row in rows}
     records = [record for record in resolved.selected.eval if record["example_id"] in ids]
-    if not _anything_pending(project, records, answers):
-        return GenerationResult()
+    if done := _all_held(project, records, answers, again=again):
+        return done
+    name = project.experiments.judging.judge
     with session(project.data, project.experiments, progress=progress, budget_usd=budget_usd, wait=wait) as run:
-        taught = {name: teacher.requests(project, name, records) for name in project.experiments.judging.teachers}
+        taught = {one: teacher.requests(project, one, records) for one in project.experiments.judging.teachers}
         results = _ask(run, taught, "teacher")
-        results |= _ask(run, _for_the_judge(run.journal, project, records, answers), "judge")
+        if name:  # now, since the teachers' new answers are judged too
+            wanted = to_ask(_replies(run.journal, project, records, answers), again=again)
+            judged = _ask(run, {name: wanted}, "judge")
+            found = unreadable_in(_replies(run.journal, project, records, answers))
+            results |= {key: replace(one, **found) for key, one in judged.items()}
         return GenerationResult(results, run.orphans)
 
 
@@ -91,28 +99,35 @@ def _all_answers(resolved: Resolved) -> list[list[Row]]:
     return [rows for cell in resolved.project.grid for rows in kept_answers(resolved.project, *cell, fingerprint)]
 
 
-def _for_the_judge(
-    journal: Journal | None, project: Project, records: Sequence[Row], answers: Sequence[Sequence[Row]]
-) -> dict[str, list[Request]]:
-    """All verdicts wanted, on the models' answers and on the teachers' that are here."""
-    name = project.experiments.judging.judge
-    if name is None:
-        return {}
+def _replies(
+    journal: Journal, project: Project, records: Sequence[Row], answers: Sequence[Sequence[Row]]
+) -> list[Reply[judge.Judgement]]:
+    """How all verdicts wanted stand, on the models' answers and on the teachers' that are here."""
     taught = [teacher.answers(journal, project, one, records) for one in teacher.teachers(project)]
-    wanted = [request for rows in (*answers, *taught) for request in judge.requests(project.experiments, rows)]
-    return {name: list({request.key: request for request in wanted}.values())}
+    return [one for rows in (*answers, *taught) for one in judge.replies(journal, project.experiments, rows)]
 
 
-def _anything_pending(project: Project, records: Sequence[Row], answers: Sequence[Sequence[Row]]) -> bool:
-    """Whether there is something to send; looked up without the lock that a run of hours may hold."""
+def _all_held(
+    project: Project, records: Sequence[Row], answers: Sequence[Sequence[Row]], *, again: bool
+) -> GenerationResult | None:
+    """The result where there is nothing to send, else None; looked up without the lock that a run of hours may hold."""
+    name = project.experiments.judging.judge
     with reading(project) as journal:
         if journal is None:
-            return bool(records)
+            return None if records else GenerationResult()
         wanted = [
             one for name in project.experiments.judging.teachers for one in teacher.requests(project, name, records)
         ]
-        verdicts = _for_the_judge(journal, project, records, answers).values()
-        return bool(journal.to_send([*wanted, *(one for some in verdicts for one in some)]))
+        replies = _replies(journal, project, records, answers) if name else []
+        verdicts = to_ask(replies, again=again)
+        if journal.to_send([*wanted, *verdicts]):
+            return None
+        found = unreadable_in(replies)
+        if name is None or not found["unreadable"]:
+            return GenerationResult()
+        charges = journal.charges().get(name)
+        held = ProviderResult(len(verdicts), journal.answered_among(verdicts), usd=charges.total if charges else 0.0)
+        return GenerationResult({f"{name} (judge)": replace(held, **found)})
 
 
 def _ask(run: Session, wanted: Mapping[str, list[Request]], role: str) -> dict[str, ProviderResult]:

@@ -27,7 +27,8 @@ class ProviderResult:
     """One provider after a run: `wanted` requests, `reused` ones answered before, and what became of the others.
 
     `missing` hold no answer (failed, given up as in doubt, in a batch, or not sent because the provider `stopped`); `usd` is what
-    the journal charges it in all, `reserved_usd` the part of it whose cost is not known.
+    the journal charges it in all, `reserved_usd` the part of it whose cost is not known. `unreadable` of a judge's answers hold no
+    verdict; `unreadable_sample` is the text of one.
     """
 
     wanted: int
@@ -40,6 +41,8 @@ class ProviderResult:
     stopped: str | None = None
     usd: float = 0.0
     reserved_usd: float = 0.0
+    unreadable: int = 0
+    unreadable_sample: str | None = None
 
     @property
     def missing(self) -> int:
@@ -75,8 +78,9 @@ class GenerationResult:
 
     @property
     def complete(self) -> bool:
-        """Everything wanted is answered, or lies in a batch that will be."""
-        return not self.stopped and all(result.missing == result.in_batch for result in self.providers.values())
+        """Everything wanted is answered so that it can be read, or lies in a batch that will be."""
+        done = all(result.missing == result.in_batch and not result.unreadable for result in self.providers.values())
+        return done and not self.stopped
 
 
 @dataclass

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from pipelines.generate.coverage import Coverage
 from pipelines.generate.generate import GenerationResult, ProviderResult
 from pipelines.generate.send import Snapshot
+from pipelines.generate.verdicts import ASK_AGAIN, on_one_line
 
 LOG_SECONDS = 10.0
 
@@ -63,6 +64,18 @@ def summary(result: GenerationResult) -> Iterator[str]:
         yield f"{name}: {_outcome(provider)}"
     for name, why in result.stopped.items():
         yield f"{name} stopped: {why}"
+    for name, why in unreadable(result).items():
+        yield f"{name}: {why}"
+
+
+def unreadable(result: GenerationResult) -> dict[str, str]:
+    """By judge: how many of its answers hold no verdict that can be read, one of them, and what to do."""
+    return {
+        name: f"{one.unreadable} answers hold no verdict that can be read, such as "
+        f"“{on_one_line(one.unreadable_sample or '')}”; {ASK_AGAIN} asks for them once more"
+        for name, one in result.providers.items()
+        if one.unreadable
+    }
 
 
 def covered(coverages: Sequence[Coverage]) -> Iterator[str]:
@@ -86,7 +99,7 @@ def duels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"judge {row['judge']}{family})"
         )
         if row["unreadable"]:
-            yield f"  {row['unreadable']} cells are left out: the judge said nothing that can be read"
+            yield f"  {row['unreadable']} cells are left out: the judge said nothing that can be read; {ASK_AGAIN} asks once more"
         if row["smallest_difference"] is not None:
             yield f"  so many cells could have shown a difference of {row['smallest_difference']:.0%} or more"
 

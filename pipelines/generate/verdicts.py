@@ -1,0 +1,178 @@
+"""What every judge shares: data shown between marks, replies read as far as they are clear, and asking again.
+
+A judge without schemas answers almost in form: a number as text, one key more, prose around the JSON. What can mean one thing alone
+is read. The rest is unreadable: it was paid for, so it is asked again only on request.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from pipelines.files import stable_hash
+from pipelines.generate.answers import text_of
+from pipelines.generate.journal import Journal, Request
+
+V = TypeVar("V")
+Read = Callable[[Mapping[str, Any]], V | None]  # a JSON object → the verdict that it is
+ASK_AGAIN = "`featherweight judge --again`"
+AGAIN = 1000  # added to a request's replicate each time that it is asked again
+MOST_OBJECTS = 50  # places of one reply where JSON could begin
+SAMPLE_CHARS = 120
+WORDS = {"true": True, "yes": True, "false": False, "no": False}
+GRADE = re.compile(r"([1-9]\d*)(?:\.0+)?")
+TRICKS = re.compile(
+    r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b."  # ANSI
+    r"|[\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\u00ad\U000e0000-\U000e007f]"  # no width, direction, tags
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+MARKDOWN = (
+    (re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE), ""),  # fences
+    (re.compile(r"!?\[([^\]\n]*)\]\([^)\n]*\)"), r"\1"),  # links and pictures: their text
+    (re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]?|[-*+][ \t]+)", re.MULTILINE), ""),  # headings, quotations, bullets
+    (re.compile(r"^[ \t]*(?:[-*_][ \t]*){3,}$", re.MULTILINE), ""),  # rules
+    (re.compile(r"(\*\*|__|~~|`)(?=\S)(.+?)(?<=\S)\1"), r"\2"),  # bold, struck, code
+    (re.compile(r"</?[a-zA-Z][^<>\n]{0,200}>"), ""),  # HTML
+)
+
+
+# --- what a judge is shown
+
+
+def without_tricks(text: str) -> str:
+    """The words of `text` alone: no terminal codes, nothing invisible, no Markdown or HTML, few empty lines."""
+    text = TRICKS.sub("", unicodedata.normalize("NFC", text))
+    for pattern, kept in MARKDOWN:
+        text = pattern.sub(kept, text)
+    return re.sub(r"[ \t]+", " ", re.sub(r"\s*\n\s*\n\s*", "\n\n", text)).strip()
+
+
+def cut(text: str, limit: int) -> str:
+    """At most `limit` characters, and a sign that there were more."""
+    return text if len(text) <= limit else text[:limit] + " […]"
+
+
+def code_of(purpose: str, texts: Sequence[str]) -> str:
+    """The code of the marks around `texts`: of the content, so that the journal knows the request again. No text can hold the hash
+    of itself, so none can end its own mark."""
+    return stable_hash([purpose, *texts])
+
+
+# --- what a judge says
+
+
+def verdict_in(response: str, read: Read[V]) -> V | None:
+    """The one verdict in a judge's reply; None where there is none, or where two differ."""
+    try:
+        text = text_of(response)
+    except (ValueError, RecursionError):
+        return None
+    found = [verdict for value in _objects(text) if (verdict := read(value)) is not None]
+    return found[0] if found and all(verdict == found[0] for verdict in found) else None
+
+
+def _objects(text: str) -> Iterator[Mapping[str, Any]]:
+    """The JSON objects in `text`, in whatever prose or Markdown, but none inside another."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unambiguous)
+    place = text.find("{")
+    for _ in range(MOST_OBJECTS):
+        if place < 0:
+            return
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            place += 1
+        else:
+            yield value
+        place = text.find("{", place)
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found and found[name] != value:
+            raise ValueError(f"{name} stands there twice")
+        found[name] = value
+    return found
+
+
+def truth(value: Any) -> bool | None:
+    """A boolean, also as a word; None where it is neither."""
+    return value if isinstance(value, bool) else WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+
+
+def grade(value: Any, highest: int) -> int | None:
+    """A whole number from 1 to `highest`, also as 4.0, "4" or "4/5" (of `highest`); None for anything else."""
+    if isinstance(value, bool):
+        return None
+    text = str(value).strip() if isinstance(value, int | float | str) else ""
+    found = GRADE.fullmatch(re.sub(rf"\s*/\s*{highest}$", "", text))
+    return int(found[1]) if found and int(found[1]) <= highest else None
+
+
+# --- what the journal holds of it, and asking again
+
+
+@dataclass(frozen=True)
+class Reply(Generic[V]):
+    """How a question stands: the `request` that counts, the verdict that was read, the text that could not be, and the request that
+    would ask once more."""
+
+    request: Request
+    following: Request
+    verdict: V | None = None
+    unreadable: str | None = None
+
+    @property
+    def answered(self) -> bool:
+        return self.verdict is not None or self.unreadable is not None
+
+
+def reply_to(journal: Journal, first: Request, read: Read[V], *, earlier: Request | None = None) -> Reply[V]:
+    """The first readable reply to `first` or to one of the times that it was asked again, else how the last of them stands.
+    `earlier`: the form in which older code asked the same; its answer counts as long as nothing was asked in the new form."""
+    if earlier and (row := journal.row(earlier.key)) and row["status"] == "answered" and not journal.row(first.key):
+        return _reply(earlier, first, row["response"], read)
+    found = Reply[V](first, first)
+    request = first
+    while row := journal.row(request.key):
+        following = replace(request, replicate=request.replicate + AGAIN)
+        if row["status"] != "answered":
+            return Reply(request, following)
+        found = _reply(request, following, row["response"], read)
+        if found.verdict is not None:
+            return found
+        request = following
+    return found
+
+
+def _reply(request: Request, following: Request, response: str, read: Read[V]) -> Reply[V]:
+    verdict = verdict_in(response, read)
+    return Reply(request, following, verdict, None if verdict is not None else _said(response))
+
+
+def _said(response: str) -> str:
+    try:
+        return text_of(response)
+    except (ValueError, RecursionError):
+        return ""
+
+
+def to_ask(replies: Sequence[Reply[Any]], *, again: bool) -> list[Request]:
+    """The requests that count, each once; with `again`, for each unreadable one the request that asks once more."""
+    wanted = [one.following if again and one.unreadable is not None else one.request for one in replies]
+    return list({request.key: request for request in wanted}.values())
+
+
+def unreadable_in(replies: Sequence[Reply[Any]]) -> dict[str, Any]:
+    """How many distinct requests were answered without a verdict that can be read, and one of those answers: fields of a
+    `ProviderResult`."""
+    texts = {one.request.key: one.unreadable for one in replies if one.unreadable is not None}
+    return {"unreadable": len(texts), "unreadable_sample": next(iter(texts.values()), None)}
+
+
+def on_one_line(text: str) -> str:
+    """`text` for a terminal: one line, cut, without terminal codes and characters that are invisible or turn the direction."""
+    return cut(" ".join(TRICKS.sub("", " ".join(text.split())).split()), SAMPLE_CHARS)
