@@ -122,6 +122,33 @@ def test_two_processes_make_the_row_of_one_also_where_they_were_stopped(
     assert all(torch.equal(weight, expected[1][name]) for name, weight in found[1].items())
 
 
+@pytest.mark.parametrize(
+    "sharding",
+    [
+        pytest.param("ddp", marks=pytest.mark.slow), pytest.param("fsdp", marks=pytest.mark.slow),
+        pytest.param("zero2", marks=pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra deepspeed")),
+    ],
+)  # fmt: skip
+def test_two_processes_keep_the_best_step_of_one(cleaned: TinyProject, sharding: str) -> None:
+    cleaned.change(
+        methods={"full": {"learning_rate": 0.3, "early_stop_patience": 2}},
+        profiles={"local": {"training": {"epochs": 10, "examples_per_step": 4, "eval_every_steps": 1}}},
+    )
+    alone = attempt_at(cleaned, "full", InProcess())
+    divide(cleaned, sharding)
+    whole = attempt_at(cleaned, "full", Forked())
+    expected = outcome(whole)
+    for attempt in (alone, whole):
+        assert (attempt.result.measured["best_step"], attempt.result.measured["last_step"]) == (2, 4)
+    assert attempt_at(cleaned, "full", Forked(stop_at=3), force=True).status == "killed"
+    again = attempt_at(cleaned, "full", Forked())
+    found = outcome(again)
+    assert again.result.resume and json.dumps(found[0]) == json.dumps(expected[0])
+    assert all(torch.equal(weight, expected[1][name]) for name, weight in found[1].items())
+    for name, weight in outcome(alone)[1].items():
+        torch.testing.assert_close(weight, found[1][name], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_cell_by_its_name_and_torchrun_trains_it_again(cleaned: TinyProject) -> None:
     alone = outcome(attempt_at(cleaned, "lora-r8", InProcess()))

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from pipelines import disk
+from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
 from pipelines.files import read_json, write_json
 from pipelines.runs import cells, checkpoints, restart
@@ -21,6 +23,7 @@ from pipelines.runs.cells import Attempt
 from pipelines.runs.run import Watch
 from pipelines.train import checkpoint
 from pipelines.train.cell import train
+from pipelines.train.ranks import Ranks
 from pipelines.train.tally import Tally
 from tests.in_process import InProcess, clean_for, kill_at, stop_at
 from tests.project import MODEL, TinyProject
@@ -138,6 +141,87 @@ def test_peaks_are_the_most_over_attempts_and_times_count_once(cleaned: TinyProj
     assert 1000 < measured["train_seconds"] < 1100
     assert finished.curve()[-1]["elapsed_seconds"] == measured["train_seconds"]
     assert measured["process_memory_mean_mb"] > 0 and measured["last_step"] == STEPS
+
+
+# the best step
+
+
+@pytest.fixture
+def early(cleaned: TinyProject) -> TinyProject:
+    """Its cell `full` is best after step 2, and stops after step 4."""
+    training = {"epochs": 10, "examples_per_step": 4, "eval_every_steps": 1}
+    cleaned.change(
+        methods={"full": {"learning_rate": 0.3, "early_stop_patience": 2}}, profiles={"local": {"training": training}}
+    )
+    return cleaned
+
+
+def test_early_stopping_saves_the_best_steps_weights_also_of_a_cell_that_was_killed_after_it(
+    early: TinyProject,
+) -> None:
+    whole = attempt_at(early, "full")
+    steps = {name: whole.result.measured[name] for name in ("best_step", "last_step", "stopped_early")}
+    assert steps == {"best_step": 2, "last_step": 4, "stopped_early": True}
+    least = min(whole.curve()[1:], key=lambda point: point["validation_loss"])
+    assert (least["step"], least["validation_loss"]) == (2, whole.result.measured["best_validation_loss"])
+    expected = outcome(whole)
+    shutil.rmtree(early.key("full").folder(early.data))
+
+    assert attempt_at(early, "full", stop_at(1)).status == "killed"  # after a step that is the best so far
+    killed = attempt_at(early, "full", kill_at(3))
+    (kept,) = checkpoints.whole(killed.folder)
+    best = checkpoint.read_tensors(kept, "weights")
+    again = attempt_at(early, "full")
+    assert "going on after step 2" in log_of(again)
+    assert outcome(again) == expected
+    saved = load_file(again.model_folder / "model.safetensors")
+    assert all(saved[name].equal(weight) for name, weight in best.items()) and best
+    assert not list(early.data.cells.rglob(checkpoints.FOLDER))
+    (row,) = (row for row in comparison_rows(early.resolved()) if row["method"] == "full")
+    assert (row["best_step"], row["last_step"]) == (2, 4)
+
+
+def test_a_checkpoint_keeps_the_best_weights_of_its_own_time(tmp_path: Path) -> None:
+    import torch
+
+    def weights(value: float) -> dict[str, torch.Tensor]:
+        return {"a": torch.full((4,), value)}
+
+    best = checkpoint.write_best(tmp_path, 1, weights(1.0), Ranks())
+    kept = checkpoint.write(tmp_path, 2, {"weights/a": torch.zeros(4)}, {}, best=best)
+    newer = checkpoint.write_best(tmp_path, 3, weights(3.0), Ranks())
+    assert not best.exists() and newer.exists()
+    taken = checkpoint.take_over_best(kept, tmp_path / "next", 1, Ranks())
+    assert checkpoint.read_tensors(taken, "weights")["a"].equal(weights(1.0)["a"])
+
+
+def test_the_best_weights_are_in_what_the_disk_must_have(early: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda _folder: 1000)
+    with_best = attempt_at(early, "full").result
+    early.change(methods={"full": {"early_stop_patience": None}})
+    without = attempt_at(early, "full").result
+    weights = 4 * without.measured["total_params"]
+    assert (with_best.bytes_needed or 0) - (without.bytes_needed or 0) == 2 * weights
+    assert "and the best step's weights twice" in with_best.detail
+
+
+@pytest.mark.slow
+def test_kill_9_after_the_best_step_loses_nothing_of_it(early: TinyProject) -> None:
+    early.change(methods={"full": {"early_stop_patience": 100}}, profiles={"local": {"training": {"epochs": 60}}})
+    start_cell("full").communicate()
+    whole = latest(early, "full")
+    assert whole.result.measured["best_step"] < whole.result.measured["last_step"]
+    expected = outcome(whole)
+    shutil.rmtree(early.key("full").folder(early.data))
+    process = start_cell("full")
+    wait_for_more(early, "full", None, process, steps=whole.result.measured["best_step"] + 4)
+    victim = child_of(process.pid)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    process.communicate()
+    assert latest(early, "full").status == "killed"
+    start_cell("full").communicate()
+    assert outcome(latest(early, "full")) == expected
 
 
 def test_another_recipe_starts_anew_and_the_old_checkpoint_goes(cleaned: TinyProject) -> None:
@@ -360,15 +444,17 @@ def test_thirty_random_kills_end_in_the_undisturbed_result(cleaned: TinyProject,
     assert set(ended[:-1]) <= {"killed", "lost"} and len(ended) > 15
 
 
-def wait_for_more(project: TinyProject, method: str, before: Attempt | None, process: subprocess.Popen[str]) -> None:
-    """Returns when a new attempt has gone beyond what it went on from."""
+def wait_for_more(
+    project: TinyProject, method: str, before: Attempt | None, process: subprocess.Popen[str], *, steps: int = 2
+) -> None:
+    """Returns when a new attempt has gone more than `steps` beyond what it went on from."""
     deadline = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline:
         newest = cells.latest(project.data, project.key(method))
         if newest and (before is None or newest.run_id != before.run_id):
             inherited = newest.spec.resume
             done = checkpoints.step_of(Path(inherited["checkpoint"])) if inherited else 0
-            if len(newest.curve()) > done + 2:
+            if len(newest.curve()) > done + steps:
                 return
         time.sleep(0.02)
 

@@ -54,6 +54,7 @@ COLUMNS = {
     "delta_full": "DOUBLE", "delta_full_low": "DOUBLE", "delta_full_high": "DOUBLE",
     "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
     "memory_in_all_gb": "DOUBLE", "unshown_share": "DOUBLE", "template_arguments": "VARCHAR",
+    "best_step": "INTEGER", "last_step": "INTEGER",
 }  # fmt: skip
 
 FROM_TRAINING = (
@@ -217,6 +218,7 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
         "phase": result.phase,
         "status_detail": result.status_detail,
         **learning_rate(result, spec),
+        **{name: result.measured.get(name) for name in ("best_step", "last_step")},
         "rank": recipe.get("rank"),
         "alpha": recipe.get("alpha"),
         "weights_revision": result.weights_revision,

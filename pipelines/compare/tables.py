@@ -37,7 +37,7 @@ TRAINING_RUNS = {
     "alpha": "DOUBLE", "optimizer": "VARCHAR", "weights_revision": "VARCHAR", "import_seconds": "DOUBLE",
     "train_examples": "BIGINT", "trained_tokens": "BIGINT",
     "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
-    "memory_per_device_gb": "VARCHAR",
+    "memory_per_device_gb": "VARCHAR", "best_step": "INTEGER", "best_validation_loss": "DOUBLE",
 }  # fmt: skip
 TRAINING_CURVE = {
     "run_id": "VARCHAR", "step": "INTEGER", "examples": "BIGINT", "train_loss": "DOUBLE", "eval_loss": "DOUBLE",

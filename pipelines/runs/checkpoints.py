@@ -3,6 +3,7 @@
 from pathlib import Path
 
 FOLDER, STATE, TENSORS, CURVE = "checkpoints", "state.json", "tensors.safetensors", "curve.jsonl"
+BEST = "best.safetensors"  # in a checkpoint: the best step's weights, where early stopping keeps them
 START = ".start.partial"  # weights that a search for the learning rate goes back to
 
 

@@ -4,6 +4,9 @@ Tensors (weights that train, the optimizer's, random states) are safetensors; nu
 Going on from one gives the same bits as never having stopped, on the same machine with as many threads and ranks. Of several
 ranks the first writes what all hold alike; each other writes, beside it, its own random states and, where weights are sharded, its
 part of weights and optimizer states.
+
+Where early stopping keeps the best step's weights, they lie beside the checkpoints, in a folder of their own, and each checkpoint
+links the file: a better step may replace the folder, and what a checkpoint says of the best step still holds.
 """
 # ruff: noqa: TID253
 
@@ -11,7 +14,8 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +27,12 @@ from safetensors.torch import save_file
 
 from pipelines.disk import DiskFullError, is_full
 from pipelines.files import read_json, write_json
-from pipelines.runs.checkpoints import CURVE, FOLDER, STATE, TENSORS, whole
+from pipelines.runs.checkpoints import BEST, CURVE, FOLDER, STATE, TENSORS, whole
 from pipelines.train.ranks import Ranks, local_part, with_local_part
 
 Json = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
+BEST_FOLDER = ".best"  # of the best step's weights, without its number
 
 
 @dataclass(frozen=True)
@@ -91,28 +96,86 @@ def set_optimizer_state(
 
 
 def write(
-    attempt: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Json, ranks: Ranks | None = None
+    attempt: Path,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    state: Json,
+    ranks: Ranks | None = None,
+    best: Path | None = None,
 ) -> Path:
-    """Make `checkpoints/step-<step>/` of the attempt's folder and remove those before it. All of `ranks` call this together.
+    """Make `checkpoints/step-<step>/` of the attempt's folder and remove those before it. `best` is what `write_best` made, if
+    anything. All of `ranks` call this together.
 
     Raises:
         DiskFullError: what was written of it is removed again.
     """
     ranks = ranks or Ranks()
     final = attempt / FOLDER / f"step-{step:08}"
-    partial = final.with_name(f".{final.name}.partial")
+    with _whole_or_absent(final, f"the checkpoint of step {step}", ranks) as partial:
+        save_file(_apart(tensors), file := partial / of_rank(TENSORS, ranks.rank))
+        write_json(partial / of_rank(STATE, ranks.rank), state)
+        _flush(file)
+        if best:
+            _link(best / of_rank(TENSORS, ranks.rank), partial / of_rank(BEST, ranks.rank))
+        if ranks.rank == 0 and (curve := attempt / CURVE).exists():
+            shutil.copyfile(curve, partial / CURVE)
+    if ranks.rank == 0:
+        for older in whole(attempt):
+            if older != final:
+                shutil.rmtree(older, ignore_errors=True)
+    ranks.wait()
+    return final
+
+
+def write_best(attempt: Path, step: int, weights: Mapping[str, torch.Tensor], ranks: Ranks) -> Path:
+    """Keep the weights of the best step so far in place of those of the one before it; returns their folder. All of `ranks` call
+    this together, with {} where another rank's file holds theirs.
+
+    Raises:
+        DiskFullError: what was written of it is removed again.
+    """
+    final = _best_folder(attempt, step)
+    with _whole_or_absent(final, f"the weights of step {step}, the best so far", ranks) as partial:
+        if weights:
+            named = {f"weights/{name}": tensor for name, tensor in weights.items()}
+            save_file(_apart(named), file := partial / of_rank(TENSORS, ranks.rank))
+            _flush(file)
+    if ranks.rank == 0:
+        for older in final.parent.glob(f"{BEST_FOLDER}-*"):
+            if older != final:
+                shutil.rmtree(older, ignore_errors=True)
+    ranks.wait()
+    return final
+
+
+def take_over_best(earlier: Path, attempt: Path, step: int, ranks: Ranks) -> Path:
+    """The best step's weights of the checkpoint `earlier`, as if `write_best` had made them in `attempt`."""
+    final = _best_folder(attempt, step)
+    with _whole_or_absent(final, f"the weights of step {step}, the best so far", ranks) as partial:
+        _link(earlier / of_rank(BEST, ranks.rank), partial / of_rank(TENSORS, ranks.rank))
+    return final
+
+
+def _best_folder(attempt: Path, step: int) -> Path:
+    return attempt / FOLDER / f"{BEST_FOLDER}-{step:08}"
+
+
+@contextmanager
+def _whole_or_absent(final: Path, what: str, ranks: Ranks) -> Iterator[Path]:
+    """A folder for all of `ranks` to write into, which is renamed to `final` once each of them has.
+
+    Raises:
+        DiskFullError: `what` could not be written.
+    """
+    partial = final.with_name(f".{final.name.removeprefix('.')}.partial")
     try:
         if ranks.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         ranks.wait()
-        save_file(_apart(tensors), file := partial / of_rank(TENSORS, ranks.rank))
-        write_json(partial / of_rank(STATE, ranks.rank), state)
-        _flush(file)
+        yield partial
         ranks.wait()
         if ranks.rank == 0:
-            if (curve := attempt / CURVE).exists():
-                shutil.copyfile(curve, partial / CURVE)
             _flush(partial)
             shutil.rmtree(final, ignore_errors=True)  # of a run that goes on and was stopped again before its next step
             partial.rename(final)
@@ -120,14 +183,18 @@ def write(
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if is_full(error):
-            raise DiskFullError(f"the checkpoint of step {step}", attempt, None) from error
+            raise DiskFullError(what, final.parent.parent, None) from error
         raise
-    if ranks.rank == 0:
-        for older in whole(attempt):
-            if older != final:
-                shutil.rmtree(older, ignore_errors=True)
-    ranks.wait()
-    return final
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give `file`, where there is one, another name: on a file system without links a copy."""
+    if not file.exists():
+        return
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
 
 
 def of_rank(name: str, rank: int) -> str:

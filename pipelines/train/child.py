@@ -159,14 +159,18 @@ def _earlier(worker: Worker) -> Path | None:
 
 
 def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
-    """Raises DiskFullError unless checkpoints (the next is written before the last one goes) and the trained model will fit."""
+    """Raises DiskFullError unless checkpoints (the next is written before the last one goes) and the trained model will fit. Where
+    the best step's weights are kept, those that the last checkpoint links and those of a better step since may both be there."""
     from pipelines.train import checkpoint
 
     one = checkpoint.size(trainer.named, worker.spec["recipe"]["optimizer"])
     model = sum(p.numel() * p.element_size() for p in trainer.named.values())
     needed = max(one, model) if resumed else max(2 * one, one + model)
+    keeps_best = bool(worker.spec["recipe"]["early_stop_patience"])
+    needed += 2 * model if keeps_best else 0
     worker.report["bytes_needed"] = needed
-    disk.require(worker.folder, needed, "two checkpoints, or one and the trained model")
+    more = ", and the best step's weights twice" if keeps_best else ""
+    disk.require(worker.folder, needed, f"two checkpoints, or one and the trained model{more}")
 
 
 def _save(worker: Worker, model: Any, weights: dict[str, Any] | None = None) -> None:

@@ -60,6 +60,7 @@ class Trainer:
         self._held_out: Sequence[Tokenized] = ()
         self._validation: Sequence[Tokenized] = ()
         self._peaks: list[float] = []  # GB of each rank, as last told
+        self._best: Path | None = None  # where the best step's weights are, where early stopping asks for them
 
     def prepare(
         self, train: Sequence[Tokenized], earlier: Path | None = None, *, validation: Sequence[Tokenized] = ()
@@ -170,7 +171,27 @@ class Trainer:
             self._tell()
             if tally.step % every == 0 and tally.step < len(self._plan):
                 self._keep()
+        self._load_best()
         self._require_convergence()
+
+    def _load_best(self) -> None:
+        """Go back to the best step's weights, as transformers' `load_best_model_at_end` does."""
+        if self._best is None:
+            return
+        best, last = self.tally.best_step, self.tally.step
+        self.worker.say(
+            f"kept are the weights of step {best}, the best on the slice held back (loss {self.tally.best:.4f}); the last step was "
+            f"{last}"
+        )
+        if best == last:
+            return
+        with self.meter.apart():
+            holder = self.ranks.holder
+            if self.zero:
+                self.zero.set_weights(self.named, checkpoint.read_tensors(self._best, "weights", holder))
+            else:
+                checkpoint.copy_weights(self._best, self.named, holder)
+        self.tally.eval_loss = self.tally.best_eval_loss
 
     def _require_convergence(self) -> None:
         """Raises DivergedError, on all ranks alike, where training made the model worse rather than better. Only a held-out loss
@@ -194,7 +215,8 @@ class Trainer:
             return False
         self.worker.measure(stopped_early=True)
         self.worker.say(
-            f"no better on the slice held back for {patience} evaluations: stopping after step {self.tally.step}"
+            f"no better on the slice held back for {patience} evaluations, the best was step {self.tally.best_step}: stopping "
+            f"after step {self.tally.step}"
         )
         return True
 
@@ -218,11 +240,11 @@ class Trainer:
         due = step == len(self._plan) or step % self.worker.spec["eval_every_steps"] == 0
         validation_loss = self._eval_loss(self._validation) if due and self._validation else None
         eval_loss = self._eval_loss(self._held_out) if due else None
-        self._point(eval_loss=eval_loss, validation_loss=validation_loss)
-        if eval_loss is not None:
+        if due:
             self.tally.eval_loss = eval_loss
-        if validation_loss is not None:
-            self.tally.note(validation_loss)
+        self._point(eval_loss=eval_loss, validation_loss=validation_loss)
+        if validation_loss is not None and self.tally.note(validation_loss):
+            self._keep_best()
         self.tally.told = True
         self.worker.measure(**self.tally.measured())
         summary = self.meter.summary()
@@ -374,11 +396,21 @@ class Trainer:
             }
         )
 
+    def _weights(self) -> Mapping[str, torch.Tensor]:
+        """What trains, as this rank holds it; with ZeRO all of it, gathered on every rank."""
+        return self.zero.weights(self.named) if self.zero else self.named
+
+    def _keep_best(self) -> None:
+        """Write the weights of the best step so far."""
+        step, weights = self.tally.step, self._weights()
+        held = weights if self.ranks.holder == self.ranks.rank else {}
+        self._best = checkpoint.write_best(self.worker.folder, step, held, self.ranks)
+
     def _keep(self) -> None:
         """Write a checkpoint of the state after the last whole step."""
-        weights: Mapping[str, torch.Tensor] = self.named
+        weights = self._weights()
         if self.zero:
-            weights, tensors, numbers = self.zero.weights(self.named), self.zero.states(self.named), {}
+            tensors, numbers = self.zero.states(self.named), {}
         else:
             tensors, numbers = checkpoint.optimizer_state(self.optimizer, list(self.named.values()))
         state = {
@@ -395,7 +427,7 @@ class Trainer:
         if self.ranks.holder != self.ranks.rank:  # they are in the file of another rank
             grouped = {"random": self._random.tensors}
         named = {f"{group}/{name}": tensor for group, held in grouped.items() for name, tensor in held.items()}
-        checkpoint.write(self.worker.folder, self.tally.step, named, state, self.ranks)
+        checkpoint.write(self.worker.folder, self.tally.step, named, state, self.ranks, self._best)
 
     def _kept(self) -> str:
         """Keep what is done when asked to stop, and say so."""
@@ -423,6 +455,8 @@ class Trainer:
         by_name = {example.name: example for example in train}
         self._plan = [[by_name[name] for name in step] for step in state["order"]]
         self.tally = Tally(**state["tally"])
+        if self.tally.best_step is not None:
+            self._best = checkpoint.take_over_best(earlier, self.worker.folder, self.tally.best_step, self.ranks)
         if state["search"]["tried"]:
             self.chosen = search.best(state["search"]["tried"])
             self.worker.measure(search_seconds=state["search"]["seconds"], **self.chosen.measured())

@@ -21,14 +21,20 @@ class Tally:
     told: bool = True
     best: float | None = None  # loss on the slice held back from train, where early stopping asks for it
     since_best: int = 0  # evaluations
+    best_step: int | None = None
+    best_eval_loss: float | None = None  # on the held-out records, at the best step
     first_loss: float | None = None  # of the first step, before it changed a weight
     first_eval_loss: float | None = None  # before the first step, on the held-out records
     eval_loss: float | None = None  # the last one
 
-    def note(self, validation_loss: float) -> None:
-        """Count an evaluation for early stopping."""
-        better = self.best is None or validation_loss < self.best
-        self.best, self.since_best = (validation_loss, 0) if better else (self.best, self.since_best + 1)
+    def note(self, validation_loss: float) -> bool:
+        """Count an evaluation for early stopping; returns whether this step is the best so far."""
+        if self.best is not None and validation_loss >= self.best:
+            self.since_best += 1
+            return False
+        self.best, self.since_best = validation_loss, 0
+        self.best_step, self.best_eval_loss = self.step, self.eval_loss
+        return True
 
     def add(self, *, examples: int, tokens: int, seconds: float, first: bool) -> None:
         """Count an optimizer step that took `seconds`; `first` of this process."""
@@ -45,6 +51,8 @@ class Tally:
         """The row's columns."""
         return {
             "last_step": self.step,
+            "best_step": self.best_step,
+            "best_validation_loss": self.best,
             "train_loss": self.loss,
             "train_seconds": self.seconds,
             "tokens_per_second": self.steady_tokens / self.steady_seconds if self.steady_seconds else None,

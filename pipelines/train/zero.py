@@ -82,13 +82,18 @@ class Zero:
         get = self._fragments.safe_get_full_optimizer_state
         return {f"{name}/{of}": get(parameter, of) for name, parameter in named.items() for of in STATES}
 
-    def take_over(self, named: Named, weights: Any, states: Any, steps: int) -> None:
-        """Go on from `weights` and `states` after `steps` steps. There must have been a step before, whatever it was."""
+    def set_weights(self, named: Named, weights: Any) -> None:
+        """Put `weights` in the place of the model's. There must have been a step before."""
         gathered = import_module("deepspeed.runtime.zero").GatheredParameters
         for name, parameter in named.items():
             with gathered([parameter], modifier_rank=0), torch.no_grad():  # what the next step computes with
                 parameter.copy_(weights[name])
             self._fragments.safe_set_full_fp32_param(parameter, weights[name])  # what the optimizer goes on from
+
+    def take_over(self, named: Named, weights: Any, states: Any, steps: int) -> None:
+        """Go on from `weights` and `states` after `steps` steps. There must have been a step before, whatever it was."""
+        self.set_weights(named, weights)
+        for name, parameter in named.items():
             for of in STATES:
                 self._fragments.safe_set_full_optimizer_state(parameter, states[f"{name}/{of}"], of)
         for state in self.optimizer.optimizer.state.values():
