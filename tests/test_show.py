@@ -217,6 +217,15 @@ def test_csv_round_trip(text: str) -> None:
     assert float(found[0]["train_loss"]) == 0.1 + 0.2
 
 
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r", "\n", "＝"])
+def test_no_text_of_csv_is_computed_by_a_spreadsheet(sign: str) -> None:
+    text = f"{sign}HYPERLINK(A1)"
+    shown = render([row(advice=text, status_detail=f"5 {text}", delta_base=-0.25)], "csv")
+    (found,) = csv.DictReader(io.StringIO(shown, newline=""))
+    assert (found["advice"], found["status_detail"]) == (f"'{text}", f"5 {text}")
+    assert found["delta_base"] == "-0.25", "a number stays one"
+
+
 def test_no_rows_are_shown_as_no_rows() -> None:
     assert json.loads(render([], "json")) == []
     assert list(csv.DictReader(io.StringIO(render([], "csv")))) == []

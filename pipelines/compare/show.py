@@ -35,6 +35,7 @@ SHOWN: Columns = (
     ("is_stale", "stale", None),
     ("is_pareto", "Pareto", None),
 )
+COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -90,11 +91,20 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
+    """`rows` as CSV. A text that a spreadsheet would compute (`=`, `+`, `-`, `@` in front) begins with an apostrophe."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if rows else ["model"], lineterminator="\n")
+    # before Python 3.13, a carriage return by itself is no reason for quotation marks
+    returns = any(isinstance(value, str) and "\r" in value for row in rows for value in row.values())
+    quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+    writer = csv.DictWriter(out, list(rows[0]) if rows else ["model"], lineterminator="\n", quoting=quoting)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
     return out.getvalue().rstrip("\n")
+
+
+def _inert(value: Any) -> Any:
+    # as OWASP's page on CSV injection advises; texts of errors and of models reach these cells
+    return f"'{value}" if isinstance(value, str) and value.startswith(COMPUTED) else value
 
 
 def tabulate(rows: Sequence[Row], columns: Columns, notes: Sequence[str], form: Format) -> str:
