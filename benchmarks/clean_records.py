@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.clean.comparable import comparable
 from pipelines.clean.stage import normalized
 from pipelines.paths import PROJECT
 from pipelines.records import read_corpus
@@ -64,7 +65,7 @@ def write_one_word_apart(path: Path, count: int, *, seed: int = 7) -> None:
 
 def compared(record: dict[str, Any]) -> str:
     """The text that duplicates are judged by."""
-    return f"{normalized(record['instruction'])} {normalized(record['output'])}"
+    return comparable(f"{normalized(record['instruction'])} {normalized(record['output'])}")
 
 
 def jaccard(one: str, other: str) -> float:

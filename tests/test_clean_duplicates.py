@@ -2,17 +2,22 @@
 
 import random
 import unicodedata
+from collections import Counter
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.clean.clean import clean, examples, rejects
+from pipelines.clean.comparable import comparable, comparable_in_sql
 from pipelines.clean.index import TextIndex
 from pipelines.clean.near_duplicates import join, near_duplicates, too_close
 from pipelines.clean.read import GENERATED
+from pipelines.clean.stage import normalized
 from pipelines.paths import DataRoot
 from pipelines.records import RawRecord
 from tests.sft_records import GOOD, SETTINGS, compared, jaccard, stories, story, verdicts, words
@@ -59,6 +64,74 @@ def test_korean_in_either_unicode_form_is_the_same(data: DataRoot) -> None:
     decomposed = {name: unicodedata.normalize("NFD", text) for name, text in composed.items()}
     assert composed != decomposed
     assert sorted(verdicts(data, composed, decomposed)) == ["accepted", "exact_duplicate"]
+
+
+UNSEEN = (
+    "\u200b\u200c\u200d\u2060\ufeff\xad\ufe0f\ufe0e\u200e\u200f\u202e\u2066\u2069\u061c\u034f\u115f\u3164\uffa0"
+    "\U000e0041\U000e0100\x7f"
+)
+
+
+def hidden_in(text: str, sign: str) -> str:
+    return f"{sign}{text[:7]}{sign * 2}{text[7:]} {sign} "
+
+
+def test_what_nobody_sees_makes_no_other_record(data: DataRoot) -> None:
+    twins = [{name: hidden_in(text, sign) if text else "" for name, text in GOOD.items()} for sign in UNSEEN]
+    assert Counter(verdicts(data, GOOD, *twins)) == {"accepted": 1, "exact_duplicate": len(UNSEEN)}
+
+
+def test_width_and_spaces_make_no_other_record(data: DataRoot) -> None:
+    wide = str.maketrans({chr(code): chr(code + 0xFEE0) for code in range(0x21, 0x7F)} | {" ": "\u3000"})
+    twins = [
+        {name: text.translate(wide) for name, text in GOOD.items()},
+        {**GOOD, "output": GOOD["output"].replace(" ", "\xa0")},
+    ]
+    katakana = {**GOOD, "instruction": "ガイドブックはどこ？"}
+    half = {**katakana, "instruction": "ｶﾞｲﾄﾞﾌﾞｯｸはどこ?"}
+    loose = SETTINGS.model_copy(update={"languages": None})
+    found = verdicts(data, GOOD, *twins, katakana, half, settings=loose)
+    # a record's side is its text's as it stands, so that of two widths one may be on either side
+    for kind in (found[:3], found[3:]):
+        assert kind.count("accepted") == 1 and set(kind) <= {"accepted", "exact_duplicate", "contamination"}
+
+
+@pytest.mark.parametrize(("one", "other"), [("2² is four", "22 is four"), ("ㅋㅋ", "ᄏᄏ"), ("x ① y", "x 1 y")])
+def test_what_looks_different_is_different(one: str, other: str) -> None:
+    assert comparable(normalized(one)) != comparable(normalized(other))
+
+
+def test_a_question_with_hidden_signs_stands_on_its_twin_s_side(data: DataRoot) -> None:
+    rng = random.Random(14)
+    asked = [story(number)["instruction"] for number in range(7000, 7040)]
+    plain = [{"instruction": text, "output": story(rng.randrange(10**6))["output"]} for text in asked]
+    twins = [
+        {"instruction": hidden_in(text, rng.choice(UNSEEN)), "output": story(rng.randrange(10**6))["output"]}
+        for text in asked
+    ]
+    result = clean(data, [RawRecord("mine", value) for value in plain + twins], SETTINGS)
+    found: dict[str, set[str]] = {comparable(normalized(text)): set() for text in asked}
+    for row in examples(result):
+        found[comparable(normalized(row["instruction"]))].add(row["split"])
+        assert row["instruction"] in {one["instruction"] for one in plain + twins}, "the text keeps what nobody sees"
+    assert result.reasons == {} and Counter(map(len, found.values())) == {1: 40}
+    assert len({side for sides in found.values() for side in sides}) == 2
+
+
+def test_python_and_sql_compare_alike() -> None:
+    rng = random.Random(3)
+    codes = [code for code in range(0x20, 0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Cs", "Co")]
+    odd = [code for code in codes if unicodedata.category(chr(code)) in ("Cf", "Mn") or 0xFF00 <= code <= 0xFFEF]
+    texts = [
+        normalized("".join(chr(rng.choice(odd if rng.random() < 0.4 else codes)) for _ in range(30)))
+        for _ in range(3000)
+    ]
+    with duckdb.connect() as db:
+        db.register("texts", pa.table({"place": range(len(texts)), "text": texts}))
+        found = db.execute(f"SELECT {comparable_in_sql('text')} FROM texts ORDER BY place").fetchall()
+    assert [text for (text,) in found] == [comparable(text) for text in texts]
+    assert sum(comparable(text) != text for text in texts) > 2000
+    assert not any(unicodedata.category(sign) == "Cf" for text in texts for sign in comparable(text))
 
 
 def test_an_exact_duplicate_names_its_twin(data: DataRoot) -> None:

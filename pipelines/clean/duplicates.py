@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from pipelines.clean.comparable import comparable_in_sql, group_in_sql
 from pipelines.clean.index import TextIndex
 from pipelines.clean.near_duplicates import Twins, near_duplicates, too_close
 from pipelines.clean.read import CORPUS, NEVER_EVALUATED
 from pipelines.clean.rules import quoted
-from pipelines.clean.shared_text import SharedText, find_shared
+from pipelines.clean.shared_text import COMPARED, SharedText, find_shared
 from pipelines.clean.shingles import Indexes
 from pipelines.clean.work import Work
 from pipelines.experiments import Cleaning
@@ -48,14 +49,15 @@ def _rank(work: Work, settings: Cleaning) -> None:
     """What the rules left, each with its side of the split and its rank: eval before train, the corpus before files before
     what a model wrote, then the longest output, then the smallest id. None of it hangs on what else is there."""
     never = ", ".join(quoted(source) for source in NEVER_EVALUATED)
-    share = "('0x' || substr(md5(format('{}|{}', $seed, coalesce(topic, asked))), 1, 13))::UBIGINT / 16.0**13"
+    group = group_in_sql("coalesce(topic, asked)")
+    share = f"('0x' || substr(md5(format('{{}}|{{}}', $seed, {group})), 1, 13))::UBIGINT / 16.0**13"
+    question = "CASE WHEN compared IS NULL THEN asked ELSE trim(left(compared, length(compared) - answer_chars)) END"
     work.db.execute(
         f"""
         CREATE TABLE ranked AS
         WITH sided AS (
-            SELECT n, content_hash, source, length(output) AS chars, md5_number(normalized) AS text_key,
-                   md5_number(CASE WHEN compared IS NULL THEN asked
-                       ELSE trim(left(compared, length(compared) - answer_chars)) END) AS asked_key,
+            SELECT n, content_hash, source, length(output) AS chars, md5_number({comparable_in_sql("normalized")}) AS text_key,
+                   md5_number({comparable_in_sql(f"({question})")}) AS asked_key,
                    CASE WHEN source IN ({never}) THEN 'train' WHEN fixed_side IS NOT NULL THEN fixed_side
                         WHEN {share} < $share THEN 'eval' ELSE 'train' END AS side,
                    format('{{}}-{{}}', content_hash, row_number() OVER (PARTITION BY content_hash ORDER BY n)) AS record_id
@@ -92,8 +94,10 @@ def _reject_repeated_questions(work: Work) -> None:
 
 def _ranges(work: Work, shared: SharedText) -> Iterator[tuple[Indexes, list[str]]]:
     """Places and what is compared of their texts: without system prompts, and without what many records of a source share."""
-    rows = work.db.sql("""
-        SELECT place, source, coalesce(compared, normalized) AS text, answer_chars FROM places JOIN staged USING (n)
+    rows = work.db.sql(f"""
+        SELECT place, source, {COMPARED} AS text, length({comparable_in_sql("right(coalesce(compared, normalized), answer_chars)")})
+            AS answer_chars
+        FROM places JOIN staged USING (n)
     """).to_arrow_reader(RANGE)
     for batch in rows:
         if batch.num_rows:

@@ -6,6 +6,7 @@ Where the task is to give back what was given (correct, rewrite, complete, copy,
 import re
 from difflib import SequenceMatcher
 
+from pipelines.clean.comparable import seen
 from pipelines.clean.exchange import Exchange
 from pipelines.clean.prose import QUOTED, is_code
 
@@ -80,6 +81,7 @@ _STOP = frozenset(
 
 def judge(exchange: Exchange, *, max_share: float) -> str | None:
     """What the answer gives back where it is only that, else None."""
+    exchange = Exchange(seen(exchange.question), seen(exchange.answer), exchange.before)
     if not _shares_words(exchange.answer, exchange.question):
         return None
     answer = _TEMPLATE.sub(" ", _TOKENS.sub(" ", exchange.answer))

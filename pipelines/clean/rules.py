@@ -6,13 +6,13 @@ DROPPED. Rules that must read what they judge are in `judged.py`.
 
 from dataclasses import dataclass
 
+from pipelines.clean.comparable import UNSEEN
 from pipelines.clean.work import Work
 from pipelines.experiments import Cleaning
 
 TEXT = "concat_ws(chr(10), instruction, input, output, messages)"
 ANSWERS = "coalesce(said, output)"  # every answer that is learned
-# white space, and signs that show nothing
-_BLANK = r"\s\v\pZ\x{200B}-\x{200F}\x{2060}\x{FEFF}\x{00AD}\x{180E}\x{2800}\x{3164}"
+_BLANK = rf"\s\v\pZ\x{{2800}}{UNSEEN}"  # white space, and signs that show nothing
 BLANK, SHOWN = f"[{_BLANK}]", f"[^{_BLANK}]"
 NO_ANSWER_CHARS = 40
 NO_ANSWER = r"(?i)^<?no ?output>?\.?$"  # Alpaca's word for an answer that there is none of

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipelines.clean.comparable import comparable_in_sql
 from pipelines.clean.shingles import Hashes, code_points, distinct_grams, mixed
 from pipelines.clean.work import Work
 
@@ -20,6 +21,9 @@ SAMPLE = 2000  # records of a source: 5 % of them are a hundred
 SAMPLE_CHARS = 4000  # of each
 LITTLE = 30  # characters left of a record, and it is compared whole
 MOSTLY = 0.5  # of an answer being shared: then little is left since the record itself is common
+COMPARED = comparable_in_sql(
+    "coalesce(compared, normalized)"
+)  # SQL for the text of `staged` that near-duplicates are judged by
 JOINT = "\n"  # between what is left; no text that is compared holds a line break
 
 
@@ -55,8 +59,8 @@ def find_shared(work: Work) -> SharedText:
 
 def _sample(work: Work, source: str) -> list[str]:
     rows = work.db.execute(
-        """
-        SELECT left(coalesce(compared, normalized), $chars) FROM places JOIN staged USING (n) WHERE source = $source
+        f"""
+        SELECT left({COMPARED}, $chars) FROM places JOIN staged USING (n) WHERE source = $source
         ORDER BY md5(record_id), record_id LIMIT $records
         """,
         {"source": source, "chars": SAMPLE_CHARS, "records": SAMPLE},
