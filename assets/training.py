@@ -210,6 +210,8 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
         )
         for key in keys_of(context, project, config.seeds)
     ]
+    if resolved.weights_now(cell[0], context.log.info):  # which training may have fetched
+        know_inputs(context, resolved)
     for attempt, reused in done:
         context.log.info(f"{attempt.key}: {attempt.status}{', reused' if reused else ''}")
     attempts = [attempt for attempt, _ in done]

@@ -192,7 +192,8 @@ def evaluate(arguments: Arguments) -> int:
     project = rows_now()
     keys, statuses, judged = _keys(project, arguments), [], []
     resolved = project.resolve()
-    trained(project, keys[0])
+    for key in keys:
+        resolved.require_same_weights(trained(project, key))
     if arguments.method != base_method(project):
         evaluate_base(resolved, arguments.model)  # the row is compared with it
     for key in keys:

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, get_args
 
+from pipelines import weights
 from pipelines.clean.clean import current as current_examples
 from pipelines.clean.select import Selected, Selection, select
 from pipelines.errors import UsageError
@@ -11,7 +13,7 @@ from pipelines.experiments import Experiments, Fingerprint, Profile, TrainingSet
 from pipelines.files import announce, stable_hash
 from pipelines.paths import DataRoot
 from pipelines.recipe import recipe_of
-from pipelines.runs.cells import CellKey
+from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.command import Placement
 from pipelines.runs.launchers.base import Launcher
@@ -19,6 +21,7 @@ from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.runs.run import Site, Watch
 
 ANY: tuple[str, ...] = get_args(Fingerprint)
+COMPARED = ("data", "recipe", "code", "machine")
 TRAINS = "pipelines.train.child"  # the module of the process that trains a cell
 
 
@@ -100,8 +103,9 @@ class Project:
 @dataclass(frozen=True)
 class CellPlan:
     """What one cell is made of. `recipe` is all that decides its weights and measurements apart from data, seed, machine and code;
-    `selected` what it trains and is evaluated on; `fingerprints` those of data, recipe, code and machine. `base` trains on nothing,
-    so its data fingerprint is None; examples in a prompt are data."""
+    `selected` what it trains and is evaluated on; `fingerprints` those of data, recipe, code and machine, and of the weights where
+    they are here: then the recipe's names the source by them. `base` trains on nothing, so its data fingerprint is None; examples
+    in a prompt are data."""
 
     model: str
     method: str
@@ -130,6 +134,8 @@ class Resolved:
         self._narrowed = narrowed if narrowed is not None else {}
         self._plans: dict[tuple[str, str], CellPlan] = {}
         self._codes: dict[bool, str] = {}  # of cells on one device, on several
+        self._contents: dict[str, str | None] = {}  # of each model's folder
+        self._first: dict[tuple[str, str], weights.FirstSeen | None] = {}
 
     @property
     def data(self) -> DataRoot:
@@ -168,14 +174,95 @@ class Resolved:
         recipe, placement = project.recipe_of(model, method), project.placement_of(method)
         selected = self._for(method)
         untouched = recipe["kind"] == "none" and not recipe.get("shots")
+        content = self._content(model)
         fingerprints = {
             "data": None if untouched else selected.data_fingerprint,
-            "recipe": stable_hash(recipe),
+            "recipe": recipe_fingerprint(recipe, content),
             "code": self._code(method),
             "machine": project.launcher().machine(placement),
+            **({"weights": content} if content else {}),
         }
         settings, seeds = project.training_of(model, method), tuple(project.settings.seeds)
         return CellPlan(model, method, seeds, settings, recipe, placement, selected, fingerprints)
+
+    def _content(self, model: str, say: Callable[[str], None] = announce) -> str | None:
+        if model not in self._contents:
+            known = self.experiments.model(model)
+            self._contents[model] = weights.content(self.data, model, known, say=say)
+        return self._contents[model]
+
+    def weights_now(self, model: str, say: Callable[[str], None] = announce) -> str | None:
+        """The content of the model's folder as it is at this moment; plans that were made of another are made anew."""
+        before = self._contents.pop(model, None)
+        now = self._content(model, say)
+        if now != before:
+            self._plans = {cell: plan for cell, plan in self._plans.items() if cell[0] != model}
+        return now
+
+    def weights_of(self, attempt: Attempt) -> str | None:
+        """The content of the weights that the attempt was made with. Code before November 2026 did not record it: then it is what
+        lay in the folder when that was first hashed, unless it is known to be something else (of another source or revision, which
+        is named instead). None where nobody can tell."""
+        if recorded := attempt.spec.fingerprints.get("weights"):
+            return recorded
+        source = attempt.spec.recipe.get("source")
+        if source is None:
+            return None
+        model = attempt.key.model
+        first, configured = self._first_seen(model, source), self.experiments.models.get(model)
+        if first is None:
+            same = configured is None or source == weights.source_id(configured.source)
+            return None if same else f"source {source}"
+        revision = attempt.result.weights_revision
+        if revision and first.revision:
+            return first.content if revision == first.revision else f"revision {revision}"
+        return first.content if _started(attempt) >= first.written else None
+
+    def _first_seen(self, model: str, source: str) -> weights.FirstSeen | None:
+        if self._first.get((model, source)) is None:
+            self._first[model, source] = weights.first_seen(self.data, model, source)
+        return self._first[model, source]
+
+    def fits(self, attempt: Attempt) -> bool:
+        """Whether the weights in the model's folder are those that the attempt was made with, as far as that is known."""
+        then, now = self.weights_of(attempt), self._content(attempt.key.model)
+        return then is None or now is None or then == now
+
+    def require_same_weights(self, attempt: Attempt, say: Callable[[str], None] = announce) -> None:
+        """Raises UsageError where the model's folder holds other weights by now than the attempt was made with."""
+        key, now = attempt.key, self.weights_now(attempt.key.model, say)
+        if self.fits(attempt):
+            return
+        folder = weights.model_folder(self.data, key.model, self.experiments.model(key.model))
+        raise UsageError(
+            f"{key} was made with other weights or another tokenizer than {folder} holds now (then {self.weights_of(attempt)}, now "
+            f"{now}): its result belongs to those alone. Put them back, or run `featherweight train {key.model} {key.method}`."
+        )
+
+    def changed(self, attempt: Attempt) -> list[str]:
+        """The names of the attempt's fingerprints that no longer match: data, recipe (other weights count as another recipe), code,
+        machine."""
+        plan, recorded = self.plan(attempt.key), attempt.result.fingerprints or attempt.spec.fingerprints
+        different = {name for name in COMPARED if recorded.get(name) != plan.fingerprints[name]} - {"recipe"}
+        if self._other_recipe(attempt, plan):
+            different.add("recipe")
+        return [name for name in COMPARED if name in different]
+
+    def _other_recipe(self, attempt: Attempt, plan: CellPlan) -> bool:
+        recorded = attempt.result.fingerprints or attempt.spec.fingerprints
+        now, then, spec = plan.fingerprints.get("weights"), self.weights_of(attempt), attempt.spec
+        if not self.fits(attempt):
+            return True
+        if bool(recorded.get("weights")) == bool(now):
+            return recorded.get("recipe") != plan.fingerprints["recipe"]
+        # One of the two does not know its weights, so the configured sources are compared
+        configured = stable_hash(spec.recipe)
+        if recorded.get("weights"):
+            return configured != stable_hash(plan.recipe)
+        if recorded.get("recipe") == stable_hash(plan.recipe):
+            return False
+        copied = then == now and recorded.get("recipe") == configured
+        return not (copied and recipe_fingerprint(spec.recipe, now) == plan.fingerprints["recipe"])
 
     def _code(self, method: str) -> str:
         divided = self.project.placement_of(method).devices > 1
@@ -194,6 +281,12 @@ class Resolved:
         return self._narrowed[wanted]
 
 
-def changed(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """The names of the fingerprints that no longer match."""
-    return [name for name, value in expected.items() if recorded.get(name) != value]
+def recipe_fingerprint(recipe: Mapping[str, Any], content: str | None) -> str:
+    """Of a recipe whose weights are here: what they are counts, not where they came from."""
+    return stable_hash({**recipe, "source": content} if content else dict(recipe))
+
+
+def _started(attempt: Attempt) -> float:
+    """When the attempt began, in seconds since the epoch; 0 where it does not say."""
+    began = attempt.result.started_at
+    return datetime.fromisoformat(began).timestamp() if began else 0.0

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,10 +20,11 @@ from pipelines import hub, hub_download, shipped
 from pipelines.disk import DiskFullError
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments, Model, Source
-from pipelines.files import announce, file_sha256, locked, stable_hash, write_json
+from pipelines.files import announce, file_sha256, locked, read_json, stable_hash, write_json
 from pipelines.paths import DataRoot
 from pipelines.runs.process import child_environment, stop_group
-from pipelines.weights_record import RECORD, record_of
+from pipelines.weights_content import content_of, newest_change
+from pipelines.weights_record import RECORD, record_of, revision_of
 
 CONVERSION = 2  # raised with whatever changes the weights or the tokenizer that a packaged file is converted to
 Say = Callable[[str], None]
@@ -48,6 +51,40 @@ def is_present(data: DataRoot, name: str, model: Model) -> bool:
     if model.source.path:
         return (folder / "config.json").exists()
     return record_of(folder).get("source_id") == source_id(model.source)
+
+
+@dataclass(frozen=True)
+class FirstSeen:
+    """What lay in a source's folder when its content was first hashed: `written` is when one of its files last changed, in seconds
+    since the epoch; `revision` the commit or package version, where that is known."""
+
+    content: str
+    written: float
+    revision: str | None = None
+
+
+def content(data: DataRoot, name: str, model: Model, *, say: Say = announce) -> str | None:
+    """Hash of the weights, configuration and tokenizer that lie in the model's folder now; None where they are not here. Only what
+    has changed since the last call is read."""
+    if not is_present(data, name, model):
+        return None
+    folder, record = model_folder(data, name, model), _content_record(data, name, source_id(model.source))
+    found = content_of(folder, record, say=say)
+    if found and first_seen(data, name, source_id(model.source)) is None:
+        first = FirstSeen(found, newest_change(folder), revision_of(folder))
+        with suppress(WorkError):  # a lake that is only read
+            write_json(record, {**(read_json(record) or {}), "first": asdict(first)})
+    return found
+
+
+def first_seen(data: DataRoot, name: str, source: str) -> FirstSeen | None:
+    """What lay in the folder of the source with this id when it was first looked at, by code that hashes it."""
+    first = (read_json(_content_record(data, name, source)) or {}).get("first")
+    return FirstSeen(**first) if first else None
+
+
+def _content_record(data: DataRoot, name: str, source: str) -> Path:
+    return data.lake / "weights" / name / f"{source}.json"
 
 
 def out_of_reach(data: DataRoot, experiments: Experiments, name: str) -> str | None:

@@ -11,7 +11,7 @@ SURE = 1.1  # what a prediction must leave, as a share of itself, before one sho
 def advise(row: Row, rows: Sequence[Row]) -> str:
     match row["status"]:
         case "ok":
-            return _of_ok(row)
+            return _of_ok(row, rows)
         case "out_of_memory":
             return _of_out_of_memory(row, rows)
         case "missing":
@@ -36,7 +36,7 @@ def _next_run(row: Row) -> str:
     return found.group() if found else "the next run goes on from its last checkpoint, if it wrote one"
 
 
-def _of_ok(row: Row) -> str:
+def _of_ok(row: Row, rows: Sequence[Row]) -> str:
     bits, base = row["eval_bits_per_byte"], row["base_bits_per_byte"]
     if bits is None and row["model_note"] and row["model_note"].startswith("random weights"):
         return "random weights: memory and speed are measured, quality is not"
@@ -45,9 +45,22 @@ def _of_ok(row: Row) -> str:
     if row["trainable_params"] == 0:
         told = "" if base in (None, bits) else " with examples in its prompt"
         return f"the untouched model{told}: what the others must beat"
+    if base is None and (other := _base_of_other_weights(row, rows)):
+        old = row if row["is_stale"] else other
+        return (
+            "the untouched model was measured with other weights, so nothing is compared: "
+            f"`featherweight train {row['model']} {old['method']}` anew"
+        )
     if base is None:
         return "the untouched model was not measured on the same records"
     return _against_base(row, bits, base) + _against_full(row)
+
+
+def _base_of_other_weights(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The row of the untouched model, where that was measured with other weights."""
+    untouched = [one for one in rows if one["model"] == row["model"] and one["trainable_params"] == 0]
+    others = [one for one in untouched if one["weights_fingerprint"] != row["weights_fingerprint"]]
+    return others[0] if untouched and len(others) == len(untouched) else None
 
 
 def _against_base(row: Row, bits: float, base: float) -> str:

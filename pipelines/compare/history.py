@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.compare.quality import Interval, Quality, paired_difference, quality_of
+from pipelines.project import COMPARED
 from pipelines.runs.cells import Attempt, CellKey
 
 Row = dict[str, Any]
@@ -79,7 +80,10 @@ def _shared(qualities: Sequence[Quality]) -> list[str]:
 
 def _changed(earlier: Attempt, attempt: Attempt) -> list[str]:
     before, now = (one.spec.fingerprints for one in (earlier, attempt))
-    return [name for name in ("data", "recipe", "code", "machine") if before.get(name) != now.get(name)]
+    different = [name for name in COMPARED if before.get(name) != now.get(name)]
+    if bool(before.get("weights")) != bool(now.get("weights")) and earlier.spec.recipe == attempt.spec.recipe:
+        return [name for name in different if name != "recipe"]  # the earlier code did not look at the weights
+    return different
 
 
 def _worse_quality(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:

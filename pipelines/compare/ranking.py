@@ -26,7 +26,10 @@ CLEAR, UNCLEAR, ONLY, NOTHING = "clear", "no clear winner", "the only one", "not
 
 
 def incomparable(one: Row, other: Row) -> str | None:
-    """What keeps two rows from being compared: other data, evaluation records, device or memory budget."""
+    """What keeps two rows from being compared: other data, evaluation records, device or memory budget; of one model, other
+    weights."""
+    if one["model"] == other["model"] and one["weights_fingerprint"] != other["weights_fingerprint"]:
+        return "weights"
     return next((called for name, called in MUST_MATCH.items() if one[name] != other[name]), None)
 
 
@@ -87,12 +90,22 @@ def _batched(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
 
 def comparable_rows(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
     """The trained ok rows that picks are taken among: of the groups that can be compared within themselves, the one with the most
-    rows that stand, then with the most rows, then with the newest."""
+    rows that stand, then with the most rows, then with the newest. Of a model's rows those of one set of weights count, chosen
+    alike."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if _is_ranked(row, qualities) and row["trainable_params"] != 0 and row["eval_bits_per_byte"] is not None:
             groups.setdefault(tuple(row[name] for name in MUST_MATCH), []).append(row)
-    return max(groups.values(), key=_standing, default=[])
+    return max(map(_of_one_base, groups.values()), key=_standing, default=[])
+
+
+def _of_one_base(group: Sequence[Row]) -> list[Row]:
+    """The rows without those of a model's other weights."""
+    by_weights: dict[str, dict[str | None, list[Row]]] = {}
+    for row in group:
+        by_weights.setdefault(row["model"], {}).setdefault(row["weights_fingerprint"], []).append(row)
+    chosen = {id(row) for found in by_weights.values() for row in max(found.values(), key=_standing)}
+    return [row for row in group if id(row) in chosen]
 
 
 def stands(row: Row) -> bool:
@@ -220,7 +233,7 @@ class Choice:
                 continue
             because = row["status"]
             if because == "ok":
-                other = incomparable(row, self._group[0]) if self._group else None
+                other = next(filter(None, (incomparable(row, one) for one in self._group)), None)
                 because = f"measured with other {other}" if other else "without values per record"
             why[because] = why.get(because, 0) + 1
         return ", ".join(f"{count} {because}" for because, count in why.items()) or None

@@ -15,7 +15,7 @@ from pipelines.estimate.question import questions
 from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by
 from pipelines.experiments import Model
 from pipelines.files import read_json
-from pipelines.project import CellPlan, Project, Resolved, changed
+from pipelines.project import CellPlan, Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.result import RunResult
@@ -53,7 +53,7 @@ COLUMNS = {
     "delta_base": "DOUBLE", "delta_base_low": "DOUBLE", "delta_base_high": "DOUBLE",
     "delta_full": "DOUBLE", "delta_full_low": "DOUBLE", "delta_full_high": "DOUBLE",
     "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
-    "memory_in_all_gb": "DOUBLE", "unshown_share": "DOUBLE", "template_arguments": "VARCHAR",
+    "memory_in_all_gb": "DOUBLE", "unshown_share": "DOUBLE", "template_arguments": "VARCHAR", "weights_fingerprint": "VARCHAR",
     "best_step": "INTEGER", "last_step": "INTEGER",
 }  # fmt: skip
 
@@ -114,7 +114,7 @@ def comparison(resolved: Resolved) -> Comparison:
     by, project = evaluated_by(resolved), resolved.project
     configured = [resolved.cell(*cell) for cell in project.grid]
     seeds = {plan.cell: [_seed(project, key, by.fingerprint) for key in plan.keys] for plan in configured}
-    rows = [_row(project, plan, seeds[plan.cell], by) for plan in configured]
+    rows = [_row(resolved, plan, seeds[plan.cell], by) for plan in configured]
     qualities = Qualities({cell: found for cell in project.grid if (found := _quality(seeds[cell]))})
     base = {row["model"]: row for row in rows if row["method"] == base_method(project)}
     full = {row["model"]: row for row in rows if row["method"] == "full"}
@@ -144,9 +144,9 @@ def add_predictions(resolved: Resolved, rows: Sequence[Row]) -> None:
         row["estimated_half_batch_gb"] = max(filter(None, (one.get("halved_gb") for one in kept)), default=None)
 
 
-def _row(project: Project, plan: CellPlan, seeds: Sequence["Seed | None"], by: EvaluatedBy) -> Row:
+def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by: EvaluatedBy) -> Row:
     model, method = plan.cell
-    profile = project.settings
+    project, profile = resolved.project, resolved.project.settings
     row: Row = dict.fromkeys(COLUMNS)
     row |= {"model": model, "method": method, "profile": project.profile, "seeds": len(profile.seeds), "seeds_ok": 0}
     row["model_note"] = note_on(project.experiments.model(model))
@@ -162,7 +162,8 @@ def _row(project: Project, plan: CellPlan, seeds: Sequence["Seed | None"], by: E
         row["train_loss"] = None  # of no quality to speak of
     row["speed_disturbed"] = disturbed(row["other_cpu_pct"])
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
-    because = list(dict.fromkeys(name for seed in found for name in stale_because(seed, plan, by)))
+    row["weights_fingerprint"] = weights_fingerprint(resolved, [seed.attempt for seed in found])
+    because = list(dict.fromkeys(name for seed in found for name in stale_because(resolved, seed, by)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
     if profile.price_per_hour is not None and row["train_seconds"] is not None:
         row["train_usd"] = profile.price_per_hour * row["train_seconds"] / 3600
@@ -196,10 +197,16 @@ def worst(statuses: Sequence[str]) -> str:
     return min(statuses, key=lambda status: [str(s) for s in SEVERITY].index(status))
 
 
-def stale_because(seed: Seed, plan: CellPlan, by: EvaluatedBy) -> list[str]:
+def weights_fingerprint(resolved: Resolved, attempts: Sequence[Attempt]) -> str | None:
+    """The content of the weights that the attempts were made with; of several, all of them; None where it is not known of any."""
+    good = [attempt for attempt in attempts if attempt.status == "ok"] or attempts
+    known = [resolved.weights_of(attempt) for attempt in good]
+    return ", ".join(dict.fromkeys(one or "unknown" for one in known)) if any(known) else None
+
+
+def stale_because(resolved: Resolved, seed: Seed, by: EvaluatedBy) -> list[str]:
     """The names of what no longer matches: data, recipe, code, machine, evaluation. `code` is the trainer's or the evaluation's."""
-    recorded = seed.attempt.result.fingerprints or seed.attempt.spec.fingerprints
-    because = changed(recorded, plan.fingerprints)
+    because = resolved.changed(seed.attempt)
     evaluation = by.changed_since(seed.good) if seed.attempt.status == "ok" else None
     return because if evaluation is None or evaluation in because else [*because, evaluation]
 
@@ -289,8 +296,10 @@ def _add_difference(row: Row, name: str, other: Row, qualities: Qualities) -> No
 
 
 def _add_base(row: Row, base: Row | None, qualities: Qualities) -> None:
-    """The untouched model's bits per byte and the difference to it, on the same records only; and how much worse than it a model
-    does on general texts."""
+    """The untouched model's bits per byte and the difference to it, of the same weights and on the same records only; and how much
+    worse than it a model does on general texts."""
+    if base and base["weights_fingerprint"] != row["weights_fingerprint"]:
+        return
     if base and row["eval_set"] and base["eval_set"] == row["eval_set"]:
         row["base_bits_per_byte"] = base["eval_bits_per_byte"]
         _add_difference(row, "delta_base", base, qualities)

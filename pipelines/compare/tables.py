@@ -37,7 +37,7 @@ TRAINING_RUNS = {
     "alpha": "DOUBLE", "optimizer": "VARCHAR", "weights_revision": "VARCHAR", "import_seconds": "DOUBLE",
     "train_examples": "BIGINT", "trained_tokens": "BIGINT",
     "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
-    "memory_per_device_gb": "VARCHAR", "best_step": "INTEGER", "best_validation_loss": "DOUBLE",
+    "memory_per_device_gb": "VARCHAR", "best_step": "INTEGER", "best_validation_loss": "DOUBLE", "weights_fingerprint": "VARCHAR",
 }  # fmt: skip
 TRAINING_CURVE = {
     "run_id": "VARCHAR", "step": "INTEGER", "examples": "BIGINT", "train_loss": "DOUBLE", "eval_loss": "DOUBLE",
@@ -140,6 +140,7 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
         "estimated_memory_gb": training_gb(answer_on(data, attempt) or {}),
         "data_fingerprint": prints.get("data"),
         "recipe_fingerprint": prints.get("recipe"),
+        "weights_fingerprint": prints.get("weights"),
         "code_version": prints.get("code"),
         **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         **{name: getattr(result, name) for name in FROM_RESULT},

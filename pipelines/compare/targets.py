@@ -11,7 +11,13 @@ from pipelines.runs.cells import CellKey
 
 Row = dict[str, Any]
 Points = list[tuple[int, float, float]]  # examples, seconds of training, loss on held-out records
-SAME = ("model", "data_fingerprint", "eval_set", "device")  # what rows must share to have one target
+SAME = (
+    "model",
+    "weights_fingerprint",
+    "data_fingerprint",
+    "eval_set",
+    "device",
+)  # what rows must share to have one target
 
 
 def add_targets(project: Project, rows: Sequence[Row]) -> None:

@@ -143,7 +143,9 @@ def base_is_evaluated(resolved: Resolved, model: str, by: EvaluatedBy) -> bool:
     """Whether the untouched model has a current evaluation."""
     base = base_of(resolved.project, model)
     newest = cells.latest(resolved.data, base) if base else None
-    return bool(newest and newest.status == "ok" and current_evaluation(newest, by.fingerprint))
+    return bool(
+        newest and newest.status == "ok" and current_evaluation(newest, by.fingerprint) and resolved.fits(newest)
+    )
 
 
 def evaluate(
@@ -158,10 +160,11 @@ def evaluate(
     or nothing that is in `rerun_for`.
 
     Raises:
-        UsageError: the cell has no finished attempt, or its last one is not ok.
+        UsageError: the cell has no finished attempt, its last one is not ok, or it was made with other weights than are here.
     """
     watch, project = watch or Watch(), resolved.project
     attempt = trained(project, key)
+    resolved.require_same_weights(attempt, watch.say)
     by = evaluated_by(resolved)
     with locked(key.folder(project.data) / "cell.lock", f"evaluate {key}", say=watch.say):
         found = reusable(attempt, by, rerun_for)
@@ -178,9 +181,9 @@ def evaluate(
             return Evaluation(attempt, evaluation.folder), False
 
         def again(_after: str) -> Run:  # an evaluation's detail is what it could not measure, nothing else
-            return _run(project, _new_evaluation(resolved, attempt, by), watch)
+            return _run(resolved, _new_evaluation(resolved, attempt, by), watch)
 
-        run = and_once_more(_run(project, evaluation, watch), again, project.site(watch))
+        run = and_once_more(_run(resolved, evaluation, watch), again, project.site(watch))
         return Evaluation(attempt, run.folder), False
 
 
@@ -198,10 +201,11 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
     project, spec = resolved.project, attempt.spec
     settings = project.training_of(attempt.key.model, attempt.key.method)
     trained = attempt.model_folder if attempt.model_folder.exists() else None
+    here = weights.lies_in(project.data, attempt.key.model, project.experiments.model(attempt.key.model))
     told = project.settings.evaluation.model_dump()
     return RunSpec(
         run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=project.profile,
-        root=str(project.data.root), examples=resolved.examples, weights=spec.weights, recipe=spec.recipe,
+        root=str(project.data.root), examples=resolved.examples, weights=here, recipe=spec.recipe,
         trained=str(trained.relative_to(project.data.root)) if trained else None, selection=asdict(project.selection),
         memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
         more={"settings": told, "readers": readers(project), "batch_tokens": settings.micro_batch_tokens},
@@ -216,9 +220,18 @@ def _new_evaluation(resolved: Resolved, attempt: Attempt, by: EvaluatedBy) -> Ev
     return Evaluation(attempt, folder)
 
 
-def _run(project: Project, evaluation: Evaluation, watch: Watch) -> Run:
+def fetch_same_weights(resolved: Resolved, attempt: Attempt, watch: Watch) -> None:
+    """Bring the weights that the attempt was made with.
+
+    Raises:
+        UsageError: what came, or lies there, is something else.
+    """
+    weights.fetch(resolved.data, resolved.experiments, attempt.key.model, say=watch.say)
+    resolved.require_same_weights(attempt, watch.say)
+
+
+def _run(resolved: Resolved, evaluation: Evaluation, watch: Watch) -> Run:
     """The evaluation as a run."""
-    model = evaluation.attempt.key.model
-    fetch = partial(weights.fetch, project.data, project.experiments, model, say=watch.say)
+    fetch = partial(fetch_same_weights, resolved, evaluation.attempt, watch)
     tick = partial(watch.on_tick, evaluation.attempt)
     return Run(evaluation.folder, CHILD, phase="evaluate", fetch=fetch, on_tick=tick)

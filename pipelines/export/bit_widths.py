@@ -46,13 +46,14 @@ def measure(
     """Measure the newest result of `key` in each of `formats`, where that has not been done; returns their rows.
 
     Raises:
-        UsageError: the cell is not ok, or a format is unknown.
+        UsageError: the cell is not ok, it was made with other weights than are here, or a format is unknown.
     """
     for name in formats:
         if name not in ALL:
             raise UsageError(f"unknown format {name!r}; {expected_one_of(name, list(ALL))}.")
     project = resolved.project
     watch, attempt, evaluated = watch or Watch(), finished(project, key), evaluated_by(resolved).fingerprint
+    resolved.require_same_weights(attempt, watch.say)
     with locked(key.folder(project.data) / "bit-widths.lock", f"bit widths of {key}", say=watch.say):
         missing = [name for name in formats if force or not _is_current(project, attempt, name, evaluated)]
         if missing:
@@ -84,7 +85,7 @@ def _measure_all(resolved: Resolved, attempt: Attempt, formats: Sequence[str], e
         watch.say(f"{key}: {name} …")
         exported = (files if name in GGUF else plain).result
         if exported.ok:
-            run_of(project, folder, attempt, CHILD, watch).to_result(project.site(watch).here())
+            run_of(resolved, folder, attempt, CHILD, watch).to_result(project.site(watch).here())
         else:
             write_result(folder, exported.status, exported.phase or "export", exported.status_detail)
 

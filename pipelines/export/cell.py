@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines import weights
 from pipelines.errors import UsageError
-from pipelines.evaluate.cell import spec_of
+from pipelines.evaluate.cell import fetch_same_weights, spec_of
 from pipelines.files import locked, read_json
 from pipelines.project import Project, Resolved
 from pipelines.runs import cells
@@ -72,10 +71,12 @@ def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | N
     """Write the newest result of `key` as `wanted`, in a child under the cell's budget and time limit.
 
     Raises:
-        UsageError: the cell is not ok, or what lies in the output folder is not ours to replace.
+        UsageError: the cell is not ok, it was made with other weights than are here, or what lies in the output folder is not ours
+            to replace.
     """
     watch, project = watch or Watch(), resolved.project
     attempt = finished(project, key)
+    resolved.require_same_weights(attempt, watch.say)
     output = (wanted.output or default_output(project, attempt)).resolve()
     if (output / "merged").exists() and not (output / "merged" / RECORD).exists():
         raise UsageError(f"{output}/merged is there and no export of ours: name another folder with --output.")
@@ -91,7 +92,7 @@ def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | N
             {scheme: output / f"{key.model}-{key.method}-{key.seed}.{scheme}.gguf" for scheme in asked.gguf},
         )
         queue(made.folder, _spec(resolved, made, output))
-        run_of(project, made.folder, attempt, CHILD, watch).to_result(project.site(watch).here())
+        run_of(resolved, made.folder, attempt, CHILD, watch).to_result(project.site(watch).here())
     return made
 
 
@@ -164,7 +165,7 @@ def made_how(recipe: Mapping[str, Any]) -> str:
     return "A LoRA adapter, merged into its base."
 
 
-def run_of(project: Project, folder: Path, attempt: Attempt, module: str, watch: Watch) -> Run:
+def run_of(resolved: Resolved, folder: Path, attempt: Attempt, module: str, watch: Watch) -> Run:
     """A child of this package as a run; it is no cell of the grid, so it runs on this machine."""
-    fetch = partial(weights.fetch, project.data, project.experiments, attempt.key.model, say=watch.say)
+    fetch = partial(fetch_same_weights, resolved, attempt, watch)
     return Run(folder, module, fetch=fetch, on_tick=partial(watch.on_tick, attempt))

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines import weights
 from pipelines.evaluate.cell import EvaluatedBy, base_method, evaluated_by, reusable
-from pipelines.project import CellPlan, Resolved, changed
+from pipelines.project import CellPlan, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 
@@ -56,12 +56,14 @@ def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:
     if not tries:
         return "missing"
     newest = tries[-1]
-    different = changed(newest.spec.fingerprints, plan.fingerprints)
+    different = resolved.changed(newest)
     match newest.status:
         case "queued" | "running":
             return None
         case "ok":
             wanted = different if set(different) & set(rerun_for) else []
+            if not wanted and not resolved.fits(newest):
+                return None  # it can be measured on its own weights alone
             return _stale(wanted) or _evaluation_due(plan, newest, by, rerun_for)
         case "out_of_memory":
             return _memory_changed(plan, newest.spec.memory_budget_gb, different)

@@ -2,20 +2,20 @@
 
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 from pipelines import trackers, weights
-from pipelines.errors import UnavailableError
+from pipelines.errors import UnavailableError, UsageError
 from pipelines.files import locked
 from pipelines.paths import DataRoot
-from pipelines.project import ANY, TRAINS, CellPlan, Project, Resolved, changed
+from pipelines.project import ANY, TRAINS, CellPlan, Project, Resolved
 from pipelines.runs import cells, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.run import Run, Watch, and_once_more, queue
-from pipelines.runs.spec import RunSpec
+from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.train.ranks import require_divisible
 
 
@@ -39,11 +39,13 @@ def train(
         UsageError: unknown model or method.
         WorkError: the lake cannot be written.
     """
-    watch, data, plan = watch or Watch(), resolved.data, resolved.plan(key)
+    watch, data = watch or Watch(), resolved.data
+    resolved.weights_now(key.model, watch.say)
+    plan = resolved.plan(key)
     with locked(key.folder(data) / "cell.lock", f"train {key}", say=watch.say):
         earlier = cells.attempts(data, key)
         newest = earlier[-1] if earlier else None
-        different = changed(newest.result.fingerprints, plan.fingerprints) if newest else []
+        different = resolved.changed(newest) if newest else []
         current = newest and newest.status == "ok" and not set(different) & set(rerun_for)
         if newest and seen is not None and newest.run_id != seen:
             watch.say(f"{key} has been run since this was asked for: {newest.run_id} is {newest.status}")
@@ -81,6 +83,10 @@ def _next_attempt(
     for attempt in earlier:
         launcher_class(attempt.spec.launcher).end(attempt.folder)
     resume = None if force else restart.resumable(earlier, plan.fingerprints, resolved.data.root)
+    if not force and earlier and earlier[-1].status not in restart.FINAL and not resolved.fits(earlier[-1]):
+        watch.say(
+            f"{key}: {earlier[-1].run_id} was interrupted on other weights or another tokenizer; it is begun anew"
+        )
     restart.clear(earlier, keep=resume["run_id"] if resume else None)
     folder = key.folder(resolved.data) / cells.new_run_id(key.folder(resolved.data))
     queue(folder, _spec(resolved, key, folder.name, resume, after))
@@ -102,10 +108,27 @@ def _run(resolved: Resolved, attempt: Attempt, watch: Watch) -> Run:
         attempt.folder,
         TRAINS,
         check=check,
-        fetch=partial(weights.fetch, resolved.data, resolved.experiments, key.model, say=watch.say),
+        fetch=partial(_fetch, resolved, attempt, watch),
         on_tick=partial(watch.on_tick, attempt),
         outlook=restart.outlook,
     )
+
+
+def _fetch(resolved: Resolved, attempt: Attempt, watch: Watch) -> None:
+    """Bring the weights; where they were not here when the attempt was planned, its spec names now what they are.
+
+    Raises:
+        UsageError: they have changed since.
+    """
+    key, spec = attempt.key, spec_in(attempt.folder)
+    weights.fetch(resolved.data, resolved.experiments, key.model, say=watch.say)
+    planned, now = spec.fingerprints.get("weights"), resolved.weights_now(key.model, watch.say)
+    if planned == now or now is None:
+        return
+    if planned:
+        raise UsageError(f"the weights or the tokenizer of {key.model} changed while {key} waited: run the same again.")
+    told = {**spec.fingerprints, "weights": now, "recipe": resolved.plan(key).fingerprints["recipe"]}
+    replace(spec, fingerprints=told, resume=None).write(attempt.folder)
 
 
 def no_examples(project: Project, method: str) -> str:

@@ -78,13 +78,14 @@ def tune(
     """
     if find_spec("optuna") is None:
         raise UnavailableError("tune needs Optuna: run `.venv/bin/python -m pip install optuna`")
-    plan = resolved.plan(key)
-    recipe = dict(plan.recipe)
+    recipe = dict(resolved.plan(key).recipe)
     if recipe["kind"] == "none":
         raise UsageError(f"{key.method} trains nothing, so it has no learning rate to tune")
-    if not plan.selected.train:
+    if not resolved.plan(key).selected.train:
         raise UsageError(no_examples(resolved.project, key.method))
     weights.fetch(resolved.data, resolved.experiments, key.model)
+    resolved.weights_now(key.model)
+    plan = resolved.plan(key)
     given = recipe.pop("learning_rate")
     recipe.pop("search_share", None)
     start = sorted(given)[len(given) // 2] if isinstance(given, list) else given
