@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.compare.left_out import left_out_in_words
+
 Row = dict[str, Any]
 SURE = 1.1  # what a prediction must leave, as a share of itself, before one should build on it
 
@@ -11,7 +13,7 @@ SURE = 1.1  # what a prediction must leave, as a share of itself, before one sho
 def advise(row: Row, rows: Sequence[Row]) -> str:
     match row["status"]:
         case "ok":
-            return _of_ok(row, rows)
+            return "; ".join(filter(None, (left_out_in_words(row), _of_ok(row, rows))))
         case "out_of_memory":
             return _of_out_of_memory(row, rows)
         case "missing":

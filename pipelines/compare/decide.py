@@ -1,9 +1,10 @@
 """`featherweight decide`: the cell to use under a limit of memory, of time and of lost quality, or the one to run next to know."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
 from pipelines.compare.quality import Interval, Qualities
 from pipelines.compare.ranking import comparable_rows, stands
 from pipelines.compare.table import Comparison
@@ -43,7 +44,16 @@ def decide(comparison: Comparison, limits: Limits) -> Decision:
     records cannot tell. Only cells that are current, but for the code, can be used. Where none can, the one to run next is, in
     this order: a cell that is within the limits but for too few records; one not measured yet that is predicted to fit (of several
     the one predicted largest: more trained weights lose least); one that may still be within `max_loss`, against appearances.
+    A cell that left out too many records is never used, and the reasons name it.
     """
+    found = _decide(comparison, limits)
+    trained = [row for row in comparison.rows if row["status"] == "ok" and row["method"] != comparison.base]
+    aside = [row for row in trained if leaves_out_too_much(row)]
+    named = [f"not used: {' × '.join(_named(row))}, with {TOO_MUCH}: {left_out_in_words(row)}" for row in aside]
+    return replace(found, reasons=(*found.reasons, *named))
+
+
+def _decide(comparison: Comparison, limits: Limits) -> Decision:
     ranked = _Ranked.of(comparison)
     inside = [row for row in ranked.rows if stands(row) and not _breaks(row, limits)]
     if sure := [row for row in inside if ranked.keeps(row, limits) is True]:
@@ -110,6 +120,8 @@ class _Ranked:
             told.append(f"{row['train_seconds'] / 60:.1f} minutes{_of(limits.minutes)}")
         if row["delta_base_high"] is not None and row["delta_base_high"] >= 0:
             told.append("it is not told apart from the untouched model, or worse: tuning may not be worth it")
+        if left_out := left_out_in_words(row):
+            told.append(left_out)
         if row["is_stale"]:
             told.append(
                 f"measured before an upgrade changed the code: `featherweight train {' '.join(_named(row))}` anew to be sure"
@@ -122,6 +134,8 @@ class _Ranked:
         told = []
         for row in sorted(rows, key=lambda row: places.get(id(row), len(rows)))[:NEAREST]:
             why = _breaks(row, limits) or ([] if row["status"] == "ok" else [row["status"]])
+            if row["status"] == "ok" and leaves_out_too_much(row):
+                why.append(TOO_MUCH)
             if id(row) in places and self.keeps(row, limits) is False:
                 why.append(f"it loses {_told(self.loss(row))}")
             told.append(f"{row['model']} × {row['method']}: {', '.join(why) or 'it cannot be compared'}")

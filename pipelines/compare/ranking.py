@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
 from pipelines.compare.quality import Interval, Qualities
 
 Row = dict[str, Any]
@@ -91,10 +92,11 @@ def _batched(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
 def comparable_rows(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
     """The trained ok rows that picks are taken among: of the groups that can be compared within themselves, the one with the most
     rows that stand, then with the most rows, then with the newest. Of a model's rows those of one set of weights count, chosen
-    alike."""
+    alike. Not among them is a row whose cell left out too many records."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        if _is_ranked(row, qualities) and row["trainable_params"] != 0 and row["eval_bits_per_byte"] is not None:
+        measured = _is_ranked(row, qualities) and row["eval_bits_per_byte"] is not None
+        if measured and row["trainable_params"] != 0 and not leaves_out_too_much(row):
             groups.setdefault(tuple(row[name] for name in MUST_MATCH), []).append(row)
     return max(map(_of_one_base, groups.values()), key=_standing, default=[])
 
@@ -214,15 +216,18 @@ class Choice:
         return (
             row
             | copied
-            | {"verdict": CLEAR if len(self._group) > 1 else ONLY, "reason": reason + _against_base(found[0])}
+            | {
+                "verdict": CLEAR if len(self._group) > 1 else ONLY,
+                "reason": "; ".join(filter(None, (reason + _against_base(found[0]), left_out_in_words(found[0])))),
+            }
         )
 
     def _why_nothing(self) -> str:
-        return (
-            "no cell has trained, been evaluated and kept its values per record"
-            if not self._group
-            else "memory or time was not measured"
-        )
+        if self._group:
+            return "memory or time was not measured"
+        aside = [row for row in self._rows if row["status"] == "ok" and leaves_out_too_much(row)]
+        told = f"; {len(aside)} with {TOO_MUCH}" if aside else ""
+        return f"no cell has trained, been evaluated and kept its values per record{told}"
 
     def _left_out(self) -> str | None:
         """Why the other trained cells are not among those compared."""
@@ -232,7 +237,9 @@ class Choice:
             if id(row) in inside or row["trainable_params"] == 0:
                 continue
             because = row["status"]
-            if because == "ok":
+            if because == "ok" and leaves_out_too_much(row):
+                because = f"with {TOO_MUCH}"
+            elif because == "ok":
                 other = next(filter(None, (incomparable(row, one) for one in self._group)), None)
                 because = f"measured with other {other}" if other else "without values per record"
             why[because] = why.get(because, 0) + 1

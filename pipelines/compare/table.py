@@ -54,7 +54,8 @@ COLUMNS = {
     "delta_full": "DOUBLE", "delta_full_low": "DOUBLE", "delta_full_high": "DOUBLE",
     "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
     "memory_in_all_gb": "DOUBLE", "unshown_share": "DOUBLE", "template_arguments": "VARCHAR", "weights_fingerprint": "VARCHAR",
-    "best_step": "INTEGER", "last_step": "INTEGER",
+    "best_step": "INTEGER", "last_step": "INTEGER", "max_length": "INTEGER", "train_records": "BIGINT",
+    "train_records_left_out": "BIGINT", "eval_records_left_out": "BIGINT",
 }  # fmt: skip
 
 FROM_TRAINING = (
@@ -62,7 +63,7 @@ FROM_TRAINING = (
     "peak_memory_gb", "process_memory_mean_mb", "process_memory_std_mb", "process_memory_min_mb", "process_memory_max_mb",
     "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
     "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb", "quantize_peak_memory_gb", "search_seconds", "other_cpu_pct",
-    "memory_in_all_gb", "unshown_share",
+    "memory_in_all_gb", "unshown_share", "train_records", "train_records_left_out",
 )  # fmt: skip
 DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
 FROM_EVALUATION = (
@@ -81,6 +82,7 @@ FROM_EVALUATION = (
     "general_bits_per_byte",
     "general_set",
     "eval_records",
+    "eval_records_left_out",
     "eval_set",
     "template_arguments",
 )
@@ -228,6 +230,7 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
         **{name: result.measured.get(name) for name in ("best_step", "last_step")},
         "rank": recipe.get("rank"),
         "alpha": recipe.get("alpha"),
+        "max_length": recipe.get("max_length"),
         "weights_revision": result.weights_revision,
         "optimizer": recipe.get("optimizer"),
         "memory_budget_gb": spec.memory_budget_gb,

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipelines.runs.worker import Worker
 from pipelines.train.examples import longest
+from pipelines.train.left_out import MUCH, NEARLY_ALL, is_nearly_all
 from pipelines.train.prompts import PromptFormat
 from pipelines.train.templates import Unshown
 
@@ -14,7 +15,7 @@ Reader = dict[str, Any]
 
 def fitting_everywhere(worker: Worker, records: Records) -> Records:
     """The records that no model of the profile would have to cut and whose chat template shows them. A model of which that cannot
-    be told, or that could read none, is left out with a word: its own cells fail, the others are measured.
+    be told, or that could read next to none, is left out with a word: its own cells fail, the others are measured.
 
     Raises:
         ValueError: it is this cell's own model, or nothing is left.
@@ -31,14 +32,25 @@ def fitting_everywhere(worker: Worker, records: Records) -> Records:
                 f"{reader['model']}: its tokenizer cannot be used, so the others are measured without it: {error}"
             )
             continue
-        if not fitting and not own:
-            worker.say(f"{reader['model']}: can read none of {len(records)} evaluation records; measured without it")
+        if is_nearly_all(len(records) - len(fitting), len(records)):
+            found = f"can read {len(fitting) or 'none'} of {len(records)} evaluation records"
+            if own:
+                raise ValueError(
+                    f"{reader['model']} {found}, with max_length {reader['max_length']}; more than {NEARLY_ALL:.0%} are left out: "
+                    "raise max_length, bring shorter records, or see above which its chat template cannot show"
+                )
+            worker.say(f"{reader['model']}: {found}; measured without it")
             continue
         kept = [record for record in kept if record["example_id"] in fitting]
     if not kept:
         raise ValueError(
             f"none of {len(records)} evaluation records fits every model of the profile: raise max_length, or see above which "
             "model's chat template cannot show them"
+        )
+    if left_out := len(records) - len(kept):
+        warning = "WARNING: " if left_out > MUCH * len(records) else ""
+        worker.say(
+            f"{warning}{left_out} of {len(records)} evaluation records are left out: not every model here reads them"
         )
     return kept
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.train.conversations import alpaca_turns, conversation, is_learned
 from pipelines.train.examples import IGNORE, Tokenized
+from pipelines.train.left_out import HELD, NEARLY_ALL, is_nearly_all
 from pipelines.train.prompts import PromptFormat
 from pipelines.train.templates import Unshown
 from pipelines.train.tokenizing import Made
@@ -48,6 +49,24 @@ def something_is_shown(train: Made, held_out: Made) -> None:
                 f"none of the {side.records} {what} records can be shown by the model's chat template; the first: "
                 f"{side.unshown[0]}. Other arguments of the template (`template:` of the model) or prompt: alpaca may do"
             )
+
+
+def enough_is_left(made: Made, what: str, *, max_length: int) -> None:
+    """Raises ValueError where nearly all records of a side are left out: what is left says nothing of the data. `max_length` is the
+    setting; the model may read less."""
+    if not is_nearly_all(made.left_out, made.records):
+        return
+    length = made.length_to_hold_most
+    if len(made.unshown) > made.left_out / 2:
+        advice = f"the first that the template cannot show: {made.unshown[0]}"
+    elif made.limit < max_length:
+        advice = (
+            f"this model reads {made.limit} tokens, {HELD:.0%} of the records have up to {length}: bring shorter records, or take "
+            "a model that reads more"
+        )
+    else:
+        advice = f"raise max_length to {length}, which would hold {HELD:.0%} of them, or bring shorter records"
+    raise ValueError(f"{made.left_out_in_words(what)}, more than {NEARLY_ALL:.0%}: {advice}")
 
 
 def tokens_are_sound(train: Sequence[Tokenized], held_out: Sequence[Tokenized], form: PromptFormat) -> None:

@@ -126,12 +126,19 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
     checks.end_stops_generation(form, recorded)
     train = tokenizing.tokenize(form, selected.train, limit, turns=recipe.get("turns", "all"))
     held_out = tokenizing.tokenize(form, selected.eval, limit)
-    worker.measure(truncated_share=train.too_long / train.records, unshown_share=train.unshown_share)
+    worker.measure(
+        truncated_share=train.too_long / train.records,
+        unshown_share=train.unshown_share,
+        train_records=train.records,
+        train_records_left_out=train.left_out,
+    )
     if recipe["kind"] != "none":
         worker.measure(training_data=json.dumps(provenance.data_of(selected.train), ensure_ascii=False))
     for line in (*train.in_words("training"), *held_out.in_words("evaluation")):
         worker.say(line)
     checks.something_is_shown(train, held_out)
+    for made, what in ((train, "training"), (held_out, "evaluation")):
+        checks.enough_is_left(made, what, max_length=recipe["max_length"])
     checks.tokens_are_sound(train.examples, held_out.examples, form)
     checks.labels_are_the_answers(selected.train[:CHECKED], form)
     return Tokens(train.examples, held_out.examples)
