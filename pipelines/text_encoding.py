@@ -5,7 +5,7 @@ guess gives text that nobody wrote.
 """
 
 import codecs
-from typing import IO
+from typing import IO, Any
 
 SAMPLE_BYTES = 1 << 18  # of lines that are not ASCII
 PIECE_BYTES = 1 << 20
@@ -23,6 +23,7 @@ CENTRAL_EUROPE = frozenset(("bs", "cs", "hr", "hu", "pl", "ro", "sk", "sl", "sq"
 LANGUAGE_CHARS = 4000
 LEAST_COHERENCE = 0.1  # of letters to a language's, 0 to 1: any bytes are text in an encoding of one byte a character
 MOST_CHAOS = 0.2
+CLEARLY_LESS_CHAOS = 0.05
 
 
 def detect(handle: IO[bytes]) -> str:
@@ -70,10 +71,17 @@ def _guessed(lines: list[bytes]) -> str:
     from charset_normalizer import from_bytes  # slow to load, and most files are UTF-8
 
     sample = b"\n".join(lines)[: 2 * SAMPLE_BYTES]
-    best = from_bytes(sample, cp_isolation=[*TWO_BYTES, *ONE_BYTE], threshold=MOST_CHAOS).best()
+    best, *others = [*from_bytes(sample, cp_isolation=[*TWO_BYTES, *ONE_BYTE], threshold=MOST_CHAOS)] or [None]
     if best is None or (best.encoding in ONE_BYTE and best.coherence < LEAST_COHERENCE):
         return "utf-8-sig"
+    if best.encoding in TWO_BYTES and not all(_is_clearer(best, other) for other in others):
+        return "utf-8-sig"
     return _european(sample) if best.encoding in ("cp1250", "cp1252") else best.encoding
+
+
+def _is_clearer(best: Any, other: Any) -> bool:
+    """A few characters of two bytes are text in every encoding of East Asia's."""
+    return best.coherence >= other.coherence + LEAST_COHERENCE or best.chaos + CLEARLY_LESS_CHAOS <= other.chaos
 
 
 def _european(sample: bytes) -> str:

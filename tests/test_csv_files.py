@@ -147,6 +147,12 @@ def test_damage_in_utf8_is_no_other_encoding(tmp_path: Path) -> None:
     assert records[-1].damaged
 
 
+@pytest.mark.parametrize("codec", ["cp949", "cp932", "gb18030"])
+def test_too_little_text_says_no_encoding(codec: str) -> None:
+    word = {"cp949": "무슨 책?", "cp932": "本", "gb18030": "书"}[codec]
+    assert text_encoding.detect(io.BytesIO(f"instruction,output\n{word},\n".encode(codec))) == "utf-8-sig"
+
+
 def test_a_single_odd_byte_says_no_encoding() -> None:
     assert text_encoding.detect(io.BytesIO(b"instruction,output\nWhich\x81?,That.\n" * 3)) == "utf-8-sig"
     assert text_encoding.detect(io.BytesIO(b"")) == text_encoding.detect(io.BytesIO(b"\0" * 50)) == "utf-8-sig"
