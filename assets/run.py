@@ -18,9 +18,11 @@ import dagster as dg
 from pipelines.clean.read import corpus_records, named_files
 from pipelines.compare.compare import published_rows
 from pipelines.compare.show import render
+from pipelines.disk import explained
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.generate.generate import sources_of
 from pipelines.generate.requests import load_prompts
+from pipelines.paths import data_root
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey, latest
 from pipelines.runs.process import PARENT, die_with_parent, end_as_interrupt, print_anything, stop_group
@@ -279,6 +281,11 @@ def drive(work: Callable[[], int]) -> int:
                 "featherweight: interrupted; what is finished is kept, `make run` goes on from there", file=sys.stderr
             )
         return INTERRUPTED
+    except Exception as error:
+        if (said := explained(error, data_root().root)) is None:
+            raise
+        print(f"featherweight: {said}", file=sys.stderr)
+        return WorkError.exit_code
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from pipelines import experiments as configuration
+from pipelines.disk import explained
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.files import announce
 from pipelines.paths import data_root
@@ -567,6 +568,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except Exception as error:
+        if (said := explained(error, data_root().root)) is None:
+            raise
+        print(f"featherweight: {said}", file=sys.stderr)
+        return WorkError.exit_code
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Files that are either whole or absent, locks that die with their holder, and stable hashes."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,13 +32,21 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise WorkError(
-            f"cannot write {path}: {error.strerror or error}. What was there before is untouched; "
+            f"cannot write {path}: {error.strerror or error}{_free(path, error)}. What was there before is untouched; "
             "free disk space or make the folder writable, then run the same command again."
         ) from error
     finally:
         # A failed write must not leave a half-made file; a folder that went read-only may refuse even that.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _free(path: Path, error: OSError) -> str:
+    """What is free where `path` was to be, where `error` says that it was too little."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    there = next(folder for folder in path.parents if folder.exists())
+    return f" ({shutil.disk_usage(there).free / 1e6:,.3f} MB are free, more is needed)"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -121,10 +131,9 @@ def locked(
                 announced = True
             time.sleep(0.2)
     with handle:
-        handle.seek(0)
-        handle.truncate()
-        handle.write(f"{holder} (process {os.getpid()})")
-        handle.flush()
+        with suppress(OSError):  # a full disk: we hold it all the same, and who waits does not learn for whom
+            os.ftruncate(handle.fileno(), 0)
+            os.write(handle.fileno(), f"{holder} (process {os.getpid()})".encode())
         yield handle
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 
+from pipelines import disk
 from pipelines.errors import WorkError
 from pipelines.experiments import Cleaning
 from pipelines.files import locked
@@ -48,10 +49,13 @@ def workspace(data: DataRoot, settings: Cleaning) -> Iterator[Work]:
                 f"cleaning needs more than its {settings.memory_limit_gb:g} GB: {_first_line(error)}. The last result is "
                 "untouched; raise cleaning.memory_limit_gb, or free disk space to spill to."
             ) from None
-        except (OSError, duckdb.IOException) as error:
+        except (OSError, duckdb.Error) as error:
+            if not isinstance(error, OSError | duckdb.IOException) and not disk.is_full(error):
+                raise
             raise WorkError(
-                f"cleaning cannot work in {folder}: {_first_line(error)}. The last result is untouched; free disk space or "
-                "make the folder writable, then run the same command again."
+                f"cleaning cannot work in {folder}: {_first_line(error)} ({disk.megabytes(disk.free_bytes(folder))} are "
+                "free). The last result is untouched; free disk space or make the folder writable, then run the same "
+                "command again."
             ) from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipelines import disk
 from pipelines.errors import WorkError
 from pipelines.files import stable_hash
 from pipelines.generate.answers import Answer
@@ -135,7 +136,11 @@ class Journal:
                     for name in self._missing_columns():
                         self._db.execute(f"ALTER TABLE requests ADD COLUMN {name} {ADDED[name]}")
         except (OSError, sqlite3.Error) as error:
-            raise WorkError(f"{path}: the journal of LLM calls cannot be opened: {error}") from error
+            raise WorkError(
+                f"{path}: the journal of LLM calls cannot be opened: {error} "
+                f"({disk.megabytes(disk.free_bytes(path.parent))} of disk are free). No answer in it is lost; free disk space "
+                "or make its folder writable, then run the same command again."
+            ) from error
 
     def close(self) -> None:
         self._db.close()

@@ -6,6 +6,7 @@
 Training, evaluation, export, bit widths and the trials of tuning are all run so, and end alike.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -161,14 +162,23 @@ def queue(folder: Path, spec: RunSpec, phase: str = "load") -> None:
     """Write what is asked into `folder`, say that it waits for its turn, and keep room on the disk for its last word.
 
     Raises:
-        WorkError: the folder cannot be written.
+        WorkError: the folder cannot be written; it is not there then, so that what was the newest run still is.
     """
-    spec.write(folder)
-    note_state(folder, "queued", phase)
+    known = folder.exists()
     try:
         disk.keep_room(folder)
-    except OSError as error:
-        raise WorkError(f"cannot write {folder}: {disk.DiskFullError('a new run', folder, disk.ROOM_BYTES)}") from error
+        spec.write(folder)
+        note_state(folder, "queued", phase)
+    except (OSError, WorkError) as error:
+        if not known:
+            shutil.rmtree(folder, ignore_errors=True)
+        if disk.is_full(error):
+            raise disk.DiskFullError("a new run", folder, disk.ROOM_BYTES) from error
+        if isinstance(error, WorkError):
+            raise
+        raise WorkError(
+            f"cannot write {folder}: {error.strerror or error}; make it writable, then try again."
+        ) from error
 
 
 def note_state(folder: Path, status: Status, phase: str) -> None:

@@ -1,12 +1,12 @@
 """The parent's half of a cell: whether it is current, and running it."""
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from pipelines import trackers, weights
+from pipelines import disk, trackers, weights
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.files import locked
 from pipelines.paths import DataRoot
@@ -87,10 +87,23 @@ def _next_attempt(
         watch.say(
             f"{key}: {earlier[-1].run_id} was interrupted on other weights or another tokenizer; it is begun anew"
         )
-    restart.clear(earlier, keep=resume["run_id"] if resume else None)
+    _require_disk(earlier, resolved.data)
     folder = key.folder(resolved.data) / cells.new_run_id(key.folder(resolved.data))
     queue(folder, _spec(resolved, key, folder.name, resume, after))
+    restart.clear(earlier, keep=resume["run_id"] if resume else None)
     return _run(resolved, Attempt(key, folder), watch)
+
+
+def _require_disk(earlier: Sequence[Attempt], data: DataRoot) -> None:
+    """A good row is not given up for an attempt that cannot save as much as the last one did.
+
+    Raises:
+        DiskFullError: there is a good row, and less disk than that.
+    """
+    if earlier and earlier[-1].status == "ok":
+        files = [path for path in earlier[-1].model_folder.rglob("*") if path.is_file()]
+        needed = disk.ROOM_BYTES + sum(path.stat().st_size for path in files)
+        disk.require(data.root, needed, f"a new attempt at {earlier[-1].key}, whose last good one stays as it is")
 
 
 def _run(resolved: Resolved, attempt: Attempt, watch: Watch) -> Run:
