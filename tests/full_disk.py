@@ -1,0 +1,104 @@
+"""Commands on a disk with so many bytes left: `unshare -rm python -m tests.full_disk PRISTINE MOUNT BYTES,… COMMAND…`.
+
+A tmpfs is mounted at MOUNT where only this process sees it; before each command it holds a copy of PRISTINE/data and is filled up.
+One line of JSON a case: how the command ended, what it said, how the cells stand afterwards, and how the same command ends once
+there is room again. Children run in this process: importing torch once is enough.
+"""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+SIZE = "48M"
+
+
+def main(pristine: Path, mount: Path, levels: list[int], commands: list[str]) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(mount)], check=True)
+    os.environ |= {
+        "FEATHERWEIGHT_DATA": str(mount / "data"), "FEATHERWEIGHT_EXPERIMENTS": str(pristine / "experiments.yaml"),
+        "FEATHERWEIGHT_PROFILE": "local", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    os.chdir(pristine)  # experiments.yaml may name files relative to it
+    run_children_here()
+    for level in levels:
+        for command in commands:
+            print(json.dumps(case(pristine, mount, level, command), ensure_ascii=False), flush=True)
+
+
+def run_children_here() -> None:
+    from pipelines import machine
+    from pipelines.compare import compare as comparing
+    from pipelines.runs.launchers.local import LocalLauncher
+    from tests.in_process import InProcess
+
+    LocalLauncher.start = lambda self, command: InProcess().start(command)  # type: ignore[method-assign]
+    comparing.keep_predictions = lambda _resolved: None
+    machine.cuda_name = lambda: None
+
+
+def case(pristine: Path, mount: Path, level: int, command: str) -> dict[str, Any]:
+    for left in mount.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    shutil.copytree(pristine / "data", mount / "data", symlinks=True)
+    before = statuses(mount / "data")
+    filler = fill(mount, level)
+    code, said = call(command)
+    filler.unlink()
+    found = {"level": level, "command": command, "code": code, "said": said, "before": before}
+    found |= {"after": statuses(mount / "data"), "rows": published(mount / "data")}
+    found["partial"] = [str(path) for path in (mount / "data").rglob("*.partial")]
+    found["again"], found["said_again"] = call(command)
+    return found
+
+
+def fill(mount: Path, free: int) -> Path:
+    """Leave `free` bytes; returns the file that takes the others."""
+    filler, there = mount / "filler", os.statvfs(mount)
+    with filler.open("wb") as out:
+        out.write(b"\1" * (there.f_bavail * there.f_frsize - free))
+    return filler
+
+
+def call(command: str) -> tuple[Any, str]:
+    """How the command ends, as its exit code or as `traceback`, and what it says on stderr."""
+    from pipelines import cli
+
+    said = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(said):
+        try:
+            code: Any = cli.main(command.split())
+        except BaseException:
+            code = "traceback"
+            traceback.print_exc()
+    return code, said.getvalue()
+
+
+def statuses(data: Path) -> dict[str, list[Any]]:
+    """Of each cell its newest attempt: status, id, whether its model is there, how its evaluations ended."""
+    from pipelines.paths import DataRoot
+    from pipelines.runs import cells
+
+    newest = {str(attempt.key): attempt for attempt in cells.all_attempts(DataRoot(data))}
+    return {
+        name: [one.status, one.run_id, one.model_folder.exists(), [found.result.status for found in one.evaluations()]]
+        for name, one in newest.items()
+    }
+
+
+def published(data: Path) -> int:
+    """Rows of the comparison, as anyone reads it."""
+    from pipelines.compare.compare import published_rows
+    from pipelines.paths import DataRoot
+
+    return len(published_rows(DataRoot(data)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), [int(one) for one in sys.argv[3].split(",")], sys.argv[4:])
