@@ -101,7 +101,7 @@ def test_no_pick_is_a_cell_that_left_out_too_many_records(lake: Lake) -> None:
         "(20 longer than max_length 1024)"
     )
     best = make_picks(found.rows, found.qualities)[0]
-    assert (best["method"], best["left_out"]) == ("full", "1 with more than 20% of its records left out")
+    assert (best["method"], best["left_out"]) == ("full", "1 with more than 20% of its records left out, 1 missing")
     assert "2 of 40 training records were left out" in best["reason"]
 
 

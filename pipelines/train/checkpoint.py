@@ -153,6 +153,7 @@ def take_over_best(earlier: Path, attempt: Path, step: int, ranks: Ranks) -> Pat
     final = _best_folder(attempt, step)
     with _whole_or_absent(final, f"the weights of step {step}, the best so far", ranks) as partial:
         _link(earlier / of_rank(BEST, ranks.rank), partial / of_rank(TENSORS, ranks.rank))
+    ranks.wait()
     return final
 
 
