@@ -225,8 +225,9 @@ class Choice:
     def _why_nothing(self) -> str:
         if self._group:
             return "memory or time was not measured"
-        aside = [row for row in self._rows if row["status"] == "ok" and leaves_out_too_much(row)]
-        told = f"; {len(aside)} with {TOO_MUCH}" if aside else ""
+        trained = [row for row in self._rows if row["status"] == "ok" and row["trainable_params"] != 0]
+        aside = sum(map(leaves_out_too_much, trained))
+        told = f"; {aside} with {TOO_MUCH}" if aside else ""
         return f"no cell has trained, been evaluated and kept its values per record{told}"
 
     def _left_out(self) -> str | None:

@@ -55,7 +55,7 @@ COLUMNS = {
     "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
     "memory_in_all_gb": "DOUBLE", "unshown_share": "DOUBLE", "template_arguments": "VARCHAR", "weights_fingerprint": "VARCHAR",
     "best_step": "INTEGER", "last_step": "INTEGER", "max_length": "INTEGER", "train_records": "BIGINT",
-    "train_records_left_out": "BIGINT", "eval_records_left_out": "BIGINT",
+    "train_records_left_out": "BIGINT", "eval_records_left_out": "BIGINT", "stopped_seconds": "DOUBLE",
 }  # fmt: skip
 
 FROM_TRAINING = (
@@ -64,6 +64,7 @@ FROM_TRAINING = (
     "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
     "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb", "quantize_peak_memory_gb", "search_seconds", "other_cpu_pct",
     "memory_in_all_gb", "unshown_share", "train_records", "train_records_left_out",
+    "stopped_seconds",
 )  # fmt: skip
 DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
 FROM_EVALUATION = (

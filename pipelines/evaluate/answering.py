@@ -4,7 +4,6 @@ A batch is padded on the left, so that every row's next token comes from its las
 """
 # ruff: noqa: TID253
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from pipelines.runs.clock import Stopwatch
 from pipelines.train.conversations import ALPACA
 from pipelines.train.precision import autocast
 from pipelines.train.prompts import PromptFormat
@@ -123,7 +123,7 @@ def latencies(speaker: Speaker, prompts: Sequence[list[int]], limit: int) -> lis
         answer(speaker, prompts[:1], 2)
     taken = []
     for prompt in prompts:
-        began = time.perf_counter()
+        clock = Stopwatch()
         answer(speaker, [prompt], limit)  # its tokens come back to the host, so a card has finished
-        taken.append((time.perf_counter() - began) * 1000)
+        taken.append(clock.total() * 1000)
     return taken

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -195,9 +194,9 @@ def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Recor
     from pipelines.evaluate import answering
 
     limit = worker.spec["settings"]["max_new_tokens"]
-    asked, began = [prompts.asked(record) for record in records], time.perf_counter()
+    asked, clock = [prompts.asked(record) for record in records], Stopwatch()
     produced = answering.answer_all(speaker, asked, limit, max_tokens=ANSWER_SHARE * worker.spec["batch_tokens"])
-    seconds = time.perf_counter() - began
+    seconds = clock.total()
     rows = []
     for record, tokens in zip(records, produced, strict=True):
         answer, reference = answering.text_of(speaker, tokens), answer_of(conversation(record)[-1])

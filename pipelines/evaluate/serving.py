@@ -3,13 +3,13 @@
 Every request gets the same number of new tokens, so that modes and models compare by speed alone.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.evaluate.answering import Speaker, answer
+from pipelines.runs.clock import Stopwatch
 from pipelines.statistics import percentile
 from pipelines.train.memory import peak_bytes, reset_peaks
 
@@ -32,9 +32,9 @@ def _measure(speaker: Speaker, mode: str, prompts: Sequence[list[int]], tokens: 
     taken = []
     for start in range(ALONE if size == 1 else 1):
         batch = _batch(prompts, size, start)
-        began = time.perf_counter()
+        clock = Stopwatch()
         answer(speaker, batch, tokens, exactly=True)
-        taken.append(time.perf_counter() - began)
+        taken.append(clock.total())
     return {
         "mode": mode,
         "batch_size": size,

@@ -4,7 +4,6 @@ For a GGUF file nothing but llama.cpp is loaded, so that the process's memory is
 """
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -114,9 +113,9 @@ def time_answers(worker: Worker, prompts: Sequence[Sequence[int]], answer: Answe
     for prompt in prompts[:1]:
         answer(prompt, 2)
     for prompt in prompts:
-        began = time.monotonic()
+        clock = Stopwatch()
         tokens += answer(prompt, limit)
-        latencies.append(time.monotonic() - began)
+        latencies.append(clock.total())
     median = percentile(latencies, 0.5)
     worker.measure(
         answer_tokens=tokens if prompts else None,

@@ -231,7 +231,15 @@ class Trainer:
         if tally.step == 0:
             tally.first_loss = loss
         size = sum(len(example) for example in examples)
-        tally.add(examples=len(examples), tokens=size, seconds=clock.total(), first=not self._warm)
+        mine = clock.stopped()
+        stopped = max(self.ranks.each(mine))  # whoever waits for a rank that is stopped stands still, too
+        tally.stopped_seconds += stopped
+        tally.add(
+            examples=len(examples),
+            tokens=size,
+            seconds=max(0.0, clock.total() + mine - stopped),
+            first=not self._warm,
+        )
         self._warm = True
 
     def _tell(self) -> None:

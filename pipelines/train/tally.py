@@ -6,13 +6,15 @@ from typing import Any
 
 @dataclass
 class Tally:
-    """Seconds are those of optimizer steps alone. The first step of a process pays for warm-up and for the optimizer's state,
+    """Seconds are those of optimizer steps alone; `stopped_seconds` are those in which a process stood still meanwhile, and no part
+    of the others. The first step of a process pays for warm-up and for the optimizer's state,
     so the steady sums leave it out. `told`: the last step's point is on the curve."""
 
     step: int = 0
     examples: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    stopped_seconds: float = 0.0
     steady_seconds: float = 0.0
     steady_tokens: int = 0
     loss: float | None = None
@@ -55,6 +57,7 @@ class Tally:
             "best_validation_loss": self.best,
             "train_loss": self.loss,
             "train_seconds": self.seconds,
+            "stopped_seconds": self.stopped_seconds,
             "tokens_per_second": self.steady_tokens / self.steady_seconds if self.steady_seconds else None,
             "trained_tokens": self.tokens,
         }
