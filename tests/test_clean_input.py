@@ -403,7 +403,7 @@ for count in range(100, 1000):
 def test_a_kill_at_any_moment_leaves_a_whole_result(data: DataRoot) -> None:
     clean(data, stories(40), SETTINGS)
     rng = random.Random(8)
-    for _ in range(25):
+    for _ in range(50):
         with subprocess.Popen(
             [sys.executable, "-c", CLEAN_LOOP, str(data.root)], stdout=subprocess.PIPE, text=True
         ) as child:
