@@ -1,13 +1,13 @@
 """What to tell people of a run: per source what was left out and warned of, and, where hardly anything is left, why."""
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from pipelines.clean.reasons import REASONS
 from pipelines.clean.stage import Staged, storable
 from pipelines.clean.work import Work
+from pipelines.foreign_text import CONTROL
 
 FEW_SHARE = 0.1  # of a source's records accepted: then it is said why
 ALIKE_SHARE = 0.2  # of a source's records being near-duplicates: then its largest cluster is shown
@@ -15,12 +15,11 @@ ALIKE_LEAST = 5
 SHOWN_CHARS = 100
 LINE_CHARS = 200
 Row = dict[str, Any]
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 def one_line(text: str, chars: int = LINE_CHARS) -> str:
     """A text on one line of a terminal, cut, without control characters."""
-    plain = " ".join(_CONTROL.sub(" ", text).split())
+    plain = " ".join(CONTROL.sub(" ", text).split())
     return plain if len(plain) <= chars else plain[: chars - 1] + "…"
 
 

@@ -8,6 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pipelines.foreign_text import one_line as one_line
+from pipelines.foreign_text import plain as plain
+
 Row = dict[str, Any]
 Format = Literal["text", "markdown", "json", "csv"]
 Columns = Sequence[tuple[str, str, int | None]]
@@ -36,18 +39,6 @@ SHOWN: Columns = (
     ("is_pareto", "Pareto", None),
 )
 COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def plain(text: str, limit: int = 2000) -> str:
-    """`text` without control characters (ANSI codes, bidirectional overrides), cut at `limit`."""
-    clean = CONTROL.sub("\ufffd", text)
-    return clean if len(clean) <= limit else clean[:limit] + f" … ({len(text):,} characters in all)"
-
-
-def one_line(text: str, limit: int) -> str:
-    """Plain text that cannot pass for a line of ours."""
-    return plain(text, limit).replace("\n", " ")
 
 
 def cell_text(value: Any, digits: int | None) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipelines.foreign_text import one_line
 from pipelines.generate.pacing import Limits
 
 # What became of a request that got no answer:
@@ -52,6 +53,8 @@ class Answer:
     usage: Usage = Usage()
     latency_ms: float | None = None
     limits: Limits = ()
+    model: str | None = None  # that answered, by its own word
+    odd_usage: str | None = None  # why its token counts are none
 
     @property
     def refused(self) -> bool:
@@ -63,8 +66,11 @@ MOST_TOKENS = 10**12  # a count beyond it is none
 TRUNCATIONS = ("max_tokens", "length", "model_context_window_exceeded")
 
 
+MOST_SAID = 1500  # characters of a provider's message
+
+
 class CallError(Exception):
-    """The request got no answer; the message is the provider's own, without keys or headers."""
+    """The request got no answer; the message is the provider's own, without keys or headers, safe for a terminal or a log."""
 
     def __init__(
         self,
@@ -75,7 +81,7 @@ class CallError(Exception):
         limits: Limits = (),
         raw: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message, MOST_SAID))
         self.fate: Fate = fate
         self.retry_after = retry_after
         self.limits = limits
@@ -97,7 +103,8 @@ def read_openai(raw: str) -> Answer:
     stop = choice.get("finish_reason")
     if message.get("refusal"):
         stop = "refusal"
-    usage = _mapping(body.get("usage"))
+    told = body.get("usage")
+    usage = _mapping(told)
     prompt, completion = _mapping(usage.get("prompt_tokens_details")), _mapping(usage.get("completion_tokens_details"))
     return Answer(
         raw=raw,
@@ -109,6 +116,8 @@ def read_openai(raw: str) -> Answer:
             output=_count(usage.get("completion_tokens")),
             reasoning=_count(completion.get("reasoning_tokens")),
         ),
+        model=_text(body.get("model")),
+        odd_usage=_odd_usage(told, ("prompt_tokens", "completion_tokens")),
     )
 
 
@@ -121,7 +130,8 @@ def read_anthropic(raw: str) -> Answer:
     body = _object(raw)
     if not isinstance(body.get("content"), list):
         raise ValueError("no message")
-    usage = _mapping(body.get("usage"))
+    told = body.get("usage")
+    usage = _mapping(told)
     read, written = _count(usage.get("cache_read_input_tokens")), _count(usage.get("cache_creation_input_tokens"))
     plain = _count(usage.get("input_tokens"))
     details = _mapping(usage.get("output_tokens_details"))
@@ -137,6 +147,8 @@ def read_anthropic(raw: str) -> Answer:
             output=_count(usage.get("output_tokens")),
             reasoning=_count(details.get("thinking_tokens")),
         ),
+        model=_text(body.get("model")),
+        odd_usage=_odd_usage(told, ("input_tokens", "output_tokens")),
     )
 
 
@@ -177,5 +189,16 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_TOKENS else None
 
 
+def _odd_usage(usage: Any, names: tuple[str, str]) -> str | None:
+    """Which of the two counts that decide the price is missing, or is none; None where both can be read."""
+    if not isinstance(usage, dict):
+        return "it tells no token counts"
+    for name in names:
+        if _count(usage.get(name)) is None:
+            return f"its {name} is {one_line(json.dumps(usage.get(name)), 40)}"
+    return None
+
+
 def _text(value: Any) -> str | None:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+    """A word of the provider's own, such as why it stopped, as it may be shown."""
+    return one_line(value.encode("utf-8", "replace").decode(), 200) if isinstance(value, str) else None
