@@ -52,6 +52,7 @@ class Provider(Strict):
     concurrency: PositiveInt = 8
     timeout_seconds: PositiveFloat = 120
     longest_retry_after_seconds: PositiveFloat = 60
+    max_answer_mb: PositiveFloat = 8  # of one decoded response, in 10^6 bytes; a larger one is broken off
     budget_usd: NonNegativeFloat | None = None
     price: Price | None = None
     parameters: dict[str, JsonValue] = {}

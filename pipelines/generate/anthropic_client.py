@@ -7,19 +7,29 @@ from typing import Any, Self
 import anthropic
 
 from pipelines.generate.answers import Answer, read_anthropic
+from pipelines.generate.bodies import MEGABYTE, Cap
 from pipelines.generate.client import http_client, native_schema, timed_answer
 from pipelines.generate.journal import Request
 
 
 class AnthropicClient:
-    def __init__(self, *, base_url: str | None, api_key: str, timeout_seconds: float, slots: int = 16) -> None:
+    def __init__(
+        self,
+        *,
+        base_url: str | None,
+        api_key: str,
+        timeout_seconds: float,
+        slots: int = 16,
+        most_bytes: float = 8 * MEGABYTE,
+    ) -> None:
+        self.cap = Cap(most_bytes)
         self._key, self._timeout = api_key, timeout_seconds
         self.sdk = anthropic.AsyncAnthropic(
             base_url=base_url,
             api_key=api_key,
             timeout=timeout_seconds,
             max_retries=0,
-            http_client=http_client(base_url, slots=slots),
+            http_client=http_client(base_url, slots=slots, cap=self.cap, key=api_key),
         )
 
     async def __aenter__(self) -> Self:

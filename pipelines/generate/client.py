@@ -6,8 +6,9 @@ spend past a budget. This module holds what both share: errors and rate-limit he
 
 import asyncio
 import re
+import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -17,7 +18,9 @@ from typing import Any, Protocol, Self
 import httpx2
 
 from pipelines.generate.answers import Answer, CallError, Fate, Usage
+from pipelines.generate.bodies import KEPT, Cap, CappedStream, TooLarge
 from pipelines.generate.journal import Request
+from pipelines.generate.keys import without
 from pipelines.generate.pacing import Limits, RateLimit
 
 # Not "billing" alone: ordinary rate limits name the page where more can be bought.
@@ -56,14 +59,34 @@ class Client(Protocol):
     ) -> None: ...
 
 
-def http_client(base_url: str | None, *, slots: int) -> httpx2.AsyncClient:
-    """Connections for so many requests at once. A loopback server is reached past any proxy that the environment names."""
+def http_client(base_url: str | None, *, slots: int, cap: Cap, key: str | None) -> httpx2.AsyncClient:
+    """Connections for so many requests at once. A loopback server is reached past any proxy that the environment names.
+
+    Bodies are decoded here, up to `cap`; `key` is taken out of headers, which the SDKs log when they are told to.
+    """
     loopback = base_url is not None and httpx2.URL(base_url).host in ("127.0.0.1", "localhost", "::1")
     # Many servers close a connection that was idle for 5 s; a request that meets the closing is in doubt.
     limits = httpx2.Limits(
         max_connections=slots + 4, max_keepalive_connections=slots + 4, keepalive_expiry=KEEPALIVE_SECONDS
     )
-    return httpx2.AsyncClient(trust_env=not loopback, limits=limits, follow_redirects=False)
+
+    async def guard(response: httpx2.Response) -> None:
+        encodings = [
+            value.strip().lower() for value in response.headers.get_list("content-encoding", split_commas=True)
+        ]
+        response.stream = CappedStream(response.stream, encodings, cap)
+        ours = ("content-encoding", "content-length")  # the stream is decoded by now
+        kept = [(name, without(value, key)) for name, value in response.headers.multi_items() if name not in ours]
+        response.headers = httpx2.Headers([(name.encode(), value.encode()) for name, value in kept])
+
+    return httpx2.AsyncClient(
+        trust_env=not loopback,
+        verify=httpx2.create_ssl_context(),  # SSL_CERT_FILE holds for a loopback server, too
+        limits=limits,
+        follow_redirects=False,
+        headers={"accept-encoding": "gzip, deflate"},
+        event_hooks={"response": [guard]},
+    )
 
 
 async def timed_answer(
@@ -89,7 +112,7 @@ async def timed_answer(
         answer = read(raw)
     except ValueError as problem:  # a proxy's page, half a body: it may have been billed all the same
         shown = f"HTTP {response.http_response.status_code}, but no answer in it ({problem}): {raw[:SHOWN]!r}"
-        raise CallError(shown, "unknown", raw=raw) from None
+        raise CallError(shown, "unknown", raw=raw[:KEPT]) from None
     milliseconds = (time.monotonic() - started) * 1000
     return replace(answer, latency_ms=milliseconds, limits=limits_in(response.http_response.headers, answer.usage))
 
@@ -121,6 +144,11 @@ def refusal_or_error(error: Any, key: str | None) -> Answer:
     details = _mapping(told.get("details"))
     codes = {str(value) for value in (told.get("code"), told.get("type"), details.get("error_code")) if value}
     said = told.get("message")
+    if 300 <= status < 400:
+        said = (
+            f"it redirects to {headers.get('location', 'nowhere')[:SHOWN]}, and no redirect is followed, since the key would go "
+            "along: set base_url to where the API is"
+        )
     message = without(f"HTTP {status}: {said or error.message}", key)[: 4 * SHOWN]
     if status == 400 and codes & set(REFUSED_BY_FILTER):
         return Answer(
@@ -157,18 +185,40 @@ def call_error(error: Exception, key: str | None) -> CallError:
 
 
 def _connection_error(error: Exception, key: str | None) -> CallError:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, httpx2.TransportError):
-        cause = cause.__cause__ or cause.__context__
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return CallError(without(_tls_problem(cause), key), "stopped")
+    cause = next((one for one in causes if isinstance(one, httpx2.RequestError)), None)
     fate: Fate = "unsent" if isinstance(cause, NEVER_SENT) else "unknown"
     message = f"{type(cause or error).__name__}: {cause or error}"
-    return CallError(without(message, key)[:SHOWN], fate)
+    raw = without(cause.start.decode("utf-8", "replace"), key) if isinstance(cause, TooLarge) else None
+    return CallError(without(message, key)[:SHOWN], fate, raw=raw)
 
 
-def without(message: str, key: str | None) -> str:
-    """`message` without the key, which some servers repeat when they refuse it, and as text that can be written anywhere."""
-    message = message.encode("utf-8", "replace").decode()  # JSON can hold halves of characters
-    return message.replace(key, "…") if key and len(key) > 8 else message
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came of, the nearest first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def too_large(error: BaseException) -> TooLarge | None:
+    """The body beyond the cap that an SDK's error came of, if it did."""
+    return next((cause for cause in _causes(error) if isinstance(cause, TooLarge)), None)
+
+
+def _tls_problem(error: ssl.SSLError) -> str:
+    """Why no encrypted connection comes about, which no further try mends."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the server's certificate is not trusted ({error.verify_message}): name the file of the certificate that signed it in "
+            "SSL_CERT_FILE, or mend base_url"
+        )
+    return (
+        f"no encrypted connection ({error.reason}): does the server speak https? If not, base_url begins with http://"
+    )
 
 
 def retry_after_in(headers: Mapping[str, str]) -> float | None:

@@ -2,6 +2,7 @@
 
 import os
 
+from pipelines.generate.bodies import MEGABYTE
 from pipelines.generate.client import Client
 from pipelines.provider_settings import Provider
 
@@ -23,7 +24,11 @@ def client_for(provider: Provider, *, base_url: str | None = None) -> Client:
         from pipelines.generate.anthropic_client import AnthropicClient
 
         return AnthropicClient(
-            base_url=url, api_key=key or "", timeout_seconds=provider.timeout_seconds, slots=provider.concurrency
+            base_url=url,
+            api_key=key or "",
+            timeout_seconds=provider.timeout_seconds,
+            slots=provider.concurrency,
+            most_bytes=provider.max_answer_mb * MEGABYTE,
         )
     from pipelines.generate.openai_client import OpenAIClient
 
@@ -33,4 +38,5 @@ def client_for(provider: Provider, *, base_url: str | None = None) -> Client:
         timeout_seconds=provider.timeout_seconds,
         slots=provider.concurrency,
         strict=provider.kind == "openai",
+        most_bytes=provider.max_answer_mb * MEGABYTE,
     )

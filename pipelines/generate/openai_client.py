@@ -8,6 +8,7 @@ from typing import Any, Self
 import openai
 
 from pipelines.generate.answers import Answer, read_openai
+from pipelines.generate.bodies import MEGABYTE, Cap
 from pipelines.generate.client import http_client, native_schema, timed_answer
 from pipelines.generate.journal import Request
 
@@ -30,14 +31,16 @@ class OpenAIClient:
         timeout_seconds: float,
         slots: int = 16,
         strict: bool = False,
+        most_bytes: float = 8 * MEGABYTE,
     ) -> None:
+        self.cap = Cap(most_bytes)
         self._key, self._timeout, self._strict = api_key, timeout_seconds, strict
         self.sdk = openai.AsyncOpenAI(
             base_url=base_url,
             api_key=api_key or "none",
             timeout=timeout_seconds,
             max_retries=0,
-            http_client=http_client(base_url, slots=slots),
+            http_client=http_client(base_url, slots=slots, cap=self.cap, key=api_key),
             default_headers={} if strict else not_for_others(),  # pyright: ignore[reportArgumentType]
         )
 

@@ -1,0 +1,73 @@
+"""Bodies of responses, decoded while they come and never beyond a cap: 50 kB of gzip may hold 50 MB."""
+
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+MEGABYTE = 1_000_000
+KEPT = 100_000  # bytes of a body that is no answer: enough to see what it was
+
+
+@dataclass
+class Cap:
+    """The most bytes that one decoded body may have. Results of a batch hold many answers: whoever reads them raises it."""
+
+    most_bytes: float
+
+
+class TooLarge(httpx2.ReadError):
+    """A body beyond the cap; `start` is how it begins."""
+
+    def __init__(self, most_bytes: float, start: bytes) -> None:
+        super().__init__(f"the answer is larger than {most_bytes / MEGABYTE:g} MB (max_answer_mb of the provider)")
+        self.start = start
+
+
+class CappedStream(httpx2.AsyncByteStream):
+    """`stream` decoded from `encodings` (those of the header, in its order)."""
+
+    def __init__(self, stream: Any, encodings: list[str], cap: Cap) -> None:
+        self._stream, self._cap = stream, cap
+        self._decoders = [_Decoder(encoding) for encoding in reversed(encodings) if encoding != "identity"]
+        self._start, self._count = b"", 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            room = int(self._cap.most_bytes) - self._count
+            for decoder in self._decoders:
+                chunk = decoder.decode(chunk, room + 1)
+                if len(chunk) > room:
+                    break
+            self._start += chunk[: KEPT - len(self._start)]
+            if len(chunk) > room:
+                raise TooLarge(self._cap.most_bytes, self._start)
+            self._count += len(chunk)
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _Decoder:
+    def __init__(self, encoding: str) -> None:
+        if encoding not in ("gzip", "x-gzip", "deflate"):
+            raise httpx2.DecodingError(f"the body is encoded as {encoding[:40]!r}; gzip and deflate are asked for")
+        self._raw = encoding == "deflate"  # some servers leave the header of zlib out
+        self._zlib = zlib.decompressobj(zlib.MAX_WBITS | (0 if self._raw else 16))
+
+    def decode(self, chunk: bytes, most: int) -> bytes:
+        try:
+            try:
+                found = self._zlib.decompress(chunk, most)
+            except zlib.error:
+                if not self._raw:
+                    raise
+                self._zlib = zlib.decompressobj(-zlib.MAX_WBITS)
+                found = self._zlib.decompress(chunk, most)
+        except zlib.error as error:
+            raise httpx2.DecodingError(f"the body cannot be decoded: {error}") from None
+        self._raw = False
+        return found
