@@ -14,7 +14,7 @@ from pipelines.compare import plots
 from pipelines.generate import coverage
 from pipelines.generate.generate import GenerationResult, generate, generate_locally, sources_of
 from pipelines.generate.generate import generated_records as read_generated_records
-from pipelines.generate.show import ProgressLines, summary
+from pipelines.generate.show import ProgressLines, barren, is_warning, summary
 from pipelines.nightly.night import begin, money_left
 from pipelines.project import Project
 
@@ -82,7 +82,11 @@ class AskConfig(Spending):
     kinds={"anthropic", "openai", "sqlite"},
     deps=[local_records],
     check_specs=[
-        dg.AssetCheckSpec(PROVIDERS_ANSWER, asset="generated_records", description="No enabled provider had to stop.")
+        dg.AssetCheckSpec(
+            PROVIDERS_ANSWER,
+            asset="generated_records",
+            description="No enabled provider had to stop, none answered without a valid record.",
+        )
     ],
 )
 def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> dg.MaterializeResult:
@@ -101,11 +105,14 @@ def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> d
         budget_usd=cap,
     )
     names = list(dict.fromkeys([*sources_of(project.experiments), *result.providers]))
+    useless = barren(result, coverage.coverage(project.data, project.experiments, list(result.providers)))
+    for name, why in useless.items():
+        context.log.warning(f"{name}: {why}")
     stopped = dg.AssetCheckResult(
         check_name=PROVIDERS_ANSWER,
-        passed=not result.stopped,
+        passed=not result.stopped and not useless,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata=result.stopped,
+        metadata=useless | result.stopped,
     )
     return dg.MaterializeResult(metadata=_metadata(context, project, result, names), check_results=[stopped])
 
@@ -115,7 +122,7 @@ def _metadata(
 ) -> dict[str, Any]:
     """Counts, costs, a sample of the records, and how well they cover the grid."""
     for line in summary(result):
-        (context.log.warning if " stopped: " in line else context.log.info)(line)
+        (context.log.warning if is_warning(line) else context.log.info)(line)
     if result.providers and result.reused == result.wanted:
         context.log.info(f"reused: the journal holds all {result.wanted} answers, nothing was asked again")
     records = read_generated_records(project.data, project.experiments, names)

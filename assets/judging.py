@@ -8,7 +8,7 @@ from assets.project import OfProfile, project_now
 from assets.training import evaluation
 from pipelines.errors import InUseError
 from pipelines.evaluate import answers
-from pipelines.generate.show import ProgressLines, summary, unreadable
+from pipelines.generate.show import ProgressLines, is_warning, summary, unreadable
 
 JUDGES_ANSWER = "judges_answer"
 
@@ -47,7 +47,7 @@ def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> 
         return _told(context, f"nobody was asked now, the next publication asks: {error}")
     problems = asked.stopped | unreadable(asked)
     for line in summary(asked):
-        (context.log.warning if line.endswith(tuple(problems.values())) else context.log.info)(line)
+        (context.log.warning if is_warning(line) else context.log.info)(line)
     rows = [{"asked": name, **vars(one), "missing": one.missing} for name, one in asked.providers.items()]
     shown = {"answered now": asked.answered, "missing": asked.missing, "asked": table(rows, COLUMNS)}
     return dg.MaterializeResult(metadata=shown, check_results=[_check(problems)])

@@ -9,7 +9,7 @@ from assets.project import project_now
 from pipelines.compare import plots
 from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
 from pipelines.generate.judge import judge
-from pipelines.generate.show import ProgressLines, summary, unreadable
+from pipelines.generate.show import ProgressLines, is_warning, summary
 
 # few enough columns each that the UI shows them whole
 IN_SHORT = ("provider", "requested", "valid", "refused", "duplicate", "accepted", "usd_per_accepted", "win_rate")
@@ -26,9 +26,8 @@ def provider_comparison(context: dg.AssetExecutionContext, config: AskConfig) ->
     project = project_now()
     progress = ProgressLines(context.log.info)
     judged = judge(project.data, project.experiments, progress=progress, budget_usd=config.cap(project))
-    problems = (*judged.stopped.values(), *unreadable(judged).values())
     for line in summary(judged):
-        (context.log.warning if line.endswith(problems) else context.log.info)(f"judge: {line}")
+        (context.log.warning if is_warning(line) else context.log.info)(f"judge: {line}")
     rows = provider_rows(project.data, project.experiments)
     duels = duel_rows(project.data, project.experiments)
     return dg.MaterializeResult(

@@ -17,6 +17,7 @@ from pipelines import experiments as configuration
 from pipelines.disk import explained
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.files import announce
+from pipelines.foreign_text import plain
 from pipelines.paths import data_root
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
@@ -58,7 +59,7 @@ def fetch(arguments: Arguments) -> int:
 def generate(arguments: Arguments) -> int:
     from pipelines.generate import coverage, show
     from pipelines.generate import estimate as estimates
-    from pipelines.generate.generate import generate_again, generate_all
+    from pipelines.generate.generate import generate_again, generate_all, release_in_doubt
 
     project = project_now()
     experiments = project.experiments
@@ -66,6 +67,13 @@ def generate(arguments: Arguments) -> int:
     if arguments.estimate:
         for line in estimates.in_words(list(estimates.estimate(project.data, experiments, arguments.provider)), total):
             print(line)
+        return OK
+    if arguments.release_in_doubt is not None:
+        released = release_in_doubt(project.data, arguments.release_in_doubt, arguments.provider)
+        for name, held in released.items():
+            print(f"{name}: ${held.usd:.4f} of {held.requests} requests given back; nothing was sent")
+        if not released:
+            print("nothing to give back: no request of unknown fate or cost is charged")
         return OK
     if arguments.resend_in_doubt:
         print(
@@ -89,9 +97,10 @@ def generate(arguments: Arguments) -> int:
         missing = "no enabled provider has batch: true" if arguments.batch else nobody
         print(f"nobody to ask: {missing} (experiments.yaml)")
     covered = coverage.coverage(project.data, experiments, result.providers)
-    for line in [*show.summary(result), *show.covered(covered)]:
+    barren = show.barren(result, covered)
+    for line in [*show.summary(result), *show.covered(covered), *(f"{name}: {why}" for name, why in barren.items())]:
         print(line)
-    return OK if result.complete else NOT_OK
+    return OK if result.complete and not barren else NOT_OK
 
 
 def judge(arguments: Arguments) -> int:
@@ -416,7 +425,7 @@ def parser() -> argparse.ArgumentParser:
     )
     generating.add_argument("--estimate", action="store_true", help="print requests, tokens and dollars; send nothing")
     generating.add_argument(
-        "--budget-usd", type=float, metavar="X", help="this run's own cap, below those of experiments.yaml"
+        "--budget-usd", type=_dollars, metavar="X", help="this run's own cap, below those of experiments.yaml"
     )
     generating.add_argument(
         "--batch",
@@ -427,6 +436,12 @@ def parser() -> argparse.ArgumentParser:
         "--resend-in-doubt",
         action="store_true",
         help="send requests once more whose fate was lost twice (they may cost twice)",
+    )
+    generating.add_argument(
+        "--release-in-doubt",
+        metavar="REASON",
+        help="give back what is charged for requests of unknown fate or cost (of --provider, else of all), once the provider's own "
+        "bill shows none of it; the reason is kept in the journal, and nothing is sent",
     )
     command(
         "judge",
@@ -545,6 +560,13 @@ def _columns(text: str) -> dict[str, str]:
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
+def _dollars(text: str) -> float:
+    try:
+        return not_negative(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected dollars from 0 on, such as 0.50") from None
+
+
 def _positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
@@ -560,7 +582,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.work(arguments)
     except (UsageError, WorkError, UnavailableError) as error:
-        print(f"featherweight: {error}", file=sys.stderr)
+        print(f"featherweight: {plain(str(error), 20_000)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("featherweight: interrupted; nothing is lost, run the same command again", file=sys.stderr)

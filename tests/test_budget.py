@@ -162,7 +162,7 @@ def test_an_interrupt_while_money_is_waited_for_sends_nothing_more(tmp_path: Pat
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
-    assert ask.statuses() == {"answered": 2}
+    assert ask.statuses() == {"answered": 3}, "the first alone, then two at once"
     assert server.ledger.openai.requests == 2
 
 

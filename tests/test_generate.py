@@ -129,7 +129,7 @@ def test_an_interrupt_is_heard_when_nobody_reads_the_output_any_more(tmp_path: P
     process.stderr.close()  # as `| tee` does, which the same Ctrl-C ends
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=600) in (130, 120)  # 120: Python could not flush what it had printed
-    assert ask.statuses() == {"answered": 4} and server.ledger.openai.requests == 4
+    assert ask.statuses() == {"answered": 5} and server.ledger.openai.requests == 5  # the first alone, then four
 
 
 # --- one provider's misfortune

@@ -6,6 +6,7 @@ Function"); it falls as more text is counted, so it compares providers of equall
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ WORD = re.compile(r"\w+")
 @dataclass(frozen=True)
 class Coverage:
     """Of one provider's valid records: how many there are, how many cells and topics they hit, the share of each axis's
-    values among them, and distinct-1 and distinct-2 of their texts (None without any)."""
+    values among them, and distinct-1 and distinct-2 of their texts (None without any). `problem` is why most of the others are
+    none (None without any)."""
 
     provider: str
     records: int
@@ -29,6 +31,7 @@ class Coverage:
     axes: dict[str, float]
     distinct_1: float | None
     distinct_2: float | None
+    problem: str | None = None
 
 
 def coverage(data: DataRoot, experiments: Experiments, names: Iterable[str]) -> list[Coverage]:
@@ -42,7 +45,9 @@ def coverage(data: DataRoot, experiments: Experiments, names: Iterable[str]) -> 
 
 def _of(name: str, reading: Book) -> Coverage:
     asked = reading.asked(name)
-    valid = [(one, record.value) for one, record in reading.records(name) if record.problem is None]
+    records = list(reading.records(name))
+    valid = [(one, record.value) for one, record in records if record.problem is None]
+    problems = Counter(record.problem for _, record in records if record.problem)
     values = [value for _, value in valid]
     return Coverage(
         provider=name,
@@ -52,6 +57,7 @@ def _of(name: str, reading: Book) -> Coverage:
         axes=_axes(asked, [one for one, _ in valid]),
         distinct_1=distinct(values, 1),
         distinct_2=distinct(values, 2),
+        problem=problems.most_common(1)[0][0] if problems else None,
     )
 
 

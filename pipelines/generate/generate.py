@@ -13,13 +13,14 @@ from pipelines.files import locked
 from pipelines.generate import batches
 from pipelines.generate.batches import BatchStep
 from pipelines.generate.budget import Budget
-from pipelines.generate.journal import Journal, Request, opened
+from pipelines.generate.journal import Journal, Released, Request, opened
 from pipelines.generate.providers import caps_of, enabled, job_for, missing_key
 from pipelines.generate.requests import Book, book
 from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.server import local_server
 from pipelines.paths import DataRoot, device_locks
 from pipelines.records import RawRecord
+from pipelines.settings import expected_one_of
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class ProviderResult:
     """One provider after a run: `wanted` requests, `reused` ones answered before, and what became of the others.
 
     `missing` hold no answer (failed, given up as in doubt, in a batch, or not sent because the provider `stopped`); `usd` is what
-    the journal charges it in all, `reserved_usd` the part of it whose cost is not known. `unreadable` of a judge's answers hold no
-    verdict; `unreadable_sample` is the text of one.
+    the journal charges it in all, `reserved_usd` the part of it whose cost is not known; `notes` are what was odd, in words.
+    `unreadable` of a judge's answers hold no verdict; `unreadable_sample` is the text of one.
     """
 
     wanted: int
@@ -41,6 +42,7 @@ class ProviderResult:
     stopped: str | None = None
     usd: float = 0.0
     reserved_usd: float = 0.0
+    notes: tuple[str, ...] = ()
     unreadable: int = 0
     unreadable_sample: str | None = None
 
@@ -194,6 +196,28 @@ def generate_again(data: DataRoot) -> int:
         return journal.forgive_doubts()
 
 
+def release_in_doubt(data: DataRoot, reason: str, names: Iterable[str] | None = None) -> dict[str, Released]:
+    """Give back what is held for requests of unknown fate or cost, at the user's word that the provider's bill shows none of it; of
+    these providers (None: of all), by provider.
+
+    Raises:
+        UsageError: no reason, or a provider of which the journal knows nothing.
+        WorkError: the journal cannot be written.
+    """
+    if not reason.strip():
+        raise UsageError(
+            "--release-in-doubt: no reason given; say where you looked, such as 'bill of November: no charge'"
+        )
+    chosen = list(names) if names else None
+    with locked(data.locks / "generation.lock", "generate"), opened(data.journal) as journal:
+        known = list(journal.charges())
+        for name in chosen or []:
+            if name not in known:
+                raise UsageError(f"the journal knows no provider {name!r}; {expected_one_of(name, known)}")
+        journal.mark_orphans_in_doubt()
+        return journal.release(reason.strip(), chosen)
+
+
 def generate(
     data: DataRoot,
     experiments: Experiments,
@@ -259,6 +283,7 @@ def outcome(run: Session, name: str, wanted: list[Request], held: int, tally: Ta
         stopped=tally.stopped,
         usd=charges.total if charges else 0.0,
         reserved_usd=charges.reserved if charges else 0.0,
+        notes=tuple(f"{kind}, {count} × (such as: {first})" for kind, (count, first) in tally.notes.items()),
     )
 
 

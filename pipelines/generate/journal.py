@@ -55,7 +55,19 @@ ADDED = {  # since the first version; an older journal gets them when it is open
     "attempt_reserved_usd": "REAL NOT NULL DEFAULT 0",  # the latest attempt's part of it
     "batch_id": "TEXT",
     "batch_failures": "INTEGER NOT NULL DEFAULT 0",  # how often it came to nothing inside a batch
+    "released_usd": "REAL NOT NULL DEFAULT 0",  # held once, and given back at the user's word: see RELEASES
+    "note": "TEXT",  # what is odd about its answer
 }
+RELEASES = """
+CREATE TABLE IF NOT EXISTS releases (
+    id INTEGER PRIMARY KEY,
+    provider TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    requests INTEGER NOT NULL,
+    usd REAL NOT NULL,
+    released_at TEXT NOT NULL
+)
+"""
 BATCHES = """
 CREATE TABLE IF NOT EXISTS batches (
     id TEXT PRIMARY KEY,
@@ -114,11 +126,19 @@ class Charges:
         return self.settled + self.reserved
 
 
+@dataclass(frozen=True)
+class Released:
+    """What was given back of one provider's reservations: of so many requests, so many dollars."""
+
+    requests: int
+    usd: float
+
+
 class Journal:
     """The requests of one data root. One process writes at a time (the caller holds the generation lock).
 
-    Dollars: a request's worst case is reserved from the moment it is sent and given back once its cost is known. What is never
-    given back belongs to attempts of unknown fate.
+    Dollars: a request's worst case is reserved from the moment it is sent and given back once its cost is known. What is not given
+    back belongs to attempts of unknown fate or cost, until `release` does so at the user's word.
     """
 
     def __init__(self, path: Path) -> None:
@@ -131,6 +151,7 @@ class Journal:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(SCHEMA)
             self._db.execute(BATCHES)
+            self._db.execute(RELEASES)
             if self._missing_columns():
                 with self.transaction():  # two processes may open it at once
                     for name in self._missing_columns():
@@ -231,17 +252,17 @@ class Journal:
             ),
         )  # fmt: skip
 
-    def answered(self, key: str, answer: Answer, *, cost: float | None = None) -> None:
-        """Keep the answer. Where its cost is not known, what was reserved for it stays so."""
+    def answered(self, key: str, answer: Answer, *, cost: float | None = None, note: str | None = None) -> None:
+        """Keep the answer, and what is odd about it. Where its cost is not known, what was reserved for it stays so."""
         usage = answer.usage
         kept = 1 if cost is None else 0
         self._db.execute(
             "UPDATE requests SET status = 'answered', response = ?, stop_reason = ?, stop_category = ?, input_tokens = ?,"
             " cached_input_tokens = ?, cache_write_tokens = ?, output_tokens = ?, reasoning_tokens = ?, cost_usd = ?,"
-            f" {RELEASE}, latency_ms = ?, error = NULL, finished_at = ? WHERE key = ?",
+            f" {RELEASE}, latency_ms = ?, error = NULL, note = ?, finished_at = ? WHERE key = ?",
             (
                 answer.raw, answer.stop_reason, answer.stop_category, usage.input, usage.cached_input, usage.cache_write,
-                usage.output, usage.reasoning, cost, kept, answer.latency_ms, now(), key,
+                usage.output, usage.reasoning, cost, kept, answer.latency_ms, note, now(), key,
             ),
         )  # fmt: skip
 
@@ -264,6 +285,32 @@ class Journal:
         """Let requests that were given up be sent again, at the user's word; what they may have cost stays charged."""
         sql = "UPDATE requests SET in_doubt_count = 1 WHERE status IN ('in_doubt', 'failed') AND in_doubt_count > ?"
         return self._db.execute(sql, (RESENT_AT_MOST,)).rowcount
+
+    def release(self, reason: str, providers: Iterable[str] | None = None) -> dict[str, Released]:
+        """Give back what is held for requests whose cost nobody knows and that are not under way, at the user's word; by provider.
+
+        All of it in one step, with `reason` and the sums in the table `releases`. What became of a request, and how often its fate
+        was lost, stays on record: nothing is sent again for it.
+        """
+        held = "reserved_usd > 0 AND status != 'in_flight'"
+        sums = f"SELECT provider, count(*) AS requests, sum(reserved_usd) AS usd FROM requests WHERE {held} GROUP BY provider"
+        chosen, released = None if providers is None else set(providers), dict[str, Released]()
+        with self.transaction() as db:
+            for row in db.execute(sums).fetchall():
+                name = row["provider"]
+                if chosen is not None and name not in chosen:
+                    continue
+                released[name] = Released(row["requests"], row["usd"])
+                db.execute(
+                    "INSERT INTO releases (provider, reason, requests, usd, released_at) VALUES (?, ?, ?, ?, ?)",
+                    (name, reason, row["requests"], row["usd"], now()),
+                )
+                db.execute(
+                    "UPDATE requests SET released_usd = released_usd + reserved_usd, reserved_usd = 0, attempt_reserved_usd = 0"
+                    f" WHERE provider = ? AND {held}",
+                    (name,),
+                )
+        return released
 
     def row(self, key: str) -> dict[str, Any] | None:
         found = self._db.execute("SELECT * FROM requests WHERE key = ?", (key,)).fetchone()

@@ -1,5 +1,6 @@
 """From the configuration to something that answers: who may be asked, with which key, over which client."""
 
+import math
 from collections.abc import Iterable
 
 from pipelines.errors import UsageError
@@ -51,5 +52,14 @@ def job_for(name: str, provider: Provider, requests: list[Request], *, base_url:
 
 
 def caps_of(experiments: Experiments, this_run: float | None = None) -> Caps:
+    """The configured caps, and one of this run alone, in dollars.
+
+    Raises:
+        UsageError: `this_run` is no amount of money.
+    """
+    if this_run is not None and not 0 <= this_run < math.inf:
+        raise UsageError(
+            f"the budget of this run is {this_run:g}; expected dollars from 0 on, such as 0.50, or none at all"
+        )
     per_provider = {name: provider.budget_usd for name, provider in experiments.providers.items()}
     return Caps(total=experiments.generation.budget_usd, per_provider=per_provider, this_run=this_run)

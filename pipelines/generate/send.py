@@ -10,20 +10,32 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from pipelines.foreign_text import one_line
 from pipelines.generate.answers import Answer, CallError
 from pipelines.generate.budget import Budget, unknown_price
 from pipelines.generate.client import Client
 from pipelines.generate.journal import RESENT_AT_MOST, Journal, Request, Writer
 from pipelines.generate.pacing import Pacer
 from pipelines.generate.prices import Costs, worst_cost
+from pipelines.generate.settle import Settled, settle
 from pipelines.runs.process import draining
 
 TRIES = 5  # of one request in one run; being turned away (429, 503, 529) is not counted
 TURNED_AWAY = ("throttled", "overloaded")
 # So many failures in a row, over so long a time: nobody is there, and the provider stops for this run.
 DEAD_FAILURES, DEAD_SECONDS, DEAD_REFUSING_SECONDS = 12, 5.0, 180.0
+# One request at a time until an answer was read. So many of unknown fate before it, each charged at its worst: it may be the wrong
+# server (a login page, a proxy), and the provider stops. Two requests, each sent twice.
+FIRST_DOUBTS = 4
+# After an answer: so many in a row, each sent when the one before was lost already.
+LATER_DOUBTS = 12
+LONGEST_RETRY_AFTER = 4 * 3600.0  # seconds; whoever asks for a longer wait is asked again in another run
+RELEASE_HINT = (
+    "what they may cost stays charged until `featherweight generate --release-in-doubt REASON` gives back what the provider's own "
+    "bill does not show"
+)
 DRAIN_SECONDS = 8.0  # what is under way may still answer so long after Ctrl-C
 
 
@@ -39,6 +51,18 @@ class Tally:
     errors: int = 0
     tokens: int = 0
     stopped: str | None = None
+    # What is odd, by kind: how often, and the first of them in words
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def note(self, kind: str, example: str) -> None:
+        count, first = self.notes.get(kind, (0, example))
+        self.notes[kind] = (count + 1, first)
+
+    def note_settled(self, settled: Settled) -> None:
+        if settled.usage_note:
+            self.note("token counts that cannot be", settled.usage_note)
+        if settled.model_note:
+            self.note("another model", settled.model_note)
 
 
 @dataclass(frozen=True)
@@ -131,6 +155,9 @@ class _Sender:
         self._pacer = Pacer(slots=job.slots, longest_wait=job.longest_wait)
         self._queue = deque(job.requests)
         self._later = 0  # requests that wait for their next try
+        self._proven = False  # whether an answer was read in this run
+        self._doubted_later = 0  # those of `_later` whose fate was lost
+        self._doubts_in_row, self._doubts_since = 0, math.inf  # since the last answer; when its first was lost
         self._tries = Counter[tuple[str, bool]]()  # by request, those it was turned away at apart
         self.under_way = set[asyncio.Task[None]]()
         # when requests failed in a row: those turned away (True) since the last answer, others since anything was heard
@@ -161,6 +188,8 @@ class _Sender:
     async def _send_queue(self, client: Client) -> None:
         while (self._queue or self._later or self.under_way) and not self._ended:
             delay = self._pacer.delay(time.monotonic(), len(self.under_way)) if self._queue else math.inf
+            if not self._proven and (self.under_way or self._doubted_later):
+                delay = math.inf
             if delay > 0:
                 await self._wait(delay)
             elif short := self._dispatch(client):
@@ -221,15 +250,21 @@ class _Sender:
 
     async def _answered(self, request: Request, answer: Answer, reserved: float, sent_at: float) -> float:
         """Keep the answer; returns the dollars that stay charged."""
-        cost = self.job.costs(answer.usage) if self.job.costs else None
-        await self._run.writer.write(lambda: self._run.journal.answered(request.key, answer, cost=cost))
+        settled = settle(request, answer, self.job.costs, reserved=reserved)
+        answer, journal = replace(answer, usage=settled.usage), self._run.journal
+        await self._run.writer.write(
+            lambda: journal.answered(request.key, answer, cost=settled.cost, note=settled.note)
+        )
+        self._proven = True
+        self._doubts_in_row, self._doubts_since = 0, math.inf
+        self.tally.note_settled(settled)
         self._heard_at = time.monotonic()
         self._pacer.answered(sent_at, self._heard_at, answer.limits)
         self._heard(turned_away=False)
         self.tally.answered += 1
         self.tally.refused += answer.refused
         self.tally.tokens += answer.usage.total
-        return reserved if cost is None else cost
+        return reserved if settled.cost is None else settled.cost
 
     async def _unanswered(self, request: Request, error: CallError, reserved: float, sent_at: float) -> float:
         """Note what became of the request and plan its next try, if it has one; returns the dollars that stay charged."""
@@ -240,8 +275,15 @@ class _Sender:
             self._pacer.throttled(sent_at, now, error.limits, error.retry_after)
         elif error.fate == "stopped":
             self._stop(str(error))
-        elif error.fate != "impossible":
+        elif error.fate == "unknown" and (why := self._lost_too_often(error, sent_at, now)):
+            self._stop(why)
+        elif error.fate != "impossible" and (self._proven or error.fate != "unknown"):  # one alone tells of no overload
             self._pacer.failed(sent_at, now, error.retry_after)
+        if (error.retry_after or 0.0) > LONGEST_RETRY_AFTER:
+            hours = (error.retry_after or 0.0) / 3600
+            self._stop(
+                f"{error}; it asks to come again in {hours:.0f} hours, so nothing more is asked of it in this run"
+            )
         if error.fate == "unknown":
             await self._run.writer.write(lambda: journal.doubtful(request.key, str(error), raw=error.raw))
             self._run.doubts[request.key] += 1
@@ -267,15 +309,20 @@ class _Sender:
             case "failed" | "unsent" if tries >= TRIES:
                 self.tally.failed += 1
             case _:
-                self._again(request, self._pacer.backoff(tries))
+                self._again(request, self._pacer.backoff(tries), doubted=error.fate == "unknown")
         self._stop_if_dead(error)
 
-    def _again(self, request: Request, seconds: float) -> None:
+    def _again(self, request: Request, seconds: float, *, doubted: bool = False) -> None:
         self._later += 1
+        self._doubted_later += doubted
 
         def put_back() -> None:
             self._later -= 1
-            self._queue.append(request)
+            self._doubted_later -= doubted
+            if doubted and not self._proven:
+                self._queue.appendleft(request)  # no further request is put at risk before it
+            else:
+                self._queue.append(request)
             self.wake()
 
         asyncio.get_running_loop().call_later(seconds, put_back)
@@ -285,6 +332,18 @@ class _Sender:
         self._failed_at[False].clear()
         if not turned_away:
             self._failed_at[True].clear()
+
+    def _lost_too_often(self, error: CallError, sent_at: float, now: float) -> str | None:
+        """Why the provider stops, where one request after the other is lost; those that were under way together count once."""
+        self._doubts_in_row += not self._proven or sent_at > self._doubts_since
+        self._doubts_since = min(self._doubts_since, now)
+        if self._doubts_in_row < (LATER_DOUBTS if self._proven else FIRST_DOUBTS):
+            return None
+        since = "since the last answer" if self._proven else "and no answer yet (is base_url the right server?)"
+        return (
+            f"{self._doubts_in_row} failures in a row, each of which may have been billed, {since}; the last: "
+            f"{one_line(str(error), 400)}; {RELEASE_HINT}"
+        )
 
     def _stop_if_dead(self, error: CallError) -> None:
         turned_away, now = error.fate in TURNED_AWAY, time.monotonic()

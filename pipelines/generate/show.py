@@ -7,12 +7,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipelines.foreign_text import one_line
+from pipelines.generate.answers import MOST_SAID
 from pipelines.generate.coverage import Coverage
 from pipelines.generate.generate import GenerationResult, ProviderResult
 from pipelines.generate.send import Snapshot
 from pipelines.generate.verdicts import ASK_AGAIN, on_one_line
 
 LOG_SECONDS = 10.0
+STOPPED, NOTE = " stopped: ", " warning: "
 
 
 class ProgressBar:
@@ -62,10 +65,18 @@ def summary(result: GenerationResult) -> Iterator[str]:
         yield f"{result.orphans} requests were under way when an earlier run was killed: in doubt, still charged, sent again once"
     for name, provider in result.providers.items():
         yield f"{name}: {_outcome(provider)}"
+    for name, provider in result.providers.items():
+        for note in provider.notes:
+            yield f"{name}{NOTE}{one_line(note, MOST_SAID)}"
     for name, why in result.stopped.items():
-        yield f"{name} stopped: {why}"
+        yield f"{name}{STOPPED}{one_line(why, MOST_SAID)}"
     for name, why in unreadable(result).items():
-        yield f"{name}: {why}"
+        yield f"{name}{NOTE}{why}"
+
+
+def is_warning(line: str) -> bool:
+    """Whether a line of `summary` says that something is wrong."""
+    return STOPPED in line or NOTE in line
 
 
 def unreadable(result: GenerationResult) -> dict[str, str]:
@@ -76,6 +87,18 @@ def unreadable(result: GenerationResult) -> dict[str, str]:
         for name, one in result.providers.items()
         if one.unreadable
     }
+
+
+def barren(result: GenerationResult, coverages: Sequence[Coverage]) -> dict[str, str]:
+    """By provider that answered, and of whose answers not one is a valid record: so in words, with the commonest reason."""
+    found = {}
+    for one in coverages:
+        provider = result.providers[one.provider]
+        answers = provider.answered + provider.reused
+        if answers and not one.records:
+            why = f", such as: {one_line(one.problem, 300)}" if one.problem else ""
+            found[one.provider] = f"none of its {answers} answers is a valid record{why}"
+    return found
 
 
 def covered(coverages: Sequence[Coverage]) -> Iterator[str]:

@@ -1,0 +1,87 @@
+"""What an answer is charged, and what is odd about it. A provider's word on tokens is believed within bounds: what it reports is
+multiplied by a price, so that one wrong digit would end every budget, and a zero would make an answer look free.
+
+The bounds are what was reserved for the request and the length of the text. Beyond them the reservation stays charged, the token
+counts stay empty, and a note says why.
+"""
+
+import re
+from dataclasses import dataclass
+
+from pipelines.generate.answers import Answer, Usage, text_of
+from pipelines.generate.budget import ROUNDING
+from pipelines.generate.journal import Request
+from pipelines.generate.prices import Costs, worst_usage
+
+MOST_BYTES_A_TOKEN = 128  # of text: the longest words of the tokenizers in use, on average over a whole answer
+# Names of one model: a date behind it, a folder or a vendor before it
+DATED = re.compile(r"[-@:](\d{4}-\d{2}-\d{2}|\d{8}|\d{4,6}|latest)$")
+
+
+@dataclass(frozen=True)
+class Settled:
+    """`cost` in dollars, None where what was reserved stays charged; `usage` as far as it is believed. The notes are for people:
+    what is odd about the token counts, and which other model says that it answered."""
+
+    cost: float | None
+    usage: Usage
+    usage_note: str | None = None
+    model_note: str | None = None
+
+    @property
+    def note(self) -> str | None:
+        return "; ".join(note for note in (self.usage_note, self.model_note) if note) or None
+
+
+def settle(request: Request, answer: Answer, costs: Costs | None, *, reserved: float, share: float = 1.0) -> Settled:
+    """Charge `answer` by its own token counts, at `share` of the price, for which `reserved` dollars are held."""
+    model_note, why = _other_model(request.model, answer.model), _odd(request, answer)
+    if why:
+        return Settled(None, Usage(), f"{why}: the reservation stays charged", model_note)
+    plain = costs(answer.usage) if costs else None
+    cost = None if plain is None else plain * share
+    if cost is not None and cost > reserved + ROUNDING and reserved > 0:
+        return Settled(
+            None,
+            answer.usage,
+            f"its tokens cost ${cost:.4f}, ${reserved:.4f} are reserved and stay charged",
+            model_note,
+        )
+    return Settled(cost, answer.usage, model_note=model_note)
+
+
+def _odd(request: Request, answer: Answer) -> str | None:
+    """Why the token counts cannot be those of this request; None where they can."""
+    usage, worst = answer.usage, worst_usage(request)
+    if answer.odd_usage:
+        return answer.odd_usage
+    if answer.refused and not usage.total:  # an error of a content filter, which is not billed
+        return None
+    taken_in, given_out = usage.input or 0, usage.output or 0
+    for count, most, what in ((taken_in, worst.input or 0, "in"), (given_out, worst.output or 0, "out")):
+        if count > most:
+            return f"it reports {count:,} tokens {what}, where at most {most:,} are possible"
+    if not taken_in:
+        return "it reports no token in"
+    length = _text_bytes(answer)
+    if given_out * MOST_BYTES_A_TOKEN < length:
+        return f"it reports {given_out:,} tokens out for a text of {length:,} bytes"
+    return None
+
+
+def _text_bytes(answer: Answer) -> int:
+    try:
+        return len(text_of(answer.raw).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return 0
+
+
+def _other_model(asked: str, told: str | None) -> str | None:
+    if told is None or not told.strip() or _base_name(asked) == _base_name(told):
+        return None
+    return f"asked for {asked}, answered by {told}"
+
+
+def _base_name(model: str) -> str:
+    name = re.split(r"[/\\]", model.strip().lower())[-1].removesuffix(".gguf")
+    return DATED.sub("", name)
