@@ -236,7 +236,8 @@ class Batches:
         failed = [one for one in batch.outcomes if one.kind in ("errored", "expired")]
         errors = [_openai_line(self._provider.number(), one) for one in failed]
         if outputs:
-            batch.output_file_id = self._keep_file(f"{batch.id}_output.jsonl", _jsonl(outputs), "batch_output")["id"]
+            content = self._lines("openai", outputs)
+            batch.output_file_id = self._keep_file(f"{batch.id}_output.jsonl", content, "batch_output")["id"]
         if errors:
             batch.error_file_id = self._keep_file(f"{batch.id}_error.jsonl", _jsonl(errors), "batch_output")["id"]
 
@@ -283,7 +284,13 @@ class Batches:
         batch = self._known_anthropic(request)
         if not batch.ended:
             raise Problem("not_found", f"Batch {batch.id} has no results yet")
-        return Response(_jsonl([_anthropic_line(one) for one in batch.outcomes]), media_type="application/x-jsonl")
+        lines = self._lines("anthropic", [_anthropic_line(one) for one in batch.outcomes])
+        return Response(lines, media_type="application/x-jsonl")
+
+    def _lines(self, wire: Wire, lines: list[dict[str, Any]]) -> bytes:
+        """What is sent of these results."""
+        change = self._provider.behavior.batch_lines
+        return "".join(change(wire, _jsonl(lines).decode().splitlines(True))).encode() if change else _jsonl(lines)
 
 
 def multipart(content_type: str, body: bytes) -> dict[str, tuple[str, bytes]]:

@@ -47,6 +47,8 @@ LATE_ERRORS = ("overloaded", "server_error", "unavailable")  # come after the la
 
 # Protocol, prompt (the last message; "POST /v1/batches" and the like for every other call), how often it came, from 1
 Script = Callable[[Wire, str, int], Fault | None]
+# A batch's result lines as they would be sent → those that are sent
+Lines = Callable[[Wire, list[str]], list[str]]
 # The prompt and the schema's verdicts → the verdict
 Judge = Callable[[str, list[Any]], Any]
 
@@ -90,6 +92,7 @@ class Behavior:
     batch_outcome: Literal["completed", "expired", "failed"] = "completed"
     batch_error_share: float = 0.0
     batch_expire_share: float = 0.0
+    batch_lines: Lines | None = None
 
     def __post_init__(self) -> None:
         """Refuse what means nothing here; lists become tuples."""
@@ -100,8 +103,9 @@ class Behavior:
                 value, int | float
             ):
                 raise ValueError(f"{setting.name}: {value!r} is not a number")
-        if self.script is not None and not callable(self.script):
-            raise ValueError("script: only code can give one")
+        for name in ("script", "batch_lines"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ValueError(f"{name}: only code can give one")
         for name in ("api_keys", "models"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))

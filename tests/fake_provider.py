@@ -373,7 +373,7 @@ def _behavior_and_port(arguments: Sequence[str] | None) -> tuple[Behavior, int]:
     parser.add_argument("--port", type=int, default=0, help="0: a free one")
     parser.add_argument("--fault", action="append", default=[], metavar="NAME=CHANCE", help="any number of times")
     for setting in fields(Behavior):
-        if setting.name not in ("script", "faults"):
+        if setting.name not in ("script", "faults", "batch_lines"):
             option = f"--{setting.name.replace('_', '-')}"
             parser.add_argument(option, type=_value, default=argparse.SUPPRESS, help=f"default: {setting.default}")
     given = vars(parser.parse_args(arguments))

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Thread
@@ -21,11 +21,12 @@ from starlette.routing import Route
 class Reply:
     """One HTTP response, `after` so many seconds."""
 
-    body: str
+    body: str | bytes
     status: int = 200
     content_type: str = "application/json"
     after: float = 0.0
     location: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 # The prompt (the last message) and how often it has come so far, from 1 → what to say
@@ -60,7 +61,7 @@ class ChatServer:
         reply = self.answers(prompt, self._asked[prompt])
         await asyncio.sleep(reply.after)
         self._now -= 1
-        headers = {"location": reply.location} if reply.location else None
+        headers = {**reply.headers, **({"location": reply.location} if reply.location else {})}
         return Response(reply.body, reply.status, headers, media_type=reply.content_type)
 
 

@@ -6,18 +6,19 @@ Whatever goes wrong is a `CallError`, as with single requests: its fate says wha
 import functools
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import anthropic
 import httpx2
 import openai
 from anthropic.types.messages import MessageBatch
-from openai.types import Batch
+from openai.types import Batch, FileObject
 
-from pipelines.generate.answers import Answer, Usage, read_anthropic, read_openai
+from pipelines.foreign_text import one_line
+from pipelines.generate.answers import MOST_SAID, Answer, Usage, read_anthropic, read_openai
 from pipelines.generate.anthropic_client import AnthropicClient, anthropic_body
-from pipelines.generate.client import REFUSED_BY_FILTER, call_error, without
+from pipelines.generate.client import REFUSED_BY_FILTER, call_error, too_large, without
 from pipelines.generate.clients import api_key, client_for
 from pipelines.generate.journal import Request
 from pipelines.generate.openai_client import OpenAIClient, openai_body
@@ -50,6 +51,19 @@ class Item:
     def ran(self) -> bool:
         return not self.codes & set(NEVER_RUN)
 
+    @property
+    def was_worked_on(self) -> bool:
+        """Whether the provider counts it among those that it answered."""
+        return self.answer is not None and self.status in (0, 200)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a batch that can be read, and why the others cannot, a problem for each."""
+
+    items: list[Item] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -62,6 +76,7 @@ class Seen:
     requests: int
     mark: str | None = None
     problem: str | None = None
+    answered: int | None = None  # of its requests, by the provider's own count; None: not told
 
 
 class BatchClient(Protocol):
@@ -83,7 +98,7 @@ class BatchClient(Protocol):
         """Batches made since then (seconds since the epoch), newest first."""
         ...
 
-    async def results(self, batch: str) -> list[Item] | None:
+    async def results(self, batch: str, *, most_bytes: float) -> Results | None:
         """What came of each item of an ended batch, in no particular order; None where the results are gone."""
         ...
 
@@ -99,9 +114,9 @@ def _in_our_words(method: Callable[..., Awaitable[Result]]) -> Callable[..., Awa
     """Whatever the SDK makes of a failure, and of a body that is none of the API's, as a CallError."""
 
     @functools.wraps(method)
-    async def called(self: Any, *arguments: Any) -> Result:
+    async def called(self: Any, *arguments: Any, **named: Any) -> Result:
         try:
-            return await method(self, *arguments)
+            return await method(self, *arguments, **named)
         except Exception as error:
             raise call_error(error, self._key) from None
 
@@ -110,9 +125,13 @@ def _in_our_words(method: Callable[..., Awaitable[Result]]) -> Callable[..., Awa
 
 class AnthropicBatches:
     def __init__(self, client: AnthropicClient, key: str | None) -> None:
-        self._sdk, self._key = client.sdk, key
+        self._sdk, self._key, self._cap = client.sdk, key, client.cap
 
+    @_in_our_words
     async def prepare(self, mark: str, requests: Sequence[Request]) -> Any:
+        shown = await self._sdk.messages.batches.list(limit=1)  # costs nothing, and a wrong server is found out
+        if not isinstance(getattr(shown, "data", None), list):
+            raise ValueError(f"no list of batches, but {str(shown)[:200]!r}")
         return [{"custom_id": f"{mark}-{request.key}", "params": anthropic_body(request)} for request in requests]
 
     @_in_our_words
@@ -131,12 +150,15 @@ class AnthropicBatches:
         return await _since(since, await self._sdk.messages.batches.list(limit=100), _seen_anthropic)
 
     @_in_our_words
-    async def results(self, batch: str) -> list[Item] | None:
+    async def results(self, batch: str, *, most_bytes: float) -> Results | None:
+        self._cap.most_bytes = max(self._cap.most_bytes, most_bytes)
         try:
             response = await self._sdk.get(f"/v1/messages/batches/{batch}/results", cast_to=httpx2.Response)
         except anthropic.NotFoundError:
             return None
-        return [_anthropic_item(line) for line in _lines(response.text, self._key)]
+        except anthropic.APIConnectionError as error:
+            return _beyond(error)
+        return _read(response.text, self._key, _anthropic_item)
 
 
 def _seen_anthropic(batch: Any) -> Seen:
@@ -144,28 +166,37 @@ def _seen_anthropic(batch: Any) -> Seen:
         raise ValueError(f"no batch, but {str(batch)[:200]!r}")
     counts = batch.request_counts
     total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
-    return Seen(batch.id, batch.processing_status in ANTHROPIC_ENDED, batch.created_at.timestamp(), total)
+    ended = batch.processing_status in ANTHROPIC_ENDED
+    return Seen(batch.id, ended, batch.created_at.timestamp(), total, answered=counts.succeeded)
 
 
 def _anthropic_item(line: dict[str, Any]) -> Item:
-    name, result = line["custom_id"], line["result"]
-    if result["type"] == "succeeded":
-        return _answered(name, result["message"], read_anthropic)
-    error = result.get("error", {}).get("error", {})
-    code = str(error.get("type", result["type"]))
-    message = f"{result['type']}: {error.get('message', 'the batch ended before it was worked on')}"
+    name, result = _custom_id(line), _object_in(line, "result")
+    if result.get("type") == "succeeded":
+        return _answered(name, _object_in(result, "message"), read_anthropic)
+    outer = result.get("error")
+    inner = outer.get("error") if isinstance(outer, dict) else None
+    error = inner if isinstance(inner, dict) else {}
+    kind = str(result.get("type"))
+    code = str(error.get("type", kind))
+    if kind not in ("errored", *NEVER_RUN):
+        raise ValueError(f"its type is {kind[:40]!r}")
+    message = one_line(f"{kind}: {error.get('message', 'the batch ended before it was worked on')}", MOST_SAID)
     return Item(name, error=message, status=ANTHROPIC_STATUS.get(code, 0), codes=frozenset({code}))
 
 
 class OpenAIBatches:
     def __init__(self, client: OpenAIClient, key: str | None) -> None:
-        self._sdk, self._key = client.sdk, key
+        self._sdk, self._key, self._cap = client.sdk, key, client.cap
 
     @_in_our_words
     async def prepare(self, mark: str, requests: Sequence[Request]) -> Any:
         lines = [_openai_line(f"{mark}-{request.key}", request) for request in requests]
         content = "\n".join(lines).encode()
-        return (await self._sdk.files.create(file=(f"{mark}.jsonl", content), purpose="batch")).id
+        file: Any = await self._sdk.files.create(file=(f"{mark}.jsonl", content), purpose="batch")
+        if not isinstance(file, FileObject) or not file.id:
+            raise ValueError(f"no file, but {str(file)[:200]!r}")
+        return file.id
 
     @_in_our_words
     async def create(self, mark: str, prepared: Any) -> str:
@@ -186,16 +217,25 @@ class OpenAIBatches:
         return await _since(since, await self._sdk.batches.list(limit=100), _seen_openai)
 
     @_in_our_words
-    async def results(self, batch: str) -> list[Item] | None:
+    async def results(self, batch: str, *, most_bytes: float) -> Results | None:
+        self._cap.most_bytes = max(self._cap.most_bytes, most_bytes)
         found = await self._sdk.batches.retrieve(batch)
-        items: list[Item] = []
-        try:
-            for file in filter(None, (found.output_file_id, found.error_file_id)):
+        files = [file for file in (found.output_file_id, found.error_file_id) if file]
+        read, gone = Results(), list[str]()
+        for file in files:
+            try:
                 content = await self._sdk.files.content(file)
-                items += [_openai_item(line) for line in _lines(content.text, self._key)]
-        except openai.NotFoundError:
+            except openai.NotFoundError:
+                gone.append(f"the file {file} is gone")
+                continue
+            except openai.APIConnectionError as error:
+                part = _beyond(error)
+            else:
+                part = _read(content.text, self._key, _openai_item)
+            read = Results(read.items + part.items, read.problems + part.problems)
+        if files and len(gone) == len(files):
             return None
-        return items
+        return Results(read.items, read.problems + gone)
 
 
 def _openai_line(name: str, request: Request) -> str:
@@ -214,21 +254,29 @@ def _seen_openai(batch: Any) -> Seen:
         float(batch.created_at),
         batch.request_counts.total if batch.request_counts else 0,
         mark=(batch.metadata or {}).get(MARK, ""),
-        problem=("; ".join(problems)[:500] or "the batch failed") if batch.status == "failed" else None,
+        problem=(one_line("; ".join(problems), 500) or "the batch failed") if batch.status == "failed" else None,
+        answered=batch.request_counts.completed if batch.request_counts else None,
     )
 
 
 def _openai_item(line: dict[str, Any]) -> Item:
-    name, response, error = line["custom_id"], line.get("response") or {}, line.get("error") or {}
-    body, status = response.get("body"), response.get("status_code", 0)
+    name, response, error = _custom_id(line), line.get("response"), line.get("error")
+    if not isinstance(response, dict) and not isinstance(error, dict):
+        raise ValueError("it holds neither a response nor an error")
+    response, error = (found if isinstance(found, dict) else {} for found in (response, error))
+    body, code = response.get("body"), response.get("status_code", 0)
+    status = code if isinstance(code, int) else 0
     if status == 200:
-        return _answered(name, body, read_openai)
+        return _answered(name, _object_in(response, "body"), read_openai)
     told = body["error"] if isinstance(body, dict) and isinstance(body.get("error"), dict) else error
     codes = frozenset(str(told[key]) for key in ("code", "type") if told.get(key))
     if status == 400 and codes & set(REFUSED_BY_FILTER):
         refused = Answer(raw=json.dumps(body), stop_reason="content_filter", usage=Usage(input=0, output=0))
-        return Item(name, answer=refused)
-    return Item(name, error=str(told.get("message") or told.get("code") or line)[:500], status=status, codes=codes)
+        return Item(name, answer=refused, status=status)
+    if not status and not codes:
+        raise ValueError("it holds neither a status nor a code")
+    said = one_line(str(told.get("message") or told.get("code") or line), 500)
+    return Item(name, error=said, status=status, codes=codes)
 
 
 async def _since(since: float, page: Any, read: Callable[[Any], Seen]) -> list[Seen]:
@@ -243,13 +291,46 @@ async def _since(since: float, page: Any, read: Callable[[Any], Seen]) -> list[S
         page = await page.get_next_page()
 
 
-def _lines(text: str, key: str | None) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in without(text, key).split("\n") if line.strip()]
+def _read(text: str, key: str | None, item: Callable[[dict[str, Any]], Item]) -> Results:
+    """The results, line by line, whatever stands in the others."""
+    read = Results()
+    for number, line in enumerate(without(text, key).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+            if not isinstance(found, dict):
+                raise ValueError("it is no JSON object")
+            read.items.append(item(found))
+        except (ValueError, RecursionError) as error:
+            read.problems.append(one_line(f"line {number}: {error}", 200))
+    return read
 
 
-def _answered(name: str, body: Any, read: Callable[[str], Answer]) -> Item:
+def _beyond(error: Exception) -> Results:
+    """Results of which nothing can be read, since they are larger than any of ours could be; any other error is raised."""
+    if found := too_large(error):
+        return Results(problems=[str(found)])
+    raise error
+
+
+def _custom_id(line: dict[str, Any]) -> str:
+    name = line.get("custom_id")
+    if not isinstance(name, str):
+        raise ValueError("it has no custom_id")
+    return name
+
+
+def _object_in(found: dict[str, Any], name: str) -> dict[str, Any]:
+    value = found.get(name)
+    if not isinstance(value, dict):
+        raise ValueError(f"its {name} is no JSON object")
+    return value
+
+
+def _answered(name: str, body: dict[str, Any], read: Callable[[str], Answer]) -> Item:
     raw = json.dumps(body, ensure_ascii=False)
     try:
         return Item(name, answer=read(raw))
     except ValueError:  # kept as it came: it was billed; that it is no record is found when records are read
-        return Item(name, answer=Answer(raw=raw))
+        return Item(name, answer=Answer(raw=raw, odd_usage="it tells no token counts"))

@@ -4,11 +4,12 @@ A batch is written down with its requests before it is made, and the provider's 
 off is looked for at the provider before anything is believed lost; only then are its requests in doubt.
 """
 
+import json
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,16 +19,18 @@ from pipelines.generate.client import fate_of
 from pipelines.generate.journal import Charges, Journal, Request
 from pipelines.generate.prices import Costs, batch_share, costs_of, worst_cost
 from pipelines.generate.send import TRIES, Tally
+from pipelines.generate.settle import settle
 from pipelines.provider_settings import Provider
 from pipelines.runs.cells import new_run_id
 from pipelines.runs.clock import now
 
 if TYPE_CHECKING:  # it loads both SDKs
-    from pipelines.generate.batch_clients import BatchClient, Item, Seen
+    from pipelines.generate.batch_clients import BatchClient, Item, Results, Seen
 
 BatchStep = Literal["submit", "collect"]
 Held = list[tuple[Request, float]]  # requests with the dollars that are reserved for each
 ITEMS = 10_000  # of one batch; both APIs take more, but a smaller one is sooner done and sooner lost
+ITEM_BYTES, TOKEN_BYTES = 20_000, 32  # of a batch's results: what surrounds one answer, and a token of it, escaped
 BELIEVED_LOST_SECONDS = 900.0  # a batch that no listing shows by then was never made
 GONE_SECONDS = 172_800.0  # one that the provider once named and no longer knows has ended by then, whatever the reason
 
@@ -91,7 +94,7 @@ async def collect(work: Batching) -> None:
                 f"{GONE_SECONDS / 3600:.0f} hours"
             )
         elif seen.ended:
-            await _take(work, row["id"], seen)
+            await _take(work, row, seen)
 
 
 async def submit(work: Batching, requests: Sequence[Request]) -> None:
@@ -173,41 +176,110 @@ async def _found_again(work: Batching, row: dict[str, Any]) -> str | None:
 
 
 async def _holds(work: Batching, batch: str, mark: str) -> bool:
-    return any(item.custom_id.startswith(f"{mark}-") for item in await work.client.results(batch) or [])
+    found = await work.client.results(batch, most_bytes=_room(work, mark))
+    return found is not None and any(item.custom_id.startswith(f"{mark}-") for item in found.items)
 
 
-async def _take(work: Batching, mark: str, seen: "Seen") -> None:
-    """Write every result of an ended batch down in one go; what it does not mention was not worked on and costs nothing."""
-    items = [] if seen.problem else await work.client.results(seen.id)
-    if items is None:
+async def _take(work: Batching, row: dict[str, Any], seen: "Seen") -> None:
+    """Write every result of an ended batch down in one go. What it does not mention was not worked on and costs nothing, unless the
+    provider counts more answers than can be read: then any of it may be paid for, and is in doubt."""
+    mark = row["id"]
+    found = await work.client.results(seen.id, most_bytes=_room(work, mark)) if not seen.problem else _none()
+    if found is None:
         _doubt(work, mark, f"the results of batch {seen.id} are gone")
         return
+    with work.journal.transaction() as db:
+        ours = _sorted_out(found, mark, _keys_in(db, mark))
+    told = min(seen.answered, row["requests"]) if seen.answered is not None else len(ours.items) + bool(found.problems)
+    lost = max(0, told - sum(item.was_worked_on for item in ours.items.values()))
+    if lost and len(found.items) + len(found.problems) < told and row["detail"] is None:
+        why = f"the results of batch {seen.id} break off: {len(found.items)} of {told} answers can be read"
+        with work.journal.transaction() as db:
+            _set_batch(db, mark, row["status"], detail=why)
+        work.tally.stopped = f"{why}; run it again later, what is missing then as well is in doubt"
+        return
     charged, counts = _charged(work), Counter[str]()
+    cause = "; ".join([*ours.problems, *found.problems[:3]]) or "it is missing among the results"
     with work.journal.transaction() as db:
         waiting = _keys_in(db, mark)
-        for item in items:
-            key = item.custom_id.removeprefix(f"{mark}-")
-            if key in waiting:
-                waiting.discard(key)
-                counts[_take_item(work, db, key, item)] += 1
+        for key, item in ours.items.items():
+            waiting.discard(key)
+            counts[_take_item(work, db, key, item)] += 1
         for key in waiting:
-            work.journal.failed(key, seen.problem or "expired: the batch ended before it was worked on")
-            counts["not worked on"] += 1
+            if lost:
+                work.journal.doubtful(key, f"batch {seen.id} holds no result of it that can be read ({cause})")
+                counts["in doubt"] += 1
+            else:
+                work.journal.failed(key, seen.problem or "expired: the batch ended before it was worked on")
+                counts["not worked on"] += 1
         detail = seen.problem or ", ".join(f"{count} {name}" for name, count in counts.items())
-        _set_batch(db, mark, "collected", detail=detail)
+        _set_batch(db, mark, "collected", detail="; ".join([detail, *ours.problems, *found.problems[:3]]))
     work.budget.give_back(work.name, charged - _charged(work), of_this_run=False)
+    if lost:
+        work.tally.in_doubt += len(waiting & work.journal.given_up())
+    if lost or ours.problems or found.problems:
+        bad = [
+            *ours.problems,
+            *([f"{len(found.problems)} lines cannot be read ({found.problems[0]})"] if found.problems else []),
+        ]
+        doubt = (
+            f"; {counts['in doubt']} requests are in doubt: still charged, sent again once"
+            if counts["in doubt"]
+            else ""
+        )
+        work.tally.note("results of a batch", f"batch {seen.id}: {'; '.join(bad) or cause}{doubt}")
     if seen.problem:
         work.tally.stopped = f"batch {seen.id} failed: {seen.problem}"
+
+
+def _none() -> "Results":
+    from pipelines.generate.batch_clients import Results
+
+    return Results()
+
+
+@dataclass(frozen=True)
+class SortedOut:
+    """Results by the key of their request, and what else stands among them, in words."""
+
+    items: dict[str, "Item"]
+    problems: list[str]
+
+
+def _sorted_out(found: "Results", mark: str, waiting: set[str]) -> SortedOut:
+    items: dict[str, Item] = {}
+    strange = again = 0
+    for item in sorted(found.items, key=lambda one: one.answer is None):  # where there are two, the answer counts
+        prefix, _, key = item.custom_id.rpartition("-")
+        if prefix != mark or key not in waiting:
+            strange += 1
+        elif key in items:
+            again += 1
+        else:
+            items[key] = item
+    counted = ((strange, "results are of no request of this batch"), (again, "results came twice"))
+    return SortedOut(items, [f"{count} {what}" for count, what in counted if count])
+
+
+def _room(work: Batching, mark: str) -> float:
+    """The most bytes that the results of a batch may have: what the API adds to each answer, and its longest text, escaped."""
+    with work.journal.transaction() as db:
+        rows = [json.loads(text) for (text,) in db.execute("SELECT request FROM requests WHERE batch_id = ?", (mark,))]
+    return sum(ITEM_BYTES + TOKEN_BYTES * told["parameters"].get("max_tokens", 0) for told in rows)
 
 
 def _take_item(work: Batching, db: sqlite3.Connection, key: str, item: "Item") -> str:
     """Write one result down; returns what it was."""
     if item.answer is not None:
-        cost = work.costs(item.answer.usage) if work.costs else None
-        work.journal.answered(key, item.answer, cost=None if cost is None else cost * work.share)
+        row = work.journal.row(key) or {}
+        held = row["attempt_reserved_usd"]
+        settled = settle(_request(row), item.answer, work.costs, reserved=held, share=work.share)
+        answer = replace(item.answer, usage=settled.usage)
+        work.journal.answered(key, answer, cost=settled.cost, note=settled.note)
+        work.tally.note_settled(settled)
         work.tally.answered += 1
-        work.tally.refused += item.answer.refused
-        work.tally.tokens += item.answer.usage.total
+        work.tally.refused += answer.refused
+        work.tally.tokens += answer.usage.total
         return "answered"
     work.journal.failed(key, item.error)
     if not item.ran:
@@ -217,6 +289,11 @@ def _take_item(work: Batching, db: sqlite3.Connection, key: str, item: "Item") -
     if item.status and fate_of(item.status, set(item.codes), item.error) == "stopped":
         work.tally.stopped = f"in a batch: {item.error}"
     return "failed"
+
+
+def _request(row: dict[str, Any]) -> Request:
+    """The request of a row, as far as its cost hangs on it."""
+    return Request(provider=row["provider"], model=row["model"], purpose=row["purpose"], **json.loads(row["request"]))
 
 
 def _turned_away(work: Batching, mark: str, why: str) -> None:
