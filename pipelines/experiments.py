@@ -546,23 +546,43 @@ class Cleaning(Strict):
 CRON = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-NAMES = {name: str(i) for i, name in enumerate(MONTHS, 1)} | {name: str(i) for i, name in enumerate(WEEKDAYS)}
+CRON_NUMBER = re.compile(r"[0-9]{1,2}")
+NAMES = {
+    "month": {name: i for i, name in enumerate(MONTHS, 1)},
+    "weekday": {name: i for i, name in enumerate(WEEKDAYS)},
+}
+DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)  # of each month, at most
 
 
 def _is_cron(text: str) -> str:
-    """The five fields of crontab(5): numbers, names, lists, ranges and steps."""
+    """The five fields of crontab(5): numbers, names, lists, ranges and steps; on a day that comes."""
     parts = text.lower().split()
     if len(parts) != len(CRON):
         raise ValueError(f"got {text!r}; expected minute, hour, day, month and weekday, such as 0 2 * * *")
+    chosen: dict[str, set[int]] = {}
     for part, (field, low, high) in zip(parts, CRON, strict=True):
+        chosen[field] = set()
         for item in part.split(","):
-            span, _, step = item.partition("/")
-            ends = [NAMES.get(end, end) for end in span.split("-")] if span != "*" else [str(low), str(high)]
-            numbers = [int(end) if end.isdecimal() else -1 for end in ends]
-            good = len(numbers) <= 2 and low <= numbers[0] <= numbers[-1] <= high
-            if not good or (step and not (step.isdecimal() and 0 < int(step) <= high)) or item.endswith("/"):
+            values = _cron_item(item, field, low, high)
+            if not values:
                 raise ValueError(f"got {text!r}; its {field} {item!r} is none from {low} to {high}")
+            chosen[field].update(values)
+    if all(day > DAYS[month - 1] for day in chosen["day"] for month in chosen["month"]):
+        raise ValueError(f"got {text!r}; its day {parts[2]} never comes in month {parts[3]}; expected a day that does")
     return text
+
+
+def _cron_item(item: str, field: str, low: int, high: int) -> range:
+    """The values of one item of a field; none where it is not one."""
+    span, slash, step = item.partition("/")
+    names = NAMES.get(field, {})
+    ends = [str(names.get(end, end)) for end in span.split("-")] if span != "*" else [str(low), str(high)]
+    numbers = [int(end) if CRON_NUMBER.fullmatch(end) else -1 for end in ends]
+    good_step = not slash or (CRON_NUMBER.fullmatch(step) and 0 < int(step) <= high)
+    if len(numbers) > 2 or not low <= numbers[0] <= numbers[-1] <= high or not good_step:
+        return range(0)
+    last = high if slash and len(numbers) == 1 else numbers[-1]
+    return range(numbers[0], last + 1, int(step) if slash else 1)
 
 
 def _is_timezone(name: str) -> str:

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
@@ -14,6 +16,7 @@ import psutil
 import pytest
 import yaml
 from dagster._core.events import DagsterEventType, EngineEventData
+from pydantic import ValidationError
 
 from assets.cleaning import sft_examples
 from assets.comparing import comparison
@@ -21,12 +24,13 @@ from assets.definitions import defs
 from assets.generating import corpus_records, generated_records, local_records
 from assets.inputs import cell_inputs
 from assets.instance import OWNER, SHIPPED_BEFORE, end_orphaned_runs, owner_tags, prepare_home
+from assets.jobs import training
 from assets.launcher import WatchedRunLauncher
 from assets.project import partition_of
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines.compare.compare import published_rows
-from pipelines.experiments import load
+from pipelines.experiments import Nightly, load
 from pipelines.paths import PROJECT
 from pipelines.runs import cells
 from tests.project import MODEL, TinyProject
@@ -306,3 +310,33 @@ def test_a_run_whose_process_is_gone_gives_its_place_back(instance: dg.DagsterIn
     found = {run.run_id: run.status for run in instance.get_runs()}
     assert found[dead.run_id] == dg.DagsterRunStatus.FAILURE
     assert found[alive.run_id] == dg.DagsterRunStatus.CANCELING
+
+
+def test_every_schedule_that_experiments_yaml_may_name_is_one_that_dagster_loads() -> None:
+    """Else the check passes and the code location does not load."""
+    items = [
+        "*",
+        "*",
+        "0",
+        "2",
+        "12",
+        "29",
+        "31",
+        "59",
+        "sun",
+        "fri-mon",
+        "feb",
+        "jan-mar",
+        "00",
+        "٣",
+        "1-5/2",
+        "*/15",
+        "7",
+        "3/4",
+    ]
+    chance, taken = random.Random(17), 0
+    for _ in range(1500):
+        cron = " ".join(chance.choice(items) if chance.random() < 0.4 else "*" for _ in range(5))
+        with suppress(ValidationError):
+            taken += dg.ScheduleDefinition(job=training, cron_schedule=Nightly(cron=cron).cron) is not None
+    assert taken > 100

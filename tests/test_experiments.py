@@ -276,6 +276,25 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
             "nightly.cron",
             "its hour '25' is none from 0 to 23",
         ),
+        (
+            "sources:\n",
+            "nightly:\n  cron: '0 2 31 2 *'\nsources:\n",
+            22,
+            "nightly.cron",
+            "its day 31 never comes in month 2; expected a day that does",
+        ),
+        (
+            "sources:\n",
+            "nightly: {cron: '0 2 31 4,jun *'}\nsources:\n",
+            21,
+            "nightly.cron",
+            "never comes in month 4,jun",
+        ),
+        ("sources:\n", "nightly: {cron: 0 2 * * feb}\nsources:\n", 21, "nightly.cron", "its weekday 'feb' is none"),
+        ("sources:\n", "nightly: {cron: mon 2 * * *}\nsources:\n", 21, "nightly.cron", "its minute 'mon' is none"),
+        ("sources:\n", "nightly: {cron: 0 ٣ * * *}\nsources:\n", 21, "nightly.cron", "its hour '٣' is none"),
+        ("sources:\n", "nightly: {timezone: ../UTC}\nsources:\n", 21, "nightly.timezone", "time zone database"),
+        ("sources:\n", "nightly: {timezone: ''}\nsources:\n", 21, "nightly.timezone", "time zone database"),
         ("sources:\n", "nightly: {cron: '@midnight'}\nsources:\n", 21, "nightly.cron", "expected minute, hour"),
         ("sources:\n", "nightly: {timezone: Mars/X}\nsources:\n", 21, "nightly.timezone", "time zone database"),
         (
@@ -331,7 +350,14 @@ def test_a_wrong_value_is_named_with_its_line_and_what_was_expected(
 
 
 def test_crontab_fields_are_taken_as_they_are(tmp_path: Path) -> None:
-    for cron in ("0 2 * * *", "*/15 0-6 1,15 jan-mar MON-FRI", "5 4 * * 7", "0 22 * * 1-5/2"):
+    for cron in (
+        "0 2 * * *",
+        "*/15 0-6 1,15 jan-mar MON-FRI",
+        "5 4 * * 7",
+        "0 22 * * 1-5/2",
+        "0 2 29 2 *",
+        "0 2 31 */2 *",
+    ):
         path = written(tmp_path, changed(("sources:\n", f"nightly: {{cron: '{cron}'}}\nsources:\n")))
         assert experiments.load(path).nightly.cron == cron
 
