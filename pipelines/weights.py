@@ -42,7 +42,7 @@ def model_folder(data: DataRoot, name: str, model: Model) -> Path:
 def lies_in(data: DataRoot, name: str, model: Model) -> str:
     """The model's folder as a spec names it: relative to the root, but for one that the user keeps elsewhere."""
     folder = model_folder(data, name, model)
-    return str(folder if model.source.path else folder.relative_to(data.root))
+    return str(folder.relative_to(data.root) if folder.is_relative_to(data.root) else folder)
 
 
 def is_present(data: DataRoot, name: str, model: Model) -> bool:

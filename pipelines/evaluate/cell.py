@@ -10,6 +10,7 @@ from pipelines.errors import UsageError
 from pipelines.evaluate.general import FILE as GENERAL
 from pipelines.evaluate.general import read_general, set_hash
 from pipelines.files import locked, stable_hash
+from pipelines.paths import DataRoot
 from pipelines.project import ANY, Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
@@ -170,10 +171,11 @@ def evaluate(
         found = reusable(attempt, by, rerun_for)
         if found and not force:
             return found, True
-        evaluation = None if force else _goes_on_elsewhere(attempt, by.fingerprint)
+        evaluation = None if force else _goes_on_elsewhere(attempt, by.fingerprint, project.data)
         if evaluation is None:
             for earlier in attempt.evaluations():
-                launcher_class(earlier.spec.launcher).end(earlier.folder)
+                if earlier.spec.is_of(resolved.data.root):
+                    launcher_class(earlier.spec.launcher).end(earlier.folder)
             evaluation = _new_evaluation(resolved, attempt, by)
         if shape := project.experiments.model(key.model).source.random:
             detail = f"random weights in the shape of {shape}: their quality says nothing, so it is not measured"
@@ -187,11 +189,12 @@ def evaluate(
         return Evaluation(attempt, run.folder), False
 
 
-def _goes_on_elsewhere(attempt: Attempt, fingerprint: str) -> Evaluation | None:
+def _goes_on_elsewhere(attempt: Attempt, fingerprint: str, data: DataRoot) -> Evaluation | None:
     """The newest evaluation, where it still runs on a cluster as it should, though whoever watched it is gone."""
     for newest in attempt.evaluations()[-1:]:
         asked, launcher = newest.spec.fingerprints.get("evaluation"), launcher_class(newest.spec.launcher)
-        if newest.result.status == "lost" and asked == fingerprint and launcher.is_under_way(newest.folder):
+        lost = newest.result.status == "lost" and asked == fingerprint and newest.spec.is_of(data.root)
+        if lost and launcher.is_under_way(newest.folder):
             return newest
     return None
 

@@ -81,12 +81,18 @@ def result_in(folder: Path) -> RunResult:
         return RunResult.from_json(told)
     state = read_json(folder / STATE) or {}
     so_far = read_json(folder / CHILD) or {}
-    alive = "pid" in state and is_alive(state)
+    alive = "pid" in state and is_alive(state) and _works_here(folder)
     status = state.get("status", "lost") if alive else "lost"
     detail = (
         state.get("waiting") if alive else "the process that ran it ended without a word; the next run starts it again"
     )
     return RunResult.from_json({**state, **so_far, "status": status, "status_detail": detail})
+
+
+def _works_here(folder: Path) -> bool:
+    """False in a copy of a data root: what its state tells of is done in the other one."""
+    root = spec_in(folder).root
+    return not root or not folder.is_absolute() or folder.is_relative_to(root)
 
 
 def child_report(folder: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def train(
         if newest and current and not force:
             restart.clear(earlier)
             return newest, True
-        if newest and not force and _goes_on_elsewhere(newest, plan):
+        if newest and not force and _goes_on_elsewhere(newest, plan, data):
             run = _run(resolved, newest, watch)
         else:
             run = _next_attempt(resolved, key, watch, force=force)
@@ -69,10 +69,10 @@ def train(
         return finished, False
 
 
-def _goes_on_elsewhere(newest: Attempt, plan: CellPlan) -> bool:
+def _goes_on_elsewhere(newest: Attempt, plan: CellPlan, data: DataRoot) -> bool:
     """Whether the cell still runs on a cluster as it should be, though whoever watched it is gone."""
     lost = newest.status == "lost" and newest.spec.fingerprints == dict(plan.fingerprints)
-    return lost and launcher_class(newest.spec.launcher).is_under_way(newest.folder)
+    return lost and newest.spec.is_of(data.root) and launcher_class(newest.spec.launcher).is_under_way(newest.folder)
 
 
 def _next_attempt(
@@ -80,7 +80,7 @@ def _next_attempt(
 ) -> Run:
     """A new attempt, from the last checkpoint of the earlier ones where there is one. `after`: why it is made at once."""
     earlier, plan = cells.attempts(resolved.data, key), resolved.plan(key)
-    for attempt in earlier:
+    for attempt in (one for one in earlier if one.spec.is_of(resolved.data.root)):
         launcher_class(attempt.spec.launcher).end(attempt.folder)
     resume = None if force else restart.resumable(earlier, plan.fingerprints, resolved.data.root)
     if not force and earlier and earlier[-1].status not in restart.FINAL and not resolved.fits(earlier[-1]):
