@@ -2,6 +2,7 @@
 
 import json
 import urllib.request
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from sentencepiece import SentencePieceTrainer
 from transformers import AutoModelForCausalLM
 
 from pipelines.compare.tables import all_tables
-from pipelines.errors import UnavailableError, UsageError
-from pipelines.export import bit_widths, convert, gguf_file, older
+from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.export import bit_widths, convert, gguf_file, merge, older
 from pipelines.export.cell import Wanted, export
 from pipelines.export.gguf_file import write_gguf
 from pipelines.export.native import LlamaCpp
@@ -26,7 +27,9 @@ from pipelines.paths import PROJECT
 from pipelines.provenance import Base, adapter_card, base_of, data_of, front_matter
 from pipelines.records import read_corpus
 from pipelines.runs.run import Watch
+from pipelines.train import loading
 from pipelines.train.cell import train
+from pipelines.train.examples import Tokenized
 from pipelines.train.loading import load_tokenizer
 from pipelines.weights_record import RECORD
 from tests.in_process import InProcess, clean_for
@@ -293,6 +296,125 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     assert "no multiple of 256" in found["gguf-q4_k_m"]["detail"] and "4-bit" in plain["model_note"]
     published = all_tables(stage.data, stage.experiments, [])["quantized_inference"].to_pylist()
     assert [row["format"] for row in published] == formats and not any(row["is_stale"] for row in published)
+
+
+TIED = ["llama-tied", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "opt", "gpt_neo", "gemma"))]
+
+
+def adapter_on_head(folder: Path, architecture: str, **options: Any) -> tuple[Path, Path, dict[str, Any]]:
+    """A model whose head shares the embedding's weights, an adapter on that head that is far from zero, and their recipe."""
+    base = save_tiny(folder / "base", architecture)
+    recipe = {**HEAD_RECIPE, "model": architecture, **options}
+    model = loading.add_adapter(loading.load_model(base, recipe), recipe)
+    assert model.get_output_embeddings().get_base_layer().weight is model.get_input_embeddings().weight
+    torch.manual_seed(3)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_()
+    model.save_pretrained(folder / "adapter")
+    return base, folder / "adapter", recipe
+
+
+HEAD_RECIPE: dict[str, Any] = {
+    "kind": "lora", "quantization": None, "precision": "fp32", "attention": "auto", "rank": 4, "alpha": 64, "dropout": 0.0,
+    "targets": ["lm_head"],
+}  # fmt: skip
+ASKED = [Tokenized("one", list(range(3, 40)), list(range(3, 40)), [True] * 37, 100)]
+
+
+@pytest.mark.parametrize("dora", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("architecture", TIED)
+def test_an_adapter_on_a_tied_head_is_merged_into_a_head_of_its_own(
+    architecture: str, dora: bool, tmp_path: Path
+) -> None:
+    base, adapter, recipe = adapter_on_head(tmp_path, architecture, dora=dora)
+    before = merge.probabilities(merge.trained_model(base, recipe, adapter), ASKED)
+    merged = merge.merged_model(base, recipe, adapter, compared=ASKED)
+    folder = merge.write(merged, load_tokenizer(base), tmp_path / "merged", [0])
+    saved = merge.saved_model(folder, recipe)
+    assert saved.config.tie_word_embeddings is False
+    assert merge.largest_difference(before, merge.probabilities(saved, ASKED)) < 1e-3
+    plain = merge.probabilities(loading.load_model(base, recipe), ASKED)
+    assert merge.largest_difference(before, plain) > 0.1, "the adapter changes what the model says"
+
+
+def test_an_adapter_on_layers_that_share_their_weights_is_refused_before_training(tmp_path: Path) -> None:
+    recipe = {**HEAD_RECIPE, "model": "llama", "targets": ["q_proj"]}
+    model = loading.load_model(save_tiny(tmp_path / "base"), recipe)
+    first, second = (layer.self_attn.q_proj for layer in model.model.layers)
+    second.weight = first.weight
+    with pytest.raises(ValueError, match=r"targets: model\.layers\.0\.self_attn\.q_proj shares its weights"):
+        loading.add_adapter(model, recipe)
+
+
+def test_a_merge_that_changes_the_answers_is_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, adapter, recipe = adapter_on_head(tmp_path, "llama-tied")
+    monkeypatch.setattr(loading, "merged", lambda model: model.merge_and_unload())  # head and embedding change together
+    with pytest.raises(WorkError, match="not the trained result: ln p of a word differs by up to"):
+        merge.merged_model(base, recipe, adapter, compared=ASKED)
+
+
+def test_rounding_is_what_the_format_of_the_weights_makes() -> None:
+    limits = {
+        name: merge.rounding({**HEAD_RECIPE, "precision": name, "quantization": quantization})
+        for name, quantization in (("fp32", None), ("fp16", None), ("bf16", None))
+    }
+    assert limits == {"fp32": 0.02, "fp16": pytest.approx(0.234, abs=1e-3), "bf16": pytest.approx(1.875)}
+    assert merge.rounding({**HEAD_RECIPE, "quantization": "int8"}) == pytest.approx(1.875)
+    for wrong in (float("nan"), 2.0):
+        with pytest.raises(WorkError):
+            merge.require_alike(wrong, limits["bf16"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["llama-tied", "gpt2"])
+def test_a_head_of_its_own_is_in_a_gguf_file(architecture: str, tmp_path: Path) -> None:
+    base, adapter, recipe = adapter_on_head(tmp_path, architecture)
+    merged = merge.merged_model(base, recipe, adapter)
+    folder = merge.write(merged, load_tokenizer(base), tmp_path / "merged", [0])
+    write_gguf(folder, tmp_path / "tiny.gguf", "F32", name="tiny")
+    (expected,) = merge.probabilities(merged, ASKED)
+    ids = ASKED[0].input_ids
+    with LlamaCpp(tmp_path / "tiny.gguf", context=64, threads=1) as llama:
+        logs = llama.log_probabilities(ids)
+    np.testing.assert_allclose(logs, expected[range(len(ids) - 1), ids[1:]].numpy(), atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("tied", "head", "refused"), [(False, False, True), (False, True, False), (True, False, False)]
+)
+def test_a_file_without_the_heads_own_weights_is_refused(tied: bool, head: bool, refused: bool, tmp_path: Path) -> None:
+    """As llama.cpp's converter writes Gemma, whose head it leaves out."""
+    write_json(tmp_path / "config.json", {"tie_word_embeddings": tied})
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "gemma")
+    for name in ["token_embd.weight", *(["output.weight"] if head else [])]:
+        writer.add_tensor(name, np.zeros((4, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UnavailableError, match="the head has weights of its own") if refused else nullcontext():
+        gguf_file._require_own_head(tmp_path, tmp_path / "tiny.gguf")
+
+
+@pytest.mark.slow
+def test_a_cell_with_an_adapter_on_a_tied_head_is_trained_and_exported(project: TinyProject, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tied", "llama-tied")
+    project.change(models={MODEL: {"source": {"path": str(folder)}, "lora_targets": ["q_proj", "lm_head"]}})
+    project.change(models={MODEL: {"overrides": {"lora-r8": {"learning_rate": 0.05}}}})
+    stage, key = clean_for(project).now(), project.key("lora-r8")
+    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    assert train(stage.resolve(), key, watch=watch)[0].status == "ok"
+    made = export(stage.resolve(), key, Wanted(), watch=watch)
+    assert made.ok, made.result.detail
+    measured = made.result.measured
+    assert measured["largest_difference_nats"] < 0.01
+    assert measured["merged_bits_per_byte"] == pytest.approx(measured["adapter_bits_per_byte"], abs=1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "merged", lambda model: model.merge_and_unload())
+        failed = export(stage.resolve(), key, Wanted(output=tmp_path / "out"), watch=watch)
+    assert failed.result.status == "failed" and "not the trained result" in failed.result.detail
+    assert not (tmp_path / "out" / "merged").exists()
 
 
 def test_a_folder_that_is_not_ours_is_never_replaced(project: TinyProject, tmp_path: Path) -> None:

@@ -85,5 +85,6 @@ def why_not_mixed(recipe: dict[str, Any], model: Any) -> str | None:
 
 def merged(speaker: Speaker) -> Speaker:
     """The adapter added into the weights; the attached model is used up."""
-    model = speaker.model.merge_and_unload()
-    return replace(speaker, model=model.eval())
+    from pipelines.train import loading
+
+    return replace(speaker, model=loading.merged(speaker.model).eval())

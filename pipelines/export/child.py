@@ -4,6 +4,8 @@ It also leaves `questions.json` there: the evaluation's records as this model's 
 """
 
 import json
+import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from pipelines.train.prompts import PromptFormat
 from pipelines.train.templates import DAY
 from pipelines.weights_record import RECORD
 
-COMPARED = 3  # records whose every probability is compared between the merged model and the adapter beside its base
+COMPARED = 3  # records whose every probability is compared between the trained result and what was written of it
 
 
 def export_cell(worker: Worker) -> None:
@@ -51,7 +53,12 @@ def questions(form: PromptFormat, records: Any, examples: list[Tokenized], answe
 
 
 def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None:
-    """Write the merged folder, and measure it against the adapter beside its base and against the original base."""
+    """Write the merged folder, and measure it as it was written: against the trained result as evaluation runs it, and an adapter
+    over a quantized base also against the original base.
+
+    Raises:
+        WorkError: what was written differs from the trained result by more than rounding; nothing is kept of it.
+    """
     from pipelines.export import merge as merging
 
     clock, spec = Stopwatch(), worker.spec
@@ -59,30 +66,37 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     trained = worker.root / spec["trained"] if spec["trained"] else None
     adapter = trained is not None and recipe["kind"] == "lora"
     compared, most = examples[:COMPARED], spec["batch_tokens"]
-    before: list[Any] = []
     worker.phase("merge")
-    if adapter:  # one model at a time
-        model = merging.trained_model(base, recipe, trained)
+    model = merging.trained_model(base, recipe, trained)  # one model at a time
+    if adapter:
         bits = merging.measured_bits_per_byte(model, examples, most)
         worker.measure(adapter_bits_per_byte=bits, eval_records=len(examples))
-        before = merging.probabilities(model, compared)
+    before = merging.probabilities(model, compared)
     if adapter and recipe["quantization"]:
         model = merging.merged_model(base, recipe, trained, original=True)
         bits = merging.measured_bits_per_byte(model, examples, most)
         worker.measure(merged_into_original_bits_per_byte=bits)
-    model = merging.merged_model(base, recipe, trained)
     if adapter:
-        worker.measure(
-            merged_bits_per_byte=merging.measured_bits_per_byte(model, examples, most),
-            largest_difference_nats=merging.largest_difference(before, merging.probabilities(model, compared)),
-        )
+        model = merging.merged_model(base, recipe, trained, compared=compared)
     worker.phase("save")
+    partial = merging.write(model, form.tokenizer, Path(spec["merged"]), form.stop_tokens)
+    try:
+        del model
+        model = merging.saved_model(partial, recipe)
+        difference = merging.largest_difference(before, merging.probabilities(model, compared))
+        worker.measure(largest_difference_nats=difference if math.isfinite(difference) else None)
+        if adapter:
+            worker.measure(merged_bits_per_byte=merging.measured_bits_per_byte(model, examples, most))
+        merging.require_alike(difference, merging.rounding(recipe))
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     told = card(spec, worker.report["measured"], provenance.base_of(base, spec["licence"]))
     more: dict[str, str | Path] = {"README.md": told, RECORD: json.dumps(spec["origin"], indent=1)}
     sentencepiece = base / "tokenizer.model"  # llama.cpp's converter reads it rather than tokenizer.json
     if sentencepiece.is_file():
         more["tokenizer.model"] = sentencepiece
-    merging.save(model, form.tokenizer, Path(spec["merged"]), more, form.stop_tokens)
+    merging.finish(partial, Path(spec["merged"]), more)
     worker.measure(merge_seconds=clock.lap())
     worker.save()
 

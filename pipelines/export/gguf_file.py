@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Type
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.export import convert
 from pipelines.export.native import quantize_rows
-from pipelines.files import replacing
+from pipelines.files import read_json, replacing
 from pipelines.runs.process import child_environment, stop_group
 
 SCHEMES = {"F32": "f32", "F16": "f16", "Q8_0": "q8_0", "Q4_K_M": "f32"}  # and what the converter writes for each
@@ -65,7 +65,19 @@ def write_gguf(folder: Path, file: Path, scheme: str, *, name: str, texts: Seque
                 plain.unlink(missing_ok=True)
         else:
             _convert({**asked, "file": str(partial)})
+        _require_own_head(folder, partial)
     return Written(dict(Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors)))
+
+
+def _require_own_head(folder: Path, file: Path) -> None:
+    """Raises UnavailableError where the folder's output head has weights of its own, and the file has none: llama.cpp knows
+    architectures (Gemma's) of which it always takes the embedding for the head."""
+    tied = (read_json(folder / "config.json") or {}).get("tie_word_embeddings", True)
+    if not tied and not any(tensor.name == "output.weight" for tensor in gguf.GGUFReader(file).tensors):
+        raise UnavailableError(
+            "llama.cpp takes the embedding for this architecture's output head, and here the head has weights of its own (it had "
+            "an adapter, or was trained untied): use --merge, a transformers folder works for every model."
+        )
 
 
 def _convert(asked: dict[str, object]) -> None:

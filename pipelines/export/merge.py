@@ -1,6 +1,7 @@
 """A trained result as plain weights: the adapter worked into the base that it was trained on, and what that changes."""
 # ruff: noqa: TID253
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipelines.errors import WorkError
 from pipelines.evaluate.scores import bits_per_byte
 from pipelines.export import older
 from pipelines.train import batches, loading
@@ -17,6 +19,12 @@ from pipelines.train.precision import weights_dtype
 
 Recipe = dict[str, Any]
 
+# What rounding alone may change ln p of a word by. A logit, of size 60 at most, is off by about its format's unit roundoff, and
+# errors of the layers add up as a random walk does: 8 times that of one for 64 layers. Float32 has a floor, since sums that are
+# taken in another order differ by more than their last digit in long rows.
+LARGEST_LOGIT, OF_LAYERS, FLOOR = 60, 8, 0.02
+INT8_ROUNDOFF = 2**-8  # LLM.int8() rounds what goes into a layer, too; plain weights do not
+
 
 def trained_model(base: Path, recipe: Recipe, trained: Path | None) -> Any:
     """The model as evaluation runs it: the base in its recipe's format, the adapter beside it."""
@@ -24,16 +32,25 @@ def trained_model(base: Path, recipe: Recipe, trained: Path | None) -> Any:
     return (loading.attach_trained(model, recipe, trained) if trained else model).eval()
 
 
-def merged_model(base: Path, recipe: Recipe, trained: Path | None, *, original: bool = False) -> Any:
+def merged_model(
+    base: Path, recipe: Recipe, trained: Path | None, *, original: bool = False, compared: Sequence[Tokenized] = ()
+) -> Any:
     """The same as plain weights. An adapter is merged in float32 into the base that it was trained on, for QLoRA the base that its
     packed weights stand for; with `original` into the base as it was before quantizing. Then back to the format of the
-    recipe's weights."""
+    recipe's weights.
+
+    Raises:
+        WorkError: in float32, so before any rounding, merging changed what the model says of the `compared` examples.
+    """
     if not trained or recipe["kind"] != "lora":
         return trained_model(base, recipe, trained)
     model = loading.load_model(base, {**recipe, "quantization": None}).float()
     if recipe["quantization"] and not original:
         take_unpacked(model, loading.load_model(base, recipe))
-    merged = loading.attach_trained(model, recipe, trained).merge_and_unload()
+    attached = loading.attach_trained(model, recipe, trained).eval()
+    before = probabilities(attached, compared)
+    merged = loading.merged(attached)
+    require_alike(largest_difference(before, probabilities(merged, compared)), FLOOR)
     return merged.to(weights_dtype(recipe)).eval()
 
 
@@ -62,14 +79,40 @@ def unpacked(module: Any) -> torch.Tensor | None:
     return None
 
 
-def save(model: Any, tokenizer: Any, folder: Path, more: Mapping[str, str | Path], stops: Sequence[int]) -> None:
-    """A transformers folder with further files (texts, or files to copy), written under another name and renamed; what was there
-    before is replaced. `stops`: the ids that end an answer."""
+def write(model: Any, tokenizer: Any, folder: Path, stops: Sequence[int]) -> Path:
+    """A transformers folder beside `folder`, under another name. `stops`: the ids that end an answer."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     older.make_readable(partial, stops)
+    return partial
+
+
+def saved_model(folder: Path, recipe: Recipe) -> Any:
+    """What somebody loads from a written folder, in the format of the recipe's weights."""
+    return loading.load_model(folder, {**recipe, "quantization": None}).eval()
+
+
+def require_alike(difference: float, most: float) -> None:
+    """Raises WorkError where ln p of a word differs between the trained result and what was made of it by more than `most` nats."""
+    if not difference <= most:  # NaN too
+        raise WorkError(
+            f"the merged model is not the trained result: ln p of a word differs by up to {difference:.3g} nats, and rounding "
+            f"makes {most:.2g} at most. Nothing of it is kept; the adapter itself is whole"
+        )
+
+
+def rounding(recipe: Recipe) -> float:
+    """The most that ln p of a word may differ (nats) by rounding to the format of the recipe's weights, and of int8's inputs."""
+    roundoff = torch.finfo(weights_dtype(recipe)).eps / 2
+    if recipe["quantization"] == "int8":
+        roundoff = max(roundoff, INT8_ROUNDOFF)
+    return max(FLOOR, LARGEST_LOGIT * OF_LAYERS * roundoff)
+
+
+def finish(partial: Path, folder: Path, more: Mapping[str, str | Path]) -> None:
+    """Add further files (texts, or files to copy) to what was written and give it its name; what was there before is replaced."""
     for name, held in more.items():
         if isinstance(held, Path):
             shutil.copyfile(held, partial / name)
@@ -101,5 +144,6 @@ def probabilities(model: Any, examples: Sequence[Tokenized]) -> list[torch.Tenso
 
 
 def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
-    """The most that two models' ln p of the words differ (nats)."""
-    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+    """The most that two models' ln p of the words differ (nats); NaN where one is no number."""
+    found = [(a - b).abs().max().item() for a, b in zip(one, other, strict=True)]
+    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)

@@ -82,6 +82,11 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
     worker.measure(**quantized.measured(clock.lap()))
     if recipe["kind"] == "lora":
         model = loading.add_adapter(model, recipe)
+        if shared := loading.adapted_and_shared(model):
+            worker.say(
+                f"{shared[0].removeprefix('base_model.model.')} has an adapter and shares the embedding's weights: an export "
+                "gives it weights of its own, and is larger by those"
+            )
     if recipe["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainable, total = loading.parameter_counts(model)

@@ -4,6 +4,7 @@
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -151,7 +152,7 @@ def add_adapter(model: Any, recipe: dict[str, Any]) -> Any:
     """Freeze `model` and put a fresh LoRA adapter (float32) on the recipe's target modules.
 
     Raises:
-        ValueError: a target names no linear module of the model.
+        ValueError: a target names no linear module of the model, or one that shares its weights and is not the output head.
     """
     with nullcontext() if recipe.get("quantization") else _without_bitsandbytes():
         from peft import LoraConfig, get_peft_model
@@ -190,6 +191,7 @@ def _adapted(model: Any, recipe: dict[str, Any], lora_config: Any, get_peft_mode
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
+    _can_be_merged(adapted)
     if not torch.cuda.is_available():
         make_cheap(adapted)
         fuse(adapted)
@@ -219,11 +221,42 @@ def _targets_exist(model: Any, targets: list[str]) -> None:
         )
 
 
+def _can_be_merged(adapted: Any) -> None:
+    """A head that shares the embedding's weights gets its own when it is merged; for other layers no configuration says so."""
+    head = adapted.get_output_embeddings()
+    others = [name for name in adapted_and_shared(adapted) if adapted.get_submodule(name) is not head]
+    if others:
+        raise ValueError(
+            f"targets: {others[0].removeprefix('base_model.model.')} shares its weights with another layer, so that merging the "
+            "adapter would change both: leave it out (lora_targets of the model, or targets of the method, in experiments.yaml)"
+        )
+
+
 def attach_trained(model: Any, recipe: dict[str, Any], trained: Path) -> Any:
     """`model` with the adapter that a LoRA cell saved."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, str(trained)) if recipe["kind"] == "lora" else model
+
+
+def merged(model: Any) -> Any:
+    """The plain model of a PEFT model, its adapter worked into its weights.
+
+    An adapter on an output head that shares its weights with the embedding changes the head alone. Merged as they are, the two
+    would change together, so the head gets weights of its own first, and the configuration says so.
+    """
+    if adapted_and_shared(model):
+        base = model.get_output_embeddings().get_base_layer()
+        base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    return model.merge_and_unload()
+
+
+def adapted_and_shared(model: Any) -> list[str]:
+    """The names of a PEFT model's layers that have an adapter and share their weights with another layer."""
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    adapted = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_base_layer")}
+    return [name for name, layer in adapted.items() if uses[id(layer.get_base_layer().weight)] > 1]
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
