@@ -12,7 +12,9 @@ from pathlib import Path
 import dagster as dg
 
 from assets.instance import prepare_home
+from pipelines.disk import explained
 from pipelines.errors import UsageError, WorkError
+from pipelines.paths import data_root
 from pipelines.runs.process import print_anything
 
 DAYS, MOST_DAYS = 30, 36500
@@ -68,9 +70,19 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         prepare_home()
+        _forget_old(arguments)
     except (UsageError, WorkError) as error:
         print(f"featherweight: {error}", file=sys.stderr)
         return error.exit_code
+    except Exception as error:
+        if (said := explained(error, data_root().root)) is None:
+            raise
+        print(f"featherweight: {said}", file=sys.stderr)
+        return WorkError.exit_code
+    return 0
+
+
+def _forget_old(arguments: argparse.Namespace) -> None:
     with dg.DagsterInstance.get() as instance:
         found = old_runs(instance, days=arguments.days)
         for record in found:
@@ -80,7 +92,6 @@ def main() -> int:
                 forget(instance, record)
         hint = "" if arguments.yes or not found else "; --yes removes them"
         print(f"{len(found)} runs of Dagster that ended more than {arguments.days:g} days ago{hint}")
-    return 0
 
 
 if __name__ == "__main__":

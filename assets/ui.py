@@ -10,8 +10,9 @@ import time
 import dagster as dg
 
 from assets.instance import prepare_home, size_pool
+from pipelines.disk import explained
 from pipelines.errors import UsageError, WorkError
-from pipelines.paths import PROJECT
+from pipelines.paths import PROJECT, data_root
 from pipelines.runs.process import print_anything, stop_group
 
 HOST = "127.0.0.1"
@@ -46,12 +47,17 @@ def main() -> int:
         return 2
     try:
         home = prepare_home()
+        # its tables are made here once: two processes that start on an empty home trip over each other
+        with dg.DagsterInstance.get() as instance:
+            size_pool(instance)
     except (UsageError, WorkError) as error:
         print(f"featherweight: {error}", file=sys.stderr)
         return error.exit_code
-    # its tables are made here once: two processes that start on an empty home trip over each other
-    with dg.DagsterInstance.get() as instance:
-        size_pool(instance)
+    except Exception as error:
+        if (said := explained(error, data_root().root)) is None:
+            raise
+        print(f"featherweight: {said}", file=sys.stderr)
+        return WorkError.exit_code
     workspace = ["-w", str(PROJECT / "workspace.yaml")]
     commands = (
         ["dagster-webserver", "-h", HOST, "-p", str(port), *workspace],
