@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from pipelines import alert
+from pipelines.nightly import news
+from pipelines.paths import data_root
 
 
 @dg.run_failure_sensor(default_status=dg.DefaultSensorStatus.RUNNING, minimum_interval_seconds=30)
@@ -11,5 +12,5 @@ def failure_alert(context: dg.RunFailureSensorContext) -> None:
     partition = context.partition_key
     what = f"{context.dagster_run.job_name}{f' ({partition})' if partition else ''}"
     text = f"featherweight: run {context.dagster_run.run_id[:8]} of {what} failed: {context.failure_event.message}"
-    if problem := alert.post(text):
-        context.log.warning(problem)
+    if problem := news.tell(data_root(), text):
+        context.log.warning(f"{problem}; the news is kept and sent when the webhook is back")

@@ -16,12 +16,13 @@ from assets.inputs import note_inputs
 from assets.instance import size_pool
 from assets.jobs import data, publish, training
 from assets.project import grid, partition_of, project_now
-from pipelines import alert
 from pipelines import experiments as configuration
 from pipelines.compare.compare import lake_version
 from pipelines.errors import UsageError
+from pipelines.nightly import news
 from pipelines.nightly.due import Due
 from pipelines.nightly.night import Done, Step, end, has_ended, in_words, is_under_way, next_step, note_round
+from pipelines.paths import data_root
 from pipelines.project import Project
 
 NIGHTLY = "featherweight/nightly"  # on every run of a night: "yes"
@@ -61,7 +62,7 @@ def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[d
     if step.do == "end":
         record = end(project, night, step.why)
         if "not ok" in (told := in_words(record)) or "could not" in told:
-            _tell(context, told)
+            _tell(context, project, told)
         return dg.SkipReason(told)
     if step.do == "cells":
         note_round(project.data, night, step.cells)
@@ -86,8 +87,12 @@ def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.
 
 @dg.sensor(minimum_interval_seconds=30, default_status=RUNNING)
 def inputs_have_changed(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Notes the fingerprints of what every cell is made from, so that the UI calls a cell stale when the table does."""
+    """Notes the fingerprints of what every cell is made from, so that the UI calls a cell stale when the table does. News that
+    a webhook did not take is tried again here, where no night waits for it.
+    """
     size_pool(context.instance)
+    if problem := news.deliver(data_root()):
+        context.log.warning(problem)
     under_way = _under_way(context.instance)
     project = _project() if under_way else project_now(published_profile(context.instance))
     try:
@@ -200,6 +205,6 @@ def _tags(night: str) -> dict[str, str]:
     return {NIGHTLY: "yes", NIGHT: night}
 
 
-def _tell(context: dg.SensorEvaluationContext, text: str) -> None:
-    if problem := alert.post(f"featherweight: {text}"):
-        context.log.warning(problem)
+def _tell(context: dg.SensorEvaluationContext, project: Project, text: str) -> None:
+    if problem := news.tell(project.data, f"featherweight: {text}"):
+        context.log.warning(f"{problem}; the news is kept and sent when the webhook is back")

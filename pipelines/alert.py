@@ -20,6 +20,11 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+def is_configured() -> bool:
+    """Whether a webhook is named."""
+    return bool(os.environ.get(WEBHOOK))
+
+
 def post(text: str) -> str | None:
     """Send `text` to FEATHERWEIGHT_WEBHOOK_URL. Returns why it could not be sent, without the address, which is a secret; None
     where it was sent or where no webhook is configured. Never raises: an alert must not add a failure to the one it tells of.

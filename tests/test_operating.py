@@ -25,12 +25,17 @@ from assets.generating import corpus_records, generated_records, local_records
 from assets.instance import prepare_home
 from assets.training import CellConfig
 from pipelines import alert
-from pipelines.paths import PROJECT
+from pipelines.files import locked, read_json, write_json
+from pipelines.nightly import news
+from pipelines.paths import PROJECT, DataRoot
 from pipelines.runs import cells, checkpoints
 from tests.project import MODEL, TinyProject
 
 TEXT = (PROJECT / "docs" / "operating.md").read_text(encoding="utf-8")
 SECRET = "T0PLANTED/B0PLANTED/planted-webhook-secret"
+
+
+DOWN: set[str] = set()  # texts that the webhook does not take now
 
 
 def test_every_test_that_the_documentation_names_exists() -> None:
@@ -49,12 +54,15 @@ def test_the_launchpads_fields_are_documented_there_and_in_the_code() -> None:
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """What a real webhook on this machine was sent."""
     received: list[dict[str, Any]] = []
+    DOWN.clear()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             received.append(json.loads(body) | {"type": self.headers["Content-Type"]})
-            status = {"refuse this": 410, "redirect this": 302}.get(received[-1]["text"], 200)
+            status = {"refuse this": 410, "redirect this": 302, "too long": 413}.get(received[-1]["text"], 200)
+            if received[-1]["text"] in DOWN:
+                status = 503
             self.send_response(status)
             if status == 302:
                 self.send_header("Location", "/login")
@@ -72,8 +80,10 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
 
 
 def test_a_failed_run_is_posted_and_the_webhooks_address_is_told_to_nobody(
-    webhook: list[dict[str, Any]], tmp_path: Path
+    webhook: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FEATHERWEIGHT_DATA", str(tmp_path / "data"))
+
     @dg.asset
     def breaks() -> None:
         raise ValueError("it broke")
@@ -111,6 +121,59 @@ def test_a_webhook_that_cannot_be_used_is_said_without_its_address(
 def test_a_webhook_that_refuses_is_said(webhook: list[dict[str, Any]]) -> None:
     assert alert.post("refuse this") == f"{alert.WEBHOOK}: the webhook answered HTTP 410"
     assert alert.post("redirect this") == f"{alert.WEBHOOK}: the webhook answered HTTP 302"
+
+
+def kept_news(data: DataRoot) -> list[str]:
+    return [read_json(file)["text"] for file in sorted((data.lake / "news").glob("*.json"))]
+
+
+def test_news_waits_until_the_webhook_is_back_and_is_sent_once_and_in_order(
+    webhook: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataRoot(tmp_path)
+    DOWN.update(("first", "second", "third"))
+    for text in ("first", "second"):
+        problem = news.tell(data, text)
+        assert problem and problem.endswith("HTTP 503")
+    assert kept_news(data) == ["first", "second"] and SECRET not in str([*(data.lake / "news").iterdir()])
+    DOWN.discard("first")
+    webhook.clear()
+    assert news.deliver(data) is None and webhook == [], "the last try was just now: nobody waits for another"
+    os.utime(data.lake / "news" / ".tried", (0, 0))
+    assert (news.deliver(data) or "").endswith("HTTP 503")
+    assert [one["text"] for one in webhook] == ["first", "second"] and kept_news(data) == ["second"]
+    DOWN.clear()
+    assert news.tell(data, "third") is None
+    assert [one["text"] for one in webhook[2:]] == ["second", "third"] and kept_news(data) == []
+    os.utime(data.lake / "news" / ".tried", (0, 0))
+    assert news.deliver(data) is None and len(webhook) == 4
+    monkeypatch.delenv(alert.WEBHOOK)
+    assert news.tell(data, "nobody listens") is None and kept_news(data) == []
+
+
+def test_kept_news_is_bounded_and_a_killed_sender_or_a_refused_message_holds_up_nothing(
+    webhook: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(news, "MOST", 8)
+    monkeypatch.setattr(news, "AT_ONCE", 4)
+    data = DataRoot(tmp_path)
+    texts = [f"night {number:03}" for number in range(news.MOST + 5)]
+    DOWN.update(texts)
+    for number, text in enumerate(texts):
+        write_json(data.lake / "news" / f"{number:03}.json", {"text": text})
+    write_json(data.lake / "news" / f"000{news.SENDING}", {"text": "it may have been sent"})
+    assert news.deliver(data, now=True)
+    assert kept_news(data) == texts[5:] and not list((data.lake / "news").glob(f"*{news.SENDING}"))
+    DOWN.clear()
+    (data.lake / "news" / "012.json").rename(data.lake / "news" / "000.json")
+    write_json(data.lake / "news" / "000.json", {"text": "too long"})
+    webhook.clear()
+    assert (news.deliver(data, now=True) or "").endswith("HTTP 413")
+    assert news.deliver(data, now=True) is None
+    assert [one["text"] for one in webhook] == ["too long", *texts[5 : 5 + news.AT_ONCE]]
+    with locked(data.locks / "news.lock", "somebody else"):
+        assert news.tell(data, "meanwhile") is None, "who sends already sends this later"
+    assert kept_news(data)[-1] == "meanwhile"
 
 
 def test_without_a_webhook_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,75 @@
+"""News for the webhook: kept in the lake until it is sent, so that a webhook that was down gets it when it is back.
+
+`data/lake/news/` holds a file for each message, in order. A message gets another name before it is sent, and its own back where
+the webhook did not take it. So each is sent once, also where the sender is killed in between. Nobody waits: one try is made
+with each new message, and one every RETRY_SECONDS after. The newest MOST messages are kept.
+"""
+
+import time
+from pathlib import Path
+
+from pipelines import alert
+from pipelines.errors import InUseError, WorkError
+from pipelines.files import locked, read_json, write_json
+from pipelines.paths import DataRoot
+from pipelines.runs.cells import new_run_id
+
+MOST = 100
+AT_ONCE = 10  # messages of one try, so that a slow webhook holds nobody up for long
+RETRY_SECONDS = 300.0
+SENDING = ".sending"
+REFUSED = ("HTTP 400", "HTTP 413", "HTTP 422")  # of this message; the next one may do
+
+
+def tell(data: DataRoot, text: str) -> str | None:
+    """Keep `text` for the webhook, and try to send all that is kept. Returns why it is not sent yet; None where it is, or where no
+    webhook is configured. Never raises, as `alert.post`."""
+    if not alert.is_configured():
+        return None
+    try:
+        folder = _folder(data)
+        write_json(folder / f"{new_run_id(folder)}.json", {"text": text})
+    except (OSError, WorkError):
+        return alert.post(text)  # a full disk is news, too
+    return deliver(data, now=True)
+
+
+def deliver(data: DataRoot, *, now: bool = False) -> str | None:
+    """Send what is kept, the oldest first, until the webhook does not take one. Returns why something is left. Unless `now`,
+    nothing is tried within RETRY_SECONDS of the last try."""
+    if not alert.is_configured() or not (waiting := _waiting(data)):
+        return None
+    tried = _folder(data) / ".tried"
+    try:
+        if not now and tried.exists() and abs(time.time() - tried.stat().st_mtime) < RETRY_SECONDS:
+            return None
+        with locked(data.locks / "news.lock", "news", wait=False):
+            tried.touch()
+            for file in (*waiting[:-MOST], *_folder(data).glob(f"*{SENDING}")):  # whoever sent those was killed
+                file.unlink(missing_ok=True)
+            return next(filter(None, map(_sent, _waiting(data)[:AT_ONCE])), None)
+    except InUseError:
+        return None  # somebody else is sending
+    except (OSError, WorkError) as error:
+        return f"{alert.WEBHOOK}: {type(error).__name__}: news that is kept cannot be sent now"
+
+
+def _sent(file: Path) -> str | None:
+    """Send one message; returns why it was not taken, and then it is kept."""
+    under_way = file.with_suffix(SENDING)
+    file.rename(under_way)
+    told = read_json(under_way)
+    problem = alert.post(told["text"]) if told else None
+    if problem and not problem.endswith(REFUSED):
+        under_way.rename(file)
+    else:
+        under_way.unlink()
+    return problem
+
+
+def _folder(data: DataRoot) -> Path:
+    return data.lake / "news"
+
+
+def _waiting(data: DataRoot) -> list[Path]:
+    return sorted(_folder(data).glob("*.json"))
