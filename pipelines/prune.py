@@ -21,10 +21,12 @@ from pipelines.paths import DataRoot
 from pipelines.project import Project
 from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.result import result_in
 from pipelines.warehouse import KEPT
 
 DAY = 86400.0
+HALF = "half written by a process that was killed"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
         named |= {Path(spec.examples).parent.name for spec in specs if spec.examples}
     for folder in sorted(data.clean.glob("*/")):
         if folder.name not in named and not folder.name.startswith("."):
-            yield Leftover(folder, "examples that no attempt was made from and that are not the current ones")
+            yield Leftover(folder, "examples that newer ones have replaced, and that no attempt was trained on")
 
 
 def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:
@@ -114,7 +116,7 @@ def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:
         }
     for file in sorted((project.data.lake / "estimates").glob("*.json")):
         if file.name not in named:
-            yield Leftover(file, "a prediction of a cell that is neither configured nor was ever run")
+            yield Leftover(file, "the predicted memory of a cell that is not configured and was never run")
 
 
 def _cells(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
@@ -124,16 +126,39 @@ def _cells(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
         good = [attempt for attempt in tries if attempt.status == "ok"]
         final = max((i for i, attempt in enumerate(tries) if attempt.status in restart.FINAL), default=-1)
         for i, attempt in enumerate(tries):
-            if attempt.status in ("queued", "running"):
+            if _is_written(attempt):
                 continue
             if attempt.model_folder.exists() and good and attempt != good[-1]:
-                yield Leftover(attempt.model_folder, "a model that a newer good one of the cell has replaced", lock)
+                yield Leftover(attempt.model_folder, "a newer good model of the same cell has replaced it", lock)
             if i <= final and (attempt.folder / checkpoints.FOLDER).exists():
-                yield Leftover(
-                    attempt.folder / checkpoints.FOLDER, "checkpoints of a cell that has come to its end", lock
-                )
-            if (attempt.folder / ".model.partial").exists():
-                yield Leftover(attempt.folder / ".model.partial", "half of a model", lock)
+                yield Leftover(attempt.folder / checkpoints.FOLDER, "checkpoints of a cell that has finished", lock)
+            for path in _half_written_of(attempt, with_checkpoints=i > final):
+                why = "a model that was only half saved" if path.name == ".model.partial" else HALF
+                yield Leftover(path, why, lock)
+
+
+def _is_written(attempt: Attempt) -> bool:
+    """Whether somebody is at work in the attempt's folder, also on a cluster where nobody watches it any more."""
+    for run in (attempt, *attempt.evaluations()):
+        status, launcher = run.result.status, launcher_class(run.spec.launcher)
+        if status in ("queued", "running") or (status == "lost" and launcher.is_under_way(run.folder)):
+            return True
+    return False
+
+
+def _half_written_of(attempt: Attempt, *, with_checkpoints: bool) -> Iterator[Path]:
+    """The temporary names in an attempt's folder, but for those inside another one, or in checkpoints that go as a whole. A
+    cluster may go on writing where nobody can ask it: there they are a day old."""
+    elsewhere = attempt.status == "lost" and not launcher_class(attempt.spec.launcher).holds_device
+    for path in sorted(attempt.folder.rglob(".*.partial")):
+        inside = [part for part in path.relative_to(attempt.folder).parts[:-1] if part.endswith(".partial")]
+        goes_as_a_whole = not with_checkpoints and attempt.folder / checkpoints.FOLDER in path.parents
+        if not inside and not goes_as_a_whole and not (elsewhere and _is_young(path)):
+            yield path
+
+
+def _is_young(path: Path) -> bool:
+    return time.time() - path.lstat().st_mtime <= DAY
 
 
 def _exports(data: DataRoot) -> Iterator[tuple[CellKey, Path]]:
@@ -160,7 +185,7 @@ def _bit_widths(data: DataRoot) -> Iterator[Leftover]:
         good = [path for path in tries if result_in(path).status == "ok"]
         for path in tries[:-1]:
             if path not in good[-1:] and result_in(path).status not in ("queued", "running"):
-                yield Leftover(path, "a measurement that a newer one of the same result and format has replaced")
+                yield Leftover(path, "a newer measurement of the same result and format has replaced it")
 
 
 def _publications(data: DataRoot) -> Iterator[Leftover]:
@@ -170,11 +195,15 @@ def _publications(data: DataRoot) -> Iterator[Leftover]:
     for path in others[: len(others) - (KEPT - 1)]:
         yield Leftover(path, "an old publication", data.locks / "publish.lock")
     for path in sorted((data.root / "warehouse").glob("*.wal")):
-        yield Leftover(path, "what a foreign session wrote beside a publication", data.locks / "publish.lock")
+        yield Leftover(
+            path,
+            "written by a DuckDB session that stayed open while a new table was published",
+            data.locks / "publish.lock",
+        )
 
 
 def _half_written(data: DataRoot) -> Iterator[Leftover]:
     """Temporary names of processes that were killed; one of the last day may still be written."""
     for path in sorted(data.root.rglob(".*.partial")):
-        if path.exists() and time.time() - path.lstat().st_mtime > DAY and "cells" not in path.parts:
-            yield Leftover(path, "half written by a process that was killed")
+        if path.exists() and not _is_young(path) and not path.is_relative_to(data.cells):
+            yield Leftover(path, HALF)

@@ -11,7 +11,8 @@ from assets.history import forget, old_runs
 from pipelines import cli
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
-from pipelines.files import read_json, write_json
+from pipelines.files import locked, read_json, write_json
+from pipelines.machine import own_identity
 from pipelines.prune import leftovers, remove, superseded_exports
 from pipelines.runs.cells import Attempt
 from pipelines.runs.result import write_result
@@ -54,11 +55,18 @@ def grown(lake: Lake) -> tuple[Lake, set[Path], set[Path]]:
     good = lake.cell("full")
     killed = lake.trained("lora-r8", "killed", phase="train")
     running = lake.started("qlora-r8")
+    evaluating = lake.evaluated(lake.trained("base")).folder
+    (evaluating / "result.json").unlink()
+    write_json(evaluating / "state.json", {"status": "running", "phase": "evaluate", **own_identity()})
     with_examples(lake, old, "referred")
     goes = {
         planted_file(old.folder / "model" / "w").parent,
         planted_file(killed_before.folder / "checkpoints" / "step-4" / "state.json").parent.parent,
         planted_file(killed.folder / ".model.partial" / "w").parent,
+        planted_file(killed.folder / ".child.json.4711.partial"),
+        planted_file(killed.folder / "checkpoints" / ".step-5.partial" / ".w.4711.partial").parent,
+        planted_file(killed.folder / ".start.partial" / "w").parent,
+        planted_file(good.evaluations()[0].folder / ".answers.jsonl.4711.partial"),
         planted_file(lake.data.clean / "orphan" / "examples.parquet").parent,
         planted_file(lake.data.lake / "estimates" / "0123456789abcdef.json"),
         planted_file(
@@ -75,6 +83,8 @@ def grown(lake: Lake) -> tuple[Lake, set[Path], set[Path]]:
         planted_file(good.folder / "model" / "w").parent,
         planted_file(killed.folder / "checkpoints" / "step-4" / "state.json").parent.parent,
         planted_file(running.folder / "model" / "w").parent,
+        planted_file(running.folder / ".child.json.4711.partial"),
+        planted_file(evaluating / ".answers.jsonl.4711.partial"),
         planted_file(lake.data.clean / "referred" / "examples.parquet").parent,
         planted_file(lake.data.root / "exports" / "tiny" / "full" / "1" / old.run_id / "merged" / "w"),
         planted_file(lake.data.root / "exports" / "tiny" / "full" / "1" / good.run_id / "merged" / "w"),
@@ -124,6 +134,15 @@ def test_the_command_removes_with_yes_alone(
     assert export.path.exists() and f"{export.path}: exported on purpose, so it stays" in said
     assert cli.main(["prune", "--yes"]) == 0
     assert not any(path.exists() for path in goes) and export.path.exists()
+
+
+def test_a_half_written_file_stays_while_somebody_holds_its_cell(lake: Lake) -> None:
+    killed = lake.trained("full", "killed", phase="train")
+    partial = planted_file(killed.folder / ".curve.jsonl.4711.partial")
+    with locked(killed.key.folder(lake.data) / "cell.lock", "train it again"):
+        ((_, why),) = remove(leftovers(lake.project))
+        assert why and "train it again" in why and partial.exists()
+    assert [why for _, why in remove(leftovers(lake.project))] == [None] and not partial.exists()
 
 
 def test_old_runs_go_with_their_events_but_the_newest_word_on_an_asset_stays(tmp_path: Path) -> None:
