@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import stat
 from collections.abc import Iterator
 
 import psutil
@@ -48,6 +49,8 @@ def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
     yield f"machine    {machine.machine_class()}; Python {platform.python_version()} on {platform.system()}"
     yield f"memory     {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free"
     yield f"disk       {disk.free / 1e9:.1f} GB free at {data.root}"
+    if data.lake.exists() and stat.S_IMODE(data.lake.stat().st_mode) & 0o077:
+        yield f"lake       others on this machine can look into it: `chmod 700 {data.lake}` ends that"
     yield f"GPU        {machine.cuda_name() or 'none: profile gpu needs a CUDA device'}"
     yield f"{'HF_TOKEN':<10} {'set' if os.environ.get('HF_TOKEN') else 'not set: only gated models need it'}"
     for name, provider in experiments.providers.items():

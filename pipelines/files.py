@@ -6,14 +6,45 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 from pipelines.errors import InUseError, WorkError
+
+# What the lake holds; a folder `lake` that is made for one of these is the lake, and not a data root of that name
+LAKE_ROOMS = (
+    "bit_widths", "cells", "clean", "code.json", "estimates", "hashes.json", "journal.sqlite", "locks", "news", "nights", "raw",
+    "tune", "work",
+)  # fmt: skip
+
+
+def make_folder(folder: Path, *, mode: int = 0o777) -> None:
+    """Make `folder` and those that it lies in. What is new in the lake is for its owner alone.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if lake := _lake_of(folder):
+        lake.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700 if is_private(folder) else mode)
+
+
+def is_private(path: Path) -> bool:
+    """Whether `path` lies in a lake that nobody else may read: it holds prompts, answers and records. A lake that its group may
+    write is shared on purpose; there the umask decides, as it does outside the lake, where everything is published."""
+    lake = _lake_of(path)
+    return lake is not None and not (lake.exists() and lake.stat().st_mode & stat.S_IWGRP)
+
+
+def _lake_of(path: Path) -> Path | None:
+    rooms = [path, *path.parents]
+    return next((outer for inner, outer in pairwise(rooms) if outer.name == "lake" and inner.name in LAKE_ROOMS), None)
 
 
 @contextmanager
@@ -25,10 +56,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         yield temporary
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
+        if is_private(path):
+            with suppress(PermissionError):  # a file system without modes
+                temporary.chmod(0o600)
         temporary.replace(path)
     except OSError as error:
         raise WorkError(
@@ -147,7 +181,7 @@ def _is_still(path: Path, handle: IO[str]) -> bool:
 
 def _lock_file(path: Path) -> IO[str]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(path.parent, mode=0o700)
         return path.open("a+", encoding="utf-8")
     except OSError as error:
         raise WorkError(

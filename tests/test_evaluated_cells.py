@@ -286,7 +286,11 @@ def test_verdicts_almost_in_form_are_read_and_the_advice_for_the_others_sends_so
         asking.configure(providers={"arbiter": url}, judging={"judge": "arbiter"})
         assert cli.main(["judge"]) == 3
         sent, said = len(other.bodies), capsys.readouterr().out
-        assert "arbiter (judge) warning: 1 answers hold no verdict" in said and "“I like it.”" in said and "\x1b" not in said
+        assert (
+            "arbiter (judge) warning: 1 answers hold no verdict" in said
+            and "“I like it.”" in said
+            and "\x1b" not in said
+        )
         assert cli.main(["judge"]) == 3 and len(other.bodies) == sent, "it was answered: it is not asked again"
         assert "“I like it.”" in capsys.readouterr().out
         rows = published(project)[1].values()

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,9 +14,13 @@ from typing import Any
 
 import pytest
 
+from pipelines.doctor import examine
 from pipelines.errors import WorkError
 from pipelines.files import locked, read_json, read_jsonl, replacing, write_json, write_jsonl, write_text
+from pipelines.generate.journal import opened
+from pipelines.paths import DataRoot
 from pipelines.runs.process import spawn, stop_group
+from tests import planted
 
 HOLD = """
 import sys
@@ -266,3 +271,48 @@ def test_a_lock_that_cannot_be_made_is_a_work_error(tmp_path: Path) -> None:
     (tmp_path / "locks").write_text("a file")
     with pytest.raises(WorkError, match=r"cpu\.lock"), locked(tmp_path / "locks" / "cpu.lock", "me"):
         pass
+
+
+# --- who may read the lake
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("usual_umask")
+@pytest.mark.parametrize("name", ["data", "lake"])
+def test_a_new_lake_is_its_owners_alone_and_what_is_published_is_not(tmp_path: Path, name: str) -> None:
+    data = DataRoot(tmp_path / name)  # a root of any name, also where it is new
+    with locked(data.locks / "generation.lock", "a test"), opened(data.journal):
+        write_json(data.cells / "m" / "full" / "1" / "run" / "spec.json", {})
+        write_text(data.report, "<html>")
+        made = [data.lake, data.locks, data.cells / "m" / "full" / "1" / "run"]
+        assert [mode(path) for path in made] == [0o700] * 3
+        files = [*data.lake.glob("journal.sqlite*"), made[-1] / "spec.json"]
+        assert len(files) == 4 and {mode(path) for path in files} == {0o600}, "SQLite's own files too"
+    assert [mode(path) for path in (data.root, data.report.parent, data.report)] == [0o755, 0o755, 0o644]
+
+
+@pytest.mark.usefixtures("usual_umask")
+@pytest.mark.parametrize(("before", "file"), [(0o755, 0o600), (0o2770, 0o644)], ids=["of older code", "shared"])
+def test_a_lake_that_is_there_keeps_its_mode_and_doctor_says_who_can_look_into_it(
+    tmp_path: Path, before: int, file: int
+) -> None:
+    lake = planted.lake(tmp_path)
+    lake.data.lake.chmod(before)
+    with opened(lake.data.journal):
+        write_json(lake.data.lake / "nights" / "n.json", {})
+        assert mode(lake.data.lake) == before
+        assert {mode(path) for path in (lake.data.journal, lake.data.lake / "nights" / "n.json")} == {file}
+    said = [line for line in examine(lake.data, lake.project.experiments) if line.startswith("lake")]
+    assert len(said) == 1 and f"`chmod 700 {lake.data.lake}`" in said[0]
+    lake.data.lake.chmod(0o700)
+    assert not [line for line in examine(lake.data, lake.project.experiments) if line.startswith("lake")]

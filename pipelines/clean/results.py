@@ -16,7 +16,7 @@ from pipelines.clean import explain
 from pipelines.clean.stage import Staged
 from pipelines.clean.work import Work
 from pipelines.errors import WorkError
-from pipelines.files import read_json, replacing, stable_hash, write_json
+from pipelines.files import is_private, read_json, replacing, stable_hash, write_json
 from pipelines.paths import DataRoot
 
 ACCEPTED = "accepted"
@@ -106,7 +106,7 @@ def _write(work: Work, folder: Path) -> None:
     if folder.exists():
         return  # it was renamed into place whole, and its name is its content
     partial = work.folder / "result"
-    partial.mkdir()
+    partial.mkdir(mode=0o700 if is_private(folder) else 0o777)
     orders = {"examples": "example_id", "rejects": "record_id", "summary": "source, provider, records DESC, reason"}
     for table, order in orders.items():
         path = partial / f"{table}.parquet"

@@ -13,7 +13,7 @@ import duckdb
 from pipelines import disk
 from pipelines.errors import WorkError
 from pipelines.experiments import Cleaning
-from pipelines.files import locked
+from pipelines.files import locked, make_folder
 from pipelines.paths import DataRoot
 
 
@@ -40,7 +40,7 @@ def workspace(data: DataRoot, settings: Cleaning) -> Iterator[Work]:
     with locked(data.locks / "clean.lock", "clean"):
         try:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            make_folder(folder)
             threads = settings.threads or os.cpu_count() or 1
             with duckdb.connect(str(folder / "work.duckdb"), config=_config(folder, settings, threads)) as db:
                 yield Work(folder, db, threads)

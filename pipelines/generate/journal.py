@@ -7,6 +7,7 @@ again once at most. The same goes for a request that timed out or was cut off.
 
 import asyncio
 import json
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from typing import Any
 
 from pipelines import disk
 from pipelines.errors import WorkError
-from pipelines.files import stable_hash
+from pipelines.files import is_private, stable_hash
 from pipelines.generate.answers import Answer
 from pipelines.runs.clock import now
 
@@ -143,7 +144,9 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # SQLite gives the files that it makes beside it the same mode
+            os.close(os.open(path, os.O_CREAT, 0o600 if is_private(path) else 0o666))
             # one thread at a time uses it: the caller's, or the writer's while requests are under way
             self._db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
