@@ -13,6 +13,7 @@ from pipelines import warehouse
 from pipelines.compare.compare import compare, lake_version, published_rows
 from pipelines.compare.table import COLUMNS, Row, comparison_rows, worst
 from pipelines.errors import UsageError
+from pipelines.files import write_json
 from pipelines.paths import DataRoot
 from pipelines.project import Project
 from pipelines.runs.cells import all_attempts
@@ -130,6 +131,20 @@ def test_running_and_lost_cells_are_told_apart(lake: Lake) -> None:
     lake.killed_at_start("qlora-r8")
     found = rows(lake)
     assert [found[method]["status"] for method in ("full", "lora-r8", "qlora-r8")] == ["running", "lost", "lost"]
+
+
+def test_a_lost_row_says_what_train_would_do(lake: Lake) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    attempt = lake.started("lora-r8", pid=gone.pid)
+    assert "the next run starts it again" in rows(lake)["lora-r8"]["status_detail"]
+    write_json(attempt.folder / "checkpoints" / "step-00000040" / "state.json", {})
+    found = rows(lake)["lora-r8"]
+    assert found["status_detail"].endswith("ended without a word; the next run goes on after step 40")
+    assert found["advice"].endswith("the next run goes on after step 40")
+    changed = rows(lake.configured(methods={"lora-r8": {"dropout": 0.3}}))["lora-r8"]
+    assert changed["status_detail"].endswith("the next run starts it again, since it has changed: recipe")
+    assert changed["advice"].endswith("since it has changed: recipe")
 
 
 def test_the_newest_attempt_counts_not_the_best(lake: Lake) -> None:

@@ -20,12 +20,13 @@ from pipelines.compare.tables import all_tables
 from pipelines.files import read_json, write_json
 from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import Attempt
+from pipelines.runs.command import CellCommand, Ending
 from pipelines.runs.run import Watch
 from pipelines.train import checkpoint
 from pipelines.train.cell import train
 from pipelines.train.ranks import Ranks
 from pipelines.train.tally import Tally
-from tests.in_process import InProcess, clean_for, kill_at, stop_at
+from tests.in_process import Ended, InProcess, clean_for, kill_at, stop_at
 from tests.project import MODEL, TinyProject
 from tests.test_kills import require_readable
 from tests.test_run import processes_of
@@ -86,6 +87,45 @@ def test_a_killed_cell_ends_in_the_same_bits(
     assert "going on after step 4 of 6" in log_of(finished)
     assert [a.status for a in cells.attempts(cleaned.data, cleaned.key(method))] == ["killed", "killed", "ok"]
     assert not list(cleaned.data.cells.rglob(checkpoints.FOLDER)), "checkpoints go when the cell is done"
+
+
+def test_a_lost_cell_says_where_the_next_run_goes_on_and_it_does(cleaned: TinyProject) -> None:
+    lost = attempt_at(cleaned, "lora-r8", kill_at(3))
+    (lost.folder / "result.json").unlink()
+    state = read_json(lost.folder / "state.json") or {}
+    write_json(lost.folder / "state.json", state | {"pid": 2**22 + 1})
+    (lost,) = cells.attempts(cleaned.data, cleaned.key("lora-r8"))
+    assert lost.status == "lost" and lost.result.detail.endswith("; the next run goes on after step 2")
+    assert log_of(attempt_at(cleaned, "lora-r8")).startswith("going on after step 2")
+
+
+class OverTime(Ended):
+    def ending(self) -> Ending:
+        return Ending(-signal.SIGTERM, "time_limit", False, 0, 31.0)
+
+
+class Limited(InProcess):
+    """The limit of each child is noted, and the first one runs into its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits: list[float | None] = []
+
+    def start(self, command: CellCommand) -> Ended:
+        self.limits.append(command.time_limit)
+        return super().start(command) if self.limits[1:] else OverTime(stop_at(3).start(command).exit_code)
+
+
+def test_a_time_limit_is_of_each_attempt_and_the_next_one_goes_on(cleaned: TinyProject) -> None:
+    cleaned.change(profiles={"local": {"training": {"time_limit_minutes": 0.5}}})
+    launcher = Limited()
+    first = attempt_at(cleaned, "lora-r8", launcher)
+    assert (first.status, first.result.detail) == (
+        "timed_out",
+        "stopped after 0.5 minutes; time_limit_minutes is the limit of one attempt; the next run goes on after step 3",
+    )
+    assert attempt_at(cleaned, "lora-r8", launcher).status == "ok"
+    assert launcher.limits == [30.0, 30.0]
 
 
 def log_of(attempt: Attempt) -> str:

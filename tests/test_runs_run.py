@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from dagster import DagsterExecutionInterruptedError
 
 from pipelines import disk, machine, weights
 from pipelines.errors import InUseError, UnavailableError, WorkError
@@ -33,12 +34,12 @@ PLANTED = ("-aaaaaa", "-bbbbbb")  # how the ids of planted results end
 
 @dataclass(frozen=True)
 class End:
-    """How a child ends: what it said last, its exit code or ending, and whether Ctrl-C is pressed while it is watched."""
+    """How a child ends: what it said last, its exit code or ending, and what is raised while it is watched."""
 
     said: dict[str, object] | None = None
     exit_code: int = 0
     ending: Ending | None = None
-    ctrl_c: bool = False
+    raised: BaseException | None = None
 
 
 class Scripted(RunningCommand):
@@ -46,8 +47,8 @@ class Scripted(RunningCommand):
         self._end = end
 
     def poll(self) -> int | None:
-        if self._end.ctrl_c:
-            raise KeyboardInterrupt
+        if self._end.raised:
+            raise self._end.raised
         return self._end.exit_code
 
     def stop(self, *, grace_seconds: float = 0) -> None:
@@ -107,8 +108,10 @@ def over(reason: str, detail: str | None = None, peak: int = 0) -> End:
 
 
 ENDS: dict[str, tuple[End, tuple[str, str | None, str]]] = {
-    "Ctrl-C": (End(ctrl_c=True), ("killed", None, "interrupted (KeyboardInterrupt)")),
-    "Ctrl-C when it was done": (End({"status": "ok"}, ctrl_c=True), ("ok", None, "")),
+    "Ctrl-C": (End(raised=KeyboardInterrupt()), ("killed", None, "canceled")),
+    "Dagster's cancel": (End(raised=DagsterExecutionInterruptedError()), ("killed", None, "canceled")),
+    "a fault of ours": (End(raised=ZeroDivisionError("a bug")), ("killed", None, "interrupted (ZeroDivisionError)")),
+    "Ctrl-C when it was done": (End({"status": "ok"}, raised=KeyboardInterrupt()), ("ok", None, "")),
     "a full disk": (End(exit_code=disk.EXIT_CODE), ("failed", None, "too little disk for the cell's own report")),
     "a full disk that it could tell of": (
         End({"status": "failed", "detail": "too little disk for a model"}, 3),
@@ -134,7 +137,9 @@ def result_of(lake: Lake, kind: str, end: End) -> tuple[RunResult, Path]:
     """What the kind's last run came to."""
     good = ("pipelines.export.child",) if kind == "bit widths" else ()
     starter = Scripts(end, good)
-    with suppress(KeyboardInterrupt, WorkError, IndexError):  # of a trial that ended well without a curve
+    with suppress(
+        KeyboardInterrupt, DagsterExecutionInterruptedError, ArithmeticError, WorkError, IndexError
+    ):  # of a trial that ended well without a curve
         KINDS[kind](lake, Watch(say=lambda _: None, launcher=starter))
     return result_in(starter.folders[-1]), starter.folders[-1]
 

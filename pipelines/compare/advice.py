@@ -23,17 +23,19 @@ def advise(row: Row, rows: Sequence[Row]) -> str:
         case "diverged":
             return "the loss blew up: lower learning_rate for this method"
         case "timed_out":
-            return f"raise time_limit_minutes, or train on fewer examples; {_next_run(row)}"
+            return f"raise time_limit_minutes, or train on fewer examples; {next_run(row)}"
         case "killed" | "lost":
-            return f"it did not come to its end: {_next_run(row)}"
+            return f"it did not come to its end: {next_run(row)}"
         case "unavailable":
             return row["status_detail"] or "this machine cannot run it"
         case _:
             return "see status_detail and the attempt's log.txt"
 
 
-def _next_run(row: Row) -> str:
-    """Whether there is a checkpoint to go on from, as the row's own detail says."""
+def next_run(row: Row) -> str:
+    """What `train` would do now: go on from a checkpoint, as the row's detail says, or begin anew where the cell has changed."""
+    if row["stale_because"]:
+        return f"the next run starts it again, since it has changed: {row['stale_because']}"
     found = re.search(r"the next run (goes on after step \d+|starts it again)", row["status_detail"] or "")
     return found.group() if found else "the next run goes on from its last checkpoint, if it wrote one"
 

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pipelines import machine
-from pipelines.compare.advice import advise
+from pipelines.compare.advice import advise, next_run
 from pipelines.compare.quality import Qualities, Quality, quality_of
 from pipelines.compare.ranking import incomparable, mark_pareto
 from pipelines.compare.targets import add_targets
@@ -168,6 +168,8 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     row["weights_fingerprint"] = weights_fingerprint(resolved, [seed.attempt for seed in found])
     because = list(dict.fromkeys(name for seed in found for name in stale_because(resolved, seed, by)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
+    if row["status"] == "lost" and because:  # it left no word of its own; this one is true of an unchanged cell alone
+        row["status_detail"] = f"the process that ran it ended without a word; {next_run(row)}"
     if profile.price_per_hour is not None and row["train_seconds"] is not None:
         row["train_usd"] = profile.price_per_hour * row["train_seconds"] / 3600
     return row

@@ -27,7 +27,7 @@ def classify_exit(ending: Ending, report: Mapping[str, Any], spec: RunSpec, fold
         share = f"{devices} × {budget:g}" if devices > 1 else f"{budget:g}"
         return "out_of_memory", f"used {ending.peak_bytes / 1e9:.2f} GB of a budget of {share} GB and was stopped"
     if ending.reason == "time_limit":
-        own = f"stopped after {ending.seconds / 60:.1f} minutes; time_limit_minutes is the limit"
+        own = f"stopped after {ending.seconds / 60:.1f} minutes; time_limit_minutes is the limit of one attempt"
         return "timed_out", ending.detail or own
     if report.get("status"):
         return report["status"], report.get("detail")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.runs.cells import Attempt
-from pipelines.runs.checkpoints import FOLDER, START, step_of, whole
-from pipelines.runs.spec import spec_in
+from pipelines.runs.checkpoints import FOLDER, START, whole
+from pipelines.runs.result import outlook as outlook
 
 PEAKS = ("peak_memory_gb", "gpu_allocated_peak_gb", "load_peak_memory_gb")
 FINAL = ("ok", "diverged")  # the same steps would end the same way
@@ -39,14 +39,3 @@ def clear(attempts: Sequence[Attempt], *, keep: str | None = None) -> None:
             shutil.rmtree(attempt.folder / FOLDER, ignore_errors=True)
         for partial in (".model.partial", START):
             shutil.rmtree(attempt.folder / partial, ignore_errors=True)
-
-
-def outlook(attempt: Path) -> str:
-    """What the next run does with an attempt that ended too early."""
-    spec = spec_in(attempt)
-    inherited = spec.resume
-    if found := whole(attempt):
-        return f"the next run goes on after step {step_of(found[-1])}"
-    if inherited and (Path(spec.root) / inherited["checkpoint"]).exists():
-        return f"the next run goes on after step {step_of(Path(inherited['checkpoint']))}"
-    return "the next run starts it again"

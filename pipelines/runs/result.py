@@ -11,6 +11,7 @@ from typing import Any
 from pipelines import disk
 from pipelines.files import read_json, write_json
 from pipelines.machine import is_alive
+from pipelines.runs.checkpoints import step_of, whole
 from pipelines.runs.clock import now
 from pipelines.runs.command import Ending
 from pipelines.runs.launchers.chosen import launcher_class
@@ -83,9 +84,7 @@ def result_in(folder: Path) -> RunResult:
     so_far = read_json(folder / CHILD) or {}
     alive = "pid" in state and is_alive(state) and _works_here(folder)
     status = state.get("status", "lost") if alive else "lost"
-    detail = (
-        state.get("waiting") if alive else "the process that ran it ended without a word; the next run starts it again"
-    )
+    detail = state.get("waiting") if alive else f"the process that ran it ended without a word; {outlook(folder)}"
     return RunResult.from_json({**state, **so_far, "status": status, "status_detail": detail})
 
 
@@ -93,6 +92,18 @@ def _works_here(folder: Path) -> bool:
     """False in a copy of a data root: what its state tells of is done in the other one."""
     root = spec_in(folder).root
     return not root or not folder.is_absolute() or folder.is_relative_to(root)
+
+
+def outlook(folder: Path) -> str:
+    """What the next run does with one that ended too early, as long as nothing it is made from changes."""
+    spec = spec_in(folder)
+    if found := whole(folder):
+        return f"the next run goes on after step {step_of(found[-1])}"
+    if spec.resume:
+        resumed = Path(spec.resume["checkpoint"])  # of an attempt beside this one, wherever the data root lies now
+        if folder.parent.joinpath(*resumed.parts[-3:]).exists():
+            return f"the next run goes on after step {step_of(resumed)}"
+    return "the next run starts it again"
 
 
 def child_report(folder: Path) -> dict[str, Any]:

@@ -144,14 +144,20 @@ class Run:
         if child_report(self.folder).get("status") == "ok":  # it was done before it could be stopped
             self._last_word("ok", None)
             return
-        detail = _joined(f"interrupted ({type(error).__name__})", self.outlook(self.folder))
-        self._last_word("killed", detail)
+        self._last_word("killed", _joined(_why(error), self.outlook(self.folder)))
 
     def _last_word(
         self, status: Status, detail: str | None, ending: Ending | None = None, reason: str | None = None
     ) -> RunResult:
         phase = self.phase or child_report(self.folder)["phase"]
         return write_result(self.folder, status, phase, detail, ending, reason)
+
+
+def _why(error: BaseException) -> str:
+    """A cancel (Ctrl-C, SIGTERM, Dagster's) is no `Exception`; anything else that ends the parent is a fault of ours."""
+    if isinstance(error, Exception):
+        return f"interrupted ({type(error).__name__})"
+    return f"canceled ({error})" if str(error) else "canceled"
 
 
 def _joined(*parts: str | None) -> str:
