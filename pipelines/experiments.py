@@ -26,7 +26,7 @@ from pipelines import machine
 from pipelines.errors import UsageError
 from pipelines.paths import experiments_file
 from pipelines.provider_settings import Generation, Provider
-from pipelines.settings import Share, Slug, Strict, expected_one_of
+from pipelines.settings import NamesFiles, Share, Slug, Strict, expected_one_of
 from pipelines.shapes.options import Options, Reasoning, ToolCalls
 from pipelines.weights_record import listed, packaged_name, packages
 from pipelines.yaml_file import MESSAGE_CHARS, Lines, Place, cut, joined, read, where
@@ -37,7 +37,7 @@ Kind = Literal["none", "full", "lora"]
 Several = Annotated[list[str], Field(min_length=2)]
 
 
-class Source(Strict):
+class Source(NamesFiles):
     """Where a model's weights come from: a Python package that ships a GGUF, a hub repository, or a local folder; `random` makes
     them up in the shape of a configuration (a shipped one's name or a config.json), for measuring alone. A file that is too large
     for one package comes in parts: a list of packages, and the part that each holds."""
@@ -61,6 +61,12 @@ class Source(Strict):
         if len(listed(self.wheel)) != len(listed(self.file)):
             raise ValueError(f"got {len(listed(self.wheel))} packages and {len(listed(self.file))} files of them")
         return self
+
+    @property
+    def shape(self) -> str | None:
+        """What `random` names: a shipped configuration's name, or the place of a config.json."""
+        is_file = self.random and ("/" in self.random or self.random.endswith(".json"))
+        return str(self.placed(self.random)) if self.random and is_file else self.random
 
     @property
     def packages(self) -> list[tuple[str, str]]:
@@ -439,7 +445,7 @@ def _answers_something(columns: Columns | None) -> Columns | None:
 NamedColumns = Annotated[Columns | None, AfterValidator(_answers_something)]
 
 
-class FileSource(Strict):
+class FileSource(NamesFiles):
     """A path or glob of the user's files. `evaluate: false`: its records only ever train. `columns` says which of its fields is
     what, as {instruction: 질문, output: 답변}; no other field is then read."""
 
@@ -454,7 +460,7 @@ class FileSource(Strict):
         return {"path": data} if isinstance(data, str) else data
 
 
-class HubSource(Strict):
+class HubSource(NamesFiles):
     """A dataset of the hub (or a folder that `datasets` can load) and its split, such as `train[:50%]`."""
 
     dataset: str
@@ -717,7 +723,7 @@ def load(path: Path | None = None) -> Experiments:
     path = path or experiments_file()
     data, lines = parse(path)
     try:
-        loaded = Experiments.model_validate(data)
+        loaded = Experiments.model_validate(data, context={"folder": path.absolute().parent})
     except ValidationError as error:
         messages = [_explain(path, lines, item) for item in error.errors()]
         raise UsageError(joined(messages)) from None

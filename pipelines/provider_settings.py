@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipelines.settings import Strict, expected_one_of
+from pipelines.settings import NamesFiles, Strict, expected_one_of
 
 Kind = Literal["local", "anthropic", "openai", "openai-compatible"]
 KEY_ENV = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
@@ -113,7 +113,7 @@ class Judge(Strict):
     )
 
 
-class Generation(Strict):
+class Generation(NamesFiles):
     """What every provider is asked. `budget_usd` is for all providers together, over everything the journal ever recorded."""
 
     prompts: Literal["topics", "file"] = "topics"

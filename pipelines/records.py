@@ -1,6 +1,7 @@
 """Records: the shape that everything else trusts, the readers of files that people bring, and the built-in corpus."""
 
 import codecs
+import glob
 import io
 import json
 import os
@@ -139,9 +140,9 @@ def _read_text(path: Path, encoding: str) -> str:
             ) from None
 
 
-def expand(patterns: list[str], *, say: Say = announce) -> list[Path]:
-    """The files that paths and globs name. A path by itself may be a link to anywhere; a glob stays within its folder, and `say`
-    is told of linked folders that `**` does not enter.
+def expand(patterns: list[str], folder: Path = Path(), *, say: Say = announce) -> list[Path]:
+    """The files that paths and globs name; a relative one lies in `folder`, `~` is the home folder. A path by itself may be a link
+    to anywhere; a glob stays within its folder, and `say` is told of linked folders that `**` does not enter.
 
     Raises:
         UsageError: a pattern that names nothing, a folder, no regular file, a file of an unknown kind, or, by a glob, a link that
@@ -149,7 +150,9 @@ def expand(patterns: list[str], *, say: Say = announce) -> list[Path]:
     """
     files: list[Path] = []
     for pattern in patterns:
-        found = sorted(globbing.files_of(pattern, say)) or [Path(pattern)]
+        own = os.path.expanduser(pattern)
+        anywhere = os.path.join(glob.escape(str(folder)), own)
+        found = sorted(globbing.files_of(anywhere, say)) or [folder / own]
         for path in found:
             if path.is_dir():
                 raise UsageError(f"{path}: is a folder; name its files, such as {path}/*.jsonl.")
@@ -157,7 +160,7 @@ def expand(patterns: list[str], *, say: Say = announce) -> list[Path]:
                 raise UsageError(f"{path}: {_no_file(path)}.")
             if path.suffix.lower() not in SUFFIXES:
                 raise UsageError(f"{path}: unknown kind {path.suffix!r}; expected one of {', '.join(SUFFIXES)}.")
-            if (out := globbing.leads_out(pattern, path)) is not None:
+            if glob.has_magic(own) and (out := globbing.leads_out(anywhere, path)) is not None:
                 raise UsageError(
                     f"{path}: is a link that leads out of {out} to {path.resolve()}; where that file is meant, name it by "
                     "itself, without * in its path."

@@ -1,9 +1,11 @@
 """What every section of the configuration files shares: frozen, strict, and errors that list what is allowed."""
 
 import difflib
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from pipelines.yaml_file import SHOWN_CHARS, cut
@@ -27,6 +29,28 @@ class Strict(BaseModel):
                     message = f"unknown key {cut(repr(key))}; {expected_one_of(str(key), known)}"
                     raise PydanticCustomError("unknown_key", "{message}", {"message": message, "key": str(key)})
         return data
+
+
+class NamesFiles(Strict):
+    """A section that names files or folders. A relative one lies beside the file that names it, wherever a command is started;
+    `~` is the home folder. What was written stays as it is, since fingerprints are made of it."""
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _note_folder(self, info: ValidationInfo) -> "NamesFiles":
+        if info.context:
+            self._folder = info.context["folder"]
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """What a relative path is relative to."""
+        return self._folder
+
+    def placed(self, path: str) -> Path:
+        """Where the file or folder that is named so lies."""
+        return self._folder / os.path.expanduser(path)
 
 
 def expected_one_of(value: str, allowed: list[str]) -> str:

@@ -48,10 +48,10 @@ def named(name: str) -> Json:
     """
     if name in shipped():
         return shipped()[name]["config"]
-    path = Path(name).expanduser()
+    path = Path(name)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"source.random: {name!r} is no shipped configuration and cannot be read as a JSON file ({error}); "
             f"expected one of {', '.join(shipped())}, or the path of a config.json."

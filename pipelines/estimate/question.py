@@ -70,9 +70,9 @@ def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
     source = model.source
     if weights.is_present(data, name, model):
         return read_json(weights.model_folder(data, name, model) / "config.json")
-    if source.random:
+    if source.shape:
         try:
-            return shipped.named(source.random)
+            return shipped.named(source.shape)
         except UsageError:  # its cells say so
             return None
     if source.hub:

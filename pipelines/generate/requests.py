@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from jsonschema.exceptions import best_match
@@ -100,7 +101,7 @@ def load_prompts(data: DataRoot, generation: Generation) -> Prompts:
     """
     if generation.prompts == "file":
         assert generation.prompts_file is not None
-        own = list(_prompts_in(generation.prompts_file, generation.system))
+        own = list(_prompts_in(expand([generation.prompts_file], generation.folder), generation.system))
         return Prompts(lambda languages: (p for p in own if not languages or p.language in (None, *languages)))
     grid = load_topics(data.tracked("topics.yaml"))
     return Prompts(lambda languages: _grid_prompts(grid, generation.seed, languages), grid.record)
@@ -118,9 +119,9 @@ def _grid_prompts(grid: TopicGrid, seed: int, languages: list[str] | None) -> It
         )
 
 
-def _prompts_in(pattern: str, system: str) -> Iterator[Prompt]:
+def _prompts_in(files: list[Path], system: str) -> Iterator[Prompt]:
     said = [{"role": "system", "content": system}] if system else []
-    for file in expand([pattern]):
+    for file in files:
         # a file of prompts holds no answers: naming its one needed column keeps it from being judged as examples are
         for number, record in enumerate(read_file(file, columns={"instruction": "instruction"}), start=1):
             value = record.value if isinstance(record.value, dict) else {}
