@@ -123,7 +123,7 @@ def test_an_earlier_versions_trials_count_and_those_of_another_recipe_or_seed_do
     run(clean_for(project), Invented(), 1)
     (journal,) = (project.data.lake / "tune").rglob("journal.log")
     old = create_study(study_name="rate", storage=JournalStorage(JournalFileBackend(str(journal))))
-    space = {"learning_rate": FloatDistribution(1e-4, 1e-2, log=True)}
+    space: dict[str, Any] = {"learning_rate": FloatDistribution(1e-4, 1e-2, log=True)}
     for state, rate in ((TrialState.COMPLETE, 2e-3), (TrialState.PRUNED, 9e-3), (TrialState.COMPLETE, 1.5e-4)):
         value = 0.5 if state == TrialState.COMPLETE else None
         old.add_trial(create_trial(state=state, value=value, params={"learning_rate": rate}, distributions=space))
