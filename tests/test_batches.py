@@ -494,8 +494,9 @@ def test_a_batch_is_found_again_behind_many_newer_ones(ask: Asking, wire: Wire) 
     known = ask.server._batches.anthropic if wire == "anthropic" else ask.server._batches.openai
     for n in range(250):
         known[f"other-{n}"] = Batch(f"other-{n}", ours.created + 1, 0.0, [], ended=ours.created + 2)
+    listed = ask.account(wire).calls[LIST[wire]]
     assert ask.generate("collect").answered == 6
-    assert ask.account(wire).calls[LIST[wire]] == 3, "a hundred a page"
+    assert ask.account(wire).calls[LIST[wire]] == listed + 3, "a hundred a page"
 
 
 def test_too_many_calls_at_once_put_a_batch_off_and_cost_nothing(ask: Asking, wire: Wire) -> None:

@@ -411,7 +411,7 @@ def test_an_unknown_price_is_refused_under_a_cap_and_null_without(ask: Asking, w
 
 
 def restart_until_done(ask: Asking, wire: Wire, *, kills: int, seed: int, most: int = 8) -> int:
-    """kill -9 at random moments, at most so many requests into a life, then run to the end; returns how many were under way then."""
+    """kill -9 at random moments, at most so many requests into a life, then run to the end; returns how many were under way."""
     rng, under_way = random.Random(seed), 0
     for _ in range(kills):
         process = child(ask)

@@ -78,7 +78,7 @@ LLM_CALLS = {
     "status": "VARCHAR", "stop_reason": "VARCHAR", "stop_category": "VARCHAR", "latency_ms": "DOUBLE", "input_tokens": "BIGINT",
     "cached_input_tokens": "BIGINT", "cache_write_tokens": "BIGINT", "output_tokens": "BIGINT", "reasoning_tokens": "BIGINT",
     "cost_usd": "DOUBLE", "reserved_usd": "DOUBLE", "attempts": "INTEGER", "in_doubt_count": "INTEGER", "batch_id": "VARCHAR",
-    "error": "VARCHAR", "sent_at": "TIMESTAMPTZ", "finished_at": "TIMESTAMPTZ",
+    "error": "VARCHAR", "sent_at": "TIMESTAMPTZ", "finished_at": "TIMESTAMPTZ", "released_usd": "DOUBLE", "note": "VARCHAR",
 }  # fmt: skip
 
 
