@@ -190,12 +190,14 @@ async def _take(work: Batching, row: dict[str, Any], seen: "Seen") -> None:
         return
     with work.journal.transaction() as db:
         ours = _sorted_out(found, mark, _keys_in(db, mark))
-    told = min(seen.answered, row["requests"]) if seen.answered is not None else len(ours.items) + bool(found.problems)
-    lost = max(0, told - sum(item.was_worked_on for item in ours.items.values()))
+    read = sum(item.was_worked_on for item in ours.items.values())
+    told = read + len(found.problems) if seen.answered is None else min(seen.answered, row["requests"])
+    lost = told > read
     if lost and len(found.items) + len(found.problems) < told and row["detail"] is None:
-        why = f"the results of batch {seen.id} break off: {len(found.items)} of {told} answers can be read"
+        # perhaps only the transfer broke off; noted, so that it is put off once
+        why = f"the results of batch {seen.id} break off: {read} of {told} answers can be read"
         with work.journal.transaction() as db:
-            _set_batch(db, mark, row["status"], detail=why)
+            _set_batch(db, mark, "submitted", detail=why)
         work.tally.stopped = f"{why}; run it again later, what is missing then as well is in doubt"
         return
     charged, counts = _charged(work), Counter[str]()
@@ -217,17 +219,13 @@ async def _take(work: Batching, row: dict[str, Any], seen: "Seen") -> None:
     work.budget.give_back(work.name, charged - _charged(work), of_this_run=False)
     if lost:
         work.tally.in_doubt += len(waiting & work.journal.given_up())
-    if lost or ours.problems or found.problems:
-        bad = [
-            *ours.problems,
-            *([f"{len(found.problems)} lines cannot be read ({found.problems[0]})"] if found.problems else []),
-        ]
-        doubt = (
-            f"; {counts['in doubt']} requests are in doubt: still charged, sent again once"
-            if counts["in doubt"]
-            else ""
-        )
-        work.tally.note("results of a batch", f"batch {seen.id}: {'; '.join(bad) or cause}{doubt}")
+    bad = [*ours.problems]
+    if found.problems:
+        bad.append(f"{len(found.problems)} lines cannot be read ({found.problems[0]})")
+    if counts["in doubt"]:
+        bad.append(f"{counts['in doubt']} requests are in doubt: still charged, sent again once")
+    if bad:
+        work.tally.note("results of a batch", f"batch {seen.id}: {'; '.join(bad)}")
     if seen.problem:
         work.tally.stopped = f"batch {seen.id} failed: {seen.problem}"
 
