@@ -100,11 +100,29 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The value in `path`, or None where there is no file or a crash left half of one."""
+    """The value in `path`, or None where there is no file, or what is in it is not JSON, such as half of a file.
+
+    Raises:
+        WorkError: it cannot be read: a folder, no permission.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (
+        FileNotFoundError,
+        ValueError,
+        RecursionError,
+    ):  # a ValueError also: not UTF-8, a number of thousands of digits
         return None
+    except OSError as error:
+        raise WorkError(
+            f"cannot read {path}: {error.strerror or error}; make it a file that you may read, or remove it."
+        ) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in `path`; empty where there is none, or something else. Raises as `read_json`."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 def read_jsonl(path: Path) -> list[Any]:

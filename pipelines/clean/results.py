@@ -2,10 +2,11 @@
 Parquet, and `current.json`, which names the folder that counts. The folder is renamed into place whole, then `current.json` is.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as parquet
 from pipelines.clean import explain
 from pipelines.clean.stage import Staged
 from pipelines.clean.work import Work
-from pipelines.errors import WorkError
+from pipelines.errors import UsageError, WorkError
 from pipelines.files import is_private, read_json, replacing, stable_hash, write_json
 from pipelines.paths import DataRoot
 
@@ -139,9 +140,23 @@ def _quoted(path: Path) -> str:
 
 
 def current(data: DataRoot) -> CleaningResult | None:
-    """The current result, or None if nothing was cleaned yet."""
-    found = read_json(data.clean / "current.json")
-    return CleaningResult(folder=data.clean / found["fingerprint"], **found) if found else None
+    """The current result, or None if nothing was cleaned yet.
+
+    Raises:
+        UsageError: the file that names it is damaged or cannot be read.
+    """
+    path = data.clean / "current.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        known = {one.name: found[one.name] for one in fields(CleaningResult) if one.name in found}
+        return CleaningResult(**{**known, "folder": data.clean / found["fingerprint"], "reused": False})
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or error}"
+    except (ValueError, LookupError, TypeError, RecursionError):
+        problem = "is damaged: it does not name the current examples"
+    raise UsageError(f"{path} {problem}; remove it, then run `featherweight clean` to have it written anew.")
 
 
 def examples(result: CleaningResult) -> list[Row]:

@@ -6,10 +6,11 @@ What the child knows stands in child.json at every moment, the parent's own word
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pipelines import disk
-from pipelines.files import read_json, write_json
+from pipelines.errors import WorkError
+from pipelines.files import read_json, read_object, write_json
 from pipelines.machine import is_alive
 from pipelines.runs.checkpoints import step_of, whole
 from pipelines.runs.clock import now
@@ -20,6 +21,7 @@ from pipelines.runs.status import Status
 from pipelines.weights_record import revision_of
 
 FILE = "result.json"
+MAPPINGS = ("recipe", "fingerprints", "resume", "measured", "versions")  # fields of a result
 VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
 MEASURES_PEAK = ("probe", "train")  # phases of which the watchdog's peak is the run's own
 
@@ -73,15 +75,25 @@ class RunResult:
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> "RunResult":
         given: dict[str, Any] = {one.name: told[one.name] for one in fields(cls) if told.get(one.name) is not None}
-        return cls(**{"status": "lost", **given})
+        for name in MAPPINGS:  # of a file that somebody damaged
+            if not isinstance(given.get(name, {}), dict):
+                del given[name]
+        status = given.get("status") if given.get("status") in get_args(Status) else "lost"
+        return cls(**{**given, "status": status})
 
 
 def result_in(folder: Path) -> RunResult:
     """The result in `folder`; without one, what its parent says of it as long as that lives, else `lost`."""
-    if told := read_json(folder / FILE):
-        return RunResult.from_json(told)
-    state = read_json(folder / STATE) or {}
-    so_far = read_json(folder / CHILD) or {}
+    try:
+        if told := read_object(folder / FILE):
+            return RunResult.from_json(told)
+        return _without_verdict(folder)
+    except WorkError as error:  # one run's file hides no other's
+        return RunResult("lost", status_detail=str(error))
+
+
+def _without_verdict(folder: Path) -> RunResult:
+    state, so_far = read_object(folder / STATE), read_object(folder / CHILD)
     alive = "pid" in state and is_alive(state) and _works_here(folder)
     status = state.get("status", "lost") if alive else "lost"
     detail = state.get("waiting") if alive else f"the process that ran it ended without a word; {outlook(folder)}"
@@ -108,7 +120,7 @@ def outlook(folder: Path) -> str:
 
 def child_report(folder: Path) -> dict[str, Any]:
     """What the child knew; the verdict may be that of another of a cell's processes, where the first could give none."""
-    report = {"phase": "load", "measured": {}, **(read_json(folder / CHILD) or {})}
+    report = {"phase": "load", "measured": {}, **read_object(folder / CHILD)}
     if report.get("status"):
         return report
     others = [read_json(path) or {} for path in sorted(folder.glob("rank-*.json"))]

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import read_json, write_json
+from pipelines.errors import WorkError
+from pipelines.files import read_object, write_json
 from pipelines.runs.command import Placement
 
 FILE = "spec.json"
@@ -74,5 +75,8 @@ class RunSpec:
 
 
 def spec_in(folder: Path) -> RunSpec:
-    """The spec in `folder`; one that says nothing where a kill left none."""
-    return RunSpec.from_json(read_json(folder / FILE) or {})
+    """The spec in `folder`; one that says nothing where a kill left none, or nobody may read it."""
+    try:
+        return RunSpec.from_json(read_object(folder / FILE))
+    except WorkError:
+        return RunSpec()

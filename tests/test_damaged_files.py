@@ -1,0 +1,63 @@
+"""Our own files, as somebody may find them: empty, cut off, something else, a folder. A sentence each, and the others go on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.clean import results
+from pipelines.compare.table import comparison_rows
+from pipelines.errors import UsageError
+from pipelines.files import write_json
+from pipelines.paths import DataRoot
+from tests import planted
+
+
+def damaged(path: Path) -> Iterator[str]:
+    """Puts into `path`, one after the other, what somebody may find there instead of a file of ours."""
+    for what in (b"", b'{"fingerprint": "a', b"\xff\xfe\0", b"[1]", b"5", b'"x"', b"{}", b"[" * 100_000, b"9" * 5000):
+        path.write_bytes(what)
+        yield repr(what[:20])
+    path.unlink()
+    path.mkdir()
+    yield "a folder"
+    path.rmdir()
+    path.symlink_to(path.name)
+    yield "a link to itself"
+
+
+def test_a_damaged_name_of_the_current_examples_is_said_with_what_to_do(tmp_path: Path) -> None:
+    data = DataRoot(tmp_path)
+    data.clean.mkdir(parents=True)
+    assert results.current(data) is None
+    for what in damaged(data.clean / "current.json"):
+        with pytest.raises(UsageError, match=r"current\.json .*; remove it, then run `featherweight clean`"):
+            assert results.current(data), what
+
+
+def test_what_a_newer_version_noted_of_the_current_examples_is_left_out(tmp_path: Path) -> None:
+    data = DataRoot(tmp_path)
+    noted = {"read": 1, "accepted": 1, "rejected": 0, "train": 1, "eval": 0, "reasons": {}, "of_tomorrow": 1}
+    write_json(data.clean / "current.json", {"fingerprint": "abc", **noted})
+    found = results.current(data)
+    assert found and found.folder == data.clean / "abc" and found.train == 1
+
+
+@pytest.mark.parametrize("name", ["result.json", "spec.json", "state.json", "child.json"])
+def test_a_run_with_a_damaged_file_hides_no_other(tmp_path: Path, name: str) -> None:
+    lake = planted.lake(tmp_path)
+    lake.cell("full")
+    broken = lake.trained("lora-r8").folder
+    for file in ("result.json", "state.json", name) if name != "spec.json" else (name,):
+        (broken / file).unlink(missing_ok=True)
+    for what in damaged(broken / name):
+        status = {row["method"]: row["status"] for row in comparison_rows(lake.resolved())}
+        assert status["full"] == "ok" and status["lora-r8"] == ("ok" if name == "spec.json" else "lost"), what
+
+
+def test_damaged_fields_of_a_result_are_as_if_they_were_not_there(tmp_path: Path) -> None:
+    lake = planted.lake(tmp_path)
+    folder = lake.trained("full").folder
+    write_json(folder / "result.json", {"status": "well", "measured": 5, "fingerprints": [], "recipe": "x"})
+    (row,) = [row for row in comparison_rows(lake.resolved()) if row["method"] == "full"]
+    assert row["status"] == "lost" and row["train_loss"] is None
