@@ -1,6 +1,7 @@
 """Where everything lies. Paths stored in files are relative to one root, so that the root can move or be remote."""
 
 import os
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from pipelines.errors import UsageError
 
+UNUSABLE = re.compile(r"[?\\]")
 LOCKS = "FEATHERWEIGHT_LOCKS"
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -61,8 +63,19 @@ class DataRoot:
 
 
 def data_root() -> DataRoot:
-    """Raises UsageError: its name cannot be read in this process's locale."""
-    return DataRoot(_readable("FEATHERWEIGHT_DATA", PROJECT / "data"))
+    """The data root that is named.
+
+    Raises:
+        UsageError: its name cannot be read in this process's locale, or holds what DuckDB takes for something else, so that a
+            publication would fail after all the work.
+    """
+    root = _readable("FEATHERWEIGHT_DATA", PROJECT / "data")
+    if bad := UNUSABLE.search(str(root)):
+        raise UsageError(
+            f"FEATHERWEIGHT_DATA: {str(root)!r} holds {bad[0]!r}, which DuckDB cannot have in a path; expected a folder without ? "
+            "and backslash: name another one."
+        )
+    return DataRoot(root)
 
 
 def device_locks() -> Path:

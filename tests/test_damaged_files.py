@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.clean import results
+from pipelines.compare.compare import compare, published_rows
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
 from pipelines.files import write_json
-from pipelines.paths import DataRoot
+from pipelines.paths import DataRoot, data_root
 from tests import planted
 
 
@@ -61,3 +62,23 @@ def test_damaged_fields_of_a_result_are_as_if_they_were_not_there(tmp_path: Path
     write_json(folder / "result.json", {"status": "well", "measured": 5, "fingerprints": [], "recipe": "x"})
     (row,) = [row for row in comparison_rows(lake.resolved()) if row["method"] == "full"]
     assert row["status"] == "lost" and row["train_loss"] is None
+
+
+@pytest.mark.parametrize("name", ["a?b", "a\\b", "a\udcff"])
+def test_a_data_root_that_duckdb_cannot_open_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("FEATHERWEIGHT_DATA", str(tmp_path / name))
+    with pytest.raises(UsageError, match=r"which DuckDB cannot have in a path") as caught:
+        data_root()
+    str(caught.value).encode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a#b %20 'c' \"d\" [e]"])
+def test_a_data_root_with_other_odd_signs_is_published(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    lake = planted.lake(tmp_path / name)
+    lake.cell("full")
+    compare(lake.resolved().project)
+    assert [row["status"] for row in published_rows(lake.data) if row["method"] == "full"] == ["ok"]
