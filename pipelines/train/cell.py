@@ -18,6 +18,8 @@ from pipelines.runs.run import Run, Watch, and_once_more, queue
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.train.ranks import require_divisible
 
+OTHER_BYTES = 1_000_000  # an attempt's curve, log and tokenizer
+
 
 def train(
     resolved: Resolved,
@@ -95,14 +97,15 @@ def _next_attempt(
 
 
 def _require_disk(earlier: Sequence[Attempt], data: DataRoot) -> None:
-    """A good row is not given up for an attempt that cannot save as much as the last one did.
+    """A good row is not given up for an attempt that has less disk than the last one took for its checkpoints and its model.
 
     Raises:
         DiskFullError: there is a good row, and less disk than that.
     """
     if earlier and earlier[-1].status == "ok":
         files = [path for path in earlier[-1].model_folder.rglob("*") if path.is_file()]
-        needed = disk.ROOM_BYTES + sum(path.stat().st_size for path in files)
+        saved = sum(path.stat().st_size for path in files)
+        needed = disk.ROOM_BYTES + OTHER_BYTES + max(saved, earlier[-1].result.bytes_needed or 0)
         disk.require(data.root, needed, f"a new attempt at {earlier[-1].key}, whose last good one stays as it is")
 
 
