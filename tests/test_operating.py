@@ -124,7 +124,7 @@ def test_a_webhook_that_refuses_is_said(webhook: list[dict[str, Any]]) -> None:
 
 
 def kept_news(data: DataRoot) -> list[str]:
-    return [read_json(file)["text"] for file in sorted((data.lake / "news").glob("*.json"))]
+    return [(read_json(file) or {})["text"] for file in sorted((data.lake / "news").glob("*.json"))]
 
 
 def test_news_waits_until_the_webhook_is_back_and_is_sent_once_and_in_order(
