@@ -64,7 +64,7 @@ def test_damaged_fields_of_a_result_are_as_if_they_were_not_there(tmp_path: Path
     assert row["status"] == "lost" and row["train_loss"] is None
 
 
-@pytest.mark.parametrize("name", ["a?b", "a\\b", "a\udcff"])
+@pytest.mark.parametrize("name", ["a?b", "a\\b"])
 def test_a_data_root_that_duckdb_cannot_open_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -167,7 +167,7 @@ def test_a_page_in_place_of_a_batch_interface_holds_no_money(
 
 
 class _Silent(BaseHTTPRequestHandler):
-    def log_message(self, *arguments: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 
