@@ -16,6 +16,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SIZE = "48M"
 
 
@@ -38,9 +40,10 @@ def run_children_here() -> None:
     from pipelines.runs.launchers.local import LocalLauncher
     from tests.in_process import InProcess
 
-    LocalLauncher.start = lambda self, command: InProcess().start(command)  # type: ignore[method-assign]
-    comparing.keep_predictions = lambda _resolved: None
-    machine.cuda_name = lambda: None
+    patch = pytest.MonkeyPatch()  # for good: the process is this module's own
+    patch.setattr(LocalLauncher, "start", lambda _self, command: InProcess().start(command))
+    patch.setattr(comparing, "keep_predictions", lambda _resolved: None)
+    patch.setattr(machine, "cuda_name", lambda: None)
 
 
 def case(pristine: Path, mount: Path, level: int, command: str) -> dict[str, Any]:
