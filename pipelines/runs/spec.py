@@ -47,12 +47,6 @@ class RunSpec:
     def placement(self) -> Placement:
         return Placement(self.devices, self.sharding, self.deepspeed)
 
-    def within(self, path: str | None) -> str | None:
-        """A path that the spec names, relative to its root where it lies in it: the root may have been moved or copied since."""
-        if path is not None and self.root and Path(path).is_relative_to(self.root):
-            return str(Path(path).relative_to(self.root))
-        return path
-
     def is_of(self, root: Path) -> bool:
         """Whether the run was started under `root`; in a copy of a data root, a run of the other one was not."""
         return self.root in ("", str(root))
