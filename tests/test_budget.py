@@ -163,7 +163,7 @@ def test_an_interrupt_while_money_is_waited_for_sends_nothing_more(tmp_path: Pat
     _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert ask.statuses() == {"answered": 3}, "the first alone, then two at once"
-    assert server.ledger.openai.requests == 2
+    assert server.ledger.openai.requests == 3
 
 
 def test_what_is_left_out_for_want_of_money_is_sent_once_there_is_more(tmp_path: Path, server: FakeProvider) -> None:
