@@ -15,7 +15,7 @@ from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
 from pipelines.compare.compare import compare
 from pipelines.errors import UnavailableError, WorkError
-from pipelines.evaluate.cell import evaluate
+from pipelines.evaluate.cell import evaluate, evaluate_base
 from pipelines.experiments import Experiments, Source
 from pipelines.export.convert import PROBE
 from pipelines.export.native import LlamaCpp
@@ -179,8 +179,10 @@ def test_qlora_on_real_weights_learns_and_is_evaluated_beside_the_base(data: Dat
     assert evaluation.ok, evaluation.result.detail
     assert 0.5 < evaluation.result.measured["eval_bits_per_byte"] < 3
     assert evaluation.answers()[0]["answer_tokens"] <= 8
-    base, reused = evaluate(stage.resolve(), CellKey(MODEL, "base", 1))
-    assert reused and base.ok
+    base = evaluate_base(stage.resolve(), MODEL)
+    assert base is not None and base.ok
+    again, reused = evaluate(stage.resolve(), CellKey(MODEL, "base", 1))
+    assert reused and again.folder == base.folder
 
 
 @pytest.mark.slow
