@@ -122,7 +122,7 @@ def test_a_cell_is_trained_and_run_through_dagster_in_every_encoding(encoding: s
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr[-3000:]
     attempt = cells.latest(project.data, project.key("lora-r8"))
     assert attempt is not None and attempt.status == "ok" and attempt.key.model == MODEL
-    assert "load …" in (attempt.folder / "log.txt").read_text(encoding="utf-8")
+    assert "train …" in (attempt.folder / "log.txt").read_text(encoding="utf-8")
     for command in (["-m", "assets.history"], ["-m", "pipelines.cli", "evaluate", MODEL, "lora-r8", "--force"]):
         done = run(*command, env=env, cwd=Path(__file__).parent.parent)
         assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr[-3000:]
