@@ -6,7 +6,8 @@ from typing import Any
 
 import dagster as dg
 
-from pipelines.compare.show import escape_markdown, plain
+from pipelines.compare.show import escape_markdown
+from pipelines.foreign_text import plain
 
 Row = Mapping[str, Any]
 

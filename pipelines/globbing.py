@@ -10,7 +10,7 @@ from pathlib import Path
 def files_of(pattern: str, say: Callable[[str], None]) -> Iterator[Path]:
     """Every path that matches, with `**` for folders of any depth. Hidden names match only where the pattern has the dot.
 
-    `**` enters no folder through a link; `say` is told of each that leads out of the pattern's folder.
+    `**` enters no folder through a link; `say` gets a line for each linked folder.
     """
     if "**" not in Path(pattern).parts:
         yield from map(Path, glob.glob(pattern))

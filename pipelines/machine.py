@@ -10,28 +10,33 @@ from typing import Any
 
 import psutil
 
+DRIVER_SECONDS = 600  # a driver that wakes up may take long; beside other work, longer
+
+
+def cuda_query(field: str) -> list[str]:
+    """What the driver's nvidia-smi says of `field` (such as `name`, `memory.total`), a line for each device; empty without one."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=DRIVER_SECONDS, check=True
+        )
+    except (subprocess.SubprocessError, OSError):
+        return []
+    return [line.strip() for line in found.stdout.splitlines() if line.strip()]
+
 
 @cache
 def cuda_name() -> str | None:
     """Name of the first CUDA device, or None. Asked of the driver, so that it costs no import of torch."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    try:
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True)
-    except (subprocess.SubprocessError, OSError):
-        return None
-    return found.stdout.splitlines()[0].strip() if found.stdout.strip() else None
+    return next(iter(cuda_query("name")), None)
 
 
 @cache
 def cuda_count() -> int:
     """How many CUDA devices the driver lists."""
-    if not cuda_name():
-        return 0
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    found = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True)
-    return len(found.stdout.strip().splitlines())
+    return len(cuda_query("name"))
 
 
 @cache

@@ -142,7 +142,7 @@ def _read_text(path: Path, encoding: str) -> str:
 
 def expand(patterns: list[str], folder: Path = Path(), *, say: Say = announce) -> list[Path]:
     """The files that paths and globs name; a relative one lies in `folder`, `~` is the home folder. A path by itself may be a link
-    to anywhere; a glob stays within its folder, and `say` is told of linked folders that `**` does not enter.
+    to anywhere; a glob stays within its folder, and `say` gets a line for each linked folder that `**` does not enter.
 
     Raises:
         UsageError: a pattern that names nothing, a folder, no regular file, a file of an unknown kind, or, by a glob, a link that
@@ -185,7 +185,7 @@ def read_file(
 ) -> Iterator[RawRecord]:
     """The raw records of a user's file, read piece by piece. A broken line of JSONL or CSV costs that line only.
 
-    `say` is told how a CSV file is read where that is not UTF-8 with commas.
+    `say` gets a line for a CSV file that is not UTF-8 with commas: its encoding and separator.
 
     Raises:
         UsageError: it cannot be read, is not what its suffix says, or is a CSV file of mostly broken rows; the message names the

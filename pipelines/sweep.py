@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.compare import plots
-from pipelines.compare.show import Columns, Format, as_csv, as_json, one_line, tabulate
+from pipelines.compare.show import Columns, Format, as_csv, as_json, tabulate
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import base_method, evaluate, evaluate_base
 from pipelines.experiments import Method
 from pipelines.files import replacing
+from pipelines.foreign_text import one_line
 from pipelines.project import Project
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import Watch

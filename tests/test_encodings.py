@@ -20,7 +20,7 @@ from tests.project import MODEL, TinyProject
 from tests.test_old_lake import unpacked
 
 ENCODINGS = ("ascii", "latin-1", "cp949")
-# Python reads and writes files, and names, in the locale's encoding unless it is told otherwise.
+# With these Python takes the locale's encoding for files and their names, which is ASCII.
 NO_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 NOTE = "한국어 메모 — naïve, “quoted” …"  # no encoding here but UTF-8 has all of it
 CHEAP = (

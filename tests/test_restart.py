@@ -18,9 +18,10 @@ from pipelines import disk
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
 from pipelines.files import read_json, write_json
-from pipelines.runs import cells, checkpoints, restart
+from pipelines.runs import cells, checkpoints
 from pipelines.runs.cells import Attempt
 from pipelines.runs.command import CellCommand, Ending
+from pipelines.runs.result import outlook
 from pipelines.runs.run import Watch
 from pipelines.train import checkpoint
 from pipelines.train.cell import train
@@ -287,7 +288,7 @@ def test_a_half_written_checkpoint_is_none(cleaned: TinyProject, undisturbed: Ca
     killed = attempt_at(cleaned, "lora-r8", kill_at(5))
     (kept,) = checkpoints.whole(killed.folder)
     kept.rename(kept.with_name(".step-00000004.partial"))
-    assert restart.outlook(killed.folder) == "the next run starts it again"
+    assert outlook(killed.folder) == "the next run starts it again"
     assert outcome(attempt_at(cleaned, "lora-r8")) == expected
 
 

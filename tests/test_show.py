@@ -13,8 +13,9 @@ import pytest
 from markdown_it import MarkdownIt
 
 from pipelines.compare.report import Content, write_report
-from pipelines.compare.show import SHOWN, cell_text, escape_markdown, plain, render
+from pipelines.compare.show import SHOWN, cell_text, escape_markdown, render
 from pipelines.compare.table import Row, comparison_rows
+from pipelines.foreign_text import plain
 from tests import planted
 from tests.planted import answer, row
 

@@ -27,8 +27,8 @@ def corpus_records(data: DataRoot, *, side: Side | None = None) -> list[RawRecor
 
 
 def raw_records(data: DataRoot, experiments: Experiments, *, say: Say = announce) -> Iterator[RawRecord]:
-    """All raw records that `sources:` names, in no particular order, read as they are asked for. `say` is told how files are read
-    that are not read as usual.
+    """All raw records that `sources:` names, in no particular order, read as they are asked for. `say` gets a line for
+    each file whose encoding or separator had to be found out.
 
     Raises:
         UsageError: a source is missing or broken; the message names the place.

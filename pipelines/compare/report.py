@@ -16,8 +16,9 @@ from markupsafe import Markup
 from pipelines.clean import summary
 from pipelines.clean.clean import current as current_examples
 from pipelines.compare import figures
-from pipelines.compare.show import SHOWN, cell_text, pick_answer, plain
+from pipelines.compare.show import SHOWN, cell_text, pick_answer
 from pipelines.files import write_text
+from pipelines.foreign_text import plain
 from pipelines.project import Project
 
 Row = dict[str, Any]

@@ -8,8 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pipelines.foreign_text import one_line as one_line
-from pipelines.foreign_text import plain as plain
+from pipelines.foreign_text import one_line
 
 Row = dict[str, Any]
 Format = Literal["text", "markdown", "json", "csv"]

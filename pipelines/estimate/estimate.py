@@ -77,11 +77,8 @@ def device() -> str:
 
 def machine_gb() -> float:
     """The memory of this machine's card, or its own, in GB."""
-    if machine.cuda_name():
-        command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-        found = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20, check=False).stdout.split()
-        if found:
-            return float(found[0]) * 2**20 / 1e9
+    if found := machine.cuda_query("memory.total"):
+        return float(found[0]) * 2**20 / 1e9
     return psutil.virtual_memory().total / 1e9
 
 

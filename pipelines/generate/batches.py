@@ -290,7 +290,7 @@ def _take_item(work: Batching, db: sqlite3.Connection, key: str, item: "Item") -
 
 
 def _request(row: dict[str, Any]) -> Request:
-    """The request of a row, as far as its cost hangs on it."""
+    """The request of a row: what its cost is worked out from."""
     return Request(provider=row["provider"], model=row["model"], purpose=row["purpose"], **json.loads(row["request"]))
 
 

@@ -13,7 +13,7 @@ KEPT = 100_000  # bytes of a body that is no answer: enough to see what it was
 
 @dataclass
 class Cap:
-    """The most bytes that one decoded body may have. Results of a batch hold many answers: whoever reads them raises it."""
+    """The most bytes that one decoded body may have. It is raised to read the results of a batch, which hold many answers."""
 
     most_bytes: float
 

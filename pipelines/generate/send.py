@@ -31,7 +31,7 @@ DEAD_FAILURES, DEAD_SECONDS, DEAD_REFUSING_SECONDS = 12, 5.0, 180.0
 FIRST_DOUBTS = 4
 # After an answer: so many in a row, each sent when the one before was lost already.
 LATER_DOUBTS = 12
-LONGEST_RETRY_AFTER = 4 * 3600.0  # seconds; whoever asks for a longer wait is asked again in another run
+LONGEST_RETRY_AFTER = 4 * 3600.0  # seconds; a provider that asks for a longer wait is asked again by the next run
 RELEASE_HINT = (
     "what they may cost stays charged until `featherweight generate --release-in-doubt REASON` gives back what the provider's own "
     "bill does not show"

@@ -45,7 +45,7 @@ def deliver(data: DataRoot, *, now: bool = False) -> str | None:
             return None
         with locked(data.locks / "news.lock", "news", wait=False):
             tried.touch()
-            for file in (*waiting[:-MOST], *_folder(data).glob(f"*{SENDING}")):  # whoever sent those was killed
+            for file in (*waiting[:-MOST], *_folder(data).glob(f"*{SENDING}")):  # too old, or its sender was killed
                 file.unlink(missing_ok=True)
             return next(filter(None, map(_sent, _waiting(data)[:AT_ONCE])), None)
     except InUseError:

@@ -10,7 +10,6 @@ from typing import Any
 
 from pipelines.runs.cells import Attempt
 from pipelines.runs.checkpoints import FOLDER, START, whole
-from pipelines.runs.result import outlook as outlook
 
 PEAKS = ("peak_memory_gb", "gpu_allocated_peak_gb", "load_peak_memory_gb")
 FINAL = ("ok", "diverged")  # the same steps would end the same way

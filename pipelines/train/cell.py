@@ -14,6 +14,7 @@ from pipelines.project import ANY, TRAINS, CellPlan, Project, Resolved
 from pipelines.runs import cells, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.launchers.chosen import launcher_class
+from pipelines.runs.result import outlook
 from pipelines.runs.run import Run, Watch, and_once_more, queue
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.train.ranks import require_divisible
@@ -126,7 +127,7 @@ def _run(resolved: Resolved, attempt: Attempt, watch: Watch) -> Run:
         check=check,
         fetch=partial(_fetch, resolved, attempt, watch),
         on_tick=partial(watch.on_tick, attempt),
-        outlook=restart.outlook,
+        outlook=outlook,
     )
 
 

@@ -232,7 +232,7 @@ class Trainer:
             tally.first_loss = loss
         size = sum(len(example) for example in examples)
         mine = clock.stopped()
-        stopped = max(self.ranks.each(mine))  # whoever waits for a rank that is stopped stands still, too
+        stopped = max(self.ranks.each(mine))  # while one rank is stopped the others wait for it
         tally.stopped_seconds += stopped
         tally.add(
             examples=len(examples),
