@@ -148,12 +148,18 @@ def test_no_mutation_of_a_file_ends_in_a_traceback(
             memory = code
         elif code != "begun":
             codes[code] += 1
-            sentence = code == 0 or (code in (1, 2) and err.startswith("featherweight: "))
+            said = any(
+                line.startswith("featherweight: ") for line in err.splitlines()
+            )  # how it was read may stand before
+            sentence = code == 0 or (code in (1, 2) and said)
             if not sentence or "Traceback" in err:
                 wrong.append(f"number {number}: exit {code}, {err[-1000:]}")
     child.join(10)
     print(f"{suffix}: exit codes {dict(codes)}, at most {memory / 1e6:.0f} MB")
     assert child.exitcode == 0, f"seed {seed}: number {number} ended or hung the process ({child.exitcode})"
     assert not wrong, f"seed {seed}: {len(wrong)} of {MUTATIONS}, such as " + "\n".join(wrong[:3])
-    assert codes.total() == MUTATIONS and codes[0] and (codes[1] or codes[2]), "some are read, and some are not"
+    assert codes.total() == MUTATIONS and codes[0], "some are read"
+    assert suffix == "jsonl" or codes[1] or codes[2], (
+        "and some are not, but of JSONL, where a broken line costs that line only"
+    )
     assert memory < MOST_MEMORY
