@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from pipelines import disk
 from pipelines.errors import UsageError, WorkError
 from pipelines.files import locked
 from pipelines.paths import DataRoot
@@ -66,9 +67,9 @@ def publish(data: DataRoot, tables: Mapping[str, pa.Table]) -> Path:
             for leftover in (version, Path(f"{version}.wal")):
                 with suppress(OSError):
                     leftover.unlink(missing_ok=True)
+            because = disk.explained(error, data.root) or f"{error}. Make {data.root} writable, or free disk space."
             raise WorkError(
-                f"cannot publish {data.warehouse}: {error}. The last publication is untouched; free disk space or make "
-                f"{data.root} writable, then run `featherweight compare`."
+                f"cannot publish {data.warehouse}: {because} The last publication is untouched; `featherweight compare` makes the next."
             ) from error
         _tidy(folder, data.warehouse)
         return version

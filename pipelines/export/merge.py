@@ -80,12 +80,16 @@ def unpacked(module: Any) -> torch.Tensor | None:
 
 
 def write(model: Any, tokenizer: Any, folder: Path, stops: Sequence[int]) -> Path:
-    """A transformers folder beside `folder`, under another name. `stops`: the ids that end an answer."""
+    """A transformers folder beside `folder`, under another name, whole or not at all. `stops`: the ids that end an answer."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    older.make_readable(partial, stops)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        older.make_readable(partial, stops)
+    except BaseException:  # a stop, too: half a model is large
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return partial
 
 
