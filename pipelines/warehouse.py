@@ -69,7 +69,8 @@ def publish(data: DataRoot, tables: Mapping[str, pa.Table]) -> Path:
                     leftover.unlink(missing_ok=True)
             because = disk.explained(error, data.root) or f"{error}. Make {data.root} writable, or free disk space."
             raise WorkError(
-                f"cannot publish {data.warehouse}: {because} The last publication is untouched; `featherweight compare` makes the next."
+                f"cannot publish {data.warehouse}: {because} The last publication is untouched; `featherweight compare` makes the "
+                "next one."
             ) from error
         _tidy(folder, data.warehouse)
         return version
