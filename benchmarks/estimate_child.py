@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipelines.estimate.batch import Batch
+from pipelines.methods import traits_of
 from pipelines.runs.process import die_with_parent, offer_to_oom_killer
 from pipelines.train import loading
 from pipelines.train.losses import head_on_positions, step_loss
@@ -31,7 +32,7 @@ def main() -> None:
     recipe, folder = cell["recipe"], Path(cell["weights"])
     loading.load_tokenizer(folder)
     model = loading.load_model(folder, recipe)
-    if recipe["kind"] == "lora":
+    if traits_of(recipe).has_adapter:
         model = loading.add_adapter(model, recipe)
     if recipe["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

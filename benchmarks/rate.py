@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from benchmarks import project
 from benchmarks.clock import best_seconds
+from pipelines.methods import traits_of
 from pipelines.train import batches, loading
 from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, step_loss
@@ -57,7 +58,7 @@ def _measured(folder: Path, method: str, dropout: float | None) -> Line:
     torch.manual_seed(1)
     model = loading.load_model(weights, recipe)
     shapes = [_shape(module) for module in _linears(model)]
-    model = loading.add_adapter(model, recipe) if recipe["kind"] == "lora" else model
+    model = loading.add_adapter(model, recipe) if traits_of(recipe).has_adapter else model
     form = PromptFormat.of(weights, recipe)
     examples = [example for record in stage.resolve().selected.train for example in form.tokenize(record)]
     groups = batches.micro_batches(examples, max_tokens=recipe["micro_batch_tokens"])
@@ -65,7 +66,7 @@ def _measured(folder: Path, method: str, dropout: float | None) -> Line:
     before = _rates(shapes, rows)
     seconds, loss = _step_seconds(model, recipe, groups)
     rates = {name: max(rate, before[name]) for name, rate in _rates(shapes, rows).items()}
-    work = _operations(model, shapes, examples, full=recipe["kind"] == "full")
+    work = _operations(model, shapes, examples, full=traits_of(recipe).trains_all)
     tokens = sum(len(example) for example in examples)
     return {
         "benchmark": "rate",

@@ -16,7 +16,7 @@ def with_max_examples(project: Project, model_method: tuple[str, str], count: in
         raise UsageError(f"max_examples is {count}; expected a number from 1, or nothing for the profile's")
     _, name = model_method
     method = project.experiments.method(name)
-    if method.kind == "none":
+    if not method.traits.trains:
         return project
     before = method.data or DataChoice()
     least = min(count, before.max_examples or count)

@@ -24,15 +24,13 @@ from pydantic import (
 
 from pipelines import machine
 from pipelines.errors import UsageError
+from pipelines.methods import DEFAULT_RATES, FOUR_BITS, SHORT_FORM, Kind, RateOf, Traits, own_form, short_form
 from pipelines.paths import experiments_file
 from pipelines.provider_settings import Generation, Provider
 from pipelines.settings import NamesFiles, Share, Slug, Strict, expected_one_of
 from pipelines.shapes.options import Options, Reasoning, ToolCalls
 from pipelines.weights_record import listed, packaged_name, packages
 from pipelines.yaml_file import MESSAGE_CHARS, Lines, Place, cut, joined, read, where
-
-Kind = Literal["none", "full", "lora"]
-
 
 Several = Annotated[list[str], Field(min_length=2)]
 
@@ -84,7 +82,7 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class LearningRates(Strict):
-    """A rate for each kind of method; a kind that is left out keeps that of the level below."""
+    """A rate for full fine-tuning and one for adapters; what is left out keeps that of the level below."""
 
     full: Rate | None = None
     lora: Rate | None = None
@@ -140,11 +138,11 @@ class TrainingOverrides(Strict):
                 raise ValueError(f"learning_rate: expected different rates to try (got {rates})")
         return self
 
-    def rate_for(self, kind: str) -> Rate | None:
-        """What this level says of the learning rate of a kind of method."""
-        if not isinstance(self.learning_rate, LearningRates):
-            return self.learning_rate
-        return self.learning_rate.lora if kind == "lora" else self.learning_rate.full
+    def rate_for(self, name: RateOf) -> Rate | None:
+        """What this level says of that learning rate."""
+        return (
+            getattr(self.learning_rate, name) if isinstance(self.learning_rate, LearningRates) else self.learning_rate
+        )
 
 
 class TrainingSettings(Strict):
@@ -186,8 +184,9 @@ class DataChoice(Strict):
 
 class Method(TrainingOverrides):
     """`none` trains nothing, `full` every weight, `lora` an adapter (over a quantized base where `quantization` is set); `rslora`
-    scales it by alpha / sqrt(rank), `dora` learns magnitude and direction apart. `shots`, of `none` only: so many train examples
-    stand in every prompt."""
+    scales it by alpha / sqrt(rank), `dora` learns magnitude and direction apart. `adapter` is any other that PEFT has: `peft` holds
+    what its configuration class is given, `peft_type` first. `shots`, of `none` only: so many train examples stand in every
+    prompt."""
 
     kind: Kind
     shots: PositiveInt | None = None
@@ -197,23 +196,46 @@ class Method(TrainingOverrides):
     dropout: Annotated[float, Field(ge=0, le=0.95)] | None = None
     rslora: bool = False
     dora: bool = False
+    peft: dict[str, JsonValue] | None = None
     quantization: Literal["nf4", "fp4", "int8"] | None = None
     double_quantization: bool | None = None
 
     @model_validator(mode="after")
-    def _lora_has_its_own(self) -> "Method":
-        if self.kind == "lora" and self.rank is None:
-            raise ValueError("kind lora needs rank (8, 128, ...)")
-        own = [name for name in ("rank", "alpha", "dropout", "rslora", "dora", "quantization") if getattr(self, name)]
-        if self.kind != "lora" and own:
+    def _own_settings(self) -> "Method":
+        of_kind = Traits(self.kind)
+        if of_kind.is_short and self.rank is None:
+            raise ValueError(f"kind {self.kind} needs rank (8, 128, ...)")
+        own = [name for name in SHORT_FORM if getattr(self, name)]
+        if own and not of_kind.is_short:
             raise ValueError(f"{', '.join(own)}: such settings belong to kind lora, not {self.kind}")
-        if self.double_quantization is not None and self.quantization not in ("nf4", "fp4"):
+        if self.quantization and not of_kind.can_quantize:
+            raise ValueError(f"quantization: only the base of an adapter is quantized, not that of kind {self.kind}")
+        if self.double_quantization is not None and self.quantization not in FOUR_BITS:
             raise ValueError("double_quantization needs quantization: nf4 or fp4")
-        if self.shots and self.kind != "none":
+        if self.shots and not of_kind.can_have_shots:
             raise ValueError(f"shots: examples in the prompt belong to kind none, not {self.kind}")
-        if self.kind == "none" and self.data:
-            raise ValueError("kind none trains on nothing: data does not belong to it")
+        if self.data and not of_kind.trains:
+            raise ValueError(f"kind {self.kind} trains on nothing: data does not belong to it")
         return self
+
+    @model_validator(mode="after")
+    def _pefts_settings(self) -> "Method":
+        takes = Traits(self.kind).has_adapter and not Traits(self.kind).is_short
+        if takes and self.peft is None:
+            raise ValueError("kind adapter needs peft: {peft_type: VERA, r: 256, …}, the settings of a class of PEFT")
+        if self.peft is not None and not takes:
+            raise ValueError(f"peft: such settings belong to kind adapter, not {self.kind}")
+        if self.traits.chooses_modules and self.targets:  # in this order: the first looks at what is given
+            raise ValueError("targets and peft.target_modules both name the modules: leave one out")
+        return self
+
+    @property
+    def traits(self) -> Traits:
+        """What the rest of the code must know of the method."""
+        if self.peft is not None:
+            return Traits(self.kind, own_form(self.peft), self.quantization)
+        given = short_form(self.model_dump()) if Traits(self.kind).is_short else {}
+        return Traits(self.kind, given, self.quantization)
 
 
 class Model(TrainingOverrides):
@@ -665,12 +687,13 @@ class Experiments(Strict):
             "model": chosen_model,
             "pair": chosen_model.overrides.get(method, TrainingOverrides()),
         }
-        decided: dict[str, Any] = {"learning_rate": 2e-4 if chosen_method.kind == "lora" else 2e-5}
+        rate_of = chosen_method.traits.rate
+        decided: dict[str, Any] = {"learning_rate": DEFAULT_RATES[rate_of]}
         for name, level in levels.items():
             for setting in TrainingOverrides.model_fields:
                 if (value := getattr(level, setting)) is not None and not setting.startswith("learning_rate"):
                     decided[setting] = value
-            if (rate := level.rate_for(chosen_method.kind)) is not None:
+            if (rate := level.rate_for(rate_of)) is not None:
                 source = "search" if isinstance(rate, list) else level.learning_rate_source or name
                 decided |= {"learning_rate": rate, "learning_rate_source": source}
         return TrainingSettings(**decided)

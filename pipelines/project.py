@@ -11,6 +11,7 @@ from pipelines.clean.select import Selected, Selection, select
 from pipelines.errors import UsageError
 from pipelines.experiments import Experiments, Fingerprint, Profile, TrainingSettings
 from pipelines.files import announce, stable_hash
+from pipelines.methods import traits_of
 from pipelines.paths import DataRoot
 from pipelines.recipe import recipe_of
 from pipelines.runs.cells import Attempt, CellKey
@@ -58,7 +59,7 @@ class Project:
     def placement_of(self, method: str) -> Placement:
         """On what the method's cells are put; what trains nothing is one process on one device."""
         profile = self.settings
-        if self.experiments.method(method).kind == "none":
+        if not self.experiments.method(method).traits.trains:
             return Placement(tuning=profile.deepspeed)
         return Placement(profile.devices, profile.sharding, profile.deepspeed)
 
@@ -173,7 +174,7 @@ class Resolved:
         project = self.project
         recipe, placement = project.recipe_of(model, method), project.placement_of(method)
         selected = self._for(method)
-        untouched = recipe["kind"] == "none" and not recipe.get("shots")
+        untouched = not traits_of(recipe).trains and not recipe.get("shots")
         content = self._content(model)
         fingerprints = {
             "data": None if untouched else selected.data_fingerprint,

@@ -9,10 +9,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from pipelines.files import read_json, write_json
+from pipelines.methods import traits_of
 from pipelines.weights_record import packaged_name, packages, record_of
 
 CARD_RECIPE = (
-    "kind", "rank", "alpha", "dropout", "rslora", "dora", "quantization", "targets", "learning_rate", "epochs",
+    "kind", "rank", "alpha", "dropout", "rslora", "dora", "peft", "quantization", "targets", "learning_rate", "epochs",
     "examples_per_step", "optimizer", "prompt", "template",
 )  # fmt: skip
 
@@ -82,11 +83,12 @@ def name_base(adapter: Path, base: Base) -> None:
 
 def adapter_card(spec: Mapping[str, Any], base: Base, data: Sequence[Mapping[str, Any]]) -> str:
     """A model card for an adapter, in the place of PEFT's, which names a folder and leaves the rest to be filled in."""
+    traits = traits_of(spec["recipe"])
     return "\n".join(
         [
-            *front_matter(base, data, library="peft", tags=("featherweight", "lora"), relation="adapter"),
+            *front_matter(base, data, library="peft", tags=("featherweight", str(traits.peft_type).lower()), relation="adapter"),
             f"# {spec['model']} {spec['method']}", "",
-            f"A LoRA adapter, trained by Featherweight: method `{spec['method']}`, seed {spec['seed']}.", "",
+            f"{traits.an_adapter}, trained by Featherweight: method `{spec['method']}`, seed {spec['seed']}.", "",
             "| | |", "| --- | --- |",
             *rows(base, data, spec["recipe"]),
             *(f"| {name} fingerprint | `{value}` |" for name, value in (spec.get("fingerprints") or {}).items() if value),

@@ -3,7 +3,8 @@
 from typing import Any
 
 from pipelines import weights
-from pipelines.experiments import Experiments
+from pipelines.experiments import Experiments, Method, TrainingSettings
+from pipelines.methods import FOUR_BITS, SHORT_FORM
 
 # What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
 OUTSIDE_RECIPE = (
@@ -14,28 +15,30 @@ OUTSIDE_RECIPE = (
 
 def recipe_of(experiments: Experiments, profile: str, model_name: str, method_name: str) -> dict[str, Any]:
     """All that decides a cell's weights and measurements, apart from data, seed, machine and the trainer's code."""
-    model = experiments.model(model_name)
-    method = experiments.method(method_name)
-    source = weights.source_id(model.source)
-    limits = {} if model.fp16 else {"fp16": False}
-    template = {"template": model.template} if model.template else {}
-    if method.kind == "none":
-        settings = experiments.training_for(profile, model_name, method_name)
-        plain = {"precision": settings.precision, "attention": settings.attention, "max_length": settings.max_length}
-        fixed = {"quantization": None, "gradient_checkpointing": False}
-        shots = {"shots": method.shots} if method.shots else {}
-        return {
-            "model": model_name,
-            "source": source,
-            "kind": "none",
-            "prompt": model.prompt,
-            **template,
-            **plain,
-            **fixed,
-            **limits,
-            **shots,
-        }
+    model, method = experiments.model(model_name), experiments.method(method_name)
     settings = experiments.training_for(profile, model_name, method_name)
+    return {
+        "model": model_name,
+        "source": weights.source_id(model.source),
+        "kind": method.kind,
+        "prompt": model.prompt,
+        **({"template": model.template} if model.template else {}),
+        **(
+            _trained(experiments, model_name, method, settings)
+            if method.traits.trains
+            else _untouched(method, settings)
+        ),
+        **({} if model.fp16 else {"fp16": False}),
+    }
+
+
+def _untouched(method: Method, settings: TrainingSettings) -> dict[str, Any]:
+    plain = {name: getattr(settings, name) for name in ("precision", "attention", "max_length")}
+    shots = {"shots": method.shots} if method.shots else {}
+    return {**plain, "quantization": None, "gradient_checkpointing": False, **shots}
+
+
+def _trained(experiments: Experiments, model: str, method: Method, settings: TrainingSettings) -> dict[str, Any]:
     decided = {k: v for k, v in settings.model_dump().items() if k not in OUTSIDE_RECIPE}
     if not isinstance(settings.learning_rate, list):
         del decided["search_share"]
@@ -43,23 +46,12 @@ def recipe_of(experiments: Experiments, profile: str, model_name: str, method_na
         del decided["turns"]
     if settings.early_stop_patience:  # evaluations then decide when training ends
         decided["eval_every_steps"] = settings.eval_every_steps
-    decided["targets"] = experiments.targets_for(model_name, settings) if method.kind == "lora" else None
-    adapter = {
-        "rank": method.rank,
-        "alpha": method.alpha,
-        "dropout": method.dropout,
-        "rslora": method.rslora,
-        "dora": method.dora,
-        "quantization": method.quantization,
-        "double_quantization": method.quantization in ("nf4", "fp4") and method.double_quantization is not False,
-    }
-    return {
-        "model": model_name,
-        "source": source,
-        "kind": method.kind,
-        "prompt": model.prompt,
-        **template,
-        **decided,
-        **adapter,
-        **limits,
-    }
+    traits = method.traits
+    decided["targets"] = None
+    if traits.has_adapter and not traits.chooses_modules:
+        decided["targets"] = experiments.targets_for(model, settings)
+    own = (
+        {"peft": dict(traits.peft)} if method.peft is not None else {name: getattr(method, name) for name in SHORT_FORM}
+    )
+    double = method.quantization in FOUR_BITS and method.double_quantization is not False
+    return {**decided, **own, "quantization": method.quantization, "double_quantization": double}

@@ -13,6 +13,7 @@ from pipelines.evaluate.cell import base_method, evaluate, evaluate_base
 from pipelines.experiments import Method
 from pipelines.files import replacing
 from pipelines.foreign_text import one_line
+from pipelines.methods import SHORT
 from pipelines.project import Project
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import Watch
@@ -59,7 +60,7 @@ def with_ranks(project: Project, model: str, ranks: Sequence[int]) -> Sweep:
         )
     methods = {rank: f"lora-r{rank}" for rank in sorted(set(ranks))}
     made = {
-        name: Method(kind="lora", rank=rank, alpha=ALPHA_PER_RANK * rank, dropout=DROPOUT)
+        name: Method(kind=SHORT, rank=rank, alpha=ALPHA_PER_RANK * rank, dropout=DROPOUT)
         for rank, name in methods.items()
         if name not in experiments.methods
     }

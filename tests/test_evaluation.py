@@ -12,6 +12,7 @@ from pipelines.evaluate import answering, scores, serving
 from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.general import plain_text, read_general
 from pipelines.evaluate.shots import Shots
+from pipelines.methods import traits_of
 from pipelines.paths import PROJECT
 from pipelines.train.examples import IGNORE
 from pipelines.train.prompts import PromptFormat
@@ -127,8 +128,9 @@ def test_adapters_attached_mixed_in_a_batch_and_merged_say_the_same(tmp_path: Pa
     assert row["tokens_per_second"] == pytest.approx(4 * 5 / (row["p50_latency_ms"] / 1000))
     serving.one_adapter(attached)
 
-    assert serving.can_merge(recipe) and not serving.can_merge({**recipe, "quantization": "nf4"})
-    merged = serving.merged(attached)
+    assert traits_of(recipe).can_merge and not traits_of({**recipe, "quantization": "nf4"}).can_merge
+    merged = serving.merged(attached, recipe)
+    assert serving.is_whole(merged) and not serving.is_whole(attached)
     assert not hasattr(merged.model, "peft_config") or not isinstance(merged.model, PeftModel)
     assert answering.answer(merged, prompts, 10) == said
 

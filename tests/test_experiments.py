@@ -220,9 +220,15 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
         ("lora_targets: [", "license_link: https://x.y\n    lora_targets: [", 2, "models.tiny", "needs license"),
         ("{kind: full}", "{kind: full, shots: 4}", 13, "methods.full", "belong to kind none, not full"),
         ("sources:", "judging: {judge: nobody}\nsources:", 21, "judging.judge", "expected one of"),
-        ("{kind: none}", "{kind: nothing}", 12, "methods.base.kind", "'none', 'full' or 'lora'"),
+        ("{kind: none}", "{kind: nothing}", 12, "methods.base.kind", "'none', 'full', 'lora' or 'adapter'"),
         ("rank: 8", "alpha: 8", 14, "methods.lora-r8", "needs rank"),
-        ("{kind: full}", "{kind: full, quantization: nf4}", 13, "methods.full", "belong to kind lora, not full"),
+        (
+            "{kind: full}",
+            "{kind: full, quantization: nf4}",
+            13,
+            "methods.full",
+            "only the base of an adapter is quantized, not that of kind full",
+        ),
         ("rank: 8", "rank: 8, double_quantization: true", 14, "methods.lora-r8", "needs quantization: nf4 or fp4"),
         (
             "{kind: full}",

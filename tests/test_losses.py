@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.train import adapters, batches, chunked, dropout, gated, loading, products
+from pipelines.train import adapters, batches, chunked, dropout, fast_paths, gated, loading, products
 from pipelines.train.dropout import CheapDropout, keep_mask
 from pipelines.train.examples import IGNORE, Tokenized
 from pipelines.train.losses import head_on_positions, scored_mask, step_loss, token_losses
@@ -52,7 +52,7 @@ def test_losses_and_gradients_equal_the_plain_computation(
 ) -> None:
     monkeypatch.setattr(chunked, "PIECE_BYTES", piece)
     model = tiny_model(architecture)
-    assert chunked.plain_head(model) is not None
+    assert (chunked.plain_head(model) is not None) == fast_paths.ARCHITECTURES[model.config.model_type].head
     expected = torch.cat([plain_losses(model, example) for example in examples])
     expected.mean().backward()
     gradients = gradients_of(model)
@@ -236,7 +236,16 @@ def test_adapters_that_are_switched_off_or_of_another_kind_are_left_to_peft(exam
         torch.testing.assert_close(model(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma", "gemma3_text"])
+def test_every_architecture_with_a_fast_path_has_a_tiny_model() -> None:
+    assert set(fast_paths.ARCHITECTURES) - {"gemma3"} == {
+        name.split("-")[0] for name in [*ARCHITECTURES, *MORE_ARCHITECTURES]
+    }
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [name for name in [*ARCHITECTURES, *MORE_ARCHITECTURES] if fast_paths.ARCHITECTURES[name.split("-")[0]].gates],
+)
 def test_lean_gates_equal_the_plain_computation_and_are_there(architecture: str, examples: list[Tokenized]) -> None:
     found = []
     for lean in (False, True):

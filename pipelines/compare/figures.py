@@ -157,8 +157,8 @@ def rank_families(experiments: Experiments, rows: Sequence[Row]) -> dict[str, li
     found: dict[tuple[str, str], list[tuple[int, Row]]] = {}
     for row in rows:
         method = experiments.methods.get(row["method"])
-        if method and method.rank and row["status"] == "ok":
-            found.setdefault((row["model"], _all_but_rank(method)), []).append((method.rank, row))
+        if method and (rank := method.traits.rank) and row["status"] == "ok":
+            found.setdefault((row["model"], _all_but_rank(method)), []).append((rank, row))
     families = {}
     for (model, _), points in found.items():
         if len(points) > 1:
@@ -169,7 +169,7 @@ def rank_families(experiments: Experiments, rows: Sequence[Row]) -> dict[str, li
 
 
 def _all_but_rank(method: Method) -> str:
-    return method.model_dump_json(exclude={"rank", "alpha"})
+    return method.model_dump_json(exclude={"rank": True, "alpha": True, "peft": {"r", "lora_alpha"}})
 
 
 def of_history(rows: Sequence[Row]) -> Iterator[Figure]:

@@ -36,10 +36,10 @@ def listed(project: Project) -> Listed:
 
 def one_of_each_kind(experiments: Experiments) -> list[str]:
     """The first method that trains all weights, the first adapter, and the first adapter over a quantized base."""
-    kinds: dict[tuple[str, bool], str] = {}
+    kinds: dict[tuple[bool, bool], str] = {}
     for name, method in experiments.methods.items():
-        if method.kind != "none":
-            kinds.setdefault((method.kind, method.quantization is not None), name)
+        if method.traits.trains:
+            kinds.setdefault((method.traits.has_adapter, method.quantization is not None), name)
     return list(kinds.values())
 
 

@@ -1,6 +1,7 @@
 """The comparison's rows: every configured cell of the profile, whatever became of it. What was not measured is None."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -15,6 +16,7 @@ from pipelines.estimate.question import questions
 from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by
 from pipelines.experiments import Model
 from pipelines.files import read_json
+from pipelines.methods import traits_of
 from pipelines.project import CellPlan, Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
@@ -56,6 +58,7 @@ COLUMNS = {
     "memory_in_all_gb": "DOUBLE", "unshown_share": "DOUBLE", "template_arguments": "VARCHAR", "weights_fingerprint": "VARCHAR",
     "best_step": "INTEGER", "last_step": "INTEGER", "max_length": "INTEGER", "train_records": "BIGINT",
     "train_records_left_out": "BIGINT", "eval_records_left_out": "BIGINT", "stopped_seconds": "DOUBLE",
+    "peft": "VARCHAR", "fast_paths": "VARCHAR",
 }  # fmt: skip
 
 FROM_TRAINING = (
@@ -64,7 +67,7 @@ FROM_TRAINING = (
     "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
     "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb", "quantize_peak_memory_gb", "search_seconds", "other_cpu_pct",
     "memory_in_all_gb", "unshown_share", "train_records", "train_records_left_out",
-    "stopped_seconds",
+    "stopped_seconds", "fast_paths",
 )  # fmt: skip
 DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
 FROM_EVALUATION = (
@@ -231,8 +234,7 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
         "status_detail": result.status_detail,
         **learning_rate(result, spec),
         **{name: result.measured.get(name) for name in ("best_step", "last_step")},
-        "rank": recipe.get("rank"),
-        "alpha": recipe.get("alpha"),
+        **adapter_of(recipe),
         "max_length": recipe.get("max_length"),
         "weights_revision": result.weights_revision,
         "optimizer": recipe.get("optimizer"),
@@ -245,6 +247,17 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
         "finished_at": result.finished_at,
         "run_id": newest.attempt.run_id,
         "evaluation_fingerprint": shown.good.fingerprint if shown.good else None,
+    }
+
+
+def adapter_of(recipe: Mapping[str, Any]) -> Row:
+    """The adapter's rank and alpha, and the settings that are PEFT's own."""
+    traits = traits_of(recipe)
+    own = None if traits.is_short or not traits.peft else json.dumps(dict(traits.peft), sort_keys=True)
+    return {
+        "rank": traits.rank,
+        "alpha": recipe.get("alpha") if traits.is_short else traits.peft.get("lora_alpha"),
+        "peft": own,
     }
 
 
@@ -317,7 +330,7 @@ def _add_base(row: Row, base: Row | None, qualities: Qualities) -> None:
 
 def _add_ratios(project: Project, row: Row, full: Row | None, qualities: Qualities) -> None:
     """Speed, memory and quality against `full` of the same model, where both are ok and comparable; else why not."""
-    if project.experiments.method(row["method"]).kind == "none" or row["status"] != "ok":
+    if not project.experiments.method(row["method"]).traits.trains or row["status"] != "ok":
         return
     if full is None:
         row["ratios_because"] = "the profile has no method full"

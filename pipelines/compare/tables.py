@@ -10,7 +10,16 @@ from pipelines.compare.answers import with_verdicts
 from pipelines.compare.history import HISTORY, history_rows
 from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
 from pipelines.compare.ranking import PICKS
-from pipelines.compare.table import COLUMNS, FROM_EVALUATION, FROM_TRAINING, Row, disturbed, learning_rate, placement
+from pipelines.compare.table import (
+    COLUMNS,
+    FROM_EVALUATION,
+    FROM_TRAINING,
+    Row,
+    adapter_of,
+    disturbed,
+    learning_rate,
+    placement,
+)
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
 from pipelines.evaluate.scores import bits_per_byte
@@ -38,6 +47,7 @@ TRAINING_RUNS = {
     "train_examples": "BIGINT", "trained_tokens": "BIGINT",
     "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
     "memory_per_device_gb": "VARCHAR", "best_step": "INTEGER", "best_validation_loss": "DOUBLE", "weights_fingerprint": "VARCHAR",
+    "peft": "VARCHAR",
 }  # fmt: skip
 TRAINING_CURVE = {
     "run_id": "VARCHAR", "step": "INTEGER", "examples": "BIGINT", "train_loss": "DOUBLE", "eval_loss": "DOUBLE",
@@ -134,7 +144,8 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
         "seed": attempt.key.seed,
         "profile": spec.profile,
         **learning_rate(result, spec),
-        **{name: spec.recipe.get(name) for name in ("rank", "alpha", "optimizer")},
+        **adapter_of(spec.recipe),
+        "optimizer": spec.recipe.get("optimizer"),
         "memory_budget_gb": spec.memory_budget_gb,
         **placement(spec),
         "estimated_memory_gb": training_gb(answer_on(data, attempt) or {}),

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from pipelines.methods import traits_of
 from pipelines.runs.process import die_with_parent
 from pipelines.shipped import width_of
 
@@ -23,8 +24,8 @@ TOKENIZER = 50_000_000  # bytes of one with some 50,000 words, where none is loa
 PRODUCTS = 40_000_000  # bytes of the matrix products that `pipelines.train.products` keeps ready (measured on SmolLM2)
 
 
-def framework() -> dict[str, int]:
-    """Resident bytes of a process that has loaded the libraries and no model, by kind of method."""
+def framework() -> dict[bool, int]:
+    """Resident bytes of a process that has loaded the libraries and no model, by whether the method has an adapter."""
     import torch
     from tensorboardX import SummaryWriter  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
@@ -41,7 +42,7 @@ def framework() -> dict[str, int]:
     bare = occupied()
     from peft import LoraConfig  # noqa: F401
 
-    return {"none": bare, "full": bare, "lora": occupied()}
+    return {False: bare, True: occupied()}
 
 
 def _first_step(torch: Any) -> None:
@@ -51,7 +52,7 @@ def _first_step(torch: Any) -> None:
     torch.optim.AdamW(layer.parameters()).step()
 
 
-def answer(asked: Json, occupied: dict[str, int]) -> Json:
+def answer(asked: Json, occupied: dict[bool, int]) -> Json:
     """The prediction for this machine's processor and for a card; `because` in place of it where there is none."""
     from transformers import AutoConfig
 
@@ -66,7 +67,7 @@ def answer(asked: Json, occupied: dict[str, int]) -> Json:
     batches, source = batches_of(asked, recipe)
     if not batches:
         return {"because": "no example fits max_length"}
-    process = occupied[recipe["kind"]] + (read(asked).size if asked.get("examples") else TOKENIZER)
+    process = occupied[traits_of(recipe).has_adapter] + (read(asked).size if asked.get("examples") else TOKENIZER)
 
     def predict(counted: Any, device: str) -> memory.Prediction:
         if device == "cuda":
@@ -79,7 +80,7 @@ def answer(asked: Json, occupied: dict[str, int]) -> Json:
         made = predict(counted, device)
         found[device] = {**vars(made), "peak": made.peak}
         found |= {"parameters": round(counted.parameters), "trainable": round(counted.trainable)}
-    if asked.get("halved") and recipe["kind"] != "none":
+    if asked.get("halved") and traits_of(recipe).trains:
         found["halved_gb"] = halved(config, recipe, asked, predict) / 1e9
     return found
 
@@ -105,7 +106,7 @@ def batches_of(asked: Json, recipe: Json) -> tuple[list[Any], str]:
 
     if asked.get("batches"):
         return [Batch(**one) for one in asked["batches"]], "the question"
-    if recipe["kind"] == "none":
+    if not traits_of(recipe).trains:
         return allowed(recipe), "nothing is trained"
     if asked["examples"] is None:
         return allowed(recipe), "the most that the settings allow (no examples or no tokenizer here)"

@@ -105,7 +105,7 @@ def estimates(project: Project, cells: Sequence[tuple[str, str]], *, say: Any = 
 def keep_predictions(resolved: Resolved) -> None:
     """Predict what the comparison of the profile shows and has no prediction for. A failure costs only these numbers."""
     project = resolved.project
-    trained = [cell for cell in project.grid if project.experiments.method(cell[1]).kind != "none"]
+    trained = [cell for cell in project.grid if project.experiments.method(cell[1]).traits.trains]
     asked = questions(project, trained, project.settings.seeds, resolved)
     for question in asked:
         question.asked["halved"] = True  # for the advice

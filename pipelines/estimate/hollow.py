@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
+from pipelines.methods import traits_of
 from pipelines.train import loading
 from pipelines.train.four_bits import Scratch
 from pipelines.train.gated import use_lean_gates
@@ -36,7 +37,7 @@ def build(config: Any, recipe: dict[str, Any], dtype: torch.dtype, fake: FakeTen
         use_lean_gates(model)
         if recipe["quantization"]:
             quantize(model, recipe, dtype)
-        if recipe["kind"] == "lora":
+        if traits_of(recipe).has_adapter:
             model = loading.add_adapter(model, recipe)
     if recipe["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

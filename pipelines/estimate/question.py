@@ -10,6 +10,7 @@ from pipelines import machine, predictions, shipped, weights
 from pipelines.errors import UsageError
 from pipelines.experiments import Model
 from pipelines.files import read_json
+from pipelines.methods import traits_of
 from pipelines.paths import DataRoot
 from pipelines.predictions import answer_file
 from pipelines.project import Project, Resolved
@@ -48,7 +49,7 @@ def _question(project: Project, model: str, method: str, seed: int, resolved: Re
     chosen = project.experiments.model(model)
     recipe = project.recipe_of(model, method)
     own = weights.is_present(project.data, model, chosen)
-    trains = recipe["kind"] != "none"
+    trains = traits_of(recipe).trains
     narrowed = resolved.cell(model, method).selected if resolved and trains else None
     tokenizer = _tokenizer(project, model) if narrowed else None
     asked = {

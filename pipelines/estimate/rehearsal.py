@@ -22,6 +22,7 @@ from pipelines.estimate.batch import Batch
 from pipelines.estimate.card_rules import as_on_cuda
 from pipelines.estimate.live import Counting, Live, Moment
 from pipelines.estimate.optimizer import state_bytes
+from pipelines.methods import traits_of
 from pipelines.train.losses import head_on_positions, step_loss
 
 FEW, MORE = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
@@ -87,7 +88,7 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     model = hollow.build(config, recipe, weights_dtype(recipe, device), fake)
     kept = {id(p): p for p in [*model.parameters(), *model.buffers()]}.values()
-    trained = [p for p in model.parameters() if p.requires_grad and recipe["kind"] != "none"]
+    trained = [p for p in model.parameters() if p.requires_grad and traits_of(recipe).trains]
     live = Live(len(trained))
     for tensor in kept:
         live.ignore(tensor)
@@ -111,7 +112,7 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
 
 def weights_dtype(recipe: dict[str, Any], device: Device) -> torch.dtype:
     """As the trainer decides on such a device: `full` keeps float32, LoRA a base in the format it computes in."""
-    return torch.float32 if recipe["kind"] == "full" or not computes_in_half(recipe, device) else torch.bfloat16
+    return torch.float32 if traits_of(recipe).trains_all or not computes_in_half(recipe, device) else torch.bfloat16
 
 
 def computes_in_half(recipe: dict[str, Any], device: Device) -> bool:

@@ -29,7 +29,7 @@ EARLIER_CODE = ("10dc1f0a69bb8a7b",)
 def base_method(project: Project) -> str | None:
     """The name of the method that trains nothing and shows no examples, if the grid has one."""
     methods = project.experiments.methods.items()
-    return next((name for name, method in methods if method.kind == "none" and not method.shots), None)
+    return next((name for name, method in methods if not method.traits.trains and not method.shots), None)
 
 
 def base_of(project: Project, model: str) -> CellKey | None:

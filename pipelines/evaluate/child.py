@@ -5,13 +5,16 @@ import math
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipelines import disk
+from pipelines.errors import UnavailableError
 from pipelines.evaluate import general, scores
 from pipelines.evaluate.fitting import Records, fitting_everywhere
 from pipelines.files import write_jsonl
+from pipelines.methods import traits_of
 from pipelines.paths import DataRoot
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.worker import DivergedError, StoppedError, Worker, start
@@ -38,10 +41,7 @@ def evaluate_cell(worker: Worker) -> None:
     worker.phase("evaluate")
     spec, recipe = worker.spec, worker.spec["recipe"]
     base, trained = worker.root / spec["weights"], _trained(worker)
-    model = loading.load_model(trained if trained and recipe["kind"] == "full" else base, recipe)
-    if trained:
-        model = loading.attach_trained(model, recipe, trained)
-    model.eval()
+    model = loading.load_trained(base, recipe, trained)
     form = PromptFormat.of(base, recipe)
     reset_peaks()
     worker.measure(
@@ -235,7 +235,7 @@ def measure_serving(worker: Worker, speaker: Any, asked: Sequence[list[int]]) ->
     settings, recipe, trained = worker.spec["settings"], worker.spec["recipe"], _trained(worker)
     sizes = sorted({1, settings["serving_batch"]}) if settings["serving_batch"] else []
     tokens, rows = settings["serving_tokens"], []
-    if recipe["kind"] == "lora" and trained:
+    if traits_of(recipe).has_adapter and trained:
         rows += serving.measure(speaker, "attached", asked, tokens, sizes)
         if sizes[1:] and (reason := serving.why_not_mixed(recipe, speaker.model)):
             worker.say(f"several adapters in one batch: not measured, {reason}")
@@ -243,18 +243,34 @@ def measure_serving(worker: Worker, speaker: Any, asked: Sequence[list[int]]) ->
             mixed = serving.several_adapters(speaker, trained, sizes[1])
             rows += serving.measure(mixed, "mixed", asked, tokens, sizes[1:])
             serving.one_adapter(speaker)
-        speaker = serving.merged(speaker) if serving.can_merge(recipe) else speaker
-    if serving.whole(recipe):
+        speaker = _merged(worker, speaker)
+    if serving.is_whole(speaker):
         rows += serving.measure(speaker, "merged", asked, tokens, sizes)
     write_jsonl(worker.folder / "serving.jsonl", rows)
     return speaker
+
+
+def _merged(worker: Worker, speaker: Any) -> Any:
+    """The speaker with its adapter merged, where that can be and PEFT can do it; else as it was."""
+    from pipelines.evaluate import serving
+    from pipelines.train import loading
+
+    recipe = worker.spec["recipe"]
+    if not traits_of(recipe).can_merge:
+        return speaker
+    try:
+        return serving.merged(speaker, recipe)
+    except UnavailableError as error:
+        worker.say(f"not merged, so measured attached: {error}")
+    base = worker.root / worker.spec["weights"]
+    return replace(speaker, model=loading.load_trained(base, recipe, _trained(worker)))
 
 
 def measure_latency(worker: Worker, speaker: Any, asked: Sequence[list[int]], rows: Sequence[dict[str, Any]]) -> None:
     """What one user waits for an answer, measured one at a time on the first of the sample and kept with those answers."""
     from pipelines.evaluate import answering, serving
 
-    settings, recipe = worker.spec["settings"], worker.spec["recipe"]
+    settings = worker.spec["settings"]
     taken = answering.latencies(speaker, asked[: settings["latency_answers"]], settings["max_new_tokens"])
     for row, milliseconds in zip(rows, taken, strict=False):
         row["latency_ms"] = milliseconds
@@ -263,7 +279,7 @@ def measure_latency(worker: Worker, speaker: Any, asked: Sequence[list[int]], ro
         p50_latency_ms=percentile(taken, 0.5),
         p95_latency_ms=percentile(taken, 0.95) if len(taken) >= ENOUGH_FOR_P95 else None,
         latency_answers=len(taken),
-        latency_mode=("merged" if serving.whole(recipe) else "attached") if taken else None,
+        latency_mode=("merged" if serving.is_whole(speaker) else "attached") if taken else None,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluate.answering import Speaker, answer
+from pipelines.methods import traits_of
 from pipelines.runs.clock import Stopwatch
 from pipelines.statistics import percentile
 from pipelines.train.memory import peak_bytes, reset_peaks
@@ -63,28 +64,28 @@ def one_adapter(speaker: Speaker) -> None:
         speaker.model.delete_adapter(name)
 
 
-def can_merge(recipe: dict[str, Any]) -> bool:
-    """A quantized base is not merged into: rounding the sum to 4 or 8 bits again would make another model."""
-    return recipe["kind"] == "lora" and not recipe["quantization"]
-
-
-def whole(recipe: dict[str, Any]) -> bool:
-    """Whether the model answers without an adapter beside its weights: it has none, or it is merged."""
-    return recipe["kind"] != "lora" or can_merge(recipe)
-
-
 def why_not_mixed(recipe: dict[str, Any], model: Any) -> str | None:
     """Why several adapters cannot answer in one batch of a PEFT model, None where they can."""
-    if recipe["dora"]:
-        return "PEFT mixes no adapters of DoRA in a batch"
+    if because := traits_of(recipe).why_not_mixed:
+        return because
     targets = model.peft_config["default"].target_modules
     if model.config.model_type == "opt" and {"fc1", "fc2"} & set(targets):
         return "OPT puts batch and length into one dimension before fc1 and fc2, where PEFT cannot tell the rows apart"
     return None
 
 
-def merged(speaker: Speaker) -> Speaker:
-    """The adapter added into the weights; the attached model is used up."""
-    from pipelines.train import loading
+def is_whole(speaker: Speaker) -> bool:
+    """Whether the model answers without an adapter beside its weights: it has none, or it is merged."""
+    return not hasattr(speaker.model, "peft_config")
 
-    return replace(speaker, model=loading.merged(speaker.model).eval())
+
+def merged(speaker: Speaker, recipe: dict[str, Any]) -> Speaker:
+    """The adapter worked into the weights; the attached model is used up.
+
+    Raises:
+        UnavailableError: PEFT cannot merge such an adapter; the model is used up, too.
+    """
+    from pipelines.train import loading, peft_adapter
+
+    with peft_adapter.in_pefts_words(recipe):
+        return replace(speaker, model=loading.merged(speaker.model).eval())

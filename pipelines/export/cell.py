@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import fetch_same_weights, spec_of
 from pipelines.files import locked, read_json
+from pipelines.methods import traits_of
 from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
@@ -153,16 +154,15 @@ def _spec(resolved: Resolved, made: Export, output: Path) -> RunSpec:
 
 def made_how(recipe: Mapping[str, Any]) -> str:
     """A sentence on what the weights are."""
-    if recipe["kind"] == "none":
-        return "The base model, untouched."
-    if recipe["kind"] == "full":
-        return "All weights were trained."
-    if recipe["quantization"]:
+    traits = traits_of(recipe)
+    if not traits.has_adapter:
+        return "All weights were trained." if traits.trains_all else "The base model, untouched."
+    if traits.quantization:
         return (
-            f"A LoRA adapter, merged into the base it was trained on: the {recipe['quantization']} weights, unpacked. That is not "
-            "the original base; the table below says what merging into that one would have given, where it was measured."
+            f"{traits.an_adapter}, merged into the base it was trained on: the {traits.quantization} weights, unpacked. That is "
+            "not the original base; the table below says what merging into that one would have given, where it was measured."
         )
-    return "A LoRA adapter, merged into its base."
+    return f"{traits.an_adapter}, merged into its base."
 
 
 def run_of(resolved: Resolved, folder: Path, attempt: Attempt, module: str, watch: Watch) -> Run:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines import provenance
 from pipelines.files import stable_hash, write_json
+from pipelines.methods import traits_of
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.worker import Worker, start
 from pipelines.train.examples import Tokenized
@@ -64,7 +65,7 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     clock, spec = Stopwatch(), worker.spec
     recipe, base = spec["recipe"], worker.root / spec["weights"]
     trained = worker.root / spec["trained"] if spec["trained"] else None
-    adapter = trained is not None and recipe["kind"] == "lora"
+    adapter = trained is not None and traits_of(recipe).has_adapter
     compared, most = examples[:COMPARED], spec["batch_tokens"]
     worker.phase("merge")
     model = merging.trained_model(base, recipe, trained)  # one model at a time
@@ -116,7 +117,7 @@ def convert(worker: Worker, scheme: str, file: Path, texts: list[str]) -> None:
 def card(spec: dict[str, Any], measured: dict[str, Any], base: provenance.Base) -> str:
     """A model card: front matter that hubs read, where the weights came from, what was measured of them."""
     origin = spec["origin"]
-    relation = "finetune" if spec["recipe"]["kind"] != "none" else "quantized"
+    relation = "finetune" if traits_of(spec["recipe"]).trains else "quantized"
     lines = [
         *provenance.front_matter(base, spec["data"], library="transformers", tags=("featherweight",), relation=relation),
         f"# {spec['name']}", "",

@@ -12,7 +12,8 @@ import torch
 from pipelines.errors import WorkError
 from pipelines.evaluate.scores import bits_per_byte
 from pipelines.export import older
-from pipelines.train import batches, loading
+from pipelines.methods import traits_of
+from pipelines.train import batches, loading, peft_adapter
 from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, scored_mask, token_losses
 from pipelines.train.precision import weights_dtype
@@ -28,8 +29,7 @@ INT8_ROUNDOFF = 2**-8  # LLM.int8() rounds what goes into a layer, too; plain we
 
 def trained_model(base: Path, recipe: Recipe, trained: Path | None) -> Any:
     """The model as evaluation runs it: the base in its recipe's format, the adapter beside it."""
-    model = loading.load_model(trained if trained and recipe["kind"] == "full" else base, recipe)
-    return (loading.attach_trained(model, recipe, trained) if trained else model).eval()
+    return loading.load_trained(base, recipe, trained)
 
 
 def merged_model(
@@ -42,14 +42,15 @@ def merged_model(
     Raises:
         WorkError: in float32, so before any rounding, merging changed what the model says of the `compared` examples.
     """
-    if not trained or recipe["kind"] != "lora":
+    if not trained or not traits_of(recipe).has_adapter:
         return trained_model(base, recipe, trained)
     model = loading.load_model(base, {**recipe, "quantization": None}).float()
     if recipe["quantization"] and not original:
         take_unpacked(model, loading.load_model(base, recipe))
-    attached = loading.attach_trained(model, recipe, trained).eval()
+    attached = loading.attach_trained(model, trained).eval()
     before = probabilities(attached, compared)
-    merged = loading.merged(attached)
+    with peft_adapter.in_pefts_words(recipe):
+        merged = loading.merged(attached)
     require_alike(largest_difference(before, probabilities(merged, compared)), FLOOR)
     return merged.to(weights_dtype(recipe)).eval()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines import weights
 from pipelines.evaluate.cell import EvaluatedBy, base_method, evaluated_by, reusable
+from pipelines.methods import traits_of
 from pipelines.project import CellPlan, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
@@ -93,7 +94,7 @@ def _is_available_now(resolved: Resolved, tries: Sequence[Attempt]) -> str | Non
     if weights.out_of_reach(resolved.data, resolved.experiments, key.model):
         return None
     plan = resolved.plan(key)
-    if plan.recipe["kind"] != "none" and not plan.selected.train:
+    if traits_of(plan.recipe).trains and not plan.selected.train:
         return None
     present = weights.is_present(resolved.data, key.model, resolved.experiments.model(key.model))
     return None if repeated and not present else "unavailable before, within reach now"

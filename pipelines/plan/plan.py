@@ -11,6 +11,7 @@ from pipelines.estimate.estimate import TIGHT, answers
 from pipelines.estimate.question import Question, questions
 from pipelines.files import announce
 from pipelines.machine import machine_class
+from pipelines.methods import traits_of
 from pipelines.nightly.due import Due, due_cells
 from pipelines.plan import seconds as clock
 from pipelines.plan.fleet import Fleet, Machine, Node
@@ -114,7 +115,7 @@ def longest_first(project: Project, cells: Sequence[tuple[str, str]]) -> list[tu
         due = Due(question.model, question.method, {}, {})
         known = found[question.file]
         work = None if "because" in known else work_of(resolved, due, question, known)
-        trains = question.asked["recipe"]["kind"] != "none"
+        trains = traits_of(question.asked["recipe"]).trains
         flops[question.model, question.method] = (trains, -(work.training if work else 0.0))
     return sorted(cells, key=lambda cell: flops[cell])
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.methods import traits_of
 from pipelines.runs.cells import Attempt
 
 START_SECONDS = 20.0  # two processes that import, load and save; where no row tells
@@ -54,7 +55,7 @@ class Foretold:
 def training_flops(parameters: float, trainable: float, tokens: float, recipe: Mapping[str, Any]) -> float:
     """2 operations a weight and token forward, 2 backward through it, 2 more for the gradient of a weight that trains (Kaplan et
     al. 2020, without attention's own); gradient checkpointing goes forward twice."""
-    if recipe["kind"] == "none":
+    if not traits_of(recipe).trains:
         return 0.0
     rates = recipe["learning_rate"]
     tried = recipe["search_share"] * len(rates) if isinstance(rates, list) else 0

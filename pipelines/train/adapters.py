@@ -19,9 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from pipelines.train import four_bits
 from pipelines.train.dropout import keep_mask, kept_share
+from pipelines.train.fast_paths import ONE_INPUT
 from pipelines.train.products import add_product, product
 
-ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # siblings that read the same tensor
 Layer = Any  # peft.tuners.lora.Linear and its kin
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import disk, provenance
+from pipelines.methods import traits_of
 from pipelines.runs import checkpoints
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.process import memory_unlimited
@@ -29,7 +30,7 @@ def train_cell(worker: Worker) -> None:
     """Load, train, save; every phase is timed and every number reported as it becomes known."""
     ranks = join(worker.spec.get("sharding", "none"))
     model = load(worker, whole=not ranks.sharded)
-    if worker.spec["recipe"]["kind"] == "none":
+    if not traits_of(worker.spec["recipe"]).trains:
         return
     from pipelines.train import batches, loading, sharding
     from pipelines.train.loop import Trainer
@@ -58,7 +59,8 @@ def train_cell(worker: Worker) -> None:
     if ranks.sharding == "fsdp":
         put_together = sharding.whole_weights(model)
     if ranks.rank == 0:
-        _save(worker, model, put_together)
+        checked = (tokens.held_out or tokens.train)[0].input_ids if put_together is None else None
+        _save(worker, model, put_together, checked=checked)
     part()
 
 
@@ -68,20 +70,22 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
     clock = Stopwatch()
     import torch
 
-    from pipelines.train import loading, quantizing
+    from pipelines.train import fast_paths, loading, peft_adapter, quantizing
     from pipelines.train.memory import give_back_freed
-    from pipelines.train.precision import weights_dtype
+    from pipelines.train.precision import compute_dtype, weights_dtype
 
     loading.quiet()
     spec, recipe = worker.spec, worker.spec["recipe"]
+    traits = traits_of(recipe)
     torch.manual_seed(spec["seed"])
     worker.measure(import_seconds=clock.lap())
     folder = worker.root / spec["weights"]
     with quantizing.watched(quantizes=bool(recipe["quantization"])) as quantized:
         model = loading.load_model(folder, recipe, on_device=whole)
     worker.measure(**quantized.measured(clock.lap()))
-    if recipe["kind"] == "lora":
+    if traits.has_adapter:
         model = loading.add_adapter(model, recipe)
+        peft_adapter.require_trainable(model, recipe, model.config.vocab_size)
         if shared := loading.adapted_and_shared(model):
             worker.say(
                 f"{shared[0].removeprefix('base_model.model.')} has an adapter and shares the embedding's weights: an export "
@@ -89,10 +93,17 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
             )
     if recipe["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    paths = fast_paths.taken(model, in_float32=compute_dtype(recipe) is None)
+    worker.measure(fast_paths=", ".join(paths) or "none")
+    if "head" not in paths and traits.trains:
+        worker.say(
+            f"{model.config.model_type}: its logits are made whole, not piece by piece, which takes memory and time "
+            "(pipelines/train/fast_paths.py lists what is known to be the same)"
+        )
     trainable, total = loading.parameter_counts(model)
     config = model.config
     worker.measure(
-        trainable_params=trainable if recipe["kind"] != "none" else 0,
+        trainable_params=trainable if traits.trains else 0,
         total_params=total,
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -137,7 +148,7 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
         train_records=train.records,
         train_records_left_out=train.left_out,
     )
-    if recipe["kind"] != "none":
+    if traits_of(recipe).trains:
         worker.measure(training_data=json.dumps(provenance.data_of(selected.train), ensure_ascii=False))
     for line in (*train.in_words("training"), *held_out.in_words("evaluation")):
         worker.say(line)
@@ -185,23 +196,26 @@ def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
     disk.require(worker.folder, needed, f"two checkpoints, or one and the trained model{more}")
 
 
-def _save(worker: Worker, model: Any, weights: dict[str, Any] | None = None) -> None:
+def _save(worker: Worker, model: Any, weights: dict[str, Any] | None, *, checked: list[int] | None) -> None:
     """Write the model under another name and rename it, so that a kill leaves no half of one; of a sharded one `weights` are all.
+    What an adapter says of the tokens `checked` is noted beside it.
 
     Raises:
         DiskFullError: what was written of it is removed again.
     """
-    from pipelines.train import loading
+    from pipelines.train import loading, peft_adapter
 
-    partial = worker.folder / ".model.partial"
+    traits, partial = traits_of(worker.spec["recipe"]), worker.folder / ".model.partial"
     try:
         model.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
-        if worker.spec["recipe"]["kind"] == "full":
+        if traits.trains_all:
             loading.load_tokenizer(worker.root / worker.spec["weights"]).save_pretrained(partial)
         else:
             base = provenance.base_of(worker.root / worker.spec["weights"], worker.spec.get("licence"))
             data = json.loads(worker.report["measured"]["training_data"])
             provenance.name_base(partial, base)
+            if checked and not traits.is_short:
+                peft_adapter.note_loss(model, checked, partial)
             (partial / "README.md").write_text(provenance.adapter_card(worker.spec, base, data), encoding="utf-8")
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,23 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipelines.train.fast_paths import known_of
 from pipelines.train.products import product
 
 PIECE_BYTES = 64 * 2**20  # of float32 logits: enough rows for a fast product, little beside a model's activations
-# architectures whose logits are the head's output alone, soft-capped where the configuration says so
-PLAIN_HEADS = {
-    "gpt2", "opt", "gpt_neo", "gpt_neox", "gemma", "gemma2", "gemma3", "gemma3_text", "llama", "mistral", "qwen2", "qwen3",
-    "phi3", "smollm3",
-}  # fmt: skip
 
 
 def plain_head(model: Any) -> nn.Linear | None:
     """The output head if it is a linear layer without bias or adapter whose output is the logits up to soft-capping; else
     None: the model's own forward pass must then compute them."""
     head = model.get_output_embeddings()
-    known = _config(model).model_type in PLAIN_HEADS
     divided = hasattr(head.weight, "ds_id")  # by ZeRO: then it is whole only while its own module computes
-    return head if known and type(head) is nn.Linear and head.bias is None and not divided else None
+    return head if known_of(model).head and type(head) is nn.Linear and head.bias is None and not divided else None
 
 
 def soft_cap(model: Any) -> float | None:

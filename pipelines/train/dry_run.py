@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.errors import UsageError
+from pipelines.methods import traits_of
 from pipelines.project import Resolved
 from pipelines.runs.cells import CellKey
 from pipelines.train import tokenizing
@@ -52,7 +53,7 @@ def dry_run(resolved: Resolved, key: CellKey) -> Iterator[str]:
         yield DAY_BY_DAY.format(key.model)
     yield f"end: {form.tokenizer.decode([example.labels[-1]])!r} is learned as the answer's end"
     model = loading.load_model(folder, recipe)
-    model = loading.add_adapter(model, recipe) if recipe["kind"] == "lora" else model
+    model = loading.add_adapter(model, recipe) if traits_of(recipe).has_adapter else model
     model.eval()
     with torch.no_grad(), head_on_positions(model) as wanted:
         loss = token_losses(model, [example], wanted, loading.device()).mean().item()

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-KNOWN = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP"}  # down(act(gate) × up)
+from pipelines.train.fast_paths import known_of
+
 Tensor = torch.Tensor
 
 
@@ -42,9 +43,10 @@ class _Gated(torch.autograd.Function):
 
 
 def use_lean_gates(model: nn.Module) -> None:
-    """Let the gated units of `model` that are known here keep less."""
+    """Let the gated units of `model` keep less, where its architecture's are known."""
+    gates = known_of(model).gates
     for module in model.modules():
-        if type(module).__name__ in KNOWN and (act := _activation(module)):
+        if type(module).__name__ == gates and (act := _activation(module)):
             module.forward = _forward_of(module, act)
 
 

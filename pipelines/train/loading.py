@@ -17,7 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json
-from pipelines.train import four_bits
+from pipelines.methods import traits_of
+from pipelines.train import four_bits, peft_adapter
 from pipelines.train.adapters import fuse
 from pipelines.train.dropout import make_cheap
 from pipelines.train.gated import use_lean_gates
@@ -149,15 +150,14 @@ def let_go_of_file(model: Any) -> None:
 
 
 def add_adapter(model: Any, recipe: dict[str, Any]) -> Any:
-    """Freeze `model` and put a fresh LoRA adapter (float32) on the recipe's target modules.
+    """Freeze `model` and put the recipe's fresh adapter (float32) on it.
 
     Raises:
         ValueError: a target names no linear module of the model, or one that shares its weights and is not the output head.
+        UnavailableError: PEFT has no such method, or refuses its settings or this model.
     """
     with nullcontext() if recipe.get("quantization") else _without_bitsandbytes():
-        from peft import LoraConfig, get_peft_model
-
-        return _adapted(model, recipe, LoraConfig, get_peft_model)
+        return _adapted(model, recipe)
 
 
 @contextmanager
@@ -177,20 +177,15 @@ def _without_bitsandbytes() -> Iterator[None]:
         del sys.modules["bitsandbytes"]
 
 
-def _adapted(model: Any, recipe: dict[str, Any], lora_config: Any, get_peft_model: Any) -> Any:
-    targets = linear_layers(model) if recipe["targets"] == "auto" else recipe["targets"]
-    _targets_exist(model, targets)
-    config = lora_config(
-        r=recipe["rank"],
-        lora_alpha=recipe["alpha"] or 2 * recipe["rank"],
-        lora_dropout=recipe["dropout"] or 0.0,
-        target_modules=targets,
-        fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps weights transposed
-        use_rslora=recipe.get("rslora", False),  # alpha / sqrt(rank) rather than alpha / rank (Kalajdzievski 2023)
-        use_dora=recipe.get("dora", False),  # magnitude and direction apart (Liu et al. 2024)
-        task_type="CAUSAL_LM",
-    )
-    adapted = get_peft_model(model, config)
+def _adapted(model: Any, recipe: dict[str, Any]) -> Any:
+    from peft import get_peft_model
+
+    config = peft_adapter.config_of(model, recipe, linear_layers(model))
+    asked = recipe["targets"]
+    if isinstance(asked, list) and getattr(config, "target_modules", None) == set(asked):
+        _targets_exist(model, asked)
+    with peft_adapter.in_pefts_words(recipe):
+        adapted = get_peft_model(model, config)
     _can_be_merged(adapted)
     if not torch.cuda.is_available():
         make_cheap(adapted)
@@ -232,11 +227,26 @@ def _can_be_merged(adapted: Any) -> None:
         )
 
 
-def attach_trained(model: Any, recipe: dict[str, Any], trained: Path) -> Any:
-    """`model` with the adapter that a LoRA cell saved."""
+def load_trained(base: Path, recipe: dict[str, Any], trained: Path | None) -> Any:
+    """What a cell saved in `trained`, as evaluation runs it: a model of its own, or the base with its adapter beside it. Without
+    `trained` the base.
+
+    Raises:
+        WorkError: the adapter, loaded again, is not what was saved.
+    """
+    traits = traits_of(recipe)
+    model = load_model(trained if trained and traits.trains_all else base, recipe)
+    if trained and traits.has_adapter:
+        model = attach_trained(model, trained)
+        peft_adapter.require_as_saved(model, trained)
+    return model.eval()
+
+
+def attach_trained(model: Any, trained: Path) -> Any:
+    """`model` with the adapter that a cell saved."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(trained)) if recipe["kind"] == "lora" else model
+    return PeftModel.from_pretrained(model, str(trained))
 
 
 def merged(model: Any) -> Any:
@@ -255,8 +265,10 @@ def merged(model: Any) -> Any:
 def adapted_and_shared(model: Any) -> list[str]:
     """The names of a PEFT model's layers that have an adapter and share their weights with another layer."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    adapted = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_base_layer")}
-    return [name for name, layer in adapted.items() if uses[id(layer.get_base_layer().weight)] > 1]
+    adapted = {
+        name: layer.get_base_layer() for name, layer in model.named_modules() if hasattr(layer, "get_base_layer")
+    }
+    return [name for name, base in adapted.items() if uses[id(getattr(base, "weight", None))] > 1]
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:

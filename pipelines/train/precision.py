@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from pipelines.methods import traits_of
+
 Recipe = dict[str, Any]
 NAMED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,7 +31,7 @@ def compute_dtype(recipe: Recipe) -> torch.dtype | None:
 
 def weights_dtype(recipe: Recipe) -> torch.dtype:
     """`full` keeps float32 master weights whatever it computes in; LoRA a frozen base in the format it computes in."""
-    return torch.float32 if recipe["kind"] == "full" else compute_dtype(recipe) or torch.float32
+    return torch.float32 if traits_of(recipe).trains_all else compute_dtype(recipe) or torch.float32
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:

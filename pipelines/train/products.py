@@ -53,26 +53,26 @@ def add_product(total: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> t
     return total.addmm_(x, weight.t())
 
 
-class _Linear(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weight)
-        ctx.shape = x.shape
-        return product(rows, weight, bias).view(*x.shape[:-1], len(weight))
+        return product(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        slope = gradients[0].reshape(-1, len(weight))
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        of_x = product(slope, weight.t()).view(ctx.shape) if wants_x else None
-        return of_x, product(slope.t(), x.t()) if wants_weight else None, slope.sum(0) if wants_bias else None
+        rows, weight = ctx.saved_tensors
+        slope = gradients[0]
+        wants_rows, wants_weight, wants_bias = ctx.needs_input_grad
+        of_rows = product(slope, weight.t()) if wants_rows else None
+        of_weight = product(slope.t(), rows.t()) if wants_weight else None
+        return of_rows, of_weight, slope.sum(0) if wants_bias else None
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """As torch.nn.functional.linear, gradients included."""
-    return _Linear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+    """As torch.nn.functional.linear, gradients included. What comes of it may be changed in place, as some adapters do."""
+    made: Any = _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return made.view(*x.shape[:-1], len(weight))
 
 
 def use_faster_products(model: nn.Module) -> None:

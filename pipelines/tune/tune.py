@@ -13,6 +13,7 @@ from typing import Any
 from pipelines import weights
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.files import announce, locked, read_jsonl, stable_hash
+from pipelines.methods import traits_of
 from pipelines.project import Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
@@ -79,7 +80,7 @@ def tune(
     if find_spec("optuna") is None:
         raise UnavailableError("tune needs Optuna: run `.venv/bin/python -m pip install optuna`")
     recipe = dict(resolved.plan(key).recipe)
-    if recipe["kind"] == "none":
+    if not traits_of(recipe).trains:
         raise UsageError(f"{key.method} trains nothing, so it has no learning rate to tune")
     if not resolved.plan(key).selected.train:
         raise UsageError(no_examples(resolved.project, key.method))

@@ -1,0 +1,141 @@
+"""What the rest of the code must know of a method, asked of one object. How methods differ is said in this file alone.
+
+`none` trains nothing, `full` every weight, `adapter` whatever PEFT puts on a frozen model, by the settings of its own configuration
+class; `lora` is the short form of such settings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["none", "full", "lora", "adapter"]
+SHORT: Kind = "lora"
+RateOf = Literal["full", "lora"]  # names of the learning rates of experiments.yaml
+DEFAULT_RATES: dict[RateOf, float] = {"full": 2e-5, "lora": 2e-4}
+FOUR_BITS = ("nf4", "fp4")
+SHORT_FORM = ("rank", "alpha", "dropout", "rslora", "dora")  # settings of `kind: lora`
+OURS = (
+    "task_type",
+    "inference_mode",
+    "base_model_name_or_path",
+    "auto_mapping",
+    "revision",
+    "peft_version",
+    "runtime_config",
+)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """`peft`: what PEFT's configuration class is given, `peft_type` among it, without the modules that get the adapter."""
+
+    kind: Kind
+    peft: Mapping[str, Any] = field(default_factory=dict)
+    quantization: str | None = None
+
+    @property
+    def trains(self) -> bool:
+        return self.kind != "none"
+
+    @property
+    def trains_all(self) -> bool:
+        """Every weight, so that the result is a model of its own."""
+        return self.kind == "full"
+
+    @property
+    def has_adapter(self) -> bool:
+        """What is trained lies beside a base that stays as it is."""
+        return self.kind in (SHORT, "adapter")
+
+    @property
+    def is_short(self) -> bool:
+        """The settings are those of `kind: lora`, not PEFT's own."""
+        return self.kind == SHORT
+
+    @property
+    def can_quantize(self) -> bool:
+        """The base may be kept in 4 or 8 bits, since it is not trained."""
+        return self.has_adapter
+
+    @property
+    def can_have_shots(self) -> bool:
+        """Examples may stand in the prompt: only of a model that learns them in no other way."""
+        return not self.trains
+
+    @property
+    def rate(self) -> RateOf:
+        return "lora" if self.has_adapter else "full"
+
+    @property
+    def peft_type(self) -> str | None:
+        return self.peft.get("peft_type")
+
+    @property
+    def rank(self) -> int | None:
+        """The adapter's rank, where it has one."""
+        return self.peft.get("r")
+
+    @property
+    def chooses_modules(self) -> bool:
+        """Its own settings say which modules get the adapter."""
+        return self.peft.get("target_modules") is not None
+
+    @property
+    def is_plain_lora(self) -> bool:
+        """W + s·BA and nothing else: what `pipelines.train.adapters` computes in groups on a CPU, but over int8."""
+        more = set(self.peft) - {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"}
+        return self.peft_type == "LORA" and not any(self.peft[name] for name in more)
+
+    @property
+    def can_merge(self) -> bool:
+        """For serving. A quantized base is not merged into: rounding the sum to 4 or 8 bits again would make another model."""
+        return self.has_adapter and not self.quantization
+
+    @property
+    def why_not_mixed(self) -> str | None:
+        """Why PEFT cannot let several such adapters answer in one batch, None where it can."""
+        if self.peft_type != "LORA":
+            return f"PEFT mixes adapters of LoRA in a batch, none of {self.peft_type}"
+        return "PEFT mixes no adapters of DoRA in a batch" if self.peft.get("use_dora") else None
+
+    @property
+    def an_adapter(self) -> str:
+        """In a sentence of a model card: `A LoRA adapter`, `A VERA adapter of PEFT's`."""
+        if self.peft_type != "LORA":
+            return f"An adapter by PEFT's {self.peft_type}"
+        return f"A {'DoRA' if self.peft.get('use_dora') else 'LoRA'} adapter"
+
+
+def traits_of(recipe: Mapping[str, Any]) -> Traits:
+    """Of a cell's recipe, as `pipelines.recipe` makes it and every spec holds it."""
+    kind = recipe.get("kind", "none")  # none stands in the spec of a run whose file is lost
+    if kind == SHORT:
+        return Traits(kind, short_form({name: recipe.get(name) for name in SHORT_FORM}), recipe.get("quantization"))
+    return Traits(kind, recipe.get("peft") or {}, recipe.get("quantization"))
+
+
+def short_form(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's settings for those of `kind: lora`. Alpha is twice the rank where none is given; `rslora` scales by alpha / sqrt(rank)
+    rather than alpha / rank (Kalajdzievski 2023), `dora` learns magnitude and direction apart (Liu et al. 2024)."""
+    rank = settings["rank"]
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": settings["alpha"] or (2 * rank if rank else None),
+        "lora_dropout": settings["dropout"] or 0.0,
+        "use_rslora": bool(settings["rslora"]),
+        "use_dora": bool(settings["dora"]),
+    }
+
+
+def own_form(peft: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's settings as an experiments.yaml states them, the type in PEFT's spelling.
+
+    Raises:
+        ValueError: no type, or a setting that is not the user's to make.
+    """
+    if not isinstance(peft.get("peft_type"), str):
+        raise ValueError(f"got {dict(peft)}; expected peft_type, such as VERA, and the settings of its class in PEFT")
+    if own := [name for name in OURS if name in peft]:
+        raise ValueError(f"{', '.join(own)}: set by the trainer, not by a method; leave it out")
+    return {**peft, "peft_type": peft["peft_type"].upper()}

@@ -1,0 +1,200 @@
+"""Whatever adapter PEFT has is a method by configuration alone, or a row that says in PEFT's words why it cannot be one."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+from safetensors.torch import load_file
+
+from pipelines import experiments as configuration
+from pipelines.compare.table import comparison_rows
+from pipelines.errors import UsageError
+from pipelines.estimate.estimate import estimates
+from pipelines.evaluate.cell import evaluate
+from pipelines.export.cell import Wanted, export
+from pipelines.files import read_json, read_jsonl, write_json
+from pipelines.methods import traits_of
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
+from pipelines.train.peft_adapter import CHECK
+from tests.in_process import InProcess, clean_for, kill_at, trained
+from tests.project import MODEL, TinyProject
+from tests.tiny import save_tiny
+
+METHODS: dict[str, dict[str, Any]] = {
+    "vera": {"learning_rate": 5e-3, "peft": {"peft_type": "VERA", "r": 16, "vera_dropout": 0.05}},
+    "ia3": {"learning_rate": 5e-3, "peft": {"peft_type": "IA3"}},
+    "dora": {"peft": {"peft_type": "lora", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "use_dora": True}},
+    "pissa": {"peft": {"peft_type": "LORA", "r": 4, "init_lora_weights": "pissa"}},
+    "prefix": {"peft": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}},
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no-such-type": ({"peft_type": "MAGIC"}, "has no MAGIC; it has "),
+    "no-such-setting": ({"peft_type": "VERA", "rank": 4}, "PEFT's VERA with these settings on this model: TypeError: "),
+    "too-few-settings": (
+        {"peft_type": "PROMPT_TUNING"},
+        "PEFT's PROMPT_TUNING with these settings on this model: TypeError",
+    ),
+    "moves-tokens": ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "puts 4 tokens of its own before a text"),
+    "moves-ranks": ({"peft_type": "ADALORA", "total_step": 6}, "moves its ranks about after every step"),
+    "asks-for-more": ({"peft_type": "POLY"}, "task_ids should not be None"),
+    "no-such-module": ({"peft_type": "VERA", "target_modules": ["q_proj", "w_q"]}, "this model has no module w_q"),
+    "nowhere-to-go": (
+        {"peft_type": "VERA", "target_modules": ["embed_tokens"]},
+        "PEFT's VERA with these settings on this",
+    ),
+}
+QUIET = Watch(say=lambda _message: None, launcher=InProcess())
+
+
+@pytest.fixture
+def adapters(project: TinyProject) -> TinyProject:
+    given = {name: {"kind": "adapter", **settings} for name, settings in METHODS.items()}
+    given |= {name: {"kind": "adapter", "peft": settings} for name, (settings, _) in REFUSED.items()}
+    small = {"general_texts": 1, "latency_answers": 1, "serving_batch": 2, "serving_tokens": 3}
+    profile = {
+        "methods": ["base", *METHODS],
+        "training": {"epochs": 2, "checkpoint_every_steps": 2},
+        "evaluation": small,
+    }
+    project.change(methods=given, profiles={"local": profile})
+    return clean_for(project)
+
+
+def weights_of(attempt: Attempt) -> dict[str, bytes]:
+    assert attempt.status == "ok", attempt.result.detail
+    return {path.name: path.read_bytes() for path in attempt.model_folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("method", ["vera", "ia3", "dora"])
+def test_an_adapter_by_configuration_alone_is_gone_on_with_to_the_same_bits(adapters: TinyProject, method: str) -> None:
+    key, resolved = adapters.key(method), adapters.resolved()
+    undisturbed = trained(adapters, method)
+    expected = weights_of(undisturbed)
+    saved = load_file(undisturbed.model_folder / "adapter_model.safetensors")
+    assert saved and all(tensor.isfinite().all() for tensor in saved.values())
+    shutil.rmtree(key.folder(adapters.data))
+    killed, _ = train(resolved, key, watch=Watch(say=QUIET.say, launcher=kill_at(3)))
+    assert killed.status == "killed" and "goes on after step 2" in killed.result.detail
+    attempt, _ = train(resolved, key, watch=QUIET)
+    assert weights_of(attempt) == expected
+
+
+@pytest.mark.parametrize(
+    "method", ["vera", pytest.param("ia3", marks=pytest.mark.slow), pytest.param("dora", marks=pytest.mark.slow)]
+)
+def test_it_is_evaluated_merged_and_predicted(adapters: TinyProject, method: str, tmp_path: Path) -> None:
+    key, resolved, attempt = adapters.key(method), adapters.resolved(), trained(adapters, method)
+    evaluation, _ = evaluate(resolved, key, watch=QUIET)
+    assert evaluation.ok, evaluation.result.detail
+    assert [row["mode"] for row in read_jsonl(evaluation.folder / "serving.jsonl")] == ["attached"] * 2 + ["merged"] * 2
+    (row,) = [row for row in comparison_rows(resolved) if row["method"] == method]
+    assert row["status"] == "ok" and 0 < row["trainable_params"] < row["total_params"] / 4
+    assert json.loads(row["peft"])["peft_type"] == traits_of(attempt.spec.recipe).peft_type
+    assert row["rank"] == METHODS[method]["peft"].get("r") and row["fast_paths"].startswith("head, gates")
+
+    made = export(resolved, key, Wanted(output=tmp_path / "out"), watch=QUIET)
+    assert made.ok, made.result.detail
+    assert made.result.measured["merged_bits_per_byte"] == pytest.approx(row["eval_bits_per_byte"], rel=1e-3)
+    (predicted,) = estimates(adapters.now(), [(MODEL, method)], say=lambda _: None)
+    assert predicted.because is None and predicted.found["trainable"] == row["trainable_params"]
+
+
+def test_where_an_adapter_goes(adapters: TinyProject) -> None:
+    adapted = {}
+    for method in ("vera", "ia3"):
+        saved = read_json(trained(adapters, method).model_folder / "adapter_config.json") or {}
+        adapted[method] = set(saved["target_modules"])
+    asked = adapters.now().experiments.targets_for(
+        MODEL, adapters.now().experiments.training_for("local", MODEL, "vera")
+    )
+    assert adapted["vera"] == set(asked), "where LoRA goes, the model's own targets"
+    assert adapted["ia3"] == {"k_proj", "v_proj", "down_proj"}, "where PEFT puts it on a Llama"
+
+
+def test_a_method_that_changes_the_base_when_it_begins_is_loaded_as_it_was_saved(adapters: TinyProject) -> None:
+    attempt = trained(adapters, "pissa")
+    evaluation, _ = evaluate(adapters.resolved(), adapters.key("pissa"), watch=QUIET)
+    assert evaluation.ok, evaluation.result.detail
+    noted = read_json(attempt.model_folder / CHECK) or {}
+    assert len(noted["input_ids"]) > 20 and math.isfinite(noted["loss"])
+
+
+def test_an_adapter_that_is_not_what_was_trained_is_not_evaluated(adapters: TinyProject) -> None:
+    attempt = trained(adapters, "vera")
+    noted = read_json(attempt.model_folder / CHECK) or {}
+    write_json(attempt.model_folder / CHECK, {**noted, "loss": noted["loss"] + 0.2})
+    evaluation, _ = evaluate(adapters.resolved(), adapters.key("vera"), watch=QUIET)
+    assert evaluation.result.status == "failed"
+    assert "the saved adapter, loaded again, is not what was trained" in evaluation.result.detail
+
+
+def test_what_peft_cannot_merge_is_measured_attached(adapters: TinyProject, tmp_path: Path) -> None:
+    assert trained(adapters, "prefix").status == "ok"
+    resolved, key = adapters.resolved(), adapters.key("prefix")
+    evaluation, _ = evaluate(resolved, key, watch=QUIET)
+    assert evaluation.ok, evaluation.result.detail
+    assert {row["mode"] for row in read_jsonl(evaluation.folder / "serving.jsonl")} == {"attached"}
+    assert evaluation.result.measured["latency_mode"] == "attached"
+    made = export(resolved, key, Wanted(output=tmp_path / "out"), watch=QUIET)
+    assert made.result.status == "unavailable" and "PEFT's PREFIX_TUNING" in made.result.detail
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_what_cannot_be_trained_is_a_row_that_says_why(adapters: TinyProject, method: str) -> None:
+    attempt = trained(adapters, method)
+    assert attempt.status == "unavailable", attempt.result.detail
+    assert REFUSED[method][1] in attempt.result.detail
+    assert "Error: '" not in attempt.result.detail.split("settings")[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "adapter"}, "kind adapter needs peft"),
+        ({"kind": "adapter", "peft": {"r": 4}}, "expected peft_type"),
+        ({"kind": "adapter", "peft": {"peft_type": 3}}, "expected peft_type"),
+        ({"kind": "adapter", "peft": {"peft_type": "VERA", "task_type": "SEQ_CLS"}}, "task_type: set by the trainer"),
+        ({"kind": "adapter", "rank": 4, "peft": {"peft_type": "VERA"}}, "rank: such settings belong to kind lora"),
+        ({"kind": "lora", "rank": 4, "peft": {"peft_type": "VERA"}}, "belong to kind adapter, not lora"),
+        ({"kind": "full", "peft": {}}, "belong to kind adapter, not full"),
+        (
+            {"kind": "adapter", "targets": "attention", "peft": {"peft_type": "VERA", "target_modules": ["x"]}},
+            "both name the modules",
+        ),
+        ({"kind": "adapter", "shots": 2, "peft": {"peft_type": "VERA"}}, "belong to kind none, not adapter"),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused_with_their_line(
+    project: TinyProject, settings: dict[str, Any], words: str
+) -> None:
+    project.change(methods={"mine": settings})
+    with pytest.raises(UsageError, match=words) as refused:
+        configuration.load(project.experiments)
+    assert "methods.mine" in str(refused.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("kind", sorted(kind.value for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING))
+def test_every_adapter_of_peft_is_ok_or_says_why_not(
+    adapters: TinyProject, kind: str, architecture: str, tmp_path: Path
+) -> None:
+    save_tiny(tmp_path / architecture, architecture)
+    model = {"source": {"path": str(tmp_path / architecture)}, "lora_targets": "auto"}
+    adapters.change(models={MODEL: model}, methods={"any": {"kind": "adapter", "peft": {"peft_type": kind}}})
+    attempt = trained(adapters, "any")
+    assert attempt.status in ("ok", "unavailable"), attempt.result.detail
+    if attempt.status == "unavailable":
+        assert kind in attempt.result.detail and len(attempt.result.detail) > 40
+        return
+    evaluation, _ = evaluate(adapters.resolved(), adapters.key("any"), watch=QUIET)
+    assert evaluation.ok, evaluation.result.detail
+    assert len(cells.attempts(adapters.data, adapters.key("any"))) == 1
