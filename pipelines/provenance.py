@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.files import read_json, write_json
 from pipelines.methods import traits_of
-from pipelines.weights_record import packaged_name, packages, record_of
+from pipelines.weights_record import origin_of, packaged_name, packages
 
 CARD_RECIPE = (
     "kind", "rank", "alpha", "dropout", "rslora", "dora", "peft", "quantization", "targets", "learning_rate", "epochs",
@@ -32,7 +32,7 @@ class Base:
 
 def base_of(folder: Path, licensed: Mapping[str, str | None] | None = None) -> Base:
     """What is known of the weights in `folder`, and of their licence by the model's record."""
-    record = record_of(folder)
+    record = origin_of(folder)
     source: dict[str, Any] = record.get("source") or {}
     known: dict[str, Any] = dict(licensed or {})
     if source.get("hub"):
@@ -42,7 +42,9 @@ def base_of(folder: Path, licensed: Mapping[str, str | None] | None = None) -> B
         names, versions = zip(*(package.split("==") for package, _ in asked), strict=True)
         packaged = f"{packaged_name(source['file'])} of the Python package {', '.join(names)}"  # not like a hub's name
         return Base(packaged, ", ".join(dict.fromkeys(versions)), **known)
-    return Base(f"random weights in the shape of {source['random']}" if source.get("random") else folder.name, **known)
+    if source.get("random"):
+        return Base(f"random weights in the shape of {source['random']}", **known)
+    return Base(record.get("folder", folder.name), **known)
 
 
 def data_of(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ def recipe_of(experiments: Experiments, profile: str, model_name: str, method_na
     settings = experiments.training_for(profile, model_name, method_name)
     return {
         "model": model_name,
-        "source": weights.source_id(model.source),
+        "source": weights.source_id(model),
         "kind": method.kind,
         "prompt": model.prompt,
         **({"template": model.template} if model.template else {}),

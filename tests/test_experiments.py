@@ -206,7 +206,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
             "{path: /m, hub: a/b}",
             3,
             "models.tiny.source",
-            "exactly one of wheel, hub, path or random",
+            "exactly one of wheel, hub, path, random or from",
         ),
         ("{path: /models/tiny}", "{wheel: a==1}", 3, "models.tiny.source", "file and sha256"),
         (

@@ -61,6 +61,8 @@ def _row(project: Project, name: str, predicted: list[Estimate]) -> Row:
 
 
 def _source(source: dict[str, Any]) -> str:
+    if parent := source.get("parent"):
+        return f"from {parent}"
     named = source.get("wheel") or source.get("hub") or source.get("path") or f"random: {source.get('random')}"
     return ", ".join(named) if isinstance(named, list) else named
 
@@ -73,7 +75,7 @@ def _weights_gb(project: Project, name: str, parameters: int | None) -> float | 
         folder = weights.model_folder(project.data, name, model)
         held = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
         return sum(path.stat().st_size for path in held) / 1e9 if held else None
-    width = 4 if model.source.wheel else shipped.width_of(config_of(project.data, name, model) or {})
+    width = 4 if model.origin.source.wheel else shipped.width_of(config_of(project.data, name, model) or {})
     return parameters * width / 1e9 if parameters else None
 
 

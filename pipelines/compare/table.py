@@ -164,7 +164,7 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     shown = next(seed for seed in found if _status(seed) == row["status"]) if row["status"] != "missing" else newest
     _add_attempt(row, shown, newest)
     _add_numbers(row, [seed for seed in found if seed.attempt.status == "ok"] or [shown])
-    if project.experiments.model(model).source.random:
+    if project.experiments.model(model).origin.source.random:
         row["train_loss"] = None  # of no quality to speak of
     row["speed_disturbed"] = disturbed(row["other_cpu_pct"])
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
@@ -180,8 +180,11 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
 
 def note_on(model: Model) -> str | None:
     """What every table says of the model's weights."""
-    made_up = f"random weights in the shape of {model.source.random}: memory and speed only, quality is not measured"
-    return " ".join(filter(None, (made_up if model.source.random else None, model.note))) or None
+    shape = model.origin.source.random
+    made_up = (
+        f"random weights in the shape of {shape}: memory and speed only, quality is not measured" if shape else None
+    )
+    return " ".join(filter(None, (made_up, model.note))) or None
 
 
 def _seed(project: Project, key: CellKey, fingerprint: str) -> Seed | None:

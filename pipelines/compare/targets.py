@@ -47,7 +47,7 @@ def _add(row: Row, curves: Sequence[Points], target: float) -> None:
 
 def _curves(project: Project, row: Row) -> list[Points]:
     """The evaluated points of each seed's newest attempt, where that ended ok."""
-    if project.experiments.model(row["model"]).source.random:
+    if project.experiments.model(row["model"]).origin.source.random:
         return []
     keys = [CellKey(row["model"], row["method"], seed) for seed in project.settings.seeds]
     found = [attempt for key in keys if (attempt := cells.latest(project.data, key)) and attempt.status == "ok"]

@@ -71,6 +71,8 @@ def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
     source = model.source
     if weights.is_present(data, name, model):
         return read_json(weights.model_folder(data, name, model) / "config.json")
+    if model.parent and source.parent:
+        return config_of(data, source.parent, model.parent)
     if source.shape:
         try:
             return shipped.named(source.shape)

@@ -49,7 +49,7 @@ def readers(project: Project) -> list[dict[str, Any]]:
     found = []
     for name in project.settings.models:
         model = project.experiments.model(name)
-        if not model.source.random and weights.is_present(project.data, name, model):
+        if not model.origin.source.random and weights.is_present(project.data, name, model):
             asked = {"prompt": model.prompt, "template": model.template}
             folder = str(weights.model_folder(project.data, name, model))
             found.append({"model": name, "folder": folder, "max_length": _longest(project, name), **asked})
@@ -177,7 +177,7 @@ def evaluate(
                 if earlier.spec.is_of(resolved.data.root):
                     launcher_class(earlier.spec.launcher).end(earlier.folder)
             evaluation = _new_evaluation(resolved, attempt, by)
-        if shape := project.experiments.model(key.model).source.random:
+        if shape := project.experiments.model(key.model).origin.source.random:
             detail = f"random weights in the shape of {shape}: their quality says nothing, so it is not measured"
             write_result(evaluation.folder, "ok", "evaluate", detail)
             return Evaluation(attempt, evaluation.folder), False

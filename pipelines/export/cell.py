@@ -57,7 +57,7 @@ def finished(project: Project, key: CellKey) -> Attempt:
     Raises:
         UsageError: it is not ok, or its model has random weights.
     """
-    if project.experiments.model(key.model).source.random:
+    if project.experiments.model(key.model).origin.source.random:
         raise UsageError(f"{key.model} has random weights: there is nothing to export or to compare.")
     attempt = cells.latest(project.data, key)
     if attempt is None or attempt.status != "ok":

@@ -1,0 +1,109 @@
+"""A model that is made from another of the file is a model like any other: fetched, predicted, trained, compared, exported."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import experiments as configuration
+from pipelines import weights
+from pipelines.compare.table import comparison_rows
+from pipelines.compare.tables import all_tables
+from pipelines.errors import UsageError
+from pipelines.estimate.estimate import estimates
+from pipelines.export.cell import Wanted, export
+from pipelines.provenance import base_of
+from pipelines.runs.cells import CellKey
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
+from pipelines.weights_record import RECORD
+from tests.in_process import InProcess, clean_for
+from tests.project import MODEL, TinyProject
+from tests.tiny import save_tiny
+
+QUIET = Watch(say=lambda _message: None, launcher=InProcess())
+
+
+@pytest.fixture
+def project(project: TinyProject) -> TinyProject:
+    """The tiny model, and one that is made from it, with a note of its own."""
+    project.change(models={"made": {"source": {"from": MODEL}, "note": "Made for a test.", "lora_targets": ["q_proj"]}})
+    project.change(profiles={"local": {"models": [MODEL, "made"], "methods": ["base", "lora-r8"]}})
+    return project
+
+
+def fetched(project: TinyProject) -> Path:
+    return weights.fetch(project.data, project.now().experiments, "made", say=lambda _: None)
+
+
+def test_it_has_what_is_said_of_the_other_and_not_of_itself(project: TinyProject) -> None:
+    project.change(models={MODEL: {"note": "The first.", "license": "apache-2.0", "learning_rate": 3e-4}})
+    made, other = (project.now().experiments.model(name) for name in ("made", MODEL))
+    assert (made.prompt, made.license, made.learning_rate) == (other.prompt, other.license, 3e-4)
+    assert (made.note, made.lora_targets, made.origin) == ("Made for a test.", ["q_proj"], other)
+
+
+def test_its_files_take_no_room_and_its_record_says_where_they_are_from(project: TinyProject) -> None:
+    folder, now = fetched(project), project.now()
+    parent = weights.model_folder(project.data, MODEL, now.experiments.model(MODEL))
+    assert folder == project.data.models / "made" and (folder / RECORD).exists()
+    assert (folder / "model.safetensors").stat().st_ino == (parent / "model.safetensors").stat().st_ino
+    same = [weights.content(project.data, name, now.experiments.model(name)) for name in ("made", MODEL)]
+    assert same[0] == same[1] and base_of(folder).name == parent.name
+
+
+def test_it_is_made_again_when_the_other_has_become_another(project: TinyProject) -> None:
+    folder, now = fetched(project), project.now()
+    made = now.experiments.model("made")
+    parent = weights.model_folder(project.data, MODEL, now.experiments.model(MODEL))
+    before = weights.content(project.data, "made", made)
+    project.change(models={MODEL: {"source": {"path": str(save_tiny(parent.parent / "other", "gemma"))}}})
+    other = project.now().experiments.model("made")
+    assert weights.source_id(other) != weights.source_id(made)
+    assert not weights.is_present(project.data, "made", other)
+    assert fetched(project) == folder and weights.content(project.data, "made", other) != before
+
+    again = save_tiny(parent.parent / "other", "llama")  # under the same path
+    assert (again / "config.json").exists() and not weights.is_present(project.data, "made", other)
+    fetched(project)
+    assert weights.is_present(project.data, "made", other) and weights.content(project.data, "made", other) == before
+
+
+def test_it_is_predicted_before_it_is_there_trained_published_and_exported(
+    project: TinyProject, tmp_path: Path
+) -> None:
+    clean_for(project)
+    (predicted,) = estimates(project.now(), [("made", "lora-r8")], say=lambda _: None)
+    assert predicted.because is None and not (project.data.models / "made").exists()
+    resolved, key = project.resolved(), CellKey("made", "lora-r8", 1)
+    attempt, _ = train(resolved, key, watch=QUIET)
+    assert attempt.status == "ok", attempt.result.detail
+    assert predicted.found["trainable"] == attempt.result.measured["trainable_params"]
+    made = export(resolved, key, Wanted(output=tmp_path / "out"), watch=QUIET)
+    assert made.ok, made.result.detail
+    rows = {(row["model"], row["method"]): row for row in comparison_rows(project.resolved())}
+    assert rows["made", "lora-r8"]["model_note"] == "Made for a test."
+    assert rows["made", "lora-r8"]["weights_fingerprint"] and rows[MODEL, "lora-r8"]["status"] == "missing"
+    tables = all_tables(project.data, project.now().experiments, list(rows.values()))
+    assert tables["training_runs"].column("model").to_pylist() == ["made"]
+
+
+def test_random_weights_stay_random_when_a_model_is_made_of_them(project: TinyProject) -> None:
+    project.change(models={MODEL: {"source": {"path": None, "random": "smollm2-135m"}}})
+    note = {row["model"]: row["model_note"] for row in comparison_rows(clean_for(project).resolved())}
+    assert "random weights in the shape of smollm2-135m" in note["made"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"from": "nobody"}, "source.from: got .nobody.; expected one of gemma"),
+        ({"from": "made"}, "made is made from made"),
+        ({"from": "third"}, "made is made from third is made from made"),
+        ({"from": MODEL, "hub": "a/b"}, "exactly one of wheel, hub, path, random or from"),
+        ({"from": 3}, "string"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(project: TinyProject, source: dict[str, object], words: str) -> None:
+    project.change(models={"made": {"source": source}, "third": {"source": {"from": "made"}}})
+    with pytest.raises(UsageError, match=words):
+        configuration.load(project.experiments)
