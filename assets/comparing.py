@@ -62,7 +62,7 @@ def comparison(context: dg.AssetExecutionContext, config: OfProfile) -> dg.Mater
                 [{**pick, "answer": pick_answer(pick)} for pick in publication.picks], ["pick", "answer", "reason"]
             ),
             "comparison": table(rows, IN_SHORT),
-            "comparison, all columns": table(rows, [name for name, _, _ in SHOWN]),
+            "comparison, all columns": table(rows, [column.name for column in SHOWN]),
             "advice": table(rows, ["model", "method", "advice", "status_detail"]),
             **picture(plots.trade_off(rows, "png"), "memory, quality, time"),
             **picture(plots.loss_curves(curves_of(project, rows), "png"), "loss curves"),

@@ -7,7 +7,8 @@ from assets.generating import AskConfig, generated_records
 from assets.metadata import picture, table
 from assets.project import project_now
 from pipelines.compare import plots
-from pipelines.compare.providers import PROVIDER_COMPARISON, PROVIDER_DUELS, duel_rows, provider_rows
+from pipelines.compare.columns.providers import PROVIDER_COMPARISON, PROVIDER_DUELS
+from pipelines.compare.providers import duel_rows, provider_rows
 from pipelines.generate.judge import judge
 from pipelines.generate.show import ProgressLines, is_warning, summary
 
@@ -36,7 +37,7 @@ def provider_comparison(context: dg.AssetExecutionContext, config: AskConfig) ->
             "comparison": table(rows, IN_SHORT),
             "pairs, by the judge": table(duels, PAIRS),
             **picture(plots.provider_shares(rows, "png"), "what became of the requests"),
-            "comparison, all columns": table(rows, list(PROVIDER_COMPARISON)),
-            "pairs, all columns": table(duels, list(PROVIDER_DUELS)),
+            "comparison, all columns": table(rows, list(PROVIDER_COMPARISON.by_name)),
+            "pairs, all columns": table(duels, list(PROVIDER_DUELS.by_name)),
         }
     )

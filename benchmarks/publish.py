@@ -14,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.clock import best_seconds
+from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
+from pipelines.compare.columns.training import TRAINING_CURVE
 from pipelines.compare.compare import compare
 from pipelines.compare.quality import Qualities, Quality
 from pipelines.compare.ranking import make_picks, mark_pareto
-from pipelines.compare.table import COLUMNS, Row
-from pipelines.compare.tables import EVALUATION_ANSWERS, TRAINING_CURVE
+from pipelines.compare.table import Row
 from pipelines.files import read_json, write_json
 from pipelines.paths import DataRoot
 from pipelines.warehouse import arrow_table, publish
@@ -78,7 +80,7 @@ def _compared() -> tuple[list[Row], Qualities]:
         memory, seconds = luck.uniform(1, 40), luck.uniform(60, 6000)
         bits = hard + 0.2 / memory + 20 / seconds + sampled.normal(0, 0.03, RECORDS)
         numbers = {"eval_bits_per_byte": float(bits.mean()), "peak_memory_gb": memory, "train_seconds": seconds}
-        rows.append({**dict.fromkeys(COLUMNS), "model": "m", "method": f"r{number}", "status": "ok", **numbers})
+        rows.append({**COMPARISON.empty(), "model": "m", "method": f"r{number}", "status": "ok", **numbers})
         known["m", f"r{number}"] = Quality(examples, (bits * sizes * np.log(2))[None], sizes)
     return rows, Qualities(known)
 

@@ -274,12 +274,16 @@ def compare(_: Arguments) -> int:
 
 def table(arguments: Arguments) -> int:
     from pipelines.compare.compare import published_rows
-    from pipelines.compare.show import render
+    from pipelines.compare.show import render, wide
 
     with suppress(UsageError):  # the table can be read whatever the configuration says
         rows_now()
     data = data_root()
-    print(render(published_rows(data), arguments.format, published_rows(data, "picks")))
+    rows = published_rows(data)
+    if arguments.wide:
+        print(wide(rows, arguments.format))
+        return OK
+    print(render(rows, arguments.format, published_rows(data, "picks")))
     return OK
 
 
@@ -504,6 +508,7 @@ def parser() -> argparse.ArgumentParser:
     command("compare", compare, "rebuild and publish the comparison and the report")
     shown = command("table", table, "print the published comparison")
     shown.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
+    shown.add_argument("--wide", action="store_true", help="every column, a table for each cell")
     wished = command(
         "decide", decide, "the cell to use within these limits, with its interval; else the one to run next to know"
     )

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.compare import plots
-from pipelines.compare.show import Columns, Format, as_csv, as_json, tabulate
+from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.show import Format, as_csv, as_json, tabulate
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import base_method, evaluate, evaluate_base
@@ -17,22 +18,15 @@ from pipelines.methods import SHORT
 from pipelines.project import Project
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import Watch
+from pipelines.schema import real
 from pipelines.train.cell import train
 
 Row = dict[str, Any]
 ALPHA_PER_RANK, DROPOUT = 4, 0.1
-COLUMNS: Columns = (
-    ("rank", "rank", 0),
-    ("alpha", "alpha", 0),
-    ("method", "method", None),
-    ("status", "status", None),
-    ("eval_loss", "loss", 4),
-    ("eval_bits_per_byte", "bits/byte", 4),
-    ("minutes", "minutes", 2),
-    ("peak_memory_gb", "peak GB", 2),
-    ("tokens_per_second", "tok/s", 0),
-    ("trainable_params", "trainable", 0),
-    ("artifact_mb", "MB saved", 0),
+COLUMNS = (
+    *COMPARISON.pick("rank", "alpha", "method", "status", "eval_loss", "eval_bits_per_byte"),
+    real("minutes", "Time of the optimizer steps.", "min", 2),
+    *COMPARISON.pick("peak_memory_gb", "tokens_per_second", "trainable_params", "artifact_mb"),
 )
 
 
@@ -90,7 +84,7 @@ def _by_rank(row: Row, rank: int) -> Row:
 
 
 def table(rows: Sequence[Row], sweep: Sweep, form: Format) -> str:
-    shown = [{name: row[name] for name, _, _ in COLUMNS} for row in rows]
+    shown = [{column.name: row[column.name] for column in COLUMNS} for row in rows]
     if form == "json":
         return as_json(shown)
     return as_csv(shown) if form == "csv" else tabulate(rows, COLUMNS, _notes(rows, sweep), form)

@@ -20,8 +20,10 @@ from pipelines.errors import UsageError, WorkError
 from pipelines.files import locked
 from pipelines.paths import DataRoot
 from pipelines.runs.cells import new_run_id
+from pipelines.schema import Table, View
 
 STORAGE_VERSION = "v1.2.0"
+COMMENT = b"comment"  # of a table or a column, in Arrow's metadata
 KEPT = 2  # the current file and the one before it, which a reader may be about to open
 ARROW = {
     "VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BIGINT": pa.int64(), "INTEGER": pa.int32(), "BOOLEAN": pa.bool_(),
@@ -29,13 +31,18 @@ ARROW = {
 }  # fmt: skip
 
 
-def arrow_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pa.Table:
-    """`rows` as an Arrow table with exactly `columns` (name → DuckDB type); what a row lacks is NULL."""
-    schema = pa.schema([(name, ARROW[kind]) for name, kind in columns.items()])
+def arrow_table(rows: Sequence[Mapping[str, Any]], table: Table) -> pa.Table:
+    """`rows` as an Arrow table with exactly the columns of `table`, its comments among the metadata; what a row lacks is NULL.
+
+    Raises:
+        ValueError: a row has a name that is no column; rows of files are narrowed first.
+    """
+    table.require_known(rows)
+    fields = [pa.field(one.name, ARROW[one.type], metadata={COMMENT: one.description}) for one in table.columns]
     arrays = [
-        pa.array([_value(row.get(name), kind) for row in rows], type=ARROW[kind]) for name, kind in columns.items()
+        pa.array([_value(row.get(one.name), one.type) for row in rows], type=ARROW[one.type]) for one in table.columns
     ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={COMMENT: table.meaning}))
 
 
 def _value(value: Any, kind: str) -> Any:
@@ -48,8 +55,8 @@ def _value(value: Any, kind: str) -> Any:
     return float(value) if kind == "DOUBLE" else value
 
 
-def publish(data: DataRoot, tables: Mapping[str, pa.Table]) -> Path:
-    """Make `tables` the warehouse's content; returns the versioned file. One publisher at a time, by a lock.
+def publish(data: DataRoot, tables: Mapping[str, pa.Table], views: Sequence[View] = ()) -> Path:
+    """Make `tables`, and `views` of them, the warehouse's content; returns the versioned file. One publisher at a time, by a lock.
 
     Raises:
         WorkError: the file cannot be written or does not read back; the last publication stays current.
@@ -59,8 +66,8 @@ def publish(data: DataRoot, tables: Mapping[str, pa.Table]) -> Path:
         version = folder / f"{new_run_id(folder)}.duckdb"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(version, tables)
-            _check(version, tables)
+            _write(version, tables, views)
+            _check(version, tables, views)
             version.chmod(0o444)
             _make_current(data.warehouse, version)
         except (OSError, duckdb.Error) as error:
@@ -76,24 +83,49 @@ def publish(data: DataRoot, tables: Mapping[str, pa.Table]) -> Path:
         return version
 
 
-def _write(version: Path, tables: Mapping[str, pa.Table]) -> None:
+def _write(version: Path, tables: Mapping[str, pa.Table], views: Sequence[View]) -> None:
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'")
-        db.execute(f"ATTACH '{_quoted(version)}' AS warehouse (STORAGE_VERSION '{STORAGE_VERSION}')")
+        db.execute(f"ATTACH {_text(str(version))} AS warehouse (STORAGE_VERSION '{STORAGE_VERSION}')")
         for name, table in tables.items():
             db.register("incoming", table)
-            db.execute(f'CREATE TABLE warehouse."{name}" AS SELECT * FROM incoming')
+            db.execute(f"CREATE TABLE warehouse.{_name(name)} AS SELECT * FROM incoming")
             db.unregister("incoming")
+            fields = {field.name: (field.metadata or {}).get(COMMENT) for field in table.schema}
+            _comment(db, "TABLE", name, (table.schema.metadata or {}).get(COMMENT), fields)
+        db.execute("USE warehouse")  # a view names its table without the name that the file is attached by
+        for view in views:
+            columns = ", ".join(_name(one.name) for one in view.columns)
+            db.execute(f"CREATE VIEW {_name(view.name)} AS SELECT {columns} FROM {_name(view.table.name)}")
+            described = {one.name: one.description.encode() for one in view.columns}
+            _comment(db, "VIEW", view.name, view.meaning.encode(), described)
+        db.execute("USE memory")
         db.execute("CHECKPOINT warehouse")
         db.execute("DETACH warehouse")
 
 
-def _check(version: Path, tables: Mapping[str, pa.Table]) -> None:
+def _comment(
+    db: duckdb.DuckDBPyConnection, kind: str, name: str, meaning: bytes | None, columns: Mapping[str, bytes | None]
+) -> None:
+    """Put comments on a table or view, and on its columns."""
+    target = f"warehouse.{_name(name)}"
+    described = {
+        f"{kind} {target}": meaning,
+        **{f"COLUMN {target}.{_name(one)}": said for one, said in columns.items()},
+    }
+    for what, said in described.items():
+        if said:
+            db.execute(f"COMMENT ON {what} IS {_text(said.decode())}")
+
+
+def _check(version: Path, tables: Mapping[str, pa.Table], views: Sequence[View]) -> None:
     with duckdb.connect(str(version), read_only=True) as db:
         for name, table in tables.items():
-            found = db.execute(f'SELECT count(*) FROM "{name}"').fetchone()
+            found = db.execute(f"SELECT count(*) FROM {_name(name)}").fetchone()
             if found != (table.num_rows,):
                 raise OSError(f"{name} reads back {found} rows of {table.num_rows}")
+        for view in views:
+            db.execute(f"FROM {_name(view.name)} LIMIT 0")
 
 
 def _make_current(stable: Path, version: Path) -> None:
@@ -113,8 +145,14 @@ def _tidy(folder: Path, stable: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
+def _text(value: str) -> str:
+    """`value` as a string of SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _name(value: str) -> str:
+    """`value` as a name in SQL."""
+    return '"' + value.replace('"', '""') + '"'
 
 
 def connect(data: DataRoot) -> duckdb.DuckDBPyConnection:

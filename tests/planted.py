@@ -14,8 +14,9 @@ import yaml
 
 from pipelines import experiments
 from pipelines.clean.clean import CleaningResult
-from pipelines.compare.table import COLUMNS, Row
-from pipelines.compare.tables import SFT_EXAMPLES, SFT_REJECTS
+from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.columns.examples import SFT_EXAMPLES, SFT_REJECTS
+from pipelines.compare.table import Row
 from pipelines.evaluate.cell import evaluated_by
 from pipelines.files import read_json, stable_hash, write_json, write_jsonl
 from pipelines.machine import own_identity
@@ -221,7 +222,7 @@ def losses(bits: float, *, records: int = 12, noise: float = 0.01, own: str = ""
 def row(**values: Any) -> Row:
     """A comparison row of an ok cell, with `values` over it."""
     plain: Row = {"model": "tiny", "method": "full", "status": "ok", "is_stale": False, "seeds": 1, "seeds_ok": 1}
-    return {**dict.fromkeys(COLUMNS), **plain, "run_id": "run-1", "advice": "fits", "device": "cpu", **values}
+    return {**COMPARISON.empty(), **plain, "run_id": "run-1", "advice": "fits", "device": "cpu", **values}
 
 
 def answer(example_id: str = "y", **values: Any) -> Row:
@@ -238,4 +239,4 @@ def _example(text: str, split: str) -> dict[str, str | None]:
         "output": f"{text} it is.",
         "language": "en",
     }
-    return {**dict.fromkeys(SFT_EXAMPLES), **words, "source": "corpus", "split": split, "record_id": f"{text}-1"}
+    return {**SFT_EXAMPLES.empty(), **words, "source": "corpus", "split": split, "record_id": f"{text}-1"}

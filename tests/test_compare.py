@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pipelines import warehouse
+from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.compare import compare, lake_version, published_rows
-from pipelines.compare.table import COLUMNS, Row, comparison_rows, worst
+from pipelines.compare.table import Row, comparison_rows, worst
 from pipelines.errors import UsageError
 from pipelines.files import write_json
 from pipelines.paths import DataRoot
@@ -35,7 +36,7 @@ CONTRACT = re.findall(
     """,
 )
 RATIOS = ("speedup_vs_full", "memory_vs_full")
-UNMEASURED = [name for name, kind in COLUMNS.items() if kind in ("DOUBLE", "BIGINT")]
+UNMEASURED = [column.name for column in COMPARISON.columns if column.type in ("DOUBLE", "BIGINT")]
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def stale(lake: Lake) -> dict[str, str | None]:
 
 
 def test_every_column_of_the_contract_exists_and_comes_first_in_its_order() -> None:
-    assert list(COLUMNS)[: len(CONTRACT)] == CONTRACT
+    assert list(COMPARISON.by_name)[: len(CONTRACT)] == CONTRACT
 
 
 def test_one_row_per_configured_cell_in_the_order_of_the_configuration(lake: Lake) -> None:
@@ -77,7 +78,7 @@ def test_one_row_per_configured_cell_in_the_order_of_the_configuration(lake: Lak
     lake.cell("full")
     found = comparison_rows(lake.resolved())
     assert [r["method"] for r in found] == ["base", "full", "lora-r8", "qlora-r8"]
-    assert all(list(r) == list(COLUMNS) for r in found)
+    assert all(list(r) == list(COMPARISON.by_name) for r in found)
 
 
 def test_a_cell_that_the_profile_does_not_name_has_no_row(full_grid: Lake) -> None:

@@ -12,8 +12,8 @@ import pytest
 from pipelines import experiments as configuration
 from pipelines.clean.clean import CleaningResult
 from pipelines.clean.select import Selection, select
+from pipelines.compare.columns.examples import SFT_EXAMPLES, SFT_REJECTS
 from pipelines.compare.table import comparison_rows
-from pipelines.compare.tables import SFT_EXAMPLES, SFT_REJECTS
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluated_by
 from pipelines.files import read_json, stable_hash, write_json
@@ -47,11 +47,11 @@ def examples(data: DataRoot) -> list[dict[str, Any]]:
         split = "eval" if provider is None and n % 3 == 0 else "train"
         texts = {"instruction": f"Say number {n}.", "input": "", "output": f"It is number {n}.", "language": language}
         known = {"example_id": f"{n:04}", "source": source, "provider": provider, "split": split, "record_id": f"r{n}"}
-        rows.append({**dict.fromkeys(SFT_EXAMPLES), **texts, **known})
+        rows.append({**SFT_EXAMPLES.empty(), **texts, **known})
     folder = data.clean / stable_hash(rows)
     folder.mkdir(parents=True, exist_ok=True)
     for name, columns, content in (("examples", SFT_EXAMPLES, rows), ("rejects", SFT_REJECTS, [])):
-        schema = pa.schema([(column, pa.string()) for column in columns])
+        schema = pa.schema([(column, pa.string()) for column in columns.by_name])
         parquet.write_table(pa.Table.from_pylist(content, schema=schema), folder / f"{name}.parquet")
     held_out = sum(row["split"] == "eval" for row in rows)
     result = CleaningResult(folder, folder.name, len(rows), len(rows), 0, len(rows) - held_out, held_out, {})

@@ -15,8 +15,8 @@ from pipelines import experiments as configuration
 from pipelines import shipped
 from pipelines.cli import main
 from pipelines.compare.advice import advise
+from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.compare import compare, published_rows
-from pipelines.compare.table import COLUMNS
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UsageError
 from pipelines.estimate import estimate as estimating
@@ -350,7 +350,7 @@ def test_a_failed_prediction_costs_only_its_numbers(
 
 
 def out_of_memory(**known: Any) -> dict[str, Any]:
-    empty = dict.fromkeys(COLUMNS)
+    empty = COMPARISON.empty()
     return {**empty, "model": "m", "method": "full", "status": "out_of_memory", "memory_budget_gb": 3.0, **known}
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from pipelines import experiments as configuration
 from pipelines.cli import parser
-from pipelines.compare.table import COLUMNS
+from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.paths import PROJECT
 from pipelines.plan import fleet
 from pipelines.runs.status import Status
@@ -60,7 +60,7 @@ def test_the_columns_of_its_queries_are_in_the_table() -> None:
     queries = [q for q in re.findall(r"SELECT (.*?) FROM comparison", ALL) if q != "*"]
     assert len(queries) == 3
     for query in queries:
-        assert set(re.split(r",\s*", query)) <= set(COLUMNS)
+        assert set(re.split(r",\s*", query)) <= set(COMPARISON.by_name)
 
 
 def test_it_explains_every_status() -> None:

@@ -310,7 +310,7 @@ def test_every_row_of_a_real_lake_is_in_the_report(tmp_path: Path) -> None:
     lake.trained("lora-r8", "out_of_memory", phase="train", detail="tried 9 GB")
     write_report(lake.project, Content(comparison_rows(lake.resolved())))
     page = Page(lake.data.report.read_text(encoding="utf-8"))
-    for text in ("0.8123", "out_of_memory", "full", "lora-r8", *(heading for _, heading, _ in SHOWN)):
+    for text in ("0.8123", "out_of_memory", "full", "lora-r8", *(column.heading for column in SHOWN)):
         assert text in page.texts
 
 

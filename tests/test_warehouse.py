@@ -17,6 +17,7 @@ import pytest
 from pipelines import warehouse
 from pipelines.errors import UsageError, WorkError
 from pipelines.paths import DataRoot
+from pipelines.schema import Column, Table, Type, View, count, text
 from pipelines.warehouse import arrow_table, publish
 
 LAST = 6
@@ -51,10 +52,12 @@ import sys
 from pathlib import Path
 from pipelines.errors import WorkError
 from pipelines.paths import DataRoot
+from pipelines.schema import Table, text
 from pipelines.warehouse import arrow_table, publish
+table = Table("comparison", "Texts.", (text("text", "A text."),))
 rows = [{"text": f"{n} {n ** 9}"} for n in range(100_000)]
 try:
-    publish(DataRoot(Path(sys.argv[1])), {"comparison": arrow_table(rows, {"text": "VARCHAR"})})
+    publish(DataRoot(Path(sys.argv[1])), {"comparison": arrow_table(rows, table)})
 except WorkError as error:
     print(error)
     sys.exit(42)
@@ -64,10 +67,12 @@ WATCH_THE_NAME = """
 import os, sys
 from pathlib import Path
 from pipelines.paths import DataRoot
+from pipelines.schema import Table, count
 from pipelines.warehouse import arrow_table, publish
+table = Table("comparison", "Numbers.", (count("n", "A number."),))
 data, calls = DataRoot(Path(sys.argv[1])), []
 def publish_one(n):
-    publish(data, {"comparison": arrow_table([{"n": n}], {"n": "BIGINT"})})
+    publish(data, {"comparison": arrow_table([{"n": n}], table)})
 publish_one(1)
 sys.addaudithook(lambda event, _: calls.append((event, os.path.exists(data.warehouse))))
 publish_one(2)
@@ -84,8 +89,8 @@ def data(tmp_path: Path) -> DataRoot:
 
 def tables(n: int) -> dict[str, pa.Table]:
     """Publication `n`: it says `n` in one row of one table and in n × 1,000 rows of another."""
-    column = {"n": "BIGINT"}
-    return {"comparison": arrow_table([{"n": n}], column), "training_curve": arrow_table([{"n": n}] * n * 1000, column)}
+    table = Table("comparison", "Numbers.", (count("n", "A number."),))
+    return {"comparison": arrow_table([{"n": n}], table), "training_curve": arrow_table([{"n": n}] * n * 1000, table)}
 
 
 def published(data: DataRoot) -> int:
@@ -138,15 +143,43 @@ def test_its_own_connections_cannot_write(data: DataRoot) -> None:
 
 
 def test_values_come_back_with_their_types_and_missing_ones_as_null(data: DataRoot) -> None:
-    columns = {"name": "VARCHAR", "loss": "DOUBLE", "steps": "INTEGER", "ok": "BOOLEAN", "finished": "TIMESTAMPTZ"}
+    columns: dict[str, Type] = {
+        "name": "VARCHAR", "loss": "DOUBLE", "steps": "INTEGER", "ok": "BOOLEAN", "finished": "TIMESTAMPTZ"
+    }  # fmt: skip
+    table = Table("comparison", "Values.", tuple(Column(name, kind, "A value.") for name, kind in columns.items()))
     finished = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=9)))
     row = {"name": "한글 'x'", "loss": 1, "steps": 2.0, "ok": False, "finished": finished.isoformat()}
-    publish(data, {"comparison": arrow_table([row, {}], columns)})
+    publish(data, {"comparison": arrow_table([row, {}], table)})
     with warehouse.connect(data) as db:
         kinds = {name: kind for name, kind, *_ in db.execute("DESCRIBE comparison").fetchall()}
         found = db.execute("FROM comparison").fetchall()
     assert kinds == {**columns, "finished": "TIMESTAMP WITH TIME ZONE"}
     assert found == [("한글 'x'", 1.0, 2, False, finished), (None,) * 5]
+
+
+def test_what_tables_and_columns_mean_can_be_asked_of_the_file(data: DataRoot) -> None:
+    table = Table(
+        "comparison", "It's 100 % 'quoted'; \"so\".", (text("a", "It's a."), count("b", "한글 -- no comment.", "GB"))
+    )
+    view = View("short", "Only b's.", table, table.pick("b"))
+    publish(data, {"comparison": arrow_table([{"a": "x", "b": 2}], table)}, [view])
+    with warehouse.connect(data) as db:
+        columns = "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal ORDER BY 1, 2"
+        assert db.execute("SELECT comment FROM duckdb_tables()").fetchall() == [(table.meaning,)]
+        assert db.execute("SELECT comment FROM duckdb_views() WHERE NOT internal").fetchall() == [(view.meaning,)]
+        assert db.execute(columns).fetchall() == [
+            ("comparison", "a", "It's a."),
+            ("comparison", "b", "한글 -- no comment. Unit: GB (1e9 bytes)."),
+            ("short", "b", "한글 -- no comment. Unit: GB (1e9 bytes)."),
+        ]
+        assert db.execute("FROM short").fetchall() == [(2,)]
+
+
+def test_a_name_that_is_no_column_is_an_error_and_no_null() -> None:
+    table = Table("comparison", "Numbers.", (count("train_loss", "A number."), count("n", "A number.")))
+    with pytest.raises(ValueError, match="table comparison has no column 'train_los'; the nearest is 'train_loss'"):
+        arrow_table([{"n": 1}, {"train_los": 2}], table)
+    assert arrow_table([table.narrowed({"n": 1, "newer": 2})], table).to_pylist() == [{"train_loss": None, "n": 1}]
 
 
 def test_a_reader_open_across_a_publish_keeps_the_old_and_new_ones_see_the_new(data: DataRoot) -> None:
@@ -313,7 +346,7 @@ def test_a_link_that_cannot_be_replaced_is_a_work_error_and_the_last_publication
 
 def test_a_table_that_does_not_read_back_is_never_published(data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(data, tables(1))
-    monkeypatch.setattr(warehouse, "_write", lambda version, _: version.write_bytes(b"no database at all" * 1000))
+    monkeypatch.setattr(warehouse, "_write", lambda version, *_: version.write_bytes(b"no database at all" * 1000))
     with pytest.raises(WorkError):
         publish(data, tables(2))
     assert published(data) == 1

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pipelines import warehouse
 from pipelines.compare.answers import teacher_answers, with_judgements
+from pipelines.compare.columns.registry import VIEWS
 from pipelines.compare.decide import Decision, Limits, decide
 from pipelines.compare.ranking import make_picks
 from pipelines.compare.report import Content, write_report
@@ -40,7 +41,7 @@ def compare(project: Project) -> Publication:
     picks = make_picks(found.rows, found.qualities)
     rows = with_judgements(resolved, found.rows)
     tables = all_tables(project.data, project.experiments, rows, picks=picks, taught=teacher_answers(resolved))
-    warehouse.publish(project.data, tables)
+    warehouse.publish(project.data, tables, VIEWS)
     write_report(project, Content.of(rows, tables))
     return Publication(rows, picks, project.data.warehouse, project.data.report)
 

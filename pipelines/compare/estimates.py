@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 
 from pipelines import machine
+from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.show import Format, as_csv, as_json, tabulate
 from pipelines.estimate.cards import CARDS, Card
 from pipelines.estimate.estimate import Estimate, columns
+from pipelines.schema import real, text
 
 COLUMNS = (
-    ("model", "model", None),
-    ("method", "method", None),
-    ("here", "here GB", 2),
-    ("fits", "fits", None),
-    ("card", "card GB", 2),
-    *((card.name, card.name, None) for card in CARDS),
+    *COMPARISON.pick("model", "method"),
+    real("here", "Predicted peak memory on this machine.", "GB", 2, heading="here GB"),
+    text("fits", "Whether training fits this machine, and the GB that remain."),
+    real("card", "Predicted peak memory on a GPU.", "GB", 2, heading="card GB"),
+    *(text(card.name, "Whether training fits this card, and the GB that remain.", heading=card.name) for card in CARDS),
 )
 
 

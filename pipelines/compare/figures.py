@@ -9,74 +9,49 @@ from markupsafe import Markup
 from pipelines.clean import summary
 from pipelines.clean.clean import CleaningResult
 from pipelines.compare import plots
+from pipelines.compare.columns.comparison import COMPARISON, HISTORY
+from pipelines.compare.columns.examples import CLEANING_SUMMARY
+from pipelines.compare.columns.providers import PROVIDER_COMPARISON
+from pipelines.compare.columns.training import TRAINING_CURVE
 from pipelines.compare.show import Columns
 from pipelines.experiments import Experiments, Method
 from pipelines.project import Project
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
+from pipelines.schema import count, text
 
 Row = dict[str, Any]
 CURVE_POINTS = 12  # of a curve in its table
 MOST_MODELS = 8  # with curves of their own
 
-TRADE_OFF: Columns = (
-    ("model", "model", None),
-    ("method", "method", None),
-    ("peak_memory_gb", "peak GB", 2),
-    ("eval_bits_per_byte", "bits/byte", 4),
-    ("delta_base", "Δ base", 4),
-    ("delta_base_low", "from", 4),
-    ("delta_base_high", "to", 4),
-    ("train_seconds", "train s", 0),
-    ("is_pareto", "Pareto", None),
+TRADE_OFF = COMPARISON.pick(
+    "model", "method", "peak_memory_gb", "eval_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high",
+    "train_seconds", "is_pareto",
+)  # fmt: skip
+MEMORY = COMPARISON.pick(
+    "model", "method", "status", "peak_memory_gb", "estimated_memory_gb", "memory_budget_gb"
+)  # fmt: skip
+RANKS = (
+    text("family", "Cells that differ in the adapter's rank alone.", heading="cells"),
+    *COMPARISON.pick("rank", "eval_bits_per_byte", "train_seconds", "peak_memory_gb"),
 )
-MEMORY: Columns = (
-    ("model", "model", None),
-    ("method", "method", None),
-    ("status", "status", None),
-    ("peak_memory_gb", "measured GB", 2),
-    ("estimated_memory_gb", "predicted GB", 2),
-    ("memory_budget_gb", "budget GB", 2),
+CURVE = (
+    text("cell", "The cell whose newest attempt is shown."),
+    *TRAINING_CURVE.pick("examples", "train_loss", "eval_loss"),
 )
-RANKS: Columns = (
-    ("family", "cells", None),
-    ("rank", "rank", 0),
-    ("eval_bits_per_byte", "bits/byte", 4),
-    ("train_seconds", "train s", 0),
-    ("peak_memory_gb", "peak GB", 2),
-)
-CURVE: Columns = (
-    ("cell", "cell", None),
-    ("examples", "examples", 0),
-    ("train_loss", "training loss", 3),
-    ("eval_loss", "held-out loss", 3),
-)
-HISTORY: Columns = (
-    ("model", "model", None),
-    ("method", "method", None),
-    ("seed", "seed", 0),
-    ("finished_at", "finished", None),
-    ("shared_records", "shared records", 0),
-    ("bits_per_byte", "bits/byte", 4),
-    ("delta_previous", "change", 4),
-    ("low", "from", 4),
-    ("high", "to", 4),
-    ("minutes", "minutes", 1),
-    ("changed", "what changed", None),
-)
-PROVIDERS: Columns = (
-    ("provider", "provider", None),
-    ("model", "model", None),
-    ("requested", "asked", 0),
-    ("valid_share", "valid", 2),
-    ("refused_share", "refused", 2),
-    ("duplicate_share", "duplicate", 2),
-    ("accepted_share", "accepted", 2),
-    ("accepted_share_low", "from", 2),
-    ("accepted_share_high", "to", 2),
-    ("usd_per_accepted", "$ per accepted", 4),
-    ("p50_latency_ms", "p50 ms", 0),
-    ("win_rate", "win rate", 2),
+NIGHTS = HISTORY.pick(
+    "model", "method", "seed", "finished_at", "shared_records", "bits_per_byte", "delta_previous", "low", "high", "minutes",
+    "changed",
+)  # fmt: skip
+PROVIDERS = PROVIDER_COMPARISON.pick(
+    "provider", "model", "requested", "valid_share", "refused_share", "duplicate_share", "accepted_share", "accepted_share_low",
+    "accepted_share_high", "usd_per_accepted", "p50_latency_ms", "win_rate",
+)  # fmt: skip
+REASONS = CLEANING_SUMMARY.pick("reason", "records")
+LENGTHS = (
+    text("of", "Which text of the examples is counted: prompt or output.", heading="length of"),
+    count("start", "Length at which the bin begins.", "characters", heading="characters from"),
+    count("examples", "Number of examples whose text is that long."),
 )
 
 
@@ -183,7 +158,7 @@ def of_history(rows: Sequence[Row]) -> Iterator[Figure]:
         if len(rows) <= 500
         else []
     )
-    yield from _figure("history", "Night by night", says, plots.night_by_night(rows), (HISTORY, repeated))
+    yield from _figure("history", "Night by night", says, plots.night_by_night(rows), (NIGHTS, repeated))
 
 
 def of_providers(rows: Sequence[Row]) -> Iterator[Figure]:
@@ -193,13 +168,11 @@ def of_providers(rows: Sequence[Row]) -> Iterator[Figure]:
 
 def of_cleaning(cleaned: CleaningResult) -> Iterator[Figure]:
     counts = [{"reason": reason, "records": count} for reason, count in cleaned.reasons.items()]
-    columns: Columns = (("reason", "reason", None), ("records", "records", 0))
     says = "Each record is dropped for the first reason that holds."
-    yield from _figure("reasons", "What was dropped", says, plots.reasons_bar(cleaned.reasons), (columns, counts))
+    yield from _figure("reasons", "What was dropped", says, plots.reasons_bar(cleaned.reasons), (REASONS, counts))
     lengths: Mapping[str, Sequence[tuple[int, int]]] = summary.length_counts(cleaned)
     bins = [
         {"of": kind, "start": start, "examples": count} for kind, found in lengths.items() for start, count in found
     ]
-    columns = (("of", "length of", None), ("start", "characters from", 0), ("examples", "examples", 0))
     says = "How many characters the accepted examples have, in steps of 50."
-    yield from _figure("lengths", "How long the examples are", says, plots.length_histograms(lengths), (columns, bins))
+    yield from _figure("lengths", "How long the examples are", says, plots.length_histograms(lengths), (LENGTHS, bins))

@@ -7,17 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.compare.columns.comparison import HISTORY
 from pipelines.compare.quality import Interval, Quality, paired_difference, quality_of
 from pipelines.project import COMPARED
 from pipelines.runs.cells import Attempt, CellKey
 
 Row = dict[str, Any]
-HISTORY = {
-    "model": "VARCHAR", "method": "VARCHAR", "seed": "INTEGER", "finished_at": "TIMESTAMPTZ", "run_id": "VARCHAR",
-    "shared_records": "BIGINT", "bits_per_byte": "DOUBLE", "minutes": "DOUBLE", "peak_memory_gb": "DOUBLE",
-    "delta_previous": "DOUBLE", "low": "DOUBLE", "high": "DOUBLE", "changed": "VARCHAR", "is_newest": "BOOLEAN",
-    "worse": "VARCHAR",
-}  # fmt: skip
 REMEMBERED = 5  # earlier runs that the newest is held against
 ENOUGH_RUNS = 4  # of the same recipe, data and machine, before their spread says what noise is
 MADS = 3 * 1.4826  # three standard deviations of a normal, by the median absolute deviation
@@ -58,7 +53,7 @@ def _of_cell(runs: Sequence[tuple[Attempt, Quality]]) -> list[Row]:
 def _row(attempt: Attempt, quality: Quality, shared: Quality) -> Row:
     measured = attempt.result.measured
     seconds = measured.get("train_seconds")
-    return dict.fromkeys(HISTORY) | {
+    return HISTORY.empty() | {
         "model": attempt.key.model,
         "method": attempt.key.method,
         "seed": attempt.key.seed,

@@ -4,11 +4,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import machine, shipped, weights
-from pipelines.compare.show import Columns, Format, Row, as_csv, as_json, tabulate
+from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.show import Format, Row, as_csv, as_json, tabulate
 from pipelines.estimate.estimate import Estimate, estimates
 from pipelines.estimate.question import config_of
 from pipelines.experiments import Experiments
 from pipelines.project import Project
+from pipelines.schema import flag, real, text
+
+COLUMNS = (
+    *COMPARISON.pick("model"),
+    real("millions", "Number of parameters.", "millions", 0, heading="parameters (M)"),
+    real("weights_gb", "Size of the weights on disk.", "GB", 1, heading="weights GB"),
+    text("license", "Licence of the weights.", heading="licence"),
+    flag("is_here", "Whether the weights are in the data folder.", heading="here"),
+)
 
 
 @dataclass(frozen=True)
@@ -84,15 +94,8 @@ def render(found: Listed, form: Format) -> str:
         return as_json(found.rows)
     if form == "csv":
         return as_csv(found.rows)
-    columns: Columns = (
-        ("model", "model", None),
-        ("millions", "parameters (M)", 0),
-        ("weights_gb", "weights GB", 1),
-        ("license", "licence", None),
-        ("is_here", "here", None),
-        *((method, method, None) for method in found.methods),
-    )
-    return tabulate([_shown(row, found.methods) for row in found.rows], columns, _notes(found), form)
+    fits = (text(method, "Whether training by this method fits, and the GB that remain.") for method in found.methods)
+    return tabulate([_shown(row, found.methods) for row in found.rows], (*COLUMNS, *fits), _notes(found), form)
 
 
 def _shown(row: Row, methods: list[str]) -> Row:

@@ -25,23 +25,6 @@ from pipelines.statistics import percentile, sign_test, smallest_difference, wil
 
 Row = dict[str, Any]
 DUPLICATES = ("exact_duplicate", "near_duplicate")
-SHARES = ("answered", "valid", "refused", "truncated", "duplicate", "accepted")
-PROVIDER_COMPARISON = {
-    "provider": "VARCHAR", "model": "VARCHAR", "kind": "VARCHAR", "trained_on": "BOOLEAN", "cells": "BIGINT",
-    "requested": "BIGINT",
-    **dict.fromkeys(SHARES, "BIGINT"),
-    **{f"{name}_share{end}": "DOUBLE" for name in SHARES for end in ("", "_low", "_high")},
-    "failed": "BIGINT", "in_doubt": "BIGINT", "attempts": "BIGINT", "input_tokens": "BIGINT", "cached_input_tokens": "BIGINT",
-    "output_tokens": "BIGINT", "reasoning_tokens": "BIGINT", "cost_usd": "DOUBLE", "reserved_usd": "DOUBLE",
-    "usd_per_accepted": "DOUBLE", "p50_latency_ms": "DOUBLE", "p95_latency_ms": "DOUBLE", "distinct_1": "DOUBLE",
-    "distinct_2": "DOUBLE", "win_rate": "DOUBLE", "note": "VARCHAR",
-}  # fmt: skip
-PROVIDER_DUELS = {
-    "provider": "VARCHAR", "against": "VARCHAR", "judge": "VARCHAR", "judge_shares_family": "BOOLEAN", "cells": "BIGINT",
-    "wins": "BIGINT", "losses": "BIGINT", "ties": "BIGINT", "order_disagreements": "BIGINT", "unreadable": "BIGINT",
-    "win_rate": "DOUBLE", "win_rate_low": "DOUBLE", "win_rate_high": "DOUBLE", "smallest_difference": "DOUBLE",
-    "verdict": "VARCHAR",
-}  # fmt: skip
 LEAST_FOR_P95 = 20
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipelines.compare.columns.comparison import PICKS
 from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
 from pipelines.compare.quality import Interval, Qualities
 
@@ -17,12 +18,6 @@ MUST_MATCH = {
     "device": "device",
     "memory_budget_gb": "memory budget",
 }
-PICKS = {
-    "pick": "VARCHAR", "model": "VARCHAR", "method": "VARCHAR", "verdict": "VARCHAR", "candidates": "VARCHAR",
-    "reason": "VARCHAR", "eval_bits_per_byte": "DOUBLE", "delta_base": "DOUBLE", "delta_base_low": "DOUBLE",
-    "delta_base_high": "DOUBLE", "peak_memory_gb": "DOUBLE", "train_seconds": "DOUBLE", "train_usd": "DOUBLE",
-    "eval_records": "BIGINT", "compared": "INTEGER", "left_out": "VARCHAR", "run_id": "VARCHAR",
-}  # fmt: skip
 CLEAR, UNCLEAR, ONLY, NOTHING = "clear", "no clear winner", "the only one", "nothing to pick"
 
 
@@ -205,14 +200,14 @@ class Choice:
         return f"its quality is not told apart from that of {self.name(best)}: {_signed(apart)} bits per byte"
 
     def _picked(self, pick: str, found: Sequence[Row], reason: str) -> Row:
-        row: Row = dict.fromkeys(PICKS) | {"pick": pick, "compared": len(self._group), "left_out": self._left_out()}
+        row = PICKS.empty() | {"pick": pick, "compared": len(self._group), "left_out": self._left_out()}
         if not found:
             return row | {"verdict": NOTHING, "reason": self._why_nothing()}
         row["candidates"] = ", ".join(self.name(one) for one in found)
         row["eval_records"] = found[0]["eval_records"]
         if len(found) > 1:
             return row | {"verdict": UNCLEAR, "reason": reason}
-        copied = {name: found[0][name] for name in PICKS if name in found[0] and row[name] is None}
+        copied = {name: found[0][name] for name in PICKS.by_name if name in found[0] and row[name] is None}
         return (
             row
             | copied

@@ -16,6 +16,8 @@ from markupsafe import Markup
 from pipelines.clean import summary
 from pipelines.clean.clean import current as current_examples
 from pipelines.compare import figures
+from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
+from pipelines.compare.columns.examples import SFT_REJECTS
 from pipelines.compare.show import SHOWN, cell_text, pick_answer
 from pipelines.files import write_text
 from pipelines.foreign_text import plain
@@ -60,6 +62,8 @@ def write_report(project: Project, content: Content) -> None:
     page = environment.get_template("report.html.j2").render(
         content=content,
         shown=SHOWN,
+        reject_columns=SFT_REJECTS.pick("reason", "detail", "source", "record"),
+        chrf=EVALUATION_ANSWERS["chrf"],
         cells=list(figures.of_cells(project, content.rows)),
         history=list(figures.of_history(content.history)),
         worse=[row for row in content.history if row["worse"]],

@@ -8,39 +8,24 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.foreign_text import one_line
+from pipelines.schema import Column
 
 Row = dict[str, Any]
 Format = Literal["text", "markdown", "json", "csv"]
-Columns = Sequence[tuple[str, str, int | None]]
+Columns = Sequence[Column]
 
-# column, heading, digits after the point (None: as it is)
-SHOWN: Columns = (
-    ("model", "model", None),
-    ("method", "method", None),
-    ("status", "status", None),
-    ("eval_bits_per_byte", "bits/byte", 4),
-    ("base_bits_per_byte", "base", 4),
-    ("delta_base", "Δ base", 4),
-    ("delta_base_low", "from", 4),
-    ("delta_base_high", "to", 4),
-    ("chrf", "chrF", 1),
-    ("peak_memory_gb", "peak GB", 2),
-    ("estimated_memory_gb", "predicted", 2),
-    ("memory_vs_full", "vs full", 2),
-    ("train_seconds", "train s", 0),
-    ("speedup_vs_full", "speedup", 2),
-    ("tokens_per_second", "tok/s", 0),
-    ("trainable_params", "trainable", 0),
-    ("artifact_mb", "MB saved", 0),
-    ("p50_latency_ms", "p50 ms", 0),
-    ("is_stale", "stale", None),
-    ("is_pareto", "Pareto", None),
-)
+SHOWN = COMPARISON.pick(
+    "model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high",
+    "chrf", "peak_memory_gb", "estimated_memory_gb", "memory_vs_full", "train_seconds", "speedup_vs_full", "tokens_per_second",
+    "trainable_params", "artifact_mb", "p50_latency_ms", "is_stale", "is_pareto",
+)  # fmt: skip
 COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
-def cell_text(value: Any, digits: int | None) -> str:
+def cell_text(value: Any, digits: int | None, limit: int = 80) -> str:
+    """A value as people read it, a text cut at `limit` characters."""
     match value:
         case None:
             return "–"
@@ -49,7 +34,7 @@ def cell_text(value: Any, digits: int | None) -> str:
         case int() | float() if digits is not None:
             return f"{value:,.{digits}f}"
         case _:
-            return one_line(str(value), 80)
+            return one_line(str(value), limit)
 
 
 def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = ()) -> str:
@@ -60,6 +45,28 @@ def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = ()) -> str:
         return as_csv(rows)
     shown = tabulate(rows, SHOWN, _notes(rows), form)
     return "\n".join([*(_pick_line(pick, form) for pick in picks), "", shown]) if picks else shown
+
+
+def wide(rows: Sequence[Row], form: Format) -> str:
+    """Every column of the comparison that the rows have, a table for each row; JSON and CSV hold all columns anyway."""
+    if form in ("json", "csv"):
+        return render(rows, form)
+    return "\n\n".join(f"{_title(row, form)}\n\n{_every_column(row, form)}" for row in rows)
+
+
+def _title(row: Row, form: Format) -> str:
+    title = one_line(f"{row['model']} × {row['method']}", 200)
+    return f"**{escape_markdown(title)}**" if form == "markdown" else title
+
+
+def _every_column(row: Row, form: Format) -> str:
+    lines = [["group", "column", "value", "unit"]]
+    for name, columns in COMPARISON.groups().items():
+        known = [column for column in columns if column.name in row]  # an older publication lacks some
+        for place, column in enumerate(known):
+            value = cell_text(row[column.name], column.digits, 300)
+            lines.append(["" if place else name, column.name, value, column.unit or ""])
+    return _drawn(lines, [False] * 4, (), form)
 
 
 def pick_answer(pick: Row) -> str:
@@ -99,11 +106,14 @@ def _inert(value: Any) -> Any:
 
 def tabulate(rows: Sequence[Row], columns: Columns, notes: Sequence[str], form: Format) -> str:
     """`rows` as a terminal's or Markdown's table of `columns`, `notes` below."""
-    headings = [heading for _, heading, _ in columns]
-    body = [[cell_text(row[name], digits) for name, _, digits in columns] for row in rows]
-    numbers = [digits is not None for _, _, digits in columns]
-    made = _markdown if form == "markdown" else _text
-    return made([headings, *body], numbers, notes)
+    headings = [column.heading for column in columns]
+    body = [[cell_text(row[column.name], column.digits) for column in columns] for row in rows]
+    numbers = [column.digits is not None for column in columns]
+    return _drawn([headings, *body], numbers, notes, form)
+
+
+def _drawn(lines: Sequence[list[str]], numbers: Sequence[bool], notes: Sequence[str], form: Format) -> str:
+    return (_markdown if form == "markdown" else _text)(lines, numbers, notes)
 
 
 def _text(lines: Sequence[list[str]], numbers: Sequence[bool], notes: Sequence[str]) -> str:

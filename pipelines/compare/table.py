@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines import machine
 from pipelines.compare.advice import advise, next_run
+from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.quality import Qualities, Quality, quality_of
 from pipelines.compare.ranking import incomparable, mark_pareto
 from pipelines.compare.targets import add_targets
@@ -26,70 +27,14 @@ from pipelines.runs.status import SEVERITY
 
 Row = dict[str, Any]
 
-# name → DuckDB type, in the order of the contract
-COLUMNS = {
-    "model": "VARCHAR", "method": "VARCHAR", "status": "VARCHAR", "phase": "VARCHAR", "status_detail": "VARCHAR",
-    "is_stale": "BOOLEAN", "stale_because": "VARCHAR", "seeds": "INTEGER", "seeds_ok": "INTEGER", "train_loss": "DOUBLE",
-    "eval_loss": "DOUBLE", "eval_bits_per_byte": "DOUBLE", "eval_bits_per_byte_low": "DOUBLE",
-    "eval_bits_per_byte_high": "DOUBLE", "eval_bits_per_byte_std": "DOUBLE", "base_bits_per_byte": "DOUBLE",
-    "train_seconds": "DOUBLE", "speedup_vs_full": "DOUBLE", "tokens_per_second": "DOUBLE", "load_seconds": "DOUBLE",
-    "quantize_seconds": "DOUBLE", "examples_to_target": "BIGINT", "seconds_to_target": "DOUBLE", "train_usd": "DOUBLE",
-    "learning_rate": "DOUBLE", "optimizer": "VARCHAR", "weights_dtype": "VARCHAR", "layers": "INTEGER",
-    "hidden_size": "INTEGER", "truncated_share": "DOUBLE", "peak_memory_gb": "DOUBLE", "memory_vs_full": "DOUBLE",
-    "estimated_memory_gb": "DOUBLE", "memory_budget_gb": "DOUBLE", "process_memory_mean_mb": "DOUBLE",
-    "process_memory_std_mb": "DOUBLE", "process_memory_min_mb": "DOUBLE", "process_memory_max_mb": "DOUBLE",
-    "gpu_allocated_peak_gb": "DOUBLE", "gpu_allocated_pct": "DOUBLE", "gpu_memory_access_pct": "DOUBLE",
-    "trainable_params": "BIGINT", "total_params": "BIGINT", "artifact_mb": "DOUBLE", "bleu": "DOUBLE", "chrf": "DOUBLE",
-    "rouge_l": "DOUBLE", "meteor": "DOUBLE", "judge_correctness": "DOUBLE", "judge_helpfulness": "DOUBLE",
-    "answer_tokens": "BIGINT", "p50_latency_ms": "DOUBLE", "is_pareto": "BOOLEAN", "advice": "VARCHAR",
-    "data_fingerprint": "VARCHAR", "recipe_fingerprint": "VARCHAR", "code_version": "VARCHAR", "device": "VARCHAR",
-    "finished_at": "TIMESTAMPTZ", "run_id": "VARCHAR", "profile": "VARCHAR", "eval_records": "BIGINT", "eval_set": "VARCHAR",
-    "evaluation_fingerprint": "VARCHAR", "load_peak_memory_gb": "DOUBLE", "ratios_because": "VARCHAR", "model_note": "VARCHAR",
-    "estimated_half_batch_gb": "DOUBLE", "p95_latency_ms": "DOUBLE", "latency_mode": "VARCHAR",
-    "answer_tokens_per_second": "DOUBLE", "answers": "BIGINT", "general_bits_per_byte": "DOUBLE",
-    "forgetting_bits_per_byte": "DOUBLE", "general_set": "VARCHAR", "judge_correctness_low": "DOUBLE",
-    "judge_correctness_high": "DOUBLE", "judge_helpfulness_low": "DOUBLE", "judge_helpfulness_high": "DOUBLE",
-    "judged_answers": "BIGINT", "judge_agreement": "DOUBLE", "judge_model": "VARCHAR", "judge_because": "VARCHAR",
-    "target_loss": "DOUBLE", "quantize_peak_memory_gb": "DOUBLE", "search_seconds": "DOUBLE", "learning_rate_source": "VARCHAR",
-    "learning_rate_at_edge": "BOOLEAN", "rank": "INTEGER", "alpha": "DOUBLE", "weights_revision": "VARCHAR",
-    "delta_base": "DOUBLE", "delta_base_low": "DOUBLE", "delta_base_high": "DOUBLE",
-    "delta_full": "DOUBLE", "delta_full_low": "DOUBLE", "delta_full_high": "DOUBLE",
-    "other_cpu_pct": "DOUBLE", "speed_disturbed": "BOOLEAN", "devices": "INTEGER", "sharding": "VARCHAR", "launcher": "VARCHAR",
-    "memory_in_all_gb": "DOUBLE", "unshown_share": "DOUBLE", "template_arguments": "VARCHAR", "weights_fingerprint": "VARCHAR",
-    "best_step": "INTEGER", "last_step": "INTEGER", "max_length": "INTEGER", "train_records": "BIGINT",
-    "train_records_left_out": "BIGINT", "eval_records_left_out": "BIGINT", "stopped_seconds": "DOUBLE",
-    "peft": "VARCHAR", "fast_paths": "VARCHAR",
-}  # fmt: skip
-
-FROM_TRAINING = (
-    "train_loss", "train_seconds", "tokens_per_second", "load_seconds", "quantize_seconds", "truncated_share",
-    "peak_memory_gb", "process_memory_mean_mb", "process_memory_std_mb", "process_memory_min_mb", "process_memory_max_mb",
-    "gpu_allocated_peak_gb", "gpu_allocated_pct", "gpu_memory_access_pct", "trainable_params", "total_params", "artifact_mb",
-    "layers", "hidden_size", "weights_dtype", "load_peak_memory_gb", "quantize_peak_memory_gb", "search_seconds", "other_cpu_pct",
-    "memory_in_all_gb", "unshown_share", "train_records", "train_records_left_out",
-    "stopped_seconds", "fast_paths",
-)  # fmt: skip
 DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
-FROM_EVALUATION = (
-    "eval_loss",
-    "eval_bits_per_byte",
-    "bleu",
-    "chrf",
-    "rouge_l",
-    "meteor",
-    "answers",
-    "answer_tokens",
-    "answer_tokens_per_second",
-    "p50_latency_ms",
-    "p95_latency_ms",
-    "latency_mode",
-    "general_bits_per_byte",
-    "general_set",
-    "eval_records",
-    "eval_records_left_out",
-    "eval_set",
-    "template_arguments",
-)
+OF_ONE_RUN = (
+    "best_step",
+    "last_step",
+    "learning_rate_at_edge",
+)  # measured, but a mean over the seeds would say nothing
+FROM_TRAINING = tuple(name for name in COMPARISON.measured_by("training") if name not in OF_ONE_RUN)
+FROM_EVALUATION = COMPARISON.measured_by("evaluation")
 
 
 @dataclass(frozen=True)
@@ -153,7 +98,7 @@ def add_predictions(resolved: Resolved, rows: Sequence[Row]) -> None:
 def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by: EvaluatedBy) -> Row:
     model, method = plan.cell
     project, profile = resolved.project, resolved.project.settings
-    row: Row = dict.fromkeys(COLUMNS)
+    row: Row = COMPARISON.empty()
     row |= {"model": model, "method": method, "profile": project.profile, "seeds": len(profile.seeds), "seeds_ok": 0}
     row["model_note"] = note_on(project.experiments.model(model))
     found = [seed for seed in seeds if seed]

@@ -27,13 +27,6 @@ Row = dict[str, Any]
 GGUF = {"gguf-f16": "F16", "gguf-q8_0": "Q8_0", "gguf-q4_k_m": "Q4_K_M"}
 ALL = (*FORMATS, *GGUF)
 
-QUANTIZED_INFERENCE = {
-    "model": "VARCHAR", "method": "VARCHAR", "seed": "INTEGER", "run_id": "VARCHAR", "format": "VARCHAR", "engine": "VARCHAR",
-    "status": "VARCHAR", "phase": "VARCHAR", "detail": "VARCHAR", "bits_per_byte": "DOUBLE", "bits_per_byte_vs_fp32": "DOUBLE",
-    "size_mb": "DOUBLE", "p50_latency_ms": "DOUBLE", "tokens_per_second": "DOUBLE", "peak_memory_gb": "DOUBLE",
-    "load_seconds": "DOUBLE", "answer_tokens": "BIGINT", "eval_records": "BIGINT", "eval_set": "VARCHAR", "is_stale": "BOOLEAN",
-    "device": "VARCHAR", "memory_budget_gb": "DOUBLE", "finished_at": "TIMESTAMPTZ", "model_note": "VARCHAR",
-}  # fmt: skip
 MEASURED = (
     "engine", "bits_per_byte", "size_mb", "p50_latency_ms", "tokens_per_second", "peak_memory_gb", "load_seconds",
     "answer_tokens", "eval_records", "eval_set",
@@ -132,7 +125,6 @@ def _rows(data: DataRoot, experiments: Experiments) -> Iterator[Row]:
             if result is None:
                 continue
             yield {
-                **dict.fromkeys(QUANTIZED_INFERENCE),
                 **{column: result.measured.get(column) for column in MEASURED},
                 "model": model,
                 "method": method,
@@ -142,6 +134,7 @@ def _rows(data: DataRoot, experiments: Experiments) -> Iterator[Row]:
                 "status": result.status,
                 "phase": result.phase,
                 "detail": result.status_detail or result.measured.get("note"),
+                "bits_per_byte_vs_fp32": None,
                 "is_stale": latest is None or latest.run_id != run_id,
                 "device": result.device or machine.machine_class(),
                 "memory_budget_gb": result.memory_budget_gb,

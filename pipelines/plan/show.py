@@ -5,19 +5,20 @@ from typing import Any
 
 from pipelines.compare.show import tabulate
 from pipelines.plan.plan import Line, Plan
+from pipelines.schema import real, text, whole
 
 COLUMNS = (
-    ("order", "#", 0),
-    ("cell", "cell", None),
-    ("seeds", "seeds", 0),
-    ("memory", "GB", 2),
-    ("time", "time", None),
-    ("where", "where", None),
-    ("start", "start", None),
-    ("end", "end", None),
-    ("usd", "usd", 2),
-    ("source", "time from", None),
-    ("because", "because", None),
+    whole("order", "Place of the cell in the plan.", heading="#"),
+    text("cell", "Model and method."),
+    whole("seeds", "Number of seeds that are due."),
+    real("memory", "Predicted peak memory on one device.", "GB", 2, heading="GB"),
+    text("time", "Predicted time of all seeds, as hours:minutes:seconds."),
+    text("where", "Machine and devices that train it."),
+    text("start", "Time from the start of the plan to the start of the cell."),
+    text("end", "Time from the start of the plan to the end of the cell."),
+    real("usd", "Price of all devices that it holds.", "USD", 2),
+    text("source", "What the predicted time comes from.", heading="time from"),
+    text("because", "Why the cell is due."),
 )
 
 

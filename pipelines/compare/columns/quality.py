@@ -1,0 +1,70 @@
+"""Columns of quality: losses on held-out records, differences with their intervals, scores of answers, the judge's word."""
+
+from pipelines.schema import count, flag, group, real, text
+
+BITS, NATS, SHARE = "bits per byte", "nats per token", "share, 0 to 1"
+QUALITY = (
+    *group(
+        "quality", "training",
+        real("train_loss", "Loss of the last optimizer step on its own examples, over completion tokens.", NATS, 3, better="lower",
+             heading="training loss"),
+    ),
+    *group(
+        "quality", "evaluation",
+        real("eval_loss", "Mean loss on the evaluation records over completion tokens, the end token included.", NATS, 4,
+             better="lower", heading="held-out loss"),
+        real("eval_bits_per_byte",
+             "Bits that the model needs for each byte of the held-out completions, comparable across tokenizers.", BITS, 4,
+             better="lower", heading="bits/byte"),
+        real("general_bits_per_byte", "Bits for each byte of short general texts, which nothing is trained on.", BITS, 4,
+             better="lower"),
+    ),
+    *group(
+        "quality", "comparison",
+        real("eval_bits_per_byte_low", "Lower end of the 95 % interval of eval_bits_per_byte over the records.", BITS, 4),
+        real("eval_bits_per_byte_high", "Upper end of the 95 % interval of eval_bits_per_byte over the records.", BITS, 4),
+        real("eval_bits_per_byte_std", "Standard deviation of eval_bits_per_byte over the seeds.", BITS, 4, better="lower"),
+        real("base_bits_per_byte", "eval_bits_per_byte of the untouched model, with the same weights and on the same records.",
+             BITS, 4, heading="base"),
+        real("delta_base", "eval_bits_per_byte minus the untouched model's; below zero, tuning helped.", BITS, 4, better="lower",
+             heading="Δ base"),
+        real("delta_base_low", "Lower end of the 95 % interval of delta_base, paired by record.", BITS, 4, heading="from"),
+        real("delta_base_high", "Upper end of the 95 % interval of delta_base, paired by record.", BITS, 4, heading="to"),
+        real("delta_full", "eval_bits_per_byte minus that of full fine-tuning of the same model.", BITS, 4, better="lower",
+             heading="Δ full"),
+        real("delta_full_low", "Lower end of the 95 % interval of delta_full, paired by record.", BITS, 4),
+        real("delta_full_high", "Upper end of the 95 % interval of delta_full, paired by record.", BITS, 4),
+        real("forgetting_bits_per_byte", "general_bits_per_byte minus the untouched model's; above zero, tuning forgot something.",
+             BITS, 4, better="lower"),
+        flag("is_pareto",
+             "Whether no comparable row is as good in quality, memory and time and clearly better in one of them.",
+             heading="Pareto"),
+    ),
+)  # fmt: skip
+POINTS = "points, 0 to 100"
+ANSWERS = group(
+    "answers", "evaluation",
+    count("answers", "Number of evaluation prompts that were answered."),
+    count("answer_tokens", "Number of tokens generated in all answers together."),
+    real("bleu", "BLEU of the answers against the references.", POINTS, 1, better="higher", heading="BLEU"),
+    real("chrf", "chrF (overlap of character n-grams) of the answers against the references.", POINTS, 1, better="higher",
+         heading="chrF"),
+    real("rouge_l", "ROUGE-L (longest common subsequence of words) of the answers, as F1, on average.", POINTS, 1, better="higher",
+         heading="ROUGE-L"),
+    real("meteor", "METEOR (exact and stem matches of words) of the answers, on average.", POINTS, 1, better="higher",
+         heading="METEOR"),
+)  # fmt: skip
+JUDGE = group(
+    "judge", "judge",
+    real("judge_correctness", "Share of the judged answers that the judge calls correct.", SHARE, 2, better="higher"),
+    real("judge_correctness_low", "Lower end of the 95 % interval of judge_correctness.", SHARE, 2),
+    real("judge_correctness_high", "Upper end of the 95 % interval of judge_correctness.", SHARE, 2),
+    real("judge_helpfulness", "Share of the judged answers that the judge gives 4 or 5 of 5 for helpfulness.", SHARE, 2,
+         better="higher"),
+    real("judge_helpfulness_low", "Lower end of the 95 % interval of judge_helpfulness.", SHARE, 2),
+    real("judge_helpfulness_high", "Upper end of the 95 % interval of judge_helpfulness.", SHARE, 2),
+    count("judged_answers", "Number of answers with a readable verdict of the judge."),
+    real("judge_agreement", "Share of the answers judged twice that got the same verdict both times.", SHARE, 2, better="higher"),
+    text("judge_model", "Model that judged the answers."),
+    text("judge_because", "Why verdicts are missing, and how to get them."),
+)  # fmt: skip

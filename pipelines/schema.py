@@ -1,0 +1,157 @@
+"""What a table of ours is: columns with a type, a meaning, a unit and a heading. A terminal, the report, the warehouse and its
+documentation all show a column by this one description; compare/columns holds those of every published table.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+Type = Literal["VARCHAR", "DOUBLE", "BIGINT", "INTEGER", "BOOLEAN", "TIMESTAMPTZ"]
+Better = Literal["lower", "higher"]
+Source = Literal[
+    "configuration",  # experiments.yaml, as it stands when the table is published
+    "spec",  # what the run was told before it started
+    "result",  # how the run ended, as its parent process recorded it
+    "training",  # measured by the training process
+    "evaluation",  # measured by the evaluating process
+    "export",  # measured by the process that runs one bit width
+    "estimate",  # predicted without training
+    "comparison",  # computed from the other numbers when the table is published
+    "judge",  # said by the language model that judges answers
+    "cleaning",  # decided when the records were cleaned
+    "journal",  # the journal of calls to language models
+]
+Row = dict[str, Any]
+SIZES = {"GB": "1e9 bytes", "MB": "1e6 bytes"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """`type` is DuckDB's, `meaning` one plain sentence, `better` the better direction, None where there is none. `heading` and
+    `digits` (after the point; None: the value as it is) are for tables that people read."""
+
+    name: str
+    type: Type
+    meaning: str
+    unit: str | None = None
+    better: Better | None = None
+    heading: str = ""
+    digits: int | None = None
+    group: str = ""
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        if not self.heading:
+            object.__setattr__(self, "heading", self.name.replace("_", " "))
+
+    @property
+    def description(self) -> str:
+        """The meaning with its unit and the better direction, as one text."""
+        size = f" ({SIZES[self.unit]})" if self.unit in SIZES else ""
+        unit = f" Unit: {self.unit}{size}." if self.unit else ""
+        better = f" {self.better.capitalize()} is better." if self.better else ""
+        return f"{self.meaning}{unit}{better}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A published table, its columns in their order."""
+
+    name: str
+    meaning: str
+    columns: tuple[Column, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
+
+    def __getitem__(self, name: str) -> Column:
+        if name not in self.by_name:
+            raise KeyError(self._unknown(name))
+        return self.by_name[name]
+
+    def pick(self, *names: str) -> tuple[Column, ...]:
+        """The columns of these names, in the order of the names."""
+        return tuple(self[name] for name in names)
+
+    def groups(self) -> dict[str, list[Column]]:
+        """The columns by group, groups in the order of their first column."""
+        found: dict[str, list[Column]] = {}
+        for column in self.columns:
+            found.setdefault(column.group, []).append(column)
+        return found
+
+    def measured_by(self, source: Source) -> tuple[str, ...]:
+        """The names of the columns that come from `source`."""
+        return tuple(column.name for column in self.columns if column.source == source)
+
+    def empty(self) -> Row:
+        """A row of which nothing is known."""
+        return dict.fromkeys(self.by_name)
+
+    def narrowed(self, row: Mapping[str, Any]) -> Row:
+        """The values of `row` that have a column here. For rows of files, which older or newer code may have written."""
+        return {name: value for name, value in row.items() if name in self.by_name}
+
+    def require_known(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Raises ValueError where a row of ours has a name that is no column: a typo would otherwise become NULL."""
+        for row in rows:
+            if unknown := next((name for name in row if name not in self.by_name), None):
+                raise ValueError(self._unknown(unknown))
+
+    def _unknown(self, name: str) -> str:
+        nearest = difflib.get_close_matches(name, self.by_name, n=1, cutoff=0.0)
+        return f"table {self.name} has no column {name!r}; the nearest is {nearest[0]!r}"
+
+
+@dataclass(frozen=True)
+class View:
+    """Some columns of a published table, in reading order."""
+
+    name: str
+    meaning: str
+    table: Table
+    columns: tuple[Column, ...]
+
+
+def text(name: str, meaning: str, *, heading: str = "") -> Column:
+    """A column of text."""
+    return Column(name, "VARCHAR", meaning, heading=heading)
+
+
+def flag(name: str, meaning: str, *, heading: str = "") -> Column:
+    """A column of yes and no."""
+    return Column(name, "BOOLEAN", meaning, heading=heading)
+
+
+def moment(name: str, meaning: str, *, heading: str = "") -> Column:
+    """A column of points in time."""
+    return Column(name, "TIMESTAMPTZ", meaning, "UTC", heading=heading)
+
+
+def count(
+    name: str, meaning: str, unit: str | None = None, *, better: Better | None = None, heading: str = ""
+) -> Column:
+    """A column of whole numbers that may be large."""
+    return Column(name, "BIGINT", meaning, unit, better, heading, 0)
+
+
+def whole(
+    name: str, meaning: str, unit: str | None = None, *, better: Better | None = None, heading: str = ""
+) -> Column:
+    """A column of whole numbers that stay small."""
+    return Column(name, "INTEGER", meaning, unit, better, heading, 0)
+
+
+def real(
+    name: str, meaning: str, unit: str | None, digits: int | None, *, better: Better | None = None, heading: str = ""
+) -> Column:
+    """A column of numbers, shown with `digits` after the point."""
+    return Column(name, "DOUBLE", meaning, unit, better, heading, digits)
+
+
+def group(name: str, source: Source, *columns: Column) -> tuple[Column, ...]:
+    """`columns` that belong together and come from `source`."""
+    return tuple(replace(column, group=name, source=source) for column in columns)
