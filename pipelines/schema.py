@@ -11,18 +11,8 @@ from typing import Any, Literal
 Type = Literal["VARCHAR", "DOUBLE", "BIGINT", "INTEGER", "BOOLEAN", "TIMESTAMPTZ"]
 Better = Literal["lower", "higher"]
 Source = Literal[
-    "configuration",  # experiments.yaml, as it stands when the table is published
-    "spec",  # what the run was told before it started
-    "result",  # how the run ended, as its parent process recorded it
-    "training",  # measured by the training process
-    "evaluation",  # measured by the evaluating process
-    "export",  # measured by the process that runs one bit width
-    "estimate",  # predicted without training
-    "comparison",  # computed from the other numbers when the table is published
-    "judge",  # said by the language model that judges answers
-    "cleaning",  # decided when the records were cleaned
-    "journal",  # the journal of calls to language models
-]
+    "configuration", "spec", "result", "training", "evaluation", "export", "estimate", "comparison", "judge", "cleaning", "journal"
+]  # fmt: skip
 Row = dict[str, Any]
 SIZES = {"GB": "1e9 bytes", "MB": "1e6 bytes"}
 
@@ -128,7 +118,7 @@ def flag(name: str, meaning: str, *, heading: str = "") -> Column:
 
 def moment(name: str, meaning: str, *, heading: str = "") -> Column:
     """A column of points in time."""
-    return Column(name, "TIMESTAMPTZ", meaning, "UTC", heading=heading)
+    return Column(name, "TIMESTAMPTZ", meaning, heading=heading)
 
 
 def count(

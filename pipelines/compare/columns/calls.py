@@ -15,7 +15,7 @@ LLM_CALLS = Table(
             text("language", "Language that the answer was to be in, as an ISO 639-1 code."),
         ),
         *group("outcome", "journal",
-            text("status", "in_flight, in_doubt (nobody knows whether it was answered), answered or failed."),
+            text("status", "How the request stands: in_flight, answered, failed, or in_doubt: nobody knows if it was answered."),
             text("stop_reason", "Why the answer ended, in the provider's own word."),
             text("stop_category", "Kind of a refusal, where the provider names it."),
             real("latency_ms", "Time from sending the request to its answer.", "ms", 0, better="lower"),

@@ -51,7 +51,8 @@ EVALUATION_RECORDS = Table(
             whole("bytes", "UTF-8 length of the answers of the record.", "bytes"),
         ),
         *group("loss", "comparison",
-            real("bits_per_byte", "scored_nats / (ln 2 × bytes).", BITS, 4, better="lower", heading="bits/byte")),
+            real("bits_per_byte", "Bits that the model needs for each byte: scored_nats / (ln 2 × bytes).", BITS, 4, better="lower",
+                 heading="bits/byte")),
     ),
 )  # fmt: skip
 SERVING = Table(

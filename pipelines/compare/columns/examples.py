@@ -54,7 +54,7 @@ CLEANING_SUMMARY = Table(
     (
         _SOURCE, _PROVIDER,
         *group("count", "cleaning",
-            text("reason", "accepted, or the code of the rule that the records broke."),
+            text("reason", "What became of the records: accepted, or the code of the first rule that they broke."),
             count("records", "Number of records."),
             real("share", "Share of the records of this source and provider.", "share, 0 to 1", 3),
         ),

@@ -19,7 +19,7 @@ PROVIDER = LLM_CALLS.pick("provider")
 def _shares(name: str, better: Better) -> tuple[Column, ...]:
     share = f"{name}_share"
     return (
-        real(share, f"{name} / requested.", SHARE, 2, better=better, heading=name),
+        real(share, f"Share of the requests: {name} / requested.", SHARE, 2, better=better, heading=name),
         real(f"{share}_low", f"Lower end of the 95 % interval of {share}.", SHARE, 2, heading="from"),
         real(f"{share}_high", f"Upper end of the 95 % interval of {share}.", SHARE, 2, heading="to"),
     )
@@ -60,7 +60,8 @@ PROVIDER_COMPARISON = Table(
                  better="lower"),
         ),
         *group("money", "comparison",
-            real("usd_per_accepted", "(cost_usd + reserved_usd) / accepted.", "USD", 4, better="lower", heading="$ per accepted")),
+            real("usd_per_accepted", "Price of an accepted record: (cost_usd + reserved_usd) / accepted.", "USD", 4,
+                 better="lower", heading="$ per accepted")),
         *group("speed", "journal",
             real("p50_latency_ms", "Median time of an answer.", "ms", 0, better="lower", heading="p50 ms"),
             real("p95_latency_ms", "95th percentile of the time of an answer; NULL under 20 answers.", "ms", 0, better="lower",
@@ -95,7 +96,7 @@ PROVIDER_DUELS = Table(
             count("unreadable", "Number of cells without a readable verdict.", better="lower"),
         ),
         *group("verdicts", "comparison",
-            real("win_rate", "(wins + ties / 2) / cells.", SHARE, 2, better="higher"),
+            real("win_rate", "Share of the cells won, a tie as half.", SHARE, 2, better="higher"),
             real("win_rate_low", "Lower end of the 95 % interval of win_rate.", SHARE, 2, heading="from"),
             real("win_rate_high", "Upper end of the 95 % interval of win_rate.", SHARE, 2, heading="to"),
             real("smallest_difference", "Smallest difference in win rate that this sample shows with 80 % power.", SHARE, 2,

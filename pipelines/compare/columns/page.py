@@ -1,0 +1,74 @@
+"""The registry as a page of the documentation: docs/columns.md."""
+
+from collections.abc import Iterator
+
+from pipelines.compare.columns.registry import TABLES, VIEWS
+from pipelines.paths import PROJECT
+from pipelines.schema import Column, Source, Table
+
+PATH = PROJECT / "docs" / "columns.md"
+COMMAND = "python -m pipelines.compare.columns"
+SOURCES: dict[Source, str] = {
+    "configuration": "experiments.yaml, as it stands when the table is published",
+    "spec": "what the run was told before it started",
+    "result": "how the run ended, as its parent process recorded it",
+    "training": "measured by the training process",
+    "evaluation": "measured by the evaluating process",
+    "export": "measured by the process that runs one bit width",
+    "estimate": "predicted without training",
+    "comparison": "computed from other numbers when the table is published",
+    "judge": "said by the language model that judges answers",
+    "cleaning": "decided when the records were cleaned",
+    "journal": "the journal of calls to language models",
+}
+INTRODUCTION = f"""\
+# Columns of the published tables
+
+`data/warehouse.duckdb` holds these tables and views. The same sentences are comments in the file:
+
+```sql
+SELECT column_name, data_type, comment FROM duckdb_columns() WHERE table_name = 'comparison';
+```
+
+NULL means that a value was not measured. GB are 1e9 bytes, MB 1e6 bytes. Better says which direction is better.
+
+This page is generated: `{COMMAND}` writes it."""
+
+
+def page() -> str:
+    """The page as Markdown."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    yield from (INTRODUCTION, "", "| source | where a column's values come from |", "| :--- | :--- |")
+    yield from (f"| {name} | {meaning} |" for name, meaning in SOURCES.items())
+    yield ""
+    yield from (f"- [{one.name}](#{one.name}): {one.meaning}" for one in (*TABLES, *VIEWS))
+    for table in TABLES:
+        yield from _table(table)
+    for view in VIEWS:
+        shown = ", ".join(f"`{column.name}`" for column in view.columns)
+        yield from ("", f"## {view.name}", "", view.meaning, "")
+        yield f"A view of [{view.table.name}](#{view.table.name}): {shown}."
+    yield ""
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield from ("", f"## {table.name}", "", table.meaning)
+    for name, columns in table.groups().items():
+        yield from ("", f"**{name.capitalize()}**", "", "| column | type | meaning | unit | better | source |")
+        yield "| :--- | :--- | :--- | :--- | :--- | :--- |"
+        yield from map(_line, columns)
+
+
+def _line(column: Column) -> str:
+    cells = (
+        f"`{column.name}`",
+        column.type,
+        column.meaning,
+        column.unit or "",
+        column.better or "",
+        column.source or "",
+    )
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
