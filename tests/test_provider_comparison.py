@@ -11,7 +11,8 @@ import pytest
 from pipelines.clean.clean import clean
 from pipelines.clean.read import raw_records
 from pipelines.compare import plots
-from pipelines.compare.providers import SHARES, provider_rows
+from pipelines.compare.columns.providers import OUTCOMES
+from pipelines.compare.providers import provider_rows
 from pipelines.compare.tables import all_tables
 from pipelines.generate import coverage
 from pipelines.generate.requests import book
@@ -115,10 +116,10 @@ def test_every_answer_lands_in_the_right_count_by_what_real_cleaning_made_of_it(
     found = rows(ask)
     assert list(found) == ["claude", "mine"]
     row = found["mine"]
-    assert {name: row[name] for name in ("cells", "requested", *SHARES)} == {
+    assert {name: row[name] for name in ("cells", "requested", *OUTCOMES)} == {
         "cells": 10, "requested": 10, "answered": 10, "valid": 7, "refused": 1, "truncated": 1, "duplicate": 2, "accepted": 5,
     }  # fmt: skip
-    for name in SHARES:
+    for name in OUTCOMES:
         assert row[f"{name}_share"] == row[name] / 10
         assert (row[f"{name}_share_low"], row[f"{name}_share_high"]) == pytest.approx(OF_TEN[row[name]], abs=1e-6)
     cost = 10 * (11 * 3 + 7 * 15) / MILLION
