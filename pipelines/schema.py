@@ -87,9 +87,10 @@ class Table:
 
     def require_known(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Raises ValueError where a row of ours has a name that is no column: a typo would otherwise become NULL."""
+        known = self.by_name.keys()
         for row in rows:
-            if unknown := next((name for name in row if name not in self.by_name), None):
-                raise ValueError(self._unknown(unknown))
+            if not row.keys() <= known:
+                raise ValueError(self._unknown(min(row.keys() - known)))
 
     def _unknown(self, name: str) -> str:
         nearest = difflib.get_close_matches(name, self.by_name, n=1, cutoff=0.0)

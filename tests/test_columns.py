@@ -106,7 +106,7 @@ def _keys(node: ast.AST) -> Iterator[str]:
         if isinstance(key, ast.Constant) and isinstance(key.value, str):
             yield key.value
         elif isinstance(key, ast.JoinedStr):
-            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in key.values)
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in key.values)
 
 
 REPORTS = {source: Reports(PIPELINES / room) for room, source in ROOMS.items()}

@@ -12,7 +12,7 @@ LLM_CALLS = Table(
             text("model", "Model that was asked, as the provider names it."),
             text("purpose", "What it was asked for: generate, judge or teacher."),
             text("topic", "Topic that the record was to be about."),
-            text("language", "Language that the answer was to be in, as an ISO 639-1 code."),
+            text("language", "Language of the answer asked for, such as en or ko."),
         ),
         *group("outcome", "journal",
             text("status", "How the request stands: in_flight, answered, failed, or in_doubt: nobody knows if it was answered."),

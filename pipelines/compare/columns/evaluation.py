@@ -7,7 +7,7 @@ from pipelines.schema import Table, count, flag, group, real, text, whole
 
 RUN = COMPARISON.pick("run_id", "model", "method")
 EXAMPLE_ID = group("record", "cleaning", text("example_id", "Hash of the example's text, its name in sft_examples."))
-LANGUAGE = group("record", "cleaning", text("language", "Language of the record, as an ISO 639-1 code."))
+LANGUAGE = group("record", "cleaning", text("language", "Language of the record, such as en or ko."))
 EVALUATION_ANSWERS = Table(
     "evaluation_answers",
     "One row for each answer of a trained model, or of a teacher, to an evaluation prompt.",
@@ -18,7 +18,7 @@ EVALUATION_ANSWERS = Table(
             text("reference", "Answer that the record holds."),
             text("answer", "Answer that was generated."),
             whole("answer_tokens", "Number of tokens of the answer."),
-            real("latency_ms", "Time of the answer generated alone; NULL where only batches were timed.", "ms", 0,
+            real("latency_ms", "Time of the answer by itself; NULL where it was only generated in a batch.", "ms", 0,
                  better="lower"),
             real("chrf", "chrF (overlap of character n-grams) of the answer against the reference.", POINTS, 1, better="higher",
                  heading="chrF"),
@@ -62,7 +62,7 @@ SERVING = Table(
         *COMPARISON.pick("model", "method", "run_id"),
         *group("serving", "evaluation",
             text("mode",
-                 "How the adapter is used: merged into the weights, attached to them, or mixed: several adapters in one batch."),
+                 "How the model answers: merged (nothing beside its weights), attached (an adapter), or mixed (several adapters)."),
             whole("batch_size", "Number of requests answered together."),
             whole("new_tokens", "Number of tokens generated for each request."),
             real("p50_latency_ms", "Median time that a request waits for its whole answer.", "ms", 0, better="lower",

@@ -4,13 +4,15 @@ from pipelines.schema import Table, count, group, real, text
 
 PLACE = group(
     "origin", "cleaning",
-    text("source", "Source of the record: corpus, a provider's generation, a file or a data set of a hub."),
+    text("source", "Source of the record: corpus, providers, or the name of a file or data set."),
     text("provider", "Provider whose model wrote the record; NULL for records that no provider of ours wrote."),
     text("model", "Model that wrote the record, as its provider names it."),
     text("topic", "Topic of the record, where its source names one."),
 )  # fmt: skip
 LANGUAGE = group(
-    "content", "cleaning", text("language", "Language that was declared, else detected, as an ISO 639-1 code.")
+    "content",
+    "cleaning",
+    text("language", "Language that the record declares, else the one detected, such as en or ko."),
 )
 RECORD_ID = group(
     "origin", "cleaning", text("record_id", "Hash of the raw record, numbered where equal records came twice.")

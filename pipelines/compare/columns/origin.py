@@ -1,5 +1,6 @@
 """Columns that say what a row is about: the cell, how it ended, the model, the recipe, the records and the fingerprints."""
 
+from pipelines.compare.columns.quality import SHARE
 from pipelines.schema import count, flag, group, moment, real, text, whole
 
 # Of one run alone, so no columns of comparison
@@ -68,8 +69,8 @@ RECIPE = (
              "Level of experiments.yaml that set the learning rate; search or tune where it was searched for."),
         text("optimizer", "Name of the optimizer."),
         whole("rank", "Rank of the adapter."),
-        real("alpha", "Scaling factor of the adapter: its product is multiplied by alpha / rank.", None, 0),
-        whole("max_length", "Longest example that the recipe trains on.", "tokens"),
+        real("alpha", "Scaling of the adapter: its update is multiplied by alpha / rank, with rslora by alpha / √rank.", None, 0),
+        whole("max_length", "Length of the longest example that the recipe allows.", "tokens"),
         whole("devices", "Number of devices that train the cell together."),
         text("sharding", "How the work is divided over the devices: none, ddp, fsdp or a stage of DeepSpeed ZeRO."),
         text("launcher", "What started the training processes: local, torchrun, ray or slurm."),
@@ -90,9 +91,9 @@ RECORDS = (
         "records", "training",
         count("train_records", "Number of training records selected for the cell."),
         count("train_records_left_out", "Number of training records from which nothing could be learned.", better="lower"),
-        real("truncated_share", "Share of training records of which some part exceeds the longest example.", "share, 0 to 1", 3,
+        real("truncated_share", "Share of training records with a part too long for max_length or for the model.", SHARE, 3,
              better="lower"),
-        real("unshown_share", "Share of training records that the model's chat template cannot show.", "share, 0 to 1", 3,
+        real("unshown_share", "Share of training records that the model's chat template cannot show.", SHARE, 3,
              better="lower"),
     ),
     *group(

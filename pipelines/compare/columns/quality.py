@@ -6,12 +6,12 @@ BITS, NATS, SHARE = "bits per byte", "nats per token", "share, 0 to 1"
 QUALITY = (
     *group(
         "quality", "training",
-        real("train_loss", "Loss of the last optimizer step on its own examples, over completion tokens.", NATS, 3, better="lower",
+        real("train_loss", "Loss of the last optimizer step on its own examples, per completion token.", NATS, 3, better="lower",
              heading="training loss"),
     ),
     *group(
         "quality", "evaluation",
-        real("eval_loss", "Mean loss on the evaluation records over completion tokens, the end token included.", NATS, 4,
+        real("eval_loss", "Mean loss per completion token of the evaluation records, the end token included.", NATS, 4,
              better="lower", heading="held-out loss"),
         real("eval_bits_per_byte",
              "Bits that the model needs for each byte of the held-out completions, comparable across tokenizers.", BITS, 4,
