@@ -46,6 +46,8 @@ MODEL = (
     *group(
         "model", "training",
         text("weights_dtype", "Data type of the base weights while training, such as float32, bfloat16, int8 or nf4."),
+        text("fast_paths",
+             "What Featherweight computed its own faster way: head, gates, adapters, products; none where it computed nothing so."),
         whole("layers", "Number of transformer layers."),
         whole("hidden_size", "Width of the hidden states."),
         count("trainable_params", "Number of parameters that training changes; 0 for an untouched model.", heading="trainable"),
@@ -70,6 +72,7 @@ RECIPE = (
         text("optimizer", "Name of the optimizer."),
         whole("rank", "Rank of the adapter."),
         real("alpha", "Scaling of the adapter: its update is multiplied by alpha / rank, with rslora by alpha / √rank.", None, 0),
+        text("peft", "Settings of an adapter by PEFT's own configuration class, as JSON; NULL for every other method."),
         whole("max_length", "Length of the longest example that the recipe allows.", "tokens"),
         whole("devices", "Number of devices that train the cell together."),
         text("sharding", "How the work is divided over the devices: none, ddp, fsdp or a stage of DeepSpeed ZeRO."),

@@ -58,7 +58,7 @@ RUN = (
     *group("quality", "training",
         real("best_validation_loss", "Lowest loss on the training records held back for early stopping.", NATS, 4,
              better="lower")),
-    *COMPARISON.pick("weights_fingerprint"),
+    *COMPARISON.pick("weights_fingerprint", "peft"),
 )  # fmt: skip
 _NAMED = {column.name for column in RUN}
 TRAINING_RUNS = Table(
