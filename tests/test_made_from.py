@@ -10,6 +10,7 @@ from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import estimates
+from pipelines.estimate.question import config_of
 from pipelines.export.cell import Wanted, export
 from pipelines.provenance import base_of
 from pipelines.runs.cells import CellKey
@@ -68,6 +69,13 @@ def test_it_is_made_again_when_the_other_has_become_another(project: TinyProject
     assert weights.is_present(project.data, "made", other) and weights.content(project.data, "made", other) == before
 
 
+def test_its_shape_is_known_before_it_is_there(project: TinyProject) -> None:
+    experiments = project.now().experiments
+    shapes = [config_of(project.data, name, experiments.model(name)) for name in ("made", MODEL)]
+    assert shapes[0] and shapes[0] == shapes[1] and not (project.data.models / "made").exists()
+
+
+@pytest.mark.slow
 def test_it_is_predicted_before_it_is_there_trained_published_and_exported(
     project: TinyProject, tmp_path: Path
 ) -> None:

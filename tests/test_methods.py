@@ -46,7 +46,12 @@ def cleaned(project: TinyProject) -> TinyProject:
     return clean_for(project)
 
 
-@pytest.mark.parametrize("method", METHODS)
+MORE = ("two-targets", "eager", "lora-bf16", "lora-fp16")  # what others have a part of
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow) if name in MORE else name for name in METHODS]
+)
 def test_it_trains(cleaned: TinyProject, method: str) -> None:
     attempt = trained(cleaned, method)
     assert attempt.status == "ok", attempt.result.detail

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from pipelines.evaluate.cell import evaluate
 from pipelines.export.cell import Wanted, export
 from pipelines.files import read_json, read_jsonl, write_json
 from pipelines.methods import traits_of
+from pipelines.paths import PROJECT
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import Watch
+from pipelines.train import loading, peft_adapter
 from pipelines.train.cell import train
 from pipelines.train.peft_adapter import CHECK
 from tests.in_process import InProcess, clean_for, kill_at, trained
 from tests.project import MODEL, TinyProject
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_model
 
 METHODS: dict[str, dict[str, Any]] = {
     "vera": {"learning_rate": 5e-3, "peft": {"peft_type": "VERA", "r": 16, "vera_dropout": 0.05}},
@@ -72,7 +75,10 @@ def weights_of(attempt: Attempt) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in attempt.model_folder.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("method", ["vera", "ia3", "dora"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("method", ["vera", pytest.param("ia3", marks=SLOW), pytest.param("dora", marks=SLOW)])
 def test_an_adapter_by_configuration_alone_is_gone_on_with_to_the_same_bits(adapters: TinyProject, method: str) -> None:
     key, resolved = adapters.key(method), adapters.resolved()
     undisturbed = trained(adapters, method)
@@ -86,9 +92,7 @@ def test_an_adapter_by_configuration_alone_is_gone_on_with_to_the_same_bits(adap
     assert weights_of(attempt) == expected
 
 
-@pytest.mark.parametrize(
-    "method", ["vera", pytest.param("ia3", marks=pytest.mark.slow), pytest.param("dora", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("method", ["vera", pytest.param("ia3", marks=SLOW), pytest.param("dora", marks=SLOW)])
 def test_it_is_evaluated_merged_and_predicted(adapters: TinyProject, method: str, tmp_path: Path) -> None:
     key, resolved, attempt = adapters.key(method), adapters.resolved(), trained(adapters, method)
     evaluation, _ = evaluate(resolved, key, watch=QUIET)
@@ -106,16 +110,20 @@ def test_it_is_evaluated_merged_and_predicted(adapters: TinyProject, method: str
     assert predicted.because is None and predicted.found["trainable"] == row["trainable_params"]
 
 
-def test_where_an_adapter_goes(adapters: TinyProject) -> None:
-    adapted = {}
-    for method in ("vera", "ia3"):
-        saved = read_json(trained(adapters, method).model_folder / "adapter_config.json") or {}
-        adapted[method] = set(saved["target_modules"])
-    asked = adapters.now().experiments.targets_for(
-        MODEL, adapters.now().experiments.training_for("local", MODEL, "vera")
-    )
-    assert adapted["vera"] == set(asked), "where LoRA goes, the model's own targets"
-    assert adapted["ia3"] == {"k_proj", "v_proj", "down_proj"}, "where PEFT puts it on a Llama"
+@pytest.mark.parametrize(
+    ("kind", "modules"),
+    [("VERA", {"q_proj", "up_proj"}), ("IA3", {"k_proj", "v_proj", "down_proj"}), ("OFT", {"q_proj", "up_proj"})],
+)
+def test_it_goes_where_lora_goes_or_where_peft_puts_it(kind: str, modules: set[str]) -> None:
+    recipe = {"kind": "adapter", "peft": {"peft_type": kind}, "targets": ["q_proj", "up_proj"], "quantization": None}
+    assert peft_adapter.config_of(tiny_model("llama"), recipe, []).target_modules in (modules, None)
+    own = {**recipe, "peft": {"peft_type": kind, "target_modules": ["o_proj"]}, "targets": None}
+    if kind != "IA3":
+        assert loading.add_adapter(tiny_model("llama"), own).peft_config["default"].target_modules == {"o_proj"}
+    adapted = loading.add_adapter(tiny_model("llama"), recipe)
+    assert {
+        name.split(".")[-1] for name, module in adapted.named_modules() if hasattr(module, "get_base_layer")
+    } == modules
 
 
 def test_a_method_that_changes_the_base_when_it_begins_is_loaded_as_it_was_saved(adapters: TinyProject) -> None:
@@ -198,3 +206,11 @@ def test_every_adapter_of_peft_is_ok_or_says_why_not(
     evaluation, _ = evaluate(adapters.resolved(), adapters.key("any"), watch=QUIET)
     assert evaluation.ok, evaluation.result.detail
     assert len(cells.attempts(adapters.data, adapters.key("any"))) == 1
+
+
+def test_how_methods_differ_is_said_in_one_file() -> None:
+    """By the words that would say it elsewhere: kinds are not compared, and the short form's name is not spelled out."""
+    asks = re.compile(r"""(recipe\["kind"\]|method\.kind|\.get\("kind"\)) *(==|!=|in\b)|["']lora["']""")
+    files = [*(PROJECT / "pipelines").rglob("*.py"), *(PROJECT / "assets").rglob("*.py")]
+    found = {str(file.relative_to(PROJECT)) for file in files if asks.search(file.read_text(encoding="utf-8"))}
+    assert found == {"pipelines/methods.py"}
