@@ -60,12 +60,12 @@ def _title(row: Row, form: Format) -> str:
 
 
 def _every_column(row: Row, form: Format) -> str:
-    lines = [["group", "column", "value", "unit"]]
+    lines = [["group", "column", "unit", "value"]]
     for name, columns in COMPARISON.groups().items():
         known = [column for column in columns if column.name in row]  # an older publication lacks some
         for place, column in enumerate(known):
             value = cell_text(row[column.name], column.digits, 300)
-            lines.append(["" if place else name, column.name, value, column.unit or ""])
+            lines.append(["" if place else name, column.name, column.unit or "", value])
     return _drawn(lines, [False] * 4, (), form)
 
 
