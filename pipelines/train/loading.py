@@ -186,7 +186,7 @@ def _adapted(model: Any, recipe: dict[str, Any]) -> Any:
         _targets_exist(model, asked)
     with peft_adapter.in_pefts_words(recipe):
         adapted = get_peft_model(model, config)
-    _can_be_merged(adapted)
+    _can_be_merged(adapted, recipe)
     if not torch.cuda.is_available():
         make_cheap(adapted)
         fuse(adapted)
@@ -216,12 +216,13 @@ def _targets_exist(model: Any, targets: list[str]) -> None:
         )
 
 
-def _can_be_merged(adapted: Any) -> None:
+def _can_be_merged(adapted: Any, recipe: dict[str, Any]) -> None:
     """A head that shares the embedding's weights gets its own when it is merged; for other layers no configuration says so."""
     head = adapted.get_output_embeddings()
     others = [name for name in adapted_and_shared(adapted) if adapted.get_submodule(name) is not head]
     if others:
-        raise ValueError(
+        refused = ValueError if traits_of(recipe).is_short else UnavailableError
+        raise refused(
             f"targets: {others[0].removeprefix('base_model.model.')} shares its weights with another layer, so that merging the "
             "adapter would change both: leave it out (lora_targets of the model, or targets of the method, in experiments.yaml)"
         )
