@@ -769,16 +769,19 @@ class Experiments(Strict):
         yield ("nightly", "profile"), self.nightly.profile, ["auto", *self.profiles]
 
 
-NOT_INHERITED = ("source", "overrides", "note")
-
-
 def _with_parents(models: dict[str, Any], name: str) -> Any:
     """What the file says of a model, and before it what it says of those that the model is made from."""
     said = models[name]
     for parent in _parents(models, name):
         inherited = models[parent] if isinstance(models.get(parent), dict) else {}
-        said = {**{key: value for key, value in inherited.items() if key not in NOT_INHERITED}, **said}
+        overrides = {**_overrides(inherited), **_overrides(said)}
+        said = {**inherited, **said, **({"overrides": overrides} if overrides else {})}
     return said
+
+
+def _overrides(model: Any) -> dict[str, Any]:
+    found = model.get("overrides") if isinstance(model, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _parents(models: dict[str, Any], name: str) -> list[str]:

@@ -4,6 +4,7 @@
 class; `lora` is the short form of such settings.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,6 +13,7 @@ Kind = Literal["none", "full", "lora", "adapter"]
 SHORT: Kind = "lora"
 RateOf = Literal["full", "lora"]  # names of the learning rates of experiments.yaml
 DEFAULT_RATES: dict[RateOf, float] = {"full": 2e-5, "lora": 2e-4}
+MOST_RANK = 2**31  # exclusive: a rank is shown as a 32-bit number
 FOUR_BITS = ("nf4", "fp4")
 SHORT_FORM = ("rank", "alpha", "dropout", "rslora", "dora")  # settings of `kind: lora`
 OURS = (
@@ -72,8 +74,15 @@ class Traits:
 
     @property
     def rank(self) -> int | None:
-        """The adapter's rank, where it has one."""
-        return self.peft.get("r")
+        """The adapter's rank, where the settings name one."""
+        given = self.peft.get("r")
+        return given if type(given) is int and 0 < given < MOST_RANK else None
+
+    @property
+    def alpha(self) -> float | None:
+        """The adapter's scaling factor, where the settings name one; its types spell it in two ways."""
+        given = self.peft.get("lora_alpha", self.peft.get("alpha"))
+        return float(given) if type(given) in (int, float) and math.isfinite(given) else None
 
     @property
     def chooses_modules(self) -> bool:
@@ -96,6 +105,8 @@ class Traits:
         """Why PEFT cannot let several such adapters answer in one batch, None where it can."""
         if self.peft_type != "LORA":
             return f"PEFT mixes adapters of LoRA in a batch, none of {self.peft_type}"
+        if self.peft.get("bias", "none") != "none":
+            return "PEFT mixes no adapters that train biases in a batch"
         return "PEFT mixes no adapters of DoRA in a batch" if self.peft.get("use_dora") else None
 
     @property
@@ -138,4 +149,4 @@ def own_form(peft: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"got {dict(peft)}; expected peft_type, such as VERA, and the settings of its class in PEFT")
     if own := [name for name in OURS if name in peft]:
         raise ValueError(f"{', '.join(own)}: set by the trainer, not by a method; leave it out")
-    return {**peft, "peft_type": peft["peft_type"].upper()}
+    return {**peft, "peft_type": peft["peft_type"].strip().upper()}

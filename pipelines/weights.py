@@ -53,11 +53,13 @@ def is_present(data: DataRoot, name: str, model: Model) -> bool:
     if model.source.path:
         return (folder / "config.json").exists()
     record = record_of(folder)
-    return record.get("source_id") == source_id(model) and record.get("made_from") == _parents_content(data, model)
+    now = _parents_content(data, model)
+    return record.get("source_id") == source_id(model) and (now is None or record.get("made_from") == now)
 
 
 def _parents_content(data: DataRoot, model: Model) -> str | None:
-    """Of the model that this one is made from: its weights may have become others under the same name."""
+    """Of the model that this one is made from, as it is now: its weights may have become others under the same name, or be gone,
+    which makes nothing of this one."""
     return content(data, model.source.parent, model.parent) if model.parent and model.source.parent else None
 
 
@@ -200,16 +202,18 @@ def _made_here(folder: Path, asked: Asked, say: Say) -> Path:
 
 
 def derive(parent: Path, folder: Path) -> None:
-    """Fill `folder` with the model that is made from the one in `parent`. A file that stays as it is takes no room of its own."""
+    """Fill `folder` with the model that is made from the one in `parent`. Weights that stay as they are take no room of their own;
+    small files are copies, which may be changed without changing those of the parent."""
     left_out = shutil.ignore_patterns("*.gguf", RECORD, ".*")
     shutil.copytree(parent, folder, copy_function=_link, ignore=left_out, dirs_exist_ok=True)
 
 
 def _link(file: str, to: str) -> None:
-    try:
-        os.link(os.path.realpath(file), to)
-    except OSError:  # on another file system, or one without links
-        shutil.copyfile(file, to)
+    if file.endswith((".safetensors", ".bin")):
+        with suppress(OSError):  # on another file system, or one without links
+            os.link(os.path.realpath(file), to)
+            return
+    shutil.copyfile(file, to)
 
 
 def _take_wheel(folder: Path, source: Source, before: Path, say: Say) -> None:

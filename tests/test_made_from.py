@@ -6,7 +6,7 @@ import pytest
 
 from pipelines import experiments as configuration
 from pipelines import weights
-from pipelines.compare.table import comparison_rows
+from pipelines.compare.table import comparison_rows, note_on
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import estimates
@@ -37,10 +37,19 @@ def fetched(project: TinyProject) -> Path:
 
 
 def test_it_has_what_is_said_of_the_other_and_not_of_itself(project: TinyProject) -> None:
-    project.change(models={MODEL: {"note": "The first.", "license": "apache-2.0", "learning_rate": 3e-4}})
+    own = {"lora-r8": {"epochs": 2}}
+    said = {
+        "note": "The first.",
+        "license": "apache-2.0",
+        "learning_rate": 3e-4,
+        "overrides": {**own, "full": {"epochs": 3}},
+    }
+    project.change(models={MODEL: said, "made": {"overrides": {"full": {"epochs": 4}}}})
     made, other = (project.now().experiments.model(name) for name in ("made", MODEL))
     assert (made.prompt, made.license, made.learning_rate) == (other.prompt, other.license, 3e-4)
     assert (made.note, made.lora_targets, made.origin) == ("Made for a test.", ["q_proj"], other)
+    assert [made.overrides[name].epochs for name in ("lora-r8", "full")] == [2, 4]
+    assert note_on(made) == "The first. Made for a test."
 
 
 def test_its_files_take_no_room_and_its_record_says_where_they_are_from(project: TinyProject) -> None:
@@ -48,6 +57,7 @@ def test_its_files_take_no_room_and_its_record_says_where_they_are_from(project:
     parent = weights.model_folder(project.data, MODEL, now.experiments.model(MODEL))
     assert folder == project.data.models / "made" and (folder / RECORD).exists()
     assert (folder / "model.safetensors").stat().st_ino == (parent / "model.safetensors").stat().st_ino
+    assert (folder / "config.json").stat().st_ino != (parent / "config.json").stat().st_ino, "may be changed alone"
     same = [weights.content(project.data, name, now.experiments.model(name)) for name in ("made", MODEL)]
     assert same[0] == same[1] and base_of(folder).name == parent.name
 
@@ -67,6 +77,8 @@ def test_it_is_made_again_when_the_other_has_become_another(project: TinyProject
     assert (again / "config.json").exists() and not weights.is_present(project.data, "made", other)
     fetched(project)
     assert weights.is_present(project.data, "made", other) and weights.content(project.data, "made", other) == before
+    again.rename(parent.parent / "elsewhere")
+    assert weights.is_present(project.data, "made", other), "what was made stays of use without what it was made from"
 
 
 def test_its_shape_is_known_before_it_is_there(project: TinyProject) -> None:
@@ -89,7 +101,7 @@ def test_it_is_predicted_before_it_is_there_trained_published_and_exported(
     made = export(resolved, key, Wanted(output=tmp_path / "out"), watch=QUIET)
     assert made.ok, made.result.detail
     rows = {(row["model"], row["method"]): row for row in comparison_rows(project.resolved())}
-    assert rows["made", "lora-r8"]["model_note"] == "Made for a test."
+    assert rows["made", "lora-r8"]["model_note"].endswith("Made for a test.")
     assert rows["made", "lora-r8"]["weights_fingerprint"] and rows[MODEL, "lora-r8"]["status"] == "missing"
     tables = all_tables(project.data, project.now().experiments, list(rows.values()))
     assert tables["training_runs"].column("model").to_pylist() == ["made"]

@@ -1,7 +1,6 @@
 """Whatever adapter PEFT has is a method by configuration alone, or a row that says in PEFT's words why it cannot be one."""
 
 import json
-import math
 import re
 import shutil
 from pathlib import Path
@@ -9,15 +8,17 @@ from typing import Any
 
 import peft
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from pipelines import experiments as configuration
-from pipelines.compare.table import comparison_rows
+from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.table import adapter_of, comparison_rows
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import estimates
 from pipelines.evaluate.cell import evaluate
 from pipelines.export.cell import Wanted, export
-from pipelines.files import read_json, read_jsonl, write_json
+from pipelines.files import read_json, read_jsonl
 from pipelines.methods import traits_of
 from pipelines.paths import PROJECT
 from pipelines.runs import cells
@@ -26,6 +27,7 @@ from pipelines.runs.run import Watch
 from pipelines.train import loading, peft_adapter
 from pipelines.train.cell import train
 from pipelines.train.peft_adapter import CHECK
+from pipelines.warehouse import arrow_table
 from tests.in_process import InProcess, clean_for, kill_at, trained
 from tests.project import MODEL, TinyProject
 from tests.tiny import save_tiny, tiny_model
@@ -35,6 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ia3": {"learning_rate": 5e-3, "peft": {"peft_type": "IA3"}},
     "dora": {"peft": {"peft_type": "lora", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "use_dora": True}},
     "pissa": {"peft": {"peft_type": "LORA", "r": 4, "init_lora_weights": "pissa"}},
+    "pissa-by-chance": {"peft": {"peft_type": "LORA", "r": 4, "init_lora_weights": "pissa_niter_1"}},
     "prefix": {"peft": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -47,6 +50,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "moves-tokens": ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "puts 4 tokens of its own before a text"),
     "moves-ranks": ({"peft_type": "ADALORA", "total_step": 6}, "moves its ranks about after every step"),
     "asks-for-more": ({"peft_type": "POLY"}, "task_ids should not be None"),
+    "no-yes-or-no": ({"peft_type": "LORA", "use_dora": "no"}, "peft.use_dora: got 'no'; expected true or false"),
+    "wants-texts": ({"peft_type": "LORA", "init_lora_weights": "eva"}, "eva wants to be shown texts"),
+    "saves-nothing": (
+        {"peft_type": "LORA", "modules_to_save": ["head"]},
+        "peft.modules_to_save: this model has no module head",
+    ),
     "no-such-module": ({"peft_type": "VERA", "target_modules": ["q_proj", "w_q"]}, "this model has no module w_q"),
     "nowhere-to-go": (
         {"peft_type": "VERA", "target_modules": ["embed_tokens"]},
@@ -131,16 +140,42 @@ def test_a_method_that_changes_the_base_when_it_begins_is_loaded_as_it_was_saved
     evaluation, _ = evaluate(adapters.resolved(), adapters.key("pissa"), watch=QUIET)
     assert evaluation.ok, evaluation.result.detail
     noted = read_json(attempt.model_folder / CHECK) or {}
-    assert len(noted["input_ids"]) > 20 and math.isfinite(noted["loss"])
+    assert len(noted["input_ids"]) > 20 and len(noted["before"]) == len(noted["after"]) == len(noted["input_ids"]) - 1
+    assert noted["before"] != noted["after"]
 
 
-def test_an_adapter_that_is_not_what_was_trained_is_not_evaluated(adapters: TinyProject) -> None:
-    attempt = trained(adapters, "vera")
-    noted = read_json(attempt.model_folder / CHECK) or {}
-    write_json(attempt.model_folder / CHECK, {**noted, "loss": noted["loss"] + 0.2})
-    evaluation, _ = evaluate(adapters.resolved(), adapters.key("vera"), watch=QUIET)
-    assert evaluation.result.status == "failed"
+@pytest.mark.parametrize("method", ["vera", "pissa-by-chance"])
+def test_an_adapter_that_is_not_what_was_trained_is_not_evaluated(adapters: TinyProject, method: str) -> None:
+    attempt = trained(adapters, method)
+    if method == "vera":  # nothing of what was learned is in the file
+        file = attempt.model_folder / "adapter_model.safetensors"
+        save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}, file)
+    evaluation, _ = evaluate(adapters.resolved(), adapters.key(method), watch=QUIET)
+    assert evaluation.result.status == "failed", evaluation.result.detail
     assert "the saved adapter, loaded again, is not what was trained" in evaluation.result.detail
+
+
+def test_biases_that_peft_trains_get_their_gradients() -> None:
+    recipe = {
+        "kind": "adapter",
+        "peft": {"peft_type": "LORA", "r": 4, "bias": "all"},
+        "targets": "auto",
+        "quantization": None,
+    }
+    model = loading.add_adapter(tiny_model("opt"), recipe)
+    ids = torch.arange(8)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    without = {name for name in trains if model.get_parameter(name).grad is None}
+    assert any(name.endswith("bias") for name in trains) and not without
+
+
+@pytest.mark.parametrize("given", ["abc", [1], True, 2.5, 10**12, {"a": 1}, float("inf")])
+def test_a_rank_or_alpha_that_is_no_number_spoils_no_table(given: object) -> None:
+    shown = adapter_of({"kind": "adapter", "peft": {"peft_type": "VERA", "r": given, "lora_alpha": given}})
+    table = arrow_table([COMPARISON.empty() | {**shown, "peft": None}], COMPARISON)
+    assert table.column("rank").to_pylist() == [None]
+    assert table.column("alpha").to_pylist() in ([None], [2.5], [1e12])
 
 
 def test_what_peft_cannot_merge_is_measured_attached(adapters: TinyProject, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def note_on(model: Model) -> str | None:
     made_up = (
         f"random weights in the shape of {shape}: memory and speed only, quality is not measured" if shape else None
     )
-    return " ".join(filter(None, (made_up, model.note))) or None
+    return " ".join(filter(None, dict.fromkeys((made_up, model.origin.note, model.note)))) or None
 
 
 def _seed(project: Project, key: CellKey, fingerprint: str) -> Seed | None:
@@ -204,7 +204,7 @@ def adapter_of(recipe: Mapping[str, Any]) -> Row:
     own = None if traits.is_short or not traits.peft else json.dumps(dict(traits.peft), sort_keys=True)
     return {
         "rank": traits.rank,
-        "alpha": recipe.get("alpha") if traits.is_short else traits.peft.get("lora_alpha"),
+        "alpha": recipe.get("alpha") if traits.is_short else traits.alpha,
         "peft": own,
     }
 

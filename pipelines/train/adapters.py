@@ -135,7 +135,10 @@ def _is_known(base: Any) -> bool:
 
 def _is_plain(layer: Layer) -> bool:
     """LoRA alone (no DoRA), one adapter without bias, in float32, over a layer that `weight_of` knows."""
-    if len(layer.lora_A) != 1 or layer.lora_variant or not _is_known(layer.get_base_layer()):
+    base = layer.get_base_layer()
+    if len(layer.lora_A) != 1 or layer.lora_variant or not _is_known(base):
+        return False
+    if any(parameter.requires_grad for parameter in base.parameters()):  # PEFT's `bias: all`
         return False
     (name,) = layer.lora_A
     up = layer.lora_B[name]

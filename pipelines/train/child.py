@@ -18,6 +18,9 @@ from pipelines.train.ranks import draw_apart, join, part
 CHECKED = 64  # records whose learned text is compared with their answer before training
 
 
+Check = tuple[list[int], list[float]]  # a text's tokens, and the loss of each after the first
+
+
 @dataclass(frozen=True)
 class Tokens:
     """What of the selected examples fits max_length, as tokens."""
@@ -39,6 +42,7 @@ def train_cell(worker: Worker) -> None:
     recipe, tokens = worker.spec["recipe"], tokenize(worker, model)
     if ranks.sharding == "fsdp":
         sharding.shard(model, loading.device())
+    check = _first_words(model, recipe, tokens) if not ranks.sharded else None
     trainer = Trainer(worker, model, recipe, loading.device(), ranks)
     earlier = _earlier(worker)
     train, validation = tokens.train, []
@@ -59,8 +63,7 @@ def train_cell(worker: Worker) -> None:
     if ranks.sharding == "fsdp":
         put_together = sharding.whole_weights(model)
     if ranks.rank == 0:
-        checked = (tokens.held_out or tokens.train)[0].input_ids if put_together is None else None
-        _save(worker, model, put_together, checked=checked)
+        _save(worker, model, put_together, check=check)
     part()
 
 
@@ -160,6 +163,16 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
     return Tokens(train.examples, held_out.examples)
 
 
+def _first_words(model: Any, recipe: dict[str, Any], tokens: Tokens) -> Check | None:
+    """A text, and what is said of it before training; None where what is saved is known to be what was trained."""
+    from pipelines.train import peft_adapter
+
+    if not traits_of(recipe).has_adapter or traits_of(recipe).is_short:
+        return None
+    ids = (tokens.held_out or tokens.train)[0].input_ids
+    return ids, peft_adapter.losses_of(model, ids)
+
+
 def _earlier(worker: Worker) -> Path | None:
     """The checkpoint to go on from; one that other package versions wrote would not end in the same bits."""
     from pipelines.train import checkpoint
@@ -196,9 +209,9 @@ def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
     disk.require(worker.folder, needed, f"two checkpoints, or one and the trained model{more}")
 
 
-def _save(worker: Worker, model: Any, weights: dict[str, Any] | None, *, checked: list[int] | None) -> None:
+def _save(worker: Worker, model: Any, weights: dict[str, Any] | None, *, check: Check | None) -> None:
     """Write the model under another name and rename it, so that a kill leaves no half of one; of a sharded one `weights` are all.
-    What an adapter says of the tokens `checked` is noted beside it.
+    What an adapter says of the text of `check` is noted beside it.
 
     Raises:
         DiskFullError: what was written of it is removed again.
@@ -214,8 +227,8 @@ def _save(worker: Worker, model: Any, weights: dict[str, Any] | None, *, checked
             base = provenance.base_of(worker.root / worker.spec["weights"], worker.spec.get("licence"))
             data = json.loads(worker.report["measured"]["training_data"])
             provenance.name_base(partial, base)
-            if checked and not traits.is_short:
-                peft_adapter.note_loss(model, checked, partial)
+            if check:
+                peft_adapter.note(model, *check, partial)
             (partial / "README.md").write_text(provenance.adapter_card(worker.spec, base, data), encoding="utf-8")
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -220,12 +220,15 @@ def _can_be_merged(adapted: Any, recipe: dict[str, Any]) -> None:
     """A head that shares the embedding's weights gets its own when it is merged; for other layers no configuration says so."""
     head = adapted.get_output_embeddings()
     others = [name for name in adapted_and_shared(adapted) if adapted.get_submodule(name) is not head]
-    if others:
-        refused = ValueError if traits_of(recipe).is_short else UnavailableError
-        raise refused(
-            f"targets: {others[0].removeprefix('base_model.model.')} shares its weights with another layer, so that merging the "
-            "adapter would change both: leave it out (lora_targets of the model, or targets of the method, in experiments.yaml)"
-        )
+    if not others:
+        return
+    told = (
+        f"{others[0].removeprefix('base_model.model.')} shares its weights with another layer, so that merging the adapter would "
+        "change both: leave it out"
+    )
+    if traits_of(recipe).is_short:
+        raise ValueError(f"targets: {told} (lora_targets of the model, or targets of the method, in experiments.yaml)")
+    raise UnavailableError(f"PEFT's {traits_of(recipe).peft_type} with these settings on this model: {told}")
 
 
 def load_trained(base: Path, recipe: dict[str, Any], trained: Path | None) -> Any:

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from pipelines.errors import UnavailableError
+from pipelines.methods import traits_of
 from pipelines.runs.deepspeed import ZERO_STAGES
 from pipelines.runs.status import MEETING
 
@@ -75,6 +76,11 @@ def require_divisible(recipe: Mapping[str, Any], sharding: str) -> None:
     advice = "use ddp for this method, in a profile of its own"
     if recipe["quantization"]:
         raise UnavailableError(f"sharding: {sharding} cannot divide {recipe['quantization']} weights: {advice}")
+    traits = traits_of(recipe)
+    if sharding in ZERO_STAGES and traits.has_adapter and not traits.is_short:
+        raise UnavailableError(
+            f"sharding: {sharding} would save what trains of {traits.peft_type}, and not the rest of it: {advice}"
+        )
     if recipe["optimizer"] != "adamw":
         raise UnavailableError(f"sharding: {sharding} cannot divide the states of {recipe['optimizer']}: {advice}")
     if sharding in ZERO_STAGES and isinstance(recipe["learning_rate"], list):

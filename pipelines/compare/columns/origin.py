@@ -70,8 +70,10 @@ RECIPE = (
         text("learning_rate_source",
              "Level of experiments.yaml that set the learning rate; search or tune where it was searched for."),
         text("optimizer", "Name of the optimizer."),
-        whole("rank", "Rank of the adapter."),
-        real("alpha", "Scaling of the adapter: its update is multiplied by alpha / rank, with rslora by alpha / √rank.", None, 0),
+        whole("rank", "Rank of the adapter, where the method's settings name one."),
+        real("alpha",
+             "Scaling of the adapter as set: LoRA's update is multiplied by alpha / rank, with rslora by alpha / √rank.",
+             None, 0),
         text("peft", "Settings of an adapter by PEFT's own configuration class, as JSON; NULL for every other method."),
         whole("max_length", "Length of the longest example that the recipe allows.", "tokens"),
         whole("devices", "Number of devices that train the cell together."),
@@ -112,7 +114,7 @@ RECORDS = (
 PROVENANCE = group(
     "provenance", "spec",
     text("data_fingerprint", "Hash of the training examples."),
-    text("recipe_fingerprint", "Hash of all training settings and of the weights."),
+    text("recipe_fingerprint", "Hash of the weights and of every setting that decides what is trained and measured."),
     text("code_version", "Hash of the training code."),
     text("evaluation_fingerprint", "Hash of the records, settings and code of the evaluation that is shown."),
 )  # fmt: skip

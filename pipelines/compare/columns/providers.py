@@ -27,7 +27,7 @@ def _shares(name: str, better: Better) -> tuple[Column, ...]:
 
 PROVIDER_COMPARISON = Table(
     "provider_comparison",
-    "One row for each provider, over the topic cells that all providers were asked for.",
+    "One row for each provider, over the topic cells that all providers were asked for, or its own where there are none.",
     (
         *PROVIDER,
         *group("provider", "configuration",
@@ -37,7 +37,7 @@ PROVIDER_COMPARISON = Table(
         ),
         *group("requests", "journal",
             count("cells", "Number of topic cells compared."),
-            count("requested", "Number of requests whose outcome is known.", heading="asked"),
+            count("requested", "Number of requests that were sent and have come to an end.", heading="asked"),
         ),
         *group("outcomes", "comparison",
             *(count(name, meaning, better=better) for name, (meaning, better) in OUTCOMES.items()),
