@@ -44,7 +44,8 @@ def in_the_slow_suite(method: str, sharding: str) -> Any:
 @pytest.fixture
 def cleaned(project: TinyProject) -> TinyProject:
     """A project whose cells take eight steps of three examples, the last of two, in uneven micro-batches."""
-    project.change(methods={"lora-r8": {"dropout": 0.0}}, profiles={"local": {"training": TRAINING}})
+    vera = {"kind": "adapter", "learning_rate": 5e-3, "peft": {"peft_type": "VERA", "r": 8}}
+    project.change(methods={"lora-r8": {"dropout": 0.0}, "vera": vera}, profiles={"local": {"training": TRAINING}})
     return clean_for(project)
 
 
@@ -99,7 +100,7 @@ def ranks_of(project: TinyProject) -> list[psutil.Process]:
         in_the_slow_suite("full", "ddp"), in_the_slow_suite("full", "fsdp"), needs_deepspeed("full", "zero2"),
         needs_deepspeed("full", "zero3"),
         in_the_slow_suite("lora-r8", "ddp"), in_the_slow_suite("lora-r8", "fsdp"), needs_deepspeed("lora-r8", "zero2"),
-        needs_deepspeed("lora-r8", "zero3"),
+        needs_deepspeed("lora-r8", "zero3"), in_the_slow_suite("vera", "ddp"), in_the_slow_suite("vera", "fsdp"),
     ],
 )  # fmt: skip
 def test_two_processes_make_the_row_of_one_also_where_they_were_stopped(

@@ -198,6 +198,12 @@ def test_what_cannot_be_trained_is_a_row_that_says_why(adapters: TinyProject, me
     assert "Error: '" not in attempt.result.detail.split("settings")[0]
 
 
+def test_what_fails_with_gradient_checkpointing_alone_is_told_before_it_trains(adapters: TinyProject) -> None:
+    adapters.change(methods={"prefix": {"gradient_checkpointing": True}})
+    attempt = trained(adapters, "prefix")
+    assert attempt.status == "unavailable" and "PEFT's PREFIX_TUNING with these settings" in attempt.result.detail
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

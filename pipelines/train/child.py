@@ -88,7 +88,6 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
     worker.measure(**quantized.measured(clock.lap()))
     if traits.has_adapter:
         model = loading.add_adapter(model, recipe)
-        peft_adapter.require_trainable(model, recipe, model.config.vocab_size)
         if shared := loading.adapted_and_shared(model):
             worker.say(
                 f"{shared[0].removeprefix('base_model.model.')} has an adapter and shares the embedding's weights: an export "
@@ -96,6 +95,8 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
             )
     if recipe["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if traits.has_adapter:
+        peft_adapter.require_trainable(model, recipe, model.config.vocab_size)
     paths = fast_paths.taken(model, in_float32=compute_dtype(recipe) is None)
     worker.measure(fast_paths=", ".join(paths) or "none")
     if "head" not in paths and traits.trains:
