@@ -18,9 +18,6 @@ from pipelines.train.ranks import draw_apart, join, part
 CHECKED = 64  # records whose learned text is compared with their answer before training
 
 
-Check = tuple[list[int], list[float]]  # a text's tokens, and the loss of each after the first
-
-
 @dataclass(frozen=True)
 class Tokens:
     """What of the selected examples fits max_length, as tokens."""
@@ -164,14 +161,14 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
     return Tokens(train.examples, held_out.examples)
 
 
-def _first_words(model: Any, recipe: dict[str, Any], tokens: Tokens) -> Check | None:
+def _first_words(model: Any, recipe: dict[str, Any], tokens: Tokens) -> tuple[list[int], list[float]] | None:
     """A text, and what is said of it before training; None where what is saved is known to be what was trained."""
     from pipelines.train import peft_adapter
 
     if not traits_of(recipe).has_adapter or traits_of(recipe).is_short:
         return None
     ids = (tokens.held_out or tokens.train)[0].input_ids
-    return ids, peft_adapter.losses_of(model, ids)
+    return ids, peft_adapter.losses_of(model, recipe, ids)
 
 
 def _earlier(worker: Worker) -> Path | None:
@@ -210,7 +207,9 @@ def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
     disk.require(worker.folder, needed, f"two checkpoints, or one and the trained model{more}")
 
 
-def _save(worker: Worker, model: Any, weights: dict[str, Any] | None, *, check: Check | None) -> None:
+def _save(
+    worker: Worker, model: Any, weights: dict[str, Any] | None, *, check: tuple[list[int], list[float]] | None
+) -> None:
     """Write the model under another name and rename it, so that a kill leaves no half of one; of a sharded one `weights` are all.
     What an adapter says of the text of `check` is noted beside it.
 
@@ -229,7 +228,7 @@ def _save(worker: Worker, model: Any, weights: dict[str, Any] | None, *, check: 
             data = json.loads(worker.report["measured"]["training_data"])
             provenance.name_base(partial, base)
             if check:
-                peft_adapter.note(model, *check, partial)
+                peft_adapter.note(model, worker.spec["recipe"], check, partial)
             (partial / "README.md").write_text(provenance.adapter_card(worker.spec, base, data), encoding="utf-8")
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)

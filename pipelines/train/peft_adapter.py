@@ -13,17 +13,16 @@ import torch
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
 from pipelines.methods import traits_of
+from pipelines.train.precision import autocast
 
 Recipe = dict[str, Any]
+Check = tuple[list[int], list[float]]  # a text's tokens, and the loss of each after the first before training
 CHECK = "reload_check.json"  # beside the saved adapter
 CHECK_TOKENS = 128
 # How far a token's loss (nats) may be off: a share of what training moved, and what rounding makes in float32 and in half precision
 SHARE, FLOOR = 0.05, {False: 1e-3, True: 0.1}
-NEEDS_DATA = (
-    "eva",
-    "corda",
-    "lora_ga",
-)  # values of init_lora_weights that are nothing without texts that PEFT is shown first
+# Values of init_lora_weights that are nothing without texts that PEFT is shown first
+NEEDS_DATA = ("eva", "corda", "lora_ga")
 LORAS_DEFAULT = {"q_proj", "v_proj"}  # where PEFT puts LoRA on a Llama, unless told otherwise
 
 
@@ -133,7 +132,8 @@ def require_trainable(model: Any, recipe: Recipe, vocabulary: int) -> None:
     with in_pefts_words(recipe):
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UnavailableError(f"{traits_of(recipe).peft_type} with these settings trains nothing of this model")
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        with autocast(recipe, device):
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         if logits.shape[:2] != ids.shape:
             raise UnavailableError(
                 f"{traits_of(recipe).peft_type} puts {logits.shape[1] - ids.shape[1]} tokens of its own before a text, which moves "
@@ -144,12 +144,13 @@ def require_trainable(model: Any, recipe: Recipe, vocabulary: int) -> None:
     before.set()
 
 
-def losses_of(model: Any, ids: Sequence[int]) -> list[float]:
+def losses_of(model: Any, recipe: Recipe, ids: Sequence[int]) -> list[float]:
     """Loss (nats) of each token after the first of a text's first ones, the model not training."""
     training, checked = model.training, list(ids[:CHECK_TOKENS])
-    tokens = torch.tensor([checked], device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    tokens = torch.tensor([checked], device=device)
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), autocast(recipe, device):
         logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0, :-1].float()
     model.train(training)
     return torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none").tolist()
@@ -164,12 +165,13 @@ class Noted:
     after: list[float]
 
 
-def note(model: Any, ids: Sequence[int], before: list[float], folder: Path) -> None:
+def note(model: Any, recipe: Recipe, check: Check, folder: Path) -> None:
     """Write down what the trained model says of a text, for `require_as_saved`."""
-    write_json(folder / CHECK, asdict(Noted(list(ids[:CHECK_TOKENS]), before, losses_of(model, ids))))
+    ids, before = check
+    write_json(folder / CHECK, asdict(Noted(list(ids[:CHECK_TOKENS]), before, losses_of(model, recipe, ids))))
 
 
-def require_as_saved(model: Any, folder: Path) -> None:
+def require_as_saved(model: Any, recipe: Recipe, folder: Path) -> None:
     """Raises WorkError where the adapter, loaded again, says something else of the noted text: a method may change the base when it
     begins, or draw what it does not save, and then its file alone does not bring it back. What training has changed is the measure:
     an adapter may be small."""
@@ -179,7 +181,7 @@ def require_as_saved(model: Any, folder: Path) -> None:
     noted = Noted(**kept)
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
     moved = _furthest(noted.before, noted.after)
-    off, most = _furthest(losses_of(model, noted.input_ids), noted.after), max(FLOOR[half], SHARE * moved)
+    off, most = _furthest(losses_of(model, recipe, noted.input_ids), noted.after), max(FLOOR[half], SHARE * moved)
     if not off <= most:  # NaN too
         raise WorkError(
             f"the saved adapter, loaded again, is not what was trained: the loss of a token is off by {off:.2g} nats, where "
