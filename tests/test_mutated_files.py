@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from pipelines.cli import main
+from tests.peak import own_peak_bytes
 from tests.sft_records import stories
 
 MUTATIONS = 300
@@ -118,7 +118,7 @@ def clean_each(folder: str, numbers: range, seed: str, suffix: str, told: Connec
                 code = traceback.format_exc()
         told.send((number, code, err.getvalue()))
         path.unlink()
-    told.send((-1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, ""))
+    told.send((-1, own_peak_bytes(), ""))
 
 
 @pytest.mark.slow

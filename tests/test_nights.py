@@ -199,17 +199,17 @@ def test_what_a_person_asks_for_in_the_launchpad_is_done_and_recorded(week: Nigh
 @pytest.mark.slow
 def test_seeds_share_what_their_run_may_spend(week: Nights) -> None:
     prices = {"methods": ["lora-r8"], "seeds": [1, 2, 3], "price_per_hour": 3600.0}
-    week.project.change(profiles={"local": prices}, nightly={"budget_usd": 120.0})
+    week.project.change(profiles={"local": prices}, nightly={"budget_usd": 1200.0})
     week.execute(week.begin())
-    assert week.cell("lora-r8", budget_usd=60.0).success
+    assert week.cell("lora-r8", budget_usd=600.0).success
     keys = [cells.CellKey(MODEL, "lora-r8", seed) for seed in (1, 2, 3)]
     first, *later = [cells.attempts(week.project.data, key)[0].spec.time_limit_minutes or 0.0 for key in keys]
-    assert first == pytest.approx(1.0) and 1.0 > later[0] > later[1] > 0, "a dollar a second"
+    assert first == pytest.approx(10.0) and 10.0 > later[0] > later[1] > 0, "a dollar a second"
     week.project.change(methods={"lora-r8": {"weight_decay": 0.1}})
     week.carry_on()
     limits = [cells.attempts(week.project.data, key)[-1].spec.time_limit_minutes or 0.0 for key in keys]
-    assert 2.0 > limits[0] > limits[1] > limits[2] > 0, "what is left to the night"
-    assert week.record()["spent_usd"] <= 120.0
+    assert 20.0 > limits[0] > limits[1] > limits[2] > 0, "what is left to the night"
+    assert week.record()["spent_usd"] <= 1200.0
 
 
 @pytest.mark.slow
