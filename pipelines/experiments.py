@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
+    ConfigDict,
     Field,
     JsonValue,
     PositiveFloat,
@@ -41,6 +42,8 @@ class Source(NamesFiles):
     them up in the shape of a configuration (a shipped one's name or a config.json), for measuring alone; `from` makes them of
     another model of the file. A package's file that is too large for one comes in parts: a list of packages, and the part that each
     holds."""
+
+    model_config = ConfigDict(serialize_by_alias=True)  # what is written is read again
 
     wheel: str | Several | None = None
     file: str | Several | None = None

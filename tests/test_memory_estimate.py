@@ -429,7 +429,7 @@ def test_two_sources_are_one_too_many(project: TinyProject) -> None:
     project.change(
         models={"both": {"source": {"random": "gpt2-xl", "hub": "a/b"}, "prompt": "chat", "lora_targets": ["x"]}}
     )
-    with pytest.raises(UsageError, match="exactly one of wheel, hub, path or random"):
+    with pytest.raises(UsageError, match="exactly one of wheel, hub, path, random or from"):
         project.now()
 
 

@@ -71,7 +71,7 @@ def _row(project: Project, name: str, predicted: list[Estimate]) -> Row:
 
 
 def _source(source: dict[str, Any]) -> str:
-    if parent := source.get("parent"):
+    if parent := source.get("from"):
         return f"from {parent}"
     named = source.get("wheel") or source.get("hub") or source.get("path") or f"random: {source.get('random')}"
     return ", ".join(named) if isinstance(named, list) else named
