@@ -46,7 +46,16 @@ def cleaned(project: TinyProject) -> TinyProject:
     return clean_for(project)
 
 
-MORE = ("two-targets", "eager", "lora-bf16", "lora-fp16")  # what others have a part of
+MORE = (
+    "two-targets",
+    "eager",
+    "lora-bf16",
+    "lora-fp16",
+    "fp4-single",
+    "rslora",
+    "full-checkpointed",
+    "attention-only",
+)  # what others have a part of
 
 
 @pytest.mark.parametrize(

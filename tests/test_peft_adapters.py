@@ -87,7 +87,8 @@ def weights_of(attempt: Attempt) -> dict[str, bytes]:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("method", ["vera", pytest.param("ia3", marks=SLOW), pytest.param("dora", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("method", ["vera", "ia3", "dora"])
 def test_an_adapter_by_configuration_alone_is_gone_on_with_to_the_same_bits(adapters: TinyProject, method: str) -> None:
     key, resolved = adapters.key(method), adapters.resolved()
     undisturbed = trained(adapters, method)
