@@ -146,9 +146,8 @@ class TrainingOverrides(Strict):
 
     def rate_for(self, name: RateOf) -> Rate | None:
         """What this level says of that learning rate."""
-        return (
-            getattr(self.learning_rate, name) if isinstance(self.learning_rate, LearningRates) else self.learning_rate
-        )
+        rate = self.learning_rate
+        return getattr(rate, name) if isinstance(rate, LearningRates) else rate
 
 
 class TrainingSettings(Strict):
@@ -673,11 +672,9 @@ class Experiments(Strict):
     def _made_from_others(cls, data: Any) -> Any:
         """Give every model that is made from another what is said of that one alone."""
         models = data.get("models") if isinstance(data, dict) else None
-        return (
-            {**data, "models": {name: _with_parents(models, name) for name in models}}
-            if isinstance(models, dict)
-            else data
-        )
+        if not isinstance(models, dict):
+            return data
+        return {**data, "models": {name: _with_parents(models, name) for name in models}}
 
     @model_validator(mode="after")
     def _know_their_parents(self) -> "Experiments":

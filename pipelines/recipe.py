@@ -17,17 +17,16 @@ def recipe_of(experiments: Experiments, profile: str, model_name: str, method_na
     """All that decides a cell's weights and measurements, apart from data, seed, machine and the trainer's code."""
     model, method = experiments.model(model_name), experiments.method(method_name)
     settings = experiments.training_for(profile, model_name, method_name)
+    decided = _untouched(method, settings)
+    if method.traits.trains:
+        decided = _trained(experiments, model_name, method, settings)
     return {
         "model": model_name,
         "source": weights.source_id(model),
         "kind": method.kind,
         "prompt": model.prompt,
         **({"template": model.template} if model.template else {}),
-        **(
-            _trained(experiments, model_name, method, settings)
-            if method.traits.trains
-            else _untouched(method, settings)
-        ),
+        **decided,
         **({} if model.fp16 else {"fp16": False}),
     }
 

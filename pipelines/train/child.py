@@ -218,7 +218,8 @@ def _save(
     """
     from pipelines.train import loading, peft_adapter
 
-    traits, partial = traits_of(worker.spec["recipe"]), worker.folder / ".model.partial"
+    traits = traits_of(worker.spec["recipe"])
+    partial = worker.folder / ".model.partial"
     try:
         model.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
         if traits.trains_all:
