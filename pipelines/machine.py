@@ -1,8 +1,6 @@
 """What this machine is, found without importing torch: its class, memory, and the kernel's out-of-memory counter."""
 
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -10,56 +8,70 @@ from typing import Any
 
 import psutil
 
-DRIVER_SECONDS = 600  # a driver that wakes up may take long; beside other work, longer
+from pipelines import cuda_devices
+
+PROCESSOR = "cpu: "  # how the name of a device begins that is no card
 
 
 def cuda_query(field: str) -> list[str]:
-    """What the driver's nvidia-smi says of `field` (such as `name`, `memory.total`), a line for each device; empty without one."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
-    try:
-        found = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=DRIVER_SECONDS, check=True
-        )
-    except (subprocess.SubprocessError, OSError):
-        return []
-    return [line.strip() for line in found.stdout.splitlines() if line.strip()]
+    """What nvidia-smi says of `field` (such as `driver_version`) of each visible device, of a slice that of its card."""
+    of_cards = {int(index): value for index, value in cuda_devices.query("index", field)}
+    return [of_cards[device.index] for device in cuda_devices.visible() if device.index in of_cards]
 
 
-@cache
 def cuda_name() -> str | None:
-    """Name of the first CUDA device, or None. Asked of the driver, so that it costs no import of torch."""
-    return next(iter(cuda_query("name")), None)
+    """Name of the first visible CUDA device, or None. Asked of the driver, so that it costs no import of torch."""
+    return next((device.name for device in cuda_devices.visible()), None)
 
 
-@cache
 def cuda_count() -> int:
-    """How many CUDA devices the driver lists."""
-    return len(cuda_query("name"))
+    """How many CUDA devices a process started now would see."""
+    return len(cuda_devices.visible())
+
+
+def cuda_memory_bytes() -> int | None:
+    """All memory of the first visible CUDA device; None without one, or where it shares the machine's."""
+    return next((device.memory_bytes for device in cuda_devices.visible()), None)
+
+
+def machine_class() -> str:
+    """The device that results are measured on: `NVIDIA T4` or `cpu: AMD EPYC, 2 cores`."""
+    return cuda_name() or processor()
 
 
 @cache
-def machine_class() -> str:
-    """The device that results were measured on: `NVIDIA T4` or `cpu: AMD EPYC, 2 cores`."""
-    if gpu := cuda_name():
-        return gpu
+def processor() -> str:
+    """This machine's processor as a device: `cpu: AMD EPYC, 2 cores`."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("model name"):
             model = line.split(":", 1)[1].strip()
             break
-    return f"cpu: {model}, {len(os.sched_getaffinity(0))} cores"
+    return f"{PROCESSOR}{model}, {len(os.sched_getaffinity(0))} cores"
 
 
-def device_class(devices: int = 1, sharding: str = "none") -> str:
-    """What a cell ran on: the machine's class, and where there were several devices, how many and how divided."""
-    return machine_class() if devices == 1 else f"{machine_class()} × {devices}, {sharding}"
+def is_card(device: str | None) -> bool:
+    """Whether the name of a device is a card's; that of none is not."""
+    return device is not None and not device.startswith(PROCESSOR)
+
+
+def device_class(devices: int = 1, sharding: str = "none", *, name: str | None = None) -> str:
+    """What a cell ran on: the device's name (None: that of the machine's class), and where there were several, how many and how
+    divided."""
+    name = name or machine_class()
+    return name if devices == 1 else f"{name} × {devices}, {sharding}"
+
+
+def device_slugs(devices: int = 1) -> list[str]:
+    """Short names of the devices that a cell on so many of them uses, each of which one cell uses at a time: `cuda-1`, by
+    nvidia-smi's number of the card, or `cpu`. In one order, so that two that wait for several never wait for each other."""
+    used = {device.index for device in cuda_devices.visible()[:devices]}
+    return [f"cuda-{index}" for index in sorted(used)] or ["cpu"]
 
 
 def device_slug() -> str:
-    """Short name of the device that trains one cell at a time: `cuda-0` or `cpu`."""
-    return "cuda-0" if cuda_name() else "cpu"
+    """Short name of the device that a cell on one device uses."""
+    return device_slugs()[0]
 
 
 def oom_kills() -> int:

@@ -77,9 +77,7 @@ def device() -> str:
 
 def machine_gb() -> float:
     """The memory of this machine's card, or its own, in GB."""
-    if found := machine.cuda_query("memory.total"):
-        return float(found[0]) * 2**20 / 1e9
-    return psutil.virtual_memory().total / 1e9
+    return (machine.cuda_memory_bytes() or psutil.virtual_memory().total) / 1e9
 
 
 def training_gb(found: Json) -> float | None:

@@ -34,11 +34,12 @@ def evaluate_cell(worker: Worker) -> None:
     from pipelines.clean.select import Selection, select
     from pipelines.evaluate.answering import Speaker
     from pipelines.files import stable_hash
-    from pipelines.train import loading
+    from pipelines.train import card, loading
     from pipelines.train.memory import reset_peaks
 
     loading.quiet()
     worker.phase("evaluate")
+    card.take(worker)
     spec, recipe = worker.spec, worker.spec["recipe"]
     base, trained = worker.root / spec["weights"], _trained(worker)
     model = loading.load_trained(base, recipe, trained)

@@ -26,10 +26,11 @@ COMPARED = 3  # records whose every probability is compared between the trained 
 def export_cell(worker: Worker) -> None:
     from pipelines.clean.select import Selection, select
     from pipelines.evaluate.fitting import fitting_everywhere
-    from pipelines.train import loading
+    from pipelines.train import card, loading
 
     loading.quiet()
     worker.phase("load")
+    card.take(worker)
     spec = worker.spec
     form = PromptFormat.of(worker.root / spec["weights"], spec["recipe"])
     if form.arguments:

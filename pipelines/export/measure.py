@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipelines import machine
 from pipelines.evaluate import scores
 from pipelines.files import read_json
 from pipelines.runs.clock import Stopwatch
@@ -41,11 +42,12 @@ def with_transformers(worker: Worker, asked: dict[str, Any], examples: list[Toke
     import torch
 
     from pipelines.export.merge import measured_bits_per_byte
-    from pipelines.train import loading
+    from pipelines.train import card, loading
     from pipelines.train.memory import peak_bytes, reset_peaks
 
     clock, spec, device = Stopwatch(), worker.spec, loading.device()
     loading.quiet()
+    card.take(worker)
     precision, quantization = FORMATS[spec["format"]]
     recipe = {**spec["recipe"], "kind": "none", "precision": precision, "quantization": quantization}
     model = loading.load_model(Path(spec["merged"]), recipe).eval()
@@ -83,6 +85,7 @@ def weight_bytes(model: Any) -> int:
 def with_llama_cpp(worker: Worker, asked: dict[str, Any], examples: list[Tokenized]) -> None:
     from pipelines.export.native import LlamaCpp
 
+    worker.runs_on(machine.processor())  # beside a card, too: xllamacpp's package is built for processors
     clock, file = Stopwatch(), Path(worker.spec["gguf"])
     limit = worker.spec["settings"]["max_new_tokens"]
     longest = max([*map(len, examples), *(len(prompt) + limit for prompt in asked["prompts"])])

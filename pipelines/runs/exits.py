@@ -1,5 +1,6 @@
 """What the ending of a child means."""
 
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +8,15 @@ from typing import Any
 
 from pipelines import disk
 from pipelines.files import read_json
+from pipelines.machine import is_card
 from pipelines.runs.command import Ending
 from pipelines.runs.spec import RunSpec
 from pipelines.runs.status import RANKS, Status
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself
 NEARLY = 0.8  # of a memory budget: what was asked for was last seen before the request that was refused
+# bitsandbytes prints this of a CUDA call that failed, and ends the process with exit code 1
+PRINTED = re.compile(r"Error out of memory at line \d+ in file .*")
 ELSEWHERE: dict[str | None, Status] = {"node_lost": "killed", "unreachable": "killed", "refused": "unavailable"}
 Verdict = tuple[Status, str | None]
 
@@ -33,32 +37,36 @@ def classify_exit(ending: Ending, report: Mapping[str, Any], spec: RunSpec, fold
         return report["status"], report.get("detail")
     if ending.reason == "interrupted":
         return "killed", ending.detail
-    return _without_a_word(ending, spec, folder)
+    return _without_a_word(ending, report, spec, folder)
 
 
-def _without_a_word(ending: Ending, spec: RunSpec, folder: Path) -> Verdict:
-    """Of a child that left no verdict: by its exit code alone."""
+def _without_a_word(ending: Ending, report: Mapping[str, Any], spec: RunSpec, folder: Path) -> Verdict:
+    """Of a child that left no verdict: by its exit code, and what it printed."""
     ended = read_json(folder / RANKS)
     whom = f"rank {ended['rank']}" if ended else "it"
     if ending.exit_code == -signal.SIGKILL and ending.kernel_oom_kill:
         return "out_of_memory", f"the kernel's out-of-memory killer ended {whom} at {ending.peak_bytes / 1e9:.2f} GB"
     if -ending.exit_code in CRASHES:
-        return _crashed(ending, whom, spec)
+        return _crashed(ending, whom, spec, on_card=is_card(report.get("device")))
     if ending.exit_code < 0:
         name = _signal_name(-ending.exit_code)
         return "killed", f"{whom} was ended by {name} from outside" if ended else f"ended by {name} from outside"
     if ending.exit_code == disk.EXIT_CODE:
         return "failed", str(disk.DiskFullError("the cell's own report", folder, None))
-    last = " | ".join((folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-4:])
+    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
     named = f"{whom}: " if ended else ""
+    if ending.exit_code == 1 and (printed := PRINTED.search(log)):
+        return "out_of_memory", f"{named}bitsandbytes: {printed.group()}"
+    last = " | ".join(log.splitlines()[-4:])
     return "failed", f"{named}exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}"
 
 
-def _crashed(ending: Ending, whom: str, spec: RunSpec) -> Verdict:
-    """A library that is refused memory may crash rather than say so; where the budget was all but used that is what it means."""
+def _crashed(ending: Ending, whom: str, spec: RunSpec, *, on_card: bool) -> Verdict:
+    """A library that is refused memory may crash rather than say so; where the budget was all but used that is what it means. Not
+    on a card, whose budget is not of the memory that was seen."""
     name, budget = _signal_name(-ending.exit_code), spec.memory_budget_gb
     asked = max(ending.peak_bytes, ending.asked_bytes) / 1e9 / spec.devices
-    if budget and asked > NEARLY * budget:
+    if budget and not on_card and asked > NEARLY * budget:
         said = f"{whom} crashed ({name}) when it had asked for {asked:.2f} GB of a budget of {budget:g} GB"
         return "out_of_memory", said
     return "killed", f"{whom} crashed ({name})"

@@ -21,16 +21,23 @@ PARENT = "FEATHERWEIGHT_PARENT_PID"
 # How often a thread looks whether the others are done before it sleeps. libgomp's own 300,000 (milliseconds) keep a core from the
 # thread that is waited for, where another program takes one: a cell of 26 s was not done there after 175, and is in 66 with 3,000.
 SPINS = {"GOMP_SPINCOUNT": "3000"}
+# For a child that uses a CUDA card. Micro-batches have a new shape nearly every time, and segments of fixed sizes would fragment.
+# Cards are numbered as nvidia-smi numbers them.
+ALLOCATOR, OLDER_ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
+CARDS = {ALLOCATOR: "expandable_segments:True", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 KEYS = ("_API_KEY", "_TOKEN", "_ACCESS_KEY_ID", "_SECRET_ACCESS_KEY")
 _PR_SET_PDEATHSIG = 1
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment for a child, without the API keys that no child needs, with our pid to die with, and with threads
-    that yield to other programs (unless the environment says how they wait)."""
+    """This process's environment for a child, without the API keys that no child needs, with our pid to die with, with threads
+    that yield to other programs and CUDA's allocator set for changing shapes (unless the environment says how they wait, or how
+    it allocates)."""
     kept = {name: value for name, value in os.environ.items() if not name.endswith(KEYS)}
+    cards = {name: value for name, value in CARDS.items() if name != ALLOCATOR or OLDER_ALLOCATOR not in kept}
     return {
         **({} if "OMP_WAIT_POLICY" in kept else SPINS),
+        **cards,
         **kept,
         **(extra or {}),
         PARENT: str(os.getpid()),

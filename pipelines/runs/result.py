@@ -11,12 +11,12 @@ from typing import Any, get_args
 from pipelines import disk
 from pipelines.errors import WorkError
 from pipelines.files import read_json, read_object, write_json
-from pipelines.machine import is_alive
+from pipelines.machine import device_class, is_alive, is_card
 from pipelines.runs.checkpoints import step_of, whole
 from pipelines.runs.clock import now
 from pipelines.runs.command import Ending
 from pipelines.runs.launchers.chosen import launcher_class
-from pipelines.runs.spec import CHILD, STATE, spec_in
+from pipelines.runs.spec import CHILD, STATE, RunSpec, spec_in
 from pipelines.runs.status import Status
 from pipelines.weights_record import revision_of
 
@@ -139,7 +139,8 @@ def write_result(
     """The last word on the run in `folder`. `reason`: why it was ended, where no `ending` tells."""
     spec, report = spec_in(folder), child_report(folder)
     measured = report["measured"]
-    if ending and measured.get("peak_memory_gb") is None and phase in MEASURES_PEAK:
+    on_card = is_card(report.get("device"))  # whose memory the watchdog does not see
+    if ending and not on_card and measured.get("peak_memory_gb") is None and phase in MEASURES_PEAK:
         seen = max(ending.peak_bytes / 1e9, measured.get("probe_peak_memory_gb") or 0)  # by the watchdog, by the child
         measured = {**measured, "peak_memory_gb": seen}
     result = RunResult(
@@ -150,7 +151,7 @@ def write_result(
         measured=measured,
         versions=report.get("versions", {}),
         weights_revision=revision_of(Path(spec.root) / spec.weights) if spec.weights else None,
-        device=launcher_class(spec.launcher).ran_on(folder, spec.placement),
+        device=_device(report, spec, folder),
         started_at=(read_json(folder / STATE) or {}).get("started_at"),
         finished_at=now(),
         seconds=ending.seconds if ending else None,
@@ -158,3 +159,10 @@ def write_result(
     disk.give_room_back(folder)
     write_json(folder / FILE, result.to_json())
     return result
+
+
+def _device(report: Mapping[str, Any], spec: RunSpec, folder: Path) -> str | None:
+    """What the run was measured on: in the child's own words where it has said so, since only it knows what torch found."""
+    if name := report.get("device"):
+        return device_class(spec.devices, spec.sharding, name=name)
+    return launcher_class(spec.launcher).ran_on(folder, spec.placement)

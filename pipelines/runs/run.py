@@ -7,8 +7,8 @@ Training, evaluation, export, bit widths and the trials of tuning are all run so
 """
 
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -109,27 +109,30 @@ class Run:
     def _to_end(self, site: Site) -> Ending:
         """Hold the device, say `running`, and run the child under the spec's limit and its budget, which is that of one device."""
         spec, watch, launcher = self._spec, site.watch, site.launcher
-        with self._device(spec, site) as lock:
+        with self._device(spec, site) as locks:
             note_state(self.folder, "running", "load")
             budget = spec.memory_budget_gb
+            minutes = spec.time_limit_minutes if site.launcher.holds_device else None
             command = CellCommand(
                 arguments=["-m", self.module, str(self.folder)],
                 folder=self.folder,
                 env={**trackers.keys(spec.report_to), **watch.env},
-                keep_open=(lock.fileno(),) if lock else (),
+                keep_open=[lock.fileno() for lock in locks],
                 memory_budget=round(budget * 1e9) * spec.devices if budget and machine.device_slug() == "cpu" else None,
-                time_limit=spec.time_limit_minutes * 60 if lock and spec.time_limit_minutes else None,
+                time_limit=minutes * 60 if minutes else None,
                 grace_seconds=GRACE_SECONDS,
                 devices=spec.devices,
             )
             return run_to_end(watch.around(watch.launcher or launcher), command, on_tick=self.on_tick)
 
-    def _device(self, spec: RunSpec, site: Site) -> AbstractContextManager[IO[str] | None]:
-        """The lock of this machine's device; nothing for what does not run on it."""
-        if not site.launcher.holds_device:
-            return nullcontext()
+    @contextmanager
+    def _device(self, spec: RunSpec, site: Site) -> Iterator[list[IO[str]]]:
+        """The locks of the devices of this machine that the run uses; none for what does not run on it."""
+        slugs = machine.device_slugs(spec.devices) if site.launcher.holds_device else []
         holder = f"{spec.model} × {spec.method}"
-        return locked(device_locks() / f"{machine.device_slug()}.lock", holder, say=site.watch.say)
+        with ExitStack() as stack:
+            paths = [device_locks() / f"{slug}.lock" for slug in slugs]
+            yield [stack.enter_context(locked(path, holder, say=site.watch.say)) for path in paths]
 
     def _classified(self, ending: Ending) -> RunResult:
         spec, report = self._spec, child_report(self.folder)

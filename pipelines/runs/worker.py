@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipelines import disk, trackers
+from pipelines import disk, machine, trackers
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
 from pipelines.runs.process import (
@@ -33,6 +33,14 @@ from pipelines.runs.status import EXIT_LOST, Status
 STOPPED = "ended by SIGTERM from outside"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 Json = dict[str, Any]
+# How C++, CUDA, its libraries, Triton and NCCL say that memory ran out. cuBLAS says NOT_INITIALIZED where it has no room to begin.
+OUT_OF_MEMORY = re.compile(
+    r"out[ _]of[ _]memory|bad_alloc|bad allocation|can't allocate memory|cannot allocate memory|cudaErrorMemoryAllocation"
+    r"|_ALLOC(ATION)?_FAILED|_STATUS_NOT_INITIALIZED when calling `?cublas(Lt)?Create",
+    re.IGNORECASE,
+)
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+SIZE = r"([\d.]+) (bytes|KiB|MiB|GiB)"
 
 
 class DivergedError(Exception):
@@ -89,6 +97,11 @@ class Worker:
     def measure(self, **numbers: Any) -> None:
         self.report["measured"] |= numbers
 
+    def runs_on(self, device: str) -> None:
+        """Say what this process computes on, where that need not be what its parent takes it for: the row's `device`."""
+        self.report["device"] = device
+        self.save()
+
     def save(self) -> None:
         write_json(self.folder / (f"rank-{self.rank}.json" if self.rank else "child.json"), self.report)
 
@@ -132,7 +145,7 @@ class Worker:
             except StoppedError as error:
                 status = self._verdict("killed", str(error))
             except Exception as error:
-                if self.ranks > 1 and is_lost_rank(error):
+                if self.ranks > 1 and is_lost_rank(error) and not is_out_of_memory(error):
                     print(f"rank {self.rank}: another rank is gone: {error}", file=sys.stderr, flush=True)
                     return EXIT_LOST
                 status = self._judge(error)
@@ -163,10 +176,12 @@ class Worker:
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
-            free = bytes_free(str(error))
+            free, on_card = bytes_free(str(error)), machine.is_card(self.report.get("device"))
             self.report["bytes_requested"] = bytes_requested(str(error))
-            self.report["bytes_available"] = memory_left() if free is None else free
-            return self._verdict("out_of_memory", message.splitlines()[0][:300], apart=True)
+            self.report["bytes_available"] = memory_left() if free is None and not on_card else free
+            said, budget = message.splitlines()[0][:300], self.spec.get("memory_budget_gb")
+            allowed = f" (memory_budget_gb is {budget:g})" if on_card and budget else ""
+            return self._verdict("out_of_memory", said + allowed, apart=True)
         return self._verdict("failed", message[:1000], apart=True)
 
     def _verdict(self, status: Status, detail: str, *, apart: bool = False) -> Status:
@@ -183,7 +198,8 @@ def start(work: Callable[[Worker], None]) -> None:
     print_anything()
     worker = Worker(Path(sys.argv[1]))
     budget = worker.spec.get("memory_budget_gb")
-    limit_memory(round(budget * 1e9) if budget else None)
+    # On a card the budget is the card's (pipelines/train/card.py); CUDA itself asks for gigabytes of this process's memory
+    limit_memory(round(budget * 1e9) if budget and machine.device_slug() == "cpu" else None)
     sys.exit(worker.run(work))
 
 
@@ -201,33 +217,33 @@ def is_lost_rank(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on a card (torch.OutOfMemoryError) or in the process."""
-    said = str(error)
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ in ("OutOfMemoryError", "OutOfMemoryException")  # torch's, DuckDB's
-        or "bad_alloc" in said
-        or "bad allocation" in said
-        or "can't allocate memory" in said
-        or "Cannot allocate memory" in said
-        or "CUDA error: out of memory" in said
-        or (is_capped() and "could not create a primitive" in said)  # oneDNN's word for it
+        or OUT_OF_MEMORY.search(str(error)) is not None
+        or (is_capped() and "could not create a primitive" in str(error))  # oneDNN's word for it
     )
 
 
 def bytes_requested(message: str) -> int | None:
     """The bytes that the refused allocation asked for, where the message names them."""
-    if found := re.search(r"allocate (\d+) bytes", message):
-        return int(found.group(1))
-    if found := re.search(r"allocate ([\d.]+) (KiB|MiB|GiB)", message):
-        return round(float(found.group(1)) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[found.group(2)])
-    return None
+    return _size(r"allocate {}", message)
 
 
 def bytes_free(message: str) -> int | None:
-    """The bytes that were free on the card when it refused, where the message names them."""
-    if found := re.search(r"of which ([\d.]+) (KiB|MiB|GiB) is free", message):
-        return round(float(found.group(1)) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[found.group(2)])
-    return None
+    """The bytes that were free on the card when it refused, where the message names them; under a budget what was left of that."""
+    free, allowed = _size(r"of which {} is free", message), _size(r"{} allowed;", message)
+    if free is None or allowed is None:
+        return free
+    held = _size(r"{} is allocated by PyTorch", message) or 0
+    kept = _size(r"{} is reserved by PyTorch", message) or 0
+    return min(free, max(0, allowed - held - kept))
+
+
+def _size(words: str, message: str) -> int | None:
+    """The bytes that stand in `message` in the place of {} in `words`."""
+    found = re.search(words.format(SIZE), message)
+    return round(float(found.group(1)) * UNITS[found.group(2)]) if found else None
 
 
 def package_versions() -> dict[str, str]:

@@ -70,11 +70,12 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
     clock = Stopwatch()
     import torch
 
-    from pipelines.train import fast_paths, loading, peft_adapter, quantizing
+    from pipelines.train import card, fast_paths, loading, peft_adapter, quantizing
     from pipelines.train.memory import give_back_freed
     from pipelines.train.precision import compute_dtype, weights_dtype
 
     loading.quiet()
+    card.take(worker)
     spec, recipe = worker.spec, worker.spec["recipe"]
     traits = traits_of(recipe)
     torch.manual_seed(spec["seed"])

@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json
 from pipelines.methods import traits_of
-from pipelines.train import four_bits, peft_adapter
+from pipelines.train import card, four_bits, peft_adapter
 from pipelines.train.adapters import fuse
 from pipelines.train.dropout import make_cheap
 from pipelines.train.gated import use_lean_gates
@@ -101,10 +100,10 @@ def _with_attention(folder: Path, recipe: dict[str, Any], options: dict[str, Any
         UnavailableError: flash attention is asked for by name and is not there.
     """
     asked = recipe["attention"]
-    flash = torch.cuda.is_available() and find_spec("flash_attn") is not None and compute_dtype(recipe) is not None
+    flash = card.has_flash_attention() and compute_dtype(recipe) is not None
     if asked == FLASH and not flash:
         raise UnavailableError(
-            f"attention: {FLASH} needs a CUDA card, the package flash-attn and precision other than fp32"
+            f"attention: {FLASH} needs a CUDA card of capability 8.0 or more, the package flash-attn and precision other than fp32"
         )
     if asked == "auto" and flash:
         try:

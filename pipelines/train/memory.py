@@ -8,7 +8,7 @@ import ctypes
 import gc
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,6 +82,7 @@ class MemoryMeter:
         self._samples = Samples()
         self._gpu_access = Samples()
         self._gpu_access_now: float | None = None
+        self._access: Callable[[], float | None] | None = None
         self._other_cpu = OtherCpu()
         self._paused = False
         self._peak = 0
@@ -90,6 +91,9 @@ class MemoryMeter:
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def start(self) -> None:
+        """Called by the thread that trains: only that knows which card it uses."""
+        if torch.cuda.is_available():
+            self._access = memory_access(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
         reset_peaks()
         self._other_cpu.start()
         self._thread.start()
@@ -176,15 +180,11 @@ class MemoryMeter:
             self._gpu_peak = max(self._gpu_peak, torch.cuda.max_memory_allocated())
 
     def _sample(self) -> None:
-        cuda = torch.cuda.is_available()
-        access = (
-            memory_access(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)) if cuda else None
-        )
         while not self._done.wait(SAMPLE_SECONDS):
             if self._paused:
                 continue
             self._samples.add(self._process.memory_info().rss)
-            if access and (share := access()) is not None:
+            if self._access and (share := self._access()) is not None:
                 self._gpu_access_now = share
                 self._gpu_access.add(share)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 def memory_access(uuid: str, nvml: Any = None) -> Callable[[], float | None]:
     """A function that answers with the percentage over NVML's last sample period of the card with PyTorch's `uuid`; always None
-    without nvidia-ml-py (the extra `gpu`), and from the moment on that NVML refuses (a MIG slice, a lost driver).
+    without nvidia-ml-py, and from the moment on that NVML refuses (a MIG slice, a lost driver).
 
     The card is found by its UUID, since NVML counts all cards and PyTorch those that CUDA_VISIBLE_DEVICES leaves.
     """

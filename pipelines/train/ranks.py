@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from pipelines.cuda_devices import VISIBLE
 from pipelines.errors import UnavailableError
 from pipelines.methods import traits_of
 from pipelines.runs.deepspeed import ZERO_STAGES
@@ -93,7 +94,7 @@ def join(sharding: str) -> Ranks:
     """Meet the other processes of this cell, if it has others (as torchrun's environment says), each with a device of its own.
 
     Raises:
-        UnavailableError: this machine has fewer GPUs than the cell has processes.
+        UnavailableError: this machine has fewer GPUs than the cell has processes, or torch cannot use them.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
@@ -101,17 +102,26 @@ def join(sharding: str) -> Ranks:
     import torch
     from torch import distributed
 
+    from pipelines.train import card
+
+    card.require_usable()
     rank, place = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if place >= (cards := torch.cuda.device_count()):
             raise UnavailableError(
-                f"devices: {count}, but this machine has {cards} GPUs: set devices to {cards} or fewer"
+                f"devices: {count}, but this machine has {cards} GPUs{_of_all()}: set devices to {cards} or fewer"
             )
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     meeting = os.environ.get(MEETING, "env://")
     distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=count, timeout=PATIENCE)
     return Ranks(rank, count, sharding)
+
+
+def _of_all() -> str:
+    """What makes some of the machine's GPUs invisible, if anything does."""
+    told = os.environ.get(VISIBLE)
+    return "" if told is None else f" (those of {VISIBLE}={told})"
 
 
 def part() -> None:

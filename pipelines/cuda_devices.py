@@ -1,0 +1,135 @@
+"""The CUDA devices of this machine, as the driver's nvidia-smi lists them and as CUDA_VISIBLE_DEVICES leaves them, without torch.
+
+A device is a card or, where a card is divided by MIG, a slice of one. Numbers are nvidia-smi's, which are CUDA's own as long as
+CUDA_DEVICE_ORDER is PCI_BUS_ID (children are started so).
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+DRIVER_SECONDS = 600  # a driver that wakes up may take long; beside other work, longer
+FIELDS = ("index", "uuid", "memory.total", "mig.mode.current", "name")  # the name last: only it may hold a comma
+CARD_LINE = re.compile(r"GPU (\d+): ")
+SLICE_LINE = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
+
+
+@dataclass(frozen=True)
+class CudaDevice:
+    """A card, or a slice of the card with that `index`. `memory_bytes` is None where the driver does not say (a card that shares
+    the machine's memory). `slices` are those of a card that is divided; None for one that is not."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_bytes: int | None = None
+    slices: tuple["CudaDevice", ...] | None = None
+
+
+def query(*fields: str) -> list[list[str]]:
+    """What nvidia-smi says of `fields`, a row for each card; empty without one. Asked once a process, so only for what stays."""
+    said, _ = _asked_of_cards(fields)
+    lines = [line for line in said.splitlines() if line.strip()]
+    return [[value.strip() for value in line.split(",", len(fields) - 1)] for line in lines]
+
+
+def trouble() -> str | None:
+    """Why nvidia-smi, which is installed, lists nothing, in its own words; None where it lists cards or is not there."""
+    return _asked_of_cards(FIELDS)[1]
+
+
+def listed() -> list[CudaDevice]:
+    """All cards, whatever CUDA_VISIBLE_DEVICES says."""
+    cards, divided = [], set()
+    for index, uuid, memory, mig, name in query(*FIELDS):
+        cards.append(CudaDevice(int(index), uuid, name, int(memory) * 2**20 if memory.isdigit() else None))
+        divided |= {int(index)} if mig == "Enabled" else set()
+    if not divided:
+        return cards
+    slices = list(_slices())
+    return [
+        replace(card, slices=tuple(_slice_of(card, *one) for index, *one in slices if index == card.index))
+        if card.index in divided
+        else card
+        for card in cards
+    ]
+
+
+def visible() -> list[CudaDevice]:
+    """The devices that a process started now would see, in CUDA's order. CUDA shows one slice at most, and no card beside it."""
+    told, cards = os.environ.get(VISIBLE), listed()
+    chosen = cards if told is None else _named(told, cards)
+    whole = [device for device in chosen if device.slices is None and not _is_slice(device)]
+    slices = [one for device in chosen for one in (device.slices or ([device] if _is_slice(device) else []))]
+    return slices[:1] or whole
+
+
+def _asked_of_cards(fields: Sequence[str]) -> tuple[str, str | None]:
+    return _answer(shutil.which("nvidia-smi"), f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
+
+
+def _named(told: str, cards: Sequence[CudaDevice]) -> list[CudaDevice]:
+    """The devices in the words of CUDA_VISIBLE_DEVICES, as CUDA reads them: the first that names nothing ends the list, and one
+    that is named twice makes it empty."""
+    chosen: list[CudaDevice] = []
+    for word in told.split(","):
+        device = _device(word.strip(), cards)
+        if device is None:
+            break
+        if device in chosen:
+            return []
+        chosen.append(device)
+    return chosen
+
+
+def _device(word: str, cards: Sequence[CudaDevice]) -> CudaDevice | None:
+    """The card of that number, or the card or slice whose UUID alone begins so."""
+    if number := re.match(r"[+-]?\d+", word):
+        index = int(number.group())
+        return cards[index] if 0 <= index < len(cards) else None
+    if not word.startswith(("GPU-", "MIG-")):
+        return None
+    found = [device for card in cards for device in (card, *(card.slices or ())) if device.uuid.startswith(word)]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_slice(device: CudaDevice) -> bool:
+    return device.uuid.startswith("MIG-")
+
+
+def _slices() -> Iterator[tuple[int, str, str]]:
+    """(card's number, profile such as `1g.5gb`, UUID) of each MIG slice."""
+    index = -1
+    for line in _answer(shutil.which("nvidia-smi"), "-L")[0].splitlines():
+        if card := CARD_LINE.match(line):
+            index = int(card.group(1))
+        elif found := SLICE_LINE.match(line):
+            yield index, found.group(1), found.group(2)
+
+
+def _slice_of(card: CudaDevice, profile: str, uuid: str) -> CudaDevice:
+    """A slice, named as torch names it. Its memory is what its profile says."""
+    size = re.search(r"(\d+)gb", profile)
+    return CudaDevice(card.index, uuid, f"{card.name} MIG {profile}", int(size.group(1)) * 10**9 if size else None)
+
+
+@cache
+def _answer(program: str | None, *arguments: str) -> tuple[str, str | None]:
+    """What the program prints, and what went wrong (then it prints nothing)."""
+    if program is None:
+        return "", None
+    try:
+        done = subprocess.run(
+            [program, *arguments], capture_output=True, encoding="utf-8", errors="replace", timeout=DRIVER_SECONDS
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        return "", str(error)
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip()
+        return "", said.splitlines()[0] if said else f"exit code {done.returncode}"
+    return done.stdout, None

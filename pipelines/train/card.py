@@ -1,0 +1,162 @@
+"""What a child settles about the CUDA card before it touches it: whether torch can use it, which kernels it takes, and how much of
+its memory it may have. Nothing here does anything on a machine without a card. It has not been run on a card by us."""
+# ruff: noqa: TID253
+
+import re
+from importlib.util import find_spec
+
+import torch
+
+from pipelines import machine
+from pipelines.errors import UnavailableError
+from pipelines.runs.worker import Worker
+
+AMPERE = (
+    8,
+    0,
+)  # the first capability with bfloat16, flash attention, and kernels that take grouped queries as they are
+# The oldest driver that runs a build for CUDA of that major version (NVIDIA's table of minor version compatibility)
+DRIVERS = {11: 450, 12: 525, 13: 580}
+OLDER_CUDA, OLDER_BUILD = (
+    12,
+    "cu126",
+)  # PyTorch's build for drivers and cards that the one of its lock file leaves behind
+INDEX = "https://download.pytorch.org/whl/"
+
+
+def take(worker: Worker) -> None:
+    """Called by every child that computes with torch, before its first allocation. Says the card's name, keeps away from kernels
+    that do badly here, and limits the process to its budget.
+
+    Raises:
+        UnavailableError: there is a card, and torch cannot use it.
+        MemoryError: the budget is less than CUDA itself occupies.
+    """
+    require_usable()
+    if not torch.cuda.is_available():
+        return
+    worker.runs_on(torch.cuda.get_device_name())
+    # cuDNN's attention makes a plan for every new shape, and here nearly every micro-batch has one
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if torch.cuda.get_device_capability() < AMPERE:
+        repeat_grouped_heads()
+    if budget := worker.spec.get("memory_budget_gb"):
+        limit_memory(budget)
+
+
+def require_usable() -> None:
+    """Raises UnavailableError where there is a card that torch cannot use: what the processor computed would stand under the card's
+    name. Likewise where torch has one that nvidia-smi does not list: its row would stand under the processor's name."""
+    if problem := trouble():
+        raise UnavailableError(problem)
+
+
+def trouble() -> str | None:
+    """Why torch and the driver disagree about the card, with the remedy; None where they agree."""
+    name = machine.cuda_name()
+    if not torch.cuda.is_available():
+        return f"{_cannot_use(name)}; or hide it (CUDA_VISIBLE_DEVICES=) and use the processor" if name else None
+    if name is None:
+        return (
+            f"torch finds {torch.cuda.get_device_name()}, nvidia-smi lists no card: put nvidia-smi on the PATH, or hide the card "
+            "(CUDA_VISIBLE_DEVICES=)"
+        )
+    return _lacks_kernels()
+
+
+def limit_memory(budget_gb: float) -> None:
+    """Refuse this process more of the card than `budget_gb` (10⁹ bytes), as a smaller card would: torch's allocator gets what the
+    context of CUDA leaves of it. What others hold on the card when we begin counts with the context. Memory that is allocated past
+    torch (paged optimizer states, NCCL's buffers) is not limited.
+
+    Raises:
+        MemoryError: nothing is left of it.
+    """
+    free, total = torch.cuda.mem_get_info()  # this makes the context, and nothing is allocated yet
+    context, budget = total - free, budget_gb * 1e9
+    if context >= budget:
+        raise MemoryError(
+            f"memory_budget_gb is {budget_gb:g}, and CUDA itself occupies {context / 1e9:.2f} GB of "
+            f"{torch.cuda.get_device_name()} before anything is loaded"
+        )
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (budget - context) / total))
+
+
+def has_flash_attention() -> bool:
+    """Whether the package flash-attn is installed and the current card can run it."""
+    return (
+        torch.cuda.is_available()
+        and torch.cuda.get_device_capability() >= AMPERE
+        and find_spec("flash_attn") is not None
+    )
+
+
+def repeat_grouped_heads() -> None:
+    """From now on transformers repeats the key and value heads that several query heads share. Handed over as they are (its
+    `enable_gqa`), PyTorch computes attention on older cards in plain products, which keep every score."""
+    from transformers.integrations import sdpa_attention
+
+    sdpa_attention.use_gqa_in_sdpa = lambda *_args, **_kwargs: False
+
+
+def _cannot_use(name: str) -> str:
+    """That torch finds no card where the driver lists `name`, why, and what to install."""
+    version = torch.__version__.split("+")[0]
+    driver = next(iter(machine.cuda_query("driver_version")), "unknown")
+    has = f"{name}, driver {driver}: torch {torch.__version__}"
+    if torch.version.cuda is None:
+        return f"{has} is a build without CUDA: pip install --force-reinstall torch=={version}"
+    built, major = int(torch.version.cuda.split(".")[0]), _number(driver)
+    needed = DRIVERS.get(built)
+    if needed is None or major is None or major >= needed:
+        return f"{has} (CUDA {torch.version.cuda}) finds no usable device: {_own_words()}"
+    remedy = f"install driver {needed} or newer"
+    if built > OLDER_CUDA and major >= DRIVERS[OLDER_CUDA]:
+        remedy += f", or the build for older ones: {_older_build(version)}"
+    return f"{has} is built for CUDA {torch.version.cuda}, which needs driver {needed} or newer: {remedy}"
+
+
+def _lacks_kernels() -> str | None:
+    """That torch's build has no kernels for the current card, and what to install."""
+    capability, built_for = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if not built_for or any(_runs(kernels, capability) for kernels in built_for):
+        return None
+    version = torch.__version__.split("+")[0]
+    oldest = min(_capability(kernels) for kernels in built_for)
+    remedy = _older_build(version) if capability < oldest else "install a newer torch"
+    return (
+        f"{torch.cuda.get_device_name()} has capability {capability[0]}.{capability[1]}, and torch {torch.__version__} has kernels "
+        f"for {', '.join(built_for)} alone: {remedy}"
+    )
+
+
+def _runs(kernels: str, capability: tuple[int, int]) -> bool:
+    """Whether a card of that capability runs what was built as `sm_86` (within a major version) or `compute_90` (any later one)."""
+    built = _capability(kernels)
+    if kernels.startswith("compute_"):
+        return built <= capability
+    return built[0] == capability[0] and built <= capability
+
+
+def _capability(kernels: str) -> tuple[int, int]:
+    """The capability in a name such as `sm_86` or `sm_100a`."""
+    number = re.sub(r"\D", "", kernels)
+    return int(number[:-1]), int(number[-1])
+
+
+def _older_build(version: str) -> str:
+    return f"pip install --force-reinstall torch=={version} --index-url {INDEX}{OLDER_BUILD}"
+
+
+def _own_words() -> str:
+    """What torch says when it is made to use a card."""
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return "it does not say why"
+
+
+def _number(version: str) -> int | None:
+    found = re.match(r"\d+", version)
+    return int(found.group()) if found else None
