@@ -4,11 +4,13 @@ import os
 import platform
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import psutil
 
-from pipelines import machine, weights
+from pipelines import cuda_devices, machine, weights
 from pipelines.errors import UnavailableError
 from pipelines.experiments import Experiments, Profile
 from pipelines.generate.providers import missing_key
@@ -16,6 +18,9 @@ from pipelines.paths import DataRoot
 from pipelines.provider_settings import Provider
 from pipelines.runs.command import Placement
 from pipelines.runs.launchers.chosen import launcher_for
+from pipelines.runs.process import child_environment
+
+CARD_REPORT = "pipelines.train.card_report"  # the module of the process that examines a card
 
 
 def _asked(provider: Provider, local: bool) -> str:
@@ -43,6 +48,44 @@ def _started(profile: Profile) -> str:
     return f"{said}: this machine has {cards} CUDA device(s)" if 0 < cards < profile.devices else said
 
 
+def _gpu() -> Iterator[str]:
+    """The card, and what a child that uses it finds. Without one nothing is started."""
+    listed, name = cuda_devices.listed(), machine.cuda_name()
+    if name:
+        yield f"GPU        {name}"
+        yield from _in_a_child()
+    elif listed:
+        told = os.environ.get(cuda_devices.VISIBLE)
+        names = ", ".join(card.name for card in listed)
+        yield f"GPU        none visible of {names}: {_why_hidden(told)}"
+    else:
+        trouble = cuda_devices.trouble()
+        yield f"GPU        none: {f'nvidia-smi says: {trouble}' if trouble else 'profile gpu needs a CUDA device'}"
+
+
+def _why_hidden(told: str | None) -> str:
+    if told is None:
+        return "it is divided by MIG and has no slice yet; `nvidia-smi mig -cgi … -C` makes one"
+    return f"{cuda_devices.VISIBLE}={told} names none of them; unset it, or name one by its number or UUID (`nvidia-smi -L`)"
+
+
+def _in_a_child() -> Iterator[str]:
+    """The lines of a process that imports torch."""
+    command = [sys.executable, "-m", CARD_REPORT]
+    try:
+        done = subprocess.run(
+            command, env=child_environment(), capture_output=True, encoding="utf-8", errors="replace",
+            timeout=cuda_devices.DRIVER_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        yield f"  {'problem':<13} no answer of `{' '.join(command)}` within {error.timeout} s"
+        return
+    yield from (f"  {line}" for line in done.stdout.splitlines())
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        yield f"  {'problem':<13} `{' '.join(command)}` ended with exit code {done.returncode}: {last}"
+
+
 def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
     disk = shutil.disk_usage(data.root if data.root.exists() else data.root.parent)
     memory = psutil.virtual_memory()
@@ -51,7 +94,7 @@ def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
     yield f"disk       {disk.free / 1e9:.1f} GB free at {data.root}"
     if data.lake.exists() and stat.S_IMODE(data.lake.stat().st_mode) & 0o077:
         yield f"lake       others on this machine can look into it: `chmod 700 {data.lake}` ends that"
-    yield f"GPU        {machine.cuda_name() or 'none: profile gpu needs a CUDA device'}"
+    yield from _gpu()
     yield f"{'HF_TOKEN':<10} {'set' if os.environ.get('HF_TOKEN') else 'not set: only gated models need it'}"
     for name, provider in experiments.providers.items():
         yield f"provider {name}: {provider.model}, {_asked(provider, experiments.sources.uses_local_generator)}"

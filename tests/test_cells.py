@@ -20,9 +20,9 @@ from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.progress import CellProgress
 from pipelines.runs.result import child_report, write_result
 from pipelines.runs.spec import spec_in
-from pipelines.runs.status import Status
+from pipelines.runs.status import EXIT_LOST, RANKS, Status
 from pipelines.runs.watchdog import run_to_end
-from pipelines.runs.worker import bytes_requested, is_out_of_memory
+from pipelines.runs.worker import Worker, bytes_free, bytes_requested, is_lost_rank, is_out_of_memory
 from pipelines.train.cell import train
 from tests import planted
 from tests.planted import Lake
@@ -319,12 +319,38 @@ class AcceleratorError(RuntimeError):
     """Torch's own for an error that the driver reports, outside of its allocator."""
 
 
+class DistBackendError(RuntimeError):
+    """Torch's own for what NCCL reports, also where another rank is gone."""
+
+
+NCCL_MESSAGE = (
+    "NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.cpp:77, unhandled cuda error\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+)
+BUDGET_MESSAGE = (
+    "CUDA out of memory. Tried to allocate 200.00 MiB. GPU 0 has a total capacity of 14.58 GiB of which 12.00 GiB is free. "
+    "2.00 GiB allowed; Of the allocated memory 1.50 GiB is allocated by PyTorch, and 256.00 MiB is reserved by PyTorch but "
+    "unallocated."
+)
+
+
 @pytest.mark.parametrize(
     "error",
     [
         RuntimeError(CPU_MESSAGE),
         OutOfMemoryError(CUDA_MESSAGE),
         AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: the API call failed"),
+        RuntimeError("cudaErrorMemoryAllocation: out of it"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasLtCreate(&handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+        DistBackendError(NCCL_MESSAGE),
         MemoryError(),
         OSError(12, "Cannot allocate memory"),
     ],
@@ -337,6 +363,10 @@ def test_memory_that_ran_out_is_known(error: Exception) -> None:
     "error",
     [
         RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasSgemm( handle, ...)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+        DistBackendError("NCCL error: remote process exited or there was a network error, ncclRemoteError"),
+        RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2031"),
         ValueError("memory_budget_gb must be positive"),
         RuntimeError("expected scalar type Float but found Half"),
         OSError(28, "No space left on device"),
@@ -360,3 +390,108 @@ def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
 )
 def test_the_bytes_that_were_asked_for(message: str, wanted: int | None) -> None:
     assert bytes_requested(message) == wanted
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        (CUDA_MESSAGE, round(1.12 * 2**30)),
+        ("GPU 0 has a total capacity of 14.58 GiB of which 0 bytes is free. Process 7 has", 0),
+        ("GPU 0 has a total capacity of 14.58 GiB of which 512 bytes is free.", 512),
+        (BUDGET_MESSAGE, 256 * 2**20),
+        (CPU_MESSAGE, None),
+    ],
+)
+def test_the_bytes_that_were_free(message: str, wanted: int | None) -> None:
+    """Under a budget: those that it leaves."""
+    assert bytes_free(message) == wanted
+
+
+# on a card
+
+
+def a_rank(lake: Lake, monkeypatch: pytest.MonkeyPatch, *, budget: float | None = None) -> Worker:
+    """The second of two ranks, on a card."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    worker = Worker(lake.started("full", budget=budget).folder)
+    worker.runs_on("Tesla T4")
+    return worker
+
+
+def ended_by(worker: Worker, error: Exception) -> tuple[int, dict[str, Any]]:
+    def work(_: Worker) -> None:
+        raise error
+
+    return worker.run(work), worker.report
+
+
+def test_a_rank_whose_card_is_full_says_so_though_nccl_reports_it(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = DistBackendError(NCCL_MESSAGE)
+    assert is_lost_rank(error), "by its type alone it would be another rank's"
+    code, report = ended_by(a_rank(lake, monkeypatch), error)
+    assert (code, report["status"], report["bytes_available"]) == (3, "out_of_memory", None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DistBackendError("NCCL error: remote process exited or there was a network error, ncclRemoteError"),
+        RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2031"),
+    ],
+)
+def test_a_rank_that_lost_another_stays_one(lake: Lake, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    code, report = ended_by(a_rank(lake, monkeypatch), error)
+    assert code == EXIT_LOST and "status" not in report
+
+
+def test_out_of_memory_under_a_cards_budget_names_the_budget(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, report = ended_by(a_rank(lake, monkeypatch, budget=2.0), OutOfMemoryError(BUDGET_MESSAGE))
+    assert "2.00 GiB allowed" in report["detail"] and report["detail"].endswith("(memory_budget_gb is 2)")
+    assert (report["bytes_requested"], report["bytes_available"]) == (200 * 2**20, 256 * 2**20)
+
+
+BITSANDBYTES = "Error out of memory at line 527 in file /src/csrc/pythonInterface.cpp"
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+@pytest.mark.parametrize(
+    ("printed", "exit_code", "status"),
+    [
+        (f"probe …\n{BITSANDBYTES}\nrank 0: another rank is gone: closed by peer", 1, "out_of_memory"),
+        (BITSANDBYTES, 2, "failed"),
+        ("Error invalid argument at line 527 in file /src/csrc/pythonInterface.cpp", 1, "failed"),
+    ],
+)
+def test_what_bitsandbytes_prints_before_it_ends_the_process(
+    lake: Lake, printed: str, exit_code: int, status: Status, rank: int | None
+) -> None:
+    folder = lake.started("full").folder
+    (folder / "log.txt").write_text(printed, encoding="utf-8")
+    if rank is not None:
+        write_json(folder / RANKS, {"rank": rank, "exit_code": exit_code})
+    found, detail = classify_exit(ending(exit_code), {}, spec_in(folder), folder)
+    assert found == status and detail is not None
+    assert detail.startswith("rank 1: ") == (rank is not None)
+    assert status == "failed" or BITSANDBYTES in detail
+
+
+def test_a_row_names_the_card_that_the_child_found(lake: Lake) -> None:
+    folder = lake.started("full").folder
+    write_json(folder / "child.json", {"phase": "train", "measured": {}, "device": "NVIDIA L4"})
+    assert write_result(folder, "ok", "train", None, ending()).device == "NVIDIA L4"
+    write_json(folder / "spec.json", {**(read_json(folder / "spec.json") or {}), "devices": 2, "sharding": "ddp"})
+    assert write_result(folder, "ok", "train", None, ending()).device == "NVIDIA L4 × 2, ddp"
+
+
+def test_what_the_watchdog_saw_is_no_cards_memory(lake: Lake) -> None:
+    folder = lake.started("full", budget=1.0).folder
+    (folder / "log.txt").touch()
+    report = {"phase": "train", "measured": {}, "device": "NVIDIA L4"}
+    write_json(folder / "child.json", report)
+    crash = ending(-signal.SIGSEGV)
+    assert classify_exit(crash, report, spec_in(folder), folder)[0] == "killed"
+    assert classify_exit(crash, {}, spec_in(folder), folder)[0] == "out_of_memory", (
+        "on a processor it was all of the budget"
+    )
+    assert "peak_memory_gb" not in write_result(folder, "killed", "train", None, crash).measured

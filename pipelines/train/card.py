@@ -61,7 +61,19 @@ def trouble() -> str | None:
             f"torch finds {torch.cuda.get_device_name()}, nvidia-smi lists no card: put nvidia-smi on the PATH, or hide the card "
             "(CUDA_VISIBLE_DEVICES=)"
         )
-    return _lacks_kernels()
+    return lacks_kernels()
+
+
+def lacks_kernels(place: int | None = None) -> str | None:
+    """That torch's build has no kernels for the card of that number (None: the current one), and what to install; else None."""
+    capability, built_for = torch.cuda.get_device_capability(place), torch.cuda.get_arch_list()
+    if not built_for or any(_runs(kernels, capability) for kernels in built_for):
+        return None
+    version = torch.__version__.split("+")[0]
+    oldest = min(_capability(kernels) for kernels in built_for)
+    remedy = _older_build(version) if capability < oldest else "install a newer torch"
+    name = f"{torch.cuda.get_device_name(place)} (capability {capability[0]}.{capability[1]})"
+    return f"torch {torch.__version__} has no kernels for {name}, only for {', '.join(built_for)}: {remedy}"
 
 
 def limit_memory(budget_gb: float) -> None:
@@ -114,20 +126,6 @@ def _cannot_use(name: str) -> str:
     if built > OLDER_CUDA and major >= DRIVERS[OLDER_CUDA]:
         remedy += f", or the build for older ones: {_older_build(version)}"
     return f"{has} is built for CUDA {torch.version.cuda}, which needs driver {needed} or newer: {remedy}"
-
-
-def _lacks_kernels() -> str | None:
-    """That torch's build has no kernels for the current card, and what to install."""
-    capability, built_for = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
-    if not built_for or any(_runs(kernels, capability) for kernels in built_for):
-        return None
-    version = torch.__version__.split("+")[0]
-    oldest = min(_capability(kernels) for kernels in built_for)
-    remedy = _older_build(version) if capability < oldest else "install a newer torch"
-    return (
-        f"{torch.cuda.get_device_name()} has capability {capability[0]}.{capability[1]}, and torch {torch.__version__} has kernels "
-        f"for {', '.join(built_for)} alone: {remedy}"
-    )
 
 
 def _runs(kernels: str, capability: tuple[int, int]) -> bool:

@@ -1,0 +1,52 @@
+"""A fake nvidia-smi: it prints the cards that a test names as the driver's own tool does, and refuses fields it does not know."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """#!{python}
+import json, sys
+driver = json.loads({driver!r})
+if driver["failure"]:
+    print(driver["failure"])
+    sys.exit(9)
+if sys.argv[1:] == ["-L"]:
+    for index, card in enumerate(driver["cards"]):
+        print(f"GPU {{index}}: {{card['name']}} (UUID: {{card['uuid']}})")
+        for place, (profile, uuid) in enumerate(card["slices"] or []):
+            print(f"  MIG {{profile}}     Device  {{place}}: (UUID: {{uuid}})")
+    sys.exit()
+(query,) = [word.removeprefix("--query-gpu=") for word in sys.argv if word.startswith("--query-gpu=")]
+for index, card in enumerate(driver["cards"]):
+    said = {{
+        "index": index, "uuid": card["uuid"], "name": card["name"], "memory.total": card["memory"],
+        "driver_version": driver["version"], "mig.mode.current": "[N/A]" if card["slices"] is None else "Enabled",
+    }}
+    print(", ".join(str(said[field]) for field in query.split(",")))
+"""
+
+
+@dataclass(frozen=True)
+class FakeCard:
+    """`memory` in MiB, as nvidia-smi says it; `slices` are (profile, UUID) of a card that MIG divides."""
+
+    name: str = "Tesla T4"
+    uuid: str = "GPU-11111111"
+    memory: str = "15360"
+    slices: tuple[tuple[str, str], ...] | None = None
+
+
+def install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *cards: FakeCard, version: str = "535.129.03", failure: str = ""
+) -> None:
+    """Put it first on PATH, of a machine with these cards, every one visible. `failure`: what it says instead of listing them."""
+    program = folder / "driver" / "nvidia-smi"
+    program.parent.mkdir(parents=True)
+    told = {"cards": [vars(card) for card in cards], "version": version, "failure": failure}
+    program.write_text(PROGRAM.format(python=sys.executable, driver=json.dumps(told)), encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
