@@ -23,7 +23,8 @@ if sys.argv[1:] == ["-L"]:
 for index, card in enumerate(driver["cards"]):
     said = {{
         "index": index, "uuid": card["uuid"], "name": card["name"], "memory.total": card["memory"],
-        "driver_version": driver["version"], "mig.mode.current": "[N/A]" if card["slices"] is None else "Enabled",
+        "driver_version": driver["version"], "compute_cap": card["capability"],
+        "mig.mode.current": "[N/A]" if card["slices"] is None else "Enabled",
     }}
     print(", ".join(str(said[field]) for field in query.split(",")))
 """
@@ -36,6 +37,7 @@ class FakeCard:
     name: str = "Tesla T4"
     uuid: str = "GPU-11111111"
     memory: str = "15360"
+    capability: str = "7.5"
     slices: tuple[tuple[str, str], ...] | None = None
 
 

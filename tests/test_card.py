@@ -18,7 +18,7 @@ from pipelines.export.child import export_cell
 from pipelines.files import read_json, write_json
 from pipelines.runs.process import ALLOCATOR, OLDER_ALLOCATOR, child_environment
 from pipelines.runs.worker import Worker
-from pipelines.train import card, card_report, loading, memory
+from pipelines.train import card, card_report, four_bits, loading, memory
 from pipelines.train.child import train_cell
 from pipelines.train.ranks import join
 from pipelines.tune.child import try_rate
@@ -92,19 +92,20 @@ def test_a_card_that_torch_cannot_use_makes_every_child_unavailable(
 
 
 @pytest.mark.parametrize(
-    ("build", "driver", "words"),
+    ("build", "driver", "capability", "words"),
     [
-        (None, "580.82.07", "is a build without CUDA: pip install --force-reinstall torch=="),
-        ("13.0", "550.54", "install driver 580 or newer, or the build for older ones: pip install"),
-        ("13.0", "470.82", "install driver 580 or newer; or hide it"),  # too old for the other build, too
-        ("12.6", "470.82", "install driver 525 or newer; or hide it"),
-        ("13.0", "580.82.07", "finds no usable device: "),
+        (None, "580.82.07", "7.5", "is a build without CUDA: pip install --force-reinstall torch=="),
+        ("13.0", "550.54", "7.5", "install driver 580 or newer, or the build for older ones: pip install"),
+        ("13.0", "570.86", "12.0", "install driver 580 or newer; or hide it"),  # the older build has no kernels for it
+        ("13.0", "470.82", "7.5", "install driver 580 or newer; or hide it"),  # too old for the older build, too
+        ("12.6", "470.82", "7.5", "install driver 525 or newer; or hide it"),
+        ("13.0", "580.82.07", "7.5", "finds no usable device: "),
     ],
 )
 def test_why_torch_cannot_use_a_card_and_what_helps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: str | None, driver: str, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: str | None, driver: str, capability: str, words: str
 ) -> None:
-    fake_driver.install(tmp_path, monkeypatch, FakeCard(), version=driver)
+    fake_driver.install(tmp_path, monkeypatch, FakeCard(capability=capability), version=driver)
     monkeypatch.setattr(torch.version, "cuda", build)
     assert words in (card.trouble() or "")
     monkeypatch.setenv(cuda_devices.VISIBLE, "")
@@ -126,7 +127,7 @@ def test_a_card_without_kernels_in_this_build_is_told(
 def test_kernels_for_one_card_run_on_no_older_one(t4: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90a"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (12, 0))
-    assert "install a newer torch" in (card.trouble() or "")
+    assert "or a newer torch" in (card.trouble() or "")
 
 
 def test_a_card_that_the_drivers_tool_does_not_list_is_told(
@@ -323,18 +324,63 @@ def lines() -> dict[str, str]:
     return dict(card_report.examine())
 
 
-def test_the_report_of_a_card_names_what_cells_will_meet(t4: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cextension() -> Any:
+    """Where bitsandbytes keeps its library, imported as long as nothing says that there is a card."""
+    four_bits.prepare()
+    from bitsandbytes import cextension
+
+    return cextension
+
+
+@pytest.fixture
+def computing(cextension: Any, t4: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """The card of `t4`, which also computes."""
     monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(2))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="one"))
+    monkeypatch.setattr(card_report, "memory_access", lambda _uuid: lambda: 3.0)
+    return t4
+
+
+def test_the_report_of_a_card_names_what_cells_will_meet(
+    computing: FakeCuda, cextension: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = SimpleNamespace(_lib=SimpleNamespace(_name="/somewhere/libbitsandbytes_cuda130.so"))
+    monkeypatch.setattr(cextension, "lib", loaded)
     found = lines()
     assert found["torch"] == f"{torch.__version__}, built for CUDA 13.0" and found["driver"] == "580.82.07"
     assert found["device 0"] == "Tesla T4, capability 7.5, bf16 no (fp16 with loss scaling), 15.0 of 16.0 GB free"
-    assert "libbitsandbytes_cpu" in found["problem"], "of this machine, which has none for a card loaded"
-    assert found["flash-attn"].startswith("not installed") and "NVML" in found
+    assert found["bitsandbytes"].endswith(", libbitsandbytes_cuda130.so")
+    assert found["flash-attn"].startswith("not installed")
+    assert found["NVML"].startswith("nvidia-ml-py ") and found["NVML"].endswith(", answers")
+    assert card_report.PROBLEM not in found
 
 
-def test_the_report_of_a_card_that_computes_nothing_says_so(t4: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_of_bitsandbytes_that_is_for_no_card_is_a_problem(computing: FakeCuda, cextension: Any) -> None:
+    """The one that this machine's bitsandbytes has loaded in fact."""
+    found = lines()
+    assert "libbitsandbytes_cpu.so" in found["bitsandbytes"] and "is not for a card" in found[card_report.PROBLEM]
+
+
+def test_a_bitsandbytes_without_a_library_is_a_problem(
+    computing: FakeCuda, cextension: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "libcublas.so.13: cannot open shared object file: No such file or directory"
+    monkeypatch.setattr(cextension, "lib", cextension.ErrorHandlerMockBNBNativeLibrary(words))
+    assert words in lines()[card_report.PROBLEM]
+
+
+def test_a_card_that_nvml_does_not_answer_for_is_no_problem_and_said(
+    computing: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card_report, "memory_access", lambda _uuid: lambda: None)
+    assert "gpu_memory_access_pct stays empty" in lines()["NVML"]
+
+
+def test_the_report_of_a_card_that_computes_nothing_says_so(
+    computing: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nmore")
 

@@ -20,7 +20,7 @@ T4 = FakeCard("Tesla T4", "GPU-aaaa1111")
 A100 = FakeCard("NVIDIA A100-SXM4-40GB", "GPU-aabb2222", "40960")
 L4 = FakeCard("NVIDIA L4", "GPU-cccc3333", "23034")
 DIVIDED = FakeCard(
-    "NVIDIA A100-SXM4-40GB", "GPU-dddd4444", "40960", (("1g.5gb", "MIG-5555aaaa"), ("3g.20gb", "MIG-5555bbbb"))
+    "NVIDIA A100-SXM4-40GB", "GPU-dddd4444", "40960", "8.0", (("1g.5gb", "MIG-5555aaaa"), ("3g.20gb", "MIG-5555bbbb"))
 )
 
 
@@ -152,7 +152,7 @@ def test_a_cell_holds_the_cards_that_it_uses_and_no_others(
     monkeypatch.setenv("FEATHERWEIGHT_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setenv(cuda_devices.VISIBLE, "2,0,1")
     several = {"launcher": "torchrun", "devices": devices, "sharding": "ddp"} if devices > 1 else {}
-    lake = planted.lake(tmp_path / "lake", profiles={"local": several})
+    lake = planted.lake(tmp_path, profiles={"local": several})
     (lake.data.models / "tiny").mkdir(parents=True)
     monkeypatch.setattr("pipelines.weights.fetch", lambda data, experiments, name, say=None: data.models / name)
     command = Watched()

@@ -14,7 +14,7 @@ from tests.planted import Lake
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    return planted.lake(tmp_path / "lake")
+    return planted.lake(tmp_path)
 
 
 def gpu_lines(lake: Lake) -> list[str]:

@@ -17,10 +17,8 @@ AMPERE = (
 )  # the first capability with bfloat16, flash attention, and kernels that take grouped queries as they are
 # The oldest driver that runs a build for CUDA of that major version (NVIDIA's table of minor version compatibility)
 DRIVERS = {11: 450, 12: 525, 13: 580}
-OLDER_CUDA, OLDER_BUILD = (
-    12,
-    "cu126",
-)  # PyTorch's build for drivers and cards that the one of its lock file leaves behind
+# PyTorch's build for drivers and cards that the one on PyPI leaves behind: its CUDA, and the newest capability it has kernels for
+OLDER_BUILD, OLDER_CUDA, OLDER_NEWEST = "cu126", 12, (9, 0)
 INDEX = "https://download.pytorch.org/whl/"
 
 
@@ -71,7 +69,8 @@ def lacks_kernels(place: int | None = None) -> str | None:
         return None
     version = torch.__version__.split("+")[0]
     oldest = min(_capability(kernels) for kernels in built_for)
-    remedy = _older_build(version) if capability < oldest else "install a newer torch"
+    newer = f"install the build on PyPI (pip install --force-reinstall torch=={version}) or a newer torch"
+    remedy = _older_build(version) if capability < oldest else newer
     name = f"{torch.cuda.get_device_name(place)} (capability {capability[0]}.{capability[1]})"
     return f"torch {torch.__version__} has no kernels for {name}, only for {', '.join(built_for)}: {remedy}"
 
@@ -123,7 +122,7 @@ def _cannot_use(name: str) -> str:
     if needed is None or major is None or major >= needed:
         return f"{has} (CUDA {torch.version.cuda}) finds no usable device: {_own_words()}"
     remedy = f"install driver {needed} or newer"
-    if built > OLDER_CUDA and major >= DRIVERS[OLDER_CUDA]:
+    if built > OLDER_CUDA and major >= DRIVERS[OLDER_CUDA] and _driver_says_capability() <= OLDER_NEWEST:
         remedy += f", or the build for older ones: {_older_build(version)}"
     return f"{has} is built for CUDA {torch.version.cuda}, which needs driver {needed} or newer: {remedy}"
 
@@ -143,7 +142,13 @@ def _capability(kernels: str) -> tuple[int, int]:
 
 
 def _older_build(version: str) -> str:
-    return f"pip install --force-reinstall torch=={version} --index-url {INDEX}{OLDER_BUILD}"
+    return f"pip install torch=={version}+{OLDER_BUILD} --index-url {INDEX}{OLDER_BUILD}"
+
+
+def _driver_says_capability() -> tuple[int, int]:
+    """The capability of the card in nvidia-smi's words; (0, 0) where it has none (drivers before 2022)."""
+    found = re.match(r"(\d+)\.(\d+)", next(iter(machine.cuda_query("compute_cap")), ""))
+    return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 
 
 def _own_words() -> str:
