@@ -122,6 +122,7 @@ class TrainingOverrides(Strict):
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     eval_every_steps: PositiveInt | None = None
     checkpoint_every_steps: PositiveInt | None = None
+    checkpoint_every_minutes: PositiveFloat | None = None
     time_limit_minutes: PositiveFloat | None = None
     memory_budget_gb: PositiveFloat | None = None
     target_loss: PositiveFloat | None = None
@@ -152,7 +153,7 @@ class TrainingOverrides(Strict):
 
 class TrainingSettings(Strict):
     """Every training setting of one cell, decided. `learning_rate_source` says which level of the file named the rate, or
-    `search` where it names several, or `tune`."""
+    `search` where it names several, or `tune`. Checkpoints come by steps where `checkpoint_every_steps` is set, else by time."""
 
     learning_rate: Rate
     learning_rate_source: str = "default"
@@ -172,7 +173,8 @@ class TrainingSettings(Strict):
     early_stop_patience: PositiveInt | None = None
     validation_share: float = 0.1
     eval_every_steps: PositiveInt = 10
-    checkpoint_every_steps: PositiveInt = 50
+    checkpoint_every_steps: PositiveInt | None = None
+    checkpoint_every_minutes: PositiveFloat = 10
     time_limit_minutes: PositiveFloat = 720
     memory_budget_gb: PositiveFloat | None = None
     target_loss: PositiveFloat | None = None
@@ -725,6 +727,8 @@ class Experiments(Strict):
             for setting in TrainingOverrides.model_fields:
                 if (value := getattr(level, setting)) is not None and not setting.startswith("learning_rate"):
                     decided[setting] = value
+            if level.checkpoint_every_minutes is not None and level.checkpoint_every_steps is None:
+                decided.pop("checkpoint_every_steps", None)  # the nearer level decides by what
             if (rate := level.rate_for(rate_of)) is not None:
                 source = "search" if isinstance(rate, list) else level.learning_rate_source or name
                 decided |= {"learning_rate": rate, "learning_rate_source": source}

@@ -8,8 +8,8 @@ from pipelines.methods import FOUR_BITS, SHORT_FORM
 
 # What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
 OUTSIDE_RECIPE = (
-    "eval_every_steps", "checkpoint_every_steps", "time_limit_minutes", "memory_budget_gb", "learning_rate_source",
-    "target_loss", "report_to",
+    "eval_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes", "time_limit_minutes", "memory_budget_gb",
+    "learning_rate_source", "target_loss", "report_to",
 )  # fmt: skip
 
 

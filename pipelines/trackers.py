@@ -22,7 +22,8 @@ NAMES = {
     "elapsed_seconds": "progress/seconds", "process_memory_mb": "memory/process MB",
     "process_memory_mean_mb": "memory/process mean MB", "process_memory_max_mb": "memory/process max MB",
     "gpu_allocated_mb": "memory/card MB", "gpu_allocated_pct": "memory/card %",
-    "gpu_memory_access_pct": "memory/card access %",
+    "gpu_memory_access_pct": "memory/card access %", "gpu_reserved_mb": "memory/card reserved MB",
+    "gpu_device_mb": "memory/whole card MB",
 }  # fmt: skip
 
 

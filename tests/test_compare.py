@@ -263,7 +263,20 @@ def test_dollars_only_where_a_price_is_known(full_grid: Lake) -> None:
     assert rows(full_grid)["full"]["train_usd"] is None
     priced = full_grid.configured(profiles={"local": {"price_per_hour": 36.0}})
     found = rows(priced)
-    assert (found["full"]["train_usd"], found["base"]["train_usd"]) == (pytest.approx(1.0), None)
+    assert (found["full"]["train_usd"], found["base"]["train_usd"]) == (
+        pytest.approx(1.01),
+        None,
+    )  # it loaded for a second
+
+
+def test_dollars_are_those_of_the_whole_cell(lake: Lake) -> None:
+    parts = {"quantize_seconds": 2.0, "probe_seconds": 4.0, "search_seconds": 8.0, "other_seconds": 16.0}
+    lake.cell("full", train_seconds=100.0, load_seconds=1.0, **parts, seed=1)
+    lake.cell("full", train_seconds=200.0, load_seconds=1.0, seed=2)  # older code measured no more than that
+    priced = lake.configured(profiles={"local": {"price_per_hour": 36.0, "seeds": [1, 2]}})
+    (found,) = (row for row in comparison_rows(priced.resolved()) if row["method"] == "full")
+    assert found["train_usd"] == pytest.approx((131 + 201) / 2 / 100)
+    assert (found["train_seconds"], found["other_seconds"]) == (150.0, 16.0)
 
 
 # the untouched model

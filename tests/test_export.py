@@ -2,7 +2,10 @@
 
 import json
 import urllib.request
-from contextlib import nullcontext
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -258,6 +261,32 @@ def test_a_card_says_the_licence_and_what_was_trained_on() -> None:
     assert "/home" not in card and "(https://example.org/terms)" in card
 
 
+@dataclass(frozen=True)
+class Load:
+    """One model that was loaded: `alive` models were in memory already; `on_device` where there is a card."""
+
+    format: str | None
+    on_device: bool
+    alive: int
+
+
+@contextmanager
+def loads_noted() -> Iterator[list[Load]]:
+    loads: list[Load] = []
+    models: list[weakref.ref[Any]] = []
+    plain = loading.load_model
+
+    def noted(folder: Path, recipe: dict[str, Any], *, on_device: bool = True) -> Any:
+        loads.append(Load(recipe["quantization"], on_device, sum(model() is not None for model in models)))
+        model = plain(folder, recipe, on_device=on_device)
+        models.append(weakref.ref(model))
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_model", noted)
+        yield loads
+
+
 def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_width(project: TinyProject) -> None:
     project.change(
         models={MODEL: {"overrides": {"qlora-r8": {"learning_rate": 0.05}}}}
@@ -266,8 +295,15 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     watch = Watch(say=lambda _message: None, launcher=InProcess())
     assert train(stage.resolve(), key, watch=watch)[0].status == "ok"
 
-    made = export(stage.resolve(), key, Wanted(), watch=watch)
+    with loads_noted() as loads:
+        made = export(stage.resolve(), key, Wanted(), watch=watch)
     assert made.ok and made.merged, made.result.detail
+    # the trained result, the original base to merge into, the base that was trained on and its packed weights, what was written
+    assert [load.format for load in loads] == ["nf4", None, None, "nf4", None]
+    assert [load.alive for load in loads] == [0, 0, 0, 1, 0], (
+        "one model at a time, and the packed weights beside their base"
+    )
+    assert [load.on_device for load in loads] == [True, False, False, True, True], "merged on the host"
     measured = made.result.measured
     assert measured["largest_difference_nats"] < 1e-3
     assert measured["merged_bits_per_byte"] == pytest.approx(measured["adapter_bits_per_byte"], abs=1e-5)

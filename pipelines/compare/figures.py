@@ -96,7 +96,10 @@ def of_cells(project: Project, rows: Sequence[Row]) -> Iterator[Figure]:
     for model in list(dict.fromkeys(row["model"] for row in rows))[:MOST_MODELS]:
         curves = curves_of(project, [row for row in rows if row["model"] == model])
         numbers = [{**point, "cell": name} for name, points in curves.items() for point in _thinned(points)]
-        says = "The newest attempt of each cell. Above, each optimizer step's own loss; below, the loss on held-out records."
+        says = (
+            "The newest attempt of each cell. Above, each optimizer step's own loss; below, the loss on held-out records, of more "
+            "than 256 on a fixed sample."
+        )
         yield from _figure(
             f"curves-{model}", f"Loss while training {model}", says, plots.loss_curves(curves), (CURVE, numbers)
         )

@@ -34,7 +34,7 @@ MOST_BARS = 40
 
 
 def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes | None:
-    """Train loss and, below it, loss on held-out records over examples seen, one line a cell."""
+    """Train loss and, below it, loss on a sample of held-out records over examples seen, one line a cell."""
     curves = {name: points for name, points in itertools.islice(curves.items(), MOST_SERIES) if points}
     if not curves:
         return None
@@ -45,7 +45,7 @@ def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> byte
             if known:
                 marked = style if column == "eval_loss" else style | {"marker": ""}
                 panel.plot(*zip(*known, strict=True), label=name, **marked)
-    for panel, title in zip(axes, ("training loss of each step", "loss on held-out records"), strict=True):
+    for panel, title in zip(axes, ("training loss of each step", "loss on held-out records (a sample)"), strict=True):
         _dress(panel, title, "examples seen", "nats per token")
     _legend(figure, axes)
     return _render(figure, kind)

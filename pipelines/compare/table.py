@@ -32,6 +32,7 @@ DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured
 OF_ONE_RUN = ("best_step", "last_step", "learning_rate_at_edge")
 FROM_TRAINING = tuple(name for name in COMPARISON.measured_by("training") if name not in OF_ONE_RUN)
 FROM_EVALUATION = COMPARISON.measured_by("evaluation")
+PAID = ("load_seconds", "quantize_seconds", "probe_seconds", "search_seconds", "train_seconds", "other_seconds")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     newest = max(found, key=lambda seed: seed.attempt.run_id)
     shown = next(seed for seed in found if _status(seed) == row["status"]) if row["status"] != "missing" else newest
     _add_attempt(row, shown, newest)
-    _add_numbers(row, [seed for seed in found if seed.attempt.status == "ok"] or [shown])
+    counted = [seed for seed in found if seed.attempt.status == "ok"] or [shown]
+    _add_numbers(row, counted)
     if project.experiments.model(model).origin.source.random:
         row["train_loss"] = None  # of no quality to speak of
     row["speed_disturbed"] = disturbed(row["other_cpu_pct"])
@@ -116,7 +118,8 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     if row["status"] == "lost" and because:  # it left no word of its own; this one is true of an unchanged cell alone
         row["status_detail"] = f"the process that ran it ended without a word; {next_run(row)}"
     if profile.price_per_hour is not None and row["train_seconds"] is not None:
-        row["train_usd"] = profile.price_per_hour * row["train_seconds"] / 3600
+        paid = fmean(paid_seconds(seed.attempt.result.measured) for seed in counted)
+        row["train_usd"] = profile.price_per_hour * paid / 3600
     return row
 
 
@@ -235,6 +238,11 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
 def disturbed(other_cpu_pct: float | None) -> bool | None:
     """Whether a speed was measured beside too much other work; None where that was not measured."""
     return None if other_cpu_pct is None else other_cpu_pct > DISTURBED_PCT
+
+
+def paid_seconds(measured: Mapping[str, Any]) -> float:
+    """Seconds of a cell that its device is paid for: of an older row those that it has measured."""
+    return sum(measured.get(name) or 0.0 for name in PAID)
 
 
 def _mean(values: Sequence[Any]) -> Any:

@@ -1,4 +1,5 @@
-"""How fast each method reaches the same loss on the held-out records: examples and seconds to a target, along its curve."""
+"""How fast each method reaches the same loss on held-out records: examples and seconds to a target, along its curve. The curve is
+measured on a sample of them, the same for every cell with the same data."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
 
 Row = dict[str, Any]
-Points = list[tuple[int, float, float]]  # examples, seconds of training, loss on held-out records
+Points = list[tuple[int, float, float]]  # examples, seconds of training, loss on the sample
 SAME = (
     "model",
     "weights_fingerprint",

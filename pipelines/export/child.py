@@ -62,6 +62,8 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
         WorkError: what was written differs from the trained result by more than rounding; nothing is kept of it.
     """
     from pipelines.export import merge as merging
+    from pipelines.train import loading
+    from pipelines.train.memory import give_back_freed
 
     clock, spec = Stopwatch(), worker.spec
     recipe, base = spec["recipe"], worker.root / spec["weights"]
@@ -69,26 +71,33 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     adapter = trained is not None and traits_of(recipe).has_adapter
     compared, most = examples[:COMPARED], spec["batch_tokens"]
     worker.phase("merge")
-    model = merging.trained_model(base, recipe, trained)  # one model at a time
+    # One model at a time: the name is given up before the next one is loaded
+    model = merging.trained_model(base, recipe, trained)
     if adapter:
-        bits = merging.measured_bits_per_byte(model, examples, most)
+        bits = merging.measured_bits_per_byte(model, examples, most, recipe)
         worker.measure(adapter_bits_per_byte=bits, eval_records=len(examples))
     before = merging.probabilities(model, compared)
     if adapter and recipe["quantization"]:
-        model = merging.merged_model(base, recipe, trained, original=True)
-        bits = merging.measured_bits_per_byte(model, examples, most)
+        del model
+        give_back_freed()
+        model = merging.merged_model(base, recipe, trained, original=True).to(loading.device())
+        bits = merging.measured_bits_per_byte(model, examples, most, recipe)
         worker.measure(merged_into_original_bits_per_byte=bits)
     if adapter:
+        del model
+        give_back_freed()
         model = merging.merged_model(base, recipe, trained, compared=compared)
     worker.phase("save")
     partial = merging.write(model, form.tokenizer, Path(spec["merged"]), form.stop_tokens)
     try:
         del model
+        give_back_freed()
         model = merging.saved_model(partial, recipe)
         difference = merging.largest_difference(before, merging.probabilities(model, compared))
         worker.measure(largest_difference_nats=difference if math.isfinite(difference) else None)
         if adapter:
-            worker.measure(merged_bits_per_byte=merging.measured_bits_per_byte(model, examples, most))
+            bits = merging.measured_bits_per_byte(model, examples, most, recipe)
+            worker.measure(merged_bits_per_byte=bits)
         merging.require_alike(difference, merging.rounding(recipe))
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -4,6 +4,7 @@
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from pipelines.errors import WorkError
 from pipelines.evaluate.scores import bits_per_byte
 from pipelines.export import older
 from pipelines.methods import traits_of
-from pipelines.train import batches, loading, peft_adapter
+from pipelines.train import batches, loading, peft_adapter, tensor_file
 from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, scored_mask, token_losses
-from pipelines.train.precision import weights_dtype
+from pipelines.train.precision import autocast, weights_dtype
 
 Recipe = dict[str, Any]
 
@@ -35,16 +36,16 @@ def trained_model(base: Path, recipe: Recipe, trained: Path | None) -> Any:
 def merged_model(
     base: Path, recipe: Recipe, trained: Path | None, *, original: bool = False, compared: Sequence[Tokenized] = ()
 ) -> Any:
-    """The same as plain weights. An adapter is merged in float32 into the base that it was trained on, for QLoRA the base that its
-    packed weights stand for; with `original` into the base as it was before quantizing. Then back to the format of the
-    recipe's weights.
+    """The same as plain weights, on the CPU. An adapter is merged in float32 into the base that it was trained on, for QLoRA the
+    base that its packed weights stand for; with `original` into the base as it was before quantizing. Then back to the format of
+    the recipe's weights. A card need hold no more than the packed weights, and the host one model in float32.
 
     Raises:
         WorkError: in float32, so before any rounding, merging changed what the model says of the `compared` examples.
     """
     if not trained or not traits_of(recipe).has_adapter:
         return trained_model(base, recipe, trained)
-    model = loading.load_model(base, {**recipe, "quantization": None}).float()
+    model = loading.load_model(base, {**recipe, "quantization": None}, on_device=False).float()
     if recipe["quantization"] and not original:
         take_unpacked(model, loading.load_model(base, recipe))
     attached = loading.attach_trained(model, trained).eval()
@@ -85,7 +86,8 @@ def write(model: Any, tokenizer: Any, folder: Path, stops: Sequence[int]) -> Pat
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial)
+        with tensor_file.used_by_transformers():
+            model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         older.make_readable(partial, stops)
     except BaseException:  # a stop, too: half a model is large
@@ -128,14 +130,21 @@ def finish(partial: Path, folder: Path, more: Mapping[str, str | Path]) -> None:
     partial.rename(folder)
 
 
-def measured_bits_per_byte(model: Any, examples: Sequence[Tokenized], max_tokens: int) -> float:
-    """Bits per byte of the examples' completions, as evaluation computes them."""
-    nats = 0.0
-    with head_on_positions(model) as wanted, torch.no_grad():
+def measured_bits_per_byte(
+    model: Any, examples: Sequence[Tokenized], max_tokens: int, recipe: Recipe | None = None
+) -> float:
+    """Bits per byte of the examples' completions, as evaluation of a `recipe` computes them; without one in the weights' format."""
+    nats, device = 0.0, device_of(model)
+    computing = autocast(recipe, device) if recipe else nullcontext()
+    with head_on_positions(model) as wanted, torch.no_grad(), computing:
         for batch in batches.micro_batches(list(examples), max_tokens=max_tokens):
-            losses = token_losses(model, batch, wanted, loading.device()).double().cpu()
+            losses = token_losses(model, batch, wanted, device).double().cpu()
             nats += losses[scored_mask(batch)].sum().item()
     return bits_per_byte(nats, sum(example.completion_bytes for example in examples))
+
+
+def device_of(model: Any) -> torch.device:
+    return next(model.parameters()).device
 
 
 def probabilities(model: Any, examples: Sequence[Tokenized]) -> list[torch.Tensor]:
@@ -143,7 +152,7 @@ def probabilities(model: Any, examples: Sequence[Tokenized]) -> list[torch.Tenso
     found = []
     with torch.no_grad():
         for example in examples:
-            logits = model(torch.tensor([example.input_ids], device=loading.device()), use_cache=False).logits[0]
+            logits = model(torch.tensor([example.input_ids], device=device_of(model)), use_cache=False).logits[0]
             found.append(logits.float().log_softmax(-1).cpu())
     return found
 

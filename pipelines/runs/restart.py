@@ -11,7 +11,10 @@ from typing import Any
 from pipelines.runs.cells import Attempt
 from pipelines.runs.checkpoints import FOLDER, START, whole
 
-PEAKS = ("peak_memory_gb", "gpu_allocated_peak_gb", "load_peak_memory_gb")
+PEAKS = (
+    "peak_memory_gb", "host_peak_memory_gb", "gpu_allocated_peak_gb", "gpu_reserved_peak_gb", "gpu_device_peak_gb",
+    "load_peak_memory_gb",
+)  # fmt: skip
 FINAL = ("ok", "diverged")  # the same steps would end the same way
 
 

@@ -174,6 +174,7 @@ def _spec(
         sharding=plan.placement.sharding, deepspeed=plan.placement.tuning,
         more={
             "eval_every_steps": settings.eval_every_steps, "checkpoint_every_steps": settings.checkpoint_every_steps,
+            "checkpoint_every_minutes": settings.checkpoint_every_minutes,
             "tokens": {"bos": model.bos, "end": model.end}, "licence": model.licence,
         },
     )  # fmt: skip

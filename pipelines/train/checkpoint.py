@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from pipelines.disk import DiskFullError, is_full
 from pipelines.files import read_json, write_json
 from pipelines.runs.checkpoints import BEST, CURVE, FOLDER, STATE, TENSORS, whole
+from pipelines.train import paged
 from pipelines.train.ranks import Ranks, local_part, with_local_part
+from pipelines.train.tensor_file import save_file
 
 Json = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
@@ -86,11 +87,18 @@ def set_optimizer_state(
     tensors: Mapping[str, torch.Tensor],
     numbers: Mapping[str, Json],
 ) -> None:
+    """Give `optimizer` what `optimizer_state` made; paged memory keeps its place and gets new content."""
+    if paged.is_paged(optimizer):
+        paged.make_room(optimizer)
     for place, own in numbers.items():
         optimizer.state[parameters[int(place)]] |= own
     for key, value in tensors.items():
         place, _, name = key.partition("/")
         parameter = parameters[int(place)]
+        held = optimizer.state[parameter].get(name)
+        if paged.is_page(held):
+            held.copy_(value)
+            continue
         # Adam's own step counter stays on the CPU; all else lies beside its parameter
         optimizer.state[parameter][name] = value if name == "step" else with_local_part(parameter, value)
 
@@ -112,7 +120,7 @@ def write(
     ranks = ranks or Ranks()
     final = attempt / FOLDER / f"step-{step:08}"
     with _whole_or_absent(final, f"the checkpoint of step {step}", ranks) as partial:
-        save_file(_apart(tensors), file := partial / of_rank(TENSORS, ranks.rank))
+        save_file(_local(tensors), file := partial / of_rank(TENSORS, ranks.rank))
         write_json(partial / of_rank(STATE, ranks.rank), state)
         _flush(file)
         if best:
@@ -138,7 +146,7 @@ def write_best(attempt: Path, step: int, weights: Mapping[str, torch.Tensor], ra
     with _whole_or_absent(final, f"the weights of step {step}, the best so far", ranks) as partial:
         if weights:
             named = {f"weights/{name}": tensor for name, tensor in weights.items()}
-            save_file(_apart(named), file := partial / of_rank(TENSORS, ranks.rank))
+            save_file(_local(named), file := partial / of_rank(TENSORS, ranks.rank))
             _flush(file)
     if ranks.rank == 0:
         for older in final.parent.glob(f"{BEST_FOLDER}-*"):
@@ -239,16 +247,9 @@ def size(named: Mapping[str, torch.nn.Parameter], optimizer: str) -> int:
     return weights + states
 
 
-def _apart(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Contiguous tensors that share no memory, as safetensors wants them (8-bit optimizers share their quantization maps)."""
-    seen: set[int] = set()
-    kept: Tensors = {}
-    for name, given in tensors.items():
-        tensor = local_part(given)
-        place = tensor.untyped_storage().data_ptr()
-        kept[name] = tensor.detach().clone() if place in seen else tensor.detach().contiguous()
-        seen.add(place)
-    return kept
+def _local(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """What of each of `tensors` this rank holds."""
+    return {name: local_part(tensor).detach() for name, tensor in tensors.items()}
 
 
 def _flush(path: Path) -> None:

@@ -15,6 +15,7 @@ from pipelines.runs.process import memory_unlimited
 from pipelines.runs.worker import Worker, start
 from pipelines.train.ranks import draw_apart, join, part
 
+PEAKS_OF_LOADING = ("load_peak_memory_gb", "host_peak_memory_gb")
 CHECKED = 64  # records whose learned text is compared with their answer before training
 
 
@@ -34,6 +35,7 @@ def train_cell(worker: Worker) -> None:
         return
     from pipelines.train import batches, loading, sharding
     from pipelines.train.loop import Trainer
+    from pipelines.train.pace import curve_sample
 
     draw_apart(ranks, worker.spec["seed"])
     recipe, tokens = worker.spec["recipe"], tokenize(worker, model)
@@ -53,7 +55,12 @@ def train_cell(worker: Worker) -> None:
     trainer.prepare(train, earlier, validation=validation)
     worker.phase("train")
     _require_disk(worker, trainer, resumed=earlier is not None)
-    trainer.train(tokens.held_out, validation)
+    sample = curve_sample(tokens.held_out)
+    if len(sample) < len(tokens.held_out):
+        worker.say(
+            f"the curve's held-out loss is that of a fixed sample: {len(sample)} of {len(tokens.held_out)} examples"
+        )
+    trainer.train(sample, validation)
 
     worker.phase("save")
     put_together = trainer.zero.weights(trainer.named) if trainer.zero else None
@@ -185,11 +192,8 @@ def _earlier(worker: Worker) -> Path | None:
     if (made_by := checkpoint.read_state(folder)["versions"]) != worker.report["versions"]:
         worker.say(f"starting anew: the checkpoint was made by {made_by}, installed are {worker.report['versions']}")
         return None
-    worker.measure(
-        load_peak_memory_gb=max(
-            worker.report["measured"]["load_peak_memory_gb"], told["peaks"].get("load_peak_memory_gb", 0)
-        )
-    )
+    measured, peaks = worker.report["measured"], told["peaks"]
+    worker.measure(**{name: max(measured[name], peaks.get(name, 0)) for name in PEAKS_OF_LOADING})
     return folder
 
 
@@ -217,12 +221,13 @@ def _save(
     Raises:
         DiskFullError: what was written of it is removed again.
     """
-    from pipelines.train import loading, peft_adapter
+    from pipelines.train import loading, peft_adapter, tensor_file
 
     traits = traits_of(worker.spec["recipe"])
     partial = worker.folder / ".model.partial"
     try:
-        model.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
+        with tensor_file.used_by_transformers():
+            model.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
         if traits.trains_all:
             loading.load_tokenizer(worker.root / worker.spec["weights"]).save_pretrained(partial)
         else:

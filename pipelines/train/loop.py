@@ -9,7 +9,8 @@ The loss of a step is the mean over all its learned tokens, so how it is cut int
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ import torch
 
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.worker import STOPPED, DivergedError, StoppedError, Worker
-from pipelines.train import batches, checkpoint, checks, probe, search, sharding
+from pipelines.train import batches, checkpoint, checks, paged, probe, search, sharding
 from pipelines.train.checkpoint import Random
 from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, step_loss, token_losses
-from pipelines.train.memory import MemoryMeter, peak_bytes, reset_peaks
+from pipelines.train.memory import HOST, PEAKS, MemoryMeter, peak_bytes, reset_peaks
 from pipelines.train.optimizers import make_optimizer
+from pipelines.train.pace import CheckpointPace, curve_every
 from pipelines.train.precision import autocast, make_scaler
 from pipelines.train.ranks import ZERO_STAGES, Ranks
 from pipelines.train.tally import Tally
@@ -59,7 +61,9 @@ class Trainer:
         self._wanted: list[torch.Tensor] = []
         self._held_out: Sequence[Tokenized] = ()
         self._validation: Sequence[Tokenized] = ()
-        self._peaks: list[float] = []  # GB of each rank, as last told
+        self._pace = CheckpointPace(worker.spec)
+        self._curve_every = 1  # steps
+        self._peaks: list[dict[str, float]] = [{}] * self.ranks.count  # GB by column, of each rank, as last told
         self._best: Path | None = None  # where the best step's weights are, where early stopping asks for them
 
     def prepare(
@@ -85,7 +89,8 @@ class Trainer:
 
     def train(self, held_out: Sequence[Tokenized], validation: Sequence[Tokenized] = ()) -> None:
         """Train what was prepared; the loss on `held_out` is a point on the curve at the start, at intervals and at the end,
-        and that on `validation` (a slice held back from train) beside it, which alone may end the run early.
+        and that on `validation` (a slice held back from train) beside it, which alone may end the run early. Where that is asked
+        for, every interval is as the spec says; else those of a long run may be longer (`pace.curve_every`).
 
         Raises:
             DivergedError: a loss or a gradient is no longer finite, or the losses ended clearly higher than they began.
@@ -93,6 +98,8 @@ class Trainer:
             DiskFullError: a checkpoint could not be written.
         """
         self._held_out, self._validation = held_out, validation
+        self._curve_every = self.worker.spec["eval_every_steps"] if validation else self._every_so_many_steps()
+        self._pace = CheckpointPace(self.worker.spec)
         self.meter.start()
         try:
             with head_on_positions(self.model) as self._wanted:
@@ -101,7 +108,27 @@ class Trainer:
             raise StoppedError(f"{stop}; {self._kept()}") from None
         finally:
             self.meter.stop()
-            self._measure_memory(self.meter.summary())
+            self._measure_memory()
+            self.worker.measure(other_seconds=self.tally.other_seconds)
+
+    def _every_so_many_steps(self) -> int:
+        """After how many steps the curve is measured again."""
+        wanted = self.worker.spec["eval_every_steps"]
+        found = curve_every(self._plan, self._held_out, wanted)
+        if found > wanted:
+            self.worker.say(
+                f"the held-out loss is measured every {found} steps, not every {wanted}, which would take more than 5 % of the time"
+            )
+        return found
+
+    @contextmanager
+    def _aside(self) -> Iterator[Stopwatch]:
+        """What happens inside is no optimizer step; its time counts as `other_seconds`."""
+        clock = Stopwatch()
+        try:
+            yield clock
+        finally:
+            self.tally.other_seconds += clock.total()
 
     def _probe(self) -> None:
         """Fail now rather than at the longest batch; weights, optimizer and random states are afterwards as before."""
@@ -150,13 +177,17 @@ class Trainer:
             self.zero.forget()
             return
         self.optimizer.zero_grad(set_to_none=True)
-        self.optimizer = make_optimizer(self.model, self.recipe)
+        if paged.is_paged(self.optimizer):
+            paged.forget(self.optimizer)
+        else:
+            self.optimizer = make_optimizer(self.model, self.recipe)
         self.scaler = make_scaler(self.recipe, self.device)
 
     def _run(self) -> None:
-        tally, every = self.tally, self.worker.spec["checkpoint_every_steps"]
+        tally = self.tally
         if tally.step == 0:
-            first = self._eval_loss(self._held_out)
+            with self._aside():
+                first = self._eval_loss(self._held_out)
             checks.loss_is_sane(first, vocabulary=self.model.config.vocab_size)
             tally.first_eval_loss = first
             self._point(eval_loss=first)
@@ -169,10 +200,17 @@ class Trainer:
             self._advance(examples)
             self._random = Random.now()
             self._tell()
-            if tally.step % every == 0 and tally.step < len(self._plan):
-                self._keep()
-        self._load_best()
-        self._require_convergence()
+            if tally.step < len(self._plan) and self._checkpoint_is_due():
+                with self._aside() as clock:
+                    self._keep()
+                self._pace.written(clock.total())
+        with self._aside():
+            self._load_best()
+            self._require_convergence()
+
+    def _checkpoint_is_due(self) -> bool:
+        due = self._pace.is_due(self.tally.step)
+        return self.ranks.as_first_says(due) if self._pace.by_time else due
 
     def _load_best(self) -> None:
         """Go back to the best step's weights, as transformers' `load_best_model_at_end` does."""
@@ -245,30 +283,44 @@ class Trainer:
     def _tell(self) -> None:
         """The last step's point on the curve, with an evaluation where one is due."""
         step = self.tally.step
-        due = step == len(self._plan) or step % self.worker.spec["eval_every_steps"] == 0
-        validation_loss = self._eval_loss(self._validation) if due and self._validation else None
-        eval_loss = self._eval_loss(self._held_out) if due else None
+        due = step == len(self._plan) or step % self._curve_every == 0
+        with self._aside():
+            validation_loss = self._eval_loss(self._validation) if due and self._validation else None
+            eval_loss = self._eval_loss(self._held_out) if due else None
         if due:
             self.tally.eval_loss = eval_loss
         self._point(eval_loss=eval_loss, validation_loss=validation_loss)
         if validation_loss is not None and self.tally.note(validation_loss):
-            self._keep_best()
+            with self._aside():
+                self._keep_best()
         self.tally.told = True
         self.worker.measure(**self.tally.measured())
-        summary = self.meter.summary()
-        self._peaks = self.ranks.each(summary["peak_memory_gb"] or 0.0)
-        self._measure_memory(summary)
+        self._measure_memory(together=True)
         self.worker.save()
 
-    def _measure_memory(self, summary: dict[str, float | None]) -> None:
-        """The row's memory columns. Of several ranks the peak is that of the device that needs most: what a device must have."""
+    def _measure_memory(self, *, together: bool = False) -> None:
+        """The row's memory columns. Of several ranks a peak is that of the device that needs most: what a device must have.
+        `together`: all ranks are here and say theirs; else what the others said last counts."""
+        summary = self.meter.summary()
+        loading = self.worker.report["measured"].get(HOST)
+        summary[HOST] = max(summary[HOST] or 0.0, loading or 0.0)
+        pages = paged.pageable_bytes(self.optimizer)
+        summary["pageable_gb"] = None if pages is None else pages / 1e9
         if self.ranks.count > 1:
-            self._peaks = self._peaks or [0.0] * self.ranks.count
-            self._peaks[self.ranks.rank] = max(self._peaks[self.ranks.rank], summary["peak_memory_gb"] or 0.0)
-            summary |= {"peak_memory_gb": max(self._peaks), "memory_in_all_gb": sum(self._peaks)}
-            summary |= {"gpu_allocated_peak_gb": max(self._peaks)} if summary["gpu_allocated_peak_gb"] else {}
-            self.worker.measure(memory_per_device_gb=json.dumps([round(peak, 4) for peak in self._peaks]))
+            summary |= self._most_of_ranks(summary, together=together)
         self.worker.measure(**summary)
+
+    def _most_of_ranks(self, summary: Mapping[str, float | None], *, together: bool) -> dict[str, Any]:
+        own = {name: peak for name in PEAKS if (peak := summary[name]) is not None}
+        if together:
+            self._peaks = [dict(zip(own, peaks, strict=True)) for peaks in self.ranks.all_of(list(own.values()))]
+        self._peaks[self.ranks.rank] = own
+        each = [peaks.get("peak_memory_gb", 0.0) for peaks in self._peaks]
+        return {
+            **{name: max(peaks.get(name, 0.0) for peaks in self._peaks) for name in own},
+            "memory_in_all_gb": sum(each),
+            "memory_per_device_gb": json.dumps([round(peak, 4) for peak in each]),
+        }
 
     def step_over(self, examples: list[Tokenized], rate: float) -> float:
         """One optimizer step over `examples`, of which this rank computes its part; returns the whole's loss per learned token."""
@@ -442,7 +494,8 @@ class Trainer:
         if self.tally.step == 0:
             return "no step was done yet"
         try:
-            self._keep()
+            with self._aside():
+                self._keep()
         except checkpoint.DiskFullError as error:
             return str(error)
         return f"the next run goes on after step {self.tally.step}"

@@ -1,4 +1,5 @@
-"""What a cell's own process uses: resident memory sampled through the run and the kernel's peak, on CUDA the allocator's.
+"""What a cell's own process uses: resident memory sampled through the run and the kernel's peak. On CUDA also three peaks of the
+card: what PyTorch's tensors took, what PyTorch took from the card for them, and what was in use on the whole card.
 
 Peaks are reset after loading, and held apart while the run evaluates, so that evaluation never inflates training.
 """
@@ -8,7 +9,7 @@ import ctypes
 import gc
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,13 @@ from pipelines.train.nvml import memory_access
 from pipelines.train.other_cpu import OtherCpu
 
 SAMPLE_SECONDS = 0.1
+HOST, ALLOCATED, RESERVED, DEVICE = (
+    "host_peak_memory_gb",
+    "gpu_allocated_peak_gb",
+    "gpu_reserved_peak_gb",
+    "gpu_device_peak_gb",
+)
+PEAKS = ("peak_memory_gb", HOST, ALLOCATED, RESERVED, DEVICE)  # of several processes the largest is the row's
 
 
 def peak_resident_bytes() -> int:
@@ -85,15 +93,16 @@ class MemoryMeter:
         self._access: Callable[[], float | None] | None = None
         self._other_cpu = OtherCpu()
         self._paused = False
-        self._peak = 0
-        self._gpu_peak = 0
+        # by its number, asked of the thread that trains: in the sampling one the current card is always the first
+        self._card = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._peaks = dict.fromkeys((HOST, ALLOCATED, RESERVED, DEVICE), 0)  # bytes, by the row's columns
+        self._noting = threading.Lock()  # two threads do
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def start(self) -> None:
-        """Called by the thread that trains: only that knows which card it uses."""
-        if torch.cuda.is_available():
-            self._access = memory_access(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
+        if self._card is not None:
+            self._access = memory_access(str(torch.cuda.get_device_properties(self._card).uuid))
         reset_peaks()
         self._other_cpu.start()
         self._thread.start()
@@ -111,17 +120,17 @@ class MemoryMeter:
         kept = {"process": self._samples, "gpu_access": self._gpu_access}
         sampled = {name: asdict(samples) if samples.count else None for name, samples in kept.items()}
         cpu = [self._other_cpu.others, self._other_cpu.available]
-        return {**sampled, "peak": self._peak, "gpu_peak": self._gpu_peak, "other_cpu": cpu}
+        return {**sampled, "peaks": dict(self._peaks), "other_cpu": cpu}
 
     def go_on(self, state: dict[str, Any], peaks: dict[str, float]) -> None:
         """Add to what an earlier attempt had measured; `peaks` (GB) are the largest of all attempts since."""
         self._samples = Samples(**(state["process"] or {}))
         self._gpu_access = Samples(**(state["gpu_access"] or {}))
         self._other_cpu.others, self._other_cpu.available = state.get("other_cpu", (0.0, 0.0))
-        gpu = round(peaks.get("gpu_allocated_peak_gb", 0.0) * 1e9)
-        self._gpu_peak = max(self._gpu_peak, state["gpu_peak"], gpu)
-        known = 0 if torch.cuda.is_available() else round(peaks.get("peak_memory_gb", 0.0) * 1e9)
-        self._peak = max(self._peak, state["peak"], known)
+        known = {name: round(peaks.get(name, 0.0) * 1e9) for name in (ALLOCATED, RESERVED, DEVICE)}
+        known[HOST] = 0 if self._card is not None else round(peaks.get("peak_memory_gb", 0.0) * 1e9)
+        for earlier in (state["peaks"], known):
+            self._note(earlier)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -138,26 +147,29 @@ class MemoryMeter:
 
     def now(self) -> dict[str, float | None]:
         """The curve's memory columns at this moment; mean, spread, least and most are those of all samples so far."""
-        cuda = torch.cuda.is_available()
-        allocated = torch.cuda.memory_allocated() if cuda else None
+        card = self._card
+        allocated = None if card is None else torch.cuda.memory_allocated(card)
         return {
             "process_memory_mb": self._process.memory_info().rss / 1e6,
             **self._process_statistics(),
             "gpu_allocated_mb": None if allocated is None else allocated / 1e6,
-            "gpu_allocated_pct": None if allocated is None else 100 * allocated / _card_bytes(),
+            "gpu_allocated_pct": None if allocated is None else 100 * allocated / _card_bytes(card),
             "gpu_memory_access_pct": self._gpu_access_now,
+            "gpu_reserved_mb": None if card is None else torch.cuda.memory_reserved(card) / 1e6,
+            "gpu_device_mb": None if card is None else _in_use(card) / 1e6,
         }
 
     def summary(self) -> dict[str, float | None]:
-        """The row's memory columns: peak (the GPU's on CUDA, else the process's) and the samples' statistics."""
+        """The row's memory columns: peaks (the first is the GPU's on CUDA, else the process's) and the samples' statistics."""
         self._hold_peaks()
         self._other_cpu.lap()
-        cuda = torch.cuda.is_available()
+        card, peaks = self._card, {name: peak / 1e9 for name, peak in self._peaks.items()}
         return {
-            "peak_memory_gb": (self._gpu_peak if cuda else self._peak) / 1e9,
+            "peak_memory_gb": peaks[HOST if card is None else ALLOCATED],
+            HOST: peaks[HOST],
+            **{name: None if card is None else peaks[name] for name in (ALLOCATED, RESERVED, DEVICE)},
             **self._process_statistics(),
-            "gpu_allocated_peak_gb": self._gpu_peak / 1e9 if cuda else None,
-            "gpu_allocated_pct": 100 * self._gpu_peak / _card_bytes() if cuda else None,
+            "gpu_allocated_pct": None if card is None else 100 * self._peaks[ALLOCATED] / _card_bytes(card),
             "gpu_memory_access_pct": self._gpu_access.mean if self._gpu_access.count else None,
             "other_cpu_pct": self._other_cpu.percent,
         }
@@ -175,19 +187,35 @@ class MemoryMeter:
     def _hold_peaks(self) -> None:
         if self._paused:
             return
-        self._peak = max(self._peak, peak_resident_bytes())
-        if torch.cuda.is_available():
-            self._gpu_peak = max(self._gpu_peak, torch.cuda.max_memory_allocated())
+        self._note({HOST: peak_resident_bytes()})
+        if (card := self._card) is not None:
+            allocated, reserved = torch.cuda.max_memory_allocated(card), torch.cuda.max_memory_reserved(card)
+            self._note({ALLOCATED: allocated, RESERVED: reserved, DEVICE: _in_use(card)})
+
+    def _note(self, seen: Mapping[str, int]) -> None:
+        """Keep the larger of each peak and what was seen of it."""
+        with self._noting:
+            for name, size in seen.items():
+                self._peaks[name] = max(self._peaks[name], size)
 
     def _sample(self) -> None:
+        card = self._card
         while not self._done.wait(SAMPLE_SECONDS):
             if self._paused:
                 continue
             self._samples.add(self._process.memory_info().rss)
+            if card is not None:
+                self._note({DEVICE: _in_use(card)})
             if self._access and (share := self._access()) is not None:
                 self._gpu_access_now = share
                 self._gpu_access.add(share)
 
 
-def _card_bytes() -> int:
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+def _card_bytes(card: int) -> int:
+    return torch.cuda.get_device_properties(card).total_memory
+
+
+def _in_use(card: int) -> int:
+    """Bytes in use on a card by anybody: tensors, what PyTorch keeps for later ones, CUDA itself, paged memory, other programs."""
+    free, total = torch.cuda.mem_get_info(card)
+    return total - free

@@ -18,18 +18,19 @@ STEPS = ("Bnb4bitQuantize", "Bnb8bitQuantize")
 
 @dataclass
 class Quantizing:
-    """`seconds` and `peak` (bytes; the card's on CUDA) while weights were quantized, `resident` the process's most of all; None
-    as long as nothing was."""
+    """`seconds` and `peak` (bytes; the card's on CUDA) while weights were quantized, None as long as nothing was. `whole_peak` is
+    that of loading and quantizing together, and `resident` the process's own on the host meanwhile."""
 
     seconds: float | None = None
     peak: int | None = None
+    whole_peak: int = 0
     resident: int = 0
 
     def timed(self, convert: Callable[..., Any]) -> Callable[..., Any]:
         """`convert`, each call of which counts here."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            self.resident = max(self.resident, peak_resident_bytes())
+            self._look()
             reset_peaks()
             clock = Stopwatch()
             try:
@@ -44,13 +45,18 @@ class Quantizing:
 
     def measured(self, loading_seconds: float) -> dict[str, float | None]:
         """The row's columns; loading's seconds are those that quantizing did not take, its peak is that of both."""
-        self.resident = max(self.resident, peak_resident_bytes())
+        self._look()
         return {
             "load_seconds": loading_seconds - (self.seconds or 0.0),
             "quantize_seconds": self.seconds,
             "quantize_peak_memory_gb": None if self.peak is None else self.peak / 1e9,
-            "load_peak_memory_gb": self.resident / 1e9,
+            "load_peak_memory_gb": self.whole_peak / 1e9,
+            "host_peak_memory_gb": self.resident / 1e9,
         }
+
+    def _look(self) -> None:
+        self.whole_peak = max(self.whole_peak, peak_bytes())
+        self.resident = max(self.resident, peak_resident_bytes())
 
 
 @contextmanager

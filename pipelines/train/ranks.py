@@ -50,6 +50,16 @@ class Ranks:
         """Every rank's `number`, by rank."""
         return self.sums([number if rank == self.rank else 0.0 for rank in range(self.count)])
 
+    def all_of(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Every rank's `numbers`, by rank; all give as many."""
+        own = [number if rank == self.rank else 0.0 for rank in range(self.count) for number in numbers]
+        summed, width = self.sums(own), len(numbers)
+        return [summed[rank * width : (rank + 1) * width] for rank in range(self.count)]
+
+    def as_first_says(self, decision: bool) -> bool:
+        """The first rank's `decision`, on every rank: of what a clock tells, each would decide for itself."""
+        return bool(self.sums([float(decision and self.rank == 0)])[0])
+
     def wait(self) -> None:
         """Until every rank is here."""
         self.sums([0.0])

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from pipelines import disk
 from pipelines.runs import checkpoints
 from pipelines.runs.worker import DivergedError
 from pipelines.train import batches, checkpoint
 from pipelines.train.examples import Tokenized
 from pipelines.train.ranks import local_part
+from pipelines.train.tensor_file import save_file
 
 Tried = list[tuple[float, float | None]]  # (learning rate, loss), smaller rates first; None: it diverged
 
@@ -84,7 +83,7 @@ def search(trainer: Any, train: Sequence[Tokenized], judged: Sequence[Tokenized]
     start.mkdir(exist_ok=True)
     file = start / checkpoint.of_rank(checkpoint.TENSORS, trainer.ranks.rank)
     try:
-        named = {f"weights/{name}": local_part(p).detach().contiguous() for name, p in trainer.named.items()}
+        named = {f"weights/{name}": local_part(p).detach() for name, p in trainer.named.items()}
         save_file(named, file)
         return [_try(trainer, plan, rate, judged, start) for rate in sorted(recipe["learning_rate"])]
     finally:

@@ -7,14 +7,16 @@ from typing import Any
 @dataclass
 class Tally:
     """Seconds are those of optimizer steps alone; `stopped_seconds` are those in which a process stood still meanwhile, and no part
-    of the others. The first step of a process pays for warm-up and for the optimizer's state,
-    so the steady sums leave it out. `told`: the last step's point is on the curve."""
+    of the others. `other_seconds` are those between the steps: measuring the curve, writing checkpoints and the best step's
+    weights. The first step of a process pays for warm-up and for the optimizer's state, so the steady sums leave it out. `told`:
+    the last step's point is on the curve."""
 
     step: int = 0
     examples: int = 0
     seconds: float = 0.0
     tokens: int = 0
     stopped_seconds: float = 0.0
+    other_seconds: float = 0.0
     steady_seconds: float = 0.0
     steady_tokens: int = 0
     loss: float | None = None
@@ -58,6 +60,7 @@ class Tally:
             "train_loss": self.loss,
             "train_seconds": self.seconds,
             "stopped_seconds": self.stopped_seconds,
+            "other_seconds": self.other_seconds,
             "tokens_per_second": self.steady_tokens / self.steady_seconds if self.steady_seconds else None,
             "trained_tokens": self.tokens,
         }

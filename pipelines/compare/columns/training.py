@@ -77,7 +77,7 @@ TRAINING_CURVE = Table(
             count("examples", "Number of examples trained on so far, counted again in each epoch."),
             real("train_loss", "Loss of this optimizer step on its own examples, per completion token.", NATS, 3, better="lower",
                  heading="training loss"),
-            real("eval_loss", "Mean loss per completion token of the evaluation records; NULL at steps without a measurement.",
+            real("eval_loss", "Mean loss per completion token of a fixed sample of at most 256 evaluation records; NULL between.",
                  NATS, 3, better="lower", heading="held-out loss"),
             real("learning_rate", "Learning rate of this step.", None, None),
             real("process_memory_mb", "Resident memory of the training process after this step.", "MB", 0),
@@ -94,6 +94,8 @@ TRAINING_CURVE = Table(
             real("process_memory_std_mb", "Standard deviation of the resident memory so far.", "MB", 0),
             real("process_memory_min_mb", "Smallest resident memory sampled so far.", "MB", 0),
             real("process_memory_max_mb", "Largest resident memory sampled so far.", "MB", 0),
+            real("gpu_reserved_mb", "GPU memory that PyTorch has taken after this step, with room for later tensors.", "MB", 0),
+            real("gpu_device_mb", "Memory in use on the whole GPU after this step, other programs included.", "MB", 0),
         ),
     ),
 )  # fmt: skip

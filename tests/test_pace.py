@@ -1,0 +1,250 @@
+"""Checkpoints by time, and a curve in proportion: what is decided, and that a run that goes on decides the same."""
+
+from typing import Any
+
+import pytest
+
+from pipelines import experiments
+from pipelines.runs import checkpoints
+from pipelines.runs.worker import Worker
+from pipelines.train import checkpoint, pace
+from pipelines.train.examples import Tokenized
+from pipelines.train.pace import CheckpointPace, curve_every, curve_sample
+from pipelines.train.ranks import Ranks
+from tests.in_process import clean_for, kill_at, stop_at
+from tests.project import TinyProject
+from tests.test_restart import attempt_at, outcome
+
+
+def example(name: str, length: int = 10, turn: int | None = None) -> Tokenized:
+    return Tokenized(name, list(range(length)), list(range(length)), [True] * length, length, turn)
+
+
+class Clock:
+    """A stopwatch whose time is told."""
+
+    now = 0.0
+
+    def __init__(self) -> None:
+        self._began = Clock.now
+
+    def total(self) -> float:
+        return Clock.now - self._began
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
+    monkeypatch.setattr(pace, "Stopwatch", Clock)
+    Clock.now = 0.0
+    return Clock
+
+
+# checkpoints
+
+
+def test_by_steps_where_steps_are_named(clock: type[Clock]) -> None:
+    found = CheckpointPace({"checkpoint_every_steps": 3, "checkpoint_every_minutes": 1})
+    clock.now = 1e6
+    assert not found.by_time and [step for step in range(1, 10) if found.is_due(step)] == [3, 6, 9]
+
+
+def test_by_time_and_at_most_a_twentieth_of_it(clock: type[Clock]) -> None:
+    found = CheckpointPace({"checkpoint_every_steps": None, "checkpoint_every_minutes": 10})
+    clock.now = 599
+    assert found.by_time and not found.is_due(7)
+    clock.now = 600
+    assert found.is_due(7)
+    found.written(2.0)  # seconds: 10 minutes are long enough for it
+    clock.now = 1199
+    assert not found.is_due(8)
+    clock.now = 1200
+    assert found.is_due(8)
+    found.written(60.0)  # and of this one too short
+    clock.now = 1200 + 20 * 60 - 1
+    assert not found.is_due(9)
+    clock.now = 1200 + 20 * 60
+    assert found.is_due(9)
+
+
+def test_a_spec_of_earlier_code_has_the_default(clock: type[Clock]) -> None:
+    found = CheckpointPace({})
+    clock.now = 60 * pace.DEFAULT_MINUTES - 1
+    assert not found.is_due(1)
+    clock.now += 1
+    assert found.is_due(1)
+
+
+def test_the_nearer_level_decides_by_what(project: TinyProject) -> None:
+    def decided() -> tuple[int | None, float]:
+        found = experiments.load(project.experiments).training_for("local", "smollm2-135m", "full")
+        return found.checkpoint_every_steps, found.checkpoint_every_minutes
+
+    assert decided() == (None, 10)
+    project.change(training={"checkpoint_every_steps": 7})
+    assert decided() == (7, 10)
+    project.change(profiles={"local": {"training": {"checkpoint_every_minutes": 3}}})
+    assert decided() == (None, 3)
+    project.change(methods={"full": {"checkpoint_every_steps": 2}})
+    assert decided() == (2, 3)
+
+
+def test_how_often_is_no_part_of_the_recipe(project: TinyProject) -> None:
+    before = project.now().recipe_of("smollm2-135m", "full")
+    project.change(training={"checkpoint_every_minutes": 1})
+    assert project.now().recipe_of("smollm2-135m", "full") == before
+
+
+@pytest.mark.parametrize("says", [(True, False), (False, True), (True, True), (False, False)])
+def test_the_first_rank_decides_for_all(monkeypatch: pytest.MonkeyPatch, says: tuple[bool, bool]) -> None:
+    """Two ranks whose clocks differ; the sum over them is made here, of what each of them puts in."""
+    put_in: list[float] = []
+    monkeypatch.setattr(Ranks, "sums", lambda _self, numbers: put_in.append(numbers[0]) or [0.0])
+    for rank in (0, 1):
+        Ranks(rank, 2).as_first_says(says[rank])
+    monkeypatch.setattr(Ranks, "sums", lambda _self, _numbers: [sum(put_in)])
+    assert [Ranks(rank, 2).as_first_says(says[rank]) for rank in (0, 1)] == [says[0], says[0]]
+    monkeypatch.undo()
+    assert Ranks().as_first_says(says[0]) is says[0]
+
+
+def test_each_rank_learns_what_all_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Ranks, "sums", lambda _self, numbers: [a + b for a, b in zip(numbers, [1.0, 2.0, 0.0, 0.0], strict=True)]
+    )
+    assert Ranks(1, 2).all_of([3.0, 4.0]) == [[1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.fixture
+def by_time(project: TinyProject) -> TinyProject:
+    """Cells of six steps, checkpoints by time."""
+    project.change(
+        profiles={"local": {"training": {"epochs": 3, "eval_every_steps": 4, "checkpoint_every_minutes": 1}}}
+    )
+    return clean_for(project)
+
+
+def test_a_run_writes_them_by_the_clock_and_stops_with_the_last_whole_step(
+    by_time: TinyProject, clock: type[Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = checkpoint.write
+
+    def noted(attempt: Any, step: int, *given: Any) -> Any:
+        written.append(step)
+        return write(attempt, step, *given)
+
+    point = Worker.point
+
+    def later(worker: Worker, row: dict[str, Any], **options: Any) -> None:
+        clock.now += 25  # each step takes so many seconds
+        point(worker, row, **options)
+
+    monkeypatch.setattr(checkpoint, "write", noted)
+    monkeypatch.setattr(Worker, "point", later)
+    expected = outcome(attempt_at(by_time, "lora-r8"))
+    assert written == [2, 5], "after 75 seconds (with the point before the first step), and 75 more"
+    written.clear()
+    stopped = attempt_at(by_time, "lora-r8", stop_at(3), force=True)
+    assert stopped.status == "killed" and written == [2, 3]
+    assert [checkpoints.step_of(one) for one in checkpoints.whole(stopped.folder)] == [3]
+    assert outcome(attempt_at(by_time, "lora-r8")) == expected
+
+
+# the curve
+
+
+def test_a_small_set_is_its_own_sample() -> None:
+    few = [example(f"record {number}") for number in range(pace.CURVE_RECORDS)]
+    assert curve_sample(few) == few
+
+
+def test_a_large_set_has_a_sample_that_only_its_ids_choose() -> None:
+    many = [example(f"record {number}", turn=turn) for number in range(1000) for turn in (0, 1)]
+    found = curve_sample(many)
+    names = {one.example_id for one in found}
+    assert len(names) == pace.CURVE_RECORDS and len(found) == 2 * len(names), "all examples of a record, or none"
+    assert found == [one for one in many if one.example_id in names], "in the order of the set"
+    assert {one.example_id for one in curve_sample(many[::-1])} == names
+    more = curve_sample([*many, *(example(f"another {number}") for number in range(100))])
+    assert len(names & {one.example_id for one in more}) > 200, "a record more or less changes few"
+    assert abs(sum(int(name.split()[1]) for name in names) / len(names) - 500) < 60, "from all of it"
+
+
+def plan(steps: int, per_step: int = 8) -> list[list[Tokenized]]:
+    return [[example(f"t{number}") for number in range(per_step)]] * steps
+
+
+def held_out(records: int) -> list[Tokenized]:
+    return [example(f"e{number}") for number in range(records)]
+
+
+def test_a_long_curve_takes_a_twentieth_of_the_time() -> None:
+    every = curve_every(plan(10_000), held_out(256), 10)
+    cost, work = 256, pace.PASSES * 8 * every
+    assert every % 10 == 0 and cost / work <= pace.SHARE < cost / (work - pace.PASSES * 8 * 10)
+
+
+def test_a_shorter_one_keeps_twenty_points() -> None:
+    every = curve_every(plan(1000), held_out(256), 10)
+    assert every == 50 and 1000 // every == pace.FEWEST_POINTS
+
+
+@pytest.mark.parametrize(
+    ("steps", "records"), [(8, 10), (10_000, 10), (10_000, pace.FEW_RECORDS), (100, 256), (1, 256)]
+)
+def test_few_records_or_steps_are_measured_as_often_as_set(steps: int, records: int) -> None:
+    assert curve_every(plan(steps), held_out(records), 10) == 10
+
+
+def test_a_sampled_and_thinned_curve_is_the_same_after_a_kill(
+    by_time: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With bounds that a tiny project reaches: two of its three held-out records, and half of its points."""
+    for name, value in (("CURVE_RECORDS", 2), ("FEW_RECORDS", 1), ("FEWEST_POINTS", 2)):
+        monkeypatch.setattr(pace, name, value)
+    by_time.change(
+        profiles={"local": {"training": {"eval_every_steps": 1, "checkpoint_every_steps": 2}}},
+    )
+    whole = attempt_at(by_time, "lora-r8")
+    expected = outcome(whole)
+    measured = [point["step"] for point in whole.curve() if point["eval_loss"] is not None]
+    assert measured == [0, 3, 6]
+    assert attempt_at(by_time, "lora-r8", kill_at(4), force=True).status == "killed"
+    assert outcome(attempt_at(by_time, "lora-r8")) == expected
+    monkeypatch.undo()
+    unsampled = attempt_at(by_time, "lora-r8", force=True)
+    assert len([point for point in unsampled.curve() if point["eval_loss"] is not None]) == 7
+    assert unsampled.curve()[0]["eval_loss"] != whole.curve()[0]["eval_loss"]
+    by_time.change(methods={"lora-r8": {"early_stop_patience": 10}})
+    for name, value in (("FEW_RECORDS", 1), ("FEWEST_POINTS", 2)):
+        monkeypatch.setattr(pace, name, value)
+    patient = attempt_at(by_time, "lora-r8")
+    assert all(point["eval_loss"] is not None for point in patient.curve()), (
+        "evaluations decide when it ends: all of them"
+    )
+
+
+# what it costs
+
+
+def test_what_lies_between_the_steps_is_counted_over_all_attempts(
+    by_time: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.train.loop import Trainer
+
+    by_time.change(profiles={"local": {"training": {"checkpoint_every_steps": 2}}})
+    counted: list[float] = []
+    aside = Trainer._aside
+
+    def noted(trainer: Any) -> Any:
+        counted.append(trainer.tally.other_seconds)
+        return aside(trainer)
+
+    monkeypatch.setattr(Trainer, "_aside", noted)
+    killed = attempt_at(by_time, "lora-r8", kill_at(3))
+    kept = checkpoint.read_state(checkpoints.whole(killed.folder)[0])
+    assert kept["tally"]["other_seconds"] > 0, "the curve before and after each step"
+    counted.clear()
+    measured = attempt_at(by_time, "lora-r8").result.measured
+    assert counted[0] == kept["tally"]["other_seconds"]
+    assert measured["other_seconds"] > kept["tally"]["other_seconds"]
