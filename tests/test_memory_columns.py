@@ -1,4 +1,4 @@
-"""What is said of a card's memory, by a card whose numbers are given; and that a processor's rows say nothing of one."""
+"""What is said of a card's memory, by a card whose numbers are given."""
 
 import json
 import threading
@@ -14,9 +14,6 @@ from pipelines.train import memory, quantizing
 from pipelines.train.loop import Trainer
 from pipelines.train.memory import MemoryMeter
 from pipelines.train.ranks import Ranks
-from tests.in_process import InProcess, clean_for, kill_at
-from tests.project import TinyProject
-from tests.test_restart import attempt_at
 
 GB = 10**9
 COLUMNS = ("peak_memory_gb", "gpu_allocated_peak_gb", "gpu_reserved_peak_gb", "gpu_device_peak_gb")
@@ -152,19 +149,3 @@ def test_of_several_ranks_each_peak_is_that_of_the_device_that_needs_most(monkey
     monkeypatch.setattr(Ranks, "all_of", lambda _self, _numbers: pytest.fail("nobody answers"))
     trainer._measure_memory()
     assert (measured["peak_memory_gb"], measured["gpu_reserved_peak_gb"]) == (9.0, 5.0)
-
-
-def test_a_processors_row_has_its_own_peaks_and_none_of_a_card(project: TinyProject) -> None:
-    cleaned = clean_for(project)
-    cleaned.change(profiles={"local": {"training": {"epochs": 3, "checkpoint_every_steps": 2}}})
-    killed = attempt_at(cleaned, "lora-r8", kill_at(3))
-    assert killed.status == "killed"
-    finished = attempt_at(cleaned, "lora-r8", InProcess())
-    measured = finished.result.measured
-    assert finished.status == "ok" and finished.result.resume
-    assert [measured[name] for name in (*COLUMNS[1:], "pageable_gb")] == [None] * 4
-    earlier = killed.result.measured
-    assert measured["host_peak_memory_gb"] >= max(measured["peak_memory_gb"], measured["load_peak_memory_gb"])
-    assert measured["host_peak_memory_gb"] >= earlier["host_peak_memory_gb"] > 0
-    point = finished.curve()[-1]
-    assert point["gpu_reserved_mb"] is point["gpu_device_mb"] is None and point["process_memory_mb"] > 0

@@ -170,7 +170,7 @@ def test_sigterm_during_an_evaluation_leaves_its_point_to_the_next_run(
 def test_peaks_are_the_most_over_attempts_and_times_count_once(cleaned: TinyProject) -> None:
     killed = attempt_at(cleaned, "lora-r8", kill_at(3))
     result = read_json(killed.folder / "result.json") or {}
-    result["measured"] |= {"peak_memory_gb": 77.0, "load_peak_memory_gb": 55.0}
+    result["measured"] |= {"peak_memory_gb": 77.0, "load_peak_memory_gb": 55.0, "host_peak_memory_gb": 88.0}
     write_json(killed.folder / "result.json", result)
     (kept,) = checkpoints.whole(killed.folder)
     state = checkpoint.read_state(kept)
@@ -178,7 +178,9 @@ def test_peaks_are_the_most_over_attempts_and_times_count_once(cleaned: TinyProj
     write_json(kept / checkpoints.STATE, state)
     finished = attempt_at(cleaned, "lora-r8")
     measured = finished.result.measured
-    assert (measured["peak_memory_gb"], measured["load_peak_memory_gb"]) == (77.0, 55.0)
+    assert [measured[f"{name}peak_memory_gb"] for name in ("", "load_", "host_")] == [77.0, 55.0, 88.0]
+    of_a_card = ("gpu_allocated_peak_gb", "gpu_reserved_peak_gb", "gpu_device_peak_gb", "pageable_gb")
+    assert [measured[name] for name in of_a_card] == [None] * 4 and finished.curve()[-1]["gpu_device_mb"] is None
     assert 1000 < measured["train_seconds"] < 1100
     assert finished.curve()[-1]["elapsed_seconds"] == measured["train_seconds"]
     assert measured["process_memory_mean_mb"] > 0 and measured["last_step"] == STEPS

@@ -94,5 +94,7 @@ def _pieces(tensor: torch.Tensor, buffer: torch.Tensor | None) -> Iterator[memor
         return
     flat = tensor.detach().contiguous().view(-1)  # one that lies otherwise is copied, and it alone
     for part in flat.view(torch.uint8).split(PIECE_BYTES):
-        held = part if buffer is None else buffer[: len(part)].copy_(part)
+        held = part if buffer is None else buffer[: len(part)]
+        if buffer is not None:
+            held.copy_(part)
         yield held.numpy().data
