@@ -193,7 +193,8 @@ def _earlier(worker: Worker) -> Path | None:
         worker.say(f"starting anew: the checkpoint was made by {made_by}, installed are {worker.report['versions']}")
         return None
     measured, peaks = worker.report["measured"], told["peaks"]
-    worker.measure(**{name: max(measured[name], peaks.get(name, 0)) for name in PEAKS_OF_LOADING})
+    card, host = (max(measured[name], peaks.get(name, 0)) for name in PEAKS_OF_LOADING)
+    worker.measure(load_peak_memory_gb=card, host_peak_memory_gb=host)
     return folder
 
 

@@ -305,10 +305,10 @@ class Trainer:
         loading = self.worker.report["measured"].get(HOST)
         summary[HOST] = max(summary[HOST] or 0.0, loading or 0.0)
         pages = paged.pageable_bytes(self.optimizer)
-        summary["pageable_gb"] = None if pages is None else pages / 1e9
-        if self.ranks.count > 1:
-            summary |= self._most_of_ranks(summary, together=together)
+        summary |= {"pageable_gb": None if pages is None else pages / 1e9}
         self.worker.measure(**summary)
+        if self.ranks.count > 1:
+            self.worker.measure(**self._most_of_ranks(summary, together=together))
 
     def _most_of_ranks(self, summary: Mapping[str, float | None], *, together: bool) -> dict[str, Any]:
         own = {name: peak for name in PEAKS if (peak := summary[name]) is not None}
@@ -316,11 +316,11 @@ class Trainer:
             self._peaks = [dict(zip(own, peaks, strict=True)) for peaks in self.ranks.all_of(list(own.values()))]
         self._peaks[self.ranks.rank] = own
         each = [peaks.get("peak_memory_gb", 0.0) for peaks in self._peaks]
-        return {
-            **{name: max(peaks.get(name, 0.0) for peaks in self._peaks) for name in own},
+        in_all = {
             "memory_in_all_gb": sum(each),
             "memory_per_device_gb": json.dumps([round(peak, 4) for peak in each]),
         }
+        return in_all | {name: max(peaks.get(name, 0.0) for peaks in self._peaks) for name in own}
 
     def step_over(self, examples: list[Tokenized], rate: float) -> float:
         """One optimizer step over `examples`, of which this rank computes its part; returns the whole's loss per learned token."""

@@ -166,8 +166,10 @@ class MemoryMeter:
         card, peaks = self._card, {name: peak / 1e9 for name, peak in self._peaks.items()}
         return {
             "peak_memory_gb": peaks[HOST if card is None else ALLOCATED],
-            HOST: peaks[HOST],
-            **{name: None if card is None else peaks[name] for name in (ALLOCATED, RESERVED, DEVICE)},
+            "host_peak_memory_gb": peaks[HOST],
+            "gpu_allocated_peak_gb": None if card is None else peaks[ALLOCATED],
+            "gpu_reserved_peak_gb": None if card is None else peaks[RESERVED],
+            "gpu_device_peak_gb": None if card is None else peaks[DEVICE],
             **self._process_statistics(),
             "gpu_allocated_pct": None if card is None else 100 * self._peaks[ALLOCATED] / _card_bytes(card),
             "gpu_memory_access_pct": self._gpu_access.mean if self._gpu_access.count else None,
