@@ -236,8 +236,8 @@ def test_the_sampler_asks_for_the_card_of_the_thread_that_trains(monkeypatch: py
 
     asked: list[str] = []
     cuda = SimpleNamespace(
-        is_available=lambda: True, current_device=current, reset_peak_memory_stats=lambda: None, max_memory_allocated=lambda _card: 0,
-        max_memory_reserved=lambda _card: 0, mem_get_info=lambda _card: (GB, GB),
+        is_available=lambda: True, current_device=current, reset_peak_memory_stats=lambda: None,
+        max_memory_allocated=lambda _card: 0, max_memory_reserved=lambda _card: 0, mem_get_info=lambda _card: (GB, GB),
         get_device_properties=lambda place: SimpleNamespace(uuid=f"uuid-of-{place}", total_memory=GB),
     )  # fmt: skip
     sampled = threading.Event()
