@@ -15,7 +15,6 @@ from pipelines.runs.process import memory_unlimited
 from pipelines.runs.worker import Worker, start
 from pipelines.train.ranks import draw_apart, join, part
 
-PEAKS_OF_LOADING = ("load_peak_memory_gb", "host_peak_memory_gb")
 CHECKED = 64  # records whose learned text is compared with their answer before training
 
 
@@ -193,8 +192,10 @@ def _earlier(worker: Worker) -> Path | None:
         worker.say(f"starting anew: the checkpoint was made by {made_by}, installed are {worker.report['versions']}")
         return None
     measured, peaks = worker.report["measured"], told["peaks"]
-    card, host = (max(measured[name], peaks.get(name, 0)) for name in PEAKS_OF_LOADING)
-    worker.measure(load_peak_memory_gb=card, host_peak_memory_gb=host)
+    worker.measure(
+        load_peak_memory_gb=max(measured["load_peak_memory_gb"], peaks.get("load_peak_memory_gb", 0)),
+        host_peak_memory_gb=max(measured["host_peak_memory_gb"], peaks.get("host_peak_memory_gb", 0)),
+    )
     return folder
 
 

@@ -301,26 +301,25 @@ class Trainer:
     def _measure_memory(self, *, together: bool = False) -> None:
         """The row's memory columns. Of several ranks a peak is that of the device that needs most: what a device must have.
         `together`: all ranks are here and say theirs; else what the others said last counts."""
-        summary = self.meter.summary()
-        loading = self.worker.report["measured"].get(HOST)
-        summary[HOST] = max(summary[HOST] or 0.0, loading or 0.0)
+        summary: dict[str, Any] = self.meter.summary()
+        host = max(summary[HOST], self.worker.report["measured"].get(HOST) or 0.0)  # that of loading, too
         pages = paged.pageable_bytes(self.optimizer)
-        summary |= {"pageable_gb": None if pages is None else pages / 1e9}
+        summary |= {"host_peak_memory_gb": host, "pageable_gb": None if pages is None else pages / 1e9}
+        if self.ranks.count > 1:
+            summary |= self._most_of_ranks(summary, together=together)
+            each = [peaks.get("peak_memory_gb", 0.0) for peaks in self._peaks]
+            told = json.dumps([round(peak, 4) for peak in each])
+            summary |= {"memory_in_all_gb": sum(each), "memory_per_device_gb": told}
         self.worker.measure(**summary)
         if self.ranks.count > 1:
             self.worker.measure(**self._most_of_ranks(summary, together=together))
 
-    def _most_of_ranks(self, summary: Mapping[str, float | None], *, together: bool) -> dict[str, Any]:
-        own = {name: peak for name in PEAKS if (peak := summary[name]) is not None}
+    def _most_of_ranks(self, summary: Mapping[str, Any], *, together: bool) -> dict[str, float]:
+        own = {name: summary[name] for name in PEAKS if summary[name] is not None}
         if together:
             self._peaks = [dict(zip(own, peaks, strict=True)) for peaks in self.ranks.all_of(list(own.values()))]
         self._peaks[self.ranks.rank] = own
-        each = [peaks.get("peak_memory_gb", 0.0) for peaks in self._peaks]
-        in_all = {
-            "memory_in_all_gb": sum(each),
-            "memory_per_device_gb": json.dumps([round(peak, 4) for peak in each]),
-        }
-        return in_all | {name: max(peaks.get(name, 0.0) for peaks in self._peaks) for name in own}
+        return {name: max(peaks.get(name, 0.0) for peaks in self._peaks) for name in own}
 
     def step_over(self, examples: list[Tokenized], rate: float) -> float:
         """One optimizer step over `examples`, of which this rank computes its part; returns the whole's loss per learned token."""

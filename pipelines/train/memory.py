@@ -163,14 +163,18 @@ class MemoryMeter:
         """The row's memory columns: peaks (the first is the GPU's on CUDA, else the process's) and the samples' statistics."""
         self._hold_peaks()
         self._other_cpu.lap()
-        card, peaks = self._card, {name: peak / 1e9 for name, peak in self._peaks.items()}
+        card, host = self._card, self._peaks[HOST] / 1e9
+
+        def of_card(name: str) -> float | None:
+            return None if card is None else self._peaks[name] / 1e9
+
         return {
-            "peak_memory_gb": peaks[HOST if card is None else ALLOCATED],
-            "host_peak_memory_gb": peaks[HOST],
-            "gpu_allocated_peak_gb": None if card is None else peaks[ALLOCATED],
-            "gpu_reserved_peak_gb": None if card is None else peaks[RESERVED],
-            "gpu_device_peak_gb": None if card is None else peaks[DEVICE],
+            "peak_memory_gb": host if card is None else of_card(ALLOCATED),
+            "host_peak_memory_gb": host,
             **self._process_statistics(),
+            "gpu_allocated_peak_gb": of_card(ALLOCATED),
+            "gpu_reserved_peak_gb": of_card(RESERVED),
+            "gpu_device_peak_gb": of_card(DEVICE),
             "gpu_allocated_pct": None if card is None else 100 * self._peaks[ALLOCATED] / _card_bytes(card),
             "gpu_memory_access_pct": self._gpu_access.mean if self._gpu_access.count else None,
             "other_cpu_pct": self._other_cpu.percent,
