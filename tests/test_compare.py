@@ -270,7 +270,7 @@ def test_dollars_only_where_a_price_is_known(full_grid: Lake) -> None:
 
 
 def test_dollars_are_those_of_the_whole_cell(lake: Lake) -> None:
-    parts = {"quantize_seconds": 2.0, "probe_seconds": 4.0, "search_seconds": 8.0, "other_seconds": 16.0}
+    parts: Any = {"quantize_seconds": 2.0, "probe_seconds": 4.0, "search_seconds": 8.0, "other_seconds": 16.0}
     lake.cell("full", train_seconds=100.0, load_seconds=1.0, **parts, seed=1)
     lake.cell("full", train_seconds=200.0, load_seconds=1.0, seed=2)  # older code measured no more than that
     priced = lake.configured(profiles={"local": {"price_per_hour": 36.0, "seeds": [1, 2]}})

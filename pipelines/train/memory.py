@@ -95,7 +95,7 @@ class MemoryMeter:
         self._paused = False
         # by its number, asked of the thread that trains: in the sampling one the current card is always the first
         self._card = torch.cuda.current_device() if torch.cuda.is_available() else None
-        self._peaks = dict.fromkeys((HOST, ALLOCATED, RESERVED, DEVICE), 0)  # bytes, by the row's columns
+        self._peaks: dict[str, int] = dict.fromkeys((HOST, ALLOCATED, RESERVED, DEVICE), 0)  # bytes, by the row's columns
         self._noting = threading.Lock()  # two threads do
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -148,12 +148,12 @@ class MemoryMeter:
     def now(self) -> dict[str, float | None]:
         """The curve's memory columns at this moment; mean, spread, least and most are those of all samples so far."""
         card = self._card
-        allocated = None if card is None else torch.cuda.memory_allocated(card)
+        allocated = 0 if card is None else torch.cuda.memory_allocated(card)
         return {
             "process_memory_mb": self._process.memory_info().rss / 1e6,
             **self._process_statistics(),
-            "gpu_allocated_mb": None if allocated is None else allocated / 1e6,
-            "gpu_allocated_pct": None if allocated is None else 100 * allocated / _card_bytes(card),
+            "gpu_allocated_mb": None if card is None else allocated / 1e6,
+            "gpu_allocated_pct": None if card is None else 100 * allocated / _card_bytes(card),
             "gpu_memory_access_pct": self._gpu_access_now,
             "gpu_reserved_mb": None if card is None else torch.cuda.memory_reserved(card) / 1e6,
             "gpu_device_mb": None if card is None else _in_use(card) / 1e6,
