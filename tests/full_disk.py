@@ -35,7 +35,6 @@ def main(pristine: Path, mount: Path, levels: list[int], commands: list[str]) ->
 
 
 def run_children_here() -> None:
-    from pipelines import machine
     from pipelines.compare import compare as comparing
     from pipelines.runs.launchers.local import LocalLauncher
     from tests.in_process import InProcess
@@ -43,7 +42,7 @@ def run_children_here() -> None:
     patch = pytest.MonkeyPatch()  # for good: the process is this module's own
     patch.setattr(LocalLauncher, "start", lambda _self, command: InProcess().start(command))
     patch.setattr(comparing, "keep_predictions", lambda _resolved: None)
-    patch.setattr(machine, "cuda_name", lambda: None)
+    patch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 def case(pristine: Path, mount: Path, level: int, command: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import cli, disk, machine
+from pipelines import cli, disk
 from pipelines.compare import compare as comparing
 from pipelines.compare.compare import compare
 from pipelines.errors import WorkError
@@ -120,7 +120,7 @@ def test_a_good_row_and_the_last_examples_outlive_a_full_disk(tmp_path: Path) ->
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_command_takes_a_full_disk(level: int, tmp_path: Path) -> None:
     with unpacked(tmp_path), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "cuda_name", lambda: None)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
         for command in ("models", "plan", "compare"):  # predictions are made once, not by each case
             assert cli.main([command]) in (0, 3)
     cases = on_full_disk(tmp_path, tmp_path / "mount", (level,), (*LOOKING, *WORKING))

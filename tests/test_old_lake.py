@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from pipelines import cli, machine
+from pipelines import cli
 from pipelines.compare import compare as comparing
 from pipelines.evaluate.cell import evaluate
 from pipelines.nightly.due import due_cells
@@ -60,7 +60,7 @@ def unpacked(folder: Path) -> Iterator[DataRoot]:
         patch.chdir(folder)  # experiments.yaml names the user's file relative to it
         # The lake holds predictions of memory, for a processor; newer code would make them again
         patch.setattr(comparing, "keep_predictions", lambda _stage: None)
-        patch.setattr(machine, "cuda_name", lambda: None)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield data
 
 
