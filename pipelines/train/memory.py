@@ -95,7 +95,9 @@ class MemoryMeter:
         self._paused = False
         # by its number, asked of the thread that trains: in the sampling one the current card is always the first
         self._card = torch.cuda.current_device() if torch.cuda.is_available() else None
-        self._peaks: dict[str, int] = dict.fromkeys((HOST, ALLOCATED, RESERVED, DEVICE), 0)  # bytes, by the row's columns
+        self._peaks: dict[str, int] = dict.fromkeys(
+            (HOST, ALLOCATED, RESERVED, DEVICE), 0
+        )  # bytes, by the row's columns
         self._noting = threading.Lock()  # two threads do
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
