@@ -311,8 +311,6 @@ class Trainer:
             told = json.dumps([round(peak, 4) for peak in each])
             summary |= {"memory_in_all_gb": sum(each), "memory_per_device_gb": told}
         self.worker.measure(**summary)
-        if self.ranks.count > 1:
-            self.worker.measure(**self._most_of_ranks(summary, together=together))
 
     def _most_of_ranks(self, summary: Mapping[str, Any], *, together: bool) -> dict[str, float]:
         own = {name: summary[name] for name in PEAKS if summary[name] is not None}
