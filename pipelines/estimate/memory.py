@@ -53,7 +53,7 @@ def on_cpu(counted: Any, recipe: dict[str, Any], *, framework: float, file_width
     heap = max(m.total - m.large for m in moments)
     largest = max(moments, key=lambda m: m.total)
     backward = max(m.large for m in moments)
-    step = _large_gradients(counted) + transient_bytes(counted, recipe["optimizer"], foreach=False)
+    step = _large_gradients(counted) + transient_bytes(counted, recipe["optimizer"], on_card=False)
     train = framework + weights + counted.optimizer + heap * (1 + slack) + max(backward, step)
     return Prediction(
         train=train, load=load, framework=framework, weights=weights, gradients=largest.gradients, optimizer=counted.optimizer,
@@ -77,7 +77,7 @@ def on_card(counted: Any, recipe: dict[str, Any]) -> Prediction:
     pageable = counted.optimizer if recipe["optimizer"].startswith("paged") else 0
     states = counted.optimizer - pageable
     moments = (counted.early, counted.late)
-    step = counted.trained_bytes() + transient_bytes(counted, recipe["optimizer"], foreach=True)
+    step = counted.trained_bytes() + transient_bytes(counted, recipe["optimizer"], on_card=True)
     largest = max(moments, key=lambda m: m.total)
     train = counted.weights + states + max(step, largest.total)
     return Prediction(

@@ -15,10 +15,8 @@ def state_bytes(sizes: Sequence[int], optimizer: str) -> int:
     return sum(8 * n if n < SMALLEST_IN_8_BITS else 2 * n + 8 * -(-n // BLOCK) for n in sizes)
 
 
-def transient_bytes(counted: Any, optimizer: str, *, foreach: bool) -> float:
-    """The most that a step holds beside states and gradients. torch.optim.AdamW: nothing where it is fused (on a CPU), with
-    `foreach` (its default on CUDA) the root of all second states. bitsandbytes in 8 bits: nothing on a card, where the update is
-    one kernel; on a CPU six float32 copies of one parameter (`_optimizer_update_8bit_blockwise_cpu`)."""
-    if optimizer == "adamw":
-        return counted.trained_bytes() if foreach else 0
-    return 0 if foreach else 6 * counted.largest
+def transient_bytes(counted: Any, optimizer: str, *, on_card: bool) -> float:
+    """The most that a step holds beside states and gradients: nothing where the update is one kernel, as torch.optim.AdamW's is
+    (fused) and on a card bitsandbytes' in 8 bits; on a CPU that takes six float32 copies of one parameter
+    (`_optimizer_update_8bit_blockwise_cpu`)."""
+    return 0 if optimizer == "adamw" or on_card else 6 * counted.largest

@@ -99,8 +99,9 @@ def set_optimizer_state(
         if paged.is_page(held):
             held.copy_(value)
             continue
-        # Adam's own step counter stays on the CPU; all else lies beside its parameter
-        optimizer.state[parameter][name] = value if name == "step" else with_local_part(parameter, value)
+        # all lies beside its parameter, also the fused kernel's step counter, which is whole on every rank
+        beside = value.to(parameter.device) if name == "step" else with_local_part(parameter, value)
+        optimizer.state[parameter][name] = beside
 
 
 def write(

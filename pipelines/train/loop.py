@@ -19,10 +19,10 @@ import torch
 
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.worker import STOPPED, DivergedError, StoppedError, Worker
-from pipelines.train import batches, checkpoint, checks, paged, probe, search, sharding
+from pipelines.train import batches, checkpoint, checks, chunked, paged, probe, search, sharding
 from pipelines.train.checkpoint import Random
 from pipelines.train.examples import Tokenized
-from pipelines.train.losses import head_on_positions, step_loss, token_losses
+from pipelines.train.losses import head_on_positions, put_on, step_loss, token_losses
 from pipelines.train.memory import HOST, PEAKS, MemoryMeter, peak_bytes, reset_peaks
 from pipelines.train.optimizers import make_optimizer
 from pipelines.train.pace import CheckpointPace, curve_every
@@ -136,7 +136,11 @@ class Trainer:
         clock, before = Stopwatch(), Random.now()
         reset_peaks()
         worst = probe.heaviest(
-            self._plan, self.model.config, max_tokens=self.recipe["micro_batch_tokens"], ranks=self.ranks.count
+            self._plan,
+            self.model.config,
+            max_tokens=self.recipe["micro_batch_tokens"],
+            ranks=self.ranks.count,
+            at_once=chunked.rows_at_once(self.model, self.device),
         )
         try:
             with head_on_positions(self.model) as self._wanted:
@@ -265,6 +269,7 @@ class Trainer:
         rate = self.chosen.rate * share
         clock = Stopwatch()
         loss = self.step_over(examples, rate)
+        _finish(self.device)  # else the optimizer's part would be in the time of whatever comes next
         tally.loss, tally.rate, tally.told = loss, rate, False
         if tally.step == 0:
             tally.first_loss = loss
@@ -351,9 +356,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         learned = learned or sum(example.learned for group in groups for example in group)
-        total = 0.0
+        summed: Any = torch.zeros((), dtype=torch.float64, device=self.device)
         passes = [*((group, learned) for group in groups), *((group, math.inf) for group in idle)]
-        for place, (batch, of) in enumerate(passes, start=1):
+        inputs = put_on(self.device, [group for group, _ in passes])
+        for place, (batch, (_, of)) in enumerate(zip(inputs, passes, strict=True), start=1):
             if self._is_stopping():
                 break
             with autocast(self.recipe, self.device):
@@ -362,12 +368,13 @@ class Trainer:
                 self.zero.backward(loss, last=place == len(passes))
             else:
                 self.scaler.scale(loss).backward()
-            total += loss.item()
-        total = self._whole(total)
+            summed += loss.detach()
+        summed = self._whole(summed)
         norm = self.zero.step() if self.zero else self._clip()
+        # where a rank is alone this is a step's one look at the card: until here the host only hands out work
+        total, norm = _numbers(summed, norm)
         # float16's loss is scaled up until gradients overflow; then the scaler leaves out the step and halves the scale
-        overflow = self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
-        if not (math.isfinite(total) and (math.isfinite(norm) or overflow)):
+        if not (math.isfinite(total) and (math.isfinite(norm) or self._scale_overflows())):
             raise DivergedError(
                 f"loss {total}, gradient norm {norm} after {self.tally.examples} examples: lower learning_rate"
             )
@@ -377,11 +384,14 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _clip(self) -> float:
+    def _scale_overflows(self) -> bool:
+        """Whether gradients that are not finite may come of the loss's scale alone."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
+
+    def _clip(self) -> torch.Tensor:
         """The gradients' norm before they are cut to the recipe's."""
         self.scaler.unscale_(self.optimizer)
-        norm: Any = torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.recipe["gradient_clip"])
-        return _number(norm)
+        return torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.recipe["gradient_clip"])
 
     def _is_stopping(self) -> bool:
         """Whether to compute nothing more of this step: its end, where all ranks meet, then stops them together.
@@ -409,18 +419,21 @@ class Trainer:
             raise StoppedError(STOPPED)
         return summed
 
-    def _whole(self, loss: float) -> float:
-        """The loss of the whole step; and the gradients become those of the whole step."""
+    def _whole(self, loss: torch.Tensor) -> torch.Tensor | float:
+        """The loss of the whole step; and the gradients become those of the whole step. Where a rank is alone they are that
+        already, and the loss stays on its device."""
+        if self.ranks.count == 1:
+            return loss
         parameters = list(self.named.values())
-        whole, *taking_part = self._sums([loss, *(parameter.grad is not None for parameter in parameters)])
-        if self.ranks.count > 1 and not self.ranks.sharded:
+        whole, *taking_part = self._sums([loss.item(), *(parameter.grad is not None for parameter in parameters)])
+        if not self.ranks.sharded:
             self.ranks.sum_gradients([p for p, anywhere in zip(parameters, taking_part, strict=True) if anywhere])
         return whole
 
     def _eval_loss(self, examples: Sequence[Tokenized]) -> float:
         """Mean loss per learned token on `examples`, in nats; its time and memory are not the training's."""
         self.model.eval()
-        total = learned = 0.0
+        summed, learned = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
         parts = self._parts(examples)
         mine = parts[self.ranks.rank]
         with self.meter.apart(), torch.no_grad(), autocast(self.recipe, self.device):
@@ -429,9 +442,9 @@ class Trainer:
                     break
                 losses = token_losses(self.compute, batch, self._wanted, self.device)
                 if place < len(mine):
-                    total, learned = total + losses.double().sum().item(), learned + len(losses)
+                    summed, learned = summed + losses.double().sum(), learned + len(losses)
         sharding.put_away(self.model)
-        total, learned = self._sums([total, learned])
+        total, learned = self._sums([summed.item(), learned])
         if not math.isfinite(total):
             raise DivergedError(f"the loss on held-out records is {total}: lower learning_rate")
         return total / learned
@@ -532,6 +545,15 @@ class Trainer:
             self.step([[min(train, key=len)]], 0.0)
 
 
-def _number(tensor: Any) -> float:
-    """The value of a scalar, also of one whose parts lie on several ranks."""
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).item()
+def _numbers(*given: Any) -> list[float]:
+    """The values of scalars, also of such whose parts lie on several ranks; a device is read once."""
+    whole = [one.full_tensor() if hasattr(one, "full_tensor") else one for one in given]
+    tensors = [one.double() for one in whole if isinstance(one, torch.Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else ())
+    return [next(read) if isinstance(one, torch.Tensor) else one for one in whole]
+
+
+def _finish(device: torch.device) -> None:
+    """Wait until `device` has done all that it was handed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -16,8 +16,8 @@ def make_optimizer(model: Any, recipe: dict[str, Any]) -> torch.optim.Optimizer:
     rate = recipe["learning_rate"]
     options: Any = {"lr": rate[0] if isinstance(rate, list) else rate, "weight_decay": recipe["weight_decay"]}
     if recipe["optimizer"] == "adamw":
-        # on a CPU one kernel rather than a dozen passes, and no copies of the largest parameter; on a card PyTorch chooses
-        fused = True if all(parameter.device.type == "cpu" for parameter in parameters) else None
+        # one kernel rather than a dozen passes, and no copies: of the largest parameter on a CPU, of all of them on a card
+        fused = True if all(parameter.device.type in ("cpu", "cuda") for parameter in parameters) else None
         return torch.optim.AdamW(parameters, **options, fused=fused)
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 

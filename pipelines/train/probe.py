@@ -18,16 +18,21 @@ FLOATS_PER_WIDTH = 30  # numbers that a decoder layer keeps for the backward pas
 
 
 def heaviest(
-    plan: Sequence[Sequence[Tokenized]], config: Any, *, max_tokens: int, ranks: int = 1
+    plan: Sequence[Sequence[Tokenized]], config: Any, *, max_tokens: int, ranks: int = 1, at_once: int | None = None
 ) -> list[list[Tokenized]]:
     """Micro-batches of one optimizer step that needs as much memory as any of `plan` on any of `ranks`: the heaviest one last, and
-    before it a small one where steps accumulate, since then gradients are there already while its activations are."""
+    before it a small one where steps accumulate, since then gradients are there already while its activations are.
+
+    `at_once`: the positions whose logits are there together, where their gradient takes their place (`chunked`); None: those of
+    all that learn, with their log-softmax and their gradient.
+    """
     steps = [part for step in plan for part in batches.dealt(step, max_tokens=max_tokens, ranks=ranks) if part]
 
     def weight(batch: Sequence[Tokenized]) -> float:
         activations = len(batch) * len(batch[0]) * config.num_hidden_layers * config.hidden_size * FLOATS_PER_WIDTH
-        logits = 3 * sum(example.learned for example in batch) * config.vocab_size
-        return activations + logits
+        learned = sum(example.learned for example in batch)
+        rows = 3 * learned if at_once is None else min(learned, at_once)
+        return activations + rows * config.vocab_size
 
     every = [batch for step in steps for batch in step]
     worst = max(every, key=weight)

@@ -53,6 +53,28 @@ def add_product(total: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> t
     return total.addmm_(x, weight.t())
 
 
+def sums_in_float32(matrix: torch.Tensor) -> bool:
+    """Whether the device of `matrix`, in half precision, multiplies such matrices into a float32 one."""
+    return matrix.device.type != "cpu" and matrix.dtype is not torch.float32 and _card_sums_in_float32(matrix.dtype)
+
+
+@cache
+def _card_sums_in_float32(dtype: torch.dtype) -> bool:
+    small = torch.ones(16, 16, dtype=dtype, device="cuda")
+    try:
+        torch.addmm(small.float(), small, small, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def wide_product(left: torch.Tensor, right: torch.Tensor, total: torch.Tensor | None = None) -> torch.Tensor:
+    """`total` (float32, may be changed; None: nothing yet) + `left` · `right`, where `sums_in_float32`."""
+    if total is None:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
