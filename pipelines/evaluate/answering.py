@@ -13,7 +13,6 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from pipelines.runs.clock import Stopwatch
 from pipelines.train.conversations import ALPACA
-from pipelines.train.precision import autocast
 from pipelines.train.prompts import PromptFormat
 
 # A model that was not tuned to stop goes on with the next block of the format that it was asked in.
@@ -56,7 +55,7 @@ def answer(speaker: Speaker, prompts: Sequence[list[int]], limit: int, *, exactl
     )
     speaker.model.generation_config = config
     ends = StoppingCriteriaList([_TextEnds(form.tokenizer, texts, longest)] if texts else [])
-    with torch.no_grad(), autocast(speaker.recipe, speaker.device):
+    with torch.no_grad():
         produced = speaker.model.generate(
             input_ids=ids.to(speaker.device),
             attention_mask=mask.to(speaker.device),

@@ -74,14 +74,14 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     # One model at a time: the name is given up before the next one is loaded
     model = merging.trained_model(base, recipe, trained)
     if adapter:
-        bits = merging.measured_bits_per_byte(model, examples, most, recipe)
+        bits = merging.measured_bits_per_byte(model, examples, most)
         worker.measure(adapter_bits_per_byte=bits, eval_records=len(examples))
     before = merging.probabilities(model, compared)
     if adapter and recipe["quantization"]:
         del model
         give_back_freed()
         model = merging.merged_model(base, recipe, trained, original=True).to(loading.device())
-        bits = merging.measured_bits_per_byte(model, examples, most, recipe)
+        bits = merging.measured_bits_per_byte(model, examples, most)
         worker.measure(merged_into_original_bits_per_byte=bits)
     if adapter:
         del model
@@ -96,7 +96,7 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
         difference = merging.largest_difference(before, merging.probabilities(model, compared))
         worker.measure(largest_difference_nats=difference if math.isfinite(difference) else None)
         if adapter:
-            bits = merging.measured_bits_per_byte(model, examples, most, recipe)
+            bits = merging.measured_bits_per_byte(model, examples, most)
             worker.measure(merged_bits_per_byte=bits)
         merging.require_alike(difference, merging.rounding(recipe))
     except BaseException:

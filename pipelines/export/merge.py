@@ -4,7 +4,6 @@
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pipelines.methods import traits_of
 from pipelines.train import batches, loading, peft_adapter, tensor_file
 from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, scored_mask, token_losses
-from pipelines.train.precision import autocast, weights_dtype
+from pipelines.train.precision import result_dtype
 
 Recipe = dict[str, Any]
 
@@ -53,7 +52,7 @@ def merged_model(
     with peft_adapter.in_pefts_words(recipe):
         merged = loading.merged(attached)
     require_alike(largest_difference(before, probabilities(merged, compared)), FLOOR)
-    return merged.to(weights_dtype(recipe)).eval()
+    return merged.to(result_dtype(recipe)).eval()
 
 
 def take_unpacked(model: Any, packed: Any) -> None:
@@ -98,7 +97,7 @@ def write(model: Any, tokenizer: Any, folder: Path, stops: Sequence[int]) -> Pat
 
 def saved_model(folder: Path, recipe: Recipe) -> Any:
     """What somebody loads from a written folder, in the format of the recipe's weights."""
-    return loading.load_model(folder, {**recipe, "quantization": None}).eval()
+    return loading.load_model(folder, {**recipe, "quantization": None}, dtype=result_dtype(recipe)).eval()
 
 
 def require_alike(difference: float, most: float) -> None:
@@ -112,7 +111,7 @@ def require_alike(difference: float, most: float) -> None:
 
 def rounding(recipe: Recipe) -> float:
     """The most that ln p of a word may differ (nats) by rounding to the format of the recipe's weights, and of int8's inputs."""
-    roundoff = torch.finfo(weights_dtype(recipe)).eps / 2
+    roundoff = torch.finfo(result_dtype(recipe)).eps / 2
     if recipe["quantization"] == "int8":
         roundoff = max(roundoff, INT8_ROUNDOFF)
     return max(FLOOR, LARGEST_LOGIT * OF_LAYERS * roundoff)
@@ -130,13 +129,10 @@ def finish(partial: Path, folder: Path, more: Mapping[str, str | Path]) -> None:
     partial.rename(folder)
 
 
-def measured_bits_per_byte(
-    model: Any, examples: Sequence[Tokenized], max_tokens: int, recipe: Recipe | None = None
-) -> float:
-    """Bits per byte of the examples' completions, as evaluation of a `recipe` computes them; without one in the weights' format."""
+def measured_bits_per_byte(model: Any, examples: Sequence[Tokenized], max_tokens: int) -> float:
+    """Bits per byte of the examples' completions, in the format of the model's weights, as evaluation computes them."""
     nats, device = 0.0, device_of(model)
-    computing = autocast(recipe, device) if recipe else nullcontext()
-    with head_on_positions(model) as wanted, torch.no_grad(), computing:
+    with head_on_positions(model) as wanted, torch.no_grad():
         for batch in batches.micro_batches(list(examples), max_tokens=max_tokens):
             losses = token_losses(model, batch, wanted, device).double().cpu()
             nats += losses[scored_mask(batch)].sum().item()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import disk, provenance
+from pipelines.files import read_json, write_json
 from pipelines.methods import traits_of
 from pipelines.runs import checkpoints
 from pipelines.runs.clock import Stopwatch
@@ -218,26 +219,34 @@ def _save(
     worker: Worker, model: Any, weights: dict[str, Any] | None, *, check: tuple[list[int], list[float]] | None
 ) -> None:
     """Write the model under another name and rename it, so that a kill leaves no half of one; of a sharded one `weights` are all.
-    What an adapter says of the text of `check` is noted beside it.
+    A model whose every weight was trained is written in the format that it computes in, not in its master weights'. What an
+    adapter says of the text of `check` is noted beside it.
 
     Raises:
         DiskFullError: what was written of it is removed again.
     """
     from pipelines.train import loading, peft_adapter, tensor_file
+    from pipelines.train.precision import result_dtype
 
-    traits = traits_of(worker.spec["recipe"])
+    recipe, traits = worker.spec["recipe"], traits_of(worker.spec["recipe"])
     partial = worker.folder / ".model.partial"
     try:
+        if traits.trains_all and weights is None:
+            model.to(result_dtype(recipe))
+        elif traits.trains_all:
+            weights = in_format(weights or {}, result_dtype(recipe))
         with tensor_file.used_by_transformers():
             model.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
         if traits.trains_all:
+            if weights is not None:
+                name_format(partial, result_dtype(recipe))
             loading.load_tokenizer(worker.root / worker.spec["weights"]).save_pretrained(partial)
         else:
             base = provenance.base_of(worker.root / worker.spec["weights"], worker.spec.get("licence"))
             data = json.loads(worker.report["measured"]["training_data"])
             provenance.name_base(partial, base)
             if check:
-                peft_adapter.note(model, worker.spec["recipe"], check, partial)
+                peft_adapter.note(model, recipe, check, partial)
             (partial / "README.md").write_text(provenance.adapter_card(worker.spec, base, data), encoding="utf-8")
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -247,6 +256,23 @@ def _save(
         raise
     os.rename(partial, worker.folder / "model")
     worker.measure(artifact_mb=folder_bytes(worker.folder / "model") / 1e6)
+
+
+def in_format(weights: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """`weights` as `dtype`; tied ones stay one tensor."""
+    made: dict[tuple[int, Any], Any] = {}
+    for tensor in weights.values():
+        place = tensor.data_ptr(), tensor.shape
+        if place not in made:
+            made[place] = tensor.to(dtype)
+    return {name: made[tensor.data_ptr(), tensor.shape] for name, tensor in weights.items()}
+
+
+def name_format(folder: Path, dtype: Any) -> None:
+    """Let a written model's configuration name the format of its weights; of a sharded model transformers names that of the master
+    weights."""
+    config = read_json(folder / "config.json") or {}
+    write_json(folder / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
 
 
 def folder_bytes(folder: Path) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +22,7 @@ from pipelines.train import card, four_bits, peft_adapter
 from pipelines.train.adapters import fuse
 from pipelines.train.dropout import make_cheap
 from pipelines.train.gated import use_lean_gates
-from pipelines.train.precision import compute_dtype, weights_dtype
+from pipelines.train.precision import compute_dtype, result_dtype, weights_dtype
 from pipelines.train.products import use_faster_products
 
 FLASH = "flash_attention_2"
@@ -51,23 +52,29 @@ def stops_of(folder: Path) -> list[int]:
     return [stops] if isinstance(stops, int) else list(stops or ())
 
 
-def load_model(folder: Path, recipe: dict[str, Any], *, on_device: bool = True) -> Any:
+def load_model(
+    folder: Path, recipe: dict[str, Any], *, on_device: bool = True, dtype: torch.dtype | None = None
+) -> Any:
     """The model of `folder` on this machine's device (else on the CPU), quantized if the recipe says so; nothing is made trainable
-    yet.
+    yet. Its weights have the format in which they train, unless `dtype` names another.
 
     Raises:
         UnavailableError: the folder holds no weights.
     """
     if not (folder / "config.json").exists():
         raise UnavailableError(f"no model in {folder}: run `featherweight fetch {recipe['model']}`.")
-    options: dict[str, Any] = {"dtype": weights_dtype(recipe), "trust_remote_code": False}
+    options: dict[str, Any] = {"dtype": dtype or weights_dtype(recipe), "trust_remote_code": False}
     if recipe["quantization"]:
         if not torch.cuda.is_available():
             four_bits.prepare()
         options["quantization_config"] = _quantization(recipe)
     if torch.cuda.is_available() and on_device:
         options["device_map"] = {"": torch.cuda.current_device()}
-    model = _with_attention(folder, recipe, options)
+    wide = options["dtype"] is torch.float32 and not recipe["quantization"]
+    stored = _stored_half(folder) if wide and "device_map" in options else None
+    model = _with_attention(folder, recipe, options | {"dtype": stored or options["dtype"]})
+    if stored:
+        model = _widened(model, stored) or _with_attention(folder, recipe, options)
     if recipe["quantization"] and not torch.cuda.is_available():
         keep_unpacked(model)
         let_go_of_file(model)
@@ -75,6 +82,22 @@ def load_model(folder: Path, recipe: dict[str, Any], *, on_device: bool = True) 
         use_faster_products(model)
         use_lean_gates(model)
     return model
+
+
+def _stored_half(folder: Path) -> torch.dtype | None:
+    """The half-precision format that all weights of the folder have in their files; None where there is no such one. On the way to
+    a card they are half as many bytes in it."""
+    found: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as held:
+            found |= {held.get_slice(name).get_dtype() for name in held.keys()}  # noqa: SIM118
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(found.pop()) if len(found) == 1 else None
+
+
+def _widened(model: Any, stored: torch.dtype) -> Any | None:
+    """`model`, loaded as `stored`, in float32; None where it has computed numbers of its own in that format, which then differ from
+    those of a model that was loaded in float32."""
+    return None if any(buffer.dtype is stored for buffer in model.buffers()) else model.float()
 
 
 def _quantization(recipe: dict[str, Any]) -> Any:
@@ -186,7 +209,9 @@ def _adapted(model: Any, recipe: dict[str, Any]) -> Any:
     with peft_adapter.in_pefts_words(recipe):
         adapted = get_peft_model(model, config)
     _can_be_merged(adapted, recipe)
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        fuse(adapted, weights_dtype(recipe))
+    else:
         make_cheap(adapted)
         fuse(adapted)
     return adapted
@@ -238,7 +263,7 @@ def load_trained(base: Path, recipe: dict[str, Any], trained: Path | None) -> An
         WorkError: the adapter, loaded again, is not what was saved.
     """
     traits = traits_of(recipe)
-    model = load_model(trained if trained and traits.trains_all else base, recipe)
+    model = load_model(trained if trained and traits.trains_all else base, recipe, dtype=result_dtype(recipe))
     if trained and traits.has_adapter:
         model = attach_trained(model, trained)
         peft_adapter.require_as_saved(model, recipe, trained)

@@ -30,14 +30,27 @@ def compute_dtype(recipe: Recipe) -> torch.dtype | None:
 
 
 def weights_dtype(recipe: Recipe) -> torch.dtype:
-    """`full` keeps float32 master weights whatever it computes in; LoRA a frozen base in the format it computes in."""
-    return torch.float32 if traits_of(recipe).trains_all else compute_dtype(recipe) or torch.float32
+    """While training: `full` keeps float32 master weights whatever it computes in; an adapter's frozen base has the format that it
+    computes in."""
+    return torch.float32 if traits_of(recipe).trains_all else result_dtype(recipe)
+
+
+def result_dtype(recipe: Recipe) -> torch.dtype:
+    """Of a trained model's weights as it is saved, evaluated and served: the format that it computes in. `full` needs its master
+    weights for small steps alone."""
+    return compute_dtype(recipe) or torch.float32
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
-    """Half-precision compute over weights that may be float32; nothing where all is float32."""
+    """Half-precision compute over float32 master weights. Nothing where all is float32, nor over a frozen base: that has the half
+    format already, and autocast would compute its norms in float32, which then stays the format of all that follows them.
+
+    With gradient checkpointing weights are cast once more for the recomputation in any case, so their copies are not kept.
+    """
     half = compute_dtype(recipe)
-    return torch.autocast(device.type, dtype=half) if half is not None else nullcontext()
+    if half is None or not traits_of(recipe).trains_all:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=half, cache_enabled=not recipe["gradient_checkpointing"])
 
 
 def make_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:
