@@ -1,5 +1,6 @@
 """What CUDA does otherwise than a CPU, for a rehearsal that has no card: dropout keeps one byte a value, attention never
-spells out its scores, and autocast computes norms and softmax in float32 (PyTorch's list of CUDA operators for autocast)."""
+spells out its scores, autocast computes norms and softmax in float32 (PyTorch's list of CUDA operators for autocast), and the
+output head takes larger pieces."""
 # ruff: noqa: TID253
 
 from collections.abc import Callable, Iterator
@@ -9,27 +10,34 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from pipelines.train import chunked
 from pipelines.train.dropout import CheapDropout
+
+CARD = 80 * 10**9  # bytes of the card whose pieces are rehearsed: none takes larger ones
 
 
 @contextmanager
-def as_on_cuda() -> Iterator[None]:
-    """While open, the few functions of torch.nn.functional that differ in memory do as CUDA's kernels. They are replaced where
-    they are looked up, since PyTorch's function modes do not reach what a checkpoint computes again."""
-    plain = {name: getattr(functional, name) for name in ("layer_norm", "softmax", "log_softmax")}
-    changed: dict[str, Callable[..., Any]] = {name: _in_float32(function) for name, function in plain.items()}
-    changed |= {
-        "dropout": _dropout,
-        "scaled_dot_product_attention": _attention(functional.scaled_dot_product_attention),
+def as_on_cuda(*, autocast: bool) -> Iterator[None]:
+    """While open, the few functions of torch.nn.functional that differ in memory do as CUDA's kernels, with `autocast` as under
+    that. They are replaced where they are looked up, since PyTorch's function modes do not reach what a checkpoint computes
+    again."""
+    wide = ("layer_norm", "softmax", "log_softmax") if autocast else ()
+    changed: dict[tuple[Any, str], Callable[..., Any]] = {
+        (functional, name): _in_float32(getattr(functional, name)) for name in wide
     }
-    before = {name: getattr(functional, name) for name in changed}
-    for name, function in changed.items():
-        setattr(functional, name, function)
+    changed |= {
+        (functional, "dropout"): _dropout,
+        (functional, "scaled_dot_product_attention"): _attention(functional.scaled_dot_product_attention),
+        (chunked, "rows_of_piece"): lambda vocabulary, _device: chunked.rows_on_card(vocabulary, CARD),
+    }
+    before = {(place, name): getattr(place, name) for place, name in changed}
+    for (place, name), function in changed.items():
+        setattr(place, name, function)
     try:
         yield
     finally:
-        for name, function in before.items():
-            setattr(functional, name, function)
+        for (place, name), function in before.items():
+            setattr(place, name, function)
 
 
 def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:

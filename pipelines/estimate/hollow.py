@@ -99,7 +99,7 @@ class HollowLinear4bit(Linear4bit):
 
     def unpacked(self) -> torch.Tensor:
         """The weight as `pipelines.train.adapters` asks for it, in memory that all layers share."""
-        return self.scratch.shaped((self.out_features, self.in_features))
+        return self.scratch.shaped((self.out_features, self.in_features), self.compute_dtype or torch.float32)
 
 
 class HollowLinear8bit(Linear8bitLt):

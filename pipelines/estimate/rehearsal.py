@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import masking_utils
 
@@ -23,6 +23,7 @@ from pipelines.estimate.card_rules import as_on_cuda
 from pipelines.estimate.live import Counting, Live, Moment
 from pipelines.estimate.optimizer import state_bytes
 from pipelines.methods import traits_of
+from pipelines.train.adapters import fuse
 from pipelines.train.losses import head_on_positions, step_loss
 
 FEW, MORE = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
@@ -87,6 +88,8 @@ def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
 def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     model = hollow.build(config, recipe, weights_dtype(recipe, device), fake)
+    if device == "cuda":
+        fuse(model, weights_dtype(recipe, device))
     kept = {id(p): p for p in [*model.parameters(), *model.buffers()]}.values()
     trained = [p for p in model.parameters() if p.requires_grad and traits_of(recipe).trains]
     live = Live(len(trained))
@@ -95,7 +98,12 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(lambda p: live.add(p.grad, "gradients"))
     if trained:
-        _forward_backward(model, batches, live, fake, (device == "cuda", computes_in_half(recipe, device)))
+        # as `pipelines.train.precision.autocast`
+        casts, keeps = (
+            computes_in_half(recipe, device) and traits_of(recipe).trains_all,
+            not recipe["gradient_checkpointing"],
+        )
+        _forward_backward(model, batches, live, fake, (device == "cuda", casts, keeps))
     packed = hollow.quantized_sizes(model)
     sizes = [p.numel() for p in trained]
     return Counted(
@@ -116,19 +124,14 @@ def weights_dtype(recipe: dict[str, Any], device: Device) -> torch.dtype:
 
 
 def computes_in_half(recipe: dict[str, Any], device: Device) -> bool:
-    """Whether autocast is on: `auto` means half precision on a card alone. bfloat16 stands for float16, too, which is as wide."""
+    """`auto` means half precision on a card alone. bfloat16 stands for float16, too, which is as wide."""
     return recipe["precision"] in ("bf16", "fp16") or (recipe["precision"] == "auto" and device == "cuda")
 
 
-class _KnownPositions(TorchFunctionMode):
-    """Indexing by a mask that holds real values: its size is known, which a fake mask's would not be. Whether a value is among
-    fake ones (transformers looks for padding, to warn of it) is answered with no."""
+class _NoPadding(TorchFunctionMode):
+    """Whether a value is among fake ones (transformers looks for padding, to warn of it) is answered with no."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.__getitem__ and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.bool:
-            with unset_fake_temporarily():
-                positions = args[1].nonzero(as_tuple=True)
-            return func(args[0], positions)
         if func is torch.Tensor.__contains__:
             return False
         return func(*args, **(kwargs or {}))
@@ -146,23 +149,24 @@ def _one_example_a_row() -> Iterator[None]:
 
 
 def _forward_backward(
-    model: Any, batches: Sequence[Batch], live: Live, fake: FakeTensorMode, on: tuple[bool, bool]
+    model: Any, batches: Sequence[Batch], live: Live, fake: FakeTensorMode, on: tuple[bool, bool, bool]
 ) -> None:
-    """The micro-batches of one optimizer step on the fake tensors of `model`, written down in `live`. Batch, labels and the mask
-    of positions are real, so that their number of learned tokens is known."""
+    """The micro-batches of one optimizer step on the fake tensors of `model`, written down in `live`. Batch and positions are
+    real, so that the number of learned tokens is known."""
     model.train()
     plain = model.forward
-    on_card, in_half = on
+    on_card, casts, keeps = on
+    rules = as_on_cuda(autocast=casts) if on_card else nullcontext()
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with fake, Counting(live), _KnownPositions():
+        with fake, Counting(live), _NoPadding():
             return plain(*args, **kwargs)
 
     model.forward = forward
     try:
-        with _one_example_a_row(), as_on_cuda() if on_card else nullcontext(), head_on_positions(model) as wanted:
+        with _one_example_a_row(), rules, head_on_positions(model) as wanted:
             for batch in batches:
-                with Counting(live), torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_half):
+                with Counting(live), torch.autocast("cpu", torch.bfloat16, casts, keeps):
                     loss = step_loss(model, batch.examples(), wanted, torch.device("cpu"), learned=1)
                 with fake, Counting(live):
                     loss.backward()

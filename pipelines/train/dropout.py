@@ -15,6 +15,8 @@ LEVELS = 2**16
 
 def keep_mask(like: torch.Tensor, drop: float) -> torch.Tensor:
     """A bool mask shaped like `like`, each element True with probability 1 - round(`drop` × 65536) / 65536."""
+    if like.device.type != "cpu":  # draws as many at once as anybody wants
+        return torch.empty(like.shape, dtype=torch.bool, device=like.device).bernoulli_(kept_share(drop))
     count = like.numel()
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     numbers = bits.view(torch.int16)[:count].view(like.shape)

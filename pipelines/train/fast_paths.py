@@ -61,14 +61,13 @@ def taken(model: Any, *, in_float32: bool) -> list[str]:
     """The fast paths that `model` runs with, as it is now: `head`, `gates`, `adapters`, `products`."""
     from pipelines.train.chunked import plain_head
 
-    own = [module for module in model.modules() if "forward" in vars(module)] if in_float32 else []
+    own = [module for module in model.modules() if "forward" in vars(module)]
     gates = known_of(model).gates
     found = {
         "head": plain_head(model) is not None,
-        "gates": any(type(module).__name__ == gates for module in own),
+        "gates": in_float32 and any(type(module).__name__ == gates for module in own),
         "adapters": any(hasattr(module, "lora_A") for module in own),
-        "products": any(
-            type(module).__name__ in ("Linear", "Conv1D") and not hasattr(module, "lora_A") for module in own
-        ),
+        "products": in_float32
+        and any(type(module).__name__ in ("Linear", "Conv1D") and not hasattr(module, "lora_A") for module in own),
     }
     return [name for name, is_taken in found.items() if is_taken]

@@ -19,6 +19,7 @@ import torch
 
 PIECE = 32704  # weights; PyTorch splits work on more than 32,767 among threads, which here wait longer than they work
 TINY = 1e-38  # the least divisor of a block of zeros, as bitsandbytes has it
+CPU = torch.device("cpu")
 LARGE_BLOCK = (
     2048  # weights a block, from which on bitsandbytes' AVX-512 code is inexact, and it unpacks by PyTorch itself
 )
@@ -102,29 +103,33 @@ def _bounds(quant_type: str) -> tuple[list[float], torch.Tensor | None]:
 
 
 class Scratch:
-    """Memory for one unpacked weight at a time, as large as the largest so far (float32)."""
+    """Memory for one unpacked weight at a time, as large as the largest so far of its format."""
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0)
+        self._memory: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
-    def shaped(self, shape: Sequence[int]) -> torch.Tensor:
-        """A float32 tensor of `shape` with any values, in the memory of the one before."""
-        count = prod(shape)
-        if self._memory.numel() < count:
-            self._memory = torch.empty(0)  # the smaller one goes first
-            self._memory = torch.empty(count, dtype=torch.float32, device="cpu")
-        return self._memory[:count].view(*shape)
+    def shaped(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device = CPU
+    ) -> torch.Tensor:
+        """A tensor of `shape` with any values, in the memory of the one before."""
+        count, place = prod(shape), (dtype, device)
+        if place not in self._memory or self._memory[place].numel() < count:
+            self._memory.pop(place, None)  # the smaller one goes first
+            self._memory[place] = torch.empty(count, dtype=dtype, device=device)
+        return self._memory[place][:count].view(*shape)
 
 
 _scratch = Scratch()
 
 
-def unpack(weight: Any) -> torch.Tensor:
-    """The float32 weight (out × in) of a `bitsandbytes.nn.Params4bit` on a CPU. Valid until the next call, which writes over it."""
+def unpack(weight: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The weight (out × in) of a `bitsandbytes.nn.Params4bit` as `dtype`. Valid until the next call, which writes over it."""
     from bitsandbytes.functional import dequantize_4bit
 
-    prepare()
-    return dequantize_4bit(weight, weight.quant_state, out=_scratch.shaped(weight.quant_state.shape))
+    if weight.device.type == "cpu":
+        prepare()
+    state = weight.quant_state
+    return dequantize_4bit(weight, state, out=_scratch.shaped(state.shape, state.dtype, weight.device)).to(dtype)
 
 
 def unpack_into(

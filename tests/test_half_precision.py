@@ -1,0 +1,333 @@
+"""Half precision as on a card, rehearsed on a CPU: what it rounds, what stays float32, and in which format a result is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from pipelines.evaluate.cell import evaluate
+from pipelines.export import merge
+from pipelines.export.cell import Wanted, export
+from pipelines.files import read_json
+from pipelines.runs.run import Watch
+from pipelines.train import adapters, checkpoint, chunked, dropout, four_bits, loading, precision
+from pipelines.train.child import in_format, name_format
+from pipelines.train.examples import Tokenized
+from pipelines.train.losses import head_on_positions, step_loss
+from pipelines.train.prompts import PromptFormat
+from tests.in_process import InProcess, clean_for, trained
+from tests.project import TinyProject
+from tests.test_losses import RECORDS, same_mask
+from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, only, save_tiny, tiny_model, tiny_tokenizer
+
+CPU = torch.device("cpu")
+SCALE = 65536.0  # the first of a GradScaler
+LORA: dict[str, Any] = {
+    "model": "tiny", "kind": "lora", "precision": "bf16", "attention": "auto", "quantization": None, "rank": 4, "alpha": 16,
+    "dropout": 0.0, "gradient_checkpointing": False,
+}  # fmt: skip
+FULL = {**LORA, "kind": "full"}
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Tokenized]:
+    form = PromptFormat(tiny_tokenizer(), "chat")
+    return [only(form, record) for record in RECORDS]
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The error of all elements together, as a share."""
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+# the output head
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_heads_gradient_in_float16_is_as_exact_as_float16(autocast: bool) -> None:
+    """Shares of a step with thousands of learned tokens lie below float16's range, and the loss's scale above it."""
+    torch.manual_seed(1)
+    learned, words, width = 3000, 8000, 32
+    hidden, weight = torch.randn(64, width), torch.randn(words, width) / 4
+    targets = torch.randint(words, (64,))
+    if not autocast:
+        hidden, weight = hidden.half(), weight.half()
+    exact = hidden.half().double().requires_grad_(), weight.half().double().requires_grad_()
+    (functional.cross_entropy(exact[0] @ exact[1].t(), targets, reduction="sum") / learned).backward()
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
+        loss = chunked.summed_loss(hidden, weight, targets, cap=None, share=1 / learned)
+    (loss * SCALE).backward()
+    for found, expected in zip((hidden.grad, weight.grad), (exact[0].grad, exact[1].grad), strict=True):
+        assert found is not None and expected is not None and found.isfinite().all()
+        assert off(found.double() / SCALE, expected) < 1e-3
+
+
+def test_the_first_scaled_step_of_a_float16_base_has_finite_gradients(examples: list[Tokenized]) -> None:
+    recipe = {**LORA, "precision": "fp16", "targets": TARGETS["llama"]}
+    model = loading.add_adapter(tiny_model("llama").half(), recipe).train()
+    scaler = precision.make_scaler(recipe, CPU)
+    with head_on_positions(model) as wanted:
+        scaler.scale(step_loss(model, examples, wanted, CPU, learned=sum(e.learned for e in examples))).backward()
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert scaler.get_scale() == SCALE and all(g is not None and g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "vocabulary", "rows"),
+    [
+        (80, 256_000, 2048),
+        (80, 50_257, 2048),
+        (24, 256_000, 768),
+        (16, 256_000, 512),
+        (16, 50_257, 2048),
+        (1, 256_000, 64),
+    ],
+)
+def test_pieces_of_the_head_grow_with_the_card(
+    gigabytes: int, vocabulary: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total, share = round(gigabytes * 1.01e9), 1.0
+    assert chunked.rows_on_card(vocabulary, total) == rows
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=4 * total))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: share / 4)  # a memory budget
+    assert chunked.rows_of_piece(vocabulary, torch.device("cuda")) == rows
+    assert chunked.rows_of_piece(vocabulary, CPU) == max(16, chunked.PIECE_BYTES // (4 * vocabulary))
+
+
+def test_the_heads_gradient_is_summed_in_float32_over_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By products that a CPU does not have: here they are made of those that it has."""
+
+    def mm(left: torch.Tensor, right: torch.Tensor, *, out_dtype: torch.dtype) -> torch.Tensor:
+        return left.to(out_dtype).matmul(right.to(out_dtype))
+
+    def addmm(total: torch.Tensor, left: Any, right: Any, *, out_dtype: torch.dtype, out: torch.Tensor) -> torch.Tensor:
+        assert out is total and total.dtype is out_dtype is torch.float32
+        return out.add_(left.to(out_dtype) @ right.to(out_dtype))
+
+    torch.manual_seed(2)
+    hidden, weight, targets = torch.randn(70, 24), torch.randn(300, 24, requires_grad=True), torch.randint(300, (70,))
+    functional.cross_entropy(hidden.bfloat16().float() @ weight.t(), targets, reduction="sum").backward()
+    expected, weight.grad = weight.grad, None
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch, "addmm", addmm)
+    monkeypatch.setattr(chunked, "sums_in_float32", lambda matrix: matrix.dtype is torch.bfloat16)
+    monkeypatch.setattr(chunked, "rows_of_piece", lambda *_: 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        chunked.summed_loss(hidden, weight, targets, cap=None, share=1.0).backward()
+    assert weight.grad is not None and expected is not None and weight.grad.dtype is torch.float32
+    assert off(weight.grad, expected) < 0.01
+
+
+# autocast
+
+
+@contextmanager
+def norms_as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """There autocast computes layer norms in float32 and leaves what comes of them in it."""
+    plain = functional.layer_norm
+
+    def layer_norm(input: torch.Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> torch.Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            return plain(input.float(), shape, weight.float(), bias.float(), eps)
+        return plain(input, shape, weight, bias, eps)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(functional, "layer_norm", layer_norm)
+        yield
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_all_that_passes_through_a_frozen_base_keeps_its_format(
+    quantization: str | None, examples: list[Tokenized], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architecture = "opt" if quantization else "gpt2"
+    recipe = {**LORA, "quantization": quantization, "targets": TARGETS[architecture]}
+    model = loading.add_adapter(loading.load_model(save_tiny(tmp_path / "tiny", architecture), recipe), recipe).train()
+    seen: dict[str, torch.dtype] = {}
+    for name, module in model.named_modules():
+        if name.endswith(("ln_1", "mlp", "c_proj", "fc2", "layer_norm")):
+            module.register_forward_hook(lambda _module, _given, made, name=name: seen.update({name: made.dtype}))
+    with norms_as_on_a_card(monkeypatch), head_on_positions(model) as wanted, precision.autocast(recipe, CPU):
+        step_loss(model, examples, wanted, CPU, learned=10).backward()
+    assert len(seen) >= 6 and set(seen.values()) == {torch.bfloat16}
+    assert all(p.grad.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+def test_autocast_is_for_master_weights_and_keeps_no_copies_where_they_are_cast_again() -> None:
+    layer = torch.nn.Linear(8, 8)
+    for recipe in (FULL, {**FULL, "gradient_checkpointing": True}):
+        with precision.autocast(recipe, CPU):
+            first, second = (layer(torch.ones(1, 8)).grad_fn for _ in range(2))
+            assert layer(torch.ones(1, 8)).dtype is torch.bfloat16
+        casts = {id(fn.next_functions[-1][0].next_functions[0][0]) for fn in (first, second)}  # type: ignore[union-attr]
+        assert len(casts) == (2 if recipe["gradient_checkpointing"] else 1)
+    for frozen in (LORA, {**LORA, "kind": "none"}, {**FULL, "precision": "fp32"}):
+        with precision.autocast(frozen, CPU):
+            assert not torch.is_autocast_enabled("cpu")
+
+
+# the format of a result
+
+
+@pytest.fixture
+def cleaned(project: TinyProject) -> TinyProject:
+    whole = {"kind": "full", "precision": "bf16", "early_stop_patience": 3, "validation_share": 0.2}
+    training = {"epochs": 1, "eval_every_steps": 1, "checkpoint_every_steps": 1}
+    project.change(methods={"full-half": whole}, profiles={"local": {"training": training}})
+    return clean_for(project)
+
+
+def formats(file: Path, prefix: str = "") -> set[str]:
+    with safe_open(file, "pt") as held:
+        return {held.get_slice(name).get_dtype() for name in held.keys() if name.startswith(prefix)}  # noqa: SIM118
+
+
+def test_a_full_result_is_saved_in_the_format_that_it_computes_in(
+    cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[set[str]] = []
+    write = checkpoint.write
+
+    def seen(attempt: Path, *args: Any, **kwargs: Any) -> Path:
+        final = write(attempt, *args, **kwargs)
+        kept.append(formats(final / checkpoint.TENSORS, "weights/") | formats(final / checkpoint.BEST))
+        return final
+
+    monkeypatch.setattr(checkpoint, "write", seen)
+    attempt = trained(cleaned, "full-half")
+    assert attempt.status == "ok", attempt.result.detail
+    assert kept and all(one == {"F32"} for one in kept)  # master weights
+    assert formats(attempt.model_folder / "model.safetensors") == {"BF16"}
+    assert (read_json(attempt.model_folder / "config.json") or {})["dtype"] == "bfloat16"
+    assert attempt.result.measured["weights_dtype"] == "float32"  # while training
+
+
+@pytest.mark.slow
+def test_a_full_result_is_evaluated_and_exported_in_that_format(cleaned: TinyProject, tmp_path: Path) -> None:
+    attempt = trained(cleaned, "full-half")
+    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    stage, key = cleaned.resolved(), cleaned.key("full-half")
+    measured = evaluate(stage, key, watch=watch)[0].result.measured
+    written = export(stage, key, Wanted(output=tmp_path), watch=watch)
+    merged, recipe = tmp_path / "merged", attempt.spec.recipe
+    assert written.result.status == "ok" and formats(merged / "model.safetensors") == {"BF16"}
+    form = PromptFormat.of(merged, recipe)
+    held_out = [example for record in stage.selected.eval for example in form.tokenize(record)]
+    for model in (merge.trained_model(tmp_path, recipe, attempt.model_folder), merge.saved_model(merged, recipe)):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        bits = merge.measured_bits_per_byte(model, held_out, 2048)
+        assert bits == pytest.approx(measured["eval_bits_per_byte"], rel=1e-4)
+
+
+def test_a_divided_model_is_saved_in_that_format_too(tmp_path: Path) -> None:
+    model = tiny_model("llama-tied")
+    state = model.state_dict()
+    held = in_format(state, torch.bfloat16)
+    assert held.keys() == state.keys() and held["lm_head.weight"] is held["model.embed_tokens.weight"]
+    model.save_pretrained(tmp_path, state_dict=held)
+    name_format(tmp_path, torch.bfloat16)
+    assert formats(tmp_path / "model.safetensors") == {"BF16"}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert again.dtype is torch.bfloat16
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, state[name].bfloat16())
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama-tied", "gemma3_text"]
+)  # the latter computes its embedding's scale when made
+def test_half_precision_files_of_a_full_cell_are_widened_on_the_card(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model(architecture).bfloat16().save_pretrained(tmp_path)
+    plain = loading.load_model(tmp_path, FULL)
+    asked: list[Any] = []
+    whole = loading._whole
+    monkeypatch.setattr(
+        loading, "_whole", lambda folder, **options: asked.append(options["dtype"]) or whole(folder, **options)
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")  # it takes the card's place
+    widened = loading.load_model(tmp_path, FULL)
+    again = [torch.float32] if architecture == "gemma3_text" else []
+    assert asked == [torch.bfloat16, *again]
+    for kind in ("named_parameters", "named_buffers"):
+        expected, found = dict(getattr(plain, kind)()), dict(getattr(widened, kind)())
+        assert found.keys() == expected.keys()
+        assert all(found[n].dtype is one.dtype and torch.equal(found[n], one) for n, one in expected.items())
+    assert widened.get_output_embeddings().weight is widened.get_input_embeddings().weight
+    tiny_model(architecture).save_pretrained(tmp_path / "wide")
+    asked.clear()
+    loading.load_model(tmp_path / "wide", FULL)
+    assert asked == [torch.float32]
+
+
+# adapters computed together
+
+
+FAMILIES = [
+    name for name in [*ARCHITECTURES, *MORE_ARCHITECTURES] if name != "opt"
+]  # its 350m is the same code and more
+QUICK = ("gpt2", "opt-350m", "gemma", "llama", "nf4")
+
+
+def targets_of(architecture: str, model: Any) -> list[str]:
+    return TARGETS.get(architecture) or loading.linear_layers(model)
+
+
+@pytest.mark.parametrize("drop", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "architecture",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in [*FAMILIES, "nf4"]],
+)
+def test_adapters_over_a_half_precision_base_are_as_near_to_float32_as_pefts_under_autocast(
+    architecture: str, drop: float, examples: list[Tokenized], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dropout, "keep_mask", same_mask)
+    monkeypatch.setattr(adapters, "keep_mask", same_mask)
+    four_bit, name = architecture == "nf4", "llama" if architecture == "nf4" else architecture
+    folder = save_tiny(tmp_path / "tiny", name)
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for way, precise in (("exact", "fp32"), ("autocast", "bf16"), ("ours", "bf16")):
+        recipe = {**LORA, "precision": precise, "dropout": drop, "quantization": "nf4" if four_bit else None}
+        recipe |= {"attention": "eager"} if name in ("gpt_neo", "gemma2") else {}
+        monkeypatch.setattr(loading, "fuse", lambda _: None)
+        model = loading.load_model(folder, recipe)
+        model = loading.add_adapter(model, {**recipe, "targets": targets_of(name, model)}).train()
+        if way == "ours":
+            adapters.fuse(model, torch.bfloat16)
+        adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
+        assert adapted and all(("forward" in vars(module)) == (way == "ours") for module in adapted)
+        torch.manual_seed(2)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.03)
+        with head_on_positions(model) as wanted, torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+            loss = step_loss(model, examples, wanted, CPU, learned=10)
+        loss.backward()
+        found[way] = {"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.requires_grad}}
+    assert all(value.dtype is torch.float32 for value in found["ours"].values())
+    assert off(found["ours"]["loss"], found["exact"]["loss"]) < 0.01
+    errors = {way: [off(found[way][n], exact) for n, exact in found["exact"].items()] for way in ("autocast", "ours")}
+    assert sum(errors["ours"]) < 1.3 * sum(errors["autocast"]) and max(errors["ours"]) < 0.08
+
+
+def test_4_bits_are_unpacked_for_them_into_one_memory_of_the_bases_format() -> None:
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Params4bit
+
+    four_bits.prepare()
+    weights = [Params4bit(torch.randn(shape).bfloat16(), quant_type="nf4").to("cpu") for shape in ((64, 64), (64, 32))]
+    for one in weights:
+        made = four_bits.unpack(one, torch.bfloat16)
+        assert made.dtype is torch.bfloat16 and torch.equal(made, dequantize_4bit(one, one.quant_state))
+    assert len({four_bits.unpack(one, torch.bfloat16).data_ptr() for one in weights}) == 1
