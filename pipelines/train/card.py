@@ -19,6 +19,7 @@ AMPERE = (
 DRIVERS = {11: 450, 12: 525, 13: 580}
 # PyTorch's build for drivers and cards that the one on PyPI leaves behind: its CUDA, and the newest capability it has kernels for
 OLDER_BUILD, OLDER_CUDA, OLDER_NEWEST = "cu126", 12, (9, 0)
+PYPI_CUDA = 13  # of the build on PyPI
 INDEX = "https://download.pytorch.org/whl/"
 
 
@@ -69,7 +70,7 @@ def lacks_kernels(place: int | None = None) -> str | None:
         return None
     version = torch.__version__.split("+")[0]
     oldest = min(_capability(kernels) for kernels in built_for)
-    newer = f"install the build on PyPI (pip install --force-reinstall torch=={version}) or a newer torch"
+    newer = f"{_pypi_build(version)}, or a newer torch"
     remedy = _older_build(version) if capability < oldest else newer
     name = f"{torch.cuda.get_device_name(place)} (capability {capability[0]}.{capability[1]})"
     return f"torch {torch.__version__} has no kernels for {name}, only for {', '.join(built_for)}: {remedy}"
@@ -112,19 +113,27 @@ def repeat_grouped_heads() -> None:
 
 def _cannot_use(name: str) -> str:
     """That torch finds no card where the driver lists `name`, why, and what to install."""
-    version = torch.__version__.split("+")[0]
+    version, cuda = torch.__version__.split("+")[0], torch.version.cuda
     driver = next(iter(machine.cuda_query("driver_version")), "unknown")
     has = f"{name}, driver {driver}: torch {torch.__version__}"
-    if torch.version.cuda is None:
-        return f"{has} is a build without CUDA: pip install --force-reinstall torch=={version}"
-    built, major = int(torch.version.cuda.split(".")[0]), _number(driver)
+    built, major = int(cuda.split(".")[0]) if cuda else PYPI_CUDA, _number(driver)
     needed = DRIVERS.get(built)
-    if needed is None or major is None or major >= needed:
-        return f"{has} (CUDA {torch.version.cuda}) finds no usable device: {_own_words()}"
-    remedy = f"install driver {needed} or newer"
-    if built > OLDER_CUDA and major >= DRIVERS[OLDER_CUDA] and _driver_says_capability() <= OLDER_NEWEST:
-        remedy += f", or the build for older ones: {_older_build(version)}"
-    return f"{has} is built for CUDA {torch.version.cuda}, which needs driver {needed} or newer: {remedy}"
+    new_enough = needed is None or major is None or major >= needed
+    if cuda and new_enough:
+        return f"{has} (CUDA {cuda}) finds no usable device: {_own_words()}"
+    remedies = [f"install driver {needed} or newer"] if not new_enough else []
+    if not cuda:
+        remedies = [", then ".join([*remedies, _pypi_build(version)])]
+    if not new_enough and _older_build_runs(built, major):
+        remedies.append(f"{_older_build(version)} (for older drivers)")
+    lack = f"is built for CUDA {cuda}, which needs driver {needed} or newer" if cuda else "is a build without CUDA"
+    return f"{has} {lack}: {', or '.join(remedies)}"
+
+
+def _older_build_runs(built: int, driver: int | None) -> bool:
+    """Whether the build for older drivers is another than the one for CUDA `built`, and runs with that driver and its card."""
+    enough = driver is not None and driver >= DRIVERS[OLDER_CUDA]
+    return built > OLDER_CUDA and enough and _driver_says_capability() <= OLDER_NEWEST
 
 
 def _runs(kernels: str, capability: tuple[int, int]) -> bool:
@@ -139,6 +148,10 @@ def _capability(kernels: str) -> tuple[int, int]:
     """The capability in a name such as `sm_86` or `sm_100a`."""
     number = re.sub(r"\D", "", kernels)
     return int(number[:-1]), int(number[-1])
+
+
+def _pypi_build(version: str) -> str:
+    return f"pip install --force-reinstall torch=={version}"
 
 
 def _older_build(version: str) -> str:
