@@ -14,7 +14,7 @@ from functools import cache
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 DRIVER_SECONDS = 600  # a driver that wakes up may take long; beside other work, longer
-FIELDS = ("index", "uuid", "memory.total", "mig.mode.current", "name")  # the name last: only it may hold a comma
+FIELDS = ("uuid", "memory.total", "mig.mode.current", "name")  # the name last: only it may hold a comma
 CARD_LINE = re.compile(r"GPU (\d+): ")
 SLICE_LINE = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
 
@@ -31,33 +31,29 @@ class CudaDevice:
     slices: tuple["CudaDevice", ...] | None = None
 
 
-def query(*fields: str) -> list[list[str]]:
-    """What nvidia-smi says of `fields`, a row for each card; empty without one. Asked once a process, so only for what stays."""
-    said, _ = _asked_of_cards(fields)
-    lines = [line for line in said.splitlines() if line.strip()]
-    return [[value.strip() for value in line.split(",", len(fields) - 1)] for line in lines]
+def query(*fields: str) -> dict[int, list[str]]:
+    """What nvidia-smi says of `fields`, by its number of the card; empty without one. It is asked once a process, so only for what
+    stays. A line that is no card's (`No devices were found`) is passed over."""
+    found = {}
+    for line in _of_cards(fields)[0].splitlines():
+        index, *values = [value.strip() for value in line.split(",", len(fields))]
+        if index.isdigit() and len(values) == len(fields):
+            found[int(index)] = values
+    return found
 
 
 def trouble() -> str | None:
     """Why nvidia-smi, which is installed, lists nothing, in its own words; None where it lists cards or is not there."""
-    return _asked_of_cards(FIELDS)[1]
+    return _of_cards(FIELDS)[1]
 
 
 def listed() -> list[CudaDevice]:
     """All cards, whatever CUDA_VISIBLE_DEVICES says."""
-    cards, divided = [], set()
-    for index, uuid, memory, mig, name in query(*FIELDS):
-        cards.append(CudaDevice(int(index), uuid, name, int(memory) * 2**20 if memory.isdigit() else None))
-        divided |= {int(index)} if mig == "Enabled" else set()
-    if not divided:
-        return cards
-    slices = list(_slices())
-    return [
-        replace(card, slices=tuple(_slice_of(card, *one) for index, *one in slices if index == card.index))
-        if card.index in divided
-        else card
-        for card in cards
-    ]
+    cards = []
+    for index, (uuid, memory, mig, name) in query(*FIELDS).items():
+        card = CudaDevice(index, uuid, name, int(memory) * 2**20 if memory.isdigit() else None)
+        cards.append(replace(card, slices=tuple(_slices(card))) if mig == "Enabled" else card)
+    return cards
 
 
 def visible() -> list[CudaDevice]:
@@ -69,8 +65,8 @@ def visible() -> list[CudaDevice]:
     return slices[:1] or whole
 
 
-def _asked_of_cards(fields: Sequence[str]) -> tuple[str, str | None]:
-    return _answer(shutil.which("nvidia-smi"), f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
+def _of_cards(fields: Sequence[str]) -> tuple[str, str | None]:
+    return _answer(shutil.which("nvidia-smi"), f"--query-gpu=index,{','.join(fields)}", "--format=csv,noheader,nounits")
 
 
 def _named(told: str, cards: Sequence[CudaDevice]) -> list[CudaDevice]:
@@ -102,20 +98,17 @@ def _is_slice(device: CudaDevice) -> bool:
     return device.uuid.startswith("MIG-")
 
 
-def _slices() -> Iterator[tuple[int, str, str]]:
-    """(card's number, profile such as `1g.5gb`, UUID) of each MIG slice."""
-    index = -1
+def _slices(card: CudaDevice) -> Iterator[CudaDevice]:
+    """The MIG slices of a card, named as torch names them. Their memory is what their profile (`1g.5gb`) says."""
+    index = None
     for line in _answer(shutil.which("nvidia-smi"), "-L")[0].splitlines():
-        if card := CARD_LINE.match(line):
-            index = int(card.group(1))
-        elif found := SLICE_LINE.match(line):
-            yield index, found.group(1), found.group(2)
-
-
-def _slice_of(card: CudaDevice, profile: str, uuid: str) -> CudaDevice:
-    """A slice, named as torch names it. Its memory is what its profile says."""
-    size = re.search(r"(\d+)gb", profile)
-    return CudaDevice(card.index, uuid, f"{card.name} MIG {profile}", int(size.group(1)) * 10**9 if size else None)
+        if found := CARD_LINE.match(line):
+            index = int(found.group(1))
+        elif index == card.index and (found := SLICE_LINE.match(line)):
+            profile, uuid = found.groups()
+            size = re.search(r"(\d+)gb", profile)
+            memory = int(size.group(1)) * 10**9 if size else None
+            yield CudaDevice(card.index, uuid, f"{card.name} MIG {profile}", memory)
 
 
 @cache

@@ -15,8 +15,8 @@ PROCESSOR = "cpu: "  # how the name of a device begins that is no card
 
 def cuda_query(field: str) -> list[str]:
     """What nvidia-smi says of `field` (such as `driver_version`) of each visible device, of a slice that of its card."""
-    of_cards = {int(index): value for index, value in cuda_devices.query("index", field)}
-    return [of_cards[device.index] for device in cuda_devices.visible() if device.index in of_cards]
+    said = cuda_devices.query(field)
+    return [said[device.index][0] for device in cuda_devices.visible() if device.index in said]
 
 
 def cuda_name() -> str | None:

@@ -12,7 +12,7 @@ import json, sys
 driver = json.loads({driver!r})
 if driver["failure"]:
     print(driver["failure"])
-    sys.exit(9)
+    sys.exit(driver["code"])
 if sys.argv[1:] == ["-L"]:
     for index, card in enumerate(driver["cards"]):
         print(f"GPU {{index}}: {{card['name']}} (UUID: {{card['uuid']}})")
@@ -42,12 +42,18 @@ class FakeCard:
 
 
 def install(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, *cards: FakeCard, version: str = "535.129.03", failure: str = ""
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *cards: FakeCard,
+    version: str = "535.129.03",
+    failure: str = "",
+    code: int = 9,
 ) -> None:
-    """Put it first on PATH, of a machine with these cards, every one visible. `failure`: what it says instead of listing them."""
+    """Put it first on PATH, of a machine with these cards, every one visible. `failure`: what it says instead of listing them, with
+    exit code `code`."""
     program = folder / "driver" / "nvidia-smi"
     program.parent.mkdir(parents=True)
-    told = {"cards": [vars(card) for card in cards], "version": version, "failure": failure}
+    told = {"cards": [vars(card) for card in cards], "version": version, "failure": failure, "code": code}
     program.write_text(PROGRAM.format(python=sys.executable, driver=json.dumps(told)), encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")

@@ -115,6 +115,11 @@ def test_a_driver_that_fails_leaves_no_card_and_its_words(tmp_path: Path, monkey
     assert cuda_devices.trouble() == words
 
 
+def test_a_sentence_instead_of_cards_is_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_driver.install(tmp_path, monkeypatch, failure="No devices were found", code=0)
+    assert machine.machine_class() == machine.processor() and cuda_devices.trouble() is None
+
+
 def test_auto_is_local_where_every_card_is_hidden(three_cards: None, monkeypatch: pytest.MonkeyPatch) -> None:
     configured = experiments.load(PROJECT / "experiments.yaml")
     assert experiments.profile_name(configured, "auto") == "gpu"
