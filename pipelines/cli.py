@@ -315,7 +315,8 @@ def estimate(arguments: Arguments) -> int:
         experiments.model(model)
     for method in methods:
         experiments.method(method)
-    print(render(estimates(project, [(model, method) for model in models for method in methods]), arguments.format))
+    cells = [(model, method) for model in models for method in methods]
+    print(render(estimates(project, cells, on_cards=True), arguments.format))
     return OK
 
 

@@ -109,6 +109,7 @@ class TrainingOverrides(Strict):
     epochs: PositiveFloat | None = None
     examples_per_step: PositiveInt | None = None
     micro_batch_tokens: PositiveInt | None = None
+    fit_micro_batch: bool | None = None
     max_length: Annotated[int, Field(ge=16)] | None = None
     warmup_share: Share | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
@@ -161,6 +162,7 @@ class TrainingSettings(Strict):
     epochs: PositiveFloat = 1
     examples_per_step: PositiveInt = 8
     micro_batch_tokens: PositiveInt = 2048
+    fit_micro_batch: bool = False
     max_length: int = 1024
     warmup_share: Share = 0.1
     weight_decay: float = 0.0

@@ -41,6 +41,8 @@ def _trained(experiments: Experiments, model: str, method: Method, settings: Tra
     decided = {k: v for k, v in settings.model_dump().items() if k not in OUTSIDE_RECIPE}
     if not isinstance(settings.learning_rate, list):
         del decided["search_share"]
+    if not settings.fit_micro_batch:
+        del decided["fit_micro_batch"]
     if settings.turns == "all":
         del decided["turns"]
     if settings.early_stop_patience:  # evaluations then decide when training ends

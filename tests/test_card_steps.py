@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
 
-from pipelines.train import adapters, attention, checkpoint, chunked, loading, loop, probe, products
+from pipelines.train import adapters, attention, checkpoint, chunked, loading, loop, products
 from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, put_on, step_loss, token_losses
 from pipelines.train.optimizers import make_optimizer
@@ -217,13 +217,3 @@ def test_a_step_lasts_until_the_card_has_done_it(monkeypatch: pytest.MonkeyPatch
 
 
 # the probe
-
-
-def test_logits_that_are_never_there_together_do_not_choose_what_is_probed() -> None:
-    config = AutoConfig.for_model("llama", hidden_size=32, num_hidden_layers=2, vocab_size=250_000)
-    wordy, long = example("wordy", 400, 390), example("long", 500, 16)
-    for at_once, chosen in ((None, "wordy"), (16, "long")):
-        assert probe.heaviest([[wordy], [long]], config, max_tokens=1000, at_once=at_once)[-1][0].name == chosen
-    model = tiny_model("llama")
-    assert chunked.rows_at_once(model, CPU) == chunked.rows_of_piece(600, CPU)
-    assert chunked.rows_at_once(tiny_model("cohere"), CPU) is None

@@ -15,10 +15,10 @@ from pipelines.paths import DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.command import CellCommand, Ending
-from pipelines.runs.exits import classify_exit
+from pipelines.runs.exits import child_report, classify_exit
 from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.progress import CellProgress
-from pipelines.runs.result import child_report, write_result
+from pipelines.runs.result import write_result
 from pipelines.runs.spec import spec_in
 from pipelines.runs.status import EXIT_LOST, RANKS, Status
 from pipelines.runs.watchdog import run_to_end

@@ -252,6 +252,23 @@ def test_rows_measured_otherwise_have_no_ratio_and_a_reason(full_grid: Lake, oth
     assert lora["ratios_because"] == f"full was measured with other {because}"
 
 
+def test_with_other_micro_batches_quality_alone_is_compared_with_full(full_grid: Lake) -> None:
+    full_grid.cell("full", bits=0.8, train_seconds=100.0, peak_memory_gb=2.0, micro_batch_tokens=512)
+    found = rows(full_grid)
+    assert [found[method]["micro_batch_tokens"] for method in ("base", "full", "lora-r8")] == [None, 512, 2048]
+    lora = found["lora-r8"]
+    assert [lora[name] for name in RATIOS] == [None, None]
+    assert lora["ratios_because"] == "full was measured with other micro_batch_tokens"
+    assert lora["delta_full"] == pytest.approx(0.05) and lora["advice"].endswith("0.050 above full")
+
+
+def test_of_several_seeds_the_smallest_micro_batches_are_the_rows(lake: Lake) -> None:
+    both = lake.configured(profiles={"local": {"seeds": [1, 2]}})
+    both.cell("full", seed=1, micro_batch_tokens=2048)
+    both.cell("full", seed=2, micro_batch_tokens=1024)
+    assert rows(both)["full"]["micro_batch_tokens"] == 1024
+
+
 def test_a_number_that_was_not_measured_gives_no_ratio(lake: Lake) -> None:
     lake.cell("full", train_seconds=None)
     lake.cell("lora-r8", peak_memory_gb=None)

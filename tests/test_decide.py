@@ -58,6 +58,16 @@ def test_the_answer_has_its_interval_and_what_each_limit_left(lake: Lake) -> Non
     assert found.reasons[1:] == ("2.00 GB at its peak of 16", "5.0 minutes of 60")
 
 
+def test_a_cell_with_smaller_micro_batches_is_no_cheaper_but_may_be_all_that_fits(lake: Lake) -> None:
+    lake.cell("full", bits=0.80, peak_memory_gb=0.8, train_seconds=60.0, micro_batch_tokens=256)
+    found = ask(lake, memory_gb=16)
+    assert (found.method, found.reasons[-1]) == (
+        "qlora-r8",
+        "1 more cell is within the limits, but with other micro_batch_tokens than 2048, so that costs are not compared",
+    )
+    assert ask(lake, memory_gb=0.9).method == "full"
+
+
 def test_what_fails_is_told_of_every_cell(lake: Lake) -> None:
     assert ask(lake, memory_gb=1.5, minutes=60, max_loss=0.02).reasons[:2] == (
         "tiny × full: 4.00 GB of 1.5",

@@ -226,6 +226,24 @@ def test_equal_peaks_go_to_the_better_model_else_to_nobody(lake: Lake) -> None:
     assert who(lake)["least memory"] == "no clear winner"
 
 
+def test_smaller_micro_batches_win_neither_memory_nor_value_and_push_nobody_off_the_front(lake: Lake) -> None:
+    lake.cell("full", bits=0.8, peak_memory_gb=1.0, train_seconds=10.0, micro_batch_tokens=256)
+    lake.cell("lora-r8", bits=0.8, peak_memory_gb=2.0, train_seconds=50.0, micro_batch_tokens=2048)
+    lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.8, train_seconds=90.0)  # of older code: its recipe says 2048
+    assert who(lake) == {"best quality": "no clear winner", "best value": "lora-r8", "least memory": "qlora-r8"}
+    assert fronts(lake) == {"full": True, "lora-r8": True, "qlora-r8": True}
+    found = picks(lake)
+    assert [found[pick]["compared"] for pick in found] == [3, 2, 2]
+    assert found["least memory"]["left_out"] == "1 measured with other micro_batch_tokens"
+    lake.cell("full", bits=0.8, peak_memory_gb=1.0, train_seconds=10.0, micro_batch_tokens=2048)
+    assert (who(lake)["best value"], who(lake)["least memory"]) == ("full", "full")
+    assert fronts(lake) == {"full": True, "lora-r8": False, "qlora-r8": False}
+
+
+def fronts(lake: Lake) -> dict[str, bool]:
+    return {row["method"]: row["is_pareto"] for row in comparison(lake.resolved()).rows if row["method"] != "base"}
+
+
 def test_an_out_of_memory_row_is_ranked_around(lake: Lake) -> None:
     lake.cell("base", bits=1.0)
     lake.trained("full", "out_of_memory", phase="train", peak_memory_gb=9.0)

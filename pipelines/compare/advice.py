@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.compare.left_out import left_out_in_words
+from pipelines.runs.fitting import ONE_ROW
 
 Row = dict[str, Any]
 SURE = 1.1  # what a prediction must leave, as a share of itself, before one should build on it
@@ -124,9 +125,10 @@ def _a_method_that_fits(row: Row, rows: Sequence[Row]) -> str | None:
         if other["status"] == "ok" and other["peak_memory_gb"] and other["trainable_params"] != 0
         and (other["device"], other["memory_budget_gb"]) == (row["device"], room)
     ]  # fmt: skip
+    batches = {other["method"]: _with_batches(other, row) for other in others}
     if measured:
         peak, method = min(measured)
-        return f"{method} needs {peak:.2f} GB"
+        return f"{method} needs {peak:.2f} GB{batches[method]}"
     foretold = [
         (other["estimated_memory_gb"], other["method"]) for other in others
         if other["estimated_memory_gb"] and room and other["estimated_memory_gb"] * SURE < room
@@ -135,8 +137,17 @@ def _a_method_that_fits(row: Row, rows: Sequence[Row]) -> str | None:
     return f"{min(foretold)[1]} would need about {min(foretold)[0]:.1f} GB" if foretold else None
 
 
+def _with_batches(other: Row, row: Row) -> str:
+    """The micro-batches of another cell, where they are not those of this one."""
+    tokens = other["micro_batch_tokens"]
+    return f" with micro_batch_tokens {tokens}" if tokens and tokens != row["micro_batch_tokens"] else ""
+
+
 def _smaller_batches(row: Row) -> str | None:
-    """Halving helps where the prediction says so; where there is none, smaller ones may."""
+    """Halving helps where the prediction says so; where there is none, smaller ones may. Where one row does not fit there are none:
+    then shorter examples."""
+    if ONE_ROW in (row["status_detail"] or ""):
+        return "lower max_length, which leaves out the longest examples"
     half, room = row["estimated_half_batch_gb"], row["memory_budget_gb"]
     if half is None or room is None:
         return "lower micro_batch_tokens"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
 from pipelines.compare.quality import Interval, Qualities
-from pipelines.compare.ranking import comparable_rows, stands
+from pipelines.compare.ranking import SAME_BATCH, comparable_rows, of_equal_batches, stands
 from pipelines.compare.table import Comparison
 
 Row = dict[str, Any]
@@ -37,7 +37,8 @@ class Decision:
 
 
 def decide(comparison: Comparison, limits: Limits) -> Decision:
-    """The cell to use: of those that surely stay within all limits, the one with the smallest peak memory × training time.
+    """The cell to use: of those that surely stay within all limits, and have equal micro-batches, the one with the smallest peak
+    memory × training time.
 
     Loss is bits per byte above the best comparable cell (the lowest that was measured, full or not), on the same records. It stays
     within `max_loss` surely where the whole 95 % interval does, surely not where the whole interval lies above; between, these
@@ -57,8 +58,10 @@ def _decide(comparison: Comparison, limits: Limits) -> Decision:
     ranked = _Ranked.of(comparison)
     inside = [row for row in ranked.rows if stands(row) and not _breaks(row, limits)]
     if sure := [row for row in inside if ranked.keeps(row, limits) is True]:
-        chosen = min(sure, key=lambda row: (row["peak_memory_gb"] or 0) * (row["train_seconds"] or 0))
-        return Decision("use", *_named(chosen), ranked.loss(chosen), tuple(ranked.numbers(chosen, limits)))
+        equal = of_equal_batches(sure)
+        chosen = min(equal, key=lambda row: (row["peak_memory_gb"] or 0) * (row["train_seconds"] or 0))
+        told = [*ranked.numbers(chosen, limits), *_with_other_batches(chosen, len(sure) - len(equal))]
+        return Decision("use", *_named(chosen), ranked.loss(chosen), tuple(told))
     unsure = [row for row in inside if ranked.keeps(row, limits) is None]
     likely = [row for row in unsure if (loss := ranked.loss(row)) and loss.value <= (limits.max_loss or 0)]
     if likely:
@@ -197,6 +200,15 @@ def _records_needed(row: Row, loss: Interval | None, limits: Limits) -> str:
         return ""
     factor = (loss.high - loss.value) / (limits.max_loss - loss.value)
     return f" from {row['eval_records']} to about {round(row['eval_records'] * factor**2 + 0.5)}"
+
+
+def _with_other_batches(row: Row, others: int) -> list[str]:
+    if not others:
+        return []
+    more = "1 more cell is" if others == 1 else f"{others} more cells are"
+    return [
+        f"{more} within the limits, but with other {SAME_BATCH} than {row[SAME_BATCH]}, so that costs are not compared"
+    ]
 
 
 def _named(row: Row) -> tuple[str, str]:

@@ -6,14 +6,13 @@ from pipelines import machine
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.show import Format, as_csv, as_json, tabulate
 from pipelines.estimate.cards import CARDS, Card
-from pipelines.estimate.estimate import Estimate, columns
+from pipelines.estimate.estimate import Estimate, columns, is_checkpointed, verdict
 from pipelines.schema import real, text
 
 COLUMNS = (
     *COMPARISON.pick("model", "method"),
     real("here", "Predicted peak memory on this machine.", "GB", 2, heading="here GB"),
     text("fits", "Whether training fits this machine, and the GB that remain."),
-    real("card", "Predicted peak memory on a GPU.", "GB", 2, heading="card GB"),
     *(text(card.name, "Whether training fits this card, and the GB that remain.", heading=card.name) for card in CARDS),
 )
 
@@ -28,18 +27,13 @@ def render(estimates: Sequence[Estimate], form: Format) -> str:
         {
             "model": estimate.model,
             "method": estimate.method,
-            "here": estimate.gb(machine_device()),
+            "here": estimate.gb(),
             "fits": _verdict(estimate),
-            "card": estimate.gb("cuda"),
             **{card.name: _verdict(estimate, card) for card in CARDS},
         }
         for estimate in estimates
     ]
     return tabulate(shown, COLUMNS, _notes(estimates), form)
-
-
-def machine_device() -> str:
-    return "cuda" if machine.cuda_name() else "cpu"
 
 
 def _verdict(estimate: Estimate, card: Card | None = None) -> str | None:
@@ -52,8 +46,9 @@ def _notes(estimates: Sequence[Estimate]) -> list[str]:
         return []
     here = f"{machine.machine_class()}, of {estimates[0].capacity_gb:.1f} GB"
     notes = [
-        f"here: {here}; card: with half-precision compute, as on a GPU. Beside yes, tight (within the prediction's error) or no "
-        "stands what remains free, in GB. Left out of a card's room is what CUDA itself occupies. No card has been measured by us.",
+        f"here: {here}. Beside yes, tight (within the prediction's error) or no stands what remains free, in GB.",
+        "cards: each computes in the format that `precision: auto` takes there: bf16; on a T4 fp16, or fp32 where the model says "
+        "`fp16: false`. Left out of a card's room is what CUDA itself occupies. No card has been measured by us.",
     ]
     for batch, source in dict.fromkeys(
         (e.found["batch"], e.found["batch_from"]) for e in estimates if "batch" in e.found and e.found["trainable"]
@@ -62,5 +57,27 @@ def _notes(estimates: Sequence[Estimate]) -> list[str]:
             e.model for e in estimates if e.found.get("batch") == batch and e.found["batch_from"] == source
         )
         notes.append(f"{', '.join(names)}: largest micro-batch {batch}, from {source}")
+    notes += [told for e in estimates if (told := _otherwise(e))]
     notes += [f"{e.model} × {e.method}: {e.because}" for e in estimates if e.because]
     return notes
+
+
+def _otherwise(estimate: Estimate) -> str | None:
+    """What the other choice of gradient checkpointing comes to on the cards where it decides: those that the cell would fit with
+    it, or that it fits even without, and is faster."""
+    checkpointed, told = is_checkpointed(estimate.found), []
+    for card in CARDS:
+        peak, fits = estimate.otherwise_gb(card), estimate.fits(card)
+        if peak is None:
+            continue
+        other = verdict(peak, card.usable / 1e9)
+        if other != "no" and (checkpointed or fits == "no"):
+            told.append(f"{card.name} ({peak:.1f} GB, {other})")
+    if not told:
+        return None
+    how = (
+        "fits even without gradient_checkpointing, which is faster"
+        if checkpointed
+        else "gradient_checkpointing would fit"
+    )
+    return f"{estimate.model} × {estimate.method}: {how}: {', '.join(told)}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipelines.compare.columns.comparison import HISTORY
 from pipelines.compare.quality import Interval, Quality, paired_difference, quality_of
+from pipelines.compare.table import micro_batch_tokens
 from pipelines.project import COMPARED
 from pipelines.runs.cells import Attempt, CellKey
 
@@ -107,7 +108,12 @@ def _from_mean(newest: Quality, past: Sequence[Quality]) -> Interval | None:
 def _dearer(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
     """Time and memory of the newest beyond what equal runs before it spread over."""
     newest = runs[-1][0]
-    alike = [earlier for earlier, _ in runs[:-1] if not _changed_but_code(earlier, newest)]
+    tokens = micro_batch_tokens(newest.result, newest.spec)
+    alike = [
+        earlier
+        for earlier, _ in runs[:-1]
+        if not _changed_but_code(earlier, newest) and micro_batch_tokens(earlier.result, earlier.spec) == tokens
+    ]
     told = []
     for name, unit, scale in (("train_seconds", "minutes", 60), ("peak_memory_gb", "GB", 1)):
         past = [value for one in alike if (value := one.result.measured.get(name))]

@@ -18,6 +18,7 @@ MUST_MATCH = {
     "device": "device",
     "memory_budget_gb": "memory budget",
 }
+SAME_BATCH = "micro_batch_tokens"  # decides memory and speed, and no quality: it must match where costs are compared
 CLEAR, UNCLEAR, ONLY, NOTHING = "clear", "no clear winner", "the only one", "nothing to pick"
 
 
@@ -29,20 +30,33 @@ def incomparable(one: Row, other: Row) -> str | None:
     return next((called for name, called in MUST_MATCH.items() if one[name] != other[name]), None)
 
 
+def other_costs(one: Row, other: Row) -> str | None:
+    """What keeps memory and speed of two comparable rows from being compared: other micro-batches."""
+    return None if one[SAME_BATCH] == other[SAME_BATCH] else SAME_BATCH
+
+
+def of_equal_batches(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose memory and speed may be compared: those with the largest micro-batches. Smaller ones need less memory, so that
+    a row with them cannot be said to need less than these."""
+    among = [row for row in rows if stands(row)] or rows
+    largest = max((row[SAME_BATCH] or 0 for row in among), default=0)
+    return [row for row in rows if (row[SAME_BATCH] or 0) == largest]
+
+
 def mark_pareto(rows: Sequence[Row], qualities: Qualities) -> None:
     """Set `is_pareto` of every ok row that has all three of quality, memory and time; of the others it stays None.
 
-    A row is off the front when a comparable one dominates it: that one needs no more memory and no more time, is not clearly
-    worse in quality, and is clearly better in at least one of the three. Clearly, in quality: the 95 % interval of the paired
-    difference lies on one side of zero; in memory and time: by more than `MEMORY_NOISE` and `TIME_NOISE`. So rows that are equal,
-    or that differ within noise, stay on the front together, and a lower number within another's interval beats nobody (dominance
-    under uncertainty as in Teich 2001, EMO, LNCS 1993, with confidence intervals). Memory and time are ordered as measured, so no
-    circle of rows can dominate one another: the front is never empty.
+    A row is off the front when a comparable one with equal micro-batches dominates it: that one needs no more memory and no more
+    time, is not clearly worse in quality, and is clearly better in at least one of the three. Clearly, in quality: the 95 %
+    interval of the paired difference lies on one side of zero; in memory and time: by more than `MEMORY_NOISE` and `TIME_NOISE`.
+    So rows that are equal, or that differ within noise, stay on the front together, and a lower number within another's interval
+    beats nobody (dominance under uncertainty as in Teich 2001, EMO, LNCS 1993, with confidence intervals). Memory and time are
+    ordered as measured, so no circle of rows can dominate one another: the front is never empty.
     """
     complete = [row for row in rows if _is_ranked(row, qualities) and all(row[axis] is not None for axis in AXES)]
     for row in complete:
         rivals = [other for other in complete if other is not row and _costs_no_more(other, row)]
-        rivals = [other for other in rivals if not incomparable(row, other)]
+        rivals = [other for other in rivals if not incomparable(row, other) and not other_costs(row, other)]
         row["is_pareto"] = not _is_dominated(row, rivals, qualities)
 
 
@@ -123,6 +137,7 @@ def make_picks(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
         costs within `TIME_NOISE` are a tie (the idea of the one-standard-error rule: the cheapest within the
         noise of the best; Breiman et al. 1984, section 3.4.3).
     least memory: the row with the lowest peak; of peaks within `MEMORY_NOISE`, those that are clearly worse in quality drop out.
+    The last two compare costs, so they are taken among rows with equal micro-batches.
     """
     choice = Choice(comparable_rows(rows, qualities), rows, qualities)
     return [choice.best_quality(), choice.best_value(), choice.least_memory()]
@@ -150,30 +165,38 @@ class Choice:
         return self._picked("best quality", [best], f"{best['eval_bits_per_byte']:.4f} bits per byte{following}")
 
     def best_value(self) -> Row:
-        measured = [row for row in self._as_good() if row["peak_memory_gb"] and row["train_seconds"]]
+        known = [row for row in self._as_good() if row["peak_memory_gb"] and row["train_seconds"]]
+        measured = of_equal_batches(known)
         if not measured:
             return self._picked("best value", [], "")
         cheapest = min(measured, key=_cost)
         tied = [row for row in measured if _cost(row) <= _cost(cheapest) / (1 - TIME_NOISE)]
+        left = len(known) - len(measured)
         if len(tied) > 1:
             names = " and ".join(f"{self.name(row)} ({_price(row)})" for row in tied)
-            return self._picked("best value", tied, f"{names} cost the same within {TIME_NOISE:.0%}")
-        return self._picked("best value", [cheapest], f"{_price(cheapest)}; {self._standing_of(cheapest)}")
+            return self._picked(
+                "best value", tied, f"{names} cost the same within {TIME_NOISE:.0%}", other_batches=left
+            )
+        reason = f"{_price(cheapest)}; {self._standing_of(cheapest)}"
+        return self._picked("best value", [cheapest], reason, other_batches=left)
 
     def least_memory(self) -> Row:
-        measured = [row for row in self._group if row["peak_memory_gb"]]
+        known = [row for row in self._group if row["peak_memory_gb"]]
+        measured = of_equal_batches(known)
         if not measured:
             return self._picked("least memory", [], "")
         smallest = min(row["peak_memory_gb"] for row in measured)
         tied = [row for row in measured if row["peak_memory_gb"] <= smallest / (1 - MEMORY_NOISE)]
         differences = self._qualities.differences(tied, tied[0])
         tied = [row for row, apart in zip(tied, differences, strict=True) if apart is None or not apart.above]
+        left = len(known) - len(measured)
         if len(tied) > 1:
             names = " and ".join(f"{self.name(row)} ({row['peak_memory_gb']:.2f} GB)" for row in tied)
-            return self._picked("least memory", tied, f"{names} need the same within {MEMORY_NOISE:.0%}")
-        return self._picked(
-            "least memory", tied, f"{tied[0]['peak_memory_gb']:.2f} GB at its peak; {self._standing_of(tied[0])}"
-        )
+            return self._picked(
+                "least memory", tied, f"{names} need the same within {MEMORY_NOISE:.0%}", other_batches=left
+            )
+        reason = f"{tied[0]['peak_memory_gb']:.2f} GB at its peak; {self._standing_of(tied[0])}"
+        return self._picked("least memory", tied, reason, other_batches=left)
 
     def name(self, row: Row) -> str:
         return f"{row['model']} × {row['method']}" if self._several else row["method"]
@@ -199,8 +222,10 @@ class Choice:
             return f"its quality is worse than that of {self.name(best)}: {_signed(apart)} bits per byte"
         return f"its quality is not told apart from that of {self.name(best)}: {_signed(apart)} bits per byte"
 
-    def _picked(self, pick: str, found: Sequence[Row], reason: str) -> Row:
-        row = PICKS.empty() | {"pick": pick, "compared": len(self._group), "left_out": self._left_out()}
+    def _picked(self, pick: str, found: Sequence[Row], reason: str, *, other_batches: int = 0) -> Row:
+        """`other_batches`: how many of the group were not compared for the sake of their micro-batches."""
+        compared = len(self._group) - other_batches
+        row = PICKS.empty() | {"pick": pick, "compared": compared, "left_out": self._left_out(other_batches)}
         if not found:
             return row | {"verdict": NOTHING, "reason": self._why_nothing()}
         row["candidates"] = ", ".join(self.name(one) for one in found)
@@ -212,7 +237,7 @@ class Choice:
             row
             | copied
             | {
-                "verdict": CLEAR if len(self._group) > 1 else ONLY,
+                "verdict": CLEAR if compared > 1 else ONLY,
                 "reason": "; ".join(filter(None, (reason + _against_base(found[0]), left_out_in_words(found[0])))),
             }
         )
@@ -225,7 +250,7 @@ class Choice:
         told = f"; {aside} with {TOO_MUCH}" if aside else ""
         return f"no cell has trained, been evaluated and kept its values per record{told}"
 
-    def _left_out(self) -> str | None:
+    def _left_out(self, other_batches: int) -> str | None:
         """Why the other trained cells are not among those compared."""
         inside = {id(row) for row in self._group}
         why: dict[str, int] = {}
@@ -239,6 +264,8 @@ class Choice:
                 other = next(filter(None, (incomparable(row, one) for one in self._group)), None)
                 because = f"measured with other {other}" if other else "without values per record"
             why[because] = why.get(because, 0) + 1
+        if other_batches:
+            why[f"measured with other {SAME_BATCH}"] = other_batches
         return ", ".join(f"{count} {because}" for because, count in why.items()) or None
 
 

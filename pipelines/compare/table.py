@@ -10,7 +10,7 @@ from pipelines import machine
 from pipelines.compare.advice import advise, next_run
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.quality import Qualities, Quality, quality_of
-from pipelines.compare.ranking import incomparable, mark_pareto
+from pipelines.compare.ranking import incomparable, mark_pareto, other_costs
 from pipelines.compare.targets import add_targets
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import questions
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
 # measured, but a mean over the seeds would say nothing
-OF_ONE_RUN = ("best_step", "last_step", "learning_rate_at_edge")
+OF_ONE_RUN = ("best_step", "last_step", "learning_rate_at_edge", "micro_batch_tokens")
 FROM_TRAINING = tuple(name for name in COMPARISON.measured_by("training") if name not in OF_ONE_RUN)
 FROM_EVALUATION = COMPARISON.measured_by("evaluation")
 PAID = ("load_seconds", "quantize_seconds", "probe_seconds", "search_seconds", "train_seconds", "other_seconds")
@@ -214,6 +214,11 @@ def placement(spec: RunSpec) -> Row:
     return {"devices": spec.devices, "sharding": spec.sharding, "launcher": spec.launcher}
 
 
+def micro_batch_tokens(result: RunResult, spec: RunSpec) -> int | None:
+    """As the run took them; of one that older code made, or that did not come so far, as it was to take them."""
+    return result.measured.get("micro_batch_tokens", spec.recipe.get("micro_batch_tokens"))
+
+
 def learning_rate(result: RunResult, spec: RunSpec) -> Row:
     """The rate trained with, who named it, and whether it was the least or most of those tried."""
     measured, given = result.measured, spec.recipe.get("learning_rate")
@@ -231,6 +236,8 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
     for names, measured in ((FROM_TRAINING, trained), (FROM_EVALUATION, evaluated)):
         for name in names:
             row[name] = _mean([m[name] for m in measured if m.get(name) is not None])
+    used = [tokens for seed in seeds if (tokens := micro_batch_tokens(seed.attempt.result, seed.attempt.spec))]
+    row["micro_batch_tokens"] = min(used, default=None)
     bits = [m["eval_bits_per_byte"] for m in evaluated if m.get("eval_bits_per_byte") is not None]
     row["eval_bits_per_byte_std"] = stdev(bits) if len(bits) > 1 else None
 
@@ -282,7 +289,8 @@ def _add_base(row: Row, base: Row | None, qualities: Qualities) -> None:
 
 
 def _add_ratios(project: Project, row: Row, full: Row | None, qualities: Qualities) -> None:
-    """Speed, memory and quality against `full` of the same model, where both are ok and comparable; else why not."""
+    """Speed, memory and quality against `full` of the same model, where both are ok and comparable; else why not. With other
+    micro-batches quality alone."""
     if not project.experiments.method(row["method"]).traits.trains or row["status"] != "ok":
         return
     if full is None:
@@ -291,6 +299,9 @@ def _add_ratios(project: Project, row: Row, full: Row | None, qualities: Qualiti
         row["ratios_because"] = f"full is {full['status']}"
     elif different := incomparable(row, full):
         row["ratios_because"] = f"full was measured with other {different}"
+    elif different := other_costs(row, full):
+        row["ratios_because"] = f"full was measured with other {different}"
+        _add_difference(row, "delta_full", full, qualities)
     else:
         if full["train_seconds"] and row["train_seconds"]:
             row["speedup_vs_full"] = full["train_seconds"] / row["train_seconds"]

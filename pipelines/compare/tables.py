@@ -15,7 +15,15 @@ from pipelines.compare.columns.providers import PROVIDER_COMPARISON, PROVIDER_DU
 from pipelines.compare.columns.training import TRAINING_CURVE, TRAINING_RUNS
 from pipelines.compare.history import history_rows
 from pipelines.compare.providers import duel_rows, provider_rows
-from pipelines.compare.table import FROM_EVALUATION, Row, adapter_of, disturbed, learning_rate, placement
+from pipelines.compare.table import (
+    FROM_EVALUATION,
+    Row,
+    adapter_of,
+    disturbed,
+    learning_rate,
+    micro_batch_tokens,
+    placement,
+)
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
 from pipelines.evaluate.scores import bits_per_byte
@@ -83,6 +91,7 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
         "method": attempt.key.method,
         "seed": attempt.key.seed,
         "profile": spec.profile,
+        "micro_batch_tokens": micro_batch_tokens(result, spec),
         **learning_rate(result, spec),
         **adapter_of(spec.recipe),
         "optimizer": spec.recipe.get("optimizer"),

@@ -38,16 +38,16 @@ def batch_of(examples: Sequence[Tokenized]) -> Batch:
     return Batch(len(examples), max(len(e) for e in examples), sum(e.learned for e in examples))
 
 
-def heaviest(examples: Sequence[Tokenized], recipe: dict[str, Any], seeds: Sequence[int]) -> list[Batch]:
-    """The first two micro-batches, which are the longest, of the optimizer step with the largest micro-batch of all seeds'
-    runs; the second meets the gradients of the first. Examples over max_length are left out, as in training; [] where none fits."""
+def heaviest(examples: Sequence[Tokenized], recipe: dict[str, Any], seeds: Sequence[int], config: Any) -> list[Batch]:
+    """The micro-batches that the probe of training takes, of all seeds' runs. Examples over max_length are left out, as in
+    training; [] where none fits."""
     fitting = [example for example in examples if len(example) <= recipe["max_length"]]
-    steps = [
-        [batch_of(group) for group in batches.micro_batches(step, max_tokens=recipe["micro_batch_tokens"])]
+    plan = [
+        step
         for seed in seeds
         for step in batches.steps(fitting, epochs=recipe["epochs"], per_step=recipe["examples_per_step"], seed=seed)
     ]
-    return max(steps, key=lambda step: (step[0].tokens, step[0].learned))[:2] if fitting else []
+    return [batch_of(group) for group in batches.heaviest(plan, config, recipe)] if fitting else []
 
 
 def allowed(recipe: dict[str, Any]) -> list[Batch]:

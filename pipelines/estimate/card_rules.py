@@ -9,34 +9,35 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers.integrations import sdpa_attention
 
 from pipelines.train import chunked
 from pipelines.train.dropout import CheapDropout
 
-CARD = 80 * 10**9  # bytes of the card whose pieces are rehearsed: none takes larger ones
-
 
 @contextmanager
-def as_on_cuda(*, autocast: bool) -> Iterator[None]:
-    """While open, the few functions of torch.nn.functional that differ in memory do as CUDA's kernels, with `autocast` as under
-    that. They are replaced where they are looked up, since PyTorch's function modes do not reach what a checkpoint computes
-    again."""
-    wide = ("layer_norm", "softmax", "log_softmax") if autocast else ()
-    changed: dict[tuple[Any, str], Callable[..., Any]] = {
-        (functional, name): _in_float32(getattr(functional, name)) for name in wide
+def as_on_cuda(*, norms_in_float32: bool, grouped_queries: bool, memory: int) -> Iterator[None]:
+    """While open, the few functions that differ in memory do as CUDA's kernels. They are replaced where they are looked up, since
+    PyTorch's function modes do not reach what a checkpoint computes again. `norms_in_float32`: as under autocast.
+    `grouped_queries`: attention takes fewer keys than queries as they are (flash); else each is repeated for every query. `memory`:
+    the card's, in bytes, by which the output head takes its pieces."""
+    changed: dict[str, Callable[..., Any]] = {
+        "dropout": _dropout,
+        "scaled_dot_product_attention": _attention(functional.scaled_dot_product_attention),
     }
-    changed |= {
-        (functional, "dropout"): _dropout,
-        (functional, "scaled_dot_product_attention"): _attention(functional.scaled_dot_product_attention),
-        (chunked, "rows_of_piece"): lambda vocabulary, _device: chunked.rows_on_card(vocabulary, CARD),
-    }
-    before = {(place, name): getattr(place, name) for place, name in changed}
-    for (place, name), function in changed.items():
+    if norms_in_float32:
+        changed |= {name: _in_float32(getattr(functional, name)) for name in ("layer_norm", "softmax", "log_softmax")}
+    replaced: list[tuple[Any, str, Any]] = [(functional, name, function) for name, function in changed.items()]
+    replaced.append((chunked, "rows_of_piece", lambda vocabulary, _: chunked.rows_on_card(vocabulary, memory)))
+    if not grouped_queries:
+        replaced.append((sdpa_attention, "use_gqa_in_sdpa", lambda *_: False))
+    before = [(place, name, getattr(place, name)) for place, name, _ in replaced]
+    for place, name, function in replaced:
         setattr(place, name, function)
     try:
         yield
     finally:
-        for (place, name), function in before.items():
+        for place, name, function in before:
             setattr(place, name, function)
 
 

@@ -1,27 +1,80 @@
-"""Named graphics cards and what of their memory training can use."""
+"""What the estimator knows of a graphics card: its name, its memory, and the number format that it computes in."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, cast, get_args
+
+from pipelines import machine
 
 CONTEXT = 0.6e9  # CUDA's context and kernels in a process, outside PyTorch's allocator; not measured here, 0.3 to 0.6 GB are usual
 MIB = 2**20
+BFLOAT16 = (8, 0)  # the capability from which on cards compute it, as `pipelines.train.precision` has it
+# What a card computes matrix products in. Predictions are made per format: cards of one format need the same memory.
+Format = Literal["bf16", "fp16", "fp32"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+# Bytes of the card that a prediction for a format means, by which the output head takes its pieces: the largest of those that
+# compute bfloat16, a T4 for the others. On a smaller card with bfloat16 a large vocabulary takes less than is foretold.
+MEANT: dict[Format, int] = {"bf16": 80 * 10**9, "fp16": 15360 * MIB, "fp32": 15360 * MIB}
 
 
 @dataclass(frozen=True)
 class Card:
-    """`total` is what `nvidia-smi` reports, in bytes."""
+    """`total` is what `nvidia-smi` reports, in bytes; `capability` is CUDA's, such as (7, 5)."""
 
     name: str
     total: int
+    capability: tuple[int, int]
 
     @property
     def usable(self) -> float:
         return self.total - CONTEXT
 
+    def format(self, recipe: Mapping[str, Any]) -> Format:
+        """What it computes a cell of `recipe` in, by `precision` and `fp16` of the recipe."""
+        precision = recipe.get("precision", "auto")
+        if precision != "auto":
+            return cast(Format, precision)
+        if self.capability >= BFLOAT16:
+            return "bf16"
+        return "fp16" if recipe.get("fp16", True) else "fp32"
+
 
 CARDS = (
-    Card("T4 16", 15360 * MIB),
-    Card("L4 24", 23034 * MIB),
-    Card("A100 40", 40960 * MIB),
-    Card("A100 80", 81920 * MIB),
-    Card("H100 80", 81559 * MIB),
+    Card("T4 16", 15360 * MIB, (7, 5)),
+    Card("L4 24", 23034 * MIB, (8, 9)),
+    Card("A100 40", 40960 * MIB, (8, 0)),
+    Card("A100 80", 81920 * MIB, (8, 0)),
+    Card("H100 80", 81559 * MIB, (9, 0)),
 )
+
+
+def here() -> Card | None:
+    """This machine's first card; None without one."""
+    name = machine.cuda_name()
+    return _asked(name) if name else None
+
+
+@cache
+def _asked(name: str) -> Card:
+    """The card of that name, by the driver's word; one whose driver is too old to say its capability counts as a new one."""
+    capability = next(iter(machine.cuda_query("compute_cap")), "")
+    major, _, minor = capability.partition(".")
+    known = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else BFLOAT16
+    return Card(name, machine.cuda_memory_bytes() or 0, known)
+
+
+def of_device(device: str | None) -> Card:
+    """The card that a machine's `device` names (`Tesla T4`): this machine's, else one of `CARDS`; a name that is neither counts as
+    a card that computes bfloat16, of no known memory."""
+    if device and (card := here()) and card.name == device:
+        return card
+    words = (device or "").split()
+    return next((card for card in CARDS if card.name.split()[0] in words), Card(device or "?", 0, BFLOAT16))
+
+
+def formats_of(recipe: Mapping[str, Any]) -> list[Format]:
+    """The formats that `CARDS` and this machine's card compute a cell of `recipe` in."""
+    card = here()
+    found = {card.format(recipe) for card in (*CARDS, *([card] if card else []))}
+    return [one for one in FORMATS if one in found]

@@ -7,7 +7,6 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipelines.runs.process import die_with_parent
 from pipelines.shipped import width_of
 
 Json = dict[str, Any]
+TOLD = ("precision", "fp16", "gradient_checkpointing")  # of the recipe: by which an answer is read
 TOKENIZER = 50_000_000  # bytes of one with some 50,000 words, where none is loaded to be measured (SmolLM2's: 47 MB)
 PRODUCTS = 40_000_000  # bytes of the matrix products that `pipelines.train.products` keeps ready (measured on SmolLM2)
 
@@ -53,45 +53,63 @@ def _first_step(torch: Any) -> None:
 
 
 def answer(asked: Json, occupied: dict[bool, int]) -> Json:
-    """The prediction for this machine's processor and for a card; `because` in place of it where there is none."""
+    """The predictions for this machine's processor and for the cards of each format in `cards` of the question; `because` in place
+    of them where there are none. `halved_gb`: training here with micro-batches of half as many tokens. `otherwise`: training on
+    such cards with gradient checkpointing where the recipe has none, and without it where it has."""
     from transformers import AutoConfig
 
     from pipelines.estimate import memory
-    from pipelines.estimate.rehearsal import rehearse
+    from pipelines.estimate.cards import MEANT
+    from pipelines.estimate.rehearsal import groups_queries, rehearse
+    from pipelines.train.chunked import rows_on_card
     from pipelines.train.examples import longest
 
     fields, recipe = dict(asked["config"]), complete(asked["recipe"])
     width = width_of(fields)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     recipe |= {"max_length": longest(recipe["max_length"], config)}
-    batches, source = batches_of(asked, recipe)
+    batches, source = batches_of(asked, recipe, config)
     if not batches:
         return {"because": "no example fits max_length"}
     process = occupied[traits_of(recipe).has_adapter] + (read(asked).size if asked.get("examples") else TOKENIZER)
 
-    def predict(counted: Any, device: str) -> memory.Prediction:
-        if device == "cuda":
-            return memory.on_card(counted, recipe)
-        return memory.on_cpu(counted, recipe, framework=process, file_width=width)
-
-    found: Json = {"batch": str(batches[0]), "batch_from": source, "epoch_tokens": epoch_tokens(asked, recipe)}
-    for device in ("cpu", "cuda"):
+    def predict(recipe: Json, batches: list[Any], device: Any) -> memory.Prediction:
         counted = rehearse(config, recipe, batches, device)
-        made = predict(counted, device)
-        found[device] = {**vars(made), "peak": made.peak}
-        found |= {"parameters": round(counted.parameters), "trainable": round(counted.trainable)}
-    if asked.get("halved") and traits_of(recipe).trains:
-        found["halved_gb"] = halved(config, recipe, asked, predict) / 1e9
+        found.update(parameters=round(counted.parameters), trainable=round(counted.trainable))
+        if device == "cpu":
+            return memory.on_cpu(counted, recipe, framework=process, file_width=width)
+        return memory.on_card(counted, recipe)
+
+    # float16 is as wide as bfloat16: their cards differ by the attention's kernel and the pieces of the output head
+    pieces = {rows_on_card(config.vocab_size, MEANT[one]) for one in ("bf16", "fp16")}
+    alike = not groups_queries(config) and len(pieces) == 1
+
+    def on_cards(recipe: Json) -> Json:
+        made: Json = {}
+        for device in asked.get("cards", ()):
+            if device == "fp16" and "bf16" in made and alike:
+                made[device] = made["bf16"]
+            else:
+                made[device] = in_numbers(predict(recipe, batches, device))
+        return made
+
+    heaviest = max(batches, key=lambda batch: batch.tokens)
+    found: Json = {"batch": str(heaviest), "batch_from": source, "epoch_tokens": epoch_tokens(asked, recipe)}
+    found["recipe"] = {name: recipe[name] for name in TOLD if name in recipe}
+    found["cpu"] = in_numbers(predict(recipe, batches, "cpu"))
+    found |= on_cards(recipe)
+    trains = traits_of(recipe).trains
+    if asked.get("halved") and trains:
+        fewer = {**recipe, "micro_batch_tokens": max(1, recipe["micro_batch_tokens"] // 2)}
+        found["halved_gb"] = predict(fewer, batches_of(asked, fewer, config)[0], asked["device"]).train / 1e9
+    if asked.get("otherwise"):
+        other = {**recipe, "gradient_checkpointing": not recipe["gradient_checkpointing"]}
+        found["otherwise"] = on_cards(other) if trains else {}
     return found
 
 
-def halved(config: Any, recipe: Json, asked: Json, predict: Callable[[Any, str], Any]) -> float:
-    """The peak of training on this machine's device with micro-batches of half as many tokens."""
-    from pipelines.estimate.rehearsal import rehearse
-
-    smaller = {**recipe, "micro_batch_tokens": max(1, recipe["micro_batch_tokens"] // 2)}
-    batches, _ = batches_of(asked, smaller)
-    return predict(rehearse(config, smaller, batches, asked["device"]), asked["device"]).train
+def in_numbers(made: Any) -> Json:
+    return {**vars(made), "peak": made.peak}
 
 
 def complete(recipe: Json) -> Json:
@@ -100,7 +118,7 @@ def complete(recipe: Json) -> Json:
     return {**plain, **recipe}
 
 
-def batches_of(asked: Json, recipe: Json) -> tuple[list[Any], str]:
+def batches_of(asked: Json, recipe: Json, config: Any) -> tuple[list[Any], str]:
     """The micro-batches to rehearse, and where they come from: the question itself, the examples, or the settings."""
     from pipelines.estimate.batch import Batch, allowed, heaviest
 
@@ -112,7 +130,7 @@ def batches_of(asked: Json, recipe: Json) -> tuple[list[Any], str]:
         return allowed(recipe), "the most that the settings allow (no examples or no tokenizer here)"
     of = asked["tokenizer"]["of"]
     source = "the examples" if of == recipe["model"] else f"the examples, counted with {of}'s tokenizer"
-    return heaviest(read(asked).examples, recipe, [asked["seed"]]), source
+    return heaviest(read(asked).examples, recipe, [asked["seed"]], config), source
 
 
 def epoch_tokens(asked: Json, recipe: Json) -> int | None:

@@ -11,14 +11,15 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 from tqdm import tqdm
 
 from pipelines import machine
 from pipelines.errors import WorkError
-from pipelines.estimate.cards import CARDS, Card
+from pipelines.estimate import cards
+from pipelines.estimate.cards import CARDS, FORMATS, Card, formats_of
 from pipelines.estimate.question import Question, questions
 from pipelines.files import announce, locked, read_json, write_json
 from pipelines.project import Project, Resolved
@@ -27,13 +28,15 @@ from pipelines.runs.process import child_environment, stop_group
 
 CHILD = "pipelines.estimate.child"
 Json = dict[str, Any]
+Verdict = Literal["yes", "tight", "no"]
 TIGHT = 0.10  # a margin below this share of the prediction is within what predictions have been off by
 NO_CONFIG = "neither weights nor a configuration of {0} are here: run `featherweight fetch {0}`"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The answer on one cell. `found` holds `cpu` and `cuda` predictions, or `because` where there is none."""
+    """The answer on one cell. `found` holds a prediction for `cpu` and one for the cards of each format (`cards.Format`), or
+    `because` where there is none."""
 
     model: str
     method: str
@@ -44,8 +47,15 @@ class Estimate:
     def because(self) -> str | None:
         return self.found.get("because")
 
-    def gb(self, device: str, part: str = "peak") -> float | None:
+    def gb(self, card: Card | None = None, part: str = "peak") -> float | None:
+        """Of a cell on `card`, or here."""
+        device = key_of(self.found, card)
         return self.found[device][part] / 1e9 if device in self.found else None
+
+    def otherwise_gb(self, card: Card) -> float | None:
+        """Peak memory on `card` with gradient checkpointing where the cell has none, without it where it has."""
+        device, other = key_of(self.found, card), self.found.get("otherwise", {})
+        return other[device]["peak"] / 1e9 if device in other else None
 
     @property
     def here_gb(self) -> float | None:
@@ -59,20 +69,29 @@ class Estimate:
 
     def margin_gb(self, card: Card | None = None) -> float | None:
         """What remains free on `card`, or here; negative: so much is missing. None without a prediction."""
-        peak = self.gb("cuda" if card else device())
-        capacity = card.usable / 1e9 if card else self.capacity_gb
-        return None if peak is None else capacity - peak
+        peak = self.gb(card)
+        return None if peak is None else self._room_gb(card) - peak
 
-    def fits(self, card: Card | None = None) -> str | None:
-        """`yes`, `tight` (the margin is within the prediction's error) or `no`."""
-        margin, peak = self.margin_gb(card), self.gb("cuda" if card else device())
-        if margin is None or peak is None:
-            return None
-        return "no" if margin < 0 else "tight" if margin < TIGHT * peak else "yes"
+    def fits(self, card: Card | None = None) -> Verdict | None:
+        """Whether it fits `card`, or this machine."""
+        peak = self.gb(card)
+        return None if peak is None else verdict(peak, self._room_gb(card))
+
+    def _room_gb(self, card: Card | None) -> float:
+        return card.usable / 1e9 if card else self.capacity_gb
 
 
-def device() -> str:
-    return "cuda" if machine.cuda_name() else "cpu"
+def verdict(peak: float, room: float) -> Verdict:
+    """`yes`, `tight` (the margin is within the prediction's error) or `no`."""
+    return "no" if peak > room else "tight" if room - peak < TIGHT * peak else "yes"
+
+
+def key_of(found: Json, card: Card | None = None) -> str:
+    """Under which name `found` holds the prediction for `card`, or for this machine's device."""
+    card = card or cards.here()
+    if card is None:
+        return "cpu"
+    return card.format(found["recipe"]) if "recipe" in found else "cuda"  # of an answer of before cards were told apart
 
 
 def machine_gb() -> float:
@@ -82,16 +101,22 @@ def machine_gb() -> float:
 
 def training_gb(found: Json) -> float | None:
     """The predicted peak of training on this machine's device, which `peak_memory_gb` measures."""
-    return found[device()]["train"] / 1e9 if device() in found and found.get("trainable") else None
+    device = key_of(found)
+    return found[device]["train"] / 1e9 if device in found and found.get("trainable") else None
 
 
-def estimates(project: Project, cells: Sequence[tuple[str, str]], *, say: Any = announce) -> list[Estimate]:
-    """Predictions for `cells` (model, method) on the profile's settings, the first seed's batches.
+def estimates(
+    project: Project, cells: Sequence[tuple[str, str]], *, on_cards: bool = False, say: Any = announce
+) -> list[Estimate]:
+    """Predictions for `cells` (model, method) on the profile's settings, the first seed's batches; here and, where `on_cards` is
+    true, on `CARDS` with gradient checkpointing and without.
 
     Raises:
         WorkError: the estimating process ended without an answer.
     """
     asked = questions(project, list(cells), project.settings.seeds[:1])
+    for question in asked if on_cards else ():
+        question.asked.update(cards=formats_of(question.asked["recipe"]), otherwise=True)
     answered = answers(asked, say=say)
     made = []
     for question in asked:
@@ -138,15 +163,33 @@ def answers(asked: Sequence[Question], *, say: Any) -> dict[Path, Json]:
         with closing(answers_to([question.asked for question in answerable])) as made:
             pairs = zip(answerable, made, strict=True)
             for question, found in tqdm(pairs, total=len(answerable), desc="predicted", unit="cell", disable=None):
-                kept[question.file] = {**found, "code": code, "model": question.model, "method": question.method}
+                earlier = kept[question.file] or {}
+                more = (
+                    earlier if earlier.get("code") == code else {}
+                )  # answered to somebody who asked for other things, too
+                kept[question.file] = {
+                    **more,
+                    **found,
+                    "code": code,
+                    "model": question.model,
+                    "method": question.method,
+                }
                 write_json(question.file, kept[question.file])
     return {file: found for file, found in kept.items() if found is not None}
 
 
 def _answers_it(found: Json | None, question: Question, code: str) -> bool:
+    """Whether all that is asked stands in `found`."""
     if found is None or found.get("code") != code:
         return False
-    return "because" in found or "halved_gb" in found or not question.asked.get("halved")
+    if "because" in found:
+        return True
+    asked, cards = question.asked, set(question.asked["cards"])
+    if found["trainable"] and asked.get("halved") and "halved_gb" not in found:
+        return False
+    if found["trainable"] and asked.get("otherwise") and not cards <= set(found.get("otherwise", {})):
+        return False
+    return cards <= set(found)
 
 
 def code_version() -> str:
@@ -194,15 +237,15 @@ def answers_to(asked: list[Json]) -> Generator[Json, None, None]:
 
 def columns(estimate: Estimate) -> Json:
     """One row for JSON and CSV: GB everywhere, None where there is no prediction."""
-    here = estimate.found.get(device(), {})
+    here = estimate.found.get(key_of(estimate.found), {})
     parts = ("framework", "weights", "gradients", "optimizer", "activations", "slack", "pageable")
     row: Json = {
         "model": estimate.model,
         "method": estimate.method,
         "device": machine.machine_class(),
-        "estimated_memory_gb": estimate.gb(device()),
-        "training_gb": estimate.gb(device(), "train"),
-        "loading_gb": estimate.gb(device(), "load"),
+        "estimated_memory_gb": estimate.gb(),
+        "training_gb": estimate.gb(part="train"),
+        "loading_gb": estimate.gb(part="load"),
         "capacity_gb": estimate.capacity_gb,
         "fits": estimate.fits(),
         "margin_gb": estimate.margin_gb(),
@@ -211,9 +254,25 @@ def columns(estimate: Estimate) -> Json:
         "trainable_params": estimate.found.get("trainable"),
         "batch": estimate.found.get("batch"),
         "batch_from": estimate.found.get("batch_from"),
-        "card_memory_gb": estimate.gb("cuda"),
+        **_by_format(estimate.found),
     }
     for card in CARDS:
         slug = card.name.lower().replace(" ", "_")
         row |= {f"{slug}_fits": estimate.fits(card), f"{slug}_margin_gb": estimate.margin_gb(card)}
     return {**row, "because": estimate.because}
+
+
+def is_checkpointed(found: Json) -> bool:
+    """Whether the cell computes its layers again, rather than keep what they made."""
+    return found.get("recipe", {}).get("gradient_checkpointing", False)
+
+
+def _by_format(found: Json) -> Json:
+    """Peak GB on cards of each format, with gradient checkpointing and without."""
+    named = ("with", "without") if is_checkpointed(found) else ("without", "with")
+    row: Json = {}
+    for one in FORMATS:
+        held = dict(zip(named, (found.get(one), found.get("otherwise", {}).get(one)), strict=True))
+        for name in ("with", "without"):
+            row[f"{one}_{name}_checkpointing_gb"] = held[name]["peak"] / 1e9 if held[name] else None
+    return row

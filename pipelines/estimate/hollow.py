@@ -29,16 +29,20 @@ if torch.backends.mkldnn.is_available():
         return torch.empty_like(other)
 
 
-def build(config: Any, recipe: dict[str, Any], dtype: torch.dtype, fake: FakeTensorMode) -> Any:
-    """The model of `recipe` on fake tensors, its adapter on top where it has one."""
+def build(
+    config: Any, recipe: dict[str, Any], dtype: torch.dtype, fake: FakeTensorMode, *, on_card: bool = False
+) -> Any:
+    """The model of `recipe` on fake tensors, its adapter on top where it has one. `on_card`: put together as `loading` does it for
+    a card, whose tensors these then stand for."""
     attention = {} if recipe["attention"] == "auto" else {"attn_implementation": recipe["attention"]}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
-        use_lean_gates(model)
+        if not on_card:
+            use_lean_gates(model)
         if recipe["quantization"]:
             quantize(model, recipe, dtype)
         if traits_of(recipe).has_adapter:
-            model = loading.add_adapter(model, recipe)
+            model = loading.add_adapter(model, recipe, for_card=dtype if on_card else None)
     if recipe["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with fake:

@@ -34,20 +34,35 @@ class Moment:
 
 
 class Live:
-    """The account of a step with so many trained tensors. `early` is the moment with the most live bytes before half of their
-    gradients are there (the start of the backward pass: all activations), `late` the one after (its end: all gradients); each
-    grows linearly with the number of layers, which their maximum does not."""
+    """The account of a step with so many trained tensors. `moments` holds, of each stretch of the step (the forward pass of each
+    micro-batch, the half of its backward pass before half of its gradients are there, and the rest), the moment with the most live
+    bytes. Each of these grows about linearly with the number of layers, which the largest of them does not."""
 
     def __init__(self, trained: int) -> None:
-        self.early = self.late = Moment()
-        self._to_come = trained / 2
+        self.moments: dict[str, Moment] = {}
+        self._half = trained / 2
         self._gradients = self._activations = self._large = 0
         self._known: dict[int, tuple[Any, int, Part]] = {}
+        self._stretch, self._to_come = "", self._half
+
+    @property
+    def peak(self) -> Moment:
+        return max(self.moments.values(), key=lambda moment: moment.total, default=Moment())
+
+    def begin(self, stretch: str) -> None:
+        """What is counted from now on belongs to `stretch`."""
+        self._stretch, self._to_come = stretch, self._half
+        self._hold()
 
     def ignore(self, tensor: torch.Tensor) -> None:
         """Weights and buffers: counted elsewhere."""
         storage = tensor.untyped_storage()
         self._known[id(storage)] = (storage, 0, "activations")
+
+    def gradient(self, tensor: torch.Tensor) -> None:
+        """Count the storage of `tensor` as a gradient: one more of this stretch, be it new or added to."""
+        self._to_come -= 1
+        self.add(tensor, "gradients")
 
     def add(self, tensor: torch.Tensor, part: Part = "activations") -> None:
         """Count the storage of `tensor`; one that is counted already moves to the gradients if it is one."""
@@ -57,7 +72,6 @@ class Live:
             if part == "activations" or known[2] == part:
                 return
             self._count(known[1], known[2], -1)
-            self._to_come -= 1
             reference, size = known[0], known[1]
         else:
             reference, size = weakref.ref(storage, lambda _: self._drop(place)), storage.nbytes()
@@ -78,12 +92,10 @@ class Live:
         self._count(size, part, -1)
 
     def _hold(self) -> None:
-        total = self._gradients + self._activations
-        if self._to_come > 0:
-            if total > self.early.total:
-                self.early = Moment(self._gradients, self._activations, self._large)
-        elif total > self.late.total:
-            self.late = Moment(self._gradients, self._activations, self._large)
+        stretch = self._stretch if self._to_come > 0 else f"{self._stretch}, later half"
+        now = Moment(self._gradients, self._activations, self._large)
+        if stretch not in self.moments or now.total > self.moments[stretch].total:
+            self.moments[stretch] = now
 
 
 class Counting(TorchDispatchMode):

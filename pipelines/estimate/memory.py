@@ -49,10 +49,9 @@ def on_cpu(counted: Any, recipe: dict[str, Any], *, framework: float, file_width
     else:  # what is read as it is stays unread until it is used
         load = framework
     slack = HEAP_SLACK[_kind(recipe)]
-    moments = (counted.early, counted.late)
-    heap = max(m.total - m.large for m in moments)
-    largest = max(moments, key=lambda m: m.total)
-    backward = max(m.large for m in moments)
+    heap = max((m.total - m.large for m in counted.moments.values()), default=0.0)
+    largest = counted.peak
+    backward = max((m.large for m in counted.moments.values()), default=0.0)
     step = _large_gradients(counted) + transient_bytes(counted, recipe["optimizer"], on_card=False)
     train = framework + weights + counted.optimizer + heap * (1 + slack) + max(backward, step)
     return Prediction(
@@ -76,9 +75,8 @@ def on_card(counted: Any, recipe: dict[str, Any]) -> Prediction:
     """What the caching allocator has handed out (`torch.cuda.max_memory_allocated`), without CUDA's own context."""
     pageable = counted.optimizer if recipe["optimizer"].startswith("paged") else 0
     states = counted.optimizer - pageable
-    moments = (counted.early, counted.late)
     step = counted.trained_bytes() + transient_bytes(counted, recipe["optimizer"], on_card=True)
-    largest = max(moments, key=lambda m: m.total)
+    largest = counted.peak
     train = counted.weights + states + max(step, largest.total)
     return Prediction(
         train=train, load=counted.weights, framework=0, weights=counted.weights, gradients=largest.gradients, optimizer=states,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import machine, predictions, shipped, weights
+from pipelines import predictions, shipped, weights
 from pipelines.errors import UsageError
+from pipelines.estimate import cards
 from pipelines.experiments import Model
 from pipelines.files import read_json
 from pipelines.methods import traits_of
@@ -59,11 +60,19 @@ def _question(project: Project, model: str, method: str, seed: int, resolved: Re
         "examples": str(resolved.selected.examples) if resolved and tokenizer else None,
         "selection": vars(project.selection_of(method)),
         "seed": seed,
-        "device": "cuda" if machine.cuda_name() else "cpu",
+        **_devices(recipe),
     }
     prints = narrowed.data_fingerprint if narrowed else None
     file = answer_file(project.data, recipe, prints, seed, own_tokenizer=own)
     return Question(model, method, file, asked)
+
+
+def _devices(recipe: Json) -> Json:
+    """`device`: what cells train on here, the processor or a card of that format; `cards`: for which formats a prediction is wanted
+    beside the processor's."""
+    card = cards.here()
+    here = card.format(recipe) if card else "cpu"
+    return {"device": here, "cards": [] if here == "cpu" else [here]}
 
 
 def config_of(data: DataRoot, name: str, model: Model) -> Json | None:

@@ -1,13 +1,14 @@
 """A cell's optimizer step without bytes: the trainer's own batch, head, loss and adapter on a hollow model, every allocation
 written down. What runs is the code that trains, so what it keeps is what training keeps.
 
-Layers of one kind cost the same, so the step is rehearsed with few of them, twice, and carried on to all in a straight line.
+Layers of one kind cost the same, so the step is rehearsed with few of them, twice, and each stretch of it is carried on to all in a
+straight line. What a card does otherwise than a CPU follows from the format that it computes in (`cards.Format`).
 """
 # ruff: noqa: TID253
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -20,20 +21,20 @@ from transformers import masking_utils
 from pipelines.estimate import hollow
 from pipelines.estimate.batch import Batch
 from pipelines.estimate.card_rules import as_on_cuda
+from pipelines.estimate.cards import MEANT, Format
 from pipelines.estimate.live import Counting, Live, Moment
 from pipelines.estimate.optimizer import state_bytes
 from pipelines.methods import traits_of
-from pipelines.train.adapters import fuse
 from pipelines.train.losses import head_on_positions, step_loss
 
 FEW, MORE = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
-Device = Literal["cpu", "cuda"]
+Device = Literal["cpu"] | Format
 
 
 @dataclass(frozen=True)
 class Counted:
     """Bytes of a step, and numbers of parameters. `quantized` counts the weights kept in 4 or 8 bits; `largest`
-    is the trained tensor with the most bytes."""
+    is the trained tensor with the most bytes; `moments` are those with the most live bytes, of each stretch of the step."""
 
     weights: float
     trainable: float
@@ -41,8 +42,11 @@ class Counted:
     quantized: float
     parameters: float
     largest: float
-    early: Moment = field(default_factory=Moment)
-    late: Moment = field(default_factory=Moment)
+    moments: dict[str, Moment] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> Moment:
+        return max(self.moments.values(), key=lambda moment: moment.total, default=Moment())
 
     def trained_bytes(self) -> float:
         return 4 * self.trainable  # what is trained is kept in float32
@@ -76,34 +80,28 @@ def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
     def line(a: float, b: float) -> float:
         return b + (b - a) * steps
 
-    moments = [
-        Moment(*(line(a, b) for a, b in zip(astuple(one), astuple(other), strict=True)))
-        for one, other in ((few.early, more.early), (few.late, more.late))
-    ]
+    moments = {
+        stretch: Moment(*map(line, astuple(few.moments.get(stretch, Moment())), astuple(moment)))
+        for stretch, moment in more.moments.items()
+    }
     names = ("weights", "trainable", "optimizer", "quantized", "parameters")
     sums = {name: line(getattr(few, name), getattr(more, name)) for name in names}
-    return Counted(**sums, largest=max(few.largest, more.largest), early=moments[0], late=moments[1])
+    return Counted(**sums, largest=max(few.largest, more.largest), moments=moments)
 
 
 def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    model = hollow.build(config, recipe, weights_dtype(recipe, device), fake)
-    if device == "cuda":
-        fuse(model, weights_dtype(recipe, device))
+    model = hollow.build(config, recipe, weights_dtype(recipe, device), fake, on_card=device != "cpu")
     kept = {id(p): p for p in [*model.parameters(), *model.buffers()]}.values()
     trained = [p for p in model.parameters() if p.requires_grad and traits_of(recipe).trains]
     live = Live(len(trained))
     for tensor in kept:
         live.ignore(tensor)
     for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(lambda p: live.add(p.grad, "gradients"))
+        parameter.register_post_accumulate_grad_hook(lambda p: live.gradient(p.grad))
     if trained:
-        # as `pipelines.train.precision.autocast`
-        casts, keeps = (
-            computes_in_half(recipe, device) and traits_of(recipe).trains_all,
-            not recipe["gradient_checkpointing"],
-        )
-        _forward_backward(model, batches, live, fake, (device == "cuda", casts, keeps))
+        with _kernels(recipe, device):
+            _forward_backward(model, batches, live, fake, _autocast(recipe, device))
     packed = hollow.quantized_sizes(model)
     sizes = [p.numel() for p in trained]
     return Counted(
@@ -113,8 +111,7 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
         quantized=sum(packed),
         parameters=sum(p.numel() for p in model.parameters() if p.dtype != torch.uint8) + sum(packed),
         largest=4 * max(sizes, default=0),
-        early=live.early,
-        late=live.late,
+        moments=live.moments,
     )
 
 
@@ -124,8 +121,37 @@ def weights_dtype(recipe: dict[str, Any], device: Device) -> torch.dtype:
 
 
 def computes_in_half(recipe: dict[str, Any], device: Device) -> bool:
-    """`auto` means half precision on a card alone. bfloat16 stands for float16, too, which is as wide."""
-    return recipe["precision"] in ("bf16", "fp16") or (recipe["precision"] == "auto" and device == "cuda")
+    """Whether matrix products are in half precision: `auto` means float32 on a CPU. bfloat16 stands for float16, too, which is as
+    wide."""
+    return recipe["precision"] in ("bf16", "fp16") if device == "cpu" else device != "fp32"
+
+
+def autocasts(recipe: dict[str, Any], device: Device) -> bool:
+    """Whether steps run under autocast: over float32 weights that compute in half precision. A frozen base is in half precision
+    itself, and so are its norms."""
+    return traits_of(recipe).trains_all and computes_in_half(recipe, device)
+
+
+def _autocast(recipe: dict[str, Any], device: Device) -> Callable[[], AbstractContextManager[Any]]:
+    """The autocast of each forward pass. It keeps the cast weights until its end, but where layers are computed again, after it."""
+    on, keeps = autocasts(recipe, device), not recipe["gradient_checkpointing"]
+    return lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=on, cache_enabled=keeps)
+
+
+def _kernels(recipe: dict[str, Any], device: Device) -> AbstractContextManager[Any]:
+    """The kernels of `device`. Flash attention wants bfloat16's cards; on older ones, and in float32, it is the memory-efficient
+    one, which wants a key and a value for each query."""
+    if device == "cpu":
+        return nullcontext()
+    return as_on_cuda(
+        norms_in_float32=autocasts(recipe, device), grouped_queries=device == "bf16", memory=MEANT[device]
+    )
+
+
+def groups_queries(config: Any) -> bool:
+    """Whether several query heads share a key (grouped-query attention)."""
+    heads = getattr(config, "num_attention_heads", None)
+    return getattr(config, "num_key_value_heads", None) not in (None, heads)
 
 
 class _NoPadding(TorchFunctionMode):
@@ -149,14 +175,16 @@ def _one_example_a_row() -> Iterator[None]:
 
 
 def _forward_backward(
-    model: Any, batches: Sequence[Batch], live: Live, fake: FakeTensorMode, on: tuple[bool, bool, bool]
+    model: Any,
+    batches: Sequence[Batch],
+    live: Live,
+    fake: FakeTensorMode,
+    autocast: Callable[[], AbstractContextManager[Any]],
 ) -> None:
     """The micro-batches of one optimizer step on the fake tensors of `model`, written down in `live`. Batch and positions are
     real, so that the number of learned tokens is known."""
     model.train()
     plain = model.forward
-    on_card, casts, keeps = on
-    rules = as_on_cuda(autocast=casts) if on_card else nullcontext()
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with fake, Counting(live), _NoPadding():
@@ -164,10 +192,12 @@ def _forward_backward(
 
     model.forward = forward
     try:
-        with _one_example_a_row(), rules, head_on_positions(model) as wanted:
-            for batch in batches:
-                with Counting(live), torch.autocast("cpu", torch.bfloat16, casts, keeps):
+        with _one_example_a_row(), head_on_positions(model) as wanted:
+            for number, batch in enumerate(batches, start=1):
+                live.begin(f"forward {number}")
+                with Counting(live), autocast():
                     loss = step_loss(model, batch.examples(), wanted, torch.device("cpu"), learned=1)
+                live.begin(f"backward {number}")
                 with fake, Counting(live):
                     loss.backward()
                 del loss

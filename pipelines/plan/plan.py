@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pipelines.estimate.cards import CONTEXT
-from pipelines.estimate.estimate import TIGHT, answers
+from pipelines.estimate.cards import CONTEXT, of_device
+from pipelines.estimate.estimate import TIGHT, answers, key_of
 from pipelines.estimate.question import Question, questions
 from pipelines.files import announce
 from pipelines.machine import machine_class
@@ -87,6 +87,9 @@ def make(project: Project, fleet: Fleet, *, everything: bool = False, say: Any =
     resolved = project.resolve()
     due = _all(project) if everything else due_cells(resolved)
     asked = questions(project, [(one.model, one.method) for one in due], project.settings.seeds[:1], resolved)
+    kinds = [of_device(node.device) for node in fleet.nodes if node.kind == "gpu"]
+    for question in asked:
+        question.asked["cards"] = sorted({card.format(question.asked["recipe"]) for card in kinds})
     answered = answers(asked, say=say)
     past = [row for attempt in cells.all_attempts(project.data) if (row := clock.past_of(attempt))]
     machines = fleet.machines()
@@ -159,7 +162,8 @@ def _need(project: Project, found: Json, work: clock.Work, seeds: int, node: Nod
     devices, sharding = placement.devices, placement.sharding
     if devices > node.devices:
         return Need(refused=f"{node.name} has {node.devices} device(s), the profile asks for {devices}")
-    gb = memory_gb(found["cuda" if node.kind == "gpu" else "cpu"], devices, sharding)
+    card = of_device(node.device) if node.kind == "gpu" else None
+    gb = memory_gb(found[key_of(found, card) if card else "cpu"], devices, sharding)
     room = node.memory_gb - (CONTEXT / 1e9 if node.kind == "gpu" else 0)
     if gb > room:
         return Need(gb, refused=f"needs {gb:.1f} GB of a device, {node.name} has {room:.1f}")

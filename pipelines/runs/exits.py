@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import disk
-from pipelines.files import read_json
+from pipelines.files import read_json, read_object
 from pipelines.machine import is_card
 from pipelines.runs.command import Ending
-from pipelines.runs.spec import RunSpec
+from pipelines.runs.spec import CHILD, RunSpec
 from pipelines.runs.status import RANKS, Status
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself
@@ -18,7 +18,18 @@ NEARLY = 0.8  # of a memory budget: what was asked for was last seen before the 
 # bitsandbytes prints this of a CUDA call that failed, and ends the process with exit code 1
 PRINTED = re.compile(r"Error out of memory at line \d+ in file .*")
 ELSEWHERE: dict[str | None, Status] = {"node_lost": "killed", "unreachable": "killed", "refused": "unavailable"}
+VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
 Verdict = tuple[Status, str | None]
+
+
+def child_report(folder: Path) -> dict[str, Any]:
+    """What the child knew; the verdict may be that of another of a cell's processes, where the first could give none."""
+    report = {"phase": "load", "measured": {}, **read_object(folder / CHILD)}
+    if report.get("status"):
+        return report
+    others = [read_json(path) or {} for path in sorted(folder.glob("rank-*.json"))]
+    verdict = next((other for other in others if other.get("status") not in (None, "ok")), {})
+    return {**report, **{name: verdict[name] for name in VERDICT if name in verdict}}
 
 
 def classify_exit(ending: Ending, report: Mapping[str, Any], spec: RunSpec, folder: Path) -> Verdict:

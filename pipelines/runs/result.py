@@ -15,6 +15,7 @@ from pipelines.machine import device_class, is_alive, is_card
 from pipelines.runs.checkpoints import step_of, whole
 from pipelines.runs.clock import now
 from pipelines.runs.command import Ending
+from pipelines.runs.exits import child_report
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.spec import CHILD, STATE, RunSpec, spec_in
 from pipelines.runs.status import Status
@@ -22,7 +23,6 @@ from pipelines.weights_record import revision_of
 
 FILE = "result.json"
 MAPPINGS = ("recipe", "fingerprints", "resume", "measured", "versions")  # fields of a result
-VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
 MEASURES_PEAK = ("probe", "train")  # phases of which the watchdog's peak is the run's own
 
 
@@ -116,16 +116,6 @@ def outlook(folder: Path) -> str:
         if folder.parent.joinpath(*resumed.parts[-3:]).exists():
             return f"the next run goes on after step {step_of(resumed)}"
     return "the next run starts it again"
-
-
-def child_report(folder: Path) -> dict[str, Any]:
-    """What the child knew; the verdict may be that of another of a cell's processes, where the first could give none."""
-    report = {"phase": "load", "measured": {}, **read_object(folder / CHILD)}
-    if report.get("status"):
-        return report
-    others = [read_json(path) or {} for path in sorted(folder.glob("rank-*.json"))]
-    verdict = next((other for other in others if other.get("status") not in (None, "ok")), {})
-    return {**report, **{name: verdict[name] for name in VERDICT if name in verdict}}
 
 
 def write_result(

@@ -21,10 +21,11 @@ from pipelines.paths import device_locks
 from pipelines.runs.cells import Attempt
 from pipelines.runs.clock import now
 from pipelines.runs.command import CellCommand, Ending, Starter
-from pipelines.runs.exits import classify_exit
+from pipelines.runs.exits import child_report, classify_exit
+from pipelines.runs.fitting import in_words, run_fitted
 from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.chosen import launcher_class
-from pipelines.runs.result import RunResult, child_report, write_result
+from pipelines.runs.result import RunResult, write_result
 from pipelines.runs.spec import STATE, RunSpec, spec_in
 from pipelines.runs.status import Status
 from pipelines.runs.watchdog import run_to_end
@@ -123,7 +124,14 @@ class Run:
                 grace_seconds=GRACE_SECONDS,
                 devices=spec.devices,
             )
-            return run_to_end(watch.around(watch.launcher or launcher), command, on_tick=self.on_tick)
+            starter = watch.around(watch.launcher or launcher)
+            if not launcher.holds_device:  # its node fits the micro-batches
+                return run_to_end(starter, command, on_tick=self.on_tick)
+
+            def say(message: str) -> None:
+                watch.say(f"{spec.model} × {spec.method} (seed {spec.seed}): {message}")
+
+            return run_fitted(starter, command, spec, on_tick=self.on_tick, say=say)
 
     @contextmanager
     def _device(self, spec: RunSpec, site: Site) -> Iterator[list[IO[str]]]:
@@ -152,7 +160,8 @@ class Run:
     def _last_word(
         self, status: Status, detail: str | None, ending: Ending | None = None, reason: str | None = None
     ) -> RunResult:
-        phase = self.phase or child_report(self.folder)["phase"]
+        report = child_report(self.folder)
+        phase, detail = self.phase or report["phase"], _joined(detail, in_words(status, self._spec, report)) or None
         return write_result(self.folder, status, phase, detail, ending, reason)
 
 

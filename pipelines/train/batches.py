@@ -4,9 +4,13 @@ method, so that rows compare; the second only decides memory and speed."""
 import hashlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipelines.train.examples import Tokenized
+from pipelines.train.fast_paths import ARCHITECTURES, UNKNOWN
+
+FLOATS_PER_WIDTH = 30  # numbers that a decoder layer keeps for the backward pass, per token and unit of width (roughly)
 
 
 def steps(examples: Sequence[Tokenized], *, epochs: float, per_step: int, seed: int) -> list[list[Tokenized]]:
@@ -51,6 +55,46 @@ def dealt(examples: Sequence[Tokenized], *, max_tokens: int, ranks: int) -> list
         hands[rank].append(example)
         held[rank] += len(example)
     return [micro_batches(hand, max_tokens=max_tokens) for hand in hands]
+
+
+def heaviest(
+    plan: Sequence[Sequence[Tokenized]], config: Any, recipe: Mapping[str, Any], *, ranks: int = 1
+) -> list[list[Tokenized]]:
+    """The micro-batches of an optimizer step that needs as much memory as any of `plan` on any of `ranks`: the heaviest of those
+    that a step begins with and, where steps accumulate, of those that follow, which meet the gradients of the first."""
+    dealt_out = [dealt(step, max_tokens=recipe["micro_batch_tokens"], ranks=ranks) for step in plan]
+    parts = [part for hands in dealt_out for part in hands if part]
+    first, later = [part[0] for part in parts], [batch for part in parts for batch in part[1:]]
+
+    def weight(batch: Sequence[Tokenized]) -> tuple[int, int]:
+        """Numbers kept for the backward pass; of equal ones, the tokens learned."""
+        learned = sum(example.learned for example in batch)
+        return kept_numbers(len(batch) * len(batch[0]), learned, config, recipe), learned
+
+    return [max(batches, key=weight) for batches in (first, later) if batches]
+
+
+def kept_numbers(tokens: int, learned: int, config: Any, recipe: Mapping[str, Any]) -> int:
+    """About how many numbers a micro-batch of so many padded tokens keeps. Logits count where they are made whole, not a piece at
+    a time: they, their log-softmax and their gradient."""
+    layers = config.num_hidden_layers
+    kept = layers + FLOATS_PER_WIDTH if recipe["gradient_checkpointing"] else layers * FLOATS_PER_WIDTH
+    in_pieces = ARCHITECTURES.get(config.model_type, UNKNOWN).head
+    return tokens * config.hidden_size * kept + (0 if in_pieces else 3 * learned * config.vocab_size)
+
+
+def smaller(plan: Sequence[Sequence[Tokenized]], *, max_tokens: int, ranks: int = 1) -> int | None:
+    """`max_tokens` halved, as often as it takes to cut `plan` into smaller micro-batches, but no less than the longest example,
+    which then goes alone; None where all micro-batches are as small as that."""
+    parts = [part for step in plan for part in dealt(step, max_tokens=max_tokens, ranks=ranks)]
+    largest = max(len(batch) * len(batch[0]) for part in parts for batch in part)
+    longest = max(len(example) for step in plan for example in step)
+    if largest <= longest:
+        return None
+    halved = max_tokens // 2
+    while halved >= largest:
+        halved //= 2
+    return max(halved, longest)
 
 
 def learning_rate_share(step: int, *, total: int, warmup_share: float) -> float:

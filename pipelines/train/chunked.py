@@ -54,11 +54,6 @@ def rows_of_piece(vocabulary: int, device: torch.device) -> int:
     return rows_on_card(vocabulary, _usable_bytes(device))
 
 
-def rows_at_once(model: Any, device: torch.device) -> int | None:
-    """Positions of a micro-batch whose logits are there together in training; None: all that learn."""
-    return None if plain_head(model) is None else rows_of_piece(_config(model).vocab_size, device)
-
-
 def _usable_bytes(device: torch.device) -> int:
     """Of the card, what a memory budget leaves of it."""
     share = torch.cuda.get_per_process_memory_fraction(device)

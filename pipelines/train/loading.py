@@ -171,15 +171,22 @@ def let_go_of_file(model: Any) -> None:
             tensor.data = copied.setdefault(tensor.data_ptr(), tensor.data.clone())
 
 
-def add_adapter(model: Any, recipe: dict[str, Any]) -> Any:
-    """Freeze `model` and put the recipe's fresh adapter (float32) on it.
+def add_adapter(model: Any, recipe: dict[str, Any], *, for_card: torch.dtype | None = None) -> Any:
+    """Freeze `model` and put the recipe's fresh adapter (float32) on it. `for_card`: as on a card that computes in that format,
+    whatever this machine has.
 
     Raises:
         ValueError: a target names no linear module of the model, or one that shares its weights and is not the output head.
         UnavailableError: PEFT has no such method, or refuses its settings or this model.
     """
     with nullcontext() if recipe.get("quantization") else _without_bitsandbytes():
-        return _adapted(model, recipe)
+        adapted = _adapted(model, recipe)
+    if for_card or torch.cuda.is_available():
+        fuse(adapted, for_card or weights_dtype(recipe))
+    else:
+        make_cheap(adapted)
+        fuse(adapted)
+    return adapted
 
 
 @contextmanager
@@ -209,11 +216,6 @@ def _adapted(model: Any, recipe: dict[str, Any]) -> Any:
     with peft_adapter.in_pefts_words(recipe):
         adapted = get_peft_model(model, config)
     _can_be_merged(adapted, recipe)
-    if torch.cuda.is_available():
-        fuse(adapted, weights_dtype(recipe))
-    else:
-        make_cheap(adapted)
-        fuse(adapted)
     return adapted
 
 

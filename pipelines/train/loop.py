@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from pipelines.files import read_json
 from pipelines.runs.clock import Stopwatch
+from pipelines.runs.status import FIT, SMALLER
 from pipelines.runs.worker import STOPPED, DivergedError, StoppedError, Worker
-from pipelines.train import batches, checkpoint, checks, chunked, paged, probe, search, sharding
+from pipelines.train import batches, checkpoint, checks, paged, probe, search, sharding
 from pipelines.train.checkpoint import Random
 from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, put_on, step_loss, token_losses
@@ -44,7 +46,7 @@ class Trainer:
     ) -> None:
         self.worker = worker
         self.ranks = ranks or Ranks()
-        self.recipe = recipe
+        self.recipe = _fitted(recipe, worker.folder)
         self.device = device
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model = model
@@ -79,7 +81,7 @@ class Trainer:
         self._plan = batches.steps(
             train, epochs=recipe["epochs"], per_step=recipe["examples_per_step"], seed=self.worker.spec["seed"]
         )
-        self.worker.measure(steps=len(self._plan))
+        self.worker.measure(steps=len(self._plan), micro_batch_tokens=recipe["micro_batch_tokens"])
         self.worker.listen()
         if earlier:
             self._go_on(earlier, train)
@@ -131,17 +133,15 @@ class Trainer:
             self.tally.other_seconds += clock.total()
 
     def _probe(self) -> None:
-        """Fail now rather than at the longest batch; weights, optimizer and random states are afterwards as before."""
+        """Fail now rather than at the longest batch; weights, optimizer and random states are afterwards as before. With
+        `fit_micro_batch` it says first what is to be tried if it fails, since a killed process says nothing."""
+        if self.recipe.get("fit_micro_batch"):
+            size = self.recipe["micro_batch_tokens"]
+            self.worker.measure(**{SMALLER: batches.smaller(self._plan, max_tokens=size, ranks=self.ranks.count)})
         self.worker.phase("probe")
         clock, before = Stopwatch(), Random.now()
         reset_peaks()
-        worst = probe.heaviest(
-            self._plan,
-            self.model.config,
-            max_tokens=self.recipe["micro_batch_tokens"],
-            ranks=self.ranks.count,
-            at_once=chunked.rows_at_once(self.model, self.device),
-        )
+        worst = batches.heaviest(self._plan, self.model.config, self.recipe, ranks=self.ranks.count)
         try:
             with head_on_positions(self.model) as self._wanted:
                 probe.probe(self, worst)
@@ -485,6 +485,7 @@ class Trainer:
             tensors, numbers = checkpoint.optimizer_state(self.optimizer, list(self.named.values()))
         state = {
             "tally": asdict(self.tally),
+            "micro_batch_tokens": self.recipe["micro_batch_tokens"],
             "order": [[example.name for example in step] for step in self._plan],
             "optimizer": numbers,
             "scaler": self.scaler.state_dict(),
@@ -514,6 +515,9 @@ class Trainer:
         """Take over the state of `earlier`: weights, optimizer, random states, batch order, sums, curve."""
         rank, holder = self.ranks.rank, self.ranks.holder
         state = checkpoint.read_state(earlier, rank)
+        tokens = state.get("micro_batch_tokens", self.recipe["micro_batch_tokens"])  # as fitted to the memory then
+        self.recipe = {**self.recipe, "micro_batch_tokens": tokens}
+        self.worker.measure(micro_batch_tokens=tokens)
         tensors = checkpoint.read_tensors(earlier, "optimizer", holder)
         if self.zero:
             self._warm_up(train)
@@ -557,3 +561,9 @@ def _finish(device: torch.device) -> None:
     """Wait until `device` has done all that it was handed."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _fitted(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the micro-batches to take where an earlier process of the attempt could not take its own."""
+    told = read_json(folder / FIT)
+    return {**recipe, "micro_batch_tokens": told["micro_batch_tokens"]} if told else recipe

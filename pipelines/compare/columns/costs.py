@@ -40,8 +40,9 @@ MEMORY = (
     ),
     *group(
         "memory", "estimate",
-        real("estimated_memory_gb", "Peak memory of training as predicted beforehand; of several seeds the largest.", "GB", 2,
-             better="lower", heading="predicted"),
+        real("estimated_memory_gb",
+             "Peak memory of training as predicted beforehand, at the configured micro_batch_tokens; of several seeds the largest.",
+             "GB", 2, better="lower", heading="predicted"),
         real("estimated_half_batch_gb", "Predicted peak memory with micro-batches half as large; of several seeds the largest.",
              "GB", 2, better="lower"),
     ),

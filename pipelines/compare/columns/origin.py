@@ -83,6 +83,10 @@ RECIPE = (
     *group(
         "recipe", "training",
         flag("learning_rate_at_edge", "Whether the chosen learning rate is the smallest or largest of those tried."),
+        whole("micro_batch_tokens",
+              "Padded tokens of one forward pass, as used: with fit_micro_batch perhaps less than configured, of several seeds the "
+              "smallest. Memory and speed are compared only where they are equal. NULL where nothing is trained.",
+              "tokens"),
         whole("best_step", "Optimizer step with the lowest validation loss, where early stopping is on."),
         whole("last_step", "Number of optimizer steps done."),
     ),

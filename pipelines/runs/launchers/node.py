@@ -17,11 +17,11 @@ from pipelines.errors import UnavailableError
 from pipelines.files import read_json, write_json
 from pipelines.paths import PROJECT
 from pipelines.runs.command import CellCommand, Ending
+from pipelines.runs.fitting import run_fitted
 from pipelines.runs.launchers import pipes
 from pipelines.runs.launchers.chosen import launcher_on
 from pipelines.runs.process import end_as_interrupt
-from pipelines.runs.spec import RunSpec
-from pipelines.runs.watchdog import run_to_end
+from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.runs.worker import package_versions
 
 ORDER, ENDED, STOP = "job.json", "ended.json", "stop.json"
@@ -88,7 +88,8 @@ def run(told: Json, folder: Path, signals: Signals, *, code: Path = PROJECT) -> 
         devices=told["devices"],
     )
     try:
-        ending = run_to_end(launcher_on(told["devices"]), command, on_tick=signals.look)
+        launcher = launcher_on(told["devices"])
+        ending = run_fitted(launcher, command, spec_in(folder), on_tick=signals.look, say=lambda _: None)
     except StopAskedError:
         ending = Ending(INTERRUPTED, "interrupted", False, 0, 0.0, "told to end by who started it")
     ended(folder, told, ending)
