@@ -227,6 +227,7 @@ def test_equal_peaks_go_to_the_better_model_else_to_nobody(lake: Lake) -> None:
 
 
 def test_smaller_micro_batches_win_neither_memory_nor_value_and_push_nobody_off_the_front(lake: Lake) -> None:
+    lake.cell("base", bits=1.0)
     lake.cell("full", bits=0.8, peak_memory_gb=1.0, train_seconds=10.0, micro_batch_tokens=256)
     lake.cell("lora-r8", bits=0.8, peak_memory_gb=2.0, train_seconds=50.0, micro_batch_tokens=2048)
     lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.8, train_seconds=90.0)  # of older code: its recipe says 2048

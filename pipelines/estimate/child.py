@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from pipelines.estimate.cards import CARDS
 from pipelines.methods import traits_of
 from pipelines.runs.process import die_with_parent
 from pipelines.shipped import width_of
@@ -55,7 +56,7 @@ def _first_step(torch: Any) -> None:
 def answer(asked: Json, occupied: dict[bool, int]) -> Json:
     """The predictions for this machine's processor and for the cards of each format in `cards` of the question; `because` in place
     of them where there are none. `halved_gb`: training here with micro-batches of half as many tokens. `otherwise`: training on
-    such cards with gradient checkpointing where the recipe has none, and without it where it has."""
+    such cards with gradient checkpointing where the recipe has none, and without it where it has, if that may decide what fits."""
     from transformers import AutoConfig
 
     from pipelines.estimate import memory
@@ -104,8 +105,14 @@ def answer(asked: Json, occupied: dict[bool, int]) -> Json:
         found["halved_gb"] = predict(fewer, batches_of(asked, fewer, config)[0], asked["device"]).train / 1e9
     if asked.get("otherwise"):
         other = {**recipe, "gradient_checkpointing": not recipe["gradient_checkpointing"]}
-        found["otherwise"] = on_cards(other) if trains else {}
+        found["otherwise"] = on_cards(other) if trains and may_decide(found, recipe) else {}
     return found
+
+
+def may_decide(found: Json, recipe: Json) -> bool:
+    """Whether the other choice of gradient checkpointing may change what fits a card: with it a cell needs less memory."""
+    fits = [found[one]["peak"] <= card.usable for card in CARDS if (one := card.format(recipe)) in found]
+    return any(fits) if recipe["gradient_checkpointing"] else not all(fits)
 
 
 def in_numbers(made: Any) -> Json:

@@ -109,7 +109,7 @@ def estimates(
     project: Project, cells: Sequence[tuple[str, str]], *, on_cards: bool = False, say: Any = announce
 ) -> list[Estimate]:
     """Predictions for `cells` (model, method) on the profile's settings, the first seed's batches; here and, where `on_cards` is
-    true, on `CARDS` with gradient checkpointing and without.
+    true, on `CARDS`, also with the other choice of gradient checkpointing where that may decide.
 
     Raises:
         WorkError: the estimating process ended without an answer.
@@ -187,7 +187,7 @@ def _answers_it(found: Json | None, question: Question, code: str) -> bool:
     asked, cards = question.asked, set(question.asked["cards"])
     if found["trainable"] and asked.get("halved") and "halved_gb" not in found:
         return False
-    if found["trainable"] and asked.get("otherwise") and not cards <= set(found.get("otherwise", {})):
+    if asked.get("otherwise") and "otherwise" not in found:
         return False
     return cards <= set(found)
 
@@ -254,6 +254,7 @@ def columns(estimate: Estimate) -> Json:
         "trainable_params": estimate.found.get("trainable"),
         "batch": estimate.found.get("batch"),
         "batch_from": estimate.found.get("batch_from"),
+        "card_memory_gb": estimate.gb(CARDS[-1]),
         **_by_format(estimate.found),
     }
     for card in CARDS:
