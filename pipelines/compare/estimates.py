@@ -57,6 +57,10 @@ def _notes(estimates: Sequence[Estimate]) -> list[str]:
             e.model for e in estimates if e.found.get("batch") == batch and e.found["batch_from"] == source
         )
         notes.append(f"{', '.join(names)}: largest micro-batch {batch}, from {source}")
+    if any(e.found.get("recipe", {}).get("fit_micro_batch") for e in estimates):
+        notes.append(
+            "Predicted at the configured micro_batch_tokens; fit_micro_batch halves them where that does not fit."
+        )
     notes += [told for e in estimates if (told := _otherwise(e))]
     notes += [f"{e.model} × {e.method}: {e.because}" for e in estimates if e.because]
     return notes

@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
 # measured, but a mean over the seeds would say nothing
-OF_ONE_RUN = ("best_step", "last_step", "learning_rate_at_edge", "micro_batch_tokens")
+OF_ONE_RUN = ("best_step", "last_step", "learning_rate_at_edge")
 FROM_TRAINING = tuple(name for name in COMPARISON.measured_by("training") if name not in OF_ONE_RUN)
 FROM_EVALUATION = COMPARISON.measured_by("evaluation")
 PAID = ("load_seconds", "quantize_seconds", "probe_seconds", "search_seconds", "train_seconds", "other_seconds")

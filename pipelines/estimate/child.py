@@ -20,7 +20,7 @@ from pipelines.runs.process import die_with_parent
 from pipelines.shipped import width_of
 
 Json = dict[str, Any]
-TOLD = ("precision", "fp16", "gradient_checkpointing")  # of the recipe: by which an answer is read
+TOLD = ("precision", "fp16", "gradient_checkpointing", "fit_micro_batch")  # of the recipe: by which an answer is read
 TOKENIZER = 50_000_000  # bytes of one with some 50,000 words, where none is loaded to be measured (SmolLM2's: 47 MB)
 PRODUCTS = 40_000_000  # bytes of the matrix products that `pipelines.train.products` keeps ready (measured on SmolLM2)
 

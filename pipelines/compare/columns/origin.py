@@ -76,6 +76,8 @@ RECIPE = (
              None, 0),
         text("peft", "Settings of an adapter by PEFT's own configuration class, as JSON; NULL for every other method."),
         whole("max_length", "Length of the longest example that the recipe allows.", "tokens"),
+        whole("micro_batch_tokens",
+              "Padded tokens of one forward pass, as used; rows with others are not compared in memory and speed.", "tokens"),
         whole("devices", "Number of devices that train the cell together."),
         text("sharding", "How the work is divided over the devices: none, ddp, fsdp or a stage of DeepSpeed ZeRO."),
         text("launcher", "What started the training processes: local, torchrun, ray or slurm."),
@@ -83,10 +85,6 @@ RECIPE = (
     *group(
         "recipe", "training",
         flag("learning_rate_at_edge", "Whether the chosen learning rate is the smallest or largest of those tried."),
-        whole("micro_batch_tokens",
-              "Padded tokens of one forward pass, as used: with fit_micro_batch perhaps less than configured, of several seeds the "
-              "smallest. Memory and speed are compared only where they are equal. NULL where nothing is trained.",
-              "tokens"),
         whole("best_step", "Optimizer step with the lowest validation loss, where early stopping is on."),
         whole("last_step", "Number of optimizer steps done."),
     ),

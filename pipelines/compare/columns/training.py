@@ -58,7 +58,7 @@ RUN = (
     *group("quality", "training",
         real("best_validation_loss", "Lowest loss on the training records held back for early stopping.", NATS, 4,
              better="lower")),
-    *COMPARISON.pick("weights_fingerprint", "peft"),
+    *COMPARISON.pick("weights_fingerprint", "peft", "micro_batch_tokens"),
 )  # fmt: skip
 _NAMED = {column.name for column in RUN}
 TRAINING_RUNS = Table(
