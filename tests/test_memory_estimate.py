@@ -218,8 +218,9 @@ def counted(**changes: Any) -> Any:
         "parameters": 1e9,
         "largest": 2e8,
     }
-    moments = {"backward 1": Moment(0, 3e9, 1e9), "backward 1, later half": Moment(4e9, 1e9, 5e8)}
-    return rehearsal.Counted(**{**plain, "moments": moments, **changes})
+    early, late = Moment(0, 3e9, 1e9), Moment(4e9, 1e9, 5e8)
+    moments = {"moments": {"backward 1": early, "backward 1, later half": late}, "early": early, "late": late}
+    return rehearsal.Counted(**{**plain, **moments, **changes})
 
 
 def test_the_parts_add_up() -> None:

@@ -49,9 +49,10 @@ def on_cpu(counted: Any, recipe: dict[str, Any], *, framework: float, file_width
     else:  # what is read as it is stays unread until it is used
         load = framework
     slack = HEAP_SLACK[_kind(recipe)]
-    heap = max((m.total - m.large for m in counted.moments.values()), default=0.0)
-    largest = counted.peak
-    backward = max((m.large for m in counted.moments.values()), default=0.0)
+    moments = (counted.early, counted.late)  # the slack is fitted to these
+    heap = max(m.total - m.large for m in moments)
+    largest = max(moments, key=lambda m: m.total)
+    backward = max(m.large for m in moments)
     step = _large_gradients(counted) + transient_bytes(counted, recipe["optimizer"], on_card=False)
     train = framework + weights + counted.optimizer + heap * (1 + slack) + max(backward, step)
     return Prediction(

@@ -7,7 +7,7 @@ straight line. What a card does otherwise than a CPU follows from the format tha
 # ruff: noqa: TID253
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, field
 from itertools import pairwise
@@ -28,13 +28,15 @@ from pipelines.methods import traits_of
 from pipelines.train.losses import head_on_positions, step_loss
 
 FEW, MORE = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
+EARLY = ("forward 1", "backward 1")  # stretches before half of the gradients are there
 Device = Literal["cpu"] | Format
 
 
 @dataclass(frozen=True)
 class Counted:
     """Bytes of a step, and numbers of parameters. `quantized` counts the weights kept in 4 or 8 bits; `largest`
-    is the trained tensor with the most bytes; `moments` are those with the most live bytes, of each stretch of the step."""
+    is the trained tensor with the most bytes; `moments` are those with the most live bytes, of each stretch of the step; `early`
+    and `late` the largest of those before half of the gradients were there, and since, in the layers that were rehearsed."""
 
     weights: float
     trainable: float
@@ -43,13 +45,19 @@ class Counted:
     parameters: float
     largest: float
     moments: dict[str, Moment] = field(default_factory=dict)
+    early: Moment = field(default_factory=Moment)
+    late: Moment = field(default_factory=Moment)
 
     @property
     def peak(self) -> Moment:
-        return max(self.moments.values(), key=lambda moment: moment.total, default=Moment())
+        return _largest(self.moments.values())
 
     def trained_bytes(self) -> float:
         return 4 * self.trainable  # what is trained is kept in float32
+
+
+def _largest(moments: Iterable[Moment]) -> Moment:
+    return max(moments, key=lambda moment: moment.total, default=Moment())
 
 
 def rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
@@ -80,13 +88,14 @@ def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
     def line(a: float, b: float) -> float:
         return b + (b - a) * steps
 
-    moments = {
-        stretch: Moment(*map(line, astuple(few.moments.get(stretch, Moment())), astuple(moment)))
-        for stretch, moment in more.moments.items()
-    }
+    def carried(one: Moment, other: Moment) -> Moment:
+        return Moment(*map(line, astuple(one), astuple(other)))
+
+    moments = {name: carried(few.moments.get(name, Moment()), moment) for name, moment in more.moments.items()}
+    halves = {"early": carried(few.early, more.early), "late": carried(few.late, more.late)}
     names = ("weights", "trainable", "optimizer", "quantized", "parameters")
     sums = {name: line(getattr(few, name), getattr(more, name)) for name in names}
-    return Counted(**sums, largest=max(few.largest, more.largest), moments=moments)
+    return Counted(**sums, largest=max(few.largest, more.largest), moments=moments, **halves)
 
 
 def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
@@ -102,6 +111,8 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
     if trained:
         with _kernels(recipe, device):
             _forward_backward(model, batches, live, fake, _autocast(recipe, device))
+    early = [live.moments[name] for name in EARLY if name in live.moments]
+    late = [moment for name, moment in live.moments.items() if name not in EARLY]
     packed = hollow.quantized_sizes(model)
     sizes = [p.numel() for p in trained]
     return Counted(
@@ -112,6 +123,8 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
         parameters=sum(p.numel() for p in model.parameters() if p.dtype != torch.uint8) + sum(packed),
         largest=4 * max(sizes, default=0),
         moments=live.moments,
+        early=_largest(early),
+        late=_largest(late),
     )
 
 
