@@ -151,6 +151,20 @@ def test_two_processes_keep_the_best_step_of_one(cleaned: TinyProject, sharding:
 
 
 @pytest.mark.slow
+def test_two_processes_agree_on_when_a_checkpoint_is_due_by_time(cleaned: TinyProject) -> None:
+    training = {"checkpoint_every_steps": None, "checkpoint_every_minutes": 1e-9, "epochs": 30}
+    cleaned.change(profiles={"local": {"training": training}})
+    divide(cleaned)
+    expected = outcome(attempt_at(cleaned, "lora-r8", Forked()))
+    poor = attempt_at(cleaned, "lora-r8", Forked(poor_at=70), force=True)  # of 80: nothing is kept when it ends so
+    (kept,) = checkpoints.whole(poor.folder)
+    assert poor.status == "out_of_memory" and 0 < checkpoints.step_of(kept) <= 70
+    found = outcome(attempt_at(cleaned, "lora-r8", Forked()))
+    assert json.dumps(found[0]) == json.dumps(expected[0])
+    assert all(torch.equal(weight, expected[1][name]) for name, weight in found[1].items())
+
+
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_cell_by_its_name_and_torchrun_trains_it_again(cleaned: TinyProject) -> None:
     alone = outcome(attempt_at(cleaned, "lora-r8", InProcess()))
     shutil.rmtree(cleaned.key("lora-r8").folder(cleaned.data))

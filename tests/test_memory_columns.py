@@ -76,8 +76,8 @@ def test_a_card_has_three_peaks_and_the_host_one_of_its_own(card: Card) -> None:
     card.grow(
         allocated=2, reserved=4, free=3
     )  # while another program takes the card: seen by the sampling thread alone
-    seen = card.sampled
-    while card.sampled < seen + 2:
+    seen, deadline = card.sampled, time.monotonic() + 60
+    while card.sampled < seen + 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     card.grow(allocated=2, reserved=4, free=11)
     meter.stop()
