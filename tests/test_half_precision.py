@@ -256,6 +256,7 @@ def test_half_precision_files_of_a_full_cell_are_widened_on_the_card(
         loading, "_whole", lambda folder, **options: asked.append(options["dtype"]) or whole(folder, **options)
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")  # it takes the card's place
     widened = loading.load_model(tmp_path, FULL)
     again = [torch.float32] if architecture == "gemma3_text" else []
