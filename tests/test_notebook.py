@@ -1,0 +1,281 @@
+"""notebooks/colab.ipynb: what it runs exists, it holds no output and no secret, and run whole it ends in a table and a report. Its
+installer links a torch that is there, and nothing else of that interpreter."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import yaml
+from nbclient import NotebookClient
+from playwright.sync_api import sync_playwright
+
+from notebooks import install
+from pipelines import experiments as configuration
+from pipelines.cli import parser
+from pipelines.paths import PROJECT
+from pipelines.plan import fleet
+from pipelines.plan.plan import make
+from pipelines.project import Project
+from tests.in_process import clean_for
+from tests.project import MODEL, TinyProject
+from tests.test_report_page import CHROMIUM, FLAGS
+
+FILE = PROJECT / "notebooks" / "colab.ipynb"
+SHIPPED = PROJECT / "experiments.yaml"
+SECRET = re.compile(r"\b(hf_|sk-|ghp_|AKIA)[A-Za-z0-9-]{8,}|(TOKEN|API_KEY|PASSWORD)[\"']?\s*[=:]", re.IGNORECASE)
+FEW = "TRAIN_RECORDS, EVAL_RECORDS, EPOCHS, SAVE_RESULTS, SAVE_TO = 8, 3, 1, True, {!r}"
+
+
+@pytest.fixture(scope="module")
+def notebook() -> Any:
+    return nbformat.read(FILE, as_version=4)
+
+
+def source_of(notebook: Any, name: str) -> str:
+    (cell,) = (cell for cell in notebook.cells if cell.id == name)
+    return cell.source
+
+
+def code_in(notebook: Any) -> str:
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
+def settings(notebook: Any) -> dict[str, Any]:
+    """The form's fields and their defaults."""
+    found: dict[str, Any] = {}
+    exec(source_of(notebook, "settings"), found)
+    return {name: value for name, value in found.items() if name.isupper()}
+
+
+def functions(notebook: Any) -> dict[str, Any]:
+    """What the cell that makes the profile defines, without the lines that act."""
+    tree = ast.parse(source_of(notebook, "profile"))
+    kept = [node for node in tree.body if isinstance(node, ast.Import | ast.FunctionDef | ast.Assign)]
+    found = {**settings(notebook), "Path": Path, "PROJECT": PROJECT, "os": __import__("os")}
+    exec(compile(ast.Module(kept, []), str(FILE), "exec"), found)
+    return found
+
+
+def choices(notebook: Any) -> list[str]:
+    (offered,) = re.findall(r"^MODEL = .*# @param (\[.*\])$", source_of(notebook, "settings"), re.MULTILINE)
+    return json.loads(offered)
+
+
+def test_it_is_a_notebook_without_outputs_magics_or_secrets(notebook: Any) -> None:
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert not SECRET.search(cell.source), cell.id
+        if cell.cell_type == "code":
+            assert (cell.outputs, cell.execution_count) == ([], None), cell.id
+            compile(cell.source, cell.id, "exec")  # a magic or a shell's line is no Python
+
+
+def test_every_command_that_it_runs_is_one_of_the_command_line(notebook: Any) -> None:
+    calls = [node for node in ast.walk(ast.parse(code_in(notebook))) if isinstance(node, ast.Call)]
+    ours = [node for node in calls if getattr(node.func, "id", None) in ("featherweight", "printed_by")]
+    commands = [[str(word.value) if isinstance(word, ast.Constant) else "x" for word in node.args] for node in ours]
+    assert {words[0] for words in commands} == {
+        "doctor", "fetch", "estimate", "clean", "plan", "train", "evaluate", "compare", "table",
+    }  # fmt: skip
+    for words in commands:
+        parser().parse_args(words)
+
+
+def test_outside_colab_nothing_of_colab_is_imported(notebook: Any) -> None:
+    tree = ast.parse(code_in(notebook))
+    at_top = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    at_top += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert "google.colab" in code_in(notebook) and not [name for name in at_top if name.startswith("google")]
+    assert settings(notebook)["SAVE_RESULTS"] is False
+
+
+def test_its_profile_loads_for_every_model_of_the_form(
+    notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(SHIPPED, tmp_path)
+    monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(tmp_path / SHIPPED.name))
+    made = functions(notebook)
+    for model in choices(notebook):
+        loaded = configuration.load(made["write_experiments"](model))
+        profile = loaded.profile("colab")
+        assert (profile.models, profile.methods) == ([model], made["METHODS"])
+        assert loaded.sources.uses_corpus and not loaded.sources.uses_local_generator
+    assert settings(notebook)["MODEL"] in choices(notebook)
+    assert made["OUR_OWN"] in choices(notebook) and loaded.model(made["OUR_OWN"]).source.wheel
+
+
+def test_data_of_ones_own_replaces_the_corpus(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(SHIPPED, tmp_path)
+    monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(tmp_path / SHIPPED.name))
+    made = functions(notebook)
+    made["DATA_FILE"] = str(tmp_path / "mine.jsonl")
+    sources = configuration.load(made["write_experiments"](MODEL)).sources
+    assert [file.path for file in sources.files] == [str(tmp_path / "mine.jsonl")] and not sources.uses_corpus
+
+
+@pytest.mark.parametrize(
+    ("requirement", "version", "accepted"),
+    [
+        ("torch==2.13.0", "2.13.0+cu130", True),
+        ("torch==2.13.0", "2.13", True),
+        ("torch==2.13.0", "2.13.1", False),
+        ("torch>=2.11.0,<=2.13.0", "2.9.1+cu128", False),
+        ("torch>=2.11.0,<=2.13.0", "2.12.1+cu126", True),
+        ("torch>=2.11.0,<=2.13.0", "2.13.1", False),
+        ("torch>=2.11,!=2.12.0,<2.14", "2.12.0", False),
+        ("torch>=2.11,<2.14", "2.13.0a0+git1", False),  # a pre-release
+    ],
+)
+def test_a_torch_is_accepted_by_its_release(requirement: str, version: str, accepted: bool) -> None:
+    assert install.accepts(requirement, version) is accepted
+
+
+def distribution(site: Path, name: str, version: str, files: list[str], requires: tuple[str, ...] = ()) -> None:
+    """Put an installed package into the folder `site`."""
+    described = site / f"{name}-{version}.dist-info"
+    for file in files:
+        (site / file).parent.mkdir(parents=True, exist_ok=True)
+        (site / file).write_text(f"version = {version!r}\n", encoding="utf-8")
+    described.mkdir()
+    lines = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {one}" for one in requires)]
+    (described / "METADATA").write_text("\n".join(["Metadata-Version: 2.4", *lines, ""]), encoding="utf-8")
+    recorded = [*files, "../../../bin/tool", f"{described.name}/METADATA", f"{described.name}/RECORD"]
+    (described / "RECORD").write_text("".join(f"{file},,\n" for file in recorded), encoding="utf-8")
+
+
+@pytest.fixture
+def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An interpreter's packages as Colab's: a torch with its libraries, and others that must not be seen."""
+    site = tmp_path / "dist-packages"
+    wants = ("nvidia-cublas-cu12==12.8 ; platform_system == 'Linux'", "triton>=3", "sympy>=1.13", "nvidia-gone")
+    (accepted,) = install.requirements()["torch"]
+    version = re.findall(r"[\d.]+", accepted)[-1]
+    distribution(site, "torch", f"{version}+cu128", ["torch/__init__.py", "torchgen/__init__.py"], wants)
+    distribution(site, "nvidia_cublas_cu12", "12.8", ["nvidia/cublas/lib.py"], ("nvidia-nvjitlink-cu12",))
+    distribution(site, "nvidia_nvjitlink_cu12", "12.8", ["nvidia/nvjitlink/lib.py"])
+    distribution(site, "triton", "3.4", ["triton/__init__.py"])
+    for other in ("sympy", "torchao", "torchvision"):
+        distribution(site, other, "1.0", [f"{other}/__init__.py"])
+    monkeypatch.syspath_prepend(str(site))
+    return site
+
+
+def test_a_torch_that_fits_is_seen_in_the_new_environment_and_nothing_else(colab: Path, tmp_path: Path) -> None:
+    (accepted,) = install.requirements()["torch"]
+    site = install.make(tmp_path / "environment")
+    install.link(install.torch_here(accepted), site)
+    assert {path.name for path in site.iterdir()} == {
+        "torch", "torchgen", "nvidia", "triton", "nvidia_cublas_cu12-12.8.dist-info", "nvidia_nvjitlink_cu12-12.8.dist-info",
+        "triton-3.4.dist-info", next(path.name for path in colab.glob("torch-*.dist-info")),
+    }  # fmt: skip
+    asked = (
+        "import torch, nvidia.cublas.lib, importlib.util as u; from importlib.metadata import version;"
+        "print(version('torch'), torch.version, torch.__file__, *map(u.find_spec, ('torchao', 'sympy')))"
+    )
+    said = subprocess.run(
+        [install.python_of(tmp_path / "environment"), "-c", asked], capture_output=True, text=True, check=True
+    )
+    version = next(colab.glob("torch-*")).name.removeprefix("torch-").removesuffix(".dist-info")
+    assert said.stdout.split() == [version, version, str(site / "torch" / "__init__.py"), "None", "None"]
+
+
+def test_the_lock_goes_without_torch_only_where_one_is_linked(colab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = (PROJECT / "requirements.lock").read_text(encoding="utf-8").split()
+    assert install.locked(with_torch=True) == every
+    assert set(every) - set(install.locked(with_torch=False)) == {one for one in every if one.startswith("torch==")}
+    assert install.torch_here("torch==1.0") == []
+    assert "the project accepts torch==1.0: the lock's is installed" in capsys.readouterr().out
+    next(colab.glob("torch-*/RECORD")).unlink()
+    assert install.torch_here(install.requirements()["torch"][0]) == [], "what cannot be linked is installed"
+
+
+def test_the_installer_is_of_the_standard_library_alone() -> None:
+    tree = ast.parse((PROJECT / "notebooks" / "install.py").read_text(encoding="utf-8"))
+    named = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    named += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert {name.split(".")[0] for name in named} <= sys.stdlib_module_names
+
+
+def test_a_folder_that_holds_something_else_is_not_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("the only copy", encoding="utf-8")
+    assert install.main([str(tmp_path)]) == 2
+    assert (tmp_path / "thesis.txt").exists() and "it is neither" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_on_a_t4_the_cells_take_no_longer_than_it_says(
+    notebook: Any, project: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = functions(notebook)
+    loaded = configuration.load(made["write_experiments"](settings(notebook)["MODEL"]))
+    (node,) = re.findall(r"^T4 = (\{.*?\})", source_of(notebook, "plan"), re.MULTILINE)
+    t4 = project.data.root / "t4.yaml"
+    clean_for(project)
+    t4.write_text(yaml.safe_dump({"nodes": [ast.literal_eval(node)]}), encoding="utf-8")
+    plan = make(Project(project.data, loaded, "colab"), fleet.load(t4), everything=True, say=print)
+    assert len(plan.lines) == len(made["METHODS"]) and not plan.left
+    rows = dict(re.findall(r"^\| (.*?) \| ([*\d]+) \|", source_of(notebook, "title"), re.MULTILINE))
+    minutes = {part: int(said.strip("*")) for part, said in rows.items()}
+    (cells,) = (said for part, said in minutes.items() if part.startswith("four cells"))
+    assert plan.makespan <= 60 * cells
+    assert minutes.pop("**all**") == sum(minutes.values()) <= 20
+
+
+@pytest.mark.slow
+def test_run_whole_without_hub_or_card_it_shows_table_and_report(
+    notebook: Any, project: TinyProject, tmp_path: Path
+) -> None:
+    """The model of the form is not to be had, so the packaged one takes its place; here a tiny one has its name."""
+    mine = nbformat.from_dict(notebook)
+    place = next(i for i, cell in enumerate(mine.cells) if cell.id == "settings")
+    mine.cells.insert(place + 1, nbformat.v4.new_code_cell(FEW.format(str(tmp_path / "saved"))))
+    NotebookClient(
+        mine, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(FILE.parent)}}
+    ).execute()
+
+    def said(name: str) -> str:
+        (cell,) = (cell for cell in mine.cells if cell.id == name)
+        return "".join(one.get("text", "") for one in cell.outputs)
+
+    assert f"cannot be had here: {MODEL} in its place" in said("weights")
+    assert "qlora-r8" in said("estimate") and "ends after" in said("plan")
+    for name in ("base", "full", "lora", "qlora"):
+        assert ": ok, " in said(name) and "bits per byte" in said(name)
+    table = next(cell for cell in mine.cells if cell.id == "table").outputs[-1].data["text/markdown"]
+    assert [line.split(" | ")[1] for line in table.splitlines() if line.startswith(f"| {MODEL}")] == [
+        "base", "full", "lora-r8", "qlora-r8",
+    ]  # fmt: skip
+    saved = tmp_path / "saved"
+    assert {path.name for path in saved.iterdir()} == {
+        "report.html", "warehouse.duckdb", f"{MODEL}-lora-r8", f"{MODEL}-qlora-r8",
+    }  # fmt: skip
+    assert (saved / f"{MODEL}-lora-r8" / "adapter_model.safetensors").stat().st_size > 0
+    shown = next(cell for cell in mine.cells if cell.id == "report").outputs[-1].data["text/html"]
+    assert unescape(shown.partition('srcdoc="')[2].partition('"')[0]) == (saved / "report.html").read_text(
+        encoding="utf-8"
+    )
+    if CHROMIUM:
+        assert headings_that_sort(shown) > 5
+
+
+def headings_that_sort(shown: str) -> int:
+    """How many headings the report's own script made buttons of, in the frame that a notebook's output is."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        told: list[str] = []
+        page.on("console", lambda message: told.append(message.text))
+        page.set_content(shown)
+        found = page.frame_locator("iframe").locator("table.sortable th button")
+        found.first.click(timeout=60_000)
+        assert page.frame_locator("iframe").locator("th[aria-sort=ascending]").count() == 1
+        assert told == []
+        return found.count()
