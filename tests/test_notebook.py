@@ -20,6 +20,7 @@ from playwright.sync_api import sync_playwright
 from notebooks import install
 from pipelines import experiments as configuration
 from pipelines.cli import parser
+from pipelines.evaluate import serving
 from pipelines.paths import PROJECT
 from pipelines.plan import fleet
 from pipelines.plan.plan import make
@@ -227,6 +228,19 @@ def test_on_a_t4_the_cells_take_no_longer_than_it_says(
     (cells,) = (said for part, said in minutes.items() if part.startswith("four cells"))
     assert plan.makespan <= 60 * cells
     assert minutes.pop("**all**") == sum(minutes.values()) <= 20
+    (tokens, seconds) = re.findall(r"at most (\d+) tokens .* at ([\d.]+) s a token", source_of(notebook, "title"))[0]
+    assert tokens_in_turn(made["profile"](MODEL)["evaluation"]) <= int(tokens)
+    (answers,) = (said for part, said in minutes.items() if part.startswith("their answers"))
+    assert len(made["METHODS"]) * int(tokens) * float(seconds) <= 60 * answers
+
+
+def tokens_in_turn(evaluation: dict[str, int]) -> int:
+    """The most tokens that an evaluation generates one after another; the sample is answered in two batches."""
+    limit, served, warm_up = evaluation["max_new_tokens"], evaluation["serving_tokens"], 2
+    alone_and_batch = warm_up + (serving.ALONE + 1) * served
+    sample, one_by_one = 2 * limit, warm_up + evaluation["latency_answers"] * limit
+    attached, mixed, merged = alone_and_batch, warm_up + served, alone_and_batch
+    return sample + one_by_one + attached + mixed + merged
 
 
 @pytest.mark.slow
