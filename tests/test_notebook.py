@@ -205,7 +205,10 @@ def test_the_installer_is_of_the_standard_library_alone() -> None:
     assert {name.split(".")[0] for name in named} <= sys.stdlib_module_names
 
 
-def test_a_folder_that_holds_something_else_is_not_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_holds_something_else_is_not_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(install, "install", install.make)  # without the packages
     (tmp_path / "thesis.txt").write_text("the only copy", encoding="utf-8")
     assert install.main([str(tmp_path)]) == 2
     assert (tmp_path / "thesis.txt").exists() and "it is neither" in capsys.readouterr().err
