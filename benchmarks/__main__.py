@@ -1,6 +1,7 @@
 """Every benchmark after another, or those that are named: `python -m benchmarks [NAME]… [--records N]`.
 
-Each line states the figure, what it is compared with in the same run, and that both agree.
+Each line states the figure, what it is compared with in the same run, and that both agree. `python -m benchmarks card` is a program
+of its own for a CUDA card (`benchmarks/card`), with arguments of its own, and no part of `make bench`.
 """
 
 import argparse
@@ -8,26 +9,32 @@ import json
 import sys
 from functools import partial
 
-from benchmarks import (
-    clean,
-    clean_quality,
-    devices,
-    dropout,
-    estimate,
-    generate,
-    history,
-    orchestration,
-    plan,
-    publish,
-    rate,
-    ray,
-    startup,
-    step,
-    train,
-)
+from benchmarks.card import command as card
+from pipelines.runs.process import end_as_interrupt
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["card"]:  # needs none of the others, nor what they import
+        end_as_interrupt()  # so that its weights, gigabytes in a temporary folder, are removed
+        return card.main(sys.argv[2:])
+    from benchmarks import (
+        clean,
+        clean_quality,
+        devices,
+        dropout,
+        estimate,
+        generate,
+        history,
+        orchestration,
+        plan,
+        publish,
+        rate,
+        ray,
+        startup,
+        step,
+        train,
+    )
+
     benchmarks = {
         "devices": devices.measure,
         "dropout": dropout.measure,
@@ -47,7 +54,13 @@ def main() -> int:
         "orchestration": orchestration.measure,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("names", nargs="*", choices=[[], *benchmarks], metavar="NAME", help=", ".join(benchmarks))
+    parser.add_argument(
+        "names",
+        nargs="*",
+        choices=[[], *benchmarks],
+        metavar="NAME",
+        help=f"{', '.join(benchmarks)}; or `card`, see `card --help`",
+    )
     parser.add_argument("--records", type=int, help="of clean: this size alone, not 10,000, 100,000 and 1,000,000")
     arguments = parser.parse_args()
     benchmarks["clean"] = partial(clean.measure, records=arguments.records)

@@ -1,7 +1,7 @@
 """The same examples through TRL's SFTTrainer, in an environment of its own: `python peer_trl.py < run.json`.
 
 Its loss on the held-out examples is computed here, each alone and unpadded, so that it means what ours does. Peak memory is the
-kernel's high-water mark between the start of training and its end.
+kernel's high-water mark between the start of training and its end; on a card (`on_card`) PyTorch's allocator's.
 """
 
 import ctypes
@@ -29,7 +29,10 @@ def main() -> None:
     logging.set_verbosity_error()
     set_seed(told["seed"])
     recipe = told["recipe"]
-    model = AutoModelForCausalLM.from_pretrained(told["weights"], dtype=torch.float32)
+    # on a card TRL loads the model itself, so that its own defaults hold; on a CPU it would take bfloat16, which is emulated there
+    model = told["weights"]
+    if not told.get("on_card"):
+        model = AutoModelForCausalLM.from_pretrained(told["weights"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(told["weights"])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -47,6 +50,7 @@ def _train(
     told: dict[str, Any], model: Any, tokenizer: Any, adapter: Any, folder: str
 ) -> tuple[Any, dict[str, float], float]:
     """The trained model, the seconds of its loop, the peak in GB."""
+    import torch
     from datasets import Dataset
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import TrainerCallback
@@ -63,8 +67,9 @@ def _train(
             clock["cpu_seconds"] += time.process_time()
 
     recipe = told["recipe"]
+    on_cpu = {} if told.get("on_card") else {"bf16": False, "use_cpu": True}
     options = SFTConfig(
-        output_dir=folder, bf16=False, use_cpu=True, report_to="none", save_strategy="no", logging_strategy="no",
+        output_dir=folder, **on_cpu, report_to="none", save_strategy="no", logging_strategy="no",
         disable_tqdm=True, seed=told["seed"], num_train_epochs=recipe["epochs"], learning_rate=recipe["learning_rate"],
         weight_decay=recipe["weight_decay"],
         max_grad_norm=recipe["gradient_clip"], max_length=recipe["max_length"], **told["settings"],
@@ -83,6 +88,10 @@ def _train(
         peft_config=adapter, callbacks=[Clock()],
     )  # fmt: skip
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if told.get("on_card"):
+        torch.cuda.reset_peak_memory_stats()
+        trainer.train()
+        return trainer.model, clock, torch.cuda.max_memory_allocated() / 1e9
     trainer.train()
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
@@ -98,10 +107,11 @@ def _loss(model: Any, examples: list[dict[str, list[int]]]) -> float:
     total = count = 0
     with torch.no_grad():
         for example in examples:
-            ids, labels = torch.tensor([example["input_ids"]]), torch.tensor(example["labels"][1:])
-            hidden = model.base_model.model.model(input_ids=ids, use_cache=False)[0][0, :-1]
+            ids = torch.tensor([example["input_ids"]], device=model.device)
+            labels = torch.tensor(example["labels"][1:], device=model.device)
+            hidden = model.base_model.model.base_model(input_ids=ids, use_cache=False)[0][0, :-1]
             logits = model.get_output_embeddings()(hidden[labels != -100])
-            total += functional.cross_entropy(logits, labels[labels != -100], reduction="sum").item()
+            total += functional.cross_entropy(logits.float(), labels[labels != -100], reduction="sum").item()
             count += int((labels != -100).sum())
     return total / count
 

@@ -57,7 +57,7 @@ def _measured(folder: Path, method: str, dropout: float | None) -> Line:
     weights = stage.data.models / project.PACKAGED
     torch.manual_seed(1)
     model = loading.load_model(weights, recipe)
-    shapes = [_shape(module) for module in _linears(model)]
+    shapes = shapes_of(model)
     model = loading.add_adapter(model, recipe) if traits_of(recipe).has_adapter else model
     form = PromptFormat.of(weights, recipe)
     examples = [example for record in stage.resolve().selected.train for example in form.tokenize(record)]
@@ -66,7 +66,9 @@ def _measured(folder: Path, method: str, dropout: float | None) -> Line:
     before = _rates(shapes, rows)
     seconds, loss = _step_seconds(model, recipe, groups)
     rates = {name: max(rate, before[name]) for name, rate in _rates(shapes, rows).items()}
-    work = _operations(model, shapes, examples, full=traits_of(recipe).trains_all)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    adapters = None if traits_of(recipe).trains_all else trained
+    work = operations(shapes, model.config, examples, adapters=adapters)
     tokens = sum(len(example) for example in examples)
     return {
         "benchmark": "rate",
@@ -84,10 +86,10 @@ def _measured(folder: Path, method: str, dropout: float | None) -> Line:
     }
 
 
-def _linears(model: nn.Module) -> list[Any]:
-    """The layers' own linear modules, before adapters; not the head, and no embedding."""
+def shapes_of(model: nn.Module) -> list[tuple[int, int]]:
+    """(out, in) of the layers' own linear modules, before adapters; not the head, and no embedding."""
     head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    return [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    return [_shape(m) for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
 
 
 def _shape(module: Any) -> tuple[int, int]:
@@ -97,16 +99,16 @@ def _shape(module: Any) -> tuple[int, int]:
     return module.out_features, module.in_features
 
 
-def _operations(model: Any, shapes: list[tuple[int, int]], examples: list[Tokenized], *, full: bool) -> float:
-    """Floating-point operations of a step over `examples`."""
+def operations(shapes: list[tuple[int, int]], config: Any, examples: list[Tokenized], *, adapters: int | None) -> float:
+    """Floating-point operations of learning `examples` once by linear layers of `shapes`. `adapters`: how many parameters they have
+    beside frozen weights; None where every weight trains."""
     tokens, learned = sum(len(e) for e in examples), sum(e.learned for e in examples)
-    config = model.config
-    each = 6 if full else 4
+    each = 6 if adapters is None else 4
     layers = each * tokens * sum(outs * ins for outs, ins in shapes)
-    adapters = 0 if full else 6 * tokens * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    beside = 6 * tokens * (adapters or 0)
     head = each * learned * config.vocab_size * config.hidden_size
     attention = 6 * sum(len(e) ** 2 for e in examples) * config.hidden_size * config.num_hidden_layers
-    return layers + adapters + head + attention
+    return layers + beside + head + attention
 
 
 def _rates(shapes: list[tuple[int, int]], rows: int) -> dict[str, float]:

@@ -1,0 +1,106 @@
+"""The grid of profile gpu in its three shapes, 12 steps a cell, and TRL beside it.
+
+A line a cell: predicted memory beside measured, tokens per second, the share of the card's arithmetic. Then TRL at its default and
+at other settings, on the same examples.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from benchmarks.card import cells, ours, rates, trl
+from benchmarks.card.bench import Bench
+from benchmarks.card.cells import Cell
+from benchmarks.card.training import measured
+from benchmarks.card.verdicts import Line
+from pipelines import experiments as configuration
+from pipelines.paths import PROJECT
+
+ONLY = "only.txt"  # in the folder that the processes of a run share: names of models and methods, all where it is not there
+LEAST_SECONDS, CELL_SECONDS = 25.0, 300.0
+
+
+def names(only: str | None) -> list[tuple[str, str]]:
+    """The cells that train, model by model; with `only` those whose model, method or MODEL/METHOD is named.
+
+    Raises:
+        ValueError: a name that is none of these.
+    """
+    experiments = configuration.load(PROJECT / "experiments.yaml")
+    profile = experiments.profile(cells.PROFILE)
+    methods = [name for name in profile.methods if experiments.method(name).traits.trains]
+    every = [(model, method) for model in profile.models for method in methods]
+    if only is None:
+        return every
+    asked = {name.strip() for name in only.split(",") if name.strip()}
+    known = {*profile.models, *methods, *(f"{model}/{method}" for model, method in every)}
+    if not asked or asked - known:
+        raise ValueError(
+            f"{', '.join(asked - known) or only!r}: no model or method of profile {cells.PROFILE} that trains"
+        )
+    models, ways = asked & set(profile.models), asked & set(methods)
+    return [
+        (model, method)
+        for model, method in every
+        if f"{model}/{method}" in asked or ((models or ways) and model in (models or {model}) and method in (ways or {method}))
+    ]  # fmt: skip
+
+
+def check(bench: Bench) -> Iterator[Line]:
+    """The grid's process; its lines have the fields of `training.measured`."""
+    only = bench.work / ONLY
+    grid = [
+        Cell(bench, *name, steps=bench.sized(cells.STEPS, 3))
+        for name in names(only.read_text(encoding="utf-8") if only.exists() else None)
+    ]
+    yield from rates.measured(bench)
+    yield {"detail": "base and base-few-shot train nothing: they are no cells of this grid"}
+    foretold = ours.predictions([cell.question() for cell in grid])
+    rows: list[Line] = []
+    for place, (cell, predicted) in enumerate(zip(grid, foretold, strict=True)):
+        if bench.left() < bench.sized(LEAST_SECONDS, 0.0):
+            yield {"model": cell.model, "method": cell.method, "status": None, "detail": "not run: no time left for it"}
+            continue
+        found = cells.run(cell, bench.work / f"grid-{place}", limit=min(CELL_SECONDS, bench.left() - 2))
+        rows.append(measured(cell, found, predicted))
+        yield rows[-1]
+    yield from _trl(grid, rows)
+    yield _errors(rows)
+
+
+def _trl(grid: Sequence[Cell], rows: Sequence[Line]) -> Iterator[Line]:
+    """TRL beside those cells whose method it is compared on."""
+    beside = [cell for cell in grid if cell.method == trl.METHOD]
+    python = trl.python_with_trl()
+    if beside and not python:
+        yield {
+            "by": "trl",
+            "detail": "not run: TRL is not installed (`.venv/bin/python -m benchmarks train` makes .venv-peers/trl)",
+        }
+        return
+    ours_by_model = {row["model"]: row.get("tokens_per_second") for row in rows if row["method"] == trl.METHOD}
+    for cell in beside if python else ():
+        found = []
+        for line in trl.compared(cell, python or ""):
+            found.append(line)
+            yield {"model": cell.model, "method": cell.method, **line}
+        yield {"model": cell.model, "method": cell.method, "by": "trl", **ratios(found, ours_by_model.get(cell.model))}
+
+
+def ratios(lines: Sequence[Line], mine: float | None) -> Line:
+    """Our useful tokens a second over those of TRL's default, the first of `lines`, and of its best setting."""
+    speeds = [line.get("tokens_per_second") for line in lines]
+    ran = [speed for speed in speeds if speed]
+    default = speeds[0] if speeds else None
+    return {
+        "over_default": mine / default if mine and default else None,
+        "over_best": mine / max(ran) if mine and ran else None,
+    }
+
+
+def _errors(rows: Sequence[Line]) -> Line:
+    """How far predictions were from what was allocated, over all cells that ran."""
+    off = [abs(row["predicted_over_allocated"] - 1) for row in rows if row["predicted_over_allocated"]]
+    return {
+        "cells": len(rows),
+        "ok": sum(row["status"] == "ok" for row in rows),
+        "prediction_off_by_at_most": max(off, default=None),
+    }

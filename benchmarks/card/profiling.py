@@ -1,0 +1,116 @@
+"""One optimizer step under PyTorch's profiler: which kernels take the time, whether the card waits for Python, and how often Python
+waits for the card."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.autograd.profiler_util import DeviceType  # pyright: ignore[reportPrivateImportUsage]
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.card import ours
+from benchmarks.card.bench import Bench
+from benchmarks.card.cells import Cell
+from benchmarks.card.models import GEMMA, GPT2
+from benchmarks.card.verdicts import Line, finding
+from pipelines.train.examples import Tokenized
+
+GROUPS = {  # by what the names of kernels hold, the first that fits; on a CPU by operators
+    "attention": ("flash", "fmha", "sdpa", "attention"),
+    "matrix products": ("gemm", "gemv", "cutlass", "nvjet", "xmma", "cublas", "::mm", "::addmm", "::bmm", "::linear"),
+    "4 bits": ("dequantize", "quantize", "bitsandbytes"),
+    "optimizer": ("adam", "multi_tensor_apply", "_foreach", "lerp", "addcdiv", "addcmul"),
+    "dropout": ("dropout", "bernoulli", "random"),
+    "norms": ("layer_norm", "rms_norm", "reduce_kernel", "::mean"),
+    "softmax and loss": ("softmax", "logsumexp"),
+    "copies": ("memcpy", "memset", "copy", "::to", "cat"),
+    "elementwise": ("elementwise", "vectorized", "::mul", "::add", "::sub"),
+}
+LEAD, BUSY, LAUNCHED, WAITS = 0.5, 0.8, 0.6, 4
+
+
+def check(bench: Bench) -> Iterator[Line]:
+    seen: dict[str, Line] = {}
+    for name in (GEMMA, GPT2):
+        seen[name] = _step(bench, name)
+        yield {"model": name, "method": "lora-r8", **seen[name]}
+    lead = seen[GEMMA]["groups"].get("matrix products", 0.0)
+    yield finding("products lead", f"{lead:.0%} of the kernels' time", bench.judged(lead >= LEAD))
+    busy = {name: line["busy_share"] for name, line in seen.items()}
+    words = ", ".join(f"{name} {share:.0%}" for name, share in busy.items() if share is not None)
+    as_thought = None not in busy.values() and busy[GPT2] < LAUNCHED and busy[GEMMA] > BUSY
+    yield finding("bound by launches", words or "no kernels of a card", bench.judged(as_thought))
+    waits = {name: line["waits"] / line["micro_batches"] for name, line in seen.items() if line["waits"] is not None}
+    words = ", ".join(f"{name} {count:.1f} a micro-batch" for name, count in waits.items())
+    yield finding("few waits", words or "not counted on a CPU", bench.judged(all(n <= WAITS for n in waits.values())))
+
+
+def _step(bench: Bench, name: str) -> Line:
+    cell = Cell(bench, name, "lora-r8", steps=1)
+    model = ours.loaded(cell.weights, cell.recipe)
+    groups = ours.micro_batches(cell.examples, max_tokens=cell.recipe["micro_batch_tokens"])
+    with ours.steps(model, cell.recipe, bench.device) as step:
+        for _ in range(2):  # the first ones build plans and Adam's states
+            step(groups)
+        waits = _waits(bench, step, groups)
+        seconds = bench.seconds_of(lambda: step(groups), rounds=2)
+        spent, kernels = _profiled(bench, step, groups)
+    whole = sum(spent.values())
+    tokens = sum(map(len, cell.examples))
+    found = {
+        "micro_batches": len(groups),
+        "padded_share": 1 - tokens / sum(len(group) * len(group[0]) for group in groups),
+        "step_seconds": seconds,
+        "kernels": kernels,
+        "busy_share": None if bench.dry else whole / seconds,
+        "groups": {group: part / whole for group, part in sorted(spent.items(), key=lambda one: -one[1])},
+        "waits": waits,
+    }
+    del model
+    return found
+
+
+def _waits(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> int | None:
+    """How often the step makes Python wait for the card, as PyTorch's debug mode counts it; None on a CPU."""
+    if bench.dry:
+        return None
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step(groups)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(one.message) for one in caught)
+
+
+def _profiled(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> tuple[dict[str, float], int]:
+    """Seconds of a step by kind of kernel, and how many kernels it launched (of a CPU's: operators)."""
+    activities = [ProfilerActivity.CPU] if bench.dry else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=activities) as seen:
+        step(groups)
+        bench.wait()
+    return by_group([(event.key, _seconds(bench, event), event.count) for event in seen.key_averages()])
+
+
+def _seconds(bench: Bench, event: Any) -> float:
+    """An operator's own time, or a kernel's; on a card operators, which launch kernels, count as nothing."""
+    if bench.dry:
+        return event.self_cpu_time_total / 1e6
+    on_card = event.device_type == DeviceType.CUDA
+    return event.self_device_time_total / 1e6 if on_card else 0.0
+
+
+def by_group(events: list[tuple[str, float, int]]) -> tuple[dict[str, float], int]:
+    """Seconds by group of `events` (name, seconds, how often), and how many took any time."""
+    spent: dict[str, float] = defaultdict(float)
+    count = 0
+    for name, seconds, times in events:
+        if not seconds:
+            continue
+        lower = name.lower()
+        spent[next((group for group, parts in GROUPS.items() if any(p in lower for p in parts)), "other")] += seconds
+        count += times
+    return dict(spent), count

@@ -1,0 +1,93 @@
+"""One check in a process of its own: its lines as they come, and an end that does not depend on it.
+
+A kernel that hangs, a driver that takes the process down, a check that waits for ever: each costs that check alone.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import IO
+
+from benchmarks.card.checks import Check
+from benchmarks.card.verdicts import Line, Seen, parse
+from pipelines.paths import PROJECT
+from pipelines.runs.process import child_environment, stop_group
+
+POLL_SECONDS = 0.05
+DRAIN_SECONDS = 1.0  # for what an ended process still had in its pipe; a process that it left behind may hold that open
+TAIL = 400  # characters of the log that an error quotes
+
+
+def run(check: Check, work: Path, *, limit: float, log: Path, dry: bool) -> Generator[Line, None, Seen]:
+    """Start the check, yield its lines, return how it went. `limit` seconds after its start the process is killed with all that it
+    has started. What it writes to standard error goes to `log`; `work` is a folder that the checks of a run share."""
+    began = time.monotonic()
+    arguments = [check.runs, str(work), f"--seconds={limit}", *(["--dry"] if dry else [])]
+    with log.open("w", encoding="utf-8") as complaints:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.card.child", *arguments],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, encoding="utf-8", errors="replace",
+            env=child_environment({"HF_HUB_OFFLINE": "1"}), cwd=PROJECT, start_new_session=True,
+        )  # fmt: skip
+    findings: dict[str, Line] = {}
+    error = None
+    try:
+        for line in _lines(process, deadline=began + limit):
+            if "finding" in line:
+                findings[line["finding"]] = line
+            yield line
+        error = _error(process.poll(), log, limit)
+    finally:
+        stop_group(process)
+    return Seen(check, findings, time.monotonic() - began, error)
+
+
+def _lines(process: subprocess.Popen[str], *, deadline: float) -> Generator[Line, None, None]:
+    """What the process prints, until it has ended or the time is over."""
+    assert process.stdout
+    came: Queue[str | None] = Queue()
+    Thread(target=_read, args=(process.stdout, came), daemon=True).start()
+    while True:
+        try:
+            text = came.get(timeout=POLL_SECONDS)
+        except Empty:
+            if process.poll() is not None:
+                deadline = min(deadline, time.monotonic() + DRAIN_SECONDS)
+            if time.monotonic() >= deadline:
+                return
+            continue
+        if text is None:  # all is read; it may take a moment to end, or hang at its end
+            _wait(process, deadline)
+            return
+        if line := parse(text):
+            yield line
+
+
+def _read(pipe: IO[str], came: Queue[str | None]) -> None:
+    for text in pipe:
+        came.put(text)
+    came.put(None)
+
+
+def _wait(process: subprocess.Popen[str], deadline: float) -> None:
+    try:
+        process.wait(timeout=max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _error(code: int | None, log: Path, limit: float) -> str | None:
+    """In words, how a process ended that did not end well; `code` is None where it had to be killed."""
+    if code == 0:
+        return None
+    said = " | ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])[-TAIL:]
+    how = f"killed at its limit of {limit:.0f} s" if code is None else _ended(code)
+    return f"{how}: {said}" if said else how
+
+
+def _ended(code: int) -> str:
+    return f"ended by signal {-code}" if code < 0 else f"exit code {code}"

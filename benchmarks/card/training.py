@@ -1,0 +1,82 @@
+"""Whole cells, as the project starts them: whether the path works at all on this card, how fast, and in how much memory."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from benchmarks.card import ours, rates
+from benchmarks.card.bench import Bench
+from benchmarks.card.cells import STEPS, Cell, run, speed
+from benchmarks.card.models import GEMMA, OPT
+from benchmarks.card.verdicts import Line, finding
+
+CELLS = (  # the most telling first: what no longer fits into the limit is left out
+    (GEMMA, "lora-r8"), (OPT, "full"), (GEMMA, "qlora-r8"), (GEMMA, "full"), (OPT, "lora-r8"), (GEMMA, "full-8bit"),
+    (OPT, "qlora-r8"), (OPT, "full-8bit"),
+)  # fmt: skip
+LESS = (("qlora-r8", "lora-r8"), ("lora-r8", "full"))  # which method needs less memory than which
+LEAST_SECONDS, NEAR = 25.0, 0.10
+
+
+def check(bench: Bench) -> Iterator[Line]:
+    yield from rates.measured(bench)
+    cells = [Cell(bench, *names, steps=bench.sized(STEPS, 3)) for names in bench.sized(CELLS, CELLS[:3])]
+    questions = [cell.question() for cell in cells]
+    done: list[Line] = []
+    with ThreadPoolExecutor(1) as pool:
+        foretold = pool.submit(ours.predictions, questions)
+        for place, cell in enumerate(cells):
+            if bench.left() < LEAST_SECONDS:
+                yield {"model": cell.model, "method": cell.method, "status": None, "detail": "no time left for it"}
+                continue
+            found = run(cell, bench.work / f"cell-{place}", limit=bench.left() - 5)
+            done.append(measured(cell, found, foretold.result()[place]))
+            yield done[-1]
+    yield from findings(done)
+
+
+def measured(cell: Cell, found: Line, foretold: Line) -> Line:
+    """A cell's line: its row, its speed, and the prediction beside the allocator's peak."""
+    here = foretold.get("cpu" if cell.bench.dry else "cuda")
+    predicted = here["train"] / 1e9 if here else None
+    allocated = found.get("allocated_gb")
+    return {
+        "model": cell.model,
+        "method": cell.method,
+        **found,
+        **speed(cell, found),
+        "predicted_gb": predicted,
+        "predicted_over_allocated": predicted / allocated if predicted and allocated else None,
+        **({"no_prediction": foretold["because"]} if "because" in foretold else {}),
+    }
+
+
+def findings(done: list[Line]) -> Iterator[Line]:
+    bad = [f"{line['model']}/{line['method']} {line['status']}" for line in done if line["status"] != "ok"]
+    yield finding("all end ok", ", ".join(bad) or f"{len(done)} of {len(done)} ok", bool(done) and not bad)
+    ok = [line for line in done if line["status"] == "ok"]
+    if not ok:
+        return
+    falls = [line["eval_losses"][-1] < line["eval_losses"][0] for line in ok]
+    yield finding("loss falls", f"in {sum(falls)} of {len(falls)} cells", all(falls))
+    yield from _less_memory(ok)
+    if near := [line["predicted_over_allocated"] for line in ok if line["predicted_over_allocated"]]:
+        seen = f"predicted is {min(near):.2f} to {max(near):.2f} of what was allocated"
+        yield finding("as predicted", seen, all(abs(ratio - 1) <= NEAR for ratio in near))
+    else:
+        yield finding("as predicted", "no cell had memory of a card", None)
+
+
+def _less_memory(ok: list[Line]) -> Iterator[Line]:
+    """Judged of the pairs that both ran; on a CPU nothing is allocated on a card."""
+    peaks = {(line["model"], line["method"]): line["allocated_gb"] for line in ok if line["allocated_gb"]}
+    pairs = [
+        (model, less, more)
+        for model in dict.fromkeys(model for model, _ in peaks)
+        for less, more in LESS
+        if (model, less) in peaks and (model, more) in peaks
+    ]
+    if not pairs:
+        yield finding("fewer bytes", "no two cells to compare had memory of a card", None)
+        return
+    said = [f"{m}: {a} {peaks[m, a]:.1f} GB, {b} {peaks[m, b]:.1f} GB" for m, a, b in pairs]
+    yield finding("fewer bytes", "; ".join(said), all(peaks[m, a] < peaks[m, b] for m, a, b in pairs))

@@ -1,0 +1,80 @@
+"""What was expected of each check beside what was seen.
+
+A check's process prints a line of JSON for each measurement, and for each expectation one `finding`: its short name, what was seen
+in words, and whether that is as expected (null: it cannot be judged on this device).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from benchmarks.card.checks import Check
+
+Line = dict[str, Any]
+Verdict = Literal["as expected", "otherwise", "not run", "failed"]
+WORDS: dict[bool | None, Verdict] = {True: "as expected", False: "otherwise", None: "not run"}
+
+
+def finding(name: str, seen: str, agrees: bool | None) -> Line:
+    """What a check reports on the expectation `name`."""
+    return {"finding": name, "seen": seen, "agrees": agrees}
+
+
+def parse(text: str) -> Line | None:
+    """A line that a check printed; None where it is none of ours, or was cut off when the process was killed."""
+    if not (text.startswith("{") and text.endswith("\n")):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How a check went: its findings by name, and `error` where its process did not end well or `why` where it never began."""
+
+    check: Check
+    findings: Mapping[str, Line] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str | None = None
+    why: str | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """An error counts most, then any expectation that is not met. What could not be judged here counts where nothing else is
+        there."""
+        if self.error is not None:
+            return "failed"
+        judged = [self._word(name) for name in self.check.expects]
+        if "otherwise" in judged:
+            return "otherwise"
+        return "as expected" if "as expected" in judged else "not run"
+
+    def _word(self, name: str) -> Verdict:
+        return WORDS[self.findings[name]["agrees"]] if name in self.findings else "not run"
+
+    def summary(self) -> Line:
+        """The check's part of the summary."""
+        expectations = [
+            {"expected": words, "seen": self.findings.get(name, {}).get("seen"), "verdict": self._word(name)}
+            for name, words in self.check.expects.items()
+        ]
+        reasons = {"error": self.error, "why": self.why}
+        return {
+            "check": self.check.name,
+            "verdict": self.verdict,
+            **{name: text for name, text in reasons.items() if text is not None},
+            "seconds": round(self.seconds, 1),
+            "expectations": expectations,
+        }
+
+
+def summary(seen: Sequence[Seen], *, seconds: float) -> Line:
+    """The last line of a run."""
+    counts = {
+        word: sum(one.verdict == word for one in seen) for word in ("as expected", "otherwise", "not run", "failed")
+    }
+    return {"summary": [one.summary() for one in seen], "verdicts": counts, "seconds": round(seconds, 1)}
