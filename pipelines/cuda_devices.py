@@ -42,6 +42,21 @@ def query(*fields: str) -> dict[int, list[str]]:
     return found
 
 
+def used_bytes() -> int | None:
+    """Memory in use now on the card of the first visible device, by whomever; None where the driver does not say."""
+    first = next(iter(visible()), None)
+    if first is None:
+        return None
+    command = (
+        shutil.which("nvidia-smi"),
+        f"--id={first.index}",
+        "--query-gpu=memory.used",
+        "--format=csv,noheader,nounits",
+    )
+    said = _answer.__wrapped__(*command)[0].strip()
+    return int(said) * 2**20 if said.isdigit() else None
+
+
 def trouble() -> str | None:
     """Why nvidia-smi, which is installed, lists nothing, in its own words; None where it lists cards or is not there."""
     return _of_cards(FIELDS)[1]

@@ -19,10 +19,13 @@ if sys.argv[1:] == ["-L"]:
         for place, (profile, uuid) in enumerate(card["slices"] or []):
             print(f"  MIG {{profile}}     Device  {{place}}: (UUID: {{uuid}})")
     sys.exit()
+chosen = [int(word.removeprefix("--id=")) for word in sys.argv if word.startswith("--id=")]
 (query,) = [word.removeprefix("--query-gpu=") for word in sys.argv if word.startswith("--query-gpu=")]
 for index, card in enumerate(driver["cards"]):
+    if chosen and index not in chosen:
+        continue
     said = {{
-        "index": index, "uuid": card["uuid"], "name": card["name"], "memory.total": card["memory"],
+        "index": index, "memory.used": card["used"], "uuid": card["uuid"], "name": card["name"], "memory.total": card["memory"],
         "driver_version": driver["version"], "compute_cap": card["capability"],
         "mig.mode.current": "[N/A]" if card["slices"] is None else "Enabled",
     }}
@@ -32,11 +35,12 @@ for index, card in enumerate(driver["cards"]):
 
 @dataclass(frozen=True)
 class FakeCard:
-    """`memory` in MiB, as nvidia-smi says it; `slices` are (profile, UUID) of a card that MIG divides."""
+    """`memory` and `used` in MiB, as nvidia-smi says it; `slices` are (profile, UUID) of a card that MIG divides."""
 
     name: str = "Tesla T4"
     uuid: str = "GPU-11111111"
     memory: str = "15360"
+    used: str = "0"
     capability: str = "7.5"
     slices: tuple[tuple[str, str], ...] | None = None
 
@@ -52,7 +56,7 @@ def install(
     """Put it first on PATH, of a machine with these cards, every one visible. `failure`: what it says instead of listing them, with
     exit code `code`."""
     program = folder / "driver" / "nvidia-smi"
-    program.parent.mkdir(parents=True)
+    program.parent.mkdir(parents=True, exist_ok=True)
     told = {"cards": [vars(card) for card in cards], "version": version, "failure": failure, "code": code}
     program.write_text(PROGRAM.format(python=sys.executable, driver=json.dumps(told)), encoding="utf-8")
     program.chmod(0o755)

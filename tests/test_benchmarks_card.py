@@ -4,8 +4,10 @@ was seen, and a dry run computes what the card would."""
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +42,8 @@ from benchmarks.card.models import GEMMA
 from benchmarks.card.verdicts import Seen, finding
 from pipelines.files import read_jsonl, write_json, write_jsonl
 from pipelines.train.examples import Tokenized
+from tests import fake_driver
+from tests.fake_driver import FakeCard
 from tests.test_faults import until
 
 EXPECTS = {"met": "that it is met", "unjudged": "what a card alone says"}
@@ -199,29 +203,39 @@ def test_the_checks_fit_into_the_run() -> None:
 
 
 def test_a_card_that_torch_cannot_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
-    nvidia_smi(tmp_path, monkeypatch, "Tesla T4")
+    fake_driver.install(tmp_path, monkeypatch, FakeCard("Tesla T4"))
     assert device(bench)["name"] == DRY
     found = device(replace(bench, dry=False))
     assert found["name"] is None and found["listed"] == "Tesla T4"
 
 
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "nvidia-smi").write_text(f"#!/bin/sh\necho '{says}'\n", encoding="utf-8")
-    (folder / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-
-
 def test_the_driver_s_word_on_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvidia_smi(tmp_path, monkeypatch, "2000")
+    fake_driver.install(tmp_path, monkeypatch, FakeCard(), FakeCard(uuid="GPU-2", used="1000"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     with cells.DeviceMemory() as memory:
-        pass
-    assert memory.peak_gb == pytest.approx(2.097152)
-    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho '[N/A]'\n", encoding="utf-8")
+        fake_driver.install(tmp_path, monkeypatch, FakeCard(), FakeCard(uuid="GPU-2", used="2000"))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        sampled = Event()
+        monkeypatch.setattr(cells, "_used_gb", _noting(cells._used_gb, sampled))
+        assert sampled.wait(600)
+    assert (memory.before_gb, memory.peak_gb) == pytest.approx((1.048576, 2.097152))
+    fake_driver.install(tmp_path, monkeypatch, FakeCard(used="[N/A]"))
     with cells.DeviceMemory() as memory:
         pass
     assert memory.peak_gb is None
+
+
+def _noting(ask: Callable[[], float | None], sampled: Event) -> Callable[[], float | None]:
+    """`ask`, which says when it has been asked twice: then the first answer was noted."""
+    answers: list[float | None] = []
+
+    def asked() -> float | None:
+        answers.append(ask())
+        if len(answers) > 1:
+            sampled.set()
+        return answers[-1]
+
+    return asked
 
 
 def findings(lines: list[dict[str, Any]]) -> dict[str, Any]:

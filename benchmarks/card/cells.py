@@ -13,10 +13,10 @@ from threading import Event, Thread
 from typing import Any
 
 from benchmarks import rate
-from benchmarks.card import models, rates
+from benchmarks.card import models, ours, rates
 from benchmarks.card.bench import Bench
+from pipelines import cuda_devices
 from pipelines import experiments as configuration
-from pipelines import machine
 from pipelines.estimate.batch import heaviest
 from pipelines.files import read_json, read_jsonl
 from pipelines.paths import PROJECT
@@ -95,13 +95,13 @@ class Cell:
 
     def question(self) -> Json:
         """What the estimator is asked of it."""
-        batches = [vars(batch) for batch in heaviest(self.examples, self.recipe, [1])]
-        config = models.fields_of(self.bench, self.model, layers=self.layers)
+        config = models.config_of(self.bench, self.model, layers=self.layers)
         return {
             "recipe": self.recipe,
-            "config": config,
-            "batches": batches,
-            "device": "cpu" if self.bench.dry else "cuda",
+            "config": models.fields_of(self.bench, self.model, layers=self.layers),
+            "batches": [vars(batch) for batch in heaviest(self.examples, self.recipe, [1], config)],
+            "device": ours.foretold_for(self.recipe, dry=self.bench.dry),
+            "cards": [] if self.bench.dry else [ours.foretold_for(self.recipe, dry=False)],
         }
 
     def operations_per_token(self) -> float:
@@ -141,10 +141,8 @@ class DeviceMemory:
 
 
 def _used_gb() -> float | None:
-    try:
-        return float(machine.cuda_query("memory.used")[0]) * 2**20 / 1e9
-    except (IndexError, ValueError):
-        return None
+    used = cuda_devices.used_bytes()
+    return None if used is None else used / 1e9
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:

@@ -16,6 +16,7 @@ from pipelines.train.examples import Tokenized
 from pipelines.train.optimizers import make_optimizer
 
 __all__ = [
+    "foretold_for",
     "head_loss",
     "loaded",
     "loss_and_gradients",
@@ -99,6 +100,14 @@ def packed(weight: torch.Tensor) -> torch.Tensor:
     from pipelines.train import four_bits
 
     return four_bits.pack(weight.cpu(), 64, "nf4", torch.uint8)[0].flatten()
+
+
+def foretold_for(recipe: Recipe, *, dry: bool) -> str:
+    """What the estimator's answer for this device is called: by the format that the card computes `recipe` in."""
+    from pipelines.estimate import cards
+
+    card = None if dry else cards.here()
+    return card.format(recipe) if card else "cpu"
 
 
 def predictions(asked: list[dict[str, Any]]) -> list[dict[str, Any]]:

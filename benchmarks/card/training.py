@@ -36,7 +36,7 @@ def check(bench: Bench) -> Iterator[Line]:
 
 def measured(cell: Cell, found: Line, foretold: Line) -> Line:
     """A cell's line: its row, its speed, and the prediction beside the allocator's peak."""
-    here = foretold.get("cpu" if cell.bench.dry else "cuda")
+    here = foretold.get(ours.foretold_for(cell.recipe, dry=cell.bench.dry))
     predicted = here["train"] / 1e9 if here else None
     allocated = found.get("allocated_gb")
     return {
