@@ -4,6 +4,9 @@ that is what the check is for."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# in the folder that the processes of a run share: which of the grid's cells; all where it is not there
+GRID_ONLY = "only.txt"
+
 
 @dataclass(frozen=True)
 class Check:

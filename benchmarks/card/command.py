@@ -1,6 +1,7 @@
 """`python -m benchmarks card`: the checks one after another, or the grid, within one limit.
 
-Exit code 0: all that was begun ran to its end, whatever it showed. 2: wrong arguments. 3: there is no card, or a check failed.
+Exit code 0: all that was begun ran to its end, whatever it showed. 2: wrong arguments. 3: there is no card, or a check failed. 130:
+it was interrupted; the summary is there all the same.
 """
 
 import argparse
@@ -15,13 +16,14 @@ from typing import Any, TextIO
 
 from benchmarks.card import runner, verdicts
 from benchmarks.card.bench import DRY
-from benchmarks.card.checks import Check, named
+from benchmarks.card.checks import GRID_ONLY, Check, named
 from benchmarks.card.verdicts import Line, Seen
 
 SECONDS, GRID_SECONDS = 540.0, 3600.0
 LOOK = Check("device", "benchmarks.card.bench:look", 90, "which card this is")
 GRID = Check("grid", "benchmarks.card.grid:check", GRID_SECONDS, "the grid of profile gpu, 12 steps a cell, and TRL")
 AT_LEAST = 0.5  # of its limit must be left, or a check is not begun
+INTERRUPTED = 130  # the exit code
 LAST = 5.0  # seconds that a run keeps for killing, for removing its weights and for the summary
 
 
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         if device is None:
             return 3
         if asked.grid and asked.only:
-            (work / "only.txt").write_text(asked.only, encoding="utf-8")
+            (work / GRID_ONLY).write_text(asked.only, encoding="utf-8")
         return run(checks, Report(device, file), work, out, ends=ends, dry=asked.dry)
 
 
@@ -118,9 +120,17 @@ def _all(lines: Any) -> tuple[list[Line], Seen]:
 
 def run(checks: Sequence[Check], report: Report, work: Path, out: Path, *, ends: float, dry: bool) -> int:
     """Run `checks` until `ends` (of `time.monotonic`), then say what all of them showed; returns the exit code."""
-    began = time.monotonic()
-    seen = [_run_one(check, report, work, out, ends=ends, dry=dry) for check in checks]
+    began, interrupted = time.monotonic(), False
+    seen: list[Seen] = []
+    try:
+        for check in checks:
+            seen.append(_run_one(check, report, work, out, ends=ends, dry=dry))
+    except KeyboardInterrupt:  # also SIGTERM
+        interrupted = True
+        seen += [Seen(check, why="interrupted") for check in checks[len(seen) :]]
     report.line(verdicts.summary(seen, seconds=time.monotonic() - began))
+    if interrupted:
+        return INTERRUPTED
     return 3 if any(one.verdict == "failed" for one in seen) else 0
 
 
@@ -130,9 +140,8 @@ def _run_one(check: Check, report: Report, work: Path, out: Path, *, ends: float
         why = f"{max(0.0, left):.0f} s of the run are left, it has a limit of {check.seconds:.0f}"
         report.line({"verdict": "not run", "why": why}, check=check.name)
         return Seen(check, why=why)
-    limit = (
-        left if dry or check is GRID else min(left, check.seconds)
-    )  # a dry run measures nothing, and may share its CPU
+    # a dry run measures nothing, and may share its CPU with others
+    limit = left if dry or check is GRID else min(left, check.seconds)
     lines = runner.run(check, work, limit=limit, log=out / f"{check.name}.log", dry=dry)
     while True:
         try:

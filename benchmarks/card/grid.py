@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from benchmarks.card import cells, ours, rates, trl
 from benchmarks.card.bench import Bench
 from benchmarks.card.cells import Cell
+from benchmarks.card.checks import GRID_ONLY
 from benchmarks.card.training import measured
 from benchmarks.card.verdicts import Line
 from pipelines import experiments as configuration
 from pipelines.paths import PROJECT
 
-ONLY = "only.txt"  # in the folder that the processes of a run share: names of models and methods, all where it is not there
 LEAST_SECONDS, CELL_SECONDS = 25.0, 300.0
 
 
@@ -46,7 +46,7 @@ def names(only: str | None) -> list[tuple[str, str]]:
 
 def check(bench: Bench) -> Iterator[Line]:
     """The grid's process; its lines have the fields of `training.measured`."""
-    only = bench.work / ONLY
+    only = bench.work / GRID_ONLY
     grid = [
         Cell(bench, *name, steps=bench.sized(cells.STEPS, 3))
         for name in names(only.read_text(encoding="utf-8") if only.exists() else None)

@@ -67,6 +67,7 @@ def _step(bench: Bench, name: str) -> Line:
         "busy_share": None if bench.dry else whole / seconds,
         "groups": {group: part / whole for group, part in sorted(spent.items(), key=lambda one: -one[1])},
         "waits": waits,
+        "cudnn_sdp": torch.backends.cuda.cudnn_sdp_enabled(),  # as the trainer left it
     }
     del model
     return found
