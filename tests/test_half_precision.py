@@ -162,6 +162,28 @@ def test_all_that_passes_through_a_frozen_base_keeps_its_format(
     assert all(p.grad.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
 
 
+PEFTS: dict[str, dict[str, Any]] = {
+    "VERA": {"r": 16}, "IA3": {}, "LN_TUNING": {}, "LOHA": {"r": 4}, "OFT": {}, "RANDLORA": {}, "DELORA": {},
+    "PREFIX_TUNING": {"num_virtual_tokens": 4}, "TRAINABLE_TOKENS": {"token_indices": [1, 2]},
+    "LORA": {"r": 4, "use_dora": True, "modules_to_save": ["lm_head"], "target_modules": ["embed_tokens", "q_proj"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind", [name if name in ("LORA", "IA3") else pytest.param(name, marks=pytest.mark.slow) for name in PEFTS]
+)
+def test_other_adapters_of_pefts_fit_a_half_precision_base_without_autocast(
+    kind: str, examples: list[Tokenized]
+) -> None:
+    recipe = {**LORA, "kind": "adapter", "targets": None, "peft": {"peft_type": kind, **PEFTS[kind]}}
+    model = loading.add_adapter(tiny_model("llama").bfloat16(), recipe).train()
+    with head_on_positions(model) as wanted, precision.autocast(recipe, CPU):
+        assert not torch.is_autocast_enabled("cpu")
+        step_loss(model, examples, wanted, CPU, learned=10).backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    assert gradients and all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
 def test_autocast_is_for_master_weights_and_keeps_no_copies_where_they_are_cast_again() -> None:
     layer = torch.nn.Linear(8, 8)
     for recipe in (FULL, {**FULL, "gradient_checkpointing": True}):

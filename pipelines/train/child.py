@@ -176,7 +176,7 @@ def _first_words(model: Any, recipe: dict[str, Any], tokens: Tokens) -> tuple[li
     if not traits_of(recipe).has_adapter or traits_of(recipe).is_short:
         return None
     ids = (tokens.held_out or tokens.train)[0].input_ids
-    return ids, peft_adapter.losses_of(model, recipe, ids)
+    return ids, peft_adapter.losses_of(model, ids)
 
 
 def _earlier(worker: Worker) -> Path | None:
@@ -246,7 +246,7 @@ def _save(
             data = json.loads(worker.report["measured"]["training_data"])
             provenance.name_base(partial, base)
             if check:
-                peft_adapter.note(model, recipe, check, partial)
+                peft_adapter.note(model, check, partial)
             (partial / "README.md").write_text(provenance.adapter_card(worker.spec, base, data), encoding="utf-8")
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)

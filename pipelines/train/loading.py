@@ -268,7 +268,7 @@ def load_trained(base: Path, recipe: dict[str, Any], trained: Path | None) -> An
     model = load_model(trained if trained and traits.trains_all else base, recipe, dtype=result_dtype(recipe))
     if trained and traits.has_adapter:
         model = attach_trained(model, trained)
-        peft_adapter.require_as_saved(model, recipe, trained)
+        peft_adapter.require_as_saved(model, trained)
     return model.eval()
 
 

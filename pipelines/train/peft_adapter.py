@@ -13,7 +13,6 @@ import torch
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
 from pipelines.methods import traits_of
-from pipelines.train.precision import autocast
 
 Recipe = dict[str, Any]
 Check = tuple[list[int], list[float]]  # a text's tokens, and the loss of each after the first before training
@@ -132,8 +131,7 @@ def require_trainable(model: Any, recipe: Recipe, vocabulary: int) -> None:
     with in_pefts_words(recipe):
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UnavailableError(f"{traits_of(recipe).peft_type} with these settings trains nothing of this model")
-        with autocast(recipe, device):
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         if logits.shape[:2] != ids.shape:
             raise UnavailableError(
                 f"{traits_of(recipe).peft_type} puts {logits.shape[1] - ids.shape[1]} tokens of its own before a text, which moves "
@@ -144,13 +142,13 @@ def require_trainable(model: Any, recipe: Recipe, vocabulary: int) -> None:
     before.set()
 
 
-def losses_of(model: Any, recipe: Recipe, ids: Sequence[int]) -> list[float]:
+def losses_of(model: Any, ids: Sequence[int]) -> list[float]:
     """Loss (nats) of each token after the first of a text's first ones, the model not training."""
     training, checked = model.training, list(ids[:CHECK_TOKENS])
     device = next(model.parameters()).device
     tokens = torch.tensor([checked], device=device)
     model.eval()
-    with torch.no_grad(), autocast(recipe, device):
+    with torch.no_grad():
         logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0, :-1].float()
     model.train(training)
     return torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none").tolist()
@@ -165,13 +163,13 @@ class Noted:
     after: list[float]
 
 
-def note(model: Any, recipe: Recipe, check: Check, folder: Path) -> None:
+def note(model: Any, check: Check, folder: Path) -> None:
     """Write down what the trained model says of a text, for `require_as_saved`."""
     ids, before = check
-    write_json(folder / CHECK, asdict(Noted(list(ids[:CHECK_TOKENS]), before, losses_of(model, recipe, ids))))
+    write_json(folder / CHECK, asdict(Noted(list(ids[:CHECK_TOKENS]), before, losses_of(model, ids))))
 
 
-def require_as_saved(model: Any, recipe: Recipe, folder: Path) -> None:
+def require_as_saved(model: Any, folder: Path) -> None:
     """Raises WorkError where the adapter, loaded again, says something else of the noted text: a method may change the base when it
     begins, or draw what it does not save, and then its file alone does not bring it back. What training has changed is the measure:
     an adapter may be small."""
@@ -181,7 +179,7 @@ def require_as_saved(model: Any, recipe: Recipe, folder: Path) -> None:
     noted = Noted(**kept)
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
     moved = _furthest(noted.before, noted.after)
-    off, most = _furthest(losses_of(model, recipe, noted.input_ids), noted.after), max(FLOOR[half], SHARE * moved)
+    off, most = _furthest(losses_of(model, noted.input_ids), noted.after), max(FLOOR[half], SHARE * moved)
     if not off <= most:  # NaN too
         raise WorkError(
             f"the saved adapter, loaded again, is not what was trained: the loss of a token is off by {off:.2g} nats, where "
