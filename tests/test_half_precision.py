@@ -115,16 +115,19 @@ def test_the_heads_gradient_is_summed_in_float32_over_its_pieces(monkeypatch: py
 
     torch.manual_seed(2)
     hidden, weight, targets = torch.randn(70, 24), torch.randn(300, 24, requires_grad=True), torch.randint(300, (70,))
-    functional.cross_entropy(hidden.bfloat16().float() @ weight.t(), targets, reduction="sum").backward()
-    expected, weight.grad = weight.grad, None
+    expected = torch.zeros(300, 24)
+    for inputs, told in zip(hidden.bfloat16().split(32), targets.split(32), strict=True):
+        slopes = functional.linear(inputs, weight.detach().bfloat16()).float().softmax(-1)
+        slopes[range(len(told)), told] -= 1
+        expected += slopes.bfloat16().float().t() @ inputs.float()
     monkeypatch.setattr(torch, "mm", mm)
     monkeypatch.setattr(torch, "addmm", addmm)
     monkeypatch.setattr(chunked, "sums_in_float32", lambda matrix: matrix.dtype is torch.bfloat16)
     monkeypatch.setattr(chunked, "rows_of_piece", lambda *_: 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         chunked.summed_loss(hidden, weight, targets, cap=None, share=1.0).backward()
-    assert weight.grad is not None and expected is not None and weight.grad.dtype is torch.float32
-    assert off(weight.grad, expected) < 0.01
+    assert weight.grad is not None and weight.grad.dtype is torch.float32
+    assert off(weight.grad, expected) < 5e-4  # what bfloat16 rounds is four times as much
 
 
 # autocast
