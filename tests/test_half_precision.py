@@ -217,7 +217,7 @@ def formats(file: Path, prefix: str = "") -> set[str]:
 
 
 def test_a_full_result_is_saved_in_the_format_that_it_computes_in(
-    cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch
+    cleaned: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[set[str]] = []
     write = checkpoint.write
@@ -234,6 +234,8 @@ def test_a_full_result_is_saved_in_the_format_that_it_computes_in(
     assert formats(attempt.model_folder / "model.safetensors") == {"BF16"}
     assert (read_json(attempt.model_folder / "config.json") or {})["dtype"] == "bfloat16"
     assert attempt.result.measured["weights_dtype"] == "float32"  # while training
+    evaluated = loading.load_trained(tmp_path, attempt.spec.recipe, attempt.model_folder)
+    assert {parameter.dtype for parameter in evaluated.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.slow
@@ -333,6 +335,8 @@ def test_adapters_over_a_half_precision_base_are_as_near_to_float32_as_pefts_und
             adapters.fuse(model, torch.bfloat16)
         adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
         assert adapted and all(("forward" in vars(module)) == (way == "ours") for module in adapted)
+        for module in adapted if way == "ours" else ():
+            module.forward.func.__self__.plain = ["PEFT's own, which is not to be called"] * 3
         torch.manual_seed(2)
         for parameter in model.parameters():
             if parameter.requires_grad:
