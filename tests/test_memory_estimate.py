@@ -159,7 +159,7 @@ def test_layers_of_several_kinds_are_rehearsed_whole() -> None:
 
 def test_what_costs_and_what_spares_memory() -> None:
     def activations(recipe: dict[str, Any], batch: Batch = BATCH) -> float:
-        return rehearsal.rehearse(llama(layers=8), recipe, [batch], "cpu").moments["backward 1"].activations
+        return rehearsal.rehearse(llama(layers=8), recipe, [batch], "cpu").early.activations
 
     assert activations({**FULL, "gradient_checkpointing": True}) < 0.6 * activations(FULL)
     assert activations({**LORA, "dropout": 0.0}) < activations(LORA)
