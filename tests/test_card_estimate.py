@@ -79,10 +79,11 @@ def test_this_machines_card_is_asked_for_its_memory_and_capability(driver: Path)
     assert training_gb(before) == 3.0
 
 
-def test_a_driver_that_knows_no_capability_is_taken_for_a_new_cards(driver: Path) -> None:
-    says(driver, name="Some GPU", **{"memory.total": "[N/A]", "compute_cap": "[N/A]"})
+@pytest.mark.parametrize(("name", "expected"), [("Some GPU", "bf16"), ("Tesla T4", "fp16")])
+def test_where_the_driver_says_no_capability_the_name_counts(driver: Path, name: str, expected: str) -> None:
+    says(driver, name=name, **{"memory.total": "[N/A]", "compute_cap": "[N/A]"})
     card = cards.here()
-    assert card is not None and card.format({"precision": "auto"}) == "bf16"
+    assert card is not None and card.format({"precision": "auto"}) == expected
     assert estimate.machine_gb() > 0.5  # the machine's own memory
 
 

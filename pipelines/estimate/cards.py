@@ -57,10 +57,10 @@ def here() -> Card | None:
 
 @cache
 def _asked(name: str) -> Card:
-    """The card of that name, by the driver's word; one whose driver is too old to say its capability counts as a new one."""
+    """The card of that name, by the driver's word; where its driver is too old to say the capability, that of such cards."""
     capability = next(iter(machine.cuda_query("compute_cap")), "")
     major, _, minor = capability.partition(".")
-    known = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else BFLOAT16
+    known = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else _alike(name).capability
     return Card(name, machine.cuda_memory_bytes() or 0, known)
 
 
@@ -69,8 +69,12 @@ def of_device(device: str | None) -> Card:
     a card that computes bfloat16, of no known memory."""
     if device and (card := here()) and card.name == device:
         return card
-    words = (device or "").split()
-    return next((card for card in CARDS if card.name.split()[0] in words), Card(device or "?", 0, BFLOAT16))
+    return _alike(device or "")
+
+
+def _alike(device: str) -> Card:
+    words = device.split()
+    return next((card for card in CARDS if card.name.split()[0] in words), Card(device, 0, BFLOAT16))
 
 
 def formats_of(recipe: Mapping[str, Any]) -> list[Format]:

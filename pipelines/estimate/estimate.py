@@ -275,5 +275,6 @@ def _by_format(found: Json) -> Json:
     for one in FORMATS:
         held = dict(zip(named, (found.get(one), found.get("otherwise", {}).get(one)), strict=True))
         for name in ("with", "without"):
-            row[f"{one}_{name}_checkpointing_gb"] = held[name]["peak"] / 1e9 if held[name] else None
+            made = held[name]
+            row[f"{one}_{name}_checkpointing_gb"] = made["peak"] / 1e9 if made else None
     return row

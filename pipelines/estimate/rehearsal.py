@@ -92,10 +92,10 @@ def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
         return Moment(*map(line, astuple(one), astuple(other)))
 
     moments = {name: carried(few.moments.get(name, Moment()), moment) for name, moment in more.moments.items()}
-    halves = {"early": carried(few.early, more.early), "late": carried(few.late, more.late)}
+    early, late = carried(few.early, more.early), carried(few.late, more.late)
     names = ("weights", "trainable", "optimizer", "quantized", "parameters")
     sums = {name: line(getattr(few, name), getattr(more, name)) for name in names}
-    return Counted(**sums, largest=max(few.largest, more.largest), moments=moments, **halves)
+    return Counted(**sums, largest=max(few.largest, more.largest), moments=moments, early=early, late=late)
 
 
 def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
