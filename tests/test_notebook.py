@@ -59,7 +59,7 @@ def settings(notebook: Any) -> dict[str, Any]:
 def functions(notebook: Any) -> dict[str, Any]:
     """What the cell that makes the profile defines, without the lines that act."""
     tree = ast.parse(source_of(notebook, "profile"))
-    kept = [node for node in tree.body if isinstance(node, ast.Import | ast.FunctionDef | ast.Assign)]
+    kept: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.FunctionDef | ast.Assign)]
     found = {**settings(notebook), "Path": Path, "PROJECT": PROJECT, "os": __import__("os")}
     exec(compile(ast.Module(kept, []), str(FILE), "exec"), found)
     return found
@@ -110,7 +110,8 @@ def test_its_profile_loads_for_every_model_of_the_form(
         assert (profile.models, profile.methods) == ([model], made["METHODS"])
         assert loaded.sources.uses_corpus and not loaded.sources.uses_local_generator
     assert settings(notebook)["MODEL"] in choices(notebook)
-    assert made["OUR_OWN"] in choices(notebook) and loaded.model(made["OUR_OWN"]).source.wheel
+    packaged = configuration.load(SHIPPED).model(made["OUR_OWN"])
+    assert made["OUR_OWN"] in choices(notebook) and packaged.source.wheel
 
 
 def test_data_of_ones_own_replaces_the_corpus(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +252,7 @@ def test_run_whole_without_hub_or_card_it_shows_table_and_report(
     notebook: Any, project: TinyProject, tmp_path: Path
 ) -> None:
     """The model of the form is not to be had, so the packaged one takes its place; here a tiny one has its name."""
-    mine = nbformat.from_dict(notebook)
+    mine: Any = nbformat.from_dict(notebook)
     place = next(i for i, cell in enumerate(mine.cells) if cell.id == "settings")
     mine.cells.insert(place + 1, nbformat.v4.new_code_cell(FEW.format(str(tmp_path / "saved"))))
     NotebookClient(
