@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tests.test_report_page import CHROMIUM, FLAGS
 FILE = PROJECT / "notebooks" / "colab.ipynb"
 SHIPPED = PROJECT / "experiments.yaml"
 SECRET = re.compile(r"\b(hf_|sk-|ghp_|AKIA)[A-Za-z0-9-]{8,}|(TOKEN|API_KEY|PASSWORD)[\"']?\s*[=:]", re.IGNORECASE)
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef)
 FEW = "TRAIN_RECORDS, EVAL_RECORDS, EPOCHS, SAVE_RESULTS, SAVE_TO = 8, 3, 1, True, {!r}"
 
 
@@ -56,10 +58,14 @@ def settings(notebook: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name.isupper()}
 
 
-def functions(notebook: Any) -> dict[str, Any]:
-    """What the cell that makes the profile defines, without the lines that act."""
-    tree = ast.parse(source_of(notebook, "profile"))
-    kept: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.FunctionDef | ast.Assign)]
+def is_constant(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Constant)
+
+
+def functions(notebook: Any, cell: str = "profile") -> dict[str, Any]:
+    """What a cell defines, without the lines that act."""
+    tree = ast.parse(source_of(notebook, cell))
+    kept = [node for node in tree.body if isinstance(node, DEFINITIONS) or is_constant(node)]
     found = {**settings(notebook), "Path": Path, "PROJECT": PROJECT, "os": __import__("os")}
     exec(compile(ast.Module(kept, []), str(FILE), "exec"), found)
     return found
@@ -121,6 +127,23 @@ def test_data_of_ones_own_replaces_the_corpus(notebook: Any, tmp_path: Path, mon
     made["DATA_FILE"] = str(tmp_path / "mine.jsonl")
     sources = configuration.load(made["write_experiments"](MODEL)).sources
     assert [file.path for file in sources.files] == [str(tmp_path / "mine.jsonl")] and not sources.uses_corpus
+
+
+@pytest.mark.parametrize("inside", ["", "featherweight-main/"])  # as git archive writes it, and as forges do
+def test_the_project_is_the_checkout_around_it_or_the_archive(
+    notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    monkeypatch.chdir(FILE.parent)
+    found = functions(notebook, "install")
+    assert found["project_folder"]() == PROJECT
+    monkeypatch.chdir(tmp_path)
+    found["ARCHIVE"] = str(tmp_path / "featherweight.zip")
+    (tmp_path / "featherweight.zip").write_bytes(b"PK\x03\x04 half of it")
+    with pytest.raises(FileNotFoundError, match="uploaded whole"):
+        found["project_folder"]()
+    with zipfile.ZipFile(tmp_path / "featherweight.zip", "w") as archive:
+        archive.write(install.__file__, f"{inside}notebooks/install.py")
+    assert found["project_folder"]() == tmp_path / "featherweight" / inside
 
 
 @pytest.mark.parametrize(
