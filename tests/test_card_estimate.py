@@ -10,11 +10,11 @@ import torch
 from transformers import AutoConfig
 
 from pipelines import experiments as configuration
-from pipelines import machine, shipped
+from pipelines import shipped
 from pipelines.compare import estimates as shown
 from pipelines.estimate import cards, child, estimate, memory, rehearsal
 from pipelines.estimate.batch import Batch
-from pipelines.estimate.card_rules import as_on_cuda, loading_as_on_cuda
+from pipelines.estimate.card_rules import as_on_cuda
 from pipelines.estimate.cards import CARDS, Card
 from pipelines.estimate.estimate import Estimate, key_of, training_gb
 from pipelines.estimate.live import Counting, Live, Moment
@@ -23,6 +23,8 @@ from pipelines.paths import PROJECT
 from pipelines.recipe import recipe_of
 from pipelines.train import loading
 from pipelines.train.losses import head_on_positions, step_loss
+from tests import fake_driver
+from tests.fake_driver import FakeCard
 from tests.test_memory_estimate import BATCH, FULL, LORA
 from tests.tiny import ARCHITECTURES, TARGETS, tiny_model
 
@@ -31,25 +33,6 @@ OPT = {**LORA, "targets": TARGETS["opt"]}
 GROUPED = AutoConfig.for_model(
     "llama", **{**ARCHITECTURES["llama"], "num_attention_heads": 4, "num_key_value_heads": 1}
 )
-
-
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in front of PATH for an nvidia-smi of the test's own."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    known = (machine.cuda_name, machine.machine_class, cards._asked)
-    for one in known:
-        one.cache_clear()
-    yield tmp_path
-    for one in known:
-        one.cache_clear()
-
-
-def says(folder: Path, **fields: str) -> None:
-    lines = "\n".join(f'  *{field}*) echo "{value}";;' for field, value in fields.items())
-    program = folder / "nvidia-smi"
-    program.write_text(f'#!/bin/sh\ncase "$*" in\n{lines}\n  *) exit 2;;\nesac\n', encoding="utf-8")
-    program.chmod(0o755)
 
 
 # which format
@@ -64,8 +47,11 @@ def test_a_card_computes_in_the_format_that_the_trainer_would_choose_there() -> 
     assert cards.of_device("NVIDIA RTX PRO 6000").format({"precision": "auto"}) == "bf16"
 
 
-def test_this_machines_card_is_asked_for_its_memory_and_capability(driver: Path) -> None:
-    says(driver, name="Tesla T4", **{"memory.total": "15360", "compute_cap": "7.5"})
+def test_this_machines_card_is_asked_for_its_memory_and_capability(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_driver.install(tmp_path, monkeypatch, FakeCard())
+    cards._asked.cache_clear()
     assert cards.here() == Card("Tesla T4", T4.total, (7, 5))
     assert estimate.machine_gb() == T4.total / 1e9
     found = {
@@ -80,8 +66,11 @@ def test_this_machines_card_is_asked_for_its_memory_and_capability(driver: Path)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("Some GPU", "bf16"), ("Tesla T4", "fp16")])
-def test_where_the_driver_says_no_capability_the_name_counts(driver: Path, name: str, expected: str) -> None:
-    says(driver, name=name, **{"memory.total": "[N/A]", "compute_cap": "[N/A]"})
+def test_where_the_driver_says_no_capability_the_name_counts(
+    name: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_driver.install(tmp_path, monkeypatch, FakeCard(name, memory="[N/A]", capability="[N/A]"))
+    cards._asked.cache_clear()
     card = cards.here()
     assert card is not None and card.format({"precision": "auto"}) == expected
     assert estimate.machine_gb() > 0.5  # the machine's own memory
@@ -94,8 +83,7 @@ def really(architecture: str, recipe: dict[str, Any], dtype: torch.dtype, *, aut
     """The account of the step on tensors that have bytes, put together and computed as on a card."""
     model = tiny_model(architecture).to(dtype)
     if recipe["kind"] == "lora":
-        with loading_as_on_cuda():
-            model = loading.add_adapter(model, recipe)
+        model = loading.add_adapter(model, recipe, for_card=dtype)
     trained = [p for p in model.parameters() if p.requires_grad]
     live = Live(len(trained))
     for tensor in (*model.parameters(), *model.buffers()):
@@ -103,7 +91,8 @@ def really(architecture: str, recipe: dict[str, Any], dtype: torch.dtype, *, aut
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(lambda p: live.gradient(p.grad))
     model.train()
-    kernels = as_on_cuda(norms_in_float32=autocasts, grouped_queries=dtype is torch.bfloat16 or autocasts)
+    grouped = dtype is torch.bfloat16 or autocasts
+    kernels = as_on_cuda(norms_in_float32=autocasts, grouped_queries=grouped, memory=10**10)
     half = torch.autocast("cpu", torch.bfloat16) if autocasts else nullcontext()
     with kernels, head_on_positions(model) as wanted, Counting(live):
         live.begin("forward 1")
@@ -121,7 +110,7 @@ def really(architecture: str, recipe: dict[str, Any], dtype: torch.dtype, *, aut
         ("llama", LORA, "fp32", torch.float32, False),
         ("opt", FULL, "bf16", torch.float32, True),
     ],
-    ids=["a frozen half base", "float32 by PEFT's own layers", "full under autocast"],
+    ids=["a frozen half base", "float32", "full under autocast"],
 )
 def test_a_cards_step_is_that_of_real_tensors(
     architecture: str, recipe: dict[str, Any], device: Any, dtype: torch.dtype, autocasts: bool

@@ -20,7 +20,11 @@ T4 = FakeCard("Tesla T4", "GPU-aaaa1111")
 A100 = FakeCard("NVIDIA A100-SXM4-40GB", "GPU-aabb2222", "40960")
 L4 = FakeCard("NVIDIA L4", "GPU-cccc3333", "23034")
 DIVIDED = FakeCard(
-    "NVIDIA A100-SXM4-40GB", "GPU-dddd4444", "40960", "8.0", (("1g.5gb", "MIG-5555aaaa"), ("3g.20gb", "MIG-5555bbbb"))
+    "NVIDIA A100-SXM4-40GB",
+    "GPU-dddd4444",
+    "40960",
+    capability="8.0",
+    slices=(("1g.5gb", "MIG-5555aaaa"), ("3g.20gb", "MIG-5555bbbb")),
 )
 
 

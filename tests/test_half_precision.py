@@ -234,7 +234,7 @@ def test_a_full_result_is_saved_in_the_format_that_it_computes_in(
     assert formats(attempt.model_folder / "model.safetensors") == {"BF16"}
     assert (read_json(attempt.model_folder / "config.json") or {})["dtype"] == "bfloat16"
     assert attempt.result.measured["weights_dtype"] == "float32"  # while training
-    evaluated = loading.load_trained(tmp_path, attempt.spec.recipe, attempt.model_folder)
+    evaluated = loading.load_trained(tmp_path, dict(attempt.spec.recipe), attempt.model_folder)
     assert {parameter.dtype for parameter in evaluated.parameters()} == {torch.bfloat16}
 
 
@@ -245,7 +245,7 @@ def test_a_full_result_is_evaluated_and_exported_in_that_format(cleaned: TinyPro
     stage, key = cleaned.resolved(), cleaned.key("full-half")
     measured = evaluate(stage, key, watch=watch)[0].result.measured
     written = export(stage, key, Wanted(output=tmp_path), watch=watch)
-    merged, recipe = tmp_path / "merged", attempt.spec.recipe
+    merged, recipe = tmp_path / "merged", dict(attempt.spec.recipe)
     assert written.result.status == "ok" and formats(merged / "model.safetensors") == {"BF16"}
     form = PromptFormat.of(merged, recipe)
     held_out = [example for record in stage.selected.eval for example in form.tokenize(record)]
@@ -353,10 +353,11 @@ def test_adapters_over_a_half_precision_base_are_as_near_to_float32_as_pefts_und
 
 def test_4_bits_are_unpacked_for_them_into_one_memory_of_the_bases_format() -> None:
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn import modules
 
     four_bits.prepare()
-    weights = [Params4bit(torch.randn(shape).bfloat16(), quant_type="nf4").to("cpu") for shape in ((64, 64), (64, 32))]
+    packed: Any = modules.Params4bit
+    weights = [packed(torch.randn(shape).bfloat16(), quant_type="nf4").to("cpu") for shape in ((64, 64), (64, 32))]
     for one in weights:
         made = four_bits.unpack(one, torch.bfloat16)
         assert made.dtype is torch.bfloat16 and torch.equal(made, dequantize_4bit(one, one.quant_state))

@@ -65,6 +65,8 @@ def quantize(model: Any, recipe: dict[str, Any], dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit | Linear8bitLt):
             _make_hollow(module, recipe, scratch)
+            if module.bias is not None:  # it is loaded in the format of all that is not quantized
+                module.bias.data = module.bias.data.to(dtype)
 
 
 def _make_hollow(module: Any, recipe: dict[str, Any], scratch: Scratch) -> None:
