@@ -43,11 +43,10 @@ def accepts(requirement: str, version: str) -> bool:
     return found is not None and all(COMPARE[sign](found, release(bound)) for sign, bound in BOUND.findall(requirement))
 
 
-def requirements() -> dict[str, list[str]]:
-    """pyproject.toml's requirements: `torch`, and those of the extra `gpu`."""
+def requirement() -> str:
+    """What pyproject.toml asks of torch."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    torch = [one for one in project["dependencies"] if re.match(r"torch\b(?!-)", one)]
-    return {"torch": torch, "gpu": project["optional-dependencies"]["gpu"]}
+    return next(one for one in project["dependencies"] if re.match(r"torch\b(?!-)", one))
 
 
 def torch_here(requirement: str) -> list[metadata.Distribution]:
@@ -114,12 +113,11 @@ def install(environment: Path) -> None:
     Raises:
         subprocess.CalledProcessError: pip failed; it has said why.
     """
-    asked = requirements()
-    torch = torch_here(asked["torch"][0])
+    torch = torch_here(requirement())
     link(torch, make(environment))
     wanted = environment / "requirements.txt"
     # pip, too: the project fetches packaged weights with it
-    wanted.write_text("\n".join([*locked(with_torch=not torch), *asked["gpu"], "pip"]) + "\n", encoding="utf-8")
+    wanted.write_text("\n".join([*locked(with_torch=not torch), "pip"]) + "\n", encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python_of(environment))]
     subprocess.run([*pip, "install", "--quiet", "--requirement", str(wanted)], check=True)
     project = ["--no-deps", "--no-build-isolation", "--editable", str(PROJECT)]

@@ -181,7 +181,7 @@ def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An interpreter's packages as Colab's: a torch with its libraries, and others that must not be seen."""
     site = tmp_path / "dist-packages"
     wants = ("nvidia-cublas-cu12==12.8 ; platform_system == 'Linux'", "triton>=3", "sympy>=1.13", "nvidia-gone")
-    (accepted,) = install.requirements()["torch"]
+    accepted = install.requirement()
     version = re.findall(r"[\d.]+", accepted)[-1]
     distribution(site, "torch", f"{version}+cu128", ["torch/__init__.py", "torchgen/__init__.py"], wants)
     distribution(site, "nvidia_cublas_cu12", "12.8", ["nvidia/cublas/lib.py"], ("nvidia-nvjitlink-cu12",))
@@ -194,7 +194,7 @@ def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_torch_that_fits_is_seen_in_the_new_environment_and_nothing_else(colab: Path, tmp_path: Path) -> None:
-    (accepted,) = install.requirements()["torch"]
+    accepted = install.requirement()
     site = install.make(tmp_path / "environment")
     install.link(install.torch_here(accepted), site)
     assert {path.name for path in site.iterdir()} == {
@@ -219,7 +219,7 @@ def test_the_lock_goes_without_torch_only_where_one_is_linked(colab: Path, capsy
     assert install.torch_here("torch==1.0") == []
     assert "the project accepts torch==1.0: the lock's is installed" in capsys.readouterr().out
     next(colab.glob("torch-*/RECORD")).unlink()
-    assert install.torch_here(install.requirements()["torch"][0]) == [], "what cannot be linked is installed"
+    assert install.torch_here(install.requirement()) == [], "what cannot be linked is installed"
 
 
 def test_the_installer_is_of_the_standard_library_alone() -> None:
