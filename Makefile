@@ -68,7 +68,7 @@ weights: setup
 
 lock: ## resolve pyproject.toml anew into requirements*.lock, in an environment of its own
 	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	@.venv-lock/bin/python -m pip install --quiet setuptools '.'
+	@.venv-lock/bin/python -m pip install --quiet setuptools '.' "$$(grep '^torch==' requirements.lock)" # another torch, other digits
 	@.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude featherweight | sed 's/+cpu$$//' > requirements.lock
 	@.venv-lock/bin/python -m pip install --quiet '.[dev]'
 	@.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude featherweight | sed 's/+cpu$$//' | grep -vxFf requirements.lock > requirements-dev.lock

@@ -176,14 +176,19 @@ def distribution(site: Path, name: str, version: str, files: list[str], requires
     (described / "RECORD").write_text("".join(f"{file},,\n" for file in recorded), encoding="utf-8")
 
 
+def locked_torch() -> str:
+    """The lock's version of torch, which pyproject.toml must accept."""
+    (line,) = (one for one in install.locked(with_torch=True) if one.startswith("torch=="))
+    assert install.accepts(*install.requirements()["torch"], line.removeprefix("torch=="))
+    return line.removeprefix("torch==")
+
+
 @pytest.fixture
 def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An interpreter's packages as Colab's: a torch with its libraries, and others that must not be seen."""
     site = tmp_path / "dist-packages"
     wants = ("nvidia-cublas-cu12==12.8 ; platform_system == 'Linux'", "triton>=3", "sympy>=1.13", "nvidia-gone")
-    accepted = install.requirement()
-    version = re.findall(r"[\d.]+", accepted)[-1]
-    distribution(site, "torch", f"{version}+cu128", ["torch/__init__.py", "torchgen/__init__.py"], wants)
+    distribution(site, "torch", f"{locked_torch()}+cu128", ["torch/__init__.py", "torchgen/__init__.py"], wants)
     distribution(site, "nvidia_cublas_cu12", "12.8", ["nvidia/cublas/lib.py"], ("nvidia-nvjitlink-cu12",))
     distribution(site, "nvidia_nvjitlink_cu12", "12.8", ["nvidia/nvjitlink/lib.py"])
     distribution(site, "triton", "3.4", ["triton/__init__.py"])
