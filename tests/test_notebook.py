@@ -179,8 +179,10 @@ def distribution(site: Path, name: str, version: str, files: list[str], requires
 def locked_torch() -> str:
     """The lock's version of torch, which pyproject.toml must accept."""
     (line,) = (one for one in install.locked(with_torch=True) if one.startswith("torch=="))
-    assert install.accepts(*install.requirements()["torch"], line.removeprefix("torch=="))
-    return line.removeprefix("torch==")
+    (requirement,) = install.requirements()["torch"]
+    version = line.removeprefix("torch==")
+    assert install.accepts(requirement, version)
+    return version
 
 
 @pytest.fixture
