@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-TORCH_AND_ITS_LIBRARIES = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
+TORCH_AND_ITS_LIBRARIES = re.compile(r"torch|triton|nvidia-(?!ml-py).*|cuda-.*")
 RELEASE = re.compile(r"\d+(\.\d+)*")
 BOUND = re.compile(r"(==|!=|>=|<=|>|<)\s*([\d.]+)")
 COMPARE = {

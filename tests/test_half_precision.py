@@ -24,6 +24,7 @@ from pipelines.train.losses import head_on_positions, step_loss
 from pipelines.train.prompts import PromptFormat
 from tests.in_process import InProcess, clean_for, trained
 from tests.project import TinyProject
+from tests.test_four_bits import packed
 from tests.test_losses import RECORDS, same_mask
 from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, only, save_tiny, tiny_model, tiny_tokenizer
 
@@ -353,11 +354,8 @@ def test_adapters_over_a_half_precision_base_are_as_near_to_float32_as_pefts_und
 
 def test_4_bits_are_unpacked_for_them_into_one_memory_of_the_bases_format() -> None:
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import modules
 
-    four_bits.prepare()
-    packed: Any = modules.Params4bit
-    weights = [packed(torch.randn(shape).bfloat16(), quant_type="nf4").to("cpu") for shape in ((64, 64), (64, 32))]
+    weights = [packed(torch.randn(shape).bfloat16()) for shape in ((64, 64), (64, 32))]
     for one in weights:
         made = four_bits.unpack(one, torch.bfloat16)
         assert made.dtype is torch.bfloat16 and torch.equal(made, dequantize_4bit(one, one.quant_state))

@@ -141,6 +141,16 @@ def test_every_architecture_is_rehearsed_as_on_a_card(architecture: str, checkpo
     assert card.weights == here.weights and 0 < card.peak.total < 1.3 * here.peak.total
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_on_a_card_a_base_in_4_bits_keeps_no_more_than_one_in_half_precision(architecture: str) -> None:
+    config, recipe = tiny_model(architecture).config, {**LORA, "targets": TARGETS[architecture], "dropout": 0.0}
+    half, four = (
+        rehearsal.rehearse(config, {**recipe, "quantization": kind}, [Batch(8, 64, 8)], "cuda").early.activations
+        for kind in (None, "nf4")
+    )
+    assert four < 1.05 * half
+
+
 @pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
 def test_magnitude_and_direction_apart_are_rehearsed_over_any_base(quantization: str | None) -> None:
     dora = {**LORA, "quantization": quantization, "dora": True}

@@ -75,7 +75,8 @@ class _Adapted(torch.autograd.Function):
         outputs = []
         for layer, low, up, scale in zip(layers, lows, ups, ctx.scales, strict=True):
             base = layer.get_base_layer()
-            output = product(rows, weight_of(base, x.dtype), base.bias)
+            bias = None if base.bias is None else base.bias.to(x.dtype)
+            output = product(rows, weight_of(base, x.dtype), bias)
             outputs.append(output.addmm_(low, up.t(), alpha=scale).view(*x.shape[:-1], len(up)))
         ctx.layers, ctx.shape = layers, x.shape
         ctx.save_for_backward(rows, mask, *lows, *thin)
