@@ -179,7 +179,7 @@ def distribution(site: Path, name: str, version: str, files: list[str], requires
 def locked_torch() -> str:
     """The lock's version of torch, which pyproject.toml must accept."""
     (line,) = (one for one in install.locked(with_torch=True) if one.startswith("torch=="))
-    (requirement,) = install.requirements()["torch"]
+    requirement = install.requirement()
     version = line.removeprefix("torch==")
     assert install.accepts(requirement, version)
     return version
