@@ -23,6 +23,8 @@ from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, tiny_model
 CPU, CARD = torch.device("cpu"), torch.device("meta")
 WINDOWS = ("mistral", "gemma2", "gemma3_text", "cohere2", "exaone4", "ministral", "olmo3")
 PLAIN = [name for name in [*ARCHITECTURES, *MORE_ARCHITECTURES] if name not in (*WINDOWS, "gpt_neo")]
+QUICK = ("gpt2", "llama", "qwen2", "mistral", "gemma3_text")
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in [*PLAIN, *WINDOWS]]
 
 
 def example(name: str, tokens: int, learned: int) -> Tokenized:
@@ -137,7 +139,7 @@ def test_a_step_says_the_same_loss_as_its_micro_batches_alone() -> None:
 # attention
 
 
-@pytest.mark.parametrize("architecture", [*PLAIN, *WINDOWS])
+@pytest.mark.parametrize("architecture", EVERY)
 @pytest.mark.usefixtures("card")
 def test_only_where_a_causal_flag_says_all_is_no_mask_made(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
@@ -150,7 +152,7 @@ def test_only_where_a_causal_flag_says_all_is_no_mask_made(architecture: str, mo
     assert model.config._attn_implementation == before
 
 
-@pytest.mark.parametrize("architecture", [*PLAIN, *WINDOWS])
+@pytest.mark.parametrize("architecture", EVERY)
 def test_attention_without_a_mask_says_the_same(architecture: str) -> None:
     model = tiny_model(architecture)
     (inputs,) = put_on(CPU, [[example("long", 90, 5), example("short", 20, 5)]])  # windows are of 64 tokens
