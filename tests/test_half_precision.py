@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from torch.cuda._utils import _get_device_index
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -96,11 +97,14 @@ def test_the_first_scaled_step_of_a_float16_base_has_finite_gradients(examples: 
 def test_pieces_of_the_head_grow_with_the_card(
     gigabytes: int, vocabulary: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    total, share = round(gigabytes * 1.01e9), 1.0
+    total = round(gigabytes * 1.01e9)
     assert chunked.rows_on_card(vocabulary, total) == rows
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=4 * total))
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: share / 4)  # a memory budget
-    assert chunked.rows_of_piece(vocabulary, torch.device("cuda")) == rows
+    # a memory budget; as PyTorch's own, it refuses a device without a number
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda card: 1 / 4 + 0 * _get_device_index(card))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for card in (torch.device("cuda"), torch.device("cuda:1")):
+        assert chunked.rows_of_piece(vocabulary, card) == rows
     assert chunked.rows_of_piece(vocabulary, CPU) == max(16, chunked.PIECE_BYTES // (4 * vocabulary))
 
 

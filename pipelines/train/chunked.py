@@ -56,8 +56,9 @@ def rows_of_piece(vocabulary: int, device: torch.device) -> int:
 
 def _usable_bytes(device: torch.device) -> int:
     """Of the card, what a memory budget leaves of it."""
-    share = torch.cuda.get_per_process_memory_fraction(device)
-    return int(share * torch.cuda.get_device_properties(device).total_memory)
+    card = torch.cuda.current_device() if device.index is None else device.index
+    share = torch.cuda.get_per_process_memory_fraction(card)
+    return int(share * torch.cuda.get_device_properties(card).total_memory)
 
 
 def _pieces(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
@@ -86,9 +87,8 @@ class _SummedLoss(torch.autograd.Function):
         # in half precision the share comes later, together with that scale.
         now, ctx.later = (share, 1.0) if half is torch.float32 else (1.0, share)
         total = hidden.new_zeros((), dtype=torch.float32)
-        with (
-            torch.autocast(kind, enabled=False) if casts else nullcontext()
-        ):  # from here on formats are chosen one by one
+        # from here on formats are chosen one by one
+        with torch.autocast(kind, enabled=False) if casts else nullcontext():
             for piece in _pieces(len(targets), len(weight), hidden.device):
                 logits = logits_of(inputs[piece], head, cap)
                 total += _loss_into_gradient(logits, targets[piece], cap) * share

@@ -60,12 +60,12 @@ def sums_in_float32(matrix: torch.Tensor) -> bool:
 
 @cache
 def _card_sums_in_float32(dtype: torch.dtype) -> bool:
-    small = torch.ones(16, 16, dtype=dtype, device="cuda")
+    ones = torch.ones(16, 16, dtype=dtype, device="cuda")
     try:
-        torch.addmm(small.float(), small, small, out_dtype=torch.float32)
+        made = wide_product(ones, ones, wide_product(ones, ones))
     except (RuntimeError, TypeError):
         return False
-    return True
+    return made.dtype is torch.float32 and bool((made == 32).all())
 
 
 def wide_product(left: torch.Tensor, right: torch.Tensor, total: torch.Tensor | None = None) -> torch.Tensor:
