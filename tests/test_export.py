@@ -276,9 +276,9 @@ def loads_noted() -> Iterator[list[Load]]:
     models: list[weakref.ref[Any]] = []
     plain = loading.load_model
 
-    def noted(folder: Path, recipe: dict[str, Any], *, on_device: bool = True) -> Any:
+    def noted(folder: Path, recipe: dict[str, Any], *, on_device: bool = True, **options: Any) -> Any:
         loads.append(Load(recipe["quantization"], on_device, sum(model() is not None for model in models)))
-        model = plain(folder, recipe, on_device=on_device)
+        model = plain(folder, recipe, on_device=on_device, **options)
         models.append(weakref.ref(model))
         return model
 

@@ -95,6 +95,7 @@ def test_a_killed_child_is_a_row_killed_with_what_it_had_measured(
     assert row["train_loss"] is not None and row["peak_memory_gb"] > 0 and row["eval_bits_per_byte"] is None
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_parent_leaves_no_child_and_the_next_run_trains(
     long_project: TinyProject, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_cancel_leaves_no_process_and_says_killed(
     assert newest(long_project).status == "killed"  # pyright: ignore[reportOptionalMemberAccess]
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_a_row_timed_out(
     long_project: TinyProject, started: Callable[..., subprocess.Popen[str]]
 ) -> None:

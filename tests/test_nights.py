@@ -113,6 +113,7 @@ def stale(week: Nights) -> set[str]:
     return ours
 
 
+@pytest.mark.slow
 def test_dagster_and_the_table_call_the_same_cells_stale(week: Nights) -> None:
     project = week.project
     week.night()

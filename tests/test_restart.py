@@ -74,7 +74,7 @@ def steps_done(attempt: Attempt) -> list[int]:
     return [point["step"] for point in attempt.curve()]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["full", pytest.param("lora-r8", marks=pytest.mark.slow), "qlora-r8"])
 def test_a_killed_cell_ends_in_the_same_bits(
     cleaned: TinyProject, undisturbed: Callable[[str], Any], method: str
 ) -> None:
