@@ -33,7 +33,7 @@ class _Quiet:
     """What the trainer asks of its worker, with nobody to tell."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
-        self.spec, self.root = dict(spec), Path("/")
+        self.spec, self.root, self.folder = dict(spec), Path("/"), Path("/no such folder")
         self.report: dict[str, Any] = {"measured": {}}
         self.asked_to_stop = False
 
