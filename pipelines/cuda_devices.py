@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+# The first compute capability with bfloat16, flash attention, and kernels that take grouped queries as they are
+AMPERE = (8, 0)
 DRIVER_SECONDS = 600  # a driver that wakes up may take long; beside other work, longer
 FIELDS = ("uuid", "memory.total", "mig.mode.current", "name")  # the name last: only it may hold a comma
 CARD_LINE = re.compile(r"GPU (\d+): ")

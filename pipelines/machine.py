@@ -34,6 +34,12 @@ def cuda_memory_bytes() -> int | None:
     return next((device.memory_bytes for device in cuda_devices.visible()), None)
 
 
+def cuda_capability() -> tuple[int, int] | None:
+    """Compute capability of the first visible CUDA device; None without one, or where the driver (before 2022) does not say it."""
+    major, _, minor = next(iter(cuda_query("compute_cap")), "").partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
 def machine_class() -> str:
     """The device that results are measured on: `NVIDIA T4` or `cpu: AMD EPYC, 2 cores`."""
     return cuda_name() or processor()

@@ -25,7 +25,7 @@ from pipelines.train import loading
 from pipelines.train.losses import head_on_positions, step_loss
 from tests import fake_driver
 from tests.fake_driver import FakeCard
-from tests.test_memory_estimate import BATCH, FULL, LORA
+from tests.test_memory_estimate import BATCH, FULL, LORA, account_of
 from tests.tiny import ARCHITECTURES, TARGETS, tiny_model
 
 T4, L4, *NEWER = CARDS
@@ -84,13 +84,7 @@ def really(architecture: str, recipe: dict[str, Any], dtype: torch.dtype, *, aut
     model = tiny_model(architecture).to(dtype)
     if recipe["kind"] == "lora":
         model = loading.add_adapter(model, recipe, for_card=dtype)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    live = Live(len(trained))
-    for tensor in (*model.parameters(), *model.buffers()):
-        live.ignore(tensor)
-    for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(lambda p: live.gradient(p.grad))
-    model.train()
+    live = account_of(model)
     grouped = dtype is torch.bfloat16 or autocasts
     kernels = as_on_cuda(norms_in_float32=autocasts, grouped_queries=grouped, memory=10**10)
     half = torch.autocast("cpu", torch.bfloat16) if autocasts else nullcontext()

@@ -20,7 +20,7 @@ COLUMNS = ("peak_memory_gb", "gpu_allocated_peak_gb", "gpu_reserved_peak_gb", "g
 
 
 class Card:
-    """The second of two cards, as torch.cuda speaks of it, with 16 GB. Whoever asks of another is told so."""
+    """The second of two cards, with 16 GB, as torch.cuda reports it. A question about another card fails."""
 
     def __init__(self) -> None:
         self.allocated = self.reserved = 1 * GB

@@ -56,8 +56,8 @@ def llama(layers: int = 2) -> Any:
     return AutoConfig.for_model("llama", **{**ARCHITECTURES["llama"], "num_hidden_layers": layers})
 
 
-def really_counted(model: Any) -> Live:
-    """The same account of the same step, on tensors that have bytes."""
+def account_of(model: Any) -> Live:
+    """An account of what a step of `model` will keep, its weights and buffers left out."""
     trained = [p for p in model.parameters() if p.requires_grad]
     live = Live(len(trained))
     for tensor in (*model.parameters(), *model.buffers()):
@@ -65,6 +65,12 @@ def really_counted(model: Any) -> Live:
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(lambda p: live.gradient(p.grad))
     model.train()
+    return live
+
+
+def really_counted(model: Any) -> Live:
+    """The same account of the same step, on tensors that have bytes."""
+    live = account_of(model)
     with head_on_positions(model) as wanted, Counting(live):
         live.begin("forward 1")
         loss = step_loss(model, BATCH.examples(), wanted, torch.device("cpu"), learned=1)

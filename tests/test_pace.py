@@ -21,7 +21,7 @@ def example(name: str, length: int = 10, turn: int | None = None) -> Tokenized:
 
 
 class Clock:
-    """A stopwatch whose time is told."""
+    """A stopwatch whose time the test sets."""
 
     now = 0.0
 

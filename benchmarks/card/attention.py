@@ -19,6 +19,7 @@ from benchmarks.card import bench as this
 from benchmarks.card import rates
 from benchmarks.card.bench import Bench
 from benchmarks.card.verdicts import Line, finding
+from pipelines.cuda_devices import AMPERE
 
 CHEAP, DEAR = 2.0, 5.0  # a new shape's time over a repeated one's
 
@@ -38,7 +39,7 @@ def check(bench: Bench) -> Iterator[Line]:
     yield _cudnn_is_first(bench, chosen)
     plain = [one for one in chosen if not one["mask"]]
     fallen = [one for one in plain if one["kernel"] == "MATH"]
-    modern = bench.dry or torch.cuda.get_device_capability() >= (8, 0)
+    modern = bench.dry or torch.cuda.get_device_capability() >= AMPERE
     yield finding(
         "no math", f"{len(fallen)} of {len(plain)} cases fall to math", bench.judged(not fallen) if modern else None
     )

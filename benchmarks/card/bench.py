@@ -35,7 +35,9 @@ class Bench:
         """The half-precision type that this device computes in: bfloat16, on cards before capability 8.0 float16."""
         import torch
 
-        old = not self.dry and torch.cuda.get_device_capability() < (8, 0)
+        from pipelines.cuda_devices import AMPERE
+
+        old = not self.dry and torch.cuda.get_device_capability() < AMPERE
         return torch.float16 if old else torch.bfloat16
 
     def left(self) -> float:

@@ -37,8 +37,8 @@ MEMORY = {  # column of the row → name here
 
 @dataclass(frozen=True)
 class Cell:
-    """A model and a method of experiments.yaml under its profile for cards, over `steps` optimizer steps, with all of the model's
-    layers or so many; `changes` stand over the recipe, `spec` over what else the cell is told."""
+    """A model and a method of experiments.yaml under its profile for cards, over `steps` optimizer steps. `layers`: only so many of
+    the model's layers. `changes` replace settings of the recipe, `spec` other fields of spec.json."""
 
     bench: Bench
     model: str

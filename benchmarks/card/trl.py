@@ -50,7 +50,7 @@ def python_with_trl() -> str | None:
 def extras_of(python: str) -> list[str]:
     """Which packages that make TRL faster that interpreter has."""
     asked = f"from importlib.util import find_spec; print(*filter(find_spec, {EXTRAS!r}))"
-    done = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False, timeout=600)
     return done.stdout.split()
 
 

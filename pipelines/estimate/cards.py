@@ -6,10 +6,10 @@ from functools import cache
 from typing import Any, Literal, cast, get_args
 
 from pipelines import machine
+from pipelines.cuda_devices import AMPERE
 
 CONTEXT = 0.6e9  # CUDA's context and kernels in a process, outside PyTorch's allocator; not measured here, 0.3 to 0.6 GB are usual
 MIB = 2**20
-BFLOAT16 = (8, 0)  # the capability from which on cards compute it, as `pipelines.train.precision` has it
 # What a card computes matrix products in. Predictions are made per format: cards of one format need the same memory.
 Format = Literal["bf16", "fp16", "fp32"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -35,7 +35,7 @@ class Card:
         precision = recipe.get("precision", "auto")
         if precision != "auto":
             return cast(Format, precision)
-        if self.capability >= BFLOAT16:
+        if self.capability >= AMPERE:
             return "bf16"
         return "fp16" if recipe.get("fp16", True) else "fp32"
 
@@ -58,9 +58,7 @@ def here() -> Card | None:
 @cache
 def _asked(name: str) -> Card:
     """The card of that name, by the driver's word; where its driver is too old to say the capability, that of such cards."""
-    capability = next(iter(machine.cuda_query("compute_cap")), "")
-    major, _, minor = capability.partition(".")
-    known = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else _alike(name).capability
+    known = machine.cuda_capability() or _alike(name).capability
     return Card(name, machine.cuda_memory_bytes() or 0, known)
 
 
@@ -74,7 +72,7 @@ def of_device(device: str | None) -> Card:
 
 def _alike(device: str) -> Card:
     words = device.split()
-    return next((card for card in CARDS if card.name.split()[0] in words), Card(device, 0, BFLOAT16))
+    return next((card for card in CARDS if card.name.split()[0] in words), Card(device, 0, AMPERE))
 
 
 def formats_of(recipe: Mapping[str, Any]) -> list[Format]:

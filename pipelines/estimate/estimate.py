@@ -164,16 +164,9 @@ def answers(asked: Sequence[Question], *, say: Any) -> dict[Path, Json]:
             pairs = zip(answerable, made, strict=True)
             for question, found in tqdm(pairs, total=len(answerable), desc="predicted", unit="cell", disable=None):
                 earlier = kept[question.file] or {}
-                more = (
-                    earlier if earlier.get("code") == code else {}
-                )  # answered to somebody who asked for other things, too
-                kept[question.file] = {
-                    **more,
-                    **found,
-                    "code": code,
-                    "model": question.model,
-                    "method": question.method,
-                }
+                more = earlier if earlier.get("code") == code else {}  # what somebody asked for besides
+                named = {"code": code, "model": question.model, "method": question.method}
+                kept[question.file] = {**more, **found, **named}
                 write_json(question.file, kept[question.file])
     return {file: found for file, found in kept.items() if found is not None}
 

@@ -8,13 +8,10 @@ from importlib.util import find_spec
 import torch
 
 from pipelines import machine
+from pipelines.cuda_devices import AMPERE
 from pipelines.errors import UnavailableError
 from pipelines.runs.worker import Worker
 
-AMPERE = (
-    8,
-    0,
-)  # the first capability with bfloat16, flash attention, and kernels that take grouped queries as they are
 # The oldest driver that runs a build for CUDA of that major version (NVIDIA's table of minor version compatibility)
 DRIVERS = {11: 450, 12: 525, 13: 580}
 # PyTorch's build for drivers and cards that the one on PyPI leaves behind: its CUDA, and the newest capability it has kernels for
@@ -133,7 +130,7 @@ def _cannot_use(name: str) -> str:
 def _older_build_runs(built: int, driver: int | None) -> bool:
     """Whether the build for older drivers is another than the one for CUDA `built`, and runs with that driver and its card."""
     enough = driver is not None and driver >= DRIVERS[OLDER_CUDA]
-    return built > OLDER_CUDA and enough and _driver_says_capability() <= OLDER_NEWEST
+    return built > OLDER_CUDA and enough and (machine.cuda_capability() or OLDER_NEWEST) <= OLDER_NEWEST
 
 
 def _runs(kernels: str, capability: tuple[int, int]) -> bool:
@@ -156,12 +153,6 @@ def _pypi_build(version: str) -> str:
 
 def _older_build(version: str) -> str:
     return f"pip install torch=={version}+{OLDER_BUILD} --index-url {INDEX}{OLDER_BUILD}"
-
-
-def _driver_says_capability() -> tuple[int, int]:
-    """The capability of the card in nvidia-smi's words; (0, 0) where it has none (drivers before 2022)."""
-    found = re.match(r"(\d+)\.(\d+)", next(iter(machine.cuda_query("compute_cap")), ""))
-    return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 
 
 def _own_words() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pipelines import machine
+from pipelines.cuda_devices import AMPERE
 from pipelines.runs.process import die_with_parent
 from pipelines.train import card
 from pipelines.train.nvml import memory_access
@@ -45,7 +46,7 @@ def _devices() -> Iterator[Line]:
         torch.ones(2, device=torch.device("cuda", place)).sum().item()  # raises where the card computes nothing
         free, total = torch.cuda.mem_get_info(place)
         capability = torch.cuda.get_device_capability(place)
-        half = "bf16 yes" if capability >= card.AMPERE else "bf16 no (fp16 with loss scaling)"
+        half = "bf16 yes" if capability >= AMPERE else "bf16 no (fp16 with loss scaling)"
         memory = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
         name = f"{torch.cuda.get_device_name(place)}, capability {capability[0]}.{capability[1]}"
         yield f"device {place}", f"{name}, {half}, {memory}"

@@ -1,8 +1,8 @@
 """An optimizer whose states lie in paged memory, which may leave the card for the host (bitsandbytes' paged ones).
 
-bitsandbytes never gives such memory back, and PyTorch's allocator does not count it. So the optimizer is kept for the whole of a
-run and emptied where another one would be made anew, a checkpoint is read into the memory that it has, and its size is told apart.
-Without a card nothing is paged, and all of this comes to the same.
+bitsandbytes never frees such memory, and PyTorch's allocator does not count it. So one optimizer serves the whole run: where
+another would be replaced by a new one, its states are set to zero. A checkpoint is read into the memory that it already has, and
+the size of that memory is a column of its own. Without a card nothing is paged, and the functions below give the same results.
 """
 # ruff: noqa: TID253
 

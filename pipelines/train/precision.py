@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pipelines.cuda_devices import AMPERE
 from pipelines.methods import traits_of
 
 Recipe = dict[str, Any]
@@ -17,7 +18,7 @@ def half_precision() -> torch.dtype | None:
     float16 on older cards, None on a CPU, where half precision is emulated and far slower."""
     if not torch.cuda.is_available():
         return None
-    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    return torch.bfloat16 if torch.cuda.get_device_capability() >= AMPERE else torch.float16
 
 
 def compute_dtype(recipe: Recipe) -> torch.dtype | None:

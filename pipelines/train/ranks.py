@@ -48,7 +48,7 @@ class Ranks:
 
     def each(self, number: float) -> list[float]:
         """Every rank's `number`, by rank."""
-        return self.sums([number if rank == self.rank else 0.0 for rank in range(self.count)])
+        return [own for (own,) in self.all_of([number])]
 
     def all_of(self, numbers: Sequence[float]) -> list[list[float]]:
         """Every rank's `numbers`, by rank; all give as many."""
