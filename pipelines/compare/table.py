@@ -11,6 +11,7 @@ from pipelines.compare.advice import advise, next_run
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.quality import Qualities, Quality, quality_of
 from pipelines.compare.ranking import incomparable, mark_pareto, other_costs
+from pipelines.compare.rates import rates_of
 from pipelines.compare.targets import add_targets
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import questions
@@ -111,6 +112,7 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     if project.experiments.model(model).origin.source.random:
         row["train_loss"] = None  # of no quality to speak of
     row["speed_disturbed"] = disturbed(row["other_cpu_pct"])
+    row["rates"] = rates_of(row)
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
     row["weights_fingerprint"] = weights_fingerprint(resolved, [seed.attempt for seed in found])
     because = list(dict.fromkeys(name for seed in found for name in stale_because(resolved, seed, by)))

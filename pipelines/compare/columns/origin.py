@@ -89,6 +89,11 @@ RECIPE = (
         whole("last_step", "Number of optimizer steps done."),
     ),
     *group(
+        "recipe", "comparison",
+        text("rates",
+             "How the learning rate was chosen: tuned, shared (given, not searched for) or edge (least or most of those tried)."),
+    ),
+    *group(
         "recipe", "evaluation",
         text("template_arguments", "Arguments given to the chat template, as JSON; NULL where there are none."),
     ),
