@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import UnavailableError, WorkError
@@ -74,7 +74,7 @@ def load_model(
     stored = _stored_half(folder) if wide and "device_map" in options else None
     model = _with_attention(folder, recipe, options | {"dtype": stored or options["dtype"]})
     if stored:
-        model = _widened(model, stored) or _with_attention(folder, recipe, options)
+        model = model.float()
     if recipe["quantization"] and not torch.cuda.is_available():
         keep_unpacked(model)
         let_go_of_file(model)
@@ -85,19 +85,24 @@ def load_model(
 
 
 def _stored_half(folder: Path) -> torch.dtype | None:
-    """The half-precision format that all weights of the folder have in their files; None where there is no such one. On the way to
-    a card they are half as many bytes in it."""
+    """The half-precision format that all weights of the folder have in their files, if a model of it can be loaded so and widened.
+    On the way to a card the weights are half as many bytes in it. None where there is no such format."""
     found: set[str] = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as held:
             found |= {held.get_slice(name).get_dtype() for name in held.keys()}  # noqa: SIM118
-    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(found.pop()) if len(found) == 1 else None
+    stored = {"BF16": torch.bfloat16, "F16": torch.float16}.get(found.pop()) if len(found) == 1 else None
+    return None if stored is None or _computes_numbers(folder, stored) else stored
 
 
-def _widened(model: Any, stored: torch.dtype) -> Any | None:
-    """`model`, loaded as `stored`, in float32; None where it has computed numbers of its own in that format, which then differ from
-    those of a model that was loaded in float32."""
-    return None if any(buffer.dtype is stored for buffer in model.buffers()) else model.float()
+def _computes_numbers(folder: Path, dtype: torch.dtype) -> bool:
+    """Whether a model of the folder that is loaded as `dtype` has computed numbers of its own in that format (Gemma's scale of the
+    embedding). Widened they differ from those of a model that was loaded in float32. Asked of a model without bytes, since two
+    whole ones may not fit a card."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return any(buffer.dtype is dtype for buffer in made.buffers())
 
 
 def _quantization(recipe: dict[str, Any]) -> Any:
