@@ -199,6 +199,19 @@ def test_what_cannot_be_trained_is_a_row_that_says_why(adapters: TinyProject, me
     assert "Error: '" not in attempt.result.detail.split("settings")[0]
 
 
+@pytest.mark.parametrize(
+    "words", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "CUDA error: out of memory"]
+)
+def test_memory_that_runs_out_says_nothing_of_settings(words: str) -> None:
+    error = RuntimeError(words)
+    with (
+        pytest.raises(RuntimeError) as raised,
+        peft_adapter.in_pefts_words({"kind": "adapter", "peft": {"peft_type": "VERA"}}),
+    ):
+        raise error
+    assert raised.value is error
+
+
 def test_what_fails_with_gradient_checkpointing_alone_is_told_before_it_trains(adapters: TinyProject) -> None:
     adapters.change(methods={"prefix": {"gradient_checkpointing": True}})
     attempt = trained(adapters, "prefix")

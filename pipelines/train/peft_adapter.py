@@ -13,6 +13,7 @@ import torch
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
 from pipelines.methods import traits_of
+from pipelines.runs.worker import is_out_of_memory
 
 Recipe = dict[str, Any]
 Check = tuple[list[int], list[float]]  # a text's tokens, and the loss of each after the first before training
@@ -96,14 +97,15 @@ def _can_be_trained_here(kind: str) -> None:
 
 @contextmanager
 def in_pefts_words(recipe: Recipe) -> Iterator[None]:
-    """Raises UnavailableError for what PEFT raises about settings that are PEFT's own; of the short form's, we made them."""
+    """Raises UnavailableError for what PEFT raises about settings that are PEFT's own; of the short form's, we made them. Memory
+    that runs out meanwhile, in whoever's words, says nothing about settings."""
     try:
         yield
-    except (UnavailableError, MemoryError, torch.OutOfMemoryError):
+    except UnavailableError:
         raise
     except Exception as error:
         traits = traits_of(recipe)
-        if traits.is_short:
+        if traits.is_short or is_out_of_memory(error):
             raise
         raise UnavailableError(
             f"PEFT's {traits.peft_type} with these settings on this model: {_said(error)}"
