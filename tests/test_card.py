@@ -139,6 +139,14 @@ def test_a_card_that_the_drivers_tool_does_not_list_is_told(
     assert "put nvidia-smi on the PATH" in (card.trouble() or "")
 
 
+def test_a_drivers_tool_that_is_there_and_fails_is_quoted(
+    t4: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_driver.install(tmp_path, monkeypatch, failure="Failed to initialize NVML: Unknown Error")
+    told = card.trouble() or ""
+    assert "(Failed to initialize NVML: Unknown Error)" in told and "PATH" not in told
+
+
 def test_ranks_do_not_meet_on_a_card_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_driver.install(tmp_path, monkeypatch, FakeCard())
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-from pipelines import machine
+from pipelines import cuda_devices, machine
 from pipelines.cuda_devices import AMPERE
 from pipelines.errors import UnavailableError
 from pipelines.runs.worker import Worker
@@ -53,10 +53,11 @@ def trouble() -> str | None:
     if not torch.cuda.is_available():
         return f"{_cannot_use(name)}; or hide it (CUDA_VISIBLE_DEVICES=) and use the processor" if name else None
     if name is None:
-        return (
-            f"torch finds {torch.cuda.get_device_name()}, nvidia-smi lists no card: put nvidia-smi on the PATH, or hide the card "
-            "(CUDA_VISIBLE_DEVICES=)"
+        said = cuda_devices.trouble()  # of one that is installed
+        why = (
+            f"nvidia-smi fails ({said}): mend that" if said else "nvidia-smi lists no card: put nvidia-smi on the PATH"
         )
+        return f"torch finds {torch.cuda.get_device_name()}, {why}, or hide the card (CUDA_VISIBLE_DEVICES=)"
     return lacks_kernels()
 
 
