@@ -177,6 +177,9 @@ def test_what_a_token_sees_decides() -> None:
         other = copy.deepcopy(config)
         setattr(other, name, value)
         assert not attention.needs_no_mask(other), name
+    with_eyes = AutoConfig.for_model("gemma3")  # its windows stand in the configuration of its text model
+    with_eyes._attn_implementation = "sdpa"
+    assert not attention.needs_no_mask(with_eyes)
 
 
 # the optimizer

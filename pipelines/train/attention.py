@@ -38,6 +38,7 @@ def causal(model: Any, device: torch.device) -> Iterator[None]:
 def needs_no_mask(config: Any) -> bool:
     """Whether in all layers a token sees every token before it, and that is all of the mask: no sliding window, nothing seen in
     both directions, in an architecture that is known to be so."""
+    config = config.get_text_config()  # of a model with eyes: what decides stands there
     kinds = getattr(config, "layer_types", None)
     sees_all = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
     both_ways = getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True)
