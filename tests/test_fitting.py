@@ -211,6 +211,25 @@ def test_a_process_that_dies_before_a_word_has_not_the_verdict_of_the_one_before
     assert "crashed (SIGSEGV)" in result.detail
 
 
+def test_what_an_earlier_process_printed_is_no_word_of_the_last_one(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def printed(folder: Path) -> int:
+        said = out_of_memory(512)
+        write_json(folder / "child.json", {"phase": said["phase"], "measured": said["measured"]})
+        (folder / "log.txt").write_text("Error out of memory at line 90 in file /src/csrc/ops.cu\n", encoding="utf-8")
+        return 1
+
+    def broken(folder: Path) -> int:
+        with (folder / "log.txt").open("a", encoding="utf-8") as log:
+            print("no module of that name", file=log)
+        return 1
+
+    result = trained(lake, Turns(printed, broken), monkeypatch).result
+    assert (result.status, result.phase) == ("failed", "load")
+    assert "exit code 1" in result.detail and "no module of that name" in result.detail
+
+
 @pytest.mark.parametrize(
     ("ends", "starts"),
     [

@@ -17,6 +17,7 @@ CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.
 NEARLY = 0.8  # of a memory budget: what was asked for was last seen before the request that was refused
 # bitsandbytes prints this of a CUDA call that failed, and ends the process with exit code 1
 PRINTED = re.compile(r"Error out of memory at line \d+ in file .*")
+AGAIN = "once more with"  # in log.txt, after what an earlier process of the attempt has printed (fitting.py)
 ELSEWHERE: dict[str | None, Status] = {"node_lost": "killed", "unreachable": "killed", "refused": "unavailable"}
 VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
 Verdict = tuple[Status, str | None]
@@ -64,7 +65,7 @@ def _without_a_word(ending: Ending, report: Mapping[str, Any], spec: RunSpec, fo
         return "killed", f"{whom} was ended by {name} from outside" if ended else f"ended by {name} from outside"
     if ending.exit_code == disk.EXIT_CODE:
         return "failed", str(disk.DiskFullError("the cell's own report", folder, None))
-    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").rpartition(AGAIN)[2]
     named = f"{whom}: " if ended else ""
     if ending.exit_code == 1 and (printed := PRINTED.search(log)):
         return "out_of_memory", f"{named}bitsandbytes: {printed.group()}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.files import write_json
 from pipelines.runs.command import CellCommand, Ending, Starter
-from pipelines.runs.exits import child_report, classify_exit
+from pipelines.runs.exits import AGAIN, child_report, classify_exit
 from pipelines.runs.spec import CHILD, RunSpec
 from pipelines.runs.status import FIT, RANKS, SMALLER, Status
 from pipelines.runs.watchdog import run_to_end
@@ -50,7 +50,7 @@ def _smaller(ending: Ending, spec: RunSpec, folder: Path) -> int | None:
 def _begin_again(folder: Path, tokens: int, say: Callable[[str], None]) -> None:
     """Have the next child take micro-batches of so many tokens, and forget the verdicts of the last one."""
     before = child_report(folder)["measured"].get(TOKENS)
-    told = f"out of memory with {TOKENS} {before}: once more with {tokens}"
+    told = f"out of memory with {TOKENS} {before}: {AGAIN} {tokens}"
     say(told)
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         print(told, file=log)
