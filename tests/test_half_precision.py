@@ -262,6 +262,8 @@ def test_a_full_result_is_evaluated_and_exported_in_that_format(cleaned: TinyPro
 
 def test_a_divided_model_is_saved_in_that_format_too(tmp_path: Path) -> None:
     model = tiny_model("llama-tied")
+    counted = {"of a buffer": torch.tensor([257, 65_537])}  # numbers that bfloat16 does not have
+    assert in_format(counted, torch.bfloat16)["of a buffer"].tolist() == [257, 65_537]
     state = model.state_dict()
     held = in_format(state, torch.bfloat16)
     assert held.keys() == state.keys() and held["lm_head.weight"] is held["model.embed_tokens.weight"]

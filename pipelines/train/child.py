@@ -259,12 +259,12 @@ def _save(
 
 
 def in_format(weights: dict[str, Any], dtype: Any) -> dict[str, Any]:
-    """`weights` as `dtype`; tied ones stay one tensor."""
+    """`weights` as `dtype`; tied ones stay one tensor. Whole numbers, which a buffer may hold, stay what they are."""
     made: dict[tuple[int, Any], Any] = {}
     for tensor in weights.values():
         place = tensor.data_ptr(), tensor.shape
         if place not in made:
-            made[place] = tensor.to(dtype)
+            made[place] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return {name: made[tensor.data_ptr(), tensor.shape] for name, tensor in weights.items()}
 
 
