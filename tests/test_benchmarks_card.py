@@ -5,6 +5,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -20,7 +21,7 @@ from tests.test_faults import until
 EXPECTS = {"met": "that it is met", "unjudged": "what a card alone says"}
 
 
-def fake(name: str, *, seconds: float = 20.0) -> Check:
+def fake(name: str, *, seconds: float = 3600.0) -> Check:
     return Check(name, f"tests.fake_checks:{name}", seconds, "a fake", EXPECTS)
 
 
@@ -28,8 +29,8 @@ def reported(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def run_all(tmp_path: Path, *checks: Check, seconds: float = 60) -> int:
-    report = command.Report("A card", None)
+def run_all(tmp_path: Path, *checks: Check, seconds: float = 7200, report: command.Report | None = None) -> int:
+    report = report or command.Report("A card", None)
     return command.run(checks, report, tmp_path, tmp_path, ends=time.monotonic() + seconds, dry=False)
 
 
@@ -92,10 +93,20 @@ def test_every_line_bears_the_device_and_the_last_one_sums_up(
     assert lines[-1]["verdicts"] == {"as expected": 1, "otherwise": 1, "not run": 0, "failed": 0}
 
 
-def test_a_check_that_hangs_is_killed_with_what_it_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_all(tmp_path, fake("hangs", seconds=1.5), fake("good")) == 3
+def test_a_check_that_hangs_is_killed_with_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ahead = [0.0]  # seconds that the runner's clock has gone on: its limit is over as soon as the check hangs
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0]))
+
+    class Report(command.Report):
+        def line(self, found: dict[str, Any], *, check: str | None = None) -> None:
+            super().line(found, check=check)
+            ahead[0] += 3600.0 if check == "hangs" and "finding" in found else 0.0
+
+    assert run_all(tmp_path, fake("hangs", seconds=3600), fake("good"), report=Report("A card", None)) == 3
     hung, good = reported(capsys)[-1]["summary"]
-    assert (hung["verdict"], hung["error"]) == ("failed", "killed at its limit of 2 s")
+    assert (hung["verdict"], hung["error"]) == ("failed", "killed at its limit of 3600 s")
     assert hung["expectations"][0] == {"expected": EXPECTS["met"], "seen": "before it hung", "verdict": "as expected"}
     until(lambda: is_gone(int((tmp_path / "pid").read_text())), "the process that was left")
     assert good["verdict"] == "as expected"
@@ -117,16 +128,16 @@ def test_a_check_that_dies_is_reported(
 def test_a_process_that_a_check_leaves_behind_delays_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_all(tmp_path, fake("leaves_one_behind", seconds=3600), seconds=7200) == 0
+    assert run_all(tmp_path, fake("leaves_one_behind")) == 0
     (said,) = reported(capsys)[-1]["summary"]
     assert said["verdict"] == "as expected"
     until(lambda: is_gone(int((tmp_path / "pid").read_text())), "the process that was left")
 
 
 def test_what_no_longer_fits_is_not_begun_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_all(tmp_path, fake("good", seconds=100), fake("otherwise", seconds=10), seconds=8) == 0
+    assert run_all(tmp_path, fake("good", seconds=10_000), fake("otherwise", seconds=600), seconds=1200) == 0
     lines = reported(capsys)
-    assert lines[0]["verdict"] == "not run" and "limit of 100" in lines[0]["why"]
+    assert lines[0]["verdict"] == "not run" and "limit of 10000" in lines[0]["why"]
     assert [one["verdict"] for one in lines[-1]["summary"]] == ["not run", "otherwise"]
 
 
@@ -162,7 +173,7 @@ def test_with_a_card_lines_are_kept_in_the_folder(
 ) -> None:
     monkeypatch.setattr(command, "LOOK", replace(command.LOOK, runs="tests.fake_checks:a_card"))
     monkeypatch.setattr(command, "named", lambda _names: [fake("good")])
-    assert command.main(["--out", str(tmp_path / "kept")]) == 0
+    assert command.main(["--seconds", "7200", "--out", str(tmp_path / "kept")]) == 0
     lines = reported(capsys)
     assert lines == read_jsonl(tmp_path / "kept" / "results.jsonl") and lines[0]["device"] == "A card"
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"results.jsonl", "device.log", "good.log"}
@@ -186,7 +197,8 @@ def test_the_checks_fit_into_the_run() -> None:
 
 
 def test_a_dry_run_in_processes_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--dry", "--only", "head", "--out", str(tmp_path)]) == 0, (tmp_path / "head.log").read_text()
+    asked = ["--dry", "--only", "head", "--seconds", "1800", "--out", str(tmp_path)]
+    assert command.main(asked) == 0, (tmp_path / "head.log").read_text()
     lines = reported(capsys)
     assert {line["device"] for line in lines} == {DRY}
     (said,) = lines[-1]["summary"]
