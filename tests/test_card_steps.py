@@ -163,6 +163,26 @@ def test_attention_without_a_mask_says_the_same(architecture: str) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_keys_that_an_adapter_puts_before_a_text_hide_none_of_it(architecture: str) -> None:
+    recipe = {
+        **RECIPE,
+        "kind": "adapter",
+        "targets": None,
+        "peft": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4},
+    }
+    model = loading.add_adapter(tiny_model(architecture), recipe).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    (inputs,) = put_on(CPU, [[example("long", 30, 5), example("short", 12, 5)]])
+    with torch.no_grad():
+        expected = model(input_ids=inputs.ids, use_cache=False).logits
+        with attention.causal(model, CARD):
+            found = model(input_ids=inputs.ids, use_cache=False).logits
+    assert torch.equal(found, expected)
+
+
 def test_what_a_token_sees_decides() -> None:
     config = tiny_model("llama").config
     assert attention.needs_no_mask(config)

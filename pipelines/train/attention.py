@@ -22,8 +22,9 @@ NAME = "featherweight_causal"
 def causal(model: Any, device: torch.device) -> Iterator[None]:
     """While open, `model` (which may stand in DeepSpeed's engine) attends so on a card, where that is the same. On a CPU the look
     costs nothing. What a checkpoint computes again later runs the same function by its usual name."""
-    config = getattr(model, "module", model).config
-    if device.type == "cpu" or not needs_no_mask(config):
+    inner = getattr(model, "module", model)
+    config = inner.config
+    if device.type == "cpu" or not needs_no_mask(config) or puts_keys_before(inner):
         yield
         return
     _register()
@@ -44,6 +45,13 @@ def needs_no_mask(config: Any) -> bool:
     both_ways = getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True)
     is_known = config.model_type in ARCHITECTURES and config._attn_implementation == "sdpa"
     return is_known and sees_all and not both_ways
+
+
+def puts_keys_before(model: Any) -> bool:
+    """Whether an adapter of PEFT's puts keys of its own before those of the text (prefix tuning). Every token sees them; a causal
+    flag would hide from a token as many of the text's as there are."""
+    configs = getattr(model, "peft_config", None) or {}
+    return any(getattr(config, "is_prompt_learning", False) for config in configs.values())
 
 
 @cache
