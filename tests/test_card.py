@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.card import ours
 from pipelines import cuda_devices, machine
 from pipelines.errors import UnavailableError
 from pipelines.evaluate.child import evaluate_cell
@@ -172,6 +173,13 @@ def test_a_child_says_the_cards_name(t4: FakeCuda, tmp_path: Path) -> None:
     card.take(worker)
     assert (read_json(tmp_path / "run" / "child.json") or {})["device"] == "Tesla T4"
     assert t4.fraction is None, "without a budget all of it may be used"
+
+
+def test_the_card_programs_stand_in_for_a_worker_takes_the_card(t4: FakeCuda) -> None:
+    """Its checks load models as a child does, in processes that are none; a dry run does not come so far."""
+    quiet: Any = ours._Quiet({"memory_budget_gb": 5.0})
+    card.take(quiet)
+    assert t4.fraction == 0.25
 
 
 def test_without_a_card_a_child_says_nothing_of_one(tmp_path: Path) -> None:

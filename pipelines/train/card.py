@@ -86,7 +86,7 @@ def limit_memory(budget_gb: float) -> None:
     context, budget = total - free, budget_gb * 1e9
     if context >= budget:
         raise MemoryError(
-            f"memory_budget_gb is {budget_gb:g}, and CUDA itself occupies {context / 1e9:.2f} GB of "
+            f"memory_budget_gb is {budget_gb:g}, and CUDA itself, with other programs, occupies {context / 1e9:.2f} GB of "
             f"{torch.cuda.get_device_name()} before anything is loaded"
         )
     torch.cuda.set_per_process_memory_fraction(min(1.0, (budget - context) / total))
