@@ -308,6 +308,25 @@ def test_half_precision_files_of_a_full_cell_are_widened_on_the_card(
 # adapters computed together
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_zero_divides_are_left_to_their_own_modules(
+    dtype: torch.dtype, examples: list[Tokenized], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage 3 puts a weight together for as long as its own module computes, and marks it."""
+    model = loading.add_adapter(tiny_model("llama").to(dtype), {**LORA, "targets": TARGETS["llama"]}, for_card=dtype)
+    together: list[int] = []
+    plain = adapters.Group._all
+    monkeypatch.setattr(adapters.Group, "_all", lambda group, x: together.append(1) or plain(group, x))
+    for divided in (False, True):
+        together.clear()
+        if divided:
+            for parameter in model.parameters():
+                parameter.ds_id = 1  # pyright: ignore[reportAttributeAccessIssue]
+        with torch.no_grad():
+            model(input_ids=torch.tensor([examples[0].input_ids]), use_cache=False)
+        assert bool(together) is not divided
+
+
 FAMILIES = [
     name for name in [*ARCHITECTURES, *MORE_ARCHITECTURES] if name != "opt"
 ]  # its 350m is the same code and more

@@ -50,7 +50,9 @@ class Group:
 
     def _computes(self, x: torch.Tensor) -> bool:
         as_made = all(not layer.disable_adapters and not layer.merged for layer in self.layers)
-        return as_made and x.dtype is self.dtype and not torch.is_autocast_enabled(x.device.type)
+        # by ZeRO: then a weight is whole only while its own module computes
+        divided = any(hasattr(layer.get_base_layer().weight, "ds_id") for layer in self.layers)
+        return as_made and not divided and x.dtype is self.dtype and not torch.is_autocast_enabled(x.device.type)
 
     def _all(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         drop = self.drop if self.layers[0].training else 0.0
