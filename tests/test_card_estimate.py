@@ -44,7 +44,16 @@ def test_a_card_computes_in_the_format_that_the_trainer_would_choose_there() -> 
         assert card.format({"precision": "auto", "fp16": False}) == out_of_range
         assert card.format({"precision": "fp32"}) == "fp32"
     assert cards.of_device("Tesla T4") is T4 and cards.of_device("NVIDIA L4").capability == L4.capability
-    assert cards.of_device("NVIDIA RTX PRO 6000").format({"precision": "auto"}) == "bf16"
+    for name in ("NVIDIA RTX PRO 6000", "NVIDIA RTX A6000", "NVIDIA GeForce RTX 3090", "NVIDIA A10G", "NVIDIA H200"):
+        assert cards.of_device(name).format({"precision": "auto"}) == "bf16", name
+    for name in (
+        "Tesla V100-SXM2-16GB",
+        "NVIDIA GeForce RTX 2080 Ti",
+        "NVIDIA GeForce GTX 1660",
+        "Quadro RTX 8000",
+        "Tesla P100-PCIE",
+    ):
+        assert cards.of_device(name).format({"precision": "auto", "fp16": False}) == "fp32", name
 
 
 def test_this_machines_card_is_asked_for_its_memory_and_capability(

@@ -253,11 +253,14 @@ def test_a_budget_is_each_devices_and_a_time_limit_leaves_a_checkpoint(cleaned: 
     cleaned.change(profiles={"local": {"training": {"memory_budget_gb": 0.3}}})
     result = attempt_at(cleaned, "full").result
     assert result.status == "out_of_memory" and not processes_of(cleaned)
-    endless = {"epochs": 5000, "memory_budget_gb": None, "time_limit_minutes": 0.6}
-    cleaned.change(profiles={"local": {"training": endless}})
-    result = attempt_at(cleaned, "full").result
-    assert result.status == "timed_out" and "goes on after step" in result.detail
-    assert result.measured["last_step"] > 2 and not processes_of(cleaned)
+    for minutes in (0.6, 5, 20):  # on a busy machine the first may end before training has begun
+        endless = {"epochs": 5000, "memory_budget_gb": None, "time_limit_minutes": minutes}
+        cleaned.change(profiles={"local": {"training": endless}})
+        result = attempt_at(cleaned, "full", force=True).result
+        assert result.status == "timed_out" and not processes_of(cleaned)
+        if result.measured.get("last_step", 0) > 2:
+            break
+    assert result.measured["last_step"] > 2 and "goes on after step" in result.detail
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What the estimator knows of a graphics card: its name, its memory, and the number format that it computes in."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,11 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 # Bytes of the card that a prediction for a format means, by which the output head takes its pieces: the largest of those that
 # compute bfloat16, a T4 for the others. On a smaller card with bfloat16 a large vocabulary takes less than is foretold.
 MEANT: dict[Format, int] = {"bf16": 80 * 10**9, "fp16": 15360 * MIB, "fp32": 15360 * MIB}
+
+
+# Names of cards from before Ampere, which compute no bfloat16: the generations of Kepler to Turing
+OLDER = re.compile(r"\b(K\d0m?|M\d\dm?|P\d+|V100|T4|T\d00|GTX|TITAN|Quadro|RTX 20\d\d)\b", re.IGNORECASE)
+VOLTA = (7, 0)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def _asked(name: str) -> Card:
 
 def of_device(device: str | None) -> Card:
     """The card that a machine's `device` names (`Tesla T4`): this machine's, else one of `CARDS`; a name that is neither counts as
-    a card that computes bfloat16, of no known memory."""
+    a card of no known memory, that computes bfloat16 unless the name is of an older one (V100, RTX 2080)."""
     if device and (card := here()) and card.name == device:
         return card
     return _alike(device or "")
@@ -72,7 +78,8 @@ def of_device(device: str | None) -> Card:
 
 def _alike(device: str) -> Card:
     words = device.split()
-    return next((card for card in CARDS if card.name.split()[0] in words), Card(device, 0, AMPERE))
+    unknown = Card(device, 0, VOLTA if OLDER.search(device) else AMPERE)
+    return next((card for card in CARDS if card.name.split()[0] in words), unknown)
 
 
 def formats_of(recipe: Mapping[str, Any]) -> list[Format]:
