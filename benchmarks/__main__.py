@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from functools import partial
+from pathlib import Path
 
 from benchmarks.card import command as card
 from pipelines.runs.process import end_as_interrupt
@@ -29,6 +30,7 @@ def main() -> int:
         plan,
         publish,
         rate,
+        rates,
         ray,
         startup,
         step,
@@ -49,6 +51,7 @@ def main() -> int:
         "train": train.measure,
         "train-gemma": partial(train.measure, "gemma-3-270m"),  # its shape, with random weights
         "rate": rate.measure,
+        "rates": rates.measure,
         "ray": ray.measure,
         "startup": startup.measure,
         "orchestration": orchestration.measure,
@@ -62,7 +65,12 @@ def main() -> int:
         help=f"{', '.join(benchmarks)}; or `card`, see `card --help`",
     )
     parser.add_argument("--records", type=int, help="of clean: this size alone, not 10,000, 100,000 and 1,000,000")
+    parser.add_argument("--folder", type=Path, help="of rates: the project to train in, and to go on in")
+    parser.add_argument(
+        "--methods", nargs="+", choices=rates.METHODS, default=rates.METHODS, help="of rates: these alone"
+    )
     arguments = parser.parse_args()
+    benchmarks["rates"] = partial(rates.measure, arguments.folder, arguments.methods)
     benchmarks["clean"] = partial(clean.measure, records=arguments.records)
     for name in arguments.names or benchmarks:
         for line in benchmarks[name]():

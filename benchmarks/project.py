@@ -16,7 +16,8 @@ PACKAGED = "smollm2-135m"
 
 
 def make(folder: Path, model: str = PACKAGED, *, train: int, held_out: int, **training: Any) -> Project:
-    """The local profile with `model` alone, so many examples on each side, and `training` over its settings."""
+    """The local profile with `model` alone, so many examples on each side, and `training` over its settings. What `folder` holds
+    of such a project stays."""
     plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
     if model not in plain["models"]:  # gemma-3's modules have gemma's names
         like = {**plain["models"]["gemma-2b-it"], "overrides": {}, "note": None, "bos": None, "end": None}
@@ -26,9 +27,9 @@ def make(folder: Path, model: str = PACKAGED, *, train: int, held_out: int, **tr
     profile["training"] |= training
     plain["sources"] |= {"local_generator": False}
     data = DataRoot(folder / "data")
-    data.root.mkdir(parents=True)
-    if (data_root().models / model).exists():
-        data.models.mkdir()
+    data.root.mkdir(parents=True, exist_ok=True)
+    if (data_root().models / model).exists() and not (data.models / model).is_symlink():
+        data.models.mkdir(exist_ok=True)
         (data.models / model).symlink_to(data_root().models / model)
     stage = Project(data, Experiments.model_validate(plain), "local")
     weights.fetch(data, stage.experiments, model, say=lambda _: None)

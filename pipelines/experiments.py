@@ -26,6 +26,7 @@ from pydantic import (
 
 from pipelines import machine
 from pipelines.errors import UsageError
+from pipelines.learning_rates import default_of, grid_of
 from pipelines.methods import DEFAULT_RATES, FOUR_BITS, SHORT_FORM, Kind, RateOf, Traits, own_form, short_form
 from pipelines.paths import experiments_file
 from pipelines.provider_settings import Generation, Provider
@@ -83,7 +84,8 @@ class Source(NamesFiles):
         return packaged_name(self.file)
 
 
-Rate = PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2)]  # of several the best is searched for
+Rates = PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2)]  # of several the best is searched for
+Rate = Rates | Literal["auto"]  # auto: several that fit what trains
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -106,6 +108,7 @@ class TrainingOverrides(Strict):
     learning_rate: LearningRates | Rate | None = None
     learning_rate_source: Literal["tune"] | None = None
     search_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    search_cap: Annotated[float, Field(gt=0, le=1)] | None = None
     epochs: PositiveFloat | None = None
     examples_per_step: PositiveInt | None = None
     micro_batch_tokens: PositiveInt | None = None
@@ -135,7 +138,9 @@ class TrainingOverrides(Strict):
     def _one_or_several(cls, rate: Any) -> Any:
         """Before the union of its forms is tried, each of which would have its own word on it."""
         if isinstance(rate, list) and len(rate) < 2:
-            raise ValueError(f"got {rate}; expected one rate, two or more to try, or {{full: …, lora: …}}")
+            raise ValueError(f"got {rate}; expected one rate, two or more to try, auto, or {{full: …, lora: …}}")
+        if isinstance(rate, str) and rate != "auto" and not _is_number(rate):
+            raise ValueError(f"got {rate!r}; expected one rate, two or more to try, auto, or {{full: …, lora: …}}")
         return rate
 
     @model_validator(mode="after")
@@ -154,11 +159,14 @@ class TrainingOverrides(Strict):
 
 class TrainingSettings(Strict):
     """Every training setting of one cell, decided. `learning_rate_source` says which level of the file named the rate, or
-    `search` where it names several, or `tune`. Checkpoints come by steps where `checkpoint_every_steps` is set, else by time."""
+    `search` where it names several or auto, or `tune`. `learning_rate_default` is set for auto alone: what is trained with where
+    there are too few steps to choose. Checkpoints come by steps where `checkpoint_every_steps` is set, else by time."""
 
-    learning_rate: Rate
+    learning_rate: Rates
     learning_rate_source: str = "default"
+    learning_rate_default: float | None = None
     search_share: float = 0.2
+    search_cap: float = 0.25
     epochs: PositiveFloat = 1
     examples_per_step: PositiveInt = 8
     micro_batch_tokens: PositiveInt = 2048
@@ -416,6 +424,7 @@ class Profile(Strict):
     seeds: Annotated[list[int], Field(min_length=1)] = [1]
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
     training: TrainingOverrides = TrainingOverrides()
+    overrides: dict[str, dict[str, TrainingOverrides]] = {}
     evaluation: EvaluationSettings = EvaluationSettings()
     launcher: LauncherName = "local"
     devices: PositiveInt = 1
@@ -714,27 +723,38 @@ class Experiments(Strict):
         return known[name]
 
     def training_for(self, profile: str, model: str, method: str) -> TrainingSettings:
-        """The decided settings of a cell: training < profile < method < model < model.overrides[method]."""
+        """The decided settings of a cell: training < profile < method < model < profile.overrides[model][method] <
+        model.overrides[method]."""
         chosen_model, chosen_method = self.model(model), self.method(method)
         levels: dict[str, TrainingOverrides] = {
             "default": self.training,
             "profile": self.profile(profile).training,
             "method": chosen_method,
             "model": chosen_model,
+            "profile pair": self._overrides_in(profile, model, method),
             "pair": chosen_model.overrides.get(method, TrainingOverrides()),
         }
-        rate_of = chosen_method.traits.rate
-        decided: dict[str, Any] = {"learning_rate": DEFAULT_RATES[rate_of]}
+        traits = chosen_method.traits
+        decided: dict[str, Any] = {"learning_rate": DEFAULT_RATES[traits.rate]}
         for name, level in levels.items():
             for setting in TrainingOverrides.model_fields:
                 if (value := getattr(level, setting)) is not None and not setting.startswith("learning_rate"):
                     decided[setting] = value
             if level.checkpoint_every_minutes is not None and level.checkpoint_every_steps is None:
                 decided.pop("checkpoint_every_steps", None)  # the nearer level decides by what
-            if (rate := level.rate_for(rate_of)) is not None:
-                source = "search" if isinstance(rate, list) else level.learning_rate_source or name
+            if (rate := level.rate_for(traits.rate)) is not None:
+                source = level.learning_rate_source or name if isinstance(rate, float) else "search"
                 decided |= {"learning_rate": rate, "learning_rate_source": source}
+        if decided["learning_rate"] == "auto":
+            decided |= {"learning_rate": grid_of(traits), "learning_rate_default": default_of(traits)}
         return TrainingSettings(**decided)
+
+    def _overrides_in(self, profile: str, model: str, method: str) -> TrainingOverrides:
+        """What the profile says of the pair alone; of a model that is made from another, what it says of that one's."""
+        found, known = self.profile(profile).overrides, self.models.get(model)
+        while known and model not in found and (model := known.source.parent or ""):
+            known = self.models.get(model)
+        return found.get(model, {}).get(method, TrainingOverrides())
 
     def targets_for(self, model: str, settings: TrainingSettings) -> list[str] | str:
         """Names of the modules that get an adapter; `auto`: those that are found in the model."""
@@ -754,15 +774,24 @@ class Experiments(Strict):
         for i, provider in enumerate(self.judging.teachers):
             yield ("judging", "teachers", i), provider
 
+    def _pairs_named(self) -> Iterator[tuple[Place, str, list[str]]]:
+        """Every model and method that settings of one pair name."""
+        for name, model in self.models.items():
+            for method in model.overrides:
+                yield ("models", name, "overrides", method), method, list(self.methods)
+        for name, profile in self.profiles.items():
+            for of, pairs in profile.overrides.items():
+                yield ("profiles", name, "overrides", of), of, list(self.models)
+                for method in pairs:
+                    yield ("profiles", name, "overrides", of, method), method, list(self.methods)
+
     def _names_that_do_not_exist(self) -> Iterator[tuple[Place, str, list[str]]]:
         for name, profile in self.profiles.items():
             for i, model in enumerate(profile.models):
                 yield ("profiles", name, "models", i), model, list(self.models)
             for i, method in enumerate(profile.methods):
                 yield ("profiles", name, "methods", i), method, list(self.methods)
-        for name, model in self.models.items():
-            for method in model.overrides:
-                yield ("models", name, "overrides", method), method, list(self.methods)
+        yield from self._pairs_named()
         for name, provider in self.providers.items():
             if provider.kind == "local":
                 yield ("providers", name, "model"), provider.model, list(self.models)
@@ -847,6 +876,15 @@ def parse(path: Path) -> tuple[Any, Lines]:
         UsageError: not there, not YAML, or refused, such as a key given twice.
     """
     return read(path, "set FEATHERWEIGHT_EXPERIMENTS to your experiments.yaml.")
+
+
+def _is_number(text: str) -> bool:
+    """YAML reads 5e-4 as a text."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _without_password(text: str) -> str:

@@ -31,6 +31,15 @@ def recipe_of(experiments: Experiments, profile: str, model_name: str, method_na
     }
 
 
+def _of_other_searches(settings: TrainingSettings) -> tuple[str, ...]:
+    """Settings that have no part in how the cell's learning rate is found: given, the best of a list, or of those of auto."""
+    if settings.learning_rate_default is not None:
+        return ("search_share",)
+    if isinstance(settings.learning_rate, list):
+        return ("search_cap", "learning_rate_default")
+    return ("search_share", "search_cap", "learning_rate_default")
+
+
 def _untouched(method: Method, settings: TrainingSettings) -> dict[str, Any]:
     plain = {name: getattr(settings, name) for name in ("precision", "attention", "max_length")}
     shots = {"shots": method.shots} if method.shots else {}
@@ -39,8 +48,8 @@ def _untouched(method: Method, settings: TrainingSettings) -> dict[str, Any]:
 
 def _trained(experiments: Experiments, model: str, method: Method, settings: TrainingSettings) -> dict[str, Any]:
     decided = {k: v for k, v in settings.model_dump().items() if k not in OUTSIDE_RECIPE}
-    if not isinstance(settings.learning_rate, list):
-        del decided["search_share"]
+    for name in _of_other_searches(settings):
+        del decided[name]
     if not settings.fit_micro_batch:
         del decided["fit_micro_batch"]
     if settings.turns == "all":

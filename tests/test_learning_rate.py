@@ -1,23 +1,30 @@
-"""Of several learning rates the best is searched for on a slice of train: the same whatever happens to the cell, and apart."""
+"""Of several learning rates the best is searched for on a slice of train: the same whatever happens to the cell, and apart. `auto`
+stands for a list, and for a cap on the whole search."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from pipelines.compare.rates import rates_of
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
+from pipelines.errors import UsageError
 from pipelines.runs import cells
 from pipelines.runs.run import Watch
 from pipelines.runs.worker import DivergedError
 from pipelines.train import search
 from pipelines.train.cell import train
+from pipelines.train.halving import Trial
 from pipelines.train.loop import Trainer
-from tests.in_process import InProcess, clean_for, kill_at, trained
+from tests.in_process import InProcess, KilledError, clean_for, kill_at, trained
 from tests.project import MODEL, TinyProject
 from tests.test_restart import outcome
 
 RATES = [1e-4, 1e-2, 3e-2]
+AUTO = {"learning_rate": "auto", "examples_per_step": 1, "epochs": 5, "eval_every_steps": 40}  # 40 steps, 10 of search
 
 
 @pytest.fixture
@@ -85,8 +92,8 @@ def test_a_rate_that_diverges_is_not_chosen_and_full_goes_back_to_its_weights(cl
 
 def test_when_all_rates_diverge_the_cell_has() -> None:
     with pytest.raises(DivergedError, match=r"every learning rate tried diverges \(1, 2\): lower them"):
-        search.best([(1.0, None), (2.0, None)])
-    assert search.best([(2.0, 1.5), (1.0, 1.5)]).rate == 1.0
+        search.best([Trial(1.0, None, 3), Trial(2.0, None, 3)])
+    assert search.best([Trial(2.0, 1.5, 3), Trial(1.0, 1.5, 3)]).rate == 1.0
 
 
 def test_too_few_examples_to_hold_one_back_are_said(cleaned: TinyProject) -> None:
@@ -94,3 +101,143 @@ def test_too_few_examples_to_hold_one_back_are_said(cleaned: TinyProject) -> Non
     attempt = trained(cleaned, "lora-r8")
     assert attempt.status == "failed" and "two training examples" in attempt.result.detail
     assert cells.latest(cleaned.data, cells.CellKey(MODEL, "lora-r8", 1)) == attempt
+
+
+@contextmanager
+def killed_in_trial(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The child is killed in that trial, when its steps are done and its loss is not yet noted; the rates that were tried."""
+    whole, tried = Trainer.loss_of_steps, []
+
+    def until(trainer: Any, plan: Any, rate: float, judged: Any) -> float:
+        tried.append(rate)
+        loss = whole(trainer, plan, rate, judged)
+        if len(tried) == number:
+            raise KilledError
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "loss_of_steps", until)
+        yield tried
+
+
+@pytest.fixture
+def auto(project: TinyProject) -> TinyProject:
+    project.change(methods={"lora-r8": AUTO})
+    return clean_for(project)
+
+
+def test_auto_goes_on_after_a_kill_in_the_midst_of_its_search_to_the_same_bits(
+    auto: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with killed_in_trial(10**6, monkeypatch) as tried:
+        expected = trained(auto, "lora-r8")
+    assert len(tried) == 3 and expected.result.measured["steps"] == 40
+    with killed_in_trial(2, monkeypatch):
+        first = trained(auto, "lora-r8")
+    assert first.status == "killed" and "goes on with its search" in first.result.detail
+    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    with killed_in_trial(10**6, monkeypatch) as again:
+        second, _ = train(auto.resolved(), auto.key("lora-r8"), watch=watch)
+    assert again == tried[1:], "what was found out is not tried again"
+    assert outcome(second) == outcome(expected)
+    names = ("learning_rate", "learning_rate_at_edge", "learning_rates_tried")
+    assert [second.result.measured[name] for name in names] == [expected.result.measured[name] for name in names]
+    earlier = json.loads((first.folder / "search.jsonl").read_text(encoding="utf-8"))
+    assert second.result.measured["search_seconds"] > earlier["seconds"]
+    row = next(row for row in comparison_rows(auto.resolved()) if row["method"] == "lora-r8")
+    assert row["learning_rate_source"] == "search" and rates_of(row) in ("tuned", "edge")
+    card = (second.model_folder / "README.md").read_text(encoding="utf-8")
+    assert str(row["learning_rate"]) in card and str(second.spec.recipe["learning_rate"]) not in card
+
+
+def test_trials_of_other_packages_do_not_count(auto: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    with killed_in_trial(3, monkeypatch):
+        first = trained(auto, "lora-r8")
+    journal = first.folder / "search.jsonl"
+    lines = journal.read_text(encoding="utf-8").replace('"torch": "', '"torch": "1.')
+    journal.write_text(lines + '7\n{"rate": 0.1, "st', encoding="utf-8")  # and what a kill or somebody left
+    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    with killed_in_trial(10**6, monkeypatch) as again:
+        assert train(auto.resolved(), auto.key("lora-r8"), watch=watch)[0].ok
+    assert len(again) == 3
+
+
+def test_with_too_few_steps_auto_is_the_default_and_the_row_says_shared(auto: TinyProject) -> None:
+    auto.change(methods={"lora-r8": {"epochs": 2}})
+    attempt = trained(auto, "lora-r8", kill_at(16))
+    assert attempt.result.measured["learning_rate"] == 2e-4
+    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    attempt, _ = train(auto.resolved(), auto.key("lora-r8"), watch=watch)
+    assert attempt.ok and (attempt.result.measured["learning_rate"], attempt.result.learning_rate_source) == (
+        2e-4,
+        "search",
+    )
+    row = next(row for row in comparison_rows(auto.resolved()) if row["method"] == "lora-r8")
+    assert (row["learning_rate"], row["learning_rate_source"], rates_of(row)) == (2e-4, "default", "shared")
+    assert row["learning_rate_at_edge"] is None and attempt.result.measured.get("search_seconds") is None
+
+
+def test_one_example_is_enough_for_auto(auto: TinyProject) -> None:
+    auto.change(profiles={"local": {"max_train_examples": 1}}, methods={"lora-r8": {"epochs": 60}})
+    attempt = trained(auto, "lora-r8")
+    assert attempt.ok and attempt.result.measured["learning_rate"] == 2e-4
+
+
+def test_auto_may_stand_at_every_level_and_the_recipe_holds_what_it_stands_for(project: TinyProject) -> None:
+    def recipe(method: str = "lora-r8") -> dict[str, Any]:
+        return project.now().recipe_of(MODEL, method)
+
+    before = recipe()
+    assert not {"search_share", "search_cap", "learning_rate_default"} & before.keys()
+    for level in (
+        {"training": {"learning_rate": "auto"}, "profiles": {"local": {"training": {"learning_rate": "auto"}}}},
+        {"profiles": {"local": {"training": {"learning_rate": {"full": 1e-4, "lora": "auto"}}}}},
+        {"methods": {"lora-r8": {"learning_rate": "auto"}}},
+        {"models": {MODEL: {"learning_rate": "auto"}}},
+        {"models": {MODEL: {"overrides": {"lora-r8": {"learning_rate": "auto"}}}}},
+        {"profiles": {"local": {"overrides": {MODEL: {"lora-r8": {"learning_rate": "auto"}}}}}},
+    ):
+        shipped = project.experiments.read_text(encoding="utf-8")
+        project.change(**level)
+        found = recipe()
+        assert (
+            len(found["learning_rate"]) == 7 and found["learning_rate_default"] == 2e-4 and "search_share" not in found
+        )
+        assert found == before | {
+            name: found[name] for name in ("learning_rate", "learning_rate_default", "search_cap")
+        }
+        assert project.now().training_of(MODEL, "lora-r8").learning_rate_source == "search"
+        project.experiments.write_text(shipped, encoding="utf-8")
+    project.change(methods={"lora-r8": {"learning_rate": [1e-4, 1e-3]}})
+    assert recipe() == before | {"learning_rate": [1e-4, 1e-3], "search_share": 0.2}
+    project.change(training={"search_cap": 0.5, "learning_rate": "auto"}, methods={"lora-r8": {"learning_rate": 3e-3}})
+    assert recipe() == before | {"learning_rate": 3e-3}, "a rate that a nearer level names is no search"
+
+
+def test_a_profile_may_say_something_of_one_pair_and_of_models_made_from_it(project: TinyProject) -> None:
+    assert project.now().training_of(MODEL, "qlora-r8").learning_rate == 2e-3, "of profile local alone"
+    loaded = project.now().experiments
+    assert loaded.training_for("gpu", MODEL, "qlora-r8").learning_rate_default == 2e-4
+    project.change(
+        models={"made": {"source": {"from": MODEL}}, "other": {"source": {"path": "/nowhere"}, "prompt": "chat"}}
+    )
+    loaded = project.now().experiments
+    assert [loaded.training_for("local", name, "qlora-r8").learning_rate for name in ("made", "other")] == [2e-3, 1e-3]
+    project.change(models={MODEL: {"overrides": {"qlora-r8": {"learning_rate": 7e-4}}}})
+    assert project.now().training_of(MODEL, "qlora-r8").learning_rate == 7e-4, "what tune prints goes before it"
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"methods": {"full": {"learning_rate": "automatic"}}}, r"got 'automatic'; expected one rate, .*auto"),
+        ({"methods": {"full": {"learning_rate": ["auto", 1e-3]}}}, "methods.full.learning_rate"),
+        ({"training": {"search_cap": 0}}, "training.search_cap"),
+        ({"profiles": {"local": {"overrides": {"smollm": {}}}}}, r"profiles.local.overrides.smollm: got 'smollm'"),
+        ({"profiles": {"local": {"overrides": {MODEL: {"lora": {}}}}}}, r"overrides.smollm2-135m.lora: got 'lora'"),
+    ],
+)
+def test_what_is_no_rate_is_named(project: TinyProject, place: dict[str, Any], message: str) -> None:
+    project.change(**place)
+    with pytest.raises(UsageError, match=message):
+        project.now()

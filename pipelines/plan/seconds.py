@@ -57,10 +57,16 @@ def training_flops(parameters: float, trainable: float, tokens: float, recipe: M
     al. 2020, without attention's own); gradient checkpointing goes forward twice."""
     if not traits_of(recipe).trains:
         return 0.0
-    rates = recipe["learning_rate"]
-    tried = recipe["search_share"] * len(rates) if isinstance(rates, list) else 0
     again = 2 * parameters if recipe["gradient_checkpointing"] else 0
-    return (4 * parameters + 2 * trainable + again) * tokens * (1 + tried)
+    return (4 * parameters + 2 * trainable + again) * tokens * (1 + _searched(recipe))
+
+
+def _searched(recipe: Mapping[str, Any]) -> float:
+    """Steps of the search for a learning rate, as a share of those of training: at most that, where a cap holds it."""
+    rates = recipe["learning_rate"]
+    if not isinstance(rates, list):
+        return 0.0
+    return recipe["search_cap"] if "search_cap" in recipe else recipe["search_share"] * len(rates)
 
 
 def past_of(attempt: Attempt) -> Past | None:

@@ -1,4 +1,5 @@
-"""A live line about the cell that runs, read from its curve: a bar on a terminal, a line now and then elsewhere."""
+"""A live line about the cell that runs, read from its curve: a bar on a terminal, a line now and then elsewhere. While it searches
+for a learning rate, a line for each that it tries."""
 
 import sys
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipelines.runs.cells import Attempt
+from pipelines.runs.exits import child_report
 
 
 class CellProgress:
@@ -14,10 +16,14 @@ class CellProgress:
     def __init__(self) -> None:
         self._bar: Any = None
         self._size = -1
+        self._doing = ""
 
     def show(self, attempt: Attempt) -> None:
         curve = attempt.folder / "curve.jsonl"
-        if not curve.exists() or (size := curve.stat().st_size) == self._size:
+        if not curve.exists():
+            self._show_search(attempt)
+            return
+        if (size := curve.stat().st_size) == self._size:
             return
         self._size = size
         points = attempt.curve()
@@ -36,6 +42,13 @@ class CellProgress:
         self._bar.update(point["step"] - self._bar.n)
         if point["step"] == point["steps"]:
             self.close()
+
+    def _show_search(self, attempt: Attempt) -> None:
+        """Say which learning rate is tried, once for each."""
+        doing = str(child_report(attempt.folder).get("doing") or "")
+        if doing and doing != self._doing:
+            print(f"{attempt.key.model} × {attempt.key.method}: {doing}", file=sys.stderr, flush=True)
+        self._doing = doing
 
     def close(self) -> None:
         if self._bar is not None:

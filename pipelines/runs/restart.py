@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.runs.cells import Attempt
-from pipelines.runs.checkpoints import FOLDER, START, whole
+from pipelines.runs.checkpoints import FOLDER, SEARCH, START, searched, whole
 
 PEAKS = (
     "peak_memory_gb", "host_peak_memory_gb", "gpu_allocated_peak_gb", "gpu_reserved_peak_gb", "gpu_device_peak_gb",
@@ -31,6 +31,17 @@ def resumable(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Pa
                 peaks[name] = max(peaks.get(name, 0.0), measured[name])
         if found := whole(attempt.folder):
             return {"run_id": attempt.run_id, "checkpoint": str(found[-1].relative_to(root)), "peaks": peaks}
+    return None
+
+
+def search_to_go_on(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Path) -> str | None:
+    """The newest attempt's trials of learning rates (relative to `root`), where it was ended too early and nothing has changed
+    since; None where there are none."""
+    for attempt in reversed(attempts):
+        if attempt.status in FINAL or attempt.spec.fingerprints != dict(expected):
+            return None
+        if searched(attempt.folder):
+            return str((attempt.folder / SEARCH).relative_to(root))
     return None
 
 

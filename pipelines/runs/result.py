@@ -12,7 +12,7 @@ from pipelines import disk
 from pipelines.errors import WorkError
 from pipelines.files import read_json, read_object, write_json
 from pipelines.machine import device_class, is_alive, is_card
-from pipelines.runs.checkpoints import step_of, whole
+from pipelines.runs.checkpoints import searched, step_of, whole
 from pipelines.runs.clock import now
 from pipelines.runs.command import Ending
 from pipelines.runs.exits import child_report
@@ -115,6 +115,8 @@ def outlook(folder: Path) -> str:
         resumed = Path(spec.resume["checkpoint"])  # of an attempt beside this one, wherever the data root lies now
         if folder.parent.joinpath(*resumed.parts[-3:]).exists():
             return f"the next run goes on after step {step_of(resumed)}"
+    if searched(folder):
+        return "the next run goes on with its search for a learning rate"
     return "the next run starts it again"
 
 

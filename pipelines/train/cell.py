@@ -92,7 +92,10 @@ def _next_attempt(
         )
     _require_disk(earlier, resolved.data)
     folder = key.folder(resolved.data) / cells.new_run_id(key.folder(resolved.data))
-    queue(folder, _spec(resolved, key, folder.name, resume, after))
+    spec = _spec(resolved, key, folder.name, resume, after)
+    if not force and (trials := restart.search_to_go_on(earlier, plan.fingerprints, resolved.data.root)):
+        spec = replace(spec, more={**spec.more, "searched": trials})
+    queue(folder, spec)
     restart.clear(earlier, keep=resume["run_id"] if resume else None)
     return _run(resolved, Attempt(key, folder), watch)
 

@@ -247,7 +247,9 @@ def _save(
             provenance.name_base(partial, base)
             if check:
                 peft_adapter.note(model, check, partial)
-            (partial / "README.md").write_text(provenance.adapter_card(worker.spec, base, data), encoding="utf-8")
+            rate = worker.report["measured"].get("learning_rate", recipe["learning_rate"])  # of several, the chosen one
+            told = {**worker.spec, "recipe": {**recipe, "learning_rate": rate}}
+            (partial / "README.md").write_text(provenance.adapter_card(told, base, data), encoding="utf-8")
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if disk.is_full(error):

@@ -154,16 +154,32 @@ class Trainer:
         """Choose the learning rate where the recipe names several; all else is afterwards as before."""
         if not isinstance(self.recipe["learning_rate"], list):
             return
+        if self.zero:
+            self._do_without_search("ZeRO cannot go back to the weights of the start")
+            return
         self.worker.phase("search")
         clock, before = Stopwatch(), Random.now()
-        apart = (train, validation) if validation else batches.held_back(train, self.recipe["validation_share"])
         with head_on_positions(self.model) as self._wanted:
-            tried = search.search(self, *apart)
+            found = search.search(self, *search.hold_back(train, validation, self.recipe))
         before.set()
         self.meter = MemoryMeter()  # what it saw here is not the training's
-        self.chosen = search.best(tried)
-        self.worker.measure(search_seconds=clock.total(), **self.chosen.measured())
+        if not found.trials:
+            self._do_without_search(f"{len(self._plan)} steps are too few to choose one by")
+            return
+        self.chosen = search.best(found.trials)
+        seconds = clock.total() + found.earlier_seconds
+        self.worker.measure(search_seconds=seconds, **self.chosen.measured())
         self.worker.say(f"learning rate {self.chosen.rate:g} of {self.chosen.in_words()}")
+
+    def _do_without_search(self, because: str) -> None:
+        """Train with the default rate, and have the row say so."""
+        self.worker.measure(**self.chosen.measured())
+        self.worker.say(f"learning_rate: auto: {because}, so it is the default, {self.chosen.rate:g}")
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole training, without those of a search."""
+        return len(self._plan)
 
     def loss_of_steps(self, plan: Sequence[list[Tokenized]], rate: float, judged: Sequence[Tokenized]) -> float:
         """The loss on `judged` after training `plan` with warm-up and cosine up to `rate`; infinite where it diverges."""
@@ -491,7 +507,12 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "random": self._random.numbers,
             "memory": self.meter.state(),
-            "search": {"tried": self.chosen.tried, "seconds": self.worker.report["measured"].get("search_seconds")},
+            "search": {
+                "rate": self.chosen.rate,
+                "tried": self.chosen.tried,
+                "source": self.chosen.source,
+                "seconds": self.worker.report["measured"].get("search_seconds"),
+            },
             "versions": self.worker.report["versions"],
         }
         grouped = {"weights": weights, "optimizer": tensors, "random": self._random.tensors}
@@ -532,9 +553,10 @@ class Trainer:
         self.tally = Tally(**state["tally"])
         if self.tally.best_step is not None:
             self._best = checkpoint.take_over_best(earlier, self.worker.folder, self.tally.best_step, self.ranks)
-        if state["search"]["tried"]:
-            self.chosen = search.best(state["search"]["tried"])
-            self.worker.measure(search_seconds=state["search"]["seconds"], **self.chosen.measured())
+        if isinstance(self.recipe["learning_rate"], list):
+            told = state["search"]
+            self.chosen = search.Chosen(told["rate"], told["tried"], told["source"])
+            self.worker.measure(search_seconds=told["seconds"], **self.chosen.measured())
         self.meter.go_on(state["memory"], {} if rank else self.worker.spec["resume"]["peaks"])
         for row in checkpoint.read_curve(earlier):
             self.worker.point(row, quietly=True)

@@ -94,7 +94,7 @@ def require_divisible(recipe: Mapping[str, Any], sharding: str) -> None:
         )
     if recipe["optimizer"] != "adamw":
         raise UnavailableError(f"sharding: {sharding} cannot divide the states of {recipe['optimizer']}: {advice}")
-    if sharding in ZERO_STAGES and isinstance(recipe["learning_rate"], list):
+    if sharding in ZERO_STAGES and isinstance(recipe["learning_rate"], list) and "search_cap" not in recipe:
         raise UnavailableError(
             f"sharding: {sharding} cannot go back to try several learning rates: name one, or use fsdp"
         )

@@ -88,8 +88,11 @@ def tune(
     resolved.weights_now(key.model)
     plan = resolved.plan(key)
     given = recipe.pop("learning_rate")
-    recipe.pop("search_share", None)
-    start = sorted(given)[len(given) // 2] if isinstance(given, list) else given
+    start = recipe.pop("learning_rate_default", None) or (
+        sorted(given)[len(given) // 2] if isinstance(given, list) else given
+    )
+    for setting in ("search_share", "search_cap"):
+        recipe.pop(setting, None)
     prints = {**plan.fingerprints, "recipe": stable_hash(recipe)}
     folder = resolved.data.lake / "tune" / key.model / key.method / stable_hash([prints, key.seed])
     if not folder.exists() and any(folder.parent.glob("*/journal.log")):

@@ -1,0 +1,126 @@
+"""Does `learning_rate: auto` find as good a rate as a sweep of seven, each trained to the end? The final loss on held-out records
+of both, and what the search cost. SmolLM2 on 200 training examples: the corpus's English records, one and a half times over.
+
+Each run is a cell of a project in the folder that `--folder` names (else a temporary one). A benchmark that was stopped goes on
+there, and current cells are not trained again. A cell of the sweep names its rate, so it stays where only the trainer's code has
+changed; a cell of `auto` does not. Losses are the same each time on one kind of machine.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks import project
+from pipelines.experiments import Experiments
+from pipelines.learning_rates import grid_of
+from pipelines.project import ANY, Project
+from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
+
+METHODS = ("lora-r8", "full", "qlora-r8", "lora-r128")
+RECORDS, HELD_OUT = 134, 32  # English records of the corpus on each side
+EPOCHS = 1.5  # 201 examples
+EXAMPLES_PER_STEP = 2
+WITHIN = 0.01  # of the sweep's best loss
+UNLESS_CODE = tuple(name for name in ANY if name != "code")
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell that ended: its rate and its final loss on the held-out records, None where it did not end well."""
+
+    rate: float | None
+    loss: float | None
+    attempt: Attempt
+
+
+def measure(folder: Path | None = None, methods: Sequence[str] = METHODS) -> Iterator[Line]:
+    with ExitStack() as stack:
+        place = folder or Path(stack.enter_context(TemporaryDirectory(prefix="featherweight-rates-")))
+        stage = _stage(place, methods)
+        for method in methods:
+            sweep = []
+            for number in range(len(_rates(stage, method))):
+                sweep.append(_run(stage, _swept(method, number), UNLESS_CODE))
+                yield _line(method, "sweep", sweep[-1])
+            auto = _run(stage, _searched(method), ANY)
+            yield _line(method, "auto", auto)
+            yield _verdict(method, sweep, auto)
+
+
+def _stage(folder: Path, methods: Sequence[str]) -> Project:
+    """A project with a method for each rate of each sweep, since a cell keeps its newest run alone."""
+    made = project.make(
+        folder, train=RECORDS, held_out=HELD_OUT, epochs=EPOCHS, examples_per_step=EXAMPLES_PER_STEP,
+        eval_every_steps=10_000, time_limit_minutes=720,
+    )  # fmt: skip
+    plain = made.experiments.model_dump()
+    for method in methods:
+        rates = _rates(made, method)
+        named = {_swept(method, number): rate for number, rate in enumerate(rates)} | {_searched(method): "auto"}
+        plain["methods"] |= {name: {**plain["methods"][method], "learning_rate": rate} for name, rate in named.items()}
+    return Project(made.data, Experiments.model_validate(plain), made.profile)
+
+
+def _rates(stage: Project, method: str) -> list[float]:
+    return grid_of(stage.experiments.method(method).traits)
+
+
+def _swept(method: str, number: int) -> str:
+    return f"{method}-rate-{number + 1}"
+
+
+def _searched(method: str) -> str:
+    return f"{method}-auto"
+
+
+def _run(stage: Project, method: str, rerun_for: Sequence[str]) -> Run:
+    """The cell as it is, or trained now."""
+    resolved, key = stage.resolve(), CellKey(project.PACKAGED, method, 1)
+    attempt, _ = train(resolved, key, watch=Watch(say=lambda _: None), rerun_for=rerun_for)
+    if attempt.status not in ("ok", "diverged"):
+        raise RuntimeError(f"{method} ended as {attempt.status}: {attempt.result.status_detail}")
+    named = attempt.spec.recipe["learning_rate"]
+    rate = attempt.result.measured.get("learning_rate", None if isinstance(named, list) else named)
+    return Run(rate, attempt.curve()[-1]["eval_loss"] if attempt.status == "ok" else None, attempt)
+
+
+def _line(method: str, by: str, run: Run) -> Line:
+    measured = run.attempt.result.measured
+    return {
+        "benchmark": f"rates {by}",
+        "method": method,
+        "learning_rate": run.rate,
+        "eval_loss": run.loss,
+        "status": run.attempt.status,
+        "train_seconds": measured.get("train_seconds"),
+    }
+
+
+def _verdict(method: str, sweep: Sequence[Run], auto: Run) -> Line:
+    """Both losses, and whether that of `auto` is within WITHIN of the sweep's best."""
+    ended = [(run.loss, run.rate) for run in sweep if run.loss is not None]
+    if not ended:
+        raise RuntimeError(f"{method}: no rate of the sweep trained to the end")
+    loss, rate = min(ended)
+    measured = auto.attempt.result.measured
+    search, steps = measured.get("search_seconds") or 0.0, measured.get("train_seconds") or 0.0
+    return {
+        "benchmark": "rates",
+        "method": method,
+        "auto_learning_rate": auto.rate,
+        "auto_eval_loss": auto.loss,
+        "best_learning_rate": rate,
+        "best_eval_loss": loss,
+        "ratio": auto.loss / loss if auto.loss else None,
+        "within_1_percent": bool(auto.loss and auto.loss / loss <= 1 + WITHIN),
+        "searched": bool(measured.get("search_seconds")),
+        "at_edge": measured.get("learning_rate_at_edge"),
+        "tried": measured.get("learning_rates_tried"),
+        "search_share_of_training_time": search / steps if steps else None,
+    }

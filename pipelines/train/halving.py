@@ -1,0 +1,98 @@
+"""Successive halving (Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter Optimization") over
+learning rates: all are tried for a few steps, then the better half for twice as many, from the start again. All rounds together
+take no more steps than a cap.
+
+Nothing here trains: `measure` says the loss of a rate after so many steps, so the same losses make the same choice, also where some
+of them were found out by an earlier process.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipelines.learning_rates import beyond
+
+FEWEST_STEPS = 3  # of a trial: with fewer, warm-up is all there is
+FEWEST_RATES = 3  # the best, and a worse one on either side
+MORE = 2  # rates past an end, where the best so far lies at it
+Measure = Callable[[float, int], float | None]  # rate, steps → loss, None where it diverges
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`steps` optimizer steps at the peak rate `rate` ended at `loss`, None where they diverged."""
+
+    rate: float
+    loss: float | None
+    steps: int
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """The best first; of equal losses the smaller rate."""
+        return (math.inf if self.loss is None else self.loss), self.rate
+
+
+def halve(rates: Sequence[float], default: float, budget: int, measure: Measure) -> list[Trial]:
+    """Every trial that the search makes within `budget` steps; `chosen` says which is the best. Empty where there are too few steps
+    to choose by.
+
+    Where the first round's best lies at an end of what was tried, up to MORE rates past that end join the round.
+    """
+    halves = rounds(len(rates), budget)
+    made: list[Trial] = []
+    left = window(rates, default, halves[0]) if halves else []
+    for place, count in enumerate(halves):
+        unspent = budget - sum(trial.steps for trial in made)
+        shares = _shares(halves[place:])
+        reserve = 0 if place else min(MORE, unspent // FEWEST_STEPS - shares)  # for rates past the end
+        steps = unspent // (shares + reserve)
+        latest = [Trial(rate, measure(rate, steps), steps) for rate in left[:count]]
+        for _ in range(reserve):
+            if (rate := past_the_end(latest, rates)) is not None:
+                latest.append(Trial(rate, measure(rate, steps), steps))
+        made += latest
+        left = [trial.rate for trial in sorted(latest, key=lambda trial: trial.order) if trial.loss is not None]
+    return made
+
+
+def past_the_end(trials: Sequence[Trial], rates: Sequence[float]) -> float | None:
+    """The next rate to try where the best of `trials` lies at an end: the neighbor in `rates`, else one as far past their end."""
+    tried = sorted(trial.rate for trial in trials)
+    best = min(trials, key=lambda trial: trial.order).rate
+    if best not in (tried[0], tried[-1]):
+        return None
+    above = best == tried[-1]
+    known = [rate for rate in rates if (rate > best if above else rate < best)]
+    if known:
+        return min(known) if above else max(known)
+    return beyond(sorted({*rates, *tried}), above=above)
+
+
+def chosen(trials: Sequence[Trial]) -> Trial:
+    """The best trial of the last round, whose trials are the longest, or of the last one in which some did not diverge."""
+    ended = [trial for trial in trials if trial.loss is not None] or trials
+    longest = max(trial.steps for trial in ended)
+    return min((trial for trial in ended if trial.steps == longest), key=lambda trial: trial.order)
+
+
+def rounds(rates: int, budget: int) -> list[int]:
+    """How many rates each round tries. Fewer begin where `budget` is short; none where not even FEWEST_RATES get FEWEST_STEPS."""
+    for begin in range(rates, FEWEST_RATES - 1, -1):
+        halves = [begin]
+        while halves[-1] > FEWEST_RATES + 1:
+            halves.append(math.ceil(halves[-1] / 2))
+        if budget // _shares(halves) >= FEWEST_STEPS:
+            return halves
+    return []
+
+
+def _shares(halves: Sequence[int]) -> int:
+    """The cost of those rounds in steps of a trial of the first of them: each takes twice as many as the one before."""
+    return sum(count * 2**place for place, count in enumerate(halves))
+
+
+def window(rates: Sequence[float], default: float, count: int) -> list[float]:
+    """`count` neighbors of `rates`. The fewer they are, the more of them lie above `default`: short runs want larger rates."""
+    at = min(range(len(rates)), key=lambda place: abs(math.log(rates[place] / default)))
+    first = max(0, min(at - (count - FEWEST_RATES) // 2, len(rates) - count))
+    return list(rates[first : first + count])

@@ -1,0 +1,84 @@
+"""Successive halving over learning rates: within its cap it finds the best of a list or says that it cannot, and it looks past ends."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from pipelines.learning_rates import beyond, grid_of
+from pipelines.methods import Traits
+from pipelines.train.halving import FEWEST_STEPS, Trial, chosen, halve, rounds, window
+
+LORA = grid_of(Traits("lora", {"peft_type": "LORA"}))
+DEFAULT = 2e-4
+Loss = Callable[[float, int], float | None]
+
+
+def valley(best: float) -> Loss:
+    """Losses that fall towards `best` from both sides, and with more steps."""
+    return lambda rate, steps: 1 + abs(math.log(rate / best)) + 1 / steps
+
+
+def searched(budget: int, measure: Loss, rates: list[float] = LORA) -> list[Trial]:
+    return halve(rates, DEFAULT, budget, measure)
+
+
+@pytest.mark.parametrize("best", LORA)
+def test_with_steps_enough_it_finds_whichever_is_the_best(best: float) -> None:
+    trials = searched(200, valley(best))
+    assert chosen(trials).rate == best
+    assert len({trial.steps for trial in trials}) > 1, "a second round with more steps"
+    longest = [trial.rate for trial in trials if trial.steps == max(one.steps for one in trials)]
+    assert best in longest and len(longest) <= 4
+
+
+@pytest.mark.parametrize("best", [1e-6, 2e-5, 1e-3, 2e-2, 1.0])
+@pytest.mark.parametrize("rates", [LORA, LORA[:3], grid_of(Traits("adapter", {"peft_type": "VERA"}))])
+def test_never_more_steps_than_the_cap_and_never_a_trial_of_too_few(best: float, rates: list[float]) -> None:
+    for budget in range(400):
+        trials = searched(budget, valley(best), rates)
+        assert sum(trial.steps for trial in trials) <= budget
+        assert all(trial.steps >= FEWEST_STEPS for trial in trials)
+        assert bool(trials) is (budget >= 3 * FEWEST_STEPS)
+        assert len({(trial.rate, trial.steps) for trial in trials}) == len(trials), "none is computed twice"
+
+
+def test_a_small_cap_tries_the_default_and_two_larger_rates() -> None:
+    assert [trial.rate for trial in searched(9, valley(6.3e-4))] == [2e-4, 6.3e-4, 2e-3]
+    assert rounds(7, 8) == [] and rounds(7, 9) == [3] and rounds(7, 10**6) == [7, 4]
+    assert window(LORA, DEFAULT, 5) == LORA[1:6] and window(LORA, DEFAULT, 7) == LORA
+    assert window([1.0, 2.0, 3.0], 1e-9, 3) == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(("best", "more"), [(6.3e-5, [6.3e-5]), (2e-2, [2e-2]), (6.3e-4, [])])
+def test_where_the_best_lies_at_an_end_the_next_rate_is_tried(best: float, more: list[float]) -> None:
+    trials = searched(15, valley(best))
+    assert [trial.rate for trial in trials] == [2e-4, 6.3e-4, 2e-3, 6.3e-3, *more]
+    assert chosen(trials).rate == best
+
+
+def test_past_the_end_of_the_list_lie_rates_that_it_does_not_name() -> None:
+    trials = searched(200, valley(0.2))
+    assert max(trial.rate for trial in trials) == pytest.approx(0.2, rel=0.02) and len(LORA) == 7
+    assert beyond([1.0, 10.0], above=True) == 100 and beyond([1.0, 10.0], above=False) == pytest.approx(0.1)
+
+
+def test_rates_that_diverge_drop_out() -> None:
+    def measure(rate: float, steps: int) -> float | None:
+        return None if rate > 1e-3 or (rate > 3e-4 and steps > 10) else 1 / rate
+
+    assert chosen(searched(200, measure)).rate == 2e-4
+    assert chosen([Trial(1.0, 2.0, 3), Trial(2.0, 1.0, 3), Trial(2.0, None, 6)]).rate == 2.0
+    everything = searched(60, lambda _rate, _steps: None)
+    assert everything and chosen(everything).loss is None
+
+
+def test_the_lists_rise_by_even_factors_and_hold_what_short_runs_want() -> None:
+    full, vera = grid_of(Traits("full")), grid_of(Traits("adapter", {"peft_type": "VERA"}))
+    ia3, lora = grid_of(Traits("adapter", {"peft_type": "IA3"})), grid_of(Traits("adapter", {"peft_type": "LORA"}))
+    assert full[0] < 2e-5 < 1e-4 < full[-1] and LORA[0] < 2e-4 < 1e-3 < LORA[-1] and lora == LORA
+    assert len(full) == 7 and 5e-3 in ia3
+    for rates, factor in ((full, 10**0.5), (LORA, 10**0.5), (ia3, 10**0.5), (vera, 10)):
+        assert all(high / low == pytest.approx(factor, rel=0.05) for low, high in pairwise(rates))
+    assert vera[-1] / vera[0] > 0.99 * full[-1] / full[0]
