@@ -131,6 +131,7 @@ def test_auto_goes_on_after_a_kill_in_the_midst_of_its_search_to_the_same_bits(
 ) -> None:
     with killed_in_trial(10**6, monkeypatch) as tried:
         expected = trained(auto, "lora-r8")
+    kept = outcome(expected)  # the next good run drops the model
     assert len(tried) == 3 and expected.result.measured["steps"] == 40
     with killed_in_trial(2, monkeypatch):
         first = trained(auto, "lora-r8")
@@ -139,7 +140,7 @@ def test_auto_goes_on_after_a_kill_in_the_midst_of_its_search_to_the_same_bits(
     with killed_in_trial(10**6, monkeypatch) as again:
         second, _ = train(auto.resolved(), auto.key("lora-r8"), watch=watch)
     assert again == tried[1:], "what was found out is not tried again"
-    assert outcome(second) == outcome(expected)
+    assert outcome(second) == kept
     names = ("learning_rate", "learning_rate_at_edge", "learning_rates_tried")
     assert [second.result.measured[name] for name in names] == [expected.result.measured[name] for name in names]
     earlier = json.loads((first.folder / "search.jsonl").read_text(encoding="utf-8"))
@@ -150,6 +151,7 @@ def test_auto_goes_on_after_a_kill_in_the_midst_of_its_search_to_the_same_bits(
     assert str(row["learning_rate"]) in card and str(second.spec.recipe["learning_rate"]) not in card
 
 
+@pytest.mark.slow
 def test_trials_of_other_packages_do_not_count(auto: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
     with killed_in_trial(3, monkeypatch):
         first = trained(auto, "lora-r8")
@@ -177,6 +179,7 @@ def test_with_too_few_steps_auto_is_the_default_and_the_row_says_shared(auto: Ti
     assert row["learning_rate_at_edge"] is None and attempt.result.measured.get("search_seconds") is None
 
 
+@pytest.mark.slow
 def test_one_example_is_enough_for_auto(auto: TinyProject) -> None:
     auto.change(profiles={"local": {"max_train_examples": 1}}, methods={"lora-r8": {"epochs": 60}})
     attempt = trained(auto, "lora-r8")

@@ -1,4 +1,4 @@
-"""Successive halving over learning rates: within its cap it finds the best of a list or says that it cannot, and it looks past ends."""
+"""Successive halving over learning rates: within its cap it finds the best of a list, or says that it cannot; ends are passed."""
 
 import math
 from collections.abc import Callable
