@@ -11,14 +11,18 @@ import pytest
 from pipelines.compare.rates import rates_of
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
-from pipelines.errors import UsageError
+from pipelines.errors import UnavailableError, UsageError
+from pipelines.files import write_json
+from pipelines.plan.seconds import training_flops
 from pipelines.runs import cells
+from pipelines.runs.progress import CellProgress
 from pipelines.runs.run import Watch
 from pipelines.runs.worker import DivergedError
 from pipelines.train import search
 from pipelines.train.cell import train
 from pipelines.train.halving import Trial
 from pipelines.train.loop import Trainer
+from pipelines.train.ranks import require_divisible
 from tests.in_process import InProcess, KilledError, clean_for, kill_at, trained
 from tests.project import MODEL, TinyProject
 from tests.test_restart import outcome
@@ -179,6 +183,13 @@ def test_with_too_few_steps_auto_is_the_default_and_the_row_says_shared(auto: Ti
     assert row["learning_rate_at_edge"] is None and attempt.result.measured.get("search_seconds") is None
 
 
+def test_what_cannot_go_back_to_its_start_may_have_auto_and_no_list() -> None:
+    recipe = {"quantization": None, "optimizer": "adamw", "learning_rate": [1e-4, 1e-3]}
+    require_divisible({**recipe, "search_cap": 0.25, "learning_rate_default": 2e-4}, "zero2")
+    with pytest.raises(UnavailableError, match="cannot go back to try several learning rates"):
+        require_divisible({**recipe, "search_share": 0.2}, "zero2")
+
+
 @pytest.mark.slow
 def test_one_example_is_enough_for_auto(auto: TinyProject) -> None:
     auto.change(profiles={"local": {"max_train_examples": 1}}, methods={"lora-r8": {"epochs": 60}})
@@ -244,3 +255,20 @@ def test_what_is_no_rate_is_named(project: TinyProject, place: dict[str, Any], m
     project.change(**place)
     with pytest.raises(UsageError, match=message):
         project.now()
+
+
+def test_the_plan_counts_the_search() -> None:
+    recipe = {"kind": "full", "learning_rate": [1e-5, 1e-4], "gradient_checkpointing": False, "search_cap": 0.25}
+    assert training_flops(100, 100, 8, recipe) == 1.25 * 6 * 100 * 8
+
+
+def test_what_watches_a_cell_says_which_rate_is_tried(project: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = project.data.cells / MODEL / "lora-r8" / "1" / "a-run"
+    folder.mkdir(parents=True)
+    progress, attempt = CellProgress(), cells.Attempt(project.key("lora-r8"), folder)
+    progress.show(attempt)
+    for number in (1, 1, 2):
+        write_json(folder / "child.json", {"doing": f"learning rate {number} of 3: 0.002 for 4 steps"})
+        progress.show(attempt)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{MODEL} × lora-r8: learning rate {number} of 3: 0.002 for 4 steps" for number in (1, 2)]

@@ -30,7 +30,7 @@ def test_with_steps_enough_it_finds_whichever_is_the_best(best: float) -> None:
     assert chosen(trials).rate == best
     assert len({trial.steps for trial in trials}) > 1, "a second round with more steps"
     longest = [trial.rate for trial in trials if trial.steps == max(one.steps for one in trials)]
-    assert best in longest and len(longest) <= 4
+    assert best in longest and len(longest) == 2
 
 
 @pytest.mark.parametrize("best", [1e-6, 2e-5, 1e-3, 2e-2, 1.0])
@@ -46,16 +46,26 @@ def test_never_more_steps_than_the_cap_and_never_a_trial_of_too_few(best: float,
 
 def test_a_small_cap_tries_the_default_and_two_larger_rates() -> None:
     assert [trial.rate for trial in searched(9, valley(6.3e-4))] == [2e-4, 6.3e-4, 2e-3]
-    assert rounds(7, 8) == [] and rounds(7, 9) == [3] and rounds(7, 10**6) == [7, 4]
+    assert rounds(7, 8) == [] and rounds(7, 9) == [3] and rounds(7, 10**6) == [7, 4, 2]
+    assert rounds(7, 25) == [4, 2] and rounds(7, 21) == [3, 2]
     assert window(LORA, DEFAULT, 5) == LORA[1:6] and window(LORA, DEFAULT, 7) == LORA
     assert window([1.0, 2.0, 3.0], 1e-9, 3) == [1.0, 2.0, 3.0]
 
 
-@pytest.mark.parametrize(("best", "more"), [(6.3e-5, [6.3e-5]), (2e-2, [2e-2]), (6.3e-4, [])])
-def test_where_the_best_lies_at_an_end_the_next_rate_is_tried(best: float, more: list[float]) -> None:
-    trials = searched(15, valley(best))
+@pytest.mark.parametrize(("best", "more"), [(6.3e-5, [6.3e-5, 2e-5]), (2e-5, [6.3e-5, 2e-5]), (2e-2, [2e-2, 6.3e-2])])
+def test_where_the_best_lies_at_an_end_the_next_rates_are_tried(best: float, more: list[float]) -> None:
+    trials = searched(25, valley(best))
     assert [trial.rate for trial in trials] == [2e-4, 6.3e-4, 2e-3, 6.3e-3, *more]
     assert chosen(trials).rate == best
+
+
+def test_the_two_best_have_what_is_left() -> None:
+    def measure(rate: float, steps: int) -> float:
+        return abs(math.log(rate / (1.8e-3 if steps < 6 else 6.3e-4)))
+
+    trials = searched(25, measure)
+    assert [(trial.rate, trial.steps) for trial in trials[4:]] == [(2e-3, 6), (6.3e-4, 6)]
+    assert chosen(trials).rate == 6.3e-4, "the longer trial decides"
 
 
 def test_past_the_end_of_the_list_lie_rates_that_it_does_not_name() -> None:

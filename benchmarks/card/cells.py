@@ -55,6 +55,8 @@ class Cell:
         recipe = recipe_of(configuration.load(PROJECT / "experiments.yaml"), PROFILE, self.model, self.method)
         kind = "full" if recipe["kind"] == "full" else "lora"
         tiny = {"examples_per_step": 4, "micro_batch_tokens": 320, "max_length": 320} if self.bench.dry else {}
+        for name in ("search_cap", "learning_rate_default"):  # of a search, which what is measured here needs none of
+            recipe.pop(name, None)
         return recipe | {"epochs": 1, "learning_rate": rate_of[kind]} | tiny | dict(self.changes)
 
     @property

@@ -36,21 +36,23 @@ def halve(rates: Sequence[float], default: float, budget: int, measure: Measure)
     """Every trial that the search makes within `budget` steps; `chosen` says which is the best. Empty where there are too few steps
     to choose by.
 
-    Where the first round's best lies at an end of what was tried, up to MORE rates past that end join the round.
+    Where the first round's best lies at an end of what was tried, up to MORE rates past that end join the round, at the cost of
+    those that follow: what lies past an end matters more than how long the last trials are.
     """
     halves = rounds(len(rates), budget)
-    made: list[Trial] = []
     left = window(rates, default, halves[0]) if halves else []
+    made: list[Trial] = []
+    before = FEWEST_STEPS - 1
     for place, count in enumerate(halves):
         unspent = budget - sum(trial.steps for trial in made)
-        shares = _shares(halves[place:])
-        reserve = 0 if place else min(MORE, unspent // FEWEST_STEPS - shares)  # for rates past the end
-        steps = unspent // (shares + reserve)
+        steps = unspent // _shares(halves[place:])
+        if steps <= before:  # no longer than those it would be chosen by already
+            break
         latest = [Trial(rate, measure(rate, steps), steps) for rate in left[:count]]
-        for _ in range(reserve):
+        for _ in range(0 if made else min(MORE, unspent // steps - count)):
             if (rate := past_the_end(latest, rates)) is not None:
                 latest.append(Trial(rate, measure(rate, steps), steps))
-        made += latest
+        made, before = [*made, *latest], steps
         left = [trial.rate for trial in sorted(latest, key=lambda trial: trial.order) if trial.loss is not None]
     return made
 
@@ -76,14 +78,15 @@ def chosen(trials: Sequence[Trial]) -> Trial:
 
 
 def rounds(rates: int, budget: int) -> list[int]:
-    """How many rates each round tries. Fewer begin where `budget` is short; none where not even FEWEST_RATES get FEWEST_STEPS."""
+    """How many rates each round tries, down to two. Fewer begin where `budget` is short; three make one round where it is very
+    short, and none where not even they get FEWEST_STEPS each."""
     for begin in range(rates, FEWEST_RATES - 1, -1):
         halves = [begin]
-        while halves[-1] > FEWEST_RATES + 1:
+        while halves[-1] > 2:
             halves.append(math.ceil(halves[-1] / 2))
         if budget // _shares(halves) >= FEWEST_STEPS:
             return halves
-    return []
+    return [FEWEST_RATES] if budget // FEWEST_RATES >= FEWEST_STEPS else []
 
 
 def _shares(halves: Sequence[int]) -> int:

@@ -63,7 +63,7 @@ def given(recipe: dict[str, Any]) -> Chosen:
 
 
 def is_auto(recipe: dict[str, Any]) -> bool:
-    return "learning_rate_default" in recipe
+    return isinstance(recipe["learning_rate"], list) and "learning_rate_default" in recipe
 
 
 def best(trials: Sequence[Trial]) -> Chosen:
