@@ -6,7 +6,9 @@ from typing import Any
 
 import dagster as dg
 
-from pipelines.compare.show import escape_markdown
+from pipelines.compare.disturbed import MARK, is_marked, note
+from pipelines.compare.show import escape_markdown, full_name
+from pipelines.compare.table import disturbed
 from pipelines.foreign_text import plain
 
 Row = Mapping[str, Any]
@@ -20,17 +22,30 @@ def picture(png: bytes | None, alt: str) -> dict[str, dg.MetadataValue]:
 
 
 def table(rows: Sequence[Row], columns: Sequence[str], *, limit: int = 400) -> dg.MetadataValue:
-    """Rows as a Markdown table; every value is escaped, since a model may have written it."""
+    """Rows as a Markdown table; every value is escaped, since a model may have written it. A value that rests on a disturbed speed
+    is marked, and a line below says what disturbed it."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_text(row.get(name), limit) for name in columns) + " |" for row in rows]
-    return dg.MetadataValue.md("\n".join(lines))
+    lines += ["| " + " | ".join(_text(row, name, limit) for name in columns) + " |" for row in rows]
+    marked = [dict(row) for row in rows if any(is_marked(row, name) for name in columns)]
+    below = note(marked, full_name)
+    return dg.MetadataValue.md("\n".join([*lines, *(["", escape_markdown(plain(below, limit))] if below else [])]))
 
 
-def _text(value: Any, limit: int) -> str:
+def _text(row: Row, name: str, limit: int) -> str:
+    value = row.get(name)
     if value is None:
         return "–"
     shown = f"{value:,.4g}" if isinstance(value, float) else plain(str(value), limit)
-    return escape_markdown(shown)
+    return escape_markdown(f"{shown} {MARK}" if is_marked(row, name) else shown)
+
+
+def speed_note(measured: Row, device: str | None) -> dict[str, dg.MetadataValue]:
+    """What disturbed the speed of one training, beside its numbers; nothing where nothing did."""
+    share = measured.get("other_cpu_pct")
+    if not disturbed(share, device):
+        return {}
+    told = f"other programs used {share:.0f} % of the processors: train it again on a quiet machine"
+    return {"speed disturbed": dg.MetadataValue.text(told)}
 
 
 def numbers(measured: Row) -> dict[str, dg.MetadataValue]:

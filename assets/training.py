@@ -11,7 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from assets.inputs import BASE_EVALUATION, cell_inputs, evaluation_inputs, note_inputs
-from assets.metadata import numbers, picture, table
+from assets.metadata import numbers, picture, speed_note, table
 from assets.project import CELLS, MODELS, OfProfile, cell_of, cell_pool, keys_of, project_now
 from pipelines.choices import with_budget, with_max_examples
 from pipelines.compare import plots
@@ -264,6 +264,7 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
         "folder": dg.MetadataValue.path(newest.folder),
         "log": dg.MetadataValue.path(newest.folder / "log.txt"),
         **picture(plots.loss_curves(curves, "png"), "loss curve"),
+        **speed_note(newest.result.measured, newest.result.device),
         "curve": table(newest.curve()[-50:], shown),
         **numbers(newest.result.measured),
     }

@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.compare.disturbed import in_words, speed_stands
 from pipelines.compare.left_out import left_out_in_words
+from pipelines.compare.rates import at_edge, method_name, not_its_best, still_open, trained_at
 from pipelines.runs.fitting import ONE_ROW
 
 Row = dict[str, Any]
@@ -58,7 +60,7 @@ def _of_ok(row: Row, rows: Sequence[Row]) -> str:
         )
     if base is None:
         return "the untouched model was not measured on the same records"
-    return _against_base(row, bits, base) + _against_full(row)
+    return _against_base(row, bits, base) + _against_full(row, rows) + _of_speed(row)
 
 
 def _base_of_other_weights(row: Row, rows: Sequence[Row]) -> Row | None:
@@ -73,23 +75,37 @@ def _against_base(row: Row, bits: float, base: float) -> str:
     if low is not None and low <= 0 <= high:
         return f"not told apart from the untouched model ({bits:.3f} and {base:.3f} bits per byte on {row['eval_records']} records)"
     if bits >= base:
-        return f"tuning did not help: {bits:.3f} bits per byte, the untouched model has {base:.3f}"
+        return f"tuning did not help{not_its_best(row)}: {bits:.3f} bits per byte, the untouched model has {base:.3f}"
     return f"{100 * (1 - bits / base):.1f} % fewer bits per byte than the untouched model"
 
 
-def _against_full(row: Row) -> str:
+def _against_full(row: Row, rows: Sequence[Row]) -> str:
     """What is gained and lost against full fine-tuning; nothing where that is not known."""
-    low, high, delta = row["delta_full_low"], row["delta_full_high"], row["delta_full"]
-    if low is None:
+    if row["delta_full_low"] is None:
         return ""
     costs = [f"{100 * row['memory_vs_full']:.0f} % of its memory"] if row["memory_vs_full"] else []
     costs += [f"{row['speedup_vs_full']:.2f} times its speed"] if row["speedup_vs_full"] else []
-    apart = (
-        f"{abs(delta):.3f} {'above' if delta > 0 else 'below'} full"
-        if low > 0 or high < 0
-        else "not told apart from full"
+    both = [*(one for one in rows if one["model"] == row["model"] and one["method"] == "full"), row]
+    rates = trained_at(both, method_name)
+    apart = f"{_apart_from_full(row, both)}{f' ({rates})' if rates else ''}"
+    edge = at_edge(both)
+    open_yet = f"; which of the two is better is open: {still_open(edge, method_name)}" if edge else ""
+    return f"; {apart}{', with ' if costs else ''}{' and '.join(costs)}{open_yet}"
+
+
+def _apart_from_full(row: Row, both: Sequence[Row]) -> str:
+    low, high, delta = row["delta_full_low"], row["delta_full_high"], row["delta_full"]
+    if low <= 0 <= high:
+        return "not told apart from full"
+    return f"{abs(delta):.3f} {'above' if delta > 0 else 'below'} full{' so far' if at_edge(both) else ''}"
+
+
+def _of_speed(row: Row) -> str:
+    return (
+        ""
+        if speed_stands(row)
+        else f"; speed disturbed: {in_words([row], lambda _: 'it')}, so train it on a quiet machine"
     )
-    return f"; {apart}{', with ' if costs else ''}{' and '.join(costs)}"
 
 
 def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:

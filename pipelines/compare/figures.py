@@ -13,6 +13,8 @@ from pipelines.compare.columns.comparison import COMPARISON, HISTORY
 from pipelines.compare.columns.examples import CLEANING_SUMMARY
 from pipelines.compare.columns.providers import PROVIDER_COMPARISON
 from pipelines.compare.columns.training import TRAINING_CURVE
+from pipelines.compare.disturbed import MARK, speed_stands
+from pipelines.compare.rates import Name, at_edge, method_name, still_open, trained_at
 from pipelines.compare.show import Columns
 from pipelines.experiments import Experiments, Method
 from pipelines.project import Project
@@ -25,7 +27,7 @@ CURVE_POINTS = 12  # of a curve in its table
 MOST_MODELS = 8  # with curves of their own
 
 TRADE_OFF = COMPARISON.pick(
-    "model", "method", "peak_memory_gb", "eval_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high",
+    "model", "method", "peak_memory_gb", "eval_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high", "rates",
     "train_seconds", "is_pareto",
 )  # fmt: skip
 MEMORY = COMPARISON.pick(
@@ -33,7 +35,7 @@ MEMORY = COMPARISON.pick(
 )  # fmt: skip
 RANKS = (
     text("family", "Cells that differ in the adapter's rank alone.", heading="cells"),
-    *COMPARISON.pick("rank", "eval_bits_per_byte", "train_seconds", "peak_memory_gb"),
+    *COMPARISON.pick("rank", "eval_bits_per_byte", "rates", "train_seconds", "peak_memory_gb"),
 )
 CURVE = (
     text("cell", "The cell whose newest attempt is shown."),
@@ -76,12 +78,16 @@ def _figure(
 
 def of_cells(project: Project, rows: Sequence[Row]) -> Iterator[Figure]:
     """What the comparison's rows look like."""
+    shown = [row for row in rows if row["status"] == "ok" and row["trainable_params"] != 0]
+    several = len({row["model"] for row in rows}) > 1
+    name = (lambda row: f"{row['model']} {row['method']}") if several else method_name
     says = (
         "Each trained cell by peak memory and bits per byte; the bar is the 95 % interval of its difference to the untouched model "
         "(the dotted line), on the same records. A larger dot took longer to train, a hollow "
         "one is beaten: another is as good in all three and clearly better in one."
     )
-    shown = [row for row in rows if row["status"] == "ok" and row["trainable_params"] != 0]
+    says += of_rates(shown, name)
+    says += "" if all(map(speed_stands, shown)) else f" {MARK} Its speed is disturbed: its dot has no size of its own."
     yield from _figure("trade-off", "Memory, quality, time", says, plots.trade_off(rows), (TRADE_OFF, shown))
     says = (
         "Bars are measured, diamonds predicted beforehand; the red line is the budget, a hatched bar ran out of memory."
@@ -91,18 +97,30 @@ def of_cells(project: Project, rows: Sequence[Row]) -> Iterator[Figure]:
     )
     families = rank_families(project.experiments, rows)
     says = "Cells that differ in the adapter's rank alone (alpha goes with it): what a higher rank buys, and what it costs."
-    numbers = [{**row, "family": name, "rank": rank} for name, points in families.items() for rank, row in points]
+    numbers = [{**row, "family": family, "rank": rank} for family, points in families.items() for rank, row in points]
+    says += of_rates(numbers, name)
+    says += "" if all(map(speed_stands, numbers)) else " Times measured beside other programs are left out."
     yield from _figure("ranks", "Rank", says, plots.rank_sweep(families), (RANKS, numbers))
     for model in list(dict.fromkeys(row["model"] for row in rows))[:MOST_MODELS]:
-        curves = curves_of(project, [row for row in rows if row["model"] == model])
-        numbers = [{**point, "cell": name} for name, points in curves.items() for point in _thinned(points)]
+        of_model = [row for row in rows if row["model"] == model]
+        curves = curves_of(project, of_model)
+        numbers = [{**point, "cell": cell} for cell, points in curves.items() for point in _thinned(points)]
         says = (
             "The newest attempt of each cell. Above, each optimizer step's own loss; below, the loss on held-out records, of more "
             "than 256 on a fixed sample."
         )
+        says += of_rates([row for row in of_model if row["status"] == "ok"], method_name)
         yield from _figure(
             f"curves-{model}", f"Loss while training {model}", says, plots.loss_curves(curves), (CURVE, numbers)
         )
+
+
+def of_rates(rows: Sequence[Row], name: Name) -> str:
+    """What a caption adds on the learning rates of the rows that its picture compares; nothing where each has a tuned one."""
+    told = [trained_at(rows, name)]
+    if len(rows) > 1 and (edge := at_edge(rows)):
+        told.append(f"open yet: {still_open(edge, name)}")
+    return "".join(f" {one[0].upper()}{one[1:]}." for one in told if one)
 
 
 def shown_memory(rows: Sequence[Row]) -> list[Row]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.compare.columns.comparison import HISTORY
 from pipelines.compare.quality import Interval, Quality, paired_difference, quality_of
-from pipelines.compare.table import micro_batch_tokens
+from pipelines.compare.table import disturbed, micro_batch_tokens
 from pipelines.project import COMPARED
 from pipelines.runs.cells import Attempt, CellKey
 
@@ -106,7 +106,7 @@ def _from_mean(newest: Quality, past: Sequence[Quality]) -> Interval | None:
 
 
 def _dearer(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
-    """Time and memory of the newest beyond what equal runs before it spread over."""
+    """Time and memory of the newest beyond what equal runs before it spread over; disturbed times do not count."""
     newest = runs[-1][0]
     tokens = micro_batch_tokens(newest.result, newest.spec)
     alike = [
@@ -116,11 +116,18 @@ def _dearer(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
     ]
     told = []
     for name, unit, scale in (("train_seconds", "minutes", 60), ("peak_memory_gb", "GB", 1)):
-        past = [value for one in alike if (value := one.result.measured.get(name))]
-        value = newest.result.measured.get(name)
+        past = [value for one in alike if (value := _undisturbed(one, name))]
+        value = _undisturbed(newest, name)
         if value and len(past) >= ENOUGH_RUNS and value > usual_limit(past):
             told.append(f"{value / scale:.2f} {unit}, {fmean(past) / scale:.2f} in its {len(past)} equal runs before")
     return told
+
+
+def _undisturbed(attempt: Attempt, name: str) -> float | None:
+    measured = attempt.result.measured
+    if name == "train_seconds" and disturbed(measured.get("other_cpu_pct"), attempt.result.device):
+        return None
+    return measured.get(name)
 
 
 def _changed_but_code(earlier: Attempt, attempt: Attempt) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from pipelines.compare.disturbed import MARK, is_marked, speed_stands
+
 Row = dict[str, Any]
 INK = "#76808f"  # reads on a light and on a dark page
 COLORS: tuple[str, ...] = (
@@ -53,23 +55,25 @@ def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> byte
 
 def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     """Peak memory (right: more) against bits per byte (down: better) with the interval of its difference to the untouched model;
-    the area grows with the time to train; rows that another one beats are hollow."""
+    the area grows with the time to train, or is small and its name marked `*` where that time is disturbed; rows that another one
+    beats are hollow."""
     shown = [row for row in rows if row["status"] == "ok" and row["peak_memory_gb"] and row["eval_bits_per_byte"]]
     if not shown:
         return None
     figure, (axes,) = _stacked(1, 3.9)
-    longest = max(row["train_seconds"] or 0 for row in shown) or 1
+    longest = max((row["train_seconds"] or 0 for row in shown if speed_stands(row)), default=0) or 1
     several = len({row["model"] for row in shown}) > 1
     for number, (color, row) in enumerate(zip(_colors(), shown, strict=False)):
         memory, bits, base = row["peak_memory_gb"], row["eval_bits_per_byte"], row["base_bits_per_byte"]
         if base and row["delta_base_low"] is not None:
             ends = [base + row["delta_base_low"], base + row["delta_base_high"]]
             axes.plot([memory] * 2, ends, color=color, linewidth=1.4, marker="_", markersize=7)
-        area = 40 + 320 * (row["train_seconds"] or 0) / longest
+        area = 40 + (320 * (row["train_seconds"] or 0) / longest if speed_stands(row) else 0)
         face = "none" if row["is_pareto"] is False else color
         axes.scatter(memory, bits, s=area, facecolors=face, edgecolors=color, linewidths=1.6, zorder=3)
         if len(shown) <= MOST_LABELS or (row["is_pareto"] and number < MOST_SERIES):
             label = f"{row['model']} {row['method']}" if several else row["method"]
+            label += f" {MARK}" if is_marked(row, "train_seconds") else ""
             place = {"xytext": (9, 7 if number % 2 else -14), "textcoords": "offset points", "ha": "left"}
             axes.annotate(label, (memory, bits), color=INK, fontsize=9, **place)
     for base in sorted({row["base_bits_per_byte"] for row in shown if row["base_bits_per_byte"]}):
@@ -156,14 +160,15 @@ def memory_bars(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
 
 
 def rank_sweep(families: Mapping[str, Sequence[tuple[int, Row]]], kind: Kind = "svg") -> bytes | None:
-    """Bits per byte, minutes and peak memory over the adapter's rank; a line a family of cells that differ in rank alone."""
+    """Bits per byte, minutes and peak memory over the adapter's rank; a line a family of cells that differ in rank alone. Minutes
+    that are disturbed are left out."""
     families = {name: points for name, points in families.items() if len(points) > 1}
     if not families:
         return None
     figure, axes = _stacked(3, 1.75)
     panels: tuple[tuple[str, str, Callable[[Row], float | None]], ...] = (
         ("quality", "bits per byte", lambda row: row["eval_bits_per_byte"]),
-        ("time to train", "minutes", lambda row: row["train_seconds"] and row["train_seconds"] / 60),
+        ("time to train", "minutes", _quiet_minutes),
         ("peak memory", "GB", lambda row: row["peak_memory_gb"]),
     )
     ranks = sorted({rank for points in families.values() for rank, _ in points})
@@ -178,6 +183,10 @@ def rank_sweep(families: Mapping[str, Sequence[tuple[int, Row]]], kind: Kind = "
         _dress(panel, title, "rank" if panel is axes[-1] else "", unit)
     _legend(figure, axes)
     return _render(figure, kind)
+
+
+def _quiet_minutes(row: Row) -> float | None:
+    return row["train_seconds"] / 60 if row["train_seconds"] and speed_stands(row) else None
 
 
 def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:

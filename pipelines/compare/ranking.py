@@ -1,11 +1,15 @@
 """Which rows may be compared, which of them nothing beats, and the three that people ask for."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.compare.columns.comparison import PICKS
+from pipelines.compare.disturbed import in_words as disturbed_in_words
+from pipelines.compare.disturbed import speed_stands
 from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
 from pipelines.compare.quality import Interval, Qualities
+from pipelines.compare.rates import Name, at_edge, not_its_best, still_open, trained_at
 
 Row = dict[str, Any]
 MEMORY_NOISE = 0.02  # equal runs peaked within 1 % of each other
@@ -44,7 +48,8 @@ def of_equal_batches(rows: Sequence[Row]) -> list[Row]:
 
 
 def mark_pareto(rows: Sequence[Row], qualities: Qualities) -> None:
-    """Set `is_pareto` of every ok row that has all three of quality, memory and time; of the others it stays None.
+    """Set `is_pareto` of every ok row that has all three of quality, memory and time, and whose speed is not disturbed; of the
+    others it stays None, and they beat nobody.
 
     A row is off the front when a comparable one with equal micro-batches dominates it: that one needs no more memory and no more
     time, is not clearly worse in quality, and is clearly better in at least one of the three. Clearly, in quality: the 95 %
@@ -52,12 +57,19 @@ def mark_pareto(rows: Sequence[Row], qualities: Qualities) -> None:
     So rows that are equal, or that differ within noise, stay on the front together, and a lower number within another's interval
     beats nobody (dominance under uncertainty as in Teich 2001, EMO, LNCS 1993, with confidence intervals). Memory and time are
     ordered as measured, so no circle of rows can dominate one another: the front is never empty.
+
+    A row whose learning rate lies at the edge of those tried has a quality that a better rate can only improve. So nothing
+    dominates it, and it dominates others by what it costs alone: no difference in quality to it is clear.
     """
-    complete = [row for row in rows if _is_ranked(row, qualities) and all(row[axis] is not None for axis in AXES)]
+    complete = [row for row in rows if _is_complete(row) and _is_ranked(row, qualities)]
     for row in complete:
         rivals = [other for other in complete if other is not row and _costs_no_more(other, row)]
         rivals = [other for other in rivals if not incomparable(row, other) and not other_costs(row, other)]
         row["is_pareto"] = not _is_dominated(row, rivals, qualities)
+
+
+def _is_complete(row: Row) -> bool:
+    return all(row[axis] is not None for axis in AXES) and speed_stands(row)
 
 
 def _is_ranked(row: Row, qualities: Qualities) -> bool:
@@ -77,6 +89,8 @@ def _costs_clearly_less(one: Row, other: Row) -> bool:
 
 def _is_dominated(row: Row, rivals: Sequence[Row], qualities: Qualities) -> bool:
     """`rivals` cost no more. One that is no worse by its number and clearly cheaper needs no interval."""
+    if at_edge([row]):
+        return False
     bits = row["eval_bits_per_byte"]
     if any(rival["eval_bits_per_byte"] <= bits and _costs_clearly_less(rival, row) for rival in rivals):
         return True
@@ -89,7 +103,7 @@ def _one_dominates(row: Row, rivals: Sequence[Row], qualities: Qualities) -> boo
     return any(
         difference is not None
         and not difference.above
-        and (difference.below or _costs_clearly_less(rival, row))
+        and ((difference.below and not at_edge([rival])) or _costs_clearly_less(rival, row))
         for rival, difference in zip(rivals, differences, strict=True)
     )  # fmt: skip
 
@@ -138,9 +152,23 @@ def make_picks(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
         noise of the best; Breiman et al. 1984, section 3.4.3).
     least memory: the row with the lowest peak; of peaks within `MEMORY_NOISE`, those that are clearly worse in quality drop out.
     The last two compare costs, so they are taken among rows with equal micro-batches.
+
+    Where any row that is compared lies at the edge of the learning rates tried, nobody wins the first two: it may yet be the best.
+    Least memory hangs on it only where it breaks a tie. Where a row that may be the best value has a disturbed speed, nobody is.
     """
     choice = Choice(comparable_rows(rows, qualities), rows, qualities)
     return [choice.best_quality(), choice.best_value(), choice.least_memory()]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The rows that a pick falls on; `compared` are those whose qualities its reason tells of, `other_batches` is how many rows
+    were not compared for the sake of their micro-batches."""
+
+    rows: Sequence[Row]
+    compared: Sequence[Row]
+    undecided: bool
+    other_batches: int = 0
 
 
 class Choice:
@@ -151,52 +179,81 @@ class Choice:
         self._rows, self._qualities = rows, qualities
         self._several = len({row["model"] for row in rows}) > 1
         self._apart = dict(zip(map(id, self._group), self._from_best(self._group), strict=True))
+        self._open = at_edge(self._group) if len(self._group) > 1 else []  # one row alone has no rival
 
     def _from_best(self, group: Sequence[Row]) -> list[Interval | None]:
         return self._qualities.differences(group, group[0]) if group else []
 
     def best_quality(self) -> Row:
         if not self._group:
-            return self._picked("best quality", [], "")
+            return self._nothing("best quality")
         best, *others = self._as_good()
+        found = Found([best, *others], compared=self._group, undecided=bool(others or self._open))
         if others:
-            return self._picked("best quality", [best, *others], self._not_apart(best, others))
-        following = f"; {self._told_apart(self._group[1])}" if len(self._group) > 1 else "; it is the only one"
-        return self._picked("best quality", [best], f"{best['eval_bits_per_byte']:.4f} bits per byte{following}")
+            told = self._not_apart(best, others)
+        elif len(self._group) == 1:
+            told = f"{_bits(best)}; it is the only one"
+        elif self._open:
+            told = f"{self.name(best)} is lowest with {_bits(best)}"
+        else:
+            told = f"{_bits(best)}; {self._told_apart(self._group[1])}"
+        return self._picked("best quality", self._with(found, self._open), [told, self._still_open()])
 
     def best_value(self) -> Row:
         known = [row for row in self._as_good() if row["peak_memory_gb"] and row["train_seconds"]]
         measured = of_equal_batches(known)
         if not measured:
-            return self._picked("best value", [], "")
-        cheapest = min(measured, key=_cost)
-        tied = [row for row in measured if _cost(row) <= _cost(cheapest) / (1 - TIME_NOISE)]
-        left = len(known) - len(measured)
+            return self._nothing("best value")
+        # where one row alone is as good, no speeds are compared
+        beside = [row for row in measured if not speed_stands(row)] if len(measured) > 1 else []
+        tied = _cheapest([row for row in measured if speed_stands(row)] if beside else measured)
+        undecided = len(tied) > 1 or bool(beside or self._open)
+        found = Found([*tied, *beside], self._group, undecided, other_batches=len(known) - len(measured))
+        told = [self._costs(tied, undecided) if tied else "", _measure_again(beside, self.name), self._still_open()]
+        return self._picked("best value", self._with(found, self._may_be_cheaper(tied)), told)
+
+    def _costs(self, tied: Sequence[Row], undecided: bool) -> str:
         if len(tied) > 1:
-            names = " and ".join(f"{self.name(row)} ({_price(row)})" for row in tied)
-            return self._picked(
-                "best value", tied, f"{names} cost the same within {TIME_NOISE:.0%}", other_batches=left
-            )
-        reason = f"{_price(cheapest)}; {self._standing_of(cheapest)}"
-        return self._picked("best value", [cheapest], reason, other_batches=left)
+            named = " and ".join(f"{self.name(row)} ({_price(row)})" for row in tied)
+            return f"{named} cost the same within {TIME_NOISE:.0%}"
+        if undecided:
+            return f"{self.name(tied[0])} costs least so far with {_price(tied[0])}"
+        return f"{_price(tied[0])}; {self._standing_of(tied[0])}"
+
+    def _may_be_cheaper(self, tied: Sequence[Row]) -> list[Row]:
+        """The rows at the edge that would be the best value, were they as good as the best."""
+        known = [row for row in self._open if row["peak_memory_gb"] and row["train_seconds"]]
+        same = [row for row in known if not tied or not other_costs(row, tied[0])]
+        return [
+            row for row in same if not tied or not speed_stands(row) or _cost(row) <= _cost(tied[0]) / (1 - TIME_NOISE)
+        ]
 
     def least_memory(self) -> Row:
         known = [row for row in self._group if row["peak_memory_gb"]]
         measured = of_equal_batches(known)
         if not measured:
-            return self._picked("least memory", [], "")
+            return self._nothing("least memory")
         smallest = min(row["peak_memory_gb"] for row in measured)
         tied = [row for row in measured if row["peak_memory_gb"] <= smallest / (1 - MEMORY_NOISE)]
-        differences = self._qualities.differences(tied, tied[0])
-        tied = [row for row, apart in zip(tied, differences, strict=True) if apart is None or not apart.above]
-        left = len(known) - len(measured)
-        if len(tied) > 1:
-            names = " and ".join(f"{self.name(row)} ({row['peak_memory_gb']:.2f} GB)" for row in tied)
-            return self._picked(
-                "least memory", tied, f"{names} need the same within {MEMORY_NOISE:.0%}", other_batches=left
-            )
-        reason = f"{tied[0]['peak_memory_gb']:.2f} GB at its peak; {self._standing_of(tied[0])}"
-        return self._picked("least memory", tied, reason, other_batches=left)
+        edge = at_edge(tied) if len(tied) > 1 else []
+        if not edge:
+            differences = self._qualities.differences(tied, tied[0])
+            tied = [row for row, apart in zip(tied, differences, strict=True) if apart is None or not apart.above]
+        found = Found(tied, compared=[], undecided=len(tied) > 1, other_batches=len(known) - len(measured))
+        if found.undecided:
+            named = " and ".join(f"{self.name(row)} ({row['peak_memory_gb']:.2f} GB)" for row in tied)
+            which = f"which of them is better is open: {still_open(edge, self.name)}" if edge else ""
+            return self._picked("least memory", found, [f"{named} need the same within {MEMORY_NOISE:.0%}", which])
+        return self._picked("least memory", *self._least(found))
+
+    def _least(self, found: Found) -> tuple[Found, list[str]]:
+        """`found` and what is said of its one row: how much memory, and how it stands in quality."""
+        (row,) = found.rows
+        against = self._group if row is self._group[0] else [row, self._group[0]]
+        told = [f"{row['peak_memory_gb']:.2f} GB at its peak", self._standing_of(row)]
+        if len(against) > 1 and (edge := at_edge(against)):
+            told.append(still_open(edge, self.name))
+        return replace(found, compared=against), told
 
     def name(self, row: Row) -> str:
         return f"{row['model']} × {row['method']}" if self._several else row["method"]
@@ -205,10 +262,18 @@ class Choice:
         """The rows that are not clearly worse than the best, the best first. A row without interval may be as good."""
         return [row for row in self._group if (apart := self._apart[id(row)]) is None or not apart.above]
 
+    def _with(self, found: Found, more: Sequence[Row]) -> Found:
+        """`found` and those of `more` that it does not name."""
+        named = set(map(id, found.rows))
+        return replace(found, rows=[*found.rows, *(row for row in more if id(row) not in named)])
+
+    def _still_open(self) -> str:
+        return f"this is open: {still_open(self._open, self.name)}" if self._open else ""
+
     def _not_apart(self, best: Row, others: Sequence[Row]) -> str:
         told = [f"{self.name(row)} {_signed(self._apart[id(row)])}" for row in others[:3]]
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        lowest = f"{self.name(best)} is lowest with {best['eval_bits_per_byte']:.4f} bits per byte"
+        lowest = f"{self.name(best)} is lowest with {_bits(best)}"
         return f"{lowest}, but {_records(best)} do not tell it apart from {', '.join(told)}{more}"
 
     def _told_apart(self, row: Row) -> str:
@@ -217,30 +282,32 @@ class Choice:
     def _standing_of(self, row: Row) -> str:
         best, apart = self._group[0], self._apart[id(row)]
         if row is best:
-            return "it has the lowest bits per byte too"
-        if apart is not None and apart.above:
-            return f"its quality is worse than that of {self.name(best)}: {_signed(apart)} bits per byte"
-        return f"its quality is not told apart from that of {self.name(best)}: {_signed(apart)} bits per byte"
+            return f"it has the lowest bits per byte {'so far' if self._open else 'too'}"
+        if apart is None or not apart.above:
+            return f"its quality is not told apart from that of {self.name(best)}: {_signed(apart)} bits per byte"
+        so_far = " so far" if at_edge([row, best]) else ""
+        return f"its quality is worse than that of {self.name(best)}{so_far}: {_signed(apart)} bits per byte"
 
-    def _picked(self, pick: str, found: Sequence[Row], reason: str, *, other_batches: int = 0) -> Row:
-        """`other_batches`: how many of the group were not compared for the sake of their micro-batches."""
+    def _nothing(self, pick: str) -> Row:
+        return self._row(pick, 0) | {"verdict": NOTHING, "reason": self._why_nothing()}
+
+    def _row(self, pick: str, other_batches: int) -> Row:
         compared = len(self._group) - other_batches
-        row = PICKS.empty() | {"pick": pick, "compared": compared, "left_out": self._left_out(other_batches)}
-        if not found:
-            return row | {"verdict": NOTHING, "reason": self._why_nothing()}
-        row["candidates"] = ", ".join(self.name(one) for one in found)
-        row["eval_records"] = found[0]["eval_records"]
-        if len(found) > 1:
+        return PICKS.empty() | {"pick": pick, "compared": compared, "left_out": self._left_out(other_batches)}
+
+    def _picked(self, pick: str, found: Found, told: Sequence[str]) -> Row:
+        first, row = found.rows[0], self._row(pick, found.other_batches)
+        row["candidates"] = ", ".join(map(self.name, found.rows))
+        row["eval_records"] = first["eval_records"]
+        rates = trained_at(found.compared, self.name)
+        reason = "; ".join(filter(None, (*told, rates)))
+        if found.undecided:
             return row | {"verdict": UNCLEAR, "reason": reason}
-        copied = {name: found[0][name] for name in PICKS.by_name if name in found[0] and row[name] is None}
-        return (
-            row
-            | copied
-            | {
-                "verdict": CLEAR if compared > 1 else ONLY,
-                "reason": "; ".join(filter(None, (reason + _against_base(found[0]), left_out_in_words(found[0])))),
-            }
-        )
+        copied = {name: first[name] for name in PICKS.by_name if name in first and row[name] is None}
+        verdict = CLEAR if row["compared"] > 1 else ONLY
+        base = _against_base(first, rate_is_told=len(found.compared) > 1)
+        reason = "; ".join(filter(None, (reason, base, left_out_in_words(first))))
+        return row | copied | {"verdict": verdict, "reason": reason}
 
     def _why_nothing(self) -> str:
         if self._group:
@@ -269,6 +336,18 @@ class Choice:
         return ", ".join(f"{count} {because}" for because, count in why.items()) or None
 
 
+def _cheapest(rows: Sequence[Row]) -> list[Row]:
+    """The rows that cost least, within `TIME_NOISE`."""
+    least = min(map(_cost, rows), default=0.0)
+    return [row for row in rows if _cost(row) <= least / (1 - TIME_NOISE)]
+
+
+def _measure_again(rows: Sequence[Row], name: Name) -> str:
+    if not rows:
+        return ""
+    return f"{disturbed_in_words(rows, name)}: train {'it' if len(rows) == 1 else 'them'} on a quiet machine"
+
+
 def _cost(row: Row) -> float:
     """GB × seconds: what it keeps busy, for how long."""
     return row["peak_memory_gb"] * row["train_seconds"]
@@ -276,11 +355,16 @@ def _cost(row: Row) -> float:
 
 def _price(row: Row) -> str:
     dollars = f", ${row['train_usd']:.2f}" if row["train_usd"] is not None else ""
-    return f"{row['peak_memory_gb']:.2f} GB for {minutes(row['train_seconds'])}{dollars}"
+    beside = "" if speed_stands(row) else f" ({disturbed_in_words([row], lambda _: 'it')})"
+    return f"{row['peak_memory_gb']:.2f} GB for {minutes(row['train_seconds'])}{dollars}{beside}"
 
 
 def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _bits(row: Row) -> str:
+    return f"{row['eval_bits_per_byte']:.4f} bits per byte"
 
 
 def _records(row: Row) -> str:
@@ -291,8 +375,10 @@ def _signed(apart: Interval | None) -> str:
     return f"{apart.value:+.4f} (95 % interval {apart.low:+.4f} to {apart.high:+.4f})" if apart else "(too few records)"
 
 
-def _against_base(row: Row) -> str:
+def _against_base(row: Row, *, rate_is_told: bool) -> str:
     low, high = row["delta_base_low"], row["delta_base_high"]
     if low is None or high is None or high < 0:
         return ""
-    return "; it is worse than the untouched model" if low > 0 else "; it is not told apart from the untouched model"
+    if low <= 0:
+        return "it is not told apart from the untouched model"
+    return f"it is worse than the untouched model{'' if rate_is_told else not_its_best(row)}"

@@ -15,13 +15,14 @@ from markupsafe import Markup
 
 from pipelines.clean import summary
 from pipelines.clean.clean import current as current_examples
-from pipelines.compare import figures
+from pipelines.compare import disturbed, figures, rates
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.examples import SFT_REJECTS
-from pipelines.compare.show import SHOWN, cell_text, pick_answer
+from pipelines.compare.show import SHOWN, cell_text, full_name, pick_answer, row_text
 from pipelines.files import write_text
 from pipelines.foreign_text import plain
 from pipelines.project import Project
+from pipelines.schema import Column
 
 Row = dict[str, Any]
 PROMPTS_SHOWN = 6
@@ -56,12 +57,14 @@ class Content:
 def write_report(project: Project, content: Content) -> None:
     environment = Environment(loader=PackageLoader("pipelines.compare"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"plain": plain, "lang": language_attribute}
-    environment.globals |= {"cell_text": cell_text, "pick_answer": pick_answer}
+    environment.globals |= {"cell_text": cell_text, "row_text": row_text, "pick_answer": pick_answer, "beside": _beside}
     script = (files("pipelines.compare") / "templates" / "report.js").read_text(encoding="utf-8")
     cleaned = current_examples(project.data)
     page = environment.get_template("report.html.j2").render(
         content=content,
         shown=SHOWN,
+        rates_notes=rates.notes(content.rows),
+        marks=disturbed.note(content.rows, full_name),
         reject_columns=SFT_REJECTS.pick("reason", "detail", "source", "record"),
         chrf=EVALUATION_ANSWERS["chrf"],
         cells=list(figures.of_cells(project, content.rows)),
@@ -78,6 +81,11 @@ def write_report(project: Project, content: Content) -> None:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     write_text(project.data.report, page)
+
+
+def _beside(row: Row, column: Column) -> str | None:
+    """What the title of a marked value says; None where it is not marked."""
+    return disturbed.in_words([row], lambda _: "it") if disturbed.is_marked(row, column.name) else None
 
 
 def language_attribute(text: str) -> Markup:

@@ -8,7 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pipelines.compare import rates
 from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.disturbed import MARK, is_marked, note
 from pipelines.foreign_text import one_line
 from pipelines.schema import Column
 
@@ -18,8 +20,8 @@ Columns = Sequence[Column]
 
 SHOWN = COMPARISON.pick(
     "model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high",
-    "chrf", "peak_memory_gb", "estimated_memory_gb", "memory_vs_full", "train_seconds", "speedup_vs_full", "tokens_per_second",
-    "trainable_params", "artifact_mb", "p50_latency_ms", "is_stale", "is_pareto",
+    "rates", "chrf", "peak_memory_gb", "estimated_memory_gb", "memory_vs_full", "train_seconds", "speedup_vs_full",
+    "tokens_per_second", "trainable_params", "artifact_mb", "p50_latency_ms", "is_stale", "is_pareto",
 )  # fmt: skip
 COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
@@ -37,13 +39,24 @@ def cell_text(value: Any, digits: int | None, limit: int = 80) -> str:
             return one_line(str(value), limit)
 
 
+def row_text(row: Row, column: Column, limit: int = 80) -> str:
+    """A row's value as people read it, with a mark where it rests on a disturbed speed: `19 *`."""
+    mark = f" {MARK}" if is_marked(row, column.name) else ""
+    return cell_text(row[column.name], column.digits, limit) + mark
+
+
+def full_name(row: Row) -> str:
+    return f"{row['model']} × {row['method']}"
+
+
 def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = ()) -> str:
     """The comparison; as text and Markdown with the picks above it."""
     if form == "json":
         return as_json(rows)
     if form == "csv":
         return as_csv(rows)
-    shown = tabulate(rows, SHOWN, _notes(rows), form)
+    columns = [column for column in SHOWN if not rows or column.name in rows[0]]  # an older publication lacks some
+    shown = tabulate(rows, columns, _notes(rows), form)
     return "\n".join([*(_pick_line(pick, form) for pick in picks), "", shown]) if picks else shown
 
 
@@ -55,7 +68,7 @@ def wide(rows: Sequence[Row], form: Format) -> str:
 
 
 def _title(row: Row, form: Format) -> str:
-    title = one_line(f"{row['model']} × {row['method']}", 200)
+    title = one_line(full_name(row), 200)
     return f"**{escape_markdown(title)}**" if form == "markdown" else title
 
 
@@ -64,16 +77,20 @@ def _every_column(row: Row, form: Format) -> str:
     for name, columns in COMPARISON.groups().items():
         known = [column for column in columns if column.name in row]  # an older publication lacks some
         for place, column in enumerate(known):
-            value = cell_text(row[column.name], column.digits, 300)
-            lines.append(["" if place else name, column.name, column.unit or "", value])
-    return _drawn(lines, [False] * 4, (), form)
+            lines.append(["" if place else name, column.name, column.unit or "", row_text(row, column, 300)])
+    return _drawn(lines, [False] * 4, _marks([row]), form)
 
 
 def pick_answer(pick: Row) -> str:
-    """Who is picked, or that nobody is: `smollm2-135m × lora-r8`, `no clear winner among full, lora-r8`."""
+    """Who is picked, or that nobody is: `smollm2-135m × lora-r8`, `no clear winner among full, lora-r8`, or, where one leads but
+    another may yet win, `no clear winner yet (full leads)`."""
     if pick["method"]:
-        return f"{pick['model']} × {pick['method']}"
-    return f"{pick['verdict']}{' among ' + pick['candidates'] if pick['candidates'] else ''}"
+        return full_name(pick)
+    if not pick["candidates"]:
+        return pick["verdict"]
+    if ", " in pick["candidates"]:
+        return f"{pick['verdict']} among {pick['candidates']}"
+    return f"{pick['verdict']} yet ({pick['candidates']} leads)"
 
 
 def _pick_line(pick: Row, form: Format) -> str:
@@ -105,11 +122,16 @@ def _inert(value: Any) -> Any:
 
 
 def tabulate(rows: Sequence[Row], columns: Columns, notes: Sequence[str], form: Format) -> str:
-    """`rows` as a terminal's or Markdown's table of `columns`, `notes` below."""
+    """`rows` as a terminal's or Markdown's table of `columns`; below, what its marks mean, and `notes`."""
     headings = [column.heading for column in columns]
-    body = [[cell_text(row[column.name], column.digits) for column in columns] for row in rows]
+    body = [[row_text(row, column) for column in columns] for row in rows]
     numbers = [column.digits is not None for column in columns]
-    return _drawn([headings, *body], numbers, notes, form)
+    return _drawn([headings, *body], numbers, [*_marks(rows), *notes], form)
+
+
+def _marks(rows: Sequence[Row]) -> list[str]:
+    found = note(rows, full_name)
+    return [one_line(found, 600)] if found else []
 
 
 def _drawn(lines: Sequence[list[str]], numbers: Sequence[bool], notes: Sequence[str], form: Format) -> str:
@@ -147,11 +169,11 @@ def escape_markdown(text: str) -> str:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = [f"{row['model']} × {row['method']}: {one_line(row['advice'], 300)}" for row in rows if row["advice"]]
+    told = [*rates.notes(rows), *(f"{full_name(row)}: {one_line(row['advice'], 300)}" for row in rows if row["advice"])]
     for row in rows:
         if row["status"] not in ("ok", "missing") and row["status_detail"]:
-            notes.append(f"{row['model']} × {row['method']} is {row['status']}: {one_line(row['status_detail'], 300)}")
+            told.append(f"{full_name(row)} is {row['status']}: {one_line(row['status_detail'], 300)}")
         if row["stale_because"]:
-            notes.append(f"{row['model']} × {row['method']} is stale: {row['stale_because']} changed")
+            told.append(f"{full_name(row)} is stale: {row['stale_because']} changed")
     about = dict.fromkeys(f"{row['model']}: {row['model_note']}" for row in rows if row.get("model_note"))
-    return [*notes, *about]
+    return [*told, *about]

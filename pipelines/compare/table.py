@@ -9,9 +9,10 @@ from typing import Any
 from pipelines import machine
 from pipelines.compare.advice import advise, next_run
 from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.disturbed import in_words, speed_stands
 from pipelines.compare.quality import Qualities, Quality, quality_of
 from pipelines.compare.ranking import incomparable, mark_pareto, other_costs
-from pipelines.compare.rates import rates_of
+from pipelines.compare.rates import method_name, rates_of, weakest
 from pipelines.compare.targets import add_targets
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import questions
@@ -28,7 +29,9 @@ from pipelines.runs.status import SEVERITY
 
 Row = dict[str, Any]
 
-DISTURBED_PCT = 10.0  # of the processors used by others: more, and the measured speed is not the cell's own
+# of the processors used by others: more, and the measured speed is not the cell's own. A card's cell needs few processors, and
+# the cells of a host's other cards are others, too
+DISTURBED_PCT, DISTURBED_BESIDE_A_CARD_PCT = 10.0, 50.0
 # measured, but a mean over the seeds would say nothing
 OF_ONE_RUN = ("best_step", "last_step", "learning_rate_at_edge")
 FROM_TRAINING = tuple(name for name in COMPARISON.measured_by("training") if name not in OF_ONE_RUN)
@@ -111,7 +114,9 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     _add_numbers(row, counted)
     if project.experiments.model(model).origin.source.random:
         row["train_loss"] = None  # of no quality to speak of
-    row["speed_disturbed"] = disturbed(row["other_cpu_pct"])
+    row["speed_disturbed"] = disturbed(row["other_cpu_pct"], row["device"])
+    if row["status"] == "ok":
+        row |= weakest([_rate_of_seed(row, seed) for seed in counted])
     row["rates"] = rates_of(row)
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
     row["weights_fingerprint"] = weights_fingerprint(resolved, [seed.attempt for seed in found])
@@ -231,6 +236,10 @@ def learning_rate(result: RunResult, spec: RunSpec) -> Row:
     }
 
 
+def _rate_of_seed(row: Row, seed: Seed) -> Row:
+    return {"trainable_params": row["trainable_params"], **learning_rate(seed.attempt.result, seed.attempt.spec)}
+
+
 def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
     """Means over the seeds for what was measured; texts and counts from the first."""
     trained = [seed.attempt.result.measured for seed in seeds]
@@ -244,9 +253,10 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
     row["eval_bits_per_byte_std"] = stdev(bits) if len(bits) > 1 else None
 
 
-def disturbed(other_cpu_pct: float | None) -> bool | None:
+def disturbed(other_cpu_pct: float | None, device: str | None) -> bool | None:
     """Whether a speed was measured beside too much other work; None where that was not measured."""
-    return None if other_cpu_pct is None else other_cpu_pct > DISTURBED_PCT
+    limit = DISTURBED_BESIDE_A_CARD_PCT if machine.is_card(device) else DISTURBED_PCT
+    return None if other_cpu_pct is None else other_cpu_pct > limit
 
 
 def paid_seconds(measured: Mapping[str, Any]) -> float:
@@ -292,7 +302,7 @@ def _add_base(row: Row, base: Row | None, qualities: Qualities) -> None:
 
 def _add_ratios(project: Project, row: Row, full: Row | None, qualities: Qualities) -> None:
     """Speed, memory and quality against `full` of the same model, where both are ok and comparable; else why not. With other
-    micro-batches quality alone."""
+    micro-batches quality alone; with a speed that is disturbed no speed."""
     if not project.experiments.method(row["method"]).traits.trains or row["status"] != "ok":
         return
     if full is None:
@@ -305,7 +315,9 @@ def _add_ratios(project: Project, row: Row, full: Row | None, qualities: Qualiti
         row["ratios_because"] = f"full was measured with other {different}"
         _add_difference(row, "delta_full", full, qualities)
     else:
-        if full["train_seconds"] and row["train_seconds"]:
+        if marked := [one for one in ([full] if row is full else [full, row]) if not speed_stands(one)]:
+            row["ratios_because"] = f"speed disturbed: {in_words(marked, method_name)}"
+        elif full["train_seconds"] and row["train_seconds"]:
             row["speedup_vs_full"] = full["train_seconds"] / row["train_seconds"]
         if full["peak_memory_gb"] and row["peak_memory_gb"]:
             row["memory_vs_full"] = row["peak_memory_gb"] / full["peak_memory_gb"]

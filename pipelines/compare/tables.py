@@ -104,7 +104,7 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
         "code_version": prints.get("code"),
         **{f"{name}_version": versions.get(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         **{name: getattr(result, name) for name in FROM_RESULT},
-        "speed_disturbed": disturbed(result.measured.get("other_cpu_pct")),
+        "speed_disturbed": disturbed(result.measured.get("other_cpu_pct"), result.device),
         "resumed_from": (spec.resume or {}).get("run_id"),
     }
 

@@ -42,9 +42,9 @@ COMPARISON_SHORT = View(
     "The columns of comparison that are read most, in reading order.",
     COMPARISON,
     COMPARISON.pick(
-        "model", "method", "status", "is_stale", "eval_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high", "chrf",
-        "peak_memory_gb", "memory_vs_full", "estimated_memory_gb", "train_seconds", "speedup_vs_full", "tokens_per_second",
-        "train_usd", "trainable_params", "artifact_mb", "p50_latency_ms", "is_pareto", "advice",
+        "model", "method", "status", "is_stale", "eval_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high", "rates",
+        "chrf", "peak_memory_gb", "memory_vs_full", "estimated_memory_gb", "train_seconds", "speedup_vs_full", "tokens_per_second",
+        "speed_disturbed", "train_usd", "trainable_params", "artifact_mb", "p50_latency_ms", "is_pareto", "advice",
     ),
 )  # fmt: skip
 PICKS = Table(
@@ -65,7 +65,7 @@ PICKS = Table(
             whole("compared", "Number of rows that the pick was made among."),
             text("left_out", "How many trained rows were not compared, and why."),
         ),
-        *COMPARISON.pick("run_id"),
+        *COMPARISON.pick("run_id", "rates", "speed_disturbed"),
     ),
 )  # fmt: skip
 HISTORY = Table(

@@ -37,7 +37,8 @@ QUALITY = (
         real("forgetting_bits_per_byte", "general_bits_per_byte minus the untouched model's; above zero, tuning forgot something.",
              BITS, 4, better="lower"),
         flag("is_pareto",
-             "Whether no comparable row is as good in quality, memory and time and clearly better in one of them.",
+             "Whether no comparable row is as good in quality, memory and time and clearly better in one; "
+             "NULL where its speed is disturbed.",
              heading="Pareto"),
     ),
 )  # fmt: skip
