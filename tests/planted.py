@@ -114,11 +114,12 @@ class Lake:
     ) -> dict[str, Any]:
         """What an attempt at `key` is asked to do under the configuration and the examples as they are now."""
         plan = self.resolved().plan(key)
+        settings = self.project.experiments.training_for(self.project.profile, key.model, key.method)
         return {
             "run_id": f"20260101T{next(_run_numbers):09}-aaaaaa", "model": key.model, "method": key.method, "seed": key.seed,
             "profile": self.project.profile, "root": str(self.data.root), "recipe": plan.recipe,
             "fingerprints": {**plan.fingerprints, **(prints or {})},
-            "memory_budget_gb": budget, "time_limit_minutes": 30,
+            "memory_budget_gb": budget, "time_limit_minutes": 30, "learning_rate_source": settings.learning_rate_source,
         }  # fmt: skip
 
     def started(self, method: str, *, pid: int | None = None, seed: int = 1, **spec: Any) -> Attempt:

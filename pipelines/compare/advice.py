@@ -89,8 +89,8 @@ def _against_full(row: Row, rows: Sequence[Row]) -> str:
     rates = trained_at(both, method_name)
     apart = f"{_apart_from_full(row, both)}{f' ({rates})' if rates else ''}"
     edge = at_edge(both)
-    open_yet = f"; which of the two is better is open: {still_open(edge, method_name)}" if edge else ""
-    return f"; {apart}{', with ' if costs else ''}{' and '.join(costs)}{open_yet}"
+    unsettled = f"; which of the two is better is not settled: {still_open(edge, method_name)}" if edge else ""
+    return f"; {apart}{', with ' if costs else ''}{' and '.join(costs)}{unsettled}"
 
 
 def _apart_from_full(row: Row, both: Sequence[Row]) -> str:

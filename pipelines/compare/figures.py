@@ -87,7 +87,9 @@ def of_cells(project: Project, rows: Sequence[Row]) -> Iterator[Figure]:
         "one is beaten: another is as good in all three and clearly better in one."
     )
     says += of_rates(shown, name)
-    says += "" if all(map(speed_stands, shown)) else f" {MARK} Its speed is disturbed: its dot has no size of its own."
+    says += (
+        "" if all(map(speed_stands, shown)) else f" {MARK} marks a disturbed speed: the size of its dot says nothing."
+    )
     yield from _figure("trade-off", "Memory, quality, time", says, plots.trade_off(rows), (TRADE_OFF, shown))
     says = (
         "Bars are measured, diamonds predicted beforehand; the red line is the budget, a hatched bar ran out of memory."
@@ -117,10 +119,9 @@ def of_cells(project: Project, rows: Sequence[Row]) -> Iterator[Figure]:
 
 def of_rates(rows: Sequence[Row], name: Name) -> str:
     """What a caption adds on the learning rates of the rows that its picture compares; nothing where each has a tuned one."""
-    told = [trained_at(rows, name)]
-    if len(rows) > 1 and (edge := at_edge(rows)):
-        told.append(f"open yet: {still_open(edge, name)}")
-    return "".join(f" {one[0].upper()}{one[1:]}." for one in told if one)
+    edge = at_edge(rows) if len(rows) > 1 else []
+    told = filter(None, (trained_at(rows, name), still_open(edge, name) if edge else ""))
+    return "".join(f" Learning rates: {one}." for one in ["; ".join(told)] if one)
 
 
 def shown_memory(rows: Sequence[Row]) -> list[Row]:

@@ -242,7 +242,7 @@ class Choice:
         found = Found(tied, compared=[], undecided=len(tied) > 1, other_batches=len(known) - len(measured))
         if found.undecided:
             named = " and ".join(f"{self.name(row)} ({row['peak_memory_gb']:.2f} GB)" for row in tied)
-            which = f"which of them is better is open: {still_open(edge, self.name)}" if edge else ""
+            which = f"which of them is better is not settled: {still_open(edge, self.name)}" if edge else ""
             return self._picked("least memory", found, [f"{named} need the same within {MEMORY_NOISE:.0%}", which])
         return self._picked("least memory", *self._least(found))
 
@@ -268,7 +268,7 @@ class Choice:
         return replace(found, rows=[*found.rows, *(row for row in more if id(row) not in named)])
 
     def _still_open(self) -> str:
-        return f"this is open: {still_open(self._open, self.name)}" if self._open else ""
+        return f"not settled: {still_open(self._open, self.name)}" if self._open else ""
 
     def _not_apart(self, best: Row, others: Sequence[Row]) -> str:
         told = [f"{self.name(row)} {_signed(self._apart[id(row)])}" for row in others[:3]]

@@ -13,7 +13,7 @@ WHAT_IT_MEANS: dict[Rates, str] = {
     "shared": "rates shared: the learning rate was given, not searched for, so that a method may look worse than it is; "
     "learning_rate: auto in experiments.yaml searches one for each",
     "edge": "rates edge: the best learning rate is the smallest or largest of those tried, so that a better one may lie beyond; "
-    "widen the list in experiments.yaml, or set learning_rate: auto",
+    "widen its list in experiments.yaml, or set learning_rate: auto",
 }
 # the weakest first: what a row of several seeds is called by
 WEAKNESS: tuple[Rates | None, ...] = ("edge", "shared", "tuned", None)
@@ -83,11 +83,11 @@ def still_open(rows: Sequence[Row], name: Name) -> str:
     """Why nothing has won against `rows`, which lie at the edge of what was tried, and what to do."""
     if len(rows) == 1:
         return (
-            f"the learning rate of {name(rows[0])}, {rows[0]['learning_rate']:g}, is the smallest or largest of those tried: "
-            "widen its list, or set learning_rate: auto"
+            f"the learning rate of {name(rows[0])}, {rows[0]['learning_rate']:g}, lies at the edge of those tried: widen its list, "
+            "or set learning_rate: auto"
         )
     told = names(rows, lambda row: f"{name(row)} ({row['learning_rate']:g})")
-    return f"the learning rates of {told} are the smallest or largest of those tried: widen their lists, or set learning_rate: auto"
+    return f"the learning rates of {told} lie at the edge of those tried: widen their lists, or set learning_rate: auto"
 
 
 def not_its_best(row: Row) -> str:
@@ -96,7 +96,7 @@ def not_its_best(row: Row) -> str:
         case "shared":
             return " at one shared learning rate"
         case "edge":
-            return f" at {row['learning_rate']:g}, the smallest or largest learning rate tried"
+            return f" at {row['learning_rate']:g}, a learning rate at the edge of those tried"
         case _:
             return ""
 

@@ -94,7 +94,7 @@ def pick_answer(pick: Row) -> str:
 
 
 def _pick_line(pick: Row, form: Format) -> str:
-    answer, reason = one_line(pick_answer(pick), 200), one_line(pick["reason"], 600)
+    answer, reason = one_line(pick_answer(pick), 200), one_line(pick["reason"], 1000)
     if form == "markdown":
         return f"- **{escape_markdown(pick['pick'])}**: {escape_markdown(answer)} ({escape_markdown(reason)})"
     return f"{pick['pick']:<13} {answer}: {reason}"
@@ -169,7 +169,7 @@ def escape_markdown(text: str) -> str:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    told = [*rates.notes(rows), *(f"{full_name(row)}: {one_line(row['advice'], 300)}" for row in rows if row["advice"])]
+    told = [*rates.notes(rows), *(f"{full_name(row)}: {one_line(row['advice'], 500)}" for row in rows if row["advice"])]
     for row in rows:
         if row["status"] not in ("ok", "missing") and row["status_detail"]:
             told.append(f"{full_name(row)} is {row['status']}: {one_line(row['status_detail'], 300)}")

@@ -1,0 +1,216 @@
+"""A speed measured beside other programs is marked wherever it is shown, and nothing is decided by it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.compare import disturbed
+from pipelines.compare.history import history_rows
+from pipelines.compare.plots import rank_sweep, trade_off
+from pipelines.compare.ranking import make_picks, speed_stands
+from pipelines.compare.report import Content, write_report
+from pipelines.compare.show import full_name, pick_answer, render, wide
+from pipelines.compare.table import Row, comparison
+from pipelines.runs.cells import all_attempts
+from tests import planted
+from tests.planted import Lake, row
+
+BUSY: Row = {"other_cpu_pct": 70.4}
+QUIET: Row = {"other_cpu_pct": 2.0}
+SAID = "other programs used 70 % of the processors while full was measured"
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """base, full (4 GB, 100 s), LoRA (2 GB, 50 s) and QLoRA (1 GB, 80 s), as good as one another, on a quiet machine."""
+    made = planted.lake(tmp_path, profiles={"local": {"price_per_hour": 36.0}})
+    made.cell("base", bits=1.0)
+    for method in ("full", "lora-r8", "qlora-r8"):
+        measure(made, method, QUIET)
+    return made
+
+
+def measure(lake: Lake, method: str, beside: Row, **values: float) -> None:
+    costs = {"full": (4.0, 100.0), "lora-r8": (2.0, 50.0), "qlora-r8": (1.0, 80.0)}[method]
+    numbers = {"bits": 0.8, "peak_memory_gb": costs[0], "train_seconds": costs[1], **values}
+    lake.cell(method, noise=0.05, **numbers, **beside)
+
+
+def rows(lake: Lake) -> dict[str, Row]:
+    return {found["method"]: found for found in comparison(lake.resolved()).rows}
+
+
+def picks(lake: Lake) -> dict[str, Row]:
+    found = comparison(lake.resolved())
+    return {one["pick"]: one for one in make_picks(found.rows, found.qualities)}
+
+
+# what rests on it
+
+
+def test_no_ratio_of_speeds_rests_on_a_disturbed_one_and_memory_stands(lake: Lake) -> None:
+    assert rows(lake)["lora-r8"]["speedup_vs_full"] == 2.0
+    measure(lake, "full", BUSY)
+    found = rows(lake)
+    for method, memory in (("full", 1.0), ("lora-r8", 0.5), ("qlora-r8", 0.25)):
+        shown = found[method]
+        assert (shown["speedup_vs_full"], shown["memory_vs_full"]) == (None, memory)
+        assert shown["ratios_because"] == f"speed disturbed: {SAID}"
+        assert "times its speed" not in shown["advice"]
+    measure(lake, "full", QUIET)
+    measure(lake, "lora-r8", {"other_cpu_pct": 33.0})
+    found = rows(lake)
+    assert found["qlora-r8"]["speedup_vs_full"] == pytest.approx(100 / 80)
+    assert found["lora-r8"]["speedup_vs_full"] is None
+    assert found["lora-r8"]["ratios_because"].endswith("used 33 % of the processors while lora-r8 was measured")
+    assert found["lora-r8"]["advice"].endswith(
+        "speed disturbed: other programs used 33 % of the processors while it was measured, so train it on a quiet machine"
+    )
+
+
+def test_both_disturbed_are_both_named(lake: Lake) -> None:
+    measure(lake, "full", BUSY)
+    measure(lake, "lora-r8", {"other_cpu_pct": 33.0})
+    assert rows(lake)["lora-r8"]["ratios_because"] == f"speed disturbed: {SAID}, 33 % while lora-r8 was measured"
+
+
+def test_no_best_value_rests_on_a_disturbed_speed(lake: Lake) -> None:
+    assert pick_answer(picks(lake)["best value"]) == "tiny × qlora-r8"
+    measure(lake, "full", BUSY)
+    value = picks(lake)["best value"]
+    assert pick_answer(value) == "no clear winner among qlora-r8, full"
+    assert value["reason"].startswith("qlora-r8 costs least so far with 1.00 GB for 80 s, $0.81; " + SAID)
+    assert "train it on a quiet machine" in value["reason"]
+    assert picks(lake)["least memory"]["method"] == "qlora-r8", "memory does not rest on speed"
+    for method in ("lora-r8", "qlora-r8"):
+        measure(lake, method, BUSY)
+    value = picks(lake)["best value"]
+    assert value["verdict"] == "no clear winner" and "costs" not in value["reason"]
+    assert "train them on a quiet machine" in value["reason"]
+
+
+def test_where_one_row_alone_is_as_good_its_speed_decides_nothing(lake: Lake) -> None:
+    for method in ("lora-r8", "qlora-r8"):
+        measure(lake, method, QUIET, bits=1.5)
+    measure(lake, "full", BUSY)
+    value = picks(lake)["best value"]
+    assert (value["method"], value["speed_disturbed"]) == ("full", True)
+    assert "(other programs used 70 % of the processors while it was measured)" in value["reason"]
+
+
+def test_no_pareto_mark_rests_on_a_disturbed_speed(lake: Lake) -> None:
+    measure(lake, "qlora-r8", QUIET, bits=0.9)
+    measure(lake, "lora-r8", QUIET, bits=0.6)
+    front = {method: found["is_pareto"] for method, found in rows(lake).items()}
+    assert front == {"base": None, "full": False, "lora-r8": True, "qlora-r8": True}
+    measure(lake, "lora-r8", BUSY, bits=0.6)
+    front = {method: found["is_pareto"] for method, found in rows(lake).items()}
+    assert front == {"base": None, "full": True, "lora-r8": None, "qlora-r8": True}
+
+
+def test_a_night_beside_other_programs_is_not_worse_in_time(lake: Lake) -> None:
+    for seconds in (50.0, 50.0, 50.0, 50.0, 500.0):
+        measure(lake, "lora-r8", QUIET, train_seconds=seconds)
+    assert "in its 5 equal runs before" in worse(lake)
+    measure(lake, "lora-r8", BUSY, train_seconds=500.0)
+    assert worse(lake) == ""
+    measure(lake, "lora-r8", QUIET, train_seconds=50.0, peak_memory_gb=9.0)
+    assert "9.00 GB" in worse(lake) and "minutes" not in worse(lake)
+
+
+def worse(lake: Lake) -> str:
+    found = [one for one in history_rows(list(all_attempts(lake.data))) if one["method"] == "lora-r8"]
+    return found[-1]["worse"] or ""
+
+
+@pytest.mark.parametrize(
+    ("device", "percent", "is_disturbed"),
+    [("cpu: AMD EPYC, 2 cores", 12.0, True), ("NVIDIA T4", 12.0, False), ("NVIDIA T4", 60.0, True)],
+)
+def test_a_card_needs_few_processors(lake: Lake, device: str, percent: float, is_disturbed: bool) -> None:
+    lake.cell("full", device=device, other_cpu_pct=percent)
+    assert rows(lake)["full"]["speed_disturbed"] is is_disturbed
+
+
+def test_a_row_of_older_code_stands() -> None:
+    assert (
+        speed_stands(row()) and speed_stands(row(speed_disturbed=False)) and not speed_stands(row(speed_disturbed=True))
+    )
+
+
+# where it is shown
+
+
+@pytest.fixture
+def busy(lake: Lake) -> Lake:
+    measure(lake, "full", BUSY)
+    return lake
+
+
+@pytest.mark.parametrize("form", ["text", "markdown"])
+def test_tables_mark_what_rests_on_it_and_say_why_once(busy: Lake, form: str) -> None:
+    shown = render(list(rows(busy).values()), form).replace("\\", "")  # type: ignore[arg-type]
+    assert "100 *" in shown and "50 *" in shown and "80 *" not in shown and "4.00 *" not in shown
+    assert (
+        shown.count("* speed disturbed: other programs used 70 % of the processors while tiny × full was measured") == 1
+    )
+    every = wide([rows(busy)["full"]], form).replace("\\", "")  # type: ignore[arg-type]
+    assert all(f"{value} *" in every for value in ("100", "1.01")), "seconds and dollars"
+
+
+def test_machines_read_plain_numbers(busy: Lake) -> None:
+    found = list(rows(busy).values())
+    (full,) = (one for one in json.loads(render(found, "json")) if one["method"] == "full")
+    assert (full["train_seconds"], full["speed_disturbed"]) == (100.0, True)
+    assert "*" not in render(found, "csv")
+
+
+def test_the_report_marks_it_with_a_title(busy: Lake) -> None:
+    found = comparison(busy.resolved())
+    write_report(busy.project, Content(found.rows, make_picks(found.rows, found.qualities)))
+    html = busy.data.report.read_text(encoding="utf-8")
+    said = "other programs used 70 % of the processors while it was measured"
+    assert f'data-value="100.0" title="{said}">100 *</td>' in html
+    assert "while tiny × full was measured." in html
+    assert f"(no ratio of speeds; speed disturbed: {SAID})" in html
+
+
+def test_dagster_marks_it(busy: Lake) -> None:
+    from assets.metadata import speed_note, table
+
+    shown = str(table(list(rows(busy).values()), ["method", "train_seconds"]).value).replace("\\", "")
+    assert "| full | 100 * |" in shown and "| lora-r8 | 50 |" in shown
+    assert shown.endswith("while tiny × full was measured")
+    assert "speed disturbed" not in str(table(list(rows(busy).values()), ["method", "peak_memory_gb"]).value)
+    assert list(speed_note(BUSY, "cpu: x")) == ["speed disturbed"] and speed_note(QUIET, "cpu: x") == {} == speed_note(
+        {}, None
+    )
+
+
+def test_pictures_show_no_disturbed_time() -> None:
+    points = [
+        row(
+            method=f"lora-r{rank}",
+            peak_memory_gb=2.0,
+            train_seconds=60.0 * rank,
+            eval_bits_per_byte=0.9,
+            rank=rank,
+            **how,
+        )
+        for rank, how in ((8, {}), (16, {}), (32, {"speed_disturbed": True, "other_cpu_pct": 50.0}))
+    ]
+    svg = (trade_off(points) or b"").decode()
+    assert "lora-r32 *" in svg and "lora-r16 *" not in svg
+    drawn = (rank_sweep({"lora": [(one["rank"], one) for one in points]}) or b"").decode()
+    known = [{**one, "train_seconds": None} if one["speed_disturbed"] else one for one in points]
+    assert drawn == (rank_sweep({"lora": [(one["rank"], one) for one in known]}) or b"").decode()
+
+
+def test_many_disturbed_rows_are_told_in_one_line() -> None:
+    marked = [row(method=f"m{n}", train_seconds=1.0, speed_disturbed=True, other_cpu_pct=20.0 + n) for n in range(5)]
+    assert disturbed.note(marked, full_name) == (
+        "* speed disturbed: other programs used 20 % of the processors while tiny × m0 was measured, 21 % while tiny × m1 was "
+        "measured, 22 % while tiny × m2 was measured, and much while 2 more were"
+    )
+    assert disturbed.note([row(speed_disturbed=True)], full_name) is None, "nothing of it is shown"
