@@ -3,20 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines.compare import figures, rates
-from pipelines.compare.ranking import make_picks
+from pipelines.compare.quality import Qualities, Quality
+from pipelines.compare.ranking import make_picks, mark_pareto
 from pipelines.compare.rates import method_name, rates_of, still_open, trained_at, weakest
 from pipelines.compare.show import pick_answer, render
 from pipelines.compare.table import Row, comparison
 from tests import planted
-from tests.planted import Lake, row
+from tests.planted import Lake, losses, row
 
 SEARCHED = {"learning_rate": [1e-4, 3e-4, 1e-3]}
 ONE = "at one shared learning rate"
-TUNED: Row = {"learning_rate": 3e-4, "learning_rate_at_edge": False}
-EDGE: Row = {"learning_rate": 1e-3, "learning_rate_at_edge": True}
 METHODS = ("full", "lora-r8", "qlora-r8")
 
 
@@ -100,6 +100,117 @@ def test_many_names_are_cut_short() -> None:
 
 # picks
 
+COSTS = {"full": 4.0, "lora-r8": 2.0, "qlora-r8": 1.0}  # GB; each takes 25 s a GB
+BITS = {"full": 0.80, "lora-r8": 0.85, "qlora-r8": 0.90}
+TUNED: Row = {"learning_rate": 3e-4, "learning_rate_source": "search", "learning_rate_at_edge": False}
+EDGE: Row = {"learning_rate": 1e-3, "learning_rate_source": "search", "learning_rate_at_edge": True}
+SHARED: Row = {"learning_rate": 2e-4, "learning_rate_source": "default", "learning_rate_at_edge": None}
+
+
+def grid(**changed: Row) -> tuple[list[Row], Qualities]:
+    """Three tuned rows, each a little worse than the one before and twice as cheap; `changed` by their first letters."""
+    rows = []
+    for method in METHODS:
+        numbers = {
+            "eval_bits_per_byte": BITS[method],
+            "peak_memory_gb": COSTS[method],
+            "train_seconds": 25 * COSTS[method],
+        }
+        rows.append({**arm(method, "tuned"), **numbers, "eval_records": 12, **changed.get(method[0], {})})
+    return rows, Qualities({("tiny", one["method"]): known(one) for one in rows})
+
+
+def known(one: Row) -> Quality:
+    values = losses(one["eval_bits_per_byte"], own=one["method"])
+    nats = np.array([[value["scored_nats"] for value in values]])
+    return Quality(tuple(value["example_id"] for value in values), nats, np.full(len(values), 100.0))
+
+
+def picks(**changed: Row) -> dict[str, Row]:
+    return {one["pick"]: one for one in make_picks(*grid(**changed))}
+
+
+def who(found: dict[str, Row]) -> dict[str, str]:
+    return {name: one["method"] or one["verdict"] for name, one in found.items()}
+
+
+def test_tuned_arms_are_picked_among_without_a_word_on_rates() -> None:
+    found = picks()
+    assert who(found) == {"best quality": "full", "best value": "full", "least memory": "qlora-r8"}
+    assert not [one for one in found.values() if "learning rate" in one["reason"]]
+
+
+@pytest.mark.parametrize("loser", ["lora-r8", "qlora-r8"])
+def test_nobody_wins_in_quality_or_value_against_an_arm_at_the_edge(loser: str) -> None:
+    found = picks(**{loser[0]: EDGE})
+    assert who(found) == {
+        "best quality": "no clear winner",
+        "best value": "no clear winner",
+        "least memory": "qlora-r8",
+    }
+    for pick in ("best quality", "best value"):
+        assert found[pick]["candidates"] == f"full, {loser}"
+        told = f"the learning rate of {loser}, 0.001, lies at the edge of those tried: widen its list, or set learning_rate: auto"
+        assert told in found[pick]["reason"]
+        assert [found[pick][column] for column in ("model", "method", "run_id", "eval_bits_per_byte")] == [None] * 4
+
+
+def test_the_leader_itself_at_the_edge_leads_and_has_not_won() -> None:
+    found = picks(f=EDGE)["best quality"]
+    assert pick_answer(found) == "no clear winner yet (full leads)"
+    assert found["reason"].startswith(
+        "full is lowest with 0.8000 bits per byte; not settled: the learning rate of full"
+    )
+
+
+def test_least_memory_hangs_on_an_edge_only_where_quality_breaks_a_tie() -> None:
+    least = picks(q=EDGE)["least memory"]
+    assert least["method"] == "qlora-r8"
+    assert "its quality is worse than that of full so far: +0.1000" in least["reason"]
+    assert "learning rate of qlora-r8, 0.001" in least["reason"]
+    least = picks(q=EDGE, l={"peak_memory_gb": 1.01})["least memory"]
+    assert (least["verdict"], least["candidates"]) == ("no clear winner", "lora-r8, qlora-r8")
+    assert "which of them is better is not settled" in least["reason"]
+    assert picks(l={"peak_memory_gb": 1.01})["least memory"]["method"] == "lora-r8", "both are tuned"
+
+
+def test_an_arm_at_the_edge_that_costs_more_is_no_candidate_for_the_value_but_keeps_it_open() -> None:
+    value = picks(f={**EDGE, "eval_bits_per_byte": 0.9}, l={"eval_bits_per_byte": 0.8})["best value"]
+    assert pick_answer(value) == "no clear winner yet (lora-r8 leads)"
+    assert "the learning rate of full" in value["reason"]
+
+
+def test_one_row_alone_is_picked_whatever_its_rate() -> None:
+    rows, qualities = grid(f=EDGE)
+    assert {one["verdict"] for one in make_picks(rows[:1], qualities)} == {"the only one"}
+
+
+def test_shared_rates_are_said_once_in_every_pick_that_speaks_of_quality() -> None:
+    shared = dict.fromkeys("flq", SHARED)
+    found = picks(**shared)
+    assert [one["reason"].count(ONE) for one in found.values()] == [1, 1, 1]
+    assert found["best quality"]["verdict"] == "clear", "shared rates are a caveat, not an edge"
+    same = {**SHARED, "eval_bits_per_byte": 0.85, "peak_memory_gb": 1.0}
+    assert ONE not in picks(**{**shared, "l": same, "q": same})["least memory"]["reason"], (
+        "a tie says nothing of quality"
+    )
+
+
+def test_a_row_at_the_edge_is_not_dominated_and_dominates_by_cost_alone() -> None:
+    def front(full: Row, lora: Row, memory: float = 2.0) -> list[bool]:
+        same = {"peak_memory_gb": 2.0, "train_seconds": 50.0}
+        rows, qualities = grid(f={**full, **same, "peak_memory_gb": memory}, l={**lora, **same})
+        mark_pareto(rows[:2], qualities)
+        return [one["is_pareto"] for one in rows[:2]]
+
+    assert front(TUNED, TUNED) == [True, False]
+    assert front(TUNED, EDGE) == [True, True], "it may be better than it looks"
+    assert front(EDGE, TUNED) == [True, True], "no difference to an edge is clear"
+    assert front(EDGE, TUNED, memory=1.0) == [True, False], "a better rate costs nothing more"
+
+
+# of a whole lake
+
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
@@ -107,123 +218,29 @@ def lake(tmp_path: Path) -> Lake:
     return planted.lake(tmp_path, methods=dict.fromkeys(METHODS, SEARCHED))
 
 
-def grid(lake: Lake, **how: Row) -> None:
-    """full 0.8 bits per byte, LoRA 0.85 with half the memory and time, QLoRA 0.9 with a quarter; tuned unless `how` says more."""
-    for method, bits, costs in zip(METHODS, (0.8, 0.85, 0.9), (4.0, 2.0, 1.0), strict=True):
-        numbers = {"peak_memory_gb": costs, "train_seconds": 25 * costs, **TUNED, **how.get(method[0], {})}
-        lake.cell(method, **{"bits": bits, **numbers})
+def plant(lake: Lake, **changed: Row) -> None:
+    for method in METHODS:
+        rate = {"learning_rate": 3e-4, "learning_rate_at_edge": False, **changed.get(method[0], {})}
+        lake.cell(method, bits=BITS[method], peak_memory_gb=COSTS[method], train_seconds=25 * COSTS[method], **rate)
 
 
-def picks(lake: Lake) -> dict[str, Row]:
-    found = comparison(lake.resolved())
-    return {one["pick"]: one for one in make_picks(found.rows, found.qualities)}
+FOUND_TUNED: Row = {"learning_rate": 3e-4, "learning_rate_at_edge": False}
+FOUND_EDGE: Row = {"learning_rate": 1e-3, "learning_rate_at_edge": True}
 
 
-def who(lake: Lake) -> dict[str, str]:
-    return {name: one["method"] or one["verdict"] for name, one in picks(lake).items()}
-
-
-def test_tuned_arms_are_picked_among_without_a_word_on_rates(lake: Lake) -> None:
-    grid(lake)
-    assert who(lake) == {"best quality": "full", "best value": "full", "least memory": "qlora-r8"}
-    assert not [one for one in picks(lake).values() if "learning rate" in one["reason"]]
-    assert {one["rates"] for one in comparison(lake.resolved()).rows} == {None, "tuned"}
-
-
-@pytest.mark.parametrize("loser", ["l", "q"])
-def test_nobody_wins_in_quality_or_value_against_an_arm_at_the_edge(lake: Lake, loser: str) -> None:
-    grid(lake, **{loser: EDGE})
-    name = next(method for method in METHODS if method.startswith(loser))
-    found = picks(lake)
-    assert who(lake) == {"best quality": "no clear winner", "best value": "no clear winner", "least memory": "qlora-r8"}
-    for pick in ("best quality", "best value"):
-        assert found[pick]["candidates"] == f"full, {name}"
-        assert (
-            f"the learning rate of {name}, 0.001, lies at the edge of those tried: widen its list, or set learning_rate: auto"
-            in found[pick]["reason"]
-        )
-        assert [found[pick][column] for column in ("model", "method", "run_id", "eval_bits_per_byte")] == [None] * 4
-
-
-def test_the_leader_itself_at_the_edge_leads_and_has_not_won(lake: Lake) -> None:
-    grid(lake, f=EDGE)
-    found = picks(lake)["best quality"]
-    assert pick_answer(found) == "no clear winner yet (full leads)"
-    assert found["reason"].startswith(
-        "full is lowest with 0.8000 bits per byte; not settled: the learning rate of full"
-    )
-
-
-def test_least_memory_hangs_on_an_edge_only_where_quality_breaks_a_tie(lake: Lake) -> None:
-    grid(lake, q=EDGE)
-    least = picks(lake)["least memory"]
-    assert least["method"] == "qlora-r8"
-    assert "its quality is worse than that of full so far: +0.1000" in least["reason"]
-    assert "learning rate of qlora-r8, 0.001" in least["reason"]
-    grid(lake, q=EDGE, l={"peak_memory_gb": 1.01})
-    least = picks(lake)["least memory"]
-    assert (least["verdict"], least["candidates"]) == ("no clear winner", "lora-r8, qlora-r8")
-    assert "which of them is better is not settled" in least["reason"]
-    grid(lake, l={"peak_memory_gb": 1.01})
-    assert picks(lake)["least memory"]["method"] == "lora-r8", "both are tuned"
-
-
-def test_an_arm_at_the_edge_that_costs_more_is_no_candidate_for_the_value_but_keeps_it_open(lake: Lake) -> None:
-    grid(lake, f={**EDGE, "bits": 0.9}, l={"bits": 0.8})
-    value = picks(lake)["best value"]
-    assert pick_answer(value) == "no clear winner yet (lora-r8 leads)"
-    assert "the learning rate of full" in value["reason"]
-
-
-def test_one_row_alone_is_picked_whatever_its_rate(lake: Lake) -> None:
-    lake.cell("full", **EDGE)
-    assert {one["verdict"] for one in picks(lake).values()} == {"the only one"}
-
-
-def test_one_seed_at_the_edge_is_enough(tmp_path: Path) -> None:
-    lake = planted.lake(tmp_path, methods=dict.fromkeys(METHODS, SEARCHED), profiles={"local": {"seeds": [1, 2]}})
-    for seed, lora in ((1, TUNED), (2, EDGE)):
-        lake.cell("full", bits=0.8, seed=seed, **TUNED)
-        lake.cell("lora-r8", bits=0.9, seed=seed, **lora)
-    shown = {one["method"]: one for one in comparison(lake.resolved()).rows}
+def test_one_seed_at_the_edge_is_enough(lake: Lake) -> None:
+    both = lake.configured(profiles={"local": {"seeds": [1, 2]}})
+    for seed, lora in ((1, FOUND_TUNED), (2, FOUND_EDGE)):
+        both.cell("full", bits=0.8, seed=seed, **FOUND_TUNED)
+        both.cell("lora-r8", bits=0.9, seed=seed, **lora)
+    found = comparison(both.resolved())
+    shown = {one["method"]: one for one in found.rows}
     assert [shown["lora-r8"][name] for name in ("rates", "learning_rate", "learning_rate_at_edge")] == [
         "edge",
         1e-3,
         True,
     ]
-    assert "the learning rate of lora-r8, 0.001" in picks(lake)["best quality"]["reason"]
-
-
-def test_shared_rates_are_said_once_in_every_pick_that_speaks_of_quality(tmp_path: Path) -> None:
-    lake = planted.lake(tmp_path)
-    for method, bits, memory in (("full", 0.8, 4.0), ("lora-r8", 0.85, 2.0), ("qlora-r8", 0.9, 1.0)):
-        lake.cell(method, bits=bits, peak_memory_gb=memory)
-    found = picks(lake)
-    assert [one["reason"].count(ONE) for one in found.values()] == [1, 1, 1]
-    assert found["best quality"]["verdict"] == "clear", "shared rates are a caveat, not an edge"
-    lake.cell("lora-r8", bits=0.85, peak_memory_gb=1.0)
-    lake.cell("qlora-r8", bits=0.85, peak_memory_gb=1.0)
-    assert ONE not in picks(lake)["least memory"]["reason"], "a tie of peaks says nothing of quality"
-
-
-# the front, advice, tables, figures
-
-
-def test_a_row_at_the_edge_is_not_dominated_and_dominates_by_cost_alone(lake: Lake) -> None:
-    def front() -> dict[str, bool]:
-        return {one["method"]: one["is_pareto"] for one in comparison(lake.resolved()).rows if one["method"] != "base"}
-
-    same = {"peak_memory_gb": 2.0, "train_seconds": 50.0}
-    lake.cell("full", bits=0.8, **same, **TUNED)
-    lake.cell("lora-r8", bits=0.9, **same, **TUNED)
-    assert front() == {"full": True, "lora-r8": False, "qlora-r8": None}
-    lake.cell("lora-r8", bits=0.9, **same, **EDGE)
-    assert front() == {"full": True, "lora-r8": True, "qlora-r8": None}, "it may be better than it looks"
-    lake.cell("full", bits=0.8, **same, **EDGE)
-    lake.cell("lora-r8", bits=0.9, **same, **TUNED)
-    assert front() == {"full": True, "lora-r8": True, "qlora-r8": None}, "no difference to an edge is clear"
-    lake.cell("full", bits=0.8, peak_memory_gb=1.0, train_seconds=50.0, **EDGE)
-    assert front() == {"full": True, "lora-r8": False, "qlora-r8": None}, "a better rate costs nothing more"
+    assert "the learning rate of lora-r8, 0.001" in make_picks(found.rows, found.qualities)[0]["reason"]
 
 
 def advice(lake: Lake) -> dict[str, str]:
@@ -232,28 +249,30 @@ def advice(lake: Lake) -> dict[str, str]:
 
 def test_advice_against_full_says_at_which_rates(lake: Lake) -> None:
     lake.cell("base", bits=1.0)
-    grid(lake)
+    plant(lake)
+    found = comparison(lake.resolved())
+    assert {one["method"]: one["rates"] for one in found.rows} == {"base": None, **dict.fromkeys(METHODS, "tuned")}
     assert "0.050 above full, with 50 % of its memory" in advice(lake)["lora-r8"]
-    grid(lake, l=EDGE)
+    plant(lake, l=FOUND_EDGE)
     said = advice(lake)["lora-r8"]
     assert (
         "0.050 above full so far, with 50 % of its memory and 2.00 times its speed; which of the two is better is not"
         in said
     )
     assert "learning rate of lora-r8, 0.001, lies at the edge" in said
-    grid(lake, f=EDGE)
+    plant(lake, f=FOUND_EDGE)
     assert "learning rate of full, 0.001, lies at the edge" in advice(lake)["qlora-r8"]
     shared = lake.configured(methods={"full": {"learning_rate": 1e-4}})
-    grid(shared)
+    plant(shared)
     assert f"0.050 above full (full trained {ONE}), with" in advice(shared)["lora-r8"]
 
 
 @pytest.mark.parametrize(
     ("rate", "said"),
     [
-        pytest.param(TUNED, "tuning did not help: 0.900", id="tuned"),
+        pytest.param(FOUND_TUNED, "tuning did not help: 0.900", id="tuned"),
         pytest.param(
-            EDGE, "tuning did not help at 0.001, a learning rate at the edge of those tried: 0.900", id="edge"
+            FOUND_EDGE, "tuning did not help at 0.001, a learning rate at the edge of those tried: 0.900", id="edge"
         ),
         pytest.param({"learning_rate": 1e-3}, f"tuning did not help {ONE}: 0.900", id="one rate, which is no search"),
     ],
@@ -262,14 +281,16 @@ def test_tuning_that_did_not_help_says_at_which_rate(lake: Lake, rate: Row, said
     lake.cell("base", bits=0.8)
     lake.cell("full", bits=0.9, **rate)
     assert advice(lake)["full"].startswith(said)
-    assert (
-        "worse than the untouched model" + said.removeprefix("tuning did not help").removesuffix(": 0.900")
-    ) in picks(lake)["best quality"]["reason"]
+    found = comparison(lake.resolved())
+    best, *_ = make_picks(found.rows, found.qualities)
+    assert best["reason"].endswith(
+        "worse than the untouched model" + said.removeprefix("tuning did not help").split(":")[0]
+    )
 
 
 def test_the_table_shows_how_and_says_once_what_it_means(lake: Lake) -> None:
-    lake.cell("full", **TUNED)
-    lake.cell("lora-r8", **EDGE)
+    lake.cell("full", **FOUND_TUNED)
+    lake.cell("lora-r8", **FOUND_EDGE)
     lake.cell("qlora-r8", learning_rate=1e-3)
     found = comparison(lake.resolved()).rows
     shown = render(found, "text")
@@ -281,10 +302,8 @@ def test_the_table_shows_how_and_says_once_what_it_means(lake: Lake) -> None:
 
 
 def test_captions_say_at_which_rates(lake: Lake) -> None:
-    grid(lake)
-    tuned = comparison(lake.resolved()).rows
-    assert figures.of_rates([one for one in tuned if one["status"] == "ok"], method_name) == ""
-    grid(lake, l=EDGE, q={"learning_rate": 2e-4, "learning_rate_at_edge": None})
+    assert figures.of_rates([arm(method, "tuned") for method in METHODS], method_name) == ""
+    plant(lake, l=FOUND_EDGE, q={"learning_rate": 2e-4, "learning_rate_at_edge": None})
     rows = comparison(lake.resolved()).rows
     for figure in figures.of_cells(lake.project, rows):
         if figure.key == "trade-off" or figure.key.startswith("curves"):
