@@ -369,7 +369,8 @@ def sweep(arguments: Arguments) -> int:
 
     project = rows_now()
     model = arguments.model or project.settings.models[0]
-    swept = with_ranks(project, model, arguments.ranks)
+    ranks = [rank for part in arguments.ranks for rank in part]
+    swept = with_ranks(project, model, ranks, alpha=arguments.alpha, targets=arguments.targets)
     progress = CellProgress()
     rows = run_sweep(swept, on_tick=progress.show, tell=print)
     publish(project)
@@ -544,11 +545,24 @@ def parser() -> argparse.ArgumentParser:
     tuned.add_argument("--low", type=float, metavar="RATE", help="default: the configured rate / 10")
     tuned.add_argument("--high", type=float, metavar="RATE", help="default: the configured rate × 10")
     tuned.add_argument("--seed", type=int, help="default: the profile's first")
-    swept = command(
-        "sweep", sweep, "train and evaluate LoRA at several ranks (alpha 4 × rank, dropout 0.1): loss, minutes, memory"
-    )
+    swept = command("sweep", sweep, "train and evaluate LoRA at several ranks (dropout 0.1): loss, minutes, memory")
     swept.add_argument("model", nargs="?", help="default: the profile's first")
-    swept.add_argument("--ranks", type=_positive, nargs="+", default=[8, 128, 256], metavar="R")
+    swept.add_argument(
+        "--ranks",
+        type=_ranks,
+        nargs="+",
+        default=[[8, 128, 256]],
+        metavar="R",
+        help="2,8,32 or 2 8 32; default 8,128,256",
+    )
+    swept.add_argument(
+        "--alpha",
+        choices=["fixed", "scaled", "rslora"],
+        default="fixed",
+        help="fixed: 32 at every rank (default); scaled: 4 × rank, with which a larger rank also learns faster; rslora: 16 at "
+        "every rank, divided by the root of the rank",
+    )
+    swept.add_argument("--targets", choices=["all-linear", "attention"], help="default: what the profile says")
     swept.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
     command("prune", prune, "what nobody needs any more; removed with --yes alone").add_argument(
         "--yes", action="store_true", help="remove it"
@@ -571,6 +585,13 @@ def _dollars(text: str) -> float:
         return not_negative(text)
     except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(f"got {text!r}; expected dollars from 0 on, such as 0.50") from None
+
+
+def _ranks(text: str) -> list[int]:
+    try:
+        return [_positive(rank) for rank in text.split(",")]
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected ranks of 1 or more, such as 8,128,256") from None
 
 
 def _positive(text: str) -> int:

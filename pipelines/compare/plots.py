@@ -85,7 +85,7 @@ def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     return _render(figure, kind)
 
 
-def swept_ranks(rows: Sequence[Row], kind: Kind = "svg") -> bytes:
+def swept_ranks(rows: Sequence[Row], kind: Kind = "svg", *, title: str | None = None) -> bytes:
     """Loss on held-out records, minutes and peak memory by rank; a rank without a number is marked with its status."""
     from matplotlib.figure import Figure
 
@@ -96,7 +96,9 @@ def swept_ranks(rows: Sequence[Row], kind: Kind = "svg") -> bytes:
         ("minutes", "time", "minutes"),
         ("peak_memory_gb", "memory", "GB at most"),
     )
-    for axes, color, (column, title, unit) in zip(figure.subplots(1, 3), COLORS, shown, strict=False):
+    if title:
+        figure.suptitle(title, fontsize=9, color=INK)
+    for axes, color, (column, name, unit) in zip(figure.subplots(1, 3), COLORS, shown, strict=False):
         known = [(place, row[column]) for place, row in zip(places, rows, strict=True) if row[column] is not None]
         for place, value in known:
             good = rows[place]["status"] == "ok"
@@ -123,7 +125,7 @@ def swept_ranks(rows: Sequence[Row], kind: Kind = "svg") -> bytes:
         axes.set_xlim(-0.6, len(rows) - 0.4)
         if column != "eval_loss":
             axes.set_ylim(bottom=0)
-        _dress(axes, f"{title} by rank", "rank", unit)
+        _dress(axes, f"{name} by rank", "rank", unit)
     return _render(figure, kind)
 
 
