@@ -5,11 +5,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONUNBUFFERED = 1
 
-.PHONY: run test test-slow ui table prune screenshots bench lint format lock setup setup-dev weights clean-data
+.PHONY: run tour test test-slow ui table prune screenshots bench lint format lock setup setup-dev weights clean-data
 .DEFAULT_GOAL := run
 
 run: weights ## the whole graph on this machine's profile; prints the comparison table
 	@exec $(BIN)/python -m assets.run
+
+tour: export FEATHERWEIGHT_PROFILE = tour
+tour: run ## what to run second: profile tour, whose learning rates are searched for; ten minutes
 
 test: setup-dev weights ## every test but the slow ones
 	@$(BIN)/python -m pytest -n 2 --dist worksteal

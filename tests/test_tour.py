@@ -1,0 +1,103 @@
+"""The profile that a newcomer runs second: what it compares is comparable, and the first profile's rows stay as they are."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipelines import experiments as configuration
+from pipelines.compare.table import comparison_rows
+from pipelines.evaluate.cell import evaluate
+from pipelines.experiments import Experiments
+from pipelines.paths import PROJECT
+from pipelines.project import Project
+from pipelines.runs.cells import CellKey
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
+from tests.in_process import InProcess, clean_for
+from tests.project import MODEL, TinyProject
+
+QUIET = Watch(say=lambda _message: None, launcher=InProcess())
+METHODS = ["base", "lora-r8"]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Experiments:
+    return configuration.load(PROJECT / "experiments.yaml")
+
+
+def trained_cells(shipped: Experiments) -> list[tuple[str, str]]:
+    profile = shipped.profile("tour")
+    cells = [(model, method) for model in profile.models for method in profile.methods]
+    return [cell for cell in cells if shipped.method(cell[1]).traits.trains]
+
+
+def test_every_method_has_its_rate_searched_for(shipped: Experiments) -> None:
+    cells = trained_cells(shipped)
+    assert len(cells) == 5
+    for model, method in cells:
+        settings = shipped.training_for("tour", model, method)
+        assert isinstance(settings.learning_rate, list) and len(settings.learning_rate) > 2, (model, method)
+        assert settings.learning_rate_source == "search", (model, method)
+
+
+def test_its_ranks_differ_by_their_rank_alone(shipped: Experiments) -> None:
+    settings = [shipped.method(method).model_dump() for _, method in trained_cells(shipped)]
+    ranks = [one for one in settings if one["kind"] == "lora" and one["quantization"] is None]
+    assert sorted(one["rank"] for one in ranks) == [8, 32, 128]
+    assert len({str({**one, "rank": None}) for one in ranks}) == 1 and ranks[0]["alpha"] == 32
+    assert {"base", "base-few-shot", "full", "qlora-r8"} < set(shipped.profile("tour").methods)
+
+
+def test_its_cells_are_no_other_profiles_and_its_weights_are_locals(shipped: Experiments) -> None:
+    tour, local = shipped.profile("tour"), shipped.profile("local")
+    others = [profile for name, profile in shipped.profiles.items() if name != "tour"]
+    assert not any(set(tour.models) & set(profile.models) for profile in others)
+    assert [shipped.model(name).origin for name in tour.models] == [shipped.model(name) for name in local.models]
+    assert len(local.methods) == 5
+
+
+def test_the_corpus_alone_holds_out_thirty_records_for_it(project: TinyProject) -> None:
+    selected = Project(project.data, clean_for(project).now().experiments, "tour").resolve().selected
+    assert len(selected.eval) >= 30 and len(selected.train) == 48
+
+
+def make(target: str, tmp_path: Path) -> str:
+    """What `target` runs, by programs that only say which profile they were given."""
+    for name in ("python", "featherweight"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$(basename $0) $* ${FEATHERWEIGHT_PROFILE:-none}"\n')
+        (tmp_path / name).chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if name != "FEATHERWEIGHT_PROFILE"}
+    command = ["make", "-o", ".venv/runtime-stamp", target, f"BIN={tmp_path}"]
+    return subprocess.run(command, cwd=PROJECT, env=env, check=True, capture_output=True, text=True).stdout
+
+
+def test_make_names_the_profile(tmp_path: Path) -> None:
+    assert make("tour", tmp_path).endswith("python -m assets.run tour\n")
+    assert make("run", tmp_path).endswith("python -m assets.run none\n")
+
+
+def run(project: TinyProject, profile: str) -> list[bool]:
+    """Make the profile's cells current; of each whether nothing had to be done for it."""
+    resolved = Project(project.data, project.now().experiments, profile).resolve()
+    reused = []
+    for key in [CellKey(model, method, 1) for model, method in resolved.project.grid]:
+        reused += [train(resolved, key, watch=QUIET)[1], evaluate(resolved, key, watch=QUIET)[1]]
+    return reused
+
+
+def test_both_profiles_rows_stay_current_side_by_side(project: TinyProject) -> None:
+    project.change(profiles={"tour": {"methods": METHODS, "max_train_examples": 12, "max_eval_examples": 4}})
+    project.change(profiles={"tour": {"training": {"learning_rate": {"lora": [1e-4, 1e-3, 1e-2]}}}})
+    project.change(profiles={"tour": {"evaluation": {"answers": 1, "max_new_tokens": 4}}})
+    project.change(profiles={"local": {"methods": METHODS}})
+    clean_for(project)
+    assert not any(run(project, "local")) and not any(run(project, "tour"))
+    assert all(run(project, "local")) and all(run(project, "tour"))
+    for profile in ("local", "tour"):
+        rows = comparison_rows(Project(project.data, project.now().experiments, profile).resolve())
+        assert [(row["status"], row["is_stale"]) for row in rows] == [("ok", False)] * 2, profile
+        assert {row["model"] for row in rows} == ({MODEL} if profile == "local" else {f"{MODEL}-tour"})
+        assert rows[1]["rates"] == "shared" if profile == "local" else rows[1]["rates"] in ("tuned", "edge")
+        assert rows[1]["base_bits_per_byte"] == rows[0]["eval_bits_per_byte"] is not None
