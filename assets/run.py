@@ -1,4 +1,4 @@
-"""`make run`: the whole graph through Dagster on this machine's profile, cell by cell, with progress; then the table.
+"""`make run` and `make tour`: the whole graph through Dagster on one profile, cell by cell, with progress; then the table.
 
 Every run is in the UI's history afterwards. What is current is reused, so a second call takes seconds.
 """
@@ -278,7 +278,8 @@ def drive(work: Callable[[], int]) -> int:
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
         if ONE_CELL not in sys.argv:
             print(
-                "featherweight: interrupted; what is finished is kept, `make run` goes on from there", file=sys.stderr
+                "featherweight: interrupted; what is finished is kept, the same command goes on from there",
+                file=sys.stderr,
             )
         return INTERRUPTED
     except Exception as error:
