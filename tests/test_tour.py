@@ -11,7 +11,7 @@ from pipelines.compare.table import comparison_rows
 from pipelines.evaluate.cell import evaluate
 from pipelines.experiments import Experiments
 from pipelines.paths import PROJECT
-from pipelines.project import Project
+from pipelines.project import Project, Resolved
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import Watch
 from pipelines.train.cell import train
@@ -19,7 +19,6 @@ from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
 
 QUIET = Watch(say=lambda _message: None, launcher=InProcess())
-METHODS = ["base", "lora-r8"]
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +57,6 @@ def test_its_cells_are_no_other_profiles_and_its_weights_are_locals(shipped: Exp
     assert len(local.methods) == 5
 
 
-def test_the_corpus_alone_holds_out_thirty_records_for_it(project: TinyProject) -> None:
-    selected = Project(project.data, clean_for(project).now().experiments, "tour").resolve().selected
-    assert len(selected.eval) >= 30 and len(selected.train) == 48
-
-
 def make(target: str, tmp_path: Path) -> str:
     """What `target` runs, by programs that only say which profile they were given."""
     for name in ("python", "featherweight"):
@@ -78,26 +72,28 @@ def test_make_names_the_profile(tmp_path: Path) -> None:
     assert make("run", tmp_path).endswith("python -m assets.run none\n")
 
 
+def under(project: TinyProject, profile: str) -> Resolved:
+    return Project(project.data, project.now().experiments, profile).resolve()
+
+
 def run(project: TinyProject, profile: str) -> list[bool]:
     """Make the profile's cells current; of each whether nothing had to be done for it."""
-    resolved = Project(project.data, project.now().experiments, profile).resolve()
-    reused = []
+    resolved, reused = under(project, profile), []
     for key in [CellKey(model, method, 1) for model, method in resolved.project.grid]:
         reused += [train(resolved, key, watch=QUIET)[1], evaluate(resolved, key, watch=QUIET)[1]]
     return reused
 
 
-def test_both_profiles_rows_stay_current_side_by_side(project: TinyProject) -> None:
-    project.change(profiles={"tour": {"methods": METHODS, "max_train_examples": 12, "max_eval_examples": 4}})
-    project.change(profiles={"tour": {"training": {"learning_rate": {"lora": [1e-4, 1e-3, 1e-2]}}}})
+def test_the_corpus_is_enough_for_it_and_both_profiles_rows_stay_current(project: TinyProject) -> None:
+    selected = under(clean_for(project), "tour").selected
+    assert len(selected.eval) >= 30 and len(selected.train) == 48, "without any generated record"
+    few = {"methods": ["lora-r8"], "max_train_examples": 12, "max_eval_examples": 4}
+    searched = {"training": {"learning_rate": {"lora": [1e-4, 1e-3, 1e-2]}}}
+    project.change(profiles={"local": {"methods": ["lora-r8"]}, "tour": few | searched})
     project.change(profiles={"tour": {"evaluation": {"answers": 1, "max_new_tokens": 4}}})
-    project.change(profiles={"local": {"methods": METHODS}})
-    clean_for(project)
     assert not any(run(project, "local")) and not any(run(project, "tour"))
     assert all(run(project, "local")) and all(run(project, "tour"))
-    for profile in ("local", "tour"):
-        rows = comparison_rows(Project(project.data, project.now().experiments, profile).resolve())
-        assert [(row["status"], row["is_stale"]) for row in rows] == [("ok", False)] * 2, profile
-        assert {row["model"] for row in rows} == ({MODEL} if profile == "local" else {f"{MODEL}-tour"})
-        assert rows[1]["rates"] == "shared" if profile == "local" else rows[1]["rates"] in ("tuned", "edge")
-        assert rows[1]["base_bits_per_byte"] == rows[0]["eval_bits_per_byte"] is not None
+    for profile, rates in (("local", ("shared",)), ("tour", ("tuned", "edge"))):
+        (row,) = comparison_rows(under(project, profile))
+        assert (row["status"], row["is_stale"]) == ("ok", False) and row["rates"] in rates, profile
+        assert row["model"] == (MODEL if profile == "local" else f"{MODEL}-tour") and row["eval_bits_per_byte"]
