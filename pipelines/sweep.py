@@ -35,7 +35,7 @@ COLUMNS = (
     *COMPARISON.pick("peak_memory_gb", "tokens_per_second", "trainable_params", "artifact_mb"),
 )
 NAME_ENDINGS = {None: "", "all-linear": "-all", "attention": "-qkv"}  # of Targets
-HOW_RATES_ARE_CHOSEN = ("learning_rate", "learning_rate_source", "search_share")
+HOW_RATES_ARE_CHOSEN = ("learning_rate", "learning_rate_source", "search_share", "search_cap")
 
 
 @dataclass(frozen=True)
