@@ -21,6 +21,7 @@ def main() -> int:
     from benchmarks import (
         clean,
         clean_quality,
+        coverage,
         devices,
         dropout,
         estimate,
@@ -38,6 +39,7 @@ def main() -> int:
     )
 
     benchmarks = {
+        "coverage": coverage.measure,
         "devices": devices.measure,
         "dropout": dropout.measure,
         "estimate": estimate.measure,

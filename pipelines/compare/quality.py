@@ -3,17 +3,19 @@ more than the choice of these records (and seeds).
 
 Intervals are 95 % bootstrap intervals over records (Efron & Tibshirani 1993), expanded for small samples
 (`statistics.expanded_tail`). Two cells are compared on the same resamples of the same records, so that what makes a record hard for
-both cancels out (Koehn 2004; Berg-Kirkpatrick et al. 2012). Several seeds are resampled beside the records (Owen 2007).
+both cancels out (Koehn 2004; Berg-Kirkpatrick et al. 2012). Several training runs widen them by what the runs differ by
+(`seeds.widening`): three runs are too few to be resampled.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from math import log
 from typing import Any
 
 import numpy as np
 
+from pipelines.compare.seeds import Component, Spread, component, pooled, records_variance, spread_of, widening
 from pipelines.files import read_jsonl
 from pipelines.runs.cells import Evaluation
 from pipelines.statistics import expanded_tail
@@ -49,25 +51,38 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Quality:
-    """What a cell lost on each record. `nats`: (seeds, records), of the completions' ordinary tokens; `sizes`: (records,), their
-    UTF-8 bytes; `examples`: the records' ids, sorted."""
+    """What a cell lost on each record. `nats`: (runs, records), of the completions' ordinary tokens; `sizes`: (records,), their
+    UTF-8 bytes; `examples`: the records' ids, sorted; `seeds`: those of the runs, empty where they do not matter. Runs that are not
+    `trained` are all alike."""
 
     examples: tuple[str, ...]
     nats: np.ndarray
     sizes: np.ndarray
+    seeds: tuple[int, ...] = ()
+    trained: bool = True
 
     def on(self, examples: Sequence[str]) -> "Quality":
         """The same on some of its records."""
         place = {name: number for number, name in enumerate(self.examples)}
         chosen = [place[name] for name in examples]
-        return Quality(tuple(examples), self.nats[:, chosen], self.sizes[chosen])
+        return replace(self, examples=tuple(examples), nats=self.nats[:, chosen], sizes=self.sizes[chosen])
+
+    @property
+    def mean_nats(self) -> np.ndarray:
+        """(1, records): the mean over the runs."""
+        return self.nats.mean(axis=0, keepdims=True)
+
+    @property
+    def runs(self) -> int:
+        """How many training runs tell of the method; none where nothing was trained."""
+        return len(self.nats) if self.trained else 0
 
     @property
     def bits_per_byte(self) -> float:
         return float(self.nats.mean(axis=0).sum() / (log(2) * self.sizes.sum()))
 
     def interval(self) -> Interval | None:
-        return intervals([self.nats], self.sizes)[0]
+        return intervals([self.nats if self.trained else self.nats[:1]], self.sizes)[0]
 
 
 def record_values(evaluation: Evaluation) -> dict[str, tuple[float, int]]:
@@ -76,21 +91,25 @@ def record_values(evaluation: Evaluation) -> dict[str, tuple[float, int]]:
     return {row["example_id"]: (row["scored_nats"], row["bytes"]) for row in rows}
 
 
-def quality_of(evaluations: Sequence[Evaluation]) -> Quality | None:
-    """The quality over the evaluations of a cell's seeds; None where they were not measured on the same records, or on none."""
+def quality_of(evaluations: Sequence[Evaluation], *, seeds: Sequence[int] = (), trained: bool = True) -> Quality | None:
+    """The quality over the evaluations of a cell's runs; None where they were not measured on the same records, or on none."""
     found = [record_values(evaluation) for evaluation in evaluations]
     if not found or not found[0] or any(one.keys() != found[0].keys() for one in found):
         return None
     examples = tuple(sorted(found[0]))
     nats = np.array([[one[name][0] for name in examples] for one in found], dtype=float)
-    return Quality(examples, nats, np.array([found[0][name][1] for name in examples], dtype=float))
+    sizes = np.array([found[0][name][1] for name in examples], dtype=float)
+    return Quality(examples, nats, sizes, tuple(seeds), trained)
 
 
 class Qualities:
-    """The quality of every row that has one, and their differences."""
+    """The quality of every row that has one, and their differences.
 
-    def __init__(self, known: Mapping[Cell, Quality]) -> None:
-        self._known = known
+    `assumed`: the spread between training runs of a model, for as long as none of its cells was trained with several seeds.
+    """
+
+    def __init__(self, known: Mapping[Cell, Quality], assumed: Mapping[str, Spread] | None = None) -> None:
+        self._known, self._assumed = known, assumed or {}
 
     def of(self, row: Row) -> Quality | None:
         return self._known.get((row["model"], row["method"]))
@@ -100,13 +119,56 @@ class Qualities:
         return self.differences([row], other)[0]
 
     def differences(self, rows: Sequence[Row], other: Row) -> list[Interval | None]:
+        """Between what was measured: of a cell that was trained once, between this run and the other."""
+        return self._differences(rows, other, borrow=False)
+
+    def method_difference(self, row: Row, other: Row) -> Interval | None:
+        return self.method_differences([row], other)[0]
+
+    def method_differences(self, rows: Sequence[Row], other: Row) -> list[Interval | None]:
+        """Between the methods: of a cell that was trained once, widened by the spread between training runs, where it is known."""
+        return self._differences(rows, other, borrow=True)
+
+    def spread(self, row: Row) -> Spread | None:
+        """Between the training runs of the row's method: seen in its own, else borrowed; None where it is not known."""
+        quality = self.of(row)
+        if quality is None or not quality.trained:
+            return None
+        return self._seen.get((row["model"], row["method"])) or self._borrowed(row["model"])
+
+    def lent(self, rows: Sequence[Row]) -> list[Spread]:
+        """The spreads that the differences between the methods of `rows` were widened by, each once."""
+        once = [row for row in rows if (quality := self.of(row)) and quality.runs == 1]
+        return list(dict.fromkeys(found for row in once if (found := self._borrowed(row["model"]))))
+
+    @cached_property
+    def _seen(self) -> dict[Cell, Spread]:
+        found = {
+            cell: spread_of(quality.nats, quality.sizes, cell[1])
+            for cell, quality in self._known.items()
+            if quality.trained and len(quality.sizes) >= LEAST_RECORDS
+        }
+        return {cell: spread for cell, spread in found.items() if spread}
+
+    def _borrowed(self, model: str) -> Spread | None:
+        """Of the model's cells that have several runs, pooled; else what is assumed of it."""
+        return pooled([spread for cell, spread in self._seen.items() if cell[0] == model]) or self._assumed.get(model)
+
+    def _differences(self, rows: Sequence[Row], other: Row, *, borrow: bool) -> list[Interval | None]:
         theirs = self.of(other)
         if theirs is None:
             return [None] * len(rows)
-        paired = {n: mine.nats for n, row in enumerate(rows) if (mine := self.of(row)) and same_records(mine, theirs)}
-        made = intervals([_difference(nats, theirs.nats) for nats in paired.values()], theirs.sizes)
-        found = dict(zip(paired, made, strict=True))
-        return [found.get(number) for number in range(len(rows))]
+        paired = {n: mine for n, row in enumerate(rows) if (mine := self.of(row)) and same_records(mine, theirs)}
+        nats = [mine.mean_nats - theirs.mean_nats for mine in paired.values()]
+        found = dict(zip(paired, over_records(nats, theirs.sizes), strict=True))
+        made: list[Interval | None] = [None] * len(rows)
+        for (number, mine), difference in zip(paired.items(), nats, strict=True):
+            added = _components(mine, theirs)
+            if borrow:
+                added += [spread.of_one_run for row in (rows[number], other) for spread in self.lent([row])]
+            if interval := found[number]:
+                made[number] = _widened(interval, difference[0], theirs.sizes, added)
+        return made
 
 
 def same_records(one: Quality, other: Quality) -> bool:
@@ -115,19 +177,50 @@ def same_records(one: Quality, other: Quality) -> bool:
 
 def paired_difference(one: Quality, other: Quality) -> Interval | None:
     """Bits per byte of `one` less those of `other`, on the same records."""
-    return intervals([_difference(one.nats, other.nats)], one.sizes)[0]
+    nats = one.mean_nats - other.mean_nats
+    (interval,) = over_records([nats], one.sizes)
+    return interval and _widened(interval, nats[0], one.sizes, _components(one, other))
 
 
-def _difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(seeds, records); of unequal numbers of seeds, the means over them: (1, records)."""
-    if one.shape == other.shape:
-        return one - other
-    return one.mean(axis=0, keepdims=True) - other.mean(axis=0, keepdims=True)
+def _components(one: Quality, other: Quality) -> list[Component]:
+    """What the training runs of both add to the variance of their difference. Runs of equal seeds saw the data in the same order,
+    so that they are compared seed by seed; others count as independent. One run says nothing of its method's spread."""
+    if (
+        one.trained
+        and other.trained
+        and len(one.nats) > 1
+        and one.seeds == other.seeds
+        and len(one.nats) == len(other.nats)
+    ):
+        found = [component(one.nats - other.nats, one.sizes)]
+    else:
+        found = [component(quality.nats, quality.sizes) for quality in (one, other) if quality.trained]
+    return [added for added in found if added]
+
+
+def _widened(interval: Interval, nats: np.ndarray, sizes: np.ndarray, added: Sequence[Component]) -> Interval:
+    """`interval`, over the records of `nats` and `sizes`, with what training runs add to it."""
+    if not added:
+        return interval
+    wider = widening(len(sizes), records_variance(nats, sizes), added)
+    low, high = wider.of(interval.value - interval.low), wider.of(interval.high - interval.value)
+    return Interval(interval.value, interval.value - low, interval.value + high)
 
 
 def intervals(nats: Sequence[np.ndarray], sizes: np.ndarray) -> list[Interval | None]:
-    """Σ nats / (ln 2 × Σ bytes) of each of `nats`, (seeds, records) over the same records of `sizes` bytes, with its interval; None
-    under `LEAST_RECORDS` records."""
+    """Σ nats / (ln 2 × Σ bytes) of each of `nats`, (runs, records) over the same records of `sizes` bytes, with its interval over
+    records and, where there are several, training runs; None under `LEAST_RECORDS` records."""
+    means = [one.mean(axis=0, keepdims=True) for one in nats]
+    made = zip(nats, means, over_records(means, sizes), strict=True)
+    return [
+        interval and _widened(interval, mean[0], sizes, [added] if (added := component(one, sizes)) else [])
+        for one, mean, interval in made
+    ]
+
+
+def over_records(nats: Sequence[np.ndarray], sizes: np.ndarray) -> list[Interval | None]:
+    """Σ nats / (ln 2 × Σ bytes) of each of `nats`, (1, records) over the same records of `sizes` bytes, with its interval over the
+    records; None under `LEAST_RECORDS` of them."""
     if len(sizes) < LEAST_RECORDS:
         return [None] * len(nats)
     tail = expanded_tail(TAIL, len(sizes))
@@ -136,22 +229,21 @@ def intervals(nats: Sequence[np.ndarray], sizes: np.ndarray) -> list[Interval | 
         some = nats[start : start + AT_ONCE]
         sampled = np.column_stack([_resampled(one, sizes) for one in some])
         lows, highs = np.quantile(sampled, [tail, 1 - tail], axis=0)
-        values = [one.mean(axis=0).sum() / (log(2) * sizes.sum()) for one in some]
+        values = [one[0].sum() / (log(2) * sizes.sum()) for one in some]
         made += [Interval(float(v), float(lo), float(hi)) for v, lo, hi in zip(values, lows, highs, strict=True)]
     return made
 
 
 def _resampled(nats: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(resamples,): bits per byte of each resample of records, and of seeds where there are several."""
+    """(resamples,): bits per byte of each resample of records; `nats`: (1, records)."""
     if len(sizes) > GROUPS:
         nats, sizes = _grouped(nats), _grouped(sizes[None])[0]
     counts = record_counts(len(sizes))
-    per_seed = counts @ nats.T
-    return (per_seed * seed_shares(len(nats))).sum(axis=1) / (log(2) * (counts @ sizes))
+    return (counts @ nats.T)[:, 0] / (log(2) * (counts @ sizes))
 
 
 def _grouped(values: np.ndarray) -> np.ndarray:
-    """(seeds, records) summed into (seeds, groups), always the same records in a group."""
+    """(1, records) summed into (1, groups), always the same records in a group."""
     order = np.random.default_rng(SEED).permutation(values.shape[1]) % GROUPS
     return np.stack([np.bincount(order, weights=one, minlength=GROUPS) for one in values])
 
@@ -162,9 +254,3 @@ def record_counts(records: int) -> np.ndarray:
     drawn = np.random.default_rng(SEED).integers(0, records, (RESAMPLES, records))
     places = drawn + records * np.arange(RESAMPLES)[:, None]
     return np.bincount(places.ravel(), minlength=RESAMPLES * records).reshape(RESAMPLES, records).astype(float)
-
-
-@lru_cache(maxsize=8)
-def seed_shares(seeds: int) -> np.ndarray:
-    """(resamples, seeds): the share of each seed in each resample."""
-    return np.random.default_rng(SEED).multinomial(seeds, [1 / seeds] * seeds, RESAMPLES) / seeds

@@ -10,6 +10,7 @@ from pipelines.compare.disturbed import speed_stands
 from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
 from pipelines.compare.quality import Interval, Qualities
 from pipelines.compare.rates import Name, at_edge, not_its_best, still_open, trained_at
+from pipelines.compare.seeds import basis
 
 Row = dict[str, Any]
 MEMORY_NOISE = 0.02  # equal runs peaked within 1 % of each other
@@ -99,7 +100,7 @@ def _is_dominated(row: Row, rivals: Sequence[Row], qualities: Qualities) -> bool
 
 
 def _one_dominates(row: Row, rivals: Sequence[Row], qualities: Qualities) -> bool:
-    differences = qualities.differences(rivals, row)
+    differences = qualities.method_differences(rivals, row)
     return any(
         difference is not None
         and not difference.above
@@ -182,7 +183,7 @@ class Choice:
         self._open = at_edge(self._group) if len(self._group) > 1 else []  # one row alone has no rival
 
     def _from_best(self, group: Sequence[Row]) -> list[Interval | None]:
-        return self._qualities.differences(group, group[0]) if group else []
+        return self._qualities.method_differences(group, group[0]) if group else []
 
     def best_quality(self) -> Row:
         if not self._group:
@@ -237,7 +238,7 @@ class Choice:
         tied = [row for row in measured if row["peak_memory_gb"] <= smallest / (1 - MEMORY_NOISE)]
         edge = at_edge(tied) if len(tied) > 1 else []
         if not edge:
-            differences = self._qualities.differences(tied, tied[0])
+            differences = self._qualities.method_differences(tied, tied[0])
             tied = [row for row, apart in zip(tied, differences, strict=True) if apart is None or not apart.above]
         found = Found(tied, compared=[], undecided=len(tied) > 1, other_batches=len(known) - len(measured))
         if found.undecided:
@@ -301,6 +302,7 @@ class Choice:
         row["eval_records"] = first["eval_records"]
         rates = trained_at(found.compared, self.name)
         reason = "; ".join(filter(None, (*told, rates)))
+        reason = f"{reason} ({basis(self._group, self._qualities.lent(self._group))})"
         if found.undecided:
             return row | {"verdict": UNCLEAR, "reason": reason}
         copied = {name: first[name] for name in PICKS.by_name if name in first and row[name] is None}

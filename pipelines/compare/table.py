@@ -13,6 +13,7 @@ from pipelines.compare.disturbed import in_words, speed_stands
 from pipelines.compare.quality import Qualities, Quality, quality_of
 from pipelines.compare.ranking import incomparable, mark_pareto, other_costs
 from pipelines.compare.rates import method_name, rates_of, weakest
+from pipelines.compare.seeds import assumed_spreads
 from pipelines.compare.targets import add_targets
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import questions
@@ -68,7 +69,8 @@ def comparison(resolved: Resolved) -> Comparison:
     configured = [resolved.cell(*cell) for cell in project.grid]
     seeds = {plan.cell: [_seed(project, key, by.fingerprint) for key in plan.keys] for plan in configured}
     rows = [_row(resolved, plan, seeds[plan.cell], by) for plan in configured]
-    qualities = Qualities({cell: found for cell in project.grid if (found := _quality(seeds[cell]))})
+    known = {plan.cell: found for plan in configured if (found := _quality(project, plan, seeds[plan.cell]))}
+    qualities = Qualities(known, assumed_spreads(project.experiments, project.settings.models))
     base = {row["model"]: row for row in rows if row["method"] == base_method(project)}
     full = {row["model"]: row for row in rows if row["method"] == "full"}
     for row in rows:
@@ -270,15 +272,19 @@ def _mean(values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else fmean(values)
 
 
-def _quality(seeds: Sequence["Seed | None"]) -> Quality | None:
+def _quality(project: Project, plan: CellPlan, seeds: Sequence["Seed | None"]) -> Quality | None:
     """Over the seeds that ended ok, as the row's other numbers."""
-    return quality_of([seed.good for seed in seeds if seed and seed.good and seed.attempt.status == "ok"])
+    good = {seed.attempt.key.seed: seed.good for seed in seeds if seed and seed.good and seed.attempt.status == "ok"}
+    trains = project.experiments.method(plan.method).traits.trains
+    return quality_of(list(good.values()), seeds=tuple(good), trained=trains)
 
 
 def _add_interval(row: Row, qualities: Qualities) -> None:
     quality = qualities.of(row)
     if quality and (found := quality.interval()):
         row["eval_bits_per_byte_low"], row["eval_bits_per_byte_high"] = found.low, found.high
+    if spread := qualities.spread(row):
+        row |= {"seed_spread_bits_per_byte": spread.value, "seed_spread_source": spread.seen}
 
 
 def _add_difference(row: Row, name: str, other: Row, qualities: Qualities) -> None:

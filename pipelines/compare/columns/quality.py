@@ -21,9 +21,15 @@ QUALITY = (
     ),
     *group(
         "quality", "comparison",
-        real("eval_bits_per_byte_low", "Lower end of the 95 % interval of eval_bits_per_byte over the records.", BITS, 4),
-        real("eval_bits_per_byte_high", "Upper end of the 95 % interval of eval_bits_per_byte over the records.", BITS, 4),
+        real("eval_bits_per_byte_low", "Lower end of the 95 % interval of eval_bits_per_byte over the records and training runs.",
+             BITS, 4),
+        real("eval_bits_per_byte_high", "Upper end of the 95 % interval of eval_bits_per_byte over the records and training runs.",
+             BITS, 4),
         real("eval_bits_per_byte_std", "Standard deviation of eval_bits_per_byte over the seeds.", BITS, 4, better="lower"),
+        real("seed_spread_bits_per_byte",
+             "Standard deviation between training runs of the method, beyond what single records explain; of a row with one run "
+             "that of the model's other rows. Verdicts between methods are widened by it.", BITS, 4, better="lower"),
+        text("seed_spread_source", "Methods whose training runs showed seed_spread_bits_per_byte, or what it is assumed from."),
         real("base_bits_per_byte", "eval_bits_per_byte of the untouched model, with the same weights and on the same records.",
              BITS, 4, heading="base"),
         real("delta_base", "eval_bits_per_byte minus the untouched model's; below zero, tuning helped.", BITS, 4, better="lower",

