@@ -88,7 +88,7 @@ class Case:
         assumed = {model: self._estimate(luck) for model, _ in known} if self.known else {}
         rows = [{"model": model, "method": method} for model, method in known if method == "x"]
         base = {"model": "untouched", "method": "base"}
-        intervals = Qualities(known, assumed).method_differences(rows, base)
+        intervals = Qualities(known, assumed=assumed).method_differences(rows, base)
         return [one for one in intervals if one]
 
     def _estimate(self, luck: np.random.Generator) -> Spread:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
 from pipelines.compare.quality import Interval, Qualities
 from pipelines.compare.ranking import SAME_BATCH, comparable_rows, of_equal_batches, stands
+from pipelines.compare.rates import rates_of
+from pipelines.compare.seeds import MOST_RUNS, Sources
 from pipelines.compare.table import Comparison
 
 Row = dict[str, Any]
@@ -14,6 +16,9 @@ Verdict = Literal["use", "run next", "nothing fits"]
 NEAREST = 5  # cells whose failing is told
 # that a new run ends otherwise is not to be hoped for
 HOPELESS = ("out_of_memory", "diverged", "failed", "unavailable")
+ONE_MORE_RUN = (
+    "load_seconds", "quantize_seconds", "search_seconds", "train_seconds", "other_seconds", "evaluation_seconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,16 @@ class Decision:
 
 def decide(comparison: Comparison, limits: Limits) -> Decision:
     """The cell to use: of those that surely stay within all limits, and have equal micro-batches, the one with the smallest peak
-    memory × training time.
+    memory × training time. A time that other programs disturbed decides nothing but that the limit of time is kept.
 
-    Loss is bits per byte above the best comparable cell (the lowest that was measured, full or not), on the same records. It stays
+    Loss is bits per byte above the best comparable cell (the lowest that was measured, full or not), on the same records. It is
+    the method's: of cells with one training run the interval is widened by the spread between runs, where it is known. It stays
     within `max_loss` surely where the whole 95 % interval does, surely not where the whole interval lies above; between, these
-    records cannot tell. Only cells that are current, but for the code, can be used. Where none can, the one to run next is, in
-    this order: a cell that is within the limits but for too few records; one not measured yet that is predicted to fit (of several
-    the one predicted largest: more trained weights lose least); one that may still be within `max_loss`, against appearances.
-    A cell that left out too many records is never used, and the reasons name it.
+    records and runs cannot tell. Where a cell that may be the best has its learning rate at the edge of those tried, none is sure.
+    Only cells that are current, but for the code, can be used. Where none can, the one to run next is, in this order: one whose
+    rate lies at the edge; a cell that is within the limits but for too few records or runs; one not measured yet that is predicted
+    to fit (of several the one predicted largest: more trained weights lose least); one that may still be within `max_loss`, against
+    appearances. A cell that left out too many records is never used, and the reasons name it.
     """
     found = _decide(comparison, limits)
     trained = [row for row in comparison.rows if row["status"] == "ok" and row["method"] != comparison.base]
@@ -57,37 +64,60 @@ def decide(comparison: Comparison, limits: Limits) -> Decision:
 def _decide(comparison: Comparison, limits: Limits) -> Decision:
     ranked = _Ranked.of(comparison)
     inside = [row for row in ranked.rows if stands(row) and not _breaks(row, limits)]
-    if sure := [row for row in inside if ranked.keeps(row, limits) is True]:
-        equal = of_equal_batches(sure)
-        chosen = min(equal, key=lambda row: (row["peak_memory_gb"] or 0) * (row["train_seconds"] or 0))
-        told = [*ranked.numbers(chosen, limits), *_with_other_batches(chosen, len(sure) - len(equal))]
-        return Decision("use", *_named(chosen), ranked.loss(chosen), tuple(told))
+    sure = [row for row in inside if ranked.keeps(row, limits) is True]
     unsure = [row for row in inside if ranked.keeps(row, limits) is None]
     likely = [row for row in unsure if (loss := ranked.loss(row)) and loss.value <= (limits.max_loss or 0)]
+    if limits.max_loss is not None and (sure or likely) and (edge := ranked.at_edge(sure or likely)):
+        return _other_rates(edge)
+    if sure:
+        return _use(ranked, sure, limits)
     if likely:
-        return ranked.more_records(likely, limits)
+        return ranked.more(likely, limits)
     trained = [row for row in comparison.rows if row["method"] != comparison.base]
     if to_run := _to_run(trained, limits):
         return _run(to_run, limits)
     if unsure:
-        return ranked.more_records(unsure, limits)
+        return ranked.more(unsure, limits)
     return Decision("nothing fits", None, None, None, tuple(ranked.failings(trained, limits)))
+
+
+def _use(ranked: "_Ranked", sure: Sequence[Row], limits: Limits) -> Decision:
+    equal = of_equal_batches(sure)
+    timed = [row for row in equal if speed_stands(row)]
+    if timed:
+        chosen = min(timed, key=lambda row: (row["peak_memory_gb"] or 0) * (row["train_seconds"] or 0))
+    else:
+        chosen = min(equal, key=lambda row: row["peak_memory_gb"] or 0)
+    told = [
+        *ranked.numbers(chosen, limits),
+        *_with_other_batches(chosen, len(sure) - len(equal)),
+        *_disturbed(len(equal) - len(timed), only=not timed),
+    ]
+    return Decision("use", *_named(chosen), ranked.loss(chosen), tuple(told))
+
+
+def speed_stands(row: Row) -> bool:
+    """Whether no other programs ran beside it so much that its measured speed is in doubt."""
+    return not row["speed_disturbed"]
 
 
 @dataclass(frozen=True)
 class _Ranked:
-    """The rows that may be compared, the best first."""
+    """The rows that may be compared, the best first; `base`: the row of each model's untouched self."""
 
     rows: list[Row]
     qualities: Qualities
+    base: dict[str, Row]
 
     @classmethod
     def of(cls, comparison: Comparison) -> "_Ranked":
         rows = sorted(comparable_rows(comparison.rows, comparison.qualities), key=lambda row: row["eval_bits_per_byte"])
-        return cls(rows, comparison.qualities)
+        base = {row["model"]: row for row in comparison.rows if row["method"] == comparison.base}
+        return cls(rows, comparison.qualities, base)
 
     def loss(self, row: Row) -> Interval | None:
-        return Interval(0.0, 0.0, 0.0) if row is self.rows[0] else self.qualities.difference(row, self.rows[0])
+        best = self.rows[0]
+        return Interval(0.0, 0.0, 0.0) if row is best else self.qualities.method_difference(row, best)
 
     def keeps(self, row: Row, limits: Limits) -> bool | None:
         """Whether the row's loss is within the limit; None: its records cannot tell."""
@@ -98,17 +128,30 @@ class _Ranked:
             return None
         return loss.high <= limits.max_loss
 
-    def more_records(self, rows: Sequence[Row], limits: Limits) -> Decision:
+    def at_edge(self, chosen: Sequence[Row]) -> Row | None:
+        """Of `chosen`, and of the rows that may be the best, the first with a learning rate at the edge of those tried."""
+        matter = [row for row in self.rows if row in chosen or (loss := self.loss(row)) is None or not loss.above]
+        return next((row for row in matter if rates_of(row) == "edge"), None)
+
+    def more(self, rows: Sequence[Row], limits: Limits) -> Decision:
+        """More records or more training runs, whichever would make the loss of the best of `rows` sure."""
         row = min(rows, key=lambda one: loss.value if (loss := self.loss(one)) else float("inf"))
-        loss = self.loss(row)
-        model, method = _named(row)
+        loss, best = self.loss(row), self.rows[0]
         if loss is None:
             told = "it was measured on too few records to have an interval"
         else:
             told = f"it is within the other limits, but its loss is {_told(loss)}: not sure against {limits.max_loss:g}"
-        asked = _records_needed(row, loss, limits)
-        how = f"raise max_eval_examples{asked}, clean, and run `featherweight evaluate {model} {method}`"
-        return Decision("run next", model, method, loss, (told, how))
+        told = f"{told} ({self.basis(row)})"
+        sources = self.qualities.sources(row, best)
+        pair = [row] if row is best else [row, best]
+        return Decision("run next", *_named(row), loss, (told, *_more(pair, sources, loss, limits)))
+
+    def basis(self, row: Row) -> str:
+        """What the row's loss rests on: training runs, and learning rates."""
+        pair = [row] if row is self.rows[0] else [row, self.rows[0]]
+        told = self.qualities.basis(pair)
+        shared = any(rates_of(one) == "shared" for one in pair)
+        return f"{told}, at one shared learning rate" if shared and len(self.rows) > 1 else told
 
     def numbers(self, row: Row, limits: Limits) -> list[str]:
         best, loss = self.rows[0], self.loss(row)
@@ -116,12 +159,12 @@ class _Ranked:
             quality = f"{row['eval_bits_per_byte']:.4f} bits per byte, the best of {len(self.rows)} comparable cells"
         else:
             quality = f"{row['eval_bits_per_byte']:.4f} bits per byte, {_told(loss)} to the best ({best['method']})"
-        told = [quality]
+        told = [f"{quality}; {self.basis(row)}"]
         if row["peak_memory_gb"] is not None:
             told.append(f"{row['peak_memory_gb']:.2f} GB at its peak{_of(limits.memory_gb)}")
         if row["train_seconds"] is not None:
             told.append(f"{row['train_seconds'] / 60:.1f} minutes{_of(limits.minutes)}")
-        if row["delta_base_high"] is not None and row["delta_base_high"] >= 0:
+        if row["delta_base_high"] is not None and not self._better_than_base(row):
             told.append("it is not told apart from the untouched model, or worse: tuning may not be worth it")
         if left_out := left_out_in_words(row):
             told.append(left_out)
@@ -130,6 +173,11 @@ class _Ranked:
                 f"measured before an upgrade changed the code: `featherweight train {' '.join(_named(row))}` anew to be sure"
             )
         return told
+
+    def _better_than_base(self, row: Row) -> bool:
+        base = self.base.get(row["model"])
+        difference = self.qualities.method_difference(row, base) if base else None
+        return difference is not None and difference.high < 0
 
     def failings(self, rows: Sequence[Row], limits: Limits) -> list[str]:
         """What keeps each cell out, those that were measured and lose least first."""
@@ -164,15 +212,22 @@ def _to_run(rows: Sequence[Row], limits: Limits) -> list[Row]:
     found = []
     for row in rows:
         done = row["status"] == "ok" and stands(row)
+        done = done and not _retimed(row, limits)
         stopped = row["status"] == "timed_out" and limits.minutes is not None
         if done or stopped or row["status"] in HOPELESS:
             continue
         if limits.memory_gb is not None and (_needs(row) or 0) > limits.memory_gb:
             continue
         took = row["train_seconds"] if row["status"] == "ok" else None
-        if took is None or limits.minutes is None or took / 60 <= limits.minutes:
+        if took is None or limits.minutes is None or took / 60 <= limits.minutes or _retimed(row, limits):
             found.append(row)
     return sorted(found, key=lambda row: -(_needs(row) or 0))
+
+
+def _retimed(row: Row, limits: Limits) -> bool:
+    """Whether the row is over the limit of time as measured, but may be within it without the programs that ran beside it."""
+    took = row["train_seconds"] if row["status"] == "ok" and not speed_stands(row) else None
+    return took is not None and limits.minutes is not None and took / 60 > limits.minutes
 
 
 def _needs(row: Row) -> float | None:
@@ -187,19 +242,66 @@ def _run(rows: Sequence[Row], limits: Limits) -> Decision:
     how = "measured" if row["status"] == "ok" else "predicted"
     memory = f"{_needs(row):.2f} GB {how}{_of(limits.memory_gb)}" if _needs(row) else "no prediction of its memory"
     told = f"no measured cell is sure to stay within the limits; this one is {state}, {memory}"
+    force = ""
+    if _retimed(row, limits):
+        told += f", and took {row['train_seconds'] / 60:.1f} minutes beside other programs"
+        force = "" if row["is_stale"] else " --force"
     if len(rows) > 1:
         told += f" (the largest of {len(rows)} that may fit)"
     under_way = row["status"] in ("queued", "running")
-    command = f"`featherweight train {model} {method}`, `featherweight evaluate {model} {method}`, then decide again"
+    command = (
+        f"`featherweight train {model} {method}{force}`, `featherweight evaluate {model} {method}`, then decide again"
+    )
     return Decision("run next", model, method, None, (told, "it is under way: wait for it" if under_way else command))
 
 
-def _records_needed(row: Row, loss: Interval | None, limits: Limits) -> str:
-    """About how many records would make the interval narrow enough: its width shrinks with their root."""
-    if loss is None or limits.max_loss is None or loss.value >= limits.max_loss or not row["eval_records"]:
-        return ""
-    factor = (loss.high - loss.value) / (limits.max_loss - loss.value)
-    return f" from {row['eval_records']} to about {round(row['eval_records'] * factor**2 + 0.5)}"
+def _other_rates(row: Row) -> Decision:
+    model, method = _named(row)
+    told = (
+        f"its learning rate, {row['learning_rate']:g}, lies at the edge of those tried: a better one may lie beyond, "
+        "so that no cell is surely within max_loss"
+    )
+    how = (
+        f"move its list of learning rates in experiments.yaml, or take learning_rate: auto; then `featherweight train {model} "
+        f"{method}`, `featherweight evaluate {model} {method}`, and decide again"
+    )
+    return Decision("run next", model, method, None, (told, how))
+
+
+def _more(pair: Sequence[Row], sources: Sources | None, loss: Interval | None, limits: Limits) -> list[str]:
+    """How to make a loss sure: more training runs of `pair`, the row and the best, where these do more, else more records."""
+    margin = (limits.max_loss or 0.0) - loss.value if loss else 0.0
+    if loss is None or sources is None or margin <= 0:
+        return [_more_records(pair[0], None)]
+    records = sources.records_needed(loss.high - loss.value, margin)
+    runs = sources.runs_needed(margin)
+    if runs and (records is None or sources.runs > sources.records):
+        return [_more_runs(pair, runs, "the training runs differ more than the choice of records does")]
+    if records is None:
+        return [_more_records(pair[0], None), _more_runs(pair, MOST_RUNS, "more records alone would not settle it")]
+    if sources.of_one_run is None:
+        return [
+            _more_records(pair[0], records),
+            _more_runs(pair, 3, "how far its training runs lie apart is not known"),
+        ]
+    return [_more_records(pair[0], records)]
+
+
+def _more_records(row: Row, needed: int | None) -> str:
+    model, method = _named(row)
+    asked = f" from {row['eval_records']} to about {needed}" if needed and row["eval_records"] else ""
+    return f"raise max_eval_examples{asked}, clean, and run `featherweight evaluate {model} {method}`"
+
+
+def _more_runs(pair: Sequence[Row], runs: int, because: str) -> str:
+    """To train each of `pair` so many times in all, and the minutes that this takes."""
+    missing = [max(0, runs - (row["seeds_ok"] or 0)) for row in pair]
+    seconds = sum(count * (row[name] or 0.0) for count, row in zip(missing, pair, strict=True) for name in ONE_MORE_RUN)
+    names = " and ".join(row["method"] for row in pair)
+    return (
+        f"{because}: {runs} runs of {names} would tell, about {max(1, round(seconds / 60))} more minutes "
+        f"({runs} entries under `seeds` in the profile; its other cells then need as many)"
+    )
 
 
 def _with_other_batches(row: Row, others: int) -> list[str]:
@@ -209,6 +311,15 @@ def _with_other_batches(row: Row, others: int) -> list[str]:
     return [
         f"{more} within the limits, but with other {SAME_BATCH} than {row[SAME_BATCH]}, so that costs are not compared"
     ]
+
+
+def _disturbed(others: int, *, only: bool) -> list[str]:
+    if only:
+        return ["other programs ran beside it while it was timed, so that memory alone decides"]
+    if not others:
+        return []
+    more = "1 more cell is" if others == 1 else f"{others} more cells are"
+    return [f"{more} within the limits, but timed beside other programs, so that costs are not compared"]
 
 
 def _named(row: Row) -> tuple[str, str]:

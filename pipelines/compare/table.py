@@ -39,6 +39,8 @@ FROM_TRAINING = tuple(name for name in COMPARISON.measured_by("training") if nam
 FROM_EVALUATION = COMPARISON.measured_by("evaluation")
 PAID = ("load_seconds", "quantize_seconds", "probe_seconds", "search_seconds", "train_seconds", "other_seconds")
 
+EVALUATING = ("evaluation_load_seconds", "loss_seconds", "answer_seconds", "serving_seconds")
+
 
 @dataclass(frozen=True)
 class Seed:
@@ -70,7 +72,8 @@ def comparison(resolved: Resolved) -> Comparison:
     seeds = {plan.cell: [_seed(project, key, by.fingerprint) for key in plan.keys] for plan in configured}
     rows = [_row(resolved, plan, seeds[plan.cell], by) for plan in configured]
     known = {plan.cell: found for plan in configured if (found := _quality(project, plan, seeds[plan.cell]))}
-    qualities = Qualities(known, assumed_spreads(project.experiments, project.settings.models))
+    runs = {plan.cell: found for plan in configured if (found := _all_runs(resolved, plan, by))}
+    qualities = Qualities(known, runs=runs, assumed=assumed_spreads(project.experiments, project.settings.models))
     base = {row["model"]: row for row in rows if row["method"] == base_method(project)}
     full = {row["model"]: row for row in rows if row["method"] == "full"}
     for row in rows:
@@ -251,6 +254,9 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
             row[name] = _mean([m[name] for m in measured if m.get(name) is not None])
     used = [tokens for seed in seeds if (tokens := micro_batch_tokens(seed.attempt.result, seed.attempt.spec))]
     row["micro_batch_tokens"] = min(used, default=None)
+    row["evaluation_seconds"] = _mean(
+        [taken for m in evaluated if (taken := sum(m.get(name) or 0.0 for name in EVALUATING))]
+    )
     bits = [m["eval_bits_per_byte"] for m in evaluated if m.get("eval_bits_per_byte") is not None]
     row["eval_bits_per_byte_std"] = stdev(bits) if len(bits) > 1 else None
 
@@ -277,6 +283,17 @@ def _quality(project: Project, plan: CellPlan, seeds: Sequence["Seed | None"]) -
     good = {seed.attempt.key.seed: seed.good for seed in seeds if seed and seed.good and seed.attempt.status == "ok"}
     trains = project.experiments.method(plan.method).traits.trains
     return quality_of(list(good.values()), seeds=tuple(good), trained=trains)
+
+
+def _all_runs(resolved: Resolved, plan: CellPlan, by: EvaluatedBy) -> Quality | None:
+    """Over every seed that the cell was trained with as it is now, where the profile does not name all of them; else None."""
+    project, (model, method) = resolved.project, plan.cell
+    folders = (project.data.cells / model / method).glob("[0-9]*")
+    keys = [CellKey(model, method, seed) for seed in sorted(int(one.name) for one in folders if one.name.isdigit())]
+    if not project.experiments.method(method).traits.trains or set(keys) <= set(plan.keys):
+        return None
+    found = [seed for key in keys if (seed := _seed(project, key, by.fingerprint)) and seed.good]
+    return _quality(project, plan, [seed for seed in found if set(stale_because(resolved, seed, by)) <= {"code"}])
 
 
 def _add_interval(row: Row, qualities: Qualities) -> None:

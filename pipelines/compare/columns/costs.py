@@ -83,6 +83,7 @@ TIME = (
              better="lower"),
         real("train_usd", "Price of loading, quantizing, probing, searching, the steps and other_seconds at the price per hour.",
              "USD", 2, better="lower"),
+        real("evaluation_seconds", "Time to load the result and to measure losses, answers and latencies.", "s", 0, better="lower"),
     ),
 )  # fmt: skip
 LATENCY = group(
