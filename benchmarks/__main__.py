@@ -71,8 +71,15 @@ def main() -> int:
     parser.add_argument(
         "--methods", nargs="+", choices=rates.METHODS, default=rates.METHODS, help="of rates: these alone"
     )
+    parser.add_argument(
+        "--adapters",
+        nargs="*",
+        metavar="NAME",
+        help="of estimate: adapters of these names, or all, rather than its cells",
+    )
     arguments = parser.parse_args()
     benchmarks["rates"] = partial(rates.measure, arguments.folder, arguments.methods)
+    benchmarks["estimate"] = partial(estimate.measure, arguments.adapters)
     benchmarks["clean"] = partial(clean.measure, records=arguments.records)
     for name in arguments.names or benchmarks:
         for line in benchmarks[name]():

@@ -1,5 +1,6 @@
 """Predicted against measured peak memory of training cells on this machine's processor: the packaged model's weights and random
-ones in the shapes of the grid's, several batches, full, LoRA and QLoRA.
+ones in the shapes of the grid's, several batches, full, LoRA and QLoRA. With `--adapters` instead: kinds of adapters that PEFT has,
+all or those that are named, on the packaged model, with equal micro-batches.
 
 Each cell trains some whole optimizer steps in a process of its own (`benchmarks/estimate_child.py`), of
 micro-batches that differ as a cell's do; the states of Adam come with the first, the heap reaches its size in the next ones. What
@@ -9,7 +10,7 @@ is predicted not to fit counts by its verdict.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -21,12 +22,14 @@ import psutil
 from benchmarks.estimate_child import shorter
 from pipelines import experiments as configuration
 from pipelines import shipped, weights
+from pipelines.errors import UsageError
 from pipelines.estimate import estimate
 from pipelines.estimate.batch import Batch
 from pipelines.experiments import Experiments
 from pipelines.paths import PROJECT, DataRoot, data_root
 from pipelines.project import Project
 from pipelines.runs.process import child_environment
+from pipelines.settings import expected_one_of
 
 PACKAGED = "smollm2-135m"
 CELLS: dict[str, list[tuple[str, Batch]]] = {
@@ -54,21 +57,53 @@ CELLS: dict[str, list[tuple[str, Batch]]] = {
     "llama-3-8b": [("full", Batch(1, 128, 64)), ("lora-r8", Batch(1, 128, 64))],
 }  # fmt: skip
 
+ADAPTER_BATCH = Batch(2, 128, 128)  # as many tokens as profile `adapters` puts into a micro-batch
+LORA_R8 = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.1}
+# Kinds that the profile leaves out; what it compares, it names itself
+MORE_ADAPTERS: dict[str, dict[str, Any]] = {
+    "rslora-r8": {**LORA_R8, "use_rslora": True},
+    "olora-r8": {**LORA_R8, "init_lora_weights": "olora"},
+    "boft-b16": {"peft_type": "BOFT", "boft_block_size": 16},  # on a CPU PEFT gives it one butterfly factor at most
+    "hra-r4": {"peft_type": "HRA", "r": 4},
+    "shira-r8": {"peft_type": "SHIRA", "r": 8},
+    "fourierft-n11630": {"peft_type": "FOURIERFT", "n_frequency": 11630},
+}
 
-def measure() -> Iterator[dict[str, Any]]:
+
+def measure(adapters: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """A line for each of `CELLS`, or for each of the named adapters (none named: for all), and one for all of them together.
+
+    Raises:
+        UsageError: there is no adapter of such a name.
+    """
     errors: list[float] = []
     with TemporaryDirectory(prefix="featherweight-estimate-") as folder:
-        for model, cells in CELLS.items():
-            stage = _stage(model, Path(folder))
-            for line in _cells(stage, model, cells):
-                errors += [abs(line["error"])] if line["error"] is not None else []
-                yield line
+        for line in _grid(Path(folder)) if adapters is None else _adapters(adapters):
+            errors += [abs(line["error"])] if line["error"] is not None else []
+            yield line
     yield {
         "benchmark": "estimate",
         "cells_measured": len(errors),
         "median_error": median(errors) if errors else None,
         "worst_error": max(errors, default=None),
     }
+
+
+def _grid(folder: Path) -> Iterator[dict[str, Any]]:
+    for model, cells in CELLS.items():
+        yield from _cells(_stage(model, folder), model, cells)
+
+
+def _adapters(names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
+    plain["methods"] |= {name: {"kind": "adapter", "peft": settings} for name, settings in MORE_ADAPTERS.items()}
+    stage = Project(data_root(), Experiments.model_validate(plain), "adapters")
+    compared = [name for name in stage.settings.methods if stage.experiments.method(name).traits.has_adapter]
+    known = [*compared, *MORE_ADAPTERS]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--adapters: got {name!r}; {expected_one_of(name, known)}")
+    yield from _cells(stage, PACKAGED, [(name, ADAPTER_BATCH) for name in names or known])
 
 
 def _stage(model: str, folder: Path) -> Project:
@@ -97,12 +132,17 @@ def _cells(stage: Project, model: str, cells: list[tuple[str, Batch]]) -> Iterat
     ]
     room = psutil.virtual_memory().total / 1e9
     for (method, batch), question, answer in zip(cells, asked, estimate.answers_to(asked), strict=True):
+        if "because" in answer:
+            why = f"no prediction: {answer['because']}"
+            yield {"benchmark": "estimate", "model": model, "method": method, "error": None, "verdict": why}
+            continue
         predicted = answer["cpu"]["peak"] / 1e9
         line = {
             "benchmark": "estimate",
             "model": model,
             "method": method,
             "batch": str(batch),
+            "trainable_params": answer["trainable"],
             "predicted_gb": predicted,
         }
         free = psutil.virtual_memory().available / 1e9
@@ -113,6 +153,7 @@ def _cells(stage: Project, model: str, cells: list[tuple[str, Batch]]) -> Iterat
         else:
             folder = weights.fetch(stage.data, stage.experiments, model, say=lambda _: None)
             found = _measured({"recipe": question["recipe"], "batch": asdict(batch), "weights": str(folder)})
+            assert found["trainable_params"] == answer["trainable"], (method, found, answer)
             training = answer["cpu"]["train"] / 1e9
             yield {
                 **line, "predicted_gb": training, "measured_gb": found["peaks_gb"][-1],

@@ -40,7 +40,9 @@ def main() -> None:
     give_back_freed()
     reset_peaks()
     peaks = train(model, recipe, Batch(**cell["batch"]))
-    print(json.dumps({"load_peak_gb": loaded / 1e9, "peaks_gb": [peak / 1e9 for peak in peaks]}))
+    trainable, _ = loading.parameter_counts(model)
+    measured = {"load_peak_gb": loaded / 1e9, "peaks_gb": [peak / 1e9 for peak in peaks], "trainable_params": trainable}
+    print(json.dumps(measured))
 
 
 def scaled(batch: Batch, share: float, *, rows: int | None = None) -> Batch:

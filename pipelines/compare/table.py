@@ -27,6 +27,7 @@ from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.result import RunResult
 from pipelines.runs.spec import RunSpec
 from pipelines.runs.status import SEVERITY
+from pipelines.train.fast_paths import covers_adapters
 
 Row = dict[str, Any]
 
@@ -123,6 +124,7 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     if row["status"] == "ok":
         row |= weakest([_rate_of_seed(row, seed) for seed in counted])
     row["rates"] = rates_of(row)
+    row["fast_path"] = covers_adapters(row["fast_paths"], shown.attempt.spec.recipe)
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
     row["weights_fingerprint"] = weights_fingerprint(resolved, [seed.attempt for seed in found])
     because = list(dict.fromkeys(name for seed in found for name in stale_because(resolved, seed, by)))

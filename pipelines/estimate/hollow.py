@@ -8,16 +8,19 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from peft.tuners.lora import dora
 from torch import nn
+from torch._subclasses.fake_impls import register_op_impl
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
+from pipelines.errors import UnavailableError
 from pipelines.methods import traits_of
 from pipelines.train import loading
 from pipelines.train.four_bits import Scratch
 from pipelines.train.gated import use_lean_gates
 
+REGISTERED = ("_parameters", "_buffers")  # where a module keeps those
 BLOCK, NESTED_BLOCK = 64, 256  # weights an absmax, absmax values a second absmax: bitsandbytes' defaults for 4 bits
 
 
@@ -29,11 +32,39 @@ if torch.backends.mkldnn.is_available():
         return torch.empty_like(other)
 
 
+@register_op_impl(torch.ops.aten.sparse_mask.default)
+def _masked(fake: FakeTensorMode, func: Any, dense: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The gradient of a sparse tensor, as SHiRA's is, has a value for each of its own; PyTorch's fake one has none."""
+    with fake:
+        values = torch.empty(mask._values().shape, dtype=dense.dtype, device=dense.device)
+        return torch.sparse_coo_tensor(mask._indices(), values, mask.shape)
+
+
 def build(
     config: Any, recipe: dict[str, Any], dtype: torch.dtype, fake: FakeTensorMode, *, on_card: bool = False
 ) -> Any:
     """The model of `recipe` on fake tensors, its adapter on top where it has one. `on_card`: put together as `loading` does it for
     a card, whose tensors these then stand for."""
+    model = _base(config, recipe, dtype, on_card=on_card)
+    if traits_of(recipe).has_adapter:
+        for_card = dtype if on_card else None
+        try:
+            with torch.device("meta"):
+                model = loading.add_adapter(model, recipe, for_card=for_card)
+        except UnavailableError:
+            # By PEFT, or by PyTorch: some adapters read numbers when they begin, and a meta tensor has none
+            model = _base(config, recipe, dtype, on_card=on_card)
+            give_tensors(model)
+            model = loading.add_adapter(model, recipe, for_card=for_card)
+    if recipe["gradient_checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with fake:
+        give_tensors(model)
+    return model
+
+
+def _base(config: Any, recipe: dict[str, Any], dtype: torch.dtype, *, on_card: bool) -> Any:
+    """The model of `recipe` without its adapter, on the meta device."""
     attention = {} if recipe["attention"] == "auto" else {"attn_implementation": recipe["attention"]}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
@@ -41,12 +72,6 @@ def build(
             use_lean_gates(model)
         if recipe["quantization"]:
             quantize(model, recipe, dtype)
-        if traits_of(recipe).has_adapter:
-            model = loading.add_adapter(model, recipe, for_card=dtype if on_card else None)
-    if recipe["gradient_checkpointing"]:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    with fake:
-        _give_fake_tensors(model)
     return model
 
 
@@ -146,21 +171,41 @@ def _unpacked(shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def _give_fake_tensors(model: nn.Module) -> None:
-    """In place of every meta parameter and buffer; tied ones stay tied."""
+def give_tensors(model: nn.Module) -> None:
+    """New tensors on the CPU in place of all that `model` holds, without values; tied ones stay tied. Under a fake mode they have
+    no bytes; without one they take memory only where somebody writes into them."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
-                module._parameters[name] = made.setdefault(id(parameter), _fake_parameter(module, name, parameter))  # pyright: ignore[reportArgumentType]
+                module._parameters[name] = made.setdefault(id(parameter), _new_parameter(module, name, parameter))  # pyright: ignore[reportArgumentType]
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+                module._buffers[name] = made.setdefault(id(buffer), _new(buffer))
+        for held, name in _beside(module):
+            held[name] = made.setdefault(id(held[name]), _new(held[name]))
 
 
-def _fake_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+def tensors_of(model: nn.Module) -> list[torch.Tensor]:
+    """All that `model` keeps, each once: its parameters and buffers, and what its modules hold beside them."""
+    beside = [held[name] for module in model.modules() for held, name in _beside(module)]
+    return list({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *beside)}.values())
+
+
+def _beside(module: nn.Module) -> list[tuple[dict[Any, Any], Any]]:
+    """Where `module` holds tensors that are neither parameters nor buffers, as adapters hold their indices: (dictionary, key)."""
+    own = vars(module)
+    found = [(own, name) for name, value in own.items() if isinstance(value, torch.Tensor)]
+    plain = [value for name, value in own.items() if isinstance(value, dict) and name not in REGISTERED]
+    return found + [(held, name) for held in plain for name, value in held.items() if isinstance(value, torch.Tensor)]
+
+
+def _new(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+
+
+def _new_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
     if isinstance(module, HollowLinear4bit | HollowLinear8bit) and name == "weight":
         size: Any = module.kept_bytes
         return nn.Parameter(torch.empty((size, 1), dtype=torch.uint8, device="cpu"), requires_grad=False)
-    data = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-    return nn.Parameter(data, requires_grad=parameter.requires_grad)
+    return nn.Parameter(_new(parameter), requires_grad=parameter.requires_grad)

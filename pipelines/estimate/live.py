@@ -110,7 +110,8 @@ class Counting(TorchDispatchMode):
             return 1.0  # the one number that a step reads is the scale of its loss
         out = func(*args, **(kwargs or {}))
         for tensor in _tensors(out):
-            self.live.add(tensor)
+            for dense in _dense(tensor):
+                self.live.add(dense)
         return out
 
 
@@ -120,3 +121,8 @@ def _tensors(out: Any) -> Iterable[torch.Tensor]:
     if isinstance(out, tuple | list):
         return (item for item in out if isinstance(item, torch.Tensor))
     return ()
+
+
+def _dense(tensor: torch.Tensor) -> Iterable[torch.Tensor]:
+    """What holds the bytes of `tensor`: itself, or of a sparse one its indices and its values."""
+    return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)

@@ -16,7 +16,7 @@ Device = Literal["cpu", "cuda"]
 # steps. glibc's free blocks do not fit the same request again (it asks for more than it uses, to align it); PEFT's own adapters
 # break the heap up far more, having many short-lived tensors among the kept ones, than those that `pipelines.train.adapters`
 # computes together. Fitted to SmolLM2's cells; `python -m benchmarks estimate` measures what it comes to, there and elsewhere.
-HEAP_SLACK = {"none": 0.0, "full": 0.7, "adapter": 0.8, "fused adapter": 0.35}
+HEAP_SLACK = {"none": 0.0, "full": 0.7, "adapter": 0.8, "grouped adapter": 0.35}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def on_cpu(counted: Any, recipe: dict[str, Any], *, framework: float, file_width
         load = framework + weights + file_width * counted.quantized
     else:  # what is read as it is stays unread until it is used
         load = framework
-    slack = HEAP_SLACK[_kind(recipe)]
+    slack = HEAP_SLACK[_kind(counted, recipe)]
     moments = (counted.early, counted.late)  # the slack is fitted to these
     heap = max(m.total - m.large for m in moments)
     largest = max(moments, key=lambda m: m.total)
@@ -61,15 +61,12 @@ def on_cpu(counted: Any, recipe: dict[str, Any], *, framework: float, file_width
     )  # fmt: skip
 
 
-def _kind(recipe: dict[str, Any]) -> str:
+def _kind(counted: Any, recipe: dict[str, Any]) -> str:
     """Whose heap it is like; of adapters on a CPU `pipelines.train.adapters` computes some, and leaves the others to PEFT."""
     traits = traits_of(recipe)
     if not traits.has_adapter:
         return "full" if traits.trains_all else "none"
-    computed = (
-        traits.is_plain_lora and traits.quantization != "int8" and recipe.get("precision", "auto") in ("auto", "fp32")
-    )
-    return "fused adapter" if computed else "adapter"
+    return "grouped adapter" if counted.grouped else "adapter"
 
 
 def on_card(counted: Any, recipe: dict[str, Any]) -> Prediction:

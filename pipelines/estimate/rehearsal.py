@@ -25,6 +25,7 @@ from pipelines.estimate.cards import MEANT, Format
 from pipelines.estimate.live import Counting, Live, Moment
 from pipelines.estimate.optimizer import state_bytes
 from pipelines.methods import traits_of
+from pipelines.train.fast_paths import adapters_are_grouped
 from pipelines.train.losses import head_on_positions, step_loss
 
 FEW, MORE = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
@@ -36,7 +37,8 @@ Device = Literal["cpu"] | Format
 class Counted:
     """Bytes of a step, and numbers of parameters. `quantized` counts the weights kept in 4 or 8 bits; `largest`
     is the trained tensor with the most bytes; `moments` are those with the most live bytes, of each stretch of the step; `early`
-    and `late` the largest of those before half of the gradients were there, and since, in the layers that were rehearsed."""
+    and `late` the largest of those before half of the gradients were there, and since, in the layers that were rehearsed.
+    `grouped`: the adapters compute together, by `pipelines.train.adapters`."""
 
     weights: float
     trainable: float
@@ -47,6 +49,7 @@ class Counted:
     moments: dict[str, Moment] = field(default_factory=dict)
     early: Moment = field(default_factory=Moment)
     late: Moment = field(default_factory=Moment)
+    grouped: bool = False
 
     @property
     def peak(self) -> Moment:
@@ -95,13 +98,14 @@ def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
     early, late = carried(few.early, more.early), carried(few.late, more.late)
     names = ("weights", "trainable", "optimizer", "quantized", "parameters")
     sums = {name: line(getattr(few, name), getattr(more, name)) for name in names}
-    return Counted(**sums, largest=max(few.largest, more.largest), moments=moments, early=early, late=late)
+    largest = max(few.largest, more.largest)
+    return Counted(**sums, largest=largest, moments=moments, early=early, late=late, grouped=more.grouped)
 
 
 def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     model = hollow.build(config, recipe, weights_dtype(recipe, device), fake, on_card=device != "cpu")
-    kept = {id(p): p for p in [*model.parameters(), *model.buffers()]}.values()
+    kept = hollow.tensors_of(model)
     trained = [p for p in model.parameters() if p.requires_grad and traits_of(recipe).trains]
     live = Live(len(trained))
     for tensor in kept:
@@ -125,6 +129,7 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
         moments=live.moments,
         early=_largest(early),
         late=_largest(late),
+        grouped=adapters_are_grouped(model),
     )
 
 

@@ -151,6 +151,12 @@ def _is_free(layer: Any) -> bool:
     return hasattr(layer, "lora_A") and "forward" not in vars(layer)
 
 
+def is_grouped(layer: Any) -> bool:
+    """Whether it computes in a group of `fuse`."""
+    own = vars(layer).get("forward")
+    return isinstance(own, partial) and isinstance(getattr(own.func, "__self__", None), Group)
+
+
 def _is_plain(layer: Layer, dtype: torch.dtype) -> bool:
     """LoRA alone (no DoRA), one adapter without bias, in float32, over a layer that `weight_of` knows and that computes in
     `dtype`."""

@@ -4,8 +4,11 @@ be the same: one table. An architecture that is not in it trains by their own co
 A new row wants its tiny model in tests/tiny.py, whose losses and gradients are then held against the plain computation.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pipelines.methods import traits_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def known_of(model: Any) -> Known:
 
 
 def taken(model: Any, *, in_float32: bool) -> list[str]:
-    """The fast paths that `model` runs with, as it is now: `head`, `gates`, `adapters`, `products`."""
+    """The fast paths that `model` runs with, as it is now: `head`, `gates`, `adapters` (where it holds for all of them),
+    `products`."""
     from pipelines.train.chunked import plain_head
 
     own = [module for module in model.modules() if "forward" in vars(module)]
@@ -66,8 +70,22 @@ def taken(model: Any, *, in_float32: bool) -> list[str]:
     found = {
         "head": plain_head(model) is not None,
         "gates": in_float32 and any(type(module).__name__ == gates for module in own),
-        "adapters": any(hasattr(module, "lora_A") for module in own),
+        "adapters": adapters_are_grouped(model),
         "products": in_float32
         and any(type(module).__name__ in ("Linear", "Conv1D") and not hasattr(module, "lora_A") for module in own),
     }
     return [name for name, is_taken in found.items() if is_taken]
+
+
+def adapters_are_grouped(model: Any) -> bool:
+    """Whether `model` has adapters, and `pipelines.train.adapters` computes every one of them."""
+    from pipelines.train.adapters import is_grouped
+
+    adapted = [module for module in model.modules() if hasattr(module, "get_base_layer")]
+    return bool(adapted) and all(map(is_grouped, adapted))
+
+
+def covers_adapters(told: str | None, recipe: Mapping[str, Any]) -> bool | None:
+    """Whether a run of `recipe` that told of these fast paths (`fast_paths` of its row) computed its adapters by one; None where it
+    has none, or never came so far as to tell."""
+    return "adapters" in told.split(", ") if told and traits_of(recipe).has_adapter else None

@@ -55,6 +55,11 @@ MODEL = (
         real("artifact_mb", "Size on disk of the trained model or adapter.", "MB", 0, better="lower", heading="MB saved"),
     ),
     *group(
+        "model", "comparison",
+        flag("fast_path",
+             "Whether Featherweight computed the adapters its own faster way; no: PEFT did. Compare times of equal answers."),
+    ),
+    *group(
         "model", "result",
         text("weights_revision", "Commit of the model hub, or version of the package, that the weights came from."),
     ),

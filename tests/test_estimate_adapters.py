@@ -1,0 +1,95 @@
+"""The prediction of an adapter's memory: what its rehearsal counts is what real tensors take, whatever PEFT computes with."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import estimate as benchmark
+from pipelines.errors import UnavailableError, UsageError
+from pipelines.estimate import hollow, rehearsal
+from pipelines.train import loading
+from pipelines.train.gated import use_lean_gates
+from pipelines.train.products import use_faster_products
+from tests.test_memory_estimate import BATCH, FULL, llama, really_counted
+from tests.tiny import TARGETS, tiny_model
+
+SLOW = pytest.mark.slow
+KINDS: dict[str, dict[str, Any]] = {
+    "rslora": {"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "use_rslora": True},
+    "dora": {"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "use_dora": True},
+    "pissa": {"peft_type": "LORA", "r": 4, "init_lora_weights": "pissa"},
+    "olora": {"peft_type": "LORA", "r": 4, "init_lora_weights": "olora"},
+    "vera": {"peft_type": "VERA", "r": 8},
+    "ia3": {"peft_type": "IA3"},
+    "oft": {"peft_type": "OFT", "oft_block_size": 8},
+    "boft": {"peft_type": "BOFT", "boft_block_size": 8},
+    "hra": {"peft_type": "HRA", "r": 2},
+    "miss": {"peft_type": "MISS", "r": 8},
+    "shira": {"peft_type": "SHIRA", "r": 2},
+    "c3a": {"peft_type": "C3A", "block_size": 8},
+    "randlora": {"peft_type": "RANDLORA", "r": 8},
+    "fourierft": {"peft_type": "FOURIERFT", "n_frequency": 20},
+    "ln-tuning": {"peft_type": "LN_TUNING"},
+}
+QUICK = ("dora", "boft", "shira")  # merged norms; numbers read at the start; sparse
+WITH_FFT = ("c3a", "fourierft")  # a real FFT keeps a little inside itself, which no rehearsal sees
+
+
+def recipe_of(kind: str) -> dict[str, Any]:
+    return {**FULL, "kind": "adapter", "peft": KINDS[kind], "targets": TARGETS["llama"]}
+
+
+def bytes_of(model: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in hollow.tensors_of(model))
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in QUICK else SLOW) for kind in KINDS])
+def test_an_adapters_tensors_without_bytes_live_as_long_as_real_ones(kind: str) -> None:
+    model, recipe = tiny_model("llama"), recipe_of(kind)
+    counted = rehearsal.rehearse(model.config, recipe, [BATCH], "cpu")
+    use_faster_products(model)
+    use_lean_gates(model)
+    live = really_counted(adapted := loading.add_adapter(model, recipe))
+    assert counted.weights == bytes_of(adapted)
+    assert counted.trainable == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert counted.moments.keys() == live.moments.keys() and len(live.moments) == 3
+    for stretch, moment in live.moments.items():
+        allowed = 0.03 if kind in WITH_FFT else 0.01
+        assert counted.moments[stretch].total == pytest.approx(moment.total, rel=allowed), stretch
+
+
+@SLOW
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_layers_carried_on_are_all_layers_of_an_adapter(kind: str) -> None:
+    config, recipe = llama(layers=8), recipe_of(kind)
+    whole = rehearsal._rehearse(config, recipe, [BATCH, BATCH], "cpu")
+    carried = rehearsal.rehearse(config, recipe, [BATCH, BATCH], "cpu")
+    assert (carried.weights, carried.trainable, carried.optimizer) == (whole.weights, whole.trainable, whole.optimizer)
+    for stretch, moment in whole.moments.items():
+        assert carried.moments[stretch].total == pytest.approx(moment.total, rel=0.02), stretch
+
+
+def test_what_a_module_holds_beside_its_parameters_is_counted_once() -> None:
+    module = torch.nn.Linear(4, 4, bias=False)
+    module.indices = {"default": torch.zeros(2, 10, dtype=torch.int64)}
+    module.alone, module.again = (kept := torch.zeros(3)), kept
+    assert bytes_of(module) == 4 * 16 + 8 * 20 + 4 * 3
+    hollow.give_tensors(module)
+    assert module.alone is module.again is not kept and module.indices["default"].shape == (2, 10)
+
+
+def test_whether_adapters_compute_in_groups_is_seen_not_named() -> None:
+    grouped = {kind: rehearsal.rehearse(llama(), recipe_of(kind), [BATCH], "cpu").grouped for kind in ("pissa", "dora")}
+    assert grouped == {"pissa": True, "dora": False}
+
+
+def test_what_peft_refuses_is_refused_in_its_words_whatever_it_lacks_on_the_way() -> None:
+    recipe = {**recipe_of("boft"), "peft": {"peft_type": "BOFT", "boft_block_size": 7}}
+    with pytest.raises(UnavailableError, match="divisible by boft_block_size"):
+        rehearsal.rehearse(llama(), recipe, [BATCH], "cpu")
+
+
+def test_an_adapter_of_no_such_name_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(UsageError, match="'doraa'; did you mean"):
+        next(benchmark.measure(["doraa"]))
