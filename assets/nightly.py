@@ -190,6 +190,7 @@ def _cell_request(night: str, cell: Due, project: Project) -> dg.RunRequest:
         "profile": project.profile,
         "seeds": list(cell.because),
         "rerun_for": list(project.experiments.nightly.rerun_for),
+        "retime": cell.retimes,
         "seen": {str(seed): run for seed, run in cell.seen.items()},
     }
     return dg.RunRequest(

@@ -58,6 +58,10 @@ class CellConfig(dg.Config):
         description="Make a good row again only where one of these has changed. `make run` and the nightly leave out what "
         "nightly.rerun_for does.",
     )
+    retime: bool = Field(
+        False,
+        description="Train a good row that nothing has changed since again, for its speed; it stays unless the new one ends ok.",
+    )
     night: str = Field("", description="Set by the nightly: under whose budget and hours it runs.")
     seen: dict[str, str] = Field(
         {},
@@ -207,6 +211,7 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
             watch=watch,
             seen=config.seen.get(str(key.seed)),
             rerun_for=config.rerun_for,
+            retime=config.retime,
         )
         for key in keys_of(context, project, config.seeds)
     ]

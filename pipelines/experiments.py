@@ -657,7 +657,8 @@ Fingerprint = Literal["data", "recipe", "code", "machine", "evaluation"]
 class Nightly(Strict):
     """When the night begins and what it may use: dollars (API calls, and training at the profile's price_per_hour), and the hours
     within which a cell may begin. None: no limit of its own. A good row is made again where one of `rerun_for` has changed; a row
-    that is stale for another reason is shown so and stays. The comparison counts as old after `alarm_after_hours`."""
+    that is stale for another reason is shown so and stays. A row whose speed others disturbed is measured again when its last
+    attempt is `retime_after_days` old (None: never). The comparison counts as old after `alarm_after_hours`."""
 
     cron: Annotated[str, AfterValidator(_is_cron)] = "0 2 * * *"
     timezone: Annotated[str, AfterValidator(_is_timezone)] = "UTC"
@@ -665,6 +666,7 @@ class Nightly(Strict):
     budget_usd: Annotated[float, Field(ge=0)] | None = None
     max_hours: PositiveFloat | None = None
     rerun_for: list[Fingerprint] = ["data", "recipe", "machine", "evaluation"]
+    retime_after_days: Annotated[float, Field(gt=0, le=3650)] | None = 7
     alarm_after_hours: Annotated[float, Field(gt=0, le=87600)] = 36
 
 

@@ -45,11 +45,13 @@ EVALUATING = ("evaluation_load_seconds", "loss_seconds", "answer_seconds", "serv
 
 @dataclass(frozen=True)
 class Seed:
-    """One seed's newest attempt, its newest good evaluation (stale or not), and its last evaluation, good or not."""
+    """One seed's newest attempt, its newest good evaluation (stale or not), its last evaluation, good or not, and a later attempt
+    that was to measure its speed again and ended otherwise than ok."""
 
     attempt: Attempt
     good: Evaluation | None
     last: Evaluation | None
+    retiming: Attempt | None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     newest = max(found, key=lambda seed: seed.attempt.run_id)
     shown = next(seed for seed in found if _status(seed) == row["status"]) if row["status"] != "missing" else newest
     _add_attempt(row, shown, newest)
+    row["status_detail"] = "; ".join(filter(None, (row["status_detail"], *map(_not_timed_again, found)))) or None
     counted = [seed for seed in found if seed.attempt.status == "ok"] or [shown]
     _add_numbers(row, counted)
     if project.experiments.model(model).origin.source.random:
@@ -152,7 +155,7 @@ def _seed(project: Project, key: CellKey, fingerprint: str) -> Seed | None:
         return None
     evaluations = attempt.evaluations()
     good = current_evaluation(attempt, fingerprint) or next((e for e in reversed(evaluations) if e.ok), None)
-    return Seed(attempt, good, evaluations[-1] if evaluations else None)
+    return Seed(attempt, good, evaluations[-1] if evaluations else None, cells.failed_retiming(project.data, key))
 
 
 def _status(seed: Seed | None) -> str:
@@ -179,6 +182,14 @@ def stale_because(resolved: Resolved, seed: Seed, by: EvaluatedBy) -> list[str]:
     because = resolved.changed(seed.attempt)
     evaluation = by.changed_since(seed.good) if seed.attempt.status == "ok" else None
     return because if evaluation is None or evaluation in because else [*because, evaluation]
+
+
+def _not_timed_again(seed: Seed) -> str | None:
+    """That the seed's speed was to be measured again, and what came of it instead."""
+    if (failed := seed.retiming) is None:
+        return None
+    why = f": {failed.result.status_detail}" if failed.result.status_detail else ""
+    return f"its speed could not be measured again, {failed.run_id} ended as {failed.status}{why}"
 
 
 def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:

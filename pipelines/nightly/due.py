@@ -1,11 +1,17 @@
-"""Which cells are due: missing, stale, or ended badly for a reason that may have passed. What is current costs nothing."""
+"""Which cells are due: missing, stale, or ended badly for a reason that may have passed. What is current costs nothing.
+
+Last of all come good rows whose speed others disturbed: they are trained again for their speed.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from statistics import fmean
 from typing import Any
 
 from pipelines import weights
-from pipelines.evaluate.cell import EvaluatedBy, base_method, evaluated_by, reusable
+from pipelines.compare.table import disturbed
+from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by, reusable
 from pipelines.methods import traits_of
 from pipelines.project import CellPlan, Resolved
 from pipelines.runs import cells
@@ -20,47 +26,89 @@ DECIDES_MEMORY = ("recipe", "machine")
 @dataclass(frozen=True)
 class Due:
     """A cell to bring up to date: those of its seeds that need it, why, and the newest attempt of each as it was found
-    ("" where there is none), so that whoever does it sees whether somebody else has been faster."""
+    ("" where there is none), so that whoever does it sees whether somebody else has been faster. `retimes`: it is a good row that
+    is to be made again for its speed alone."""
 
     model: str
     method: str
     because: dict[int, str]
     seen: dict[int, str]
+    retimes: bool = False
 
     @property
     def name(self) -> str:
         """Names the cell in the state it was found in: it is asked for once in that state."""
-        return f"{self.model}/{self.method}/" + ",".join(f"{seed}:{run or 'none'}" for seed, run in self.seen.items())
+        seeds = ",".join(f"{seed}:{run or 'none'}" for seed, run in self.seen.items())
+        return f"{self.model}/{self.method}/{seeds}{'/speed' if self.retimes else ''}"
 
 
 def due_cells(resolved: Resolved) -> list[Due]:
-    """The profile's cells that are due, the untouched models first, since the others are compared with them."""
+    """The profile's cells that are due, the untouched models first, since the others are compared with them. Those that are due
+    for their speed alone come last."""
     by, profile, base = evaluated_by(resolved), resolved.project.settings, base_method(resolved.project)
-    found = []
+    found, disturbed_ones = [], []
     for model in profile.models:
         for method in sorted(profile.methods, key=lambda method: method != base):
-            because, seen = {}, {}
-            for key in resolved.cell(model, method).keys:
-                if why := why_due(resolved, key, by):
-                    newest = cells.latest(resolved.data, key)
-                    because[key.seed], seen[key.seed] = why, newest.run_id if newest else ""
-            if because:
-                found.append(Due(model, method, because, seen))
-    return found
+            keys = resolved.cell(model, method).keys
+            if because := {key: why for key in keys if (why := why_due(resolved, key, by))}:
+                found.append(_due(resolved, because))
+            elif because := retimings(resolved, keys, by):
+                disturbed_ones.append(_due(resolved, because, retimes=True))
+    return found + disturbed_ones
+
+
+def _due(resolved: Resolved, because: dict[CellKey, str], *, retimes: bool = False) -> Due:
+    """The cell of those keys, which differ by their seeds alone."""
+    newest = {key.seed: cells.latest(resolved.data, key) for key in because}
+    seen = {seed: attempt.run_id if attempt else "" for seed, attempt in newest.items()}
+    cell = next(iter(because))
+    return Due(cell.model, cell.method, {key.seed: why for key, why in because.items()}, seen, retimes)
+
+
+def retimings(resolved: Resolved, keys: Sequence[CellKey], by: EvaluatedBy) -> dict[CellKey, str]:
+    """Which seeds of a cell are to be trained again since others used the processors while they trained, and why. Only where the
+    row's speed counts as disturbed, nothing has changed since, so that the results are the same again, and no attempt was begun
+    within `nightly.retime_after_days`, however it ended."""
+    days, plan = resolved.experiments.nightly.retime_after_days, resolved.plan(keys[0])
+    good = {key: newest for key in keys if (newest := cells.latest(resolved.data, key)) and newest.status == "ok"}
+    measured = {key: attempt.result.measured.get("other_cpu_pct") for key, attempt in good.items()}
+    shares = {key: share for key, share in measured.items() if isinstance(share, int | float)}
+    if days is None or not shares or not disturbed(fmean(shares.values())):
+        return {}
+    return {
+        key: f"speed disturbed: {share:.0f} % of the processors were used by others"
+        for key, share in shares.items()
+        if disturbed(share) and _is_as_planned(resolved, plan, good[key], by) and _has_rested(resolved, key, days)
+    }
+
+
+def _is_as_planned(resolved: Resolved, plan: CellPlan, attempt: Attempt, by: EvaluatedBy) -> bool:
+    """Whether another run would be made of the same, under the same budget, and be evaluated alike."""
+    same_budget = attempt.spec.memory_budget_gb == plan.settings.memory_budget_gb
+    return same_budget and not resolved.changed(attempt) and current_evaluation(attempt, by.fingerprint) is not None
+
+
+def _has_rested(resolved: Resolved, key: CellKey, days: float) -> bool:
+    """Whether nobody is at work on the cell, and its last attempt is so many days old. One that began in the future was told so by
+    a clock that was wrong."""
+    last = cells.attempts(resolved.data, key)[-1]
+    under_way = last.status in ("queued", "running")
+    return not under_way and abs(datetime.now(UTC) - cells.begun_at(last)) >= timedelta(days=days)
 
 
 def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:
     """Why the cell is due, in words; None where there is nothing to do or nothing would come of it. A good row is due for what
     `nightly.rerun_for` names alone; where there is none to lose, any change is worth a try."""
-    tries, plan = cells.attempts(resolved.data, key), resolved.plan(key)
+    made, plan = cells.attempts(resolved.data, key), resolved.plan(key)
     rerun_for = resolved.experiments.nightly.rerun_for
+    if made and made[-1].status in ("queued", "running"):
+        return None
+    tries = [attempt for attempt in made if attempt.counts]
     if not tries:
         return "missing"
     newest = tries[-1]
     different = resolved.changed(newest)
     match newest.status:
-        case "queued" | "running":
-            return None
         case "ok":
             wanted = different if set(different) & set(rerun_for) else []
             if not wanted and not resolved.fits(newest):

@@ -65,7 +65,8 @@ def is_under_way(data: DataRoot, night: str, last_sign: datetime) -> bool:
 
 
 def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Step:
-    """Data first, then whatever is due and has not been asked for in the state it is in, then one publication, then the end."""
+    """Data first, then whatever is due and has not been asked for in the state it is in, then what is due for its speed alone, then
+    one publication, then the end."""
     record = begin(project.data, night)
     if not any(done.data):
         if len(done.data) < TRIES:
@@ -74,7 +75,7 @@ def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Ste
     over = limit_reached(project, nightly, record["started_at"])
     due = [cell for cell in due_cells(project.resolve()) if cell.name not in done.asked]
     if due and not over:
-        return Step("cells", due)
+        return Step("cells", [cell for cell in due if not cell.retimes] or due)
     if not any(done.publish) and len(done.publish) < TRIES:
         return Step("publish")
     left = f"; {len(due)} cells are left for the next night" if due else ""
@@ -157,9 +158,14 @@ def end(project: Project, night: str, why: str) -> dict[str, Any]:
 
 
 def _statuses(project: Project, model: str, method: str) -> list[str]:
-    """How each seed of the cell stands now, its evaluation included."""
+    """How each seed of the cell stands now, its evaluation included, and what became of measuring its speed again."""
     keys = [cells.CellKey(model, method, seed) for seed in project.settings.seeds]
-    return [_status(attempt) for key in keys if (attempt := cells.latest(project.data, key))]
+    found = [
+        (attempt, cells.failed_retiming(project.data, key))
+        for key in keys
+        if (attempt := cells.latest(project.data, key))
+    ]
+    return [f"{_status(one)} (not timed again: {failed.status})" if failed else _status(one) for one, failed in found]
 
 
 def _status(attempt: cells.Attempt) -> str:

@@ -6,7 +6,8 @@ was doing, as long as that parent lives; else `lost`.
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -59,6 +60,16 @@ class Attempt:
     @property
     def status(self) -> Status:
         return self.result.status
+
+    @property
+    def retimes(self) -> str | None:
+        """The good attempt whose speed this one was made to measure again; None where it was made for its own sake."""
+        return self.spec.more.get("retimes")
+
+    @property
+    def counts(self) -> bool:
+        """False of a re-timing that has not ended ok: the good row that it was to measure again goes on to speak for the cell."""
+        return self.retimes is None or self.status == "ok"
 
     @property
     def model_folder(self) -> Path:
@@ -128,5 +139,26 @@ def all_attempts(data: DataRoot) -> Iterator[Attempt]:
 
 
 def latest(data: DataRoot, key: CellKey) -> Attempt | None:
-    found = attempts(data, key)
-    return found[-1] if found else None
+    """The attempt that speaks for the cell: the newest that counts."""
+    return newest_that_counts(attempts(data, key))
+
+
+def newest_that_counts(found: Sequence[Attempt]) -> Attempt | None:
+    """Of attempts that come oldest first."""
+    return next((one for one in reversed(found) if one.counts), None)
+
+
+def failed_retiming(data: DataRoot, key: CellKey) -> Attempt | None:
+    """The newest attempt where it was a re-timing that ended otherwise than ok; None where it was not, or is under way."""
+    newest = attempts(data, key)[-1:]
+    return next((one for one in newest if not one.counts and one.status not in ("queued", "running")), None)
+
+
+def begun_at(attempt: Attempt) -> datetime:
+    """When the attempt began, by its own word, else by its id; the epoch where neither tells."""
+    with suppress(ValueError):
+        began = datetime.fromisoformat(str(attempt.result.started_at))
+        return began if began.tzinfo else began.replace(tzinfo=UTC)
+    with suppress(ValueError):
+        return datetime.strptime(attempt.run_id.split("-")[0] + "000", STAMP).replace(tzinfo=UTC)
+    return datetime.fromtimestamp(0, UTC)

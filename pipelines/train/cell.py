@@ -30,13 +30,15 @@ def train(
     watch: Watch | None = None,
     seen: str | None = None,
     rerun_for: Collection[str] = ANY,
+    retime: bool = False,
 ) -> tuple[Attempt, bool]:
     """Make the cell current and return its newest attempt, and whether that was reused.
 
     An attempt is made whatever happens; how it ended is its status. A cell whose last attempt is ok and whose fingerprints match,
     at least those in `rerun_for`, is reused, unless `force`; one that was ended too early goes on from its last checkpoint, in a
     new attempt. `seen`: the newest attempt when this was asked for ("" for none); what somebody else has made since is taken as
-    it is.
+    it is. `retime`: a good row that nothing has changed since is made again for its speed alone; unless the new attempt ends ok,
+    the good one goes on to speak for the cell.
 
     Raises:
         UsageError: unknown model or method.
@@ -47,9 +49,11 @@ def train(
     plan = resolved.plan(key)
     with locked(key.folder(data) / "cell.lock", f"train {key}", say=watch.say):
         earlier = cells.attempts(data, key)
-        newest = earlier[-1] if earlier else None
+        newest = cells.newest_that_counts(earlier)
         different = resolved.changed(newest) if newest else []
         current = newest and newest.status == "ok" and not set(different) & set(rerun_for)
+        retimes = newest.run_id if retime and newest and newest.status == "ok" and not different else None
+        force = force or retimes is not None
         if newest and seen is not None and newest.run_id != seen:
             watch.say(f"{key} has been run since this was asked for: {newest.run_id} is {newest.status}")
             return newest, True
@@ -59,10 +63,10 @@ def train(
         if newest and not force and _goes_on_elsewhere(newest, plan, data):
             run = _run(resolved, newest, watch)
         else:
-            run = _next_attempt(resolved, key, watch, force=force)
+            run = _next_attempt(resolved, key, watch, force=force, retimes=retimes)
 
         def again(after: str) -> Run:
-            return _next_attempt(resolved, key, watch, after=after)
+            return _next_attempt(resolved, key, watch, after=after, retimes=retimes)
 
         finished = Attempt(key, and_once_more(run, again, resolved.project.site(watch)).folder)
         if finished.status in restart.FINAL:
@@ -79,9 +83,16 @@ def _goes_on_elsewhere(newest: Attempt, plan: CellPlan, data: DataRoot) -> bool:
 
 
 def _next_attempt(
-    resolved: Resolved, key: CellKey, watch: Watch, *, force: bool = False, after: str | None = None
+    resolved: Resolved,
+    key: CellKey,
+    watch: Watch,
+    *,
+    force: bool = False,
+    after: str | None = None,
+    retimes: str | None = None,
 ) -> Run:
-    """A new attempt, from the last checkpoint of the earlier ones where there is one. `after`: why it is made at once."""
+    """A new attempt, from the last checkpoint of the earlier ones where there is one. `after`: why it is made at once. `retimes`:
+    the good attempt that it measures again."""
     earlier, plan = cells.attempts(resolved.data, key), resolved.plan(key)
     for attempt in (one for one in earlier if one.spec.is_of(resolved.data.root)):
         launcher_class(attempt.spec.launcher).end(attempt.folder)
@@ -95,6 +106,8 @@ def _next_attempt(
     spec = _spec(resolved, key, folder.name, resume, after)
     if not force and (trials := restart.search_to_go_on(earlier, plan.fingerprints, resolved.data.root)):
         spec = replace(spec, more={**spec.more, "searched": trials})
+    if retimes:
+        spec = replace(spec, more={**spec.more, "retimes": retimes})
     queue(folder, spec)
     restart.clear(earlier, keep=resume["run_id"] if resume else None)
     return _run(resolved, Attempt(key, folder), watch)
@@ -106,11 +119,12 @@ def _require_disk(earlier: Sequence[Attempt], data: DataRoot) -> None:
     Raises:
         DiskFullError: there is a good row, and less disk than that.
     """
-    if earlier and earlier[-1].status == "ok":
-        files = [path for path in earlier[-1].model_folder.rglob("*") if path.is_file()]
+    newest = cells.newest_that_counts(earlier)
+    if newest and newest.status == "ok":
+        files = [path for path in newest.model_folder.rglob("*") if path.is_file()]
         saved = sum(path.stat().st_size for path in files)
-        needed = disk.ROOM_BYTES + OTHER_BYTES + max(saved, earlier[-1].result.bytes_needed or 0)
-        disk.require(data.root, needed, f"a new attempt at {earlier[-1].key}, whose last good one stays as it is")
+        needed = disk.ROOM_BYTES + OTHER_BYTES + max(saved, newest.result.bytes_needed or 0)
+        disk.require(data.root, needed, f"a new attempt at {newest.key}, whose last good one stays as it is")
 
 
 def _run(resolved: Resolved, attempt: Attempt, watch: Watch) -> Run:
