@@ -27,7 +27,7 @@ from pydantic import (
 from pipelines import machine
 from pipelines.errors import UsageError
 from pipelines.learning_rates import default_of, grid_of
-from pipelines.methods import DEFAULT_RATES, FOUR_BITS, SHORT_FORM, Kind, RateOf, Traits, own_form, short_form
+from pipelines.methods import DEFAULT_RATES, FOUR_BITS, LORA_FA, SHORT_FORM, Kind, RateOf, Traits, own_form, short_form
 from pipelines.paths import experiments_file
 from pipelines.provider_settings import Generation, Provider
 from pipelines.settings import NamesFiles, Share, Slug, Strict, expected_one_of
@@ -203,7 +203,7 @@ class Method(TrainingOverrides):
     """`none` trains nothing, `full` every weight, `lora` an adapter (over a quantized base where `quantization` is set); `rslora`
     scales it by alpha / sqrt(rank), `dora` learns magnitude and direction apart. `adapter` is any other that PEFT has: `peft` holds
     what its configuration class is given, `peft_type` first. `shots`, of `none` only: so many train examples stand in every
-    prompt."""
+    prompt. `loraplus_lr_ratio` (LoRA+): the learning rate of B over that of A; the optimizer `lorafa` (LoRA-FA) trains B alone."""
 
     kind: Kind
     shots: PositiveInt | None = None
@@ -216,6 +216,8 @@ class Method(TrainingOverrides):
     peft: dict[str, JsonValue] | None = None
     quantization: Literal["nf4", "fp4", "int8"] | None = None
     double_quantization: bool | None = None
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "lorafa"] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    loraplus_lr_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
     def _own_settings(self) -> "Method":
@@ -244,6 +246,18 @@ class Method(TrainingOverrides):
             raise ValueError(f"peft: such settings belong to kind adapter, not {self.kind}")
         if self.traits.chooses_modules and self.targets:  # in this order: the first looks at what is given
             raise ValueError("targets and peft.target_modules both name the modules: leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _loras_optimizers(self) -> "Method":
+        asked = {"loraplus_lr_ratio": self.loraplus_lr_ratio, "optimizer: lorafa": self.optimizer == LORA_FA}
+        named = [name for name, is_set in asked.items() if is_set]
+        if named and self.traits.peft_type != "LORA":
+            raise ValueError(
+                f"{named[0]}: only LoRA has an A and a B: expected kind lora, or adapter with peft_type LORA"
+            )
+        if len(named) == 2:
+            raise ValueError("loraplus_lr_ratio and optimizer: lorafa exclude each other: LoRA-FA does not train A")
         return self
 
     @property

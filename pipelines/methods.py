@@ -16,6 +16,11 @@ DEFAULT_RATES: dict[RateOf, float] = {"full": 2e-5, "lora": 2e-4}
 MOST_RANK = 2**31  # exclusive: a rank is shown as a 32-bit number
 FOUR_BITS = ("nf4", "fp4")
 SHORT_FORM = ("rank", "alpha", "dropout", "rslora", "dora")  # settings of `kind: lora`
+LORA_FA = "lorafa"  # the optimizer of LoRA-FA
+# Types of PEFT that learn tokens of their own: as embeddings before a text, or as keys and values that attention finds in its cache
+AS_EMBEDDINGS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
+AS_KEYS = ("PREFIX_TUNING", "CARTRIDGE")
+MOVES_RANKS = "ADALORA"
 OURS = (
     "task_type",
     "inference_mode",
@@ -74,8 +79,8 @@ class Traits:
 
     @property
     def rank(self) -> int | None:
-        """The adapter's rank, where the settings name one."""
-        given = self.peft.get("r")
+        """The adapter's rank, where the settings name one; where ranks move, the mean that they end with."""
+        given = self.peft.get("target_r" if self.moves_ranks else "r")
         return given if type(given) is int and 0 < given < MOST_RANK else None
 
     @property
@@ -83,6 +88,28 @@ class Traits:
         """The adapter's scaling factor, where the settings name one; its types spell it in two ways."""
         given = self.peft.get("lora_alpha", self.peft.get("alpha"))
         return float(given) if type(given) in (int, float) and math.isfinite(given) else None
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens of its own that the adapter puts before every text."""
+        given = self.peft.get("num_virtual_tokens")
+        known = self.peft_type in (*AS_EMBEDDINGS, *AS_KEYS) and type(given) is int
+        return given if known and given > 0 else 0
+
+    @property
+    def moves_ranks(self) -> bool:
+        """It takes ranks from layers that need them less while it trains (AdaLoRA)."""
+        return self.peft_type == MOVES_RANKS
+
+    @property
+    def starts_from_texts(self) -> bool:
+        """Its first weights come from what the base makes of training texts (EVA)."""
+        return self.peft_type == "LORA" and self.peft.get("init_lora_weights") == "eva"
+
+    @property
+    def starts_from_rounding(self) -> bool:
+        """Its first weights make up for what quantizing the base has rounded off (LoftQ)."""
+        return self.peft_type == "LORA" and self.peft.get("init_lora_weights") == "loftq"
 
     @property
     def chooses_modules(self) -> bool:
@@ -98,7 +125,7 @@ class Traits:
     @property
     def can_merge(self) -> bool:
         """For serving. A quantized base is not merged into: rounding the sum to 4 or 8 bits again would make another model."""
-        return self.has_adapter and not self.quantization
+        return self.has_adapter and not self.quantization and not self.virtual_tokens
 
     @property
     def why_not_mixed(self) -> str | None:
@@ -149,4 +176,13 @@ def own_form(peft: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"got {dict(peft)}; expected peft_type, such as VERA, and the settings of its class in PEFT")
     if own := [name for name in OURS if name in peft]:
         raise ValueError(f"{', '.join(own)}: set by the trainer, not by a method; leave it out")
-    return {**peft, "peft_type": peft["peft_type"].strip().upper()}
+    own = {**peft, "peft_type": peft["peft_type"].strip().upper()}
+    if own["peft_type"] == MOVES_RANKS and "total_step" in own:
+        raise ValueError("total_step: the trainer sets it to the number of optimizer steps; leave it out")
+    return own
+
+
+def optimizer_of(recipe: Mapping[str, Any]) -> str | None:
+    """The optimizer of a cell's recipe as the tables name it: `adamw`, `adamw, LoRA+ 16`; None where nothing trains."""
+    ratio = recipe.get("loraplus_lr_ratio")
+    return f"{recipe.get('optimizer')}, LoRA+ {ratio:g}" if ratio else recipe.get("optimizer")

@@ -63,5 +63,7 @@ def _trained(experiments: Experiments, model: str, method: Method, settings: Tra
     own = (
         {"peft": dict(traits.peft)} if method.peft is not None else {name: getattr(method, name) for name in SHORT_FORM}
     )
+    if method.loraplus_lr_ratio:
+        own["loraplus_lr_ratio"] = method.loraplus_lr_ratio
     double = method.quantization in FOUR_BITS and method.double_quantization is not False
     return {**decided, **own, "quantization": method.quantization, "double_quantization": double}

@@ -20,7 +20,7 @@ from pipelines.estimate.question import questions
 from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by
 from pipelines.experiments import Model
 from pipelines.files import read_json
-from pipelines.methods import traits_of
+from pipelines.methods import optimizer_of, traits_of
 from pipelines.project import CellPlan, Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
@@ -38,7 +38,10 @@ DISTURBED_PCT, DISTURBED_BESIDE_A_CARD_PCT = 10.0, 50.0
 OF_ONE_RUN = ("best_step", "last_step", "learning_rate_at_edge")
 FROM_TRAINING = tuple(name for name in COMPARISON.measured_by("training") if name not in OF_ONE_RUN)
 FROM_EVALUATION = COMPARISON.measured_by("evaluation")
-PAID = ("load_seconds", "quantize_seconds", "probe_seconds", "search_seconds", "train_seconds", "other_seconds")
+PAID = (
+    "load_seconds", "quantize_seconds", "adapter_start_seconds", "probe_seconds", "search_seconds", "train_seconds",
+    "other_seconds",
+)  # fmt: skip
 
 EVALUATING = ("evaluation_load_seconds", "loss_seconds", "answer_seconds", "serving_seconds")
 
@@ -210,7 +213,7 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
         **adapter_of(recipe),
         "max_length": recipe.get("max_length"),
         "weights_revision": result.weights_revision,
-        "optimizer": recipe.get("optimizer"),
+        "optimizer": optimizer_of(recipe),
         "memory_budget_gb": spec.memory_budget_gb,
         **placement(spec),
         "data_fingerprint": prints.get("data"),

@@ -31,6 +31,7 @@ from pipelines.experiments import Experiments
 from pipelines.export import bit_widths
 from pipelines.files import read_jsonl
 from pipelines.generate.journal import opened
+from pipelines.methods import optimizer_of
 from pipelines.paths import DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
@@ -94,7 +95,7 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
         "micro_batch_tokens": micro_batch_tokens(result, spec),
         **learning_rate(result, spec),
         **adapter_of(spec.recipe),
-        "optimizer": spec.recipe.get("optimizer"),
+        "optimizer": optimizer_of(spec.recipe),
         "memory_budget_gb": spec.memory_budget_gb,
         **placement(spec),
         "estimated_memory_gb": training_gb(answer_on(data, attempt) or {}),

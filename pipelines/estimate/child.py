@@ -68,7 +68,7 @@ def answer(asked: Json, occupied: dict[bool, int]) -> Json:
     fields, recipe = dict(asked["config"]), complete(asked["recipe"])
     width = width_of(fields)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    recipe |= {"max_length": longest(recipe["max_length"], config)}
+    recipe |= {"max_length": longest(recipe["max_length"], config, traits_of(recipe).virtual_tokens)}
     batches, source = batches_of(asked, recipe, config)
     if not batches:
         return {"because": "no example fits max_length"}

@@ -23,7 +23,7 @@ from pipelines.estimate.batch import Batch
 from pipelines.estimate.card_rules import as_on_cuda
 from pipelines.estimate.cards import MEANT, Format
 from pipelines.estimate.live import Counting, Live, Moment
-from pipelines.estimate.optimizer import state_bytes
+from pipelines.estimate.optimizer import importance_bytes, state_bytes
 from pipelines.methods import traits_of
 from pipelines.train.fast_paths import adapters_are_grouped
 from pipelines.train.losses import head_on_positions, step_loss
@@ -122,7 +122,7 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
     return Counted(
         weights=sum(t.numel() * t.element_size() for t in kept),
         trainable=sum(sizes),
-        optimizer=state_bytes(sizes, recipe["optimizer"]),
+        optimizer=state_bytes(sizes, recipe["optimizer"]) + importance_bytes(sizes, recipe),
         quantized=sum(packed),
         parameters=sum(p.numel() for p in model.parameters() if p.dtype != torch.uint8) + sum(packed),
         largest=4 * max(sizes, default=0),

@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from pipelines.runs.clock import Stopwatch
+from pipelines.train import virtual_tokens
 from pipelines.train.conversations import ALPACA
 from pipelines.train.prompts import PromptFormat
 
@@ -54,16 +55,17 @@ def answer(speaker: Speaker, prompts: Sequence[list[int]], limit: int, *, exactl
         do_sample=False, max_new_tokens=limit, eos_token_id=stops or None, pad_token_id=padding, use_cache=True
     )
     speaker.model.generation_config = config
-    ends = StoppingCriteriaList([_TextEnds(form.tokenizer, texts, longest)] if texts else [])
+    by_embeddings = virtual_tokens.embedded(speaker.model) > 0
+    start = 0 if by_embeddings else longest  # of the new tokens, in what comes back
+    ends = StoppingCriteriaList([_TextEnds(form.tokenizer, texts, start)] if texts else [])
+    model, inputs = speaker.model, {"input_ids": ids.to(speaker.device), "attention_mask": mask.to(speaker.device)}
     with torch.no_grad():
-        produced = speaker.model.generate(
-            input_ids=ids.to(speaker.device),
-            attention_mask=mask.to(speaker.device),
-            generation_config=config,
-            stopping_criteria=ends,
-            **speaker.more,
-        )
-    return [_until_its_end(row, stops, form, texts) for row in produced[:, longest:].tolist()]
+        if by_embeddings:
+            embeds, mask = virtual_tokens.before_each_text(model, inputs["input_ids"], list(map(len, prompts)))
+            model, inputs = model.get_base_model(), {"inputs_embeds": embeds, "attention_mask": mask}
+            model.generation_config = config
+        produced = model.generate(**inputs, generation_config=config, stopping_criteria=ends, **speaker.more)
+    return [_until_its_end(row, stops, form, texts) for row in produced[:, start:].tolist()]
 
 
 def _until_its_end(tokens: list[int], stops: Sequence[int], form: PromptFormat, texts: Sequence[str]) -> list[int]:

@@ -45,14 +45,17 @@ def _longest(project: Project, model: str) -> int:
 
 def readers(project: Project) -> list[dict[str, Any]]:
     """Every model of the profile whose weights are here: its folder, how it is asked, its max_length. An evaluation record must
-    fit them all."""
+    fit them all, also behind the tokens that an adapter of the profile puts before it."""
     found = []
+    methods = [project.experiments.method(name) for name in project.settings.methods]
+    virtual = max((method.traits.virtual_tokens for method in methods), default=0)
     for name in project.settings.models:
         model = project.experiments.model(name)
         if not model.origin.source.random and weights.is_present(project.data, name, model):
             asked = {"prompt": model.prompt, "template": model.template}
             folder = str(weights.model_folder(project.data, name, model))
-            found.append({"model": name, "folder": folder, "max_length": _longest(project, name), **asked})
+            more = {"virtual_tokens": virtual} if virtual else {}
+            found.append({"model": name, "folder": folder, "max_length": _longest(project, name), **asked, **more})
     return found
 
 

@@ -148,10 +148,10 @@ def record_losses(worker: Worker, model: Any, examples: Sequence[Tokenized]) -> 
     from pipelines.train import batches, loading
     from pipelines.train.losses import head_on_positions, scored_mask, token_losses
 
-    device = loading.device()
+    device, virtual = loading.device(), traits_of(worker.spec["recipe"]).virtual_tokens
     rows: list[dict[str, Any]] = []
     with head_on_positions(model) as wanted, torch.no_grad():
-        for batch in batches.micro_batches(examples, max_tokens=worker.spec["batch_tokens"]):
+        for batch in batches.micro_batches(examples, max_tokens=worker.spec["batch_tokens"], virtual=virtual):
             losses = token_losses(model, batch, wanted, device).double().cpu()
             rows += _per_record(batch, losses, scored_mask(batch))
     return rows

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.methods import traits_of
 from pipelines.runs.worker import Worker
 from pipelines.train.examples import longest
 from pipelines.train.left_out import MUCH, NEARLY_ALL, is_nearly_all
@@ -61,7 +62,8 @@ def _fitting(worker: Worker, reader: Reader, records: Records) -> set[str]:
 
     folder = worker.root / reader["folder"]
     form = PromptFormat.of(folder, reader)
-    limit = longest(reader["max_length"], AutoConfig.from_pretrained(folder))
+    virtual = max(reader.get("virtual_tokens", 0), traits_of(worker.spec["recipe"]).virtual_tokens)
+    limit = longest(reader["max_length"], AutoConfig.from_pretrained(folder), virtual)
     fitting, too_long, unshown = set(), 0, []
     for record in records:
         try:

@@ -147,8 +147,8 @@ def _is_known(base: Any, dtype: torch.dtype) -> bool:
 
 
 def _is_free(layer: Any) -> bool:
-    """Whether it is an adapter that is in no group yet."""
-    return hasattr(layer, "lora_A") and "forward" not in vars(layer)
+    """Whether it is an adapter of LoRA's (AdaLoRA keeps parameters where LoRA has layers) that is in no group yet."""
+    return isinstance(getattr(layer, "lora_A", None), nn.ModuleDict) and "forward" not in vars(layer)
 
 
 def is_grouped(layer: Any) -> bool:

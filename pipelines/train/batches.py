@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.methods import traits_of
 from pipelines.train.examples import Tokenized
 from pipelines.train.fast_paths import ARCHITECTURES, UNKNOWN
 
@@ -33,19 +34,21 @@ def held_back(examples: Sequence[Tokenized], share: float) -> tuple[list[Tokeniz
     return [e for e in examples if e.example_id not in away], ranked[:count]
 
 
-def micro_batches(examples: Sequence[Tokenized], *, max_tokens: int) -> list[list[Tokenized]]:
+def micro_batches(examples: Sequence[Tokenized], *, max_tokens: int, virtual: int = 0) -> list[list[Tokenized]]:
     """`examples` by length, longest first, in groups whose padded size (rows × longest) is at most `max_tokens`; an
-    example longer than that goes alone."""
+    example longer than that goes alone. An adapter's `virtual` tokens before each row count, too."""
     groups: list[list[Tokenized]] = []
     for example in sorted(examples, key=lambda e: (-len(e), e.name)):
-        if groups and (len(groups[-1]) + 1) * len(groups[-1][0]) <= max_tokens:
+        if groups and (len(groups[-1]) + 1) * (len(groups[-1][0]) + virtual) <= max_tokens:
             groups[-1].append(example)
         else:
             groups.append([example])
     return groups
 
 
-def dealt(examples: Sequence[Tokenized], *, max_tokens: int, ranks: int) -> list[list[list[Tokenized]]]:
+def dealt(
+    examples: Sequence[Tokenized], *, max_tokens: int, ranks: int, virtual: int = 0
+) -> list[list[list[Tokenized]]]:
     """The micro-batches of each of `ranks` processes, which together hold every example once: longest first, each goes to the
     process with the fewest tokens so far. One process gets `micro_batches`; of more than there are examples some get none."""
     hands: list[list[Tokenized]] = [[] for _ in range(ranks)]
@@ -54,7 +57,7 @@ def dealt(examples: Sequence[Tokenized], *, max_tokens: int, ranks: int) -> list
         rank = held.index(min(held))
         hands[rank].append(example)
         held[rank] += len(example)
-    return [micro_batches(hand, max_tokens=max_tokens) for hand in hands]
+    return [micro_batches(hand, max_tokens=max_tokens, virtual=virtual) for hand in hands]
 
 
 def heaviest(
@@ -62,14 +65,15 @@ def heaviest(
 ) -> list[list[Tokenized]]:
     """The micro-batches of an optimizer step that needs as much memory as any of `plan` on any of `ranks`: the heaviest of those
     that a step begins with and, where steps accumulate, of those that follow, which meet the gradients of the first."""
-    dealt_out = [dealt(step, max_tokens=recipe["micro_batch_tokens"], ranks=ranks) for step in plan]
+    virtual = traits_of(recipe).virtual_tokens
+    dealt_out = [dealt(step, max_tokens=recipe["micro_batch_tokens"], ranks=ranks, virtual=virtual) for step in plan]
     parts = [part for hands in dealt_out for part in hands if part]
     first, later = [part[0] for part in parts], [batch for part in parts for batch in part[1:]]
 
     def weight(batch: Sequence[Tokenized]) -> tuple[int, int]:
         """Numbers kept for the backward pass; of equal ones, the tokens learned."""
         learned = sum(example.learned for example in batch)
-        return kept_numbers(len(batch) * len(batch[0]), learned, config, recipe), learned
+        return kept_numbers(len(batch) * (len(batch[0]) + virtual), learned, config, recipe), learned
 
     return [max(batches, key=weight) for batches in (first, later) if batches]
 
@@ -83,12 +87,12 @@ def kept_numbers(tokens: int, learned: int, config: Any, recipe: Mapping[str, An
     return tokens * config.hidden_size * kept + (0 if in_pieces else 3 * learned * config.vocab_size)
 
 
-def smaller(plan: Sequence[Sequence[Tokenized]], *, max_tokens: int, ranks: int = 1) -> int | None:
+def smaller(plan: Sequence[Sequence[Tokenized]], *, max_tokens: int, ranks: int = 1, virtual: int = 0) -> int | None:
     """`max_tokens` halved, as often as it takes to cut `plan` into smaller micro-batches, but no less than the longest example,
     which then goes alone; None where all micro-batches are as small as that."""
-    parts = [part for step in plan for part in dealt(step, max_tokens=max_tokens, ranks=ranks)]
-    largest = max(len(batch) * len(batch[0]) for part in parts for batch in part)
-    longest = max(len(example) for step in plan for example in step)
+    parts = [part for step in plan for part in dealt(step, max_tokens=max_tokens, ranks=ranks, virtual=virtual)]
+    largest = max(len(batch) * (len(batch[0]) + virtual) for part in parts for batch in part)
+    longest = max(len(example) + virtual for step in plan for example in step)
     if largest <= longest:
         return None
     halved = max_tokens // 2

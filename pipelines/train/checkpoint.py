@@ -26,6 +26,7 @@ from safetensors import safe_open
 
 from pipelines.disk import DiskFullError, is_full
 from pipelines.files import read_json, write_json
+from pipelines.methods import traits_of
 from pipelines.runs.checkpoints import BEST, CURVE, FOLDER, STATE, TENSORS, whole
 from pipelines.train import paged
 from pipelines.train.ranks import Ranks, local_part, with_local_part
@@ -239,13 +240,14 @@ def read_curve(checkpoint: Path) -> list[Json]:
     return [json.loads(line) for line in lines]
 
 
-def size(named: Mapping[str, torch.nn.Parameter], optimizer: str) -> int:
+def size(named: Mapping[str, torch.nn.Parameter], recipe: Mapping[str, Any]) -> int:
     """Bytes of a checkpoint: the weights that train and Adam's two states, each as large or (8-bit) a byte an element and a
-    float32 for every 256 of them."""
+    float32 for every 256 of them; where ranks move, two more as large."""
     weights = sum(p.numel() * p.element_size() for p in named.values())
     elements = sum(p.numel() for p in named.values())
-    states = 2 * weights if optimizer == "adamw" else round(2 * elements * (1 + 4 / 256))
-    return weights + states
+    in_8_bits = recipe["optimizer"].endswith("8bit")
+    states = round(2 * elements * (1 + 4 / 256)) if in_8_bits else 2 * weights
+    return weights + states + (2 * weights if traits_of(recipe).moves_ranks else 0)
 
 
 def _local(tensors: Mapping[str, torch.Tensor]) -> Tensors:

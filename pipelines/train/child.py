@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,9 @@ def train_cell(worker: Worker) -> None:
     from pipelines.train.loop import Trainer
     from pipelines.train.pace import curve_sample
 
-    draw_apart(ranks, worker.spec["seed"])
     recipe, tokens = worker.spec["recipe"], tokenize(worker, model)
+    begin_from_texts(worker, model, tokens)
+    draw_apart(ranks, worker.spec["seed"])
     if ranks.sharding == "fsdp":
         sharding.shard(model, loading.device())
     check = _first_words(model, recipe, tokens) if not ranks.sharded else None
@@ -92,7 +95,8 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
         model = loading.load_model(folder, recipe, on_device=whole)
     worker.measure(**quantized.measured(clock.lap()))
     if traits.has_adapter:
-        model = loading.add_adapter(model, recipe)
+        with _adapter_start(worker):
+            model = loading.add_adapter(model, recipe)
         if shared := loading.adapted_and_shared(model):
             worker.say(
                 f"{shared[0].removeprefix('base_model.model.')} has an adapter and shares the embedding's weights: an export "
@@ -103,17 +107,14 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
     if traits.has_adapter:
         peft_adapter.require_trainable(model, recipe, model.config.vocab_size)
     paths = fast_paths.taken(model, in_float32=compute_dtype(recipe) is None)
-    worker.measure(fast_paths=", ".join(paths) or "none")
     if "head" not in paths and traits.trains:
         worker.say(
             f"{model.config.model_type}: its logits are made whole, not piece by piece, which takes memory and time "
             "(pipelines/train/fast_paths.py lists what is known to be the same)"
         )
-    trainable, total = loading.parameter_counts(model)
+    _measure_parameters(worker, model)
     config = model.config
     worker.measure(
-        trainable_params=trainable if traits.trains else 0,
-        total_params=total,
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         weights_dtype=recipe["quantization"] or str(weights_dtype(recipe)).removeprefix("torch."),
@@ -122,6 +123,57 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
     worker.save()
     give_back_freed()
     return model
+
+
+def _measure_parameters(worker: Worker, model: Any) -> None:
+    """Of how many parameters `model` is made, how many of them train, and by which fast paths, as it is now."""
+    from pipelines.train import fast_paths, loading
+    from pipelines.train.precision import compute_dtype
+
+    recipe = worker.spec["recipe"]
+    trainable, total = loading.parameter_counts(model)
+    paths = fast_paths.taken(model, in_float32=compute_dtype(recipe) is None)
+    worker.measure(
+        fast_paths=", ".join(paths) or "none",
+        trainable_params=trainable if traits_of(recipe).trains else 0,
+        total_params=total,
+    )
+
+
+def begin_from_texts(worker: Worker, model: Any, tokens: Tokens) -> None:
+    """Where the adapter's first weights come from training texts: compute them; what that took is measured, and counts as loading.
+
+    Raises:
+        UnavailableError: it cannot be done with these examples or settings.
+    """
+    recipe = worker.spec["recipe"]
+    if not traits_of(recipe).starts_from_texts:
+        return
+    from pipelines.train import loading
+    from pipelines.train.memory import give_back_freed
+
+    with _adapter_start(worker):
+        loading.begin_from_texts(model, recipe, tokens.train, seed=worker.spec["seed"])
+    _measure_parameters(worker, model)
+    give_back_freed()
+
+
+@contextmanager
+def _adapter_start(worker: Worker) -> Iterator[None]:
+    """What happens inside makes the first weights of an adapter by PEFT's own settings, which may decompose the base's weights or
+    what it makes of texts: the seconds are a column, and the peak is one of loading's."""
+    from pipelines.train.memory import peak_bytes, reset_peaks
+
+    clock, measured = Stopwatch(), worker.report["measured"]
+    if traits_of(worker.spec["recipe"]).is_short:
+        yield
+        return
+    reset_peaks()
+    yield
+    worker.measure(
+        adapter_start_seconds=(measured.get("adapter_start_seconds") or 0.0) + clock.total(),
+        load_peak_memory_gb=max(measured["load_peak_memory_gb"], peak_bytes() / 1e9),
+    )
 
 
 def tokenize(worker: Worker, model: Any) -> Tokens:
@@ -139,10 +191,11 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
     with memory_unlimited():  # Arrow's and DuckDB's threads
         selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
     form = PromptFormat.of(worker.root / spec["weights"], recipe)
-    limit = longest(recipe["max_length"], model.config)
+    limit = longest(recipe["max_length"], model.config, virtual := traits_of(recipe).virtual_tokens)
     if limit < recipe["max_length"]:
+        behind = f" behind the adapter's {virtual}" if virtual else ""
         worker.say(
-            f"max_length is {recipe['max_length']}, this model reads {limit} tokens: longer examples are left out"
+            f"max_length is {recipe['max_length']}, this model reads {limit} tokens{behind}: longer examples are left out"
         )
     if form.tells_the_day:
         worker.say(DAY_BY_DAY.format(spec["model"]))
@@ -205,7 +258,7 @@ def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
     the best step's weights are kept, those that the last checkpoint links and those of a better step since may both be there."""
     from pipelines.train import checkpoint
 
-    one = checkpoint.size(trainer.named, worker.spec["recipe"]["optimizer"])
+    one = checkpoint.size(trainer.named, worker.spec["recipe"])
     model = sum(p.numel() * p.element_size() for p in trainer.named.values())
     needed = max(one, model) if resumed else max(2 * one, one + model)
     keeps_best = bool(worker.spec["recipe"]["early_stop_patience"])
@@ -225,7 +278,7 @@ def _save(
     Raises:
         DiskFullError: what was written of it is removed again.
     """
-    from pipelines.train import loading, peft_adapter, tensor_file
+    from pipelines.train import loading, moving_ranks, peft_adapter, tensor_file
     from pipelines.train.precision import result_dtype
 
     recipe, traits = worker.spec["recipe"], traits_of(worker.spec["recipe"])
@@ -235,6 +288,7 @@ def _save(
             model.to(result_dtype(recipe))
         elif traits.trains_all:
             weights = in_format(weights or {}, result_dtype(recipe))
+        moving_ranks.settle(model)
         with tensor_file.used_by_transformers():
             model.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
         if traits.trains_all:

@@ -34,6 +34,8 @@ class Tokenized:
         return sum(label != IGNORE for label in self.labels)
 
 
-def longest(max_length: int, config: Any) -> int:
-    """Tokens of an example at most: `max_length`, or what the model of that configuration can read where that is less."""
-    return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+def longest(max_length: int, config: Any, virtual: int = 0) -> int:
+    """Tokens of an example at most: `max_length`, or what the model of that configuration can read behind an adapter's `virtual`
+    tokens where that is less."""
+    window = getattr(config, "max_position_embeddings", None)
+    return min(max_length, window - virtual) if window else max_length

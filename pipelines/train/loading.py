@@ -17,8 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json
-from pipelines.methods import traits_of
-from pipelines.train import card, four_bits, peft_adapter
+from pipelines.methods import LORA_FA, traits_of
+from pipelines.train import card, four_bits, from_texts, peft_adapter, rounding, virtual_tokens
 from pipelines.train.adapters import fuse
 from pipelines.train.dropout import make_cheap
 from pipelines.train.gated import use_lean_gates
@@ -186,12 +186,38 @@ def add_adapter(model: Any, recipe: dict[str, Any], *, for_card: torch.dtype | N
     """
     with nullcontext() if recipe.get("quantization") else _without_bitsandbytes():
         adapted = _adapted(model, recipe)
+    if recipe.get("optimizer") == LORA_FA:  # its optimizer would do so later, when what trains has been counted
+        for name, parameter in adapted.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and ".lora_A." not in name)
+    hollow = next(adapted.parameters()).device.type == "meta"
+    if traits_of(recipe).starts_from_rounding and not hollow:
+        plain = load_model(rounding.folder_of(model), {**recipe, "quantization": None}, on_device=False)
+        rounding.make_up_for(adapted, plain)
+    if hollow or not traits_of(recipe).starts_from_texts:  # which may still change its ranks
+        speed_up(adapted, recipe, for_card=for_card)
+    return adapted
+
+
+def speed_up(adapted: Any, recipe: dict[str, Any], *, for_card: torch.dtype | None = None) -> None:
+    """Let a PEFT model's adapters compute as `pipelines.train.adapters` does, where it knows them."""
     if for_card or torch.cuda.is_available():
         fuse(adapted, for_card or weights_dtype(recipe))
     else:
         make_cheap(adapted)
         fuse(adapted)
-    return adapted
+
+
+def begin_from_texts(adapted: Any, recipe: dict[str, Any], train: Any, *, seed: int) -> None:
+    """Give an adapter that begins with what the base makes of training texts its first weights; others have theirs.
+
+    Raises:
+        UnavailableError: it cannot be done with these examples or settings.
+    """
+    if not traits_of(recipe).starts_from_texts:
+        return
+    with peft_adapter.in_pefts_words(recipe):
+        from_texts.begin(adapted, train, recipe, seed=seed)
+    speed_up(adapted, recipe)
 
 
 @contextmanager
@@ -287,9 +313,17 @@ def attach_trained(model: Any, trained: Path) -> Any:
 def merged(model: Any) -> Any:
     """The plain model of a PEFT model, its adapter worked into its weights.
 
+    Raises:
+        UnavailableError: the adapter is no change of weights.
+
     An adapter on an output head that shares its weights with the embedding changes the head alone. Merged as they are, the two
     would change together, so the head gets weights of its own first, and the configuration says so.
     """
+    if virtual_tokens.embedded(model) or virtual_tokens.cached(model):
+        raise UnavailableError(
+            f"PEFT's {model.active_peft_config.peft_type.value} puts tokens of its own before a text and changes no weight: there "
+            "is nothing to merge, and no GGUF can hold it; serve the adapter beside its base"
+        )
     if adapted_and_shared(model):
         base = model.get_output_embeddings().get_base_layer()
         base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)

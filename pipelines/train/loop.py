@@ -18,15 +18,16 @@ from typing import Any
 import torch
 
 from pipelines.files import read_json
+from pipelines.methods import traits_of
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.status import FIT, SMALLER
 from pipelines.runs.worker import STOPPED, DivergedError, StoppedError, Worker
-from pipelines.train import batches, checkpoint, checks, paged, probe, search, sharding
+from pipelines.train import batches, checkpoint, checks, moving_ranks, paged, probe, search, sharding
 from pipelines.train.checkpoint import Random
 from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, put_on, step_loss, token_losses
 from pipelines.train.memory import HOST, PEAKS, MemoryMeter, peak_bytes, reset_peaks
-from pipelines.train.optimizers import make_optimizer
+from pipelines.train.optimizers import make_optimizer, set_rate
 from pipelines.train.pace import CheckpointPace, curve_every
 from pipelines.train.precision import autocast, make_scaler
 from pipelines.train.ranks import ZERO_STAGES, Ranks
@@ -58,6 +59,7 @@ class Trainer:
         self.meter = MemoryMeter()
         self.tally = Tally()
         self._plan: list[list[Tokenized]] = []
+        self._virtual = traits_of(recipe).virtual_tokens
         self._random = Random.now()
         self._warm = False
         self._wanted: list[torch.Tensor] = []
@@ -82,6 +84,7 @@ class Trainer:
             train, epochs=recipe["epochs"], per_step=recipe["examples_per_step"], seed=self.worker.spec["seed"]
         )
         self.worker.measure(steps=len(self._plan), micro_batch_tokens=recipe["micro_batch_tokens"])
+        moving_ranks.plan(self.model, len(self._plan))
         self.worker.listen()
         if earlier:
             self._go_on(earlier, train)
@@ -137,7 +140,8 @@ class Trainer:
         `fit_micro_batch` it says first what is to be tried if it fails, since a killed process says nothing."""
         if self.recipe.get("fit_micro_batch"):
             size = self.recipe["micro_batch_tokens"]
-            self.worker.measure(**{SMALLER: batches.smaller(self._plan, max_tokens=size, ranks=self.ranks.count)})
+            cut = {"max_tokens": size, "ranks": self.ranks.count, "virtual": self._virtual}
+            self.worker.measure(**{SMALLER: batches.smaller(self._plan, **cut)})
         self.worker.phase("probe")
         clock, before = Stopwatch(), Random.now()
         reset_peaks()
@@ -348,7 +352,8 @@ class Trainer:
 
     def _parts(self, examples: Sequence[Tokenized]) -> list[list[list[Tokenized]]]:
         """Each rank's micro-batches of `examples`."""
-        return batches.dealt(examples, max_tokens=self.recipe["micro_batch_tokens"], ranks=self.ranks.count)
+        size = self.recipe["micro_batch_tokens"]
+        return batches.dealt(examples, max_tokens=size, ranks=self.ranks.count, virtual=self._virtual)
 
     def _idle(self, parts: Sequence[list[list[Tokenized]]]) -> list[list[Tokenized]]:
         """What this rank computes for nothing, where weights are sharded and others have more micro-batches."""
@@ -369,8 +374,7 @@ class Trainer:
         """One optimizer step over the micro-batches `groups`, of a step that learns `learned` tokens on all ranks (None: those of
         `groups`); returns its loss per learned token in nats. `idle` are computed too, but count for nothing."""
         self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         learned = learned or sum(example.learned for group in groups for example in group)
         summed: Any = torch.zeros((), dtype=torch.float64, device=self.device)
         passes = [*((group, learned) for group in groups), *((group, math.inf) for group in idle)]
@@ -385,6 +389,9 @@ class Trainer:
             else:
                 self.scaler.scale(loss).backward()
             summed += loss.detach()
+        # no part of the loss that is shown, which is the same for every method; the ranks' gradients are summed
+        if (penalty := moving_ranks.penalty(self.model)) is not None:
+            self.scaler.scale(penalty / self.ranks.count).backward()
         summed = self._whole(summed)
         norm = self.zero.step() if self.zero else self._clip()
         # where a rank is alone this is a step's one look at the card: until here the host only hands out work

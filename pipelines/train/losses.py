@@ -2,14 +2,14 @@
 # ruff: noqa: TID253
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from pipelines.train import chunked
+from pipelines.train import chunked, virtual_tokens
 from pipelines.train.attention import causal
 from pipelines.train.examples import IGNORE, Tokenized
 
@@ -77,7 +77,7 @@ def token_losses(model: Any, batch: Batch, wanted: list[torch.Tensor], device: t
 
     Rows are padded on the right; under a causal mask no real token sees the padding, so no padding mask is needed.
     """
-    inputs = _wanted_inputs(batch, wanted, device)
+    inputs = _wanted_inputs(model, batch, wanted, device)
     head = None if torch.is_grad_enabled() else chunked.plain_head(model)
     if head is None:
         logits = _forward(model, inputs.ids).logits
@@ -94,20 +94,21 @@ def step_loss(
     head = chunked.plain_head(model)
     if head is None:
         return token_losses(model, batch, wanted, device).sum() / learned
-    inputs = _wanted_inputs(batch, wanted, device)
+    inputs = _wanted_inputs(model, batch, wanted, device)
     hidden = _hidden(model, head, inputs.ids)
     return chunked.summed_loss(hidden, head.weight, inputs.targets, cap=chunked.soft_cap(model), share=1 / learned)
 
 
-def _wanted_inputs(batch: Batch, wanted: list[torch.Tensor], device: torch.device) -> Inputs:
-    """The inputs of `batch`, the positions among them put into `wanted`."""
+def _wanted_inputs(model: Any, batch: Batch, wanted: list[torch.Tensor], device: torch.device) -> Inputs:
+    """The inputs of `batch`; their positions, as `model` counts them, are put into `wanted`."""
     inputs = batch if isinstance(batch, Inputs) else put_on(device, [batch])[0]
-    wanted[:] = [inputs.positions]
+    wanted[:] = [virtual_tokens.shifted(inputs.positions, inputs.ids.shape[1], virtual_tokens.embedded(model))]
     return inputs
 
 
 def _forward(model: Any, ids: torch.Tensor) -> Any:
-    with causal(model, ids.device):
+    in_cache = virtual_tokens.cached(model) > 0  # which a text sees before itself, so that its mask is not causal alone
+    with nullcontext() if in_cache else causal(model, ids.device):
         return model(input_ids=ids, use_cache=False)
 
 

@@ -12,8 +12,9 @@ import torch
 
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.files import read_json, write_json
-from pipelines.methods import traits_of
+from pipelines.methods import AS_EMBEDDINGS, MOVES_RANKS, traits_of
 from pipelines.runs.worker import is_out_of_memory
+from pipelines.train import moving_ranks, rounding, virtual_tokens
 
 Recipe = dict[str, Any]
 Check = tuple[list[int], list[float]]  # a text's tokens, and the loss of each after the first before training
@@ -22,7 +23,7 @@ CHECK_TOKENS = 128
 # How far a token's loss (nats) may be off: a share of what training moved, and what rounding makes in float32 and in half precision
 SHARE, FLOOR = 0.05, {False: 1e-3, True: 0.1}
 # Values of init_lora_weights that are nothing without texts that PEFT is shown first
-NEEDS_DATA = ("eva", "corda", "lora_ga")
+NEEDS_DATA = ("corda", "lora_ga")
 LORAS_DEFAULT = {"q_proj", "v_proj"}  # where PEFT puts LoRA on a Llama, unless told otherwise
 
 
@@ -42,16 +43,37 @@ def config_of(model: Any, recipe: Recipe, linear: Sequence[str]) -> Any:
         known = {getattr(name, "value", name): made for name, made in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
         if kind not in known:
             raise UnavailableError(f"PEFT {peft.__version__} has no {kind}; it has {', '.join(sorted(known))}")
-        _can_be_trained_here(kind)
         fields = {field.name: field.type for field in dataclasses.fields(known[kind])}
+        transposed = model.config.model_type == "gpt2"  # its Conv1D keeps weights so
+        _can_be_trained_here(kind, given, transposed=transposed)
         _are_what_they_say(given, fields)
         for name in ("target_modules", "modules_to_save"):
             _modules_exist(model, name, given.get(name))
         if "target_modules" in fields and recipe["targets"] is not None and _goes_where_lora_goes(kind):
             given["target_modules"] = list(linear) if recipe["targets"] == "auto" else recipe["targets"]
         if "fan_in_fan_out" in fields:
-            given.setdefault("fan_in_fan_out", model.config.model_type == "gpt2")  # its Conv1D keeps weights transposed
+            given.setdefault("fan_in_fan_out", transposed)
+        _set_by_us(model, recipe, given)
         return known[kind](task_type="CAUSAL_LM", **given)
+
+
+def _set_by_us(model: Any, recipe: Recipe, given: dict[str, Any]) -> None:
+    """Fill in what the trainer knows of model and plan, and PEFT would have to be told.
+
+    Raises:
+        UnavailableError: LoftQ as it is not done here.
+    """
+    traits = traits_of(recipe)
+    if traits.moves_ranks:
+        given["total_step"] = moving_ranks.UNPLANNED
+    if traits.peft_type in AS_EMBEDDINGS:  # OPT-350M's embeddings are narrower than its hidden states
+        given.setdefault("token_dim", model.get_input_embeddings().embedding_dim)
+    if given.get("prompt_tuning_init") == "TEXT":
+        given.setdefault("tokenizer_name_or_path", model.name_or_path)
+    if traits.starts_from_rounding:  # after PEFT has put plain LoRA there (`rounding`)
+        rounding.require_known(given, recipe)
+        given |= {"init_lora_weights": True}
+        given.pop("loftq_config", None)
 
 
 def _are_what_they_say(given: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
@@ -87,11 +109,23 @@ def _goes_where_lora_goes(kind: str) -> bool:
     return set(defaults.get("llama") or ()) == LORAS_DEFAULT
 
 
-def _can_be_trained_here(kind: str) -> None:
-    if hasattr(_tuner(kind), "update_and_allocate"):
+def _can_be_trained_here(kind: str, given: Mapping[str, Any], *, transposed: bool) -> None:
+    stays = kind == "ADAMSS" and not given.get("use_asa")
+    if hasattr(_tuner(kind), "update_and_allocate") and kind != MOVES_RANKS and not stays:
         raise UnavailableError(
-            f"{kind} moves its ranks about after every step (PEFT's update_and_allocate), which is not done here: without it, it "
-            "would be another method"
+            f"{kind} moves its ranks about after every step (PEFT's update_and_allocate), which is done here for {MOVES_RANKS} "
+            "alone: without it, it would be another method"
+        )
+    if given.get("init_lora_weights") == "olora" and transposed:
+        raise UnavailableError(
+            "peft.init_lora_weights: PEFT's olora takes this model's weights, which lie transposed (Conv1D), for the others' way "
+            "round, and the model would begin as another one: take pissa"
+        )
+    if kind == "CPT":
+        raise UnavailableError("CPT weighs the losses of its own tokens with those of a text, which is not done here")
+    if kind == MOVES_RANKS and (end := given.get("target_r", 8)) >= (start := given.get("init_r", 12)):
+        raise UnavailableError(
+            f"peft.target_r: got {end}; expected less than init_r, {start}, from which ranks are taken"
         )
 
 
@@ -134,10 +168,10 @@ def require_trainable(model: Any, recipe: Recipe, vocabulary: int) -> None:
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UnavailableError(f"{traits_of(recipe).peft_type} with these settings trains nothing of this model")
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        if logits.shape[:2] != ids.shape:
+        if (further := logits.shape[1] - ids.shape[1]) != virtual_tokens.embedded(model):
             raise UnavailableError(
-                f"{traits_of(recipe).peft_type} puts {logits.shape[1] - ids.shape[1]} tokens of its own before a text, which moves "
-                "all others: the losses here are not made for that"
+                f"{traits_of(recipe).peft_type} moves a text's tokens by {further} places, and its settings do not say so: the "
+                "losses would be of others"
             )
         logits.float().logsumexp(-1).sum().backward()
     model.zero_grad(set_to_none=True)
@@ -151,7 +185,8 @@ def losses_of(model: Any, ids: Sequence[int]) -> list[float]:
     tokens = torch.tensor([checked], device=device)
     model.eval()
     with torch.no_grad():
-        logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0, :-1].float()
+        whole = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
+    logits = whole[virtual_tokens.embedded(model) : -1].float()
     model.train(training)
     return torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none").tolist()
 

@@ -92,6 +92,9 @@ def require_divisible(recipe: Mapping[str, Any], sharding: str) -> None:
         raise UnavailableError(
             f"sharding: {sharding} would save what trains of {traits.peft_type}, and not the rest of it: {advice}"
         )
+    if traits.moves_ranks or traits.virtual_tokens or recipe.get("loraplus_lr_ratio"):
+        named = "loraplus_lr_ratio" if traits.peft_type == "LORA" else traits.peft_type
+        raise UnavailableError(f"sharding: {sharding} has not been tried with {named}: {advice}")
     if recipe["optimizer"] != "adamw":
         raise UnavailableError(f"sharding: {sharding} cannot divide the states of {recipe['optimizer']}: {advice}")
     if sharding in ZERO_STAGES and isinstance(recipe["learning_rate"], list) and "search_cap" not in recipe:

@@ -2,7 +2,7 @@
 puts the loss on that slice on its curve. No model is saved, and no evaluation record is looked at."""
 
 from pipelines.runs.worker import Worker, start
-from pipelines.train.child import load, tokenize
+from pipelines.train.child import begin_from_texts, load, tokenize
 
 EVALUATIONS = 4  # of the slice, on the way to the end: what a trial may be pruned by
 
@@ -14,6 +14,7 @@ def try_rate(worker: Worker) -> None:
     from pipelines.train.loop import Trainer
 
     recipe, tokens = worker.spec["recipe"], tokenize(worker, model)
+    begin_from_texts(worker, model, tokens)
     kept, judged = batches.held_back(tokens.train, recipe["validation_share"])
     if not kept:
         raise ValueError("tuning needs two training examples or more")

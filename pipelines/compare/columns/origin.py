@@ -74,7 +74,7 @@ RECIPE = (
         real("learning_rate", "Peak learning rate: the configured one, or the best of those that were tried.", None, None),
         text("learning_rate_source",
              "Level of experiments.yaml that set the learning rate; search or tune where it was searched for."),
-        text("optimizer", "Name of the optimizer."),
+        text("optimizer", "Name of the optimizer; with LoRA+ also how many times the learning rate of A that of B is."),
         whole("rank", "Rank of the adapter, where the method's settings name one."),
         real("alpha",
              "Scaling of the adapter as set: LoRA's update is multiplied by alpha / rank, with rslora by alpha / √rank.",
