@@ -16,7 +16,7 @@ SURE = 1.1  # what a prediction must leave, as a share of itself, before one sho
 def advise(row: Row, rows: Sequence[Row]) -> str:
     match row["status"]:
         case "ok":
-            return "; ".join(filter(None, (left_out_in_words(row), _of_ok(row, rows))))
+            return "; ".join(filter(None, (left_out_in_words(row), _of_ok(row, rows), _of_speed(row))))
         case "out_of_memory":
             return _of_out_of_memory(row, rows)
         case "missing":
@@ -60,7 +60,7 @@ def _of_ok(row: Row, rows: Sequence[Row]) -> str:
         )
     if base is None:
         return "the untouched model was not measured on the same records"
-    return _against_base(row, bits, base) + _against_full(row, rows) + _of_speed(row)
+    return _against_base(row, bits, base) + _against_full(row, rows)
 
 
 def _base_of_other_weights(row: Row, rows: Sequence[Row]) -> Row | None:
