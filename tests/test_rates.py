@@ -72,6 +72,10 @@ def test_of_several_seeds_the_one_at_the_edge_counts() -> None:
             [arm("full", "profile", 1e-4), arm("a", "profile", 1e-3), arm("q", "pair", 2e-3)],
             f"all trained {ONE} for each kind of method, or one of its own (q)", id="and one of its own",
         ),
+        pytest.param(
+            [arm("full", "profile", 1e-4), arm("q", "pair", 2e-3)],
+            f"both trained {ONE}, or one of its own (q)", id="one kind, and one of its own",
+        ),
         pytest.param([arm("full", "default"), arm("a", "tuned")], f"full trained {ONE}", id="one is tuned"),
         pytest.param([arm("full", "default"), arm("a", "edge")], f"full trained {ONE}", id="one is at the edge"),
         pytest.param(

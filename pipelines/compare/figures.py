@@ -24,6 +24,7 @@ from pipelines.schema import count, text
 
 Row = dict[str, Any]
 CURVE_POINTS = 12  # of a curve in its table
+QUIET_ALONE = " Times measured beside other programs are left out."
 MOST_MODELS = 8  # with curves of their own
 
 TRADE_OFF = COMPARISON.pick(
@@ -101,7 +102,7 @@ def of_cells(project: Project, rows: Sequence[Row]) -> Iterator[Figure]:
     says = "Cells that differ in the adapter's rank alone (alpha goes with it): what a higher rank buys, and what it costs."
     numbers = [{**row, "family": family, "rank": rank} for family, points in families.items() for rank, row in points]
     says += of_rates(numbers, name)
-    says += "" if all(map(speed_stands, numbers)) else " Times measured beside other programs are left out."
+    says += "" if all(map(speed_stands, numbers)) else QUIET_ALONE
     yield from _figure("ranks", "Rank", says, plots.rank_sweep(families), (RANKS, numbers))
     for model in list(dict.fromkeys(row["model"] for row in rows))[:MOST_MODELS]:
         of_model = [row for row in rows if row["model"] == model]
@@ -174,6 +175,7 @@ def of_history(rows: Sequence[Row]) -> Iterator[Figure]:
         "Every run that ended ok, in bits per byte on the records it shares with the run before it, and in minutes. A change whose "
         "interval lies above zero is worse."
     )
+    says += "" if all(map(speed_stands, rows)) else QUIET_ALONE
     cells_ran = [(row["model"], row["method"], row["seed"]) for row in rows]
     repeated = (
         [row for row, cell in zip(rows, cells_ran, strict=True) if cells_ran.count(cell) > 1]

@@ -64,6 +64,8 @@ def _row(attempt: Attempt, quality: Quality, shared: Quality) -> Row:
         "bits_per_byte": shared.bits_per_byte if shared.examples else None,
         "minutes": seconds / 60 if seconds is not None else None,
         "peak_memory_gb": measured.get("peak_memory_gb"),
+        "other_cpu_pct": measured.get("other_cpu_pct"),
+        "speed_disturbed": disturbed(measured.get("other_cpu_pct"), attempt.result.device),
         "is_newest": False,
     }
 

@@ -104,7 +104,7 @@ def swept_ranks(rows: Sequence[Row], kind: Kind = "svg", *, title: str | None = 
             good = rows[place]["status"] == "ok"
             axes.plot(place, value, "o" if good else "x", color=color, markersize=6)
             axes.annotate(
-                f"{value:.3g}",
+                f"{value:.3g}{f' {MARK}' if is_marked(rows[place], column) else ''}",
                 (place, value),
                 xytext=(0, 7),
                 textcoords="offset points",
@@ -192,7 +192,8 @@ def _quiet_minutes(row: Row) -> float | None:
 
 
 def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Bits per byte (on the records shared with the night before) and minutes of every run, a line a cell that ran again."""
+    """Bits per byte (on the records shared with the night before) and minutes of every run, a line a cell that ran again. Minutes
+    that are disturbed are left out."""
     cells: dict[str, list[Row]] = {}
     for row in rows:
         cells.setdefault(f"{row['model']} {row['method']} {row['seed']}", []).append(row)
@@ -205,7 +206,8 @@ def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
         for style, runs in zip(_styles(), cells.values(), strict=False):
             parts = [runs[0]["model"]] * (len(models) > 1) + [runs[0]["method"]]
             parts += [f"seed {runs[0]['seed']}"] * (len(seeds) > 1)
-            known = [(_time(row["finished_at"]), row[column]) for row in runs if row[column] is not None]
+            shown = [row for row in runs if row[column] is not None and not is_marked(row, column)]
+            known = [(_time(row["finished_at"]), row[column]) for row in shown]
             if known:
                 panel.plot(*zip(*known, strict=True), label=" ".join(parts), **style)
     for panel, title, unit in zip(axes, ("quality", "time to train"), ("bits per byte", "minutes"), strict=True):

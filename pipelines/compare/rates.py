@@ -70,9 +70,8 @@ def _shared(rows: Sequence[Row], name: Name) -> str:
         return "learning rates that experiments.yaml gives each method"
     if any(len(rates) > 1 for rates in kinds.values()):
         return "shared learning rates"
-    return "one shared learning rate for each kind of method" + (
-        f", or one of its own ({names(own, name)})" if own else ""
-    )
+    for_each = " for each kind of method" if len(kinds) > 1 else ""
+    return f"one shared learning rate{for_each}{f', or one of its own ({names(own, name)})' if own else ''}"
 
 
 def _is_adapter(row: Row) -> bool:

@@ -93,5 +93,6 @@ HISTORY = Table(
             flag("is_newest", "Whether this is the newest run of its cell."),
             text("worse", "In what the newest run is worse than the ones before it, beyond the noise."),
         ),
+        *COMPARISON.pick("other_cpu_pct", "speed_disturbed"),
     ),
 )  # fmt: skip
