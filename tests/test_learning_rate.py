@@ -164,7 +164,7 @@ def test_trials_of_other_packages_do_not_count(auto: TinyProject, monkeypatch: p
     journal.write_text(lines + '7\n{"rate": 0.1, "st', encoding="utf-8")  # and what a kill or somebody left
     watch = Watch(say=lambda _message: None, launcher=InProcess())
     with killed_in_trial(10**6, monkeypatch) as again:
-        assert train(auto.resolved(), auto.key("lora-r8"), watch=watch)[0].ok
+        assert train(auto.resolved(), auto.key("lora-r8"), watch=watch)[0].status == "ok"
     assert len(again) == 3
 
 
@@ -174,7 +174,10 @@ def test_with_too_few_steps_auto_is_the_default_and_the_row_says_shared(auto: Ti
     assert attempt.result.measured["learning_rate"] == 2e-4
     watch = Watch(say=lambda _message: None, launcher=InProcess())
     attempt, _ = train(auto.resolved(), auto.key("lora-r8"), watch=watch)
-    assert attempt.ok and (attempt.result.measured["learning_rate"], attempt.result.learning_rate_source) == (
+    assert attempt.status == "ok" and (
+        attempt.result.measured["learning_rate"],
+        attempt.result.learning_rate_source,
+    ) == (
         2e-4,
         "search",
     )
@@ -194,7 +197,7 @@ def test_what_cannot_go_back_to_its_start_may_have_auto_and_no_list() -> None:
 def test_one_example_is_enough_for_auto(auto: TinyProject) -> None:
     auto.change(profiles={"local": {"max_train_examples": 1}}, methods={"lora-r8": {"epochs": 60}})
     attempt = trained(auto, "lora-r8")
-    assert attempt.ok and attempt.result.measured["learning_rate"] == 2e-4
+    assert attempt.status == "ok" and attempt.result.measured["learning_rate"] == 2e-4
 
 
 def test_auto_may_stand_at_every_level_and_the_recipe_holds_what_it_stands_for(project: TinyProject) -> None:
