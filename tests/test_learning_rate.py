@@ -139,7 +139,7 @@ def test_auto_goes_on_after_a_kill_in_the_midst_of_its_search_to_the_same_bits(
     assert len(tried) == 3 and expected.result.measured["steps"] == 40
     with killed_in_trial(2, monkeypatch):
         first = trained(auto, "lora-r8")
-    assert first.status == "killed" and "goes on with its search" in first.result.detail
+    assert first.status == "killed" and "but for the learning rates that were tried" in first.result.detail
     watch = Watch(say=lambda _message: None, launcher=InProcess())
     with killed_in_trial(10**6, monkeypatch) as again:
         second, _ = train(auto.resolved(), auto.key("lora-r8"), watch=watch)

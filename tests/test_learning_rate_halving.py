@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.learning_rates import beyond, grid_of
 from pipelines.methods import Traits
-from pipelines.train.halving import FEWEST_STEPS, Trial, chosen, halve, rounds, window
+from pipelines.train.halving import FEWEST_STEPS, Trial, chosen, halve, rate_share, rounds, window
 
 LORA = grid_of(Traits("lora", {"peft_type": "LORA"}))
 DEFAULT = 2e-4
@@ -92,3 +92,9 @@ def test_the_lists_rise_by_even_factors_and_hold_what_short_runs_want() -> None:
     for rates, factor in ((full, 10**0.5), (LORA, 10**0.5), (ia3, 10**0.5), (vera, 10)):
         assert all(high / low == pytest.approx(factor, rel=0.05) for low, high in pairwise(rates))
     assert vera[-1] / vera[0] > 0.99 * full[-1] / full[0]
+
+
+def test_a_trial_warms_up_and_stays_at_its_rate() -> None:
+    shares = [rate_share(step, total=4, warmup_share=0.1) for step in range(4)]
+    assert shares == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert [rate_share(step, total=40, warmup_share=0.1) for step in (0, 3, 4, 39)] == pytest.approx([0.2, 0.8, 1, 1])

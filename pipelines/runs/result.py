@@ -116,7 +116,7 @@ def outlook(folder: Path) -> str:
         if folder.parent.joinpath(*resumed.parts[-3:]).exists():
             return f"the next run goes on after step {step_of(resumed)}"
     if searched(folder):
-        return "the next run goes on with its search for a learning rate"
+        return "the next run starts it again, but for the learning rates that were tried"
     return "the next run starts it again"
 
 

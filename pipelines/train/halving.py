@@ -14,6 +14,7 @@ from pipelines.learning_rates import beyond
 
 FEWEST_STEPS = 3  # of a trial: with fewer, warm-up is all there is
 FEWEST_RATES = 3  # the best, and a worse one on either side
+WARM_UP = 2  # steps of a trial, at least
 MORE = 2  # rates past an end, where the best so far lies at it
 Measure = Callable[[float, int], float | None]  # rate, steps → loss, None where it diverges
 
@@ -55,6 +56,16 @@ def halve(rates: Sequence[float], default: float, budget: int, measure: Measure)
         made, before = [*made, *latest], steps
         left = [trial.rate for trial in sorted(latest, key=lambda trial: trial.order) if trial.loss is not None]
     return made
+
+
+def rate_share(step: int, *, total: int, warmup_share: float) -> float:
+    """Linear warm-up, then the peak rate until the trial ends; `step` counts from 0. Between 0 and 1.
+
+    A trial is the beginning of a whole run, where the cosine has hardly begun to fall. A cosine within a few steps would favor rates
+    that are too large for the whole run.
+    """
+    warmup = max(WARM_UP, math.ceil(total * warmup_share))
+    return min(1.0, (step + 1) / (warmup + 1))
 
 
 def past_the_end(trials: Sequence[Trial], rates: Sequence[float]) -> float | None:

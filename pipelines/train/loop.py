@@ -22,7 +22,7 @@ from pipelines.methods import traits_of
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.status import FIT, SMALLER
 from pipelines.runs.worker import STOPPED, DivergedError, StoppedError, Worker
-from pipelines.train import batches, checkpoint, checks, moving_ranks, paged, probe, search, sharding
+from pipelines.train import batches, checkpoint, checks, halving, moving_ranks, paged, probe, search, sharding
 from pipelines.train.checkpoint import Random
 from pipelines.train.examples import Tokenized
 from pipelines.train.losses import head_on_positions, put_on, step_loss, token_losses
@@ -186,10 +186,11 @@ class Trainer:
         return len(self._plan)
 
     def loss_of_steps(self, plan: Sequence[list[Tokenized]], rate: float, judged: Sequence[Tokenized]) -> float:
-        """The loss on `judged` after training `plan` with warm-up and cosine up to `rate`; infinite where it diverges."""
+        """The loss on `judged` after training `plan` with the peak rate `rate`; infinite where it diverges."""
+        share_at = halving.rate_share if search.is_auto(self.recipe) else batches.learning_rate_share
         try:
             for step, examples in enumerate(plan):
-                share = batches.learning_rate_share(step, total=len(plan), warmup_share=self.recipe["warmup_share"])
+                share = share_at(step, total=len(plan), warmup_share=self.recipe["warmup_share"])
                 self.step_over(examples, rate * share)
             return self._eval_loss(judged)
         except DivergedError:
