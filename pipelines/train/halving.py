@@ -61,8 +61,8 @@ def halve(rates: Sequence[float], default: float, budget: int, measure: Measure)
 def rate_share(step: int, *, total: int, warmup_share: float) -> float:
     """Linear warm-up, then the peak rate until the trial ends; `step` counts from 0. Between 0 and 1.
 
-    A trial is the beginning of a whole run, where the cosine has hardly begun to fall. A cosine within a few steps would favor rates
-    that are too large for the whole run.
+    A trial is the beginning of a whole run, where the cosine has hardly begun to fall. A cosine within a few steps would favor
+    rates that are too large for the whole run.
     """
     warmup = max(WARM_UP, math.ceil(total * warmup_share))
     return min(1.0, (step + 1) / (warmup + 1))

@@ -2,7 +2,8 @@
 own, and judged by its loss on a slice held back from train. What is evaluated on is never looked at.
 
 A list of rates: each for `search_share` of the steps, with a cosine. `learning_rate: auto`: by successive halving (`halving`), all
-trials together within `search_cap` of the steps, without one. Each trial is on disk as soon as it has ended, so a search that was killed goes on after it.
+trials together within `search_cap` of the steps, without one. Each trial is on disk as soon as it has ended, so a search that was
+killed goes on after it.
 """
 
 import json
