@@ -1,7 +1,8 @@
 """Every benchmark after another, or those that are named: `python -m benchmarks [NAME]… [--records N]`.
 
 Each line states the figure, what it is compared with in the same run, and that both agree. `python -m benchmarks card` is a program
-of its own for a CUDA card (`benchmarks/card`), with arguments of its own, and no part of `make bench`.
+of its own for a CUDA card (`benchmarks/card`), with arguments of its own, and no part of `make bench`. Nor is `rates`, which takes
+more than an hour: it runs where it is named.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from benchmarks.card import command as card
 from pipelines.runs.process import end_as_interrupt
+
+ONLY_BY_NAME = ("rates",)
 
 
 def main() -> int:
@@ -81,7 +84,7 @@ def main() -> int:
     benchmarks["rates"] = partial(rates.measure, arguments.folder, arguments.methods)
     benchmarks["estimate"] = partial(estimate.measure, arguments.adapters)
     benchmarks["clean"] = partial(clean.measure, records=arguments.records)
-    for name in arguments.names or benchmarks:
+    for name in arguments.names or [name for name in benchmarks if name not in ONLY_BY_NAME]:
         for line in benchmarks[name]():
             print(json.dumps(line, ensure_ascii=False), flush=True)
     return 0

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from benchmarks import rates as benchmark
 from pipelines.learning_rates import beyond, grid_of
 from pipelines.methods import Traits
 from pipelines.train.halving import FEWEST_STEPS, Trial, chosen, halve, rate_share, rounds, window
@@ -98,3 +101,21 @@ def test_a_trial_warms_up_and_stays_at_its_rate() -> None:
     shares = [rate_share(step, total=4, warmup_share=0.1) for step in range(4)]
     assert shares == pytest.approx([1 / 3, 2 / 3, 1, 1])
     assert [rate_share(step, total=40, warmup_share=0.1) for step in (0, 3, 4, 39)] == pytest.approx([0.2, 0.8, 1, 1])
+
+
+def test_the_benchmark_says_whether_auto_is_within_a_percent_of_the_sweep() -> None:
+    def run(rate: float, loss: float | None, **measured: float) -> benchmark.Run:
+        attempt: Any = SimpleNamespace(status="ok", result=SimpleNamespace(measured=measured))
+        return benchmark.Run(rate, loss, attempt)
+
+    sweep = [run(1e-4, 1.5), run(1e-3, 1.0), run(1e-2, None)]
+    near = benchmark._verdict("lora-r8", sweep, run(3e-4, 1.01, search_seconds=2.0, train_seconds=8.0))
+    assert (near["best_learning_rate"], near["within_1_percent"], near["search_share_of_training_time"]) == (
+        1e-3,
+        True,
+        0.25,
+    )
+    assert benchmark._verdict("lora-r8", sweep, run(3e-4, 1.011))["within_1_percent"] is False
+    assert benchmark._verdict("lora-r8", sweep, run(3e-4, None))["within_1_percent"] is False
+    with pytest.raises(RuntimeError, match="no rate of the sweep"):
+        benchmark._verdict("lora-r8", [run(1e-2, None)], run(3e-4, 1.0))
