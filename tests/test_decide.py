@@ -23,9 +23,11 @@ def lake(tmp_path: Path) -> Lake:
     return made
 
 
-def ask(lake: Lake, predicted: dict[str, float] | None = None, **limits: Any) -> Decision:
+def ask(lake: Lake, predicted: dict[str, float] | None = None, changed: Row | None = None, **limits: Any) -> Decision:
+    """`changed`: columns of every row that are put over its own."""
     found = comparison(lake.resolved())
     for row in found.rows:
+        row |= changed or {}
         row["estimated_memory_gb"] = (predicted or {}).get(row["method"])
     return decide(found, Limits(**limits))
 
@@ -102,6 +104,98 @@ def test_a_stale_cell_is_no_answer_but_may_be_run_next(lake: Lake) -> None:
     found = ask(changed, memory_gb=3, minutes=60, max_loss=0.02)
     assert (found.verdict, found.method) == ("run next", "lora-r8")
     assert "measured before recipe changed, 2.00 GB measured of 3" in found.reasons[0]
+
+
+# what a verdict rests on
+
+
+def test_a_verdict_says_how_many_runs_and_whose_rates_it_rests_on(lake: Lake) -> None:
+    told = ask(lake, memory_gb=3, max_loss=0.02).reasons[0]
+    assert told.endswith("; one training run each, at one shared learning rate")
+    assert ask(lake, max_loss=0.0).reasons[0].endswith("; one training run, at one shared learning rate")
+    tuned = {"learning_rate_source": "search", "learning_rate_at_edge": False}
+    assert ask(lake, changed=tuned, memory_gb=3, max_loss=0.02).reasons[0].endswith("; one training run each")
+
+
+@pytest.mark.parametrize("method", ["full", "lora-r8"])
+def test_no_cell_is_sure_where_a_rate_lies_at_the_edge_of_those_tried(lake: Lake, method: str) -> None:
+    """Of the best or of the chosen one; without a limit of loss, quality decides nothing."""
+    measured: Row = {"full": {"bits": 0.8, "peak_memory_gb": 4.0}, "lora-r8": {"bits": 0.81, "peak_memory_gb": 2.0}}
+    lake.cell(method, **measured[method], train_seconds=600.0, learning_rate=2e-3, learning_rate_at_edge=True)
+    found = ask(lake, memory_gb=3, max_loss=0.02)
+    assert (found.verdict, found.method) == ("run next", method)
+    assert found.reasons[0].startswith("its learning rate, 0.002, lies at the edge of those tried")
+    assert f"`featherweight train tiny {method}`" in found.reasons[1]
+    assert answer(lake, memory_gb=3) == ("use", "qlora-r8")
+
+
+def test_an_edge_of_a_cell_that_is_clearly_worse_does_not_matter(lake: Lake) -> None:
+    lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.0, learning_rate=2e-3, learning_rate_at_edge=True)
+    assert answer(lake, memory_gb=3, max_loss=0.02) == ("use", "lora-r8")
+
+
+def test_a_time_that_others_disturbed_decides_no_cost(lake: Lake) -> None:
+    """QLoRA is smallest by memory × time; without its time LoRA is of those that were timed."""
+    lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.0, train_seconds=360.0, other_cpu_pct=70.0)
+    found = ask(lake, memory_gb=3)
+    assert (found.verdict, found.method) == ("use", "lora-r8")
+    assert found.reasons[-1] == (
+        "1 more cell is within the limits, but timed beside other programs, so that costs are not compared"
+    )
+    alone = ask(lake, memory_gb=1.5, minutes=60)
+    assert alone.method == "qlora-r8", "within the limit of time even so"
+    assert alone.reasons[-1].startswith("other programs ran beside it")
+
+
+def test_a_time_over_the_limit_that_others_disturbed_is_measured_again(lake: Lake) -> None:
+    lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.0, train_seconds=600.0, other_cpu_pct=70.0)
+    found = ask(lake, memory_gb=1.5, minutes=8)
+    assert (found.verdict, found.method) == ("run next", "qlora-r8")
+    assert "took 10.0 minutes beside other programs" in found.reasons[0]
+    assert "`featherweight train tiny qlora-r8 --force`" in found.reasons[1]
+    lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.0, train_seconds=600.0, other_cpu_pct=1.0)
+    assert ask(lake, memory_gb=1.5, minutes=8).verdict == "nothing fits"
+
+
+def test_more_runs_are_next_where_runs_differ_more_than_records(lake: Lake) -> None:
+    """With the minutes that they take: three more of LoRA and of full, each its training and its evaluation."""
+    for seed, bits in ((2, 0.813), (3, 0.807)):
+        lake.cell("lora-r8", bits=bits, seed=seed, noise=0.001)
+    parts = {"noise": 0.001, "load_seconds": 0.0}
+    lake.cell("full", bits=0.80, peak_memory_gb=4.0, train_seconds=600.0, **parts)
+    lake.cell("lora-r8", bits=0.81, peak_memory_gb=2.0, train_seconds=300.0, **parts)
+    found = ask(lake, memory_gb=3, max_loss=0.02)
+    assert (found.verdict, found.method) == ("run next", "lora-r8")
+    assert (
+        "one training run each, widened by the spread between training runs seen in lora-r8: 0.003" in found.reasons[0]
+    )
+    assert found.reasons[1].startswith(
+        "the training runs differ more than the choice of records does: 4 runs of lora-r8 and full"
+    )
+    assert "about 45 more minutes" in found.reasons[1]
+
+
+def test_three_runs_settle_what_one_could_not(tmp_path: Path) -> None:
+    made = planted.lake(tmp_path, profiles={"local": {"seeds": [1, 2, 3]}})
+    for seed, off in ((1, 0.0), (2, 0.002), (3, -0.002)):
+        made.cell("base", bits=1.0, seed=seed)
+        made.cell("full", bits=0.80 - off, peak_memory_gb=4.0, seed=seed, noise=0.001)
+        made.cell("lora-r8", bits=0.81 + off, peak_memory_gb=2.0, seed=seed, noise=0.001)
+    found = ask(made, memory_gb=3, max_loss=0.03)
+    assert (found.verdict, found.method) == ("use", "lora-r8")
+    assert found.reasons[0].endswith("; three training runs each, at one shared learning rate")
+    assert found.loss is not None
+    assert found.loss.high - found.loss.low == pytest.approx(2 * 4.303 * 0.004 / 3**0.5, rel=0.1)
+
+
+def test_where_the_spread_is_not_known_runs_that_would_tell_are_named_too(lake: Lake) -> None:
+    lake.cell("full", bits=0.80, peak_memory_gb=4.0)
+    lake.cell("lora-r8", bits=0.81, peak_memory_gb=2.0, noise=0.05)
+    reasons = ask(lake, memory_gb=3, max_loss=0.02).reasons
+    assert reasons[1].startswith("raise max_eval_examples from 12 to about ")
+    assert reasons[2].startswith(
+        "how far its training runs lie apart is not known: 3 runs of lora-r8 and full would tell"
+    )
 
 
 def test_the_command_and_its_exit_codes(lake: Lake, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from pipelines.statistics import percentile, sign_test, smallest_difference, wilson, win_rate_interval
+from pipelines.statistics import percentile, sign_test, smallest_difference, student_t, wilson, win_rate_interval
 
 # statsmodels 0.14: proportion_confint(hits, total, method="wilson")
 WILSON = {
@@ -26,6 +26,23 @@ SIGN = {
     (7, 7): 1.0,
     (20, 30): 0.2026388,
 }
+
+
+# R: qt(0.975, degrees)
+T = {1: 12.706205, 2: 4.302653, 2.5: 3.574702, 3: 3.182446, 4: 2.776445, 7.5: 2.333039, 30: 2.042272, 1e6: 1.959966}
+
+
+@pytest.mark.parametrize(("degrees", "expected"), T.items())
+def test_students_t_is_that_of_the_tables_at_whole_degrees_and_between(degrees: float, expected: float) -> None:
+    assert student_t(degrees) == pytest.approx(expected, rel=5e-4)
+
+
+def test_students_t_is_never_too_low_below_two_degrees_and_is_refused_below_one() -> None:
+    assert 6.0167 <= student_t(1.5) <= 1.03 * 6.0167
+    assert student_t(math.inf) == pytest.approx(NormalDist().inv_cdf(0.975))
+    for degrees in (0.5, 0, -1, math.nan):
+        with pytest.raises(ValueError, match="expected 1 or more"):
+            student_t(degrees)
 
 
 @pytest.mark.parametrize(("counts", "expected"), WILSON.items())

@@ -169,7 +169,8 @@ class Qualities:
         return Sources(len(mine.sizes), records, runs, sum(known) if len(known) == len(spreads) else None)
 
     def _lent_to(self, row: Row, other: Row) -> list[Component]:
-        return [spread.of_one_run for one in (row, other) for spread in self.lent([one])]
+        lent = [spread for one in (row, other) for spread in self.lent([one])]
+        return [spread.of_single_runs(lent.count(spread)) for spread in dict.fromkeys(lent)]
 
     def lent(self, rows: Sequence[Row]) -> list[Spread]:
         """The spreads that the differences between the methods of `rows` were widened by, each once."""

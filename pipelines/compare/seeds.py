@@ -41,10 +41,10 @@ class Spread:
     degrees: float
     seen: str
 
-    @property
-    def of_one_run(self) -> Component:
-        """What it adds to the variance of a loss that one run measured."""
-        return Component(self.value**2, self.value**2, self.degrees)
+    def of_single_runs(self, count: int) -> Component:
+        """What it adds to the variance of a difference between losses, of which `count` were measured by one run each."""
+        variance = count * self.value**2
+        return Component(variance, variance, self.degrees)
 
 
 # Local profile, seeds 1 to 5 of full, lora-r8 and qlora-r8 on the packaged model; docs/training.md has the table
@@ -178,7 +178,8 @@ def covers(row: Row) -> str:
 
 def note(rows: Sequence[Row]) -> str | None:
     """What the intervals of a table's trained rows cover; None where none was trained."""
-    trained = [row["seeds_ok"] for row in rows if row["status"] == "ok" and row["trainable_params"] and row["seeds_ok"]]
+    counted = [row.get("seeds_ok") or 0 for row in rows if row["status"] == "ok" and row.get("trainable_params")]
+    trained = [runs for runs in counted if runs]
     if not trained:
         return None
     if max(trained) == 1:
