@@ -1,9 +1,12 @@
 """The table that people decide by, published where anyone reads it."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from assets.judging import judged_answers
 from assets.metadata import picture, table
@@ -12,11 +15,15 @@ from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines import experiments as configuration
 from pipelines.compare import plots
-from pipelines.compare.compare import compare, lake_version
+from pipelines.compare.compare import Publication, compare, lake_version
 from pipelines.compare.figures import curves_of
 from pipelines.compare.history import history_rows
 from pipelines.compare.show import SHOWN, pick_answer
+from pipelines.compare.table import comparison_rows
+from pipelines.errors import InUseError
 from pipelines.evaluate.teacher import METHOD as TEACHER
+from pipelines.project import Project
+from pipelines.runs import devices
 from pipelines.runs.cells import all_attempts
 from pipelines.warehouse import connect
 
@@ -25,6 +32,19 @@ LAKE, PROFILE = "version of the lake", "profile"  # metadata of a publication, w
 IN_SHORT = ("model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "peak_memory_gb", "train_seconds")
 
 EVERY_CELL_IS_OK = "every_cell_is_ok"
+# Seconds that a publication which is to disturb nobody waits for a moment without a cell: two steps of a cell, or two cells, leave
+# some between them
+PATIENCE = 1800.0
+
+
+class PublishingConfig(OfProfile):
+    """What one publication does other than usual."""
+
+    waits_for_device: bool = Field(
+        False,
+        description="Publish in a moment in which no cell uses this machine's device, and have one that comes wait; where there is "
+        "none within half an hour, publish nothing now. The sensor that follows the lake asks so.",
+    )
 
 
 @dg.asset(
@@ -39,16 +59,35 @@ EVERY_CELL_IS_OK = "every_cell_is_ok"
         )
     ],
     pool="publisher",
+    output_required=False,
     freshness_policy=dg.FreshnessPolicy.time_window(
         fail_window=timedelta(hours=grid().nightly.alarm_after_hours),
         warn_window=timedelta(hours=grid().nightly.alarm_after_hours * 0.75),
     ),
 )
-def comparison(context: dg.AssetExecutionContext, config: OfProfile) -> dg.MaterializeResult:
+def comparison(
+    context: dg.AssetExecutionContext, config: PublishingConfig
+) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     """One row per configured cell: quality, memory, speed, cost. In `data/warehouse.duckdb` and `data/report/index.html`."""
     project = project_now(config.profile)
-    version = lake_version(project.data)  # before it is read: what comes while we publish is published next
-    publication = compare(project)
+    with ExitStack() as held:
+        try:
+            if config.waits_for_device:
+                paths = devices.watched_locks(project.settings.devices)
+                held.enter_context(devices.kept(paths, "the publication", seconds=PATIENCE, say=context.log.info))
+        except InUseError as error:
+            context.log.info(f"not published now, but once the device is free: {error}")
+            yield _every_cell_is_ok(comparison_rows(project.resolve()))
+            return
+        version = lake_version(project.data)  # before it is read: what comes while we publish is published next
+        result = _published(context, project, compare(project), version)
+    yield result
+
+
+def _published(
+    context: dg.AssetExecutionContext, project: Project, publication: Publication, version: str
+) -> dg.MaterializeResult:
+    """What Dagster keeps of a publication."""
     rows = publication.rows
     counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
     context.log.info(f"published {len(rows)} rows: {', '.join(f'{count} {name}' for name, count in counts.items())}")

@@ -13,7 +13,7 @@ import dagster as dg
 
 from assets.comparing import LAKE, last_published, published_profile
 from assets.inputs import note_inputs
-from assets.instance import size_pool
+from assets.instance import UNFINISHED, size_pool
 from assets.jobs import data, publish, training
 from assets.project import grid, partition_of, project_now
 from pipelines import experiments as configuration
@@ -21,14 +21,18 @@ from pipelines.compare.compare import lake_version
 from pipelines.errors import UsageError
 from pipelines.nightly import news
 from pipelines.nightly.due import Due
-from pipelines.nightly.night import Done, Step, end, has_ended, in_words, is_under_way, next_step, note_round
+from pipelines.nightly.night import TRIES, Done, Step, end, has_ended, in_words, is_under_way, next_step, note_round
+from pipelines.nightly.publishing import LONGEST, Changes
 from pipelines.paths import data_root
 from pipelines.project import Project
+from pipelines.runs import devices
 
 NIGHTLY = "featherweight/nightly"  # on every run of a night: "yes"
 NIGHT = "featherweight/night"  # which
 CELL = "featherweight/cell"  # of a cell's run: the name of its `Due`
+LAKE_VERSION = "featherweight/lake"  # of a publication that the sensor asked for: of which version of the lake
 PARENT = "dagster/parent_run_id"  # Dagster's own, on a run that was executed again
+UNDER_WAY = [dg.DagsterRunStatus.QUEUED, *UNFINISHED]
 RUNNING = dg.DefaultSensorStatus.RUNNING
 
 
@@ -71,7 +75,8 @@ def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[d
 
 @dg.sensor(job=publish, minimum_interval_seconds=15, default_status=RUNNING)
 def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Publishes the comparison whenever the lake holds something new: a cell ended, also badly, or examples changed. A night
+    """Publishes the comparison when the lake holds something new (a cell ended, also badly, or examples changed), nothing has come
+    for two minutes or the first of it waits for fifteen, and nobody uses the device, whose measurements it would disturb. A night
     publishes once, at its end.
     """
     project = project_now(published_profile(context.instance))
@@ -79,10 +84,34 @@ def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.
         return dg.SkipReason("nothing was cleaned yet")
     if night := _under_way(context.instance):
         return dg.SkipReason(f"the night of {night} publishes at its end")
-    version = lake_version(project.data)
-    if version == last_published(context.instance, LAKE):
+    version, published = lake_version(project.data), last_published(context.instance, LAKE)
+    if version == published:
         return dg.SkipReason("nothing new in the lake")
-    return dg.RunRequest(run_key=version, run_config=_publishing(project.profile))
+    changes = Changes.noted(context.cursor, published, version, now := _now())
+    context.update_cursor(changes.text)
+    if now < changes.due:
+        return dg.SkipReason(
+            f"the lake has changed: published at {changes.due:%H:%M:%S} UTC, unless more comes till then"
+        )
+    if user := devices.holder(devices.watched_locks(project.settings.devices)):
+        return dg.SkipReason(f"published when nobody uses the device any more: {user} does")
+    return _lake_request(context.instance, version, project.profile)
+
+
+def _lake_request(instance: dg.DagsterInstance, version: str, profile: str) -> dg.RunRequest | dg.SkipReason:
+    """One publication at a time. What a run did not publish, since a cell came first, is asked for again; what failed is, once."""
+    if instance.get_run_records(dg.RunsFilter(job_name=publish.name, statuses=UNDER_WAY), limit=1):
+        return dg.SkipReason("a publication is under way")
+    runs = instance.get_run_records(dg.RunsFilter(tags={LAKE_VERSION: version}))
+    if sum(not run.dagster_run.is_success for run in runs) >= TRIES:
+        return dg.SkipReason(f"it could not be published, {TRIES} times; the next change is tried again")
+    if runs and abs(_now() - runs[0].update_timestamp.replace(tzinfo=UTC)) < LONGEST:
+        return dg.SkipReason("it was tried within the last 15 minutes")
+    return dg.RunRequest(
+        run_key=f"{version}/{len(runs)}",
+        tags={LAKE_VERSION: version},
+        run_config=_publishing(profile, waits_for_device=True),
+    )
 
 
 @dg.sensor(minimum_interval_seconds=30, default_status=RUNNING)
@@ -168,10 +197,11 @@ def _publish_request(night: str, tries: int, profile: str) -> dg.RunRequest:
     )
 
 
-def _publishing(profile: str, **judging: str) -> dict[str, Any]:
+def _publishing(profile: str, *, waits_for_device: bool = False, **judging: str) -> dict[str, Any]:
     """The configuration of a publication of that profile's cells."""
     shown = {"profile": profile}
-    return {"ops": {"judged_answers": {"config": {**judging, **shown}}, "comparison": {"config": shown}}}
+    published = {**shown, "waits_for_device": waits_for_device}
+    return {"ops": {"judged_answers": {"config": {**judging, **shown}}, "comparison": {"config": published}}}
 
 
 def _data_request(night: str, tries: int) -> dg.RunRequest:
@@ -200,6 +230,10 @@ def _cell_request(night: str, cell: Due, project: Project) -> dg.RunRequest:
         tags={**_tags(night), CELL: cell.name},
         run_config={"ops": {"trained_model": {"config": config}, "evaluation": {"config": config}}},
     )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _tags(night: str) -> dict[str, str]:

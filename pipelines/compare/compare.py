@@ -16,6 +16,7 @@ from pipelines.estimate.estimate import keep_predictions
 from pipelines.files import stable_hash
 from pipelines.paths import DataRoot
 from pipelines.project import Project
+from pipelines.runs.result import result_in
 
 Row = dict[str, Any]
 
@@ -61,15 +62,24 @@ def decision(project: Project, limits: Limits) -> Decision:
 
 
 def lake_version(data: DataRoot) -> str:
-    """Changes whenever something that a publication shows has changed: examples, attempts, evaluations, their states, calls."""
+    """Changes with every result that a publication shows: examples, calls, attempts and evaluations that have ended, also without a
+    word. That one waits or runs changes nothing; whatever is published next shows it as it then stands."""
     watched = [
         data.clean / "current.json",
         data.journal,
         *data.cells.rglob("result.json"),
-        *data.cells.rglob("state.json"),
         *(data.lake / "bit_widths").rglob("result.json"),
     ]
-    return stable_hash(sorted([str(path), path.stat().st_mtime_ns] for path in watched if path.exists()))
+    changed = [[str(path), path.stat().st_mtime_ns] for path in watched if path.exists()]
+    return stable_hash(sorted([*changed, *([str(folder), "lost"] for folder in _lost(data))]))
+
+
+def _lost(data: DataRoot) -> list[Path]:
+    """Folders of runs whose processes are gone and that left no result."""
+    folders = (path.parent for path in data.cells.rglob("state.json"))
+    return [
+        folder for folder in folders if not (folder / "result.json").exists() and result_in(folder).status == "lost"
+    ]
 
 
 def published_rows(data: DataRoot, table: Literal["comparison", "picks", "history"] = "comparison") -> list[Row]:

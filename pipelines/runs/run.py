@@ -17,7 +17,7 @@ from pipelines import disk, machine, trackers
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.files import announce, locked, write_json
 from pipelines.machine import own_identity
-from pipelines.paths import device_locks
+from pipelines.runs import devices
 from pipelines.runs.cells import Attempt
 from pipelines.runs.clock import now
 from pipelines.runs.command import CellCommand, Ending, Starter
@@ -136,10 +136,9 @@ class Run:
     @contextmanager
     def _device(self, spec: RunSpec, site: Site) -> Iterator[list[IO[str]]]:
         """The locks of the devices of this machine that the run uses; none for what does not run on it."""
-        slugs = machine.device_slugs(spec.devices) if site.launcher.holds_device else []
+        paths = devices.locks_of(spec.devices) if site.launcher.holds_device else []
         holder = f"{spec.model} × {spec.method}"
         with ExitStack() as stack:
-            paths = [device_locks() / f"{slug}.lock" for slug in slugs]
             yield [stack.enter_context(locked(path, holder, say=site.watch.say)) for path in paths]
 
     def _classified(self, ending: Ending) -> RunResult:
