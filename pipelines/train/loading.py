@@ -222,7 +222,8 @@ def begin_from_texts(adapted: Any, recipe: dict[str, Any], train: Any, *, seed: 
 
 @contextmanager
 def _without_bitsandbytes() -> Iterator[None]:
-    """PEFT imports it wherever it is installed, which takes as long as importing PyTorch; only quantized layers need it."""
+    """PEFT imports it wherever it is installed, which takes as long as importing PyTorch; only quantized layers need it, and where
+    there are any it is here already."""
     if "bitsandbytes" in sys.modules:
         yield
         return
@@ -305,9 +306,10 @@ def load_trained(base: Path, recipe: dict[str, Any], trained: Path | None) -> An
 
 def attach_trained(model: Any, trained: Path) -> Any:
     """`model` with the adapter that a cell saved."""
-    from peft import PeftModel
+    with _without_bitsandbytes():
+        from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(trained))
+        return PeftModel.from_pretrained(model, str(trained))
 
 
 def merged(model: Any) -> Any:
