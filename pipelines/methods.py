@@ -21,6 +21,7 @@ LORA_FA = "lorafa"  # the optimizer of LoRA-FA
 AS_EMBEDDINGS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 AS_KEYS = ("PREFIX_TUNING", "CARTRIDGE")
 MOVES_RANKS = "ADALORA"
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")  # values of init_lora_weights, or how they begin
 OURS = (
     "task_type",
     "inference_mode",
@@ -132,6 +133,8 @@ class Traits:
         """Why PEFT cannot let several such adapters answer in one batch, None where it can."""
         if self.peft_type != "LORA":
             return f"PEFT mixes adapters of LoRA in a batch, none of {self.peft_type}"
+        if str(self.peft.get("init_lora_weights")).startswith(CHANGE_THE_BASE):
+            return "PEFT changes the base once more for every such adapter that it loads"
         if self.peft.get("bias", "none") != "none":
             return "PEFT mixes no adapters that train biases in a batch"
         return "PEFT mixes no adapters of DoRA in a batch" if self.peft.get("use_dora") else None

@@ -47,11 +47,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"peft_type": "PROMPT_TUNING"},
         "PEFT's PROMPT_TUNING with these settings on this model: TypeError",
     ),
-    "moves-tokens": ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "puts 4 tokens of its own before a text"),
-    "moves-ranks": ({"peft_type": "ADALORA", "total_step": 6}, "moves its ranks about after every step"),
+    "weighs-tokens": (
+        {"peft_type": "CPT", "cpt_token_ids": [5, 6], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 2]},
+        "CPT weighs the losses of its own tokens",
+    ),
+    "moves-ranks": ({"peft_type": "ADAMSS", "use_asa": True}, "moves its ranks about after every step"),
+    "too-few-steps": ({"peft_type": "ADALORA"}, "here are 2 optimizer steps"),
     "asks-for-more": ({"peft_type": "POLY"}, "task_ids should not be None"),
     "no-yes-or-no": ({"peft_type": "LORA", "use_dora": "no"}, "peft.use_dora: got 'no'; expected true or false"),
-    "wants-texts": ({"peft_type": "LORA", "init_lora_weights": "eva"}, "eva wants to be shown texts"),
+    "wants-texts": ({"peft_type": "LORA", "init_lora_weights": "corda"}, "corda wants to be shown texts"),
     "saves-nothing": (
         {"peft_type": "LORA", "modules_to_save": ["head"]},
         "peft.modules_to_save: this model has no module head",
@@ -187,7 +191,7 @@ def test_what_peft_cannot_merge_is_measured_attached(adapters: TinyProject, tmp_
     assert {row["mode"] for row in read_jsonl(evaluation.folder / "serving.jsonl")} == {"attached"}
     assert evaluation.result.measured["latency_mode"] == "attached"
     made = export(resolved, key, Wanted(output=tmp_path / "out"), watch=QUIET)
-    assert made.result.status == "unavailable" and "PEFT's PREFIX_TUNING" in made.result.detail
+    assert made.result.status == "unavailable" and "PREFIX_TUNING puts tokens of its own" in made.result.detail
     assert not list((tmp_path / "out").glob("*"))
 
 

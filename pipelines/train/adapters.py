@@ -81,7 +81,8 @@ class _Adapted(torch.autograd.Function):
             output = product(rows, weight_of(base, x.dtype), bias)
             outputs.append(output.addmm_(low, up.t(), alpha=scale).view(*x.shape[:-1], len(up)))
         ctx.layers, ctx.shape = layers, x.shape
-        ctx.save_for_backward(rows, mask, *lows, *thin)
+        needs_rows = any(ctx.needs_input_grad[3::2])  # LoRA-FA trains B alone, and the input is only for A's gradient
+        ctx.save_for_backward(rows if needs_rows else None, mask, *lows, *thin)
         return tuple(outputs)
 
     @staticmethod
@@ -93,8 +94,10 @@ class _Adapted(torch.autograd.Function):
         of_lows = [product(g, up.t()).mul_(s) for g, up, s in zip(slopes, ups, ctx.scales, strict=True)]
         of_low = torch.cat(of_lows, dim=1)
         of_ups = [_in_float32(low.t(), g).mul_(s).t() for low, g, s in zip(lows, slopes, ctx.scales, strict=True)]
-        dropped = rows if mask is None else rows * mask
-        of_downs = _in_float32(of_low.t(), dropped).split([len(down) for down in downs])
+        of_downs: Any = [None] * count
+        if rows is not None:
+            dropped = rows if mask is None else rows * mask
+            of_downs = _in_float32(of_low.t(), dropped).split([len(down) for down in downs])
         of_x = _of_input(ctx, slopes, product(of_low, torch.cat(downs).t()), mask) if ctx.needs_input_grad[0] else None
         of_thin = [gradient for pair in zip(of_downs, of_ups, strict=True) for gradient in pair]
         return of_x, None, None, *of_thin

@@ -90,9 +90,16 @@ def _lora_fa(model: Any, options: dict[str, Any]) -> torch.optim.Optimizer:
     optimizer = create_lorafa_optimizer(
         model, r=config.r, lora_alpha=config.lora_alpha, lr=options["lr"], weight_decay=options["weight_decay"]
     )
-    (group,) = optimizer.param_groups
-    optimizer.state = _ByParameter(dict(zip(group["names"], group["params"], strict=True)))
+    _keep_by_parameter(optimizer)
+    optimizer.register_load_state_dict_post_hook(_keep_by_parameter)
     return optimizer
+
+
+def _keep_by_parameter(optimizer: torch.optim.Optimizer) -> None:
+    (group,) = optimizer.param_groups
+    held = _ByParameter(dict(zip(group["names"], group["params"], strict=True)))
+    held.update(optimizer.state)
+    optimizer.state = held
 
 
 def _has_pairs_alone(model: Any) -> None:
