@@ -42,12 +42,12 @@ class Chosen:
         """The row's columns."""
         rates, lengths = {rate for rate, _, _ in self.tried}, {steps for _, _, steps in self.tried}
         tried = [[rate, loss, steps][: 2 if len(lengths) == 1 else 3] for rate, loss, steps in self.tried]
-        found = {
+        return {
             "learning_rate": self.rate,
             "learning_rate_at_edge": self.rate in (min(rates), max(rates)) if len(rates) > 1 else None,
             "learning_rates_tried": json.dumps(tried) if tried else None,
+            **({"learning_rate_source": self.source} if self.source else {}),
         }
-        return {**found, "learning_rate_source": self.source} if self.source else found
 
     def in_words(self) -> str:
         """Each rate with the loss of its longest trial."""
