@@ -752,6 +752,7 @@ class Experiments(Strict):
         }
         traits = chosen_method.traits
         decided: dict[str, Any] = {"learning_rate": DEFAULT_RATES[traits.rate]}
+        named: float | None = None  # by the levels below auto
         for name, level in levels.items():
             for setting in TrainingOverrides.model_fields:
                 if (value := getattr(level, setting)) is not None and not setting.startswith("learning_rate"):
@@ -759,10 +760,11 @@ class Experiments(Strict):
             if level.checkpoint_every_minutes is not None and level.checkpoint_every_steps is None:
                 decided.pop("checkpoint_every_steps", None)  # the nearer level decides by what
             if (rate := level.rate_for(traits.rate)) is not None:
+                named = rate if isinstance(rate, float) else named
                 source = level.learning_rate_source or name if isinstance(rate, float) else "search"
                 decided |= {"learning_rate": rate, "learning_rate_source": source}
         if decided["learning_rate"] == "auto":
-            decided |= {"learning_rate": grid_of(traits), "learning_rate_default": default_of(traits)}
+            decided |= {"learning_rate": grid_of(traits), "learning_rate_default": default_of(traits, named)}
         return TrainingSettings(**decided)
 
     def _overrides_in(self, profile: str, model: str, method: str) -> TrainingOverrides:

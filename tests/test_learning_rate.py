@@ -171,18 +171,18 @@ def test_trials_of_other_packages_do_not_count(auto: TinyProject, monkeypatch: p
 def test_with_too_few_steps_auto_is_the_default_and_the_row_says_shared(auto: TinyProject) -> None:
     auto.change(methods={"lora-r8": {"epochs": 2}})
     attempt = trained(auto, "lora-r8", kill_at(16))
-    assert attempt.result.measured["learning_rate"] == 2e-4
+    assert attempt.result.measured["learning_rate"] == 1e-3, "what the profile names"
     watch = Watch(say=lambda _message: None, launcher=InProcess())
     attempt, _ = train(auto.resolved(), auto.key("lora-r8"), watch=watch)
     assert attempt.status == "ok" and (
         attempt.result.measured["learning_rate"],
         attempt.result.learning_rate_source,
     ) == (
-        2e-4,
+        1e-3,
         "search",
     )
     row = next(row for row in comparison_rows(auto.resolved()) if row["method"] == "lora-r8")
-    assert (row["learning_rate"], row["learning_rate_source"], rates_of(row)) == (2e-4, "default", "shared")
+    assert (row["learning_rate"], row["learning_rate_source"], rates_of(row)) == (1e-3, "default", "shared")
     assert row["learning_rate_at_edge"] is None and attempt.result.measured.get("search_seconds") is None
 
 
@@ -197,7 +197,7 @@ def test_what_cannot_go_back_to_its_start_may_have_auto_and_no_list() -> None:
 def test_one_example_is_enough_for_auto(auto: TinyProject) -> None:
     auto.change(profiles={"local": {"max_train_examples": 1}}, methods={"lora-r8": {"epochs": 60}})
     attempt = trained(auto, "lora-r8")
-    assert attempt.status == "ok" and attempt.result.measured["learning_rate"] == 2e-4
+    assert attempt.status == "ok" and attempt.result.measured["learning_rate"] == 1e-3
 
 
 def test_auto_may_stand_at_every_level_and_the_recipe_holds_what_it_stands_for(project: TinyProject) -> None:
@@ -206,23 +206,22 @@ def test_auto_may_stand_at_every_level_and_the_recipe_holds_what_it_stands_for(p
 
     before = recipe()
     assert not {"search_share", "search_cap", "learning_rate_default"} & before.keys()
-    for level in (
-        {"training": {"learning_rate": "auto"}, "profiles": {"local": {"training": {"learning_rate": "auto"}}}},
-        {"profiles": {"local": {"training": {"learning_rate": {"full": 1e-4, "lora": "auto"}}}}},
-        {"methods": {"lora-r8": {"learning_rate": "auto"}}},
-        {"models": {MODEL: {"learning_rate": "auto"}}},
-        {"models": {MODEL: {"overrides": {"lora-r8": {"learning_rate": "auto"}}}}},
-        {"profiles": {"local": {"overrides": {MODEL: {"lora-r8": {"learning_rate": "auto"}}}}}},
-    ):
-        shipped = project.experiments.read_text(encoding="utf-8")
+    auto: dict[str, Any] = {"learning_rate": "auto"}
+    levels: list[tuple[dict[str, Any], float]] = [
+        ({"training": auto, "profiles": {"local": {"training": auto}}}, 2e-4),
+        ({"profiles": {"local": {"training": {"learning_rate": {"full": 1e-4, "lora": "auto"}}}}}, 2e-4),
+        ({"methods": {"lora-r8": auto}}, 1e-3),  # what profile local names below it
+        ({"models": {MODEL: auto}}, 1e-3),
+        ({"models": {MODEL: {"overrides": {"lora-r8": auto}}}}, 1e-3),
+        ({"profiles": {"local": {"overrides": {MODEL: {"lora-r8": auto}}}}}, 1e-3),
+    ]
+    shipped = project.experiments.read_text(encoding="utf-8")
+    for level, default in levels:
         project.change(**level)
         found = recipe()
-        assert (
-            len(found["learning_rate"]) == 7 and found["learning_rate_default"] == 2e-4 and "search_share" not in found
-        )
-        assert found == before | {
-            name: found[name] for name in ("learning_rate", "learning_rate_default", "search_cap")
-        }
+        assert len(found["learning_rate"]) == 7 and found["learning_rate_default"] == default
+        changed = {name: found[name] for name in ("learning_rate", "learning_rate_default", "search_cap")}
+        assert found == before | changed
         assert project.now().training_of(MODEL, "lora-r8").learning_rate_source == "search"
         project.experiments.write_text(shipped, encoding="utf-8")
     project.change(methods={"lora-r8": {"learning_rate": [1e-4, 1e-3]}})

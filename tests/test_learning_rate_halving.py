@@ -11,10 +11,9 @@ import pytest
 from benchmarks import rates as benchmark
 from pipelines.learning_rates import beyond, grid_of
 from pipelines.methods import Traits
-from pipelines.train.halving import FEWEST_STEPS, Trial, chosen, halve, rate_share, rounds, window
+from pipelines.train.halving import FEWEST_STEPS, Trial, chosen, halve, middle, rate_share, rounds
 
 LORA = grid_of(Traits("lora", {"peft_type": "LORA"}))
-DEFAULT = 2e-4
 Loss = Callable[[float, int], float | None]
 
 
@@ -24,7 +23,7 @@ def valley(best: float) -> Loss:
 
 
 def searched(budget: int, measure: Loss, rates: list[float] = LORA) -> list[Trial]:
-    return halve(rates, DEFAULT, budget, measure)
+    return halve(rates, budget, measure)
 
 
 @pytest.mark.parametrize("best", LORA)
@@ -51,8 +50,7 @@ def test_a_small_cap_tries_the_default_and_two_larger_rates() -> None:
     assert [trial.rate for trial in searched(9, valley(6.3e-4))] == [2e-4, 6.3e-4, 2e-3]
     assert rounds(7, 8) == [] and rounds(7, 9) == [3] and rounds(7, 10**6) == [7, 4, 2]
     assert rounds(7, 25) == [4, 2] and rounds(7, 21) == [3, 2]
-    assert window(LORA, DEFAULT, 5) == LORA[1:6] and window(LORA, DEFAULT, 7) == LORA
-    assert window([1.0, 2.0, 3.0], 1e-9, 3) == [1.0, 2.0, 3.0]
+    assert middle(LORA, 5) == LORA[1:6] and middle(LORA, 6) == LORA[1:] and middle(LORA, 7) == LORA
 
 
 @pytest.mark.parametrize(("best", "more"), [(6.3e-5, [6.3e-5, 2e-5]), (2e-5, [6.3e-5, 2e-5]), (2e-2, [2e-2, 6.3e-2])])

@@ -33,7 +33,7 @@ class Trial:
         return (math.inf if self.loss is None else self.loss), self.rate
 
 
-def halve(rates: Sequence[float], default: float, budget: int, measure: Measure) -> list[Trial]:
+def halve(rates: Sequence[float], budget: int, measure: Measure) -> list[Trial]:
     """Every trial that the search makes within `budget` steps; `chosen` says which is the best. Empty where there are too few steps
     to choose by.
 
@@ -41,7 +41,7 @@ def halve(rates: Sequence[float], default: float, budget: int, measure: Measure)
     those that follow: what lies past an end matters more than how long the last trials are.
     """
     halves = rounds(len(rates), budget)
-    left = window(rates, default, halves[0]) if halves else []
+    left = middle(rates, halves[0]) if halves else []
     made: list[Trial] = []
     before = FEWEST_STEPS - 1
     for place, count in enumerate(halves):
@@ -105,8 +105,7 @@ def _shares(halves: Sequence[int]) -> int:
     return sum(count * 2**place for place, count in enumerate(halves))
 
 
-def window(rates: Sequence[float], default: float, count: int) -> list[float]:
-    """`count` neighbors of `rates`. The fewer they are, the more of them lie above `default`: short runs want larger rates."""
-    at = min(range(len(rates)), key=lambda place: abs(math.log(rates[place] / default)))
-    first = max(0, min(at - (count - FEWEST_RATES) // 2, len(rates) - count))
+def middle(rates: Sequence[float], count: int) -> list[float]:
+    """`count` neighbors from the middle of `rates`."""
+    first = math.ceil((len(rates) - count) / 2)
     return list(rates[first : first + count])

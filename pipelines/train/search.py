@@ -125,7 +125,7 @@ def search(trainer: Any, train: Sequence[Tokenized], judged: Sequence[Tokenized]
     expected = sum(halving.rounds(len(rates), budget)) if is_auto(recipe) else len(rates)
     with Trials(trainer, whole, judged, expected=expected) as trials:
         if is_auto(recipe):
-            made = halving.halve(rates, recipe["learning_rate_default"], budget, trials.measure)
+            made = halving.halve(rates, budget, trials.measure)
         else:
             steps = max(1, math.ceil(recipe["search_share"] * len(whole)))
             made = [Trial(rate, trials.measure(rate, steps), steps) for rate in rates]
