@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.coverage import SHAPES, Case, covered
+from pipelines.compare.covers import covers, note
 from pipelines.compare.quality import Interval, Qualities, Quality, intervals
 from pipelines.compare.ranking import make_picks
 from pipelines.compare.report import Content, write_report
@@ -18,8 +19,6 @@ from pipelines.compare.seeds import (
     Spread,
     assumed_spreads,
     component,
-    covers,
-    note,
     pooled,
     records_variance,
     widening,

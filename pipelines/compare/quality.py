@@ -15,17 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.compare.seeds import (
-    Component,
-    Sources,
-    Spread,
-    basis,
-    component,
-    pooled,
-    records_variance,
-    spread_of,
-    widening,
-)
+from pipelines.compare.covers import basis
+from pipelines.compare.seeds import Component, Sources, Spread, component, pooled, records_variance, spread_of, widening
 from pipelines.files import read_jsonl
 from pipelines.runs.cells import Evaluation
 from pipelines.statistics import expanded_tail

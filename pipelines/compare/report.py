@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from pipelines.clean import summary
 from pipelines.clean.clean import current as current_examples
-from pipelines.compare import disturbed, figures, rates, seeds
+from pipelines.compare import covers, disturbed, figures, rates
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.examples import SFT_REJECTS
 from pipelines.compare.show import SHOWN, cell_text, full_name, pick_answer, row_text
@@ -77,7 +77,7 @@ def write_report(project: Project, content: Content) -> None:
         rejects=summary.sample_rejects(cleaned, REJECTS_SHOWN) if cleaned else [],
         prompts=_side_by_side(content.rows, content.answers),
         profile=project.profile,
-        interval_note=seeds.note(content.rows),
+        interval_note=covers.note(content.rows),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pipelines.compare import rates, seeds
+from pipelines.compare import covers, rates
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.disturbed import MARK, is_marked, note
 from pipelines.foreign_text import one_line
@@ -176,4 +176,4 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         if row["stale_because"]:
             told.append(f"{full_name(row)} is stale: {row['stale_because']} changed")
     about = dict.fromkeys(f"{row['model']}: {row['model_note']}" for row in rows if row.get("model_note"))
-    return [*told, *about, *filter(None, [seeds.note(rows)])]
+    return [*told, *about, *filter(None, [covers.note(rows)])]

@@ -27,9 +27,9 @@ QUALITY = (
              BITS, 4),
         real("eval_bits_per_byte_std", "Standard deviation of eval_bits_per_byte over the seeds.", BITS, 4, better="lower"),
         real("seed_spread_bits_per_byte",
-             "Standard deviation between training runs of the method, beyond what single records explain; of a row with one run "
-             "that of the model's other rows. Verdicts between methods are widened by it.", BITS, 4, better="lower"),
-        text("seed_spread_source", "Methods whose training runs showed seed_spread_bits_per_byte, or what it is assumed from."),
+             "Standard deviation between training runs, beyond what records explain; verdicts on one run are widened by it.",
+             BITS, 4, better="lower"),
+        text("seed_spread_source", "Methods whose training runs showed seed_spread_bits_per_byte."),
         real("base_bits_per_byte", "eval_bits_per_byte of the untouched model, with the same weights and on the same records.",
              BITS, 4, heading="base"),
         real("delta_base", "eval_bits_per_byte minus the untouched model's; below zero, tuning helped.", BITS, 4, better="lower",

@@ -1,0 +1,43 @@
+"""What an interval covers, in words: how many training runs it says something of, and what it was widened by."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it needs numpy, and printing a table does not
+    from pipelines.compare.seeds import Spread
+
+Row = dict[str, Any]
+COUNTED = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def basis(runs: Sequence[int], lent: "Sequence[Spread]") -> str:
+    """What a verdict between methods rests on: the training runs of each, and the spreads that its intervals were widened by."""
+    least, most = min(runs, default=0), max(runs, default=0)
+    told = in_words(most) if least == most else f"{_counted(least)} to {in_words(most)}"
+    seen = " and ".join(f"{one.seen}: {one.value:.4f}" for one in lent)
+    widened = f", widened by the spread between training runs seen in {seen}" if lent else ""
+    return f"{told}{' each' if len(runs) > 1 else ''}{widened}"
+
+
+def covers(row: Row) -> str:
+    """What the row's interval says something of besides the records: so many training runs."""
+    return in_words(row["seeds_ok"] or 0)
+
+
+def note(rows: Sequence[Row]) -> str | None:
+    """What the intervals of a table's trained rows cover; None where none was trained."""
+    counted = [row.get("seeds_ok") or 0 for row in rows if row["status"] == "ok" and row.get("trainable_params")]
+    trained = [runs for runs in counted if runs]
+    if not trained:
+        return None
+    if max(trained) == 1:
+        return "intervals are over the held-out records, of one training run each: another seed may end elsewhere"
+    return f"intervals are over the held-out records and the training runs, {basis(trained, [])}"
+
+
+def in_words(runs: int) -> str:
+    return f"{_counted(runs)} training run{'' if runs == 1 else 's'}"
+
+
+def _counted(runs: int) -> str:
+    return COUNTED[runs] if runs < len(COUNTED) else str(runs)
