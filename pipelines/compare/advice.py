@@ -101,11 +101,9 @@ def _apart_from_full(row: Row, both: Sequence[Row]) -> str:
 
 
 def _of_speed(row: Row) -> str:
-    return (
-        ""
-        if speed_stands(row)
-        else f"; speed disturbed: {in_words([row], lambda _: 'it')}, so train it on a quiet machine"
-    )
+    if speed_stands(row):
+        return ""
+    return f"speed disturbed: {in_words([row], lambda _: 'it')}, so train it on a quiet machine"
 
 
 def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:
