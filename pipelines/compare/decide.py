@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
 from pipelines.compare.quality import Interval, Qualities
-from pipelines.compare.ranking import SAME_BATCH, comparable_rows, of_equal_batches, stands
+from pipelines.compare.ranking import SAME_BATCH, comparable_rows, of_equal_batches, speed_stands, stands
 from pipelines.compare.rates import rates_of
 from pipelines.compare.seeds import MOST_RUNS, Sources
 from pipelines.compare.table import Comparison
@@ -94,11 +94,6 @@ def _use(ranked: "_Ranked", sure: Sequence[Row], limits: Limits) -> Decision:
         *_disturbed(len(equal) - len(timed), only=not timed),
     ]
     return Decision("use", *_named(chosen), ranked.loss(chosen), tuple(told))
-
-
-def speed_stands(row: Row) -> bool:
-    """Whether no other programs ran beside it so much that its measured speed is in doubt."""
-    return not row["speed_disturbed"]
 
 
 @dataclass(frozen=True)
