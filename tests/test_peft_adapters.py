@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "CPT weighs the losses of its own tokens",
     ),
     "moves-ranks": ({"peft_type": "ADAMSS", "use_asa": True}, "moves its ranks about after every step"),
-    "too-few-steps": ({"peft_type": "ADALORA"}, "here are 2 optimizer steps"),
+    "too-few-steps": ({"peft_type": "ADALORA", "tinit": 50}, "AdaLoRA moves ranks after step 50 (tinit)"),
     "asks-for-more": ({"peft_type": "POLY"}, "task_ids should not be None"),
     "no-yes-or-no": ({"peft_type": "LORA", "use_dora": "no"}, "peft.use_dora: got 'no'; expected true or false"),
     "wants-texts": ({"peft_type": "LORA", "init_lora_weights": "corda"}, "corda wants to be shown texts"),

@@ -16,6 +16,7 @@ from pipelines.errors import UnavailableError
 from pipelines.methods import LORA_FA
 from pipelines.train import moving_ranks
 
+_OF_LORA = "lora_"  # in the name of an adapter's parameter
 RATIO = "rate_ratio"  # of a group of parameters: how many times the step's learning rate it has
 
 
@@ -103,7 +104,7 @@ def _keep_by_parameter(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _has_pairs_alone(model: Any) -> None:
-    names = [name for name, _ in model.named_parameters() if "lora" in name]
+    names = [name for name, _ in model.named_parameters() if _OF_LORA in name]
     pairs = zip(names[::2], names[1::2], strict=False)
     if len(names) % 2 or any(one.replace(".lora_A.", ".lora_B.", 1) != other or one == other for one, other in pairs):
         raise UnavailableError(
@@ -118,7 +119,7 @@ class _ByParameter(defaultdict[Any, dict[str, Any]]):
 
     def __init__(self, named: Mapping[str, torch.nn.Parameter]) -> None:
         super().__init__(dict)
-        self._named = {_pair(name) if "lora" in name else name: p for name, p in named.items()}  # B comes after A
+        self._named = {_pair(name) if _OF_LORA in name else name: p for name, p in named.items()}  # B comes after A
 
     def __missing__(self, key: Any) -> dict[str, Any]:
         if isinstance(key, str):
@@ -127,4 +128,5 @@ class _ByParameter(defaultdict[Any, dict[str, Any]]):
 
 
 def _pair(name: str) -> str:
-    return name[: name.find("lora")] + "lora"
+    """PEFT's name for what A and B share: `….q_proj.lora`."""
+    return name[: name.find(_OF_LORA)] + _OF_LORA.rstrip("_")
