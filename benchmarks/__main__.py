@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.card import command as card
+from pipelines.errors import UsageError
 from pipelines.runs.process import end_as_interrupt
 
 ONLY_BY_NAME = ("rates",)
@@ -84,9 +85,12 @@ def main() -> int:
     benchmarks["rates"] = partial(rates.measure, arguments.folder, arguments.methods)
     benchmarks["estimate"] = partial(estimate.measure, arguments.adapters)
     benchmarks["clean"] = partial(clean.measure, records=arguments.records)
-    for name in arguments.names or [name for name in benchmarks if name not in ONLY_BY_NAME]:
-        for line in benchmarks[name]():
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+    try:
+        for name in arguments.names or [name for name in benchmarks if name not in ONLY_BY_NAME]:
+            for line in benchmarks[name]():
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+    except UsageError as error:
+        parser.error(str(error))
     return 0
 
 

@@ -1,5 +1,6 @@
 """Whole optimizer steps in a process of its own, and what they took: `python -m benchmarks.estimate_child`, the
-cell as JSON on standard input (recipe, weights folder, batch), the measurement as JSON on standard output.
+cell as JSON on standard input (recipe, weights folder, batch; `whole`: to import what a whole cell imports), the
+measurement as JSON on standard output.
 
 A step has three micro-batches, as a cell's steps have: the longest, a shorter one, and one of a row more. They differ from step to
 step, since the heap comes to hold pieces of all shapes. Model, adapter, optimizer, head and loss are the trainer's own.
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from pipelines.estimate.batch import Batch
+from pipelines.estimate.child import framework
 from pipelines.methods import traits_of
 from pipelines.runs.process import die_with_parent, offer_to_oom_killer
 from pipelines.train import loading
@@ -28,6 +30,8 @@ def main() -> None:
     offer_to_oom_killer()
     cell: dict[str, Any] = json.load(sys.stdin)
     loading.quiet()
+    if cell.get("whole", True):
+        framework()  # a training cell imports more than this module does
     torch.manual_seed(1)
     recipe, folder = cell["recipe"], Path(cell["weights"])
     loading.load_tokenizer(folder)

@@ -1,5 +1,6 @@
 """The prediction of an adapter's memory: what its rehearsal counts is what real tensors take, whatever PEFT computes with."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from benchmarks import estimate as benchmark
 from pipelines.errors import UnavailableError, UsageError
-from pipelines.estimate import hollow, rehearsal
+from pipelines.estimate import hollow, memory, rehearsal
 from pipelines.train import loading
 from pipelines.train.gated import use_lean_gates
 from pipelines.train.products import use_faster_products
@@ -65,7 +66,8 @@ def test_few_layers_carried_on_are_all_layers_of_an_adapter(kind: str) -> None:
     config, recipe = llama(layers=8), recipe_of(kind)
     whole = rehearsal._rehearse(config, recipe, [BATCH, BATCH], "cpu")
     carried = rehearsal.rehearse(config, recipe, [BATCH, BATCH], "cpu")
-    assert (carried.weights, carried.trainable, carried.optimizer) == (whole.weights, whole.trainable, whole.optimizer)
+    for name in ("weights", "trainable", "optimizer", "replaced"):
+        assert getattr(carried, name) == getattr(whole, name), name
     for stretch, moment in whole.moments.items():
         assert carried.moments[stretch].total == pytest.approx(moment.total, rel=0.02), stretch
 
@@ -91,5 +93,19 @@ def test_what_peft_refuses_is_refused_in_its_words_whatever_it_lacks_on_the_way(
 
 
 def test_an_adapter_of_no_such_name_is_refused_before_anything_is_measured() -> None:
-    with pytest.raises(UsageError, match="'doraa'; did you mean"):
+    with pytest.raises(UsageError, match="'doraa'; expected one of .*did you mean 'dora-r8'"):
         next(benchmark.measure(["doraa"]))
+
+
+def test_weights_that_an_adapter_replaces_stay_in_memory_with_the_file_that_they_lie_in() -> None:
+    config = llama()
+    pissa, rslora = (rehearsal.rehearse(config, recipe_of(kind), [BATCH], "cpu") for kind in ("pissa", "rslora"))
+    linear = 2 * 4 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64)  # two layers' projections, in float32
+    assert (pissa.replaced, rslora.replaced) == (linear, 0)
+
+    def predicted(counted: Any, width: int) -> memory.Prediction:
+        return memory.on_cpu(counted, recipe_of("pissa"), framework=0, file_width=width)
+
+    plain = replace(pissa, replaced=0)
+    assert predicted(pissa, 4).train - predicted(plain, 4).train == linear and predicted(pissa, 4).load == 2 * linear
+    assert predicted(pissa, 2) == predicted(plain, 2)  # what is converted lies in no file

@@ -50,16 +50,26 @@ def build(
         for_card = dtype if on_card else None
         try:
             with torch.device("meta"):
-                model = loading.add_adapter(model, recipe, for_card=for_card)
+                model = _adapted(model, recipe, for_card)
         except UnavailableError:
             # By PEFT, or by PyTorch: some adapters read numbers when they begin, and a meta tensor has none
             model = _base(config, recipe, dtype, on_card=on_card)
             give_tensors(model)
-            model = loading.add_adapter(model, recipe, for_card=for_card)
+            model = _adapted(model, recipe, for_card)
     if recipe["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with fake:
         give_tensors(model)
+    return model
+
+
+def _adapted(base: Any, recipe: dict[str, Any], for_card: torch.dtype | None) -> Any:
+    """`base` with its adapter; `replaced_bytes` are those of the base's weights that the adapter, as it began, put others in place
+    of."""
+    before = [(parameter, parameter.untyped_storage()) for parameter in base.parameters()]
+    model = loading.add_adapter(base, recipe, for_card=for_card)
+    others = [storage for parameter, storage in before if parameter.untyped_storage()._cdata != storage._cdata]
+    model.replaced_bytes = sum(storage.nbytes() for storage in others)
     return model
 
 

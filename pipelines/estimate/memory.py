@@ -41,13 +41,15 @@ class Prediction:
 def on_cpu(counted: Any, recipe: dict[str, Any], *, framework: float, file_width: int) -> Prediction:
     """`framework` is the resident memory of a process that has loaded all libraries and no model; `file_width` the bytes of a
     weight in its file, which stays mapped until all of it that is used was converted or quantized."""
-    weights = counted.weights
+    # A float32 file stays mapped while one weight lies in it: what was read there counts beside what took its place
+    mapped = 0 if counted.quantized or file_width != 4 else counted.replaced
+    weights = counted.weights + mapped
     if file_width != 4:
         load = framework + weights + file_width * counted.parameters
     elif counted.quantized:  # what is quantized was read whole, the rest copied out of the file
         load = framework + weights + file_width * counted.quantized
-    else:  # what is read as it is stays unread until it is used
-        load = framework
+    else:  # what is read as it is stays unread until it is used; an adapter that replaces it has read it
+        load = framework + 2 * mapped
     slack = HEAP_SLACK[_kind(counted, recipe)]
     moments = (counted.early, counted.late)  # the slack is fitted to these
     heap = max(m.total - m.large for m in moments)

@@ -38,7 +38,8 @@ class Counted:
     """Bytes of a step, and numbers of parameters. `quantized` counts the weights kept in 4 or 8 bits; `largest`
     is the trained tensor with the most bytes; `moments` are those with the most live bytes, of each stretch of the step; `early`
     and `late` the largest of those before half of the gradients were there, and since, in the layers that were rehearsed.
-    `grouped`: the adapters compute together, by `pipelines.train.adapters`."""
+    `replaced` are bytes of the base's weights that the adapter put others in place of when it began. `grouped`: the adapters
+    compute together, by `pipelines.train.adapters`."""
 
     weights: float
     trainable: float
@@ -49,6 +50,7 @@ class Counted:
     moments: dict[str, Moment] = field(default_factory=dict)
     early: Moment = field(default_factory=Moment)
     late: Moment = field(default_factory=Moment)
+    replaced: float = 0
     grouped: bool = False
 
     @property
@@ -96,7 +98,7 @@ def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
 
     moments = {name: carried(few.moments.get(name, Moment()), moment) for name, moment in more.moments.items()}
     early, late = carried(few.early, more.early), carried(few.late, more.late)
-    names = ("weights", "trainable", "optimizer", "quantized", "parameters")
+    names = ("weights", "trainable", "optimizer", "quantized", "parameters", "replaced")
     sums = {name: line(getattr(few, name), getattr(more, name)) for name in names}
     largest = max(few.largest, more.largest)
     return Counted(**sums, largest=largest, moments=moments, early=early, late=late, grouped=more.grouped)
@@ -129,6 +131,7 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
         moments=live.moments,
         early=_largest(early),
         late=_largest(late),
+        replaced=getattr(model, "replaced_bytes", 0),
         grouped=adapters_are_grouped(model),
     )
 
