@@ -93,7 +93,7 @@ def test_what_peft_refuses_is_refused_in_its_words_whatever_it_lacks_on_the_way(
 
 
 def test_an_adapter_of_no_such_name_is_refused_before_anything_is_measured() -> None:
-    with pytest.raises(UsageError, match="'doraa'; expected one of .*did you mean 'dora-r8'"):
+    with pytest.raises(UsageError, match=r"'doraa'; expected one of .*did you mean 'dora-r8'"):
         next(benchmark.measure(["doraa"]))
 
 
