@@ -81,8 +81,6 @@ class Reports(ast.NodeVisitor):
     def _spread(self, value: ast.expr) -> set[str]:
         if isinstance(value, ast.Dict):
             return set(_keys(value))
-        if isinstance(value, ast.IfExp):
-            return self._spread(value.body) | self._spread(value.orelse)
         if isinstance(value, ast.Name):
             return self._returned(value.id) | self._in(self._inside[-1])
         assert isinstance(value, ast.Call), f"cannot tell what measure(**{ast.unparse(value)}) reports"

@@ -252,7 +252,7 @@ def learning_rate(result: RunResult, spec: RunSpec) -> Row:
     measured, given = result.measured, spec.recipe.get("learning_rate")
     return {
         "learning_rate": measured.get("learning_rate", None if isinstance(given, list) else given),
-        "learning_rate_source": measured.get("learning_rate_source", spec.learning_rate_source) if given else None,
+        "learning_rate_source": measured.get("learning_rate_source") or spec.learning_rate_source if given else None,
         "learning_rate_at_edge": measured.get("learning_rate_at_edge"),
     }
 

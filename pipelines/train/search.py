@@ -46,7 +46,7 @@ class Chosen:
             "learning_rate": self.rate,
             "learning_rate_at_edge": self.rate in (min(rates), max(rates)) if len(rates) > 1 else None,
             "learning_rates_tried": json.dumps(tried) if tried else None,
-            **({"learning_rate_source": self.source} if self.source else {}),
+            "learning_rate_source": self.source,
         }
 
     def in_words(self) -> str:
