@@ -9,6 +9,7 @@ import torch
 from benchmarks import estimate as benchmark
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.estimate import hollow, memory, rehearsal
+from pipelines.estimate.live import Moment
 from pipelines.train import loading
 from pipelines.train.gated import use_lean_gates
 from pipelines.train.products import use_faster_products
@@ -81,9 +82,23 @@ def test_what_a_module_holds_beside_its_parameters_is_counted_once() -> None:
     assert module.alone is module.again is not kept and module.indices["default"].shape == (2, 10)
 
 
-def test_whether_adapters_compute_in_groups_is_seen_not_named() -> None:
-    grouped = {kind: rehearsal.rehearse(llama(), recipe_of(kind), [BATCH], "cpu").grouped for kind in ("pissa", "dora")}
-    assert grouped == {"pissa": True, "dora": False}
+def test_what_is_computed_in_groups_and_what_is_the_same_in_every_micro_batch_is_seen_not_named() -> None:
+    kinds = {kind: rehearsal.rehearse(llama(), recipe_of(kind), [BATCH], "cpu") for kind in ("pissa", "shira", "ia3")}
+    assert {kind: counted.grouped for kind, counted in kinds.items()} == {"pissa": True, "shira": False, "ia3": False}
+    assert all(
+        counted.moments.keys() == {"forward 1", "backward 1", "backward 1, later half"} for counted in kinds.values()
+    )
+    clones = 2 * 4 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64)  # SHiRA's copy of each projection of two layers
+    assert clones < kinds["shira"].fixed < 2 * clones and kinds["pissa"].fixed == 0 < kinds["ia3"].fixed < clones / 4
+    heap, fixed = kinds["shira"].early.total, kinds["shira"].fixed
+    assert fixed < heap
+
+    def train(fixed: float) -> float:
+        counted = replace(kinds["shira"], fixed=fixed, late=Moment())
+        return memory.on_cpu(counted, recipe_of("shira"), framework=0, file_width=4).train
+
+    assert train(0) - train(fixed) == pytest.approx(memory.HEAP_SLACK["adapter"] * fixed)
+    assert train(heap) == train(2 * heap)  # no slack is less than none
 
 
 def test_what_peft_refuses_is_refused_in_its_words_whatever_it_lacks_on_the_way() -> None:

@@ -52,6 +52,8 @@ def build(
             with torch.device("meta"):
                 model = _adapted(model, recipe, for_card)
         except UnavailableError:
+            if recipe["quantization"]:  # its packed weights cannot be made up
+                raise
             # By PEFT, or by PyTorch: some adapters read numbers when they begin, and a meta tensor has none
             model = _base(config, recipe, dtype, on_card=on_card)
             give_tensors(model)

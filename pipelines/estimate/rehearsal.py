@@ -29,6 +29,7 @@ from pipelines.train.fast_paths import adapters_are_grouped
 from pipelines.train.losses import head_on_positions, step_loss
 
 FEW, MORE = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
+SHORTEST = Batch(rows=1, length=2, learned=1)  # a micro-batch that takes next to nothing of its own
 EARLY = ("forward 1", "backward 1")  # stretches before half of the gradients are there
 Device = Literal["cpu"] | Format
 
@@ -39,7 +40,8 @@ class Counted:
     is the trained tensor with the most bytes; `moments` are those with the most live bytes, of each stretch of the step; `early`
     and `late` the largest of those before half of the gradients were there, and since, in the layers that were rehearsed.
     `replaced` are bytes of the base's weights that the adapter put others in place of when it began. `grouped`: the adapters
-    compute together, by `pipelines.train.adapters`."""
+    compute together, by `pipelines.train.adapters`. `fixed`: of those that do not, activations that take the same bytes in every
+    micro-batch, such as merged weights; in small blocks."""
 
     weights: float
     trainable: float
@@ -51,6 +53,7 @@ class Counted:
     early: Moment = field(default_factory=Moment)
     late: Moment = field(default_factory=Moment)
     replaced: float = 0
+    fixed: float = 0
     grouped: bool = False
 
     @property
@@ -98,7 +101,7 @@ def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
 
     moments = {name: carried(few.moments.get(name, Moment()), moment) for name, moment in more.moments.items()}
     early, late = carried(few.early, more.early), carried(few.late, more.late)
-    names = ("weights", "trainable", "optimizer", "quantized", "parameters", "replaced")
+    names = ("weights", "trainable", "optimizer", "quantized", "parameters", "replaced", "fixed")
     sums = {name: line(getattr(few, name), getattr(more, name)) for name in names}
     largest = max(few.largest, more.largest)
     return Counted(**sums, largest=largest, moments=moments, early=early, late=late, grouped=more.grouped)
@@ -114,9 +117,12 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
         live.ignore(tensor)
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(lambda p: live.gradient(p.grad))
+    grouped = adapters_are_grouped(model)
+    shortest = [SHORTEST] if traits_of(recipe).has_adapter and not grouped else []
     if trained:
         with _kernels(recipe, device):
-            _forward_backward(model, batches, live, fake, _autocast(recipe, device))
+            _forward_backward(model, [*batches, *shortest], live, fake, _autocast(recipe, device))
+    fixed = _taken_out(live, len(batches) + 1)
     early = [live.moments[name] for name in EARLY if name in live.moments]
     late = [moment for name, moment in live.moments.items() if name not in EARLY]
     packed = hollow.quantized_sizes(model)
@@ -132,8 +138,16 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
         early=_largest(early),
         late=_largest(late),
         replaced=getattr(model, "replaced_bytes", 0),
-        grouped=adapters_are_grouped(model),
+        fixed=fixed,
+        grouped=grouped,
     )
+
+
+def _taken_out(live: Live, number: int) -> float:
+    """Take the stretches of micro-batch `number` out of the account; the most bytes of its activations in small blocks."""
+    names = [name for name in live.moments if name.split(",")[0] in (f"forward {number}", f"backward {number}")]
+    taken = [live.moments.pop(name) for name in names]
+    return max((max(0.0, moment.activations - moment.large) for moment in taken), default=0)
 
 
 def weights_dtype(recipe: dict[str, Any], device: Device) -> torch.dtype:
