@@ -190,7 +190,7 @@ def weights(attempt: Attempt) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in attempt.model_folder.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("method", ["full", "lora-r8"])
+@pytest.mark.parametrize("method", ["full", pytest.param("lora-r8", marks=pytest.mark.slow)])
 def test_measuring_again_trains_again_to_the_same_bits(project: TinyProject, method: str) -> None:
     clean_for(project)
     first = at(project, method)
@@ -232,7 +232,7 @@ def test_a_night_measures_a_disturbed_speed_again_and_the_next_one_does_not(week
     week.project.change(profiles={"local": {"seeds": [1]}})
     assert week.night() == ["data", "lora-r8", "publish"]
     (good,) = cells.attempts(week.project.data, week.project.key("lora-r8"))
-    measured = good.result.measured | {"other_cpu_pct": 70.4}
+    measured = {**good.result.measured, "other_cpu_pct": 70.4}
     noted(good, measured=measured, started_at=OLD)
     assert week.night() == ["data", "lora-r8", "publish"]
     assert week.record()["rounds"][0]["cells"][0]["because"] == {"1": BUSY}
