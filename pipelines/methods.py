@@ -93,9 +93,8 @@ class Traits:
     @property
     def virtual_tokens(self) -> int:
         """Tokens of its own that the adapter puts before every text."""
-        given = self.peft.get("num_virtual_tokens")
-        known = self.peft_type in (*AS_EMBEDDINGS, *AS_KEYS) and type(given) is int
-        return given if known and given > 0 else 0
+        given = self.peft.get("num_virtual_tokens") if self.peft_type in (*AS_EMBEDDINGS, *AS_KEYS) else None
+        return max(0, given) if isinstance(given, int) else 0
 
     @property
     def moves_ranks(self) -> bool:

@@ -56,7 +56,7 @@ def adapted(recipe: dict[str, Any], architecture: str = "llama") -> Any:
     return loading.add_adapter(tiny_model(architecture), recipe)
 
 
-def trainable(model: Any) -> dict[str, torch.Tensor]:
+def trainable(model: Any) -> dict[str, Any]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -133,7 +133,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 # ranks that move
 
-MOVING = {"init_r": 6, "target_r": 2, "tinit": 1, "tfinal": 2}
+MOVING: dict[str, Any] = {"init_r": 6, "target_r": 2, "tinit": 1, "tfinal": 2}
 
 
 def moved(model: Any, recipe: dict[str, Any], steps: range, optimizer: Any = None) -> Any:
@@ -246,7 +246,7 @@ def test_losses_gradients_and_answers_are_of_the_texts_own_tokens(
         ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
         plain.append(model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss * example.learned)
     (sum(plain) / 10).backward()  # pyright: ignore[reportAttributeAccessIssue]
-    expected = {name: p.grad.clone() for name, p in trainable(model).items()}
+    expected: dict[str, Any] = {name: p.grad.clone() for name, p in trainable(model).items()}
     model.zero_grad()
     with head_on_positions(model) as wanted:
         loss = step_loss(model, examples, wanted, CPU, learned=10)

@@ -162,7 +162,7 @@ def begin_from_texts(worker: Worker, model: Any, tokens: Tokens) -> None:
 def _adapter_start(worker: Worker) -> Iterator[None]:
     """What happens inside makes the first weights of an adapter by PEFT's own settings, which may decompose the base's weights or
     what it makes of texts: the seconds are a column, and the peak is one of loading's."""
-    from pipelines.train.memory import peak_bytes, reset_peaks
+    from pipelines.train.memory import HOST, peak_bytes, peak_resident_bytes, reset_peaks
 
     clock, measured = Stopwatch(), worker.report["measured"]
     if traits_of(worker.spec["recipe"]).is_short:
@@ -173,6 +173,7 @@ def _adapter_start(worker: Worker) -> Iterator[None]:
     worker.measure(
         adapter_start_seconds=(measured.get("adapter_start_seconds") or 0.0) + clock.total(),
         load_peak_memory_gb=max(measured["load_peak_memory_gb"], peak_bytes() / 1e9),
+        **{HOST: max(measured[HOST], peak_resident_bytes() / 1e9)},
     )
 
 
