@@ -176,6 +176,13 @@ def test_least_memory_hangs_on_an_edge_only_where_quality_breaks_a_tie() -> None
     assert (least["verdict"], least["candidates"]) == ("no clear winner", "lora-r8, qlora-r8")
     assert "which of them is better is not settled" in least["reason"]
     assert picks(l={"peak_memory_gb": 1.01})["least memory"]["method"] == "lora-r8", "both are tuned"
+    same = {"peak_memory_gb": 1.0}
+    assert picks(f=same, l=same, q={**EDGE, **same})["least memory"]["candidates"] == "full, qlora-r8", (
+        "LoRA is worse than full"
+    )
+    leads = picks(f={**EDGE, **same}, l=same, q=same)["least memory"]
+    assert pick_answer(leads) == "no clear winner yet (full leads)"
+    assert leads["reason"].startswith("full (1.00 GB) and lora-r8 (1.00 GB) and qlora-r8 (1.00 GB) need the same")
 
 
 def test_an_arm_at_the_edge_that_costs_more_is_no_candidate_for_the_value_but_keeps_it_open() -> None:

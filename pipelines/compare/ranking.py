@@ -234,17 +234,21 @@ class Choice:
         if not measured:
             return self._nothing("least memory")
         smallest = min(row["peak_memory_gb"] for row in measured)
-        tied = [row for row in measured if row["peak_memory_gb"] <= smallest / (1 - MEMORY_NOISE)]
-        edge = at_edge(tied) if len(tied) > 1 else []
-        if not edge:
-            differences = self._qualities.method_differences(tied, tied[0])
-            tied = [row for row, apart in zip(tied, differences, strict=True) if apart is None or not apart.above]
-        found = Found(tied, compared=[], undecided=len(tied) > 1, other_batches=len(known) - len(measured))
+        same = [row for row in measured if row["peak_memory_gb"] <= smallest / (1 - MEMORY_NOISE)]
+        tied, edge = self._not_worse(same), at_edge(same) if len(same) > 1 else []
+        found = Found(tied, [], undecided=len(tied) > 1 or bool(edge), other_batches=len(known) - len(measured))
         if found.undecided:
-            named = " and ".join(f"{self.name(row)} ({row['peak_memory_gb']:.2f} GB)" for row in tied)
+            named = " and ".join(
+                f"{self.name(row)} ({row['peak_memory_gb']:.2f} GB)" for row in same if edge or row in tied
+            )
             which = f"which of them is better is not settled: {still_open(edge, self.name)}" if edge else ""
             return self._picked("least memory", found, [f"{named} need the same within {MEMORY_NOISE:.0%}", which])
         return self._picked("least memory", *self._least(found))
+
+    def _not_worse(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of `rows` that are not clearly worse than the first of them, the best; at the edge nobody is clearly worse."""
+        apart = self._qualities.method_differences(rows, rows[0])
+        return [row for row, one in zip(rows, apart, strict=True) if one is None or not one.above or at_edge([row])]
 
     def _least(self, found: Found) -> tuple[Found, list[str]]:
         """`found` and what is said of its one row: how much memory, and how it stands in quality."""

@@ -73,12 +73,15 @@ def retimings(resolved: Resolved, keys: Sequence[CellKey], by: EvaluatedBy) -> d
     good = {key: newest for key in keys if (newest := cells.latest(resolved.data, key)) and newest.status == "ok"}
     measured = {key: attempt.result.measured.get("other_cpu_pct") for key, attempt in good.items()}
     shares = {key: share for key, share in measured.items() if isinstance(share, int | float)}
-    if days is None or not shares or not disturbed(fmean(shares.values())):
+    device = next((attempt.result.device for attempt in good.values()), None)
+    if days is None or not shares or not disturbed(fmean(shares.values()), device):
         return {}
     return {
         key: f"speed disturbed: {share:.0f} % of the processors were used by others"
         for key, share in shares.items()
-        if disturbed(share) and _is_as_planned(resolved, plan, good[key], by) and _has_rested(resolved, key, days)
+        if disturbed(share, device)
+        and _is_as_planned(resolved, plan, good[key], by)
+        and _has_rested(resolved, key, days)
     }
 
 
