@@ -117,3 +117,9 @@ def test_the_benchmark_says_whether_auto_is_within_a_percent_of_the_sweep() -> N
     assert benchmark._verdict("lora-r8", sweep, run(3e-4, None))["within_1_percent"] is False
     with pytest.raises(RuntimeError, match="no rate of the sweep"):
         benchmark._verdict("lora-r8", [run(1e-2, None)], run(3e-4, 1.0))
+
+
+def test_of_losses_that_are_all_but_equal_the_smaller_rate_is_chosen() -> None:
+    trials = [Trial(1e-4, 1.02, 6), Trial(1e-3, 1.004, 6), Trial(1e-2, 1.0, 6), Trial(1e-5, 1.0, 3)]
+    assert chosen(trials).rate == 1e-3
+    assert chosen(trials, near=0.0).rate == 1e-2

@@ -15,6 +15,9 @@ from pipelines.learning_rates import beyond
 FEWEST_STEPS = 3  # of a trial: with fewer, warm-up is all there is
 FEWEST_RATES = 3  # the best, and a worse one on either side
 WARM_UP = 2  # steps of a trial, at least
+NEAR = (
+    0.005  # of the best loss: so near to it a smaller rate is chosen, since a rate too large costs the whole run more
+)
 MORE = 2  # rates past an end, where the best so far lies at it
 Measure = Callable[[float, int], float | None]  # rate, steps → loss, None where it diverges
 
@@ -81,11 +84,20 @@ def past_the_end(trials: Sequence[Trial], rates: Sequence[float]) -> float | Non
     return beyond(sorted({*rates, *tried}), above=above)
 
 
-def chosen(trials: Sequence[Trial]) -> Trial:
-    """The best trial of the last round, whose trials are the longest, or of the last one in which some did not diverge."""
+def chosen(trials: Sequence[Trial], *, near: float = NEAR) -> Trial:
+    """The best trial of the last round, whose trials are the longest, or of the last one in which some did not diverge. Of those
+    within `near` (a share of the best loss) it is the one with the smallest rate."""
     ended = [trial for trial in trials if trial.loss is not None] or trials
     longest = max(trial.steps for trial in ended)
-    return min((trial for trial in ended if trial.steps == longest), key=lambda trial: trial.order)
+    last = [trial for trial in ended if trial.steps == longest]
+    least = min(last, key=lambda trial: trial.order)
+    if least.loss is None:
+        return least
+    return min((one for one in last if one.loss is not None and one.loss <= least.loss * (1 + near)), key=_rate)
+
+
+def _rate(trial: Trial) -> float:
+    return trial.rate
 
 
 def rounds(rates: int, budget: int) -> list[int]:

@@ -170,7 +170,7 @@ class Trainer:
         if not found.trials:
             self._do_without_search(f"{len(self._plan)} steps are too few to choose one by")
             return
-        self.chosen = search.best(found.trials)
+        self.chosen = search.best(found.trials, near=halving.NEAR if search.is_auto(self.recipe) else 0.0)
         seconds = clock.total() + found.earlier_seconds
         self.worker.measure(search_seconds=seconds, **self.chosen.measured())
         self.worker.say(f"learning rate {self.chosen.rate:g} of {self.chosen.in_words()}")

@@ -67,13 +67,13 @@ def is_auto(recipe: dict[str, Any]) -> bool:
     return isinstance(recipe["learning_rate"], list) and "learning_rate_default" in recipe
 
 
-def best(trials: Sequence[Trial]) -> Chosen:
-    """The rate with the lowest loss among the longest trials; of equal ones the smallest.
+def best(trials: Sequence[Trial], *, near: float = 0.0) -> Chosen:
+    """The rate with the lowest loss among the longest trials; of those within `near`, a share of that loss, the smallest.
 
     Raises:
         DivergedError: none of them can be trained with.
     """
-    winner = halving.chosen(trials)
+    winner = halving.chosen(trials, near=near)
     rows = sorted((trial.rate, trial.loss, trial.steps) for trial in trials)
     if winner.loss is None:
         rates = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in trials}))
