@@ -81,7 +81,8 @@ def stand_in(project: TinyProject, tmp_path: Path) -> TinyProject:
     return clean_for(project)
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m == "c3a-b48" else SLOW) for m in TRAINED])
+@SLOW
+@pytest.mark.parametrize("method", TRAINED)
 def test_each_cell_of_the_profile_trains_a_step_and_says_whether_its_adapters_took_the_fast_path(
     stand_in: TinyProject, method: str
 ) -> None:
@@ -128,6 +129,9 @@ KINDS: dict[str, tuple[dict[str, Any], bool]] = {
 }  # fmt: skip
 
 
+QUICK = ("lora", "rslora", "dora", "lora-bias", "embeddings-too", "of-parameters", "vera", "ia3")
+
+
 def loss_and_gradients(model: Any) -> dict[str, torch.Tensor]:
     """Of some tokens, with what trains moved off its start by chance, so that no adapter is without effect."""
     torch.manual_seed(3)
@@ -157,7 +161,7 @@ def ours_and_pefts(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
     return ours, loading.add_adapter(plain, recipe)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in QUICK else SLOW) for kind in KINDS])
 def test_the_fast_path_is_for_what_it_was_proven_equal_for_and_changes_no_result(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
