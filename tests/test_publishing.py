@@ -219,7 +219,7 @@ def test_a_publication_that_fails_is_tried_once_more_and_then_waits_for_a_change
         assert not daemon.publish(request)
         assert daemon.ticks(60) == [] and "could not be published, 2 times" in daemon.said
     daemon.lake.cell("qlora-r8")
-    (request,) = daemon.due()
+    (request,) = daemon.tick()  # the first change has waited long enough
     assert daemon.publish(request) and daemon.ticks(20) == []
 
 
