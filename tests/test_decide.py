@@ -161,7 +161,7 @@ def test_more_runs_are_next_where_runs_differ_more_than_records(lake: Lake) -> N
     """With the minutes that they take: three more of LoRA and of full, each its training and its evaluation."""
     for seed, bits in ((2, 0.813), (3, 0.807)):
         lake.cell("lora-r8", bits=bits, seed=seed, noise=0.001)
-    parts = {"noise": 0.001, "load_seconds": 0.0}
+    parts: Row = {"noise": 0.001, "load_seconds": 0.0}
     lake.cell("full", bits=0.80, peak_memory_gb=4.0, train_seconds=600.0, **parts)
     lake.cell("lora-r8", bits=0.81, peak_memory_gb=2.0, train_seconds=300.0, **parts)
     found = ask(lake, memory_gb=3, max_loss=0.02)

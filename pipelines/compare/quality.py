@@ -138,15 +138,14 @@ class Qualities:
         return self._differences(rows, other, borrow=True)
 
     def spread(self, row: Row) -> Spread | None:
-        """Between the training runs of the row's method: seen in its own, else in the model's other cells, pooled, else what
-        is assumed of the model; None where it is not known."""
+        """Between the training runs of the row's method. Of a row with several it is their own; else that of all cells of the model
+        that have several, pooled, so that two or three runs do not decide it alone; else what is assumed of the model, or None."""
         quality = self.of(row)
         if quality is None or not quality.trained:
             return None
-        model = row["model"]
-        if own := self._seen.get((model, row["method"])):
-            return own
-        return pooled([spread for cell, spread in self._seen.items() if cell[0] == model]) or self._assumed.get(model)
+        if quality.runs > 1:
+            return self._seen.get((row["model"], row["method"]))
+        return self._pooled.get(row["model"]) or self._assumed.get(row["model"])
 
     def sources(self, row: Row, other: Row) -> Sources | None:
         """What makes the difference between the methods uncertain; None where it has no interval."""
@@ -172,6 +171,13 @@ class Qualities:
         """What a verdict between the methods of `rows` rests on: how many training runs, and what its intervals were widened by."""
         lent = self.lent(rows) if len(rows) > 1 else []
         return basis([quality.runs for row in rows if (quality := self.of(row)) and quality.trained], lent)
+
+    @cached_property
+    def _pooled(self) -> dict[str, Spread]:
+        by_model: dict[str, list[Spread]] = {}
+        for (model, _), spread in self._seen.items():
+            by_model.setdefault(model, []).append(spread)
+        return {model: found for model, spreads in by_model.items() if (found := pooled(spreads))}
 
     @cached_property
     def _seen(self) -> dict[Cell, Spread]:
