@@ -164,6 +164,10 @@ def _notes(rows: Sequence[Row], sweep: Sweep) -> list[str]:
     notes = [f"{sweep.model}, profile {sweep.project.profile}; untouched it has {row['base_bits_per_byte']:.4f} bits per byte"
              for row in rows if row["base_bits_per_byte"]][:1]  # fmt: skip
     notes += [sweep.in_words, *_of_rates(rows)]
+    if disturbed := [row["method"] for row in rows if row["speed_disturbed"]]:
+        notes.append(
+            f"{', '.join(disturbed)}: other programs used the processors, so minutes and tokens/s are in doubt"
+        )
     notes += [
         f"{row['method']} is {row['status']}: {one_line(row['status_detail'] or '', 300)}. {one_line(row['advice'] or '', 300)}"
         for row in rows

@@ -122,6 +122,8 @@ def test_a_rank_that_is_out_of_memory_is_a_row_and_the_next_is_run(
     assert 'lora-r128 {kind: "lora", rank: 128, alpha: 512.0, dropout: 0.1}' in text
     assert "alpha 4 × rank, dropout 0.1" in text and "at one shared learning rate, 0.0002, not searched for" in text
     assert json.loads(sweeping.table(rows, swept, "json"))[0]["minutes"] == pytest.approx(100 / 60)
+    beside_others = sweeping.table([{**rows[0], "speed_disturbed": True}], swept, "markdown")
+    assert "minutes and tokens/s are in doubt" in beside_others and "in doubt" not in text
     path = sweeping.write_picture(rows, swept)
     assert path.name == "rank-sweep-tiny-scaled.png" and path.read_bytes().startswith(b"\x89PNG")
     assert b"out of memory" in swept_ranks(rows) and swept_ranks([_nothing(rows[0])])
