@@ -60,7 +60,7 @@ def _trained(experiments: Experiments, model: str, method: Method, settings: Tra
     decided["targets"] = None
     if traits.has_adapter and not traits.chooses_modules:
         decided["targets"] = experiments.targets_for(model, settings)
-    own = (
+    own: dict[str, Any] = (
         {"peft": dict(traits.peft)} if method.peft is not None else {name: getattr(method, name) for name in SHORT_FORM}
     )
     if method.loraplus_lr_ratio:
