@@ -1,7 +1,11 @@
 """From a training process's start to its first forward pass, against a process that imports AutoModelForCausalLM and loads the same
 weights, in turns. Ours also reads its examples, tokenizes and checks them, and adds or quantizes what its method needs. Both by the
-clock and by processor time, which other work on the machine hardly stretches (`OMP_NUM_THREADS=1` on a shared machine)."""
+clock and by processor time, which other work on the machine hardly stretches (`OMP_NUM_THREADS=1` on a shared machine).
 
+Then where the time of a whole cell of the local profile's size goes: the phases that its row has, and the processor time of the
+process that trains and of the one that evaluates."""
+
+import resource
 import subprocess
 import sys
 import time
@@ -15,6 +19,7 @@ import psutil
 
 from benchmarks import project
 from benchmarks.peers import peer_environment
+from pipelines.evaluate.cell import evaluate
 from pipelines.files import read_json
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
@@ -24,6 +29,10 @@ from pipelines.train.cell import train
 
 ROUNDS = 5
 METHODS = ("full", "lora-r8", "qlora-r8")
+PHASES = (
+    "import_seconds", "load_seconds", "quantize_seconds", "probe_seconds", "train_seconds", "other_seconds",
+    "evaluation_load_seconds", "loss_seconds", "answer_seconds", "serving_seconds",
+)  # fmt: skip
 BARE = (
     "import sys, torch\nfrom transformers import AutoModelForCausalLM\n"
     "AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)\nprint('loaded', flush=True)\n"
@@ -31,6 +40,37 @@ BARE = (
 
 
 def measure() -> Iterator[dict[str, Any]]:
+    yield from _starts()
+    with TemporaryDirectory(prefix="featherweight-cell-") as folder:
+        stage = project.make(Path(folder), train=32, held_out=10)
+        for method in METHODS:
+            yield {"benchmark": "cell", "method": method, **_whole_cell(stage, method)}
+
+
+def _whole_cell(stage: Project, method: str) -> dict[str, Any]:
+    """Processor seconds of the two processes of a cell that runs to its end, and seconds by the clock of their phases."""
+    resolved, key, quietly = stage.resolve(), CellKey(project.PACKAGED, method, 1), Watch(say=lambda _: None)
+    began = _children_cpu_seconds()
+    attempt, _ = train(resolved, key, watch=quietly)
+    trained = _children_cpu_seconds()
+    evaluation, _ = evaluate(resolved, key, watch=quietly)
+    if not evaluation.ok:
+        raise RuntimeError(f"{method} ended as {evaluation.result.status}: {evaluation.result.status_detail}")
+    measured = {**attempt.result.measured, **evaluation.result.measured}
+    return {
+        "training_cpu_seconds": trained - began,
+        "evaluation_cpu_seconds": _children_cpu_seconds() - trained,
+        **{phase: measured.get(phase) for phase in PHASES},
+        "eval_bits_per_byte": measured["eval_bits_per_byte"],
+    }
+
+
+def _children_cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _starts() -> Iterator[dict[str, Any]]:
     with TemporaryDirectory(prefix="featherweight-startup-") as folder:
         stage = project.make(Path(folder), train=8, held_out=3)
         attempts = {method: _attempt(stage, method) for method in METHODS}

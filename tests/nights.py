@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from assets import training
+from assets import nightly, training
 from assets.definitions import defs
 from assets.project import partition_of
 from pipelines.compare import compare
@@ -23,7 +23,8 @@ FIRST = datetime(2026, 11, 23, 2)
 
 @dataclass
 class Nights:
-    """`launcher` runs the cells' children; `ran` are the jobs and partitions of the last night, in order."""
+    """`launcher` runs the cells' children; `ran` are the jobs and partitions of the last night, in order. The sensor that follows
+    the lake takes it to be `later`."""
 
     project: TinyProject
     instance: dg.DagsterInstance
@@ -31,6 +32,8 @@ class Nights:
     number: int = 0
     ran: list[str] = field(default_factory=list)
     after_run: Callable[[], None] | None = None
+    later: timedelta = timedelta()
+    cursors: dict[str, str | None] = field(default_factory=dict)
 
     def night(self) -> list[str]:
         """One whole night; returns what ran: `data`, `METHOD` for each cell, `publish`."""
@@ -61,8 +64,12 @@ class Nights:
 
     def tick(self, sensor: str) -> Sequence[dg.RunRequest]:
         with self._repository() as repository:
-            context = dg.build_sensor_context(self.instance, repository_def=repository, sensor_name=sensor)
-            return defs.resolve_sensor_def(sensor).evaluate_tick(context).run_requests or []
+            context = dg.build_sensor_context(
+                self.instance, cursor=self.cursors.get(sensor), repository_def=repository, sensor_name=sensor
+            )
+            decided = defs.resolve_sensor_def(sensor).evaluate_tick(context)
+            self.cursors[sensor] = decided.cursor
+            return decided.run_requests or []
 
     def execute(self, requests: Sequence[dg.RunRequest]) -> None:
         for request in requests:
@@ -113,5 +120,6 @@ def nights(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ni
         made = Nights(project, instance)
         monkeypatch.setattr(training, "PipesLauncher", lambda _context, _inner: made.launcher)
         monkeypatch.setattr(training, "tie_to_parent", lambda: None)
+        monkeypatch.setattr(nightly, "_now", lambda: datetime.now(UTC) + made.later)
         monkeypatch.setattr(compare, "keep_predictions", lambda _stage: None)  # a process of its own each time
         yield made

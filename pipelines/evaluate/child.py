@@ -51,7 +51,7 @@ def evaluate_cell(worker: Worker) -> None:
     )
 
     selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
-    fitting = fitting_everywhere(worker, selected.eval)
+    fitting = fitting_everywhere(worker, selected.eval, form)
     worker.measure(
         eval_records=len(fitting),
         eval_records_left_out=len(selected.eval) - len(fitting),

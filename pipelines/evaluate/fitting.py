@@ -14,18 +14,20 @@ Records = Sequence[dict[str, Any]]
 Reader = dict[str, Any]
 
 
-def fitting_everywhere(worker: Worker, records: Records) -> Records:
+def fitting_everywhere(worker: Worker, records: Records, own_form: PromptFormat | None = None) -> Records:
     """The records that no model of the profile would have to cut and whose chat template shows them. A model of which that cannot
-    be told, or that could read next to none, is left out with a word: its own cells fail, the others are measured.
+    be told, or that could read next to none, is left out with a word: its own cells fail, the others are measured. `own_form`: how
+    the cell's own model is asked, where that has been loaded.
 
     Raises:
         ValueError: it is this cell's own model, or nothing is left.
     """
     kept = list(records)
     for reader in worker.spec["readers"]:
-        own = reader["folder"] == worker.spec["weights"]
+        own = worker.root / reader["folder"] == worker.root / worker.spec["weights"]
         try:
-            fitting = _fitting(worker, reader, records)
+            form = own_form if own and own_form and _is_asked_alike(worker.spec["recipe"], reader) else None
+            fitting = _fitting(worker, reader, records, form)
         except (OSError, ValueError) as error:
             if own:
                 raise
@@ -56,12 +58,16 @@ def fitting_everywhere(worker: Worker, records: Records) -> Records:
     return kept
 
 
-def _fitting(worker: Worker, reader: Reader, records: Records) -> set[str]:
+def _is_asked_alike(recipe: Reader, reader: Reader) -> bool:
+    return all((recipe.get(name) or None) == (reader.get(name) or None) for name in ("prompt", "template"))
+
+
+def _fitting(worker: Worker, reader: Reader, records: Records, form: PromptFormat | None) -> set[str]:
     """The ids of the records that the model can read."""
     from transformers import AutoConfig
 
     folder = worker.root / reader["folder"]
-    form = PromptFormat.of(folder, reader)
+    form = form or PromptFormat.of(folder, reader)
     virtual = max(reader.get("virtual_tokens", 0), traits_of(worker.spec["recipe"]).virtual_tokens)
     limit = longest(reader["max_length"], AutoConfig.from_pretrained(folder), virtual)
     fitting, too_long, unshown = set(), 0, []
