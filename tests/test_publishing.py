@@ -87,9 +87,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     monkeypatch.setattr(publishing, "keep_predictions", lambda _resolved: None)  # a process of its own each time
     lake.cell("base")
     lake.cell("full")
-    home = tmp_path / "dagster"
-    home.mkdir()
-    with dg.DagsterInstance.local_temp(str(home)) as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         made = Daemon(lake, instance)
         monkeypatch.setattr(nightly, "_now", lambda: made.now)
         made.note_published()

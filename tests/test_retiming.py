@@ -203,6 +203,7 @@ def test_measuring_again_trains_again_to_the_same_bits(project: TinyProject, met
     assert at(project, method, retime=True, seen=first.run_id) == again, "somebody has measured it since"
 
 
+@pytest.mark.slow
 def test_a_re_timing_that_is_killed_costs_the_good_model_nothing(project: TinyProject) -> None:
     project.change(profiles={"local": {"training": {"epochs": 3, "checkpoint_every_steps": 2}}})
     clean_for(project)
