@@ -86,7 +86,7 @@ class Case:
         examples = tuple(map(str, range(self.records)))
         known = {(f"m{number}", "x"): Quality(examples, one * sizes, sizes) for number, one in enumerate(per_byte)}
         known["untouched", "base"] = Quality(examples, np.zeros((1, self.records)), sizes, trained=False)
-        assumed = {model: self._estimate(luck) for model, _ in known} if self.known else {}
+        assumed = {cell: self._estimate(luck) for cell in known} if self.known else {}
         rows = [{"model": model, "method": method} for model, method in known if method == "x"]
         base = {"model": "untouched", "method": "base"}
         intervals = Qualities(known, assumed=assumed).method_differences(rows, base)

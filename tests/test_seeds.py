@@ -13,6 +13,7 @@ from pipelines.compare.quality import Interval, Qualities, Quality, intervals
 from pipelines.compare.ranking import make_picks
 from pipelines.compare.report import Content, write_report
 from pipelines.compare.seeds import (
+    PACKAGED_QUANTIZED_SPREAD,
     PACKAGED_SPREAD,
     Component,
     Sources,
@@ -200,10 +201,12 @@ def test_one_run_borrows_the_spread_of_the_models_other_cells() -> None:
 
 
 def test_a_spread_is_assumed_only_where_no_cell_of_the_model_shows_one() -> None:
-    assumed = {"tiny": Spread(0.5, 12, "earlier runs of this model")}
+    spread = Spread(0.5, 12, "earlier runs")
+    assumed = {("tiny", "m0"): spread}
     once, several = cell(luck(12)), cell(luck(12, seed=5) + np.array([[0.0], [0.1], [-0.1]]), seeds=(1, 2, 3))
     alone, rows = of(once, cell(luck(12, seed=4)), assumed=assumed)
-    assert alone.spread(rows[0]) == assumed["tiny"]
+    assert alone.spread(rows[0]) == spread
+    assert alone.spread(rows[1]) is None
     seen, rows = of(once, several, assumed=assumed)
     assert (found := seen.spread(rows[0])) and found.seen == "m1"
     nothing, rows = of(once, cell(luck(12, seed=4)))
@@ -220,12 +223,18 @@ def test_spreads_are_pooled_by_their_degrees_of_freedom() -> None:
 
 
 def test_only_the_packaged_model_has_a_spread_beforehand(lake: Lake) -> None:
-    assert assumed_spreads(lake.project.experiments, ["tiny"]) == {}
+    assert assumed_spreads(lake.project.experiments, [("tiny", "full")]) == {}
     from pipelines import experiments
     from pipelines.paths import PROJECT
 
     shipped = experiments.load(PROJECT / "experiments.yaml")
-    assert assumed_spreads(shipped, list(shipped.models)) == {MODEL: PACKAGED_SPREAD}
+    cells = [(model, method) for model in shipped.models for method in ("full", "lora-r8", "qlora-r8")]
+    assert {cell: found for cell, found in assumed_spreads(shipped, cells).items() if cell[0] == MODEL} == {
+        (MODEL, "full"): PACKAGED_SPREAD,
+        (MODEL, "lora-r8"): PACKAGED_SPREAD,
+        (MODEL, "qlora-r8"): PACKAGED_QUANTIZED_SPREAD,
+    }
+    assert (MODEL.replace("135m", "360m"), "full") not in assumed_spreads(shipped, cells)
 
 
 def test_as_many_runs_are_proposed_as_bring_the_half_width_down() -> None:

@@ -24,6 +24,7 @@ from pipelines.statistics import expanded_tail
 Row = dict[str, Any]
 Cell = tuple[str, str]
 LEAST_RECORDS = 5  # fewer have no interval worth the name
+ENOUGH_DEGREES = 2  # of freedom, three runs: two say too little of their own method
 RESAMPLES = 4_000
 GROUPS = (
     250  # of more records, so many groups are resampled: the spread is known within 5 %, and the work stays the same
@@ -107,7 +108,7 @@ class Qualities:
     """The quality of every row that has one, and their differences.
 
     How far training runs lie apart is seen in `runs`, all that there are of a cell, else in what is `known` of it. `assumed`: of a
-    model, for as long as none of its cells was trained with several seeds.
+    cell, for as long as none of its model was trained with several seeds.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Qualities:
         known: Mapping[Cell, Quality],
         *,
         runs: Mapping[Cell, Quality] | None = None,
-        assumed: Mapping[str, Spread] | None = None,
+        assumed: Mapping[Cell, Spread] | None = None,
     ) -> None:
         self._known, self._runs, self._assumed = known, runs or {}, assumed or {}
 
@@ -138,14 +139,16 @@ class Qualities:
         return self._differences(rows, other, borrow=True)
 
     def spread(self, row: Row) -> Spread | None:
-        """Between the training runs of the row's method. Of a row with several it is their own; else that of all cells of the model
-        that have several, pooled, so that two or three runs do not decide it alone; else what is assumed of the model, or None."""
+        """Between the training runs of the row's method. Of a row with several it is their own, and of a cell that has three beyond
+        what the profile names; else that of all cells of the model that have several, pooled; else what is assumed, or None."""
         quality = self.of(row)
         if quality is None or not quality.trained:
             return None
-        if quality.runs > 1:
-            return self._seen.get((row["model"], row["method"]))
-        return self._pooled.get(row["model"]) or self._assumed.get(row["model"])
+        cell = row["model"], row["method"]
+        own = self._seen.get(cell)
+        if quality.runs > 1 or (own and own.degrees >= ENOUGH_DEGREES):
+            return own
+        return self._pooled.get(row["model"]) or self._assumed.get(cell)
 
     def sources(self, row: Row, other: Row) -> Sources | None:
         """What makes the difference between the methods uncertain; None where it has no interval."""

@@ -79,7 +79,7 @@ def comparison(resolved: Resolved) -> Comparison:
     rows = [_row(resolved, plan, seeds[plan.cell], by) for plan in configured]
     known = {plan.cell: found for plan in configured if (found := _quality(project, plan, seeds[plan.cell]))}
     runs = {plan.cell: found for plan in configured if (found := _all_runs(resolved, plan, by))}
-    qualities = Qualities(known, runs=runs, assumed=assumed_spreads(project.experiments, project.settings.models))
+    qualities = Qualities(known, runs=runs, assumed=assumed_spreads(project.experiments, list(project.grid)))
     base = {row["model"]: row for row in rows if row["method"] == base_method(project)}
     full = {row["model"]: row for row in rows if row["method"] == "full"}
     for row in rows:
