@@ -57,7 +57,7 @@ MODEL = (
     *group(
         "model", "comparison",
         flag("fast_path",
-             "Whether Featherweight computed the adapters its own faster way; no: PEFT did. Compare times of equal answers."),
+             "Whether Featherweight computed the adapters its own faster way, not PEFT; times compare where it is equal."),
     ),
     *group(
         "model", "result",
