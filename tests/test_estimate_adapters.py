@@ -101,16 +101,16 @@ def test_whether_adapters_compute_in_groups_is_seen_not_named(pissa: Counted, sh
     assert pissa.grouped and not shira.grouped
 
 
-def test_what_is_the_same_in_every_micro_batch_has_no_slack(pissa: Counted, shira: Counted) -> None:
+def test_what_is_the_same_in_every_micro_batch_has_less_slack(pissa: Counted, shira: Counted) -> None:
     assert pissa.moments.keys() == shira.moments.keys() == {"forward 1", "backward 1", "backward 1, later half"}
     assert pissa.fixed == 0 and LINEAR < shira.fixed < 2 * LINEAR  # SHiRA adapts a copy of each projection
-    heap, slack = shira.early.total, memory.HEAP_SLACK["adapter"]
+    heap, spared = shira.early.total, memory.HEAP_SLACK["adapter"] * (1 - memory.FIXED_SHARE)
     one = replace(shira, late=Moment())
     assert shira.fixed < heap
     none, some, all_of_it, more = (
         predicted(replace(one, fixed=fixed), "shira").train for fixed in (0, shira.fixed, heap, 2 * heap)
     )
-    assert none - some == pytest.approx(slack * shira.fixed) and none - all_of_it == pytest.approx(slack * heap)
+    assert none - some == pytest.approx(spared * shira.fixed) and none - all_of_it == pytest.approx(spared * heap)
     assert more == all_of_it
 
 
