@@ -117,12 +117,6 @@ class Traits:
         return self.peft.get("target_modules") is not None
 
     @property
-    def is_plain_lora(self) -> bool:
-        """W + s·BA and nothing else: what `pipelines.train.adapters` computes in groups on a CPU, but over int8."""
-        more = set(self.peft) - {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"}
-        return self.peft_type == "LORA" and not any(self.peft[name] for name in more)
-
-    @property
     def can_merge(self) -> bool:
         """For serving. A quantized base is not merged into: rounding the sum to 4 or 8 bits again would make another model."""
         return self.has_adapter and not self.quantization and not self.virtual_tokens
