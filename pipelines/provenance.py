@@ -75,12 +75,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
 
 
 def name_base(adapter: Path, base: Base) -> None:
-    """Let an adapter's configuration name its base, where PEFT wrote the folder that it was loaded from."""
+    """Let an adapter's configuration name its base, where PEFT wrote the folder that it, and its tokenizer, were loaded from."""
     config = read_json(adapter / "adapter_config.json") or {}
-    write_json(
-        adapter / "adapter_config.json",
-        {**config, "base_model_name_or_path": base.name, "revision": base.revision if base.of_hub else None},
-    )
+    named = {"base_model_name_or_path": base.name, "revision": base.revision if base.of_hub else None}
+    if config.get("tokenizer_name_or_path"):  # of a prompt that began as words
+        named["tokenizer_name_or_path"] = base.name
+    write_json(adapter / "adapter_config.json", {**config, **named})
 
 
 def adapter_card(spec: Mapping[str, Any], base: Base, data: Sequence[Mapping[str, Any]]) -> str:

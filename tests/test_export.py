@@ -27,7 +27,7 @@ from pipelines.export.native import LlamaCpp
 from pipelines.files import write_json
 from pipelines.generate.server import local_server
 from pipelines.paths import PROJECT
-from pipelines.provenance import Base, adapter_card, base_of, data_of, front_matter
+from pipelines.provenance import Base, adapter_card, base_of, data_of, front_matter, name_base
 from pipelines.records import read_corpus
 from pipelines.runs.run import Watch
 from pipelines.train import loading
@@ -465,3 +465,13 @@ def test_a_folder_that_is_not_ours_is_never_replaced(project: TinyProject, tmp_p
     with pytest.raises(UsageError, match="--output"):
         export(stage.resolve(), key, Wanted(output=tmp_path / "own"), watch=watch)
     assert own.exists()
+
+
+@pytest.mark.parametrize("tokenizer", [None, "/somewhere/models/small"])
+def test_an_adapters_configuration_names_no_folder_it_was_loaded_from(tmp_path: Path, tokenizer: str | None) -> None:
+    written = {"base_model_name_or_path": "/somewhere/models/small", "tokenizer_name_or_path": tokenizer}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(written), encoding="utf-8")
+    name_base(tmp_path, Base("owner/small", "abc", of_hub=True))
+    named = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    expected = tokenizer and "owner/small"
+    assert named == {"base_model_name_or_path": "owner/small", "revision": "abc", "tokenizer_name_or_path": expected}
