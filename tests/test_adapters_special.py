@@ -418,18 +418,12 @@ CELLS: dict[str, dict[str, Any]] = {
     "p-tuning": {"peft": {"peft_type": "P_TUNING", "num_virtual_tokens": 4, "encoder_hidden_size": 16}},
     "prefix": {"peft": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}},
 }
-QUICKLY = ("adalora",)  # on llama; all else takes minutes
 PAIRS = [(method, architecture) for architecture in SLOWLY for method in CELLS]
 QUIET = Watch(say=lambda _message: None, launcher=InProcess())
 
 
-@pytest.mark.parametrize(
-    ("method", "architecture"),
-    [
-        pytest.param(*pair, marks=() if pair[1] == "llama" and pair[0] in QUICKLY else pytest.mark.slow)
-        for pair in PAIRS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "architecture"), PAIRS)
 def test_a_whole_cell_learns_goes_on_after_a_kill_and_is_evaluated_as_it_was_trained(
     project: TinyProject, method: str, architecture: str, tmp_path: Path
 ) -> None:

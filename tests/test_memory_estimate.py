@@ -127,7 +127,14 @@ def test_every_model_of_the_grid_is_rehearsed_in_4_bits_and_its_adapters_targets
 
 
 @pytest.mark.parametrize(
-    "recipe", [FULL, LORA, {**LORA, "quantization": "nf4"}, INT8], ids=["full", "lora", "qlora", "int8"]
+    "recipe",
+    [
+        FULL,
+        {**LORA, "quantization": "nf4"},
+        pytest.param(LORA, marks=pytest.mark.slow),
+        pytest.param(INT8, marks=pytest.mark.slow),
+    ],
+    ids=["full", "qlora", "lora", "int8"],
 )
 def test_few_layers_carried_on_are_all_layers(recipe: dict[str, Any]) -> None:
     config = llama(layers=8)

@@ -190,7 +190,8 @@ def weights(attempt: Attempt) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in attempt.model_folder.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("method", ["full", pytest.param("lora-r8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora-r8"])
 def test_measuring_again_trains_again_to_the_same_bits(project: TinyProject, method: str) -> None:
     clean_for(project)
     first = at(project, method)
