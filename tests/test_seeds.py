@@ -235,6 +235,7 @@ def test_only_the_packaged_model_has_a_spread_beforehand(lake: Lake) -> None:
         (MODEL, "qlora-r8"): PACKAGED_QUANTIZED_SPREAD,
     }
     assert (MODEL.replace("135m", "360m"), "full") not in assumed_spreads(shipped, cells)
+    assert (f"{MODEL}-tour", "full") in assumed_spreads(shipped, [(f"{MODEL}-tour", "full")]), "the same weights"
 
 
 def test_as_many_runs_are_proposed_as_bring_the_half_width_down() -> None:

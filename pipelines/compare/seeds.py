@@ -54,7 +54,7 @@ def assumed_spreads(experiments: Experiments, cells: Sequence[tuple[str, str]]) 
     """What is assumed of cells of the models that a spread was measured on. Of others nothing is known before they have runs."""
     found = {}
     for model, method in cells:
-        if any(PACKAGED in wheel for wheel, _ in experiments.model(model).source.packages):
+        if any(PACKAGED in wheel for wheel, _ in experiments.model(model).origin.source.packages):
             quantized = experiments.method(method).traits.quantization
             found[model, method] = PACKAGED_QUANTIZED_SPREAD if quantized else PACKAGED_SPREAD
     return found
