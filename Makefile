@@ -12,7 +12,7 @@ run: weights ## the whole graph on this machine's profile; prints the comparison
 	@exec $(BIN)/python -m assets.run
 
 tour: export FEATHERWEIGHT_PROFILE = tour
-tour: run ## what to run second: profile tour, whose learning rates are searched for; ten minutes
+tour: run ## what to run second: profile tour, whose learning rates are searched for; ten minutes or some more
 
 test: setup-dev weights ## every test but the slow ones
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
