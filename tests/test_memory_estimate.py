@@ -442,7 +442,8 @@ def test_random_weights_are_measured_and_marked_and_have_no_quality(
     quality = ("train_loss", "eval_loss", "eval_bits_per_byte", "base_bits_per_byte", "chrf", "is_pareto")
     assert [row[name] for name in quality] == [None] * len(quality)
     assert row["model_note"].startswith("random weights in the shape of")
-    assert row["advice"] == "random weights: memory and speed are measured, quality is not"
+    # beside other work it says so behind this
+    assert row["advice"].startswith("random weights: memory and speed are measured, quality is not")
 
 
 def test_a_random_source_names_a_shipped_configuration_or_a_file(project: TinyProject, tmp_path: Path) -> None:
