@@ -8,6 +8,7 @@ more than an hour: it runs where it is named.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,25 +63,7 @@ def main() -> int:
         "startup": startup.measure,
         "orchestration": orchestration.measure,
     }
-    parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument(
-        "names",
-        nargs="*",
-        choices=[[], *benchmarks],
-        metavar="NAME",
-        help=f"{', '.join(benchmarks)}; or `card`, see `card --help`",
-    )
-    parser.add_argument("--records", type=int, help="of clean: this size alone, not 10,000, 100,000 and 1,000,000")
-    parser.add_argument("--folder", type=Path, help="of rates: the project to train in, and to go on in")
-    parser.add_argument(
-        "--methods", nargs="+", choices=rates.METHODS, default=rates.METHODS, help="of rates: these alone"
-    )
-    parser.add_argument(
-        "--adapters",
-        nargs="*",
-        metavar="NAME",
-        help="of estimate: adapters of these names, or all, rather than its cells",
-    )
+    parser = _parser(list(benchmarks), rates.METHODS)
     arguments = parser.parse_args()
     benchmarks["rates"] = partial(rates.measure, arguments.folder, arguments.methods)
     benchmarks["estimate"] = partial(estimate.measure, arguments.adapters)
@@ -92,6 +75,27 @@ def main() -> int:
     except UsageError as error:
         parser.error(str(error))
     return 0
+
+
+def _parser(names: Sequence[str], methods: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        choices=[[], *names],
+        metavar="NAME",
+        help=f"{', '.join(names)}; or `card`, see `card --help`",
+    )
+    parser.add_argument("--records", type=int, help="of clean: this size alone, not 10,000, 100,000 and 1,000,000")
+    parser.add_argument("--folder", type=Path, help="of rates: the project to train in, and to go on in")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="of rates: these alone")
+    parser.add_argument(
+        "--adapters",
+        nargs="*",
+        metavar="NAME",
+        help="of estimate: adapters of these names, or all, rather than its cells",
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from pipelines import experiments as configuration
-from pipelines.errors import UnavailableError, UsageError
+from pipelines.errors import UnavailableError
 from pipelines.evaluate import answering
 from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.cell import evaluate
@@ -476,27 +476,6 @@ def _bits(attempt: Attempt) -> dict[str, bytes]:
 
 
 # settings
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"kind": "full", "optimizer": "lorafa"}, "optimizer: lorafa: only LoRA has an A and a B"),
-        ({"kind": "full", "loraplus_lr_ratio": 16}, "loraplus_lr_ratio: only LoRA has an A and a B"),
-        ({"kind": "adapter", "loraplus_lr_ratio": 4, "peft": {"peft_type": "VERA"}}, "only LoRA has an A and a B"),
-        ({"kind": "lora", "rank": 4, "optimizer": "lorafa", "loraplus_lr_ratio": 4}, "exclude each other"),
-        ({"kind": "lora", "rank": 4, "loraplus_lr_ratio": 0.5}, "greater than or equal to 1"),
-        ({"kind": "lora", "rank": 4, "loraplus_lr_ratio": float("inf")}, "finite"),
-        ({"kind": "adapter", "peft": {"peft_type": "ADALORA", "total_step": 9}}, "total_step: the trainer sets it"),
-    ],
-)
-def test_settings_that_make_no_sense_are_told_with_their_line(
-    project: TinyProject, settings: dict[str, Any], words: str
-) -> None:
-    project.change(methods={"mine": settings})
-    with pytest.raises(UsageError, match=words) as refused:
-        configuration.load(project.experiments)
-    assert "methods.mine" in str(refused.value)
 
 
 def test_they_are_in_the_recipe_where_they_are_set_and_nowhere_else(project: TinyProject) -> None:

@@ -143,7 +143,7 @@ def test_auto_goes_on_after_a_kill_in_the_midst_of_its_search_to_the_same_bits(
     watch = Watch(say=lambda _message: None, launcher=InProcess())
     with killed_in_trial(10**6, monkeypatch) as again:
         second, _ = train(auto.resolved(), auto.key("lora-r8"), watch=watch)
-    assert again == tried[1:], "what was found out is not tried again"
+    assert again == tried[1:], "finished trials are not run again"
     assert outcome(second) == kept
     names = ("learning_rate", "learning_rate_at_edge", "learning_rates_tried")
     assert [second.result.measured[name] for name in names] == [expected.result.measured[name] for name in names]

@@ -237,6 +237,13 @@ def test_what_fails_with_gradient_checkpointing_alone_is_told_before_it_trains(a
             "both name the modules",
         ),
         ({"kind": "adapter", "shots": 2, "peft": {"peft_type": "VERA"}}, "belong to kind none, not adapter"),
+        ({"kind": "full", "optimizer": "lorafa"}, "optimizer: lorafa: only LoRA has an A and a B"),
+        ({"kind": "full", "loraplus_lr_ratio": 16}, "loraplus_lr_ratio: only LoRA has an A and a B"),
+        ({"kind": "adapter", "loraplus_lr_ratio": 4, "peft": {"peft_type": "VERA"}}, "only LoRA has an A and a B"),
+        ({"kind": "lora", "rank": 4, "optimizer": "lorafa", "loraplus_lr_ratio": 4}, "exclude each other"),
+        ({"kind": "lora", "rank": 4, "loraplus_lr_ratio": 0.5}, "greater than or equal to 1"),
+        ({"kind": "lora", "rank": 4, "loraplus_lr_ratio": float("inf")}, "finite"),
+        ({"kind": "adapter", "peft": {"peft_type": "ADALORA", "total_step": 9}}, "total_step: the trainer sets it"),
     ],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused_with_their_line(

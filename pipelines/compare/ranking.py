@@ -154,7 +154,8 @@ def make_picks(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
     The last two compare costs, so they are taken among rows with equal micro-batches.
 
     Where any row that is compared lies at the edge of the learning rates tried, nobody wins the first two: it may yet be the best.
-    Least memory hangs on it only where it breaks a tie. Where a row that may be the best value has a disturbed speed, nobody is.
+    Least memory depends on it only where quality breaks a tie. Where a row that may be the best value has a disturbed speed,
+    none is picked.
     """
     choice = Choice(comparable_rows(rows, qualities), rows, qualities)
     return [choice.best_quality(), choice.best_value(), choice.least_memory()]
@@ -221,7 +222,7 @@ class Choice:
         return f"{_price(tied[0])}; {self._standing_of(tied[0])}"
 
     def _may_be_cheaper(self, tied: Sequence[Row]) -> list[Row]:
-        """The rows at the edge that would be the best value, were they as good as the best."""
+        """The rows at the edge that would be the best value if their quality were that of the best row."""
         known = [row for row in self._open if row["peak_memory_gb"] and row["train_seconds"]]
         same = [row for row in known if not tied or not other_costs(row, tied[0])]
         return [

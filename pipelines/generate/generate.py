@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
-from pipelines import machine, weights
+from pipelines import weights
 from pipelines.errors import UsageError
 from pipelines.experiments import Experiments
 from pipelines.files import locked
@@ -18,8 +18,9 @@ from pipelines.generate.providers import caps_of, enabled, job_for, missing_key
 from pipelines.generate.requests import Book, book
 from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.server import local_server
-from pipelines.paths import DataRoot, device_locks
+from pipelines.paths import DataRoot
 from pipelines.records import RawRecord
+from pipelines.runs import devices
 from pipelines.settings import expected_one_of
 
 
@@ -150,7 +151,7 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
 
 
 def _device_lock() -> AbstractContextManager[IO[str]]:
-    return locked(device_locks() / f"{machine.device_slug()}.lock", "the local LLM server")
+    return locked(devices.locks_of()[0], "the local LLM server")
 
 
 def _holds_too_few(data: DataRoot, experiments: Experiments, name: str) -> bool:

@@ -26,7 +26,7 @@ DECIDES_MEMORY = ("recipe", "machine")
 @dataclass(frozen=True)
 class Due:
     """A cell to bring up to date: those of its seeds that need it, why, and the newest attempt of each as it was found
-    ("" where there is none), so that whoever does it sees whether somebody else has been faster. `retimes`: it is a good row that
+    ("" where there is none), so that the run can see whether another one has been faster. `retimes`: it is a good row that
     is to be made again for its speed alone."""
 
     model: str

@@ -1,5 +1,5 @@
 """When a change in the lake is published: once nothing has come for a while, or, where changes keep coming, once the first of them
-has waited long enough. It is decided from what was noted at earlier looks, by the clock of whoever looks."""
+has waited long enough. Each check of the lake notes what it saw; the next one decides from that note and its own clock."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +21,7 @@ class Changes:
 
     @classmethod
     def noted(cls, before: str | None, published: str | None, version: str, now: datetime) -> "Changes":
-        """What `before`, the text of an earlier look, becomes at this one. The wait begins anew where there has been a publication
+        """What `before`, the text of an earlier check, becomes at this one. The wait begins anew where there has been a publication
         since, and where `before` was written by a clock that is ahead of this one."""
         earlier, time = _read(before), now.isoformat()
         if earlier is None or earlier.published != published or datetime.fromisoformat(earlier.at) > now:

@@ -1,4 +1,4 @@
-"""The locks of this machine's devices: whoever measures holds them, and whoever would disturb that looks at them first.
+"""The locks of this machine's devices. A measurement holds them; work that would disturb it looks at them first.
 
 A lock is the kernel's and ends with its holder, also by kill -9; what stands in its file is only a name. Cells of a cluster hold
 none here, and those of another data root hold the same ones, since a device belongs to the machine.
@@ -65,7 +65,7 @@ def kept(paths: Sequence[Path], name: str, *, seconds: float, say: Callable[[str
             if time.monotonic() >= deadline:
                 raise InUseError(f"the device is in use by {user}: wait for it to end, then try again.")
             if not told:
-                say(f"waiting for a moment in which nobody measures: {user} uses the device")
+                say(f"waiting until no measurement runs: {user} uses the device")
                 told = True
             time.sleep(POLL_SECONDS)
         yield

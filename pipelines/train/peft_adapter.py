@@ -132,7 +132,7 @@ def _can_be_trained_here(kind: str, given: Mapping[str, Any], *, transposed: boo
 @contextmanager
 def in_pefts_words(recipe: Recipe) -> Iterator[None]:
     """Raises UnavailableError for what PEFT raises about settings that are PEFT's own; of the short form's, we made them. Memory
-    that runs out meanwhile, in whoever's words, says nothing about settings."""
+    that runs out meanwhile, whichever library reports it, says nothing about settings."""
     try:
         yield
     except UnavailableError:

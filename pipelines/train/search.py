@@ -133,13 +133,13 @@ def search(trainer: Any, train: Sequence[Tokenized], judged: Sequence[Tokenized]
 
 
 class Trials:
-    """Runs trials, each from the weights of the start and on the same random numbers; within its `with` the start is on disk. What
-    an earlier process of the cell found out is not tried again: a trial depends on its rate and its steps alone."""
+    """Runs trials, each from the weights of the start and on the same random numbers; within its `with` the start is on disk. A
+    trial that an earlier process of the cell finished is not run again: it depends on its rate and its steps alone."""
 
     def __init__(
         self, trainer: Any, whole: list[list[Tokenized]], judged: Sequence[Tokenized], *, expected: int
     ) -> None:
-        """`expected`: how many trials there will be, as far as that is known, for whoever watches."""
+        """`expected`: how many trials there will be, as far as that is known; shown in the progress."""
         self._trainer, self._whole, self._judged, self._of = trainer, whole, judged, expected
         worker = trainer.worker
         self._file = worker.folder / checkpoints.SEARCH
