@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONUNBUFFERED = 1
 
-.PHONY: run tour test test-slow ui table prune screenshots bench lint format lock setup setup-dev weights clean-data
+.PHONY: extras run tour test test-slow ui table prune screenshots bench lint format lock setup setup-dev weights clean-data
 .DEFAULT_GOAL := run
 
 run: weights ## the whole graph on this machine's profile; prints the comparison table
@@ -35,6 +35,14 @@ screenshots: setup-dev ## docs/images/*.png: the graph, a cell, the report (need
 
 bench: setup-dev weights ## the figures; one JSON object a line
 	@$(BIN)/python -m benchmarks
+
+extras: setup ## packages that only some need: make extras E=ray (or E=ray,tune); the locked versions and the checkout stay
+	@test -n "$(E)" || { echo "make: which extra? pyproject.toml has them under optional-dependencies; for instance: make extras E=ray" >&2; exit 2; }
+	@for extra in $$(echo "$(E)" | tr , ' '); do \
+		sed -n '/^\[project.optional-dependencies\]/,/^\[tool/p' pyproject.toml | grep -q "^$$extra = " \
+		|| { echo "make: pyproject.toml has no extra '$$extra'; expected E= with names under optional-dependencies, such as ray" >&2; exit 2; }; \
+	done
+	@$(PIP) install --constraint requirements.lock --constraint requirements-dev.lock --no-build-isolation --editable '.[$(E)]'
 
 lint: setup-dev
 	@$(BIN)/ruff format --check .

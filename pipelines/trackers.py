@@ -40,10 +40,9 @@ class Tracker(Protocol):
 def require(names: Iterable[str]) -> None:
     """Raises UnavailableError with what to install where a tracker's package is not there."""
     if missing := [name for name in names if find_spec(PACKAGES[name]) is None]:
-        packages = " ".join(PACKAGES[name] for name in missing)
         raise UnavailableError(
-            f"report_to: {', '.join(missing)}: not installed; run `.venv/bin/python -m pip install {packages}`, or take it "
-            "out of report_to in experiments.yaml"
+            f"report_to: {', '.join(missing)}: not installed; run `make extras E={','.join(missing)}`, or take it out of "
+            "report_to in experiments.yaml"
         )
 
 

@@ -207,7 +207,7 @@ def test_zero_without_deepspeed_and_with_several_rates_is_unavailable(
     monkeypatch.setattr("pipelines.runs.deepspeed.find_spec", lambda _name: None)
     result = attempt_at(divide(cleaned, "zero2"), "full").result
     assert result.status == "unavailable"
-    assert result.status_detail == "sharding: zero2 needs DeepSpeed: pip install -e '.[deepspeed]', or use fsdp"
+    assert result.status_detail == "sharding: zero2 needs DeepSpeed: make extras E=deepspeed, or use fsdp"
     cleaned.change(profiles={"local": {"training": {"learning_rate": [1e-4, 1e-3]}}})
     result = attempt_at(divide(cleaned, "zero3"), "full").result
     assert result.status == "unavailable" and result.detail.endswith("name one, or use fsdp")

@@ -59,7 +59,7 @@ def test_a_package_that_is_missing_is_said_before_anything_trains(project: TinyP
     if trackers.find_spec("wandb"):
         pytest.skip("wandb is installed")
     attempt = trained(clean_for(project), "lora-r8")
-    assert attempt.status == "unavailable" and "pip install wandb`" in attempt.result.detail
+    assert attempt.status == "unavailable" and "make extras E=wandb`" in attempt.result.detail
     assert not attempt.curve()
     trackers.require(["tensorboard"])
     with pytest.raises(UnavailableError):

@@ -10,4 +10,4 @@ ZERO_STAGES = {"zero2": 2, "zero3": 3}
 def require_deepspeed(sharding: str) -> None:
     """Raises UnavailableError where `sharding` needs DeepSpeed and this process, which is to train, has none."""
     if sharding in ZERO_STAGES and find_spec("deepspeed") is None:
-        raise UnavailableError(f"sharding: {sharding} needs DeepSpeed: pip install -e '.[deepspeed]', or use fsdp")
+        raise UnavailableError(f"sharding: {sharding} needs DeepSpeed: make extras E=deepspeed, or use fsdp")

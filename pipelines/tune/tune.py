@@ -78,7 +78,7 @@ def tune(
         WorkError: a trial ended as the others would, too (out of memory, out of time, killed), or all diverged.
     """
     if find_spec("optuna") is None:
-        raise UnavailableError("tune needs Optuna: run `.venv/bin/python -m pip install optuna`")
+        raise UnavailableError("tune needs Optuna: run `make extras E=tune`")
     recipe = dict(resolved.plan(key).recipe)
     if not traits_of(recipe).trains:
         raise UsageError(f"{key.method} trains nothing, so it has no learning rate to tune")

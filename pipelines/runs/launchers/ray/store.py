@@ -41,7 +41,7 @@ class Store:
             )
         except (ImportError, ValueError) as error:
             raise StoreError(
-                f"storage {self.url}: {error}; `pip install 'featherweight[ray]'` brings what s3:// needs"
+                f"storage {self.url}: {error}; `make extras E=ray` brings what s3:// needs"
             ) from None
 
     def _path(self, name: str) -> str:
