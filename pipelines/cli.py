@@ -135,7 +135,7 @@ def clean(arguments: Arguments) -> int:
 
     from pipelines.clean import clean as cleaning
     from pipelines.clean import read
-    from pipelines.clean.summary import lines
+    from pipelines.clean.summary import lines, next_steps
     from pipelines.experiments import FileSource
     from pipelines.records import explain
 
@@ -151,8 +151,14 @@ def clean(arguments: Arguments) -> int:
         records = read.file_records(read.named_files(own))
     else:
         records = read.raw_records(project.data, project.experiments)
-    result = cleaning.clean(project.data, records, project.experiments.cleaning)
-    for line in lines(result, examples=bool(arguments.input)):
+    before = None
+    with suppress(UsageError):  # a damaged note of what is current is written anew
+        before = cleaning.current(project.data)
+    place = project.data.tried if arguments.tried else project.data
+    result = cleaning.clean(place, records, project.experiments.cleaning)
+    for line in lines(result, examples=bool(arguments.input or arguments.tried)):
+        print(line)
+    for line in next_steps(result, before, tried=arguments.tried, files=arguments.input or ()):
         print(line)
     return OK
 
@@ -458,7 +464,16 @@ def parser() -> argparse.ArgumentParser:
     )
     cleaning = command("clean", clean, "clean records into examples and rejects")
     cleaning.add_argument(
-        "--input", action="append", metavar="FILE", help="JSON, JSONL, CSV, TSV or Parquet, instead of sources:"
+        "--input",
+        action="append",
+        metavar="FILE",
+        help="JSON, JSONL, CSV, TSV or Parquet, instead of sources: (again for more)",
+    )
+    cleaning.add_argument(
+        "--try",
+        dest="tried",
+        action="store_true",
+        help="show what would become of the records; the current examples stay as they are",
     )
     cleaning.add_argument(
         "--encoding",

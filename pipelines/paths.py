@@ -33,6 +33,11 @@ class DataRoot:
         return self.lake / "clean"
 
     @property
+    def tried(self) -> "DataRoot":
+        """Where a trial of cleaning leaves its result, as a root of its own: nothing that is current lies there."""
+        return DataRoot(self.lake / "tried")
+
+    @property
     def cells(self) -> Path:
         return self.lake / "cells"
 

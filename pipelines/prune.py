@@ -100,6 +100,8 @@ def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
     for folder in sorted(data.clean.glob("*/")):
         if folder.name not in named and not folder.name.startswith("."):
             yield Leftover(folder, "examples that newer ones have replaced, and that no attempt was trained on")
+    if data.tried.root.exists():
+        yield Leftover(data.tried.root, "what `clean --try` showed", data.tried.locks / "clean.lock")
 
 
 def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:

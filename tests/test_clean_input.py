@@ -423,3 +423,25 @@ def test_long_texts_are_judged_like_short_ones(data: DataRoot) -> None:
     near = {**long, "output": prose(7000)[:-40]}
     result = clean(data, [*stories(30), RawRecord("a", long), RawRecord("b", near)], SETTINGS)
     assert result.reasons == {"near_duplicate": 1}
+
+
+def test_a_trial_shows_everything_and_changes_nothing(
+    data: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEATHERWEIGHT_DATA", str(data.root))
+    good, other = (
+        saved(tmp_path, "good.jsonl", "\n".join(GOOD_LINES)),
+        saved(tmp_path, "other.jsonl", "\n".join(GOOD_LINES[5:])),
+    )
+    assert main(["clean", "--try", "--input", str(other)]) == 0 and current(data) is None
+    assert main(["clean", "--input", str(good)]) == 0
+    first = current(data)
+    assert first and "until the next `clean` without --input" in capsys.readouterr().out
+    assert main(["clean", "--try", "--input", str(other)]) == 0
+    shown = capsys.readouterr().out
+    assert "35 records read = 35 accepted" in shown and f'sources: {{files: ["{other}"]}}' in shown
+    assert "tried only" in shown and "stale" not in shown
+    assert current(data) == first
+    assert main(["clean", "--input", str(other)]) == 0
+    assert "rows that were trained or evaluated on others are stale" in capsys.readouterr().out
+    assert current(data) != first

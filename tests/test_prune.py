@@ -68,6 +68,7 @@ def grown(lake: Lake) -> tuple[Lake, set[Path], set[Path]]:
         planted_file(killed.folder / ".start.partial" / "w").parent,
         planted_file(good.evaluations()[0].folder / ".answers.jsonl.4711.partial"),
         planted_file(lake.data.clean / "orphan" / "examples.parquet").parent,
+        planted_file(lake.data.tried.clean / "0123456789abcdef" / "examples.parquet").parents[3],
         planted_file(lake.data.lake / "estimates" / "0123456789abcdef.json"),
         planted_file(
             lake.data.root / "exports" / "tiny" / "full" / "1" / "20250101T000000000-gone00" / "m" / "w"

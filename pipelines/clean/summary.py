@@ -1,7 +1,7 @@
 """What a result of cleaning looks like to people: its summary in lines, lengths for a histogram, a sample of its rejects."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines.clean.explain import one_line
@@ -32,6 +32,25 @@ def lines(result: CleaningResult, *, examples: bool = False) -> Iterator[str]:
             yield f"  not used or changed: {', '.join(f'{count} × {note}' for note, count in notes.items())}"
     for warning in result.warnings:
         yield f"warning: {warning}"
+
+
+def next_steps(
+    result: CleaningResult, before: CleaningResult | None, *, tried: bool, files: Sequence[str]
+) -> Iterator[str]:
+    """What a result means for what comes next: whether it counts, and how to train on `files`.
+
+    `before` is the result that was current. Cells follow the current examples, so a change of them makes rows stale.
+    """
+    sources = f"sources: {{files: {json.dumps(list(files), ensure_ascii=False)}}} in experiments.yaml"
+    if tried:
+        yield "tried only: the current examples are as before"
+        if files:
+            yield f"to train on these files: {sources}, then `make run`"
+        return
+    if files:
+        yield f"these are the current examples now, until the next `clean` without --input; to keep them: {sources}"
+    if before and before.fingerprint != result.fingerprint:
+        yield "the examples have changed: rows that were trained or evaluated on others are stale (--try changes nothing)"
 
 
 def _examples(result: CleaningResult, count: int = 3) -> dict[str, list[str]]:

@@ -40,9 +40,7 @@ class Store:
                 self.url, use_listings_cache=False, **OPTIONS.get(protocol, {})
             )
         except (ImportError, ValueError) as error:
-            raise StoreError(
-                f"storage {self.url}: {error}; `make extras E=ray` brings what s3:// needs"
-            ) from None
+            raise StoreError(f"storage {self.url}: {error}; `make extras E=ray` brings what s3:// needs") from None
 
     def _path(self, name: str) -> str:
         return f"{self._base}/{name}"
