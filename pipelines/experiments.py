@@ -337,6 +337,16 @@ class EvaluationSettings(Strict):
     serving_batch: Count = 8
     serving_tokens: PositiveInt = 64
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Each makes columns of its own (pipelines/compare/columns/configured.py)."""
+        return ()
+
+    @property
+    def benchmark_names(self) -> tuple[str, ...]:
+        """Each makes columns of its own."""
+        return ()
+
 
 class Judging(Strict):
     """Who is asked about answers to held-out records, within the providers' budgets: `judge` scores them, `repeat` of each cell's

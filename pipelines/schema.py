@@ -66,6 +66,19 @@ class Table:
         """The columns of these names, in the order of the names."""
         return tuple(self[name] for name in names)
 
+    def with_columns(self, *more: Column) -> "Table":
+        """This table with `more` columns behind its own.
+
+        Raises:
+            ValueError: a column would stand in it twice; SQL takes `a` and `A` for one name.
+        """
+        known = {column.name.lower() for column in self.columns}
+        for column in more:
+            if column.name.lower() in known:
+                raise ValueError(f"table {self.name} has a column {column.name!r} already")
+            known.add(column.name.lower())
+        return replace(self, columns=(*self.columns, *more))
+
     def groups(self) -> dict[str, list[Column]]:
         """The columns by group, groups in the order of their first column."""
         found: dict[str, list[Column]] = {}

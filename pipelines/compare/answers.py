@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.columns.configured import comparison_for
 from pipelines.compare.table import Row
 from pipelines.evaluate import answers as kept
 from pipelines.evaluate import judge, scores, teacher
@@ -34,7 +34,7 @@ def _teacher_row(resolved: Resolved, journal: Journal | None, name: str) -> Row:
     status, detail = _outcome(project, name, len(answers), len(records))
     tokens = [row["answer_tokens"] for row in answers if row["answer_tokens"] is not None]
     return {
-        **COMPARISON.empty(),
+        **comparison_for(project.settings.evaluation).empty(),
         "model": name,
         "method": teacher.METHOD,
         "status": status,

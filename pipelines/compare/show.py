@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pipelines.compare import covers, rates
 from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.columns.configured import comparison_of
 from pipelines.compare.disturbed import MARK, is_marked, note
 from pipelines.foreign_text import one_line
 from pipelines.schema import Column
@@ -74,7 +75,7 @@ def _title(row: Row, form: Format) -> str:
 
 def _every_column(row: Row, form: Format) -> str:
     lines = [["group", "column", "unit", "value"]]
-    for name, columns in COMPARISON.groups().items():
+    for name, columns in comparison_of(row).groups().items():
         known = [column for column in columns if column.name in row]  # an older publication lacks some
         for place, column in enumerate(known):
             lines.append(["" if place else name, column.name, column.unit or "", row_text(row, column, 300)])

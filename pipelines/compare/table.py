@@ -9,6 +9,7 @@ from typing import Any
 from pipelines import machine
 from pipelines.compare.advice import advise, next_run
 from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.columns.configured import comparison_for
 from pipelines.compare.disturbed import in_words, speed_stands
 from pipelines.compare.quality import Qualities, Quality, quality_of
 from pipelines.compare.ranking import incomparable, mark_pareto, other_costs
@@ -111,7 +112,7 @@ def add_predictions(resolved: Resolved, rows: Sequence[Row]) -> None:
 def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by: EvaluatedBy) -> Row:
     model, method = plan.cell
     project, profile = resolved.project, resolved.project.settings
-    row: Row = COMPARISON.empty()
+    row: Row = comparison_for(profile.evaluation).empty()
     row |= {"model": model, "method": method, "profile": project.profile, "seeds": len(profile.seeds), "seeds_ok": 0}
     row["model_note"] = note_on(project.experiments.model(model))
     found = [seed for seed in seeds if seed]

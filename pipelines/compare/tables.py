@@ -8,8 +8,9 @@ import pyarrow.parquet as parquet
 from pipelines.clean.clean import current as current_examples
 from pipelines.compare.answers import with_verdicts
 from pipelines.compare.columns.calls import LLM_CALLS
-from pipelines.compare.columns.comparison import COMPARISON, HISTORY, PICKS
-from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS, EVALUATION_RECORDS, QUANTIZED_INFERENCE, SERVING
+from pipelines.compare.columns.comparison import HISTORY, PICKS
+from pipelines.compare.columns.configured import answers_for, comparison_for
+from pipelines.compare.columns.evaluation import EVALUATION_RECORDS, QUANTIZED_INFERENCE, SERVING
 from pipelines.compare.columns.examples import CLEANING_SUMMARY, SFT_EXAMPLES, SFT_REJECTS
 from pipelines.compare.columns.providers import PROVIDER_COMPARISON, PROVIDER_DUELS
 from pipelines.compare.columns.training import TRAINING_CURVE, TRAINING_RUNS
@@ -27,7 +28,7 @@ from pipelines.compare.table import (
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
 from pipelines.evaluate.scores import bits_per_byte
-from pipelines.experiments import Experiments
+from pipelines.experiments import EvaluationSettings, Experiments
 from pipelines.export import bit_widths
 from pipelines.files import read_jsonl
 from pipelines.generate.journal import opened
@@ -44,13 +45,17 @@ def all_tables(
     experiments: Experiments,
     comparison: list[Row],
     *,
+    evaluation: EvaluationSettings | None = None,
     picks: Sequence[Row] = (),
     taught: Sequence[Row] = (),
 ) -> dict[str, pa.Table]:
-    """Every table of the warehouse, read from the lake and the journal; `taught` are answers that no attempt gave."""
+    """Every table of the warehouse, read from the lake and the journal. `evaluation`: the settings whose columns are added;
+    `taught`: answers that no attempt gave."""
     attempts = list(cells.all_attempts(data))
+    evaluation = evaluation or EvaluationSettings()
+    answers = answers_for(evaluation)
     rows = {
-        COMPARISON: comparison,
+        comparison_for(evaluation): comparison,
         PICKS: picks,
         HISTORY: history_rows(attempts),
         TRAINING_RUNS: [_training_run(data, attempt) for attempt in attempts],
@@ -59,7 +64,7 @@ def all_tables(
             for attempt in attempts
             for point in attempt.curve()
         ],
-        EVALUATION_ANSWERS: [*_judged_answers(data, experiments, attempts), *taught],
+        answers: [*_judged_answers(data, experiments, attempts, answers), *taught],
         EVALUATION_RECORDS: _evaluated(attempts, "losses.jsonl", EVALUATION_RECORDS),
         SERVING: _evaluated(attempts, "serving.jsonl", SERVING),
         QUANTIZED_INFERENCE: bit_widths.rows(data, experiments),
@@ -126,8 +131,8 @@ def _with_bits(row: Row) -> Row:
     return {**row, "bits_per_byte": bits_per_byte(row["scored_nats"], row["bytes"])} if row.get("bytes") else row
 
 
-def _judged_answers(data: DataRoot, experiments: Experiments, attempts: Sequence[Attempt]) -> list[Row]:
-    rows = _evaluated(attempts, "answers.jsonl", EVALUATION_ANSWERS)
+def _judged_answers(data: DataRoot, experiments: Experiments, attempts: Sequence[Attempt], table: Table) -> list[Row]:
+    rows = _evaluated(attempts, "answers.jsonl", table)
     if not data.journal.exists() or experiments.judging.judge is None:
         return rows
     with opened(data.journal) as journal:

@@ -1,7 +1,9 @@
 """The registry as a page of the documentation: docs/columns.md."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from pipelines.compare.columns.configured import benchmark_columns, metric_columns, passes
 from pipelines.compare.columns.registry import TABLES, VIEWS
 from pipelines.paths import PROJECT
 from pipelines.schema import Column, Source, Table
@@ -21,6 +23,14 @@ SOURCES: dict[Source, str] = {
     "cleaning": "decided when the records were cleaned",
     "journal": "the journal of calls to language models",
 }
+ADDED = {
+    "comparison": (*metric_columns("NAME"), *benchmark_columns("TASK")),
+    "evaluation_answers": (passes("NAME"),),
+}
+SETTINGS_ADD = (
+    "They are there while the published profile's `evaluation` names such a metric or benchmark, behind all other columns. NAME "
+    "and TASK stand for its name, in lower case, with `_` for every sign but a letter or a digit."
+)
 INTRODUCTION = f"""\
 # Columns of the published tables
 
@@ -47,6 +57,7 @@ def _lines() -> Iterator[str]:
     yield from (f"- [{one.name}](#{one.name}): {one.meaning}" for one in (*TABLES, *VIEWS))
     for table in TABLES:
         yield from _table(table)
+        yield from _added(table)
     for view in VIEWS:
         shown = ", ".join(f"`{column.name}`" for column in view.columns)
         yield from ("", f"## {view.name}", "", view.meaning, "")
@@ -57,9 +68,29 @@ def _lines() -> Iterator[str]:
 def _table(table: Table) -> Iterator[str]:
     yield from ("", f"## {table.name}", "", table.meaning)
     for name, columns in table.groups().items():
-        yield from ("", f"**{name.capitalize()}**", "", "| column | type | meaning | unit | better | source |")
-        yield "| :--- | :--- | :--- | :--- | :--- | :--- |"
-        yield from map(_line, columns)
+        yield from _group(name, columns)
+
+
+def _added(table: Table) -> Iterator[str]:
+    """The columns that settings add to a table, their names as patterns."""
+    columns = ADDED.get(table.name)
+    if columns:
+        yield from ("", f"### Columns that settings add to {table.name}", "", SETTINGS_ADD)
+        for name, found in Table(table.name, table.meaning, columns).groups().items():
+            yield from _group(
+                name, [replace(one, name=_pattern(one.name), meaning=_pattern(one.meaning)) for one in found]
+            )
+
+
+def _pattern(text: str) -> str:
+    """`metric_NAME` for the column of a metric that is called NAME."""
+    return text.replace("metric_name", "metric_NAME").replace("benchmark_task", "benchmark_TASK")
+
+
+def _group(name: str, columns: Sequence[Column]) -> Iterator[str]:
+    yield from ("", f"**{name.capitalize()}**", "", "| column | type | meaning | unit | better | source |")
+    yield "| :--- | :--- | :--- | :--- | :--- | :--- |"
+    yield from map(_line, columns)
 
 
 def _line(column: Column) -> str:

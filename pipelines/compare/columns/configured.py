@@ -1,0 +1,102 @@
+"""Columns that exist because of a setting: one share for each metric and benchmark that a profile names.
+
+They stand behind all fixed columns. A table is extended for the profile that is published; a reader of published rows knows the
+columns by their names.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from pipelines.column_names import column_name
+from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
+from pipelines.compare.columns.quality import SHARE
+from pipelines.schema import Column, Table, flag, group, real
+
+METRICS, BENCHMARKS = "metrics of one's own task", "benchmarks"  # groups of columns
+DIGITS = 3
+
+
+class Names(Protocol):
+    """What the settings of an evaluation say of columns."""
+
+    @property
+    def metric_names(self) -> Sequence[str]: ...
+
+    @property
+    def benchmark_names(self) -> Sequence[str]: ...
+
+
+def comparison_for(names: Names) -> Table:
+    """Table comparison with the columns that these settings add."""
+    return COMPARISON.with_columns(*_shares(names.metric_names, names.benchmark_names))
+
+
+def answers_for(names: Names) -> Table:
+    """Table evaluation_answers with the columns that these settings add."""
+    return EVALUATION_ANSWERS.with_columns(*map(passes, names.metric_names))
+
+
+def comparison_of(published: Iterable[str]) -> Table:
+    """Table comparison as a publication with these columns holds it, which older or newer code may have made. A column that is
+    neither fixed nor made by a setting is left out."""
+    added = [name for name in published if name not in COMPARISON.by_name]
+    known: dict[str, Column] = {}
+    for name in added:
+        for kind, make in (("metric", metric_columns), ("benchmark", benchmark_columns)):
+            if name.startswith(f"{kind}_") and name not in known:  # the first of its own columns, as they are published
+                made = make(name.removeprefix(f"{kind}_"))
+                known |= {one.name: one for one in made if one.name in added and one.name not in known}
+    return COMPARISON.with_columns(*(known[name] for name in added if name in known))
+
+
+def metric_columns(name: str) -> tuple[Column, ...]:
+    """A metric's columns in comparison."""
+    own = column_name("metric", name)
+    return group(
+        METRICS, "evaluation",
+        _share(own, f"Share of the answers that pass the metric {name}.", heading=name),
+        *_interval(own),
+        _share(f"{own}_base", f"{own} of the untouched model, with the same weights and on the same prompts.", heading="base"),
+    )  # fmt: skip
+
+
+def benchmark_columns(task: str) -> tuple[Column, ...]:
+    """A benchmark's columns in comparison."""
+    own = column_name("benchmark", task)
+    difference = f"{own}_vs_base"
+    return group(
+        BENCHMARKS, "evaluation",
+        _share(own, f"Share of the questions of the benchmark {task} that are answered correctly.", heading=task),
+        *_interval(own),
+        _share(f"{own}_base", f"{own} of the untouched model, with the same weights and on the same questions.", heading="base"),
+        _share(difference, f"{own} minus the untouched model's; above zero, tuning helped.", heading="Δ base"),
+        _end(difference, "low", "Lower", ", paired by question"), _end(difference, "high", "Upper", ", paired by question"),
+    )  # fmt: skip
+
+
+def passes(name: str) -> Column:
+    """A metric's column in evaluation_answers."""
+    meaning = f"Whether the answer passes the metric {name}; NULL where that could not be told."
+    (column,) = group(METRICS, "evaluation", flag(column_name("metric", name), meaning, heading=name[:32]))
+    return column
+
+
+def _shares(metrics: Sequence[str], benchmarks: Sequence[str]) -> list[Column]:
+    return [
+        *(column for name in metrics for column in metric_columns(name)),
+        *(column for task in benchmarks for column in benchmark_columns(task)),
+    ]
+
+
+def _interval(name: str) -> tuple[Column, Column]:
+    return _end(name, "low", "Lower"), _end(name, "high", "Upper")
+
+
+def _end(name: str, end: str, said: str, how: str = "") -> Column:
+    meaning = f"{said} end of the 95 % interval of {name}{how}."
+    return real(f"{name}_{end}", meaning, SHARE, DIGITS, heading="from" if end == "low" else "to")
+
+
+def _share(name: str, meaning: str, *, heading: str) -> Column:
+    return real(name, meaning, SHARE, DIGITS, better="higher", heading=heading[:32])
