@@ -25,9 +25,11 @@ from pydantic import (
 )
 
 from pipelines import machine
+from pipelines.column_names import METRIC_ENDINGS, require_columns
 from pipelines.errors import UsageError
 from pipelines.learning_rates import default_of, grid_of
 from pipelines.methods import DEFAULT_RATES, FOUR_BITS, LORA_FA, SHORT_FORM, Kind, RateOf, Traits, own_form, short_form
+from pipelines.metric_settings import Metric
 from pipelines.paths import experiments_file
 from pipelines.provider_settings import Generation, Provider
 from pipelines.settings import NamesFiles, Share, Slug, Strict, expected_one_of
@@ -328,7 +330,8 @@ Count = Annotated[int, Field(ge=0)]
 
 class EvaluationSettings(Strict):
     """What a model is measured on: answers to so many held-out records, `latency_answers` of them also one at a time; so many
-    texts of data/general.json (None: all); serving in batches of `serving_batch` (0: not at all), `serving_tokens` a request."""
+    texts of data/general.json (None: all); serving in batches of `serving_batch` (0: not at all), `serving_tokens` a request.
+    `metrics` of one's own task score the answers that are kept, so that a change of them needs no model again."""
 
     answers: Count = 32
     max_new_tokens: PositiveInt = 256
@@ -337,10 +340,22 @@ class EvaluationSettings(Strict):
     serving_batch: Count = 8
     serving_tokens: PositiveInt = 64
 
+    metrics: list[Metric] = []
+
+    @model_validator(mode="after")
+    def _columns_have_names(self) -> "EvaluationSettings":
+        require_columns("metric", self.metric_names, METRIC_ENDINGS)
+        return self
+
+    @property
+    def of_the_model(self) -> dict[str, Any]:
+        """The settings that measuring with the model depends on, for fingerprints and for the evaluating process."""
+        return self.model_dump(exclude={"metrics"})
+
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Each makes columns of its own (pipelines/compare/columns/configured.py)."""
-        return ()
+        return tuple(metric.column for metric in self.metrics)
 
     @property
     def benchmark_names(self) -> tuple[str, ...]:

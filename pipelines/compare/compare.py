@@ -12,7 +12,9 @@ from pipelines.compare.ranking import make_picks
 from pipelines.compare.report import Content, write_report
 from pipelines.compare.table import comparison
 from pipelines.compare.tables import all_tables
+from pipelines.compare.task_metrics import add_metrics
 from pipelines.estimate.estimate import keep_predictions
+from pipelines.evaluate.metrics import Scores
 from pipelines.files import stable_hash
 from pipelines.paths import DataRoot
 from pipelines.project import Project
@@ -42,7 +44,11 @@ def compare(project: Project) -> Publication:
     picks = make_picks(found.rows, found.qualities)
     rows = with_judgements(resolved, found.rows)
     evaluation, taught = project.settings.evaluation, teacher_answers(resolved)
-    tables = all_tables(project.data, project.experiments, rows, evaluation=evaluation, picks=picks, taught=taught)
+    scores = Scores(evaluation.metrics)
+    add_metrics(resolved, rows, taught, scores)
+    tables = all_tables(
+        project.data, project.experiments, rows, evaluation=evaluation, picks=picks, taught=taught, scores=scores
+    )
     warehouse.publish(project.data, tables, VIEWS)
     write_report(project, Content.of(rows, tables))
     return Publication(rows, picks, project.data.warehouse, project.data.report)

@@ -10,7 +10,7 @@ from pipelines.compare.answers import with_verdicts
 from pipelines.compare.columns.calls import LLM_CALLS
 from pipelines.compare.columns.comparison import HISTORY, PICKS
 from pipelines.compare.columns.configured import answers_for, comparison_for
-from pipelines.compare.columns.evaluation import EVALUATION_RECORDS, QUANTIZED_INFERENCE, SERVING
+from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS, EVALUATION_RECORDS, QUANTIZED_INFERENCE, SERVING
 from pipelines.compare.columns.examples import CLEANING_SUMMARY, SFT_EXAMPLES, SFT_REJECTS
 from pipelines.compare.columns.providers import PROVIDER_COMPARISON, PROVIDER_DUELS
 from pipelines.compare.columns.training import TRAINING_CURVE, TRAINING_RUNS
@@ -27,6 +27,8 @@ from pipelines.compare.table import (
 )
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
+from pipelines.evaluate import answers as kept
+from pipelines.evaluate.metrics import Scores
 from pipelines.evaluate.scores import bits_per_byte
 from pipelines.experiments import EvaluationSettings, Experiments
 from pipelines.export import bit_widths
@@ -35,7 +37,7 @@ from pipelines.generate.journal import opened
 from pipelines.methods import optimizer_of
 from pipelines.paths import DataRoot
 from pipelines.runs import cells
-from pipelines.runs.cells import Attempt
+from pipelines.runs.cells import Attempt, Evaluation
 from pipelines.schema import Table
 from pipelines.warehouse import arrow_table
 
@@ -48,12 +50,14 @@ def all_tables(
     evaluation: EvaluationSettings | None = None,
     picks: Sequence[Row] = (),
     taught: Sequence[Row] = (),
+    scores: Scores | None = None,
 ) -> dict[str, pa.Table]:
     """Every table of the warehouse, read from the lake and the journal. `evaluation`: the settings whose columns are added;
-    `taught`: answers that no attempt gave."""
+    `taught`: answers that no attempt gave; `scores`: those of the metrics that are known already."""
     attempts = list(cells.all_attempts(data))
     evaluation = evaluation or EvaluationSettings()
-    answers = answers_for(evaluation)
+    scores = scores or Scores(evaluation.metrics)
+    answered = scores.added_to([*_judged_answers(data, experiments, attempts), *taught])
     rows = {
         comparison_for(evaluation): comparison,
         PICKS: picks,
@@ -64,7 +68,7 @@ def all_tables(
             for attempt in attempts
             for point in attempt.curve()
         ],
-        answers: [*_judged_answers(data, experiments, attempts, answers), *taught],
+        answers_for(evaluation): answered,
         EVALUATION_RECORDS: _evaluated(attempts, "losses.jsonl", EVALUATION_RECORDS),
         SERVING: _evaluated(attempts, "serving.jsonl", SERVING),
         QUANTIZED_INFERENCE: bit_widths.rows(data, experiments),
@@ -88,10 +92,10 @@ FROM_RESULT = (
 def _training_run(data: DataRoot, attempt: Attempt) -> Row:
     result, spec = attempt.result, attempt.spec
     prints, versions = spec.fingerprints, result.versions
-    good = [evaluation for evaluation in attempt.evaluations() if evaluation.ok]
+    good = _newest_good(attempt)
     return {
         **TRAINING_RUNS.narrowed(result.measured),
-        **({name: good[-1].result.measured.get(name) for name in FROM_EVALUATION} if good else {}),
+        **({name: good[0].result.measured.get(name) for name in FROM_EVALUATION} if good else {}),
         "run_id": attempt.run_id,
         "model": attempt.key.model,
         "method": attempt.key.method,
@@ -117,13 +121,21 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
 
 def _evaluated(attempts: Sequence[Attempt], file: str, table: Table) -> list[Row]:
     """The rows of a file of each attempt's newest good evaluation, as far as `table` has columns for them."""
-    rows = []
-    for attempt in attempts:
-        named = {"run_id": attempt.run_id, "model": attempt.key.model, "method": attempt.key.method}
-        good = [evaluation for evaluation in attempt.evaluations() if evaluation.ok]
-        for evaluation in good[-1:]:
-            rows += [_with_bits(table.narrowed(row) | named) for row in read_jsonl(evaluation.folder / file)]
-    return rows
+    return [
+        _with_bits(table.narrowed(row) | _named(attempt))
+        for attempt in attempts
+        for evaluation in _newest_good(attempt)
+        for row in read_jsonl(evaluation.folder / file)
+    ]
+
+
+def _newest_good(attempt: Attempt) -> list[Evaluation]:
+    """The attempt's newest good evaluation, if it has one."""
+    return [evaluation for evaluation in attempt.evaluations() if evaluation.ok][-1:]
+
+
+def _named(attempt: Attempt) -> Row:
+    return {"run_id": attempt.run_id, "model": attempt.key.model, "method": attempt.key.method}
 
 
 def _with_bits(row: Row) -> Row:
@@ -131,8 +143,14 @@ def _with_bits(row: Row) -> Row:
     return {**row, "bits_per_byte": bits_per_byte(row["scored_nats"], row["bytes"])} if row.get("bytes") else row
 
 
-def _judged_answers(data: DataRoot, experiments: Experiments, attempts: Sequence[Attempt], table: Table) -> list[Row]:
-    rows = _evaluated(attempts, "answers.jsonl", table)
+def _judged_answers(data: DataRoot, experiments: Experiments, attempts: Sequence[Attempt]) -> list[Row]:
+    """The answers of each attempt's newest good evaluation, with the judge's word on each."""
+    rows = [
+        {**EVALUATION_ANSWERS.narrowed(row), **_named(attempt)}
+        for attempt in attempts
+        for evaluation in _newest_good(attempt)
+        for row in kept.answers_of(evaluation)
+    ]
     if not data.journal.exists() or experiments.judging.judge is None:
         return rows
     with opened(data.journal) as journal:

@@ -75,6 +75,13 @@ def _until_its_end(tokens: list[int], stops: Sequence[int], form: PromptFormat, 
     return tokens[:end] if ended_by_text else tokens[: end + 1]
 
 
+def ended(speaker: Speaker, tokens: Sequence[int], limit: int) -> bool:
+    """Whether an answer of at most `limit` tokens, as `answer` returns it, ended by itself."""
+    if len(tokens) < limit or tokens[-1] in speaker.form.stop_tokens:
+        return True
+    return _first(speaker.form.tokenizer.decode(tokens), speaker.stop_texts) is not None
+
+
 def text_of(speaker: Speaker, tokens: Sequence[int]) -> str:
     """What the tokens say: no special token, nothing of the next block."""
     text = speaker.form.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.evaluate import judge, teacher
 from pipelines.evaluate.cell import current_evaluation, evaluated_by
+from pipelines.evaluate.endings import has_ended
 from pipelines.generate.generate import GenerationResult, ProviderResult, Session, outcome, session
 from pipelines.generate.journal import Journal, Request, opened
 from pipelines.generate.judge import ask_enabled
@@ -28,11 +29,18 @@ def shown_evaluation(project: Project, key: CellKey, fingerprint: str) -> Evalua
     return current_evaluation(attempt, fingerprint) or (good[-1] if good else None)
 
 
+def answers_of(evaluation: Evaluation) -> list[Row]:
+    """The evaluation's answers, each with `ended` as far as that is known."""
+    settings = evaluation.spec.more.get("settings")
+    limit = settings.get("max_new_tokens") if isinstance(settings, dict) else None
+    return [{**row, "ended": has_ended(row, limit)} for row in evaluation.answers()]
+
+
 def kept_answers(project: Project, model: str, method: str, fingerprint: str) -> list[list[Row]]:
     """The answers of a cell as the comparison shows it, one list for each seed that has any."""
     keys = [CellKey(model, method, seed) for seed in project.settings.seeds]
     found = [shown_evaluation(project, key, fingerprint) for key in keys]
-    return [rows for evaluation in found if evaluation and (rows := evaluation.answers())]
+    return [rows for evaluation in found if evaluation and (rows := answers_of(evaluation))]
 
 
 def sample(resolved: Resolved) -> list[Row]:

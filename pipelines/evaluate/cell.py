@@ -101,7 +101,7 @@ def evaluated_by(resolved: Resolved) -> EvaluatedBy:
     texts = read_general(project.data.tracked(GENERAL), profile.languages, profile.evaluation.general_texts)
     longest = {name: _longest(project, name) for name in profile.models}
     templates = {name: held for name in profile.models if (held := project.experiments.model(name).template)}
-    records, settings = resolved.selected.eval_fingerprint, profile.evaluation.model_dump()
+    records, settings = resolved.selected.eval_fingerprint, profile.evaluation.of_the_model
     return EvaluatedBy((records, settings, set_hash(texts), longest, templates), code_fingerprint(CHILD))
 
 
@@ -208,7 +208,7 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
     settings = project.training_of(attempt.key.model, attempt.key.method)
     trained = attempt.model_folder if attempt.model_folder.exists() else None
     here = weights.lies_in(project.data, attempt.key.model, project.experiments.model(attempt.key.model))
-    told = project.settings.evaluation.model_dump()
+    told = project.settings.evaluation.of_the_model
     return RunSpec(
         run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=project.profile,
         root=str(project.data.root), examples=resolved.examples, weights=here, recipe=spec.recipe,

@@ -12,6 +12,7 @@ from typing import Any
 from pipelines import disk
 from pipelines.errors import UnavailableError
 from pipelines.evaluate import general, scores
+from pipelines.evaluate.endings import ended_pct
 from pipelines.evaluate.fitting import Records, fitting_everywhere
 from pipelines.files import write_jsonl
 from pipelines.methods import traits_of
@@ -208,6 +209,7 @@ def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Recor
                 "reference": reference,
                 "answer": answer,
                 "answer_tokens": len(tokens),
+                "ended": answering.ended(speaker, tokens, limit),
                 "shots": len(prompts.shots(record)) or None,
                 **scores.answer_scores(answer, reference, record["language"]),
             }
@@ -217,6 +219,7 @@ def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Recor
     worker.measure(
         **scores.cell_scores(rows),
         answers=len(rows),
+        answers_ended_pct=ended_pct(rows),
         answer_tokens=count if rows else None,
         answer_tokens_per_second=count / seconds if rows else None,
     )

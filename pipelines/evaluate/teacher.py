@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.evaluate import scores
-from pipelines.generate.answers import text_of
+from pipelines.generate.answers import ended, text_of
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled
 from pipelines.project import Project
@@ -68,6 +68,7 @@ def answers(journal: Journal | None, project: Project, name: str, records: Seque
                 "answer": said,
                 "answer_tokens": held["output_tokens"],
                 "latency_ms": held["latency_ms"],
+                "ended": ended(held["stop_reason"]),
                 **scores.answer_scores(said, reference, record["language"]),
             }
         )

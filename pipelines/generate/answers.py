@@ -64,6 +64,12 @@ class Answer:
 REFUSALS = ("refusal", "content_filter")
 MOST_TOKENS = 10**12  # a count beyond it is none
 TRUNCATIONS = ("max_tokens", "length", "model_context_window_exceeded")
+ENDINGS = ("stop", "end_turn", "stop_sequence")
+
+
+def ended(stop_reason: str | None) -> bool | None:
+    """Whether an answer ended by itself; False where a limit of tokens cut it off, None where its reason says neither."""
+    return True if stop_reason in ENDINGS else False if stop_reason in TRUNCATIONS else None
 
 
 MOST_SAID = 1500  # characters of a provider's message

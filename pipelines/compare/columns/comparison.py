@@ -23,7 +23,7 @@ delta_base delta_base_low delta_base_high delta_full delta_full_low delta_full_h
 devices sharding launcher memory_in_all_gb unshown_share template_arguments weights_fingerprint best_step last_step
 max_length train_records train_records_left_out eval_records_left_out stopped_seconds fast_paths peft other_seconds
 host_peak_memory_gb gpu_reserved_peak_gb gpu_device_peak_gb pageable_gb rates seed_spread_bits_per_byte seed_spread_source
-evaluation_seconds fast_path adapter_start_seconds
+evaluation_seconds fast_path adapter_start_seconds answers_ended_pct metrics_because
 """
 PLACES = {name: place for place, name in enumerate(ORDER.split())}
 GROUPS = (CELL, OUTCOME, QUALITY, MEMORY, TIME, LATENCY, ANSWERS, JUDGE, MODEL, RECIPE, RECORDS, PROVENANCE)

@@ -36,6 +36,8 @@ EVALUATION_ANSWERS = Table(
             text("judge_reasons", "Reasons that the judge gives for its verdict."),
             text("judge_model", "Model that judged the answer."),
         ),
+        *group("answer", "evaluation",
+            flag("ended", "Whether the answer ended by itself, not by the limit of tokens; NULL where that is not known.")),
     ),
 )  # fmt: skip
 EVALUATION_RECORDS = Table(

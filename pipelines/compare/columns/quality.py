@@ -60,6 +60,11 @@ ANSWERS = group(
          heading="ROUGE-L"),
     real("meteor", "METEOR (exact and stem matches of words) of the answers, on average.", POINTS, 1, better="higher",
          heading="METEOR"),
+    real("answers_ended_pct", "Percentage of the answers that ended by themselves, not by the limit of tokens; NULL where unknown.",
+         "%", 0, better="higher", heading="% ended"),
+) + group(
+    "answers", "comparison",
+    text("metrics_because", "Why the share of a metric of one's own task is missing, and what to do."),
 )  # fmt: skip
 JUDGE = group(
     "judge", "judge",

@@ -1,0 +1,51 @@
+"""Metrics of one's own task beside the cells: each row's shares, and the untouched model's on the same prompts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.column_names import column_name
+from pipelines.compare.table import Row
+from pipelines.evaluate import answers as kept
+from pipelines.evaluate import teacher
+from pipelines.evaluate.cell import base_method, evaluated_by
+from pipelines.evaluate.endings import ended_pct
+from pipelines.evaluate.metrics import Scores, cell_columns
+from pipelines.project import Project, Resolved
+
+Answers = list[list[dict[str, Any]]]  # of each seed
+
+
+def add_metrics(resolved: Resolved, rows: Sequence[Row], taught: Sequence[Row], scores: Scores) -> None:
+    """Give the rows of cells and of teachers (whose answers are `taught`) their shares."""
+    project = resolved.project
+    names, base = project.settings.evaluation.metric_names, base_method(project)
+    fingerprint = evaluated_by(resolved).fingerprint
+    answered = [_answers(project, row, taught, fingerprint) for row in rows]
+    for row, answers in zip(rows, answered, strict=True):
+        flat = [one for seed in answers for one in seed]
+        if row["answers_ended_pct"] is None:  # earlier evaluations did not measure it
+            row["answers_ended_pct"] = ended_pct(flat)
+        row |= cell_columns(names, [scores.added_to(seed) for seed in answers])
+    bases = {row["model"]: (row, asked) for row, asked in zip(rows, answered, strict=True) if row["method"] == base}
+    for row, answers in zip(rows, answered, strict=True):
+        untouched, asked = bases.get(row["model"], (None, []))
+        if untouched and _asked(asked) == _asked(answers) and _same_weights(untouched, row):
+            for name in names:
+                column = column_name("metric", name)
+                row[f"{column}_base"] = untouched[column]
+
+
+def _answers(project: Project, row: Row, taught: Sequence[Row], fingerprint: str) -> Answers:
+    if row["method"] == teacher.METHOD:
+        found = [one for one in taught if one["run_id"] == row["run_id"]]
+        return [found] if found else []
+    return kept.kept_answers(project, row["model"], row["method"], fingerprint)
+
+
+def _asked(answers: Answers) -> set[tuple[str, str]]:
+    """What the model was asked: a record may have been changed under its name."""
+    return {(one["example_id"], one["prompt"]) for seed in answers for one in seed}
+
+
+def _same_weights(one: Row, other: Row) -> bool:
+    return one["weights_fingerprint"] == other["weights_fingerprint"]

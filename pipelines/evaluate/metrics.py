@@ -1,0 +1,148 @@
+"""Metrics of one's own task: whether an answer is right, contains what was wanted, or has the form that a program needs.
+
+They need the answers alone, which are kept, so that a new metric asks no model again. Every answer is brought into Unicode NFC
+first, since a model may write Hangul as separate letters.
+
+| metric | an answer passes where |
+| --- | --- |
+| exact_match | it is the reference, upper and lower case and spaces aside; punctuation counts |
+| contains | the reference stands somewhere in it, upper and lower case and spaces aside; punctuation counts |
+| json_valid | the whole of it is one JSON value, or one fenced block that holds one (guarded.py) |
+| json_schema | it is such a value, and fits the schema |
+| regex | the pattern is found somewhere in it (`re.search`), as it stands |
+"""
+
+import json
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from pipelines.column_names import column_name
+from pipelines.evaluate.guarded import SECONDS, json_value
+from pipelines.metric_settings import Metric
+from pipelines.paths import PROJECT
+from pipelines.runs.process import child_environment
+from pipelines.statistics import wilson
+
+Row = Mapping[str, Any]
+Verdicts = dict[str, bool | None]
+GUARDED = "pipelines.evaluate.guarded"
+MOST_SECONDS = 1800.0  # of the clock, for all answers; the guarded process keeps to seconds of the processor itself
+
+
+def normal(text: str) -> str:
+    """The text as exact_match and contains compare it: NFC, case folded, each run of white space one space, none at the ends."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return " ".join(folded.split())
+
+
+def exact_match(answer: str, reference: str) -> bool | None:
+    """None without a reference."""
+    wanted = normal(reference)
+    return normal(answer) == wanted if wanted else None
+
+
+def contains(answer: str, reference: str) -> bool | None:
+    """None without a reference."""
+    wanted = normal(reference)
+    return wanted in normal(answer) if wanted else None
+
+
+def json_valid(answer: str, _reference: str) -> bool:
+    try:
+        json_value(answer)
+    except ValueError:
+        return False
+    return True
+
+
+PLAIN = {"exact_match": exact_match, "contains": contains, "json_valid": json_valid}
+
+
+class Scores:
+    """What the metrics say of answers. Equal answers to equal references are scored once."""
+
+    def __init__(self, metrics: Sequence[Metric]) -> None:
+        self._plain = [metric for metric in metrics if metric.kind in PLAIN]
+        self._guarded = [metric for metric in metrics if metric.kind not in PLAIN]
+        self._names = [metric.column for metric in metrics]
+        self._known: dict[str, Verdicts] = {}  # of the guarded metrics, by answer
+
+    def of(self, rows: Sequence[Row]) -> list[Verdicts]:
+        """For each row the metrics' columns: whether its answer passes, None where that could not be told."""
+        if not self._names:
+            return [{} for _ in rows]
+        answers = [unicodedata.normalize("NFC", row.get("answer") or "") for row in rows]
+        self._ask(answers)
+        found = []
+        for row, answer in zip(rows, answers, strict=True):
+            said: Verdicts = {one.column: PLAIN[one.kind](answer, row.get("reference") or "") for one in self._plain}
+            said |= self._known.get(answer, {})
+            found.append({column_name("metric", name): said[name] for name in self._names})
+        return found
+
+    def added_to(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """The rows with the metrics' columns."""
+        return [{**row, **said} for row, said in zip(rows, self.of(rows), strict=True)]
+
+    def _ask(self, answers: Iterable[str]) -> None:
+        new = [answer for answer in dict.fromkeys(answers) if answer not in self._known]
+        if not self._guarded or not new:
+            return
+        said = _guarded_verdicts(self._guarded, new)
+        for place, answer in enumerate(new):
+            self._known[answer] = {metric.column: said[metric.column][place] for metric in self._guarded}
+
+
+def _guarded_verdicts(metrics: Sequence[Metric], answers: Sequence[str]) -> dict[str, list[bool | None]]:
+    """Of the process that a pattern without end cannot hold up; nothing is told where it fails as a whole."""
+    asked = [
+        {"name": one.column, **({"regex": one.regex} if one.regex is not None else {"schema": one.schema_text})}
+        for one in metrics
+    ]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", GUARDED],
+            input=json.dumps({"metrics": asked, "answers": list(answers)}),
+            capture_output=True,
+            encoding="utf-8",
+            env=child_environment(),
+            cwd=PROJECT,
+            timeout=MOST_SECONDS,
+            check=True,
+        )
+        return json.loads(done.stdout)
+    except (subprocess.SubprocessError, OSError, ValueError):
+        return {one.column: [None] * len(answers) for one in metrics}
+
+
+def cell_columns(names: Sequence[str], seeds: Sequence[Sequence[Row]]) -> dict[str, Any]:
+    """A cell's columns from the scored answers of each of its seeds: shares with 95 % intervals of the sample that one seed
+    answered. A share is empty where an answer could not be told, and `metrics_because` says so."""
+    rows = [row for answers in seeds for row in answers]
+    found: dict[str, Any] = {}
+    lacking = []
+    for name in names if rows else ():
+        column = column_name("metric", name)
+        said = [row[column] for row in rows]
+        if missing := said.count(None):
+            lacking.append(f"{name}: {missing} of {len(said)} answers could not be told")
+        else:
+            found |= _share(column, [bool(one) for one in said], max(1, round(len(said) / len(seeds))))
+    if lacking:
+        why = (
+            f"a pattern or schema has {SECONDS:g} s of the processor for an answer, and a match needs a reference; "
+            "make it simpler, or take the metric out"
+        )
+        found["metrics_because"] = f"{'; '.join(lacking)} ({why})"
+    return found
+
+
+def _share(column: str, hits: Sequence[bool], sample: int) -> dict[str, Any]:
+    """Seeds answer the same prompts, so more of them make no larger sample."""
+    share = fmean(hits)
+    low, high = wilson(round(share * sample), sample) or (None, None)
+    return {column: share, f"{column}_low": low, f"{column}_high": high}

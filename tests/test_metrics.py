@@ -1,0 +1,424 @@
+"""Metrics of one's own task: what each calls a pass, what the settings refuse, and that neither a pattern nor a schema of a user
+can hold up or falsify a publication."""
+
+import json
+import socket
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines import experiments
+from pipelines.compare.compare import compare, published_rows
+from pipelines.errors import UsageError
+from pipelines.evaluate.cell import evaluated_by, spec_of
+from pipelines.evaluate.endings import ended_pct, has_ended
+from pipelines.evaluate.guarded import GIVE_UP, json_value
+from pipelines.evaluate.metrics import Scores, cell_columns, contains, exact_match, json_valid
+from pipelines.experiments import EvaluationSettings
+from pipelines.files import read_json, stable_hash, write_json
+from pipelines.json_schemas import require_schema
+from pipelines.warehouse import connect
+from tests import planted
+from tests.planted import Lake
+
+SEOUL = "서울"
+APART = unicodedata.normalize("NFD", SEOUL)
+ENDLESS = {"regex": "(a+)+$", "name": "endless"}
+CATASTROPHE = "a" * 60 + "b"
+
+
+# what passes
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same", "within"),
+    [
+        ("Paris", "Paris", True, True),
+        ("  paris \n", "PARIS", True, True),
+        ("New\t York", "new york", True, True),
+        ("New York", "newyork", False, False),
+        ("Paris.", "Paris", False, True),
+        ("It is Paris, of course", "paris", False, True),
+        ("Par is", "Paris", False, False),
+        ("STRASSE", "straße", True, True),
+        (APART, SEOUL, True, True),
+        (SEOUL, APART, True, True),
+        (f"{APART}은 수도이다", SEOUL, False, True),
+        ("서울 특별시", "서울\u3000특별시", True, True),
+        ("서울특별시", "서울 특별시", False, False),
+        ("１２", "12", False, False),
+        ("", "Paris", False, False),
+        ("14", "4", False, True),
+        ("Paris", "", None, None),
+        ("", " \n", None, None),
+    ],
+)
+def test_exact_match_and_contains(answer: str, reference: str, same: bool | None, within: bool | None) -> None:
+    assert exact_match(answer, reference) is same
+    assert contains(answer, reference) is within
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"a": 1}', " [1, 2]\n", "42", "true", "null", '"서울"', "-0.5e3", '{"a": 1, "a": 2}', "9" * 5000, "1e999",
+        '```json\n{"a": 1}\n```', '```\n{"a": 1}\n```', ' ```JSON\r\n{"a": 1}\r\n``` ', '```json\n{"a": "```"}\n```',
+    ],
+)  # fmt: skip
+def test_json(answer: str) -> None:
+    assert json_valid(answer, "")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "", " ", "yes", "{'a': 1}", '{"a": 1,}', "NaN", "[Infinity]", '{"a": -Infinity}', '{"a": 1} {"b": 2}', "01", "+1", ".5",
+        'Here it is: {"a": 1}', '{"a": 1}\nI hope that helps.', '```json\n{"a": 1}\n```\nDone.', '```json\n{"a": 1}',
+        '```json\n{}\n```\n```json\n{}\n```', '```{"a": 1}```', "``````", "```", "\ufeff{}", '{"a": "\n"}', "[" * 100_000,
+        "[" * 100_000 + "]" * 100_000, "{\"a\": 1} // why",
+    ],
+)  # fmt: skip
+def test_no_json(answer: str) -> None:
+    assert not json_valid(answer, "")
+
+
+def test_the_value_is_what_stands_in_the_fence() -> None:
+    assert json_value('```json\n{"a": "```"}\n```') == {"a": "```"}
+
+
+# settings
+
+
+def load(folder: Path, metrics: Any) -> EvaluationSettings:
+    path = folder / "experiments.yaml"
+    told = planted.merged(planted.CONFIGURATION, {"profiles": {"local": {"evaluation": {"metrics": metrics}}}})
+    path.write_text(yaml.safe_dump(told, allow_unicode=True), encoding="utf-8")
+    return experiments.load(path).profiles["local"].evaluation
+
+
+def scored(folder: Path, metrics: Any, answers: list[str]) -> dict[str, list[bool | None]]:
+    """What each metric says of the answers, by column."""
+    found = Scores(load(folder, metrics).metrics).of([{"answer": one, "reference": "x"} for one in answers])
+    return {name: [one[name] for one in found] for name in found[0]}
+
+
+def test_a_file_lies_beside_the_settings_and_what_is_written_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "answer.json").write_text('{"type": "object"}', encoding="utf-8")
+    written = ["exact_match", {"json_schema": "answer.json"}, {"regex": "[0-9]", "name": "has-number"}]
+    loaded = load(tmp_path, written)
+    assert loaded.metric_names == ("exact_match", "json_schema", "has-number")
+    again = EvaluationSettings.model_validate(loaded.model_dump(), context={"folder": tmp_path})
+    assert again == loaded and again.metrics[1].schema_text == '{"type": "object"}'
+
+
+@pytest.mark.parametrize(
+    ("metrics", "place", "said"),
+    [
+        (["exact_matc"], "metrics[0]", "got 'exact_matc'; expected one of exact_match, contains, json_valid, {json_schema: FILE}"),
+        ([3], "metrics[0]", "got 3; expected one of exact_match"),
+        ([["contains"]], "metrics[0]", "expected one of exact_match"),
+        ("exact_match", "metrics", "valid list"),
+        ([{}], "metrics[0]", "got neither; expected one of json_schema and regex"),
+        ([{"regex": "a", "json_schema": "x"}], "metrics[0]", "got json_schema and regex; expected one"),
+        ([{"regx": "a"}], "metrics[0]", "unknown key 'regx'"),
+        ([{"kind": "contains"}], "metrics[0]", "unknown key 'kind'"),
+        (["contains", {"regex": "("}], "metrics[1]", "regex: '(' is no pattern of Python's re: missing ), unterminated subpattern"),
+        ([{"regex": ""}], "metrics[0].regex", "at least 1 character"),
+        ([{"regex": "a" * 1001}], "metrics[0].regex", "at most 1000 characters"),
+        ([{"regex": "(" * 500 + ")" * 500}], "metrics[0]", "is no pattern of Python's re"),
+        ([{"regex": "a{99999999999}"}], "metrics[0]", "the repetition number is too large"),
+        ([{"regex": 5}], "metrics[0].regex", "valid string"),
+        ([{"regex": "a", "name": 'a"b; drop'}], "metrics[0]", "a metric names a column"),
+        ([{"regex": "a", "name": "x" * 300}], "metrics[0]", "expected at most 60"),
+        ([{"regex": "a", "name": ""}], "metrics[0]", "a metric names a column"),
+        ([{"regex": "a"}, {"regex": "b"}], "evaluation", "both make the column metric_regex; give each metric a name of its own"),
+        (["contains", {"regex": "b", "name": "Contains"}], "evaluation", "both make the column metric_contains"),
+        ([{"json_schema": "none.json"}], "metrics[0]", "none.json cannot be read: No such file"),
+        ([{"json_schema": "."}], "metrics[0]", "is no file"),
+        ([{"json_schema": "broken.json"}], "metrics[0]", "broken.json is not JSON: Expecting"),
+        ([{"json_schema": "nan.json"}], "metrics[0]", "NaN is no JSON"),
+        ([{"json_schema": "utf16.json"}], "metrics[0]", "byte 0 is not UTF-8"),
+        ([{"json_schema": "large.json"}], "metrics[0]", "larger than 1 MB"),
+        ([{"json_schema": "wrong.json"}], "metrics[0]", "wrong.json: not a JSON schema: $.type: 'strin' is not valid"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_measured_are_refused_with_their_place(
+    metrics: Any, place: str, said: str, tmp_path: Path
+) -> None:
+    files = {
+        "broken.json": b"{", "nan.json": b'{"const": NaN}', "utf16.json": b"\xff\xfe{", "large.json": b" " * 1_000_001,
+        "wrong.json": b'{"type": "strin"}',
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, metrics)
+    assert f"{place}: " in str(caught.value) and said in str(caught.value)
+    assert len(str(caught.value)) < 1500
+
+
+# schemas
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        True, {}, {"$ref": "#/$defs/x", "$defs": {"x": {"type": "string"}}}, {"properties": {"$ref": {"type": "string"}}},
+        {"enum": [{"$ref": "nowhere"}]}, {"$id": "https://example.com/a.json", "$ref": "b.json", "$defs": {"x": {"$id": "b.json"}}},
+        {"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"x": {}}, "$ref": "#/definitions/x"},
+        {"properties": {"children": {"items": {"$ref": "#"}}}}, {"$ref": "https://json-schema.org/draft/2020-12/schema"},
+    ],
+)  # fmt: skip
+def test_a_schema_is_taken(schema: Any) -> None:
+    require_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ([1], "expected an object"),
+        ("object", "expected an object"),
+        ({"type": "strin"}, r"\$\.type: 'strin' is not valid"),
+        ({"pattern": "("}, "is not a 'regex'"),
+        ({"$schema": "urn:none"}, r"\$schema: got 'urn:none'; expected https://json-schema.org/draft/2020-12/schema"),
+        ({"$schema": 3}, r"\$schema: got 3"),
+        ({"$ref": "#/$defs/none"}, "'#/\\$defs/none' stands nowhere in it"),
+        ({"$ref": "#/allOf/x", "allOf": [{}]}, "stands nowhere in it"),
+        ({"properties": {"a": {"$ref": "other.json"}}}, "'other.json' stands nowhere in it; .* nothing is fetched"),
+        ({"$ref": "#"}, "leads back to itself"),
+        ({"properties": {"a": {"$ref": "#/properties/a"}}}, "leads back to itself"),
+    ],
+)
+def test_a_schema_that_no_answer_could_be_checked_by_is_refused(schema: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        require_schema(schema)
+
+
+def test_a_reference_never_touches_the_network(tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.settimeout(0.2)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/x.json"
+        (tmp_path / "remote.json").write_text(json.dumps({"anyOf": [{"not": {"$ref": url}}]}), encoding="utf-8")
+        with pytest.raises(UsageError, match="stands nowhere in it; expected a reference within the file"):
+            load(tmp_path, [{"json_schema": "remote.json"}])
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_patterns_and_schemas_are_put_to_every_answer(tmp_path: Path) -> None:
+    schema = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer", "minimum": 0}}}
+    (tmp_path / "s.json").write_text(json.dumps(schema), encoding="utf-8")
+    answers = [
+        '{"a": 1}',
+        '```json\n{"a": 2}\n```',
+        '{"a": -1}',
+        "a 5",
+        '{"b": 1}',
+        "",
+        '{"a": NaN}',
+        "9" * 5000,
+        APART,
+    ]
+    found = scored(
+        tmp_path, [{"json_schema": "s.json"}, {"regex": "^[가-힣]+$|[5-9]", "name": "has"}, "json_valid"], answers
+    )
+    assert found == {
+        "metric_json_schema": [True, True, False, False, False, False, False, False, False],
+        "metric_has": [False, False, False, True, False, False, False, True, True],
+        "metric_json_valid": [True, True, True, False, True, False, False, True, False],
+    }
+
+
+def test_a_pattern_without_end_is_given_up_and_holds_up_no_other(tmp_path: Path) -> None:
+    answers = [CATASTROPHE, "aa", *(f"{CATASTROPHE}{number}" for number in range(30)), "a"]
+    found = scored(tmp_path, [ENDLESS, {"regex": "b", "name": "b"}], answers)
+    assert found["metric_endless"][:2] == [None, True], "the one answer costs only itself"
+    assert found["metric_endless"][GIVE_UP + 1 :] == [None] * (len(answers) - GIVE_UP - 1), "then nothing more is tried"
+    assert found["metric_b"] == ["b" in answer for answer in answers]
+
+
+def test_a_schema_without_end_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps({"patternProperties": {"(a+)+$": False}}), encoding="utf-8")
+    found = scored(tmp_path, [{"json_schema": "s.json"}], [json.dumps({CATASTROPHE: 1}), '{"b": 1}', '{"a": 1}'])
+    assert found == {"metric_json_schema": [None, True, False]}
+
+
+def test_where_the_guarded_process_fails_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.evaluate.metrics.GUARDED", "pipelines.evaluate.no_such_module")
+    assert scored(tmp_path, [{"regex": "a"}, "json_valid"], ["a"]) == {
+        "metric_regex": [None],
+        "metric_json_valid": [False],
+    }
+
+
+# shares
+
+
+def _said(*verdicts: bool | None) -> list[dict[str, Any]]:
+    return [{"metric_x": verdict} for verdict in verdicts]
+
+
+def test_shares_have_the_interval_of_one_seeds_sample() -> None:
+    one = cell_columns(["x"], [_said(True, False, False, False)])
+    assert one == {
+        "metric_x": 0.25,
+        "metric_x_low": pytest.approx(0.0456, abs=1e-4),
+        "metric_x_high": pytest.approx(0.6994, abs=1e-4),
+    }
+    two = cell_columns(["x"], [_said(True, False, False, False), _said(True, False, False, False)])
+    assert two == one, "another seed answers the same prompts"
+
+
+def test_nothing_answered_is_no_share() -> None:
+    assert cell_columns(["x"], []) == {}
+    assert cell_columns(["x"], [[]]) == {}
+
+
+def test_a_share_of_less_than_all_answers_is_none_and_says_so() -> None:
+    found = cell_columns(["x"], [_said(True, None)])
+    assert found.keys() == {"metrics_because"}
+    assert found["metrics_because"].startswith("x: 1 of 2 answers could not be told (a pattern or schema has 1 s")
+
+
+# endings
+
+
+@pytest.mark.parametrize(
+    ("row", "limit", "ended"),
+    [
+        ({"ended": False, "answer_tokens": 3}, 8, False),
+        ({"ended": True, "answer_tokens": 8}, 8, True),
+        ({"answer_tokens": 7}, 8, True),
+        ({"answer_tokens": 8}, 8, None),
+        ({"answer_tokens": 7}, None, None),
+        ({"answer_tokens": None}, 8, None),
+        ({"ended": "yes", "answer_tokens": 8}, 8, None),
+        ({}, 8, None),
+    ],
+)
+def test_what_is_known_of_an_answers_end(row: dict[str, Any], limit: int | None, ended: bool | None) -> None:
+    assert has_ended(row, limit) is ended
+
+
+def test_the_percentage_that_ended() -> None:
+    assert ended_pct([]) is None
+    assert ended_pct([{"ended": True}, {"ended": None}]) is None
+    assert ended_pct([{"ended": True}, {"ended": False}, {"ended": False}, {"ended": True}]) == 50
+
+
+# published
+
+
+METRICS = ["exact_match", "contains", {"regex": "[0-9]", "name": "has-number"}]
+
+
+def answered(lake: Lake, method: str, *said: str, **more: Any) -> None:
+    rows = [planted.answer(f"e{n}", answer=text, reference="Hello", ended=n > 0) for n, text in enumerate(said)]
+    evaluation = lake.evaluated(lake.trained(method), answers=rows, **more)
+    path = evaluation.folder / "spec.json"
+    write_json(path, (read_json(path) or {}) | {"settings": {"max_new_tokens": 8}})
+
+
+@pytest.fixture
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    monkeypatch.setattr("pipelines.compare.compare.keep_predictions", lambda _resolved: None)
+    made = planted.lake(tmp_path)
+    answered(made, "base", "no", "hello 1", "hello")
+    answered(made, "full", "Hello", "hello!", "5", answers_ended_pct=200 / 3)
+    answered(made, "lora-r8", "Hello")
+    return made
+
+
+def test_metrics_of_kept_answers_are_published_without_a_model(lake: Lake) -> None:
+    before = evaluated_by(lake.resolved()).fingerprints
+    named = lake.configured(profiles={"local": {"evaluation": {"metrics": METRICS}}})
+    assert evaluated_by(named.resolved()).fingerprints == before, "a new metric makes no evaluation stale"
+    compare(named.project)
+    rows = {row["method"]: row for row in published_rows(lake.data)}
+    full, base, lora, missing = (rows[name] for name in ("full", "base", "lora-r8", "qlora-r8"))
+    assert full["is_stale"] is base["is_stale"] is False
+    assert [full[f"metric_{name}"] for name in ("exact_match", "contains", "has_number")] == pytest.approx(
+        [1 / 3, 2 / 3, 1 / 3]
+    )
+    assert (
+        full["metric_exact_match_base"]
+        == base["metric_exact_match"]
+        == base["metric_exact_match_base"]
+        == pytest.approx(1 / 3)
+    )
+    assert full["metric_contains_base"] == pytest.approx(2 / 3)
+    assert full["metric_exact_match_low"] < 1 / 3 < full["metric_exact_match_high"]
+    assert lora["metric_exact_match"] == 1 and lora["metric_exact_match_base"] is None, "it was asked other prompts"
+    assert {missing[name] for name in missing if name.startswith("metric_")} == {None}
+    assert full["metrics_because"] is None
+    with connect(lake.data) as db:
+        found = db.execute(
+            "SELECT answer, metric_exact_match, metric_contains, metric_has_number, ended FROM evaluation_answers "
+            "WHERE method = 'full' ORDER BY example_id"
+        ).fetchall()
+    assert found == [
+        ("Hello", True, True, False, False),
+        ("hello!", False, True, False, True),
+        ("5", False, False, True, True),
+    ]
+    compare(lake.project)
+    assert "metric_contains" not in published_rows(lake.data)[0], "a setting that is taken out takes its columns along"
+
+
+def test_an_edited_schema_scores_the_kept_answers_anew(lake: Lake) -> None:
+    for wanted, share in (("number", 1 / 3), ("string", 0)):
+        (lake.data.root / "s.json").write_text(json.dumps({"type": wanted}), encoding="utf-8")
+        named = lake.configured(profiles={"local": {"evaluation": {"metrics": [{"json_schema": "s.json"}]}}})
+        compare(named.project)
+        rows = {row["method"]: row for row in published_rows(lake.data)}
+        assert rows["full"]["metric_json_schema"] == pytest.approx(share)
+
+
+def test_an_endless_pattern_leaves_its_shares_empty_and_says_why(lake: Lake) -> None:
+    answered(lake, "full", CATASTROPHE, "aa", "b")
+    compare(lake.configured(profiles={"local": {"evaluation": {"metrics": [ENDLESS, "contains"]}}}).project)
+    rows = {row["method"]: row for row in published_rows(lake.data)}
+    assert rows["full"]["metric_endless"] is None and rows["full"]["metric_contains"] == 0
+    assert rows["full"]["metrics_because"].startswith("endless: 1 of 3 answers could not be told")
+    assert rows["base"]["metric_endless"] == 0 and rows["base"]["metrics_because"] is None
+
+
+def test_a_base_of_other_weights_is_not_set_beside(lake: Lake) -> None:
+    attempt = lake.trained("full", prints={"weights": "other"})
+    rows = [planted.answer(f"e{n}", answer="x", reference="Hello") for n in range(3)]
+    lake.evaluated(attempt, answers=rows)
+    compare(lake.configured(profiles={"local": {"evaluation": {"metrics": METRICS}}}).project)
+    full = {row["method"]: row for row in published_rows(lake.data)}["full"]
+    assert full["metric_contains"] == 0 and full["metric_contains_base"] is None
+
+
+def test_how_many_answers_ended_is_always_there(lake: Lake) -> None:
+    compare(lake.project)
+    rows = {row["method"]: row for row in published_rows(lake.data)}
+    assert rows["full"]["answers_ended_pct"] == pytest.approx(200 / 3), "as it was measured"
+    assert rows["base"]["answers_ended_pct"] == pytest.approx(200 / 3), "from the answers of earlier code"
+    assert rows["qlora-r8"]["answers_ended_pct"] is None
+
+
+def test_a_profile_without_metrics_is_measured_as_before(tmp_path: Path) -> None:
+    """The dump, key by key, of which fingerprints of existing lakes are made."""
+    lake = planted.lake(tmp_path)
+    settings = {
+        "answers": 2,
+        "max_new_tokens": 8,
+        "latency_answers": 20,
+        "general_texts": None,
+        "serving_batch": 8,
+        "serving_tokens": 64,
+    }
+    resolved = lake.configured(profiles={"local": {"evaluation": {"metrics": METRICS}}}).resolved()
+    by = evaluated_by(resolved)
+    assert by.measured[1] == settings and list(by.measured[1]) == list(settings)
+    assert by.asked == stable_hash(list(evaluated_by(lake.resolved()).measured))
+    attempt = lake.trained("base")
+    assert spec_of(resolved, attempt).more["settings"] == settings
