@@ -12,6 +12,8 @@ import yaml
 
 from pipelines import experiments
 from pipelines.compare.compare import compare, published_rows
+from pipelines.compare.table import Row, comparison_rows
+from pipelines.compare.task_metrics import add_metrics
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluated_by, spec_of
 from pipelines.evaluate.endings import ended_pct, has_ended
@@ -97,6 +99,12 @@ def load(folder: Path, metrics: Any) -> EvaluationSettings:
     told = planted.merged(planted.CONFIGURATION, {"profiles": {"local": {"evaluation": {"metrics": metrics}}}})
     path.write_text(yaml.safe_dump(told, allow_unicode=True), encoding="utf-8")
     return experiments.load(path).profiles["local"].evaluation
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less patience with a pattern without end."""
+    monkeypatch.setattr("pipelines.evaluate.metrics.SECONDS", 0.2)
 
 
 def scored(folder: Path, metrics: Any, answers: list[str]) -> dict[str, list[bool | None]]:
@@ -234,6 +242,7 @@ def test_patterns_and_schemas_are_put_to_every_answer(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("hurried")
 def test_a_pattern_without_end_is_given_up_and_holds_up_no_other(tmp_path: Path) -> None:
     answers = [CATASTROPHE, "aa", *(f"{CATASTROPHE}{number}" for number in range(30)), "a"]
     found = scored(tmp_path, [ENDLESS, {"regex": "b", "name": "b"}], answers)
@@ -242,6 +251,7 @@ def test_a_pattern_without_end_is_given_up_and_holds_up_no_other(tmp_path: Path)
     assert found["metric_b"] == ["b" in answer for answer in answers]
 
 
+@pytest.mark.usefixtures("hurried")
 def test_a_schema_without_end_is_given_up(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps({"patternProperties": {"(a+)+$": False}}), encoding="utf-8")
     found = scored(tmp_path, [{"json_schema": "s.json"}], [json.dumps({CATASTROPHE: 1}), '{"b": 1}', '{"a": 1}'])
@@ -325,8 +335,7 @@ def answered(lake: Lake, method: str, *said: str, **more: Any) -> None:
 
 
 @pytest.fixture
-def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
-    monkeypatch.setattr("pipelines.compare.compare.keep_predictions", lambda _resolved: None)
+def lake(tmp_path: Path) -> Lake:
     made = planted.lake(tmp_path)
     answered(made, "base", "no", "hello 1", "hello")
     answered(made, "full", "Hello", "hello!", "5", answers_ended_pct=200 / 3)
@@ -334,24 +343,31 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     return made
 
 
-def test_metrics_of_kept_answers_are_published_without_a_model(lake: Lake) -> None:
+def named(lake: Lake, *metrics: Any) -> Lake:
+    return lake.configured(profiles={"local": {"evaluation": {"metrics": list(metrics)}}})
+
+
+def rows_of(lake: Lake) -> dict[str, Row]:
+    """The comparison's rows with their metrics, by method."""
+    resolved = lake.resolved()
+    rows = comparison_rows(resolved)
+    add_metrics(resolved, rows, [], Scores(lake.project.settings.evaluation.metrics))
+    return {row["method"]: row for row in rows}
+
+
+def test_metrics_of_kept_answers_are_published_without_a_model(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.compare.compare.keep_predictions", lambda _resolved: None)
     before = evaluated_by(lake.resolved()).fingerprints
-    named = lake.configured(profiles={"local": {"evaluation": {"metrics": METRICS}}})
-    assert evaluated_by(named.resolved()).fingerprints == before, "a new metric makes no evaluation stale"
-    compare(named.project)
+    with_metrics = named(lake, *METRICS)
+    assert evaluated_by(with_metrics.resolved()).fingerprints == before, "a new metric makes no evaluation stale"
+    compare(with_metrics.project)
     rows = {row["method"]: row for row in published_rows(lake.data)}
     full, base, lora, missing = (rows[name] for name in ("full", "base", "lora-r8", "qlora-r8"))
     assert full["is_stale"] is base["is_stale"] is False
-    assert [full[f"metric_{name}"] for name in ("exact_match", "contains", "has_number")] == pytest.approx(
-        [1 / 3, 2 / 3, 1 / 3]
-    )
-    assert (
-        full["metric_exact_match_base"]
-        == base["metric_exact_match"]
-        == base["metric_exact_match_base"]
-        == pytest.approx(1 / 3)
-    )
-    assert full["metric_contains_base"] == pytest.approx(2 / 3)
+    shares = [full[f"metric_{name}"] for name in ("exact_match", "contains", "has_number")]
+    assert shares == pytest.approx([1 / 3, 2 / 3, 1 / 3])
+    assert full["metric_exact_match_base"] == base["metric_exact_match"] == base["metric_exact_match_base"]
+    assert base["metric_exact_match"] == pytest.approx(1 / 3) and full["metric_contains_base"] == pytest.approx(2 / 3)
     assert full["metric_exact_match_low"] < 1 / 3 < full["metric_exact_match_high"]
     assert lora["metric_exact_match"] == 1 and lora["metric_exact_match_base"] is None, "it was asked other prompts"
     assert {missing[name] for name in missing if name.startswith("metric_")} == {None}
@@ -366,23 +382,22 @@ def test_metrics_of_kept_answers_are_published_without_a_model(lake: Lake) -> No
         ("hello!", False, True, False, True),
         ("5", False, False, True, True),
     ]
-    compare(lake.project)
-    assert "metric_contains" not in published_rows(lake.data)[0], "a setting that is taken out takes its columns along"
+    assert not [name for name in rows_of(lake)["full"] if name.startswith("metric_")], (
+        "a setting taken out, they are gone"
+    )
 
 
 def test_an_edited_schema_scores_the_kept_answers_anew(lake: Lake) -> None:
     for wanted, share in (("number", 1 / 3), ("string", 0)):
         (lake.data.root / "s.json").write_text(json.dumps({"type": wanted}), encoding="utf-8")
-        named = lake.configured(profiles={"local": {"evaluation": {"metrics": [{"json_schema": "s.json"}]}}})
-        compare(named.project)
-        rows = {row["method"]: row for row in published_rows(lake.data)}
+        rows = rows_of(named(lake, {"json_schema": "s.json"}))
         assert rows["full"]["metric_json_schema"] == pytest.approx(share)
 
 
+@pytest.mark.usefixtures("hurried")
 def test_an_endless_pattern_leaves_its_shares_empty_and_says_why(lake: Lake) -> None:
     answered(lake, "full", CATASTROPHE, "aa", "b")
-    compare(lake.configured(profiles={"local": {"evaluation": {"metrics": [ENDLESS, "contains"]}}}).project)
-    rows = {row["method"]: row for row in published_rows(lake.data)}
+    rows = rows_of(named(lake, ENDLESS, "contains"))
     assert rows["full"]["metric_endless"] is None and rows["full"]["metric_contains"] == 0
     assert rows["full"]["metrics_because"].startswith("endless: 1 of 3 answers could not be told")
     assert rows["base"]["metric_endless"] == 0 and rows["base"]["metrics_because"] is None
@@ -390,16 +405,13 @@ def test_an_endless_pattern_leaves_its_shares_empty_and_says_why(lake: Lake) -> 
 
 def test_a_base_of_other_weights_is_not_set_beside(lake: Lake) -> None:
     attempt = lake.trained("full", prints={"weights": "other"})
-    rows = [planted.answer(f"e{n}", answer="x", reference="Hello") for n in range(3)]
-    lake.evaluated(attempt, answers=rows)
-    compare(lake.configured(profiles={"local": {"evaluation": {"metrics": METRICS}}}).project)
-    full = {row["method"]: row for row in published_rows(lake.data)}["full"]
+    lake.evaluated(attempt, answers=[planted.answer(f"e{n}", answer="x", reference="Hello") for n in range(3)])
+    full = rows_of(named(lake, *METRICS))["full"]
     assert full["metric_contains"] == 0 and full["metric_contains_base"] is None
 
 
 def test_how_many_answers_ended_is_always_there(lake: Lake) -> None:
-    compare(lake.project)
-    rows = {row["method"]: row for row in published_rows(lake.data)}
+    rows = rows_of(lake)
     assert rows["full"]["answers_ended_pct"] == pytest.approx(200 / 3), "as it was measured"
     assert rows["base"]["answers_ended_pct"] == pytest.approx(200 / 3), "from the answers of earlier code"
     assert rows["qlora-r8"]["answers_ended_pct"] is None

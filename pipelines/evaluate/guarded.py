@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-SECONDS = 1.0  # of the processor, for one answer and one metric
 GIVE_UP = 3  # answers of one metric that took longer; the rest is not tried
 MOST_DIGITS = 1000  # of a whole number; Python refuses to read some thousands
 Check = Callable[[str], bool]
@@ -47,12 +46,14 @@ def _whole(digits: str) -> int | float:
     return int(digits) if len(digits) <= MOST_DIGITS else float(digits)
 
 
-def verdicts(metrics: Sequence[Mapping[str, str]], answers: Sequence[str]) -> dict[str, list[bool | None]]:
-    """For each metric, by name, whether each answer passes; None where that could not be told."""
-    return {metric["name"]: _each(_check(metric), answers) for metric in metrics}
+def verdicts(
+    metrics: Sequence[Mapping[str, str]], answers: Sequence[str], *, seconds: float
+) -> dict[str, list[bool | None]]:
+    """For each metric, by name, whether each answer passes; None where that could not be told, of one in `seconds` at most."""
+    return {metric["name"]: _each(_check(metric), answers, seconds) for metric in metrics}
 
 
-def _each(check: Check, answers: Sequence[str]) -> list[bool | None]:
+def _each(check: Check, answers: Sequence[str], seconds: float) -> list[bool | None]:
     found: list[bool | None] = []
     stopped = 0
     for answer in answers:
@@ -60,7 +61,7 @@ def _each(check: Check, answers: Sequence[str]) -> list[bool | None]:
             found.append(None)
             continue
         try:
-            found.append(_limited(check, answer))
+            found.append(_limited(check, answer, seconds))
         except TooLongError:
             signal.setitimer(signal.ITIMER_PROF, 0)  # it may have struck before the timer was taken back
             stopped += 1
@@ -70,9 +71,9 @@ def _each(check: Check, answers: Sequence[str]) -> list[bool | None]:
     return found
 
 
-def _limited(check: Check, answer: str) -> bool:
+def _limited(check: Check, answer: str, seconds: float) -> bool:
     try:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds, seconds)
         return check(answer)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -107,7 +108,7 @@ def main() -> None:
     die_with_parent()
     signal.signal(signal.SIGPROF, _time_is_up)
     asked = json.load(sys.stdin)
-    json.dump(verdicts(asked["metrics"], asked["answers"]), sys.stdout)
+    json.dump(verdicts(asked["metrics"], asked["answers"], seconds=asked["seconds"]), sys.stdout)
 
 
 if __name__ == "__main__":

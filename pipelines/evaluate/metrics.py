@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any
 
 from pipelines.column_names import column_name
-from pipelines.evaluate.guarded import SECONDS, json_value
+from pipelines.evaluate.guarded import json_value
 from pipelines.metric_settings import Metric
 from pipelines.paths import PROJECT
 from pipelines.runs.process import child_environment
@@ -30,7 +30,8 @@ from pipelines.statistics import wilson
 Row = Mapping[str, Any]
 Verdicts = dict[str, bool | None]
 GUARDED = "pipelines.evaluate.guarded"
-MOST_SECONDS = 1800.0  # of the clock, for all answers; the guarded process keeps to seconds of the processor itself
+SECONDS = 1.0  # of the processor, for one answer and one pattern or schema
+MOST_SECONDS = 1800.0  # of the clock, for all answers together
 
 
 def normal(text: str) -> str:
@@ -106,7 +107,7 @@ def _guarded_verdicts(metrics: Sequence[Metric], answers: Sequence[str]) -> dict
     try:
         done = subprocess.run(
             [sys.executable, "-m", GUARDED],
-            input=json.dumps({"metrics": asked, "answers": list(answers)}),
+            input=json.dumps({"metrics": asked, "answers": list(answers), "seconds": SECONDS}),
             capture_output=True,
             encoding="utf-8",
             env=child_environment(),
