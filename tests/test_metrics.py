@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from pipelines import experiments
+from pipelines.compare import beyond, plots
 from pipelines.compare.compare import compare, published_rows
 from pipelines.compare.table import Row, comparison_rows
 from pipelines.compare.task_metrics import add_metrics
 from pipelines.errors import UsageError
+from pipelines.evaluate import answering
+from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.cell import evaluated_by, spec_of
 from pipelines.evaluate.endings import ended_pct, has_ended
 from pipelines.evaluate.guarded import GIVE_UP, json_value
@@ -22,9 +26,12 @@ from pipelines.evaluate.metrics import Scores, cell_columns, contains, exact_mat
 from pipelines.experiments import EvaluationSettings
 from pipelines.files import read_json, stable_hash, write_json
 from pipelines.json_schemas import require_schema
+from pipelines.metric_settings import Metric
+from pipelines.train.prompts import PromptFormat
 from pipelines.warehouse import connect
 from tests import planted
 from tests.planted import Lake
+from tests.tiny import tiny_model, tiny_tokenizer
 
 SEOUL = "서울"
 APART = unicodedata.normalize("NFD", SEOUL)
@@ -273,26 +280,32 @@ def _said(*verdicts: bool | None) -> list[dict[str, Any]]:
     return [{"metric_x": verdict} for verdict in verdicts]
 
 
+X = Metric.model_validate({"regex": "a", "name": "x"})
+
+
 def test_shares_have_the_interval_of_one_seeds_sample() -> None:
-    one = cell_columns(["x"], [_said(True, False, False, False)])
+    one = cell_columns([X], [_said(True, False, False, False)])
     assert one == {
         "metric_x": 0.25,
         "metric_x_low": pytest.approx(0.0456, abs=1e-4),
         "metric_x_high": pytest.approx(0.6994, abs=1e-4),
     }
-    two = cell_columns(["x"], [_said(True, False, False, False), _said(True, False, False, False)])
+    two = cell_columns([X], [_said(True, False, False, False), _said(True, False, False, False)])
     assert two == one, "another seed answers the same prompts"
 
 
 def test_nothing_answered_is_no_share() -> None:
-    assert cell_columns(["x"], []) == {}
-    assert cell_columns(["x"], [[]]) == {}
+    assert cell_columns([X], []) == {}
+    assert cell_columns([X], [[]]) == {}
 
 
 def test_a_share_of_less_than_all_answers_is_none_and_says_so() -> None:
-    found = cell_columns(["x"], [_said(True, None)])
+    found = cell_columns([X], [_said(True, None)])
     assert found.keys() == {"metrics_because"}
-    assert found["metrics_because"].startswith("x: 1 of 2 answers could not be told (a pattern or schema has 1 s")
+    said = "x: 1 of 2 answers could not be told within 1 s of the processor; make the pattern simpler, or take the metric out"
+    assert found["metrics_because"] == said
+    missing = cell_columns([Metric.model_validate("contains")], [[{"metric_contains": None}]])
+    assert missing["metrics_because"].startswith("contains: 1 of 1 answers have no reference")
 
 
 # endings
@@ -321,6 +334,31 @@ def test_the_percentage_that_ended() -> None:
     assert ended_pct([{"ended": True}, {"ended": False}, {"ended": False}, {"ended": True}]) == 50
 
 
+def test_an_answer_of_a_model_says_whether_it_ended() -> None:
+    recipe = {"kind": "none", "precision": "fp32", "quantization": None}
+    speaker = Speaker(tiny_model("llama"), PromptFormat(tiny_tokenizer(), "chat"), recipe, torch.device("cpu"))
+    prompt = speaker.form.prompt({"instruction": "For a nurse?", "input": "", "output": ""})
+    (free,) = answering.answer(speaker, [prompt], 12, exactly=True)
+    speaker.form.tokenizer.eos_token = speaker.form.tokenizer.convert_ids_to_tokens(free[3])
+    end = free.index(free[3]) + 1
+    for limit, ended in ((12, True), (end, True), (end - 1, False)):
+        (tokens,) = answering.answer(speaker, [prompt], limit)
+        assert answering.ended(speaker, tokens, limit) is ended, limit
+
+
+def test_an_answer_that_goes_on_with_the_next_block_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = {"kind": "none", "precision": "fp32", "quantization": None}
+    speaker = Speaker(tiny_model("llama"), PromptFormat(tiny_tokenizer(), "alpaca"), recipe, torch.device("cpu"))
+    prompt = speaker.form.prompt({"instruction": "For a nurse?", "input": "", "output": ""})
+    (whole,) = answering.answer(speaker, [prompt], 12)
+    assert answering.ended(speaker, whole, 12) is False
+    monkeypatch.setattr(answering, "NEXT_BLOCK", (speaker.form.tokenizer.decode(whole[4:6]),))
+    limit = len(answering.answer(speaker, [prompt], 12)[0])
+    assert limit < 12
+    (tokens,) = answering.answer(speaker, [prompt], limit)
+    assert len(tokens) == limit and answering.ended(speaker, tokens, limit), "its last tokens are the block's first"
+
+
 # published
 
 
@@ -328,7 +366,9 @@ METRICS = ["exact_match", "contains", {"regex": "[0-9]", "name": "has-number"}]
 
 
 def answered(lake: Lake, method: str, *said: str, **more: Any) -> None:
-    rows = [planted.answer(f"e{n}", answer=text, reference="Hello", ended=n > 0) for n, text in enumerate(said)]
+    rows = [planted.answer(f"e{n}", answer=text, reference="Hello") for n, text in enumerate(said)]
+    if more:  # made by code that noted how each answer ended
+        rows = [{**row, "ended": n > 0} for n, row in enumerate(rows)]
     evaluation = lake.evaluated(lake.trained(method), answers=rows, **more)
     path = evaluation.folder / "spec.json"
     write_json(path, (read_json(path) or {}) | {"settings": {"max_new_tokens": 8}})
@@ -413,8 +453,43 @@ def test_a_base_of_other_weights_is_not_set_beside(lake: Lake) -> None:
 def test_how_many_answers_ended_is_always_there(lake: Lake) -> None:
     rows = rows_of(lake)
     assert rows["full"]["answers_ended_pct"] == pytest.approx(200 / 3), "as it was measured"
-    assert rows["base"]["answers_ended_pct"] == pytest.approx(200 / 3), "from the answers of earlier code"
+    assert rows["base"]["answers_ended_pct"] == 100, "of earlier code: each answer is shorter than it might be"
     assert rows["qlora-r8"]["answers_ended_pct"] is None
+
+
+# the report
+
+
+def test_the_report_shows_each_metric_beside_the_base(lake: Lake) -> None:
+    resolved = named(lake, "exact_match", "contains", {"regex": "(a+)+$", "name": "never"})
+    rows = list(rows_of(resolved).values())
+    (part,) = beyond.parts(rows, {})
+    assert "33 % (6 to 79)" in part and "67 % (21 to 94)" in part and "Only 3 answers" not in part
+    assert part.count("<svg") == 1 and "untouched model" in part and ">never<" in part
+    rows[1] |= {"model": "<img src=x onerror=alert(1)>", "answers": 3, "metrics_because": "<b>why</b>"}
+    (part,) = beyond.parts(rows, {})
+    assert "<img" not in part and "<b>" not in part and "&lt;b&gt;why" in part and "Only 3 answers" in part
+
+
+def test_without_metrics_or_without_answers_the_report_has_no_such_part(lake: Lake, tmp_path: Path) -> None:
+    assert beyond.parts(list(rows_of(lake).values()), {}) == []
+    assert beyond.parts([], {}) == []
+    (tmp_path / "empty").mkdir()
+    empty = named(planted.lake(tmp_path / "empty"), "contains")
+    assert beyond.parts(list(rows_of(empty).values()), {}) == []
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_many_metrics_and_models_are_drawn(count: int) -> None:
+    shares = {"share": 0.5, "low": 0.2, "high": 0.8, "base": None}
+    rows = [
+        {"metric": f"m{n}", "model": f"model-{k}", "method": "full", **shares}
+        for n in range(count)
+        for k in range(count)
+    ]
+    svg = plots.shares_beside_base(rows)
+    assert svg is not None and b"m0" in svg and (b"model-0 full" in svg) is (count > 1)
+    assert plots.shares_beside_base([]) is None
 
 
 def test_a_profile_without_metrics_is_measured_as_before(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ WIDTH = 4.6  # inches
 MOST_SERIES = 18
 MOST_LABELS = 14
 MOST_BARS = 40
+MOST_PANELS = 8
 
 
 def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes | None:
@@ -261,6 +262,34 @@ def provider_shares(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     return _render(figure, kind)
 
 
+def shares_beside_base(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
+    """A panel for each `metric`: every method's `share` with its interval (`low` to `high`), and an upright bar at the untouched
+    model's (`base`) where that is known."""
+    names = list(dict.fromkeys(row["metric"] for row in rows))[:MOST_PANELS]
+    if not names:
+        return None
+    panels = [[row for row in rows if row["metric"] == name][:MOST_BARS] for name in names]
+    figure, axes = _stacked(len(panels), 0, [0.75 + 0.26 * len(shown) for shown in panels])
+    several = len({row["model"] for row in rows}) > 1
+    for panel, name, shown in zip(axes, names, panels, strict=True):
+        places = range(len(shown))[::-1]
+        for place, row in zip(places, shown, strict=True):
+            if row["low"] is not None:
+                panel.plot([100 * row["low"], 100 * row["high"]], [place] * 2, color=COLORS[0], linewidth=1.6)
+            panel.plot(100 * row["share"], place, marker="o", color=COLORS[0], markersize=6, linestyle="")
+            if row["base"] is not None:
+                panel.plot([100 * row["base"]] * 2, [place - 0.4, place + 0.4], color=COLORS[1], linewidth=2.4)
+        panel.set_yticks(places, [f"{row['model']} {row['method']}" if several else row["method"] for row in shown])
+        panel.set_xlim(-4, 104)
+        panel.set_ylim(-0.6, len(shown) - 0.4)
+        _dress(panel, name, "% of the answers" if panel is axes[-1] else "", "")
+    axes[0].plot([], [], marker="o", color=COLORS[0], linestyle="-", label="share, 95 % interval")
+    if any(row["base"] is not None for row in rows):
+        axes[0].plot([], [], color=COLORS[1], linewidth=2.4, label="untouched model")
+    _legend(figure, axes)
+    return _render(figure, kind)
+
+
 def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
     """Share of each axis's values that a provider's valid records hit, a group of bars per axis."""
     covered = [one for one in covered if one.axes]
@@ -295,12 +324,13 @@ def length_histograms(lengths: Mapping[str, Sequence[tuple[int, int]]], kind: Ki
     return _render(figure, kind)
 
 
-def _stacked(panels: int, height: float) -> tuple[Any, list[Any]]:
-    """A figure of so many panels below one another, each `height` inches."""
+def _stacked(panels: int, height: float, heights: Sequence[float] = ()) -> tuple[Any, list[Any]]:
+    """A figure of so many panels below one another, each `height` inches, or of the `heights` given."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, panels * height), layout="constrained")
-    axes = figure.subplots(panels, 1)
+    ratios = list(heights) or [height] * panels
+    figure = Figure(figsize=(WIDTH, sum(ratios)), layout="constrained")
+    axes = figure.subplots(panels, 1, height_ratios=ratios)
     return figure, [axes] if panels == 1 else list(axes)
 
 

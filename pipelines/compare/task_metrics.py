@@ -18,19 +18,19 @@ Answers = list[list[dict[str, Any]]]  # of each seed
 def add_metrics(resolved: Resolved, rows: Sequence[Row], taught: Sequence[Row], scores: Scores) -> None:
     """Give the rows of cells and of teachers (whose answers are `taught`) their shares."""
     project = resolved.project
-    names, base = project.settings.evaluation.metric_names, base_method(project)
+    evaluation, base = project.settings.evaluation, base_method(project)
     fingerprint = evaluated_by(resolved).fingerprint
     answered = [_answers(project, row, taught, fingerprint) for row in rows]
     for row, answers in zip(rows, answered, strict=True):
         flat = [one for seed in answers for one in seed]
         if row["answers_ended_pct"] is None:  # earlier evaluations did not measure it
             row["answers_ended_pct"] = ended_pct(flat)
-        row |= cell_columns(names, [scores.added_to(seed) for seed in answers])
+        row |= cell_columns(evaluation.metrics, [scores.added_to(seed) for seed in answers])
     bases = {row["model"]: (row, asked) for row, asked in zip(rows, answered, strict=True) if row["method"] == base}
     for row, answers in zip(rows, answered, strict=True):
         untouched, asked = bases.get(row["model"], (None, []))
         if untouched and _asked(asked) == _asked(answers) and _same_weights(untouched, row):
-            for name in names:
+            for name in evaluation.metric_names:
                 column = column_name("metric", name)
                 row[f"{column}_base"] = untouched[column]
 

@@ -120,26 +120,27 @@ def _guarded_verdicts(metrics: Sequence[Metric], answers: Sequence[str]) -> dict
         return {one.column: [None] * len(answers) for one in metrics}
 
 
-def cell_columns(names: Sequence[str], seeds: Sequence[Sequence[Row]]) -> dict[str, Any]:
+def cell_columns(metrics: Sequence[Metric], seeds: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """A cell's columns from the scored answers of each of its seeds: shares with 95 % intervals of the sample that one seed
     answered. A share is empty where an answer could not be told, and `metrics_because` says so."""
     rows = [row for answers in seeds for row in answers]
     found: dict[str, Any] = {}
     lacking = []
-    for name in names if rows else ():
-        column = column_name("metric", name)
+    for metric in metrics if rows else ():
+        column = column_name("metric", metric.column)
         said = [row[column] for row in rows]
         if missing := said.count(None):
-            lacking.append(f"{name}: {missing} of {len(said)} answers could not be told")
+            lacking.append(f"{metric.column}: {missing} of {len(said)} answers {_why(metric)}, or take the metric out")
         else:
             found |= _share(column, [bool(one) for one in said], max(1, round(len(said) / len(seeds))))
-    if lacking:
-        why = (
-            f"a pattern or schema has {SECONDS:g} s of the processor for an answer, and a match needs a reference; "
-            "make it simpler, or take the metric out"
-        )
-        found["metrics_because"] = f"{'; '.join(lacking)} ({why})"
-    return found
+    return {**found, **({"metrics_because": "; ".join(lacking)} if lacking else {})}
+
+
+def _why(metric: Metric) -> str:
+    if metric.kind in PLAIN:
+        return "have no reference to be compared with; take these records out"
+    part = "pattern" if metric.kind == "regex" else "schema"
+    return f"could not be told within {SECONDS:g} s of the processor; make the {part} simpler"
 
 
 def _share(column: str, hits: Sequence[bool], sample: int) -> dict[str, Any]:

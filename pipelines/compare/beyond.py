@@ -1,0 +1,23 @@
+"""The report's section on what a loss leaves open: did tuning help at the task, did it cost elsewhere, was it needed at all?
+
+Each part is a function of a module of its own, (rows, tables) → HTML, or None where nothing of it was measured. Parts stand in the
+order of PARTS. `pieces.Part` makes one that looks like the others.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from markupsafe import Markup
+
+from pipelines.compare import metric_report
+
+Row = dict[str, Any]
+Section = Callable[[Sequence[Row], Mapping[str, pa.Table]], Markup | None]
+TITLE = "Better at the task? Worse elsewhere? Needed at all?"
+PARTS: tuple[Section, ...] = (metric_report.section,)
+
+
+def parts(rows: Sequence[Row], tables: Mapping[str, pa.Table]) -> list[Markup]:
+    """The section's parts for the rows of the comparison, and the tables that are published beside it."""
+    return [found for part in PARTS if (found := part(rows, tables))]

@@ -1,0 +1,98 @@
+"""The report's part on metrics of one's own task: each metric's share by method, and the untouched model's beside it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from markupsafe import Markup
+
+from pipelines.column_names import METRIC_ENDINGS
+from pipelines.compare import plots
+from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.columns.configured import DIGITS, METRICS, comparison_of
+from pipelines.compare.columns.quality import SHARE
+from pipelines.compare.figures import Figure
+from pipelines.compare.pieces import Part
+from pipelines.compare.show import full_name
+from pipelines.schema import Column, real, text
+
+Row = dict[str, Any]
+NUMBERS = (
+    text("metric", "Metric of one's own task."),
+    *COMPARISON.pick("model", "method"),
+    real("share", "Share of the answers that pass the metric.", SHARE, DIGITS),
+    real("low", "Lower end of the 95 % interval of the share.", SHARE, DIGITS, heading="from"),
+    real("high", "Upper end of the 95 % interval of the share.", SHARE, DIGITS, heading="to"),
+    real("base", "Share of the untouched model, on the same prompts.", SHARE, DIGITS),
+)
+SAYS = (
+    "Each dot is the share of the answers that pass, with its 95 % interval (Wilson). The upright bar is the untouched model's "
+    "share on the same prompts, which has an interval of its own."
+)
+FEW = 30  # answers
+
+
+def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) -> Markup | None:
+    """None where the profile names no metric, or nobody has answered."""
+    numbers = long_form(rows)
+    because = [f"{full_name(row)}: {row['metrics_because']}." for row in rows if row["metrics_because"]]
+    if not numbers and not because:
+        return None
+    svg = plots.shares_beside_base(numbers)
+    answered = [row for row in rows if any(row.get(name) is not None for name in metrics_in(row))]
+    return Part(
+        "metrics",
+        "Metrics of your own task",
+        notes=[*_few(answered), *because],
+        figures=[Figure("metrics", "Answers that pass", SAYS, Markup(svg.decode()), NUMBERS, numbers)] if svg else [],
+        caption="Percentage of the answers that pass each metric, with its 95 % interval",
+        columns=(
+            *COMPARISON.pick("model", "method"),
+            *_columns(rows),
+            *COMPARISON.pick("answers", "answers_ended_pct"),
+        ),
+        rows=[{**row, **{name: _in_words(row, name) for name in metrics_in(row)}} for row in answered],
+    ).html()
+
+
+def _columns(rows: Sequence[Row]) -> list[Column]:
+    """One column of text for each metric."""
+    added = {column.name: column for column in comparison_of(rows[0]).columns} if rows else {}
+    return [text(name, added[name].meaning, heading=added[name].heading) for name in metrics_in(rows[0])]
+
+
+def _in_words(row: Row, name: str) -> str:
+    """`58 % (32 to 81)`."""
+    share, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    return "–" if share is None else f"{100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def _few(answered: Sequence[Row]) -> list[str]:
+    fewest = min((row["answers"] for row in answered if row["answers"]), default=FEW)
+    if fewest >= FEW:
+        return []
+    return [
+        f"Only {fewest:.0f} answers: with more of them (evaluation.answers in experiments.yaml) the intervals become narrower."
+    ]
+
+
+def long_form(rows: Sequence[Row]) -> list[Row]:
+    """A row for each metric and row of the comparison that has a share of it."""
+    return [
+        {
+            "metric": name.removeprefix("metric_"),
+            "model": row["model"],
+            "method": row["method"],
+            "share": row[name],
+            **{end: row[f"{name}_{end}"] for end in ("low", "high", "base")},
+        }
+        for name in (metrics_in(rows[0]) if rows else ())
+        for row in rows
+        if row.get(name) is not None
+    ]
+
+
+def metrics_in(row: Row) -> list[str]:
+    """The columns of the metrics' shares, without those that stand beside each."""
+    added = comparison_of(row).groups().get(METRICS, [])
+    return [column.name for column in added][:: len(METRIC_ENDINGS)]
