@@ -19,8 +19,8 @@ from pipelines.errors import InUseError, WorkError
 
 # What the lake holds; a folder `lake` that is made for one of these is the lake, and not a data root of that name
 LAKE_ROOMS = (
-    "bit_widths", "cells", "clean", "code.json", "estimates", "hashes.json", "journal.sqlite", "locks", "news", "nights", "raw",
-    "tune", "work",
+    "bit_widths", "cells", "clean", "code.json", "estimates", "hashes.json", "journal.sqlite", "locks", "news", "nights",
+    "preferences.jsonl", "raw", "tune", "work",
 )  # fmt: skip
 
 

@@ -46,6 +46,10 @@ class DataRoot:
         return self.lake / "journal.sqlite"
 
     @property
+    def preferences(self) -> Path:
+        return self.lake / "preferences.jsonl"
+
+    @property
     def locks(self) -> Path:
         return self.lake / "locks"
 
