@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONUNBUFFERED = 1
 
-.PHONY: extras run tour test test-slow ui table prune screenshots bench lint format lock setup setup-dev weights clean-data
+.PHONY: extras run tour test test-slow ui chat table prune screenshots bench lint format lock setup setup-dev weights clean-data
 .DEFAULT_GOAL := run
 
 run: weights ## the whole graph on this machine's profile; prints the comparison table
@@ -22,6 +22,9 @@ test-slow: setup-dev weights ## kill loops and whole runs; up to an hour
 
 ui: setup ## Dagster's webserver and daemon on 127.0.0.1:3000 (PORT=... for another)
 	@exec $(BIN)/python -m assets.ui
+
+chat: weights ## answers of the base and of your cells side by side on 127.0.0.1:3100 (PORT=... for another; CELLS="MODEL/METHOD ...")
+	@exec $(BIN)/featherweight chat --page --port $(or $(PORT),3100) $(CELLS)
 
 table: setup ## the published comparison
 	@$(BIN)/featherweight table

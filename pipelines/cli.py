@@ -385,6 +385,14 @@ def sweep(arguments: Arguments) -> int:
     return OK if all(row["status"] == "ok" for row in rows) else NOT_OK
 
 
+def chat(arguments: Arguments) -> int:
+    from pipelines.chat.command import Wanted
+    from pipelines.chat.command import chat as begin
+
+    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "work")}
+    return begin(project_now(), Wanted(**given))
+
+
 def prune(arguments: Arguments) -> int:
     from pipelines.prune import leftovers, remove, superseded_exports
 
@@ -579,6 +587,28 @@ def parser() -> argparse.ArgumentParser:
     )
     swept.add_argument("--targets", choices=["all-linear", "attention"], help="default: what the profile says")
     swept.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
+    talking = command(
+        "chat",
+        chat,
+        "ask the base and trained cells the same and see their answers side by side, here or on a local page",
+    )
+    talking.add_argument(
+        "cells",
+        nargs="*",
+        metavar="MODEL/METHOD[@SEED]",
+        help="the base of each model answers, too; default: what the comparison prefers",
+    )
+    talking.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): the likeliest token")
+    talking.add_argument("--max-new-tokens", type=_positive, metavar="N", help="default: as evaluation")
+    talking.add_argument("--system", default="", metavar="TEXT", help="a system prompt; default: none")
+    talking.add_argument(
+        "--now", dest="beside", action="store_true", help="also while a measurement runs, which that disturbs"
+    )
+    talking.add_argument(
+        "--format", choices=["text", "json"], default="text", help="json: a line for each prompt that is piped in"
+    )
+    talking.add_argument("--page", action="store_true", help="on a page of this machine (127.0.0.1), with a blind vote")
+    talking.add_argument("--port", type=int, default=3100, metavar="N", help="of the page; default 3100")
     command("prune", prune, "what nobody needs any more; removed with --yes alone").add_argument(
         "--yes", action="store_true", help="remove it"
     )

@@ -1,0 +1,170 @@
+"""The answering process: `python -m pipelines.chat.child` reads a request a line and writes an event a line, both JSON.
+
+Requests: {"do": "answer", "id", "member", "messages", "limit", "temperature"} and {"do": "stop", "id"}. Events carry the id:
+begun, text, done, error. It ends with its input, and with its parent.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any
+
+import psutil
+
+from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.runs.process import die_with_parent, limit_memory, offer_to_oom_killer, print_anything
+from pipelines.runs.worker import is_out_of_memory
+
+Json = dict[str, Any]
+Say = Callable[..., None]
+
+
+def main(budget_gb: float | None) -> None:
+    """Answer what is asked, one question after the other, within `budget_gb` (10⁹ bytes; None: what the machine has)."""
+    say = _events()
+    from pipelines import machine
+
+    if budget_gb and machine.device_slug() == "cpu":
+        limit_memory(round(budget_gb * 1e9))
+    asked: SimpleQueue[Json | None] = SimpleQueue()
+    stopped: set[int] = set()
+    threading.Thread(target=_read, args=(asked, stopped), daemon=True).start()
+    answers = _Answers(say, stopped, budget_gb)
+    while (request := asked.get()) is not None:
+        answers.to(request)
+
+
+def _events() -> Say:
+    """What writes an event. Whatever else is printed in this process goes to its log."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(**event: Any) -> None:
+        out.write(json.dumps(event) + "\n")
+        out.flush()
+
+    return say
+
+
+def _read(asked: "SimpleQueue[Json | None]", stopped: set[int]) -> None:
+    """Requests as they come; one to stop must not wait for the answer that it stops."""
+    for request in _requests():
+        if request["do"] == "stop":
+            stopped.add(request["id"])
+        else:
+            asked.put(request)
+    asked.put(None)
+    # Whoever asked is gone: an answer under way is for nobody
+    with suppress(OSError):
+        sys.stderr.flush()
+    os._exit(0)
+
+
+def _requests() -> Iterator[Json]:
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+class _Answers:
+    """Answers requests with the models of this process, which are loaded when they are first needed."""
+
+    def __init__(self, say: Say, stopped: set[int], budget_gb: float | None) -> None:
+        self._say, self._stopped, self._budget_gb = say, stopped, budget_gb
+        self._speakers: Any = None
+
+    def to(self, request: Json) -> None:
+        number = request["id"]
+        try:
+            self._answer(request)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._say(event="error", id=number, kind="out_of_memory", text=_first_line(error))
+                return
+            known = isinstance(error, (UnavailableError, UsageError, WorkError, ValueError)) or _is_ours(error)
+            if not known:
+                import traceback
+
+                traceback.print_exc()
+            self._say(event="error", id=number, kind="failed", text=_in_words(error))
+
+    def _answer(self, request: Json) -> None:
+        number, member = request["id"], request["member"]
+        speakers = self._ready()
+        if not speakers.has(member):
+            speakers.load(member)
+        self._say(event="begun", id=number)
+        if number in self._stopped:
+            self._say(event="done", id=number, text="", tokens=0, seconds=0.0, ended="stopped", **_memory())
+            return
+        from pipelines.chat.speakers import Question
+
+        answer = speakers.answer(
+            member,
+            Question(request["messages"], request["limit"], request["temperature"]),
+            lambda text: self._say(event="text", id=number, text=text),
+            lambda: number in self._stopped,
+        )
+        self._say(
+            event="done",
+            id=number,
+            text=answer.text,
+            tokens=len(answer.tokens),
+            seconds=answer.seconds,
+            ended=answer.ended,
+            **_memory(),
+        )
+
+    def _ready(self) -> Any:
+        """The speakers; the libraries are loaded with the first question."""
+        if self._speakers is None:
+            from pipelines.chat.speakers import Speakers
+            from pipelines.train import card, loading
+
+            loading.quiet()
+            card.require_usable()
+            if self._budget_gb:
+                _limit_card(self._budget_gb)
+            self._speakers = Speakers()
+        return self._speakers
+
+
+def _limit_card(budget_gb: float) -> None:
+    import torch
+
+    from pipelines.train import card
+
+    if torch.cuda.is_available():
+        card.limit_memory(budget_gb)
+
+
+def _memory() -> Json:
+    """Bytes that are free where the model lies, and that this process holds there."""
+    import torch
+
+    if torch.cuda.is_available():
+        return {"free": torch.cuda.mem_get_info()[0], "held": torch.cuda.memory_reserved()}
+    return {"free": psutil.virtual_memory().available, "held": psutil.Process().memory_info().rss}
+
+
+def _is_ours(error: Exception) -> bool:
+    return type(error).__module__.startswith("pipelines.")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+
+
+def _in_words(error: Exception) -> str:
+    said = " ".join(str(error).split())[:600]
+    return said if _is_ours(error) else f"{type(error).__name__}: {said}"
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    offer_to_oom_killer()
+    print_anything()
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else None)

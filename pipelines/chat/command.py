@@ -1,0 +1,50 @@
+"""The command `featherweight chat`: in the terminal, or with --page as a local page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.chat.conversation import Conversation
+from pipelines.chat.engine import Engine
+from pipelines.chat.members import Roster
+from pipelines.chat.settings import Settings
+from pipelines.chat.terminal import Format, Terminal
+from pipelines.errors import UsageError
+from pipelines.project import Project
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line says. `cells` empty: what the comparison prefers; `max_new_tokens` None: what evaluation allows."""
+
+    cells: Sequence[str] = ()
+    temperature: float = 0.0
+    max_new_tokens: int | None = None
+    system: str = ""
+    beside: bool = False
+    format: Format = "text"
+    page: bool = False
+    port: int = 3100
+
+    def settings(self, project: Project) -> Settings:
+        most = self.max_new_tokens or project.settings.evaluation.max_new_tokens
+        return Settings(most, self.temperature, self.system)
+
+
+def chat(project: Project, wanted: Wanted) -> int:
+    """Run it until somebody leaves; returns the exit code.
+
+    Raises:
+        UsageError: a cell, a setting or a port that cannot be.
+    """
+    settings = wanted.settings(project)
+    if wanted.page:
+        from pipelines.chat.page import serve
+
+        if wanted.format != "text":
+            raise UsageError("--format json prints answers in the terminal: leave out --page, or --format")
+        return serve(project, wanted.cells, settings, wanted.port)
+    members = Roster(project).named(wanted.cells)
+    terminal = Terminal(Engine(project), Conversation(members, settings), format=wanted.format)
+    if wanted.beside:
+        terminal.beside.set()
+    return terminal.run()

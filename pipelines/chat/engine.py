@@ -1,0 +1,292 @@
+"""The parent's half of answering: one child that holds the models, which models it holds, whose turn the device is.
+
+A model never runs in the process that shows its answers: memory that runs out, or a crash, costs a message. Where models do not
+fit beside one another the child is ended and a new one begun, since only the end of a process gives all of its memory back.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from queue import Empty, SimpleQueue
+from tempfile import TemporaryFile
+from threading import Event as Flag
+from threading import Thread
+from typing import Any, Literal
+
+from pipelines import machine
+from pipelines.chat.conversation import Conversation
+from pipelines.chat.members import Member
+from pipelines.errors import InUseError, UsageError, WorkError
+from pipelines.estimate.estimate import estimates
+from pipelines.methods import traits_of
+from pipelines.project import Project
+from pipelines.runs import devices
+from pipelines.runs.process import child_environment, stop_group
+
+CHILD = "pipelines.chat.child"
+POLL_SECONDS = 0.1
+STOP_SECONDS = 10  # for a token that is under way when somebody stops the answer; then the process is ended
+MARGIN = 1.1  # of a prediction, which is of weights alone: the cache of keys and values lies beside them
+Json = dict[str, Any]
+Kind = Literal["waiting", "loading", "text", "done", "error"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happens to the answer in place `slot`. `text`: what is waited for or loaded; the next piece of the answer; with `done`
+    the whole of it; what went wrong. `ended`: `itself`, `limit`, `window` or `stopped`."""
+
+    slot: int
+    kind: Kind
+    text: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    ended: str = ""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """New tokens per second of answering, the reading of the prompt included."""
+        return self.tokens / self.seconds if self.tokens and self.seconds else None
+
+    def to_json(self) -> Json:
+        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+
+
+class Engine:
+    """Answers conversations, one after the other, from the thread that first asks: the child dies with that thread."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._child: _Child | None = None
+
+    def close(self) -> None:
+        """End the child; the next answer begins another."""
+        if self._child:
+            self._child.end()
+        self._child = None
+
+    def ask(
+        self, conversation: Conversation, prompt: str, *, stop: Flag | None = None, beside: Flag | None = None
+    ) -> Iterator[Event]:
+        """The answers of all members to `prompt`, as they come. Each is computed while no measurement of this machine runs, and one
+        that comes meanwhile waits for it; once `beside` is set, without regard to that. `stop` ends the round."""
+        stop, beside = stop or Flag(), beside or Flag()
+        conversation.turns += 1
+        for slot in self._order(conversation.members):
+            member = conversation.members[slot]
+            with ExitStack() as device:
+                yield from _device(device, slot, stop, beside)
+                if stop.is_set():
+                    yield Event(slot, "done", ended="stopped")
+                    continue
+                for event in self._answer(conversation, slot, prompt, stop):
+                    if event.kind == "done" and event.tokens:
+                        conversation.answered(member, prompt, event.text)
+                    yield event
+
+    def _order(self, members: Sequence[Member]) -> list[int]:
+        """The places of the members, those first whose model is in memory."""
+        held = self._child.groups if self._child and self._child.is_alive else set()
+        first = {group: place for place, group in enumerate(dict.fromkeys(member.group for member in members))}
+        return sorted(range(len(members)), key=lambda i: (members[i].group not in held, first[members[i].group], i))
+
+    def _answer(self, conversation: Conversation, slot: int, prompt: str, stop: Flag) -> Iterator[Event]:
+        member, settings = conversation.members[slot], conversation.settings
+        if not self._child or not self._child.is_alive or member.name not in self._child.names:
+            yield Event(slot, "loading", "loading the model")
+        try:
+            child = self._child_for(member)
+        except (WorkError, UsageError, OSError) as error:
+            yield Event(slot, "error", f"cannot begin the process that answers: {error}")
+            return
+        asked = {
+            "member": _as_told(self._project, member),
+            "messages": conversation.asked(member, prompt),
+            "limit": settings.max_new_tokens,
+            "temperature": settings.temperature,
+        }
+        for told in child.answer(asked, stop):
+            if told["event"] == "text":
+                yield Event(slot, "text", told["text"])
+            elif told["event"] == "done":
+                child.groups.add(member.group)
+                child.names.add(member.name)
+                child.memory = told if "free" in told else child.memory
+                yield Event(slot, "done", told["text"], told["tokens"], told["seconds"], told["ended"])
+            elif told["event"] == "error":
+                if told["kind"] != "failed":  # what is left of a process that ran out of memory is not to be relied on
+                    self.close()
+                yield Event(slot, "error", _in_words(told))
+        if not child.is_alive:
+            self.close()
+
+    def _child_for(self, member: Member) -> "_Child":
+        """The child, and room in it for the member's model."""
+        child = self._child
+        if child and (not child.is_alive or not self._has_room(child, member)):
+            self.close()
+            child = None
+        if child is None:
+            child = self._child = _Child(_budget_gb(self._project, member))
+        return child
+
+    def _has_room(self, child: "_Child", member: Member) -> bool:
+        """Whether the member's model fits beside those that the child holds, by prediction; without one, it does not."""
+        if not child.groups or member.group in child.groups:
+            return True
+        needed, budget = _predicted_bytes(self._project, member), _budget_gb(self._project, member)
+        if needed is None or not child.memory:
+            return False
+        free = child.memory["free"]
+        if budget:
+            free = min(free, budget * 1e9 - child.memory["held"])
+        return needed * MARGIN <= free
+
+
+def _device(held: ExitStack, slot: int, stop: Flag, beside: Flag) -> Iterator[Event]:
+    """Hold this machine's device in `held`, as soon as no measurement does; says whom it waits for."""
+    paths, told = devices.watched_locks(), False
+    while not (stop.is_set() or beside.is_set()):
+        try:
+            held.enter_context(devices.kept(paths, "featherweight chat", seconds=0))
+            return
+        except InUseError:
+            user = devices.holder(paths)
+            if user and not told:
+                told = True
+                yield Event(
+                    slot, "waiting", f"waiting until no measurement runs, which an answer would disturb: {user}"
+                )
+            time.sleep(POLL_SECONDS)
+
+
+def _budget_gb(project: Project, member: Member) -> float | None:
+    key = member.key
+    method = key.method if key.method in project.experiments.methods else next(iter(project.experiments.methods))
+    return project.training_of(key.model, method).memory_budget_gb
+
+
+def _predicted_bytes(project: Project, member: Member) -> float | None:
+    """What the member's model adds to a process that has loaded the libraries, at the most while it is loaded."""
+    traits, methods = traits_of(member.recipe), project.experiments.methods
+    plain = next((name for name, method in methods.items() if not method.traits.trains), None)
+    method = member.key.method if traits.quantization else plain
+    if method not in methods:
+        return None
+    with suppress(WorkError):
+        (found,) = estimates(project, [(member.key.model, method)], say=lambda _: None)
+        weights, load, framework = (found.gb(part=part) for part in ("weights", "load", "framework"))
+        if weights is not None and load is not None and framework is not None:
+            return max(weights, load - framework) * 1e9
+    return None
+
+
+def _as_told(project: Project, member: Member) -> Json:
+    """The member as the child reads it."""
+    told: Json = {
+        "name": member.name,
+        "group": member.group,
+        "shares_base": member.shares_base,
+        "recipe": dict(member.recipe),
+        "folder": str(member.folder),
+        "trained": str(member.trained) if member.trained else None,
+    }
+    if member.recipe.get("shots"):
+        told |= {"examples": str(project.resolve().selected.examples), "selection": asdict(project.selection)}
+    return told
+
+
+def _in_words(told: Json) -> str:
+    if told["kind"] == "out_of_memory":
+        return f"out of memory: {told['text']}. Choose a smaller or a quantized cell, or end what else uses the memory."
+    return told["text"]
+
+
+class _Child:
+    """The process that holds models and answers. `groups` are those that it holds, `names` the members that can answer at once,
+    `memory` what it last said of its own."""
+
+    def __init__(self, budget_gb: float | None) -> None:
+        self.groups: set[str] = set()
+        self.names: set[str] = set()
+        self.memory: Json = {}
+        self._number = 0
+        self._kills = machine.oom_kills()
+        self._held = ExitStack()
+        self._log = self._held.enter_context(TemporaryFile("w+", encoding="utf-8", errors="replace"))  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", CHILD, *([str(budget_gb)] if budget_gb else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            encoding="utf-8",
+            errors="replace",
+            env=child_environment({"HF_HUB_OFFLINE": "1"}),
+            start_new_session=True,
+        )
+        self._events: SimpleQueue[Json | None] = SimpleQueue()
+        Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def answer(self, asked: Json, stop: Flag) -> Iterator[Json]:
+        """The child's events of one answer; the last is `done` or `error`."""
+        self._number += 1
+        number, is_loading, stopped_at = self._number, True, 0.0
+        self._tell({"do": "answer", "id": number, **asked})
+        while True:
+            if stop.is_set() and not stopped_at:
+                stopped_at = time.monotonic()
+                self._tell({"do": "stop", "id": number})
+            if stopped_at and (is_loading or time.monotonic() > stopped_at + STOP_SECONDS):
+                self.end()  # loading cannot be asked to end
+                yield {"event": "done", "text": "", "tokens": 0, "seconds": 0.0, "ended": "stopped"}
+                return
+            try:
+                told = self._events.get(timeout=POLL_SECONDS)
+            except Empty:
+                continue
+            if told is None:
+                yield {"event": "error", "kind": "ended", "text": self._why_it_ended()}
+                return
+            if told["id"] != number:
+                continue
+            is_loading = is_loading and told["event"] != "begun"
+            yield told
+            if told["event"] in ("done", "error"):
+                return
+
+    def end(self) -> None:
+        stop_group(self._process)
+        with suppress(OSError):
+            assert self._process.stdin
+            self._process.stdin.close()
+        self._held.close()
+
+    def _tell(self, request: Json) -> None:
+        assert self._process.stdin
+        with suppress(BrokenPipeError, ValueError):  # it has ended: its events say so
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+
+    def _listen(self) -> None:
+        assert self._process.stdout
+        with self._process.stdout as lines:
+            for line in lines:
+                with suppress(ValueError):  # it was killed in the middle of a line
+                    self._events.put(json.loads(line))
+        self._events.put(None)
+
+    def _why_it_ended(self) -> str:
+        code = self._process.wait()
+        if machine.oom_kills() > self._kills and code == -9:
+            return "out of memory: the kernel ended the process that answers. Choose a smaller or a quantized cell."
+        self._log.seek(0)
+        last = " | ".join(self._log.read().strip().splitlines()[-2:])
+        return f"the process that answers ended with exit code {code}{f': {last}' if last else ''}; the next prompt begins another"

@@ -1,0 +1,215 @@
+"""Who can answer: the ok cells of the lake and the untouched models, how somebody names them, and which share a model in memory."""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipelines import weights
+from pipelines.compare.compare import published_rows
+from pipelines.errors import UsageError
+from pipelines.evaluate.cell import base_method
+from pipelines.files import stable_hash
+from pipelines.methods import CHANGE_THE_BASE, traits_of
+from pipelines.project import Project, Resolved
+from pipelines.runs import cells
+from pipelines.runs.cells import CellKey
+from pipelines.settings import expected_one_of
+
+MOST = 8  # answers beside one another
+UNPICKED = 2  # trained cells where the comparison picks none
+SEPARATOR, SEED = re.compile(r"\s*[/×]\s*"), re.compile(r"-?[0-9]{1,18}")
+# Settings of a LoRA that leave the base as it is, so that others can use it, too
+SHARES = frozenset(
+    ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "init_lora_weights")
+)
+SAME_BASE = ("quantization", "precision", "attention", "fp16")  # what decides, with the folder, how a base is loaded
+
+
+@dataclass(frozen=True)
+class Member:
+    """A cell that can answer. `folder` holds its model's weights; `trained` what training saved, None where nothing is trained;
+    `run_id` is empty for a model that no attempt has run yet."""
+
+    key: CellKey
+    recipe: Mapping[str, Any]
+    folder: Path
+    trained: Path | None = None
+    run_id: str = ""
+
+    @property
+    def name(self) -> str:
+        """As it is typed: `model/method@seed`."""
+        return f"{self.key.model}/{self.key.method}@{self.key.seed}"
+
+    @property
+    def is_base(self) -> bool:
+        """The untouched model, asked without examples."""
+        return not traits_of(self.recipe).trains and not self.recipe.get("shots")
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether it leaves the base that it answers with as it is, so that others of that base can answer with the same one."""
+        traits = traits_of(self.recipe)
+        if not traits.trains:
+            return True
+        begins = str(traits.peft.get("init_lora_weights"))
+        return traits.peft_type == "LORA" and set(traits.peft) <= SHARES and not begins.startswith(CHANGE_THE_BASE)
+
+    @property
+    def group(self) -> str:
+        """Equal for those that can share one model in memory."""
+        if not self.shares_base:
+            return f"own {self.run_id}"
+        recipe = self.recipe
+        loaded = [recipe.get(name) for name in SAME_BASE]
+        loaded += [bool(recipe["quantization"] and recipe.get("double_quantization", True))]
+        return f"base {stable_hash([str(self.folder), *loaded])}"
+
+    @property
+    def why_not(self) -> str | None:
+        """Why it cannot answer here, None where it can."""
+        if self.recipe.get("retrieval"):
+            return (
+                "its prompts hold records or passages that were retrieved for each question, which chat does not do; its answers "
+                "to the evaluation records stand in the table evaluation_answers"
+            )
+        return None
+
+
+class Roster:
+    """The cells of a project that can answer, as the lake is when it is first asked."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+
+    def named(self, names: Sequence[str]) -> list[Member]:
+        """The members with these names, each once, the base of each model before them; without names those that the comparison
+        prefers.
+
+        Raises:
+            UsageError: a name that is none, a cell that is not ok or was made with other weights than are here, or too many.
+        """
+        asked = [self._key(name) for name in names] or self._preferred()
+        with_bases = [key for model in dict.fromkeys(key.model for key in asked) for key in self._base(model)]
+        keys = list(dict.fromkeys([*with_bases, *asked]))
+        if len(keys) > MOST:
+            raise UsageError(f"{len(keys)} cells, the bases among them; expected at most {MOST}: name fewer")
+        found = [self.member(key) for key in keys]
+        for member in found:
+            if member.why_not:
+                raise UsageError(f"{member.key}: {member.why_not}: choose another cell.")
+        return found
+
+    def everyone(self) -> list[Member]:
+        """Every cell that can be asked: the untouched models whose weights are here, and the newest ok attempt of every cell whose
+        model is in experiments.yaml. By model, bases first."""
+        found: dict[CellKey, Member] = {}
+        for key in [*self._bases(), *self._ok]:
+            with suppress(UsageError):
+                found.setdefault(key, self.member(key))
+        order = list(self._project.experiments.models)
+        return sorted(found.values(), key=lambda one: (order.index(one.key.model), not one.is_base))
+
+    def member(self, key: CellKey) -> Member:
+        """The cell as it can be asked now.
+
+        Raises:
+            UsageError: it is not ok, its weights are not here, or they are others than it was made with.
+        """
+        project = self._project
+        model = project.experiments.model(key.model)
+        if not weights.is_present(project.data, key.model, model):
+            raise UsageError(f"{key}: the weights are not here: run `featherweight fetch {key.model}`.")
+        folder = weights.model_folder(project.data, key.model, model)
+        attempt = cells.latest(project.data, key)
+        if attempt is None and not self._trains(key.method):
+            return Member(key, project.recipe_of(key.model, key.method), folder)
+        if attempt is None or attempt.status != "ok":
+            status = attempt.status if attempt else "missing"
+            raise UsageError(f"{key} is {status}; only an ok cell can answer: run `{self._training(key)}`.")
+        self._resolved.require_same_weights(attempt)
+        trained = attempt.model_folder if traits_of(attempt.spec.recipe).trains else None
+        if trained and not trained.exists():
+            raise UsageError(
+                f"{key}: {trained} is gone, only its numbers are kept: run `{self._training(key)} --force`."
+            )
+        return Member(key, attempt.spec.recipe, folder, trained, attempt.run_id)
+
+    @cached_property
+    def _resolved(self) -> Resolved:
+        return self._project.resolve()
+
+    @cached_property
+    def _ok(self) -> list[CellKey]:
+        """Cells whose newest attempt is ok, of models that the configuration knows."""
+        found = []
+        for folder in sorted(self._project.data.cells.glob("*/*/*")):
+            model, method, seed = folder.parts[-3:]
+            if seed.lstrip("-").isdigit() and model in self._project.experiments.models:
+                key = CellKey(model, method, int(seed))
+                newest = cells.latest(self._project.data, key)
+                found += [key] if newest and newest.status == "ok" else []
+        return found
+
+    def _training(self, key: CellKey) -> str:
+        seed = "" if key.seed in self._project.settings.seeds else f" --seed {key.seed}"
+        return f"featherweight train {key.model} {key.method}{seed}"
+
+    def _trains(self, method: str) -> bool:
+        known = self._project.experiments.methods.get(method)
+        return known is None or known.traits.trains
+
+    def _key(self, name: str) -> CellKey:
+        """`model/method` or `model×method`, either with `@seed`; without one the profile's first seed that is in the lake."""
+        cell, at, seed = name.strip().partition("@")
+        parts = SEPARATOR.split(cell.strip())
+        if len(parts) != 2 or not all(parts) or (at and not SEED.fullmatch(seed)):
+            raise UsageError(
+                f"{name!r}: expected MODEL/METHOD or MODEL/METHOD@SEED, such as {self._example()}; {self._known()}"
+            )
+        model, method = parts
+        self._project.experiments.model(model)
+        methods = list(dict.fromkeys([*(key.method for key in self._ok), *self._project.experiments.methods]))
+        if method not in methods:
+            raise UsageError(f"unknown method {method!r}; {expected_one_of(method, methods)}; {self._known()}")
+        return CellKey(model, method, int(seed) if seed else self._seed(model, method))
+
+    def _seed(self, model: str, method: str) -> int:
+        seeds, held = self._project.settings.seeds, [k.seed for k in self._ok if (k.model, k.method) == (model, method)]
+        return next((seed for seed in seeds if seed in held), held[0] if held else seeds[0])
+
+    def _example(self) -> str:
+        model, method = next(((key.model, key.method) for key in self._ok), self._project.grid[0])
+        return f"{model}/{method}"
+
+    def _known(self) -> str:
+        found = dict.fromkeys(f"{key.model}/{key.method}" for key in self._ok)
+        return f"ok in the lake: {', '.join(found)}" if found else "no cell is ok yet: run `make run` first"
+
+    def _base(self, model: str) -> list[CellKey]:
+        base = base_method(self._project)
+        return [CellKey(model, base, self._seed(model, base))] if base else []
+
+    def _bases(self) -> list[CellKey]:
+        data, models = self._project.data, self._project.experiments.models.items()
+        here = [name for name, model in models if weights.is_present(data, name, model)]
+        return [key for name in here for key in self._base(name)]
+
+    def _preferred(self) -> list[CellKey]:
+        """The cells that the published comparison picks, of the first pick's model; where it picks none, the first trained ones of
+        the profile's grid."""
+        ok = {(key.model, key.method): key for key in self._ok}
+        rows: list[dict[str, Any]] = []
+        with suppress(UsageError):  # nothing was published yet
+            rows = published_rows(self._project.data, "picks")
+        cells_of = [(row["model"], row["method"]) for row in rows]
+        found = [ok[cell] for cell in dict.fromkeys(cells_of) if cell in ok]
+        if not found:
+            found = [ok[cell] for cell in self._project.grid if cell in ok and self._trains(cell[1])][:UNPICKED]
+        if not found:
+            raise UsageError("no trained cell is ok yet: run `make run` first, or name a cell: MODEL/METHOD")
+        return [key for key in found if key.model == found[0].model]

@@ -1,0 +1,360 @@
+"""Chat as a small page on 127.0.0.1: what the browser asks, and who may ask.
+
+No model runs here: one thread hands the questions to the child, one after the other, and passes on what comes back.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import re
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.resources import files
+from threading import Event as Flag
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipelines.chat.engine import Engine, Event
+from pipelines.chat.members import MOST, Member, Roster
+from pipelines.chat.rounds import Open, Opened
+from pipelines.chat.settings import MOST_PROMPT_CHARS, MOST_TEMPERATURE, MOST_TOKENS, Settings, check_prompt
+from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.project import Project
+
+HOST = "127.0.0.1"
+MOST_BYTES = 400_000  # of a request: two texts of the longest kind, escaped
+LOOK_SECONDS = 0.3  # how often we look whether the tab is still open
+GRACE_SECONDS = 2
+Json = dict[str, Any]
+
+
+def serve(project: Project, names: Sequence[str], settings: Settings, port: int) -> int:
+    """Serve the page until Ctrl-C; returns the exit code.
+
+    Raises:
+        UsageError: the port is taken, or a name is no cell that can answer.
+    """
+    chosen = Roster(project).named(names)
+    with _bound(port) as listening:
+        port = listening.getsockname()[1]
+        page = Page(project, Engine(project), chosen, settings)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                application(page, port),
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=GRACE_SECONDS,
+                server_header=False,
+            )
+        )
+        print(f"featherweight: http://{HOST}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        try:
+            server.run(sockets=[listening])
+        except KeyboardInterrupt:  # uvicorn raises the signal again once it has ended
+            pass
+        finally:
+            page.close()
+    return 0
+
+
+def _bound(port: int) -> socket.socket:
+    if not 0 <= port < 65536:
+        raise UsageError(f"port {port}; expected 1 to 65535, or 0 for any free one")
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((HOST, port))
+    except OSError as error:
+        listening.close()
+        raise UsageError(
+            f"port {port} is in use ({error.strerror}): end what uses it, or choose another: `featherweight chat --page --port "
+            f"{port + 1}` or `make chat PORT={port + 1}`"
+        ) from None
+    return listening
+
+
+@dataclass
+class Page:
+    """What one server holds: the engine, the thread that asks it, and the conversations that are open."""
+
+    project: Project
+    engine: Engine
+    chosen: Sequence[Member]
+    settings: Settings
+    opened: Opened = field(default_factory=Opened)
+    waiting: int = 0
+    # The child dies with the thread that began it, so it is one thread for as long as the server lives
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "answers"))
+    # Of each conversation that is being answered: flags to stop it, and to answer beside a measurement
+    under_way: dict[str, tuple[Flag, Flag]] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """End whatever is under way, and the child."""
+        for stop, _ in list(self.under_way.values()):
+            stop.set()
+        self.engine.close()
+        self.thread.shutdown(wait=True, cancel_futures=True)
+        self.engine.close()
+
+
+def application(page: Page, port: int) -> Starlette:
+    """The page's own server."""
+    html = (files("pipelines.chat") / "page.html").read_text(encoding="utf-8")
+    policy = _policy(html)
+
+    async def index(_: Request) -> Response:
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
+    def post(path: str, answer: Callable[[Page, Json, Request], Any]) -> Route:
+        async def endpoint(request: Request) -> Response:
+            try:
+                return await answer(page, await _json(request), request)
+            except UsageError as error:
+                return JSONResponse({"error": str(error)}, 400)
+            except (WorkError, UnavailableError) as error:
+                return JSONResponse({"error": str(error)}, 500)
+
+        return Route(path, endpoint, methods=["POST"])
+
+    return Starlette(
+        routes=[
+            Route("/", index),
+            post("/cells", _cells),
+            post("/ask", _ask),
+            post("/stop", _stop),
+            post("/now", _now),
+            post("/vote", _vote),
+        ],
+        middleware=[Middleware(OwnPagesOnly, port=port)],
+    )
+
+
+def _policy(html: str) -> str:
+    """Nothing but the page's own script and style, by their hashes, and requests to this server."""
+
+    def hashes(tag: str) -> str:
+        found = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in found)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+class OwnPagesOnly:
+    """Refuses requests that another site sends through the visitor's browser: those to another name of this machine (DNS
+    rebinding), and those to change or read something that do not come from our page."""
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        self._app = app
+        self._hosts = [f"{name}:{port}" for name in (HOST, "localhost")]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope)
+        if because := self._refused(request):
+            await JSONResponse({"error": because}, 403)(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+    def _refused(self, request: Request) -> str | None:
+        hosts, origins = request.headers.getlist("host"), request.headers.getlist("origin")
+        if len(hosts) != 1 or hosts[0] not in self._hosts:
+            return f"Host {hosts}: expected {' or '.join(self._hosts)}"
+        if request.method in ("GET", "HEAD"):
+            return None
+        if origins != [f"http://{hosts[0]}"]:
+            return f"Origin {origins}: expected this page's own, http://{hosts[0]}"
+        if request.headers.get("content-type", "").split(";")[0] != "application/json":
+            return "expected JSON"
+        return None
+
+
+HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+async def _json(request: Request) -> Json:
+    """The request's object.
+
+    Raises:
+        UsageError: it is none, or longer than `MOST_BYTES`.
+    """
+    held = bytearray()
+    async for part in request.stream():
+        held += part
+        if len(held) > MOST_BYTES:
+            raise UsageError(f"more than {MOST_BYTES:,} bytes: shorten the prompt to {MOST_PROMPT_CHARS:,} characters")
+    try:
+        told = json.loads(held)
+    except (ValueError, RecursionError):
+        raise UsageError("expected a JSON object") from None
+    if not isinstance(told, dict):
+        raise UsageError(f"got {type(told).__name__}; expected a JSON object")
+    return told
+
+
+def _of(kind: type, told: Json, name: str, default: Any = None) -> Any:
+    value = told.get(name, default)
+    if type(value) is not kind:
+        raise UsageError(f"{name} is {value!r:.60}; expected {kind.__name__}")
+    return value
+
+
+async def _cells(page: Page, _: Json, __: Request) -> Response:
+    """Who can be asked, and what is chosen at first."""
+    found = await asyncio.to_thread(Roster(page.project).everyone)
+    chosen = {member.name for member in page.chosen}
+    told = [
+        {
+            "name": member.name,
+            "model": member.key.model,
+            "method": f"{member.key.method}@{member.key.seed}",
+            "is_base": member.is_base,
+            "why_not": member.why_not,
+            "is_chosen": member.name in chosen,
+        }
+        for member in found
+    ]
+    settings = page.settings
+    return JSONResponse(
+        {
+            "cells": told,
+            "most": MOST,
+            "temperature": settings.temperature,
+            "most_temperature": MOST_TEMPERATURE,
+            "max_new_tokens": settings.max_new_tokens,
+            "most_tokens": MOST_TOKENS,
+            "system": settings.system,
+            "most_chars": MOST_PROMPT_CHARS,
+        }
+    )
+
+
+async def _ask(page: Page, told: Json, request: Request) -> Response:
+    """Answers, as a line of JSON for each event."""
+    prompt = _of(str, told, "prompt").strip()
+    if not prompt:
+        raise UsageError("the prompt is empty: write a question")
+    check_prompt(prompt)
+    if told.get("conversation") is None:
+        conversation = await asyncio.to_thread(_new, page, told)
+    else:
+        conversation = page.opened.get(_of(str, told, "conversation"))
+    conversation.begin(prompt)
+    return StreamingResponse(_events(page, conversation, request), media_type="application/x-ndjson")
+
+
+def _new(page: Page, told: Json) -> Open:
+    names = _of(list, told, "cells")
+    if len(names) > MOST:
+        raise UsageError(f"{len(names)} cells are chosen; expected at most {MOST}")
+    known = {member.name: member for member in Roster(page.project).everyone()}
+    if missing := [name for name in names if not isinstance(name, str) or name not in known]:
+        raise UsageError(f"{missing[0]!r:.80} cannot answer any more: load the page again")
+    members = [known[name] for name in dict.fromkeys(names)]
+    if refused := [member for member in members if member.why_not]:
+        raise UsageError(f"{refused[0].name}: {refused[0].why_not}")
+    temperature = told.get("temperature", 0)
+    if type(temperature) not in (int, float):
+        raise UsageError(f"temperature is {temperature!r:.60}; expected a number")
+    settings = Settings(_of(int, told, "max_new_tokens"), float(temperature), _of(str, told, "system", ""))
+    return page.opened.new(members, settings, blind=_of(bool, told, "blind", False))
+
+
+async def _events(page: Page, opened: Open, request: Request) -> AsyncIterator[str]:
+    """What happens to the round, until it is over or nobody listens any more."""
+    loop, flags = asyncio.get_running_loop(), (Flag(), Flag())
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    def put(event: Event | None) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    page.under_way[opened.id] = flags
+    waits = page.waiting > 0
+    page.waiting += 1
+    work = page.thread.submit(_answer, page, opened, flags, put)
+    try:
+        yield _line({"kind": "begin", "conversation": opened.id, "slots": opened.slots, "blind": opened.blind})
+        if waits:
+            yield _line({"kind": "queued", "text": "another question is being answered; yours comes next"})
+        while not await request.is_disconnected():
+            try:
+                event = await asyncio.wait_for(events.get(), LOOK_SECONDS)
+            except TimeoutError:
+                continue
+            if event is None:
+                opened.is_busy = False
+                yield _line({"kind": "end", "can_vote": opened.can_vote})
+                return
+            yield _line(opened.shown_to(event))
+    finally:
+        flags[0].set()
+        page.waiting -= 1
+        page.under_way.pop(opened.id, None)
+        work.add_done_callback(lambda _: setattr(opened, "is_busy", False))
+
+
+def _answer(page: Page, opened: Open, flags: tuple[Flag, Flag], put: Callable[[Event | None], None]) -> None:
+    """In the thread that answers: one round, each event handed to `put`, None at the end."""
+    stop, beside = flags
+    try:
+        for event in page.engine.ask(opened.conversation, opened.prompt, stop=stop, beside=beside):
+            if event.kind in ("done", "error"):
+                opened.answers[event.slot] = event
+            put(event)
+    except Exception as error:
+        put(Event(0, "error", f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        put(None)
+
+
+async def _stop(page: Page, told: Json, _: Request) -> Response:
+    """End the round that is under way."""
+    if flags := page.under_way.get(_of(str, told, "conversation")):
+        flags[0].set()
+    return JSONResponse({})
+
+
+async def _now(page: Page, told: Json, _: Request) -> Response:
+    """Answer without waiting for the measurement that runs."""
+    if flags := page.under_way.get(_of(str, told, "conversation")):
+        flags[1].set()
+    return JSONResponse({})
+
+
+async def _vote(page: Page, told: Json, _: Request) -> Response:
+    """Keep a vote, and show what was hidden."""
+    opened = page.opened.get(_of(str, told, "conversation"))
+    return JSONResponse(opened.vote(page.project.data, told.get("choice")))
+
+
+def _line(told: Json) -> str:
+    return json.dumps(told) + "\n"

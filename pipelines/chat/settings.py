@@ -1,0 +1,36 @@
+"""How answers are made: what one sets on the command line or on the page."""
+
+from dataclasses import dataclass
+
+from pipelines.errors import UsageError
+
+MOST_TOKENS, MOST_TEMPERATURE = 8192, 5.0
+MOST_PROMPT_CHARS = 20_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`max_new_tokens`: the longest answer. `temperature` 0: the likeliest token each time. `system`: a system prompt, or none.
+
+    Raises:
+        UsageError: a value that makes no sense.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    system: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_new_tokens <= MOST_TOKENS:
+            raise UsageError(f"max-new-tokens is {self.max_new_tokens}; expected 1 to {MOST_TOKENS}")
+        if not 0 <= self.temperature <= MOST_TEMPERATURE:  # NaN too
+            raise UsageError(
+                f"temperature is {self.temperature:g}; expected 0 (the likeliest token) to {MOST_TEMPERATURE:g}"
+            )
+        check_prompt(self.system, "the system prompt")
+
+
+def check_prompt(text: str, what: str = "the prompt") -> None:
+    """Raises UsageError for a text that is too long to be meant."""
+    if len(text) > MOST_PROMPT_CHARS:
+        raise UsageError(f"{what} has {len(text):,} characters; expected at most {MOST_PROMPT_CHARS:,}: shorten it")

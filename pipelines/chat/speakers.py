@@ -1,0 +1,261 @@
+"""Models in memory, in the process that answers: those of one base share it, and an adapter is switched on for its own answers.
+
+What is asked, how an answer is computed and when it ends is evaluation's (`answering`, `PromptFormat`, `Shots`), so that a greedy
+answer is token for token what evaluation gives to the same prompt.
+"""
+# ruff: noqa: TID253
+
+import gc
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.evaluate import answering
+from pipelines.evaluate.answering import Speaker
+from pipelines.evaluate.shots import Shots
+from pipelines.methods import traits_of
+from pipelines.runs.clock import Stopwatch
+from pipelines.train import loading, peft_adapter
+from pipelines.train.prompts import PromptFormat
+
+Json = dict[str, Any]
+FIRST = "default"  # PEFT's name of a model's first adapter
+UNKNOWN_WINDOW = 1 << 30
+HALF = "\ufffd"  # what the first bytes of a character decode to
+
+
+class StoppedError(Exception):
+    """Somebody asked for this answer to end."""
+
+
+class WindowFullError(Exception):
+    """The conversation leaves no room for an answer."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """`messages`: the conversation so far, the last one the user's. `limit`: the most new tokens. `temperature` 0: the likeliest
+    token each time."""
+
+    messages: Sequence[Mapping[str, str]]
+    limit: int
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`ended`: by itself, by the `limit`, by the model's `window`, or `stopped`."""
+
+    text: str
+    tokens: Sequence[int]
+    seconds: float
+    ended: str
+
+
+class Speakers:
+    """The models that this process holds, by group, and the members that answer with them."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Any] = {}
+        self._adapters: dict[str, dict[str, str]] = {}  # of each group, PEFT's name of each member's
+
+    def has(self, member: Json) -> bool:
+        """Whether the member can answer at once."""
+        held = member["group"] in self._models
+        return held and (not _has_adapter(member) or member["name"] in self._adapters[member["group"]])
+
+    def load(self, member: Json) -> None:
+        """Bring the member's model, or only its adapter where its base is here.
+
+        Raises:
+            UnavailableError, WorkError: as loading for evaluation does.
+        """
+        group, recipe, base = member["group"], member["recipe"], Path(member["folder"])
+        trained = Path(member["trained"]) if member["trained"] else None
+        if not member["shares_base"]:
+            self._models[group] = loading.load_trained(base, recipe, trained)
+            self._adapters[group] = {member["name"]: FIRST}
+            return
+        if group not in self._models:
+            self._models[group] = loading.load_trained(base, recipe, None)
+            self._adapters[group] = {}
+        if trained:
+            try:
+                self._attach(group, member["name"], trained)
+            except BaseException:
+                self.forget(group)  # half of an adapter may be on it
+                raise
+
+    def _attach(self, group: str, name: str, trained: Path) -> None:
+        model, known = self._models[group], self._adapters[group]
+        own = f"adapter{len(known)}" if known else FIRST
+        if known:
+            model.load_adapter(str(trained), adapter_name=own)
+        else:
+            model = self._models[group] = loading.attach_trained(model, trained)
+        model.set_adapter(own)
+        model.eval()
+        peft_adapter.require_as_saved(model, trained)
+        known[name] = own
+
+    def forget(self, group: str) -> None:
+        """Let go of a model."""
+        self._models.pop(group, None)
+        self._adapters.pop(group, None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def answer(
+        self, member: Json, question: Question, say: Callable[[str], None], stopped: Callable[[], bool]
+    ) -> Answer:
+        """The member's answer; `say` is called with each new piece of its text, `stopped` between tokens.
+
+        Raises:
+            WindowFullError: the model's window is full.
+        """
+        with self._speaking(member) as speaker:
+            prompt = _prompt(member, speaker, question)
+            room = _window(speaker) - len(prompt)
+            if room < 1:
+                raise WindowFullError(
+                    f"the conversation has {len(prompt)} tokens, and the model's window holds {_window(speaker)}: start a new one"
+                )
+            limit = min(question.limit, room)
+            stream = _Stream(speaker, say, stopped)
+            clock, ended = Stopwatch(), ""
+            try:
+                (tokens,) = answering.answer(_told(speaker, stream, question), [prompt], limit)
+            except StoppedError:
+                tokens, ended = stream.tokens, "stopped"
+            seconds = clock.total()
+        by_itself = len(tokens) < limit or _ends(speaker, tokens)
+        ended = ended or ("itself" if by_itself else "limit" if limit == question.limit else "window")
+        return Answer(answering.text_of(speaker, tokens), tokens, seconds, ended)
+
+    @contextmanager
+    def _speaking(self, member: Json) -> Iterator[Speaker]:
+        """The member's speaker, its adapter and no other one switched on inside."""
+        model, recipe = self._models[member["group"]], member["recipe"]
+        form = _form(member["folder"], recipe["prompt"], json.dumps(recipe.get("template")))
+        speaker = Speaker(model, form, recipe, loading.device())
+        if not member["shares_base"] or not self._adapters[member["group"]]:
+            yield speaker
+        elif _has_adapter(member):
+            model.set_adapter(self._adapters[member["group"]][member["name"]])
+            yield speaker
+        else:
+            with model.disable_adapter():
+                yield replace(speaker, model=model.get_base_model())
+
+
+def _has_adapter(member: Json) -> bool:
+    return bool(member["trained"]) and traits_of(member["recipe"]).has_adapter
+
+
+@cache
+def _form(folder: str, prompt: str, template: str) -> PromptFormat:
+    return PromptFormat.of(Path(folder), {"prompt": prompt, "template": json.loads(template)})
+
+
+def _window(speaker: Speaker) -> int:
+    """Tokens of prompt and answer that the model can read, without those that its adapter puts before them."""
+    most = getattr(speaker.model.config, "max_position_embeddings", None) or UNKNOWN_WINDOW
+    return most - traits_of(speaker.recipe).virtual_tokens
+
+
+def _prompt(member: Json, speaker: Speaker, question: Question) -> list[int]:
+    record = as_record(question.messages)
+    count = speaker.recipe.get("shots")
+    if not count:
+        return speaker.form.prompt(record)
+    train = _train(member["examples"], json.dumps(member["selection"]))
+    shots = Shots(train, count, speaker.form, room=_window(speaker) - question.limit)
+    return speaker.form.prompt(record, shots.of(_answered(record, question, train)))
+
+
+def as_record(messages: Sequence[Mapping[str, str]]) -> Json:
+    """The conversation as a record whose answer is still open: one question is a record as training has them."""
+    question = messages[-1]["content"].strip()
+    if len(messages) == 1:
+        return {"example_id": "chat", "instruction": question, "input": "", "output": ""}
+    asked = [*messages, {"role": "assistant", "content": ""}]
+    return {"example_id": "chat", "messages": json.dumps(asked, ensure_ascii=False)}
+
+
+def _answered(record: Json, question: Question, train: Sequence[Json]) -> Json:
+    """The record as the choice of its examples needs it, which measures what has an answer: a short one, in the place of none."""
+    asked = [{**turn, "content": turn["content"].strip() or "?"} for turn in question.messages]
+    messages = json.dumps([*asked, {"role": "assistant", "content": "?"}], ensure_ascii=False)
+    language = _language(
+        question.messages[-1]["content"], sorted({one["language"] for one in train if one["language"]})
+    )
+    return {**record, "messages": messages, "language": language}
+
+
+@cache
+def _train(examples: str, selection: str) -> list[Json]:
+    from pipelines.clean.select import Selection, select
+
+    return list(select(Path(examples), Selection(**json.loads(selection))).train)
+
+
+def _language(text: str, known: Sequence[str]) -> str | None:
+    """Which of the known languages the text is most likely in."""
+    if len(known) < 2:
+        return known[0] if known else None
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages(list(known))
+    return identifier.classify(text)[0]
+
+
+def _ends(speaker: Speaker, tokens: Sequence[int]) -> bool:
+    text = speaker.form.tokenizer.decode(tokens)
+    return tokens[-1] in speaker.form.stop_tokens or any(mark in text for mark in speaker.stop_texts)
+
+
+def _told(speaker: Speaker, stream: "_Stream", question: Question) -> Speaker:
+    more: Json = {"streamer": stream}
+    if question.temperature > 0:
+        more |= {"do_sample": True, "temperature": question.temperature, "top_k": 0, "top_p": 1.0}
+    return replace(speaker, more=more)
+
+
+class _Stream:
+    """What `generate` hands each new token to; says the text that they make as far as no further token can change it."""
+
+    def __init__(self, speaker: Speaker, say: Callable[[str], None], stopped: Callable[[], bool]) -> None:
+        self._speaker, self._say, self._stopped = speaker, say, stopped
+        self._is_prompt = True
+        self._said = ""
+        self.tokens: list[int] = []
+
+    def put(self, value: Any) -> None:
+        if self._is_prompt:  # it is handed over first
+            self._is_prompt = False
+            return
+        self.tokens += value.flatten().tolist()
+        text = _settled(answering.text_of(self._speaker, self.tokens), self._speaker.stop_texts)
+        if len(text) > len(self._said) and text.startswith(self._said):
+            self._say(text[len(self._said) :])
+            self._said = text
+        if self._stopped():
+            raise StoppedError
+
+    def end(self) -> None:
+        """Nothing is kept back that the whole answer does not say."""
+
+
+def _settled(text: str, marks: Sequence[str]) -> str:
+    """The text without half a character at its end, and without what may be the beginning of a mark that ends the answer."""
+    text = text.rstrip(HALF)
+    begun = [n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n])]
+    return text[: len(text) - max(begun, default=0)].rstrip()
