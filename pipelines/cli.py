@@ -599,7 +599,7 @@ def parser() -> argparse.ArgumentParser:
         help="the base of each model answers, too; default: what the comparison prefers",
     )
     talking.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): the likeliest token")
-    talking.add_argument("--max-new-tokens", type=_positive, metavar="N", help="default: as evaluation")
+    talking.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N", help="default 256")
     talking.add_argument("--system", default="", metavar="TEXT", help="a system prompt; default: none")
     talking.add_argument(
         "--now", dest="beside", action="store_true", help="also while a measurement runs, which that disturbs"

@@ -14,20 +14,20 @@ from pipelines.project import Project
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the command line says. `cells` empty: what the comparison prefers; `max_new_tokens` None: what evaluation allows."""
+    """What the command line says. `cells` empty: what the comparison prefers."""
 
     cells: Sequence[str] = ()
     temperature: float = 0.0
-    max_new_tokens: int | None = None
+    max_new_tokens: int = 256
     system: str = ""
     beside: bool = False
     format: Format = "text"
     page: bool = False
     port: int = 3100
 
-    def settings(self, project: Project) -> Settings:
-        most = self.max_new_tokens or project.settings.evaluation.max_new_tokens
-        return Settings(most, self.temperature, self.system)
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.max_new_tokens, self.temperature, self.system)
 
 
 def chat(project: Project, wanted: Wanted) -> int:
@@ -36,7 +36,7 @@ def chat(project: Project, wanted: Wanted) -> int:
     Raises:
         UsageError: a cell, a setting or a port that cannot be.
     """
-    settings = wanted.settings(project)
+    settings = wanted.settings
     if wanted.page:
         from pipelines.chat.page import serve
 

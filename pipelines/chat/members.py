@@ -32,13 +32,19 @@ SAME_BASE = ("quantization", "precision", "attention", "fp16")  # what decides, 
 @dataclass(frozen=True)
 class Member:
     """A cell that can answer. `folder` holds its model's weights; `trained` what training saved, None where nothing is trained;
-    `run_id` is empty for a model that no attempt has run yet."""
+    `run_id` is empty for a model that no attempt has run yet; `several_seeds` where the name must say which."""
 
     key: CellKey
     recipe: Mapping[str, Any]
     folder: Path
     trained: Path | None = None
     run_id: str = ""
+    several_seeds: bool = False
+
+    @property
+    def label(self) -> str:
+        """As it is shown."""
+        return self.name if self.several_seeds else f"{self.key.model}/{self.key.method}"
 
     @property
     def name(self) -> str:
@@ -137,7 +143,13 @@ class Roster:
             raise UsageError(
                 f"{key}: {trained} is gone, only its numbers are kept: run `{self._training(key)} --force`."
             )
-        return Member(key, attempt.spec.recipe, folder, trained, attempt.run_id)
+        several = sum((one.model, one.method) == (key.model, key.method) for one in self._ok) > 1
+        return Member(key, attempt.spec.recipe, folder, trained, attempt.run_id, several)
+
+    def _can_answer(self, key: CellKey) -> bool:
+        with suppress(UsageError):
+            return self.member(key).why_not is None
+        return False
 
     @cached_property
     def _resolved(self) -> Resolved:
@@ -202,7 +214,7 @@ class Roster:
     def _preferred(self) -> list[CellKey]:
         """The cells that the published comparison picks, of the first pick's model; where it picks none, the first trained ones of
         the profile's grid."""
-        ok = {(key.model, key.method): key for key in self._ok}
+        ok = {(key.model, key.method): key for key in self._ok if self._can_answer(key)}
         rows: list[dict[str, Any]] = []
         with suppress(UsageError):  # nothing was published yet
             rows = published_rows(self._project.data, "picks")

@@ -76,6 +76,7 @@ def _bound(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
+        listening.listen(128)  # who comes before the server runs waits for it
     except OSError as error:
         listening.close()
         raise UsageError(
@@ -235,7 +236,7 @@ async def _cells(page: Page, _: Json, __: Request) -> Response:
         {
             "name": member.name,
             "model": member.key.model,
-            "method": f"{member.key.method}@{member.key.seed}",
+            "label": member.label.partition("/")[2],
             "is_base": member.is_base,
             "why_not": member.why_not,
             "is_chosen": member.name in chosen,

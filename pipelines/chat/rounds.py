@@ -39,7 +39,7 @@ class Open:
         members = self.conversation.members
         if self.blind and not self.has_voted:
             return [{"label": f"Answer {LETTERS[place]}"} for place in range(len(members))]
-        return [{"label": member.name} for member in members]
+        return [{"label": member.label} for member in members]
 
     @property
     def can_vote(self) -> bool:

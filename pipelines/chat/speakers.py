@@ -96,7 +96,8 @@ class Speakers:
         model, known = self._models[group], self._adapters[group]
         own = f"adapter{len(known)}" if known else FIRST
         if known:
-            model.load_adapter(str(trained), adapter_name=own)
+            with loading._without_bitsandbytes():  # as `attach_trained` loads the first
+                model.load_adapter(str(trained), adapter_name=own)
         else:
             model = self._models[group] = loading.attach_trained(model, trained)
         model.set_adapter(own)
@@ -210,11 +211,16 @@ def _language(text: str, known: Sequence[str]) -> str | None:
     """Which of the known languages the text is most likely in."""
     if len(known) < 2:
         return known[0] if known else None
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier = _identifier()
     identifier.set_languages(list(known))
     return identifier.classify(text)[0]
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _ends(speaker: Speaker, tokens: Sequence[int]) -> bool:

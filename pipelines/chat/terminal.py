@@ -94,7 +94,7 @@ class Terminal:
 
     def _may_begin(self) -> bool:
         """Say who takes part; ask what to do where a measurement runs. False: leave."""
-        names = [member.name for member in self.conversation.members]
+        names = [member.label for member in self.conversation.members]
         self.out.write(f"{' | '.join(names)}\n{HELP}\n")
         user = None if self.beside.is_set() else devices.holder(devices.watched_locks())
         if user is None:
@@ -128,7 +128,7 @@ class Terminal:
                 raise
             self.out.write(f"{error}\n")
             return
-        shown = [Shown(member.name) for member in self.conversation.members]
+        shown = [Shown(member.label) for member in self.conversation.members]
         with _stopping() as stop:
             events = self.engine.ask(self.conversation, prompt, stop=stop, beside=self.beside)
             if self.format == "json":

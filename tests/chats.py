@@ -1,0 +1,68 @@
+"""A planted lake whose cells can really answer: a tiny model, adapters of it with random weights, and a fully trained one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from pipelines import experiments
+from pipelines.runs.cells import Attempt
+from tests import planted
+from tests.planted import Lake
+from tests.tiny import TARGETS, save_tiny, tiny_model
+
+METHODS = {
+    "lora-r4": {"kind": "lora", "rank": 4},
+    "few-shot": {"kind": "none", "shots": 2},
+    "pissa": {"kind": "adapter", "peft": {"peft_type": "LORA", "r": 4, "init_lora_weights": "pissa"}},
+}
+
+
+def lake(root: Path, model: Path) -> Lake:
+    """No cells yet; the model `tiny` lies in the folder `model`."""
+    root.mkdir(parents=True, exist_ok=True)
+    made = planted.lake(root, methods=METHODS)
+    path = root / "experiments.yaml"
+    told = yaml.safe_load(path.read_text(encoding="utf-8"))
+    told["models"]["tiny"] |= {"source": {"path": str(model)}, "lora_targets": TARGETS["llama"]}
+    path.write_text(yaml.safe_dump(told), encoding="utf-8")
+    return Lake(replace(made.project, experiments=experiments.load(path)))
+
+
+def with_adapter(attempt: Attempt, *, seed: int) -> Attempt:
+    """The attempt, with an adapter of random weights as what it has trained."""
+    import torch
+
+    from pipelines.train import loading
+
+    recipe = {
+        **attempt.spec.recipe,
+        "kind": "lora",
+        "rank": 4,
+        "alpha": 32,
+        "dropout": 0,
+        "rslora": False,
+        "dora": False,
+    }
+    adapted = loading.add_adapter(tiny_model("llama"), {**recipe, "targets": TARGETS["llama"]})
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_" in name:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    adapted.save_pretrained(str(attempt.model_folder))
+    return attempt
+
+
+def with_model(attempt: Attempt, *, seed: int) -> Attempt:
+    """The attempt, with a whole model of other random weights as what it has trained."""
+    import torch
+
+    save_tiny(attempt.model_folder)
+    model = tiny_model("llama")
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(attempt.model_folder)
+    return attempt
