@@ -106,8 +106,9 @@ def generate(arguments: Arguments) -> int:
 def judge(arguments: Arguments) -> int:
     from pipelines.compare.providers import duel_rows
     from pipelines.evaluate import answers
+    from pipelines.generate import estimate as estimates
+    from pipelines.generate import judge as judged_records
     from pipelines.generate import show
-    from pipelines.generate.judge import judge
 
     project = project_now()
     experiments = project.experiments
@@ -116,9 +117,16 @@ def judge(arguments: Arguments) -> int:
             "no judge is configured: set generation.judge: {providers: [NAME, …]} (of the providers' records) or judging.judge: "
             "NAME (of the models' answers) in experiments.yaml"
         )
+    if arguments.estimate:
+        own = answers.estimates(project.resolve()) if answers.is_configured(project) else ()
+        found = [*judged_records.estimates(project.data, experiments), *own]
+        nothing = ["nothing would be asked: no records and no answers are kept yet that a judge or a teacher could see"]
+        for line in estimates.in_words(found, experiments.generation.budget_usd) if found else nothing:
+            print(line)
+        return OK
     bar = show.ProgressBar(experiments.generation.budget_usd)
     try:
-        results = [judge(project.data, experiments, progress=bar, again=arguments.again)]
+        results = [judged_records.judge(project.data, experiments, progress=bar, again=arguments.again)]
         if answers.is_configured(project):
             results.append(answers.ask(project.resolve(), progress=bar, again=arguments.again))
     finally:
@@ -463,12 +471,16 @@ def parser() -> argparse.ArgumentParser:
         help="give back what is charged for requests of unknown fate or cost (of --provider, else of all), once the provider's own "
         "bill shows none of it; the reason is kept in the journal, and nothing is sent",
     )
-    command(
+    judging = command(
         "judge",
         judge,
         "have the configured judges compare the providers' records, in pairs, and score the models' answers",
-    ).add_argument(
+    )
+    judging.add_argument(
         "--again", action="store_true", help="ask once more where an answer held no verdict that can be read"
+    )
+    judging.add_argument(
+        "--estimate", action="store_true", help="what would be asked and what it would cost; sends nothing"
     )
     cleaning = command("clean", clean, "clean records into examples and rejects")
     cleaning.add_argument(

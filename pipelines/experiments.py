@@ -365,13 +365,21 @@ class EvaluationSettings(Strict):
 
 class Judging(Strict):
     """Who is asked about answers to held-out records, within the providers' budgets: `judge` scores them, `repeat` of each cell's
-    twice; `teachers` answer the same prompts. Not part of what is measured with the model, so a change needs no model again."""
+    twice; with `pairs: base` it also compares each with the untouched model's; `teachers` answer the same prompts. Not part of what
+    is measured with the model, so a change needs no model again."""
 
     judge: str | None = None
     teachers: list[str] = []
+    pairs: Literal["base"] | None = None
     repeat: Count = 4
     max_tokens: PositiveInt = 500
     max_answer_chars: PositiveInt = 3000
+
+    @model_validator(mode="after")
+    def _somebody_judges_pairs(self) -> "Judging":
+        if self.pairs and not self.judge:
+            raise ValueError("pairs needs judge: the provider that compares the answers, such as judge: claude")
+        return self
 
 
 LauncherName = Literal["local", "torchrun", "ray", "slurm"]

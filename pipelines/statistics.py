@@ -23,20 +23,24 @@ def wilson(hits: int, total: int) -> tuple[float, float] | None:
     return max(0.0, min(share, (middle - spread) / scale)), min(1.0, max(share, (middle + spread) / scale))
 
 
-def win_rate_interval(wins: int, losses: int, ties: int) -> tuple[float, float] | None:
+def win_rate_interval(
+    wins: float, losses: float, ties: float, *, correction: float = 0.0
+) -> tuple[float, float] | None:
     """95 % interval of the mean of paired scores, 1 for a win, 0 for a loss and ½ for a tie; None under two pairs.
 
     Tango's score interval of the difference of paired proportions, (wins - losses) / pairs (Tango 1998, Statistics in Medicine
     17:891-908), mapped to 0..1. Without ties it is Wilson's. It has a width also where all pairs ended alike, and many ties make it
-    narrower, since they show that a difference is small.
+    narrower, since they show that a difference is small. `correction` pairs are taken off a difference before it is tested (a
+    continuity correction): wins come in whole pairs, and without it a few pairs that are nearly all won or lost cover less.
     """
     if wins + losses + ties < 2:
         return None
-    low, high = -_most_difference(losses, wins, ties), _most_difference(wins, losses, ties)
+    low = -_most_difference(losses, wins, ties, correction)
+    high = _most_difference(wins, losses, ties, correction)
     return (1 + low) / 2, (1 + high) / 2
 
 
-def _most_difference(wins: int, losses: int, ties: int) -> float:
+def _most_difference(wins: float, losses: float, ties: float, correction: float) -> float:
     """The largest difference that Tango's score test does not reject, by bisection between the one seen and 1."""
     total = wins + losses + ties
     low, high = (wins - losses) / total, 1.0
@@ -46,7 +50,7 @@ def _most_difference(wins: int, losses: int, ties: int) -> float:
         b = -wins - losses + (2 * total - wins + losses) * middle
         share = (sqrt(b * b + 8 * total * losses * middle * (1 - middle)) - b) / (4 * total)
         variance = total * (2 * share + middle * (1 - middle))
-        if (wins - losses - total * middle) ** 2 > Z95**2 * variance:
+        if max(0.0, total * middle - wins + losses - correction) ** 2 > Z95**2 * variance:
             high = middle
         else:
             low = middle

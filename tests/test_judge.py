@@ -17,8 +17,8 @@ from pipelines.compare.tables import all_tables
 from pipelines.generate import show
 from pipelines.generate.answers import Answer
 from pipelines.generate.generate import GenerationResult
-from pipelines.generate.judge import _verdict as duel_verdict
 from pipelines.generate.judge import chosen_judge, duels, family, judge, pairs
+from pipelines.generate.judge import verdict_of as duel_verdict
 from pipelines.generate.requests import book
 from pipelines.generate.verdicts import grade, truth, verdict_in, without_tricks
 from pipelines.provider_settings import Judge, Provider

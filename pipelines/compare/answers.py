@@ -1,18 +1,19 @@
 """What was said of the answers, put beside the cells: the judge's shares in their rows, and each teacher as a row of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.compare.columns.configured import comparison_for
 from pipelines.compare.table import Row
 from pipelines.evaluate import answers as kept
-from pipelines.evaluate import judge, scores, teacher
+from pipelines.evaluate import judge, pairs, scores, teacher
 from pipelines.evaluate.cell import evaluated_by
 from pipelines.experiments import Experiments
 from pipelines.generate.journal import Journal
 from pipelines.generate.judge import family
 from pipelines.generate.providers import missing_key
 from pipelines.project import Project, Resolved
+from pipelines.runs.cells import Evaluation
 from pipelines.runs.status import Status
 
 
@@ -20,17 +21,44 @@ def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
     """The cells' rows with their judge columns, then the teachers'."""
     project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
     with kept.reading(project) as journal:
+        bases = kept.base_evaluations(resolved, project.settings.models)
         for row in rows:
             seeds = kept.kept_answers(project, row["model"], row["method"], fingerprint)
             row |= judge.cell_columns(journal, project.experiments, seeds)
-        return [*rows, *(_teacher_row(resolved, journal, name) for name in teacher.teachers(project))]
+            found = kept.cell_matches(resolved, row["model"], row["method"], bases)
+            row |= pairs.cell_columns(journal, project.experiments, row["model"], found)
+        return [*rows, *(_teacher_row(resolved, journal, name, bases) for name in teacher.teachers(project))]
 
 
-def _teacher_row(resolved: Resolved, journal: Journal | None, name: str) -> Row:
+def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
+    """The rows of the table pair_verdicts: every pair of the profile that has a verdict, and the teachers'."""
+    project, rows = resolved.project, []
+    bases = kept.base_evaluations(resolved, project.settings.models)
+    with kept.reading(project) as journal:
+        taught = {
+            name: teacher.answers(journal, project, name, kept.sample(resolved))
+            for name in (teacher.teachers(project) if bases else ())
+        }
+        found = [
+            *((cell, one) for cell in project.grid if bases for one in kept.cell_matches(resolved, *cell, bases)),
+            *(
+                ((name, teacher.METHOD), kept.teacher_match(project, name, rows, bases))
+                for name, rows in taught.items()
+            ),
+        ]
+        for (model, method), one in found:
+            if isinstance(one, pairs.Match):
+                named = {"model": model, "method": method}
+                rows += [{**row, **named} for row in pairs.verdict_rows(journal, project.experiments, one)]
+    return rows
+
+
+def _teacher_row(resolved: Resolved, journal: Journal | None, name: str, bases: Mapping[str, Evaluation | str]) -> Row:
     """A row of what a provider's answers can show: no losses, no training, no memory."""
     project, provider = resolved.project, resolved.experiments.provider(name)
     records = kept.sample(resolved)
     answers = teacher.answers(journal, project, name, records)
+    against = kept.teacher_match(project, name, answers, bases)
     status, detail = _outcome(project, name, len(answers), len(records))
     tokens = [row["answer_tokens"] for row in answers if row["answer_tokens"] is not None]
     return {
@@ -52,6 +80,7 @@ def _teacher_row(resolved: Resolved, journal: Journal | None, name: str) -> Row:
         "device": provider.model,
         **scores.cell_scores(answers),
         **judge.cell_columns(journal, project.experiments, [answers] if answers else []),
+        **pairs.cell_columns(journal, project.experiments, None, [against] if against else []),
     }
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines import warehouse
-from pipelines.compare.answers import teacher_answers, with_judgements
+from pipelines.compare.answers import pair_verdicts, teacher_answers, with_judgements
+from pipelines.compare.columns.evaluation import PAIR_VERDICTS
 from pipelines.compare.columns.registry import VIEWS
 from pipelines.compare.decide import Decision, Limits, decide
 from pipelines.compare.ranking import make_picks
@@ -47,7 +48,14 @@ def compare(project: Project) -> Publication:
     scores = Scores(evaluation.metrics)
     add_metrics(resolved, rows, taught, scores)
     tables = all_tables(
-        project.data, project.experiments, rows, evaluation=evaluation, picks=picks, taught=taught, scores=scores
+        project.data,
+        project.experiments,
+        rows,
+        evaluation=evaluation,
+        picks=picks,
+        taught=taught,
+        scores=scores,
+        compared={PAIR_VERDICTS: pair_verdicts(resolved)},
     )
     warehouse.publish(project.data, tables, VIEWS)
     write_report(project, Content.of(rows, tables))

@@ -1,6 +1,6 @@
 """The warehouse's other tables: every attempt, every curve, every answer, every example and reject, every LLM call."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -10,7 +10,13 @@ from pipelines.compare.answers import with_verdicts
 from pipelines.compare.columns.calls import LLM_CALLS
 from pipelines.compare.columns.comparison import HISTORY, PICKS
 from pipelines.compare.columns.configured import answers_for, comparison_for
-from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS, EVALUATION_RECORDS, QUANTIZED_INFERENCE, SERVING
+from pipelines.compare.columns.evaluation import (
+    EVALUATION_ANSWERS,
+    EVALUATION_RECORDS,
+    PAIR_VERDICTS,
+    QUANTIZED_INFERENCE,
+    SERVING,
+)
 from pipelines.compare.columns.examples import CLEANING_SUMMARY, SFT_EXAMPLES, SFT_REJECTS
 from pipelines.compare.columns.providers import PROVIDER_COMPARISON, PROVIDER_DUELS
 from pipelines.compare.columns.training import TRAINING_CURVE, TRAINING_RUNS
@@ -51,9 +57,11 @@ def all_tables(
     picks: Sequence[Row] = (),
     taught: Sequence[Row] = (),
     scores: Scores | None = None,
+    compared: Mapping[Table, Sequence[Row]] | None = None,
 ) -> dict[str, pa.Table]:
     """Every table of the warehouse, read from the lake and the journal. `evaluation`: the settings whose columns are added;
-    `taught`: answers that no attempt gave; `scores`: those of the metrics that are known already."""
+    `taught`: answers that no attempt gave; `scores`: those of the metrics that are known already; `compared`: the rows of tables on
+    answers set against one another."""
     attempts = list(cells.all_attempts(data))
     evaluation = evaluation or EvaluationSettings()
     scores = scores or Scores(evaluation.metrics)
@@ -75,6 +83,8 @@ def all_tables(
         LLM_CALLS: llm_calls(data),
         PROVIDER_COMPARISON: provider_rows(data, experiments),
         PROVIDER_DUELS: duel_rows(data, experiments),
+        PAIR_VERDICTS: [],
+        **(compared or {}),
     }
     files = {SFT_EXAMPLES: "examples.parquet", SFT_REJECTS: "rejects.parquet", CLEANING_SUMMARY: "summary.parquet"}
     return {

@@ -1,16 +1,20 @@
-"""What is done with answers that are kept, without the model: teachers answer the same, and the judge scores all of them."""
+"""What is done with answers that are kept, without the model: teachers answer the same, the judge scores all of them and sets them
+against the untouched model's."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.evaluate import judge, teacher
-from pipelines.evaluate.cell import current_evaluation, evaluated_by
+from pipelines.evaluate import judge, pairs, teacher
+from pipelines.evaluate.cell import base_of, current_evaluation, evaluated_by
 from pipelines.evaluate.endings import has_ended
+from pipelines.evaluate.pairs import Match
+from pipelines.generate.estimate import Estimate, of_requests
 from pipelines.generate.generate import GenerationResult, ProviderResult, Session, outcome, session
 from pipelines.generate.journal import Journal, Request, opened
 from pipelines.generate.judge import ask_enabled
+from pipelines.generate.providers import enabled
 from pipelines.generate.send import Progress
 from pipelines.generate.verdicts import Reply, to_ask, unreadable_in
 from pipelines.project import Project, Resolved
@@ -18,6 +22,7 @@ from pipelines.runs import cells
 from pipelines.runs.cells import CellKey, Evaluation
 
 Row = dict[str, Any]
+ROLES = ("judge", "pair")  # what the judge is asked as: about one answer, about two
 
 
 def shown_evaluation(project: Project, key: CellKey, fingerprint: str) -> Evaluation | None:
@@ -45,8 +50,7 @@ def kept_answers(project: Project, model: str, method: str, fingerprint: str) ->
 
 def sample(resolved: Resolved) -> list[Row]:
     """The held-out records that the profile's models were asked, as they were kept with their answers."""
-    asked = {row["example_id"] for rows in _all_answers(resolved) for row in rows}
-    return [record for record in resolved.selected.eval if record["example_id"] in asked]
+    return _records(resolved, [one.answers() for one in _all_evaluations(resolved)])
 
 
 @contextmanager
@@ -74,8 +78,9 @@ def ask(
     again: bool = False,
 ) -> GenerationResult:
     """Have the teachers answer what these evaluations' models were asked (none given: all that the comparison shows), then have
-    the judge score all answers, for at most `budget_usd` of this call's own; what the journal holds is not asked again, but with
-    `again` what the judge answered without a readable verdict, once more. Without teachers and judge nothing is done.
+    the judge score all answers and, with `judging.pairs`, compare them with the untouched model's, for at most `budget_usd` of this
+    call's own; what the journal holds is not asked again, but with `again` what the judge answered without a readable verdict, once
+    more. Without teachers and judge nothing is done.
 
     Raises:
         UsageError: the prompts are broken.
@@ -85,57 +90,154 @@ def ask(
     project = resolved.project
     if not is_configured(project):
         return GenerationResult()
-    answers = [one.answers() for one in evaluations] if evaluations else _all_answers(resolved)
-    ids = {row["example_id"] for rows in answers for row in rows}
-    records = [record for record in resolved.selected.eval if record["example_id"] in ids]
-    if done := _all_held(project, records, answers, again=again):
+    about = _subject(resolved, evaluations)
+    if done := _all_held(about, again=again):
         return done
     name = project.experiments.judging.judge
     with session(project.data, project.experiments, progress=progress, budget_usd=budget_usd, wait=wait) as run:
-        taught = {one: teacher.requests(project, one, records) for one in project.experiments.judging.teachers}
-        results = _ask(run, taught, "teacher")
-        if name:  # now, since the teachers' new answers are judged too
-            wanted = to_ask(_replies(run.journal, project, records, answers), again=again)
-            judged = _ask(run, {name: wanted}, "judge")
-            found = unreadable_in(_replies(run.journal, project, records, answers))
+        results = _ask(run, about.of_teachers(), "teacher")
+        for role in ROLES if name else ():  # now, since the teachers' new answers are judged too
+            wanted = to_ask(about.replies(run.journal, role), again=again)
+            judged = _ask(run, {name: wanted}, role) if name and wanted else {}
+            found = unreadable_in(about.replies(run.journal, role))
             results |= {key: replace(one, **found) for key, one in judged.items()}
         return GenerationResult(results, run.orphans)
 
 
-def _all_answers(resolved: Resolved) -> list[list[Row]]:
-    fingerprint = evaluated_by(resolved).fingerprint
-    return [rows for cell in resolved.project.grid for rows in kept_answers(resolved.project, *cell, fingerprint)]
+def estimates(resolved: Resolved) -> Iterator[Estimate]:
+    """What `ask` would send now and what that would cost, by provider and role. Nothing is sent. Verdicts on answers that teachers
+    have not given yet are not counted."""
+    project = resolved.project
+    if not is_configured(project):
+        return
+    about, name = _subject(resolved, ()), project.experiments.judging.judge
+    with opened(project.data.journal) as journal:
+        wanted = [(one, "teacher", requests) for one, requests in about.of_teachers().items()]
+        wanted += [(name, role, to_ask(about.replies(journal, role), again=False)) for role in ROLES if name]
+        for one, role, requests in wanted:
+            if requests:
+                found = of_requests(journal, project.experiments, one, requests)
+                not_enabled = None if one in enabled(project.experiments) else f"set providers.{one}.enabled: true"
+                yield replace(found, provider=f"{one} ({role})", problem=not_enabled or found.problem)
 
 
-def _replies(
-    journal: Journal, project: Project, records: Sequence[Row], answers: Sequence[Sequence[Row]]
-) -> list[Reply[judge.Judgement]]:
-    """How all verdicts wanted stand, on the models' answers and on the teachers' that are here."""
-    taught = [teacher.answers(journal, project, one, records) for one in teacher.teachers(project)]
-    return [one for rows in (*answers, *taught) for one in judge.replies(journal, project.experiments, rows)]
+@dataclass(frozen=True)
+class Subject:
+    """What is asked about: each run's answers, the records that they answer, the runs' matches against the untouched model, and by
+    model the untouched one's evaluation, or why answers are not set against it."""
+
+    project: Project
+    records: Sequence[Row]
+    answers: Sequence[Sequence[Row]]
+    matches: Sequence[Match]
+    bases: Mapping[str, Evaluation | str]
+
+    def of_teachers(self) -> dict[str, list[Request]]:
+        """What each teacher is asked."""
+        names = self.project.experiments.judging.teachers
+        return {name: teacher.requests(self.project, name, self.records) for name in names}
+
+    def replies(self, journal: Journal, role: str) -> list[Reply[Any]]:
+        """How the verdicts stand that the judge is asked for as `role`, on the models' answers and the teachers' that are here."""
+        experiments = self.project.experiments
+        taught = {name: self._taught(journal, name) for name in teacher.teachers(self.project)}
+        if role == "judge":
+            return [
+                one for rows in (*self.answers, *taught.values()) for one in judge.replies(journal, experiments, rows)
+            ]
+        found = [teacher_match(self.project, name, rows, self.bases) for name, rows in taught.items()]
+        matches = [*self.matches, *(one for one in found if isinstance(one, Match))]
+        return pairs.all_replies(journal, experiments, matches) if pairs.is_configured(experiments) else []
+
+    def _taught(self, journal: Journal, name: str) -> list[Row]:
+        return teacher.answers(journal, self.project, name, self.records)
 
 
-def _all_held(
-    project: Project, records: Sequence[Row], answers: Sequence[Sequence[Row]], *, again: bool
-) -> GenerationResult | None:
+def _subject(resolved: Resolved, evaluations: Sequence[Evaluation]) -> Subject:
+    about = evaluations or _all_evaluations(resolved)
+    answers = [rows for one in about if (rows := one.answers())]
+    bases = base_evaluations(resolved, [one.attempt.key.model for one in about])
+    matches = [found for one in about if isinstance(found := run_match(resolved, one, bases), Match)]
+    return Subject(resolved.project, _records(resolved, answers), answers, matches, bases)
+
+
+def _all_evaluations(resolved: Resolved) -> list[Evaluation]:
+    project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
+    keys = [CellKey(*cell, seed) for cell in project.grid for seed in project.settings.seeds]
+    return [found for key in keys if (found := shown_evaluation(project, key, fingerprint))]
+
+
+def _records(resolved: Resolved, answers: Sequence[Sequence[Row]]) -> list[Row]:
+    ids = {row["example_id"] for rows in answers for row in rows}
+    return [record for record in resolved.selected.eval if record["example_id"] in ids]
+
+
+def base_evaluations(resolved: Resolved, models: Sequence[str]) -> dict[str, Evaluation | str]:
+    """By model: the untouched model's evaluation that answers are set against, or why they are not. Without `judging.pairs` of no
+    model."""
+    if not pairs.is_configured(resolved.experiments):
+        return {}
+    by = evaluated_by(resolved)
+    found: dict[str, Evaluation | str] = {}
+    for model in dict.fromkeys(models):
+        base = base_of(resolved.project, model)
+        shown = shown_evaluation(resolved.project, base, by.fingerprint) if base else None
+        found[model] = pairs.base_answers(resolved, by, model, shown)
+    return found
+
+
+def run_match(resolved: Resolved, evaluation: Evaluation, bases: Mapping[str, Evaluation | str]) -> Match | str | None:
+    """The evaluation's answers against the untouched model's, or why they are not set against them; None of the untouched model."""
+    key = evaluation.attempt.key
+    base = base_of(resolved.project, key.model)
+    if key.model not in bases or (base and (key.model, key.method) == (base.model, base.method)):
+        return None
+    against = bases[key.model]
+    return against if isinstance(against, str) else pairs.match_runs(resolved, evaluation, against)
+
+
+def cell_matches(
+    resolved: Resolved, model: str, method: str, bases: Mapping[str, Evaluation | str]
+) -> list[Match | str]:
+    """Those of a cell as the comparison shows it, one for each seed that was evaluated."""
+    project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
+    keys = [CellKey(model, method, seed) for seed in project.settings.seeds]
+    about = [found for key in keys if (found := shown_evaluation(project, key, fingerprint))]
+    return [found for one in about if (found := run_match(resolved, one, bases))]
+
+
+def teacher_match(
+    project: Project, name: str, rows: Sequence[Row], bases: Mapping[str, Evaluation | str]
+) -> Match | str | None:
+    """The teacher's answers against those of the profile's one untouched model; of several, there is no saying which."""
+    if not bases or not rows:
+        return None
+    if len(project.settings.models) > 1:
+        return "the profile has several models, and so no one untouched model to set a teacher against"
+    against = bases.get(project.settings.models[0], "the untouched model has no evaluation")
+    return against if isinstance(against, str) else pairs.match_rows(teacher.run_id(name), rows, against)
+
+
+def _all_held(about: Subject, *, again: bool) -> GenerationResult | None:
     """The result where there is nothing to send, else None; looked up without the lock that a run of hours may hold."""
+    project = about.project
     name = project.experiments.judging.judge
     with reading(project) as journal:
         if journal is None:
-            return None if records else GenerationResult()
-        wanted = [
-            one for name in project.experiments.judging.teachers for one in teacher.requests(project, name, records)
-        ]
-        replies = _replies(journal, project, records, answers) if name else []
-        verdicts = to_ask(replies, again=again)
-        if journal.to_send([*wanted, *verdicts]):
+            return None if about.records else GenerationResult()
+        replies = {role: about.replies(journal, role) if name else [] for role in ROLES}
+        wanted = [one for requests in about.of_teachers().values() for one in requests]
+        verdicts = {role: to_ask(found, again=again) for role, found in replies.items()}
+        if journal.to_send([*wanted, *(one for requests in verdicts.values() for one in requests)]):
             return None
-        found = unreadable_in(replies)
-        if name is None or not found["unreadable"]:
-            return GenerationResult()
-        charges = journal.charges().get(name)
-        held = ProviderResult(len(verdicts), journal.answered_among(verdicts), usd=charges.total if charges else 0.0)
-        return GenerationResult({f"{name} (judge)": replace(held, **found)})
+        charges = journal.charges().get(name or "")
+        results = {}
+        for role, found in replies.items():
+            if (unreadable := unreadable_in(found))["unreadable"]:
+                held = journal.answered_among(verdicts[role])
+                result = ProviderResult(len(verdicts[role]), held, usd=charges.total if charges else 0.0)
+                results[f"{name} ({role})"] = replace(result, **unreadable)
+        return GenerationResult(results)
 
 
 def _ask(run: Session, wanted: Mapping[str, list[Request]], role: str) -> dict[str, ProviderResult]:

@@ -151,7 +151,7 @@ def cell_columns(journal: Journal | None, experiments: Experiments, seeds: Seque
     because = {}
     if missing := len(rows) - len(verdicts):
         lacking = f"{judge} gave no readable verdict on {missing} of {len(rows)} answers"
-        because = {"judge_because": f"{lacking}; {_how_to_mend(journal, experiments, judge, held)}"}
+        because = {"judge_because": f"{lacking}; {how_to_mend(journal, experiments, judge, held)}"}
     if not verdicts:
         return because
     sample = max(1, round(len(verdicts) / len(seeds)))
@@ -165,8 +165,8 @@ def cell_columns(journal: Journal | None, experiments: Experiments, seeds: Seque
     }
 
 
-def _how_to_mend(
-    journal: Journal | None, experiments: Experiments, judge: str, held: Sequence[Reply[Judgement] | None]
+def how_to_mend(
+    journal: Journal | None, experiments: Experiments, judge: str, held: Sequence[Reply[Any] | None]
 ) -> str:
     """The commands that would get what is missing; each of them sends something."""
     if judge not in enabled(experiments):

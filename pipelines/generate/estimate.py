@@ -1,17 +1,16 @@
 """What a run would ask for and cost, before a single request is sent."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
 from pipelines.experiments import Experiments
 from pipelines.generate.answers import Usage
-from pipelines.generate.budget import Caps, unknown_price
-from pipelines.generate.journal import Charges
+from pipelines.generate.budget import unknown_price
+from pipelines.generate.journal import Charges, Journal, Request
 from pipelines.generate.prices import batch_share, costs_of, worst_cost, worst_usage
 from pipelines.generate.providers import caps_of, enabled, missing_key
-from pipelines.generate.requests import Book, book
+from pipelines.generate.requests import book
 from pipelines.paths import DataRoot
 
 Tokens = tuple[int, int]  # of a prompt and its answer
@@ -46,21 +45,20 @@ def estimate(data: DataRoot, experiments: Experiments, only: Iterable[str] | Non
     Raises:
         UsageError: the prompts are broken, or `only` names a provider that may not be asked.
     """
-    caps = caps_of(experiments)
     with book(data, experiments) as reading:
-        past: dict[tuple[str, str], list[Tokens]] = defaultdict(list)
-        for row in reading.journal.rows():
-            if row["purpose"] == "generate" and None not in (row["input_tokens"], row["output_tokens"]):
-                past[row["provider"], row["model"]].append((row["input_tokens"], row["output_tokens"]))
         for name in enabled(experiments, only):
-            yield _of(name, reading, caps, past[name, experiments.provider(name).model])
+            share = batch_share(provider) if (provider := experiments.provider(name)).batch else 1.0
+            yield of_requests(reading.journal, experiments, name, reading.requests(name), share=share)
 
 
-def _of(name: str, reading: Book, caps: Caps, past: list[Tokens]) -> Estimate:
-    journal, provider = reading.journal, reading.experiments.provider(name)
-    wanted = reading.requests(name)
+def of_requests(
+    journal: Journal, experiments: Experiments, name: str, wanted: list[Request], *, share: float = 1.0
+) -> Estimate:
+    """What asking the provider for all of `wanted`, which have one purpose, would send and cost, at `share` of the price."""
+    provider, caps = experiments.provider(name), caps_of(experiments)
     pending = journal.to_send(wanted)
-    costs, share = costs_of(provider), batch_share(provider) if provider.batch else 1.0
+    past = _past(journal, provider.model, wanted[0]) if wanted else []
+    costs = costs_of(provider)
     tokens, worsts = [worst_usage(request) for request in pending], [worst_cost(costs, request) for request in pending]
     unpriced = pending[0] if None in worsts and caps.any_for(name) else None
     usual = _usual(past)
@@ -81,6 +79,16 @@ def _of(name: str, reading: Book, caps: Caps, past: list[Tokens]) -> Estimate:
         budget_usd=provider.budget_usd,
         problem=missing_key(provider) or (unknown_price(name, unpriced) if unpriced else None),
     )
+
+
+def _past(journal: Journal, model: str, like: Request) -> list[Tokens]:
+    """The tokens of past answers to requests of the same provider and purpose."""
+    return [
+        (row["input_tokens"], row["output_tokens"])
+        for row in journal.rows()
+        if (row["purpose"], row["provider"], row["model"]) == (like.purpose, like.provider, model)
+        and None not in (row["input_tokens"], row["output_tokens"])
+    ]
 
 
 def _usual(past: list[Tokens]) -> Usage | None:

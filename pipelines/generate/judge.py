@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pipelines.experiments import Experiments
 from pipelines.files import stable_hash
+from pipelines.generate.estimate import Estimate, of_requests
 from pipelines.generate.generate import GenerationResult, Session, outcome, session, sources_of
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled, job_for, missing_key
@@ -64,7 +65,7 @@ class Pair:
     def replies(self, journal: Journal) -> tuple[Reply[Verdict], Reply[Verdict]]:
         """How the two requests stand."""
         both = zip(self.requests, self.earlier, strict=True)
-        first, second = (reply_to(journal, asked, _verdict, earlier=earlier) for asked, earlier in both)
+        first, second = (reply_to(journal, asked, verdict_of, earlier=earlier) for asked, earlier in both)
         return first, second
 
 
@@ -84,7 +85,12 @@ class Duel:
 
 def family(provider: Provider) -> str:
     """Whose model it is, by its name; a name nobody knows is a family of its own."""
-    name = provider.model.lower()
+    return family_of(provider.model)
+
+
+def family_of(model: str) -> str:
+    """Whose model is called so; a name nobody knows is a family of its own."""
+    name = model.lower()
     return next((known for known, pattern in FAMILIES if re.search(pattern, name)), name)
 
 
@@ -119,6 +125,25 @@ def judge(
             unreadable = unreadable_in(_replies(run.journal, asked[name]))
             results[name] = replace(outcome(run, name, requests, held[name], tallies[name]), **unreadable)
         return GenerationResult(results, run.orphans)
+
+
+def estimates(data: DataRoot, experiments: Experiments) -> Iterator[Estimate]:
+    """What `judge` would send now and what that would cost, for each provider that judges. Nothing is sent.
+
+    Raises:
+        UsageError: the prompts are broken.
+    """
+    if (settings := experiments.generation.judge) is None:
+        return
+    with book(data, experiments) as reading:
+        asked: dict[str, list[Pair]] = {}
+        for pair in pairs(reading, settings):
+            asked.setdefault(pair.judge, []).append(pair)
+        for name, found in asked.items():
+            wanted = to_ask(_replies(reading.journal, found), again=False)
+            yield replace(
+                of_requests(reading.journal, experiments, name, wanted), provider=f"{name} (judge of records)"
+            )
 
 
 def _replies(journal: Journal, found: list[Pair]) -> list[Reply[Verdict]]:
@@ -264,7 +289,7 @@ def _asked(experiments: Experiments, settings: Judge, judging: str, rubric: str,
     )
 
 
-def _verdict(said: Mapping[str, Any]) -> Verdict | None:
+def verdict_of(said: Mapping[str, Any]) -> Verdict | None:
     """What the judge decided, or None where the object does not say it."""
     verdict = said.get("verdict")
     if not isinstance(said.get("reasons"), str) or not isinstance(verdict, str):

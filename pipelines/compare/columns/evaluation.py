@@ -40,6 +40,22 @@ EVALUATION_ANSWERS = Table(
             flag("ended", "Whether the answer ended by itself, not by the limit of tokens; NULL where that is not known.")),
     ),
 )  # fmt: skip
+PAIR_VERDICTS = Table(
+    "pair_verdicts",
+    "One row for each answer that was compared with the untouched model's to the same question, and how the judge saw it.",
+    (
+        *RUN, *EXAMPLE_ID,
+        *group("pair", "comparison", text("base_run_id", "run_id of the untouched model's answer.")),
+        *group("pair", "judge",
+            text("ending", "win, tie or loss, for the cell; a pair won in one order alone is a tie."),
+            text("verdict_shown_first", "win, tie or loss, with the cell's answer shown first."),
+            text("verdict_shown_second", "win, tie or loss, with the cell's answer shown second."),
+            text("reasons_shown_first", "Reasons of the judge, with the cell's answer shown first as answer A."),
+            text("reasons_shown_second", "Reasons of the judge, with the cell's answer shown second as answer B."),
+            text("judge_model", "Model that judged the pair; NULL where the answers are alike and nobody was asked."),
+        ),
+    ),
+)  # fmt: skip
 EVALUATION_RECORDS = Table(
     "evaluation_records",
     "One row for each evaluation record and attempt: its loss, from which intervals are computed.",

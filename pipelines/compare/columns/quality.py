@@ -80,3 +80,18 @@ JUDGE = group(
     text("judge_model", "Model that judged the answers."),
     text("judge_because", "Why verdicts are missing, and how to get them."),
 )  # fmt: skip
+PAIRS = group(
+    "pairs", "judge",
+    real("win_rate_vs_base",
+         "Share of the cell's answers that the judge prefers to the untouched model's, a tie as half; NULL without judging.pairs.",
+         SHARE, 2, better="higher", heading="win rate"),
+    real("win_rate_vs_base_low", "Lower end of the 95 % interval of win_rate_vs_base, paired by record.", SHARE, 2),
+    real("win_rate_vs_base_high", "Upper end of the 95 % interval of win_rate_vs_base, paired by record.", SHARE, 2),
+    count("pair_wins", "Number of pairs that the cell's answer wins in both orders.", better="higher"),
+    count("pair_ties", "Number of pairs that are ties, that are won in one order alone, or whose answers are alike."),
+    count("pair_losses", "Number of pairs that the untouched model's answer wins in both orders.", better="lower"),
+    real("pair_agreement", "Share of the pairs asked about that the judge judged alike in both orders.", SHARE, 2,
+         better="higher"),
+    text("pair_judge", "Model that judged the pairs."),
+    text("pair_note", "Why pairs or the win rate are missing and how to get them, or what may favour one side."),
+)  # fmt: skip
