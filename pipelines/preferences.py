@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
 from pipelines.errors import WorkError
@@ -19,6 +20,7 @@ from pipelines.runs.clock import now
 
 TIE, NEITHER = "tie", "neither"
 LOCK = "preferences.lock"
+MOST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Preference:
     same one sent twice. `settings`: what the answers were generated with, such as temperature, max_new_tokens, system, turn.
 
     Raises:
-        ValueError: fewer than two answers, one cell twice, or a choice that is none of these.
+        ValueError: fewer than two answers, one cell twice, a choice that is none of these, or no moment with a time zone.
     """
 
     prompt: str
@@ -57,6 +59,10 @@ class Preference:
         if len(self.shown) < 2 or len({one.cell for one in self.shown}) < len(self.shown):
             cells = [" × ".join(map(str, one.cell)) for one in self.shown]
             raise ValueError(f"a vote on {cells}; expected answers of two or more different cells")
+        if datetime.fromisoformat(self.at).tzinfo is None:
+            raise ValueError(
+                f"at is {self.at!r}; expected a moment with its time zone, such as 2026-11-30T17:00:00+00:00"
+            )
         places = range(len(self.shown))
         is_choice = self.chosen in (places if type(self.chosen) is int else (TIE, NEITHER))
         if not is_choice:
@@ -125,9 +131,9 @@ SHOWN: dict[str, Any] = {"model": str, "method": str, "seed": int, "run_id": str
 
 
 def _is(kind: type, value: Any) -> Any:
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is int and abs(value) > MOST_SEED):
         raise TypeError(f"{value!r} is no {kind.__name__}")
-    return value
+    return value.encode("utf-8", "replace").decode() if kind is str else value  # no half of a surrogate pair gets far
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from typing import Any, Literal
 Type = Literal["VARCHAR", "DOUBLE", "BIGINT", "INTEGER", "BOOLEAN", "TIMESTAMPTZ"]
 Better = Literal["lower", "higher"]
 Source = Literal[
-    "configuration", "spec", "result", "training", "evaluation", "export", "estimate", "comparison", "judge", "cleaning", "journal"
+    "configuration", "spec", "result", "training", "evaluation", "export", "estimate", "comparison", "judge", "cleaning", "journal",
+    "vote",
 ]  # fmt: skip
 Row = dict[str, Any]
 SIZES = {"GB": "1e9 bytes", "MB": "1e6 bytes"}

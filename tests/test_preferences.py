@@ -7,11 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
+from pipelines.compare.compare import compare, lake_version
+from pipelines.compare.preferences import Ballot, duel_rows, with_votes
+from pipelines.compare.table import comparison
 from pipelines.errors import WorkError
 from pipelines.paths import DataRoot
 from pipelines.preferences import Preference, Shown, append, read
+from pipelines.runs import cells
+from pipelines.runs.cells import CellKey
+from pipelines.statistics import win_rate_interval
+from tests.planted import Lake, lake
 
 BASE = Shown("tiny", "base", 1, "run-base", "I like it.")
 LORA = Shown("tiny", "lora-r8", 1, "run-lora", "서울은\u2028대한민국의 <b>수도</b>\nis.")
@@ -50,6 +58,12 @@ def test_what_is_no_vote_is_refused(shown: tuple[Shown, ...], chosen: Any) -> No
         Preference("?", shown, chosen)
 
 
+@pytest.mark.parametrize("at", ["yesterday", "", "2026-11-30T17:00:00"])
+def test_a_vote_knows_when_it_was_cast(at: str) -> None:
+    with pytest.raises(ValueError):
+        vote(at=at)
+
+
 def test_half_a_line_costs_one_vote_and_other_things_in_the_file_none(tmp_path: Path) -> None:
     data = DataRoot(tmp_path)
     assert read(data).votes == ()
@@ -62,7 +76,8 @@ def test_half_a_line_costs_one_vote_and_other_things_in_the_file_none(tmp_path: 
         assert [one.chosen for one in read(data).votes] == [0, "tie"]
     told = json.loads(whole)
     odd = [{**told, "id": "a", "chosen": 2}, {**told, "id": "b", "prompt": None}, {**told, "id": "c", "shown": "xy"},
-           {**told, "id": "d", "shown": [{}]}, [], 7, {**told, "id": ["e"]}]  # fmt: skip
+           {**told, "id": "d", "shown": [{}]}, [], 7, {**told, "id": ["e"]}, {**told, "id": "g", "at": "now"},
+           {**told, "id": "h", "shown": [{**one, "seed": 2**40} for one in told["shown"]]}]  # fmt: skip
     newer = {**told, "id": "f", "later": 1}
     lines = [whole.decode().strip(), *map(json.dumps, [*odd, newer]), "", "\x00", "[" * 100_000]
     data.preferences.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -71,8 +86,11 @@ def test_half_a_line_costs_one_vote_and_other_things_in_the_file_none(tmp_path: 
 
 
 def test_half_a_surrogate_pair_does_not_cost_the_vote(tmp_path: Path) -> None:
-    append(DataRoot(tmp_path), Preference("\ud83d?", (BASE, LORA), 0))
-    assert [one.prompt for one in read(DataRoot(tmp_path)).votes] == ["??"]
+    data = DataRoot(tmp_path)
+    append(data, Preference("\ud83d?", (BASE, LORA), 0))
+    escaped = data.preferences.read_text(encoding="utf-8").replace('"??"', r'"\ud83d!"').replace('"id": "', '"id": "2')
+    data.preferences.write_text(data.preferences.read_text(encoding="utf-8") + escaped, encoding="utf-8")
+    assert [one.prompt for one in read(data).votes] == ["??", "?!"]
 
 
 def test_a_full_disk_keeps_what_was_there_and_says_so(tmp_path: Path) -> None:
@@ -98,3 +116,103 @@ def test_two_pages_at_once_keep_every_vote(tmp_path: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda one: append(data, one), votes))
     assert {one.id for one in read(data).votes} == {one.id for one in votes} and read(data).unreadable == 0
+
+
+# --- what they add up to
+
+
+@pytest.fixture
+def voted(tmp_path: Path) -> Lake:
+    """A lake with the untouched model and two tuned ones."""
+    made = lake(tmp_path)
+    for method in ("base", "lora-r8", "full"):
+        made.cell(method)
+    return made
+
+
+def shown(voted: Lake, method: str, answer: str | None = None, run_id: str | None = None) -> Shown:
+    run_id = run_id or cells.attempts(voted.data, CellKey("tiny", method, 1))[-1].run_id
+    return Shown("tiny", method, 1, run_id, answer or f"as {method}")
+
+
+def cast(voted: Lake, prompt: str, *methods: str, chosen: int | str, **more: Any) -> None:
+    append(voted.data, Preference(prompt, tuple(shown(voted, method) for method in methods), chosen, **more))
+
+
+def rows(voted: Lake) -> dict[str, dict[str, Any]]:
+    resolved = voted.resolved()
+    return {row["method"]: row for row in with_votes(Ballot(resolved), comparison(resolved).rows)}
+
+
+def duels(voted: Lake) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["method"], row["against_method"]): row for row in duel_rows(Ballot(voted.resolved()))}
+
+
+def test_a_vote_compares_the_chosen_answer_with_each_other_and_those_with_nobody(voted: Lake) -> None:
+    cast(voted, "a", "base", "lora-r8", "full", chosen=1)
+    cast(voted, "b", "lora-r8", "base", chosen=0)  # the order is blind: the place says nothing
+    cast(voted, "c", "base", "lora-r8", chosen=0)
+    cast(voted, "d", "full", "base", "lora-r8", chosen="tie")
+    cast(voted, "e", "lora-r8", "base", chosen="neither")
+    found = duels(voted)
+    ends = {pair: (row["wins"], row["ties"], row["losses"], row["votes"]) for pair, row in found.items()}
+    assert ends == {
+        ("lora-r8", "base"): (2, 2, 1, 5), ("base", "lora-r8"): (1, 2, 2, 5),
+        ("lora-r8", "full"): (1, 1, 0, 2), ("full", "lora-r8"): (0, 1, 1, 2),
+        ("full", "base"): (0, 1, 0, 1), ("base", "full"): (0, 1, 0, 1),
+    }  # fmt: skip
+    assert found["lora-r8", "base"]["win_rate"] == pytest.approx(0.6)
+    row = rows(voted)["lora-r8"]
+    names = ("preference_win_rate", "preference_win_rate_low", "preference_win_rate_high", "preference_votes")
+    low, high = win_rate_interval(2, 1, 2, correction=1) or (None, None)
+    assert [row[name] for name in names] == [pytest.approx(0.6), low, high, 5]
+    assert (rows(voted)["full"]["preference_win_rate"], rows(voted)["full"]["preference_win_rate_low"]) == (0.5, None)
+    for method in ("base", "qlora-r8"):
+        assert {rows(voted)[method][name] for name in (*names, "preference_note")} == {None}
+
+
+def test_ten_votes_on_the_same_two_answers_are_one_comparison(voted: Lake) -> None:
+    for number in range(8):
+        cast(voted, "a", "base", "lora-r8", chosen=0 if number < 2 else 1)
+    cast(voted, "b", "base", "lora-r8", chosen=0)
+    row = duels(voted)["lora-r8", "base"]
+    assert (row["votes"], row["comparisons"], row["wins"], row["losses"]) == (9, 2, 0.75, 1.25)
+    assert row["win_rate"] == pytest.approx(0.375)
+    assert (row["win_rate_low"], row["win_rate_high"]) == win_rate_interval(0.75, 1.25, 0, correction=1)
+    assert row["win_rate_low"] < 0.1 and row["win_rate_high"] > 0.9, "two comparisons say next to nothing"
+
+
+def test_votes_on_runs_that_are_no_longer_the_cells_own_are_left_out_and_counted(voted: Lake) -> None:
+    cast(voted, "a", "base", "lora-r8", chosen=1)
+    voted.cell("lora-r8")  # trained again, as before: it still speaks for the cell
+    assert rows(voted)["lora-r8"]["preference_votes"] == 1
+    for run_id in ("gone", "..", ".", "a/b", "", "\x00"):
+        append(voted.data, Preference("b", (shown(voted, "base"), shown(voted, "lora-r8", run_id=run_id or " ")), 0))
+    append(voted.data, Preference("b", (shown(voted, "base"), Shown("no-such", "model", 1, "x", "y")), 0))
+    killed = voted.killed_at_start("lora-r8").name
+    append(voted.data, Preference("b", (shown(voted, "base"), shown(voted, "lora-r8", run_id=killed)), 0))
+    row = rows(voted)["lora-r8"]
+    assert (row["preference_votes"], row["preference_win_rate"]) == (1, 1.0)
+    assert "7 votes are on runs whose data or recipe is no longer the cell's" in row["preference_note"]
+    changed = voted.configured(methods={"lora-r8": {"rank": 16}})
+    assert rows(changed)["lora-r8"]["preference_votes"] is None
+    assert "8 votes" in rows(changed)["lora-r8"]["preference_note"]
+
+
+def test_votes_are_published_as_they_were_cast_and_a_new_one_asks_for_a_publication(voted: Lake) -> None:
+    before = lake_version(voted.data)
+    cast(voted, "<script>alert(1)</script> 서울?", "lora-r8", "base", chosen=1, settings={"temperature": 0})
+    assert lake_version(voted.data) != before
+    compare(voted.project)
+    with duckdb.connect(str(voted.data.warehouse), read_only=True) as db:
+        found = db.execute(
+            "SELECT method, place, shown, ended, prompt, settings, is_current, voted_at <= now() FROM preferences ORDER BY place"
+        ).fetchall()
+        rates = db.execute("SELECT method, win_rate FROM preference_duels ORDER BY 1").fetchall()
+        (votes,) = db.execute("SELECT preference_votes FROM comparison WHERE method = 'lora-r8'").fetchall()
+    prompt = "<script>alert(1)</script> 서울?"
+    assert found == [
+        ("lora-r8", 1, 2, "not chosen", prompt, '{"temperature": 0}', True, True),
+        ("base", 2, 2, "chosen", prompt, '{"temperature": 0}', True, True),
+    ]
+    assert rates == [("base", 1.0), ("lora-r8", 0.0)] and votes == (1,)

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pipelines import warehouse
 from pipelines.compare.answers import pair_verdicts, teacher_answers, with_judgements
-from pipelines.compare.columns.evaluation import PAIR_VERDICTS
+from pipelines.compare.columns.evaluation import PAIR_VERDICTS, PREFERENCE_DUELS, PREFERENCES
 from pipelines.compare.columns.registry import VIEWS
 from pipelines.compare.decide import Decision, Limits, decide
+from pipelines.compare.preferences import Ballot, duel_rows, vote_rows, with_votes
 from pipelines.compare.ranking import make_picks
 from pipelines.compare.report import Content, write_report
 from pipelines.compare.table import comparison
@@ -43,7 +44,13 @@ def compare(project: Project) -> Publication:
     keep_predictions(resolved)
     found = comparison(resolved)
     picks = make_picks(found.rows, found.qualities)
-    rows = with_judgements(resolved, found.rows)
+    ballot = Ballot(resolved)
+    rows = with_votes(ballot, with_judgements(resolved, found.rows))
+    compared = {
+        PAIR_VERDICTS: pair_verdicts(resolved),
+        PREFERENCES: list(vote_rows(ballot)),
+        PREFERENCE_DUELS: list(duel_rows(ballot)),
+    }
     evaluation, taught = project.settings.evaluation, teacher_answers(resolved)
     scores = Scores(evaluation.metrics)
     add_metrics(resolved, rows, taught, scores)
@@ -55,7 +62,7 @@ def compare(project: Project) -> Publication:
         picks=picks,
         taught=taught,
         scores=scores,
-        compared={PAIR_VERDICTS: pair_verdicts(resolved)},
+        compared=compared,
     )
     warehouse.publish(project.data, tables, VIEWS)
     write_report(project, Content.of(rows, tables))
@@ -82,6 +89,7 @@ def lake_version(data: DataRoot) -> str:
     watched = [
         data.clean / "current.json",
         data.journal,
+        data.preferences,
         *data.cells.rglob("result.json"),
         *(data.lake / "bit_widths").rglob("result.json"),
     ]

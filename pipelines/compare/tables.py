@@ -14,6 +14,8 @@ from pipelines.compare.columns.evaluation import (
     EVALUATION_ANSWERS,
     EVALUATION_RECORDS,
     PAIR_VERDICTS,
+    PREFERENCE_DUELS,
+    PREFERENCES,
     QUANTIZED_INFERENCE,
     SERVING,
 )
@@ -84,6 +86,8 @@ def all_tables(
         PROVIDER_COMPARISON: provider_rows(data, experiments),
         PROVIDER_DUELS: duel_rows(data, experiments),
         PAIR_VERDICTS: [],
+        PREFERENCES: [],
+        PREFERENCE_DUELS: [],
         **(compared or {}),
     }
     files = {SFT_EXAMPLES: "examples.parquet", SFT_REJECTS: "rejects.parquet", CLEANING_SUMMARY: "summary.parquet"}

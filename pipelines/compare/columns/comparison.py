@@ -2,7 +2,7 @@
 
 from pipelines.compare.columns.costs import LATENCY, MEMORY, TIME
 from pipelines.compare.columns.origin import CELL, MODEL, OUTCOME, PROVENANCE, RECIPE, RECORDS, SEED
-from pipelines.compare.columns.quality import ANSWERS, BITS, JUDGE, PAIRS, QUALITY
+from pipelines.compare.columns.quality import ANSWERS, BITS, JUDGE, PAIRS, QUALITY, VOTES
 from pipelines.schema import Table, View, count, flag, group, real, text, whole
 
 # Readers that take columns by place rely on this order; a column that is not named here comes after those that are
@@ -25,9 +25,25 @@ max_length train_records train_records_left_out eval_records_left_out stopped_se
 host_peak_memory_gb gpu_reserved_peak_gb gpu_device_peak_gb pageable_gb rates seed_spread_bits_per_byte seed_spread_source
 evaluation_seconds fast_path adapter_start_seconds answers_ended_pct metrics_because
 win_rate_vs_base win_rate_vs_base_low win_rate_vs_base_high pair_wins pair_ties pair_losses pair_agreement pair_judge pair_note
+preference_win_rate preference_win_rate_low preference_win_rate_high preference_votes preference_note
 """
 PLACES = {name: place for place, name in enumerate(ORDER.split())}
-GROUPS = (CELL, OUTCOME, QUALITY, MEMORY, TIME, LATENCY, ANSWERS, JUDGE, PAIRS, MODEL, RECIPE, RECORDS, PROVENANCE)
+GROUPS = (
+    CELL,
+    OUTCOME,
+    QUALITY,
+    MEMORY,
+    TIME,
+    LATENCY,
+    ANSWERS,
+    JUDGE,
+    PAIRS,
+    VOTES,
+    MODEL,
+    RECIPE,
+    RECORDS,
+    PROVENANCE,
+)
 COMPARISON = Table(
     "comparison",
     "One row for each configured model and method: measured numbers are means over the seeds, and outcome and recipe are those of "

@@ -2,8 +2,8 @@
 
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.origin import SEED
-from pipelines.compare.columns.quality import BITS, POINTS
-from pipelines.schema import Table, count, flag, group, real, text, whole
+from pipelines.compare.columns.quality import BITS, POINTS, SHARE
+from pipelines.schema import Table, count, flag, group, moment, real, text, whole
 
 RUN = COMPARISON.pick("run_id", "model", "method")
 EXAMPLE_ID = group("record", "cleaning", text("example_id", "Hash of the example's text, its name in sft_examples."))
@@ -53,6 +53,48 @@ PAIR_VERDICTS = Table(
             text("reasons_shown_first", "Reasons of the judge, with the cell's answer shown first as answer A."),
             text("reasons_shown_second", "Reasons of the judge, with the cell's answer shown second as answer B."),
             text("judge_model", "Model that judged the pair; NULL where the answers are alike and nobody was asked."),
+        ),
+    ),
+)  # fmt: skip
+PREFERENCES = Table(
+    "preferences",
+    "One row for each answer that was shown to a person who voted which of several is best.",
+    (
+        *group("vote", "vote",
+            text("vote_id", "Id of the vote, the same for all answers that were shown together."),
+            moment("voted_at", "When the vote was cast."),
+        ),
+        *COMPARISON.pick("model", "method"), *SEED, *COMPARISON.pick("run_id"),
+        *group("vote", "vote",
+            whole("place", "Place of the answer on the screen, from 1; whose it was, was hidden."),
+            whole("shown", "Number of answers that were shown together."),
+            text("ended", "chosen, not chosen, tie, or neither where none of them was any good."),
+            text("prompt", "What was asked."),
+            text("answer", "Answer that was shown."),
+            text("settings", "What the answers were generated with, as JSON."),
+        ),
+        *group("vote", "comparison",
+            flag("is_current", "Whether data and recipe of the run are still the cell's; only such votes count in win rates.")),
+    ),
+)  # fmt: skip
+PREFERENCE_DUELS = Table(
+    "preference_duels",
+    "One row for each two cells whose answers people voted on: how often the first one's are better.",
+    (
+        *COMPARISON.pick("model", "method"),
+        *group("pair", "vote",
+            text("against_model", "Model of the other cell."),
+            text("against_method", "Method of the other cell."),
+            count("votes", "Number of votes that compare the two."),
+        ),
+        *group("pair", "comparison",
+            count("comparisons", "Number of different prompts and answers that were voted on; several votes on one count once."),
+            real("wins", "Comparisons that the cell won; one with several votes counts in parts.", None, 2, better="higher"),
+            real("ties", "Comparisons without a winner.", None, 2),
+            real("losses", "Comparisons that the other cell won.", None, 2, better="lower"),
+            real("win_rate", "Share of the comparisons won, a tie as half.", SHARE, 2, better="higher"),
+            real("win_rate_low", "Lower end of the 95 % interval of win_rate.", SHARE, 2, heading="from"),
+            real("win_rate_high", "Upper end of the 95 % interval of win_rate.", SHARE, 2, heading="to"),
         ),
     ),
 )  # fmt: skip

@@ -20,6 +20,7 @@ SOURCES: dict[Source, str] = {
     "estimate": "predicted without training",
     "comparison": "computed from other numbers when the table is published",
     "judge": "said by the language model that judges answers",
+    "vote": "said by people who saw answers side by side",
     "cleaning": "decided when the records were cleaned",
     "journal": "the journal of calls to language models",
 }

@@ -95,3 +95,13 @@ PAIRS = group(
     text("pair_judge", "Model that judged the pairs."),
     text("pair_note", "Why pairs or the win rate are missing and how to get them, or what may favour one side."),
 )  # fmt: skip
+VOTES = group(
+    "votes", "vote",
+    real("preference_win_rate",
+         "Share of people's votes between the cell's answers and the untouched model's that the cell wins, a tie as half.",
+         SHARE, 2, better="higher", heading="votes won"),
+    real("preference_win_rate_low", "Lower end of the 95 % interval of preference_win_rate.", SHARE, 2),
+    real("preference_win_rate_high", "Upper end of the 95 % interval of preference_win_rate.", SHARE, 2),
+    count("preference_votes", "Number of votes that preference_win_rate rests on."),
+    text("preference_note", "Which votes are left out, and why."),
+)  # fmt: skip

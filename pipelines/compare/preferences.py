@@ -1,0 +1,161 @@
+"""What people's votes on answers side by side say: every vote as rows, and win rates between cells and against the untouched model.
+
+A vote says which of the answers shown is best, so it compares that one with each of the others, and says nothing of those among
+themselves. A tie is half a win for either, and so is a vote that none is any good. Votes on the same prompt and the same two
+answers make no larger sample: together they count as one, by their mean. A vote counts as long as the data and the recipe of the
+runs that it was cast on are still their cells' own.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from pipelines.compare.table import Row
+from pipelines.evaluate.cell import base_method
+from pipelines.evaluate.pairs import CORRECTION, HARMLESS
+from pipelines.preferences import NEITHER, TIE, Preference, Shown, read
+from pipelines.project import Project, Resolved
+from pipelines.runs.cells import Attempt, CellKey
+from pipelines.statistics import win_rate_interval
+
+Cell = tuple[str, str]  # model, method
+WIN, HALF, LOSS = 1.0, 0.5, 0.0
+
+
+@dataclass
+class Tally:
+    """Scores of one cell against another, by the prompt and the two answers that were voted on."""
+
+    scores: dict[tuple[str, str, str], list[float]] = field(default_factory=dict)
+
+    def add(self, prompt: str, mine: Shown, theirs: Shown, score: float) -> None:
+        self.scores.setdefault((prompt, mine.answer, theirs.answer), []).append(score)
+
+    @property
+    def votes(self) -> int:
+        return sum(map(len, self.scores.values()))
+
+    def ended(self, score: float) -> float:
+        """How many of the different comparisons ended so; one that was voted on several times counts in parts."""
+        return sum(found.count(score) / len(found) for found in self.scores.values())
+
+    def columns(self) -> Row:
+        wins, ties, losses = (self.ended(score) for score in (WIN, HALF, LOSS))
+        low, high = win_rate_interval(wins, losses, ties, correction=CORRECTION) or (None, None)
+        rate = (wins + ties / 2) / len(self.scores)
+        return {"votes": self.votes, "comparisons": len(self.scores), "wins": wins, "ties": ties, "losses": losses,
+                "win_rate": rate, "win_rate_low": low, "win_rate_high": high}  # fmt: skip
+
+
+class Ballot:
+    """All votes of a lake, and which of the runs that were voted on still speak for their cells."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        self._resolved = resolved
+        self.votes: Sequence[Preference] = read(resolved.data).votes
+        self._current: dict[str, bool] = {}
+
+    @property
+    def project(self) -> Project:
+        return self._resolved.project
+
+    def is_current(self, one: Shown) -> bool:
+        """Whether the run is there, of this cell, and nothing has changed since but code and machine."""
+        if one.run_id not in self._current:
+            self._current[one.run_id] = self._is_current(one)
+        return self._current[one.run_id]
+
+    def _is_current(self, one: Shown) -> bool:
+        experiments = self._resolved.experiments
+        if one.model not in experiments.models or one.method not in experiments.methods or "/" in one.run_id:
+            return False
+        key = CellKey(one.model, one.method, one.seed)
+        attempt = Attempt(key, key.folder(self._resolved.data) / one.run_id)
+        if not one.run_id.strip(".") or not attempt.folder.is_dir():
+            return False
+        return set(self._resolved.changed(attempt)) <= HARMLESS
+
+    def tallies(self) -> dict[tuple[Cell, Cell], Tally]:
+        """By two cells, in both directions: what current votes say of the first against the second."""
+        found: dict[tuple[Cell, Cell], Tally] = {}
+        for vote in self.votes:
+            for one, other in combinations(vote.shown, 2):
+                score = score_of(vote, one, other)
+                if (
+                    score is None
+                    or not (self.is_current(one) and self.is_current(other))
+                    or cell_of(one) == cell_of(other)
+                ):
+                    continue
+                for mine, theirs, won in ((one, other, score), (other, one, 1 - score)):
+                    found.setdefault((cell_of(mine), cell_of(theirs)), Tally()).add(vote.prompt, mine, theirs, won)
+        return found
+
+    def left_out(self, cell: Cell, base: Cell) -> int:
+        """How many votes on the cell against the untouched model are on runs that no longer speak for them."""
+        return sum(
+            not (self.is_current(one) and self.is_current(other))
+            for vote in self.votes
+            for one in vote.shown
+            for other in vote.shown
+            if (cell_of(one), cell_of(other)) == (cell, base) and score_of(vote, one, other) is not None
+        )
+
+
+def cell_of(one: Shown) -> Cell:
+    return one.model, one.method
+
+
+def score_of(vote: Preference, one: Shown, other: Shown) -> float | None:
+    """1 where `one` was chosen, 0 where `other` was, ½ for a tie; None where a third was, which says nothing of these two."""
+    if vote.chosen in (TIE, NEITHER):
+        return HALF
+    chosen = vote.shown[int(vote.chosen)]
+    return WIN if chosen is one else LOSS if chosen is other else None
+
+
+def with_votes(ballot: Ballot, rows: Sequence[Row]) -> list[Row]:
+    """The comparison's rows with what people said of each cell against the untouched model."""
+    tallies, base = ballot.tallies(), base_method(ballot.project)
+    return [row | _columns(ballot, tallies, (row["model"], row["method"]), (row["model"], base or "")) for row in rows]
+
+
+def _columns(ballot: Ballot, tallies: Mapping[tuple[Cell, Cell], Tally], cell: Cell, base: Cell) -> Row:
+    found: Row = {}
+    if tally := tallies.get((cell, base)):
+        said = tally.columns()
+        found = {f"preference_{name}": said[name] for name in ("win_rate", "win_rate_low", "win_rate_high", "votes")}
+    if earlier := ballot.left_out(cell, base):
+        note = f"{earlier} votes are on runs whose data or recipe is no longer the cell's, and are left out"
+        found["preference_note"] = note
+    return found
+
+
+def vote_rows(ballot: Ballot) -> Iterator[Row]:
+    """Rows of the table preferences: each answer that was shown, vote by vote."""
+    for vote in ballot.votes:
+        for place, one in enumerate(vote.shown):
+            ended = vote.chosen if isinstance(vote.chosen, str) else "chosen" if vote.chosen == place else "not chosen"
+            yield {
+                "vote_id": vote.id,
+                "voted_at": vote.at,
+                "model": one.model,
+                "method": one.method,
+                "seed": one.seed,
+                "run_id": one.run_id,
+                "place": place + 1,
+                "shown": len(vote.shown),
+                "ended": ended,
+                "prompt": vote.prompt,
+                "answer": one.answer,
+                "settings": json.dumps(dict(vote.settings), ensure_ascii=False, sort_keys=True),
+                "is_current": ballot.is_current(one),
+            }
+
+
+def duel_rows(ballot: Ballot) -> Iterator[Row]:
+    """Rows of the table preference_duels: each two cells that were voted on, in both directions."""
+    for ((model, method), (other, against)), tally in sorted(ballot.tallies().items()):
+        cells = {"model": model, "method": method, "against_model": other, "against_method": against}
+        yield {**cells, **tally.columns()}
