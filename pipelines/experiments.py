@@ -43,8 +43,8 @@ Several = Annotated[list[str], Field(min_length=2)]
 class Source(NamesFiles):
     """Where a model's weights come from: a Python package that ships a GGUF, a hub repository, or a local folder; `random` makes
     them up in the shape of a configuration (a shipped one's name or a config.json), for measuring alone; `from` makes them of
-    another model of the file. A package's file that is too large for one comes in parts: a list of packages, and the part that each
-    holds."""
+    another model of the file, without `drop_layers` where that is set: so many, chosen on train records, or a list of them (0 is
+    the first). A package's file that is too large for one comes in parts: a list of packages, and the part that each holds."""
 
     model_config = ConfigDict(serialize_by_alias=True)  # what is written is read again
 
@@ -56,6 +56,31 @@ class Source(NamesFiles):
     path: str | None = None
     random: str | None = None
     parent: Annotated[str | None, Field(alias="from")] = None
+    drop_layers: int | list[int] | None = None
+
+    @field_validator("drop_layers", mode="before")
+    @classmethod
+    def _so_many_or_these(cls, drop: Any) -> Any:
+        """Before the union of its forms is tried, each of which would have its own word on it. A list in order: the same layers are
+        the same model."""
+        listed = drop if isinstance(drop, list) else [drop]
+        least = 0 if isinstance(drop, list) else 1
+        numbers = [
+            layer for layer in listed if isinstance(layer, int) and not isinstance(layer, bool) and layer >= least
+        ]
+        if drop is not None and (not listed or len(numbers) < len(listed)):
+            raise ValueError(
+                f"got {cut(repr(drop))}; expected how many layers (1 or more), or a list of them: [18, 19]"
+            )
+        if isinstance(drop, list) and len(set(drop)) < len(drop):
+            raise ValueError(f"got {cut(repr(drop))}; expected each layer once")
+        return sorted(drop) if isinstance(drop, list) else drop
+
+    @model_validator(mode="after")
+    def _of_another(self) -> "Source":
+        if self.drop_layers is not None and not self.parent:
+            raise ValueError("drop_layers: layers are left out of another model: {from: MODEL, drop_layers: 4}")
+        return self
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Source":

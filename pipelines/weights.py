@@ -4,6 +4,7 @@ A packaged GGUF is converted to safetensors once (loading that takes half a seco
 beside its conversion, since the local LLM server reads it.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipelines import hub, hub_download, shipped
+from pipelines import disk, hub, hub_download, shipped, shortened
 from pipelines.disk import DiskFullError
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.experiments import Experiments, Model, Source
@@ -143,18 +144,22 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
                     "made_from": _parents_content(data, model),
                     "parent": record_of(parent) or {"folder": parent.name},
                 }
-            _fetch_into(folder, Asked(name, model.source, record, parent), say)
+            recipe = {"prompt": model.prompt, "template": model.template}
+            _fetch_into(folder, Asked(name, model.source, record, parent, data.root, recipe), say)
     return folder
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Weights to be fetched or made: what lies beside them afterwards, and the folder of the model that they are made from."""
+    """Weights to be fetched or made: what lies beside them afterwards, and the folder of the model that they are made from. Train
+    records under the data root `root`, in the form of `recipe`, may decide what is made."""
 
     name: str
     source: Source
     record: dict[str, Any]
     parent: Path | None
+    root: Path
+    recipe: dict[str, Any]
 
 
 def _fetch_into(folder: Path, asked: Asked, say: Say) -> None:
@@ -189,6 +194,8 @@ def _made_here(folder: Path, asked: Asked, say: Say) -> Path:
     try:
         if source.wheel:
             _take_wheel(made, source, folder, say)
+        elif asked.parent and source.drop_layers is not None:
+            _shorten(asked, made, say)
         elif asked.parent:
             say(f"making {asked.name} from {source.parent}")
             derive(asked.parent, made)
@@ -206,6 +213,28 @@ def derive(parent: Path, folder: Path) -> None:
     small files are copies, which may be changed without changing those of the parent."""
     left_out = shutil.ignore_patterns("*.gguf", RECORD, ".*")
     shutil.copytree(parent, folder, copy_function=_link, ignore=left_out, dirs_exist_ok=True)
+
+
+def _shorten(asked: Asked, made: Path, say: Say) -> None:
+    """Fill `made` with the model of `asked.parent` without layers, in a process that loads it.
+
+    Raises:
+        UsageError: it has not so many layers, or there are no train records to choose them by.
+        UnavailableError: such a model cannot be shortened.
+        WorkError: there is not enough disk, or the process failed.
+    """
+    assert asked.parent
+    drop = asked.source.drop_layers
+    shortened.dropped_from(shortened.layers_of(read_json(asked.parent / "config.json") or {}), drop or [])
+    size = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in asked.parent.glob(pattern))
+    disk.require(made, size, f"{asked.name}, which takes at most as much as {asked.source.parent}")
+    which = (
+        f"layers {shortened.in_words(drop)}" if isinstance(drop, list) else f"{drop} layers, chosen on train records"
+    )
+    say(f"making {asked.name} from {asked.source.parent} without {which} (once)")
+    told = {"parent": asked.parent, "folder": made, "root": asked.root}
+    request = {name: str(path.absolute()) for name, path in told.items()} | {"drop": drop, "recipe": asked.recipe}
+    _run_child(["-m", "pipelines.shorten", json.dumps(request)], shortened.error_of)
 
 
 def _link(file: str, to: str) -> None:
@@ -283,8 +312,11 @@ def _require_tokenizer(repository: str, folder: Path) -> None:
         raise UnavailableError(f"{repository}: its tokenizer cannot be loaded here. {error}") from None
 
 
-def _run_child(arguments: list[str]) -> None:
-    """Convert in a process of its own, so that its memory and its imports end with it, and it with us."""
+def _run_child(
+    arguments: list[str], error_of: Callable[[int, str], Exception] = lambda _, said: WorkError(said)
+) -> None:
+    """Convert in a process of its own, so that its memory and its imports end with it, and it with us. `error_of` makes an error of
+    its exit code and its last words."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,  # a repository that wants to run code of its own would ask here
@@ -301,7 +333,10 @@ def _run_child(arguments: list[str]) -> None:
         stop_group(process)
     if process.returncode:
         last = " | ".join(stderr.strip().splitlines()[-3:])
-        raise WorkError(f"{arguments[1]} failed (exit {process.returncode}): {last}")
+        known = process.returncode in shortened.EXITS
+        raise error_of(
+            process.returncode, last if known else f"{arguments[1]} failed (exit {process.returncode}): {last}"
+        )
 
 
 def packaged_gguf(data: DataRoot, name: str, model: Model) -> Path:

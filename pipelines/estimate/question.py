@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import predictions, shipped, weights
-from pipelines.errors import UsageError
+from pipelines import predictions, shipped, shortened, weights
+from pipelines.errors import UnavailableError, UsageError
 from pipelines.estimate import cards
 from pipelines.experiments import Model
 from pipelines.files import read_json
@@ -81,7 +81,8 @@ def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
     if weights.is_present(data, name, model):
         return read_json(weights.model_folder(data, name, model) / "config.json")
     if model.parent and source.parent:
-        return config_of(data, source.parent, model.parent)
+        whole = config_of(data, source.parent, model.parent)
+        return _without_layers(whole, source.drop_layers) if whole and source.drop_layers is not None else whole
     if source.shape:
         try:
             return shipped.named(source.shape)
@@ -90,6 +91,13 @@ def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
     if source.hub:
         return shipped.of_hub(source.hub)
     return shipped.of_wheel(source.packages[0][0]) if source.wheel else None
+
+
+def _without_layers(config: Json, drop: shortened.Drop) -> Json | None:
+    """The shape of a shortened model before it is made; None where the model has not so many layers, as fetching it will say."""
+    with suppress(UsageError, UnavailableError):
+        return shortened.without(config, shortened.dropped_from(shortened.layers_of(config), drop))
+    return None
 
 
 def _tokenizer(project: Project, model: str) -> Json | None:
