@@ -46,6 +46,7 @@ def rows_now() -> Project:
 
 def fetch(arguments: Arguments) -> int:
     from pipelines import weights
+    from pipelines.chosen_layers import note_on_choice
 
     project = project_now()
     project.experiments.model(arguments.model)
@@ -53,6 +54,8 @@ def fetch(arguments: Arguments) -> int:
         print(f"{arguments.model}: already in {weights.fetch(project.data, project.experiments, arguments.model)}")
     else:
         print(f"{arguments.model}: now in {weights.fetch(project.data, project.experiments, arguments.model)}")
+    if note := note_on_choice(project.data, arguments.model, project.experiments.model(arguments.model)):
+        print(f"{arguments.model}: {note}")
     return OK
 
 
@@ -375,6 +378,9 @@ def tune(arguments: Arguments) -> int:
     return OK
 
 
+RANKS = [[8, 128, 256]]  # of a sweep that names none
+
+
 def sweep(arguments: Arguments) -> int:
     from pipelines.compare.compare import compare as publish
     from pipelines.runs.progress import CellProgress
@@ -383,6 +389,10 @@ def sweep(arguments: Arguments) -> int:
 
     project = rows_now()
     model = arguments.model or project.settings.models[0]
+    if arguments.layers:
+        return _sweep_layers(project, model, arguments)
+    if arguments.methods:
+        raise UsageError("--methods belongs to --layers: a sweep over ranks makes its own methods")
     ranks = [rank for part in arguments.ranks for rank in part]
     swept = with_ranks(project, model, ranks, alpha=arguments.alpha, targets=arguments.targets)
     progress = CellProgress()
@@ -399,6 +409,23 @@ def chat(arguments: Arguments) -> int:
 
     given = {name: value for name, value in vars(arguments).items() if name not in ("command", "work")}
     return begin(project_now(), Wanted(**given))
+
+
+def _sweep_layers(project: Project, model: str, arguments: Arguments) -> int:
+    from pipelines.compare.compare import compare as publish
+    from pipelines.runs.progress import CellProgress
+    from pipelines.sweep_layers import run_sweep, table, with_layers, write_picture
+
+    if arguments.ranks is not RANKS or arguments.alpha != "fixed" or arguments.targets:
+        raise UsageError("--layers goes with --methods; --ranks, --alpha and --targets make methods of their own")
+    counts = [count for part in arguments.layers for count in part]
+    swept = with_layers(project, model, counts, arguments.methods and arguments.methods.split(","))
+    rows = run_sweep(swept, on_tick=CellProgress().show, tell=print)
+    publish(project)
+    print(f"\n{table(rows, swept, arguments.format)}")
+    if picture := write_picture(rows, swept):
+        print(f"\npicture: {picture}", file=sys.stderr)
+    return OK if all(row["status"] == "ok" for row in rows) else NOT_OK
 
 
 def prune(arguments: Arguments) -> int:
@@ -586,7 +613,7 @@ def parser() -> argparse.ArgumentParser:
         "--ranks",
         type=_ranks,
         nargs="+",
-        default=[[8, 128, 256]],
+        default=RANKS,
         metavar="R",
         help="2,8,32 or 2 8 32; default 8,128,256",
     )
@@ -598,6 +625,16 @@ def parser() -> argparse.ArgumentParser:
         "every rank, divided by the root of the rank",
     )
     swept.add_argument("--targets", choices=["all-linear", "attention"], help="default: what the profile says")
+    swept.add_argument(
+        "--layers",
+        type=_counts,
+        nargs="+",
+        metavar="N",
+        help="instead of ranks: the model without so many of its layers, as it is and trained: 0,4,8,12",
+    )
+    swept.add_argument(
+        "--methods", metavar="M,M", help="with --layers; default: the untouched model, full, lora-r8, qlora-r8"
+    )
     swept.add_argument("--format", choices=["text", "markdown", "json", "csv"], default="text")
     talking = command(
         "chat",
@@ -649,6 +686,16 @@ def _ranks(text: str) -> list[int]:
         return [_positive(rank) for rank in text.split(",")]
     except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(f"got {text!r}; expected ranks of 1 or more, such as 8,128,256") from None
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if min(numbers) < 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected numbers of layers, 0 or more, such as 0,4,8,12")
+    return numbers
 
 
 def _positive(text: str) -> int:

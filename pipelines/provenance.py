@@ -4,12 +4,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from pipelines.files import read_json, write_json
 from pipelines.methods import traits_of
+from pipelines.shortened import in_words, record_of_layers
 from pipelines.weights_record import origin_of, packaged_name, packages
 
 CARD_RECIPE = (
@@ -32,6 +33,14 @@ class Base:
 
 def base_of(folder: Path, licensed: Mapping[str, str | None] | None = None) -> Base:
     """What is known of the weights in `folder`, and of their licence by the model's record."""
+    whole = _whole_base_of(folder, licensed)
+    if not (layers := record_of_layers(folder)):
+        return whole
+    # An adapter of it does not fit what the hub has under the name
+    return replace(whole, name=f"{whole.name} without its layers {in_words(layers['dropped'])}", of_hub=False)
+
+
+def _whole_base_of(folder: Path, licensed: Mapping[str, str | None] | None) -> Base:
     record = origin_of(folder)
     source: dict[str, Any] = record.get("source") or {}
     known: dict[str, Any] = dict(licensed or {})

@@ -23,8 +23,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipelines import shortened
-from pipelines.clean.clean import current
-from pipelines.clean.select import Selected, Selection, select
+from pipelines.chosen_layers import sample
+from pipelines.clean.select import Selected
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.files import read_json, write_json
 from pipelines.paths import DataRoot
@@ -35,8 +35,7 @@ from pipelines.train.loading import quiet
 from pipelines.train.prompts import PromptFormat
 from pipelines.train.templates import Unshown
 
-RECORDS = 64  # train records that the distances are means over
-MAX_TOKENS = 1024  # read of each
+MAX_TOKENS = 1024  # read of each record
 DIGITS = 6  # of a distance: other processors add in another order, and must choose the same layers
 TOLERANCE = 1e-3  # of the checked logits, in shares of the largest
 PROBE_TOKENS = 24
@@ -152,21 +151,6 @@ def _nearest(model: Any, stack: Stack, asked: Asked) -> Json:
         "records": len(texts),
         "data_fingerprint": chosen.data_fingerprint,
     }
-
-
-def sample(data: DataRoot) -> Selected:
-    """The train records that layers are chosen by: of all languages, in an order that never depends on the others.
-
-    Raises:
-        UsageError: nothing was cleaned yet.
-    """
-    cleaned = current(data)
-    if cleaned is None:
-        raise UsageError(
-            f"drop_layers: no train records in {data.clean} to choose layers by: run `featherweight clean` first (or `make run`), "
-            "or name the layers: drop_layers: [18, 19]."
-        )
-    return select(cleaned.folder / "examples.parquet", Selection(max_train=RECORDS, max_eval=0))
 
 
 def _texts(chosen: Selected, form: PromptFormat, limit: int) -> Iterator[list[int]]:

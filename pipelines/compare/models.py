@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import machine, shipped, weights
+from pipelines import machine, shipped, shortened, weights
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.show import Format, Row, as_csv, as_json, tabulate
 from pipelines.estimate.estimate import Estimate, estimates
@@ -72,9 +72,14 @@ def _row(project: Project, name: str, predicted: list[Estimate]) -> Row:
 
 def _source(source: dict[str, Any]) -> str:
     if parent := source.get("from"):
-        return f"from {parent}"
+        drop = source.get("drop_layers")
+        return f"from {parent}" + (f" without {_layers_in_words(drop)}" if drop is not None else "")
     named = source.get("wheel") or source.get("hub") or source.get("path") or f"random: {source.get('random')}"
     return ", ".join(named) if isinstance(named, list) else named
+
+
+def _layers_in_words(drop: shortened.Drop) -> str:
+    return f"layers {shortened.in_words(drop)}" if isinstance(drop, list) else f"{drop} layers"
 
 
 def _weights_gb(project: Project, name: str, parameters: int | None) -> float | None:

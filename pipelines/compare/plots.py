@@ -188,6 +188,35 @@ def rank_sweep(families: Mapping[str, Sequence[tuple[int, Row]]], kind: Kind = "
     return _render(figure, kind)
 
 
+def by_layers(lines: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes | None:
+    """Bits per byte, peak memory of training and tokens answered per second over the number of layers that are left; a line a
+    name. None where no row has a number of layers and bits per byte."""
+    known = {
+        name: found
+        for name, rows in itertools.islice(lines.items(), MOST_SERIES)
+        if (found := [row for row in rows if row["layers"] and row["eval_bits_per_byte"] is not None])
+    }
+    if not known:
+        return None
+    figure, axes = _stacked(3, 1.75)
+    panels: tuple[tuple[str, str, Callable[[Row], float | None]], ...] = (
+        ("quality", "bits per byte", lambda row: row["eval_bits_per_byte"]),
+        ("peak memory of training", "GB", lambda row: row["peak_memory_gb"] if row["trainable_params"] else None),
+        ("answers", "tokens/s", lambda row: row["answer_tokens_per_second"] if speed_stands(row) else None),
+    )
+    layers = sorted({row["layers"] for rows in known.values() for row in rows})
+    for panel, (title, unit, value) in zip(axes, panels, strict=True):
+        for style, (name, rows) in zip(_styles(), known.items(), strict=False):
+            points = sorted((row["layers"], number) for row in rows if (number := value(row)) is not None)
+            if points:
+                panel.plot(*zip(*points, strict=True), label=name, **style)
+        panel.set_xticks(layers, [f"{number:g}" for number in layers])
+        panel.margins(y=0.15)
+        _dress(panel, title, "layers" if panel is axes[-1] else "", unit)
+    _legend(figure, axes)
+    return _render(figure, kind)
+
+
 def _quiet_minutes(row: Row) -> float | None:
     return row["train_seconds"] / 60 if row["train_seconds"] and speed_stands(row) else None
 

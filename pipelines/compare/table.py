@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from pipelines import machine
+from pipelines import chosen_layers, machine, shortened
 from pipelines.compare.advice import advise, next_run
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.configured import comparison_for
@@ -114,7 +114,7 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     project, profile = resolved.project, resolved.project.settings
     row: Row = comparison_for(profile.evaluation).empty()
     row |= {"model": model, "method": method, "profile": project.profile, "seeds": len(profile.seeds), "seeds_ok": 0}
-    row["model_note"] = note_on(project.experiments.model(model))
+    row["model_note"] = _note(project, model)
     found = [seed for seed in seeds if seed]
     row["status"] = worst([_status(seed) for seed in seeds])
     if not found:
@@ -134,6 +134,8 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     row["fast_path"] = covers_adapters(row["fast_paths"], shown.attempt.spec.recipe)
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
     row["weights_fingerprint"] = weights_fingerprint(resolved, [seed.attempt for seed in found])
+    if all(resolved.fits(seed.attempt) for seed in found):
+        row["dropped_layers"] = chosen_layers.dropped(project.data, model, project.experiments.model(model))
     because = list(dict.fromkeys(name for seed in found for name in stale_because(resolved, seed, by)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
     if row["status"] == "lost" and because:  # it left no word of its own; this one is true of an unchanged cell alone
@@ -150,7 +152,23 @@ def note_on(model: Model) -> str | None:
     made_up = (
         f"random weights in the shape of {shape}: memory and speed only, quality is not measured" if shape else None
     )
-    return " ".join(filter(None, dict.fromkeys((made_up, model.origin.note, model.note)))) or None
+    fewer = _fewer_layers(model)
+    return " ".join(filter(None, dict.fromkeys((made_up, model.origin.note, model.note, fewer)))) or None
+
+
+def _fewer_layers(model: Model) -> str | None:
+    """Which of the other model's layers it lacks, as far as the configuration says it."""
+    drop, parent = model.source.drop_layers, model.source.parent
+    if drop is None:
+        return _fewer_layers(model.parent) if model.parent else None
+    named = f"layers {shortened.in_words(drop)}" if isinstance(drop, list) else f"{drop} of the layers"
+    return f"Without {named} of {parent}."
+
+
+def _note(project: Project, name: str) -> str | None:
+    """What to know of the model and of the weights that are here."""
+    model = project.experiments.model(name)
+    return " ".join(filter(None, (note_on(model), chosen_layers.note_on_choice(project.data, name, model)))) or None
 
 
 def _seed(project: Project, key: CellKey, fingerprint: str) -> Seed | None:

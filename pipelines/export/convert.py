@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pipelines import shortened
 from pipelines.errors import WorkError
 from pipelines.export.native import LlamaCpp
 from pipelines.runs.process import die_with_parent
@@ -47,6 +48,7 @@ def convert(folder: Path, file: Path, kind: str, name: str, texts: Sequence[str]
         converter.get_model_class(architecture)
     except NotImplementedError:
         raise Refused(f"llama.cpp's converter does not know {architecture}") from None
+    _require_rule(transformers, folder)
     known, texts = base.TextModel.get_vocab_base_pre, [*PROBE, *texts]
     base.ModelBase.load_hparams = partial(_with_older_names, base.ModelBase.load_hparams)
     write = partial(_write, converter, base)
@@ -65,6 +67,28 @@ def convert(folder: Path, file: Path, kind: str, name: str, texts: Sequence[str]
     if not _reads_alike(file, tokenizer, texts):
         raise Refused(
             "llama.cpp makes other tokens of text than the tokenizer, so the file would not answer as the model does"
+        )
+
+
+def _require_rule(transformers: Any, folder: Path) -> None:
+    """llama.cpp knows by the architecture which layers see a window alone, or no positions (Gemma 3: every sixth is another). Of a
+    model that lost some of its layers others may be.
+
+    Raises:
+        Refused: the layers' kinds do not follow the architecture's own rule.
+    """
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config(decoder=True)
+    said = shortened.per_layer(config.to_dict())
+    if not said:
+        return
+    try:
+        ruled = type(config)(**{name: value for name, value in config.to_dict().items() if name not in said}).to_dict()
+    except Exception:  # a configuration that needs its lists: there is no rule
+        return
+    if other := sorted(name for name, kinds in said.items() if ruled.get(name) != kinds):
+        raise Refused(
+            f"of its {len(said[other[0]])} layers others than in a whole model are of another kind ({', '.join(other)}), "
+            "and llama.cpp may take the architecture's own rule for granted"
         )
 
 

@@ -60,6 +60,11 @@ MODEL = (
              "Whether Featherweight computed the adapters its own faster way, not PEFT; times compare where it is equal."),
     ),
     *group(
+        "model", "comparison",
+        text("dropped_layers",
+             "Layers that were left out of the model it is made from, such as 12-15 (0 is the first); NULL for a whole model."),
+    ),
+    *group(
         "model", "result",
         text("weights_revision", "Commit of the model hub, or version of the package, that the weights came from."),
     ),
