@@ -93,9 +93,9 @@ def _named(experiments: Experiments, model: str, source: Source) -> str:
     Raises:
         UsageError: that name is taken.
     """
-    made = _made(experiments.model(model), source)
+    made = _made(experiments.model(model), source).model_dump()
     for name, known in experiments.models.items():
-        if known.source == source and known.model_dump() == made.model_dump():
+        if known.model_dump() == made:
             return name
     name = f"{model}-drop{source.drop_layers}"
     if name in experiments.models:
