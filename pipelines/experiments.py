@@ -32,6 +32,7 @@ from pipelines.methods import DEFAULT_RATES, FOUR_BITS, LORA_FA, SHORT_FORM, Kin
 from pipelines.metric_settings import Metric
 from pipelines.paths import experiments_file
 from pipelines.provider_settings import Generation, Provider
+from pipelines.retrieval_settings import Embeddings, Retrieval
 from pipelines.settings import NamesFiles, Share, Slug, Strict, expected_one_of
 from pipelines.shapes.options import Options, Reasoning, ToolCalls
 from pipelines.weights_record import listed, packaged_name, packages
@@ -230,10 +231,12 @@ class Method(TrainingOverrides):
     """`none` trains nothing, `full` every weight, `lora` an adapter (over a quantized base where `quantization` is set); `rslora`
     scales it by alpha / sqrt(rank), `dora` learns magnitude and direction apart. `adapter` is any other that PEFT has: `peft` holds
     what its configuration class is given, `peft_type` first. `shots`, of `none` only: so many train examples stand in every
-    prompt. `loraplus_lr_ratio` (LoRA+): the learning rate of B over that of A; the optimizer `lorafa` (LoRA-FA) trains B alone."""
+    prompt, always the same; `retrieval`, of `none` only: those that are looked up for it, or passages. `loraplus_lr_ratio` (LoRA+):
+    the learning rate of B over that of A; the optimizer `lorafa` (LoRA-FA) trains B alone."""
 
     kind: Kind
     shots: PositiveInt | None = None
+    retrieval: Retrieval | None = None
     data: DataChoice | None = None
     rank: PositiveInt | None = None
     alpha: PositiveFloat | None = None
@@ -260,6 +263,10 @@ class Method(TrainingOverrides):
             raise ValueError("double_quantization needs quantization: nf4 or fp4")
         if self.shots and not of_kind.can_have_shots:
             raise ValueError(f"shots: examples in the prompt belong to kind none, not {self.kind}")
+        if self.retrieval and not of_kind.can_have_shots:
+            raise ValueError(f"retrieval: what is looked up for the prompt belongs to kind none, not {self.kind}")
+        if self.retrieval and self.shots:
+            raise ValueError("shots and retrieval both fill the prompt: leave one out")
         if self.data and not of_kind.trains:
             raise ValueError(f"kind {self.kind} trains on nothing: data does not belong to it")
         return self
@@ -286,6 +293,11 @@ class Method(TrainingOverrides):
         if len(named) == 2:
             raise ValueError("loraplus_lr_ratio and optimizer: lorafa exclude each other: LoRA-FA does not train A")
         return self
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the untouched model, asked with nothing but the question: what all others are compared with."""
+        return not self.traits.trains and not self.shots and not self.retrieval
 
     @property
     def traits(self) -> Traits:
@@ -750,6 +762,7 @@ class Experiments(Strict):
     sources: Sources
     providers: dict[Slug, Provider] = {}
     generation: Generation = Generation()
+    embeddings: Embeddings | None = None
     judging: Judging = Judging()
     cleaning: Cleaning = Cleaning()
     nightly: Nightly = Nightly()

@@ -13,7 +13,8 @@ from pipelines.experiments import Experiments, Fingerprint, Profile, TrainingSet
 from pipelines.files import announce, stable_hash
 from pipelines.methods import traits_of
 from pipelines.paths import DataRoot
-from pipelines.recipe import recipe_of
+from pipelines.recipe import recipe_of, shows_examples
+from pipelines.retrieval import sources
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.command import Placement
@@ -64,7 +65,10 @@ class Project:
         return Placement(profile.devices, profile.sharding, profile.deepspeed)
 
     def recipe_of(self, model: str, method: str) -> dict[str, Any]:
-        return recipe_of(self.experiments, self.profile, model, method)
+        recipe = recipe_of(self.experiments, self.profile, model, method)
+        if retrieval := self.experiments.method(method).retrieval:
+            recipe["retrieval"] |= sources.contents(self.data, self.experiments, retrieval)
+        return recipe
 
     def training_of(self, model: str, method: str) -> TrainingSettings:
         """The cell's training settings, from every level of the configuration."""
@@ -174,7 +178,7 @@ class Resolved:
         project = self.project
         recipe, placement = project.recipe_of(model, method), project.placement_of(method)
         selected = self._for(method)
-        untouched = not traits_of(recipe).trains and not recipe.get("shots")
+        untouched = not traits_of(recipe).trains and not shows_examples(recipe)
         content = self._content(model)
         fingerprints = {
             "data": None if untouched else selected.data_fingerprint,

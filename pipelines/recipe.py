@@ -1,10 +1,12 @@
 """What decides a cell's weights and measurements, taken together from every level of experiments.yaml."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipelines import weights
 from pipelines.experiments import Experiments, Method, TrainingSettings
 from pipelines.methods import FOUR_BITS, SHORT_FORM
+from pipelines.retrieval_settings import Retrieval
 
 # What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
 OUTSIDE_RECIPE = (
@@ -42,8 +44,25 @@ def _of_other_searches(settings: TrainingSettings) -> tuple[str, ...]:
 
 def _untouched(method: Method, settings: TrainingSettings) -> dict[str, Any]:
     plain = {name: getattr(settings, name) for name in ("precision", "attention", "max_length")}
-    shots = {"shots": method.shots} if method.shots else {}
+    shots: dict[str, Any] = {"shots": method.shots} if method.shots else {}
+    if method.retrieval:
+        shots["retrieval"] = _looked_up(method.retrieval)
     return {**plain, "quantization": None, "gradient_checkpointing": False, **shots}
+
+
+def _looked_up(retrieval: Retrieval) -> dict[str, Any]:
+    """What decides which records or passages stand in a prompt, but for what they and the embedding model hold."""
+    given: dict[str, Any] = {"by": retrieval.by, "k": retrieval.k}
+    if retrieval.rewrites:
+        given["ranked_by"] = retrieval.ranker
+    if retrieval.documents:
+        return {"from": "documents", **given, "passage_chars": retrieval.passage_chars}
+    return {"from": "train", **given}
+
+
+def shows_examples(recipe: Mapping[str, Any]) -> bool:
+    """Whether train records stand in the prompts of a model that trains on none."""
+    return bool(recipe.get("shots")) or (recipe.get("retrieval") or {}).get("from") == "train"
 
 
 def _trained(experiments: Experiments, model: str, method: Method, settings: TrainingSettings) -> dict[str, Any]:

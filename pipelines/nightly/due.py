@@ -14,6 +14,7 @@ from pipelines.compare.table import disturbed
 from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by, reusable
 from pipelines.methods import traits_of
 from pipelines.project import CellPlan, Resolved
+from pipelines.retrieval import sources
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 
@@ -143,6 +144,8 @@ def _is_available_now(resolved: Resolved, tries: Sequence[Attempt]) -> str | Non
     key, said = tries[-1].key, [attempt.result.status_detail for attempt in tries[-2:]]
     repeated = len(said) == 2 and said[0] == said[1] and tries[-2].status == "unavailable"
     if weights.out_of_reach(resolved.data, resolved.experiments, key.model):
+        return None
+    if sources.out_of_reach(resolved.data, resolved.experiments, key.method):
         return None
     plan = resolved.plan(key)
     if traits_of(plan.recipe).trains and not plan.selected.train:

@@ -11,6 +11,7 @@ from pipelines.errors import UnavailableError, UsageError
 from pipelines.files import locked
 from pipelines.paths import DataRoot
 from pipelines.project import ANY, TRAINS, CellPlan, Project, Resolved
+from pipelines.retrieval import sources
 from pipelines.runs import cells, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.launchers.chosen import launcher_class
@@ -137,6 +138,7 @@ def _run(resolved: Resolved, attempt: Attempt, watch: Watch) -> Run:
         require_divisible(spec.recipe, spec.sharding)
         if not resolved.plan(key).selected.train:
             raise UnavailableError(no_examples(resolved.project, key.method))
+        sources.require(resolved.data, resolved.experiments, key.method, say=watch.say)
 
     return Run(
         attempt.folder,

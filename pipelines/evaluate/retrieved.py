@@ -1,0 +1,261 @@
+"""What a retrieval arm puts into a prompt: the train records most like it as shots, or passages of documents as context."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.files import write_jsonl
+from pipelines.retrieval import documents, rewrites
+from pipelines.retrieval.inert import holds_mark, inert
+from pipelines.retrieval.leaks import Sides, gives_away
+from pipelines.retrieval.ranking import Embed, Index, fused
+from pipelines.runs.worker import Worker
+from pipelines.train.conversations import answer_of, calls_tools, conversation
+from pipelines.train.prompts import PromptFormat
+from pipelines.train.templates import Unshown
+
+Record = dict[str, Any]
+Say = Callable[[str], None]
+INTRODUCED = {
+    "ko": "다음 글이 질문에 도움이 되면 참고하세요.",
+    "en": "Use the following passages where they help to answer.",
+}
+Rewrite = Callable[[Sequence[str]], list[str]]  # what the answering model says to each of these prompts
+
+
+def last_question(record: Mapping[str, Any]) -> str:
+    """What is looked up: the question that the last answer answers, without a system prompt and earlier turns."""
+    asked = [turn["content"] for turn in conversation(record)[:-1] if turn["role"] == "user"]
+    return asked[-1] if asked else ""
+
+
+def sides_of(record: Mapping[str, Any]) -> Sides:
+    """A record as the rule against leaks compares it: of a conversation all that is asked, and all that is answered."""
+    turns = conversation(record)
+    asked = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
+    return Sides(record["example_id"], asked, "\n".join(answer_of(one) for one in turns if one["role"] == "assistant"))
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that can be found: a train record, or a passage. `name` is the record's id or the document's name."""
+
+    name: str
+    text: str
+    record: Record | None = None
+
+
+def train_items(train: Sequence[Record]) -> list[Item]:
+    """Train records in the order of their ids, so that ties do not depend on how they are stored. Records that call tools stand in
+    no other's prompt."""
+    ordered = sorted(train, key=lambda one: one["example_id"])
+    texts = [(one, sides_of(one)) for one in ordered if not calls_tools(conversation(one))]
+    return [Item(one["example_id"], f"{sides.question}\n{sides.answer}", one) for one, sides in texts]
+
+
+def document_items(told: Mapping[str, Any], *, size: int, expected: str | None) -> list[Item]:
+    """The passages of the documents that a spec names.
+
+    Raises:
+        UsageError: they are not there, or hold no text.
+        ValueError: they are others than the cell was planned with.
+    """
+    patterns, folder = told["documents"], Path(told["folder"])
+    found = documents.passages(patterns, folder, size)
+    if expected is not None and (now := documents.content_hash(patterns, folder)) != expected:
+        raise ValueError(
+            f"the documents changed while the cell waited (then {expected}, now {now}): run the same again"
+        )
+    return [Item(one.name, one.text) for one in found]
+
+
+class Library:
+    """All that can be found, indexed once. `recipe` is the `retrieval` of a cell's recipe."""
+
+    def __init__(self, items: Sequence[Item], recipe: Mapping[str, Any], embed: Embed | None, say: Say) -> None:
+        self._items, self._recipe = list(items), recipe
+        self._sides: dict[int, Sides] = {}
+        what = "passages" if recipe["from"] == "documents" else "train records"
+        say(f"retrieval: {len(self._items)} {what} are indexed for {recipe['by']}")
+        by = recipe.get("ranked_by", "bm25") if recipe["by"] == "multi-query" else recipe["by"]
+        self._index = Index([item.text for item in self._items], by, embed)
+        self.left_out = 0  # items that were found, but would give an answer away
+
+    def find(self, records: Sequence[Record], queries: Sequence[Sequence[str]]) -> list[list[Item]]:
+        """For each record what is found by its queries, the best first, as much as there is: without itself and what would give
+        its answer away."""
+        flat = [query for several in queries for query in several]
+        rankings = iter(self._index.rank_all(flat))
+        found = []
+        for record, several in zip(records, queries, strict=True):
+            ranked = [next(rankings) for _ in several]
+            found.append(self._allowed(record, fused(ranked) if len(ranked) > 1 else ranked[0]))
+        return found
+
+    def _allowed(self, record: Record, ranking: Sequence[int]) -> list[Item]:
+        if self._recipe["from"] == "documents":
+            return [self._items[place] for place in ranking[: self._recipe["k"]]]
+        asked, kept = sides_of(record), []
+        for place in ranking:
+            if gives_away(asked, self._sides_at(place), self._recipe["jaccard"]):
+                self.left_out += 1
+                continue
+            kept.append(self._items[place])
+            if len(kept) == 2 * self._recipe["k"]:  # a model may be unable to show some of them
+                break
+        return kept
+
+    def _sides_at(self, place: int) -> Sides:
+        if place not in self._sides:
+            record = self._items[place].record
+            assert record is not None
+            self._sides[place] = sides_of(record)
+        return self._sides[place]
+
+
+def queries_of(records: Sequence[Record], recipe: Mapping[str, Any], rewrite: Rewrite | None) -> list[list[str]]:
+    """What each record is looked up by: its question, and with multi-query the answering model's other wordings of it."""
+    asked = [last_question(record) for record in records]
+    if recipe["by"] != "multi-query" or rewrite is None:
+        return [[one] for one in asked]
+    said = rewrite([rewrites.prompt(one) for one in asked])
+    return [rewrites.wordings(one, answer) for one, answer in zip(asked, said, strict=True)]
+
+
+def with_context(record: Record, texts: Sequence[str]) -> Record:
+    """The record with passages before its last question, numbered, the best first; itself where there are none."""
+    if not texts:
+        return record
+    told = INTRODUCED.get(record.get("language") or "", INTRODUCED["en"])
+    context = "\n\n".join([told, *(f"[{number}] {text}" for number, text in enumerate(texts, start=1))])
+    if not record.get("messages"):
+        return {**record, "instruction": f"{context}\n\n{record['instruction']}"}
+    turns = json.loads(record["messages"])
+    last_answer = max(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
+    asked = [place for place, turn in enumerate(turns[:last_answer]) if turn["role"] == "user"]
+    if not asked:
+        return record
+    turns[asked[-1]] = {**turns[asked[-1]], "content": f"{context}\n\n{turns[asked[-1]]['content']}"}
+    return {**record, "messages": json.dumps(turns, ensure_ascii=False)}
+
+
+def marks_of(tokenizer: Any) -> list[str]:
+    """The texts that the tokenizer takes for a token of their own meaning, the longest first."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return sorted({*tokenizer.all_special_tokens, *added}, key=lambda mark: (-len(mark), mark))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What stands in a record's prompt: the record as it is asked, the records before it, and how much was retrieved."""
+
+    record: Record
+    shots: tuple[Record, ...]
+    names: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+
+class Retrieved:
+    """The prompts of a retrieval arm. `room` is the model's window in tokens, less the answer's."""
+
+    def __init__(self, library: Library, form: PromptFormat, recipe: Mapping[str, Any], *, room: int) -> None:
+        self._library, self._form, self._recipe, self._room = library, form, recipe, room
+        self._found: dict[str, Found] = {}
+        self._marks = marks_of(form.tokenizer)
+
+    def look_up(self, records: Sequence[Record], rewrite: Rewrite | None) -> list[Record]:
+        """Find what every record's prompt holds; returns rows that say what was found, and by which wordings."""
+        queries = queries_of(records, self._recipe, rewrite)
+        rows = []
+        for record, asked, items in zip(records, queries, self._library.find(records, queries), strict=True):
+            found = self._shown(record, items)
+            self._found[record["example_id"]] = found
+            rewritten = {"queries": asked} if len(asked) > 1 else {}
+            rows.append({"example_id": record["example_id"], "retrieved": list(found.names), **rewritten})
+        return rows
+
+    def of(self, record: Record) -> Found:
+        return self._found[record["example_id"]]
+
+    def _shown(self, record: Record, items: Sequence[Item]) -> Found:
+        """As much of it as fits, the best: what fits it worst is dropped first."""
+        marks = self._marks
+        if self._recipe["from"] == "documents":
+            texts = [(item.name, inert(item.text, marks)) for item in items]
+            return self._fitting(record, texts, self._as_context)
+        shots = [(item.name, item.record) for item in items if item.record and self._can_show(item, marks)]
+        return self._fitting(record, shots[: self._recipe["k"]], self._as_shots)
+
+    def _fitting(self, record: Record, held: Sequence[tuple[str, Any]], shown: Callable[..., Found]) -> Found:
+        for count in range(len(held), 0, -1):
+            found = shown(record, held[:count])
+            if max(map(len, self._form.tokenize(found.record, found.shots))) <= self._room:
+                return found
+        return Found(record, (), ())
+
+    def _as_context(self, record: Record, held: Sequence[tuple[str, str]]) -> Found:
+        return Found(with_context(record, [text for _, text in held]), (), tuple(name for name, _ in held))
+
+    def _as_shots(self, record: Record, held: Sequence[tuple[str, Record]]) -> Found:
+        """The record most like the question stands right before it."""
+        nearest_last = tuple(one for _, one in reversed(held))
+        return Found(record, nearest_last, tuple(name for name, _ in held))
+
+    def _can_show(self, item: Item, marks: Sequence[str]) -> bool:
+        """Whether a train record can stand in another's prompt: the template shows it, and it holds no token that ends a turn."""
+        assert item.record is not None
+        try:
+            return not holds_mark(item.text, marks) and bool(self._form.tokenize(item.record))
+        except Unshown:
+            return False
+
+
+def retrieved_for(worker: Worker, form: PromptFormat, train: Sequence[Record], *, room: int) -> Retrieved | None:
+    """The retrieval arm that the cell's recipe names; None where it is none.
+
+    Raises:
+        UsageError: its documents are not there or hold no text.
+        ValueError: they changed meanwhile.
+    """
+    recipe, told = worker.spec["recipe"].get("retrieval"), worker.spec.get("retrieval") or {}
+    if not recipe:
+        return None
+    embed = None
+    if told.get("embeddings"):
+        from pipelines.retrieval.embedding import Embedder
+
+        embed = Embedder(worker.root / told["embeddings"], worker.say)
+    if recipe["from"] == "documents":
+        items = document_items(told, size=recipe["passage_chars"], expected=recipe["documents"])
+    else:
+        items = train_items(train)
+    return Retrieved(Library(items, recipe, embed, worker.say), form, recipe, room=room)
+
+
+def look_up(worker: Worker, retrieved: Retrieved, speaker: Any, records: Sequence[Record]) -> None:
+    """Find what stands in the records' prompts, and keep it beside the answers (retrieved.jsonl)."""
+
+    def rewrite(prompts: Sequence[str]) -> list[str]:
+        from pipelines.evaluate import answering
+
+        worker.say(f"retrieval: the model says {len(prompts)} questions in other words")
+        asked = [speaker.form.prompt(_asking(one)) for one in prompts]
+        limit = 2 * worker.spec["batch_tokens"]
+        said = answering.answer_all(speaker, asked, rewrites.MAX_TOKENS, max_tokens=limit)
+        return [answering.text_of(speaker, tokens) for tokens in said]
+
+    rows = retrieved.look_up(records, rewrite)
+    write_jsonl(worker.folder / "retrieved.jsonl", rows)
+    counts = [len(row["retrieved"]) for row in rows]
+    worker.measure(retrieved=sum(counts) / len(counts) if counts else None)
+    worker.say(f"retrieval: {sum(counts)} stand in the prompts of {len(counts)} records")
+
+
+def _asking(text: str) -> Record:
+    """A prompt that belongs to no record."""
+    return {"example_id": "rewrite", "instruction": text, "input": "", "output": "-", "messages": None}

@@ -1,0 +1,183 @@
+"""A user's documents as passages: text, Markdown and JSONL files, cut at ends of paragraphs, else of lines, sentences, words."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines import globbing, text_encoding
+from pipelines.errors import UsageError
+from pipelines.files import announce, stable_hash
+
+KINDS = (".txt", ".md", ".jsonl")
+MOST_BYTES = 256_000_000  # of all files together: what is read whole
+MOST_PASSAGES = 200_000
+MOST_UNREADABLE = 0.02  # share of characters that are no text: more, and the file is no text
+_NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\ufffd]")
+_PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
+# the last place at which a piece that is too long may be cut, the best kind first
+_CUTS = (re.compile(r"\n"), re.compile(r"[.!?。！？](?=\s|$)|[。！？]"), re.compile(r"\s"))
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a document. `name`: the file's name, and of a JSONL file the line."""
+
+    name: str
+    text: str
+
+
+def files_of(patterns: Sequence[str], folder: Path) -> list[Path]:
+    """The files that paths and globs name, each once; a relative one lies in `folder`.
+
+    Raises:
+        UsageError: a pattern that names nothing, a folder, something that is no regular file, a file of another kind, or more than
+            can be read.
+    """
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        anywhere = folder / Path(pattern).expanduser()
+        paths = sorted(globbing.files_of(str(anywhere), announce)) or [anywhere]
+        for path in paths:
+            if path.is_dir() and len(paths) > 1:
+                continue
+            _require_document(path)
+            found.setdefault(path.resolve(), path)
+    size = sum(path.stat().st_size for path in found)
+    if size > MOST_BYTES:
+        raise UsageError(
+            f"retrieval.documents: {len(found)} files of {size / 1e6:.0f} MB together; expected at most {MOST_BYTES / 1e6:.0f} MB: "
+            "name fewer or smaller ones."
+        )
+    return list(found.values())
+
+
+def _require_document(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name its files, such as {path}/**/*.md.")
+    if not path.is_file():
+        what = "not a file" if path.exists() else "no such file"
+        raise UsageError(f"{path}: {what} (retrieval.documents); expected text, Markdown or JSONL files.")
+    if path.suffix.lower() not in KINDS:
+        raise UsageError(
+            f"{path}: unknown kind {path.suffix!r} (retrieval.documents); expected one of {', '.join(KINDS)}."
+        )
+
+
+def content_hash(patterns: Sequence[str], folder: Path) -> str:
+    """Hash of the documents' names and bytes: another one where a file was changed, added, renamed or taken away.
+
+    Raises:
+        UsageError: as `files_of`, or a file cannot be read.
+    """
+    return stable_hash(sorted([path.name, _digest(path)] for path in files_of(patterns, folder)))
+
+
+_digests: dict[Path, tuple[tuple[int, int, int], str]] = {}  # by file: its inode, size and time, and what it held then
+
+
+def _digest(path: Path) -> str:
+    stat = path.stat()
+    stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if path not in _digests or _digests[path][0] != stamp:
+        try:
+            with path.open("rb") as handle:
+                _digests[path] = stamp, hashlib.file_digest(handle, "sha256").hexdigest()
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    return _digests[path][1]
+
+
+def passages(patterns: Sequence[str], folder: Path, size: int) -> list[Passage]:
+    """Every passage of the documents, of at most about `size` characters, each text once.
+
+    Raises:
+        UsageError: as `files_of`, a file that holds no text, or no passage at all.
+    """
+    found: dict[str, Passage] = {}
+    for path in files_of(patterns, folder):
+        for name, text in _texts(path):
+            for piece in pieces(text, size):
+                found.setdefault(piece, Passage(name, piece))
+        if len(found) > MOST_PASSAGES:
+            raise UsageError(
+                f"retrieval.documents: more than {MOST_PASSAGES:,} passages by {path}; raise passage_chars or name fewer files."
+            )
+    if not found:
+        raise UsageError(
+            f"retrieval.documents: {', '.join(patterns)} hold no text to look up; name files with text in them."
+        )
+    return list(found.values())
+
+
+def _texts(path: Path) -> Iterator[tuple[str, str]]:
+    text = _read(path)
+    if path.suffix.lower() != ".jsonl":
+        yield path.name, text
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield f"{path.name}:{number}", _text_in(line, path, number)
+
+
+def _read(path: Path) -> str:
+    """The file's text, in the encoding that it turns out to have.
+
+    Raises:
+        UsageError: it cannot be read, or is no text.
+    """
+    try:
+        with path.open("rb") as handle:
+            codec = text_encoding.detect(handle)
+            text = handle.read().decode(codec, errors="replace")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    if len(_NO_TEXT.findall(text)) > MOST_UNREADABLE * len(text):
+        raise UsageError(f"{path}: holds no text (read as {text_encoding.shown(codec)}); expected a text file.")
+    return text
+
+
+def _text_in(line: str, path: Path, number: int) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}:{number}: no JSON ({error}); expected an object with the text `text`.") from None
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        raise UsageError(f"{path}:{number}: got {line[:60]!r}; expected an object with the text `text`.")
+    return value["text"].encode("utf-8", errors="replace").decode()  # half a character can be in no prompt
+
+
+def pieces(text: str, size: int) -> list[str]:
+    """`text` in pieces of at most `size` characters: whole paragraphs as long as they fit together, longer ones cut."""
+    found: list[str] = []
+    held = ""
+    for paragraph in _PARAGRAPH.split(text.replace("\r\n", "\n").replace("\r", "\n")):
+        for piece in _cut(paragraph.strip(), size):
+            if held and len(held) + 2 + len(piece) > size:
+                found.append(held)
+                held = ""
+            held = f"{held}\n\n{piece}" if held else piece
+    return [*found, held] if held else found
+
+
+def _cut(paragraph: str, size: int) -> Iterator[str]:
+    start = 0
+    while len(paragraph) - start > size:
+        end = _end_of_piece(paragraph, start, size)
+        if piece := paragraph[start:end].strip():
+            yield piece
+        start = end
+    if rest := paragraph[start:].strip():
+        yield rest
+
+
+def _end_of_piece(text: str, start: int, size: int) -> int:
+    """Where the piece from `start` ends: behind the last line, sentence or word in its second half, else at `size`."""
+    window = text[start : start + size]
+    for kind in _CUTS:
+        ends = [found.end() for found in kind.finditer(window) if found.end() > size // 2]
+        if ends:
+            return start + ends[-1]
+    return start + size

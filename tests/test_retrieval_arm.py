@@ -1,0 +1,211 @@
+"""A retrieval arm as a cell: what stands in its prompts, when it is stale, and that nobody takes it for the untouched model."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.clean.select import Selected
+from pipelines.compare.table import comparison_rows
+from pipelines.evaluate.cell import base_method, evaluate, evaluated_by
+from pipelines.experiments import EvaluationSettings, Method, load
+from pipelines.files import read_json, read_jsonl, write_json
+from pipelines.nightly.due import due_cells
+from pipelines.paths import PROJECT
+from pipelines.retrieval.embedding_model import NOT_CONFIGURED
+from pipelines.retrieval_settings import Embeddings
+from pipelines.runs import cells
+from pipelines.runs.cells import Evaluation
+from pipelines.runs.run import Watch
+from tests.in_process import InProcess, clean_for, trained
+from tests.project import MODEL, TinyProject, make_project
+
+QUIET = Watch(say=lambda _message: None, launcher=InProcess())
+SMALL = {"general_texts": 1, "latency_answers": 0, "serving_batch": 0, "answers": 5, "max_new_tokens": 4}
+# in the file, which is sorted, they stand before the base
+ARMS = {
+    "a-bm25": {"kind": "none", "retrieval": {"from": "train", "by": "bm25", "k": 2}},
+    "a-docs": {"kind": "none", "retrieval": {"documents": ["docs/*.md"], "k": 1}},
+    "a-multi": {"kind": "none", "retrieval": {"from": "train", "by": "multi-query", "k": 1}},
+}
+METHODS = ["base", *ARMS]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> TinyProject:
+    """A tiny project whose cells are evaluated; tests that change something work on copies."""
+    root = tmp_path_factory.mktemp("retrieval")
+    shutil.copytree(tiny_folder, root / "model")
+    config = read_json(root / "model" / "config.json") or {}
+    write_json(root / "model" / "config.json", {**config, "max_position_embeddings": 4096})
+    project = make_project(root / "project", root / "model")
+    few = {"max_eval_examples": 6, "max_train_examples": 12}
+    project.change(methods=ARMS, profiles={"local": {"methods": METHODS, "evaluation": SMALL, **few}})
+    held_out = clean_for(project).resolved().selected.eval
+    words = [word for one in held_out for word in one["instruction"].split()[:5]]  # so that each finds the passage
+    docs = project.experiments.parent / "docs"
+    docs.mkdir()
+    (docs / "a.md").write_text(f"Of apples, and: {' '.join(words)}", encoding="utf-8")
+    for method in METHODS:
+        assert trained(project, method).status == "ok"
+        assert measured(project, method).ok
+    return project
+
+
+@pytest.fixture
+def project(evaluated: TinyProject, tmp_path: Path) -> TinyProject:
+    shutil.copytree(evaluated.data.root.parent, tmp_path / "project")
+    return TinyProject(type(evaluated.data)(tmp_path / "project" / "data"), tmp_path / "project" / "experiments.yaml")
+
+
+def measured(project: TinyProject, method: str) -> Evaluation:
+    evaluation, _ = evaluate(project.resolved(), project.key(method), watch=QUIET)
+    assert evaluation.ok, evaluation.result.detail
+    return evaluation
+
+
+def rows_of(project: TinyProject) -> dict[str, dict[str, Any]]:
+    return {row["method"]: row for row in comparison_rows(project.resolved())}
+
+
+def test_an_arm_is_a_row_beside_the_base_and_never_the_base_itself(project: TinyProject) -> None:
+    assert base_method(project.now()) == "base"
+    rows = rows_of(project)
+    base, arm = rows["base"], rows["a-bm25"]
+    assert [rows[method]["retrieved"] for method in METHODS] == [None, 2.0, 1.0, 1.0]
+    assert len({rows[method]["eval_bits_per_byte"] for method in METHODS}) == 4, "each is asked in another way"
+    assert arm["base_bits_per_byte"] == base["eval_bits_per_byte"] and base["delta_base"] is None
+    assert "with what was retrieved in its prompt (2.0 on average)" in arm["advice"]
+    best = min(ARMS, key=lambda method: rows[method]["eval_bits_per_byte"])
+    assert (base["retrieval_method"], rows[best]["retrieval_method"]) == (best, None)
+    expected = base["eval_bits_per_byte"] - rows[best]["eval_bits_per_byte"]
+    assert base["delta_retrieval"] == pytest.approx(expected, abs=1e-9)
+    assert base["delta_retrieval_low"] <= expected <= base["delta_retrieval_high"]
+    assert base["delta_retrieval_chrf_low"] <= base["delta_retrieval_chrf"] <= base["delta_retrieval_chrf_high"]
+
+
+def test_what_was_found_stands_in_losses_and_answers_and_is_kept(evaluated: TinyProject) -> None:
+    selected: Selected = evaluated.resolved().selected
+    names = {one["example_id"] for one in selected.train}
+    held = {one["example_id"] for one in selected.eval}
+    for method, count in (("a-bm25", 2), ("a-multi", 1)):
+        folder = measured(evaluated, method).folder
+        found = {row["example_id"]: row for row in read_jsonl(folder / "retrieved.jsonl")}
+        assert found.keys() == held and all(len(row["retrieved"]) == count for row in found.values())
+        assert all(set(row["retrieved"]) <= names for row in found.values())
+        answers = read_jsonl(folder / "answers.jsonl")
+        assert [row["retrieved"] for row in answers] == [count] * 5 and all(row["shots"] is None for row in answers)
+    losses = {method: read_jsonl(measured(evaluated, method).folder / "losses.jsonl") for method in METHODS}
+    for method in ARMS:
+        pairs = list(zip(losses["base"], losses[method], strict=True))
+        assert all((one["bytes"], one["tokens"]) == (other["bytes"], other["tokens"]) for one, other in pairs)
+        assert all(one["nats"] != other["nats"] for one, other in pairs)
+    answers = read_jsonl(measured(evaluated, "a-docs").folder / "answers.jsonl")
+    assert all("apples" not in row["prompt"] for row in answers), "the judge sees the question alone"
+
+
+def test_the_same_arm_again_finds_the_same(evaluated: TinyProject) -> None:
+    first = measured(evaluated, "a-bm25").folder
+    again, reused = evaluate(evaluated.resolved(), evaluated.key("a-bm25"), watch=QUIET, force=True)
+    assert not reused and again.folder != first
+    for name in ("retrieved.jsonl", "losses.jsonl"):
+        assert (again.folder / name).read_bytes() == (first / name).read_bytes()
+
+
+def test_other_documents_make_the_arm_stale_and_nothing_else(project: TinyProject) -> None:
+    assert not due_cells(project.resolved())
+    docs = project.experiments.parent / "docs"
+    (docs / "a.md").write_text("Something else.", encoding="utf-8")
+    assert [due.method for due in due_cells(project.resolved())] == ["a-docs"]
+    attempt = cells.latest(project.data, project.key("a-docs"))
+    assert attempt and project.resolved().changed(attempt) == ["recipe"]
+    evaluation, _ = evaluate(project.resolved(), project.key("a-docs"), watch=QUIET, force=True)
+    assert evaluation.result.status == "failed" and "documents changed" in (evaluation.result.detail or "")
+    assert trained(project, "a-docs").status == "ok" and measured(project, "a-docs").ok
+    assert not due_cells(project.resolved())
+
+
+def test_documents_that_are_gone_make_the_arm_unavailable_and_leave_the_table(project: TinyProject) -> None:
+    shutil.rmtree(project.experiments.parent / "docs")
+    attempt = trained(project, "a-docs")
+    assert attempt.status == "unavailable" and "no such file" in (attempt.result.status_detail or "")
+    rows = rows_of(project)
+    assert rows["a-docs"]["status"] == "unavailable" and rows["a-bm25"]["status"] == "ok"
+    assert not due_cells(project.resolved()), "it is not tried every night while they are gone"
+
+
+def test_dense_without_an_embedding_model_is_unavailable_and_says_what_to_do(project: TinyProject) -> None:
+    project.change(embeddings=None, methods={"a-bm25": {"retrieval": {"by": "dense"}}})
+    attempt = trained(project, "a-bm25")
+    assert (attempt.status, attempt.result.status_detail) == ("unavailable", NOT_CONFIGURED)
+    project.change(embeddings={"path": "nowhere"})
+    assert "nowhere has no config.json" in (trained(project, "a-bm25").result.status_detail or "")
+
+
+def test_a_profile_without_retrieval_is_fingerprinted_as_before(evaluated: TinyProject) -> None:
+    project = evaluated.now()
+    base = project.recipe_of(MODEL, "base")
+    assert "retrieval" not in base and evaluated.resolved().cell(MODEL, "base").fingerprints["data"] is None
+    assert not {"retrieval", "embeddings"} & EvaluationSettings().model_dump().keys()
+    arm = evaluated.resolved().cell(MODEL, "a-bm25")
+    assert arm.recipe["retrieval"] == {"from": "train", "by": "bm25", "k": 2, "jaccard": 0.85}
+    assert arm.fingerprints["data"] == evaluated.resolved().selected.data_fingerprint
+    docs = evaluated.resolved().cell(MODEL, "a-docs")
+    assert docs.fingerprints["data"] is None and len(docs.recipe["retrieval"]["documents"]) > 8
+    assert evaluated_by(evaluated.resolved()).fingerprint == evaluated_by(evaluated.resolved()).fingerprint
+
+
+def test_the_tour_has_an_arm_that_costs_no_training() -> None:
+    shipped = load(PROJECT / "experiments.yaml")
+    assert "base-bm25" in shipped.profile("tour").methods and not shipped.method("base-bm25").traits.trains
+    assert "base-bm25" not in shipped.profile("local").methods, "its rows stay as they are"
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"kind": "full", "retrieval": {"from": "train"}}, "retrieval: .* belongs to kind none, not full"),
+        ({"kind": "none", "shots": 2, "retrieval": {"from": "train"}}, "shots and retrieval both fill the prompt"),
+        ({"kind": "none", "retrieval": {}}, "expected one place to look in"),
+        ({"kind": "none", "retrieval": {"from": "train", "documents": ["a.md"]}}, "expected one place to look in"),
+        ({"kind": "none", "retrieval": {"from": "trian"}}, "retrieval.from"),
+        (
+            {"kind": "none", "retrieval": {"from": "train", "by": "bm52"}},
+            "'bm25', 'dense', 'ensemble' or 'multi-query'",
+        ),
+        ({"kind": "none", "retrieval": {"from": "train", "k": 0}}, "greater than or equal to 1"),
+        (
+            {"kind": "none", "retrieval": {"from": "train", "ranked_by": "dense"}},
+            "belongs to by: multi-query, not bm25",
+        ),
+        ({"kind": "none", "retrieval": {"from": "train", "passage_chars": 300}}, "train records stay whole"),
+        ({"kind": "none", "retrieval": {"documents": []}}, "at least 1 item"),
+        ({"kind": "none", "retrieval": {"from": "train", "top": 1}}, "unknown key 'top'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(method: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Method.model_validate(method)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "said"),
+    [
+        ({}, "expected path"),
+        ({"path": "a", "wheel": "a==1"}, "one of them"),
+        ({"wheel": "a==1"}, "wheel needs folder and sha256"),
+        ({"wheel": "a; rm==1", "folder": "m", "sha256": "0" * 64}, "pattern"),
+        ({"wheel": "a==1", "folder": "../m", "sha256": "0" * 64}, "pattern"),
+    ],
+)
+def test_embedding_models_that_make_no_sense_are_refused(embeddings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Embeddings.model_validate(embeddings)
+
+
+def test_documents_may_also_be_named_inside_from(tmp_path: Path) -> None:
+    told = {"kind": "none", "retrieval": {"from": {"documents": ["a.md"]}, "k": 3}}
+    retrieval = Method.model_validate(told, context={"folder": tmp_path}).retrieval
+    assert retrieval and (retrieval.documents, retrieval.k, retrieval.folder) == (["a.md"], 3, tmp_path)
