@@ -8,7 +8,7 @@ from functools import cache
 
 from pipelines.paths import PROJECT
 
-TAKEN = ("pipelines/**/*.py", "pipelines/shipped_configs/*.json", "data/general.json")
+TAKEN = ("pipelines/**/*.py", "pipelines/shipped_configs/*.json", "data/general.json", "data/benchmarks/*")
 PREFIX = "_ray_pkg_"  # as Ray names its packages
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same sources make the same zip
 
