@@ -24,8 +24,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines import machine
-from pipelines.column_names import METRIC_ENDINGS, require_columns
+from pipelines import benchmarks, machine
+from pipelines.column_names import BENCHMARK_ENDINGS, METRIC_ENDINGS, column_name, require_columns
 from pipelines.errors import UsageError
 from pipelines.learning_rates import default_of, grid_of
 from pipelines.methods import DEFAULT_RATES, FOUR_BITS, LORA_FA, SHORT_FORM, Kind, RateOf, Traits, own_form, short_form
@@ -365,10 +365,49 @@ class Model(TrainingOverrides):
 Count = Annotated[int, Field(ge=0)]
 
 
+class Benchmark(NamesFiles):
+    """Questions with a right answer, on which a model is set beside its base: `task` is a set that ships (basics_en, basics_ko), a
+    task of lm-evaluation-harness, or a path to a task file of one's own. Its first `limit` questions are asked, each behind
+    `shots` solved examples (None: as the task itself says)."""
+
+    task: Annotated[str, Field(min_length=1)]
+    limit: PositiveInt | None = None
+    shots: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_alone(cls, data: Any) -> Any:
+        return {"task": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> "Benchmark":
+        if self.file:
+            benchmarks.read_task(self.file)
+        elif self.ships and (most := benchmarks.most_shots(self.task)) < (self.shots or 0):
+            raise ValueError(
+                f"shots: got {self.shots}; {self.task} has {most} solved examples: expected at most {most}"
+            )
+        return self
+
+    @property
+    def ships(self) -> bool:
+        """Whether it is one of our own sets, which need no package beside ours."""
+        return self.task in benchmarks.shipped()
+
+    @property
+    def file(self) -> Path | None:
+        return self.placed(self.task) if benchmarks.is_file(self.task) else None
+
+    @property
+    def name(self) -> str:
+        """What its columns are called by."""
+        return Path(self.task).stem if self.file else self.task
+
+
 class EvaluationSettings(Strict):
     """What a model is measured on: answers to so many held-out records, `latency_answers` of them also one at a time; so many
-    texts of data/general.json (None: all); serving in batches of `serving_batch` (0: not at all), `serving_tokens` a request.
-    `metrics` of one's own task score the answers that are kept, so that a change of them needs no model again."""
+    texts of data/general.json (None: all); serving in batches of `serving_batch` (0: not at all), `serving_tokens` a request;
+    and `benchmarks`. `metrics` of one's own task score the answers that are kept, so that a change of them needs no model again."""
 
     answers: Count = 32
     max_new_tokens: PositiveInt = 256
@@ -376,12 +415,19 @@ class EvaluationSettings(Strict):
     general_texts: Count | None = None
     serving_batch: Count = 8
     serving_tokens: PositiveInt = 64
-
     metrics: list[Metric] = []
+    # not written where there is none: evaluations that were made before there were any stay current
+    benchmarks: list[Benchmark] = Field(default=[], exclude_if=lambda named: not named)
 
     @model_validator(mode="after")
     def _columns_have_names(self) -> "EvaluationSettings":
         require_columns("metric", self.metric_names, METRIC_ENDINGS)
+        require_columns("benchmark", self.benchmark_names, BENCHMARK_ENDINGS)
+        for name in self.benchmark_names:
+            if column_name("benchmark", name) == "benchmark_accuracy":
+                raise ValueError(
+                    f"got the name {name!r}, whose column benchmark_accuracy is that of the sets that ship; rename it"
+                )
         return self
 
     @property
@@ -397,7 +443,12 @@ class EvaluationSettings(Strict):
     @property
     def benchmark_names(self) -> tuple[str, ...]:
         """Each makes columns of its own."""
-        return ()
+        return tuple(one.name for one in self.benchmarks)
+
+    @property
+    def harness_tasks(self) -> list[str]:
+        """The benchmarks that need lm-evaluation-harness."""
+        return [one.task for one in self.benchmarks if not one.ships]
 
 
 class Judging(Strict):

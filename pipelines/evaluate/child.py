@@ -12,6 +12,7 @@ from typing import Any
 from pipelines import disk
 from pipelines.errors import UnavailableError
 from pipelines.evaluate import general, scores
+from pipelines.evaluate.benchmarks_run import measure_benchmarks
 from pipelines.evaluate.endings import ended_pct
 from pipelines.evaluate.fitting import Records, fitting_everywhere
 from pipelines.files import write_jsonl
@@ -65,6 +66,8 @@ def evaluate_cell(worker: Worker) -> None:
     with own_numbers_alone(worker, "general texts"):
         measure_general(worker, model, form)
     worker.measure(loss_seconds=clock.lap())
+    measure_benchmarks(worker, speaker)
+    clock.lap()
     sample = fitting[: spec["settings"]["answers"]]
     rows = answer_sample(worker, speaker, prompts, sample)
     worker.measure(answer_seconds=clock.lap())

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from pipelines import disk, trackers, weights
+from pipelines import benchmarks, disk, trackers, weights
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.files import locked
 from pipelines.paths import DataRoot
@@ -135,6 +135,8 @@ def _run(resolved: Resolved, attempt: Attempt, watch: Watch) -> Run:
 
     def check() -> None:
         trackers.require(spec.report_to)
+        # here, and not only when the trained model is evaluated
+        benchmarks.require(resolved.project.settings.evaluation.harness_tasks)
         require_divisible(spec.recipe, spec.sharding)
         if not resolved.plan(key).selected.train:
             raise UnavailableError(no_examples(resolved.project, key.method))

@@ -1,0 +1,176 @@
+"""Tasks of lm-evaluation-harness on the model that an evaluation has loaded: adapter attached, quantized or whole, as it answers.
+
+The harness asks, scores and decides what is right; here its questions become rows. It gets no chat template, as by its own default.
+Nothing of a hub is trusted: no code of a data set, of a metric or of a task file is run.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines import benchmarks
+from pipelines.errors import UnavailableError
+from pipelines.evaluate.benchmarks import Answered, Asked
+from pipelines.runs.clock import Stopwatch
+
+BATCH = 8  # requests; the harness pads them, and numbers differ by rounding alone
+# What is shown of a task that has several metrics: the first of these, else the first that is right or wrong for each question
+FIGURES = ("acc_norm", "acc_bytes", "acc", "exact_match")
+MOST_CHARS = 20_000  # of a prompt or an answer that is kept
+Json = dict[str, Any]
+
+
+def run(model: Any, tokenizer: Any, asked: Asked) -> Answered:
+    """One task's questions and answers. `tokenizer` is the harness's own from now on: it may give it a padding token.
+
+    Raises:
+        UnavailableError: the harness, the task or its data is not here, or no metric says right or wrong of each question.
+    """
+    benchmarks.require([asked.task])
+    clock = Stopwatch()
+    from lm_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with _tied_as_it_is(model), _no_code_of_a_hub():
+        tasks = _loaded(TaskManager(), asked)
+        found = simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, trust_remote_code=False),
+            tasks=tasks,
+            num_fewshot=asked.shots,
+            limit=asked.limit,
+            bootstrap_iters=0,
+        )
+    samples = (found or {}).get("samples") or {}
+    scorer = f"lm-eval {benchmarks.harness_version()}"
+    rows = [row for task, ones in samples.items() for row in _rows(asked, task, ones, scorer, several=len(samples) > 1)]
+    if not rows:
+        raise UnavailableError("the harness asked nothing")
+    return Answered(rows, scorer, clock.total())
+
+
+@contextmanager
+def _tied_as_it_is(model: Any) -> Iterator[None]:
+    """The harness ties a model's weights anew. Ours are tied as they should be; a merged head that got its own must keep them."""
+    model.tie_weights = lambda *_args, **_kwargs: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
+
+
+@contextmanager
+def _no_code_of_a_hub() -> Iterator[None]:
+    """`evaluate.load` fetches a metric that the harness does not know as Python code."""
+    import evaluate  # pyright: ignore[reportMissingImports]
+
+    def refuse(name: str, *_args: Any, **_kwargs: Any) -> Any:
+        raise UnavailableError(f"its metric {name} would be fetched as code from a hub; name one of the harness's own")
+
+    load, evaluate.load = evaluate.load, refuse
+    trusted = os.environ.pop("HF_DATASETS_TRUST_REMOTE_CODE", None)
+    try:
+        yield
+    finally:
+        evaluate.load = load
+        if trusted is not None:
+            os.environ["HF_DATASETS_TRUST_REMOTE_CODE"] = trusted
+
+
+def _loaded(manager: Any, asked: Asked) -> list[Any]:
+    """The task's objects, its data loaded."""
+    import datasets
+
+    named: list[str] = []
+    load = datasets.load_dataset
+
+    def note(path: str, name: str | None = None, **more: Any) -> Any:
+        named[:] = [f"load_dataset({path!r}{f', {name!r}' if name else ''})"]
+        return load(path=path, name=name, **more)
+
+    datasets.load_dataset = note
+    try:
+        found = manager.load([asked.config or asked.task])
+    except UnavailableError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.200}"
+        if not named:
+            raise UnavailableError(f"the harness cannot load the task ({said})") from error
+        raise UnavailableError(
+            f"its data is not here ({said}). With a network `python -c 'from datasets import load_dataset; {named[0]}'` brings "
+            "it, then `featherweight evaluate MODEL METHOD --force`"
+        ) from error
+    finally:
+        datasets.load_dataset = load
+    if not found["tasks"]:
+        raise UnavailableError("the harness knows no such task")
+    return list(found["groups"].values())[:1] or list(found["tasks"].values())
+
+
+def _rows(asked: Asked, task: str, samples: Sequence[Json], scorer: str, *, several: bool) -> Iterator[Json]:
+    """A row for each question of one of the harness's tasks; of several filters of the answers the first."""
+    first = samples[0].get("filter") if samples else None
+    metric = _figure(samples) if samples else None
+    for one in (sample for sample in samples if sample.get("filter") == first):
+        yield {
+            "task": asked.name,
+            "item_id": f"{task}/{one['doc_id']}" if several else str(one["doc_id"]),
+            "category": task if several else None,
+            **_said(one),
+            "correct": bool(one[metric]),
+            "metric": f"{metric},{first}",
+            "scorer": scorer,
+        }
+
+
+def _figure(samples: Sequence[Json]) -> str:
+    """The metric that is shown: of each question right or wrong."""
+    names = list(samples[0]["metrics"])
+    told = [name for name in names if all(_is_verdict(one.get(name)) for one in samples)]
+    if not told:
+        raise UnavailableError(f"none of its metrics ({', '.join(names)}) says of each question whether it is right")
+    return next((name for name in FIGURES if name in told), told[0])
+
+
+def _is_verdict(value: Any) -> bool:
+    return isinstance(value, bool | int | float) and value in (0, 1)
+
+
+def _said(one: Json) -> Json:
+    """What was asked, what could be said, and what was."""
+    arguments, answers = one["arguments"], one["filtered_resps"]
+    choices = [argument[1] for argument in arguments] if _are_choices(arguments, answers) else None
+    if choices is None:
+        picked = answers[0] if isinstance(answers[0], str) else json.dumps(answers[0], ensure_ascii=False, default=str)
+        return {"prompt": _cut(arguments[0][0]), "reference": _cut(str(one["target"])), "picked": _cut(picked)}
+    scores = [float(score) for score, _ in answers]
+    target = one["target"]
+    right = choices[int(target)] if str(target).isdigit() and int(target) < len(choices) else str(target)
+    return {
+        "prompt": _cut(arguments[0][0]),
+        "choices": json.dumps(choices, ensure_ascii=False),
+        "reference": _cut(right.strip()),
+        "picked": None,  # which one, its metric alone knows
+        "loglikelihoods": json.dumps([round(score, 6) for score in scores]),
+    }
+
+
+def _are_choices(arguments: Sequence[Any], answers: Sequence[Any]) -> bool:
+    return len(arguments) > 1 and all(isinstance(one, list | tuple) and len(one) == 2 for one in answers)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARS else f"{text[:MOST_CHARS]}…"
+
+
+def tokenizer_of(base: Path) -> Any:
+    """A tokenizer that the harness may change."""
+    from pipelines.train import loading
+
+    return loading.load_tokenizer(base)

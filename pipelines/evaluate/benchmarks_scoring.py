@@ -1,0 +1,255 @@
+"""How likely a model finds each choice behind its question, in nats, as lm-evaluation-harness scores multiple choice.
+
+The harness reads question and choice anew for every choice, and makes the logits of all their tokens. Here a question is read once
+and its choices go on from the cache; the output head sees the tokens of the choices alone.
+"""
+# ruff: noqa: TID253
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+
+from pipelines.runs.worker import is_out_of_memory
+from pipelines.train import virtual_tokens
+from pipelines.train.batches import micro_batches
+from pipelines.train.examples import IGNORE, Tokenized
+from pipelines.train.losses import head_on_positions, token_losses
+
+CHECKED = 2  # questions of the first batch that are scored both ways, before the others are
+NOISE = {torch.float32: 2e-3}  # nats that two ways of adding up the same numbers may differ by; in half precision:
+NOISE_OF_HALF = 0.2
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A question as tokens, and what may follow it: for each choice at least one token, and its UTF-8 bytes in `sizes`."""
+
+    context: list[int]
+    choices: list[list[int]]
+    sizes: list[int]
+
+    @property
+    def longest(self) -> int:
+        return len(self.context) + max(map(len, self.choices))
+
+    @property
+    def follow(self) -> int:
+        """Tokens that the longest choice reads behind the question: all but its last one."""
+        return max(map(len, self.choices)) - 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model and where it computes. `max_tokens`: of one forward pass, padding included."""
+
+    model: Any
+    device: torch.device
+    max_tokens: int
+
+    @property
+    def virtual(self) -> int:
+        """Tokens that an adapter puts before every text."""
+        return virtual_tokens.embedded(self.model) + virtual_tokens.cached(self.model)
+
+    @property
+    def noise(self) -> float:
+        return NOISE.get(self.model.dtype, NOISE_OF_HALF)
+
+
+def prompted(tokenizer: Any, context: str, choices: Sequence[str], delimiter: str = " ") -> Prompted:
+    """As the harness splits them: the tokens of question and choice together, without as many as the question has alone.
+
+    Raises:
+        ValueError: a choice has no token of its own behind the question.
+    """
+    front = tokenizer.encode(context)
+    behind = [tokenizer.encode(context + delimiter + choice)[len(front) :] for choice in choices]
+    if not front or not all(behind):
+        raise ValueError(f"the tokens of {context[-40:]!r} and of its choices cannot be told apart")
+    return Prompted(front, behind, [len(choice.encode()) for choice in choices])
+
+
+def tokens_read(questions: Sequence[Prompted]) -> int:
+    """Tokens that scoring reads, padding left out."""
+    return sum(len(one.context) + sum(len(choice) - 1 for choice in one.choices) for one in questions)
+
+
+def loglikelihoods(on: Model, questions: Sequence[Prompted], say: Callable[[str], None] = print) -> list[list[float]]:
+    """Log-likelihood (nats) of every choice of every question.
+
+    Questions are read once where that gives what reading every choice by itself gives, which is tried on the first ones. Choices of
+    a question that lie closer together than rounding are scored again one by one, so that rounding picks none.
+
+    Raises:
+        ValueError: a question is longer than what the model reads, or a result is no number.
+    """
+    _require_room(on, questions)
+    with head_on_positions(on.model) as wanted, torch.no_grad():
+        found = None if on.virtual else _all_shared(on, questions, wanted, say)
+        if found is None:
+            found = _apart(on, questions, wanted)
+        else:
+            for place, scores in enumerate(found):
+                if _is_close(questions[place], scores, on.noise):
+                    found[place] = _apart(on, [questions[place]], wanted, alone=True)[0]
+    if bad := sum(not all(map(isfinite, scores)) for scores in found):
+        raise ValueError(
+            f"the log-likelihoods of {bad} of {len(found)} questions are no numbers: the weights are not usable"
+        )
+    return found
+
+
+def _all_shared(
+    on: Model, questions: Sequence[Prompted], wanted: list[torch.Tensor], say: Callable[[str], None]
+) -> list[list[float]] | None:
+    """All questions by `_shared`; None, and a word on why, where that fails on the first ones or gives something else."""
+    found: dict[int, list[float]] = {}
+    for number, places in enumerate(_groups(questions, on.max_tokens)):
+        group = [questions[place] for place in places]
+        try:
+            scores = _shared(on, group, wanted)
+            why = _why_not_alike(on, group, scores, wanted) if number == 0 else None
+        except Exception as error:  # an architecture whose cache is another kind
+            if number or is_out_of_memory(error):
+                raise
+            why = f"{type(error).__name__}: {error}"
+        if why:
+            say(f"benchmarks: every choice is read by itself, since going on from the question's cache fails: {why}")
+            return None
+        found |= dict(zip(places, scores, strict=True))
+    return [found[place] for place in range(len(questions))]
+
+
+def _require_room(on: Model, questions: Sequence[Prompted]) -> None:
+    window = getattr(on.model.config, "max_position_embeddings", None)
+    longest = max((one.longest for one in questions), default=0) + on.virtual
+    if window and longest > window:
+        raise ValueError(f"a question of {longest} tokens, and the model reads {window}: ask with fewer shots")
+
+
+def _groups(questions: Sequence[Prompted], max_tokens: int) -> Iterator[list[int]]:
+    """Places of `questions` by length, longest first, as many together as both forward passes may hold."""
+    group: list[int] = []
+    for place in sorted(range(len(questions)), key=lambda one: (-len(questions[one].context), one)):
+        together = [questions[one] for one in (*group, place)]
+        read = len(together) * len(together[0].context)
+        gone_on = sum(len(one.choices) for one in together) * max(one.follow for one in together)
+        if group and max(read, gone_on) > max_tokens:
+            yield group
+            group = []
+        group.append(place)
+    if group:
+        yield group
+
+
+def _shared(on: Model, group: Sequence[Prompted], wanted: list[torch.Tensor]) -> list[list[float]]:
+    """Each question read once, padded on the left; its choices, padded on the right, go on from its cache."""
+    longest = max(len(one.context) for one in group)
+    ids = torch.zeros((len(group), longest), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, one in enumerate(group):
+        ids[row, longest - len(one.context) :] = torch.tensor(one.context)
+        mask[row, longest - len(one.context) :] = 1
+    last = torch.arange(1, len(group) + 1) * longest - 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    first, cache = _forward(on, {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, last, wanted)
+    scores = [[float(first[row, choice[0]]) for choice in one.choices] for row, one in enumerate(group)]
+    longer = [
+        (row, place, choice) for row, one in enumerate(group) for place, choice in enumerate(one.choices) if choice[1:]
+    ]
+    if not longer:
+        return scores
+    rows = torch.tensor([row for row, _, _ in longer])
+    cache.batch_select_indices(rows.to(on.device))
+    inputs, targets = _going_on(longer, rows, mask)
+    behind = (targets.flatten() != IGNORE).nonzero().squeeze(1)
+    logged, _ = _forward(on, inputs, behind, wanted, cache)
+    each = logged.gather(1, targets.flatten()[behind].unsqueeze(1)).squeeze(1).double()
+    start = 0
+    for row, place, choice in longer:
+        scores[row][place] += float(each[start : start + len(choice) - 1].sum())
+        start += len(choice) - 1
+    return scores
+
+
+def _going_on(
+    longer: Sequence[tuple[int, int, list[int]]], rows: torch.Tensor, mask: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The inputs that continue the cached `rows` with all but the last token of each choice, and the tokens to find there."""
+    width = max(len(choice) for _, _, choice in longer) - 1
+    ids = torch.zeros((len(longer), width), dtype=torch.long)
+    targets = torch.full_like(ids, IGNORE)
+    own = torch.zeros_like(ids)
+    for row, (_, _, choice) in enumerate(longer):
+        ids[row, : len(choice) - 1] = torch.tensor(choice[:-1])
+        targets[row, : len(choice) - 1] = torch.tensor(choice[1:])
+        own[row, : len(choice) - 1] = 1
+    behind = mask[rows].sum(-1, keepdim=True) + torch.arange(width)
+    return {"input_ids": ids, "attention_mask": torch.cat((mask[rows], own), 1), "position_ids": behind}, targets
+
+
+def _forward(
+    on: Model, inputs: dict[str, torch.Tensor], positions: torch.Tensor, wanted: list[torch.Tensor], cache: Any = None
+) -> tuple[torch.Tensor, Any]:
+    """Log-probabilities (positions × vocabulary, float32, on the CPU) at `positions`, counted through all rows; and the cache."""
+    base = on.model.get_base_model() if hasattr(on.model, "get_base_model") else on.model
+    taken = inspect.signature(base.forward).parameters
+    given = {name: value.to(on.device) for name, value in inputs.items() if name in taken}
+    wanted[:] = [positions.to(on.device)]
+    out = on.model(**given, past_key_values=cache, use_cache=True)
+    return torch.log_softmax(out.logits.float(), dim=-1).cpu(), out.past_key_values
+
+
+def _apart(
+    on: Model, questions: Sequence[Prompted], wanted: list[torch.Tensor], *, alone: bool = False
+) -> list[list[float]]:
+    """Every choice read behind its question; `alone`: one at a time, without padding, as the harness does unless told otherwise."""
+    examples = [
+        Tokenized(
+            example_id=f"{number}/{place}",
+            input_ids=[*one.context, *choice],
+            labels=[*([IGNORE] * len(one.context)), *choice],
+            scored=[False] * (len(one.context) + len(choice)),
+            completion_bytes=0,
+        )
+        for number, one in enumerate(questions)
+        for place, choice in enumerate(one.choices)
+    ]
+    size = 1 if alone else on.max_tokens
+    found = {}
+    for batch in micro_batches(examples, max_tokens=size, virtual=on.virtual):
+        losses = token_losses(on.model, batch, wanted, on.device).double().cpu()
+        start = 0
+        for example in batch:
+            found[example.example_id] = -float(losses[start : start + example.learned].sum())
+            start += example.learned
+    return [[found[f"{number}/{place}"] for place in range(len(one.choices))] for number, one in enumerate(questions)]
+
+
+def _why_not_alike(
+    on: Model, group: Sequence[Prompted], scores: Sequence[Sequence[float]], wanted: list[torch.Tensor]
+) -> str | None:
+    """Why this model's cache is not gone on from; None where both ways agree. The group's last question has the most padding."""
+    places = sorted({0, len(group) - 1})[:CHECKED]
+    plain = _apart(on, [group[place] for place in places], wanted)
+    pairs = [
+        (one, other)
+        for place, found in zip(places, plain, strict=True)
+        for one, other in zip(scores[place], found, strict=True)
+    ]
+    furthest = max(abs(one - other) for one, other in pairs)
+    return None if furthest <= on.noise else f"the two differ by {furthest:.3g} nats"
+
+
+def _is_close(question: Prompted, scores: Sequence[float], noise: float) -> bool:
+    """Whether rounding may decide which choice is the likeliest, as a whole or for each of its bytes."""
+    by_byte = [score / size for score, size in zip(scores, question.sizes, strict=True)]
+    for values, scale in ((scores, 1), (by_byte, min(question.sizes))):
+        ranked = sorted(values, reverse=True)
+        if len(ranked) > 1 and (ranked[0] - ranked[1]) * scale <= noise:
+            return True
+    return False
