@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines import chosen_layers, machine, shortened
 from pipelines.compare.advice import advise, next_run
+from pipelines.compare.benchmark_scores import Scores, add_benchmarks, scores_of
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.configured import comparison_for
 from pipelines.compare.disturbed import in_words, speed_stands
@@ -83,11 +84,13 @@ def comparison(resolved: Resolved) -> Comparison:
     known = {plan.cell: found for plan in configured if (found := _quality(project, plan, seeds[plan.cell]))}
     runs = {plan.cell: found for plan in configured if (found := _all_runs(resolved, plan, by))}
     qualities = Qualities(known, runs=runs, assumed=assumed_spreads(project.experiments, list(project.grid)))
+    answered = {plan.cell: one for plan in configured if (one := _answered(project, plan, seeds[plan.cell]))}
     base = {row["model"]: row for row in rows if row["method"] == base_method(project)}
     full = {row["model"]: row for row in rows if row["method"] == "full"}
     for row in rows:
         _add_interval(row, qualities)
         _add_base(row, base.get(row["model"]), qualities)
+        add_benchmarks(row, base.get(row["model"]), answered, project.settings.evaluation)
         _add_ratios(project, row, full.get(row["model"]), qualities)
     add_against_retrieval(rows, qualities, arms_of(project), partial(_answer_scores, seeds))
     mark_pareto(rows, qualities)
@@ -325,9 +328,22 @@ def _mean(values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else fmean(values)
 
 
+def _answered(project: Project, plan: CellPlan, seeds: Sequence["Seed | None"]) -> Scores | None:
+    """What the cell's runs answered of the profile's benchmarks, over the seeds that ended ok."""
+    if not project.settings.evaluation.benchmarks:
+        return None
+    trains = project.experiments.method(plan.method).traits.trains
+    return scores_of(list(_good(seeds).values()), trained=trains)
+
+
+def _good(seeds: Sequence["Seed | None"]) -> dict[int, Evaluation]:
+    """The evaluations of the seeds that ended ok."""
+    return {seed.attempt.key.seed: seed.good for seed in seeds if seed and seed.good and seed.attempt.status == "ok"}
+
+
 def _quality(project: Project, plan: CellPlan, seeds: Sequence["Seed | None"]) -> Quality | None:
     """Over the seeds that ended ok, as the row's other numbers."""
-    good = {seed.attempt.key.seed: seed.good for seed in seeds if seed and seed.good and seed.attempt.status == "ok"}
+    good = _good(seeds)
     trains = project.experiments.method(plan.method).traits.trains
     return quality_of(list(good.values()), seeds=tuple(good), trained=trains)
 

@@ -11,6 +11,7 @@ from pipelines.compare.columns.calls import LLM_CALLS
 from pipelines.compare.columns.comparison import HISTORY, PICKS
 from pipelines.compare.columns.configured import answers_for, comparison_for
 from pipelines.compare.columns.evaluation import (
+    BENCHMARK_ANSWERS,
     EVALUATION_ANSWERS,
     EVALUATION_RECORDS,
     PAIR_VERDICTS,
@@ -36,6 +37,7 @@ from pipelines.compare.table import (
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
 from pipelines.evaluate import answers as kept
+from pipelines.evaluate.benchmarks import FILE as BENCHMARKS
 from pipelines.evaluate.metrics import Scores
 from pipelines.evaluate.scores import bits_per_byte
 from pipelines.experiments import EvaluationSettings, Experiments
@@ -80,6 +82,7 @@ def all_tables(
         ],
         answers_for(evaluation): answered,
         EVALUATION_RECORDS: _evaluated(attempts, "losses.jsonl", EVALUATION_RECORDS),
+        BENCHMARK_ANSWERS: _evaluated(attempts, BENCHMARKS, BENCHMARK_ANSWERS),
         SERVING: _evaluated(attempts, "serving.jsonl", SERVING),
         QUANTIZED_INFERENCE: bit_widths.rows(data, experiments),
         LLM_CALLS: llm_calls(data),
@@ -136,7 +139,7 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
 def _evaluated(attempts: Sequence[Attempt], file: str, table: Table) -> list[Row]:
     """The rows of a file of each attempt's newest good evaluation, as far as `table` has columns for them."""
     return [
-        _with_bits(table.narrowed(row) | _named(attempt))
+        _with_bits(table.narrowed(row) | table.narrowed({**_named(attempt), "seed": attempt.key.seed}))
         for attempt in attempts
         for evaluation in _newest_good(attempt)
         for row in read_jsonl(evaluation.folder / file)

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def _tied_as_it_is(model: Any) -> Iterator[None]:
 @contextmanager
 def _no_code_of_a_hub() -> Iterator[None]:
     """`evaluate.load` fetches a metric that the harness does not know as Python code."""
-    import evaluate  # pyright: ignore[reportMissingImports]
+    evaluate: Any = import_module("evaluate")
 
     def refuse(name: str, *_args: Any, **_kwargs: Any) -> Any:
         raise UnavailableError(f"its metric {name} would be fetched as code from a hub; name one of the harness's own")
@@ -115,8 +116,9 @@ def _loaded(manager: Any, asked: Asked) -> list[Any]:
 
 def _rows(asked: Asked, task: str, samples: Sequence[Json], scorer: str, *, several: bool) -> Iterator[Json]:
     """A row for each question of one of the harness's tasks; of several filters of the answers the first."""
-    first = samples[0].get("filter") if samples else None
-    metric = _figure(samples) if samples else None
+    if not samples:
+        return
+    first, metric = samples[0].get("filter"), _figure(samples)
     for one in (sample for sample in samples if sample.get("filter") == first):
         yield {
             "task": asked.name,

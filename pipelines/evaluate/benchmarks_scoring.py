@@ -109,7 +109,7 @@ def _all_shared(
     """All questions by `_shared`; None, and a word on why, where that fails on the first ones or gives something else."""
     found: dict[int, list[float]] = {}
     for number, places in enumerate(_groups(questions, on.max_tokens)):
-        group = [questions[place] for place in places]
+        group, scores = [questions[place] for place in places], []
         try:
             scores = _shared(on, group, wanted)
             why = _why_not_alike(on, group, scores, wanted) if number == 0 else None

@@ -27,7 +27,8 @@ evaluation_seconds fast_path adapter_start_seconds answers_ended_pct metrics_bec
 win_rate_vs_base win_rate_vs_base_low win_rate_vs_base_high pair_wins pair_ties pair_losses pair_agreement pair_judge pair_note
 preference_win_rate preference_win_rate_low preference_win_rate_high preference_votes preference_note dropped_layers
 retrieved retrieval_method delta_retrieval delta_retrieval_low delta_retrieval_high delta_retrieval_chrf
-delta_retrieval_chrf_low delta_retrieval_chrf_high
+delta_retrieval_chrf_low delta_retrieval_chrf_high benchmark_seconds benchmark_accuracy benchmark_accuracy_low
+benchmark_accuracy_high forgetting_accuracy forgetting_accuracy_low forgetting_accuracy_high
 """
 PLACES = {name: place for place, name in enumerate(ORDER.split())}
 GROUPS = (

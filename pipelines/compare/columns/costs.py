@@ -88,6 +88,11 @@ TIME = (
              "USD", 2, better="lower"),
         real("evaluation_seconds", "Time to load the result and to measure losses, answers and latencies.", "s", 0, better="lower"),
     ),
+    *group(
+        "time and cost", "evaluation",
+        real("benchmark_seconds", "Time in which the benchmarks were asked, which evaluation_seconds leaves out.", "s", 0,
+             better="lower"),
+    ),
 )  # fmt: skip
 LATENCY = group(
     "serving", "evaluation",

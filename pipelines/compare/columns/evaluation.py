@@ -116,6 +116,31 @@ EVALUATION_RECORDS = Table(
                  heading="bits/byte")),
     ),
 )  # fmt: skip
+BENCHMARK_ANSWERS = Table(
+    "benchmark_answers",
+    "One row for each question of a benchmark and attempt: what was asked, what the model chose or said, and whether it is right.",
+    (
+        *RUN, *SEED,
+        *group("question", "evaluation",
+            text("task", "Benchmark, as the profile names it."),
+            text("item_id", "Name of the question in its benchmark."),
+            text("category", "What the question tests; of a group of tasks, the task."),
+            text("prompt", "What the model read, solved examples included."),
+            text("choices", "Texts to choose from, as a JSON list; NULL where the model answers freely."),
+            text("reference", "Right choice or answer."),
+        ),
+        *group("answer", "evaluation",
+            text("picked", "Text that the model chose or said; NULL where the harness does not tell."),
+            flag("correct", "Whether the metric calls it right."),
+            text("metric", "Metric that decides: acc_bytes (the likeliest choice for each of its bytes), or the harness's own, "
+                 "with its filter."),
+            text("loglikelihoods", "Log-likelihood of each choice behind the prompt in nats, as a JSON list."),
+            real("margin", "Log-likelihood for each byte of the right choice minus that of the likeliest other one; above zero the "
+                 "right one is picked.", "nats per byte", 4, better="higher"),
+            text("scorer", "What asked and scored: featherweight, or lm-eval and its version."),
+        ),
+    ),
+)  # fmt: skip
 SERVING = Table(
     "serving",
     "One row for each way of serving a trained model and each batch size: its speed and memory.",

@@ -3,6 +3,7 @@
 from pipelines.schema import count, flag, group, real, text
 
 BITS, NATS, SHARE = "bits per byte", "nats per token", "share, 0 to 1"
+SHARE_CHANGE = "share, -1 to 1"
 QUALITY = (
     *group(
         "quality", "training",
@@ -56,6 +57,18 @@ QUALITY = (
              "points, -100 to 100", 1),
         real("delta_retrieval_chrf_high", "Upper end of the 95 % interval of delta_retrieval_chrf, paired by answer.",
              "points, -100 to 100", 1),
+        real("benchmark_accuracy",
+             "Share of the questions of the sets that ship which the model answers correctly, of all such sets of the profile.",
+             SHARE, 3, better="higher"),
+        real("benchmark_accuracy_low", "Lower end of the 95 % interval of benchmark_accuracy.", SHARE, 3),
+        real("benchmark_accuracy_high", "Upper end of the 95 % interval of benchmark_accuracy.", SHARE, 3),
+        real("forgetting_accuracy",
+             "benchmark_accuracy minus the untouched model's on the same questions; below zero, tuning forgot something.",
+             SHARE_CHANGE, 3, better="higher"),
+        real("forgetting_accuracy_low", "Lower end of the 95 % interval of forgetting_accuracy, paired by question.",
+             SHARE_CHANGE, 3),
+        real("forgetting_accuracy_high", "Upper end of the 95 % interval of forgetting_accuracy, paired by question.",
+             SHARE_CHANGE, 3),
         flag("is_pareto",
              "Whether no comparable row is as good in quality, memory and time and clearly better in one; "
              "NULL where its speed is disturbed.",

@@ -1,0 +1,133 @@
+"""How many of a benchmark's questions a cell answers correctly, and how that differs from the untouched model's, with intervals.
+
+A share's interval is Wilson's. A difference is taken question by question, on the same questions alone: its interval is Tango's
+score interval of paired proportions (`statistics.win_rate_interval`), which has a width also where no answer changed. Of several
+training runs the wider of that and of the bootstrap over questions and runs (compare/quality.py) is stated.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import numpy as np
+
+from pipelines.column_names import column_name
+from pipelines.compare.quality import Interval, intervals
+from pipelines.evaluate.benchmarks import FILE
+from pipelines.experiments import EvaluationSettings
+from pipelines.files import read_jsonl, stable_hash
+from pipelines.runs.cells import Evaluation
+from pipelines.statistics import wilson, win_rate_interval
+
+Row = dict[str, Any]
+Key = tuple[str, str]  # a task, and the hash of one of its questions
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """`correct`: (runs, questions), 1 where a run answered a question correctly; `questions` in that order. Runs that are not
+    `trained` are all alike."""
+
+    questions: tuple[Key, ...]
+    correct: np.ndarray
+    trained: bool
+
+    def of(self, tasks: Iterable[str]) -> "Scores | None":
+        """The same on the questions of these tasks; None where there are none."""
+        wanted = set(tasks)
+        places = [place for place, (task, _) in enumerate(self.questions) if task in wanted]
+        if not places:
+            return None
+        return Scores(tuple(self.questions[place] for place in places), self.correct[:, places], self.trained)
+
+    @property
+    def share(self) -> float:
+        return float(self.correct.mean())
+
+    def interval(self) -> tuple[float, float] | None:
+        """Seeds answer the same questions, so more of them make no larger sample."""
+        count = len(self.questions)
+        return wilson(round(self.share * count), count)
+
+
+def scores_of(evaluations: Sequence[Evaluation], *, trained: bool) -> Scores | None:
+    """Over the runs of a cell: the questions that all of them were asked; None of none."""
+    found = [_correct(read_jsonl(evaluation.folder / FILE)) for evaluation in evaluations]
+    if not found:
+        return None
+    questions = tuple(key for key in found[0] if all(key in one for one in found))
+    if not questions:
+        return None
+    return Scores(questions, np.array([[one[key] for key in questions] for one in found], dtype=float), trained)
+
+
+def _correct(rows: Sequence[Row]) -> dict[Key, bool]:
+    """By what was asked, so that a set of which a question was changed since is not taken for the same."""
+    parts = ("item_id", "prompt", "choices", "reference")
+    return {(row["task"], stable_hash([row.get(name) for name in parts])): row["correct"] for row in rows}
+
+
+def difference(one: Scores, other: Scores) -> Interval | None:
+    """The share of `one` less that of `other`; None where they were not asked the same questions."""
+    if set(one.questions) != set(other.questions):
+        return None
+    places = {key: place for place, key in enumerate(other.questions)}
+    theirs = other.correct.mean(axis=0)[[places[key] for key in one.questions]]
+    each = one.correct - theirs
+    found = _tango(each.mean(axis=0))
+    runs = each if one.trained else each[:1]
+    if found is None or len(runs) < 2:
+        return found
+    (sampled,) = intervals([runs * log(2)], np.ones(runs.shape[1]))
+    if sampled is None:
+        return found
+    return Interval(found.value, min(found.low, sampled.low), max(found.high, sampled.high))
+
+
+def _tango(each: np.ndarray) -> Interval | None:
+    """Of mean differences by question, each from -1 to 1; None under two questions."""
+    gained, lost = round(float(each[each > 0].sum())), round(float(-each[each < 0].sum()))
+    found = win_rate_interval(gained, lost, len(each) - gained - lost)
+    if found is None:
+        return None
+    value = float(each.mean())
+    low, high = (2 * end - 1 for end in found)
+    return Interval(value, min(low, value), max(high, value))
+
+
+def add_benchmarks(row: Row, base: Row | None, known: Mapping[Key, Scores], settings: EvaluationSettings) -> None:
+    """The row's shares by benchmark and over the sets that ship, and their differences to the untouched model's, of the same
+    weights and on the same questions."""
+    own = known.get((row["model"], row["method"]))
+    if own is None:
+        return
+    same = base is not None and base["weights_fingerprint"] == row["weights_fingerprint"]
+    theirs = known.get((base["model"], base["method"])) if base and same else None
+    for one in settings.benchmarks:
+        found = _compared(own, theirs, [one.name], is_base=row is base)
+        name = column_name("benchmark", one.name)
+        row |= {f"{name}{end}": value for end, value in found.items()}
+    found = _compared(own, theirs, [one.name for one in settings.benchmarks if one.ships], is_base=row is base)
+    for end, value in found.items():
+        if not end.startswith(("_base", "_vs_base")):
+            row[f"benchmark_accuracy{end}"] = value
+        elif end.startswith("_vs_base"):
+            row[f"forgetting_accuracy{end.removeprefix('_vs_base')}"] = value
+
+
+def _compared(own: Scores, theirs: Scores | None, tasks: Sequence[str], *, is_base: bool) -> Row:
+    """What is known of these tasks, by the endings of its columns."""
+    mine = own.of(tasks)
+    if mine is None:
+        return {}
+    found: Row = {"": mine.share}
+    if ends := mine.interval():
+        found |= {"_low": ends[0], "_high": ends[1]}
+    other = theirs.of(tasks) if theirs else None
+    if other is None or (paired := difference(mine, other)) is None:
+        return found
+    found["_base"] = other.share
+    if not is_base:
+        found |= {"_vs_base": paired.value, "_vs_base_low": paired.low, "_vs_base_high": paired.high}
+    return found

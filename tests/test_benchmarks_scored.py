@@ -1,0 +1,187 @@
+"""Benchmarks that ship: what is asked, how it is scored, and that the model that is asked is the one that was trained."""
+
+import json
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines import benchmarks
+from pipelines.evaluate import benchmarks_scoring as scoring
+from pipelines.evaluate.answering import Speaker
+from pipelines.evaluate.benchmarks import Asked, row_of
+from pipelines.evaluate.benchmarks_run import own_rows
+from pipelines.train import loading
+from pipelines.train.prompts import PromptFormat
+from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, tiny_model, tiny_tokenizer
+
+CPU = torch.device("cpu")
+RECIPE: dict[str, Any] = {"kind": "none", "precision": "fp32", "quantization": None}
+SETS = ("basics_en", "basics_ko")
+
+
+def asked(name: str = "basics_en", limit: int | None = 6, shots: int | None = None) -> Asked:
+    return Asked(name, name, ships=True, limit=limit, shots=shots)
+
+
+tokenizer_of = cache(tiny_tokenizer)
+
+
+def speaker(model: Any, *, bos: bool = True) -> Speaker:
+    return Speaker(model, PromptFormat(tokenizer_of(bos=bos), "chat"), RECIPE, CPU)
+
+
+def likelihoods(rows: list[dict[str, Any]]) -> list[list[float]]:
+    return [json.loads(row["loglikelihoods"]) for row in rows]
+
+
+# the sets
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_has_enough_questions_of_each_kind_and_its_right_answers_stand_everywhere(name: str) -> None:
+    found = benchmarks.questions(name)
+    assert len(found) >= 60
+    assert len({one.item_id for one in found}) == len({one.prompt for one in found}) == len(found)
+    assert Counter(one.category for one in found).keys() == {"knowledge", "reasoning", "language"}
+    assert all(len(set(one.choices)) == 4 and all(map(str.strip, one.choices)) for one in found)
+    places = Counter(one.answer for one in found)
+    assert sorted(places) == [0, 1, 2, 3] and max(places.values()) - min(places.values()) <= 1
+    start = found[: len(found) // 3 * 3 // 2]  # a limit asks of every kind alike
+    assert (
+        max(Counter(one.category for one in start).values()) - min(Counter(one.category for one in start).values()) <= 1
+    )
+
+
+def test_shots_are_solved_examples_in_front() -> None:
+    plain, shown = benchmarks.questions("basics_en", limit=1)[0], benchmarks.questions("basics_en", limit=1, shots=2)[0]
+    front = "Question: Which season comes after winter?\nAnswer: Spring\n\n"
+    front += "Question: How many wheels does a bicycle have?\nAnswer: Two\n\n"
+    assert shown.prompt == front + plain.prompt
+    assert plain.prompt.startswith("Question: ") and plain.prompt.endswith("\nAnswer:")
+    assert benchmarks.most_shots("basics_en") == benchmarks.most_shots("basics_ko") == 5
+
+
+def test_the_choice_with_the_most_nats_for_a_byte_is_picked() -> None:
+    question = benchmarks.Question("one", "kind", "Q", ("aaaaaaaa", "bb", "가나", "dddd"), 0)
+    row = row_of("set", question, [-4.0, -1.5, -6.0, -4.0])
+    assert (row["picked"], row["reference"], row["correct"]) == (
+        "aaaaaaaa",
+        "aaaaaaaa",
+        True,
+    )  # -0.5 a byte; bb has -0.75
+    assert row["margin"] == pytest.approx(-0.5 + 0.75)
+    other = row_of("set", question, [-8.0, -1.5, -6.0, -4.0])
+    assert (other["picked"], other["correct"], other["margin"]) == ("bb", False, pytest.approx(-1.0 + 0.75))
+
+
+# scoring
+
+
+def plainly(model: Any, tokenizer: Any, prompt: str, choice: str) -> float:
+    """What anybody would compute: question and choice read together, the choice's log-probabilities added up."""
+    front, whole = tokenizer.encode(prompt), tokenizer.encode(f"{prompt} {choice}")
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0]
+    told = torch.log_softmax(logits.float(), -1)[torch.arange(len(whole) - 1), torch.tensor(whole[1:])]
+    return float(told[len(front) - 1 :].double().sum())
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neo", "llama", "gemma3_text"])
+def test_going_on_from_a_question_is_reading_it_again_for_every_choice(architecture: str) -> None:
+    model, said = tiny_model(architecture), []
+    one = speaker(model)
+    rows, tokens = own_rows(one, asked("basics_ko", shots=1), max_tokens=300, say=said.append)
+    assert said == [], "no other way was needed"
+    assert tokens > 0
+    for question, found in zip(benchmarks.questions("basics_ko", limit=6, shots=1), likelihoods(rows), strict=True):
+        wanted = [plainly(model, one.form.tokenizer, question.prompt, choice) for choice in question.choices]
+        assert found == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MORE_ARCHITECTURES])
+@pytest.mark.parametrize("max_tokens", [1, 200, 5000])
+def test_every_architecture_scores_alike(architecture: str, max_tokens: int) -> None:
+    model = tiny_model(architecture)
+    one = speaker(model)
+    rows, _ = own_rows(one, asked(limit=9), max_tokens=max_tokens)
+    for question, found in zip(benchmarks.questions("basics_en", limit=9), likelihoods(rows), strict=True):
+        wanted = [plainly(model, one.form.tokenizer, question.prompt, choice) for choice in question.choices]
+        assert found == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_cache_that_says_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, said = speaker(tiny_model("llama")), []
+    good, _ = own_rows(one, asked(), max_tokens=300)
+    shared = scoring._shared
+    monkeypatch.setattr(
+        scoring, "_shared", lambda *given: [[one + 0.01 for one in scores] for scores in shared(*given)]
+    )
+    rows, _ = own_rows(one, asked(), max_tokens=300, say=said.append)
+    for found, wanted in zip(likelihoods(rows), likelihoods(good), strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    assert len(said) == 1 and "the two differ by 0.01" in said[0]
+
+    def broken(*_given: Any) -> Any:
+        raise NotImplementedError("no such cache")
+
+    monkeypatch.setattr(scoring, "_shared", broken)
+    rows, _ = own_rows(one, asked(), max_tokens=300, say=said.append)
+    for found, wanted in zip(likelihoods(rows), likelihoods(good), strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    assert "NotImplementedError: no such cache" in said[1]
+
+
+def test_weights_that_are_no_numbers_and_questions_that_do_not_fit_are_refused() -> None:
+    model = tiny_model("llama")
+    model.config.max_position_embeddings = 100
+    with pytest.raises(ValueError, match="and the model reads 100: ask with fewer shots"):
+        own_rows(speaker(model), asked(shots=5), max_tokens=300)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="of 6 of 6 questions are no numbers"):
+        own_rows(speaker(model), asked(), max_tokens=300)
+
+
+# the model that is asked
+
+
+def taught(model: Any, tokenizer: Any) -> Any:
+    """A PEFT model whose adapter has learned to say the right answers."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    adapted = get_peft_model(
+        model, LoraConfig(r=16, lora_alpha=64, target_modules=TARGETS["llama"], task_type="CAUSAL_LM")
+    )
+    learned = []
+    for one in benchmarks.questions("basics_en", limit=4):
+        front, whole = tokenizer.encode(one.prompt), tokenizer.encode(f"{one.prompt} {one.choices[one.answer]}")
+        learned.append((whole, [-100] * len(front) + whole[len(front) :]))
+    optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad], lr=0.01)
+    for _ in range(30):
+        for ids, labels in learned:
+            adapted(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return adapted.eval()
+
+
+def test_an_adapter_changes_the_figures_attached_and_merged_and_one_that_is_not_applied_is_seen() -> None:
+    tokenizer = tokenizer_of(bos=True)
+    base, _ = own_rows(speaker(tiny_model("llama")), asked(limit=4), max_tokens=300)
+    adapted = taught(tiny_model("llama"), tokenizer)
+    attached, _ = own_rows(speaker(adapted), asked(limit=4), max_tokens=300)
+    with adapted.disable_adapter():
+        silent, _ = own_rows(speaker(adapted), asked(limit=4), max_tokens=300)
+    merged, _ = own_rows(speaker(loading.merged(adapted)), asked(limit=4), max_tokens=300)
+    right = [sum(row["correct"] for row in rows) for rows in (base, attached, merged, silent)]
+    assert right[1] == right[2] == 4 and right[0] == right[3] < 4, right
+    assert [row["picked"] for row in attached] == [row["picked"] for row in merged]
+    for one, other in zip(likelihoods(attached), likelihoods(merged), strict=True):
+        assert one == pytest.approx(other, abs=1e-2)
+    for one, other in zip(likelihoods(silent), likelihoods(base), strict=True):
+        assert one == pytest.approx(other, abs=1e-4), "an adapter that is off leaves the base's own numbers"
