@@ -2,11 +2,16 @@
 
 import dagster as dg
 
+from pipelines import alert
 from pipelines.nightly import news
 from pipelines.paths import data_root
 
 
-@dg.run_failure_sensor(default_status=dg.DefaultSensorStatus.RUNNING, minimum_interval_seconds=30)
+@dg.run_failure_sensor(
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=30,
+    description=f"Posts every failed run to the webhook that {alert.WEBHOOK} names; without one it does nothing.",
+)
 def failure_alert(context: dg.RunFailureSensorContext) -> None:
     """Posts every failed run to the configured webhook. A cell that is out of memory is no failed run; the night tells of it."""
     partition = context.partition_key

@@ -4,6 +4,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.described import ROWS
 from assets.metadata import picture, table
 from assets.project import project_now
 from pipelines.clean import clean as cleaning
@@ -20,9 +21,9 @@ Metadata = dict[str, Any]
 
 @dg.asset(group_name="clean", kinds={"duckdb", "parquet"}, deps=["corpus_records", "generated_records"])
 def sft_examples(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """Examples on their side of the split, and every reject with its reason, in `data/lake/clean/`.
+    """One row is one example on its side of the split, train or eval. Every reject, with its reason, lies beside them.
 
-    What goes in is what `sources:` in experiments.yaml names.
+    What goes in is what `sources:` in experiments.yaml names. All of it lies in `data/lake/clean/`.
     """
     project = project_now()
     records = raw_records(project.data, project.experiments, say=context.log.info)
@@ -49,6 +50,7 @@ def _metadata(result: CleaningResult) -> Metadata:
         "sample rejects": table(summary.sample_rejects(result), ["reason", "detail", "source", "record"], limit=160),
         "by source": table(rows, ["source", "provider", "reason", "records", "share"]),
         "read": result.read,
+        ROWS: result.accepted,
         "accepted": result.accepted,
         "rejected": result.rejected,
         "train": result.train,

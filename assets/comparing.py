@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from assets.described import ROWS
 from assets.judging import judged_answers
 from assets.metadata import picture, table
 from assets.project import OfProfile, grid, project_now
@@ -68,7 +69,10 @@ class PublishingConfig(OfProfile):
 def comparison(
     context: dg.AssetExecutionContext, config: PublishingConfig
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
-    """One row per configured cell: quality, memory, speed, cost. In `data/warehouse.duckdb` and `data/report/index.html`."""
+    """One row is one cell of the profile (one model × one method): its quality, memory, speed and cost.
+
+    Published in `data/warehouse.duckdb`, which anyone reads at any moment, and in `data/report/index.html`.
+    """
     project = project_now(config.profile)
     with ExitStack() as held:
         try:
@@ -94,7 +98,7 @@ def _published(
     return dg.MaterializeResult(
         check_results=[_every_cell_is_ok(rows)],
         metadata={
-            "rows": len(rows),
+            ROWS: len(rows),
             "ok": counts.get("ok", 0),
             "stale": sum(bool(row["is_stale"]) for row in rows),
             "picks": table(

@@ -12,6 +12,7 @@ from assets.cleaning import (
     train_and_eval_do_not_overlap,
 )
 from assets.comparing import comparison, every_cell_and_attempt_is_published, no_cell_got_worse
+from assets.described import described
 from assets.generating import corpus_records, generated_records, local_records
 from assets.inputs import cell_inputs, evaluation_inputs
 from assets.jobs import base, data, everything, publish, training
@@ -21,20 +22,23 @@ from assets.providers import provider_comparison
 from assets.training import base_evaluation, evaluation, trained_model
 
 defs = dg.Definitions(
-    assets=[
-        corpus_records,
-        local_records,
-        generated_records,
-        sft_examples,
-        provider_comparison,
-        cell_inputs,
-        trained_model,
-        evaluation_inputs,
-        base_evaluation,
-        evaluation,
-        judged_answers,
-        comparison,
-    ],
+    assets=dg.map_asset_specs(
+        described,
+        [
+            corpus_records,
+            local_records,
+            generated_records,
+            sft_examples,
+            provider_comparison,
+            cell_inputs,
+            trained_model,
+            evaluation_inputs,
+            base_evaluation,
+            evaluation,
+            judged_answers,
+            comparison,
+        ],
+    ),
     asset_checks=[
         every_record_is_accounted_for,
         train_and_eval_do_not_overlap,

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
 
+from assets.described import ROWS
+from assets.launchpad import AskConfig
 from assets.metadata import picture, table
 from assets.project import DEVICE_POOL, project_now
 from pipelines import weights
@@ -15,7 +16,6 @@ from pipelines.generate import coverage
 from pipelines.generate.generate import GenerationResult, generate, generate_locally, sources_of
 from pipelines.generate.generate import generated_records as read_generated_records
 from pipelines.generate.show import ProgressLines, barren, is_warning, summary
-from pipelines.nightly.night import begin, money_left
 from pipelines.project import Project
 
 PROVIDERS_ANSWER = "providers_answer"
@@ -23,7 +23,7 @@ PROVIDERS_ANSWER = "providers_answer"
 
 @dg.asset(group_name="generate", kinds={"json"})
 def corpus_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """The records of `data/corpus.json`, read and checked: book recommendations in Korean and English."""
+    """One row is one record of `data/corpus.json`, read and checked: a question and its answer on books, in Korean or English."""
     project = project_now()
     records = read_corpus_records(project.data)
     used = project.experiments.sources.uses_corpus
@@ -31,6 +31,7 @@ def corpus_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         context.log.info("sources: leaves the corpus out; it is checked, but nothing is trained on it")
     return dg.MaterializeResult(
         metadata={
+            ROWS: len(records),
             "records": len(records),
             "trained on": used,
             "file": dg.MetadataValue.path(project.data.tracked("corpus.json")),
@@ -41,40 +42,17 @@ def corpus_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
 
 @dg.asset(group_name="generate", kinds={"llamacpp", "sqlite"}, pool=DEVICE_POOL)
 def local_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """Records that a local LLM server wrote for cells of the topic grid; raw answers lie in `data/lake/journal.sqlite`.
+    """One row is one answer of a local language model, to a prompt of the topic grid. They lie in `data/lake/journal.sqlite`.
 
     It takes its turn with training and evaluation: two at once on a device falsify every speed.
     """
     project = project_now()
     name = project.experiments.local_provider
     if name is None or not project.experiments.sources.uses_local_generator:
-        return dg.MaterializeResult(metadata={"records": 0, "why": "sources: names no local generator"})
+        return dg.MaterializeResult(metadata={ROWS: 0, "why": "sources: names no local generator"})
     weights.fetch(project.data, project.experiments, project.experiments.provider(name).model, say=context.log.info)
     result = generate_locally(project.data, project.experiments, progress=ProgressLines(context.log.info))
     return dg.MaterializeResult(metadata=_metadata(context, project, result, [name]))
-
-
-class Spending(dg.Config):
-    """What one materialization may spend."""
-
-    budget_usd: float | None = Field(
-        default=None, description="This run's own cap in dollars, below those of experiments.yaml; empty: those alone."
-    )
-    night: str = Field(default="", description="Set by the nightly: under whose budget it runs.")
-
-    def cap(self, project: Project) -> float | None:
-        """Dollars that this run may spend: its own cap, and what is left to its night."""
-        caps = [self.budget_usd] if self.budget_usd is not None else []
-        if self.night:
-            left = money_left(project, project.experiments.nightly, begin(project.data, self.night)["started_at"])
-            caps += [max(left, 0.0)] if left is not None else []
-        return min(caps, default=None)
-
-
-class AskConfig(Spending):
-    """What one materialization may spend, and whom it asks."""
-
-    providers: list[str] = Field(default=[], description="Ask only these of the enabled providers; empty: all of them.")
 
 
 @dg.asset(
@@ -90,13 +68,13 @@ class AskConfig(Spending):
     ],
 )
 def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> dg.MaterializeResult:
-    """What LLM APIs wrote, and with it all that models wrote for us; raw answers lie in `data/lake/journal.sqlite`.
+    """One row is one answer of a language model, over an API or on this machine. They lie in `data/lake/journal.sqlite`.
 
     Only providers with `enabled: true` are asked, within `budget_usd`; no answer that the journal holds is asked for again.
     Runs beside training.
     """
     project = project_now()
-    total, cap = project.experiments.generation.budget_usd, config.cap(project)
+    total, cap = project.experiments.generation.budget_usd, config.cap(project, context.run)
     result = generate(
         project.data,
         project.experiments,
@@ -131,6 +109,7 @@ def _metadata(
     covered = coverage.coverage(project.data, project.experiments, names)
     costs = [{"provider": name, **vars(one), "missing": one.missing} for name, one in result.providers.items()]
     return {
+        ROWS: len(records),
         "records": len(records),
         "requests": result.wanted,
         "answered now": result.answered,

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 
 from assets.cleaning import sft_examples
+from assets.described import ROWS
 from assets.metadata import table
-from assets.project import CELLS, cell_of, grid, partition_of, project_now
+from assets.picked import NOTHING, unknown
+from assets.project import CELLS, cell_of, partition_of, project_now, shown_cells
 from pipelines.evaluate.cell import base_is_evaluated, evaluated_by
 from pipelines.files import stable_hash
 from pipelines.nightly.due import why_due
@@ -25,15 +27,22 @@ REPORTED = {CODE: "reported", GIVEN: "true"}
 
 @dg.asset(group_name="train", kinds={"json"}, partitions_def=CELLS, deps=[sft_examples])
 def cell_inputs(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """What a cell is made from: its examples, its recipe, the trainer's code, this machine. Nothing is stored; the data version is
-    the hash of those four fingerprints, noted anew whenever one of them changes, and makes `trained_model` stale then.
+    """One partition is one cell (one model × one method): what it is made from, its examples, recipe, trainer's code and machine.
+
+    Nothing is stored; the data version is the hash of those four fingerprints, noted anew whenever one of them changes, and makes
+    `trained_model` stale then.
     """
-    resolved = project_now().resolve()
-    plan, by = resolved.cell(*cell_of(context.partition_key)), evaluated_by(resolved)
+    project, cell = project_now(), cell_of(context.partition_key)
+    if why := unknown(project, *cell):
+        context.log.warning(why)
+        return dg.MaterializeResult(data_version=dg.DataVersion(NOTHING), metadata={"not run": why})
+    resolved = project.resolve()
+    plan, by = resolved.cell(*cell), evaluated_by(resolved)
     due = {key.seed: why_due(resolved, key, by) for key in plan.keys}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(stable_hash(plan.fingerprints)),
         metadata={
+            ROWS: 1,
             "due": ", ".join(f"seed {seed}: {why or 'current'}" for seed, why in due.items()),
             "fingerprints": table([{"of": k, "is": v} for k, v in plan.fingerprints.items()], ["of", "is"]),
             "recipe": table([{"setting": k, "is": v} for k, v in plan.recipe.items()], ["setting", "is"]),
@@ -46,7 +55,7 @@ evaluation_inputs = dg.AssetSpec(
     "evaluation_inputs",
     group_name="evaluate",
     kinds={"json"},
-    description="What every evaluation of the profile measures on and with: records, settings, the models they must fit, the code. "
+    description="One version is what every evaluation of the profile is made from: records, settings, models they must fit, code. "
     "Its data version is the hash of these, noted whenever it changes; a change makes `evaluation` stale, and nothing is "
     "trained for it.",
 )
@@ -59,7 +68,7 @@ def note_inputs(
     knows. Returns how many were new.
     """
     noted = 0
-    for event in _events(instance, resolved, cells if cells is not None else grid().cells):
+    for event in _events(instance, resolved, cells if cells is not None else shown_cells()):
         instance.report_runless_asset_event(event)
         noted += 1
     return noted

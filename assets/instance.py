@@ -26,6 +26,8 @@ SHIPPED_BEFORE = (
 )
 
 OWNER = ".dagster/featherweight_owner"  # the prefix keeps it out of the UI's list of tags
+TEMPORARY = ".tmp_dagster_home_"  # how the folders begin that Dagster makes where DAGSTER_HOME is not set
+NEEDS_HOME = "Does nothing while DAGSTER_HOME is not set (`make ui` sets it)."
 UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
@@ -92,6 +94,14 @@ def _lacking(ours: dict[str, Any], found: Any) -> dict[str, Any]:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def homeless(instance: dg.DagsterInstance) -> str | None:
+    """Why nothing is started by itself on an instance that is gone when its server ends: another one of the same kind would know
+    nothing of it, and do it again. None for one that stays."""
+    if not instance.is_ephemeral and not Path(instance.root_directory).name.startswith(TEMPORARY):
+        return None
+    return f"DAGSTER_HOME is not set: nothing is run or published by itself. export DAGSTER_HOME={data_root().root / 'dagster'}"
 
 
 def owner_tags() -> dict[str, str]:

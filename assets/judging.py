@@ -2,19 +2,16 @@
 
 import dagster as dg
 
-from assets.generating import Spending
+from assets.described import ROWS
+from assets.launchpad import JudgingConfig
 from assets.metadata import table
-from assets.project import OfProfile, project_now
+from assets.project import project_now
 from assets.training import evaluation
 from pipelines.errors import InUseError
 from pipelines.evaluate import answers
 from pipelines.generate.show import ProgressLines, is_warning, summary, unreadable
 
 JUDGES_ANSWER = "judges_answer"
-
-
-class JudgingConfig(Spending, OfProfile):
-    """What one materialization may spend, and on whose cells."""
 
 
 @dg.asset(
@@ -30,7 +27,7 @@ class JudgingConfig(Spending, OfProfile):
     ],
 )
 def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> dg.MaterializeResult:
-    """Teachers' answers to what the models were asked, and the judge's word on all answers that the comparison shows.
+    """One row is one call of a judge or a teacher: its word on an answer that the comparison shows, or an answer of its own.
 
     They lie in `data/lake/journal.sqlite`. Only enabled providers are asked, within their budgets; what the journal holds is not
     asked again. Without `judging:` in experiments.yaml nothing is done. Runs beside training, before every publication; while
@@ -41,7 +38,10 @@ def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> 
         return _told(context, "nobody was asked: judging: in experiments.yaml names neither a judge nor teachers")
     try:
         asked = answers.ask(
-            project.resolve(), progress=ProgressLines(context.log.info), budget_usd=config.cap(project), wait=False
+            project.resolve(),
+            progress=ProgressLines(context.log.info),
+            budget_usd=config.cap(project, context.run),
+            wait=False,
         )
     except InUseError as error:
         return _told(context, f"nobody was asked now, the next publication asks: {error}")
@@ -49,7 +49,12 @@ def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> 
     for line in summary(asked):
         (context.log.warning if is_warning(line) else context.log.info)(line)
     rows = [{"asked": name, **vars(one), "missing": one.missing} for name, one in asked.providers.items()]
-    shown = {"answered now": asked.answered, "missing": asked.missing, "asked": table(rows, COLUMNS)}
+    shown = {
+        ROWS: sum(one.wanted for one in asked.providers.values()),
+        "answered now": asked.answered,
+        "missing": asked.missing,
+        "asked": table(rows, COLUMNS),
+    }
     return dg.MaterializeResult(metadata=shown, check_results=[_check(problems)])
 
 
@@ -58,7 +63,7 @@ COLUMNS = ("asked", "wanted", "reused", "answered", "refused", "failed", "missin
 
 def _told(context: dg.AssetExecutionContext, why: str) -> dg.MaterializeResult:
     context.log.info(why)
-    return dg.MaterializeResult(metadata={"answered now": 0, "why": why}, check_results=[_check({})])
+    return dg.MaterializeResult(metadata={ROWS: 0, "answered now": 0, "why": why}, check_results=[_check({})])
 
 
 def _check(problems: dict[str, str]) -> dg.AssetCheckResult:

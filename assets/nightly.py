@@ -4,6 +4,7 @@ Every run of a night bears its name. Each step is decided anew from those runs a
 machine that was rebooted, or two daemons at once change nothing in what is done.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,9 +14,10 @@ import dagster as dg
 
 from assets.comparing import LAKE, last_published, published_profile
 from assets.inputs import note_inputs
-from assets.instance import UNFINISHED, size_pool
+from assets.instance import NEEDS_HOME, UNFINISHED, homeless, size_pool
 from assets.jobs import data, publish, training
-from assets.project import grid, partition_of, project_now
+from assets.project import grid, partition_of, project_now, shown_cells
+from assets.tags import CELL, LAKE_VERSION, NIGHT, NIGHTLY, PARENT, SEEN
 from pipelines import experiments as configuration
 from pipelines.compare.compare import lake_version
 from pipelines.errors import UsageError
@@ -27,11 +29,6 @@ from pipelines.paths import data_root
 from pipelines.project import Project
 from pipelines.runs import devices
 
-NIGHTLY = "featherweight/nightly"  # on every run of a night: "yes"
-NIGHT = "featherweight/night"  # which
-CELL = "featherweight/cell"  # of a cell's run: the name of its `Due`
-LAKE_VERSION = "featherweight/lake"  # of a publication that the sensor asked for: of which version of the lake
-PARENT = "dagster/parent_run_id"  # Dagster's own, on a run that was executed again
 UNDER_WAY = [dg.DagsterRunStatus.QUEUED, *UNFINISHED]
 RUNNING = dg.DefaultSensorStatus.RUNNING
 
@@ -41,18 +38,29 @@ RUNNING = dg.DefaultSensorStatus.RUNNING
     cron_schedule=grid().nightly.cron,
     execution_timezone=grid().nightly.timezone,
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    description=f"Begins the night with the data; the sensor night_goes_on carries it on. {NEEDS_HOME}",
 )
 def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Begins the night with the data; `night_goes_on` does the rest. While one night is under way no other begins."""
+    if why := homeless(context.instance):
+        return dg.SkipReason(why)
     night = context.scheduled_execution_time.strftime("%Y-%m-%dT%H%M")
     if (earlier := _under_way(context.instance)) and earlier != night:
         return dg.SkipReason(f"the night of {earlier} is still under way")
     return _data_request(night, 1)
 
 
-@dg.sensor(jobs=[data, training, publish], minimum_interval_seconds=15, default_status=RUNNING)
+@dg.sensor(
+    jobs=[data, training, publish],
+    minimum_interval_seconds=15,
+    default_status=RUNNING,
+    description="After a night's data: runs exactly the cells that are stale, missing or ended badly for a passing reason, then "
+    f"publishes once. {NEEDS_HOME}",
+)
 def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[dg.RunRequest]:
     """After the data: exactly the cells that are stale, missing or ended badly for a passing reason, then one publication."""
+    if why := homeless(context.instance):
+        return dg.SkipReason(why)
     runs = _newest_night(context.instance)
     if not runs:
         return dg.SkipReason("no night has begun yet")
@@ -73,12 +81,20 @@ def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[d
     return list(_requests(night, step, project, runs))
 
 
-@dg.sensor(job=publish, minimum_interval_seconds=15, default_status=RUNNING)
+@dg.sensor(
+    job=publish,
+    minimum_interval_seconds=15,
+    default_status=RUNNING,
+    description="Publishes the comparison when the lake holds something new, no more has come for two minutes (at most fifteen), "
+    f"and no cell uses the device. {NEEDS_HOME}",
+)
 def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Publishes the comparison when the lake holds something new (a cell ended, also badly, or examples changed), nothing has come
     for two minutes or the first of it waits for fifteen, and nobody uses the device, whose measurements it would disturb. A night
     publishes once, at its end.
     """
+    if why := homeless(context.instance):
+        return dg.SkipReason(why)
     project = project_now(published_profile(context.instance))
     if not (project.data.clean / "current.json").exists():
         return dg.SkipReason("nothing was cleaned yet")
@@ -114,11 +130,17 @@ def _lake_request(instance: dg.DagsterInstance, version: str, profile: str) -> d
     )
 
 
-@dg.sensor(minimum_interval_seconds=30, default_status=RUNNING)
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=RUNNING,
+    description=f"Notes what every cell is made from, so that a cell is called stale here when the table calls it so. {NEEDS_HOME}",
+)
 def inputs_have_changed(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Notes the fingerprints of what every cell is made from, so that the UI calls a cell stale when the table does. News that
     a webhook did not take is tried again here, where no night waits for it.
     """
+    if why := homeless(context.instance):
+        return dg.SkipReason(why)
     size_pool(context.instance)
     if problem := news.deliver(data_root()):
         context.log.warning(problem)
@@ -139,7 +161,8 @@ def _project() -> Project:
 def _next_loaded(context: dg.SensorEvaluationContext, project: Project, night: str, done: Done) -> Step:
     """The night's next step, without cells that the code location does not know yet, having loaded an earlier experiments.yaml."""
     step = next_step(project, project.experiments.nightly, night, done)
-    new = [cell for cell in step.cells if (cell.model, cell.method) not in grid().cells]
+    shown = shown_cells()
+    new = [cell for cell in step.cells if (cell.model, cell.method) not in shown]
     if not new:
         return step
     named = ", ".join(f"{cell.model} × {cell.method}" for cell in new)
@@ -193,41 +216,34 @@ def _publish_request(night: str, tries: int, profile: str) -> dg.RunRequest:
         run_key=f"{night}/publish/{tries}",
         job_name=publish.name,
         tags=_tags(night),
-        run_config=_publishing(profile, night=night),
+        run_config=_publishing(profile),
     )
 
 
-def _publishing(profile: str, *, waits_for_device: bool = False, **judging: str) -> dict[str, Any]:
+def _publishing(profile: str, *, waits_for_device: bool = False) -> dict[str, Any]:
     """The configuration of a publication of that profile's cells."""
     shown = {"profile": profile}
     published = {**shown, "waits_for_device": waits_for_device}
-    return {"ops": {"judged_answers": {"config": {**judging, **shown}}, "comparison": {"config": published}}}
+    return {"ops": {"judged_answers": {"config": shown}, "comparison": {"config": published}}}
 
 
 def _data_request(night: str, tries: int) -> dg.RunRequest:
-    asking = {"config": {"night": night}}
-    return dg.RunRequest(
-        run_key=f"{night}/data/{tries}",
-        job_name=data.name,
-        tags=_tags(night),
-        run_config={"ops": {"generated_records": asking, "provider_comparison": asking}},
-    )
+    return dg.RunRequest(run_key=f"{night}/data/{tries}", job_name=data.name, tags=_tags(night))
 
 
 def _cell_request(night: str, cell: Due, project: Project) -> dg.RunRequest:
     config = {
-        "night": night,
         "profile": project.profile,
         "seeds": list(cell.because),
         "rerun_for": list(project.experiments.nightly.rerun_for),
         "retime": cell.retimes,
-        "seen": {str(seed): run for seed, run in cell.seen.items()},
     }
+    seen = json.dumps({str(seed): run for seed, run in cell.seen.items()})
     return dg.RunRequest(
         run_key=f"{night}/{cell.name}",
         job_name=training.name,
         partition_key=partition_of(cell.model, cell.method),
-        tags={**_tags(night), CELL: cell.name},
+        tags={**_tags(night), CELL: cell.name, SEEN: seen},
         run_config={"ops": {"trained_model": {"config": config}, "evaluation": {"config": config}}},
     )
 

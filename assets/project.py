@@ -2,9 +2,10 @@
 
 import multiprocessing
 import os
+import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import dagster as dg
@@ -13,12 +14,13 @@ from pydantic import Field
 from pipelines import experiments as configuration
 from pipelines import machine
 from pipelines.experiments import Experiments, Profile
-from pipelines.paths import data_root
+from pipelines.paths import DataRoot, data_root
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.chosen import launcher_for
 
 GRACE_SECONDS = 10
+SLUG = r"[a-z0-9][a-z0-9.-]*"  # of models and methods; a folder of another name is none of theirs
 # Training, evaluation and the local LLM server share it, so that one of them runs at a time: two falsify every speed.
 DEVICE_POOL = f"device-{machine.device_slug()}"
 
@@ -40,15 +42,42 @@ def own_profile() -> Profile:
     return grid().profile(configuration.profile_name(grid(), os.environ.get("FEATHERWEIGHT_PROFILE")))
 
 
+def shown_profiles(experiments: Experiments) -> list[Profile]:
+    """The profiles whose cells are partitions: this machine's and the nights'."""
+    own = os.environ.get("FEATHERWEIGHT_PROFILE")
+    nights = experiments.nightly.profile
+    names = [configuration.profile_name(experiments, name) for name in (own, own if nights == "auto" else nights)]
+    return [experiments.profile(name) for name in dict.fromkeys(names)]
+
+
+def shown_names(experiments: Experiments, data: DataRoot, profiles: Sequence[Profile]) -> tuple[list[str], list[str]]:
+    """The models and methods that Dagster shows as partitions: those of the profiles, those that were ever run and those that
+    `dagster:` in experiments.yaml adds; in the order of that file, then what it no longer names."""
+    ever = [(path.parent.name, path.name) for path in data.cells.glob("*/*") if path.is_dir()]
+    models = {*experiments.dagster.models, *(model for profile in profiles for model in profile.models)}
+    methods = {*experiments.dagster.methods, *(method for profile in profiles for method in profile.methods)}
+    models |= {model for model, _ in ever}
+    methods |= {method for _, method in ever}
+    return _ordered(models, experiments.models), _ordered(methods, experiments.methods)
+
+
+def _ordered(names: set[str], configured: Iterable[str]) -> list[str]:
+    known = [name for name in configured if name in names]
+    return known + sorted(name for name in names.difference(known) if re.fullmatch(SLUG, name))
+
+
+# As they were when the code location loaded; a reload brings what has come since (`make ui` asks for one by itself)
+MODEL_NAMES, METHOD_NAMES = shown_names(grid(), data_root(), shown_profiles(grid()))
+# A cell is one model trained by one method
 CELLS = dg.MultiPartitionsDefinition(
-    {
-        "method": dg.StaticPartitionsDefinition(list(grid().methods)),
-        "model": dg.StaticPartitionsDefinition(list(grid().models)),
-    }
+    {"method": dg.StaticPartitionsDefinition(METHOD_NAMES), "model": dg.StaticPartitionsDefinition(MODEL_NAMES)}
 )
+MODELS = dg.StaticPartitionsDefinition(MODEL_NAMES)
 
 
-MODELS = dg.StaticPartitionsDefinition(list(grid().models))
+def shown_cells() -> list[tuple[str, str]]:
+    """Every partition, as (model, method)."""
+    return [(model, method) for model in MODEL_NAMES for method in METHOD_NAMES]
 
 
 def project_now(profile: str | None = None) -> Project:

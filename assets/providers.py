@@ -3,7 +3,9 @@
 import dagster as dg
 
 from assets.cleaning import sft_examples
-from assets.generating import AskConfig, generated_records
+from assets.described import ROWS
+from assets.generating import generated_records
+from assets.launchpad import AskConfig
 from assets.metadata import picture, table
 from assets.project import project_now
 from pipelines.compare import plots
@@ -19,21 +21,21 @@ PAIRS = ("provider", "against", "verdict", "win_rate", "cells", "wins", "losses"
 
 @dg.asset(group_name="compare", kinds={"duckdb"}, deps=[generated_records, sft_examples])
 def provider_comparison(context: dg.AssetExecutionContext, config: AskConfig) -> dg.MaterializeResult:
-    """Per provider, on identical topic cells: what was asked, answered, valid, refused and accepted, what it cost, who wins.
+    """One row is one provider, on prompts that all were given: what was asked, answered, valid and accepted, its cost, who wins.
 
     With `generation.judge` configured, the judge compares the providers' records in pairs, within the same budget. Published in
     the warehouse by `comparison`, as `provider_comparison` and `provider_duels`.
     """
     project = project_now()
     progress = ProgressLines(context.log.info)
-    judged = judge(project.data, project.experiments, progress=progress, budget_usd=config.cap(project))
+    judged = judge(project.data, project.experiments, progress=progress, budget_usd=config.cap(project, context.run))
     for line in summary(judged):
         (context.log.warning if is_warning(line) else context.log.info)(f"judge: {line}")
     rows = provider_rows(project.data, project.experiments)
     duels = duel_rows(project.data, project.experiments)
     return dg.MaterializeResult(
         metadata={
-            "providers": len(rows),
+            ROWS: len(rows),
             "comparison": table(rows, IN_SHORT),
             "pairs, by the judge": table(duels, PAIRS),
             **picture(plots.provider_shares(rows, "png"), "what became of the requests"),

@@ -8,18 +8,19 @@ from contextlib import ExitStack
 from datetime import UTC
 
 import dagster as dg
-from pydantic import Field
 
+from assets.checks import CELL_IS_OK, EVALUATION_IS_OK, cell_is_ok, evaluation_is_ok, not_run, per_cell
+from assets.described import ROWS
 from assets.inputs import BASE_EVALUATION, cell_inputs, evaluation_inputs, note_inputs
+from assets.launchpad import BaseConfig, CellConfig, night_is_over, seen_by
 from assets.metadata import numbers, picture, speed_note, table
-from assets.project import CELLS, MODELS, OfProfile, cell_of, cell_pool, keys_of, project_now
-from pipelines.choices import with_budget, with_max_examples
+from assets.picked import ends_without_result, not_run_because
+from assets.project import CELLS, MODELS, cell_of, cell_pool, keys_of, project_now
 from pipelines.compare import plots
 from pipelines.estimate.estimate import foresee
 from pipelines.evaluate.cell import base_of, evaluate, evaluate_base
 from pipelines.files import stable_hash
-from pipelines.nightly.night import begin, hours_of_cells, limit_reached, money_left
-from pipelines.project import ANY, Project, Resolved
+from pipelines.project import Project, Resolved
 from pipelines.runs.cells import Attempt, Evaluation, latest
 from pipelines.runs.clock import now
 from pipelines.runs.command import CellCommand, Ending, RunningCommand, Starter
@@ -28,77 +29,7 @@ from pipelines.runs.run import Watch
 from pipelines.train.cell import train
 
 Context = dg.AssetExecutionContext
-CELL_IS_OK = "cell_is_ok"
-EVALUATION_IS_OK = "evaluation_is_ok"
-WARN = dg.AssetCheckSeverity.WARN
-BACKFILL = "dagster/backfill"
-
-
-class CellConfig(dg.Config):
-    """What one materialization, or every one of a backfill, does other than usual."""
-
-    force: bool = Field(False, description="Train and evaluate also where the last result is current.")
-    seeds: list[int] = Field([], description="Only these seeds; empty: the profile's.")
-    max_examples: int | None = Field(
-        None,
-        description="Train on at most so many examples, as a trial; its row is stale, since the profile asks for more.",
-    )
-    budget_usd: float | None = Field(
-        None,
-        description="Stop (timed_out, with a checkpoint) at this cost by the profile's price_per_hour; empty: no cap.",
-    )
-    profile: str = Field(
-        "auto", description="Whose settings count: a profile of experiments.yaml; auto: this machine's."
-    )
-    outside_profile: bool = Field(
-        False, description="In a backfill also run cells that the profile does not name; else they are passed over."
-    )
-    rerun_for: list[str] = Field(
-        list(ANY),
-        description="Make a good row again only where one of these has changed. `make run` and the nightly leave out what "
-        "nightly.rerun_for does.",
-    )
-    retime: bool = Field(
-        False,
-        description="Train a good row that nothing has changed since again, for its speed; it stays unless the new one ends ok.",
-    )
-    night: str = Field("", description="Set by the nightly: under whose budget and hours it runs.")
-    seen: dict[str, str] = Field(
-        {},
-        description="Set by the nightly: each seed's newest attempt when it was asked for; a newer one is taken as it is.",
-    )
-
-    def project(self) -> Project:
-        return project_now(self.profile)
-
-    def applied(self, resolved: Resolved, cell: tuple[str, str], began: str) -> Resolved:
-        """With what the next seed, or evaluation, of a run that `began` then may use. Cells that run side by side elsewhere share
-        what is left to the night."""
-        project = resolved.project
-        spent = hours_of_cells(project.data, began, cell) * (project.settings.price_per_hour or 0.0)
-        budgets = [max(self.budget_usd - spent, 0.0)] if self.budget_usd is not None else []
-        if self.night:
-            left = money_left(project, project.experiments.nightly, begin(project.data, self.night)["started_at"])
-            budgets += [max(left, 0.0) / project.launcher().at_once] if left is not None else []
-        if self.max_examples is not None:
-            project = with_max_examples(project, cell, self.max_examples)
-        return resolved.under(with_budget(project, cell, min(budgets)) if budgets else project)
-
-
-def passed_over(context: Context, config: CellConfig, project: Project) -> str | None:
-    """Why the cell is not run now, though it was asked for; None where it is."""
-    model, method = cell_of(context.partition_key)
-    profile = project.settings
-    named = model in profile.models and method in profile.methods
-    if BACKFILL in context.run.tags and not named and not config.outside_profile:
-        return (
-            f"profile {project.profile} does not name {model} × {method}: a backfill does the profile's cells; set "
-            "outside_profile, or materialize this cell alone"
-        )
-    if config.night:
-        nightly = project.experiments.nightly
-        return limit_reached(project, nightly, begin(project.data, config.night)["started_at"])
-    return None
+CELL_ASSETS = ("trained_model", "evaluation")  # what a cell has, with one partition for each cell
 
 
 class OptionalOutputs(dg.AssetExecutionContext):
@@ -183,63 +114,67 @@ def stop_if_orphaned(_attempt: Attempt) -> None:
     pool=cell_pool(),
     deps=[cell_inputs],
     output_required=False,
-    check_specs=[dg.AssetCheckSpec(CELL_IS_OK, asset="trained_model", description="Every seed of the cell ended ok.")],
+    check_specs=[
+        per_cell(CELL_IS_OK, "trained_model", "Every seed of the cell ended ok; else its status, and what to do.")
+    ],
 )
 def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    """One model trained by one method, in a process of its own; attempts lie in `data/lake/cells/<model>/<method>/<seed>/`.
+    """One row is one attempt at a cell, and a cell is one model × one method; each seed is a process of its own.
 
-    A cell that is current is reused. One that ends in out_of_memory, killed, timed_out, ... is a row of the comparison and a
-    warning here.
+    Attempts lie in `data/lake/cells/<model>/<method>/<seed>/`. A cell that is current is reused. One that ends in out_of_memory,
+    killed, timed_out, ... is a row of the comparison and a warning here.
     """
     project = config.project()
-    if why := passed_over(context, config, project):
+    if why := not_run_because(context, project, config.outside_profile) or night_is_over(project, context.run):
         context.log.warning(f"not run: {why}")
-        yield dg.AssetCheckResult(check_name=CELL_IS_OK, passed=False, severity=WARN, metadata={"not run": why})
+        yield not_run(CELL_IS_OK, why)
+        ends_without_result(context, CELL_ASSETS, {"not run": why})
         return
     resolved = project.resolve()
     know_inputs(context, resolved)
-    watch = _watch(context)
     foresee(project, resolved)
-    if config.budget_usd is not None and not project.settings.price_per_hour:
+    if config.cap_usd is not None and not project.settings.price_per_hour:
         context.log.warning(f"budget_usd caps nothing: profile {project.profile} has no price_per_hour")
-    cell, began = cell_of(context.partition_key), _began(context)
-    done = [
-        train(
-            config.applied(resolved, cell, began),
-            key,
-            force=config.force,
-            watch=watch,
-            seen=config.seen.get(str(key.seed)),
-            rerun_for=config.rerun_for,
-            retime=config.retime,
-        )
-        for key in keys_of(context, project, config.seeds)
-    ]
-    if resolved.weights_now(cell[0], context.log.info):  # which training may have fetched
+    done = _trained(context, config, resolved)
+    if resolved.weights_now(cell_of(context.partition_key)[0], context.log.info):  # which training may have fetched
         know_inputs(context, resolved)
     for attempt, reused in done:
         context.log.info(f"{attempt.key}: {attempt.status}{', reused' if reused else ''}")
     attempts = [attempt for attempt, _ in done]
-    bad = [attempt for attempt in attempts if attempt.status != "ok"]
-    metadata = _training_metadata(attempts, reused=all(reused for _, reused in done))
-    yield dg.AssetCheckResult(
-        check_name=CELL_IS_OK,
-        passed=not bad,
-        severity=WARN,
-        metadata={f"seed {a.key.seed}": f"{a.status}: {a.result.status_detail}" for a in bad},
-    )
-    if bad:
-        context.log.warning("; ".join(f"{a.key} is {a.status}: {a.result.status_detail}" for a in bad))
-        context.log_event(
-            dg.AssetObservation(asset_key="trained_model", partition=context.partition_key, metadata=metadata)
-        )
+    metadata, check = _training_metadata(attempts, reused=all(reused for _, reused in done)), cell_is_ok(attempts)
+    if check.passed:
+        version = _version([attempt.run_id for attempt in attempts])
+        yield dg.MaterializeResult(data_version=version, metadata=metadata, check_results=[check])
         return
-    yield dg.MaterializeResult(data_version=_version([a.run_id for a in attempts]), metadata=metadata)
+    bad = [a for a in attempts if a.status != "ok"]
+    context.log.warning("; ".join(f"{a.key} is {a.status}: {a.result.status_detail}" for a in bad))
+    context.log_event(dg.AssetObservation("trained_model", partition=context.partition_key, metadata=metadata))
+    ends_without_result(context, ["trained_model"], metadata)
+    ends_without_result(context, ["evaluation"], {"status": f"not evaluated: {metadata['status'].value}"})
+    yield check  # last: it belongs to the newest event of its partition
+
+
+def _trained(context: Context, config: CellConfig, resolved: Resolved) -> list[tuple[Attempt, bool]]:
+    """Each seed's attempt, and whether it was reused."""
+    watch, seen = _watch(context), seen_by(context.run)
+    cell, began = cell_of(context.partition_key), _began(context)
+    return [
+        train(
+            config.applied(resolved, cell, began, context.run),
+            key,
+            force=config.force,
+            watch=watch,
+            seen=seen.get(str(key.seed)),
+            rerun_for=config.rerun_for,
+            retime=config.retime,
+        )
+        for key in keys_of(context, resolved.project, config.seeds)
+    ]
 
 
 def _began(context: Context) -> str:
     """When this run was made, in the lake's form."""
-    record = context.instance.get_run_record_by_id(context.run_id)
+    record = context.instance.get_run_record_by_id(context.run.run_id)
     return record.create_timestamp.replace(tzinfo=UTC).isoformat(timespec="milliseconds") if record else now()
 
 
@@ -263,6 +198,7 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
     curves = {f"seed {attempt.key.seed}": attempt.curve() for attempt in attempts}
     shown = ["step", "examples", "train_loss", "eval_loss", "learning_rate", "process_memory_mb", "elapsed_seconds"]
     return {
+        ROWS: dg.MetadataValue.int(len(attempts)),
         "status": dg.MetadataValue.text(", ".join(dict.fromkeys(attempt.status for attempt in attempts))),
         "reused": dg.MetadataValue.bool(reused),
         "run_id": dg.MetadataValue.text(newest.run_id),
@@ -275,13 +211,6 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
     }
 
 
-class BaseConfig(OfProfile):
-    """What one materialization of an untouched model does other than usual."""
-
-    force: bool = Field(False, description="Evaluate also where the last result is current.")
-    outside_profile: bool = Field(False, description="Also where the profile does not name the model.")
-
-
 @dg.asset(
     key=BASE_EVALUATION,
     group_name="evaluate",
@@ -292,18 +221,22 @@ class BaseConfig(OfProfile):
     output_required=False,
 )
 def base_evaluation(context: Context, config: BaseConfig) -> Iterator[dg.MaterializeResult]:
-    """The untouched model, evaluated: what the other cells of the same model are compared with. It is the row of method `base`;
-    when that cell has been evaluated it is noted here, too.
+    """One row is one answer of an untouched model to a held-out record: what the model's other cells are compared with.
+
+    It is the row of method `base`; when that cell has been evaluated it is noted here, too.
     """
     project, model = project_now(config.profile), context.partition_key
-    if model not in project.settings.models and not config.outside_profile:
-        context.log.warning(f"not run: profile {project.profile} does not name {model}; set outside_profile to run it")
+    if why := not_run_because(context, project, config.outside_profile):
+        context.log.warning(f"not run: {why}")
+        ends_without_result(context, [BASE_EVALUATION.to_user_string()], {"not run": why})
         return
     resolved = project.resolve()
     _know(context, resolved, [])
     found = evaluate_base(resolved, model, force=config.force, watch=_watch(context))
     if found is None or not found.ok:
-        context.log.warning(f"{model} is not evaluated: {_why_not(resolved, model, found)}")
+        why = _why_not(resolved, model, found)
+        context.log.warning(f"{model} is not evaluated: {why}")
+        ends_without_result(context, [BASE_EVALUATION.to_user_string()], {"not evaluated": why})
         return
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(str(found.fingerprint)), metadata=_evaluation_metadata(found)
@@ -325,19 +258,52 @@ def _why_not(resolved: Resolved, model: str, found: Evaluation | None) -> str:
     pool=cell_pool(),
     deps=[trained_model, evaluation_inputs, base_evaluation],
     output_required=False,
-    check_specs=[dg.AssetCheckSpec(EVALUATION_IS_OK, asset="evaluation", description="Every seed could be evaluated.")],
+    check_specs=[per_cell(EVALUATION_IS_OK, "evaluation", "Every seed of the cell could be evaluated; else why not.")],
 )
 def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    """Losses on held-out records and general texts, greedy answers and what serving costs, of a trained cell, beside its attempt's
-    folder. Nobody is asked about the answers here, where the device is held: that is `judged_answers`.
+    """One row is one answer of a cell (one model × one method) to a held-out record, with its scores.
+
+    Losses on held-out records and general texts and what serving costs are measured, too. All of it lies in the attempt's folder.
+    Nobody is asked about the answers here, where the device is held: that is `judged_answers`.
     """
-    resolved = config.project().resolve()
+    project = config.project()
+    if why := not_run_because(context, project, config.outside_profile) or _untrained(context, project, config):
+        context.log.warning(f"not evaluated: {why}")
+        yield not_run(EVALUATION_IS_OK, why)
+        ends_without_result(context, ["evaluation"], {"not evaluated": why})
+        return
+    resolved = project.resolve()
     know_inputs(context, resolved)
+    done = _evaluated(context, config, resolved)
+    check = evaluation_is_ok([found for found, _ in done])
+    if not check.passed:
+        ends_without_result(context, ["evaluation"], dict(check.metadata))
+        yield check
+        return
+    know_inputs(context, resolved)  # of the untouched model, that it now has an evaluation
+    metadata = _evaluation_metadata(done[-1][0], reused=all(reused for _, reused in done))
+    version = _version([found.folder.name for found, _ in done])
+    yield dg.MaterializeResult(data_version=version, metadata=metadata, check_results=[check])
+
+
+def _untrained(context: Context, project: Project, config: CellConfig) -> str | None:
+    """Which seeds of the cell have no model to evaluate; None where all have one."""
+    newest = {key: latest(project.data, key) for key in keys_of(context, project, config.seeds)}
+    bad = [
+        f"{key} is {found.status if found else 'missing'}"
+        for key, found in newest.items()
+        if not found or found.status != "ok"
+    ]
+    return f"{', '.join(bad)}; only an ok cell is evaluated: materialize trained_model" if bad else None
+
+
+def _evaluated(context: Context, config: CellConfig, resolved: Resolved) -> list[tuple[Evaluation, bool]]:
+    """Each seed's evaluation, and whether it was reused."""
     watch = _watch(context)
     cell, began = cell_of(context.partition_key), _began(context)
-    done = [
+    return [
         evaluate(
-            config.applied(resolved, cell, began),
+            config.applied(resolved, cell, began, context.run),
             key,
             force=config.force,
             watch=watch,
@@ -345,23 +311,14 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
         )
         for key in keys_of(context, resolved.project, config.seeds)
     ]
-    bad = [found for found, _ in done if not found.ok]
-    yield dg.AssetCheckResult(
-        check_name=EVALUATION_IS_OK,
-        passed=not bad,
-        severity=WARN,
-        metadata={f.attempt.run_id: f"{f.result.status}: {f.result.status_detail}" for f in bad},
-    )
-    if not bad:
-        know_inputs(context, resolved)  # of the untouched model, that it now has an evaluation
-        metadata = _evaluation_metadata(done[-1][0], reused=all(reused for _, reused in done))
-        yield dg.MaterializeResult(data_version=_version([f.folder.name for f, _ in done]), metadata=metadata)
 
 
 def _evaluation_metadata(found: Evaluation, *, reused: bool = False) -> dict[str, dg.MetadataValue]:
+    answers = found.answers()
     return {
+        ROWS: dg.MetadataValue.int(len(answers)),
         "reused": dg.MetadataValue.bool(reused),
         "folder": dg.MetadataValue.path(found.folder),
         **numbers(found.result.measured),
-        "answers": table(found.answers(), ["prompt", "reference", "answer", "answer_tokens", "chrf", "rouge_l"]),
+        "answers": table(answers, ["prompt", "reference", "answer", "answer_tokens", "chrf", "rouge_l"]),
     }

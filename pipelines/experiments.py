@@ -805,6 +805,23 @@ class Nightly(Strict):
     alarm_after_hours: Annotated[float, Field(gt=0, le=87600)] = 36
 
 
+def _is_owner(text: str) -> str:
+    """What Dagster takes as an owner."""
+    if not re.fullmatch(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:\S.*", text):
+        raise ValueError(f"got {text!r}; expected an e-mail address, or team:NAME such as team:research")
+    return text
+
+
+class Pages(Strict):
+    """What Dagster's pages show; it changes nothing that is computed. `owners` stand on every asset, `docs` is the address of the
+    folder docs/ where it can be read. `models` and `methods` are partitions beside the profile's and those that were ever run."""
+
+    owners: list[Annotated[str, AfterValidator(_is_owner)]] = []
+    docs: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
+    models: list[Slug] = []
+    methods: list[Slug] = []
+
+
 class Experiments(Strict):
     models: Annotated[dict[Slug, Model], Field(min_length=1)]
     methods: Annotated[dict[Slug, Method], Field(min_length=1)]
@@ -817,6 +834,7 @@ class Experiments(Strict):
     judging: Judging = Judging()
     cleaning: Cleaning = Cleaning()
     nightly: Nightly = Nightly()
+    dagster: Pages = Pages()
 
     @model_validator(mode="before")
     @classmethod
@@ -942,6 +960,10 @@ class Experiments(Strict):
             if method.data and method.data.provider:
                 yield ("methods", name, "data", "provider"), method.data.provider, list(self.providers)
         yield ("nightly", "profile"), self.nightly.profile, ["auto", *self.profiles]
+        for i, model in enumerate(self.dagster.models):
+            yield ("dagster", "models", i), model, list(self.models)
+        for i, method in enumerate(self.dagster.methods):
+            yield ("dagster", "methods", i), method, list(self.methods)
 
 
 def _with_parents(models: dict[str, Any], name: str) -> Any:

@@ -13,6 +13,9 @@ from tests.project import TinyProject, make_project
 # Tiny models gain nothing from more threads, and lose much where other processes want the cores; children inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Partitions are those of the profile that this process runs, on a machine with a card, too.
+os.environ["FEATHERWEIGHT_PROFILE"] = "local"
+
 # Tests wait neither for one another nor for who else trains on this machine; `project` has a folder of its own.
 os.environ["FEATHERWEIGHT_LOCKS"] = tempfile.mkdtemp(prefix="featherweight-test-locks-")
 

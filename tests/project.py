@@ -25,6 +25,11 @@ class TinyProject:
         merge(current, sections)
         self.experiments.write_text(yaml.safe_dump(current), encoding="utf-8")
 
+    def out_of_reach(self) -> None:
+        """Have the model come from the hub, which no test reaches."""
+        self.change(models={MODEL: {"source": None}})
+        self.change(models={MODEL: {"source": {"hub": "openai-community/gpt2-large"}}})
+
     def now(self) -> Project:
         return Project(self.data, configuration.load(self.experiments), "local")
 

@@ -31,7 +31,7 @@ from pipelines import alert
 from pipelines.compare import compare as comparing
 from pipelines.paths import PROJECT, DataRoot
 from pipelines.warehouse import connect
-from tests.project import make_project
+from tests.project import MODEL, make_project
 from tests.servers import Reply, chat_server, completion
 
 CHROMIUM = shutil.which("chromium")
@@ -88,6 +88,7 @@ def left(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterato
             generation={"requests": 3, "judge": {"providers": ["mine"]}},
             judging={"judge": "mine", "teachers": ["claude"]},
         )
+        project.out_of_reach()
         prepare_home()
         with dg.DagsterInstance.get() as instance:
             yield Left(project.data, _runs(instance))
@@ -108,7 +109,7 @@ def _runs(instance: dg.DagsterInstance) -> list[str]:
             [*DATA, cell_inputs, trained_model],
             selection=[cell_inputs, trained_model],
             instance=instance,
-            partition_key=partition_of("gpt2-large", "full"),
+            partition_key=partition_of(MODEL, "full"),
         ),
         dg.materialize([judged_answers, comparison], instance=instance),
     ]
@@ -207,7 +208,7 @@ def test_no_page_of_the_ui_is_sent_a_secret(left: Left, page: Page) -> None:
         "/assets/comparison": "version of the lake",
         f"/runs/{generated}": "Incorrect API key",
         f"/runs/{generated}?logType=stderr": "",
-        f"/runs/{unavailable}": "gpt2-large",
+        f"/runs/{unavailable}": MODEL,
         f"/runs/{published}": "published",
         f"/runs/{failed}": "it broke",
         "/runs": generated[:8],

@@ -1,0 +1,88 @@
+"""Checks of single cells: each partition has a result of its own, so that no cell's bad end vanishes behind another's good one."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from assets.project import CELLS
+from pipelines.runs.cells import Attempt, Evaluation
+
+CELL_IS_OK = "cell_is_ok"
+EVALUATION_IS_OK = "evaluation_is_ok"
+WARN = dg.AssetCheckSeverity.WARN
+
+
+def per_cell(name: str, asset: str, description: str) -> dg.AssetCheckSpec:
+    """A check with one result per cell."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", dg.PreviewWarning
+        )  # of partitioned checks; the tests name the version they were tried on
+        return dg.AssetCheckSpec(name, asset=asset, description=description, partitions_def=CELLS)
+
+
+def not_run(name: str, why: str) -> dg.AssetCheckResult:
+    """A cell that was not run has not passed; the check says why."""
+    return dg.AssetCheckResult(check_name=name, passed=False, severity=WARN, metadata={"not run": why})
+
+
+def cell_is_ok(attempts: Sequence[Attempt]) -> dg.AssetCheckResult:
+    """Passed where every seed's attempt ended ok; with the numbers either way."""
+    measured = {
+        "peak memory, GB": _largest(attempts, "peak_memory_gb"),
+        "train loss": _mean(attempts, "train_loss"),
+        "train seconds": _mean(attempts, "train_seconds"),
+    }
+    return _result(CELL_IS_OK, attempts, measured)
+
+
+def evaluation_is_ok(evaluations: Sequence[Evaluation]) -> dg.AssetCheckResult:
+    """Passed where every seed could be evaluated; with the numbers either way."""
+    trained = [found.attempt for found in evaluations]
+    measured = {
+        "bits per byte": _mean(evaluations, "eval_bits_per_byte"),
+        "records": _largest(evaluations, "eval_records"),
+        "peak memory of training, GB": _largest(trained, "peak_memory_gb"),
+    }
+    return _result(EVALUATION_IS_OK, evaluations, measured)
+
+
+def _result(
+    name: str, runs: Sequence[Attempt] | Sequence[Evaluation], measured: Mapping[str, Any]
+) -> dg.AssetCheckResult:
+    statuses = [run.result.status for run in runs]
+    details = {
+        f"seed {_seed(run)}": f"{run.result.status}: {run.result.status_detail or 'no further word'}"
+        for run in runs
+        if run.result.status != "ok"
+    }
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=not details,
+        severity=WARN,
+        metadata={
+            "status": ", ".join(dict.fromkeys(statuses)),
+            "seeds ok": f"{statuses.count('ok')} of {len(statuses)}",
+            **{label: value for label, value in measured.items() if value is not None},
+            **details,
+        },
+    )
+
+
+def _seed(run: Attempt | Evaluation) -> int:
+    return run.key.seed if isinstance(run, Attempt) else run.attempt.key.seed
+
+
+def _values(runs: Sequence[Attempt] | Sequence[Evaluation], name: str) -> list[float]:
+    return [value for run in runs if (value := run.result.measured.get(name)) is not None]
+
+
+def _mean(runs: Sequence[Attempt] | Sequence[Evaluation], name: str) -> float | None:
+    found = _values(runs, name)
+    return sum(found) / len(found) if found else None
+
+
+def _largest(runs: Sequence[Attempt] | Sequence[Evaluation], name: str) -> float | None:
+    return max(_values(runs, name), default=None)

@@ -1,0 +1,79 @@
+"""What the UI shows of every asset beside its description: owners, tags, documentation, its table and that table's columns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import dagster as dg
+
+from assets.project import grid
+from pipelines.compare.columns.calls import LLM_CALLS
+from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
+from pipelines.compare.columns.examples import SFT_EXAMPLES
+from pipelines.compare.columns.providers import PROVIDER_COMPARISON
+from pipelines.compare.columns.training import TRAINING_RUNS
+from pipelines.paths import PROJECT
+from pipelines.schema import Column, Table
+
+DATABASE = "warehouse.main"  # as DuckDB names what is published in data/warehouse.duckdb
+ROWS = "dagster/row_count"
+
+
+@dataclass(frozen=True)
+class Described:
+    """`cost` is what one materialization spends; `page` a file of docs/; `table` the published table, None where there is none."""
+
+    cost: Literal["seconds", "device-minutes", "api-dollars"]
+    page: str
+    columns: Sequence[Column]
+    table: Table | None = None
+
+
+def _filling(cost: Literal["seconds", "device-minutes", "api-dollars"], page: str, table: Table) -> Described:
+    return Described(cost, page, table.columns, table)
+
+
+RECORD = SFT_EXAMPLES.pick("instruction", "input", "output", "language")
+ASSETS = {
+    "corpus_records": Described("seconds", "data.md", RECORD),
+    "local_records": _filling("device-minutes", "data.md", LLM_CALLS),
+    "generated_records": _filling("api-dollars", "data.md", LLM_CALLS),
+    "sft_examples": _filling("seconds", "data.md", SFT_EXAMPLES),
+    "provider_comparison": _filling("api-dollars", "comparing.md", PROVIDER_COMPARISON),
+    "cell_inputs": Described(
+        "seconds", "training.md", COMPARISON.pick("model", "method", "data_fingerprint", "recipe_fingerprint", "device")
+    ),
+    "trained_model": _filling("device-minutes", "training.md", TRAINING_RUNS),
+    "evaluation_inputs": Described(
+        "seconds", "training.md", COMPARISON.pick("evaluation_fingerprint", "eval_set", "eval_records")
+    ),
+    "base_evaluation": _filling("device-minutes", "training.md", EVALUATION_ANSWERS),
+    "evaluation": _filling("device-minutes", "training.md", EVALUATION_ANSWERS),
+    "judged_answers": _filling("api-dollars", "comparing.md", LLM_CALLS),
+    "comparison": _filling("seconds", "comparing.md", COMPARISON),
+}
+
+
+def described(spec: dg.AssetSpec) -> dg.AssetSpec:
+    """The asset with all that is said of it here. Its group is its stage."""
+    known = ASSETS[spec.key.to_user_string()]
+    return spec.replace_attributes(
+        owners=list(grid().dagster.owners),
+        tags={**spec.tags, "stage": spec.group_name or "", "cost": known.cost},
+        metadata={
+            **spec.metadata,
+            "docs": _documentation(known.page),
+            "dagster/column_schema": dg.TableSchema(
+                columns=[dg.TableColumn(one.name, one.type, description=one.description) for one in known.columns]
+            ),
+            **({"dagster/table_name": f"{DATABASE}.{known.table.name}"} if known.table else {}),
+        },
+    )
+
+
+def _documentation(page: str) -> dg.MetadataValue:
+    """A link where docs/ can be read, else the place of the file."""
+    address = grid().dagster.docs
+    file = dg.MetadataValue.path(PROJECT / "docs" / page)
+    return dg.MetadataValue.url(f"{address.rstrip('/')}/{page}") if address else file
