@@ -99,7 +99,7 @@ def _sha256(text: str) -> str:
 def homeless(instance: dg.DagsterInstance) -> str | None:
     """Why nothing is started by itself on an instance that is gone when its server ends: another one of the same kind would know
     nothing of it, and do it again. None for one that stays."""
-    if not instance.is_ephemeral and not Path(instance.root_directory).name.startswith(TEMPORARY):
+    if instance.is_ephemeral or not Path(instance.root_directory).name.startswith(TEMPORARY):
         return None
     return f"DAGSTER_HOME is not set: nothing is run or published by itself. export DAGSTER_HOME={data_root().root / 'dagster'}"
 

@@ -36,6 +36,7 @@ def provider_comparison(context: dg.AssetExecutionContext, config: AskConfig) ->
     return dg.MaterializeResult(
         metadata={
             ROWS: len(rows),
+            "providers": len(rows),
             "comparison": table(rows, IN_SHORT),
             "pairs, by the judge": table(duels, PAIRS),
             **picture(plots.provider_shares(rows, "png"), "what became of the requests"),

@@ -11,6 +11,7 @@ import duckdb
 import pytest
 
 from assets.judging import judged_answers
+from assets.tags import NIGHT
 from pipelines import cli
 from pipelines.compare.compare import Publication, compare, lake_version
 from pipelines.estimate.estimate import keep_predictions
@@ -239,9 +240,10 @@ def test_judging_is_a_step_of_its_own_that_waits_for_nobody(
     for name, value in {"DATA": project.data.root, "EXPERIMENTS": project.experiments, "PROFILE": "local"}.items():
         monkeypatch.setenv(f"FEATHERWEIGHT_{name}", str(value))
 
-    def materialized(**config: Any) -> tuple[dict[str, Any], bool]:
+    def materialized(night: str | None = None, **config: Any) -> tuple[dict[str, Any], bool]:
         asked = dg.RunConfig(ops={"judged_answers": {"config": config}})
-        done = dg.materialize([judged_answers], instance=instance, run_config=asked)
+        tags = {NIGHT: night} if night else {}
+        done = dg.materialize([judged_answers], instance=instance, run_config=asked, tags=tags)
         (made,) = done.asset_materializations_for_node("judged_answers")
         (check,) = done.get_asset_check_evaluations()
         return {name: entry.value for name, entry in made.metadata.items()}, check.passed

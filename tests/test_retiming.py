@@ -1,5 +1,6 @@
 """A good row whose speed others disturbed is trained again at night, last of all, and keeps its place unless that ends ok."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from assets import nightly
+from assets.tags import NIGHT as TAG
+from assets.tags import SEEN
 from pipelines import prune
 from pipelines.compare.table import comparison_rows
 from pipelines.evaluate.cell import evaluate
@@ -177,7 +180,8 @@ def test_the_nights_request_says_that_it_is_for_the_speed(lake: Lake) -> None:
     request = nightly._cell_request(NIGHT, found, lake.project)
     for asset in ("trained_model", "evaluation"):
         told = request.run_config["ops"][asset]["config"]
-        assert told["retime"] is True and told["seen"] == {"1": found.seen[1]} and told["seeds"] == [1]
+        assert told["retime"] is True and told["seeds"] == [1] and "night" not in told
+    assert json.loads(request.tags[SEEN]) == {"1": found.seen[1]} and request.tags[TAG] == NIGHT
 
 
 def at(project: TinyProject, method: str, launcher: InProcess | None = None, **options: Any) -> Attempt:

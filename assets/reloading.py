@@ -1,0 +1,72 @@
+"""`make ui` follows experiments.yaml and the lake: Dagster reads its partitions when the code location loads, so that what has come
+since is seen after a reload. It is asked for here, when nobody uses the device: loading computes for some seconds.
+"""
+
+import json
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from assets.project import grid, shown_names, shown_profiles
+from pipelines import experiments as configuration
+from pipelines.errors import UsageError
+from pipelines.experiments import Experiments
+from pipelines.paths import data_root
+from pipelines.runs import devices
+
+SECONDS = 5.0  # between two looks
+TIMEOUT = 300
+RELOAD = "mutation Reload($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }"
+
+
+@dataclass
+class Reloading:
+    """Compares what the code location has loaded with what is there, and asks the webserver at `address` to load it anew."""
+
+    address: str
+    location: str
+    loaded: str = ""
+    looked: float = 0.0
+    refused: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        self.loaded = _state(grid())
+
+    def look(self) -> None:
+        """At most every some seconds; says what it does, and once why it does not."""
+        if time.monotonic() < self.looked + SECONDS:
+            return
+        self.looked = time.monotonic()
+        try:
+            experiments = configuration.load()
+            state = _state(experiments)
+        except (UsageError, OSError) as error:  # somebody is writing it, or has made a mistake
+            if self.refused != str(error):
+                print(f"featherweight: the UI stays with what it has loaded: {error}", file=sys.stderr)
+            self.refused = str(error)
+            return
+        self.refused = ""
+        if state != self.loaded and not _device_is_used(experiments):
+            self._reload(state)
+
+    def _reload(self, state: str) -> None:
+        body = json.dumps({"query": RELOAD, "variables": {"name": self.location}}).encode()
+        request = urllib.request.Request(f"{self.address}/graphql", body, {"Content-Type": "application/json"})
+        with suppress(OSError):  # not up yet, or busy: at the next look
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                response.read()
+            self.loaded = state
+            print("featherweight: experiments.yaml or the lake has changed: the UI has loaded it anew", file=sys.stderr)
+
+
+def _state(experiments: Experiments) -> str:
+    """All that the definitions are made from."""
+    names = shown_names(experiments, data_root(), shown_profiles(experiments))
+    return json.dumps([experiments.model_dump(mode="json"), names], sort_keys=True, default=str)
+
+
+def _device_is_used(experiments: Experiments) -> bool:
+    own = shown_profiles(experiments)[0]
+    return devices.holder(devices.watched_locks(own.devices)) is not None
