@@ -1,6 +1,6 @@
 """The table that people decide by, published where anyone reads it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
@@ -9,6 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from assets.described import ROWS
+from assets.grid import grid_of
 from assets.judging import judged_answers
 from assets.metadata import picture, table
 from assets.project import OfProfile, grid, project_now
@@ -29,10 +30,12 @@ from pipelines.runs.cells import all_attempts
 from pipelines.warehouse import connect
 
 LAKE, PROFILE = "version of the lake", "profile"  # metadata of a publication, which later ones look up
+CELL, BESIDE_CELL = ("model", "method"), 6  # columns of a table
 # few enough that the UI shows the table in place rather than behind a click
 IN_SHORT = ("model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "peak_memory_gb", "train_seconds")
 
 EVERY_CELL_IS_OK = "every_cell_is_ok"
+Row = dict[str, Any]
 # Seconds that a publication which is to disturb nobody waits for a moment without a cell: two steps of a cell, or two cells, leave
 # some between them
 PATIENCE = 1800.0
@@ -99,13 +102,14 @@ def _published(
         check_results=[_every_cell_is_ok(rows)],
         metadata={
             ROWS: len(rows),
-            "ok": counts.get("ok", 0),
-            "stale": sum(bool(row["is_stale"]) for row in rows),
+            **grid_of(rows),
+            "stale": dg.MetadataValue.text(f"{sum(bool(row['is_stale']) for row in rows)} of {len(rows)} cells"),
+            **_best(rows),
             "picks": table(
                 [{**pick, "answer": pick_answer(pick)} for pick in publication.picks], ["pick", "answer", "reason"]
             ),
             "comparison": table(rows, IN_SHORT),
-            "comparison, all columns": table(rows, [column.name for column in SHOWN]),
+            **_by_subject(rows),
             "advice": table(rows, ["model", "method", "advice", "status_detail"]),
             **picture(plots.trade_off(rows, "png"), "memory, quality, time"),
             **picture(plots.loss_curves(curves_of(project, rows), "png"), "loss curves"),
@@ -115,6 +119,32 @@ def _published(
             PROFILE: project.profile,
         },
     )
+
+
+def _best(rows: Sequence[Row]) -> dict[str, Any]:
+    """What is worth following from one publication to the next; Dagster plots each number."""
+    good = [row for row in rows if row["status"] == "ok"]
+    quality = [row["eval_bits_per_byte"] for row in good if row["eval_bits_per_byte"] is not None]
+    memory = [row["peak_memory_gb"] for row in good if row["peak_memory_gb"] is not None]
+    return {
+        "cells ok": len(good),
+        **({"best bits per byte": float(min(quality))} if quality else {}),
+        **({"least peak memory, GB": float(min(memory))} if memory else {}),
+    }
+
+
+def _by_subject(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
+    """The columns that a terminal shows, in tables that a page of 1,440 pixels has room for."""
+    subjects: dict[str, list[str]] = {}
+    for column in SHOWN:
+        if column.name not in CELL:
+            subjects.setdefault(column.group, []).append(column.name)
+    found = {}
+    for subject, names in subjects.items():
+        parts = [names[start : start + BESIDE_CELL] for start in range(0, len(names), BESIDE_CELL)]
+        for number, part in enumerate(parts, 1):
+            found[f"comparison, {subject}{f' ({number})' if len(parts) > 1 else ''}"] = table(rows, [*CELL, *part])
+    return found
 
 
 def _every_cell_is_ok(rows: list[dict[str, Any]]) -> dg.AssetCheckResult:

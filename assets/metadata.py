@@ -48,14 +48,17 @@ def speed_note(measured: Row, device: str | None) -> dict[str, dg.MetadataValue]
     return {"speed disturbed": dg.MetadataValue.text(told)}
 
 
-def numbers(measured: Row) -> dict[str, dg.MetadataValue]:
-    """Each measured number as a metadata entry of its own, so that Dagster plots it over time."""
-    found = {}
-    for name, value in measured.items():
-        if isinstance(value, bool) or value is None:
-            continue
-        if isinstance(value, int):
-            found[name] = dg.MetadataValue.int(value)
-        elif isinstance(value, float):
-            found[name] = dg.MetadataValue.float(value)
-    return found
+def numbers(measured: Row, plotted: Sequence[str]) -> dict[str, dg.MetadataValue]:
+    """What was measured: `plotted` as entries of their own, which Dagster plots over time, all else in one table, since the plot of
+    a number that never changes says nothing."""
+    found: dict[str, dg.MetadataValue] = {}
+    for name in plotted:
+        value = measured.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = dg.MetadataValue.float(float(value))
+    rest = [
+        {"measured": name, "value": value}
+        for name, value in measured.items()
+        if name not in found and value is not None
+    ]
+    return {**found, "also measured": table(rest, ["measured", "value"])}

@@ -11,6 +11,7 @@ import dagster as dg
 
 from assets.checks import CELL_IS_OK, EVALUATION_IS_OK, cell_is_ok, evaluation_is_ok, not_run, per_cell
 from assets.described import ROWS
+from assets.grid import grid_of, newest_rows
 from assets.inputs import BASE_EVALUATION, cell_inputs, evaluation_inputs, note_inputs
 from assets.launchpad import BaseConfig, CellConfig, night_is_over, seen_by
 from assets.metadata import numbers, picture, speed_note, table
@@ -29,6 +30,14 @@ from pipelines.runs.run import Watch
 from pipelines.train.cell import train
 
 Context = dg.AssetExecutionContext
+PLOTTED_OF_TRAINING = ("train_loss", "train_seconds", "tokens_per_second", "peak_memory_gb", "process_memory_mean_mb")
+PLOTTED_OF_EVALUATION = (
+    "eval_bits_per_byte",
+    "general_bits_per_byte",
+    "chrf",
+    "answer_tokens_per_second",
+    "p50_latency_ms",
+)
 CELL_ASSETS = ("trained_model", "evaluation")  # what a cell has, with one partition for each cell
 
 
@@ -142,6 +151,7 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
         context.log.info(f"{attempt.key}: {attempt.status}{', reused' if reused else ''}")
     attempts = [attempt for attempt, _ in done]
     metadata, check = _training_metadata(attempts, reused=all(reused for _, reused in done)), cell_is_ok(attempts)
+    metadata |= grid_of(newest_rows(project))
     if check.passed:
         version = _version([attempt.run_id for attempt in attempts])
         yield dg.MaterializeResult(data_version=version, metadata=metadata, check_results=[check])
@@ -207,7 +217,7 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
         **picture(plots.loss_curves(curves, "png"), "loss curve"),
         **speed_note(newest.result.measured, newest.result.device),
         "curve": table(newest.curve()[-50:], shown),
-        **numbers(newest.result.measured),
+        **numbers(newest.result.measured, PLOTTED_OF_TRAINING),
     }
 
 
@@ -319,6 +329,6 @@ def _evaluation_metadata(found: Evaluation, *, reused: bool = False) -> dict[str
         ROWS: dg.MetadataValue.int(len(answers)),
         "reused": dg.MetadataValue.bool(reused),
         "folder": dg.MetadataValue.path(found.folder),
-        **numbers(found.result.measured),
+        **numbers(found.result.measured, PLOTTED_OF_EVALUATION),
         "answers": table(answers, ["prompt", "reference", "answer", "answer_tokens", "chrf", "rouge_l"]),
     }

@@ -1,0 +1,95 @@
+"""The grid: methods down, models across; each cell's status, bits per byte, GB and a link to its page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import dagster as dg
+
+from pipelines.compare.show import escape_markdown
+from pipelines.compare.table import worst
+from pipelines.foreign_text import plain
+from pipelines.project import Project
+from pipelines.runs.cells import CellKey, latest
+
+WIDEST = 4  # models side by side: as many as a page of 1,440 pixels shows without scrolling
+ABSENT = "–"
+Row = Mapping[str, Any]
+
+
+def grid_of(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
+    """The cells of `rows` as tables of at most four models. A row has model, method and status; is_stale, eval_bits_per_byte and
+    peak_memory_gb where they are known."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    found = {}
+    for start in range(0, len(models), WIDEST):
+        shown = models[start : start + WIDEST]
+        name = "grid" if len(models) <= WIDEST else f"grid, models {start + 1} to {start + len(shown)} of {len(models)}"
+        found[name] = dg.MetadataValue.md(_table(rows, shown))
+    return found
+
+
+def newest_rows(project: Project) -> list[dict[str, Any]]:
+    """The profile's cells as they stand in the lake now: of several seeds the worst status, and means of what was measured. Cheaper
+    than the comparison, and without its word on what is stale."""
+    return [_newest(project, model, method) for model, method in project.grid]
+
+
+def _newest(project: Project, model: str, method: str) -> dict[str, Any]:
+    keys = [CellKey(model, method, seed) for seed in project.settings.seeds]
+    attempts = [found for key in keys if (found := latest(project.data, key))]
+    good = [attempt for attempt in attempts if attempt.status == "ok"]
+    evaluated = [ok[-1] for attempt in good if (ok := [one for one in attempt.evaluations() if one.ok])]
+    return {
+        "model": model,
+        "method": method,
+        "status": worst([attempt.status for attempt in attempts] + ["missing"] * (len(keys) - len(attempts))),
+        "eval_bits_per_byte": _mean([one.result.measured.get("eval_bits_per_byte") for one in evaluated]),
+        "peak_memory_gb": _mean([attempt.result.measured.get("peak_memory_gb") for attempt in good]),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _table(rows: Sequence[Row], models: Sequence[str]) -> str:
+    cells = {(row["model"], row["method"]): row for row in rows}
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["model"] in models))
+    lines = [
+        f"| method | {' | '.join(_escaped(model) for model in models)} |",
+        f"| --- |{' --- |' * len(models)}",
+        *(
+            f"| {_escaped(method)} | {' | '.join(_cell(cells.get((model, method))) for model in models)} |"
+            for method in methods
+        ),
+        "",
+        "Status, bits per byte on held-out records (lower is better), peak memory in GB; a status leads to the cell's page.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ABSENT
+    status = f"[{_escaped(row['status'])}]({_address(row)})"
+    numbers = [
+        "stale" if row.get("is_stale") else None,
+        _number(row.get("eval_bits_per_byte"), ".3f", "bits"),
+        _number(row.get("peak_memory_gb"), ".2f", "GB"),
+    ]
+    return " · ".join(filter(None, [status, *numbers]))
+
+
+def _address(row: Row) -> str:
+    partition = quote(f"{row['method']}|{row['model']}", safe="")
+    return f"/assets/trained_model?view=partitions&partition={partition}"
+
+
+def _number(value: float | None, form: str, unit: str) -> str | None:
+    return None if value is None else f"{value:{form}} {unit}"
+
+
+def _escaped(text: str) -> str:
+    return escape_markdown(plain(str(text), 80))
