@@ -326,19 +326,19 @@ def test_a_process_that_is_killed_costs_a_message_and_the_next_prompt_begins_ano
     engine, conversation = Engine(lake.project), conversation_of(lake, "base", "lora-r8")
     assert [event.kind for event in engine.ask(conversation, "Well?")].count("done") == 2
     assert engine._child
-    pid = engine._child._process.pid
-    os.kill(pid, 9)
-    events = list(engine.ask(conversation, "Well?"))
-    assert [event.kind for event in events].count("done") == 2, "it was gone before anything was asked"
-    stop = threading.Event()
-    long = replace(SETTINGS, max_new_tokens=400)
-    for event in engine.ask(Conversation(conversation.members, long), "Well?", stop=stop):
-        if event.kind == "text":
+    os.kill(engine._child._process.pid, 9)
+    engine._child._process.wait()
+    long, seen, killed = Conversation(conversation.members, replace(SETTINGS, max_new_tokens=400)), [], False
+    for event in engine.ask(long, "Well?"):
+        seen.append(event)
+        if event.kind == "text" and not killed:
+            killed = True
             os.kill(engine._child._process.pid, 9)
-            break
-    events = list(engine.ask(Conversation(conversation.members, long), "Well?"))
     engine.close()
-    assert not [event for event in events if event.kind == "error"], events
+    first, second = ([event for event in seen if event.slot == slot][-1] for slot in (0, 1))
+    assert first.kind == "error" and "exit code -9" in first.text and "the next prompt begins another" in first.text
+    assert second.kind == "done" and second.tokens, "in a process of its own"
+    assert len(long.asked(long.members[0], "?")) == 1 and len(long.asked(long.members[1], "?")) == 3
 
 
 @pytest.mark.slow
