@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -215,7 +216,7 @@ def test_answers_stand_beside_one_another_where_the_window_is_wide(
     monkeypatch.setenv("LINES", "12")
     out = Window()
     run(Scripted(EVENTS), monkeypatch, "One?\n", out)
-    last = out.getvalue().split("\x1b[J")[-1].splitlines()
+    last = re.sub(r"\x1b\[[01]m", "", out.getvalue().split("\x1b[J")[-1]).splitlines()
     together = [line for line in last if "tiny/base" in line and "tiny/lora-r8" in line]
     assert bool(together) == beside
     assert "red" in out.getvalue() and "\x1b[31m" not in out.getvalue(), "a model's escapes do nothing"
@@ -294,10 +295,32 @@ def test_models_stay_together_only_where_they_are_predicted_to_fit(lake: Lake, m
     members = [replace(one, key=CellKey("tiny", f"full-{i}", 1)) for i, one in enumerate(members)]
     for needed, expected in ((2e9, 1), (9.5e9, 2), (None, 2)):
         made.clear()
-        monkeypatch.setattr(engines, "_predicted_bytes", lambda _project, _member, needed=needed: needed)
+        predicted = {member.name: needed for member in members}
+        monkeypatch.setattr(engines, "_predicted_bytes", lambda _project, _members, found=predicted: found)
         events = list(Engine(lake.project).ask(Conversation(members, SETTINGS), "Well?"))
         assert [event.slot for event in events if event.kind == "done"] == [0, 1]
         assert len(made) == expected, needed
+
+
+def test_what_a_model_adds_is_predicted_from_a_cell_like_it(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Estimate:
+        def __init__(self, model: str, method: str) -> None:
+            self.model, self.method = model, method
+
+        def gb(self, *, part: str) -> float | None:
+            known = {"base": {"weights": 2.0, "load": 5.0, "framework": 1.0}, "qlora-r8": {"weights": 3.0, "load": 3.5}}
+            return known[self.method].get(part, 1.0)
+
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        engines, "estimates", lambda _project, cells, say: asked.extend(cells) or [Estimate(*one) for one in cells]
+    )
+    base, lora = conversation_of(lake, "base", "lora-r8").members
+    quantized = replace(lora, key=CellKey("tiny", "qlora-r8", 1), recipe={**lora.recipe, "quantization": "nf4"})
+    swept = replace(quantized, key=CellKey("tiny", "of-a-sweep", 1))
+    found = engines._predicted_bytes(lake.project, [base, lora, quantized, swept])
+    assert asked == [("tiny", "base"), ("tiny", "qlora-r8")]
+    assert list(found.values()) == [4e9, 4e9, 3e9, None], "nobody knows a cell that the configuration lacks"
 
 
 # the process that answers

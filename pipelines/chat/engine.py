@@ -62,6 +62,7 @@ class Engine:
     def __init__(self, project: Project) -> None:
         self._project = project
         self._child: _Child | None = None
+        self._needed: dict[str, float | None] = {}  # bytes, by prediction, of each member's model
 
     def close(self) -> None:
         """End the child; the next answer begins another."""
@@ -96,9 +97,12 @@ class Engine:
 
     def _answer(self, conversation: Conversation, slot: int, prompt: str, stop: Flag) -> Iterator[Event]:
         member, settings = conversation.members[slot], conversation.settings
-        if not self._child or not self._child.is_alive or member.name not in self._child.names:
-            yield Event(slot, "loading", "loading the model")
         try:
+            if not self._child or not self._child.is_alive or member.name not in self._child.names:
+                if self._must_predict(member):
+                    yield Event(slot, "loading", "predicting whether the models fit beside one another, once")
+                    self._needed |= _predicted_bytes(self._project, conversation.members)
+                yield Event(slot, "loading", "loading the model")
             child = self._child_for(member)
         except (WorkError, UsageError, OSError) as error:
             yield Event(slot, "error", f"cannot begin the process that answers: {error}")
@@ -134,11 +138,16 @@ class Engine:
             child = self._child = _Child(_budget_gb(self._project, member))
         return child
 
+    def _must_predict(self, member: Member) -> bool:
+        """Whether the member's model would lie beside others, and nobody knows how large it is."""
+        others = self._child.groups if self._child and self._child.is_alive else set()
+        return bool(others) and member.group not in others and member.name not in self._needed
+
     def _has_room(self, child: "_Child", member: Member) -> bool:
         """Whether the member's model fits beside those that the child holds, by prediction; without one, it does not."""
         if not child.groups or member.group in child.groups:
             return True
-        needed, budget = _predicted_bytes(self._project, member), _budget_gb(self._project, member)
+        needed, budget = self._needed.get(member.name), _budget_gb(self._project, member)
         if needed is None or not child.memory:
             return False
         free = child.memory["free"]
@@ -170,19 +179,25 @@ def _budget_gb(project: Project, member: Member) -> float | None:
     return project.training_of(key.model, method).memory_budget_gb
 
 
-def _predicted_bytes(project: Project, member: Member) -> float | None:
-    """What the member's model adds to a process that has loaded the libraries, at the most while it is loaded."""
-    traits, methods = traits_of(member.recipe), project.experiments.methods
-    plain = next((name for name, method in methods.items() if not method.traits.trains), None)
-    method = member.key.method if traits.quantization else plain
-    if method not in methods:
-        return None
+def _predicted_bytes(project: Project, members: Sequence[Member]) -> dict[str, float | None]:
+    """What each member's model adds to a process that has loaded the libraries, at the most while it is loaded."""
+    cells = {member.name: _like(project, member) for member in members}
+    asked = list(dict.fromkeys(cell for cell in cells.values() if cell))
+    found: dict[tuple[str, str], float] = {}
     with suppress(WorkError):
-        (found,) = estimates(project, [(member.key.model, method)], say=lambda _: None)
-        weights, load, framework = (found.gb(part=part) for part in ("weights", "load", "framework"))
-        if weights is not None and load is not None and framework is not None:
-            return max(weights, load - framework) * 1e9
-    return None
+        for estimate in estimates(project, asked, say=lambda _: None):
+            weights, load, framework = (estimate.gb(part=part) for part in ("weights", "load", "framework"))
+            if weights is not None and load is not None and framework is not None:
+                found[estimate.model, estimate.method] = max(weights, load - framework) * 1e9
+    return {name: found.get(cell) if cell else None for name, cell in cells.items()}
+
+
+def _like(project: Project, member: Member) -> tuple[str, str] | None:
+    """The cell whose prediction tells the size of the member's model: a quantized one's own, else the untouched model's."""
+    methods = project.experiments.methods
+    plain = next((name for name, method in methods.items() if not method.traits.trains), None)
+    method = member.key.method if traits_of(member.recipe).quantization else plain
+    return (member.key.model, method) if method in methods else None
 
 
 def _as_told(project: Project, member: Member) -> Json:

@@ -27,6 +27,7 @@ LEAST_COLUMN = 34  # characters; narrower ones read worse than answers below one
 GAP = 3
 REDRAW_SECONDS = 0.1
 MOST_CHARS = 200_000
+BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 HELP = "/new starts over, /quit leaves; Ctrl-C ends an answer, Ctrl-D leaves"
 Format = Literal["text", "json"]
 
@@ -270,7 +271,7 @@ class _Columns:
             texts = [lines[max(0, height - room) :] for lines in texts]
         heads = [[_cut(one.name, self._width)] for one in shown]
         ends = [wrapped(f"[{_clean(one.status)}]", self._width) if one.status else [] for one in shown]
-        lines = [*self._rows(heads), *self._rows(texts), *self._rows(ends)]
+        lines = [*(f"{BOLD}{row}{PLAIN}" for row in self._rows(heads)), *self._rows(texts), *self._rows(ends)]
         up = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
         self._out.write(up + "".join(f"{line}\n" for line in lines))
         self._out.flush()
