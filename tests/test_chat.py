@@ -128,6 +128,7 @@ def test_two_models_of_one_name_differ_in_what_they_are_shown_later() -> None:
     assert [turn["content"] for turn in second] == ["Be brief.", "And?"], "it did not answer the first"
     conversation.start_over()
     assert conversation.asked(members[0], "And?") == second
+    assert conversation.asked(members[0], "half \ud800")[-1]["content"] == "half ?"
 
 
 # what a terminal shows

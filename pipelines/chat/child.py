@@ -121,10 +121,13 @@ class _Answers:
     def _ready(self) -> Any:
         """The speakers; the libraries are loaded with the first question."""
         if self._speakers is None:
+            import torch
+
             from pipelines.chat.speakers import Speakers
             from pipelines.train import card, loading
 
             loading.quiet()
+            torch.seed()  # else every process draws the same answers at a temperature
             card.require_usable()
             if self._budget_gb:
                 _limit_card(self._budget_gb)

@@ -21,7 +21,9 @@ class Conversation:
     def asked(self, member: Member, prompt: str) -> list[Message]:
         """The messages that the member answers, `prompt` the last."""
         system = [{"role": "system", "content": self.settings.system}] if self.settings.system.strip() else []
-        return [*system, *self._said.get(member.name, []), {"role": "user", "content": prompt}]
+        asked = [*system, *self._said.get(member.name, []), {"role": "user", "content": prompt}]
+        # half a surrogate pair, which a browser or a terminal may send, is no text
+        return [{**turn, "content": turn["content"].encode("utf-8", "replace").decode()} for turn in asked]
 
     def answered(self, member: Member, prompt: str, answer: str) -> None:
         """Keep what the member said to `prompt`."""

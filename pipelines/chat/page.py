@@ -309,7 +309,9 @@ async def _events(page: Page, opened: Open, request: Request) -> AsyncIterator[s
             try:
                 event = await asyncio.wait_for(events.get(), LOOK_SECONDS)
             except TimeoutError:
-                continue
+                if not (flags[0].is_set() and work.cancel()):
+                    continue
+                event = None  # stopped before its turn came
             if event is None:
                 opened.is_busy = False
                 yield _line({"kind": "end", "can_vote": opened.can_vote})
@@ -317,6 +319,7 @@ async def _events(page: Page, opened: Open, request: Request) -> AsyncIterator[s
             yield _line(opened.shown_to(event))
     finally:
         flags[0].set()
+        work.cancel()
         page.waiting -= 1
         page.under_way.pop(opened.id, None)
         work.add_done_callback(lambda _: setattr(opened, "is_busy", False))

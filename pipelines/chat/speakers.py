@@ -64,6 +64,7 @@ class Speakers:
     def __init__(self) -> None:
         self._models: dict[str, Any] = {}
         self._adapters: dict[str, dict[str, str]] = {}  # of each group, PEFT's name of each member's
+        self._shots: dict[tuple[str, int], Shots] = {}  # by member and room: choosing them looks at every train record
 
     def has(self, member: Json) -> bool:
         """Whether the member can answer at once."""
@@ -122,7 +123,7 @@ class Speakers:
             WindowFullError: the model's window is full.
         """
         with self._speaking(member) as speaker:
-            prompt = _prompt(member, speaker, question)
+            prompt = self._prompt(member, speaker, question)
             room = _window(speaker) - len(prompt)
             if room < 1:
                 raise WindowFullError(
@@ -155,6 +156,17 @@ class Speakers:
             with model.disable_adapter():
                 yield replace(speaker, model=model.get_base_model())
 
+    def _prompt(self, member: Json, speaker: Speaker, question: Question) -> list[int]:
+        record, count = as_record(question.messages), speaker.recipe.get("shots")
+        if not count:
+            return speaker.form.prompt(record)
+        train = _train(member["examples"], json.dumps(member["selection"]))
+        room = _window(speaker) - question.limit
+        if (member["name"], room) not in self._shots:
+            self._shots[member["name"], room] = Shots(train, count, speaker.form, room=room)
+        shots = self._shots[member["name"], room].of(_answered(record, question, train))
+        return speaker.form.prompt(record, shots)
+
 
 def _has_adapter(member: Json) -> bool:
     return bool(member["trained"]) and traits_of(member["recipe"]).has_adapter
@@ -169,16 +181,6 @@ def _window(speaker: Speaker) -> int:
     """Tokens of prompt and answer that the model can read, without those that its adapter puts before them."""
     most = getattr(speaker.model.config, "max_position_embeddings", None) or UNKNOWN_WINDOW
     return most - traits_of(speaker.recipe).virtual_tokens
-
-
-def _prompt(member: Json, speaker: Speaker, question: Question) -> list[int]:
-    record = as_record(question.messages)
-    count = speaker.recipe.get("shots")
-    if not count:
-        return speaker.form.prompt(record)
-    train = _train(member["examples"], json.dumps(member["selection"]))
-    shots = Shots(train, count, speaker.form, room=_window(speaker) - question.limit)
-    return speaker.form.prompt(record, shots.of(_answered(record, question, train)))
 
 
 def as_record(messages: Sequence[Mapping[str, str]]) -> Json:

@@ -159,6 +159,8 @@ class Terminal:
                 self.out.write(f"{_clean(more)}\n[{one.status}]\n")
             elif event.kind == "error" or self.out.isatty():
                 self.out.write(f"[{_clean(one.status)}]\n")
+            elif event.kind == "waiting":
+                print(event.text, file=sys.stderr, flush=True)
             self.out.flush()
 
     def _as_json(self, prompt: str, shown: Sequence[Shown], events: Iterator[Event]) -> None:
