@@ -21,6 +21,7 @@ from pipelines.chat import page as pages
 from pipelines.chat.conversation import Conversation
 from pipelines.chat.engine import Engine, Event
 from pipelines.chat.members import Roster
+from pipelines.chat.rounds import MOST_OPEN, Opened
 from pipelines.chat.settings import Settings
 from pipelines.errors import UsageError
 from tests import chats
@@ -305,11 +306,20 @@ def test_a_vote_counts_once_and_only_where_all_have_answered(served: Served) -> 
     assert "a vote ends" in served.post("/ask", {"prompt": "more", "conversation": blind})[1]["error"]
     votes = preferences.read(served.lake.data).votes[before:]
     assert [vote.chosen for vote in votes] == ["tie"]
-    orders = set()
-    for _ in range(20):
-        served.post("/ask", {**new, "blind": True})
-        orders.add(tuple(served.engine.asked[-1][1]))
-    assert len(orders) == 2, "the order is drawn"
+    members = Roster(served.lake.project).named(["tiny/lora-r8"])
+    drawn = [Opened().new(members, Settings(9), blind=True).conversation.members for _ in range(40)]
+    assert {one[0].key.method for one in drawn} == {"base", "lora-r8"}, "the order is drawn"
+    assert Opened().new(members, Settings(9), blind=False).conversation.members == members
+
+
+def test_of_very_many_conversations_the_oldest_is_closed(lake: Lake) -> None:
+    opened_now, members = Opened(), Roster(lake.project).named(["tiny/lora-r8"])
+    made = [opened_now.new(members, Settings(9), blind=False).id for _ in range(MOST_OPEN)]
+    opened_now.get(made[0])  # used just now
+    opened_now.new(members, Settings(9), blind=False)
+    assert opened_now.get(made[0])
+    with pytest.raises(UsageError, match="not open any more"):
+        opened_now.get(made[1])
 
 
 def test_a_port_that_is_taken_is_named_with_another() -> None:
