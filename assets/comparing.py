@@ -12,10 +12,9 @@ from assets.described import ROWS
 from assets.grid import grid_of
 from assets.judging import judged_answers
 from assets.metadata import picture, table
-from assets.project import OfProfile, grid, project_now
+from assets.project import OfProfile, experiments_now, grid, project_now
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
-from pipelines import experiments as configuration
 from pipelines.compare import plots
 from pipelines.compare.compare import Publication, compare, lake_version
 from pipelines.compare.figures import curves_of
@@ -179,7 +178,7 @@ def no_cell_got_worse() -> dg.AssetCheckResult:
 )
 def every_cell_and_attempt_is_published(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     shown = last_published(context.instance, PROFILE)
-    project = project_now(shown if shown in configuration.load().profiles else None)
+    project = project_now(shown if shown in experiments_now().profiles else None)
     profile = project.settings
     configured = sorted((model, method) for model in profile.models for method in profile.methods)
     known = {attempt.run_id for attempt in all_attempts(project.data)}
@@ -202,5 +201,5 @@ def last_published(instance: dg.DagsterInstance, name: str) -> str | None:
 
 def published_profile(instance: dg.DagsterInstance) -> str:
     """The profile to publish for: the night's own after a night has published, until somebody publishes for this machine's."""
-    nights = configuration.load().nightly.profile
+    nights = experiments_now().nightly.profile
     return nights if last_published(instance, PROFILE) == nights else "auto"

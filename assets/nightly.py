@@ -16,9 +16,8 @@ from assets.comparing import LAKE, last_published, published_profile
 from assets.inputs import note_inputs
 from assets.instance import NEEDS_HOME, UNFINISHED, homeless, size_pool
 from assets.jobs import data, publish, training
-from assets.project import grid, partition_of, project_now, shown_cells
+from assets.project import experiments_now, grid, partition_of, project_now, shown_cells
 from assets.tags import CELL, LAKE_VERSION, NIGHT, NIGHTLY, PARENT, SEEN
-from pipelines import experiments as configuration
 from pipelines.compare.compare import lake_version
 from pipelines.errors import UsageError
 from pipelines.nightly import news
@@ -52,7 +51,7 @@ def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipRea
 
 @dg.sensor(
     jobs=[data, training, publish],
-    minimum_interval_seconds=15,
+    minimum_interval_seconds=30,
     default_status=RUNNING,
     description="After a night's data: runs exactly the cells that are stale, missing or ended badly for a passing reason, then "
     f"publishes once. {NEEDS_HOME}",
@@ -83,7 +82,7 @@ def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[d
 
 @dg.sensor(
     job=publish,
-    minimum_interval_seconds=15,
+    minimum_interval_seconds=30,
     default_status=RUNNING,
     description="Publishes the comparison when the lake holds something new, no more has come for two minutes (at most fifteen), "
     f"and no cell uses the device. {NEEDS_HOME}",
@@ -131,7 +130,7 @@ def _lake_request(instance: dg.DagsterInstance, version: str, profile: str) -> d
 
 
 @dg.sensor(
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=60,
     default_status=RUNNING,
     description=f"Notes what every cell is made from, so that a cell is called stale here when the table calls it so. {NEEDS_HOME}",
 )
@@ -155,7 +154,7 @@ def inputs_have_changed(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 
 def _project() -> Project:
     """The night's profile, by the configuration as it is now."""
-    return project_now(configuration.load().nightly.profile)
+    return project_now(experiments_now().nightly.profile)
 
 
 def _next_loaded(context: dg.SensorEvaluationContext, project: Project, night: str, done: Done) -> Step:

@@ -6,7 +6,8 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
@@ -14,7 +15,7 @@ from pydantic import Field
 from pipelines import experiments as configuration
 from pipelines import machine
 from pipelines.experiments import Experiments, Profile
-from pipelines.paths import DataRoot, data_root
+from pipelines.paths import DataRoot, data_root, experiments_file
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.chosen import launcher_for
@@ -29,6 +30,27 @@ DEVICE_POOL = f"device-{machine.device_slug()}"
 def grid() -> Experiments:
     """The configuration as it was when the code location loaded; partitions come from it."""
     return configuration.load()
+
+
+def experiments_now() -> Experiments:
+    """The configuration as it is now. Sensors ask for it every some seconds: it is read anew only where the file has changed.
+
+    Raises:
+        UsageError: what configuration.load raises.
+    """
+    path = experiments_file()
+    try:
+        return _loaded(path, path.read_bytes())
+    except OSError:
+        return configuration.load(path)  # which has the words for it
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path, content: bytes) -> Experiments:
+    loaded = configuration.load(path)
+    if path.read_bytes() != content:  # somebody is writing it: nothing is remembered
+        raise OSError(f"{path} has changed while it was read")
+    return loaded
 
 
 def cell_pool() -> str:
@@ -83,7 +105,7 @@ def shown_cells() -> list[tuple[str, str]]:
 def project_now(profile: str | None = None) -> Project:
     """The data root, the configuration as it is now, and `profile`, else the one that this machine runs."""
     _end_with_the_run()
-    experiments = configuration.load()
+    experiments = experiments_now()
     wanted = profile if profile and profile != "auto" else os.environ.get("FEATHERWEIGHT_PROFILE")
     return Project(data_root(), experiments, configuration.profile_name(experiments, wanted))
 

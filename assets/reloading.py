@@ -9,11 +9,11 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from assets.project import grid, shown_names, shown_profiles
-from pipelines import experiments as configuration
+from assets.project import experiments_now, grid, shown_names, shown_profiles
 from pipelines.errors import UsageError
 from pipelines.experiments import Experiments
-from pipelines.paths import data_root
+from pipelines.files import stable_hash
+from pipelines.paths import data_root, experiments_file
 from pipelines.runs import devices
 
 SECONDS = 5.0  # between two looks
@@ -40,7 +40,7 @@ class Reloading:
             return
         self.looked = time.monotonic()
         try:
-            experiments = configuration.load()
+            experiments = experiments_now()
             state = _state(experiments)
         except (UsageError, OSError) as error:  # somebody is writing it, or has made a mistake
             if self.refused != str(error):
@@ -64,7 +64,7 @@ class Reloading:
 def _state(experiments: Experiments) -> str:
     """All that the definitions are made from."""
     names = shown_names(experiments, data_root(), shown_profiles(experiments))
-    return json.dumps([experiments.model_dump(mode="json"), names], sort_keys=True, default=str)
+    return stable_hash([experiments_file().read_text(encoding="utf-8"), names])
 
 
 def _device_is_used(experiments: Experiments) -> bool:
