@@ -42,9 +42,9 @@ def _answers(project: Project, row: Row, taught: Sequence[Row], fingerprint: str
     return kept.kept_answers(project, row["model"], row["method"], fingerprint)
 
 
-def _asked(answers: Answers) -> set[tuple[str, str]]:
-    """What the model was asked: a record may have been changed under its name."""
-    return {(one["example_id"], one["prompt"]) for seed in answers for one in seed}
+def _asked(answers: Answers) -> set[tuple[str | None, ...]]:
+    """What the model was asked, and what would have been right."""
+    return {tuple(map(one.get, ("example_id", "prompt", "reference"))) for seed in answers for one in seed}
 
 
 def _same_weights(one: Row, other: Row) -> bool:

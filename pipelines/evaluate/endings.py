@@ -10,7 +10,7 @@ def has_ended(row: Mapping[str, Any], limit: int | None) -> bool | None:
     said, tokens = row.get("ended"), row.get("answer_tokens")
     if isinstance(said, bool):
         return said
-    return True if limit and tokens is not None and tokens < limit else None
+    return True if isinstance(limit, int) and isinstance(tokens, int) and tokens < limit else None
 
 
 def ended_pct(rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -76,11 +76,11 @@ class Scores:
         """For each row the metrics' columns: whether its answer passes, None where that could not be told."""
         if not self._names:
             return [{} for _ in rows]
-        answers = [unicodedata.normalize("NFC", row.get("answer") or "") for row in rows]
+        answers = [unicodedata.normalize("NFC", _text(row, "answer")) for row in rows]
         self._ask(answers)
         found = []
         for row, answer in zip(rows, answers, strict=True):
-            said: Verdicts = {one.column: PLAIN[one.kind](answer, row.get("reference") or "") for one in self._plain}
+            said: Verdicts = {one.column: PLAIN[one.kind](answer, _text(row, "reference")) for one in self._plain}
             said |= self._known.get(answer, {})
             found.append({column_name("metric", name): said[name] for name in self._names})
         return found
@@ -96,6 +96,11 @@ class Scores:
         said = _guarded_verdicts(self._guarded, new)
         for place, answer in enumerate(new):
             self._known[answer] = {metric.column: said[metric.column][place] for metric in self._guarded}
+
+
+def _text(row: Row, name: str) -> str:
+    """Nothing where a file that somebody damaged holds no text there."""
+    return found if isinstance(found := row.get(name), str) else ""
 
 
 def _guarded_verdicts(metrics: Sequence[Metric], answers: Sequence[str]) -> dict[str, list[bool | None]]:
