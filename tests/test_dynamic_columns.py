@@ -20,7 +20,7 @@ from pipelines.compare.columns.configured import (
     metric_columns,
 )
 from pipelines.compare.columns.registry import TABLES
-from pipelines.compare.show import as_csv, as_json, wide
+from pipelines.compare.show import as_csv, as_json, render, wide
 from pipelines.paths import DataRoot
 from pipelines.schema import flag
 from pipelines.warehouse import arrow_table, connect, publish
@@ -167,6 +167,8 @@ def test_every_form_of_the_table_shows_them() -> None:
     (line,) = [line for line in shown.splitlines() if " metric_has_number " in line]
     assert line.split()[-1] == "0.512" and "share, 0 to 1" in line
     assert "benchmark_gsm8k_vs_base_high" in shown
+    headings, _, values, *_ = render(rows, "text").splitlines()
+    assert headings.split()[-2:] == ["has_number", "gsm8k"] and values.split()[-2:] == ["0.512", "0.250"]
     assert json.loads(as_json(rows))[0]["metric_has_number"] == 0.51239
     (read,) = csv.DictReader(io.StringIO(as_csv(rows)))
     assert read["benchmark_gsm8k"] == "0.25" and read["metric_has_number_base"] == ""

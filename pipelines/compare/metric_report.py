@@ -6,10 +6,9 @@ from typing import Any
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipelines.column_names import METRIC_ENDINGS
 from pipelines.compare import plots
 from pipelines.compare.columns.comparison import COMPARISON
-from pipelines.compare.columns.configured import DIGITS, METRICS, comparison_of
+from pipelines.compare.columns.configured import DIGITS, METRICS, shares_of
 from pipelines.compare.columns.quality import SHARE
 from pipelines.compare.figures import Figure
 from pipelines.compare.pieces import Part
@@ -39,7 +38,7 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
     if not numbers and not because:
         return None
     svg = plots.shares_beside_base(numbers)
-    answered = [row for row in rows if any(row.get(name) is not None for name in metrics_in(row))]
+    answered = [row for row in rows if any(row.get(name) is not None for name in _names(row))]
     return Part(
         "metrics",
         "Metrics of your own task",
@@ -48,17 +47,21 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
         caption="Percentage of the answers that pass each metric, with its 95 % interval",
         columns=(
             *COMPARISON.pick("model", "method"),
-            *_columns(rows),
+            *_columns(rows[0]),
             *COMPARISON.pick("answers", "answers_ended_pct"),
         ),
-        rows=[{**row, **{name: _in_words(row, name) for name in metrics_in(row)}} for row in answered],
+        rows=[{**row, **{name: _in_words(row, name) for name in _names(row)}} for row in answered],
     ).html()
 
 
-def _columns(rows: Sequence[Row]) -> list[Column]:
+def _names(row: Row) -> list[str]:
+    """The columns of the metrics' shares."""
+    return [column.name for column in shares_of(row, METRICS)]
+
+
+def _columns(row: Row) -> list[Column]:
     """One column of text for each metric."""
-    added = {column.name: column for column in comparison_of(rows[0]).columns} if rows else {}
-    return [text(name, added[name].meaning, heading=added[name].heading) for name in metrics_in(rows[0])]
+    return [text(one.name, one.meaning, heading=one.heading) for one in shares_of(row, METRICS)]
 
 
 def _in_words(row: Row, name: str) -> str:
@@ -86,13 +89,7 @@ def long_form(rows: Sequence[Row]) -> list[Row]:
             "share": row[name],
             **{end: row[f"{name}_{end}"] for end in ("low", "high", "base")},
         }
-        for name in (metrics_in(rows[0]) if rows else ())
+        for name in (_names(rows[0]) if rows else ())
         for row in rows
         if row.get(name) is not None
     ]
-
-
-def metrics_in(row: Row) -> list[str]:
-    """The columns of the metrics' shares, without those that stand beside each."""
-    added = comparison_of(row).groups().get(METRICS, [])
-    return [column.name for column in added][:: len(METRIC_ENDINGS)]

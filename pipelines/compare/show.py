@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pipelines.compare import covers, rates
 from pipelines.compare.columns.comparison import COMPARISON
-from pipelines.compare.columns.configured import comparison_of
+from pipelines.compare.columns.configured import BENCHMARKS, METRICS, comparison_of, shares_of
 from pipelines.compare.disturbed import MARK, is_marked, note
 from pipelines.foreign_text import one_line
 from pipelines.schema import Column
@@ -57,6 +57,8 @@ def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = ()) -> str:
     if form == "csv":
         return as_csv(rows)
     columns = [column for column in SHOWN if not rows or column.name in rows[0]]  # an older publication lacks some
+    if rows:
+        columns += [*shares_of(rows[0], METRICS), *shares_of(rows[0], BENCHMARKS)]
     shown = tabulate(rows, columns, _notes(rows), form)
     return "\n".join([*(_pick_line(pick, form) for pick in picks), "", shown]) if picks else shown
 

@@ -7,7 +7,7 @@ columns by their names.
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from pipelines.column_names import column_name
+from pipelines.column_names import BENCHMARK_ENDINGS, METRIC_ENDINGS, column_name
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.quality import SHARE
@@ -48,6 +48,12 @@ def comparison_of(published: Iterable[str]) -> Table:
                 made = make(name.removeprefix(f"{kind}_"))
                 known |= {one.name: one for one in made if one.name in added and one.name not in known}
     return COMPARISON.with_columns(*(known[name] for name in added if name in known))
+
+
+def shares_of(published: Iterable[str], group_name: str) -> tuple[Column, ...]:
+    """The shares among these columns (of METRICS, or of BENCHMARKS), without what stands beside each."""
+    added = comparison_of(published).groups().get(group_name, [])
+    return tuple(added[:: len(METRIC_ENDINGS if group_name == METRICS else BENCHMARK_ENDINGS)])
 
 
 def metric_columns(name: str) -> tuple[Column, ...]:
