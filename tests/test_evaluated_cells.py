@@ -77,6 +77,7 @@ def test_every_evaluation_column_is_measured_and_what_cannot_be_is_null(project:
             assert row[name] > 0, name
         for name in ("bleu", "chrf", "rouge_l", "meteor", "answer_tokens", "p50_latency_ms"):
             assert row[name] >= 0, name
+        assert 0 <= row["answers_ended_pct"] <= 100
         assert row["p95_latency_ms"] is None, "of one answer"
         assert row["judge_correctness"] is None and "no judge is configured" in row["judge_because"]
         assert row["latency_mode"] == ("attached" if row["method"] == "qlora-r8" else "merged")
@@ -112,6 +113,11 @@ def test_every_evaluation_column_is_measured_and_what_cannot_be_is_null(project:
         project, "SELECT method, count(*), count(latency_ms), max(latency_ms) FROM evaluation_answers GROUP BY 1"
     )
     assert sorted(timed) == [(name, 2, 1, row["p50_latency_ms"]) for name, row in sorted(rows.items())]
+    cut_off = "count(*) FILTER (NOT ended), count(*) FILTER (NOT ended AND answer_tokens < 6)"
+    ends = select(project, f"SELECT method, count(ended), {cut_off} FROM evaluation_answers GROUP BY 1")
+    assert ends and all(told == 2 and short == 0 for _, told, _, short in ends), "only a long answer was cut off"
+    for method, _, cut, _ in ends:
+        assert rows[method]["answers_ended_pct"] == 100 * (2 - cut) / 2
     assert select(project, "SELECT DISTINCT method, shots FROM evaluation_answers ORDER BY ALL") == [
         ("base", None), ("base-few-shot", 1), ("lora-r8", None), ("qlora-r8", None),
     ]  # fmt: skip
@@ -193,7 +199,8 @@ def kept(project: TinyProject) -> list[dict[str, Any]]:
 
 
 def test_a_teacher_is_a_row_with_scores_and_without_losses(asking: Judged) -> None:
-    asking.configure(judging={"teachers": ["gpt", "claude"]})
+    measured = {"evaluation": {"metrics": ["contains", {"regex": ".", "name": "says-something"}]}}
+    asking.configure(judging={"teachers": ["gpt", "claude"]}, profiles={"local": measured})
     result = asking.ask()
     assert result.complete and set(result.providers) == {"gpt (teacher)", "claude (teacher)", "claude (judge)"}
     assert result.providers["gpt (teacher)"].wanted == 2
@@ -207,6 +214,8 @@ def test_a_teacher_is_a_row_with_scores_and_without_losses(asking: Judged) -> No
         assert [row[column] for column in ("eval_loss", "eval_bits_per_byte", "peak_memory_gb", "p50_latency_ms")] == [
             None
         ] * 4
+        assert (row["answers_ended_pct"], row["metric_says_something"], row["metric_contains"]) == (100, 1, 0)
+        assert row["metric_says_something_base"] is None, "no model of ours stands behind it"
         assert ("own family" in row["model_note"]) == (name == "claude")
     rows = select(
         asking.project,

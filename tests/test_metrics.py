@@ -485,7 +485,7 @@ def test_many_metrics_and_models_are_drawn(count: int) -> None:
     rows = [
         {"metric": f"m{n}", "model": f"model-{k}", "method": "full", **shares}
         for n in range(count)
-        for k in range(count)
+        for k in range(min(count, 3))
     ]
     svg = plots.shares_beside_base(rows)
     assert svg is not None and b"m0" in svg and (b"model-0 full" in svg) is (count > 1)

@@ -12,6 +12,8 @@ from pipelines.compare.ranking import make_picks
 from pipelines.compare.report import Content, write_report
 from pipelines.compare.table import comparison
 from pipelines.compare.tables import all_tables
+from pipelines.compare.task_metrics import add_metrics
+from pipelines.evaluate.metrics import Scores
 from tests import planted
 from tests.planted import answer, losses
 from tests.test_show import ANSI, HOSTILE
@@ -28,7 +30,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     lake = planted.lake(
         tmp_path_factory.mktemp("report"),
         methods={"lora-r64": {"kind": "lora", "rank": 64, "dropout": 0.1}},
-        profiles={"local": {"methods": ["base", "full", "lora-r8", "lora-r64", "qlora-r8"]}},
+        profiles={
+            "local": {
+                "methods": ["base", "full", "lora-r8", "lora-r64", "qlora-r8"],
+                "evaluation": {"metrics": ["exact_match", {"regex": "[가-힣]", "name": "says-hangul"}]},
+            }
+        },
     )
     curve = [{"examples": n, "elapsed_seconds": n, "train_loss": 2 / n, "eval_loss": 2.1 / n} for n in (4, 8, 12)]
     hostile = "\n".join(HOSTILE.values()) + ANSI
@@ -40,8 +47,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
             values = losses(bits, own=method)
             lake.evaluated(attempt, answers=texts, eval_bits_per_byte=bits, eval_records=12, losses=values)
     lake.trained("qlora-r8", "out_of_memory", phase="probe", detail=hostile, budget=3.0, peak_memory_gb=3.1)
-    found = comparison(lake.resolved())
-    tables = all_tables(lake.data, lake.project.experiments, found.rows, picks=make_picks(found.rows, found.qualities))
+    found, evaluation = comparison(lake.resolved()), lake.project.settings.evaluation
+    scores = Scores(evaluation.metrics)
+    add_metrics(lake.resolved(), found.rows, [], scores)
+    picks = make_picks(found.rows, found.qualities)
+    tables = all_tables(
+        lake.data, lake.project.experiments, found.rows, evaluation=evaluation, picks=picks, scores=scores
+    )
     write_report(lake.project, Content.of(found.rows, tables))
     return Path(lake.data.report).as_uri()
 
@@ -67,14 +79,15 @@ def opened(browser: Browser, address: str, width: int, scheme: str) -> tuple[Pag
     return page, told
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1024, "light")])
 def test_axe_finds_nothing_and_the_page_fits(browser: Browser, report: str, width: int, scheme: str) -> None:
     page, told = opened(browser, report, width, scheme)
     page.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    assert page.locator("figure").count() >= 5
+    assert page.locator("figure").count() >= 6
+    assert page.locator("section.part .scroll", has_text="says_hangul").count() > 0
     assert page.locator("svg text").first.evaluate("one => one.getBoundingClientRect().height") > 8
     assert page.locator("td[lang=ko]").first.evaluate("one => getComputedStyle(one).fontFamily.includes('KR')")
     assert told == []
