@@ -22,7 +22,7 @@ from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.cell import evaluated_by, spec_of
 from pipelines.evaluate.endings import ended_pct, has_ended
 from pipelines.evaluate.guarded import GIVE_UP, json_value
-from pipelines.evaluate.metrics import Scores, cell_columns, contains, exact_match, json_valid
+from pipelines.evaluate.metrics import Scores, contains, exact_match, json_valid
 from pipelines.experiments import EvaluationSettings
 from pipelines.files import read_json, stable_hash, write_json
 from pipelines.json_schemas import require_schema
@@ -276,36 +276,27 @@ def test_where_the_guarded_process_fails_nothing_is_told(tmp_path: Path, monkeyp
 # shares
 
 
-def _said(*verdicts: bool | None) -> list[dict[str, Any]]:
-    return [{"metric_x": verdict} for verdict in verdicts]
-
-
-X = Metric.model_validate({"regex": "a", "name": "x"})
+def shares(metric: Any, *seeds: list[str], reference: str = "x") -> dict[str, Any]:
+    """The columns of a cell of which each seed gave these answers."""
+    rows = [[{"answer": answer, "reference": reference} for answer in answers] for answers in seeds]
+    return Scores([Metric.model_validate(metric)]).cell_columns(rows)
 
 
 def test_shares_have_the_interval_of_one_seeds_sample() -> None:
-    one = cell_columns([X], [_said(True, False, False, False)])
-    assert one == {
-        "metric_x": 0.25,
-        "metric_x_low": pytest.approx(0.0456, abs=1e-4),
-        "metric_x_high": pytest.approx(0.6994, abs=1e-4),
-    }
-    two = cell_columns([X], [_said(True, False, False, False), _said(True, False, False, False)])
-    assert two == one, "another seed answers the same prompts"
+    one = shares("contains", ["x", "", "", ""])
+    low, high = pytest.approx(0.0456, abs=1e-4), pytest.approx(0.6994, abs=1e-4)
+    assert one == {"metric_contains": 0.25, "metric_contains_low": low, "metric_contains_high": high}
+    assert shares("contains", ["x", "", "", ""], ["", "X", "", ""]) == one, "another seed answers the same prompts"
 
 
 def test_nothing_answered_is_no_share() -> None:
-    assert cell_columns([X], []) == {}
-    assert cell_columns([X], [[]]) == {}
+    assert shares("contains") == shares("contains", []) == {}
 
 
 def test_a_share_of_less_than_all_answers_is_none_and_says_so() -> None:
-    found = cell_columns([X], [_said(True, None)])
-    assert found.keys() == {"metrics_because"}
-    said = "x: 1 of 2 answers could not be told within 1 s of the processor; make the pattern simpler, or take the metric out"
-    assert found["metrics_because"] == said
-    missing = cell_columns([Metric.model_validate("contains")], [[{"metric_contains": None}]])
-    assert missing["metrics_because"].startswith("contains: 1 of 1 answers have no reference")
+    found = shares("contains", ["x", ""], reference="")
+    said = "contains: 2 of 2 answers have no reference to be compared with; take these records out, or the metric"
+    assert found == {"metrics_because": said}
 
 
 # endings
@@ -439,7 +430,9 @@ def test_an_endless_pattern_leaves_its_shares_empty_and_says_why(lake: Lake) -> 
     answered(lake, "full", CATASTROPHE, "aa", "b")
     rows = rows_of(named(lake, ENDLESS, "contains"))
     assert rows["full"]["metric_endless"] is None and rows["full"]["metric_contains"] == 0
-    assert rows["full"]["metrics_because"].startswith("endless: 1 of 3 answers could not be told")
+    assert rows["full"]["metrics_because"].startswith(
+        "endless: 1 of 3 answers could not be told within 0.2 s of the processor; make the pattern simpler"
+    )
     assert rows["base"]["metric_endless"] == 0 and rows["base"]["metrics_because"] is None
 
 

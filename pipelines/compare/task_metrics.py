@@ -9,7 +9,7 @@ from pipelines.evaluate import answers as kept
 from pipelines.evaluate import teacher
 from pipelines.evaluate.cell import base_method, evaluated_by
 from pipelines.evaluate.endings import ended_pct
-from pipelines.evaluate.metrics import Scores, cell_columns
+from pipelines.evaluate.metrics import Scores
 from pipelines.project import Project, Resolved
 
 Answers = list[list[dict[str, Any]]]  # of each seed
@@ -25,7 +25,7 @@ def add_metrics(resolved: Resolved, rows: Sequence[Row], taught: Sequence[Row], 
         flat = [one for seed in answers for one in seed]
         if row["answers_ended_pct"] is None:  # earlier evaluations did not measure it
             row["answers_ended_pct"] = ended_pct(flat)
-        row |= cell_columns(evaluation.metrics, [scores.added_to(seed) for seed in answers])
+        row |= scores.cell_columns(answers)
     bases = {row["model"]: (row, asked) for row, asked in zip(rows, answered, strict=True) if row["method"] == base}
     for row, answers in zip(rows, answered, strict=True):
         untouched, asked = bases.get(row["model"], (None, []))

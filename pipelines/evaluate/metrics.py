@@ -22,6 +22,7 @@ from typing import Any
 
 from pipelines.column_names import column_name
 from pipelines.evaluate.guarded import json_value
+from pipelines.foreign_text import one_line
 from pipelines.metric_settings import Metric
 from pipelines.paths import PROJECT
 from pipelines.runs.process import child_environment
@@ -67,35 +68,66 @@ class Scores:
     """What the metrics say of answers. Equal answers to equal references are scored once."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
-        self._plain = [metric for metric in metrics if metric.kind in PLAIN]
+        self._metrics = metrics
         self._guarded = [metric for metric in metrics if metric.kind not in PLAIN]
-        self._names = [metric.column for metric in metrics]
         self._known: dict[str, Verdicts] = {}  # of the guarded metrics, by answer
+        self._failure = ""  # of the guarded process
 
     def of(self, rows: Sequence[Row]) -> list[Verdicts]:
         """For each row the metrics' columns: whether its answer passes, None where that could not be told."""
-        if not self._names:
-            return [{} for _ in rows]
         answers = [unicodedata.normalize("NFC", _text(row, "answer")) for row in rows]
         self._ask(answers)
-        found = []
-        for row, answer in zip(rows, answers, strict=True):
-            said: Verdicts = {one.column: PLAIN[one.kind](answer, _text(row, "reference")) for one in self._plain}
-            said |= self._known.get(answer, {})
-            found.append({column_name("metric", name): said[name] for name in self._names})
-        return found
+        return [
+            {column_name("metric", one.column): self._verdict(one, row, answer) for one in self._metrics}
+            for row, answer in zip(rows, answers, strict=True)
+        ]
 
     def added_to(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """The rows with the metrics' columns."""
         return [{**row, **said} for row, said in zip(rows, self.of(rows), strict=True)]
 
+    def cell_columns(self, seeds: Sequence[Sequence[Row]]) -> dict[str, Any]:
+        """A cell's columns from the answers of each of its seeds: shares with 95 % intervals of the sample that one seed answered.
+        A share is empty where an answer could not be told, and `metrics_because` says so."""
+        scored = [said for answers in seeds for said in self.of(answers)]
+        found: dict[str, Any] = {}
+        lacking = []
+        for metric in self._metrics if scored else ():
+            column = column_name("metric", metric.column)
+            said = [one[column] for one in scored]
+            if missing := said.count(None):
+                lacking.append(f"{metric.column}: {missing} of {len(said)} answers {self._why(metric)}")
+            else:
+                found |= _share(column, [bool(one) for one in said], max(1, round(len(said) / len(seeds))))
+        return {**found, **({"metrics_because": "; ".join(lacking)} if lacking else {})}
+
+    def _verdict(self, metric: Metric, row: Row, answer: str) -> bool | None:
+        if check := PLAIN.get(metric.kind):
+            return check(answer, _text(row, "reference"))
+        return self._known[answer][metric.column]
+
     def _ask(self, answers: Iterable[str]) -> None:
+        """Have the guarded process say of answers what it was not yet asked."""
         new = [answer for answer in dict.fromkeys(answers) if answer not in self._known]
         if not self._guarded or not new:
             return
-        said = _guarded_verdicts(self._guarded, new)
+        try:
+            said = _guarded_verdicts(self._guarded, new)
+        except (subprocess.SubprocessError, OSError, ValueError) as error:
+            self._failure = _last_word(error)
+            said = {metric.column: [None] * len(new) for metric in self._guarded}
         for place, answer in enumerate(new):
             self._known[answer] = {metric.column: said[metric.column][place] for metric in self._guarded}
+
+    def _why(self, metric: Metric) -> str:
+        if metric.kind in PLAIN:
+            return "have no reference to be compared with; take these records out, or the metric"
+        if self._failure:
+            return f"could not be told, since the process that checks them failed ({self._failure}); compare again"
+        part = "pattern" if metric.kind == "regex" else "schema"
+        return (
+            f"could not be told within {SECONDS:g} s of the processor; make the {part} simpler, or take the metric out"
+        )
 
 
 def _text(row: Row, name: str) -> str:
@@ -104,48 +136,30 @@ def _text(row: Row, name: str) -> str:
 
 
 def _guarded_verdicts(metrics: Sequence[Metric], answers: Sequence[str]) -> dict[str, list[bool | None]]:
-    """Of the process that a pattern without end cannot hold up; nothing is told where it fails as a whole."""
+    """Of the process that a pattern without end cannot hold up, by the name of each metric."""
     asked = [
         {"name": one.column, **({"regex": one.regex} if one.regex is not None else {"schema": one.schema_text})}
         for one in metrics
     ]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", GUARDED],
-            input=json.dumps({"metrics": asked, "answers": list(answers), "seconds": SECONDS}),
-            capture_output=True,
-            encoding="utf-8",
-            env=child_environment(),
-            cwd=PROJECT,
-            timeout=MOST_SECONDS,
-            check=True,
-        )
-        return json.loads(done.stdout)
-    except (subprocess.SubprocessError, OSError, ValueError):
-        return {one.column: [None] * len(answers) for one in metrics}
+    done = subprocess.run(
+        [sys.executable, "-m", GUARDED],
+        input=json.dumps({"metrics": asked, "answers": list(answers), "seconds": SECONDS}),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=child_environment(),
+        cwd=PROJECT,
+        timeout=MOST_SECONDS,
+        check=True,
+    )
+    return json.loads(done.stdout)
 
 
-def cell_columns(metrics: Sequence[Metric], seeds: Sequence[Sequence[Row]]) -> dict[str, Any]:
-    """A cell's columns from the scored answers of each of its seeds: shares with 95 % intervals of the sample that one seed
-    answered. A share is empty where an answer could not be told, and `metrics_because` says so."""
-    rows = [row for answers in seeds for row in answers]
-    found: dict[str, Any] = {}
-    lacking = []
-    for metric in metrics if rows else ():
-        column = column_name("metric", metric.column)
-        said = [row[column] for row in rows]
-        if missing := said.count(None):
-            lacking.append(f"{metric.column}: {missing} of {len(said)} answers {_why(metric)}, or take the metric out")
-        else:
-            found |= _share(column, [bool(one) for one in said], max(1, round(len(said) / len(seeds))))
-    return {**found, **({"metrics_because": "; ".join(lacking)} if lacking else {})}
-
-
-def _why(metric: Metric) -> str:
-    if metric.kind in PLAIN:
-        return "have no reference to be compared with; take these records out"
-    part = "pattern" if metric.kind == "regex" else "schema"
-    return f"could not be told within {SECONDS:g} s of the processor; make the {part} simpler"
+def _last_word(error: Exception) -> str:
+    """The last line that the process complained with, else what became of it."""
+    complaints = getattr(error, "stderr", None)
+    lines = complaints.strip().splitlines() if isinstance(complaints, str) else []
+    return one_line(lines[-1] if lines else str(error), 200)
 
 
 def _share(column: str, hits: Sequence[bool], sample: int) -> dict[str, Any]:
