@@ -6,7 +6,6 @@ from typing import Any
 from pipelines.column_names import column_name
 from pipelines.compare.table import Row
 from pipelines.evaluate import answers as kept
-from pipelines.evaluate import teacher
 from pipelines.evaluate.cell import base_method, evaluated_by
 from pipelines.evaluate.endings import ended_pct
 from pipelines.evaluate.metrics import Scores
@@ -36,10 +35,8 @@ def add_metrics(resolved: Resolved, rows: Sequence[Row], taught: Sequence[Row], 
 
 
 def _answers(project: Project, row: Row, taught: Sequence[Row], fingerprint: str) -> Answers:
-    if row["method"] == teacher.METHOD:
-        found = [one for one in taught if one["run_id"] == row["run_id"]]
-        return [found] if found else []
-    return kept.kept_answers(project, row["model"], row["method"], fingerprint)
+    found = [one for one in taught if one["run_id"] == row["run_id"]]
+    return [found] if found else kept.kept_answers(project, row["model"], row["method"], fingerprint)
 
 
 def _asked(answers: Answers) -> set[tuple[str | None, ...]]:
