@@ -10,14 +10,18 @@ from typing import Any
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipelines.compare import metric_report
+from pipelines.compare import layers_report, metric_report, retrieval_report
+from pipelines.project import Project
 
 Row = dict[str, Any]
 Section = Callable[[Sequence[Row], Mapping[str, pa.Table]], Markup | None]
 TITLE = "Better at the task? Worse elsewhere? Needed at all?"
-PARTS: tuple[Section, ...] = (metric_report.section,)
+PARTS: tuple[Section, ...] = (metric_report.section, lambda rows, _tables: retrieval_report.section(rows))
 
 
-def parts(rows: Sequence[Row], tables: Mapping[str, pa.Table]) -> list[Markup]:
-    """The section's parts for the rows of the comparison, and the tables that are published beside it."""
-    return [found for part in PARTS if (found := part(rows, tables))]
+def parts(rows: Sequence[Row], tables: Mapping[str, pa.Table], project: Project | None = None) -> list[Markup]:
+    """The section's parts for the rows of the comparison, and the tables that are published beside it; last the part on fewer
+    layers, which needs to know the models."""
+    found = [part(rows, tables) for part in PARTS]
+    layers = layers_report.section(project, rows) if project else None
+    return [one for one in (*found, layers) if one]

@@ -65,7 +65,7 @@ def write_report(project: Project, content: Content) -> None:
             reject_columns=SFT_REJECTS.pick("reason", "detail", "source", "record"),
             chrf=EVALUATION_ANSWERS["chrf"],
             cells=list(figures.of_cells(project, content.rows)),
-            beyond=beyond.parts(content.rows, content.tables),
+            beyond=beyond.parts(content.rows, content.tables, project),
             beyond_title=beyond.TITLE,
             history=list(figures.of_history(content.history)),
             worse=[row for row in content.history if row["worse"]],
