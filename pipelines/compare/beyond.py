@@ -10,13 +10,17 @@ from typing import Any
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipelines.compare import layers_report, metric_report, retrieval_report
+from pipelines.compare import layers_report, metric_report, pair_report, retrieval_report
 from pipelines.project import Project
 
 Row = dict[str, Any]
 Section = Callable[[Sequence[Row], Mapping[str, pa.Table]], Markup | None]
 TITLE = "Better at the task? Worse elsewhere? Needed at all?"
-PARTS: tuple[Section, ...] = (metric_report.section, lambda rows, _tables: retrieval_report.section(rows))
+PARTS: tuple[Section, ...] = (
+    metric_report.section,
+    pair_report.section,
+    lambda rows, _tables: retrieval_report.section(rows),
+)
 
 
 def parts(rows: Sequence[Row], tables: Mapping[str, pa.Table], project: Project | None = None) -> list[Markup]:

@@ -341,6 +341,28 @@ def shares_beside_base(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     return _render(figure, kind)
 
 
+def win_rates(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
+    """A panel for each `by`: every method's win `rate` with its interval (`low` to `high`), and a line at one half."""
+    names = list(dict.fromkeys(row["by"] for row in rows))
+    if not names:
+        return None
+    panels = [[row for row in rows if row["by"] == name][:MOST_BARS] for name in names]
+    figure, axes = _stacked(len(panels), 0, [0.85 + 0.26 * len(shown) for shown in panels])
+    several = len({row["model"] for row in rows}) > 1
+    for color, panel, name, shown in zip(_colors(), axes, names, panels, strict=False):
+        places = range(len(shown))[::-1]
+        panel.axvline(50, color=INK, linestyle=":", linewidth=1.2)
+        for place, row in zip(places, shown, strict=True):
+            if row["low"] is not None:
+                panel.plot([100 * row["low"], 100 * row["high"]], [place] * 2, color=color, linewidth=1.6)
+            panel.plot(100 * row["rate"], place, marker="o", color=color, markersize=6, linestyle="")
+        panel.set_yticks(places, [f"{row['model']} {row['method']}" if several else row["method"] for row in shown])
+        panel.set_xlim(-4, 104)
+        panel.set_ylim(-0.6, len(shown) - 0.4)
+        _dress(panel, name, "% won against the untouched model" if panel is axes[-1] else "", "")
+    return _render(figure, kind)
+
+
 def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
     """Share of each axis's values that a provider's valid records hit, a group of bars per axis."""
     covered = [one for one in covered if one.axes]

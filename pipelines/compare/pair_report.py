@@ -1,0 +1,109 @@
+"""The report's part on answers set against the untouched model's: by the judge, and by people who voted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from markupsafe import Markup
+
+from pipelines.compare import plots
+from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.columns.quality import SHARE
+from pipelines.compare.figures import Figure
+from pipelines.compare.pieces import Part
+from pipelines.schema import real, text
+
+Row = dict[str, Any]
+JUDGE, PEOPLE = "the judge's verdicts", "people's votes"
+RATES = {JUDGE: "win_rate_vs_base", PEOPLE: "preference_win_rate"}
+NUMBERS = (
+    text("by", "Whose word it is: the judge's, or that of people who voted."),
+    *COMPARISON.pick("model", "method"),
+    real(
+        "rate",
+        "Share of the questions on which the cell's answer is preferred, a tie as half.",
+        SHARE,
+        2,
+        heading="win rate",
+    ),
+    real("low", "Lower end of the 95 % interval of the win rate.", SHARE, 2, heading="from"),
+    real("high", "Upper end of the 95 % interval of the win rate.", SHARE, 2, heading="to"),
+)
+JUDGED = COMPARISON.pick(
+    "model", "method", "win_rate_vs_base", "win_rate_vs_base_low", "win_rate_vs_base_high", "pair_wins", "pair_ties",
+    "pair_losses", "pair_agreement", "pair_judge",
+)  # fmt: skip
+VOTED = COMPARISON.pick(
+    "preference_win_rate", "preference_win_rate_low", "preference_win_rate_high", "preference_votes"
+)  # fmt: skip
+SAYS = (
+    "Each dot is the share of questions on which the cell's answer is preferred to the untouched model's, with its 95 % interval; "
+    "a tie counts half. On the dotted line both are as good: an interval that crosses it tells nothing apart."
+)
+FEW = 30  # pairs
+A_COIN = 0.6  # of agreement: one who tosses a coin agrees with himself on half of the pairs
+
+
+def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) -> Markup | None:
+    """None where no answers were set against the untouched model's, and nothing says why not."""
+    numbers = long_form(rows)
+    notes = _notes(rows)
+    if not numbers and not notes:
+        return None
+    svg = plots.win_rates(numbers)
+    shown = [row for row in rows if any(row.get(name) is not None for name in RATES.values())]
+    voted = any(row.get(RATES[PEOPLE]) is not None for row in rows)
+    return Part(
+        "pairs",
+        "Win rate against the untouched model",
+        notes=notes,
+        figures=[Figure("pairs", "Whose answer is preferred", SAYS, Markup(svg.decode()), NUMBERS, numbers)]
+        if svg
+        else [],
+        caption="Answers to the same questions, side by side with the untouched model's",
+        columns=(*JUDGED, *(VOTED if voted else ())),
+        rows=shown,
+    ).html()
+
+
+def long_form(rows: Sequence[Row]) -> list[Row]:
+    """A row for each win rate of each row of the comparison."""
+    return [
+        {
+            "by": by,
+            "model": row["model"],
+            "method": row["method"],
+            "rate": row[name],
+            "low": row.get(f"{name}_low"),
+            "high": row.get(f"{name}_high"),
+        }
+        for by, name in RATES.items()
+        for row in rows
+        if row.get(name) is not None
+    ]
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """What limits the figures, in words; what holds for several rows is said once."""
+    judged = [row for row in rows if row.get("pair_wins") is not None]
+    unsure = [row for row in judged if row["pair_agreement"] is not None and row["pair_agreement"] < A_COIN]
+    notes = []
+    if unsure:
+        agreed = ", ".join(f"{100 * row['pair_agreement']:.0f} % ({_name(row)})" for row in unsure)
+        notes.append(
+            f"The judge said the same in both orders of only {agreed} of the pairs. That is little better than a coin; "
+            "the other pairs count as ties."
+        )
+    fewest = min((row["pair_wins"] + row["pair_ties"] + row["pair_losses"] for row in judged), default=FEW)
+    if fewest < FEW:
+        more = "with more answers (evaluation.answers in experiments.yaml) the intervals become narrower"
+        notes.append(f"Only {fewest} pairs: {more}.")
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        for why in filter(None, (row.get("pair_note"), row.get("preference_note"))):
+            said.setdefault(why, []).append(_name(row))
+    return [*notes, *(f"{', '.join(names)}: {why}." for why, names in said.items())]
+
+
+def _name(row: Row) -> str:
+    return f"{row['model']} × {row['method']}"
