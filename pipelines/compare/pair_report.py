@@ -1,6 +1,7 @@
 """The report's part on answers set against the untouched model's: by the judge, and by people who voted."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.quality import SHARE
 from pipelines.compare.figures import Figure
 from pipelines.compare.pieces import Part
-from pipelines.schema import real, text
+from pipelines.schema import Column, real, text
 
 Row = dict[str, Any]
 JUDGE, PEOPLE = "the judge's verdicts", "people's votes"
@@ -29,13 +30,15 @@ NUMBERS = (
     real("low", "Lower end of the 95 % interval of the win rate.", SHARE, 2, heading="from"),
     real("high", "Upper end of the 95 % interval of the win rate.", SHARE, 2, heading="to"),
 )
-JUDGED = COMPARISON.pick(
-    "model", "method", "win_rate_vs_base", "win_rate_vs_base_low", "win_rate_vs_base_high", "pair_wins", "pair_ties",
-    "pair_losses", "pair_agreement", "pair_judge",
-)  # fmt: skip
-VOTED = COMPARISON.pick(
-    "preference_win_rate", "preference_win_rate_low", "preference_win_rate_high", "preference_votes"
-)  # fmt: skip
+HEADINGS = {
+    "win_rate_vs_base": "win rate",
+    "pair_wins": "wins",
+    "pair_ties": "ties",
+    "pair_losses": "losses",
+    "pair_agreement": "agreement",
+    "pair_judge": "judge",
+}
+VOTED = {"preference_win_rate": "votes won", "preference_votes": "votes"}
 SAYS = (
     "Each dot is the share of questions on which the cell's answer is preferred to the untouched model's, with its 95 % interval; "
     "a tie counts half. On the dotted line both are as good: an interval that crosses it tells nothing apart."
@@ -61,9 +64,25 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
         if svg
         else [],
         caption="Answers to the same questions, side by side with the untouched model's",
-        columns=(*JUDGED, *(VOTED if voted else ())),
-        rows=shown,
+        columns=(*COMPARISON.pick("model", "method"), *_columns(HEADINGS | (VOTED if voted else {}))),
+        rows=[{**row, **{name: _in_words(row, name) for name in RATES.values()}} for row in shown],
     ).html()
+
+
+def _columns(headings: Mapping[str, str]) -> list[Column]:
+    """The columns under short headings; a win rate is a text, its interval in it."""
+    found = [(COMPARISON[name], heading) for name, heading in headings.items()]
+    return [
+        text(one.name, one.meaning, heading=heading) if one.name in RATES.values() else replace(one, heading=heading)
+        for one, heading in found
+    ]
+
+
+def _in_words(row: Row, name: str) -> str | None:
+    """`58 % (32 to 81)`."""
+    rate, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    interval = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
+    return None if rate is None else f"{100 * rate:.0f} %{interval}"
 
 
 def long_form(rows: Sequence[Row]) -> list[Row]:
