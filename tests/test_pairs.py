@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +24,7 @@ from pipelines.evaluate import answers, pairs
 from pipelines.evaluate.cell import evaluated_by
 from pipelines.generate.generate import GenerationResult
 from pipelines.statistics import win_rate_interval
-from tests.asking import KEYS, PRICE, quick_folder
+from tests.asking import KEYS, PRICE, quick_folder, wait_for
 from tests.fake_behavior import Behavior
 from tests.fake_provider import FakeProvider, fake_provider
 from tests.planted import Lake, answer, lake
@@ -463,3 +466,36 @@ def test_the_interval_covers_as_often_as_it_says_whatever_the_shares(number: int
 def _of(number: int, tied: float) -> tuple[float, float]:
     ties = round(tied * number)
     return win_rate_interval((number - ties) / 2, (number - ties) / 2, ties, correction=CORRECTION) or (0.0, 1.0)
+
+
+# --- kills
+
+
+JUDGE = [sys.executable, "-m", "pipelines.cli", "judge"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("judge", ["claude", "gpt"])
+def test_after_kills_only_what_was_under_way_is_sent_again_and_the_rate_is_the_same(paired: Paired, judge: str) -> None:
+    account = paired.server.ledger.anthropic if judge == "claude" else paired.server.ledger.openai
+    paired.configure(judging={"judge": judge, "pairs": None}, providers={judge: {"concurrency": 2}})
+    paired.ask()
+    paired.configure(judging={"pairs": "base"})
+    root = paired.lake.data.root
+    named = {"DATA": str(root), "EXPERIMENTS": str(root / "experiments.yaml"), "PROFILE": "local"}
+    told = {**os.environ, **{f"FEATHERWEIGHT_{name}": value for name, value in named.items()}}
+    paired.server.behavior = replace(PLAIN, latency=0.3)
+    for _ in range(2):  # of twelve requests four are in doubt then; one whose fate is lost twice would be given up
+        before = account.requests
+        with subprocess.Popen(JUDGE, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            wait_for(lambda most=before + 3, one=process: account.requests >= most or one.poll() is not None)
+            assert process.poll() is None, "it was killed while it asked"
+            process.kill()
+    done = subprocess.run(JUDGE, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0 and "in doubt, still charged, sent again once" in done.stdout, done.stdout
+    sent = {prompt: times for prompt, times in account.asked.items() if ASKED in prompt}
+    assert len(sent) == 12 and max(sent.values()) == 2
+    assert sum(times == 2 for times in sent.values()) <= 4, "no more than was under way"
+    row = paired.rows()["lora-r8"]
+    assert (counts(row), row["pair_note"]) == ((6, 0, 0), None)
+    assert paired.ask() == GenerationResult()
