@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from pipelines import cuda_devices, machine, weights
+from pipelines import benchmarks, cuda_devices, machine, weights
 from pipelines.errors import UnavailableError
 from pipelines.experiments import Experiments, Profile
 from pipelines.generate.providers import missing_key
@@ -46,6 +46,18 @@ def _started(profile: Profile) -> str:
         return f"{said}: {error}"
     cards = machine.cuda_count()
     return f"{said}: this machine has {cards} CUDA device(s)" if 0 < cards < profile.devices else said
+
+
+def _benchmarks(profile: Profile) -> Iterator[str]:
+    """Whether the profile's benchmarks can be asked, where it names any."""
+    settings = profile.evaluation
+    if not settings.benchmarks:
+        return
+    try:
+        benchmarks.require(settings.harness_tasks)
+        yield f"  {'benchmarks':<16} {', '.join(settings.benchmark_names)} can be asked"
+    except UnavailableError as error:
+        yield f"  {'benchmarks':<16} {str(error).removeprefix('benchmarks: ')}"
 
 
 def _gpu() -> Iterator[str]:
@@ -100,6 +112,7 @@ def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
         yield f"provider {name}: {provider.model}, {_asked(provider, experiments.sources.uses_local_generator)}"
     for name, profile in experiments.profiles.items():
         yield f"profile {name}: {len(profile.models)} models × {len(profile.methods)} methods, {_started(profile)}"
+        yield from _benchmarks(profile)
         for model in profile.models:
             present = weights.is_present(data, model, experiments.model(model))
             yield f"  {model:<16} {'weights are here' if present else f'weights missing: run `featherweight fetch {model}`'}"

@@ -155,14 +155,14 @@ def taught(model: Any, tokenizer: Any) -> Any:
 
     torch.manual_seed(1)
     adapted = get_peft_model(
-        model, LoraConfig(r=16, lora_alpha=64, target_modules=TARGETS["llama"], task_type="CAUSAL_LM")
+        model, LoraConfig(r=16, lora_alpha=64, target_modules=[*TARGETS["llama"], "lm_head"], task_type="CAUSAL_LM")
     )
     learned = []
     for one in benchmarks.questions("basics_en", limit=4):
         front, whole = tokenizer.encode(one.prompt), tokenizer.encode(f"{one.prompt} {one.choices[one.answer]}")
         learned.append((whole, [-100] * len(front) + whole[len(front) :]))
     optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad], lr=0.01)
-    for _ in range(30):
+    for _ in range(20):
         for ids, labels in learned:
             adapted(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.backward()
         optimizer.step()
@@ -182,6 +182,6 @@ def test_an_adapter_changes_the_figures_attached_and_merged_and_one_that_is_not_
     assert right[1] == right[2] == 4 and right[0] == right[3] < 4, right
     assert [row["picked"] for row in attached] == [row["picked"] for row in merged]
     for one, other in zip(likelihoods(attached), likelihoods(merged), strict=True):
-        assert one == pytest.approx(other, abs=1e-2)
+        assert one == pytest.approx(other, rel=1e-3)
     for one, other in zip(likelihoods(silent), likelihoods(base), strict=True):
         assert one == pytest.approx(other, abs=1e-4), "an adapter that is off leaves the base's own numbers"

@@ -1,14 +1,18 @@
 """The plan of a profile's due cells: each cell's memory and seconds on each machine, then who goes where and when."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from pipelines import benchmarks
+from pipelines.errors import UnavailableError
 from pipelines.estimate.cards import CONTEXT, of_device
 from pipelines.estimate.estimate import TIGHT, answers, key_of
 from pipelines.estimate.question import Question, questions
+from pipelines.experiments import Benchmark
 from pipelines.files import announce
 from pipelines.machine import machine_class
 from pipelines.methods import traits_of
@@ -21,6 +25,8 @@ from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 
 Json = dict[str, Any]
+# of a task of the harness whose data nobody has read yet: its questions, and the tokens of each with all its choices
+USUAL_QUESTIONS, USUAL_TOKENS = 1000, 400
 SUSTAINED = 0.4  # of the rate of a large float32 product, where no row tells
 
 
@@ -85,6 +91,8 @@ def make(project: Project, fleet: Fleet, *, everything: bool = False, say: Any =
         WorkError: the predictions of memory could not be made.
     """
     resolved = project.resolve()
+    with saying_why_not(say):
+        benchmarks.require(project.settings.evaluation.harness_tasks)
     due = _all(project) if everything else due_cells(resolved)
     asked = questions(project, [(one.model, one.method) for one in due], project.settings.seeds[:1], resolved)
     kinds = [of_device(node.device) for node in fleet.nodes if node.kind == "gpu"]
@@ -99,6 +107,15 @@ def make(project: Project, fleet: Fleet, *, everything: bool = False, say: Any =
         work = None if "because" in found else work_of(resolved, one, question, found)
         needs[one.model, one.method] = _needs(project, found, work, len(one.because), machines, past)
     return _planned(project, due, needs, machines)
+
+
+@contextmanager
+def saying_why_not(say: Any) -> Iterator[None]:
+    """What cannot be asked here leaves the plan as it is, and is said."""
+    try:
+        yield
+    except UnavailableError as error:
+        say(str(error))
 
 
 def _all(project: Project) -> list[Due]:
@@ -149,7 +166,19 @@ def work_of(resolved: Resolved, one: Due, question: Question, found: Json) -> cl
     flops = clock.training_flops(found["parameters"], found["trainable"], tokens * recipe.get("epochs", 1), recipe)
     only_evaluation = all("evaluation" in why for why in one.because.values())
     judged = 2 * found["parameters"] * held_out
-    return clock.Work(one.model, one.method, recipe, found["parameters"], flops, judged, not only_evaluation)
+    asked = tuple(
+        clock.Asked(one.name, one.limit, 2 * found["parameters"] * tokens_of(one)) for one in evaluation.benchmarks
+    )
+    return clock.Work(one.model, one.method, recipe, found["parameters"], flops, judged, not only_evaluation, asked)
+
+
+def tokens_of(benchmark: Benchmark) -> float:
+    """Tokens that are read for a benchmark: of a set that ships by its texts, of a task of the harness by what is usual."""
+    shots = benchmark.shots or 0
+    if not benchmark.ships:
+        return (benchmark.limit or USUAL_QUESTIONS) * USUAL_TOKENS * (1 + shots)
+    asked = benchmarks.questions(benchmark.task, limit=benchmark.limit, shots=shots)
+    return sum(len("".join((one.prompt, *one.choices)).encode()) for one in asked) / clock.BYTES_PER_TOKEN
 
 
 def _guessed_tokens(rows: Sequence[Json]) -> float:

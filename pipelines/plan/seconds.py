@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.methods import traits_of
@@ -13,8 +13,18 @@ BYTES_PER_TOKEN = 4  # where no tokenizer is here to count
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A benchmark: FLOPs guessed for it, and how many questions of it are asked at most (None: all)."""
+
+    name: str
+    limit: int | None
+    flops: float
+
+
+@dataclass(frozen=True)
 class Work:
-    """What a cell computes. `evaluation` and `training` are FLOPs; without `trains` only its evaluation is due."""
+    """What a cell computes. `evaluation` and `training` are FLOPs, `evaluation` without `benchmarks`; without `trains` only its
+    evaluation is due."""
 
     model: str
     method: str
@@ -23,17 +33,20 @@ class Work:
     training: float
     evaluation: float
     trains: bool = True
+    benchmarks: tuple[Asked, ...] = ()
 
 
 @dataclass(frozen=True)
 class Past:
-    """A row of the past: the seconds of its optimizer steps, of all else in its process, and of its evaluation's."""
+    """A row of the past: the seconds of its optimizer steps, of all else in its process, and of its evaluation's, without its
+    benchmarks'; and by the name of each benchmark its seconds and questions."""
 
     work: Work
     device: str
     steps: float
     rest: float
     evaluated: float
+    benchmarks: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,8 @@ def past_of(attempt: Attempt) -> Past | None:
     """The row of an attempt that ended well and was evaluated; None where a number is missing."""
     result = attempt.result
     measured, recipe = result.measured, result.recipe
-    evaluated = [found.result.seconds for found in attempt.evaluations() if found.ok]
+    good = [found.result for found in attempt.evaluations() if found.ok]
+    evaluated = [max(0.0, (one.seconds or 0.0) - (one.measured.get("benchmark_seconds_now") or 0.0)) for one in good]
     if not result.ok or not evaluated or not recipe or result.seconds is None:
         return None
     total, trainable = measured.get("total_params"), measured.get("trainable_params")
@@ -83,7 +97,9 @@ def past_of(attempt: Attempt) -> Past | None:
     flops = training_flops(total, trainable, measured.get("trained_tokens") or 0, recipe)
     work = Work(attempt.key.model, attempt.key.method, recipe, total, flops, 0.0)
     rest = max(0.0, result.seconds - steps)  # a resumed attempt's own seconds are only its last part
-    return Past(work, result.device or "", steps, rest, evaluated[-1] or 0.0)
+    parts = good[-1].measured.get("benchmark_parts") or {}
+    asked = {name: (part["seconds"], part["questions"]) for name, part in parts.items()}
+    return Past(work, result.device or "", steps, rest, evaluated[-1], asked)
 
 
 def foretell(
@@ -97,6 +113,7 @@ def foretell(
     if rate is None:
         return None
     flops = work.evaluation + (work.training / devices if work.trains else 0.0)
+    flops += sum(one.flops for one in work.benchmarks)
     return Foretold(START_SECONDS + flops / rate.flops, rate.source)
 
 
@@ -114,11 +131,29 @@ def _by(row: Past, work: Work, devices: int) -> Foretold:
     """Optimizer steps go by FLOPs, all else by the number of weights."""
     size = work.parameters / row.work.parameters
     more = work.training / row.work.training if work.training else 0.0
-    seconds = row.evaluated * size
+    asked, guessed = _benchmarks_by(row, work, size)
+    seconds = row.evaluated * size + asked
     if work.trains:
         seconds += row.steps * more / devices + row.rest * size
     same = (row.work.model, row.work.method) == (work.model, work.method)
+    note = f"; guessed: {', '.join(guessed)}" if guessed else ""
     if same and abs(more - (1 if work.training else 0)) < 0.01:
-        return Foretold(seconds, "measured")
+        return Foretold(seconds, f"measured{note}")
     of = "its own row" if same else f"{row.work.model} × {row.work.method}"
-    return Foretold(seconds, f"{of}, scaled by FLOPs")
+    return Foretold(seconds, f"{of}, scaled by FLOPs{note}")
+
+
+def _benchmarks_by(row: Past, work: Work, size: float) -> tuple[float, list[str]]:
+    """Seconds of the benchmarks, and the names of those that the row was not asked: they go by FLOPs, at the rate of the row's
+    steps, or of its evaluation where it had none."""
+    seconds, guessed = 0.0, []
+    trained = row.work.training / row.steps if row.steps and row.work.training else 0.0
+    rate = trained or (work.evaluation / (row.evaluated * size) if row.evaluated else 0.0)
+    for one in work.benchmarks:
+        taken, questions = row.benchmarks.get(one.name, (0.0, 0))
+        if questions:
+            seconds += taken * size * (one.limit / questions if one.limit and one.limit < questions else 1.0)
+        else:
+            seconds += one.flops / rate if rate else 0.0
+            guessed.append(one.name)
+    return seconds, guessed
