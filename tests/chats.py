@@ -14,6 +14,7 @@ from tests.tiny import TARGETS, save_tiny, tiny_model
 METHODS = {
     "lora-r4": {"kind": "lora", "rank": 4},
     "few-shot": {"kind": "none", "shots": 2},
+    "bm25": {"kind": "none", "retrieval": {"from": "train", "by": "bm25", "k": 2}},
     "pissa": {"kind": "adapter", "peft": {"peft_type": "LORA", "r": 4, "init_lora_weights": "pissa"}},
 }
 

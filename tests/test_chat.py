@@ -87,6 +87,7 @@ def test_cells_are_named_in_several_ways_and_the_base_comes_along(lake: Lake) ->
         ("../x/y", "expected MODEL/METHOD"),
         ("tiny/lora-r8@3", "is missing.*featherweight train tiny lora-r8 --seed 3"),
         ("tiny/full", "is out_of_memory; only an ok cell can answer.*featherweight train tiny full"),
+        ("tiny/bm25", "which chat does not do.*choose another cell"),
         ("tiny/qlora-r8", "only its numbers are kept.*--force"),
     ],
 )
@@ -95,11 +96,9 @@ def test_what_cannot_answer_is_refused_with_what_to_do(lake: Lake, name: str, me
         Roster(lake.project).named([name])
 
 
-def test_retrieval_is_refused_kindly_and_other_weights_are_not_taken_for_the_cells(lake: Lake, tmp_path: Path) -> None:
+def test_other_weights_are_not_taken_for_those_that_a_cell_was_made_with(lake: Lake, tmp_path: Path) -> None:
     base = Roster(lake.project).member(CellKey("tiny", "base", 1))
-    assert base.why_not is None
-    retrieving = replace(base, recipe={**base.recipe, "retrieval": {"from": "train", "by": "bm25"}})
-    assert "which chat does not do" in (retrieving.why_not or "")
+    assert base.why_not is None and base.is_base
     from tests.tiny import save_tiny
 
     elsewhere = save_tiny(tmp_path / "other", "llama-tied")

@@ -22,6 +22,7 @@ from pipelines.chat.conversation import Conversation
 from pipelines.chat.members import Member
 from pipelines.errors import InUseError, UsageError, WorkError
 from pipelines.estimate.estimate import estimates
+from pipelines.evaluate.cell import base_method
 from pipelines.methods import traits_of
 from pipelines.project import Project
 from pipelines.runs import devices
@@ -194,10 +195,8 @@ def _predicted_bytes(project: Project, members: Sequence[Member]) -> dict[str, f
 
 def _like(project: Project, member: Member) -> tuple[str, str] | None:
     """The cell whose prediction tells the size of the member's model: a quantized one's own, else the untouched model's."""
-    methods = project.experiments.methods
-    plain = next((name for name, method in methods.items() if not method.traits.trains), None)
-    method = member.key.method if traits_of(member.recipe).quantization else plain
-    return (member.key.model, method) if method in methods else None
+    method = member.key.method if traits_of(member.recipe).quantization else base_method(project)
+    return (member.key.model, method) if method in project.experiments.methods else None
 
 
 def _as_told(project: Project, member: Member) -> Json:

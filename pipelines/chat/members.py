@@ -53,8 +53,9 @@ class Member:
 
     @property
     def is_base(self) -> bool:
-        """The untouched model, asked without examples."""
-        return not traits_of(self.recipe).trains and not self.recipe.get("shots")
+        """The untouched model, asked with nothing before the question."""
+        adds = self.recipe.get("shots") or self.recipe.get("retrieval")
+        return not traits_of(self.recipe).trains and not adds
 
     @property
     def shares_base(self) -> bool:

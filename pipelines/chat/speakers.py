@@ -137,7 +137,7 @@ class Speakers:
             except StoppedError:
                 tokens, ended = stream.tokens, "stopped"
             seconds = clock.total()
-        by_itself = len(tokens) < limit or _ends(speaker, tokens)
+            by_itself = answering.ended(speaker, tokens, limit)
         ended = ended or ("itself" if by_itself else "limit" if limit == question.limit else "window")
         return Answer(answering.text_of(speaker, tokens), tokens, seconds, ended)
 
@@ -223,11 +223,6 @@ def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-def _ends(speaker: Speaker, tokens: Sequence[int]) -> bool:
-    text = speaker.form.tokenizer.decode(tokens)
-    return tokens[-1] in speaker.form.stop_tokens or any(mark in text for mark in speaker.stop_texts)
 
 
 def _told(speaker: Speaker, stream: "_Stream", question: Question) -> Speaker:
