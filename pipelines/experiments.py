@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from pipelines import benchmarks, machine
-from pipelines.column_names import BENCHMARK_ENDINGS, METRIC_ENDINGS, column_name, require_columns
+from pipelines.column_names import BENCHMARK_ENDINGS, METRIC_ENDINGS, require_columns
 from pipelines.errors import UsageError
 from pipelines.learning_rates import default_of, grid_of
 from pipelines.methods import DEFAULT_RATES, FOUR_BITS, LORA_FA, SHORT_FORM, Kind, RateOf, Traits, own_form, short_form
@@ -423,11 +423,6 @@ class EvaluationSettings(Strict):
     def _columns_have_names(self) -> "EvaluationSettings":
         require_columns("metric", self.metric_names, METRIC_ENDINGS)
         require_columns("benchmark", self.benchmark_names, BENCHMARK_ENDINGS)
-        for name in self.benchmark_names:
-            if column_name("benchmark", name) == "benchmark_accuracy":
-                raise ValueError(
-                    f"got the name {name!r}, whose column benchmark_accuracy is that of the sets that ship; rename it"
-                )
         return self
 
     @property

@@ -10,16 +10,19 @@ from typing import Any
 
 import pytest
 
-from pipelines.column_names import BENCHMARK_ENDINGS, METRIC_ENDINGS, column_name, require_columns
+from pipelines.column_names import BENCHMARK_ENDINGS, FIXED, METRIC_ENDINGS, column_name, require_columns
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.configured import (
+    BENCHMARKS,
+    METRICS,
     answers_for,
     benchmark_columns,
     comparison_for,
     comparison_of,
     metric_columns,
+    shares_of,
 )
-from pipelines.compare.columns.registry import TABLES
+from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.show import as_csv, as_json, render, wide
 from pipelines.paths import DataRoot
 from pipelines.schema import flag
@@ -55,9 +58,18 @@ def test_endings_and_columns_agree() -> None:
     assert tuple(one.name.removeprefix("benchmark_x") for one in benchmark_columns("x")) == BENCHMARK_ENDINGS
 
 
-def test_no_fixed_column_can_be_met_by_one_of_a_setting() -> None:
-    fixed = [column.name for table in TABLES for column in table.columns]
-    assert [name for name in fixed if name.startswith(("metric_", "benchmark_"))] == []
+def test_the_fixed_columns_that_a_name_might_meet_are_known() -> None:
+    fixed = [column.name for column in COMPARISON.columns if column.name.startswith(("metric_", "benchmark_"))]
+    assert sorted(fixed) == sorted(FIXED), "name it in column_names.FIXED, too"
+    assert [column.name for column in EVALUATION_ANSWERS.columns if column.name.startswith("metric_")] == []
+
+
+@pytest.mark.parametrize("name", ["seconds", "Seconds", "accuracy", "accuracy-low"])
+def test_a_name_of_a_fixed_column_is_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"got the name '{name}', whose column benchmark_\w+ is there for all benchmarks"
+    ):
+        require_columns("benchmark", [name], BENCHMARK_ENDINGS)
 
 
 def test_each_says_in_one_sentence_what_it_is() -> None:
@@ -157,6 +169,20 @@ def test_a_column_of_nobody_is_left_out() -> None:
     assert comparison_of(
         ["model", "metricx", "newer", "metric_", "benchmark"]
     ).by_name.keys() == COMPARISON.by_name.keys() | {"metric_"}
+
+
+def test_a_share_is_told_from_what_stands_beside_it() -> None:
+    published = [
+        *COMPARISON.by_name,
+        "metric_low",
+        "metric_low_low",
+        "metric_low_high",
+        "metric_x",
+        "benchmark_y",
+        "benchmark_y_base",
+    ]
+    assert [column.name for column in shares_of(published, METRICS)] == ["metric_low", "metric_x"]
+    assert [column.name for column in shares_of(published, BENCHMARKS)] == ["benchmark_y"], "of code with fewer columns"
 
 
 def test_every_form_of_the_table_shows_them() -> None:

@@ -7,7 +7,7 @@ columns by their names.
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from pipelines.column_names import BENCHMARK_ENDINGS, METRIC_ENDINGS, column_name
+from pipelines.column_names import column_name
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.quality import SHARE
@@ -40,20 +40,26 @@ def answers_for(names: Names) -> Table:
 def comparison_of(published: Iterable[str]) -> Table:
     """Table comparison as a publication with these columns holds it, which older or newer code may have made. A column that is
     neither fixed nor made by a setting is left out."""
-    added = [name for name in published if name not in COMPARISON.by_name]
-    known: dict[str, Column] = {}
-    for name in added:
-        for kind, make in (("metric", metric_columns), ("benchmark", benchmark_columns)):
-            if name.startswith(f"{kind}_") and name not in known:  # the first of its own columns, as they are published
-                made = make(name.removeprefix(f"{kind}_"))
-                known |= {one.name: one for one in made if one.name in added and one.name not in known}
-    return COMPARISON.with_columns(*(known[name] for name in added if name in known))
+    return COMPARISON.with_columns(*(column for made in _made_by_settings(published) for column in made))
 
 
 def shares_of(published: Iterable[str], group_name: str) -> tuple[Column, ...]:
     """The shares among these columns (of METRICS, or of BENCHMARKS), without what stands beside each."""
-    added = comparison_of(published).groups().get(group_name, [])
-    return tuple(added[:: len(METRIC_ENDINGS if group_name == METRICS else BENCHMARK_ENDINGS)])
+    return tuple(made[0] for made in _made_by_settings(published) if made[0].group == group_name)
+
+
+def _made_by_settings(published: Iterable[str]) -> list[tuple[Column, ...]]:
+    """Of each metric and benchmark the columns that are published, its share first."""
+    added = [name for name in published if name not in COMPARISON.by_name]
+    known: set[str] = set()
+    found = []
+    for name in added:
+        for kind, make in (("metric", metric_columns), ("benchmark", benchmark_columns)):
+            if name.startswith(f"{kind}_") and name not in known:
+                made = make(name.removeprefix(f"{kind}_"))
+                found.append(tuple(one for one in made if one.name in added and one.name not in known))
+                known |= {one.name for one in found[-1]}
+    return found
 
 
 def metric_columns(name: str) -> tuple[Column, ...]:
