@@ -73,6 +73,7 @@ def comparison(
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     """One row is one cell of the profile (one model × one method): its quality, memory, speed and cost.
 
+    The grid of all cells, the picks and the pictures stand with [each publication](/assets/comparison?view=events).
     Published in `data/warehouse.duckdb`, which anyone reads at any moment, and in `data/report/index.html`.
     """
     project = project_now(config.profile)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 
 from assets.project import cell_of
 from assets.tags import BACKFILL
@@ -68,19 +69,41 @@ def _chosen(context: dg.AssetExecutionContext, backfill_id: str) -> Sequence[str
     return list(target.get_partitions_subset(context.asset_key).get_partition_keys())
 
 
-def ends_without_result(context: dg.AssetExecutionContext, assets: Sequence[str], metadata: Mapping[str, Any]) -> None:
-    """In a backfill, materialize this partition of `assets`, as far as the run was to make them, with what became of it."""
-    asked = {key.to_user_string() for key in context.run.asset_selection or ()}
-    if BACKFILL not in context.run.tags:
-        return
-    for name in assets:
-        if name in asked:
-            context.log_event(
-                dg.AssetMaterialization(
-                    name,
-                    partition=context.partition_key,
-                    description="No result: recorded so that the backfill can end.",
-                    metadata=dict(metadata),
-                    tags={"dagster/data_version": NOTHING, "dagster/data_version_is_user_provided": "true"},
-                )
+def is_asked_for(context: dg.AssetExecutionContext, asset: str) -> bool:
+    """Whether the run belongs to a backfill and is to make `asset`."""
+    return BACKFILL in context.run.tags and dg.AssetKey(asset) in (context.run.asset_selection or ())
+
+
+def ends_without_result(context: dg.AssetExecutionContext, asset: str, metadata: Mapping[str, Any]) -> None:
+    """In a backfill that asks for it, materialize this partition of `asset` with what became of it."""
+    if is_asked_for(context, asset):
+        context.log_event(
+            dg.AssetMaterialization(
+                asset,
+                partition=context.partition_key,
+                description="No result: recorded so that the backfill can end.",
+                metadata=dict(metadata),
+                tags={"dagster/data_version": NOTHING, "dagster/data_version_is_user_provided": "true"},
             )
+        )
+
+
+def is_skipped(context: dg.AssetExecutionContext, asset: str, check: str, why: str) -> None:
+    """The same for an asset whose own step is skipped and says nothing; its check has not passed, and says why."""
+    if not is_asked_for(context, asset):
+        return
+    ends_without_result(context, asset, {"not run": why})
+    wanted = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[context.partition_key])
+    (made,) = context.instance.fetch_materializations(wanted, limit=1).records
+    target = AssetCheckEvaluationTargetMaterializationData(made.storage_id, context.run.run_id, made.timestamp)
+    context.log_event(
+        dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey(asset),
+            check_name=check,
+            passed=False,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"not run": dg.MetadataValue.text(why)},
+            target_materialization_data=target,
+            partition=context.partition_key,
+        )
+    )

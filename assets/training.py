@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC
+from pathlib import Path
 
 import dagster as dg
 
@@ -15,12 +16,13 @@ from assets.grid import grid_of, newest_rows
 from assets.inputs import BASE_EVALUATION, cell_inputs, evaluation_inputs, note_inputs
 from assets.launchpad import BaseConfig, CellConfig, night_is_over, seen_by
 from assets.metadata import numbers, picture, speed_note, table
-from assets.picked import ends_without_result, not_run_because
+from assets.picked import ends_without_result, is_skipped, not_run_because
 from assets.project import CELLS, MODELS, cell_of, cell_pool, keys_of, project_now
 from pipelines.compare import plots
 from pipelines.estimate.estimate import foresee
 from pipelines.evaluate.cell import base_of, evaluate, evaluate_base
 from pipelines.files import stable_hash
+from pipelines.paths import data_root
 from pipelines.project import Project, Resolved
 from pipelines.runs.cells import Attempt, Evaluation, latest
 from pipelines.runs.clock import now
@@ -38,7 +40,13 @@ PLOTTED_OF_EVALUATION = (
     "answer_tokens_per_second",
     "p50_latency_ms",
 )
-CELL_ASSETS = ("trained_model", "evaluation")  # what a cell has, with one partition for each cell
+CURVE = {
+    "step": "step",
+    "train loss": "train_loss",
+    "eval loss": "eval_loss",
+    "rate": "learning_rate",
+    "s": "elapsed_seconds",
+}
 
 
 class OptionalOutputs(dg.AssetExecutionContext):
@@ -136,8 +144,9 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     project = config.project()
     if why := not_run_because(context, project, config.outside_profile) or night_is_over(project, context.run):
         context.log.warning(f"not run: {why}")
+        ends_without_result(context, "trained_model", {"not run": why})
         yield not_run(CELL_IS_OK, why)
-        ends_without_result(context, CELL_ASSETS, {"not run": why})
+        is_skipped(context, "evaluation", EVALUATION_IS_OK, why)
         return
     resolved = project.resolve()
     know_inputs(context, resolved)
@@ -151,7 +160,7 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
         context.log.info(f"{attempt.key}: {attempt.status}{', reused' if reused else ''}")
     attempts = [attempt for attempt, _ in done]
     metadata, check = _training_metadata(attempts, reused=all(reused for _, reused in done)), cell_is_ok(attempts)
-    metadata |= grid_of(newest_rows(project))
+    metadata = grid_of(newest_rows(project)) | metadata
     if check.passed:
         version = _version([attempt.run_id for attempt in attempts])
         yield dg.MaterializeResult(data_version=version, metadata=metadata, check_results=[check])
@@ -159,8 +168,8 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     bad = [a for a in attempts if a.status != "ok"]
     context.log.warning("; ".join(f"{a.key} is {a.status}: {a.result.status_detail}" for a in bad))
     context.log_event(dg.AssetObservation("trained_model", partition=context.partition_key, metadata=metadata))
-    ends_without_result(context, ["trained_model"], metadata)
-    ends_without_result(context, ["evaluation"], {"status": f"not evaluated: {metadata['status'].value}"})
+    ends_without_result(context, "trained_model", metadata)
+    is_skipped(context, "evaluation", EVALUATION_IS_OK, f"the cell is {metadata['status'].value}")
     yield check  # last: it belongs to the newest event of its partition
 
 
@@ -203,20 +212,24 @@ def _version(made: list[str]) -> dg.DataVersion:
     return dg.DataVersion(stable_hash(made))
 
 
+def _place(folder: Path) -> str:
+    """Where a run lies under the data root: a whole path is wider than a page of 1,440 pixels has room for, and does not wrap."""
+    return str(folder.relative_to(data_root().root))
+
+
 def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg.MetadataValue]:
     newest = attempts[-1]
     curves = {f"seed {attempt.key.seed}": attempt.curve() for attempt in attempts}
-    shown = ["step", "examples", "train_loss", "eval_loss", "learning_rate", "process_memory_mb", "elapsed_seconds"]
+    curve = [{heading: point.get(name) for heading, name in CURVE.items()} for point in newest.curve()[-50:]]
     return {
         ROWS: dg.MetadataValue.int(len(attempts)),
         "status": dg.MetadataValue.text(", ".join(dict.fromkeys(attempt.status for attempt in attempts))),
         "reused": dg.MetadataValue.bool(reused),
         "run_id": dg.MetadataValue.text(newest.run_id),
-        "folder": dg.MetadataValue.path(newest.folder),
-        "log": dg.MetadataValue.path(newest.folder / "log.txt"),
+        "folder, with log.txt": dg.MetadataValue.text(_place(newest.folder)),
         **picture(plots.loss_curves(curves, "png"), "loss curve"),
         **speed_note(newest.result.measured, newest.result.device),
-        "curve": table(newest.curve()[-50:], shown),
+        "curve": table(curve, list(CURVE)),
         **numbers(newest.result.measured, PLOTTED_OF_TRAINING),
     }
 
@@ -238,7 +251,7 @@ def base_evaluation(context: Context, config: BaseConfig) -> Iterator[dg.Materia
     project, model = project_now(config.profile), context.partition_key
     if why := not_run_because(context, project, config.outside_profile):
         context.log.warning(f"not run: {why}")
-        ends_without_result(context, [BASE_EVALUATION.to_user_string()], {"not run": why})
+        ends_without_result(context, "base_evaluation", {"not run": why})
         return
     resolved = project.resolve()
     _know(context, resolved, [])
@@ -246,7 +259,7 @@ def base_evaluation(context: Context, config: BaseConfig) -> Iterator[dg.Materia
     if found is None or not found.ok:
         why = _why_not(resolved, model, found)
         context.log.warning(f"{model} is not evaluated: {why}")
-        ends_without_result(context, [BASE_EVALUATION.to_user_string()], {"not evaluated": why})
+        ends_without_result(context, "base_evaluation", {"not evaluated": why})
         return
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(str(found.fingerprint)), metadata=_evaluation_metadata(found)
@@ -279,15 +292,15 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
     project = config.project()
     if why := not_run_because(context, project, config.outside_profile) or _untrained(context, project, config):
         context.log.warning(f"not evaluated: {why}")
+        ends_without_result(context, "evaluation", {"not evaluated": why})
         yield not_run(EVALUATION_IS_OK, why)
-        ends_without_result(context, ["evaluation"], {"not evaluated": why})
         return
     resolved = project.resolve()
     know_inputs(context, resolved)
     done = _evaluated(context, config, resolved)
     check = evaluation_is_ok([found for found, _ in done])
     if not check.passed:
-        ends_without_result(context, ["evaluation"], dict(check.metadata))
+        ends_without_result(context, "evaluation", dict(check.metadata))
         yield check
         return
     know_inputs(context, resolved)  # of the untouched model, that it now has an evaluation
@@ -328,7 +341,7 @@ def _evaluation_metadata(found: Evaluation, *, reused: bool = False) -> dict[str
     return {
         ROWS: dg.MetadataValue.int(len(answers)),
         "reused": dg.MetadataValue.bool(reused),
-        "folder": dg.MetadataValue.path(found.folder),
+        "folder": dg.MetadataValue.text(_place(found.folder)),
         **numbers(found.result.measured, PLOTTED_OF_EVALUATION),
         "answers": table(answers, ["prompt", "reference", "answer", "answer_tokens", "chrf", "rouge_l"]),
     }

@@ -158,12 +158,12 @@ def test_a_check_has_numbers_also_where_it_has_passed(lake: Lake) -> None:
     attempts = cells.attempts(lake.data, cells.CellKey("tiny", "full", 1))
     check = cell_is_ok(attempts)
     assert check.passed and check.metadata["status"].value == "ok" and check.metadata["seeds ok"].value == "1 of 1"
-    assert check.metadata["peak memory, GB"].value
+    assert str(check.metadata["peak memory"].value).endswith(" GB")
     measured = evaluation_is_ok([attempts[0].evaluations()[-1]])
     assert (
         measured.passed
         and measured.metadata["bits per byte"].value
-        and measured.metadata["peak memory of training, GB"].value
+        and "GB" in str(measured.metadata["peak memory of training"].value)
     )
 
 
@@ -200,16 +200,20 @@ def test_a_cells_bad_end_is_not_hidden_by_anothers_good_one_nor_by_results_from_
     }
 
 
+def asked(**config: Any) -> CellConfig:
+    return CellConfig.model_validate(config)
+
+
 def test_the_launchpad_offers_every_limit_and_nothing_that_a_night_sets() -> None:
-    defaults = CellConfig().model_dump()
+    defaults = asked().model_dump()
     assert all(value is not None for value in defaults.values()), "Dagster leaves a null out of what it offers"
     assert defaults["max_examples"] == 0 and defaults["budget_usd"] == NO_CAP
     assert not {"night", "seen"} & {*CellConfig.model_fields, *Spending.model_fields}
-    assert CellConfig().cap_usd is None and CellConfig(budget_usd=None).cap_usd is None
-    assert CellConfig(budget_usd=0.0).cap_usd == 0.0, "nothing may be spent"
+    assert asked().cap_usd is None and asked(budget_usd=None).cap_usd is None
+    assert asked(budget_usd=0.0).cap_usd == 0.0, "nothing may be spent"
     for wrong in ({"budget_usd": -2.0}, {"max_examples": -1}):
         with pytest.raises(ValueError, match="expected"):
-            CellConfig(**wrong)
+            asked(**wrong)
 
 
 def test_what_a_night_has_seen_travels_as_a_tag() -> None:
