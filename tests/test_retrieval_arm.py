@@ -1,6 +1,7 @@
 """A retrieval arm as a cell: what stands in its prompts, when it is stale, and that nobody takes it for the untouched model."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.clean.select import Selected
+from pipelines.compare.answers import with_judgements
 from pipelines.compare.table import comparison_rows
+from pipelines.evaluate import answers
 from pipelines.evaluate.cell import base_method, evaluate, evaluated_by
-from pipelines.experiments import EvaluationSettings, Method, load
+from pipelines.experiments import EvaluationSettings, Judging, Method, load
 from pipelines.files import read_json, read_jsonl, write_json
+from pipelines.generate.generate import GenerationResult
 from pipelines.nightly.due import due_cells
 from pipelines.paths import PROJECT
 from pipelines.retrieval.embedding_model import NOT_CONFIGURED
@@ -19,6 +23,10 @@ from pipelines.retrieval_settings import Embeddings
 from pipelines.runs import cells
 from pipelines.runs.cells import Evaluation
 from pipelines.runs.run import Watch
+from pipelines.train.conversations import question
+from tests.asking import KEYS, PRICE
+from tests.fake_behavior import Behavior
+from tests.fake_provider import FakeProvider, fake_provider
 from tests.in_process import InProcess, clean_for, trained
 from tests.project import MODEL, TinyProject, make_project
 
@@ -95,15 +103,15 @@ def test_what_was_found_stands_in_losses_and_answers_and_is_kept(evaluated: Tiny
         found = {row["example_id"]: row for row in read_jsonl(folder / "retrieved.jsonl")}
         assert found.keys() == held and all(len(row["retrieved"]) == count for row in found.values())
         assert all(set(row["retrieved"]) <= names for row in found.values())
-        answers = read_jsonl(folder / "answers.jsonl")
-        assert [row["retrieved"] for row in answers] == [count] * 5 and all(row["shots"] is None for row in answers)
+        told = read_jsonl(folder / "answers.jsonl")
+        assert [row["retrieved"] for row in told] == [count] * 5 and all(row["shots"] is None for row in told)
     losses = {method: read_jsonl(measured(evaluated, method).folder / "losses.jsonl") for method in METHODS}
     for method in ARMS:
         pairs = list(zip(losses["base"], losses[method], strict=True))
         assert all((one["bytes"], one["tokens"]) == (other["bytes"], other["tokens"]) for one, other in pairs)
         assert all(one["nats"] != other["nats"] for one, other in pairs)
-    answers = read_jsonl(measured(evaluated, "a-docs").folder / "answers.jsonl")
-    assert all("apples" not in row["prompt"] for row in answers), "the judge sees the question alone"
+    told = read_jsonl(measured(evaluated, "a-docs").folder / "answers.jsonl")
+    assert all("apples" not in row["prompt"] for row in told), "the judge sees the question alone"
 
 
 def test_the_same_arm_again_finds_the_same(evaluated: TinyProject) -> None:
@@ -155,6 +163,71 @@ def test_a_profile_without_retrieval_is_fingerprinted_as_before(evaluated: TinyP
     docs = evaluated.resolved().cell(MODEL, "a-docs")
     assert docs.fingerprints["data"] is None and len(docs.recipe["retrieval"]["documents"]) > 8
     assert evaluated_by(evaluated.resolved()).fingerprint == evaluated_by(evaluated.resolved()).fingerprint
+
+
+@pytest.fixture
+def asking(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TinyProject, FakeProvider]]:
+    """Two providers that answer, as teachers with and without something looked up."""
+    for name, key in KEYS.items():
+        monkeypatch.setenv(name, key)
+    with fake_provider(Behavior()) as server:
+        at = {"claude": server.anthropic_url, "gpt": server.openai_url}
+        more = {"price": PRICE, "enabled": True, "parameters": {}}
+        project.change(providers={name: {"base_url": url, "model": f"{name}-test", **more} for name, url in at.items()})
+        train = {"from": "train", "k": 2}
+        arms = [train, {**train, "by": "multi-query"}]
+        taught = [{"provider": "gpt", "retrieval": arm} for arm in arms]
+        documents = {"provider": "claude", "retrieval": {"documents": ["docs/*.md"], "k": 1}}
+        project.change(judging={"teachers": ["gpt", *taught, documents]})
+        yield project, server
+
+
+def test_providers_are_asked_with_what_is_looked_up_and_are_rows_of_their_own(
+    asking: tuple[TinyProject, FakeProvider],
+) -> None:
+    project, server = asking
+    result = answers.ask(project.resolved())
+    assert result.complete and set(result.providers) == {"gpt (rewrites)", "gpt (teacher)", "claude (teacher)"}
+    assert (result.providers["gpt (rewrites)"].answered, result.providers["claude (teacher)"].answered) == (5, 5)
+    bodies = [call.body for call in server.ledger.received]
+    shots = [
+        body for body in bodies if [turn["role"] for turn in body["messages"]] == ["user", "assistant"] * 2 + ["user"]
+    ]
+    assert len(shots) >= 5 and any("Of apples" in str(body["messages"]) for body in bodies)
+    resolved = project.resolved()
+    held = {question(one) for one in resolved.selected.eval}
+    for body in shots:
+        assert (
+            body["messages"][-1]["content"] in held and not {turn["content"] for turn in body["messages"][:-1]} & held
+        )
+    rows = {(row["model"], row["method"]): row for row in with_judgements(resolved, [])}
+    assert list(rows) == [
+        ("gpt", "teacher"), ("gpt", "teacher+bm25"), ("gpt", "teacher+multi-query"), ("claude", "teacher+bm25-documents"),
+    ]  # fmt: skip
+    assert [row["retrieved"] for row in rows.values()] == [None, 2.0, 2.0, 1.0]
+    for row in rows.values():
+        assert (row["status"], row["answers"]) == ("ok", 5)
+        assert all(row[name] is not None for name in ("bleu", "rouge_l", "meteor", "answer_tokens", "p50_latency_ms"))
+    sent = len(server.ledger.received)
+    assert answers.ask(project.resolved()) == GenerationResult() and len(server.ledger.received) == sent
+
+
+def test_what_cannot_be_looked_up_costs_its_own_row_alone(asking: tuple[TinyProject, FakeProvider]) -> None:
+    project, _ = asking
+    shutil.rmtree(project.experiments.parent / "docs")
+    result = answers.ask(project.resolved())
+    assert not result.complete and "no such file" in result.stopped["claude (teacher)"]
+    rows = {row["method"]: row["status"] for row in with_judgements(project.resolved(), [])}
+    assert rows["teacher+bm25"] == "ok" and rows["teacher+bm25-documents"] == "unavailable"
+
+
+def test_two_teachers_that_would_be_one_row_are_refused() -> None:
+    arms: list[Any] = [{"provider": "gpt", "retrieval": {"from": "train", "k": k}} for k in (1, 2)]
+    with pytest.raises(ValidationError, match="two teachers would be rows with the name teacher\\+bm25"):
+        Judging.model_validate({"teachers": ["gpt", *arms]})
+    assert [one.run_id for one in Judging.model_validate({"teachers": ["gpt", "gpt", arms[0]]}).teachers] == [
+        "teacher-gpt", "teacher-gpt+bm25",
+    ]  # fmt: skip
 
 
 def test_the_tour_has_an_arm_that_costs_no_training() -> None:

@@ -1,6 +1,7 @@
 """What was said of the answers, put beside the cells: the judge's shares in their rows, and each teacher as a row of its own."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from pipelines.compare.columns.configured import comparison_for
@@ -8,13 +9,14 @@ from pipelines.compare.table import Row
 from pipelines.evaluate import answers as kept
 from pipelines.evaluate import judge, pairs, scores, teacher
 from pipelines.evaluate.cell import evaluated_by
-from pipelines.experiments import Experiments
+from pipelines.experiments import Experiments, Teacher
 from pipelines.generate.journal import Journal
 from pipelines.generate.judge import family
 from pipelines.generate.providers import missing_key
 from pipelines.project import Project, Resolved
 from pipelines.runs.cells import Evaluation
 from pipelines.runs.status import Status
+from pipelines.statistics import percentile
 
 
 def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
@@ -27,25 +29,21 @@ def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
             row |= judge.cell_columns(journal, project.experiments, seeds)
             found = kept.cell_matches(resolved, row["model"], row["method"], bases)
             row |= pairs.cell_columns(journal, project.experiments, row["model"], found)
-        return [*rows, *(_teacher_row(resolved, journal, name, bases) for name in teacher.teachers(project))]
+        return [*rows, *(_teacher_row(resolved, journal, one, bases) for one in teacher.teachers(project))]
 
 
 def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
     """The rows of the table pair_verdicts: every pair of the profile that has a verdict, and the teachers'."""
     project, rows = resolved.project, []
     bases = kept.base_evaluations(resolved, project.settings.models)
+    if not bases:
+        return []
     with kept.reading(project) as journal:
-        taught = {
-            name: teacher.answers(journal, project, name, kept.sample(resolved))
-            for name in (teacher.teachers(project) if bases else ())
-        }
-        found = [
-            *((cell, one) for cell in project.grid if bases for one in kept.cell_matches(resolved, *cell, bases)),
-            *(
-                ((name, teacher.METHOD), kept.teacher_match(project, name, rows, bases))
-                for name, rows in taught.items()
-            ),
-        ]
+        found = [(cell, one) for cell in project.grid for one in kept.cell_matches(resolved, *cell, bases)]
+        for one in teacher.teachers(project):
+            answers = teacher.answers(journal, resolved, one, kept.sample(resolved))
+            if against := kept.teacher_match(project, one, answers, bases):
+                found.append(((one.provider, one.method), against))
         for (model, method), one in found:
             if isinstance(one, pairs.Match):
                 named = {"model": model, "method": method}
@@ -53,18 +51,23 @@ def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
     return rows
 
 
-def _teacher_row(resolved: Resolved, journal: Journal | None, name: str, bases: Mapping[str, Evaluation | str]) -> Row:
+def _teacher_row(
+    resolved: Resolved, journal: Journal | None, one: Teacher, bases: Mapping[str, Evaluation | str]
+) -> Row:
     """A row of what a provider's answers can show: no losses, no training, no memory."""
-    project, provider = resolved.project, resolved.experiments.provider(name)
+    project, name = resolved.project, one.provider
+    provider = resolved.experiments.provider(name)
     records = kept.sample(resolved)
-    answers = teacher.answers(journal, project, name, records)
-    against = kept.teacher_match(project, name, answers, bases)
+    answers = teacher.answers(journal, resolved, one, records)
+    against = kept.teacher_match(project, one, answers, bases)
     status, detail = _outcome(project, name, len(answers), len(records))
     tokens = [row["answer_tokens"] for row in answers if row["answer_tokens"] is not None]
+    waited = [row["latency_ms"] for row in answers if row["latency_ms"] is not None]
+    found = [row["retrieved"] for row in answers if "retrieved" in row]
     return {
         **comparison_for(project.settings.evaluation).empty(),
         "model": name,
-        "method": teacher.METHOD,
+        "method": one.method,
         "status": status,
         "phase": "evaluate",
         "status_detail": detail,
@@ -74,9 +77,11 @@ def _teacher_row(resolved: Resolved, journal: Journal | None, name: str, bases: 
         "profile": project.profile,
         "model_note": _note(project.experiments, name),
         "advice": "no model of ours: how far its answers are from those of the tuned ones is what is left to gain",
-        "run_id": teacher.run_id(name),
+        "run_id": one.run_id,
         "answers": len(answers) or None,
         "answer_tokens": sum(tokens) if tokens else None,
+        "p50_latency_ms": percentile(waited, 0.5),
+        "retrieved": fmean(found) if found else None,
         "device": provider.model,
         **scores.cell_scores(answers),
         **judge.cell_columns(journal, project.experiments, [answers] if answers else []),
@@ -109,9 +114,9 @@ def teacher_answers(resolved: Resolved) -> list[dict[str, Any]]:
     found = []
     with kept.reading(project) as journal:
         records = kept.sample(resolved)
-        for name in names:
-            rows = teacher.answers(journal, project, name, records)
-            named = {"run_id": teacher.run_id(name), "model": name, "method": teacher.METHOD}
+        for one in names:
+            rows = teacher.answers(journal, resolved, one, records)
+            named = {"run_id": one.run_id, "model": one.provider, "method": one.method}
             found += [{**row, **named} for row in with_verdicts(journal, project.experiments, rows)]
     return found
 

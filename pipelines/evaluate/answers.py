@@ -2,18 +2,18 @@
 against the untouched model's."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.evaluate import judge, pairs, teacher
+from pipelines.evaluate import judge, pairs, teacher, teaching
 from pipelines.evaluate.cell import base_of, current_evaluation, evaluated_by
 from pipelines.evaluate.endings import has_ended
 from pipelines.evaluate.pairs import Match
+from pipelines.experiments import Teacher
 from pipelines.generate.estimate import Estimate, of_requests
-from pipelines.generate.generate import GenerationResult, ProviderResult, Session, outcome, session
-from pipelines.generate.journal import Journal, Request, opened
-from pipelines.generate.judge import ask_enabled
+from pipelines.generate.generate import GenerationResult, ProviderResult, device_lock, session
+from pipelines.generate.journal import Journal, opened
 from pipelines.generate.providers import enabled
 from pipelines.generate.send import Progress
 from pipelines.generate.verdicts import Reply, to_ask, unreadable_in
@@ -94,11 +94,16 @@ def ask(
     if done := _all_held(about, again=again):
         return done
     name = project.experiments.judging.judge
-    with session(project.data, project.experiments, progress=progress, budget_usd=budget_usd, wait=wait) as run:
-        results = _ask(run, about.of_teachers(), "teacher")
+    with ExitStack() as held:
+        # before the session: the device may be in use for hours
+        device = held.enter_context(device_lock(wait=wait)) if teaching.local_teachers(project) else None
+        run = held.enter_context(
+            session(project.data, project.experiments, progress=progress, budget_usd=budget_usd, wait=wait)
+        )
+        results = teaching.ask_teachers(run, resolved, about.records, device)
         for role in ROLES if name else ():  # now, since the teachers' new answers are judged too
             wanted = to_ask(about.replies(run.journal, role), again=again)
-            judged = _ask(run, {name: wanted}, role) if name and wanted else {}
+            judged = teaching.send(run, {name: wanted}, role) if name and wanted else {}
             found = unreadable_in(about.replies(run.journal, role))
             results |= {key: replace(one, **found) for key, one in judged.items()}
         return GenerationResult(results, run.orphans)
@@ -106,18 +111,22 @@ def ask(
 
 def estimates(resolved: Resolved) -> Iterator[Estimate]:
     """What `ask` would send now and what that would cost, by provider and role. Nothing is sent. Verdicts on answers that teachers
-    have not given yet are not counted."""
+    have not given yet are not counted, nor is what a teacher is asked behind passages that were not looked up yet."""
     project = resolved.project
     if not is_configured(project):
         return
     about, name = _subject(resolved, ()), project.experiments.judging.judge
     with opened(project.data.journal) as journal:
-        wanted = [(one, "teacher", requests) for one, requests in about.of_teachers().items()]
+        known = teaching.known_requests(resolved, journal, about.records)
+        wanted = [(one, "teacher", requests) for one, requests in known.items()]
         wanted += [(name, role, to_ask(about.replies(journal, role), again=False)) for role in ROLES if name]
         for one, role, requests in wanted:
             if requests:
                 found = of_requests(journal, project.experiments, one, requests)
-                not_enabled = None if one in enabled(project.experiments) else f"set providers.{one}.enabled: true"
+                free = project.experiments.provider(one).kind == "local"
+                not_enabled = (
+                    None if free or one in enabled(project.experiments) else f"set providers.{one}.enabled: true"
+                )
                 yield replace(found, provider=f"{one} ({role})", problem=not_enabled or found.problem)
 
 
@@ -126,31 +135,24 @@ class Subject:
     """What is asked about: each run's answers, the records that they answer, the runs' matches against the untouched model, and by
     model the untouched one's evaluation, or why answers are not set against it."""
 
-    project: Project
+    resolved: Resolved
     records: Sequence[Row]
     answers: Sequence[Sequence[Row]]
     matches: Sequence[Match]
     bases: Mapping[str, Evaluation | str]
 
-    def of_teachers(self) -> dict[str, list[Request]]:
-        """What each teacher is asked."""
-        names = self.project.experiments.judging.teachers
-        return {name: teacher.requests(self.project, name, self.records) for name in names}
-
     def replies(self, journal: Journal, role: str) -> list[Reply[Any]]:
         """How the verdicts stand that the judge is asked for as `role`, on the models' answers and the teachers' that are here."""
-        experiments = self.project.experiments
-        taught = {name: self._taught(journal, name) for name in teacher.teachers(self.project)}
+        experiments, project = self.resolved.experiments, self.resolved.project
+        taught = [
+            (one, teacher.answers(journal, self.resolved, one, self.records)) for one in teacher.teachers(project)
+        ]
         if role == "judge":
-            return [
-                one for rows in (*self.answers, *taught.values()) for one in judge.replies(journal, experiments, rows)
-            ]
-        found = [teacher_match(self.project, name, rows, self.bases) for name, rows in taught.items()]
+            answers = [*self.answers, *(rows for _, rows in taught)]
+            return [one for rows in answers for one in judge.replies(journal, experiments, rows)]
+        found = [teacher_match(project, one, rows, self.bases) for one, rows in taught]
         matches = [*self.matches, *(one for one in found if isinstance(one, Match))]
         return pairs.all_replies(journal, experiments, matches) if pairs.is_configured(experiments) else []
-
-    def _taught(self, journal: Journal, name: str) -> list[Row]:
-        return teacher.answers(journal, self.project, name, self.records)
 
 
 def _subject(resolved: Resolved, evaluations: Sequence[Evaluation]) -> Subject:
@@ -158,7 +160,7 @@ def _subject(resolved: Resolved, evaluations: Sequence[Evaluation]) -> Subject:
     answers = [rows for one in about if (rows := one.answers())]
     bases = base_evaluations(resolved, [one.attempt.key.model for one in about])
     matches = [found for one in about if isinstance(found := run_match(resolved, one, bases), Match)]
-    return Subject(resolved.project, _records(resolved, answers), answers, matches, bases)
+    return Subject(resolved, _records(resolved, answers), answers, matches, bases)
 
 
 def _all_evaluations(resolved: Resolved) -> list[Evaluation]:
@@ -207,7 +209,7 @@ def cell_matches(
 
 
 def teacher_match(
-    project: Project, name: str, rows: Sequence[Row], bases: Mapping[str, Evaluation | str]
+    project: Project, one: Teacher, rows: Sequence[Row], bases: Mapping[str, Evaluation | str]
 ) -> Match | str | None:
     """The teacher's answers against those of the profile's one untouched model; of several, there is no saying which."""
     if not bases or not rows:
@@ -215,18 +217,20 @@ def teacher_match(
     if len(project.settings.models) > 1:
         return "the profile has several models, and so no one untouched model to set a teacher against"
     against = bases.get(project.settings.models[0], "the untouched model has no evaluation")
-    return against if isinstance(against, str) else pairs.match_rows(teacher.run_id(name), rows, against)
+    return against if isinstance(against, str) else pairs.match_rows(one.run_id, rows, against)
 
 
 def _all_held(about: Subject, *, again: bool) -> GenerationResult | None:
     """The result where there is nothing to send, else None; looked up without the lock that a run of hours may hold."""
-    project = about.project
+    project = about.resolved.project
     name = project.experiments.judging.judge
     with reading(project) as journal:
         if journal is None:
             return None if about.records else GenerationResult()
+        wanted = teaching.all_requests(about.resolved, journal, about.records)
+        if wanted is None:
+            return None
         replies = {role: about.replies(journal, role) if name else [] for role in ROLES}
-        wanted = [one for requests in about.of_teachers().values() for one in requests]
         verdicts = {role: to_ask(found, again=again) for role, found in replies.items()}
         if journal.to_send([*wanted, *(one for requests in verdicts.values() for one in requests)]):
             return None
@@ -238,9 +242,3 @@ def _all_held(about: Subject, *, again: bool) -> GenerationResult | None:
                 result = ProviderResult(len(verdicts[role]), held, usd=charges.total if charges else 0.0)
                 results[f"{name} ({role})"] = replace(result, **unreadable)
         return GenerationResult(results)
-
-
-def _ask(run: Session, wanted: Mapping[str, list[Request]], role: str) -> dict[str, ProviderResult]:
-    held = {name: run.journal.answered_among(requests) for name, requests in wanted.items()}
-    tallies = ask_enabled(run, wanted, role)
-    return {f"{name} ({role})": outcome(run, name, wanted[name], held[name], tallies[name]) for name in wanted}

@@ -1,4 +1,5 @@
-"""How far is the teacher? A provider answers what the models were asked, through the journal and the budget (purpose `teacher`).
+"""How far is the teacher? A provider answers what the models were asked, through the journal and the budget (purpose `teacher`), by
+itself or with what is looked up for each question.
 
 It has no losses: nobody sees its probabilities. Its answers are scored like all others, and end after as many tokens.
 """
@@ -7,58 +8,67 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.evaluate import scores
-from pipelines.generate.answers import ended, text_of
+from pipelines.evaluate.retrieved_by_teachers import Asked, prepared, said_to
+from pipelines.experiments import TEACHER, Teacher
+from pipelines.generate.answers import ended
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled
-from pipelines.project import Project
+from pipelines.project import Project, Resolved
 from pipelines.train.conversations import calls_tools, conversation, question, spoken
 
 Record = dict[str, Any]
-METHOD = "teacher"
+METHOD = TEACHER
 
 
-def teachers(project: Project) -> list[str]:
-    """The configured teachers that may be asked."""
-    allowed = enabled(project.experiments)
-    return [name for name in dict.fromkeys(project.experiments.judging.teachers) if name in allowed]
-
-
-def run_id(name: str) -> str:
-    """In the place of an attempt's."""
-    return f"{METHOD}-{name}"
-
-
-def requests(project: Project, name: str, records: Sequence[Record]) -> list[Request]:
-    """The records' questions, turn by turn as a model with a chat template gets them."""
-    provider = project.experiments.provider(name)
-    limit = project.settings.evaluation.max_new_tokens
+def teachers(project: Project) -> list[Teacher]:
+    """The configured teachers that may be asked. A server of our own costs nothing: naming it is enough."""
+    allowed, known = enabled(project.experiments), project.experiments.providers
     return [
-        Request(
-            provider=name,
+        one for one in project.experiments.judging.teachers
+        if one.provider in allowed or known[one.provider].kind == "local"
+    ]  # fmt: skip
+
+
+def requests(
+    resolved: Resolved, journal: Journal | None, teacher: Teacher, records: Sequence[Record]
+) -> list[tuple[Record, Request, Asked]]:
+    """The records' questions, turn by turn as a model with a chat template gets them. With retrieval only those for which it is
+    known what was found."""
+    provider = resolved.experiments.provider(teacher.provider)
+    limit = resolved.project.settings.evaluation.max_new_tokens
+    own, found = askable(records), []
+    looked_up = prepared(resolved, journal, teacher, own) if teacher.retrieval else {}
+    for record in own:
+        asked = looked_up.get(record["example_id"])
+        if asked is None and teacher.retrieval:
+            continue
+        asked = asked or Asked(spoken(conversation(record)[:-1]))
+        request = Request(
+            provider=teacher.provider,
             model=provider.model,
-            messages=spoken(conversation(record)[:-1]),
+            messages=asked.messages,
             parameters={"max_tokens": limit, **provider.parameters},
             schema={},
             purpose="teacher",
             language=record["language"],
         )
-        for record in _askable(records)
-    ]
+        found.append((record, request, asked))
+    return found
 
 
-def _askable(records: Sequence[Record]) -> list[Record]:
+def askable(records: Sequence[Record]) -> list[Record]:
     """The records that call no tool: a teacher has none to call."""
     return [record for record in records if not calls_tools(conversation(record))]
 
 
-def answers(journal: Journal | None, project: Project, name: str, records: Sequence[Record]) -> list[Record]:
+def answers(journal: Journal | None, resolved: Resolved, teacher: Teacher, records: Sequence[Record]) -> list[Record]:
     """What the journal holds of the teacher's answers, as rows of answers.jsonl. One that refused has answered nothing."""
     rows = []
-    for record, asked in zip(_askable(records), requests(project, name, records), strict=True):
-        held = journal.row(asked.key) if journal else None
+    for record, request, asked in requests(resolved, journal, teacher, records):
+        held = journal.row(request.key) if journal else None
         if held is None or held["status"] != "answered":
             continue
-        said, reference = _said(held["response"]), conversation(record)[-1]["content"]
+        said, reference = (said_to(journal, request) or "").strip(), conversation(record)[-1]["content"]
         rows.append(
             {
                 "example_id": record["example_id"],
@@ -69,14 +79,8 @@ def answers(journal: Journal | None, project: Project, name: str, records: Seque
                 "answer_tokens": held["output_tokens"],
                 "latency_ms": held["latency_ms"],
                 "ended": ended(held["stop_reason"]),
+                **({} if asked.retrieved is None else {"retrieved": asked.retrieved}),
                 **scores.answer_scores(said, reference, record["language"]),
             }
         )
     return rows
-
-
-def _said(response: str) -> str:
-    try:
-        return text_of(response).strip()
-    except ValueError:
-        return ""

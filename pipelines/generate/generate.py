@@ -142,16 +142,18 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
         )
     with ExitStack() as held:
         # The device first: it may be hours until it is free, and the APIs must be askable meanwhile.
-        device = held.enter_context(_device_lock()) if _holds_too_few(data, experiments, name) else None
+        device = held.enter_context(device_lock()) if _holds_too_few(data, experiments, name) else None
         run = held.enter_context(session(data, experiments, progress=progress))
         wanted = run.book.requests(name)
         before, pending = run.journal.answered_among(wanted), run.journal.to_send(wanted)
-        tally = _serve_and_ask(run, name, pending, device) if device and pending else Tally()
+        tally = serve_and_ask(run, name, pending, device) if device and pending else Tally()
         return GenerationResult({name: outcome(run, name, wanted, before, tally)}, run.orphans)
 
 
-def _device_lock() -> AbstractContextManager[IO[str]]:
-    return locked(devices.locks_of()[0], "the local LLM server")
+def device_lock(*, wait: bool = True) -> AbstractContextManager[IO[str]]:
+    """The device that a local server computes on. Take it before the session: others may hold it for hours, and the APIs must be
+    askable meanwhile."""
+    return locked(devices.locks_of()[0], "the local LLM server", wait=wait)
 
 
 def _holds_too_few(data: DataRoot, experiments: Experiments, name: str) -> bool:
@@ -160,7 +162,7 @@ def _holds_too_few(data: DataRoot, experiments: Experiments, name: str) -> bool:
         return reading.journal.answered_among(wanted) < len(wanted)
 
 
-def _serve_and_ask(run: Session, name: str, pending: list[Request], device: IO[str]) -> Tally:
+def serve_and_ask(run: Session, name: str, pending: list[Request], device: IO[str]) -> Tally:
     """Start the server, which inherits the lock on its device, and have it answer."""
     provider = run.experiments.provider(name)
     gguf = weights.packaged_gguf(run.data, provider.model, run.experiments.model(provider.model))

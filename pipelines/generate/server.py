@@ -15,6 +15,7 @@ from pipelines.errors import WorkError
 from pipelines.runs.process import die_with_parent, offer_to_oom_killer, spawn, stop_group
 
 START_SECONDS = 120
+SLOT_TOKENS = 2048  # of one request and its answer
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def _serve(gguf: str, port_file: str, slots: int) -> None:
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
     parameters.n_parallel = slots
-    parameters.n_ctx = 2048 * slots
+    parameters.n_ctx = SLOT_TOKENS * slots
     server = xllamacpp.Server(parameters)
     from pipelines.files import write_json
 

@@ -6,7 +6,7 @@ In a process of its own: `python -m pipelines.retrieval.embedding FOLDER TEXTS.j
 # ruff: noqa: TID253
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,19 @@ class Embedder:
         self._longest = min(MOST_TOKENS, self._tokenizer.model_max_length, window)
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
-        tokens = self._tokenizer(list(texts), truncation=True, max_length=self._longest).input_ids
-        order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
-        vectors: list[Any] = [None] * len(tokens)
+        vectors = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
+        held = [place for place, text in enumerate(texts) if text.strip()]
+        if not held:
+            return vectors
+        found = self._tokenizer([texts[place] for place in held], truncation=True, max_length=self._longest).input_ids
+        tokens = {place: ids for place, ids in zip(held, found, strict=True) if ids}
         done = 0
-        for batch in _batches(order, [len(one) for one in tokens]):
-            for place, vector in zip(batch, self._embed([tokens[place] for place in batch]), strict=True):
-                vectors[place] = vector if texts[place].strip() else np.zeros_like(vector)
+        for batch in _batches(sorted(tokens, key=lambda place: len(tokens[place])), tokens):
+            vectors[batch] = self._embed([tokens[place] for place in batch])
             if (done + len(batch)) // TOLD_EVERY > done // TOLD_EVERY:
                 self._say(f"retrieval: {done + len(batch)} of {len(tokens)} texts have their embeddings")
             done += len(batch)
-        return np.array(vectors, dtype=np.float32) if vectors else np.zeros((0, 1), dtype=np.float32)
+        return vectors
 
     def _embed(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         longest = max(map(len, tokens))
@@ -85,11 +87,11 @@ def _pools_first(folder: Path) -> bool:
     )
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+def _batches(order: Sequence[int], tokens: Mapping[int, Sequence[int]]) -> list[list[int]]:
     """Places in batches of at most BATCH_TOKENS padded tokens; `order`: by length."""
     found: list[list[int]] = []
     for place in order:
-        if found and lengths[place] * (len(found[-1]) + 1) <= BATCH_TOKENS:
+        if found and len(tokens[place]) * (len(found[-1]) + 1) <= BATCH_TOKENS:
             found[-1].append(place)
         else:
             found.append([place])

@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 def model_folder(data: DataRoot, embeddings: Embeddings) -> Path:
     if embeddings.path:
         return embeddings.placed(embeddings.path)
-    return data.root / "embeddings" / str(embeddings.wheel).replace("==", "-")
+    return data.models / ".embeddings" / str(embeddings.wheel).replace("==", "-")
 
 
 def identity(data: DataRoot, embeddings: Embeddings | None) -> str | None:

@@ -25,6 +25,11 @@ def inert(text: str, marks: Iterable[str] = ()) -> str:
     return text
 
 
+def holds_common_mark(text: str) -> bool:
+    """Whether a mark of a common chat template stands in `text`."""
+    return _MARK.search(text) is not None
+
+
 def holds_mark(text: str, marks: Iterable[str]) -> bool:
     """Whether a special token stands in `text`."""
     return any(len(mark) > 1 and mark in text for mark in marks)

@@ -10,7 +10,7 @@ LLM_CALLS = Table(
             text("key", "Hash of all that decides the answer; a request whose answer is held is not sent again."),
             text("provider", "Name of the provider in experiments.yaml."),
             text("model", "Model that was asked, as the provider names it."),
-            text("purpose", "What it was asked for: generate, judge, pair or teacher."),
+            text("purpose", "What it was asked for: generate, judge, pair, teacher or rewrite."),
             text("topic", "Topic that the record was to be about."),
             text("language", "Language of the answer asked for, such as en or ko."),
         ),

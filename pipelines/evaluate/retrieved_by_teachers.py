@@ -1,0 +1,185 @@
+"""What providers are asked where something is looked up first: made once, kept in the lake, and read by all who show the answers.
+
+A provider's window and tokenizer are not known here, so that what it is shown is bounded by a guess that is never too small.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipelines.evaluate.retrieved import Item, Library, document_items, last_question, train_items, with_context
+from pipelines.experiments import Teacher
+from pipelines.files import announce, read_json, stable_hash, write_json
+from pipelines.generate.answers import text_of
+from pipelines.generate.journal import Journal, Request
+from pipelines.generate.server import SLOT_TOKENS
+from pipelines.project import Resolved
+from pipelines.provider_settings import Provider
+from pipelines.recipe import looked_up
+from pipelines.retrieval import embedding_model, rewrites, sources
+from pipelines.retrieval.inert import holds_common_mark, inert
+from pipelines.retrieval.ranking import Embed
+from pipelines.retrieval_settings import Retrieval
+from pipelines.train.conversations import conversation, spoken, with_shots
+
+Record = dict[str, Any]
+Messages = list[dict[str, str]]
+MOST_TOKENS = 16_000  # of a prompt to an API
+CHARS_PER_TOKEN = 3  # of ASCII; another character counts as one token for each of its bytes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a provider is asked about one record, and how much of it was looked up."""
+
+    messages: Messages
+    retrieved: int | None = None
+
+
+def rewriting(resolved: Resolved, teacher: Teacher, records: Sequence[Record]) -> list[Request]:
+    """The requests for other wordings of the records' questions; [] where nothing is reworded."""
+    if not (teacher.retrieval and teacher.retrieval.rewrites):
+        return []
+    provider = resolved.experiments.provider(teacher.provider)
+    return [
+        Request(
+            provider=teacher.provider,
+            model=provider.model,
+            messages=[{"role": "user", "content": rewrites.prompt(last_question(record))}],
+            parameters={"max_tokens": rewrites.MAX_TOKENS, **provider.parameters},
+            schema={},
+            purpose="rewrite",
+            language=record["language"],
+        )
+        for record in records
+    ]
+
+
+def prepared(
+    resolved: Resolved, journal: Journal | None, teacher: Teacher, records: Sequence[Record]
+) -> dict[str, Asked]:
+    """What was looked up for the records before, by their ids; of those that are missing nothing was, or their wordings are not
+    known yet."""
+    assert teacher.retrieval
+    kept = read_json(_file(resolved, teacher)) or {}
+    queries = _queries(resolved, journal, teacher, records)
+    found = {
+        name: kept.get(_key(record, queries[name])) for record in records if (name := record["example_id"]) in queries
+    }
+    return {name: Asked(one["messages"], len(one["retrieved"])) for name, one in found.items() if one}
+
+
+def prepare(resolved: Resolved, journal: Journal, teacher: Teacher, records: Sequence[Record]) -> None:
+    """Look up what is missing, as far as the wordings are known, and keep it.
+
+    Raises:
+        UnavailableError: the documents or the embedding model are not to be had.
+        UsageError: the documents hold no text.
+        WorkError: the lake cannot be written.
+    """
+    retrieval = teacher.retrieval
+    assert retrieval
+    queries, known = _queries(resolved, journal, teacher, records), prepared(resolved, journal, teacher, records)
+    missing = [one for one in records if one["example_id"] in queries and one["example_id"] not in known]
+    if not missing:
+        return
+    library = Library(_items(resolved, retrieval), _recipe(resolved, retrieval), _embed(resolved, retrieval), announce)
+    provider = resolved.experiments.provider(teacher.provider)
+    room = _room(provider, resolved.project.settings.evaluation.max_new_tokens)
+    found = library.find(missing, [queries[one["example_id"]] for one in missing])
+    file = _file(resolved, teacher)
+    kept = read_json(file) or {}
+    for record, items in zip(missing, found, strict=True):
+        kept[_key(record, queries[record["example_id"]])] = _fitting(record, items, retrieval, room)
+    write_json(file, kept)
+
+
+def _recipe(resolved: Resolved, retrieval: Retrieval) -> dict[str, Any]:
+    return looked_up(retrieval) | sources.contents(resolved.data, resolved.experiments, retrieval)
+
+
+def _file(resolved: Resolved, teacher: Teacher) -> Path:
+    """Another one for another recipe, other train records, another window."""
+    retrieval = teacher.retrieval
+    assert retrieval
+    train = None if retrieval.documents else resolved.selected.data_fingerprint
+    provider = resolved.experiments.provider(teacher.provider)
+    room = _room(provider, resolved.project.settings.evaluation.max_new_tokens)
+    return resolved.data.lake / "retrieval" / f"{stable_hash([_recipe(resolved, retrieval), train, room])}.json"
+
+
+def _key(record: Record, queries: Sequence[str]) -> str:
+    turns = [[turn["role"], turn["content"]] for turn in conversation(record)]
+    return stable_hash([record["example_id"], turns, list(queries)])
+
+
+def _queries(
+    resolved: Resolved, journal: Journal | None, teacher: Teacher, records: Sequence[Record]
+) -> dict[str, list[str]]:
+    """What each record is looked up by; without those whose wordings the journal lacks."""
+    asked = {one["example_id"]: [last_question(one)] for one in records}
+    for record, request in zip(records, rewriting(resolved, teacher, records), strict=False):
+        said = said_to(journal, request)
+        if said is None:
+            del asked[record["example_id"]]
+        else:
+            asked[record["example_id"]] = rewrites.wordings(last_question(record), said)
+    return asked
+
+
+def said_to(journal: Journal | None, request: Request) -> str | None:
+    """The text that the journal holds as the answer; None where there is none."""
+    held = journal.row(request.key) if journal else None
+    if held is None or held["status"] != "answered":
+        return None
+    try:
+        return text_of(held["response"])
+    except ValueError:  # a refusal: the question alone is looked up
+        return ""
+
+
+def _items(resolved: Resolved, retrieval: Retrieval) -> list[Item]:
+    if not retrieval.documents:
+        return train_items(resolved.selected.train)
+    told = {"documents": retrieval.documents, "folder": str(retrieval.folder)}
+    return document_items(told, size=retrieval.passage_chars, expected=None)
+
+
+def _embed(resolved: Resolved, retrieval: Retrieval) -> Embed | None:
+    if not retrieval.embeds:
+        return None
+    folder = embedding_model.fetch(resolved.data, resolved.experiments.embeddings)
+    return partial(embedding_model.embed_apart, folder)
+
+
+def _room(provider: Provider, answer_tokens: int) -> int:
+    """Tokens that a prompt may have."""
+    return (SLOT_TOKENS if provider.kind == "local" else MOST_TOKENS) - answer_tokens
+
+
+def _fitting(record: Record, items: Sequence[Item], retrieval: Retrieval, room: int) -> dict[str, Any]:
+    """The best items that fit, as messages; what fits the question worst is left out first."""
+    usable = [item for item in items if not (item.record and holds_common_mark(item.text))][: retrieval.k]
+    for count in range(len(usable), 0, -1):
+        messages = _messages(record, usable[:count])
+        if _tokens(messages) <= room:
+            return {"messages": messages, "retrieved": [item.name for item in usable[:count]]}
+    return {"messages": _messages(record, ()), "retrieved": []}
+
+
+def _messages(record: Record, items: Sequence[Item]) -> Messages:
+    shots = [item.record for item in reversed(items) if item.record]
+    context = [inert(item.text) for item in items if item.record is None]
+    asked = with_shots(conversation(with_context(record, context))[:-1], shots)
+    return spoken(asked)
+
+
+def _tokens(messages: Sequence[Mapping[str, str]]) -> int:
+    """At least as many as a tokenizer makes of them, but for texts that are mostly digits and signs."""
+    total = 0
+    for message in messages:
+        letters = sum(character.isascii() for character in message["content"])
+        total += letters // CHARS_PER_TOKEN + len(message["content"].encode()) - letters + 8
+    return total

@@ -1,0 +1,101 @@
+"""Asking the teachers: other wordings first where one looks things up by them, then the looking up, then their answers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import IO, Any
+
+from pipelines import weights
+from pipelines.errors import UnavailableError, UsageError
+from pipelines.evaluate import teacher
+from pipelines.evaluate.retrieved_by_teachers import prepare, rewriting
+from pipelines.experiments import Teacher
+from pipelines.generate.generate import ProviderResult, Session, outcome, serve_and_ask
+from pipelines.generate.journal import Journal, Request
+from pipelines.generate.judge import ask_enabled
+from pipelines.generate.send import Tally
+from pipelines.project import Project, Resolved
+
+Row = dict[str, Any]
+
+
+def local_teachers(project: Project) -> list[str]:
+    """The teachers' providers that are servers of our own."""
+    named = dict.fromkeys(one.provider for one in project.experiments.judging.teachers)
+    return [name for name in named if project.experiments.provider(name).kind == "local"]
+
+
+def ask_teachers(
+    run: Session, resolved: Resolved, records: Sequence[Row], device: IO[str] | None
+) -> dict[str, ProviderResult]:
+    """Ask all teachers about the records. `device`: the device's lock, which a server of our own needs."""
+    teachers, own = resolved.experiments.judging.teachers, teacher.askable(records)
+    reworded = _by_provider((one, rewriting(resolved, one, own)) for one in teachers)
+    results = send(run, {name: asked for name, asked in reworded.items() if asked}, "rewrites", device)
+    because: dict[str, str] = {}
+    for one in teachers:
+        try:
+            if one.retrieval:
+                prepare(resolved, run.journal, one, own)
+        except (UnavailableError, UsageError) as error:
+            because[one.provider] = f"{one.method}: {error}"
+    found = send(run, _by_provider(_known(resolved, run.journal, records)), "teacher", device)
+    for name, why in because.items():
+        result = found[f"{name} (teacher)"]
+        found[f"{name} (teacher)"] = replace(result, stopped=result.stopped or why)
+    return results | found
+
+
+def known_requests(resolved: Resolved, journal: Journal | None, records: Sequence[Row]) -> dict[str, list[Request]]:
+    """By provider, what its teachers are asked as far as that is known: other wordings always, a question behind what is looked up
+    once that was."""
+    own = teacher.askable(records)
+    reworded = ((one, rewriting(resolved, one, own)) for one in resolved.experiments.judging.teachers)
+    return _by_provider([*reworded, *_known(resolved, journal, records)])
+
+
+def all_requests(resolved: Resolved, journal: Journal, records: Sequence[Row]) -> list[Request] | None:
+    """All that the teachers are asked; None where it is not known yet what is looked up for a question."""
+    own = teacher.askable(records)
+    found: list[Request] = []
+    for one, asked in _known(resolved, journal, records):
+        if len(asked) < len(own):
+            return None
+        found += [*rewriting(resolved, one, own), *asked]
+    return found
+
+
+def _known(
+    resolved: Resolved, journal: Journal | None, records: Sequence[Row]
+) -> Iterable[tuple[Teacher, list[Request]]]:
+    for one in resolved.experiments.judging.teachers:
+        yield one, [request for _, request, _ in teacher.requests(resolved, journal, one, records)]
+
+
+def _by_provider(asked: Iterable[tuple[Teacher, list[Request]]]) -> dict[str, list[Request]]:
+    """The requests of all teachers of one provider together, each once."""
+    found: dict[str, dict[str, Request]] = {}
+    for one, requests in asked:
+        found.setdefault(one.provider, {}).update({request.key: request for request in requests})
+    return {name: list(requests.values()) for name, requests in found.items()}
+
+
+def send(
+    run: Session, wanted: Mapping[str, list[Request]], role: str, device: IO[str] | None = None
+) -> dict[str, ProviderResult]:
+    """What each provider is asked as `role`. Servers of our own, which need the device, one after the other after the APIs."""
+    held = {name: run.journal.answered_among(requests) for name, requests in wanted.items()}
+    local = {name for name in wanted if run.experiments.provider(name).kind == "local"}
+    tallies = ask_enabled(run, {name: asked for name, asked in wanted.items() if name not in local}, role)
+    tallies |= {name: _ask_locally(run, name, wanted[name], device) for name in wanted if name in local}
+    return {f"{name} ({role})": outcome(run, name, wanted[name], held[name], tallies[name]) for name in wanted}
+
+
+def _ask_locally(run: Session, name: str, wanted: list[Request], device: IO[str] | None) -> Tally:
+    pending = run.journal.to_send(wanted)
+    if not pending or device is None:
+        return Tally(total=len(pending))
+    try:
+        weights.fetch(run.data, run.experiments, run.experiments.provider(name).model)
+        return serve_and_ask(run, name, pending, device)
+    except (UnavailableError, UsageError) as error:
+        return Tally(total=len(pending), stopped=str(error))
