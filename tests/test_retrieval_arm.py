@@ -11,16 +11,19 @@ from pydantic import ValidationError
 from pipelines.clean.select import Selected
 from pipelines.compare.answers import with_judgements
 from pipelines.compare.table import comparison_rows
+from pipelines.errors import InUseError, UsageError
 from pipelines.evaluate import answers
 from pipelines.evaluate.cell import base_method, evaluate, evaluated_by
+from pipelines.evaluate.retrieved import document_items
 from pipelines.experiments import EvaluationSettings, Judging, Method, load
-from pipelines.files import read_json, read_jsonl, write_json
+from pipelines.files import locked, read_json, read_jsonl, write_json
 from pipelines.generate.generate import GenerationResult
+from pipelines.generate.send import Tally
 from pipelines.nightly.due import due_cells
 from pipelines.paths import PROJECT
 from pipelines.retrieval.embedding_model import NOT_CONFIGURED
 from pipelines.retrieval_settings import Embeddings
-from pipelines.runs import cells
+from pipelines.runs import cells, devices
 from pipelines.runs.cells import Evaluation
 from pipelines.runs.run import Watch
 from pipelines.train.conversations import question
@@ -129,10 +132,13 @@ def test_other_documents_make_the_arm_stale_and_nothing_else(project: TinyProjec
     assert [due.method for due in due_cells(project.resolved())] == ["a-docs"]
     attempt = cells.latest(project.data, project.key("a-docs"))
     assert attempt and project.resolved().changed(attempt) == ["recipe"]
-    evaluation, _ = evaluate(project.resolved(), project.key("a-docs"), watch=QUIET, force=True)
-    assert evaluation.result.status == "failed" and "documents changed" in (evaluation.result.detail or "")
-    assert trained(project, "a-docs").status == "ok" and measured(project, "a-docs").ok
-    assert not due_cells(project.resolved())
+    told = {"documents": ["docs/*.md"], "folder": str(project.experiments.parent)}
+    then = attempt.spec.recipe["retrieval"]["documents"]
+    with pytest.raises(ValueError, match="the documents changed while the cell waited"):
+        document_items(told, size=800, expected=then)
+    (docs / "a.md").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match="hold no text to look up"):
+        document_items(told, size=800, expected=then)
 
 
 def test_documents_that_are_gone_make_the_arm_unavailable_and_leave_the_table(project: TinyProject) -> None:
@@ -219,6 +225,27 @@ def test_what_cannot_be_looked_up_costs_its_own_row_alone(asking: tuple[TinyProj
     assert not result.complete and "no such file" in result.stopped["claude (teacher)"]
     rows = {row["method"]: row["status"] for row in with_judgements(project.resolved(), [])}
     assert rows["teacher+bm25"] == "ok" and rows["teacher+bm25-documents"] == "unavailable"
+
+
+def test_a_server_of_our_own_may_teach_and_holds_the_device_meanwhile(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[tuple[str, int, bool]] = []
+
+    def serve(_run: Any, name: str, pending: list[Any], device: Any) -> Tally:
+        served.append((name, len(pending), device is not None))
+        return Tally(total=len(pending))
+
+    monkeypatch.setattr(answers, "serve_and_ask", serve)
+    monkeypatch.setattr(answers.weights, "fetch", lambda *_: None)
+    project.change(judging={"teachers": ["local", {"provider": "local", "retrieval": {"from": "train", "k": 1}}]})
+    result = answers.ask(project.resolved())
+    assert served == [("local", 10, True)], "one server for all its rows"
+    assert not result.complete and result.providers["local (teacher)"].missing == 10
+    rows = {row["method"]: row for row in with_judgements(project.resolved(), [])}
+    assert [rows[name]["status"] for name in ("teacher", "teacher+bm25")] == ["unavailable"] * 2
+    with locked(devices.locks_of()[0], "somebody"), pytest.raises(InUseError):
+        answers.ask(project.resolved(), wait=False)
 
 
 def test_two_teachers_that_would_be_one_row_are_refused() -> None:

@@ -37,7 +37,7 @@ class Bm25:
         if self._index is None or not asked:
             return []
         scores = self._index.get_scores(asked)
-        return [self._places[at] for at in _best_first(scores) if scores[at] > 0]
+        return [self._places[at] for at in _best_first(scores)[: np.count_nonzero(scores > 0)]]
 
 
 class Dense:

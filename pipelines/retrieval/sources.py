@@ -71,5 +71,6 @@ def told(
     if retrieval.documents:
         found |= {"documents": list(retrieval.documents), "folder": str(retrieval.folder.absolute())}
     if retrieval.embeds and experiments.embeddings:
-        found["embeddings"] = str(embedding_model.model_folder(data, experiments.embeddings).absolute())
+        folder = embedding_model.model_folder(data, experiments.embeddings).absolute()
+        found["embeddings"] = str(folder.relative_to(data.root) if folder.is_relative_to(data.root) else folder)
     return {"retrieval": found}
