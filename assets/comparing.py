@@ -183,12 +183,10 @@ def every_cell_and_attempt_is_published(context: dg.AssetCheckExecutionContext) 
     profile = project.settings
     configured = sorted((model, method) for model in profile.models for method in profile.methods)
     known = {attempt.run_id for attempt in all_attempts(project.data)}
+    of_cells = "method <> ? AND NOT starts_with(method, ?)"
     with connect(project.data) as db:
-        cells = sorted(
-            db.execute(
-                "SELECT model, method FROM comparison WHERE NOT starts_with(run_id, ?)", [f"{TEACHER}-"]
-            ).fetchall()
-        )
+        found = db.execute(f"SELECT model, method FROM comparison WHERE {of_cells}", [TEACHER, f"{TEACHER}+"])
+        cells = sorted(found.fetchall())
         runs = [run for (run,) in db.execute("SELECT run_id FROM training_runs").fetchall()]
     later = known - set(runs)  # those made since are published next
     return dg.AssetCheckResult(

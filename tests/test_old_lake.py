@@ -112,7 +112,9 @@ def _alike(name: str, old: Any, new: Any, row: Row) -> bool:
         return True
     if name in OF_SPEED and row.get("speed_disturbed"):
         return new is None or name == "ratios_because"
-    if name == "p50_latency_ms" and row.get("method") == "teacher":  # the journal always held it, and its row shows it now
+    if (
+        name == "p50_latency_ms" and row.get("method") == "teacher"
+    ):  # the journal always held it, and its row shows it now
         return old is None and new > 0
     if said_now or old is None or new is None:
         return (old is None) == (new is None)

@@ -254,6 +254,15 @@ def test_a_circle_of_links_ends_and_a_huge_file_is_refused(tmp_path: Path, monke
     assert [one.text for one in documents.passages(["**/a.txt"], tmp_path, 800)] == ["found"]
     with pytest.raises(UsageError, match="no such file"):
         documents.passages(["self.txt"], tmp_path, 800)
+    (tmp_path / "out.txt").write_text("a secret", encoding="utf-8")
+    (tmp_path / "sub" / "link.txt").symlink_to(tmp_path / "out.txt")
+    with pytest.raises(UsageError, match="a link that leads out"):
+        documents.passages(["sub/*.txt"], tmp_path, 800)
+    assert documents.passages(["sub/link.txt"], tmp_path, 800)[0].text == "a secret", "named by itself"
+    odd = tmp_path / "[a]"
+    odd.mkdir()
+    (odd / "x.md").write_text("odd", encoding="utf-8")
+    assert [one.text for one in documents.passages(["*.md"], odd, 800)] == ["odd"]
     monkeypatch.setattr(documents, "MOST_BYTES", 3)
     with pytest.raises(UsageError, match="at most 0 MB"):
         documents.files_of(["sub/a.txt"], tmp_path)

@@ -1,7 +1,9 @@
 """A user's documents as passages: text, Markdown and JSONL files, cut at ends of paragraphs, else of lines, sentences, words."""
 
+import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,17 +35,23 @@ def files_of(patterns: Sequence[str], folder: Path) -> list[Path]:
     """The files that paths and globs name, each once; a relative one lies in `folder`.
 
     Raises:
-        UsageError: a pattern that names nothing, a folder, something that is no regular file, a file of another kind, or more than
-            can be read.
+        UsageError: a pattern that names nothing, a folder, something that is no regular file, a file of another kind, by a glob a
+            link that leads out of its folder, or more than can be read.
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
-        anywhere = folder / Path(pattern).expanduser()
-        paths = sorted(globbing.files_of(str(anywhere), announce)) or [anywhere]
+        own = os.path.expanduser(pattern)
+        anywhere = os.path.join(glob.escape(str(folder)), own)
+        paths = sorted(globbing.files_of(anywhere, announce)) or [folder / own]
         for path in paths:
             if path.is_dir() and len(paths) > 1:
                 continue
             _require_document(path)
+            if glob.has_magic(own) and (out := globbing.leads_out(anywhere, path)) is not None:
+                raise UsageError(
+                    f"{path}: is a link that leads out of {out} to {path.resolve()}; where that file is meant, name it by itself, "
+                    "without * in its path (retrieval.documents)."
+                )
             found.setdefault(path.resolve(), path)
     size = sum(path.stat().st_size for path in found)
     if size > MOST_BYTES:
