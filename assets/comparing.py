@@ -22,7 +22,7 @@ from pipelines.compare.history import history_rows
 from pipelines.compare.show import SHOWN, pick_answer
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import InUseError
-from pipelines.evaluate.teacher import METHOD as TEACHER
+from pipelines.experiments import TEACHER
 from pipelines.project import Project
 from pipelines.runs import devices
 from pipelines.runs.cells import all_attempts
