@@ -12,7 +12,7 @@ from pipelines.clean.select import Selected
 from pipelines.compare.answers import with_judgements
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import InUseError, UsageError
-from pipelines.evaluate import answers
+from pipelines.evaluate import answers, teaching
 from pipelines.evaluate.cell import base_method, evaluate, evaluated_by
 from pipelines.evaluate.retrieved import document_items
 from pipelines.experiments import EvaluationSettings, Judging, Method, load
@@ -236,8 +236,8 @@ def test_a_server_of_our_own_may_teach_and_holds_the_device_meanwhile(
         served.append((name, len(pending), device is not None))
         return Tally(total=len(pending))
 
-    monkeypatch.setattr(answers, "serve_and_ask", serve)
-    monkeypatch.setattr(answers.weights, "fetch", lambda *_: None)
+    monkeypatch.setattr(teaching, "serve_and_ask", serve)
+    monkeypatch.setattr(teaching.weights, "fetch", lambda *_: None)
     project.change(judging={"teachers": ["local", {"provider": "local", "retrieval": {"from": "train", "k": 1}}]})
     result = answers.ask(project.resolved())
     assert served == [("local", 10, True)], "one server for all its rows"
