@@ -31,7 +31,9 @@ TABLE_OF = {"training": TRAINING_RUNS, "evaluation": TRAINING_RUNS, "export": QU
 # Measured for who reads a run's result.json, or for another command; no table has a column of that name
 NO_COLUMN: dict[Source, set[str]] = {
     "training": {"training_data", "validation_examples"},
-    "evaluation": {"answer_seconds", "evaluation_load_seconds", "latency_answers", "loss_seconds", "serving_seconds"},
+    "evaluation": {
+        "answer_seconds", "benchmark_parts", "evaluation_load_seconds", "latency_answers", "loss_seconds", "serving_seconds",
+    },
     "export": {
         "adapter_bits_per_byte", "merged_bits_per_byte", "merged_into_original_bits_per_byte", "largest_difference_nats",
         "merge_seconds", "gguf_…_seconds", "template_arguments",
