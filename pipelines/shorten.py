@@ -40,6 +40,7 @@ DIGITS = 6  # of a distance: other processors add in another order, and must cho
 # Of the checked logits, in shares of the largest
 TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-2  # in float32, in a shorter format
 PROBE_TOKENS = 24
+WHOLE = ".whole"
 INDEX = "model.safetensors.index.json"
 SOURCE = "angular distance (arXiv 2403.17887)"
 
@@ -73,27 +74,43 @@ def shorten(asked: Asked) -> None:
     """
     config = read_json(asked.parent / "config.json") or {}
     layers = shortened.layers_of(config)
-    dropped = shortened.dropped_from(layers, asked.drop)
+    shortened.dropped_from(layers, asked.drop)
+    found = _found(asked)  # the whole model is gone by then
+    weights = asked.folder / WHOLE if (asked.folder / WHOLE).exists() else asked.parent
+    left = [layer for layer in range(layers) if layer not in found.dropped]
+    _copy_small_files(asked.parent, asked.folder)
+    write_json(asked.folder / "config.json", shortened.without(_whole(asked.parent, config), found.dropped))
+    write_weights(weights, asked.folder, found.stack, left)
+    shutil.rmtree(asked.folder / WHOLE, ignore_errors=True)
+    _require_same(asked.folder, found.probe, found.logits)
+    write_json(asked.folder / shortened.RECORD, _record(asked.parent, layers, left) | found.why)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the whole model says: which layers go and `why`, the name of its blocks, and its logits for `probe` without those."""
+
+    dropped: list[int]
+    why: Json
+    stack: str
+    probe: torch.Tensor
+    logits: torch.Tensor
+
+
+def _found(asked: Asked) -> Found:
+    """Ask the whole model; where its weights are in PyTorch's own format, they are in the folder WHOLE afterwards."""
     model = _loaded(asked.parent)
     stack = stack_of(model)
-    why: Json = {"by": "named in drop_layers"}
     if isinstance(asked.drop, int):
         why = _nearest(model, stack, asked)
         dropped = list(range(why["first"], why["first"] + asked.drop))
+    else:
+        why, dropped = {"by": "named in drop_layers"}, list(asked.drop)
     probe = _probe(model)
-    expected = logits_without(model, stack, dropped, probe)
-    weights = asked.parent
-    if not list(asked.parent.glob("*.safetensors")):  # PyTorch's own format
-        weights = asked.folder / ".whole"
-        model.save_pretrained(weights)
-    del model
-    _copy_small_files(asked.parent, asked.folder)
-    write_json(asked.folder / "config.json", shortened.without(_whole(asked.parent, config), dropped))
-    left = [layer for layer in range(layers) if layer not in dropped]
-    write_weights(weights, asked.folder, stack.name, left)
-    shutil.rmtree(asked.folder / ".whole", ignore_errors=True)
-    _require_same(asked.folder, probe, expected)
-    write_json(asked.folder / shortened.RECORD, _record(asked.parent, layers, left) | why)
+    logits = logits_without(model, stack, dropped, probe)
+    if not list(asked.parent.glob("*.safetensors")):
+        model.save_pretrained(asked.folder / WHOLE)
+    return Found(dropped, why, stack.name, probe, logits)
 
 
 def _record(parent: Path, layers: int, left: Sequence[int]) -> Json:
@@ -160,6 +177,8 @@ def _texts(chosen: Selected, form: PromptFormat, limit: int) -> Iterator[list[in
         try:
             examples = form.tokenize(record)
         except Unshown:
+            continue
+        if not examples:
             continue
         learned = [place for place, label in enumerate(examples[-1].labels) if label >= 0]
         yield examples[-1].input_ids[: learned[-1] if learned else None][:limit]

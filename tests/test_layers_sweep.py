@@ -145,7 +145,7 @@ def test_the_reports_part_has_a_line_for_each_method(planted_lake: Lake) -> None
 
 @pytest.mark.slow
 def test_shortened_models_are_healed_compared_and_exported(
-    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean_for(project)
     project.change(models={MODEL: {"source": {"path": str(deep(tmp_path / "whole"))}}})
@@ -157,13 +157,18 @@ def test_shortened_models_are_healed_compared_and_exported(
         (drop, 6 - drop, method, "ok") for drop in (0, 2) for method in ("base", "full", "lora-r8", "qlora-r8")
     ]
     assert {one["dropped_layers"] is None for one in rows[:4]} == {True} and rows[4]["dropped_layers"]
-    assert rows[5]["delta_base"] is not None and rows[4]["total_params"] < rows[0]["total_params"]
+    assert (
+        rows[5]["base_bits_per_byte"] == rows[4]["eval_bits_per_byte"]
+        and rows[4]["total_params"] < rows[0]["total_params"]
+    )
     assert "nf4" in sweeping.table(rows, swept, "markdown")
     path = sweeping.write_picture(rows, swept)
     assert path and path.name == f"layers-{MODEL}.png" and path.read_bytes().startswith(b"\x89PNG")
-    again: list[str] = []
-    assert sweeping.run_sweep(swept, on_tick=lambda _: None, tell=again.append) == rows
-    assert all(line.endswith("(current, reused)") for line in again) and len(again) == 8
+    capsys.readouterr()
+    assert cli.main(["sweep", MODEL, "--layers", "0,2", "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("(current, reused)") == 8 and f"layers-{MODEL}.png" in err
+    assert out.splitlines()[-8:][4].startswith(f"2,4,{rows[4]['dropped_layers']},base,none,ok,")
 
     resolved = swept.project.resolve()
     made = export(resolved, CellKey(f"{MODEL}-drop2", "lora-r8", 1), Wanted(output=tmp_path / "out"), watch=quiet)
