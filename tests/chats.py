@@ -15,6 +15,8 @@ METHODS = {
     "lora-r4": {"kind": "lora", "rank": 4},
     "few-shot": {"kind": "none", "shots": 2},
     "bm25": {"kind": "none", "retrieval": {"from": "train", "by": "bm25", "k": 2}},
+    "prompt-tuning": {"kind": "adapter", "peft": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}},
+    "prefix-tuning": {"kind": "adapter", "peft": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}},
     "pissa": {"kind": "adapter", "peft": {"peft_type": "LORA", "r": 4, "init_lora_weights": "pissa"}},
 }
 
@@ -36,20 +38,11 @@ def with_adapter(attempt: Attempt, *, seed: int) -> Attempt:
 
     from pipelines.train import loading
 
-    recipe = {
-        **attempt.spec.recipe,
-        "kind": "lora",
-        "rank": 4,
-        "alpha": 32,
-        "dropout": 0,
-        "rslora": False,
-        "dora": False,
-    }
-    adapted = loading.add_adapter(tiny_model("llama"), {**recipe, "targets": TARGETS["llama"]})
+    adapted = loading.add_adapter(tiny_model("llama"), {**attempt.spec.recipe, "dropout": 0})
     torch.manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if ".lora_" in name:
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
     adapted.save_pretrained(str(attempt.model_folder))
     return attempt

@@ -42,7 +42,7 @@ def chat(project: Project, wanted: Wanted) -> int:
 
         if wanted.format != "text":
             raise UsageError("--format json prints answers in the terminal: leave out --page, or --format")
-        return serve(project, wanted.cells, settings, wanted.port)
+        return serve(project, wanted.cells, settings, wanted.port, beside=wanted.beside)
     members = Roster(project).named(wanted.cells)
     terminal = Terminal(Engine(project), Conversation(members, settings), format=wanted.format)
     if wanted.beside:

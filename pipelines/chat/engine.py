@@ -105,15 +105,15 @@ class Engine:
                     self._needed |= _predicted_bytes(self._project, conversation.members)
                 yield Event(slot, "loading", "loading the model")
             child = self._child_for(member)
+            asked = {
+                "member": _as_told(self._project, member),
+                "messages": conversation.asked(member, prompt),
+                "limit": settings.max_new_tokens,
+                "temperature": settings.temperature,
+            }
         except (WorkError, UsageError, OSError) as error:
-            yield Event(slot, "error", f"cannot begin the process that answers: {error}")
+            yield Event(slot, "error", f"cannot begin to answer: {error}")
             return
-        asked = {
-            "member": _as_told(self._project, member),
-            "messages": conversation.asked(member, prompt),
-            "limit": settings.max_new_tokens,
-            "temperature": settings.temperature,
-        }
         for told in child.answer(asked, stop):
             if told["event"] == "text":
                 yield Event(slot, "text", told["text"])

@@ -39,8 +39,8 @@ GRACE_SECONDS = 2
 Json = dict[str, Any]
 
 
-def serve(project: Project, names: Sequence[str], settings: Settings, port: int) -> int:
-    """Serve the page until Ctrl-C; returns the exit code.
+def serve(project: Project, names: Sequence[str], settings: Settings, port: int, *, beside: bool = False) -> int:
+    """Serve the page until Ctrl-C; returns the exit code. `beside`: answer also while a measurement runs.
 
     Raises:
         UsageError: the port is taken, or a name is no cell that can answer.
@@ -48,7 +48,7 @@ def serve(project: Project, names: Sequence[str], settings: Settings, port: int)
     chosen = Roster(project).named(names)
     with _bound(port) as listening:
         port = listening.getsockname()[1]
-        page = Page(project, Engine(project), chosen, settings)
+        page = Page(project, Engine(project), chosen, settings, beside)
         server = uvicorn.Server(
             uvicorn.Config(
                 application(page, port),
@@ -94,6 +94,7 @@ class Page:
     engine: Engine
     chosen: Sequence[Member]
     settings: Settings
+    beside: bool = False
     opened: Opened = field(default_factory=Opened)
     waiting: int = 0
     # The child dies with the thread that began it, so it is one thread for as long as the server lives
@@ -298,6 +299,8 @@ async def _events(page: Page, opened: Open, request: Request) -> AsyncIterator[s
         loop.call_soon_threadsafe(events.put_nowait, event)
 
     page.under_way[opened.id] = flags
+    if page.beside:
+        flags[1].set()
     waits = page.waiting > 0
     page.waiting += 1
     work = page.thread.submit(_answer, page, opened, flags, put)
