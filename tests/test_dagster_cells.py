@@ -18,11 +18,11 @@ from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionResolvedStatus as Status
 from dagster._core.storage.asset_check_state import AssetCheckState, bulk_update_asset_check_state
 
-from assets.checks import CELL_IS_OK, cell_is_ok, evaluation_is_ok
+from assets.checks import CELL_IS_OK, EVALUATION_IS_OK, cell_is_ok, evaluation_is_ok
 from assets.definitions import defs
 from assets.instance import homeless
 from assets.launchpad import NO_CAP, CellConfig, Spending, seen_by
-from assets.picked import is_of_everything, not_run_because
+from assets.picked import NOTHING, is_of_everything, not_run_because
 from assets.project import CELLS, partition_of, shown_names, shown_profiles
 from assets.tags import BACKFILL, SEEN
 from pipelines.errors import UsageError
@@ -35,6 +35,7 @@ from tests.project import MODEL, TinyProject
 TRIED_ON = "1.13.27"  # of the calls below that are not public
 TRAINED = dg.AssetKey("trained_model")
 NUMBERS = itertools.count()
+CELL_CHECK = AssetCheckKey(TRAINED, CELL_IS_OK)
 
 
 @pytest.fixture
@@ -167,9 +168,8 @@ def test_a_check_has_numbers_also_where_it_has_passed(lake: Lake) -> None:
     )
 
 
-def _state(instance: dg.DagsterInstance) -> dict[str, Status]:
+def _state(instance: dg.DagsterInstance, key: AssetCheckKey = CELL_CHECK) -> dict[str, Status]:
     """The status of each partition's check, as the UI's grid has it."""
-    key = AssetCheckKey(TRAINED, CELL_IS_OK)
     found = bulk_update_asset_check_state(instance, [(key, CELLS)], {key: AssetCheckState.empty()})[key]
     return {
         partition: status
@@ -198,6 +198,22 @@ def test_a_cells_bad_end_is_not_hidden_by_anothers_good_one_nor_by_results_from_
         str(partition_of(MODEL, "full")): Status.FAILED,
         str(partition_of(MODEL, "lora-r8")): Status.SUCCEEDED,
     }
+
+
+def test_in_a_backfill_a_cell_without_result_is_materialized_as_nothing(
+    project: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    project.change(profiles={"local": {"methods": ["base"]}})
+    keys = [TRAINED, dg.AssetKey("evaluation")]
+    job, full = defs.resolve_implicit_global_asset_job_def(), partition_of(MODEL, "full")
+    chosen: dict[str, Any] = {"instance": instance, "partition_key": full, "asset_selection": keys}
+    assert job.execute_in_process(**chosen, tags={BACKFILL: "deleted"}).success
+    for key, check in zip(keys, (CELL_IS_OK, EVALUATION_IS_OK), strict=True):
+        (record,) = instance.fetch_materializations(key, limit=10).records
+        assert record.partition_key == full and record.asset_materialization
+        assert (record.asset_materialization.tags or {})["dagster/data_version"] == NOTHING
+        assert "does not name" in str(record.asset_materialization.metadata["not run"].value)
+        assert _state(instance, AssetCheckKey(key, check)) == {str(full): Status.FAILED}, "green hides nothing"
 
 
 def asked(**config: Any) -> CellConfig:
