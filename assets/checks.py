@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
-from assets.project import CELLS
+from assets.partitions import CELLS
 from pipelines.runs.cells import Attempt, Evaluation
 
 CELL_IS_OK = "cell_is_ok"

@@ -11,8 +11,9 @@ import dagster as dg
 from assets.cleaning import sft_examples
 from assets.described import ROWS
 from assets.metadata import table
+from assets.partitions import CELLS, shown_cells
 from assets.picked import NOTHING, unknown
-from assets.project import CELLS, cell_of, partition_of, project_now, shown_cells
+from assets.project import cell_of, partition_of, project_now
 from pipelines.evaluate.cell import base_is_evaluated, evaluated_by
 from pipelines.files import stable_hash
 from pipelines.nightly.due import why_due

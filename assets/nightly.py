@@ -16,7 +16,8 @@ from assets.comparing import LAKE, last_published, published_profile
 from assets.inputs import note_inputs
 from assets.instance import NEEDS_HOME, UNFINISHED, homeless, size_pool
 from assets.jobs import data, publish, training
-from assets.project import experiments_now, grid, partition_of, project_now, shown_cells
+from assets.partitions import shown_cells
+from assets.project import experiments_now, grid, partition_of, project_now
 from assets.tags import CELL, LAKE_VERSION, NIGHT, NIGHTLY, PARENT, SEEN
 from pipelines.compare.compare import lake_version
 from pipelines.errors import UsageError

@@ -1,4 +1,4 @@
-"""What every asset needs: the checked configuration, the cells as partitions, the device's pool."""
+"""What every asset needs: the checked configuration, the names of cells, the device's pool."""
 
 import multiprocessing
 import os
@@ -86,20 +86,6 @@ def shown_names(experiments: Experiments, data: DataRoot, profiles: Sequence[Pro
 def _ordered(names: set[str], configured: Iterable[str]) -> list[str]:
     known = [name for name in configured if name in names]
     return known + sorted(name for name in names.difference(known) if re.fullmatch(SLUG, name))
-
-
-# As they were when the code location loaded; a reload brings what has come since (`make ui` asks for one by itself)
-MODEL_NAMES, METHOD_NAMES = shown_names(grid(), data_root(), shown_profiles(grid()))
-# A cell is one model trained by one method
-CELLS = dg.MultiPartitionsDefinition(
-    {"method": dg.StaticPartitionsDefinition(METHOD_NAMES), "model": dg.StaticPartitionsDefinition(MODEL_NAMES)}
-)
-MODELS = dg.StaticPartitionsDefinition(MODEL_NAMES)
-
-
-def shown_cells() -> list[tuple[str, str]]:
-    """Every partition, as (model, method)."""
-    return [(model, method) for model in MODEL_NAMES for method in METHOD_NAMES]
 
 
 def project_now(profile: str | None = None) -> Project:

@@ -16,8 +16,9 @@ from assets.grid import grid_of, newest_rows
 from assets.inputs import BASE_EVALUATION, cell_inputs, evaluation_inputs, note_inputs
 from assets.launchpad import BaseConfig, CellConfig, night_is_over, seen_by
 from assets.metadata import numbers, picture, speed_note, table
+from assets.partitions import CELLS, MODELS
 from assets.picked import ends_without_result, is_skipped, not_run_because
-from assets.project import CELLS, MODELS, cell_of, cell_pool, keys_of, project_now
+from assets.project import cell_of, cell_pool, keys_of, project_now
 from pipelines.compare import plots
 from pipelines.estimate.estimate import foresee
 from pipelines.evaluate.cell import base_of, evaluate, evaluate_base

@@ -6,6 +6,7 @@ the version below.
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,22 @@ import pytest
 from dagster._core.definitions.asset_key import AssetCheckKey
 from dagster._core.execution.asset_backfill import AssetBackfillData
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster._core.execution.context.system import StepExecutionContext
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionResolvedStatus as Status
 from dagster._core.storage.asset_check_state import AssetCheckState, bulk_update_asset_check_state
+from dagster._core.storage.event_log import EventLogStorage
 
 from assets.checks import CELL_IS_OK, EVALUATION_IS_OK, cell_is_ok, evaluation_is_ok
 from assets.definitions import defs
 from assets.instance import homeless
 from assets.launchpad import NO_CAP, CellConfig, Spending, seen_by
+from assets.partitions import CELLS
 from assets.picked import NOTHING, is_of_everything, not_run_because
-from assets.project import CELLS, partition_of, shown_names, shown_profiles
+from assets.project import partition_of, shown_names, shown_profiles
 from assets.tags import BACKFILL, SEEN
 from pipelines.errors import UsageError
 from pipelines.experiments import load
+from pipelines.paths import PROJECT
 from pipelines.runs import cells
 from tests import planted
 from tests.planted import Lake
@@ -34,6 +39,18 @@ from tests.project import MODEL, TinyProject
 
 TRIED_ON = "1.13.27"  # of the calls below that are not public
 TRAINED = dg.AssetKey("trained_model")
+PRIVATE = (  # or undocumented
+    (dg.DagsterInstance, "event_log_storage"),
+    (EventLogStorage, "free_concurrency_slots_for_run"),
+    (EventLogStorage, "set_concurrency_slots"),
+    (dg.DagsterInstance, "get_backfill"),
+    (PartitionBackfill, "asset_backfill_data"),
+    (PartitionBackfill, "partition_names"),
+    (AssetBackfillData, "target_subset"),
+    (dg.AssetExecutionContext, "get_step_execution_context"),
+    (StepExecutionContext, "fetch_external_input_asset_version_info"),
+    (dg.AssetExecutionContext, "set_requires_typed_event_stream"),
+)
 NUMBERS = itertools.count()
 CELL_CHECK = AssetCheckKey(TRAINED, CELL_IS_OK)
 
@@ -53,9 +70,24 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def test_the_version_is_the_one_that_private_calls_were_tried_on() -> None:
-    assert dg.__version__ == TRIED_ON, (
-        "try assets/picked.py and the checks of this file on the new version, then name it here"
-    )
+    assert dg.__version__ == TRIED_ON, "try what PRIVATE names on the new version, then name that version here"
+
+
+def test_every_private_name_of_dagster_that_we_use_is_known_and_there() -> None:
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (PROJECT / "assets").glob("*.py")}
+    imported = {
+        (name, found)
+        for name, text in sources.items()
+        for found in re.findall(r"from dagster\._\S+ import (\w+)", text)
+    }
+    assert imported == {
+        ("launcher.py", "CheckRunHealthResult"),
+        ("launcher.py", "DefaultRunLauncher"),
+        ("picked.py", "AssetCheckEvaluationTargetMaterializationData"),
+    }
+    text = "".join(sources.values())
+    for owner, name in PRIVATE:
+        assert hasattr(owner, name) and re.search(rf"\b{name}\b", text), f"{owner.__name__}.{name}"
 
 
 def test_partitions_are_the_profiles_those_ever_run_and_those_that_were_added(project: TinyProject) -> None:
