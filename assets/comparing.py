@@ -30,6 +30,7 @@ from pipelines.warehouse import connect
 
 LAKE, PROFILE = "version of the lake", "profile"  # metadata of a publication, which later ones look up
 CELL, BESIDE_CELL = ("model", "method"), 6  # columns of a table
+HEADINGS = {column.name: column.heading for column in SHOWN}  # shorter than the names
 # few enough that the UI shows the table in place rather than behind a click
 IN_SHORT = ("model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "peak_memory_gb", "train_seconds")
 
@@ -108,7 +109,7 @@ def _published(
             "picks": table(
                 [{**pick, "answer": pick_answer(pick)} for pick in publication.picks], ["pick", "answer", "reason"]
             ),
-            "comparison": table(rows, IN_SHORT),
+            "comparison": table(rows, IN_SHORT, headings=HEADINGS),
             **_by_subject(rows),
             "advice": table(rows, ["model", "method", "advice", "status_detail"]),
             **picture(plots.trade_off(rows, "png"), "memory, quality, time"),
@@ -143,7 +144,9 @@ def _by_subject(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
     for subject, names in subjects.items():
         parts = [names[start : start + BESIDE_CELL] for start in range(0, len(names), BESIDE_CELL)]
         for number, part in enumerate(parts, 1):
-            found[f"comparison, {subject}{f' ({number})' if len(parts) > 1 else ''}"] = table(rows, [*CELL, *part])
+            found[f"comparison, {subject}{f' ({number})' if len(parts) > 1 else ''}"] = table(
+                rows, [*CELL, *part], headings=HEADINGS
+            )
     return found
 
 

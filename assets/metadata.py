@@ -21,10 +21,13 @@ def picture(png: bytes | None, alt: str) -> dict[str, dg.MetadataValue]:
     return {alt: dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")}
 
 
-def table(rows: Sequence[Row], columns: Sequence[str], *, limit: int = 400) -> dg.MetadataValue:
+def table(
+    rows: Sequence[Row], columns: Sequence[str], *, limit: int = 400, headings: Mapping[str, str] | None = None
+) -> dg.MetadataValue:
     """Rows as a Markdown table; every value is escaped, since a model may have written it. A value that rests on a disturbed speed
-    is marked, and a line below says what disturbed it."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    is marked, and a line below says what disturbed it. `headings`: of columns that are not headed by their names."""
+    headed = [(headings or {}).get(name, name) for name in columns]
+    lines = ["| " + " | ".join(headed) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(_text(row, name, limit) for name in columns) + " |" for row in rows]
     marked = [dict(row) for row in rows if any(is_marked(row, name) for name in columns)]
     below = note(marked, full_name)

@@ -113,5 +113,7 @@ def test_the_graph_shows_and_a_cell_materialized_by_a_click_fills_the_table(proj
     cell = f"/assets/trained_model?view=partitions&partition=lora-r8%7C{MODEL}"
     wait(lambda: shows(page, cell, "train_loss") and shows(page, cell, "loss curve"), "the cell's page")
     wait(project.data.warehouse.exists, "the sensor to publish")
-    wait(lambda: shows(page, "/assets/comparison", "eval_bits_per_byte"), "the comparison's page")
+    wait(lambda: shows(page, "/assets/comparison?view=events", "bits/byte"), "the comparison's page")
+    page.goto("/assets/comparison")
+    page.get_by_text("Freshness policy").first.wait_for()
     assert page.get_by_text("Freshness policy").first.is_visible()

@@ -129,7 +129,7 @@ def test_a_publications_plots_are_of_good_cells_alone() -> None:
 def test_every_column_that_a_terminal_shows_is_on_the_page_in_tables_that_fit() -> None:
     found = [str(one.value).split("\n")[0].strip("| ").split(" | ") for one in _by_subject([row("m", "full")]).values()]
     assert all(len(columns) <= 8 for columns in found)
-    assert {name for columns in found for name in columns} == {column.name for column in SHOWN}
+    assert {name for columns in found for name in columns} == {column.heading for column in SHOWN}
 
 
 def test_the_configuration_is_read_anew_where_the_file_has_changed(project: TinyProject) -> None:
