@@ -198,6 +198,7 @@ def test_a_name_alone_is_a_benchmark_and_tour_has_the_set_of_its_language(projec
         ([{"limit": 3}], "task"),
         (["basics_en", {"task": "basics_en", "shots": 2}], "both make the column benchmark_basics_en"),
         (["accuracy"], "whose column benchmark_accuracy is there for all benchmarks"),
+        (["accuracy_low"], "whose column benchmark_accuracy_low is there for all benchmarks"),
         (['a"b; drop'], "got the name"),
         (["nowhere.yaml"], "nowhere.yaml: "),
         ([7], "valid"),

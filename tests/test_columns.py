@@ -32,7 +32,8 @@ TABLE_OF = {"training": TRAINING_RUNS, "evaluation": TRAINING_RUNS, "export": QU
 NO_COLUMN: dict[Source, set[str]] = {
     "training": {"training_data", "validation_examples"},
     "evaluation": {
-        "answer_seconds", "benchmark_parts", "evaluation_load_seconds", "latency_answers", "loss_seconds", "serving_seconds",
+        "answer_seconds", "benchmark_parts", "benchmark_seconds_now", "evaluation_load_seconds", "latency_answers", "loss_seconds",
+        "serving_seconds",
     },
     "export": {
         "adapter_bits_per_byte", "merged_bits_per_byte", "merged_into_original_bits_per_byte", "largest_difference_nats",

@@ -313,7 +313,7 @@ def provider_shares(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     return _render(figure, kind)
 
 
-def shares_beside_base(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
+def shares_beside_base(rows: Sequence[Row], kind: Kind = "svg", *, of: str = "answers") -> bytes | None:
     """A panel for each `metric`: every method's `share` with its interval (`low` to `high`), and an upright bar at the untouched
     model's (`base`) where that is known."""
     names = list(dict.fromkeys(row["metric"] for row in rows))[:MOST_PANELS]
@@ -333,7 +333,7 @@ def shares_beside_base(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
         panel.set_yticks(places, [f"{row['model']} {row['method']}" if several else row["method"] for row in shown])
         panel.set_xlim(-4, 104)
         panel.set_ylim(-0.6, len(shown) - 0.4)
-        _dress(panel, name, "% of the answers" if panel is axes[-1] else "", "")
+        _dress(panel, name, f"% of the {of}" if panel is axes[-1] else "", "")
     axes[0].plot([], [], marker="o", color=COLORS[0], linestyle="-", label="share, 95 % interval")
     if any(row["base"] is not None for row in rows):
         axes[0].plot([], [], color=COLORS[1], linewidth=2.4, label="untouched model")

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,10 @@ def run(model: Any, tokenizer: Any, asked: Asked) -> Answered:
     clock = Stopwatch()
     from lm_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with _tied_as_it_is(model), _no_code_of_a_hub():
-        tasks = _loaded(TaskManager(), asked)
+        tasks = _loaded(_manager(defaults=asked.config is None), asked)
         found = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, trust_remote_code=False),
             tasks=tasks,
@@ -53,6 +53,14 @@ def run(model: Any, tokenizer: Any, asked: Asked) -> Answered:
     if not rows:
         raise UnavailableError("the harness asked nothing")
     return Answered(rows, scorer, clock.total())
+
+
+@cache
+def _manager(*, defaults: bool) -> Any:
+    """Of the harness's own tasks, whose files take seconds to look through; without `defaults` of none."""
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    return TaskManager(include_defaults=defaults)
 
 
 @contextmanager
@@ -91,7 +99,7 @@ def _loaded(manager: Any, asked: Asked) -> list[Any]:
     load = datasets.load_dataset
 
     def note(path: str, name: str | None = None, **more: Any) -> Any:
-        named[:] = [f"load_dataset({path!r}{f', {name!r}' if name else ''})"]
+        named[:] = [f"load_dataset({', '.join(json.dumps(one) for one in (path, name) if one)})"]
         return load(path=path, name=name, **more)
 
     datasets.load_dataset = note
@@ -104,8 +112,8 @@ def _loaded(manager: Any, asked: Asked) -> list[Any]:
         if not named:
             raise UnavailableError(f"the harness cannot load the task ({said})") from error
         raise UnavailableError(
-            f"its data is not here ({said}). With a network `python -c 'from datasets import load_dataset; {named[0]}'` brings "
-            "it, then `featherweight evaluate MODEL METHOD --force`"
+            f"its data is not here ({said}): where there is a network, `python -c '__import__(\"datasets\").{named[0]}'` brings "
+            "it; then `featherweight evaluate MODEL METHOD --force` asks it"
         ) from error
     finally:
         datasets.load_dataset = load
