@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import pytest
 
+from assets.judging import judged_answers
 from pipelines import cli
 from pipelines.compare.answers import pair_verdicts, with_judgements
 from pipelines.compare.compare import compare
@@ -23,6 +25,7 @@ from pipelines.errors import UsageError
 from pipelines.evaluate import answers, pairs
 from pipelines.evaluate.cell import evaluated_by
 from pipelines.generate.generate import GenerationResult
+from pipelines.runs.cells import CellKey
 from pipelines.statistics import win_rate_interval
 from tests.asking import KEYS, PRICE, quick_folder, wait_for
 from tests.fake_behavior import Behavior
@@ -228,6 +231,43 @@ def test_a_teacher_is_set_against_the_one_untouched_model(paired: Paired) -> Non
     assert sum(counts(row)) == 6 and row["pair_judge"] == "claude-test"
 
 
+def test_in_dagster_pairs_are_part_of_judging_and_what_is_missing_is_a_warning(
+    paired: Paired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(paired, monkeypatch)
+    with dg.DagsterInstance.local_temp(str(paired.lake.data.root)) as instance:
+        for budget, answered, passed in ((0.0, 0, False), (None, 12, True)):
+            config = dg.RunConfig(ops={"judged_answers": {"config": {"budget_usd": budget} if budget == 0.0 else {}}})
+            done = dg.materialize([judged_answers], instance=instance, run_config=config)
+            (check,) = done.get_asset_check_evaluations()
+            (made,) = done.asset_materializations_for_node("judged_answers")
+            shown = str(made.metadata["asked"].value)
+            assert re.search(rf"claude \\?\(pair\\?\) \| 12 \| 0 \| {answered} ", shown) and check.passed == passed, (
+                shown
+            )
+
+
+def use(paired: Paired, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have commands and assets work on this lake."""
+    root = paired.lake.data.root
+    for name, value in {"DATA": root, "EXPERIMENTS": root / "experiments.yaml", "PROFILE": "local"}.items():
+        monkeypatch.setenv(f"FEATHERWEIGHT_{name}", str(value))
+
+
+def test_a_damaged_row_of_answers_is_left_out(paired: Paired) -> None:
+    (file,) = paired.lake.data.cells.glob("tiny/lora-r8/**/answers.jsonl")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows[0]["answer"] = None
+    odd = [*rows, rows[1], 7, ["x"], {"example_id": "r0"}]
+    file.write_text("\n".join(map(json.dumps, odd)), encoding="utf-8")
+    evaluation = answers.shown_evaluation(paired.lake.project, CellKey("tiny", "lora-r8", 1), "")
+    against = answers.shown_evaluation(paired.lake.project, CellKey("tiny", "base", 1), "")
+    assert evaluation and against
+    found = pairs.match_rows("run", evaluation.answers(), against)
+    assert isinstance(found, pairs.Match)
+    assert [pair.row["example_id"] for pair in found.pairs] == list(RECORDS[1:])
+
+
 # --- answers are data
 
 EVIL = (
@@ -273,12 +313,7 @@ RUBBISH: tuple[str, ...] = (
 def test_rubbish_is_no_verdict_and_is_asked_again_on_request_alone(
     paired: Paired, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {
-        "DATA": paired.lake.data.root,
-        "EXPERIMENTS": paired.lake.data.root / "experiments.yaml",
-    }.items():
-        monkeypatch.setenv(f"FEATHERWEIGHT_{name}", str(value))
-    monkeypatch.setenv("FEATHERWEIGHT_PROFILE", "local")
+    use(paired, monkeypatch)
     replies = iter(RUBBISH)
     good = '{"reasons": "r", "correct": true, "helpfulness": 4, "verdict": "tie"}'
 
@@ -341,12 +376,7 @@ def test_a_budget_that_ends_in_the_middle_keeps_what_is_there_and_says_how_to_go
 def test_what_it_would_cost_is_said_before(
     paired: Paired, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {
-        "DATA": paired.lake.data.root,
-        "EXPERIMENTS": paired.lake.data.root / "experiments.yaml",
-    }.items():
-        monkeypatch.setenv(f"FEATHERWEIGHT_{name}", str(value))
-    monkeypatch.setenv("FEATHERWEIGHT_PROFILE", "local")
+    use(paired, monkeypatch)
     paired.configure(providers={"gpt": {"enabled": False}}, judging={"teachers": ["gpt"]})
     assert cli.main(["judge", "--estimate"]) == 0
     said = capsys.readouterr().out
@@ -404,6 +434,7 @@ def test_without_a_row_to_stand_against_there_is_no_rate_and_nobody_is_paid(pair
     row = paired.rows()["lora-r8"]
     assert row["win_rate_vs_base"] is None and row["pair_wins"] is None and row["pair_judge"] is None
     assert why in row["pair_note"]
+    assert paired.rows()["full"]["win_rate_vs_base"] is None, "that one answer is alike says nothing of the others"
 
 
 def test_new_code_alone_keeps_the_rate_and_a_judge_of_the_models_family_is_named(paired: Paired) -> None:

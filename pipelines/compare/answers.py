@@ -34,7 +34,7 @@ def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
 
 def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
     """The rows of the table pair_verdicts: every pair of the profile that has a verdict, and the teachers'."""
-    project, rows = resolved.project, []
+    project = resolved.project
     bases = kept.base_evaluations(resolved, project.settings.models)
     if not bases:
         return []

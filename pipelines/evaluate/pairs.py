@@ -29,6 +29,7 @@ ENDINGS: tuple[dict[Verdict, Ending], dict[Verdict, Ending]] = (
 )
 SCORES: dict[Ending, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 CORRECTION = 1.0  # of a pair: with it the interval covers at least 95 % from 5 pairs on, whatever the shares (tests/test_pairs.py)
+TEXTS = ("example_id", "prompt", "reference", "answer")  # without which a row of answers.jsonl cannot be compared
 HARMLESS = {"code", "machine"}  # changes since which a model's answers are still its own
 RUBRIC = """\
 You compare two answers to a question. A reference shows one good answer; others may be as good.
@@ -119,9 +120,15 @@ def match_runs(resolved: Resolved, evaluation: Evaluation, against: Evaluation) 
 
 def match_rows(run_id: str, rows: Sequence[Row], against: Evaluation) -> Match | str:
     """The answers `rows` and the untouched model's to the same questions."""
-    base = {row["example_id"]: row for row in against.answers()}
-    pairs = tuple(Pair(row, base[row["example_id"]]) for row in rows if row["example_id"] in base)
+    ours, theirs = _by_example(rows), _by_example(against.answers())
+    pairs = tuple(Pair(row, theirs[name]) for name, row in ours.items() if name in theirs)
     return Match(run_id, against.attempt.run_id, pairs) if pairs else "no answers to the same questions are kept"
+
+
+def _by_example(rows: Sequence[Row]) -> dict[str, Row]:
+    """The rows by example, each once; what a damaged file holds beside them is left out."""
+    whole = [row for row in rows if isinstance(row, dict) and all(isinstance(row.get(name), str) for name in TEXTS)]
+    return {row["example_id"]: row for row in whole}
 
 
 # --- what is asked
@@ -226,9 +233,10 @@ def cell_columns(
         return {}
     matches = [one for one in found if isinstance(one, Match)]
     notes = [one for one in found if isinstance(one, str)]
-    pairs = [pair for one in matches for pair in one.pairs]
-    ended = [end for pair in pairs if (end := outcome(journal, experiments, pair))]
-    if missing := len(pairs) - len(ended):
+    pairs = sorted((pair for one in matches for pair in one.pairs), key=_turn)
+    outcomes = [outcome(journal, experiments, pair) for pair in pairs]
+    ended = _representative(outcomes)
+    if missing := outcomes.count(None):
         lacking = f"{judge} gave no readable verdict in both orders on {missing} of {len(pairs)} pairs"
         held = [
             reply_to(journal, one, _read) if journal else None for pair in pairs for one in requests(experiments, pair)
@@ -239,6 +247,15 @@ def cell_columns(
         notes += _favours(experiments, judge, model)
         columns = _columns(ended, seeds=len(matches)) | {"pair_judge": experiments.provider(judge).model}
     return columns | {"pair_note": "; ".join(dict.fromkeys(notes)) or None}
+
+
+def _representative(outcomes: Sequence[Outcome | None]) -> list[Outcome]:
+    """Of a cell's pairs in their turn, those that count. Alike answers are ties at once, so that they would outweigh the others
+    where these wait for money: they count up to the last pair that the judge was asked about."""
+    if None not in outcomes:
+        return [one for one in outcomes if one]
+    judged = [number for number, one in enumerate(outcomes, start=1) if one and one.reasons]
+    return [one for one in outcomes[: max(judged, default=0)] if one]
 
 
 def _columns(ended: Sequence[Outcome], *, seeds: int) -> dict[str, Any]:
