@@ -231,6 +231,7 @@ def test_a_teacher_is_set_against_the_one_untouched_model(paired: Paired) -> Non
     assert sum(counts(row)) == 6 and row["pair_judge"] == "claude-test"
 
 
+@pytest.mark.slow
 def test_in_dagster_pairs_are_part_of_judging_and_what_is_missing_is_a_warning(
     paired: Paired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
