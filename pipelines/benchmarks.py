@@ -20,7 +20,7 @@ from pipelines.paths import PROJECT
 
 FOLDER = PROJECT / "data" / "benchmarks"
 HARNESS = "lm_eval"  # the module of lm-evaluation-harness
-INSTALL = ".venv/bin/python -m pip install '.[benchmarks]'"
+INSTALL = "make extras E=benchmarks"
 ENDINGS = (".yaml", ".yml")
 # Keys of a task file by which the harness would run code that the file, or a hub, brings
 CODE_KEYS = ("class", "custom_dataset", "hf_evaluate", "include", "trust_remote_code", "unsafe_code", "use_prompt")
