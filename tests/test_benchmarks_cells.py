@@ -252,9 +252,8 @@ def test_a_task_of_the_harness_is_refused_before_training_where_it_is_not_instal
     named(project, "basics_en", {"task": "gsm8k", "limit": 3})
     attempt = trained(project, "lora-r8")
     assert attempt.status == "unavailable"
-    assert (
-        "gsm8k: lm-evaluation-harness is not installed; run `make extras E=benchmarks`"
-        in str(attempt.result.status_detail)
+    assert "gsm8k: lm-evaluation-harness is not installed; run `make extras E=benchmarks`" in str(
+        attempt.result.status_detail
     )
     assert not (cells.latest(project.data, project.key("lora-r8")) or attempt).curve()
 

@@ -35,9 +35,10 @@ def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
 def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
     """The rows of the table pair_verdicts: every pair of the profile that has a verdict, and the teachers'."""
     project = resolved.project
+    rows: list[dict[str, Any]] = []
     bases = kept.base_evaluations(resolved, project.settings.models)
     if not bases:
-        return []
+        return rows
     with kept.reading(project) as journal:
         found = [(cell, one) for cell in project.grid for one in kept.cell_matches(resolved, *cell, bases)]
         for one in teacher.teachers(project):
