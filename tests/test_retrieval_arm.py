@@ -21,6 +21,7 @@ from pipelines.generate.generate import GenerationResult
 from pipelines.generate.send import Tally
 from pipelines.nightly.due import due_cells
 from pipelines.paths import PROJECT
+from pipelines.retrieval import rewrites
 from pipelines.retrieval.embedding_model import NOT_CONFIGURED
 from pipelines.retrieval_settings import Embeddings
 from pipelines.runs import cells, devices
@@ -34,7 +35,7 @@ from tests.in_process import InProcess, clean_for, trained
 from tests.project import MODEL, TinyProject, make_project
 
 QUIET = Watch(say=lambda _message: None, launcher=InProcess())
-SMALL = {"general_texts": 1, "latency_answers": 0, "serving_batch": 0, "answers": 5, "max_new_tokens": 4}
+SMALL = {"general_texts": 0, "latency_answers": 0, "serving_batch": 0, "answers": 5, "max_new_tokens": 4}
 # in the file, which is sorted, they stand before the base
 ARMS = {
     "a-bm25": {"kind": "none", "retrieval": {"from": "train", "by": "bm25", "k": 2}},
@@ -59,9 +60,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Ti
     docs = project.experiments.parent / "docs"
     docs.mkdir()
     (docs / "a.md").write_text(f"Of apples, and: {' '.join(words)}", encoding="utf-8")
-    for method in METHODS:
-        assert trained(project, method).status == "ok"
-        assert measured(project, method).ok
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rewrites, "MAX_TOKENS", 8)
+        for method in METHODS:
+            assert trained(project, method).status == "ok"
+            assert measured(project, method).ok
     return project
 
 
