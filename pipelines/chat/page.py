@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -59,6 +60,9 @@ def serve(project: Project, names: Sequence[str], settings: Settings, port: int,
                 server_header=False,
             )
         )
+        page.is_ending = lambda: server.should_exit
+        # uvicorn knows Ctrl-C and SIGTERM; a terminal that is closed ends it likewise
+        signal.signal(signal.SIGHUP, lambda *_: setattr(server, "should_exit", True))
         print(f"featherweight: http://{HOST}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
         try:
             server.run(sockets=[listening])
@@ -95,6 +99,7 @@ class Page:
     chosen: Sequence[Member]
     settings: Settings
     beside: bool = False
+    is_ending: Callable[[], bool] = lambda: False  # the server was told to end
     opened: Opened = field(default_factory=Opened)
     waiting: int = 0
     # The child dies with the thread that began it, so it is one thread for as long as the server lives
@@ -308,7 +313,7 @@ async def _events(page: Page, opened: Open, request: Request) -> AsyncIterator[s
         yield _line({"kind": "begin", "conversation": opened.id, "slots": opened.slots, "blind": opened.blind})
         if waits:
             yield _line({"kind": "queued", "text": "another question is being answered; yours comes next"})
-        while not await request.is_disconnected():
+        while not (page.is_ending() or await request.is_disconnected()):
             try:
                 event = await asyncio.wait_for(events.get(), LOOK_SECONDS)
             except TimeoutError:
