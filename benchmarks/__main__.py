@@ -1,8 +1,8 @@
 """Every benchmark after another, or those that are named: `python -m benchmarks [NAME]… [--records N]`.
 
 Each line states the figure, what it is compared with in the same run, and that both agree. `python -m benchmarks card` is a program
-of its own for a CUDA card (`benchmarks/card`), with arguments of its own, and no part of `make bench`. Nor is `rates`, which takes
-more than an hour: it runs where it is named.
+of its own for a CUDA card (`benchmarks/card`), with arguments of its own, and no part of `make bench`. Nor are `rates`, which takes
+more than an hour, and `harness`, which needs the extra `benchmarks`: they run where they are named.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from benchmarks.card import command as card
 from pipelines.errors import UsageError
 from pipelines.runs.process import end_as_interrupt
 
-ONLY_BY_NAME = ("rates",)
+ONLY_BY_NAME = ("harness", "rates")
 
 
 def main() -> int:
@@ -31,6 +31,7 @@ def main() -> int:
         dropout,
         estimate,
         generate,
+        harness,
         history,
         orchestration,
         plan,
@@ -49,6 +50,7 @@ def main() -> int:
         "dropout": dropout.measure,
         "estimate": estimate.measure,
         "generate": generate.measure,
+        "harness": harness.measure,
         "history": history.measure,
         "plan": plan.measure,
         "publish": publish.measure,

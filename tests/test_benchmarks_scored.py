@@ -80,11 +80,12 @@ def test_the_choice_with_the_most_nats_for_a_byte_is_picked() -> None:
 # scoring
 
 
-def plainly(model: Any, tokenizer: Any, prompt: str, choice: str) -> float:
-    """What anybody would compute: question and choice read together, the choice's log-probabilities added up."""
+def plainly(model: Any, tokenizer: Any, prompt: str, choice: str, *, first: int = 0) -> float:
+    """What anybody would compute: question and choice read together, the choice's log-probabilities added up. `first`: so many
+    tokens of an adapter's own stand before them."""
     front, whole = tokenizer.encode(prompt), tokenizer.encode(f"{prompt} {choice}")
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0]
+        logits = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0, first:]
     told = torch.log_softmax(logits.float(), -1)[torch.arange(len(whole) - 1), torch.tensor(whole[1:])]
     return float(told[len(front) - 1 :].double().sum())
 
@@ -111,6 +112,19 @@ def test_every_architecture_scores_alike(architecture: str, max_tokens: int) -> 
     for question, found in zip(benchmarks.questions("basics_en", limit=9), likelihoods(rows), strict=True):
         wanted = [plainly(model, one.form.tokenizer, question.prompt, choice) for choice in question.choices]
         assert found == pytest.approx(wanted, abs=1e-3)
+
+
+def test_tokens_that_an_adapter_puts_first_stand_before_every_choice() -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    torch.manual_seed(4)
+    model = get_peft_model(tiny_model("llama"), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")).eval()
+    one = speaker(model)
+    rows, _ = own_rows(one, asked(limit=3), max_tokens=300)
+    assert likelihoods(rows) != likelihoods(own_rows(speaker(tiny_model("llama")), asked(limit=3), max_tokens=300)[0])
+    for question, found in zip(benchmarks.questions("basics_en", limit=3), likelihoods(rows), strict=True):
+        wanted = [plainly(model, one.form.tokenizer, question.prompt, choice, first=3) for choice in question.choices]
+        assert found == pytest.approx(wanted, abs=1e-4)
 
 
 def test_a_cache_that_says_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,8 @@ def run(model: Any, tokenizer: Any, asked: Asked) -> Answered:
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with _tied_as_it_is(model), _no_code_of_a_hub():
-        tasks = _loaded(_manager(defaults=asked.config is None), asked)
+    with _tied_as_it_is(model), _no_code_of_a_hub() as refused:
+        tasks = _loaded(_manager(defaults=asked.config is None), asked, refused)
         found = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, trust_remote_code=False),
             tasks=tasks,
@@ -74,25 +74,27 @@ def _tied_as_it_is(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _no_code_of_a_hub() -> Iterator[None]:
-    """`evaluate.load` fetches a metric that the harness does not know as Python code."""
+def _no_code_of_a_hub() -> Iterator[list[str]]:
+    """`evaluate.load` fetches a metric that the harness does not know as Python code. Yields the names that it was refused."""
+    refused: list[str] = []
     evaluate: Any = import_module("evaluate")
 
     def refuse(name: str, *_args: Any, **_kwargs: Any) -> Any:
-        raise UnavailableError(f"its metric {name} would be fetched as code from a hub; name one of the harness's own")
+        refused.append(name)
+        raise UnavailableError(f"metric {name}")  # the harness goes on without
 
     load, evaluate.load = evaluate.load, refuse
     trusted = os.environ.pop("HF_DATASETS_TRUST_REMOTE_CODE", None)
     try:
-        yield
+        yield refused
     finally:
         evaluate.load = load
         if trusted is not None:
             os.environ["HF_DATASETS_TRUST_REMOTE_CODE"] = trusted
 
 
-def _loaded(manager: Any, asked: Asked) -> list[Any]:
-    """The task's objects, its data loaded."""
+def _loaded(manager: Any, asked: Asked, refused: Sequence[str]) -> list[Any]:
+    """The task's objects, its data loaded; `refused` are metrics that it could not have."""
     import datasets
 
     named: list[str] = []
@@ -105,9 +107,10 @@ def _loaded(manager: Any, asked: Asked) -> list[Any]:
     datasets.load_dataset = note
     try:
         found = manager.load([asked.config or asked.task])
-    except UnavailableError:
-        raise
     except Exception as error:
+        if refused:
+            told = f"its metric {refused[0]} would be fetched as code from a hub; name one of the harness's own"
+            raise UnavailableError(told) from error
         said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.200}"
         if not named:
             raise UnavailableError(f"the harness cannot load the task ({said})") from error

@@ -22,23 +22,21 @@ Json = dict[str, Any]
 
 def measure_benchmarks(worker: Worker, speaker: Any) -> None:
     """Ask every benchmark of the spec. One that cannot be asked leaves its own numbers empty, and the row's detail says why."""
-    asked = [Asked(**one) for one in worker.spec.get("benchmarks", ())]
-    done = [(one, answered) for one in asked if (answered := _answered(worker, speaker, one))]
+    asked, clock = [Asked(**one) for one in worker.spec.get("benchmarks", ())], Stopwatch()
     if not asked:
         return
+    done = [(one, answered) for one in asked if (answered := _answered(worker, speaker, one))]
     write_jsonl(worker.folder / FILE, [row for _, answered in done for row in answered.rows])
     worker.measure(
         benchmark_seconds=sum(answered.seconds for _, answered in done) if done else None,
-        benchmark_parts={
-            one.name: {
-                "seconds": round(answered.seconds, 3),
-                "questions": len(answered.rows),
-                "tokens": answered.tokens,
-            }
-            for one, answered in done
-        },
+        benchmark_seconds_now=clock.total(),  # without what an earlier evaluation has kept
+        benchmark_parts={one.name: _part(answered) for one, answered in done},
     )
     worker.save()
+
+
+def _part(answered: Answered) -> Json:
+    return {"seconds": answered.seconds, "questions": len(answered.rows), "tokens": answered.tokens}
 
 
 def _answered(worker: Worker, speaker: Any, asked: Asked) -> Answered | None:

@@ -19,8 +19,9 @@ from pipelines.train.batches import micro_batches
 from pipelines.train.examples import IGNORE, Tokenized
 from pipelines.train.losses import head_on_positions, token_losses
 
-CHECKED = 2  # questions of the first batch that are scored both ways, before the others are
-NOISE = {torch.float32: 2e-3}  # nats that two ways of adding up the same numbers may differ by; in half precision:
+MOST_LOGITS = 1024  # tokens of choices in a batch: each has logits of the whole vocabulary
+ROWS_AT_ONCE = 64
+NOISE = {torch.float32: 1e-3}  # nats that two ways of adding up the same numbers may differ by; in half precision:
 NOISE_OF_HALF = 0.2
 
 
@@ -81,8 +82,8 @@ def tokens_read(questions: Sequence[Prompted]) -> int:
 def loglikelihoods(on: Model, questions: Sequence[Prompted], say: Callable[[str], None] = print) -> list[list[float]]:
     """Log-likelihood (nats) of every choice of every question.
 
-    Questions are read once where that gives what reading every choice by itself gives, which is tried on the first ones. Choices of
-    a question that lie closer together than rounding are scored again one by one, so that rounding picks none.
+    Questions are read once where that gives what reading every choice by itself gives, which is tried on one of the first batch.
+    Choices of a question that lie closer together than rounding are scored again one by one, so that rounding picks none.
 
     Raises:
         ValueError: a question is longer than what the model reads, or a result is no number.
@@ -138,7 +139,7 @@ def _groups(questions: Sequence[Prompted], max_tokens: int) -> Iterator[list[int
         together = [questions[one] for one in (*group, place)]
         read = len(together) * len(together[0].context)
         gone_on = sum(len(one.choices) for one in together) * max(one.follow for one in together)
-        if group and max(read, gone_on) > max_tokens:
+        if group and (max(read, gone_on) > max_tokens or gone_on > MOST_LOGITS):
             yield group
             group = []
         group.append(place)
@@ -157,7 +158,9 @@ def _shared(on: Model, group: Sequence[Prompted], wanted: list[torch.Tensor]) ->
     last = torch.arange(1, len(group) + 1) * longest - 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     first, cache = _forward(on, {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, last, wanted)
-    scores = [[float(first[row, choice[0]]) for choice in one.choices] for row, one in enumerate(group)]
+    begin = [(row, choice[0]) for row, one in enumerate(group) for choice in one.choices]
+    begun = iter(_logged(first, [row for row, _ in begin], [token for _, token in begin]))
+    scores = [[next(begun) for _ in one.choices] for one in group]
     longer = [
         (row, place, choice) for row, one in enumerate(group) for place, choice in enumerate(one.choices) if choice[1:]
     ]
@@ -167,13 +170,19 @@ def _shared(on: Model, group: Sequence[Prompted], wanted: list[torch.Tensor]) ->
     cache.batch_select_indices(rows.to(on.device))
     inputs, targets = _going_on(longer, rows, mask)
     behind = (targets.flatten() != IGNORE).nonzero().squeeze(1)
-    logged, _ = _forward(on, inputs, behind, wanted, cache)
-    each = logged.gather(1, targets.flatten()[behind].unsqueeze(1)).squeeze(1).double()
-    start = 0
+    logits, _ = _forward(on, inputs, behind, wanted, cache)
+    each = iter(_logged(logits, list(range(len(behind))), targets.flatten()[behind].tolist()))
     for row, place, choice in longer:
-        scores[row][place] += float(each[start : start + len(choice) - 1].sum())
-        start += len(choice) - 1
+        scores[row][place] += sum(next(each) for _ in choice[1:])
     return scores
+
+
+def _logged(logits: torch.Tensor, rows: list[int], tokens: list[int]) -> list[float]:
+    """Log-probability of each of `tokens` in its row of `logits` (positions × vocabulary), some rows in float32 at a time."""
+    total = torch.cat([part.float().logsumexp(-1) for part in logits.split(ROWS_AT_ONCE)])
+    at = torch.tensor(rows, device=logits.device)
+    found = logits[at, torch.tensor(tokens, device=logits.device)].float() - total[at]
+    return found.double().tolist()
 
 
 def _going_on(
@@ -195,13 +204,13 @@ def _going_on(
 def _forward(
     on: Model, inputs: dict[str, torch.Tensor], positions: torch.Tensor, wanted: list[torch.Tensor], cache: Any = None
 ) -> tuple[torch.Tensor, Any]:
-    """Log-probabilities (positions × vocabulary, float32, on the CPU) at `positions`, counted through all rows; and the cache."""
+    """Logits (positions × vocabulary) at `positions`, counted through all rows; and the cache."""
     base = on.model.get_base_model() if hasattr(on.model, "get_base_model") else on.model
     taken = inspect.signature(base.forward).parameters
     given = {name: value.to(on.device) for name, value in inputs.items() if name in taken}
     wanted[:] = [positions.to(on.device)]
     out = on.model(**given, past_key_values=cache, use_cache=True)
-    return torch.log_softmax(out.logits.float(), dim=-1).cpu(), out.past_key_values
+    return out.logits, out.past_key_values
 
 
 def _apart(
@@ -233,15 +242,10 @@ def _apart(
 def _why_not_alike(
     on: Model, group: Sequence[Prompted], scores: Sequence[Sequence[float]], wanted: list[torch.Tensor]
 ) -> str | None:
-    """Why this model's cache is not gone on from; None where both ways agree. The group's last question has the most padding."""
-    places = sorted({0, len(group) - 1})[:CHECKED]
-    plain = _apart(on, [group[place] for place in places], wanted)
-    pairs = [
-        (one, other)
-        for place, found in zip(places, plain, strict=True)
-        for one, other in zip(scores[place], found, strict=True)
-    ]
-    furthest = max(abs(one - other) for one, other in pairs)
+    """Why this model's cache is not gone on from; None where both ways agree on the group's last question, the one with the most
+    padding before it."""
+    (plain,) = _apart(on, group[-1:], wanted)
+    furthest = max(abs(one - other) for one, other in zip(scores[-1], plain, strict=True))
     return None if furthest <= on.noise else f"the two differ by {furthest:.3g} nats"
 
 

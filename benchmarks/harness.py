@@ -1,0 +1,95 @@
+"""Scoring a set that ships: how long ours takes beside lm-evaluation-harness, on the same loaded model and the same questions.
+
+Needs the extra (`pip install '.[benchmarks]'`) and the packaged model. Times are of the process's own CPU, so that they mean
+something on a busy machine; loading, imports and the harness's look through its task files are left out of both.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.project import PACKAGED
+from pipelines import benchmarks
+from pipelines.errors import UnavailableError, UsageError
+from pipelines.evaluate import benchmarks_harness
+from pipelines.evaluate.answering import Speaker
+from pipelines.evaluate.benchmarks import Asked
+from pipelines.evaluate.benchmarks_run import own_rows
+from pipelines.paths import data_root
+from pipelines.train import loading
+from pipelines.train.prompts import PromptFormat
+
+BATCH_TOKENS = 512  # as profile `tour` evaluates
+RECIPE: dict[str, Any] = {
+    "model": "smollm2-135m", "kind": "none", "prompt": "chat", "precision": "fp32", "quantization": None, "attention": "auto",
+}  # fmt: skip
+
+
+def measure(limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """A line for each set and each size of the harness's batches.
+
+    Raises:
+        UsageError: the harness is not installed, or the model is not here.
+    """
+    try:
+        benchmarks.require(["basics_en.yaml"])
+    except UnavailableError as error:
+        raise UsageError(str(error)) from None
+    folder = data_root().models / PACKAGED
+    if not folder.is_dir():
+        raise UsageError(f"no model in {folder}: run `featherweight fetch {PACKAGED}`.")
+    speaker = Speaker(
+        loading.load_trained(folder, RECIPE, None), PromptFormat.of(folder, RECIPE), RECIPE, loading.device()
+    )
+    for name in benchmarks.shipped():
+        began = time.process_time()
+        ours, tokens = own_rows(
+            speaker, Asked(name, name, ships=True, limit=limit, shots=None), max_tokens=BATCH_TOKENS
+        )
+        seconds = time.process_time() - began
+        for batch in (1, 8):
+            theirs, taken = _theirs(speaker, name, limit, batch)
+            yield {
+                "benchmark": "harness",
+                "set": name,
+                "questions": len(ours),
+                "tokens_read": tokens,
+                "cpu_seconds": seconds,
+                "harness_batch": batch,
+                "harness_cpu_seconds": taken,
+                "share_of_harness": seconds / taken,
+                "largest_difference_nats": _largest_difference(ours, theirs),
+                "same_answers": [row["correct"] for row in ours] == [row["correct"] for row in theirs],
+                "share_correct": sum(row["correct"] for row in ours) / len(ours),
+            }
+
+
+def _theirs(speaker: Speaker, name: str, limit: int | None, batch: int) -> tuple[list[dict[str, Any]], float]:
+    """The harness's rows of a set, and the CPU seconds of scoring them."""
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+
+    task = benchmarks.read_task(benchmarks.FOLDER / f"{name}.yaml")
+    asked = Asked(name, f"{name}.yaml", ships=False, limit=limit, shots=None, config=task)
+    score, taken = HFLM._loglikelihood_tokens, []
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        began = time.process_time()
+        try:
+            return score(*args, **kwargs)
+        finally:
+            taken.append(time.process_time() - began)
+
+    HFLM._loglikelihood_tokens = timed
+    before, benchmarks_harness.BATCH = benchmarks_harness.BATCH, batch
+    try:
+        found = benchmarks_harness.run(speaker.model, loading.load_tokenizer(data_root().models / PACKAGED), asked)
+    finally:
+        HFLM._loglikelihood_tokens, benchmarks_harness.BATCH = score, before
+    return found.rows, sum(taken)
+
+
+def _largest_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
+    pairs = zip(ours, theirs, strict=True)
+    scores = ((json.loads(one["loglikelihoods"]), json.loads(other["loglikelihoods"])) for one, other in pairs)
+    return max(abs(a - b) for one, other in scores for a, b in zip(one, other, strict=True))
