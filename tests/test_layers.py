@@ -19,7 +19,7 @@ from pipelines.compare.table import note_on
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.estimate.question import config_of
 from pipelines.experiments import Model
-from pipelines.files import read_json, stable_hash, write_json
+from pipelines.files import read_object, stable_hash, write_json
 from pipelines.provenance import base_of, front_matter
 from pipelines.shorten import Asked, run_distances, shorten, stack_of, write_weights
 from pipelines.weights_record import RECORD
@@ -79,17 +79,17 @@ def by_hand(parent: Path, dropped: list[int]) -> torch.Tensor:
 def test_it_says_what_the_whole_model_does_without_these_blocks(architecture: str, tmp_path: Path) -> None:
     parent = deep(tmp_path / "whole", architecture)
     folder = short(parent, [1, 2, 4])
-    model, whole = loaded(folder), read_json(parent / "config.json")
+    model, whole = loaded(folder), read_object(parent / "config.json")
     with torch.no_grad():
         torch.testing.assert_close(model(IDS, use_cache=False).logits, by_hand(parent, [1, 2, 4]))
         cached, plain = (model.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=use) for use in (True, False))
     assert cached.tolist() == plain.tolist() and len(cached[0]) > IDS.shape[1]
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     kinds, before = shortened.per_layer(config), shortened.per_layer(whole)
     assert shortened.layers_of(config) == 3 and shortened.layers_of(whole) == LAYERS
     assert kinds == {name: [values[layer] for layer in (0, 3, 5)] for name, values in before.items()}
     assert not {*before} ^ {*kinds} and {**config, **kinds}.keys() == whole.keys()
-    assert read_json(folder / shortened.RECORD)["dropped"] == [1, 2, 4]
+    assert read_object(folder / shortened.RECORD)["dropped"] == [1, 2, 4]
     assert (folder / "tokenizer.json").read_bytes() == (parent / "tokenizer.json").read_bytes()
 
 
@@ -103,13 +103,13 @@ def test_the_run_whose_ends_are_nearest_goes(tmp_path: Path, project: TinyProjec
             held[f"model.layers.{layer}.{name}.weight"].zero_()
     save_file(held, parent / "model.safetensors", metadata={"format": "pt"})
     two = short(parent, 2, project.data.root)
-    record = read_json(two / shortened.RECORD)
+    record = read_object(two / shortened.RECORD)
     assert record["dropped"] == [2, 3] and record["distances"][2] == 0 and len(record["distances"]) == LAYERS - 1
     assert min(record["distances"][:2] + record["distances"][3:]) > 0 and record["records"] == chosen_layers.RECORDS
     with torch.no_grad():
         assert torch.equal(loaded(two)(IDS).logits, loaded(parent)(IDS).logits), "nothing was lost"
     again = short(two, 1, project.data.root)  # by the numbers of the first model
-    found = read_json(again / shortened.RECORD)
+    found = read_object(again / shortened.RECORD)
     assert found["of"] == LAYERS and {2, 3} < set(found["dropped"]) and len(found["left"]) == 3
     base = base_of(two)
     assert base.name == "whole-short without its layers 2-3" and not base.of_hub
