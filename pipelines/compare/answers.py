@@ -35,21 +35,21 @@ def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
 def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
     """The rows of the table pair_verdicts: every pair of the profile that has a verdict, and the teachers'."""
     project = resolved.project
-    rows: list[dict[str, Any]] = []
     bases = kept.base_evaluations(resolved, project.settings.models)
     if not bases:
-        return rows
+        return []
     with kept.reading(project) as journal:
         found = [(cell, one) for cell in project.grid for one in kept.cell_matches(resolved, *cell, bases)]
         for one in teacher.teachers(project):
             answers = teacher.answers(journal, resolved, one, kept.sample(resolved))
             if against := kept.teacher_match(project, one, answers, bases):
                 found.append(((one.provider, one.method), against))
-        for (model, method), one in found:
-            if isinstance(one, pairs.Match):
-                named = {"model": model, "method": method}
-                rows += [{**row, **named} for row in pairs.verdict_rows(journal, project.experiments, one)]
-    return rows
+        return [
+            {**row, "model": model, "method": method}
+            for (model, method), one in found
+            if isinstance(one, pairs.Match)
+            for row in pairs.verdict_rows(journal, project.experiments, one)
+        ]
 
 
 def _teacher_row(
