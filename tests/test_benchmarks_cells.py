@@ -18,7 +18,7 @@ from pipelines.compare.table import comparison
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate import benchmarks_run
-from pipelines.evaluate.benchmarks import contents, for_spec
+from pipelines.evaluate.benchmarks_asked import contents, for_spec
 from pipelines.evaluate.cell import evaluate, evaluated_by
 from pipelines.files import read_jsonl
 from pipelines.runs import cells

@@ -1,18 +1,16 @@
-"""What an evaluation asks of the profile's benchmarks, as plain values for its spec and fingerprint, and the rows that come back.
+"""What an evaluation is told of a benchmark, and the rows that come back.
 
 A row of benchmarks.jsonl is one question: `correct` says whether the model's choice, or its answer, is right.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipelines import benchmarks
 from pipelines.benchmarks import Question
-from pipelines.experiments import Benchmark, EvaluationSettings
 
 FILE = "benchmarks.jsonl"
 OWN = "featherweight"  # the scorer of the sets that ship
@@ -42,33 +40,6 @@ class Answered:
     scorer: str
     seconds: float
     tokens: int | None = None
-
-
-def asked_of(settings: EvaluationSettings) -> list[Asked]:
-    """The profile's benchmarks in the order of its settings."""
-    return [_asked(one) for one in settings.benchmarks]
-
-
-def _asked(one: Benchmark) -> Asked:
-    config = benchmarks.read_task(one.file) if one.file else None
-    content = benchmarks.content(one.task) if one.ships else benchmarks.task_content(config) if config else None
-    return Asked(one.name, one.task, one.ships, one.limit, one.shots, content, config)
-
-
-def for_spec(settings: EvaluationSettings) -> list[Json]:
-    return [asdict(one) for one in asked_of(settings)]
-
-
-def contents(settings: EvaluationSettings) -> list[dict[str, str | None]]:
-    """What the evaluation's fingerprint holds beside the settings: one part where there are benchmarks, else none, so that the
-    fingerprints of profiles without any stay what they were."""
-    found = {one.name: one.content for one in asked_of(settings)}
-    return [found] if found else []
-
-
-def require(settings: EvaluationSettings) -> None:
-    """Raises UnavailableError where a benchmark needs lm-evaluation-harness, and that is not here or has no such task."""
-    benchmarks.require(settings.harness_tasks)
 
 
 def row_of(name: str, question: Question, loglikelihoods: Sequence[float]) -> Json:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines import weights
 from pipelines.errors import UsageError
-from pipelines.evaluate import benchmarks
+from pipelines.evaluate import benchmarks_asked
 from pipelines.evaluate.general import FILE as GENERAL
 from pipelines.evaluate.general import read_general, set_hash
 from pipelines.files import locked, stable_hash
@@ -103,7 +103,7 @@ def evaluated_by(resolved: Resolved) -> EvaluatedBy:
     longest = {name: _longest(project, name) for name in profile.models}
     templates = {name: held for name in profile.models if (held := project.experiments.model(name).template)}
     records, settings = resolved.selected.eval_fingerprint, profile.evaluation.of_the_model
-    asked = benchmarks.contents(profile.evaluation)
+    asked = benchmarks_asked.contents(profile.evaluation)
     return EvaluatedBy((records, settings, set_hash(texts), longest, templates, *asked), code_fingerprint(CHILD))
 
 
@@ -210,7 +210,7 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
     settings = project.training_of(attempt.key.model, attempt.key.method)
     trained = attempt.model_folder if attempt.model_folder.exists() else None
     here = weights.lies_in(project.data, attempt.key.model, project.experiments.model(attempt.key.model))
-    told, named = project.settings.evaluation.of_the_model, benchmarks.for_spec(project.settings.evaluation)
+    told, named = project.settings.evaluation.of_the_model, benchmarks_asked.for_spec(project.settings.evaluation)
     asked = {"benchmarks": named} if named else {}
     looked_up = sources.told(project.data, project.experiments, spec.recipe.get("retrieval"), attempt.key.method)
     more = {"settings": told, "readers": readers(project), "batch_tokens": settings.micro_batch_tokens}
@@ -246,5 +246,5 @@ def _run(resolved: Resolved, evaluation: Evaluation, watch: Watch) -> Run:
     """The evaluation as a run."""
     fetch = partial(fetch_same_weights, resolved, evaluation.attempt, watch)
     tick = partial(watch.on_tick, evaluation.attempt)
-    check = partial(benchmarks.require, resolved.project.settings.evaluation)
+    check = partial(benchmarks_asked.require, resolved.project.settings.evaluation)
     return Run(evaluation.folder, CHILD, phase="evaluate", check=check, fetch=fetch, on_tick=tick)
