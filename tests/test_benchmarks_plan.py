@@ -1,0 +1,37 @@
+"""Minutes of benchmarks before they are asked."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipelines.experiments import Benchmark
+from pipelines.plan.plan import tokens_of
+from pipelines.plan.seconds import Asked, Past, Rate, Work, foretell
+
+RECIPE: dict[str, Any] = {"kind": "full", "quantization": None, "gradient_checkpointing": False}
+WORK = Work("m", "full", RECIPE, 100, 6000, 50)
+ROW = Past(WORK, "card", steps=60, rest=10, evaluated=5, benchmarks={"known": (8.0, 40)})
+
+
+def seconds(*asked: Asked, past: Any = (ROW,), rate: Rate | None = None) -> tuple[float, str]:
+    found = foretell(replace(WORK, benchmarks=asked), past, "card", rate)
+    assert found is not None
+    return found.seconds, found.source
+
+
+def test_a_benchmark_takes_what_it_took_and_an_unknown_one_goes_by_flops() -> None:
+    assert seconds() == (75.0, "measured")
+    assert seconds(Asked("known", None, 1e9)) == (83.0, "measured")
+    assert seconds(Asked("known", 10, 1e9)) == (77.0, "measured"), "a quarter of its questions"
+    # the row's steps did 100 FLOP/s
+    assert seconds(Asked("new", None, 300.0)) == (78.0, "measured; guessed: new")
+    without, said = seconds(past=(), rate=Rate(10.0, "stated"))
+    assert seconds(Asked("new", None, 300.0), past=(), rate=Rate(10.0, "stated")) == (without + 30.0, said)
+
+
+def test_tokens_of_a_set_come_from_its_texts_and_those_of_the_harness_are_usual_ones() -> None:
+    whole, half = tokens_of(Benchmark(task="basics_en")), tokens_of(Benchmark(task="basics_en", limit=33))
+    assert 1000 < whole < 2500 and half == pytest.approx(whole / 2, rel=0.1)
+    assert tokens_of(Benchmark(task="basics_en", shots=5)) > 2 * whole
+    assert tokens_of(Benchmark(task="gsm8k", limit=10)) == 4000 and tokens_of(Benchmark(task="gsm8k")) == 400_000
