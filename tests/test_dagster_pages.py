@@ -211,7 +211,7 @@ def test_dg_takes_the_definitions(project: TinyProject) -> None:
 def test_dg_lists_and_launches(project: TinyProject) -> None:
     listed = dg_cli("list", "defs", "--json")
     found = json.loads(listed.stdout)
-    assert {one["key"] for one in found["assets"]} == set(ASSETS), listed.stderr[-2000:]
+    assert {one["asset_key"] for one in found["assets"]} == set(ASSETS), listed.stderr[-2000:]
     for asked in (
         ["--assets", "corpus_records,generated_records,local_records,sft_examples"],
         ["--assets", "cell_inputs", "--partition", f"lora-r8|{MODEL}"],
@@ -220,6 +220,11 @@ def test_dg_lists_and_launches(project: TinyProject) -> None:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     with dg.DagsterInstance.from_config(str(project.data.root / "dagster")) as instance:
         assert instance.get_latest_materialization_event(dg.AssetKey("cell_inputs"))
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow
@@ -235,7 +240,7 @@ def test_dg_dev_serves_the_location_and_without_a_home_publishes_nothing(
     server = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 600
-        while "export DAGSTER_HOME=" not in (tmp_path / "log").read_text(encoding="utf-8"):
+        while not ("export DAGSTER_HOME=" in (tmp_path / "log").read_text(encoding="utf-8") and listens(port)):
             assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text(encoding="utf-8")
             time.sleep(0.5)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/server_info", timeout=600) as response:
