@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     tables = all_tables(
         lake.data, lake.project.experiments, found.rows, evaluation=evaluation, picks=picks, scores=scores
     )
-    write_report(lake.project, Content.of(found.rows, tables))
+    write_report(lake.project, Content.of(found.rows, tables), published=datetime.now(UTC) - timedelta(days=3, hours=1))
     return Path(lake.data.report).as_uri()
 
 
@@ -90,6 +91,7 @@ def test_axe_finds_nothing_and_the_page_fits(browser: Browser, report: str, widt
     assert page.locator("section.part .scroll", has_text="says_hangul").count() > 0
     assert page.locator("svg text").first.evaluate("one => one.getBoundingClientRect().height") > 8
     assert page.locator("td[lang=ko]").first.evaluate("one => getComputedStyle(one).fontFamily.includes('KR')")
+    assert page.locator(".stamp dd").first.inner_text().endswith(" – 3 days old")
     assert told == []
     page.close()
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipelines.compare import beyond, covers, disturbed, figures, pieces, rates
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.examples import SFT_REJECTS
 from pipelines.compare.show import SHOWN, full_name
+from pipelines.compare.stamp import stamp
 from pipelines.files import write_text
 from pipelines.project import Project
 
@@ -51,7 +53,9 @@ class Content:
         return cls(rows, picks, history, providers, answers.filter(shown).to_pylist(), tables)
 
 
-def write_report(project: Project, content: Content) -> None:
+def write_report(project: Project, content: Content, *, published: datetime | None = None) -> None:
+    """Write the page; `published`: when, with a time zone (None: now)."""
+    published = published or datetime.now(UTC)
     script = (files("pipelines.compare") / "templates" / "report.js").read_text(encoding="utf-8")
     cleaned = current_examples(project.data)
     page = (
@@ -59,6 +63,8 @@ def write_report(project: Project, content: Content) -> None:
         .get_template("report.html.j2")
         .render(
             content=content,
+            published=published.isoformat(),
+            stamp=stamp(content.rows, project.profile, published),
             shown=SHOWN,
             rates_notes=rates.notes(content.rows),
             marks=disturbed.note(content.rows, full_name),

@@ -1,4 +1,13 @@
 "use strict";
+// A page that was kept says how old it is.
+const stamp = document.querySelector(".stamp");
+const days = Math.floor((Date.now() - Date.parse(stamp.dataset.published)) / 86400000);
+if (days >= 1) {
+  const age = document.createElement("span");
+  age.className = "age";
+  age.textContent = ` – ${days} ${days === 1 ? "day" : "days"} old`;
+  stamp.querySelector("dd").append(age);
+}
 // Every heading of a sortable table becomes a button; rows without a value come last either way.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];

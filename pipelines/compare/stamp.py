@@ -1,0 +1,48 @@
+"""When and from what a comparison was published: what stands at the head of the report and with the table's metadata."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+Row = Mapping[str, Any]
+MOST = 3  # values of one kind; the others are counted
+HASH_CHARS = 12
+
+
+def stamp(rows: Sequence[Row], profile: str, published: datetime) -> dict[str, str]:
+    """Label → text, for the rows of the comparison. `published` has a time zone.
+
+    The hashes are those of the rows, so a row of older data or code shows in them.
+    """
+    stale = sum(bool(row["is_stale"]) for row in rows)
+    return {
+        "published": moment(published),
+        "profile": profile,
+        "device": _values(rows, "device"),
+        "training records": _values(rows, "train_records"),
+        "evaluation records": _values(rows, "eval_records"),
+        "data fingerprint": _values(rows, "data_fingerprint"),
+        "code version": _values(rows, "code_version"),
+        "rows": f"{len(rows)}, {sum(row['status'] == 'ok' for row in rows)} ok" + (f", {stale} stale" if stale else ""),
+    }
+
+
+def moment(when: datetime) -> str:
+    """`2026-11-30 18:10 UTC`, and the local time behind it where that is another: `(2026-12-01 03:10 KST)`."""
+    own, utc = when.astimezone(), when.astimezone(UTC)
+    told = f"{utc:%Y-%m-%d %H:%M} UTC"
+    return told if own.utcoffset() == utc.utcoffset() else f"{told} ({own:%Y-%m-%d %H:%M %Z})"
+
+
+def _values(rows: Sequence[Row], column: str) -> str:
+    """The different values of a column in the order of the rows, of hashes the beginning; – where no row has one."""
+    found = list(dict.fromkeys(_text(row[column]) for row in rows if row[column] is not None))
+    more = len(found) - MOST
+    return ", ".join(found[:MOST]) + (f" and {more} more" if more > 0 else "") or "–"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        is_hash = len(value) > HASH_CHARS and all(sign in "0123456789abcdef" for sign in value)
+        return value[:HASH_CHARS] if is_hash else value
+    return f"{value:,.0f}"
