@@ -103,6 +103,7 @@ def _published(
         check_results=[_every_cell_is_ok(rows)],
         metadata={
             ROWS: len(rows),
+            **{label: dg.MetadataValue.text(text) for label, text in publication.stamp.items() if label != PROFILE},
             **grid_of(rows),
             "stale": dg.MetadataValue.text(f"{sum(bool(row['is_stale']) for row in rows)} of {len(rows)} cells"),
             **_best(rows),

@@ -45,6 +45,12 @@ def arrow_table(rows: Sequence[Mapping[str, Any]], table: Table) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={COMMENT: table.meaning}))
 
 
+def with_comment(table: pa.Table, text: str) -> pa.Table:
+    """The table with `text` behind its own comment."""
+    known = table.schema.metadata or {}
+    return table.replace_schema_metadata({**known, COMMENT: (known.get(COMMENT, b"").decode() + " " + text).strip()})
+
+
 def _value(value: Any, kind: str) -> Any:
     if value is None:
         return None

@@ -49,7 +49,7 @@ def test_it_names_what_the_rows_were_made_from() -> None:
     told = stamp(rows, "local", WHEN)
     assert told["device"] == "A, B" and told["training records"] == "1,606" and told["code version"] == "c1"
     assert told["data fingerprint"] == "0123456789ab, fedcba987654"
-    assert told["rows"] == "3, 2 ok, 1 stale" and told["profile"] == "local"
+    assert told["cells"] == "3, 2 ok, 1 stale" and told["profile"] == "local"
 
 
 def test_what_nobody_measured_is_a_dash_and_many_values_are_counted() -> None:

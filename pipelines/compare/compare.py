@@ -1,6 +1,7 @@
 """Rebuild everything that people read: the warehouse and the report, from the lake, in one call."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from pipelines.compare.decide import Decision, Limits, decide
 from pipelines.compare.preferences import Ballot, duel_rows, vote_rows, with_votes
 from pipelines.compare.ranking import make_picks
 from pipelines.compare.report import Content, write_report
+from pipelines.compare.stamp import stamp
 from pipelines.compare.table import comparison
 from pipelines.compare.tables import all_tables
 from pipelines.compare.task_metrics import add_metrics
@@ -27,10 +29,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Publication:
+    """What was published, where, and `stamp`: when and from what."""
+
     rows: list[Row]
     picks: list[Row]
     warehouse: Path
     report: Path
+    stamp: dict[str, str]
 
 
 def compare(project: Project) -> Publication:
@@ -64,9 +69,13 @@ def compare(project: Project) -> Publication:
         scores=scores,
         compared=compared,
     )
+    published = datetime.now(UTC)
+    made_from = stamp(rows, project.profile, published)
+    said = "; ".join(f"{label}: {text}" for label, text in made_from.items())
+    tables["comparison"] = warehouse.with_comment(tables["comparison"], f"{said}.")
     warehouse.publish(project.data, tables, VIEWS)
-    write_report(project, Content.of(rows, tables))
-    return Publication(rows, picks, project.data.warehouse, project.data.report)
+    write_report(project, Content.of(rows, tables), published=published)
+    return Publication(rows, picks, project.data.warehouse, project.data.report, made_from)
 
 
 def decision(project: Project, limits: Limits) -> Decision:

@@ -23,7 +23,8 @@ def stamp(rows: Sequence[Row], profile: str, published: datetime) -> dict[str, s
         "evaluation records": _values(rows, "eval_records"),
         "data fingerprint": _values(rows, "data_fingerprint"),
         "code version": _values(rows, "code_version"),
-        "rows": f"{len(rows)}, {sum(row['status'] == 'ok' for row in rows)} ok" + (f", {stale} stale" if stale else ""),
+        "cells": f"{len(rows)}, {sum(row['status'] == 'ok' for row in rows)} ok"
+        + (f", {stale} stale" if stale else ""),
     }
 
 
