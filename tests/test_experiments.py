@@ -619,3 +619,33 @@ def test_auto_stays_local_where_no_gpu_profile_is_configured(load: Load, monkeyp
 def test_an_unknown_profile_is_refused(shipped: Experiments) -> None:
     with pytest.raises(UsageError, match=r"unknown profile 'locl'.*did you mean 'local'"):
         profile_name(shipped, "locl")
+
+
+def test_what_is_written_of_settings_is_read_again(load: Load, shipped: Experiments, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("A passage.\n", encoding="utf-8")
+    named = load(
+        (
+            "  base: {kind: none}",
+            "  base: {kind: none}\n"
+            "  arm: {kind: none, retrieval: {from: train}}\n"
+            "  notes: {kind: none, retrieval: {from: {documents: [notes.md]}, by: multi-query, ranked_by: ensemble}}",
+        ),
+        ("methods:\n", "  short: {source: {from: tiny, drop_layers: [1, 2]}}\nmethods:\n"),
+        (
+            "sources:\n",
+            "embeddings: {wheel: some-model==1.0, folder: some/model, sha256: " + 64 * "a" + "}\n"
+            "judging: {judge: gpt, pairs: base, teachers: [local, {provider: local, retrieval: {from: train, k: 2}}]}\n"
+            "sources:\n",
+        ),
+        (
+            "  local: {kind: local, model: tiny}",
+            "  local: {kind: local, model: tiny}\n  gpt: {kind: openai, model: gpt-5.4-mini}",
+        ),
+        (
+            "    models: [tiny]\n",
+            "    models: [tiny, short]\n    evaluation: {metrics: [exact_match, {regex: x, name: y}], benchmarks: [basics_en]}\n",
+        ),
+    )
+    for one in (named, shipped):
+        plain = one.model_dump()
+        assert Experiments.model_validate(plain, context={"folder": tmp_path}).model_dump() == plain

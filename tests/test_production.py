@@ -136,7 +136,9 @@ def test_the_files_for_containers_fit_together(tmp_path: Path) -> None:
     assert location["grpc_server"]["host"] in services and str(location["grpc_server"]["port"]) in command
     image = _image(tmp_path)
     shipped = {path.name for path in (PROJECT / "data").glob("*.*") if path.suffix in (".json", ".yaml")}
-    assert {path.name for path in (image / "data").iterdir()} == shipped, "what the stages read of the project's own"
+    assert {path.name for path in (image / "data").iterdir()} == shipped | {"benchmarks"}, (
+        "what the stages read of the project's own"
+    )
     build = "import setuptools.build_meta as b, sys; b.prepare_metadata_for_build_editable(sys.argv[1])"
     command = [sys.executable, "-c", build, str(tmp_path)]
     done = subprocess.run(command, cwd=image, capture_output=True, text=True, check=False)
