@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pipelines.compare.quality import Interval
-from pipelines.compare.retrieval_report import best_arm, in_words, mean_difference, section
+from pipelines.compare.retrieval_report import best_arm, in_words, mean_difference
+from pipelines.compare.retrieval_section import section
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.evaluate.retrieved import Item, Library, Retrieved, train_items, with_context
 from pipelines.paths import PROJECT, DataRoot

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from markupsafe import Markup
 
-from pipelines.compare import benchmark_report, layers_report, metric_report, pair_report, retrieval_report
+from pipelines.compare import benchmark_report, layers_report, metric_report, pair_report, retrieval_section
 from pipelines.project import Project
 
 Row = dict[str, Any]
@@ -20,7 +20,7 @@ PARTS: tuple[Section, ...] = (
     metric_report.section,
     pair_report.section,
     benchmark_report.section,
-    lambda rows, _tables: retrieval_report.section(rows),
+    retrieval_section.section,
 )
 
 

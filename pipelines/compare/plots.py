@@ -250,6 +250,8 @@ def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
 def against_retrieval(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     """Each row's bits per byte minus those of the best retrieval arm of its model, with the 95 % interval; left of the line
     it beats retrieval."""
+    from matplotlib.ticker import MaxNLocator
+
     shown = [row for row in rows if row["delta_retrieval_low"] is not None][:MOST_BARS]
     if not shown:
         return None
@@ -264,6 +266,7 @@ def against_retrieval(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     axes.axvline(0, color=INK, linestyle=":", linewidth=1)
     axes.set_yticks(places, [f"{row['model']} {row['method']}" if several else row["method"] for row in shown])
     axes.margins(x=0.1)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylim(-0.6, len(shown) - 0.4)
     _dress(axes, "against the best retrieval arm: left is better", "difference, bits per byte", "")
     return _render(figure, kind)

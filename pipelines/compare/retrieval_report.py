@@ -9,26 +9,12 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
-from markupsafe import Markup, escape
-
-from pipelines.compare import plots
-from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.quality import LEAST_RECORDS, Interval, Qualities
-from pipelines.compare.show import row_text
 from pipelines.project import Project
 from pipelines.statistics import student_t
 
 Row = dict[str, Any]
 Scores = Mapping[str, float]  # example_id → chrF of the answer
-TITLE = "Would retrieval have done as well?"
-COLUMNS = COMPARISON.pick(
-    "method", "retrieved", "eval_bits_per_byte", "delta_retrieval", "delta_retrieval_low", "delta_retrieval_high", "chrf",
-    "delta_retrieval_chrf", "p50_latency_ms",
-)  # fmt: skip
-SAYS = (
-    "Bits per byte minus those of the best retrieval arm of the same model, on the same records, with 95 % intervals: left of the "
-    "line the row beats retrieval. Where the interval crosses the line, these records cannot tell."
-)
 
 
 def arms_of(project: Project) -> set[str]:
@@ -95,32 +81,3 @@ def in_words(row: Row) -> str | None:
         if delta < 0
         else f"retrieval without tuning ({arm}) is better by {between}"
     )
-
-
-def section(rows: Sequence[Row]) -> Markup | None:
-    """The part of the report: a sentence a row, one picture, its numbers; None where no retrieval arm was measured."""
-    shown = [row for row in rows if row.get("delta_retrieval") is not None or row.get("retrieved") is not None]
-    told = [(row, said) for row in shown if (said := in_words(row)) and row.get("retrieved") is None]
-    if not told:
-        return None
-    several = len({row["model"] for row in shown}) > 1
-    lines = "".join(f"<li><b>{escape(_name(row, several))}</b> {escape(said)}</li>\n" for row, said in told)
-    svg = plots.against_retrieval([row for row, _ in told]) or b""
-    head = "".join(f'<th scope="col" title="{escape(one.meaning)}">{escape(one.heading)}</th>' for one in COLUMNS)
-    body = "".join(f"<tr>{_cells(row, several)}</tr>\n" for row in shown)
-    return Markup(
-        f'<h3 id="retrieval-title">{TITLE}</h3>\n<ul>\n{lines}</ul>\n<figure aria-labelledby="retrieval-title">\n'
-        f'<div role="img" aria-labelledby="retrieval-title" aria-describedby="retrieval-says">{svg.decode()}</div>\n'
-        f'<figcaption id="retrieval-says">{SAYS}</figcaption>\n</figure>\n'
-        f'<div class="scroll" role="region" aria-labelledby="retrieval-title" tabindex="0"><table>\n<caption>{TITLE}</caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
-    )
-
-
-def _cells(row: Row, several: bool) -> str:
-    numbers = "".join(f'<td class="number">{escape(row_text(row, one))}</td>' for one in COLUMNS[1:])
-    return f'<th scope="row">{escape(_name(row, several))}</th>{numbers}'
-
-
-def _name(row: Row, several: bool) -> str:
-    return f"{row['model']} × {row['method']}" if several else row["method"]
