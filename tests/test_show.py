@@ -42,7 +42,7 @@ BLOCKS = ("td", "th", "li", "p", "h3", "tr")
 PLAIN_TAGS = {"table", "thead", "tbody", "tr", "th", "td", "ul", "li", "p"}
 PAGE_TAGS = PLAIN_TAGS | {
     "html", "head", "meta", "title", "style", "script", "body", "main", "h1", "h2", "h3", "div", "span", "b", "figure",
-    "figcaption", "details", "summary", "caption",
+    "figcaption", "details", "summary", "caption", "dl", "dt", "dd",
     "svg", "g", "path", "defs", "use", "text", "clippath", "rect",
 }  # fmt: skip
 
