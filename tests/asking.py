@@ -15,13 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import pytest
 import yaml
 
 from pipelines import experiments as configuration
 from pipelines.experiments import Experiments
 from pipelines.generate.generate import GenerationResult, generate
 from pipelines.paths import PROJECT, DataRoot
-from tests.fake_behavior import Account, Wire
+from tests.fake_behavior import Account, Behavior, Wire
 from tests.fake_provider import FakeProvider
 
 KEY = "sk-planted-0123456789abcdef"
@@ -50,6 +51,15 @@ GRID: dict[str, Any] = {
         "additionalProperties": False,
     },
 }
+
+
+def ready(server: FakeProvider, monkeypatch: pytest.MonkeyPatch, behavior: Behavior) -> FakeProvider:
+    """The server as if nobody had asked it anything yet, with this behavior, and keys for it in the environment."""
+    for name, key in KEYS.items():
+        monkeypatch.setenv(name, key)
+    server.behavior = behavior
+    server.reset()
+    return server
 
 
 @dataclass(frozen=True)

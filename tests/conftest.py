@@ -4,11 +4,16 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.project import TinyProject, make_project
+
+if TYPE_CHECKING:
+    from tests.fake_provider import FakeProvider
 
 # Tiny models gain nothing from more threads, and lose much where other processes want the cores; children inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,6 +49,15 @@ def project(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("FEATHERWEIGHT_LOCKS", str(tmp_path / "locks"))
     return made
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator["FakeProvider"]:
+    """A server that speaks the providers' protocols; `asking.ready` makes it as new for a test."""
+    from tests.fake_provider import fake_provider
+
+    with fake_provider() as server:
+        yield server
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

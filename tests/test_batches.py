@@ -17,10 +17,10 @@ from pipelines.generate.estimate import estimate
 from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import Request
 from pipelines.generate.requests import book
-from tests.asking import KEY, KEYS, MILLION, NAMES, Asking, asking, child, kill, quick_folder
+from tests.asking import KEY, KEYS, MILLION, NAMES, Asking, asking, child, kill, quick_folder, ready
 from tests.fake_batches import Batch
 from tests.fake_behavior import Behavior, Fault, Wire
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fake_provider import FakeProvider
 
 WIRES: list[Wire] = ["anthropic", "openai"]
 CREATE: dict[Wire, str] = {"anthropic": "POST /v1/messages/batches", "openai": "POST /v1/batches"}
@@ -35,12 +35,6 @@ OPEN = Behavior(batch_seconds=3600.0)
 Script = Callable[[Wire, str, int], Fault | None]
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with fake_provider(QUICK) as server:
-        yield server
-
-
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
     with quick_folder() as path:
@@ -50,11 +44,7 @@ def tmp_path() -> Iterator[Path]:
 @pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
     """A server that was asked nothing yet, whose batches end at once, and keys for it."""
-    for name, key in KEYS.items():
-        monkeypatch.setenv(name, key)
-    running.behavior = QUICK
-    running.reset()
-    return running
+    return ready(running, monkeypatch, QUICK)
 
 
 @pytest.fixture(params=WIRES)

@@ -13,18 +13,12 @@ from pipelines.generate.budget import Budget, Caps
 from pipelines.generate.journal import Charges
 from pipelines.generate.prices import costs_of, worst_cost
 from pipelines.generate.requests import book
-from tests.asking import KEYS, NAMES, PRICE, Asking, asking, quick_folder, started, wait_for
+from tests.asking import NAMES, PRICE, Asking, asking, quick_folder, ready, started, wait_for
 from tests.fake_behavior import Behavior, Fault, Wire
 from tests.fake_provider import FakeProvider, fake_provider
 from tests.servers import Reply, chat_server, completion
 
 WIRES: list[Wire] = ["anthropic", "openai"]
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with fake_provider(Behavior()) as server:
-        yield server
 
 
 @pytest.fixture
@@ -35,11 +29,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
-    for name, key in KEYS.items():
-        monkeypatch.setenv(name, key)
-    running.behavior = Behavior()
-    running.reset()
-    return running
+    return ready(running, monkeypatch, Behavior())
 
 
 def worst_of_one(ask: Asking, name: str) -> float:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,12 +115,6 @@ def scripted(*faults: Fault | None) -> Behavior:
 
 def failing_call(name: str, fault: Fault) -> Behavior:
     return Behavior(script=lambda wire, prompt, nth: fault if (prompt, nth) == (name, 1) else None)
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with fake_provider() as server:
-        yield server
 
 
 @pytest.fixture

@@ -12,19 +12,13 @@ import pytest
 from pipelines.generate import pacing, send
 from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import opened
-from tests.asking import KEYS, Asking, asking, quick_folder, started, wait_for
+from tests.asking import Asking, asking, quick_folder, ready, started, wait_for
 from tests.fake_behavior import Behavior, Fault
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fake_provider import FakeProvider
 from tests.servers import ChatServer, Reply, chat_server, completion
 
 RECORD = {"instruction": "What could I read tonight?", "input": "", "output": "Stoner, by John Williams: calm and sad."}
 GOOD = Reply(completion(json.dumps(RECORD)))
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with fake_provider(Behavior()) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +35,8 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
-    for name, key in KEYS.items():
-        monkeypatch.setenv(name, key)
     monkeypatch.setattr(pacing, "FIRST_BACKOFF_SECONDS", 0.02)
-    running.behavior = Behavior()
-    running.reset()
-    return running
+    return ready(running, monkeypatch, Behavior())
 
 
 @pytest.fixture

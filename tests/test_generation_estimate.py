@@ -11,15 +11,9 @@ from pipelines.generate.answers import Usage
 from pipelines.generate.estimate import Estimate, estimate, in_words
 from pipelines.generate.judge import judge
 from pipelines.generate.prices import OVERHEAD_TOKENS, costs_of
-from tests.asking import KEYS, MILLION, Asking, asking, quick_folder
+from tests.asking import KEYS, MILLION, Asking, asking, quick_folder, ready
 from tests.fake_behavior import Behavior
-from tests.fake_provider import FakeProvider, fake_provider
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with fake_provider() as server:
-        yield server
+from tests.fake_provider import FakeProvider
 
 
 @pytest.fixture
@@ -30,10 +24,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def ask(tmp_path: Path, running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> Asking:
-    for name, key in KEYS.items():
-        monkeypatch.setenv(name, key)
-    running.behavior = Behavior()
-    running.reset()
+    ready(running, monkeypatch, Behavior())
     return asking(tmp_path, running)
 
 

@@ -29,9 +29,9 @@ from pipelines.generate.generate import release_in_doubt
 from pipelines.generate.keys import without
 from pipelines.generate.prices import costs_of, worst_cost
 from pipelines.generate.requests import book
-from tests.asking import KEY, KEYS, NAMES, Asking, asking, quick_folder
+from tests.asking import KEY, NAMES, Asking, asking, quick_folder, ready
 from tests.fake_behavior import Behavior, Wire
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fake_provider import FakeProvider
 from tests.servers import Answers, ChatServer, Reply, chat_server, completion
 
 RECORD = {"instruction": "What could I read tonight?", "input": "", "output": "Stoner, by John Williams: calm and sad."}
@@ -46,20 +46,10 @@ def compatible() -> Iterator[ChatServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with fake_provider(Behavior()) as server:
-        yield server
-
-
 @pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
-    for name, key in KEYS.items():
-        monkeypatch.setenv(name, key)
     monkeypatch.setattr(pacing, "FIRST_BACKOFF_SECONDS", 0.01)
-    running.behavior = Behavior(batch_seconds=0.0)
-    running.reset()
-    return running
+    return ready(running, monkeypatch, Behavior(batch_seconds=0.0))
 
 
 @pytest.fixture

@@ -22,20 +22,14 @@ from pipelines.generate.judge import verdict_of as duel_verdict
 from pipelines.generate.requests import book
 from pipelines.generate.verdicts import grade, truth, verdict_in, without_tricks
 from pipelines.provider_settings import Judge, Provider
-from tests.asking import KEYS, PRICE, Asking, asking, quick_folder
+from tests.asking import PRICE, Asking, asking, quick_folder, ready
 from tests.fake_behavior import Behavior, Fault, Wire
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fake_provider import FakeProvider
 from tests.servers import Reply, chat_server, completion
 
 ASKED = "Compare record A and record B.\n\n"
 MARKED = "\n".join(f"<{name}: CODE>\n(.*)\n</{name}: CODE>" for name in ("task", "record A", "record B"))
 PLAIN = Behavior()
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with fake_provider(PLAIN) as server:
-        yield server
 
 
 @pytest.fixture
@@ -46,11 +40,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
-    for name, key in KEYS.items():
-        monkeypatch.setenv(name, key)
-    running.behavior = PLAIN
-    running.reset()
-    return running
+    return ready(running, monkeypatch, PLAIN)
 
 
 @pytest.fixture

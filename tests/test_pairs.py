@@ -27,9 +27,9 @@ from pipelines.evaluate.cell import evaluated_by
 from pipelines.generate.generate import GenerationResult
 from pipelines.runs.cells import CellKey
 from pipelines.statistics import win_rate_interval
-from tests.asking import KEYS, PRICE, quick_folder, wait_for
+from tests.asking import PRICE, quick_folder, ready, wait_for
 from tests.fake_behavior import Behavior
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fake_provider import FakeProvider
 from tests.planted import Lake, answer, lake
 from tests.servers import Reply, chat_server, completion
 
@@ -52,12 +52,6 @@ BASE = {name: f"I like {name}." for name in RECORDS}
 LONGER = {name: f"The book {name} is about the sea, and it is a good one." for name in RECORDS}
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with fake_provider(PLAIN) as server:
-        yield server
-
-
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
     with quick_folder() as path:
@@ -66,11 +60,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
-    for name, key in KEYS.items():
-        monkeypatch.setenv(name, key)
-    running.behavior = PLAIN
-    running.reset()
-    return running
+    return ready(running, monkeypatch, PLAIN)
 
 
 @dataclass

@@ -16,9 +16,9 @@ from pipelines.compare.providers import provider_rows
 from pipelines.compare.tables import all_tables
 from pipelines.generate import coverage
 from pipelines.generate.requests import book
-from tests.asking import KEYS, MILLION, PRICE, Asking, asking, quick_folder
+from tests.asking import MILLION, PRICE, Asking, asking, quick_folder, ready
 from tests.fake_behavior import Behavior, Fault, Wire
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fake_provider import FakeProvider
 from tests.servers import Reply, chat_server, completion
 
 PLAIN = Behavior()
@@ -29,12 +29,6 @@ OF_TEN = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with fake_provider(PLAIN) as server:
-        yield server
-
-
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
     with quick_folder() as path:
@@ -43,11 +37,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
-    for name, key in KEYS.items():
-        monkeypatch.setenv(name, key)
-    running.behavior = PLAIN
-    running.reset()
-    return running
+    return ready(running, monkeypatch, PLAIN)
 
 
 @pytest.fixture

@@ -15,24 +15,15 @@ from pipelines.generate.journal import Request
 from pipelines.generate.prices import OVERHEAD_TOKENS, batch_share, costs_of, worst_cost, worst_usage
 from pipelines.generate.requests import book
 from pipelines.provider_settings import Provider
-from tests.asking import KEYS, Asking, asking, quick_folder
+from tests.asking import Asking, asking, quick_folder, ready
 from tests.fake_behavior import Behavior, Fault
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fake_provider import FakeProvider
 from tests.servers import Reply, chat_server, completion
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with fake_provider(Behavior()) as server:
-        yield server
 
 
 @pytest.fixture
 def ask(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asking]:
-    for name, key in KEYS.items():
-        monkeypatch.setenv(name, key)
-    running.behavior = Behavior()
-    running.reset()
+    ready(running, monkeypatch, Behavior())
     with quick_folder() as root:
         yield asking(root, running)
 

@@ -16,17 +16,25 @@ from pipelines.clean.clean import clean, rejects
 from pipelines.clean.read import raw_records
 from pipelines.generate import send
 from pipelines.generate.generate import generate_again, generated_records
-from tests.asking import GRID, KEY, KEYS, NAMES, PRICE, Asking, asking, child, kill, quick_folder, started, wait_for
+from tests.asking import (
+    GRID,
+    KEY,
+    KEYS,
+    NAMES,
+    PRICE,
+    Asking,
+    asking,
+    child,
+    kill,
+    quick_folder,
+    ready,
+    started,
+    wait_for,
+)
 from tests.fake_behavior import Behavior, Fault, Wire
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fake_provider import FakeProvider
 
 WIRES: list[Wire] = ["anthropic", "openai"]
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FakeProvider]:
-    with fake_provider(Behavior()) as server:
-        yield server
 
 
 @pytest.fixture
@@ -38,13 +46,9 @@ def tmp_path() -> Iterator[Path]:
 @pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
     """A server that was asked nothing yet, keys for it, and waits that a test can afford."""
-    for name, key in KEYS.items():
-        monkeypatch.setenv(name, key)
     monkeypatch.setattr("pipelines.generate.pacing.FIRST_BACKOFF_SECONDS", 0.02)
     monkeypatch.setattr(send, "DEAD_SECONDS", 0.5)
-    running.behavior = Behavior()
-    running.reset()
-    return running
+    return ready(running, monkeypatch, Behavior())
 
 
 @pytest.fixture(params=WIRES)
