@@ -9,19 +9,18 @@ from typing import Any, Literal
 from pipelines.compare import plots
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.rates import rates_of
-from pipelines.compare.show import Format, as_csv, as_json, tabulate
+from pipelines.compare.show import Format
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
-from pipelines.evaluate.cell import base_method, evaluate, evaluate_base
+from pipelines.evaluate.cell import base_method
 from pipelines.experiments import Experiments, Method
 from pipelines.files import replacing
-from pipelines.foreign_text import one_line
 from pipelines.methods import SHORT
 from pipelines.project import Project
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import Watch
 from pipelines.schema import real
-from pipelines.train.cell import train
+from pipelines.swept import doubts, make_current, table_of
 
 Row = dict[str, Any]
 Targets = Literal["all-linear", "attention"]
@@ -138,13 +137,7 @@ def _without_rates(method: Method) -> Row:
 def run_sweep(sweep: Sweep, *, on_tick: Callable[[Attempt], None], tell: Callable[[str], None]) -> list[Row]:
     """Make every rank's cell current, whatever becomes of the others, and return their rows, the smallest rank first."""
     watch, resolved = Watch(on_tick=on_tick), sweep.project.resolve()
-    keys = [key for method in sweep.methods.values() for key in resolved.cell(sweep.model, method).keys]
-    evaluate_base(resolved, sweep.model, watch=watch)
-    for key in keys:
-        attempt, reused = train(resolved, key, watch=watch)
-        tell(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}")
-        if attempt.status == "ok":
-            evaluate(resolved, key, watch=watch)
+    make_current(resolved, sweep.model, sweep.methods.values(), watch=watch, tell=tell)
     found = {row["method"]: row for row in comparison_rows(resolved) if row["model"] == sweep.model}
     return [_by_rank(found[method], rank) for rank, method in sweep.methods.items()]
 
@@ -154,25 +147,14 @@ def _by_rank(row: Row, rank: int) -> Row:
 
 
 def table(rows: Sequence[Row], sweep: Sweep, form: Format) -> str:
-    shown = [{column.name: row[column.name] for column in COLUMNS} for row in rows]
-    if form == "json":
-        return as_json(shown)
-    return as_csv(shown) if form == "csv" else tabulate(rows, COLUMNS, _notes(rows, sweep), form)
+    return table_of(rows, COLUMNS, _notes(rows, sweep), form)
 
 
 def _notes(rows: Sequence[Row], sweep: Sweep) -> list[str]:
     notes = [f"{sweep.model}, profile {sweep.project.profile}; untouched it has {row['base_bits_per_byte']:.4f} bits per byte"
              for row in rows if row["base_bits_per_byte"]][:1]  # fmt: skip
     notes += [sweep.in_words, *_of_rates(rows)]
-    if disturbed := [row["method"] for row in rows if row["speed_disturbed"]]:
-        notes.append(
-            f"{', '.join(disturbed)}: other programs used the processors, so minutes and tokens/s are in doubt"
-        )
-    notes += [
-        f"{row['method']} is {row['status']}: {one_line(row['status_detail'] or '', 300)}. {one_line(row['advice'] or '', 300)}"
-        for row in rows
-        if row["status"] != "ok"
-    ]
+    notes += doubts(rows, lambda row: row["method"], "minutes and tokens/s")
     if sweep.added:
         known = sweep.project.experiments.methods
         added = ", ".join(f"{name} {_defined(known[name])}" for name in sweep.added)

@@ -7,18 +7,18 @@ from typing import Any
 
 from pipelines import shortened, weights
 from pipelines.compare import layers_report
-from pipelines.compare.show import Format, as_csv, as_json, tabulate
+from pipelines.compare.show import Format
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
 from pipelines.estimate.question import config_of
-from pipelines.evaluate.cell import base_method, evaluate, evaluate_base
+from pipelines.evaluate.cell import base_method
 from pipelines.experiments import Experiments, Model, Profile, Source
 from pipelines.files import replacing
 from pipelines.foreign_text import one_line
 from pipelines.project import Project
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import Watch
-from pipelines.train.cell import train
+from pipelines.swept import doubts, make_current, table_of
 
 Row = dict[str, Any]
 HEALED_BY = ("full", "lora-r8", "qlora-r8")  # unless others are named
@@ -112,12 +112,7 @@ def run_sweep(sweep: LayerSweep, *, on_tick: Callable[[Attempt], None], tell: Ca
         _fetch(project, name, tell)
     resolved = project.resolve()
     for name in sweep.models.values():
-        evaluate_base(resolved, name, watch=watch)
-        for key in [key for method in sweep.methods for key in resolved.cell(name, method).keys]:
-            attempt, reused = train(resolved, key, watch=watch)
-            tell(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}")
-            if attempt.status == "ok":
-                evaluate(resolved, key, watch=watch)
+        make_current(resolved, name, sweep.methods, watch=watch, tell=tell)
     found = {(row["model"], row["method"]): row for row in comparison_rows(resolved)}
     return [
         {**layers_report.with_drop(found[name, method], count, project.experiments), "whole": sweep.model}
@@ -135,22 +130,12 @@ def _fetch(project: Project, name: str, tell: Callable[[str], None]) -> None:
 
 
 def table(rows: Sequence[Row], sweep: LayerSweep, form: Format) -> str:
-    shown = [{column.name: row[column.name] for column in COLUMNS} for row in rows]
-    if form == "json":
-        return as_json(shown)
-    return as_csv(shown) if form == "csv" else tabulate(rows, COLUMNS, _notes(rows, sweep), form)
+    return table_of(rows, COLUMNS, _notes(rows, sweep), form)
 
 
 def _notes(rows: Sequence[Row], sweep: LayerSweep) -> list[str]:
     notes = [f"{sweep.model}, profile {sweep.project.profile}; {layers_report.HOW_CHOSEN}"]
-    if disturbed := [f"{row['model']} {row['method']}" for row in rows if row["speed_disturbed"]]:
-        notes.append(f"{', '.join(disturbed)}: other programs used the processors, so tokens/s are in doubt")
-    notes += [
-        f"{row['model']} {row['method']} is {row['status']}: {one_line(row['status_detail'] or '', 300)}. "
-        f"{one_line(row['advice'] or '', 300)}"
-        for row in rows
-        if row["status"] != "ok"
-    ]
+    notes += doubts(rows, lambda row: f"{row['model']} {row['method']}", "tokens/s")
     if sweep.added:
         source = sweep.project.experiments.models
         added = ", ".join(f"{name}: {{source: {_defined(source[name])}}}" for name in sweep.added)

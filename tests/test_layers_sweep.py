@@ -88,8 +88,8 @@ def test_a_model_that_cannot_be_made_is_a_row(planted_lake: Lake, monkeypatch: p
 
     found = SimpleNamespace(status="unavailable")
     monkeypatch.setattr(sweeping.weights, "fetch", refuse)
-    monkeypatch.setattr(sweeping, "train", lambda *_, **__: (found, False))
-    monkeypatch.setattr(sweeping, "evaluate_base", lambda *_, **__: None)
+    monkeypatch.setattr("pipelines.swept.train", lambda *_, **__: (found, False))
+    monkeypatch.setattr("pipelines.swept.evaluate_base", lambda *_, **__: None)
     swept, said = sweeping.with_layers(planted_lake.project, "tiny", [0, 1], ["full"]), []
     rows = sweeping.run_sweep(swept, on_tick=lambda _: None, tell=said.append)
     assert [(one["dropped"], one["method"], one["status"]) for one in rows] == [

@@ -111,8 +111,8 @@ def test_a_rank_that_is_out_of_memory_is_a_row_and_the_next_is_run(
         )
         return found, False
 
-    monkeypatch.setattr(sweeping, "train", train)
-    monkeypatch.setattr(sweeping, "evaluate", lambda _stage, key, **_: wide.evaluated(_newest(wide, key)))
+    monkeypatch.setattr("pipelines.swept.train", train)
+    monkeypatch.setattr("pipelines.swept.evaluate", lambda _stage, key, **_: wide.evaluated(_newest(wide, key)))
     said: list[str] = []
     rows = sweeping.run_sweep(swept, on_tick=lambda _attempt: None, tell=said.append)
     assert [(row["rank"], row["status"]) for row in rows] == [(8, "ok"), (128, "out_of_memory"), (256, "ok")]
