@@ -1,28 +1,16 @@
 """Backfills in a real UI with a real daemon: what was picked is run or says why not, and none of it makes a backfill fail."""
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.asset_key import AssetCheckKey
 
 from assets.checks import CELL_IS_OK, EVALUATION_IS_OK
-from assets.cleaning import sft_examples
-from assets.generating import corpus_records, generated_records, local_records
-from assets.instance import prepare_home
 from assets.picked import NOTHING
-from pipelines.paths import PROJECT
 from pipelines.runs import cells
 from tests.project import MODEL, TinyProject
+from tests.running_ui import asked, running_ui, until
 
 BACKFILL = """
 mutation Backfill($assets: [AssetKeyInput!]!, $cells: [String!]!) {
@@ -42,39 +30,8 @@ def ui(project: TinyProject) -> Iterator[str]:
         models={MODEL: {"overrides": {"full": {"memory_budget_gb": 0.2}}}},
         dagster={"methods": ["lora-r8"]},
     )
-    prepare_home()
-    with dg.DagsterInstance.get() as instance:
-        assets = [corpus_records, local_records, generated_records, sft_examples]
-        assert dg.materialize(assets, instance=instance).success
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command, environment = [sys.executable, "-m", "assets.ui"], {**os.environ, "PORT": str(port)}
-    server = subprocess.Popen(command, env=environment, cwd=PROJECT)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        until(lambda: "data" in str(asked(address, "{version}")), "the webserver")
+    with running_ui() as address:
         yield address
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=600)
-
-
-def until(found: Callable[[], Any], what: str, seconds: float = 3600) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.3)
-
-
-def asked(address: str, query: str, **variables: Any) -> Any:
-    body = json.dumps({"query": query, "variables": variables}).encode()
-    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=600) as response:
-            return json.loads(response.read())
-    except OSError:
-        return None
 
 
 def backfilled(address: str, *methods: str) -> str:

@@ -3,13 +3,7 @@
 import json
 import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -20,9 +14,6 @@ import psutil
 import pytest
 
 from assets.alerts import failure_alert
-from assets.cleaning import sft_examples
-from assets.generating import corpus_records, generated_records, local_records
-from assets.instance import prepare_home
 from assets.training import CellConfig
 from pipelines import alert
 from pipelines.files import locked, read_json, write_json
@@ -30,6 +21,7 @@ from pipelines.nightly import news
 from pipelines.paths import PROJECT, DataRoot
 from pipelines.runs import cells, checkpoints
 from tests.project import MODEL, TinyProject
+from tests.running_ui import asked, running_ui, until
 
 TEXT = (PROJECT / "docs" / "operating.md").read_text(encoding="utf-8")
 SECRET = "T0PLANTED/B0PLANTED/planted-webhook-secret"
@@ -184,45 +176,8 @@ def test_without_a_webhook_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def ui(project: TinyProject) -> Iterator[str]:
     """The address of a running `make ui` on a project with cleaned data."""
-    prepare_home()
-    with dg.DagsterInstance.get() as instance:
-        data = [corpus_records, local_records, generated_records, sft_examples]
-        assert dg.materialize(data, instance=instance).success
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "assets.ui"],
-        env={**os.environ, "PORT": str(port)},
-        cwd=PROJECT,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        until(lambda: "data" in str(_asked(address, "{version}")), "the webserver")
+    with running_ui() as address:
         yield address
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=600)
-
-
-def until(found: Any, what: str, seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
-
-
-def _asked(address: str, query: str, **variables: Any) -> Any:
-    """The answer of the UI's own interface; None while nobody listens."""
-    body = json.dumps({"query": query, "variables": variables}).encode()
-    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=600) as response:
-            return json.loads(response.read())
-    except OSError:
-        return None
 
 
 LAUNCH = """
@@ -254,7 +209,7 @@ def test_a_backfill_takes_the_launchpads_settings(project: TinyProject, ui: str)
     asked = {"config": {"seeds": [7], "max_examples": 5}}
     chosen = [f"lora-r8|{MODEL}", f"lora-r256|{MODEL}"]  # the second is not the profile's
     config = {"ops": {"trained_model": asked, "evaluation": asked}}
-    launched = _asked(ui, BACKFILL, assets=assets, cells=chosen, config=config)
+    launched = asked(ui, BACKFILL, assets=assets, cells=chosen, config=config)
     assert "LaunchBackfillSuccess" in str(launched), launched
     key = cells.CellKey(MODEL, "lora-r8", 7)
     until(lambda: (a := cells.latest(project.data, key)) and a.status == "ok" and a.evaluations(), "the cell")
@@ -287,7 +242,7 @@ def test_a_backfill_evaluates_the_untouched_model_before_its_cells(project: Tiny
         {"assetKey": {"path": [name]}, "partitions": {"ranges": [{"start": partition, "end": partition}]}}
         for name, partition in asked.items()
     ]
-    launched = _asked(ui, BACKFILL_BY_ASSET, chosen=chosen)
+    launched = asked(ui, BACKFILL_BY_ASSET, chosen=chosen)
     assert "LaunchBackfillSuccess" in str(launched), launched
 
     def ended() -> bool:
@@ -315,24 +270,24 @@ def test_reload_and_cancel_in_the_ui(project: TinyProject, ui: str) -> None:
         "dagster/partition/model": MODEL,
     }
     tags = [{"key": key, "value": value} for key, value in partition.items()]
-    launched = _asked(ui, LAUNCH, tags=tags)["data"]["launchRun"]
+    launched = asked(ui, LAUNCH, tags=tags)["data"]["launchRun"]
     run = launched["run"]["runId"]
     key = project.key("lora-r8")
     until(lambda: (a := cells.latest(project.data, key)) and checkpoints.whole(a.folder), "a checkpoint")
     attempt = cells.latest(project.data, key)
     assert attempt is not None
 
-    assert "WorkspaceLocationEntry" in str(_asked(ui, RELOAD))
+    assert "WorkspaceLocationEntry" in str(asked(ui, RELOAD))
     seen = len(attempt.curve())
     until(lambda: len(attempt.curve()) > seen + 2, "training to go on after the reload")
 
     children = [p for p in psutil.process_iter(["cmdline"]) if str(attempt.folder) in " ".join(p.info["cmdline"] or [])]
     assert children
-    assert "TerminateRunSuccess" in str(_asked(ui, CANCEL, run=run))
+    assert "TerminateRunSuccess" in str(asked(ui, CANCEL, run=run))
     until(
         lambda: not any(child.is_running() and child.status() != "zombie" for child in children), "its children's end"
     )
-    until(lambda: _asked(ui, STATUS, run=run)["data"]["runOrError"]["status"] == "CANCELED", "the run's end")
+    until(lambda: asked(ui, STATUS, run=run)["data"]["runOrError"]["status"] == "CANCELED", "the run's end")
     ended = cells.Attempt(key, attempt.folder)
     assert ended.status == "killed" and "goes on after step" in ended.result.detail
     assert checkpoints.whole(attempt.folder)
