@@ -206,9 +206,9 @@ mutation Backfill($assets: [AssetKeyInput!]!, $cells: [String!]!, $config: RunCo
 @pytest.mark.slow
 def test_a_backfill_takes_the_launchpads_settings(project: TinyProject, ui: str) -> None:
     assets = [{"path": [name]} for name in ("cell_inputs", "trained_model", "evaluation")]
-    asked = {"config": {"seeds": [7], "max_examples": 5}}
+    settings = {"config": {"seeds": [7], "max_examples": 5}}
     chosen = [f"lora-r8|{MODEL}", f"lora-r256|{MODEL}"]  # the second is not the profile's
-    config = {"ops": {"trained_model": asked, "evaluation": asked}}
+    config = {"ops": {"trained_model": settings, "evaluation": settings}}
     launched = asked(ui, BACKFILL, assets=assets, cells=chosen, config=config)
     assert "LaunchBackfillSuccess" in str(launched), launched
     key = cells.CellKey(MODEL, "lora-r8", 7)
@@ -237,10 +237,10 @@ mutation Backfill($chosen: [PartitionsByAssetSelector!]!) {
 def test_a_backfill_evaluates_the_untouched_model_before_its_cells(project: TinyProject, ui: str) -> None:
     """`base_evaluation` is divided by model, cells by method and model: one backfill holds both."""
     cell = f"lora-r8|{MODEL}"
-    asked = {"base_evaluation": MODEL, "cell_inputs": cell, "trained_model": cell, "evaluation": cell}
+    partition_of = {"base_evaluation": MODEL, "cell_inputs": cell, "trained_model": cell, "evaluation": cell}
     chosen = [
         {"assetKey": {"path": [name]}, "partitions": {"ranges": [{"start": partition, "end": partition}]}}
-        for name, partition in asked.items()
+        for name, partition in partition_of.items()
     ]
     launched = asked(ui, BACKFILL_BY_ASSET, chosen=chosen)
     assert "LaunchBackfillSuccess" in str(launched), launched
