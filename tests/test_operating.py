@@ -207,7 +207,7 @@ mutation Backfill($assets: [AssetKeyInput!]!, $cells: [String!]!, $config: RunCo
 def test_a_backfill_takes_the_launchpads_settings(project: TinyProject, ui: str) -> None:
     assets = [{"path": [name]} for name in ("cell_inputs", "trained_model", "evaluation")]
     settings = {"config": {"seeds": [7], "max_examples": 5}}
-    chosen = [f"lora-r8|{MODEL}", f"lora-r256|{MODEL}"]  # the second is not the profile's
+    chosen = [f"lora-r8|{MODEL}", f"qlora-r8|{MODEL}"]
     config = {"ops": {"trained_model": settings, "evaluation": settings}}
     launched = asked(ui, BACKFILL, assets=assets, cells=chosen, config=config)
     assert "LaunchBackfillSuccess" in str(launched), launched
@@ -223,7 +223,7 @@ def test_a_backfill_takes_the_launchpads_settings(project: TinyProject, ui: str)
 
     until(finished, "both runs")
     made = {(a.key.method, a.key.seed) for a in cells.all_attempts(project.data)}
-    assert made == {("lora-r8", 7)}, "lora-r256 was passed over; the untouched model is base_evaluation's"
+    assert made == {("lora-r8", 7), ("qlora-r8", 7)}, "these alone; the untouched model is base_evaluation's"
 
 
 BACKFILL_BY_ASSET = """
