@@ -5,6 +5,7 @@ there, so that both ask the same.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -140,10 +141,13 @@ def _keys(value: Any) -> set[str]:
 
 def data_files(task: Json) -> list[Path]:
     """The local files that a task's questions come from."""
-    named = (
-        (task.get("dataset_kwargs") or {}).get("data_files") if isinstance(task.get("dataset_kwargs"), dict) else None
-    )
-    return [Path(one) for one in _texts(named)]
+    return [Path(text) for text in _texts(_named_files(task))]
+
+
+def _named_files(task: Json) -> Any:
+    """`dataset_kwargs.data_files`: a text, or lists and mappings of them; None where there is none."""
+    kwargs = task.get("dataset_kwargs")
+    return kwargs.get("data_files") if isinstance(kwargs, dict) else None
 
 
 def _texts(value: Any) -> list[str]:
@@ -154,25 +158,29 @@ def _texts(value: Any) -> list[str]:
 
 
 def _placed(task: Json, folder: Path) -> Json:
-    named = (
-        (task.get("dataset_kwargs") or {}).get("data_files") if isinstance(task.get("dataset_kwargs"), dict) else None
-    )
-    return task | {"dataset_kwargs": task["dataset_kwargs"] | {"data_files": _beside(named, folder)}} if named else task
-
-
-def _beside(value: Any, folder: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _beside(one, folder) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_beside(one, folder) for one in value]
-    return str((folder / value).resolve()) if isinstance(value, str) and (folder / value).is_file() else value
+    return _with_files(task, lambda text: str((folder / text).resolve()) if (folder / text).is_file() else text)
 
 
 def task_content(task: Json) -> str:
-    """A hash that changes with a task file and with the local files that its questions come from."""
-    files = [file_sha256(path) if path.is_file() else None for path in data_files(task)]
-    plain = {key: value for key, value in task.items() if key != "dataset_kwargs"}
-    return stable_hash([plain, files or task.get("dataset_kwargs")])
+    """A hash that changes with a task file and with the bytes of the local files that its questions come from, but not with where
+    those lie."""
+    return stable_hash(_with_files(task, lambda text: [file_sha256(Path(text))] if Path(text).is_file() else text))
+
+
+def _with_files(task: Json, change: Callable[[str], Any]) -> Json:
+    """The task with each name of a file changed."""
+    named = _named_files(task)
+    if not named:
+        return task
+    return task | {"dataset_kwargs": task["dataset_kwargs"] | {"data_files": _mapped(named, change)}}
+
+
+def _mapped(value: Any, change: Callable[[str], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _mapped(one, change) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_mapped(one, change) for one in value]
+    return change(value) if isinstance(value, str) else value
 
 
 # the harness

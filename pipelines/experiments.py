@@ -366,6 +366,11 @@ Count = Annotated[int, Field(ge=0)]
 TEACHER = "teacher"
 
 
+def is_teacher(method: str | None) -> bool:
+    """Whether a row's method is that of a provider's answers, which are no cell."""
+    return method is not None and (method == TEACHER or method.startswith(f"{TEACHER}+"))
+
+
 class Benchmark(NamesFiles):
     """Questions with a right answer, on which a model is set beside its base: `task` is a set that ships (basics_en, basics_ko), a
     task of lm-evaluation-harness, or a path to a task file of one's own. Its first `limit` questions are asked, each behind

@@ -242,6 +242,35 @@ def test_a_task_file_finds_its_questions_beside_it_and_changes_with_them(project
     assert contents(settings) != [{"mine": asked["content"]}]
 
 
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        "{data_files: {test: questions.json}, name: other}",
+        "{data_files: {validation: questions.json}}",
+        "{data_files: {test: [questions.json, hub/other.json]}}",
+    ],
+)
+def test_whatever_else_says_where_questions_come_from_is_another_task(tmp_path: Path, kwargs: str) -> None:
+    (tmp_path / "questions.json").write_text("[]", encoding="utf-8")
+    usual = "{data_files: {test: questions.json}}"
+    assert usual in TASK_FILE
+    found = []
+    for text in (TASK_FILE, TASK_FILE.replace(usual, kwargs)):
+        (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+        found.append(benchmarks.task_content(benchmarks.read_task(tmp_path / "mine.yaml")))
+    assert found[0] != found[1]
+
+
+def test_a_task_that_was_moved_with_its_questions_is_the_same(tmp_path: Path) -> None:
+    found = set()
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "questions.json").write_text("[]", encoding="utf-8")
+        (tmp_path / name / "mine.yaml").write_text(TASK_FILE, encoding="utf-8")
+        found.add(benchmarks.task_content(benchmarks.read_task(tmp_path / name / "mine.yaml")))
+    assert len(found) == 1
+
+
 # without the harness
 
 

@@ -11,7 +11,14 @@ from pipelines.plan.seconds import Asked, Past, Rate, Work, foretell
 
 RECIPE: dict[str, Any] = {"kind": "full", "quantization": None, "gradient_checkpointing": False}
 WORK = Work("m", "full", RECIPE, 100, 6000, 50)
-ROW = Past(WORK, "card", steps=60, rest=10, evaluated=5, benchmarks={"known": (8.0, 40)})
+ROW = Past(
+    WORK,
+    "card",
+    steps=60,
+    rest=10,
+    evaluated=5,
+    benchmarks={"known": (8.0, 40, None), "limited": (8.0, 40, 40), "short": (8.0, 40, 50)},
+)
 
 
 def seconds(*asked: Asked, past: Any = (ROW,), rate: Rate | None = None) -> tuple[float, str]:
@@ -24,6 +31,12 @@ def test_a_benchmark_takes_what_it_took_and_an_unknown_one_goes_by_flops() -> No
     assert seconds() == (75.0, "measured")
     assert seconds(Asked("known", None, 1e9)) == (83.0, "measured")
     assert seconds(Asked("known", 10, 1e9)) == (77.0, "measured"), "a quarter of its questions"
+    assert seconds(Asked("known", 400, 1e9)) == (83.0, "measured"), "there are no more"
+    assert seconds(Asked("short", 400, 1e9)) == (83.0, "measured"), "there are no more: 50 were asked for"
+    assert seconds(Asked("limited", 80, 1e9)) == (91.0, "measured"), "twice as many as were asked for then"
+    assert seconds(Asked("limited", None, 300.0)) == (78.0, "measured; guessed: limited"), (
+        "how many there are is not known"
+    )
     # the row's steps did 100 FLOP/s
     assert seconds(Asked("new", None, 300.0)) == (78.0, "measured; guessed: new")
     without, said = seconds(past=(), rate=Rate(10.0, "stated"))

@@ -149,6 +149,24 @@ def test_a_cache_that_says_something_else_is_not_used(monkeypatch: pytest.Monkey
     assert "NotImplementedError: no such cache" in said[1]
 
 
+def test_choices_close_together_are_read_alone_on_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, alone = speaker(tiny_model("llama")), []
+    apart = scoring._apart
+
+    def noted(*given: Any, **how: Any) -> Any:
+        alone.append(bool(how.get("alone")))
+        return apart(*given, **how)
+
+    monkeypatch.setattr(scoring, "_apart", noted)
+    monkeypatch.setattr(scoring, "_is_close", lambda *_: True)
+    good, _ = own_rows(one, asked(), max_tokens=300)
+    assert alone.count(True) == len(good)
+    alone.clear()
+    monkeypatch.setattr(scoring, "_shared", lambda *_: 1 / 0)
+    own_rows(one, asked(), max_tokens=300)
+    assert alone.count(True) == len(good)
+
+
 def test_weights_that_are_no_numbers_and_questions_that_do_not_fit_are_refused() -> None:
     model = tiny_model("llama")
     model.config.max_position_embeddings = 100

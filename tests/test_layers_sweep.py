@@ -1,6 +1,7 @@
 """`featherweight sweep --layers`: cells like any others, a table and a picture; and the report's part on fewer layers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from pipelines import sweep_layers as sweeping
 from pipelines.compare import layers_report
 from pipelines.compare.table import Row, comparison_rows
 from pipelines.errors import UnavailableError, UsageError
+from pipelines.evaluate.cell import evaluated_by
 from pipelines.experiments import Model
 from pipelines.export.cell import Wanted, export
 from pipelines.export.gguf_file import write_gguf
@@ -56,6 +58,27 @@ def test_what_it_makes_is_what_the_file_would_say(planted_lake: Lake) -> None:
     other = planted_lake.configured(models={"tiny-drop4": {"source": {"from": "tiny", "drop_layers": [3]}}})
     with pytest.raises(UsageError, match="is another model than tiny without 4 layers: rename it"):
         sweeping.with_layers(other.project, "tiny", [4])
+
+
+def test_however_many_layers_are_swept_the_evaluations_stay_current(planted_lake: Lake) -> None:
+    """A model without some layers reads what the whole one reads, so it decides nothing about the records."""
+    prints = {
+        evaluated_by(sweeping.with_layers(planted_lake.project, "tiny", counts, ["full"]).project.resolve()).fingerprint
+        for counts in ([0], [0, 1], [0, 1, 4])
+    }
+    assert len(prints) == 1
+    told = planted_lake.configured(
+        models={"tiny-drop1": {"source": {"from": "tiny", "drop_layers": 1}, "max_length": 77}}
+    )
+    swept = sweeping.with_layers(told.project, "tiny", [0], ["full"]).project
+    profile = swept.settings.model_copy(update={"models": ["tiny", "tiny-drop1"]})
+    wide = replace(
+        swept,
+        experiments=swept.experiments.model_copy(
+            update={"profiles": {**swept.experiments.profiles, swept.profile: profile}}
+        ),
+    )
+    assert evaluated_by(wide.resolve()).fingerprint not in prints, "this one reads less"
 
 
 def test_what_cannot_be_swept_is_refused(planted_lake: Lake) -> None:

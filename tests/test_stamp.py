@@ -52,6 +52,12 @@ def test_it_names_what_the_rows_were_made_from() -> None:
     assert told["cells"] == "3, 2 ok, 1 stale" and told["profile"] == "local"
 
 
+def test_a_teacher_is_no_cell() -> None:
+    rows = [row(method="lora-r8", device="A"), row(method="teacher+bm25", device="an-api-model"), row(method="teacher")]
+    told = stamp(rows, "local", WHEN)
+    assert told["cells"] == "1, 1 ok" and told["device"] == "A"
+
+
 def test_what_nobody_measured_is_a_dash_and_many_values_are_counted() -> None:
     assert stamp([], "local", WHEN)["device"] == "–"
     assert stamp([row(device=name) for name in "ABCDE"], "gpu", WHEN)["device"] == "A, B, C and 2 more"

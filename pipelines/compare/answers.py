@@ -1,6 +1,7 @@
 """What was said of the answers, put beside the cells: the judge's shares in their rows, and each teacher as a row of its own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -27,23 +28,22 @@ def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
         for row in rows:
             seeds = kept.kept_answers(project, row["model"], row["method"], fingerprint)
             row |= judge.cell_columns(journal, project.experiments, seeds)
-            found = kept.cell_matches(resolved, row["model"], row["method"], bases)
+            found = kept.cell_matches(resolved, row["model"], row["method"], bases, fingerprint)
             row |= pairs.cell_columns(journal, project.experiments, row["model"], found)
-        return [*rows, *(_teacher_row(resolved, journal, one, bases) for one in teacher.teachers(project))]
+        return [*rows, *(_teacher_row(resolved, journal, one, bases) for one in _taught(resolved, journal))]
 
 
 def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
     """The rows of the table pair_verdicts: every pair of the profile that has a verdict, and the teachers'."""
-    project = resolved.project
+    project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
     bases = kept.base_evaluations(resolved, project.settings.models)
     if not bases:
         return []
     with kept.reading(project) as journal:
-        found = [(cell, one) for cell in project.grid for one in kept.cell_matches(resolved, *cell, bases)]
-        for one in teacher.teachers(project):
-            answers = teacher.answers(journal, resolved, one, kept.sample(resolved))
-            if against := kept.teacher_match(project, one, answers, bases):
-                found.append(((one.provider, one.method), against))
+        found = [(cell, one) for cell in project.grid for one in kept.cell_matches(resolved, *cell, bases, fingerprint)]
+        for one in _taught(resolved, journal):
+            if against := kept.teacher_match(project, one.teacher, one.answers, bases):
+                found.append(((one.teacher.provider, one.teacher.method), against))
         return [
             {**row, "model": model, "method": method}
             for (model, method), one in found
@@ -52,16 +52,31 @@ def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
         ]
 
 
+@dataclass(frozen=True)
+class Taught:
+    """A teacher, its answers as rows, and to how many records answers are wanted."""
+
+    teacher: Teacher
+    answers: list[dict[str, Any]]
+    wanted: int
+
+
+def _taught(resolved: Resolved, journal: Journal | None) -> list[Taught]:
+    """The teachers that may be asked, with what they have answered so far."""
+    names = teacher.teachers(resolved.project)
+    records = kept.sample(resolved) if names else []
+    return [Taught(one, teacher.answers(journal, resolved, one, records), len(records)) for one in names]
+
+
 def _teacher_row(
-    resolved: Resolved, journal: Journal | None, one: Teacher, bases: Mapping[str, Evaluation | str]
+    resolved: Resolved, journal: Journal | None, taught: Taught, bases: Mapping[str, Evaluation | str]
 ) -> Row:
     """A row of what a provider's answers can show: no losses, no training, no memory."""
-    project, name = resolved.project, one.provider
+    one, answers, project = taught.teacher, taught.answers, resolved.project
+    name = one.provider
     provider = resolved.experiments.provider(name)
-    records = kept.sample(resolved)
-    answers = teacher.answers(journal, resolved, one, records)
     against = kept.teacher_match(project, one, answers, bases)
-    status, detail = _outcome(project, name, len(answers), len(records))
+    status, detail = _outcome(project, name, len(answers), taught.wanted)
     tokens = [row["answer_tokens"] for row in answers if row["answer_tokens"] is not None]
     waited = [row["latency_ms"] for row in answers if row["latency_ms"] is not None]
     found = [row["retrieved"] for row in answers if "retrieved" in row]
@@ -109,16 +124,14 @@ def _note(experiments: Experiments, name: str) -> str:
 def teacher_answers(resolved: Resolved) -> list[dict[str, Any]]:
     """The teachers' answers as rows of evaluation_answers, the verdicts on them included."""
     project = resolved.project
-    names = teacher.teachers(project)
-    if not names:
+    if not teacher.teachers(project):
         return []
     found = []
     with kept.reading(project) as journal:
-        records = kept.sample(resolved)
-        for one in names:
-            rows = teacher.answers(journal, resolved, one, records)
+        for taught in _taught(resolved, journal):
+            one = taught.teacher
             named = {"run_id": one.run_id, "model": one.provider, "method": one.method}
-            found += [{**row, **named} for row in with_verdicts(journal, project.experiments, rows)]
+            found += [{**row, **named} for row in with_verdicts(journal, project.experiments, taught.answers)]
     return found
 
 

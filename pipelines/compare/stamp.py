@@ -4,16 +4,19 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.experiments import is_teacher
+
 Row = Mapping[str, Any]
 MOST = 3  # values of one kind; the others are counted
 HASH_CHARS = 12
 
 
 def stamp(rows: Sequence[Row], profile: str, published: datetime) -> dict[str, str]:
-    """Label → text, for the rows of the comparison. `published` has a time zone.
+    """Label → text, for the cells among the rows of the comparison: a teacher's row is none. `published` has a time zone.
 
     The hashes are those of the rows, so a row of older data or code shows in them.
     """
+    rows = [row for row in rows if not is_teacher(row["method"])]
     stale = sum(bool(row["is_stale"]) for row in rows)
     return {
         "published": moment(published),

@@ -144,6 +144,8 @@ class Subject:
     def replies(self, journal: Journal, role: str) -> list[Reply[Any]]:
         """How the verdicts stand that the judge is asked for as `role`, on the models' answers and the teachers' that are here."""
         experiments, project = self.resolved.experiments, self.resolved.project
+        if role == "pair" and not pairs.is_configured(experiments):
+            return []
         taught = [
             (one, teacher.answers(journal, self.resolved, one, self.records)) for one in teacher.teachers(project)
         ]
@@ -152,7 +154,7 @@ class Subject:
             return [one for rows in answers for one in judge.replies(journal, experiments, rows)]
         found = [teacher_match(project, one, rows, self.bases) for one, rows in taught]
         matches = [*self.matches, *(one for one in found if isinstance(one, Match))]
-        return pairs.all_replies(journal, experiments, matches) if pairs.is_configured(experiments) else []
+        return pairs.all_replies(journal, experiments, matches)
 
 
 def _subject(resolved: Resolved, evaluations: Sequence[Evaluation]) -> Subject:
@@ -199,10 +201,10 @@ def run_match(resolved: Resolved, evaluation: Evaluation, bases: Mapping[str, Ev
 
 
 def cell_matches(
-    resolved: Resolved, model: str, method: str, bases: Mapping[str, Evaluation | str]
+    resolved: Resolved, model: str, method: str, bases: Mapping[str, Evaluation | str], fingerprint: str
 ) -> list[Match | str]:
-    """Those of a cell as the comparison shows it, one for each seed that was evaluated."""
-    project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
+    """Those of a cell as the comparison shows it, one for each seed that was evaluated. `fingerprint`: of evaluated_by."""
+    project = resolved.project
     keys = [CellKey(model, method, seed) for seed in project.settings.seeds]
     about = [found for key in keys if (found := shown_evaluation(project, key, fingerprint))]
     return [found for one in about if (found := run_match(resolved, one, bases))]

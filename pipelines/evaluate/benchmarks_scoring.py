@@ -91,12 +91,10 @@ def loglikelihoods(on: Model, questions: Sequence[Prompted], say: Callable[[str]
     _require_room(on, questions)
     with head_on_positions(on.model) as wanted, torch.no_grad():
         found = None if on.virtual else _all_shared(on, questions, wanted, say)
-        if found is None:
-            found = _apart(on, questions, wanted)
-        else:
-            for place, scores in enumerate(found):
-                if _is_close(questions[place], scores, on.noise):
-                    found[place] = _apart(on, [questions[place]], wanted, alone=True)[0]
+        found = found or _apart(on, questions, wanted)
+        for place, scores in enumerate(found):
+            if _is_close(questions[place], scores, on.noise):
+                found[place] = _apart(on, [questions[place]], wanted, alone=True)[0]
     if bad := sum(not all(map(isfinite, scores)) for scores in found):
         raise ValueError(
             f"the log-likelihoods of {bad} of {len(found)} questions are no numbers: the weights are not usable"

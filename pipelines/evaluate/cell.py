@@ -44,6 +44,17 @@ def _longest(project: Project, model: str) -> int:
     return project.training_of(model, base_method(project) or next(iter(project.experiments.methods))).max_length
 
 
+def _reads_as_its_whole(project: Project, name: str) -> bool:
+    """Whether a model is one of the profile's without some layers, and reads what that one reads: it decides nothing about which
+    records all models can read."""
+    model = project.experiments.model(name)
+    whole = model.source.parent
+    if whole is None or whole not in project.settings.models:
+        return False
+    same = model.template == project.experiments.model(whole).template
+    return same and _longest(project, name) == _longest(project, whole)
+
+
 def readers(project: Project) -> list[dict[str, Any]]:
     """Every model of the profile whose weights are here: its folder, how it is asked, its max_length. An evaluation record must
     fit them all, also behind the tokens that an adapter of the profile puts before it."""
@@ -100,8 +111,9 @@ def evaluated_by(resolved: Resolved) -> EvaluatedBy:
     """What evaluations of the profile are made with now."""
     project, profile = resolved.project, resolved.project.settings
     texts = read_general(project.data.tracked(GENERAL), profile.languages, profile.evaluation.general_texts)
-    longest = {name: _longest(project, name) for name in profile.models}
-    templates = {name: held for name in profile.models if (held := project.experiments.model(name).template)}
+    models = [name for name in profile.models if not _reads_as_its_whole(project, name)]
+    longest = {name: _longest(project, name) for name in models}
+    templates = {name: held for name in models if (held := project.experiments.model(name).template)}
     records, settings = resolved.selected.eval_fingerprint, profile.evaluation.of_the_model
     asked = benchmarks_asked.contents(profile.evaluation)
     return EvaluatedBy((records, settings, set_hash(texts), longest, templates, *asked), code_fingerprint(CHILD))
@@ -235,11 +247,25 @@ def fetch_same_weights(resolved: Resolved, attempt: Attempt, watch: Watch) -> No
     """Bring the weights that the attempt was made with.
 
     Raises:
-        UsageError: what came, or lies there, is something else.
+        UsageError: what came, or lies there, is something else; or what its prompts look up is.
     """
     weights.fetch(resolved.data, resolved.experiments, attempt.key.model, say=watch.say)
     resolved.require_same_weights(attempt, watch.say)
     sources.require(resolved.data, resolved.experiments, attempt.key.method, say=watch.say)
+    _require_same_sources(resolved, attempt)
+
+
+def _require_same_sources(resolved: Resolved, attempt: Attempt) -> None:
+    """Raises UsageError where the recipe names other documents, or another embedding model, than what would be looked up in now."""
+    key, was = attempt.key, attempt.spec.recipe.get("retrieval") or {}
+    known = resolved.experiments.methods.get(key.method)
+    retrieval = known.retrieval if known else None
+    now = sources.contents(resolved.data, resolved.experiments, retrieval) if retrieval else {}
+    for name, what in (("documents", "other documents"), ("embeddings", "another embedding model")):
+        if was.get(name) != now.get(name):
+            raise UsageError(
+                f"{key} was made with {what} than its method has now: run `featherweight train {key.model} {key.method}`."
+            )
 
 
 def _run(resolved: Resolved, evaluation: Evaluation, watch: Watch) -> Run:

@@ -39,14 +39,14 @@ class Work:
 @dataclass(frozen=True)
 class Past:
     """A row of the past: the seconds of its optimizer steps, of all else in its process, and of its evaluation's, without its
-    benchmarks'; and by the name of each benchmark its seconds and questions."""
+    benchmarks'; and by the name of each benchmark its seconds, its questions, and how many were asked for at most (None: all)."""
 
     work: Work
     device: str
     steps: float
     rest: float
     evaluated: float
-    benchmarks: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    benchmarks: Mapping[str, tuple[float, int, int | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,12 @@ def past_of(attempt: Attempt) -> Past | None:
     """The row of an attempt that ended well and was evaluated; None where a number is missing."""
     result = attempt.result
     measured, recipe = result.measured, result.recipe
-    good = [found.result for found in attempt.evaluations() if found.ok]
-    evaluated = [max(0.0, (one.seconds or 0.0) - (one.measured.get("benchmark_seconds_now") or 0.0)) for one in good]
-    if not result.ok or not evaluated or not recipe or result.seconds is None:
+    good = [found for found in attempt.evaluations() if found.ok]
+    if not result.ok or not good or not recipe or result.seconds is None:
         return None
+    evaluation = good[-1].result
+    benchmarks = evaluation.measured.get("benchmark_seconds_now") or 0.0
+    evaluated = max(0.0, (evaluation.seconds or 0.0) - benchmarks)
     total, trainable = measured.get("total_params"), measured.get("trainable_params")
     if total is None or trainable is None:
         return None
@@ -97,9 +99,10 @@ def past_of(attempt: Attempt) -> Past | None:
     flops = training_flops(total, trainable, measured.get("trained_tokens") or 0, recipe)
     work = Work(attempt.key.model, attempt.key.method, recipe, total, flops, 0.0)
     rest = max(0.0, result.seconds - steps)  # a resumed attempt's own seconds are only its last part
-    parts = good[-1].measured.get("benchmark_parts") or {}
-    asked = {name: (part["seconds"], part["questions"]) for name, part in parts.items()}
-    return Past(work, result.device or "", steps, rest, evaluated[-1], asked)
+    parts = evaluation.measured.get("benchmark_parts") or {}
+    limits = {one["name"]: one["limit"] for one in good[-1].spec.more.get("benchmarks", ())}
+    asked = {name: (part["seconds"], part["questions"], limits.get(name)) for name, part in parts.items()}
+    return Past(work, result.device or "", steps, rest, evaluated, asked)
 
 
 def foretell(
@@ -143,6 +146,16 @@ def _by(row: Past, work: Work, devices: int) -> Foretold:
     return Foretold(seconds, f"{of}, scaled by FLOPs{note}")
 
 
+def _share_asked(questions: int, was: int | None, now: int | None) -> float | None:
+    """How many times the `questions` of the past are asked now, where at most `was` of them were asked for and now `now` are (None:
+    all); None where the past cannot tell."""
+    if not questions:
+        return None
+    if was is None or questions < was:  # there are no more
+        return min(now, questions) / questions if now else 1.0
+    return now / questions if now else None
+
+
 def _benchmarks_by(row: Past, work: Work, size: float) -> tuple[float, list[str]]:
     """Seconds of the benchmarks, and the names of those that the row was not asked: they go by FLOPs, at the rate of the row's
     steps, or of its evaluation where it had none."""
@@ -150,9 +163,9 @@ def _benchmarks_by(row: Past, work: Work, size: float) -> tuple[float, list[str]
     trained = row.work.training / row.steps if row.steps and row.work.training else 0.0
     rate = trained or (work.evaluation / (row.evaluated * size) if row.evaluated else 0.0)
     for one in work.benchmarks:
-        taken, questions = row.benchmarks.get(one.name, (0.0, 0))
-        if questions:
-            seconds += taken * size * (one.limit / questions if one.limit and one.limit < questions else 1.0)
+        taken, questions, limit = row.benchmarks.get(one.name, (0.0, 0, None))
+        if share := _share_asked(questions, limit, one.limit):
+            seconds += taken * size * share
         else:
             seconds += one.flops / rate if rate else 0.0
             guessed.append(one.name)

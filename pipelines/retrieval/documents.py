@@ -125,7 +125,8 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
     if path.suffix.lower() != ".jsonl":
         yield path.name, text
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    # not splitlines(): a text may hold U+2028 or U+0085, which end a line for it but not in JSONL
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{path.name}:{number}", _text_in(line, path, number)
 

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 from pipelines.errors import UnavailableError
 from pipelines.files import announce, read_json
 from pipelines.retrieval.ranking import Vectors
+from pipelines.runs.process import die_with_parent
 
 MOST_TOKENS = 512  # of one text; what is longer is cut there, as embedding models are trained
 BATCH_TOKENS = 8192  # padded tokens of one forward pass
@@ -99,6 +100,7 @@ def _batches(order: Sequence[int], tokens: Mapping[int, Sequence[int]]) -> list[
 
 
 def main(folder: str, texts: str, vectors: str) -> int:
+    die_with_parent()
     try:
         np.save(vectors, Embedder(Path(folder))(read_json(Path(texts)) or []))
     except UnavailableError as error:

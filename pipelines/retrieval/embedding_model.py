@@ -32,7 +32,12 @@ Say = Callable[[str], None]
 def model_folder(data: DataRoot, embeddings: Embeddings) -> Path:
     if embeddings.path:
         return embeddings.placed(embeddings.path)
-    return data.models / ".embeddings" / str(embeddings.wheel).replace("==", "-")
+    return data.models / ".embeddings" / f"{str(embeddings.wheel).replace('==', '-')}-{_packaged(embeddings)[:12]}"
+
+
+def _packaged(embeddings: Embeddings) -> str:
+    """What a package's model is: a package may hold several, and another pin is another model."""
+    return stable_hash([embeddings.wheel, embeddings.folder_in_wheel, embeddings.sha256])
 
 
 def identity(data: DataRoot, embeddings: Embeddings | None) -> str | None:
@@ -41,7 +46,7 @@ def identity(data: DataRoot, embeddings: Embeddings | None) -> str | None:
     if embeddings is None:
         return None
     if embeddings.wheel:
-        return stable_hash([embeddings.wheel, embeddings.folder_in_wheel, embeddings.sha256])
+        return _packaged(embeddings)
     folder = model_folder(data, embeddings)
     if any(not (folder / name).exists() for name in NEEDED):
         return None
