@@ -19,7 +19,7 @@ from pipelines import disk
 from pipelines.errors import UsageError, WorkError
 from pipelines.files import locked
 from pipelines.paths import DataRoot
-from pipelines.runs.cells import new_run_id
+from pipelines.run_ids import new_run_id
 from pipelines.schema import Table, View
 
 STORAGE_VERSION = "v1.2.0"

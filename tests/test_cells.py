@@ -12,6 +12,7 @@ import pytest
 from pipelines.files import read_json, write_json
 from pipelines.machine import own_identity
 from pipelines.paths import DataRoot
+from pipelines.run_ids import new_run_id
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.command import CellCommand, Ending
@@ -122,11 +123,11 @@ def test_an_id_never_sorts_below_the_newest_that_is_there(tmp_path: Path) -> Non
     """A clock that was a month ahead once made the newest attempt; what is made after it comes after it."""
     (tmp_path / "20990131T235959999-aaaaaa").mkdir()
     (tmp_path / "cell.lock").touch()
-    first = cells.new_run_id(tmp_path)
+    first = new_run_id(tmp_path)
     assert first.startswith("20990201T000000000-")
     (tmp_path / first).mkdir()
-    assert cells.new_run_id(tmp_path) > first
-    assert cells.new_run_id(tmp_path / "missing") < first
+    assert new_run_id(tmp_path) > first
+    assert new_run_id(tmp_path / "missing") < first
 
 
 def test_a_cell_that_was_made_in_the_future_is_current_and_its_successor_comes_after_it(tmp_path: Path) -> None:
@@ -136,13 +137,13 @@ def test_a_cell_that_was_made_in_the_future_is_current_and_its_successor_comes_a
     found, reused = train(lake.resolved(), attempt.key)
     assert reused and found.folder == ahead
     home = attempt.key.folder(lake.data)
-    shutil.copytree(ahead, newer := home / cells.new_run_id(home))
+    shutil.copytree(ahead, newer := home / new_run_id(home))
     latest = cells.latest(lake.data, attempt.key)
     assert latest and latest.folder == newer
 
 
 def test_run_ids_are_unique_and_sort_by_time() -> None:
-    ids = [cells.new_run_id() for _ in range(200)]
+    ids = [new_run_id() for _ in range(200)]
     assert len(set(ids)) == 200
     moments = [name.rpartition("-")[0] for name in ids]
     assert moments == sorted(moments)

@@ -16,7 +16,7 @@ from pipelines.plan import fleet
 from pipelines.plan.schedule import Job, Place, Placed, lower_bound, makespan, schedule
 from pipelines.plan.seconds import Past, Rate, Work, foretell, training_flops
 from pipelines.predictions import memory_gb
-from pipelines.runs import cells
+from pipelines.run_ids import new_run_id
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
 
@@ -153,7 +153,7 @@ def test_plan_of_a_project_by_its_command(
     clean_for(project)
     stage = project.now()
     told = {"total_params": 50_000, "trainable_params": 50_000, "trained_tokens": 1000, "train_seconds": 40}
-    folder = project.key("full").folder(stage.data) / cells.new_run_id()
+    folder = project.key("full").folder(stage.data) / new_run_id()
     result = {"status": "ok", "seconds": 50, "device": machine_class(), "recipe": RECIPE, "measured": told}
     write_json(folder / "result.json", result)
     write_json(folder / "spec.json", {})

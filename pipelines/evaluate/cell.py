@@ -14,6 +14,7 @@ from pipelines.files import locked, stable_hash
 from pipelines.paths import DataRoot
 from pipelines.project import ANY, Project, Resolved
 from pipelines.retrieval import sources
+from pipelines.run_ids import new_run_id
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.code import code_fingerprint
@@ -237,7 +238,7 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
 
 def _new_evaluation(resolved: Resolved, attempt: Attempt, by: EvaluatedBy) -> Evaluation:
     home, launcher = attempt.folder / "evaluations", resolved.project.settings.launcher
-    folder = home / cells.new_run_id(home)
+    folder = home / new_run_id(home)
     spec = replace(spec_of(resolved, attempt), fingerprints=by.fingerprints, launcher=launcher)
     queue(folder, spec, "evaluate")
     return Evaluation(attempt, folder)

@@ -15,6 +15,7 @@ from pipelines.export.measure import FORMATS
 from pipelines.files import locked, stable_hash
 from pipelines.paths import DataRoot
 from pipelines.project import Project, Resolved
+from pipelines.run_ids import new_run_id
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
@@ -64,7 +65,7 @@ def _measure_all(resolved: Resolved, attempt: Attempt, formats: Sequence[str], e
     files = export(resolved, key, Wanted(merged=False, gguf=schemes), watch=watch) if schemes and plain.ok else plain
     for name in formats:
         home = _home(project.data, attempt) / name
-        folder = home / cells.new_run_id(home)
+        folder = home / new_run_id(home)
         gguf = files.gguf.get(GGUF[name]) if name in GGUF else None
         more = {
             "format": name,

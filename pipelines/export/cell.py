@@ -13,6 +13,7 @@ from pipelines.evaluate.cell import fetch_same_weights, spec_of
 from pipelines.files import locked, read_json
 from pipelines.methods import traits_of
 from pipelines.project import Project, Resolved
+from pipelines.run_ids import new_run_id
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
@@ -88,7 +89,7 @@ def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | N
         home = project.data.lake / "exports" / key.model / key.method / str(key.seed)
         made = Export(
             attempt,
-            home / cells.new_run_id(home),
+            home / new_run_id(home),
             output / "merged" if asked.merged else None,
             {scheme: output / f"{key.model}-{key.method}-{key.seed}.{scheme}.gguf" for scheme in asked.gguf},
         )

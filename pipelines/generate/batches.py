@@ -21,7 +21,7 @@ from pipelines.generate.prices import Costs, batch_share, costs_of, worst_cost
 from pipelines.generate.send import TRIES, Tally
 from pipelines.generate.settle import settle
 from pipelines.provider_settings import Provider
-from pipelines.runs.cells import new_run_id
+from pipelines.run_ids import new_run_id
 from pipelines.runs.clock import now
 
 if TYPE_CHECKING:  # it loads both SDKs

@@ -12,7 +12,7 @@ from pipelines import alert
 from pipelines.errors import InUseError, WorkError
 from pipelines.files import locked, read_json, write_json
 from pipelines.paths import DataRoot
-from pipelines.runs.cells import new_run_id
+from pipelines.run_ids import new_run_id
 
 MOST = 100
 AT_ONCE = 5  # messages of one try: five answers that take ten seconds each end within a sensor's minute

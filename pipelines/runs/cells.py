@@ -4,24 +4,20 @@ An attempt is never overwritten. Its status is read, not remembered: a result if
 was doing, as long as that parent lives; else `lost`.
 """
 
-import re
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipelines.files import read_jsonl
 from pipelines.paths import DataRoot
+from pipelines.run_ids import STAMP
 from pipelines.runs.result import RunResult, result_in
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.runs.status import Status
-
-STAMP = "%Y%m%dT%H%M%S%f"  # cut to milliseconds
-_ID = re.compile(r"\d{8}T\d{9}-")
 
 
 @dataclass(frozen=True, order=True)
@@ -108,20 +104,6 @@ class Evaluation:
 
     def answers(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / "answers.jsonl")
-
-
-def new_run_id(folder: Path | None = None) -> str:
-    """An id that sorts by time, and above every name in `folder`, also where the clock was ahead when those were made."""
-    made = f"{datetime.now(UTC):{STAMP}}"[:-3]
-    newest = max((name[: len(made)] for path in _entries(folder) if _ID.match(name := path.name)), default="")
-    if made <= newest:
-        later = datetime.strptime(newest + "000", STAMP) + timedelta(milliseconds=1)
-        made = f"{later:{STAMP}}"[:-3]
-    return f"{made}-{secrets.token_hex(3)}"
-
-
-def _entries(folder: Path | None) -> list[Path]:
-    return list(folder.iterdir()) if folder and folder.is_dir() else []
 
 
 def attempts(data: DataRoot, key: CellKey) -> list[Attempt]:

@@ -12,6 +12,7 @@ from pipelines.files import locked
 from pipelines.paths import DataRoot
 from pipelines.project import ANY, TRAINS, CellPlan, Project, Resolved
 from pipelines.retrieval import sources
+from pipelines.run_ids import new_run_id
 from pipelines.runs import cells, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.launchers.chosen import launcher_class
@@ -103,7 +104,7 @@ def _next_attempt(
             f"{key}: {earlier[-1].run_id} was interrupted on other weights or another tokenizer; it is begun anew"
         )
     _require_disk(earlier, resolved.data)
-    folder = key.folder(resolved.data) / cells.new_run_id(key.folder(resolved.data))
+    folder = key.folder(resolved.data) / new_run_id(key.folder(resolved.data))
     spec = _spec(resolved, key, folder.name, resume, after)
     if not force and (trials := restart.search_to_go_on(earlier, plan.fingerprints, resolved.data.root)):
         spec = replace(spec, more={**spec.more, "searched": trials})

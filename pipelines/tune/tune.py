@@ -15,7 +15,7 @@ from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.files import announce, locked, read_jsonl, stable_hash
 from pipelines.methods import traits_of
 from pipelines.project import Resolved
-from pipelines.runs import cells
+from pipelines.run_ids import new_run_id
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import GivenUpError, Run, Watch, queue
 from pipelines.runs.spec import RunSpec
@@ -220,7 +220,7 @@ class _Study:
         resolved, key = self._resolved, self._key
         settings, model = resolved.plan(key).settings, resolved.experiments.model(key.model)
         return RunSpec(
-            run_id=cells.new_run_id(), model=key.model, method=key.method, seed=key.seed,
+            run_id=new_run_id(), model=key.model, method=key.method, seed=key.seed,
             root=str(resolved.data.root), examples=resolved.examples,
             weights=weights.lies_in(resolved.data, key.model, model),
             selection=vars(resolved.project.selection_of(key.method)), recipe={**self._recipe, "learning_rate": rate},

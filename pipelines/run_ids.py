@@ -1,0 +1,23 @@
+"""Names of runs and of versions, which sort by time."""
+
+import re
+import secrets
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+STAMP = "%Y%m%dT%H%M%S%f"  # cut to milliseconds
+_ID = re.compile(r"\d{8}T\d{9}-")
+
+
+def new_run_id(folder: Path | None = None) -> str:
+    """An id that sorts by time, and above every name in `folder`, also where the clock was ahead when those were made."""
+    made = f"{datetime.now(UTC):{STAMP}}"[:-3]
+    newest = max((name[: len(made)] for path in _entries(folder) if _ID.match(name := path.name)), default="")
+    if made <= newest:
+        later = datetime.strptime(newest + "000", STAMP) + timedelta(milliseconds=1)
+        made = f"{later:{STAMP}}"[:-3]
+    return f"{made}-{secrets.token_hex(3)}"
+
+
+def _entries(folder: Path | None) -> list[Path]:
+    return list(folder.iterdir()) if folder and folder.is_dir() else []
