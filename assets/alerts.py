@@ -2,9 +2,8 @@
 
 import dagster as dg
 
-from pipelines import alert
-from pipelines.nightly import news
-from pipelines.paths import data_root
+from pipelines.lake.paths import data_root
+from pipelines.nightly import alert, news
 
 
 @dg.run_failure_sensor(

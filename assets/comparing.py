@@ -22,11 +22,11 @@ from pipelines.compare.history import history_rows
 from pipelines.compare.show import SHOWN, pick_answer
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import InUseError
-from pipelines.experiments import TEACHER
+from pipelines.lake.warehouse import connect
 from pipelines.project import Project
 from pipelines.runs import devices
 from pipelines.runs.cells import all_attempts
-from pipelines.warehouse import connect
+from pipelines.settings.experiments import TEACHER
 
 LAKE, PROFILE = "version of the lake", "profile"  # metadata of a publication, which later ones look up
 CELL, BESIDE_CELL = ("model", "method"), 6  # columns of a table

@@ -13,8 +13,8 @@ from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.examples import SFT_EXAMPLES
 from pipelines.compare.columns.providers import PROVIDER_COMPARISON
 from pipelines.compare.columns.training import TRAINING_RUNS
-from pipelines.paths import PROJECT
-from pipelines.schema import Column, Table
+from pipelines.lake.paths import PROJECT
+from pipelines.lake.schema import Column, Table
 
 DATABASE = "warehouse.main"  # as DuckDB names what is published in data/warehouse.duckdb
 ROWS = "dagster/row_count"

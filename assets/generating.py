@@ -9,7 +9,6 @@ from assets.described import ROWS
 from assets.launchpad import AskConfig
 from assets.metadata import picture, table
 from assets.project import DEVICE_POOL, project_now
-from pipelines import weights
 from pipelines.clean.read import corpus_records as read_corpus_records
 from pipelines.compare import plots
 from pipelines.generate import coverage
@@ -17,6 +16,7 @@ from pipelines.generate.generate import GenerationResult, generate, generate_loc
 from pipelines.generate.generate import generated_records as read_generated_records
 from pipelines.generate.show import ProgressLines, barren, is_warning, summary
 from pipelines.project import Project
+from pipelines.weights import store
 
 PROVIDERS_ANSWER = "providers_answer"
 
@@ -50,7 +50,7 @@ def local_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     name = project.experiments.local_provider
     if name is None or not project.experiments.sources.uses_local_generator:
         return dg.MaterializeResult(metadata={ROWS: 0, "why": "sources: names no local generator"})
-    weights.fetch(project.data, project.experiments, project.experiments.provider(name).model, say=context.log.info)
+    store.fetch(project.data, project.experiments, project.experiments.provider(name).model, say=context.log.info)
     result = generate_locally(project.data, project.experiments, progress=ProgressLines(context.log.info))
     return dg.MaterializeResult(metadata=_metadata(context, project, result, [name]))
 

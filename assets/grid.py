@@ -8,8 +8,8 @@ import dagster as dg
 
 from pipelines.compare.show import escape_markdown
 from pipelines.compare.table import worst
-from pipelines.foreign_text import plain
 from pipelines.project import Project
+from pipelines.records.foreign_text import plain
 from pipelines.runs.cells import CellKey, latest
 
 WIDEST = 4  # models side by side: as many as a page of 1,440 pixels shows without scrolling

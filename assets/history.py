@@ -12,9 +12,9 @@ from pathlib import Path
 import dagster as dg
 
 from assets.instance import prepare_home
-from pipelines.disk import explained
 from pipelines.errors import UsageError, WorkError
-from pipelines.paths import data_root
+from pipelines.lake.disk import explained
+from pipelines.lake.paths import data_root
 from pipelines.runs.process import print_anything
 
 DAYS, MOST_DAYS = 30, 36500

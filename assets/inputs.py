@@ -15,7 +15,7 @@ from assets.partitions import CELLS, shown_cells
 from assets.picked import NOTHING, unknown
 from assets.project import cell_of, partition_of, project_now
 from pipelines.evaluate.cell import base_is_evaluated, evaluated_by
-from pipelines.files import stable_hash
+from pipelines.lake.files import stable_hash
 from pipelines.nightly.due import why_due
 from pipelines.project import Resolved
 

@@ -12,9 +12,9 @@ import yaml
 
 from assets.project import cell_pool, own_profile
 from pipelines.errors import UsageError, WorkError
-from pipelines.files import announce, write_text
-from pipelines.machine import is_alive, own_identity
-from pipelines.paths import PROJECT, data_root
+from pipelines.hardware.machine import is_alive, own_identity
+from pipelines.lake.files import announce, write_text
+from pipelines.lake.paths import PROJECT, data_root
 from pipelines.runs.launchers.chosen import launcher_for
 
 SETTINGS = "dagster.yaml"

@@ -11,7 +11,7 @@ from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
 from assets.instance import owner_of
-from pipelines.machine import is_alive, process_is_alive
+from pipelines.hardware.machine import is_alive, process_is_alive
 
 UNHEARD_SECONDS = 120  # between a run's start and the event that names its process
 

@@ -9,7 +9,7 @@ import dagster as dg
 from pipelines.compare.disturbed import MARK, is_marked, note
 from pipelines.compare.show import escape_markdown, full_name
 from pipelines.compare.table import disturbed
-from pipelines.foreign_text import plain
+from pipelines.records.foreign_text import plain
 
 Row = Mapping[str, Any]
 

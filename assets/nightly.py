@@ -21,11 +21,11 @@ from assets.project import experiments_now, grid, partition_of, project_now
 from assets.tags import CELL, LAKE_VERSION, NIGHT, NIGHTLY, PARENT, SEEN
 from pipelines.compare.compare import lake_version
 from pipelines.errors import UsageError
+from pipelines.lake.paths import data_root
 from pipelines.nightly import news
 from pipelines.nightly.due import Due
 from pipelines.nightly.night import TRIES, Done, Step, end, has_ended, in_words, is_under_way, next_step, note_round
 from pipelines.nightly.publishing import LONGEST, Changes
-from pipelines.paths import data_root
 from pipelines.project import Project
 from pipelines.runs import devices
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from pipelines import experiments as configuration
-from pipelines import machine
-from pipelines.experiments import Experiments, Profile
-from pipelines.paths import DataRoot, data_root, experiments_file
+from pipelines.hardware import machine
+from pipelines.lake.paths import DataRoot, data_root, experiments_file
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.chosen import launcher_for
+from pipelines.settings import experiments as configuration
+from pipelines.settings.experiments import Experiments, Profile
 
 GRACE_SECONDS = 10
 SLUG = r"[a-z0-9][a-z0-9.-]*"  # of models and methods; a folder of another name is none of theirs

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from assets.project import experiments_now, grid, shown_names, shown_profiles
 from pipelines.errors import UsageError
-from pipelines.experiments import Experiments
-from pipelines.files import stable_hash
-from pipelines.paths import data_root, experiments_file
+from pipelines.lake.files import stable_hash
+from pipelines.lake.paths import data_root, experiments_file
 from pipelines.runs import devices
+from pipelines.settings.experiments import Experiments
 
 SECONDS = 5.0  # between two looks
 TIMEOUT = 300

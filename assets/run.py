@@ -18,16 +18,16 @@ import dagster as dg
 from pipelines.clean.read import corpus_records, named_files
 from pipelines.compare.compare import published_rows
 from pipelines.compare.show import render
-from pipelines.disk import explained
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.generate.generate import sources_of
 from pipelines.generate.requests import load_prompts
-from pipelines.paths import data_root
+from pipelines.lake.disk import explained
+from pipelines.lake.paths import data_root
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey, latest
 from pipelines.runs.process import PARENT, die_with_parent, end_as_interrupt, print_anything, stop_group
 from pipelines.runs.progress import CellProgress
-from pipelines.upgrade import noticed
+from pipelines.upkeep.upgrade import noticed
 
 DRIVER, ONE_CELL = "--driver", "--cell"
 INTERRUPTED = 130
@@ -57,8 +57,8 @@ def run() -> int:
     """Returns the exit code: 0 all cells ok, 3 recorded but some are not ok, 1 a Dagster step failed."""
     from assets.instance import end_orphaned_runs, owner_tags, prepare_home, size_pool
     from assets.project import project_now
-    from pipelines import weights
     from pipelines.estimate.estimate import foresee
+    from pipelines.weights import store
 
     project = project_now()
     check_inputs(project)
@@ -68,7 +68,7 @@ def run() -> int:
     profile = project.settings
     for model in profile.models:
         try:
-            weights.fetch(project.data, project.experiments, model, say=say)
+            store.fetch(project.data, project.experiments, model, say=say)
         except UnavailableError as error:
             say(f"{model}: {error}")  # its cells will be rows that say so
     with dg.DagsterInstance.get() as instance:

@@ -22,8 +22,8 @@ from assets.project import cell_of, cell_pool, keys_of, project_now
 from pipelines.compare import plots
 from pipelines.estimate.estimate import foresee
 from pipelines.evaluate.cell import base_of, evaluate, evaluate_base
-from pipelines.files import stable_hash
-from pipelines.paths import data_root
+from pipelines.lake.files import stable_hash
+from pipelines.lake.paths import data_root
 from pipelines.project import Project, Resolved
 from pipelines.runs.cells import Attempt, Evaluation, latest
 from pipelines.runs.clock import now

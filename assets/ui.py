@@ -20,9 +20,9 @@ import yaml
 
 from assets.instance import prepare_home, size_pool
 from assets.reloading import Reloading
-from pipelines.disk import explained
 from pipelines.errors import UsageError, WorkError
-from pipelines.paths import PROJECT, data_root
+from pipelines.lake.disk import explained
+from pipelines.lake.paths import PROJECT, data_root
 from pipelines.runs.process import print_anything, stop_group
 
 HOST = "127.0.0.1"

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from pipelines.clean.clean import clean
-from pipelines.experiments import Cleaning
-from pipelines.paths import DataRoot
-from pipelines.records import read_file
+from pipelines.lake.paths import DataRoot
+from pipelines.records.reading import read_file
+from pipelines.settings.experiments import Cleaning
 
 
 def main() -> int:

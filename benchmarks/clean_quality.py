@@ -16,10 +16,10 @@ from typing import Any
 from pipelines.clean.clean import clean, examples, rejects
 from pipelines.clean.read import file_records, named_files
 from pipelines.errors import WorkError
-from pipelines.experiments import Cleaning, FileSource
-from pipelines.paths import PROJECT, DataRoot
-from pipelines.records import RawRecord
-from pipelines.statistics import wilson
+from pipelines.evaluate.statistics import wilson
+from pipelines.lake.paths import PROJECT, DataRoot
+from pipelines.records.reading import RawRecord
+from pipelines.settings.experiments import Cleaning, FileSource
 
 LABELLED = Path(__file__).parent / "labelled" / "records.jsonl"
 PUBLIC = PROJECT.parent / "shared" / "real"

@@ -14,8 +14,8 @@ from typing import Any
 
 from pipelines.clean.comparable import comparable
 from pipelines.clean.stage import normalized
-from pipelines.paths import PROJECT
-from pipelines.records import read_corpus
+from pipelines.lake.paths import PROJECT
+from pipelines.records.reading import read_corpus
 
 THRESHOLD = 0.85
 SHARES = {"near": 0.10, "exact": 0.03, "apart": 0.02}

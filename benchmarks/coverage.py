@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines.compare.quality import Interval, Qualities, Quality
 from pipelines.compare.seeds import Spread
-from pipelines.statistics import Z95
+from pipelines.evaluate.statistics import Z95
 
 REPEATS = 2_000  # a share of 95 % is known to within 1 point
 SHARED = 50  # simulated cells with the same sizes of records, which are resampled together

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from benchmarks.clock import best_seconds
-from pipelines.train.dropout import CheapDropout
+from pipelines.train.trainer.cpu.dropout import CheapDropout
 
 SHAPES = ((256, 576), (256, 1536))
 

@@ -20,16 +20,16 @@ from typing import Any
 import psutil
 
 from benchmarks.estimate_child import shorter
-from pipelines import experiments as configuration
-from pipelines import shipped, weights
 from pipelines.errors import UsageError
 from pipelines.estimate import estimate
 from pipelines.estimate.batch import Batch
-from pipelines.experiments import Experiments
-from pipelines.paths import PROJECT, DataRoot, data_root
+from pipelines.lake.paths import PROJECT, DataRoot, data_root
 from pipelines.project import Project
 from pipelines.runs.process import child_environment
-from pipelines.settings import expected_one_of
+from pipelines.settings import experiments as configuration
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.strict import expected_one_of
+from pipelines.weights import shipped, store
 
 PACKAGED = "smollm2-135m"
 CELLS: dict[str, list[tuple[str, Batch]]] = {
@@ -154,7 +154,7 @@ def _cells(
         elif predicted > 0.97 * free:
             yield {**line, "measured_gb": None, "error": None, "verdict": f"not measured: {free:.1f} GB are free now"}
         else:
-            folder = weights.fetch(stage.data, stage.experiments, model, say=lambda _: None)
+            folder = store.fetch(stage.data, stage.experiments, model, say=lambda _: None)
             cell = {"recipe": question["recipe"], "batch": asdict(batch), "weights": str(folder), "whole": whole}
             found = _measured(cell)
             assert found["trainable_params"] == answer["trainable"], (method, found, answer)

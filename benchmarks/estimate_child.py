@@ -15,12 +15,12 @@ import torch
 
 from pipelines.estimate.batch import Batch
 from pipelines.estimate.child import framework
-from pipelines.methods import traits_of
 from pipelines.runs.process import die_with_parent, offer_to_oom_killer
-from pipelines.train import loading
-from pipelines.train.losses import head_on_positions, step_loss
-from pipelines.train.memory import give_back_freed, peak_resident_bytes, reset_peaks
-from pipelines.train.optimizers import make_optimizer
+from pipelines.settings.methods import traits_of
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.losses import head_on_positions, step_loss
+from pipelines.train.trainer.measure.memory import give_back_freed, peak_resident_bytes, reset_peaks
+from pipelines.train.trainer.optimizers import make_optimizer
 
 STEPS = (1.0, 0.93, 0.85, 1.0)  # the length of an optimizer step's longest example, as a share of the cell's longest
 

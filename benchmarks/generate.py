@@ -19,11 +19,11 @@ from urllib.request import Request as HttpRequest
 from urllib.request import urlopen
 
 from benchmarks.peers import peer_python
-from pipelines.experiments import Experiments
 from pipelines.generate.generate import generate
 from pipelines.generate.journal import opened
 from pipelines.generate.requests import book
-from pipelines.paths import PROJECT, DataRoot
+from pipelines.lake.paths import PROJECT, DataRoot
+from pipelines.settings.experiments import Experiments
 
 SLOTS, LATENCY, RATE, BURST = 64, 1.0, 20, 20
 FREE_REQUESTS, LIMITED_REQUESTS = 1_280, 1_200
@@ -167,7 +167,7 @@ def _bare(url: str, requests: int) -> dict[str, Any]:
 @contextmanager
 def _server(*options: str) -> Iterator[str]:
     prices = [text for name, value in PRICES.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "tests.fake_provider", "--port", "0", *prices, *options]
+    command = [sys.executable, "-m", "tests.fakes.provider", "--port", "0", *prices, *options]
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.project import PACKAGED
-from pipelines import benchmarks
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate import benchmarks_harness
 from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.benchmarks import Asked
 from pipelines.evaluate.benchmarks_run import own_rows
-from pipelines.paths import data_root
-from pipelines.train import loading
-from pipelines.train.prompts import PromptFormat
+from pipelines.lake.paths import data_root
+from pipelines.settings import benchmarks
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.prompts import PromptFormat
 
 BATCH_TOKENS = 512  # as profile `tour` evaluates
 RECIPE: dict[str, Any] = {

@@ -16,7 +16,7 @@ import yaml
 
 from benchmarks import project
 from pipelines.compare.compare import published_rows
-from pipelines.files import read_json
+from pipelines.lake.files import read_json
 
 METHOD, CELL_SECONDS = "lora-r8", 300
 PROGRAM = """

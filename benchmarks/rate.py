@@ -3,7 +3,7 @@
 Work is counted as usual: 4 operations per token and frozen weight used (forward and the input's gradient), 6 per trained one, the
 head on the learned tokens alone, attention's two products under a causal mask; padding, norms and activations count as nothing.
 The rates beside it are the best of twenty products at the model's own shapes, measured before and after: by `linear` as PyTorch
-calls it, and by whatever `pipelines.train.products` chooses here. Each micro-batch counts with its best round.
+calls it, and by whatever `pipelines.train.trainer.cpu.products` chooses here. Each micro-batch counts with its best round.
 """
 
 import time
@@ -22,13 +22,13 @@ from transformers.pytorch_utils import Conv1D
 
 from benchmarks import project
 from benchmarks.clock import best_seconds
-from pipelines.methods import traits_of
-from pipelines.train import batches, loading
-from pipelines.train.examples import Tokenized
-from pipelines.train.losses import head_on_positions, step_loss
-from pipelines.train.optimizers import make_optimizer
-from pipelines.train.products import product
-from pipelines.train.prompts import PromptFormat
+from pipelines.settings.methods import traits_of
+from pipelines.train.trainer import batches, loading
+from pipelines.train.trainer.cpu.products import product
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.losses import head_on_positions, step_loss
+from pipelines.train.trainer.optimizers import make_optimizer
+from pipelines.train.trainer.prompts import PromptFormat
 
 EXAMPLES, ROUNDS = 16, 6
 CELLS = (("full", None), ("lora-r8", 0.0), ("lora-r8", 0.1), ("qlora-r8", 0.1))  # method, dropout

@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import project
-from pipelines.experiments import Experiments
-from pipelines.learning_rates import grid_of
 from pipelines.project import ANY, Project
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.run import Watch
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.learning_rates import grid_of
 from pipelines.train.cell import train
 
 METHODS = ("lora-r8", "full", "qlora-r8", "lora-r128")

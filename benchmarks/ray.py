@@ -18,13 +18,13 @@ from typing import Any
 
 from benchmarks import project
 from pipelines.evaluate.cell import evaluate
-from pipelines.experiments import Ray
 from pipelines.plan.plan import longest_first
 from pipelines.plan.schedule import Job, Place, lower_bound
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.run import Watch
+from pipelines.settings.experiments import Ray
 from pipelines.train.cell import train
 from tests.ray_cluster import ray_cluster
 

@@ -20,7 +20,7 @@ import psutil
 from benchmarks import project
 from benchmarks.peers import peer_environment
 from pipelines.evaluate.cell import evaluate
-from pipelines.files import read_json
+from pipelines.lake.files import read_json
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.process import spawn, stop_group
@@ -106,7 +106,7 @@ def _ours(attempt: Path) -> tuple[float, float]:
     """Seconds until the child says that it probes, the first thing it runs the model for."""
     (attempt / "child.json").unlink()
     began = time.perf_counter()
-    child = spawn(["-m", "pipelines.train.child", str(attempt)], log=attempt / "log.txt")
+    child = spawn(["-m", "pipelines.train.trainer.child", str(attempt)], log=attempt / "log.txt")
     try:
         while (read_json(attempt / "child.json") or {}).get("phase") != "probe":
             if child.poll() is not None:

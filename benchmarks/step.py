@@ -8,15 +8,15 @@ import torch
 from torch.nn import functional
 
 from benchmarks.clock import best_seconds
-from pipelines import experiments as configuration
-from pipelines import weights
-from pipelines.paths import PROJECT, data_root
+from pipelines.lake.paths import PROJECT, data_root
 from pipelines.project import Project
-from pipelines.records import read_corpus
-from pipelines.train import batches, loading
-from pipelines.train.examples import IGNORE, Tokenized
-from pipelines.train.losses import head_on_positions, token_losses
-from pipelines.train.prompts import PromptFormat
+from pipelines.records.reading import read_corpus
+from pipelines.settings import experiments as configuration
+from pipelines.train.trainer import batches, loading
+from pipelines.train.trainer.examples import IGNORE, Tokenized
+from pipelines.train.trainer.losses import head_on_positions, token_losses
+from pipelines.train.trainer.prompts import PromptFormat
+from pipelines.weights import store
 
 MODEL, EXAMPLES = "smollm2-135m", 8
 
@@ -25,7 +25,7 @@ def measure() -> Iterator[dict[str, Any]]:
     loading.quiet()
     experiments = configuration.load()
     recipe = {**Project(data_root(), experiments, "local").recipe_of(MODEL, "lora-r8"), "dropout": 0.0}
-    folder = weights.fetch(data_root(), experiments, MODEL)
+    folder = store.fetch(data_root(), experiments, MODEL)
     torch.manual_seed(1)
     model = loading.add_adapter(loading.load_model(folder, recipe), recipe)
     form = PromptFormat(loading.load_tokenizer(folder), "chat")

@@ -24,16 +24,16 @@ from typing import Any
 from benchmarks import project, train_child
 from benchmarks.clock import BusyElsewhere
 from benchmarks.peers import peer_environment, peer_python
-from pipelines.files import read_json
+from pipelines.lake.files import read_json
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.command import CellCommand
 from pipelines.runs.launchers.local import LocalCommand, LocalLauncher
 from pipelines.runs.run import Watch
-from pipelines.train import batches
 from pipelines.train.cell import train
-from pipelines.train.examples import Tokenized
-from pipelines.train.prompts import PromptFormat
+from pipelines.train.trainer import batches
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.prompts import PromptFormat
 
 METHOD, SEED, PER_STEP = "lora-r8", 1, 8
 EXAMPLES, SCREENED, HELD_OUT, ROUNDS = 32, 16, 10, 2
@@ -203,7 +203,7 @@ class TimedLauncher(LocalLauncher):
     """Starts the training child with a clock for its processor time (`benchmarks/train_child.py`)."""
 
     def start(self, command: CellCommand) -> LocalCommand:
-        module = command.arguments.index("pipelines.train.child")
+        module = command.arguments.index("pipelines.train.trainer.child")
         arguments = [*command.arguments[:module], train_child.__name__, *command.arguments[module + 1 :]]
         return super().start(replace(command, arguments=arguments))
 

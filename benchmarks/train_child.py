@@ -4,15 +4,15 @@ optimizer steps, of the clock and of the processor, to FOLDER/seconds.json."""
 import time
 from typing import Any
 
-from pipelines.files import write_json
+from pipelines.lake.files import write_json
 from pipelines.runs.worker import Worker, start
-from pipelines.train.child import train_cell
+from pipelines.train.trainer.child import train_cell
 
 SECONDS = "seconds.json"
 
 
 def timed(worker: Worker) -> None:
-    from pipelines.train.loop import Trainer
+    from pipelines.train.trainer.loop import Trainer
 
     spent = {"wall": 0.0, "cpu": 0.0}
 

@@ -2,8 +2,8 @@
 the settings, so that the spec, the fingerprints and the row tell what was really done."""
 
 from pipelines.errors import UsageError
-from pipelines.experiments import DataChoice, Experiments, TrainingOverrides
 from pipelines.project import Project
+from pipelines.settings.experiments import DataChoice, Experiments, TrainingOverrides
 
 
 def with_max_examples(project: Project, model_method: tuple[str, str], count: int) -> Project:

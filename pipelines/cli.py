@@ -13,17 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from pipelines import experiments as configuration
-from pipelines.disk import explained
 from pipelines.errors import UnavailableError, UsageError, WorkError
-from pipelines.files import announce
-from pipelines.foreign_text import plain
-from pipelines.paths import data_root
+from pipelines.lake.disk import explained
+from pipelines.lake.files import announce
+from pipelines.lake.paths import data_root
 from pipelines.project import Project
+from pipelines.records.foreign_text import plain
 from pipelines.runs.cells import CellKey
 from pipelines.runs.process import end_as_interrupt, print_anything
 from pipelines.runs.run import Watch
-from pipelines.upgrade import noticed
+from pipelines.settings import experiments as configuration
+from pipelines.upkeep.upgrade import noticed
 
 Arguments = argparse.Namespace
 OK, NOT_OK = 0, 3
@@ -45,15 +45,15 @@ def rows_now() -> Project:
 
 
 def fetch(arguments: Arguments) -> int:
-    from pipelines import weights
-    from pipelines.chosen_layers import note_on_choice
+    from pipelines.train.chosen_layers import note_on_choice
+    from pipelines.weights import store
 
     project = project_now()
     project.experiments.model(arguments.model)
-    if weights.is_present(project.data, arguments.model, project.experiments.model(arguments.model)):
-        print(f"{arguments.model}: already in {weights.fetch(project.data, project.experiments, arguments.model)}")
+    if store.is_present(project.data, arguments.model, project.experiments.model(arguments.model)):
+        print(f"{arguments.model}: already in {store.fetch(project.data, project.experiments, arguments.model)}")
     else:
-        print(f"{arguments.model}: now in {weights.fetch(project.data, project.experiments, arguments.model)}")
+        print(f"{arguments.model}: now in {store.fetch(project.data, project.experiments, arguments.model)}")
     if note := note_on_choice(project.data, arguments.model, project.experiments.model(arguments.model)):
         print(f"{arguments.model}: {note}")
     return OK
@@ -147,8 +147,8 @@ def clean(arguments: Arguments) -> int:
     from pipelines.clean import clean as cleaning
     from pipelines.clean import read
     from pipelines.clean.summary import lines, next_steps
-    from pipelines.experiments import FileSource
-    from pipelines.records import explain
+    from pipelines.records.reading import explain
+    from pipelines.settings.experiments import FileSource
 
     project = project_now()
     if arguments.input:
@@ -384,8 +384,8 @@ RANKS = [[8, 128, 256]]  # of a sweep that names none
 def sweep(arguments: Arguments) -> int:
     from pipelines.compare.compare import compare as publish
     from pipelines.runs.progress import CellProgress
-    from pipelines.sweep import run_sweep, with_ranks, write_picture
-    from pipelines.sweep import table as rank_table
+    from pipelines.sweep.ranks import run_sweep, with_ranks, write_picture
+    from pipelines.sweep.ranks import table as rank_table
 
     project = rows_now()
     model = arguments.model or project.settings.models[0]
@@ -414,7 +414,7 @@ def chat(arguments: Arguments) -> int:
 def _sweep_layers(project: Project, model: str, arguments: Arguments) -> int:
     from pipelines.compare.compare import compare as publish
     from pipelines.runs.progress import CellProgress
-    from pipelines.sweep_layers import run_sweep, table, with_layers, write_picture
+    from pipelines.sweep.layers import run_sweep, table, with_layers, write_picture
 
     if arguments.ranks is not RANKS or arguments.alpha != "fixed" or arguments.targets:
         raise UsageError("--layers goes with --methods; --ranks, --alpha and --targets make methods of their own")
@@ -429,7 +429,7 @@ def _sweep_layers(project: Project, model: str, arguments: Arguments) -> int:
 
 
 def prune(arguments: Arguments) -> int:
-    from pipelines.prune import leftovers, remove, superseded_exports
+    from pipelines.upkeep.prune import leftovers, remove, superseded_exports
 
     project = project_now()
     found = leftovers(project)
@@ -449,7 +449,7 @@ def prune(arguments: Arguments) -> int:
 
 
 def doctor(_: Arguments) -> int:
-    from pipelines.doctor import examine
+    from pipelines.upkeep.doctor import examine
 
     project = project_now()
     for line in examine(project.data, project.experiments):

@@ -5,14 +5,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, get_args
 
-from pipelines import weights
 from pipelines.clean.clean import current as current_examples
 from pipelines.clean.select import Selected, Selection, select
 from pipelines.errors import UsageError
-from pipelines.experiments import Experiments, Fingerprint, Profile, TrainingSettings
-from pipelines.files import announce, stable_hash
-from pipelines.methods import traits_of
-from pipelines.paths import DataRoot
+from pipelines.lake.files import announce, stable_hash
+from pipelines.lake.paths import DataRoot
 from pipelines.recipe import recipe_of, shows_examples
 from pipelines.retrieval import sources
 from pipelines.runs.cells import Attempt, CellKey
@@ -21,10 +18,13 @@ from pipelines.runs.command import Placement
 from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.runs.run import Site, Watch
+from pipelines.settings.experiments import Experiments, Fingerprint, Profile, TrainingSettings
+from pipelines.settings.methods import traits_of
+from pipelines.weights import store
 
 ANY: tuple[str, ...] = get_args(Fingerprint)
 COMPARED = ("data", "recipe", "code", "machine")
-TRAINS = "pipelines.train.child"  # the module of the process that trains a cell
+TRAINS = "pipelines.train.trainer.child"  # the module of the process that trains a cell
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Resolved:
         self._plans: dict[tuple[str, str], CellPlan] = {}
         self._codes: dict[bool, str] = {}  # of cells on one device, on several
         self._contents: dict[str, str | None] = {}  # of each model's folder
-        self._first: dict[tuple[str, str], weights.FirstSeen | None] = {}
+        self._first: dict[tuple[str, str], store.FirstSeen | None] = {}
 
     @property
     def data(self) -> DataRoot:
@@ -193,7 +193,7 @@ class Resolved:
     def _content(self, model: str, say: Callable[[str], None] = announce) -> str | None:
         if model not in self._contents:
             known = self.experiments.model(model)
-            self._contents[model] = weights.content(self.data, model, known, say=say)
+            self._contents[model] = store.content(self.data, model, known, say=say)
         return self._contents[model]
 
     def weights_now(self, model: str, say: Callable[[str], None] = announce) -> str | None:
@@ -216,16 +216,16 @@ class Resolved:
         model = attempt.key.model
         first, configured = self._first_seen(model, source), self.experiments.models.get(model)
         if first is None:
-            same = configured is None or source == weights.source_id(configured)
+            same = configured is None or source == store.source_id(configured)
             return None if same else f"source {source}"
         revision = attempt.result.weights_revision
         if revision and first.revision:
             return first.content if revision == first.revision else f"revision {revision}"
         return first.content if _started(attempt) >= first.written else None
 
-    def _first_seen(self, model: str, source: str) -> weights.FirstSeen | None:
+    def _first_seen(self, model: str, source: str) -> store.FirstSeen | None:
         if self._first.get((model, source)) is None:
-            self._first[model, source] = weights.first_seen(self.data, model, source)
+            self._first[model, source] = store.first_seen(self.data, model, source)
         return self._first[model, source]
 
     def fits(self, attempt: Attempt) -> bool:
@@ -238,7 +238,7 @@ class Resolved:
         key, now = attempt.key, self.weights_now(attempt.key.model, say)
         if self.fits(attempt):
             return
-        folder = weights.model_folder(self.data, key.model, self.experiments.model(key.model))
+        folder = store.model_folder(self.data, key.model, self.experiments.model(key.model))
         raise UsageError(
             f"{key} was made with other weights or another tokenizer than {folder} holds now (then {self.weights_of(attempt)}, now "
             f"{now}): its result belongs to those alone. Put them back, or run `featherweight train {key.model} {key.method}`."

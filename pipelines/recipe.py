@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import weights
-from pipelines.experiments import Experiments, Method, TrainingSettings
-from pipelines.methods import FOUR_BITS, SHORT_FORM
-from pipelines.retrieval_settings import Retrieval
+from pipelines.settings.experiments import Experiments, Method, TrainingSettings
+from pipelines.settings.methods import FOUR_BITS, SHORT_FORM
+from pipelines.settings.retrieval import Retrieval
+from pipelines.weights import store
 
 # What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
 OUTSIDE_RECIPE = (
@@ -24,7 +24,7 @@ def recipe_of(experiments: Experiments, profile: str, model_name: str, method_na
         decided = _trained(experiments, model_name, method, settings)
     return {
         "model": model_name,
-        "source": weights.source_id(model),
+        "source": store.source_id(model),
         "kind": method.kind,
         "prompt": model.prompt,
         **({"template": model.template} if model.template else {}),

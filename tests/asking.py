@@ -18,12 +18,12 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from pipelines import experiments as configuration
-from pipelines.experiments import Experiments
 from pipelines.generate.generate import GenerationResult, generate
-from pipelines.paths import PROJECT, DataRoot
-from tests.fake_behavior import Account, Behavior, Wire
-from tests.fake_provider import FakeProvider
+from pipelines.lake.paths import PROJECT, DataRoot
+from pipelines.settings import experiments as configuration
+from pipelines.settings.experiments import Experiments
+from tests.fakes.behavior import Account, Behavior, Wire
+from tests.fakes.provider import FakeProvider
 
 KEY = "sk-planted-0123456789abcdef"
 KEYS = {"ANTHROPIC_API_KEY": KEY, "OPENAI_API_KEY": KEY}

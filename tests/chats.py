@@ -5,10 +5,10 @@ from pathlib import Path
 
 import yaml
 
-from pipelines import experiments
 from pipelines.runs.cells import Attempt
-from tests import planted
-from tests.planted import Lake
+from pipelines.settings import experiments
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 from tests.tiny import TARGETS, save_tiny, tiny_model
 
 METHODS = {
@@ -36,7 +36,7 @@ def with_adapter(attempt: Attempt, *, seed: int) -> Attempt:
     """The attempt, with an adapter of random weights as what it has trained."""
     import torch
 
-    from pipelines.train import loading
+    from pipelines.train.trainer import loading
 
     adapted = loading.add_adapter(tiny_model("llama"), {**attempt.spec.recipe, "dropout": 0})
     torch.manual_seed(seed)

@@ -13,7 +13,7 @@ import pytest
 from tests.project import TinyProject, make_project
 
 if TYPE_CHECKING:
-    from tests.fake_provider import FakeProvider
+    from tests.fakes.provider import FakeProvider
 
 # Tiny models gain nothing from more threads, and lose much where other processes want the cores; children inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -54,7 +54,7 @@ def project(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(scope="module")
 def running() -> Iterator["FakeProvider"]:
     """A server that speaks the providers' protocols; `asking.ready` makes it as new for a test."""
-    from tests.fake_provider import fake_provider
+    from tests.fakes.provider import fake_provider
 
     with fake_provider() as server:
         yield server

@@ -10,11 +10,11 @@ from typing import Any
 
 from pipelines.runs.command import CellCommand, RunningCommand
 from pipelines.runs.status import MEETING
-from pipelines.train.child import train_cell
+from pipelines.train.trainer.child import train_cell
 from tests.in_process import Told
 from tests.test_cells import CPU_MESSAGE
 
-NEEDED = ["torch.distributed", "transformers.models.llama", "peft", "pipelines.train.loop"]
+NEEDED = ["torch.distributed", "transformers.models.llama", "peft", "pipelines.train.trainer.loop"]
 
 
 def work(folder: Path, place: tuple[int, int, str], stop_at: int | None, poor_at: int | None) -> None:

@@ -84,7 +84,7 @@ def call(command: str) -> tuple[Any, str]:
 
 def statuses(data: Path) -> dict[str, list[Any]]:
     """Of each cell its newest attempt: status, id, whether its model is there, how its evaluations ended."""
-    from pipelines.paths import DataRoot
+    from pipelines.lake.paths import DataRoot
     from pipelines.runs import cells
 
     newest = {str(attempt.key): attempt for attempt in cells.all_attempts(DataRoot(data))}
@@ -97,7 +97,7 @@ def statuses(data: Path) -> dict[str, list[Any]]:
 def published(data: Path) -> int:
     """Rows of the comparison, as anyone reads it."""
     from pipelines.compare.compare import published_rows
-    from pipelines.paths import DataRoot
+    from pipelines.lake.paths import DataRoot
 
     return len(published_rows(DataRoot(data)))
 

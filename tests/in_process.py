@@ -15,12 +15,12 @@ from pipelines.runs.command import CellCommand, RunningCommand
 from pipelines.runs.run import Watch
 from pipelines.runs.worker import Worker
 from pipelines.train.cell import train
-from pipelines.train.child import train_cell
+from pipelines.train.trainer.child import train_cell
 from pipelines.tune.child import try_rate
 from tests.project import TinyProject
 
 WORK = {
-    "pipelines.train.child": train_cell,
+    "pipelines.train.trainer.child": train_cell,
     "pipelines.tune.child": try_rate,
     "pipelines.evaluate.child": evaluate_cell,
     "pipelines.export.child": export_cell,

@@ -13,7 +13,7 @@ from assets import nightly, training
 from assets.definitions import defs
 from assets.project import partition_of
 from pipelines.compare import compare
-from pipelines.files import read_json
+from pipelines.lake.files import read_json
 from pipelines.runs import cells
 from tests.in_process import InProcess
 from tests.project import MODEL, TinyProject

@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from pipelines import experiments as configuration
-from pipelines.paths import PROJECT, DataRoot
+from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.project import Project, Resolved
 from pipelines.runs.cells import CellKey
+from pipelines.settings import experiments as configuration
 
 MODEL = "smollm2-135m"
 

@@ -17,7 +17,7 @@ import dagster as dg
 from assets.cleaning import sft_examples
 from assets.generating import corpus_records, generated_records, local_records
 from assets.instance import prepare_home
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 
 
 @contextmanager

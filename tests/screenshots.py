@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from playwright.sync_api import Page, sync_playwright
 
-from pipelines.paths import PROJECT, data_root
+from pipelines.lake.paths import PROJECT, data_root
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from pipelines.clean.clean import CleaningResult, clean, examples, rejects
 from pipelines.clean.read import CORPUS
-from pipelines.experiments import Cleaning
-from pipelines.paths import PROJECT, DataRoot
-from pipelines.records import RawRecord, read_corpus
+from pipelines.lake.paths import PROJECT, DataRoot
+from pipelines.records.reading import RawRecord, read_corpus
+from pipelines.settings.experiments import Cleaning
 
 SETTINGS = Cleaning()
 GOOD = {

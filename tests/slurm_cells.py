@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines.files import read_json
+from pipelines.lake.files import read_json
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
 from pipelines.runs.checkpoints import whole

@@ -9,17 +9,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipelines import experiments as configuration
-from pipelines import shipped
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UnavailableError
 from pipelines.estimate import hollow
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.project import Project
-from pipelines.train import fast_paths, loading
-from pipelines.train.fast_paths import covers_adapters
-from pipelines.train.gated import use_lean_gates
-from pipelines.train.products import use_faster_products
+from pipelines.settings import experiments as configuration
+from pipelines.train.trainer import fast_paths, loading
+from pipelines.train.trainer.cpu.products import use_faster_products
+from pipelines.train.trainer.fast_paths import covers_adapters
+from pipelines.train.trainer.gated import use_lean_gates
+from pipelines.weights import shipped
 from tests.in_process import clean_for, trained
 from tests.project import MODEL, TinyProject
 from tests.tiny import ARCHITECTURES, TARGETS, tiny_model, tiny_tokenizer
@@ -101,7 +101,7 @@ def lora(**more: Any) -> dict[str, Any]:
     return {"peft_type": "LORA", "r": 4, "lora_alpha": 16, **more}
 
 
-# Adapters by their settings, and whether `pipelines.train.adapters` may compute them
+# Adapters by their settings, and whether `pipelines.train.trainer.adapters` may compute them
 KINDS: dict[str, tuple[dict[str, Any], bool]] = {
     "lora": (lora(), True),
     "rslora": (lora(use_rslora=True), True),

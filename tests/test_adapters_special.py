@@ -9,23 +9,23 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from pipelines import experiments as configuration
 from pipelines.errors import UnavailableError
 from pipelines.evaluate import answering
 from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.cell import evaluate
 from pipelines.export.cell import Wanted, export
-from pipelines.files import read_jsonl
-from pipelines.methods import traits_of
+from pipelines.lake.files import read_jsonl
 from pipelines.recipe import recipe_of
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import Watch
-from pipelines.train import batches, checkpoint, from_texts, loading, moving_ranks, peft_adapter
+from pipelines.settings import experiments as configuration
+from pipelines.settings.methods import traits_of
 from pipelines.train.cell import train
-from pipelines.train.examples import Tokenized, longest
-from pipelines.train.losses import head_on_positions, step_loss, token_losses
-from pipelines.train.optimizers import make_optimizer, set_rate
-from pipelines.train.prompts import PromptFormat
+from pipelines.train.trainer import batches, checkpoint, from_texts, loading, moving_ranks, peft_adapter
+from pipelines.train.trainer.examples import Tokenized, longest
+from pipelines.train.trainer.losses import head_on_positions, step_loss, token_losses
+from pipelines.train.trainer.optimizers import make_optimizer, set_rate
+from pipelines.train.trainer.prompts import PromptFormat
 from tests.in_process import InProcess, clean_for, kill_at, trained
 from tests.project import MODEL, TinyProject
 from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, only, save_tiny, tiny_model, tiny_tokenizer

@@ -16,8 +16,8 @@ from pipelines.export import merge
 from pipelines.export.cell import Wanted, export
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import Watch
-from pipelines.train import loading
 from pipelines.train.cell import train
+from pipelines.train.trainer import loading
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
 from tests.tiny import ARCHITECTURES, save_tiny

@@ -18,9 +18,9 @@ from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import Request
 from pipelines.generate.requests import book
 from tests.asking import KEY, KEYS, MILLION, NAMES, Asking, asking, child, kill, quick_folder, ready
-from tests.fake_batches import Batch
-from tests.fake_behavior import Behavior, Fault, Wire
-from tests.fake_provider import FakeProvider
+from tests.fakes.batches import Batch
+from tests.fakes.behavior import Behavior, Fault, Wire
+from tests.fakes.provider import FakeProvider
 
 WIRES: list[Wire] = ["anthropic", "openai"]
 CREATE: dict[Wire, str] = {"anthropic": "POST /v1/messages/batches", "openai": "POST /v1/batches"}

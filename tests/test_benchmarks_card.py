@@ -15,14 +15,14 @@ from benchmarks.card import command, grid, runner, verdicts
 from benchmarks.card.bench import DRY
 from benchmarks.card.checks import CHECKS, Check, named
 from benchmarks.card.verdicts import Seen, finding
-from pipelines.files import read_jsonl
+from pipelines.lake.files import read_jsonl
 from tests.test_faults import until
 
 EXPECTS = {"met": "that it is met", "unjudged": "what a card alone says"}
 
 
 def fake(name: str, *, seconds: float = 3600.0) -> Check:
-    return Check(name, f"tests.fake_checks:{name}", seconds, "a fake", EXPECTS)
+    return Check(name, f"tests.fakes.checks:{name}", seconds, "a fake", EXPECTS)
 
 
 def reported(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -162,7 +162,7 @@ def test_an_interrupted_run_still_sums_up(
 def test_without_a_card_it_says_so_in_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "LOOK", replace(command.LOOK, runs="tests.fake_checks:no_card"))
+    monkeypatch.setattr(command, "LOOK", replace(command.LOOK, runs="tests.fakes.checks:no_card"))
     assert command.main([]) == 3
     (line,) = reported(capsys)
     assert line["device"] is None and "--dry" in line["detail"] and line["listed"] == "Tesla T4"
@@ -171,7 +171,7 @@ def test_without_a_card_it_says_so_in_a_line(
 def test_with_a_card_lines_are_kept_in_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "LOOK", replace(command.LOOK, runs="tests.fake_checks:a_card"))
+    monkeypatch.setattr(command, "LOOK", replace(command.LOOK, runs="tests.fakes.checks:a_card"))
     monkeypatch.setattr(command, "named", lambda _names: [fake("good")])
     assert command.main(["--seconds", "7200", "--out", str(tmp_path / "kept")]) == 0
     lines = reported(capsys)

@@ -35,11 +35,11 @@ from benchmarks.card.bench import DRY, Bench, device
 from benchmarks.card.cells import Cell
 from benchmarks.card.checks import named
 from benchmarks.card.models import GEMMA
-from pipelines.files import write_json, write_jsonl
-from pipelines.train import four_bits
-from pipelines.train.examples import Tokenized
-from tests import fake_driver
-from tests.fake_driver import FakeCard
+from pipelines.lake.files import write_json, write_jsonl
+from pipelines.train.trainer.cpu import four_bits
+from pipelines.train.trainer.examples import Tokenized
+from tests.fakes import driver as fake_driver
+from tests.fakes.driver import FakeCard
 
 
 @pytest.fixture

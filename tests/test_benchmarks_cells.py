@@ -11,8 +11,6 @@ import duckdb
 import numpy as np
 import pytest
 
-from pipelines import benchmarks
-from pipelines import experiments as configuration
 from pipelines.compare.benchmark_scores import Scores, difference
 from pipelines.compare.table import comparison
 from pipelines.compare.tables import all_tables
@@ -20,10 +18,12 @@ from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate import benchmarks_run
 from pipelines.evaluate.benchmarks_asked import contents, for_spec
 from pipelines.evaluate.cell import evaluate, evaluated_by
-from pipelines.files import read_jsonl
+from pipelines.evaluate.statistics import wilson, win_rate_interval
+from pipelines.lake.files import read_jsonl
 from pipelines.runs import cells
 from pipelines.runs.run import Watch
-from pipelines.statistics import wilson, win_rate_interval
+from pipelines.settings import benchmarks
+from pipelines.settings import experiments as configuration
 from tests.in_process import InProcess, KilledError, clean_for, trained
 from tests.project import TinyProject, make_project
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import benchmarks
 from pipelines.errors import UnavailableError
 from pipelines.evaluate import benchmarks_harness as harness
 from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.benchmarks import Asked
 from pipelines.evaluate.benchmarks_run import own_rows
-from pipelines.train.prompts import PromptFormat
+from pipelines.settings import benchmarks
+from pipelines.train.trainer.prompts import PromptFormat
 from tests.tiny import TARGETS, tiny_model, tiny_tokenizer
 
 needs_harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="the extra `benchmarks` is not installed")

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import benchmarks
 from pipelines.evaluate import benchmarks_scoring as scoring
 from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.benchmarks import Asked, row_of
 from pipelines.evaluate.benchmarks_run import own_rows
-from pipelines.train import loading
-from pipelines.train.prompts import PromptFormat
+from pipelines.settings import benchmarks
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.prompts import PromptFormat
 from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")

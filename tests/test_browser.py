@@ -19,7 +19,7 @@ from assets.generating import corpus_records, generated_records, local_records
 from assets.instance import prepare_home
 from assets.project import partition_of
 from assets.training import trained_model
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.runs import cells
 from tests.project import MODEL, TinyProject
 

@@ -14,9 +14,9 @@ from pipelines.generate.journal import Charges
 from pipelines.generate.prices import costs_of, worst_cost
 from pipelines.generate.requests import book
 from tests.asking import NAMES, PRICE, Asking, asking, quick_folder, ready, started, wait_for
-from tests.fake_behavior import Behavior, Fault, Wire
-from tests.fake_provider import FakeProvider, fake_provider
-from tests.servers import Reply, chat_server, completion
+from tests.fakes.behavior import Behavior, Fault, Wire
+from tests.fakes.llm_server import Reply, chat_server, completion
+from tests.fakes.provider import FakeProvider, fake_provider
 
 WIRES: list[Wire] = ["anthropic", "openai"]
 

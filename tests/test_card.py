@@ -11,20 +11,23 @@ import pytest
 import torch
 
 from benchmarks.card import ours
-from pipelines import cuda_devices, machine
 from pipelines.errors import UnavailableError
 from pipelines.evaluate.child import evaluate_cell
 from pipelines.export import measure, native
 from pipelines.export.child import export_cell
-from pipelines.files import read_json, write_json
+from pipelines.hardware import cuda_devices, machine
+from pipelines.lake.files import read_json, write_json
 from pipelines.runs.process import ALLOCATOR, OLDER_ALLOCATOR, child_environment
 from pipelines.runs.worker import Worker
-from pipelines.train import card, card_report, four_bits, loading, memory
-from pipelines.train.child import train_cell
-from pipelines.train.ranks import join
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.child import train_cell
+from pipelines.train.trainer.cpu import four_bits
+from pipelines.train.trainer.devices import card, card_report
+from pipelines.train.trainer.devices.ranks import join
+from pipelines.train.trainer.measure import memory
 from pipelines.tune.child import try_rate
-from tests import fake_driver
-from tests.fake_driver import FakeCard
+from tests.fakes import driver as fake_driver
+from tests.fakes.driver import FakeCard
 from tests.test_methods import RECIPE
 from tests.tiny import tiny_model
 

@@ -9,8 +9,6 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from pipelines import experiments as configuration
-from pipelines import shipped
 from pipelines.compare import estimates as shown
 from pipelines.estimate import cards, child, estimate, memory, rehearsal
 from pipelines.estimate.batch import Batch
@@ -19,12 +17,14 @@ from pipelines.estimate.cards import CARDS, Card
 from pipelines.estimate.estimate import Estimate, key_of, training_gb
 from pipelines.estimate.live import Counting, Live, Moment
 from pipelines.estimate.question import Question
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.recipe import recipe_of
-from pipelines.train import loading
-from pipelines.train.losses import head_on_positions, step_loss
-from tests import fake_driver
-from tests.fake_driver import FakeCard
+from pipelines.settings import experiments as configuration
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.losses import head_on_positions, step_loss
+from pipelines.weights import shipped
+from tests.fakes import driver as fake_driver
+from tests.fakes.driver import FakeCard
 from tests.test_memory_estimate import BATCH, FULL, LORA, account_of
 from tests.tiny import ARCHITECTURES, TARGETS, tiny_model
 

@@ -11,13 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
 
-from pipelines.train import adapters, attention, checkpoint, chunked, loading, loop, products
-from pipelines.train.examples import Tokenized
-from pipelines.train.losses import head_on_positions, put_on, step_loss, token_losses
-from pipelines.train.optimizers import make_optimizer
-from pipelines.train.precision import make_scaler
-from pipelines.train.ranks import Ranks
-from pipelines.train.tally import Tally
+from pipelines.train.trainer import adapters, attention, checkpoint, chunked, loading, loop
+from pipelines.train.trainer.cpu import products
+from pipelines.train.trainer.devices.ranks import Ranks
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.losses import head_on_positions, put_on, step_loss, token_losses
+from pipelines.train.trainer.measure.tally import Tally
+from pipelines.train.trainer.optimizers import make_optimizer
+from pipelines.train.trainer.precision import make_scaler
 from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, tiny_model
 
 CPU, CARD = torch.device("cpu"), torch.device("meta")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pipelines.evaluate.fitting import fitting_everywhere
-from pipelines.files import write_json
+from pipelines.lake.files import write_json
 from pipelines.runs.worker import Worker
-from pipelines.train.prompts import PromptFormat
+from pipelines.train.trainer.prompts import PromptFormat
 from tests.in_process import clean_for
 from tests.project import TinyProject
 from tests.tiny import save_tiny
@@ -20,7 +20,7 @@ ASKED: dict[str, Any] = {"prompt": "chat", "template": None}
 def test_an_adapter_is_attached_without_importing_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     import peft
 
-    from pipelines.train import loading
+    from pipelines.train.trainer import loading
 
     seen: list[Any] = []
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.files import read_json, write_json
-from pipelines.machine import own_identity
-from pipelines.paths import DataRoot
-from pipelines.run_ids import new_run_id
+from pipelines.hardware.machine import own_identity
+from pipelines.lake.files import read_json, write_json
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.run_ids import new_run_id
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.command import CellCommand, Ending
@@ -25,8 +25,8 @@ from pipelines.runs.status import EXIT_LOST, RANKS, Status
 from pipelines.runs.watchdog import run_to_end
 from pipelines.runs.worker import Worker, bytes_free, bytes_requested, is_lost_rank, is_out_of_memory
 from pipelines.train.cell import train
-from tests import planted
-from tests.planted import Lake
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 
 GB = 10**9
 CPU_MESSAGE = (

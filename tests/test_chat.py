@@ -24,11 +24,11 @@ from pipelines.chat.members import Member, Roster
 from pipelines.chat.settings import MOST_PROMPT_CHARS, Settings
 from pipelines.chat.terminal import Terminal, width_of, wrapped
 from pipelines.errors import UsageError
-from pipelines.files import locked
+from pipelines.lake.files import locked
 from pipelines.runs import devices
 from pipelines.runs.cells import CellKey
 from tests import chats
-from tests.planted import Lake
+from tests.fakes.planted import Lake
 
 ANSI = "\x1b[31mred\x1b[0m"
 SETTINGS = Settings(8)
@@ -333,7 +333,7 @@ def test_a_pipe_through_the_real_process_says_what_evaluation_says(lake: Lake, c
     monkeypatch.setattr(sys, "stdin", io.StringIO("A novel for a nurse?\n/new\n짧은 소설 한 권\n"))
     assert cli.main(["chat", "tiny/lora-r8", "--format", "json", "--max-new-tokens", str(LIMIT)]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    from pipelines.train.prompts import PromptFormat
+    from pipelines.train.trainer.prompts import PromptFormat
 
     form = PromptFormat.of(Roster(lake.project).member(CellKey("tiny", "base", 1)).folder, {"prompt": "chat"})
     for place, method in enumerate(("base", "lora-r8")):

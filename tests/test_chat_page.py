@@ -16,16 +16,16 @@ import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from pipelines import preferences
 from pipelines.chat import page as pages
 from pipelines.chat.conversation import Conversation
 from pipelines.chat.engine import Engine, Event
 from pipelines.chat.members import Roster
 from pipelines.chat.rounds import MOST_OPEN, Opened
 from pipelines.chat.settings import Settings
+from pipelines.compare import votes as preferences
 from pipelines.errors import UsageError
 from tests import chats
-from tests.planted import Lake
+from tests.fakes.planted import Lake
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]

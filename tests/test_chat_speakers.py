@@ -18,10 +18,10 @@ from pipelines.evaluate import answering
 from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.shots import Shots
 from pipelines.runs.cells import CellKey
-from pipelines.train import loading
-from pipelines.train.prompts import PromptFormat
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.prompts import PromptFormat
 from tests import chats
-from tests.planted import Lake
+from tests.fakes.planted import Lake
 
 Json = dict[str, Any]
 ASKED = ("A novel for a nurse?", "짧은 소설 한 권", "Why?")

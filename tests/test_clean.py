@@ -14,9 +14,9 @@ from pipelines.clean.clean import CleaningResult, clean, current, examples, reje
 from pipelines.clean.read import CORPUS, GENERATED, file_records, named_files
 from pipelines.clean.reasons import REASONS
 from pipelines.errors import WorkError
-from pipelines.experiments import Cleaning, FileSource
-from pipelines.paths import DataRoot
-from pipelines.records import RawRecord
+from pipelines.lake.paths import DataRoot
+from pipelines.records.reading import RawRecord
+from pipelines.settings.experiments import Cleaning, FileSource
 from tests.sft_records import GOOD, SETTINGS, contents, sides, stories, story, verdicts
 
 

@@ -15,7 +15,7 @@ from assets.cleaning import sft_examples
 from assets.generating import corpus_records, generated_records, local_records
 from pipelines.clean.clean import current
 from pipelines.cli import main
-from pipelines.files import write_json
+from pipelines.lake.files import write_json
 from tests.project import TinyProject
 from tests.sft_records import GOOD, story
 

@@ -18,8 +18,8 @@ from pipelines.clean.index import TextIndex
 from pipelines.clean.near_duplicates import join, near_duplicates, too_close
 from pipelines.clean.read import GENERATED
 from pipelines.clean.stage import normalized
-from pipelines.paths import DataRoot
-from pipelines.records import RawRecord
+from pipelines.lake.paths import DataRoot
+from pipelines.records.reading import RawRecord
 from tests.sft_records import GOOD, SETTINGS, compared, jaccard, stories, story, verdicts, words
 
 Pairs = dict[tuple[int, int], float]

@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from pipelines import records as reading
 from pipelines.clean.clean import CleaningResult, clean, current, examples, rejects
 from pipelines.clean.read import file_records, hub_records, named_files, raw_records
 from pipelines.clean.results import queried, summary
 from pipelines.cli import main
 from pipelines.errors import UsageError, WorkError
-from pipelines.experiments import Cleaning, FileSource, HubSource
-from pipelines.paths import DataRoot
-from pipelines.records import RawRecord, read_file
+from pipelines.lake.paths import DataRoot
+from pipelines.records import reading
+from pipelines.records.reading import RawRecord, read_file
+from pipelines.settings.experiments import Cleaning, FileSource, HubSource
 from tests.project import TinyProject
 from tests.sft_records import SETTINGS, contents, prose, stories, story
 
@@ -257,7 +257,7 @@ def test_a_json_list_is_read_in_pieces_wherever_they_end(tmp_path: Path, monkeyp
         path.write_text(
             json.dumps(values, ensure_ascii=rng.random() < 0.5, indent=rng.choice([None, 1])), encoding="utf-8"
         )
-        monkeypatch.setattr("pipelines.json_stream.PIECE", rng.randint(1, 40))
+        monkeypatch.setattr("pipelines.records.json_stream.PIECE", rng.randint(1, 40))
         assert [record.value for record in read_file(path)] == values
 
 
@@ -390,8 +390,8 @@ CLEAN_LOOP = """
 import sys
 from pathlib import Path
 from pipelines.clean.clean import clean
-from pipelines.experiments import Cleaning
-from pipelines.paths import DataRoot
+from pipelines.settings.experiments import Cleaning
+from pipelines.lake.paths import DataRoot
 from tests.sft_records import stories
 print("started", flush=True)
 for count in range(100, 1000):

@@ -8,9 +8,9 @@ import pytest
 
 from pipelines.clean.clean import clean, examples
 from pipelines.clean.summary import lines
-from pipelines.paths import DataRoot
-from pipelines.records import RawRecord
-from pipelines.shapes.mapping import map_fields
+from pipelines.lake.paths import DataRoot
+from pipelines.records.reading import RawRecord
+from pipelines.records.shapes.mapping import map_fields
 from tests.sft_records import SETTINGS, stories, verdicts
 
 ASKED = "Which book is good for a long night shift?"

@@ -15,8 +15,8 @@ from pipelines.generate.client import fate_of, limits_in, retry_after_in, withou
 from pipelines.generate.clients import client_for
 from pipelines.generate.journal import Request
 from pipelines.generate.pacing import RateLimit
-from pipelines.provider_settings import Provider
-from tests.servers import Answers, ChatServer, Reply, chat_server, completion
+from pipelines.settings.providers import Provider
+from tests.fakes.llm_server import Answers, ChatServer, Reply, chat_server, completion
 
 KEY = "sk-planted-0123456789abcdef"
 REQUEST = Request(

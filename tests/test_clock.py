@@ -17,7 +17,7 @@ from pipelines.runs.command import CellCommand
 from pipelines.runs.run import Watch
 from pipelines.runs.worker import Worker
 from pipelines.train.cell import train
-from pipelines.train.child import train_cell
+from pipelines.train.trainer.child import train_cell
 from tests.forked import NEEDED, ForkedCommand
 from tests.in_process import clean_for
 from tests.project import TinyProject

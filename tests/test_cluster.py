@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UsageError
-from pipelines.files import write_json
-from pipelines.paths import DataRoot
-from pipelines.predictions import answer_file
+from pipelines.lake.files import write_json
+from pipelines.lake.paths import DataRoot
 from pipelines.runs.launchers import node, pipes
 from pipelines.runs.launchers.driver import job_name, predicted_gb
 from pipelines.runs.launchers.ray import code, parcel
@@ -22,6 +21,7 @@ from pipelines.runs.launchers.ray.jobs import JobServer, RefusedError, Unreachab
 from pipelines.runs.launchers.ray.launcher import end, is_under_way, why_it_waits
 from pipelines.runs.launchers.ray.parcel import Inbox, Outbox
 from pipelines.runs.launchers.ray.store import Store, StoreError, harmless
+from pipelines.runs.predictions import answer_file
 from pipelines.runs.process import child_environment
 from pipelines.runs.spec import RunSpec
 from pipelines.train.cell import train

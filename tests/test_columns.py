@@ -21,10 +21,10 @@ from pipelines.compare.columns.training import TRAINING_CURVE, TRAINING_RUNS
 from pipelines.compare.compare import compare
 from pipelines.compare.show import wide
 from pipelines.compare.table import FROM_EVALUATION, FROM_TRAINING
-from pipelines.paths import PROJECT
-from pipelines.schema import Source, Table
-from pipelines.warehouse import connect
-from tests import planted
+from pipelines.lake.paths import PROJECT
+from pipelines.lake.schema import Source, Table
+from pipelines.lake.warehouse import connect
+from tests.fakes import planted
 
 PIPELINES = PROJECT / "pipelines"
 ROOMS: dict[str, Source] = {"train": "training", "evaluate": "evaluation", "export": "export"}

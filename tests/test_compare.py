@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from pipelines import warehouse
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.compare import compare, lake_version, published_rows
 from pipelines.compare.table import Row, comparison_rows, worst
 from pipelines.errors import UsageError
-from pipelines.files import write_json
-from pipelines.paths import DataRoot
+from pipelines.lake import warehouse
+from pipelines.lake.files import write_json
+from pipelines.lake.paths import DataRoot
 from pipelines.project import Project
 from pipelines.runs.cells import all_attempts
 from pipelines.runs.status import SEVERITY
-from tests import planted
-from tests.planted import Lake
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 
 CONTRACT = re.findall(
     r"\w+",

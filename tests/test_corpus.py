@@ -11,9 +11,9 @@ import pytest
 
 from pipelines.clean.clean import clean, examples
 from pipelines.clean.read import corpus_records
-from pipelines.experiments import Cleaning
-from pipelines.paths import PROJECT, DataRoot
-from pipelines.records import read_corpus
+from pipelines.lake.paths import PROJECT, DataRoot
+from pipelines.records.reading import read_corpus
+from pipelines.settings.experiments import Cleaning
 
 CORPUS = PROJECT / "data" / "corpus.json"
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipelines import delimited, text_encoding
-from pipelines.delimited import SEPARATORS
 from pipelines.errors import UsageError
-from pipelines.records import RawRecord, read_file
+from pipelines.records import delimited, text_encoding
+from pipelines.records.delimited import SEPARATORS
+from pipelines.records.reading import RawRecord, read_file
 
 GOOD = '"q1","a1"\n"q2","a2"\n"q3","a3"\n"q4","a4"\n'
 FRENCH = "Où est le café près de la mairie ?;Là-bas, à côté de l’église.\nÇa va ?;Très bien, merci, c’est gentil."

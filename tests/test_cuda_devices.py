@@ -4,17 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cuda_devices, experiments, machine
 from pipelines.errors import InUseError
 from pipelines.estimate.estimate import machine_gb
-from pipelines.files import locked
-from pipelines.paths import PROJECT, device_locks
+from pipelines.hardware import cuda_devices, machine
+from pipelines.lake.files import locked
+from pipelines.lake.paths import PROJECT, device_locks
 from pipelines.runs.cells import CellKey, latest
 from pipelines.runs.command import CellCommand, RunningCommand
 from pipelines.runs.run import Watch
+from pipelines.settings import experiments
 from pipelines.train.cell import train
-from tests import fake_driver, planted
-from tests.fake_driver import FakeCard
+from tests.fakes import driver as fake_driver
+from tests.fakes import planted
+from tests.fakes.driver import FakeCard
 
 T4 = FakeCard("Tesla T4", "GPU-aaaa1111")
 A100 = FakeCard("NVIDIA A100-SXM4-40GB", "GPU-aabb2222", "40960")
@@ -163,7 +165,7 @@ def test_a_cell_holds_the_cards_that_it_uses_and_no_others(
     several = {"launcher": "torchrun", "devices": devices, "sharding": "ddp"} if devices > 1 else {}
     lake = planted.lake(tmp_path, profiles={"local": several})
     (lake.data.models / "tiny").mkdir(parents=True)
-    monkeypatch.setattr("pipelines.weights.fetch", lambda data, experiments, name, say=None: data.models / name)
+    monkeypatch.setattr("pipelines.weights.store.fetch", lambda data, experiments, name, say=None: data.models / name)
     command = Watched()
     train(lake.resolved(), CellKey("tiny", "full", 1), watch=Watch(say=lambda _: None, launcher=command))
     assert command.held == held

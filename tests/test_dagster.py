@@ -30,9 +30,9 @@ from assets.project import partition_of
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines.compare.compare import published_rows
-from pipelines.experiments import Nightly, load
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.runs import cells
+from pipelines.settings.experiments import Nightly, load
 from tests.project import MODEL, TinyProject
 
 DATA = [corpus_records, local_records, generated_records, sft_examples, provider_comparison]

@@ -30,11 +30,11 @@ from assets.picked import NOTHING, is_of_everything, not_run_because
 from assets.project import partition_of, shown_names, shown_profiles
 from assets.tags import BACKFILL, SEEN
 from pipelines.errors import UsageError
-from pipelines.experiments import load
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.runs import cells
-from tests import planted
-from tests.planted import Lake
+from pipelines.settings.experiments import load
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 from tests.project import MODEL, TinyProject
 
 TRIED_ON = "1.13.27"  # of the calls below that are not public

@@ -28,8 +28,8 @@ from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.registry import TABLES
 from pipelines.compare.show import SHOWN
 from pipelines.errors import UsageError
-from pipelines.experiments import Pages, load
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
+from pipelines.settings.experiments import Pages, load
 from tests.project import MODEL, TinyProject
 
 DG = str(Path(sys.executable).parent / "dg")

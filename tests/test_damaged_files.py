@@ -9,9 +9,9 @@ from pipelines.clean import results
 from pipelines.compare.compare import compare, published_rows
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
-from pipelines.files import write_json
-from pipelines.paths import DataRoot, data_root
-from tests import planted
+from pipelines.lake.files import write_json
+from pipelines.lake.paths import DataRoot, data_root
+from tests.fakes import planted
 
 
 def damaged(path: Path) -> Iterator[str]:

@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from pipelines import experiments as configuration
 from pipelines.clean.clean import CleaningResult
 from pipelines.clean.select import Selection, select
 from pipelines.compare.columns.examples import SFT_EXAMPLES, SFT_REJECTS
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluated_by
-from pipelines.files import read_json, stable_hash, write_json
-from pipelines.paths import PROJECT, DataRoot
+from pipelines.lake.files import read_json, stable_hash, write_json
+from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.project import Project
+from pipelines.settings import experiments as configuration
 from pipelines.train.cell import CellKey, train
 from pipelines.train.dry_run import dry_run
-from tests.planted import Lake, lake
+from tests.fakes.planted import Lake, lake
 from tests.project import TinyProject
 
 LANGUAGES = (None, ["en"], ["ko", "en"])

@@ -8,8 +8,8 @@ import pytest
 from pipelines.cli import main
 from pipelines.compare.decide import Decision, Limits, decide
 from pipelines.compare.table import Row, comparison
-from tests import planted
-from tests.planted import Lake
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 
 
 @pytest.fixture

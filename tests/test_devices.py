@@ -19,8 +19,8 @@ from pipelines.runs.cells import Attempt
 from pipelines.runs.command import Starter
 from pipelines.runs.run import Watch
 from pipelines.train.cell import train
-from pipelines.train.ranks import Ranks, require_divisible
-from pipelines.train.zero import Zero
+from pipelines.train.trainer.devices.ranks import Ranks, require_divisible
+from pipelines.train.trainer.devices.zero import Zero
 from tests.forked import Forked
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject

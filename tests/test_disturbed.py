@@ -13,8 +13,8 @@ from pipelines.compare.report import Content, write_report
 from pipelines.compare.show import full_name, pick_answer, render, wide
 from pipelines.compare.table import Row, comparison
 from pipelines.runs.cells import all_attempts
-from tests import planted
-from tests.planted import Lake, row
+from tests.fakes import planted
+from tests.fakes.planted import Lake, row
 from tests.test_rates import grid
 
 BUSY: Row = {"other_cpu_pct": 70.4}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 
 PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
 DESIGN = PROJECT / "docs" / "design"
@@ -47,7 +47,7 @@ def test_what_leads_nowhere_is_found() -> None:
     page = DESIGN / "README.md"
     text = "[a](../data.md) [b](nowhere.md) [c](#no-such-heading) [d](../data.md#nor-this) [e](https://example.org/)"
     assert broken_links(page, text) == ["nowhere.md", "#no-such-heading", "../data.md#nor-this"]
-    assert missing_paths("`pipelines/paths.py` `pipelines/nowhere.py` `runs/run.py` `docs/design/` `tests/none/`") == [
+    assert missing_paths("`pipelines/lake/paths.py` `pipelines/nowhere.py` `runs/run.py` `docs/design/` `tests/none/`") == [
         "pipelines/nowhere.py", "runs/run.py", "tests/none/",
     ]  # fmt: skip
 

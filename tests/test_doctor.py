@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from pipelines import cuda_devices, doctor
-from pipelines.doctor import examine
-from tests import fake_driver, planted
-from tests.fake_driver import FakeCard
-from tests.planted import Lake
+from pipelines.hardware import cuda_devices
+from pipelines.upkeep import doctor
+from pipelines.upkeep.doctor import examine
+from tests.fakes import driver as fake_driver
+from tests.fakes import planted
+from tests.fakes.driver import FakeCard
+from tests.fakes.planted import Lake
 
 
 @pytest.fixture

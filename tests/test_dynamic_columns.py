@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from pipelines.column_names import BENCHMARK_ENDINGS, FIXED, METRIC_ENDINGS, column_name, require_columns
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.configured import (
     BENCHMARKS,
@@ -24,10 +23,11 @@ from pipelines.compare.columns.configured import (
 )
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.show import as_csv, as_json, render, wide
-from pipelines.paths import DataRoot
-from pipelines.schema import flag
-from pipelines.warehouse import arrow_table, connect, publish
-from tests import planted
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.schema import flag
+from pipelines.lake.warehouse import arrow_table, connect, publish
+from pipelines.settings.column_names import BENCHMARK_ENDINGS, FIXED, METRIC_ENDINGS, column_name, require_columns
+from tests.fakes import planted
 
 
 def named(metrics: tuple[str, ...] = (), benchmarks: tuple[str, ...] = ()) -> Any:

@@ -13,9 +13,9 @@ from pipelines import cli
 from pipelines.compare import compare as comparing
 from pipelines.compare.compare import compare
 from pipelines.runs import cells
-from tests import planted
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 from tests.in_process import clean_for
-from tests.planted import Lake
 from tests.project import MODEL, TinyProject
 from tests.test_old_lake import unpacked
 

@@ -11,9 +11,9 @@ from pipelines.errors import UnavailableError, UsageError
 from pipelines.estimate import hollow, memory, rehearsal
 from pipelines.estimate.live import Moment
 from pipelines.estimate.rehearsal import Counted
-from pipelines.train import loading
-from pipelines.train.gated import use_lean_gates
-from pipelines.train.products import use_faster_products
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.cpu.products import use_faster_products
+from pipelines.train.trainer.gated import use_lean_gates
 from tests.test_memory_estimate import BATCH, FULL, llama, really_counted
 from tests.tiny import TARGETS, tiny_model
 

@@ -17,18 +17,18 @@ from pipelines.compare.compare import Publication, compare, lake_version
 from pipelines.estimate.estimate import keep_predictions
 from pipelines.evaluate import answers, judge
 from pipelines.evaluate.cell import evaluate, evaluated_by
-from pipelines.files import locked, read_json, read_jsonl, write_json
+from pipelines.evaluate.statistics import wilson
 from pipelines.generate.generate import GenerationResult
+from pipelines.lake.files import locked, read_json, read_jsonl, write_json
 from pipelines.nightly import night
 from pipelines.runs import cells
 from pipelines.runs.run import Watch
-from pipelines.statistics import wilson
 from tests.asking import KEYS, PRICE
-from tests.fake_behavior import Behavior
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fakes.behavior import Behavior
+from tests.fakes.llm_server import Reply, chat_server, completion
+from tests.fakes.provider import FakeProvider, fake_provider
 from tests.in_process import InProcess, clean_for, trained
 from tests.project import MODEL, TinyProject, make_project
-from tests.servers import Reply, chat_server, completion
 
 QUIET = Watch(say=lambda _message: None, launcher=InProcess())
 METHODS = ["base", "base-few-shot", "lora-r8", "qlora-r8"]

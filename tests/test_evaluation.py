@@ -12,10 +12,10 @@ from pipelines.evaluate import answering, scores, serving
 from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.general import plain_text, read_general
 from pipelines.evaluate.shots import Shots
-from pipelines.methods import traits_of
-from pipelines.paths import PROJECT
-from pipelines.train.examples import IGNORE
-from pipelines.train.prompts import PromptFormat
+from pipelines.lake.paths import PROJECT
+from pipelines.settings.methods import traits_of
+from pipelines.train.trainer.examples import IGNORE
+from pipelines.train.trainer.prompts import PromptFormat
 from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, only, tiny_model, tiny_tokenizer
 
 RECIPE: dict[str, Any] = {"kind": "none", "precision": "fp32", "quantization": None}

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipelines import experiments, machine
 from pipelines.clean.read import raw_records
 from pipelines.errors import UsageError
-from pipelines.experiments import Experiments, profile_name
-from pipelines.files import write_json, write_jsonl
-from pipelines.paths import PROJECT, DataRoot
+from pipelines.hardware import machine
+from pipelines.lake.files import write_json, write_jsonl
+from pipelines.lake.paths import PROJECT, DataRoot
+from pipelines.settings import experiments
+from pipelines.settings.experiments import Experiments, profile_name
 
 SMALL = """\
 models:

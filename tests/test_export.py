@@ -24,17 +24,17 @@ from pipelines.export import bit_widths, convert, gguf_file, merge, older
 from pipelines.export.cell import Wanted, export
 from pipelines.export.gguf_file import write_gguf
 from pipelines.export.native import LlamaCpp
-from pipelines.files import write_json
 from pipelines.generate.server import local_server
-from pipelines.paths import PROJECT
-from pipelines.provenance import Base, adapter_card, base_of, data_of, front_matter, name_base
-from pipelines.records import read_corpus
+from pipelines.lake.files import write_json
+from pipelines.lake.paths import PROJECT
+from pipelines.lake.weights_record import RECORD
+from pipelines.records.reading import read_corpus
 from pipelines.runs.run import Watch
-from pipelines.train import loading
 from pipelines.train.cell import train
-from pipelines.train.examples import Tokenized
-from pipelines.train.loading import load_tokenizer
-from pipelines.weights_record import RECORD
+from pipelines.train.provenance import Base, adapter_card, base_of, data_of, front_matter, name_base
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.loading import load_tokenizer
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
 from tests.tiny import save_tiny, tiny_model

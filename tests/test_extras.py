@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 
 EXTRAS = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 

@@ -24,11 +24,11 @@ from anthropic.types import Message
 from openai.types import Batch
 from openai.types.chat import ChatCompletion
 
-from tests.fake_answers import compose, judged
-from tests.fake_batches import multipart, page
-from tests.fake_behavior import Behavior, Fault, FixedWindow, TokenBucket, Wire, duration
-from tests.fake_provider import SERVER, FakeProvider, fake_provider
-from tests.fake_wire import read_request
+from tests.fakes.answers import compose, judged
+from tests.fakes.batches import multipart, page
+from tests.fakes.behavior import Behavior, Fault, FixedWindow, TokenBucket, Wire, duration
+from tests.fakes.provider import SERVER, FakeProvider, fake_provider
+from tests.fakes.wire import read_request
 
 KEY = "sk-planted-0123456789abcdef"
 WIRES: list[Wire] = ["openai", "anthropic"]
@@ -726,7 +726,7 @@ def test_as_a_program(number: signal.Signals) -> None:
         "false",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fake_provider", *options],
+        [sys.executable, "-m", "tests.fakes.provider", *options],
         cwd=Path(__file__).parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

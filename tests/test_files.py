@@ -14,18 +14,18 @@ from typing import Any
 
 import pytest
 
-from pipelines.doctor import examine
 from pipelines.errors import WorkError
-from pipelines.files import locked, read_json, read_jsonl, replacing, write_json, write_jsonl, write_text
 from pipelines.generate.journal import opened
-from pipelines.paths import DataRoot
+from pipelines.lake.files import locked, read_json, read_jsonl, replacing, write_json, write_jsonl, write_text
+from pipelines.lake.paths import DataRoot
 from pipelines.runs.process import spawn, stop_group
-from tests import planted
+from pipelines.upkeep.doctor import examine
+from tests.fakes import planted
 
 HOLD = """
 import sys
 from pathlib import Path
-from pipelines.files import locked
+from pipelines.lake.files import locked
 with locked(Path(sys.argv[1]), "train tiny"):
     print("held", flush=True)
     sys.stdin.read()
@@ -33,7 +33,7 @@ with locked(Path(sys.argv[1]), "train tiny"):
 COUNT = """
 import sys, time
 from pathlib import Path
-from pipelines.files import locked
+from pipelines.lake.files import locked
 counter = Path(sys.argv[2])
 for _ in range(25):
     with locked(Path(sys.argv[1]), "count"):
@@ -44,7 +44,7 @@ for _ in range(25):
 DIE_HALFWAY = """
 import os, signal, sys
 from pathlib import Path
-from pipelines.files import replacing
+from pipelines.lake.files import replacing
 with replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("half of the n")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -53,7 +53,7 @@ FILL_DISK = """
 import sys
 from pathlib import Path
 from pipelines.errors import WorkError
-from pipelines.files import write_text
+from pipelines.lake.files import write_text
 try:
     write_text(Path(sys.argv[1]), "x" * 1_000_000)
 except WorkError as error:

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import weights
 from pipelines.compare.advice import advise
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
-from pipelines.files import read_json, write_json
+from pipelines.lake.files import read_json, write_json
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.command import CellCommand, Ending
@@ -25,11 +24,12 @@ from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.result import result_in
 from pipelines.runs.run import Watch
 from pipelines.runs.spec import RunSpec
-from pipelines.train import loop
 from pipelines.train.cell import train
-from tests import planted
+from pipelines.train.trainer import loop
+from pipelines.weights import store
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 from tests.in_process import Ended, InProcess, clean_for, stop_at
-from tests.planted import Lake
 from tests.project import TinyProject
 from tests.test_cells import CPU_MESSAGE, dead_pid
 from tests.test_restart import attempt_at, outcome
@@ -188,7 +188,7 @@ def fitted(folder: Path, launcher: Any, **command: Any) -> Ending:
 
 
 def trained(lake: Lake, launcher: Any, monkeypatch: pytest.MonkeyPatch) -> Attempt:
-    monkeypatch.setattr(weights, "fetch", lambda data, experiments, name, say=None: data.models / name)
+    monkeypatch.setattr(store, "fetch", lambda data, experiments, name, say=None: data.models / name)
     return train(lake.resolved(), KEY, watch=Watch(say=lambda _: None, launcher=launcher))[0]
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from bitsandbytes.backends.default import ops  # noqa: F401
 
-from pipelines.train import four_bits, loading
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.cpu import four_bits
 from tests.test_methods import RECIPE
 from tests.tiny import save_tiny
 

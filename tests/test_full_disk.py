@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from pipelines import cli, disk
+from pipelines import cli
 from pipelines.compare import compare as comparing
 from pipelines.compare.compare import compare
 from pipelines.errors import WorkError
-from pipelines.files import locked, write_json
-from pipelines.paths import PROJECT
-from tests import planted
+from pipelines.lake import disk
+from pipelines.lake.files import locked, write_json
+from pipelines.lake.paths import PROJECT
+from tests.fakes import planted
 from tests.test_old_lake import unpacked
 
 LEVELS = (0, 30_000, 100_000, 400_000, 3_000_000)
@@ -166,7 +167,7 @@ def test_a_quota_counts_as_a_full_disk_when_files_are_replaced(tmp_path: Path, m
     def full(_: int) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr("pipelines.files.os.fsync", full)
+    monkeypatch.setattr("pipelines.lake.files.os.fsync", full)
     with pytest.raises(
         WorkError, match=r"Disk quota exceeded \([\d.,]+ MB are free, more is needed\).*untouched"
     ) as raised:
@@ -180,7 +181,7 @@ def test_a_lock_is_held_though_its_holders_name_cannot_be_written(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pipelines.files.os.write", full)
+    monkeypatch.setattr("pipelines.lake.files.os.write", full)
     with (
         locked(tmp_path / "a.lock", "me"),
         pytest.raises(WorkError, match="is in use by another process"),

@@ -13,9 +13,9 @@ from pipelines.generate import pacing, send
 from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import opened
 from tests.asking import Asking, asking, quick_folder, ready, started, wait_for
-from tests.fake_behavior import Behavior, Fault
-from tests.fake_provider import FakeProvider
-from tests.servers import ChatServer, Reply, chat_server, completion
+from tests.fakes.behavior import Behavior, Fault
+from tests.fakes.llm_server import ChatServer, Reply, chat_server, completion
+from tests.fakes.provider import FakeProvider
 
 RECORD = {"instruction": "What could I read tonight?", "input": "", "output": "Stoner, by John Williams: calm and sad."}
 GOOD = Reply(completion(json.dumps(RECORD)))

@@ -10,9 +10,9 @@ from assets.cleaning import sft_examples
 from assets.generating import PROVIDERS_ANSWER, corpus_records, generated_records, local_records
 from assets.providers import provider_comparison
 from pipelines.compare.compare import compare
-from pipelines.warehouse import connect
-from tests.fake_behavior import Behavior
-from tests.fake_provider import FakeProvider, fake_provider
+from pipelines.lake.warehouse import connect
+from tests.fakes.behavior import Behavior
+from tests.fakes.provider import FakeProvider, fake_provider
 from tests.project import TinyProject
 
 KEY = "sk-planted-key-0123456789abcdef"

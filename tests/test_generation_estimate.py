@@ -12,8 +12,8 @@ from pipelines.generate.estimate import Estimate, estimate, in_words
 from pipelines.generate.judge import judge
 from pipelines.generate.prices import OVERHEAD_TOKENS, costs_of
 from tests.asking import KEYS, MILLION, Asking, asking, quick_folder, ready
-from tests.fake_behavior import Behavior
-from tests.fake_provider import FakeProvider
+from tests.fakes.behavior import Behavior
+from tests.fakes.provider import FakeProvider
 
 
 @pytest.fixture

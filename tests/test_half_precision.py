@@ -16,13 +16,14 @@ from transformers import AutoModelForCausalLM
 from pipelines.evaluate.cell import evaluate
 from pipelines.export import merge
 from pipelines.export.cell import Wanted, export
-from pipelines.files import read_json
+from pipelines.lake.files import read_json
 from pipelines.runs.run import Watch
-from pipelines.train import adapters, checkpoint, chunked, dropout, four_bits, loading, precision
-from pipelines.train.child import in_format, name_format
-from pipelines.train.examples import Tokenized
-from pipelines.train.losses import head_on_positions, step_loss
-from pipelines.train.prompts import PromptFormat
+from pipelines.train.trainer import adapters, checkpoint, chunked, loading, precision
+from pipelines.train.trainer.child import in_format, name_format
+from pipelines.train.trainer.cpu import dropout, four_bits
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.losses import head_on_positions, step_loss
+from pipelines.train.trainer.prompts import PromptFormat
 from tests.in_process import InProcess, clean_for, trained
 from tests.project import TinyProject
 from tests.test_four_bits import packed

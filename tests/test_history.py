@@ -9,8 +9,8 @@ import pytest
 from pipelines.compare.history import history_rows, usual_limit
 from pipelines.compare.table import Row
 from pipelines.runs.cells import all_attempts
-from tests import planted
-from tests.planted import Lake, losses
+from tests.fakes import planted
+from tests.fakes.planted import Lake, losses
 
 
 @pytest.fixture

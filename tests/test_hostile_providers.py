@@ -22,17 +22,17 @@ from cryptography.x509.oid import NameOID
 
 from pipelines import cli
 from pipelines.errors import UsageError
-from pipelines.foreign_text import one_line
 from pipelines.generate import pacing, send, show
 from pipelines.generate.bodies import KEPT
 from pipelines.generate.generate import release_in_doubt
 from pipelines.generate.keys import without
 from pipelines.generate.prices import costs_of, worst_cost
 from pipelines.generate.requests import book
+from pipelines.records.foreign_text import one_line
 from tests.asking import KEY, NAMES, Asking, asking, quick_folder, ready
-from tests.fake_behavior import Behavior, Wire
-from tests.fake_provider import FakeProvider
-from tests.servers import Answers, ChatServer, Reply, chat_server, completion
+from tests.fakes.behavior import Behavior, Wire
+from tests.fakes.llm_server import Answers, ChatServer, Reply, chat_server, completion
+from tests.fakes.provider import FakeProvider
 
 RECORD = {"instruction": "What could I read tonight?", "input": "", "output": "Stoner, by John Williams: calm and sad."}
 GOOD = completion(json.dumps(RECORD))

@@ -14,12 +14,12 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from pipelines import hub, hub_download
 from pipelines.clean.read import hub_records
 from pipelines.errors import UnavailableError, WorkError
-from pipelines.experiments import HubSource
-from pipelines.hub_download import Downloaded, download
-from pipelines.weights_record import RECORD, revision_of
+from pipelines.lake.weights_record import RECORD, revision_of
+from pipelines.settings.experiments import HubSource
+from pipelines.weights import hub, hub_download
+from pipelines.weights.hub_download import Downloaded, download
 from tests.fakes.hub import Hub, Repo, serving
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -21,11 +21,11 @@ from pipelines.generate.judge import chosen_judge, duels, family, judge, pairs
 from pipelines.generate.judge import verdict_of as duel_verdict
 from pipelines.generate.requests import book
 from pipelines.generate.verdicts import grade, truth, verdict_in, without_tricks
-from pipelines.provider_settings import Judge, Provider
+from pipelines.settings.providers import Judge, Provider
 from tests.asking import PRICE, Asking, asking, quick_folder, ready
-from tests.fake_behavior import Behavior, Fault, Wire
-from tests.fake_provider import FakeProvider
-from tests.servers import Reply, chat_server, completion
+from tests.fakes.behavior import Behavior, Fault, Wire
+from tests.fakes.llm_server import Reply, chat_server, completion
+from tests.fakes.provider import FakeProvider
 
 ASKED = "Compare record A and record B.\n\n"
 MARKED = "\n".join(f"<{name}: CODE>\n(.*)\n</{name}: CODE>" for name in ("task", "record A", "record B"))

@@ -14,8 +14,8 @@ import pyarrow.parquet as parquet
 import pytest
 from safetensors import safe_open
 
-from pipelines.paths import DataRoot
-from pipelines.warehouse import KEPT
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.warehouse import KEPT
 from tests.project import TinyProject
 from tests.test_old_lake import STATUSES, TABLES, unpacked
 from tests.test_run import processes_of

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import machine
-from pipelines.machine import is_alive, own_identity, process_is_alive
+from pipelines.hardware import machine
+from pipelines.hardware.machine import is_alive, own_identity, process_is_alive
 from pipelines.runs.command import CellCommand, Ending
 from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.process import PARENT, spawn, stop_group

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from pipelines.doctor import examine
 from pipelines.errors import UnavailableError
-from pipelines.files import read_json, write_json
-from pipelines.paths import DataRoot
-from pipelines.predictions import answer_file
+from pipelines.lake.files import read_json, write_json
+from pipelines.lake.paths import DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
 from pipelines.runs.command import Placement
 from pipelines.runs.exits import classify_exit
 from pipelines.runs.launchers import slurm
 from pipelines.runs.launchers.pipes import Carrier
+from pipelines.runs.predictions import answer_file
 from pipelines.runs.spec import RunSpec
 from pipelines.train.cell import train
+from pipelines.upkeep.doctor import examine
 from tests import slurm_cells as on
 from tests.project import TinyProject
 from tests.slurm_cells import Told, is_gone, on_slurm, order_of, wait_for

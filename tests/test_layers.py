@@ -11,18 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from pipelines import chosen_layers, shortened, weights
-from pipelines import experiments as configuration
-from pipelines import shorten as shortening
 from pipelines.compare.models import _source
 from pipelines.compare.table import note_on
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.estimate.question import config_of
-from pipelines.experiments import Model
-from pipelines.files import read_object, stable_hash, write_json
-from pipelines.provenance import base_of, front_matter
-from pipelines.shorten import Asked, run_distances, shorten, stack_of, write_weights
-from pipelines.weights_record import RECORD
+from pipelines.lake.files import read_object, stable_hash, write_json
+from pipelines.lake.weights_record import RECORD
+from pipelines.settings import experiments as configuration
+from pipelines.settings.experiments import Model
+from pipelines.train import chosen_layers
+from pipelines.train import shorten as shortening
+from pipelines.train.provenance import base_of, front_matter
+from pipelines.train.shorten import Asked, run_distances, shorten, stack_of, write_weights
+from pipelines.weights import shortened, store
 from tests import tiny
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
@@ -179,10 +180,10 @@ def test_ids_of_other_models_are_what_they_were(project: TinyProject) -> None:
     """Rows of a lake that exists name them."""
     project.change(models={"made": {"source": {"from": MODEL}}})
     made, whole = (project.now().experiments.model(name) for name in ("made", MODEL))
-    assert weights.source_id(whole) == stable_hash({"path": whole.source.path})
-    assert weights.source_id(made) == stable_hash({"from": MODEL, "of": weights.source_id(whole)})
+    assert store.source_id(whole) == stable_hash({"path": whole.source.path})
+    assert store.source_id(made) == stable_hash({"from": MODEL, "of": store.source_id(whole)})
     one, other, more = (_model(project, drop) for drop in ([1, 0], [0, 1], 2))
-    assert weights.source_id(one) == weights.source_id(other) != weights.source_id(more)
+    assert store.source_id(one) == store.source_id(other) != store.source_id(more)
     assert note_on(one) == f"{whole.note} Without layers 0-1 of {MODEL}." if whole.note else note_on(one)
     assert _source(more.source.model_dump(exclude_none=True)) == f"from {MODEL} without 2 layers"
 
@@ -203,7 +204,7 @@ def test_too_many_layers_are_refused_in_words(project: TinyProject) -> None:
     ):
         _model(project, drop)
         with pytest.raises(UsageError, match=words):
-            weights.fetch(project.data, project.now().experiments, "short", say=lambda _: None)
+            store.fetch(project.data, project.now().experiments, "short", say=lambda _: None)
     assert not list(project.data.models.glob("short*"))
 
 
@@ -224,18 +225,18 @@ def test_it_is_made_whole_or_not_at_all(
 ) -> None:
     """What a killed process left is gone, too."""
     if not in_a_child:
-        monkeypatch.setattr(weights, "_run_child", _here)
+        monkeypatch.setattr(store, "_run_child", _here)
     project.change(models={MODEL: {"source": {"path": str(deep(tmp_path / "whole"))}}})
     made = _model(project, [4, 2])
     left = project.data.models / ".short.77.partial"
     left.mkdir(parents=True)
-    folder = weights.fetch(project.data, project.now().experiments, "short", say=lambda _: None)
+    folder = store.fetch(project.data, project.now().experiments, "short", say=lambda _: None)
     assert folder == project.data.models / "short" and not left.exists()
-    assert weights.is_present(project.data, "short", made)
+    assert store.is_present(project.data, "short", made)
     assert chosen_layers.dropped(project.data, "short", made) == "2, 4"
     whole = project.now().experiments.model(MODEL)
     assert chosen_layers.dropped(project.data, MODEL, whole) is None
-    assert weights.content(project.data, "short", made) != weights.content(project.data, MODEL, whole)
+    assert store.content(project.data, "short", made) != store.content(project.data, MODEL, whole)
     assert chosen_layers.note_on_choice(project.data, "short", made) is None, "they were named"
 
 
@@ -249,7 +250,7 @@ def test_the_childs_words_are_the_users(project: TinyProject, tmp_path: Path) ->
     ):
         _model(project, drop)
         with pytest.raises(kind, match=words):
-            weights.fetch(project.data, project.now().experiments, "short", say=lambda _: None)
+            store.fetch(project.data, project.now().experiments, "short", say=lambda _: None)
     assert not list(project.data.models.glob("*short*"))
 
 

@@ -12,19 +12,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipelines import cli
-from pipelines import sweep_layers as sweeping
 from pipelines.compare import layers_report
 from pipelines.compare.table import Row, comparison_rows
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate.cell import evaluated_by
-from pipelines.experiments import Model
 from pipelines.export.cell import Wanted, export
 from pipelines.export.gguf_file import write_gguf
 from pipelines.export.native import LlamaCpp
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import Watch
+from pipelines.settings.experiments import Model
+from pipelines.sweep import layers as sweeping
+from tests.fakes.planted import Lake, lake, row
 from tests.in_process import InProcess, clean_for
-from tests.planted import Lake, lake, row
 from tests.project import MODEL, TinyProject
 from tests.test_layers import IDS, deep, short
 
@@ -111,8 +111,8 @@ def test_a_model_that_cannot_be_made_is_a_row(planted_lake: Lake, monkeypatch: p
 
     found = SimpleNamespace(status="unavailable")
     monkeypatch.setattr(sweeping.weights, "fetch", refuse)
-    monkeypatch.setattr("pipelines.swept.train", lambda *_, **__: (found, False))
-    monkeypatch.setattr("pipelines.swept.evaluate_base", lambda *_, **__: None)
+    monkeypatch.setattr("pipelines.sweep.cells.train", lambda *_, **__: (found, False))
+    monkeypatch.setattr("pipelines.sweep.cells.evaluate_base", lambda *_, **__: None)
     swept, said = sweeping.with_layers(planted_lake.project, "tiny", [0, 1], ["full"]), []
     rows = sweeping.run_sweep(swept, on_tick=lambda _: None, tell=said.append)
     assert [(one["dropped"], one["method"], one["status"]) for one in rows] == [

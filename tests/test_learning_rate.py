@@ -12,17 +12,17 @@ from pipelines.compare.rates import rates_of
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UnavailableError, UsageError
-from pipelines.files import write_json
+from pipelines.lake.files import write_json
 from pipelines.plan.seconds import training_flops
 from pipelines.runs import cells
 from pipelines.runs.progress import CellProgress
 from pipelines.runs.run import Watch
 from pipelines.runs.worker import DivergedError
-from pipelines.train import search
 from pipelines.train.cell import train
-from pipelines.train.halving import Trial
-from pipelines.train.loop import Trainer
-from pipelines.train.ranks import require_divisible
+from pipelines.train.trainer import search
+from pipelines.train.trainer.devices.ranks import require_divisible
+from pipelines.train.trainer.halving import Trial
+from pipelines.train.trainer.loop import Trainer
 from tests.in_process import InProcess, KilledError, clean_for, kill_at, trained
 from tests.project import MODEL, TinyProject
 from tests.test_restart import outcome

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from benchmarks import rates as benchmark
-from pipelines.learning_rates import beyond, grid_of
-from pipelines.methods import Traits
-from pipelines.train.halving import FEWEST_STEPS, Trial, chosen, halve, middle, rate_share, rounds
+from pipelines.settings.learning_rates import beyond, grid_of
+from pipelines.settings.methods import Traits
+from pipelines.train.trainer.halving import FEWEST_STEPS, Trial, chosen, halve, middle, rate_share, rounds
 
 LORA = grid_of(Traits("lora", {"peft_type": "LORA"}))
 Loss = Callable[[float, int], float | None]

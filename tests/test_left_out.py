@@ -12,13 +12,13 @@ from pipelines.compare.ranking import make_picks
 from pipelines.compare.show import render
 from pipelines.compare.table import comparison, comparison_rows
 from pipelines.evaluate.fitting import fitting_everywhere
-from pipelines.files import write_json
+from pipelines.lake.files import write_json
 from pipelines.runs.worker import Worker
-from pipelines.train import tokenizing
-from pipelines.train.prompts import PromptFormat
-from tests import planted
+from pipelines.train.trainer import tokenizing
+from pipelines.train.trainer.prompts import PromptFormat
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 from tests.in_process import clean_for, trained
-from tests.planted import Lake
 from tests.project import TinyProject
 from tests.tiny import save_tiny
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.train import adapters, batches, chunked, dropout, fast_paths, gated, loading, products
-from pipelines.train.dropout import CheapDropout, keep_mask
-from pipelines.train.examples import IGNORE, Tokenized
-from pipelines.train.losses import head_on_positions, scored_mask, step_loss, token_losses
-from pipelines.train.prompts import PromptFormat
+from pipelines.train.trainer import adapters, batches, chunked, fast_paths, gated, loading
+from pipelines.train.trainer.cpu import dropout, products
+from pipelines.train.trainer.cpu.dropout import CheapDropout, keep_mask
+from pipelines.train.trainer.examples import IGNORE, Tokenized
+from pipelines.train.trainer.losses import head_on_positions, scored_mask, step_loss, token_losses
+from pipelines.train.trainer.prompts import PromptFormat
 from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, only, save_tiny, tiny_model, tiny_tokenizer
 
 RECORDS = [

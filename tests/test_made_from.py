@@ -4,19 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import experiments as configuration
-from pipelines import weights
 from pipelines.compare.table import comparison_rows, note_on
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import estimates
 from pipelines.estimate.question import config_of
 from pipelines.export.cell import Wanted, export
-from pipelines.provenance import base_of
+from pipelines.lake.weights_record import RECORD
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import Watch
+from pipelines.settings import experiments as configuration
 from pipelines.train.cell import train
-from pipelines.weights_record import RECORD
+from pipelines.train.provenance import base_of
+from pipelines.weights import store
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
 from tests.tiny import save_tiny
@@ -33,7 +33,7 @@ def project(project: TinyProject) -> TinyProject:
 
 
 def fetched(project: TinyProject) -> Path:
-    return weights.fetch(project.data, project.now().experiments, "made", say=lambda _: None)
+    return store.fetch(project.data, project.now().experiments, "made", say=lambda _: None)
 
 
 def test_it_has_what_is_said_of_the_other_and_not_of_itself(project: TinyProject) -> None:
@@ -54,31 +54,31 @@ def test_it_has_what_is_said_of_the_other_and_not_of_itself(project: TinyProject
 
 def test_its_files_take_no_room_and_its_record_says_where_they_are_from(project: TinyProject) -> None:
     folder, now = fetched(project), project.now()
-    parent = weights.model_folder(project.data, MODEL, now.experiments.model(MODEL))
+    parent = store.model_folder(project.data, MODEL, now.experiments.model(MODEL))
     assert folder == project.data.models / "made" and (folder / RECORD).exists()
     assert (folder / "model.safetensors").stat().st_ino == (parent / "model.safetensors").stat().st_ino
     assert (folder / "config.json").stat().st_ino != (parent / "config.json").stat().st_ino, "may be changed alone"
-    same = [weights.content(project.data, name, now.experiments.model(name)) for name in ("made", MODEL)]
+    same = [store.content(project.data, name, now.experiments.model(name)) for name in ("made", MODEL)]
     assert same[0] == same[1] and base_of(folder).name == parent.name
 
 
 def test_it_is_made_again_when_the_other_has_become_another(project: TinyProject) -> None:
     folder, now = fetched(project), project.now()
     made = now.experiments.model("made")
-    parent = weights.model_folder(project.data, MODEL, now.experiments.model(MODEL))
-    before = weights.content(project.data, "made", made)
+    parent = store.model_folder(project.data, MODEL, now.experiments.model(MODEL))
+    before = store.content(project.data, "made", made)
     project.change(models={MODEL: {"source": {"path": str(save_tiny(parent.parent / "other", "gemma"))}}})
     other = project.now().experiments.model("made")
-    assert weights.source_id(other) != weights.source_id(made)
-    assert not weights.is_present(project.data, "made", other)
-    assert fetched(project) == folder and weights.content(project.data, "made", other) != before
+    assert store.source_id(other) != store.source_id(made)
+    assert not store.is_present(project.data, "made", other)
+    assert fetched(project) == folder and store.content(project.data, "made", other) != before
 
     again = save_tiny(parent.parent / "other", "llama")  # under the same path
-    assert (again / "config.json").exists() and not weights.is_present(project.data, "made", other)
+    assert (again / "config.json").exists() and not store.is_present(project.data, "made", other)
     fetched(project)
-    assert weights.is_present(project.data, "made", other) and weights.content(project.data, "made", other) == before
+    assert store.is_present(project.data, "made", other) and store.content(project.data, "made", other) == before
     again.rename(parent.parent / "elsewhere")
-    assert weights.is_present(project.data, "made", other), "what was made stays of use without what it was made from"
+    assert store.is_present(project.data, "made", other), "what was made stays of use without what it was made from"
 
 
 def test_its_shape_is_known_before_it_is_there(project: TinyProject) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.train import loading, quantizing
-from pipelines.train.nvml import memory_access
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.measure import quantizing
+from pipelines.train.trainer.measure.nvml import memory_access
 from tests.test_methods import RECIPE
 from tests.tiny import save_tiny
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pipelines.runs import restart
-from pipelines.train import memory, quantizing
-from pipelines.train.loop import Trainer
-from pipelines.train.memory import MemoryMeter
-from pipelines.train.ranks import Ranks
+from pipelines.train.trainer.devices.ranks import Ranks
+from pipelines.train.trainer.loop import Trainer
+from pipelines.train.trainer.measure import memory, quantizing
+from pipelines.train.trainer.measure.memory import MemoryMeter
 
 GB = 10**9
 COLUMNS = ("peak_memory_gb", "gpu_allocated_peak_gb", "gpu_reserved_peak_gb", "gpu_device_peak_gb")

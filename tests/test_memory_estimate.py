@@ -11,8 +11,6 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipelines import experiments as configuration
-from pipelines import shipped
 from pipelines.cli import main
 from pipelines.compare.advice import advise
 from pipelines.compare.columns.comparison import COMPARISON
@@ -27,13 +25,15 @@ from pipelines.estimate.estimate import Estimate
 from pipelines.estimate.live import Counting, Live, Moment
 from pipelines.estimate.optimizer import state_bytes
 from pipelines.estimate.question import config_of
-from pipelines.paths import PROJECT, DataRoot
-from pipelines.train import loading
-from pipelines.train.examples import Tokenized
-from pipelines.train.gated import use_lean_gates
-from pipelines.train.losses import head_on_positions, step_loss
-from pipelines.train.products import use_faster_products
-from tests import planted
+from pipelines.lake.paths import PROJECT, DataRoot
+from pipelines.settings import experiments as configuration
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.cpu.products import use_faster_products
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.gated import use_lean_gates
+from pipelines.train.trainer.losses import head_on_positions, step_loss
+from pipelines.weights import shipped
+from tests.fakes import planted
 from tests.project import TinyProject
 from tests.tiny import ARCHITECTURES, TARGETS, tiny_model
 
@@ -201,7 +201,7 @@ def test_four_bits_are_counted_as_bitsandbytes_keeps_them() -> None:
 
 
 def test_states_are_counted_as_the_optimizers_keep_them() -> None:
-    from pipelines.train.optimizers import make_optimizer
+    from pipelines.train.trainer.optimizers import make_optimizer
 
     for optimizer in ("adamw", "adamw_8bit", "paged_adamw_8bit"):
         layer = torch.nn.Linear(100, 70)

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.errors import UnavailableError, WorkError
-from pipelines.files import read_json, stable_hash, write_json
-from pipelines.train import batches, checks, loading, precision
-from pipelines.train.examples import Tokenized
-from pipelines.train.optimizers import make_optimizer
+from pipelines.lake.files import read_json, stable_hash, write_json
+from pipelines.train.trainer import batches, checks, loading, precision
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.optimizers import make_optimizer
 from tests.in_process import clean_for, trained
 from tests.project import MODEL, TinyProject
 from tests.tiny import TARGETS, save_tiny, tiny_model
@@ -121,7 +121,7 @@ def test_noise_around_guessing_is_no_rise(first: float, last: float, risen: bool
 def test_a_run_that_no_longer_improves_stops_and_never_looks_at_the_held_out_records(
     cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.train.loop import Trainer
+    from pipelines.train.trainer.loop import Trainer
 
     whole = Trainer._eval_loss
 
@@ -195,7 +195,7 @@ def test_auto_leaves_out_float16_for_a_model_that_leaves_its_range(monkeypatch: 
 def test_a_step_whose_gradients_overflow_in_float16_is_left_out_and_the_run_goes_on(
     cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.train import loop
+    from pipelines.train.trainer import loop
 
     monkeypatch.setattr(loop, "make_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**40))
     attempt = trained(cleaned, "full-fp16")

@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from pipelines import experiments
 from pipelines.compare import beyond, plots
 from pipelines.compare.compare import compare, published_rows
 from pipelines.compare.table import Row, comparison_rows
@@ -23,14 +22,15 @@ from pipelines.evaluate.cell import evaluated_by, spec_of
 from pipelines.evaluate.endings import ended_pct, has_ended
 from pipelines.evaluate.guarded import GIVE_UP, json_value
 from pipelines.evaluate.metrics import Scores, contains, exact_match, json_valid
-from pipelines.experiments import EvaluationSettings
-from pipelines.files import read_json, stable_hash, write_json
-from pipelines.json_schemas import require_schema
-from pipelines.metric_settings import Metric
-from pipelines.train.prompts import PromptFormat
-from pipelines.warehouse import connect
-from tests import planted
-from tests.planted import Lake
+from pipelines.lake.files import read_json, stable_hash, write_json
+from pipelines.lake.warehouse import connect
+from pipelines.settings import experiments
+from pipelines.settings.experiments import EvaluationSettings
+from pipelines.settings.json_schemas import require_schema
+from pipelines.settings.metrics import Metric
+from pipelines.train.trainer.prompts import PromptFormat
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SEOUL = "서울"

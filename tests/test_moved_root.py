@@ -19,15 +19,15 @@ from pipelines import cli
 from pipelines.compare import compare as comparing
 from pipelines.compare.compare import compare
 from pipelines.evaluate.cell import evaluate, spec_of
-from pipelines.files import read_json, write_json
-from pipelines.paths import PROJECT, DataRoot
+from pipelines.lake.files import read_json, write_json
+from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.run import Watch
-from tests import planted
 from tests.asking import KEYS
-from tests.fake_provider import fake_provider
+from tests.fakes import planted
 from tests.fakes.plant_lake import PORT
+from tests.fakes.provider import fake_provider
 from tests.in_process import InProcess
 from tests.test_old_lake import ARCHIVE
 
@@ -121,9 +121,9 @@ def test_weights_inside_the_root_are_those_of_the_copy(tmp_path: Path) -> None:
     inside.mkdir(parents=True)
     write_json(inside / "config.json", {})
     configured = lake.configured(models={"mine": mine})
-    from pipelines import weights
+    from pipelines.weights import store
 
-    assert weights.lies_in(lake.data, "mine", configured.project.experiments.model("mine")) == "models/own"
+    assert store.lies_in(lake.data, "mine", configured.project.experiments.model("mine")) == "models/own"
 
 
 def unpacked_at(folder: Path) -> DataRoot:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import experiments
 from pipelines.errors import UsageError
 from pipelines.generate.topics import load_topics
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
+from pipelines.settings import experiments
 
 COUNT, CONSOLE = 300, 6
 MEASURED = """

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import hub
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
-from pipelines.experiments import Nightly
-from pipelines.files import read_json, write_json
 from pipelines.generate.answers import Answer, Usage
 from pipelines.generate.journal import Request, opened
+from pipelines.lake.files import read_json, write_json
 from pipelines.nightly import night
 from pipelines.nightly.due import Due, due_cells
 from pipelines.nightly.night import Done
 from pipelines.runs.status import Status
-from tests import planted
-from tests.planted import Lake
+from pipelines.settings.experiments import Nightly
+from pipelines.weights import hub
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 
 NIGHT = "2026-11-25T0200"
 METHODS = ("base", "full", "lora-r8", "qlora-r8")

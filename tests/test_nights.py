@@ -13,17 +13,17 @@ from dagster._core.loader import LoadingContextForTest
 from assets.definitions import defs
 from assets.inputs import note_inputs
 from assets.project import partition_of
-from pipelines import experiments as configuration
 from pipelines.compare.compare import published_rows
 from pipelines.compare.table import comparison_rows
-from pipelines.files import read_json, write_json
+from pipelines.lake.files import read_json, write_json
+from pipelines.lake.paths import PROJECT
+from pipelines.lake.warehouse import connect
 from pipelines.nightly.publishing import QUIET
-from pipelines.paths import PROJECT
 from pipelines.runs import cells
 from pipelines.runs.command import CellCommand
-from pipelines.warehouse import connect
-from tests.fake_behavior import Behavior
-from tests.fake_provider import fake_provider
+from pipelines.settings import experiments as configuration
+from tests.fakes.behavior import Behavior
+from tests.fakes.provider import fake_provider
 from tests.in_process import Ended, InProcess
 from tests.nights import Nights, nights
 from tests.project import MODEL, TinyProject
@@ -284,7 +284,7 @@ def test_an_unreachable_model_is_unavailable_at_once_as_a_warning(
     week: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     week.execute(week.begin())
-    monkeypatch.setattr("pipelines.hub_download.download", lambda *_, **__: pytest.fail("a download was tried"))
+    monkeypatch.setattr("pipelines.weights.hub_download.download", lambda *_, **__: pytest.fail("a download was tried"))
     week.launcher = None  # nor is any child started
     week.project.out_of_reach()
     done = week.cell("full")

@@ -19,13 +19,13 @@ from nbclient import NotebookClient
 from playwright.sync_api import sync_playwright
 
 from notebooks import install
-from pipelines import experiments as configuration
 from pipelines.cli import parser
 from pipelines.evaluate import serving
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.plan import fleet
 from pipelines.plan.plan import make
 from pipelines.project import Project
+from pipelines.settings import experiments as configuration
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
 from tests.test_report_page import CHROMIUM, FLAGS

@@ -19,9 +19,9 @@ import pytest
 from pipelines import cli
 from pipelines.compare import compare as comparing
 from pipelines.evaluate.cell import evaluate
+from pipelines.lake.paths import DataRoot
 from pipelines.nightly.due import due_cells
 from pipelines.nightly.night import begin
-from pipelines.paths import DataRoot
 from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import Watch

@@ -15,10 +15,9 @@ import pytest
 
 from assets.alerts import failure_alert
 from assets.training import CellConfig
-from pipelines import alert
-from pipelines.files import locked, read_json, write_json
-from pipelines.nightly import news
-from pipelines.paths import PROJECT, DataRoot
+from pipelines.lake.files import locked, read_json, write_json
+from pipelines.lake.paths import PROJECT, DataRoot
+from pipelines.nightly import alert, news
 from pipelines.runs import cells, checkpoints
 from tests.project import MODEL, TinyProject
 from tests.running_ui import asked, running_ui, until

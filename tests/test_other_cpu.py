@@ -7,8 +7,8 @@ import pytest
 
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
-from pipelines.train.other_cpu import OtherCpu
-from tests import planted
+from pipelines.train.trainer.measure.other_cpu import OtherCpu
+from tests.fakes import planted
 
 
 class Clock:
@@ -19,7 +19,9 @@ class Clock:
         self.own = 0.0
         fields = type(psutil.cpu_times())
         monkeypatch.setattr(psutil, "cpu_times", lambda: fields(**self.times))
-        monkeypatch.setattr("pipelines.train.other_cpu._seconds", lambda _process: self.own / 2)  # it and its parent
+        monkeypatch.setattr(
+            "pipelines.train.trainer.measure.other_cpu._seconds", lambda _process: self.own / 2
+        )  # it and its parent
 
     def passes(self, *, own: float, others: float, idle: float) -> None:
         self.own += own

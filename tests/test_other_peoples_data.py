@@ -10,10 +10,10 @@ import pytest
 from benchmarks import clean_quality
 from pipelines.clean.clean import CleaningResult, clean, examples, rejects
 from pipelines.cli import main
-from pipelines.experiments import Cleaning
-from pipelines.paths import DataRoot
-from pipelines.records import RawRecord
-from pipelines.shapes.mapping import map_fields
+from pipelines.lake.paths import DataRoot
+from pipelines.records.reading import RawRecord
+from pipelines.records.shapes.mapping import map_fields
+from pipelines.settings.experiments import Cleaning
 from tests.project import TinyProject
 from tests.sft_records import SETTINGS, prose, stories, verdicts, words
 
@@ -755,7 +755,7 @@ def test_variables_that_nobody_filled_in_are_said(data: DataRoot) -> None:
 )
 def test_the_short_way_says_what_the_long_one_does(value: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     short = map_fields(value)
-    monkeypatch.setattr("pipelines.shapes.mapping.plain_pair", lambda _: None)
+    monkeypatch.setattr("pipelines.records.shapes.mapping.plain_pair", lambda _: None)
     long = map_fields(value)
     assert short._replace(plain=False) == long._replace(plain=False)
 

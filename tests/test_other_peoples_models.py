@@ -10,7 +10,7 @@ from pipelines.compare.compare import compare
 from pipelines.compare.table import comparison_rows
 from pipelines.evaluate import serving
 from pipelines.evaluate.cell import evaluate
-from pipelines.files import read_jsonl
+from pipelines.lake.files import read_jsonl
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.run import Watch
 from pipelines.train.cell import train

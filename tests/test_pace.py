@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from pipelines import experiments
 from pipelines.runs import checkpoints
 from pipelines.runs.worker import Worker
-from pipelines.train import checkpoint, pace
-from pipelines.train.examples import Tokenized
-from pipelines.train.pace import CheckpointPace, curve_every, curve_sample
-from pipelines.train.ranks import Ranks
+from pipelines.settings import experiments
+from pipelines.train.trainer import checkpoint, pace
+from pipelines.train.trainer.devices.ranks import Ranks
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.pace import CheckpointPace, curve_every, curve_sample
 from tests.in_process import clean_for, kill_at, stop_at
 from tests.project import TinyProject
 from tests.test_restart import attempt_at, outcome

@@ -10,10 +10,11 @@ import torch
 from bitsandbytes import functional
 from bitsandbytes.optim.optimizer import Optimizer8bit
 
-from pipelines.train import checkpoint, paged
-from pipelines.train.loop import Trainer
-from pipelines.train.optimizers import make_optimizer
-from pipelines.train.ranks import Ranks
+from pipelines.train.trainer import checkpoint
+from pipelines.train.trainer.devices import paged
+from pipelines.train.trainer.devices.ranks import Ranks
+from pipelines.train.trainer.loop import Trainer
+from pipelines.train.trainer.optimizers import make_optimizer
 
 RECIPE: dict[str, Any] = {
     "learning_rate": 1e-2, "weight_decay": 0.1, "optimizer": "paged_adamw_8bit", "precision": "fp32", "kind": "full",

@@ -24,14 +24,14 @@ from pipelines.compare.table import Row, comparison
 from pipelines.errors import UsageError
 from pipelines.evaluate import answers, pairs
 from pipelines.evaluate.cell import evaluated_by
+from pipelines.evaluate.statistics import win_rate_interval
 from pipelines.generate.generate import GenerationResult
 from pipelines.runs.cells import CellKey
-from pipelines.statistics import win_rate_interval
 from tests.asking import PRICE, quick_folder, ready, wait_for
-from tests.fake_behavior import Behavior
-from tests.fake_provider import FakeProvider
-from tests.planted import Lake, answer, lake
-from tests.servers import Reply, chat_server, completion
+from tests.fakes.behavior import Behavior
+from tests.fakes.llm_server import Reply, chat_server, completion
+from tests.fakes.planted import Lake, answer, lake
+from tests.fakes.provider import FakeProvider
 
 ASKED = "Compare answer A and answer B"
 NAMES = ("question", "reference", "answer A", "answer B")

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipelines.compare.beyond import PARTS
 from pipelines.compare.pair_report import long_form, section
-from tests.planted import row
+from tests.fakes.planted import row
 
 RATE = {"win_rate_vs_base": 0.75, "win_rate_vs_base_low": 0.6, "win_rate_vs_base_high": 0.88}
 JUDGED: dict[str, Any] = {**RATE, "pair_wins": 20, "pair_ties": 20, "pair_losses": 0, "pair_agreement": 0.5,

@@ -11,23 +11,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines import experiments as configuration
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.table import adapter_of, comparison_rows
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import estimates
 from pipelines.evaluate.cell import evaluate
 from pipelines.export.cell import Wanted, export
-from pipelines.files import read_json, read_jsonl
-from pipelines.methods import traits_of
-from pipelines.paths import PROJECT
+from pipelines.lake.files import read_json, read_jsonl
+from pipelines.lake.paths import PROJECT
+from pipelines.lake.warehouse import arrow_table
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import Watch
-from pipelines.train import loading, peft_adapter
+from pipelines.settings import experiments as configuration
+from pipelines.settings.methods import traits_of
 from pipelines.train.cell import train
-from pipelines.train.peft_adapter import CHECK
-from pipelines.warehouse import arrow_table
+from pipelines.train.trainer import loading, peft_adapter
+from pipelines.train.trainer.peft_adapter import CHECK
 from tests.in_process import InProcess, clean_for, kill_at, trained
 from tests.project import MODEL, TinyProject
 from tests.tiny import save_tiny, tiny_model
@@ -279,4 +279,4 @@ def test_how_methods_differ_is_said_in_one_file() -> None:
     asks = re.compile(r"""(recipe\["kind"\]|method\.kind|\.get\("kind"\)) *(==|!=|in\b)|["']lora["']""")
     files = [*(PROJECT / "pipelines").rglob("*.py"), *(PROJECT / "assets").rglob("*.py")]
     found = {str(file.relative_to(PROJECT)) for file in files if asks.search(file.read_text(encoding="utf-8"))}
-    assert found == {"pipelines/methods.py"}
+    assert found == {"pipelines/settings/methods.py"}

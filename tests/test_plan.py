@@ -10,13 +10,13 @@ import pytest
 from benchmarks.plan import jobs, places
 from pipelines.cli import main
 from pipelines.errors import UsageError
-from pipelines.files import write_json
-from pipelines.machine import machine_class
+from pipelines.hardware.machine import machine_class
+from pipelines.lake.files import write_json
+from pipelines.lake.run_ids import new_run_id
 from pipelines.plan import fleet
 from pipelines.plan.schedule import Job, Place, Placed, lower_bound, makespan, schedule
 from pipelines.plan.seconds import Past, Rate, Work, foretell, training_flops
-from pipelines.predictions import memory_gb
-from pipelines.run_ids import new_run_id
+from pipelines.runs.predictions import memory_gb
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
 

@@ -13,13 +13,13 @@ import pytest
 from pipelines.compare.compare import compare, lake_version
 from pipelines.compare.preferences import Ballot, duel_rows, with_votes
 from pipelines.compare.table import comparison
+from pipelines.compare.votes import Preference, Shown, append, read
 from pipelines.errors import WorkError
-from pipelines.paths import DataRoot
-from pipelines.preferences import Preference, Shown, append, read
+from pipelines.evaluate.statistics import win_rate_interval
+from pipelines.lake.paths import DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
-from pipelines.statistics import win_rate_interval
-from tests.planted import Lake, lake
+from tests.fakes.planted import Lake, lake
 
 BASE = Shown("tiny", "base", 1, "run-base", "I like it.")
 LORA = Shown("tiny", "lora-r8", 1, "run-lora", "서울은\u2028대한민국의 <b>수도</b>\nis.")

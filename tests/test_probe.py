@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig
 
 from pipelines.estimate import batch as estimate
-from pipelines.train import batches, loop
-from pipelines.train.examples import Tokenized
+from pipelines.train.trainer import batches, loop
+from pipelines.train.trainer.examples import Tokenized
 from tests.in_process import clean_for, trained
 from tests.project import TinyProject
 from tests.test_cells import CPU_MESSAGE

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from assets.generating import corpus_records
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from tests.project import TinyProject
 
 DOCKER = PROJECT / "docker"

@@ -5,9 +5,9 @@ import json
 import pytest
 from transformers import AddedToken
 
-from pipelines.train import checks
-from pipelines.train.examples import IGNORE, Tokenized
-from pipelines.train.prompts import PromptFormat
+from pipelines.train.trainer import checks
+from pipelines.train.trainer.examples import IGNORE, Tokenized
+from pipelines.train.trainer.prompts import PromptFormat
 from tests.in_process import clean_for, trained
 from tests.project import TinyProject
 from tests.tiny import only, tiny_tokenizer
@@ -270,7 +270,7 @@ def test_a_loss_that_no_language_model_starts_with_is_explained(loss: float, sai
 def test_a_cell_whose_first_loss_is_absurd_is_failed_with_the_reason(
     project: TinyProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.train.loop import Trainer
+    from pipelines.train.trainer.loop import Trainer
 
     monkeypatch.setattr(Trainer, "_eval_loss", lambda *_: 20.0)
     attempt = trained(clean_for(project), "lora-r8")

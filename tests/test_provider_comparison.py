@@ -17,9 +17,9 @@ from pipelines.compare.tables import all_tables
 from pipelines.generate import coverage
 from pipelines.generate.requests import book
 from tests.asking import MILLION, PRICE, Asking, asking, quick_folder, ready
-from tests.fake_behavior import Behavior, Fault, Wire
-from tests.fake_provider import FakeProvider
-from tests.servers import Reply, chat_server, completion
+from tests.fakes.behavior import Behavior, Fault, Wire
+from tests.fakes.llm_server import Reply, chat_server, completion
+from tests.fakes.provider import FakeProvider
 
 PLAIN = Behavior()
 # R: binom::binom.wilson(hits, 10)

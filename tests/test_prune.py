@@ -11,14 +11,14 @@ from assets.history import forget, old_runs
 from pipelines import cli
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
-from pipelines.files import locked, read_json, write_json
-from pipelines.machine import own_identity
-from pipelines.prune import leftovers, remove, superseded_exports
+from pipelines.hardware.machine import own_identity
+from pipelines.lake.files import locked, read_json, write_json
 from pipelines.runs.cells import Attempt
 from pipelines.runs.result import write_result
 from pipelines.runs.status import Status
-from tests import planted
-from tests.planted import Lake
+from pipelines.upkeep.prune import leftovers, remove, superseded_exports
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ from assets.definitions import defs
 from pipelines.compare import compare as publishing
 from pipelines.compare.compare import lake_version, published_rows
 from pipelines.errors import InUseError
-from pipelines.files import locked, write_json
+from pipelines.lake.files import locked, write_json
 from pipelines.nightly.publishing import LONGEST, QUIET, Changes
 from pipelines.runs import devices
 from pipelines.runs.devices import watched_locks
-from tests import planted
-from tests.planted import Lake
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 SENSOR = "lake_has_changed"

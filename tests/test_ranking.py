@@ -12,9 +12,9 @@ from pipelines.compare import quality
 from pipelines.compare.quality import Qualities, Quality, intervals
 from pipelines.compare.ranking import make_picks, mark_pareto
 from pipelines.compare.table import Row, comparison
-from pipelines.statistics import expanded_tail, t_quantile
-from tests import planted
-from tests.planted import Lake, losses, row
+from pipelines.evaluate.statistics import expanded_tail, t_quantile
+from tests.fakes import planted
+from tests.fakes.planted import Lake, losses, row
 
 
 def measured(*values: float, size: int = 100) -> Quality:

@@ -12,8 +12,8 @@ from pipelines.compare.ranking import make_picks, mark_pareto
 from pipelines.compare.rates import method_name, rates_of, still_open, trained_at, weakest
 from pipelines.compare.show import pick_answer, render
 from pipelines.compare.table import Row, comparison
-from tests import planted
-from tests.planted import Lake, losses, row
+from tests.fakes import planted
+from tests.fakes.planted import Lake, losses, row
 
 SEARCHED = {"learning_rate": [1e-4, 3e-4, 1e-3]}
 ONE = "at one shared learning rate"

@@ -16,8 +16,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipelines.compare.compare import published_rows
-from pipelines.files import read_json
-from pipelines.paths import PROJECT, DataRoot
+from pipelines.lake.files import read_json
+from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.checkpoints import whole

@@ -13,8 +13,8 @@ import pytest
 from pipelines.compare import compare as comparing
 from pipelines.compare.compare import compare, published_rows
 from pipelines.runs import cells
-from tests import planted
-from tests.planted import Lake
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 
 MOUNTED = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
 CLI = ("-m", "pipelines.cli")

@@ -9,11 +9,11 @@ import duckdb
 import pytest
 import sqlalchemy
 
-from pipelines import warehouse
 from pipelines.compare.compare import compare
-from pipelines.paths import PROJECT
-from tests import planted
-from tests.planted import Lake
+from pipelines.lake import warehouse
+from pipelines.lake.paths import PROJECT
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 
 QUERY = "SELECT method, status, eval_bits_per_byte FROM comparison ORDER BY method"
 CLI = Path(sys.executable).parent / "duckdb"

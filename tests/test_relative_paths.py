@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import weights
 from pipelines.clean.read import hub_records, raw_records
 from pipelines.errors import UsageError
 from pipelines.estimate.question import config_of
-from pipelines.files import write_jsonl
 from pipelines.generate.requests import load_prompts
+from pipelines.lake.files import write_jsonl
+from pipelines.weights import store
 from tests.in_process import InProcess, clean_for, trained
 from tests.project import MODEL, TinyProject
 
@@ -36,9 +36,9 @@ def test_a_models_folder(beside: TinyProject, named: str) -> None:
     beside.change(models={MODEL: {"source": {"path": named}}})
     now = beside.now()
     model = now.experiments.model(MODEL)
-    folder = weights.fetch(now.data, now.experiments, MODEL)
+    folder = store.fetch(now.data, now.experiments, MODEL)
     assert folder.is_absolute() and (folder / "config.json").exists() and model.source.path == named
-    assert Path(now.data.root / weights.lies_in(now.data, MODEL, model)) == folder, "where its child looks"
+    assert Path(now.data.root / store.lies_in(now.data, MODEL, model)) == folder, "where its child looks"
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_what_is_not_there_is_said_with_the_place_that_was_looked_at(beside: Tin
     beside.change(models={MODEL: {"source": {"path": "nomodel"}}}, sources={"files": ["none.jsonl"]})
     now = beside.now()
     with pytest.raises(UsageError, match=f"{folder / 'nomodel'} has no config.json"):
-        weights.fetch(now.data, now.experiments, MODEL)
+        store.fetch(now.data, now.experiments, MODEL)
     with pytest.raises(UsageError, match=f"{folder / 'none.jsonl'}: no such file"):
         list(raw_records(now.data, now.experiments))
     beside.change(sources={"files": ["~nobody-of-this-name/x.jsonl"]})

@@ -15,8 +15,8 @@ from pipelines.compare.table import comparison
 from pipelines.compare.tables import all_tables
 from pipelines.compare.task_metrics import add_metrics
 from pipelines.evaluate.metrics import Scores
-from tests import planted
-from tests.planted import answer, losses
+from tests.fakes import planted
+from tests.fakes.planted import answer, losses
 from tests.test_show import ANSI, HOSTILE
 
 CHROMIUM = shutil.which("chromium")

@@ -14,11 +14,11 @@ from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import Request
 from pipelines.generate.prices import OVERHEAD_TOKENS, batch_share, costs_of, worst_cost, worst_usage
 from pipelines.generate.requests import book
-from pipelines.provider_settings import Provider
+from pipelines.settings.providers import Provider
 from tests.asking import Asking, asking, quick_folder, ready
-from tests.fake_behavior import Behavior, Fault
-from tests.fake_provider import FakeProvider
-from tests.servers import Reply, chat_server, completion
+from tests.fakes.behavior import Behavior, Fault
+from tests.fakes.llm_server import Reply, chat_server, completion
+from tests.fakes.provider import FakeProvider
 
 
 @pytest.fixture

@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from pipelines import disk
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
-from pipelines.files import read_json, write_json
+from pipelines.lake import disk
+from pipelines.lake.files import read_json, write_json
 from pipelines.runs import cells, checkpoints
 from pipelines.runs.cells import Attempt
 from pipelines.runs.command import CellCommand, Ending
 from pipelines.runs.result import outlook
 from pipelines.runs.run import Watch
-from pipelines.train import checkpoint
 from pipelines.train.cell import train
-from pipelines.train.ranks import Ranks
-from pipelines.train.tally import Tally
+from pipelines.train.trainer import checkpoint
+from pipelines.train.trainer.devices.ranks import Ranks
+from pipelines.train.trainer.measure.tally import Tally
 from tests.in_process import Ended, InProcess, clean_for, kill_at, stop_at
 from tests.project import MODEL, TinyProject
 from tests.test_kills import require_readable
@@ -150,7 +150,7 @@ def test_sigterm_keeps_the_last_whole_step_and_the_next_run_needs_no_step_again(
 def test_sigterm_during_an_evaluation_leaves_its_point_to_the_next_run(
     cleaned: TinyProject, undisturbed: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.train.loop import Trainer
+    from pipelines.train.trainer.loop import Trainer
 
     expected = undisturbed("lora-r8")
     whole = Trainer._eval_loss
@@ -391,7 +391,7 @@ def test_random_states_come_back_exactly() -> None:
 def test_an_optimizer_goes_on_exactly(tmp_path: Path, name: str) -> None:
     import torch
 
-    from pipelines.train.loop import make_optimizer
+    from pipelines.train.trainer.loop import make_optimizer
 
     recipe = {"learning_rate": 1e-2, "weight_decay": 0.1, "optimizer": name}
 

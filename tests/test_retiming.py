@@ -11,11 +11,9 @@ import pytest
 from assets import nightly
 from assets.tags import NIGHT as TAG
 from assets.tags import SEEN
-from pipelines import prune
 from pipelines.compare.table import comparison_rows
 from pipelines.evaluate.cell import evaluate
-from pipelines.experiments import Nightly
-from pipelines.files import read_json, write_json
+from pipelines.lake.files import read_json, write_json
 from pipelines.nightly import night
 from pipelines.nightly.due import Due, due_cells
 from pipelines.nightly.night import Done
@@ -23,11 +21,13 @@ from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import Watch
 from pipelines.runs.status import Status
+from pipelines.settings.experiments import Nightly
 from pipelines.train.cell import train
-from tests import planted
+from pipelines.upkeep import prune
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 from tests.in_process import InProcess, clean_for, kill_at
 from tests.nights import Nights, nights
-from tests.planted import Lake
 from tests.project import TinyProject
 
 NIGHT = "2026-11-25T0200"

@@ -14,15 +14,15 @@ from pipelines.compare.retrieval_report import best_arm, in_words, mean_differen
 from pipelines.compare.retrieval_section import section
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.evaluate.retrieved import Item, Library, Retrieved, train_items, with_context
-from pipelines.paths import PROJECT, DataRoot
-from pipelines.records import read_corpus
+from pipelines.lake.paths import PROJECT, DataRoot
+from pipelines.records.reading import read_corpus
 from pipelines.retrieval import documents, embedding_model, rewrites
 from pipelines.retrieval.inert import inert
 from pipelines.retrieval.leaks import Sides, gives_away
 from pipelines.retrieval.ranking import Bm25, Index, fused
 from pipelines.retrieval.words import words
-from pipelines.retrieval_settings import Embeddings
-from pipelines.train.prompts import PromptFormat
+from pipelines.settings.retrieval import Embeddings
+from pipelines.train.trainer.prompts import PromptFormat
 from tests.tiny import only, tiny_tokenizer
 
 BM25 = {"from": "train", "by": "bm25", "k": 2, "jaccard": 0.85}

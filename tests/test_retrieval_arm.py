@@ -16,22 +16,22 @@ from pipelines.errors import InUseError, UsageError
 from pipelines.evaluate import answers, teaching
 from pipelines.evaluate.cell import base_method, evaluate, evaluated_by, fetch_same_weights
 from pipelines.evaluate.retrieved import document_items
-from pipelines.experiments import EvaluationSettings, Judging, Method, load
-from pipelines.files import locked, read_json, read_jsonl, write_json
 from pipelines.generate.generate import GenerationResult
 from pipelines.generate.send import Tally
+from pipelines.lake.files import locked, read_json, read_jsonl, write_json
+from pipelines.lake.paths import PROJECT
 from pipelines.nightly.due import due_cells
-from pipelines.paths import PROJECT
 from pipelines.retrieval import rewrites
 from pipelines.retrieval.embedding_model import NOT_CONFIGURED
-from pipelines.retrieval_settings import Embeddings
 from pipelines.runs import cells, devices
 from pipelines.runs.cells import Attempt, Evaluation
 from pipelines.runs.run import Watch
-from pipelines.train.conversations import question
+from pipelines.settings.experiments import EvaluationSettings, Judging, Method, load
+from pipelines.settings.retrieval import Embeddings
+from pipelines.train.trainer.conversations import question
 from tests.asking import KEYS, PRICE
-from tests.fake_behavior import Behavior
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fakes.behavior import Behavior
+from tests.fakes.provider import FakeProvider, fake_provider
 from tests.in_process import InProcess, clean_for, trained
 from tests.project import MODEL, TinyProject, make_project
 

@@ -14,7 +14,7 @@ import duckdb
 import psutil
 import pytest
 
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.runs import cells
 from tests.project import TinyProject
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.evaluate.cell import CHILD as EVALUATES
 from pipelines.export.cell import CHILD as EXPORTS
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.project import TRAINS
 from pipelines.runs import code
 from pipelines.runs.code import closure, code_fingerprint, hash_of
@@ -75,7 +75,7 @@ def test_a_change_of_any_file_that_the_child_imports_changes_it(copied: Path, ch
 
 
 def test_a_file_that_the_child_imports_inside_a_function_counts_from_then_on(copied: Path):
-    child, prose = (copied / "pipelines" / name for name in ("train/child.py", "clean/prose.py"))
+    child, prose = (copied / "pipelines" / name for name in ("train/trainer/child.py", "clean/prose.py"))
     assert prose not in closure(TRAINS, root=copied)
     before = child.read_text(encoding="utf-8")
     child.write_text(before + "\n\ndef later() -> None:\n    from pipelines.clean import prose\n", encoding="utf-8")
@@ -120,7 +120,7 @@ class Telling:
     def start(self, command: CellCommand) -> Ended:
         ran = (
             "import sys; from pathlib import Path; from pipelines.runs.worker import Worker; "
-            "from pipelines.train.child import train_cell; "
+            "from pipelines.train.trainer.child import train_cell; "
             f"code = Worker(Path({str(command.folder)!r})).run(train_cell); "
             "print(); print([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'pipelines']); sys.exit(code)"
         )
@@ -134,5 +134,5 @@ def test_what_a_training_child_really_imports_is_covered(project: TinyProject):
     launcher = Telling()
     attempt, _ = train(clean_for(project).resolved(), project.key("lora-r8"), watch=Watch(launcher=launcher))
     assert attempt.status == "ok", attempt.result
-    assert PROJECT / "pipelines/train/loop.py" in launcher.imported
+    assert PROJECT / "pipelines/train/trainer/loop.py" in launcher.imported
     assert launcher.imported <= set(closure(TRAINS))

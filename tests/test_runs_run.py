@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from dagster import DagsterExecutionInterruptedError
 
-from pipelines import disk, machine, weights
 from pipelines.errors import InUseError, UnavailableError, WorkError
 from pipelines.evaluate.cell import evaluate
 from pipelines.export.bit_widths import measure
 from pipelines.export.cell import Wanted, export
-from pipelines.files import locked, write_json
-from pipelines.paths import device_locks
+from pipelines.hardware import machine
+from pipelines.lake import disk
+from pipelines.lake.files import locked, write_json
+from pipelines.lake.paths import device_locks
 from pipelines.runs.cells import CellKey, attempts
 from pipelines.runs.command import CellCommand, Ending, RunningCommand
 from pipelines.runs.result import RunResult, result_in
@@ -24,8 +25,9 @@ from pipelines.runs.run import Watch
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.train.cell import train
 from pipelines.tune.tune import tune
-from tests import planted
-from tests.planted import Lake
+from pipelines.weights import store
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 
 KEY = CellKey("tiny", "lora-r8", 1)
 BUDGET = 1.5
@@ -129,7 +131,7 @@ ENDS: dict[str, tuple[End, tuple[str, str | None, str]]] = {
 
 @pytest.fixture
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
-    monkeypatch.setattr(weights, "fetch", lambda data, experiments, name, say=None: data.models / name)
+    monkeypatch.setattr(store, "fetch", lambda data, experiments, name, say=None: data.models / name)
     return planted.lake(tmp_path, profiles={"local": {"training": {"memory_budget_gb": BUDGET}}})
 
 
@@ -160,7 +162,7 @@ def test_weights_that_cannot_be_had_make_a_run_unavailable(lake: Lake, monkeypat
     def refuse(data: object, experiments: object, name: str, say: object = None) -> Path:
         raise UnavailableError(f"{name}: gated; accept its terms first")
 
-    monkeypatch.setattr(weights, "fetch", refuse)
+    monkeypatch.setattr(store, "fetch", refuse)
     starter = Scripts(End({"status": "ok"}))
     KINDS[kind](lake, Watch(say=lambda _: None, launcher=starter))
     assert not starter.folders, "nothing was started"

@@ -27,12 +27,12 @@ from assets.judging import judged_answers
 from assets.project import partition_of
 from assets.providers import provider_comparison
 from assets.training import trained_model
-from pipelines import alert
 from pipelines.compare import compare as comparing
-from pipelines.paths import PROJECT, DataRoot
-from pipelines.warehouse import connect
+from pipelines.lake.paths import PROJECT, DataRoot
+from pipelines.lake.warehouse import connect
+from pipelines.nightly import alert
+from tests.fakes.llm_server import Reply, chat_server, completion
 from tests.project import MODEL, make_project
-from tests.servers import Reply, chat_server, completion
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]

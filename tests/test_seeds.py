@@ -27,14 +27,14 @@ from pipelines.compare.seeds import (
 from pipelines.compare.show import render
 from pipelines.compare.table import Row, comparison
 from pipelines.evaluate.cell import evaluate
-from pipelines.files import read_jsonl
+from pipelines.lake.files import read_jsonl
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.run import Watch
-from pipelines.train import batches
 from pipelines.train.cell import train
-from tests import planted
+from pipelines.train.trainer import batches
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 from tests.in_process import InProcess, clean_for
-from tests.planted import Lake
 from tests.project import MODEL, TinyProject
 from tests.tiny import save_tiny
 
@@ -224,8 +224,8 @@ def test_spreads_are_pooled_by_their_degrees_of_freedom() -> None:
 
 def test_only_the_packaged_model_has_a_spread_beforehand(lake: Lake) -> None:
     assert assumed_spreads(lake.project.experiments, [("tiny", "full")]) == {}
-    from pipelines import experiments
-    from pipelines.paths import PROJECT
+    from pipelines.lake.paths import PROJECT
+    from pipelines.settings import experiments
 
     shipped = experiments.load(PROJECT / "experiments.yaml")
     cells = [(model, method) for model in shipped.models for method in ("full", "lora-r8", "qlora-r8")]

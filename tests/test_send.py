@@ -31,8 +31,8 @@ from tests.asking import (
     started,
     wait_for,
 )
-from tests.fake_behavior import Behavior, Fault, Wire
-from tests.fake_provider import FakeProvider
+from tests.fakes.behavior import Behavior, Fault, Wire
+from tests.fakes.provider import FakeProvider
 
 WIRES: list[Wire] = ["anthropic", "openai"]
 

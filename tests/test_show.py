@@ -15,9 +15,9 @@ from markdown_it import MarkdownIt
 from pipelines.compare.report import Content, write_report
 from pipelines.compare.show import SHOWN, cell_text, escape_markdown, render
 from pipelines.compare.table import Row, comparison_rows
-from pipelines.foreign_text import plain
-from tests import planted
-from tests.planted import answer, row
+from pipelines.records.foreign_text import plain
+from tests.fakes import planted
+from tests.fakes.planted import answer, row
 
 HOSTILE = {
     "script": "<script>alert(1)</script>",

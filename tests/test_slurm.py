@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.doctor import examine
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
 from pipelines.runs.launchers import slurm
 from pipelines.train.cell import train
+from pipelines.upkeep.doctor import examine
 from tests import slurm_cells as on
 from tests.project import TinyProject
 from tests.slurm_cells import Told, is_gone, job_of, last_step, on_slurm, order_of, wait_for

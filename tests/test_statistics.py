@@ -6,7 +6,14 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from pipelines.statistics import percentile, sign_test, smallest_difference, student_t, wilson, win_rate_interval
+from pipelines.evaluate.statistics import (
+    percentile,
+    sign_test,
+    smallest_difference,
+    student_t,
+    wilson,
+    win_rate_interval,
+)
 
 # statsmodels 0.14: proportion_confint(hits, total, method="wilson")
 WILSON = {

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from pipelines import cli
-from pipelines import sweep as sweeping
 from pipelines.compare.plots import swept_ranks
 from pipelines.compare.table import Row
 from pipelines.errors import UsageError
-from pipelines.experiments import Method
-from tests.planted import Lake, lake
+from pipelines.settings.experiments import Method
+from pipelines.sweep import ranks as sweeping
+from tests.fakes.planted import Lake, lake
 
 
 @pytest.fixture
@@ -111,8 +111,8 @@ def test_a_rank_that_is_out_of_memory_is_a_row_and_the_next_is_run(
         )
         return found, False
 
-    monkeypatch.setattr("pipelines.swept.train", train)
-    monkeypatch.setattr("pipelines.swept.evaluate", lambda _stage, key, **_: wide.evaluated(_newest(wide, key)))
+    monkeypatch.setattr("pipelines.sweep.cells.train", train)
+    monkeypatch.setattr("pipelines.sweep.cells.evaluate", lambda _stage, key, **_: wide.evaluated(_newest(wide, key)))
     said: list[str] = []
     rows = sweeping.run_sweep(swept, on_tick=lambda _attempt: None, tell=said.append)
     assert [(row["rank"], row["status"]) for row in rows] == [(8, "ok"), (128, "out_of_memory"), (256, "ok")]

@@ -6,8 +6,8 @@ import pytest
 
 from pipelines.compare.table import Row, comparison_rows
 from pipelines.compare.targets import common_target, reach
-from tests import planted
-from tests.planted import Lake
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 
 
 def curve(*points: tuple[int, float, float | None]) -> list[Row]:

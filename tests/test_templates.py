@@ -17,13 +17,13 @@ from jinja2.exceptions import TemplateError
 from tokenizers import normalizers
 from transformers import AddedToken, AutoTokenizer
 
-from pipelines import experiments as configuration
 from pipelines.evaluate.shots import Shots
-from pipelines.paths import PROJECT
-from pipelines.train import checks, tokenizing
-from pipelines.train.examples import IGNORE, Tokenized
-from pipelines.train.prompts import PromptFormat
-from pipelines.train.templates import Unshown
+from pipelines.lake.paths import PROJECT
+from pipelines.settings import experiments as configuration
+from pipelines.train.trainer import checks, tokenizing
+from pipelines.train.trainer.examples import IGNORE, Tokenized
+from pipelines.train.trainer.prompts import PromptFormat
+from pipelines.train.trainer.templates import Unshown
 from tests.tiny import only, sentencepiece_tokenizer, tiny_tokenizer
 
 

@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
-from pipelines.train import checkpoint, tensor_file
-from pipelines.train.memory import peak_resident_bytes, reset_peaks
+from pipelines.train.trainer import checkpoint, tensor_file
+from pipelines.train.trainer.measure.memory import peak_resident_bytes, reset_peaks
 from tests.tiny import tiny_model
 
 MB = 2**20

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.errors import UsageError
 from pipelines.generate.topics import Cell, TopicGrid, load_topics
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 
 SMALL = """\
 axes:

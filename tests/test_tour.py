@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import experiments as configuration
 from pipelines.compare.table import comparison_rows
 from pipelines.evaluate.cell import evaluate
-from pipelines.experiments import Experiments
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.project import Project, Resolved
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import Watch
+from pipelines.settings import experiments as configuration
+from pipelines.settings.experiments import Experiments
 from pipelines.train.cell import train
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import trackers
 from pipelines.errors import UnavailableError
+from pipelines.runs import trackers
 from pipelines.runs.run import Watch
 from pipelines.train.cell import train
 from tests.in_process import InProcess, clean_for, kill_at, trained

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from pipelines.errors import UsageError, WorkError
-from pipelines.experiments import load
-from pipelines.files import read_json, write_json, write_jsonl
+from pipelines.lake.files import read_json, write_json, write_jsonl
 from pipelines.runs.cells import CellKey
 from pipelines.runs.command import CellCommand
 from pipelines.runs.run import Watch
+from pipelines.settings.experiments import load
 from pipelines.tune.tune import Range, tune
 from tests.in_process import Ended, InProcess, clean_for
 from tests.project import TinyProject

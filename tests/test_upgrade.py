@@ -5,15 +5,15 @@ import pytest
 from pipelines.compare.compare import compare, decision
 from pipelines.compare.decide import Limits
 from pipelines.compare.table import comparison_rows
-from pipelines.files import read_json, write_json
+from pipelines.lake.files import read_json, write_json
 from pipelines.nightly.due import due_cells
 from pipelines.project import Project
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.run import Watch
 from pipelines.train.cell import train
-from pipelines.upgrade import noticed
-from tests import planted
-from tests.planted import Lake
+from pipelines.upkeep.upgrade import noticed
+from tests.fakes import planted
+from tests.fakes.planted import Lake
 
 EARLIER = {"code": "of-yesterday"}
 QUIET = Watch(say=lambda _: None)

@@ -14,11 +14,11 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from pipelines import warehouse
 from pipelines.errors import UsageError, WorkError
-from pipelines.paths import DataRoot
-from pipelines.schema import Column, Table, Type, View, count, text
-from pipelines.warehouse import arrow_table, publish
+from pipelines.lake import warehouse
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.schema import Column, Table, Type, View, count, text
+from pipelines.lake.warehouse import arrow_table, publish
 
 LAST = 6
 # Reads until it sees the last publication; ends badly on an error, half a publication, or one older than the last it saw.
@@ -51,9 +51,9 @@ PUBLISH_ON_FULL_DISK = """
 import sys
 from pathlib import Path
 from pipelines.errors import WorkError
-from pipelines.paths import DataRoot
-from pipelines.schema import Table, text
-from pipelines.warehouse import arrow_table, publish
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.schema import Table, text
+from pipelines.lake.warehouse import arrow_table, publish
 table = Table("comparison", "Texts.", (text("text", "A text."),))
 rows = [{"text": f"{n} {n ** 9}"} for n in range(100_000)]
 try:
@@ -66,9 +66,9 @@ except WorkError as error:
 WATCH_THE_NAME = """
 import os, sys
 from pathlib import Path
-from pipelines.paths import DataRoot
-from pipelines.schema import Table, count
-from pipelines.warehouse import arrow_table, publish
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.schema import Table, count
+from pipelines.lake.warehouse import arrow_table, publish
 table = Table("comparison", "Numbers.", (count("n", "A number."),))
 data, calls = DataRoot(Path(sys.argv[1])), []
 def publish_one(n):

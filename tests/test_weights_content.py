@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines import files, weights_content
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluate, evaluated_by, spec_of
 from pipelines.export import bit_widths
 from pipelines.export.cell import Wanted, export
+from pipelines.lake import files
+from pipelines.lake.paths import DataRoot
 from pipelines.nightly.due import why_due
-from pipelines.paths import DataRoot
 from pipelines.project import Resolved
 from pipelines.runs import checkpoints
 from pipelines.runs.cells import Attempt, latest
@@ -26,7 +26,8 @@ from pipelines.runs.run import Watch
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.train import cell
 from pipelines.train.cell import train
-from pipelines.weights_content import content_of
+from pipelines.weights import content as weights_content
+from pipelines.weights.content import content_of
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject, make_project
 

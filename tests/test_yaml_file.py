@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import experiments
 from pipelines.errors import UsageError
 from pipelines.generate.topics import load_topics
 from pipelines.plan import fleet
-from pipelines.yaml_file import MAX_BYTES, read
+from pipelines.settings import experiments
+from pipelines.settings.yaml_file import MAX_BYTES, read
 from tests.test_experiments import SMALL
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from pipelines.paths import PROJECT
-from pipelines.records import read_corpus
+from pipelines.lake.paths import PROJECT
+from pipelines.records.reading import read_corpus
 
 WORDS = 600
 CHATML = (

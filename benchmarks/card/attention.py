@@ -19,7 +19,7 @@ from benchmarks.card import bench as this
 from benchmarks.card import rates
 from benchmarks.card.bench import Bench
 from benchmarks.card.verdicts import Line, finding
-from pipelines.cuda_devices import AMPERE
+from pipelines.hardware.cuda_devices import AMPERE
 
 CHEAP, DEAR = 2.0, 5.0  # a new shape's time over a repeated one's
 

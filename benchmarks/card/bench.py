@@ -35,7 +35,7 @@ class Bench:
         """The half-precision type that this device computes in: bfloat16, on cards before capability 8.0 float16."""
         import torch
 
-        from pipelines.cuda_devices import AMPERE
+        from pipelines.hardware.cuda_devices import AMPERE
 
         old = not self.dry and torch.cuda.get_device_capability() < AMPERE
         return torch.float16 if old else torch.bfloat16
@@ -90,7 +90,7 @@ def device(bench: Bench) -> dict[str, Any]:
     """What this device is; of a dry run a name that nobody takes for a card's."""
     import torch
 
-    from pipelines import machine
+    from pipelines.hardware import machine
 
     if bench.dry:
         return {"name": DRY, "torch": torch.__version__}

@@ -1,4 +1,4 @@
-"""Training cells for a card: a spec and examples as the project writes them, `python -m pipelines.train.child FOLDER` as it starts
+"""Training cells for a card: a spec and examples as the project writes them, `python -m pipelines.train.trainer.child FOLDER` as it starts
 them, and what the cell then says of itself. The driver's word on the card's memory is sampled from outside meanwhile."""
 
 import subprocess
@@ -15,16 +15,16 @@ from typing import Any
 from benchmarks import rate
 from benchmarks.card import models, ours, rates
 from benchmarks.card.bench import Bench
-from pipelines import cuda_devices
-from pipelines import experiments as configuration
 from pipelines.estimate.batch import heaviest
-from pipelines.files import read_json, read_jsonl
-from pipelines.paths import PROJECT
+from pipelines.hardware import cuda_devices
+from pipelines.lake.files import read_json, read_jsonl
+from pipelines.lake.paths import PROJECT
 from pipelines.recipe import OUTSIDE_RECIPE, recipe_of
 from pipelines.runs.process import child_environment
 from pipelines.runs.spec import RunSpec
-from pipelines.train.examples import Tokenized
-from pipelines.train.prompts import PromptFormat
+from pipelines.settings import experiments as configuration
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.prompts import PromptFormat
 
 PROFILE, STEPS, HELD_OUT = "gpu", 12, 16
 SAMPLE_SECONDS = 0.3
@@ -151,7 +151,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     """Start the cell in `folder`. It stays in this process's group, so that it is killed with it."""
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.train.child", str(folder)],
+            [sys.executable, "-m", "pipelines.train.trainer.child", str(folder)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=child_environment(), cwd=PROJECT,
         )  # fmt: skip
 

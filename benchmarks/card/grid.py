@@ -12,8 +12,8 @@ from benchmarks.card.cells import Cell
 from benchmarks.card.checks import GRID_ONLY
 from benchmarks.card.training import measured
 from benchmarks.card.verdicts import Line
-from pipelines import experiments as configuration
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
+from pipelines.settings import experiments as configuration
 
 LEAST_SECONDS, CELL_SECONDS = 25.0, 300.0
 

@@ -16,7 +16,7 @@ from benchmarks.card.bench import Bench
 from benchmarks.card.cells import Cell, outcome, run
 from benchmarks.card.models import GPT2
 from benchmarks.card.verdicts import Line, finding
-from pipelines.files import read_jsonl
+from pipelines.lake.files import read_jsonl
 from pipelines.runs import checkpoints
 
 STOP_AFTER = 2  # steps

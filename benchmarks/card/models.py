@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.card.bench import Bench
-from pipelines import shipped
-from pipelines.weights_random import WORDS, make_tokenizer
+from pipelines.weights import shipped
+from pipelines.weights.random import WORDS, make_tokenizer
 
 GEMMA, OPT, GPT2 = "gemma-2b-it", "opt-1.3b", "gpt2-large"
 TINY_WORDS = 512

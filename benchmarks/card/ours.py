@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from pipelines.train import chunked, losses, precision
-from pipelines.train.batches import micro_batches
-from pipelines.train.examples import Tokenized
-from pipelines.train.optimizers import make_optimizer
+from pipelines.train.trainer import chunked, losses, precision
+from pipelines.train.trainer.batches import micro_batches
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.optimizers import make_optimizer
 
 __all__ = [
     "foretold_for",
@@ -51,7 +51,7 @@ class _Quiet:
 
 def loaded(folder: Path, recipe: Recipe) -> Any:
     """The model of `folder` on this machine's device as a cell trains it, adapter included."""
-    from pipelines.train import child
+    from pipelines.train.trainer import child
 
     return child.load(_Quiet({"recipe": recipe, "seed": 1, "weights": str(folder)}))  # pyright: ignore[reportArgumentType]
 
@@ -59,7 +59,7 @@ def loaded(folder: Path, recipe: Recipe) -> Any:
 @contextmanager
 def steps(model: Any, recipe: Recipe, device: torch.device) -> Iterator[Callable[[list[list[Tokenized]]], float]]:
     """The trainer's own optimizer step as a function of its micro-batches, which returns the loss; nothing is kept of it."""
-    from pipelines.train.loop import Trainer
+    from pipelines.train.trainer.loop import Trainer
 
     trainer = Trainer(_Quiet({}), model, recipe, device)  # pyright: ignore[reportArgumentType]
     with losses.head_on_positions(model) as trainer._wanted:
@@ -99,7 +99,7 @@ def pieces_of(rows: int | None) -> Iterator[None]:
 
 def packed(weight: torch.Tensor) -> torch.Tensor:
     """The bytes that the CPU's code packs `weight` into: nf4, blocks of 64."""
-    from pipelines.train import four_bits
+    from pipelines.train.trainer.cpu import four_bits
 
     return four_bits.pack(weight.cpu(), 64, "nf4", torch.uint8)[0].flatten()
 

@@ -15,7 +15,7 @@ from benchmarks.card.bench import Bench
 from benchmarks.card.cells import Cell
 from benchmarks.card.models import GEMMA, GPT2
 from benchmarks.card.verdicts import Line, finding
-from pipelines.train.examples import Tokenized
+from pipelines.train.trainer.examples import Tokenized
 
 GROUPS = {  # by what the names of kernels hold, the first that fits; on a CPU by operators
     "attention": ("flash", "fmha", "sdpa", "attention"),

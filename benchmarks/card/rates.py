@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.card.bench import Bench, device
 from benchmarks.card.verdicts import Line
-from pipelines.files import read_json, write_json
+from pipelines.lake.files import read_json, write_json
 
 FILE = "rates.json"  # in the folder that the checks of a run share
 STATED_TFLOPS = {  # dense bfloat16 (T4, V100: float16) with float32 sums, as the makers state them; the first name that fits

@@ -14,7 +14,7 @@ from typing import IO
 
 from benchmarks.card.checks import Check
 from benchmarks.card.verdicts import Line, Seen, parse
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 from pipelines.runs.process import child_environment, stop_group
 
 POLL_SECONDS = 0.05

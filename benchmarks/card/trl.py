@@ -15,8 +15,8 @@ from benchmarks.card.bench import Bench
 from benchmarks.card.cells import Cell, run
 from benchmarks.card.models import GEMMA
 from benchmarks.card.verdicts import Line, finding
-from pipelines.paths import PROJECT
-from pipelines.train.batches import learning_rate_share
+from pipelines.lake.paths import PROJECT
+from pipelines.train.trainer.batches import learning_rate_share
 
 EXTRAS = ("flash_attn", "liger_kernel")
 METHOD, LEAST_SECONDS = "lora-r8", 15.0

@@ -26,7 +26,7 @@ Say = Callable[..., None]
 def main(budget_gb: float | None) -> None:
     """Answer what is asked, one question after the other, within `budget_gb` (10⁹ bytes; None: what the machine has)."""
     say = _events()
-    from pipelines import machine
+    from pipelines.hardware import machine
 
     if budget_gb and machine.device_slug() == "cpu":
         limit_memory(round(budget_gb * 1e9))
@@ -124,7 +124,8 @@ class _Answers:
             import torch
 
             from pipelines.chat.speakers import Speakers
-            from pipelines.train import card, loading
+            from pipelines.train.trainer import loading
+            from pipelines.train.trainer.devices import card
 
             loading.quiet()
             torch.seed()  # else every process draws the same answers at a temperature
@@ -138,7 +139,7 @@ class _Answers:
 def _limit_card(budget_gb: float) -> None:
     import torch
 
-    from pipelines.train import card
+    from pipelines.train.trainer.devices import card
 
     if torch.cuda.is_available():
         card.limit_memory(budget_gb)

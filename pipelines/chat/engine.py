@@ -17,16 +17,16 @@ from threading import Event as Flag
 from threading import Thread
 from typing import Any, Literal
 
-from pipelines import machine
 from pipelines.chat.conversation import Conversation
 from pipelines.chat.members import Member
 from pipelines.errors import InUseError, UsageError, WorkError
 from pipelines.estimate.estimate import estimates
 from pipelines.evaluate.cell import base_method
-from pipelines.methods import traits_of
+from pipelines.hardware import machine
 from pipelines.project import Project
 from pipelines.runs import devices
 from pipelines.runs.process import child_environment, stop_group
+from pipelines.settings.methods import traits_of
 
 CHILD = "pipelines.chat.child"
 POLL_SECONDS = 0.1

@@ -8,16 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines import weights
 from pipelines.compare.compare import published_rows
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import base_method
-from pipelines.files import stable_hash
-from pipelines.methods import CHANGE_THE_BASE, traits_of
+from pipelines.lake.files import stable_hash
 from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
-from pipelines.settings import expected_one_of
+from pipelines.settings.methods import CHANGE_THE_BASE, traits_of
+from pipelines.settings.strict import expected_one_of
+from pipelines.weights import store
 
 MOST = 8  # answers beside one another
 UNPICKED = 2  # trained cells where the comparison picks none
@@ -129,9 +129,9 @@ class Roster:
         """
         project = self._project
         model = project.experiments.model(key.model)
-        if not weights.is_present(project.data, key.model, model):
+        if not store.is_present(project.data, key.model, model):
             raise UsageError(f"{key}: the weights are not here: run `featherweight fetch {key.model}`.")
-        folder = weights.model_folder(project.data, key.model, model)
+        folder = store.model_folder(project.data, key.model, model)
         attempt = cells.latest(project.data, key)
         if attempt is None and not self._trains(key.method):
             return Member(key, project.recipe_of(key.model, key.method), folder)
@@ -209,7 +209,7 @@ class Roster:
 
     def _bases(self) -> list[CellKey]:
         data, models = self._project.data, self._project.experiments.models.items()
-        here = [name for name, model in models if weights.is_present(data, name, model)]
+        here = [name for name, model in models if store.is_present(data, name, model)]
         return [key for name in here for key in self._base(name)]
 
     def _preferred(self) -> list[CellKey]:

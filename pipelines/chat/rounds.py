@@ -11,9 +11,9 @@ from pipelines.chat.conversation import Conversation
 from pipelines.chat.engine import Event
 from pipelines.chat.members import Member
 from pipelines.chat.settings import Settings
+from pipelines.compare.votes import NEITHER, TIE, Preference, Shown, append
 from pipelines.errors import UsageError
-from pipelines.paths import DataRoot
-from pipelines.preferences import NEITHER, TIE, Preference, Shown, append
+from pipelines.lake.paths import DataRoot
 
 MOST_OPEN = 64  # conversations; the one that was used longest ago goes
 LETTERS = "ABCDEFGH"

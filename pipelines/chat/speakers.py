@@ -19,10 +19,10 @@ import torch
 from pipelines.evaluate import answering
 from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.shots import Shots
-from pipelines.methods import traits_of
 from pipelines.runs.clock import Stopwatch
-from pipelines.train import loading, peft_adapter
-from pipelines.train.prompts import PromptFormat
+from pipelines.settings.methods import traits_of
+from pipelines.train.trainer import loading, peft_adapter
+from pipelines.train.trainer.prompts import PromptFormat
 
 Json = dict[str, Any]
 FIRST = "default"  # PEFT's name of a model's first adapter

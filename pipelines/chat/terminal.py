@@ -20,7 +20,7 @@ from pipelines.chat.conversation import Conversation
 from pipelines.chat.engine import Engine, Event
 from pipelines.chat.settings import check_prompt
 from pipelines.errors import UsageError
-from pipelines.foreign_text import plain
+from pipelines.records.foreign_text import plain
 from pipelines.runs import devices
 
 LEAST_COLUMN = 34  # characters; narrower ones read worse than answers below one another

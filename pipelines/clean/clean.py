@@ -15,9 +15,9 @@ from pipelines.clean.results import CleaningResult, current, examples, publish, 
 from pipelines.clean.rules import reject_by_length, start_verdicts
 from pipelines.clean.stage import stage
 from pipelines.clean.work import workspace
-from pipelines.experiments import Cleaning
-from pipelines.paths import DataRoot
-from pipelines.records import RawRecord
+from pipelines.lake.paths import DataRoot
+from pipelines.records.reading import RawRecord
+from pipelines.settings.experiments import Cleaning
 
 __all__ = ["CleaningResult", "clean", "current", "examples", "rejects"]
 

@@ -17,7 +17,7 @@ from pipelines.clean.rules import quoted
 from pipelines.clean.shared_text import COMPARED, SharedText, find_shared
 from pipelines.clean.shingles import Indexes
 from pipelines.clean.work import Work
-from pipelines.experiments import Cleaning
+from pipelines.settings.experiments import Cleaning
 
 RANGE = 20_000  # texts that are held in memory at once
 ALIKE = "format('like {} (Jaccard {:.3f})', record_id, jaccard)"

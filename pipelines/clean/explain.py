@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.clean.reasons import REASONS
 from pipelines.clean.stage import Staged, storable
 from pipelines.clean.work import Work
-from pipelines.foreign_text import CONTROL
+from pipelines.records.foreign_text import CONTROL
 
 FEW_SHARE = 0.1  # of a source's records accepted: then it is said why
 ALIKE_SHARE = 0.2  # of a source's records being near-duplicates: then its largest cluster is shown

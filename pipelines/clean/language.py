@@ -16,7 +16,7 @@ from pipelines.clean import prose
 from pipelines.clean.asked_languages import asks_for_another
 from pipelines.clean.scripts import FUNCTION_WORDS, letters_of, main_script, script_shares, scripts_of
 from pipelines.clean.work import Work
-from pipelines.experiments import Cleaning
+from pipelines.settings.experiments import Cleaning
 
 MIN_LETTERS = 20  # fewer are not judged by themselves
 JUDGED_CHARS = 1000

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import hub, parquet_values
 from pipelines.errors import UnavailableError, UsageError
-from pipelines.experiments import Experiments, FileSource, HubSource
-from pipelines.files import announce
 from pipelines.generate.generate import generated_records
-from pipelines.paths import DataRoot
-from pipelines.records import RawRecord, Say, Side, expand, read_corpus, read_file
+from pipelines.lake.files import announce
+from pipelines.lake.paths import DataRoot
+from pipelines.records import parquet_values
+from pipelines.records.reading import RawRecord, Say, Side, expand, read_corpus, read_file
+from pipelines.settings.experiments import Experiments, FileSource, HubSource
+from pipelines.weights import hub
 
 CORPUS = "corpus"
 GENERATED = "local_generator"

@@ -17,8 +17,8 @@ from pipelines.clean import explain
 from pipelines.clean.stage import Staged
 from pipelines.clean.work import Work
 from pipelines.errors import UsageError, WorkError
-from pipelines.files import is_private, read_json, replacing, stable_hash, write_json
-from pipelines.paths import DataRoot
+from pipelines.lake.files import is_private, read_json, replacing, stable_hash, write_json
+from pipelines.lake.paths import DataRoot
 
 ACCEPTED = "accepted"
 EXAMPLES = """

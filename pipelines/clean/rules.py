@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipelines.clean.comparable import UNSEEN
 from pipelines.clean.work import Work
-from pipelines.experiments import Cleaning
+from pipelines.settings.experiments import Cleaning
 
 TEXT = "concat_ws(chr(10), instruction, input, output, messages)"
 ANSWERS = "coalesce(said, output)"  # every answer that is learned

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from pipelines.files import stable_hash
+from pipelines.lake.files import stable_hash
 
 
 @dataclass(frozen=True)

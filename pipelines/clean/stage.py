@@ -20,10 +20,10 @@ from pydantic import ValidationError
 
 from pipelines.clean.shingles import repeated_share
 from pipelines.clean.work import Work
-from pipelines.records import Message, RawRecord, Record, explain
-from pipelines.shapes.labels import binary_label
-from pipelines.shapes.mapping import Mapped, kind, map_fields
-from pipelines.shapes.options import DEFAULT, Options
+from pipelines.records.reading import Message, RawRecord, Record, explain
+from pipelines.records.shapes.labels import binary_label
+from pipelines.records.shapes.mapping import Mapped, kind, map_fields
+from pipelines.records.shapes.options import DEFAULT, Options
 
 COLUMNS = pa.schema(
     [

@@ -10,11 +10,11 @@ from typing import Any
 
 import duckdb
 
-from pipelines import disk
 from pipelines.errors import WorkError
-from pipelines.experiments import Cleaning
-from pipelines.files import locked, make_folder
-from pipelines.paths import DataRoot
+from pipelines.lake import disk
+from pipelines.lake.files import locked, make_folder
+from pipelines.lake.paths import DataRoot
+from pipelines.settings.experiments import Cleaning
 
 
 @dataclass(frozen=True)

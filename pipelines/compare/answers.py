@@ -10,14 +10,14 @@ from pipelines.compare.table import Row
 from pipelines.evaluate import answers as kept
 from pipelines.evaluate import judge, pairs, scores, teacher
 from pipelines.evaluate.cell import evaluated_by
-from pipelines.experiments import Experiments, Teacher
+from pipelines.evaluate.statistics import percentile
 from pipelines.generate.journal import Journal
 from pipelines.generate.judge import family
 from pipelines.generate.providers import missing_key
 from pipelines.project import Project, Resolved
 from pipelines.runs.cells import Evaluation
 from pipelines.runs.status import Status
-from pipelines.statistics import percentile
+from pipelines.settings.experiments import Experiments, Teacher
 
 
 def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:

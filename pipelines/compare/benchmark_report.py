@@ -14,7 +14,7 @@ from pipelines.compare.columns.quality import SHARE, SHARE_CHANGE
 from pipelines.compare.figures import Figure
 from pipelines.compare.pieces import Part
 from pipelines.compare.show import full_name
-from pipelines.schema import real, text
+from pipelines.lake.schema import real, text
 
 Row = dict[str, Any]
 NUMBERS = (

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.column_names import column_name
 from pipelines.compare.quality import Interval, intervals
 from pipelines.evaluate.benchmarks import FILE
-from pipelines.experiments import EvaluationSettings
-from pipelines.files import read_jsonl, stable_hash
+from pipelines.evaluate.statistics import wilson, win_rate_interval
+from pipelines.lake.files import read_jsonl, stable_hash
 from pipelines.runs.cells import Evaluation
-from pipelines.statistics import wilson, win_rate_interval
+from pipelines.settings.column_names import column_name
+from pipelines.settings.experiments import EvaluationSettings
 
 Row = dict[str, Any]
 Key = tuple[str, str]  # a task, and the hash of one of its questions

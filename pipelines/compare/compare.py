@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import warehouse
 from pipelines.compare.answers import pair_verdicts, teacher_answers, with_judgements
 from pipelines.compare.columns.evaluation import PAIR_VERDICTS, PREFERENCE_DUELS, PREFERENCES
 from pipelines.compare.columns.registry import VIEWS
@@ -19,8 +18,9 @@ from pipelines.compare.tables import all_tables
 from pipelines.compare.task_metrics import add_metrics
 from pipelines.estimate.estimate import keep_predictions
 from pipelines.evaluate.metrics import Scores
-from pipelines.files import stable_hash
-from pipelines.paths import DataRoot
+from pipelines.lake import warehouse
+from pipelines.lake.files import stable_hash
+from pipelines.lake.paths import DataRoot
 from pipelines.project import Project
 from pipelines.runs.result import result_in
 

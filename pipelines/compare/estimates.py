@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from pipelines import machine
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.show import Format, as_csv, as_json, tabulate
 from pipelines.estimate.cards import CARDS, Card
 from pipelines.estimate.estimate import Estimate, columns, is_checkpointed, verdict
-from pipelines.schema import real, text
+from pipelines.hardware import machine
+from pipelines.lake.schema import real, text
 
 COLUMNS = (
     *COMPARISON.pick("model", "method"),

@@ -16,11 +16,11 @@ from pipelines.compare.columns.training import TRAINING_CURVE
 from pipelines.compare.disturbed import MARK, speed_stands
 from pipelines.compare.rates import Name, at_edge, method_name, still_open, trained_at
 from pipelines.compare.show import Columns
-from pipelines.experiments import Experiments, Method
+from pipelines.lake.schema import count, text
 from pipelines.project import Project
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
-from pipelines.schema import count, text
+from pipelines.settings.experiments import Experiments, Method
 
 Row = dict[str, Any]
 CURVE_POINTS = 12  # of a curve in its table

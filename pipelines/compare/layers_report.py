@@ -9,9 +9,9 @@ from pipelines.compare import plots
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.disturbed import is_marked
 from pipelines.compare.show import row_text
-from pipelines.experiments import Experiments, Model
+from pipelines.lake.schema import count, text
 from pipelines.project import Project
-from pipelines.schema import count, text
+from pipelines.settings.experiments import Experiments, Model
 
 Row = dict[str, Any]
 TITLE = "Fewer layers"

@@ -13,7 +13,7 @@ from pipelines.compare.columns.quality import SHARE
 from pipelines.compare.figures import Figure
 from pipelines.compare.pieces import Part
 from pipelines.compare.show import full_name
-from pipelines.schema import Column, real, text
+from pipelines.lake.schema import Column, real, text
 
 Row = dict[str, Any]
 NUMBERS = (

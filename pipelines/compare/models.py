@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import machine, shipped, shortened, weights
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.show import Format, Row, as_csv, as_json, tabulate
 from pipelines.estimate.estimate import Estimate, estimates
 from pipelines.estimate.question import config_of
-from pipelines.experiments import Experiments
+from pipelines.hardware import machine
+from pipelines.lake.schema import flag, real, text
 from pipelines.project import Project
-from pipelines.schema import flag, real, text
+from pipelines.settings.experiments import Experiments
+from pipelines.weights import shipped, shortened, store
 
 COLUMNS = (
     *COMPARISON.pick("model"),
@@ -63,7 +64,7 @@ def _row(project: Project, name: str, predicted: list[Estimate]) -> Row:
         "weights_gb": _weights_gb(project, name, parameters),
         "license": model.license,
         "license_link": model.license_link,
-        "is_here": weights.is_present(project.data, name, model),
+        "is_here": store.is_present(project.data, name, model),
         **{f"{one.method}_fits": one.fits() for one in predicted},
         **{f"{one.method}_margin_gb": one.margin_gb() for one in predicted},
         "because": next((one.because for one in predicted if one.because), None),
@@ -86,8 +87,8 @@ def _weights_gb(project: Project, name: str, parameters: int | None) -> float | 
     """What the weights take on the disk here, or would take: their number in the width that their configuration names, or in
     float32, as which packaged ones are unpacked."""
     model = project.experiments.model(name)
-    if weights.is_present(project.data, name, model):
-        folder = weights.model_folder(project.data, name, model)
+    if store.is_present(project.data, name, model):
+        folder = store.model_folder(project.data, name, model)
         held = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
         return sum(path.stat().st_size for path in held) / 1e9 if held else None
     width = 4 if model.origin.source.wheel else shipped.width_of(config_of(project.data, name, model) or {})

@@ -12,7 +12,7 @@ from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.quality import SHARE
 from pipelines.compare.figures import Figure
 from pipelines.compare.pieces import Part
-from pipelines.schema import Column, real, text
+from pipelines.lake.schema import Column, real, text
 
 Row = dict[str, Any]
 JUDGE, PEOPLE = "the judge's verdicts", "people's votes"

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from pipelines.compare import disturbed
 from pipelines.compare.figures import Figure
 from pipelines.compare.show import Columns, cell_text, pick_answer, row_text
-from pipelines.foreign_text import plain
-from pipelines.schema import Column
+from pipelines.lake.schema import Column
+from pipelines.records.foreign_text import plain
 
 Row = dict[str, Any]
 HANGUL = re.compile(r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3]")

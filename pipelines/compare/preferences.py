@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from pipelines.compare.table import Row
+from pipelines.compare.votes import NEITHER, TIE, Preference, Shown, read
 from pipelines.evaluate.cell import base_method
 from pipelines.evaluate.pairs import CORRECTION, HARMLESS
-from pipelines.preferences import NEITHER, TIE, Preference, Shown, read
+from pipelines.evaluate.statistics import win_rate_interval
 from pipelines.project import Project, Resolved
 from pipelines.runs.cells import Attempt, CellKey
-from pipelines.statistics import win_rate_interval
 
 Cell = tuple[str, str]  # model, method
 WIN, HALF, LOSS = 1.0, 0.5, 0.0

@@ -13,15 +13,15 @@ import pyarrow.parquet as parquet
 
 from pipelines.clean.results import ACCEPTED
 from pipelines.clean.results import current as current_examples
-from pipelines.experiments import Experiments
+from pipelines.evaluate.statistics import percentile, sign_test, smallest_difference, wilson, win_rate_interval
 from pipelines.generate.answers import REFUSALS, TRUNCATIONS
 from pipelines.generate.coverage import distinct
 from pipelines.generate.generate import sources_of
 from pipelines.generate.journal import Request
 from pipelines.generate.judge import Duel, compared, duels
 from pipelines.generate.requests import Book, book, requests_for
-from pipelines.paths import DataRoot
-from pipelines.statistics import percentile, sign_test, smallest_difference, wilson, win_rate_interval
+from pipelines.lake.paths import DataRoot
+from pipelines.settings.experiments import Experiments
 
 Row = dict[str, Any]
 DUPLICATES = ("exact_duplicate", "near_duplicate")

@@ -17,9 +17,9 @@ import numpy as np
 
 from pipelines.compare.covers import basis
 from pipelines.compare.seeds import Component, Sources, Spread, component, pooled, records_variance, spread_of, widening
-from pipelines.files import read_jsonl
+from pipelines.evaluate.statistics import expanded_tail
+from pipelines.lake.files import read_jsonl
 from pipelines.runs.cells import Evaluation
-from pipelines.statistics import expanded_tail
 
 Row = dict[str, Any]
 Cell = tuple[str, str]

@@ -19,7 +19,7 @@ from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.examples import SFT_REJECTS
 from pipelines.compare.show import SHOWN, full_name
 from pipelines.compare.stamp import stamp
-from pipelines.files import write_text
+from pipelines.lake.files import write_text
 from pipelines.project import Project
 
 Row = dict[str, Any]

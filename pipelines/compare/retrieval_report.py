@@ -10,8 +10,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pipelines.compare.quality import LEAST_RECORDS, Interval, Qualities
+from pipelines.evaluate.statistics import student_t
 from pipelines.project import Project
-from pipelines.statistics import student_t
 
 Row = dict[str, Any]
 Scores = Mapping[str, float]  # example_id → chrF of the answer

@@ -11,8 +11,8 @@ from math import log, sqrt
 
 import numpy as np
 
-from pipelines.experiments import Experiments
-from pipelines.statistics import student_t
+from pipelines.evaluate.statistics import student_t
+from pipelines.settings.experiments import Experiments
 
 MOST_RUNS = 10  # that are proposed
 

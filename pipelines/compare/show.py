@@ -12,8 +12,8 @@ from pipelines.compare import covers, rates
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.configured import BENCHMARKS, METRICS, comparison_of, shares_of
 from pipelines.compare.disturbed import MARK, is_marked, note
-from pipelines.foreign_text import one_line
-from pipelines.schema import Column
+from pipelines.lake.schema import Column
+from pipelines.records.foreign_text import one_line
 
 Row = dict[str, Any]
 Format = Literal["text", "markdown", "json", "csv"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.experiments import is_teacher
+from pipelines.settings.experiments import is_teacher
 
 Row = Mapping[str, Any]
 MOST = 3  # values of one kind; the others are counted

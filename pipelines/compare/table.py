@@ -7,7 +7,6 @@ from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
-from pipelines import chosen_layers, machine, shortened
 from pipelines.compare.advice import advise, next_run
 from pipelines.compare.benchmark_scores import Scores, add_benchmarks, scores_of
 from pipelines.compare.columns.comparison import COMPARISON
@@ -22,16 +21,19 @@ from pipelines.compare.targets import add_targets
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import questions
 from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by
-from pipelines.experiments import Model
-from pipelines.files import read_json
-from pipelines.methods import optimizer_of, traits_of
+from pipelines.hardware import machine
+from pipelines.lake.files import read_json
 from pipelines.project import CellPlan, Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.result import RunResult
 from pipelines.runs.spec import RunSpec
 from pipelines.runs.status import SEVERITY
-from pipelines.train.fast_paths import covers_adapters
+from pipelines.settings.experiments import Model
+from pipelines.settings.methods import optimizer_of, traits_of
+from pipelines.train import chosen_layers
+from pipelines.train.trainer.fast_paths import covers_adapters
+from pipelines.weights import shortened
 
 Row = dict[str, Any]
 

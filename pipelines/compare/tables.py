@@ -40,16 +40,16 @@ from pipelines.evaluate import answers as kept
 from pipelines.evaluate.benchmarks import FILE as BENCHMARKS
 from pipelines.evaluate.metrics import Scores
 from pipelines.evaluate.scores import bits_per_byte
-from pipelines.experiments import EvaluationSettings, Experiments
 from pipelines.export import bit_widths
-from pipelines.files import read_jsonl
 from pipelines.generate.journal import opened
-from pipelines.methods import optimizer_of
-from pipelines.paths import DataRoot
+from pipelines.lake.files import read_jsonl
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.schema import Table
+from pipelines.lake.warehouse import arrow_table
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, Evaluation
-from pipelines.schema import Table
-from pipelines.warehouse import arrow_table
+from pipelines.settings.experiments import EvaluationSettings, Experiments
+from pipelines.settings.methods import optimizer_of
 
 
 def all_tables(

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.column_names import column_name
 from pipelines.compare.table import Row
 from pipelines.evaluate import answers as kept
 from pipelines.evaluate.cell import base_method, evaluated_by
 from pipelines.evaluate.endings import ended_pct
 from pipelines.evaluate.metrics import Scores
 from pipelines.project import Project, Resolved
+from pipelines.settings.column_names import column_name
 
 Answers = list[list[dict[str, Any]]]  # of each seed
 

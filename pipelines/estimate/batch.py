@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.train import batches
-from pipelines.train.examples import IGNORE, Tokenized
+from pipelines.train.trainer import batches
+from pipelines.train.trainer.examples import IGNORE, Tokenized
 
 
 @dataclass(frozen=True)

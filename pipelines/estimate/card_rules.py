@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 from transformers.integrations import sdpa_attention
 
-from pipelines.train import chunked
-from pipelines.train.dropout import CheapDropout
+from pipelines.train.trainer import chunked
+from pipelines.train.trainer.cpu.dropout import CheapDropout
 
 
 @contextmanager

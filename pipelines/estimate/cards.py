@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, cast, get_args
 
-from pipelines import machine
-from pipelines.cuda_devices import AMPERE
+from pipelines.hardware import machine
+from pipelines.hardware.cuda_devices import AMPERE
 
 CONTEXT = 0.6e9  # CUDA's context and kernels in a process, outside PyTorch's allocator; not measured here, 0.3 to 0.6 GB are usual
 MIB = 2**20

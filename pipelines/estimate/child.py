@@ -15,14 +15,14 @@ from typing import Any
 import psutil
 
 from pipelines.estimate.cards import CARDS
-from pipelines.methods import traits_of
 from pipelines.runs.process import die_with_parent
-from pipelines.shipped import width_of
+from pipelines.settings.methods import traits_of
+from pipelines.weights.shipped import width_of
 
 Json = dict[str, Any]
 TOLD = ("precision", "fp16", "gradient_checkpointing", "fit_micro_batch")  # of the recipe: by which an answer is read
 TOKENIZER = 50_000_000  # bytes of one with some 50,000 words, where none is loaded to be measured (SmolLM2's: 47 MB)
-PRODUCTS = 40_000_000  # bytes of the matrix products that `pipelines.train.products` keeps ready (measured on SmolLM2)
+PRODUCTS = 40_000_000  # bytes of the matrix products that `pipelines.train.trainer.cpu.products` keeps ready (measured on SmolLM2)
 
 
 def framework() -> dict[bool, int]:
@@ -33,8 +33,8 @@ def framework() -> dict[bool, int]:
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     from pipelines.clean.select import select  # noqa: F401
-    from pipelines.train import loop  # noqa: F401
-    from pipelines.train.products import onednn_is_faster
+    from pipelines.train.trainer import loop  # noqa: F401
+    from pipelines.train.trainer.cpu.products import onednn_is_faster
 
     def occupied() -> int:
         return psutil.Process().memory_info().rss + (PRODUCTS if onednn_is_faster() else 0)
@@ -62,8 +62,8 @@ def answer(asked: Json, occupied: dict[bool, int]) -> Json:
     from pipelines.estimate import memory
     from pipelines.estimate.cards import MEANT
     from pipelines.estimate.rehearsal import groups_queries, rehearse
-    from pipelines.train.chunked import rows_on_card
-    from pipelines.train.examples import longest
+    from pipelines.train.trainer.chunked import rows_on_card
+    from pipelines.train.trainer.examples import longest
 
     fields, recipe = dict(asked["config"]), complete(asked["recipe"])
     width = width_of(fields)
@@ -165,8 +165,8 @@ def read(asked: Json) -> Read:
 @cache
 def _read(examples: str, selection: str, folder: str, recipe: str) -> Read:
     from pipelines.clean.select import Selection, select
-    from pipelines.train import tokenizing
-    from pipelines.train.prompts import PromptFormat
+    from pipelines.train.trainer import tokenizing
+    from pipelines.train.trainer.prompts import PromptFormat
 
     before = psutil.Process().memory_info().rss
     asked = json.loads(recipe)

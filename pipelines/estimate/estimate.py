@@ -16,12 +16,12 @@ from typing import Any, Literal
 import psutil
 from tqdm import tqdm
 
-from pipelines import machine
 from pipelines.errors import WorkError
 from pipelines.estimate import cards
 from pipelines.estimate.cards import CARDS, FORMATS, Card, formats_of
 from pipelines.estimate.question import Question, questions
-from pipelines.files import announce, locked, read_json, write_json
+from pipelines.hardware import machine
+from pipelines.lake.files import announce, locked, read_json, write_json
 from pipelines.project import Project, Resolved
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.process import child_environment, stop_group

@@ -15,10 +15,10 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from pipelines.errors import UnavailableError
-from pipelines.methods import traits_of
-from pipelines.train import loading
-from pipelines.train.four_bits import Scratch
-from pipelines.train.gated import use_lean_gates
+from pipelines.settings.methods import traits_of
+from pipelines.train.trainer import loading
+from pipelines.train.trainer.cpu.four_bits import Scratch
+from pipelines.train.trainer.gated import use_lean_gates
 
 REGISTERED = ("_parameters", "_buffers")  # where a module keeps those
 BLOCK, NESTED_BLOCK = 64, 256  # weights an absmax, absmax values a second absmax: bitsandbytes' defaults for 4 bits
@@ -141,7 +141,7 @@ class HollowLinear4bit(Linear4bit):
         return made.to(x.dtype)
 
     def unpacked(self) -> torch.Tensor:
-        """The weight as `pipelines.train.adapters` asks for it, in memory that all layers share."""
+        """The weight as `pipelines.train.trainer.adapters` asks for it, in memory that all layers share."""
         return self.scratch.shaped((self.out_features, self.in_features), self.compute_dtype or torch.float32)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.methods import LORA_FA, traits_of
+from pipelines.settings.methods import LORA_FA, traits_of
 
 BLOCK = 256  # values that share one absmax in bitsandbytes' 8-bit states
 IN_FLOAT32 = ("adamw", LORA_FA)
@@ -20,7 +20,7 @@ def state_bytes(sizes: Sequence[int], optimizer: str) -> int:
 
 
 def importance_bytes(sizes: Sequence[int], recipe: Mapping[str, Any]) -> int:
-    """Two float32 values of each that trains, by which AdaLoRA moves ranks (`pipelines.train.moving_ranks`); else nothing."""
+    """Two float32 values of each that trains, by which AdaLoRA moves ranks (`pipelines.train.trainer.moving_ranks`); else nothing."""
     return sum(8 * size for size in sizes) if traits_of(recipe).moves_ranks else 0
 
 

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import predictions, shipped, shortened, weights
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.estimate import cards
-from pipelines.experiments import Model
-from pipelines.files import read_json
-from pipelines.methods import traits_of
-from pipelines.paths import DataRoot
-from pipelines.predictions import answer_file
+from pipelines.lake.files import read_json
+from pipelines.lake.paths import DataRoot
 from pipelines.project import Project, Resolved
+from pipelines.runs import predictions
 from pipelines.runs.cells import Attempt
+from pipelines.runs.predictions import answer_file
+from pipelines.settings.experiments import Model
+from pipelines.settings.methods import traits_of
+from pipelines.weights import shipped, shortened, store
 
 Json = dict[str, Any]
 
@@ -49,7 +50,7 @@ def questions(
 def _question(project: Project, model: str, method: str, seed: int, resolved: Resolved | None) -> Question:
     chosen = project.experiments.model(model)
     recipe = project.recipe_of(model, method)
-    own = weights.is_present(project.data, model, chosen)
+    own = store.is_present(project.data, model, chosen)
     trains = traits_of(recipe).trains
     narrowed = resolved.cell(model, method).selected if resolved and trains else None
     tokenizer = _tokenizer(project, model) if narrowed else None
@@ -78,8 +79,8 @@ def _devices(recipe: Json) -> Json:
 def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
     """The model's transformers configuration: its folder's, else a shipped one. None where neither is here."""
     source = model.source
-    if weights.is_present(data, name, model):
-        return read_json(weights.model_folder(data, name, model) / "config.json")
+    if store.is_present(data, name, model):
+        return read_json(store.model_folder(data, name, model) / "config.json")
     if model.parent and source.parent:
         whole = config_of(data, source.parent, model.parent)
         return _without_layers(whole, source.drop_layers) if whole and source.drop_layers is not None else whole
@@ -104,8 +105,8 @@ def _tokenizer(project: Project, model: str) -> Json | None:
     """Whose tokenizer counts: the model's own, else that of another model of the grid that is here; None where none is."""
     for name in (model, *project.experiments.models):
         chosen = project.experiments.model(name)
-        if weights.is_present(project.data, name, chosen):
-            folder = weights.model_folder(project.data, name, chosen)
+        if store.is_present(project.data, name, chosen):
+            folder = store.model_folder(project.data, name, chosen)
             recipe = {"prompt": chosen.prompt, "template": chosen.template}
             return {"folder": str(folder), "recipe": recipe, "of": name}
     return None

@@ -24,9 +24,9 @@ from pipelines.estimate.card_rules import as_on_cuda
 from pipelines.estimate.cards import MEANT, Format
 from pipelines.estimate.live import Counting, Live, Moment
 from pipelines.estimate.optimizer import importance_bytes, state_bytes
-from pipelines.methods import traits_of
-from pipelines.train.fast_paths import adapters_are_grouped
-from pipelines.train.losses import head_on_positions, step_loss
+from pipelines.settings.methods import traits_of
+from pipelines.train.trainer.fast_paths import adapters_are_grouped
+from pipelines.train.trainer.losses import head_on_positions, step_loss
 
 FEW, MORE = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
 SHORTEST = Batch(rows=1, length=2, learned=1)  # a micro-batch that takes next to nothing of its own
@@ -40,7 +40,7 @@ class Counted:
     is the trained tensor with the most bytes; `moments` are those with the most live bytes, of each stretch of the step; `early`
     and `late` the largest of those before half of the gradients were there, and since, in the layers that were rehearsed.
     `replaced` are bytes of the base's weights that the adapter put others in place of when it began. `grouped`: the adapters
-    compute together, by `pipelines.train.adapters`. `fixed`: of those that do not, activations that take the same bytes in every
+    compute together, by `pipelines.train.trainer.adapters`. `fixed`: of those that do not, activations that take the same bytes in every
     micro-batch, such as merged weights; in small blocks."""
 
     weights: float

@@ -12,9 +12,9 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from pipelines.runs.clock import Stopwatch
-from pipelines.train import virtual_tokens
-from pipelines.train.conversations import ALPACA
-from pipelines.train.prompts import PromptFormat
+from pipelines.train.trainer import virtual_tokens
+from pipelines.train.trainer.conversations import ALPACA
+from pipelines.train.trainer.prompts import PromptFormat
 
 # A model that was not tuned to stop goes on with the next block of the format that it was asked in.
 NEXT_BLOCK = ("### Instruction", ALPACA.split(".")[0])

@@ -10,7 +10,6 @@ from pipelines.evaluate import judge, pairs, teacher, teaching
 from pipelines.evaluate.cell import base_of, current_evaluation, evaluated_by
 from pipelines.evaluate.endings import has_ended
 from pipelines.evaluate.pairs import Match
-from pipelines.experiments import Teacher
 from pipelines.generate.estimate import Estimate, of_requests
 from pipelines.generate.generate import GenerationResult, ProviderResult, device_lock, session
 from pipelines.generate.journal import Journal, opened
@@ -20,6 +19,7 @@ from pipelines.generate.verdicts import Reply, to_ask, unreadable_in
 from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey, Evaluation
+from pipelines.settings.experiments import Teacher
 
 Row = dict[str, Any]
 ROLES = ("judge", "pair")  # what the judge is asked as: about one answer, about two

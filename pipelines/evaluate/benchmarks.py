@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.benchmarks import Question
+from pipelines.settings.benchmarks import Question
 
 FILE = "benchmarks.jsonl"
 OWN = "featherweight"  # the scorer of the sets that ship

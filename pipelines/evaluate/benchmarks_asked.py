@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-from pipelines import benchmarks
 from pipelines.evaluate.benchmarks import Asked
-from pipelines.experiments import Benchmark, EvaluationSettings
+from pipelines.settings import benchmarks
+from pipelines.settings.experiments import Benchmark, EvaluationSettings
 
 Json = dict[str, Any]
 

@@ -14,10 +14,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipelines import benchmarks
 from pipelines.errors import UnavailableError
 from pipelines.evaluate.benchmarks import Answered, Asked
 from pipelines.runs.clock import Stopwatch
+from pipelines.settings import benchmarks
 
 BATCH = 8  # requests; the harness pads them, and numbers differ by rounding alone
 # What is shown of a task that has several metrics: the first of these, else the first that is right or wrong for each question
@@ -184,6 +184,6 @@ def _cut(text: str) -> str:
 
 def tokenizer_of(base: Path) -> Any:
     """A tokenizer that the harness may change."""
-    from pipelines.train import loading
+    from pipelines.train.trainer import loading
 
     return loading.load_tokenizer(base)

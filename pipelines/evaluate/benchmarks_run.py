@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines import benchmarks, disk
 from pipelines.errors import UnavailableError
 from pipelines.evaluate.benchmarks import FILE, OWN, Answered, Asked, row_of
-from pipelines.files import read_json, stable_hash, write_json, write_jsonl
+from pipelines.lake import disk
+from pipelines.lake.files import read_json, stable_hash, write_json, write_jsonl
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.worker import DivergedError, StoppedError, Worker
+from pipelines.settings import benchmarks
 
 BATCH_SHARE = 2  # a batch holds so many times the tokens of a training one: no gradients are kept
 KEPT = "benchmarks"  # folder of each benchmark's result, in that of the evaluation

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from pipelines.runs.worker import is_out_of_memory
-from pipelines.train import virtual_tokens
-from pipelines.train.batches import micro_batches
-from pipelines.train.examples import IGNORE, Tokenized
-from pipelines.train.losses import head_on_positions, token_losses
+from pipelines.train.trainer import virtual_tokens
+from pipelines.train.trainer.batches import micro_batches
+from pipelines.train.trainer.examples import IGNORE, Tokenized
+from pipelines.train.trainer.losses import head_on_positions, token_losses
 
 MOST_LOGITS = 1024  # tokens of choices in a batch: each has logits of the whole vocabulary
 ROWS_AT_ONCE = 64

@@ -5,16 +5,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-from pipelines import weights
 from pipelines.errors import UsageError
 from pipelines.evaluate import benchmarks_asked
 from pipelines.evaluate.general import FILE as GENERAL
 from pipelines.evaluate.general import read_general, set_hash
-from pipelines.files import locked, stable_hash
-from pipelines.paths import DataRoot
+from pipelines.lake.files import locked, stable_hash
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.run_ids import new_run_id
 from pipelines.project import ANY, Project, Resolved
 from pipelines.retrieval import sources
-from pipelines.run_ids import new_run_id
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.code import code_fingerprint
@@ -23,6 +22,7 @@ from pipelines.runs.result import write_result
 from pipelines.runs.run import Run, Watch, and_once_more, queue
 from pipelines.runs.spec import RunSpec
 from pipelines.train.cell import train
+from pipelines.weights import store
 
 CHILD = "pipelines.evaluate.child"
 # Earlier evaluations name only the hash of what they were asked and of their code together. These are the codes there were.
@@ -64,9 +64,9 @@ def readers(project: Project) -> list[dict[str, Any]]:
     virtual = max((method.traits.virtual_tokens for method in methods), default=0)
     for name in project.settings.models:
         model = project.experiments.model(name)
-        if not model.origin.source.random and weights.is_present(project.data, name, model):
+        if not model.origin.source.random and store.is_present(project.data, name, model):
             asked = {"prompt": model.prompt, "template": model.template}
-            folder = str(weights.model_folder(project.data, name, model))
+            folder = str(store.model_folder(project.data, name, model))
             more = {"virtual_tokens": virtual} if virtual else {}
             found.append({"model": name, "folder": folder, "max_length": _longest(project, name), **asked, **more})
     return found
@@ -222,7 +222,7 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
     project, spec = resolved.project, attempt.spec
     settings = project.training_of(attempt.key.model, attempt.key.method)
     trained = attempt.model_folder if attempt.model_folder.exists() else None
-    here = weights.lies_in(project.data, attempt.key.model, project.experiments.model(attempt.key.model))
+    here = store.lies_in(project.data, attempt.key.model, project.experiments.model(attempt.key.model))
     told, named = project.settings.evaluation.of_the_model, benchmarks_asked.for_spec(project.settings.evaluation)
     asked = {"benchmarks": named} if named else {}
     looked_up = sources.told(project.data, project.experiments, spec.recipe.get("retrieval"), attempt.key.method)
@@ -250,7 +250,7 @@ def fetch_same_weights(resolved: Resolved, attempt: Attempt, watch: Watch) -> No
     Raises:
         UsageError: what came, or lies there, is something else; or what its prompts look up is.
     """
-    weights.fetch(resolved.data, resolved.experiments, attempt.key.model, say=watch.say)
+    store.fetch(resolved.data, resolved.experiments, attempt.key.model, say=watch.say)
     resolved.require_same_weights(attempt, watch.say)
     sources.require(resolved.data, resolved.experiments, attempt.key.method, say=watch.say)
     _require_same_sources(resolved, attempt)

@@ -9,21 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import disk
 from pipelines.errors import UnavailableError
 from pipelines.evaluate import general, scores
 from pipelines.evaluate.benchmarks_run import measure_benchmarks
 from pipelines.evaluate.endings import ended_pct
 from pipelines.evaluate.fitting import Records, fitting_everywhere
-from pipelines.files import write_jsonl
-from pipelines.methods import traits_of
-from pipelines.paths import DataRoot
+from pipelines.evaluate.statistics import percentile
+from pipelines.lake import disk
+from pipelines.lake.files import write_jsonl
+from pipelines.lake.paths import DataRoot
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.worker import DivergedError, StoppedError, Worker, start
-from pipelines.statistics import percentile
-from pipelines.train.conversations import answer_of, conversation, question
-from pipelines.train.examples import Tokenized
-from pipelines.train.prompts import PromptFormat
+from pipelines.settings.methods import traits_of
+from pipelines.train.trainer.conversations import answer_of, conversation, question
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.prompts import PromptFormat
 
 ENOUGH_FOR_P95 = 20  # below, the 95th percentile is next to the slowest of a few
 ANSWER_SHARE = 2  # an answering batch holds so many times the tokens of a training one: no gradients are kept
@@ -35,9 +35,10 @@ def evaluate_cell(worker: Worker) -> None:
     clock = Stopwatch()
     from pipelines.clean.select import Selection, select
     from pipelines.evaluate.answering import Speaker
-    from pipelines.files import stable_hash
-    from pipelines.train import card, loading
-    from pipelines.train.memory import reset_peaks
+    from pipelines.lake.files import stable_hash
+    from pipelines.train.trainer import loading
+    from pipelines.train.trainer.devices import card
+    from pipelines.train.trainer.measure.memory import reset_peaks
 
     loading.quiet()
     worker.phase("evaluate")
@@ -170,8 +171,8 @@ def record_losses(worker: Worker, model: Any, examples: Sequence[Tokenized]) -> 
     """Per example: `nats` of all its learned `tokens`, `scored_nats` of the ordinary ones, `bytes` that those stand for."""
     import torch
 
-    from pipelines.train import batches, loading
-    from pipelines.train.losses import head_on_positions, scored_mask, token_losses
+    from pipelines.train.trainer import batches, loading
+    from pipelines.train.trainer.losses import head_on_positions, scored_mask, token_losses
 
     device, virtual = loading.device(), traits_of(worker.spec["recipe"]).virtual_tokens
     rows: list[dict[str, Any]] = []
@@ -281,7 +282,7 @@ def measure_serving(worker: Worker, speaker: Any, asked: Sequence[list[int]]) ->
 def _merged(worker: Worker, speaker: Any) -> Any:
     """The speaker with its adapter merged, where that can be and PEFT can do it; else as it was."""
     from pipelines.evaluate import serving
-    from pipelines.train import loading
+    from pipelines.train.trainer import loading
 
     recipe = worker.spec["recipe"]
     if not traits_of(recipe).can_merge:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.methods import traits_of
 from pipelines.runs.worker import Worker
-from pipelines.train.examples import longest
+from pipelines.settings.methods import traits_of
 from pipelines.train.left_out import MUCH, NEARLY_ALL, is_nearly_all
-from pipelines.train.prompts import PromptFormat
-from pipelines.train.templates import Unshown
+from pipelines.train.trainer.examples import longest
+from pipelines.train.trainer.prompts import PromptFormat
+from pipelines.train.trainer.templates import Unshown
 
 Records = Sequence[dict[str, Any]]
 Reader = dict[str, Any]

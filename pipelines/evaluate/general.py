@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.errors import UsageError
-from pipelines.files import stable_hash
-from pipelines.train.examples import IGNORE, Tokenized
-from pipelines.train.prompts import PromptFormat
+from pipelines.lake.files import stable_hash
+from pipelines.train.trainer.examples import IGNORE, Tokenized
+from pipelines.train.trainer.prompts import PromptFormat
 
 FILE = "general.json"
 

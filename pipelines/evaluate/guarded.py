@@ -84,7 +84,7 @@ def _check(metric: Mapping[str, str]) -> Check:
         with warnings.catch_warnings(action="ignore"):
             pattern = re.compile(metric["regex"])
         return lambda answer: pattern.search(answer) is not None
-    from pipelines.json_schemas import validator
+    from pipelines.settings.json_schemas import validator
 
     checker = validator(json.loads(metric["schema"]))
 

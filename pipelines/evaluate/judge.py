@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from pipelines.experiments import Experiments
-from pipelines.files import stable_hash
+from pipelines.evaluate.statistics import wilson
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled, missing_key
 from pipelines.generate.verdicts import ASK_AGAIN, Reply, code_of, cut, grade, reply_to, truth
 from pipelines.generate.verdicts import without_tricks as plain
-from pipelines.statistics import wilson
+from pipelines.lake.files import stable_hash
+from pipelines.settings.experiments import Experiments
 
 Row = Mapping[str, Any]  # of answers.jsonl
 HELPFUL, HIGHEST = 4, 5  # helpful: 4 and up

@@ -20,13 +20,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from pipelines.column_names import column_name
 from pipelines.evaluate.guarded import json_value
-from pipelines.foreign_text import one_line
-from pipelines.metric_settings import Metric
-from pipelines.paths import PROJECT
+from pipelines.evaluate.statistics import wilson
+from pipelines.lake.paths import PROJECT
+from pipelines.records.foreign_text import one_line
 from pipelines.runs.process import child_environment
-from pipelines.statistics import wilson
+from pipelines.settings.column_names import column_name
+from pipelines.settings.metrics import Metric
 
 Row = Mapping[str, Any]
 Verdicts = dict[str, bool | None]

@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from pipelines.evaluate.cell import EvaluatedBy, base_of
 from pipelines.evaluate.judge import LANGUAGES, how_to_mend, without_tricks
-from pipelines.experiments import Experiments
-from pipelines.files import stable_hash
+from pipelines.evaluate.statistics import win_rate_interval
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.judge import SCHEMA, Verdict, family, family_of, verdict_of
 from pipelines.generate.verdicts import Reply, code_of, reply_to
+from pipelines.lake.files import stable_hash
 from pipelines.project import Resolved
 from pipelines.runs.cells import Evaluation
-from pipelines.statistics import win_rate_interval
+from pipelines.settings.experiments import Experiments
 
 Row = Mapping[str, Any]  # of answers.jsonl
 Ending = Literal["win", "tie", "loss"]  # for the cell

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import write_jsonl
+from pipelines.lake.files import write_jsonl
 from pipelines.retrieval import documents, rewrites
 from pipelines.retrieval.inert import holds_mark, inert
 from pipelines.retrieval.leaks import Sides, gives_away
 from pipelines.retrieval.ranking import Embed, Index, fused
 from pipelines.runs.worker import Worker
-from pipelines.train.conversations import answer_of, calls_tools, conversation
-from pipelines.train.prompts import PromptFormat
-from pipelines.train.templates import Unshown
+from pipelines.train.trainer.conversations import answer_of, calls_tools, conversation
+from pipelines.train.trainer.prompts import PromptFormat
+from pipelines.train.trainer.templates import Unshown
 
 Record = dict[str, Any]
 Say = Callable[[str], None]

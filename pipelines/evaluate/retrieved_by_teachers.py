@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluate.retrieved import Item, Library, document_items, last_question, train_items, with_context
-from pipelines.experiments import Teacher
-from pipelines.files import announce, read_json, stable_hash, write_json
 from pipelines.generate.answers import text_of
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.server import SLOT_TOKENS
+from pipelines.lake.files import announce, read_json, stable_hash, write_json
 from pipelines.project import Resolved
-from pipelines.provider_settings import Provider
 from pipelines.recipe import looked_up
 from pipelines.retrieval import embedding_model, rewrites, sources
 from pipelines.retrieval.inert import holds_common_mark, inert
 from pipelines.retrieval.ranking import Embed
-from pipelines.retrieval_settings import Retrieval
-from pipelines.train.conversations import conversation, spoken, with_shots
+from pipelines.settings.experiments import Teacher
+from pipelines.settings.providers import Provider
+from pipelines.settings.retrieval import Retrieval
+from pipelines.train.trainer.conversations import conversation, spoken, with_shots
 
 Record = dict[str, Any]
 Messages = list[dict[str, str]]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluate.answering import Speaker, answer
-from pipelines.methods import traits_of
+from pipelines.evaluate.statistics import percentile
 from pipelines.runs.clock import Stopwatch
-from pipelines.statistics import percentile
-from pipelines.train.memory import peak_bytes, reset_peaks
+from pipelines.settings.methods import traits_of
+from pipelines.train.trainer.measure.memory import peak_bytes, reset_peaks
 
 ALONE = 2  # requests, one at a time
 ADAPTERS = ("default", "second", "third")  # of one shape and with the same weights: only their number costs time
@@ -85,7 +85,7 @@ def merged(speaker: Speaker, recipe: dict[str, Any]) -> Speaker:
     Raises:
         UnavailableError: PEFT cannot merge such an adapter; the model is used up, too.
     """
-    from pipelines.train import loading, peft_adapter
+    from pipelines.train.trainer import loading, peft_adapter
 
     with peft_adapter.in_pefts_words(recipe):
         return replace(speaker, model=loading.merged(speaker.model).eval())

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.train.conversations import calls_tools, conversation
-from pipelines.train.prompts import PromptFormat
-from pipelines.train.templates import Unshown
+from pipelines.train.trainer.conversations import calls_tools, conversation
+from pipelines.train.trainer.prompts import PromptFormat
+from pipelines.train.trainer.templates import Unshown
 
 Record = Mapping[str, Any]
 SEED = 1

@@ -9,12 +9,12 @@ from typing import Any
 
 from pipelines.evaluate import scores
 from pipelines.evaluate.retrieved_by_teachers import Asked, prepared, said_to
-from pipelines.experiments import Teacher
 from pipelines.generate.answers import ended
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled
 from pipelines.project import Project, Resolved
-from pipelines.train.conversations import calls_tools, conversation, question, spoken
+from pipelines.settings.experiments import Teacher
+from pipelines.train.trainer.conversations import calls_tools, conversation, question, spoken
 
 Record = dict[str, Any]
 

@@ -4,16 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Any
 
-from pipelines import weights
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate import teacher
 from pipelines.evaluate.retrieved_by_teachers import prepare, rewriting
-from pipelines.experiments import Teacher
 from pipelines.generate.generate import ProviderResult, Session, outcome, serve_and_ask
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.judge import ask_enabled
 from pipelines.generate.send import Tally
 from pipelines.project import Project, Resolved
+from pipelines.settings.experiments import Teacher
+from pipelines.weights import store
 
 Row = dict[str, Any]
 
@@ -95,7 +95,7 @@ def _ask_locally(run: Session, name: str, wanted: list[Request], device: IO[str]
     if not pending or device is None:
         return Tally(total=len(pending))
     try:
-        weights.fetch(run.data, run.experiments, run.experiments.provider(name).model)
+        store.fetch(run.data, run.experiments, run.experiments.provider(name).model)
         return serve_and_ask(run, name, pending, device)
     except (UnavailableError, UsageError) as error:
         return Tally(total=len(pending), stopped=str(error))

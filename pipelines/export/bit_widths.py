@@ -5,23 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import machine
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluated_by, spec_of
-from pipelines.experiments import Experiments
 from pipelines.export.cell import CHILD as EXPORT
 from pipelines.export.cell import Wanted, default_output, export, finished, is_written, run_of
 from pipelines.export.measure import FORMATS
-from pipelines.files import locked, stable_hash
-from pipelines.paths import DataRoot
+from pipelines.hardware import machine
+from pipelines.lake.files import locked, stable_hash
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.run_ids import new_run_id
 from pipelines.project import Project, Resolved
-from pipelines.run_ids import new_run_id
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.result import RunResult, result_in, write_result
 from pipelines.runs.run import Watch, queue
-from pipelines.settings import expected_one_of
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.strict import expected_one_of
 
 CHILD = "pipelines.export.measure"
 Row = dict[str, Any]

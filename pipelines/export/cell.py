@@ -10,17 +10,17 @@ from typing import Any
 
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import fetch_same_weights, spec_of
-from pipelines.files import locked, read_json
-from pipelines.methods import traits_of
+from pipelines.lake.files import locked, read_json
+from pipelines.lake.run_ids import new_run_id
+from pipelines.lake.weights_record import RECORD
 from pipelines.project import Project, Resolved
-from pipelines.run_ids import new_run_id
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.result import RunResult, result_in
 from pipelines.runs.run import Run, Watch, queue
 from pipelines.runs.spec import RunSpec
-from pipelines.weights_record import RECORD
+from pipelines.settings.methods import traits_of
 
 CHILD = "pipelines.export.child"
 

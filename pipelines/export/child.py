@@ -10,15 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines import provenance
-from pipelines.files import stable_hash, write_json
-from pipelines.methods import traits_of
+from pipelines.lake.files import stable_hash, write_json
+from pipelines.lake.weights_record import RECORD
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.worker import Worker, start
-from pipelines.train.examples import Tokenized
-from pipelines.train.prompts import PromptFormat
-from pipelines.train.templates import DAY
-from pipelines.weights_record import RECORD
+from pipelines.settings.methods import traits_of
+from pipelines.train import provenance
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.prompts import PromptFormat
+from pipelines.train.trainer.templates import DAY
 
 COMPARED = 3  # records whose every probability is compared between the trained result and what was written of it
 
@@ -26,7 +26,8 @@ COMPARED = 3  # records whose every probability is compared between the trained 
 def export_cell(worker: Worker) -> None:
     from pipelines.clean.select import Selection, select
     from pipelines.evaluate.fitting import fitting_everywhere
-    from pipelines.train import card, loading
+    from pipelines.train.trainer import loading
+    from pipelines.train.trainer.devices import card
 
     loading.quiet()
     worker.phase("load")
@@ -62,8 +63,8 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
         WorkError: what was written differs from the trained result by more than rounding; nothing is kept of it.
     """
     from pipelines.export import merge as merging
-    from pipelines.train import loading
-    from pipelines.train.memory import give_back_freed
+    from pipelines.train.trainer import loading
+    from pipelines.train.trainer.measure.memory import give_back_freed
 
     clock, spec = Stopwatch(), worker.spec
     recipe, base = spec["recipe"], worker.root / spec["weights"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipelines import shortened
 from pipelines.errors import WorkError
 from pipelines.export.native import LlamaCpp
 from pipelines.runs.process import die_with_parent
+from pipelines.weights import shortened
 
 FOLDER = Path(sys.prefix) / "converter"
 # How llama.cpp splits text before it merges; no tokenizer.json holds the name. The converter knows the published tokenizers by

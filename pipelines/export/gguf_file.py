@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Type
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.export import convert
 from pipelines.export.native import quantize_rows
-from pipelines.files import read_json, replacing
+from pipelines.lake.files import read_json, replacing
 from pipelines.runs.process import child_environment, stop_group
 
 SCHEMES = {"F32": "f32", "F16": "f16", "Q8_0": "q8_0", "Q4_K_M": "f32"}  # and what the converter writes for each

@@ -9,13 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines import machine
 from pipelines.evaluate import scores
-from pipelines.files import read_json
+from pipelines.evaluate.statistics import percentile
+from pipelines.hardware import machine
+from pipelines.lake.files import read_json
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.worker import Worker, start
-from pipelines.statistics import percentile
-from pipelines.train.examples import IGNORE, Tokenized
+from pipelines.train.trainer.examples import IGNORE, Tokenized
 
 # format → (precision, quantization) of a recipe
 FORMATS: dict[str, tuple[str, str | None]] = {
@@ -42,8 +42,9 @@ def with_transformers(worker: Worker, asked: dict[str, Any], examples: list[Toke
     import torch
 
     from pipelines.export.merge import measured_bits_per_byte
-    from pipelines.train import card, loading
-    from pipelines.train.memory import peak_bytes, reset_peaks
+    from pipelines.train.trainer import loading
+    from pipelines.train.trainer.devices import card
+    from pipelines.train.trainer.measure.memory import peak_bytes, reset_peaks
 
     clock, spec, device = Stopwatch(), worker.spec, loading.device()
     loading.quiet()

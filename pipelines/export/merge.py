@@ -12,11 +12,11 @@ import torch
 from pipelines.errors import WorkError
 from pipelines.evaluate.scores import bits_per_byte
 from pipelines.export import older
-from pipelines.methods import traits_of
-from pipelines.train import batches, loading, peft_adapter, tensor_file
-from pipelines.train.examples import Tokenized
-from pipelines.train.losses import head_on_positions, scored_mask, token_losses
-from pipelines.train.precision import result_dtype
+from pipelines.settings.methods import traits_of
+from pipelines.train.trainer import batches, loading, peft_adapter, tensor_file
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.losses import head_on_positions, scored_mask, token_losses
+from pipelines.train.trainer.precision import result_dtype
 
 Recipe = dict[str, Any]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import read_json, write_json
+from pipelines.lake.files import read_json, write_json
 
 Json = dict[str, Any]
 ITS_OWN = ("backend", "is_local", "local_files_only", "extra_special_tokens")

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.foreign_text import one_line
 from pipelines.generate.pacing import Limits
+from pipelines.records.foreign_text import one_line
 
 # What became of a request that got no answer:
 Fate = Literal[

@@ -15,14 +15,14 @@ import openai
 from anthropic.types.messages import MessageBatch
 from openai.types import Batch, FileObject
 
-from pipelines.foreign_text import one_line
 from pipelines.generate.answers import MOST_SAID, Answer, Usage, read_anthropic, read_openai
 from pipelines.generate.anthropic_client import AnthropicClient, anthropic_body
 from pipelines.generate.client import REFUSED_BY_FILTER, call_error, too_large, without
 from pipelines.generate.clients import api_key, client_for
 from pipelines.generate.journal import Request
 from pipelines.generate.openai_client import OpenAIClient, openai_body
-from pipelines.provider_settings import Provider
+from pipelines.records.foreign_text import one_line
+from pipelines.settings.providers import Provider
 
 MARK = "featherweight_batch"
 CLOCK_SLACK_SECONDS = 120.0  # between our clock and the provider's

@@ -20,9 +20,9 @@ from pipelines.generate.journal import Charges, Journal, Request
 from pipelines.generate.prices import Costs, batch_share, costs_of, worst_cost
 from pipelines.generate.send import TRIES, Tally
 from pipelines.generate.settle import settle
-from pipelines.provider_settings import Provider
-from pipelines.run_ids import new_run_id
+from pipelines.lake.run_ids import new_run_id
 from pipelines.runs.clock import now
+from pipelines.settings.providers import Provider
 
 if TYPE_CHECKING:  # it loads both SDKs
     from pipelines.generate.batch_clients import BatchClient, Item, Results, Seen

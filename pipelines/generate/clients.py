@@ -4,7 +4,7 @@ import os
 
 from pipelines.generate.bodies import MEGABYTE
 from pipelines.generate.client import Client
-from pipelines.provider_settings import Provider
+from pipelines.settings.providers import Provider
 
 
 def api_key(provider: Provider) -> str | None:

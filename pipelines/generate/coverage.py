@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.experiments import Experiments
 from pipelines.generate.requests import Asked, Book, book
-from pipelines.paths import DataRoot
+from pipelines.lake.paths import DataRoot
+from pipelines.settings.experiments import Experiments
 
 WORD = re.compile(r"\w+")
 

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
-from pipelines.experiments import Experiments
 from pipelines.generate.answers import Usage
 from pipelines.generate.budget import unknown_price
 from pipelines.generate.journal import Charges, Journal, Request
 from pipelines.generate.prices import batch_share, costs_of, worst_cost, worst_usage
 from pipelines.generate.providers import caps_of, enabled, missing_key
 from pipelines.generate.requests import book
-from pipelines.paths import DataRoot
+from pipelines.lake.paths import DataRoot
+from pipelines.settings.experiments import Experiments
 
 Tokens = tuple[int, int]  # of a prompt and its answer
 

@@ -6,10 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
-from pipelines import weights
 from pipelines.errors import UsageError
-from pipelines.experiments import Experiments
-from pipelines.files import locked
 from pipelines.generate import batches
 from pipelines.generate.batches import BatchStep
 from pipelines.generate.budget import Budget
@@ -18,10 +15,13 @@ from pipelines.generate.providers import caps_of, enabled, job_for, missing_key
 from pipelines.generate.requests import Book, book
 from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.server import local_server
-from pipelines.paths import DataRoot
-from pipelines.records import RawRecord
+from pipelines.lake.files import locked
+from pipelines.lake.paths import DataRoot
+from pipelines.records.reading import RawRecord
 from pipelines.runs import devices
-from pipelines.settings import expected_one_of
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.strict import expected_one_of
+from pipelines.weights import store
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _holds_too_few(data: DataRoot, experiments: Experiments, name: str) -> bool:
 def serve_and_ask(run: Session, name: str, pending: list[Request], device: IO[str]) -> Tally:
     """Start the server, which inherits the lock on its device, and have it answer."""
     provider = run.experiments.provider(name)
-    gguf = weights.packaged_gguf(run.data, provider.model, run.experiments.model(provider.model))
+    gguf = store.packaged_gguf(run.data, provider.model, run.experiments.model(provider.model))
     with local_server(gguf, slots=provider.concurrency, keep_open=(device.fileno(),)) as url:
         job = job_for(name, provider, pending, base_url=url)
         return asyncio.run(send_all(run.journal, [job], run.budget, progress=run.progress))[name]
@@ -187,7 +187,7 @@ def generate_all(
     wanted = local in chosen if chosen else experiments.sources.uses_local_generator
     if not wanted or batch:
         return result
-    weights.fetch(data, experiments, experiments.provider(local or "local").model)
+    store.fetch(data, experiments, experiments.provider(local or "local").model)
     own = generate_locally(data, experiments, progress=progress)
     return GenerationResult({**result.providers, **own.providers}, result.orphans + own.orphans)
 

@@ -18,10 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines import disk
 from pipelines.errors import WorkError
-from pipelines.files import is_private, stable_hash
 from pipelines.generate.answers import Answer
+from pipelines.lake import disk
+from pipelines.lake.files import is_private, stable_hash
 from pipelines.runs.clock import now
 
 SCHEMA = """

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
-from pipelines.experiments import Experiments
-from pipelines.files import stable_hash
 from pipelines.generate.estimate import Estimate, of_requests
 from pipelines.generate.generate import GenerationResult, Session, outcome, session, sources_of
 from pipelines.generate.journal import Journal, Request
@@ -22,8 +20,10 @@ from pipelines.generate.providers import enabled, job_for, missing_key
 from pipelines.generate.requests import Book, book
 from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.verdicts import Reply, code_of, cut, reply_to, to_ask, unreadable_in, without_tricks
-from pipelines.paths import DataRoot
-from pipelines.provider_settings import Judge, Provider
+from pipelines.lake.files import stable_hash
+from pipelines.lake.paths import DataRoot
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.providers import Judge, Provider
 
 Verdict = Literal["A", "B", "tie"]
 FAMILIES = (

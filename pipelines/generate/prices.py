@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pipelines.generate.answers import Usage
 from pipelines.generate.journal import Request
-from pipelines.provider_settings import Price, Provider
+from pipelines.settings.providers import Price, Provider
 
 MILLION = 1_000_000
 # A token is at least one byte of what is sent, so the bytes bound the prompt's tokens; this many more stand for what the API adds

@@ -12,13 +12,13 @@ from typing import Any, TypeGuard
 from jsonschema.exceptions import best_match
 
 from pipelines.errors import UsageError
-from pipelines.experiments import Experiments
 from pipelines.generate.answers import REFUSALS, TRUNCATIONS, text_of
 from pipelines.generate.journal import Journal, Request, opened
 from pipelines.generate.topics import JsonSchema, TopicGrid, load_topics
-from pipelines.paths import DataRoot
-from pipelines.provider_settings import Generation, Provider
-from pipelines.records import RawRecord, expand, read_file
+from pipelines.lake.paths import DataRoot
+from pipelines.records.reading import RawRecord, expand, read_file
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.providers import Generation, Provider
 
 LOCAL_SOURCE, API_SOURCE = "local_generator", "providers"
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 
-from pipelines.foreign_text import one_line
 from pipelines.generate.answers import Answer, CallError
 from pipelines.generate.budget import Budget, unknown_price
 from pipelines.generate.client import Client
@@ -20,6 +19,7 @@ from pipelines.generate.journal import RESENT_AT_MOST, Journal, Request, Writer
 from pipelines.generate.pacing import Pacer
 from pipelines.generate.prices import Costs, worst_cost
 from pipelines.generate.settle import Settled, settle
+from pipelines.records.foreign_text import one_line
 from pipelines.runs.process import draining
 
 TRIES = 5  # of one request in one run; being turned away (429, 503, 529) is not counted

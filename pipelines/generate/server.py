@@ -54,7 +54,7 @@ def _serve(gguf: str, port_file: str, slots: int) -> None:
     parameters.n_parallel = slots
     parameters.n_ctx = SLOT_TOKENS * slots
     server = xllamacpp.Server(parameters)
-    from pipelines.files import write_json
+    from pipelines.lake.files import write_json
 
     write_json(Path(port_file), {"url": f"{server.listening_address}/v1"})
     while True:

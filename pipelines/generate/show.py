@@ -7,12 +7,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipelines.foreign_text import one_line
 from pipelines.generate.answers import MOST_SAID
 from pipelines.generate.coverage import Coverage
 from pipelines.generate.generate import GenerationResult, ProviderResult
 from pipelines.generate.send import Snapshot
 from pipelines.generate.verdicts import ASK_AGAIN, on_one_line
+from pipelines.records.foreign_text import one_line
 
 LOG_SECONDS = 10.0
 STOPPED, NOTE = " stopped: ", " warning: "

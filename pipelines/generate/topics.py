@@ -17,9 +17,9 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from pipelines.errors import UsageError
-from pipelines.settings import Strict, expected_one_of
-from pipelines.shapes.mapping import SHAPES, TURNS, map_fields
-from pipelines.yaml_file import MESSAGE_CHARS, Lines, cut, joined, read
+from pipelines.records.shapes.mapping import SHAPES, TURNS, map_fields
+from pipelines.settings.strict import Strict, expected_one_of
+from pipelines.settings.yaml_file import MESSAGE_CHARS, Lines, cut, joined, read
 
 Cell = dict[str, str]
 JsonSchema = jsonschema.Draft202012Validator

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from pipelines.files import stable_hash
 from pipelines.generate.answers import text_of
 from pipelines.generate.journal import Journal, Request
+from pipelines.lake.files import stable_hash
 
 V = TypeVar("V")
 Read = Callable[[Mapping[str, Any]], V | None]  # a JSON object → the verdict that it is

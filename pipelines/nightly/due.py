@@ -9,14 +9,14 @@ from datetime import UTC, datetime, timedelta
 from statistics import fmean
 from typing import Any
 
-from pipelines import weights
 from pipelines.compare.table import disturbed
 from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by, reusable
-from pipelines.methods import traits_of
 from pipelines.project import CellPlan, Resolved
 from pipelines.retrieval import sources
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
+from pipelines.settings.methods import traits_of
+from pipelines.weights import store
 
 # how often a cell may end so, in a row and without getting further, before it waits for a change
 TRIES = {"killed": 3, "lost": 3, "timed_out": 2, "failed": 2}
@@ -143,14 +143,14 @@ def _is_available_now(resolved: Resolved, tries: Sequence[Attempt]) -> str | Non
     although it could be reached, is not asked for every night."""
     key, said = tries[-1].key, [attempt.result.status_detail for attempt in tries[-2:]]
     repeated = len(said) == 2 and said[0] == said[1] and tries[-2].status == "unavailable"
-    if weights.out_of_reach(resolved.data, resolved.experiments, key.model):
+    if store.out_of_reach(resolved.data, resolved.experiments, key.model):
         return None
     if sources.out_of_reach(resolved.data, resolved.experiments, key.method):
         return None
     plan = resolved.plan(key)
     if traits_of(plan.recipe).trains and not plan.selected.train:
         return None
-    present = weights.is_present(resolved.data, key.model, resolved.experiments.model(key.model))
+    present = store.is_present(resolved.data, key.model, resolved.experiments.model(key.model))
     return None if repeated and not present else "unavailable before, within reach now"
 
 

@@ -8,11 +8,11 @@ with each new message, and one every RETRY_SECONDS after. The newest MOST messag
 import time
 from pathlib import Path
 
-from pipelines import alert
 from pipelines.errors import InUseError, WorkError
-from pipelines.files import locked, read_json, write_json
-from pipelines.paths import DataRoot
-from pipelines.run_ids import new_run_id
+from pipelines.lake.files import locked, read_json, write_json
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.run_ids import new_run_id
+from pipelines.nightly import alert
 
 MOST = 100
 AT_ONCE = 5  # messages of one try: five answers that take ten seconds each end within a sensor's minute

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.errors import UsageError
-from pipelines.experiments import Nightly
-from pipelines.files import read_json, write_json
 from pipelines.generate.journal import opened
+from pipelines.lake.files import read_json, write_json
+from pipelines.lake.paths import DataRoot
 from pipelines.nightly.due import Due, due_cells
-from pipelines.paths import DataRoot
 from pipelines.project import Project
 from pipelines.runs import cells
 from pipelines.runs.clock import now
 from pipelines.runs.result import RunResult
+from pipelines.settings.experiments import Nightly
 
 TRIES = 2  # of making the data, and of publishing: a killed process is a reason to try again, a failed check stays one
 AHEAD_HOURS = 0.25  # a clock that is set right by less tells nothing wrong of a night

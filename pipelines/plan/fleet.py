@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from pipelines import machine
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import machine_gb
-from pipelines.experiments import Profile, parse
+from pipelines.hardware import machine
 from pipelines.runs.launchers.chosen import launcher_for
-from pipelines.settings import Slug, Strict
-from pipelines.yaml_file import MESSAGE_CHARS, cut, joined
+from pipelines.settings.experiments import Profile, parse
+from pipelines.settings.strict import Slug, Strict
+from pipelines.settings.yaml_file import MESSAGE_CHARS, cut, joined
 
 
 class Node(Strict):

@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pipelines import benchmarks
 from pipelines.errors import UnavailableError
 from pipelines.estimate.cards import CONTEXT, of_device
 from pipelines.estimate.estimate import TIGHT, answers, key_of
 from pipelines.estimate.question import Question, questions
-from pipelines.experiments import Benchmark
-from pipelines.files import announce
-from pipelines.machine import machine_class
-from pipelines.methods import traits_of
+from pipelines.hardware.machine import machine_class
+from pipelines.lake.files import announce
 from pipelines.nightly.due import Due, due_cells
 from pipelines.plan import seconds as clock
 from pipelines.plan.fleet import Fleet, Machine, Node
 from pipelines.plan.schedule import Bound, Job, Place, Placed, lower_bound, makespan, schedule
-from pipelines.predictions import memory_gb
 from pipelines.project import Project, Resolved
 from pipelines.runs import cells
+from pipelines.runs.predictions import memory_gb
+from pipelines.settings import benchmarks
+from pipelines.settings.experiments import Benchmark
+from pipelines.settings.methods import traits_of
 
 Json = dict[str, Any]
 # of a task of the harness whose data nobody has read yet: its questions, and the tokens of each with all its choices

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.methods import traits_of
 from pipelines.runs.cells import Attempt
+from pipelines.settings.methods import traits_of
 
 START_SECONDS = 20.0  # two processes that import, load and save; where no row tells
 BYTES_PER_TOKEN = 4  # where no tokenizer is here to count

@@ -4,8 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.compare.show import tabulate
+from pipelines.lake.schema import real, text, whole
 from pipelines.plan.plan import Line, Plan
-from pipelines.schema import real, text, whole
 
 COLUMNS = (
     whole("order", "Place of the cell in the plan.", heading="#"),

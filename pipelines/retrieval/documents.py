@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines import globbing, text_encoding
 from pipelines.errors import UsageError
-from pipelines.files import announce, stable_hash
+from pipelines.lake.files import announce, stable_hash
+from pipelines.records import globbing, text_encoding
 
 KINDS = (".txt", ".md", ".jsonl")
 MOST_BYTES = 256_000_000  # of all files together: what is read whole

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from pipelines.errors import UnavailableError
-from pipelines.files import announce, read_json
+from pipelines.lake.files import announce, read_json
 from pipelines.retrieval.ranking import Vectors
 from pipelines.runs.process import die_with_parent
 

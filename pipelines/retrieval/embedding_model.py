@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from pipelines.errors import UnavailableError, WorkError
-from pipelines.files import announce, file_sha256, locked, stable_hash
-from pipelines.paths import DataRoot
+from pipelines.lake.files import announce, file_sha256, locked, stable_hash
+from pipelines.lake.paths import DataRoot
 from pipelines.retrieval.ranking import Vectors
-from pipelines.retrieval_settings import Embeddings
 from pipelines.runs.process import child_environment
-from pipelines.weights import download_package
-from pipelines.weights_content import content_of
+from pipelines.settings.retrieval import Embeddings
+from pipelines.weights.content import content_of
+from pipelines.weights.store import download_package
 
 WEIGHTS = "model.safetensors"
 NEEDED = ("config.json", "tokenizer.json")

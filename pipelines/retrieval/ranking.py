@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.retrieval.words import words
-from pipelines.retrieval_settings import Ranker
+from pipelines.settings.retrieval import Ranker
 
 FUSION_K = 60  # of Cormack et al.
 DEPTH = 100  # best places of a ranking that fusion looks at

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.errors import UnavailableError, UsageError
-from pipelines.experiments import Experiments
-from pipelines.files import announce
-from pipelines.paths import DataRoot
+from pipelines.lake.files import announce
+from pipelines.lake.paths import DataRoot
 from pipelines.retrieval import documents, embedding_model
 from pipelines.retrieval.embedding_model import Say
-from pipelines.retrieval_settings import Retrieval
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.retrieval import Retrieval
 
 
 def contents(data: DataRoot, experiments: Experiments, retrieval: Retrieval) -> dict[str, Any]:

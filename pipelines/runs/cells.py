@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import read_jsonl
-from pipelines.paths import DataRoot
-from pipelines.run_ids import STAMP
+from pipelines.lake.files import read_jsonl
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.run_ids import STAMP
 from pipelines.runs.result import RunResult, result_in
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.runs.status import Status

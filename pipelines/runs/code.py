@@ -9,7 +9,7 @@ from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 
 OURS = "pipelines"
 Stamps = list[tuple[Path, int, int]]

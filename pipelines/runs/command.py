@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pipelines.files import stable_hash
+from pipelines.lake.files import stable_hash
 
 Reason = Literal["memory_budget", "time_limit", "interrupted", "node_lost", "unreachable", "refused"]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pipelines import machine
 from pipelines.errors import InUseError
-from pipelines.files import announce, locked
-from pipelines.paths import device_locks
+from pipelines.hardware import machine
+from pipelines.lake.files import announce, locked
+from pipelines.lake.paths import device_locks
 
 POLL_SECONDS = 0.2
 PROCESSORS = "cpu"  # the device of what computes on no card

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import disk
-from pipelines.files import read_json, read_object
-from pipelines.machine import is_card
+from pipelines.hardware.machine import is_card
+from pipelines.lake import disk
+from pipelines.lake.files import read_json, read_object
 from pipelines.runs.command import Ending
 from pipelines.runs.spec import CHILD, RunSpec
 from pipelines.runs.status import RANKS, Status

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import write_json
+from pipelines.lake.files import write_json
 from pipelines.runs.command import CellCommand, Ending, Starter
 from pipelines.runs.exits import AGAIN, child_report, classify_exit
 from pipelines.runs.spec import CHILD, RunSpec

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines import disk
 from pipelines.errors import WorkError
-from pipelines.files import read_json, read_object, write_json
-from pipelines.machine import device_class, is_alive, is_card
+from pipelines.hardware.machine import device_class, is_alive, is_card
+from pipelines.lake import disk
+from pipelines.lake.files import read_json, read_object, write_json
+from pipelines.lake.weights_record import revision_of
 from pipelines.runs.checkpoints import searched, step_of, whole
 from pipelines.runs.clock import now
 from pipelines.runs.command import Ending
@@ -19,7 +20,6 @@ from pipelines.runs.exits import child_report
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.spec import CHILD, STATE, RunSpec, spec_in
 from pipelines.runs.status import Status
-from pipelines.weights_record import revision_of
 
 FILE = "result.json"
 MAPPINGS = ("recipe", "fingerprints", "resume", "measured", "versions")  # fields of a result

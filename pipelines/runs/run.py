@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from pipelines import disk, machine, trackers
 from pipelines.errors import UnavailableError, UsageError, WorkError
-from pipelines.files import announce, locked, write_json
-from pipelines.machine import own_identity
-from pipelines.runs import devices
+from pipelines.hardware import machine
+from pipelines.hardware.machine import own_identity
+from pipelines.lake import disk
+from pipelines.lake.files import announce, locked, write_json
+from pipelines.runs import devices, trackers
 from pipelines.runs.cells import Attempt
 from pipelines.runs.clock import now
 from pipelines.runs.command import CellCommand, Ending, Starter

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import WorkError
-from pipelines.files import read_object, write_json
+from pipelines.lake.files import read_object, write_json
 from pipelines.runs.command import Placement
 
 FILE = "spec.json"

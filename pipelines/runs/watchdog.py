@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from pipelines import machine
+from pipelines.hardware import machine
 from pipelines.runs.command import CellCommand, Ending, Reason, Starter
 
 CANCEL_GRACE_SECONDS = 8.0  # whoever cancels wants the machine back: later than this only the last checkpoint is kept

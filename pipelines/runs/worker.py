@@ -17,9 +17,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipelines import disk, machine, trackers
 from pipelines.errors import UnavailableError, WorkError
-from pipelines.files import read_json, write_json
+from pipelines.hardware import machine
+from pipelines.lake import disk
+from pipelines.lake.files import read_json, write_json
+from pipelines.runs import trackers
 from pipelines.runs.process import (
     die_with_parent,
     is_capped,
@@ -198,7 +200,7 @@ def start(work: Callable[[Worker], None]) -> None:
     print_anything()
     worker = Worker(Path(sys.argv[1]))
     budget = worker.spec.get("memory_budget_gb")
-    # On a card the budget is the card's (pipelines/train/card.py); CUDA itself asks for gigabytes of this process's memory
+    # On a card the budget is the card's (pipelines/train/trainer/devices/card.py); CUDA itself asks for gigabytes of this process's memory
     limit_memory(round(budget * 1e9) if budget and machine.device_slug() == "cpu" else None)
     sys.exit(worker.run(work))
 

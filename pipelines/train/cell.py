@@ -6,20 +6,22 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from pipelines import benchmarks, disk, trackers, weights
 from pipelines.errors import UnavailableError, UsageError
-from pipelines.files import locked
-from pipelines.paths import DataRoot
+from pipelines.lake import disk
+from pipelines.lake.files import locked
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.run_ids import new_run_id
 from pipelines.project import ANY, TRAINS, CellPlan, Project, Resolved
 from pipelines.retrieval import sources
-from pipelines.run_ids import new_run_id
-from pipelines.runs import cells, restart
+from pipelines.runs import cells, restart, trackers
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.result import outlook
 from pipelines.runs.run import Run, Watch, and_once_more, queue
 from pipelines.runs.spec import RunSpec, spec_in
-from pipelines.train.ranks import require_divisible
+from pipelines.settings import benchmarks
+from pipelines.train.trainer.devices.ranks import require_divisible
+from pipelines.weights import store
 
 OTHER_BYTES = 1_000_000  # an attempt's curve, log and tokenizer
 
@@ -160,7 +162,7 @@ def _fetch(resolved: Resolved, attempt: Attempt, watch: Watch) -> None:
         UsageError: they have changed since.
     """
     key, spec = attempt.key, spec_in(attempt.folder)
-    weights.fetch(resolved.data, resolved.experiments, key.model, say=watch.say)
+    store.fetch(resolved.data, resolved.experiments, key.model, say=watch.say)
     planned, now = spec.fingerprints.get("weights"), resolved.weights_now(key.model, watch.say)
     if planned == now or now is None:
         return
@@ -188,7 +190,7 @@ def _spec(
     model = project.experiments.model(key.model)
     return RunSpec(
         run_id=run_id, model=key.model, method=key.method, seed=key.seed, profile=project.profile,
-        root=str(project.data.root), examples=resolved.examples, weights=weights.lies_in(project.data, key.model, model),
+        root=str(project.data.root), examples=resolved.examples, weights=store.lies_in(project.data, key.model, model),
         selection=asdict(project.selection_of(key.method)), recipe=plan.recipe, fingerprints=plan.fingerprints,
         resume=resume, after=after, memory_budget_gb=settings.memory_budget_gb,
         time_limit_minutes=settings.time_limit_minutes, learning_rate_source=settings.learning_rate_source,

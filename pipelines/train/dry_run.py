@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.errors import UsageError
-from pipelines.methods import traits_of
 from pipelines.project import Resolved
 from pipelines.runs.cells import CellKey
-from pipelines.train import tokenizing
+from pipelines.settings.methods import traits_of
 from pipelines.train.cell import no_examples
-from pipelines.train.examples import IGNORE, Tokenized, longest
-from pipelines.train.prompts import DAY_BY_DAY, PromptFormat
+from pipelines.train.trainer import tokenizing
+from pipelines.train.trainer.examples import IGNORE, Tokenized, longest
+from pipelines.train.trainer.prompts import DAY_BY_DAY, PromptFormat
 
 
 def dry_run(resolved: Resolved, key: CellKey) -> Iterator[str]:
@@ -26,12 +26,12 @@ def dry_run(resolved: Resolved, key: CellKey) -> Iterator[str]:
     import torch
     from transformers import AutoConfig
 
-    from pipelines import weights
-    from pipelines.train import checks, loading
-    from pipelines.train.losses import head_on_positions, token_losses
+    from pipelines.train.trainer import checks, loading
+    from pipelines.train.trainer.losses import head_on_positions, token_losses
+    from pipelines.weights import store
 
     loading.quiet()
-    folder = weights.fetch(resolved.data, resolved.experiments, key.model)
+    folder = store.fetch(resolved.data, resolved.experiments, key.model)
     form = PromptFormat.of(folder, recipe)
     limit = longest(recipe["max_length"], AutoConfig.from_pretrained(folder))
     train, held_out = (_first(form, records, limit) for records in (selected.train, selected.eval))

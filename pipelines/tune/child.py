@@ -2,7 +2,7 @@
 puts the loss on that slice on its curve. No model is saved, and no evaluation record is looked at."""
 
 from pipelines.runs.worker import Worker, start
-from pipelines.train.child import begin_from_texts, load, tokenize
+from pipelines.train.trainer.child import begin_from_texts, load, tokenize
 
 EVALUATIONS = 4  # of the slice, on the way to the end: what a trial may be pruned by
 
@@ -10,8 +10,8 @@ EVALUATIONS = 4  # of the slice, on the way to the end: what a trial may be prun
 def try_rate(worker: Worker) -> None:
     """Raises ValueError where there are too few examples to hold any back."""
     model = load(worker)
-    from pipelines.train import batches, loading
-    from pipelines.train.loop import Trainer
+    from pipelines.train.trainer import batches, loading
+    from pipelines.train.trainer.loop import Trainer
 
     recipe, tokens = worker.spec["recipe"], tokenize(worker, model)
     begin_from_texts(worker, model, tokens)

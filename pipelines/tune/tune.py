@@ -10,16 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines import weights
 from pipelines.errors import UnavailableError, UsageError, WorkError
-from pipelines.files import announce, locked, read_jsonl, stable_hash
-from pipelines.methods import traits_of
+from pipelines.lake.files import announce, locked, read_jsonl, stable_hash
+from pipelines.lake.run_ids import new_run_id
 from pipelines.project import Resolved
-from pipelines.run_ids import new_run_id
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import GivenUpError, Run, Watch, queue
 from pipelines.runs.spec import RunSpec
+from pipelines.settings.methods import traits_of
 from pipelines.train.cell import no_examples
+from pipelines.weights import store
 
 CHILD = "pipelines.tune.child"
 REACH = 10.0  # the range is the configured rate divided and multiplied by it
@@ -84,7 +84,7 @@ def tune(
         raise UsageError(f"{key.method} trains nothing, so it has no learning rate to tune")
     if not resolved.plan(key).selected.train:
         raise UsageError(no_examples(resolved.project, key.method))
-    weights.fetch(resolved.data, resolved.experiments, key.model)
+    store.fetch(resolved.data, resolved.experiments, key.model)
     resolved.weights_now(key.model)
     plan = resolved.plan(key)
     given = recipe.pop("learning_rate")
@@ -222,7 +222,7 @@ class _Study:
         return RunSpec(
             run_id=new_run_id(), model=key.model, method=key.method, seed=key.seed,
             root=str(resolved.data.root), examples=resolved.examples,
-            weights=weights.lies_in(resolved.data, key.model, model),
+            weights=store.lies_in(resolved.data, key.model, model),
             selection=vars(resolved.project.selection_of(key.method)), recipe={**self._recipe, "learning_rate": rate},
             memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
             more={

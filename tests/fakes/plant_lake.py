@@ -31,18 +31,18 @@ from typing import Any
 
 import yaml
 
-from pipelines import experiments as configuration
-from pipelines.files import write_json, write_jsonl
+from pipelines.lake.files import write_json, write_jsonl
+from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.nightly.night import Done, end, next_step, note_round
-from pipelines.paths import PROJECT, DataRoot
 from pipelines.project import Project
-from pipelines.records import read_corpus
+from pipelines.records.reading import read_corpus
 from pipelines.runs import cells, checkpoints
 from pipelines.runs.cells import CellKey
+from pipelines.settings import experiments as configuration
 from tests.asking import GRID, KEYS, PRICE, wait_for
-from tests.fake_behavior import Behavior, Fault, Wire
-from tests.fake_provider import FakeProvider, fake_provider
+from tests.fakes.behavior import Behavior, Fault, Wire
 from tests.fakes.hub import Repo, serving
+from tests.fakes.provider import FakeProvider, fake_provider
 from tests.tiny import tiny_tokenizer
 
 ARCHIVE = Path(__file__).with_name("lake-2026-11.tar.xz")

@@ -1,6 +1,6 @@
 """The table of every call to a language model."""
 
-from pipelines.schema import Table, count, group, moment, real, text, whole
+from pipelines.lake.schema import Table, count, group, moment, real, text, whole
 
 LLM_CALLS = Table(
     "llm_calls",

@@ -3,7 +3,7 @@
 from pipelines.compare.columns.costs import LATENCY, MEMORY, TIME
 from pipelines.compare.columns.origin import CELL, MODEL, OUTCOME, PROVENANCE, RECIPE, RECORDS, SEED
 from pipelines.compare.columns.quality import ANSWERS, BITS, JUDGE, PAIRS, QUALITY, VOTES
-from pipelines.schema import Table, View, count, flag, group, real, text, whole
+from pipelines.lake.schema import Table, View, count, flag, group, real, text, whole
 
 # Readers that take columns by place rely on this order; a column that is not named here comes after those that are
 ORDER = """

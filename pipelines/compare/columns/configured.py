@@ -7,11 +7,11 @@ columns by their names.
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from pipelines.column_names import column_name
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.quality import SHARE
-from pipelines.schema import Column, Table, flag, group, real
+from pipelines.lake.schema import Column, Table, flag, group, real
+from pipelines.settings.column_names import column_name
 
 METRICS, BENCHMARKS = "metrics of one's own task", "benchmarks"  # groups of columns
 DIGITS = 3

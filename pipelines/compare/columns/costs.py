@@ -1,6 +1,6 @@
 """Columns of what a cell costs: memory, time and money."""
 
-from pipelines.schema import count, flag, group, real, text
+from pipelines.lake.schema import count, flag, group, real, text
 
 PERCENT, RATE = "%", "tokens/s"
 MEMORY = (

@@ -3,7 +3,7 @@
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.origin import SEED
 from pipelines.compare.columns.quality import BITS, POINTS, SHARE
-from pipelines.schema import Table, count, flag, group, moment, real, text, whole
+from pipelines.lake.schema import Table, count, flag, group, moment, real, text, whole
 
 RUN = COMPARISON.pick("run_id", "model", "method")
 EXAMPLE_ID = group("record", "cleaning", text("example_id", "Hash of the example's text, its name in sft_examples."))

@@ -1,6 +1,6 @@
 """The tables of what is trained and evaluated on: examples, rejects, and their summary."""
 
-from pipelines.schema import Table, count, group, real, text
+from pipelines.lake.schema import Table, count, group, real, text
 
 PLACE = group(
     "origin", "cleaning",

@@ -1,7 +1,7 @@
 """Columns that say what a row is about: the cell, how it ended, the model, the recipe, the records and the fingerprints."""
 
 from pipelines.compare.columns.quality import SHARE
-from pipelines.schema import count, flag, group, moment, real, text, whole
+from pipelines.lake.schema import count, flag, group, moment, real, text, whole
 
 # Of one run alone, so no columns of comparison
 SEED = group("cell", "spec", whole("seed", "Seed of the random numbers that the run was trained with."))

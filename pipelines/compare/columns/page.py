@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from pipelines.compare.columns.configured import benchmark_columns, metric_columns, passes
 from pipelines.compare.columns.registry import TABLES, VIEWS
-from pipelines.paths import PROJECT
-from pipelines.schema import Column, Source, Table
+from pipelines.lake.paths import PROJECT
+from pipelines.lake.schema import Column, Source, Table
 
 PATH = PROJECT / "docs" / "columns.md"
 COMMAND = "python -m pipelines.compare.columns"

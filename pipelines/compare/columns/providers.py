@@ -2,7 +2,7 @@
 
 from pipelines.compare.columns.calls import LLM_CALLS
 from pipelines.compare.columns.quality import SHARE
-from pipelines.schema import Better, Column, Table, count, flag, group, real, text
+from pipelines.lake.schema import Better, Column, Table, count, flag, group, real, text
 
 # What may become of a request: the count's meaning, and which direction is better
 OUTCOMES: dict[str, tuple[str, Better]] = {

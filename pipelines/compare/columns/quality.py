@@ -1,6 +1,6 @@
 """Columns of quality: losses on held-out records, differences with their intervals, scores of answers, the judge's word."""
 
-from pipelines.schema import count, flag, group, real, text
+from pipelines.lake.schema import count, flag, group, real, text
 
 BITS, NATS, SHARE = "bits per byte", "nats per token", "share, 0 to 1"
 SHARE_CHANGE = "share, -1 to 1"

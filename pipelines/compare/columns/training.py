@@ -4,7 +4,7 @@ from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.costs import RATE
 from pipelines.compare.columns.origin import SEED, STARTED_AT
 from pipelines.compare.columns.quality import NATS
-from pipelines.schema import Table, count, flag, group, real, text, whole
+from pipelines.lake.schema import Table, count, flag, group, real, text, whole
 
 RUN = (
     *COMPARISON.pick("run_id", "model", "method"), *SEED, *COMPARISON.pick("profile", "status", "phase", "status_detail"),

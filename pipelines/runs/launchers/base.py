@@ -1,15 +1,15 @@
 """What a launcher is: it starts a run's command in its folder, and answers what only it can know. The launchers beside this file
 are siblings: each is one module, named as the profile names it, and whoever uses it does not know which one is at work.
 
-A new launcher is a new module here with its `LAUNCHER` class; its name and its settings stand in pipelines/experiments.py.
+A new launcher is a new module here with its `LAUNCHER` class; its name and its settings stand in pipelines/settings/experiments.py.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines import machine
-from pipelines.files import announce
+from pipelines.hardware import machine
+from pipelines.lake.files import announce
 from pipelines.runs.command import CellCommand, Placement, RunningCommand
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import get_args
 
-from pipelines.experiments import LauncherName, Profile
-from pipelines.files import announce
+from pipelines.lake.files import announce
 from pipelines.runs.launchers.base import Launcher
+from pipelines.settings.experiments import LauncherName, Profile
 
 SEVERAL = "torchrun"  # who starts one run's several processes within one machine
 

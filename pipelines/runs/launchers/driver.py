@@ -3,12 +3,12 @@ name, and the memory to ask for."""
 
 from pathlib import Path
 
-from pipelines.paths import DataRoot
-from pipelines.predictions import answer_on, memory_gb
+from pipelines.lake.paths import DataRoot
 from pipelines.runs.command import Placement
 from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.chosen import ranks_run_in
 from pipelines.runs.launchers.node import device_in
+from pipelines.runs.predictions import answer_on, memory_gb
 from pipelines.runs.spec import FILE as SPEC
 from pipelines.runs.spec import RunSpec, spec_in
 

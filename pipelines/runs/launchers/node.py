@@ -12,10 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines import disk, machine, trackers
 from pipelines.errors import UnavailableError
-from pipelines.files import read_json, write_json
-from pipelines.paths import PROJECT
+from pipelines.hardware import machine
+from pipelines.lake import disk
+from pipelines.lake.files import read_json, write_json
+from pipelines.lake.paths import PROJECT
+from pipelines.runs import trackers
 from pipelines.runs.command import CellCommand, Ending
 from pipelines.runs.fitting import run_fitted
 from pipelines.runs.launchers import pipes

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UnavailableError
-from pipelines.experiments import Slurm
-from pipelines.files import read_json, write_json
-from pipelines.paths import PROJECT
+from pipelines.lake.files import read_json, write_json
+from pipelines.lake.paths import PROJECT
 from pipelines.runs.command import CellCommand, Ending, Placement, Reason, RunningCommand
 from pipelines.runs.launchers import pipes
 from pipelines.runs.launchers.driver import ClusterLauncher, job_name, predicted_gb
 from pipelines.runs.launchers.node import ENDED, INTERRUPTED, NOTHING_THERE, ORDER, STOP, ending_in, order
 from pipelines.runs.process import KEYS
 from pipelines.runs.spec import CHILD, STATE, RunSpec, spec_in
+from pipelines.settings.experiments import Slurm
 
 COMMAND_SECONDS = 60.0  # Slurm's own clients give up after 9 to 20 s where the controller does not answer
 LOOK_SECONDS = 0.5  # between two looks into the attempt's folder

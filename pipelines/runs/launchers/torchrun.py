@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import read_json, write_json
+from pipelines.lake.files import read_json, write_json
 from pipelines.runs.command import CellCommand, Placement
 from pipelines.runs.deepspeed import require_deepspeed
 from pipelines.runs.launchers.base import Launcher

@@ -6,9 +6,9 @@ import io
 import zipfile
 from functools import cache
 
-from pipelines.paths import PROJECT
+from pipelines.lake.paths import PROJECT
 
-TAKEN = ("pipelines/**/*.py", "pipelines/shipped_configs/*.json", "data/general.json", "data/benchmarks/*")
+TAKEN = ("pipelines/**/*.py", "pipelines/weights/shipped_configs/*.json", "data/general.json", "data/benchmarks/*")
 PREFIX = "_ray_pkg_"  # as Ray names its packages
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same sources make the same zip
 

@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines import disk
 from pipelines.errors import UnavailableError
-from pipelines.files import write_json
-from pipelines.paths import PROJECT
+from pipelines.lake import disk
+from pipelines.lake.files import write_json
+from pipelines.lake.paths import PROJECT
 from pipelines.runs.launchers.node import INTERRUPTED, NOTHING_THERE, Signals, in_shared_folder, run
 from pipelines.runs.launchers.ray import code
 from pipelines.runs.launchers.ray.parcel import Outbox, unpack

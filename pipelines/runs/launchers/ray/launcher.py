@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UnavailableError
-from pipelines.experiments import Ray
-from pipelines.files import read_json, write_json
+from pipelines.lake.files import read_json, write_json
 from pipelines.runs.command import CellCommand, Ending, Placement, RunningCommand
 from pipelines.runs.launchers import pipes
 from pipelines.runs.launchers.driver import ClusterLauncher, job_name, predicted_gb
@@ -20,6 +19,7 @@ from pipelines.runs.launchers.ray.jobs import Job, JobServer
 from pipelines.runs.launchers.ray.parcel import Inbox, pack
 from pipelines.runs.launchers.ray.store import Store, StoreError
 from pipelines.runs.spec import RunSpec, spec_in
+from pipelines.settings.experiments import Ray
 
 LOOK_SECONDS = 0.5
 SILENCE_SECONDS = 30.0  # without an answer of the job server, and then the cell counts as out of reach

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.paths import DataRoot
+from pipelines.lake.paths import DataRoot
 from pipelines.runs import checkpoints
 from pipelines.runs.launchers.node import ENDED, ORDER
 from pipelines.runs.launchers.ray.store import Hashes, Store, StoreError

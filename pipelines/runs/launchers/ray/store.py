@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UnavailableError
-from pipelines.files import file_sha256, read_json, replacing, write_json
+from pipelines.lake.files import file_sha256, read_json, replacing, write_json
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}}}

@@ -1,0 +1,173 @@
+"""Votes of people who saw several cells' answers side by side: one line of JSON each in `data/lake/preferences.jsonl`.
+
+A vote is written once and never changed. A line that a kill or a full disk cut off costs that vote alone: the next one begins on a
+line of its own.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pipelines.errors import WorkError
+from pipelines.lake.files import is_private, locked, make_folder
+from pipelines.lake.paths import DataRoot
+from pipelines.runs.clock import now
+
+TIE, NEITHER = "tie", "neither"
+LOCK = "preferences.lock"
+MOST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One answer as it was shown, and the cell and the attempt that gave it."""
+
+    model: str
+    method: str
+    seed: int
+    run_id: str
+    answer: str
+
+    @property
+    def cell(self) -> tuple[str, str, int]:
+        return self.model, self.method, self.seed
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One vote. `shown`: two or more answers of different cells, in the order on the screen, whose names were hidden; `chosen`: the
+    place of the better one among them, from 0 on, or `tie` (equally good) or `neither` (equally bad). `id` tells a vote from the
+    same one sent twice. `settings`: what the answers were generated with, such as temperature, max_new_tokens, system, turn.
+
+    Raises:
+        ValueError: fewer than two answers, one cell twice, a choice that is none of these, or no moment with a time zone.
+    """
+
+    prompt: str
+    shown: tuple[Shown, ...]
+    chosen: int | str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    at: str = field(default_factory=now)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        if len(self.shown) < 2 or len({one.cell for one in self.shown}) < len(self.shown):
+            cells = [" × ".join(map(str, one.cell)) for one in self.shown]
+            raise ValueError(f"a vote on {cells}; expected answers of two or more different cells")
+        if datetime.fromisoformat(self.at).tzinfo is None:
+            raise ValueError(
+                f"at is {self.at!r}; expected a moment with its time zone, such as 2026-11-30T17:00:00+00:00"
+            )
+        places = range(len(self.shown))
+        is_choice = self.chosen in (places if type(self.chosen) is int else (TIE, NEITHER))
+        if not is_choice:
+            raise ValueError(f"chosen is {self.chosen!r}; expected 0 to {len(self.shown) - 1}, {TIE!r} or {NEITHER!r}")
+
+
+@dataclass(frozen=True)
+class Votes:
+    """All votes in the order in which they were cast, each once; and how many whole lines of the file are no votes."""
+
+    votes: tuple[Preference, ...] = ()
+    unreadable: int = 0
+
+
+def append(data: DataRoot, vote: Preference) -> None:
+    """Keep `vote`: on return it is on the disk.
+
+    Raises:
+        WorkError: the file cannot be written; what it held before is untouched.
+    """
+    line = json.dumps(asdict(vote), ensure_ascii=False, allow_nan=False)
+    text = line.encode("utf-8", "replace") + b"\n"  # half a surrogate pair, as a browser may send one, becomes a ?
+    try:
+        with locked(data.locks / LOCK, "a vote"), _opened(data) as file:
+            _write_whole(file, text)
+    except OSError as error:
+        raise WorkError(
+            f"cannot write {data.preferences}: {error.strerror or error}; the vote is not kept, those before it are. "
+            "Free disk space or make the folder writable, then vote again."
+        ) from error
+
+
+def read(data: DataRoot) -> Votes:
+    """What the file holds; nothing where there is none. A vote that stands there twice counts once, as it was cast first.
+
+    Raises:
+        WorkError: it cannot be read.
+    """
+    try:
+        # not splitlines(): a text may hold U+2028 or U+0085, which end a line for it but not in JSONL
+        *lines, rest = data.preferences.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return Votes()
+    except OSError as error:
+        raise WorkError(f"cannot read {data.preferences}: {error.strerror or error}; make it readable.") from error
+    votes = [_vote(line) for line in lines if line.strip()]
+    found: dict[str, Preference] = {}
+    for vote in filter(None, [*votes, _vote(rest)]):
+        found.setdefault(vote.id, vote)
+    return Votes(tuple(found.values()), votes.count(None))
+
+
+def _vote(line: bytes) -> Preference | None:
+    """The vote in a line; None where it is none. Keys that newer code may have added are left out."""
+    try:
+        told = json.loads(line)
+        shown = tuple(Shown(**{name: _is(kind, one[name]) for name, kind in SHOWN.items()}) for one in told["shown"])
+        texts = {name: _is(str, told[name]) for name in ("prompt", "at", "id")}
+        settings = _is(dict, told.get("settings", {}))
+        return Preference(shown=shown, chosen=told["chosen"], settings=settings, **texts)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+SHOWN: dict[str, Any] = {"model": str, "method": str, "seed": int, "run_id": str, "answer": str}
+
+
+def _is(kind: type, value: Any) -> Any:
+    if type(value) is not kind or (kind is int and abs(value) > MOST_SEED):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value.encode("utf-8", "replace").decode() if kind is str else value  # no half of a surrogate pair gets far
+
+
+@contextmanager
+def _opened(data: DataRoot) -> Iterator[int]:
+    path, mode = data.preferences, 0o600 if is_private(data.preferences) else 0o666
+    make_folder(path.parent)
+    is_new = not path.exists()
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
+    try:
+        yield file
+        os.fsync(file)
+        if is_new:
+            _sync_folder(path.parent)
+    finally:
+        os.close(file)
+
+
+def _write_whole(file: int, text: bytes) -> None:
+    """Append `text`, or nothing: what a full disk cut off is taken back."""
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":  # a kill cut the last line off
+        text = b"\n" + text
+    try:
+        written = os.write(file, text)
+        while written < len(text):
+            written += os.write(file, text[written:])
+    except OSError:
+        os.ftruncate(file, size)
+        raise
+
+
+def _sync_folder(folder: os.PathLike[str]) -> None:
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)

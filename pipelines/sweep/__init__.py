@@ -1,0 +1,1 @@
+"""Many cells of one model by one command: over ranks, over layers."""

@@ -1,0 +1,46 @@
+"""What sweeps share: making their cells current, and a table of their rows with what is in doubt below it."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from pipelines.compare.show import Format, as_csv, as_json, tabulate
+from pipelines.evaluate.cell import evaluate, evaluate_base
+from pipelines.lake.schema import Column
+from pipelines.project import Resolved
+from pipelines.records.foreign_text import one_line
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
+
+Row = dict[str, Any]
+Name = Callable[[Row], str]
+
+
+def make_current(
+    resolved: Resolved, model: str, methods: Iterable[str], *, watch: Watch, tell: Callable[[str], None]
+) -> None:
+    """Train and evaluate what is not current of the model's cells, the untouched model first. A cell that does not end ok is
+    not evaluated, and costs no other one."""
+    evaluate_base(resolved, model, watch=watch)
+    for key in [key for method in methods for key in resolved.cell(model, method).keys]:
+        attempt, reused = train(resolved, key, watch=watch)
+        tell(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}")
+        if attempt.status == "ok":
+            evaluate(resolved, key, watch=watch)
+
+
+def table_of(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str], form: Format) -> str:
+    """The columns of the rows; the notes stand below a text or Markdown table."""
+    if form in ("text", "markdown"):
+        return tabulate(rows, columns, notes, form)
+    shown = [{column.name: row[column.name] for column in columns} for row in rows]
+    return as_json(shown) if form == "json" else as_csv(shown)
+
+
+def doubts(rows: Sequence[Row], name: Name, times: str) -> Iterator[str]:
+    """Notes on rows whose `times` other programs disturbed, and on those that did not end ok."""
+    if disturbed := [name(row) for row in rows if row["speed_disturbed"]]:
+        yield f"{', '.join(disturbed)}: other programs used the processors, so {times} are in doubt"
+    for row in rows:
+        if row["status"] != "ok":
+            detail, advice = (one_line(row[column] or "", 300) for column in ("status_detail", "advice"))
+            yield f"{name(row)} is {row['status']}: {detail}. {advice}"

@@ -1,0 +1,196 @@
+"""LoRA at several ranks, everything else equal: the cells trained and evaluated, and loss, minutes and memory by rank."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.compare import plots
+from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.rates import rates_of
+from pipelines.compare.show import Format
+from pipelines.compare.table import comparison_rows
+from pipelines.errors import UsageError
+from pipelines.evaluate.cell import base_method
+from pipelines.lake.files import replacing
+from pipelines.lake.schema import real
+from pipelines.project import Project
+from pipelines.runs.cells import Attempt
+from pipelines.runs.run import Watch
+from pipelines.settings.experiments import Experiments, Method
+from pipelines.settings.methods import SHORT
+from pipelines.sweep.cells import doubts, make_current, table_of
+
+Row = dict[str, Any]
+Targets = Literal["all-linear", "attention"]
+DROPOUT = 0.1
+ALPHA_PER_RANK = 4
+# An update is scaled by alpha / rank, or by alpha / √rank with rsLoRA: by 4 at rank 8, and by 4 at rank 16
+FIXED_ALPHA, RSLORA_ALPHA = 32, 16
+COLUMNS = (
+    *COMPARISON.pick("rank", "alpha", "method", "status", "eval_loss", "eval_bits_per_byte", "learning_rate", "rates"),
+    real("minutes", "Time of the optimizer steps.", "min", 2),
+    *COMPARISON.pick("peak_memory_gb", "tokens_per_second", "trainable_params", "artifact_mb"),
+)
+NAME_ENDINGS = {None: "", "all-linear": "-all", "attention": "-qkv"}  # of Targets
+HOW_RATES_ARE_CHOSEN = ("learning_rate", "learning_rate_source", "search_share", "search_cap")
+
+
+@dataclass(frozen=True)
+class AlphaRule:
+    """How alpha follows the rank: `fixed + per_rank` × rank, `in_words` for notes and picture."""
+
+    in_words: str
+    fixed: int = 0
+    per_rank: int = 0
+    rslora: bool = False
+
+    def method(self, rank: int, targets: Targets | None) -> Method:
+        alpha = self.fixed + self.per_rank * rank
+        return Method(kind=SHORT, rank=rank, alpha=alpha, dropout=DROPOUT, rslora=self.rslora, targets=targets)
+
+
+ALPHA_RULES = {
+    "fixed": AlphaRule(f"alpha {FIXED_ALPHA} at every rank", fixed=FIXED_ALPHA),
+    "scaled": AlphaRule(f"alpha {ALPHA_PER_RANK} × rank", per_rank=ALPHA_PER_RANK),
+    "rslora": AlphaRule(
+        f"rsLoRA: alpha {RSLORA_ALPHA} at every rank, divided by √rank", fixed=RSLORA_ALPHA, rslora=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A project whose profile holds the ranks' methods, the model, and each rank's method. `added` are not in the user's profile.
+    `alpha` is a name of ALPHA_RULES; `targets` is None where the profile decides."""
+
+    project: Project
+    model: str
+    methods: dict[int, str]
+    added: list[str]
+    alpha: str = "fixed"
+    targets: Targets | None = None
+
+    @property
+    def in_words(self) -> str:
+        """What all ranks have in common, for a reader of the numbers."""
+        modules = {"attention": ["on the attention's q, k and v"], "all-linear": ["on all linear layers"]}
+        return ", ".join([ALPHA_RULES[self.alpha].in_words, f"dropout {DROPOUT}", *modules.get(self.targets or "", [])])
+
+
+def with_ranks(
+    project: Project, model: str, ranks: Sequence[int], *, alpha: str = "fixed", targets: Targets | None = None
+) -> Sweep:
+    """A method for each rank: the one of experiments.yaml that has these settings, else one made for this sweep.
+
+    Raises:
+        UsageError: an unknown model, one that the profile does not hold (evaluation records must fit all models of a profile), or a
+            method of experiments.yaml that bears the name of one to be made and is something else.
+    """
+    experiments, profile = project.experiments, project.settings
+    experiments.model(model)
+    if model not in profile.models:
+        raise UsageError(
+            f"{model} is not in profile {project.profile} ({', '.join(profile.models)}): add it to its models"
+        )
+    wanted = {rank: ALPHA_RULES[alpha].method(rank, targets) for rank in sorted(set(ranks))}
+    methods = {rank: _named(experiments, method) for rank, method in wanted.items()}
+    made = {name: wanted[rank] for rank, name in methods.items() if name not in experiments.methods}
+    base = [name for name in (base_method(project),) if name]
+    wide = profile.model_copy(update={"methods": [*base, *methods.values()]})
+    changes = {"methods": {**experiments.methods, **made}, "profiles": {**experiments.profiles, project.profile: wide}}
+    added = [name for name in methods.values() if name not in profile.methods]
+    swept = replace(project, experiments=experiments.model_copy(update=changes))
+    return Sweep(swept, model, methods, added, alpha, targets)
+
+
+def _named(experiments: Experiments, method: Method) -> str:
+    """The name of the configured method with these settings, else one that says them all, so that no two sweeps share a cell.
+
+    Raises:
+        UsageError: that name is taken.
+    """
+    settings = _without_rates(method)
+    for name, known in experiments.methods.items():
+        if _without_rates(known) == settings:
+            return name
+    alpha = f"-a{method.alpha:g}"
+    ending = ("-rs" if method.rslora else "") + NAME_ENDINGS[method.targets]
+    names = [f"lora-r{method.rank}{alpha}{ending}"]
+    if method.alpha == ALPHA_PER_RANK * (method.rank or 0) and not method.rslora:
+        names.insert(0, f"lora-r{method.rank}{ending}")  # as earlier sweeps named it, whose cells stay
+    for name in names:
+        if name not in experiments.methods:
+            return name
+    raise UsageError(
+        f"methods.{names[-1]} of experiments.yaml has other settings than the sweep's method of that name "
+        f"(rank {method.rank}, alpha {method.alpha:g}, dropout {method.dropout:g}): rename it"
+    )
+
+
+def _without_rates(method: Method) -> Row:
+    """All that a method says, its alpha also where it is the default, but not how its learning rate is chosen."""
+    return method.model_dump(exclude=set(HOW_RATES_ARE_CHOSEN)) | {"alpha": method.traits.alpha}
+
+
+def run_sweep(sweep: Sweep, *, on_tick: Callable[[Attempt], None], tell: Callable[[str], None]) -> list[Row]:
+    """Make every rank's cell current, whatever becomes of the others, and return their rows, the smallest rank first."""
+    watch, resolved = Watch(on_tick=on_tick), sweep.project.resolve()
+    make_current(resolved, sweep.model, sweep.methods.values(), watch=watch, tell=tell)
+    found = {row["method"]: row for row in comparison_rows(resolved) if row["model"] == sweep.model}
+    return [_by_rank(found[method], rank) for rank, method in sweep.methods.items()]
+
+
+def _by_rank(row: Row, rank: int) -> Row:
+    return {**row, "rank": rank, "minutes": None if row["train_seconds"] is None else row["train_seconds"] / 60}
+
+
+def table(rows: Sequence[Row], sweep: Sweep, form: Format) -> str:
+    return table_of(rows, COLUMNS, _notes(rows, sweep), form)
+
+
+def _notes(rows: Sequence[Row], sweep: Sweep) -> list[str]:
+    notes = [f"{sweep.model}, profile {sweep.project.profile}; untouched it has {row['base_bits_per_byte']:.4f} bits per byte"
+             for row in rows if row["base_bits_per_byte"]][:1]  # fmt: skip
+    notes += [sweep.in_words, *_of_rates(rows)]
+    notes += doubts(rows, lambda row: row["method"], "minutes and tokens/s")
+    if sweep.added:
+        known = sweep.project.experiments.methods
+        added = ", ".join(f"{name} {_defined(known[name])}" for name in sweep.added)
+        notes.append(
+            f"not in the comparison: {added}; name each under methods, and add to methods of profile {sweep.project.profile}"
+        )
+    return notes
+
+
+def _defined(method: Method) -> str:
+    """As experiments.yaml would have it."""
+    settings = method.model_dump(exclude_defaults=True)
+    return f"{{{', '.join(f'{name}: {json.dumps(value)}' for name, value in settings.items())}}}"
+
+
+def _of_rates(rows: Sequence[Row]) -> Iterator[str]:
+    """Whether the ranks differ by their ranks alone, or also by learning rates that nobody chose for them."""
+    trained = [row for row in rows if rates_of(row)]
+    shared = [row for row in trained if rates_of(row) == "shared"]
+    at_edge = [row["method"] for row in trained if rates_of(row) == "edge"]
+    if trained and all(rates_of(row) == "tuned" for row in trained):
+        yield "each rank at the best of the learning rates tried for it"
+    if shared:
+        rates = sorted({row["learning_rate"] for row in shared})
+        whose = f" ({', '.join(row['method'] for row in shared)})" if len(shared) < len(trained) else ""
+        one = f"at one shared learning rate, {rates[0]:g}"
+        several = f"at the learning rates {', '.join(f'{rate:g}' for rate in rates)}"
+        yield f"{one if len(rates) == 1 else several}, not searched for{whose}; another rate may order the ranks otherwise"
+    if at_edge:
+        yield f"{', '.join(at_edge)}: the best learning rate is the smallest or largest of those tried; try more that way"
+
+
+def write_picture(rows: Sequence[Row], sweep: Sweep) -> Path:
+    """Loss, minutes and memory by rank as a PNG beside the report."""
+    ending = "-".join(part for part in (sweep.model, sweep.alpha, sweep.targets) if part)
+    path = sweep.project.data.report.with_name(f"rank-sweep-{ending}.png")
+    with replacing(path) as temporary:
+        temporary.write_bytes(plots.swept_ranks(rows, "png", title=f"{sweep.model}: {sweep.in_words}"))
+    return path

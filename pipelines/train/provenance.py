@@ -1,0 +1,143 @@
+"""Where a saved model came from, by names that others know: never a folder of this machine."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+from pipelines.lake.files import read_json, write_json
+from pipelines.lake.weights_record import origin_of, packaged_name, packages
+from pipelines.settings.methods import traits_of
+from pipelines.weights.shortened import in_words, record_of_layers
+
+CARD_RECIPE = (
+    "kind", "rank", "alpha", "dropout", "rslora", "dora", "peft", "quantization", "targets", "learning_rate", "epochs",
+    "examples_per_step", "optimizer", "prompt", "template",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that was trained on: a repository of the hub and its commit, or a package and its version, or the name of a
+    folder alone; its licence by the hub's name for it, and where its terms stand."""
+
+    name: str
+    revision: str | None = None
+    of_hub: bool = False
+    license: str | None = None
+    license_link: str | None = None
+
+
+def base_of(folder: Path, licensed: Mapping[str, str | None] | None = None) -> Base:
+    """What is known of the weights in `folder`, and of their licence by the model's record."""
+    whole = _whole_base_of(folder, licensed)
+    if not (layers := record_of_layers(folder)):
+        return whole
+    # An adapter of it does not fit what the hub has under the name
+    return replace(whole, name=f"{whole.name} without its layers {in_words(layers['dropped'])}", of_hub=False)
+
+
+def _whole_base_of(folder: Path, licensed: Mapping[str, str | None] | None) -> Base:
+    record = origin_of(folder)
+    source: dict[str, Any] = record.get("source") or {}
+    known: dict[str, Any] = dict(licensed or {})
+    if source.get("hub"):
+        return Base(source["hub"], record.get("commit") or source.get("revision"), of_hub=True, **known)
+    if source.get("wheel"):
+        asked = packages(source["wheel"], source["file"])
+        names, versions = zip(*(package.split("==") for package, _ in asked), strict=True)
+        packaged = f"{packaged_name(source['file'])} of the Python package {', '.join(names)}"  # not like a hub's name
+        return Base(packaged, ", ".join(dict.fromkeys(versions)), **known)
+    if source.get("random"):
+        return Base(f"random weights in the shape of {source['random']}", **known)
+    return Base(record.get("folder", folder.name), **known)
+
+
+def data_of(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was trained on: each source with its number of records, the most first. Of a generator's answers the source is the model
+    that gave them; a folder of this machine is named by its last part alone."""
+    counted = Counter((_source_of(record), bool(record.get("provider"))) for record in records)
+    return [{"source": name, "generated": made, "records": n} for (name, made), n in counted.most_common()]
+
+
+def _source_of(record: Mapping[str, Any]) -> str:
+    if record.get("provider"):
+        return f"{_without_folder(record.get('model') or 'a model')} ({record['provider']})"
+    return _without_folder(record["source"])
+
+
+def _without_folder(name: str) -> str:
+    """A name as others know it (`owner/name` of a hub); of a path on this machine its last part."""
+    return name if _HUB_ID.match(name) and not Path(name).exists() else PurePath(name.replace("\\", "/")).name
+
+
+def data_in_words(data: Iterable[Mapping[str, Any]]) -> str:
+    """`966 of records.json, 34 answered by MODEL (claude)`."""
+    told = [f"{one['records']} {'answered by' if one['generated'] else 'of'} {one['source']}" for one in data]
+    return re.sub(r"[`|\s]+", " ", ", ".join(told))
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
+
+
+def name_base(adapter: Path, base: Base) -> None:
+    """Let an adapter's configuration name its base, where PEFT wrote the folder that it, and its tokenizer, were loaded from."""
+    config = read_json(adapter / "adapter_config.json") or {}
+    named = {"base_model_name_or_path": base.name, "revision": base.revision if base.of_hub else None}
+    if config.get("tokenizer_name_or_path"):  # of a prompt that began as words
+        named["tokenizer_name_or_path"] = base.name
+    write_json(adapter / "adapter_config.json", {**config, **named})
+
+
+def adapter_card(spec: Mapping[str, Any], base: Base, data: Sequence[Mapping[str, Any]]) -> str:
+    """A model card for an adapter, in the place of PEFT's, which names a folder and leaves the rest to be filled in."""
+    traits = traits_of(spec["recipe"])
+    return "\n".join(
+        [
+            *front_matter(base, data, library="peft", tags=("featherweight", str(traits.peft_type).lower()), relation="adapter"),
+            f"# {spec['model']} {spec['method']}", "",
+            f"{traits.an_adapter}, trained by Featherweight: method `{spec['method']}`, seed {spec['seed']}.", "",
+            "| | |", "| --- | --- |",
+            *rows(base, data, spec["recipe"]),
+            *(f"| {name} fingerprint | `{value}` |" for name, value in (spec.get("fingerprints") or {}).items() if value),
+            "",
+            terms(base), "",
+        ]
+    )  # fmt: skip
+
+
+def terms(base: Base) -> str:
+    """The terms under which the weights may be passed on."""
+    of_base = f"licence of the base model ({base.license_link})" if base.license_link else "licence of the base model"
+    return f"The {of_base} and the terms of the data it was trained on apply."
+
+
+def front_matter(
+    base: Base, data: Sequence[Mapping[str, Any]], *, library: str, tags: tuple[str, ...], relation: str
+) -> list[str]:
+    """What hubs read at the head of a card."""
+    named = [f"base_model: {base.name}", f"base_model_relation: {relation}"] if base.of_hub else []
+    licensed = [
+        f"{name}: {json.dumps(value)}" for name in ("license", "license_link") if (value := getattr(base, name))
+    ]
+    from_hub = [one["source"] for one in data if not one["generated"] and _HUB_ID.match(one["source"])]
+    sets = [f"datasets: {json.dumps(from_hub)}"] if from_hub else []
+    return [
+        "---", f"library_name: {library}", "pipeline_tag: text-generation", *named, *licensed, *sets,
+        f"tags: [{', '.join(tags)}]", "---", "",
+    ]  # fmt: skip
+
+
+def rows(base: Base, data: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:
+    """The base, the data and the settings as rows of a card's table."""
+    told = {"base": base.name, "base revision": base.revision, "base licence": base.license}
+    told |= {"trained on": data_in_words(data) or None}
+    told |= {name: recipe[name] for name in CARD_RECIPE if recipe.get(name) not in (None, {}, False)}
+    return [
+        f"| {name} | `{json.dumps(value) if isinstance(value, dict) else value}` |"
+        for name, value in told.items()
+        if value is not None
+    ]

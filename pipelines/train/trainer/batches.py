@@ -1,0 +1,109 @@
+"""Which examples make one optimizer step, and how a step is cut into micro-batches. The first is the same for every
+method, so that rows compare; the second only decides memory and speed."""
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.settings.methods import traits_of
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.fast_paths import ARCHITECTURES, UNKNOWN
+
+FLOATS_PER_WIDTH = 30  # numbers that a decoder layer keeps for the backward pass, per token and unit of width (roughly)
+
+
+def steps(examples: Sequence[Tokenized], *, epochs: float, per_step: int, seed: int) -> list[list[Tokenized]]:
+    """The examples of each optimizer step: shuffled anew each epoch, `per_step` at a time, the last step the rest."""
+    total = max(1, math.ceil(len(examples) * epochs))
+    order: list[Tokenized] = []
+    for epoch in range(math.ceil(epochs)):
+        deck = list(examples)
+        random.Random(f"{seed}/{epoch}").shuffle(deck)
+        order += deck
+    order = order[:total]
+    return [order[start : start + per_step] for start in range(0, total, per_step)]
+
+
+def held_back(examples: Sequence[Tokenized], share: float) -> tuple[list[Tokenized], list[Tokenized]]:
+    """`examples` without a slice, and that slice: `share` of them, at least one, chosen by their ids alone."""
+    ranked = sorted(examples, key=lambda e: hashlib.sha256(f"held back/{e.example_id}".encode()).digest())
+    count = max(1, round(share * len(ranked)))
+    away = {example.example_id for example in ranked[:count]}
+    return [e for e in examples if e.example_id not in away], ranked[:count]
+
+
+def micro_batches(examples: Sequence[Tokenized], *, max_tokens: int, virtual: int = 0) -> list[list[Tokenized]]:
+    """`examples` by length, longest first, in groups whose padded size (rows × longest) is at most `max_tokens`; an
+    example longer than that goes alone. An adapter's `virtual` tokens before each row count, too."""
+    groups: list[list[Tokenized]] = []
+    for example in sorted(examples, key=lambda e: (-len(e), e.name)):
+        if groups and (len(groups[-1]) + 1) * (len(groups[-1][0]) + virtual) <= max_tokens:
+            groups[-1].append(example)
+        else:
+            groups.append([example])
+    return groups
+
+
+def dealt(
+    examples: Sequence[Tokenized], *, max_tokens: int, ranks: int, virtual: int = 0
+) -> list[list[list[Tokenized]]]:
+    """The micro-batches of each of `ranks` processes, which together hold every example once: longest first, each goes to the
+    process with the fewest tokens so far. One process gets `micro_batches`; of more than there are examples some get none."""
+    hands: list[list[Tokenized]] = [[] for _ in range(ranks)]
+    held = [0] * ranks
+    for example in sorted(examples, key=lambda e: (-len(e), e.name)):
+        rank = held.index(min(held))
+        hands[rank].append(example)
+        held[rank] += len(example)
+    return [micro_batches(hand, max_tokens=max_tokens, virtual=virtual) for hand in hands]
+
+
+def heaviest(
+    plan: Sequence[Sequence[Tokenized]], config: Any, recipe: Mapping[str, Any], *, ranks: int = 1
+) -> list[list[Tokenized]]:
+    """The micro-batches of an optimizer step that needs as much memory as any of `plan` on any of `ranks`: the heaviest of those
+    that a step begins with and, where steps accumulate, of those that follow, which meet the gradients of the first."""
+    virtual = traits_of(recipe).virtual_tokens
+    dealt_out = [dealt(step, max_tokens=recipe["micro_batch_tokens"], ranks=ranks, virtual=virtual) for step in plan]
+    parts = [part for hands in dealt_out for part in hands if part]
+    first, later = [part[0] for part in parts], [batch for part in parts for batch in part[1:]]
+
+    def weight(batch: Sequence[Tokenized]) -> tuple[int, int]:
+        """Numbers kept for the backward pass; of equal ones, the tokens learned."""
+        learned = sum(example.learned for example in batch)
+        return kept_numbers(len(batch) * (len(batch[0]) + virtual), learned, config, recipe), learned
+
+    return [max(batches, key=weight) for batches in (first, later) if batches]
+
+
+def kept_numbers(tokens: int, learned: int, config: Any, recipe: Mapping[str, Any]) -> int:
+    """About how many numbers a micro-batch of so many padded tokens keeps. Logits count where they are made whole, not a piece at
+    a time: they, their log-softmax and their gradient."""
+    layers = config.num_hidden_layers
+    kept = layers + FLOATS_PER_WIDTH if recipe["gradient_checkpointing"] else layers * FLOATS_PER_WIDTH
+    in_pieces = ARCHITECTURES.get(config.model_type, UNKNOWN).head
+    return tokens * config.hidden_size * kept + (0 if in_pieces else 3 * learned * config.vocab_size)
+
+
+def smaller(plan: Sequence[Sequence[Tokenized]], *, max_tokens: int, ranks: int = 1, virtual: int = 0) -> int | None:
+    """`max_tokens` halved, as often as it takes to cut `plan` into smaller micro-batches, but no less than the longest example,
+    which then goes alone; None where all micro-batches are as small as that."""
+    parts = [part for step in plan for part in dealt(step, max_tokens=max_tokens, ranks=ranks, virtual=virtual)]
+    largest = max(len(batch) * (len(batch[0]) + virtual) for part in parts for batch in part)
+    longest = max(len(example) + virtual for step in plan for example in step)
+    if largest <= longest:
+        return None
+    halved = max_tokens // 2
+    while halved >= largest:
+        halved //= 2
+    return max(halved, longest)
+
+
+def learning_rate_share(step: int, *, total: int, warmup_share: float) -> float:
+    """Linear warm-up, then half a cosine down to zero; `step` counts from 0. Between 0 and 1."""
+    warmup = math.ceil(total * warmup_share)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

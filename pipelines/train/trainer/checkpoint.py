@@ -1,0 +1,263 @@
+"""A run's whole state between two optimizer steps, on disk: whole or absent, and without pickle.
+
+Tensors (weights that train, the optimizer's, random states) are safetensors; numbers, batch order and measured sums JSON.
+Going on from one gives the same bits as never having stopped, on the same machine with as many threads and ranks. Of several
+ranks the first writes what all hold alike; each other writes, beside it, its own random states and, where weights are sharded, its
+part of weights and optimizer states.
+
+Where early stopping keeps the best step's weights, they lie beside the checkpoints, in a folder of their own, and each checkpoint
+links the file: a better step may replace the folder, and what a checkpoint says of the best step still holds.
+"""
+# ruff: noqa: TID253
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from pipelines.lake.disk import DiskFullError, is_full
+from pipelines.lake.files import read_json, write_json
+from pipelines.runs.checkpoints import BEST, CURVE, FOLDER, STATE, TENSORS, whole
+from pipelines.settings.methods import traits_of
+from pipelines.train.trainer.devices import paged
+from pipelines.train.trainer.devices.ranks import Ranks, local_part, with_local_part
+from pipelines.train.trainer.tensor_file import save_file
+
+Json = dict[str, Any]
+Tensors = dict[str, torch.Tensor]
+BEST_FOLDER = ".best"  # of the best step's weights, without its number
+
+
+@dataclass(frozen=True)
+class Random:
+    """The states of all random generators at one moment."""
+
+    tensors: Tensors
+    numbers: Json
+
+    @classmethod
+    def now(cls) -> "Random":
+        _, keys, position, has_gauss, gauss = np.random.get_state()
+        tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
+        if torch.cuda.is_available():
+            tensors["cuda"] = torch.cuda.get_rng_state()
+        version, internal, gauss_next = random.getstate()
+        numbers = {
+            "numpy": [int(position), int(has_gauss), float(gauss)],
+            "python": [version, list(internal), gauss_next],
+        }
+        return cls(tensors, numbers)
+
+    def set(self) -> None:
+        torch.set_rng_state(self.tensors["torch"])
+        if "cuda" in self.tensors:
+            torch.cuda.set_rng_state(self.tensors["cuda"])
+        keys = self.tensors["numpy"].numpy().astype(np.uint32)
+        np.random.set_state(("MT19937", keys, *self.numbers["numpy"]))
+        version, internal, gauss_next = self.numbers["python"]
+        random.setstate((version, tuple(internal), gauss_next))
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]
+) -> tuple[Tensors, dict[str, Json]]:
+    """What the optimizer remembers of each parameter, by the parameter's place: tensors as `<place>/<name>`, numbers apart."""
+    tensors: Tensors = {}
+    numbers: dict[str, Json] = {}
+    for place, parameter in enumerate(parameters):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{place}/{name}"] = local_part(value)
+            else:
+                numbers.setdefault(str(place), {})[name] = value
+    return tensors, numbers
+
+
+def set_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[torch.nn.Parameter],
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Json],
+) -> None:
+    """Give `optimizer` what `optimizer_state` made; paged memory keeps its place and gets new content."""
+    if paged.is_paged(optimizer):
+        paged.make_room(optimizer)
+    for place, own in numbers.items():
+        optimizer.state[parameters[int(place)]] |= own
+    for key, value in tensors.items():
+        place, _, name = key.partition("/")
+        parameter = parameters[int(place)]
+        held = optimizer.state[parameter].get(name)
+        if paged.is_page(held):
+            held.copy_(value)
+            continue
+        # all lies beside its parameter, also the fused kernel's step counter, which is whole on every rank
+        beside = value.to(parameter.device) if name == "step" else with_local_part(parameter, value)
+        optimizer.state[parameter][name] = beside
+
+
+def write(
+    attempt: Path,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    state: Json,
+    ranks: Ranks | None = None,
+    best: Path | None = None,
+) -> Path:
+    """Make `checkpoints/step-<step>/` of the attempt's folder and remove those before it. `best` is what `write_best` made, if
+    anything. All of `ranks` call this together.
+
+    Raises:
+        DiskFullError: what was written of it is removed again.
+    """
+    ranks = ranks or Ranks()
+    final = attempt / FOLDER / f"step-{step:08}"
+    with _whole_or_absent(final, f"the checkpoint of step {step}", ranks) as partial:
+        save_file(_local(tensors), file := partial / of_rank(TENSORS, ranks.rank))
+        write_json(partial / of_rank(STATE, ranks.rank), state)
+        _flush(file)
+        if best:
+            _link(best / of_rank(TENSORS, ranks.rank), partial / of_rank(BEST, ranks.rank))
+        if ranks.rank == 0 and (curve := attempt / CURVE).exists():
+            shutil.copyfile(curve, partial / CURVE)
+    if ranks.rank == 0:
+        for older in whole(attempt):
+            if older != final:
+                shutil.rmtree(older, ignore_errors=True)
+    ranks.wait()
+    return final
+
+
+def write_best(attempt: Path, step: int, weights: Mapping[str, torch.Tensor], ranks: Ranks) -> Path:
+    """Keep the weights of the best step so far in place of those of the one before it; returns their folder. All of `ranks` call
+    this together, with {} where another rank's file holds theirs.
+
+    Raises:
+        DiskFullError: what was written of it is removed again.
+    """
+    final = _best_folder(attempt, step)
+    with _whole_or_absent(final, f"the weights of step {step}, the best so far", ranks) as partial:
+        if weights:
+            named = {f"weights/{name}": tensor for name, tensor in weights.items()}
+            save_file(_local(named), file := partial / of_rank(TENSORS, ranks.rank))
+            _flush(file)
+    if ranks.rank == 0:
+        for older in final.parent.glob(f"{BEST_FOLDER}-*"):
+            if older != final:
+                shutil.rmtree(older, ignore_errors=True)
+    ranks.wait()
+    return final
+
+
+def take_over_best(earlier: Path, attempt: Path, step: int, ranks: Ranks) -> Path:
+    """The best step's weights of the checkpoint `earlier`, as if `write_best` had made them in `attempt`."""
+    final = _best_folder(attempt, step)
+    with _whole_or_absent(final, f"the weights of step {step}, the best so far", ranks) as partial:
+        _link(earlier / of_rank(BEST, ranks.rank), partial / of_rank(TENSORS, ranks.rank))
+    ranks.wait()
+    return final
+
+
+def _best_folder(attempt: Path, step: int) -> Path:
+    return attempt / FOLDER / f"{BEST_FOLDER}-{step:08}"
+
+
+@contextmanager
+def _whole_or_absent(final: Path, what: str, ranks: Ranks) -> Iterator[Path]:
+    """A folder for all of `ranks` to write into, which is renamed to `final` once each of them has.
+
+    Raises:
+        DiskFullError: `what` could not be written.
+    """
+    partial = final.with_name(f".{final.name.removeprefix('.')}.partial")
+    try:
+        if ranks.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        ranks.wait()
+        yield partial
+        ranks.wait()
+        if ranks.rank == 0:
+            _flush(partial)
+            shutil.rmtree(final, ignore_errors=True)  # of a run that goes on and was stopped again before its next step
+            partial.rename(final)
+            _flush(final.parent)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_full(error):
+            raise DiskFullError(what, final.parent.parent, None) from error
+        raise
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give `file`, where there is one, another name: on a file system without links a copy."""
+    if not file.exists():
+        return
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
+def of_rank(name: str, rank: int) -> str:
+    """The file `name` of the first rank, or its like of another."""
+    return f"rank-{rank}.{name}" if rank else name
+
+
+def read_state(checkpoint: Path, rank: int = 0) -> Json:
+    state = read_json(checkpoint / of_rank(STATE, rank))
+    if state is None:
+        raise ValueError(f"{checkpoint} is no whole checkpoint: remove it, then run again")
+    return state
+
+
+def read_tensors(checkpoint: Path, group: str, rank: int = 0) -> Tensors:
+    """The tensors whose names begin with `group`/, by the rest of their names."""
+    with safe_open(checkpoint / of_rank(TENSORS, rank), "pt") as file:
+        names = [name for name in file.keys() if name.startswith(f"{group}/")]  # noqa: SIM118
+        return {name.removeprefix(f"{group}/"): file.get_tensor(name) for name in names}
+
+
+def copy_weights(checkpoint: Path, named: Mapping[str, torch.nn.Parameter], rank: int = 0) -> None:
+    """Put the checkpoint's weights into the parameters, one at a time, so that no second set of them is in memory."""
+    with safe_open(checkpoint / of_rank(TENSORS, rank), "pt") as file, torch.no_grad():
+        for name, parameter in named.items():
+            local_part(parameter).copy_(file.get_tensor(f"weights/{name}"))
+
+
+def read_curve(checkpoint: Path) -> list[Json]:
+    path = checkpoint / CURVE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def size(named: Mapping[str, torch.nn.Parameter], recipe: Mapping[str, Any]) -> int:
+    """Bytes of a checkpoint: the weights that train and Adam's two states, each as large or (8-bit) a byte an element and a
+    float32 for every 256 of them; where ranks move, two more as large."""
+    weights = sum(p.numel() * p.element_size() for p in named.values())
+    elements = sum(p.numel() for p in named.values())
+    in_8_bits = recipe["optimizer"].endswith("8bit")
+    states = round(2 * elements * (1 + 4 / 256)) if in_8_bits else 2 * weights
+    return weights + states + (2 * weights if traits_of(recipe).moves_ranks else 0)
+
+
+def _local(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """What of each of `tensors` this rank holds."""
+    return {name: local_part(tensor).detach() for name, tensor in tensors.items()}
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,154 @@
+"""Output head and cross-entropy in one, a piece of the positions at a time, gradients included.
+
+Plain autograd keeps the logits, their log-softmax and their gradient at once: 3 × 4 bytes × positions × vocabulary. Here the
+gradient of a piece is made from its logits in place before the next piece is computed, so that one piece is all there is, and no
+product is done twice. The idea is that of Liger-Kernel's fused linear cross-entropy and of "Cut Your Losses" (Wijmans et al.
+2024), in plain PyTorch.
+"""
+# ruff: noqa: TID253
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.train.trainer.cpu.products import product, sums_in_float32, wide_product
+from pipelines.train.trainer.fast_paths import known_of
+
+# Of a piece's float32 logits on a CPU: enough rows for a fast product, little beside a model's activations.
+PIECE_BYTES = 64 * 2**20
+# On a card the head's weight is read anew for every piece, so pieces are larger there. A piece's logits, its slopes in half
+# precision and its passing values come to about two of so many parts of the card.
+PARTS_OF_CARD = 30
+MOST_ROWS = 2048  # more do not make a card's product faster
+
+
+def plain_head(model: Any) -> nn.Linear | None:
+    """The output head if it is a linear layer without bias or adapter whose output is the logits up to soft-capping; else
+    None: the model's own forward pass must then compute them."""
+    head = model.get_output_embeddings()
+    divided = hasattr(head.weight, "ds_id")  # by ZeRO: then it is whole only while its own module computes
+    return head if known_of(model).head and type(head) is nn.Linear and head.bias is None and not divided else None
+
+
+def soft_cap(model: Any) -> float | None:
+    """Gemma 2's bound on logits: cap × tanh(logits / cap)."""
+    return getattr(_config(model), "final_logit_softcapping", None)
+
+
+def _config(model: Any) -> Any:
+    return getattr(model, "module", model).config  # DeepSpeed's engine around a model has a config of its own
+
+
+def rows_on_card(vocabulary: int, memory: int) -> int:
+    """Positions of a piece on a card of `memory` bytes: a multiple of 64, at most MOST_ROWS."""
+    rows = memory // PARTS_OF_CARD // (4 * vocabulary)
+    return min(MOST_ROWS, max(64, rows // 64 * 64))
+
+
+def rows_of_piece(vocabulary: int, device: torch.device) -> int:
+    """Positions whose logits are there at once."""
+    if device.type == "cpu":
+        return max(16, PIECE_BYTES // (4 * vocabulary))
+    return rows_on_card(vocabulary, _usable_bytes(device))
+
+
+def _usable_bytes(device: torch.device) -> int:
+    """Of the card, what a memory budget leaves of it."""
+    card = torch.cuda.current_device() if device.index is None else device.index
+    share = torch.cuda.get_per_process_memory_fraction(card)
+    return int(share * torch.cuda.get_device_properties(card).total_memory)
+
+
+def _pieces(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
+    size = rows_of_piece(vocabulary, device)
+    return [slice(start, min(rows, start + size)) for start in range(0, rows, size)]
+
+
+def logits_of(hidden: torch.Tensor, weight: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """(rows × vocabulary) float32 logits of (rows × width) hidden states."""
+    logits = product(hidden, weight).float()
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+class _SummedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None, share: float
+    ) -> torch.Tensor:
+        kind = hidden.device.type
+        casts = torch.is_autocast_enabled(kind)
+        half = torch.get_autocast_dtype(kind) if casts else hidden.dtype
+        inputs, head = hidden.to(half), weight.to(half)
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_weight = None
+        # Slopes lie between -1 and 1. A share of them, one of thousands, would leave float16's range before the loss is scaled:
+        # in half precision the share comes later, together with that scale.
+        now, ctx.later = (share, 1.0) if half is torch.float32 else (1.0, share)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        # from here on formats are chosen one by one
+        with torch.autocast(kind, enabled=False) if casts else nullcontext():
+            for piece in _pieces(len(targets), len(weight), hidden.device):
+                logits = logits_of(inputs[piece], head, cap)
+                total += _loss_into_gradient(logits, targets[piece], cap) * share
+                slope = (logits if now == 1 else logits.mul_(now)).to(half)
+                if of_hidden is not None:
+                    of_hidden[piece] = product(slope, head.t())
+                if ctx.needs_input_grad[1]:
+                    of_weight = _add_of_weight(of_weight, logits, slope, inputs[piece])
+        ctx.save_for_backward(of_hidden, of_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # what comes back is the loss's scale: 1, or float16's
+        of_hidden, of_weight = ctx.saved_tensors
+        scale = gradients[0].float() * ctx.later
+        if scale.device.type == "cpu" and scale.item() == 1:  # on a card, looking at it would make the host wait
+            return of_hidden, of_weight, None, None, None
+        of_hidden = None if of_hidden is None else (of_hidden.float() * scale).to(of_hidden.dtype)
+        of_weight = None if of_weight is None else of_weight.mul_(scale)
+        return of_hidden, of_weight, None, None, None
+
+
+def _add_of_weight(
+    total: torch.Tensor | None, logits: torch.Tensor, slope: torch.Tensor, inputs: torch.Tensor
+) -> torch.Tensor:
+    """The head's gradient (float32) with a piece's: slopesᵀ · inputs, summed in float32. `slope` is `logits`, which hold float32
+    slopes by now, in the format of `inputs`; `total` (None: nothing yet) may be changed."""
+    if sums_in_float32(slope):
+        return wide_product(slope.t(), inputs, total)
+    made = product(logits.t(), inputs.float().t())
+    return made if total is None else total.add_(made)
+
+
+def _loss_into_gradient(logits: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """The summed negative log-likelihood; `logits` become its gradient by what the head itself put out: softmax minus one at
+    the target, times the soft-cap's slope 1 − (logits / cap)²."""
+    at = torch.arange(len(targets), device=targets.device)
+    slope = None if cap is None else (logits / cap).square_().neg_().add_(1)
+    normalizer = logits.logsumexp(dim=-1)
+    loss = (normalizer - logits[at, targets]).sum()
+    logits.sub_(normalizer[:, None]).exp_()
+    logits[at, targets] -= 1
+    if slope is not None:
+        logits.mul_(slope)
+    return loss
+
+
+def summed_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, cap: float | None, share: float
+) -> torch.Tensor:
+    """`share` × Σ negative log-likelihood (nats) of `targets` (rows) given `hidden` (rows × width) and the head's `weight`
+    (vocabulary × width). The result must be used as it is, at most scaled: its gradient is computed now."""
+    return _SummedLoss.apply(hidden, weight, targets, cap, share)  # pyright: ignore[reportReturnType]
+
+
+def losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, cap: float | None) -> torch.Tensor:
+    """Negative log-likelihood (nats, float32) of every target, without gradients."""
+    pieces = []
+    for piece in _pieces(len(targets), len(weight), hidden.device):
+        logits = logits_of(hidden[piece], weight, cap)
+        pieces.append(nn.functional.cross_entropy(logits, targets[piece], reduction="none"))
+    return torch.cat(pieces)

@@ -1,0 +1,1 @@
+"""CUDA cards, and the processes that train one cell together."""

@@ -1,0 +1,199 @@
+"""The processes that train one cell together (ranks, one a device), and what they tell one another.
+
+Every rank holds the model and computes some of each optimizer step's micro-batches; gradients are summed over all of them once a
+step, before clipping, so that every rank takes the same step on the same bits. A plain sum rather than torch's DDP class: that
+wants an equal number of passes on every rank, divides by the number of ranks rather than by learned tokens, and finds out which
+parameters took part from the output of a forward pass, which `losses` passes by.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from pipelines.errors import UnavailableError
+from pipelines.hardware.cuda_devices import VISIBLE
+from pipelines.runs.deepspeed import ZERO_STAGES
+from pipelines.runs.status import MEETING
+from pipelines.settings.methods import traits_of
+
+BUCKET_BYTES = 32 * 2**20  # gradients that are sent together: fewer messages, and a copy no larger than this
+PATIENCE = timedelta(minutes=30)  # with a rank that loads, quantizes or writes a checkpoint
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number among `count`, and how a cell is divided over them."""
+
+    rank: int = 0
+    count: int = 1
+    sharding: str = "none"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether more than examples is divided, so that all must make as many passes."""
+        return self.sharding not in ("none", "ddp")
+
+    def sums(self, numbers: Sequence[float]) -> list[float]:
+        """Each of `numbers` summed over the ranks."""
+        if self.count == 1:
+            return list(numbers)
+        import torch
+        from torch import distributed
+
+        told = torch.tensor(list(numbers), dtype=torch.float64)
+        distributed.all_reduce(told)
+        return told.tolist()
+
+    def each(self, number: float) -> list[float]:
+        """Every rank's `number`, by rank."""
+        return [own for (own,) in self.all_of([number])]
+
+    def all_of(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Every rank's `numbers`, by rank; all give as many."""
+        own = [number if rank == self.rank else 0.0 for rank in range(self.count) for number in numbers]
+        summed, width = self.sums(own), len(numbers)
+        return [summed[rank * width : (rank + 1) * width] for rank in range(self.count)]
+
+    def as_first_says(self, decision: bool) -> bool:
+        """The first rank's `decision`, on every rank: of what a clock tells, each would decide for itself."""
+        return bool(self.sums([float(decision and self.rank == 0)])[0])
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.sums([0.0])
+
+    def sum_gradients(self, parameters: Sequence[Any]) -> None:
+        """The gradient of each of `parameters`, in place, becomes its sum over the ranks; None counts as zero."""
+        import torch
+
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([parameter.grad for parameter in parameters]):
+            _sum(bucket)
+
+    @property
+    def holder(self) -> int:
+        """The rank in whose checkpoint file this one's weights are."""
+        return self.rank if self.sharding == "fsdp" else 0
+
+
+def require_divisible(recipe: Mapping[str, Any], sharding: str) -> None:
+    """Raises UnavailableError where a recipe's weights or optimizer states cannot be divided as `sharding` says."""
+    if sharding in ("none", "ddp"):
+        return
+    advice = "use ddp for this method, in a profile of its own"
+    if recipe["quantization"]:
+        raise UnavailableError(f"sharding: {sharding} cannot divide {recipe['quantization']} weights: {advice}")
+    traits = traits_of(recipe)
+    if sharding in ZERO_STAGES and traits.has_adapter and not traits.is_short:
+        raise UnavailableError(
+            f"sharding: {sharding} would save what trains of {traits.peft_type}, and not the rest of it: {advice}"
+        )
+    if traits.moves_ranks or traits.virtual_tokens or recipe.get("loraplus_lr_ratio"):
+        named = "loraplus_lr_ratio" if traits.peft_type == "LORA" else traits.peft_type
+        raise UnavailableError(f"sharding: {sharding} has not been tried with {named}: {advice}")
+    if recipe["optimizer"] != "adamw":
+        raise UnavailableError(f"sharding: {sharding} cannot divide the states of {recipe['optimizer']}: {advice}")
+    if sharding in ZERO_STAGES and isinstance(recipe["learning_rate"], list) and "search_cap" not in recipe:
+        raise UnavailableError(
+            f"sharding: {sharding} cannot go back to try several learning rates: name one, or use fsdp"
+        )
+
+
+def join(sharding: str) -> Ranks:
+    """Meet the other processes of this cell, if it has others (as torchrun's environment says), each with a device of its own.
+
+    Raises:
+        UnavailableError: this machine has fewer GPUs than the cell has processes, or torch cannot use them.
+    """
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1:
+        return Ranks()
+    import torch
+    from torch import distributed
+
+    from pipelines.train.trainer.devices import card
+
+    card.require_usable()
+    rank, place = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        if place >= (cards := torch.cuda.device_count()):
+            raise UnavailableError(
+                f"devices: {count}, but this machine has {cards} GPUs{_of_all()}: set devices to {cards} or fewer"
+            )
+        torch.cuda.set_device(place)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    meeting = os.environ.get(MEETING, "env://")
+    distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=count, timeout=PATIENCE)
+    return Ranks(rank, count, sharding)
+
+
+def _of_all() -> str:
+    """What makes some of the machine's GPUs invisible, if anything does."""
+    told = os.environ.get(VISIBLE)
+    return "" if told is None else f" (those of {VISIBLE}={told})"
+
+
+def part() -> None:
+    """Leave the others, at a good end."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def draw_apart(ranks: Ranks, seed: int) -> None:
+    """From now on random numbers (dropout's) differ by rank; the first keeps those of a process that is alone."""
+    if ranks.rank:
+        import torch
+
+        torch.manual_seed(seed + 2**32 * ranks.rank)
+
+
+def local_part(tensor: Any) -> Any:
+    """What of `tensor` this rank holds: of one that is sharded its shard, else all."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def with_local_part(parameter: Any, part: Any) -> Any:
+    """`part` beside `parameter`: a plain tensor, or sharded as the parameter is, of which it is this rank's shard."""
+    if not hasattr(parameter, "to_local"):
+        return part.to(parameter.device)
+    from torch.distributed.tensor import DTensor
+
+    spec = {"shape": parameter.shape, "stride": parameter.stride()}
+    placed = part.to(parameter.to_local().device)
+    return DTensor.from_local(placed, parameter.device_mesh, parameter.placements, run_check=False, **spec)
+
+
+def _buckets(gradients: Sequence[Any]) -> list[list[Any]]:
+    """Neighbours of one dtype together, up to BUCKET_BYTES; a larger one alone."""
+    buckets: list[list[Any]] = []
+    room = 0
+    for gradient in gradients:
+        size = gradient.numel() * gradient.element_size()
+        if buckets and size <= room and buckets[-1][0].dtype == gradient.dtype:
+            buckets[-1].append(gradient)
+            room -= size
+        else:
+            buckets.append([gradient])
+            room = BUCKET_BYTES - size
+    return buckets
+
+
+def _sum(bucket: Sequence[Any]) -> None:
+    import torch
+    from torch import distributed
+
+    if len(bucket) == 1 and bucket[0].is_contiguous():
+        distributed.all_reduce(bucket[0])
+        return
+    flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+    distributed.all_reduce(flat)
+    start = 0
+    for gradient in bucket:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()

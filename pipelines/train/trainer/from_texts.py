@@ -1,0 +1,120 @@
+"""EVA (Paischer et al. 2024): LoRA's A begins as the directions in which a layer's inputs vary most on the first training examples.
+Layers whose inputs vary in more directions get more of the ranks.
+
+PEFT computes it (`initialize_lora_eva_weights`), an incremental decomposition that goes over the same batches until it settles.
+"""
+# ruff: noqa: TID253
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pipelines.errors import UnavailableError
+from pipelines.train.trainer import batches
+from pipelines.train.trainer.checkpoint import Random
+from pipelines.train.trainer.examples import IGNORE, Tokenized
+from pipelines.train.trainer.losses import head_on_positions
+
+BATCHES = 8  # of the plan's first examples that PEFT is shown, over and over
+PASSES = 25  # over these; a decomposition that has not settled by then is said not to
+
+
+def begin(model: Any, train: Sequence[Tokenized], recipe: Mapping[str, Any], *, seed: int) -> None:
+    """Give the fresh LoRA of `model` its first weights. The random states are afterwards as before, and ranks may differ by layer.
+
+    Raises:
+        UnavailableError: the examples learn too few tokens for so many directions, or the decomposition does not settle.
+    """
+    from peft import initialize_lora_eva_weights
+
+    config, before = model.active_peft_config, Random.now()
+    wanted = round(config.r * config.eva_config.rho)
+    shown = _shown(_in_order(train, recipe, seed), wanted, learned_only=config.eva_config.use_label_mask, recipe=recipe)
+    device = next(model.parameters()).device
+    calls = 0
+
+    with head_on_positions(model) as positions:
+        positions[:] = [torch.zeros(1, dtype=torch.long, device=device)]  # logits are not looked at
+
+        def forward(adapted: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > PASSES * len(shown):
+                raise UnavailableError(
+                    f"EVA has not settled after {PASSES} passes over {len(shown)} batches: take a smaller r or rho, a smaller tau, "
+                    "or more examples"
+                )
+            return adapted(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+
+        initialize_lora_eva_weights(
+            model,
+            shown,
+            forward_fn=forward,
+            prepare_model_inputs_fn=_places,
+            prepare_layer_inputs_fn=_at_places,
+            gather_distributed_inputs=False,
+            show_progress_bar=False,
+        )
+    before.set()
+
+
+def _places(inputs: Mapping[str, torch.Tensor], config: Any) -> torch.Tensor:
+    """Of a batch's tokens, counted through its rows, those whose hidden states count."""
+    counts = inputs["attention_mask"].bool()
+    if config.eva_config.use_label_mask:
+        counts &= inputs["labels"] != IGNORE
+    return counts.flatten().nonzero().squeeze(1)
+
+
+def _at_places(inputs: Any, places: torch.Tensor, _name: str) -> torch.Tensor:
+    """A layer's inputs at `places`. PEFT's own function wants rows × length × width, and OPT puts the first two into one."""
+    hidden = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
+    return hidden.reshape(-1, hidden.shape[-1])[places]
+
+
+def _in_order(train: Sequence[Tokenized], recipe: Mapping[str, Any], seed: int) -> list[Tokenized]:
+    """Each example once, in the order in which the first epoch trains on them."""
+    plan = batches.steps(train, epochs=min(1.0, recipe["epochs"]), per_step=recipe["examples_per_step"], seed=seed)
+    return [example for step in plan for example in step]
+
+
+def _shown(
+    examples: Sequence[Tokenized], directions: int, *, learned_only: bool, recipe: Mapping[str, Any]
+) -> list[dict[str, torch.Tensor]]:
+    """At most BATCHES batches, each of as many examples as an optimizer step and with at least as many tokens as `directions`: PEFT
+    passes over a batch with fewer, in silence and without end.
+
+    Raises:
+        UnavailableError: all examples together have fewer.
+    """
+    made: list[dict[str, torch.Tensor]] = []
+    rows: list[Tokenized] = []
+    for example in examples:
+        rows.append(example)
+        tokens = sum(row.learned if learned_only else len(row) for row in rows)
+        if len(rows) >= recipe["examples_per_step"] and tokens >= directions:
+            made.append(_batch(rows))
+            rows = []
+        if len(made) == BATCHES:
+            break
+    if rows and not made and sum(row.learned if learned_only else len(row) for row in rows) >= directions:
+        made.append(_batch(rows))
+    if not made:
+        raise UnavailableError(
+            f"EVA looks for {directions} directions (r × rho) in the training examples, which learn fewer tokens: take a smaller r "
+            "or rho, or more examples"
+        )
+    return made
+
+
+def _batch(rows: Sequence[Tokenized]) -> dict[str, torch.Tensor]:
+    """Padded on the right: ids, mask, and labels (IGNORE where nothing is learned)."""
+    longest = max(map(len, rows))
+    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    labels, mask = torch.full_like(ids, IGNORE), torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(row.input_ids)
+        labels[place, : len(row)] = torch.tensor(row.labels)
+        mask[place, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

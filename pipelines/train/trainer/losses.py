@@ -1,0 +1,135 @@
+"""The completion's loss without the prompt's logits: the output head is applied to the wanted positions only."""
+# ruff: noqa: TID253
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from pipelines.train.trainer import chunked, virtual_tokens
+from pipelines.train.trainer.attention import causal
+from pipelines.train.trainer.examples import IGNORE, Tokenized
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A micro-batch on its device: token ids (rows × longest, padded on the right), the `positions` that learn, counted through all
+    rows (of rows × longest), and the token to learn at each."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+
+
+Batch = Sequence[Tokenized] | Inputs  # of one micro-batch
+
+
+@contextmanager
+def head_on_positions(model: Any) -> Iterator[list[torch.Tensor]]:
+    """While open, the output head sees only the hidden states at the positions (`Inputs.positions`) put into the yielded
+    one-element list, so that logits are (positions × vocabulary) rather than (batch × length × vocabulary)."""
+    wanted: list[torch.Tensor] = []
+    head = model.get_output_embeddings()
+
+    def gather(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = inputs[0]
+        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, wanted[0]), *inputs[1:])
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield wanted
+    finally:
+        handle.remove()
+
+
+def put_on(device: torch.device, micro_batches: Sequence[Sequence[Tokenized]]) -> list[Inputs]:
+    """The inputs of each micro-batch on `device`. All numbers travel in one copy, which the host does not wait for."""
+    parts = [part for batch in micro_batches for part in _on_host(batch)]
+    if not parts:
+        return []
+    flat = torch.cat([part.flatten() for part in parts])
+    if device.type != "cpu":
+        flat = flat.pin_memory()
+    pieces = flat.to(device, non_blocking=True).split([part.numel() for part in parts])
+    there = [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    return [Inputs(*three) for three in zip(there[::3], there[1::3], there[2::3], strict=True)]
+
+
+def _on_host(batch: Sequence[Tokenized]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The fields of `Inputs` in their order."""
+    longest = max(len(example) for example in batch)
+    ids = torch.zeros((len(batch), longest), dtype=torch.long)
+    labels = torch.full((len(batch), longest), IGNORE, dtype=torch.long)
+    for row, example in enumerate(batch):
+        ids[row, : len(example)] = torch.tensor(example.input_ids)
+        labels[row, : len(example)] = torch.tensor(example.labels)
+    targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
+    positions = (targets != IGNORE).nonzero().squeeze(1)
+    return ids, positions, targets[positions]
+
+
+def token_losses(model: Any, batch: Batch, wanted: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Negative log-likelihood (nats, float32) of every learned token of `batch`, row after row; where gradients are off, a
+    piece of the logits at a time.
+
+    Rows are padded on the right; under a causal mask no real token sees the padding, so no padding mask is needed.
+    """
+    inputs = _wanted_inputs(model, batch, wanted, device)
+    head = None if torch.is_grad_enabled() else chunked.plain_head(model)
+    if head is None:
+        logits = _forward(model, inputs.ids).logits
+        return functional.cross_entropy(logits.float(), inputs.targets, reduction="none")
+    hidden = _hidden(model, head, inputs.ids)
+    return chunked.losses(hidden, head.weight, inputs.targets, cap=chunked.soft_cap(model))
+
+
+def step_loss(
+    model: Any, batch: Batch, wanted: list[torch.Tensor], device: torch.device, *, learned: float
+) -> torch.Tensor:
+    """Σ of `token_losses` / `learned`, for a backward pass: with a head that `chunked` knows, its gradient is made a piece at
+    a time; otherwise by plain autograd."""
+    head = chunked.plain_head(model)
+    if head is None:
+        return token_losses(model, batch, wanted, device).sum() / learned
+    inputs = _wanted_inputs(model, batch, wanted, device)
+    hidden = _hidden(model, head, inputs.ids)
+    return chunked.summed_loss(hidden, head.weight, inputs.targets, cap=chunked.soft_cap(model), share=1 / learned)
+
+
+def _wanted_inputs(model: Any, batch: Batch, wanted: list[torch.Tensor], device: torch.device) -> Inputs:
+    """The inputs of `batch`; their positions, as `model` counts them, are put into `wanted`."""
+    inputs = batch if isinstance(batch, Inputs) else put_on(device, [batch])[0]
+    wanted[:] = [virtual_tokens.shifted(inputs.positions, inputs.ids.shape[1], virtual_tokens.embedded(model))]
+    return inputs
+
+
+def _forward(model: Any, ids: torch.Tensor) -> Any:
+    in_cache = virtual_tokens.cached(model) > 0  # which a text sees before itself, so that its mask is not causal alone
+    with nullcontext() if in_cache else causal(model, ids.device):
+        return model(input_ids=ids, use_cache=False)
+
+
+def _hidden(model: Any, head: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What the head would get (positions × width). It is passed by, so that whatever the model does to its output afterwards
+    is done to something small and dropped."""
+    caught: list[torch.Tensor] = []
+
+    def pass_by(hidden: torch.Tensor) -> torch.Tensor:
+        caught.append(hidden)
+        return hidden.detach()
+
+    head.forward = pass_by
+    try:
+        _forward(model, ids)
+    finally:
+        del head.forward
+    return caught[0]
+
+
+def scored_mask(batch: Sequence[Tokenized]) -> torch.Tensor:
+    """Which of `token_losses` count in bits per byte: those of ordinary tokens."""
+    flags = [s for example in batch for s, label in zip(example.scored, example.labels, strict=True) if label != IGNORE]
+    return torch.tensor(flags, dtype=torch.bool)

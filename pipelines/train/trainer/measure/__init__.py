@@ -1,0 +1,1 @@
+"""What a cell used: memory, time, the share of the processors."""

@@ -1,0 +1,229 @@
+"""An adapter by PEFT's own configuration class, and whether what was saved of one is what was trained."""
+# ruff: noqa: TID253
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.errors import UnavailableError, WorkError
+from pipelines.lake.files import read_json, write_json
+from pipelines.runs.worker import is_out_of_memory
+from pipelines.settings.methods import AS_EMBEDDINGS, MOVES_RANKS, traits_of
+from pipelines.train.trainer import moving_ranks, rounding, virtual_tokens
+
+Recipe = dict[str, Any]
+Check = tuple[list[int], list[float]]  # a text's tokens, and the loss of each after the first before training
+CHECK = "reload_check.json"  # beside the saved adapter
+CHECK_TOKENS = 128
+# How far a token's loss (nats) may be off: a share of what training moved, and what rounding makes in float32 and in half precision
+SHARE, FLOOR = 0.05, {False: 1e-3, True: 0.1}
+# Values of init_lora_weights that are nothing without texts that PEFT is shown first
+NEEDS_DATA = ("corda", "lora_ga")
+LORAS_DEFAULT = {"q_proj", "v_proj"}  # where PEFT puts LoRA on a Llama, unless told otherwise
+
+
+def config_of(model: Any, recipe: Recipe, linear: Sequence[str]) -> Any:
+    """PEFT's configuration for the recipe. Where it names no modules: those of the recipe's `targets` (`auto`: `linear`), for an
+    adapter that PEFT, too, puts on the projections that LoRA goes to; of others PEFT knows better where they belong.
+
+    Raises:
+        UnavailableError: PEFT has no such method, or refuses its settings.
+    """
+    import peft
+
+    traits = traits_of(recipe)
+    given = dict(traits.peft)
+    kind = given.pop("peft_type")
+    with in_pefts_words(recipe):
+        known = {getattr(name, "value", name): made for name, made in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        if kind not in known:
+            raise UnavailableError(f"PEFT {peft.__version__} has no {kind}; it has {', '.join(sorted(known))}")
+        fields = {field.name: field.type for field in dataclasses.fields(known[kind])}
+        transposed = model.config.model_type == "gpt2"  # its Conv1D keeps weights so
+        _can_be_trained_here(kind, given, transposed=transposed)
+        _are_what_they_say(given, fields)
+        for name in ("target_modules", "modules_to_save"):
+            _modules_exist(model, name, given.get(name))
+        if "target_modules" in fields and recipe["targets"] is not None and _goes_where_lora_goes(kind):
+            given["target_modules"] = list(linear) if recipe["targets"] == "auto" else recipe["targets"]
+        if "fan_in_fan_out" in fields:
+            given.setdefault("fan_in_fan_out", transposed)
+        _set_by_us(model, recipe, given)
+        return known[kind](task_type="CAUSAL_LM", **given)
+
+
+def _set_by_us(model: Any, recipe: Recipe, given: dict[str, Any]) -> None:
+    """Fill in what the trainer knows of model and plan, and PEFT would have to be told.
+
+    Raises:
+        UnavailableError: LoftQ as it is not done here.
+    """
+    traits = traits_of(recipe)
+    if traits.moves_ranks:
+        given["total_step"] = moving_ranks.UNPLANNED
+    if traits.peft_type in AS_EMBEDDINGS:  # OPT-350M's embeddings are narrower than its hidden states
+        given.setdefault("token_dim", model.get_input_embeddings().embedding_dim)
+    if given.get("prompt_tuning_init") == "TEXT":
+        given.setdefault("tokenizer_name_or_path", model.name_or_path)
+    if traits.starts_from_rounding:  # after PEFT has put plain LoRA there (`rounding`)
+        rounding.require_known(given, recipe)
+        given |= {"init_lora_weights": True}
+        given.pop("loftq_config", None)
+
+
+def _are_what_they_say(given: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """PEFT takes any value that is not empty for yes, and leaves out without a word what it was shown no texts for."""
+    for name, value in given.items():
+        if fields.get(name) in (bool, "bool") and not isinstance(value, bool):
+            raise UnavailableError(f"peft.{name}: got {value!r}; expected true or false")
+    if (start := given.get("init_lora_weights")) in NEEDS_DATA:
+        raise UnavailableError(
+            f"peft.init_lora_weights: {start} wants to be shown texts before it begins, which is not done here"
+        )
+
+
+def _modules_exist(model: Any, setting: str, named: Any) -> None:
+    """PEFT itself complains only where none of the names is found."""
+    if not isinstance(named, list):
+        return  # a pattern, or PEFT's own choice
+    there = [f".{name}" for name, _ in model.named_modules()]
+    if missing := [name for name in named if not any(path.endswith(f".{name}") for path in there)]:
+        raise UnavailableError(f"peft.{setting}: this model has no module {', '.join(map(str, missing))}")
+
+
+def _tuner(kind: str) -> Any:
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    return next(
+        (made for name, made in PEFT_TYPE_TO_TUNER_MAPPING.items() if getattr(name, "value", name) == kind), None
+    )
+
+
+def _goes_where_lora_goes(kind: str) -> bool:
+    defaults = getattr(_tuner(kind), "target_module_mapping", None) or {}
+    return set(defaults.get("llama") or ()) == LORAS_DEFAULT
+
+
+def _can_be_trained_here(kind: str, given: Mapping[str, Any], *, transposed: bool) -> None:
+    stays = kind == "ADAMSS" and not given.get("use_asa")
+    if hasattr(_tuner(kind), "update_and_allocate") and kind != MOVES_RANKS and not stays:
+        raise UnavailableError(
+            f"{kind} moves its ranks about after every step (PEFT's update_and_allocate), which is done here for {MOVES_RANKS} "
+            "alone: without it, it would be another method"
+        )
+    if given.get("init_lora_weights") == "olora" and transposed:
+        raise UnavailableError(
+            "peft.init_lora_weights: PEFT's olora takes this model's weights, which lie transposed (Conv1D), for the others' way "
+            "round, and the model would begin as another one: take pissa"
+        )
+    if kind == "CPT":
+        raise UnavailableError("CPT weighs the losses of its own tokens with those of a text, which is not done here")
+    if kind == MOVES_RANKS and (end := given.get("target_r", 8)) >= (start := given.get("init_r", 12)):
+        raise UnavailableError(
+            f"peft.target_r: got {end}; expected less than init_r, {start}, from which ranks are taken"
+        )
+
+
+@contextmanager
+def in_pefts_words(recipe: Recipe) -> Iterator[None]:
+    """Raises UnavailableError for what PEFT raises about settings that are PEFT's own; of the short form's, we made them. Memory
+    that runs out meanwhile, whichever library reports it, says nothing about settings."""
+    try:
+        yield
+    except UnavailableError:
+        raise
+    except Exception as error:
+        traits = traits_of(recipe)
+        if traits.is_short or is_out_of_memory(error):
+            raise
+        raise UnavailableError(
+            f"PEFT's {traits.peft_type} with these settings on this model: {_said(error)}"
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text:.400}" if text else type(error).__name__
+
+
+def require_trainable(model: Any, recipe: Recipe, vocabulary: int) -> None:
+    """Try one step's forward and backward pass on a few tokens. Weights, gradients and random states are afterwards as before.
+
+    Raises:
+        UnavailableError: the adapter cannot compute them, trains nothing, or moves the tokens, so that losses would be of others.
+    """
+    if traits_of(recipe).is_short:
+        return  # known to work, on every architecture of the grid
+    from pipelines.train.trainer.checkpoint import Random
+
+    before, device = Random.now(), next(model.parameters()).device
+    ids = (torch.arange(8, device=device) % vocabulary).unsqueeze(0)
+    model.train()
+    with in_pefts_words(recipe):
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UnavailableError(f"{traits_of(recipe).peft_type} with these settings trains nothing of this model")
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        if (further := logits.shape[1] - ids.shape[1]) != virtual_tokens.embedded(model):
+            raise UnavailableError(
+                f"{traits_of(recipe).peft_type} moves a text's tokens by {further} places, and its settings do not say so: the "
+                "losses would be of others"
+            )
+        logits.float().logsumexp(-1).sum().backward()
+    model.zero_grad(set_to_none=True)
+    before.set()
+
+
+def losses_of(model: Any, ids: Sequence[int]) -> list[float]:
+    """Loss (nats) of each token after the first of a text's first ones, the model not training."""
+    training, checked = model.training, list(ids[:CHECK_TOKENS])
+    device = next(model.parameters()).device
+    tokens = torch.tensor([checked], device=device)
+    model.eval()
+    with torch.no_grad():
+        whole = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
+    logits = whole[virtual_tokens.embedded(model) : -1].float()
+    model.train(training)
+    return torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none").tolist()
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A text's tokens, and the loss of each after the first before training and after it."""
+
+    input_ids: list[int]
+    before: list[float]
+    after: list[float]
+
+
+def note(model: Any, check: Check, folder: Path) -> None:
+    """Write down what the trained model says of a text, for `require_as_saved`."""
+    ids, before = check
+    write_json(folder / CHECK, asdict(Noted(list(ids[:CHECK_TOKENS]), before, losses_of(model, ids))))
+
+
+def require_as_saved(model: Any, folder: Path) -> None:
+    """Raises WorkError where the adapter, loaded again, says something else of the noted text: a method may change the base when it
+    begins, or draw what it does not save, and then its file alone does not bring it back. What training has changed is the measure:
+    an adapter may be small."""
+    kept = read_json(folder / CHECK)
+    if kept is None:  # `kind: lora`, one of several ranks', or saved by earlier code
+        return
+    noted = Noted(**kept)
+    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
+    moved = _furthest(noted.before, noted.after)
+    off, most = _furthest(losses_of(model, noted.input_ids), noted.after), max(FLOOR[half], SHARE * moved)
+    if not off <= most:  # NaN too
+        raise WorkError(
+            f"the saved adapter, loaded again, is not what was trained: the loss of a token is off by {off:.2g} nats, where "
+            f"training had moved it by {moved:.2g} at most. Its file alone does not hold the method's result (an initialization "
+            "that changes the base or draws by chance, or random parts that are not saved): choose another one in peft"
+        )
+
+
+def _furthest(one: Sequence[float], other: Sequence[float]) -> float:
+    return max((abs(a - b) for a, b in zip(one, other, strict=True)), default=0.0)

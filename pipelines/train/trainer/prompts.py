@@ -1,0 +1,245 @@
+"""Records as tokens: the prompt as inference sends it, the answer that is learned behind it, and which tokens count."""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pipelines.train.trainer.conversations import Shots
+from pipelines.train.trainer.examples import IGNORE, Tokenized
+from pipelines.train.trainer.templates import AlpacaBlocks, ChatTemplate, Shown, Unshown
+
+DAY_BY_DAY = (
+    "its chat template writes today's date, so that prompts change from day to day; "
+    'models.{}.template: {{strftime_now: "2025-07-08"}} fixes the day'
+)
+
+
+class PromptFormat:
+    """How one model wants to be asked: its chat template with `template` as arguments, or Alpaca's plain text. `stops` are the ids
+    that its generation configuration ends at.
+
+    Raises:
+        ValueError: the tokenizer has no EOS or no offsets, or its chat template is missing or knows no such argument.
+    """
+
+    def __init__(
+        self, tokenizer: Any, style: str, template: Mapping[str, Any] | None = None, stops: Sequence[int] = ()
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.style = style
+        self._stops = list(stops)
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-sequence token, so an answer's end cannot be learned")
+        if not tokenizer.is_fast:
+            raise ValueError(
+                "the tokenizer does not say where its tokens stand in a text: expected a fast one (tokenizer.json)"
+            )
+        ends = [tokenizer.eos_token, *(tokenizer.decode([stop]) for stop in self._stops)]
+        self._text = ChatTemplate(tokenizer, template or {}, ends) if style == "chat" else AlpacaBlocks(tokenizer)
+
+    @classmethod
+    def of(cls, folder: Path, recipe: Mapping[str, Any]) -> "PromptFormat":
+        """As a recipe says of the model in `folder`: its `prompt`, and the arguments of its `template` where it has any."""
+        from pipelines.train.trainer import loading
+
+        tokenizer = loading.load_tokenizer(folder)
+        return cls(tokenizer, recipe["prompt"], recipe.get("template"), loading.stops_of(folder))
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What the chat template is given: the model's record, and thinking switched off where the template knows the switch."""
+        return self._text.arguments
+
+    @property
+    def tells_the_day(self) -> bool:
+        """Whether the chat template writes today's date, so that every prompt changes from day to day."""
+        return self._text.tells_the_day
+
+    def prompt(self, record: Mapping[str, Any], shots: Shots = ()) -> list[int]:
+        """Token ids to answer from. `shots` are records that come before it with their answers, in the same format."""
+        return [*self._front, *self._ids(self._text.prompt(record, shots))]
+
+    def tokenize(self, record: Mapping[str, Any], shots: Shots = ()) -> list[Tokenized]:
+        """The record as examples: one, or one an answer where the template rewrites earlier turns, so that each is learned behind
+        the prompt that inference would send. Nothing is cut; what does not fit is for the caller to count and leave out. Of
+        `shots`, records that come before it with their answers, nothing is learned and nothing counts.
+
+        Raises:
+            Unshown: the template cannot show the record so.
+        """
+        try:
+            answers = list(self._text.answers(record, shots))
+            told = [answer for answer in answers if answer.learned]
+            if len(told) == 1:
+                return [self._alone(record, told[0])]
+            if _goes_on(answers) and (whole := self._whole(record, told)):
+                return [whole]
+            return [self._alone(record, answer, turn=answer.turn) for answer in told]
+        except Unshown as error:
+            raise Unshown(f"record {record['example_id']}: {error}") from None
+
+    def _alone(self, record: Mapping[str, Any], answer: Shown, *, turn: int | None = None) -> Tokenized:
+        """An example of one answer: its prompt's own tokens, then those of the whole text; where a token would span the two, what
+        follows the prompt becomes tokens by itself."""
+        prompt, encoded = self._encoded(answer.prompt), self._encoded(answer.text)
+        split = encoded.ids[: len(prompt.ids)] != prompt.ids
+        if split:
+            encoded = self._split(prompt, answer, encoded)
+        return self._example(record, encoded, [(len(prompt.ids), answer)], turn=turn, split=int(split))
+
+    def _split(self, prompt: "_Encoded", answer: Shown, whole: "_Encoded") -> "_Encoded":
+        """The prompt's tokens and those of the rest, which together read as the text."""
+        rest, read = answer.text[answer.asked :], self.tokenizer.decode(whole.ids)
+        for before in (
+            "",
+            "\n",
+            " ",
+            "a",
+            ".",
+        ):  # something in front keeps SentencePiece from adding a space of its own
+            front, encoded = self._ids(before), self._encoded(before + rest)
+            moved, first = answer.asked - len(before), len(front)
+            joined = _Encoded(
+                prompt.ids + encoded.ids[first:],
+                prompt.spans + [(start + moved, end + moved) for start, end in encoded.spans[first:]],
+            )
+            if encoded.ids[:first] == front and self.tokenizer.decode(joined.ids) == read:
+                return joined
+        raise Unshown(f"the tokens of its prompt and of its answer do not read as the whole: {answer.text[-60:]!r}")
+
+    def _whole(self, record: Mapping[str, Any], told: Sequence[Shown]) -> Tokenized | None:
+        """One example in which every answer stands behind its prompt, token for token; None where a token would span the place
+        where a prompt ends."""
+        encoded = self._encoded(told[-1].text)
+        # tokens do not reach across a special one: of a prompt's tokens those behind its last special one are enough to look at
+        marks = {start: i for i, (start, _) in enumerate(encoded.spans) if encoded.ids[i] in self._special_ids}
+        starts, answers = sorted(marks), []
+        for answer in told:
+            behind = bisect_left(starts, answer.asked)
+            start = starts[behind - 1] if behind else 0
+            wanted, first = self._ids(answer.prompt[start:]), marks[start] if behind else 0
+            if encoded.ids[first : first + len(wanted)] != wanted:
+                return None
+            answers.append((first + len(wanted), answer))
+        return self._example(record, encoded, answers)
+
+    def _example(
+        self,
+        record: Mapping[str, Any],
+        encoded: "_Encoded",
+        answers: Sequence[tuple[int, Shown]],
+        *,
+        turn: int | None = None,
+        split: int = 0,
+    ) -> Tokenized:
+        ids = encoded.ids
+        labels, scored, size = [IGNORE] * len(ids), [False] * len(ids), 0
+        for first, answer in answers:
+            last = encoded.ending(len(answer.text))
+            self._require_end(ids[last], answer)
+            labels[first : last + 1] = ids[first : last + 1]
+            if self.end_of_answer in ids[first:last]:
+                raise Unshown(f"answer {answer.turn + 1} holds the token that ends an answer")
+            for place in range(first, last):
+                scored[place] = any(_overlap(encoded.spans[place], span) for span in answer.said)
+            if answer.said and not any(scored[first:last]):
+                raise Unshown(f"answer {answer.turn + 1} becomes no token")
+            size += sum(len(answer.text[begin:stop].encode()) for begin, stop in answer.said)
+        front = self._front
+        return Tokenized(
+            example_id=record["example_id"],
+            input_ids=[*front, *ids],
+            labels=[IGNORE] * len(front) + labels,
+            scored=[False] * len(front) + scored,
+            completion_bytes=size,
+            turn=turn,
+            split=split,
+        )
+
+    def _require_end(self, token: int, answer: Shown) -> None:
+        """An answer must end in the one token that is checked to stop generation; a call may end in another one that does."""
+        if token != self.end_of_answer and not (answer.calls and token in self.ends):
+            raise Unshown(
+                f"answer {answer.turn + 1} ends in {self.tokenizer.decode([token])!r}, others in {self._text.end!r}"
+            )
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """The tokens that end an answer: the one that training teaches, and EOS."""
+        return sorted({self.end_of_answer, self.tokenizer.eos_token_id})
+
+    @property
+    def ends(self) -> set[int]:
+        """The tokens that end an answer or a call: what training teaches, and what ends generation anyway."""
+        return {self.end_of_answer, *self.generation_stops}
+
+    @property
+    def generation_stops(self) -> set[int]:
+        """What ends generation whatever the template writes: EOS, and what the generation configuration names."""
+        return {self.tokenizer.eos_token_id, *self._stops}
+
+    @cached_property
+    def end_of_answer(self) -> int:
+        """The token that training teaches to end an answer with: what the template writes behind one (<end_of_turn> for Gemma), EOS
+        where it writes no special token there."""
+        return self.tokenizer.convert_tokens_to_ids(self._text.end)
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """The BOS that stands in front of every example, or nothing: what the chat template writes, for Alpaca's text what the
+        tokenizer puts there itself. A BOS that opens every turn (SmolLM2's <|im_start|>) is none."""
+        if isinstance(self._text, AlpacaBlocks):
+            return self.own_bos
+        ids, bos = self._ids(self._text.first_question), self.tokenizer.bos_token_id
+        return ids[:1] if bos is not None and ids[:1] == [bos] and ids.count(bos) == 1 else []
+
+    @cached_property
+    def own_bos(self) -> list[int]:
+        """What the tokenizer itself puts in front of a text: OPT's </s>, Gemma's and Llama's BOS, nothing for GPT-2."""
+        bare, full = self.tokenizer("a", add_special_tokens=False).input_ids, self.tokenizer("a").input_ids
+        front = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+        return full[:front]
+
+    @property
+    def _front(self) -> list[int]:
+        """What is put in front of an example's text: a chat template writes its BOS itself, or wants none."""
+        return [] if self.style == "chat" else self.own_bos
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {*self.tokenizer.all_special_ids, *(token for token, held in added if held.special)}
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _encoded(self, text: str) -> "_Encoded":
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return _Encoded(encoded.input_ids, encoded.offset_mapping)
+
+
+def _overlap(token: tuple[int, int], said: tuple[int, int]) -> bool:
+    """Whether a token stands for something of what is said. Some tokenizers give a token no width, at its end."""
+    (start, end), (begin, stop) = token, said
+    return begin < start <= stop if start == end else start < stop and begin < end
+
+
+def _goes_on(answers: Sequence[Shown]) -> bool:
+    """Whether every prompt goes on from the answer before it as that was shown: the template rewrites no earlier turn."""
+    return all(after.prompt.startswith(before.text) for before, after in pairwise(answers))
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Tokens of a text, and where in it each stands."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+    def ending(self, place: int) -> int:
+        """The last token that begins before `place`."""
+        return max(i for i, (start, _) in enumerate(self.spans) if start < place)

@@ -1,0 +1,72 @@
+"""LoftQ (Li et al. 2023): an adapter over a 4-bit base begins as what the rounding took away.
+
+Per layer, W − dequantized(quantize(W)) ≈ BA by a singular value decomposition, one iteration, as PEFT's
+`replace_lora_weights_loftq` does it on a card alone. The base stays as it is, so the saved adapter is plain LoRA.
+"""
+# ruff: noqa: TID253
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from pipelines.errors import UnavailableError
+from pipelines.settings.methods import FOUR_BITS
+
+
+def require_known(given: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Raises UnavailableError for LoftQ with a base that is not in 4 bits, or with settings that would do something else."""
+    loftq = given.get("loftq_config") or {}
+    bits, rounds = (loftq.get("loftq_bits", 4), loftq.get("loftq_iter", 1)) if isinstance(loftq, dict) else (loftq, 1)
+    if recipe.get("quantization") not in FOUR_BITS:
+        raise UnavailableError(
+            f"peft.init_lora_weights: loftq makes up for the rounding of a base in 4 bits, and this one has quantization "
+            f"{recipe.get('quantization')}: set quantization: nf4"
+        )
+    if bits != 4 or rounds != 1:
+        raise UnavailableError(
+            f"peft.loftq_config: got {loftq}; the base is quantized as it is loaded, so expected loftq_bits: 4 and loftq_iter: 1"
+        )
+    if given.get("use_dora") or given.get("lora_bias"):
+        raise UnavailableError("peft.init_lora_weights: loftq sets A and B alone: leave use_dora and lora_bias out")
+
+
+@torch.no_grad()
+def make_up_for(model: Any, original: Any) -> None:
+    """Let the fresh LoRA of `model` (a PEFT model over a 4-bit base) begin as what quantizing took from the weights of `original`,
+    the same model before it.
+
+    Raises:
+        UnavailableError: no layer of it is quantized.
+    """
+    found = False
+    for name, layer in model.named_modules():
+        base = layer.get_base_layer() if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer") else None
+        if getattr(getattr(base, "weight", None), "quant_state", None) is None:
+            continue
+        found = True
+        plain = original.get_submodule(name.removeprefix("base_model.model."))
+        _make_up(layer, plain.weight.T if isinstance(plain, Conv1D) else plain.weight)
+    if not found:
+        raise UnavailableError("peft.init_lora_weights: loftq found no adapter over a layer in 4 bits")
+
+
+def _make_up(layer: Any, weight: torch.Tensor) -> None:
+    """B·A·scaling = the best approximation of `weight` (outputs × inputs) − what the packed one stands for."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    (adapter,) = layer.lora_A
+    packed = layer.get_base_layer().weight
+    rest = weight.to(packed.device, torch.float32) - dequantize_4bit(packed.data, packed.quant_state).float()
+    left, values, right = torch.linalg.svd(rest, full_matrices=False)
+    rank = layer.r[adapter]
+    root = (values[:rank] / layer.scaling[adapter]).sqrt()
+    layer.lora_A[adapter].weight.copy_(root[:, None] * right[:rank])
+    layer.lora_B[adapter].weight.copy_(left[:, :rank] * root)
+
+
+def folder_of(model: Any) -> Path:
+    """Where the weights of `model` were read from."""
+    return Path(model.name_or_path)

@@ -1,0 +1,223 @@
+"""Which of several learning rates: each is tried for some steps from the same start, over the same examples, with a warm-up of its
+own, and judged by its loss on a slice held back from train. What is evaluated on is never looked at.
+
+A list of rates: each for `search_share` of the steps, with a cosine. `learning_rate: auto`: by successive halving (`halving`), all
+trials together within `search_cap` of the steps, without one. Each trial is on disk as soon as it has ended, so a search that was
+killed goes on after it.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.lake import disk
+from pipelines.lake.files import read_jsonl
+from pipelines.runs import checkpoints
+from pipelines.runs.clock import Stopwatch
+from pipelines.runs.worker import DivergedError
+from pipelines.train.trainer import batches, checkpoint, halving
+from pipelines.train.trainer.devices.ranks import local_part
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.halving import Trial
+from pipelines.train.trainer.tensor_file import save_file
+
+JUDGED = (16, 64)  # examples that auto judges by, at least and at most; but no more than MOST of train
+MOST = 0.25
+Tried = list[tuple[float, float | None, int]]  # (learning rate, loss, steps), smaller rates first; no loss: it diverged
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A learning rate and what it was chosen among; `tried` is empty where it was not. `source` stands in the place of the spec's
+    `learning_rate_source`: the search that it names was not made."""
+
+    rate: float
+    tried: Tried
+    source: str | None = None
+
+    def measured(self) -> dict[str, Any]:
+        """The row's columns."""
+        rates, lengths = {rate for rate, _, _ in self.tried}, {steps for _, _, steps in self.tried}
+        tried = [[rate, loss, steps][: 2 if len(lengths) == 1 else 3] for rate, loss, steps in self.tried]
+        return {
+            "learning_rate": self.rate,
+            "learning_rate_at_edge": self.rate in (min(rates), max(rates)) if len(rates) > 1 else None,
+            "learning_rates_tried": json.dumps(tried) if tried else None,
+            "learning_rate_source": self.source,
+        }
+
+    def in_words(self) -> str:
+        """Each rate with the loss of its longest trial."""
+        longest = {rate: (loss, steps) for rate, loss, steps in sorted(self.tried, key=lambda one: one[2])}
+        return ", ".join(f"{rate:g} ({_loss(*of)})" for rate, of in sorted(longest.items()))
+
+
+def given(recipe: dict[str, Any]) -> Chosen:
+    """The recipe's one rate, or what stands in for several that are still to be tried."""
+    rate = recipe["learning_rate"]
+    if is_auto(recipe):
+        return Chosen(recipe["learning_rate_default"], [], "default")
+    return Chosen(rate[0] if isinstance(rate, list) else rate, [])
+
+
+def is_auto(recipe: dict[str, Any]) -> bool:
+    return isinstance(recipe["learning_rate"], list) and "learning_rate_default" in recipe
+
+
+def best(trials: Sequence[Trial], *, near: float = 0.0) -> Chosen:
+    """The rate with the lowest loss among the longest trials; of those within `near`, a share of that loss, the smallest.
+
+    Raises:
+        DivergedError: none of them can be trained with.
+    """
+    winner = halving.chosen(trials, near=near)
+    rows = sorted((trial.rate, trial.loss, trial.steps) for trial in trials)
+    if winner.loss is None:
+        rates = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in trials}))
+        raise DivergedError(f"every learning rate tried diverges ({rates}): lower them")
+    return Chosen(winner.rate, rows)
+
+
+def hold_back(
+    train: Sequence[Tokenized], validation: Sequence[Tokenized], recipe: dict[str, Any]
+) -> tuple[list[Tokenized], list[Tokenized]]:
+    """What trials train on and what they are judged by: `validation`, else a slice of `train`. Those of auto, many and short, are
+    judged by some of a large slice, and by more than `validation_share` of a small train."""
+    least, most = JUDGED if is_auto(recipe) else (1, len(train) + len(validation))
+    if validation:
+        return list(train), list(validation[:most])
+    share = recipe["validation_share"]
+    if is_auto(recipe):
+        wanted = min(most, max(least, round(share * len(train))))
+        share = min(wanted / len(train), max(share, MOST))
+    return batches.held_back(train, share)
+
+
+@dataclass(frozen=True)
+class Found:
+    """All trials of a search, and how long those of them took that an earlier process of the cell had made."""
+
+    trials: list[Trial]
+    earlier_seconds: float
+
+
+def search(trainer: Any, train: Sequence[Tokenized], judged: Sequence[Tokenized]) -> Found:
+    """Try the recipe's learning rates on `train`, judged on `judged`; the weights end as they were. What trains is kept on disk
+    meanwhile, so that no second set of it is in memory. No trials where auto has too few steps to choose by.
+
+    Raises:
+        ValueError: too few examples to hold any back.
+        DiskFullError: the weights cannot be kept.
+    """
+    if not train and is_auto(trainer.recipe):
+        return Found([], 0.0)
+    if not train:
+        raise ValueError(
+            "a search for the learning rate needs two training examples or more: bring more, or name one rate"
+        )
+    recipe, spec = trainer.recipe, trainer.worker.spec
+    whole = batches.steps(train, epochs=recipe["epochs"], per_step=recipe["examples_per_step"], seed=spec["seed"])
+    rates = sorted(recipe["learning_rate"])
+    budget = math.floor(recipe["search_cap"] * trainer.planned_steps) if is_auto(recipe) else 0
+    expected = sum(halving.rounds(len(rates), budget)) if is_auto(recipe) else len(rates)
+    with Trials(trainer, whole, judged, expected=expected) as trials:
+        if is_auto(recipe):
+            made = halving.halve(rates, budget, trials.measure)
+        else:
+            steps = max(1, math.ceil(recipe["search_share"] * len(whole)))
+            made = [Trial(rate, trials.measure(rate, steps), steps) for rate in rates]
+        return Found(made, trials.earlier_seconds)
+
+
+class Trials:
+    """Runs trials, each from the weights of the start and on the same random numbers; within its `with` the start is on disk. A
+    trial that an earlier process of the cell finished is not run again: it depends on its rate and its steps alone."""
+
+    def __init__(
+        self, trainer: Any, whole: list[list[Tokenized]], judged: Sequence[Tokenized], *, expected: int
+    ) -> None:
+        """`expected`: how many trials there will be, as far as that is known; shown in the progress."""
+        self._trainer, self._whole, self._judged, self._of = trainer, whole, judged, expected
+        worker = trainer.worker
+        self._file = worker.folder / checkpoints.SEARCH
+        self._like = {
+            "versions": worker.report["versions"], "micro_batch_tokens": trainer.recipe["micro_batch_tokens"],
+            "ranks": trainer.ranks.count,
+        }  # fmt: skip
+        self._known: dict[tuple[float, int], float | None] = {}
+        self.earlier_seconds = 0.0
+        self._start = worker.folder / checkpoints.START
+        self._weights = self._start / checkpoint.of_rank(checkpoint.TENSORS, trainer.ranks.rank)
+        self._kept = False
+        self._count = 0
+
+    def __enter__(self) -> "Trials":
+        self._take_over()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._trainer.worker.report.pop("doing", None)
+        self._weights.unlink(missing_ok=True)
+        with suppress(OSError):  # it was not made, or another rank's is in it still
+            self._start.rmdir()
+
+    def measure(self, rate: float, steps: int) -> float | None:
+        """The loss after `steps` steps with the peak rate `rate`; None where it diverges."""
+        self._count += 1
+        worker = self._trainer.worker
+        of = f" of {self._of}" if self._of >= self._count else ""  # those past an end come on top
+        worker.report["doing"] = f"learning rate {self._count}{of}: {rate:g} for {steps} steps"
+        worker.save()
+        if (rate, steps) not in self._known:
+            clock = Stopwatch()
+            self._known[rate, steps] = loss = self._try(rate, steps)
+            self._append({"rate": rate, "steps": steps, "loss": loss, "seconds": clock.total(), **self._like})
+        loss = self._known[rate, steps]
+        worker.say(f"learning rate {rate:g}: {_loss(loss, steps)}")
+        return loss
+
+    def _take_over(self) -> None:
+        """Read what an earlier process of the cell noted, with the same packages and micro-batches, and note it here as well."""
+        worker = self._trainer.worker
+        if not (earlier := worker.spec.get("searched")):
+            return
+        for row in read_jsonl(worker.root / earlier):
+            if isinstance(row, dict) and all(row.get(name) == value for name, value in self._like.items()):
+                self._known[row["rate"], row["steps"]] = row["loss"]
+                self.earlier_seconds += row["seconds"]
+                self._append(row)
+        if self._known:
+            worker.say(f"going on with the search for a learning rate after {len(self._known)} trials")
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if self._trainer.ranks.rank == 0:
+            with self._file.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def _try(self, rate: float, steps: int) -> float | None:
+        trainer, before = self._trainer, checkpoint.Random.now()
+        self._keep_start()
+        loss = trainer.loss_of_steps(self._whole[:steps], rate, self._judged)
+        checkpoint.copy_weights(self._start, trainer.named, trainer.ranks.rank)
+        trainer.reset_optimizer()
+        before.set()
+        return loss if math.isfinite(loss) else None
+
+    def _keep_start(self) -> None:
+        """Write the weights that train, before the first trial."""
+        if self._kept:
+            return
+        trainer = self._trainer
+        size = sum(p.numel() * p.element_size() for p in trainer.named.values())
+        disk.require(trainer.worker.folder, size, "the weights to go back to after each learning rate that is tried")
+        self._start.mkdir(exist_ok=True)
+        named = {f"weights/{name}": local_part(p).detach() for name, p in trainer.named.items()}
+        save_file(named, self._weights)
+        self._kept = True
+
+
+def _loss(loss: float | None, steps: int) -> str:
+    return "diverged" if loss is None else f"{loss:.4f} after {steps} steps"

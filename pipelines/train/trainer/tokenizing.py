@@ -1,0 +1,89 @@
+"""Records → examples that fit, and how many records a model's template or window leaves out."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.train.left_out import HELD, MUCH, reasons
+from pipelines.train.trainer.examples import Tokenized
+from pipelines.train.trainer.prompts import PromptFormat
+from pipelines.train.trainer.templates import Unshown
+
+MOST_UNSHOWN = 0.1  # a larger share of the records is worth a warning
+
+
+@dataclass(frozen=True)
+class Made:
+    """The examples of `records` records. Of `too_long` records something did not fit into `limit` tokens; `unshown` says of each
+    other that is missing why the template cannot show it. `lengths` are those of the records' longest examples, in tokens."""
+
+    examples: list[Tokenized]
+    records: int
+    too_long: int
+    unshown: list[str]
+    limit: int
+    lengths: list[int]
+
+    @property
+    def unshown_share(self) -> float:
+        return len(self.unshown) / max(1, self.records)
+
+    @property
+    def left_out(self) -> int:
+        """Records that make no example at all."""
+        return self.records - len({example.example_id for example in self.examples})
+
+    @property
+    def length_to_hold_most(self) -> int:
+        """The max_length that `HELD` of the records that the template shows would fit."""
+        return sorted(self.lengths)[math.ceil(HELD * len(self.lengths)) - 1] if self.lengths else 0
+
+    def left_out_in_words(self, what: str) -> str:
+        """How many records make no example, and why."""
+        why = reasons(self.left_out - len(self.unshown), len(self.unshown), self.limit)
+        return f"{self.left_out} of {self.records} {what} records are left out ({why})"
+
+    def in_words(self, what: str) -> list[str]:
+        """What a person should know of it, a line each."""
+        lines = []
+        if self.too_long:
+            warning = "WARNING: " if self.left_out > MUCH * self.records else ""
+            partly = self.too_long + len(self.unshown) - self.left_out
+            more = f"; of {partly} more only some answers are learned" if partly else ""
+            enough = f"max_length {self.length_to_hold_most} would hold {HELD:.0%} of them"
+            lines.append(f"{warning}{self.left_out_in_words(what)}{more}; {enough}")
+        if self.unshown:
+            warning = "WARNING: " if self.unshown_share > MOST_UNSHOWN else ""
+            lines.append(
+                f"{warning}{len(self.unshown)} of {self.records} {what} records cannot be shown by the model's chat template and "
+                f"are left out; the first: {self.unshown[0]}"
+            )
+        if several := len({example.example_id for example in self.examples if example.turn is not None}):
+            lines.append(
+                f"the chat template rewrites earlier turns: {several} conversations of the {what} records are an example an answer"
+            )
+        if split := sum(example.split for example in self.examples):
+            lines.append(
+                f"{split} {what} examples: a token that would span prompt and answer was split where the prompt ends"
+            )
+        return lines
+
+
+def tokenize(form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int, *, turns: str = "all") -> Made:
+    """Every record as examples of at most `limit` tokens. `turns`: of a conversation that makes several examples, `all`, or the
+    `last`."""
+    examples: list[Tokenized] = []
+    too_long, unshown, lengths = 0, [], []
+    for record in records:
+        try:
+            made = form.tokenize(record)
+        except Unshown as error:
+            unshown.append(str(error))
+            continue
+        made = made[-1:] if turns == "last" else made
+        fitting = [example for example in made if len(example) <= limit]
+        too_long += len(fitting) < len(made)
+        lengths.append(max(map(len, made), default=0))
+        examples += fitting
+    return Made(examples, len(records), too_long, unshown, limit, lengths)

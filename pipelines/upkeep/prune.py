@@ -1,0 +1,211 @@
+"""What lies in the data folder and nobody needs any more: said first, removed only on request. No attempt's numbers are lost.
+
+Kept are: every attempt's spec, result, curve, log and answers; of each cell the newest good model and what an unfinished one goes
+on from; the examples that any attempt was made from; the publication that is read and the one before it; the newest measurement of
+each bit width and the newest good one. An export was asked for by a person: it goes only with the attempt it was made from, and of
+one that a newer result has replaced it is said that it is there.
+"""
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from pipelines.clean.clean import current as current_examples
+from pipelines.errors import WorkError
+from pipelines.estimate.question import answer_file, questions
+from pipelines.lake.files import locked
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.warehouse import KEPT
+from pipelines.project import Project
+from pipelines.runs import cells, checkpoints, restart
+from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.launchers.chosen import launcher_class
+from pipelines.runs.result import result_in
+
+DAY = 86400.0
+HALF = "half written by a process that was killed"
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something to remove, why, and the lock that says whether somebody is at work on it."""
+
+    path: Path
+    why: str
+    lock: Path | None = None
+
+    @property
+    def bytes(self) -> int:
+        if self.path.is_dir():
+            return sum(file.lstat().st_size for file in self.path.rglob("*") if file.is_file())
+        return self.path.lstat().st_size if self.path.exists() else 0
+
+
+def leftovers(project: Project) -> list[Leftover]:
+    """All that could be removed now, in the order of the stages."""
+    attempts = list(cells.all_attempts(project.data))
+    return [
+        *_examples(project.data, attempts),
+        *_estimates(project, attempts),
+        *_cells(project.data, attempts),
+        *_exports_of_nothing(project.data, attempts),
+        *_bit_widths(project.data),
+        *_publications(project.data),
+        *_half_written(project.data),
+    ]
+
+
+def superseded_exports(data: DataRoot) -> list[Leftover]:
+    """Exports whose cell has a newer good result; whoever made them removes them, `remove` is not given them."""
+    attempts = list(cells.all_attempts(data))
+    there, newest = {a.run_id for a in attempts}, {a.key: a.run_id for a in attempts if a.status == "ok"}
+    return [
+        Leftover(folder, f"exported on purpose, so it stays; the cell's newest good result is {newest[key]}")
+        for key, folder in _exports(data)
+        if folder.name in there and newest.get(key, folder.name) != folder.name
+    ]
+
+
+def remove(found: Iterable[Leftover]) -> Iterator[tuple[Leftover, str | None]]:
+    """Remove each; yields it with why it stays where somebody is at work on it or it cannot be removed."""
+    for leftover in found:
+        try:
+            if leftover.lock:
+                with locked(leftover.lock, "prune", wait=False):
+                    _delete(leftover.path)
+            else:
+                _delete(leftover.path)
+        except (WorkError, OSError) as error:
+            yield leftover, str(error)
+        else:
+            yield leftover, None
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
+    current = current_examples(data)
+    named = {current.folder.name} if current else set()
+    for attempt in attempts:
+        specs = [attempt.spec, *(found.spec for found in attempt.evaluations())]
+        named |= {Path(spec.examples).parent.name for spec in specs if spec.examples}
+    for folder in sorted(data.clean.glob("*/")):
+        if folder.name not in named and not folder.name.startswith("."):
+            yield Leftover(folder, "examples that newer ones have replaced, and that no attempt was trained on")
+    if data.tried.root.exists():
+        yield Leftover(data.tried.root, "what `clean --try` showed", data.tried.locks / "clean.lock")
+
+
+def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:
+    named = {
+        answer_file(project.data, a.spec.recipe, prints.get("data"), a.key.seed, own_tokenizer=own).name
+        for a in attempts
+        for own in (True, False)
+        for prints in [a.spec.fingerprints]
+    }
+    for name, profile in project.experiments.profiles.items():
+        grid = [(model, method) for model in profile.models for method in profile.methods]
+        named |= {
+            one.file.name for one in questions(Project(project.data, project.experiments, name), grid, profile.seeds)
+        }
+    for file in sorted((project.data.lake / "estimates").glob("*.json")):
+        if file.name not in named:
+            yield Leftover(file, "the predicted memory of a cell that is not configured and was never run")
+
+
+def _cells(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
+    for key, group in groupby(attempts, key=lambda attempt: attempt.key):
+        tries = list(group)
+        lock = key.folder(data) / "cell.lock"
+        good = [attempt for attempt in tries if attempt.status == "ok"]
+        final = max((i for i, attempt in enumerate(tries) if attempt.status in restart.FINAL), default=-1)
+        for i, attempt in enumerate(tries):
+            if _is_written(attempt):
+                continue
+            if attempt.model_folder.exists() and good and attempt != good[-1]:
+                yield Leftover(attempt.model_folder, "a newer good model of the same cell has replaced it", lock)
+            if i <= final and (attempt.folder / checkpoints.FOLDER).exists():
+                yield Leftover(attempt.folder / checkpoints.FOLDER, "checkpoints of a cell that has finished", lock)
+            for path in _half_written_of(attempt, with_checkpoints=i > final):
+                why = "a model that was only half saved" if path.name == ".model.partial" else HALF
+                yield Leftover(path, why, lock)
+
+
+def _is_written(attempt: Attempt) -> bool:
+    """Whether somebody is at work in the attempt's folder, also on a cluster where nobody watches it any more."""
+    for run in (attempt, *attempt.evaluations()):
+        status, launcher = run.result.status, launcher_class(run.spec.launcher)
+        if status in ("queued", "running") or (status == "lost" and launcher.is_under_way(run.folder)):
+            return True
+    return False
+
+
+def _half_written_of(attempt: Attempt, *, with_checkpoints: bool) -> Iterator[Path]:
+    """The temporary names in an attempt's folder, but for those inside another one, or in checkpoints that go as a whole. A
+    cluster may go on writing where nobody can ask it: there they are a day old."""
+    elsewhere = attempt.status == "lost" and not launcher_class(attempt.spec.launcher).holds_device
+    for path in sorted(attempt.folder.rglob(".*.partial")):
+        inside = [part for part in path.relative_to(attempt.folder).parts[:-1] if part.endswith(".partial")]
+        goes_as_a_whole = not with_checkpoints and attempt.folder / checkpoints.FOLDER in path.parents
+        if not inside and not goes_as_a_whole and not (elsewhere and _is_young(path)):
+            yield path
+
+
+def _is_young(path: Path) -> bool:
+    return time.time() - path.lstat().st_mtime <= DAY
+
+
+def _exports(data: DataRoot) -> Iterator[tuple[CellKey, Path]]:
+    """The exports in their default place, each with its cell; the folder has the attempt's name."""
+    for folder in sorted((data.root / "exports").glob("*/*/*/*/")):
+        model, method, seed = folder.parts[-4:-1]
+        if seed.lstrip("-").isdigit():
+            yield CellKey(model, method, int(seed)), folder
+
+
+def _exports_of_nothing(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
+    there = {(attempt.key, attempt.run_id) for attempt in attempts}
+    for key, folder in _exports(data):
+        if (key, folder.name) not in there:
+            home = key.folder(data)
+            lock = home / "export.lock" if home.exists() else None
+            yield Leftover(folder, "an export of an attempt that was removed", lock)
+
+
+def _bit_widths(data: DataRoot) -> Iterator[Leftover]:
+    """Measurements that no table shows any more, but for the last good one of each result and format."""
+    for home in sorted((data.lake / "bit_widths").glob("*/*/*/*/*/")):
+        tries = sorted(path for path in home.iterdir() if path.is_dir())
+        good = [path for path in tries if result_in(path).status == "ok"]
+        for path in tries[:-1]:
+            if path not in good[-1:] and result_in(path).status not in ("queued", "running"):
+                yield Leftover(path, "a newer measurement of the same result and format has replaced it")
+
+
+def _publications(data: DataRoot) -> Iterator[Leftover]:
+    """Whatever publishing itself left: it keeps the file that is read and the one before it."""
+    current = data.warehouse.resolve()
+    others = sorted(path for path in (data.root / "warehouse").glob("*.duckdb") if path != current)
+    for path in others[: len(others) - (KEPT - 1)]:
+        yield Leftover(path, "an old publication", data.locks / "publish.lock")
+    for path in sorted((data.root / "warehouse").glob("*.wal")):
+        yield Leftover(
+            path,
+            "written by a DuckDB session that stayed open while a new table was published",
+            data.locks / "publish.lock",
+        )
+
+
+def _half_written(data: DataRoot) -> Iterator[Leftover]:
+    """Temporary names of processes that were killed; one of the last day may still be written."""
+    for path in sorted(data.root.rglob(".*.partial")):
+        if path.exists() and not _is_young(path) and not path.is_relative_to(data.cells):
+            yield Leftover(path, HALF)

