@@ -22,7 +22,7 @@ from pipelines.chat.engine import Engine, Event
 from pipelines.chat.members import Roster
 from pipelines.chat.rounds import MOST_OPEN, Opened
 from pipelines.chat.settings import Settings
-from pipelines.compare import votes as preferences
+from pipelines.compare import votes
 from pipelines.errors import UsageError
 from tests import chats
 from tests.fakes.planted import Lake
@@ -167,7 +167,7 @@ def test_a_blind_vote_by_keyboard_alone_is_kept_and_names_come_after_it(browser:
     assert "tokens/s" not in page.locator("main").inner_text(), "a speed before the vote"
     page.keyboard.press("2")
     page.get_by_text("Your vote is kept").wait_for()
-    (vote,) = preferences.read(served.lake.data).votes
+    (vote,) = votes.read(served.lake.data).votes
     order = served.engine.asked[-1][1]
     assert (vote.prompt, vote.chosen, [one.method for one in vote.shown]) == ("Which?", 1, order)
     assert vote.shown[0].answer.startswith(f"{order[0]} says") and vote.settings["turn"] == 1
@@ -290,7 +290,7 @@ def test_what_makes_no_sense_is_refused(served: Served) -> None:
 
 
 def test_a_vote_counts_once_and_only_where_all_have_answered(served: Served) -> None:
-    before = len(preferences.read(served.lake.data).votes)
+    before = len(votes.read(served.lake.data).votes)
     new = {"prompt": "x", "cells": ["tiny/base@1", "tiny/lora-r8@1"], "max_new_tokens": 9}
     served.engine.go.set()
     _, events = served.post("/ask", {**new, "blind": False})
@@ -304,8 +304,8 @@ def test_a_vote_counts_once_and_only_where_all_have_answered(served: Served) -> 
     assert served.post("/vote", {"conversation": blind, "choice": "tie"})[0] == 200
     assert served.post("/vote", {"conversation": blind, "choice": 0})[0] == 400
     assert "a vote ends" in served.post("/ask", {"prompt": "more", "conversation": blind})[1]["error"]
-    votes = preferences.read(served.lake.data).votes[before:]
-    assert [vote.chosen for vote in votes] == ["tie"]
+    cast = votes.read(served.lake.data).votes[before:]
+    assert [vote.chosen for vote in cast] == ["tie"]
     members = Roster(served.lake.project).named(["tiny/lora-r8"])
     drawn = [Opened().new(members, Settings(9), blind=True).conversation.members for _ in range(40)]
     assert {one[0].key.method for one in drawn} == {"base", "lora-r8"}, "the order is drawn"

@@ -24,7 +24,8 @@ from tests.project import TinyProject
 CHILDREN = (TRAINS, EVALUATES, EXPORTS)
 PARENTS_SIDE = (
     "train/cell.py", "evaluate/cell.py", "evaluate/judge.py", "evaluate/answers.py", "evaluate/teacher.py", "runs/cells.py",
-    "runs/restart.py", "runs/launchers/local.py", "runs/launchers/ray/launcher.py", "experiments.py", "weights.py", "cli.py",
+    "runs/restart.py", "runs/launchers/local.py", "runs/launchers/ray/launcher.py",
+    "settings/experiments.py", "weights/store.py", "cli.py",
     "compare/table.py", "nightly/night.py",
 )  # fmt: skip
 

@@ -1,5 +1,5 @@
-"""Training cells for a card: a spec and examples as the project writes them, `python -m pipelines.train.trainer.child FOLDER` as it starts
-them, and what the cell then says of itself. The driver's word on the card's memory is sampled from outside meanwhile."""
+"""Training cells for a card: a spec and examples as the project writes them, the training process
+as it starts it, and what the cell then says of itself. The driver's word on the card's memory is sampled from outside meanwhile."""
 
 import subprocess
 import sys

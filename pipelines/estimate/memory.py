@@ -14,7 +14,7 @@ from pipelines.settings.methods import traits_of
 Device = Literal["cpu", "cuda"]
 # Share of the small activations and gradients that the heap holds beside them once it has grown to its size, which takes some
 # steps. glibc's free blocks do not fit the same request again (it asks for more than it uses, to align it); PEFT's own adapters
-# break the heap up far more, having many short-lived tensors among the kept ones, than those that `pipelines.train.trainer.adapters`
+# break the heap up far more, having many short-lived tensors among the kept ones, than those that trainer/adapters.py
 # computes together. Blocks of the same sizes in every micro-batch, as merged weights are, fit again better. FIXED_SHARE for them
 # lies between SHiRA's copies, which leave no gaps, and FourierFT's spectra, which leave many. Fitted to SmolLM2's cells;
 # `python -m benchmarks estimate` and `estimate --adapters` measure what it comes to, there and elsewhere.
@@ -69,7 +69,7 @@ def on_cpu(counted: Any, recipe: dict[str, Any], *, framework: float, file_width
 
 
 def _kind(counted: Any, recipe: dict[str, Any]) -> str:
-    """Whose heap it is like; of adapters on a CPU `pipelines.train.trainer.adapters` computes some, and leaves the others to PEFT."""
+    """Whose heap it is like; of adapters on a CPU trainer/adapters.py computes some, and leaves the others to PEFT."""
     traits = traits_of(recipe)
     if not traits.has_adapter:
         return "full" if traits.trains_all else "none"

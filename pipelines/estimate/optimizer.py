@@ -20,7 +20,7 @@ def state_bytes(sizes: Sequence[int], optimizer: str) -> int:
 
 
 def importance_bytes(sizes: Sequence[int], recipe: Mapping[str, Any]) -> int:
-    """Two float32 values of each that trains, by which AdaLoRA moves ranks (`pipelines.train.trainer.moving_ranks`); else nothing."""
+    """Two float32 values of each that trains, by which AdaLoRA moves ranks (trainer/moving_ranks.py); else nothing."""
     return sum(8 * size for size in sizes) if traits_of(recipe).moves_ranks else 0
 
 

@@ -40,7 +40,7 @@ class Counted:
     is the trained tensor with the most bytes; `moments` are those with the most live bytes, of each stretch of the step; `early`
     and `late` the largest of those before half of the gradients were there, and since, in the layers that were rehearsed.
     `replaced` are bytes of the base's weights that the adapter put others in place of when it began. `grouped`: the adapters
-    compute together, by `pipelines.train.trainer.adapters`. `fixed`: of those that do not, activations that take the same bytes in every
+    compute together, by trainer/adapters.py. `fixed`: of those that do not, activations that take the same bytes in every
     micro-batch, such as merged weights; in small blocks."""
 
     weights: float

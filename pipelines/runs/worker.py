@@ -200,7 +200,7 @@ def start(work: Callable[[Worker], None]) -> None:
     print_anything()
     worker = Worker(Path(sys.argv[1]))
     budget = worker.spec.get("memory_budget_gb")
-    # On a card the budget is the card's (pipelines/train/trainer/devices/card.py); CUDA itself asks for gigabytes of this process's memory
+    # On a card the budget is the card's (trainer/devices/card.py); CUDA itself asks for gigabytes of this process's memory
     limit_memory(round(budget * 1e9) if budget and machine.device_slug() == "cpu" else None)
     sys.exit(worker.run(work))
 

@@ -1,5 +1,5 @@
-"""What `featherweight doctor` says of a CUDA card: `python -m pipelines.train.trainer.devices.card_report` prints a line for each thing that a cell
-will meet there, and a line `problem` for each that is wrong, with the remedy. Not run on a card by us."""
+"""What `featherweight doctor` says of a CUDA card: run as a module, this prints a line for each thing that a cell will meet there,
+and a line `problem` for each that is wrong, with the remedy. Not run on a card by us."""
 # ruff: noqa: TID253
 
 import warnings
