@@ -49,12 +49,13 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
     numbers = long_form(rows)
     if not numbers:
         return None
+    says = SAYS + plots.left_out_of_panels(numbers, "benchmark")
     svg = plots.shares_beside_base([{**row, "metric": row["benchmark"]} for row in numbers], of="questions")
     return Part(
         "benchmarks",
         "Benchmarks: did it become worse at something else?",
         notes=_missing(rows),
-        figures=[Figure("benchmarks", "Questions answered correctly", SAYS, Markup(svg.decode()), NUMBERS, numbers)]
+        figures=[Figure("benchmarks", "Questions answered correctly", says, Markup(svg.decode()), NUMBERS, numbers)]
         if svg
         else [],
         caption="Questions answered correctly, and the difference to the untouched model in percentage points, with 95 % intervals",

@@ -15,7 +15,7 @@ from pipelines.compare.columns.providers import PROVIDER_COMPARISON
 from pipelines.compare.columns.training import TRAINING_CURVE
 from pipelines.compare.disturbed import MARK, speed_stands
 from pipelines.compare.rates import Name, at_edge, method_name, still_open, trained_at
-from pipelines.compare.show import Columns
+from pipelines.compare.show import Columns, full_name
 from pipelines.lake.schema import count, text
 from pipelines.project import Project
 from pipelines.runs import cells
@@ -25,7 +25,7 @@ from pipelines.settings.experiments import Experiments, Method
 Row = dict[str, Any]
 CURVE_POINTS = 12  # of a curve in its table
 QUIET_ALONE = " Times measured beside other programs are left out."
-MOST_MODELS = 8  # with curves of their own
+MOST_NIGHTS = 500  # in the numbers of the history
 
 TRADE_OFF = COMPARISON.pick(
     "model", "method", "peak_memory_gb", "eval_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high", "rates",
@@ -77,45 +77,74 @@ def _figure(
         yield Figure(key, title, says, Markup(svg.decode()), *numbers)
 
 
-def of_cells(project: Project, rows: Sequence[Row]) -> Iterator[Figure]:
-    """What the comparison's rows look like."""
-    shown = [row for row in rows if row["status"] == "ok" and row["trainable_params"] != 0]
-    several = len({row["model"] for row in rows}) > 1
-    name = (lambda row: f"{row['model']} {row['method']}") if several else method_name
+@dataclass(frozen=True)
+class Group:
+    """Figures that belong together: of one model, or, where `model` is None, of all."""
+
+    model: str | None
+    figures: Sequence[Figure]
+
+
+def of_cells(project: Project, rows: Sequence[Row]) -> list[Group]:
+    """What the comparison's rows look like: where there are several models, first all of them, then a group for each."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    groups = []
+    if len(models) > 1:
+        groups.append(Group(None, list(_trade_off(rows, "trade-off"))))
+    for model in models:
+        groups.append(Group(model, list(_of_model(project, model, [row for row in rows if row["model"] == model]))))
+    return [group for group in groups if group.figures]
+
+
+def _of_model(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figure]:
+    yield from _trade_off(rows, f"trade-off-{model}")
+    drawn = plots.with_memory(rows)
     says = (
-        "Each trained cell by peak memory and bits per byte; the bar is the 95 % interval of its difference to the untouched model "
-        "(the dotted line), on the same records. A larger dot took longer to train, a hollow "
-        "one is beaten: another is as good in all three and clearly better in one."
+        "Bars are measured, diamonds predicted beforehand; the red line is the budget. A hatched bar ran out of memory: it needs "
+        "at least what it had, what was predicted, or the budget, whichever is most."
     )
-    says += of_rates(shown, name)
-    says += (
-        "" if all(map(speed_stands, shown)) else f" {MARK} marks a disturbed speed: the size of its dot says nothing."
-    )
-    yield from _figure("trade-off", "Memory, quality, time", says, plots.trade_off(rows), (TRADE_OFF, shown))
-    says = (
-        "Bars are measured, diamonds predicted beforehand; the red line is the budget, a hatched bar ran out of memory."
-    )
-    yield from _figure(
-        "memory", "Memory: measured, predicted, allowed", says, plots.memory_bars(rows), (MEMORY, shown_memory(rows))
-    )
+    says += plots.left_out(len(drawn), plots.MOST_BARS)
+    title = "Memory: measured, predicted, allowed"
+    yield from _figure(f"memory-{model}", title, says, plots.memory_bars(rows), (MEMORY, drawn))
     families = rank_families(project.experiments, rows)
     says = "Cells that differ in the adapter's rank alone (alpha goes with it): what a higher rank buys, and what it costs."
     numbers = [{**row, "family": family, "rank": rank} for family, points in families.items() for rank, row in points]
-    says += of_rates(numbers, name)
+    says += of_rates(numbers, method_name)
     says += "" if all(map(speed_stands, numbers)) else QUIET_ALONE
-    yield from _figure("ranks", "Rank", says, plots.rank_sweep(families), (RANKS, numbers))
-    for model in list(dict.fromkeys(row["model"] for row in rows))[:MOST_MODELS]:
-        of_model = [row for row in rows if row["model"] == model]
-        curves = curves_of(project, of_model)
-        numbers = [{**point, "cell": cell} for cell, points in curves.items() for point in _thinned(points)]
-        says = (
-            "The newest attempt of each cell. Above, each optimizer step's own loss; below, the loss on held-out records, of more "
-            "than 256 on a fixed sample."
-        )
-        says += of_rates([row for row in of_model if row["status"] == "ok"], method_name)
-        yield from _figure(
-            f"curves-{model}", f"Loss while training {model}", says, plots.loss_curves(curves), (CURVE, numbers)
-        )
+    yield from _figure(f"ranks-{model}", "Rank", says, plots.rank_sweep(families), (RANKS, numbers))
+    yield from _curves(project, model, rows)
+
+
+def _trade_off(rows: Sequence[Row], key: str) -> Iterator[Figure]:
+    shown = [row for row in rows if row["status"] == "ok" and row["trainable_params"] != 0]
+    several = len({row["model"] for row in rows}) > 1
+    says = "Each trained cell by peak memory and bits per byte; the bar is the 95 % interval of its difference to the untouched"
+    says += " model, on the same records." if several else " model (the dotted line), on the same records."
+    says += " A larger dot took longer to train, a hollow one is beaten: another is as good in all three and clearly better in one."
+    if several:
+        says += " Colour and shape say the model; names are of cells that nothing beats."
+    says += " A name that finds no room is left out: the pointer on a mark, and the numbers, say all."
+    says += of_rates(shown, full_name if several else method_name)
+    if not all(map(speed_stands, shown)):
+        says += f" {MARK} marks a disturbed speed: the size of its dot says nothing."
+    yield from _figure(key, "Memory, quality, time", says, plots.trade_off(rows), (TRADE_OFF, shown))
+
+
+def _curves(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figure]:
+    curves = {name: points for name, points in curves_of(project, rows).items() if points}
+    says = (
+        "The newest attempt of each cell. Above, each optimizer step's own loss; below, the loss on held-out records, of more "
+        "than 256 on a fixed sample."
+    )
+    says += plots.left_out(len(curves), plots.MOST_SERIES)
+    longest = max(map(len, curves.values()), default=0)
+    if longest > CURVE_POINTS:
+        says += f" The numbers are those of about {CURVE_POINTS} of up to {longest:,} points; all are in the table training_curve."
+    says += of_rates([row for row in rows if row["status"] == "ok"], method_name)
+    numbers = [{**point, "cell": cell} for cell, points in curves.items() for point in _thinned(points)]
+    yield from _figure(
+        f"curves-{model}", f"Loss while training {model}", says, plots.loss_curves(curves), (CURVE, numbers)
+    )
 
 
 def of_rates(rows: Sequence[Row], name: Name) -> str:
@@ -123,12 +152,6 @@ def of_rates(rows: Sequence[Row], name: Name) -> str:
     edge = at_edge(rows) if len(rows) > 1 else []
     told = filter(None, (trained_at(rows, name), still_open(edge, name) if edge else ""))
     return "".join(f" Learning rates: {one}." for one in ["; ".join(told)] if one)
-
-
-def shown_memory(rows: Sequence[Row]) -> list[Row]:
-    return [
-        row for row in rows if row["trainable_params"] != 0 and (row["peak_memory_gb"] or row["estimated_memory_gb"])
-    ]
 
 
 def curves_of(project: Project, rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -176,12 +199,12 @@ def of_history(rows: Sequence[Row]) -> Iterator[Figure]:
         "interval lies above zero is worse."
     )
     says += "" if all(map(speed_stands, rows)) else QUIET_ALONE
-    cells_ran = [(row["model"], row["method"], row["seed"]) for row in rows]
-    repeated = (
-        [row for row, cell in zip(rows, cells_ran, strict=True) if cells_ran.count(cell) > 1]
-        if len(rows) <= 500
-        else []
-    )
+    again = plots.ran_again(rows)
+    says += plots.left_out(len(again), plots.MOST_SERIES)
+    repeated = [row for row in rows for runs in [again.get(f"{row['model']} {row['method']} {row['seed']}")] if runs]
+    if len(repeated) > MOST_NIGHTS:
+        says += f" The numbers are those of the newest {MOST_NIGHTS} of {len(repeated):,} runs; all are in the table history."
+        repeated = sorted(repeated, key=lambda row: str(row["finished_at"]))[-MOST_NIGHTS:]
     yield from _figure("history", "Night by night", says, plots.night_by_night(rows), (NIGHTS, repeated))
 
 

@@ -37,13 +37,14 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
     because = [f"{full_name(row)}: {row['metrics_because']}." for row in rows if row["metrics_because"]]
     if not numbers and not because:
         return None
+    says = SAYS + plots.left_out_of_panels(numbers, "metric")
     svg = plots.shares_beside_base(numbers)
     answered = [row for row in rows if any(row.get(name) is not None for name in _names(row))]
     return Part(
         "metrics",
         "Metrics of your own task",
         notes=[*_few(answered), *because],
-        figures=[Figure("metrics", "Answers that pass", SAYS, Markup(svg.decode()), NUMBERS, numbers)] if svg else [],
+        figures=[Figure("metrics", "Answers that pass", says, Markup(svg.decode()), NUMBERS, numbers)] if svg else [],
         caption="Percentage of the answers that pass each metric, with its 95 % interval",
         columns=(
             *COMPARISON.pick("model", "method"),

@@ -53,6 +53,7 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
     notes = _notes(rows)
     if not numbers and not notes:
         return None
+    says = SAYS + plots.left_out_of_panels(numbers, "by")
     svg = plots.win_rates(numbers)
     shown = [row for row in rows if any(row.get(name) is not None for name in RATES.values())]
     voted = any(row.get(RATES[PEOPLE]) is not None for row in rows)
@@ -60,7 +61,7 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
         "pairs",
         "Win rate against the untouched model",
         notes=notes,
-        figures=[Figure("pairs", "Whose answer is preferred", SAYS, Markup(svg.decode()), NUMBERS, numbers)]
+        figures=[Figure("pairs", "Whose answer is preferred", says, Markup(svg.decode()), NUMBERS, numbers)]
         if svg
         else [],
         caption="Answers to the same questions, side by side with the untouched model's",

@@ -5,11 +5,16 @@ import hashlib
 import io
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from pipelines.clean.summary import BIN_CHARS
 from pipelines.compare.disturbed import MARK, is_marked, speed_stands
+from pipelines.compare.hover import row_says, say, say_points, titled
+from pipelines.compare.labels import Label, place_labels
+from pipelines.compare.show import full_name
 
 Row = dict[str, Any]
 INK = "#76808f"  # reads on a light and on a dark page
@@ -31,7 +36,9 @@ DASHES = ("-", "--", "-.", ":")
 Kind = Literal["png", "svg"]
 WIDTH = 4.6  # inches
 MOST_SERIES = 18
-MOST_LABELS = 14
+WIDE = 8  # times the least memory: more, and its scale doubles from tick to tick
+MOST_SAID = 12  # points of a curve that say their numbers
+MEMORY_SAYS = ("status", "peak_memory_gb", "estimated_memory_gb", "memory_budget_gb")
 MOST_BARS = 40
 MOST_PANELS = 8
 
@@ -48,6 +55,7 @@ def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> byte
             if known:
                 marked = style if column == "eval_loss" else style | {"marker": ""}
                 panel.plot(*zip(*known, strict=True), label=name, **marked)
+                _say_line(panel, known, name, "nats per token", "examples")
     for panel, title in zip(axes, ("training loss of each step", "loss on held-out records (a sample)"), strict=True):
         _dress(panel, title, "examples seen", "nats per token")
     _legend(figure, axes)
@@ -57,33 +65,78 @@ def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> byte
 def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     """Peak memory (right: more) against bits per byte (down: better) with the interval of its difference to the untouched model;
     the area grows with the time to train, or is small and its name marked `*` where that time is disturbed; rows that another one
-    beats are hollow."""
+    beats are hollow. A colour is a method, or, where there are several models, a model."""
     shown = [row for row in rows if row["status"] == "ok" and row["peak_memory_gb"] and row["eval_bits_per_byte"]]
     if not shown:
         return None
-    figure, (axes,) = _stacked(1, 3.9)
+    models = list(dict.fromkeys(row["model"] for row in shown))
+    several = len(models) > 1
+    figure, (axes,) = _stacked(1, 5.2 if several else 3.9)
     longest = max((row["train_seconds"] or 0 for row in shown if speed_stands(row)), default=0) or 1
-    several = len({row["model"] for row in shown}) > 1
-    for number, (color, row) in enumerate(zip(_colors(), shown, strict=False)):
-        memory, bits, base = row["peak_memory_gb"], row["eval_bits_per_byte"], row["base_bits_per_byte"]
-        if base and row["delta_base_low"] is not None:
-            ends = [base + row["delta_base_low"], base + row["delta_base_high"]]
-            axes.plot([memory] * 2, ends, color=color, linewidth=1.4, marker="_", markersize=7)
-        area = 40 + (320 * (row["train_seconds"] or 0) / longest if speed_stands(row) else 0)
-        face = "none" if row["is_pareto"] is False else color
-        axes.scatter(memory, bits, s=area, facecolors=face, edgecolors=color, linewidths=1.6, zorder=3)
-        if len(shown) <= MOST_LABELS or (row["is_pareto"] and number < MOST_SERIES):
-            label = f"{row['model']} {row['method']}" if several else row["method"]
-            label += f" {MARK}" if is_marked(row, "train_seconds") else ""
-            place = {"xytext": (9, 7 if number % 2 else -14), "textcoords": "offset points", "ha": "left"}
-            axes.annotate(label, (memory, bits), color=INK, fontsize=9, **place)
-    for base in sorted({row["base_bits_per_byte"] for row in shown if row["base_bits_per_byte"]}):
+    labels = []
+    for number, row in enumerate(shown):
+        color, marker = _look(models.index(row["model"])) if several else (COLORS[number % len(COLORS)], "o")
+        time = (row["train_seconds"] or 0) / longest if speed_stands(row) else 0
+        area = 18 + 110 * time if several else 40 + 320 * time
+        _trade_off_mark(axes, row, area, color, marker, 0.35 if several else 1)
+        name = row["method"] + (f" {MARK}" if is_marked(row, "train_seconds") else "")
+        labels.append(Label(row["peak_memory_gb"], row["eval_bits_per_byte"], name, (area**0.5) / 2))
+    if several:
+        for number, model in enumerate(models):
+            color, marker = _look(number)
+            axes.plot([], [], linestyle="", label=model, color=color, marker=marker)
+    else:
+        _untouched(axes, shown)
+    most = [row["peak_memory_gb"] for row in shown]
+    if max(most) > WIDE * min(most):
+        _doubling(axes)
+    axes.margins(x=0.2, y=0.12)
+    _dress(axes, "lower, further left and smaller is better", "peak memory, GB", "bits per byte")
+    _legend(figure, [axes])
+    named = [label for label, row in zip(labels, shown, strict=True) if not several or row["is_pareto"]]
+    named.sort(key=lambda label: label.y)
+    place_labels(axes, named, labels, color=INK, fontsize=9)
+    return _render(figure, kind)
+
+
+def _look(number: int) -> tuple[str, str]:
+    """A colour and a marker, another pair for each of the first 81 numbers."""
+    turn, place = divmod(number, len(COLORS))
+    return COLORS[place], MARKERS[(place + turn) % len(MARKERS)]
+
+
+def _trade_off_mark(axes: Any, row: Row, area: float, color: str, marker: str, strength: float) -> None:
+    memory, bits, base = row["peak_memory_gb"], row["eval_bits_per_byte"], row["base_bits_per_byte"]
+    if base and row["delta_base_low"] is not None:
+        ends = [base + row["delta_base_low"], base + row["delta_base_high"]]
+        axes.plot([memory] * 2, ends, color=color, linewidth=1.4, marker="_", markersize=7, alpha=strength)
+    face = "none" if row["is_pareto"] is False else color
+    mark = axes.scatter(
+        memory, bits, s=area, facecolors=face, edgecolors=color, linewidths=1.6, zorder=3, marker=marker
+    )
+    said = row_says(row, "eval_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high", "peak_memory_gb",
+                    "train_seconds", "is_pareto")  # fmt: skip
+    say(mark, said)
+    say_points(axes, [memory], [bits], [said])
+
+
+def _untouched(axes: Any, rows: Sequence[Row]) -> None:
+    """A dotted line for the untouched model; where rows were measured on different records there are several."""
+    bases = sorted({row["base_bits_per_byte"] for row in rows if row["base_bits_per_byte"]})
+    for base in bases:
         axes.axhline(base, color=INK, linestyle=":", linewidth=1)
+    for base in bases[-1:]:
         place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
         axes.annotate("untouched model", (1, base), color=INK, fontsize=8.5, **place)
-    axes.margins(x=0.25, y=0.15)
-    _dress(axes, "lower, further left and smaller is better", "peak memory, GB", "bits per byte")
-    return _render(figure, kind)
+
+
+def _doubling(axes: Any) -> None:
+    """A scale of powers of two, for memory from a small model's to a large one's."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def swept_ranks(rows: Sequence[Row], kind: Kind = "svg", *, title: str | None = None) -> bytes:
@@ -131,35 +184,78 @@ def swept_ranks(rows: Sequence[Row], kind: Kind = "svg", *, title: str | None = 
 
 
 def memory_bars(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Per row the measured peak (bar; hatched where it ran out of memory), the predicted one (diamond) and the budget (line)."""
-    shown = [
-        row for row in rows if row["trainable_params"] != 0 and (row["peak_memory_gb"] or row["estimated_memory_gb"])
-    ]
-    shown = shown[:MOST_BARS]
+    """Per row the measured peak (bar), the predicted one (diamond) and the budget (line). A row that ran out of memory always has
+    a hatched bar: what it needs at least, as far as that is known."""
+    shown = with_memory(rows)[:MOST_BARS]
     if not shown:
         return None
     figure, (axes,) = _stacked(1, 1.0 + 0.3 * len(shown))
-    several = len({row["model"] for row in shown}) > 1
-    names = [f"{row['model']} {row['method']}" if several else row["method"] for row in shown]
     places = range(len(shown))[::-1]
     for place, row in zip(places, shown, strict=True):
-        look: dict[str, Any] = {"color": COLORS[0]}
-        if row["status"] == "out_of_memory":
-            look = {"facecolor": "none", "edgecolor": COLORS[7], "hatch": "////"}
-        axes.barh(place, row["peak_memory_gb"] or 0, height=0.6, **look)
+        failed = row["status"] == "out_of_memory"
+        look: dict[str, Any] = {"facecolor": "none", "edgecolor": COLORS[7], "hatch": "////"}
+        length = least_needed(row) if failed else row["peak_memory_gb"]
+        (bar,) = axes.barh(place, length or 0, height=0.6, **(look if failed else {"color": COLORS[0]}))
+        say(bar, row_says(row, *MEMORY_SAYS))
+        if failed and not length:
+            axes.annotate("out of memory", (0, place), color=COLORS[7], fontsize=9, va="center")
         if row["estimated_memory_gb"]:
             axes.plot(row["estimated_memory_gb"], place, marker="D", color=COLORS[1], markersize=6, linestyle="")
+            say_points(axes, [row["estimated_memory_gb"]], [place], [row_says(row, *MEMORY_SAYS)])
         if row["memory_budget_gb"]:
             axes.plot([row["memory_budget_gb"]] * 2, [place - 0.42, place + 0.42], color=COLORS[7], linewidth=2)
-    axes.set_yticks(places, names)
+    axes.set_yticks(places, _row_names(shown))
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlim(left=0)
+    _memory_legend(axes, shown)
+    _dress(axes, "peak memory of training", "GB", "")
+    _legend(figure, [axes])
+    return _render(figure, kind)
+
+
+def _memory_legend(axes: Any, shown: Sequence[Row]) -> None:
     axes.plot([], [], color=COLORS[0], linewidth=7, label="measured")
     if any(row["estimated_memory_gb"] for row in shown):
         axes.plot([], [], marker="D", color=COLORS[1], linestyle="", label="predicted")
     if any(row["memory_budget_gb"] for row in shown):
         axes.plot([], [], color=COLORS[7], linewidth=2, label="budget")
-    _dress(axes, "peak memory of training", "GB", "")
-    _legend(figure, [axes])
-    return _render(figure, kind)
+    if any(row["status"] == "out_of_memory" for row in shown):
+        axes.fill_between([], [], facecolor="none", edgecolor=COLORS[7], hatch="////", label="out of memory")
+
+
+def with_memory(rows: Sequence[Row]) -> list[Row]:
+    """The rows that a picture of memory shows: what was measured or predicted, and every one that ran out of memory."""
+    return [
+        row
+        for row in rows
+        if row["status"] == "out_of_memory"
+        or (row["trainable_params"] != 0 and (row["peak_memory_gb"] or row["estimated_memory_gb"]))
+    ]
+
+
+def least_needed(row: Row) -> float | None:
+    """GB that a row which ran out of memory needs at least: the largest of what it had when it failed, the prediction and the
+    budget, which was too small. None where nothing of it is known."""
+    known = (row[name] for name in ("peak_memory_gb", "estimated_memory_gb", "memory_budget_gb"))
+    return max(filter(None, known), default=None)
+
+
+def left_out(found: int, most: int, what: str = "cells") -> str:
+    """What a caption says of a picture that draws `most` at most; nothing where it draws all."""
+    return f" {most} of {found} {what} are drawn; the numbers below hold all." if found > most else ""
+
+
+def left_out_of_panels(rows: Sequence[Row], panel: str) -> str:
+    """The same of a picture that has a panel for each value of the column `panel`."""
+    panels = Counter(row[panel] for row in rows)
+    most = max(panels.values(), default=0)
+    return left_out(len(panels), MOST_PANELS, "panels") + left_out(most, MOST_BARS, "cells of a panel")
+
+
+def _row_names(rows: Sequence[Row]) -> list[str]:
+    """By method, and by model where there are several."""
+    several = len({row["model"] for row in rows}) > 1
+    return [f"{row['model']} {row['method']}" if several else row["method"] for row in rows]
 
 
 def rank_sweep(families: Mapping[str, Sequence[tuple[int, Row]]], kind: Kind = "svg") -> bytes | None:
@@ -180,6 +276,7 @@ def rank_sweep(families: Mapping[str, Sequence[tuple[int, Row]]], kind: Kind = "
             known = [(rank, number) for rank, row in points if (number := value(row)) is not None]
             if known:
                 panel.plot(*zip(*known, strict=True), label=name, **style)
+                _say_line(panel, known, name, unit, "rank")
         panel.set_xscale("log", base=2)
         panel.set_xticks(ranks, [str(rank) for rank in ranks])
         panel.minorticks_off()
@@ -210,11 +307,23 @@ def by_layers(lines: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes |
             points = sorted((row["layers"], number) for row in rows if (number := value(row)) is not None)
             if points:
                 panel.plot(*zip(*points, strict=True), label=name, **style)
+                _say_line(panel, points, name, unit, "layers")
         panel.set_xticks(layers, [f"{number:g}" for number in layers])
         panel.margins(y=0.15)
         _dress(panel, title, "layers" if panel is axes[-1] else "", unit)
     _legend(figure, axes)
     return _render(figure, kind)
+
+
+def _say_line(panel: Any, points: Sequence[tuple[Any, float]], name: str, unit: str, of: str) -> None:
+    """Have some points of a line, its last among them, say their numbers."""
+    step = -(-len(points) // MOST_SAID)
+    chosen = points[::-1][::step]
+    said = [
+        f"{name}\n{y:.4g} {unit}\n{f'{x:g} {of}' if isinstance(x, int | float) else f'{x:%Y-%m-%d %H:%M}'}"
+        for x, y in chosen
+    ]
+    say_points(panel, *zip(*chosen, strict=True), said)
 
 
 def _quiet_minutes(row: Row) -> float | None:
@@ -224,10 +333,9 @@ def _quiet_minutes(row: Row) -> float | None:
 def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     """Bits per byte (on the records shared with the night before) and minutes of every run, a line a cell that ran again. Minutes
     that are disturbed are left out."""
-    cells: dict[str, list[Row]] = {}
-    for row in rows:
-        cells.setdefault(f"{row['model']} {row['method']} {row['seed']}", []).append(row)
-    cells = dict(itertools.islice(((name, runs) for name, runs in cells.items() if len(runs) > 1), MOST_SERIES))
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    cells = dict(itertools.islice(ran_again(rows).items(), MOST_SERIES))
     if not cells:
         return None
     models, seeds = ({row[name] for runs in cells.values() for row in runs} for name in ("model", "seed"))
@@ -240,11 +348,22 @@ def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
             known = [(_time(row["finished_at"]), row[column]) for row in shown]
             if known:
                 panel.plot(*zip(*known, strict=True), label=" ".join(parts), **style)
+                _say_line(panel, known, " ".join(parts), column.replace("_", " "), "")
     for panel, title, unit in zip(axes, ("quality", "time to train"), ("bits per byte", "minutes"), strict=True):
         _dress(panel, title, "", unit)
-        panel.tick_params(axis="x", rotation=30)
+        dates = AutoDateLocator(minticks=2, maxticks=6)
+        panel.xaxis.set_major_locator(dates)
+        panel.xaxis.set_major_formatter(ConciseDateFormatter(dates))
     _legend(figure, axes)
     return _render(figure, kind)
+
+
+def ran_again(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of every cell with more than one run."""
+    cells: dict[str, list[Row]] = {}
+    for row in rows:
+        cells.setdefault(f"{row['model']} {row['method']} {row['seed']}", []).append(row)
+    return {name: runs for name, runs in cells.items() if len(runs) > 1}
 
 
 def against_retrieval(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
@@ -256,15 +375,16 @@ def against_retrieval(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     if not shown:
         return None
     figure, (axes,) = _stacked(1, 1.0 + 0.3 * len(shown))
-    several = len({row["model"] for row in shown}) > 1
     places = range(len(shown))[::-1]
     for place, row in zip(places, shown, strict=True):
         low, high = row["delta_retrieval_low"], row["delta_retrieval_high"]
         color = COLORS[2] if high < 0 else COLORS[7] if low > 0 else INK
         axes.plot([low, high], [place] * 2, color=color, linewidth=2, marker="|", markersize=8)
         axes.plot(row["delta_retrieval"], place, marker="o", color=color, markersize=6)
+        said = row_says(row, "delta_retrieval", "delta_retrieval_low", "delta_retrieval_high")
+        say_points(axes, [row["delta_retrieval"]], [place], [said])
     axes.axvline(0, color=INK, linestyle=":", linewidth=1)
-    axes.set_yticks(places, [f"{row['model']} {row['method']}" if several else row["method"] for row in shown])
+    axes.set_yticks(places, _row_names(shown))
     axes.margins(x=0.1)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylim(-0.6, len(shown) - 0.4)
@@ -285,6 +405,8 @@ def reasons_bar(reasons: Mapping[str, int], kind: Kind = "svg") -> bytes | None:
     figure, (axes,) = _stacked(1, 0.7 + 0.3 * len(reasons))
     names = list(reasons)[::-1]
     bars = axes.barh(names, [reasons[name] for name in names], color=COLORS[0], height=0.6)
+    for name, bar in zip(names, bars, strict=True):
+        say(bar, f"{name}: {reasons[name]:,} records")
     axes.bar_label(bars, color=INK, padding=4, fontsize=9)
     axes.margins(x=0.15)
     _dress(axes, "records dropped, by reason", "records", "")
@@ -308,10 +430,15 @@ def provider_shares(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
             [max(0, share - low) for share, low in zip(shares, lows, strict=True)],
             [max(0, high - share) for share, high in zip(shares, highs, strict=True)],
         ]
-        axes.bar(places, shares, width * 0.9, color=color, label=row["provider"], yerr=limits, ecolor=INK, capsize=2)
-    axes.set_xticks(range(len(names)), names, rotation=25)
+        bars = axes.bar(
+            places, shares, width * 0.9, color=color, label=row["provider"], yerr=limits, ecolor=INK, capsize=2
+        )
+        for bar, name, share, low, high in zip(bars, names, shares, lows, highs, strict=True):
+            say(bar, f"{row['provider']}\n{name}: {share:.0f} % ({low:.0f} to {high:.0f})")
+    axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 105)
     _dress(axes, "what became of the requests (95 % intervals)", "", "% of the requests")
+    axes.tick_params(axis="x", labelsize=8)
     _legend(figure, [axes])
     return _render(figure, kind)
 
@@ -324,16 +451,16 @@ def shares_beside_base(rows: Sequence[Row], kind: Kind = "svg", *, of: str = "an
         return None
     panels = [[row for row in rows if row["metric"] == name][:MOST_BARS] for name in names]
     figure, axes = _stacked(len(panels), 0, [0.75 + 0.26 * len(shown) for shown in panels])
-    several = len({row["model"] for row in rows}) > 1
     for panel, name, shown in zip(axes, names, panels, strict=True):
         places = range(len(shown))[::-1]
         for place, row in zip(places, shown, strict=True):
             if row["low"] is not None:
                 panel.plot([100 * row["low"], 100 * row["high"]], [place] * 2, color=COLORS[0], linewidth=1.6)
             panel.plot(100 * row["share"], place, marker="o", color=COLORS[0], markersize=6, linestyle="")
+            say_points(panel, [100 * row["share"]], [place], [_share_says(row, "share", row["base"])])
             if row["base"] is not None:
                 panel.plot([100 * row["base"]] * 2, [place - 0.4, place + 0.4], color=COLORS[1], linewidth=2.4)
-        panel.set_yticks(places, [f"{row['model']} {row['method']}" if several else row["method"] for row in shown])
+        panel.set_yticks(places, _row_names(shown))
         panel.set_xlim(-4, 104)
         panel.set_ylim(-0.6, len(shown) - 0.4)
         _dress(panel, name, f"% of the {of}" if panel is axes[-1] else "", "")
@@ -346,12 +473,11 @@ def shares_beside_base(rows: Sequence[Row], kind: Kind = "svg", *, of: str = "an
 
 def win_rates(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     """A panel for each `by`: every method's win `rate` with its interval (`low` to `high`), and a line at one half."""
-    names = list(dict.fromkeys(row["by"] for row in rows))
+    names = list(dict.fromkeys(row["by"] for row in rows))[:MOST_PANELS]
     if not names:
         return None
     panels = [[row for row in rows if row["by"] == name][:MOST_BARS] for name in names]
     figure, axes = _stacked(len(panels), 0, [0.85 + 0.26 * len(shown) for shown in panels])
-    several = len({row["model"] for row in rows}) > 1
     for color, panel, name, shown in zip(_colors(), axes, names, panels, strict=False):
         places = range(len(shown))[::-1]
         panel.axvline(50, color=INK, linestyle=":", linewidth=1.2)
@@ -359,11 +485,19 @@ def win_rates(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
             if row["low"] is not None:
                 panel.plot([100 * row["low"], 100 * row["high"]], [place] * 2, color=color, linewidth=1.6)
             panel.plot(100 * row["rate"], place, marker="o", color=color, markersize=6, linestyle="")
-        panel.set_yticks(places, [f"{row['model']} {row['method']}" if several else row["method"] for row in shown])
+            say_points(panel, [100 * row["rate"]], [place], [_share_says(row, "rate")])
+        panel.set_yticks(places, _row_names(shown))
         panel.set_xlim(-4, 104)
         panel.set_ylim(-0.6, len(shown) - 0.4)
         _dress(panel, name, "% won against the untouched model" if panel is axes[-1] else "", "")
     return _render(figure, kind)
+
+
+def _share_says(row: Row, column: str, base: float | None = None) -> str:
+    """`tiny × full`, `58 % (32 to 81)`, `untouched model: 40 %`."""
+    interval = "" if row["low"] is None else f" ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
+    untouched = "" if base is None else f"\nuntouched model: {100 * base:.0f} %"
+    return f"{full_name(row)}\n{100 * row[column]:.0f} %{interval}{untouched}"
 
 
 def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
@@ -393,8 +527,10 @@ def length_histograms(lengths: Mapping[str, Sequence[tuple[int, int]]], kind: Ki
     figure, axes = _stacked(len(lengths), 1.7)
     for panel, color, (name, bins) in zip(axes, _colors(), lengths.items(), strict=False):
         starts = [start for start, _ in bins]
-        width = min((b - a for a, b in itertools.pairwise(starts)), default=1)
-        panel.bar(starts, [count for _, count in bins], width=0.9 * width, align="edge", color=color)
+        width = min((b - a for a, b in itertools.pairwise(starts)), default=BIN_CHARS)
+        bars = panel.bar(starts, [count for _, count in bins], width=0.9 * width, align="edge", color=color)
+        for bar, (start, count) in zip(bars, bins, strict=True):
+            say(bar, f"{start:,} to {start + width - 1:,} characters: {count:,} examples")
         _dress(panel, f"length of the {name}", "characters" if panel is axes[-1] else "", "examples")
         panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     return _render(figure, kind)
@@ -465,7 +601,7 @@ def _render(figure: Any, kind: Kind) -> bytes:
 def themed(svg: str) -> str:
     """matplotlib's SVG, fit to stand in a page beside others: without its head, size, metadata, style sheet and fonts; ids are its
     own, and colours are the page's variables."""
-    svg = svg[svg.index("<svg") :]
+    svg = titled(svg[svg.index("<svg") :])
     svg = re.sub(r"<(metadata|style)\b.*?</\1>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'^<svg([^>]*?) width="[^"]*" height="[^"]*"', r"<svg\1", svg)
     svg = re.sub(r' id="[A-Za-z0-9.]*_\d+"| ?font-family: [^;"]*;', "", svg)

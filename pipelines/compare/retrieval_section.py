@@ -29,10 +29,13 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
     told = [(row, said) for row in compared if (said := in_words(row))]
     if not told:
         return None
+    says = SAYS + plots.left_out(
+        len([row for row, _ in told if row["delta_retrieval_low"] is not None]), plots.MOST_BARS
+    )
     svg = plots.against_retrieval([row for row, _ in told])
     numbers = COMPARISON.pick("model", "method", *DIFFERENCE)
     picture = Figure(
-        "retrieval", "Against the best retrieval arm", SAYS, Markup((svg or b"").decode()), numbers, compared
+        "retrieval", "Against the best retrieval arm", says, Markup((svg or b"").decode()), numbers, compared
     )
     return Part(
         "retrieved",
