@@ -17,7 +17,8 @@ from pipelines.clean.clean import current as current_examples
 from pipelines.compare import beyond, covers, disturbed, figures, pieces, rates
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.examples import SFT_REJECTS
-from pipelines.compare.show import SHOWN, full_name
+from pipelines.compare.report_table import below, report_table, value_text
+from pipelines.compare.show import full_name
 from pipelines.compare.stamp import stamp
 from pipelines.lake.files import write_text
 from pipelines.project import Project
@@ -38,6 +39,7 @@ class Content:
     history: Sequence[Row] = ()
     providers: Sequence[Row] = ()
     answers: Sequence[Row] = ()
+    prompts: int | None = None  # that were answered; `answers` are those to the first of them
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
 
     @classmethod
@@ -48,9 +50,9 @@ class Content:
         answers = tables["evaluation_answers"]
         current = pc.is_in(answers["run_id"], pa.array([row["run_id"] for row in rows], pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
         answers = answers.filter(current)
-        prompts = answers["example_id"].unique()[:PROMPTS_SHOWN]
-        shown = pc.is_in(answers["example_id"], prompts)  # pyright: ignore[reportAttributeAccessIssue]
-        return cls(rows, picks, history, providers, answers.filter(shown).to_pylist(), tables)
+        prompts = answers["example_id"].unique()
+        shown = pc.is_in(answers["example_id"], prompts[:PROMPTS_SHOWN])  # pyright: ignore[reportAttributeAccessIssue]
+        return cls(rows, picks, history, providers, answers.filter(shown).to_pylist(), len(prompts), tables)
 
 
 def write_report(project: Project, content: Content, *, published: datetime | None = None) -> None:
@@ -65,12 +67,14 @@ def write_report(project: Project, content: Content, *, published: datetime | No
             content=content,
             published=published.isoformat(),
             stamp=stamp(content.rows, project.profile, published),
-            shown=SHOWN,
+            table=report_table(content.rows),
+            value_text=value_text,
+            below=below,
             rates_notes=rates.notes(content.rows),
             marks=disturbed.note(content.rows, full_name),
             reject_columns=SFT_REJECTS.pick("reason", "detail", "source", "record"),
             chrf=EVALUATION_ANSWERS["chrf"],
-            cells=list(figures.of_cells(project, content.rows)),
+            cells=figures.of_cells(project, content.rows),
             beyond=beyond.parts(content.rows, content.tables, project),
             beyond_title=beyond.TITLE,
             history=list(figures.of_history(content.history)),
