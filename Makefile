@@ -33,7 +33,7 @@ prune: setup ## what nobody needs any more, and old runs of Dagster; YES=1 remov
 	@$(BIN)/featherweight prune $(if $(YES),--yes)
 	@$(BIN)/python -m assets.history $(if $(YES),--yes)
 
-screenshots: setup-dev ## docs/images/*.png: the graph, a cell, the report (needs Chromium and a finished `make run`)
+screenshots: setup-dev ## README's table and docs/images/*.png: the graph, a cell, the report (needs Chromium and a finished `make run`)
 	@$(BIN)/python -m tests.screenshots
 
 bench: setup-dev weights ## the figures; one JSON object a line
