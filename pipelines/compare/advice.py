@@ -81,7 +81,8 @@ def _base_of_other_weights(row: Row, rows: Sequence[Row]) -> Row | None:
 def _against_base(row: Row, bits: float, base: float) -> str:
     low, high = row["delta_base_low"], row["delta_base_high"]
     if low is not None and low <= 0 <= high:
-        return f"not told apart from the untouched model ({bits:.3f} and {base:.3f} bits per byte on {row['eval_records']} records)"
+        both = f"{bits:.3f} and {base:.3f} bits per byte on {row['eval_records']:.0f} records"
+        return f"not told apart from the untouched model ({both})"
     if bits >= base:
         return f"tuning did not help{not_its_best(row)}: {bits:.3f} bits per byte, the untouched model has {base:.3f}"
     return f"{100 * (1 - bits / base):.1f} % fewer bits per byte than the untouched model"
