@@ -24,8 +24,8 @@ BOXES = """() => [...document.querySelectorAll("figure svg")].map(svg => [...svg
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a report of 5 models × 5 methods."""
-    return write_grid(tmp_path_factory.mktemp("grid"), 5, 5, curves=1).report.as_uri()
+    """The address of a report of 3 models × 5 methods."""
+    return write_grid(tmp_path_factory.mktemp("grid"), 3, 5, curves=1).report.as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +65,25 @@ def overlapping(page: Page) -> list[tuple[str, str]]:
 def test_rows_are_filtered_counted_and_remembered_in_the_address(browser: Browser, report: str) -> None:
     page, told = opened(browser, report, 1440, "light")
     said, everything = page.locator("#choose [role=status]"), page.get_by_role("button", name="show all")
-    assert (rows_shown(page), said.inner_text(), everything.is_visible()) == (25, "25 of 25 rows shown", False)
+    assert (rows_shown(page), said.inner_text(), everything.is_visible()) == (15, "15 of 15 rows shown", False)
     choose(page, "model", "opt-350m")
     choose(page, "method", "full")
-    assert (rows_shown(page), said.inner_text()) == (16, "16 of 25 rows shown")
-    assert page.locator("#choose summary", has_text="model").inner_text() == "model: 4 of 5"
+    assert (rows_shown(page), said.inner_text()) == (8, "8 of 15 rows shown")
+    assert page.locator("#choose summary", has_text="model").inner_text() == "model: 2 of 3"
     assert not page.locator('details.group[data-model="opt-350m"]').is_visible()
-    assert page.locator("#figures-shown").inner_text() == "Figures of 4 of 5 models shown."
+    assert page.locator("#figures-shown").inner_text() == "Figures of 2 of 3 models shown."
+    answers = page.get_by_role("region", name="Answers to prompt 1")
+    assert answers.locator("tr[data-model]:visible").count() == 6, "two rows have no answers"
+    assert "opt-350m" not in answers.inner_text() and "6 of 13 cells shown" in answers.inner_text()
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
 
     page.reload()
-    assert rows_shown(page) == 16 and "#model=" in page.url and "opt-350m" not in page.url
+    assert rows_shown(page) == 8 and "#model=" in page.url and "opt-350m" not in page.url
     everything.click()
-    assert rows_shown(page) == 25 and page.url == report
+    assert rows_shown(page) == 15 and page.url == report
     page.evaluate("location.hash = '#status=diverged'")
-    page.wait_for_function("document.querySelectorAll('.comparison tbody:not([hidden])').length < 25")
+    page.wait_for_function("document.querySelectorAll('.comparison tbody:not([hidden])').length < 15")
     assert set(page.locator(".comparison tbody:visible td.bad").all_inner_texts()) == {"diverged"}
     assert told == [] and page.evaluate("localStorage.length + sessionStorage.length") == 0
     page.close()
@@ -112,9 +115,9 @@ def test_without_scripts_everything_is_there(browser: Browser, report: str) -> N
     page = context.new_page()
     page.set_default_timeout(600_000)
     page.goto(report)
-    assert rows_shown(page) == 25
+    assert rows_shown(page) == 15
     assert page.locator(".comparison thead th:visible").count() == page.locator(".comparison thead th").count() > 30
-    assert page.locator("details.group[open]").count() == 6
+    assert page.locator("details.group[open]").count() == 4
     assert page.locator("#choose input:visible").count() == page.locator("#choose button:visible").count() == 0
     context.close()
 
@@ -155,10 +158,10 @@ def test_paper_shows_every_models_figures_and_the_whole_table(browser: Browser, 
     page, _ = opened(browser, report, 1440, "light")
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("details.group[open]").count() == 6
+    assert page.locator("details.group[open]").count() == 4
     box = page.locator(".scroll.comparison")
     assert box.evaluate("box => box.scrollHeight <= box.clientHeight")
-    assert page.get_by_text("25 of 25 rows shown").is_visible()
+    assert page.get_by_text("15 of 15 rows shown").is_visible()
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details.group[open]").count() == 2
     page.close()

@@ -87,13 +87,13 @@ class Group:
 
 def of_cells(project: Project, rows: Sequence[Row]) -> list[Group]:
     """What the comparison's rows look like: where there are several models, first all of them, then a group for each."""
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    groups = []
-    if len(models) > 1:
-        groups.append(Group(None, list(_trade_off(rows, "trade-off"))))
-    for model in models:
-        groups.append(Group(model, list(_of_model(project, model, [row for row in rows if row["model"] == model]))))
-    return [group for group in groups if group.figures]
+    by_model: dict[str, list[Row]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], []).append(row)
+    found = [Group(model, list(_of_model(project, model, of_model))) for model, of_model in by_model.items()]
+    groups = [group for group in found if group.figures]  # a teacher's row has none
+    overview = list(_trade_off(rows, "trade-off")) if len(groups) > 1 else []
+    return [Group(None, overview), *groups] if overview else groups
 
 
 def _of_model(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figure]:

@@ -126,8 +126,8 @@ def _untouched(axes: Any, rows: Sequence[Row]) -> None:
     for base in bases:
         axes.axhline(base, color=INK, linestyle=":", linewidth=1)
     for base in bases[-1:]:
-        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        axes.annotate("untouched model", (1, base), color=INK, fontsize=8.5, **place)
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 2), "textcoords": "offset points"}
+        axes.annotate("untouched model", (1, base), color=INK, fontsize=8.5, ha="right", va="bottom", **place)
 
 
 def _doubling(axes: Any) -> None:

@@ -25,7 +25,8 @@ from pipelines.project import Project
 
 Row = dict[str, Any]
 PROMPTS_SHOWN = 6
-ANSWERS_SHOWN = 24  # to one prompt
+ANSWERS_SHOWN = 100  # to one prompt
+MANY_ANSWERS, LONGEST, LONGEST_OF_MANY = 24, 2000, 400  # characters of an answer; where there are many, fewer of each
 REJECTS_SHOWN = 10
 
 
@@ -101,9 +102,14 @@ def _side_by_side(rows: Sequence[Row], answers: Sequence[Row]) -> list[Row]:
     for answer in sorted((a for a in answers if a["run_id"] in places), key=lambda a: places[a["run_id"]][0]):
         _, row = places[answer["run_id"]]
         shown = by_prompt.setdefault(answer["example_id"], {**answer, "answers": []})
-        shown["answers"].append((f"{row['model']} × {row['method']}", answer["answer"], answer["chrf"]))
+        shown["answers"].append((row, answer["answer"], answer["chrf"]))
     prompts = list(by_prompt.values())[:PROMPTS_SHOWN]
     return [
-        {**one, "answers": one["answers"][:ANSWERS_SHOWN], "more": len(one["answers"][ANSWERS_SHOWN:])}
+        {
+            **one,
+            "answers": one["answers"][:ANSWERS_SHOWN],
+            "more": len(one["answers"][ANSWERS_SHOWN:]),
+            "longest": LONGEST_OF_MANY if len(one["answers"]) > MANY_ANSWERS else LONGEST,
+        }
         for one in prompts
     ]

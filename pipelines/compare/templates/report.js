@@ -63,9 +63,20 @@ const showRows = () => {
   const wanted = filters.map((name) => [name, chosen(name)]);
   for (const item of given) item.hidden = !wanted.every(([name, values]) => values.has(item.dataset[name]));
   const shown = given.filter((item) => !item.hidden).length;
-  choose.querySelector("[role=status]").textContent = `${shown} of ${given.length} rows shown`;
+  choose.querySelector("[role=status]").textContent = `${shown} of ${given.length} ${given.length === 1 ? "row" : "rows"} shown`;
   everything.hidden = shown === given.length;
   showFigures();
+  showAnswers();
+};
+const showAnswers = () => {
+  const cells = new Map(given.map((item) => [`${item.dataset.model} ${item.dataset.method}`, item.hidden]));
+  for (const answers of all(".answers table")) {
+    const rows = all("tr[data-model]", answers);
+    for (const row of rows) row.hidden = cells.get(`${row.dataset.model} ${row.dataset.method}`) ?? false;
+    const shown = rows.filter((row) => !row.hidden).length;
+    const said = answers.caption.querySelector(".of");
+    if (said) said.textContent = shown < rows.length ? `; ${shown} of ${rows.length} cells shown` : "";
+  }
 };
 const showFigures = () => {
   const groups = all("details.group[data-model]");
