@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from pipelines.compare.plots import left_out, memory_bars
+from pipelines.compare.plots import left_out, memory_bars, trade_off
 from tests.fakes.planted import row
 from tests.report_grid import write_grid
 from tests.test_report_page import FLAGS, opened
@@ -150,6 +150,22 @@ def test_the_pointer_reads_a_marks_numbers_and_no_texts_overlap(browser: Browser
     numbers = page.locator('.comparison tbody[data-model="smollm2-135m"][data-method="full"]')
     assert f"peak GB: {numbers.locator('td').nth(8).inner_text()}" in at.split("\n")
     assert overlapping(page) == []
+    page.close()
+
+
+@in_chromium
+def test_names_of_close_marks_do_not_overlap(browser: Browser) -> None:
+    close = [
+        row(
+            method=f"lora-r{n}", peak_memory_gb=2 + n % 4 / 50, eval_bits_per_byte=0.9 + n / 500, base_bits_per_byte=1.0
+        )
+        for n in range(14)
+    ]
+    far = row(method="full", peak_memory_gb=4.0, eval_bits_per_byte=0.95, base_bits_per_byte=1.0)
+    page = browser.new_page()
+    page.set_content(f"<figure style='width:400px'>{(trade_off([*close, far]) or b'').decode()}</figure>")
+    names = page.locator("svg text", has_text="lora-r").all_inner_texts()
+    assert overlapping(page) == [] and 4 < len(names) < len(close), "the others find no room"
     page.close()
 
 

@@ -323,7 +323,7 @@ def _say_line(panel: Any, points: Sequence[tuple[Any, float]], name: str, unit: 
         f"{name}\n{y:.4g} {unit}\n{f'{x:g} {of}' if isinstance(x, int | float) else f'{x:%Y-%m-%d %H:%M}'}"
         for x, y in chosen
     ]
-    say_points(panel, *zip(*chosen, strict=True), said)
+    say_points(panel, [x for x, _ in chosen], [y for _, y in chosen], said)
 
 
 def _quiet_minutes(row: Row) -> float | None:
