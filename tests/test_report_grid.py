@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from pipelines.compare.plots import left_out, memory_bars, trade_off
+from pipelines.compare.plots import left_out, loss_curves, memory_bars, trade_off
 from tests.fakes.planted import row
 from tests.report_grid import write_grid
 from tests.test_report_page import FLAGS, opened
@@ -98,11 +98,13 @@ def test_columns_are_chosen_by_subject_and_remembered_in_the_address(browser: Br
     choose(page, "columns", "device")
     choose(page, "columns", "chrf")
     choose(page, "columns", "words")
+    choose(page, "columns", "finished_at")
     assert page.get_by_role("group", name="outcome").locator('input[value="device"]').is_checked()
     page.reload()
     assert heading.is_visible() and not headings.get_by_role("columnheader", name="chrF").count()
     assert not page.locator(".comparison tr.words:visible").count()
     assert page.get_by_role("cell", name="cuda: NVIDIA L4", exact=True).count() > 0
+    assert page.get_by_role("cell", name="2026-11-29 03:12 UTC", exact=True).count() == 15
     page.locator("#choose summary", has_text="columns").click()
     page.get_by_role("button", name="usual").click()
     assert heading.count() == 0 and page.url == report
@@ -211,6 +213,13 @@ def test_every_row_that_ran_out_of_memory_has_a_bar() -> None:
     assert svg.count("<pattern") >= 1 and "out of memory" in svg
     for one in rows:
         assert f">{one['method']}</text>" in svg and f"<title>tiny × {one['method']}\nstatus: out_of_memory" in svg
+
+
+def test_a_long_curve_stays_a_small_picture_and_ends_where_it_ends() -> None:
+    points = [{"examples": 8 * n, "train_loss": 1.0 + n % 2, "eval_loss": None} for n in range(1, 5001)]
+    svg = (loss_curves({"full": points}) or b"").decode()
+    assert len(svg) < 60_000
+    assert "<title>full\n1.5 nats per token\n40000 examples</title>" in svg, "the mean of as many high as low steps"
 
 
 def test_a_caption_says_what_its_picture_leaves_out() -> None:

@@ -276,6 +276,7 @@ def test_the_report_loads_nothing_from_anywhere(tmp_path: Path) -> None:
     assert set(re.findall(r"""(?:url\(|href=")(.)""", html)) == {"#"}
     assert "default-src 'none'" in html
     assert "@import" not in html
+    assert "script-src 'sha256-" in html and "unsafe-eval" not in html
 
 
 def test_the_report_has_no_control_codes(tmp_path: Path) -> None:

@@ -136,8 +136,10 @@ def _curves(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figur
         "The newest attempt of each cell. Above, each optimizer step's own loss; below, the loss on held-out records, of more "
         "than 256 on a fixed sample."
     )
-    says += plots.left_out(len(curves), plots.MOST_SERIES)
     longest = max(map(len, curves.values()), default=0)
+    if longest > plots.MOST_POINTS:
+        says += f" Of more than {plots.MOST_POINTS} steps, each point above is the mean of several."
+    says += plots.left_out(len(curves), plots.MOST_SERIES)
     if longest > CURVE_POINTS:
         says += f" The numbers are those of about {CURVE_POINTS} of up to {longest:,} points; all are in the table training_curve."
     says += of_rates([row for row in rows if row["status"] == "ok"], method_name)

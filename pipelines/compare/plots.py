@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from statistics import fmean
 from typing import Any, Literal
 
 from pipelines.clean.summary import BIN_CHARS
@@ -15,6 +16,7 @@ from pipelines.compare.disturbed import MARK, is_marked, speed_stands
 from pipelines.compare.hover import row_says, say, say_points, titled
 from pipelines.compare.labels import Label, place_labels
 from pipelines.compare.show import full_name
+from pipelines.compare.stamp import moment
 
 Row = dict[str, Any]
 INK = "#76808f"  # reads on a light and on a dark page
@@ -37,6 +39,7 @@ Kind = Literal["png", "svg"]
 WIDTH = 4.6  # inches
 MOST_SERIES = 18
 WIDE = 8  # times the least memory: more, and its scale doubles from tick to tick
+MOST_POINTS = 250  # of a line: more do not show, and a long run would make a page of many megabytes
 MOST_SAID = 12  # points of a curve that say their numbers
 MEMORY_SAYS = ("status", "peak_memory_gb", "estimated_memory_gb", "memory_budget_gb")
 MOST_BARS = 40
@@ -52,6 +55,7 @@ def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> byte
     for style, (name, points) in zip(_styles(), curves.items(), strict=False):
         for panel, column in zip(axes, ("train_loss", "eval_loss"), strict=True):
             known = [(p["examples"], p[column]) for p in points if p.get(column) is not None]
+            known = known if column == "eval_loss" else _means(known)
             if known:
                 marked = style if column == "eval_loss" else style | {"marker": ""}
                 panel.plot(*zip(*known, strict=True), label=name, **marked)
@@ -315,14 +319,19 @@ def by_layers(lines: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes |
     return _render(figure, kind)
 
 
+def _means(points: Sequence[tuple[Any, float]]) -> list[tuple[Any, float]]:
+    """At most MOST_POINTS points, each the mean of as many that follow one another, at the place of its last."""
+    size = -(-len(points) // MOST_POINTS) or 1
+    pieces = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(piece[-1][0], fmean(y for _, y in piece)) for piece in pieces]
+
+
 def _say_line(panel: Any, points: Sequence[tuple[Any, float]], name: str, unit: str, of: str) -> None:
     """Have some points of a line, its last among them, say their numbers."""
     step = -(-len(points) // MOST_SAID)
     chosen = points[::-1][::step]
-    said = [
-        f"{name}\n{y:.4g} {unit}\n{f'{x:g} {of}' if isinstance(x, int | float) else f'{x:%Y-%m-%d %H:%M}'}"
-        for x, y in chosen
-    ]
+    at = [moment(x) if isinstance(x, datetime) else f"{x:g} {of}" for x, _ in chosen]
+    said = [f"{name}\n{y:.4g} {unit}\n{place}" for (_, y), place in zip(chosen, at, strict=True)]
     say_points(panel, [x for x, _ in chosen], [y for _, y in chosen], said)
 
 
