@@ -21,6 +21,7 @@ from pipelines.compare.figures import curves_of
 from pipelines.compare.history import history_rows
 from pipelines.compare.show import SHOWN, pick_answer
 from pipelines.compare.table import comparison_rows
+from pipelines.compare.trade_off import trade_off
 from pipelines.errors import InUseError
 from pipelines.lake.warehouse import connect
 from pipelines.project import Project
@@ -113,7 +114,7 @@ def _published(
             "comparison": table(rows, IN_SHORT, headings=HEADINGS),
             **_by_subject(rows),
             "advice": table(rows, ["model", "method", "advice", "status_detail"]),
-            **picture(plots.trade_off(rows, "png"), "memory, quality, time"),
+            **picture(trade_off(rows, "png"), "memory, quality, time"),
             **picture(plots.loss_curves(curves_of(project, rows), "png"), "loss curves"),
             "warehouse": dg.MetadataValue.path(publication.warehouse),
             "report": dg.MetadataValue.path(publication.report),

@@ -7,11 +7,12 @@ import pytest
 
 from pipelines.compare import disturbed
 from pipelines.compare.history import history_rows
-from pipelines.compare.plots import night_by_night, rank_sweep, trade_off
+from pipelines.compare.plots import night_by_night, rank_sweep
 from pipelines.compare.ranking import make_picks, mark_pareto, speed_stands
 from pipelines.compare.report import Content, write_report
 from pipelines.compare.show import full_name, pick_answer, render, wide
 from pipelines.compare.table import Row, comparison
+from pipelines.compare.trade_off import trade_off
 from pipelines.runs.cells import all_attempts
 from tests.fakes import planted
 from tests.fakes.planted import Lake, row

@@ -316,8 +316,8 @@ def test_captions_say_at_which_rates(lake: Lake) -> None:
     assert figures.of_rates([arm(method, "tuned") for method in METHODS], method_name) == ""
     plant(lake, l=FOUND_EDGE, q={"learning_rate": 2e-4, "learning_rate_at_edge": None})
     rows = comparison(lake.resolved()).rows
-    for figure in figures.of_cells(lake.project, rows):
-        if figure.key == "trade-off" or figure.key.startswith("curves"):
+    for figure in (figure for group in figures.of_cells(lake.project, rows) for figure in group.figures):
+        if figure.key.startswith("trade-off") or figure.key.startswith("curves"):
             assert (
                 f"Learning rates: qlora-r8 trained {ONE}; the learning rate of lora-r8, 0.001, lies at" in figure.says
             )

@@ -9,7 +9,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from pipelines.compare.plots import left_out, loss_curves, memory_bars, trade_off
+from pipelines.compare.drawing import left_out
+from pipelines.compare.memory_bars import memory_bars
+from pipelines.compare.plots import loss_curves
+from pipelines.compare.trade_off import trade_off
 from tests.fakes.planted import row
 from tests.report_grid import write_grid
 from tests.test_report_page import FLAGS, opened

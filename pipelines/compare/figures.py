@@ -14,8 +14,11 @@ from pipelines.compare.columns.examples import CLEANING_SUMMARY
 from pipelines.compare.columns.providers import PROVIDER_COMPARISON
 from pipelines.compare.columns.training import TRAINING_CURVE
 from pipelines.compare.disturbed import MARK, speed_stands
+from pipelines.compare.drawing import MOST_BARS, left_out
+from pipelines.compare.memory_bars import memory_bars, with_memory
 from pipelines.compare.rates import Name, at_edge, method_name, still_open, trained_at
 from pipelines.compare.show import Columns, full_name
+from pipelines.compare.trade_off import trade_off
 from pipelines.lake.schema import count, text
 from pipelines.project import Project
 from pipelines.runs import cells
@@ -98,14 +101,14 @@ def of_cells(project: Project, rows: Sequence[Row]) -> list[Group]:
 
 def _of_model(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figure]:
     yield from _trade_off(rows, f"trade-off-{model}")
-    drawn = plots.with_memory(rows)
+    drawn = with_memory(rows)
     says = (
         "Bars are measured, diamonds predicted beforehand; the red line is the budget. A hatched bar ran out of memory: it needs "
         "at least what it had, what was predicted, or the budget, whichever is most."
     )
-    says += plots.left_out(len(drawn), plots.MOST_BARS)
+    says += left_out(len(drawn), MOST_BARS)
     title = "Memory: measured, predicted, allowed"
-    yield from _figure(f"memory-{model}", title, says, plots.memory_bars(rows), (MEMORY, drawn))
+    yield from _figure(f"memory-{model}", title, says, memory_bars(rows), (MEMORY, drawn))
     families = rank_families(project.experiments, rows)
     says = "Cells that differ in the adapter's rank alone (alpha goes with it): what a higher rank buys, and what it costs."
     numbers = [{**row, "family": family, "rank": rank} for family, points in families.items() for rank, row in points]
@@ -127,7 +130,7 @@ def _trade_off(rows: Sequence[Row], key: str) -> Iterator[Figure]:
     says += of_rates(shown, full_name if several else method_name)
     if not all(map(speed_stands, shown)):
         says += f" {MARK} marks a disturbed speed: the size of its dot says nothing."
-    yield from _figure(key, "Memory, quality, time", says, plots.trade_off(rows), (TRADE_OFF, shown))
+    yield from _figure(key, "Memory, quality, time", says, trade_off(rows), (TRADE_OFF, shown))
 
 
 def _curves(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figure]:
@@ -139,7 +142,7 @@ def _curves(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figur
     longest = max(map(len, curves.values()), default=0)
     if longest > plots.MOST_POINTS:
         says += f" Of more than {plots.MOST_POINTS} steps, each point above is the mean of several."
-    says += plots.left_out(len(curves), plots.MOST_SERIES)
+    says += left_out(len(curves), plots.MOST_SERIES)
     if longest > CURVE_POINTS:
         says += f" The numbers are those of about {CURVE_POINTS} of up to {longest:,} points; all are in the table training_curve."
     says += of_rates([row for row in rows if row["status"] == "ok"], method_name)
@@ -202,7 +205,7 @@ def of_history(rows: Sequence[Row]) -> Iterator[Figure]:
     )
     says += "" if all(map(speed_stands, rows)) else QUIET_ALONE
     again = plots.ran_again(rows)
-    says += plots.left_out(len(again), plots.MOST_SERIES)
+    says += left_out(len(again), plots.MOST_SERIES)
     repeated = [row for row in rows for runs in [again.get(f"{row['model']} {row['method']} {row['seed']}")] if runs]
     if len(repeated) > MOST_NIGHTS:
         says += f" The numbers are those of the newest {MOST_NIGHTS} of {len(repeated):,} runs; all are in the table history."

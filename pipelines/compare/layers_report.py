@@ -8,6 +8,7 @@ from markupsafe import Markup
 from pipelines.compare import plots
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.disturbed import is_marked
+from pipelines.compare.drawing import Kind
 from pipelines.compare.show import row_text
 from pipelines.lake.schema import count, text
 from pipelines.project import Project
@@ -59,7 +60,7 @@ def _whole(name: str, model: Model) -> tuple[str, int]:
     return whole, before + (len(drop) if isinstance(drop, list) else drop)
 
 
-def picture(rows: Sequence[Row], kind: plots.Kind = "svg") -> bytes | None:
+def picture(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     """A line for each whole model and method; None where no row was measured."""
     lines: dict[str, list[Row]] = {}
     several = len({row.get("whole") for row in rows}) > 1

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from pipelines.compare import plots
 from pipelines.compare.columns.comparison import COMPARISON
+from pipelines.compare.drawing import MOST_BARS, left_out
 from pipelines.compare.figures import Figure
 from pipelines.compare.pieces import Part
 from pipelines.compare.retrieval_report import in_words
@@ -29,9 +30,7 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
     told = [(row, said) for row in compared if (said := in_words(row))]
     if not told:
         return None
-    says = SAYS + plots.left_out(
-        len([row for row, _ in told if row["delta_retrieval_low"] is not None]), plots.MOST_BARS
-    )
+    says = SAYS + left_out(len([row for row, _ in told if row["delta_retrieval_low"] is not None]), MOST_BARS)
     svg = plots.against_retrieval([row for row, _ in told])
     numbers = COMPARISON.pick("model", "method", *DIFFERENCE)
     picture = Figure(
