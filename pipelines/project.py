@@ -24,6 +24,11 @@ from pipelines.weights import store
 
 ANY: tuple[str, ...] = get_args(Fingerprint)
 COMPARED = ("data", "recipe", "code", "machine")
+MEMORY_BUDGET = (
+    "memory budget"  # what else may have changed: it is no fingerprint, since it changes no result that fits
+)
+# Peaks that a budget holds down: the process's on a processor, the card's on CUDA
+UNDER_BUDGET = ("peak_memory_gb", "load_peak_memory_gb", "gpu_reserved_peak_gb", "gpu_device_peak_gb")
 TRAINS = "pipelines.train.trainer.child"  # the module of the process that trains a cell
 
 
@@ -252,6 +257,16 @@ class Resolved:
         if self._other_recipe(attempt, plan):
             different.add("recipe")
         return [name for name in COMPARED if name in different]
+
+    def over_budget(self, attempt: Attempt) -> float | None:
+        """The attempt's peak in GB, where it was allowed more than the cell's `memory_budget_gb` is now and used more; else None.
+        An attempt under that budget or a smaller one has shown that it fits."""
+        had, now = attempt.spec.memory_budget_gb, self.plan(attempt.key).settings.memory_budget_gb
+        if now is None or (had is not None and had <= now):
+            return None
+        measured = attempt.result.measured
+        peak = max((measured[name] for name in UNDER_BUDGET if measured.get(name)), default=0.0)
+        return peak if peak > now else None
 
     def _other_recipe(self, attempt: Attempt, plan: CellPlan) -> bool:
         recorded = attempt.result.fingerprints or attempt.spec.fingerprints

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from pipelines.nightly.due import Due, due_cells
 from pipelines.nightly.night import Done
 from pipelines.runs.status import Status
 from pipelines.settings.experiments import Nightly
+from pipelines.train.cell import train
 from pipelines.weights import hub
 from tests.fakes import planted
 from tests.fakes.planted import Lake
@@ -88,6 +90,53 @@ def test_out_of_memory_waits_for_another_recipe_or_budget(full_grid: Lake) -> No
         "methods": {"full": {"weight_decay": 0.5}},
     }
     assert due(full_grid.configured(**smaller))["full"] == "out_of_memory, but another recipe now"
+
+
+SMALL: dict[str, Any] = {"memory_budget_gb": 1.5}
+BUDGETS: dict[str, dict[str, Any]] = {
+    "training": {"training": SMALL},
+    "profile": {"profiles": {"local": {"training": SMALL}}},
+    "profile's pair": {"profiles": {"local": {"overrides": {"tiny": {"full": SMALL}}}}},
+    "method": {"methods": {"full": SMALL}},
+    "model": {"models": {"tiny": SMALL}},
+    "model's pair": {"models": {"tiny": {"overrides": {"full": SMALL}}}},
+}
+
+
+@pytest.mark.parametrize("level", BUDGETS)
+def test_a_budget_below_a_rows_peak_makes_it_due_and_stale(lake: Lake, level: str) -> None:
+    """As planted, `full` used 2.0 GB, and the others less than the budget."""
+    for method in METHODS[2:]:
+        lake.cell(method, peak_memory_gb=1.2)
+    lake.cell("base")
+    row = lake.cell("full", peak_memory_gb=2.0)
+    smaller = lake.configured(**BUDGETS[level])
+    assert due(smaller) == {"full": "memory budget is 1.5 GB now, it used 2.00"}
+    assert due(smaller.configured(nightly={"rerun_for": []})) == due(smaller)
+    stale = {row["method"]: row["stale_because"] for row in comparison_rows(smaller.resolved()) if row["is_stale"]}
+    assert stale == {"full": "memory budget"}
+    tried, reused = train(smaller.resolved(), row.key, rerun_for=())
+    assert not reused and tried.run_id != row.run_id and tried.spec.memory_budget_gb == 1.5
+
+
+@pytest.mark.parametrize(
+    ("had", "now", "peaks", "is_due"),
+    [
+        (None, 2.5, {}, False),
+        (2.5, 1.5, {}, True),
+        (1.5, 1.5, {}, False),  # within what a watchdog overshoots by: it ended ok under that very budget
+        (1.0, 1.5, {}, False),
+        (None, 1.5, {"peak_memory_gb": 1.0, "load_peak_memory_gb": 1.8}, True),
+        (None, 1.5, {"peak_memory_gb": 1.0, "gpu_device_peak_gb": 1.8}, True),
+        (None, 1.5, {"peak_memory_gb": 1.0, "host_peak_memory_gb": 9.0}, False),  # beside a card
+    ],
+)
+def test_what_ended_well_under_a_budget_is_not_due_for_it(
+    lake: Lake, had: float | None, now: float, peaks: dict[str, float], is_due: bool
+) -> None:
+    lake.cell("full", budget=had, **peaks)
+    smaller = {"methods": ["full"], "training": {"memory_budget_gb": now}}
+    assert bool(due(lake.configured(profiles={"local": smaller}))) is is_due
 
 
 def test_out_of_memory_on_another_machine_is_tried_on_this_one(full_grid: Lake) -> None:

@@ -23,7 +23,7 @@ from pipelines.estimate.question import questions
 from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by
 from pipelines.hardware import machine
 from pipelines.lake.files import read_json
-from pipelines.project import CellPlan, Project, Resolved
+from pipelines.project import MEMORY_BUDGET, CellPlan, Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.result import RunResult
@@ -217,8 +217,11 @@ def weights_fingerprint(resolved: Resolved, attempts: Sequence[Attempt]) -> str 
 
 
 def stale_because(resolved: Resolved, seed: Seed, by: EvaluatedBy) -> list[str]:
-    """The names of what no longer matches: data, recipe, code, machine, evaluation. `code` is the trainer's or the evaluation's."""
+    """The names of what no longer matches: data, recipe, code, machine, evaluation, and memory budget, where a good row used more
+    than that is now. `code` is the trainer's or the evaluation's."""
     because = resolved.changed(seed.attempt)
+    if seed.attempt.status == "ok" and resolved.over_budget(seed.attempt):
+        because.append(MEMORY_BUDGET)
     evaluation = by.changed_since(seed.good) if seed.attempt.status == "ok" else None
     return because if evaluation is None or evaluation in because else [*because, evaluation]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.compare.table import disturbed
 from pipelines.evaluate.cell import EvaluatedBy, base_method, current_evaluation, evaluated_by, reusable
-from pipelines.project import CellPlan, Resolved
+from pipelines.project import MEMORY_BUDGET, CellPlan, Resolved
 from pipelines.retrieval import sources
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
@@ -117,7 +117,7 @@ def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:
             wanted = different if set(different) & set(rerun_for) else []
             if not wanted and not resolved.fits(newest):
                 return None  # it can be measured on its own weights alone
-            return _stale(wanted) or _evaluation_due(plan, newest, by, rerun_for)
+            return _stale(wanted) or _too_large(resolved, newest) or _evaluation_due(plan, newest, by, rerun_for)
         case "out_of_memory":
             return _memory_changed(plan, newest.spec.memory_budget_gb, different)
         case "unavailable":
@@ -130,11 +130,18 @@ def _stale(different: Sequence[str]) -> str | None:
     return f"stale: {', '.join(different)}" if different else None
 
 
+def _too_large(resolved: Resolved, attempt: Attempt) -> str | None:
+    """A good row that needed more than the budget is now says nothing of a card of that size."""
+    if (peak := resolved.over_budget(attempt)) is None:
+        return None
+    return f"{MEMORY_BUDGET} is {resolved.plan(attempt.key).settings.memory_budget_gb:g} GB now, it used {peak:.2f}"
+
+
 def _memory_changed(plan: CellPlan, had: float | None, different: Sequence[str]) -> str | None:
     """What did not fit does not fit the next night either: only another recipe, budget or machine makes it worth a try."""
     reasons = [name for name in different if name in DECIDES_MEMORY]
     if had != plan.settings.memory_budget_gb:
-        reasons.append("memory budget")
+        reasons.append(MEMORY_BUDGET)
     return f"out_of_memory, but another {', '.join(reasons)} now" if reasons else None
 
 

@@ -39,10 +39,10 @@ def train(
     """Make the cell current and return its newest attempt, and whether that was reused.
 
     An attempt is made whatever happens; how it ended is its status. A cell whose last attempt is ok and whose fingerprints match,
-    at least those in `rerun_for`, is reused, unless `force`; one that was ended too early goes on from its last checkpoint, in a
-    new attempt. `seen`: the newest attempt when this was asked for ("" for none); what somebody else has made since is taken as
-    it is. `retime`: a good row that nothing has changed since is made again for its speed alone; unless the new attempt ends ok,
-    the good one goes on to speak for the cell.
+    at least those in `rerun_for`, is reused, unless `force` or its peak is above the memory budget that it has now. One that was
+    ended too early goes on from its last checkpoint, in a new attempt. `seen`: the newest attempt when this was asked for ("" for
+    none); what somebody else has made since is taken as it is. `retime`: a good row that nothing has changed since is made again
+    for its speed alone; unless the new attempt ends ok, the good one goes on to speak for the cell.
 
     Raises:
         UsageError: unknown model or method.
@@ -56,6 +56,9 @@ def train(
         newest = cells.newest_that_counts(earlier)
         different = resolved.changed(newest) if newest else []
         current = newest and newest.status == "ok" and not set(different) & set(rerun_for)
+        if newest and current and (peak := resolved.over_budget(newest)):
+            watch.say(f"{key}: {newest.run_id} used {peak:.2f} GB, more than memory_budget_gb is now; it is run again")
+            current = False
         retimes = newest.run_id if retime and newest and newest.status == "ok" and not different else None
         force = force or retimes is not None
         if newest and seen is not None and newest.run_id != seen:

@@ -36,9 +36,11 @@ OUTCOME = (
     ),
     *group(
         "outcome", "comparison",
-        flag("is_stale", "Whether the result was made with other data, recipe, code, machine or evaluation than now.",
+        flag("is_stale",
+             "Whether data, recipe, code, machine or evaluation are others now, or its memory budget is below its peak.",
              heading="stale"),
-        text("stale_because", "What has changed since: data, recipe, code, machine, evaluation."),
+        text("stale_because",
+             "What has changed since: data, recipe, code, machine, evaluation, or a memory budget that is now below its peak."),
         text("advice", "What the numbers say, or what to do about the outcome, in one sentence."),
     ),
 )  # fmt: skip
