@@ -12,9 +12,10 @@ from assets.project import DEVICE_POOL, project_now
 from pipelines.clean.read import corpus_records as read_corpus_records
 from pipelines.compare import plots
 from pipelines.generate import coverage
-from pipelines.generate.generate import GenerationResult, generate, generate_locally, sources_of
+from pipelines.generate.generate import GenerationResult, generate, generate_locally
 from pipelines.generate.generate import generated_records as read_generated_records
 from pipelines.generate.show import ProgressLines, barren, is_warning, summary
+from pipelines.generate.trained_on import local_off, sources_of, switched_off, untrained
 from pipelines.project import Project
 from pipelines.weights import store
 
@@ -29,6 +30,8 @@ def corpus_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     used = project.experiments.sources.uses_corpus
     if not used:
         context.log.info("sources: leaves the corpus out; it is checked, but nothing is trained on it")
+    for line in switched_off(project.experiments):
+        (context.log.info if project.experiments.sources.own_only else context.log.warning)(line)
     return dg.MaterializeResult(
         metadata={
             ROWS: len(records),
@@ -49,7 +52,10 @@ def local_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     project = project_now()
     name = project.experiments.local_provider
     if name is None or not project.experiments.sources.uses_local_generator:
-        return dg.MaterializeResult(metadata={ROWS: 0, "why": "sources: names no local generator"})
+        why = local_off(project.experiments)
+        if why:
+            context.log.warning(why)
+        return dg.MaterializeResult(metadata={ROWS: 0, "why": why or "sources: names no local generator"})
     store.fetch(project.data, project.experiments, project.experiments.provider(name).model, say=context.log.info)
     result = generate_locally(project.data, project.experiments, progress=ProgressLines(context.log.info))
     return dg.MaterializeResult(metadata=_metadata(context, project, result, [name]))
@@ -63,7 +69,7 @@ def local_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         dg.AssetCheckSpec(
             PROVIDERS_ANSWER,
             asset="generated_records",
-            description="No enabled provider had to stop, none answered without a valid record.",
+            description="No enabled provider had to stop or answered without a valid record, and all their records are trained on.",
         )
     ],
 )
@@ -86,11 +92,12 @@ def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> d
     useless = barren(result, coverage.coverage(project.data, project.experiments, list(result.providers)))
     for name, why in useless.items():
         context.log.warning(f"{name}: {why}")
+    unused = {name: why for name, why in untrained(project.experiments).items() if name in result.providers}
     stopped = dg.AssetCheckResult(
         check_name=PROVIDERS_ANSWER,
-        passed=not result.stopped and not useless,
+        passed=not result.stopped and not useless and not unused,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata=useless | result.stopped,
+        metadata=unused | useless | result.stopped,
     )
     return dg.MaterializeResult(metadata=_metadata(context, project, result, names), check_results=[stopped])
 

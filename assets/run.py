@@ -19,8 +19,8 @@ from pipelines.clean.read import corpus_records, named_files
 from pipelines.compare.compare import published_rows
 from pipelines.compare.show import render
 from pipelines.errors import UnavailableError, UsageError, WorkError
-from pipelines.generate.generate import sources_of
 from pipelines.generate.requests import load_prompts
+from pipelines.generate.trained_on import sources_of
 from pipelines.lake.disk import explained
 from pipelines.lake.paths import data_root
 from pipelines.project import Project

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.generate.generate import generated_records
+from pipelines.generate.trained_on import left_out
 from pipelines.lake.files import announce
 from pipelines.lake.paths import DataRoot
 from pipelines.records import parquet_values
@@ -29,13 +30,15 @@ def corpus_records(data: DataRoot, *, side: Side | None = None) -> list[RawRecor
 
 def raw_records(data: DataRoot, experiments: Experiments, *, say: Say = announce) -> Iterator[RawRecord]:
     """All raw records that `sources:` names, in no particular order, read as they are asked for. `say` gets a line for
-    each file whose encoding or separator had to be found out.
+    each source that is left out without a word, and for each file whose encoding or separator had to be found out.
 
     Raises:
         UsageError: a source is missing or broken; the message names the place.
         UnavailableError: a dataset of the hub cannot be reached.
     """
     sources = experiments.sources
+    for line in left_out(experiments):
+        say(line)
     side: Side | None = "train" if sources.eval_files else None
     own, held_out = named_files(sources.files, say=say), named_files(sources.eval_files, say=say)
     if sources.uses_corpus:

@@ -16,10 +16,10 @@ from pipelines.clean.results import current as current_examples
 from pipelines.evaluate.statistics import percentile, sign_test, smallest_difference, wilson, win_rate_interval
 from pipelines.generate.answers import REFUSALS, TRUNCATIONS
 from pipelines.generate.coverage import distinct
-from pipelines.generate.generate import sources_of
 from pipelines.generate.journal import Request
 from pipelines.generate.judge import Duel, compared, duels
 from pipelines.generate.requests import Book, book, requests_for
+from pipelines.generate.trained_on import sources_of
 from pipelines.lake.paths import DataRoot
 from pipelines.settings.experiments import Experiments
 

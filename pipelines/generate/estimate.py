@@ -1,7 +1,7 @@
 """What a run would ask for and cost, before a single request is sent."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from pipelines.generate.answers import Usage
@@ -10,6 +10,7 @@ from pipelines.generate.journal import Charges, Journal, Request
 from pipelines.generate.prices import batch_share, costs_of, worst_cost, worst_usage
 from pipelines.generate.providers import caps_of, enabled, missing_key
 from pipelines.generate.requests import book
+from pipelines.generate.trained_on import untrained
 from pipelines.lake.paths import DataRoot
 from pipelines.settings.experiments import Experiments
 
@@ -37,6 +38,7 @@ class Estimate:
     charged_usd: float
     budget_usd: float | None
     problem: str | None
+    untrained: str | None = None  # that nothing is trained on its records, and what to change
 
 
 def estimate(data: DataRoot, experiments: Experiments, only: Iterable[str] | None = None) -> Iterator[Estimate]:
@@ -45,10 +47,12 @@ def estimate(data: DataRoot, experiments: Experiments, only: Iterable[str] | Non
     Raises:
         UsageError: the prompts are broken, or `only` names a provider that may not be asked.
     """
+    not_used = untrained(experiments)
     with book(data, experiments) as reading:
         for name in enabled(experiments, only):
             share = batch_share(provider) if (provider := experiments.provider(name)).batch else 1.0
-            yield of_requests(reading.journal, experiments, name, reading.requests(name), share=share)
+            found = of_requests(reading.journal, experiments, name, reading.requests(name), share=share)
+            yield replace(found, untrained=not_used.get(name))
 
 
 def of_requests(
@@ -115,6 +119,8 @@ def in_words(estimates: list[Estimate], total_budget: float | None) -> Iterator[
         yield f"  charged   ${one.charged_usd:.4f} so far, {budget}"
         if one.problem:
             yield f"  cannot be asked: {one.problem}"
+        if one.untrained:
+            yield f"  {one.untrained}"
     if total_budget is not None:
         yield f"budget for all providers together: ${total_budget:.4g}"
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO
 
 from pipelines.errors import UsageError
@@ -15,7 +15,8 @@ from pipelines.generate.providers import caps_of, enabled, job_for, missing_key
 from pipelines.generate.requests import Book, book
 from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.server import local_server
-from pipelines.lake.files import locked
+from pipelines.generate.trained_on import local_off, sources_of, untrained
+from pipelines.lake.files import announce, locked
 from pipelines.lake.paths import DataRoot
 from pipelines.records.reading import RawRecord
 from pipelines.runs import devices
@@ -183,8 +184,10 @@ def generate_all(
     """Everything that is configured to be asked: the APIs first, then the local server, which may have to wait for its device."""
     chosen = list(only) if only else None
     result = generate(data, experiments, only=chosen, progress=progress, budget_usd=budget_usd, batch=batch)
+    if why := None if chosen else local_off(experiments):
+        announce(why)
     local = experiments.local_provider
-    wanted = local in chosen if chosen else experiments.sources.uses_local_generator
+    wanted = local in chosen if chosen else experiments.sources.uses_local_generator and local is not None
     if not wanted or batch:
         return result
     store.fetch(data, experiments, experiments.provider(local or "local").model)
@@ -246,6 +249,9 @@ def generate(
         held = {name: run.journal.answered_among(wanted[name]) for name in names}
         tallies = asyncio.run(_ask_all(run, wanted, batch))
         results = {name: outcome(run, name, wanted[name], held[name], tallies[name]) for name in names}
+        for name, why in untrained(experiments).items():
+            if name in results:
+                results[name] = replace(results[name], notes=(*results[name].notes, why))
         return GenerationResult(results, run.orphans)
 
 
@@ -300,11 +306,3 @@ def generated_records(data: DataRoot, experiments: Experiments, names: Iterable[
         return []
     with book(data, experiments) as reading:
         return [record for name in chosen for _, record in reading.records(name)]
-
-
-def sources_of(experiments: Experiments) -> list[str]:
-    """Names of the providers whose answers are trained on."""
-    local = (
-        [experiments.local_provider] if experiments.sources.uses_local_generator and experiments.local_provider else []
-    )
-    return [*local, *experiments.sources.used_providers]

@@ -14,11 +14,12 @@ from itertools import combinations
 from typing import Any, Literal
 
 from pipelines.generate.estimate import Estimate, of_requests
-from pipelines.generate.generate import GenerationResult, Session, outcome, session, sources_of
+from pipelines.generate.generate import GenerationResult, Session, outcome, session
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled, job_for, missing_key
 from pipelines.generate.requests import Book, book
 from pipelines.generate.send import Progress, Tally, send_all
+from pipelines.generate.trained_on import sources_of
 from pipelines.generate.verdicts import Reply, code_of, cut, reply_to, to_ask, unreadable_in, without_tricks
 from pipelines.lake.files import stable_hash
 from pipelines.lake.paths import DataRoot

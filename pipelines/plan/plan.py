@@ -11,6 +11,7 @@ from pipelines.errors import UnavailableError
 from pipelines.estimate.cards import CONTEXT, of_device
 from pipelines.estimate.estimate import TIGHT, answers, key_of
 from pipelines.estimate.question import Question, questions
+from pipelines.generate.trained_on import left_out
 from pipelines.hardware.machine import machine_class
 from pipelines.lake.files import announce
 from pipelines.nightly.due import Due, due_cells
@@ -91,6 +92,8 @@ def make(project: Project, fleet: Fleet, *, everything: bool = False, say: Any =
         WorkError: the predictions of memory could not be made.
     """
     resolved = project.resolve()
+    for line in left_out(project.experiments):
+        say(line)
     with saying_why_not(say):
         benchmarks.require(project.settings.evaluation.harness_tasks)
     due = _all(project) if everything else due_cells(resolved)

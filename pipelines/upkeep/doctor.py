@@ -12,6 +12,7 @@ import psutil
 
 from pipelines.errors import UnavailableError
 from pipelines.generate.providers import missing_key
+from pipelines.generate.trained_on import left_out
 from pipelines.hardware import cuda_devices, machine
 from pipelines.lake.paths import DataRoot
 from pipelines.runs.command import Placement
@@ -112,6 +113,7 @@ def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
     yield f"{'HF_TOKEN':<10} {'set' if os.environ.get('HF_TOKEN') else 'not set: only gated models need it'}"
     for name, provider in experiments.providers.items():
         yield f"provider {name}: {provider.model}, {_asked(provider, experiments.sources.uses_local_generator)}"
+    yield from left_out(experiments)
     for name, profile in experiments.profiles.items():
         yield f"profile {name}: {len(profile.models)} models × {len(profile.methods)} methods, {_started(profile)}"
         yield from _benchmarks(profile)

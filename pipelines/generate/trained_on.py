@@ -1,0 +1,76 @@
+"""Whose answers are trained on, and what `sources:` and `providers:` leave out though nobody wrote that it should be."""
+
+from collections.abc import Iterator
+
+from pipelines.generate.providers import enabled
+from pipelines.settings.experiments import Experiments
+
+
+def sources_of(experiments: Experiments) -> list[str]:
+    """Names of the providers whose answers are trained on."""
+    local = (
+        [experiments.local_provider] if experiments.sources.uses_local_generator and experiments.local_provider else []
+    )
+    return [*local, *experiments.sources.used_providers]
+
+
+def switched_off(experiments: Experiments) -> Iterator[str]:
+    """A sentence for each built-in source that is off without a word, and what to write. A section that was pasted from
+    somewhere else takes the place of the whole section before it, so what stood there is off."""
+    sources = experiments.sources
+    if sources.own_only:
+        named = " and ".join(name for name in ("files", "hub") if getattr(sources, name))
+        yield (
+            f"sources: {named} alone are trained on; the corpus, the local generator and other providers are left out "
+            "(`mix: true` joins those that `sources:` names)"
+        )
+        return
+    if not sources.corpus and "corpus" not in sources.model_fields_set:
+        yield (
+            "sources: corpus is not named, so nothing is trained on data/corpus.json; write `corpus: true`, or "
+            "`corpus: false` if that is meant"
+        )
+    if why := local_off(experiments):
+        yield why
+
+
+def local_off(experiments: Experiments) -> str | None:
+    """Why no model of this machine writes records, where nobody wrote that none should."""
+    sources = experiments.sources
+    if sources.own_only:
+        return None
+    if "local_generator" not in sources.model_fields_set:
+        return (
+            "sources: local_generator is not named, so no model of this machine writes records; write "
+            "`local_generator: true`, or `local_generator: false` if that is meant"
+        )
+    if sources.local_generator and experiments.local_provider is None:
+        return (
+            "sources: local_generator is true, but providers: has none of kind local, so no model of this machine writes "
+            "records; add `local: {kind: local, model: MODEL}`, or write `local_generator: false`"
+        )
+    return None
+
+
+def untrained(experiments: Experiments) -> dict[str, str]:
+    """The providers that are asked for records which nothing is trained on: by name, that it is so and what to change."""
+    used, own_only = sources_of(experiments), experiments.sources.own_only
+    found = {}
+    for name in enabled(experiments):
+        own = experiments.provider(name).requests
+        asked = experiments.generation.requests if own is None else own
+        if asked and name not in used:
+            why = (
+                "sources.files and sources.hub replace all others" if own_only else "sources.providers does not name it"
+            )
+            remedy = "set sources.mix: true and name it in sources.providers" if own_only else "add it there"
+            found[name] = (
+                f"its records are asked for, but nothing is trained on them: {why}; {remedy}, or set "
+                f"providers.{name}.requests: 0 (a judge or a teacher needs none)"
+            )
+    return found
+
+
+def left_out(experiments: Experiments) -> list[str]:
+    """Both in sentences."""
+    return [*switched_off(experiments), *(f"provider {name}: {why}" for name, why in untrained(experiments).items())]
