@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PYTHONUNBUFFERED = 1
 
-.PHONY: extras run tour test test-slow ui chat table prune screenshots bench lint format lock setup setup-dev weights clean-data
+.PHONY: extras run tour test test-slow ui chat table prune screenshots bench lint format lock setup setup-dev weights
 .DEFAULT_GOAL := run
 
 run: weights ## the whole graph on this machine's profile; prints the comparison table
