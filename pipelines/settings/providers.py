@@ -33,33 +33,50 @@ class Price(Strict):
     """Dollars per million tokens, over what the bundled price table says, or where it says nothing."""
 
     input: NonNegativeFloat
+    """Price of input tokens."""
     output: NonNegativeFloat
-    cached_input: NonNegativeFloat | None = None  # None: as `input`
+    """Price of output tokens."""
+    cached_input: NonNegativeFloat | None = None
+    """Price of input tokens that the provider read from its cache. Unset: as `input`."""
     batch_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the price that a batch costs."""
 
 
 class Provider(Strict):
-    """One model behind one API. It is asked only where `enabled`; a key in the environment alone asks nobody.
-
-    `requests`, `max_tokens` and `languages` left out are those of `generation`.
-    """
+    """One model behind one API. A key in the environment alone asks nobody."""
 
     kind: Kind
+    """Whose API it speaks; `local` is a server that Featherweight starts on this machine."""
     model: str
+    """The model's name at the provider; of kind local its name under `models`."""
     enabled: bool = False
+    """Whether it is asked over its API; kind local goes by `sources.local_generator` instead."""
     base_url: str | None = None
+    """Address of the API, which openai-compatible needs. Unset: the provider's own."""
     api_key_env: str | None = None
+    """Environment variable that holds the key. Unset: ANTHROPIC_API_KEY or OPENAI_API_KEY; openai-compatible: no key."""
     concurrency: PositiveInt = 8
+    """Requests under way at once, at most."""
     timeout_seconds: PositiveFloat = 120
+    """Time after which a request counts as lost, and so as in doubt."""
     longest_retry_after_seconds: PositiveFloat = 60
-    max_answer_mb: PositiveFloat = 8  # of one decoded response, in 10^6 bytes; a larger one is broken off
+    """Longest pause that is made at a provider's wish, however long it asks for."""
+    max_answer_mb: PositiveFloat = 8
+    """Size of one decoded response, beyond which it is broken off."""
     budget_usd: NonNegativeFloat | None = None
+    """Dollars of this provider, over everything the journal ever recorded. Unset: the common budget alone."""
     price: Price | None = None
+    """Prices that go over those of the bundled table. Unset: the table's."""
     parameters: dict[str, JsonValue] = {}
+    """Further parameters of a request, such as temperature."""
     batch: bool = False
+    """Whether requests go out as batches, at half the price (kinds anthropic and openai)."""
     requests: NonNegativeInt | None = None
+    """Requests to this provider. Unset: those of `generation`."""
     max_tokens: PositiveInt | None = None
+    """Tokens of one answer, at most. Unset: those of `generation`."""
     languages: list[str] | None = None
+    """Languages that it writes records in. Unset: those of `generation`."""
 
     @property
     def key_env(self) -> str | None:
@@ -103,29 +120,43 @@ def _check_url(url: str) -> None:
 
 
 class Judge(Strict):
-    """Who compares the providers' answers, in pairs, both orders asked. The first of another family than both is taken."""
+    """Who compares the providers' records, in pairs, both orders asked."""
 
     providers: Annotated[list[str], Field(min_length=1)]
+    """Who may judge; the first of another family than both providers is taken."""
     max_cells: PositiveInt = 50
+    """Topic cells that are compared for each pair of providers, at most."""
     max_tokens: PositiveInt = 400
+    """Tokens of one verdict, at most."""
     criteria: str = (
         "helpful to the person who asked, correct, natural in its language, and in the form that was asked for"
     )
+    """What the judge is told that a good record is."""
 
 
 class Generation(NamesFiles):
-    """What every provider is asked. `budget_usd` is for all providers together, over everything the journal ever recorded."""
+    """What every provider is asked."""
 
     prompts: Literal["topics", "file"] = "topics"
+    """Where prompts come from: the grid of data/topics.yaml, or a file of your own."""
     prompts_file: str | None = None
-    system: str = ""  # said before each prompt of the file; the topic grid has its own
+    """JSON, JSONL, CSV or Parquet file with `instruction`, for `prompts: file`."""
+    system: str = ""
+    """System prompt before each prompt of the file; the grid has its own."""
     requests: NonNegativeInt = 24
+    """Prompts that each provider is asked."""
     languages: list[str] | None = None
+    """Languages that records are asked for in. Unset: all of the grid."""
     max_tokens: PositiveInt = 320
+    """Tokens of one answer, at most."""
     seed: int = 1
+    """Number that the order of the grid and the local model's sampling follow from."""
     replicates: PositiveInt = 1
+    """Answers to each prompt, so that `requests` × `replicates` are sent."""
     budget_usd: NonNegativeFloat | None = None
+    """Dollars of all providers together, over everything the journal ever recorded. Unset: no common budget."""
     judge: Judge | None = None
+    """Who compares the providers' records in pairs. Unset: nobody."""
 
     @model_validator(mode="after")
     def _file_is_named(self) -> "Generation":

