@@ -16,6 +16,7 @@ Source = Literal[
 ]  # fmt: skip
 Row = dict[str, Any]
 SIZES = {"GB": "1e9 bytes", "MB": "1e6 bytes"}
+IN_UTC = "Kept in UTC; a client shows it in its own time zone."
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,12 @@ class Column:
 
     @property
     def description(self) -> str:
-        """The meaning with its unit and the better direction, as one text."""
+        """The meaning with its unit, the better direction and the time zone, as one text."""
         size = f" ({SIZES[self.unit]})" if self.unit in SIZES else ""
         unit = f" Unit: {self.unit}{size}." if self.unit else ""
         better = f" {self.better.capitalize()} is better." if self.better else ""
-        return f"{self.meaning}{unit}{better}"
+        zone = f" {IN_UTC}" if self.type == "TIMESTAMPTZ" else ""
+        return f"{self.meaning}{unit}{better}{zone}"
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ SELECT column_name, data_type, comment FROM duckdb_columns() WHERE table_name = 
 
 NULL means that a value was not measured. GB are 1e9 bytes, MB 1e6 bytes. Better says which direction is better.
 
+Times are points in time (`TIMESTAMP WITH TIME ZONE`), kept in UTC. DuckDB and its clients show them in the time zone of the
+machine; `SET TimeZone = 'UTC'` in a connection shows them as they are kept. Examples for DuckDB, pandas, polars and Node are in
+[operating.md](operating.md#reading-the-table).
+
 This page is generated: `{COMMAND}` writes it."""
 
 
@@ -99,7 +103,7 @@ def _line(column: Column) -> str:
         f"`{column.name}`",
         column.type,
         column.meaning,
-        column.unit or "",
+        column.unit or ("UTC" if column.type == "TIMESTAMPTZ" else ""),
         column.better or "",
         column.source or "",
     )
