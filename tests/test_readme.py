@@ -1,49 +1,17 @@
-"""README and docs stay true: their commands exist, their YAML loads, their columns are the table's, their links lead somewhere."""
+"""README and docs stay true: their links lead somewhere, every status is explained, the table was measured."""
 
 import re
 
-import pytest
-import yaml
-
-from pipelines.cli import parser
-from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.lake.paths import PROJECT
-from pipelines.plan import fleet
 from pipelines.runs.status import Status
 from pipelines.settings import experiments as configuration
 from tests.fakes.planted import row
-from tests.project import TinyProject, merge
 from tests.screenshots import with_table
 
 PAGES = {
     path.name: path.read_text(encoding="utf-8") for path in [PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")]
 }
 README, ALL = PAGES["README.md"], "\n".join(PAGES.values())
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", ALL, re.DOTALL)
-
-
-@pytest.mark.parametrize("block", blocks("yaml"))
-def test_yaml_examples_load_when_put_into_experiments(block: str, project: TinyProject) -> None:
-    if block.startswith("nodes:"):  # a list of machines for `plan --cluster`
-        machines = project.experiments.with_name("machines.yaml")
-        machines.write_text(block, encoding="utf-8")
-        assert fleet.load(machines).nodes
-        return
-    current = yaml.safe_load((PROJECT / "experiments.yaml").read_text(encoding="utf-8"))
-    merge(current, yaml.safe_load(block))
-    project.experiments.write_text(yaml.safe_dump(current), encoding="utf-8")
-    configuration.load(project.experiments)
-
-
-def test_the_commands_it_names_exist() -> None:
-    known = parser().format_help()
-    for command in re.findall(r"(?:`|^)(?:\.venv/bin/)?featherweight ([a-z-]+)", ALL, re.MULTILINE):
-        assert command in known
-    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", ALL, re.MULTILINE)) <= targets
 
 
 def test_its_links_lead_to_files_and_headings() -> None:
@@ -56,13 +24,6 @@ def test_its_links_lead_to_files_and_headings() -> None:
             if heading:
                 headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
                 assert heading in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, (page, link)
-
-
-def test_the_columns_of_its_queries_are_in_the_table() -> None:
-    queries = [q for q in re.findall(r"SELECT (.*?) FROM comparison", ALL) if q != "*"]
-    assert len(queries) == 3
-    for query in queries:
-        assert set(re.split(r",\s*", query)) <= set(COMPARISON.by_name)
 
 
 def test_it_explains_every_status() -> None:
