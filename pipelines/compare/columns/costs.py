@@ -36,7 +36,7 @@ MEMORY = (
     *group(
         "memory", "comparison",
         real("memory_vs_full", "Peak memory divided by that of full fine-tuning of the same model.", "ratio", 2, better="lower",
-             heading="vs full"),
+             heading="GB vs full"),
     ),
     *group(
         "memory", "estimate",

@@ -54,7 +54,7 @@ MODEL = (
         whole("hidden_size", "Width of the hidden states."),
         count("trainable_params", "Number of parameters that training changes; 0 for an untouched model.", heading="trainable"),
         count("total_params", "Number of parameters of the model, the adapter's included."),
-        real("artifact_mb", "Size on disk of the trained model or adapter.", "MB", 0, better="lower", heading="MB saved"),
+        real("artifact_mb", "Size on disk of the trained model or adapter.", "MB", 0, better="lower", heading="MB on disk"),
     ),
     *group(
         "model", "comparison",
