@@ -5,7 +5,7 @@ import dagster as dg
 from assets.cleaning import sft_examples
 from assets.described import ROWS
 from assets.generating import generated_records
-from assets.launchpad import AskConfig
+from assets.launchpad import Spending
 from assets.metadata import picture, table
 from assets.project import project_now
 from pipelines.compare import plots
@@ -20,7 +20,7 @@ PAIRS = ("provider", "against", "verdict", "win_rate", "cells", "wins", "losses"
 
 
 @dg.asset(group_name="compare", kinds={"duckdb"}, deps=[generated_records, sft_examples])
-def provider_comparison(context: dg.AssetExecutionContext, config: AskConfig) -> dg.MaterializeResult:
+def provider_comparison(context: dg.AssetExecutionContext, config: Spending) -> dg.MaterializeResult:
     """One row is one provider, on prompts that all were given: what was asked, answered, valid and accepted, its cost, who wins.
 
     With `generation.judge` configured, the judge compares the providers' records in pairs, within the same budget. Published in
