@@ -60,8 +60,8 @@ Every setting of `experiments.yaml`. The shipped file names many of them; a sett
 stands here. An unknown name or a wrong value is an error that names the line.
 
 - Names of models, methods, profiles and providers are lower-case letters, digits, `-` and `.`.
-- Relative paths are relative to the folder of the file that names them, wherever a command is started. `~` is the home folder. On the
-  command line they are relative to the folder you are in; `data/` and `experiments.yaml` are those of the checkout, wherever you are.
+- Relative paths are relative to the folder of the file that names them, wherever a command is started. `~` is the home folder.
+- On the command line they are relative to the folder you are in. `data/` and `experiments.yaml` are those of the checkout.
 - A section that you paste over another one replaces all of it: what it leaves out has the default, not what stood there.
 - GB are 1e9 bytes, MB 1e6 bytes; shares are between 0 and 1.
 - *Only in Dagster* marks settings that the commands of `featherweight` do not read.
