@@ -174,9 +174,9 @@ def described(model: type[BaseModel]) -> dict[str, str]:
     assert isinstance(found, ast.ClassDef)
     texts = {}
     for field, text in pairwise(found.body):
-        is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
-            texts[field.target.id] = " ".join(str(text.value.value).split())
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
+                texts[name] = " ".join(said.split())
     return texts
 
 

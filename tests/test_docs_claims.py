@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,13 @@ def test_benchmarks_that_pages_name_are_there() -> None:
         for named in re.findall(r"python -m benchmarks ((?:[a-z][a-z-]* ?)+)", text):
             names = named.split()
             assert names[0] == "card" or set(names) <= known, (page, named)
+
+
+def test_extras_that_pages_name_exist() -> None:
+    known = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for page, text in PAGES.items():
+        for named in re.findall(r"make extras E=([a-z,]+)", text):
+            assert set(named.split(",")) <= known.keys(), (page, named)
 
 
 def test_settings_that_pages_name_exist() -> None:

@@ -132,7 +132,7 @@ def test_a_budget_below_a_rows_peak_makes_it_due_and_stale(lake: Lake, level: st
     ],
 )
 def test_what_ended_well_under_a_budget_is_not_due_for_it(
-    lake: Lake, had: float | None, now: float, peaks: dict[str, float], is_due: bool
+    lake: Lake, had: float | None, now: float, peaks: dict[str, Any], is_due: bool
 ) -> None:
     lake.cell("full", budget=had, **peaks)
     smaller = {"methods": ["full"], "training": {"memory_budget_gb": now}}
