@@ -11,7 +11,6 @@ import yaml
 
 from assets.definitions import defs
 from assets.launchpad import CellConfig
-from pipelines import settings_page
 from pipelines.clean.reasons import REASONS
 from pipelines.cli import parser
 from pipelines.compare.columns.registry import TABLES, VIEWS
@@ -19,6 +18,7 @@ from pipelines.lake.paths import PROJECT
 from pipelines.nightly.due import TRIES
 from pipelines.recipe import OUTSIDE_RECIPE
 from pipelines.runs.launchers.ray import code
+from pipelines.settings import page as settings_page
 from pipelines.settings.experiments import Experiments, TrainingOverrides, load
 
 PAGES = {

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import settings_page
 from pipelines.lake.paths import PROJECT
 from pipelines.plan.fleet import Fleet, Node
+from pipelines.settings import page as settings_page
 from pipelines.settings.experiments import Experiments
-from pipelines.settings_page import ENVIRONMENT, ONLY_IN_DAGSTER, Section, Setting
+from pipelines.settings.page import ENVIRONMENT, ONLY_IN_DAGSTER, Section, Setting
 
 SCHEMA: dict[str, Any] = Experiments.model_json_schema()
 SECTIONS = {section.model.__name__: section for section in settings_page.sections()}
@@ -82,7 +82,7 @@ def test_what_acts_in_dagster_alone_is_read_by_no_command() -> None:
     for path, text in code.items():
         if "nightly" not in path.parts and path.name != "experiments.py":
             read = re.findall(r"\b(?:nightly|dagster)\.[a-z_]+", text)
-            assert not set(read) & set(ONLY_IN_DAGSTER) or path.name == "settings_page.py", path
+            assert not set(read) & set(ONLY_IN_DAGSTER) or path == PROJECT / "pipelines" / "settings" / "page.py", path
     assert any("nightly.rerun_for" in text for path, text in code.items() if "nightly" in path.parts)
 
 

@@ -1,6 +1,6 @@
 """The settings as a page of the documentation: docs/settings.md, made of the models that read experiments.yaml.
 
-`python -m pipelines.settings_page` writes it. A field's sentence is the text under it in the model; behind `Unset:` it says what
+`python -m pipelines.settings.page` writes it. A field's sentence is the text under it in the model; behind `Unset:` it says what
 holds where nobody names the setting.
 """
 
@@ -22,7 +22,7 @@ from pipelines.settings.experiments import Experiments, TrainingOverrides, Train
 from pipelines.settings.methods import DEFAULT_RATES
 
 PATH = PROJECT / "docs" / "settings.md"
-COMMAND = "python -m pipelines.settings_page"
+COMMAND = "python -m pipelines.settings.page"
 UNITS = {  # by how a name ends, the longest ending first
     "price_per_hour": "USD an hour", "micro_batch_tokens": "tokens", "max_length": "tokens", "retime_after_days": "days",
     "_minutes": "minutes", "_seconds": "seconds", "_hours": "hours", "_chars": "characters", "_tokens": "tokens", "_share": "share",
