@@ -8,8 +8,8 @@ from pydantic import Field, field_validator
 
 from assets.project import OfProfile, project_now
 from assets.tags import NIGHT, SEEN
-from pipelines.choices import with_budget, with_max_examples
-from pipelines.nightly.night import begin, hours_of_cells, limit_reached, money_left
+from pipelines.choices import Choices
+from pipelines.nightly.night import begin, limit_reached, money_left
 from pipelines.project import ANY, Project, Resolved
 
 # Dagster's launchpad offers no field whose default is null, so that a limit which is off has a number
@@ -101,21 +101,21 @@ class CellConfig(dg.Config):
         """The run's own cap; None where it has none."""
         return None if self.budget_usd == NO_CAP else self.budget_usd
 
+    @property
+    def choices(self) -> Choices:
+        return Choices(self.max_examples or None, self.cap_usd)
+
     def project(self) -> Project:
         return project_now(self.profile)
 
     def applied(self, resolved: Resolved, cell: tuple[str, str], began: str, run: dg.DagsterRun) -> Resolved:
         """With what the next seed, or evaluation, of a run that `began` then may use. Cells that run side by side elsewhere share
         what is left to the night."""
-        project = resolved.project
-        spent = hours_of_cells(project.data, began, cell) * (project.settings.price_per_hour or 0.0)
-        budgets = [max(self.cap_usd - spent, 0.0)] if self.cap_usd is not None else []
+        project, caps = resolved.project, []
         if night := night_of(run):
             left = money_left(project, project.experiments.nightly, begin(project.data, night)["started_at"])
-            budgets += [max(left, 0.0) / project.launcher().at_once] if left is not None else []
-        if self.max_examples:
-            project = with_max_examples(project, cell, self.max_examples)
-        return resolved.under(with_budget(project, cell, min(budgets)) if budgets else project)
+            caps = [max(left, 0.0) / project.launcher().at_once] if left is not None else []
+        return self.choices.applied(resolved, cell, began, other_caps=caps)
 
 
 class BaseConfig(OfProfile):

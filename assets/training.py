@@ -152,8 +152,8 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     resolved = project.resolve()
     know_inputs(context, resolved)
     foresee(project, resolved)
-    if config.cap_usd is not None and not project.settings.price_per_hour:
-        context.log.warning(f"budget_usd caps nothing: profile {project.profile} has no price_per_hour")
+    if why := config.choices.no_cap(project):
+        context.log.warning(why)
     done = _trained(context, config, resolved)
     if resolved.weights_now(cell_of(context.partition_key)[0], context.log.info):  # which training may have fetched
         know_inputs(context, resolved)

@@ -1,9 +1,49 @@
 """What somebody asks of one run of a cell beyond the configuration: fewer examples, a cap in dollars. They are plain changes to
 the settings, so that the spec, the fingerprints and the row tell what was really done."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
 from pipelines.errors import UsageError
-from pipelines.project import Project
+from pipelines.lake.paths import DataRoot
+from pipelines.project import Project, Resolved
+from pipelines.runs import cells
+from pipelines.runs.clock import now
+from pipelines.runs.result import RunResult
 from pipelines.settings.experiments import DataChoice, Experiments, TrainingOverrides
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What one run of a cell, started in the UI or by a command, changes: at most so many training examples, and a cap in dollars
+    for all of its seeds and evaluations together. None: as configured."""
+
+    max_examples: int | None = None
+    budget_usd: float | None = None
+
+    def applied(
+        self, resolved: Resolved, model_method: tuple[str, str], began: str, *, other_caps: Sequence[float] = ()
+    ) -> Resolved:
+        """With what the next seed, or evaluation, of a run that `began` then may use. `other_caps` are dollars that are left to
+        it for other reasons, such as a night's.
+
+        Raises:
+            UsageError: a number that cannot be, or an unknown model or method.
+        """
+        project, caps = resolved.project, list(other_caps)
+        if self.budget_usd is not None:
+            spent = hours_of_cells(project.data, began, model_method) * (project.settings.price_per_hour or 0.0)
+            caps.append(max(self.budget_usd - spent, 0.0))
+        if self.max_examples is not None:
+            project = with_max_examples(project, model_method, self.max_examples)
+        return resolved.under(with_budget(project, model_method, min(caps)) if caps else project)
+
+    def no_cap(self, project: Project) -> str | None:
+        """Why the cap in dollars caps nothing; None where it does, or where there is none."""
+        if self.budget_usd is None or project.settings.price_per_hour:
+            return None
+        return f"budget_usd caps nothing: profile {project.profile} has no price_per_hour"
 
 
 def with_max_examples(project: Project, model_method: tuple[str, str], count: int) -> Project:
@@ -49,3 +89,23 @@ def with_budget(project: Project, model_method: tuple[str, str], dollars: float)
 
 def _with(project: Project, experiments: Experiments) -> Project:
     return Project(project.data, experiments, project.profile)
+
+
+def hours_of_cells(data: DataRoot, since: str, model_method: tuple[str, str] | None = None) -> float:
+    """Hours of training and evaluation that began at `since` or later, of all cells or of one."""
+    seconds = 0.0
+    for attempt in cells.all_attempts(data):
+        if model_method and (attempt.key.model, attempt.key.method) != model_method:
+            continue
+        for result in (attempt.result, *(found.result for found in attempt.evaluations())):
+            if (result.started_at or "") >= since:
+                seconds += _seconds(result)
+    return seconds / 3600
+
+
+def _seconds(result: RunResult) -> float:
+    """How long it ran; of one without a last word, from its start until now."""
+    if result.seconds is not None:
+        return result.seconds
+    until = datetime.fromisoformat(result.finished_at or now())
+    return max(0.0, (until - datetime.fromisoformat(str(result.started_at))).total_seconds())

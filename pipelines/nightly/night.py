@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.choices import hours_of_cells
 from pipelines.errors import UsageError
 from pipelines.generate.journal import opened
 from pipelines.lake.files import read_json, write_json
@@ -18,7 +19,6 @@ from pipelines.nightly.due import Due, due_cells
 from pipelines.project import Project
 from pipelines.runs import cells
 from pipelines.runs.clock import now
-from pipelines.runs.result import RunResult
 from pipelines.settings.experiments import Nightly
 
 TRIES = 2  # of making the data, and of publishing: a killed process is a reason to try again, a failed check stays one
@@ -114,26 +114,6 @@ def spent_usd(project: Project, since: str) -> float:
 
 def _costs(project: Project) -> bool:
     return bool(project.settings.price_per_hour)
-
-
-def hours_of_cells(data: DataRoot, since: str, cell: tuple[str, str] | None = None) -> float:
-    """Hours of training and evaluation that began at `since` or later, of all cells or of one (model, method)."""
-    seconds = 0.0
-    for attempt in cells.all_attempts(data):
-        if cell and (attempt.key.model, attempt.key.method) != cell:
-            continue
-        for result in (attempt.result, *(found.result for found in attempt.evaluations())):
-            if (result.started_at or "") >= since:
-                seconds += _seconds(result)
-    return seconds / 3600
-
-
-def _seconds(result: RunResult) -> float:
-    """How long it ran; of one without a last word, from its start until now."""
-    if result.seconds is not None:
-        return result.seconds
-    until = datetime.fromisoformat(result.finished_at) if result.finished_at else _now()
-    return max(0.0, (until - datetime.fromisoformat(str(result.started_at))).total_seconds())
 
 
 def note_round(data: DataRoot, night: str, due: Sequence[Due]) -> None:
