@@ -1,13 +1,28 @@
 """The console script: what it prints, where errors go, and its exit codes, as somebody at a terminal meets them."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+import tempfile
+import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipelines.cli import main
+from pipelines.cli.command import Command
+from pipelines.cli.stages import STAGES
+from pipelines.cli.taking_away import BIT_WIDTHS
+from pipelines.cli.training import FINGERPRINTS
+from pipelines.export.bit_widths import ALL
+from pipelines.lake.paths import PROJECT
+from pipelines.project import ANY
+from pipelines.runs import run as runs
+from pipelines.runs.cells import all_attempts
+from tests.in_process import InProcess
 from tests.project import MODEL, TinyProject
 
 
@@ -111,3 +126,116 @@ def test_table_formats_agree(project: TinyProject, capsys: pytest.CaptureFixture
         assert main(["table", "--format", form]) == 0
         shown = capsys.readouterr().out
         assert all(row["method"] in shown for row in rows)
+
+
+def test_alone_it_lists_every_command_under_its_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[0] for line in lines if line.startswith("  ") and "--" not in line.split()[0]]
+    assert listed == [command.name for stage in STAGES for command in stage.commands]
+    assert [line for line in lines if line in {stage.heading for stage in STAGES}] == [s.heading for s in STAGES]
+    assert max(map(len, lines)) <= 80, "a line each, also in a narrow terminal"
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    told = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert capsys.readouterr().out == f"featherweight {told}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["trian"], "'train'"),
+        (["table", "--format", "jsn"], "'json'"),
+        (["table", "--formt", "json"], "--format"),
+        (["train", MODEL, "full", "--max-exampels=3"], "--max-examples"),
+        (["train", MODEL, "full", "--rerun-for", "data,recip"], "'recipe'"),
+        (["export", MODEL, "full", "--gguf", "Q8"], "'Q8_0'"),
+    ],
+)
+def test_what_is_misspelt_is_said_with_what_was_meant(arguments: list[str], meant: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2 and f"did you mean {meant}" in done.stderr
+
+
+@pytest.mark.parametrize("command", [command for stage in STAGES for command in stage.commands], ids=lambda c: c.name)
+def test_every_argument_is_explained(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command.name, "--help"])
+    said = capsys.readouterr().out.partition("\n\n")[2]
+    blocks = re.findall(r"^  (-\S.*|[A-Z]\S*.*)((?:\n {10,}.*)*)", said, re.MULTILINE)
+    assert blocks and all(re.search(r"  +\w", first) or more for first, more in blocks)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", "--ranks", "x"],
+        ["tune", MODEL, "full", "--trials", "many"],
+        ["tune", MODEL, "full", "--low", "x"],
+        ["train", MODEL, "full", "--seed", "one"],
+        ["train", MODEL, "full", "--max-examples", "0"],
+        ["decide", "--memory", "much"],
+        ["chat", "--port", "http"],
+    ],
+)
+def test_a_wrong_value_is_said_with_what_was_expected_and_no_name_of_our_code(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2 and f"got '{arguments[-1]}'; expected" in done.stderr
+    assert not re.search(r"invalid \w+ value", done.stderr)
+
+
+def completions(line: str) -> list[str]:
+    """What the shell would offer at the end of `line`, and that no heavy library was loaded to say so."""
+    told = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    with tempfile.NamedTemporaryFile() as answers:
+        code = "import sys; from pipelines.cli import main; main()"
+        asked = {**os.environ, **told, "_ARGCOMPLETE_STDOUT_FILENAME": answers.name}
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", code], env=asked, capture_output=True, text=True
+        )
+        loaded = {word.split("|")[-1].strip().split(".")[0] for word in done.stderr.splitlines()}
+        assert "argcomplete" in loaded and not loaded & {"torch", "pydantic", "duckdb", "transformers", "pyarrow"}
+        return Path(answers.name).read_text(encoding="utf-8").split("\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("featherweight tra", {"train"}),
+        ("featherweight train smollm2-135m-t", {"smollm2-135m-tour"}),
+        (f"featherweight evaluate {MODEL} qlora-r8", {"qlora-r8"}),
+        (f"featherweight train {MODEL} full --profile lo", {"local"}),
+        ("featherweight table --format m", {"markdown"}),
+        ("featherweight generate --provider cl", {"claude"}),
+    ],
+)
+def test_the_shell_completes_commands_names_and_values(project: TinyProject, line: str, offered: set[str]) -> None:
+    assert {word.strip() for word in completions(line)} == offered
+
+
+def test_a_broken_experiments_file_completes_nothing_and_says_nothing(project: TinyProject) -> None:
+    project.experiments.write_text("models: [", encoding="utf-8")
+    assert completions("featherweight train smol") == [""]
+
+
+def test_train_takes_what_the_launchpad_takes(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "Watch", partial(runs.Watch, launcher=InProcess()))
+    project.change(profiles={"priced": {"models": [MODEL], "methods": ["full"], "price_per_hour": 36.0, "seeds": [3]}})
+    assert main(["clean"]) == 0
+    assert main(["train", MODEL, "lora-r8", "--max-examples", "4", "--budget-usd", "1"]) == 0
+    (attempt,) = all_attempts(project.data)
+    assert (attempt.spec.selection["max_train"], attempt.key.seed) == (4, 1)
+    assert "budget_usd caps nothing: profile local has no price_per_hour" in capsys.readouterr().err
+    assert main(["train", MODEL, "lora-r8", "--rerun-for", "code"]) == 0
+    assert "(current, reused)" in capsys.readouterr().out, "its examples have changed, which is not asked for"
+    assert main(["train", MODEL, "lora-r8", "--profile", "priced", "--max-examples", "4", "--budget-usd", "0.6"]) == 0
+    spec = list(all_attempts(project.data))[-1].spec
+    assert (spec.profile, spec.seed, spec.time_limit_minutes) == ("priced", 3, pytest.approx(1.0))
+
+
+def test_the_fingerprints_that_train_knows_are_those_there_are() -> None:
+    assert FINGERPRINTS == ANY and BIT_WIDTHS == ALL

@@ -9,6 +9,7 @@ import pytest
 
 from assets.history import forget, old_runs
 from pipelines import cli
+from pipelines.cli import looking_after
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
 from pipelines.hardware.machine import own_identity
@@ -127,7 +128,7 @@ def test_the_command_removes_with_yes_alone(
     grown: tuple[Lake, set[Path], set[Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lake, goes, _ = grown
-    monkeypatch.setattr(cli, "project_now", lambda: lake.project)
+    monkeypatch.setattr(looking_after, "project_now", lambda: lake.project)
     assert cli.main(["prune"]) == 0
     said = capsys.readouterr().out
     assert "--yes removes them" in said and all(path.exists() for path in goes)

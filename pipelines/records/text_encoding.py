@@ -5,8 +5,11 @@ guess gives text that nobody wrote.
 """
 
 import codecs
-from typing import IO, Any
+from typing import IO, Any, Literal
 
+Encoding = Literal[  # those that may be declared; without one, a CSV file's is detected
+    "utf-8", "cp949", "cp932", "euc_jp", "gb18030", "big5", "cp1252", "cp1250", "cp1251", "koi8_r", "mac_roman"
+]
 SAMPLE_BYTES = 1 << 18  # of lines that are not ASCII
 PIECE_BYTES = 1 << 20
 MARKS = (  # UTF-32's mark begins with UTF-16's

@@ -29,6 +29,7 @@ from pipelines.hardware import machine
 from pipelines.lake.paths import experiments_file
 from pipelines.lake.weights_record import listed, packaged_name, packages
 from pipelines.records.shapes.options import Options, Reasoning, ToolCalls
+from pipelines.records.text_encoding import Encoding
 from pipelines.settings import benchmarks
 from pipelines.settings.column_names import BENCHMARK_ENDINGS, METRIC_ENDINGS, require_columns
 from pipelines.settings.learning_rates import default_of, grid_of
@@ -748,9 +749,6 @@ class Profile(Strict):
         return self
 
 
-Encoding = Literal[  # without one declared, a CSV file's is detected
-    "utf-8", "cp949", "cp932", "euc_jp", "gb18030", "big5", "cp1252", "cp1250", "cp1251", "koi8_r", "mac_roman"
-]
 ColumnName = Literal[
     "instruction", "input", "output", "system", "history", "messages", "tools", "chosen", "label", "language", "topic"
 ]

@@ -1,0 +1,12 @@
+"""The console script `featherweight`: every stage without Dagster, a module per stage.
+
+Exit codes: 0 done, 1 the work failed, 2 bad usage or configuration, 3 finished and recorded, but the outcome is not ok.
+Nothing heavy is imported before a command runs, so that help and completion come at once.
+"""
+
+from pipelines.cli.command import NOT_OK, OK
+from pipelines.cli.console import main
+from pipelines.cli.stages import parser
+from pipelines.cli.working import project_now
+
+__all__ = ["NOT_OK", "OK", "main", "parser", "project_now"]

@@ -1,0 +1,116 @@
+"""Arguments that several commands share, and how their values are read: every refusal says the value and what was expected."""
+
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.cli import completion
+
+FORMATS = ("text", "markdown", "json", "csv")
+
+
+def whole(least: int | None = None) -> Callable[[str], int]:
+    """Reads a whole number, of at least `least`."""
+    expected = "a whole number" if least is None else f"a whole number of {least} or more"
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or (least is not None and number < least):
+            raise ArgumentTypeError(f"got {text!r}; expected {expected}")
+        return number
+
+    return read
+
+
+def not_negative(text: str) -> float:
+    return _number(text, "a number from 0 on")
+
+
+def dollars(text: str) -> float:
+    return _number(text, "dollars from 0 on, such as 0.50")
+
+
+def rate(text: str) -> float:
+    return _number(text, "a learning rate, such as 2e-4")
+
+
+def _number(text: str, expected: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):  # NaN neither
+        raise ArgumentTypeError(f"got {text!r}; expected {expected}")
+    return number
+
+
+def whole_numbers(least: int, expected: str) -> Callable[[str], list[int]]:
+    """Reads `2,8,32`."""
+
+    def read(text: str) -> list[int]:
+        try:
+            return [whole(least)(number) for number in text.split(",")]
+        except ArgumentTypeError:
+            raise ArgumentTypeError(f"got {text!r}; expected {expected}") from None
+
+    return read
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    """Reads one of these names. Unlike argparse's `choices` it says which of them was probably meant."""
+
+    def read(text: str) -> str:
+        from pipelines.settings.strict import expected_one_of
+
+        if text not in allowed:
+            raise ArgumentTypeError(f"got {text!r}; {expected_one_of(text, list(allowed))}")
+        return text
+
+    return read
+
+
+def some_of(*allowed: str) -> Callable[[str], list[str]]:
+    """Reads some of these names, separated by commas."""
+    read_one = one_of(*allowed)
+    return lambda text: [read_one(part.strip()) for part in text.split(",")]
+
+
+def add_choice(parser: ArgumentParser, option: str, *allowed: str, about: str, **more: Any) -> None:
+    """Add an option that takes one of `allowed`."""
+    shown = more.pop("metavar", "{" + ",".join(allowed) + "}")
+    added = parser.add_argument(option, type=one_of(*allowed), metavar=shown, help=about, **more)
+    completion.offer(added, lambda: allowed)
+
+
+def add_format(parser: ArgumentParser) -> None:
+    add_choice(parser, "--format", *FORMATS, about="default: text", default="text")
+
+
+def add_model(parser: ArgumentParser, about: str = "a name under models: of experiments.yaml", **more: Any) -> None:
+    completion.offer(parser.add_argument("model", metavar="MODEL", help=about, **more), completion.models)
+
+
+def add_method(parser: ArgumentParser, about: str = "a name under methods:, such as lora-r8", **more: Any) -> None:
+    completion.offer(parser.add_argument("method", metavar="METHOD", help=about, **more), completion.methods)
+
+
+def add_cell(parser: ArgumentParser) -> None:
+    add_model(parser)
+    add_method(parser)
+
+
+def add_seeds(parser: ArgumentParser) -> None:
+    about = "only this one (again for more); default: the profile's seeds"
+    parser.add_argument("--seed", type=whole(), action="append", metavar="N", help=about)
+
+
+def add_force(parser: ArgumentParser, about: str) -> None:
+    parser.add_argument("--force", action="store_true", help=about)
+
+
+def add_profile(parser: ArgumentParser) -> None:
+    about = "whose settings count, a name under profiles:; default: this machine's"
+    completion.offer(parser.add_argument("--profile", metavar="NAME", help=about), completion.profiles)

@@ -1,0 +1,72 @@
+"""What came of it: `compare`, `table`, `decide`."""
+
+from argparse import ArgumentParser
+from contextlib import suppress
+
+from pipelines.cli.arguments import add_format, not_negative
+from pipelines.cli.command import NOT_OK, OK, Arguments, Command
+from pipelines.cli.working import rows_now
+from pipelines.errors import UsageError
+
+
+def compare(_: Arguments) -> int:
+    from pipelines.compare.compare import compare as publish
+    from pipelines.compare.show import render
+
+    publication = publish(rows_now())
+    print(render(publication.rows, "text", publication.picks))
+    print(f"\nwarehouse: {publication.warehouse}\nreport:    {publication.report}")
+    return OK
+
+
+def table(arguments: Arguments) -> int:
+    from pipelines.compare.compare import published_rows
+    from pipelines.compare.show import render, wide
+    from pipelines.lake.paths import data_root
+
+    with suppress(UsageError):  # the table can be read whatever the configuration says
+        rows_now()
+    data = data_root()
+    rows = published_rows(data)
+    if arguments.wide:
+        print(wide(rows, arguments.format))
+        return OK
+    print(render(rows, arguments.format, published_rows(data, "picks")))
+    return OK
+
+
+def _table_arguments(parser: ArgumentParser) -> None:
+    add_format(parser)
+    parser.add_argument("--wide", action="store_true", help="every column, a table for each cell")
+
+
+def decide(arguments: Arguments) -> int:
+    from pipelines.compare.compare import decision
+    from pipelines.compare.decide import Limits, in_words
+
+    found = decision(rows_now(), Limits(arguments.memory, arguments.minutes, arguments.max_loss))
+    print("\n".join(in_words(found)))
+    return OK if found.verdict == "use" else NOT_OK
+
+
+def _decide_arguments(parser: ArgumentParser) -> None:
+    for name, unit, about in (
+        ("--memory", "GB", "peak memory of training; default: any"),
+        ("--minutes", "N", "time to train; default: any"),
+        ("--max-loss", "X", "bits per byte above the best cell measured, the whole interval; default: any"),
+    ):
+        parser.add_argument(name, type=not_negative, metavar=unit, help=about)
+
+
+COMMANDS = (
+    Command("compare", "rebuild and publish the comparison and the report", compare),
+    Command("table", "print the published comparison", table, _table_arguments),
+    Command(
+        "decide",
+        "the cell to use within limits, or the one to run next to know",
+        decide,
+        _decide_arguments,
+        "Three outcomes: `use` names a cell that surely stays within the limits (exit code 0); `run next` names the cell whose run "
+        "would tell (exit code 3); `no configured cell stays within these limits` (exit code 3). The lines below it say why.",
+    ),
+)

@@ -1,0 +1,63 @@
+"""One call of the console script: it reads the command line, runs the command, and turns errors into words and exit codes."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pipelines.cli import completion
+from pipelines.cli.command import OK
+from pipelines.cli.stages import parse, parser
+from pipelines.errors import UnavailableError, UsageError, WorkError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    completion.answer(parser())
+    from pipelines.runs.process import end_as_interrupt, print_anything
+
+    if argv is None:  # we are the process, not a call from one
+        print_anything()
+    try:
+        arguments, command = parse(sys.argv[1:] if argv is None else argv)
+        if arguments.version:
+            return _print_version()
+        if command is None:
+            parser().print_help()
+            return OK
+        if argv is None:  # being ended is an interrupt, so that nothing stays behind
+            end_as_interrupt()
+        return command.work(arguments)
+    except (UsageError, WorkError, UnavailableError) as error:
+        return _said(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _said("interrupted; nothing is lost, run the same command again", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output went away, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if (said := _of_the_machine(error)) is None:
+            raise
+        return _said(said, WorkError.exit_code)
+
+
+def _said(message: str, exit_code: int) -> int:
+    from pipelines.records.foreign_text import plain
+
+    print(f"featherweight: {plain(message, 20_000)}", file=sys.stderr)
+    return exit_code
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """A sentence on an error that the machine made, such as a full disk; None for any other."""
+    from pipelines.lake.disk import explained
+    from pipelines.lake.paths import data_root
+
+    return explained(error, data_root().root)
+
+
+def _print_version() -> int:
+    from importlib.metadata import version
+
+    print(f"featherweight {version('featherweight')}")
+    return OK

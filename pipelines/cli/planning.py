@@ -1,0 +1,76 @@
+"""Before anything is trained: `models`, `estimate`, `plan`."""
+
+import json
+from argparse import ArgumentParser
+from pathlib import Path
+
+from pipelines.cli.arguments import add_format, add_method, add_model, add_profile
+from pipelines.cli.command import NOT_OK, OK, Arguments, Command
+from pipelines.cli.working import project_now, rows_now
+
+
+def models(arguments: Arguments) -> int:
+    from pipelines.compare.models import listed, render
+
+    print(render(listed(project_now()), arguments.format))
+    return OK
+
+
+def estimate(arguments: Arguments) -> int:
+    from pipelines.compare.estimates import render
+    from pipelines.estimate.estimate import estimates
+
+    project = project_now()
+    experiments = project.experiments
+    named = [arguments.model] if arguments.model else list(experiments.models)
+    methods = [arguments.method] if arguments.method else list(experiments.methods)
+    for model in named:
+        experiments.model(model)
+    for method in methods:
+        experiments.method(method)
+    cells = [(model, method) for model in named for method in methods]
+    print(render(estimates(project, cells, on_cards=True), arguments.format))
+    return OK
+
+
+def _estimate_arguments(parser: ArgumentParser) -> None:
+    add_model(parser, "default: every model of experiments.yaml", nargs="?")
+    add_method(parser, "default: every method", nargs="?")
+    add_format(parser)
+
+
+def plan(arguments: Arguments) -> int:
+    from pipelines.plan import fleet, show
+    from pipelines.plan.plan import make
+
+    project = rows_now(arguments.profile)
+    devices = fleet.load(Path(arguments.cluster)) if arguments.cluster else fleet.this_machine(project.settings)
+    made = make(project, devices, everything=arguments.all)
+    print(json.dumps(show.as_plain(made), ensure_ascii=False, indent=1) if arguments.json else show.render(made))
+    return NOT_OK if made.left else OK
+
+
+def _plan_arguments(parser: ArgumentParser) -> None:
+    add_profile(parser)
+    parser.add_argument("--cluster", metavar="FILE", help="YAML that lists machines; default: this one alone")
+    parser.add_argument("--all", action="store_true", help="every cell of the profile, also what is current")
+    parser.add_argument("--json", action="store_true", help="for programs; seconds, GB and dollars")
+
+
+COMMANDS = (
+    Command("models", "the models: size, licence, whether they are here, what fits", models, add_format),
+    Command(
+        "estimate",
+        "predict the peak memory of cells, and what fits where",
+        estimate,
+        _estimate_arguments,
+        "No weights are needed: a model of the hub counts by its configuration.",
+    ),
+    Command(
+        "plan",
+        "what the due cells would take: memory, time, order, dollars",
+        plan,
+        _plan_arguments,
+        "On this machine, or on the devices of a file. Exit code 3: a cell has no place on any of them.",
+    ),
+)

@@ -1,0 +1,91 @@
+"""All commands by stage, and the parser that is made of them."""
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+
+from pipelines.cli import comparison, data, looking_after, planning, searching, taking_away, training
+from pipelines.cli.command import Arguments, Command, Stage
+
+STAGES = (
+    Stage("Data", data.COMMANDS),
+    Stage("Training", (*planning.COMMANDS, *training.COMMANDS, *searching.COMMANDS)),
+    Stage("Comparison", comparison.COMMANDS),
+    Stage("Taking away", taking_away.COMMANDS),
+    Stage("Looking after", looking_after.COMMANDS),
+)
+COMMANDS = {command.name: command for stage in STAGES for command in stage.commands}
+ABOUT = "Full fine-tuning, LoRA or QLoRA: one measured table."
+MORE = """\
+`featherweight COMMAND --help` says what a command takes.
+Exit codes: 0 done; 1 the work failed; 2 bad usage or configuration;
+3 finished and recorded, but an outcome is not ok."""
+
+
+class Top(argparse.ArgumentParser):
+    """The parser of the whole command line, whose help lists the commands by stage."""
+
+    def format_help(self) -> str:
+        return "\n".join(_overview())
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Top(prog="featherweight", description=ABOUT)
+    top.add_argument("--version", action="store_true", help="print the version")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    for command in COMMANDS.values():
+        about = f"{command.about[0].upper()}{command.about[1:]}. {command.details}".strip()
+        command.arguments(commands.add_parser(command.name, help=command.about, description=about))
+    return top
+
+
+def parse(argv: Sequence[str]) -> tuple[Arguments, Command | None]:
+    """What is asked for, and the command; None where none is named.
+
+    Raises:
+        UsageError: no such command.
+        SystemExit: the command does not take what is given (2), or its help was asked for (0).
+    """
+    top = parser()
+    if name := next((word for word in argv if not word.startswith("-")), None):
+        _require_known(name)
+    arguments, unknown = top.parse_known_args(argv)
+    command = COMMANDS.get(arguments.command)
+    if unknown:
+        _refuse(unknown, top, command)
+    return arguments, command
+
+
+def _require_known(name: str) -> None:
+    from pipelines.errors import UsageError
+    from pipelines.settings.strict import expected_one_of
+
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}; {expected_one_of(name, list(COMMANDS))}")
+
+
+def _refuse(unknown: Sequence[str], top: argparse.ArgumentParser, command: Command | None) -> None:
+    """End with exit code 2, and say which options there are like those that there are not."""
+    from difflib import get_close_matches
+
+    of = top
+    if command:
+        of = argparse.ArgumentParser(prog=f"{top.prog} {command.name}")
+        command.arguments(of)
+    known = re.findall(r"(?<![\w-])--[a-z][a-z-]*", of.format_usage())
+    said = []
+    for word in unknown:
+        close = get_close_matches(word.partition("=")[0], known, n=1) if word.startswith("--") else []
+        said.append(f"{word} (did you mean {close[0]}?)" if close else word)
+    of.error(f"not known here: {', '.join(said)}")
+
+
+def _overview() -> Iterator[str]:
+    width = max(map(len, COMMANDS)) + 2
+    yield from ("usage: featherweight COMMAND …", "", ABOUT)
+    for stage in STAGES:
+        yield from ("", stage.heading)
+        for command in stage.commands:
+            yield f"  {command.name:<{width}}{command.about}"
+    yield from ("", "Options", f"  {'--version':<{width}}print the version", f"  {'--help':<{width}}print this")
+    yield from ("", MORE, "")
