@@ -18,6 +18,7 @@ import dagster as dg
 from pipelines.clean.read import corpus_records, named_files
 from pipelines.compare.compare import published_rows
 from pipelines.compare.show import render
+from pipelines.compare.terminal import output_width
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.generate.requests import load_prompts
 from pipelines.generate.trained_on import sources_of
@@ -89,7 +90,7 @@ def run() -> int:
         if not _execute(publish_job, instance, "comparison: warehouse and report", tags):
             return 1
     rows = published_rows(project.data)
-    print(f"\n{render(rows, 'text', published_rows(project.data, 'picks'))}\n")
+    print(f"\n{render(rows, 'text', published_rows(project.data, 'picks'), output_width())}\n")
     print(f"warehouse  {project.data.warehouse}\nreport     {project.data.report}\nruns       make ui")
     if not all(good):
         return 1

@@ -116,7 +116,10 @@ def test_generate_without_a_generator_says_so(project: TinyProject, capsys: pyte
     assert "local_generator" in capsys.readouterr().out
 
 
-def test_table_formats_agree(project: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_formats_agree(
+    project: TinyProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert main(["clean"]) == 0 and main(["compare"]) == 0
     capsys.readouterr()
     assert main(["table", "--format", "json"]) == 0
@@ -126,6 +129,12 @@ def test_table_formats_agree(project: TinyProject, capsys: pytest.CaptureFixture
         assert main(["table", "--format", form]) == 0
         shown = capsys.readouterr().out
         assert all(row["method"] in shown for row in rows)
+    assert main(["table"]) == 0
+    assert "tok/s" in capsys.readouterr().out, "a pipe gets every column"
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["table"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 60 and "left out to fit 60 columns" in shown
 
 
 def test_alone_it_lists_every_command_under_its_stage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,6 +170,29 @@ def test_numbers_stand_right_aligned_under_their_heading() -> None:
     assert [line[:end].split("  ")[-1].strip() for line in shown[2:5]] == ["5", "12,345", "–"]
 
 
+@pytest.mark.parametrize("room", [60, 80, 100, 120, 400])
+def test_a_terminal_gets_the_columns_that_fit_and_the_names_of_the_others(room: int) -> None:
+    measured = {"eval_bits_per_byte": 1.5, "peak_memory_gb": 1.73, "train_seconds": 14.0, "chrf": 14.9}
+    rows = [row(model="한국어-모델", advice="ㄱ나다 " * 60, **measured), row(model="tiny", method="lora-r8")]
+    everything = render(rows, "text").splitlines()[0].split("  ")
+    heading, _, first, *rest = render(rows, "text", room=room).splitlines()
+    assert max(columns(line) for line in [heading, first, *rest]) <= room
+    assert all(name in heading for name in ("model", "method", "status", "bits/byte"))
+    left = next(
+        (line for line in " ".join(" ".join(rest).split()).split(f"left out to fit {room} columns: ")[1:]), ""
+    ).partition(";")[0]
+    named = [name.strip() for name in left.split(",") if name.strip()]
+    shown = [name.strip() for name in heading.split("  ") if name.strip()]
+    assert sorted([*shown, *named]) == sorted(name.strip() for name in everything if name.strip())
+    assert named if room < 400 else not named
+    assert ("from" in shown) == ("to" in shown), "an interval has two ends"
+
+
+def test_columns_that_hold_nothing_give_way_first() -> None:
+    heading = render([row(chrf=14.9), row(chrf=13.1)], "text", room=40).splitlines()[0]
+    assert "chrF" in heading and "peak GB" not in heading
+
+
 def test_what_was_not_measured_is_a_dash_and_no_zero() -> None:
     assert [cell_text(None, 2), cell_text(0.0, 2), cell_text(False, None), cell_text(True, 0)] == [
         "–",

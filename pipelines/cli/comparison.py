@@ -12,9 +12,10 @@ from pipelines.errors import UsageError
 def compare(_: Arguments) -> int:
     from pipelines.compare.compare import compare as publish
     from pipelines.compare.show import render
+    from pipelines.compare.terminal import output_width
 
     publication = publish(rows_now())
-    print(render(publication.rows, "text", publication.picks))
+    print(render(publication.rows, "text", publication.picks, output_width()))
     print(f"\nwarehouse: {publication.warehouse}\nreport:    {publication.report}")
     return OK
 
@@ -22,6 +23,7 @@ def compare(_: Arguments) -> int:
 def table(arguments: Arguments) -> int:
     from pipelines.compare.compare import published_rows
     from pipelines.compare.show import render, wide
+    from pipelines.compare.terminal import output_width
     from pipelines.lake.paths import data_root
 
     with suppress(UsageError):  # the table can be read whatever the configuration says
@@ -31,7 +33,7 @@ def table(arguments: Arguments) -> int:
     if arguments.wide:
         print(wide(rows, arguments.format))
         return OK
-    print(render(rows, arguments.format, published_rows(data, "picks")))
+    print(render(rows, arguments.format, published_rows(data, "picks"), output_width()))
     return OK
 
 
@@ -60,7 +62,14 @@ def _decide_arguments(parser: ArgumentParser) -> None:
 
 COMMANDS = (
     Command("compare", "rebuild and publish the comparison and the report", compare),
-    Command("table", "print the published comparison", table, _table_arguments),
+    Command(
+        "table",
+        "print the published comparison",
+        table,
+        _table_arguments,
+        "A terminal gets the columns that it has room for, and the names of the others. A pipe or a file gets all columns, unless "
+        "COLUMNS is set.",
+    ),
     Command(
         "decide",
         "the cell to use within limits, or the one to run next to know",

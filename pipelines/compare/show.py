@@ -4,14 +4,16 @@ import csv
 import io
 import json
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
+
+from wcwidth import width as cells
 
 from pipelines.compare import covers, rates
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.configured import BENCHMARKS, METRICS, comparison_of, shares_of
 from pipelines.compare.disturbed import MARK, is_marked, note
+from pipelines.compare.terminal import broken, that_fit
 from pipelines.lake.schema import Column
 from pipelines.records.foreign_text import one_line
 
@@ -24,6 +26,27 @@ SHOWN = COMPARISON.pick(
     "rates", "chrf", "peak_memory_gb", "estimated_memory_gb", "memory_vs_full", "train_seconds", "speedup_vs_full",
     "tokens_per_second", "trainable_params", "artifact_mb", "p50_latency_ms", "is_stale", "is_pareto",
 )  # fmt: skip
+# Which of them a narrow terminal shows, the most important first. A line is shown whole or not at all.
+BY_IMPORTANCE = (
+    ("model", "method", "status", "eval_bits_per_byte"),
+    ("peak_memory_gb",),
+    ("train_seconds",),
+    ("delta_base",),
+    ("is_stale",),
+    ("tokens_per_second",),
+    ("memory_vs_full",),
+    ("artifact_mb",),
+    ("delta_base_low", "delta_base_high"),
+    ("speedup_vs_full",),
+    ("rates",),
+    ("base_bits_per_byte",),
+    ("chrf",),
+    ("p50_latency_ms",),
+    ("estimated_memory_gb",),
+    ("is_pareto",),
+    ("trainable_params",),
+)
+NOTHING = "–"  # what was not measured
 COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
@@ -31,7 +54,7 @@ def cell_text(value: Any, digits: int | None, limit: int = 80) -> str:
     """A value as people read it, a text cut at `limit` characters."""
     match value:
         case None:
-            return "–"
+            return NOTHING
         case bool():
             return "yes" if value else "no"
         case int() | float() if digits is not None:
@@ -50,8 +73,9 @@ def full_name(row: Row) -> str:
     return f"{row['model']} × {row['method']}"
 
 
-def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = ()) -> str:
-    """The comparison; as text and Markdown with the picks above it."""
+def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = (), room: int | None = None) -> str:
+    """The comparison; as text and Markdown with the picks above it. Text keeps to lines of `room` cells: what does not fit is left
+    out and named."""
     if form == "json":
         return as_json(rows)
     if form == "csv":
@@ -59,8 +83,27 @@ def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = ()) -> str:
     columns = [column for column in SHOWN if not rows or column.name in rows[0]]  # an older publication lacks some
     if rows:
         columns += [*shares_of(rows[0], METRICS), *shares_of(rows[0], BENCHMARKS)]
-    shown = tabulate(rows, columns, _notes(rows), form)
-    return "\n".join([*(_pick_line(pick, form) for pick in picks), "", shown]) if picks else shown
+    room = room if form == "text" else None
+    shown, left_out = _fitting(rows, columns, room) if room else (columns, [])
+    table = tabulate(rows, shown, [*left_out, *_notes(rows)], form, room)
+    return "\n".join([*(broken(_pick_line(pick, form), room) for pick in picks), "", table]) if picks else table
+
+
+def _fitting(rows: Sequence[Row], columns: Columns, room: int) -> tuple[Columns, list[str]]:
+    """The columns that fit into `room`, and what to say of the others. Columns without a value give way first."""
+    texts = [[column.heading, *(row_text(row, column) for row in rows)] for column in columns]
+    widths = [max(map(cells, values)) for values in texts]
+    known = [name for group in BY_IMPORTANCE for name in group]
+    own = [(column.name,) for column in columns if column.name not in known]  # of metrics that somebody configured
+    places = {column.name: place for place, column in enumerate(columns)}
+    ranked = [*BY_IMPORTANCE[:4], *own, *BY_IMPORTANCE[4:]]
+    groups = [[places[name] for name in group if name in places] for group in ranked]
+    empty = {place for place, (_, *values) in enumerate(texts) if set(values) <= {NOTHING}}
+    first, *others = (group for group in groups if group)
+    kept = that_fit(widths, [first, *sorted(others, key=lambda group: empty.issuperset(group))], room)
+    left = [column.heading for place, column in enumerate(columns) if place not in kept]
+    said = f"left out to fit {room} columns: {', '.join(left)}; `featherweight table --wide` shows every column"
+    return [columns[place] for place in kept], [said] if left else []
 
 
 def wide(rows: Sequence[Row], form: Format) -> str:
@@ -124,12 +167,14 @@ def _inert(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(COMPUTED) else value
 
 
-def tabulate(rows: Sequence[Row], columns: Columns, notes: Sequence[str], form: Format) -> str:
-    """`rows` as a terminal's or Markdown's table of `columns`; below, what its marks mean, and `notes`."""
+def tabulate(rows: Sequence[Row], columns: Columns, notes: Sequence[str], form: Format, room: int | None = None) -> str:
+    """`rows` as a terminal's or Markdown's table of `columns`; below, what its marks mean, and `notes`. In a terminal these are
+    broken into lines of `room` cells."""
     headings = [column.heading for column in columns]
     body = [[row_text(row, column) for column in columns] for row in rows]
     numbers = [column.digits is not None for column in columns]
-    return _drawn([headings, *body], numbers, [*_marks(rows), *notes], form)
+    told = [broken(one, room) if form == "text" else one for one in (*_marks(rows), *notes)]
+    return _drawn([headings, *body], numbers, told, form)
 
 
 def _marks(rows: Sequence[Row]) -> list[str]:
@@ -142,22 +187,17 @@ def _drawn(lines: Sequence[list[str]], numbers: Sequence[bool], notes: Sequence[
 
 
 def _text(lines: Sequence[list[str]], numbers: Sequence[bool], notes: Sequence[str]) -> str:
-    widths = [max(_width(line[i]) for line in lines) for i in range(len(numbers))]
+    widths = [max(cells(line[i]) for line in lines) for i in range(len(numbers))]
     first, *rest = (_line(line, widths, numbers) for line in lines)
     return "\n".join([first, "  ".join("─" * width for width in widths), *rest, "", *notes]).rstrip()
 
 
 def _line(values: list[str], widths: list[int], numbers: Sequence[bool]) -> str:
     padded = [
-        " " * (width - _width(value)) + value if number else value + " " * (width - _width(value))
+        " " * (width - cells(value)) + value if number else value + " " * (width - cells(value))
         for value, width, number in zip(values, widths, numbers, strict=True)
     ]
     return "  ".join(padded).rstrip()
-
-
-def _width(text: str) -> int:
-    """Columns in a terminal: a Korean syllable takes two."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _markdown(lines: Sequence[list[str]], numbers: Sequence[bool], notes: Sequence[str]) -> str:
