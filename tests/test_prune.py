@@ -1,5 +1,6 @@
 """Pruning says what it would remove, removes only what no row needs, and leaves every number where it was."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from pipelines import cli
 from pipelines.cli import looking_after
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.tables import all_tables
+from pipelines.estimate.question import questions
 from pipelines.hardware.machine import own_identity
 from pipelines.lake.files import locked, read_json, write_json
 from pipelines.runs.cells import Attempt
 from pipelines.runs.result import write_result
 from pipelines.runs.status import Status
-from pipelines.upkeep.prune import leftovers, remove, superseded_exports
+from pipelines.upkeep.prune import leftovers, listing, remove, superseded_exports
 from tests.fakes import planted
 from tests.fakes.planted import Lake
+from tests.project import MODEL, TinyProject
 
 
 @pytest.fixture
@@ -107,6 +110,23 @@ def test_it_names_what_nobody_needs_and_nothing_else(grown: tuple[Lake, set[Path
     assert all(path.exists() for path in goes | stays), "naming removes nothing"
 
 
+def test_a_prediction_of_a_configured_cell_stays_whether_a_profile_names_it_or_not(project: TinyProject) -> None:
+    (question,) = questions(project.now(), [(MODEL, "lora-r256")], [1])
+    write_json(question.file, {"model": MODEL, "method": "lora-r256"})
+    assert "lora-r256" not in project.now().settings.methods and leftovers(project.now()) == []
+    project.change(methods={"lora-r256": {"rank": 255}})
+    assert [leftover.path for leftover in leftovers(project.now())] == [question.file]
+
+
+def test_the_listing_counts_each_kind_and_names_some_of_it(lake: Lake) -> None:
+    for number in range(5):
+        planted_file(lake.data.clean / f"orphan-{number}" / "examples.parquet")
+    said = "\n".join(listing(leftovers(lake.project), lake.data))
+    assert re.search(r"0\.0 MB +5 places +examples that newer ones", said)
+    assert "lake/clean/orphan-2\n" in said and "orphan-3" not in said and said.endswith("… and 2 more")
+    assert "lake/clean/orphan-4" in "\n".join(listing(leftovers(lake.project), lake.data, every=True))
+
+
 def test_removing_changes_no_row(grown: tuple[Lake, set[Path], set[Path]]) -> None:
     lake, goes, stays = grown
 
@@ -133,7 +153,7 @@ def test_the_command_removes_with_yes_alone(
     said = capsys.readouterr().out
     assert "--yes removes them" in said and all(path.exists() for path in goes)
     (export,) = superseded_exports(lake.data)
-    assert export.path.exists() and f"{export.path}: exported on purpose, so it stays" in said
+    assert export.path.exists() and f"{export.path.relative_to(lake.data.root)}\n" in said.partition("they stay")[2]
     assert cli.main(["prune", "--yes"]) == 0
     assert not any(path.exists() for path in goes) and export.path.exists()
 

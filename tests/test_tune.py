@@ -13,6 +13,7 @@ from pipelines.runs.command import CellCommand
 from pipelines.runs.run import Watch
 from pipelines.settings.experiments import load
 from pipelines.tune.tune import Range, tune
+from pipelines.upkeep.prune import leftovers, remove
 from tests.in_process import Ended, InProcess, clean_for
 from tests.project import TinyProject
 
@@ -145,3 +146,14 @@ def test_what_would_end_every_trial_ends_the_tuning(project: TinyProject, tmp_pa
         run(clean_for(project), Invented({1: "out_of_memory"}), 3)
     with pytest.raises(UsageError, match="trains nothing"):
         tune(project.resolved(), CellKey("smollm2-135m", "base", 1), trials=1)
+
+
+def test_prune_keeps_the_search_that_a_cell_goes_on_with_and_clears_the_others(project: TinyProject) -> None:
+    run(clean_for(project), Invented(), 1)
+    (study,) = (project.data.lake / "tune").glob("*/*/*")
+    assert study not in [leftover.path for leftover in leftovers(project.now())]
+    project.change(methods={"lora-r8": {"weight_decay": 0.5}})
+    run(project, Invented(), 1)
+    assert [leftover.path for leftover in leftovers(project.now())] == [study]
+    assert [why for _, why in remove(leftovers(project.now()))] == [None]
+    assert run(project, Invented(), 1)[1][0].startswith("1 trials are done"), "the newer search is whole"

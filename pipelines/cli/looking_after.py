@@ -17,19 +17,15 @@ def doctor(_: Arguments) -> int:
 
 
 def prune(arguments: Arguments) -> int:
-    from pipelines.upkeep.prune import leftovers, remove, superseded_exports
+    from pipelines.upkeep.prune import leftovers, listing, megabytes, remove, superseded_exports
 
     project = project_now()
-    found = leftovers(project)
-    total = 0
-    for leftover in found:
-        total += (size := leftover.bytes)
-        print(f"{size / 1e6:10.1f} MB  {leftover.path}: {leftover.why}")
-    print(
-        f"{total / 1e6:10.1f} MB in {len(found)} places{'' if arguments.yes or not found else '; --yes removes them'}"
-    )
-    for export in superseded_exports(project.data):
-        print(f"{export.bytes / 1e6:10.1f} MB  {export.path}: {export.why}")
+    found, exports = leftovers(project), superseded_exports(project.data)
+    for line in listing(found, project.data, every=arguments.list):
+        print(line)
+    print(f"{megabytes(found)}  {len(found):4} in all{'; --yes removes them' if found and not arguments.yes else ''}")
+    for line in listing(exports, project.data, every=arguments.list):
+        print(line)
     kept = [(leftover, why) for leftover, why in remove(found) if why] if arguments.yes else []
     for leftover, why in kept:
         print(f"kept {leftover.path}: {why}", file=sys.stderr)
@@ -37,6 +33,7 @@ def prune(arguments: Arguments) -> int:
 
 
 def _prune_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--list", action="store_true", help="name every file and folder, not some of each kind")
     parser.add_argument("--yes", action="store_true", help="remove it")
 
 

@@ -4,7 +4,7 @@ time limit, judged on a slice of train. The study lies in data/lake/tune/ and is
 A study belongs to its range. Another range is another study, which takes over the finished trials that lie within it. Trials with
 other data, another recipe, code, machine or seed lie in another folder and are never mixed in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,9 @@ NEAR_EDGE = 1.15  # of the range's ends, as a factor
 STARTUP_TRIALS = 3  # before pruning and TPE begin
 NO_STEP = 10**9
 RATE = "learning_rate"  # the study's one parameter
+LOCK = "tune.lock"  # of a study's folder
+# settings of the recipe that a search decides or does without
+SEARCHED = ("learning_rate", "learning_rate_default", "search_share", "search_cap")
 TAKEN = "taken_over"  # attribute of a trial of another range: whose
 
 
@@ -79,29 +82,35 @@ def tune(
     """
     if find_spec("optuna") is None:
         raise UnavailableError("tune needs Optuna: run `make extras E=tune`")
-    recipe = dict(resolved.plan(key).recipe)
-    if not traits_of(recipe).trains:
+    if not traits_of(resolved.plan(key).recipe).trains:
         raise UsageError(f"{key.method} trains nothing, so it has no learning rate to tune")
     if not resolved.plan(key).selected.train:
         raise UsageError(no_examples(resolved.project, key.method))
     store.fetch(resolved.data, resolved.experiments, key.model)
     resolved.weights_now(key.model)
-    plan = resolved.plan(key)
-    given = recipe.pop("learning_rate")
-    start = recipe.pop("learning_rate_default", None) or (
+    recipe, folder = resolved.plan(key).recipe, study_folder(resolved, key)
+    given = recipe["learning_rate"]
+    start = recipe.get("learning_rate_default") or (
         sorted(given)[len(given) // 2] if isinstance(given, list) else given
     )
-    for setting in ("search_share", "search_cap"):
-        recipe.pop(setting, None)
-    prints = {**plan.fingerprints, "recipe": stable_hash(recipe)}
-    folder = resolved.data.lake / "tune" / key.model / key.method / stable_hash([prints, key.seed])
     if not folder.exists() and any(folder.parent.glob("*/journal.log")):
         tell(f"{key}: earlier trials had other data, another recipe, code, machine or seed, and do not count")
-    with locked(folder / "tune.lock", f"tune {key}"):
+    with locked(folder / LOCK, f"tune {key}"):
         span = asked or Range(start / REACH, start * REACH)
-        study = _Study(resolved, key, folder, recipe, span, watch or Watch(), tell)
+        study = _Study(resolved, key, folder, _without_rate(recipe), span, watch or Watch(), tell)
         study.run(trials, first=start)
         return study.best()
+
+
+def study_folder(resolved: Resolved, key: CellKey) -> Path:
+    """Where the trials of the cell lie, by all that decides them but the learning rate."""
+    plan = resolved.plan(key)
+    prints = {**plan.fingerprints, "recipe": stable_hash(_without_rate(plan.recipe))}
+    return resolved.data.lake / "tune" / key.model / key.method / stable_hash([prints, key.seed])
+
+
+def _without_rate(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in recipe.items() if name not in SEARCHED}
 
 
 class _Study:

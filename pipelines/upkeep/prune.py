@@ -1,37 +1,40 @@
 """What lies in the data folder and nobody needs any more: said first, removed only on request. No attempt's numbers are lost.
 
 Kept are: every attempt's spec, result, curve, log and answers; of each cell the newest good model and what an unfinished one goes
-on from; the examples that any attempt was made from; the publication that is read and the one before it; the newest measurement of
-each bit width and the newest good one. An export was asked for by a person: it goes only with the attempt it was made from, and of
-one that a newer result has replaced it is said that it is there.
+on from; the search for a learning rate that a cell goes on with; the examples that any attempt was made from; the publication that
+is read and the one before it; the newest measurement of each bit width and the newest good one. An export was asked for by a
+person: it goes only with the attempt it was made from, and of one that a newer result has replaced it is said that it is there.
 """
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from pipelines.clean.clean import current as current_examples
-from pipelines.errors import WorkError
+from pipelines.errors import UsageError, WorkError
 from pipelines.estimate.question import answer_file, questions
-from pipelines.lake.files import locked
+from pipelines.lake.files import locked, read_json
 from pipelines.lake.paths import DataRoot
 from pipelines.lake.warehouse import KEPT
-from pipelines.project import Project
+from pipelines.project import Project, Resolved
 from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.result import result_in
+from pipelines.tune.tune import LOCK, study_folder
 
 DAY = 86400.0
-HALF = "half written by a process that was killed"
+SHOWN = 3  # paths of a kind that a listing names
+HALF = "files that a killed process left half written"
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something to remove, why, and the lock that says whether somebody is at work on it."""
+    """Something to remove, why (equal for all of a kind), and the lock that says whether somebody is at work on it."""
 
     path: Path
     why: str
@@ -50,6 +53,7 @@ def leftovers(project: Project) -> list[Leftover]:
     return [
         *_examples(project.data, attempts),
         *_estimates(project, attempts),
+        *_studies(project),
         *_cells(project.data, attempts),
         *_exports_of_nothing(project.data, attempts),
         *_bit_widths(project.data),
@@ -58,12 +62,39 @@ def leftovers(project: Project) -> list[Leftover]:
     ]
 
 
+def by_kind(found: Iterable[Leftover]) -> dict[str, list[Leftover]]:
+    """What is listed, by why it may go."""
+    kinds: dict[str, list[Leftover]] = {}
+    for leftover in found:
+        kinds.setdefault(leftover.why, []).append(leftover)
+    return kinds
+
+
+def listing(found: Sequence[Leftover], data: DataRoot, *, every: bool = False) -> Iterator[str]:
+    """A line for each kind with its size and number, below it its paths in the data root: `SHOWN` of them, or `every` one."""
+    for why, leftovers in by_kind(found).items():
+        places = "place" if len(leftovers) == 1 else "places"
+        yield f"{megabytes(leftovers)}  {len(leftovers):4} {places:6}  {why}"
+        shown = leftovers if every else leftovers[:SHOWN]
+        yield from (f"{' ' * 16}{_in(data, leftover.path)}" for leftover in shown)
+        if more := len(leftovers) - len(shown):
+            yield f"{' ' * 16}… and {more:,} more"
+
+
+def megabytes(found: Iterable[Leftover]) -> str:
+    return f"{sum(leftover.bytes for leftover in found) / 1e6:10,.1f} MB"
+
+
+def _in(data: DataRoot, path: Path) -> Path:
+    return path.relative_to(data.root) if path.is_relative_to(data.root) else path
+
+
 def superseded_exports(data: DataRoot) -> list[Leftover]:
     """Exports whose cell has a newer good result; whoever made them removes them, `remove` is not given them."""
     attempts = list(cells.all_attempts(data))
     there, newest = {a.run_id for a in attempts}, {a.key: a.run_id for a in attempts if a.status == "ok"}
     return [
-        Leftover(folder, f"exported on purpose, so it stays; the cell's newest good result is {newest[key]}")
+        Leftover(folder, "exports of replaced results; they stay, since somebody asked for them")
         for key, folder in _exports(data)
         if folder.name in there and newest.get(key, folder.name) != folder.name
     ]
@@ -99,26 +130,53 @@ def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
         named |= {Path(spec.examples).parent.name for spec in specs if spec.examples}
     for folder in sorted(data.clean.glob("*/")):
         if folder.name not in named and not folder.name.startswith("."):
-            yield Leftover(folder, "examples that newer ones have replaced, and that no attempt was trained on")
+            yield Leftover(folder, "examples that newer ones have replaced and no attempt was trained on")
     if data.tried.root.exists():
         yield Leftover(data.tried.root, "what `clean --try` showed", data.tried.locks / "clean.lock")
 
 
 def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:
+    """Predictions that neither an attempt nor a configured cell, of any profile's settings, would read."""
+    files = sorted((project.data.lake / "estimates").glob("*.json"))
     named = {
         answer_file(project.data, a.spec.recipe, prints.get("data"), a.key.seed, own_tokenizer=own).name
         for a in attempts
         for own in (True, False)
         for prints in [a.spec.fingerprints]
     }
+    held = [read_json(file) or {} for file in files]
+    cells_in_files = {(one.get("model"), one.get("method")) for one in held}
+    configured = [cell for cell in project.experiments.cells if cell in cells_in_files]
     for name, profile in project.experiments.profiles.items():
-        grid = [(model, method) for model in profile.models for method in profile.methods]
-        named |= {
-            one.file.name for one in questions(Project(project.data, project.experiments, name), grid, profile.seeds)
-        }
-    for file in sorted((project.data.lake / "estimates").glob("*.json")):
+        under = Project(project.data, project.experiments, name)
+        named |= {question.file.name for question in questions(under, configured, profile.seeds)}
+    for file in files:
         if file.name not in named:
-            yield Leftover(file, "the predicted memory of a cell that is not configured and was never run")
+            yield Leftover(file, "predictions of memory for what is no longer configured")
+
+
+def _studies(project: Project) -> Iterator[Leftover]:
+    """Searches of `featherweight tune` that no configured cell goes on with."""
+    folders = sorted((project.data.lake / "tune").glob("*/*/*/"))
+    goes_on: set[Path] = set()
+    for name in project.experiments.profiles if folders else ():
+        with suppress(UsageError):  # nothing was cleaned, or nothing of the profile's languages
+            resolved = Project(project.data, project.experiments, name).resolve()
+            goes_on |= {folder for folder in folders if _goes_on(folder, resolved)}
+    for folder in folders:
+        if folder not in goes_on:
+            why = "searches for a learning rate that no configured cell goes on with"
+            yield Leftover(folder, why, folder / LOCK)
+
+
+def _goes_on(folder: Path, resolved: Resolved) -> bool:
+    """Whether `tune` would go on with the study in `folder`; so it may where the model's weights are not here to tell."""
+    model, method = folder.parts[-3:-1]
+    spec = next((read_json(file) for file in folder.glob("*/*/spec.json")), None)
+    if spec is None or (model, method) not in resolved.experiments.cells:
+        return False
+    key = CellKey(model, method, spec["seed"])
+    return "weights" not in resolved.plan(key).fingerprints or folder == study_folder(resolved, key)
 
 
 def _cells(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
@@ -131,11 +189,11 @@ def _cells(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
             if _is_written(attempt):
                 continue
             if attempt.model_folder.exists() and good and attempt != good[-1]:
-                yield Leftover(attempt.model_folder, "a newer good model of the same cell has replaced it", lock)
+                yield Leftover(attempt.model_folder, "models that a newer good one of the same cell has replaced", lock)
             if i <= final and (attempt.folder / checkpoints.FOLDER).exists():
-                yield Leftover(attempt.folder / checkpoints.FOLDER, "checkpoints of a cell that has finished", lock)
+                yield Leftover(attempt.folder / checkpoints.FOLDER, "checkpoints of cells that have finished", lock)
             for path in _half_written_of(attempt, with_checkpoints=i > final):
-                why = "a model that was only half saved" if path.name == ".model.partial" else HALF
+                why = "models that were only half saved" if path.name == ".model.partial" else HALF
                 yield Leftover(path, why, lock)
 
 
@@ -177,7 +235,7 @@ def _exports_of_nothing(data: DataRoot, attempts: list[Attempt]) -> Iterator[Lef
         if (key, folder.name) not in there:
             home = key.folder(data)
             lock = home / "export.lock" if home.exists() else None
-            yield Leftover(folder, "an export of an attempt that was removed", lock)
+            yield Leftover(folder, "exports of attempts that were removed", lock)
 
 
 def _bit_widths(data: DataRoot) -> Iterator[Leftover]:
@@ -187,7 +245,7 @@ def _bit_widths(data: DataRoot) -> Iterator[Leftover]:
         good = [path for path in tries if result_in(path).status == "ok"]
         for path in tries[:-1]:
             if path not in good[-1:] and result_in(path).status not in ("queued", "running"):
-                yield Leftover(path, "a newer measurement of the same result and format has replaced it")
+                yield Leftover(path, "measurements that newer ones of the same kind have replaced")
 
 
 def _publications(data: DataRoot) -> Iterator[Leftover]:
@@ -195,11 +253,11 @@ def _publications(data: DataRoot) -> Iterator[Leftover]:
     current = data.warehouse.resolve()
     others = sorted(path for path in (data.root / "warehouse").glob("*.duckdb") if path != current)
     for path in others[: len(others) - (KEPT - 1)]:
-        yield Leftover(path, "an old publication", data.locks / "publish.lock")
+        yield Leftover(path, "old publications", data.locks / "publish.lock")
     for path in sorted((data.root / "warehouse").glob("*.wal")):
         yield Leftover(
             path,
-            "written by a DuckDB session that stayed open while a new table was published",
+            "files of database sessions that outlived their publication",
             data.locks / "publish.lock",
         )
 
