@@ -12,7 +12,7 @@ from pipelines.hardware import machine
 from pipelines.lake.files import write_json, write_jsonl
 from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.settings import experiments
-from pipelines.settings.experiments import Experiments, profile_name
+from pipelines.settings.experiments import Experiments, Method, TrainingOverrides, profile_name
 
 SMALL = """\
 models:
@@ -83,6 +83,15 @@ def shipped() -> Experiments:
 
 
 # --- what is refused, and how it is said
+
+
+@pytest.mark.parametrize("key", sorted(set(Method.model_fields) - set(TrainingOverrides.model_fields)))
+def test_a_methods_setting_under_training_is_refused_with_where_it_goes(key: str, tmp_path: Path) -> None:
+    path = written(tmp_path, changed(("epochs: 1", f"{key}: 8")))
+    with pytest.raises(UsageError) as caught:
+        experiments.load(path)
+    assert f"training.{key}: unknown key '{key}'; it is a method's" in str(caught.value)
+    assert f"methods: {{lora-r8: {{{key}: …}}}}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

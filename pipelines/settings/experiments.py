@@ -4,11 +4,11 @@ Every error names the file, the line, the key, the value found and what was expe
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -150,8 +150,19 @@ class LearningRates(Strict):
         return self
 
 
+METHODS_OWN = (
+    "kind", "shots", "retrieval", "data", "rank", "alpha", "dropout", "rslora", "dora", "peft", "quantization",
+    "double_quantization", "loraplus_lr_ratio",
+)  # fmt: skip
+
+
 class TrainingOverrides(Strict):
     """Settings of training. What a level of the file does not name, the level below decides."""
+
+    belongs_elsewhere: ClassVar[Mapping[str, str]] = {
+        name: f"it is a method's: write it under methods:, such as methods: {{lora-r8: {{{name}: …}}}}"
+        for name in METHODS_OWN
+    }
 
     learning_rate: LearningRates | Rate | None = None
     """Peak learning rate: one, a list of which the best is searched for, `auto`, or one for each of full and lora."""

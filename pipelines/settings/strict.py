@@ -2,8 +2,9 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,6 +19,9 @@ class Strict(BaseModel):
     """A frozen section of the file; a key it does not know is an error that lists those it does."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    belongs_elsewhere: ClassVar[
+        Mapping[str, str]
+    ] = {}  # keys of other sections that people put here, and where they go
 
     @model_validator(mode="before")
     @classmethod
@@ -26,7 +30,8 @@ class Strict(BaseModel):
             known = [field.alias or name for name, field in cls.model_fields.items()]
             for key in data:
                 if key not in known:
-                    message = f"unknown key {cut(repr(key))}; {expected_one_of(str(key), known)}"
+                    expected = cls.belongs_elsewhere.get(str(key)) or expected_one_of(str(key), known)
+                    message = f"unknown key {cut(repr(key))}; {expected}"
                     raise PydanticCustomError("unknown_key", "{message}", {"message": message, "key": str(key)})
         return data
 
