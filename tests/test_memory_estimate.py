@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,23 @@ def test_the_command_predicts_once_and_then_remembers(
         shown = capsys.readouterr().out
         assert "lora-r8" in shown and ("T4 16" in shown or form == "csv")
     assert next(csv.DictReader(io.StringIO(shown)))["fits"] == "yes"
+
+
+class Stderr(io.StringIO):
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self.isatty = lambda: terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_sees_how_far_the_predictions_are_and_a_log_does_not(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr(estimating, "answers_to", lambda asked: ({"because": "not asked"} for _ in asked))
+    monkeypatch.setattr(sys, "stderr", stderr := Stderr(terminal=terminal))
+    assert main(["estimate", "smollm2-135m"]) == 0
+    methods = len(project.now().experiments.methods)
+    assert ("predicting memory: 100%" in stderr.getvalue()) == terminal == (f"{methods}/{methods}" in stderr.getvalue())
 
 
 def test_models_are_listed_with_size_licence_and_what_fits(

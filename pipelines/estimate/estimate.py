@@ -162,7 +162,10 @@ def answers(asked: Sequence[Question], *, say: Any) -> dict[Path, Json]:
         say(f"predicting the memory of {len(answerable)} cells (a second or two each; kept for the next time)")
         with closing(answers_to([question.asked for question in answerable])) as made:
             pairs = zip(answerable, made, strict=True)
-            for question, found in tqdm(pairs, total=len(answerable), desc="predicted", unit="cell", disable=None):
+            # disable=None: a bar on a terminal, nothing in a log
+            for question, found in tqdm(
+                pairs, total=len(answerable), desc="predicting memory", unit="cell", disable=None
+            ):
                 earlier = kept[question.file] or {}
                 more = earlier if earlier.get("code") == code else {}  # what somebody asked for besides
                 named = {"code": code, "model": question.model, "method": question.method}
