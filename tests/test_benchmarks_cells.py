@@ -193,7 +193,7 @@ def test_a_name_alone_is_a_benchmark_and_tour_has_the_set_of_its_language(projec
     "tasks, words",
     [
         ([{"task": "basics_en", "shots": 6}], "shots: got 6; basics_en has 5 solved examples"),
-        ([{"task": "basics_en", "limit": 0}], "greater than 0"),
+        ([{"task": "basics_en", "limit": 0}], "expected more than 0"),
         ([{"task": "basics_en", "shot": 1}], "did you mean 'shots'"),
         ([{"limit": 3}], "task"),
         (["basics_en", {"task": "basics_en", "shots": 2}], "both make the column benchmark_basics_en"),

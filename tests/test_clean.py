@@ -53,7 +53,7 @@ def test_rejects_keep_the_record_as_it_came(data: DataRoot) -> None:
     (row,) = rejects(result)
     assert json.loads(row["record"]) == value
     assert (row["source"], row["provider"], row["reason"]) == ("mine.jsonl", "someone", "schema")
-    assert "output: Input should be a valid string (got ['목록'])" in row["detail"]
+    assert "output: expected a text (got ['목록'])" in row["detail"]
 
 
 # --- accepted + rejected = read

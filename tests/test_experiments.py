@@ -1,9 +1,11 @@
 """experiments.yaml is checked whole when it is loaded, and each setting is looked up where the file says it is."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from pipelines.clean.read import raw_records
@@ -83,6 +85,17 @@ def shipped() -> Experiments:
 
 
 # --- what is refused, and how it is said
+
+
+@pytest.mark.parametrize("section", [*Experiments.model_fields, "methods.full", "models.tiny", "profiles.local"])
+@pytest.mark.parametrize("value", ["3", "[]", "text"])
+def test_a_section_of_the_wrong_kind_is_refused_in_our_words_alone(section: str, value: str, tmp_path: Path) -> None:
+    tree = yaml.safe_load(SMALL)
+    inner, _, name = section.rpartition(".")
+    (tree[inner] if inner else tree)[name] = yaml.safe_load(value)
+    said = refusal(written(tmp_path, yaml.safe_dump(tree)))
+    assert f"got {yaml.safe_load(value)!r}; expected a mapping of names to values" in said
+    assert not re.search(r"Input|instance|valid|should|pydantic", said)
 
 
 @pytest.mark.parametrize("key", sorted(set(Method.model_fields) - set(TrainingOverrides.model_fields)))
@@ -198,7 +211,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
     ("old", "new", "line", "place", "said"),
     [
         ("epochs: 1", "epochs: often", 16, "training.epochs", "got 'often'"),
-        ("epochs: 1", "epochs: -1", 16, "training.epochs", "got -1; Input should be greater than 0"),
+        ("epochs: 1", "epochs: -1", 16, "training.epochs", "got -1; expected more than 0"),
         ("epochs: 1", "epochs: .inf", 16, "training.epochs", "finite"),
         ("epochs: 1", "epochs: .nan", 16, "training.epochs", "got nan"),
         ("epochs: 1", "max_length: 4", 16, "training.max_length", "got 4"),
@@ -206,11 +219,23 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
         ("epochs: 1", "learning_rate: {}", 16, "training.learning_rate", "expected full, lora or both"),
         ("epochs: 1", "learning_rate: [1.0e-5]", 16, "training.learning_rate", "one rate, two or more"),
         ("epochs: 1", "learning_rate: {lora: [1.0e-4, 1.0e-4]}", 15, "training", "expected different rates to try"),
-        ("epochs: 1", "report_to: [tensorbord]", 16, "training.report_to[0]", "'tensorboard', 'wandb' or 'mlflow'"),
+        (
+            "epochs: 1",
+            "report_to: [tensorbord]",
+            16,
+            "training.report_to[0]",
+            "tensorboard, wandb, mlflow (did you mean 'tensorboard'?)",
+        ),
         ("epochs: 1", "optimizer: sgd", 16, "training.optimizer", "got 'sgd'"),
-        ("prompt: alpaca", "prompt: poem", 4, "models.tiny.prompt", "'chat' or 'alpaca'"),
-        ("    prompt: alpaca\n", "", 2, "models.tiny.prompt", "Field required"),
-        ("lora_targets: [q_proj, v_proj]", "lora_targets: []", 5, "models.tiny.lora_targets", "at least 1 item"),
+        ("prompt: alpaca", "prompt: poem", 4, "models.tiny.prompt", "got 'poem'; expected one of chat, alpaca"),
+        ("    prompt: alpaca\n", "", 2, "models.tiny.prompt", "is missing"),
+        (
+            "lora_targets: [q_proj, v_proj]",
+            "lora_targets: []",
+            5,
+            "models.tiny.lora_targets",
+            "expected 1 of them or more",
+        ),
         (
             "{path: /models/tiny}",
             "{path: /m, hub: a/b}",
@@ -230,7 +255,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
         ("lora_targets: [", "license_link: https://x.y\n    lora_targets: [", 2, "models.tiny", "needs license"),
         ("{kind: full}", "{kind: full, shots: 4}", 13, "methods.full", "belong to kind none, not full"),
         ("sources:", "judging: {judge: nobody}\nsources:", 21, "judging.judge", "expected one of"),
-        ("{kind: none}", "{kind: nothing}", 12, "methods.base.kind", "'none', 'full', 'lora' or 'adapter'"),
+        ("{kind: none}", "{kind: nothing}", 12, "methods.base.kind", "expected one of none, full, lora, adapter"),
         ("rank: 8", "alpha: 8", 14, "methods.lora-r8", "needs rank"),
         (
             "{kind: full}",
@@ -247,17 +272,29 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
             "methods.full",
             "rslora, dora: such settings belong",
         ),
-        ("rank: 8", "rank: 8, quantization: int4", 14, "methods.lora-r8.quantization", "'nf4', 'fp4' or 'int8'"),
-        ("epochs: 1", "precision: half", 16, "training.precision", "'auto', 'bf16', 'fp16' or 'fp32'"),
-        ("epochs: 1", "attention: flash", 16, "training.attention", "'flash_attention_2'"),
-        ("epochs: 1", "early_stop_patience: 0", 16, "training.early_stop_patience", "greater than 0"),
-        ("  other:", "  Big Model:", 6, "models.Big Model", "should match pattern"),
-        ("  corpus: true", "  files: x.jsonl", 22, "sources.files", "valid list"),
+        (
+            "rank: 8",
+            "rank: 8, quantization: int4",
+            14,
+            "methods.lora-r8.quantization",
+            "expected one of nf4, fp4, int8",
+        ),
+        ("epochs: 1", "precision: half", 16, "training.precision", "expected one of auto, bf16, fp16, fp32"),
+        ("epochs: 1", "attention: flash", 16, "training.attention", "flash_attention_2"),
+        ("epochs: 1", "early_stop_patience: 0", 16, "training.early_stop_patience", "expected more than 0"),
+        ("  other:", "  Big Model:", 6, "models.Big Model", "expected small letters, digits, dots and dashes"),
+        ("  corpus: true", "  files: x.jsonl", 22, "sources.files", "expected a list"),
         ("  corpus: true", "  corpus: false", 21, "sources", "names nothing to train on"),
-        ("sources:\n  corpus: true\n", "", 1, "sources", "Field required"),
-        ("models: [tiny]", "models: tiny", 19, "profiles.local.models", "valid list"),
-        ("models: [tiny]", "models: []", 19, "profiles.local.models", "at least 1 item"),
-        ("models: [tiny]", "launcher: mpi\n    models: [tiny]", 19, "profiles.local.launcher", "'ray' or 'slurm'"),
+        ("sources:\n  corpus: true\n", "", 1, "sources", "is missing"),
+        ("models: [tiny]", "models: tiny", 19, "profiles.local.models", "expected a list"),
+        ("models: [tiny]", "models: []", 19, "profiles.local.models", "expected 1 of them or more"),
+        (
+            "models: [tiny]",
+            "launcher: mpi\n    models: [tiny]",
+            19,
+            "profiles.local.launcher",
+            "expected one of local, torchrun, ray, slurm",
+        ),
         (
             "models: [tiny]",
             "devices: 2\n    models: [tiny]",
@@ -318,7 +355,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
             "nightly: {alarm_after_hours: 1.0e+12}\nsources:\n",
             21,
             "nightly.alarm_after_hours",
-            "less than",
+            "expected at most 87600",
         ),
         (
             "models: [tiny]",

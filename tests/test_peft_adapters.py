@@ -241,7 +241,7 @@ def test_what_fails_with_gradient_checkpointing_alone_is_told_before_it_trains(a
         ({"kind": "full", "loraplus_lr_ratio": 16}, "loraplus_lr_ratio: only LoRA has an A and a B"),
         ({"kind": "adapter", "loraplus_lr_ratio": 4, "peft": {"peft_type": "VERA"}}, "only LoRA has an A and a B"),
         ({"kind": "lora", "rank": 4, "optimizer": "lorafa", "loraplus_lr_ratio": 4}, "exclude each other"),
-        ({"kind": "lora", "rank": 4, "loraplus_lr_ratio": 0.5}, "greater than or equal to 1"),
+        ({"kind": "lora", "rank": 4, "loraplus_lr_ratio": 0.5}, "expected 1 or more"),
         ({"kind": "lora", "rank": 4, "loraplus_lr_ratio": float("inf")}, "finite"),
         ({"kind": "adapter", "peft": {"peft_type": "ADALORA", "total_step": 9}}, "total_step: the trainer sets it"),
     ],

@@ -121,7 +121,7 @@ def test_a_sharded_cell_needs_a_share_of_what_is_shared() -> None:
     [
         ("nodes: [{name: a, kind: tpu, memory_gb: 3}]", "nodes[a].kind: got 'tpu'"),
         ("nodes: [{name: a, kind: cpu, memory_gb: 3, pric: 3}]", "nodes[a].pric: unknown key 'pric'; expected one of"),
-        ("nodes: [{name: a, kind: cpu}]", "nodes[a].memory_gb: Field required"),
+        ("nodes: [{name: a, kind: cpu}]", "nodes[a].memory_gb: is missing"),
         ("nodes: [{name: a, kind: cpu, memory_gb: 3}, {name: a, kind: cpu, memory_gb: 3}]", "a is named twice"),
         (
             "nodes: [{name: a, kind: cpu, memory_gb: 3, count: 2}, {name: a-1, kind: cpu, memory_gb: 3}]",

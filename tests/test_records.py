@@ -54,12 +54,12 @@ def test_a_good_corpus_is_read_as_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        ({"instruction": "x", "input": ""}, "output: Field required"),
-        ({"input": "", "output": "y"}, "instruction: Field required"),
-        ({**ONE, "output": 7}, "output: Input should be a valid string (got 7)"),
-        ({**ONE, "instruction": None}, "instruction: Input should be a valid string (got None)"),
-        ({**ONE, "input": ["a"]}, "input: Input should be a valid string (got ['a'])"),
-        ({**ONE, "messages": [{"role": "user"}]}, "messages.0.content: Field required"),
+        ({"instruction": "x", "input": ""}, "output: is missing"),
+        ({"input": "", "output": "y"}, "instruction: is missing"),
+        ({**ONE, "output": 7}, "output: expected a text (got 7)"),
+        ({**ONE, "instruction": None}, "instruction: expected a text (got None)"),
+        ({**ONE, "input": ["a"]}, "input: expected a text (got ['a'])"),
+        ({**ONE, "messages": [{"role": "user"}]}, "messages.0.content: is missing"),
         ("just a text", "got 'just a text'"),
         (None, "got None"),
     ],

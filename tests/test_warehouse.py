@@ -355,3 +355,16 @@ def test_a_table_that_does_not_read_back_is_never_published(data: DataRoot, monk
 def test_reading_before_the_first_publication_says_what_to_do(data: DataRoot) -> None:
     with pytest.raises(UsageError, match="make run"):
         warehouse.connect(data)
+
+
+@pytest.mark.parametrize("cut", [slice(0), slice(100), slice(40_000), slice(5, None)])
+def test_a_damaged_publication_is_said_with_what_to_do(data: DataRoot, cut: slice) -> None:
+    warehouse.publish(data, tables(2))
+    file = data.warehouse.resolve()
+    whole = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(whole[cut])
+    with pytest.raises(UsageError, match=r"damaged, .* run `featherweight compare`"), warehouse.reading(data) as db:
+        assert read(db)
+    warehouse.publish(data, tables(3))
+    assert published(data) == 3

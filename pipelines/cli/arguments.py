@@ -6,19 +6,20 @@ from typing import Any
 
 from pipelines.cli import completion
 
+MOST = 2**63  # what a column of the warehouse holds
 FORMATS = ("text", "markdown", "json", "csv")
 
 
 def whole(least: int | None = None) -> Callable[[str], int]:
     """Reads a whole number, of at least `least`."""
-    expected = "a whole number" if least is None else f"a whole number of {least} or more"
+    expected = "a whole number of at most 64 bits" if least is None else f"a whole number of {least} or more"
 
     def read(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = None
-        if number is None or (least is not None and number < least):
+        if number is None or not (-MOST if least is None else least) <= number < MOST:
             raise ArgumentTypeError(f"got {text!r}; expected {expected}")
         return number
 

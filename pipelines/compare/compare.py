@@ -115,8 +115,12 @@ def _lost(data: DataRoot) -> list[Path]:
 
 
 def published_rows(data: DataRoot, table: Literal["comparison", "picks", "history"] = "comparison") -> list[Row]:
-    """A published table, as anyone reads it; one that an older publication lacks is empty."""
-    with warehouse.connect(data) as db:
+    """A published table, as anyone reads it; one that an older publication lacks is empty.
+
+    Raises:
+        UsageError: nothing has been published yet, or the publication is damaged.
+    """
+    with warehouse.reading(data) as db:
         if (table,) not in db.execute("SELECT table_name FROM duckdb_tables()").fetchall():
             return []
         result = db.execute(f'SELECT * FROM "{table}"')

@@ -18,7 +18,7 @@ from referencing.jsonschema import DRAFT202012
 
 from pipelines.errors import UsageError
 from pipelines.records.shapes.mapping import SHAPES, TURNS, map_fields
-from pipelines.settings.strict import Strict, expected_one_of
+from pipelines.settings.strict import NO_VALUE, Strict, expected_one_of, what_is_wrong
 from pipelines.settings.yaml_file import MESSAGE_CHARS, Lines, cut, joined, read
 
 Cell = dict[str, str]
@@ -180,13 +180,13 @@ def load_topics(path: Path) -> TopicGrid:
 
 
 def _explain(path: Path, lines: Lines, item: Any) -> str:
-    place, message = tuple(item["loc"]), item["msg"].removeprefix("Value error, ")
+    place, message = tuple(item["loc"]), what_is_wrong(item)
     if item["type"] == "unknown_key":
         place = (*place, item["ctx"]["key"])
     named = "" if not item["loc"] else f"{cut('.'.join(str(part) for part in place))}: "
     about = place or (message.partition(":")[0].partition(".")[0],)  # a check of the whole grid names its field first
     line = next((lines[about[:end]] for end in range(len(about), -1, -1) if about[:end] in lines), 1)
-    found = "" if item["type"] in ("missing", "value_error", "unknown_key") else f" (got {cut(repr(item['input']))})"
+    found = "" if item["type"] in NO_VALUE else f" (got {cut(repr(item['input']))})"
     return f"{path}:{line}: {named}{cut(message, MESSAGE_CHARS)}{found}"
 
 

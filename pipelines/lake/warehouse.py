@@ -6,8 +6,8 @@ A session that writes into an old file leaves its `.wal` beside that old name, w
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -170,3 +170,22 @@ def connect(data: DataRoot) -> duckdb.DuckDBPyConnection:
     if not data.warehouse.exists():
         raise UsageError(f"{data.warehouse}: nothing published yet: run `make run`, or `featherweight compare`.")
     return duckdb.connect(str(data.warehouse), read_only=True)
+
+
+@contextmanager
+def reading(data: DataRoot) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The same, and a file that cannot be read is said in words.
+
+    Raises:
+        UsageError: nothing has been published yet, or the publication is damaged.
+    """
+    try:
+        with connect(data) as db:
+            yield db
+    except duckdb.Error as error:
+        if disk.explained(error, data.root):  # the machine's fault, and not the file's
+            raise
+        raise UsageError(
+            f"{data.warehouse.resolve()}: cannot be read: it is damaged, or a newer version wrote it; run `featherweight compare` "
+            "to publish it anew."
+        ) from None

@@ -13,7 +13,7 @@ from pipelines.estimate.estimate import machine_gb
 from pipelines.hardware import machine
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.settings.experiments import Profile, parse
-from pipelines.settings.strict import Slug, Strict
+from pipelines.settings.strict import NO_VALUE, Slug, Strict, what_is_wrong
 from pipelines.settings.yaml_file import MESSAGE_CHARS, cut, joined
 
 
@@ -85,8 +85,8 @@ def _explain(found: Any, item: Any) -> str:
         node = found["nodes"][place[1]]
         known = node.get("name") if isinstance(node, dict) else None
         named = cut(".".join(str(part) for part in (f"nodes[{known or place[1]}]", *place[2:])))
-    message = cut(item["msg"].removeprefix("Value error, "), MESSAGE_CHARS)
-    shown = "" if item["type"] in ("missing", "unknown_key", "value_error") else f"got {cut(repr(item.get('input')))}; "
+    message = cut(what_is_wrong(item), MESSAGE_CHARS)
+    shown = "" if item["type"] in NO_VALUE else f"got {cut(repr(item.get('input')))}; "
     return f"{named}: {shown}{message}"
 
 

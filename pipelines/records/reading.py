@@ -19,6 +19,7 @@ from pipelines.lake.files import announce
 from pipelines.records import delimited, globbing, json_stream, parquet_values, text_encoding
 from pipelines.records.delimited import SEPARATORS
 from pipelines.records.shapes.mapping import SHAPES, map_fields
+from pipelines.settings.strict import NO_VALUE, what_is_wrong
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".tsv")
 MAX_LINE_BYTES = 128 << 20
@@ -85,9 +86,9 @@ def explain(error: ValidationError) -> str:
     """The validation error in one line: each field, what was wrong, what was found."""
     parts = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"]) or "record"
-        found = "" if item["type"] == "missing" else f" (got {item['input']!r:.60})"
-        parts.append(f"{place}: {item['msg']}{found}")
+        place = ".".join(str(part) for part in item["loc"] if part != "[key]") or "record"
+        found = "" if item["type"] in NO_VALUE else f" (got {item['input']!r:.60})"
+        parts.append(f"{place}: {what_is_wrong(item)}{found}")
     return "; ".join(parts)
 
 

@@ -47,7 +47,7 @@ from pipelines.settings.methods import (
 from pipelines.settings.metrics import Metric
 from pipelines.settings.providers import Generation, Provider
 from pipelines.settings.retrieval import Embeddings, Retrieval
-from pipelines.settings.strict import NamesFiles, Share, Slug, Strict, expected_one_of
+from pipelines.settings.strict import NO_VALUE, NamesFiles, Share, Slug, Strict, expected_one_of, what_is_wrong
 from pipelines.settings.yaml_file import MESSAGE_CHARS, Lines, Place, cut, joined, read, where
 
 Several = Annotated[list[str], Field(min_length=2)]
@@ -1266,9 +1266,9 @@ def _explain(path: Path, lines: Lines, item: Any) -> str:
         place = (*place, item["loc"][-1])
     if item["type"] == "unknown_key":
         place = (*place, item["ctx"]["key"])
-    message = cut(item["msg"].removeprefix("Value error, "), MESSAGE_CHARS)
+    message = cut(what_is_wrong(item), MESSAGE_CHARS)
     found = cut(_without_password(repr(item.get("input"))))
-    shown = "" if item["type"] in ("missing", "value_error", "unknown_key") else f"got {found}; "
+    shown = "" if item["type"] in NO_VALUE else f"got {found}; "
     return f"{where(path, lines, place)}: {shown}{message}"
 
 
