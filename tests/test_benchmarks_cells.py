@@ -201,7 +201,7 @@ def test_a_name_alone_is_a_benchmark_and_tour_has_the_set_of_its_language(projec
         (["accuracy_low"], "whose column benchmark_accuracy_low is there for all benchmarks"),
         (['a"b; drop'], "got the name"),
         (["nowhere.yaml"], "nowhere.yaml: "),
-        ([7], "valid"),
+        ([7], "expected a mapping of names to values"),
     ],
 )
 def test_settings_that_make_no_sense_say_so(project: TinyProject, tasks: list[Any], words: str) -> None:

@@ -77,7 +77,7 @@ def test_a_broken_corpus_is_named_with_record_and_field(project: TinyProject) ->
     (project.data.root / "corpus.json").write_text(json.dumps(records), encoding="utf-8")
     done = run("clean")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    for part in ("corpus.json", "record 2", "output", "7", "string"):
+    for part in ("corpus.json", "record 2", "output", "7", "expected a text"):
         assert part in done.stderr
 
 

@@ -295,7 +295,7 @@ def test_the_tour_has_an_arm_that_costs_no_training() -> None:
             {"kind": "none", "retrieval": {"from": "train", "by": "bm52"}},
             "'bm25', 'dense', 'ensemble' or 'multi-query'",
         ),
-        ({"kind": "none", "retrieval": {"from": "train", "k": 0}}, "expected 1 or more"),
+        ({"kind": "none", "retrieval": {"from": "train", "k": 0}}, "greater than or equal to 1"),
         (
             {"kind": "none", "retrieval": {"from": "train", "ranked_by": "dense"}},
             "belongs to by: multi-query, not bm25",
