@@ -12,6 +12,8 @@ from pipelines.errors import UsageError
 from pipelines.lake.files import write_json
 from pipelines.lake.paths import DataRoot, data_root
 from tests.fakes import planted
+from tests.in_process import clean_for
+from tests.project import TinyProject
 
 
 def damaged(path: Path) -> Iterator[str]:
@@ -82,3 +84,13 @@ def test_a_data_root_with_other_odd_signs_is_published(tmp_path: Path, name: str
     lake.cell("full")
     compare(lake.resolved().project)
     assert [row["status"] for row in published_rows(lake.data) if row["method"] == "full"] == ["ok"]
+
+
+@pytest.mark.parametrize("name", ["examples.parquet", "rejects.parquet"])
+def test_a_damaged_result_of_cleaning_is_said_with_what_to_do(project: TinyProject, name: str) -> None:
+    clean_for(project)
+    current = results.current(project.data)
+    assert current
+    for what in damaged(current.folder / name):
+        with pytest.raises(UsageError, match=rf"{name}: .* is damaged or gone; run `featherweight clean`"):
+            assert project.resolved() and results.rejects(current), what

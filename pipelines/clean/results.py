@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow.parquet as parquet
 
-from pipelines.clean import explain
+from pipelines.clean import explain, reading
 from pipelines.clean.stage import Staged
 from pipelines.clean.work import Work
 from pipelines.errors import UsageError, WorkError
@@ -161,17 +160,17 @@ def current(data: DataRoot) -> CleaningResult | None:
 
 def examples(result: CleaningResult) -> list[Row]:
     """Every example; all of them in memory, so for small results only."""
-    return parquet.read_table(result.folder / "examples.parquet").to_pylist()
+    return reading.table(result.folder / "examples.parquet").to_pylist()
 
 
 def rejects(result: CleaningResult) -> list[Row]:
     """Every reject; all of them in memory, so for small results only."""
-    return parquet.read_table(result.folder / "rejects.parquet").to_pylist()
+    return reading.table(result.folder / "rejects.parquet").to_pylist()
 
 
 def summary(result: CleaningResult) -> list[Row]:
     """Per source, provider and reason (`accepted` among them): records, and their share of that source and provider."""
-    return parquet.read_table(result.folder / "summary.parquet").to_pylist()
+    return reading.table(result.folder / "summary.parquet").to_pylist()
 
 
 def queried(result: CleaningResult, query: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as parquet
 
+from pipelines.clean.reading import reading, table
 from pipelines.lake.files import stable_hash
 
 
@@ -51,8 +51,12 @@ class Selected:
 
 
 def select(examples: Path, selection: Selection) -> Selected:
-    """The chosen examples of each side. Of a file of any size only what is chosen is read whole."""
-    keys = parquet.read_table(examples, columns=["example_id", "language", "split", "provider"]).to_pylist()
+    """The chosen examples of each side. Of a file of any size only what is chosen is read whole.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    keys = table(examples, ["example_id", "language", "split", "provider"]).to_pylist()
     if selection.languages:
         keys = [key for key in keys if key["language"] in selection.languages]
     keys.sort(key=lambda key: hashlib.sha256(key["example_id"].encode()).digest())
@@ -65,7 +69,7 @@ def select(examples: Path, selection: Selection) -> Selected:
 
 
 def _rows(examples: Path, wanted: list[str]) -> list[dict[str, Any]]:
-    with duckdb.connect() as db:
+    with reading(examples), duckdb.connect() as db:
         db.register("wanted", pa.table({"example_id": pa.array(wanted, pa.string())}))
         db.read_parquet(str(examples)).create_view("examples")
         return db.sql("SELECT * FROM examples SEMI JOIN wanted USING (example_id)").to_arrow_table().to_pylist()

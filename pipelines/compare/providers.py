@@ -9,8 +9,7 @@ from collections.abc import Collection
 from statistics import fmean
 from typing import Any
 
-import pyarrow.parquet as parquet
-
+from pipelines.clean import reading
 from pipelines.clean.results import ACCEPTED
 from pipelines.clean.results import current as current_examples
 from pipelines.evaluate.statistics import percentile, sign_test, smallest_difference, wilson, win_rate_interval
@@ -123,8 +122,8 @@ def _fates(data: DataRoot) -> dict[str, str]:
     cleaned = current_examples(data)
     if cleaned is None:
         return {}
-    rejects = parquet.read_table(cleaned.folder / "rejects.parquet", columns=["call_key", "reason"]).to_pylist()
-    kept = parquet.read_table(cleaned.folder / "examples.parquet", columns=["call_key"]).to_pylist()
+    rejects = reading.table(cleaned.folder / "rejects.parquet", columns=["call_key", "reason"]).to_pylist()
+    kept = reading.table(cleaned.folder / "examples.parquet", columns=["call_key"]).to_pylist()
     fates = {row["call_key"]: row["reason"] for row in rejects if row["call_key"]}
     return fates | {row["call_key"]: ACCEPTED for row in kept if row["call_key"]}
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as parquet
 
+from pipelines.clean import reading
 from pipelines.clean.clean import current as current_examples
 from pipelines.compare.answers import with_verdicts
 from pipelines.compare.columns.calls import LLM_CALLS
@@ -179,7 +179,7 @@ def _cleaned(data: DataRoot, file: str, table: Table) -> pa.Table:
     cleaned = current_examples(data)
     if cleaned is None or not (cleaned.folder / file).exists():
         return arrow_table([], table)
-    found = parquet.read_table(cleaned.folder / file)
+    found = reading.table(cleaned.folder / file)
     held = {name: found[name] for name in table.by_name if name in found.column_names}
     schema = arrow_table([], table).schema
     return pa.table({field.name: held.get(field.name, pa.nulls(len(found))) for field in schema}).cast(schema)
