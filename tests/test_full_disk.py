@@ -23,6 +23,7 @@ from pipelines.errors import WorkError
 from pipelines.lake import disk
 from pipelines.lake.files import locked, write_json
 from pipelines.lake.paths import PROJECT
+from pipelines.upkeep import doctor
 from tests.fakes import planted
 from tests.test_old_lake import unpacked
 
@@ -147,10 +148,10 @@ def test_what_the_machine_refuses_is_a_sentence_and_a_fault_of_ours_is_not(
 ) -> None:
     monkeypatch.setenv("FEATHERWEIGHT_DATA", str(tmp_path))
 
-    def refused(_: object) -> int:
+    def refused(*_: object) -> list[str]:
         raise OSError(number, os.strerror(number), str(tmp_path / "file"))
 
-    monkeypatch.setattr(cli, "doctor", refused)
+    monkeypatch.setattr(doctor, "examine", refused)
     if told is None:
         with pytest.raises(OSError, match="Bad file descriptor"):
             cli.main(["doctor"])
