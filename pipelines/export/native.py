@@ -144,11 +144,11 @@ class LlamaCpp:
         self._lib.llama_free(self._context)
         self._lib.llama_model_free(self._model)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of `text`, special tokens read as such, none added."""
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Token ids of `text`, special tokens read as such; `add_special`: with those that the file says belong around a text."""
         raw = text.encode()
         room = (_INT * (len(raw) + 8))()
-        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), room, len(room), False, True)
+        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), room, len(room), add_special, True)
         return list(room[: max(count, 0)])
 
     def log_probabilities(self, ids: Sequence[int]) -> np.ndarray:

@@ -63,6 +63,10 @@ class PromptFormat:
         """Token ids to answer from. `shots` are records that come before it with their answers, in the same format."""
         return [*self._front, *self._ids(self._text.prompt(record, shots))]
 
+    def prompt_text(self, record: Mapping[str, Any]) -> str:
+        """The same as text, without what the tokenizer itself puts in front of one."""
+        return self._text.prompt(record, ())
+
     def tokenize(self, record: Mapping[str, Any], shots: Shots = ()) -> list[Tokenized]:
         """The record as examples: one, or one an answer where the template rewrites earlier turns, so that each is learned behind
         the prompt that inference would send. Nothing is cut; what does not fit is for the caller to count and leave out. Of
