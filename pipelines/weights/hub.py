@@ -172,8 +172,9 @@ def unasked() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
-def in_words(error: BaseException, repository: str) -> Because | None:
-    """An error of the hub's client in words; None where it is none. No header and no token stands in it."""
+def in_words(error: BaseException, repository: str, *, writes: bool = False) -> Because | None:
+    """An error of the hub's client in words; None where it is none. `writes`: it was to upload. No header and no token
+    stands in it."""
     import httpx2
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -195,7 +196,7 @@ def in_words(error: BaseException, repository: str) -> Because | None:
     if isinstance(error, RevisionNotFoundError):
         return Because(f"{repository} has no such revision: name a branch, a tag or a commit of it", final=True)
     if isinstance(error, HfHubHTTPError):
-        return _refusal(error, repository)
+        return _refusal(error, repository, _writing(repository) if writes else _READING)
     if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
         return Because(
             f"the hub is not asked for {repository} (HF_HUB_OFFLINE): connect once, or fill its cache", final=True
@@ -215,18 +216,35 @@ def in_words(error: BaseException, repository: str) -> Because | None:
     return None
 
 
-def _refusal(error: Exception, repository: str) -> Because:
+_UNSET = "it takes a token: set HF_TOKEN"
+# status → what to do with a token, without one
+_READING = {
+    401: ("HF_TOKEN is not accepted: make a new one", _UNSET),
+    403: ("HF_TOKEN may not read it: give it that permission in its settings on the hub", _UNSET),
+    404: ("there is no such file: check the name and the revision",) * 2,
+}
+
+
+def _writing(repository: str) -> dict[int, tuple[str, str]]:
+    owner = repository.partition("/")[0]
+    lost = "somebody changed it at the same moment: the same again looks first at what is there"
+    told = {
+        401: "the token is not accepted: make a new one that may write",
+        402: f"{owner} has no room left for it: make some, or name another owner",
+        403: f"the token may not write there: give it that permission, or name an owner other than {owner}",
+        404: "it was removed meanwhile: the same again makes it anew",
+        409: lost,
+        412: lost,
+        413: "a file is too large for it",
+    }
+    return {status: (words, words) for status, words in told.items()}
+
+
+def _refusal(error: Exception, repository: str, told: dict[int, tuple[str, str]]) -> Because:
     status = error.response.status_code  # type: ignore[attr-defined]
-    unset = "it takes a token: set HF_TOKEN"
-    do = {
-        401: "HF_TOKEN is not accepted: make a new one" if _token() else unset,
-        403: "HF_TOKEN may not read it: give it that permission in its settings on the hub" if _token() else unset,
-        404: "there is no such file: check the name and the revision",
-        429: "too many requests: wait some minutes; with HF_TOKEN set more are allowed",
-    }.get(
-        status,
-        "the hub has a fault of its own: try again later" if status >= 500 else "check the name and the revision",
-    )
+    busy = "too many requests: wait some minutes; with HF_TOKEN set more are allowed"
+    fault = "the hub has a fault of its own: try again later" if status >= 500 else "check the name and the revision"
+    do = busy if status == 429 else told.get(status, (fault, fault))[0 if _token() else 1]
     return Because(f"the hub refuses {repository} (HTTP {status}): {do}{_said(error)}", final=status < 500)
 
 

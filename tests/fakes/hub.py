@@ -17,7 +17,8 @@ LARGE = 4096  # bytes from which a file is kept apart, and known by its SHA-256
 class Repo:
     """A repository at one commit. `token` is asked for where it is gated; `answers`: the status of everything, or `silent`. A `cut`
     file ends after so many bytes, a `stalled` one says nothing more behind them, each so many `times`; all are `damaged`.
-    `no_ranges`: it has no part of a file to give; `no_sizes`: its listing is bare; `portal`: somebody else's page answers."""
+    `no_ranges`: it has no part of a file to give; `no_sizes`: its listing is bare; `portal`: somebody else's page answers;
+    `private`: only its owner sees it, where the hub takes uploads."""
 
     files: dict[str, bytes]
     kind: str = "model"
@@ -32,6 +33,7 @@ class Repo:
     no_ranges: bool = False
     no_sizes: bool = False
     portal: bool = False
+    private: bool = False
 
 
 @dataclass
@@ -67,7 +69,7 @@ def _entry(name: str, content: bytes) -> dict[str, Any]:
     return found
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
 
@@ -89,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(f"{self.command} /{path}")
         place = next((name for name in sorted(self.hub.repos, key=len, reverse=True) if name in path), None)
         if place is None:
-            self._json(401, {"error": "Repository not found"}, code="RepoNotFound")
+            self.json(401, {"error": "Repository not found"}, code="RepoNotFound")
             return
         repo = self.hub.repos[place]
         if repo.answers == "silent":
@@ -97,24 +99,24 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if isinstance(repo.answers, int) and repo.answers != 200:
-            self._json(repo.answers, {"error": repo.says}, says=repo.says)
+            self.json(repo.answers, {"error": repo.says}, says=repo.says)
             return
         rest = path.partition(place)[2].strip("/")
         is_file = rest.startswith("resolve/")
         if is_file and repo.token and self.headers.get("Authorization") != f"Bearer {repo.token}":
             status = 403 if self.headers.get("Authorization") else 401
-            self._json(status, {"error": "gated"}, code="GatedRepo", says=repo.says)
+            self.json(status, {"error": "gated"}, code="GatedRepo", says=repo.says)
         elif is_file:
             _, revision, name = rest.split("/", 2)
             self._file(repo, place, revision, name, body=body)
         elif rest.startswith(("tree/", "paths-info/")):
-            self._json(200, [_entry(name, content) for name, content in repo.files.items()])
+            self.json(200, [_entry(name, content) for name, content in repo.files.items()])
         else:
             self._info(repo, place, rest.removeprefix("revision/") or "main")
 
     def _info(self, repo: Repo, place: str, revision: str) -> None:
         if revision not in ("main", repo.commit):
-            self._json(404, {"error": "Revision not found"}, code="RevisionNotFound")
+            self.json(404, {"error": "Revision not found"}, code="RevisionNotFound")
             return
         if repo.portal:
             self._page()
@@ -132,16 +134,16 @@ class _Handler(BaseHTTPRequestHandler):
         told = {
             "id": place,
             "sha": repo.commit,
-            "private": False,
+            "private": repo.private,
             "gated": bool(repo.token),
             "tags": [],
             "downloads": 0,
         }
-        self._json(200, {**told, "likes": 0, "siblings": siblings, "lastModified": "2026-01-01T00:00:00.000Z"})
+        self.json(200, {**told, "likes": 0, "siblings": siblings, "lastModified": "2026-01-01T00:00:00.000Z"})
 
     def _file(self, repo: Repo, place: str, revision: str, name: str, *, body: bool) -> None:
         if revision not in ("main", repo.commit) or name not in repo.files:
-            self._json(404, {"error": "Entry not found"}, code="EntryNotFound")
+            self.json(404, {"error": "Entry not found"}, code="EntryNotFound")
             return
         content = repo.files[name]
         begun, asked = 0, self.headers.get("Range")
@@ -149,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.ranges.append((name, asked))
             begun = int(asked.removeprefix("bytes=").split("-")[0])
             if repo.no_ranges or begun >= len(content):
-                self._json(416, {"error": "Range not satisfiable"})
+                self.json(416, {"error": "Range not satisfiable"})
                 return
         self.send_response(206 if asked else 200)
         self.send_header(
@@ -185,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(page)
 
-    def _json(self, status: int, value: Any, *, code: str = "", says: str = "") -> None:
+    def json(self, status: int, value: Any, *, code: str = "", says: str = "") -> None:
         told = json.dumps(value).encode()
         self.send_response(status)
         for header, text in (("X-Error-Code", code), ("X-Error-Message", says)):
@@ -199,10 +201,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
+def serving(repos: dict[str, Repo], *, hub: Hub | None = None, answers: type[Handler] = Handler) -> Iterator[Any]:
     """The hub at `url` until the block ends."""
-    hub = Hub(repos)
-    handler = type("Handler", (_Handler,), {"hub": hub})
+    hub = hub or Hub(repos)
+    handler = type("Handler", (answers,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
