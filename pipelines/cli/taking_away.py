@@ -1,62 +1,30 @@
 """Using what was trained: `export`, `bit-widths`, `chat`."""
 
-import sys
 from argparse import ArgumentParser
-from pathlib import Path
+from functools import partial
 
 from pipelines.cli import completion
 from pipelines.cli.arguments import add_cell, add_choice, add_force, add_seeds, not_negative, whole
 from pipelines.cli.command import NOT_OK, OK, Arguments, Command
 from pipelines.cli.working import keys_of, project_now, rows_now
-from pipelines.errors import UsageError
+from pipelines.export.arguments import add_arguments as export_arguments
 
-GGUF = ("F32", "F16", "Q8_0", "Q4_K_M")
 BIT_WIDTHS = ("fp32", "bf16", "int8", "nf4", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m")
 
 
 def export(arguments: Arguments) -> int:
-    from pipelines.export.cell import Wanted
-    from pipelines.export.cell import export as export_cell
+    from pipelines.compare.compare import published_rows
+    from pipelines.export import command
 
-    project, statuses = rows_now(), []
-    schemes = list(dict.fromkeys(arguments.gguf or []))
-    wanted = Wanted(arguments.merge or not schemes, schemes, Path(arguments.output) if arguments.output else None)
+    project = rows_now()
     keys = keys_of(project, arguments.model, arguments.method, arguments.seed)
-    if wanted.output and len(keys) > 1:
-        raise UsageError(
-            f"--output holds one seed's export: name it with --seed ({', '.join(str(k.seed) for k in keys)})"
-        )
-    resolved = project.resolve()
-    for key in keys:
-        made = export_cell(resolved, key, wanted)
-        result = made.result
-        statuses.append(result.status)
-        print(f"{key}: {result.status}")
-        if not made.ok:
-            print(f"{key}: {result.status_detail}", file=sys.stderr)
-            continue
-        for path in [*([made.merged] if made.merged else []), *made.gguf.values()]:
-            print(f"  {path}")
-        for name, value in result.measured.items():
-            if name.endswith(("_per_byte", "_nats")):
-                print(f"  {name.replace('_', ' ')}: {value:.6g}")
-    return OK if set(statuses) == {"ok"} else NOT_OK
+    return OK if command.run(project, keys, arguments, partial(published_rows, project.data)) else NOT_OK
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
     add_cell(parser)
     add_seeds(parser)
-    parser.add_argument("--merge", action="store_true", help="a transformers folder (the default without --gguf)")
-    add_choice(
-        parser,
-        "--gguf",
-        *GGUF,
-        nargs="?",
-        action="append",
-        const="F16",
-        about="for llama.cpp, at this precision (again for more); default: F16",
-    )
-    parser.add_argument("--output", metavar="DIR", help="default: exports/ of the data folder")
+    export_arguments(parser)
 
 
 def bit_widths(arguments: Arguments) -> int:
@@ -119,7 +87,13 @@ def _chat_arguments(parser: ArgumentParser) -> None:
 
 
 COMMANDS = (
-    Command("export", "write a trained result as plain weights, or GGUF for llama.cpp", export, _export_arguments),
+    Command(
+        "export",
+        "write a trained result as weights, an adapter, GGUF; upload it",
+        export,
+        _export_arguments,
+        "Plain weights for transformers, an adapter for PEFT, GGUF for llama.cpp and Ollama.",
+    ),
     Command(
         "bit-widths",
         "measure a trained result at 32, 16, 8 and 4 bits",

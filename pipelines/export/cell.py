@@ -3,13 +3,14 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import fetch_same_weights, spec_of
+from pipelines.export.model_card import METRICS
 from pipelines.lake.files import locked, read_json
 from pipelines.lake.run_ids import new_run_id
 from pipelines.lake.weights_record import RECORD
@@ -33,6 +34,8 @@ class Export:
     folder: Path
     merged: Path | None
     gguf: dict[str, Path]
+    adapter: Path | None = None
+    modelfiles: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def result(self) -> RunResult:
@@ -45,11 +48,15 @@ class Export:
 
 @dataclass(frozen=True)
 class Wanted:
-    """`merged`: a transformers folder; `gguf`: keys of gguf_file.SCHEMES; `output`: the folder to write to."""
+    """`merged`: a transformers folder; `gguf`: keys of gguf_file.SCHEMES; `output`: the folder to write to; `adapter`: the adapter
+    alone; `row`: the cell's row of the comparison, for the model card; `ollama`: a Modelfile beside each GGUF file."""
 
     merged: bool = True
     gguf: Sequence[str] = ()
     output: Path | None = None
+    adapter: bool = False
+    row: Mapping[str, Any] | None = None
+    ollama: bool = False
 
 
 def finished(project: Project, key: CellKey) -> Attempt:
@@ -73,15 +80,18 @@ def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | N
     """Write the newest result of `key` as `wanted`, in a child under the cell's budget and time limit.
 
     Raises:
-        UsageError: the cell is not ok, it was made with other weights than are here, or what lies in the output folder is not ours
-            to replace.
+        UsageError: the cell is not ok, it was made with other weights than are here, it has no adapter where one is wanted, or what
+            lies in the output folder is not ours to replace.
     """
     watch, project = watch or Watch(), resolved.project
     attempt = finished(project, key)
+    if wanted.adapter:
+        _require_adapter(attempt)
     resolved.require_same_weights(attempt, watch.say)
     output = (wanted.output or default_output(project, attempt)).resolve()
-    if (output / "merged").exists() and not (output / "merged" / RECORD).exists():
-        raise UsageError(f"{output}/merged is there and no export of ours: name another folder with --output.")
+    for folder in (output / "merged", output / "adapter"):
+        if folder.exists() and not (folder / RECORD).exists():
+            raise UsageError(f"{folder} is there and no export of ours: name another folder with --output.")
     with locked(key.folder(project.data) / "export.lock", f"export {key}", say=watch.say):
         if wanted.output is None:
             _drop_superseded(output)
@@ -92,8 +102,10 @@ def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | N
             home / new_run_id(home),
             output / "merged" if asked.merged else None,
             {scheme: output / f"{key.model}-{key.method}-{key.seed}.{scheme}.gguf" for scheme in asked.gguf},
+            output / "adapter" if asked.adapter else None,
+            _modelfiles(asked, output),
         )
-        queue(made.folder, _spec(resolved, made, output))
+        queue(made.folder, _spec(resolved, made, output, wanted.row))
         run_of(resolved, made.folder, attempt, CHILD, watch).to_result(project.site(watch).here())
     return made
 
@@ -122,6 +134,18 @@ def is_written(folder: Path, attempt: Attempt) -> bool:
     return read_json(folder / RECORD) == origin(attempt)
 
 
+def _modelfiles(asked: Wanted, output: Path) -> dict[str, Path]:
+    """A Modelfile for each GGUF file; that of the first has the name that Ollama looks for."""
+    names = {scheme: f"Modelfile-{scheme}" if i else "Modelfile" for i, scheme in enumerate(asked.gguf)}
+    return {scheme: output / name for scheme, name in names.items()} if asked.ollama else {}
+
+
+def _require_adapter(attempt: Attempt) -> None:
+    if not traits_of(attempt.spec.recipe).has_adapter:
+        why = "trains every weight" if traits_of(attempt.spec.recipe).trains else "trains nothing"
+        raise UsageError(f"{attempt.key}: {attempt.key.method} {why}, so there is no adapter: use --merge.")
+
+
 def _with_source(attempt: Attempt, wanted: Wanted, output: Path) -> Wanted:
     """GGUF files are made from the merged folder, so that has to be there too."""
     merged = wanted.merged or (bool(wanted.gguf) and not is_written(output / "merged", attempt))
@@ -135,12 +159,16 @@ def _drop_superseded(output: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _spec(resolved: Resolved, made: Export, output: Path) -> RunSpec:
+def _spec(resolved: Resolved, made: Export, output: Path, row: Mapping[str, Any] | None) -> RunSpec:
     key = made.attempt.key
     recipe, model = made.attempt.spec.recipe, resolved.experiments.model(key.model)
     more = {
+        "adapter": str(made.adapter) if made.adapter else None,
         "merged": str(made.merged) if made.merged else None,
         "gguf": {scheme: str(path) for scheme, path in made.gguf.items()},
+        "ollama": {scheme: str(path) for scheme, path in made.modelfiles.items()},
+        "trained_examples": made.attempt.spec.examples,
+        "trained_selection": dict(made.attempt.spec.selection),
         "source": str(output / "merged"),
         "name": f"{key.model} {key.method}",
         "origin": origin(made.attempt),
@@ -148,9 +176,28 @@ def _spec(resolved: Resolved, made: Export, output: Path) -> RunSpec:
         "note": model.note,
         "licence": model.licence,
         "data": json.loads(made.attempt.result.measured.get("training_data") or "[]"),
+        "evaluated": evaluated(made.attempt),
+        "row": _plain_row(row, made.attempt),
     }
     spec = spec_of(resolved, made.attempt)
     return replace(spec, more={**spec.more, **more})
+
+
+def evaluated(attempt: Attempt) -> dict[str, Any]:
+    """What the newest good evaluation of the attempt measured; {} where there is none."""
+    good = [one for one in attempt.evaluations() if one.ok]
+    return {name: good[-1].result.measured.get(name) for name in METRICS} if good else {}
+
+
+def _plain_row(row: Mapping[str, Any] | None, attempt: Attempt) -> dict[str, Any] | None:
+    """The row, as JSON holds it, where it tells of this attempt: alone, or with those of other seeds."""
+    if not row or (row.get("run_id") != attempt.run_id and (row.get("seeds") or 1) < 2):
+        return None
+    return {
+        name: value if isinstance(value, (int, float, str)) else str(value)
+        for name, value in row.items()
+        if value is not None
+    }
 
 
 def made_how(recipe: Mapping[str, Any]) -> str:

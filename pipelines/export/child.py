@@ -10,7 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines.lake.files import stable_hash, write_json
+from pipelines.export import adapter
+from pipelines.export.adapter import finish
+from pipelines.export.model_card import card
+from pipelines.lake.files import stable_hash, write_json, write_text
 from pipelines.lake.weights_record import RECORD
 from pipelines.runs.clock import Stopwatch
 from pipelines.runs.worker import Worker, start
@@ -18,7 +21,6 @@ from pipelines.settings.methods import traits_of
 from pipelines.train import provenance
 from pipelines.train.trainer.examples import Tokenized
 from pipelines.train.trainer.prompts import PromptFormat
-from pipelines.train.trainer.templates import DAY
 
 COMPARED = 3  # records whose every probability is compared between the trained result and what was written of it
 
@@ -39,10 +41,14 @@ def export_cell(worker: Worker) -> None:
     records = fitting_everywhere(worker, select(worker.root / spec["examples"], Selection(**spec["selection"])).eval)
     examples = [example for record in records for example in form.tokenize(record)]
     write_json(worker.folder / "questions.json", questions(form, records, examples, spec["settings"]["answers"]))
+    if spec["adapter"]:
+        write_adapter(worker, form)
     if spec["merged"]:
         merge(worker, form, examples)
     for scheme, file in spec["gguf"].items():
         convert(worker, scheme, Path(file), [record["output"] for record in records])
+        if modelfile := spec["ollama"].get(scheme):
+            for_ollama(worker, form, (Path(file), Path(modelfile)), records)
 
 
 def questions(form: PromptFormat, records: Any, examples: list[Tokenized], answers: int) -> dict[str, Any]:
@@ -53,6 +59,24 @@ def questions(form: PromptFormat, records: Any, examples: list[Tokenized], answe
         "prompts": [form.prompt(record) for record in records[:answers]],
         "stop_tokens": form.stop_tokens,
     }
+
+
+def write_adapter(worker: Worker, form: PromptFormat) -> None:
+    """Write what PEFT loads over the base, alone: weights, configuration, tokenizer, card and the settings it was trained with."""
+    spec, folder = worker.spec, Path(worker.spec["adapter"])
+    worker.phase("save")
+    base = provenance.base_of(worker.root / spec["weights"], spec["licence"])
+    partial = adapter.write(worker.root / spec["trained"], folder, form.tokenizer, base)
+    origin = spec["origin"]
+    more: dict[str, str | Path] = {
+        "README.md": card("adapter", spec, worker.report["measured"], base),
+        adapter.SETTINGS: json.dumps(
+            {"recipe": spec["recipe"], "data": spec["data"], **origin}, indent=1, ensure_ascii=False
+        ),
+        RECORD: json.dumps(origin, indent=1),
+    }
+    finish(partial, folder, more)
+    worker.save()
 
 
 def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None:
@@ -103,12 +127,12 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    told = card(spec, worker.report["measured"], provenance.base_of(base, spec["licence"]))
+    told = card("merged", spec, worker.report["measured"], provenance.base_of(base, spec["licence"]))
     more: dict[str, str | Path] = {"README.md": told, RECORD: json.dumps(spec["origin"], indent=1)}
     sentencepiece = base / "tokenizer.model"  # llama.cpp's converter reads it rather than tokenizer.json
     if sentencepiece.is_file():
         more["tokenizer.model"] = sentencepiece
-    merging.finish(partial, Path(spec["merged"]), more)
+    finish(partial, Path(spec["merged"]), more)
     worker.measure(merge_seconds=clock.lap())
     worker.save()
 
@@ -120,46 +144,26 @@ def convert(worker: Worker, scheme: str, file: Path, texts: list[str]) -> None:
     worker.phase("gguf")
     written = write_gguf(Path(worker.spec["source"]), file, scheme, name=worker.spec["name"], texts=texts)
     write_json(file.with_suffix(".json"), {**worker.spec["origin"], "scheme": scheme, "note": written.in_words(scheme)})
+    base = provenance.base_of(worker.root / worker.spec["weights"], worker.spec["licence"])
+    told = card("gguf", {**worker.spec, "file": file.name}, worker.report["measured"], base)
+    write_text(file.with_suffix(".md"), told)
     said = written.in_words(scheme)
     worker.say(f"{file}: {file.stat().st_size / 1e6:.0f} MB{f'; {said}' if said else ''}")
     worker.measure(**{f"gguf_{scheme.lower()}_seconds": clock.lap()})
 
 
-def card(spec: dict[str, Any], measured: dict[str, Any], base: provenance.Base) -> str:
-    """A model card: front matter that hubs read, where the weights came from, what was measured of them."""
-    origin = spec["origin"]
-    relation = "finetune" if traits_of(spec["recipe"]).trains else "quantized"
-    lines = [
-        *provenance.front_matter(base, spec["data"], library="transformers", tags=("featherweight",), relation=relation),
-        f"# {spec['name']}", "",
-        f"Made by Featherweight: model `{origin['model']}`, method `{origin['method']}`, seed {origin['seed']}. {spec['made']}", "",
-        "| | |", "| --- | --- |",
-        *provenance.rows(base, spec["data"], spec["recipe"]),
-        *(f"| {name.replace('_', ' ')} | `{value}` |" for name, value in origin.items() if value is not None),
-        *(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in measured.items() if name in CARD_NUMBERS),
-        "",
-    ]  # fmt: skip
-    arguments = json.loads(measured.get("template_arguments") or "{}")
-    day = arguments.pop(DAY, None)
-    if arguments:
-        lines += [
-            f"Ask it with the arguments that it was trained with: `tokenizer.apply_chat_template(..., **{arguments})`.",
-            "",
-        ]
-    if day:
-        lines += [f"Its chat template writes the day; in training that was always {day}.", ""]
-    if spec["note"]:
-        lines += [spec["note"], ""]
-    return "\n".join([*lines, provenance.terms(base), ""])
+def for_ollama(worker: Worker, form: PromptFormat, paths: tuple[Path, Path], records: Any) -> None:
+    """Write a Modelfile for a GGUF file: `paths` are the file's and the Modelfile's."""
+    from pipelines.clean.select import Selection, select
+    from pipelines.export import ollama
 
-
-CARD_NUMBERS = (
-    "adapter_bits_per_byte",
-    "merged_bits_per_byte",
-    "merged_into_original_bits_per_byte",
-    "largest_difference_nats",
-    "eval_records",
-)
+    spec, (gguf, path) = worker.spec, paths
+    trained, system = worker.root / (spec["trained_examples"] or ""), None
+    if traits_of(spec["recipe"]).trains and trained.is_file():
+        system = ollama.common_system(select(trained, Selection(**spec["trained_selection"])).train)
+    made = ollama.write_modelfile(form, gguf, path, records=records, system=system)
+    for note in made.notes[1:]:
+        worker.say(f"{path}: {note}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +115,6 @@ def rounding(recipe: Recipe) -> float:
     if recipe["quantization"] == "int8":
         roundoff = max(roundoff, INT8_ROUNDOFF)
     return max(FLOOR, LARGEST_LOGIT * OF_LAYERS * roundoff)
-
-
-def finish(partial: Path, folder: Path, more: Mapping[str, str | Path]) -> None:
-    """Add further files (texts, or files to copy) to what was written and give it its name; what was there before is replaced."""
-    for name, held in more.items():
-        if isinstance(held, Path):
-            shutil.copyfile(held, partial / name)
-        else:
-            (partial / name).write_text(held, encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
 
 
 def measured_bits_per_byte(model: Any, examples: Sequence[Tokenized], max_tokens: int) -> float:

@@ -17,8 +17,13 @@ ITS_OWN = ("backend", "is_local", "local_files_only", "extra_special_tokens")
 def make_readable(folder: Path, stops: Sequence[int]) -> None:
     """Add to configuration and tokenizer what 4.57 looks for. `stops` are the ids that end an answer as it was taught."""
     _change(folder / "config.json", with_rope)
-    _change(folder / "tokenizer_config.json", with_known_class)
+    make_tokenizer_readable(folder)
     _change(folder / "generation_config.json", lambda config: with_stops(config, stops), always=True)
+
+
+def make_tokenizer_readable(folder: Path) -> None:
+    """The same for a folder that holds a tokenizer alone, or beside an adapter."""
+    _change(folder / "tokenizer_config.json", with_known_class)
 
 
 def with_rope(config: Json) -> Json:

@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+import yaml
+
 from pipelines.lake.files import read_json, write_json
 from pipelines.lake.weights_record import origin_of, packaged_name, packages
+from pipelines.records.foreign_text import one_line
 from pipelines.settings.methods import traits_of
 from pipelines.weights.shortened import in_words, record_of_layers
 
@@ -77,7 +80,7 @@ def _without_folder(name: str) -> str:
 def data_in_words(data: Iterable[Mapping[str, Any]]) -> str:
     """`966 of records.json, 34 answered by MODEL (claude)`."""
     told = [f"{one['records']} {'answered by' if one['generated'] else 'of'} {one['source']}" for one in data]
-    return re.sub(r"[`|\s]+", " ", ", ".join(told))
+    return ", ".join(told)
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
@@ -102,7 +105,7 @@ def adapter_card(spec: Mapping[str, Any], base: Base, data: Sequence[Mapping[str
             f"{traits.an_adapter}, trained by Featherweight: method `{spec['method']}`, seed {spec['seed']}.", "",
             "| | |", "| --- | --- |",
             *rows(base, data, spec["recipe"]),
-            *(f"| {name} fingerprint | `{value}` |" for name, value in (spec.get("fingerprints") or {}).items() if value),
+            *(f"| {name} fingerprint | {in_code(value)} |" for name, value in (spec.get("fingerprints") or {}).items() if value),
             "",
             terms(base), "",
         ]
@@ -116,19 +119,27 @@ def terms(base: Base) -> str:
 
 
 def front_matter(
-    base: Base, data: Sequence[Mapping[str, Any]], *, library: str, tags: tuple[str, ...], relation: str
+    base: Base,
+    data: Sequence[Mapping[str, Any]],
+    *,
+    library: str,
+    tags: Sequence[str],
+    relation: str,
+    more: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """What hubs read at the head of a card."""
-    named = [f"base_model: {base.name}", f"base_model_relation: {relation}"] if base.of_hub else []
-    licensed = [
-        f"{name}: {json.dumps(value)}" for name in ("license", "license_link") if (value := getattr(base, name))
-    ]
+    """What hubs read at the head of a card, as lines of YAML between two lines of dashes; `more` stands at its end."""
     from_hub = [one["source"] for one in data if not one["generated"] and _HUB_ID.match(one["source"])]
-    sets = [f"datasets: {json.dumps(from_hub)}"] if from_hub else []
-    return [
-        "---", f"library_name: {library}", "pipeline_tag: text-generation", *named, *licensed, *sets,
-        f"tags: [{', '.join(tags)}]", "---", "",
-    ]  # fmt: skip
+    told = {
+        "library_name": library,
+        "pipeline_tag": "text-generation",
+        **({"base_model": base.name, "base_model_relation": relation} if base.of_hub else {}),
+        **({"license": base.license} if base.license else {}),
+        **({"license_link": base.license_link} if base.license_link else {}),
+        **({"datasets": from_hub} if from_hub else {}),
+        "tags": list(tags),
+        **(more or {}),
+    }
+    return ["---", yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=120).rstrip(), "---", ""]
 
 
 def rows(base: Base, data: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:
@@ -136,8 +147,17 @@ def rows(base: Base, data: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any
     told = {"base": base.name, "base revision": base.revision, "base licence": base.license}
     told |= {"trained on": data_in_words(data) or None}
     told |= {name: recipe[name] for name in CARD_RECIPE if recipe.get(name) not in (None, {}, False)}
-    return [
-        f"| {name} | `{json.dumps(value) if isinstance(value, dict) else value}` |"
-        for name, value in told.items()
-        if value is not None
-    ]
+    return [f"| {name} | {in_code(value)} |" for name, value in told.items() if value is not None]
+
+
+def in_code(value: Any) -> str:
+    """A value as code inside a table of Markdown: on one line, and nothing in it ends the code or the cell."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+    told = re.sub(r"[`|\s]+", " ", one_line(text, 2000)).strip()
+    return f"`{told}`"
+
+
+def in_prose(text: str) -> str:
+    """Somebody's text as one paragraph of Markdown that reads as it was written: no markup, no HTML, no link of it works."""
+    escaped = re.sub(r"([\\`*_\[\]<>|~&!])", r"\\\1", " ".join(one_line(text, 2000).split()))
+    return re.sub(r"\A([#+=-])", r"\\\1", escaped)

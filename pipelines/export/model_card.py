@@ -1,0 +1,159 @@
+"""The model card of an export: front matter that hubs read, where the weights came from, what was measured, how to load them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pipelines.settings.methods import traits_of
+from pipelines.train import provenance
+from pipelines.train.provenance import Base, in_code, in_prose
+from pipelines.train.trainer.templates import DAY
+
+Json = dict[str, Any]
+Kind = Literal["adapter", "merged", "gguf"]
+LIBRARY: dict[Kind, str] = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
+# measured while merging: how far the written weights are from the trained result
+MERGED = (
+    "adapter_bits_per_byte", "merged_bits_per_byte", "merged_into_original_bits_per_byte", "largest_difference_nats",
+    "eval_records",
+)  # fmt: skip
+# what an evaluation measured, and what a hub calls it
+METRICS = {
+    "eval_bits_per_byte": "bits per byte", "eval_loss": "cross entropy (nats per token)", "bleu": "BLEU", "chrf": "chrF",
+    "rouge_l": "ROUGE-L", "meteor": "METEOR",
+}  # fmt: skip
+# columns of the comparison, beside every metric
+COMPARED = (
+    "status", "is_stale", "seeds", "base_bits_per_byte", "eval_bits_per_byte", "eval_bits_per_byte_low", "eval_bits_per_byte_high",
+    "train_loss", "train_seconds", "tokens_per_second", "peak_memory_gb", "trainable_params", "total_params", "artifact_mb",
+    "device", "finished_at", "run_id",
+)  # fmt: skip
+
+
+def card(kind: Kind, spec: Mapping[str, Any], measured: Mapping[str, Any], base: Base) -> str:
+    """The card of an export, from its spec and what was measured of the written weights."""
+    origin, traits = spec["origin"], traits_of(spec["recipe"])
+    made = f"{traits.an_adapter}: it lies beside a base that stays as it is." if kind == "adapter" else spec["made"]
+    load = {"adapter": _with_peft, "merged": _with_transformers, "gguf": _with_llama_cpp}[kind]
+    return "\n".join(
+        [
+            *_front(kind, spec, base),
+            f"# {spec['name']}", "",
+            f"Made by Featherweight: model `{origin['model']}`, method `{origin['method']}`, seed {origin['seed']}. {made}", "",
+            "## How to load it", "",
+            *load(spec, base),
+            *_prompt(measured),
+            *([in_prose(spec["note"]), ""] if spec["note"] else []),
+            "## What it is", "",
+            "| | |", "| --- | --- |",
+            *provenance.rows(base, spec["data"], spec["recipe"]),
+            *(f"| {name.replace('_', ' ')} | {in_code(value)} |" for name, value in origin.items() if value is not None),
+            *(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in measured.items() if name in MERGED),
+            "",
+            *_compared(spec.get("row")),
+            provenance.terms(base), "",
+        ]
+    )  # fmt: skip
+
+
+def _front(kind: Kind, spec: Mapping[str, Any], base: Base) -> list[str]:
+    traits = traits_of(spec["recipe"])
+    relation = "adapter" if kind == "adapter" else "finetune" if traits.trains else "quantized"
+    return provenance.front_matter(
+        base,
+        spec["data"],
+        library=LIBRARY[kind],
+        tags=["featherweight", *([str(traits.peft_type).lower()] if traits.peft_type else [])],
+        relation=relation,
+        more=model_index(spec["name"], spec.get("evaluated") or {}),
+    )
+
+
+def model_index(name: str, evaluated: Mapping[str, Any]) -> Json:
+    """What an evaluation measured, in the form that hubs show beside a model; {} where nothing was."""
+    metrics = [
+        {"type": metric, "name": title, "value": round(float(evaluated[metric]), 6)}
+        for metric, title in METRICS.items()
+        if evaluated.get(metric) is not None
+    ]
+    if not metrics:
+        return {}
+    task = {"type": "text-generation", "name": "Text generation"}
+    data = {"type": "featherweight-held-out", "name": "Held-out records of the same data", "split": "eval"}
+    return {"model-index": [{"name": name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}]}
+
+
+def _with_peft(spec: Mapping[str, Any], base: Base) -> list[str]:
+    """How an adapter is put on its base. A quantized base must be quantized again as it was."""
+    known = base.of_hub
+    name, revision = (json.dumps(base.name), base.revision) if known else ('"PATH_OF_THE_BASE"', None)
+    at = f", revision={json.dumps(revision)}" if revision else ""
+    quantization = spec["recipe"].get("quantization")
+    lines = [
+        "```python", "from peft import PeftModel",
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if quantization else ''}", "",
+    ]  # fmt: skip
+    how = ""
+    if quantization:
+        lines += [f"quantized = {_bits_and_bytes(spec['recipe'])}"]
+        how = ", quantization_config=quantized"
+    lines += [
+        f"base = AutoModelForCausalLM.from_pretrained({name}{at}{how})",
+        'model = PeftModel.from_pretrained(base, "PATH_OR_NAME_OF_THIS")',
+        'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME_OF_THIS")',
+        "```", "",
+    ]  # fmt: skip
+    if not known:
+        lines += [
+            f"No hub has this base by a name that is known here: it is {in_code(base.name)}. On the machine that trained the "
+            "adapter it lies in the data folder's `models/`.", "",
+        ]  # fmt: skip
+    return lines
+
+
+def _bits_and_bytes(recipe: Mapping[str, Any]) -> str:
+    if recipe["quantization"] == "int8":
+        return "BitsAndBytesConfig(load_in_8bit=True)"
+    kind = json.dumps(recipe["quantization"])
+    double = recipe.get("double_quantization", True)
+    return f"BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type={kind}, bnb_4bit_use_double_quant={double})"
+
+
+def _with_llama_cpp(spec: Mapping[str, Any], _base: Base) -> list[str]:
+    return ["```sh", f"llama-server --model {spec['file']} --jinja", "```", ""]
+
+
+def _with_transformers(_spec: Mapping[str, Any], _base: Base) -> list[str]:
+    return [
+        "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+        'model = AutoModelForCausalLM.from_pretrained("PATH_OR_NAME_OF_THIS")',
+        'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME_OF_THIS")',
+        "```", "",
+    ]  # fmt: skip
+
+
+def _prompt(measured: Mapping[str, Any]) -> list[str]:
+    """With which arguments of its chat template the model was trained, where there are any."""
+    arguments = json.loads(measured.get("template_arguments") or "{}")
+    day = arguments.pop(DAY, None)
+    lines = []
+    if arguments:
+        told = in_code(f"tokenizer.apply_chat_template(..., **{arguments})")
+        lines += [f"Ask it with the arguments that it was trained with: {told}.", ""]
+    if day:
+        lines += [f"Its chat template writes the day; in training that was always {in_prose(str(day))}.", ""]
+    return lines
+
+
+def _compared(row: Mapping[str, Any] | None) -> list[str]:
+    """The row of the comparison that this result has there."""
+    if not row:
+        return []
+    names: Sequence[str] = dict.fromkeys((*COMPARED, *METRICS)).keys()  # type: ignore[assignment]
+    told = {name: row[name] for name in names if row.get(name) is not None}
+    return [
+        "## Its row of the comparison", "",
+        "| column | value |", "| --- | --- |",
+        *(f"| {name} | {in_code(f'{value:.6g}' if isinstance(value, float) else value)} |" for name, value in told.items()),
+        "",
+    ]  # fmt: skip

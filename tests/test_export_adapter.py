@@ -1,0 +1,174 @@
+"""An adapter taken out alone: what PEFT loads, with a card that names the base as others know it, and nothing of this machine."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipelines.errors import UsageError, WorkError
+from pipelines.export import adapter, command, model_card
+from pipelines.export.arguments import add_arguments
+from pipelines.export.cell import Wanted, export
+from pipelines.lake.files import write_json
+from pipelines.lake.weights_record import RECORD
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
+from pipelines.train.provenance import Base, in_code, in_prose
+from pipelines.weights.store import source_id
+from tests.in_process import InProcess, clean_for
+from tests.project import MODEL, TinyProject
+
+HUB, COMMIT = "nobody/tiny-chat", "0a" * 20
+WATCH = Watch(say=lambda _message: None, launcher=InProcess())
+NOTE = "A <b>note</b> with `code`, a [link](https://example.org) and | a bar.\n# no heading"
+
+
+@pytest.fixture
+def from_hub(project: TinyProject) -> TinyProject:
+    """The project with its model as a fetch from the hub would have left it."""
+    weights = Path(str(project.now().experiments.model(MODEL).source.path))
+    folder = project.data.root / "models" / MODEL
+    shutil.copytree(weights, folder)
+    project.change(models={MODEL: {"source": None}})
+    project.change(models={MODEL: {"source": {"hub": HUB, "revision": COMMIT}, "license": "apache-2.0", "note": NOTE}})
+    known = {"source_id": source_id(project.now().experiments.model(MODEL)), "commit": COMMIT}
+    write_json(folder / RECORD, {"source": {"hub": HUB, "revision": COMMIT}, **known})
+    return clean_for(project)
+
+
+def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> None:
+    resolved, key = from_hub.resolved(), from_hub.key("lora-r8")
+    attempt = train(resolved, key, watch=WATCH)[0]
+    row = {
+        "model": MODEL,
+        "method": "lora-r8",
+        "run_id": attempt.run_id,
+        "status": "ok",
+        "eval_bits_per_byte": 1.25,
+        "seeds": 1,
+    }
+    made = export(resolved, key, Wanted(merged=False, adapter=True, row=row), watch=WATCH)
+    assert made.ok and made.adapter and made.merged is None, made.result.detail
+    folder = made.adapter
+
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == (HUB, COMMIT)
+    settings = json.loads((folder / adapter.SETTINGS).read_text(encoding="utf-8"))
+    assert settings["recipe"]["rank"] == 8 and settings["run_id"] == attempt.run_id and settings["torch_version"]
+    base_folder = str(from_hub.data.root / str(attempt.spec.weights))
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors":
+            told = path.read_text(encoding="utf-8")
+            assert str(from_hub.data.root) not in told and str(attempt.spec.weights) not in told, path
+
+    card = ModelCard.load(folder / "README.md")
+    head = yaml.safe_load(card.content.split("---")[1])
+    assert {name: head[name] for name in ("base_model", "base_model_relation", "license", "library_name", "pipeline_tag")} == {
+        "base_model": HUB, "base_model_relation": "adapter", "license": "apache-2.0", "library_name": "peft",
+        "pipeline_tag": "text-generation",
+    }  # fmt: skip
+    assert f'from_pretrained("{HUB}", revision="{COMMIT}")' in card.content
+    assert "| eval_bits_per_byte | `1.25` |" in card.content
+    assert r"\<b\>note\</b\>" in card.content and "\n# no heading" not in card.content
+
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template and tokenizer.get_vocab() == AutoTokenizer.from_pretrained(base_folder).get_vocab()
+    ids = torch.tensor([tokenizer("What is a lake?").input_ids])
+    with torch.no_grad():
+        plain = base(ids).logits
+        attached = PeftModel.from_pretrained(base, folder)(ids).logits
+    assert not torch.equal(plain, attached)
+
+    # what lies there and is not ours is never replaced
+    (folder / RECORD).unlink()
+    with pytest.raises(UsageError, match=r"adapter is there and no export of ours.*--output"):
+        export(resolved, key, Wanted(merged=False, adapter=True), watch=WATCH)
+
+
+def test_what_has_no_adapter_says_so(project: TinyProject) -> None:
+    resolved = clean_for(project).resolved()
+    train(resolved, project.key("base"), watch=WATCH)
+    with pytest.raises(UsageError, match="base trains nothing, so there is no adapter: use --merge"):
+        export(resolved, project.key("base"), Wanted(adapter=True))
+
+
+def test_an_adapter_without_its_weights_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(WorkError, match=r"lacks adapter_model.safetensors: train the cell again"):
+        adapter.write(tmp_path / "model", tmp_path / "adapter", None, Base("nobody/tiny"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+ORIGIN = {"model": "tiny", "method": "m", "seed": 1, "run_id": "r"}
+
+
+def spec(**more: Any) -> dict[str, Any]:
+    recipe = {"kind": "lora", "rank": 8, "alpha": 32, "quantization": None}
+    return {"origin": ORIGIN, "recipe": recipe, "made": "", "note": None, "name": "tiny m", "data": [], **more}
+
+
+def test_a_cards_metrics_stand_where_a_hub_looks_for_them() -> None:
+    told = model_card.card(
+        "adapter", spec(evaluated={"eval_bits_per_byte": 1.5, "chrf": 40.0, "bleu": None}), {}, Base("a/b", None, True)
+    )
+    (result,) = (one for one in [ModelCard(told).data.eval_results] if one)
+    assert {(one.metric_type, one.metric_value) for one in result} == {("eval_bits_per_byte", 1.5), ("chrf", 40.0)}
+    assert "model-index" not in model_card.card("merged", spec(), {}, Base("a/b", None, True))
+
+
+def test_a_base_that_no_hub_has_is_not_named_as_if_one_had() -> None:
+    told = model_card.card("adapter", spec(), {}, Base("mine"))
+    assert "base_model" not in told.split("---")[1] and "PATH_OF_THE_BASE" in told and "No hub has this base" in told
+    quantized = {"kind": "lora", "rank": 8, "alpha": 32, "quantization": "nf4"}
+    told = model_card.card("adapter", spec(recipe=quantized), {}, Base("a/b", None, True))
+    assert 'load_in_4bit=True, bnb_4bit_quant_type="nf4"' in told and "quantization_config=quantized" in told
+
+
+def test_text_of_others_stays_text_in_a_card() -> None:
+    evil = "x: [y]\n---\n# <script>alert(1)</script>"
+    data = [{"source": evil, "generated": False, "records": 3}, {"source": "a/b", "generated": False, "records": 1}]
+    told = model_card.card("merged", spec(data=data, note=evil, name="tiny m"), {}, Base("a/b", None, True, "x: y"))
+    head, _, body = told.removeprefix("---\n").partition("\n---\n")
+    assert yaml.safe_load(head)["license"] == "x: y" and yaml.safe_load(head)["datasets"] == ["a/b"]
+    assert "\n# <script>" not in body and r"\<script\>" in body
+    assert in_code("a`|`\nb") == "`a b`" and in_prose("- *a*") == r"\- \*a\*"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--push a/b --adapter --merge", "holds an adapter or merged weights"),
+        ("--yes", "--yes goes with --push"),
+        ("--public", "--public goes with --push"),
+        ("--push nothing", r"got 'nothing'; expected OWNER/NAME"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_anything_is_done(
+    project: TinyProject, line: str, words: str
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(UsageError, match=words):
+        command.run(project.now(), [project.key("base")], parser.parse_args(line.split()), list)
+
+
+@pytest.mark.parametrize(
+    ("line", "merged", "gguf"),
+    [("", True, []), ("--adapter", False, []), ("--gguf Q8_0", False, ["Q8_0"]), ("--ollama", False, ["F16"]),
+     ("--ollama --gguf Q8_0 --merge", True, ["Q8_0"])],
+)  # fmt: skip
+def test_what_is_not_asked_for_is_not_made(line: str, merged: bool, gguf: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    wanted = command._wanted(parser.parse_args(line.split()))
+    assert (wanted.merged, list(wanted.gguf)) == (merged, gguf)
