@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,21 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment with transformers 4.57, whose own dependencies conflict with ours; PyTorch is ours."""
+    folder = tmp_path_factory.mktemp("transformers-4")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "transformers==4.57.3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"the package registry gives no transformers 4.57: {done.stderr[-200:]}")
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "zz-ours.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    return python
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +58,6 @@ def logs_of(attempt: Any, root: Path) -> torch.Tensor:
     model = merge.merged_model(root / attempt.spec.weights, attempt.spec.recipe, trained)
     with torch.no_grad():
         return model(torch.tensor([IDS]), use_cache=False).logits[0].float().log_softmax(-1)[:, :40]
-
-
-@pytest.fixture(scope="module")
-def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The interpreter of an environment with transformers 4.57, whose own dependencies conflict with ours; PyTorch is ours."""
-    folder = tmp_path_factory.mktemp("transformers-4")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = str(folder / "bin" / "python")
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "transformers==4.57.3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"the package registry gives no transformers 4.57: {done.stderr[-200:]}")
-    (site,) = folder.glob("lib/python*/site-packages")
-    (site / "zz-ours.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
-    return python
 
 
 @pytest.mark.slow

@@ -3,6 +3,9 @@
 import argparse
 import json
 import shutil
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from pipelines.train.provenance import Base, in_code, in_prose
 from pipelines.weights.store import source_id
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
+from tests.tiny import sentencepiece_tokenizer, tiny_tokenizer
 
 HUB, COMMIT = "nobody/tiny-chat", "0a" * 20
 WATCH = Watch(say=lambda _message: None, launcher=InProcess())
@@ -92,6 +96,64 @@ def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> N
     (folder / RECORD).unlink()
     with pytest.raises(UsageError, match=r"adapter is there and no export of ours.*--output"):
         export(resolved, key, Wanted(merged=False, adapter=True), watch=WATCH)
+
+
+TEXTS = ["What is a lake?", "책 3권, 36,000원이에요.", " leading <|im_end|> and  two", "naïve 😀\n\n  x"]
+# by somebody who has PEFT and a transformers of some version
+READS = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, base, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+tokenizer = AutoTokenizer.from_pretrained(folder)
+asked = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}] for text in texts]
+chats = [tokenizer.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in asked]
+found = {"ids": [tokenizer(text)["input_ids"] for text in texts], "chats": [tokenizer(one)["input_ids"] for one in chats]}
+found["special"] = sorted(tokenizer.all_special_ids)
+if base:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    with torch.no_grad():
+        found["logits"] = model(torch.tensor([found["chats"][0]])).logits[0, -1, :20].tolist()
+print(json.dumps(found))
+"""
+
+
+def read_by(python: str, folder: Path, base: Path | str = "") -> dict[str, Any]:
+    command = [python, "-c", READS, str(folder), str(base), json.dumps(TEXTS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_transformers_4_57_reads_the_same_adapter(from_hub: TinyProject, transformers_4: str) -> None:
+    resolved, key = from_hub.resolved(), from_hub.key("lora-r8")
+    attempt = train(resolved, key, watch=WATCH)[0]
+    made = export(resolved, key, Wanted(merged=False, adapter=True), watch=WATCH)
+    assert made.adapter, made.result.detail
+    base = from_hub.data.root / str(attempt.spec.weights)
+    ours, older = (read_by(python, made.adapter, base) for python in (sys.executable, transformers_4))
+    assert (ours["ids"], ours["chats"]) == (older["ids"], older["chats"])
+    assert ours["logits"] == pytest.approx(older["logits"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bos", "SentencePiece", "SentencePiece, spaces"])
+def test_transformers_4_57_makes_the_same_tokens(tmp_path: Path, kind: str, transformers_4: str) -> None:
+    made = {
+        "bos": partial(tiny_tokenizer, bos=True),
+        "SentencePiece": sentencepiece_tokenizer,
+        "SentencePiece, spaces": partial(sentencepiece_tokenizer, after_special=True),
+    }
+    tokenizer = made[kind]()
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    for name in (adapter.CONFIG, adapter.WEIGHTS):
+        (trained / name).write_text("{}", encoding="utf-8")
+    folder = adapter.write(trained, tmp_path / "adapter", tokenizer, Base("nobody/tiny"))
+    ours, older = (read_by(python, folder) for python in (sys.executable, transformers_4))
+    assert (ours["ids"], ours["chats"]) == (older["ids"], older["chats"])
+    assert ours["ids"] == [tokenizer(text).input_ids for text in TEXTS]
 
 
 def test_what_has_no_adapter_says_so(project: TinyProject) -> None:
