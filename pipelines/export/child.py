@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipelines.export import adapter
 from pipelines.export.adapter import finish
 from pipelines.export.model_card import card
@@ -88,7 +90,7 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     """
     from pipelines.export import merge as merging
     from pipelines.train.trainer import loading
-    from pipelines.train.trainer.measure.memory import give_back_freed
+    from pipelines.train.trainer.measure.memory import give_back_freed, peak_resident_bytes
 
     clock, spec = Stopwatch(), worker.spec
     recipe, base = spec["recipe"], worker.root / spec["weights"]
@@ -96,6 +98,7 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     adapter = trained is not None and traits_of(recipe).has_adapter
     compared, most = examples[:COMPARED], spec["batch_tokens"]
     worker.phase("merge")
+    foresee(worker, form, compared, base)
     # One model at a time: the name is given up before the next one is loaded
     model = merging.trained_model(base, recipe, trained)
     if adapter:
@@ -133,8 +136,31 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     if sentencepiece.is_file():
         more["tokenizer.model"] = sentencepiece
     finish(partial, Path(spec["merged"]), more)
-    worker.measure(merge_seconds=clock.lap())
+    worker.measure(merge_seconds=clock.lap(), merge_peak_gb=peak_resident_bytes() / 1e9)
     worker.save()
+
+
+def foresee(worker: Worker, form: PromptFormat, compared: list[Tokenized], base: Path) -> None:
+    """Measure what merging is foretold to take.
+
+    Raises:
+        UnavailableError: this machine has less.
+    """
+    from pipelines.export import memory
+    from pipelines.train.trainer.measure.memory import reset_peaks
+
+    spec = worker.spec
+    kept = 2 * sum(map(len, compared))  # before and after merging
+    needed = memory.foretold(
+        memory.weights_in(base),
+        spec["recipe"],
+        vocabulary=len(form.tokenizer),
+        positions=kept + spec["batch_tokens"],
+        occupied=psutil.Process().memory_info().rss,
+    )
+    worker.measure(merge_foretold_gb=needed / 1e9)
+    memory.require(needed)
+    reset_peaks()
 
 
 def convert(worker: Worker, scheme: str, file: Path, texts: list[str]) -> None:

@@ -79,6 +79,8 @@ def _told(key: CellKey, made: Export) -> list[str]:
         for name, value in made.result.measured.items():
             if name.endswith(("_per_byte", "_nats")):
                 lines.append(f"  {name.replace('_', ' ')}: {value:.6g}")
+        if peak := made.result.measured.get("merge_peak_gb"):
+            lines.append(f"  merged within {peak:.2f} GB, foretold {made.result.measured['merge_foretold_gb']:.2f} GB")
     return lines
 
 
