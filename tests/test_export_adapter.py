@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,16 @@ def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> N
         plain = base(ids).logits
         attached = PeftModel.from_pretrained(base, folder)(ids).logits
     assert not torch.equal(plain, attached)
+
+    # what was written just so is not written again
+    again = Wanted(merged=False, adapter=True, row=row, reuse=True)
+    written = (folder / "README.md").stat().st_mtime_ns
+    assert export(resolved, key, again, watch=WATCH).folder == made.folder
+    assert (folder / "README.md").stat().st_mtime_ns == written
+    changed = export(resolved, key, replace(again, row={**row, "eval_bits_per_byte": 1.5}), watch=WATCH)
+    assert changed.folder != made.folder and "| `1.5` |" in (folder / "README.md").read_text(encoding="utf-8")
+    shutil.rmtree(folder)
+    assert export(resolved, key, again, watch=WATCH).ok and folder.exists()
 
     # what lies there and is not ours is never replaced
     (folder / RECORD).unlink()
@@ -183,8 +194,9 @@ def test_a_cards_metrics_stand_where_a_hub_looks_for_them() -> None:
     told = model_card.card(
         "adapter", spec(evaluated={"eval_bits_per_byte": 1.5, "chrf": 40.0, "bleu": None}), {}, Base("a/b", None, True)
     )
-    (result,) = (one for one in [ModelCard(told).data.eval_results] if one)
-    assert {(one.metric_type, one.metric_value) for one in result} == {("eval_bits_per_byte", 1.5), ("chrf", 40.0)}
+    found: Any = ModelCard(told).data
+    read = {(one.metric_type, one.metric_value) for one in found.eval_results}
+    assert read == {("eval_bits_per_byte", 1.5), ("chrf", 40.0)}
     assert "model-index" not in model_card.card("merged", spec(), {}, Base("a/b", None, True))
 
 

@@ -1,11 +1,11 @@
 """An export goes to the hub when somebody says so, and whole; every refusal has a name, and no token is shown."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, utils
-from huggingface_hub.utils import _http
 
 from pipelines.errors import UsageError, WorkError
 from pipelines.export import push
@@ -27,7 +27,7 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Uploads]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its store is no HTTP server that a test could be
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(_http.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # between its tries
     with taking_uploads({TOKEN: "somebody"}) as served:
         monkeypatch.setattr(constants, "ENDPOINT", served.url)
         monkeypatch.setenv("HF_ENDPOINT", served.url)

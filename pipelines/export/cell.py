@@ -20,7 +20,7 @@ from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.result import RunResult, result_in
 from pipelines.runs.run import Run, Watch, queue
-from pipelines.runs.spec import RunSpec
+from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.settings.methods import traits_of
 
 CHILD = "pipelines.export.child"
@@ -49,7 +49,8 @@ class Export:
 @dataclass(frozen=True)
 class Wanted:
     """`merged`: a transformers folder; `gguf`: keys of gguf_file.SCHEMES; `output`: the folder to write to; `adapter`: the adapter
-    alone; `row`: the cell's row of the comparison, for the model card; `ollama`: a Modelfile beside each GGUF file."""
+    alone; `row`: the cell's row of the comparison, for the model card; `ollama`: a Modelfile beside each GGUF file; `reuse`: what
+    the newest export wrote just so is not written again."""
 
     merged: bool = True
     gguf: Sequence[str] = ()
@@ -57,6 +58,7 @@ class Wanted:
     adapter: bool = False
     row: Mapping[str, Any] | None = None
     ollama: bool = False
+    reuse: bool = False
 
 
 def finished(project: Project, key: CellKey) -> Attempt:
@@ -105,9 +107,28 @@ def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | N
             output / "adapter" if asked.adapter else None,
             _modelfiles(asked, output),
         )
-        queue(made.folder, _spec(resolved, made, output, wanted.row))
+        spec = _spec(resolved, made, output, wanted.row)
+        if wanted.reuse and (before := _standing(home, spec, made)):
+            return before
+        queue(made.folder, spec)
         run_of(resolved, made.folder, attempt, CHILD, watch).to_result(project.site(watch).here())
     return made
+
+
+def _standing(home: Path, spec: RunSpec, made: Export) -> Export | None:
+    """The newest export in `home`, where it was asked for the same and what it wrote is there; the merged folder that a GGUF file
+    was made from may have been there before."""
+    folders = sorted(path for path in home.iterdir() if path.is_dir()) if home.exists() else []
+    if not folders:
+        return None
+    before, now = ({**told.to_json(), "run_id": ""} for told in (spec_in(folders[-1]), spec))
+    if made.merged is None:
+        before["merged"] = None
+    same = json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True)
+    written = [*made.gguf.values(), *made.modelfiles.values(), *filter(None, (made.adapter, made.merged))]
+    there = same and all(path.exists() for path in written)
+    found = replace(made, folder=folders[-1])
+    return found if there and found.ok else None
 
 
 def default_output(project: Project, attempt: Attempt) -> Path:

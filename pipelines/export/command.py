@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 
 def run(
-    project: Project, keys: Sequence[CellKey], arguments: argparse.Namespace, published: Callable[[], list[Row]]
+    project: Project, keys: Sequence[CellKey], arguments: argparse.Namespace, published: Callable[[], Sequence[Row]]
 ) -> bool:
     """Export the cells and say where to; whether all went well. `published` gives the rows of the comparison, for model cards.
 
@@ -60,10 +60,11 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
     schemes = list(dict.fromkeys(arguments.gguf or (["F16"] if arguments.ollama else [])))
     merged = arguments.merge or not (schemes or arguments.adapter)
     output = Path(arguments.output) if arguments.output else None
-    return Wanted(merged, schemes, output, adapter=arguments.adapter, ollama=arguments.ollama)
+    asked = {"adapter": arguments.adapter, "ollama": arguments.ollama}
+    return Wanted(merged, schemes, output, **asked, reuse=bool(arguments.push))
 
 
-def _rows(published: Callable[[], list[Row]]) -> dict[tuple[str, str], Row]:
+def _rows(published: Callable[[], Sequence[Row]]) -> dict[tuple[str, str], Row]:
     """The published rows by cell; none where nothing was published yet."""
     try:
         return {(row["model"], row["method"]): row for row in published()}

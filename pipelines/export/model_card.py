@@ -47,13 +47,18 @@ def card(kind: Kind, spec: Mapping[str, Any], measured: Mapping[str, Any], base:
             "## What it is", "",
             "| | |", "| --- | --- |",
             *provenance.rows(base, spec["data"], spec["recipe"]),
-            *(f"| {name.replace('_', ' ')} | {in_code(value)} |" for name, value in origin.items() if value is not None),
+            *(f"| {_title(name)} | {in_code(value)} |" for name, value in origin.items() if value is not None),
             *(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in measured.items() if name in MERGED),
             "",
             *_compared(spec.get("row")),
             provenance.terms(base), "",
         ]
     )  # fmt: skip
+
+
+def _title(name: str) -> str:
+    """The data's row says what it was trained on, this one which device."""
+    return "trained by" if name == "trained_on" else name.replace("_", " ")
 
 
 def _front(kind: Kind, spec: Mapping[str, Any], base: Base) -> list[str]:

@@ -27,7 +27,7 @@ class Uploads(Hub):
 
 
 class _Uploading(Handler):
-    hub: Uploads
+    hub: Uploads  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         if not self._is_refused() and not self._is_hidden():
