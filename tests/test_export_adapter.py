@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipelines.errors import UsageError, WorkError
 from pipelines.export import adapter, command, model_card
 from pipelines.export.arguments import add_arguments
-from pipelines.export.cell import Wanted, export
+from pipelines.export.cell import Export, Wanted, export
 from pipelines.lake.files import write_json
 from pipelines.lake.weights_record import RECORD
 from pipelines.runs.run import Watch
@@ -246,3 +246,29 @@ def test_what_is_not_asked_for_is_not_made(line: str, merged: bool, gguf: list[s
     add_arguments(parser)
     wanted = command._wanted(parser.parse_args(line.split()))
     assert (wanted.merged, list(wanted.gguf)) == (merged, gguf)
+
+
+def test_a_repository_gets_a_folders_files_and_what_lies_beside(tmp_path: Path) -> None:
+    for name in (
+        "adapter/README.md",
+        "adapter/adapter_config.json",
+        "merged/config.json",
+        "a.gguf",
+        "a.md",
+        "Modelfile",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    gguf, modelfile = {"F16": tmp_path / "a.gguf"}, {"F16": tmp_path / "Modelfile"}
+
+    def paths(merged: Path | None, gguf: dict[str, Path], folder: Path | None, wanted: Wanted) -> dict[str, str]:
+        made = Export(None, tmp_path, merged, gguf, folder, modelfile if gguf else {})  # pyright: ignore[reportArgumentType]
+        return {name: path.relative_to(tmp_path).as_posix() for name, path in command.files_of(made, wanted).items()}
+
+    alone = {"README.md": "adapter/README.md", "adapter_config.json": "adapter/adapter_config.json"}
+    assert paths(None, {}, tmp_path / "adapter", Wanted(merged=False, adapter=True)) == alone
+    beside = {"a.gguf": "a.gguf", "Modelfile": "Modelfile"}
+    assert paths(None, gguf, tmp_path / "adapter", Wanted(merged=False, adapter=True)) == {**alone, **beside}
+    # a merged folder that was only made for the GGUF file stays here
+    assert paths(tmp_path / "merged", gguf, None, Wanted(merged=False)) == {"README.md": "a.md", **beside}
+    assert "config.json" in paths(tmp_path / "merged", gguf, None, Wanted())

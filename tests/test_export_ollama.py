@@ -5,17 +5,26 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipelines.errors import UnavailableError
-from pipelines.export import go_template, ollama
+from pipelines.export import command, go_template, ollama
+from pipelines.export.cell import Wanted, export
 from pipelines.export.gguf_file import write_gguf
 from pipelines.export.go_template import literal, render
+from pipelines.lake.paths import PROJECT
+from pipelines.records.reading import read_corpus
+from pipelines.runs.run import Watch
+from pipelines.train.cell import train
 from pipelines.train.trainer.loading import load_tokenizer
 from pipelines.train.trainer.prompts import PromptFormat
+from tests.in_process import InProcess, clean_for
+from tests.project import TinyProject
 from tests.test_templates import (
     CONVERSATIONS,
     LEAVES,
@@ -30,6 +39,8 @@ from tests.test_templates import (
     turns,
 )
 from tests.tiny import save_tiny, tiny_tokenizer
+
+CORPUS = read_corpus(PROJECT / "data" / "corpus.json")
 
 DEFAULT_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n"
@@ -159,16 +170,17 @@ def read_modelfile(text: str) -> dict[str, list[str]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model's folder, and beside it tiny.gguf."""
-    folder = save_tiny(tmp_path_factory.mktemp("ollama") / "tiny")
-    write_gguf(folder, folder.with_suffix(".gguf"), "F32", name="tiny")
-    return folder
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model's folder. llama.cpp's place is taken by its own tokenizer, with which it agrees: other tests hold it to that."""
+    tokenizer: Any = load_tokenizer(tiny_folder)
+    reads = SimpleNamespace(tokenize=lambda text, *, add_special: tokenizer(text, add_special_tokens=False).input_ids)
+    monkeypatch.setattr(ollama, "LlamaCpp", lambda *_args, **_options: nullcontext(reads))
+    return tiny_folder
 
 
 def test_a_modelfile_says_prompt_stop_and_system(tiny: Path, tmp_path: Path) -> None:
-    folder, gguf = tiny, tiny.with_suffix(".gguf")
+    folder, gguf = tiny, tmp_path / "tiny.gguf"
     form = PromptFormat(load_tokenizer(folder), "chat")
     records = [record(messages) for messages in CONVERSATIONS.values()]
     system = 'Be brief.\nSay "yes".\nNo more'
@@ -218,7 +230,7 @@ def test_a_system_prompt_is_the_models_where_all_records_have_it(systems: list[s
 
 
 def test_a_record_that_would_be_sent_otherwise_is_named(tiny: Path, tmp_path: Path) -> None:
-    folder, gguf = tiny, tiny.with_suffix(".gguf")
+    folder, gguf = tiny, tmp_path / "tiny.gguf"
     tokenizer: Any = load_tokenizer(folder)
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "message['content']", "message['content'] | replace('_', ' ')"
@@ -228,3 +240,25 @@ def test_a_record_that_would_be_sent_otherwise_is_named(tiny: Path, tmp_path: Pa
         ollama.write_modelfile(
             PromptFormat(tokenizer, "chat"), gguf, tmp_path / "Modelfile", records=asked, system=None
         )
+
+
+@pytest.mark.slow
+def test_a_cell_is_exported_with_a_modelfile_and_the_system_prompt_of_its_records(
+    project: TinyProject, tmp_path: Path
+) -> None:
+    told = [turns(one["instruction"], one["output"], system="You are brief.") for one in CORPUS[:40]]
+    file = tmp_path / "records.jsonl"
+    file.write_text("\n".join(json.dumps({"messages": messages}) for messages in told), encoding="utf-8")
+    project.change(sources={"corpus": False, "files": [str(file)]})
+    resolved, key = clean_for(project).resolved(), project.key("lora-r8")
+    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    attempt, _ = train(resolved, key, watch=watch)
+    assert attempt.status == "ok", attempt.result.detail
+    made = export(resolved, key, Wanted(merged=False, gguf=["F16"], ollama=True), watch=watch)
+    assert made.ok, made.result.detail
+    read = read_modelfile(made.modelfiles["F16"].read_text(encoding="utf-8"))
+    assert read["SYSTEM"] == ["You are brief."] and read["FROM"] == [f"./{made.gguf['F16'].name}"]
+    files = command.files_of(made, Wanted(merged=False, gguf=["F16"]))
+    assert set(files) == {"README.md", "Modelfile", made.gguf["F16"].name}
+    assert "library_name: gguf" in files["README.md"].read_text(encoding="utf-8")
+    assert f"llama-server --model {made.gguf['F16'].name}" in files["README.md"].read_text(encoding="utf-8")
