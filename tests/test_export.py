@@ -207,7 +207,10 @@ def test_a_tokenizer_is_named_as_both_versions_know_it() -> None:
     }
     assert older.with_known_class(own) == {
         "tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<a>"], "eos_token": "<e>",
+        "model_input_names": ["input_ids", "attention_mask"],
     }  # fmt: skip
+    names = ["input_ids", "token_type_ids"]
+    assert older.with_known_class({**own, "model_input_names": names})["model_input_names"] == names
     named = {"tokenizer_class": "Qwen2Tokenizer", "extra_special_tokens": {"image_token": "<i>"}}
     assert older.with_known_class(named) == named
 

@@ -52,6 +52,8 @@ def with_known_class(config: Json) -> Json:
         kept["extra_special_tokens"] = more
     if kept.get("tokenizer_class") == "TokenizersBackend":
         kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # that class also gives token types in 4.57, which no causal model takes
+        kept.setdefault("model_input_names", ["input_ids", "attention_mask"])
     return kept
 
 
