@@ -16,9 +16,10 @@ from assets.project import OfProfile, experiments_now, grid, project_now
 from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines.compare import plots
-from pipelines.compare.compare import Publication, compare, lake_version
+from pipelines.compare.compare import Publication, compare, lake_version, published_rows
 from pipelines.compare.figures import curves_of
 from pipelines.compare.history import history_rows
+from pipelines.compare.outside import of_profile
 from pipelines.compare.show import SHOWN, pick_answer
 from pipelines.compare.table import comparison_rows
 from pipelines.compare.trade_off import trade_off
@@ -126,7 +127,7 @@ def _published(
 
 def _best(rows: Sequence[Row]) -> dict[str, Any]:
     """What is worth following from one publication to the next; Dagster plots each number."""
-    good = [row for row in rows if row["status"] == "ok"]
+    good = [row for row in of_profile(rows) if row["status"] == "ok"]
     quality = [row["eval_bits_per_byte"] for row in good if row["eval_bits_per_byte"] is not None]
     memory = [row["peak_memory_gb"] for row in good if row["peak_memory_gb"] is not None]
     return {
@@ -153,7 +154,8 @@ def _by_subject(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
 
 
 def _every_cell_is_ok(rows: list[dict[str, Any]]) -> dg.AssetCheckResult:
-    """A warning with a line for each cell that is not ok, whatever run it came from."""
+    """A warning with a line for each cell of the profile that is not ok, whatever run it came from."""
+    rows = of_profile(rows)
     bad = [row for row in rows if row["status"] != "ok"]
     shown = ["model", "method", "status", "phase", "status_detail", "advice"]
     return dg.AssetCheckResult(
@@ -188,10 +190,9 @@ def every_cell_and_attempt_is_published(context: dg.AssetCheckExecutionContext) 
     profile = project.settings
     configured = sorted((model, method) for model in profile.models for method in profile.methods)
     known = {attempt.run_id for attempt in all_attempts(project.data)}
-    of_cells = "method <> ? AND NOT starts_with(method, ?)"
+    rows = [row for row in of_profile(published_rows(project.data)) if row["method"].partition("+")[0] != TEACHER]
+    cells = sorted((row["model"], row["method"]) for row in rows)
     with connect(project.data) as db:
-        found = db.execute(f"SELECT model, method FROM comparison WHERE {of_cells}", [TEACHER, f"{TEACHER}+"])
-        cells = sorted(found.fetchall())
         runs = [run for (run,) in db.execute("SELECT run_id FROM training_runs").fetchall()]
     later = known - set(runs)  # those made since are published next
     return dg.AssetCheckResult(

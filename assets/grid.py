@@ -1,11 +1,13 @@
 """The grid: methods down, models across; each cell's status, bits per byte, GB and a link to its page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
 
+from pipelines.compare.outside import MARK, is_outside
+from pipelines.compare.outside_cells import cells_outside
 from pipelines.compare.show import escape_markdown
 from pipelines.compare.table import worst
 from pipelines.project import Project
@@ -14,7 +16,7 @@ from pipelines.runs.cells import CellKey, latest
 
 WIDEST = 4  # models side by side: as many as a page of 1,440 pixels shows without scrolling
 ABSENT = "–"
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 def grid_of(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
@@ -30,19 +32,21 @@ def grid_of(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
 
 
 def newest_rows(project: Project) -> list[dict[str, Any]]:
-    """The profile's cells as they stand in the lake now: of several seeds the worst status, and means of what was measured. Cheaper
-    than the comparison, and without its word on what is stale."""
-    return [_newest(project, model, method) for model, method in project.grid]
+    """The profile's cells as they stand in the lake now, then those outside it: of several seeds the worst status, and means of
+    what was measured. Cheaper than the comparison, and without its word on what is stale."""
+    seeds = project.settings.seeds
+    named = {cell: [CellKey(*cell, seed) for seed in seeds] for cell in project.grid}
+    outside = [{**_newest(project, keys), "outside_profile": True} for keys in cells_outside(project).values()]
+    return [*(_newest(project, keys) for keys in named.values()), *outside]
 
 
-def _newest(project: Project, model: str, method: str) -> dict[str, Any]:
-    keys = [CellKey(model, method, seed) for seed in project.settings.seeds]
+def _newest(project: Project, keys: Sequence[CellKey]) -> Row:
     attempts = [found for key in keys if (found := latest(project.data, key))]
     good = [attempt for attempt in attempts if attempt.status == "ok"]
     evaluated = [ok[-1] for attempt in good if (ok := [one for one in attempt.evaluations() if one.ok])]
     return {
-        "model": model,
-        "method": method,
+        "model": keys[0].model,
+        "method": keys[0].method,
         "status": worst([attempt.status for attempt in attempts] + ["missing"] * (len(keys) - len(attempts))),
         "eval_bits_per_byte": _mean([one.result.measured.get("eval_bits_per_byte") for one in evaluated]),
         "peak_memory_gb": _mean([attempt.result.measured.get("peak_memory_gb") for attempt in good]),
@@ -75,6 +79,7 @@ def _cell(row: Row | None) -> str:
         return ABSENT
     status = f"[{_escaped(row['status'])}]({_address(row)})"
     numbers = [
+        MARK if is_outside(row) else None,
         "stale" if row.get("is_stale") else None,
         _number(row.get("eval_bits_per_byte"), ".3f", "bits"),
         _number(row.get("peak_memory_gb"), ".2f", "GB"),

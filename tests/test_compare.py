@@ -81,11 +81,6 @@ def test_one_row_per_configured_cell_in_the_order_of_the_configuration(lake: Lak
     assert all(list(r) == list(COMPARISON.by_name) for r in found)
 
 
-def test_a_cell_that_the_profile_does_not_name_has_no_row(full_grid: Lake) -> None:
-    fewer = full_grid.configured(profiles={"local": {"methods": ["base", "lora-r8"]}})
-    assert list(rows(fewer)) == ["base", "lora-r8"]
-
-
 def test_before_anything_is_cleaned_it_says_what_to_do(lake: Lake, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="featherweight clean"):
         comparison_rows(Project(DataRoot(tmp_path / "empty"), lake.project.experiments, "local").resolve())

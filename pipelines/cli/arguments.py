@@ -60,6 +60,14 @@ def whole_numbers(least: int, expected: str) -> Callable[[str], list[int]]:
     return read
 
 
+def model_and_method(text: str) -> tuple[str, str]:
+    """Reads `smollm2-135m/lora-r8`."""
+    model, _, method = text.partition("/")
+    if not model or not method:
+        raise ArgumentTypeError(f"got {text!r}; expected MODEL/METHOD")
+    return model, method
+
+
 def one_of(*allowed: str) -> Callable[[str], str]:
     """Reads one of these names. Unlike argparse's `choices` it says which of them was probably meant."""
 

@@ -3,7 +3,8 @@
 from argparse import ArgumentParser
 from contextlib import suppress
 
-from pipelines.cli.arguments import add_format, not_negative
+from pipelines.cli import completion
+from pipelines.cli.arguments import add_format, model_and_method, not_negative
 from pipelines.cli.command import NOT_OK, OK, Arguments, Command
 from pipelines.cli.working import rows_now
 from pipelines.errors import UsageError
@@ -46,7 +47,8 @@ def decide(arguments: Arguments) -> int:
     from pipelines.compare.compare import decision
     from pipelines.compare.decide import Limits, in_words
 
-    found = decision(rows_now(), Limits(arguments.memory, arguments.minutes, arguments.max_loss))
+    limits = Limits(arguments.memory, arguments.minutes, arguments.max_loss)
+    found = decision(rows_now(), limits, arguments.also)
     print("\n".join(in_words(found)))
     return OK if found.verdict == "use" else NOT_OK
 
@@ -58,6 +60,15 @@ def _decide_arguments(parser: ArgumentParser) -> None:
         ("--max-loss", "X", "bits per byte above the best cell measured, the whole interval; default: any"),
     ):
         parser.add_argument(name, type=not_negative, metavar=unit, help=about)
+    also = parser.add_argument(
+        "--also",
+        type=model_and_method,
+        metavar="MODEL/METHOD",
+        action="append",
+        default=[],
+        help="a cell outside the profile that counts, too (again for more)",
+    )
+    completion.offer(also, completion.cells)
 
 
 COMMANDS = (

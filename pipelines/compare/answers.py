@@ -91,6 +91,7 @@ def _teacher_row(
         "seeds": 1,
         "seeds_ok": int(status == "ok"),
         "profile": project.profile,
+        "outside_profile": False,
         "model_note": _note(project.experiments, name),
         "advice": "no model of ours: how far its answers are from those of the tuned ones is what is left to gain",
         "run_id": one.run_id,

@@ -1,5 +1,6 @@
 """Rebuild everything that people read: the warehouse and the report, from the lake, in one call."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,18 +79,19 @@ def compare(project: Project) -> Publication:
     return Publication(rows, picks, project.data.warehouse, project.data.report, made_from)
 
 
-def decision(project: Project, limits: Limits) -> Decision:
-    """What to use or to run next, from the lake as it stands now; memory is predicted where that decides.
+def decision(project: Project, limits: Limits, also: Collection[tuple[str, str]] = ()) -> Decision:
+    """What to use or to run next, from the lake as it stands now; memory is predicted where that decides. `also`: cells, (model,
+    method), outside the profile that count, too.
 
     Raises:
-        UsageError: nothing was cleaned yet.
+        UsageError: nothing was cleaned yet, or one of `also` has no row.
     """
     resolved = project.resolve()
-    found = decide(comparison(resolved), limits)
+    found = decide(comparison(resolved), limits, also)
     if found.verdict == "use":
         return found
     keep_predictions(resolved)
-    return decide(comparison(resolved), limits)
+    return decide(comparison(resolved), limits, also)
 
 
 def lake_version(data: DataRoot) -> str:

@@ -1,10 +1,11 @@
 """`featherweight decide`: the cell to use under a limit of memory, of time and of lost quality, or the one to run next to know."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
+from pipelines.compare.outside import considered
 from pipelines.compare.quality import Interval, Qualities
 from pipelines.compare.ranking import SAME_BATCH, comparable_rows, of_equal_batches, speed_stands, stands
 from pipelines.compare.rates import rates_of
@@ -41,7 +42,7 @@ class Decision:
     reasons: tuple[str, ...]
 
 
-def decide(comparison: Comparison, limits: Limits) -> Decision:
+def decide(comparison: Comparison, limits: Limits, also: Collection[tuple[str, str]] = ()) -> Decision:
     """The cell to use: of those that surely stay within all limits, and have equal micro-batches, the one with the smallest peak
     memory × training time. A time that other programs disturbed decides nothing but that the limit of time is kept.
 
@@ -52,8 +53,13 @@ def decide(comparison: Comparison, limits: Limits) -> Decision:
     Only cells that are current, but for the code, can be used. Where none can, the one to run next is, in this order: one whose
     rate lies at the edge; a cell that is within the limits but for too few records or runs; one not measured yet that is predicted
     to fit (of several the one predicted largest: more trained weights lose least); one that may still be within `max_loss`, against
-    appearances. A cell that left out too many records is never used, and the reasons name it.
+    appearances. A cell that left out too many records is never used, and the reasons name it. Cells outside
+    the profile count only where `also` names them, as (model, method).
+
+    Raises:
+        UsageError: a cell of `also` has no row.
     """
+    comparison = replace(comparison, rows=considered(comparison.rows, also))
     found = _decide(comparison, limits)
     trained = [row for row in comparison.rows if row["status"] == "ok" and row["method"] != comparison.base]
     aside = [row for row in trained if leaves_out_too_much(row)]

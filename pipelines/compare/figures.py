@@ -16,6 +16,7 @@ from pipelines.compare.columns.training import TRAINING_CURVE
 from pipelines.compare.disturbed import MARK, speed_stands
 from pipelines.compare.drawing import MOST_BARS, left_out
 from pipelines.compare.memory_bars import memory_bars, with_memory
+from pipelines.compare.outside import is_outside
 from pipelines.compare.rates import Name, at_edge, method_name, still_open, trained_at
 from pipelines.compare.show import Columns, full_name
 from pipelines.compare.trade_off import trade_off
@@ -128,6 +129,8 @@ def _trade_off(rows: Sequence[Row], key: str) -> Iterator[Figure]:
         says += " Colour and shape say the model; names are of cells that nothing beats."
     says += " A name that finds no room is left out: the pointer on a mark, and the numbers, say all."
     says += of_rates(shown, full_name if several else method_name)
+    if not several and any(map(is_outside, shown)):
+        says += " A triangle is a cell outside the profile."
     if not all(map(speed_stands, shown)):
         says += f" {MARK} marks a disturbed speed: the size of its dot says nothing."
     yield from _figure(key, "Memory, quality, time", says, trade_off(rows), (TRADE_OFF, shown))

@@ -8,6 +8,7 @@ from pipelines.compare.columns.comparison import PICKS
 from pipelines.compare.disturbed import in_words as disturbed_in_words
 from pipelines.compare.disturbed import speed_stands
 from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
+from pipelines.compare.outside import is_outside, of_profile
 from pipelines.compare.quality import Interval, Qualities
 from pipelines.compare.rates import Name, at_edge, not_its_best, still_open, trained_at
 
@@ -115,9 +116,9 @@ def _batched(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
 def comparable_rows(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
     """The trained ok rows that picks are taken among: of the groups that can be compared within themselves, the one with the most
     rows that stand, then with the most rows, then with the newest. Of a model's rows those of one set of weights count, chosen
-    alike. Not among them is a row whose cell left out too many records."""
+    alike. Not among them is a row outside the profile, nor one whose cell left out too many records."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
+    for row in of_profile(rows):
         measured = _is_ranked(row, qualities) and row["eval_bits_per_byte"] is not None
         if measured and row["trainable_params"] != 0 and not leaves_out_too_much(row):
             groups.setdefault(tuple(row[name] for name in MUST_MATCH), []).append(row)
@@ -178,7 +179,7 @@ class Choice:
     def __init__(self, group: Sequence[Row], rows: Sequence[Row], qualities: Qualities) -> None:
         self._group = sorted(group, key=lambda row: row["eval_bits_per_byte"])
         self._rows, self._qualities = rows, qualities
-        self._several = len({row["model"] for row in rows}) > 1
+        self._several = len({row["model"] for row in of_profile(rows)}) > 1
         self._apart = dict(zip(map(id, self._group), self._from_best(self._group), strict=True))
         self._open = at_edge(self._group) if len(self._group) > 1 else []  # one row alone has no rival
 
@@ -330,7 +331,7 @@ class Choice:
         for row in self._rows:
             if id(row) in inside or row["trainable_params"] == 0:
                 continue
-            because = row["status"]
+            because = "outside the profile" if is_outside(row) else row["status"]
             if because == "ok" and leaves_out_too_much(row):
                 because = f"with {TOO_MUCH}"
             elif because == "ok":

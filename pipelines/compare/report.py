@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from pipelines.clean import summary
 from pipelines.clean.clean import current as current_examples
-from pipelines.compare import beyond, covers, disturbed, figures, pieces, rates
+from pipelines.compare import beyond, covers, disturbed, figures, outside, pieces, rates
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.examples import SFT_REJECTS
 from pipelines.compare.report_table import below, report_table, value_text
@@ -78,6 +78,7 @@ def write_report(project: Project, content: Content, *, published: datetime | No
             cells=figures.of_cells(project, content.rows),
             beyond=beyond.parts(content.rows, content.tables, project),
             beyond_title=beyond.TITLE,
+            outside_note=outside.note(content.rows),
             history=list(figures.of_history(content.history)),
             worse=[row for row in content.history if row["worse"]],
             providers=list(figures.of_providers(content.providers)),

@@ -9,6 +9,7 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
+from pipelines.compare.outside import is_outside, of_profile
 from pipelines.compare.quality import LEAST_RECORDS, Interval, Qualities
 from pipelines.evaluate.statistics import student_t
 from pipelines.project import Project
@@ -36,7 +37,7 @@ def add_against_retrieval(
 ) -> None:
     """Each row's differences to the best retrieval arm of its model, of the same weights and on the same records; in place."""
     for row in rows:
-        arm = best_arm(rows, row["model"], arms)
+        arm = best_arm(rows if is_outside(row) else of_profile(rows), row["model"], arms)
         if arm is None or arm is row or not _are_alike(row, arm):
             continue
         if difference := qualities.difference(row, arm):

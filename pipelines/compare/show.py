@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from wcwidth import width as cells
 
-from pipelines.compare import covers, rates
+from pipelines.compare import covers, outside, rates
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.configured import BENCHMARKS, METRICS, comparison_of, shares_of
 from pipelines.compare.disturbed import MARK, is_marked, note
@@ -64,8 +64,11 @@ def cell_text(value: Any, digits: int | None, limit: int = 80) -> str:
 
 
 def row_text(row: Row, column: Column, limit: int = 80) -> str:
-    """A row's value as people read it, with a mark where it rests on a disturbed speed: `19 *`."""
+    """A row's value as people read it, with a mark where it rests on a disturbed speed (`19 *`), and at its status where the
+    profile does not name the cell (`ok, outside profile`)."""
     mark = f" {MARK}" if is_marked(row, column.name) else ""
+    if column.name == "status" and outside.is_outside(row):
+        mark = f", {outside.MARK}"
     return cell_text(row[column.name], column.digits, limit) + mark
 
 
@@ -219,4 +222,5 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         if row["stale_because"]:
             told.append(f"{full_name(row)} is stale: {row['stale_because']} changed")
     about = dict.fromkeys(f"{row['model']}: {row['model_note']}" for row in rows if row.get("model_note"))
-    return [*told, *about, *filter(None, [covers.note(rows)])]
+    marked = f"{outside.MARK}: {found}" if (found := outside.note(rows)) else None
+    return [*told, *about, *filter(None, [marked, covers.note(rows)])]

@@ -1,12 +1,13 @@
 """When and from what a comparison was published: what stands at the head of the report and with the table's metadata."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.compare.outside import of_profile
 from pipelines.settings.experiments import is_teacher
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 MOST = 3  # values of one kind; the others are counted
 HASH_CHARS = 12
 
@@ -17,7 +18,8 @@ def stamp(rows: Sequence[Row], profile: str, published: datetime) -> dict[str, s
     The hashes are those of the rows, so a row of older data or code shows in them.
     """
     rows = [row for row in rows if not is_teacher(row["method"])]
-    stale = sum(bool(row["is_stale"]) for row in rows)
+    named = of_profile(rows)
+    stale, outside = sum(bool(row["is_stale"]) for row in named), len(rows) - len(named)
     return {
         "published": moment(published),
         "profile": profile,
@@ -26,8 +28,9 @@ def stamp(rows: Sequence[Row], profile: str, published: datetime) -> dict[str, s
         "evaluation records": _values(rows, "eval_records"),
         "data fingerprint": _values(rows, "data_fingerprint"),
         "code version": _values(rows, "code_version"),
-        "cells": f"{len(rows)}, {sum(row['status'] == 'ok' for row in rows)} ok"
-        + (f", {stale} stale" if stale else ""),
+        "cells": f"{len(named)}, {sum(row['status'] == 'ok' for row in named)} ok"
+        + (f", {stale} stale" if stale else "")
+        + (f", {outside} outside the profile" if outside else ""),
     }
 
 

@@ -1,4 +1,5 @@
-"""The comparison's rows: every configured cell of the profile, whatever became of it. What was not measured is None."""
+"""The comparison's rows: every configured cell of the profile, whatever became of it, then those outside it. What was not measured
+is None."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from pipelines.compare.benchmark_scores import Scores, add_benchmarks, scores_of
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.configured import comparison_for
 from pipelines.compare.disturbed import in_words, speed_stands
+from pipelines.compare.outside import is_outside, of_profile
+from pipelines.compare.outside_cells import cells_outside
 from pipelines.compare.quality import Qualities, Quality, quality_of
 from pipelines.compare.ranking import incomparable, mark_pareto, other_costs
 from pipelines.compare.rates import method_name, rates_of, weakest
@@ -73,34 +76,41 @@ class Comparison:
 
 
 def comparison_rows(resolved: Resolved) -> list[Row]:
-    """One row per configured model × method of the profile, in the order of experiments.yaml."""
+    """One row per configured model × method of the profile, in the order of experiments.yaml, then those outside it."""
     return comparison(resolved).rows
 
 
 def comparison(resolved: Resolved) -> Comparison:
-    """One row per configured model × method of the profile, in the order of experiments.yaml, and what they are compared by."""
+    """One row per configured model × method of the profile, in the order of experiments.yaml, then those outside it, and what they
+    are compared by."""
     by, project = evaluated_by(resolved), resolved.project
-    configured = [resolved.cell(*cell) for cell in project.grid]
-    seeds = {plan.cell: [_seed(project, key, by.fingerprint) for key in plan.keys] for plan in configured}
-    rows = [_row(resolved, plan, seeds[plan.cell], by) for plan in configured]
-    known = {plan.cell: found for plan in configured if (found := _quality(project, plan, seeds[plan.cell]))}
-    runs = {plan.cell: found for plan in configured if (found := _all_runs(resolved, plan, by))}
-    qualities = Qualities(known, runs=runs, assumed=assumed_spreads(project.experiments, list(project.grid)))
-    answered = {plan.cell: one for plan in configured if (one := _answered(project, plan, seeds[plan.cell]))}
-    base = {row["model"]: row for row in rows if row["method"] == base_method(project)}
-    full = {row["model"]: row for row in rows if row["method"] == "full"}
+    keys = {cell: resolved.cell(*cell).keys for cell in project.grid} | cells_outside(project)
+    plans = [resolved.cell(*cell) for cell in keys]
+    seeds = {cell: [_seed(project, key, by.fingerprint) for key in found] for cell, found in keys.items()}
+    rows = [_row(resolved, plan, seeds[plan.cell], by) for plan in plans]
+    known = {plan.cell: found for plan in plans if (found := _quality(project, plan, seeds[plan.cell]))}
+    runs = {plan.cell: found for plan in plans if (found := _all_runs(resolved, plan, by))}
+    qualities = Qualities(known, runs=runs, assumed=assumed_spreads(project.experiments, list(keys)))
+    answered = {plan.cell: one for plan in plans if (one := _answered(project, plan, seeds[plan.cell]))}
     for row in rows:
+        base, full = (_of_method(rows, row, method) for method in (base_method(project), "full"))
         _add_interval(row, qualities)
-        _add_base(row, base.get(row["model"]), qualities)
-        add_benchmarks(row, base.get(row["model"]), answered, project.settings.evaluation)
-        _add_ratios(project, row, full.get(row["model"]), qualities)
+        _add_base(row, base, qualities)
+        add_benchmarks(row, base, answered, project.settings.evaluation)
+        _add_ratios(project, row, full, qualities)
     add_against_retrieval(rows, qualities, arms_of(project), partial(_answer_scores, seeds))
-    mark_pareto(rows, qualities)
+    mark_pareto(of_profile(rows), qualities)
     add_predictions(resolved, rows)
     add_targets(project, rows)
     for row in rows:
-        row["advice"] = advise(row, rows)
+        row["advice"] = advise(row, rows if is_outside(row) else of_profile(rows))
     return Comparison(rows, qualities, base_method(project))
+
+
+def _of_method(rows: Sequence[Row], row: Row, method: str | None) -> Row | None:
+    """The row of the same model with that method: a row of the profile is compared with one of the profile alone."""
+    among = rows if is_outside(row) else of_profile(rows)
+    return next((one for one in among if (one["model"], one["method"]) == (row["model"], method)), None)
 
 
 def _answer_scores(seeds: Mapping[tuple[str, str], Sequence["Seed | None"]], row: Row) -> dict[str, float]:
@@ -130,7 +140,8 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     model, method = plan.cell
     project, profile = resolved.project, resolved.project.settings
     row: Row = comparison_for(profile.evaluation).empty()
-    row |= {"model": model, "method": method, "profile": project.profile, "seeds": len(profile.seeds), "seeds_ok": 0}
+    row |= {"model": model, "method": method, "profile": project.profile, "seeds": len(seeds), "seeds_ok": 0}
+    row["outside_profile"] = plan.cell not in project.grid
     row["model_note"] = _note(project, model)
     found = [seed for seed in seeds if seed]
     row["status"] = worst([_status(seed) for seed in seeds])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from pipelines.compare.outside import of_profile
 from pipelines.project import Project
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
@@ -22,15 +23,15 @@ SAME = (
 
 
 def add_targets(project: Project, rows: Sequence[Row]) -> None:
-    """The target of each trained row (`target_loss` of the settings; else the worst final loss among the comparable rows that
-    learned something, so that each of these reaches it) and what it took to get there; None where a seed never did."""
+    """The target of each trained row (`target_loss` of the settings; else the worst final loss among the comparable rows of the
+    profile that learned something, so that each of these reaches it) and what it took to get there; None where a seed never did."""
     curves = {id(row): found for row in rows if row["status"] == "ok" and (found := _curves(project, row))}
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if id(row) in curves:
             groups.setdefault(tuple(row[name] for name in SAME), []).append(row)
     for group in groups.values():
-        common = common_target([points for row in group for points in curves[id(row)]])
+        common = common_target([points for row in of_profile(group) for points in curves[id(row)]])
         for row in group:
             asked = project.experiments.training_for(project.profile, row["model"], row["method"]).target_loss
             row["target_loss"] = common if asked is None else asked

@@ -7,6 +7,7 @@ from pipelines.compare.disturbed import MARK, is_marked, speed_stands
 from pipelines.compare.drawing import COLORS, INK, MARKERS, Kind, Row, dress, legend, render, stacked
 from pipelines.compare.hover import row_says, say, say_points
 from pipelines.compare.labels import Label, place_labels
+from pipelines.compare.outside import is_outside
 
 WIDE = 8  # times the least memory: more, and its scale doubles from tick to tick
 
@@ -14,7 +15,8 @@ WIDE = 8  # times the least memory: more, and its scale doubles from tick to tic
 def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     """Peak memory (right: more) against bits per byte (down: better) with the interval of its difference to the untouched model;
     the area grows with the time to train, or is small and its name marked `*` where that time is disturbed; rows that another one
-    beats are hollow. A colour is a method, or, where there are several models, a model."""
+    beats are hollow. A colour is a method, and a triangle lies outside the profile; where there are several models, both
+    say the model."""
     shown = [row for row in rows if row["status"] == "ok" and row["peak_memory_gb"] and row["eval_bits_per_byte"]]
     if not shown:
         return None
@@ -24,7 +26,11 @@ def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     longest = max((row["train_seconds"] or 0 for row in shown if speed_stands(row)), default=0) or 1
     labels = []
     for number, row in enumerate(shown):
-        color, marker = _look(models.index(row["model"])) if several else (COLORS[number % len(COLORS)], "o")
+        color, marker = (
+            _look(models.index(row["model"]))
+            if several
+            else (COLORS[number % len(COLORS)], "^" if is_outside(row) else "o")
+        )
         time = (row["train_seconds"] or 0) / longest if speed_stands(row) else 0
         area = 18 + 110 * time if several else 40 + 320 * time
         _trade_off_mark(axes, row, area, color, marker, 0.35 if several else 1)

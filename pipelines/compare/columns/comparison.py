@@ -28,7 +28,7 @@ win_rate_vs_base win_rate_vs_base_low win_rate_vs_base_high pair_wins pair_ties 
 preference_win_rate preference_win_rate_low preference_win_rate_high preference_votes preference_note dropped_layers
 retrieved retrieval_method delta_retrieval delta_retrieval_low delta_retrieval_high delta_retrieval_chrf
 delta_retrieval_chrf_low delta_retrieval_chrf_high benchmark_seconds benchmark_accuracy benchmark_accuracy_low
-benchmark_accuracy_high forgetting_accuracy forgetting_accuracy_low forgetting_accuracy_high
+benchmark_accuracy_high forgetting_accuracy forgetting_accuracy_low forgetting_accuracy_high outside_profile
 """
 PLACES = {name: place for place, name in enumerate(ORDER.split())}
 GROUPS = (
@@ -49,8 +49,8 @@ GROUPS = (
 )
 COMPARISON = Table(
     "comparison",
-    "One row for each configured model and method: measured numbers are means over the seeds, and outcome and recipe are those of "
-    "the attempt with the worst status.",
+    "One row for each model and method of the profile, and for each cell outside it that was run by hand: measured numbers are "
+    "means over the seeds, and outcome and recipe are those of the attempt with the worst status.",
     tuple(
         sorted(
             (column for columns in GROUPS for column in columns),

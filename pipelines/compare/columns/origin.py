@@ -12,14 +12,20 @@ CELL = (
         text("model", "Name of the model in experiments.yaml; for a teacher, the name of its provider."),
         text("method", "Name of the method in experiments.yaml; teacher for answers that came from a provider."),
         text("profile", "Name of the profile in experiments.yaml."),
-        whole("seeds", "Number of seeds that the profile asks for."),
+        whole("seeds", "Number of seeds that the profile asks for; outside the profile, that were run."),
         text("model_note", "What to know about the model before reading its numbers, such as random or 4-bit weights."),
     ),
     *group(
         "cell", "result",
         text("run_id", "Id of the attempt, unique and in order of time; in comparison, of the newest among the seeds."),
     ),
-    *group("cell", "comparison", whole("seeds_ok", "Number of seeds whose status is ok.", better="higher")),
+    *group(
+        "cell", "comparison",
+        whole("seeds_ok", "Number of seeds whose status is ok.", better="higher"),
+        flag("outside_profile",
+             "Whether the cell was run by hand and the profile does not name it; such a row is never picked.",
+             heading="outside"),
+    ),
 )  # fmt: skip
 OUTCOME = (
     *group(
