@@ -11,6 +11,7 @@ from pydantic import Field
 from assets.described import ROWS
 from assets.grid import grid_of
 from assets.judging import judged_answers
+from assets.launchpad import night_of
 from assets.metadata import picture, table
 from assets.project import OfProfile, experiments_now, grid, project_now
 from assets.providers import provider_comparison
@@ -25,6 +26,7 @@ from pipelines.compare.table import comparison_rows
 from pipelines.compare.trade_off import trade_off
 from pipelines.errors import InUseError
 from pipelines.lake.warehouse import connect
+from pipelines.nightly.night import note_runs
 from pipelines.project import Project
 from pipelines.runs import devices
 from pipelines.runs.cells import all_attempts
@@ -80,6 +82,8 @@ def comparison(
     Published in `data/warehouse.duckdb`, which anyone reads at any moment, and in `data/report/index.html`.
     """
     project = project_now(config.profile)
+    if night := night_of(context.run):
+        note_runs(project.data, night, [context.run.run_id])  # so that what it publishes names this run, too
     with ExitStack() as held:
         try:
             if config.waits_for_device:

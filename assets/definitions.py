@@ -18,6 +18,7 @@ from assets.inputs import cell_inputs, evaluation_inputs
 from assets.jobs import base, data, everything, publish, training
 from assets.judging import judged_answers
 from assets.nightly import inputs_have_changed, lake_has_changed, night_goes_on, nightly
+from assets.nights import nights
 from assets.providers import provider_comparison
 from assets.training import base_evaluation, evaluation, trained_model
 
@@ -37,6 +38,7 @@ defs = dg.Definitions(
             evaluation,
             judged_answers,
             comparison,
+            nights,
         ],
     ),
     asset_checks=[

@@ -11,6 +11,7 @@ from pipelines.compare.columns.calls import LLM_CALLS
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.examples import SFT_EXAMPLES
+from pipelines.compare.columns.nights import NIGHTS
 from pipelines.compare.columns.providers import PROVIDER_COMPARISON
 from pipelines.compare.columns.training import TRAINING_RUNS
 from pipelines.lake.paths import PROJECT
@@ -52,6 +53,7 @@ ASSETS = {
     "evaluation": _filling("device-minutes", "training.md", EVALUATION_ANSWERS),
     "judged_answers": _filling("api-dollars", "comparing.md", LLM_CALLS),
     "comparison": _filling("seconds", "comparing.md", COMPARISON),
+    "nights": _filling("seconds", "operating.md", NIGHTS),
 }
 
 

@@ -27,11 +27,16 @@ def table(
     """Rows as a Markdown table; every value is escaped, since a model may have written it. A value that rests on a disturbed speed
     is marked, and a line below says what disturbed it. `headings`: of columns that are not headed by their names."""
     headed = [(headings or {}).get(name, name) for name in columns]
-    lines = ["| " + " | ".join(headed) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_text(row, name, limit) for name in columns) + " |" for row in rows]
+    lines = [table_of(headed, [[_text(row, name, limit) for name in columns] for row in rows])]
     marked = [dict(row) for row in rows if any(is_marked(row, name) for name in columns)]
     below = note(marked, full_name)
     return dg.MetadataValue.md("\n".join([*lines, *(["", escape_markdown(plain(below, limit))] if below else [])]))
+
+
+def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of texts that are escaped already."""
+    lines = [" | ".join(headings), " | ".join(["---"] * len(headings)), *map(" | ".join, rows)]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def _text(row: Row, name: str, limit: int) -> str:

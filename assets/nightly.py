@@ -16,6 +16,7 @@ from assets.comparing import LAKE, last_published, published_profile
 from assets.inputs import note_inputs
 from assets.instance import NEEDS_HOME, UNFINISHED, homeless, size_pool
 from assets.jobs import data, publish, training
+from assets.nights import report_nights
 from assets.partitions import shown_cells
 from assets.project import experiments_now, grid, partition_of, project_now
 from assets.tags import CELL, LAKE_VERSION, NIGHT, NIGHTLY, PARENT, SEEN
@@ -24,7 +25,19 @@ from pipelines.errors import UsageError
 from pipelines.lake.paths import data_root
 from pipelines.nightly import news
 from pipelines.nightly.due import Due
-from pipelines.nightly.night import TRIES, Done, Step, end, has_ended, in_words, is_under_way, next_step, note_round
+from pipelines.nightly.night import (
+    TRIES,
+    Done,
+    Step,
+    end,
+    has_ended,
+    in_words,
+    is_under_way,
+    next_step,
+    note_done,
+    note_round,
+    note_runs,
+)
 from pipelines.nightly.publishing import LONGEST, Changes
 from pipelines.project import Project
 from pipelines.runs import devices
@@ -71,13 +84,17 @@ def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[d
     if unfinished := [run for run in runs if not run.dagster_run.is_finished]:
         return dg.SkipReason(f"night of {night}: {len(unfinished)} runs under way")
     step = _next_loaded(context, project, night, _done(runs))
+    note_runs(project.data, night, [run.dagster_run.run_id for run in runs])
     if step.do == "end":
         record = end(project, night, step.why)
+        report_nights(context.instance, project.data)
         if "not ok" in (told := in_words(record)) or "could not" in told:
             _tell(context, project, told)
         return dg.SkipReason(told)
     if step.do == "cells":
         note_round(project.data, night, step.cells)
+    if step.do == "publish":
+        note_done(project, night, step.why)
     return list(_requests(night, step, project, runs))
 
 

@@ -67,7 +67,7 @@ def test_every_asset_says_what_it_makes_and_belongs_to_its_stage() -> None:
         "cell_inputs": "train", "trained_model": "train", "evaluation_inputs": "evaluate", "base_evaluation": "evaluate",
         "evaluation": "evaluate",
         "judged_answers": "evaluate",
-        "provider_comparison": "compare", "comparison": "compare",
+        "provider_comparison": "compare", "comparison": "compare", "nights": "compare",
     }  # fmt: skip
     for name, spec in specs.items():
         assert spec.description and len(spec.description) > 40, name

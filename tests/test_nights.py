@@ -89,6 +89,17 @@ def test_the_first_night_does_everything_and_an_unchanged_one_only_looks(week: N
         "lora-r8": "ok",
     }
     assert not week.tick("lake_has_changed"), "the night has published what there is"
+    (row,) = published_rows(week.project.data, "nights")
+    assert (row["outcome"], row["cells"], row["cells_ok"], row["cells_not_ok"]) == ("ok", 2, 2, 0)
+    assert row["reason"] == "all that was due is done" and row["minutes"] > 0
+    ran = {run.run_id: run.job_name for run in week.instance.get_runs()}
+    noted = json.loads(row["run_ids"])
+    assert sorted(noted) == sorted(ran), "its own publication is among them"
+    assert [ran[run] for run in noted] == ["data", "training", "training", "publish"]
+    page = week.instance.get_latest_materialization_event(dg.AssetKey("nights"))
+    assert page is not None and page.asset_materialization is not None
+    shown = str(page.asset_materialization.metadata["nights"].value)
+    assert all(f"(/runs/{run})" in shown for run in ran)
     made = attempts(week)
     assert week.night() == ["data", "publish"]
     assert attempts(week) == made

@@ -116,7 +116,9 @@ def _lost(data: DataRoot) -> list[Path]:
     ]
 
 
-def published_rows(data: DataRoot, table: Literal["comparison", "picks", "history"] = "comparison") -> list[Row]:
+def published_rows(
+    data: DataRoot, table: Literal["comparison", "picks", "history", "nights"] = "comparison"
+) -> list[Row]:
     """A published table, as anyone reads it; one that an older publication lacks is empty.
 
     Raises:

@@ -17,9 +17,10 @@ from pipelines.clean.clean import current as current_examples
 from pipelines.compare import beyond, covers, disturbed, figures, outside, pieces, rates
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS
 from pipelines.compare.columns.examples import SFT_REJECTS
+from pipelines.compare.columns.nights import NIGHTS
 from pipelines.compare.report_table import below, report_table, value_text
 from pipelines.compare.show import full_name
-from pipelines.compare.stamp import stamp
+from pipelines.compare.stamp import moment, stamp
 from pipelines.lake.files import write_text
 from pipelines.project import Project
 
@@ -28,16 +29,19 @@ PROMPTS_SHOWN = 6
 ANSWERS_SHOWN = 100  # to one prompt
 MANY_ANSWERS, LONGEST, LONGEST_OF_MANY = 24, 2000, 400  # characters of an answer; where there are many, fewer of each
 REJECTS_SHOWN = 10
+NIGHTS_SHOWN = 14  # the newest
+NIGHT_COLUMNS = tuple(column for column in NIGHTS.columns if column.name != "run_ids")
 
 
 @dataclass(frozen=True)
 class Content:
-    """What the page shows: rows of the tables comparison, picks, history, provider_comparison and evaluation_answers, and for the
-    parts of beyond.py all `tables`."""
+    """What the page shows: rows of the tables comparison, picks, history, nights, provider_comparison and evaluation_answers, and
+    for the parts of beyond.py all `tables`."""
 
     rows: Sequence[Row]
     picks: Sequence[Row] = ()
     history: Sequence[Row] = ()
+    nights: Sequence[Row] = ()
     providers: Sequence[Row] = ()
     answers: Sequence[Row] = ()
     prompts: int | None = None  # that were answered; `answers` are those to the first of them
@@ -46,14 +50,14 @@ class Content:
     @classmethod
     def of(cls, rows: Sequence[Row], tables: Mapping[str, pa.Table]) -> "Content":
         """From the tables as they are published; of the answers only those to the prompts that are shown."""
-        names = ("picks", "history", "provider_comparison")
-        picks, history, providers = (tables[name].to_pylist() for name in names)
+        names = ("picks", "history", "provider_comparison", "nights")
+        picks, history, providers, nights = (tables[name].to_pylist() for name in names)
         answers = tables["evaluation_answers"]
         current = pc.is_in(answers["run_id"], pa.array([row["run_id"] for row in rows], pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
         answers = answers.filter(current)
         prompts = answers["example_id"].unique()
         shown = pc.is_in(answers["example_id"], prompts[:PROMPTS_SHOWN])  # pyright: ignore[reportAttributeAccessIssue]
-        return cls(rows, picks, history, providers, answers.filter(shown).to_pylist(), len(prompts), tables)
+        return cls(rows, picks, history, nights, providers, answers.filter(shown).to_pylist(), len(prompts), tables)
 
 
 def write_report(project: Project, content: Content, *, published: datetime | None = None) -> None:
@@ -73,14 +77,17 @@ def write_report(project: Project, content: Content, *, published: datetime | No
             below=below,
             rates_notes=rates.notes(content.rows),
             marks=disturbed.note(content.rows, full_name),
+            outside_note=outside.note(content.rows),
             reject_columns=SFT_REJECTS.pick("reason", "detail", "source", "record"),
             chrf=EVALUATION_ANSWERS["chrf"],
             cells=figures.of_cells(project, content.rows),
             beyond=beyond.parts(content.rows, content.tables, project),
             beyond_title=beyond.TITLE,
-            outside_note=outside.note(content.rows),
             history=list(figures.of_history(content.history)),
             worse=[row for row in content.history if row["worse"]],
+            nights=[_in_utc(row) for row in content.nights[: -NIGHTS_SHOWN - 1 : -1]],
+            more_nights=max(0, len(content.nights) - NIGHTS_SHOWN),
+            night_columns=NIGHT_COLUMNS,
             providers=list(figures.of_providers(content.providers)),
             cleaning=list(figures.of_cleaning(cleaned)) if cleaned else [],
             cleaned=cleaned,
@@ -94,6 +101,12 @@ def write_report(project: Project, content: Content, *, published: datetime | No
         )
     )
     write_text(project.data.report, page)
+
+
+def _in_utc(night: Row) -> Row:
+    """The row of a night with its times as people read them."""
+    times = {name: night[name] and moment(night[name]) for name in ("started_at", "ended_at")}
+    return {**night, **times}
 
 
 def _side_by_side(rows: Sequence[Row], answers: Sequence[Row]) -> list[Row]:

@@ -21,9 +21,11 @@ from pipelines.compare.columns.evaluation import (
     SERVING,
 )
 from pipelines.compare.columns.examples import CLEANING_SUMMARY, SFT_EXAMPLES, SFT_REJECTS
+from pipelines.compare.columns.nights import NIGHTS
 from pipelines.compare.columns.providers import PROVIDER_COMPARISON, PROVIDER_DUELS
 from pipelines.compare.columns.training import TRAINING_CURVE, TRAINING_RUNS
 from pipelines.compare.history import history_rows
+from pipelines.compare.nights import night_rows
 from pipelines.compare.providers import duel_rows, provider_rows
 from pipelines.compare.table import (
     FROM_EVALUATION,
@@ -91,6 +93,7 @@ def all_tables(
         PAIR_VERDICTS: [],
         PREFERENCES: [],
         PREFERENCE_DUELS: [],
+        NIGHTS: night_rows(data),
         **(compared or {}),
     }
     files = {SFT_EXAMPLES: "examples.parquet", SFT_REJECTS: "rejects.parquet", CLEANING_SUMMARY: "summary.parquet"}

@@ -12,7 +12,7 @@ Type = Literal["VARCHAR", "DOUBLE", "BIGINT", "INTEGER", "BOOLEAN", "TIMESTAMPTZ
 Better = Literal["lower", "higher"]
 Source = Literal[
     "configuration", "spec", "result", "training", "evaluation", "export", "estimate", "comparison", "judge", "cleaning", "journal",
-    "vote",
+    "vote", "night",
 ]  # fmt: skip
 Row = dict[str, Any]
 SIZES = {"GB": "1e9 bytes", "MB": "1e6 bytes"}

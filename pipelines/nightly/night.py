@@ -4,7 +4,7 @@ It is carried on in steps by whoever looks at it next, also after a crash: every
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipelines.settings.experiments import Nightly
 
 TRIES = 2  # of making the data, and of publishing: a killed process is a reason to try again, a failed check stays one
 AHEAD_HOURS = 0.25  # a clock that is set right by less tells nothing wrong of a night
+NO_DATA = "the data could not be made"
 ABANDONED = timedelta(hours=2)  # without any step, nobody carries it on
 
 
@@ -71,15 +72,14 @@ def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Ste
     if not any(done.data):
         if len(done.data) < TRIES:
             return Step("data")
-        return Step("end", why="the data could not be made: no cell was run on what was there before")
+        return Step("end", why=f"{NO_DATA}: no cell was run on what was there before")
     over = limit_reached(project, nightly, record["started_at"])
     due = [cell for cell in due_cells(project.resolve()) if cell.name not in done.asked]
     if due and not over:
         return Step("cells", [cell for cell in due if not cell.retimes] or due)
-    if not any(done.publish) and len(done.publish) < TRIES:
-        return Step("publish")
     left = f"; {len(due)} cells are left for the next night" if due else ""
-    return Step("end", why=f"{over or 'all that was due is done'}{left}")
+    why = f"{over or 'all that was due is done'}{left}"
+    return Step("publish" if not any(done.publish) and len(done.publish) < TRIES else "end", why=why)
 
 
 def limit_reached(project: Project, nightly: Nightly, started_at: str) -> str | None:
@@ -126,15 +126,34 @@ def note_round(data: DataRoot, night: str, due: Sequence[Due]) -> None:
     write_json(_file(data, night), {**record, "rounds": rounds})
 
 
-def end(project: Project, night: str, why: str) -> dict[str, Any]:
-    """Write the night's last word and return its record: what it cost, and how its cells ended."""
+def note_runs(data: DataRoot, night: str, runs: Sequence[str]) -> None:
+    """Add to the record the ids of runs that work for the night, each once."""
+    record = begin(data, night)
+    known = list(record.get("runs", ()))
+    if new := [run for run in runs if run not in known]:
+        write_json(_file(data, night), {**record, "runs": [*known, *new]})
+
+
+def note_done(project: Project, night: str, why: str) -> dict[str, Any]:
+    """Write what the night cost and how its cells ended, before it publishes: its own publication says so. Returns the record."""
     record = begin(project.data, night)
-    asked = {(cell["model"], cell["method"]) for one in record["rounds"] for cell in one["cells"]}
-    outcome = {f"{model} × {method}": _statuses(project, model, method) for model, method in sorted(asked)}
+    outcome = {f"{model} × {method}": _statuses(project, model, method) for model, method in asked_cells(record)}
     spent = spent_usd(project, record["started_at"])
-    record |= {"ended_at": now(), "why": why, "spent_usd": spent, "outcome": outcome}
+    record |= {"done_at": now(), "why": why, "spent_usd": spent, "outcome": outcome}
     write_json(_file(project.data, night), record)
     return record
+
+
+def end(project: Project, night: str, why: str) -> dict[str, Any]:
+    """Write the night's last word and return its record: what it cost, and how its cells ended."""
+    record = note_done(project, night, why) | {"ended_at": now()}
+    write_json(_file(project.data, night), record)
+    return record
+
+
+def asked_cells(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The cells, (model, method), that a night's record says were asked for."""
+    return sorted({(cell["model"], cell["method"]) for one in record["rounds"] for cell in one["cells"]})
 
 
 def _statuses(project: Project, model: str, method: str) -> list[str]:

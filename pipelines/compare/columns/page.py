@@ -23,6 +23,7 @@ SOURCES: dict[Source, str] = {
     "vote": "said by people who saw answers side by side",
     "cleaning": "decided when the records were cleaned",
     "journal": "the journal of calls to language models",
+    "night": "the record of a night in the lake",
 }
 ADDED = {
     "comparison": (*metric_columns("NAME"), *benchmark_columns("TASK")),

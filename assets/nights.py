@@ -1,0 +1,75 @@
+"""The nights on a page of their own: what each did, what it cost, and its runs. The sensor that ends a night adds it there."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+import dagster as dg
+
+from assets.described import ROWS
+from assets.metadata import table_of
+from pipelines.compare.columns.nights import NIGHTS
+from pipelines.compare.nights import night_rows
+from pipelines.compare.show import escape_markdown, row_text
+from pipelines.compare.stamp import moment
+from pipelines.lake.paths import DataRoot, data_root
+from pipelines.records.foreign_text import plain
+
+SHOWN = 30  # nights, the newest first
+RUNS_SHOWN = 12  # of one night
+SHORT = 8  # characters of a run's id, as Dagster's own pages show it
+Row = dict[str, Any]
+COLUMNS = NIGHTS.pick(
+    "night", "started_at", "ended_at", "minutes", "spent_usd", "cells", "cells_ok", "cells_not_ok", "outcome"
+)
+
+
+@dg.asset(group_name="compare", kinds={"json"})
+def nights() -> dg.MaterializeResult:
+    """One row is one night: when it ran, what it cost, how many of its cells ended ok, and why it ended.
+
+    Each night adds itself at its end; a click reads data/lake/nights/ anew.
+    """
+    return dg.MaterializeResult(metadata=nights_metadata(data_root()))
+
+
+def report_nights(instance: dg.DagsterInstance, data: DataRoot) -> None:
+    """Show the nights as they stand now, without a run."""
+    instance.report_runless_asset_event(dg.AssetMaterialization(nights.key, metadata=nights_metadata(data)))
+
+
+def nights_metadata(data: DataRoot) -> dict[str, Any]:
+    """The newest nights as a table with links to their runs, and what is worth following from one night to the next."""
+    rows = night_rows(data)
+    newest = rows[-1] if rows else {}
+    plotted = {"minutes": "minutes", "dollars": "spent_usd", "cells not ok": "cells_not_ok"}
+    return {
+        ROWS: len(rows),
+        "nights": dg.MetadataValue.md(_table(rows[: -SHOWN - 1 : -1])),
+        **{label: float(newest[name]) for label, name in plotted.items() if newest.get(name) is not None},
+    }
+
+
+def _table(rows: Sequence[Row]) -> str:
+    headings = [*(column.heading for column in COLUMNS), "why it ended", "runs"]
+    body = [[*map(_escaped, _values(row)), _escaped(row["reason"] or "–"), _links(row["run_ids"])] for row in rows]
+    return table_of(headings, body) if rows else "No night has begun yet."
+
+
+def _values(row: Row) -> list[str]:
+    times = {name: row[name] and moment(datetime.fromisoformat(row[name])) for name in ("started_at", "ended_at")}
+    return [row_text({**row, **times}, column) for column in COLUMNS]
+
+
+def _links(run_ids: str | None) -> str:
+    """The night's runs, each a link to its page."""
+    runs = json.loads(run_ids or "[]")
+    links = [f"[{_escaped(run[:SHORT])}](/runs/{quote(run, safe='')})" for run in runs[:RUNS_SHOWN]]
+    more = [f"and {len(runs) - RUNS_SHOWN} more"] if len(runs) > RUNS_SHOWN else []
+    return " ".join([*links, *more]) or "–"
+
+
+def _escaped(text: str) -> str:
+    return escape_markdown(plain(text, 200))

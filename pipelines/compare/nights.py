@@ -1,0 +1,65 @@
+"""The nights as rows, from data/lake/nights: files of any age, whole or not."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.compare.columns.nights import NIGHTS
+from pipelines.errors import WorkError
+from pipelines.lake.files import read_json
+from pipelines.lake.paths import DataRoot
+from pipelines.nightly.night import NO_DATA, asked_cells
+
+Row = dict[str, Any]
+
+
+def night_rows(data: DataRoot) -> list[Row]:
+    """The rows of the table `nights`, oldest first. A file that cannot be read is a row that says so."""
+    files = sorted((data.lake / "nights").glob("*.json"))
+    return [NIGHTS.empty() | {"night": file.stem} | _row(file, is_newest=file == files[-1]) for file in files]
+
+
+def _row(file: Path, *, is_newest: bool) -> Row:
+    try:
+        return _told(read_json(file), is_newest=is_newest)
+    except (WorkError, ValueError, TypeError, KeyError, AttributeError):
+        return {"outcome": "unreadable", "reason": f"{file.name} is not the record of a night"}
+
+
+def _told(record: Mapping[str, Any], *, is_newest: bool) -> Row:
+    """What the record says. Until it has published, a night has only the time at which it was done."""
+    started, ended = _time(record["started_at"]), _time(record.get("ended_at") or record.get("done_at"))
+    statuses, asked = record.get("outcome"), len(asked_cells(record))
+    good = None if statuses is None else sum(set(found) == {"ok"} for found in statuses.values())
+    runs = record.get("runs")
+    return {
+        "started_at": started and started.isoformat(),
+        "ended_at": ended and ended.isoformat(),
+        "minutes": (ended - started).total_seconds() / 60 if started and ended else None,
+        "spent_usd": None if record.get("spent_usd") is None else float(record["spent_usd"]),
+        "cells": asked,
+        "cells_ok": good,
+        "cells_not_ok": None if good is None else asked - good,
+        "outcome": _outcome(record, good == asked, is_newest=is_newest),
+        "reason": record.get("why"),
+        "run_ids": json.dumps([str(run) for run in runs]) if runs else None,
+    }
+
+
+def _time(text: str | None) -> datetime | None:
+    """In UTC, as the nights write it; None where there is none."""
+    if text is None:
+        return None
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _outcome(record: Mapping[str, Any], all_ok: bool, *, is_newest: bool) -> str:
+    """While a night is under way no other begins, so one that has not ended and is not the newest was abandoned."""
+    if record.get("why") is None:
+        return "under way" if is_newest else "abandoned"
+    if record["why"].startswith(NO_DATA):
+        return "failed"
+    return "ok" if all_ok else "not ok"
