@@ -1,6 +1,7 @@
 """`make run` and `make tour`: the whole graph through Dagster on one profile, cell by cell, with progress; then the table.
 
-Every run is in the UI's history afterwards. What is current is reused, so a second call takes seconds.
+Every run is in the UI afterwards: in its history, on Timeline and on its job's page. What is current is reused, so that a second
+call takes seconds.
 """
 
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets import location
 from pipelines.clean.read import corpus_records, named_files
 from pipelines.compare.compare import published_rows
 from pipelines.compare.outside import of_profile
@@ -35,24 +37,6 @@ DRIVER, ONE_CELL = "--driver", "--cell"
 INTERRUPTED = 130
 STOP_SECONDS = 45  # a cell has 30 to keep what it has done
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-
-def data_job() -> dg.JobDefinition:
-    return _job("data")
-
-
-def training_job() -> dg.JobDefinition:
-    return _job("training")
-
-
-def publish_job() -> dg.JobDefinition:
-    return _job("publish")
-
-
-def _job(name: str) -> dg.JobDefinition:
-    from assets.definitions import defs
-
-    return defs.resolve_job_def(name)
 
 
 def run() -> int:
@@ -79,7 +63,7 @@ def run() -> int:
         tags = owner_tags()
         cells = [(model, method) for model in profile.models for method in profile.methods]
         say(f"profile {project.profile}: {len(cells)} cells; data root {project.data.root}")
-        if not _execute(data_job, instance, "data: corpus, generated records, cleaning", tags):
+        if not _execute("data", instance, "data: corpus, generated records, cleaning", tags):
             return 1
         size_pool(instance)
         foresee(project)
@@ -88,7 +72,7 @@ def run() -> int:
             good = _side_by_side(project, instance, cells, tags, launcher.at_once)
         else:
             good = [_run_cell(project, instance, model, method, tags) for model, method in cells]
-        if not _execute(publish_job, instance, "comparison: warehouse and report", tags):
+        if not _execute("publish", instance, "comparison: warehouse and report", tags):
             return 1
     rows = published_rows(project.data)
     print(f"\n{render(rows, 'text', published_rows(project.data, 'picks'), output_width())}\n")
@@ -119,14 +103,14 @@ def _run_cell(project: Project, instance: dg.DagsterInstance, model: str, method
     key = CellKey(model, method, project.settings.seeds[0])
     before = latest(project.data, key)
     with _shown(project, key):
-        done = _execute(training_job, instance, f"{model} × {method}", tags, str(partition_of(model, method)))
+        done = _execute("training", instance, f"{model} × {method}", tags, str(partition_of(model, method)))
     after = latest(project.data, key)
     if after and before and after.run_id == before.run_id and after.status == "ok":
         older = after.result.fingerprints.get("code") != project.code_of(method)
         say(f"      reused: {'made by earlier code, and kept' if older else 'it is current'}")
     elif after and after.status != "ok":
         say(f"      {after.status}: {after.result.status_detail}")
-    return _execute(publish_job, instance, None, tags) and done
+    return _execute("publish", instance, None, tags) and done
 
 
 def _side_by_side(
@@ -145,7 +129,7 @@ def _side_by_side(
                 cell = waiting.pop(0)
                 running[cell] = _own_process(ONE_CELL, *cell)
             good += [code == 0 for code in codes]
-            if done and not _execute(publish_job, instance, None, tags):
+            if done and not _execute("publish", instance, None, tags):
                 good.append(False)
             time.sleep(0.2)
     finally:
@@ -168,7 +152,7 @@ def one_cell(model: str, method: str) -> int:
     prepare_home()
     key = CellKey(model, method, project.settings.seeds[0])
     with dg.DagsterInstance.get() as instance:
-        done = _execute(training_job, instance, f"{model} × {method}", owner_tags(), str(partition_of(model, method)))
+        done = _execute("training", instance, f"{model} × {method}", owner_tags(), str(partition_of(model, method)))
     after = latest(project.data, key)
     if after:
         detail = after.result.status_detail
@@ -185,7 +169,7 @@ def _own_process(*arguments: str) -> subprocess.Popen[bytes]:
 
 
 def _execute(
-    job, instance: dg.DagsterInstance, title: str | None, tags: dict[str, str], partition: str | None = None
+    job: str, instance: dg.DagsterInstance, title: str | None, tags: dict[str, str], partition: str | None = None
 ) -> bool:
     if title:
         say(f"[{time.strftime('%H:%M:%S')}] {title}")
@@ -195,9 +179,7 @@ def _execute(
     if partition:
         selected |= _dimension_tags(partition)
         config = {**QUIET, "ops": {asset: {"config": _kept_rows()} for asset in ("trained_model", "evaluation")}}
-    result = dg.execute_job(
-        dg.reconstructable(job), instance=instance, run_config=config, tags=selected, raise_on_error=False
-    )
+    result = location.execute(job, instance, config=config, tags=selected)
     if title:
         say(f"      {'done' if result.success else 'FAILED'} in {time.monotonic() - started:.0f} s")
     for event in result.all_events if not result.success else []:

@@ -18,6 +18,7 @@ from pathlib import Path
 import dagster as dg
 import yaml
 
+from assets import location
 from assets.instance import prepare_home, size_pool
 from assets.reloading import Reloading
 from pipelines.errors import UsageError, WorkError
@@ -26,7 +27,6 @@ from pipelines.lake.paths import PROJECT, data_root
 from pipelines.runs.process import print_anything, stop_group
 
 HOST = "127.0.0.1"
-LOCATION = "featherweight"
 GRACE_SECONDS = 8
 LOAD_SECONDS = 300  # for a busy machine to load the definitions
 SOCKET_CHARS = 100  # of the path of a Unix socket, of which the kernel takes 107
@@ -42,7 +42,7 @@ class Workspace:
     @classmethod
     def in_folder(cls, folder: Path) -> "Workspace":
         made = cls(folder / "code.sock", folder / "workspace.yaml")
-        server = {"socket": str(made.socket), "location_name": LOCATION}
+        server = {"socket": str(made.socket), "location_name": location.NAME}
         made.file.write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}), encoding="utf-8")
         return made
 
@@ -99,12 +99,12 @@ def serve(port: int) -> int:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="featherweight-", dir=_short_folder()))
         workspace = Workspace.in_folder(Path(folder))
         try:
-            code = ["dagster", "code-server", "start", "--socket", str(workspace.socket), "-m", "assets.definitions"]
-            children.append(_started([*code, "--location-name", LOCATION, "--log-level", "warning"]))
+            code = ["dagster", "code-server", "start", "--socket", str(workspace.socket), "-m", location.MODULE]
+            children.append(_started([*code, "--location-name", location.NAME, "--log-level", "warning"]))
             _wait_for(workspace.socket, children[0])
             children.append(_started(["dagster-webserver", "-h", HOST, "-p", str(port), "-w", str(workspace.file)]))
             children.append(_started(["dagster-daemon", "run", "-w", str(workspace.file)]))
-            reloading = Reloading(f"http://{HOST}:{port}", LOCATION)
+            reloading = Reloading(f"http://{HOST}:{port}", location.NAME)
             while all(child.poll() is None for child in children):
                 time.sleep(1)
                 reloading.look()

@@ -4,6 +4,7 @@ Partitioned checks are a preview of Dagster, and what a backfill holds is read f
 the version below.
 """
 
+import ast
 import itertools
 import json
 import re
@@ -14,9 +15,11 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.definitions.asset_key import AssetCheckKey
+from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.execution.asset_backfill import AssetBackfillData
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.execution.context.system import StepExecutionContext
+from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionResolvedStatus as Status
 from dagster._core.storage.asset_check_state import AssetCheckState, bulk_update_asset_check_state
 from dagster._core.storage.event_log import EventLogStorage
@@ -50,6 +53,12 @@ PRIVATE = (  # or undocumented
     (dg.AssetExecutionContext, "get_step_execution_context"),
     (StepExecutionContext, "fetch_external_input_asset_version_info"),
     (dg.AssetExecutionContext, "set_requires_typed_event_stream"),
+    (dg.AssetExecutionContext, "op_execution_context"),
+    (dg.DagsterInstance, "create_run_for_job"),
+    (ReconstructableJob, "get_python_origin"),
+    (DefaultRunLauncher, "_instance"),
+    (DefaultRunLauncher, "supports_check_run_worker_health"),
+    (DefaultRunLauncher, "check_run_worker_health"),
 )
 NUMBERS = itertools.count()
 CELL_CHECK = AssetCheckKey(TRAINED, CELL_IS_OK)
@@ -73,19 +82,43 @@ def test_the_version_is_the_one_that_private_calls_were_tried_on() -> None:
     assert dg.__version__ == TRIED_ON, "try what PRIVATE names on the new version, then name that version here"
 
 
-def test_every_private_name_of_dagster_that_we_use_is_known_and_there() -> None:
-    sources = {path.name: path.read_text(encoding="utf-8") for path in (PROJECT / "assets").glob("*.py")}
-    imported = {
-        (name, found)
-        for name, text in sources.items()
-        for found in re.findall(r"from dagster\._\S+ import (\w+)", text)
+def private_imports() -> set[tuple[str, str]]:
+    """(file, name) of all that assets/ imports from Dagster's private modules, at the top or within a function."""
+    return {
+        (path.name, alias.name)
+        for path in (PROJECT / "assets").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and re.match(r"dagster\w*(\.\w+)*\._", node.module or "")
+        for alias in node.names
     }
-    assert imported == {
+
+
+def private_attributes() -> set[tuple[str, str]]:
+    """(file, name) of every attribute with an underscore that assets/ reads, and that no class of that file sets."""
+    found = set()
+    for path in (PROJECT / "assets").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        used = [node for node in nodes if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)]
+        own = {node.attr for node in used if isinstance(node.ctx, ast.Store)}
+        own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+        found |= {(path.name, node.attr) for node in used if node.attr not in own}
+    return found
+
+
+def test_every_private_name_of_dagster_that_we_use_is_known_and_there() -> None:
+    assert private_imports() == {
         ("launcher.py", "CheckRunHealthResult"),
         ("launcher.py", "DefaultRunLauncher"),
+        ("launcher.py", "WorkerStatus"),
+        ("location.py", "LoadableTargetOrigin"),
+        ("location.py", "ManagedGrpcPythonEnvCodeLocationOrigin"),
+        ("location.py", "RemoteJobOrigin"),
+        ("location.py", "RemoteRepositoryOrigin"),
+        ("location.py", "execute_run"),
         ("picked.py", "AssetCheckEvaluationTargetMaterializationData"),
     }
-    text = "".join(sources.values())
+    assert private_attributes() == {("launcher.py", "_instance"), ("project.py", "_exit")}, "the latter is os's"
+    text = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "assets").glob("*.py"))
     for owner, name in PRIVATE:
         assert hasattr(owner, name) and re.search(rf"\b{name}\b", text), f"{owner.__name__}.{name}"
 

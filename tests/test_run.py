@@ -72,6 +72,15 @@ def test_run_fills_the_table_and_a_second_one_reuses_it(small: TinyProject) -> N
         runs = instance.get_runs()
         assert {run.job_name for run in runs} == {"data", "training", "publish"}
         assert all(run.status == dg.DagsterRunStatus.SUCCESS for run in runs)
+        for job in ("data", "training", "publish"):  # what a job's page and Timeline ask for
+            of_page = dg.RunsFilter(job_name=job, tags={".dagster/repository": "__repository__@featherweight"})
+            shown = instance.get_runs(of_page)
+            assert len(shown) == sum(run.job_name == job for run in runs)
+            origins = [run.remote_job_origin for run in shown if run.remote_job_origin]
+            named = {
+                (origin.job_name, origin.location_name, origin.repository_origin.repository_name) for origin in origins
+            }
+            assert len(origins) == len(shown) and named == {(job, "featherweight", "__repository__")}
     report = small.data.report.read_text(encoding="utf-8")
     assert "lora-r8" in report and "http://" not in report.replace("http://www.w3.org", "")
 
