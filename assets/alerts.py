@@ -7,9 +7,10 @@ from pipelines.nightly import alert, news
 
 
 @dg.run_failure_sensor(
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    minimum_interval_seconds=30,
-    description=f"Posts every failed run to the webhook that {alert.WEBHOOK} names; without one it does nothing.",
+    # switched on by itself where somebody is to be told: its ticks cost something on an idle machine, too
+    default_status=dg.DefaultSensorStatus.RUNNING if alert.is_configured() else dg.DefaultSensorStatus.STOPPED,
+    minimum_interval_seconds=60,
+    description=f"Posts every failed run to the webhook that {alert.WEBHOOK} names; off while there is none.",
 )
 def failure_alert(context: dg.RunFailureSensorContext) -> None:
     """Posts every failed run to the configured webhook. A cell that is out of memory is no failed run; the night tells of it."""

@@ -44,6 +44,8 @@ from pipelines.runs import devices
 
 UNDER_WAY = [dg.DagsterRunStatus.QUEUED, *UNFINISHED]
 RUNNING = dg.DefaultSensorStatus.RUNNING
+# Each tick opens Dagster's three databases anew, which takes some 0.15 s of a processor: most of what an idle UI costs
+TICK_SECONDS = 60
 
 
 @dg.schedule(
@@ -65,7 +67,7 @@ def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipRea
 
 @dg.sensor(
     jobs=[data, training, publish],
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=TICK_SECONDS,
     default_status=RUNNING,
     description="After a night's data: runs exactly the cells that are stale, missing or ended badly for a passing reason, then "
     f"publishes once. {NEEDS_HOME}",
@@ -100,7 +102,7 @@ def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[d
 
 @dg.sensor(
     job=publish,
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=TICK_SECONDS,
     default_status=RUNNING,
     description="Publishes the comparison when the lake holds something new, no more has come for two minutes (at most fifteen), "
     f"and no cell uses the device. {NEEDS_HOME}",
@@ -148,7 +150,7 @@ def _lake_request(instance: dg.DagsterInstance, version: str, profile: str) -> d
 
 
 @dg.sensor(
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=2 * TICK_SECONDS,
     default_status=RUNNING,
     description=f"Notes what every cell is made from, so that a cell is called stale here when the table calls it so. {NEEDS_HOME}",
 )

@@ -1,6 +1,7 @@
 """The graph in Dagster: what it shows, that it reuses what is current, and that an outcome is data, not a failure."""
 
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import yaml
 from dagster._core.events import DagsterEventType, EngineEventData
 from pydantic import ValidationError
 
+from assets import alerts
 from assets.cleaning import sft_examples
 from assets.comparing import comparison
 from assets.definitions import defs
@@ -31,6 +33,7 @@ from assets.providers import provider_comparison
 from assets.training import evaluation, trained_model
 from pipelines.compare.compare import published_rows
 from pipelines.lake.paths import PROJECT
+from pipelines.nightly.alert import WEBHOOK
 from pipelines.runs import cells
 from pipelines.settings.experiments import Nightly, load
 from tests.project import MODEL, TinyProject
@@ -109,12 +112,19 @@ def test_definitions_validate_with_and_without_dagster_home(
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_schedule_and_sensors_are_on_by_default() -> None:
+def test_schedule_and_sensors_are_on_by_default_and_the_alert_where_somebody_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     repository = defs.get_repository_def()
     assert repository.get_schedule_def("nightly").default_status == dg.DefaultScheduleStatus.RUNNING
-    assert {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs} == dict.fromkeys(
-        ["night_goes_on", "lake_has_changed", "inputs_have_changed", "failure_alert"], "RUNNING"
-    )
+    on = dict.fromkeys(["night_goes_on", "lake_has_changed", "inputs_have_changed"], "RUNNING")
+    assert {one.name: one.default_status.value for one in repository.sensor_defs} == {**on, "failure_alert": "STOPPED"}
+    assert min(one.minimum_interval_seconds or 0 for one in repository.sensor_defs) >= 60, "each tick costs an idle UI"
+    monkeypatch.setenv(WEBHOOK, "http://127.0.0.1:9/x")
+    told = importlib.reload(alerts).failure_alert
+    monkeypatch.undo()
+    importlib.reload(alerts)
+    assert told.default_status == dg.DefaultSensorStatus.RUNNING
 
 
 @pytest.mark.slow
