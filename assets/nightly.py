@@ -46,6 +46,7 @@ UNDER_WAY = [dg.DagsterRunStatus.QUEUED, *UNFINISHED]
 RUNNING = dg.DefaultSensorStatus.RUNNING
 # Each tick opens Dagster's three databases anew, which takes some 0.15 s of a processor: most of what an idle UI costs
 TICK_SECONDS = 60
+NOTHING_NEW = dg.SkipReason("nothing new in the lake")
 
 
 @dg.schedule(
@@ -112,6 +113,9 @@ def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.
     for two minutes or the first of it waits for fifteen, and nobody uses the device, whose measurements it would disturb. A night
     publishes once, at its end.
     """
+    version = lake_version(data_root())
+    if context.cursor == version:
+        return NOTHING_NEW  # without a look into Dagster's databases, which costs more than all else here
     if why := homeless(context.instance):
         return dg.SkipReason(why)
     project = project_now(published_profile(context.instance))
@@ -119,9 +123,10 @@ def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.
         return dg.SkipReason("nothing was cleaned yet")
     if night := _under_way(context.instance):
         return dg.SkipReason(f"the night of {night} publishes at its end")
-    version, published = lake_version(project.data), last_published(context.instance, LAKE)
+    published = last_published(context.instance, LAKE)
     if version == published:
-        return dg.SkipReason("nothing new in the lake")
+        context.update_cursor(version)
+        return NOTHING_NEW
     changes = Changes.noted(context.cursor, published, version, now := _now())
     context.update_cursor(changes.text)
     if now < changes.due:

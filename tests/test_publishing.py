@@ -98,6 +98,17 @@ def device() -> Path:
     return watched_locks()[0]
 
 
+def test_while_nothing_changes_a_tick_opens_none_of_dagsters_databases(daemon: Daemon) -> None:
+    daemon.tick()
+    without = dg.build_sensor_context(cursor=daemon.cursor)  # and without an instance, which it would open
+    decided = defs.resolve_sensor_def(SENSOR).evaluate_tick(without)
+    assert decided.skip_message == "nothing new in the lake"
+    daemon.lake.trained("full")
+    assert not daemon.tick() and daemon.said.startswith("the lake has changed")
+    daemon.note_published()
+    assert not daemon.tick() and daemon.said == "nothing new in the lake"
+
+
 def test_a_burst_of_results_makes_one_publication(daemon: Daemon) -> None:
     assert not daemon.tick() and daemon.said == "nothing new in the lake"
     asked = []

@@ -23,7 +23,7 @@ def night_rows(data: DataRoot) -> list[Row]:
 
 def _row(file: Path, *, is_newest: bool) -> Row:
     try:
-        return _told(read_json(file), is_newest=is_newest)
+        return _told(read_json(file) or {}, is_newest=is_newest)
     except (WorkError, ValueError, TypeError, KeyError, AttributeError):
         return {"outcome": "unreadable", "reason": f"{file.name} is not the record of a night"}
 
