@@ -25,10 +25,10 @@ from pipelines.estimate import estimate
 from pipelines.estimate.batch import Batch
 from pipelines.lake.paths import PROJECT, DataRoot, data_root
 from pipelines.project import Project
+from pipelines.records.expected import expected_one_of
 from pipelines.runs.process import child_environment
 from pipelines.settings import experiments as configuration
 from pipelines.settings.experiments import Experiments
-from pipelines.settings.strict import expected_one_of
 from pipelines.weights import shipped, store
 
 PACKAGED = "smollm2-135m"

@@ -13,10 +13,10 @@ from pipelines.errors import UsageError
 from pipelines.evaluate.cell import base_method
 from pipelines.lake.files import stable_hash
 from pipelines.project import Project, Resolved
+from pipelines.records.expected import expected_one_of
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
 from pipelines.settings.methods import CHANGE_THE_BASE, traits_of
-from pipelines.settings.strict import expected_one_of
 from pipelines.weights import store
 
 MOST = 8  # answers beside one another

@@ -72,7 +72,7 @@ def one_of(*allowed: str) -> Callable[[str], str]:
     """Reads one of these names. Unlike argparse's `choices` it says which of them was probably meant."""
 
     def read(text: str) -> str:
-        from pipelines.settings.strict import expected_one_of
+        from pipelines.records.expected import expected_one_of
 
         if text not in allowed:
             raise ArgumentTypeError(f"got {text!r}; {expected_one_of(text, list(allowed))}")

@@ -58,7 +58,7 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, Command | None]:
 
 def _require_known(name: str) -> None:
     from pipelines.errors import UsageError
-    from pipelines.settings.strict import expected_one_of
+    from pipelines.records.expected import expected_one_of
 
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}; {expected_one_of(name, list(COMMANDS))}")

@@ -15,13 +15,13 @@ from pipelines.lake.files import locked, stable_hash
 from pipelines.lake.paths import DataRoot
 from pipelines.lake.run_ids import new_run_id
 from pipelines.project import Project, Resolved
+from pipelines.records.expected import expected_one_of
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.result import RunResult, result_in, write_result
 from pipelines.runs.run import Watch, queue
 from pipelines.settings.experiments import Experiments
-from pipelines.settings.strict import expected_one_of
 
 CHILD = "pipelines.export.measure"
 Row = dict[str, Any]

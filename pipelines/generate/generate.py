@@ -18,10 +18,10 @@ from pipelines.generate.server import local_server
 from pipelines.generate.trained_on import local_off, sources_of, untrained
 from pipelines.lake.files import announce, locked
 from pipelines.lake.paths import DataRoot
+from pipelines.records.expected import expected_one_of
 from pipelines.records.reading import RawRecord
 from pipelines.runs import devices
 from pipelines.settings.experiments import Experiments
-from pipelines.settings.strict import expected_one_of
 from pipelines.weights import store
 
 

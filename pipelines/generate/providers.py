@@ -9,9 +9,9 @@ from pipelines.generate.clients import api_key, client_for
 from pipelines.generate.journal import Request
 from pipelines.generate.prices import costs_of
 from pipelines.generate.send import Job
+from pipelines.records.expected import expected_one_of
 from pipelines.settings.experiments import Experiments
 from pipelines.settings.providers import Provider
-from pipelines.settings.strict import expected_one_of
 
 
 def enabled(experiments: Experiments, only: Iterable[str] | None = None) -> list[str]:

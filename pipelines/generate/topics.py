@@ -17,8 +17,9 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from pipelines.errors import UsageError
+from pipelines.records.expected import NO_VALUE, expected_one_of, what_is_wrong
 from pipelines.records.shapes.mapping import SHAPES, TURNS, map_fields
-from pipelines.settings.strict import NO_VALUE, Strict, expected_one_of, what_is_wrong
+from pipelines.settings.strict import Strict
 from pipelines.settings.yaml_file import MESSAGE_CHARS, Lines, cut, joined, read
 
 Cell = dict[str, str]

@@ -11,9 +11,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import machine_gb
 from pipelines.hardware import machine
+from pipelines.records.expected import NO_VALUE, what_is_wrong
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.settings.experiments import Profile, parse
-from pipelines.settings.strict import NO_VALUE, Slug, Strict, what_is_wrong
+from pipelines.settings.strict import Slug, Strict
 from pipelines.settings.yaml_file import MESSAGE_CHARS, cut, joined
 
 

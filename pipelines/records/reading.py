@@ -18,8 +18,8 @@ from pipelines.errors import UsageError
 from pipelines.lake.files import announce
 from pipelines.records import delimited, globbing, json_stream, parquet_values, text_encoding
 from pipelines.records.delimited import SEPARATORS
+from pipelines.records.expected import NO_VALUE, what_is_wrong
 from pipelines.records.shapes.mapping import SHAPES, map_fields
-from pipelines.settings.strict import NO_VALUE, what_is_wrong
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".tsv")
 MAX_LINE_BYTES = 128 << 20

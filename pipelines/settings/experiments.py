@@ -28,6 +28,7 @@ from pipelines.errors import UsageError
 from pipelines.hardware import machine
 from pipelines.lake.paths import experiments_file
 from pipelines.lake.weights_record import listed, packaged_name, packages
+from pipelines.records.expected import NO_VALUE, expected_one_of, what_is_wrong
 from pipelines.records.shapes.options import Options, Reasoning, ToolCalls
 from pipelines.records.text_encoding import Encoding
 from pipelines.settings import benchmarks
@@ -47,7 +48,7 @@ from pipelines.settings.methods import (
 from pipelines.settings.metrics import Metric
 from pipelines.settings.providers import Generation, Provider
 from pipelines.settings.retrieval import Embeddings, Retrieval
-from pipelines.settings.strict import NO_VALUE, NamesFiles, Share, Slug, Strict, expected_one_of, what_is_wrong
+from pipelines.settings.strict import NamesFiles, Share, Slug, Strict
 from pipelines.settings.yaml_file import MESSAGE_CHARS, Lines, Place, cut, joined, read, where
 
 Several = Annotated[list[str], Field(min_length=2)]

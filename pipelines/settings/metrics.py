@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, model_serializer, model_validator
 
+from pipelines.records.expected import expected_one_of
 from pipelines.settings.column_names import METRIC_ENDINGS, require_columns
 from pipelines.settings.json_schemas import require_schema
-from pipelines.settings.strict import NamesFiles, expected_one_of
+from pipelines.settings.strict import NamesFiles
 from pipelines.settings.yaml_file import cut
 
 Word = Literal["exact_match", "contains", "json_valid"]

@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipelines.settings.strict import NamesFiles, Strict, expected_one_of
+from pipelines.records.expected import expected_one_of
+from pipelines.settings.strict import NamesFiles, Strict
 
 Kind = Literal["local", "anthropic", "openai", "openai-compatible"]
 KEY_ENV = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
