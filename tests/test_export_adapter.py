@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,6 +21,7 @@ from pipelines.errors import UsageError, WorkError
 from pipelines.export import adapter, command, model_card
 from pipelines.export.arguments import add_arguments
 from pipelines.export.cell import Export, Wanted, export
+from pipelines.export.modelfile import OURS, Modelfile, is_ours
 from pipelines.lake.files import write_json
 from pipelines.lake.weights_record import RECORD
 from pipelines.runs.run import Watch
@@ -216,6 +217,28 @@ def test_text_of_others_stays_text_in_a_card() -> None:
     assert yaml.safe_load(head)["license"] == "x: y" and yaml.safe_load(head)["datasets"] == ["a/b"]
     assert "\n# <script>" not in body and r"\<script\>" in body
     assert in_code("a`|`\nb") == "`a b`" and in_prose("- *a*") == r"\- \*a\*"
+
+
+def test_a_token_is_asked_for_before_anything_is_done(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(project.data.root / "no-token"))
+    with pytest.raises(UsageError, match="no token: set HF_TOKEN"):
+        command.run(project.now(), [project.key("base")], parser.parse_args(["--push", "a/b", "--yes"]), list)
+
+
+def test_a_modelfile_of_somebody_is_not_written_over(project: TinyProject, tmp_path: Path) -> None:
+    resolved = clean_for(project).resolved()
+    train(resolved, project.key("base"), watch=WATCH)
+    wanted = Wanted(merged=False, gguf=["F16"], ollama=True, output=tmp_path)
+    (tmp_path / "Modelfile").write_text("FROM mine", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"Modelfile is there and no export of ours.*--output"):
+        export(resolved, project.key("base"), wanted, watch=WATCH)
+    assert (tmp_path / "Modelfile").read_text(encoding="utf-8") == "FROM mine"
+    (tmp_path / "Modelfile").write_text(Modelfile("a.gguf", "", [], None, [OURS]).text(), encoding="utf-8")
+    assert is_ours(tmp_path / "Modelfile")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import fetch_same_weights, spec_of
 from pipelines.export.model_card import METRICS
+from pipelines.export.modelfile import is_ours
 from pipelines.lake.files import locked, read_json
 from pipelines.lake.run_ids import new_run_id
 from pipelines.lake.weights_record import RECORD
@@ -91,9 +92,7 @@ def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | N
         _require_adapter(attempt)
     resolved.require_same_weights(attempt, watch.say)
     output = (wanted.output or default_output(project, attempt)).resolve()
-    for folder in (output / "merged", output / "adapter"):
-        if folder.exists() and not (folder / RECORD).exists():
-            raise UsageError(f"{folder} is there and no export of ours: name another folder with --output.")
+    _require_ours(output, _modelfiles(wanted, output).values())
     with locked(key.folder(project.data) / "export.lock", f"export {key}", say=watch.say):
         if wanted.output is None:
             _drop_superseded(output)
@@ -113,6 +112,16 @@ def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | N
         queue(made.folder, spec)
         run_of(resolved, made.folder, attempt, CHILD, watch).to_result(project.site(watch).here())
     return made
+
+
+def _require_ours(output: Path, modelfiles: Iterable[Path]) -> None:
+    """Raises UsageError where something lies in the output folder that is not ours to replace."""
+    others = [
+        path for path in (output / "merged", output / "adapter") if path.exists() and not (path / RECORD).exists()
+    ]
+    others += [path for path in modelfiles if path.exists() and not is_ours(path)]
+    if others:
+        raise UsageError(f"{others[0]} is there and no export of ours: name another folder with --output.")
 
 
 def _standing(home: Path, spec: RunSpec, made: Export) -> Export | None:

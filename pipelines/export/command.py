@@ -29,7 +29,7 @@ def run(
     _require_together(keys, arguments)
     wanted, ok = _wanted(arguments), True
     if arguments.push:
-        push.require_name(arguments.push)
+        push.require_ready(arguments.push, yes=arguments.yes)
     resolved, rows = project.resolve(), _rows(published)
     for key in keys:
         made = export_cell(resolved, key, replace(wanted, row=rows.get((key.model, key.method))))

@@ -5,14 +5,14 @@ comes out is rendered for every evaluation record and compared with the trained 
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UnavailableError
 from pipelines.export.go_template import Shape, render
+from pipelines.export.modelfile import OURS, Modelfile, is_sayable
 from pipelines.export.native import LlamaCpp
 from pipelines.lake.files import write_text
 from pipelines.train.trainer.conversations import Message, calls_tools, conversation, tools_of
@@ -22,27 +22,6 @@ from pipelines.train.trainer.templates import DAY, Unshown
 SYSTEM, QUESTIONS, ANSWERS = "SYSTEM7F3A", ("QUESTION7F3A", "SECOND7F3A", "THIRD7F3A"), ("ANSWER7F3A", "AGAIN7F3A")
 Render = Callable[[Sequence[Message]], str]
 INSTEAD = "--gguf alone writes the file; send it whole prompts then (`raw: true` of Ollama's API)"
-
-
-@dataclass(frozen=True)
-class Modelfile:
-    """What the file says. `notes` are for its reader."""
-
-    file: str
-    template: str
-    stops: Sequence[str]
-    system: str | None
-    notes: Sequence[str]
-
-    def text(self) -> str:
-        lines = [
-            *(f"# {note}" for note in self.notes),
-            f"FROM ./{self.file}",
-            f'TEMPLATE """{self.template}"""',
-            *(f'PARAMETER stop "{stop}"' for stop in self.stops),
-            *([f'SYSTEM """{self.system}"""'] if self.system else []),
-        ]
-        return "\n".join(lines) + "\n"
 
 
 def write_modelfile(
@@ -197,16 +176,10 @@ def _system(record: Mapping[str, Any]) -> str | None:
     return first["content"] if first["role"] == "system" else None
 
 
-def is_sayable(text: str) -> bool:
-    """Whether a Modelfile's reader takes the text as it is: it drops what is not printed, and three quotation marks end a value."""
-    lines = re.sub(r"[\n\t]", "", text)
-    return bool(text) and '"' not in text[:1] + text[-1:] and '"""' not in text and lines.isprintable()
-
-
 def _notes(
     form: PromptFormat, records: Sequence[Mapping[str, Any]], *, system: str | None, sayable: str | None
 ) -> Iterable[str]:
-    yield "Written by Featherweight: the prompt is the one that the model was trained with."
+    yield OURS
     if "tools" in str(form.tokenizer.chat_template or ""):
         yield "Tools are left out. Where Ollama takes the file's own chat template for them, OLLAMA_GO_TEMPLATE=1 keeps to this."
     if form.style != "chat" and any((record.get("input") or "").strip() for record in records):

@@ -43,10 +43,19 @@ class Remote:
     files: frozenset[str]
 
 
-def require_name(name: str) -> None:
-    """Raises UsageError where it is no repository's name."""
+def require_ready(name: str, *, yes: bool) -> None:
+    """What can be known before anything is exported.
+
+    Raises:
+        UsageError: it is no repository's name, or there is no token to upload with.
+        WorkError: the hub is not to be asked, or its settings cannot be used.
+    """
     if not NAME.match(name):
         raise UsageError(f"--push: got {name!r}; expected OWNER/NAME, such as my-name/my-model")
+    if fault := "HF_HUB_OFFLINE is set" if hub.is_offline() else hub.misconfigured():
+        raise WorkError(f"cannot ask the hub for {name}: {fault}")
+    if yes and not _token():
+        raise UsageError(f"--push {name}: {TOKEN}.")
 
 
 def run(upload: Upload, *, yes: bool, say: Say) -> None:
@@ -56,8 +65,7 @@ def run(upload: Upload, *, yes: bool, say: Say) -> None:
         UsageError: there is no token, or the repository is public and that was not asked for.
         WorkError: the hub cannot be reached, or refuses.
     """
-    if fault := _cannot_be_asked():
-        raise WorkError(f"cannot ask the hub for {upload.name}: {fault}")
+    require_ready(upload.name, yes=yes)
     remote = look(upload.name)
     for line in plan(upload, remote):
         say(line)
@@ -68,13 +76,7 @@ def run(upload: Upload, *, yes: bool, say: Say) -> None:
     if not yes:
         say("nothing was uploaded: --yes does it" + ("" if _token() else f"; {TOKEN}"))
         return
-    if not _token():
-        raise UsageError(f"--push {upload.name}: {TOKEN}.")
     say(f"uploaded: {send(upload, remote)}")
-
-
-def _cannot_be_asked() -> str | None:
-    return "HF_HUB_OFFLINE is set" if hub.is_offline() else hub.misconfigured()
 
 
 def _token() -> str | None:
@@ -121,22 +123,22 @@ def send(upload: Upload, remote: Remote | None) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
-    with _in_our_words(upload.name):
+    with _in_our_words(upload.name, then="Nothing of this upload is shown there; the same again sends what is missing"):
         if remote is None:
             api.create_repo(upload.name, private=not upload.public, exist_ok=False)
         added = [CommitOperationAdd(name, str(path)) for name, path in upload.files.items()]
         made = api.create_commit(
             upload.name,
             added,
-            commit_message="Export of Featherweight",
+            commit_message="Export by Featherweight",
             parent_commit=remote.commit if remote else None,
         )
     return str(made.repo_url)
 
 
 @contextmanager
-def _in_our_words(name: str) -> Iterator[None]:
-    """Raises WorkError for whatever the hub's client raises. No token stands in it."""
+def _in_our_words(name: str, *, then: str = "") -> Iterator[None]:
+    """Raises WorkError for whatever the hub's client raises, with `then` behind it. No token stands in it."""
     from huggingface_hub.utils import get_session
 
     client = get_session()
@@ -145,7 +147,7 @@ def _in_our_words(name: str) -> Iterator[None]:
         with nullcontext() if sys.stderr.isatty() else hub.silence():  # its bars show how far an upload is
             yield
     except Exception as error:
-        raise WorkError(_why(error, name)) from None
+        raise WorkError(". ".join(filter(None, (_why(error, name), then)))) from None
     finally:
         client.timeout = before
 
