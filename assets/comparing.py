@@ -111,7 +111,9 @@ def _published(
             ROWS: len(rows),
             **{label: dg.MetadataValue.text(text) for label, text in publication.stamp.items() if label != PROFILE},
             **grid_of(rows),
-            "stale": dg.MetadataValue.text(f"{sum(bool(row['is_stale']) for row in rows)} of {len(rows)} cells"),
+            "stale": dg.MetadataValue.text(
+                f"{sum(bool(row['is_stale']) for row in of_profile(rows))} of {len(of_profile(rows))} cells"
+            ),
             **_best(rows),
             "picks": table(
                 [{**pick, "answer": pick_answer(pick)} for pick in publication.picks], ["pick", "answer", "reason"]

@@ -15,6 +15,11 @@ from pipelines.records.foreign_text import plain
 from pipelines.runs.cells import CellKey, latest
 
 WIDEST = 4  # models side by side: as many as a page of 1,440 pixels shows without scrolling
+IN_PLACE, MOST_PARTS = (
+    1000,
+    4,
+)  # characters from which on Dagster puts a text behind a click; tables that are better than a click
+LEGEND = "Status, bits per byte (lower is better), peak memory; a status leads to the cell's page."
 ABSENT = "–"
 Row = dict[str, Any]
 
@@ -27,7 +32,9 @@ def grid_of(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
     for start in range(0, len(models), WIDEST):
         shown = models[start : start + WIDEST]
         name = "grid" if len(models) <= WIDEST else f"grid, models {start + 1} to {start + len(shown)} of {len(models)}"
-        found[name] = dg.MetadataValue.md(_table(rows, shown))
+        parts = _tables(rows, shown)
+        for number, part in enumerate(parts, 1):
+            found[f"{name} ({number})" if len(parts) > 1 else name] = dg.MetadataValue.md(part)
     return found
 
 
@@ -58,20 +65,25 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _table(rows: Sequence[Row], models: Sequence[str]) -> str:
+def _tables(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
+    """The cells of `models` as tables that a page shows in place; as one behind a click, where there would be too many."""
     cells = {(row["model"], row["method"]): row for row in rows}
     methods = list(dict.fromkeys(row["method"] for row in rows if row["model"] in models))
+    heading = f"| method | {' | '.join(_escaped(model) for model in models)} |\n| --- |{' --- |' * len(models)}"
     lines = [
-        f"| method | {' | '.join(_escaped(model) for model in models)} |",
-        f"| --- |{' --- |' * len(models)}",
-        *(
-            f"| {_escaped(method)} | {' | '.join(_cell(cells.get((model, method))) for model in models)} |"
-            for method in methods
-        ),
-        "",
-        "Status, bits per byte on held-out records (lower is better), peak memory in GB; a status leads to the cell's page.",
+        f"| {_escaped(method)} | {' | '.join(_cell(cells.get((model, method))) for model in models)} |"
+        for method in methods
     ]
-    return "\n".join(lines)
+    parts = [list[str]()]
+    for line in lines:
+        if parts[-1] and len(_drawn(heading, [*parts[-1], line])) >= IN_PLACE:
+            parts.append([])
+        parts[-1].append(line)
+    return [_drawn(heading, part) for part in (parts if len(parts) <= MOST_PARTS else [lines])]
+
+
+def _drawn(heading: str, lines: Sequence[str]) -> str:
+    return "\n".join([heading, *lines, "", LEGEND])
 
 
 def _cell(row: Row | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from pipelines.compare import outside
 from pipelines.compare.disturbed import MARK, is_marked, note
 from pipelines.compare.show import escape_markdown, full_name
 from pipelines.compare.table import disturbed
@@ -43,6 +44,8 @@ def _text(row: Row, name: str, limit: int) -> str:
     value = row.get(name)
     if value is None:
         return "–"
+    if name == "status" and outside.is_outside(dict(row)):
+        return escape_markdown(f"{value}, {outside.MARK}")
     shown = f"{value:,.4g}" if isinstance(value, float) else plain(str(value), limit)
     return escape_markdown(f"{shown} {MARK}" if is_marked(row, name) else shown)
 

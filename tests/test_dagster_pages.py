@@ -101,6 +101,17 @@ def test_more_models_than_a_page_has_room_for_are_in_several_grids_and_none_is_l
     assert grid_of([]) == {}
 
 
+def test_a_grid_is_shown_in_place_in_parts_that_lose_no_cell() -> None:
+    rows = [row("smollm2-135m", f"lora-r{rank}-searched", eval_bits_per_byte=0.9) for rank in range(1, 18)]
+    parts = grid_of(rows)
+    assert list(parts) == ["grid (1)", "grid (2)", "grid (3)"]
+    assert all(len(str(part.value)) < 1000 for part in parts.values())
+    shown = "".join(str(part.value) for part in parts.values())
+    assert [shown.count(f"| lora-r{rank}-searched |") for rank in range(1, 18)] == [1] * 17
+    many = grid_of([row(f"model-{one}", f"method-{other}") for one in range(4) for other in range(30)])
+    assert list(many) == ["grid"], "behind a click, in one piece"
+
+
 def test_a_name_in_the_grid_is_text() -> None:
     (shown,) = grid_of([row("<img src=x>", "[a](b)|c")]).values()
     text = str(shown.value)

@@ -122,8 +122,12 @@ def test_the_page_has_the_newest_nights_first_with_links_to_their_runs(lake: Lak
         "dagster/row_count": 2, "minutes": 90.0, "dollars": 0.25, "cells not ok": 1.0,
     }  # fmt: skip
     heading, _, first, second = str(found["nights"].value).splitlines()
-    assert heading.startswith("| night | started | ended | minutes | dollars | cells |") and heading.endswith(" runs |")
-    assert first.startswith("| 2026-11-28T0200 | 2026-11-26 17:00 UTC") and r"\*over\* \| done" in first
+    assert heading == "| night | began | minutes | dollars | cells | outcome | why it ended | runs |"
+    assert first.startswith("| 2026-11-28T0200 | 2026-11-26 17:00 UTC")
+    assert r" | 90.0 | 0.2500 | 2, 1 ok | not ok | \*over\* \| done | " in first
+    newest = str(found["newest night"].value)
+    assert len(newest) < 1000, "else Dagster puts it behind a click"
+    assert "| cells | 2, 1 ok |" in newest and "| runs | [run-0](/runs/run-0)" in newest
     assert "[run-0](/runs/run-0)" in first and "run-12" not in first and first.endswith("and 3 more |")
     assert "[01234567](/runs/0123456789abcdef)" in second
     assert second.endswith(r"[a\|b\](htt](/runs/a%7Cb%5D%28http%3A%2F%2Fx%29%20%3Ci%3E) |")

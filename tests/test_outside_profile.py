@@ -7,6 +7,7 @@ import pytest
 
 from assets.comparing import _best, _every_cell_is_ok
 from assets.grid import grid_of, newest_rows
+from assets.metadata import table
 from pipelines.cli import main
 from pipelines.compare.compare import compare, published_rows
 from pipelines.compare.decide import Limits, decide
@@ -101,6 +102,7 @@ def test_the_grid_marks_it_and_checks_and_plots_are_of_the_profile(lake: Lake) -
         text = str(grid_of(shown)["grid"].value)
         (line,) = [line for line in text.splitlines() if line.startswith("| qlora-r8")]
         assert "outside profile · 0.700 bits · 1.00 GB" in line and text.count("outside profile") == 1
+    assert "| ok, outside profile |" in str(table(rows, ["method", "status"]).value)
     assert _best(rows) == {"cells ok": 3, "best bits per byte": 0.8, "least peak memory, GB": 2.0}
     failed: list[dict[str, Any]] = [row | {"status": "killed"} if row["outside_profile"] else row for row in rows]
     assert _every_cell_is_ok(failed).passed
