@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -252,3 +253,15 @@ def test_train_takes_what_the_launchpad_takes(
 
 def test_the_fingerprints_that_train_knows_are_those_there_are() -> None:
     assert FINGERPRINTS == ANY and BIT_WIDTHS == ALL
+
+
+def test_a_model_that_cannot_be_read_is_no_traceback(
+    project: TinyProject, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
+    (broken / "config.json").write_text("{", encoding="utf-8")
+    project.change(models={MODEL: {"source": {"path": str(broken)}}})
+    assert main(["clean"]) == 0
+    capsys.readouterr()
+    assert main(["train", MODEL, "full", "--dry-run"]) == 1
+    assert str(broken) in capsys.readouterr().err

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import httpx2
 import pytest
 from pydantic import ValidationError
 
 from pipelines.generate.answers import Answer, CallError, Usage, read_anthropic, read_openai, text_of
-from pipelines.generate.client import fate_of, limits_in, retry_after_in, without
+from pipelines.generate.client import call_error, fate_of, limits_in, retry_after_in, without
 from pipelines.generate.clients import client_for
 from pipelines.generate.journal import Request
 from pipelines.generate.pacing import RateLimit
@@ -384,3 +385,17 @@ def test_headers_that_are_nonsense_tell_nothing_and_break_nothing() -> None:
             assert limit.limit > 0 and limit.reset_seconds >= 0
             assert limit.pace is None or limit.pace >= 0
         assert (retry_after_in(headers) or 0) >= 0
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (httpx2.ReadTimeout(""), "no answer in time"),
+        (httpx2.ConnectTimeout(""), "no connection in time"),
+        (httpx2.ConnectError("refused"), "cannot connect: refused"),
+        (httpx2.RemoteProtocolError("half an answer"), "the connection broke off: half an answer"),
+        (RuntimeError("odd"), "the request failed: odd"),
+    ],
+)
+def test_what_broke_is_said_without_the_name_of_a_class(error: Exception, said: str) -> None:
+    assert str(call_error(error, None)) == said

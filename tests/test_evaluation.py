@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.errors import UsageError
 from pipelines.evaluate import answering, scores, serving
 from pipelines.evaluate.answering import Speaker
 from pipelines.evaluate.general import plain_text, read_general
@@ -253,3 +254,23 @@ def test_equal_answers_score_all_empty_ones_nothing_and_spelling_does_not_count(
     assert set(scores.cell_scores([]).values()) == {None}
     both = scores.cell_scores([row(*EN, "en"), row(*KO, "ko")])
     assert all(value is not None and 0 < value < 100 for value in both.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file"),
+        ("{", "not JSON that can be read: Expecting"),
+        ("3", "is missing, or is no text"),
+        ('[{"text": 3, "language": "en"}]', "is missing, or is no text"),
+        ('[{"language": "en"}]', "is missing, or is no text"),
+    ],
+)
+def test_general_texts_that_cannot_be_read_are_refused_in_words(content: str | None, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "general.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError) as refused:
+        read_general(file, None, None)
+    assert str(refused.value).startswith(f"{file}: ") and said in str(refused.value)
+    assert "Error" not in str(refused.value)

@@ -77,8 +77,8 @@ def test_a_broken_record_of_the_corpus_names_file_record_and_value(tmp_path: Pat
     [
         ("", ":1:1: not JSON"),
         ("[]", "holds no records"),
-        ('{"instruction": "x"}', "holds dict"),
-        ('"text"', "holds str 'text'"),
+        ('{"instruction": "x"}', "which is no list"),
+        ('"text"', "holds 'text', which is no list"),
         ("[{}\n {}]", ":2:2: not JSON: Expecting ',' delimiter near '{}]'"),
         ('[{"instruction": "a"},\n', ":2:1: not JSON"),
         ('{"a": 1}\n{"a": 2}\n', "name it .jsonl if it holds one record a line"),

@@ -64,12 +64,15 @@ def train(arguments: Arguments) -> int:
 
 
 def _dry_run(project: Project, key: CellKey) -> int:
+    from pipelines.lake.disk import explained
     from pipelines.train.dry_run import dry_run
 
     try:
         for line in dry_run(project.resolve(), key):
             print(line)
-    except ValueError as error:  # what would end the cell as `failed`
+    except (ValueError, OSError) as error:  # what would end the cell as `failed`
+        if explained(error, project.data.root):
+            raise
         raise WorkError(str(error)) from error
     return OK
 

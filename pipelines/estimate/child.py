@@ -185,9 +185,8 @@ def main() -> None:
         try:
             found = answer(asked, occupied)
         except Exception as error:  # one model that cannot be built must not cost the others their answer
-            found = {
-                "because": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:300]
-            }
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            found = {"because": f"it cannot be rehearsed: {said[0]}"[:300]}
         print(json.dumps(found), flush=True)
 
 

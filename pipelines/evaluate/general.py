@@ -12,6 +12,9 @@ from pipelines.train.trainer.prompts import PromptFormat
 FILE = "general.json"
 
 
+EXPECTED = "expected a JSON list of objects with the texts `text` and `language`."
+
+
 def read_general(path: Path, languages: Sequence[str] | None, limit: int | None) -> list[dict[str, str]]:
     """The texts of the languages (None: all) in the file's order, at most `limit`; each has `text` and `language`.
 
@@ -23,10 +26,12 @@ def read_general(path: Path, languages: Sequence[str] | None, limit: int | None)
     try:
         texts = json.loads(path.read_text(encoding="utf-8"))
         kept = [one for one in texts if one["text"].strip() and (not languages or one["language"] in languages)]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(
-            f"{path}: {type(error).__name__}: {error}; expected a JSON list of objects with the texts `text` and `language`."
-        ) from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}; {EXPECTED}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: not JSON that can be read: {error}; {EXPECTED}") from None
+    except (TypeError, KeyError, AttributeError):
+        raise UsageError(f"{path}: a text or its language is missing, or is no text; {EXPECTED}") from None
     return kept[:limit]
 
 

@@ -37,6 +37,14 @@ TOO_LONG_SAID = re.compile(
 MAYBE_BILLED = {408, 499, 502, 504, *range(520, 528)}  # a gateway gave up; the provider behind it may not have
 TURNED_AWAY = {503, 529}
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
+# what broke, the particular first
+BROKE: dict[type[Exception], str] = {
+    httpx2.ConnectTimeout: "no connection in time",
+    httpx2.TimeoutException: "no answer in time",
+    httpx2.ConnectError: "cannot connect",
+    httpx2.NetworkError: "the connection broke off",
+    httpx2.RemoteProtocolError: "the connection broke off",
+}
 SHOWN = 300
 KEEPALIVE_SECONDS = 4.0
 
@@ -191,9 +199,17 @@ def _connection_error(error: Exception, key: str | None) -> CallError:
             return CallError(without(_tls_problem(cause), key), "stopped")
     cause = next((one for one in causes if isinstance(one, httpx2.RequestError)), None)
     fate: Fate = "unsent" if isinstance(cause, NEVER_SENT) else "unknown"
-    message = f"{type(cause or error).__name__}: {cause or error}"
+    message = _in_words(cause or error)
     raw = without(cause.start.decode("utf-8", "replace"), key) if isinstance(cause, TooLarge) else None
     return CallError(without(message, key)[:SHOWN], fate, raw=raw)
+
+
+def _in_words(error: Exception) -> str:
+    """What broke, without the name of another library's class; its own words may be empty, as those of a time-out are."""
+    if isinstance(error, TooLarge):
+        return str(error)
+    happened = next((words for kind, words in BROKE.items() if isinstance(error, kind)), "the request failed")
+    return f"{happened}: {error}" if str(error) else happened
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -43,4 +43,7 @@ def post(text: str) -> str | None:
     except urllib.error.HTTPError as error:
         return f"{WEBHOOK}: the webhook answered HTTP {error.code}"
     except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{WEBHOOK}: cannot be reached ({type(error).__name__})"
+        # of the error's own words only the system's, which hold no address
+        cause = getattr(error, "reason", error)
+        because = getattr(cause, "strerror", None)
+        return f"{WEBHOOK}: cannot be reached" + (f" ({because})" if because else "")

@@ -51,7 +51,7 @@ def deliver(data: DataRoot, *, now: bool = False) -> str | None:
     except InUseError:
         return None  # somebody else is sending
     except (OSError, WorkError) as error:
-        return f"{alert.WEBHOOK}: {type(error).__name__}: news that is kept cannot be sent now"
+        return f"{alert.WEBHOOK}: news that is kept cannot be sent now: {error}"
 
 
 def _sent(file: Path) -> str | None:

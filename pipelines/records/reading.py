@@ -127,7 +127,7 @@ def read_json_list(path: Path, encoding: str = "utf-8") -> list[Any]:
     except ValueError as error:  # a whole number of thousands of digits
         raise UsageError(f"{path}: not JSON that can be read: {error}; expected a list of records.") from None
     if not isinstance(values, list):
-        raise UsageError(f"{path}: holds {type(values).__name__} {str(values)[:40]!r}; expected a list of records.")
+        raise UsageError(f"{path}: holds {str(values)[:40]!r}, which is no list; expected a list of records.")
     return values
 
 
@@ -264,7 +264,8 @@ def _parsed(line: bytes, number: int, encoding: str) -> tuple[Any, str | None, b
     except (ValueError, RecursionError) as error:
         text = line.decode(encoding).rstrip("\n")
         hint = "; a .jsonl file holds one whole record a line" if text.strip() in ("{", "[", "}", "},", "]") else ""
-        return text, f"line {number}: {type(error).__name__}: {error}{hint}", False
+        said = error if isinstance(error, ValueError) else "nested too deeply"
+        return text, f"line {number}: not JSON that can be read: {said}{hint}", False
 
 
 def _too_long(line: bytes, number: int) -> tuple[Any, str | None, bool]:
