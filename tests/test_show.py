@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from pipelines.compare import estimates
 from pipelines.compare.report import Content, write_report
-from pipelines.compare.show import SHOWN, cell_text, escape_markdown, render
+from pipelines.compare.show import BY_IMPORTANCE, SHOWN, cell_text, escape_markdown, render
 from pipelines.compare.table import Row, comparison_rows
+from pipelines.plan import show as plans
 from pipelines.records.foreign_text import plain
 from tests.fakes import planted
 from tests.fakes.planted import answer, row
@@ -186,6 +188,13 @@ def test_a_terminal_gets_the_columns_that_fit_and_the_names_of_the_others(room: 
     assert sorted([*shown, *named]) == sorted(name.strip() for name in everything if name.strip())
     assert named if room < 400 else not named
     assert ("from" in shown) == ("to" in shown), "an interval has two ends"
+
+
+def test_every_column_of_a_table_that_is_fitted_has_an_importance() -> None:
+    for shown, by_importance in ((SHOWN, BY_IMPORTANCE), (plans.COLUMNS, plans.BY_IMPORTANCE)):
+        assert sorted(column.name for column in shown) == sorted(name for group in by_importance for name in group)
+    named = [name for group in estimates.BY_IMPORTANCE for name in group]
+    assert sorted(column.name for column in estimates.COLUMNS) == sorted(named)
 
 
 def test_columns_that_hold_nothing_give_way_first() -> None:

@@ -27,6 +27,8 @@ def prune(arguments: Arguments) -> int:
     for line in listing(exports, project.data, every=arguments.list):
         print(line)
     kept = [(leftover, why) for leftover, why in remove(found) if why] if arguments.yes else []
+    if arguments.yes and found:
+        print(f"removed {len(found) - len(kept)} of {len(found)}")
     for leftover, why in kept:
         print(f"kept {leftover.path}: {why}", file=sys.stderr)
     return OK

@@ -11,13 +11,15 @@ from pipelines.cli.working import project_now, rows_now
 
 def models(arguments: Arguments) -> int:
     from pipelines.compare.models import listed, render
+    from pipelines.compare.terminal import output_width
 
-    print(render(listed(project_now()), arguments.format))
+    print(render(listed(project_now()), arguments.format, output_width()))
     return OK
 
 
 def estimate(arguments: Arguments) -> int:
     from pipelines.compare.estimates import render
+    from pipelines.compare.terminal import output_width
     from pipelines.estimate.estimate import estimates
 
     project = project_now()
@@ -29,7 +31,7 @@ def estimate(arguments: Arguments) -> int:
     for method in methods:
         experiments.method(method)
     cells = [(model, method) for model in named for method in methods]
-    print(render(estimates(project, cells, on_cards=True), arguments.format))
+    print(render(estimates(project, cells, on_cards=True), arguments.format, output_width()))
     return OK
 
 
@@ -40,13 +42,17 @@ def _estimate_arguments(parser: ArgumentParser) -> None:
 
 
 def plan(arguments: Arguments) -> int:
+    from pipelines.compare.terminal import output_width
     from pipelines.plan import fleet, show
     from pipelines.plan.plan import make
 
     project = rows_now(arguments.profile)
     devices = fleet.load(Path(arguments.cluster)) if arguments.cluster else fleet.this_machine(project.settings)
     made = make(project, devices, everything=arguments.all)
-    print(json.dumps(show.as_plain(made), ensure_ascii=False, indent=1) if arguments.json else show.render(made))
+    if arguments.json:
+        print(json.dumps(show.as_plain(made), ensure_ascii=False, indent=1))
+    else:
+        print(show.render(made, output_width()))
     return NOT_OK if made.left else OK
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pipelines.compare.columns.comparison import COMPARISON
-from pipelines.compare.show import Format, as_csv, as_json, tabulate
+from pipelines.compare.show import Format, as_csv, as_json, fitting, tabulate
 from pipelines.estimate.cards import CARDS, Card
 from pipelines.estimate.estimate import Estimate, columns, is_checkpointed, verdict
 from pipelines.hardware import machine
@@ -15,9 +15,12 @@ COLUMNS = (
     text("fits", "Whether training fits this machine, and the GB that remain."),
     *(text(card.name, "Whether training fits this card, and the GB that remain.", heading=card.name) for card in CARDS),
 )
+# Which columns a narrow terminal shows, the most important first
+BY_IMPORTANCE = (("model", "method", "here", "fits"), *((card.name,) for card in CARDS))
 
 
-def render(estimates: Sequence[Estimate], form: Format) -> str:
+def render(estimates: Sequence[Estimate], form: Format, room: int | None = None) -> str:
+    """A row a cell; text keeps to lines of `room` cells."""
     rows = [columns(estimate) for estimate in estimates]
     if form == "json":
         return as_json(rows)
@@ -33,7 +36,10 @@ def render(estimates: Sequence[Estimate], form: Format) -> str:
         }
         for estimate in estimates
     ]
-    return tabulate(shown, COLUMNS, _notes(estimates), form)
+    fit, left_out = COLUMNS, []
+    if room and form == "text":
+        fit, left_out = fitting(shown, COLUMNS, room, BY_IMPORTANCE, "`--format csv`")
+    return tabulate(shown, fit, [*left_out, *_notes(estimates)], form, room)
 
 
 def _verdict(estimate: Estimate, card: Card | None = None) -> str | None:

@@ -95,13 +95,14 @@ def _weights_gb(project: Project, name: str, parameters: int | None) -> float | 
     return parameters * width / 1e9 if parameters else None
 
 
-def render(found: Listed, form: Format) -> str:
+def render(found: Listed, form: Format, room: int | None = None) -> str:
+    """A row a model; notes of text keep to lines of `room` cells."""
     if form == "json":
         return as_json(found.rows)
     if form == "csv":
         return as_csv(found.rows)
     fits = (text(method, "Whether training by this method fits, and the GB that remain.") for method in found.methods)
-    return tabulate([_shown(row, found.methods) for row in found.rows], (*COLUMNS, *fits), _notes(found), form)
+    return tabulate([_shown(row, found.methods) for row in found.rows], (*COLUMNS, *fits), _notes(found), form, room)
 
 
 def _shown(row: Row, methods: list[str]) -> Row:

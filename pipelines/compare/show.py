@@ -83,30 +83,41 @@ def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = (), room: i
         return as_json(rows)
     if form == "csv":
         return as_csv(rows)
-    columns = [column for column in SHOWN if not rows or column.name in rows[0]]  # an older publication lacks some
+    columns: Columns = [
+        column for column in SHOWN if not rows or column.name in rows[0]
+    ]  # an older publication lacks some
     if rows:
-        columns += [*shares_of(rows[0], METRICS), *shares_of(rows[0], BENCHMARKS)]
+        columns = [*columns, *shares_of(rows[0], METRICS), *shares_of(rows[0], BENCHMARKS)]
     room = room if form == "text" else None
-    shown, left_out = _fitting(rows, columns, room) if room else (columns, [])
-    table = tabulate(rows, shown, [*left_out, *_notes(rows)], form, room)
+    left_out: list[str] = []
+    if room:
+        columns, left_out = fitting(rows, columns, room, _ranked(columns), "`featherweight table --wide`")
+    table = tabulate(rows, columns, [*left_out, *_notes(rows)], form, room)
     return "\n".join([*(broken(_pick_line(pick, form), room) for pick in picks), "", table]) if picks else table
 
 
-def _fitting(rows: Sequence[Row], columns: Columns, room: int) -> tuple[Columns, list[str]]:
-    """The columns that fit into `room`, and what to say of the others. Columns without a value give way first."""
+def fitting(
+    rows: Sequence[Row], columns: Columns, room: int, by_importance: Sequence[Sequence[str]], elsewhere: str
+) -> tuple[Columns, list[str]]:
+    """The columns that fit into `room` cells, and what to say of the others; `elsewhere` is where to see them. `by_importance` are
+    names of columns, the most important first; a group is shown whole or not at all. Columns without a value give way first."""
     texts = [[column.heading, *(row_text(row, column) for row in rows)] for column in columns]
     widths = [max(map(cells, values)) for values in texts]
-    known = [name for group in BY_IMPORTANCE for name in group]
-    own = [(column.name,) for column in columns if column.name not in known]  # of metrics that somebody configured
     places = {column.name: place for place, column in enumerate(columns)}
-    ranked = [*BY_IMPORTANCE[:4], *own, *BY_IMPORTANCE[4:]]
-    groups = [[places[name] for name in group if name in places] for group in ranked]
+    groups = [[places[name] for name in group if name in places] for group in by_importance]
     empty = {place for place, (_, *values) in enumerate(texts) if set(values) <= {NOTHING}}
     first, *others = (group for group in groups if group)
     kept = that_fit(widths, [first, *sorted(others, key=lambda group: empty.issuperset(group))], room)
     left = [column.heading for place, column in enumerate(columns) if place not in kept]
-    said = f"left out to fit {room} columns: {', '.join(left)}; `featherweight table --wide` shows every column"
+    said = f"left out to fit {room} columns: {', '.join(left)}; {elsewhere} shows every column"
     return [columns[place] for place in kept], [said] if left else []
+
+
+def _ranked(columns: Columns) -> list[Sequence[str]]:
+    """`BY_IMPORTANCE`, with the columns of metrics and benchmarks that somebody configured not far down."""
+    known = [name for group in BY_IMPORTANCE for name in group]
+    own = [(column.name,) for column in columns if column.name not in known]
+    return [*BY_IMPORTANCE[:4], *own, *BY_IMPORTANCE[4:]]
 
 
 def wide(rows: Sequence[Row], form: Format) -> str:

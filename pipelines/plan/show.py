@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.compare.show import tabulate
+from pipelines.compare.show import fitting, tabulate
 from pipelines.lake.schema import real, text, whole
 from pipelines.plan.plan import Line, Plan
 
@@ -20,12 +20,23 @@ COLUMNS = (
     text("source", "What the predicted time comes from.", heading="time from"),
     text("because", "Why the cell is due."),
 )
+# Which columns a narrow terminal shows, the most important first
+BY_IMPORTANCE = (
+    ("order", "cell", "memory", "time"),
+    ("because",),
+    ("where",),
+    ("start", "end"),
+    ("usd",),
+    ("seeds",),
+    ("source",),
+)
 
 
-def render(plan: Plan) -> str:
-    """A terminal's table, and in words below it what it comes to."""
+def render(plan: Plan, room: int | None = None) -> str:
+    """A terminal's table, and in words below it what it comes to; in lines of `room` cells."""
     rows = [_row(number, line) for number, line in enumerate(plan.lines, 1)]
-    return tabulate(rows, COLUMNS, _notes(plan), "text")
+    columns, left_out = fitting(rows, COLUMNS, room, BY_IMPORTANCE, "`--json`") if room else (COLUMNS, [])
+    return tabulate(rows, columns, [*left_out, *_notes(plan)], "text", room)
 
 
 def as_plain(plan: Plan) -> dict[str, Any]:
