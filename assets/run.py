@@ -43,7 +43,7 @@ def run() -> int:
     """Returns the exit code: 0 all cells ok, 3 recorded but some are not ok, 1 a Dagster step failed."""
     from assets.instance import end_orphaned_runs, owner_tags, prepare_home, size_pool
     from assets.project import project_now
-    from pipelines.estimate.estimate import foresee
+    from pipelines.estimate.estimate import ensure_predictions
     from pipelines.weights import store
 
     project = project_now()
@@ -66,7 +66,7 @@ def run() -> int:
         if not _execute("data", instance, "data: corpus, generated records, cleaning", tags):
             return 1
         size_pool(instance)
-        foresee(project)
+        ensure_predictions(project)
         launcher = project.launcher()
         if not launcher.holds_device:
             good = _side_by_side(project, instance, cells, tags, launcher.at_once)

@@ -20,7 +20,7 @@ from assets.partitions import CELLS, MODELS
 from assets.picked import ends_without_result, is_skipped, not_run_because
 from assets.project import cell_of, cell_pool, keys_of, project_now
 from pipelines.compare import plots
-from pipelines.estimate.estimate import foresee
+from pipelines.estimate.estimate import ensure_predictions
 from pipelines.evaluate.cell import base_of, evaluate, evaluate_base
 from pipelines.lake.files import stable_hash
 from pipelines.lake.paths import data_root
@@ -29,7 +29,7 @@ from pipelines.runs.cells import Attempt, Evaluation, latest
 from pipelines.runs.clock import now
 from pipelines.runs.command import CellCommand, Ending, RunningCommand, Starter
 from pipelines.runs.process import tie_to_parent
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 
 Context = dg.AssetExecutionContext
@@ -108,9 +108,9 @@ class PipesCommand(RunningCommand):
         self._session.close()
 
 
-def _watch(context: Context) -> Watch:
+def _watch(context: Context) -> RunHooks:
     tie_to_parent()
-    return Watch(say=context.log.info, around=lambda inner: PipesLauncher(context, inner), on_tick=stop_if_orphaned)
+    return RunHooks(say=context.log.info, around=lambda inner: PipesLauncher(context, inner), on_tick=stop_if_orphaned)
 
 
 def stop_if_orphaned(_attempt: Attempt) -> None:
@@ -151,7 +151,7 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
         return
     resolved = project.resolve()
     know_inputs(context, resolved)
-    foresee(project, resolved)
+    ensure_predictions(project, resolved)
     if why := config.choices.no_cap(project):
         context.log.warning(why)
     done = _trained(context, config, resolved)
@@ -176,14 +176,14 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
 
 def _trained(context: Context, config: CellConfig, resolved: Resolved) -> list[tuple[Attempt, bool]]:
     """Each seed's attempt, and whether it was reused."""
-    watch, seen = _watch(context), seen_by(context.run)
+    hooks, seen = _watch(context), seen_by(context.run)
     cell, began = cell_of(context.partition_key), _began(context)
     return [
         train(
             config.applied(resolved, cell, began, context.run),
             key,
             force=config.force,
-            watch=watch,
+            hooks=hooks,
             seen=seen.get(str(key.seed)),
             rerun_for=config.rerun_for,
             retime=config.retime,
@@ -256,7 +256,7 @@ def base_evaluation(context: Context, config: BaseConfig) -> Iterator[dg.Materia
         return
     resolved = project.resolve()
     _know(context, resolved, [])
-    found = evaluate_base(resolved, model, force=config.force, watch=_watch(context))
+    found = evaluate_base(resolved, model, force=config.force, hooks=_watch(context))
     if found is None or not found.ok:
         why = _why_not(resolved, model, found)
         context.log.warning(f"{model} is not evaluated: {why}")
@@ -323,14 +323,14 @@ def _untrained(context: Context, project: Project, config: CellConfig) -> str | 
 
 def _evaluated(context: Context, config: CellConfig, resolved: Resolved) -> list[tuple[Evaluation, bool]]:
     """Each seed's evaluation, and whether it was reused."""
-    watch = _watch(context)
+    hooks = _watch(context)
     cell, began = cell_of(context.partition_key), _began(context)
     return [
         evaluate(
             config.applied(resolved, cell, began, context.run),
             key,
             force=config.force,
-            watch=watch,
+            hooks=hooks,
             rerun_for=config.rerun_for,
         )
         for key in keys_of(context, resolved.project, config.seeds)

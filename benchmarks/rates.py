@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import project
 from pipelines.project import ANY, Project
 from pipelines.runs.cells import Attempt, CellKey
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings.experiments import Experiments
 from pipelines.settings.learning_rates import grid_of
 from pipelines.train.cell import train
@@ -82,7 +82,7 @@ def _searched(method: str) -> str:
 def _run(stage: Project, method: str, rerun_for: Sequence[str]) -> Run:
     """The cell as it is, or trained now."""
     resolved, key = stage.resolve(), CellKey(project.PACKAGED, method, 1)
-    attempt, _ = train(resolved, key, watch=Watch(say=lambda _: None), rerun_for=rerun_for)
+    attempt, _ = train(resolved, key, hooks=RunHooks(say=lambda _: None), rerun_for=rerun_for)
     if attempt.status not in ("ok", "diverged"):
         raise RuntimeError(f"{method} ended as {attempt.status}: {attempt.result.status_detail}")
     named = attempt.spec.recipe["learning_rate"]

@@ -23,7 +23,7 @@ from pipelines.plan.schedule import Job, Place, lower_bound
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.local import LocalLauncher
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings.experiments import Ray
 from pipelines.train.cell import train
 from tests.ray_cluster import ray_cluster
@@ -40,7 +40,7 @@ def measure() -> Iterator[Run]:
         ]
         order = [method for _, method in longest_first(stages[0], [(project.PACKAGED, method) for method in METHODS])]
         rest = [method for method in order if method != "base"]
-        local = Watch(env=ONE_CORE, say=lambda _: None, launcher=LocalLauncher())
+        local = RunHooks(env=ONE_CORE, say=lambda _: None, launcher=LocalLauncher())
         alone = {method: _cell(stages[0], method, local) for method in order}
         # a data root's device takes one local cell at a time, so two of them need two roots; each with the base that all wait for
         for stage in stages[1:3]:
@@ -48,7 +48,7 @@ def measure() -> Iterator[Run]:
         beside, wall_beside = _two_at_a_time(stages[1:3], rest, local)
         with ray_cluster(nodes=2, cpus=1, memory_gb=8) as cluster:
             away = _on(stages[3], cluster.address)
-            plain = Watch(say=lambda _: None)
+            plain = RunHooks(say=lambda _: None)
             first = _cell(away, "base", plain)  # the cluster's first job waits for its agents, and the base serves all
             together, wall = _two_at_a_time([away, away], rest, plain)
     over = {method: together[method]["around"] - alone[method]["around"] for method in rest}
@@ -69,7 +69,7 @@ def measure() -> Iterator[Run]:
     }
 
 
-def _two_at_a_time(stages: list[Project], methods: list[str], watch: Watch) -> tuple[dict[str, Run], float]:
+def _two_at_a_time(stages: list[Project], methods: list[str], hooks: RunHooks) -> tuple[dict[str, Run], float]:
     """Each method's cell, on whichever of the two stages is free; and the seconds that all of them took."""
     free: Queue[Project] = Queue()
     for stage in stages:
@@ -78,7 +78,7 @@ def _two_at_a_time(stages: list[Project], methods: list[str], watch: Watch) -> t
     def run(method: str) -> Run:
         stage = free.get()
         try:
-            return _cell(stage, method, watch)
+            return _cell(stage, method, hooks)
         finally:
             free.put(stage)
 
@@ -102,12 +102,12 @@ def _on(stage: Project, address: str) -> Project:
     return replace(stage, experiments=stage.experiments.model_copy(update={"profiles": profiles}))
 
 
-def _cell(stage: Project, method: str, watch: Watch) -> Run:
+def _cell(stage: Project, method: str, hooks: RunHooks) -> Run:
     """Train and evaluate; `wall` seconds in all, `own` in the cell's two processes, `around` outside them."""
     key = CellKey(project.PACKAGED, method, 1)
     began = time.monotonic()
-    attempt, _ = train(stage.resolve(), key, watch=watch)
-    found, _ = evaluate(stage.resolve(), key, watch=watch)
+    attempt, _ = train(stage.resolve(), key, hooks=hooks)
+    found, _ = evaluate(stage.resolve(), key, hooks=hooks)
     wall = time.monotonic() - began
     if attempt.status != "ok" or not found.ok:
         raise RuntimeError(f"{key}: {attempt.result.status_detail} {found.result.status_detail}")

@@ -24,7 +24,7 @@ from pipelines.lake.files import read_json
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.process import spawn, stop_group
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 
 ROUNDS = 5
@@ -49,11 +49,11 @@ def measure() -> Iterator[dict[str, Any]]:
 
 def _whole_cell(stage: Project, method: str) -> dict[str, Any]:
     """Processor seconds of the two processes of a cell that runs to its end, and seconds by the clock of their phases."""
-    resolved, key, quietly = stage.resolve(), CellKey(project.PACKAGED, method, 1), Watch(say=lambda _: None)
+    resolved, key, quietly = stage.resolve(), CellKey(project.PACKAGED, method, 1), RunHooks(say=lambda _: None)
     began = _children_cpu_seconds()
-    attempt, _ = train(resolved, key, watch=quietly)
+    attempt, _ = train(resolved, key, hooks=quietly)
     trained = _children_cpu_seconds()
-    evaluation, _ = evaluate(resolved, key, watch=quietly)
+    evaluation, _ = evaluate(resolved, key, hooks=quietly)
     if not evaluation.ok:
         raise RuntimeError(f"{method} ended as {evaluation.result.status}: {evaluation.result.status_detail}")
     measured = {**attempt.result.measured, **evaluation.result.measured}
@@ -96,7 +96,7 @@ def _starts() -> Iterator[dict[str, Any]]:
 def _attempt(stage: Project, method: str) -> Path:
     """The folder of an attempt that ran to its end: its spec is started again by hand."""
     key = CellKey(project.PACKAGED, method, 1)
-    attempt, _ = train(stage.resolve(), key, watch=Watch(say=lambda _: None))
+    attempt, _ = train(stage.resolve(), key, hooks=RunHooks(say=lambda _: None))
     if attempt.status != "ok":
         raise RuntimeError(f"{method} ended as {attempt.status}: {attempt.result.status_detail}")
     return attempt.folder

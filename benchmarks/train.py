@@ -29,7 +29,7 @@ from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.command import CellCommand
 from pipelines.runs.launchers.local import LocalCommand, LocalLauncher
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from pipelines.train.trainer import batches
 from pipelines.train.trainer.examples import Tokenized
@@ -142,7 +142,7 @@ class Trial:
         key = CellKey(self.model, METHOD, SEED)
         elsewhere = BusyElsewhere()
         attempt, _ = train(
-            self.stage.resolve(), key, force=True, watch=Watch(say=lambda _: None, launcher=TimedLauncher())
+            self.stage.resolve(), key, force=True, hooks=RunHooks(say=lambda _: None, launcher=TimedLauncher())
         )
         busy = elsewhere.share()
         if attempt.status != "ok":

@@ -17,7 +17,7 @@ from pipelines.runs.code import code_fingerprint
 from pipelines.runs.command import Placement
 from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.chosen import launcher_for
-from pipelines.runs.run import Site, Watch
+from pipelines.runs.run import RunHooks, Site
 from pipelines.settings.experiments import Experiments, Fingerprint, Profile, TrainingSettings
 from pipelines.settings.methods import traits_of
 from pipelines.weights import store
@@ -87,9 +87,9 @@ class Project:
     def launcher(self, say: Callable[[str], None] = announce) -> Launcher:
         return launcher_for(self.settings, say=say)
 
-    def site(self, watch: Watch) -> Site:
+    def site(self, hooks: RunHooks) -> Site:
         """Where the profile's cells are run."""
-        return Site(self.launcher(watch.say), watch)
+        return Site(self.launcher(hooks.say), hooks)
 
     def resolve(self) -> "Resolved":
         """The project with its examples, read once, and the plan of each cell.

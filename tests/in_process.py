@@ -12,7 +12,7 @@ from pipelines.export.child import export_cell
 from pipelines.export.measure import measure_format
 from pipelines.runs.cells import Attempt
 from pipelines.runs.command import CellCommand, RunningCommand
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.runs.worker import Worker
 from pipelines.train.cell import train
 from pipelines.train.trainer.child import train_cell
@@ -100,8 +100,8 @@ def stop_at(step: int) -> InProcess:
 
 def trained(project: TinyProject, method: str, launcher: InProcess | None = None) -> Attempt:
     """The cell's newest attempt, trained here whatever was there before."""
-    watch = Watch(say=lambda _message: None, launcher=launcher or InProcess())
-    return train(project.resolved(), project.key(method), force=True, watch=watch)[0]
+    hooks = RunHooks(say=lambda _message: None, launcher=launcher or InProcess())
+    return train(project.resolved(), project.key(method), force=True, hooks=hooks)[0]
 
 
 def clean_for(project: TinyProject) -> TinyProject:

@@ -18,7 +18,7 @@ from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
 from pipelines.runs.checkpoints import whole
 from pipelines.runs.launchers import slurm
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from tests.in_process import clean_for, trained
 from tests.project import TinyProject
@@ -41,7 +41,7 @@ class Told:
 
     def __init__(self, act: Callable[[Attempt], None] = lambda _attempt: None) -> None:
         self.said: list[str] = []
-        self.watch = Watch(say=self.said.append, on_tick=act)
+        self.hooks = RunHooks(say=self.said.append, on_tick=act)
 
 
 def wait_for(what: Callable[[], Any]) -> Any:
@@ -81,7 +81,7 @@ def a_cell_trains_as_it_does_locally(project: TinyProject, monkeypatch: pytest.M
     monkeypatch.setenv("FEATHERWEIGHT_ALERT_WEBHOOK", "https://hooks.example/" + SECRET)
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "4000")  # as if the driver were a job itself
     told = Told()
-    attempt, _ = train(on_slurm(project).resolved(), project.key("lora-r8"), force=True, watch=told.watch)
+    attempt, _ = train(on_slurm(project).resolved(), project.key("lora-r8"), force=True, hooks=told.hooks)
     assert (attempt.status, attempt.result.detail) == ("ok", ""), attempt.result.detail
     project.change(profiles={"local": {"launcher": "local", "slurm": None}})
     here = trained(project, "lora-r8")
@@ -103,7 +103,7 @@ def a_cancel_keeps_a_checkpoint_and_leaves_no_process(project: TinyProject) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(on_slurm(project, training=LONG).resolved(), project.key("lora-r8"), watch=Told(cancel).watch)
+        train(on_slurm(project, training=LONG).resolved(), project.key("lora-r8"), hooks=Told(cancel).hooks)
     attempt = cells.latest(project.data, project.key("lora-r8"))
     assert attempt and attempt.status == "killed"
     assert "the next run goes on after step" in attempt.result.detail
@@ -120,7 +120,7 @@ def a_waiting_job_says_why_and_a_cancel_ends_it(project: TinyProject, why: str) 
 
     told = Told(cancel)
     with pytest.raises(KeyboardInterrupt):
-        train(project.resolved(), project.key("base"), watch=told.watch)
+        train(project.resolved(), project.key("base"), hooks=told.hooks)
     assert any("asks for 1 CPU" in line and why in line for line in told.said), told.said
     attempt = cells.latest(project.data, project.key("base"))
     assert attempt and attempt.status == "killed"
@@ -130,7 +130,7 @@ def a_waiting_job_says_why_and_a_cancel_ends_it(project: TinyProject, why: str) 
 
 def drive(project: TinyProject, method: str) -> None:
     """A driver, in a process of its own."""
-    train(project.resolved(), project.key(method), watch=Told().watch)
+    train(project.resolved(), project.key(method), hooks=Told().hooks)
 
 
 def a_job_that_nobody_watches_is_found_again(project: TinyProject) -> None:
@@ -143,7 +143,7 @@ def a_job_that_nobody_watches_is_found_again(project: TinyProject) -> None:
     driver.join()
     assert latest().status == "lost" and not (latest().folder / "ended.json").exists()
     told = Told()
-    attempt, reused = train(project.resolved(), project.key("base"), watch=told.watch)
+    attempt, reused = train(project.resolved(), project.key("base"), hooks=told.hooks)
     assert (attempt.status, reused) == ("ok", False)
     assert [one.run_id for one in cells.attempts(project.data, project.key("base"))] == [attempt.run_id]
     assert any("found again, not started twice" in line for line in told.said)
@@ -153,7 +153,7 @@ def a_job_that_nobody_watches_is_found_again(project: TinyProject) -> None:
 
 def a_python_that_is_not_there_is_a_row_that_says_so(project: TinyProject) -> None:
     on_slurm(project, python="/no/such/python")
-    attempt, _ = train(project.resolved(), project.key("base"), watch=Told().watch)
+    attempt, _ = train(project.resolved(), project.key("base"), hooks=Told().hooks)
     assert attempt.status == "unavailable"
     assert "exit code 127" in attempt.result.detail and "/no/such/python" in attempt.result.detail
 

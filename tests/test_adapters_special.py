@@ -11,13 +11,13 @@ from peft import PeftModel, get_peft_model
 
 from pipelines.errors import UnavailableError
 from pipelines.evaluate import answering
-from pipelines.evaluate.answering import Speaker
+from pipelines.evaluate.answering import PromptedModel
 from pipelines.evaluate.cell import evaluate
 from pipelines.export.cell import Wanted, export
 from pipelines.lake.files import read_jsonl
 from pipelines.recipe import recipe_of
 from pipelines.runs.cells import Attempt
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings import experiments as configuration
 from pipelines.settings.methods import traits_of
 from pipelines.train.cell import train
@@ -259,11 +259,11 @@ def test_losses_gradients_and_answers_are_of_the_texts_own_tokens(
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-6)
 
     form = PromptFormat(tiny_tokenizer(), "chat")
-    speaker = Speaker(model, form, recipe_for(kind, **VIRTUAL[kind]), CPU)
+    prompted_model = PromptedModel(model, form, recipe_for(kind, **VIRTUAL[kind]), CPU)
     prompts = [form.prompt(record) for record in RECORDS]
     assert len({len(prompt) for prompt in prompts}) > 1
     alone = [_greedy(model, prompt, 6) for prompt in prompts]
-    assert answering.answer(speaker, prompts, 6, exactly=True) == alone
+    assert answering.answer(prompted_model, prompts, 6, exactly=True) == alone
 
 
 def _greedy(model: Any, prompt: list[int], limit: int) -> list[int]:
@@ -419,7 +419,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "prefix": {"peft": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}},
 }
 PAIRS = [(method, architecture) for architecture in SLOWLY for method in CELLS]
-QUIET = Watch(say=lambda _message: None, launcher=InProcess())
+QUIET = RunHooks(say=lambda _message: None, launcher=InProcess())
 
 
 @pytest.mark.slow
@@ -451,16 +451,16 @@ def test_a_whole_cell_learns_goes_on_after_a_kill_and_is_evaluated_as_it_was_tra
 
     key, resolved = project.key(method), project.resolved()
     shutil.rmtree(key.folder(project.data))
-    killed, _ = train(resolved, key, watch=Watch(say=QUIET.say, launcher=kill_at(3)))
+    killed, _ = train(resolved, key, hooks=RunHooks(say=QUIET.say, launcher=kill_at(3)))
     assert "goes on after step 2" in killed.result.detail
-    attempt, _ = train(resolved, key, watch=QUIET)
+    attempt, _ = train(resolved, key, hooks=QUIET)
     assert _bits(attempt) == bits
 
-    evaluation, _ = evaluate(resolved, key, watch=QUIET)
+    evaluation, _ = evaluate(resolved, key, hooks=QUIET)
     assert evaluation.ok, evaluation.result.detail
     # the same records in both: an adapter that was dropped, or is another one, would say something else
     assert evaluation.result.measured["eval_loss"] == pytest.approx(curve[-1]["eval_loss"], rel=1e-4)
-    made = export(resolved, key, Wanted(output=tmp_path / "out"), watch=QUIET)
+    made = export(resolved, key, Wanted(output=tmp_path / "out"), hooks=QUIET)
     if traits_of(attempt.spec.recipe).virtual_tokens:
         assert made.result.status == "unavailable" and "tokens of its own" in made.result.detail
     elif made.ok:

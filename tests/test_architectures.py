@@ -14,7 +14,7 @@ from pipelines.evaluate.cell import evaluate
 from pipelines.export import merge
 from pipelines.export.cell import Wanted, export
 from pipelines.runs.cells import CellKey
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from pipelines.train.trainer import loading
 from tests.in_process import InProcess, clean_for
@@ -76,18 +76,18 @@ def test_an_architecture_goes_from_its_base_to_an_export(
         },
     )
     stage = clean_for(project).now()
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     tokenizer = loading.load_tokenizer(folder)
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": "책 3권?"}], add_generation_prompt=True, return_dict=False
     )
     for method in METHODS:
         key = CellKey(MODEL, method, 1)
-        attempt, _ = train(stage.resolve(), key, watch=watch)
+        attempt, _ = train(stage.resolve(), key, hooks=hooks)
         assert attempt.status == "ok", (method, attempt.result.detail)
-        evaluation, _ = evaluate(stage.resolve(), key, watch=watch)
+        evaluation, _ = evaluate(stage.resolve(), key, hooks=hooks)
         assert evaluation.ok and not evaluation.result.detail, (method, evaluation.result.detail)
-        made = export(stage.resolve(), key, Wanted(), watch=watch)
+        made = export(stage.resolve(), key, Wanted(), hooks=hooks)
         assert made.ok and made.merged, (method, made.result.detail)
         logs, ids, stops = elsewhere(made.merged)
         assert ids == asked and tokenizer.convert_tokens_to_ids("<|im_end|>") in stops

@@ -16,7 +16,7 @@ from pipelines.generate import batches, show
 from pipelines.generate.estimate import estimate
 from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import Request
-from pipelines.generate.requests import book
+from pipelines.generate.requests import request_source
 from tests.asking import KEY, KEYS, MILLION, NAMES, Asking, asking, child, kill, quick_folder, ready
 from tests.fakes.batches import Batch
 from tests.fakes.behavior import Behavior, Fault, Wire
@@ -79,7 +79,7 @@ def requests(ask: Asking) -> list[Request]:
     """What the one enabled provider is asked now."""
     experiments = ask.experiments
     (name,) = [name for name, provider in experiments.providers.items() if provider.enabled]
-    with book(ask.data, experiments) as reading:
+    with request_source(ask.data, experiments) as reading:
         return reading.requests(name)
 
 

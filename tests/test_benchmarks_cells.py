@@ -21,13 +21,13 @@ from pipelines.evaluate.cell import evaluate, evaluated_by
 from pipelines.evaluate.statistics import wilson, win_rate_interval
 from pipelines.lake.files import read_jsonl
 from pipelines.runs import cells
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings import benchmarks
 from pipelines.settings import experiments as configuration
 from tests.in_process import InProcess, KilledError, clean_for, trained
 from tests.project import TinyProject, make_project
 
-QUIET = Watch(say=lambda _message: None, launcher=InProcess())
+QUIET = RunHooks(say=lambda _message: None, launcher=InProcess())
 TASKS = [{"task": "basics_en", "limit": 9}, {"task": "basics_ko", "limit": 6, "shots": 1}]
 TASK_FILE = """
 task: mine
@@ -83,7 +83,7 @@ def select(project: TinyProject, sql: str) -> list[tuple[Any, ...]]:
 def test_shares_differences_and_every_question_stand_in_the_tables(project: TinyProject) -> None:
     right = {}
     for method in ("base", "lora-r8"):
-        evaluation, _ = evaluate(project.resolved(), project.key(method), watch=QUIET)
+        evaluation, _ = evaluate(project.resolved(), project.key(method), hooks=QUIET)
         assert evaluation.ok and not evaluation.result.detail, evaluation.result.detail
         rows = read_jsonl(evaluation.folder / "benchmarks.jsonl")
         right[method] = {(row["task"], row["item_id"]): row["correct"] for row in rows}
@@ -125,9 +125,9 @@ def test_shares_differences_and_every_question_stand_in_the_tables(project: Tiny
 
 
 def test_other_questions_are_not_set_against_the_bases(project: TinyProject) -> None:
-    evaluate(project.resolved(), project.key("base"), watch=QUIET)
+    evaluate(project.resolved(), project.key("base"), hooks=QUIET)
     named(project, {"task": "basics_en", "limit": 5}, TASKS[1])
-    evaluate(project.resolved(), project.key("lora-r8"), watch=QUIET)
+    evaluate(project.resolved(), project.key("lora-r8"), hooks=QUIET)
     base, lora = rows_of(project)
     assert base["is_stale"] and "evaluation" in base["stale_because"]
     assert lora["benchmark_basics_en"] is not None and lora["benchmark_basics_en_vs_base"] is None
@@ -141,22 +141,22 @@ def test_other_questions_are_not_set_against_the_bases(project: TinyProject) -> 
 def test_a_killed_evaluation_goes_on_with_what_is_done(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
     ask, asked = benchmarks_run._ask_own, []
 
-    def killed_at_the_second(worker: Any, speaker: Any, one: Any) -> Any:
+    def killed_at_the_second(worker: Any, prompted_model: Any, one: Any) -> Any:
         asked.append(one.name)
         if len(asked) == 2:
             raise KilledError
-        return ask(worker, speaker, one)
+        return ask(worker, prompted_model, one)
 
     monkeypatch.setattr(benchmarks_run, "_ask_own", killed_at_the_second)
     monkeypatch.setattr("pipelines.evaluate.cell.and_once_more", lambda run, _again, site: _ran(run, site))
-    evaluation, _ = evaluate(project.resolved(), project.key("base"), watch=QUIET)
+    evaluation, _ = evaluate(project.resolved(), project.key("base"), hooks=QUIET)
     assert evaluation.result.status == "killed"
-    evaluation, _ = evaluate(project.resolved(), project.key("base"), watch=QUIET)
+    evaluation, _ = evaluate(project.resolved(), project.key("base"), hooks=QUIET)
     assert evaluation.ok and asked == ["basics_en", "basics_ko", "basics_ko"]
     assert len(read_jsonl(evaluation.folder / "benchmarks.jsonl")) == 15
     # one more benchmark costs its own questions alone; other questions of the same one are asked
     named(project, *TASKS[:1], {"task": "basics_ko", "limit": 7, "shots": 1})
-    evaluation, reused = evaluate(project.resolved(), project.key("base"), watch=QUIET)
+    evaluation, reused = evaluate(project.resolved(), project.key("base"), hooks=QUIET)
     assert not reused and asked[3:] == ["basics_ko"]
     assert len(read_jsonl(evaluation.folder / "benchmarks.jsonl")) == 16
 

@@ -10,7 +10,7 @@ import torch
 
 from pipelines.errors import UnavailableError
 from pipelines.evaluate import benchmarks_harness as harness
-from pipelines.evaluate.answering import Speaker
+from pipelines.evaluate.answering import PromptedModel
 from pipelines.evaluate.benchmarks import Asked
 from pipelines.evaluate.benchmarks_run import own_rows
 from pipelines.settings import benchmarks
@@ -92,7 +92,7 @@ def test_it_says_of_a_set_that_ships_what_we_say(name: str) -> None:
                 r=8, lora_alpha=64, target_modules=TARGETS["llama"], init_lora_weights=False, task_type="CAUSAL_LM"
             )
             model = get_peft_model(model, config).eval()
-        one = Speaker(model, PromptFormat(tokenizer, "chat"), RECIPE, torch.device("cpu"))
+        one = PromptedModel(model, PromptFormat(tokenizer, "chat"), RECIPE, torch.device("cpu"))
         ours, _ = own_rows(one, Asked(name, name, ships=True, limit=6, shots=1), max_tokens=300)
         theirs = harness.run(model, tiny_tokenizer(bos=True), asked(name)).rows
         assert [row["correct"] for row in theirs] == [row["correct"] for row in ours]

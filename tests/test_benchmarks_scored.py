@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines.evaluate import benchmarks_scoring as scoring
-from pipelines.evaluate.answering import Speaker
+from pipelines.evaluate.answering import PromptedModel
 from pipelines.evaluate.benchmarks import Asked, row_of
 from pipelines.evaluate.benchmarks_run import own_rows
 from pipelines.settings import benchmarks
@@ -29,8 +29,8 @@ def asked(name: str = "basics_en", limit: int | None = 6, shots: int | None = No
 tokenizer_of = cache(tiny_tokenizer)
 
 
-def speaker(model: Any, *, bos: bool = True) -> Speaker:
-    return Speaker(model, PromptFormat(tokenizer_of(bos=bos), "chat"), RECIPE, CPU)
+def prompted_model(model: Any, *, bos: bool = True) -> PromptedModel:
+    return PromptedModel(model, PromptFormat(tokenizer_of(bos=bos), "chat"), RECIPE, CPU)
 
 
 def likelihoods(rows: list[dict[str, Any]]) -> list[list[float]]:
@@ -93,7 +93,7 @@ def plainly(model: Any, tokenizer: Any, prompt: str, choice: str, *, first: int 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neo", "llama", "gemma3_text"])
 def test_going_on_from_a_question_is_reading_it_again_for_every_choice(architecture: str) -> None:
     model, said = tiny_model(architecture), []
-    one = speaker(model)
+    one = prompted_model(model)
     rows, tokens = own_rows(one, asked("basics_ko", shots=1), max_tokens=300, say=said.append)
     assert said == [], "no other way was needed"
     assert tokens > 0
@@ -107,7 +107,7 @@ def test_going_on_from_a_question_is_reading_it_again_for_every_choice(architect
 @pytest.mark.parametrize("max_tokens", [1, 200, 5000])
 def test_every_architecture_scores_alike(architecture: str, max_tokens: int) -> None:
     model = tiny_model(architecture)
-    one = speaker(model)
+    one = prompted_model(model)
     rows, _ = own_rows(one, asked(limit=9), max_tokens=max_tokens)
     for question, found in zip(benchmarks.questions("basics_en", limit=9), likelihoods(rows), strict=True):
         wanted = [plainly(model, one.form.tokenizer, question.prompt, choice) for choice in question.choices]
@@ -119,16 +119,18 @@ def test_tokens_that_an_adapter_puts_first_stand_before_every_choice() -> None:
 
     torch.manual_seed(4)
     model = get_peft_model(tiny_model("llama"), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")).eval()
-    one = speaker(model)
+    one = prompted_model(model)
     rows, _ = own_rows(one, asked(limit=3), max_tokens=300)
-    assert likelihoods(rows) != likelihoods(own_rows(speaker(tiny_model("llama")), asked(limit=3), max_tokens=300)[0])
+    assert likelihoods(rows) != likelihoods(
+        own_rows(prompted_model(tiny_model("llama")), asked(limit=3), max_tokens=300)[0]
+    )
     for question, found in zip(benchmarks.questions("basics_en", limit=3), likelihoods(rows), strict=True):
         wanted = [plainly(model, one.form.tokenizer, question.prompt, choice, first=3) for choice in question.choices]
         assert found == pytest.approx(wanted, abs=1e-4)
 
 
 def test_a_cache_that_says_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, said = speaker(tiny_model("llama")), []
+    one, said = prompted_model(tiny_model("llama")), []
     good, _ = own_rows(one, asked(), max_tokens=300)
     shared = scoring._shared
     monkeypatch.setattr(
@@ -150,7 +152,7 @@ def test_a_cache_that_says_something_else_is_not_used(monkeypatch: pytest.Monkey
 
 
 def test_choices_close_together_are_read_alone_on_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, alone = speaker(tiny_model("llama")), []
+    one, alone = prompted_model(tiny_model("llama")), []
     apart = scoring._apart
 
     def noted(*given: Any, **how: Any) -> Any:
@@ -171,11 +173,11 @@ def test_weights_that_are_no_numbers_and_questions_that_do_not_fit_are_refused()
     model = tiny_model("llama")
     model.config.max_position_embeddings = 100
     with pytest.raises(ValueError, match="and the model reads 100: ask with fewer shots"):
-        own_rows(speaker(model), asked(shots=5), max_tokens=300)
+        own_rows(prompted_model(model), asked(shots=5), max_tokens=300)
     with torch.no_grad():
         model.model.embed_tokens.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="of 6 of 6 questions are no numbers"):
-        own_rows(speaker(model), asked(), max_tokens=300)
+        own_rows(prompted_model(model), asked(), max_tokens=300)
 
 
 # the model that is asked
@@ -204,12 +206,12 @@ def taught(model: Any, tokenizer: Any) -> Any:
 
 def test_an_adapter_changes_the_figures_attached_and_merged_and_one_that_is_not_applied_is_seen() -> None:
     tokenizer = tokenizer_of(bos=True)
-    base, _ = own_rows(speaker(tiny_model("llama")), asked(limit=4), max_tokens=300)
+    base, _ = own_rows(prompted_model(tiny_model("llama")), asked(limit=4), max_tokens=300)
     adapted = taught(tiny_model("llama"), tokenizer)
-    attached, _ = own_rows(speaker(adapted), asked(limit=4), max_tokens=300)
+    attached, _ = own_rows(prompted_model(adapted), asked(limit=4), max_tokens=300)
     with adapted.disable_adapter():
-        silent, _ = own_rows(speaker(adapted), asked(limit=4), max_tokens=300)
-    merged, _ = own_rows(speaker(loading.merged(adapted)), asked(limit=4), max_tokens=300)
+        silent, _ = own_rows(prompted_model(adapted), asked(limit=4), max_tokens=300)
+    merged, _ = own_rows(prompted_model(loading.merged(adapted)), asked(limit=4), max_tokens=300)
     right = [sum(row["correct"] for row in rows) for rows in (base, attached, merged, silent)]
     assert right[1] == right[2] == 4 and right[0] == right[3] < 4, right
     assert [row["picked"] for row in attached] == [row["picked"] for row in merged]

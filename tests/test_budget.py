@@ -12,7 +12,7 @@ import pytest
 from pipelines.generate.budget import Budget, Caps
 from pipelines.generate.journal import Charges
 from pipelines.generate.prices import costs_of, worst_cost
-from pipelines.generate.requests import book
+from pipelines.generate.requests import request_source
 from tests.asking import NAMES, PRICE, Asking, asking, quick_folder, ready, started, wait_for
 from tests.fakes.behavior import Behavior, Fault, Wire
 from tests.fakes.llm_server import Reply, chat_server, completion
@@ -34,7 +34,7 @@ def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvid
 
 def worst_of_one(ask: Asking, name: str) -> float:
     """Dollars that the dearest request of a provider can cost."""
-    with book(ask.data, ask.experiments) as reading:
+    with request_source(ask.data, ask.experiments) as reading:
         costs = costs_of(ask.experiments.provider(name))
         return max(worst_cost(costs, request) or 0.0 for request in reading.requests(name))
 

@@ -55,7 +55,12 @@ def test_the_cells_own_tokenizer_is_loaded_once_and_every_other_reader_has_its_o
 
     def kept(**asked: Any) -> list[str]:
         readers = [{"model": path.name, "folder": str(path), "max_length": 512, **ASKED} for path in (own, other)]
-        told = {"root": str(tmp_path), "weights": "models/own", "recipe": {**ASKED, **asked}, "readers": readers}
+        told = {
+            "root": str(tmp_path),
+            "weights": "models/own",
+            "recipe": {**ASKED, **asked},
+            "tokenizers_to_fit": readers,
+        }
         write_json(tmp_path / "spec.json", told)
         return [record["example_id"] for record in fitting_everywhere(Worker(tmp_path), records, form)]
 
@@ -70,7 +75,7 @@ def test_a_cell_whose_own_model_reads_no_record_is_not_measured_on_those_of_othe
     own = save_tiny(tmp_path / "models" / "own")
     records = clean_for(project).resolved().selected.eval
     reader = {"model": "own", "folder": str(own), "max_length": 1, **ASKED}
-    told = {"root": str(tmp_path), "weights": "models/own", "recipe": ASKED, "readers": [reader]}
+    told = {"root": str(tmp_path), "weights": "models/own", "recipe": ASKED, "tokenizers_to_fit": [reader]}
     write_json(
         tmp_path / "spec.json", told
     )  # its weights are named relative to the root, its reader's by their whole path

@@ -328,7 +328,7 @@ def test_what_a_model_adds_is_predicted_from_a_cell_like_it(lake: Lake, monkeypa
 
 def test_a_pipe_through_the_real_process_says_what_evaluation_says(lake: Lake, capsys: pytest.CaptureFixture[str],
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    from tests.test_chat_speakers import LIMIT, alone
+    from tests.test_chat_loaded_models import LIMIT, alone
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("A novel for a nurse?\n/new\n짧은 소설 한 권\n"))
     assert cli.main(["chat", "tiny/lora-r8", "--format", "json", "--max-new-tokens", str(LIMIT)]) == 0

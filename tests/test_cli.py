@@ -237,7 +237,7 @@ def test_a_broken_experiments_file_completes_nothing_and_says_nothing(project: T
 def test_train_takes_what_the_launchpad_takes(
     project: TinyProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runs, "Watch", partial(runs.Watch, launcher=InProcess()))
+    monkeypatch.setattr(runs, "RunHooks", partial(runs.RunHooks, launcher=InProcess()))
     project.change(profiles={"priced": {"models": [MODEL], "methods": ["full"], "price_per_hour": 36.0, "seeds": [3]}})
     assert main(["clean"]) == 0
     assert main(["train", MODEL, "lora-r8", "--max-examples", "4", "--budget-usd", "1"]) == 0

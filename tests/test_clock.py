@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.compare.tables import all_tables
 from pipelines.runs.command import CellCommand
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.runs.worker import Worker
 from pipelines.train.cell import train
 from pipelines.train.trainer.child import train_cell
@@ -92,8 +92,8 @@ class Freezing:
 def test_train_seconds_are_without_those_in_which_the_cell_was_stopped(project: TinyProject) -> None:
     project.change(profiles={"local": {"training": {"epochs": 4, "examples_per_step": 4}}})
     clean_for(project)
-    watch = Watch(say=lambda _message: None, launcher=Freezing())
-    attempt = train(project.resolved(), project.key("full"), watch=watch)[0]
+    hooks = RunHooks(say=lambda _message: None, launcher=Freezing())
+    attempt = train(project.resolved(), project.key("full"), hooks=hooks)[0]
     assert attempt.status == "ok", (attempt.folder / "log.txt").read_text()
     measured, seconds = attempt.result.measured, attempt.result.seconds
     assert measured["stopped_seconds"] > 1

@@ -208,7 +208,7 @@ def test_inputs_travel_once_and_land_where_the_data_root_has_them(tmp_path: Path
         "root": str(root),
         "examples": "lake/examples.parquet",
         "weights": str(own),
-        "readers": [{"model": "m", "folder": "m", "prompt": "chat", "max_length": 8}],
+        "tokenizers_to_fit": [{"model": "m", "folder": "m", "prompt": "chat", "max_length": 8}],
     }
     store = Store(f"file://{tmp_path}/store")
     told, inputs = parcel.pack(spec, store)

@@ -11,7 +11,7 @@ from pipelines.lake.files import locked
 from pipelines.lake.paths import PROJECT, device_locks
 from pipelines.runs.cells import CellKey, latest
 from pipelines.runs.command import CellCommand, RunningCommand
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings import experiments
 from pipelines.train.cell import train
 from tests.fakes import driver as fake_driver
@@ -167,7 +167,7 @@ def test_a_cell_holds_the_cards_that_it_uses_and_no_others(
     (lake.data.models / "tiny").mkdir(parents=True)
     monkeypatch.setattr("pipelines.weights.store.fetch", lambda data, experiments, name, say=None: data.models / name)
     command = Watched()
-    train(lake.resolved(), CellKey("tiny", "full", 1), watch=Watch(say=lambda _: None, launcher=command))
+    train(lake.resolved(), CellKey("tiny", "full", 1), hooks=RunHooks(say=lambda _: None, launcher=command))
     assert command.held == held
     made = latest(lake.data, CellKey("tiny", "full", 1))
     name = "NVIDIA L4" if devices == 1 else "NVIDIA L4 × 2, ddp"

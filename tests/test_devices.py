@@ -17,7 +17,7 @@ from pipelines.errors import UnavailableError
 from pipelines.runs import cells, checkpoints
 from pipelines.runs.cells import Attempt
 from pipelines.runs.command import Starter
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from pipelines.train.trainer.devices.ranks import Ranks, require_divisible
 from pipelines.train.trainer.devices.zero import Zero
@@ -55,8 +55,8 @@ def divide(project: TinyProject, sharding: str = "ddp", devices: int = 2) -> Tin
 
 
 def attempt_at(project: TinyProject, method: str, launcher: Starter | None = None, **options: Any) -> Attempt:
-    watch = Watch(say=lambda _message: None, launcher=launcher)
-    return train(project.resolved(), project.key(method), watch=watch, **options)[0]
+    hooks = RunHooks(say=lambda _message: None, launcher=launcher)
+    return train(project.resolved(), project.key(method), hooks=hooks, **options)[0]
 
 
 def outcome(attempt: Attempt) -> Outcome:
@@ -177,9 +177,9 @@ def test_a_killed_rank_ends_the_cell_by_its_name_and_torchrun_trains_it_again(cl
             killed.append(rank.pid)
             rank.kill()
 
-    watch = Watch(say=lambda _message: None, on_tick=kill)
+    hooks = RunHooks(say=lambda _message: None, on_tick=kill)
     cleaned.change(profiles={"local": {"training": {"epochs": 500}}})
-    ended = train(cleaned.resolved(), cleaned.key("lora-r8"), watch=watch)[0]
+    ended = train(cleaned.resolved(), cleaned.key("lora-r8"), hooks=hooks)[0]
     assert ended.status == "killed", (ended.folder / "log.txt").read_text()
     assert ended.result.detail.startswith("rank 1 was ended by SIGKILL from outside; the next run goes on after")
     assert not processes_of(cleaned)

@@ -22,7 +22,7 @@ from pipelines.generate.generate import GenerationResult
 from pipelines.lake.files import locked, read_json, read_jsonl, write_json
 from pipelines.nightly import night
 from pipelines.runs import cells
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from tests.asking import KEYS, PRICE
 from tests.fakes.behavior import Behavior
 from tests.fakes.llm_server import Reply, chat_server, completion
@@ -30,7 +30,7 @@ from tests.fakes.provider import FakeProvider, fake_provider
 from tests.in_process import InProcess, clean_for, trained
 from tests.project import MODEL, TinyProject, make_project
 
-QUIET = Watch(say=lambda _message: None, launcher=InProcess())
+QUIET = RunHooks(say=lambda _message: None, launcher=InProcess())
 METHODS = ["base", "base-few-shot", "lora-r8", "qlora-r8"]
 
 
@@ -48,7 +48,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Ti
     clean_for(made)
     for method in METHODS:
         assert trained(made, method).status == "ok"
-        evaluation, _ = evaluate(made.resolved(), made.key(method), watch=QUIET)
+        evaluation, _ = evaluate(made.resolved(), made.key(method), hooks=QUIET)
         assert evaluation.ok, evaluation.result.detail
     keep_predictions(made.resolved())  # else each copy's first publication would make its own
     return made
@@ -125,7 +125,7 @@ def test_every_evaluation_column_is_measured_and_what_cannot_be_is_null(project:
 
 def test_settings_ask_for_a_new_evaluation_and_nothing_trains(project: TinyProject) -> None:
     stage = project.now()
-    again, reused = evaluate(stage.resolve(), project.key("base"), watch=QUIET)
+    again, reused = evaluate(stage.resolve(), project.key("base"), hooks=QUIET)
     assert reused
     before = evaluated_by(stage.resolve()).fingerprint
     project.change(judging={"judge": "claude", "teachers": ["gpt"]})
@@ -134,7 +134,7 @@ def test_settings_ask_for_a_new_evaluation_and_nothing_trains(project: TinyProje
     project.change(profiles={"local": {"evaluation": {"max_new_tokens": 3}}})
     _, rows = published(project)
     assert {row["stale_because"] for row in rows.values()} == {"evaluation"}
-    fresh, reused = evaluate(project.resolved(), project.key("base"), watch=QUIET)
+    fresh, reused = evaluate(project.resolved(), project.key("base"), hooks=QUIET)
     assert not reused and fresh.attempt.run_id == again.attempt.run_id
     assert all(row["answer_tokens"] <= 3 for row in fresh.answers())
     assert len(cells.attempts(project.data, project.key("base"))) == 1

@@ -10,7 +10,7 @@ import torch
 
 from pipelines.errors import UsageError
 from pipelines.evaluate import answering, scores, serving
-from pipelines.evaluate.answering import Speaker
+from pipelines.evaluate.answering import PromptedModel
 from pipelines.evaluate.general import plain_text, read_general
 from pipelines.evaluate.shots import Shots
 from pipelines.lake.paths import PROJECT
@@ -29,11 +29,13 @@ RECORDS: list[dict[str, Any]] = [
 CPU = torch.device("cpu")
 
 
-def speaker(architecture: str = "llama", style: str = "chat", *, bos: bool = False, **more: Any) -> Speaker:
-    return Speaker(tiny_model(architecture), PromptFormat(tiny_tokenizer(bos=bos), style), RECIPE, CPU, **more)
+def prompted_model(
+    architecture: str = "llama", style: str = "chat", *, bos: bool = False, **more: Any
+) -> PromptedModel:
+    return PromptedModel(tiny_model(architecture), PromptFormat(tiny_tokenizer(bos=bos), style), RECIPE, CPU, **more)
 
 
-def asked(one: Speaker) -> list[list[int]]:
+def asked(one: PromptedModel) -> list[list[int]]:
     return [one.form.prompt(record) for record in RECORDS]
 
 
@@ -55,7 +57,7 @@ def plain_greedy(model: Any, prompt: list[int], limit: int, stops: list[int]) ->
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MORE_ARCHITECTURES])
 def test_answers_in_batches_are_those_of_each_prompt_alone(architecture: str) -> None:
-    one = speaker(architecture)
+    one = prompted_model(architecture)
     prompts = asked(one)
     expected = [plain_greedy(one.model, prompt, 12, one.form.stop_tokens) for prompt in prompts]
     assert len({len(prompt) for prompt in prompts}) > 2
@@ -74,7 +76,7 @@ def test_batches_are_by_length_and_within_their_size() -> None:
 
 
 def test_an_answer_ends_at_its_end_token_and_what_a_folder_says_of_generation_changes_nothing() -> None:
-    one = speaker()
+    one = prompted_model()
     prompts = asked(one)
     free = answering.answer(one, prompts, 12, exactly=True)
     assert [len(tokens) for tokens in free] == [12] * 4
@@ -90,7 +92,7 @@ def test_an_answer_ends_at_its_end_token_and_what_a_folder_says_of_generation_ch
 
 
 def test_alpaca_answers_end_before_the_next_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = speaker(style="alpaca")
+    one = prompted_model(style="alpaca")
     prompts = asked(one)
     whole = answering.answer(one, prompts, 12)
     mark = one.form.tokenizer.decode(whole[0][4:6])
@@ -114,10 +116,10 @@ def test_adapters_attached_mixed_in_a_batch_and_merged_say_the_same(tmp_path: Pa
     get_peft_model(tiny_model("llama"), config).save_pretrained(str(tmp_path))
     recipe = {**RECIPE, "kind": "lora", "dora": False}
     form = PromptFormat(tiny_tokenizer(), "chat")
-    attached = Speaker(PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path)).eval(), form, recipe, CPU)
+    attached = PromptedModel(PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path)).eval(), form, recipe, CPU)
     prompts = asked(attached)
     said = answering.answer(attached, prompts, 10)
-    assert said != answering.answer(Speaker(tiny_model("llama"), form, RECIPE, CPU), prompts, 10)
+    assert said != answering.answer(PromptedModel(tiny_model("llama"), form, RECIPE, CPU), prompts, 10)
 
     assert serving.why_not_mixed(recipe, attached.model) is None
     assert "DoRA" in (serving.why_not_mixed({**recipe, "dora": True}, attached.model) or "")
@@ -141,12 +143,14 @@ def test_adapters_of_opt_mix_in_a_batch_only_beside_its_flat_layers(targets: lis
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(tiny_model("opt"), LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")).eval()
-    speaker = Speaker(model, PromptFormat(tiny_tokenizer(), "chat"), {**RECIPE, "kind": "lora", "dora": False}, CPU)
-    reason = serving.why_not_mixed(speaker.recipe, model)
+    prompted_model = PromptedModel(
+        model, PromptFormat(tiny_tokenizer(), "chat"), {**RECIPE, "kind": "lora", "dora": False}, CPU
+    )
+    reason = serving.why_not_mixed(prompted_model.recipe, model)
     assert (reason is None) == mixes
-    mixed = replace(speaker, more={"adapter_names": ["default"] * 4})
+    mixed = replace(prompted_model, more={"adapter_names": ["default"] * 4})
     with nullcontext() if mixes else pytest.raises(ValueError, match="adapter_names"):
-        assert len(answering.answer(mixed, asked(speaker), 3)) == 4
+        assert len(answering.answer(mixed, asked(prompted_model), 3)) == 4
 
 
 # examples in the prompt

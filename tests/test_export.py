@@ -29,7 +29,7 @@ from pipelines.lake.files import write_json
 from pipelines.lake.paths import PROJECT
 from pipelines.lake.weights_record import RECORD
 from pipelines.records.reading import read_corpus
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from pipelines.train.provenance import Base, adapter_card, base_of, data_of, front_matter, name_base
 from pipelines.train.trainer import loading
@@ -295,11 +295,11 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
         models={MODEL: {"overrides": {"qlora-r8": {"learning_rate": 0.05}}}}
     )  # enough to leave the base behind
     stage, key = clean_for(project).now(), project.key("qlora-r8")
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
-    assert train(stage.resolve(), key, watch=watch)[0].status == "ok"
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
+    assert train(stage.resolve(), key, hooks=hooks)[0].status == "ok"
 
     with loads_noted() as loads:
-        made = export(stage.resolve(), key, Wanted(), watch=watch)
+        made = export(stage.resolve(), key, Wanted(), hooks=hooks)
     assert made.ok and made.merged, made.result.detail
     # the trained result, the original base to merge into, the base that was trained on and its packed weights, what was written
     assert [load.format for load in loads] == ["nf4", None, None, "nf4", None]
@@ -324,7 +324,7 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     assert "library_name: peft" in (adapter / "README.md").read_text(encoding="utf-8")
 
     formats = ["fp32", "int8", "nf4", "gguf-f16", "gguf-q4_k_m"]
-    found = {row["format"]: row for row in bit_widths.measure(stage.resolve(), key, formats, watch=watch)}
+    found = {row["format"]: row for row in bit_widths.measure(stage.resolve(), key, formats, hooks=hooks)}
     assert {name: row["status"] for name, row in found.items()} == dict.fromkeys(formats, "ok"), found
     plain = found["fp32"]
     assert plain["bits_per_byte"] == pytest.approx(measured["merged_bits_per_byte"], abs=1e-6)
@@ -442,16 +442,16 @@ def test_a_cell_with_an_adapter_on_a_tied_head_is_trained_and_exported(project: 
     project.change(models={MODEL: {"source": {"path": str(folder)}, "lora_targets": ["q_proj", "lm_head"]}})
     project.change(models={MODEL: {"overrides": {"lora-r8": {"learning_rate": 0.05}}}})
     stage, key = clean_for(project).now(), project.key("lora-r8")
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
-    assert train(stage.resolve(), key, watch=watch)[0].status == "ok"
-    made = export(stage.resolve(), key, Wanted(), watch=watch)
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
+    assert train(stage.resolve(), key, hooks=hooks)[0].status == "ok"
+    made = export(stage.resolve(), key, Wanted(), hooks=hooks)
     assert made.ok, made.result.detail
     measured = made.result.measured
     assert measured["largest_difference_nats"] < 0.01
     assert measured["merged_bits_per_byte"] == pytest.approx(measured["adapter_bits_per_byte"], abs=1e-4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "merged", lambda model: model.merge_and_unload())
-        failed = export(stage.resolve(), key, Wanted(output=tmp_path / "out"), watch=watch)
+        failed = export(stage.resolve(), key, Wanted(output=tmp_path / "out"), hooks=hooks)
     assert failed.result.status == "failed" and "not the trained result" in failed.result.detail
     assert not (tmp_path / "out" / "merged").exists()
 
@@ -460,13 +460,13 @@ def test_a_folder_that_is_not_ours_is_never_replaced(project: TinyProject, tmp_p
     stage, key = clean_for(project).now(), project.key("base")
     with pytest.raises(UsageError, match="missing; only an ok cell is exported"):
         export(stage.resolve(), key, Wanted())
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
-    train(stage.resolve(), key, watch=watch)
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
+    train(stage.resolve(), key, hooks=hooks)
     own = tmp_path / "own" / "merged" / "precious.txt"
     own.parent.mkdir(parents=True)
     own.touch()
     with pytest.raises(UsageError, match="--output"):
-        export(stage.resolve(), key, Wanted(output=tmp_path / "own"), watch=watch)
+        export(stage.resolve(), key, Wanted(output=tmp_path / "own"), hooks=hooks)
     assert own.exists()
 
 

@@ -24,7 +24,7 @@ from pipelines.export.cell import Export, Wanted, export
 from pipelines.export.modelfile import OURS, Modelfile, is_ours
 from pipelines.lake.files import write_json
 from pipelines.lake.weights_record import RECORD
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from pipelines.train.provenance import Base, in_code, in_prose
 from pipelines.weights.store import source_id
@@ -33,7 +33,7 @@ from tests.project import MODEL, TinyProject
 from tests.tiny import sentencepiece_tokenizer, tiny_tokenizer
 
 HUB, COMMIT = "nobody/tiny-chat", "0a" * 20
-WATCH = Watch(say=lambda _message: None, launcher=InProcess())
+WATCH = RunHooks(say=lambda _message: None, launcher=InProcess())
 NOTE = "A <b>note</b> with `code`, a [link](https://example.org) and | a bar.\n# no heading"
 
 
@@ -52,7 +52,7 @@ def from_hub(project: TinyProject) -> TinyProject:
 
 def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> None:
     resolved, key = from_hub.resolved(), from_hub.key("lora-r8")
-    attempt = train(resolved, key, watch=WATCH)[0]
+    attempt = train(resolved, key, hooks=WATCH)[0]
     row = {
         "model": MODEL,
         "method": "lora-r8",
@@ -61,7 +61,7 @@ def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> N
         "eval_bits_per_byte": 1.25,
         "seeds": 1,
     }
-    made = export(resolved, key, Wanted(merged=False, adapter=True, row=row), watch=WATCH)
+    made = export(resolved, key, Wanted(merged=False, adapter=True, row=row), hooks=WATCH)
     assert made.ok and made.adapter and made.merged is None, made.result.detail
     folder = made.adapter
 
@@ -97,17 +97,17 @@ def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> N
     # what was written just so is not written again
     again = Wanted(merged=False, adapter=True, row=row, reuse=True)
     written = (folder / "README.md").stat().st_mtime_ns
-    assert export(resolved, key, again, watch=WATCH).folder == made.folder
+    assert export(resolved, key, again, hooks=WATCH).folder == made.folder
     assert (folder / "README.md").stat().st_mtime_ns == written
-    changed = export(resolved, key, replace(again, row={**row, "eval_bits_per_byte": 1.5}), watch=WATCH)
+    changed = export(resolved, key, replace(again, row={**row, "eval_bits_per_byte": 1.5}), hooks=WATCH)
     assert changed.folder != made.folder and "| `1.5` |" in (folder / "README.md").read_text(encoding="utf-8")
     shutil.rmtree(folder)
-    assert export(resolved, key, again, watch=WATCH).ok and folder.exists()
+    assert export(resolved, key, again, hooks=WATCH).ok and folder.exists()
 
     # what lies there and is not ours is never replaced
     (folder / RECORD).unlink()
     with pytest.raises(UsageError, match=r"adapter is there and no export of ours.*--output"):
-        export(resolved, key, Wanted(merged=False, adapter=True), watch=WATCH)
+        export(resolved, key, Wanted(merged=False, adapter=True), hooks=WATCH)
 
 
 TEXTS = ["What is a lake?", "책 3권, 36,000원이에요.", " leading <|im_end|> and  two", "naïve 😀\n\n  x"]
@@ -140,8 +140,8 @@ def read_by(python: str, folder: Path, base: Path | str = "") -> dict[str, Any]:
 @pytest.mark.slow
 def test_transformers_4_57_reads_the_same_adapter(from_hub: TinyProject, transformers_4: str) -> None:
     resolved, key = from_hub.resolved(), from_hub.key("lora-r8")
-    attempt = train(resolved, key, watch=WATCH)[0]
-    made = export(resolved, key, Wanted(merged=False, adapter=True), watch=WATCH)
+    attempt = train(resolved, key, hooks=WATCH)[0]
+    made = export(resolved, key, Wanted(merged=False, adapter=True), hooks=WATCH)
     assert made.adapter, made.result.detail
     base = from_hub.data.root / str(attempt.spec.weights)
     ours, older = (read_by(python, made.adapter, base) for python in (sys.executable, transformers_4))
@@ -170,7 +170,7 @@ def test_transformers_4_57_makes_the_same_tokens(tmp_path: Path, kind: str, tran
 
 def test_what_has_no_adapter_says_so(project: TinyProject) -> None:
     resolved = clean_for(project).resolved()
-    train(resolved, project.key("base"), watch=WATCH)
+    train(resolved, project.key("base"), hooks=WATCH)
     with pytest.raises(UsageError, match="base trains nothing, so there is no adapter: use --merge"):
         export(resolved, project.key("base"), Wanted(adapter=True))
 
@@ -231,11 +231,11 @@ def test_a_token_is_asked_for_before_anything_is_done(project: TinyProject, monk
 
 def test_a_modelfile_of_somebody_is_not_written_over(project: TinyProject, tmp_path: Path) -> None:
     resolved = clean_for(project).resolved()
-    train(resolved, project.key("base"), watch=WATCH)
+    train(resolved, project.key("base"), hooks=WATCH)
     wanted = Wanted(merged=False, gguf=["F16"], ollama=True, output=tmp_path)
     (tmp_path / "Modelfile").write_text("FROM mine", encoding="utf-8")
     with pytest.raises(UsageError, match=r"Modelfile is there and no export of ours.*--output"):
-        export(resolved, project.key("base"), wanted, watch=WATCH)
+        export(resolved, project.key("base"), wanted, hooks=WATCH)
     assert (tmp_path / "Modelfile").read_text(encoding="utf-8") == "FROM mine"
     (tmp_path / "Modelfile").write_text(Modelfile("a.gguf", "", [], None, [OURS]).text(), encoding="utf-8")
     assert is_ours(tmp_path / "Modelfile")

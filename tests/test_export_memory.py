@@ -14,7 +14,7 @@ from pipelines.errors import UnavailableError, WorkError
 from pipelines.export import memory
 from pipelines.export.cell import Wanted, export
 from pipelines.export.memory import Weights, foretold, weights_in
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
@@ -81,9 +81,9 @@ def save_small(folder: Path) -> Path:
 def test_merging_stays_within_what_was_foretold(method: str, project: TinyProject, tmp_path: Path) -> None:
     project.change(models={MODEL: {"source": {"path": str(save_small(tmp_path / "small"))}}})
     resolved, key = clean_for(project).resolved(), project.key(method)
-    attempt, _ = train(resolved, key, watch=Watch(say=lambda _message: None, launcher=InProcess()))
+    attempt, _ = train(resolved, key, hooks=RunHooks(say=lambda _message: None, launcher=InProcess()))
     assert attempt.status == "ok", attempt.result.detail
-    made = export(resolved, key, Wanted(), watch=Watch(say=lambda _message: None))  # in a process of its own
+    made = export(resolved, key, Wanted(), hooks=RunHooks(say=lambda _message: None))  # in a process of its own
     assert made.ok, made.result.detail
     measured = made.result.measured
     assert measured["merge_peak_gb"] <= measured["merge_foretold_gb"] <= 2 * measured["merge_peak_gb"]
@@ -92,12 +92,12 @@ def test_merging_stays_within_what_was_foretold(method: str, project: TinyProjec
 def test_a_merge_that_does_not_fit_is_unavailable_and_loads_no_model(
     project: TinyProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     resolved, key = clean_for(project).resolved(), project.key("base")
-    train(resolved, key, watch=watch)
+    train(resolved, key, hooks=hooks)
     never: Callable[..., Any] = lambda *_args, **_options: pytest.fail("it loads a model")  # noqa: E731
     monkeypatch.setattr("pipelines.export.merge.trained_model", never)
     monkeypatch.setattr(memory, "foretold", lambda *_args, **_options: 10**15)
-    made = export(resolved, key, Wanted(), watch=watch)
+    made = export(resolved, key, Wanted(), hooks=hooks)
     assert made.result.status == "unavailable" and "merging takes 1000000.0 GB" in made.result.detail
     assert made.merged and not made.merged.exists()

@@ -19,7 +19,7 @@ from pipelines.export.gguf_file import write_gguf
 from pipelines.export.go_template import literal, render
 from pipelines.lake.paths import PROJECT
 from pipelines.records.reading import read_corpus
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from pipelines.train.trainer.loading import load_tokenizer
 from pipelines.train.trainer.prompts import PromptFormat
@@ -251,10 +251,10 @@ def test_a_cell_is_exported_with_a_modelfile_and_the_system_prompt_of_its_record
     file.write_text("\n".join(json.dumps({"messages": messages}) for messages in told), encoding="utf-8")
     project.change(sources={"corpus": False, "files": [str(file)]})
     resolved, key = clean_for(project).resolved(), project.key("lora-r8")
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
-    attempt, _ = train(resolved, key, watch=watch)
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
+    attempt, _ = train(resolved, key, hooks=hooks)
     assert attempt.status == "ok", attempt.result.detail
-    made = export(resolved, key, Wanted(merged=False, gguf=["F16"], ollama=True), watch=watch)
+    made = export(resolved, key, Wanted(merged=False, gguf=["F16"], ollama=True), hooks=hooks)
     assert made.ok, made.result.detail
     read = read_modelfile(made.modelfiles["F16"].read_text(encoding="utf-8"))
     assert read["SYSTEM"] == ["You are brief."] and read["FROM"] == [f"./{made.gguf['F16'].name}"]

@@ -22,7 +22,7 @@ from pipelines.runs.fitting import run_fitted
 from pipelines.runs.launchers import node
 from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.result import result_in
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.runs.spec import RunSpec
 from pipelines.train.cell import train
 from pipelines.train.trainer import loop
@@ -189,7 +189,7 @@ def fitted(folder: Path, launcher: Any, **command: Any) -> Ending:
 
 def trained(lake: Lake, launcher: Any, monkeypatch: pytest.MonkeyPatch) -> Attempt:
     monkeypatch.setattr(store, "fetch", lambda data, experiments, name, say=None: data.models / name)
-    return train(lake.resolved(), KEY, watch=Watch(say=lambda _: None, launcher=launcher))[0]
+    return train(lake.resolved(), KEY, hooks=RunHooks(say=lambda _: None, launcher=launcher))[0]
 
 
 def test_a_cancel_while_the_smaller_one_runs_is_a_cancel(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

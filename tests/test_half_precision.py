@@ -17,7 +17,7 @@ from pipelines.evaluate.cell import evaluate
 from pipelines.export import merge
 from pipelines.export.cell import Wanted, export
 from pipelines.lake.files import read_json
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.trainer import adapters, checkpoint, chunked, loading, precision
 from pipelines.train.trainer.child import in_format, name_format
 from pipelines.train.trainer.cpu import dropout, four_bits
@@ -123,9 +123,9 @@ def test_the_heads_gradient_is_summed_in_float32_over_its_pieces(monkeypatch: py
     hidden, weight, targets = torch.randn(70, 24), torch.randn(300, 24, requires_grad=True), torch.randint(300, (70,))
     expected = torch.zeros(300, 24)
     for inputs, told in zip(hidden.bfloat16().split(32), targets.split(32), strict=True):
-        slopes = functional.linear(inputs, weight.detach().bfloat16()).float().softmax(-1)
-        slopes[range(len(told)), told] -= 1
-        expected += slopes.bfloat16().float().t() @ inputs.float()
+        grad_logits = functional.linear(inputs, weight.detach().bfloat16()).float().softmax(-1)
+        grad_logits[range(len(told)), told] -= 1
+        expected += grad_logits.bfloat16().float().t() @ inputs.float()
     monkeypatch.setattr(torch, "mm", mm)
     monkeypatch.setattr(torch, "addmm", addmm)
     monkeypatch.setattr(chunked, "sums_in_float32", lambda matrix: matrix.dtype is torch.bfloat16)
@@ -247,10 +247,10 @@ def test_a_full_result_is_saved_in_the_format_that_it_computes_in(
 @pytest.mark.slow
 def test_a_full_result_is_evaluated_and_exported_in_that_format(cleaned: TinyProject, tmp_path: Path) -> None:
     attempt = trained(cleaned, "full-half")
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     stage, key = cleaned.resolved(), cleaned.key("full-half")
-    measured = evaluate(stage, key, watch=watch)[0].result.measured
-    written = export(stage, key, Wanted(output=tmp_path), watch=watch)
+    measured = evaluate(stage, key, hooks=hooks)[0].result.measured
+    written = export(stage, key, Wanted(output=tmp_path), hooks=hooks)
     merged, recipe = tmp_path / "merged", dict(attempt.spec.recipe)
     assert written.result.status == "ok" and formats(merged / "model.safetensors") == {"BF16"}
     form = PromptFormat.of(merged, recipe)

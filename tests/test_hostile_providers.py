@@ -27,7 +27,7 @@ from pipelines.generate.bodies import KEPT
 from pipelines.generate.generate import release_in_doubt
 from pipelines.generate.keys import without
 from pipelines.generate.prices import costs_of, worst_cost
-from pipelines.generate.requests import book
+from pipelines.generate.requests import request_source
 from pipelines.records.foreign_text import one_line
 from tests.asking import KEY, NAMES, Asking, asking, quick_folder, ready
 from tests.fakes.behavior import Behavior, Wire
@@ -72,7 +72,7 @@ def always(body: str | bytes, status: int = 200, **more: Any) -> Answers:
 
 
 def dearest(ask: Asking, name: str = "mine") -> float:
-    with book(ask.data, ask.experiments) as reading:
+    with request_source(ask.data, ask.experiments) as reading:
         costs = costs_of(ask.experiments.provider(name))
         return max(worst_cost(costs, request) or 0.0 for request in reading.requests(name))
 

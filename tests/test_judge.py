@@ -19,7 +19,7 @@ from pipelines.generate.answers import Answer
 from pipelines.generate.generate import GenerationResult
 from pipelines.generate.judge import chosen_judge, duels, family, judge, pairs
 from pipelines.generate.judge import verdict_of as duel_verdict
-from pipelines.generate.requests import book
+from pipelines.generate.requests import request_source
 from pipelines.generate.verdicts import grade, truth, verdict_in, without_tricks
 from pipelines.settings.providers import Judge, Provider
 from tests.asking import PRICE, Asking, asking, quick_folder, ready
@@ -111,9 +111,9 @@ def test_every_pair_on_the_same_cell_is_asked_in_both_orders(ask: Asking) -> Non
 
 
 def records_by_provider(ask: Asking) -> dict[str, Any]:
-    from pipelines.generate.requests import book
+    from pipelines.generate.requests import request_source
 
-    with book(ask.data, ask.experiments) as reading:
+    with request_source(ask.data, ask.experiments) as reading:
         return {name: list(reading.records(name)) for name in ("claude", "gpt")}
 
 
@@ -338,7 +338,7 @@ def test_what_older_code_asked_is_not_asked_again(ask: Asking) -> None:
     ask.configure(generation={"judge": {"max_cells": 2}})
     settings = ask.experiments.generation.judge
     assert settings
-    with book(ask.data, ask.experiments) as reading:
+    with request_source(ask.data, ask.experiments) as reading:
         before = [request for pair in pairs(reading, settings) for request in pair.earlier]
         for request in before:
             reading.journal.sending(request)

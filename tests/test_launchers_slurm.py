@@ -101,7 +101,7 @@ def test_a_node_that_is_lost_costs_one_attempt(project: TinyProject, fake: FakeS
         fake.scene(**({"node": "lost"} if running and not attempt.spec.after else {}))
 
     told = Told(lose)
-    finished, _ = train(on_slurm(project, python=stub).resolved(), project.key("base"), watch=told.watch)
+    finished, _ = train(on_slurm(project, python=stub).resolved(), project.key("base"), hooks=told.hooks)
     first, second = cells.attempts(project.data, project.key("base"))
     assert finished.run_id == second.run_id
     assert (first.status, second.status) == ("killed", "ok")
@@ -114,7 +114,7 @@ def test_a_python_that_is_not_there_is_a_row_that_says_so(project: TinyProject, 
 
 
 def outcome(project: TinyProject) -> tuple[str, str]:
-    attempt, _ = train(project.resolved(), project.key("base"), watch=Told().watch)
+    attempt, _ = train(project.resolved(), project.key("base"), hooks=Told().hooks)
     return attempt.status, attempt.result.detail
 
 

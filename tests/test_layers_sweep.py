@@ -20,7 +20,7 @@ from pipelines.export.cell import Wanted, export
 from pipelines.export.gguf_file import write_gguf
 from pipelines.export.native import LlamaCpp
 from pipelines.runs.cells import CellKey
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings.experiments import Model
 from pipelines.sweep import layers as sweeping
 from tests.fakes.planted import Lake, lake, row
@@ -172,8 +172,8 @@ def test_shortened_models_are_healed_compared_and_exported(
 ) -> None:
     clean_for(project)
     project.change(models={MODEL: {"source": {"path": str(deep(tmp_path / "whole"))}}})
-    quiet = Watch(say=lambda _message: None, launcher=InProcess())
-    monkeypatch.setattr(sweeping, "Watch", lambda **_: quiet)
+    quiet = RunHooks(say=lambda _message: None, launcher=InProcess())
+    monkeypatch.setattr(sweeping, "RunHooks", lambda **_: quiet)
     swept, said = sweeping.with_layers(project.now(), MODEL, [0, 2]), []
     rows = sweeping.run_sweep(swept, on_tick=lambda _: None, tell=said.append)
     assert [(one["dropped"], one["layers"], one["method"], one["status"]) for one in rows] == [
@@ -194,7 +194,7 @@ def test_shortened_models_are_healed_compared_and_exported(
     assert out.splitlines()[-8:][4].startswith(f"2,4,{rows[4]['dropped_layers']},base,none,ok,")
 
     resolved = swept.project.resolve()
-    made = export(resolved, CellKey(f"{MODEL}-drop2", "lora-r8", 1), Wanted(output=tmp_path / "out"), watch=quiet)
+    made = export(resolved, CellKey(f"{MODEL}-drop2", "lora-r8", 1), Wanted(output=tmp_path / "out"), hooks=quiet)
     assert made.ok, made.result.detail
     short_rows = [one for one in comparison_rows(resolved) if one["model"] == f"{MODEL}-drop2"]
     assert all("Without 2 of the layers of" in one["model_note"] for one in short_rows)

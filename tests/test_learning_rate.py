@@ -16,7 +16,7 @@ from pipelines.lake.files import write_json
 from pipelines.plan.seconds import training_flops
 from pipelines.runs import cells
 from pipelines.runs.progress import CellProgress
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.runs.worker import DivergedError
 from pipelines.train.cell import train
 from pipelines.train.trainer import search
@@ -76,8 +76,8 @@ def test_a_cell_that_was_killed_does_not_search_again(cleaned: TinyProject, monk
     expected = outcome(trained(cleaned, "lora-r8"))
     first = trained(cleaned, "lora-r8", kill_at(3))
     monkeypatch.setattr(search, "search", lambda *_: pytest.fail("searched again"))
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
-    again, _ = train(cleaned.resolved(), cleaned.key("lora-r8"), watch=watch)
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
+    again, _ = train(cleaned.resolved(), cleaned.key("lora-r8"), hooks=hooks)
     assert (again.result.resume or {})["run_id"] == first.run_id
     assert outcome(again) == expected
     names = ("learning_rate", "learning_rate_at_edge", "learning_rates_tried", "search_seconds")
@@ -140,9 +140,9 @@ def test_auto_goes_on_after_a_kill_in_the_midst_of_its_search_to_the_same_bits(
     with killed_in_trial(2, monkeypatch):
         first = trained(auto, "lora-r8")
     assert first.status == "killed" and "but for the learning rates that were tried" in first.result.detail
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     with killed_in_trial(10**6, monkeypatch) as again:
-        second, _ = train(auto.resolved(), auto.key("lora-r8"), watch=watch)
+        second, _ = train(auto.resolved(), auto.key("lora-r8"), hooks=hooks)
     assert again == tried[1:], "finished trials are not run again"
     assert outcome(second) == kept
     names = ("learning_rate", "learning_rate_at_edge", "learning_rates_tried")
@@ -162,9 +162,9 @@ def test_trials_of_other_packages_do_not_count(auto: TinyProject, monkeypatch: p
     journal = first.folder / "search.jsonl"
     lines = journal.read_text(encoding="utf-8").replace('"torch": "', '"torch": "1.')
     journal.write_text(lines + '7\n{"rate": 0.1, "st', encoding="utf-8")  # and what a kill or somebody left
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     with killed_in_trial(10**6, monkeypatch) as again:
-        assert train(auto.resolved(), auto.key("lora-r8"), watch=watch)[0].status == "ok"
+        assert train(auto.resolved(), auto.key("lora-r8"), hooks=hooks)[0].status == "ok"
     assert len(again) == 3
 
 
@@ -172,8 +172,8 @@ def test_with_too_few_steps_auto_is_the_default_and_the_row_says_shared(auto: Ti
     auto.change(methods={"lora-r8": {"epochs": 2}})
     attempt = trained(auto, "lora-r8", kill_at(16))
     assert attempt.result.measured["learning_rate"] == 1e-3, "what the profile names"
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
-    attempt, _ = train(auto.resolved(), auto.key("lora-r8"), watch=watch)
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
+    attempt, _ = train(auto.resolved(), auto.key("lora-r8"), hooks=hooks)
     assert attempt.status == "ok" and (
         attempt.result.measured["learning_rate"],
         attempt.result.learning_rate_source,

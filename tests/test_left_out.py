@@ -134,7 +134,12 @@ def test_a_model_that_reads_next_to_no_evaluation_record_costs_the_others_none(
     def kept(*, own: Path, most: int) -> int:
         readers = [("tiny", tiny_folder, 10_000), ("other", other, most)]
         told = [{"model": name, "folder": str(folder), "max_length": size, **ASKED} for name, folder, size in readers]
-        spec = {"root": str(tmp_path), "weights": str(own), "readers": told, "recipe": {"kind": "none", **ASKED}}
+        spec = {
+            "root": str(tmp_path),
+            "weights": str(own),
+            "tokenizers_to_fit": told,
+            "recipe": {"kind": "none", **ASKED},
+        }
         write_json(tmp_path / "spec.json", spec)
         return len(fitting_everywhere(Worker(tmp_path), records))
 

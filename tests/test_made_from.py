@@ -12,7 +12,7 @@ from pipelines.estimate.question import config_of
 from pipelines.export.cell import Wanted, export
 from pipelines.lake.weights_record import RECORD
 from pipelines.runs.cells import CellKey
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings import experiments as configuration
 from pipelines.train.cell import train
 from pipelines.train.provenance import base_of
@@ -21,7 +21,7 @@ from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
 from tests.tiny import save_tiny
 
-QUIET = Watch(say=lambda _message: None, launcher=InProcess())
+QUIET = RunHooks(say=lambda _message: None, launcher=InProcess())
 
 
 @pytest.fixture
@@ -95,10 +95,10 @@ def test_it_is_predicted_before_it_is_there_trained_published_and_exported(
     (predicted,) = estimates(project.now(), [("made", "lora-r8")], say=lambda _: None)
     assert predicted.because is None and not (project.data.models / "made").exists()
     resolved, key = project.resolved(), CellKey("made", "lora-r8", 1)
-    attempt, _ = train(resolved, key, watch=QUIET)
+    attempt, _ = train(resolved, key, hooks=QUIET)
     assert attempt.status == "ok", attempt.result.detail
     assert predicted.found["trainable"] == attempt.result.measured["trainable_params"]
-    made = export(resolved, key, Wanted(output=tmp_path / "out"), watch=QUIET)
+    made = export(resolved, key, Wanted(output=tmp_path / "out"), hooks=QUIET)
     assert made.ok, made.result.detail
     rows = {(row["model"], row["method"]): row for row in comparison_rows(project.resolved())}
     assert rows["made", "lora-r8"]["model_note"].endswith("Made for a test.")

@@ -17,7 +17,7 @@ from pipelines.compare.table import Row, comparison_rows
 from pipelines.compare.task_metrics import add_metrics
 from pipelines.errors import UsageError
 from pipelines.evaluate import answering
-from pipelines.evaluate.answering import Speaker
+from pipelines.evaluate.answering import PromptedModel
 from pipelines.evaluate.cell import evaluated_by, spec_of
 from pipelines.evaluate.endings import ended_pct, has_ended
 from pipelines.evaluate.guarded import GIVE_UP, json_value
@@ -327,27 +327,33 @@ def test_the_percentage_that_ended() -> None:
 
 def test_an_answer_of_a_model_says_whether_it_ended() -> None:
     recipe = {"kind": "none", "precision": "fp32", "quantization": None}
-    speaker = Speaker(tiny_model("llama"), PromptFormat(tiny_tokenizer(), "chat"), recipe, torch.device("cpu"))
-    prompt = speaker.form.prompt({"instruction": "For a nurse?", "input": "", "output": ""})
-    (free,) = answering.answer(speaker, [prompt], 12, exactly=True)
-    speaker.form.tokenizer.eos_token = speaker.form.tokenizer.convert_ids_to_tokens(free[3])
+    prompted_model = PromptedModel(
+        tiny_model("llama"), PromptFormat(tiny_tokenizer(), "chat"), recipe, torch.device("cpu")
+    )
+    prompt = prompted_model.form.prompt({"instruction": "For a nurse?", "input": "", "output": ""})
+    (free,) = answering.answer(prompted_model, [prompt], 12, exactly=True)
+    prompted_model.form.tokenizer.eos_token = prompted_model.form.tokenizer.convert_ids_to_tokens(free[3])
     end = free.index(free[3]) + 1
     for limit, ended in ((12, True), (end, True), (end - 1, False)):
-        (tokens,) = answering.answer(speaker, [prompt], limit)
-        assert answering.ended(speaker, tokens, limit) is ended, limit
+        (tokens,) = answering.answer(prompted_model, [prompt], limit)
+        assert answering.ended(prompted_model, tokens, limit) is ended, limit
 
 
 def test_an_answer_that_goes_on_with_the_next_block_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = {"kind": "none", "precision": "fp32", "quantization": None}
-    speaker = Speaker(tiny_model("llama"), PromptFormat(tiny_tokenizer(), "alpaca"), recipe, torch.device("cpu"))
-    prompt = speaker.form.prompt({"instruction": "For a nurse?", "input": "", "output": ""})
-    (whole,) = answering.answer(speaker, [prompt], 12)
-    assert answering.ended(speaker, whole, 12) is False
-    monkeypatch.setattr(answering, "NEXT_BLOCK", (speaker.form.tokenizer.decode(whole[4:6]),))
-    limit = len(answering.answer(speaker, [prompt], 12)[0])
+    prompted_model = PromptedModel(
+        tiny_model("llama"), PromptFormat(tiny_tokenizer(), "alpaca"), recipe, torch.device("cpu")
+    )
+    prompt = prompted_model.form.prompt({"instruction": "For a nurse?", "input": "", "output": ""})
+    (whole,) = answering.answer(prompted_model, [prompt], 12)
+    assert answering.ended(prompted_model, whole, 12) is False
+    monkeypatch.setattr(answering, "NEXT_BLOCK", (prompted_model.form.tokenizer.decode(whole[4:6]),))
+    limit = len(answering.answer(prompted_model, [prompt], 12)[0])
     assert limit < 12
-    (tokens,) = answering.answer(speaker, [prompt], limit)
-    assert len(tokens) == limit and answering.ended(speaker, tokens, limit), "its last tokens are the block's first"
+    (tokens,) = answering.answer(prompted_model, [prompt], limit)
+    assert len(tokens) == limit and answering.ended(prompted_model, tokens, limit), (
+        "its last tokens are the block's first"
+    )
 
 
 # published

@@ -23,7 +23,7 @@ from pipelines.lake.files import read_json, write_json
 from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from tests.asking import KEYS
 from tests.fakes import planted
 from tests.fakes.plant_lake import PORT
@@ -71,9 +71,9 @@ def _events(handle: int, folders: dict[int, str]) -> list[str]:
         except BlockingIOError:
             return sorted(found)
         while told:
-            watch, _, _, length = HEAD.unpack_from(told)
+            hooks, _, _, length = HEAD.unpack_from(told)
             name = told[HEAD.size : HEAD.size + length].rstrip(b"\0").decode()
-            found.add(f"{folders.get(watch, 'more than were kept')}/{name}")
+            found.add(f"{folders.get(hooks, 'more than were kept')}/{name}")
             told = told[HEAD.size + length :]
 
 
@@ -198,9 +198,9 @@ def test_an_adapter_that_was_changed_in_the_copy_is_the_one_that_is_evaluated(
     before = attempt.evaluations()[-1].result.measured["eval_bits_per_byte"]
     (adapter,) = attempt.model_folder.glob("*.safetensors")
     save_file({name: tensor * 50 for name, tensor in load_file(adapter).items()}, adapter)
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     with untouched(tmp_path / "old"):
-        again, _ = evaluate(cli.project_now().resolve(), key, force=True, watch=watch)
+        again, _ = evaluate(cli.project_now().resolve(), key, force=True, hooks=hooks)
     assert again.ok, again.result.detail
     assert again.result.measured["eval_bits_per_byte"] > before + 0.1
     assert (read_json(again.folder / "spec.json") or {})["root"] == str(tmp_path / "new" / "data")

@@ -24,7 +24,7 @@ from pipelines.nightly.due import due_cells
 from pipelines.nightly.night import begin
 from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import CellKey
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from tests.in_process import InProcess
 
 ARCHIVE = Path(__file__).parent / "fakes" / "lake-2026-11.tar.xz"
@@ -219,8 +219,8 @@ def test_weights_that_were_saved_then_still_measure_the_same(method: str, tmp_pa
     with unpacked(tmp_path) as data:
         (attempt,) = cells.attempts(data, CellKey("tiny", method, 2))
         before = attempt.evaluations()[-1].result.measured
-        watch = Watch(say=lambda _message: None, launcher=InProcess())
-        again, _ = evaluate(cli.project_now().resolve(), attempt.key, force=True, watch=watch)
+        hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
+        again, _ = evaluate(cli.project_now().resolve(), attempt.key, force=True, hooks=hooks)
         assert again.ok, again.result.status_detail
         for name in ("eval_bits_per_byte", "general_bits_per_byte"):
             assert again.result.measured[name] == pytest.approx(before[name], rel=1e-4)

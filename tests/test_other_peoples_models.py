@@ -12,7 +12,7 @@ from pipelines.evaluate import serving
 from pipelines.evaluate.cell import evaluate
 from pipelines.lake.files import read_jsonl
 from pipelines.runs.cells import Attempt, CellKey, Evaluation
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
@@ -73,9 +73,9 @@ def two(project: TinyProject, tmp_path: Path) -> TinyProject:
 
 def measured(project: TinyProject, model: str, method: str = "lora-r8") -> tuple[Attempt, Evaluation | None, list[str]]:
     said: list[str] = []
-    stage, key, watch = project.now(), CellKey(model, method, 1), Watch(say=said.append, launcher=InProcess())
-    attempt, _ = train(stage.resolve(), key, force=True, watch=watch)
-    evaluation = evaluate(stage.resolve(), key, watch=watch)[0] if attempt.status == "ok" else None
+    stage, key, hooks = project.now(), CellKey(model, method, 1), RunHooks(say=said.append, launcher=InProcess())
+    attempt, _ = train(stage.resolve(), key, force=True, hooks=hooks)
+    evaluation = evaluate(stage.resolve(), key, hooks=hooks)[0] if attempt.status == "ok" else None
     return attempt, evaluation, said
 
 

@@ -22,7 +22,7 @@ from pipelines.lake.paths import PROJECT
 from pipelines.lake.warehouse import arrow_table
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings import experiments as configuration
 from pipelines.settings.methods import traits_of
 from pipelines.train.cell import train
@@ -66,7 +66,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "PEFT's VERA with these settings on this",
     ),
 }
-QUIET = Watch(say=lambda _message: None, launcher=InProcess())
+QUIET = RunHooks(say=lambda _message: None, launcher=InProcess())
 
 
 @pytest.fixture
@@ -100,16 +100,16 @@ def test_an_adapter_by_configuration_alone_is_gone_on_with_to_the_same_bits(adap
     saved = load_file(undisturbed.model_folder / "adapter_model.safetensors")
     assert saved and all(tensor.isfinite().all() for tensor in saved.values())
     shutil.rmtree(key.folder(adapters.data))
-    killed, _ = train(resolved, key, watch=Watch(say=QUIET.say, launcher=kill_at(3)))
+    killed, _ = train(resolved, key, hooks=RunHooks(say=QUIET.say, launcher=kill_at(3)))
     assert killed.status == "killed" and "goes on after step 2" in killed.result.detail
-    attempt, _ = train(resolved, key, watch=QUIET)
+    attempt, _ = train(resolved, key, hooks=QUIET)
     assert weights_of(attempt) == expected
 
 
 @pytest.mark.parametrize("method", ["vera", pytest.param("ia3", marks=SLOW), pytest.param("dora", marks=SLOW)])
 def test_it_is_evaluated_merged_and_predicted(adapters: TinyProject, method: str, tmp_path: Path) -> None:
     key, resolved, attempt = adapters.key(method), adapters.resolved(), trained(adapters, method)
-    evaluation, _ = evaluate(resolved, key, watch=QUIET)
+    evaluation, _ = evaluate(resolved, key, hooks=QUIET)
     assert evaluation.ok, evaluation.result.detail
     assert [row["mode"] for row in read_jsonl(evaluation.folder / "serving.jsonl")] == ["attached"] * 2 + ["merged"] * 2
     (row,) = [row for row in comparison_rows(resolved) if row["method"] == method]
@@ -117,7 +117,7 @@ def test_it_is_evaluated_merged_and_predicted(adapters: TinyProject, method: str
     assert json.loads(row["peft"])["peft_type"] == traits_of(attempt.spec.recipe).peft_type
     assert row["rank"] == METHODS[method]["peft"].get("r") and row["fast_paths"].startswith("head, gates")
 
-    made = export(resolved, key, Wanted(output=tmp_path / "out"), watch=QUIET)
+    made = export(resolved, key, Wanted(output=tmp_path / "out"), hooks=QUIET)
     assert made.ok, made.result.detail
     assert made.result.measured["merged_bits_per_byte"] == pytest.approx(row["eval_bits_per_byte"], rel=1e-3)
     (predicted,) = estimates(adapters.now(), [(MODEL, method)], say=lambda _: None)
@@ -142,7 +142,7 @@ def test_it_goes_where_lora_goes_or_where_peft_puts_it(kind: str, modules: set[s
 
 def test_a_method_that_changes_the_base_when_it_begins_is_loaded_as_it_was_saved(adapters: TinyProject) -> None:
     attempt = trained(adapters, "pissa")
-    evaluation, _ = evaluate(adapters.resolved(), adapters.key("pissa"), watch=QUIET)
+    evaluation, _ = evaluate(adapters.resolved(), adapters.key("pissa"), hooks=QUIET)
     assert evaluation.ok, evaluation.result.detail
     noted = read_json(attempt.model_folder / CHECK) or {}
     assert len(noted["input_ids"]) > 20 and len(noted["before"]) == len(noted["after"]) == len(noted["input_ids"]) - 1
@@ -155,7 +155,7 @@ def test_an_adapter_that_is_not_what_was_trained_is_not_evaluated(adapters: Tiny
     if method == "vera":  # nothing of what was learned is in the file
         file = attempt.model_folder / "adapter_model.safetensors"
         save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}, file)
-    evaluation, _ = evaluate(adapters.resolved(), adapters.key(method), watch=QUIET)
+    evaluation, _ = evaluate(adapters.resolved(), adapters.key(method), hooks=QUIET)
     assert evaluation.result.status == "failed", evaluation.result.detail
     assert "the saved adapter, loaded again, is not what was trained" in evaluation.result.detail
 
@@ -186,11 +186,11 @@ def test_a_rank_or_alpha_that_is_no_number_spoils_no_table(given: object) -> Non
 def test_what_peft_cannot_merge_is_measured_attached(adapters: TinyProject, tmp_path: Path) -> None:
     assert trained(adapters, "prefix").status == "ok"
     resolved, key = adapters.resolved(), adapters.key("prefix")
-    evaluation, _ = evaluate(resolved, key, watch=QUIET)
+    evaluation, _ = evaluate(resolved, key, hooks=QUIET)
     assert evaluation.ok, evaluation.result.detail
     assert {row["mode"] for row in read_jsonl(evaluation.folder / "serving.jsonl")} == {"attached"}
     assert evaluation.result.measured["latency_mode"] == "attached"
-    made = export(resolved, key, Wanted(output=tmp_path / "out"), watch=QUIET)
+    made = export(resolved, key, Wanted(output=tmp_path / "out"), hooks=QUIET)
     assert made.result.status == "unavailable" and "PREFIX_TUNING puts tokens of its own" in made.result.detail
     assert not list((tmp_path / "out").glob("*"))
 
@@ -269,7 +269,7 @@ def test_every_adapter_of_peft_is_ok_or_says_why_not(
     if attempt.status == "unavailable":
         assert kind in attempt.result.detail and len(attempt.result.detail) > 40
         return
-    evaluation, _ = evaluate(adapters.resolved(), adapters.key("any"), watch=QUIET)
+    evaluation, _ = evaluate(adapters.resolved(), adapters.key("any"), hooks=QUIET)
     assert evaluation.ok, evaluation.result.detail
     assert len(cells.attempts(adapters.data, adapters.key("any"))) == 1
 

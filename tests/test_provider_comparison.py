@@ -15,7 +15,7 @@ from pipelines.compare.columns.providers import OUTCOMES
 from pipelines.compare.providers import provider_rows
 from pipelines.compare.tables import all_tables
 from pipelines.generate import coverage
-from pipelines.generate.requests import book
+from pipelines.generate.requests import request_source
 from tests.asking import MILLION, PRICE, Asking, asking, quick_folder, ready
 from tests.fakes.behavior import Behavior, Fault, Wire
 from tests.fakes.llm_server import Reply, chat_server, completion
@@ -159,7 +159,7 @@ def test_only_cells_that_all_were_asked_count(ask: Asking) -> None:
     cleaned(ask)
     found = rows(ask)
     assert [(row["cells"], row["requested"], row["answered"]) for row in found.values()] == [(4, 4, 4)] * 2
-    with book(ask.data, ask.experiments) as reading:
+    with request_source(ask.data, ask.experiments) as reading:
         cells = {one.request.cell for one in reading.asked("gpt")}
         records = [r.value["output"] for one, r in reading.records("claude") if one.request.cell in cells]
     words = [text.lower().replace(".", "").replace(",", "").split() for text in records]

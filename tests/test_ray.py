@@ -24,7 +24,7 @@ from pipelines.runs.checkpoints import whole
 from pipelines.runs.command import CellCommand
 from pipelines.runs.launchers.ray.jobs import JobServer
 from pipelines.runs.launchers.ray.launcher import FORCE_SECONDS, STOP_SECONDS
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
@@ -82,7 +82,7 @@ class Told:
 
     def __init__(self, act: Callable[[Attempt], None] = lambda _attempt: None) -> None:
         self.said: list[str] = []
-        self.watch = Watch(say=self.said.append, on_tick=act)
+        self.hooks = RunHooks(say=self.said.append, on_tick=act)
 
 
 def last_step(folder: Path) -> int:
@@ -101,12 +101,12 @@ def test_through_s3_a_cell_trains_is_evaluated_and_no_key_stays_anywhere(
 
     project = on_ray(storage=f"s3://{BUCKET}/tiny")
     stage, told = project.now(), Told()
-    attempt, _ = train(stage.resolve(), project.key("lora-r8"), watch=told.watch)
+    attempt, _ = train(stage.resolve(), project.key("lora-r8"), hooks=told.hooks)
     assert (attempt.status, attempt.result.detail) == ("ok", "")
     assert attempt.result.device and attempt.result.launcher == "ray"
     assert attempt.curve()[-1]["step"] == attempt.result.measured["steps"]
     assert (attempt.model_folder / "adapter_model.safetensors").exists()
-    found, _ = evaluate(stage.resolve(), project.key("lora-r8"), watch=told.watch)
+    found, _ = evaluate(stage.resolve(), project.key("lora-r8"), hooks=told.hooks)
     assert found.ok and found.answers() and found.result.device == attempt.result.device
     objects = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="tiny/")["Contents"]
     assert not [one["Key"] for one in objects if "/jobs/" in one["Key"]]  # cleared; the inputs stay
@@ -136,7 +136,7 @@ def test_a_node_that_dies_mid_cell_costs_the_steps_since_the_last_checkpoint(
             cluster.tell("add")
 
     told = Told(kill)
-    finished, _ = train(project.resolved(), project.key("lora-r8"), watch=told.watch)
+    finished, _ = train(project.resolved(), project.key("lora-r8"), hooks=told.hooks)
     first, second = cells.attempts(project.data, project.key("lora-r8"))
     assert killed and finished.run_id == second.run_id
     assert (first.status, second.status) == ("killed", "ok")
@@ -162,7 +162,7 @@ def test_no_capacity_waits_and_says_why_and_a_cancel_then_leaves_nothing(
 
     told = Told(cancel)
     with pytest.raises(KeyboardInterrupt):
-        train(project.resolved(), project.key("base"), watch=told.watch)
+        train(project.resolved(), project.key("base"), hooks=told.hooks)
     assert any("asks for 3 CPU; no node has so much" in line and "1 CPU" in line for line in told.said)
     attempt = cells.latest(project.data, project.key("base"))
     assert attempt and attempt.status == "killed"
@@ -184,7 +184,7 @@ def test_a_cancel_stops_the_job_within_ten_seconds_and_keeps_a_checkpoint(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(project.resolved(), project.key("lora-r8"), watch=Told(cancel).watch)
+        train(project.resolved(), project.key("lora-r8"), hooks=Told(cancel).hooks)
     took = time.monotonic() - began[0]
     attempt = cells.latest(project.data, project.key("lora-r8"))
     assert attempt
@@ -217,7 +217,7 @@ def test_a_driver_that_is_killed_finds_its_job_again(
         driver.wait()
     assert latest().status == "lost"
     told = Told()
-    finished, reused = train(project.resolved(), project.key("lora-r8"), watch=told.watch)
+    finished, reused = train(project.resolved(), project.key("lora-r8"), hooks=told.hooks)
     assert (finished.status, reused) == ("ok", False)
     assert [attempt.run_id for attempt in cells.attempts(project.data, project.key("lora-r8"))] == [finished.run_id]
     assert any("found again, not started twice" in line for line in told.said)
@@ -235,7 +235,7 @@ def test_a_cell_of_two_processes_is_one_job_that_asks_for_both(
     project = on_ray(storage=f"s3://{BUCKET}/ranks")
     cluster.tell("add", {"num_cpus": 2})
     project.change(profiles={"local": {"devices": 2, "sharding": "ddp"}})
-    attempt, _ = train(project.resolved(), project.key("lora-r8"), watch=Told().watch)
+    attempt, _ = train(project.resolved(), project.key("lora-r8"), hooks=Told().hooks)
     assert (attempt.status, attempt.result.detail) == ("ok", "")
     assert (read_json(attempt.folder / "job.json") or {})["asked"]["num_cpus"] == 2
     assert str(attempt.result.device).endswith("× 2, ddp")
@@ -264,7 +264,7 @@ def test_no_bucket_and_no_shared_folder_are_rows_that_say_so(
             (command.folder / "job.json").rename(command.folder / "not-seen.json")
             return running
 
-    attempt, _ = train(project.resolved(), CellKey(MODEL, "base", 2), watch=Watch(launcher=Hidden()))
+    attempt, _ = train(project.resolved(), CellKey(MODEL, "base", 2), hooks=RunHooks(launcher=Hidden()))
     assert attempt.status == "unavailable"
     assert "must be a folder that every node sees" in attempt.result.detail
     project.change(profiles={"local": {"ray": {"python": "/no/such/python"}}})
@@ -286,7 +286,7 @@ def test_a_head_that_dies_is_a_row_and_what_was_done_is_kept(
                 own.tell("kill head")
                 killed.append(time.monotonic())
 
-        attempt, _ = train(project.resolved(), project.key("lora-r8"), watch=Told(kill).watch)
+        attempt, _ = train(project.resolved(), project.key("lora-r8"), hooks=Told(kill).hooks)
         print(f"head dead: row after {time.monotonic() - killed[0]:.0f} s: {attempt.result.detail}")
     assert attempt.status == "killed"
     assert "no Ray job server answers" in attempt.result.detail

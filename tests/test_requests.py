@@ -13,7 +13,7 @@ from pipelines.generate.answers import Usage
 from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import Request
 from pipelines.generate.prices import OVERHEAD_TOKENS, batch_share, costs_of, worst_cost, worst_usage
-from pipelines.generate.requests import book
+from pipelines.generate.requests import request_source
 from pipelines.settings.providers import Provider
 from tests.asking import Asking, asking, quick_folder, ready
 from tests.fakes.behavior import Behavior, Fault
@@ -29,7 +29,7 @@ def ask(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aski
 
 
 def asked(ask: Asking, name: str) -> list[Request]:
-    with book(ask.data, ask.experiments) as reading:
+    with request_source(ask.data, ask.experiments) as reading:
         return reading.requests(name)
 
 

@@ -22,7 +22,7 @@ from pipelines.runs import cells, checkpoints
 from pipelines.runs.cells import Attempt
 from pipelines.runs.command import CellCommand, Ending
 from pipelines.runs.result import outlook
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from pipelines.train.trainer import checkpoint
 from pipelines.train.trainer.devices.ranks import Ranks
@@ -45,8 +45,8 @@ def cleaned(project: TinyProject) -> TinyProject:
 
 
 def attempt_at(project: TinyProject, method: str, launcher: Any = None, **options: Any) -> Attempt:
-    watch = Watch(say=lambda _message: None, launcher=launcher or InProcess())
-    return train(project.resolved(), project.key(method), watch=watch, **options)[0]
+    hooks = RunHooks(say=lambda _message: None, launcher=launcher or InProcess())
+    return train(project.resolved(), project.key(method), hooks=hooks, **options)[0]
 
 
 def outcome(attempt: Attempt) -> tuple[dict[str, bytes], list[tuple[Any, ...]]]:

@@ -19,7 +19,7 @@ from pipelines.nightly.due import Due, due_cells
 from pipelines.nightly.night import Done
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.runs.status import Status
 from pipelines.settings.experiments import Nightly
 from pipelines.train.cell import train
@@ -185,8 +185,8 @@ def test_the_nights_request_says_that_it_is_for_the_speed(lake: Lake) -> None:
 
 
 def at(project: TinyProject, method: str, launcher: InProcess | None = None, **options: Any) -> Attempt:
-    watch = Watch(say=lambda _message: None, launcher=launcher or InProcess())
-    return train(project.resolved(), project.key(method), watch=watch, **options)[0]
+    hooks = RunHooks(say=lambda _message: None, launcher=launcher or InProcess())
+    return train(project.resolved(), project.key(method), hooks=hooks, **options)[0]
 
 
 def weights(attempt: Attempt) -> dict[str, bytes]:
@@ -219,8 +219,8 @@ def test_a_re_timing_that_is_killed_costs_the_good_model_nothing(project: TinyPr
     assert cells.latest(project.data, project.key("lora-r8")) == good and weights(good) == saved
     assert good.model_folder not in [found.path for found in prune.leftovers(project.now())]
     assert at(project, "lora-r8") == good, "it is current, so nothing is trained"
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
-    assert evaluate(project.resolved(), project.key("lora-r8"), watch=watch)[0].attempt == good
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
+    assert evaluate(project.resolved(), project.key("lora-r8"), hooks=hooks)[0].attempt == good
     project.change(methods={"lora-r8": {"weight_decay": 0.5}})
     other = at(project, "lora-r8", retime=True)
     assert other.status == "ok" and other.retimes is None, "another recipe is another row, not another time"

@@ -25,7 +25,7 @@ from pipelines.retrieval import rewrites
 from pipelines.retrieval.embedding_model import NOT_CONFIGURED
 from pipelines.runs import cells, devices
 from pipelines.runs.cells import Attempt, Evaluation
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings.experiments import EvaluationSettings, Judging, Method, load
 from pipelines.settings.retrieval import Embeddings
 from pipelines.train.trainer.conversations import question
@@ -35,7 +35,7 @@ from tests.fakes.provider import FakeProvider, fake_provider
 from tests.in_process import InProcess, clean_for, trained
 from tests.project import MODEL, TinyProject, make_project
 
-QUIET = Watch(say=lambda _message: None, launcher=InProcess())
+QUIET = RunHooks(say=lambda _message: None, launcher=InProcess())
 SMALL = {"general_texts": 0, "latency_answers": 0, "serving_batch": 0, "answers": 5, "max_new_tokens": 4}
 # in the file, which is sorted, they stand before the base
 ARMS = {
@@ -76,7 +76,7 @@ def project(evaluated: TinyProject, tmp_path: Path) -> TinyProject:
 
 
 def measured(project: TinyProject, method: str) -> Evaluation:
-    evaluation, _ = evaluate(project.resolved(), project.key(method), watch=QUIET)
+    evaluation, _ = evaluate(project.resolved(), project.key(method), hooks=QUIET)
     assert evaluation.ok, evaluation.result.detail
     return evaluation
 
@@ -123,7 +123,7 @@ def test_what_was_found_stands_in_losses_and_answers_and_is_kept(evaluated: Tiny
 
 def test_the_same_arm_again_finds_the_same(evaluated: TinyProject) -> None:
     first = measured(evaluated, "a-bm25").folder
-    again, reused = evaluate(evaluated.resolved(), evaluated.key("a-bm25"), watch=QUIET, force=True)
+    again, reused = evaluate(evaluated.resolved(), evaluated.key("a-bm25"), hooks=QUIET, force=True)
     assert not reused and again.folder != first
     for name in ("retrieved.jsonl", "losses.jsonl"):
         assert (again.folder / name).read_bytes() == (first / name).read_bytes()

@@ -16,7 +16,7 @@ from pipelines.project import TRAINS
 from pipelines.runs import code
 from pipelines.runs.code import closure, code_fingerprint, hash_of
 from pipelines.runs.command import CellCommand
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from tests.in_process import Ended, clean_for
 from tests.project import TinyProject
@@ -133,7 +133,7 @@ class Telling:
 
 def test_what_a_training_child_really_imports_is_covered(project: TinyProject):
     launcher = Telling()
-    attempt, _ = train(clean_for(project).resolved(), project.key("lora-r8"), watch=Watch(launcher=launcher))
+    attempt, _ = train(clean_for(project).resolved(), project.key("lora-r8"), hooks=RunHooks(launcher=launcher))
     assert attempt.status == "ok", attempt.result
     assert PROJECT / "pipelines/train/trainer/loop.py" in launcher.imported
     assert launcher.imported <= set(closure(TRAINS))

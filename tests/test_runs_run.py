@@ -21,7 +21,7 @@ from pipelines.lake.paths import device_locks
 from pipelines.runs.cells import CellKey, attempts
 from pipelines.runs.command import CellCommand, Ending, RunningCommand
 from pipelines.runs.result import RunResult, result_in
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.train.cell import train
 from pipelines.tune.tune import tune
@@ -75,31 +75,31 @@ class Scripts:
         return Scripted(end)
 
 
-def trained(lake: Lake, watch: Watch) -> None:
-    train(lake.resolved(), KEY, watch=watch)
+def trained(lake: Lake, hooks: RunHooks) -> None:
+    train(lake.resolved(), KEY, hooks=hooks)
 
 
-def evaluated(lake: Lake, watch: Watch) -> None:
+def evaluated(lake: Lake, hooks: RunHooks) -> None:
     lake.cell("base")
     lake.trained(KEY.method)
-    evaluate(lake.resolved(), KEY, watch=watch)
+    evaluate(lake.resolved(), KEY, hooks=hooks)
 
 
-def exported(lake: Lake, watch: Watch) -> None:
+def exported(lake: Lake, hooks: RunHooks) -> None:
     lake.trained(KEY.method)
-    export(lake.resolved(), KEY, Wanted(), watch=watch)
+    export(lake.resolved(), KEY, Wanted(), hooks=hooks)
 
 
-def measured(lake: Lake, watch: Watch) -> None:
+def measured(lake: Lake, hooks: RunHooks) -> None:
     lake.trained(KEY.method)
-    measure(lake.resolved(), KEY, ["nf4"], watch=watch)
+    measure(lake.resolved(), KEY, ["nf4"], hooks=hooks)
 
 
-def tried(lake: Lake, watch: Watch) -> None:
-    tune(lake.resolved(), KEY, trials=1, watch=watch, tell=lambda _: None)
+def tried(lake: Lake, hooks: RunHooks) -> None:
+    tune(lake.resolved(), KEY, trials=1, hooks=hooks, tell=lambda _: None)
 
 
-KINDS: dict[str, Callable[[Lake, Watch], None]] = {
+KINDS: dict[str, Callable[[Lake, RunHooks], None]] = {
     "training": trained, "evaluation": evaluated, "export": exported, "bit widths": measured, "trial": tried,
 }  # fmt: skip
 LOST = "node n1 died while it ran there"
@@ -142,7 +142,7 @@ def result_of(lake: Lake, kind: str, end: End) -> tuple[RunResult, Path]:
     with suppress(
         KeyboardInterrupt, DagsterExecutionInterruptedError, ArithmeticError, WorkError, IndexError
     ):  # of a trial that ended well without a curve
-        KINDS[kind](lake, Watch(say=lambda _: None, launcher=starter))
+        KINDS[kind](lake, RunHooks(say=lambda _: None, launcher=starter))
     return result_in(starter.folders[-1]), starter.folders[-1]
 
 
@@ -164,7 +164,7 @@ def test_weights_that_cannot_be_had_make_a_run_unavailable(lake: Lake, monkeypat
 
     monkeypatch.setattr(store, "fetch", refuse)
     starter = Scripts(End({"status": "ok"}))
-    KINDS[kind](lake, Watch(say=lambda _: None, launcher=starter))
+    KINDS[kind](lake, RunHooks(say=lambda _: None, launcher=starter))
     assert not starter.folders, "nothing was started"
     results = [path.parent for path in lake.data.lake.rglob("result.json")]
     made = [result_in(folder) for folder in results if not folder.name.endswith(PLANTED)]
@@ -176,7 +176,7 @@ def test_weights_that_cannot_be_had_make_a_run_unavailable(lake: Lake, monkeypat
 def test_a_cell_that_lost_its_node_is_run_once_more(lake: Lake, kind: str):
     end, _ = ENDS["a lost node"]
     starter = Scripts(end)
-    KINDS[kind](lake, Watch(say=lambda _: None, launcher=starter))
+    KINDS[kind](lake, RunHooks(say=lambda _: None, launcher=starter))
     first, second = starter.folders
     assert result_in(first).reason == result_in(second).reason == "node_lost"
     if kind == "training":
@@ -190,7 +190,7 @@ def test_two_data_roots_share_the_device(tmp_path: Path, lake: Lake):
     ended = threading.Event()
 
     def go() -> None:
-        train(lake.resolved(), KEY, watch=Watch(say=said.append, launcher=Scripts(End({"status": "ok"}))))
+        train(lake.resolved(), KEY, hooks=RunHooks(say=said.append, launcher=Scripts(End({"status": "ok"}))))
         ended.set()
 
     other = tmp_path / "another root"

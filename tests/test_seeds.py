@@ -29,7 +29,7 @@ from pipelines.compare.table import Row, comparison
 from pipelines.evaluate.cell import evaluate
 from pipelines.lake.files import read_jsonl
 from pipelines.runs.cells import Attempt, CellKey
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from pipelines.train.trainer import batches
 from tests.fakes import planted
@@ -335,8 +335,8 @@ def test_a_seed_decides_the_order_and_nothing_else_of_the_steps() -> None:
 def final_weights(project: TinyProject, method: str, seed: int) -> tuple[Attempt, dict[str, Any]]:
     from safetensors.torch import load_file
 
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
-    attempt, _ = train(project.resolved(), CellKey(MODEL, method, seed), force=True, watch=watch)
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
+    attempt, _ = train(project.resolved(), CellKey(MODEL, method, seed), force=True, hooks=hooks)
     assert attempt.status == "ok", attempt.result.status_detail
     (file,) = attempt.model_folder.glob("*.safetensors")
     return attempt, load_file(file)
@@ -387,8 +387,8 @@ def test_a_seed_changes_the_first_weights_of_an_adapter(cleaned: TinyProject) ->
 @pytest.mark.slow
 def test_a_seed_changes_nothing_that_a_cell_is_measured_on(cleaned: TinyProject) -> None:
     (one, first), (other, _) = (final_weights(cleaned, "lora-r8", seed) for seed in (1, 2))
-    watch = Watch(say=lambda _message: None, launcher=InProcess())
-    evaluations = [evaluate(cleaned.resolved(), attempt.key, watch=watch)[0] for attempt in (one, other)]
+    hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
+    evaluations = [evaluate(cleaned.resolved(), attempt.key, hooks=hooks)[0] for attempt in (one, other)]
     assert len({found.result.measured["eval_set"] for found in evaluations}) == 1
     examples = [[row["example_id"] for row in read_jsonl(found.folder / "losses.jsonl")] for found in evaluations]
     assert examples[0] == examples[1] != []

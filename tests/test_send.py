@@ -311,10 +311,10 @@ def test_a_dead_provider_stops_and_never_holds_the_other_up(both: Asking, how: s
     both.server.behavior = Behavior(script=always("hang", only="openai"))
     seen: list[tuple[int, bool]] = []
 
-    def watch(snapshot: send.Snapshot) -> None:
+    def hooks(snapshot: send.Snapshot) -> None:
         seen.append((snapshot.tallies["claude"].answered, snapshot.tallies["gpt"].stopped is not None))
 
-    result = both.generate(progress=watch)
+    result = both.generate(progress=hooks)
     assert result.providers["claude"].answered == 30
     assert "failures in a row" in stopped(result)
     # How far the other comes until then depends on how busy the machine is; held up it would not have begun.

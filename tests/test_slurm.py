@@ -54,7 +54,7 @@ def test_a_cell_trains_as_it_does_locally_and_no_key_goes_along(
 def test_a_cell_of_two_processes_is_one_job_that_asks_for_both(project: TinyProject, node: SlurmNode) -> None:
     on_slurm(project)
     project.change(profiles={"local": {"devices": 2, "sharding": "ddp"}})
-    attempt, _ = train(project.resolved(), project.key("lora-r8"), watch=Told().watch)
+    attempt, _ = train(project.resolved(), project.key("lora-r8"), hooks=Told().hooks)
     assert attempt.status == "ok", attempt.result.detail
     assert order_of(attempt)["asked"]["cpus"] == 2
     assert str(attempt.result.device).endswith("× 2, ddp")
@@ -79,7 +79,7 @@ def test_a_python_that_is_not_there_is_a_row_that_says_so(project: TinyProject, 
 
 
 def test_a_cell_over_its_memory_is_out_of_memory(project: TinyProject, node: SlurmNode) -> None:
-    attempt, _ = train(on_slurm(project, memory_gb=0.2).resolved(), project.key("lora-r8"), watch=Told().watch)
+    attempt, _ = train(on_slurm(project, memory_gb=0.2).resolved(), project.key("lora-r8"), hooks=Told().hooks)
     print(attempt.result.detail)
     assert attempt.status == "out_of_memory"
 
@@ -90,17 +90,17 @@ def test_a_job_that_is_cancelled_from_outside_is_a_row_with_a_way_on(project: Ti
             slurm.run("scancel", order_of(attempt)["id"])
 
     told = Told(cancel)
-    attempt, _ = train(on_slurm(project, training=on.LONG).resolved(), project.key("lora-r8"), watch=told.watch)
+    attempt, _ = train(on_slurm(project, training=on.LONG).resolved(), project.key("lora-r8"), hooks=told.hooks)
     print(attempt.result.detail)
     assert attempt.status == "killed" and "the next run goes on after step" in attempt.result.detail
     assert (job := job_of(attempt)) and job.state == "CANCELLED"
 
 
 def test_what_slurm_refuses_is_a_row_with_its_words(project: TinyProject, node: SlurmNode) -> None:
-    attempt, _ = train(on_slurm(project, memory_gb=1000).resolved(), project.key("base"), watch=Told().watch)
+    attempt, _ = train(on_slurm(project, memory_gb=1000).resolved(), project.key("base"), hooks=Told().hooks)
     print(attempt.result.detail)
     assert attempt.status == "unavailable" and "Requested node configuration is not available" in attempt.result.detail
-    attempt, _ = train(on_slurm(project, partition="big").resolved(), project.key("base"), watch=Told().watch)
+    attempt, _ = train(on_slurm(project, partition="big").resolved(), project.key("base"), hooks=Told().hooks)
     assert attempt.status == "unavailable" and "Invalid partition name specified" in attempt.result.detail
 
 
@@ -123,7 +123,7 @@ def test_a_node_that_is_lost_costs_the_steps_since_the_last_checkpoint(project: 
 
     told = Told(lose)
     with pytest.raises(KeyboardInterrupt):
-        train(on_slurm(project, training=on.LONG).resolved(), project.key("lora-r8"), watch=told.watch)
+        train(on_slurm(project, training=on.LONG).resolved(), project.key("lora-r8"), hooks=told.hooks)
     first, second = cells.attempts(project.data, project.key("lora-r8"))
     print(first.result.detail)
     assert first.status == "killed" and "NODE_FAIL" in first.result.detail
@@ -138,10 +138,10 @@ def test_a_controller_that_dies_costs_nothing_while_the_cell_runs(project: TinyP
             own.kill("slurmctld")
             (own.folder / "slurmctld.pid").unlink()
 
-    attempt, _ = train(on_slurm(project).resolved(), project.key("lora-r8"), watch=Told(kill).watch)
+    attempt, _ = train(on_slurm(project).resolved(), project.key("lora-r8"), hooks=Told(kill).hooks)
     assert attempt.status == "ok", attempt.result.detail
     began = time.monotonic()
-    attempt, _ = train(project.resolved(), project.key("full"), watch=Told().watch)
+    attempt, _ = train(project.resolved(), project.key("full"), hooks=Told().hooks)
     print(f"controller down: {time.monotonic() - began:.0f} s: {attempt.result.detail}", file=sys.stderr)
     assert attempt.status == "unavailable" and "does not answer" in attempt.result.detail
     wait_for(lambda: is_gone(attempt.folder))

@@ -11,14 +11,14 @@ from pipelines.evaluate.cell import evaluate
 from pipelines.lake.paths import PROJECT
 from pipelines.project import Project, Resolved
 from pipelines.runs.cells import CellKey
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings import experiments as configuration
 from pipelines.settings.experiments import Experiments
 from pipelines.train.cell import train
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
 
-QUIET = Watch(say=lambda _message: None, launcher=InProcess())
+QUIET = RunHooks(say=lambda _message: None, launcher=InProcess())
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def run(project: TinyProject, profile: str) -> list[bool]:
     """Make the profile's cells current; of each whether nothing had to be done for it."""
     resolved, reused = under(project, profile), []
     for key in [CellKey(model, method, 1) for model, method in resolved.project.grid]:
-        reused += [train(resolved, key, watch=QUIET)[1], evaluate(resolved, key, watch=QUIET)[1]]
+        reused += [train(resolved, key, hooks=QUIET)[1], evaluate(resolved, key, hooks=QUIET)[1]]
     return reused
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.errors import UnavailableError
 from pipelines.runs import trackers
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from tests.in_process import InProcess, clean_for, kill_at, trained
 from tests.project import TinyProject
@@ -43,7 +43,7 @@ def test_tensorboard_shows_every_point_also_those_before_a_kill(project: TinyPro
     clean_for(project)
     trained(project, "lora-r8", kill_at(3))
     attempt, _ = train(
-        project.resolved(), project.key("lora-r8"), watch=Watch(say=lambda _: None, launcher=InProcess())
+        project.resolved(), project.key("lora-r8"), hooks=RunHooks(say=lambda _: None, launcher=InProcess())
     )
     assert attempt.result.resume
     shown = scalars(attempt.folder / trackers.FOLDER)

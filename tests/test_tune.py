@@ -10,7 +10,7 @@ from pipelines.errors import UsageError, WorkError
 from pipelines.lake.files import read_json, write_json, write_jsonl
 from pipelines.runs.cells import CellKey
 from pipelines.runs.command import CellCommand
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings.experiments import load
 from pipelines.tune.tune import Range, tune
 from pipelines.upkeep.prune import leftovers, remove
@@ -43,8 +43,8 @@ class Invented:
 
 def run(project: TinyProject, launcher: Any, trials: int, **options: Any) -> tuple[Any, list[str]]:
     said: list[str] = []
-    watch = Watch(say=lambda _message: None, launcher=launcher)
-    found = tune(project.resolved(), project.key("lora-r8"), trials=trials, watch=watch, tell=said.append, **options)
+    hooks = RunHooks(say=lambda _message: None, launcher=launcher)
+    found = tune(project.resolved(), project.key("lora-r8"), trials=trials, hooks=hooks, tell=said.append, **options)
     return found, said
 
 
@@ -136,8 +136,8 @@ def test_an_earlier_versions_trials_count_and_those_of_another_recipe_or_seed_do
     found, said = run(project, changed, 2)
     assert len(changed.rates) == 2 == found.trials and "other data, another recipe" in said[0]
     other_seed = Invented()
-    watch = Watch(say=lambda _message: None, launcher=other_seed)
-    tune(project.resolved(), CellKey("smollm2-135m", "lora-r8", 2), trials=1, watch=watch, tell=said.append)
+    hooks = RunHooks(say=lambda _message: None, launcher=other_seed)
+    tune(project.resolved(), CellKey("smollm2-135m", "lora-r8", 2), trials=1, hooks=hooks, tell=said.append)
     assert len(other_seed.rates) == 1
 
 

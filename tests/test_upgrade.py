@@ -9,14 +9,14 @@ from pipelines.lake.files import read_json, write_json
 from pipelines.nightly.due import due_cells
 from pipelines.project import Project
 from pipelines.runs.cells import Attempt, CellKey
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from pipelines.upkeep.upgrade import noticed
 from tests.fakes import planted
 from tests.fakes.planted import Lake
 
 EARLIER = {"code": "of-yesterday"}
-QUIET = Watch(say=lambda _: None)
+QUIET = RunHooks(say=lambda _: None)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_rows_of_earlier_code_are_shown_as_stale_by_code_alone(upgraded: Lake):
 def test_no_night_and_no_run_of_the_whole_makes_them_again(upgraded: Lake):
     assert due_cells(upgraded.resolved()) == []
     rerun_for = upgraded.project.experiments.nightly.rerun_for
-    _, reused = train(upgraded.resolved(), CellKey("tiny", "full", 1), watch=QUIET, rerun_for=rerun_for)
+    _, reused = train(upgraded.resolved(), CellKey("tiny", "full", 1), hooks=QUIET, rerun_for=rerun_for)
     assert reused
 
 

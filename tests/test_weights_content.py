@@ -22,7 +22,7 @@ from pipelines.nightly.due import why_due
 from pipelines.project import Resolved
 from pipelines.runs import checkpoints
 from pipelines.runs.cells import Attempt, latest
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.train import cell
 from pipelines.train.cell import train
@@ -31,7 +31,7 @@ from pipelines.weights.content import content_of
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject, make_project
 
-WATCH = Watch(say=lambda _message: None, launcher=InProcess())
+WATCH = RunHooks(say=lambda _message: None, launcher=InProcess())
 
 
 def content(folder: Path, record: Path | None = None) -> str | None:
@@ -84,8 +84,8 @@ class Made:
 
 def run(project: TinyProject, method: str) -> None:
     resolved = project.resolved()
-    train(resolved, project.key(method), watch=WATCH)
-    evaluate(resolved, project.key(method), watch=WATCH)
+    train(resolved, project.key(method), hooks=WATCH)
+    evaluate(resolved, project.key(method), hooks=WATCH)
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +190,9 @@ def test_other_weights_under_one_path_are_another_recipe(made: Made) -> None:
     assert resolved.changed(lora) == resolved.changed(base) == ["recipe"]
     assert why_due(resolved, key, evaluated_by(resolved)) == "stale: recipe"
     for refused in (
-        lambda: evaluate(resolved, key, watch=WATCH),
-        lambda: export(resolved, key, Wanted(), watch=WATCH),
-        lambda: bit_widths.measure(resolved, key, ["fp32"], watch=WATCH),
+        lambda: evaluate(resolved, key, hooks=WATCH),
+        lambda: export(resolved, key, Wanted(), hooks=WATCH),
+        lambda: bit_widths.measure(resolved, key, ["fp32"], hooks=WATCH),
     ):
         with pytest.raises(UsageError, match="made with other weights or another tokenizer than"):
             refused()
@@ -212,7 +212,7 @@ def test_a_copied_root_and_a_copied_folder_stay_current(first: Made, made: Made)
     attempt, resolved = made.attempt("lora-r8"), made.project.resolved()
     assert attempt.spec.recipe["source"] != resolved.plan(attempt.key).recipe["source"]
     assert resolved.changed(attempt) == []
-    again, reused = evaluate(resolved, attempt.key, watch=WATCH)
+    again, reused = evaluate(resolved, attempt.key, hooks=WATCH)
     assert again.ok and reused
     assert spec_of(resolved, attempt).weights == str(made.folder) != str(first.folder)
 
@@ -227,10 +227,10 @@ def test_an_interrupted_cell_does_not_go_on_on_other_weights(made: Made) -> None
     checkpoint.mkdir(parents=True)
     (checkpoint / checkpoints.STATE).write_text("{}", encoding="utf-8")
     said: list[str] = []
-    watch = replace(WATCH, say=said.append)
+    hooks = replace(WATCH, say=said.append)
 
     def next_attempt() -> RunSpec:
-        return spec_in(cell._next_attempt(made.project.resolved(), attempt.key, watch).folder)
+        return spec_in(cell._next_attempt(made.project.resolved(), attempt.key, hooks).folder)
 
     goes_on = next_attempt()
     assert (goes_on.resume or {})["run_id"] == attempt.run_id and not said

@@ -74,7 +74,7 @@ class _Answers:
 
     def __init__(self, say: Say, stopped: set[int], budget_gb: float | None) -> None:
         self._say, self._stopped, self._budget_gb = say, stopped, budget_gb
-        self._speakers: Any = None
+        self._loaded: Any = None
 
     def to(self, request: Json) -> None:
         number = request["id"]
@@ -93,16 +93,16 @@ class _Answers:
 
     def _answer(self, request: Json) -> None:
         number, member = request["id"], request["member"]
-        speakers = self._ready()
-        if not speakers.has(member):
-            speakers.load(member)
+        loaded_models = self._ready()
+        if not loaded_models.has(member):
+            loaded_models.load(member)
         self._say(event="begun", id=number)
         if number in self._stopped:
             self._say(event="done", id=number, text="", tokens=0, seconds=0.0, ended="stopped", **_memory())
             return
-        from pipelines.chat.speakers import Question
+        from pipelines.chat.loaded_models import Question
 
-        answer = speakers.answer(
+        answer = loaded_models.answer(
             member,
             Question(request["messages"], request["limit"], request["temperature"]),
             lambda text: self._say(event="text", id=number, text=text),
@@ -119,11 +119,11 @@ class _Answers:
         )
 
     def _ready(self) -> Any:
-        """The speakers; the libraries are loaded with the first question."""
-        if self._speakers is None:
+        """The loaded models; the libraries are loaded with the first question."""
+        if self._loaded is None:
             import torch
 
-            from pipelines.chat.speakers import Speakers
+            from pipelines.chat.loaded_models import LoadedModels
             from pipelines.train.trainer import loading
             from pipelines.train.trainer.devices import card
 
@@ -132,8 +132,8 @@ class _Answers:
             card.require_usable()
             if self._budget_gb:
                 _limit_card(self._budget_gb)
-            self._speakers = Speakers()
-        return self._speakers
+            self._loaded = LoadedModels()
+        return self._loaded
 
 
 def _limit_card(budget_gb: float) -> None:

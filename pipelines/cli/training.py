@@ -33,10 +33,10 @@ def fetch(arguments: Arguments) -> int:
 
 
 def train(arguments: Arguments) -> int:
-    from pipelines.estimate.estimate import foresee
+    from pipelines.estimate.estimate import ensure_predictions
     from pipelines.runs.clock import now
     from pipelines.runs.progress import CellProgress
-    from pipelines.runs.run import Watch
+    from pipelines.runs.run import RunHooks
     from pipelines.train.cell import train as train_cell
 
     project, began, statuses = rows_now(arguments.profile), now(), []
@@ -44,14 +44,14 @@ def train(arguments: Arguments) -> int:
     if arguments.dry_run:
         return _dry_run(project, keys[0])
     resolved, choices = project.resolve(), _choices(project, arguments)
-    foresee(project, resolved)
+    ensure_predictions(project, resolved)
     for key in keys:
         progress = CellProgress()
         attempt, reused = train_cell(
             choices.applied(resolved, (key.model, key.method), began),
             key,
             force=arguments.force,
-            watch=Watch(on_tick=progress.show),
+            hooks=RunHooks(on_tick=progress.show),
             rerun_for=arguments.rerun_for,
             retime=arguments.retime,
         )

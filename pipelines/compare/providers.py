@@ -17,7 +17,7 @@ from pipelines.generate.answers import REFUSALS, TRUNCATIONS
 from pipelines.generate.coverage import distinct
 from pipelines.generate.journal import Request
 from pipelines.generate.judge import Duel, compared, duels
-from pipelines.generate.requests import Book, book, requests_for
+from pipelines.generate.requests import RequestSource, request_source, requests_for
 from pipelines.generate.trained_on import sources_of
 from pipelines.lake.paths import DataRoot
 from pipelines.settings.experiments import Experiments
@@ -37,7 +37,7 @@ def provider_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
     names = [name for name in compared(experiments) if name in experiments.providers]
     if not names or not data.journal.exists():
         return []
-    with book(data, experiments) as reading:
+    with request_source(data, experiments) as reading:
         calls = {row["key"]: row for row in reading.journal.rows() if _has_outcome(row)}
         asked = {name: [one for one in _requests(reading, name) if one.key in calls] for name in names}
         records = {one.request.key: record for name in names for one, record in reading.records(name)}
@@ -70,7 +70,7 @@ def provider_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
     return rows
 
 
-def _requests(reading: Book, name: str) -> list[Request]:
+def _requests(reading: RequestSource, name: str) -> list[Request]:
     """What the provider is asked, with those requests that were given up as lost: they count against it."""
     experiments = reading.experiments
     found = requests_for(name, experiments.provider(name), experiments.generation, reading.prompts)

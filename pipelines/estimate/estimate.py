@@ -138,7 +138,7 @@ def keep_predictions(resolved: Resolved) -> None:
         announce(f"no prediction of memory: {error}")
 
 
-def foresee(project: Project, resolved: Resolved | None = None) -> None:
+def ensure_predictions(project: Project, resolved: Resolved | None = None) -> None:
     """Where the profile's launcher asks for each cell's memory, have predictions at hand of all of them. What cannot be predicted
     asks for none."""
     if not project.launcher().asks_for_memory:

@@ -22,7 +22,7 @@ TAIL = 48  # tokens at the end of a row that may hold such a text
 
 
 @dataclass(frozen=True)
-class Speaker:
+class PromptedModel:
     """A model and how it is asked. `more` goes to every call of `generate`."""
 
     model: Any
@@ -36,12 +36,14 @@ class Speaker:
         return NEXT_BLOCK if self.form.style == "alpaca" else ()
 
 
-def answer(speaker: Speaker, prompts: Sequence[list[int]], limit: int, *, exactly: bool = False) -> list[list[int]]:
+def answer(
+    prompted_model: PromptedModel, prompts: Sequence[list[int]], limit: int, *, exactly: bool = False
+) -> list[list[int]]:
     """The greedy continuation of each prompt, in one batch: its new tokens, the one that ended it included, at most `limit`.
 
     `exactly`: just so many, nothing ends them; for measuring speed.
     """
-    form, longest = speaker.form, max(map(len, prompts))
+    form, longest = prompted_model.form, max(map(len, prompts))
     padding = form.tokenizer.eos_token_id
     ids = torch.full((len(prompts), longest), padding)
     mask = torch.zeros_like(ids)
@@ -49,22 +51,23 @@ def answer(speaker: Speaker, prompts: Sequence[list[int]], limit: int, *, exactl
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     stops = [] if exactly else form.stop_tokens
-    texts = () if exactly else speaker.stop_texts
+    texts = () if exactly else prompted_model.stop_texts
     # a configuration of our own: what a model's folder says of sampling and penalties would make rows differ
     config = GenerationConfig(
         do_sample=False, max_new_tokens=limit, eos_token_id=stops or None, pad_token_id=padding, use_cache=True
     )
-    speaker.model.generation_config = config
-    by_embeddings = virtual_tokens.embedded(speaker.model) > 0
+    prompted_model.model.generation_config = config
+    by_embeddings = virtual_tokens.embedded(prompted_model.model) > 0
     start = 0 if by_embeddings else longest  # of the new tokens, in what comes back
     ends = StoppingCriteriaList([_TextEnds(form.tokenizer, texts, start)] if texts else [])
-    model, inputs = speaker.model, {"input_ids": ids.to(speaker.device), "attention_mask": mask.to(speaker.device)}
+    model, device = prompted_model.model, prompted_model.device
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
     with torch.no_grad():
         if by_embeddings:
             embeds, mask = virtual_tokens.before_each_text(model, inputs["input_ids"], list(map(len, prompts)))
             model, inputs = model.get_base_model(), {"inputs_embeds": embeds, "attention_mask": mask}
             model.generation_config = config
-        produced = model.generate(**inputs, generation_config=config, stopping_criteria=ends, **speaker.more)
+        produced = model.generate(**inputs, generation_config=config, stopping_criteria=ends, **prompted_model.more)
     return [_until_its_end(row, stops, form, texts) for row in produced[:, start:].tolist()]
 
 
@@ -75,17 +78,17 @@ def _until_its_end(tokens: list[int], stops: Sequence[int], form: PromptFormat, 
     return tokens[:end] if ended_by_text else tokens[: end + 1]
 
 
-def ended(speaker: Speaker, tokens: Sequence[int], limit: int) -> bool:
+def ended(prompted_model: PromptedModel, tokens: Sequence[int], limit: int) -> bool:
     """Whether an answer of at most `limit` tokens, as `answer` returns it, ended by itself."""
-    if len(tokens) < limit or tokens[-1] in speaker.form.stop_tokens:
+    if len(tokens) < limit or tokens[-1] in prompted_model.form.stop_tokens:
         return True
-    return _first(speaker.form.tokenizer.decode(tokens), speaker.stop_texts) is not None
+    return _first(prompted_model.form.tokenizer.decode(tokens), prompted_model.stop_texts) is not None
 
 
-def text_of(speaker: Speaker, tokens: Sequence[int]) -> str:
+def text_of(prompted_model: PromptedModel, tokens: Sequence[int]) -> str:
     """What the tokens say: no special token, nothing of the next block."""
-    text = speaker.form.tokenizer.decode(tokens, skip_special_tokens=True)
-    return text[: _first(text, speaker.stop_texts)].strip()
+    text = prompted_model.form.tokenizer.decode(tokens, skip_special_tokens=True)
+    return text[: _first(text, prompted_model.stop_texts)].strip()
 
 
 def _first(text: str, marks: Sequence[str]) -> int | None:
@@ -116,22 +119,24 @@ def groups(prompts: Sequence[list[int]], limit: int, *, max_tokens: int) -> list
     return found
 
 
-def answer_all(speaker: Speaker, prompts: Sequence[list[int]], limit: int, *, max_tokens: int) -> list[list[int]]:
+def answer_all(
+    prompted_model: PromptedModel, prompts: Sequence[list[int]], limit: int, *, max_tokens: int
+) -> list[list[int]]:
     """As `answer`, for any number of prompts."""
     answers: list[list[int]] = [[] for _ in prompts]
     for group in groups(prompts, limit, max_tokens=max_tokens):
-        for place, tokens in zip(group, answer(speaker, [prompts[i] for i in group], limit), strict=True):
+        for place, tokens in zip(group, answer(prompted_model, [prompts[i] for i in group], limit), strict=True):
             answers[place] = tokens
     return answers
 
 
-def latencies(speaker: Speaker, prompts: Sequence[list[int]], limit: int) -> list[float]:
+def latencies(prompted_model: PromptedModel, prompts: Sequence[list[int]], limit: int) -> list[float]:
     """Milliseconds that each prompt's answer takes alone; the first call of a model, which warms it up, is not counted."""
     if prompts:
-        answer(speaker, prompts[:1], 2)
+        answer(prompted_model, prompts[:1], 2)
     taken = []
     for prompt in prompts:
         clock = Stopwatch()
-        answer(speaker, [prompt], limit)  # its tokens come back to the host, so a card has finished
+        answer(prompted_model, [prompt], limit)  # its tokens come back to the host, so a card has finished
         taken.append(clock.total() * 1000)
     return taken

@@ -21,12 +21,12 @@ KEPT = "benchmarks"  # folder of each benchmark's result, in that of the evaluat
 Json = dict[str, Any]
 
 
-def measure_benchmarks(worker: Worker, speaker: Any) -> None:
+def measure_benchmarks(worker: Worker, prompted_model: Any) -> None:
     """Ask every benchmark of the spec. One that cannot be asked leaves its own numbers empty, and the row's detail says why."""
     asked, clock = [Asked(**one) for one in worker.spec.get("benchmarks", ())], Stopwatch()
     if not asked:
         return
-    done = [(one, answered) for one in asked if (answered := _answered(worker, speaker, one))]
+    done = [(one, answered) for one in asked if (answered := _answered(worker, prompted_model, one))]
     write_jsonl(worker.folder / FILE, [row for _, answered in done for row in answered.rows])
     worker.measure(
         benchmark_seconds=sum(answered.seconds for _, answered in done) if done else None,
@@ -40,14 +40,14 @@ def _part(answered: Answered) -> Json:
     return {"seconds": answered.seconds, "questions": len(answered.rows), "tokens": answered.tokens}
 
 
-def _answered(worker: Worker, speaker: Any, asked: Asked) -> Answered | None:
+def _answered(worker: Worker, prompted_model: Any, asked: Asked) -> Answered | None:
     name = f"{asked.name}-{_key(worker, asked)}.json"
     if kept := _kept(worker, name):
         worker.say(f"benchmark {asked.name}: an earlier evaluation of this attempt has asked it")
         write_json(worker.folder / KEPT / name, asdict(kept))
         return kept
     try:
-        answered = _ask(worker, speaker, asked)
+        answered = _ask(worker, prompted_model, asked)
     except (StoppedError, DivergedError):
         raise
     except Exception as error:
@@ -88,36 +88,38 @@ def _kept(worker: Worker, name: str) -> Answered | None:
     return None
 
 
-def _ask(worker: Worker, speaker: Any, asked: Asked) -> Answered:
-    return _ask_own(worker, speaker, asked) if asked.ships else _ask_harness(worker, speaker, asked)
+def _ask(worker: Worker, prompted_model: Any, asked: Asked) -> Answered:
+    return _ask_own(worker, prompted_model, asked) if asked.ships else _ask_harness(worker, prompted_model, asked)
 
 
-def _ask_harness(worker: Worker, speaker: Any, asked: Asked) -> Answered:
+def _ask_harness(worker: Worker, prompted_model: Any, asked: Asked) -> Answered:
     from pipelines.evaluate import benchmarks_harness
 
-    return benchmarks_harness.run(speaker.model, benchmarks_harness.tokenizer_of(_base(worker)), asked)
+    return benchmarks_harness.run(prompted_model.model, benchmarks_harness.tokenizer_of(_base(worker)), asked)
 
 
 def _base(worker: Worker) -> Path:
     return worker.root / worker.spec["weights"]
 
 
-def _ask_own(worker: Worker, speaker: Any, asked: Asked) -> Answered:
+def _ask_own(worker: Worker, prompted_model: Any, asked: Asked) -> Answered:
     clock = Stopwatch()
-    rows, tokens = own_rows(speaker, asked, max_tokens=BATCH_SHARE * worker.spec["batch_tokens"], say=worker.say)
+    rows, tokens = own_rows(prompted_model, asked, max_tokens=BATCH_SHARE * worker.spec["batch_tokens"], say=worker.say)
     return Answered(rows, OWN, clock.total(), tokens)
 
 
 def own_rows(
-    speaker: Any, asked: Asked, *, max_tokens: int, say: Callable[[str], None] = print
+    prompted_model: Any, asked: Asked, *, max_tokens: int, say: Callable[[str], None] = print
 ) -> tuple[list[Json], int]:
     """The rows of a set that ships, and how many tokens were read for them. Its questions are asked as plain text, with no chat
     template, as the harness asks them."""
     from pipelines.evaluate import benchmarks_scoring as scoring
 
     questions = benchmarks.questions(asked.task, limit=asked.limit, shots=asked.shots or 0)
-    delimiter, tokenizer = benchmarks.target_delimiter(asked.task), speaker.form.tokenizer
+    delimiter, tokenizer = benchmarks.target_delimiter(asked.task), prompted_model.form.tokenizer
     prompted = [scoring.prompted(tokenizer, one.prompt, one.choices, delimiter) for one in questions]
-    found = scoring.loglikelihoods(scoring.Model(speaker.model, speaker.device, max_tokens), prompted, say)
+    found = scoring.loglikelihoods(
+        scoring.Model(prompted_model.model, prompted_model.device, max_tokens), prompted, say
+    )
     rows = [row_of(asked.name, question, scores) for question, scores in zip(questions, found, strict=True)]
     return rows, scoring.tokens_read(prompted)

@@ -19,7 +19,7 @@ from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.result import write_result
-from pipelines.runs.run import Run, Watch, and_once_more, queue
+from pipelines.runs.run import Run, RunHooks, and_once_more, queue
 from pipelines.runs.spec import RunSpec
 from pipelines.train.cell import train
 from pipelines.weights import store
@@ -56,7 +56,7 @@ def _reads_as_its_whole(project: Project, name: str) -> bool:
     return same and _longest(project, name) == _longest(project, whole)
 
 
-def readers(project: Project) -> list[dict[str, Any]]:
+def tokenizers_to_fit(project: Project) -> list[dict[str, Any]]:
     """Every model of the profile whose weights are here: its folder, how it is asked, its max_length. An evaluation record must
     fit them all, also behind the tokens that an adapter of the profile puts before it."""
     found = []
@@ -149,13 +149,13 @@ def trained(project: Project, key: CellKey) -> Attempt:
 
 
 def evaluate_base(
-    resolved: Resolved, model: str, *, force: bool = False, watch: Watch | None = None
+    resolved: Resolved, model: str, *, force: bool = False, hooks: RunHooks | None = None
 ) -> Evaluation | None:
     """Bring the untouched model's row up to date; None where no method leaves a model untouched, or it cannot be run."""
     base = base_of(resolved.project, model)
-    if base is None or train(resolved, base, watch=watch)[0].status != "ok":
+    if base is None or train(resolved, base, hooks=hooks)[0].status != "ok":
         return None
-    return evaluate(resolved, base, force=force, watch=watch)[0]
+    return evaluate(resolved, base, force=force, hooks=hooks)[0]
 
 
 def base_is_evaluated(resolved: Resolved, model: str, by: EvaluatedBy) -> bool:
@@ -172,7 +172,7 @@ def evaluate(
     key: CellKey,
     *,
     force: bool = False,
-    watch: Watch | None = None,
+    hooks: RunHooks | None = None,
     rerun_for: Collection[str] = ANY,
 ) -> tuple[Evaluation, bool]:
     """Evaluate the newest attempt at `key`; returns the evaluation and whether it was reused, because nothing has changed since,
@@ -181,11 +181,11 @@ def evaluate(
     Raises:
         UsageError: the cell has no finished attempt, its last one is not ok, or it was made with other weights than are here.
     """
-    watch, project = watch or Watch(), resolved.project
+    hooks, project = hooks or RunHooks(), resolved.project
     attempt = trained(project, key)
-    resolved.require_same_weights(attempt, watch.say)
+    resolved.require_same_weights(attempt, hooks.say)
     by = evaluated_by(resolved)
-    with locked(key.folder(project.data) / "cell.lock", f"evaluate {key}", say=watch.say):
+    with locked(key.folder(project.data) / "cell.lock", f"evaluate {key}", say=hooks.say):
         found = reusable(attempt, by, rerun_for)
         if found and not force:
             return found, True
@@ -201,9 +201,9 @@ def evaluate(
             return Evaluation(attempt, evaluation.folder), False
 
         def again(_after: str) -> Run:  # an evaluation's detail is what it could not measure, nothing else
-            return _run(resolved, _new_evaluation(resolved, attempt, by), watch)
+            return _run(resolved, _new_evaluation(resolved, attempt, by), hooks)
 
-        run = and_once_more(_run(resolved, evaluation, watch), again, project.site(watch))
+        run = and_once_more(_run(resolved, evaluation, hooks), again, project.site(hooks))
         return Evaluation(attempt, run.folder), False
 
 
@@ -226,7 +226,11 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
     told, named = project.settings.evaluation.of_the_model, benchmarks_asked.for_spec(project.settings.evaluation)
     asked = {"benchmarks": named} if named else {}
     looked_up = sources.told(project.data, project.experiments, spec.recipe.get("retrieval"), attempt.key.method)
-    more = {"settings": told, "readers": readers(project), "batch_tokens": settings.micro_batch_tokens}
+    more = {
+        "settings": told,
+        "tokenizers_to_fit": tokenizers_to_fit(project),
+        "batch_tokens": settings.micro_batch_tokens,
+    }
     return RunSpec(
         run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=project.profile,
         root=str(project.data.root), examples=resolved.examples, weights=here, recipe=spec.recipe,
@@ -244,15 +248,15 @@ def _new_evaluation(resolved: Resolved, attempt: Attempt, by: EvaluatedBy) -> Ev
     return Evaluation(attempt, folder)
 
 
-def fetch_same_weights(resolved: Resolved, attempt: Attempt, watch: Watch) -> None:
+def fetch_same_weights(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> None:
     """Bring the weights that the attempt was made with.
 
     Raises:
         UsageError: what came, or lies there, is something else; or what its prompts look up is.
     """
-    store.fetch(resolved.data, resolved.experiments, attempt.key.model, say=watch.say)
-    resolved.require_same_weights(attempt, watch.say)
-    sources.require(resolved.data, resolved.experiments, attempt.key.method, say=watch.say)
+    store.fetch(resolved.data, resolved.experiments, attempt.key.model, say=hooks.say)
+    resolved.require_same_weights(attempt, hooks.say)
+    sources.require(resolved.data, resolved.experiments, attempt.key.method, say=hooks.say)
     _require_same_sources(resolved, attempt)
 
 
@@ -269,9 +273,9 @@ def _require_same_sources(resolved: Resolved, attempt: Attempt) -> None:
             )
 
 
-def _run(resolved: Resolved, evaluation: Evaluation, watch: Watch) -> Run:
+def _run(resolved: Resolved, evaluation: Evaluation, hooks: RunHooks) -> Run:
     """The evaluation as a run."""
-    fetch = partial(fetch_same_weights, resolved, evaluation.attempt, watch)
-    tick = partial(watch.on_tick, evaluation.attempt)
+    fetch = partial(fetch_same_weights, resolved, evaluation.attempt, hooks)
+    tick = partial(hooks.on_tick, evaluation.attempt)
     check = partial(benchmarks_asked.require, resolved.project.settings.evaluation)
     return Run(evaluation.folder, CHILD, phase="evaluate", check=check, fetch=fetch, on_tick=tick)

@@ -34,7 +34,7 @@ def evaluate_cell(worker: Worker) -> None:
     and what serving the model costs."""
     clock = Stopwatch()
     from pipelines.clean.select import Selection, select
-    from pipelines.evaluate.answering import Speaker
+    from pipelines.evaluate.answering import PromptedModel
     from pipelines.lake.files import stable_hash
     from pipelines.train.trainer import loading
     from pipelines.train.trainer.devices import card
@@ -60,21 +60,21 @@ def evaluate_cell(worker: Worker) -> None:
         eval_records_left_out=len(selected.eval) - len(fitting),
         eval_set=stable_hash(sorted(record["example_id"] for record in fitting)),
     )
-    speaker = Speaker(model, form, recipe, loading.device())
-    prompts = Prompts(worker, speaker, selected.train)
-    prompts.look_up(worker, speaker, fitting)
+    prompted_model = PromptedModel(model, form, recipe, loading.device())
+    prompts = Prompts(worker, prompted_model, selected.train)
+    prompts.look_up(worker, prompted_model, fitting)
     measure_losses(worker, model, [one for record in fitting for one in prompts.whole(record)], fitting)
     with own_numbers_alone(worker, "general texts"):
         measure_general(worker, model, form)
     worker.measure(loss_seconds=clock.lap())
-    measure_benchmarks(worker, speaker)
+    measure_benchmarks(worker, prompted_model)
     clock.lap()
     sample = fitting[: spec["settings"]["answers"]]
-    rows = answer_sample(worker, speaker, prompts, sample)
+    rows = answer_sample(worker, prompted_model, prompts, sample)
     worker.measure(answer_seconds=clock.lap())
     asked = [prompts.asked(record) for record in sample]
     with own_numbers_alone(worker, "serving and latency"):
-        measure_latency(worker, measure_serving(worker, speaker, asked), asked, rows)
+        measure_latency(worker, measure_serving(worker, prompted_model, asked), asked, rows)
     worker.measure(serving_seconds=clock.lap())
 
 
@@ -103,23 +103,23 @@ class Prompts:
     """Records as the cell's model is asked: with examples from the train records before them, or what was retrieved for them, where
     the recipe says so."""
 
-    def __init__(self, worker: Worker, speaker: Any, train: Records) -> None:
+    def __init__(self, worker: Worker, prompted_model: Any, train: Records) -> None:
         from pipelines.evaluate.retrieved import retrieved_for
         from pipelines.evaluate.shots import Shots
 
-        self._form: PromptFormat = speaker.form
+        self._form: PromptFormat = prompted_model.form
         count = worker.spec["recipe"].get("shots")
-        window = getattr(speaker.model.config, "max_position_embeddings", None) or 1 << 30
+        window = getattr(prompted_model.model.config, "max_position_embeddings", None) or 1 << 30
         room = window - worker.spec["settings"]["max_new_tokens"]
         self._shots = Shots(train, count, self._form, room=room) if count else None
         self._retrieved = retrieved_for(worker, self._form, train, room=room)
 
-    def look_up(self, worker: Worker, speaker: Any, records: Records) -> None:
+    def look_up(self, worker: Worker, prompted_model: Any, records: Records) -> None:
         """Find what stands in these records' prompts; nothing to do where nothing is retrieved."""
         from pipelines.evaluate.retrieved import look_up
 
         if self._retrieved:
-            look_up(worker, self._retrieved, speaker, records)
+            look_up(worker, self._retrieved, prompted_model, records)
 
     def shots(self, record: dict[str, Any]) -> Sequence[Any]:
         return self._shots.of(record) if self._shots else ()
@@ -215,17 +215,17 @@ def _per_record(batch: Sequence[Tokenized], losses: Any, scored: Any) -> list[di
     return rows
 
 
-def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Records) -> list[dict[str, Any]]:
+def answer_sample(worker: Worker, prompted_model: Any, prompts: Prompts, records: Records) -> list[dict[str, Any]]:
     """Greedy answers in batches, each with its scores against the reference, as rows of answers.jsonl."""
     from pipelines.evaluate import answering
 
     limit = worker.spec["settings"]["max_new_tokens"]
     asked, clock = [prompts.asked(record) for record in records], Stopwatch()
-    produced = answering.answer_all(speaker, asked, limit, max_tokens=ANSWER_SHARE * worker.spec["batch_tokens"])
+    produced = answering.answer_all(prompted_model, asked, limit, max_tokens=ANSWER_SHARE * worker.spec["batch_tokens"])
     seconds = clock.total()
     rows = []
     for record, tokens in zip(records, produced, strict=True):
-        answer, reference = answering.text_of(speaker, tokens), answer_of(conversation(record)[-1])
+        answer, reference = answering.text_of(prompted_model, tokens), answer_of(conversation(record)[-1])
         rows.append(
             {
                 "example_id": record["example_id"],
@@ -234,7 +234,7 @@ def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Recor
                 "reference": reference,
                 "answer": answer,
                 "answer_tokens": len(tokens),
-                "ended": answering.ended(speaker, tokens, limit),
+                "ended": answering.ended(prompted_model, tokens, limit),
                 "shots": len(prompts.shots(record)) or None,
                 **({} if (count := prompts.retrieved(record)) is None else {"retrieved": count}),
                 **scores.answer_scores(answer, reference, record["language"]),
@@ -254,53 +254,55 @@ def answer_sample(worker: Worker, speaker: Any, prompts: Prompts, records: Recor
     return rows
 
 
-def measure_serving(worker: Worker, speaker: Any, asked: Sequence[list[int]]) -> Any:
-    """Speed and memory of answering, the adapter attached, several in one batch, and merged. Returns the speaker with the adapter
+def measure_serving(worker: Worker, prompted_model: Any, asked: Sequence[list[int]]) -> Any:
+    """Speed and memory of answering, the adapter attached, several in one batch, and merged. Returns the model with the adapter
     merged where it can be; the one with the adapter attached is used up."""
     from pipelines.evaluate import serving
 
     if not asked:
-        return speaker
+        return prompted_model
     settings, recipe, trained = worker.spec["settings"], worker.spec["recipe"], _trained(worker)
     sizes = sorted({1, settings["serving_batch"]}) if settings["serving_batch"] else []
     tokens, rows = settings["serving_tokens"], []
     if traits_of(recipe).has_adapter and trained:
-        rows += serving.measure(speaker, "attached", asked, tokens, sizes)
-        if sizes[1:] and (reason := serving.why_not_mixed(recipe, speaker.model)):
+        rows += serving.measure(prompted_model, "attached", asked, tokens, sizes)
+        if sizes[1:] and (reason := serving.why_not_mixed(recipe, prompted_model.model)):
             worker.say(f"several adapters in one batch: not measured, {reason}")
         elif sizes[1:]:
-            mixed = serving.several_adapters(speaker, trained, sizes[1])
+            mixed = serving.several_adapters(prompted_model, trained, sizes[1])
             rows += serving.measure(mixed, "mixed", asked, tokens, sizes[1:])
-            serving.one_adapter(speaker)
-        speaker = _merged(worker, speaker)
-    if serving.is_whole(speaker):
-        rows += serving.measure(speaker, "merged", asked, tokens, sizes)
+            serving.one_adapter(prompted_model)
+        prompted_model = _merged(worker, prompted_model)
+    if serving.is_whole(prompted_model):
+        rows += serving.measure(prompted_model, "merged", asked, tokens, sizes)
     write_jsonl(worker.folder / "serving.jsonl", rows)
-    return speaker
+    return prompted_model
 
 
-def _merged(worker: Worker, speaker: Any) -> Any:
-    """The speaker with its adapter merged, where that can be and PEFT can do it; else as it was."""
+def _merged(worker: Worker, prompted_model: Any) -> Any:
+    """The model with its adapter merged, where that can be and PEFT can do it; else as it was."""
     from pipelines.evaluate import serving
     from pipelines.train.trainer import loading
 
     recipe = worker.spec["recipe"]
     if not traits_of(recipe).can_merge:
-        return speaker
+        return prompted_model
     try:
-        return serving.merged(speaker, recipe)
+        return serving.merged(prompted_model, recipe)
     except UnavailableError as error:
         worker.say(f"not merged, so measured attached: {error}")
     base = worker.root / worker.spec["weights"]
-    return replace(speaker, model=loading.load_trained(base, recipe, _trained(worker)))
+    return replace(prompted_model, model=loading.load_trained(base, recipe, _trained(worker)))
 
 
-def measure_latency(worker: Worker, speaker: Any, asked: Sequence[list[int]], rows: Sequence[dict[str, Any]]) -> None:
+def measure_latency(
+    worker: Worker, prompted_model: Any, asked: Sequence[list[int]], rows: Sequence[dict[str, Any]]
+) -> None:
     """What one user waits for an answer, measured one at a time on the first of the sample and kept with those answers."""
     from pipelines.evaluate import answering, serving
 
     settings = worker.spec["settings"]
-    taken = answering.latencies(speaker, asked[: settings["latency_answers"]], settings["max_new_tokens"])
+    taken = answering.latencies(prompted_model, asked[: settings["latency_answers"]], settings["max_new_tokens"])
     for row, milliseconds in zip(rows, taken, strict=False):
         row["latency_ms"] = milliseconds
     write_jsonl(worker.folder / "answers.jsonl", rows)
@@ -308,7 +310,7 @@ def measure_latency(worker: Worker, speaker: Any, asked: Sequence[list[int]], ro
         p50_latency_ms=percentile(taken, 0.5),
         p95_latency_ms=percentile(taken, 0.95) if len(taken) >= ENOUGH_FOR_P95 else None,
         latency_answers=len(taken),
-        latency_mode=("merged" if serving.is_whole(speaker) else "attached") if taken else None,
+        latency_mode=("merged" if serving.is_whole(prompted_model) else "attached") if taken else None,
     )
 
 

@@ -23,7 +23,7 @@ def fitting_everywhere(worker: Worker, records: Records, own_form: PromptFormat 
         ValueError: it is this cell's own model, or nothing is left.
     """
     kept = list(records)
-    for reader in worker.spec["readers"]:
+    for reader in worker.spec["tokenizers_to_fit"]:
         own = worker.root / reader["folder"] == worker.root / worker.spec["weights"]
         try:
             form = own_form if own and own_form and _is_asked_alike(worker.spec["recipe"], reader) else None

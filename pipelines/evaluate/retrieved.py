@@ -237,17 +237,17 @@ def retrieved_for(worker: Worker, form: PromptFormat, train: Sequence[Record], *
     return Retrieved(Library(items, recipe, embed, worker.say), form, recipe, room=room)
 
 
-def look_up(worker: Worker, retrieved: Retrieved, speaker: Any, records: Sequence[Record]) -> None:
+def look_up(worker: Worker, retrieved: Retrieved, prompted_model: Any, records: Sequence[Record]) -> None:
     """Find what stands in the records' prompts, and keep it beside the answers (retrieved.jsonl)."""
 
     def rewrite(prompts: Sequence[str]) -> list[str]:
         from pipelines.evaluate import answering
 
         worker.say(f"retrieval: the model says {len(prompts)} questions in other words")
-        asked = [speaker.form.prompt(_asking(one)) for one in prompts]
+        asked = [prompted_model.form.prompt(_asking(one)) for one in prompts]
         limit = 2 * worker.spec["batch_tokens"]
-        said = answering.answer_all(speaker, asked, rewrites.MAX_TOKENS, max_tokens=limit)
-        return [answering.text_of(speaker, tokens) for tokens in said]
+        said = answering.answer_all(prompted_model, asked, rewrites.MAX_TOKENS, max_tokens=limit)
+        return [answering.text_of(prompted_model, tokens) for tokens in said]
 
     rows = retrieved.look_up(records, rewrite)
     write_jsonl(worker.folder / "retrieved.jsonl", rows)

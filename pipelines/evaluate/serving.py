@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.evaluate.answering import Speaker, answer
+from pipelines.evaluate.answering import PromptedModel, answer
 from pipelines.evaluate.statistics import percentile
 from pipelines.runs.clock import Stopwatch
 from pipelines.settings.methods import traits_of
@@ -19,22 +19,24 @@ ADAPTERS = ("default", "second", "third")  # of one shape and with the same weig
 
 
 def measure(
-    speaker: Speaker, mode: str, prompts: Sequence[list[int]], tokens: int, sizes: Sequence[int]
+    prompted_model: PromptedModel, mode: str, prompts: Sequence[list[int]], tokens: int, sizes: Sequence[int]
 ) -> list[dict[str, Any]]:
     """A row per batch size: `p50_latency_ms` is what one request of the batch waits, `tokens_per_second` counts the new tokens of
     all, `peak_memory_gb` is the card's on CUDA, else the process's."""
     if sizes:
-        answer(speaker, _batch(prompts, sizes[0]), 2, exactly=True)  # a first call warms up
-    return [_measure(speaker, mode, prompts, tokens, size) for size in sizes]
+        answer(prompted_model, _batch(prompts, sizes[0]), 2, exactly=True)  # a first call warms up
+    return [_measure(prompted_model, mode, prompts, tokens, size) for size in sizes]
 
 
-def _measure(speaker: Speaker, mode: str, prompts: Sequence[list[int]], tokens: int, size: int) -> dict[str, Any]:
+def _measure(
+    prompted_model: PromptedModel, mode: str, prompts: Sequence[list[int]], tokens: int, size: int
+) -> dict[str, Any]:
     reset_peaks()
     taken = []
     for start in range(ALONE if size == 1 else 1):
         batch = _batch(prompts, size, start)
         clock = Stopwatch()
-        answer(speaker, batch, tokens, exactly=True)
+        answer(prompted_model, batch, tokens, exactly=True)
         taken.append(clock.total())
     return {
         "mode": mode,
@@ -50,18 +52,18 @@ def _batch(prompts: Sequence[list[int]], size: int, start: int = 0) -> list[list
     return [prompts[(start + i) % len(prompts)] for i in range(size)]
 
 
-def several_adapters(speaker: Speaker, trained: Path, size: int) -> Speaker:
+def several_adapters(prompted_model: PromptedModel, trained: Path, size: int) -> PromptedModel:
     """The attached model with further adapters, one after the other for the rows of a batch of `size`."""
     for name in ADAPTERS[1:]:
-        speaker.model.load_adapter(str(trained), adapter_name=name)
-    speaker.model.eval()
-    return replace(speaker, more={"adapter_names": [ADAPTERS[i % len(ADAPTERS)] for i in range(size)]})
+        prompted_model.model.load_adapter(str(trained), adapter_name=name)
+    prompted_model.model.eval()
+    return replace(prompted_model, more={"adapter_names": [ADAPTERS[i % len(ADAPTERS)] for i in range(size)]})
 
 
-def one_adapter(speaker: Speaker) -> None:
+def one_adapter(prompted_model: PromptedModel) -> None:
     """Take the further adapters away again."""
     for name in ADAPTERS[1:]:
-        speaker.model.delete_adapter(name)
+        prompted_model.model.delete_adapter(name)
 
 
 def why_not_mixed(recipe: dict[str, Any], model: Any) -> str | None:
@@ -74,12 +76,12 @@ def why_not_mixed(recipe: dict[str, Any], model: Any) -> str | None:
     return None
 
 
-def is_whole(speaker: Speaker) -> bool:
+def is_whole(prompted_model: PromptedModel) -> bool:
     """Whether the model answers without an adapter beside its weights: it has none, or it is merged."""
-    return not hasattr(speaker.model, "peft_config")
+    return not hasattr(prompted_model.model, "peft_config")
 
 
-def merged(speaker: Speaker, recipe: dict[str, Any]) -> Speaker:
+def merged(prompted_model: PromptedModel, recipe: dict[str, Any]) -> PromptedModel:
     """The adapter worked into the weights; the attached model is used up.
 
     Raises:
@@ -88,4 +90,4 @@ def merged(speaker: Speaker, recipe: dict[str, Any]) -> Speaker:
     from pipelines.train.trainer import loading, peft_adapter
 
     with peft_adapter.in_pefts_words(recipe):
-        return replace(speaker, model=loading.merged(speaker.model).eval())
+        return replace(prompted_model, model=loading.merged(prompted_model.model).eval())

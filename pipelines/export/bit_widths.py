@@ -20,7 +20,7 @@ from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.result import RunResult, result_in, write_result
-from pipelines.runs.run import Watch, queue
+from pipelines.runs.run import RunHooks, queue
 from pipelines.settings.experiments import Experiments
 
 CHILD = "pipelines.export.measure"
@@ -35,7 +35,12 @@ MEASURED = (
 
 
 def measure(
-    resolved: Resolved, key: CellKey, formats: Sequence[str] = ALL, *, force: bool = False, watch: Watch | None = None
+    resolved: Resolved,
+    key: CellKey,
+    formats: Sequence[str] = ALL,
+    *,
+    force: bool = False,
+    hooks: RunHooks | None = None,
 ) -> list[Row]:
     """Measure the newest result of `key` in each of `formats`, where that has not been done; returns their rows.
 
@@ -46,23 +51,23 @@ def measure(
         if name not in ALL:
             raise UsageError(f"unknown format {name!r}; {expected_one_of(name, list(ALL))}.")
     project = resolved.project
-    watch, attempt, evaluated = watch or Watch(), finished(project, key), evaluated_by(resolved).fingerprint
-    resolved.require_same_weights(attempt, watch.say)
-    with locked(key.folder(project.data) / "bit-widths.lock", f"bit widths of {key}", say=watch.say):
+    hooks, attempt, evaluated = hooks or RunHooks(), finished(project, key), evaluated_by(resolved).fingerprint
+    resolved.require_same_weights(attempt, hooks.say)
+    with locked(key.folder(project.data) / "bit-widths.lock", f"bit widths of {key}", say=hooks.say):
         missing = [name for name in formats if force or not _is_current(project, attempt, name, evaluated)]
         if missing:
-            _measure_all(resolved, attempt, missing, evaluated, watch)
+            _measure_all(resolved, attempt, missing, evaluated, hooks)
     of_cell = [row for row in rows(project.data, project.experiments) if row["run_id"] == attempt.run_id]
     return [row for name in formats for row in of_cell if row["format"] == name]
 
 
-def _measure_all(resolved: Resolved, attempt: Attempt, formats: Sequence[str], evaluated: str, watch: Watch) -> None:
+def _measure_all(resolved: Resolved, attempt: Attempt, formats: Sequence[str], evaluated: str, hooks: RunHooks) -> None:
     project = resolved.project
     merged = default_output(project, attempt) / "merged"
     key = attempt.key
-    plain = export(resolved, key, Wanted(merged=not is_written(merged, attempt)), watch=watch)
+    plain = export(resolved, key, Wanted(merged=not is_written(merged, attempt)), hooks=hooks)
     schemes = [GGUF[name] for name in formats if name in GGUF]
-    files = export(resolved, key, Wanted(merged=False, gguf=schemes), watch=watch) if schemes and plain.ok else plain
+    files = export(resolved, key, Wanted(merged=False, gguf=schemes), hooks=hooks) if schemes and plain.ok else plain
     for name in formats:
         home = _home(project.data, attempt) / name
         folder = home / new_run_id(home)
@@ -76,10 +81,10 @@ def _measure_all(resolved: Resolved, attempt: Attempt, formats: Sequence[str], e
         spec = spec_of(resolved, attempt)
         prints = {"bit_widths": _fingerprint(attempt, name, evaluated)}
         queue(folder, replace(spec, fingerprints=prints, more={**spec.more, **more}), "measure")
-        watch.say(f"{key}: {name} …")
+        hooks.say(f"{key}: {name} …")
         exported = (files if name in GGUF else plain).result
         if exported.ok:
-            run_of(resolved, folder, attempt, CHILD, watch).to_result(project.site(watch).here())
+            run_of(resolved, folder, attempt, CHILD, hooks).to_result(project.site(hooks).here())
         else:
             write_result(folder, exported.status, exported.phase or "export", exported.status_detail)
 

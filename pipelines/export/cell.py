@@ -20,7 +20,7 @@ from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.result import RunResult, result_in
-from pipelines.runs.run import Run, Watch, queue
+from pipelines.runs.run import Run, RunHooks, queue
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.settings.methods import traits_of
 
@@ -79,21 +79,21 @@ def finished(project: Project, key: CellKey) -> Attempt:
     return attempt
 
 
-def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | None = None) -> Export:
+def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, hooks: RunHooks | None = None) -> Export:
     """Write the newest result of `key` as `wanted`, in a child under the cell's budget and time limit.
 
     Raises:
         UsageError: the cell is not ok, it was made with other weights than are here, it has no adapter where one is wanted, or what
             lies in the output folder is not ours to replace.
     """
-    watch, project = watch or Watch(), resolved.project
+    hooks, project = hooks or RunHooks(), resolved.project
     attempt = finished(project, key)
     if wanted.adapter:
         _require_adapter(attempt)
-    resolved.require_same_weights(attempt, watch.say)
+    resolved.require_same_weights(attempt, hooks.say)
     output = (wanted.output or default_output(project, attempt)).resolve()
     _require_ours(output, _modelfiles(wanted, output).values())
-    with locked(key.folder(project.data) / "export.lock", f"export {key}", say=watch.say):
+    with locked(key.folder(project.data) / "export.lock", f"export {key}", say=hooks.say):
         if wanted.output is None:
             _drop_superseded(output)
         asked = _with_source(attempt, wanted, output)
@@ -110,7 +110,7 @@ def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, watch: Watch | N
         if wanted.reuse and (before := _standing(home, spec, made)):
             return before
         queue(made.folder, spec)
-        run_of(resolved, made.folder, attempt, CHILD, watch).to_result(project.site(watch).here())
+        run_of(resolved, made.folder, attempt, CHILD, hooks).to_result(project.site(hooks).here())
     return made
 
 
@@ -243,7 +243,7 @@ def made_how(recipe: Mapping[str, Any]) -> str:
     return f"{traits.an_adapter}, merged into its base."
 
 
-def run_of(resolved: Resolved, folder: Path, attempt: Attempt, module: str, watch: Watch) -> Run:
+def run_of(resolved: Resolved, folder: Path, attempt: Attempt, module: str, hooks: RunHooks) -> Run:
     """A child of this package as a run; it is no cell of the grid, so it runs on this machine."""
-    fetch = partial(fetch_same_weights, resolved, attempt, watch)
-    return Run(folder, module, fetch=fetch, on_tick=partial(watch.on_tick, attempt))
+    fetch = partial(fetch_same_weights, resolved, attempt, hooks)
+    return Run(folder, module, fetch=fetch, on_tick=partial(hooks.on_tick, attempt))

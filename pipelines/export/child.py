@@ -98,7 +98,7 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     adapter = trained is not None and traits_of(recipe).has_adapter
     compared, most = examples[:COMPARED], spec["batch_tokens"]
     worker.phase("merge")
-    foresee(worker, form, compared, base)
+    require_memory(worker, form, compared, base)
     # One model at a time: the name is given up before the next one is loaded
     model = merging.trained_model(base, recipe, trained)
     if adapter:
@@ -140,7 +140,7 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     worker.save()
 
 
-def foresee(worker: Worker, form: PromptFormat, compared: list[Tokenized], base: Path) -> None:
+def require_memory(worker: Worker, form: PromptFormat, compared: list[Tokenized], base: Path) -> None:
     """Measure what merging is foretold to take.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.generate.requests import Asked, Book, book
+from pipelines.generate.requests import Asked, RequestSource, request_source
 from pipelines.lake.paths import DataRoot
 from pipelines.settings.experiments import Experiments
 
@@ -39,11 +39,11 @@ def coverage(data: DataRoot, experiments: Experiments, names: Iterable[str]) -> 
     names = list(names)
     if not names:
         return []
-    with book(data, experiments) as reading:
+    with request_source(data, experiments) as reading:
         return [_of(name, reading) for name in names]
 
 
-def _of(name: str, reading: Book) -> Coverage:
+def _of(name: str, reading: RequestSource) -> Coverage:
     asked = reading.asked(name)
     records = list(reading.records(name))
     valid = [(one, record.value) for one, record in records if record.problem is None]

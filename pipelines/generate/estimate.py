@@ -9,7 +9,7 @@ from pipelines.generate.budget import unknown_price
 from pipelines.generate.journal import Charges, Journal, Request
 from pipelines.generate.prices import batch_share, costs_of, worst_cost, worst_usage
 from pipelines.generate.providers import caps_of, enabled, missing_key
-from pipelines.generate.requests import book
+from pipelines.generate.requests import request_source
 from pipelines.generate.trained_on import untrained
 from pipelines.lake.paths import DataRoot
 from pipelines.settings.experiments import Experiments
@@ -48,7 +48,7 @@ def estimate(data: DataRoot, experiments: Experiments, only: Iterable[str] | Non
         UsageError: the prompts are broken, or `only` names a provider that may not be asked.
     """
     not_used = untrained(experiments)
-    with book(data, experiments) as reading:
+    with request_source(data, experiments) as reading:
         for name in enabled(experiments, only):
             share = batch_share(provider) if (provider := experiments.provider(name)).batch else 1.0
             found = of_requests(reading.journal, experiments, name, reading.requests(name), share=share)

@@ -12,7 +12,7 @@ from pipelines.generate.batches import BatchStep
 from pipelines.generate.budget import Budget
 from pipelines.generate.journal import Journal, Released, Request, opened
 from pipelines.generate.providers import caps_of, enabled, job_for, missing_key
-from pipelines.generate.requests import Book, book
+from pipelines.generate.requests import RequestSource, request_source
 from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.server import local_server
 from pipelines.generate.trained_on import local_off, sources_of, untrained
@@ -92,18 +92,18 @@ class Session:
     """The right to send: the journal with what is asked of whom, and the money that is left."""
 
     data: DataRoot
-    book: Book
+    request_source: RequestSource
     budget: Budget
     progress: Progress | None
     orphans: int
 
     @property
     def journal(self) -> Journal:
-        return self.book.journal
+        return self.request_source.journal
 
     @property
     def experiments(self) -> Experiments:
-        return self.book.experiments
+        return self.request_source.experiments
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def session(
         WorkError: the journal cannot be opened.
         InUseError: `wait` is False and another process is sending.
     """
-    with locked(data.locks / "generation.lock", "generate", wait=wait), book(data, experiments) as reading:
+    with locked(data.locks / "generation.lock", "generate", wait=wait), request_source(data, experiments) as reading:
         orphans = reading.journal.mark_orphans_in_doubt()
         budget = Budget(caps_of(experiments, budget_usd), reading.journal.charges())
         yield Session(data, reading, budget, progress, orphans)
@@ -145,7 +145,7 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
         # The device first: it may be hours until it is free, and the APIs must be askable meanwhile.
         device = held.enter_context(device_lock()) if _holds_too_few(data, experiments, name) else None
         run = held.enter_context(session(data, experiments, progress=progress))
-        wanted = run.book.requests(name)
+        wanted = run.request_source.requests(name)
         before, pending = run.journal.answered_among(wanted), run.journal.to_send(wanted)
         tally = serve_and_ask(run, name, pending, device) if device and pending else Tally()
         return GenerationResult({name: outcome(run, name, wanted, before, tally)}, run.orphans)
@@ -158,7 +158,7 @@ def device_lock(*, wait: bool = True) -> AbstractContextManager[IO[str]]:
 
 
 def _holds_too_few(data: DataRoot, experiments: Experiments, name: str) -> bool:
-    with book(data, experiments) as reading:
+    with request_source(data, experiments) as reading:
         wanted = reading.requests(name)
         return reading.journal.answered_among(wanted) < len(wanted)
 
@@ -245,7 +245,7 @@ def generate(
         names = enabled(experiments, only)
         if batch:
             names = [n for n in names if experiments.provider(n).batch or batches.open_batches(run.journal, n)]
-        wanted = {name: run.book.requests(name) for name in names}
+        wanted = {name: run.request_source.requests(name) for name in names}
         held = {name: run.journal.answered_among(wanted[name]) for name in names}
         tallies = asyncio.run(_ask_all(run, wanted, batch))
         results = {name: outcome(run, name, wanted[name], held[name], tallies[name]) for name in names}
@@ -304,5 +304,5 @@ def generated_records(data: DataRoot, experiments: Experiments, names: Iterable[
     chosen = sources_of(experiments) if names is None else list(names)
     if not chosen:
         return []
-    with book(data, experiments) as reading:
+    with request_source(data, experiments) as reading:
         return [record for name in chosen for _, record in reading.records(name)]

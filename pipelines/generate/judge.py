@@ -17,7 +17,7 @@ from pipelines.generate.estimate import Estimate, of_requests
 from pipelines.generate.generate import GenerationResult, Session, outcome, session
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled, job_for, missing_key
-from pipelines.generate.requests import Book, book
+from pipelines.generate.requests import RequestSource, request_source
 from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.trained_on import sources_of
 from pipelines.generate.verdicts import Reply, code_of, cut, reply_to, to_ask, unreadable_in, without_tricks
@@ -115,7 +115,7 @@ def judge(
         return GenerationResult()
     with session(data, experiments, progress=progress, budget_usd=budget_usd) as run:
         asked: dict[str, list[Pair]] = {}
-        for pair in pairs(run.book, settings):
+        for pair in pairs(run.request_source, settings):
             asked.setdefault(pair.judge, []).append(pair)
         # records that are alike make requests that are alike: each is asked once
         wanted = {name: to_ask(_replies(run.journal, found), again=again) for name, found in asked.items()}
@@ -136,7 +136,7 @@ def estimates(data: DataRoot, experiments: Experiments) -> Iterator[Estimate]:
     """
     if (settings := experiments.generation.judge) is None:
         return
-    with book(data, experiments) as reading:
+    with request_source(data, experiments) as reading:
         asked: dict[str, list[Pair]] = {}
         for pair in pairs(reading, settings):
             asked.setdefault(pair.judge, []).append(pair)
@@ -175,7 +175,7 @@ def duels(data: DataRoot, experiments: Experiments) -> list[Duel]:
     if settings is None or not data.journal.exists():
         return []
     found: dict[tuple[str, str, str], list[tuple[Verdict | None, Verdict | None]]] = {}
-    with book(data, experiments) as reading:
+    with request_source(data, experiments) as reading:
         for pair in pairs(reading, settings):
             replies = pair.replies(reading.journal)
             if all(reply.answered for reply in replies):
@@ -204,7 +204,7 @@ def _duel(
     )
 
 
-def pairs(reading: Book, settings: Judge) -> Iterator[Pair]:
+def pairs(reading: RequestSource, settings: Judge) -> Iterator[Pair]:
     """Every pair of providers on the cells for which both wrote a record that fits its schema, at most `max_cells` of them."""
     experiments = reading.experiments
     records = {name: _valid_records(reading, name) for name in compared(experiments)}
@@ -234,7 +234,7 @@ def chosen_judge(experiments: Experiments, settings: Judge, one: str, other: str
     return [*strangers, *others, *names][0]
 
 
-def _valid_records(reading: Book, name: str) -> dict[str, tuple[str, Any]]:
+def _valid_records(reading: RequestSource, name: str) -> dict[str, tuple[str, Any]]:
     """cell → (the task, the record) of one provider."""
     return {
         asked.request.cell: (asked.prompt.messages[-1]["content"], record.value)

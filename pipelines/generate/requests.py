@@ -56,7 +56,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Book:
+class RequestSource:
     """What the configuration asks of whom, beside the journal's answers. Reading it needs no lock."""
 
     experiments: Experiments
@@ -81,7 +81,7 @@ class Book:
 
 
 @contextmanager
-def book(data: DataRoot, experiments: Experiments) -> Iterator[Book]:
+def request_source(data: DataRoot, experiments: Experiments) -> Iterator[RequestSource]:
     """Open the journal for reading.
 
     Raises:
@@ -90,7 +90,7 @@ def book(data: DataRoot, experiments: Experiments) -> Iterator[Book]:
     """
     prompts = load_prompts(data, experiments.generation)
     with opened(data.journal) as journal:
-        yield Book(experiments, journal, prompts)
+        yield RequestSource(experiments, journal, prompts)
 
 
 def load_prompts(data: DataRoot, generation: Generation) -> Prompts:

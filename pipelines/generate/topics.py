@@ -162,9 +162,9 @@ def check_schema(schema: dict[str, Any]) -> None:
 
 def _shuffled_forever(values: list[str], rng: random.Random):
     while True:
-        deck = list(values)
-        rng.shuffle(deck)
-        yield from deck
+        shuffled = list(values)
+        rng.shuffle(shuffled)
+        yield from shuffled
 
 
 def load_topics(path: Path) -> TopicGrid:

@@ -14,7 +14,7 @@ from pipelines.runs.spec import CHILD, RunSpec
 from pipelines.runs.status import RANKS, Status
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself
-NEARLY = 0.8  # of a memory budget: what was asked for was last seen before the request that was refused
+NEAR_BUDGET = 0.8  # of a memory budget: what was asked for was last seen before the request that was refused
 # bitsandbytes prints this of a CUDA call that failed, and ends the process with exit code 1
 PRINTED = re.compile(r"Error out of memory at line \d+ in file .*")
 AGAIN = "once more with"  # in log.txt, after what an earlier process of the attempt has printed (fitting.py)
@@ -78,7 +78,7 @@ def _crashed(ending: Ending, whom: str, spec: RunSpec, *, on_card: bool) -> Verd
     on a card, whose budget is not of the memory that was seen."""
     name, budget = _signal_name(-ending.exit_code), spec.memory_budget_gb
     asked = max(ending.peak_bytes, ending.asked_bytes) / 1e9 / spec.devices
-    if budget and not on_card and asked > NEARLY * budget:
+    if budget and not on_card and asked > NEAR_BUDGET * budget:
         said = f"{whom} crashed ({name}) when it had asked for {asked:.2f} GB of a budget of {budget:g} GB"
         return "out_of_memory", said
     return "killed", f"{whom} crashed ({name})"

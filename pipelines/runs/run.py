@@ -39,7 +39,7 @@ class GivenUpError(Exception):
 
 
 @dataclass(frozen=True)
-class Watch:
+class RunHooks:
     """What a caller adds to its runs: environment for the child, a call every half second, who says what is going on, who starts
     the command in the place of the launcher, and what is put around either."""
 
@@ -55,7 +55,7 @@ class Site:
     """Where runs are started: by which launcher, and under whose watch."""
 
     launcher: Launcher
-    watch: Watch
+    hooks: RunHooks
 
     def here(self) -> "Site":
         """The same, but on this machine: for what is no cell of the grid."""
@@ -110,7 +110,7 @@ class Run:
 
     def _to_end(self, site: Site) -> Ending:
         """Hold the device, say `running`, and run the child under the spec's limit and its budget, which is that of one device."""
-        spec, watch, launcher = self._spec, site.watch, site.launcher
+        spec, hooks, launcher = self._spec, site.hooks, site.launcher
         with self._device(spec, site) as locks:
             note_state(self.folder, "running", "load")
             budget = spec.memory_budget_gb
@@ -118,19 +118,19 @@ class Run:
             command = CellCommand(
                 arguments=["-m", self.module, str(self.folder)],
                 folder=self.folder,
-                env={**trackers.keys(spec.report_to), **watch.env},
+                env={**trackers.keys(spec.report_to), **hooks.env},
                 keep_open=[lock.fileno() for lock in locks],
                 memory_budget=round(budget * 1e9) * spec.devices if budget and machine.device_slug() == "cpu" else None,
                 time_limit=minutes * 60 if minutes else None,
                 grace_seconds=GRACE_SECONDS,
                 devices=spec.devices,
             )
-            starter = watch.around(watch.launcher or launcher)
+            starter = hooks.around(hooks.launcher or launcher)
             if not launcher.holds_device:  # its node fits the micro-batches
                 return run_to_end(starter, command, on_tick=self.on_tick)
 
             def say(message: str) -> None:
-                watch.say(f"{spec.model} × {spec.method} (seed {spec.seed}): {message}")
+                hooks.say(f"{spec.model} × {spec.method} (seed {spec.seed}): {message}")
 
             return run_fitted(starter, command, spec, on_tick=self.on_tick, say=say)
 
@@ -140,7 +140,7 @@ class Run:
         paths = devices.locks_of(spec.devices) if site.launcher.holds_device else []
         holder = f"{spec.model} × {spec.method}"
         with ExitStack() as stack:
-            yield [stack.enter_context(locked(path, holder, say=site.watch.say)) for path in paths]
+            yield [stack.enter_context(locked(path, holder, say=site.hooks.say)) for path in paths]
 
     def _classified(self, ending: Ending) -> RunResult:
         spec, report = self._spec, child_report(self.folder)
@@ -212,7 +212,7 @@ def and_once_more(run: Run, again: Callable[[str], Run], site: Site) -> Run:
     if result.reason != "node_lost" or spec.after:
         return run
     after = (result.status_detail or "").split(";")[0]
-    site.watch.say(f"{spec.model} × {spec.method} (seed {spec.seed}): {after}; once more on another node")
+    site.hooks.say(f"{spec.model} × {spec.method} (seed {spec.seed}): {after}; once more on another node")
     second = again(after)
     second.to_result(site)
     return second

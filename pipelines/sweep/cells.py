@@ -8,7 +8,7 @@ from pipelines.evaluate.cell import evaluate, evaluate_base
 from pipelines.lake.schema import Column
 from pipelines.project import Resolved
 from pipelines.records.foreign_text import one_line
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 
 Row = dict[str, Any]
@@ -16,16 +16,16 @@ Name = Callable[[Row], str]
 
 
 def make_current(
-    resolved: Resolved, model: str, methods: Iterable[str], *, watch: Watch, tell: Callable[[str], None]
+    resolved: Resolved, model: str, methods: Iterable[str], *, hooks: RunHooks, tell: Callable[[str], None]
 ) -> None:
     """Train and evaluate what is not current of the model's cells, the untouched model first. A cell that does not end ok is
     not evaluated, and costs no other one."""
-    evaluate_base(resolved, model, watch=watch)
+    evaluate_base(resolved, model, hooks=hooks)
     for key in [key for method in methods for key in resolved.cell(model, method).keys]:
-        attempt, reused = train(resolved, key, watch=watch)
+        attempt, reused = train(resolved, key, hooks=hooks)
         tell(f"{key}: {attempt.status}{' (current, reused)' if reused else ''}")
         if attempt.status == "ok":
-            evaluate(resolved, key, watch=watch)
+            evaluate(resolved, key, hooks=hooks)
 
 
 def table_of(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str], form: Format) -> str:

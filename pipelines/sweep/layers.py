@@ -15,7 +15,7 @@ from pipelines.lake.files import replacing
 from pipelines.project import Project
 from pipelines.records.foreign_text import one_line
 from pipelines.runs.cells import Attempt
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings.experiments import Experiments, Model, Profile, Source
 from pipelines.sweep.cells import doubts, make_current, table_of
 from pipelines.weights import shortened, store
@@ -107,12 +107,12 @@ def _named(experiments: Experiments, model: str, source: Source) -> str:
 
 def run_sweep(sweep: LayerSweep, *, on_tick: Callable[[Attempt], None], tell: Callable[[str], None]) -> list[Row]:
     """Make every cell current, whatever becomes of the others, and return their rows, those of the whole model first."""
-    watch, project = Watch(on_tick=on_tick), sweep.project
+    hooks, project = RunHooks(on_tick=on_tick), sweep.project
     for name in sweep.models.values():  # evaluation records are those that fit every model whose weights are here
         _fetch(project, name, tell)
     resolved = project.resolve()
     for name in sweep.models.values():
-        make_current(resolved, name, sweep.methods, watch=watch, tell=tell)
+        make_current(resolved, name, sweep.methods, hooks=hooks, tell=tell)
     found = {(row["model"], row["method"]): row for row in comparison_rows(resolved)}
     return [
         {**layers_report.with_drop(found[name, method], count, project.experiments), "whole": sweep.model}

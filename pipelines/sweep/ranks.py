@@ -17,7 +17,7 @@ from pipelines.lake.files import replacing
 from pipelines.lake.schema import real
 from pipelines.project import Project
 from pipelines.runs.cells import Attempt
-from pipelines.runs.run import Watch
+from pipelines.runs.run import RunHooks
 from pipelines.settings.experiments import Experiments, Method
 from pipelines.settings.methods import SHORT
 from pipelines.sweep.cells import doubts, make_current, table_of
@@ -136,8 +136,8 @@ def _without_rates(method: Method) -> Row:
 
 def run_sweep(sweep: Sweep, *, on_tick: Callable[[Attempt], None], tell: Callable[[str], None]) -> list[Row]:
     """Make every rank's cell current, whatever becomes of the others, and return their rows, the smallest rank first."""
-    watch, resolved = Watch(on_tick=on_tick), sweep.project.resolve()
-    make_current(resolved, sweep.model, sweep.methods.values(), watch=watch, tell=tell)
+    hooks, resolved = RunHooks(on_tick=on_tick), sweep.project.resolve()
+    make_current(resolved, sweep.model, sweep.methods.values(), hooks=hooks, tell=tell)
     found = {row["method"]: row for row in comparison_rows(resolved) if row["model"] == sweep.model}
     return [_by_rank(found[method], rank) for rank, method in sweep.methods.items()]
 

@@ -17,7 +17,7 @@ from pipelines.runs import cells, restart, trackers
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.result import outlook
-from pipelines.runs.run import Run, Watch, and_once_more, queue
+from pipelines.runs.run import Run, RunHooks, and_once_more, queue
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.settings import benchmarks
 from pipelines.train.trainer.devices.ranks import require_divisible
@@ -31,7 +31,7 @@ def train(
     key: CellKey,
     *,
     force: bool = False,
-    watch: Watch | None = None,
+    hooks: RunHooks | None = None,
     seen: str | None = None,
     rerun_for: Collection[str] = ANY,
     retime: bool = False,
@@ -48,34 +48,34 @@ def train(
         UsageError: unknown model or method.
         WorkError: the lake cannot be written.
     """
-    watch, data = watch or Watch(), resolved.data
-    resolved.weights_now(key.model, watch.say)
+    hooks, data = hooks or RunHooks(), resolved.data
+    resolved.weights_now(key.model, hooks.say)
     plan = resolved.plan(key)
-    with locked(key.folder(data) / "cell.lock", f"train {key}", say=watch.say):
+    with locked(key.folder(data) / "cell.lock", f"train {key}", say=hooks.say):
         earlier = cells.attempts(data, key)
         newest = cells.newest_that_counts(earlier)
         different = resolved.changed(newest) if newest else []
         current = newest and newest.status == "ok" and not set(different) & set(rerun_for)
         if newest and current and (peak := resolved.over_budget(newest)):
-            watch.say(f"{key}: {newest.run_id} used {peak:.2f} GB, more than memory_budget_gb is now; it is run again")
+            hooks.say(f"{key}: {newest.run_id} used {peak:.2f} GB, more than memory_budget_gb is now; it is run again")
             current = False
         retimes = newest.run_id if retime and newest and newest.status == "ok" and not different else None
         force = force or retimes is not None
         if newest and seen is not None and newest.run_id != seen:
-            watch.say(f"{key} has been run since this was asked for: {newest.run_id} is {newest.status}")
+            hooks.say(f"{key} has been run since this was asked for: {newest.run_id} is {newest.status}")
             return newest, True
         if newest and current and not force:
             restart.clear(earlier)
             return newest, True
         if newest and not force and _goes_on_elsewhere(newest, plan, data):
-            run = _run(resolved, newest, watch)
+            run = _run(resolved, newest, hooks)
         else:
-            run = _next_attempt(resolved, key, watch, force=force, retimes=retimes)
+            run = _next_attempt(resolved, key, hooks, force=force, retimes=retimes)
 
         def again(after: str) -> Run:
-            return _next_attempt(resolved, key, watch, after=after, retimes=retimes)
+            return _next_attempt(resolved, key, hooks, after=after, retimes=retimes)
 
-        finished = Attempt(key, and_once_more(run, again, resolved.project.site(watch)).folder)
+        finished = Attempt(key, and_once_more(run, again, resolved.project.site(hooks)).folder)
         if finished.status in restart.FINAL:
             restart.clear([*earlier, finished])
         if finished.status == "ok":
@@ -92,7 +92,7 @@ def _goes_on_elsewhere(newest: Attempt, plan: CellPlan, data: DataRoot) -> bool:
 def _next_attempt(
     resolved: Resolved,
     key: CellKey,
-    watch: Watch,
+    hooks: RunHooks,
     *,
     force: bool = False,
     after: str | None = None,
@@ -105,7 +105,7 @@ def _next_attempt(
         launcher_class(attempt.spec.launcher).end(attempt.folder)
     resume = None if force else restart.resumable(earlier, plan.fingerprints, resolved.data.root)
     if not force and earlier and earlier[-1].status not in restart.FINAL and not resolved.fits(earlier[-1]):
-        watch.say(
+        hooks.say(
             f"{key}: {earlier[-1].run_id} was interrupted on other weights or another tokenizer; it is begun anew"
         )
     _require_disk(earlier, resolved.data)
@@ -117,7 +117,7 @@ def _next_attempt(
         spec = replace(spec, more={**spec.more, "retimes": retimes})
     queue(folder, spec)
     restart.clear(earlier, keep=resume["run_id"] if resume else None)
-    return _run(resolved, Attempt(key, folder), watch)
+    return _run(resolved, Attempt(key, folder), hooks)
 
 
 def _require_disk(earlier: Sequence[Attempt], data: DataRoot) -> None:
@@ -134,7 +134,7 @@ def _require_disk(earlier: Sequence[Attempt], data: DataRoot) -> None:
         disk.require(data.root, needed, f"a new attempt at {newest.key}, whose last good one stays as it is")
 
 
-def _run(resolved: Resolved, attempt: Attempt, watch: Watch) -> Run:
+def _run(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> Run:
     """The attempt as a run."""
 
     spec, key = attempt.spec, attempt.key
@@ -146,27 +146,27 @@ def _run(resolved: Resolved, attempt: Attempt, watch: Watch) -> Run:
         require_divisible(spec.recipe, spec.sharding)
         if not resolved.plan(key).selected.train:
             raise UnavailableError(no_examples(resolved.project, key.method))
-        sources.require(resolved.data, resolved.experiments, key.method, say=watch.say)
+        sources.require(resolved.data, resolved.experiments, key.method, say=hooks.say)
 
     return Run(
         attempt.folder,
         TRAINS,
         check=check,
-        fetch=partial(_fetch, resolved, attempt, watch),
-        on_tick=partial(watch.on_tick, attempt),
+        fetch=partial(_fetch, resolved, attempt, hooks),
+        on_tick=partial(hooks.on_tick, attempt),
         outlook=outlook,
     )
 
 
-def _fetch(resolved: Resolved, attempt: Attempt, watch: Watch) -> None:
+def _fetch(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> None:
     """Bring the weights; where they were not here when the attempt was planned, its spec names now what they are.
 
     Raises:
         UsageError: they have changed since.
     """
     key, spec = attempt.key, spec_in(attempt.folder)
-    store.fetch(resolved.data, resolved.experiments, key.model, say=watch.say)
-    planned, now = spec.fingerprints.get("weights"), resolved.weights_now(key.model, watch.say)
+    store.fetch(resolved.data, resolved.experiments, key.model, say=hooks.say)
+    planned, now = spec.fingerprints.get("weights"), resolved.weights_now(key.model, hooks.say)
     if planned == now or now is None:
         return
     if planned:

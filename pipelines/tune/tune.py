@@ -15,7 +15,7 @@ from pipelines.lake.files import announce, locked, read_jsonl, stable_hash
 from pipelines.lake.run_ids import new_run_id
 from pipelines.project import Resolved
 from pipelines.runs.cells import CellKey
-from pipelines.runs.run import GivenUpError, Run, Watch, queue
+from pipelines.runs.run import GivenUpError, Run, RunHooks, queue
 from pipelines.runs.spec import RunSpec
 from pipelines.settings.methods import traits_of
 from pipelines.train.cell import no_examples
@@ -69,7 +69,7 @@ class Tuned:
 
 
 def tune(
-    resolved: Resolved, key: CellKey, *, trials: int, asked: Range | None = None, watch: Watch | None = None,
+    resolved: Resolved, key: CellKey, *, trials: int, asked: Range | None = None, hooks: RunHooks | None = None,
     tell: Callable[[str], None] = announce,
 ) -> Tuned:  # fmt: skip
     """Bring the study of the cell and range to `trials` trials, a line to `tell` for each, and return its best. Trials of other
@@ -97,7 +97,7 @@ def tune(
         tell(f"{key}: earlier trials had other data, another recipe, code, machine or seed, and do not count")
     with locked(folder / LOCK, f"tune {key}"):
         span = asked or Range(start / REACH, start * REACH)
-        study = _Study(resolved, key, folder, _without_rate(recipe), span, watch or Watch(), tell)
+        study = _Study(resolved, key, folder, _without_rate(recipe), span, hooks or RunHooks(), tell)
         study.run(trials, first=start)
         return study.best()
 
@@ -115,7 +115,7 @@ def _without_rate(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 class _Study:
     def __init__(
-        self, resolved: Resolved, key: CellKey, folder: Path, recipe: dict[str, Any], span: Range, watch: Watch,
+        self, resolved: Resolved, key: CellKey, folder: Path, recipe: dict[str, Any], span: Range, hooks: RunHooks,
         tell: Callable[[str], None],
     ) -> None:  # fmt: skip
         import optuna
@@ -123,7 +123,7 @@ class _Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._resolved, self._key, self._folder, self._recipe, self._span = resolved, key, folder, recipe, span
-        self._watch, self._tell = watch, tell
+        self._watch, self._tell = hooks, tell
         self._states = optuna.trial.TrialState
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "journal.log")))
         self._study = optuna.create_study(study_name=span.study, storage=storage, load_if_exists=True)

@@ -90,15 +90,19 @@ class _Adapted(torch.autograd.Function):
         count = len(ctx.layers)
         rows, mask, *rest = ctx.saved_tensors
         lows, downs, ups = rest[:count], rest[count::2], rest[count + 1 :: 2]
-        slopes = [g.reshape(-1, g.shape[-1]) for g in gradients]
-        of_lows = [product(g, up.t()).mul_(s) for g, up, s in zip(slopes, ups, ctx.scales, strict=True)]
+        grad_outputs = [g.reshape(-1, g.shape[-1]) for g in gradients]
+        of_lows = [product(g, up.t()).mul_(s) for g, up, s in zip(grad_outputs, ups, ctx.scales, strict=True)]
         of_low = torch.cat(of_lows, dim=1)
-        of_ups = [_in_float32(low.t(), g).mul_(s).t() for low, g, s in zip(lows, slopes, ctx.scales, strict=True)]
+        of_ups = [_in_float32(low.t(), g).mul_(s).t() for low, g, s in zip(lows, grad_outputs, ctx.scales, strict=True)]
         of_downs: Any = [None] * count
         if rows is not None:
             dropped = rows if mask is None else rows * mask
             of_downs = _in_float32(of_low.t(), dropped).split([len(down) for down in downs])
-        of_x = _of_input(ctx, slopes, product(of_low, torch.cat(downs).t()), mask) if ctx.needs_input_grad[0] else None
+        of_x = (
+            _of_input(ctx, grad_outputs, product(of_low, torch.cat(downs).t()), mask)
+            if ctx.needs_input_grad[0]
+            else None
+        )
         of_thin = [gradient for pair in zip(of_downs, of_ups, strict=True) for gradient in pair]
         return of_x, None, None, *of_thin
 
@@ -108,11 +112,13 @@ def _in_float32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return wide_product(left, right) if sums_in_float32(left) else (left @ right).float()
 
 
-def _of_input(ctx: Any, slopes: list[torch.Tensor], adapters: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def _of_input(
+    ctx: Any, grad_outputs: list[torch.Tensor], adapters: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
     """The input's gradient: through the adapters (changed in place) and through the frozen layers."""
     total = adapters if mask is None else adapters.mul_(mask)
-    for layer, slope in zip(ctx.layers, slopes, strict=True):
-        total = add_product(total, slope, weight_of(layer.get_base_layer(), slope.dtype).t())
+    for layer, grad_output in zip(ctx.layers, grad_outputs, strict=True):
+        total = add_product(total, grad_output, weight_of(layer.get_base_layer(), grad_output.dtype).t())
     return total.view(ctx.shape)
 
 

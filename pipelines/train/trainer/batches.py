@@ -19,9 +19,9 @@ def steps(examples: Sequence[Tokenized], *, epochs: float, per_step: int, seed: 
     total = max(1, math.ceil(len(examples) * epochs))
     order: list[Tokenized] = []
     for epoch in range(math.ceil(epochs)):
-        deck = list(examples)
-        random.Random(f"{seed}/{epoch}").shuffle(deck)
-        order += deck
+        shuffled = list(examples)
+        random.Random(f"{seed}/{epoch}").shuffle(shuffled)
+        order += shuffled
     order = order[:total]
     return [order[start : start + per_step] for start in range(0, total, per_step)]
 
@@ -46,18 +46,18 @@ def micro_batches(examples: Sequence[Tokenized], *, max_tokens: int, virtual: in
     return groups
 
 
-def dealt(
+def split_by_rank(
     examples: Sequence[Tokenized], *, max_tokens: int, ranks: int, virtual: int = 0
 ) -> list[list[list[Tokenized]]]:
     """The micro-batches of each of `ranks` processes, which together hold every example once: longest first, each goes to the
     process with the fewest tokens so far. One process gets `micro_batches`; of more than there are examples some get none."""
-    hands: list[list[Tokenized]] = [[] for _ in range(ranks)]
+    of_ranks: list[list[Tokenized]] = [[] for _ in range(ranks)]
     held = [0] * ranks
     for example in sorted(examples, key=lambda e: (-len(e), e.name)):
         rank = held.index(min(held))
-        hands[rank].append(example)
+        of_ranks[rank].append(example)
         held[rank] += len(example)
-    return [micro_batches(hand, max_tokens=max_tokens, virtual=virtual) for hand in hands]
+    return [micro_batches(of_rank, max_tokens=max_tokens, virtual=virtual) for of_rank in of_ranks]
 
 
 def heaviest(
@@ -66,8 +66,10 @@ def heaviest(
     """The micro-batches of an optimizer step that needs as much memory as any of `plan` on any of `ranks`: the heaviest of those
     that a step begins with and, where steps accumulate, of those that follow, which meet the gradients of the first."""
     virtual = traits_of(recipe).virtual_tokens
-    dealt_out = [dealt(step, max_tokens=recipe["micro_batch_tokens"], ranks=ranks, virtual=virtual) for step in plan]
-    parts = [part for hands in dealt_out for part in hands if part]
+    split_steps = [
+        split_by_rank(step, max_tokens=recipe["micro_batch_tokens"], ranks=ranks, virtual=virtual) for step in plan
+    ]
+    parts = [part for of_ranks in split_steps for part in of_ranks if part]
     first, later = [part[0] for part in parts], [batch for part in parts for batch in part[1:]]
 
     def weight(batch: Sequence[Tokenized]) -> tuple[int, int]:
@@ -90,7 +92,7 @@ def kept_numbers(tokens: int, learned: int, config: Any, recipe: Mapping[str, An
 def smaller(plan: Sequence[Sequence[Tokenized]], *, max_tokens: int, ranks: int = 1, virtual: int = 0) -> int | None:
     """`max_tokens` halved, as often as it takes to cut `plan` into smaller micro-batches, but no less than the longest example,
     which then goes alone; None where all micro-batches are as small as that."""
-    parts = [part for step in plan for part in dealt(step, max_tokens=max_tokens, ranks=ranks, virtual=virtual)]
+    parts = [part for step in plan for part in split_by_rank(step, max_tokens=max_tokens, ranks=ranks, virtual=virtual)]
     largest = max(len(batch) * (len(batch[0]) + virtual) for part in parts for batch in part)
     longest = max(len(example) + virtual for step in plan for example in step)
     if largest <= longest:

@@ -18,7 +18,7 @@ from pipelines.train.trainer.fast_paths import known_of
 
 # Of a piece's float32 logits on a CPU: enough rows for a fast product, little beside a model's activations.
 PIECE_BYTES = 64 * 2**20
-# On a card the head's weight is read anew for every piece, so pieces are larger there. A piece's logits, its slopes in half
+# On a card the head's weight is read anew for every piece, so pieces are larger there. A piece's logits, its gradients in half
 # precision and its passing values come to about two of so many parts of the card.
 PARTS_OF_CARD = 30
 MOST_ROWS = 2048  # more do not make a card's product faster
@@ -92,11 +92,11 @@ class _SummedLoss(torch.autograd.Function):
             for piece in _pieces(len(targets), len(weight), hidden.device):
                 logits = logits_of(inputs[piece], head, cap)
                 total += _loss_into_gradient(logits, targets[piece], cap) * share
-                slope = (logits if now == 1 else logits.mul_(now)).to(half)
+                grad_logits = (logits if now == 1 else logits.mul_(now)).to(half)
                 if of_hidden is not None:
-                    of_hidden[piece] = product(slope, head.t())
+                    of_hidden[piece] = product(grad_logits, head.t())
                 if ctx.needs_input_grad[1]:
-                    of_weight = _add_of_weight(of_weight, logits, slope, inputs[piece])
+                    of_weight = _add_of_weight(of_weight, logits, grad_logits, inputs[piece])
         ctx.save_for_backward(of_hidden, of_weight)
         return total
 
@@ -113,12 +113,12 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def _add_of_weight(
-    total: torch.Tensor | None, logits: torch.Tensor, slope: torch.Tensor, inputs: torch.Tensor
+    total: torch.Tensor | None, logits: torch.Tensor, grad_logits: torch.Tensor, inputs: torch.Tensor
 ) -> torch.Tensor:
-    """The head's gradient (float32) with a piece's: slopesᵀ · inputs, summed in float32. `slope` is `logits`, which hold float32
-    slopes by now, in the format of `inputs`; `total` (None: nothing yet) may be changed."""
-    if sums_in_float32(slope):
-        return wide_product(slope.t(), inputs, total)
+    """The head's gradient (float32) with a piece's: grad_logitsᵀ · inputs, summed in float32. `grad_logits` is `logits`, which
+    hold float32 gradients by now, in the format of `inputs`; `total` (None: nothing yet) may be changed."""
+    if sums_in_float32(grad_logits):
+        return wide_product(grad_logits.t(), inputs, total)
     made = product(logits.t(), inputs.float().t())
     return made if total is None else total.add_(made)
 

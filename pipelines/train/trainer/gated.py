@@ -24,7 +24,7 @@ def _gelu(gate: Tensor) -> Tensor:
 
 SLOPES: dict[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] = {
     _silu: torch.ops.aten.silu_backward,
-    _gelu: lambda slope, gate: torch.ops.aten.gelu_backward(slope, gate, approximate="tanh"),
+    _gelu: lambda grad_output, gate: torch.ops.aten.gelu_backward(grad_output, gate, approximate="tanh"),
 }
 
 

@@ -355,7 +355,7 @@ class Trainer:
     def _parts(self, examples: Sequence[Tokenized]) -> list[list[list[Tokenized]]]:
         """Each rank's micro-batches of `examples`."""
         size = self.recipe["micro_batch_tokens"]
-        return batches.dealt(examples, max_tokens=size, ranks=self.ranks.count, virtual=self._virtual)
+        return batches.split_by_rank(examples, max_tokens=size, ranks=self.ranks.count, virtual=self._virtual)
 
     def _idle(self, parts: Sequence[list[list[Tokenized]]]) -> list[list[Tokenized]]:
         """What this rank computes for nothing, where weights are sharded and others have more micro-batches."""

@@ -84,11 +84,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
-        slope = gradients[0]
+        grad_output = gradients[0]
         wants_rows, wants_weight, wants_bias = ctx.needs_input_grad
-        of_rows = product(slope, weight.t()) if wants_rows else None
-        of_weight = product(slope.t(), rows.t()) if wants_weight else None
-        return of_rows, of_weight, slope.sum(0) if wants_bias else None
+        of_rows = product(grad_output, weight.t()) if wants_rows else None
+        of_weight = product(grad_output.t(), rows.t()) if wants_weight else None
+        return of_rows, of_weight, grad_output.sum(0) if wants_bias else None
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

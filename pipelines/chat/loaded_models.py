@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pipelines.evaluate import answering
-from pipelines.evaluate.answering import Speaker
+from pipelines.evaluate.answering import PromptedModel
 from pipelines.evaluate.shots import Shots
 from pipelines.runs.clock import Stopwatch
 from pipelines.settings.methods import traits_of
@@ -58,7 +58,7 @@ class Answer:
     ended: str
 
 
-class Speakers:
+class LoadedModels:
     """The models that this process holds, by group, and the members that answer with them."""
 
     def __init__(self) -> None:
@@ -122,50 +122,51 @@ class Speakers:
         Raises:
             WindowFullError: the model's window is full.
         """
-        with self._speaking(member) as speaker:
-            prompt = self._prompt(member, speaker, question)
-            room = _window(speaker) - len(prompt)
+        with self._speaking(member) as prompted_model:
+            prompt = self._prompt(member, prompted_model, question)
+            room = _window(prompted_model) - len(prompt)
             if room < 1:
                 raise WindowFullError(
-                    f"the conversation has {len(prompt)} tokens, and the model's window holds {_window(speaker)}: start a new one"
+                    f"the conversation has {len(prompt)} tokens, and the model's window holds {_window(prompted_model)}: "
+                    "start a new one"
                 )
             limit = min(question.limit, room)
-            stream = _Stream(speaker, say, stopped)
+            stream = _Stream(prompted_model, say, stopped)
             clock, ended = Stopwatch(), ""
             try:
-                (tokens,) = answering.answer(_told(speaker, stream, question), [prompt], limit)
+                (tokens,) = answering.answer(_told(prompted_model, stream, question), [prompt], limit)
             except StoppedError:
                 tokens, ended = stream.tokens, "stopped"
             seconds = clock.total()
-            by_itself = answering.ended(speaker, tokens, limit)
+            by_itself = answering.ended(prompted_model, tokens, limit)
         ended = ended or ("itself" if by_itself else "limit" if limit == question.limit else "window")
-        return Answer(answering.text_of(speaker, tokens), tokens, seconds, ended)
+        return Answer(answering.text_of(prompted_model, tokens), tokens, seconds, ended)
 
     @contextmanager
-    def _speaking(self, member: Json) -> Iterator[Speaker]:
-        """The member's speaker, its adapter and no other one switched on inside."""
+    def _speaking(self, member: Json) -> Iterator[PromptedModel]:
+        """The member's model, its adapter and no other one switched on inside."""
         model, recipe = self._models[member["group"]], member["recipe"]
         form = _form(member["folder"], recipe["prompt"], json.dumps(recipe.get("template")))
-        speaker = Speaker(model, form, recipe, loading.device())
+        prompted_model = PromptedModel(model, form, recipe, loading.device())
         if not member["shares_base"] or not self._adapters[member["group"]]:
-            yield speaker
+            yield prompted_model
         elif _has_adapter(member):
             model.set_adapter(self._adapters[member["group"]][member["name"]])
-            yield speaker
+            yield prompted_model
         else:
             with model.disable_adapter():
-                yield replace(speaker, model=model.get_base_model())
+                yield replace(prompted_model, model=model.get_base_model())
 
-    def _prompt(self, member: Json, speaker: Speaker, question: Question) -> list[int]:
-        record, count = as_record(question.messages), speaker.recipe.get("shots")
+    def _prompt(self, member: Json, prompted_model: PromptedModel, question: Question) -> list[int]:
+        record, count = as_record(question.messages), prompted_model.recipe.get("shots")
         if not count:
-            return speaker.form.prompt(record)
+            return prompted_model.form.prompt(record)
         train = _train(member["examples"], json.dumps(member["selection"]))
-        room = _window(speaker) - question.limit
+        room = _window(prompted_model) - question.limit
         if (member["name"], room) not in self._shots:
-            self._shots[member["name"], room] = Shots(train, count, speaker.form, room=room)
+            self._shots[member["name"], room] = Shots(train, count, prompted_model.form, room=room)
         shots = self._shots[member["name"], room].of(_answered(record, question, train))
-        return speaker.form.prompt(record, shots)
+        return prompted_model.form.prompt(record, shots)
 
 
 def _has_adapter(member: Json) -> bool:
@@ -177,10 +178,10 @@ def _form(folder: str, prompt: str, template: str) -> PromptFormat:
     return PromptFormat.of(Path(folder), {"prompt": prompt, "template": json.loads(template)})
 
 
-def _window(speaker: Speaker) -> int:
+def _window(prompted_model: PromptedModel) -> int:
     """Tokens of prompt and answer that the model can read, without those that its adapter puts before them."""
-    most = getattr(speaker.model.config, "max_position_embeddings", None) or UNKNOWN_WINDOW
-    return most - traits_of(speaker.recipe).virtual_tokens
+    most = getattr(prompted_model.model.config, "max_position_embeddings", None) or UNKNOWN_WINDOW
+    return most - traits_of(prompted_model.recipe).virtual_tokens
 
 
 def as_record(messages: Sequence[Mapping[str, str]]) -> Json:
@@ -225,18 +226,18 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def _told(speaker: Speaker, stream: "_Stream", question: Question) -> Speaker:
+def _told(prompted_model: PromptedModel, stream: "_Stream", question: Question) -> PromptedModel:
     more: Json = {"streamer": stream}
     if question.temperature > 0:
         more |= {"do_sample": True, "temperature": question.temperature, "top_k": 0, "top_p": 1.0}
-    return replace(speaker, more=more)
+    return replace(prompted_model, more=more)
 
 
 class _Stream:
     """What `generate` hands each new token to; says the text that they make as far as no further token can change it."""
 
-    def __init__(self, speaker: Speaker, say: Callable[[str], None], stopped: Callable[[], bool]) -> None:
-        self._speaker, self._say, self._stopped = speaker, say, stopped
+    def __init__(self, prompted_model: PromptedModel, say: Callable[[str], None], stopped: Callable[[], bool]) -> None:
+        self._prompted_model, self._say, self._stopped = prompted_model, say, stopped
         self._is_prompt = True
         self._said = ""
         self.tokens: list[int] = []
@@ -246,7 +247,7 @@ class _Stream:
             self._is_prompt = False
             return
         self.tokens += value.flatten().tolist()
-        text = _settled(answering.text_of(self._speaker, self.tokens), self._speaker.stop_texts)
+        text = _settled(answering.text_of(self._prompted_model, self.tokens), self._prompted_model.stop_texts)
         if len(text) > len(self._said) and text.startswith(self._said):
             self._say(text[len(self._said) :])
             self._said = text

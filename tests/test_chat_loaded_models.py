@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.chat import speakers as chat_speakers
+from pipelines.chat import loaded_models as loaded_models
 from pipelines.chat.engine import _as_told
+from pipelines.chat.loaded_models import LoadedModels, Question, WindowFullError, as_record
 from pipelines.chat.members import Member, Roster
-from pipelines.chat.speakers import Question, Speakers, WindowFullError, as_record
 from pipelines.clean.select import select
 from pipelines.evaluate import answering
-from pipelines.evaluate.answering import Speaker
+from pipelines.evaluate.answering import PromptedModel
 from pipelines.evaluate.shots import Shots
 from pipelines.runs.cells import CellKey
 from pipelines.train.trainer import loading
@@ -49,19 +49,21 @@ def alone(lake: Lake, method: str) -> list[list[int]]:
     one = member(lake, method)
     recipe = dict(one.recipe)
     form = PromptFormat.of(one.folder, recipe)
-    speaker = Speaker(loading.load_trained(one.folder, recipe, one.trained), form, recipe, torch.device("cpu"))
+    prompted_model = PromptedModel(
+        loading.load_trained(one.folder, recipe, one.trained), form, recipe, torch.device("cpu")
+    )
     prompts = [form.prompt({"instruction": prompt, "input": "", "output": ""}) for prompt in ASKED]
-    return answering.answer(speaker, prompts, LIMIT)
+    return answering.answer(prompted_model, prompts, LIMIT)
 
 
-def ask(speakers: Speakers, one: Json, *turns: str, limit: int = LIMIT, **more: Any) -> Any:
+def ask(loaded_models: LoadedModels, one: Json, *turns: str, limit: int = LIMIT, **more: Any) -> Any:
     roles = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
-    if not speakers.has(one):
-        speakers.load(one)
-    return speakers.answer(one, Question(roles, limit, **more), lambda _text: None, lambda: False)
+    if not loaded_models.has(one):
+        loaded_models.load(one)
+    return loaded_models.answer(one, Question(roles, limit, **more), lambda _text: None, lambda: False)
 
 
-def answer_as_alone(lake: Lake, held: Speakers, order: Sequence[str]) -> None:
+def answer_as_alone(lake: Lake, held: LoadedModels, order: Sequence[str]) -> None:
     """Every answer of the cells in `order`, which come again and again, is the one of a process of its own."""
     members = {method: told(lake, method) for method in order}
     expected = {method: alone(lake, method) for method in members}
@@ -72,7 +74,7 @@ def answer_as_alone(lake: Lake, held: Speakers, order: Sequence[str]) -> None:
 
 
 def test_cells_that_share_a_base_answer_as_each_alone_in_any_order(lake: Lake) -> None:
-    held = Speakers()
+    held = LoadedModels()
     answer_as_alone(lake, held, ("base", "lora-r8", "base", "lora-r4", "lora-r8", "base", "lora-r4"))
     assert len(held._models) == 1
 
@@ -82,7 +84,7 @@ def test_whole_models_and_adapters_that_change_their_base_or_prompt_have_one_of_
     chats.with_model(lake.trained("full"), seed=5)
     for method in (own := ("pissa", "prompt-tuning", "prefix-tuning")):
         chats.with_adapter(lake.trained(method), seed=6)
-    held = Speakers()
+    held = LoadedModels()
     answer_as_alone(lake, held, ("base", "lora-r8", "full", *own, "base", "lora-r8", *own, "full", "base", "lora-r4"))
     assert len(held._models) == 5, "base and its two adapters in one"
     held.forget(told(lake, "base")["group"])
@@ -107,7 +109,7 @@ def test_later_turns_and_a_system_prompt_are_asked_as_a_conversation_is_trained(
 def test_few_shot_prompts_are_those_of_evaluation(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     one, prompts = told(lake, "few-shot"), []
     monkeypatch.setattr(answering, "answer", lambda _speaker, asked, _limit: prompts.append(asked[0]) or [[0]])
-    ask(Speakers(), one, "Where to begin?")
+    ask(LoadedModels(), one, "Where to begin?")
     form = PromptFormat.of(Path(one["folder"]), one["recipe"])
     train = select(Path(one["examples"]), lake.project.selection).train
     record = {
@@ -122,13 +124,13 @@ def test_few_shot_prompts_are_those_of_evaluation(lake: Lake, monkeypatch: pytes
 
 
 def test_the_language_of_a_question_is_one_of_the_examples() -> None:
-    assert chat_speakers._language("오늘 밤에 읽을 소설을 추천해 주세요.", ["en", "ko"]) == "ko"
-    assert chat_speakers._language("Which novel should I read tonight?", ["en", "ko"]) == "en"
-    assert chat_speakers._language("무엇?", ["en"]) == "en" and chat_speakers._language("x", []) is None
+    assert loaded_models._language("오늘 밤에 읽을 소설을 추천해 주세요.", ["en", "ko"]) == "ko"
+    assert loaded_models._language("Which novel should I read tonight?", ["en", "ko"]) == "en"
+    assert loaded_models._language("무엇?", ["en"]) == "en" and loaded_models._language("x", []) is None
 
 
 def test_text_comes_piece_by_piece_and_an_answer_can_be_stopped_and_ends_say_why(lake: Lake) -> None:
-    held, one, pieces = Speakers(), told(lake, "lora-r8"), []
+    held, one, pieces = LoadedModels(), told(lake, "lora-r8"), []
     whole = ask(held, one, ASKED[0])
     question = Question([{"role": "user", "content": ASKED[0]}], LIMIT)
     held.answer(one, question, pieces.append, lambda: False)
@@ -144,7 +146,7 @@ def test_text_comes_piece_by_piece_and_an_answer_can_be_stopped_and_ends_say_why
 
 
 def test_a_temperature_draws_and_does_not_stay(lake: Lake) -> None:
-    held, one = Speakers(), told(lake, "base")
+    held, one = LoadedModels(), told(lake, "base")
     greedy = ask(held, one, ASKED[0])
     torch.manual_seed(1)
     drawn = {tuple(ask(held, one, ASKED[0], temperature=1.5).tokens) for _ in range(3)}
@@ -153,14 +155,14 @@ def test_a_temperature_draws_and_does_not_stay(lake: Lake) -> None:
 
 def test_what_may_begin_a_stop_text_is_held_back() -> None:
     marks = ("### Instruction", "Below is")
-    assert chat_speakers._settled("Olive.\n\n### Inst", marks) == "Olive."
-    assert chat_speakers._settled("Olive. Be", marks) == "Olive."
-    assert chat_speakers._settled("Olive ### Ok", marks) == "Olive ### Ok"
-    assert chat_speakers._settled("소설\ufffd", ()) == "소설"
+    assert loaded_models._settled("Olive.\n\n### Inst", marks) == "Olive."
+    assert loaded_models._settled("Olive. Be", marks) == "Olive."
+    assert loaded_models._settled("Olive ### Ok", marks) == "Olive ### Ok"
+    assert loaded_models._settled("소설\ufffd", ()) == "소설"
 
 
 def test_an_adapter_that_cannot_be_loaded_leaves_nothing_half_done(lake: Lake) -> None:
-    held, one = Speakers(), told(lake, "base")
+    held, one = LoadedModels(), told(lake, "base")
     before = ask(held, one, ASKED[0])
     broken = {**told(lake, "lora-r4"), "trained": str(lake.data.root / "nowhere")}
     with pytest.raises(Exception, match="nowhere"):
