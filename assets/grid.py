@@ -13,6 +13,7 @@ from pipelines.compare.table import worst
 from pipelines.project import Project
 from pipelines.records.foreign_text import plain
 from pipelines.runs.cells import CellKey, latest
+from pipelines.settings.experiments import TEACHER
 
 WIDEST = 4  # models side by side: as many as a page of 1,440 pixels shows without scrolling
 IN_PLACE, MOST_PARTS = (
@@ -89,7 +90,8 @@ def _drawn(heading: str, lines: Sequence[str]) -> str:
 def _cell(row: Row | None) -> str:
     if row is None:
         return ABSENT
-    status = f"[{_escaped(row['status'])}]({_address(row)})"
+    is_cell = row["method"].partition("+")[0] != TEACHER  # a provider has no page
+    status = f"[{_escaped(row['status'])}]({_address(row)})" if is_cell else _escaped(row["status"])
     numbers = [
         MARK if is_outside(row) else None,
         "stale" if row.get("is_stale") else None,
