@@ -30,7 +30,7 @@ from pipelines.nightly.night import note_runs
 from pipelines.project import Project
 from pipelines.runs import devices
 from pipelines.runs.cells import all_attempts
-from pipelines.settings.experiments import TEACHER
+from pipelines.settings.experiments import TEACHER, is_teacher
 
 LAKE, PROFILE = "version of the lake", "profile"  # metadata of a publication, which later ones look up
 CELL, BESIDE_CELL = ("model", "method"), 6  # columns of a table
@@ -103,6 +103,7 @@ def _published(
 ) -> dg.MaterializeResult:
     """What Dagster keeps of a publication."""
     rows = publication.rows
+    named = [row for row in of_profile(rows) if not is_teacher(row["method"])]
     counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
     context.log.info(f"published {len(rows)} rows: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     return dg.MaterializeResult(
@@ -111,10 +112,8 @@ def _published(
             ROWS: len(rows),
             **{label: dg.MetadataValue.text(text) for label, text in publication.stamp.items() if label != PROFILE},
             **grid_of(rows),
-            "stale": dg.MetadataValue.text(
-                f"{sum(bool(row['is_stale']) for row in of_profile(rows))} of {len(of_profile(rows))} cells"
-            ),
-            **_best(rows),
+            "stale": dg.MetadataValue.text(f"{sum(bool(row['is_stale']) for row in named)} of {len(named)} cells"),
+            **_best(named),
             "picks": table(
                 [{**pick, "answer": pick_answer(pick)} for pick in publication.picks], ["pick", "answer", "reason"]
             ),
@@ -132,8 +131,8 @@ def _published(
 
 
 def _best(rows: Sequence[Row]) -> dict[str, Any]:
-    """What is worth following from one publication to the next; Dagster plots each number."""
-    good = [row for row in of_profile(rows) if row["status"] == "ok"]
+    """What is worth following of the profile's cells from one publication to the next; Dagster plots each number."""
+    good = [row for row in rows if row["status"] == "ok"]
     quality = [row["eval_bits_per_byte"] for row in good if row["eval_bits_per_byte"] is not None]
     memory = [row["peak_memory_gb"] for row in good if row["peak_memory_gb"] is not None]
     return {
