@@ -8,23 +8,23 @@ from typing import Any
 from pipelines.clean import clean as cleaning
 from pipelines.clean.read import raw_records
 from pipelines.evaluate.child import evaluate_cell
-from pipelines.export.child import export_cell
-from pipelines.export.measure import measure_format
+from pipelines.extras.export.child import export_cell
+from pipelines.extras.export.measure import measure_format
+from pipelines.extras.tune.child import try_rate
 from pipelines.runs.cells import Attempt
 from pipelines.runs.command import CellCommand, RunningCommand
 from pipelines.runs.run import RunHooks
 from pipelines.runs.worker import Worker
 from pipelines.train.cell import train
 from pipelines.train.trainer.child import train_cell
-from pipelines.tune.child import try_rate
 from tests.project import TinyProject
 
 WORK = {
     "pipelines.train.trainer.child": train_cell,
-    "pipelines.tune.child": try_rate,
+    "pipelines.extras.tune.child": try_rate,
     "pipelines.evaluate.child": evaluate_cell,
-    "pipelines.export.child": export_cell,
-    "pipelines.export.measure": measure_format,
+    "pipelines.extras.export.child": export_cell,
+    "pipelines.extras.export.measure": measure_format,
 }
 
 

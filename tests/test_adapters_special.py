@@ -13,7 +13,7 @@ from pipelines.errors import UnavailableError
 from pipelines.evaluate import answering
 from pipelines.evaluate.answering import PromptedModel
 from pipelines.evaluate.cell import evaluate
-from pipelines.export.cell import Wanted, export
+from pipelines.extras.export.cell import Wanted, export
 from pipelines.lake.files import read_jsonl
 from pipelines.recipe import recipe_of
 from pipelines.runs.cells import Attempt

@@ -11,8 +11,8 @@ import torch
 
 from pipelines.compare.table import comparison_rows
 from pipelines.evaluate.cell import evaluate
-from pipelines.export import merge
-from pipelines.export.cell import Wanted, export
+from pipelines.extras.export import merge
+from pipelines.extras.export.cell import Wanted, export
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train

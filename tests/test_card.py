@@ -13,8 +13,9 @@ import torch
 from benchmarks.card import ours
 from pipelines.errors import UnavailableError
 from pipelines.evaluate.child import evaluate_cell
-from pipelines.export import measure, native
-from pipelines.export.child import export_cell
+from pipelines.extras.export import measure, native
+from pipelines.extras.export.child import export_cell
+from pipelines.extras.tune.child import try_rate
 from pipelines.hardware import cuda_devices, machine
 from pipelines.lake.files import read_json, write_json
 from pipelines.runs.process import ALLOCATOR, OLDER_ALLOCATOR, child_environment
@@ -25,7 +26,6 @@ from pipelines.train.trainer.cpu import four_bits
 from pipelines.train.trainer.devices import card, card_report
 from pipelines.train.trainer.devices.ranks import join
 from pipelines.train.trainer.measure import memory
-from pipelines.tune.child import try_rate
 from tests.fakes import driver as fake_driver
 from tests.fakes.driver import FakeCard
 from tests.test_methods import RECIPE

@@ -16,9 +16,9 @@ import pytest
 from pipelines.cli import main
 from pipelines.cli.command import Command
 from pipelines.cli.stages import STAGES
-from pipelines.cli.taking_away import BIT_WIDTHS
 from pipelines.cli.training import FINGERPRINTS
-from pipelines.export.bit_widths import ALL
+from pipelines.extras.export.bit_widths import ALL
+from pipelines.extras.export.commands import BIT_WIDTHS
 from pipelines.lake.paths import PROJECT
 from pipelines.project import ANY
 from pipelines.runs import run as runs

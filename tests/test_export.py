@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UnavailableError, UsageError, WorkError
-from pipelines.export import bit_widths, convert, gguf_file, merge, older
-from pipelines.export.cell import Wanted, export
-from pipelines.export.gguf_file import write_gguf
-from pipelines.export.native import LlamaCpp
+from pipelines.extras.export import bit_widths, convert, gguf_file, merge, older
+from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.gguf_file import write_gguf
+from pipelines.extras.export.native import LlamaCpp
 from pipelines.generate.server import local_server
 from pipelines.lake.files import write_json
 from pipelines.lake.paths import PROJECT

@@ -18,10 +18,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.errors import UsageError, WorkError
-from pipelines.export import adapter, command, model_card
-from pipelines.export.arguments import add_arguments
-from pipelines.export.cell import Export, Wanted, export
-from pipelines.export.modelfile import OURS, Modelfile, is_ours
+from pipelines.extras.export import adapter, command, model_card
+from pipelines.extras.export.arguments import add_arguments
+from pipelines.extras.export.cell import Export, Wanted, export
+from pipelines.extras.export.modelfile import OURS, Modelfile, is_ours
 from pipelines.lake.files import write_json
 from pipelines.lake.weights_record import RECORD
 from pipelines.runs.run import RunHooks

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipelines.errors import UnavailableError, WorkError
-from pipelines.export import memory
-from pipelines.export.cell import Wanted, export
-from pipelines.export.memory import Weights, foretold, weights_in
+from pipelines.extras.export import memory
+from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.memory import Weights, foretold, weights_in
 from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from tests.in_process import InProcess, clean_for
@@ -96,7 +96,7 @@ def test_a_merge_that_does_not_fit_is_unavailable_and_loads_no_model(
     resolved, key = clean_for(project).resolved(), project.key("base")
     train(resolved, key, hooks=hooks)
     never: Callable[..., Any] = lambda *_args, **_options: pytest.fail("it loads a model")  # noqa: E731
-    monkeypatch.setattr("pipelines.export.merge.trained_model", never)
+    monkeypatch.setattr("pipelines.extras.export.merge.trained_model", never)
     monkeypatch.setattr(memory, "foretold", lambda *_args, **_options: 10**15)
     made = export(resolved, key, Wanted(), hooks=hooks)
     assert made.result.status == "unavailable" and "merging takes 1000000.0 GB" in made.result.detail

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UnavailableError
-from pipelines.export import command, go_template, ollama
-from pipelines.export.cell import Wanted, export
-from pipelines.export.gguf_file import write_gguf
-from pipelines.export.go_template import literal, render
+from pipelines.extras.export import command, go_template, ollama
+from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.gguf_file import write_gguf
+from pipelines.extras.export.go_template import literal, render
 from pipelines.lake.paths import PROJECT
 from pipelines.records.reading import read_corpus
 from pipelines.runs.run import RunHooks

@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import constants, utils
 
 from pipelines.errors import UsageError, WorkError
-from pipelines.export import push
-from pipelines.export.push import Upload
+from pipelines.extras.export import push
+from pipelines.extras.export.push import Upload
 from pipelines.weights import hub
 from tests.fakes.hub import Repo
 from tests.fakes.hub_uploads import Uploads, taking_uploads

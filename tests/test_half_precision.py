@@ -14,8 +14,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from pipelines.evaluate.cell import evaluate
-from pipelines.export import merge
-from pipelines.export.cell import Wanted, export
+from pipelines.extras.export import merge
+from pipelines.extras.export.cell import Wanted, export
 from pipelines.lake.files import read_json
 from pipelines.runs.run import RunHooks
 from pipelines.train.trainer import adapters, checkpoint, chunked, loading, precision

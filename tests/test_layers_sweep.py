@@ -16,9 +16,9 @@ from pipelines.compare import layers_report
 from pipelines.compare.table import Row, comparison_rows
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate.cell import evaluated_by
-from pipelines.export.cell import Wanted, export
-from pipelines.export.gguf_file import write_gguf
-from pipelines.export.native import LlamaCpp
+from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.gguf_file import write_gguf
+from pipelines.extras.export.native import LlamaCpp
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import RunHooks
 from pipelines.settings.experiments import Model

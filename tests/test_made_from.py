@@ -9,7 +9,7 @@ from pipelines.compare.tables import all_tables
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import estimates
 from pipelines.estimate.question import config_of
-from pipelines.export.cell import Wanted, export
+from pipelines.extras.export.cell import Wanted, export
 from pipelines.lake.weights_record import RECORD
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import RunHooks

@@ -16,7 +16,7 @@ from pipelines.compare.table import adapter_of, comparison_rows
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import estimates
 from pipelines.evaluate.cell import evaluate
-from pipelines.export.cell import Wanted, export
+from pipelines.extras.export.cell import Wanted, export
 from pipelines.lake.files import read_json, read_jsonl
 from pipelines.lake.paths import PROJECT
 from pipelines.lake.warehouse import arrow_table

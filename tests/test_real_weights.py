@@ -14,8 +14,8 @@ from pipelines.clean.read import raw_records
 from pipelines.compare.compare import compare
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.evaluate.cell import evaluate, evaluate_base
-from pipelines.export.convert import PROBE
-from pipelines.export.native import LlamaCpp
+from pipelines.extras.export.convert import PROBE
+from pipelines.extras.export.native import LlamaCpp
 from pipelines.generate.generate import generate_locally, generated_records
 from pipelines.generate.journal import opened
 from pipelines.lake.files import file_sha256, read_json, stable_hash, write_json

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.evaluate.cell import CHILD as EVALUATES
-from pipelines.export.cell import CHILD as EXPORTS
+from pipelines.extras.export.cell import CHILD as EXPORTS
 from pipelines.lake.paths import PROJECT
 from pipelines.project import TRAINS
 from pipelines.runs import code

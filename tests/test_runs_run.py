@@ -12,8 +12,9 @@ from dagster import DagsterExecutionInterruptedError
 
 from pipelines.errors import InUseError, UnavailableError, WorkError
 from pipelines.evaluate.cell import evaluate
-from pipelines.export.bit_widths import measure
-from pipelines.export.cell import Wanted, export
+from pipelines.extras.export.bit_widths import measure
+from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.tune.tune import tune
 from pipelines.hardware import machine
 from pipelines.lake import disk
 from pipelines.lake.files import locked, write_json
@@ -24,7 +25,6 @@ from pipelines.runs.result import RunResult, result_in
 from pipelines.runs.run import RunHooks
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.train.cell import train
-from pipelines.tune.tune import tune
 from pipelines.weights import store
 from tests.fakes import planted
 from tests.fakes.planted import Lake
@@ -137,7 +137,7 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
 
 def result_of(lake: Lake, kind: str, end: End) -> tuple[RunResult, Path]:
     """What the kind's last run came to."""
-    good = ("pipelines.export.child",) if kind == "bit widths" else ()
+    good = ("pipelines.extras.export.child",) if kind == "bit widths" else ()
     starter = Scripts(end, good)
     with suppress(
         KeyboardInterrupt, DagsterExecutionInterruptedError, ArithmeticError, WorkError, IndexError

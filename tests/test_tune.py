@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from pipelines.errors import UsageError, WorkError
+from pipelines.extras.tune.tune import Range, tune
 from pipelines.lake.files import read_json, write_json, write_jsonl
 from pipelines.runs.cells import CellKey
 from pipelines.runs.command import CellCommand
 from pipelines.runs.run import RunHooks
 from pipelines.settings.experiments import load
-from pipelines.tune.tune import Range, tune
 from pipelines.upkeep.prune import leftovers, remove
 from tests.in_process import Ended, InProcess, clean_for
 from tests.project import TinyProject

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluate, evaluated_by, spec_of
-from pipelines.export import bit_widths
-from pipelines.export.cell import Wanted, export
+from pipelines.extras.export import bit_widths
+from pipelines.extras.export.cell import Wanted, export
 from pipelines.lake import files
 from pipelines.lake.paths import DataRoot
 from pipelines.nightly.due import why_due

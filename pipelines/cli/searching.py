@@ -1,4 +1,4 @@
-"""Many cells at once: `tune` searches a learning rate, `sweep` compares ranks or numbers of layers."""
+"""Many cells of one model at once: `sweep` compares ranks or numbers of layers."""
 
 from __future__ import annotations
 
@@ -7,46 +7,15 @@ from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
 from pipelines.cli import completion
-from pipelines.cli.arguments import add_cell, add_choice, add_format, add_model, add_profile, rate, whole, whole_numbers
+from pipelines.cli.arguments import add_choice, add_format, add_model, whole_numbers
 from pipelines.cli.command import NOT_OK, OK, Arguments, Command
-from pipelines.cli.working import keys_of, project_now, rows_now
+from pipelines.cli.working import rows_now
 from pipelines.errors import UsageError
 
 if TYPE_CHECKING:
     from pipelines.project import Project
 
-MOST_RATE = 100.0  # no learning rate is near it
 RANKS = [[8, 128, 256]]  # of a sweep that names none
-
-
-def tune(arguments: Arguments) -> int:
-    from pipelines.tune.tune import Range, tune
-
-    project = project_now(arguments.profile)
-    if (arguments.low is None) != (arguments.high is None):
-        raise UsageError("--low and --high go together: the least and the highest learning rate to try")
-    asked = None if arguments.low is None else Range(arguments.low, arguments.high)
-    if asked and not 0 < asked.low < asked.high < MOST_RATE:
-        raise UsageError(f"--low {asked.low:g} --high {asked.high:g}: expected 0 < low < high < {MOST_RATE:g}")
-    seeds = None if arguments.seed is None else [arguments.seed]
-    (key, *_) = keys_of(project, arguments.model, arguments.method, seeds)
-    found = tune(project.resolve(), key, trials=arguments.trials, asked=asked, tell=print)
-    print(f"\nbest of {found.trials} trials: {found.rate:.2e}, loss {found.loss:.4f} on the slice held back from train")
-    if found.at_edge:
-        print("it lies at the edge of what was tried: run again with --low and --high moved that way")
-    print(f"\n# experiments.yaml\n{found.yaml()}")
-    return OK
-
-
-def _tune_arguments(parser: ArgumentParser) -> None:
-    add_cell(parser)
-    parser.add_argument(
-        "--trials", type=whole(1), default=12, metavar="N", help="in all, with those done before; default 12"
-    )
-    add_profile(parser)
-    parser.add_argument("--low", type=rate, metavar="RATE", help="default: the configured rate / 10")
-    parser.add_argument("--high", type=rate, metavar="RATE", help="default: the configured rate × 10")
-    parser.add_argument("--seed", type=whole(), metavar="N", help="default: the profile's first")
 
 
 def sweep(arguments: Arguments) -> int:
@@ -126,13 +95,6 @@ def _sweep_arguments(parser: ArgumentParser) -> None:
 
 
 COMMANDS = (
-    Command(
-        "tune",
-        "search a cell's learning rate on a slice of train (Optuna)",
-        tune,
-        _tune_arguments,
-        "It goes on where it stopped.",
-    ),
     Command(
         "sweep",
         "train LoRA at several ranks, or a model with fewer layers",

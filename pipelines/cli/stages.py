@@ -3,17 +3,39 @@
 import argparse
 import re
 from collections.abc import Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
 
 from pipelines.cli import comparison, data, looking_after, planning, searching, taking_away, training
 from pipelines.cli.command import Arguments, Command, Stage
 
-STAGES = (
+CORE = (
     Stage("Data", data.COMMANDS),
     Stage("Training", (*planning.COMMANDS, *training.COMMANDS, *searching.COMMANDS)),
     Stage("Comparison", comparison.COMMANDS),
     Stage("Taking away", taking_away.COMMANDS),
     Stage("Looking after", looking_after.COMMANDS),
 )
+
+
+def _of_extras() -> Iterator[Stage]:
+    """What the packages in pipelines/extras bring: the core names none of them."""
+    folder = find_spec("pipelines.extras")
+    for package in iter_modules(folder.submodule_search_locations if folder else None):
+        yield from import_module(f"pipelines.extras.{package.name}.commands").STAGES
+
+
+def _together(core: Sequence[Stage], more: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Each stage of the core with the commands that others add to it."""
+    added = {
+        stage.heading: [one for other in more if other.heading == stage.heading for one in other.commands]
+        for stage in core
+    }
+    return tuple(Stage(stage.heading, (*stage.commands, *added[stage.heading])) for stage in core)
+
+
+STAGES = _together(CORE, list(_of_extras()))
 COMMANDS = {command.name: command for stage in STAGES for command in stage.commands}
 ABOUT = "Full fine-tuning, LoRA or QLoRA: one measured table."
 MORE = """\

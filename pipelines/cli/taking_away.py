@@ -1,58 +1,11 @@
-"""Using what was trained: `export`, `bit-widths`, `chat`."""
+"""Using what was trained: `chat`; what pipelines/extras adds stands under the same heading."""
 
 from argparse import ArgumentParser
-from functools import partial
 
 from pipelines.cli import completion
-from pipelines.cli.arguments import add_cell, add_choice, add_force, add_seeds, not_negative, whole
-from pipelines.cli.command import NOT_OK, OK, Arguments, Command
-from pipelines.cli.working import keys_of, project_now, rows_now
-from pipelines.export.arguments import add_arguments as export_arguments
-
-BIT_WIDTHS = ("fp32", "bf16", "int8", "nf4", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m")
-
-
-def export(arguments: Arguments) -> int:
-    from pipelines.compare.compare import published_rows
-    from pipelines.export import command
-
-    project = rows_now()
-    keys = keys_of(project, arguments.model, arguments.method, arguments.seed)
-    return OK if command.run(project, keys, arguments, partial(published_rows, project.data)) else NOT_OK
-
-
-def _export_arguments(parser: ArgumentParser) -> None:
-    add_cell(parser)
-    add_seeds(parser)
-    export_arguments(parser)
-
-
-def bit_widths(arguments: Arguments) -> int:
-    from pipelines.export import bit_widths
-
-    project, statuses = rows_now(), set()
-    keys, resolved = keys_of(project, arguments.model, arguments.method, arguments.seed), project.resolve()
-    for key in keys:
-        found = bit_widths.measure(resolved, key, arguments.format or bit_widths.ALL, force=arguments.force)
-        print(f"{key}")
-        for line in bit_widths.lines(found):
-            print(line)
-        statuses |= {row["status"] for row in found}
-    return OK if statuses == {"ok"} else NOT_OK
-
-
-def _bit_widths_arguments(parser: ArgumentParser) -> None:
-    add_cell(parser)
-    add_seeds(parser)
-    add_choice(
-        parser,
-        "--format",
-        *BIT_WIDTHS,
-        action="append",
-        metavar="FORMAT",
-        about=f"{', '.join(BIT_WIDTHS)} (again for more); default: all",
-    )
-    add_force(parser, "also where the last measurement is current")
+from pipelines.cli.arguments import add_choice, not_negative, whole
+from pipelines.cli.command import Arguments, Command
+from pipelines.cli.working import project_now
 
 
 def chat(arguments: Arguments) -> int:
@@ -87,20 +40,6 @@ def _chat_arguments(parser: ArgumentParser) -> None:
 
 
 COMMANDS = (
-    Command(
-        "export",
-        "write a trained result as weights, an adapter, GGUF; upload it",
-        export,
-        _export_arguments,
-        "Plain weights for transformers, an adapter for PEFT, GGUF for llama.cpp and Ollama.",
-    ),
-    Command(
-        "bit-widths",
-        "measure a trained result at 32, 16, 8 and 4 bits",
-        bit_widths,
-        _bit_widths_arguments,
-        "llama.cpp's formats are among them.",
-    ),
     Command(
         "chat",
         "ask base and trained cells the same; see answers side by side",

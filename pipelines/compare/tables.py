@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from pipelines.clean import reading
 from pipelines.clean.clean import current as current_examples
+from pipelines.compare import quantized
 from pipelines.compare.answers import with_verdicts
 from pipelines.compare.columns.calls import LLM_CALLS
 from pipelines.compare.columns.comparison import HISTORY, PICKS
@@ -42,7 +43,6 @@ from pipelines.evaluate import answers as kept
 from pipelines.evaluate.benchmarks import FILE as BENCHMARKS
 from pipelines.evaluate.metrics import Scores
 from pipelines.evaluate.scores import bits_per_byte
-from pipelines.export import bit_widths
 from pipelines.generate.journal import opened
 from pipelines.lake.files import read_jsonl
 from pipelines.lake.paths import DataRoot
@@ -86,7 +86,7 @@ def all_tables(
         EVALUATION_RECORDS: _evaluated(attempts, "losses.jsonl", EVALUATION_RECORDS),
         BENCHMARK_ANSWERS: _evaluated(attempts, BENCHMARKS, BENCHMARK_ANSWERS),
         SERVING: _evaluated(attempts, "serving.jsonl", SERVING),
-        QUANTIZED_INFERENCE: bit_widths.rows(data, experiments),
+        QUANTIZED_INFERENCE: quantized.rows(data, experiments),
         LLM_CALLS: llm_calls(data),
         PROVIDER_COMPARISON: provider_rows(data, experiments),
         PROVIDER_DUELS: duel_rows(data, experiments),

@@ -25,7 +25,7 @@ from pipelines.runs import cells, checkpoints, restart
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.result import result_in
-from pipelines.tune.tune import LOCK, study_folder
+from pipelines.train.studies import LOCK, study_folder
 
 DAY = 86400.0
 SHOWN = 3  # paths of a kind that a listing names

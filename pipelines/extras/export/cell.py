@@ -10,8 +10,8 @@ from typing import Any
 
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import fetch_same_weights, spec_of
-from pipelines.export.model_card import METRICS
-from pipelines.export.modelfile import is_ours
+from pipelines.extras.export.model_card import METRICS
+from pipelines.extras.export.modelfile import is_ours
 from pipelines.lake.files import locked, read_json
 from pipelines.lake.run_ids import new_run_id
 from pipelines.lake.weights_record import RECORD
@@ -24,7 +24,7 @@ from pipelines.runs.run import Run, RunHooks, queue
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.settings.methods import traits_of
 
-CHILD = "pipelines.export.child"
+CHILD = "pipelines.extras.export.child"
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ time limit, judged on a slice of train. The study lies in data/lake/tune/ and is
 A study belongs to its range. Another range is another study, which takes over the finished trials that lie within it. Trials with
 other data, another recipe, code, machine or seed lie in another folder and are never mixed in."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UnavailableError, UsageError, WorkError
-from pipelines.lake.files import announce, locked, read_jsonl, stable_hash
+from pipelines.lake.files import announce, locked, read_jsonl
 from pipelines.lake.run_ids import new_run_id
 from pipelines.project import Resolved
 from pipelines.runs.cells import CellKey
@@ -19,17 +19,15 @@ from pipelines.runs.run import GivenUpError, Run, RunHooks, queue
 from pipelines.runs.spec import RunSpec
 from pipelines.settings.methods import traits_of
 from pipelines.train.cell import no_examples
+from pipelines.train.studies import LOCK, study_folder, without_rate
 from pipelines.weights import store
 
-CHILD = "pipelines.tune.child"
+CHILD = "pipelines.extras.tune.child"
 REACH = 10.0  # the range is the configured rate divided and multiplied by it
 NEAR_EDGE = 1.15  # of the range's ends, as a factor
 STARTUP_TRIALS = 3  # before pruning and TPE begin
 NO_STEP = 10**9
 RATE = "learning_rate"  # the study's one parameter
-LOCK = "tune.lock"  # of a study's folder
-# settings of the recipe that a search decides or does without
-SEARCHED = ("learning_rate", "learning_rate_default", "search_share", "search_cap")
 TAKEN = "taken_over"  # attribute of a trial of another range: whose
 
 
@@ -97,20 +95,9 @@ def tune(
         tell(f"{key}: earlier trials had other data, another recipe, code, machine or seed, and do not count")
     with locked(folder / LOCK, f"tune {key}"):
         span = asked or Range(start / REACH, start * REACH)
-        study = _Study(resolved, key, folder, _without_rate(recipe), span, hooks or RunHooks(), tell)
+        study = _Study(resolved, key, folder, without_rate(recipe), span, hooks or RunHooks(), tell)
         study.run(trials, first=start)
         return study.best()
-
-
-def study_folder(resolved: Resolved, key: CellKey) -> Path:
-    """Where the trials of the cell lie, by all that decides them but the learning rate."""
-    plan = resolved.plan(key)
-    prints = {**plan.fingerprints, "recipe": stable_hash(_without_rate(plan.recipe))}
-    return resolved.data.lake / "tune" / key.model / key.method / stable_hash([prints, key.seed])
-
-
-def _without_rate(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in recipe.items() if name not in SEARCHED}
 
 
 class _Study:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import WorkError
-from pipelines.export import older
+from pipelines.extras.export import older
 from pipelines.train.provenance import Base, name_base
 
 SETTINGS = "training_settings.json"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UnavailableError
-from pipelines.export.go_template import Shape, render
-from pipelines.export.modelfile import OURS, Modelfile, is_sayable
-from pipelines.export.native import LlamaCpp
+from pipelines.extras.export.go_template import Shape, render
+from pipelines.extras.export.modelfile import OURS, Modelfile, is_sayable
+from pipelines.extras.export.native import LlamaCpp
 from pipelines.lake.files import write_text
 from pipelines.train.trainer.conversations import Message, calls_tools, conversation, tools_of
 from pipelines.train.trainer.prompts import PromptFormat

@@ -1,4 +1,4 @@
-"""The exporting process: `python -m pipelines.export.child FOLDER` writes what FOLDER/spec.json asks for.
+"""The exporting process: `python -m pipelines.extras.export.child FOLDER` writes what FOLDER/spec.json asks for.
 
 It also leaves `questions.json` there: the evaluation's records as this model's tokens, for whoever measures what was written.
 """
@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 
-from pipelines.export import adapter
-from pipelines.export.adapter import finish
-from pipelines.export.model_card import card
+from pipelines.extras.export import adapter
+from pipelines.extras.export.adapter import finish
+from pipelines.extras.export.model_card import card
 from pipelines.lake.files import stable_hash, write_json, write_text
 from pipelines.lake.weights_record import RECORD
 from pipelines.runs.clock import Stopwatch
@@ -88,7 +88,7 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     Raises:
         WorkError: what was written differs from the trained result by more than rounding; nothing is kept of it.
     """
-    from pipelines.export import merge as merging
+    from pipelines.extras.export import merge as merging
     from pipelines.train.trainer import loading
     from pipelines.train.trainer.measure.memory import give_back_freed, peak_resident_bytes
 
@@ -146,7 +146,7 @@ def require_memory(worker: Worker, form: PromptFormat, compared: list[Tokenized]
     Raises:
         UnavailableError: this machine has less.
     """
-    from pipelines.export import memory
+    from pipelines.extras.export import memory
     from pipelines.train.trainer.measure.memory import reset_peaks
 
     spec = worker.spec
@@ -164,7 +164,7 @@ def require_memory(worker: Worker, form: PromptFormat, compared: list[Tokenized]
 
 
 def convert(worker: Worker, scheme: str, file: Path, texts: list[str]) -> None:
-    from pipelines.export.gguf_file import write_gguf
+    from pipelines.extras.export.gguf_file import write_gguf
 
     clock = Stopwatch()
     worker.phase("gguf")
@@ -181,7 +181,7 @@ def convert(worker: Worker, scheme: str, file: Path, texts: list[str]) -> None:
 def for_ollama(worker: Worker, form: PromptFormat, paths: tuple[Path, Path], records: Any) -> None:
     """Write a Modelfile for a GGUF file: `paths` are the file's and the Modelfile's."""
     from pipelines.clean.select import Selection, select
-    from pipelines.export import ollama
+    from pipelines.extras.export import ollama
 
     spec, (gguf, path) = worker.spec, paths
     trained, system = worker.root / (spec["trained_examples"] or ""), None

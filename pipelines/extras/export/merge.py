@@ -11,7 +11,7 @@ import torch
 
 from pipelines.errors import WorkError
 from pipelines.evaluate.scores import bits_per_byte
-from pipelines.export import older
+from pipelines.extras.export import older
 from pipelines.settings.methods import traits_of
 from pipelines.train.trainer import batches, loading, peft_adapter, tensor_file
 from pipelines.train.trainer.examples import Tokenized

@@ -1,5 +1,5 @@
-"""llama.cpp's own converter of transformers folders, run as a child: `python -m pipelines.export.convert` reads what to write as
-JSON and answers in a line of JSON. It is a package that lies apart from the others, since it brings a `gguf` of its own.
+"""llama.cpp's own converter of transformers folders, run as a child, which reads what to write as JSON and answers in a
+line of JSON. It is a package that lies apart from the others, since it brings a `gguf` of its own.
 """
 
 import json
@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipelines.errors import WorkError
-from pipelines.export.native import LlamaCpp
+from pipelines.extras.export.native import LlamaCpp
 from pipelines.runs.process import die_with_parent
 from pipelines.weights import shortened
 

@@ -14,8 +14,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from pipelines.errors import UnavailableError, WorkError
-from pipelines.export import convert
-from pipelines.export.native import quantize_rows
+from pipelines.extras.export import convert
+from pipelines.extras.export.native import quantize_rows
 from pipelines.lake.files import read_json, replacing
 from pipelines.runs.process import child_environment, stop_group
 
@@ -85,7 +85,7 @@ def _convert(asked: dict[str, object]) -> None:
     if not (convert.FOLDER / "convert_hf_to_gguf.py").exists():
         raise UnavailableError(INSTALL.format(convert.FOLDER))
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.export.convert"],
+        [sys.executable, "-m", "pipelines.extras.export.convert"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UsageError
-from pipelines.export import push
-from pipelines.export.cell import Export, Wanted
-from pipelines.export.cell import export as export_cell
+from pipelines.extras.export import push
+from pipelines.extras.export.cell import Export, Wanted
+from pipelines.extras.export.cell import export as export_cell
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 

@@ -1,4 +1,4 @@
-"""The measuring process: `python -m pipelines.export.measure FOLDER` runs one result at one bit width and measures it.
+"""The measuring process: `python -m pipelines.extras.export.measure FOLDER` runs one result at one bit width and measures it.
 
 For a GGUF file nothing but llama.cpp is loaded, so that the process's memory is what it takes to serve the file.
 """
@@ -41,7 +41,7 @@ def measure_format(worker: Worker) -> None:
 def with_transformers(worker: Worker, asked: dict[str, Any], examples: list[Tokenized]) -> None:
     import torch
 
-    from pipelines.export.merge import measured_bits_per_byte
+    from pipelines.extras.export.merge import measured_bits_per_byte
     from pipelines.train.trainer import loading
     from pipelines.train.trainer.devices import card
     from pipelines.train.trainer.measure.memory import peak_bytes, reset_peaks
@@ -84,7 +84,7 @@ def weight_bytes(model: Any) -> int:
 
 
 def with_llama_cpp(worker: Worker, asked: dict[str, Any], examples: list[Tokenized]) -> None:
-    from pipelines.export.native import LlamaCpp
+    from pipelines.extras.export.native import LlamaCpp
 
     worker.runs_on(machine.processor())  # beside a card, too: xllamacpp's package is built for processors
     clock, file = Stopwatch(), Path(worker.spec["gguf"])

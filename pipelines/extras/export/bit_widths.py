@@ -1,43 +1,34 @@
 """What each bit width of a result costs it: quality, size, latency, memory; one row a format, whatever became of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.compare.quantized import FORMATS, newest, rows
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluated_by, spec_of
-from pipelines.export.cell import CHILD as EXPORT
-from pipelines.export.cell import Wanted, default_output, export, finished, is_written, run_of
-from pipelines.export.measure import FORMATS
-from pipelines.hardware import machine
+from pipelines.extras.export.cell import CHILD as EXPORT
+from pipelines.extras.export.cell import Wanted, default_output, export, finished, is_written, run_of
 from pipelines.lake.files import locked, stable_hash
 from pipelines.lake.paths import DataRoot
 from pipelines.lake.run_ids import new_run_id
 from pipelines.project import Project, Resolved
 from pipelines.records.expected import expected_one_of
-from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.code import code_fingerprint
-from pipelines.runs.result import RunResult, result_in, write_result
+from pipelines.runs.result import write_result
 from pipelines.runs.run import RunHooks, queue
-from pipelines.settings.experiments import Experiments
 
-CHILD = "pipelines.export.measure"
+CHILD = "pipelines.extras.export.measure"
 Row = dict[str, Any]
 GGUF = {"gguf-f16": "F16", "gguf-q8_0": "Q8_0", "gguf-q4_k_m": "Q4_K_M"}
-ALL = (*FORMATS, *GGUF)
-
-MEASURED = (
-    "engine", "bits_per_byte", "size_mb", "p50_latency_ms", "tokens_per_second", "peak_memory_gb", "load_seconds",
-    "answer_tokens", "eval_records", "eval_set",
-)  # fmt: skip
 
 
 def measure(
     resolved: Resolved,
     key: CellKey,
-    formats: Sequence[str] = ALL,
+    formats: Sequence[str] = FORMATS,
     *,
     force: bool = False,
     hooks: RunHooks | None = None,
@@ -48,8 +39,8 @@ def measure(
         UsageError: the cell is not ok, it was made with other weights than are here, or a format is unknown.
     """
     for name in formats:
-        if name not in ALL:
-            raise UsageError(f"unknown format {name!r}; {expected_one_of(name, list(ALL))}.")
+        if name not in FORMATS:
+            raise UsageError(f"unknown format {name!r}; {expected_one_of(name, list(FORMATS))}.")
     project = resolved.project
     hooks, attempt, evaluated = hooks or RunHooks(), finished(project, key), evaluated_by(resolved).fingerprint
     resolved.require_same_weights(attempt, hooks.say)
@@ -99,54 +90,10 @@ def _fingerprint(attempt: Attempt, name: str, evaluated: str) -> str:
 
 
 def _is_current(project: Project, attempt: Attempt, name: str, evaluated: str) -> bool:
-    newest = _newest(_home(project.data, attempt) / name)
-    if newest is None:
+    last = newest(_home(project.data, attempt) / name)
+    if last is None:
         return False
-    return newest.ok and newest.fingerprints.get("bit_widths") == _fingerprint(attempt, name, evaluated)
-
-
-def _newest(folder: Path) -> RunResult | None:
-    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
-    return result_in(found[-1]) if found else None
-
-
-def rows(data: DataRoot, experiments: Experiments) -> list[Row]:
-    """The table `quantized_inference`: the newest measurement of every result and format."""
-    found = list(_rows(data, experiments))
-    plain = {(row["run_id"], row["eval_set"]): row["bits_per_byte"] for row in found if row["format"] == "fp32"}
-    for row in found:
-        reference = plain.get((row["run_id"], row["eval_set"]))
-        if reference is not None and row["bits_per_byte"] is not None:
-            row["bits_per_byte_vs_fp32"] = row["bits_per_byte"] - reference
-    return found
-
-
-def _rows(data: DataRoot, experiments: Experiments) -> Iterator[Row]:
-    for folder in sorted((data.lake / "bit_widths").glob("*/*/*/*")):
-        model, method, seed, run_id = folder.parts[-4:]
-        latest = cells.latest(data, CellKey(model, method, int(seed)))
-        configured = experiments.models.get(model)
-        for name in (name for name in ALL if (folder / name).exists()):
-            result = _newest(folder / name)
-            if result is None:
-                continue
-            yield {
-                **{column: result.measured.get(column) for column in MEASURED},
-                "model": model,
-                "method": method,
-                "seed": int(seed),
-                "run_id": run_id,
-                "format": name,
-                "status": result.status,
-                "phase": result.phase,
-                "detail": result.status_detail or result.measured.get("note"),
-                "bits_per_byte_vs_fp32": None,
-                "is_stale": latest is None or latest.run_id != run_id,
-                "device": result.device or machine.machine_class(),
-                "memory_budget_gb": result.memory_budget_gb,
-                "finished_at": result.finished_at,
-                "model_note": configured.note if configured else None,
-            }
+    return last.ok and last.fingerprints.get("bit_widths") == _fingerprint(attempt, name, evaluated)
 
 
 def lines(found: Sequence[Row]) -> list[str]:

@@ -1,5 +1,5 @@
-"""One trial: `python -m pipelines.tune.child FOLDER` trains the cell that FOLDER/spec.json describes on train without a slice, and
-puts the loss on that slice on its curve. No model is saved, and no evaluation record is looked at."""
+"""One trial, run as a child: it trains the cell that spec.json describes on train without a slice, and puts the loss on that slice
+on its curve. No model is saved, and no evaluation record is looked at."""
 
 from pipelines.runs.worker import Worker, start
 from pipelines.train.trainer.child import begin_from_texts, load, tokenize
