@@ -39,7 +39,6 @@ class Shown:
     name: str
     text: str = ""
     status: str = ""
-    is_done: bool = False
     failed: bool = False
     last: Event | None = None
 
@@ -49,10 +48,10 @@ class Shown:
         if event.kind == "text":
             self.text, self.status = self.text + event.text, ""
         elif event.kind == "done":
-            self.text, self.is_done = event.text or self.text, True
+            self.text = event.text or self.text
             self.status = in_words(event)
         elif event.kind == "error":
-            self.status, self.failed, self.is_done = f"no answer: {event.text}", True, True
+            self.status, self.failed = f"no answer: {event.text}", True
         else:
             self.status = f"{event.text} …"
 

@@ -58,11 +58,6 @@ class Estimate:
         return other[device]["peak"] / 1e9 if device in other else None
 
     @property
-    def here_gb(self) -> float | None:
-        """Peak memory of training on this machine's device."""
-        return training_gb(self.found)
-
-    @property
     def capacity_gb(self) -> float:
         """What a cell may use here: its budget, else all of the card or of the machine's memory."""
         return self.budget_gb or machine_gb()

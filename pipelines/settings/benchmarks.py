@@ -139,22 +139,10 @@ def _keys(value: Any) -> set[str]:
     return set().union(*map(_keys, value)) if isinstance(value, list) else set()
 
 
-def data_files(task: Json) -> list[Path]:
-    """The local files that a task's questions come from."""
-    return [Path(text) for text in _texts(_named_files(task))]
-
-
 def _named_files(task: Json) -> Any:
     """`dataset_kwargs.data_files`: a text, or lists and mappings of them; None where there is none."""
     kwargs = task.get("dataset_kwargs")
     return kwargs.get("data_files") if isinstance(kwargs, dict) else None
-
-
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for one in inner for text in _texts(one)]
 
 
 def _placed(task: Json, folder: Path) -> Json:
