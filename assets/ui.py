@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,6 @@ from pipelines.runs.process import print_anything, stop_group
 HOST = "127.0.0.1"
 GRACE_SECONDS = 8
 LOAD_SECONDS = 300  # for a busy machine to load the definitions
-# One heap for all threads of a server, not eight a core. Not for the code server: cells that it starts are measured
-SMALL = {"MALLOC_ARENA_MAX": "1"}
 SOCKET_CHARS = 100  # of the path of a Unix socket, of which the kernel takes 107
 
 
@@ -104,11 +102,8 @@ def serve(port: int) -> int:
             code = ["dagster", "code-server", "start", "--socket", str(workspace.socket), "-m", location.MODULE]
             children.append(_started([*code, "--location-name", location.NAME, "--log-level", "warning"]))
             _wait_for(workspace.socket, children[0])
-            servers = (
-                ["dagster-webserver", "-h", HOST, "-p", str(port), "-w", str(workspace.file)],
-                ["dagster-daemon", "run", "-w", str(workspace.file)],
-            )
-            children += [_started(server, SMALL) for server in servers]
+            children.append(_started(["dagster-webserver", "-h", HOST, "-p", str(port), "-w", str(workspace.file)]))
+            children.append(_started(["dagster-daemon", "run", "-w", str(workspace.file)]))
             reloading = Reloading(f"http://{HOST}:{port}", location.NAME)
             while all(child.poll() is None for child in children):
                 time.sleep(1)
@@ -128,11 +123,9 @@ def _short_folder() -> str | None:
     return None if len(tempfile.gettempdir()) + len("/featherweight-12345678/code.sock") <= SOCKET_CHARS else "/tmp"
 
 
-def _started(command: Sequence[str], more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """`more`: what is added to the environment."""
+def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
     program = Path(sys.executable).parent / command[0]
-    env = {**os.environ, **(more or {})}
-    return subprocess.Popen([str(program), *command[1:]], cwd=PROJECT, env=env, start_new_session=True)
+    return subprocess.Popen([str(program), *command[1:]], cwd=PROJECT, start_new_session=True)
 
 
 def _wait_for(path: Path, server: subprocess.Popen[bytes]) -> None:
