@@ -17,7 +17,7 @@ from pipelines.cli import main
 from pipelines.cli.command import Command
 from pipelines.cli.stages import STAGES
 from pipelines.cli.training import FINGERPRINTS
-from pipelines.extras.export.bit_widths import ALL
+from pipelines.compare.quantized import FORMATS
 from pipelines.extras.export.commands import BIT_WIDTHS
 from pipelines.lake.paths import PROJECT
 from pipelines.project import ANY
@@ -252,7 +252,7 @@ def test_train_takes_what_the_launchpad_takes(
 
 
 def test_the_fingerprints_that_train_knows_are_those_there_are() -> None:
-    assert FINGERPRINTS == ANY and BIT_WIDTHS == ALL
+    assert FINGERPRINTS == ANY and BIT_WIDTHS == FORMATS
 
 
 def test_a_model_that_cannot_be_read_is_no_traceback(

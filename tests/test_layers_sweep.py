@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_made_is_a_row(planted_lake: Lake, monkeypatch: p
         raise UnavailableError("drop_layers: it has no stack of blocks")
 
     found = SimpleNamespace(status="unavailable")
-    monkeypatch.setattr(sweeping.weights, "fetch", refuse)
+    monkeypatch.setattr(sweeping.store, "fetch", refuse)
     monkeypatch.setattr("pipelines.sweep.cells.train", lambda *_, **__: (found, False))
     monkeypatch.setattr("pipelines.sweep.cells.evaluate_base", lambda *_, **__: None)
     swept, said = sweeping.with_layers(planted_lake.project, "tiny", [0, 1], ["full"]), []

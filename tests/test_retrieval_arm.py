@@ -257,7 +257,7 @@ def test_a_server_of_our_own_may_teach_and_holds_the_device_meanwhile(
         return Tally(total=len(pending))
 
     monkeypatch.setattr(teaching, "serve_and_ask", serve)
-    monkeypatch.setattr(teaching.weights, "fetch", lambda *_: None)
+    monkeypatch.setattr(teaching.store, "fetch", lambda *_: None)
     project.change(judging={"teachers": ["local", {"provider": "local", "retrieval": {"from": "train", "k": 1}}]})
     result = answers.ask(project.resolved())
     assert served == [("local", 10, True)], "one server for all its rows"
