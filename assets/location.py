@@ -25,12 +25,11 @@ REPOSITORY = "__repository__"  # Dagster's name for what a module's Definitions 
 def execute(
     name: str, instance: dg.DagsterInstance, *, config: Mapping[str, Any], tags: Mapping[str, str]
 ) -> dg.JobExecutionResult:
-    """Execute the job of that name here, step by step in processes of their own. A step that fails raises nothing."""
-    from assets.definitions import defs
-
+    """Execute the job of that name: the steps that train and evaluate in processes of their own, the others in this one, which has
+    imported what they need. A step that fails raises nothing."""
     job = dg.reconstructable(_JOBS[name])
     run = instance.create_run_for_job(
-        defs.resolve_job_def(name),
+        _JOBS[name](),
         run_config=config,
         tags=tags,
         job_code_origin=job.get_python_origin(),
@@ -48,7 +47,7 @@ def _origin(job: str) -> RemoteJobOrigin:
 
 
 def data_job() -> dg.JobDefinition:
-    return _job("data")
+    return _job("data").with_executor_def(dg.in_process_executor)
 
 
 def training_job() -> dg.JobDefinition:
@@ -56,7 +55,7 @@ def training_job() -> dg.JobDefinition:
 
 
 def publish_job() -> dg.JobDefinition:
-    return _job("publish")
+    return _job("publish").with_executor_def(dg.in_process_executor)
 
 
 def _job(name: str) -> dg.JobDefinition:

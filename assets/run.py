@@ -66,12 +66,17 @@ def run() -> int:
         if not _execute("data", instance, "data: corpus, generated records, cleaning", tags):
             return 1
         size_pool(instance)
-        ensure_predictions(project)
+        settled = _settled(project)
+        for model, method in settled:
+            say(f"{model} × {method}\n      {_why_reused(project, model, method)}")
+        left = [cell for cell in cells if cell not in settled]
+        if left:
+            ensure_predictions(project)
         launcher = project.launcher()
         if not launcher.holds_device:
-            good = _side_by_side(project, instance, cells, tags, launcher.at_once)
+            good = _side_by_side(project, instance, left, tags, launcher.at_once)
         else:
-            good = [_run_cell(project, instance, model, method, tags) for model, method in cells]
+            good = [_run_cell(project, instance, model, method, tags) for model, method in left]
         if not _execute("publish", instance, "comparison: warehouse and report", tags):
             return 1
     rows = published_rows(project.data)
@@ -96,6 +101,27 @@ def check_inputs(project: Project) -> None:
     named_files([*sources.files, *sources.eval_files])
 
 
+def _settled(project: Project) -> list[tuple[str, str]]:
+    """The cells that ended ok and in which nothing is due: a run of Dagster's would only find that out anew, in seconds a cell."""
+    from pipelines.evaluate.cell import evaluated_by
+    from pipelines.nightly.due import why_due
+
+    resolved = project.resolve()
+    by = evaluated_by(resolved)
+
+    def is_settled(key: CellKey) -> bool:
+        newest = latest(project.data, key)
+        return newest is not None and newest.status == "ok" and why_due(resolved, key, by) is None
+
+    return [cell for cell in project.grid if all(map(is_settled, resolved.cell(*cell).keys))]
+
+
+def _why_reused(project: Project, model: str, method: str) -> str:
+    newest = latest(project.data, CellKey(model, method, project.settings.seeds[0]))
+    older = newest is not None and newest.result.fingerprints.get("code") != project.code_of(method)
+    return f"reused: {'made by earlier code, and kept' if older else 'it is current'}"
+
+
 def _run_cell(project: Project, instance: dg.DagsterInstance, model: str, method: str, tags: dict[str, str]) -> bool:
     """Train and evaluate one cell, and publish, so that the table fills while the rest still trains."""
     from assets.project import partition_of
@@ -106,8 +132,7 @@ def _run_cell(project: Project, instance: dg.DagsterInstance, model: str, method
         done = _execute("training", instance, f"{model} × {method}", tags, str(partition_of(model, method)))
     after = latest(project.data, key)
     if after and before and after.run_id == before.run_id and after.status == "ok":
-        older = after.result.fingerprints.get("code") != project.code_of(method)
-        say(f"      reused: {'made by earlier code, and kept' if older else 'it is current'}")
+        say(f"      {_why_reused(project, model, method)}")
     elif after and after.status != "ok":
         say(f"      {after.status}: {after.result.status_detail}")
     return _execute("publish", instance, None, tags) and done
