@@ -33,18 +33,22 @@ from tests.project import merge
 
 BIN = Path(sys.executable).parent
 FEATHERWEIGHT, PYTHON = ".venv/bin/featherweight", ".venv/bin/python"
+COMPLETION = "/path/to/featherweight/.venv/bin/register-python-argcomplete"
+# Python that needs an export or weights is only compiled; tests/test_export.py loads its own export the same way
+NEEDS_WEIGHTS = ("data/exports/", "data/models/")
 # Commands that are neither run nor parsed here, by page and program
 ELSEWHERE = {
     ("README.md", "git"): "an archive of the whole checkout; the notebook's tests use one",
     ("docs/operating.md", "git"): "another version",
     ("docs/operating.md", ".venv/bin/dg"): "tests/test_dagster_pages.py runs dg",
+    ("docs/operating.md", COMPLETION): "tests/test_cli.py completes; the path is the reader's",
     ("docs/operating.md", "find"): "tests/test_start_over.py runs it on a lake",
     ("docs/operating.md", "rm"): "tests/test_start_over.py runs it on a lake",
     ("docs/scaling.md", ".venv/bin/ray"): "starts a cluster; tests/test_ray.py has one",
     ("docs/scaling.md", "ssh"): "another machine",
     ("docs/evaluation.md", ".venv/bin/lm_eval"): "an extra; tests/test_benchmarks_harness.py compares with it",
 }
-BUILT_IN = ("export", "printf", "source")
+BUILT_IN = ("eval", "export", "printf", "source")
 # Commands that end within seconds and send nothing: run, and how they may end
 RUN = {"generate --estimate": (0,), "decide --memory 16 --minutes 60 --max-loss 0.02": (0, 3)}
 JS_PACKAGE = "@duckdb/node-api"
@@ -107,7 +111,7 @@ def arguments_are_known(words: list[str], capsys: pytest.CaptureFixture[str], *,
 
 
 def test_every_language_is_known() -> None:
-    assert {block.language for block in BLOCKS} <= {"", "sh", "bash", "sql", "python", "js", "yaml"}
+    assert {block.language for block in BLOCKS} <= {"", "sh", "bash", "sql", "python", "js", "yaml", "text"}
 
 
 @each("", "sh", "bash")
@@ -148,7 +152,7 @@ MENTIONS = sorted(
 @pytest.mark.parametrize(("page", "said"), MENTIONS, ids=[f"{page}: {said}" for page, said in MENTIONS])
 def test_commands_in_prose_take_these_arguments(page: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["1" if word in ("X", "N", "GB") else word for word in shlex.split(said)]
-    if words not in (["--help"], ["--version"]):
+    if words not in (["--help"], ["--version"], ["COMMAND", "--help"]):
         arguments_are_known(words, capsys, whole=False)
 
 
@@ -190,6 +194,9 @@ def test_queries_of_the_terminal_are_answered(block: Block, here: Path) -> None:
 
 @each("python")
 def test_python_is_run(block: Block, here: Path) -> None:
+    if any(place in block.text for place in NEEDS_WEIGHTS):
+        compile(block.text, str(block), "exec")
+        return
     told = run(here, str(BIN / "python"), "-c", block.text)
     assert "lora-r8" in told or "Empty DataFrame" in told
     if "TimeZone" in block.text:
