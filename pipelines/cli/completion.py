@@ -10,12 +10,12 @@ from typing import Any
 REQUEST = "_ARGCOMPLETE"  # set by argcomplete's function in the shell
 
 
-def answer(parser: ArgumentParser) -> None:
+def answer(parser: Callable[[], ArgumentParser]) -> None:
     """Where the shell asks for completions, print them and end the process; else do nothing."""
     if REQUEST in os.environ:
         import argcomplete
 
-        argcomplete.autocomplete(parser)
+        argcomplete.autocomplete(parser())
 
 
 def offer(argument: Action, names: Callable[[], Iterable[str]]) -> None:

@@ -13,7 +13,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    completion.answer(parser())
+    completion.answer(parser)
     from pipelines.runs.process import end_as_interrupt, print_anything
 
     if argv is None:  # we are the process, not a call from one
