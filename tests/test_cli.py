@@ -267,11 +267,12 @@ def test_the_fingerprints_that_train_knows_are_those_there_are() -> None:
     assert FINGERPRINTS == ANY and BIT_WIDTHS == FORMATS
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_model_that_cannot_be_read_is_no_traceback(
-    project: TinyProject, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    project: TinyProject, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     broken = shutil.copytree(tiny_folder, tmp_path / "broken")
-    (broken / "config.json").write_text("{", encoding="utf-8")
+    (broken / name).write_text("{" * 20, encoding="utf-8")
     project.change(models={MODEL: {"source": {"path": str(broken)}}})
     assert main(["clean"]) == 0
     capsys.readouterr()

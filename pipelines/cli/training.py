@@ -64,8 +64,11 @@ def train(arguments: Arguments) -> int:
 
 
 def _dry_run(project: Project, key: CellKey) -> int:
+    from safetensors import SafetensorError
+
     from pipelines.lake.disk import explained
     from pipelines.train.dry_run import dry_run
+    from pipelines.weights import store
 
     try:
         for line in dry_run(project.resolve(), key):
@@ -74,6 +77,9 @@ def _dry_run(project: Project, key: CellKey) -> int:
         if explained(error, project.data.root):
             raise
         raise WorkError(str(error)) from error
+    except SafetensorError as error:  # which names no file
+        folder = store.model_folder(project.data, key.model, project.experiments.model(key.model))
+        raise WorkError(f"the weights in {folder} cannot be read: {error}; put whole ones there") from error
     return OK
 
 
