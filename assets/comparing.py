@@ -13,8 +13,9 @@ from assets.grid import grid_of
 from assets.judging import judged_answers
 from assets.launchpad import night_of
 from assets.metadata import picture, table
-from assets.project import OfProfile, experiments_now, grid, project_now
+from assets.project import OfProfile, project_now
 from assets.providers import provider_comparison
+from assets.shown import experiments_now, grid
 from assets.training import evaluation, trained_model
 from pipelines.compare import plots
 from pipelines.compare.compare import Publication, compare, lake_version, published_rows

@@ -6,7 +6,7 @@ from typing import Literal
 
 import dagster as dg
 
-from assets.project import grid
+from assets.shown import grid
 from pipelines.compare.columns.calls import LLM_CALLS
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.evaluation import EVALUATION_ANSWERS

@@ -15,10 +15,9 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from assets.serving import LOCATION, MODULE
 from pipelines.lake.paths import PROJECT
 
-NAME = "featherweight"  # as workspace.yaml and pyproject.toml have it
-MODULE = "assets.definitions"
 REPOSITORY = "__repository__"  # Dagster's name for what a module's Definitions hold
 
 
@@ -42,7 +41,7 @@ def _origin(job: str) -> RemoteJobOrigin:
     """Where the job is found, as `dagster -w workspace.yaml` finds it."""
     target = LoadableTargetOrigin(module_name=MODULE, working_directory=str(PROJECT))
     return RemoteJobOrigin(
-        RemoteRepositoryOrigin(ManagedGrpcPythonEnvCodeLocationOrigin(target, NAME), REPOSITORY), job
+        RemoteRepositoryOrigin(ManagedGrpcPythonEnvCodeLocationOrigin(target, LOCATION), REPOSITORY), job
     )
 
 

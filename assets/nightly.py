@@ -18,7 +18,8 @@ from assets.instance import NEEDS_HOME, UNFINISHED, homeless, size_pool
 from assets.jobs import data, publish, training
 from assets.nights import report_nights
 from assets.partitions import shown_cells
-from assets.project import experiments_now, grid, partition_of, project_now
+from assets.project import partition_of, project_now
+from assets.shown import experiments_now, grid
 from assets.tags import CELL, LAKE_VERSION, NIGHT, NIGHTLY, PARENT, SEEN
 from pipelines.compare.compare import lake_version
 from pipelines.errors import UsageError

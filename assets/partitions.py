@@ -5,7 +5,7 @@ Beside assets/project.py, since a configuration that makes no sense is an error 
 
 import dagster as dg
 
-from assets.project import grid, shown_names, shown_profiles
+from assets.shown import grid, shown_names, shown_profiles
 from pipelines.lake.paths import data_root
 
 # As they were when the code location loaded; a reload brings what has come since (`make ui` asks for one by itself)

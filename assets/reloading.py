@@ -9,7 +9,7 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from assets.project import experiments_now, grid, shown_names, shown_profiles
+from assets.shown import experiments_now, grid, shown_names, shown_profiles
 from pipelines.errors import UsageError
 from pipelines.lake.files import stable_hash
 from pipelines.lake.paths import data_root, experiments_file

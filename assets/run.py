@@ -218,7 +218,7 @@ def _execute(
 
 def _kept_rows() -> dict[str, Any]:
     """Rows that are stale by `code` alone are kept, as at night."""
-    from assets.project import grid
+    from assets.shown import grid
 
     return {"rerun_for": list(grid().nightly.rerun_for)}
 

@@ -1,50 +1,25 @@
-"""`make ui`: Dagster's webserver, daemon and one code server for both, on 127.0.0.1, ended together, whatever ends first.
-
-Without a code server of ours webserver and daemon start one each, and the daemon's anew every minute.
+"""`make ui`: Dagster's webserver, daemon and one code server for both, on 127.0.0.1. This prepares their home; serving.py starts
+them and follows them to their end.
 """
 
 import os
-import signal
 import socket
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NoReturn
 
 import dagster as dg
-import yaml
 
-from assets import location
 from assets.instance import prepare_home, size_pool
-from assets.reloading import Reloading
+from assets.serving import HOST
 from pipelines.errors import UsageError, WorkError
 from pipelines.lake.disk import explained
-from pipelines.lake.paths import PROJECT, data_root
-from pipelines.runs.process import print_anything, stop_group
-
-HOST = "127.0.0.1"
-GRACE_SECONDS = 8
-LOAD_SECONDS = 300  # for a busy machine to load the definitions
-SOCKET_CHARS = 100  # of the path of a Unix socket, of which the kernel takes 107
+from pipelines.lake.paths import data_root
+from pipelines.runs.process import print_anything
 
 
-@dataclass(frozen=True)
-class Workspace:
-    """Where the code server listens, and the file that tells webserver and daemon."""
-
-    socket: Path
-    file: Path
-
-    @classmethod
-    def in_folder(cls, folder: Path) -> "Workspace":
-        made = cls(folder / "code.sock", folder / "workspace.yaml")
-        server = {"socket": str(made.socket), "location_name": location.NAME}
-        made.file.write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}), encoding="utf-8")
-        return made
+def serve_without_dagster(port: int) -> NoReturn:
+    """Go on as the process that only watches the servers, without the hundred megabytes that preparing them took."""
+    os.execv(sys.executable, [sys.executable, "-m", "assets.serving", str(port)])
 
 
 def port_is_free(port: int) -> bool:
@@ -86,56 +61,8 @@ def main() -> int:
             raise
         print(f"featherweight: {said}", file=sys.stderr)
         return WorkError.exit_code
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGHUP, lambda *_: sys.exit(0))
-    print(f"featherweight: http://{HOST}:{port} (DAGSTER_HOME {home}); Ctrl-C ends it", file=sys.stderr)
-    return serve(port)
-
-
-def serve(port: int) -> int:
-    """Run the three servers until one of them ends (1) or somebody ends us (0)."""
-    children: list[subprocess.Popen[bytes]] = []
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="featherweight-", dir=_short_folder()))
-        workspace = Workspace.in_folder(Path(folder))
-        try:
-            code = ["dagster", "code-server", "start", "--socket", str(workspace.socket), "-m", location.MODULE]
-            children.append(_started([*code, "--location-name", location.NAME, "--log-level", "warning"]))
-            _wait_for(workspace.socket, children[0])
-            children.append(_started(["dagster-webserver", "-h", HOST, "-p", str(port), "-w", str(workspace.file)]))
-            children.append(_started(["dagster-daemon", "run", "-w", str(workspace.file)]))
-            reloading = Reloading(f"http://{HOST}:{port}", location.NAME)
-            while all(child.poll() is None for child in children):
-                time.sleep(1)
-                reloading.look()
-            print("featherweight: one of the servers ended; its last lines are above", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            return 0
-        finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            for child in reversed(children):  # the code server last: it waits for the others to let go
-                stop_group(child, grace_seconds=GRACE_SECONDS)
-
-
-def _short_folder() -> str | None:
-    """A folder for the socket, whose path the kernel limits; None: the usual one."""
-    return None if len(tempfile.gettempdir()) + len("/featherweight-12345678/code.sock") <= SOCKET_CHARS else "/tmp"
-
-
-def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    program = Path(sys.executable).parent / command[0]
-    return subprocess.Popen([str(program), *command[1:]], cwd=PROJECT, start_new_session=True)
-
-
-def _wait_for(path: Path, server: subprocess.Popen[bytes]) -> None:
-    """Return when the code server listens, or has ended, or takes too long, which the UI then shows."""
-    deadline = time.monotonic() + LOAD_SECONDS
-    while server.poll() is None and time.monotonic() < deadline:
-        with socket.socket(socket.AF_UNIX) as probe:
-            if path.exists() and probe.connect_ex(str(path)) == 0:
-                return
-        time.sleep(0.1)
+    print(f"featherweight: http://{HOST}:{port} (DAGSTER_HOME {home}); Ctrl-C ends it", file=sys.stderr, flush=True)
+    return serve_without_dagster(port)
 
 
 if __name__ == "__main__":

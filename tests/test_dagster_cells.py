@@ -30,7 +30,8 @@ from assets.instance import homeless
 from assets.launchpad import NO_CAP, CellConfig, Spending, seen_by
 from assets.partitions import CELLS
 from assets.picked import NOTHING, is_of_everything, not_run_because
-from assets.project import partition_of, shown_names, shown_profiles
+from assets.project import partition_of
+from assets.shown import shown_names, shown_profiles
 from assets.tags import BACKFILL, SEEN
 from pipelines.errors import UsageError
 from pipelines.lake.paths import PROJECT

@@ -21,9 +21,9 @@ from assets.definitions import defs
 from assets.described import ASSETS, described
 from assets.grid import WIDEST, grid_of
 from assets.metadata import numbers
-from assets.project import experiments_now
 from assets.reloading import Reloading
-from assets.ui import SOCKET_CHARS, Workspace, _short_folder
+from assets.serving import SOCKET_CHARS, Workspace, _short_folder
+from assets.shown import experiments_now
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.registry import TABLES
 from pipelines.compare.show import SHOWN
@@ -206,6 +206,13 @@ def test_the_code_servers_socket_has_a_path_that_the_kernel_takes(
     assert _short_folder() == "/tmp"
     monkeypatch.setattr("tempfile.gettempdir", lambda: "/tmp")
     assert _short_folder() is None and SOCKET_CHARS < 108
+
+
+def test_the_process_that_follows_the_servers_loads_no_dagster_nor_other_heavy_library() -> None:
+    heavy = ("dagster", "duckdb", "pyarrow", "numpy", "torch")
+    code = f"import sys, assets.serving; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
+    assert done.stdout == "[]\n"
 
 
 def dg_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
