@@ -300,7 +300,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
             "devices: 2\n    models: [tiny]",
             18,
             "profiles.local",
-            "needs launcher torchrun, ray or slurm",
+            "needs launcher torchrun, ray",
         ),
         ("models: [tiny]", "sharding: ddp\n    models: [tiny]", 18, "profiles.local", "set devices to 2 or more"),
         (

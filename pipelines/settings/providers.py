@@ -10,6 +10,7 @@ from pipelines.settings.strict import NamesFiles, Strict
 
 Kind = Literal["local", "anthropic", "openai", "openai-compatible"]
 KEY_ENV = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
+HAVE_BATCHES = ("anthropic", "openai")
 # Parameters that change neither what is asked for nor what a token costs. At a priced API nothing else may be handed through,
 # since the budget's worst case would no longer hold (`service_tier`, `n`, tools with prices of their own, ...).
 PLAIN_PARAMETERS = (
@@ -92,8 +93,8 @@ class Provider(Strict):
             raise ValueError(
                 "kind local starts a server of its own: base_url, api_key_env and batch do not belong here"
             )
-        if self.kind == "openai-compatible" and self.batch:
-            raise ValueError("batch needs kind anthropic or openai")
+        if self.batch and self.kind not in HAVE_BATCHES:
+            raise ValueError(f"batch needs kind {' or '.join(HAVE_BATCHES)}")
         if self.base_url is not None:
             _check_url(self.base_url)
         return self

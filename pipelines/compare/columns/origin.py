@@ -98,7 +98,7 @@ RECIPE = (
               "Padded tokens of one forward pass, as used; rows with others are not compared in memory and speed.", "tokens"),
         whole("devices", "Number of devices that train the cell together."),
         text("sharding", "How the work is divided over the devices: none, ddp, fsdp or a stage of DeepSpeed ZeRO."),
-        text("launcher", "What started the training processes: local, torchrun, ray or slurm."),
+        text("launcher", "What started the training processes: the launcher that the profile names."),
     ),
     *group(
         "recipe", "training",

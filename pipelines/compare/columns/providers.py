@@ -32,7 +32,7 @@ PROVIDER_COMPARISON = Table(
         *PROVIDER,
         *group("provider", "configuration",
             text("model", "Model that the provider runs."),
-            text("kind", "Kind of API: anthropic, openai, openai-compatible or local."),
+            text("kind", "Kind of API, as experiments.yaml names it."),
             flag("trained_on", "Whether the provider's records are among the sources of training."),
         ),
         *group("requests", "journal",
