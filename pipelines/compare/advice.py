@@ -143,21 +143,28 @@ def _a_method_that_fits(row: Row, rows: Sequence[Row]) -> str | None:
     """The method of the same model with the smallest peak under the same budget and device: measured, else predicted."""
     room = row["memory_budget_gb"]
     others = [other for other in rows if other["model"] == row["model"] and other is not row]
-    measured = [
-        (other["peak_memory_gb"], other["method"]) for other in others
-        if other["status"] == "ok" and other["peak_memory_gb"] and other["trainable_params"] != 0
-        and (other["device"], other["memory_budget_gb"]) == (row["device"], room)
-    ]  # fmt: skip
     batches = {other["method"]: _with_batches(other, row) for other in others}
-    if measured:
+    if measured := [(other["peak_memory_gb"], other["method"]) for other in others if _is_measured_beside(other, row)]:
         peak, method = min(measured)
         return f"{method} needs {peak:.2f} GB{batches[method]}"
     foretold = [
-        (other["estimated_memory_gb"], other["method"]) for other in others
-        if other["estimated_memory_gb"] and room and other["estimated_memory_gb"] * SURE < room
-        and other["status"] not in ("out_of_memory", "ok")
-    ]  # fmt: skip
+        (other["estimated_memory_gb"], other["method"]) for other in others if _is_predicted_within(other, room)
+    ]
     return f"{min(foretold)[1]} would need about {min(foretold)[0]:.1f} GB" if foretold else None
+
+
+def _is_measured_beside(other: Row, row: Row) -> bool:
+    """Whether the other row has a peak of training that was measured under the row's budget and on its device."""
+    if other["status"] != "ok" or not other["peak_memory_gb"] or other["trainable_params"] == 0:
+        return False
+    return (other["device"], other["memory_budget_gb"]) == (row["device"], row["memory_budget_gb"])
+
+
+def _is_predicted_within(row: Row, room: float | None) -> bool:
+    """Whether a row without an outcome of its own is predicted to stay well within `room` GB."""
+    if not row["estimated_memory_gb"] or not room or row["status"] in ("out_of_memory", "ok"):
+        return False
+    return row["estimated_memory_gb"] * SURE < room
 
 
 def _with_batches(other: Row, row: Row) -> str:

@@ -69,11 +69,9 @@ def decide(comparison: Comparison, limits: Limits, also: Collection[tuple[str, s
 
 def _decide(comparison: Comparison, limits: Limits) -> Decision:
     ranked = _Ranked.of(comparison)
-    inside = [row for row in ranked.rows if stands(row) and not _breaks(row, limits)]
-    sure = [row for row in inside if ranked.keeps(row, limits) is True]
-    unsure = [row for row in inside if ranked.keeps(row, limits) is None]
-    likely = [row for row in unsure if (loss := ranked.loss(row)) and loss.value <= (limits.max_loss or 0)]
-    if limits.max_loss is not None and (sure or likely) and (edge := ranked.at_edge(sure or likely)):
+    sure, likely, unsure = ranked.within(limits)
+    candidates = sure or likely
+    if limits.max_loss is not None and candidates and (edge := ranked.at_edge(candidates)):
         return _other_rates(edge)
     if sure:
         return _use(ranked, sure, limits)
@@ -119,6 +117,15 @@ class _Ranked:
     def loss(self, row: Row) -> Interval | None:
         best = self.rows[0]
         return Interval(0.0, 0.0, 0.0) if row is best else self.qualities.method_difference(row, best)
+
+    def within(self, limits: Limits) -> tuple[list[Row], list[Row], list[Row]]:
+        """The rows within the limits of memory and time whose loss is surely within `max_loss`; those of which it is not sure and
+        that seem to be; all of which it is not sure."""
+        inside = [row for row in self.rows if stands(row) and not _breaks(row, limits)]
+        sure = [row for row in inside if self.keeps(row, limits) is True]
+        unsure = [row for row in inside if self.keeps(row, limits) is None]
+        likely = [row for row in unsure if (loss := self.loss(row)) and loss.value <= (limits.max_loss or 0)]
+        return sure, likely, unsure
 
     def keeps(self, row: Row, limits: Limits) -> bool | None:
         """Whether the row's loss is within the limit; None: its records cannot tell."""
@@ -210,19 +217,22 @@ def _breaks(row: Row, limits: Limits) -> list[str]:
 
 def _to_run(rows: Sequence[Row], limits: Limits) -> list[Row]:
     """The cells without a current result that may fit: those with a prediction first, the largest first."""
-    found = []
-    for row in rows:
-        done = row["status"] == "ok" and stands(row)
-        done = done and not _retimed(row, limits)
-        stopped = row["status"] == "timed_out" and limits.minutes is not None
-        if done or stopped or row["status"] in HOPELESS:
-            continue
-        if limits.memory_gb is not None and (_needs(row) or 0) > limits.memory_gb:
-            continue
-        took = row["train_seconds"] if row["status"] == "ok" else None
-        if took is None or limits.minutes is None or took / 60 <= limits.minutes or _retimed(row, limits):
-            found.append(row)
+    found = [row for row in rows if _can_change(row, limits) and _may_fit(row, limits)]
     return sorted(found, key=lambda row: -(_needs(row) or 0))
+
+
+def _can_change(row: Row, limits: Limits) -> bool:
+    """Whether another run of the cell may end otherwise than its last one."""
+    done = row["status"] == "ok" and stands(row) and not _retimed(row, limits)
+    stopped = row["status"] == "timed_out" and limits.minutes is not None
+    return not (done or stopped or row["status"] in HOPELESS)
+
+
+def _may_fit(row: Row, limits: Limits) -> bool:
+    if limits.memory_gb is not None and (_needs(row) or 0) > limits.memory_gb:
+        return False
+    took = row["train_seconds"] if row["status"] == "ok" else None
+    return took is None or limits.minutes is None or took / 60 <= limits.minutes or _retimed(row, limits)
 
 
 def _retimed(row: Row, limits: Limits) -> bool:

@@ -144,16 +144,22 @@ def by_layers(lines: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes |
     )
     layers = sorted({row["layers"] for rows in known.values() for row in rows})
     for panel, (title, unit, value) in zip(axes, panels, strict=True):
-        for style, (name, rows) in zip(styles(), known.items(), strict=False):
-            points = sorted((row["layers"], number) for row in rows if (number := value(row)) is not None)
-            if points:
-                panel.plot(*zip(*points, strict=True), label=name, **style)
-                _say_line(panel, points, name, unit, "layers")
+        _lines_over_layers(panel, known, value, unit)
         panel.set_xticks(layers, [f"{number:g}" for number in layers])
         panel.margins(y=0.15)
         dress(panel, title, "layers" if panel is axes[-1] else "", unit)
     legend(figure, axes)
     return render(figure, kind)
+
+
+def _lines_over_layers(
+    panel: Any, lines: Mapping[str, Sequence[Row]], value: Callable[[Row], float | None], unit: str
+) -> None:
+    for style, (name, rows) in zip(styles(), lines.items(), strict=False):
+        points = sorted((row["layers"], number) for row in rows if (number := value(row)) is not None)
+        if points:
+            panel.plot(*zip(*points, strict=True), label=name, **style)
+            _say_line(panel, points, name, unit, "layers")
 
 
 def _means(points: Sequence[tuple[Any, float]]) -> list[tuple[Any, float]]:

@@ -5,7 +5,8 @@ may train on one provider's records alone (`data: {provider: …}`), and its row
 """
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -37,37 +38,66 @@ def provider_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
     names = [name for name in compared(experiments) if name in experiments.providers]
     if not names or not data.journal.exists():
         return []
-    with request_source(data, experiments) as reading:
-        calls = {row["key"]: row for row in reading.journal.rows() if _has_outcome(row)}
-        asked = {name: [one for one in _requests(reading, name) if one.key in calls] for name in names}
-        records = {one.request.key: record for name in names for one, record in reading.records(name)}
-    valid = {key: record.value for key, record in records.items() if record.problem is None}
-    asked = {name: found for name, found in asked.items() if found}
-    common = set.intersection(*({request.cell for request in found} for found in asked.values())) if asked else set()
+    outcomes = _outcomes(data, experiments, names)
+    common = _common_cells(outcomes.requests.values())
     fates, wins, used = _fates(data), _win_rates(duels(data, experiments)), sources_of(experiments)
     rows = []
-    for name, found in asked.items():
-        mine = [calls[request.key] for request in found if not common or request.cell in common]
-        own = [valid[call["key"]] for call in mine if call["key"] in valid]
-        notes = [] if common else ["no topic cell was asked of all providers: each is shown over its own cells"]
-        if uncleaned := sum(call["status"] == "answered" and call["key"] not in fates for call in mine):
-            why = "run `featherweight clean`" if name in used else f"sources.providers does not name {name}"
-            notes.append(f"{uncleaned} answers are not among what was cleaned last: {why}")
+    for name, requests in outcomes.requests.items():
+        compared_requests = [request for request in requests if not common or request.cell in common]
+        calls = [outcomes.calls[request.key] for request in compared_requests]
+        own = [outcomes.valid[call["key"]] for call in calls if call["key"] in outcomes.valid]
+        uncleaned = _uncleaned(calls, fates)
         rows.append(
             {
                 "provider": name,
                 "model": experiments.provider(name).model,
                 "kind": experiments.provider(name).kind,
                 "trained_on": name in used,
-                "cells": len({request.cell for request in found if not common or request.cell in common}),
-                "note": "; ".join(notes) or None,
+                "cells": len({request.cell for request in compared_requests}),
+                "note": _note(name, has_common=bool(common), uncleaned=uncleaned, is_used=name in used),
                 "win_rate": wins.get(name),
                 "distinct_1": distinct(own, 1),
                 "distinct_2": distinct(own, 2),
-                **_counts(mine, valid.keys(), None if uncleaned else fates),
+                **_counts(calls, outcomes.valid.keys(), None if uncleaned else fates),
             }
         )
     return rows
+
+
+@dataclass(frozen=True)
+class _Outcomes:
+    """The requests whose outcome is known, by provider; their calls and their valid records, by the request's key."""
+
+    requests: dict[str, list[Request]]
+    calls: dict[str, Row]
+    valid: dict[str, Any]
+
+
+def _outcomes(data: DataRoot, experiments: Experiments, names: Iterable[str]) -> _Outcomes:
+    with request_source(data, experiments) as reading:
+        calls = {row["key"]: row for row in reading.journal.rows() if _has_outcome(row)}
+        requests = {name: [one for one in _requests(reading, name) if one.key in calls] for name in names}
+        records = {one.request.key: record for name in names for one, record in reading.records(name)}
+    valid = {key: record.value for key, record in records.items() if record.problem is None}
+    return _Outcomes({name: some for name, some in requests.items() if some}, calls, valid)
+
+
+def _common_cells(requests: Iterable[list[Request]]) -> set[Any]:
+    """The topic cells that every provider was asked; empty where there is none."""
+    cells = [{request.cell for request in some} for some in requests]
+    return set.intersection(*cells) if cells else set()
+
+
+def _uncleaned(calls: list[Row], fates: dict[str, str]) -> int:
+    return sum(call["status"] == "answered" and call["key"] not in fates for call in calls)
+
+
+def _note(name: str, *, has_common: bool, uncleaned: int, is_used: bool) -> str | None:
+    notes = [] if has_common else ["no topic cell was asked of all providers: each is shown over its own cells"]
+    if uncleaned:
+        why = "run `featherweight clean`" if is_used else f"sources.providers does not name {name}"
+        notes.append(f"{uncleaned} answers are not among what was cleaned last: {why}")
+    return "; ".join(notes) or None
 
 
 def _requests(reading: RequestSource, name: str) -> list[Request]:
@@ -84,7 +114,6 @@ def _has_outcome(call: Row) -> bool:
 def _counts(mine: list[Row], valid: Collection[str], fates: dict[str, str] | None) -> Row:
     """The numbers of these calls; `fates` None: what cleaning makes of them is not known."""
     answered = [call for call in mine if call["status"] == "answered"]
-    latencies = [call["latency_ms"] for call in answered if call["latency_ms"] is not None]
     kept = None if fates is None else [fates.get(call["key"]) for call in answered]
     counts = {
         "answered": len(answered),
@@ -96,22 +125,43 @@ def _counts(mine: list[Row], valid: Collection[str], fates: dict[str, str] | Non
     }
     row: Row = {"requested": len(mine), **counts}
     for name, count in counts.items():
-        low, high = (None if count is None else wilson(count, len(mine))) or (None, None)
-        share = None if count is None else count / len(mine)
-        row |= {f"{name}_share": share, f"{name}_share_low": low, f"{name}_share_high": high}
-    reserved = sum(call["reserved_usd"] for call in mine)
-    known = all(call["cost_usd"] is not None or call["reserved_usd"] for call in answered)
-    cost = sum(call["cost_usd"] or 0.0 for call in mine) if known else None
-    for name in ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"):
-        told = [call[name] for call in answered if call[name] is not None]
-        row[name] = sum(told) if told else None
+        row |= _share(name, count, len(mine))
     return row | {
+        **_tokens(answered),
         "failed": sum(call["status"] == "failed" for call in mine),
         "in_doubt": sum(call["in_doubt_count"] > 0 for call in mine),
         "attempts": sum(call["attempts"] for call in mine),
+        **_costs(mine, answered, counts["accepted"]),
+        **_latencies(answered),
+    }
+
+
+def _share(name: str, count: int | None, requests: int) -> Row:
+    low, high = (None if count is None else wilson(count, requests)) or (None, None)
+    share = None if count is None else count / requests
+    return {f"{name}_share": share, f"{name}_share_low": low, f"{name}_share_high": high}
+
+
+def _tokens(answered: list[Row]) -> Row:
+    names = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
+    counted = {name: [call[name] for call in answered if call[name] is not None] for name in names}
+    return {name: sum(counts) if counts else None for name, counts in counted.items()}
+
+
+def _costs(mine: list[Row], answered: list[Row], accepted: int | None) -> Row:
+    reserved = sum(call["reserved_usd"] for call in mine)
+    known = all(call["cost_usd"] is not None or call["reserved_usd"] for call in answered)
+    cost = sum(call["cost_usd"] or 0.0 for call in mine) if known else None
+    return {
         "cost_usd": cost,
         "reserved_usd": reserved,
-        "usd_per_accepted": (cost + reserved) / counts["accepted"] if cost is not None and counts["accepted"] else None,
+        "usd_per_accepted": (cost + reserved) / accepted if cost is not None and accepted else None,
+    }
+
+
+def _latencies(answered: list[Row]) -> Row:
+    latencies = [call["latency_ms"] for call in answered if call["latency_ms"] is not None]
+    return {
         "p50_latency_ms": percentile(latencies, 0.5),
         "p95_latency_ms": percentile(latencies, 0.95) if len(latencies) >= LEAST_FOR_P95 else None,
     }

@@ -88,9 +88,7 @@ def comparison(resolved: Resolved) -> Comparison:
     plans = [resolved.cell(*cell) for cell in keys]
     seeds = {cell: [_seed(project, key, by.fingerprint) for key in found] for cell, found in keys.items()}
     rows = [_row(resolved, plan, seeds[plan.cell], by) for plan in plans]
-    known = {plan.cell: found for plan in plans if (found := _quality(project, plan, seeds[plan.cell]))}
-    runs = {plan.cell: found for plan in plans if (found := _all_runs(resolved, plan, by))}
-    qualities = Qualities(known, runs=runs, assumed=assumed_spreads(project.experiments, list(keys)))
+    qualities = _qualities(resolved, plans, seeds, by)
     answered = {plan.cell: one for plan in plans if (one := _answered(project, plan, seeds[plan.cell]))}
     for row in rows:
         base, full = (_of_method(rows, row, method) for method in (base_method(project), "full"))
@@ -136,6 +134,19 @@ def add_predictions(resolved: Resolved, rows: Sequence[Row]) -> None:
         row["estimated_half_batch_gb"] = max(filter(None, (one.get("halved_gb") for one in kept)), default=None)
 
 
+def _qualities(
+    resolved: Resolved,
+    plans: Sequence[CellPlan],
+    seeds: Mapping[tuple[str, str], Sequence["Seed | None"]],
+    by: EvaluatedBy,
+) -> Qualities:
+    project = resolved.project
+    known = {plan.cell: found for plan in plans if (found := _quality(project, plan, seeds[plan.cell]))}
+    runs = {plan.cell: found for plan in plans if (found := _all_runs(resolved, plan, by))}
+    assumed = assumed_spreads(project.experiments, [plan.cell for plan in plans])
+    return Qualities(known, runs=runs, assumed=assumed)
+
+
 def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by: EvaluatedBy) -> Row:
     model, method = plan.cell
     project, profile = resolved.project, resolved.project.settings
@@ -148,30 +159,45 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     if not found:
         return row
     newest = max(found, key=lambda seed: seed.attempt.run_id)
-    shown = next(seed for seed in found if _status(seed) == row["status"]) if row["status"] != "missing" else newest
+    shown = next((seed for seed in found if _status(seed) == row["status"]), newest)
     _add_attempt(row, shown, newest)
     row["status_detail"] = "; ".join(filter(None, (row["status_detail"], *map(_not_timed_again, found)))) or None
     counted = [seed for seed in found if seed.attempt.status == "ok"] or [shown]
     _add_numbers(row, counted)
-    if project.experiments.model(model).origin.source.random:
-        row["train_loss"] = None  # of no quality to speak of
     row["speed_disturbed"] = disturbed(row["other_cpu_pct"], row["device"])
     if row["status"] == "ok":
         row |= weakest([_rate_of_seed(row, seed) for seed in counted])
     row["rates"] = rates_of(row)
     row["fast_path"] = covers_adapters(row["fast_paths"], shown.attempt.spec.recipe)
     row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
+    _add_weights(row, resolved, found)
+    _add_staleness(row, resolved, found, by)
+    _add_price(row, counted, profile.price_per_hour)
+    return row
+
+
+def _add_weights(row: Row, resolved: Resolved, found: Sequence["Seed"]) -> None:
+    """What is known of the weights that the seeds began with."""
+    project, name = resolved.project, row["model"]
+    model = project.experiments.model(name)
+    if model.origin.source.random:
+        row["train_loss"] = None  # of no quality to speak of
     row["weights_fingerprint"] = weights_fingerprint(resolved, [seed.attempt for seed in found])
     if all(resolved.fits(seed.attempt) for seed in found):
-        row["dropped_layers"] = chosen_layers.dropped(project.data, model, project.experiments.model(model))
+        row["dropped_layers"] = chosen_layers.dropped(project.data, name, model)
+
+
+def _add_staleness(row: Row, resolved: Resolved, found: Sequence["Seed"], by: EvaluatedBy) -> None:
     because = list(dict.fromkeys(name for seed in found for name in stale_because(resolved, seed, by)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
     if row["status"] == "lost" and because:  # it left no word of its own; this one is true of an unchanged cell alone
         row["status_detail"] = f"the process that ran it ended without a word; {next_run(row)}"
-    if profile.price_per_hour is not None and row["train_seconds"] is not None:
-        paid = fmean(paid_seconds(seed.attempt.result.measured) for seed in counted)
-        row["train_usd"] = profile.price_per_hour * paid / 3600
-    return row
+
+
+def _add_price(row: Row, seeds: Sequence["Seed"], price_per_hour: float | None) -> None:
+    if price_per_hour is not None and row["train_seconds"] is not None:
+        paid = fmean(paid_seconds(seed.attempt.result.measured) for seed in seeds)
+        row["train_usd"] = price_per_hour * paid / 3600
 
 
 def note_on(model: Model) -> str | None:
@@ -315,9 +341,7 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
     """Means over the seeds for what was measured; texts and counts from the first."""
     trained = [seed.attempt.result.measured for seed in seeds]
     evaluated = [seed.good.result.measured for seed in seeds if seed.good]
-    for names, measured in ((FROM_TRAINING, trained), (FROM_EVALUATION, evaluated)):
-        for name in names:
-            row[name] = _mean([m[name] for m in measured if m.get(name) is not None])
+    row |= _means(FROM_TRAINING, trained) | _means(FROM_EVALUATION, evaluated)
     used = [tokens for seed in seeds if (tokens := micro_batch_tokens(seed.attempt.result, seed.attempt.spec))]
     row["micro_batch_tokens"] = min(used, default=None)
     row["evaluation_seconds"] = _mean(
@@ -336,6 +360,10 @@ def disturbed(other_cpu_pct: float | None, device: str | None) -> bool | None:
 def paid_seconds(measured: Mapping[str, Any]) -> float:
     """Seconds of a cell that its device is paid for: of an older row those that it has measured."""
     return sum(measured.get(name) or 0.0 for name in PAID)
+
+
+def _means(names: Sequence[str], measured: Sequence[Mapping[str, Any]]) -> Row:
+    return {name: _mean([m[name] for m in measured if m.get(name) is not None]) for name in names}
 
 
 def _mean(values: Sequence[Any]) -> Any:

@@ -23,19 +23,7 @@ def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     models = list(dict.fromkeys(row["model"] for row in shown))
     several = len(models) > 1
     figure, (axes,) = stacked(1, 5.2 if several else 3.9)
-    longest = max((row["train_seconds"] or 0 for row in shown if speed_stands(row)), default=0) or 1
-    labels = []
-    for number, row in enumerate(shown):
-        color, marker = (
-            _look(models.index(row["model"]))
-            if several
-            else (COLORS[number % len(COLORS)], "^" if is_outside(row) else "o")
-        )
-        time = (row["train_seconds"] or 0) / longest if speed_stands(row) else 0
-        area = 18 + 110 * time if several else 40 + 320 * time
-        _trade_off_mark(axes, row, area, color, marker, 0.35 if several else 1)
-        name = row["method"] + (f" {MARK}" if is_marked(row, "train_seconds") else "")
-        labels.append(Label(row["peak_memory_gb"], row["eval_bits_per_byte"], name, (area**0.5) / 2))
+    labels = _marks(axes, shown, models)
     if several:
         for number, model in enumerate(models):
             color, marker = _look(number)
@@ -73,6 +61,25 @@ def _trade_off_mark(axes: Any, row: Row, area: float, color: str, marker: str, s
                     "train_seconds", "is_pareto")  # fmt: skip
     say(mark, said)
     say_points(axes, [memory], [bits], [said])
+
+
+def _marks(axes: Any, shown: Sequence[Row], models: Sequence[str]) -> list[Label]:
+    """Draws a mark for each row, and returns its label."""
+    several = len(models) > 1
+    longest = max((row["train_seconds"] or 0 for row in shown if speed_stands(row)), default=0) or 1
+    labels = []
+    for number, row in enumerate(shown):
+        color, marker = (
+            _look(models.index(row["model"]))
+            if several
+            else (COLORS[number % len(COLORS)], "^" if is_outside(row) else "o")
+        )
+        time = (row["train_seconds"] or 0) / longest if speed_stands(row) else 0
+        area = 18 + 110 * time if several else 40 + 320 * time
+        _trade_off_mark(axes, row, area, color, marker, 0.35 if several else 1)
+        name = row["method"] + (f" {MARK}" if is_marked(row, "train_seconds") else "")
+        labels.append(Label(row["peak_memory_gb"], row["eval_bits_per_byte"], name, (area**0.5) / 2))
+    return labels
 
 
 def _untouched(axes: Any, rows: Sequence[Row]) -> None:
