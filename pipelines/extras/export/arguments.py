@@ -2,6 +2,8 @@
 
 import argparse
 
+from pipelines.cli.arguments import add_choice
+
 SCHEMES = ("F32", "F16", "Q8_0", "Q4_K_M")
 
 
@@ -11,8 +13,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--merge", action="store_true", help="a transformers folder (the default where nothing else is named)"
     )
     parser.add_argument("--adapter", action="store_true", help="the adapter alone, as PEFT loads it, with a model card")
-    parser.add_argument(
-        "--gguf", nargs="?", action="append", const="F16", choices=SCHEMES, help="a file for llama.cpp; default: F16"
+    add_choice(
+        parser,
+        "--gguf",
+        *SCHEMES,
+        nargs="?",
+        action="append",
+        const="F16",
+        about="a file for llama.cpp, at this precision (again for more); default: F16",
     )
     parser.add_argument(
         "--ollama", action="store_true", help="a Modelfile beside the GGUF file (F16 unless --gguf names others)"
