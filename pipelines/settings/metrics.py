@@ -27,8 +27,7 @@ MOST_BYTES = 1_000_000  # of a schema
 
 
 class Metric(NamesFiles):
-    """One metric of a user's own task: exact_match, contains or json_valid by its name alone, or exactly one of json_schema and
-    regex."""
+    """One metric of a user's own task: a word such as exact_match alone, or exactly one of json_schema and regex."""
 
     kind: Kind = Field(default="regex", exclude=True)  # told by what is given
     json_schema: str | None = None
