@@ -26,7 +26,7 @@ from pipelines.lake.paths import PROJECT, data_root
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
 
-README, IMAGES = PROJECT / "README.md", PROJECT / "docs" / "images"
+READMES, IMAGES = [PROJECT / "README.md", PROJECT / "README.ko.md"], PROJECT / "docs" / "images"
 README_COLUMNS = COMPARISON.pick(
     "model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high",
     "rates", "chrf", "peak_memory_gb", "estimated_memory_gb", "memory_vs_full", "train_seconds", "speedup_vs_full",
@@ -71,8 +71,10 @@ def report(page: Page) -> None:
 
 
 def table() -> None:
-    """Put the published rows in the place of the first table of README."""
-    README.write_text(with_table(README.read_text(encoding="utf-8"), published_rows(data_root())), encoding="utf-8")
+    """Put the published rows in the place of the first table of README, in both languages."""
+    rows = published_rows(data_root())
+    for page in READMES:
+        page.write_text(with_table(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
 def with_table(page: str, rows: Sequence[Row]) -> str:
@@ -94,7 +96,7 @@ def main() -> int:
         sys.exit("featherweight: nothing is published yet: `featherweight compare` first")
     if "table" in wanted:
         table()
-        print("README.md  its first table")
+        print("README.md, README.ko.md  the first table")
     if pictures := [name for name in wanted if name in PICTURES]:
         take(pictures)
     return 0

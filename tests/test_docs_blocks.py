@@ -38,7 +38,7 @@ COMPLETION = "/path/to/featherweight/.venv/bin/register-python-argcomplete"
 NEEDS_WEIGHTS = ("data/exports/", "data/models/")
 # Commands that are neither run nor parsed here, by page and program
 ELSEWHERE = {
-    ("README.md", "git"): "an archive of the whole checkout; the notebook's tests use one",
+    ("docs/models.md", "git"): "an archive of the whole checkout; the notebook's tests use one",
     ("docs/operating.md", "git"): "another version",
     ("docs/operating.md", ".venv/bin/dg"): "tests/test_dagster_pages.py runs dg",
     ("docs/operating.md", COMPLETION): "tests/test_cli.py completes; the path is the reader's",
