@@ -86,12 +86,12 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
         return None
     answer = _TEMPLATE.sub(" ", _TOKENS.sub(" ", exchange.answer))
     answer = _LABEL.sub("", answer.strip())
-    if not answer.strip() or len(answer) > 4 * JUDGED_CHARS or _LEADS_ON.search(answer):
+    if not _can_be_an_echo(answer):
         return None
     told = re.sub(r"(?:에 대한|달라는|하라는|라는|냐는)? ?(?:질문|요청)입니다$", "", plain(answer))
     task, given = _parts(_LABEL.sub("", _TEMPLATE.sub(" ", _TOKENS.sub(" ", exchange.question)).strip()).strip())
     whole = plain(exchange.question)
-    if given and len(whole) >= LEAST_CHARS and (told == whole or _is_both_again(told, whole, plain(task))):
+    if given and _is_whole_again(told, whole, plain(task)):
         return "the answer is the question and its input again"
     gives_back = bool(given and GIVES_BACK.search(given))  # what is given may stand before the task
     if not gives_back and (
@@ -100,13 +100,25 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
         return found
     if len(told) >= LEAST_CHARS and not gives_back and _is_again(told, answer, task, max_share):
         return "the answer is the question again"
-    if not given and _TRANSLATES.search(
-        task
-    ):  # what is to be translated may stand behind a colon, or in quotation marks
-        given = task.partition(":")[2].strip() or (QUOTED.findall(task) or [""])[-1]
+    given = given or _to_be_translated(task)
     if given and _is_input_again(exchange, answer, task, given):
         return "the answer is the input again"
     return None
+
+
+def _can_be_an_echo(answer: str) -> bool:
+    return bool(answer.strip()) and len(answer) <= 4 * JUDGED_CHARS and not _LEADS_ON.search(answer)
+
+
+def _is_whole_again(told: str, whole: str, task: str) -> bool:
+    return len(whole) >= LEAST_CHARS and (told == whole or _is_both_again(told, whole, task))
+
+
+def _to_be_translated(task: str) -> str:
+    """What an order to translate gives: it may stand behind a colon, or in quotation marks."""
+    if not _TRANSLATES.search(task):
+        return ""
+    return task.partition(":")[2].strip() or (QUOTED.findall(task) or [""])[-1]
 
 
 def _is_told_otherwise(exchange: Exchange, answer: str, task: str, given: str, *, most_other: float) -> str | None:
@@ -150,27 +162,31 @@ def _is_both_again(told: str, whole: str, task: str) -> bool:
     return len(whole) <= JUDGED_CHARS and head.quick_ratio() >= ALIKE and head.ratio() >= ALIKE and _alike(told, whole)
 
 
+def _says_nothing_new(rest: str, asked: str) -> bool:
+    return plain(rest.replace(asked, " ")) == "" or _adds_nothing(rest, asked)
+
+
 def _is_again(told: str, answer: str, task: str, max_share: float) -> bool:
     asked = plain(task)
     if len(asked) < LEAST_CHARS or len(asked) > JUDGED_CHARS or len(told) > 3 * len(asked) + 20:
         return False
-    if told == asked or told.replace(" ", "") == asked.replace(" ", ""):
+    if told.replace(" ", "") == asked.replace(" ", ""):
         return True
     if told.startswith(asked):
         rest = told[len(asked) :].strip()
-        if plain(rest.replace(asked, " ")) == "" or _adds_nothing(rest, asked):
-            return True
-        if _answers_after(answer, task):
-            return False
-        return len(asked) > max_share * len(told) and len(rest) <= MOST_NEW * len(asked)
+        few = len(asked) > max_share * len(told) and len(rest) <= MOST_NEW * len(asked)
+        return _says_nothing_new(rest, asked) or (few and not _answers_after(answer, task))
     if asked in told:
         rest = told.replace(asked, " ").strip()
         return len(asked) > max_share * len(told) and (_adds_nothing(rest, asked) or len(rest) <= 0.15 * len(asked))
     if _still_asks(answer, task):
         return _alike(told, asked, most_new=1, least=ALIKE_QUESTIONS)
-    if GIVES_BACK.search(task) or QUOTED.search(task) or ":" in task:  # what it gives back may be the answer
-        return False
-    return not _YES_OR_NO.match(task) and _alike(told, asked)
+    return not _may_be_given_back(task) and not _YES_OR_NO.match(task) and _alike(told, asked)
+
+
+def _may_be_given_back(task: str) -> bool:
+    """Whether what the task gives may be the answer."""
+    return bool(GIVES_BACK.search(task) or QUOTED.search(task)) or ":" in task
 
 
 def _holds_the_same_words(answer: str, task: str, *, most_other: float = 0.0) -> bool:

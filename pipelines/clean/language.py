@@ -136,19 +136,22 @@ def _judge_doubts(work: Work, settings: Cleaning) -> None:
 def read(row: Row, settings: Cleaning) -> Row:
     """The language of a record that must be read (where it is right in another than it is written in, that of its question), and
     how probably it is in one that it should not be in."""
-    expected = [row["declared"]] if row["declared"] else settings.languages
-    asked = f"{row['instruction']}\n{row['input']}".strip()
+    expected, asked = _expected(row, settings), _asked(row)
     question = _question(row["instruction"] if _letters(row["instruction"]) >= 4 else asked)
     told = next((text for text in _tellings(row, question) if _tells(text, expected, settings)), None)
     if told is None:
         return {"language": row["declared"] or _script_language(f"{asked}\n{row['output']}"), "wrong": 0.0}
     language, wrong = _identified(told, expected, settings)
-    if wrong < settings.wrong_language_probability and (
-        foreign := _foreign_question(question, told, expected, settings)
-    ):
+    if wrong >= settings.wrong_language_probability:
+        return _of_another(row, question, told, language, wrong, settings)
+    if foreign := _foreign_question(question, told, expected, settings):
         return {"language": foreign, "wrong": 1.0}
-    if wrong < settings.wrong_language_probability:
-        return {"language": language, "wrong": wrong}
+    return {"language": language, "wrong": wrong}
+
+
+def _of_another(row: Row, question: str, told: str, language: str, wrong: float, settings: Cleaning) -> Row:
+    """The same for a record whose answer is in `language`, which is none of the expected: that may be what it was asked for."""
+    expected, asked = _expected(row, settings), _asked(row)
     own, strange = _identified(question, expected, settings) if _letters(question) >= 4 else (language, wrong)
     foreign_question = strange >= settings.wrong_language_probability and _is_foreign(question, own)
     asked_in_expected = (
@@ -164,6 +167,14 @@ def read(row: Row, settings: Cleaning) -> Row:
             "wrong": 0.0,
         }
     return {"language": language, "wrong": wrong}
+
+
+def _expected(row: Row, settings: Cleaning) -> list[str] | None:
+    return [row["declared"]] if row["declared"] else settings.languages
+
+
+def _asked(row: Row) -> str:
+    return f"{row['instruction']}\n{row['input']}".strip()
 
 
 def _weight(text: str) -> int:
@@ -274,6 +285,20 @@ def _identified(text: str, expected: list[str] | None, settings: Cleaning) -> tu
     text = " ".join(
         text[:JUDGED_CHARS].split()
     )  # other white space than a space is no word's end to it, capitals no word's
+    if beyond_doubt := _beyond_doubt(text, expected, settings):
+        return beyond_doubt
+    script = _judged_script(text, expected)
+    text = _in_script(text, script)
+    capitals = sum(map(str.isupper, text))
+    ranked = _ranked(text.lower() if capitals > 0.5 * max(1, _letters(text)) else text, script)
+    inside = [name for name, _ in ranked if expected is None or name in expected]
+    wrong = 0.0 if expected is None else _unexpected(text, ranked, expected)
+    keeps = inside and wrong < settings.wrong_language_probability
+    return (inside[0] if keeps else ranked[0][0]), wrong
+
+
+def _beyond_doubt(text: str, expected: list[str] | None, settings: Cleaning) -> tuple[str, float] | None:
+    """The same where script or function words tell it without a model, else None."""
     if script := _other_script(text, expected, settings):
         return _language_in(text, script), 1.0
     if (expected is None or "ko" in expected) and _is_korean(text, settings):
@@ -282,21 +307,18 @@ def _identified(text: str, expected: list[str] | None, settings: Cleaning) -> tu
         return "en", 0.0
     if _LOREM.search(text):
         return (expected or ["en"])[0], 0.0  # text that stands for text; where it is a hole another rule says so
-    script = _judged_script(text, expected)
-    text = _in_script(text, script)
-    capitals = sum(map(str.isupper, text))
-    ranked = _ranked(text.lower() if capitals > 0.5 * max(1, _letters(text)) else text, script)
-    inside = [name for name, _ in ranked if expected is None or name in expected]
-    wrong = max((share for name, share in ranked if expected is not None and name not in expected), default=0.0)
-    others = sum(share for name, share in ranked if expected is not None and name not in expected)
-    if wrong >= LITTLE and any(
-        _shows(text, name) for name, _ in ranked[:3] if expected is not None and name not in expected
-    ):
+    return None
+
+
+def _unexpected(text: str, ranked: list[tuple[str, float]], expected: list[str]) -> float:
+    """The probability of the likeliest language that is not expected."""
+    shares = [share for name, share in ranked if name not in expected]
+    wrong, others = max(shares, default=0.0), sum(shares)
+    if wrong >= LITTLE and any(_shows(text, name) for name, _ in ranked[:3] if name not in expected):
         wrong = 1.0  # a sentence of few words, that a model alone is not sure of
     if others >= ALL_BUT and ranked[0][0] in FUNCTION_WORDS and _is_sure(text, ranked[0][0]):
         wrong = max(wrong, others)  # divided among languages that are alike: Indonesian and Malay, Norwegian and Danish
-    keeps = inside and wrong < settings.wrong_language_probability
-    return (inside[0] if keeps else ranked[0][0]), wrong
+    return wrong
 
 
 def _shows(text: str, language: str) -> bool:
@@ -363,19 +385,19 @@ def _is_sure(text: str, language: str) -> bool:
         return True
     known = FUNCTION_WORDS.get(language)
     words = text.lower().split()
-    marked = sum(sign.isalpha() and not sign.isascii() for sign in text)
     capitals = sum(word[:1].isupper() for word in text.split())  # a list of names is in no language
-    if (
-        len(words) >= MIN_SURE_WORDS - 1
-        and capitals < 0.8 * len(words)
-        and marked >= OWN_LETTERS * _letters(text)
-        and not _ENGLISH_WORDS.search(text)
-    ):
+    if len(words) >= MIN_SURE_WORDS - 1 and capitals < 0.8 * len(words) and _has_letters_of_its_own(text):
         return True
     if known is None:
         return len(words) >= MIN_SURE_WORDS and _letters(text) >= 60 and capitals < 0.4 * len(words)
     held = sum(word.strip(".,;:!?()«»\"'’") in known for word in words)
     return (held >= 2 and held >= FUNCTION_SHARE * len(words)) or _shows(text, language)
+
+
+def _has_letters_of_its_own(text: str) -> bool:
+    """Whether enough letters are none of English, and no word is."""
+    marked = sum(sign.isalpha() and not sign.isascii() for sign in text)
+    return marked >= OWN_LETTERS * _letters(text) and not _ENGLISH_WORDS.search(text)
 
 
 @cache

@@ -254,8 +254,11 @@ def _in_pattern(text: str, match: re.Match[str]) -> bool:
         return True  # a sum
     if _OF_A_BUSINESS.search(text[max(0, match.start() - 60) : match.start()]) and not match[0].count("@"):
         return True
-    longer = re.search(r"\d[-.]?$", before) or re.match(r"[-.]?\d", after) or re.search(r"\w-$", before)
-    return bool(longer and match[0][-1].isdigit() and match[0][0].isdigit())
+    return match[0][-1].isdigit() and match[0][0].isdigit() and _in_longer_number(before, after)
+
+
+def _in_longer_number(before: str, after: str) -> bool:
+    return bool(re.search(r"\d[-.]?$", before) or re.match(r"[-.]?\d", after) or re.search(r"\w-$", before))
 
 
 def found_in(text: str, kinds: Sequence[str]) -> list[str]:

@@ -119,14 +119,8 @@ _GIVES_THEM_BACK = re.compile(r"\btranslat|\brewrit|\brephras|\bparaphras|번역
 MANY_BLANKS = 2
 
 
-def judge(exchange: Exchange, *, allowed: int) -> str | None:
-    """The first hole where the answer has more than `allowed` that nobody asked for, else None."""
-    if not (holes(exchange.answer) or _ANGLE.search(exchange.answer)):
-        return None
-    if _ASKED_FOR.search(exchange.question) or (
-        exchange.is_code and is_code(_CURLY.sub(" ", _ANGLE.sub(" ", exchange.answer)))
-    ):
-        return None
+def _holes_of_answer(exchange: Exchange) -> list[str]:
+    """In brackets of every kind, in the order of the kinds."""
     found = holes(exchange.answer_prose)
     if "<" in exchange.answer:
         bare = INLINE.sub(" ", FENCED.sub(" ", exchange.answer))
@@ -136,6 +130,18 @@ def judge(exchange: Exchange, *, allowed: int) -> str | None:
     if "{" in exchange.answer:  # a line with several is taken for code
         curly = _CURLY.finditer(FENCED.sub(" ", exchange.answer))
         found += [match[0] for match in curly if re.search("[가-힣]", match[0]) and match[0] not in found]
+    return found
+
+
+def judge(exchange: Exchange, *, allowed: int) -> str | None:
+    """The first hole where the answer has more than `allowed` that nobody asked for, else None."""
+    if not (holes(exchange.answer) or _ANGLE.search(exchange.answer)):
+        return None
+    if _ASKED_FOR.search(exchange.question) or (
+        exchange.is_code and is_code(_CURLY.sub(" ", _ANGLE.sub(" ", exchange.answer)))
+    ):
+        return None
+    found = _holes_of_answer(exchange)
     given = holes(exchange.context) + [match[0] for match in _SQUARE.finditer(exchange.context)]
     if given:
         known = set(map(_bare, given))

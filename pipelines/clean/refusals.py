@@ -305,23 +305,38 @@ def cue(exchange: Exchange, answer: str, head_chars: int) -> str | None:
     """The words with which the answer refuses; None where they had to be written or are not there."""
     told = unquoted(answer)
     head = told if len(told) <= SHORT_CHARS else f"{told[:head_chars]}\n{_end(told)}"
-    found = STRONG.search(head) or KOREAN.search(head)
-    if found is None and APOLOGY.search(head):
-        first = " ".join(sentences(head)[:2])
-        found = _APOLOGY_AND_NOT.search(first) or _NOT_GIVEN.search(first)
+    found = _words_of_refusal(head)
     asked = exchange.question
     if found is None or (len(found[0]) > 8 and found[0].lower() in asked.lower()):  # it was given these words
         return None
     if _SPEAKS_OF_IT.search(asked):  # whether a machine feels or can is answered honestly
         return found[0] if _HELP.search(head) else None
-    if WRITTEN.search(asked) or _STORY.search(asked) or (_GIVEN.search(asked) and _GIVEN_WORDS.search(asked)):
-        own = _MACHINE.search(head) or _HELP.search(head)  # nobody but the answerer itself speaks so
-        if own is None and not _LETTER.search(asked) and not (_GIVEN.search(asked) and _GIVEN_WORDS.search(asked)):
-            own = _KOREAN_HELP.search(head)
-        if own is None and not WRITTEN.search(asked) and _is_apology_alone(head):
-            own = found
+    if WRITTEN.search(asked) or _STORY.search(asked) or _gives_words(asked):
+        own = _own_words(asked, head, found)
         return own[0] if own and not _MACHINE.search(asked) and _is_answerers(answer) else None
     return found[0]
+
+
+def _words_of_refusal(head: str) -> re.Match[str] | None:
+    if found := STRONG.search(head) or KOREAN.search(head):
+        return found
+    if not APOLOGY.search(head):
+        return None
+    first = " ".join(sentences(head)[:2])
+    return _APOLOGY_AND_NOT.search(first) or _NOT_GIVEN.search(first)
+
+
+def _own_words(asked: str, head: str, found: re.Match[str]) -> re.Match[str] | None:
+    """Words of refusal in a text that had to be written which nobody but the answerer itself says."""
+    if own := _MACHINE.search(head) or _HELP.search(head):
+        return own
+    if not _LETTER.search(asked) and not _gives_words(asked) and (own := _KOREAN_HELP.search(head)):
+        return own
+    return found if not WRITTEN.search(asked) and _is_apology_alone(head) else None
+
+
+def _gives_words(asked: str) -> bool:
+    return bool(_GIVEN.search(asked) and _GIVEN_WORDS.search(asked))
 
 
 def _is_apology_alone(told: str) -> bool:
@@ -351,20 +366,26 @@ def goes_on(answer: str) -> bool:
     parts = sentences(answer)
     if len(answer) <= DECLINED_CHARS and any(_ends_declining(part) for part in parts[-2:]):
         return False
-    lines = [line for line in answer.split("\n") if line.strip()]
-    if sum(bool(re.match(r"\s*(?:[-*•]|\d{1,2}[.)])\s+\S", line)) for line in lines) >= 2:
+    if _holds_a_list(answer):
         return True
     rest = 0
     for sentence in parts:
-        refuses = STRONG.search(sentence) or KOREAN.search(sentence) or APOLOGY.search(sentence)
-        if refuses:
-            after = _GOES_ON.search(sentence)
-            said = sentence[after.start() :] if after else ""
-            if len(said) >= TURN_CHARS and not any(each.search(said) for each in (_FILLER, STRONG, KOREAN, _NOT_GIVEN)):
+        if STRONG.search(sentence) or KOREAN.search(sentence) or APOLOGY.search(sentence):
+            if _turns_to_the_work(sentence):
                 return True
         elif not _FILLER.search(sentence):
-            rest += len(sentence) * (
-                2 if re.search("[가-힣]", sentence) else 1
-            )  # Korean says as much in half the characters
+            # Korean says as much in half the characters
+            rest += len(sentence) * (2 if re.search("[가-힣]", sentence) else 1)
     declined = _HELP.search(" ".join(parts[:2])) and not _GOES_ON.search(answer)
     return rest > (SERMON_CHARS if declined else REST_CHARS)
+
+
+def _holds_a_list(answer: str) -> bool:
+    return sum(bool(re.match(r"\s*(?:[-*•]|\d{1,2}[.)])\s+\S", line)) for line in answer.split("\n")) >= 2
+
+
+def _turns_to_the_work(sentence: str) -> bool:
+    """Whether a sentence that refuses goes on, behind a but, with something of substance."""
+    after = _GOES_ON.search(sentence)
+    said = sentence[after.start() :] if after else ""
+    return len(said) >= TURN_CHARS and not any(each.search(said) for each in (_FILLER, STRONG, KOREAN, _NOT_GIVEN))

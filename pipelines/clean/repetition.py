@@ -68,12 +68,7 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
     if loop is None:
         return None
     unit = loop.unit.strip()
-    if _VERSE.search(exchange.question):
-        if loop.times < VERSE_TIMES:
-            return None
-    elif ASKED_FOR.search(exchange.question) and (
-        loop.times < ASKED_TIMES or (len(unit) == 1 and loop.times < ASKED_SIGNS)
-    ):
+    if _may_repeat(exchange.question, unit, loop):
         return None
     if not any(map(str.isalpha, unit)) and not _is_one_sign(unit, loop) and not _is_one_number(unit, loop):
         return None
@@ -85,6 +80,14 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
 
 
 MIN_REPEATED = 24
+
+
+def _may_repeat(question: str, unit: str, loop: Loop) -> bool:
+    """Whether the question asks for verse, or for repetition, and the loop turns no more often than that explains."""
+    if _VERSE.search(question):
+        return loop.times < VERSE_TIMES
+    few = loop.times < ASKED_TIMES or (len(unit) == 1 and loop.times < ASKED_SIGNS)
+    return few and bool(ASKED_FOR.search(question))
 
 
 def _is_one_sign(unit: str, loop: Loop) -> bool:

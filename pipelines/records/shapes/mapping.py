@@ -93,25 +93,34 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
     for name in ("chat", "text"):
         if (held := _transcript(value, name)).turns:
             return name, partial(_from_transcript, name=name, held=held)
-    if isinstance(value.get("data"), list) and all(isinstance(text, str) for text in value["data"]):
+    if _is_list_of_texts(value.get("data")):
         return "data", _from_texts
-    if "query" in value and "tools" in value and "answers" in value:
+    if value.keys() >= {"query", "tools", "answers"}:
         return "query/tools/answers", _from_calls
     for asked, answered in PAIRS:
         if asked in value and answered in value:
             return _pair_shape(value, asked, answered), partial(_from_pair, asked=asked, answered=answered)
-    if "instruction" in value and isinstance(value.get("instances"), list) and _holds_pairs(value["instances"]):
+    if "instruction" in value and _holds_pairs(value.get("instances")):
         return "instruction/instances", _from_instances
+    raise _no_shape(value)
+
+
+def _no_shape(value: dict[str, Any]) -> Unusable:
+    """Why no shape fits.
+
+    Raises:
+        Unusable: a picture and a question about it, in whatever fields.
+    """
     if name := next((name for name in ("tools", "functions", "function") if value.get(name)), None):
-        raise Unusable("tool_calls", f"the field {name} declares tools, in a shape that is not known")
-    _check_media(value)  # a picture and a question about it, in whatever fields
+        return Unusable("tool_calls", f"the field {name} declares tools, in a shape that is not known")
+    _check_media(value)
     if isinstance(value.get("text"), str):
-        raise Unusable(
+        return Unusable(
             "schema",
             "its text holds no turns in a known template (ChatML, Llama, Gemma, ### Human:, ### Instruction:, Human:)",
         )
     names = ", ".join(map(str, value)) or "none"
-    raise Unusable("schema", f"its fields are {names:.200}; expected {SHAPES}")
+    return Unusable("schema", f"its fields are {names:.200}; expected {SHAPES}")
 
 
 def _transcript(value: Mapping[str, Any], name: str) -> transcripts.Transcript:
@@ -121,8 +130,14 @@ def _transcript(value: Mapping[str, Any], name: str) -> transcripts.Transcript:
     return transcripts.Transcript([]) if paired or not isinstance(held, str) else transcripts.read(held)
 
 
-def _holds_pairs(instances: list[Any]) -> bool:
-    return bool(instances) and all(isinstance(each, dict) and "output" in each for each in instances)
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _holds_pairs(instances: Any) -> bool:
+    if not isinstance(instances, list) or not instances:
+        return False
+    return all(isinstance(each, dict) and "output" in each for each in instances)
 
 
 def _shape(value: Mapping[str, Any], *names: str) -> str:
@@ -264,12 +279,24 @@ def _by_speaker(text: str) -> transcripts.Transcript:
     return held
 
 
+def _context(value: dict[str, Any], asked: str) -> str | None:
+    """The name of the field that the question is about."""
+    if "input" in value and asked != "input":
+        return "input"
+    return "context" if "context" in value else None
+
+
+def _input(held: Any) -> Any:
+    given = _text(held)
+    return "" if isinstance(given, str) and given.strip().lower() in NO_INPUT else given
+
+
 def _from_pair(value: dict[str, Any], options: Options, *, asked: str, answered: str) -> _Found:
     question, answer = value[asked], value[answered]
     if isinstance(question, list) and isinstance(answer, list):  # both as chat turns
         talk = conversation([*question, *answer], options)
         return _spoken(value, talk, options, {asked, answered, *labels.names_in(value), *CARRIED})
-    context = "input" if "input" in value and asked != "input" else "context" if "context" in value else None
+    context = _context(value, asked)
     system = _system(value)
     used = {asked, answered, *labels.names_in(value), *CARRIED}
     used.update(name for name in (context, system) if name)
@@ -277,8 +304,7 @@ def _from_pair(value: dict[str, Any], options: Options, *, asked: str, answered:
     fields: dict[str, Any] = {"instruction": _text(question), "output": _text(answer)}
     fields.update((name, value[name]) for name in CARRIED if name in value)
     if context:
-        given = _text(value[context])
-        fields["input"] = "" if isinstance(given, str) and given.strip().lower() in NO_INPUT else given
+        fields["input"] = _input(value[context])
     if isinstance(fields["output"], str):
         fields["output"] = _answer(value, fields["output"], options, notes, used, asked=str(question))
     _check_question(fields)

@@ -25,13 +25,19 @@ def plain_pair(value: dict[Any, Any]) -> Mapped | None:
     plain = "language" not in fields and "topic" not in fields
     if len(fields) == len(value):
         return Mapped(shape, fields, plain=plain)
+    return _with_extras(value, Mapped(shape, fields, plain=plain))
+
+
+def _with_extras(value: dict[Any, Any], mapped: Mapped) -> Mapped | None:
+    """The same with a note on each field that is not used; None where one of them may say more."""
     extra = [name for name in value if name not in _PLAIN]
     if labels.names_in(value) or any(str(name)[:3].lower() in media.BEGINNINGS for name in extra):
         return None
     notes = {f"field {name}": 1 for name in extra if holds_something(name, value, set())}
-    return Mapped(shape, fields, 0, notes, plain=plain)
+    return mapped._replace(notes=notes)
 
 
+# complexity: one flat condition that every record is asked; calls would cost more than they name
 def _may_say_more(asked: str, given: str, answer: str) -> bool:
     """Whether texts hold a sign without which they hold no mark of a picture, of a call or of reasoning. Asked of every record."""
     # single signs first: looking for one is many times as fast as looking for a word

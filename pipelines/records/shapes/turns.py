@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,12 +67,7 @@ def conversation(raw: Sequence[Any], options: Options) -> Conversation:
     turns = [_without_reasoning(turn, options, notes) for turn in turns]
     _answered(turns)
     kept, dropped = _in_order(turns)
-    if any(turn.role == "user" for turn in turns) and all(turn.is_blank for turn in turns if turn.role == "user"):
-        raise Unusable("empty", "nothing is asked: every turn of the user is blank")
-    if not any(turn.role == "assistant" for turn in kept):
-        raise Unusable("schema", "no answer of an assistant to a user in it")
-    if not any(turn.learned for turn in kept if turn.role == "assistant"):
-        raise Unusable("schema", f"no answer that is learned: {' or '.join(WEIGHTS)} switches every one off")
+    _check_turns(turns, kept)
     while not (
         kept[-1].role == "assistant" and kept[-1].learned
     ):  # what follows the last answer learned teaches nothing
@@ -81,6 +76,17 @@ def conversation(raw: Sequence[Any], options: Options) -> Conversation:
     if context_only := sum(turn.role == "assistant" and not turn.learned for turn in kept):
         notes["answers that are context only, as the file says"] += context_only
     return Conversation(kept, dropped, notes)
+
+
+def _check_turns(turns: Sequence[Turn], kept: Sequence[Turn]) -> None:
+    asked = [turn for turn in turns if turn.role == "user"]
+    if asked and all(turn.is_blank for turn in asked):
+        raise Unusable("empty", "nothing is asked: every turn of the user is blank")
+    answers = [turn for turn in kept if turn.role == "assistant"]
+    if not answers:
+        raise Unusable("schema", "no answer of an assistant to a user in it")
+    if not any(turn.learned for turn in answers):
+        raise Unusable("schema", f"no answer that is learned: {' or '.join(WEIGHTS)} switches every one off")
 
 
 def _answered(turns: Sequence[Turn]) -> None:
@@ -121,26 +127,34 @@ def _can_join(one: Turn, other: Turn) -> bool:
     return one.role != "tool" and one.learned == other.learned and not one.calls
 
 
+def _xtuners_pair(place: int, value: Message, options: Options) -> Iterator[Turn]:
+    for spoken in ("system", "input", "output"):
+        if value.get(spoken):
+            yield from _read(place, {"role": _XTUNER[spoken], "content": value[spoken]}, options)
+
+
+def _refuse_media(place: int, role: str, value: Message, parts: Iterable[Any]) -> None:
+    if kind := next(filter(None, map(media.kind_of_part, parts)), None):
+        raise Unusable("not_text", f"turn {place + 1} holds a part of the type {kind}")
+    if (name := media.field_of(value)) and role in ROLES:
+        raise Unusable("not_text", f"turn {place + 1} holds {name}")
+
+
 def _read(place: int, value: Any, options: Options) -> Iterator[Turn]:
     """The turn, or several where a message holds results of tools beside its text."""
     if not isinstance(value, dict):
         yield Turn("", "")
         return
     role = value.get("role", value.get("from"))
-    if role is None and "input" in value and "output" in value:  # XTuner's pairs
-        for spoken in ("system", "input", "output"):
-            if value.get(spoken):
-                yield from _read(place, {"role": _XTUNER[spoken], "content": value[spoken]}, options)
+    if role is None and "input" in value and "output" in value:
+        yield from _xtuners_pair(place, value, options)
         return
     if role is None and _kind(value) in (*tools.CALL_PARTS, *tools.RESULT_PARTS):  # items of OpenAI's Responses
         role = "function_call" if _kind(value) in tools.CALL_PARTS else "tool"
         value = {"content": value.get("output") or json.dumps(value, default=str), **value}
     named = role.strip().lower() if isinstance(role, str) else ""
     text, parts = _text_of(value)
-    if kind := next(filter(None, map(media.kind_of_part, parts)), None):
-        raise Unusable("not_text", f"turn {place + 1} holds a part of the type {kind}")
-    if (name := media.field_of(value)) and named in ROLES:
-        raise Unusable("not_text", f"turn {place + 1} holds {name}")
+    _refuse_media(place, named, value, parts)
     if named in tools.CALL_ROLES:
         yield _called(place, Turn("assistant", "", calls=tuple(tools.calls_in(text))), options)
     elif named in tools.RESULT_ROLES:
