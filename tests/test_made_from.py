@@ -119,7 +119,7 @@ def test_random_weights_stay_random_when_a_model_is_made_of_them(project: TinyPr
         ({"from": "made"}, "made is made from made"),
         ({"from": "third"}, "made is made from third is made from made"),
         ({"from": MODEL, "hub": "a/b"}, "exactly one of wheel, hub, path, random or from"),
-        ({"from": 3}, "string"),
+        ({"from": 3}, "got 3; expected a text"),
     ],
 )
 def test_what_cannot_be_made_is_refused(project: TinyProject, source: dict[str, object], words: str) -> None:
