@@ -27,13 +27,15 @@ class Step:
     example: str
 
     def applied_to(self, text: str) -> str:
-        """The file after this step. Each part of the example, lines of a diff, must be found in it exactly once."""
+        """The file after this step. Each part of the example, lines of a diff, must be found in it exactly once; … at the end of a
+        part stands for the rest of that line."""
         if self.is_new:
             return self.example
         for part in self.example.split("@@\n"):
             lines = [line or " " for line in part.splitlines()]
-            old = "\n".join(line[1:] for line in lines if line[0] in " -")
-            new = "\n".join(line[1:] for line in lines if line[0] in " +")
+            old = "\n" + "\n".join(line[1:] for line in lines if line[0] in " -").removesuffix("…")
+            new = "\n" + "\n".join(line[1:] for line in lines if line[0] in " +").removesuffix("…")
+            assert "…" not in old + new, f"{self.path}: … stands for the rest of the last line alone"
             assert text.count(old) == 1, f"{self.path} holds {text.count(old)} times:\n{old}"
             text = text.replace(old, new)
         return text
