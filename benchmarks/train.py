@@ -107,10 +107,14 @@ def _compare(trial: "Trial", fastest_first: list[Settings]) -> Iterator[Run]:
         for name, run in runs.items():
             sides[name].append(run(EXAMPLES))
             yield _line(f"train run {name}", sides[name][-1])
+    yield _summary(trial, best, sides)
+
+
+def _summary(trial: "Trial", best: Settings, sides: dict[str, list[Run]]) -> Run:
     speed = {name: max(run["tokens_per_second"] for run in runs) for name, runs in sides.items()}
     peak = {name: max(run["peak_gb"] for run in runs) for name, runs in sides.items()}
     loss = {name: median(run["eval_loss"] for run in runs) for name, runs in sides.items()}
-    yield {
+    return {
         "benchmark": "train",
         "model": trial.model,
         "examples": EXAMPLES,

@@ -4,6 +4,7 @@ A line a cell: predicted memory beside measured, tokens per second, the share of
 at other settings, on the same examples.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from benchmarks.card import cells, ours, rates, trl
@@ -30,18 +31,19 @@ def names(only: str | None) -> list[tuple[str, str]]:
     every = [(model, method) for model in profile.models for method in methods]
     if only is None:
         return every
+    asked = _named(only, {*profile.models, *methods, *(f"{model}/{method}" for model, method in every)})
+    models, ways = asked & set(profile.models), asked & set(methods)
+    pairs = set(itertools.product(models or profile.models, ways or methods)) if models or ways else set()
+    return [(model, method) for model, method in every if f"{model}/{method}" in asked or (model, method) in pairs]
+
+
+def _named(only: str, known: set[str]) -> set[str]:
     asked = {name.strip() for name in only.split(",") if name.strip()}
-    known = {*profile.models, *methods, *(f"{model}/{method}" for model, method in every)}
     if not asked or asked - known:
         raise ValueError(
             f"{', '.join(asked - known) or only!r}: no model or method of profile {cells.PROFILE} that trains"
         )
-    models, ways = asked & set(profile.models), asked & set(methods)
-    return [
-        (model, method)
-        for model, method in every
-        if f"{model}/{method}" in asked or ((models or ways) and model in (models or {model}) and method in (ways or {method}))
-    ]  # fmt: skip
+    return asked
 
 
 def check(bench: Bench) -> Iterator[Line]:

@@ -161,12 +161,15 @@ def answers(asked: Sequence[Question], *, say: Any) -> dict[Path, Json]:
             for question, found in tqdm(
                 pairs, total=len(answerable), desc="predicting memory", unit="cell", disable=None
             ):
-                earlier = kept[question.file] or {}
-                more = earlier if earlier.get("code") == code else {}  # what somebody asked for besides
                 named = {"code": code, "model": question.model, "method": question.method}
-                kept[question.file] = {**more, **found, **named}
+                kept[question.file] = {**_of_code(kept[question.file], code), **found, **named}
                 write_json(question.file, kept[question.file])
     return {file: found for file, found in kept.items() if found is not None}
+
+
+def _of_code(earlier: Json | None, code: str) -> Json:
+    """What the same code has answered to somebody's other questions."""
+    return earlier if earlier and earlier.get("code") == code else {}
 
 
 def _answers_it(found: Json | None, question: Question, code: str) -> bool:

@@ -107,16 +107,22 @@ def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
     return Counted(**sums, largest=largest, moments=moments, early=early, late=late, grouped=more.grouped)
 
 
-def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    model = hollow.build(config, recipe, weights_dtype(recipe, device), fake, on_card=device != "cpu")
-    kept = hollow.tensors_of(model)
-    trained = [p for p in model.parameters() if p.requires_grad and traits_of(recipe).trains]
+def _live(kept: Iterable[Any], trained: Sequence[Any]) -> Live:
+    """Counts what lives beside the tensors that a model keeps, gradients included."""
     live = Live(len(trained))
     for tensor in kept:
         live.ignore(tensor)
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(lambda p: live.gradient(p.grad))
+    return live
+
+
+def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    model = hollow.build(config, recipe, weights_dtype(recipe, device), fake, on_card=device != "cpu")
+    kept = hollow.tensors_of(model)
+    trained = [p for p in model.parameters() if p.requires_grad and traits_of(recipe).trains]
+    live = _live(kept, trained)
     grouped = adapters_are_grouped(model)
     shortest = [SHORTEST] if traits_of(recipe).has_adapter and not grouped else []
     if trained:

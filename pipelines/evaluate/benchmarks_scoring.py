@@ -145,15 +145,21 @@ def _groups(questions: Sequence[Prompted], max_tokens: int) -> Iterator[list[int
         yield group
 
 
+def _padded_left(contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, each (contexts, tokens of the longest)."""
+    longest = max(map(len, contexts))
+    ids = torch.zeros((len(contexts), longest), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, context in enumerate(contexts):
+        ids[row, longest - len(context) :] = torch.tensor(context)
+        mask[row, longest - len(context) :] = 1
+    return ids, mask
+
+
 def _shared(on: Model, group: Sequence[Prompted], wanted: list[torch.Tensor]) -> list[list[float]]:
     """Each question read once, padded on the left; its choices, padded on the right, go on from its cache."""
-    longest = max(len(one.context) for one in group)
-    ids = torch.zeros((len(group), longest), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, one in enumerate(group):
-        ids[row, longest - len(one.context) :] = torch.tensor(one.context)
-        mask[row, longest - len(one.context) :] = 1
-    last = torch.arange(1, len(group) + 1) * longest - 1
+    ids, mask = _padded_left([one.context for one in group])
+    last = torch.arange(1, len(group) + 1) * ids.shape[1] - 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     first, cache = _forward(on, {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, last, wanted)
     begin = [(row, choice[0]) for row, one in enumerate(group) for choice in one.choices]

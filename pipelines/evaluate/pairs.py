@@ -238,9 +238,7 @@ def cell_columns(
     ended = _representative(outcomes)
     if missing := outcomes.count(None):
         lacking = f"{judge} gave no readable verdict in both orders on {missing} of {len(pairs)} pairs"
-        held = [
-            reply_to(journal, one, _read) if journal else None for pair in pairs for one in requests(experiments, pair)
-        ]
+        held = _replies(journal, experiments, pairs)
         notes.append(f"{lacking}; {how_to_mend(journal, experiments, judge, held)}")
     columns: dict[str, Any] = {}
     if ended:
@@ -256,6 +254,10 @@ def _representative(outcomes: Sequence[Outcome | None]) -> list[Outcome]:
         return [one for one in outcomes if one]
     judged = [number for number, one in enumerate(outcomes, start=1) if one and one.reasons]
     return [one for one in outcomes[: max(judged, default=0)] if one]
+
+
+def _replies(journal: Journal | None, experiments: Experiments, pairs: Sequence[Pair]) -> list[Reply | None]:
+    return [reply_to(journal, one, _read) if journal else None for pair in pairs for one in requests(experiments, pair)]
 
 
 def _columns(ended: Sequence[Outcome], *, seeds: int) -> dict[str, Any]:

@@ -259,6 +259,13 @@ def _seen_openai(batch: Any) -> Seen:
     )
 
 
+def _error_of(body: Any, error: dict[str, Any]) -> dict[str, Any]:
+    """The error in the body of a response, else the one of the line."""
+    if isinstance(body, dict) and isinstance(body.get("error"), dict):
+        return body["error"]
+    return error
+
+
 def _openai_item(line: dict[str, Any]) -> Item:
     name, response, error = _custom_id(line), line.get("response"), line.get("error")
     if not isinstance(response, dict) and not isinstance(error, dict):
@@ -268,7 +275,7 @@ def _openai_item(line: dict[str, Any]) -> Item:
     status = code if isinstance(code, int) else 0
     if status == 200:
         return _answered(name, _object_in(response, "body"), read_openai)
-    told = body["error"] if isinstance(body, dict) and isinstance(body.get("error"), dict) else error
+    told = _error_of(body, error)
     codes = frozenset(str(told[key]) for key in ("code", "type") if told.get(key))
     if status == 400 and codes & set(REFUSED_BY_FILTER):
         refused = Answer(raw=json.dumps(body), stop_reason="content_filter", usage=Usage(input=0, output=0))

@@ -8,7 +8,7 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -200,34 +200,37 @@ async def _take(work: Batching, row: dict[str, Any], seen: "Seen") -> None:
             _set_batch(db, mark, "submitted", detail=why)
         work.tally.stopped = f"{why}; run it again later, what is missing then as well is in doubt"
         return
-    charged, counts = _charged(work), Counter[str]()
+    charged = _charged(work)
+    counts, waiting = _write_down(work, mark, seen, found, ours, lost=lost)
+    work.budget.give_back(work.name, charged - _charged(work), of_this_run=False)
+    if lost:
+        work.tally.in_doubt += len(waiting & work.journal.given_up())
+    _note_problems(work, seen.id, [*ours.problems, *_in_words(found.problems, in_doubt=counts["in doubt"])])
+    if seen.problem:
+        work.tally.stopped = f"batch {seen.id} failed: {seen.problem}"
+
+
+def _write_down(
+    work: Batching, mark: str, seen: "Seen", found: "Results", ours: "SortedOut", *, lost: bool
+) -> tuple[Counter[str], set[str]]:
+    """Every result and the end of the batch, in one transaction; returns how often which came, and the requests without one. These
+    are in doubt where results are `lost`, else they were not worked on."""
+    counts = Counter[str]()
     cause = "; ".join([*ours.problems, *found.problems[:3]]) or "it is missing among the results"
     with work.journal.transaction() as db:
         waiting = _keys_in(db, mark)
         for key, item in ours.items.items():
             waiting.discard(key)
             counts[_take_item(work, db, key, item)] += 1
-        for key in waiting:
-            if lost:
-                work.journal.doubtful(key, f"batch {seen.id} holds no result of it that can be read ({cause})")
-                counts["in doubt"] += 1
-            else:
-                work.journal.failed(key, seen.problem or "expired: the batch ended before it was worked on")
-                counts["not worked on"] += 1
+        if lost:
+            _each_in_doubt(work, waiting, f"batch {seen.id} holds no result of it that can be read ({cause})")
+        else:
+            _each_failed(work, waiting, seen.problem or "expired: the batch ended before it was worked on")
+        if waiting:
+            counts["in doubt" if lost else "not worked on"] += len(waiting)
         detail = seen.problem or ", ".join(f"{count} {name}" for name, count in counts.items())
         _set_batch(db, mark, "collected", detail="; ".join([detail, *ours.problems, *found.problems[:3]]))
-    work.budget.give_back(work.name, charged - _charged(work), of_this_run=False)
-    if lost:
-        work.tally.in_doubt += len(waiting & work.journal.given_up())
-    bad = [*ours.problems]
-    if found.problems:
-        bad.append(f"{len(found.problems)} lines cannot be read ({found.problems[0]})")
-    if counts["in doubt"]:
-        bad.append(f"{counts['in doubt']} requests are in doubt: still charged, sent again once")
-    if bad:
-        work.tally.note("results of a batch", f"batch {seen.id}: {'; '.join(bad)}")
-    if seen.problem:
-        work.tally.stopped = f"batch {seen.id} failed: {seen.problem}"
+    return counts, waiting
 
 
 def _none() -> "Results":
@@ -257,6 +260,28 @@ def _sorted_out(found: "Results", mark: str, waiting: set[str]) -> SortedOut:
             items[key] = item
     counted = ((strange, "results are of no request of this batch"), (again, "results came twice"))
     return SortedOut(items, [f"{count} {what}" for count, what in counted if count])
+
+
+def _each_in_doubt(work: Batching, keys: Iterable[str], why: str) -> None:
+    for key in keys:
+        work.journal.doubtful(key, why)
+
+
+def _each_failed(work: Batching, keys: Iterable[str], why: str) -> None:
+    for key in keys:
+        work.journal.failed(key, why)
+
+
+def _in_words(unreadable: Sequence[str], *, in_doubt: int) -> Iterator[str]:
+    if unreadable:
+        yield f"{len(unreadable)} lines cannot be read ({unreadable[0]})"
+    if in_doubt:
+        yield f"{in_doubt} requests are in doubt: still charged, sent again once"
+
+
+def _note_problems(work: Batching, batch: str, problems: Sequence[str]) -> None:
+    if problems:
+        work.tally.note("results of a batch", f"batch {batch}: {'; '.join(problems)}")
 
 
 def _room(work: Batching, mark: str) -> float:
@@ -296,8 +321,7 @@ def _request(row: dict[str, Any]) -> Request:
 
 def _turned_away(work: Batching, mark: str, why: str) -> None:
     with work.journal.transaction() as db:
-        for key in _keys_in(db, mark):
-            work.journal.failed(key, why)
+        _each_failed(work, _keys_in(db, mark), why)
         _set_batch(db, mark, "lost", detail=why[:500])
 
 
@@ -305,8 +329,7 @@ def _doubt(work: Batching, mark: str, why: str) -> None:
     """Its requests may have been answered and paid for."""
     with work.journal.transaction() as db:
         keys = _keys_in(db, mark)
-        for key in keys:
-            work.journal.doubtful(key, why)
+        _each_in_doubt(work, keys, why)
         _set_batch(db, mark, "lost", detail=why)
     work.tally.in_doubt += len(keys & work.journal.given_up())
 

@@ -1,6 +1,6 @@
 """What a run would ask for and cost, before a single request is sent."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -67,22 +67,32 @@ def of_requests(
     unpriced = pending[0] if None in worsts and caps.any_for(name) else None
     usual = _usual(past)
     usual_usd = costs(usual) if costs and usual else None
+    worst_input, worst_output = _totals(tokens)
+    likely_input, likely_output = _times(len(pending), usual)
     return Estimate(
         provider=name,
         model=provider.model,
         requests=len(pending),
         held=journal.answered_among(wanted),
         in_batch=journal.in_batch_among(wanted),
-        worst_input_tokens=sum(usage.input or 0 for usage in tokens),
-        worst_output_tokens=sum(usage.output or 0 for usage in tokens),
+        worst_input_tokens=worst_input,
+        worst_output_tokens=worst_output,
         worst_usd=None if costs is None else sum(worst or 0.0 for worst in worsts) * share,
-        likely_input_tokens=(usual.input or 0) * len(pending) if usual else None,
-        likely_output_tokens=(usual.output or 0) * len(pending) if usual else None,
+        likely_input_tokens=likely_input,
+        likely_output_tokens=likely_output,
         likely_usd=None if usual_usd is None else usual_usd * len(pending) * share,
         charged_usd=journal.charges().get(name, Charges()).total,
         budget_usd=provider.budget_usd,
         problem=missing_key(provider) or (unknown_price(name, unpriced) if unpriced else None),
     )
+
+
+def _totals(usages: Sequence[Usage]) -> Tokens:
+    return sum(usage.input or 0 for usage in usages), sum(usage.output or 0 for usage in usages)
+
+
+def _times(requests: int, usual: Usage | None) -> Tokens | tuple[None, None]:
+    return ((usual.input or 0) * requests, (usual.output or 0) * requests) if usual else (None, None)
 
 
 def _past(journal: Journal, model: str, like: Request) -> list[Tokens]:

@@ -104,7 +104,6 @@ def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:
     """Why the cell is due, in words; None where there is nothing to do or nothing would come of it. A good row is due for what
     `nightly.rerun_for` names alone; where there is none to lose, any change is worth a try."""
     made, plan = cells.attempts(resolved.data, key), resolved.plan(key)
-    rerun_for = resolved.experiments.nightly.rerun_for
     if made and made[-1].status in ("queued", "running"):
         return None
     tries = [attempt for attempt in made if attempt.counts]
@@ -114,16 +113,23 @@ def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:
     different = resolved.changed(newest)
     match newest.status:
         case "ok":
-            wanted = different if set(different) & set(rerun_for) else []
-            if not wanted and not resolved.fits(newest):
-                return None  # it can be measured on its own weights alone
-            return _stale(wanted) or _too_large(resolved, newest) or _evaluation_due(plan, newest, by, rerun_for)
+            return _good_is_due(resolved, plan, newest, different, by)
         case "out_of_memory":
             return _memory_changed(plan, newest.spec.memory_budget_gb, different)
         case "unavailable":
             return _is_available_now(resolved, tries)
         case status:
             return _stale(different) or _passing(status, [_state(attempt) for attempt in tries])
+
+
+def _good_is_due(
+    resolved: Resolved, plan: CellPlan, newest: Attempt, different: Sequence[str], by: EvaluatedBy
+) -> str | None:
+    rerun_for = resolved.experiments.nightly.rerun_for
+    wanted = different if set(different) & set(rerun_for) else []
+    if not wanted and not resolved.fits(newest):
+        return None  # it can be measured on its own weights alone
+    return _stale(wanted) or _too_large(resolved, newest) or _evaluation_due(plan, newest, by, rerun_for)
 
 
 def _stale(different: Sequence[str]) -> str | None:

@@ -1,7 +1,7 @@
 """The plan of a profile's due cells: each cell's memory and seconds on each machine, then who goes where and when."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -235,19 +235,27 @@ def product_rate() -> float:
     return 2 * 1024**3 / best
 
 
-def _planned(
-    project: Project, due: Sequence[Due], needs: dict[tuple[str, str], dict[str, Need]], machines: Sequence[Machine]
-) -> Plan:
-    places = [Place(machine.name, machine.node.devices, machine.node.memory_gb) for machine in machines]
-    found = {f"{one.model} × {one.method}": one for one in due}
+def _jobs(
+    project: Project, due: Mapping[str, Due], needs: dict[tuple[str, str], dict[str, Need]]
+) -> tuple[list[Job], list[Left]]:
+    """What fits some machine, as jobs, and what fits none."""
     jobs, left = [], []
-    for name, one in found.items():
+    for name, one in due.items():
         fits = {place: need.seconds for place, need in needs[one.model, one.method].items() if need.refused is None}
         if fits:
             jobs.append(Job(name, fits, project.placement_of(one.method).devices))
         else:
             reasons = dict.fromkeys(need.refused for need in needs[one.model, one.method].values() if need.refused)
             left.append(Left(one.model, one.method, "; ".join(reasons)))
+    return jobs, left
+
+
+def _planned(
+    project: Project, due: Sequence[Due], needs: dict[tuple[str, str], dict[str, Need]], machines: Sequence[Machine]
+) -> Plan:
+    places = [Place(machine.name, machine.node.devices, machine.node.memory_gb) for machine in machines]
+    found = {f"{one.model} × {one.method}": one for one in due}
+    jobs, left = _jobs(project, found, needs)
     nodes = {machine.name: machine.node for machine in machines}
     placed = schedule(jobs, places)
     lines = [_line(found[one.job.name], one, needs, nodes[one.place]) for one in placed]

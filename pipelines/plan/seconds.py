@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.runs.cells import Attempt
+from pipelines.runs.cells import Attempt, Evaluation
 from pipelines.settings.methods import traits_of
 
 START_SECONDS = 20.0  # two processes that import, load and save; where no row tells
@@ -99,10 +99,14 @@ def past_of(attempt: Attempt) -> Past | None:
     flops = training_flops(total, trainable, measured.get("trained_tokens") or 0, recipe)
     work = Work(attempt.key.model, attempt.key.method, recipe, total, flops, 0.0)
     rest = max(0.0, result.seconds - steps)  # a resumed attempt's own seconds are only its last part
-    parts = evaluation.measured.get("benchmark_parts") or {}
-    limits = {one["name"]: one["limit"] for one in good[-1].spec.more.get("benchmarks", ())}
-    asked = {name: (part["seconds"], part["questions"], limits.get(name)) for name, part in parts.items()}
-    return Past(work, result.device or "", steps, rest, evaluated, asked)
+    return Past(work, result.device or "", steps, rest, evaluated, _benchmarks_of(good[-1]))
+
+
+def _benchmarks_of(evaluation: Evaluation) -> dict[str, tuple[float, int, int | None]]:
+    """Seconds, questions and the limit of questions of each benchmark."""
+    parts = evaluation.result.measured.get("benchmark_parts") or {}
+    limits = {one["name"]: one["limit"] for one in evaluation.spec.more.get("benchmarks", ())}
+    return {name: (part["seconds"], part["questions"], limits.get(name)) for name, part in parts.items()}
 
 
 def foretell(

@@ -332,15 +332,18 @@ class Method(TrainingOverrides):
             raise ValueError(f"quantization: only the base of an adapter is quantized, not that of kind {self.kind}")
         if self.double_quantization is not None and self.quantization not in FOUR_BITS:
             raise ValueError("double_quantization needs quantization: nf4 or fp4")
+        self._check_prompt(of_kind)
+        if self.data and not of_kind.trains:
+            raise ValueError(f"kind {self.kind} trains on nothing: data does not belong to it")
+        return self
+
+    def _check_prompt(self, of_kind: Traits) -> None:
         if self.shots and not of_kind.can_have_shots:
             raise ValueError(f"shots: examples in the prompt belong to kind none, not {self.kind}")
         if self.retrieval and not of_kind.can_have_shots:
             raise ValueError(f"retrieval: what is looked up for the prompt belongs to kind none, not {self.kind}")
         if self.retrieval and self.shots:
             raise ValueError("shots and retrieval both fill the prompt: leave one out")
-        if self.data and not of_kind.trains:
-            raise ValueError(f"kind {self.kind} trains on nothing: data does not belong to it")
-        return self
 
     @model_validator(mode="after")
     def _pefts_settings(self) -> "Method":
@@ -735,6 +738,10 @@ class Profile(Strict):
         for name, values in (("models", self.models), ("methods", self.methods), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: each of them once (got {', '.join(map(str, values))})")
+        self._check_deepspeed()
+        return self
+
+    def _check_deepspeed(self) -> None:
         zero: Any = self.deepspeed.get("zero_optimization", {})
         if not isinstance(zero, dict):
             raise ValueError("deepspeed: zero_optimization: expected a mapping, as in DeepSpeed's own configuration")
@@ -746,7 +753,6 @@ class Profile(Strict):
             )
         if "stage" in zero:
             raise ValueError("deepspeed: zero_optimization.stage: that is sharding: zero2 or zero3")
-        return self
 
     @model_validator(mode="after")
     def _section_fits_launcher(self) -> "Profile":

@@ -208,6 +208,7 @@ def _unit(name: str, held: Mapping[str, Any]) -> str:
     return next((unit for end, unit in UNITS.items() if name.endswith(end)), "")
 
 
+# complexity: one case for each form that a JSON schema takes here
 def _type(held: Mapping[str, Any]) -> str:
     """A JSON schema in words."""
     if "anyOf" in held:

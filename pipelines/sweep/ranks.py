@@ -178,13 +178,17 @@ def _of_rates(rows: Sequence[Row]) -> Iterator[str]:
     if trained and all(rates_of(row) == "tuned" for row in trained):
         yield "each rank at the best of the learning rates tried for it"
     if shared:
-        rates = sorted({row["learning_rate"] for row in shared})
         whose = f" ({', '.join(row['method'] for row in shared)})" if len(shared) < len(trained) else ""
-        one = f"at one shared learning rate, {rates[0]:g}"
-        several = f"at the learning rates {', '.join(f'{rate:g}' for rate in rates)}"
-        yield f"{one if len(rates) == 1 else several}, not searched for{whose}; another rate may order the ranks otherwise"
+        yield f"{_at_rates(shared)}, not searched for{whose}; another rate may order the ranks otherwise"
     if at_edge:
         yield f"{', '.join(at_edge)}: the best learning rate is the smallest or largest of those tried; try more that way"
+
+
+def _at_rates(rows: Sequence[Row]) -> str:
+    rates = sorted({row["learning_rate"] for row in rows})
+    if len(rates) == 1:
+        return f"at one shared learning rate, {rates[0]:g}"
+    return f"at the learning rates {', '.join(f'{rate:g}' for rate in rates)}"
 
 
 def write_picture(rows: Sequence[Row], sweep: Sweep) -> Path:

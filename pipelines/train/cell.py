@@ -55,11 +55,8 @@ def train(
         earlier = cells.attempts(data, key)
         newest = cells.newest_that_counts(earlier)
         different = resolved.changed(newest) if newest else []
-        current = newest and newest.status == "ok" and not set(different) & set(rerun_for)
-        if newest and current and (peak := resolved.over_budget(newest)):
-            hooks.say(f"{key}: {newest.run_id} used {peak:.2f} GB, more than memory_budget_gb is now; it is run again")
-            current = False
-        retimes = newest.run_id if retime and newest and newest.status == "ok" and not different else None
+        current = newest is not None and _is_current(resolved, newest, set(different) & set(rerun_for), hooks)
+        retimes = _timed_again(newest, different) if retime else None
         force = force or retimes is not None
         if newest and seen is not None and newest.run_id != seen:
             hooks.say(f"{key} has been run since this was asked for: {newest.run_id} is {newest.status}")
@@ -76,11 +73,33 @@ def train(
             return _next_attempt(resolved, key, hooks, after=after, retimes=retimes)
 
         finished = Attempt(key, and_once_more(run, again, resolved.project.site(hooks)).folder)
-        if finished.status in restart.FINAL:
-            restart.clear([*earlier, finished])
-        if finished.status == "ok":
-            _drop_superseded_models(data, finished)
+        _clear_behind(data, earlier, finished)
         return finished, False
+
+
+def _is_current(resolved: Resolved, newest: Attempt, changed: Collection[str], hooks: RunHooks) -> bool:
+    """Whether a good attempt can be reused: nothing has `changed` that counts, and its peak is within the budget of now."""
+    if newest.status != "ok" or changed:
+        return False
+    if peak := resolved.over_budget(newest):
+        hooks.say(
+            f"{newest.key}: {newest.run_id} used {peak:.2f} GB, more than memory_budget_gb is now; it is run again"
+        )
+        return False
+    return True
+
+
+def _timed_again(newest: Attempt | None, different: Sequence[str]) -> str | None:
+    """The good attempt whose speed alone is to be measured again."""
+    return newest.run_id if newest and newest.status == "ok" and not different else None
+
+
+def _clear_behind(data: DataRoot, earlier: Sequence[Attempt], finished: Attempt) -> None:
+    """Remove the checkpoints and models that nothing needs any more."""
+    if finished.status in restart.FINAL:
+        restart.clear([*earlier, finished])
+    if finished.status == "ok":
+        _drop_superseded_models(data, finished)
 
 
 def _goes_on_elsewhere(newest: Attempt, plan: CellPlan, data: DataRoot) -> bool:

@@ -54,16 +54,27 @@ def misconfigured() -> str | None:
     since it may hold a key."""
     if not _is_address(_endpoint(), ("http", "https")):
         return "HF_ENDPOINT is no address: expected http://HOST:PORT or https://HOST, or nothing"
-    if name := _proxy():
-        value = os.environ[name]
-        address = value if "://" in value else f"http://{value}"
-        if not _is_address(address, ("http", "https", "socks5", "socks5h")):
-            return f"{name} is no proxy's address: expected http://HOST:PORT, or nothing"
-        if address.startswith("socks") and find_spec("socksio") is None:
-            return f"{name} names a SOCKS proxy, which needs a package: `pip install socksio`, or name an HTTP proxy"
+    if fault := _fault_of_proxy():
+        return fault
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token.isascii() or any(not letter.isprintable() or letter.isspace() for letter in token):
         return "HF_TOKEN holds a character that no token has, such as a line break: copy it anew"
+    return _fault_of_certificates()
+
+
+def _fault_of_proxy() -> str | None:
+    if not (name := _proxy()):
+        return None
+    value = os.environ[name]
+    address = value if "://" in value else f"http://{value}"
+    if not _is_address(address, ("http", "https", "socks5", "socks5h")):
+        return f"{name} is no proxy's address: expected http://HOST:PORT, or nothing"
+    if address.startswith("socks") and find_spec("socksio") is None:
+        return f"{name} names a SOCKS proxy, which needs a package: `pip install socksio`, or name an HTTP proxy"
+    return None
+
+
+def _fault_of_certificates() -> str | None:
     file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if file and not _holds_certificates(Path(file)):
         return "SSL_CERT_FILE: no certificates are there: name a file that holds some, or nothing"

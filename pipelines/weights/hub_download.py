@@ -107,6 +107,15 @@ def _its(held: Repository) -> str:
     return f"Its files: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
 
 
+def _why_not_listed(error: Exception, repository: str) -> str | None:
+    """What an error while asking for a listing says of the hub; None where it is an error of another kind."""
+    if (said := in_words(error, repository)) is not None:
+        return str(said)
+    if isinstance(error, ValueError | TypeError | KeyError | AttributeError):
+        return f"what answers for the hub is none: {type(error).__name__} in its listing"
+    return None
+
+
 def _listed(repository: str, revision: str | None) -> Repository:
     """What the hub says of the repository; where it cannot be asked, what its cache holds."""
     from huggingface_hub import HfApi
@@ -120,10 +129,9 @@ def _listed(repository: str, revision: str | None) -> Repository:
         try:
             info = HfApi().model_info(repository, revision=revision, timeout=hub.SILENCE, files_metadata=True)
         except Exception as error:
-            said = in_words(error, repository)
-            if said is None and not isinstance(error, (ValueError, TypeError, KeyError, AttributeError)):
+            because = _why_not_listed(error, repository)
+            if because is None:
                 raise
-            because = str(said) if said else f"what answers for the hub is none: {type(error).__name__} in its listing"
             if kept is None:
                 raise UnavailableError(because) from None
         else:

@@ -472,6 +472,9 @@ class SlurmCommand(RunningCommand):
     def _ended(self, reason: Reason | None, detail: str | None = None, *, exit_code: int = -1) -> Ending:
         return Ending(exit_code, reason, False, 0, time.monotonic() - self._began, detail)
 
+    def _asked_mb(self) -> int:
+        return (read_json(self._folder / ORDER) or {}).get("asked", {}).get("memory_mb") or 0
+
     def _without_last_word(self) -> Ending:
         """The ending of a job whose node's half could not say how it ended, by what Slurm says."""
         job, log = self._job, self._last_lines()
@@ -487,8 +490,7 @@ class SlurmCommand(RunningCommand):
             return self._ended("time_limit", f"Slurm's time limit for job {job.id} ended it")
         if job.state == "OUT_OF_MEMORY" or any(words in log for words in OUT_OF_MEMORY):
             # Slurm acts once a job has reached what it asked for, so that much is known of its peak
-            asked = (read_json(self._folder / ORDER) or {}).get("asked", {}).get("memory_mb") or 0
-            return Ending(-9, None, True, asked * 2**20, time.monotonic() - self._began)
+            return Ending(-9, None, True, self._asked_mb() * 2**20, time.monotonic() - self._began)
         if job.exit_code == NO_OUTPUT:
             return self._ended("refused", f"{job.node} cannot write {self._folder}/log.txt: {SHARE}")
         begun = (self._folder / CHILD).exists()

@@ -386,10 +386,7 @@ class Trainer:
                 break
             with autocast(self.recipe, self.device):
                 loss = step_loss(self.compute, batch, self._wanted, self.device, learned=of)
-            if self.zero:
-                self.zero.backward(loss, last=place == len(passes))
-            else:
-                self.scaler.scale(loss).backward()
+            self._backward(loss, last=place == len(passes))
             summed += loss.detach()
         # no part of the loss that is shown, which is the same for every method; the ranks' gradients are summed
         if (penalty := moving_ranks.penalty(self.model)) is not None:
@@ -408,6 +405,13 @@ class Trainer:
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
         return total
+
+    def _backward(self, loss: Any, *, last: bool) -> None:
+        """`last`: no micro-batch of the step follows."""
+        if self.zero:
+            self.zero.backward(loss, last=last)
+        else:
+            self.scaler.scale(loss).backward()
 
     def _scale_overflows(self) -> bool:
         """Whether gradients that are not finite may come of the loss's scale alone."""

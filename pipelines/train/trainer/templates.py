@@ -6,7 +6,7 @@ Both give, for every answer of a record, the text that inference sends and the t
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -110,18 +110,10 @@ class ChatTemplate:
         if not tokenizer.chat_template:
             raise ValueError("prompt: chat needs a tokenizer with a chat template; use prompt: alpaca for this model")
         self._tokenizer, self._stops = tokenizer, frozenset(stops)
-        held = tokenizer.chat_template  # one, or several by name, such as one for tools
-        source = _GENERATION.sub(
-            "", "\n".join(held.values()) if isinstance(held, dict) else tokenizer.get_chat_template()
-        )
-        parsed = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+        parsed = _parsed(tokenizer)
         known = meta.find_undeclared_variables(parsed) - GIVEN - {"raise_exception"}
         sets = {name.name for name in parsed.find_all(nodes.Name) if name.ctx == "store"}
-        if unknown := sorted(set(arguments) - known - {DAY}):  # a day changes nothing where it is not asked for
-            raise ValueError(
-                f"template: {', '.join(unknown)}: the model's chat template knows no such argument; it knows "
-                f"{', '.join(sorted(known - (sets - set(THINKING)))) or 'none'}"
-            )
+        _refuse_unknown(arguments, known, sets)
         self.arguments = dict(arguments)
         self._day_forms, self._is_odd_about_days = _day_forms(parsed)
         self._day = _day(arguments[DAY]) if DAY in arguments else None
@@ -386,6 +378,20 @@ MOMENTS = (
     datetime(2001, 2, 3, 4, 5, 6),
     datetime(2014, 5, 16, 17, 18, 19),
 )  # alike in nothing that a template may write
+
+
+def _parsed(tokenizer: Any) -> nodes.Template:
+    held = tokenizer.chat_template  # one, or several by name, such as one for tools
+    source = _GENERATION.sub("", "\n".join(held.values()) if isinstance(held, dict) else tokenizer.get_chat_template())
+    return ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+
+
+def _refuse_unknown(arguments: Iterable[str], known: set[str], sets: set[str]) -> None:
+    if unknown := sorted(set(arguments) - known - {DAY}):  # a day changes nothing where it is not asked for
+        raise ValueError(
+            f"template: {', '.join(unknown)}: the model's chat template knows no such argument; it knows "
+            f"{', '.join(sorted(known - (sets - set(THINKING)))) or 'none'}"
+        )
 
 
 def _tested(parsed: nodes.Template) -> set[str]:
