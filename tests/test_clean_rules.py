@@ -316,6 +316,24 @@ def test_the_first_rule_that_holds_is_the_reason(data: DataRoot) -> None:
     assert found == ["empty", "too_short", "too_short"]
 
 
+def test_of_several_expected_scripts_the_main_one_tells_the_language(data: DataRoot) -> None:
+    russian = (
+        "Книга рассказывает о человеке, который возвращается домой после долгого путешествия.",
+        "Вечером дождь закончился, и дети снова вышли играть во двор.",
+    )
+    german = (
+        "Das Buch erzählt von einer Familie, die nach dem Krieg in eine kleine Stadt zieht.",
+        "Am Abend hört der Regen auf, und die Kinder spielen wieder im Hof.",
+    )
+    records = [
+        RawRecord("russian", answer(" ".join((*russian, german[1])))),
+        RawRecord("german", answer(" ".join((*german, russian[1])))),
+    ]
+    result = clean(data, stories(30) + records, Cleaning(languages=["ru", "de", "en"]))
+    found = {row["source"]: row["language"] for row in examples(result)}
+    assert (found["russian"], found["german"]) == ("ru", "de")
+
+
 def test_the_language_is_what_the_record_says_else_what_it_is_written_in(data: DataRoot) -> None:
     german = "Das Buch erzählt von einer Familie, die nach dem Krieg in eine kleine Stadt zieht."
     records = [

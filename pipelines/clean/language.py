@@ -335,10 +335,13 @@ def _shows(text: str, language: str) -> bool:
 
 
 def _judged_script(text: str, expected: list[str] | None) -> str | None:
-    """The script to identify a text by: of one in several that of an expected language, where there is some of it."""
-    shares = script_shares(text)
-    used = {script for language in expected or [] for script in scripts_of(language)}
-    return next((script for script in used if shares.get(script, 0.0) >= SOME_SCRIPT), main_script(text))
+    """The script to identify a text by: the main one, unless only another one is that of an expected language and there is some of
+    it."""
+    shares, main = script_shares(text), main_script(text)
+    used = dict.fromkeys(script for language in expected or [] for script in scripts_of(language))
+    if main in used:
+        return main
+    return next((script for script in used if shares.get(script, 0.0) >= SOME_SCRIPT), main)
 
 
 _LOREM = re.compile(r"\blorem ipsum\b", re.IGNORECASE)
