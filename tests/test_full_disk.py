@@ -61,6 +61,7 @@ def on_full_disk(
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+# complexity: one condition for each thing that must hold on a full disk
 def problems(case: dict[str, Any]) -> list[str]:
     """What is wrong with how a command took a full disk."""
     command, said = case["command"], case["said"]

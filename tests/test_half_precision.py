@@ -338,6 +338,14 @@ def targets_of(architecture: str, model: Any) -> list[str]:
     return TARGETS.get(architecture) or loading.linear_layers(model)
 
 
+def fill(model: torch.nn.Module) -> None:
+    """The same numbers, not zeros, in everything that is trained."""
+    torch.manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.03)
+
+
 @pytest.mark.parametrize("drop", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "architecture",
@@ -363,10 +371,7 @@ def test_adapters_over_a_half_precision_base_are_as_near_to_float32_as_pefts_und
         assert adapted and all(("forward" in vars(module)) == (way == "ours") for module in adapted)
         for module in adapted if way == "ours" else ():
             module.forward.func.__self__.plain = ["PEFT's own, which is not to be called"] * 3
-        torch.manual_seed(2)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                torch.nn.init.normal_(parameter, std=0.03)
+        fill(model)
         with head_on_positions(model) as wanted, torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
             loss = step_loss(model, examples, wanted, CPU, learned=10)
         loss.backward()

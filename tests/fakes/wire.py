@@ -224,21 +224,29 @@ def _schema_problem(wire: Wire, written: str) -> str | None:
 
 
 def _node_problem(wire: Wire, node: Any) -> str | None:
-    if isinstance(node, dict):
-        properties = node.get("properties")
-        if node.get("type") == "object" and node.get("additionalProperties") is not False:
-            return "For 'object' type, 'additionalProperties' must be explicitly set to false"
-        if wire == "openai" and isinstance(properties, dict) and set(properties) != set(node.get("required", [])):
-            return "'required' is required to be supplied and to be an array including every key in properties."
-        if wire == "anthropic" and (found := sorted(UNSUPPORTED.intersection(node))):
-            return f"For '{node.get('type')}' type, property '{found[0]}' is not supported"
-        if wire == "anthropic" and node.get("minItems", 0) not in (0, 1):
-            return "For 'array' type, 'minItems' values other than 0 or 1 are not supported"
-        children = [child for name, child in node.items() if name not in ("properties", "$defs", "enum", "const")]
-        children += [*(properties or {}).values(), *node.get("$defs", {}).values()]
-        return next((found for child in children if (found := _node_problem(wire, child))), None)
     if isinstance(node, list):
-        return next((found for child in node if (found := _node_problem(wire, child))), None)
+        children = node
+    elif isinstance(node, dict):
+        if problem := _own_problem(wire, node):
+            return problem
+        children = [child for name, child in node.items() if name not in ("properties", "$defs", "enum", "const")]
+        children += [*(node.get("properties") or {}).values(), *node.get("$defs", {}).values()]
+    else:
+        return None
+    return next((found for child in children if (found := _node_problem(wire, child))), None)
+
+
+def _own_problem(wire: Wire, node: dict[str, Any]) -> str | None:
+    """Of a schema itself, not of those in it."""
+    properties = node.get("properties")
+    if node.get("type") == "object" and node.get("additionalProperties") is not False:
+        return "For 'object' type, 'additionalProperties' must be explicitly set to false"
+    if wire == "openai" and isinstance(properties, dict) and set(properties) != set(node.get("required", [])):
+        return "'required' is required to be supplied and to be an array including every key in properties."
+    if wire == "anthropic" and (found := sorted(UNSUPPORTED.intersection(node))):
+        return f"For '{node.get('type')}' type, property '{found[0]}' is not supported"
+    if wire == "anthropic" and node.get("minItems", 0) not in (0, 1):
+        return "For 'array' type, 'minItems' values other than 0 or 1 are not supported"
     return None
 
 

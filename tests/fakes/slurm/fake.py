@@ -185,9 +185,12 @@ class Supervisor:
                 if cancelled_at and time.monotonic() - cancelled_at > KILL_WAIT:
                     os.killpg(self.child.pid, signal.SIGKILL)
                 self.step()
+        self.note_end(code, cancelled=bool(cancelled_at))
+
+    def note_end(self, code: int, *, cancelled: bool) -> None:
         status = -code if code < 0 else code << 8
         reason = "None" if code == 0 else "JobLaunchFailure" if code < 0 else "NonZeroExitCode"
-        self.note("CANCELLED" if cancelled_at else "FAILED" if code else "COMPLETED", reason, status=status)
+        self.note("CANCELLED" if cancelled else "FAILED" if code else "COMPLETED", reason, status=status)
 
 
 if __name__ == "__main__":
