@@ -47,10 +47,11 @@ extras: setup ## packages that only some need: make extras E=ray (or E=ray,tune)
 	done
 	@$(PIP) install --constraint requirements.lock --constraint requirements-dev.lock --no-build-isolation --editable '.[$(E)]'
 
-lint: setup-dev
+lint: setup-dev ## formatting, ruff, the layers, how complex a function may be (tests/complexity.py), types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.complexity
 	@$(BIN)/pyright
 
 format: setup-dev
