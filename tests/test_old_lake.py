@@ -159,7 +159,7 @@ def test_every_row_is_published_again(table: str, publications: tuple[Path, Path
         ("table --format markdown", "| tiny | full | ok |"),
         ("table --format csv", "tiny,qlora-r8,ok"),
         ("decide --max-loss 0.02", "tiny × "),
-        ("prune", "MB in"),
+        ("prune", "in all; --yes removes them"),
         ("generate --estimate", "answers held already"),
         ("fetch tiny", "already in"),
         ("doctor", "weights are here"),
