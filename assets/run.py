@@ -43,40 +43,22 @@ def run() -> int:
     """Returns the exit code: 0 all cells ok, 3 recorded but some are not ok, 1 a Dagster step failed."""
     from assets.instance import end_orphaned_runs, owner_tags, prepare_home, size_pool
     from assets.project import project_now
-    from pipelines.estimate.estimate import ensure_predictions
-    from pipelines.weights import store
 
     project = project_now()
     check_inputs(project)
     if older := noticed(project):
         say(older.in_words())
     prepare_home()
-    profile = project.settings
-    for model in profile.models:
-        try:
-            store.fetch(project.data, project.experiments, model, say=say)
-        except UnavailableError as error:
-            say(f"{model}: {error}")  # its cells will be rows that say so
+    _fetch(project)
     with dg.DagsterInstance.get() as instance:
         if ended := end_orphaned_runs(instance):
             say(f"{ended} run(s) of a killed process marked as failed; what they had not finished is done now")
         tags = owner_tags()
-        cells = [(model, method) for model in profile.models for method in profile.methods]
-        say(f"profile {project.profile}: {len(cells)} cells; data root {project.data.root}")
+        say(f"profile {project.profile}: {len(project.grid)} cells; data root {project.data.root}")
         if not _execute("data", instance, "data: corpus, generated records, cleaning", tags):
             return 1
         size_pool(instance)
-        settled = _settled(project)
-        for model, method in settled:
-            say(f"{model} × {method}\n      {_why_reused(project, model, method)}")
-        left = [cell for cell in cells if cell not in settled]
-        if left:
-            ensure_predictions(project)
-        launcher = project.launcher()
-        if not launcher.holds_device:
-            good = _side_by_side(project, instance, left, tags, launcher.at_once)
-        else:
-            good = [_run_cell(project, instance, model, method, tags) for model, method in left]
+        good = _run_cells(project, instance, tags)
         if not _execute("publish", instance, "comparison: warehouse and report", tags):
             return 1
     rows = published_rows(project.data)
@@ -85,6 +67,32 @@ def run() -> int:
     if not all(good):
         return 1
     return 0 if all(row["status"] == "ok" for row in of_profile(rows)) else 3
+
+
+def _fetch(project: Project) -> None:
+    from pipelines.weights import store
+
+    for model in project.settings.models:
+        try:
+            store.fetch(project.data, project.experiments, model, say=say)
+        except UnavailableError as error:
+            say(f"{model}: {error}")  # its cells will be rows that say so
+
+
+def _run_cells(project: Project, instance: dg.DagsterInstance, tags: dict[str, str]) -> list[bool]:
+    """Run what is not settled; whether each went well."""
+    from pipelines.estimate.estimate import ensure_predictions
+
+    settled = _settled(project)
+    for model, method in settled:
+        say(f"{model} × {method}\n      {_why_reused(project, model, method)}")
+    left = [cell for cell in project.grid if cell not in settled]
+    if left:
+        ensure_predictions(project)
+    launcher = project.launcher()
+    if not launcher.holds_device:
+        return _side_by_side(project, instance, left, tags, launcher.at_once)
+    return [_run_cell(project, instance, model, method, tags) for model, method in left]
 
 
 def check_inputs(project: Project) -> None:

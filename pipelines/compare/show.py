@@ -103,14 +103,20 @@ def fitting(
     names of columns, the most important first; a group is shown whole or not at all. Columns without a value give way first."""
     texts = [[column.heading, *(row_text(row, column) for row in rows)] for column in columns]
     widths = [max(map(cells, values)) for values in texts]
-    places = {column.name: place for place, column in enumerate(columns)}
-    groups = [[places[name] for name in group if name in places] for group in by_importance]
+    groups = _places_of(columns, by_importance)
     empty = {place for place, (_, *values) in enumerate(texts) if set(values) <= {NOTHING}}
-    first, *others = (group for group in groups if group)
+    first, *others = groups
     kept = that_fit(widths, [first, *sorted(others, key=lambda group: empty.issuperset(group))], room)
     left = [column.heading for place, column in enumerate(columns) if place not in kept]
     said = f"left out to fit {room} columns: {', '.join(left)}; {elsewhere} shows every column"
     return [columns[place] for place in kept], [said] if left else []
+
+
+def _places_of(columns: Columns, named: Sequence[Sequence[str]]) -> list[list[int]]:
+    """The places of the columns that are named, group by group; a group without any is left out."""
+    places = {column.name: place for place, column in enumerate(columns)}
+    groups = ([places[name] for name in group if name in places] for group in named)
+    return [group for group in groups if group]
 
 
 def _ranked(columns: Columns) -> list[Sequence[str]]:
