@@ -104,7 +104,7 @@ def _published(
 ) -> dg.MaterializeResult:
     """What Dagster keeps of a publication."""
     rows = publication.rows
-    named = [row for row in of_profile(rows) if not is_teacher(row["method"])]
+    named = _named(rows)
     counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
     context.log.info(f"published {len(rows)} rows: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     return dg.MaterializeResult(
@@ -114,7 +114,7 @@ def _published(
             **{label: dg.MetadataValue.text(text) for label, text in publication.stamp.items() if label != PROFILE},
             **grid_of(rows),
             "stale": dg.MetadataValue.text(f"{sum(bool(row['is_stale']) for row in named)} of {len(named)} cells"),
-            **_best(named),
+            **_best(rows),
             "picks": table(
                 [{**pick, "answer": pick_answer(pick)} for pick in publication.picks], ["pick", "answer", "reason"]
             ),
@@ -131,9 +131,14 @@ def _published(
     )
 
 
+def _named(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the cells that the profile names: none of another cell, none of a provider."""
+    return [row for row in of_profile(rows) if not is_teacher(row["method"])]
+
+
 def _best(rows: Sequence[Row]) -> dict[str, Any]:
     """What is worth following of the profile's cells from one publication to the next; Dagster plots each number."""
-    good = [row for row in rows if row["status"] == "ok"]
+    good = [row for row in _named(rows) if row["status"] == "ok"]
     quality = [row["eval_bits_per_byte"] for row in good if row["eval_bits_per_byte"] is not None]
     memory = [row["peak_memory_gb"] for row in good if row["peak_memory_gb"] is not None]
     return {
