@@ -56,8 +56,10 @@ def pack(spec: Json, store: Store) -> tuple[Json, list[Json]]:
         take_folder(resume["checkpoint"], passing=True)
     if spec.get("trained"):
         take_folder(spec["trained"], passing=True)
-    if "readers" in spec:
-        told["readers"] = [{**one, "folder": take_folder(one["folder"], whole=False)} for one in spec["readers"]]
+    if "tokenizers_to_fit" in spec:
+        told["tokenizers_to_fit"] = [
+            {**one, "folder": take_folder(one["folder"], whole=False)} for one in spec["tokenizers_to_fit"]
+        ]
     return told, list({one["path"]: one for one in inputs}.values())
 
 
