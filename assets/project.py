@@ -45,8 +45,8 @@ def project_now(profile: str | None = None) -> Project:
 
 @cache
 def _end_with_the_run() -> None:
-    """A step whose run was killed ends too, some seconds later: Dagster's steps are children of a fork server, which would
-    keep them waiting for a reader of their events that is gone."""
+    """When a run is killed, its steps end some seconds later. Dagster's steps are children of a fork server; without this they
+    would wait forever for a reader of their events that is gone."""
     if (parent := multiprocessing.parent_process()) is not None:
 
         def follow() -> None:

@@ -71,7 +71,7 @@ def test_ours_is_the_one_that_is_called_on_a_cpu(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_compiler_is_not_imported_for_it() -> None:
-    look = "import sys, torch\nfrom pipelines.train import four_bits\nbefore = torch.compile\nfour_bits.prepare()\n"
+    look = "import sys, torch\nfrom pipelines.train.trainer.cpu import four_bits\nbefore = torch.compile\nfour_bits.prepare()\n"
     look += "assert torch.compile is before\nprint('torch._dynamo' in sys.modules, 'bitsandbytes' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]

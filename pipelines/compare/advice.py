@@ -116,7 +116,8 @@ def _of_speed(row: Row) -> str:
 
 
 def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:
-    """What the cell needs of what there was, what did or would fit in it, and whether smaller micro-batches would."""
+    """How much memory the cell needs against what there was, which cells did or would fit, and whether smaller micro-batches
+    would help."""
     room, foretold = row["memory_budget_gb"], row["estimated_memory_gb"]
     budget = f" of {room:g} GB" if room else ""
     if foretold and room and foretold > room:

@@ -112,7 +112,7 @@ def _has_outcome(call: Row) -> bool:
 
 
 def _counts(mine: list[Row], valid: Collection[str], fates: dict[str, str] | None) -> Row:
-    """The numbers of these calls; `fates` None: what cleaning makes of them is not known."""
+    """The numbers of these calls. `fates` is None where it is not known what cleaning makes of them."""
     answered = [call for call in mine if call["status"] == "answered"]
     kept = None if fates is None else [fates.get(call["key"]) for call in answered]
     counts = {

@@ -1,7 +1,7 @@
 """Batch mode, at half price: submit and collect are separate steps, and either may be killed at any moment.
 
-A batch is written down with its requests before it is made, and the provider's id as soon as it is known. One whose making was cut
-off is looked for at the provider before anything is believed lost; only then are its requests in doubt.
+The journal records a batch and its requests before the batch is created, and the provider's id as soon as it is known. A batch
+whose creation was cut off is looked up at the provider before anything counts as lost; only then are its requests in doubt.
 """
 
 import json

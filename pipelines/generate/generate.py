@@ -29,8 +29,9 @@ from pipelines.weights import store
 class ProviderResult:
     """One provider after a run: `wanted` requests, `reused` ones answered before, and what became of the others.
 
-    `missing` hold no answer (failed, given up as in doubt, in a batch, or not sent because the provider `stopped`); `usd` is what
-    the journal charges it in all, `reserved_usd` the part of it whose cost is not known; `notes` are what was odd, in words.
+    `missing` requests have no answer: they failed, were given up as in doubt, are in a batch, or were not sent because the
+    provider `stopped`. `usd` is the provider's total in the journal, `reserved_usd` the part whose cost is not known yet.
+    `notes` say what was odd.
     `unreadable` of a judge's answers hold no verdict; `unreadable_sample` is the text of one.
     """
 

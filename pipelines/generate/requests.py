@@ -141,7 +141,7 @@ def _prompts_in(files: list[Path], system: str) -> Iterator[Prompt]:
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
-    """Text that can be sent; what a file in another encoding leaves of a character cannot."""
+    """Text that can be sent: without the lone surrogates that a file in another encoding leaves."""
     return isinstance(value, str) and not HALF_CHARACTER.search(value)
 
 

@@ -57,7 +57,7 @@ def processor() -> str:
 
 
 def is_card(device: str | None) -> bool:
-    """Whether the name of a device is a card's; that of none is not."""
+    """Whether a device's name is that of a CUDA card; False without a name."""
     return device is not None and not device.startswith(PROCESSOR)
 
 

@@ -1,5 +1,5 @@
-"""When a change in the lake is published: once nothing has come for a while, or, where changes keep coming, once the first of them
-has waited long enough. Each check of the lake notes what it saw; the next one decides from that note and its own clock."""
+"""When a change in the lake is published: after a quiet while, or, where changes keep coming, once the first one has waited
+long enough. Each check of the lake notes what it saw; the next one decides from that note and its own clock."""
 
 import json
 from dataclasses import asdict, dataclass, replace

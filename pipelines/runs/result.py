@@ -107,7 +107,7 @@ def _works_here(folder: Path) -> bool:
 
 
 def outlook(folder: Path) -> str:
-    """What the next run does with one that ended too early, as long as nothing it is made from changes."""
+    """What the next run does with an attempt that ended early, if its inputs have not changed."""
     spec = spec_in(folder)
     if found := whole(folder):
         return f"the next run goes on after step {step_of(found[-1])}"

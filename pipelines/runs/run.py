@@ -40,8 +40,8 @@ class GivenUpError(Exception):
 
 @dataclass(frozen=True)
 class RunHooks:
-    """What a caller adds to its runs: environment for the child, a call every half second, who says what is going on, who starts
-    the command in the place of the launcher, and what is put around either."""
+    """What a caller adds to its runs. `env` goes to the child, `on_tick` is called every half second, `say` reports progress,
+    `launcher` starts the command in place of the configured one, and `around` wraps either."""
 
     env: Mapping[str, str] = field(default_factory=dict)
     on_tick: Callable[[Attempt], None] = lambda _attempt: None

@@ -1,7 +1,7 @@
 """A model of the Hugging Face hub as one folder: exactly the files that are needed, each once, going on where a download was ended.
 
 The hub's own client keeps nothing of a download that was killed, so the bytes are fetched here, with its session, its token and its
-errors. What lies in its cache is used, and is all there is where no network is.
+errors. Files in the hub's cache are used; without a network they are all there is.
 """
 
 import hashlib

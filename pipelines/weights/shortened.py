@@ -91,8 +91,8 @@ def without(config: Mapping[str, Any], dropped: Iterable[int]) -> Json:
 
 
 def record_of_layers(folder: Path) -> Json | None:
-    """The record in a model's folder: `of` so many layers (of the first model that it is made from) these are `left` and these
-    `dropped`; `by` what they were chosen, on what; None where the folder holds a whole model."""
+    """The record in a model's folder: the number of layers `of` the first model that it is made from, which of them are `left`
+    and which `dropped`, and how they were chosen (`by`). None where the folder holds a whole model."""
     return read_json(folder / RECORD)
 
 

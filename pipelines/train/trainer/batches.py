@@ -63,8 +63,8 @@ def split_by_rank(
 def heaviest(
     plan: Sequence[Sequence[Tokenized]], config: Any, recipe: Mapping[str, Any], *, ranks: int = 1
 ) -> list[list[Tokenized]]:
-    """The micro-batches of an optimizer step that needs as much memory as any of `plan` on any of `ranks`: the heaviest of those
-    that a step begins with and, where steps accumulate, of those that follow, which meet the gradients of the first."""
+    """The micro-batches of the optimizer step that needs the most memory in `plan`, on any of `ranks`: the heaviest first
+    micro-batch of a step and, where steps accumulate, the heaviest later one, which runs beside the gradients of the first."""
     virtual = traits_of(recipe).virtual_tokens
     split_steps = [
         split_by_rank(step, max_tokens=recipe["micro_batch_tokens"], ranks=ranks, virtual=virtual) for step in plan

@@ -165,6 +165,6 @@ RISE_SHARE, RISE_NATS = 0.1, 0.5  # a loss is clearly higher than another by thi
 
 
 def is_clearly_worse(first: float, last: float, *, vocabulary: int) -> bool:
-    """Whether the held-out loss `last` (nats per token) is clearly higher than before training, or than guessing among the
-    `vocabulary`. That alone is no divergence: a model that overfits raises it, too."""
+    """Whether the held-out loss `last` (nats per token) is clearly higher than before training, or than that of guessing at
+    random among the `vocabulary`. That alone is no divergence: a model that overfits raises it, too."""
     return any(last > loss + max(RISE_SHARE * loss, RISE_NATS) for loss in (first, math.log(vocabulary)))

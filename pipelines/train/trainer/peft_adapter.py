@@ -207,9 +207,9 @@ def note(model: Any, check: Check, folder: Path) -> None:
 
 
 def require_as_saved(model: Any, folder: Path) -> None:
-    """Raises WorkError where the adapter, loaded again, says something else of the noted text: a method may change the base when it
-    begins, or draw what it does not save, and then its file alone does not bring it back. What training has changed is the measure:
-    an adapter may be small."""
+    """Raises WorkError where the reloaded adapter gives other logits for the noted text. A method may change the base when it
+    starts, or draw random values that it does not save; its file alone then does not restore it. What
+    training has changed is the measure: an adapter may be small."""
     kept = read_json(folder / CHECK)
     if kept is None:  # `kind: lora`, one of several ranks', or saved by earlier code
         return

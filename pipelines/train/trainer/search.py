@@ -84,7 +84,7 @@ def best(trials: Sequence[Trial], *, near: float = 0.0) -> Chosen:
 def hold_back(
     train: Sequence[Tokenized], validation: Sequence[Tokenized], recipe: dict[str, Any]
 ) -> tuple[list[Tokenized], list[Tokenized]]:
-    """What trials train on and what they are judged by: `validation`, else a slice of `train`. Those of auto, many and short, are
+    """What the trials train on, and what judges them: `validation`, else a slice of `train`. Those of auto, many and short, are
     judged by some of a large slice, and by more than `validation_share` of a small train."""
     least, most = JUDGED if is_auto(recipe) else (1, len(train) + len(validation))
     if validation:

@@ -463,7 +463,7 @@ def _stands_in(words: str, text: str) -> bool:
 
 
 def _same(one: str, other: str) -> int:
-    """How far both go on alike, without a tag that only begins alike."""
+    """The length of the common beginning of both texts, without a tag that is only partly common."""
     alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     begun = re.search(r"[<\[][^<\[>\]]*\Z", one[:alike])
     return begun.start() if begun else alike
