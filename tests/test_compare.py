@@ -488,7 +488,7 @@ def test_comparing_imports_nothing_heavy(full_grid: Lake) -> None:
     )
     env = {
         **os.environ, "FEATHERWEIGHT_DATA": str(full_grid.data.root), "FEATHERWEIGHT_PROFILE": "local",
-        "FEATHERWEIGHT_EXPERIMENTS": str(full_grid.data.root / "experiments.yaml"),
+        "FEATHERWEIGHT_EXPERIMENTS": str(full_grid.data.root / "experiments.yaml"), "COLUMNS": "300",
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["0 []"], done.stderr
