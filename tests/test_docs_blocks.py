@@ -182,7 +182,7 @@ def run(folder: Path, *command: str) -> str:
         (own / "duckdb").symlink_to(BIN / "duckdb")
     plain = {name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL", "NODE_PATH") if name in os.environ}
     env = {**plain, "PATH": f"{own}:/usr/bin:/bin", "TZ": "Asia/Seoul"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

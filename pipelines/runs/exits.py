@@ -14,7 +14,8 @@ from pipelines.runs.spec import CHILD, RunSpec
 from pipelines.runs.status import RANKS, Status
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself
-NEAR_BUDGET = 0.8  # of a memory budget: what was asked for was last seen before the request that was refused
+# share of a memory budget that counts as reaching it: memory was last measured before the request that was refused
+NEAR_BUDGET = 0.8
 # bitsandbytes prints this of a CUDA call that failed, and ends the process with exit code 1
 PRINTED = re.compile(r"Error out of memory at line \d+ in file .*")
 AGAIN = "once more with"  # in log.txt, after what an earlier process of the attempt has printed (fitting.py)

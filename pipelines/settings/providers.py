@@ -133,7 +133,7 @@ class Judge(Strict):
     criteria: str = (
         "helpful to the person who asked, correct, natural in its language, and in the form that was asked for"
     )
-    """What the judge is told that a good record is."""
+    """The definition of a good record that the judge gets."""
 
 
 class Generation(NamesFiles):
