@@ -33,9 +33,13 @@ def published(data: DataRoot) -> dict[str, list[Any]]:
 
 
 def require_readable(data: DataRoot) -> None:
-    """Raises where a file of the data root that has its final name is not whole; a curve and a log may end anywhere."""
+    """Raises where a file of the data root that has its final name is not whole; a curve and a log may end anywhere.
+
+    A file is written inside a hidden folder, or under a hidden name, until it is whole.
+    """
     for path in data.root.rglob("*"):
-        if path.name.startswith(".") or not path.is_file():
+        hidden = any(part.startswith(".") for part in path.relative_to(data.root).parts)
+        if hidden or not path.is_file():
             continue
         if path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
