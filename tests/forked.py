@@ -12,7 +12,7 @@ from pipelines.runs.command import CellCommand, RunningCommand
 from pipelines.runs.status import MEETING
 from pipelines.train.trainer.child import train_cell
 from tests.in_process import Told
-from tests.test_cells import CPU_MESSAGE
+from tests.test_runs_cells import CPU_MESSAGE
 
 NEEDED = ["torch.distributed", "transformers.models.llama", "peft", "pipelines.train.trainer.loop"]
 

@@ -16,7 +16,7 @@ from benchmarks.card.bench import DRY
 from benchmarks.card.checks import CHECKS, Check, named
 from benchmarks.card.verdicts import Seen, finding
 from pipelines.lake.files import read_jsonl
-from tests.test_faults import until
+from tests.test_project_faults import until
 
 EXPECTS = {"met": "that it is met", "unjudged": "what a card alone says"}
 

@@ -34,19 +34,19 @@ from tests.project import merge
 BIN = Path(sys.executable).parent
 FEATHERWEIGHT, PYTHON = ".venv/bin/featherweight", ".venv/bin/python"
 COMPLETION = "/path/to/featherweight/.venv/bin/register-python-argcomplete"
-# Python that needs an export or weights is only compiled; tests/test_export.py loads its own export the same way
+# Python that needs an export or weights is only compiled; tests/test_extras_export.py loads its own export the same way
 NEEDS_WEIGHTS = ("data/exports/", "data/models/")
 # Commands that are neither run nor parsed here, by page and program
 ELSEWHERE = {
     ("docs/models.md", "git"): "an archive of the whole checkout; the notebook's tests use one",
     ("docs/operating.md", "git"): "another version",
-    ("docs/operating.md", ".venv/bin/dg"): "tests/test_dagster_pages.py runs dg",
-    ("docs/operating.md", COMPLETION): "tests/test_cli.py completes; the path is the reader's",
-    ("docs/operating.md", "find"): "tests/test_start_over.py runs it on a lake",
-    ("docs/operating.md", "rm"): "tests/test_start_over.py runs it on a lake",
-    ("docs/scaling.md", ".venv/bin/ray"): "starts a cluster; tests/test_ray.py has one",
+    ("docs/operating.md", ".venv/bin/dg"): "tests/test_assets_pages.py runs dg",
+    ("docs/operating.md", COMPLETION): "tests/test_cli_console.py completes; the path is the reader's",
+    ("docs/operating.md", "find"): "tests/test_docs_start_over.py runs it on a lake",
+    ("docs/operating.md", "rm"): "tests/test_docs_start_over.py runs it on a lake",
+    ("docs/scaling.md", ".venv/bin/ray"): "starts a cluster; tests/test_runs_ray.py has one",
     ("docs/scaling.md", "ssh"): "another machine",
-    ("docs/evaluation.md", ".venv/bin/lm_eval"): "an extra; tests/test_benchmarks_harness.py compares with it",
+    ("docs/evaluation.md", ".venv/bin/lm_eval"): "an extra; tests/test_evaluate_benchmarks_harness.py compares with it",
 }
 BUILT_IN = ("eval", "export", "printf", "source")
 # Commands that end within seconds and send nothing: run, and how they may end

@@ -14,7 +14,7 @@ from pipelines.estimate.rehearsal import Counted
 from pipelines.train.trainer import loading
 from pipelines.train.trainer.cpu.products import use_faster_products
 from pipelines.train.trainer.gated import use_lean_gates
-from tests.test_memory_estimate import BATCH, FULL, llama, really_counted
+from tests.test_estimate_memory import BATCH, FULL, llama, really_counted
 from tests.tiny import TARGETS, tiny_model
 
 SLOW = pytest.mark.slow

@@ -28,7 +28,9 @@ ENDINGS: tuple[dict[Verdict, Ending], dict[Verdict, Ending]] = (
     {"A": "loss", "tie": "tie", "B": "win"},
 )
 SCORES: dict[Ending, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
-CORRECTION = 1.0  # of a pair: with it the interval covers at least 95 % from 5 pairs on, whatever the shares (tests/test_pairs.py)
+# Continuity correction, in pairs: with it the interval covers at least 95 % from 5 pairs on,
+# whatever the shares (tests/test_evaluate_pairs.py).
+CORRECTION = 1.0
 TEXTS = ("example_id", "prompt", "reference", "answer")  # without which a row of answers.jsonl cannot be compared
 HARMLESS = {"code", "machine"}  # changes since which a model's answers are still its own
 RUBRIC = """\

@@ -1,6 +1,6 @@
 """Plant a small data root as a user's may be: `python -m tests.fakes.plant_lake`.
 
-The archive is kept in the repository, and `tests/test_old_lake.py` opens it with today's code. That
+The archive is kept in the repository, and `tests/test_project_old_lake.py` opens it with today's code. That
 is how we know that an upgrade costs nobody a grid. So never plant an existing archive anew: what newer
 code has written proves nothing about older data. When the files on disk change their form, give
 `ARCHIVE` a new name, and keep the old archive and its test, too.

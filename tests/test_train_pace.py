@@ -13,7 +13,7 @@ from pipelines.train.trainer.examples import Tokenized
 from pipelines.train.trainer.pace import CheckpointPace, curve_every, curve_sample
 from tests.in_process import clean_for, kill_at, stop_at
 from tests.project import TinyProject
-from tests.test_restart import attempt_at, outcome
+from tests.test_project_restart import attempt_at, outcome
 
 
 def example(name: str, length: int = 10, turn: int | None = None) -> Tokenized:

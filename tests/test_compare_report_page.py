@@ -17,7 +17,7 @@ from pipelines.compare.task_metrics import add_metrics
 from pipelines.evaluate.metrics import Scores
 from tests.fakes import planted
 from tests.fakes.planted import answer, losses
-from tests.test_show import ANSI, HOSTILE
+from tests.test_compare_show import ANSI, HOSTILE
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]

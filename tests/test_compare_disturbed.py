@@ -16,7 +16,7 @@ from pipelines.compare.trade_off import trade_off
 from pipelines.runs.cells import all_attempts
 from tests.fakes import planted
 from tests.fakes.planted import Lake, row
-from tests.test_rates import grid
+from tests.test_compare_rates import grid
 
 BUSY: Row = {"other_cpu_pct": 70.4}
 QUIET: Row = {"other_cpu_pct": 2.0}

@@ -26,8 +26,8 @@ from pipelines.train.trainer.losses import head_on_positions, step_loss
 from pipelines.train.trainer.prompts import PromptFormat
 from tests.in_process import InProcess, clean_for, trained
 from tests.project import TinyProject
-from tests.test_four_bits import packed
-from tests.test_losses import RECORDS, same_mask
+from tests.test_train_four_bits import packed
+from tests.test_train_losses import RECORDS, same_mask
 from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, only, save_tiny, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")

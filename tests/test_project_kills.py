@@ -17,8 +17,8 @@ from safetensors import safe_open
 from pipelines.lake.paths import DataRoot
 from pipelines.lake.warehouse import KEPT
 from tests.project import TinyProject
-from tests.test_old_lake import STATUSES, TABLES, unpacked
-from tests.test_run import processes_of
+from tests.test_project_make_run import processes_of
+from tests.test_project_old_lake import STATUSES, TABLES, unpacked
 
 KILLS = 50
 COMPARE = [sys.executable, "-m", "pipelines.cli", "compare"]

@@ -25,7 +25,7 @@ from pipelines.lake.files import locked, write_json
 from pipelines.lake.paths import PROJECT
 from pipelines.upkeep import doctor
 from tests.fakes import planted
-from tests.test_old_lake import unpacked
+from tests.test_project_old_lake import unpacked
 
 LEVELS = (0, 30_000, 100_000, 400_000, 3_000_000)
 LOOKING = (

@@ -1,5 +1,7 @@
-"""Cells on Slurm by fake commands (tests/fakes/slurm) that run each job as a process of this machine. tests/test_slurm.py has a
-real node."""
+"""Cells on Slurm by fake commands (tests/fakes/slurm) that run each job as a local process.
+
+tests/test_runs_slurm.py has a real node.
+"""
 
 import json
 import os

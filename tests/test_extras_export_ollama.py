@@ -25,7 +25,7 @@ from pipelines.train.trainer.loading import load_tokenizer
 from pipelines.train.trainer.prompts import PromptFormat
 from tests.in_process import InProcess, clean_for
 from tests.project import TinyProject
-from tests.test_templates import (
+from tests.test_train_templates import (
     CONVERSATIONS,
     LEAVES,
     LLAMA_3,

@@ -24,7 +24,7 @@ from pipelines.train.trainer.devices.zero import Zero
 from tests.forked import Forked
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
-from tests.test_faults import until
+from tests.test_project_faults import until
 
 TRAINING = {
     "epochs": 3, "eval_every_steps": 4, "checkpoint_every_steps": 2, "micro_batch_tokens": 200, "examples_per_step": 3,

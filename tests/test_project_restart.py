@@ -29,8 +29,8 @@ from pipelines.train.trainer.devices.ranks import Ranks
 from pipelines.train.trainer.measure.tally import Tally
 from tests.in_process import Ended, InProcess, clean_for, kill_at, stop_at
 from tests.project import MODEL, TinyProject
-from tests.test_kills import require_readable
-from tests.test_run import processes_of
+from tests.test_project_kills import require_readable
+from tests.test_project_make_run import processes_of
 
 STEPS = 6
 METHODS = ["full", "lora-r8", "qlora-r8"]

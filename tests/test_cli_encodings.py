@@ -17,7 +17,7 @@ from tests.fakes import planted
 from tests.fakes.planted import Lake
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
-from tests.test_old_lake import unpacked
+from tests.test_project_old_lake import unpacked
 
 ENCODINGS = ("ascii", "latin-1", "cp949")
 # With these Python takes the locale's encoding for files and their names, which is ASCII.

@@ -25,7 +25,7 @@ from pipelines.train.trainer.losses import head_on_positions, step_loss
 from pipelines.weights import shipped
 from tests.fakes import driver as fake_driver
 from tests.fakes.driver import FakeCard
-from tests.test_memory_estimate import BATCH, FULL, LORA, account_of
+from tests.test_estimate_memory import BATCH, FULL, LORA, account_of
 from tests.tiny import ARCHITECTURES, TARGETS, tiny_model
 
 T4, L4, *NEWER = CARDS

@@ -12,8 +12,8 @@ from pipelines.train.trainer import batches, loop
 from pipelines.train.trainer.examples import Tokenized
 from tests.in_process import clean_for, trained
 from tests.project import TinyProject
-from tests.test_cells import CPU_MESSAGE
-from tests.test_restart import outcome
+from tests.test_project_restart import outcome
+from tests.test_runs_cells import CPU_MESSAGE
 
 
 @pytest.fixture

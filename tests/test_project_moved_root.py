@@ -29,7 +29,7 @@ from tests.fakes import planted
 from tests.fakes.plant_lake import PORT
 from tests.fakes.provider import fake_provider
 from tests.in_process import InProcess
-from tests.test_old_lake import ARCHIVE
+from tests.test_project_old_lake import ARCHIVE
 
 # Of inotify: a file or folder is read, written, changed, moved, opened, made or deleted
 EVENTS = 0x1 | 0x2 | 0x4 | 0x20 | 0x40 | 0x80 | 0x100 | 0x200

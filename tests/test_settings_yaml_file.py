@@ -9,7 +9,7 @@ from pipelines.generate.topics import load_topics
 from pipelines.plan import fleet
 from pipelines.settings import experiments
 from pipelines.settings.yaml_file import MAX_BYTES, read
-from tests.test_experiments import SMALL
+from tests.test_settings_experiments import SMALL
 
 
 def bomb(levels: int, times: int = 9, *, merged: bool = False) -> str:

@@ -25,7 +25,7 @@ from pipelines.train.trainer.halving import Trial
 from pipelines.train.trainer.loop import Trainer
 from tests.in_process import InProcess, KilledError, clean_for, kill_at, trained
 from tests.project import MODEL, TinyProject
-from tests.test_restart import outcome
+from tests.test_project_restart import outcome
 
 RATES = [1e-4, 1e-2, 3e-2]
 AUTO = {"learning_rate": "auto", "examples_per_step": 1, "epochs": 5, "eval_every_steps": 40}  # 40 steps, 10 of search

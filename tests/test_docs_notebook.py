@@ -28,7 +28,7 @@ from pipelines.project import Project
 from pipelines.settings import experiments as configuration
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
-from tests.test_report_page import CHROMIUM, FLAGS
+from tests.test_compare_report_page import CHROMIUM, FLAGS
 
 FILE = PROJECT / "notebooks" / "colab.ipynb"
 SHIPPED = PROJECT / "experiments.yaml"

@@ -28,7 +28,7 @@ from pipelines.train.trainer.devices.ranks import join
 from pipelines.train.trainer.measure import memory
 from tests.fakes import driver as fake_driver
 from tests.fakes.driver import FakeCard
-from tests.test_methods import RECIPE
+from tests.test_train_methods import RECIPE
 from tests.tiny import tiny_model
 
 GB = 10**9

@@ -31,8 +31,8 @@ from tests.fakes import planted
 from tests.fakes.planted import Lake
 from tests.in_process import Ended, InProcess, clean_for, stop_at
 from tests.project import TinyProject
-from tests.test_cells import CPU_MESSAGE, dead_pid
-from tests.test_restart import attempt_at, outcome
+from tests.test_project_restart import attempt_at, outcome
+from tests.test_runs_cells import CPU_MESSAGE, dead_pid
 
 KEY = CellKey("tiny", "full", 1)
 

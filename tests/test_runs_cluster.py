@@ -1,4 +1,4 @@
-"""What a cluster is told and what is made of its answers, without one: tests/test_ray.py has one."""
+"""What a cluster is told and what is made of its answers, without one: tests/test_runs_ray.py has one."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Cells on a real Slurm node on loopback. All slow. tests/test_launchers_slurm.py has what needs none."""
+"""Cells on a real Slurm node on loopback. All slow. tests/test_runs_slurm_fake.py has what needs none."""
 
 import os
 import sys

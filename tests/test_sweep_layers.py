@@ -26,7 +26,7 @@ from pipelines.sweep import layers as sweeping
 from tests.fakes.planted import Lake, lake, row
 from tests.in_process import InProcess, clean_for
 from tests.project import MODEL, TinyProject
-from tests.test_layers import IDS, deep, short
+from tests.test_train_layers import IDS, deep, short
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from bitsandbytes.backends.default import ops  # noqa: F401
 
 from pipelines.train.trainer import loading
 from pipelines.train.trainer.cpu import four_bits
-from tests.test_methods import RECIPE
+from tests.test_train_methods import RECIPE
 from tests.tiny import save_tiny
 
 SHAPES = [(576, 576), (300, 333), (130, 128), (7, 9), (3, 64), (5, 100), (1, 1)]

@@ -9,7 +9,7 @@ import pytest
 from pipelines.train.trainer import loading
 from pipelines.train.trainer.measure import quantizing
 from pipelines.train.trainer.measure.nvml import memory_access
-from tests.test_methods import RECIPE
+from tests.test_train_methods import RECIPE
 from tests.tiny import save_tiny
 
 

@@ -15,7 +15,7 @@ from pipelines.compare.plots import loss_curves
 from pipelines.compare.trade_off import trade_off
 from tests.fakes.planted import row
 from tests.report_grid import write_grid
-from tests.test_report_page import FLAGS, opened
+from tests.test_compare_report_page import FLAGS, opened
 
 CHROMIUM = shutil.which("chromium")
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed; .ci/run installs it")
