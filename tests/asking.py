@@ -76,8 +76,8 @@ class Asking:
 
     def configure(self, **sections: Any) -> "Asking":
         """Merge `sections` into the configuration, dictionaries key by key."""
-        found = yaml.safe_load(self.path.read_text(encoding="utf-8"))
-        self.path.write_text(yaml.safe_dump(merged(found, sections)), encoding="utf-8")
+        settings = yaml.safe_load(self.path.read_text(encoding="utf-8"))
+        self.path.write_text(yaml.safe_dump(merged(settings, sections)), encoding="utf-8")
         return self
 
     def grid(self, **changes: Any) -> None:
@@ -104,9 +104,9 @@ class Asking:
         """Rows of the journal as another process sees them."""
         with sqlite3.connect(f"file:{self.data.journal}?mode=ro", uri=True) as db:
             db.row_factory = sqlite3.Row
-            found = [dict(row) for row in db.execute(sql)]
+            rows = [dict(row) for row in db.execute(sql)]
         db.close()
-        return found
+        return rows
 
     def batches(self) -> list[dict[str, Any]]:
         return self.rows("SELECT * FROM batches ORDER BY id")
@@ -120,8 +120,8 @@ class Asking:
     def leaks(self, *texts: str) -> list[str]:
         """Where the planted key stands: files under the data root, or texts."""
         files = [path for path in self.data.root.rglob("*") if path.is_file()]
-        found = [str(path) for path in files if KEY.encode() in path.read_bytes()]
-        return found + [text for text in texts if KEY in text]
+        leaks = [str(path) for path in files if KEY.encode() in path.read_bytes()]
+        return leaks + [text for text in texts if KEY in text]
 
 
 @contextmanager
@@ -190,13 +190,15 @@ def kill(process: multiprocessing.Process) -> None:
 def started(ask: Asking, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """The console script generating, in a process of its own with keys and little else in its environment."""
     command = [sys.executable, "-m", "pipelines.cli", "generate", *arguments]
-    told = {"FEATHERWEIGHT_DATA": str(ask.data.root), "FEATHERWEIGHT_EXPERIMENTS": str(ask.path), **KEYS}
-    told |= {"PATH": "/usr/bin:/bin", "HOME": str(ask.data.root), **environment}
-    return subprocess.Popen(command, cwd=PROJECT, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    variables = {"FEATHERWEIGHT_DATA": str(ask.data.root), "FEATHERWEIGHT_EXPERIMENTS": str(ask.path), **KEYS}
+    variables |= {"PATH": "/usr/bin:/bin", "HOME": str(ask.data.root), **environment}
+    return subprocess.Popen(
+        command, cwd=PROJECT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-def wait_for(found: Callable[[], bool], seconds: float = 600) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
-    while not found():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

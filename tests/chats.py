@@ -26,9 +26,9 @@ def lake(root: Path, model: Path) -> Lake:
     root.mkdir(parents=True, exist_ok=True)
     made = planted.lake(root, methods=METHODS)
     path = root / "experiments.yaml"
-    told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    told["models"]["tiny"] |= {"source": {"path": str(model)}, "lora_targets": TARGETS["llama"]}
-    path.write_text(yaml.safe_dump(told), encoding="utf-8")
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings["models"]["tiny"] |= {"source": {"path": str(model)}, "lora_targets": TARGETS["llama"]}
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return Lake(replace(made.project, experiments=experiments.load(path)))
 
 

@@ -73,6 +73,6 @@ def _reasons(source: str) -> dict[int, str]:
 
 
 if __name__ == "__main__":
-    found = of_files(files())
-    print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)
-    sys.exit(bool(found))
+    problems = of_files(files())
+    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+    sys.exit(bool(problems))

@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.runs.command import CellCommand, RunningCommand
 from pipelines.runs.status import MEETING
 from pipelines.train.trainer.child import train_cell
-from tests.in_process import Told
+from tests.in_process import WatchedWorker
 from tests.test_runs_cells import CPU_MESSAGE
 
 NEEDED = ["torch.distributed", "transformers.models.llama", "peft", "pipelines.train.trainer.loop"]
@@ -25,9 +25,9 @@ def work(folder: Path, place: tuple[int, int, str], stop_at: int | None, poor_at
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        worker = Told(folder)
+        worker = WatchedWorker(folder)
 
-        def at_point(_worker: Told, row: dict[str, Any]) -> None:
+        def at_point(_worker: WatchedWorker, row: dict[str, Any]) -> None:
             if rank == count - 1 and row["step"] == stop_at:
                 worker.ask_to_stop()
             if rank == count - 1 and row["step"] == poor_at:
@@ -69,8 +69,8 @@ class Forked:
         context.set_forkserver_preload(NEEDED)
         meeting = f"file://{tempfile.mkdtemp(dir=command.folder)}/ranks"
         places = [(rank, command.devices, meeting) for rank in range(command.devices)]
-        told = (self.stop_at, self.poor_at)
-        processes = [context.Process(target=work, args=(command.folder, place, *told)) for place in places]
+        faults = (self.stop_at, self.poor_at)
+        processes = [context.Process(target=work, args=(command.folder, place, *faults)) for place in places]
         for process in processes:
             process.start()
         return ForkedCommand(processes)

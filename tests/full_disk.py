@@ -51,13 +51,13 @@ def case(pristine: Path, mount: Path, level: int, command: str) -> dict[str, Any
     shutil.copytree(pristine / "data", mount / "data", symlinks=True)
     before = statuses(mount / "data")
     filler = fill(mount, level)
-    code, said = call(command)
+    code, message = call(command)
     filler.unlink()
-    found = {"level": level, "command": command, "code": code, "said": said, "before": before}
-    found |= {"after": statuses(mount / "data"), "rows": published(mount / "data")}
-    found["partial"] = [str(path) for path in (mount / "data").rglob("*.partial")]
-    found["again"], found["said_again"] = call(command)
-    return found
+    outcome = {"level": level, "command": command, "code": code, "said": message, "before": before}
+    outcome |= {"after": statuses(mount / "data"), "rows": published(mount / "data")}
+    outcome["partial"] = [str(path) for path in (mount / "data").rglob("*.partial")]
+    outcome["again"], outcome["said_again"] = call(command)
+    return outcome
 
 
 def fill(mount: Path, free: int) -> Path:
@@ -72,14 +72,14 @@ def call(command: str) -> tuple[Any, str]:
     """How the command ends, as its exit code or as `traceback`, and what it says on stderr."""
     from pipelines import cli
 
-    said = io.StringIO()
-    with redirect_stdout(io.StringIO()), redirect_stderr(said):
+    errors = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(errors):
         try:
             code: Any = cli.main(command.split())
         except BaseException:
             code = "traceback"
             traceback.print_exc()
-    return code, said.getvalue()
+    return code, errors.getvalue()
 
 
 def statuses(data: Path) -> dict[str, list[Any]]:
@@ -89,7 +89,12 @@ def statuses(data: Path) -> dict[str, list[Any]]:
 
     newest = {str(attempt.key): attempt for attempt in cells.all_attempts(DataRoot(data))}
     return {
-        name: [one.status, one.run_id, one.model_folder.exists(), [found.result.status for found in one.evaluations()]]
+        name: [
+            one.status,
+            one.run_id,
+            one.model_folder.exists(),
+            [evaluation.result.status for evaluation in one.evaluations()],
+        ]
         for name, one in newest.items()
     }
 

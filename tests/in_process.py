@@ -45,10 +45,10 @@ class Ended(RunningCommand):
         pass
 
 
-class Told(Worker):
+class WatchedWorker(Worker):
     """A worker that does `at_point` with each new point of the curve."""
 
-    at_point: Callable[["Told", dict[str, Any]], None]
+    at_point: Callable[["WatchedWorker", dict[str, Any]], None]
 
     def point(self, row: dict[str, Any], *, quietly: bool = False) -> None:
         super().point(row, quietly=quietly)
@@ -62,12 +62,12 @@ class Told(Worker):
 class InProcess:
     """A launcher that runs the child here, training or evaluating; `at_point(worker, row)` may raise KilledError or stop it."""
 
-    def __init__(self, at_point: Callable[[Told, dict[str, Any]], None] = lambda _worker, _row: None) -> None:
+    def __init__(self, at_point: Callable[[WatchedWorker, dict[str, Any]], None] = lambda _worker, _row: None) -> None:
         self._at_point = at_point
 
     def start(self, command: CellCommand) -> Ended:
         (command.folder / "log.txt").touch()
-        worker = Told(command.folder)
+        worker = WatchedWorker(command.folder)
         worker.at_point = self._at_point
         before = signal.getsignal(signal.SIGTERM)
         try:
@@ -81,7 +81,7 @@ class InProcess:
 def kill_at(step: int) -> InProcess:
     """The child is killed when the point of `step` is on the curve."""
 
-    def at_point(_worker: Told, row: dict[str, Any]) -> None:
+    def at_point(_worker: WatchedWorker, row: dict[str, Any]) -> None:
         if row["step"] == step:
             raise KilledError
 
@@ -91,7 +91,7 @@ def kill_at(step: int) -> InProcess:
 def stop_at(step: int) -> InProcess:
     """The child gets SIGTERM when the point of `step` is on the curve."""
 
-    def at_point(worker: Told, row: dict[str, Any]) -> None:
+    def at_point(worker: WatchedWorker, row: dict[str, Any]) -> None:
         if row["step"] == step:
             worker.ask_to_stop()
 

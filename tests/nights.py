@@ -96,11 +96,11 @@ class Nights:
 
     def cell(self, method: str, *, model: str = MODEL, **config: Any) -> dg.ExecuteInProcessResult:
         """Materialize one cell, as by a click, with the launchpad's `config`."""
-        asked = {"config": config}
+        op_config = {"config": config}
         return defs.resolve_job_def("training").execute_in_process(
             instance=self.instance,
             partition_key=partition_of(model, method),
-            run_config={"ops": {"trained_model": asked, "evaluation": asked}},
+            run_config={"ops": {"trained_model": op_config, "evaluation": op_config}},
             raise_on_error=False,
         )
 

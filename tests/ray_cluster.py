@@ -31,9 +31,9 @@ SETTINGS = {
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
 
 
 class RayCluster:
@@ -96,12 +96,12 @@ def ray_cluster(
 
 def _using(folder: str) -> list[psutil.Process]:
     """Processes that were started with the cluster's folder in their environment: also those that nobody is the parent of."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get("RAY_TMPDIR") == folder:
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def serve(port: int, count: int, cpus: int, memory_gb: float) -> None:
@@ -152,8 +152,8 @@ def wait_for(what: Any, *, seconds: float = 600) -> Any:
     """The first true answer of `what()`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if found := what():
-            return found
+        if value := what():
+            return value
         time.sleep(0.1)
     raise AssertionError(f"not within {seconds} s")
 

@@ -39,21 +39,21 @@ def running_ui() -> Iterator[str]:
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        until(lambda: "data" in str(asked(address, "{version}")), "the webserver")
+        until(lambda: "data" in str(graphql_answer(address, "{version}")), "the webserver")
         yield address
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=600)
 
 
-def until(found: Callable[[], Any], what: str, seconds: float = 3600) -> None:
+def until(condition: Callable[[], Any], what: str, seconds: float = 3600) -> None:
     deadline = time.monotonic() + seconds
-    while not found():
+    while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.1)
 
 
-def asked(address: str, query: str, **variables: Any) -> Any:
+def graphql_answer(address: str, query: str, **variables: Any) -> Any:
     """The answer of the UI's own interface; None while nobody listens."""
     body = json.dumps({"query": query, "variables": variables}).encode()
     request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})

@@ -39,10 +39,10 @@ SETTLE_MS = 6000
 
 def newest_cell() -> Attempt:
     """The trained cell that the picture shows."""
-    found = [a for a in cells.all_attempts(data_root()) if a.status == "ok" and a.curve()]
-    if not found:
+    attempts = [a for a in cells.all_attempts(data_root()) if a.status == "ok" and a.curve()]
+    if not attempts:
         sys.exit("featherweight: nothing was trained yet, so there is nothing to show: `make run` first")
-    return max(found, key=lambda attempt: attempt.run_id)
+    return max(attempts, key=lambda attempt: attempt.run_id)
 
 
 def graph(page: Page) -> None:
@@ -88,16 +88,16 @@ OF_THE_UI = {"graph", "cell"}
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or ["table", *PICTURES]
-    if unknown := set(wanted) - {"table", *PICTURES}:
+    chosen = sys.argv[1:] or ["table", *PICTURES]
+    if unknown := set(chosen) - {"table", *PICTURES}:
         sys.exit(f"featherweight: {', '.join(unknown)}: expected some of table, {', '.join(PICTURES)}")
     newest_cell()
     if not data_root().report.exists():
         sys.exit("featherweight: nothing is published yet: `featherweight compare` first")
-    if "table" in wanted:
+    if "table" in chosen:
         table()
         print("README.md, README.ko.md  the first table")
-    if pictures := [name for name in wanted if name in PICTURES]:
+    if pictures := [name for name in chosen if name in PICTURES]:
         take(pictures)
     return 0
 

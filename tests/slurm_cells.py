@@ -36,26 +36,26 @@ def on_slurm(project: TinyProject, *, training: dict[str, Any] | None = None, **
     return clean_for(project)
 
 
-class Told:
+class Recorder:
     """A watch that keeps what is said and does `act` at each tick with the attempt."""
 
     def __init__(self, act: Callable[[Attempt], None] = lambda _attempt: None) -> None:
-        self.said: list[str] = []
-        self.hooks = RunHooks(say=self.said.append, on_tick=act)
+        self.lines: list[str] = []
+        self.hooks = RunHooks(say=self.lines.append, on_tick=act)
 
 
 def wait_for(what: Callable[[], Any]) -> Any:
     """The first true answer of `what()`; fails after far longer than it may take."""
     deadline = time.monotonic() + 600
-    while not (found := what()):
+    while not (value := what()):
         assert time.monotonic() < deadline, "waited for ten minutes"
         time.sleep(0.05)
-    return found
+    return value
 
 
 def last_step(folder: Path) -> int:
-    found = whole(folder)
-    return int(found[-1].name.removeprefix("step-")) if found else 0
+    folders = whole(folder)
+    return int(folders[-1].name.removeprefix("step-")) if folders else 0
 
 
 def order_of(attempt: Attempt) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def a_cell_trains_as_it_does_locally(project: TinyProject, monkeypatch: pytest.M
     monkeypatch.setenv("HF_TOKEN", SECRET + "-2")
     monkeypatch.setenv("FEATHERWEIGHT_ALERT_WEBHOOK", "https://hooks.example/" + SECRET)
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "4000")  # as if the driver were a job itself
-    told = Told()
-    attempt, _ = train(on_slurm(project).resolved(), project.key("lora-r8"), force=True, hooks=told.hooks)
+    recorder = Recorder()
+    attempt, _ = train(on_slurm(project).resolved(), project.key("lora-r8"), force=True, hooks=recorder.hooks)
     assert (attempt.status, attempt.result.detail) == ("ok", ""), attempt.result.detail
     project.change(profiles={"local": {"launcher": "local", "slurm": None}})
     here = trained(project, "lora-r8")
@@ -94,7 +94,7 @@ def a_cell_trains_as_it_does_locally(project: TinyProject, monkeypatch: pytest.M
     assert order_of(attempt)["over"] and order_of(attempt)["threads"] == 1
     for path in attempt.folder.rglob("*"):  # the job's script and log among them
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
-    assert SECRET not in "".join(told.said)
+    assert SECRET not in "".join(recorder.lines)
 
 
 def a_cancel_keeps_a_checkpoint_and_leaves_no_process(project: TinyProject) -> None:
@@ -103,7 +103,7 @@ def a_cancel_keeps_a_checkpoint_and_leaves_no_process(project: TinyProject) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(on_slurm(project, training=LONG).resolved(), project.key("lora-r8"), hooks=Told(cancel).hooks)
+        train(on_slurm(project, training=LONG).resolved(), project.key("lora-r8"), hooks=Recorder(cancel).hooks)
     attempt = cells.latest(project.data, project.key("lora-r8"))
     assert attempt and attempt.status == "killed"
     assert "the next run goes on after step" in attempt.result.detail
@@ -118,10 +118,10 @@ def a_waiting_job_says_why_and_a_cancel_ends_it(project: TinyProject, why: str) 
             assert attempt.status == "queued"
             raise KeyboardInterrupt
 
-    told = Told(cancel)
+    recorder = Recorder(cancel)
     with pytest.raises(KeyboardInterrupt):
-        train(project.resolved(), project.key("base"), hooks=told.hooks)
-    assert any("asks for 1 CPU" in line and why in line for line in told.said), told.said
+        train(project.resolved(), project.key("base"), hooks=recorder.hooks)
+    assert any("asks for 1 CPU" in line and why in line for line in recorder.lines), recorder.lines
     attempt = cells.latest(project.data, project.key("base"))
     assert attempt and attempt.status == "killed"
     job = job_of(attempt)
@@ -130,30 +130,30 @@ def a_waiting_job_says_why_and_a_cancel_ends_it(project: TinyProject, why: str) 
 
 def drive(project: TinyProject, method: str) -> None:
     """A driver, in a process of its own."""
-    train(project.resolved(), project.key(method), hooks=Told().hooks)
+    train(project.resolved(), project.key(method), hooks=Recorder().hooks)
 
 
 def a_job_that_nobody_watches_is_found_again(project: TinyProject) -> None:
     driver = multiprocessing.get_context("fork").Process(target=drive, args=(project, "base"))
     driver.start()
     latest: Callable[[], Any] = lambda: cells.latest(project.data, project.key("base"))  # noqa: E731
-    wait_for(lambda: (found := latest()) and order_of(found).get("id"))
+    wait_for(lambda: (candidate := latest()) and order_of(candidate).get("id"))
     assert driver.pid
     os.kill(driver.pid, signal.SIGKILL)
     driver.join()
     assert latest().status == "lost" and not (latest().folder / "ended.json").exists()
-    told = Told()
-    attempt, reused = train(project.resolved(), project.key("base"), hooks=told.hooks)
+    recorder = Recorder()
+    attempt, reused = train(project.resolved(), project.key("base"), hooks=recorder.hooks)
     assert (attempt.status, reused) == ("ok", False)
     assert [one.run_id for one in cells.attempts(project.data, project.key("base"))] == [attempt.run_id]
-    assert any("found again, not started twice" in line for line in told.said)
+    assert any("found again, not started twice" in line for line in recorder.lines)
     named = slurm._jobs("--me", f"--name=featherweight-{attempt.run_id}")
     assert len(named) == 1
 
 
 def a_python_that_is_not_there_is_a_row_that_says_so(project: TinyProject) -> None:
     on_slurm(project, python="/no/such/python")
-    attempt, _ = train(project.resolved(), project.key("base"), hooks=Told().hooks)
+    attempt, _ = train(project.resolved(), project.key("base"), hooks=Recorder().hooks)
     assert attempt.status == "unavailable"
     assert "exit code 127" in attempt.result.detail and "/no/such/python" in attempt.result.detail
 

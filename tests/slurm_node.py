@@ -122,8 +122,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def listens(port: int) -> bool:
-    with socket.socket() as found:
-        return found.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def output(env: Mapping[str, str], *command: str) -> str:

@@ -10,7 +10,7 @@ from assets.checks import CELL_IS_OK, EVALUATION_IS_OK
 from assets.picked import NOTHING
 from pipelines.runs import cells
 from tests.project import MODEL, TinyProject
-from tests.running_ui import asked, running_ui, until
+from tests.running_ui import graphql_answer, running_ui, until
 
 BACKFILL = """
 mutation Backfill($assets: [AssetKeyInput!]!, $cells: [String!]!) {
@@ -37,15 +37,15 @@ def ui(project: TinyProject) -> Iterator[str]:
 def backfilled(address: str, *methods: str) -> str:
     """How a backfill of these methods' cells has ended."""
     chosen = [f"{method}|{MODEL}" for method in methods]
-    launched = asked(address, BACKFILL, assets=[{"path": [name]} for name in CELL], cells=chosen)
+    launched = graphql_answer(address, BACKFILL, assets=[{"path": [name]} for name in CELL], cells=chosen)
     made = launched["data"]["launchPartitionBackfill"].get("backfillId")
     assert made, launched
     with dg.DagsterInstance.get() as instance:
 
         def status() -> str:
-            found = instance.get_backfill(made)
-            assert found is not None
-            return found.status.value
+            backfill = instance.get_backfill(made)
+            assert backfill is not None
+            return backfill.status.value
 
         until(lambda: status() not in ("REQUESTED", "FAILING"), "the backfill")
         runs = instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": made}))
@@ -55,15 +55,15 @@ def backfilled(address: str, *methods: str) -> str:
 
 def checks(name: str, asset: str) -> dict[str, tuple[bool, str]]:
     """Each partition's newest result, with its words."""
-    key, found = AssetCheckKey(dg.AssetKey(asset), name), {}
+    key, results = AssetCheckKey(dg.AssetKey(asset), name), {}
     with dg.DagsterInstance.get() as instance:
         for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=100):
             event = record.event.dagster_event if record.event else None
             evaluation = event.event_specific_data if event else None
             if record.partition and isinstance(evaluation, dg.AssetCheckEvaluation):
                 text = " ".join(f"{label} {value.value}" for label, value in evaluation.metadata.items())
-                found.setdefault(record.partition.split("|")[0], (evaluation.passed, text))
-    return found
+                results.setdefault(record.partition.split("|")[0], (evaluation.passed, text))
+    return results
 
 
 @pytest.mark.slow
@@ -84,8 +84,8 @@ def test_everything_and_picks_end_green_and_every_cell_says_what_became_of_it(pr
     assert cells.latest(project.data, project.key("lora-r8")) is None
     with dg.DagsterInstance.get() as instance:
         for asset in ("trained_model", "evaluation"):
-            wanted = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[f"full|{MODEL}"])
-            (record,) = instance.fetch_materializations(wanted, limit=1).records
+            records_filter = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[f"full|{MODEL}"])
+            (record,) = instance.fetch_materializations(records_filter, limit=1).records
             made = record.asset_materialization
             assert made and (made.tags or {})["dagster/data_version"] == NOTHING
             assert "out_of_memory" in str([value.value for value in made.metadata.values()])

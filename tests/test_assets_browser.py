@@ -57,9 +57,9 @@ def ui(project: TinyProject) -> Iterator[str]:
     assert not alive, alive
 
 
-def wait(found, what: str, seconds: float = 600) -> None:
+def wait(condition, what: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
-    while not found():
+    while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.3)
 
@@ -109,7 +109,7 @@ def test_the_graph_shows_and_a_cell_materialized_by_a_click_fills_the_table(proj
     wait(lambda: _dialog_is_open(page), "the launch dialog")
     page.get_by_role("button", name="Launch 1 run").click()
     key = project.key("lora-r8")
-    wait(lambda: (found := cells.latest(project.data, key)) and found.status == "ok", "the cell to be trained")
+    wait(lambda: (attempt := cells.latest(project.data, key)) and attempt.status == "ok", "the cell to be trained")
     cell = f"/assets/trained_model?view=partitions&partition=lora-r8%7C{MODEL}"
     wait(lambda: shows(page, cell, "train_loss") and shows(page, cell, "loss curve"), "the cell's page")
     wait(project.data.warehouse.exists, "the sensor to publish")

@@ -96,14 +96,14 @@ def private_imports() -> set[tuple[str, str]]:
 
 def private_attributes() -> set[tuple[str, str]]:
     """(file, name) of every attribute with an underscore that assets/ reads, and that no class of that file sets."""
-    found = set()
+    accesses = set()
     for path in (PROJECT / "assets").glob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         used = [node for node in nodes if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)]
         own = {node.attr for node in used if isinstance(node.ctx, ast.Store)}
         own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
-        found |= {(path.name, node.attr) for node in used if node.attr not in own}
-    return found
+        accesses |= {(path.name, node.attr) for node in used if node.attr not in own}
+    return accesses
 
 
 def test_every_private_name_of_dagster_that_we_use_is_known_and_there() -> None:
@@ -142,8 +142,8 @@ def test_partitions_are_the_profiles_those_ever_run_and_those_that_were_added(pr
 def test_a_night_on_a_profile_of_its_own_has_its_cells_as_partitions() -> None:
     experiments = load()
     nights = experiments.model_copy(update={"nightly": experiments.nightly.model_copy(update={"profile": "gpu"})})
-    found = [model for profile in shown_profiles(nights) for model in profile.models]
-    assert found == [*experiments.profile("local").models, *experiments.profile("gpu").models]
+    models = [model for profile in shown_profiles(nights) for model in profile.models]
+    assert models == [*experiments.profile("local").models, *experiments.profile("gpu").models]
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def backfilled(instance: dg.DagsterInstance, keys: list[str]) -> str:
         backfill_start_timestamp=0.0,
         all_partitions=False,
     )
-    name, asked = f"of {len(keys)}, {next(NUMBERS)}", BulkActionStatus.REQUESTED
-    made = PartitionBackfill(name, asked, False, {}, 0.0, asset_selection=[TRAINED], asset_backfill_data=data)
+    name, status = f"of {len(keys)}, {next(NUMBERS)}", BulkActionStatus.REQUESTED
+    made = PartitionBackfill(name, status, False, {}, 0.0, asset_selection=[TRAINED], asset_backfill_data=data)
     instance.add_backfill(made)
     return made.backfill_id
 
@@ -236,10 +236,10 @@ def test_a_check_has_numbers_also_where_it_has_passed(lake: Lake) -> None:
 
 def _state(instance: dg.DagsterInstance, key: AssetCheckKey = CELL_CHECK) -> dict[str, Status]:
     """The status of each partition's check, as the UI's grid has it."""
-    found = bulk_update_asset_check_state(instance, [(key, CELLS)], {key: AssetCheckState.empty()})[key]
+    state = bulk_update_asset_check_state(instance, [(key, CELLS)], {key: AssetCheckState.empty()})[key]
     return {
         partition: status
-        for status, subset in found.subsets.items()
+        for status, subset in state.subsets.items()
         for partition in subset.subset_value.get_partition_keys()
     }
 
@@ -282,20 +282,20 @@ def test_in_a_backfill_a_cell_without_result_is_materialized_as_nothing(
         assert _state(instance, AssetCheckKey(key, check)) == {str(full): Status.FAILED}, "green hides nothing"
 
 
-def asked(**config: Any) -> CellConfig:
+def cell_config(**config: Any) -> CellConfig:
     return CellConfig.model_validate(config)
 
 
 def test_the_launchpad_offers_every_limit_and_nothing_that_a_night_sets() -> None:
-    defaults = asked().model_dump()
+    defaults = cell_config().model_dump()
     assert all(value is not None for value in defaults.values()), "Dagster leaves a null out of what it offers"
     assert defaults["max_examples"] == 0 and defaults["budget_usd"] == NO_CAP
     assert not {"night", "seen"} & {*CellConfig.model_fields, *Spending.model_fields}
-    assert asked().cap_usd is None and asked(budget_usd=None).cap_usd is None
-    assert asked(budget_usd=0.0).cap_usd == 0.0, "nothing may be spent"
+    assert cell_config().cap_usd is None and cell_config(budget_usd=None).cap_usd is None
+    assert cell_config(budget_usd=0.0).cap_usd == 0.0, "nothing may be spent"
     for wrong in ({"budget_usd": -2.0}, {"max_examples": -1}):
         with pytest.raises(ValueError, match="expected"):
-            asked(**wrong)
+            cell_config(**wrong)
 
 
 def test_what_a_night_has_seen_travels_as_a_tag() -> None:
@@ -308,9 +308,9 @@ def test_an_instance_without_a_home_is_told_what_to_export(tmp_path: Path) -> No
     temporary.mkdir()
     with dg.DagsterInstance.local_temp(str(temporary)) as instance:
         assert "export DAGSTER_HOME=" in (homeless(instance) or "")
-        said = defs.resolve_sensor_def("lake_has_changed").evaluate_tick(
+        tick = defs.resolve_sensor_def("lake_has_changed").evaluate_tick(
             dg.build_sensor_context(instance, repository_def=defs.get_repository_def(), sensor_name="lake_has_changed")
         )
-        assert "export DAGSTER_HOME=" in (said.skip_message or "") and not said.run_requests
+        assert "export DAGSTER_HOME=" in (tick.skip_message or "") and not tick.run_requests
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         assert homeless(instance) is None

@@ -86,8 +86,8 @@ def test_the_page_says_what_is_not_used_and_what_to_look_at(
 
 
 def test_every_check_passes_on_the_corpus(project: TinyProject, instance: dg.DagsterInstance) -> None:
-    _, found = materialized(instance)
-    assert {name: check.passed for name, check in found.items()} == dict.fromkeys(
+    _, checks = materialized(instance)
+    assert {name: check.passed for name, check in checks.items()} == dict.fromkeys(
         ["every_record_is_accounted_for", "train_and_eval_do_not_overlap", "enough_examples", "reject_share_per_source",
          "language_mix"], True,
     )  # fmt: skip
@@ -113,9 +113,9 @@ def test_a_check_fails_outside_of_its_range(
     settings: Any,
 ) -> None:
     own_data(project, tmp_path, values, **settings)
-    _, found = materialized(instance)
-    assert [name for name, evaluation in found.items() if not evaluation.passed] == [check]
-    assert (found[check].severity == dg.AssetCheckSeverity.ERROR) == found[check].blocking == blocks
+    _, checks = materialized(instance)
+    assert [name for name, evaluation in checks.items() if not evaluation.passed] == [check]
+    assert (checks[check].severity == dg.AssetCheckSeverity.ERROR) == checks[check].blocking == blocks
 
 
 def test_checks_see_what_lies_in_the_lake(project: TinyProject, instance: dg.DagsterInstance) -> None:
@@ -127,8 +127,8 @@ def test_checks_see_what_lies_in_the_lake(project: TinyProject, instance: dg.Dag
         db.execute(f"CREATE TABLE e AS FROM '{examples}' LIMIT (SELECT count(*) - 1 FROM '{examples}')")
         db.execute("UPDATE e SET instruction = 'the same', input = '', messages = NULL")
         db.execute(f"COPY e TO '{examples}' (FORMAT parquet)")
-    found: list[Any] = [checks.every_record_is_accounted_for(), checks.train_and_eval_do_not_overlap()]
-    assert [check.passed for check in found] == [False, False]
+    results: list[Any] = [checks.every_record_is_accounted_for(), checks.train_and_eval_do_not_overlap()]
+    assert [check.passed for check in results] == [False, False]
 
 
 def test_the_warehouse_holds_the_summary_and_the_twins(project: TinyProject) -> None:

@@ -33,7 +33,7 @@ def instance(project: TinyProject, tmp_path: Path) -> Iterator[dg.DagsterInstanc
 
 
 @pytest.fixture
-def asked(project: TinyProject, server: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> TinyProject:
+def asking_project(project: TinyProject, server: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> TinyProject:
     """A project with both APIs enabled, at the fake server, and a judge."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -53,7 +53,7 @@ def everything_kept(folder: Path) -> bytes:
 
 
 def test_records_costs_and_coverage_are_shown_and_no_key_is_kept_anywhere(
-    asked: TinyProject, instance: dg.DagsterInstance, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    asking_project: TinyProject, instance: dg.DagsterInstance, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = dg.materialize(ASSETS, instance=instance)
     assert result.success
@@ -65,8 +65,8 @@ def test_records_costs_and_coverage_are_shown_and_no_key_is_kept_anywhere(
     compared = result.asset_materializations_for_node("provider_comparison")[0].metadata
     assert compared["providers"].value == 2
     assert "gpt" in str(compared["pairs, by the judge"].value)
-    compare(asked.now())
-    with connect(asked.data) as db:
+    compare(asking_project.now())
+    with connect(asking_project.data) as db:
         purposes = db.execute("SELECT purpose, count(*) FROM llm_calls GROUP BY 1 ORDER BY 1").fetchall()
         accepted = db.execute("SELECT provider, requested, accepted FROM provider_comparison ORDER BY 1").fetchall()
         trained = db.execute("SELECT DISTINCT split FROM sft_examples WHERE source = 'providers'").fetchall()
@@ -80,7 +80,9 @@ def test_records_costs_and_coverage_are_shown_and_no_key_is_kept_anywhere(
     assert KEY.encode() not in everything_kept(tmp_path)
 
 
-def test_a_second_run_asks_nobody_again(asked: TinyProject, instance: dg.DagsterInstance, server: FakeProvider) -> None:
+def test_a_second_run_asks_nobody_again(
+    asking_project: TinyProject, instance: dg.DagsterInstance, server: FakeProvider
+) -> None:
     assert dg.materialize(ASSETS, instance=instance).success
     requests = (server.ledger.anthropic.requests, server.ledger.openai.requests)
     result = dg.materialize(ASSETS, instance=instance)
@@ -89,7 +91,7 @@ def test_a_second_run_asks_nobody_again(asked: TinyProject, instance: dg.Dagster
 
 
 def test_a_provider_that_stops_is_a_warning_with_its_own_words_and_costs_the_other_nothing(
-    asked: TinyProject, instance: dg.DagsterInstance, server: FakeProvider
+    asking_project: TinyProject, instance: dg.DagsterInstance, server: FakeProvider
 ) -> None:
     server.behavior = Behavior(script=lambda wire, prompt, nth: "unauthorized" if wire == "anthropic" else None)
     result = dg.materialize(ASSETS[:3], instance=instance)
@@ -101,7 +103,7 @@ def test_a_provider_that_stops_is_a_warning_with_its_own_words_and_costs_the_oth
 
 
 def test_a_budget_from_the_launchpad_is_kept(
-    asked: TinyProject, instance: dg.DagsterInstance, server: FakeProvider
+    asking_project: TinyProject, instance: dg.DagsterInstance, server: FakeProvider
 ) -> None:
     config = dg.RunConfig(ops={"generated_records": {"config": {"budget_usd": 0.0, "providers": ["gpt"]}}})
     result = dg.materialize(ASSETS[:3], instance=instance, run_config=config)

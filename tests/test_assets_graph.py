@@ -84,8 +84,8 @@ def test_jobs_schedule_and_partitions_are_those_of_the_configuration() -> None:
     assert (schedule.cron_schedule, schedule.execution_timezone) == (shipped.nightly.cron, shipped.nightly.timezone)
     partitions = defs.resolve_asset_graph().get(dg.AssetKey("trained_model")).partitions_def
     local = shipped.profile("local")  # the checkout's own lake may hold others
-    wanted = {str(partition_of(model, method)) for model in local.models for method in local.methods}
-    assert partitions is not None and wanted <= set(map(str, partitions.get_partition_keys()))
+    expected = {str(partition_of(model, method)) for model in local.models for method in local.methods}
+    assert partitions is not None and expected <= set(map(str, partitions.get_partition_keys()))
 
 
 def test_training_evaluation_and_the_local_server_share_one_place() -> None:
@@ -121,10 +121,10 @@ def test_schedule_and_sensors_are_on_by_default_and_the_alert_where_somebody_is_
     assert {one.name: one.default_status.value for one in repository.sensor_defs} == {**on, "failure_alert": "STOPPED"}
     assert min(one.minimum_interval_seconds or 0 for one in repository.sensor_defs) >= 60, "each tick costs an idle UI"
     monkeypatch.setenv(WEBHOOK, "http://127.0.0.1:9/x")
-    told = importlib.reload(alerts).failure_alert
+    sensor = importlib.reload(alerts).failure_alert
     monkeypatch.undo()
     importlib.reload(alerts)
-    assert told.default_status == dg.DefaultSensorStatus.RUNNING
+    assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
 
 
 @pytest.mark.slow
@@ -241,8 +241,8 @@ def test_hostile_text_in_metadata_is_text(project: TinyProject, instance: dg.Dag
     assert "<script>" not in shown and "![x]" not in shown and "\x1b" not in shown
 
 
-@pytest.mark.parametrize(("pid", "found"), [(None, "RUNNING"), (2**22 + 1, "FAILED"), (1, "FAILED")])
-def test_a_run_whose_process_is_gone_is_noticed(instance: dg.DagsterInstance, pid: int | None, found: str) -> None:
+@pytest.mark.parametrize(("pid", "expected"), [(None, "RUNNING"), (2**22 + 1, "FAILED"), (1, "FAILED")])
+def test_a_run_whose_process_is_gone_is_noticed(instance: dg.DagsterInstance, pid: int | None, expected: str) -> None:
     """A process of that number which began long before the run, such as 1, is another one: the machine was rebooted."""
     run = instance.create_run_for_job(defs.resolve_job_def("data"))
     moment = time.time() if pid else psutil.Process().create_time()  # no number: that of this process
@@ -257,7 +257,7 @@ def test_a_run_whose_process_is_gone_is_noticed(instance: dg.DagsterInstance, pi
     instance.handle_new_event(entry)
     launcher = WatchedRunLauncher()
     launcher.register_instance(instance)
-    assert launcher.check_run_worker_health(run).status.value == found
+    assert launcher.check_run_worker_health(run).status.value == expected
 
 
 def test_the_settings_of_the_instance_are_valid_and_watch_its_runs(tmp_path: Path) -> None:
@@ -282,10 +282,10 @@ def test_settings_that_nobody_edited_are_brought_up_to_date(
     prepare_home()
     assert (home / "dagster.yaml").read_text() == "nux: {enabled: false}\n" and capsys.readouterr().err == ""
     monkeypatch.setattr("assets.instance.PROJECT", PROJECT)
-    for said in (f"{home / 'dagster.yaml'}: brought up to date; nobody had edited it\n", ""):
+    for message in (f"{home / 'dagster.yaml'}: brought up to date; nobody had edited it\n", ""):
         prepare_home()
         assert (home / "dagster.yaml").read_bytes() == (PROJECT / "dagster.yaml").read_bytes()
-        assert capsys.readouterr().err == said
+        assert capsys.readouterr().err == message
 
 
 def test_settings_that_somebody_edited_stay_and_what_they_lack_is_said(
@@ -297,8 +297,8 @@ def test_settings_that_somebody_edited_stay_and_what_they_lack_is_said(
     home.mkdir()
     (home / "dagster.yaml").write_text(yaml.safe_dump(edited), encoding="utf-8")
     prepare_home()
-    said, lines = capsys.readouterr().err.split("\n", 1)
-    assert said.startswith(f"{home / 'dagster.yaml'} was edited and stays as it is")
+    headline, lines = capsys.readouterr().err.split("\n", 1)
+    assert headline.startswith(f"{home / 'dagster.yaml'} was edited and stays as it is")
     assert yaml.safe_load(lines) == {
         "run_launcher": ours["run_launcher"],
         "concurrency": {"pools": ours["concurrency"]["pools"]},
@@ -320,9 +320,9 @@ def test_a_run_whose_process_is_gone_gives_its_place_back(instance: dg.DagsterIn
     for run in (dead, alive):
         instance.report_run_canceling(run)
     assert end_orphaned_runs(instance) == 1
-    found = {run.run_id: run.status for run in instance.get_runs()}
-    assert found[dead.run_id] == dg.DagsterRunStatus.FAILURE
-    assert found[alive.run_id] == dg.DagsterRunStatus.CANCELING
+    statuses = {run.run_id: run.status for run in instance.get_runs()}
+    assert statuses[dead.run_id] == dg.DagsterRunStatus.FAILURE
+    assert statuses[alive.run_id] == dg.DagsterRunStatus.CANCELING
 
 
 def test_every_schedule_that_experiments_yaml_may_name_is_one_that_dagster_loads() -> None:

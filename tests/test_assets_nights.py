@@ -164,9 +164,9 @@ def test_two_daemons_that_ask_for_the_same_night_run_no_cell_twice(week: Nights)
 def test_a_night_goes_on_where_a_dead_daemon_left_it(week: Nights) -> None:
     week.project.change(profiles={"local": {"methods": ["lora-r8"]}})
     week.execute(week.begin())
-    asked = week.tick("night_goes_on")  # and the daemon dies before any run is made
+    requests = week.tick("night_goes_on")  # and the daemon dies before any run is made
     again = week.tick("night_goes_on")
-    assert [request.run_key for request in again] == [request.run_key for request in asked]
+    assert [request.run_key for request in again] == [request.run_key for request in requests]
     week.execute(again)
     week.carry_on()
     assert week.statuses("lora-r8") == ["ok"] and week.ran == ["data", "lora-r8", "publish"]
@@ -176,10 +176,10 @@ def test_a_night_goes_on_where_a_dead_daemon_left_it(week: Nights) -> None:
 def test_what_somebody_else_ran_meanwhile_is_taken_as_it_is(week: Nights) -> None:
     week.project.change(profiles={"local": {"methods": ["lora-r8"]}})
     week.execute(week.begin())
-    asked = week.tick("night_goes_on")
+    requests = week.tick("night_goes_on")
     week.launcher = out_of_memory()
     assert week.cell("lora-r8").success  # as `make run` does it
-    week.execute(asked)
+    week.execute(requests)
     week.carry_on()
     assert week.statuses("lora-r8") == ["out_of_memory"]
 
@@ -238,8 +238,8 @@ def test_a_night_on_another_profile_publishes_that_one_and_later_publications_st
     assert week.cell("base", profile="big", force=True).success
     assert not week.tick("lake_has_changed"), "more may come"
     week.later = QUIET
-    (asked,) = week.tick("lake_has_changed")
-    week.execute([asked._replace(job_name="publish")])
+    (request,) = week.tick("lake_has_changed")
+    week.execute([request._replace(job_name="publish")])
     assert published() == [("base", False)]
     week.tick("inputs_have_changed")
     assert not is_stale_in_dagster(week, "base")
@@ -273,7 +273,7 @@ def test_an_old_night_that_somebody_executes_again_is_not_the_newest(week: Night
     (request,) = old
     again = {**request.tags, "dagster/parent_run_id": "0", "dagster/root_run_id": "0"}
     defs.resolve_job_def("data").execute_in_process(instance=week.instance, run_config=request.run_config, tags=again)
-    assert [asked.job_name for asked in week.tick("night_goes_on")] == ["publish"]
+    assert [later.job_name for later in week.tick("night_goes_on")] == ["publish"]
 
 
 def test_a_backfill_of_everything_does_the_profiles_cells_and_says_so_of_the_rest(week: Nights) -> None:

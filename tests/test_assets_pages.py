@@ -65,9 +65,9 @@ def test_owners_and_links_are_those_of_the_settings(monkeypatch: pytest.MonkeyPa
 
 def test_schedule_and_sensors_say_what_they_do_and_what_they_need() -> None:
     repository = defs.get_repository_def()
-    for found in [*repository.schedule_defs, *repository.sensor_defs]:
-        assert found.description and len(found.description) > 40, found.name
-        assert "DAGSTER_HOME" in found.description or found.name == "failure_alert"
+    for definition in [*repository.schedule_defs, *repository.sensor_defs]:
+        assert definition.description and len(definition.description) > 40, definition.name
+        assert "DAGSTER_HOME" in definition.description or definition.name == "failure_alert"
 
 
 def row(model: str, method: str, **more: Any) -> dict[str, Any]:
@@ -92,13 +92,13 @@ def test_the_grid_links_each_cell_and_holds_what_is_known_of_it() -> None:
 
 def test_more_models_than_a_page_has_room_for_are_in_several_grids_and_none_is_lost() -> None:
     models = [f"m{number}" for number in range(WIDEST * 2 + 1)]
-    found = grid_of([row(model, "full") for model in models])
-    assert list(found) == [
+    grids = grid_of([row(model, "full") for model in models])
+    assert list(grids) == [
         "grid, models 1 to 4 of 9",
         "grid, models 5 to 8 of 9",
         "grid, models 9 to 9 of 9",
     ]
-    text = "".join(str(one.value) for one in found.values())
+    text = "".join(str(one.value) for one in grids.values())
     assert all(f"%7C{model})" in text for model in models)
     assert grid_of([]) == {}
 
@@ -121,11 +121,11 @@ def test_a_name_in_the_grid_is_text() -> None:
 
 
 def test_what_changes_is_plotted_and_nothing_else_is_lost() -> None:
-    found = numbers(
+    metadata = numbers(
         {"train_loss": 1.5, "layers": 30, "flag": True, "none": None, "text": "a|b"}, ["train_loss", "chrf"]
     )
-    assert [name for name, value in found.items() if isinstance(value.value, float | int)] == ["train_loss"]
-    rest = str(found["also measured"].value)
+    assert [name for name, value in metadata.items() if isinstance(value.value, float | int)] == ["train_loss"]
+    rest = str(metadata["also measured"].value)
     assert all(name in rest for name in ("layers", "flag", "text")) and "none" not in rest
 
 
@@ -140,9 +140,11 @@ def test_a_publications_plots_are_of_good_cells_alone() -> None:
 
 
 def test_every_column_that_a_terminal_shows_is_on_the_page_in_tables_that_fit() -> None:
-    found = [str(one.value).split("\n")[0].strip("| ").split(" | ") for one in _by_subject([row("m", "full")]).values()]
-    assert all(len(columns) <= 8 for columns in found)
-    assert {name for columns in found for name in columns} == {column.heading for column in SHOWN}
+    headers = [
+        str(one.value).split("\n")[0].strip("| ").split(" | ") for one in _by_subject([row("m", "full")]).values()
+    ]
+    assert all(len(columns) <= 8 for columns in headers)
+    assert {name for columns in headers for name in columns} == {column.heading for column in SHOWN}
 
 
 def test_the_configuration_is_read_anew_where_the_file_has_changed(project: TinyProject) -> None:
@@ -161,28 +163,30 @@ def test_the_configuration_is_read_anew_where_the_file_has_changed(project: Tiny
 def test_the_location_is_loaded_anew_after_a_change_once_and_not_while_a_device_is_used(
     project: TinyProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[str] = []
+    reloads: list[str] = []
     monkeypatch.setattr(reloading, "SECONDS", 0.0)
     monkeypatch.setattr(reloading, "grid", experiments_now)
     following = Reloading("http://127.0.0.1:9", "featherweight")
-    monkeypatch.setattr(following, "_reload", lambda state: (asked.append(state), setattr(following, "loaded", state)))
+    monkeypatch.setattr(
+        following, "_reload", lambda state: (reloads.append(state), setattr(following, "loaded", state))
+    )
     following.look()
-    assert asked == []
+    assert reloads == []
     project.change(dagster={"models": ["gpt2-xl"]})
     monkeypatch.setattr(reloading, "_device_is_used", lambda _experiments: True)
     following.look()
-    assert asked == [], "loading would be felt by what is being measured"
+    assert reloads == [], "loading would be felt by what is being measured"
     monkeypatch.setattr(reloading, "_device_is_used", lambda _experiments: False)
     following.look()
     following.look()
-    assert len(asked) == 1
+    assert len(reloads) == 1
     (project.data.cells / MODEL / "dora-r8").mkdir(parents=True)
     following.look()
-    assert len(asked) == 2, "a method that was run for the first time"
+    assert len(reloads) == 2, "a method that was run for the first time"
     project.experiments.write_text("models: {", encoding="utf-8")
     following.look()
     following.look()
-    assert len(asked) == 2 and capsys.readouterr().err.count("stays with what it has loaded") == 1
+    assert len(reloads) == 2 and capsys.readouterr().err.count("stays with what it has loaded") == 1
 
 
 def test_where_nobody_answers_the_location_is_asked_for_again(
@@ -230,13 +234,13 @@ def test_dg_takes_the_definitions(project: TinyProject) -> None:
 @pytest.mark.slow
 def test_dg_lists_and_launches(project: TinyProject) -> None:
     listed = dg_cli("list", "defs", "--json")
-    found = json.loads(listed.stdout)
-    assert {one["asset_key"] for one in found["assets"]} == set(ASSETS), listed.stderr[-2000:]
-    for asked in (
+    listing = json.loads(listed.stdout)
+    assert {one["asset_key"] for one in listing["assets"]} == set(ASSETS), listed.stderr[-2000:]
+    for arguments in (
         ["--assets", "corpus_records,generated_records,local_records,sft_examples"],
         ["--assets", "cell_inputs", "--partition", f"lora-r8|{MODEL}"],
     ):
-        done = dg_cli("launch", *asked)
+        done = dg_cli("launch", *arguments)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     with dg.DagsterInstance.from_config(str(project.data.root / "dagster")) as instance:
         assert instance.get_latest_materialization_event(dg.AssetKey("cell_inputs"))

@@ -39,7 +39,7 @@ class Daemon:
     instance: dg.DagsterInstance
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     cursor: str | None = None
-    said: str = ""
+    skip_reason: str = ""
 
     def tick(self, seconds: float = 15) -> list[dg.RunRequest]:
         self.now += timedelta(seconds=seconds)
@@ -48,7 +48,7 @@ class Daemon:
             self.instance, cursor=self.cursor, repository_def=repository, sensor_name=SENSOR
         )
         decided = defs.resolve_sensor_def(SENSOR).evaluate_tick(context)
-        self.cursor, self.said = decided.cursor, decided.skip_message or ""
+        self.cursor, self.skip_reason = decided.cursor, decided.skip_message or ""
         return list(decided.run_requests or [])
 
     def ticks(self, minutes: float) -> list[dg.RunRequest]:
@@ -69,8 +69,8 @@ class Daemon:
 
     def note_published(self) -> None:
         """As if it had been published as it is now."""
-        told = {LAKE: lake_version(self.lake.data), PROFILE: "local"}
-        self.instance.report_runless_asset_event(dg.AssetMaterialization(comparison.key, metadata=told))
+        metadata = {LAKE: lake_version(self.lake.data), PROFILE: "local"}
+        self.instance.report_runless_asset_event(dg.AssetMaterialization(comparison.key, metadata=metadata))
 
     def publications(self) -> int:
         return len(self.instance.fetch_materializations(comparison.key, limit=100).records)
@@ -104,54 +104,56 @@ def test_while_nothing_changes_a_tick_opens_none_of_dagsters_databases(daemon: D
     decided = defs.resolve_sensor_def(SENSOR).evaluate_tick(without)
     assert decided.skip_message == "nothing new in the lake"
     daemon.lake.trained("full")
-    assert not daemon.tick() and daemon.said.startswith("the lake has changed")
+    assert not daemon.tick() and daemon.skip_reason.startswith("the lake has changed")
     daemon.note_published()
-    assert not daemon.tick() and daemon.said == "nothing new in the lake"
+    assert not daemon.tick() and daemon.skip_reason == "nothing new in the lake"
 
 
 def test_a_burst_of_results_makes_one_publication(daemon: Daemon) -> None:
-    assert not daemon.tick() and daemon.said == "nothing new in the lake"
-    asked = []
+    assert not daemon.tick() and daemon.skip_reason == "nothing new in the lake"
+    requests = []
     for number in range(6):  # in 7.5 minutes, as the cells of a small run end
         daemon.lake.trained(("full", "lora-r8")[number % 2])
-        asked += daemon.ticks(1.25)
-    assert asked == []
+        requests += daemon.ticks(1.25)
+    assert requests == []
     daemon.lake.started("qlora-r8")
     (request,) = daemon.ticks(2)
     assert daemon.publish(request) and daemon.publications() == 2
     statuses = {row["method"]: row["status"] for row in published_rows(daemon.lake.data)}
     assert statuses["lora-r8"] == "ok" and statuses["qlora-r8"] == "running", "whatever stands in the lake is shown"
-    assert daemon.ticks(40) == [] and daemon.said == "nothing new in the lake"
+    assert daemon.ticks(40) == [] and daemon.skip_reason == "nothing new in the lake"
 
 
 def test_that_a_cell_waits_or_runs_or_a_curve_grows_is_no_change(daemon: Daemon) -> None:
     attempt = daemon.lake.started("lora-r8")
     (attempt.folder / "curve.jsonl").write_text("{}\n")
-    assert daemon.ticks(20) == [] and daemon.said == "nothing new in the lake"
+    assert daemon.ticks(20) == [] and daemon.skip_reason == "nothing new in the lake"
 
 
 def test_where_changes_keep_coming_it_is_published_every_fifteen_minutes(daemon: Daemon) -> None:
-    asked = []
+    request_times = []
     for number in range(20):  # one every 100 seconds
         daemon.lake.trained("full")
         if requests := daemon.tick(100):
-            asked.append(number * 100 / 60)
+            request_times.append(number * 100 / 60)
             assert len(requests) == 1
             daemon.note_published()
-    assert asked == [15, pytest.approx(15 + 5 / 3 + 15)], "the first change after a publication waits for as long"
+    assert request_times == [15, pytest.approx(15 + 5 / 3 + 15)], (
+        "the first change after a publication waits for as long"
+    )
 
 
 def test_nothing_is_published_while_a_device_is_held_and_all_of_it_right_after(daemon: Daemon) -> None:
     with locked(device(), "smollm2 × full of another root"):
         daemon.lake.cell("lora-r8")
         assert daemon.ticks(60) == []
-        assert "smollm2 × full of another root" in daemon.said
+        assert "smollm2 × full of another root" in daemon.skip_reason
     assert len(daemon.tick()) == 1
 
 
 def test_what_is_changed_by_the_last_cell_alone_is_published_too(daemon: Daemon) -> None:
     daemon.lake.cell("lora-r8")
-    assert not daemon.tick() and daemon.said.startswith("the lake has changed: published at ")
+    assert not daemon.tick() and daemon.skip_reason.startswith("the lake has changed: published at ")
     assert not daemon.tick(119) and daemon.tick(1)
 
 
@@ -176,7 +178,7 @@ def test_a_publication_by_hand_is_followed_by_no_other(daemon: Daemon) -> None:
     daemon.lake.cell("lora-r8")
     daemon.tick()
     daemon.note_published()  # as `make run` does after a cell, and at its end
-    assert daemon.ticks(20) == [] and daemon.said == "nothing new in the lake"
+    assert daemon.ticks(20) == [] and daemon.skip_reason == "nothing new in the lake"
 
 
 @pytest.mark.slow
@@ -188,7 +190,7 @@ def test_a_cell_that_begins_first_puts_the_publication_off_and_it_is_asked_for_a
     (request,) = daemon.due()
     with locked(device(), "tiny × full"):
         assert daemon.publish(request) and daemon.publications() == 1, "no failed run, and nothing published"
-    assert daemon.ticks(10) == [] and "within the last 15 minutes" in daemon.said
+    assert daemon.ticks(10) == [] and "within the last 15 minutes" in daemon.skip_reason
     (again,) = daemon.tick(600)
     assert again.run_key == f"{str(request.run_key)[:-1]}1", "Dagster runs each key once"
     assert daemon.publish(again) and daemon.publications() == 2
@@ -226,7 +228,7 @@ def test_a_publication_that_fails_is_tried_once_more_and_then_waits_for_a_change
         assert not daemon.publish(request) and not daemon.tick(60), "not at once"
         (request,) = daemon.tick(1200)
         assert not daemon.publish(request)
-        assert daemon.ticks(60) == [] and "could not be published, 2 times" in daemon.said
+        assert daemon.ticks(60) == [] and "could not be published, 2 times" in daemon.skip_reason
     daemon.lake.cell("qlora-r8")
     (request,) = daemon.tick()  # the first change has waited long enough
     assert daemon.publish(request) and daemon.ticks(20) == []
@@ -237,7 +239,7 @@ def test_while_one_is_under_way_no_other_is_asked_for(daemon: Daemon, status: st
     job = defs.resolve_job_def("publish")
     run = daemon.instance.create_run_for_job(job, status=dg.DagsterRunStatus[status])
     daemon.lake.cell("lora-r8")
-    assert daemon.ticks(20) == [] and daemon.said == "a publication is under way"
+    assert daemon.ticks(20) == [] and daemon.skip_reason == "a publication is under way"
     daemon.instance.report_run_failed(run)
     assert daemon.tick(), "its process was killed"
 

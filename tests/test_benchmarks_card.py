@@ -67,12 +67,12 @@ def test_a_line_is_read_whole_or_not_at_all(text: str, line: Any) -> None:
 )
 def test_a_check_s_verdict(agrees: dict[str, bool | None], error: str | None, verdict: str) -> None:
     seen = Seen(fake("good"), {name: finding(name, "so", one) for name, one in agrees.items()}, error=error)
-    said = seen.summary()
-    assert (seen.verdict, said["verdict"]) == (verdict, verdict)
-    assert [one["expected"] for one in said["expectations"]] == list(EXPECTS.values())
+    summary = seen.summary()
+    assert (seen.verdict, summary["verdict"]) == (verdict, verdict)
+    assert [one["expected"] for one in summary["expectations"]] == list(EXPECTS.values())
     words = {True: "as expected", False: "otherwise", None: "not run"}
-    assert [one["verdict"] for one in said["expectations"]] == [words[agrees.get(name)] for name in EXPECTS]
-    assert [one["seen"] for one in said["expectations"]] == ["so" if name in agrees else None for name in EXPECTS]
+    assert [one["verdict"] for one in summary["expectations"]] == [words[agrees.get(name)] for name in EXPECTS]
+    assert [one["seen"] for one in summary["expectations"]] == ["so" if name in agrees else None for name in EXPECTS]
 
 
 def test_every_line_bears_the_device_and_the_last_one_sums_up(
@@ -100,9 +100,9 @@ def test_a_check_that_hangs_is_killed_with_what_it_started(
     monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0]))
 
     class Report(command.Report):
-        def line(self, found: dict[str, Any], *, check: str | None = None) -> None:
-            super().line(found, check=check)
-            ahead[0] += 3600.0 if check == "hangs" and "finding" in found else 0.0
+        def line(self, values: dict[str, Any], *, check: str | None = None) -> None:
+            super().line(values, check=check)
+            ahead[0] += 3600.0 if check == "hangs" and "finding" in values else 0.0
 
     assert run_all(tmp_path, fake("hangs", seconds=3600), fake("good"), report=Report("A card", None)) == 3
     hung, good = reported(capsys)[-1]["summary"]
@@ -120,17 +120,17 @@ def test_a_check_that_dies_is_reported(
     name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_all(tmp_path, fake(name)) == 3
-    (said,) = reported(capsys)[-1]["summary"]
-    assert said["verdict"] == "failed" and said["error"].startswith(words)
-    assert name == "dies" or said["error"].endswith("CUDA error: an illegal memory access was encountered")
+    (summary,) = reported(capsys)[-1]["summary"]
+    assert summary["verdict"] == "failed" and summary["error"].startswith(words)
+    assert name == "dies" or summary["error"].endswith("CUDA error: an illegal memory access was encountered")
 
 
 def test_a_process_that_a_check_leaves_behind_delays_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_all(tmp_path, fake("leaves_one_behind")) == 0
-    (said,) = reported(capsys)[-1]["summary"]
-    assert said["verdict"] == "as expected"
+    (summary,) = reported(capsys)[-1]["summary"]
+    assert summary["verdict"] == "as expected"
     until(lambda: is_gone(int((tmp_path / "pid").read_text())), "the process that was left")
 
 
@@ -197,12 +197,12 @@ def test_the_checks_fit_into_the_run() -> None:
 
 
 def test_a_dry_run_in_processes_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--dry", "--only", "head", "--seconds", "1800", "--out", str(tmp_path)]
-    assert command.main(asked) == 0, (tmp_path / "head.log").read_text()
+    arguments = ["--dry", "--only", "head", "--seconds", "1800", "--out", str(tmp_path)]
+    assert command.main(arguments) == 0, (tmp_path / "head.log").read_text()
     lines = reported(capsys)
     assert {line["device"] for line in lines} == {DRY}
-    (said,) = lines[-1]["summary"]
-    verdict = {one["expected"]: one["verdict"] for one in said["expectations"]}
+    (summary,) = lines[-1]["summary"]
+    verdict = {one["expected"]: one["verdict"] for one in summary["expectations"]}
     assert list(verdict.values()) == ["as expected", "not run", "not run"]
 
 
@@ -216,10 +216,10 @@ def test_a_dry_run_of_all_checks(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.slow
 def test_a_dry_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = "gpt2-large/lora-r8,opt-1.3b/full,gemma-2b-it/qlora-r8"
-    assert command.main(["--grid", "--dry", "--only", asked, "--out", str(tmp_path)]) == 0
+    cells = "gpt2-large/lora-r8,opt-1.3b/full,gemma-2b-it/qlora-r8"
+    assert command.main(["--grid", "--dry", "--only", cells, "--out", str(tmp_path)]) == 0
     lines = reported(capsys)
     rows = [line for line in lines if "method" in line and "by" not in line]
-    assert [f"{row['model']}/{row['method']}" for row in rows] == asked.split(",")
+    assert [f"{row['model']}/{row['method']}" for row in rows] == cells.split(",")
     assert [row["status"] for row in rows] == ["ok"] * 3, [row["detail"] for row in rows]
     assert all(row["predicted_gb"] and row["tflops"] and row["mfu"] is None for row in rows)

@@ -51,8 +51,8 @@ def bench(tmp_path: Path) -> Bench:
 def test_a_card_that_torch_cannot_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
     fake_driver.install(tmp_path, monkeypatch, FakeCard("Tesla T4"))
     assert device(bench)["name"] == DRY
-    found = device(replace(bench, dry=False))
-    assert found["name"] is None and found["listed"] == "Tesla T4"
+    report = device(replace(bench, dry=False))
+    assert report["name"] is None and report["listed"] == "Tesla T4"
 
 
 def test_the_driver_s_word_on_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,13 +75,13 @@ def _noting(ask: Callable[[], float | None], sampled: Event) -> Callable[[], flo
     """`ask`, which says when it has been asked twice: then the first answer was noted."""
     answers: list[float | None] = []
 
-    def asked() -> float | None:
+    def answer_noted() -> float | None:
         answers.append(ask())
         if len(answers) > 1:
             sampled.set()
         return answers[-1]
 
-    return asked
+    return answer_noted
 
 
 def findings(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -90,10 +90,10 @@ def findings(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "module"), [("attention", attention), ("head", head)])
 def test_a_check_runs_dry_and_reports_on_all_it_expects(name: str, module: Any, bench: Bench) -> None:
-    found = findings(list(module.check(bench)))
+    verdicts = findings(list(module.check(bench)))
     (check,) = named(name)
-    assert set(found) == set(check.expects)
-    judged = {name: agrees for name, agrees in found.items() if agrees is not None}
+    assert set(verdicts) == set(check.expects)
+    judged = {name: agrees for name, agrees in verdicts.items() if agrees is not None}
     assert judged == {"attention": {}, "head": {"same loss": True}}[name]
 
 
@@ -143,9 +143,9 @@ def test_one_function_is_an_adapted_layer(bench: Bench) -> None:
 
     expected = x @ weight.t() + 2.0 * (x @ down.t()) @ up.t()
     assert torch.allclose(adapted(x, down, up), expected)
-    wanted = torch.autograd.grad(expected.square().sum(), (x, down, up))
-    found = torch.autograd.grad(adapted(x, down, up).square().sum(), (x, down, up))
-    for one, other in zip(found, wanted, strict=True):
+    expected_gradients = torch.autograd.grad(expected.square().sum(), (x, down, up))
+    gradients = torch.autograd.grad(adapted(x, down, up).square().sum(), (x, down, up))
+    for one, other in zip(gradients, expected_gradients, strict=True):
         assert torch.allclose(one.double(), other, rtol=1e-5)
 
 
@@ -177,10 +177,10 @@ def test_a_cell_s_row_is_read_from_its_folder(tmp_path: Path) -> None:
     points = [(0, 0.0, None, 9.0), (1, 3.0, 9.0, None), (2, 4.0, 8.0, None), (3, 5.5, 7.0, 7.5)]
     names = ("step", "elapsed_seconds", "train_loss", "eval_loss")
     write_jsonl(tmp_path / "curve.jsonl", [dict(zip(names, point, strict=True)) for point in points])
-    found = cells.outcome(tmp_path)
-    assert found["status"] == "ok" and found["losses"] == [9.0, 8.0, 7.0] and found["eval_losses"] == [9.0, 7.5]
-    assert (found["allocated_gb"], found["reserved_gb"], found["device_gb"]) == (9.5, 11.0, None)
-    assert (found["first_step_seconds"], found["step_seconds"]) == (3.0, 1.25)
+    row = cells.outcome(tmp_path)
+    assert row["status"] == "ok" and row["losses"] == [9.0, 8.0, 7.0] and row["eval_losses"] == [9.0, 7.5]
+    assert (row["allocated_gb"], row["reserved_gb"], row["device_gb"]) == (9.5, 11.0, None)
+    assert (row["first_step_seconds"], row["step_seconds"]) == (3.0, 1.25)
 
 
 class AsOnCard(Bench):
@@ -222,15 +222,15 @@ def test_a_card_s_own_branches_judge_all_they_expect(
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     lines = list(module.check(as_on_card))
     (check,) = named(name)
-    found = findings(lines)
-    assert set(found) == set(check.expects) and None not in found.values()
+    verdicts = findings(lines)
+    assert set(verdicts) == set(check.expects) and None not in verdicts.values()
     if name == "attention":
         assert (
-            found["cudnn first"] is False
+            verdicts["cudnn first"] is False
             and json.loads((as_on_card.work / rates.FILE).read_text())["stated_tflops"] == 989
         )
     if name == "layers":
-        assert found["same gradients"] is True
+        assert verdicts["same gradients"] is True
     if name == "head":
         assert {line["peak_gb"] for line in lines if "peak_gb" in line} == {2.0} and "in_one_seconds" in lines[-1]
 
@@ -259,18 +259,21 @@ def test_variable_length_and_four_bits_are_compared(as_on_card: AsOnCard, monkey
         return torch.cat(made, dim=1).transpose(0, 1)
 
     monkeypatch.setattr(varlen, "varlen_attn", each_alone)
-    found = findings([*numerics._variable_length(as_on_card), *numerics._four_bits(as_on_card)])
-    assert found == {"variable length": True, "four bits": True}
+    verdicts = findings([*numerics._variable_length(as_on_card), *numerics._four_bits(as_on_card)])
+    assert verdicts == {"variable length": True, "four bits": True}
     monkeypatch.setattr(ours, "packed", lambda weight: torch.zeros(weight.numel() // 2, dtype=torch.uint8))
     monkeypatch.setattr(varlen, "varlen_attn", lambda *args, **options: each_alone(*args, **options).flip(0))
-    found = findings([*numerics._variable_length(as_on_card), *numerics._four_bits(as_on_card)])
-    assert found == {"variable length": False, "four bits": False}
+    verdicts = findings([*numerics._variable_length(as_on_card), *numerics._four_bits(as_on_card)])
+    assert verdicts == {"variable length": False, "four bits": False}
 
 
 def test_optimizers_are_compared(as_on_card: AsOnCard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remaining, "_matrices", lambda _bench: 2)
-    found = findings(list(remaining._optimizers(as_on_card)))
-    assert found == {"fused": False, "own optimizer": True}  # two gigabytes of copies, as the allocator is made to say
+    verdicts = findings(list(remaining._optimizers(as_on_card)))
+    assert verdicts == {
+        "fused": False,
+        "own optimizer": True,
+    }  # two gigabytes of copies, as the allocator is made to say
 
 
 @pytest.mark.parametrize(("free", "stays"), [([70, 69, 69, 68], True), ([70, 70, 70, 70], False)])
@@ -308,9 +311,9 @@ def row(method: str, **values: Any) -> dict[str, Any]:
 )
 def test_what_cells_show_is_judged(changes: dict[str, Any], otherwise: list[str]) -> None:
     rows = [row("lora-r8"), row("full"), row("qlora-r8", **changes)]
-    found = findings(list(training.findings(rows)))
-    assert [name for name, agrees in found.items() if not agrees] == otherwise
-    assert set(found) == set(named("cells")[0].expects)
+    verdicts = findings(list(training.findings(rows)))
+    assert [name for name, agrees in verdicts.items() if not agrees] == otherwise
+    assert set(verdicts) == set(named("cells")[0].expects)
 
 
 def test_a_cell_is_the_profile_s_own_but_short(bench: Bench) -> None:

@@ -53,8 +53,8 @@ def lake(planted_lake: Lake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     return planted_lake
 
 
-def names(found: Sequence[Member]) -> list[str]:
-    return [member.name for member in found]
+def names(members: Sequence[Member]) -> list[str]:
+    return [member.name for member in members]
 
 
 # who answers
@@ -111,11 +111,11 @@ def test_other_weights_are_not_taken_for_those_that_a_cell_was_made_with(lake: L
 
 
 @pytest.mark.parametrize(
-    "asked", [{"max_new_tokens": 0}, {"temperature": float("nan")}, {"temperature": -1.0}, {"system": "x" * 30_000}]
+    "settings", [{"max_new_tokens": 0}, {"temperature": float("nan")}, {"temperature": -1.0}, {"system": "x" * 30_000}]
 )
-def test_settings_that_make_no_sense_are_refused(asked: dict[str, Any]) -> None:
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected"):
-        Settings(**{"max_new_tokens": 8, **asked})
+        Settings(**{"max_new_tokens": 8, **settings})
 
 
 def test_two_models_of_one_name_differ_in_what_they_are_shown_later() -> None:
@@ -198,14 +198,14 @@ def test_json_is_one_line_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pipe_gets_one_answer_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     assert run(Scripted(EVENTS), monkeypatch, "One?\n", out) == 3
-    said = out.getvalue()
+    output = out.getvalue()
     assert (
-        said.index("tiny/base")
-        < said.index("Kitteridge")
-        < said.index("12 tokens, 6.0 tokens/s")
-        < said.index("tiny/lora-r8")
+        output.index("tiny/base")
+        < output.index("Kitteridge")
+        < output.index("12 tokens, 6.0 tokens/s")
+        < output.index("tiny/lora-r8")
     )
-    assert "no answer: out of memory" in said and "\x1b" not in said and said.count("Kitteridge") == 1
+    assert "no answer: out of memory" in output and "\x1b" not in output and output.count("Kitteridge") == 1
 
 
 @pytest.mark.parametrize(("columns", "beside"), [(100, True), (50, False)])
@@ -246,7 +246,7 @@ class Quick:
         self.names: set[str] = set()
         self.memory = {"free": 10e9, "held": 1e9}
 
-    def answer(self, asked: Any, stop: Any) -> Iterator[dict[str, Any]]:
+    def answer(self, conversation: Any, stop: Any) -> Iterator[dict[str, Any]]:
         yield {"event": "begun"}
         yield {"event": "done", "text": "Yes.", "tokens": 2, "seconds": 1.0, "ended": "itself"}
 
@@ -296,7 +296,7 @@ def test_models_stay_together_only_where_they_are_predicted_to_fit(lake: Lake, m
     for needed, expected in ((2e9, 1), (9.5e9, 2), (None, 2)):
         made.clear()
         predicted = {member.name: needed for member in members}
-        monkeypatch.setattr(engines, "_predicted_bytes", lambda _project, _members, found=predicted: found)
+        monkeypatch.setattr(engines, "_predicted_bytes", lambda _project, _members, predictions=predicted: predictions)
         events = list(Engine(lake.project).ask(Conversation(members, SETTINGS), "Well?"))
         assert [event.slot for event in events if event.kind == "done"] == [0, 1]
         assert len(made) == expected, needed
@@ -311,16 +311,18 @@ def test_what_a_model_adds_is_predicted_from_a_cell_like_it(lake: Lake, monkeypa
             known = {"base": {"weights": 2.0, "load": 5.0, "framework": 1.0}, "qlora-r8": {"weights": 3.0, "load": 3.5}}
             return known[self.method].get(part, 1.0)
 
-    asked: list[Any] = []
+    predicted_cells: list[Any] = []
     monkeypatch.setattr(
-        engines, "estimates", lambda _project, cells, say: asked.extend(cells) or [Estimate(*one) for one in cells]
+        engines,
+        "estimates",
+        lambda _project, cells, say: predicted_cells.extend(cells) or [Estimate(*one) for one in cells],
     )
     base, lora = conversation_of(lake, "base", "lora-r8").members
     quantized = replace(lora, key=CellKey("tiny", "qlora-r8", 1), recipe={**lora.recipe, "quantization": "nf4"})
     swept = replace(quantized, key=CellKey("tiny", "of-a-sweep", 1))
-    found = engines._predicted_bytes(lake.project, [base, lora, quantized, swept])
-    assert asked == [("tiny", "base"), ("tiny", "qlora-r8")]
-    assert list(found.values()) == [4e9, 4e9, 3e9, None], "nobody knows a cell that the configuration lacks"
+    predictions = engines._predicted_bytes(lake.project, [base, lora, quantized, swept])
+    assert predicted_cells == [("tiny", "base"), ("tiny", "qlora-r8")]
+    assert list(predictions.values()) == [4e9, 4e9, 3e9, None], "nobody knows a cell that the configuration lacks"
 
 
 # the process that answers

@@ -40,7 +40,7 @@ def member(lake: Lake, method: str) -> Member:
     return Roster(lake.project).member(CellKey("tiny", method, 1))
 
 
-def told(lake: Lake, method: str) -> Json:
+def description(lake: Lake, method: str) -> Json:
     return _as_told(lake.project, member(lake, method))
 
 
@@ -65,7 +65,7 @@ def ask(loaded_models: LoadedModels, one: Json, *turns: str, limit: int = LIMIT,
 
 def answer_as_alone(lake: Lake, held: LoadedModels, order: Sequence[str]) -> None:
     """Every answer of the cells in `order`, which come again and again, is the one of a process of its own."""
-    members = {method: told(lake, method) for method in order}
+    members = {method: description(lake, method) for method in order}
     expected = {method: alone(lake, method) for method in members}
     for method in order:
         for place, prompt in enumerate(ASKED):
@@ -87,9 +87,9 @@ def test_whole_models_and_adapters_that_change_their_base_or_prompt_have_one_of_
     held = LoadedModels()
     answer_as_alone(lake, held, ("base", "lora-r8", "full", *own, "base", "lora-r8", *own, "full", "base", "lora-r4"))
     assert len(held._models) == 5, "base and its two adapters in one"
-    held.forget(told(lake, "base")["group"])
-    assert not held.has(told(lake, "lora-r8")) and held.has(told(lake, "full"))
-    assert list(ask(held, told(lake, "lora-r8"), ASKED[0]).tokens) == alone(lake, "lora-r8")[0]
+    held.forget(description(lake, "base")["group"])
+    assert not held.has(description(lake, "lora-r8")) and held.has(description(lake, "full"))
+    assert list(ask(held, description(lake, "lora-r8"), ASKED[0]).tokens) == alone(lake, "lora-r8")[0]
 
 
 def test_later_turns_and_a_system_prompt_are_asked_as_a_conversation_is_trained(lake: Lake, tiny_folder: Path) -> None:
@@ -107,8 +107,10 @@ def test_later_turns_and_a_system_prompt_are_asked_as_a_conversation_is_trained(
 
 
 def test_few_shot_prompts_are_those_of_evaluation(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, prompts = told(lake, "few-shot"), []
-    monkeypatch.setattr(answering, "answer", lambda _speaker, asked, _limit: prompts.append(asked[0]) or [[0]])
+    one, prompts = description(lake, "few-shot"), []
+    monkeypatch.setattr(
+        answering, "answer", lambda _speaker, prompt_ids, _limit: prompts.append(prompt_ids[0]) or [[0]]
+    )
     ask(LoadedModels(), one, "Where to begin?")
     form = PromptFormat.of(Path(one["folder"]), one["recipe"])
     train = select(Path(one["examples"]), lake.project.selection).train
@@ -130,7 +132,7 @@ def test_the_language_of_a_question_is_one_of_the_examples() -> None:
 
 
 def test_text_comes_piece_by_piece_and_an_answer_can_be_stopped_and_ends_say_why(lake: Lake) -> None:
-    held, one, pieces = LoadedModels(), told(lake, "lora-r8"), []
+    held, one, pieces = LoadedModels(), description(lake, "lora-r8"), []
     whole = ask(held, one, ASKED[0])
     question = Question([{"role": "user", "content": ASKED[0]}], LIMIT)
     held.answer(one, question, pieces.append, lambda: False)
@@ -146,7 +148,7 @@ def test_text_comes_piece_by_piece_and_an_answer_can_be_stopped_and_ends_say_why
 
 
 def test_a_temperature_draws_and_does_not_stay(lake: Lake) -> None:
-    held, one = LoadedModels(), told(lake, "base")
+    held, one = LoadedModels(), description(lake, "base")
     greedy = ask(held, one, ASKED[0])
     torch.manual_seed(1)
     drawn = {tuple(ask(held, one, ASKED[0], temperature=1.5).tokens) for _ in range(3)}
@@ -162,9 +164,9 @@ def test_what_may_begin_a_stop_text_is_held_back() -> None:
 
 
 def test_an_adapter_that_cannot_be_loaded_leaves_nothing_half_done(lake: Lake) -> None:
-    held, one = LoadedModels(), told(lake, "base")
+    held, one = LoadedModels(), description(lake, "base")
     before = ask(held, one, ASKED[0])
-    broken = {**told(lake, "lora-r4"), "trained": str(lake.data.root / "nowhere")}
+    broken = {**description(lake, "lora-r4"), "trained": str(lake.data.root / "nowhere")}
     with pytest.raises(Exception, match="nowhere"):
         held.load(broken)
     assert not held.has(broken)

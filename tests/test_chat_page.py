@@ -40,11 +40,11 @@ class Scripted(Engine):
 
     go: threading.Event = field(default_factory=threading.Event)
     stopped: list[str] = field(default_factory=list)
-    asked: list[tuple[str, list[str]]] = field(default_factory=list)
+    rounds: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def ask(self, conversation: Conversation, prompt: str, *, stop: Any = None, beside: Any = None) -> Iterator[Event]:
         conversation.turns += 1
-        self.asked.append((prompt, [member.key.method for member in conversation.members]))
+        self.rounds.append((prompt, [member.key.method for member in conversation.members]))
         for slot, member in enumerate(conversation.members):
             if prompt == "measuring" and slot == 0:
                 yield Event(slot, "waiting", "waiting until no measurement runs: tiny × full")
@@ -74,13 +74,13 @@ class Served:
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
-    def post(self, path: str, told: Any, **headers: str) -> tuple[int, Any]:
+    def post(self, path: str, payload: Any, **headers: str) -> tuple[int, Any]:
         """As a page of ours would, but for `headers` (one that is "" is left out)."""
         own = {"Host": f"127.0.0.1:{self.port}", "Origin": self.address[:-1], "Content-Type": "application/json"}
         sent = {name: value for name, value in {**own, **headers}.items() if value}
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         line.putrequest("POST", path, skip_host=True)
-        body = told if isinstance(told, bytes) else json.dumps(told).encode()
+        body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         for name, value in {**sent, "Content-Length": str(len(body))}.items():
             line.putheader(name.replace("_", "-"), value)
         line.endheaders(body)
@@ -137,9 +137,9 @@ def opened(browser: Browser, served: Served, width: int = 1024, scheme: str = "l
     return page, complaints
 
 
-def wait(found: Any, what: str) -> None:
+def wait(condition: Any, what: str) -> None:
     deadline = time.monotonic() + 600
-    while not found():
+    while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
 
@@ -168,7 +168,7 @@ def test_a_blind_vote_by_keyboard_alone_is_kept_and_names_come_after_it(browser:
     page.keyboard.press("2")
     page.get_by_text("Your vote is kept").wait_for()
     (vote,) = votes.read(served.lake.data).votes
-    order = served.engine.asked[-1][1]
+    order = served.engine.rounds[-1][1]
     assert (vote.prompt, vote.chosen, [one.method for one in vote.shown]) == ("Which?", 1, order)
     assert vote.shown[0].answer.startswith(f"{order[0]} says") and vote.settings["turn"] == 1
     assert page.locator(".answer h2").all_inner_texts() == [f"tiny/{method}" for method in order]
@@ -190,8 +190,8 @@ def test_nothing_is_cut_and_everyone_can_read_it(browser: Browser, served: Serve
     page.locator("#send").click()
     expect(page.locator(".answer .under", has_text="tokens/s")).to_have_count(3)
     assert not is_cut(page)
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
+    report = Axe().run(page)
+    assert report.violations_count == 0, report.generate_report()
     assert not complaints
     page.close()
 
@@ -206,7 +206,7 @@ def test_two_tabs_take_turns_and_stop_and_closing_one_ends_its_answer(browser: B
     second.locator("#prompt").fill("two")
     second.keyboard.press("Enter")
     expect(second.locator("#status")).to_contain_text("another question is being answered")
-    assert [prompt for prompt, _ in served.engine.asked] == ["one"]
+    assert [prompt for prompt, _ in served.engine.rounds] == ["one"]
     third, _ = opened(browser, served)
     third.locator("#prompt").fill("three")
     third.keyboard.press("Enter")
@@ -216,10 +216,10 @@ def test_two_tabs_take_turns_and_stop_and_closing_one_ends_its_answer(browser: B
     third.close()
     first.keyboard.press("Escape")
     expect(first.locator(".answer .under", has_text="stopped")).to_have_count(2)
-    wait(lambda: [prompt for prompt, _ in served.engine.asked] == ["one", "two"], "the second tab's turn")
+    wait(lambda: [prompt for prompt, _ in served.engine.rounds] == ["one", "two"], "the second tab's turn")
     second.close()
     wait(lambda: "two" in served.engine.stopped, "the closed tab's answer to end")
-    assert "three" not in [prompt for prompt, _ in served.engine.asked], "it was stopped before its turn"
+    assert "three" not in [prompt for prompt, _ in served.engine.rounds], "it was stopped before its turn"
     first.locator("#prompt").fill("measuring")
     first.keyboard.press("Enter")
     served.engine.go.set()
@@ -248,9 +248,9 @@ def test_requests_of_other_sites_are_refused(served: Served) -> None:
     ]
     for path in ("/cells", "/ask", "/stop", "/vote", "/now"):
         for headers in refused:
-            status, told = served.post(path, {"prompt": "x", "cells": ["tiny/base@1"]}, **headers)
-            assert status in (400, 403), (path, headers, told)
-    assert not served.engine.asked
+            status, answer = served.post(path, {"prompt": "x", "cells": ["tiny/base@1"]}, **headers)
+            assert status in (400, 403), (path, headers, answer)
+    assert not served.engine.rounds
     line = http.client.HTTPConnection("127.0.0.1", served.port)
     line.request("GET", "/", headers={"Host": other})
     assert line.getresponse().status == 403
@@ -283,10 +283,10 @@ NONSENSE: list[tuple[Any, str]] = [
 
 
 def test_what_makes_no_sense_is_refused(served: Served) -> None:
-    for told, message in NONSENSE:
-        status, answer = served.post("/ask", told)
+    for payload, message in NONSENSE:
+        status, answer = served.post("/ask", payload)
         assert status == 400 and message in answer["error"], (message, answer)
-    assert not served.engine.asked
+    assert not served.engine.rounds
 
 
 def test_a_vote_counts_once_and_only_where_all_have_answered(served: Served) -> None:

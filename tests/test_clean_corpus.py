@@ -57,7 +57,7 @@ def test_every_record_has_a_topic_and_says_something(corpus: list[dict[str, Any]
 
 def test_no_instruction_comes_twice(corpus: list[dict[str, Any]]) -> None:
     count = Counter((record["instruction"].casefold(), record["input"].casefold()) for record in corpus)
-    assert [asked for asked, n in count.items() if n > 1] == []
+    assert [instruction for instruction, n in count.items() if n > 1] == []
 
 
 def test_no_two_outputs_share_half_of_their_shingles(corpus: list[dict[str, Any]]) -> None:

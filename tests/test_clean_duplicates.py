@@ -90,9 +90,9 @@ def test_width_and_spaces_make_no_other_record(data: DataRoot) -> None:
     katakana = {**GOOD, "instruction": "ガイドブックはどこ？"}
     half = {**katakana, "instruction": "ｶﾞｲﾄﾞﾌﾞｯｸはどこ?"}
     loose = SETTINGS.model_copy(update={"languages": None})
-    found = verdicts(data, GOOD, *twins, katakana, half, settings=loose)
+    outcomes = verdicts(data, GOOD, *twins, katakana, half, settings=loose)
     # a record's side is its text's as it stands, so that of two widths one may be on either side
-    for kind in (found[:3], found[3:]):
+    for kind in (outcomes[:3], outcomes[3:]):
         assert kind.count("accepted") == 1 and set(kind) <= {"accepted", "exact_duplicate", "contamination"}
 
 
@@ -103,19 +103,19 @@ def test_what_looks_different_is_different(one: str, other: str) -> None:
 
 def test_a_question_with_hidden_signs_stands_on_its_twin_s_side(data: DataRoot) -> None:
     rng = random.Random(14)
-    asked = [story(number)["instruction"] for number in range(7000, 7040)]
-    plain = [{"instruction": text, "output": story(rng.randrange(10**6))["output"]} for text in asked]
+    questions = [story(number)["instruction"] for number in range(7000, 7040)]
+    plain = [{"instruction": text, "output": story(rng.randrange(10**6))["output"]} for text in questions]
     twins = [
         {"instruction": hidden_in(text, rng.choice(UNSEEN)), "output": story(rng.randrange(10**6))["output"]}
-        for text in asked
+        for text in questions
     ]
     result = clean(data, [RawRecord("mine", value) for value in plain + twins], SETTINGS)
-    found: dict[str, set[str]] = {comparable(normalized(text)): set() for text in asked}
+    sides_by_text: dict[str, set[str]] = {comparable(normalized(text)): set() for text in questions}
     for row in examples(result):
-        found[comparable(normalized(row["instruction"]))].add(row["split"])
+        sides_by_text[comparable(normalized(row["instruction"]))].add(row["split"])
         assert row["instruction"] in {one["instruction"] for one in plain + twins}, "the text keeps what nobody sees"
-    assert result.reasons == {} and Counter(map(len, found.values())) == {1: 40}
-    assert len({side for sides in found.values() for side in sides}) == 2
+    assert result.reasons == {} and Counter(map(len, sides_by_text.values())) == {1: 40}
+    assert len({side for sides in sides_by_text.values() for side in sides}) == 2
 
 
 def test_python_and_sql_compare_alike() -> None:
@@ -128,8 +128,8 @@ def test_python_and_sql_compare_alike() -> None:
     ]
     with duckdb.connect() as db:
         db.register("texts", pa.table({"place": range(len(texts)), "text": texts}))
-        found = db.execute(f"SELECT {comparable_in_sql('text')} FROM texts ORDER BY place").fetchall()
-    assert [text for (text,) in found] == [comparable(text) for text in texts]
+        rows = db.execute(f"SELECT {comparable_in_sql('text')} FROM texts ORDER BY place").fetchall()
+    assert [text for (text,) in rows] == [comparable(text) for text in texts]
     assert sum(comparable(text) != text for text in texts) > 2000
     assert not any(unicodedata.category(sign) == "Cf" for text in texts for sign in comparable(text))
 
@@ -137,8 +137,8 @@ def test_python_and_sql_compare_alike() -> None:
 def test_an_exact_duplicate_names_its_twin(data: DataRoot) -> None:
     result = clean(data, [*stories(30), RawRecord("one", GOOD), RawRecord("two", GOOD)], SETTINGS)
     (row,) = rejects(result)
-    kept = next(r["record_id"] for r in examples(result) if r["instruction"] == GOOD["instruction"])
-    assert (row["twin"], row["similarity"], row["detail"]) == (kept, 1.0, f"same as {kept}")
+    original_id = next(r["record_id"] for r in examples(result) if r["instruction"] == GOOD["instruction"])
+    assert (row["twin"], row["similarity"], row["detail"]) == (original_id, 1.0, f"same as {original_id}")
 
 
 # --- records that are alike
@@ -169,10 +169,10 @@ def test_a_near_duplicate_names_what_it_is_like_and_how_much(data: DataRoot) -> 
     near = {**first, "output": first["output"][:-1]}
     result = clean(data, [*stories(30), RawRecord("first", first), RawRecord("near", near)], SETTINGS)
     (rejected,) = rejects(result)
-    kept = next(row["record_id"] for row in examples(result) if row["source"] == "first")
+    original_id = next(row["record_id"] for row in examples(result) if row["source"] == "first")
     likeness = jaccard(compared(first), compared(near))
-    assert (rejected["source"], rejected["reason"], rejected["twin"]) == ("near", "near_duplicate", kept)
-    assert rejected["detail"] == f"like {kept} (Jaccard {likeness:.3f})"
+    assert (rejected["source"], rejected["reason"], rejected["twin"]) == ("near", "near_duplicate", original_id)
+    assert rejected["detail"] == f"like {original_id} (Jaccard {likeness:.3f})"
     assert rejected["similarity"] == pytest.approx(likeness, abs=1e-12)
 
 
@@ -213,9 +213,9 @@ def test_a_train_record_close_to_an_eval_record_is_contamination(data: DataRoot)
     records = [RawRecord("held out", held_out), RawRecord(GENERATED, inside)]
     result = clean(data, stories(30) + records, SETTINGS)
     (row,) = rejects(result)
-    kept = next(r["record_id"] for r in examples(result) if r["source"] == "held out")
-    assert (row["source"], row["reason"], row["twin"]) == (GENERATED, "contamination", kept)
-    assert row["similarity"] >= 0.85 and f"like eval record {kept} (Jaccard 0.8" in row["detail"]
+    held_out_id = next(r["record_id"] for r in examples(result) if r["source"] == "held out")
+    assert (row["source"], row["reason"], row["twin"]) == (GENERATED, "contamination", held_out_id)
+    assert row["similarity"] >= 0.85 and f"like eval record {held_out_id} (Jaccard 0.8" in row["detail"]
 
 
 def test_a_train_record_that_asks_what_an_eval_record_asks_is_contamination(data: DataRoot) -> None:
@@ -248,9 +248,9 @@ def test_no_kept_train_record_is_close_to_a_kept_eval_record(data: DataRoot) -> 
         records.append(RawRecord(rng.choice(["mine", GENERATED]), changed))
     result = clean(data, records, SETTINGS)
     assert result.reasons["contamination"] > 5 and result.reasons["near_duplicate"] > 5
-    kept = {side: [compared(r) for r in examples(result) if r["split"] == side] for side in ("train", "eval")}
-    assert min(map(len, kept.values())) >= 5
-    assert max(jaccard(one, other) for one in kept["train"] for other in kept["eval"]) < 0.85
+    texts = {side: [compared(r) for r in examples(result) if r["split"] == side] for side in ("train", "eval")}
+    assert min(map(len, texts.values())) >= 5
+    assert max(jaccard(one, other) for one in texts["train"] for other in texts["eval"]) < 0.85
     assert all(
         r["similarity"] is None or r["similarity"] >= 0.85 for r in rejects(result) if r["reason"] == "contamination"
     )
@@ -291,10 +291,10 @@ def test_clusters_are_those_of_brute_force(planted: tuple[list[str], Pairs], thr
     labels = np.arange(len(texts))
     join(labels, *np.array(close).T)
     with indexed(tmp_path, texts, threshold=threshold) as index:
-        found = near_duplicates(index, np.arange(len(texts)))
+        duplicates = near_duplicates(index, np.arange(len(texts)))
     expected = {i: int(best) for i, best in enumerate(labels) if best != i}
-    assert dict(zip(found.place.tolist(), found.twin.tolist(), strict=True)) == expected
-    assert found.jaccard == pytest.approx([exact[twin, place] for place, twin in expected.items()], abs=1e-12)
+    assert dict(zip(duplicates.place.tolist(), duplicates.twin.tolist(), strict=True)) == expected
+    assert duplicates.jaccard == pytest.approx([exact[twin, place] for place, twin in expected.items()], abs=1e-12)
 
 
 @pytest.mark.parametrize("threshold", [0.6, 0.85, 0.95])
@@ -303,23 +303,23 @@ def test_leaks_are_those_of_brute_force(planted: tuple[list[str], Pairs], thresh
     held_out, places = np.arange(0, len(texts), 4), np.delete(np.arange(len(texts)), np.s_[::4])
     likeness = {p: max(exact[min(p, h), max(p, h)] for h in held_out.tolist()) for p in places.tolist()}
     with indexed(tmp_path, texts, threshold=threshold) as index:
-        found = too_close(index, places, held_out)
-    assert set(found.place.tolist()) == {place for place, value in likeness.items() if value >= threshold}
-    assert np.isin(found.twin, held_out).all()
-    assert found.jaccard == pytest.approx(
-        [exact[min(p, t), max(p, t)] for p, t in zip(found.place.tolist(), found.twin.tolist(), strict=True)], abs=1e-12
+        leaks = too_close(index, places, held_out)
+    assert set(leaks.place.tolist()) == {place for place, value in likeness.items() if value >= threshold}
+    assert np.isin(leaks.twin, held_out).all()
+    assert leaks.jaccard == pytest.approx(
+        [exact[min(p, t), max(p, t)] for p, t in zip(leaks.place.tolist(), leaks.twin.tolist(), strict=True)], abs=1e-12
     )
 
 
 def test_neither_threads_nor_ranges_change_what_is_found(planted: tuple[list[str], Pairs], tmp_path: Path) -> None:
     texts, _ = planted
-    found = []
+    results = []
     for threads in (1, 3):
         (folder := tmp_path / str(threads)).mkdir()
         with indexed(folder, texts, threads=threads) as index:
             twins = near_duplicates(index, np.arange(len(texts)))
-            found.append([twins.place.tolist(), twins.twin.tolist(), twins.jaccard.tolist()])
-    assert found[0] == found[1]
+            results.append([twins.place.tolist(), twins.twin.tolist(), twins.jaccard.tolist()])
+    assert results[0] == results[1]
 
 
 def test_a_huge_bucket_costs_in_proportion_to_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,8 +335,8 @@ def test_a_huge_bucket_costs_in_proportion_to_its_size(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(TextIndex, "jaccards", counted)
     with indexed(tmp_path, texts) as index:
-        found = near_duplicates(index, np.arange(len(texts)))
-    assert found.place.tolist() == list(range(1, 3000)) and set(found.twin.tolist()) == {0}
+        duplicates = near_duplicates(index, np.arange(len(texts)))
+    assert duplicates.place.tolist() == list(range(1, 3000)) and set(duplicates.twin.tolist()) == {0}
     assert sum(compared_pairs) < 8 * len(texts), "all pairs would be 4.5 million"
 
 
@@ -373,6 +373,6 @@ def test_clusters_join_what_is_alike_through_others() -> None:
 @pytest.mark.parametrize("texts", [[], ["only one"], ["a", "a"], ["", "b"]])
 def test_few_and_tiny_texts(texts: list[str], tmp_path: Path) -> None:
     with indexed(tmp_path, texts) as index:
-        found = near_duplicates(index, np.arange(len(texts)))
+        duplicates = near_duplicates(index, np.arange(len(texts)))
         assert len(too_close(index, np.arange(len(texts)), np.arange(0)).place) == 0
-    assert found.place.tolist() == ([1] if texts == ["a", "a"] else [])
+    assert duplicates.place.tolist() == ([1] if texts == ["a", "a"] else [])

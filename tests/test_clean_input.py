@@ -75,7 +75,7 @@ def holding(content: bytes) -> Callable[[Path], Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "said"),
+    ("name", "make", "message"),
     [
         ("gone.jsonl", lambda path: None, "no such file"),
         ("folder.jsonl", folder_named, "is a folder; name its files"),
@@ -95,7 +95,7 @@ def holding(content: bytes) -> Callable[[Path], Any]:
     ],
 )  # fmt: skip
 def test_a_file_that_is_none_exits_2_names_itself_and_leaves_the_last_result(
-    project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, make: Any, said: str
+    project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, make: Any, message: str
 ) -> None:
     good = saved(tmp_path, "good.jsonl", "\n".join(GOOD_LINES))
     assert main(["clean", "--input", str(good)]) == 0
@@ -104,7 +104,7 @@ def test_a_file_that_is_none_exits_2_names_itself_and_leaves_the_last_result(
     make(tmp_path / name)
     assert main(["clean", "--input", str(good), "--input", str(tmp_path / name)]) == 2
     captured = capsys.readouterr()
-    assert str(tmp_path / name) in captured.err and said in captured.err
+    assert str(tmp_path / name) in captured.err and message in captured.err
     assert "Traceback" not in captured.err and not captured.out
     assert before is not None and current(project.data) == before and len(examples(before)) == before.accepted
     assert not (project.data.lake / "work" / "clean").exists()
@@ -193,9 +193,9 @@ def test_a_line_longer_than_is_read_at_once_costs_itself_only(
         return bare.replace(b'""}', b'"' + b"x" * (length - len(bare)) + b'"}')
 
     path = saved(tmp_path, "a.jsonl", b"\n".join([line(4999), line(5000), line(17_000), GOOD_LINES[0].encode()]))
-    found = list(read_file(path))
-    assert [record.problem is None for record in found] == [True, False, False, True]
-    assert found[2].problem == "line 3: longer than 0 MiB, only its start is kept" and len(found[2].value) == 1000
+    records = list(read_file(path))
+    assert [record.problem is None for record in records] == [True, False, False, True]
+    assert records[2].problem == "line 3: longer than 0 MiB, only its start is kept" and len(records[2].value) == 1000
 
 
 @pytest.mark.slow
@@ -329,9 +329,9 @@ def test_a_dataset_may_hold_dates_beyond_python(tmp_path: Path, monkeypatch: pyt
     numbers = pa.array(["one", "two", "three"])
     table = pa.table({"instruction": numbers, "output": numbers, "at": times})
     parquet.write_table(table, tmp_path / "set" / "train.parquet")
-    found = [record.value for record in hub_records(HubSource(dataset=str(tmp_path / "set")))]
-    assert [row["instruction"] for row in found] == ["one", "two", "three"]
-    assert [str(row["at"])[:10] for row in found] == ["1970-01-01", "11476-08-1", "1970-01-01"]
+    rows = [record.value for record in hub_records(HubSource(dataset=str(tmp_path / "set")))]
+    assert [row["instruction"] for row in rows] == ["one", "two", "three"]
+    assert [str(row["at"])[:10] for row in rows] == ["1970-01-01", "11476-08-1", "1970-01-01"]
 
 
 # --- one result or the other, and nothing between

@@ -29,7 +29,7 @@ def data(tmp_path: Path) -> DataRoot:
     return DataRoot(tmp_path)
 
 
-def asked(question: str, answer: str, given: str = "") -> dict[str, str]:
+def exchange(question: str, answer: str, given: str = "") -> dict[str, str]:
     return {"instruction": question, "input": given, "output": answer}
 
 
@@ -38,7 +38,7 @@ def cleaned(data: DataRoot, *values: Any, settings: Cleaning = SETTINGS, source:
     return clean(data, [*stories(30), *(RawRecord(source, value) for value in values)], settings)
 
 
-def kept(result: CleaningResult, source: str = "mine") -> list[dict[str, Any]]:
+def accepted_rows(result: CleaningResult, source: str = "mine") -> list[dict[str, Any]]:
     return [row for row in examples(result) if row["source"] == source]
 
 
@@ -48,33 +48,33 @@ def kept(result: CleaningResult, source: str = "mine") -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("reason", "value"),
     [
-        ("prompt_echo", asked("Describe the nest of a heron in winter.", "The heron's winter nest.")),
-        ("prompt_echo", asked("Name three birds that dive for their food.", "Three birds that dive for their food.")),
-        ("prompt_echo", asked("Tell me about the call of the heron.", "The call of the heron.")),
-        ("prompt_echo", asked("왜 왜가리는 서서 자나요?", "왜가리는 왜 서서 자나요?")),
-        ("prompt_echo", asked("물가에 사는 새 세 가지를 소개해 주세요.", "네, 물가에 사는 새 세 가지를 소개해 드리겠습니다.")),
-        ("prompt_echo", asked("Find a synonym.", "shallow", "shallow")),
-        ("prompt_echo", asked("Give this note a title.", f"{FISH} {CRABS}", f"{FISH} {CRABS}")),
-        ("refusal", asked("Write a song about my neighbour's weight.", "I'm sorry, but I can't write songs that mock a body.")),
-        ("refusal", asked("Tell me a tale.", "This response could not be generated, as it may violate our content policy.")),
-        ("refusal", asked("왜가리 흉내를 내 봐.", "그 부분은 제가 아직 배우지 못했어요. 다른 걸 물어봐 주세요.")),
-        ("placeholder", asked("Invite the club to the pond.", "Meet at <time> by the pond; [the route goes here].")),
-        ("placeholder", asked("인사말을 써 줘.", "[계절]의 바람이 부는 __월 __일, 물가에서 만나요.")),
-        ("personal_data", asked("Where do I send it?", "To hkr.otterby71 [at] outlook [dot] com, please.")),
-        ("personal_data", asked("Who has the key?", "Call the warden on +91 98417 30652.")),
-        ("personal_data", asked("제 주민등록번호는 820317-2046814예요. 무슨 뜻인가요?", "뒤의 첫 자리는 성별입니다.")),
-        ("wrong_language", asked("How many legs has a spider?", "La araña tiene ocho patas.")),
-        ("wrong_language", asked("태국 여행에서 볼 만한 새를 알려 줘.", "นกกระสาและนกยางอยู่ตามทุ่งนา ตื่นแต่เช้าแล้วจะได้เห็น")),
-        ("repetition", asked("Three causes?", "".join(f"**{i}**\nThe water is too cold for what they eat.\n" for i in "ABCD"))),
-        ("repetition", asked("The root of 2?", "1.41421 " * 14)),
-        ("encoding", asked("What is in it?", "-Â 200 g flour\n-Â two eggs")),
-        ("refusal", asked("Write a note to my heron.", "I'm not comfortable writing a personal note on your behalf.")),
-        ("placeholder", asked("Do otters help a pond?", "They do [citation needed: insert study here], as most agree.")),
-        ("not_text", asked("I'm uploading a photo of my pond. Is it too warm?", "The water in it looks green, so yes.")),
-        ("not_text", asked("첨부한 녹음을 듣고 무슨 새인지 알려 줘.", "두 번 길게 우는 것으로 보아 왜가리입니다.")),
-        ("tool_calls", asked("How deep is the pond?", "<search>depth of the pond</search>\n<result>3 m</result>\n\n3 m.")),
-        ("tool_calls", asked("Text the warden.", 'Action: send_text\n{"to": "warden"}\nTool output: sent\nDone.')),
-        ("tool_calls", asked("Open the sluice.", '{"tool_calls": [{"name": "sluice", "arguments": {"open": true}}]}')),
+        ("prompt_echo", exchange("Describe the nest of a heron in winter.", "The heron's winter nest.")),
+        ("prompt_echo", exchange("Name three birds that dive for their food.", "Three birds that dive for their food.")),
+        ("prompt_echo", exchange("Tell me about the call of the heron.", "The call of the heron.")),
+        ("prompt_echo", exchange("왜 왜가리는 서서 자나요?", "왜가리는 왜 서서 자나요?")),
+        ("prompt_echo", exchange("물가에 사는 새 세 가지를 소개해 주세요.", "네, 물가에 사는 새 세 가지를 소개해 드리겠습니다.")),
+        ("prompt_echo", exchange("Find a synonym.", "shallow", "shallow")),
+        ("prompt_echo", exchange("Give this note a title.", f"{FISH} {CRABS}", f"{FISH} {CRABS}")),
+        ("refusal", exchange("Write a song about my neighbour's weight.", "I'm sorry, but I can't write songs that mock a body.")),
+        ("refusal", exchange("Tell me a tale.", "This response could not be generated, as it may violate our content policy.")),
+        ("refusal", exchange("왜가리 흉내를 내 봐.", "그 부분은 제가 아직 배우지 못했어요. 다른 걸 물어봐 주세요.")),
+        ("placeholder", exchange("Invite the club to the pond.", "Meet at <time> by the pond; [the route goes here].")),
+        ("placeholder", exchange("인사말을 써 줘.", "[계절]의 바람이 부는 __월 __일, 물가에서 만나요.")),
+        ("personal_data", exchange("Where do I send it?", "To hkr.otterby71 [at] outlook [dot] com, please.")),
+        ("personal_data", exchange("Who has the key?", "Call the warden on +91 98417 30652.")),
+        ("personal_data", exchange("제 주민등록번호는 820317-2046814예요. 무슨 뜻인가요?", "뒤의 첫 자리는 성별입니다.")),
+        ("wrong_language", exchange("How many legs has a spider?", "La araña tiene ocho patas.")),
+        ("wrong_language", exchange("태국 여행에서 볼 만한 새를 알려 줘.", "นกกระสาและนกยางอยู่ตามทุ่งนา ตื่นแต่เช้าแล้วจะได้เห็น")),
+        ("repetition", exchange("Three causes?", "".join(f"**{i}**\nThe water is too cold for what they eat.\n" for i in "ABCD"))),
+        ("repetition", exchange("The root of 2?", "1.41421 " * 14)),
+        ("encoding", exchange("What is in it?", "-Â 200 g flour\n-Â two eggs")),
+        ("refusal", exchange("Write a note to my heron.", "I'm not comfortable writing a personal note on your behalf.")),
+        ("placeholder", exchange("Do otters help a pond?", "They do [citation needed: insert study here], as most agree.")),
+        ("not_text", exchange("I'm uploading a photo of my pond. Is it too warm?", "The water in it looks green, so yes.")),
+        ("not_text", exchange("첨부한 녹음을 듣고 무슨 새인지 알려 줘.", "두 번 길게 우는 것으로 보아 왜가리입니다.")),
+        ("tool_calls", exchange("How deep is the pond?", "<search>depth of the pond</search>\n<result>3 m</result>\n\n3 m.")),
+        ("tool_calls", exchange("Text the warden.", 'Action: send_text\n{"to": "warden"}\nTool output: sent\nDone.')),
+        ("tool_calls", exchange("Open the sluice.", '{"tool_calls": [{"name": "sluice", "arguments": {"open": true}}]}')),
     ],
 )  # fmt: skip
 def test_bad_answers_are_found_in_other_words(data: DataRoot, reason: str, value: dict[str, Any]) -> None:
@@ -84,22 +84,25 @@ def test_bad_answers_are_found_in_other_words(data: DataRoot, reason: str, value
 @pytest.mark.parametrize(
     "value",
     [
-        asked("한글 문서에서 사진을 넣으려면?", "[삽입] > [사진]을 누르고, [날짜] 탭에서 날짜를 고릅니다."),
-        asked("A note to any of our members, with gaps I can reuse.", "Dear [Name], the pond opens on [Date]."),
+        exchange("한글 문서에서 사진을 넣으려면?", "[삽입] > [사진]을 누르고, [날짜] 탭에서 날짜를 고릅니다."),
+        exchange("A note to any of our members, with gaps I can reuse.", "Dear [Name], the pond opens on [Date]."),
         {"input": "In other words: the pond is full.", "target": "There is no room left in the pond."},
-        asked("What is the capital of New Zealand?", "The capital of New Zealand is Wellington."),
-        asked("Is a heron larger than an egret?", "A heron is larger than an egret."),
-        asked("Convert the line to title case.", "A Heron in the Reeds", "a heron in the reeds"),
-        asked("Write this in other words, if needed.", "The heron waits for a fish.", "The heron waits for a fish."),
-        asked("Which colour is best?", "As a program I don't have a favourite, but blue is what most people name in surveys."),
-        asked("Can you book me a boat?", "I can't book it myself, but here is how to: call the harbour and say how many you are."),
-        asked("한국어로 번역하세요.", "[이름]님, [날짜]에 만나요.", "Dear [name], see you on [date]."),
-        asked("'같이'는 어떻게 읽어?", "[가치]로 읽습니다."),
-        asked("Correct it: Je suis allé à le lac avec mes amis.", "Je suis allé au lac avec mes amis."),
-        asked("List five towns with odd letters.", "Tromsø, Ålesund, Ærøskøbing, Þingvellir, Skellefteå"),
-        asked("How do you count to three in Japanese?", "一 (ichi), 二 (ni), 三 (san)"),
-        asked("Write 'I will not shout at the heron' twice.", "I will not shout at the heron.\nI will not shout at the heron."),
-        asked("Give an example of a function call as JSON.", '{"name": "add", "arguments": {"a": 1, "b": 2}}'),
+        exchange("What is the capital of New Zealand?", "The capital of New Zealand is Wellington."),
+        exchange("Is a heron larger than an egret?", "A heron is larger than an egret."),
+        exchange("Convert the line to title case.", "A Heron in the Reeds", "a heron in the reeds"),
+        exchange("Write this in other words, if needed.", "The heron waits for a fish.", "The heron waits for a fish."),
+        exchange("Which colour is best?", "As a program I don't have a favourite, but blue is what most people name in surveys."),
+        exchange(
+            "Can you book me a boat?",
+            "I can't book it myself, but here is how to: call the harbour and say how many you are.",
+        ),
+        exchange("한국어로 번역하세요.", "[이름]님, [날짜]에 만나요.", "Dear [name], see you on [date]."),
+        exchange("'같이'는 어떻게 읽어?", "[가치]로 읽습니다."),
+        exchange("Correct it: Je suis allé à le lac avec mes amis.", "Je suis allé au lac avec mes amis."),
+        exchange("List five towns with odd letters.", "Tromsø, Ålesund, Ærøskøbing, Þingvellir, Skellefteå"),
+        exchange("How do you count to three in Japanese?", "一 (ichi), 二 (ni), 三 (san)"),
+        exchange("Write 'I will not shout at the heron' twice.", "I will not shout at the heron.\nI will not shout at the heron."),
+        exchange("Give an example of a function call as JSON.", '{"name": "add", "arguments": {"a": 1, "b": 2}}'),
     ],
 )  # fmt: skip
 def test_good_answers_that_look_bad_are_kept(data: DataRoot, value: dict[str, Any]) -> None:
@@ -112,19 +115,19 @@ def test_good_answers_that_look_bad_are_kept(data: DataRoot, value: dict[str, An
 @pytest.mark.parametrize(
     "value",
     [
-        pytest.param(asked("How many bits has a nibble?", "4"), id="one digit"),
-        pytest.param(asked("In which order does ORDER BY x DESC sort?", "Descending."), id="one word"),
+        pytest.param(exchange("How many bits has a nibble?", "4"), id="one digit"),
+        pytest.param(exchange("In which order does ORDER BY x DESC sort?", "Descending."), id="one word"),
         pytest.param(
-            asked("A regex for lines that begin with cat and end with mouse", "/^cat.*mouse$/"), id="a pattern"
+            exchange("A regex for lines that begin with cat and end with mouse", "/^cat.*mouse$/"), id="a pattern"
         ),
         pytest.param(
-            asked(
+            exchange(
                 "Make a table of three rows in HTML", "<table>\n" + "  <tr><td>1</td><td>2</td></tr>\n" * 6 + "</table>"
             ),
             id="rows of HTML",
         ),
         pytest.param(
-            asked(
+            exchange(
                 "Write merge sort in Python",
                 "def sort(xs):\n    if len(xs) < 2:\n        return xs\n    mid = len(xs) // 2\n    left, right = sort(xs[:mid]), "
                 "sort(xs[mid:])\n    out = []\n    while left and right:\n        if left[0] < right[0]:\n            "
@@ -133,39 +136,41 @@ def test_good_answers_that_look_bad_are_kept(data: DataRoot, value: dict[str, An
             id="a loop in code",
         ),
         pytest.param(
-            asked("Print today's name", "const names = ['Sun', 'Mon'];\nconsole.log(names[date.getDay()]);"),
+            exchange("Print today's name", "const names = ['Sun', 'Mon'];\nconsole.log(names[date.getDay()]);"),
             id="an index",
         ),
-        pytest.param(asked("How many words?", "5", "Lorem ipsum dolor sit amet"), id="lorem ipsum in an input"),
-        pytest.param(asked("Whom does the sample mail go to?", "It goes to reader@example.com."), id="example.com"),
+        pytest.param(exchange("How many words?", "5", "Lorem ipsum dolor sit amet"), id="lorem ipsum in an input"),
+        pytest.param(exchange("Whom does the sample mail go to?", "It goes to reader@example.com."), id="example.com"),
         pytest.param(
-            asked("Match an e-mail address in JavaScript", r"/^[\w.+-]+@[\w-]+\.[a-z]{2,}$/.test('me@host.org')"),
+            exchange("Match an e-mail address in JavaScript", r"/^[\w.+-]+@[\w-]+\.[a-z]{2,}$/.test('me@host.org')"),
             id="a pattern for addresses",
         ),
         pytest.param(
-            asked("Write a bot that refuses", "def reply(text):\n    return 'I am an AI and cannot help with that.'\n"),
+            exchange(
+                "Write a bot that refuses", "def reply(text):\n    return 'I am an AI and cannot help with that.'\n"
+            ),
             id="a refusal in code",
         ),
-        pytest.param(asked("Is this a question or a statement? You left.", "Statement."), id="a class"),
-        pytest.param(asked("Which search engine's address is shortest?", "x.com"), id="an address"),
+        pytest.param(exchange("Is this a question or a statement? You left.", "Statement."), id="a class"),
+        pytest.param(exchange("Which search engine's address is shortest?", "x.com"), id="an address"),
         pytest.param(
-            asked(
+            exchange(
                 "Think of an excuse for missing the rehearsal", "I'm sorry, but I can't come tonight, my train is late."
             ),
             id="an excuse asked for",
         ),
         pytest.param(
-            asked("Give me a template for a thank-you note", "Dear [Name],\nthank you for the [gift].\n[Your Name]"),
+            exchange("Give me a template for a thank-you note", "Dear [Name],\nthank you for the [gift].\n[Your Name]"),
             id="a template asked for",
         ),
         pytest.param(
-            asked("Translate into French: The heron waits.", "Le héron attend au bord de la rivière."),
+            exchange("Translate into French: The heron waits.", "Le héron attend au bord de la rivière."),
             id="a translation",
         ),
-        pytest.param(asked("'왜가리'를 일본어로 뭐라고 해?", "アオサギ（蒼鷺）です。"), id="a word of Japanese"),
-        pytest.param(asked("What is 256620 + 1646615806005?", "1646616062625"), id="a sum"),
-        pytest.param({**asked(HERON, FISH), "input": None}, id="input null"),
-        pytest.param({**asked(HERON, FISH), "input": "<noinput>"}, id="Alpaca's word for no input"),
+        pytest.param(exchange("'왜가리'를 일본어로 뭐라고 해?", "アオサギ（蒼鷺）です。"), id="a word of Japanese"),
+        pytest.param(exchange("What is 256620 + 1646615806005?", "1646616062625"), id="a sum"),
+        pytest.param({**exchange(HERON, FISH), "input": None}, id="input null"),
+        pytest.param({**exchange(HERON, FISH), "input": "<noinput>"}, id="Alpaca's word for no input"),
     ],
 )
 def test_good_records_that_look_odd_are_kept(data: DataRoot, value: dict[str, Any]) -> None:
@@ -175,12 +180,12 @@ def test_good_records_that_look_odd_are_kept(data: DataRoot, value: dict[str, An
 @pytest.mark.parametrize(
     "value",
     [
-        asked("说出三种水鸟。", "苍鹭、白鹭和野鸭，它们都住在水边。"),
-        asked("解释下面的句子。", "句子 “The heron waits” 的意思是苍鹭在等待。", "The heron waits."),
-        asked("推荐一些笔记本电脑。", "ThinkPad（商务）、MacBook Air（轻薄）、Dell XPS（高端）。"),
-        asked("你好", "你好！"),
-        asked("解方程 2x = 6。", "两边除以 2，得 x = 3。"),
-        asked("用 Python 打印一行。", "```python\nprint('ok')\n```"),
+        exchange("说出三种水鸟。", "苍鹭、白鹭和野鸭，它们都住在水边。"),
+        exchange("解释下面的句子。", "句子 “The heron waits” 的意思是苍鹭在等待。", "The heron waits."),
+        exchange("推荐一些笔记本电脑。", "ThinkPad（商务）、MacBook Air（轻薄）、Dell XPS（高端）。"),
+        exchange("你好", "你好！"),
+        exchange("解方程 2x = 6。", "两边除以 2，得 x = 3。"),
+        exchange("用 Python 打印一行。", "```python\nprint('ok')\n```"),
     ],
 )
 def test_chinese_is_no_english_whatever_stands_in_it(data: DataRoot, value: dict[str, str]) -> None:
@@ -188,7 +193,7 @@ def test_chinese_is_no_english_whatever_stands_in_it(data: DataRoot, value: dict
 
 
 def test_other_languages_may_be_wanted(data: DataRoot) -> None:
-    chinese = asked("说出三种水鸟。", "苍鹭、白鹭和野鸭，它们都住在水边。")
+    chinese = exchange("说出三种水鸟。", "苍鹭、白鹭和野鸭，它们都住在水边。")
     assert verdicts(data, chinese, settings=Cleaning(languages=["ko", "en", "zh"])) == ["accepted"]
     assert verdicts(data, chinese, settings=Cleaning(languages=None)) == ["accepted"]
 
@@ -221,27 +226,29 @@ PREFERENCES = [
 @pytest.mark.parametrize("value", PREFERENCES)
 def test_of_a_preference_pair_the_chosen_answer_is_learned(data: DataRoot, value: dict[str, Any]) -> None:
     result = cleaned(data, value)
-    (row,) = kept(result)
+    (row,) = accepted_rows(result)
     assert (row["instruction"], row["output"], row["messages"]) == (HERON, FISH, None)
     assert result.notes["mine"] == {"rejected answers": 1}
 
 
 def test_the_last_question_of_a_preference_pair_is_not_cut_off(data: DataRoot) -> None:
     turns = [{"from": "human", "value": HERON}, {"from": "gpt", "value": FISH}, {"from": "human", "value": OTTER}]
-    (row,) = kept(cleaned(data, {"conversations": turns, "chosen": {"from": "gpt", "value": CRABS}, "rejected": "No."}))
+    (row,) = accepted_rows(
+        cleaned(data, {"conversations": turns, "chosen": {"from": "gpt", "value": CRABS}, "rejected": "No."})
+    )
     assert [turn["content"] for turn in json.loads(row["messages"])] == [HERON, FISH, OTTER, CRABS]
 
 
 @pytest.mark.parametrize("bad", [False, "false", "False", "undesirable"])
 def test_an_answer_labelled_bad_is_not_learned(data: DataRoot, bad: Any) -> None:
     values = [{"messages": [USER, BOT], "label": bad}, {"prompt": OTTER, "completion": CRABS, "label": True}]
-    assert verdicts(data, *values, {**asked("And a newt?", "Worms, I think."), "kto_tag": bad}) == [
+    assert verdicts(data, *values, {**exchange("And a newt?", "Worms, I think."), "kto_tag": bad}) == [
         "labelled_undesirable", "accepted", "labelled_undesirable",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "told",
+    "review",
     [
         {"reaction": "👎"},
         {"vote": -1},
@@ -259,10 +266,10 @@ def test_an_answer_labelled_bad_is_not_learned(data: DataRoot, bad: Any) -> None
         {"평가": "싫어요"},
     ],
 )
-def test_a_reviewer_may_say_so_under_other_names(data: DataRoot, told: dict[str, Any]) -> None:
+def test_a_reviewer_may_say_so_under_other_names(data: DataRoot, review: dict[str, Any]) -> None:
     # what a classifier of loans learns, and how many found it helpful
     good = {"label": "rejected", "metadata": {"is_correct": True}, "helpful": 0, "chosen": True, "feedback": "thanks!"}
-    assert verdicts(data, {**asked(HERON, FISH), **told}, {**asked(OTTER, CRABS), **good}) == [
+    assert verdicts(data, {**exchange(HERON, FISH), **review}, {**exchange(OTTER, CRABS), **good}) == [
         "labelled_undesirable",
         "accepted",
     ]
@@ -341,7 +348,7 @@ def test_a_record_with_calls_is_rejected_whole(data: DataRoot, value: dict[str, 
 
 def test_tools_that_nobody_calls_do_not_matter(data: DataRoot) -> None:
     result = cleaned(data, {"messages": [USER, BOT], "tools": [TOOL]})
-    assert len(kept(result)) == 1 and result.notes["mine"] == {"field tools": 1}
+    assert len(accepted_rows(result)) == 1 and result.notes["mine"] == {"field tools": 1}
 
 
 @pytest.mark.parametrize(
@@ -352,7 +359,7 @@ def test_tools_that_nobody_calls_do_not_matter(data: DataRoot) -> None:
     ],
 )
 def test_kept_calls_have_one_form(data: DataRoot, value: dict[str, Any], declared: str) -> None:
-    (row,) = kept(cleaned(data, value, settings=Cleaning(tool_calls="keep")))
+    (row,) = accepted_rows(cleaned(data, value, settings=Cleaning(tool_calls="keep")))
     asks, calls, result, answers = json.loads(row["messages"])
     called = calls["tool_calls"][0]
     assert called["function"] == {"name": "look", "arguments": {"at": "pond"}}, declared
@@ -367,7 +374,7 @@ def test_kept_calls_have_one_form(data: DataRoot, value: dict[str, Any], declare
 @pytest.mark.parametrize("name", ["text", "value"])
 def test_content_in_parts_is_text(data: DataRoot, name: str) -> None:
     turns = [{"role": turn["role"], "content": [{"type": "text", name: turn["content"]}]} for turn in (USER, BOT)]
-    (row,) = kept(cleaned(data, {"messages": turns}))
+    (row,) = accepted_rows(cleaned(data, {"messages": turns}))
     assert (row["instruction"], row["output"]) == (HERON, FISH)
 
 
@@ -407,8 +414,10 @@ def test_what_needs_eyes_or_ears_is_not_text(data: DataRoot, value: dict[str, An
 
 
 def test_talk_of_pictures_is_text(data: DataRoot) -> None:
-    svg = asked("How do I use the <image> element in SVG?", 'Write <image href="heron.png"/> inside the svg element.')
-    prompt = asked(
+    svg = exchange(
+        "How do I use the <image> element in SVG?", 'Write <image href="heron.png"/> inside the svg element.'
+    )
+    prompt = exchange(
         "Write a prompt for an image generator: a heron at dawn.", "A heron in the mist, soft light, wide angle."
     )
     assert verdicts(data, {**svg, "images": []}, prompt) == ["accepted", "accepted"]
@@ -429,7 +438,7 @@ TRANSCRIPTS = [
 @pytest.mark.parametrize("text", TRANSCRIPTS)
 def test_a_dialogue_in_one_text_is_turns(data: DataRoot, text: str) -> None:
     result = cleaned(data, {"text": text})
-    (row,) = kept(result)
+    (row,) = accepted_rows(result)
     assert (row["instruction"], row["output"]) == (HERON, FISH)
     assert not result.notes.get("mine") or text.startswith("Below")
     assert row["messages"] is None or [turn["role"] for turn in json.loads(row["messages"])] == [
@@ -442,7 +451,9 @@ def test_a_dialogue_in_one_text_is_turns(data: DataRoot, text: str) -> None:
 def test_a_dialogue_in_one_text_may_have_an_input_and_more_turns(data: DataRoot) -> None:
     given = f"### Instruction:\nSum it up.\n### Input:\n{FISH}\n### Response:\nFish and mice."
     longer = f"### Human: {HERON}### Assistant: {FISH}### Human: {OTTER}### Assistant: {CRABS}"
-    short, long = sorted(kept(cleaned(data, {"text": given}, {"text": longer})), key=lambda row: len(row["output"]))
+    short, long = sorted(
+        accepted_rows(cleaned(data, {"text": given}, {"text": longer})), key=lambda row: len(row["output"])
+    )
     assert (short["instruction"], short["output"]) == (f"Sum it up.\n{FISH}", "Fish and mice.")
     assert [turn["content"] for turn in json.loads(long["messages"])] == [HERON, FISH, OTTER, CRABS]
 
@@ -458,7 +469,7 @@ def test_a_dialogue_in_one_text_may_have_an_input_and_more_turns(data: DataRoot)
 )
 def test_a_text_in_front_of_the_first_turn_is_counted(data: DataRoot, value: dict[str, Any]) -> None:
     result = cleaned(data, value)
-    assert [(row["instruction"], row["output"]) for row in kept(result)] == [(HERON, FISH)]
+    assert [(row["instruction"], row["output"]) for row in accepted_rows(result)] == [(HERON, FISH)]
     assert result.notes["mine"] == {"texts in front of the first turn": 1}
 
 
@@ -475,13 +486,13 @@ def test_of_several_instances_the_first_is_used_and_the_others_counted(data: Dat
         "instances": [{"input": FISH, "output": "Fish."}, {"input": CRABS, "output": "Crabs."}],
     }
     result = cleaned(data, value)
-    assert [(row["input"], row["output"]) for row in kept(result)] == [(FISH, "Fish.")]
+    assert [(row["input"], row["output"]) for row in accepted_rows(result)] == [(FISH, "Fish.")]
     assert result.notes["mine"] == {"further instances": 1}
 
 
 def test_history_and_system_are_turns(data: DataRoot) -> None:
-    value = {**asked(OTTER, CRABS), "history": [[HERON, FISH]], "system": "You know rivers."}
-    (row,) = kept(cleaned(data, value))
+    value = {**exchange(OTTER, CRABS), "history": [[HERON, FISH]], "system": "You know rivers."}
+    (row,) = accepted_rows(cleaned(data, value))
     turns = json.loads(row["messages"])
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user", "assistant"]
     assert [turn["content"] for turn in turns] == ["You know rivers.", HERON, FISH, OTTER, CRABS]
@@ -491,7 +502,7 @@ def test_history_and_system_are_turns(data: DataRoot) -> None:
 def test_an_answer_switched_off_is_context(data: DataRoot, switch: dict[str, Any]) -> None:
     turns = [USER, {**BOT, **switch}, {"role": "user", "content": OTTER}, {"role": "assistant", "content": CRABS}]
     result = cleaned(data, {"messages": turns})
-    (row,) = kept(result)
+    (row,) = accepted_rows(result)
     assert [turn.get("train") for turn in json.loads(row["messages"])] == [None, False, None, None]
     assert result.notes["mine"] == {"answers that are context only, as the file says": 1}
     assert verdicts(data, {"messages": [USER, {**BOT, **switch}]}) == ["schema"]
@@ -508,10 +519,10 @@ THOUGHTS = [
 @pytest.mark.parametrize("value", THOUGHTS)
 def test_reasoning_is_stripped_kept_or_a_reason(data: DataRoot, value: dict[str, Any]) -> None:
     stripped = cleaned(data, value)
-    assert kept(stripped)[0]["output"] == FISH
+    assert accepted_rows(stripped)[0]["output"] == FISH
     assert stripped.notes["mine"] == {"answers whose reasoning was taken off": 1}
     whole = cleaned(data, value, settings=Cleaning(reasoning="keep"))
-    assert kept(whole)[0]["output"] == f"<think>\nHerons fish.\n</think>\n\n{FISH}"
+    assert accepted_rows(whole)[0]["output"] == f"<think>\nHerons fish.\n</think>\n\n{FISH}"
     assert verdicts(data, value, settings=Cleaning(reasoning="reject")) == ["reasoning"]
 
 
@@ -533,41 +544,41 @@ def dialogue(number: int, system: str) -> dict[str, Any]:
 @pytest.mark.parametrize("count", [3, 40])
 def test_dialogues_under_one_system_prompt_are_not_alike(data: DataRoot, count: int) -> None:
     result = cleaned(data, *(dialogue(i, LONG_PROMPT) for i in range(count)))
-    assert len(kept(result)) == count
+    assert len(accepted_rows(result)) == count
 
 
 @pytest.mark.parametrize("templates", [1, 3])
 def test_records_in_one_mould_are_not_alike(data: DataRoot, templates: int) -> None:
     heads = [prose(500, seed=40 + i) for i in range(templates)]
     values = [
-        asked(heads[i % templates], f"It is about {words(random.Random(900 + i), 6)}.", words(random.Random(i), 9))
+        exchange(heads[i % templates], f"It is about {words(random.Random(900 + i), 6)}.", words(random.Random(i), 9))
         for i in range(90)
     ]
-    assert len(kept(cleaned(data, *values))) == 90
+    assert len(accepted_rows(cleaned(data, *values))) == 90
 
 
 def test_copies_in_a_mould_still_go(data: DataRoot) -> None:
     head = prose(500, seed=40)
-    values = [asked(head, words(random.Random(900 + i), 30), words(random.Random(i), 30)) for i in range(60)]
+    values = [exchange(head, words(random.Random(900 + i), 30), words(random.Random(i), 30)) for i in range(60)]
     copies = [{**value, "output": value["output"] + " indeed"} for value in values[:20]]
     result = cleaned(data, *values, *copies)
-    assert len(kept(result)) == 60
+    assert len(accepted_rows(result)) == 60
     assert set(result.reasons) <= {"near_duplicate", "contamination"}
 
 
 def test_copies_of_a_common_record_still_go(data: DataRoot) -> None:
-    common = asked(words(random.Random(1), 12), words(random.Random(2), 40))
+    common = exchange(words(random.Random(1), 12), words(random.Random(2), 40))
     copies = [{**common, "output": f"{common['output']} {word}"} for word in words(random.Random(3), 300).split()[:60]]
-    others = [asked(words(random.Random(100 + i), 9), words(random.Random(500 + i), 20)) for i in range(60)]
+    others = [exchange(words(random.Random(100 + i), 9), words(random.Random(500 + i), 20)) for i in range(60)]
     result = cleaned(data, *copies, *others)
-    assert len([row for row in kept(result) if row["instruction"] == common["instruction"]]) == 1
-    assert len(kept(result)) == 61
+    assert len([row for row in accepted_rows(result) if row["instruction"] == common["instruction"]]) == 1
+    assert len(accepted_rows(result)) == 61
 
 
 def test_many_alike_are_warned_of_and_shown(data: DataRoot) -> None:
-    record = asked(words(random.Random(1), 12), words(random.Random(2), 40))
+    record = exchange(words(random.Random(1), 12), words(random.Random(2), 40))
     values = [{**record, "output": f"{record['output']}{'!' * i}"} for i in range(8)]
-    others = [asked(words(random.Random(100 + i), 9), words(random.Random(500 + i), 20)) for i in range(20)]
+    others = [exchange(words(random.Random(100 + i), 9), words(random.Random(500 + i), 20)) for i in range(20)]
     (warning,) = cleaned(data, *values, *others).warnings
     assert '"mine": 7 of 28 records (25%) are near-duplicates; the largest cluster has 8:' in warning
     assert warning.count("dropped  ") == 2 and record["instruction"][:30] in warning
@@ -600,16 +611,16 @@ def test_where_nothing_is_left_the_message_shows_why(
 ) -> None:
     values = [{"frage": f"Was ist {i}?", "antwort": "Eine Zahl."} for i in range(5)] + [{"messages": OPENAI_TOOLS}]
     assert main(["clean", "--input", saved(tmp_path, "mine.jsonl", values)]) == 1
-    said = capsys.readouterr().err
-    assert "kept 0 train and 0 eval of 6 records" in said
-    assert '"mine.jsonl": 0 of 6 accepted; its first record has the fields frage (text), antwort (text)' in said
+    errors = capsys.readouterr().err
+    assert "kept 0 train and 0 eval of 6 records" in errors
+    assert '"mine.jsonl": 0 of 6 accepted; its first record has the fields frage (text), antwort (text)' in errors
     assert (
         '5 × schema (no question and answer in a known shape), such as {"antwort": "Eine Zahl.", "frage": "Was ist 0?"}'
-        in said
+        in errors
     )
-    assert "its fields are frage, antwort; expected instruction, input, output" in said
-    assert "1 × tool_calls" in said and "turn 2 calls look" in said and "{tool_calls: keep}" in said
-    assert "--columns instruction=…,output=…" in said
+    assert "its fields are frage, antwort; expected instruction, input, output" in errors
+    assert "1 × tool_calls" in errors and "turn 2 calls look" in errors and "{tool_calls: keep}" in errors
+    assert "--columns instruction=…,output=…" in errors
     assert (project.data.clean / "failed" / "rejects.parquet").exists()
 
 
@@ -622,8 +633,8 @@ def test_columns_are_named_on_the_command_line_and_in_sources(
     ]
     path = saved(tmp_path, "mine.jsonl", values)
     assert main(["clean", "--input", path, "--columns", "instruction=질문,output=답변"]) == 0
-    said = capsys.readouterr().out
-    assert "39 records read = 39 accepted + 0 rejected" in said and "not used or changed: 39 × field label" in said
+    output = capsys.readouterr().out
+    assert "39 records read = 39 accepted + 0 rejected" in output and "not used or changed: 39 × field label" in output
     project.change(sources={"files": [{"path": path, "columns": {"instruction": "질문", "output": "답변"}}]})
     assert main(["clean"]) == 0
     assert main(["clean", "--input", path, "--columns", "instruction=nothing,output=답변"]) == 1
@@ -634,7 +645,7 @@ def test_columns_are_named_on_the_command_line_and_in_sources(
 def test_wrong_columns_are_bad_usage(
     project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str], columns: str
 ) -> None:
-    path = saved(tmp_path, "mine.jsonl", [asked(HERON, FISH)])
+    path = saved(tmp_path, "mine.jsonl", [exchange(HERON, FISH)])
     try:
         code = main(["clean", "--input", path, "--columns", columns])
     except SystemExit as ended:
@@ -645,8 +656,8 @@ def test_wrong_columns_are_bad_usage(
 def test_every_reason_comes_with_three_examples(
     project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = [asked(words(random.Random(i), 9), words(random.Random(900 + i), 20)) for i in range(1, 40)]
-    bad = [asked(f"Question {i}?", " ") for i in range(5)] + [{"a": "\x1b[31m"}]
+    good = [exchange(words(random.Random(i), 9), words(random.Random(900 + i), 20)) for i in range(1, 40)]
+    bad = [exchange(f"Question {i}?", " ") for i in range(5)] + [{"a": "\x1b[31m"}]
     assert main(["clean", "--input", saved(tmp_path, "mine.jsonl", good + bad)]) == 0
     lines = capsys.readouterr().out.splitlines()
     at = next(i for i, line in enumerate(lines) if line.endswith("empty"))
@@ -657,10 +668,10 @@ def test_every_reason_comes_with_three_examples(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
-        ("list.jsonl", json.dumps([asked(HERON, FISH)]), "line 1 holds a list, not a record: name the file .json"),
-        ("pretty.jsonl", json.dumps(asked(HERON, FISH), indent=1), "a .jsonl file holds one whole record a line"),
+        ("list.jsonl", json.dumps([exchange(HERON, FISH)]), "line 1 holds a list, not a record: name the file .json"),
+        ("pretty.jsonl", json.dumps(exchange(HERON, FISH), indent=1), "a .jsonl file holds one whole record a line"),
         (
             "rows.csv",
             f"instruction,output\nWhy?,{FISH} Yes, no, and why\n",
@@ -670,26 +681,26 @@ def test_every_reason_comes_with_three_examples(
     ],
 )
 def test_a_file_in_another_form_says_which(
-    project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, said: str
+    project: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, message: str
 ) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert main(["clean", "--input", str(tmp_path / name)]) in (1, 2)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 # --- personal data taken out
 
 
 def test_personal_data_may_be_taken_out(data: DataRoot) -> None:
-    value = asked("Whom do I ask?", "Ask kim84@bookshop.co.kr or call 010-3947-5018 after six.")
+    value = exchange("Whom do I ask?", "Ask kim84@bookshop.co.kr or call 010-3947-5018 after six.")
     talk = {
         "messages": [USER, BOT, {"role": "user", "content": OTTER}, {"role": "assistant", "content": value["output"]}]
     }
     result = cleaned(data, value, talk, settings=Cleaning(on_personal_data="redact"))
     instead = "Ask user@example.com or call 000-0000-0000 after six."
-    assert sorted(row["output"] for row in kept(result)) == [instead, instead]
-    assert all("bookshop" not in str(row) for row in kept(result))
-    (conversation,) = [json.loads(row["messages"]) for row in kept(result) if row["messages"]]
+    assert sorted(row["output"] for row in accepted_rows(result)) == [instead, instead]
+    assert all("bookshop" not in str(row) for row in accepted_rows(result))
+    (conversation,) = [json.loads(row["messages"]) for row in accepted_rows(result) if row["messages"]]
     assert conversation[-1]["content"] == instead and conversation[0]["content"] == HERON
 
 
@@ -727,7 +738,7 @@ def test_nonsense_under_known_names_costs_itself_only(data: DataRoot, settings: 
 
 
 def test_variables_that_nobody_filled_in_are_said(data: DataRoot) -> None:
-    result = cleaned(data, asked("Who are you?", "I am {{name}}, and I know birds."))
+    result = cleaned(data, exchange("Who are you?", "I am {{name}}, and I know birds."))
     assert list(result.notes["mine"]) == ["answers with a variable such as {{name}}, to be filled in before training"]
 
 
@@ -737,19 +748,19 @@ def test_variables_that_nobody_filled_in_are_said(data: DataRoot) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        asked(HERON, FISH),
-        {**asked(HERON, FISH), "id": 7, "topic": "birds/water", "language": "en"},
-        {**asked(HERON, FISH), "image": "a.png"},
-        {**asked(HERON, FISH), "img_path": "a.png"},
-        {**asked(HERON, FISH), "rating": "thumbs down"},
-        asked(HERON, f"<think>\nIt fishes.\n</think>\n{FISH}"),
-        asked(HERON, f"It fishes.\n</think>\n{FISH}"),
-        asked("<image>\nWhat is it?", "A heron."),
-        asked("[IMG]What is it?", "A heron."),
-        asked("What is in this picture?", "A heron."),
-        asked("Describe it.", "A heron.", "birds/heron.jpg"),
-        asked(HERON, FISH, "<noinput>"),
-        *(asked(HERON, text) for text in TEXTS_WITH_CALLS),
+        exchange(HERON, FISH),
+        {**exchange(HERON, FISH), "id": 7, "topic": "birds/water", "language": "en"},
+        {**exchange(HERON, FISH), "image": "a.png"},
+        {**exchange(HERON, FISH), "img_path": "a.png"},
+        {**exchange(HERON, FISH), "rating": "thumbs down"},
+        exchange(HERON, f"<think>\nIt fishes.\n</think>\n{FISH}"),
+        exchange(HERON, f"It fishes.\n</think>\n{FISH}"),
+        exchange("<image>\nWhat is it?", "A heron."),
+        exchange("[IMG]What is it?", "A heron."),
+        exchange("What is in this picture?", "A heron."),
+        exchange("Describe it.", "A heron.", "birds/heron.jpg"),
+        exchange(HERON, FISH, "<noinput>"),
+        *(exchange(HERON, text) for text in TEXTS_WITH_CALLS),
         {"instruction": HERON, "output": FISH},
     ],
 )
@@ -764,8 +775,8 @@ def test_the_labelled_records_are_judged_as_by_hand() -> None:
     judged = clean_quality.judge(clean_quality.labelled())
     assert len(judged) >= 600
     for rule in clean_quality.SCORED:
-        found = clean_quality.scores(judged, rule)
+        quality = clean_quality.scores(judged, rule)
         wrong = [each.record["id"] for each in clean_quality.by_rule(judged).get(rule, [])]
-        assert found["positives"] >= 40, rule
-        assert found["precision"] >= 0.95 and found["recall"] >= 0.95, (found, wrong)
+        assert quality["positives"] >= 40, rule
+        assert quality["precision"] >= 0.95 and quality["recall"] >= 0.95, (quality, wrong)
     assert clean_quality.good_dropped(judged)["dropped_share"] <= 0.005

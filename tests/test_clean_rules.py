@@ -30,7 +30,7 @@ def answer(text: str) -> dict[str, str]:
     return {**GOOD, "output": text}
 
 
-def told(extra: str) -> dict[str, str]:
+def good_with(extra: str) -> dict[str, str]:
     """A good record that says `extra` too."""
     return answer(f"{GOOD['output']} {extra}")
 
@@ -64,15 +64,20 @@ INSIDE_OUTSIDE = [
     pytest.param("schema", {**GOOD, "messages": None}, {**GOOD, "messages": "hello"}, id="messages"),
     pytest.param("schema", GOOD, [GOOD], id="a list"),
     pytest.param("schema", GOOD, {"title": "Stoner", "text": GOOD["output"]}, id="no known field"),
-    pytest.param("encoding", told("naïve café, «così», “così” aquí…"), told("cafÃ©"), id="UTF-8 as Latin-1"),
-    pytest.param("encoding", told("don’t"), told("donâ€™t"), id="UTF-8 as Windows-1252"),
-    pytest.param("encoding", told("gâché\xa0» 20\xa0°C"), told("20Â°C"), id="a degree sign"),
+    pytest.param(
+        "encoding",
+        good_with("naïve café, «così», “così” aquí…"),
+        good_with("cafÃ©"),
+        id="UTF-8 as Latin-1",
+    ),
+    pytest.param("encoding", good_with("don’t"), good_with("donâ€™t"), id="UTF-8 as Windows-1252"),
+    pytest.param("encoding", good_with("gâché\xa0» 20\xa0°C"), good_with("20Â°C"), id="a degree sign"),
     pytest.param(
         "encoding", KOREAN, {**KOREAN, "output": KOREAN["output"] + " ì•ˆë…•í•˜ì„¸ìš”"}, id="Korean as Windows-1252"
     ),
     pytest.param("encoding", KOREAN, {**KOREAN, "output": KOREAN["output"] + " 占쏙옙"}, id="Korean twice"),
-    pytest.param("encoding", told("?"), told("\ufffd"), id="U+FFFD"),
-    pytest.param("encoding", told("a\x85b"), told("a\x93b"), id="C1"),
+    pytest.param("encoding", good_with("?"), good_with("\ufffd"), id="U+FFFD"),
+    pytest.param("encoding", good_with("a\x85b"), good_with("a\x93b"), id="C1"),
     pytest.param("empty", {**GOOD, "instruction": "?", "input": "1234567"}, {**GOOD, "instruction": " "}, id="blank"),
     pytest.param("empty", answer("\n" + prose(20)), answer("\n" * 20), id="line breaks"),
     pytest.param("empty", answer("\t" + prose(20)), answer("\t" * 20), id="tabs"),
@@ -92,10 +97,10 @@ INSIDE_OUTSIDE = [
     pytest.param("repetition", answer(prose(40) + " " + prose(40)), answer((prose(40) + " ") * 3), id="a phrase again"),
     pytest.param("repetition", answer("ha ha ha ha, " + prose(40)), answer("ha " * 20), id="laughter"),
     pytest.param("repetition", KOREAN, {**KOREAN, "output": "이 책을 추천해요. " * 5}, id="Korean loop"),
-    pytest.param("placeholder", told("[sic] [1] [Stoner]"), told("Yours, [Your Name]"), id="your name"),
-    pytest.param("placeholder", told("insert a bookmark"), told("[insert title here]"), id="insert"),
+    pytest.param("placeholder", good_with("[sic] [1] [Stoner]"), good_with("Yours, [Your Name]"), id="your name"),
+    pytest.param("placeholder", good_with("insert a bookmark"), good_with("[insert title here]"), id="insert"),
     pytest.param("placeholder", KOREAN, {**KOREAN, "output": KOREAN["output"] + " [이름]님께"}, id="Korean name"),
-    pytest.param("placeholder", told("lorem"), told("Lorem ipsum dolor"), id="lorem ipsum"),
+    pytest.param("placeholder", good_with("lorem"), good_with("Lorem ipsum dolor"), id="lorem ipsum"),
     pytest.param(
         "refusal",
         answer("I'm sorry for your loss. " + prose(60)),
@@ -157,20 +162,53 @@ INSIDE_OUTSIDE = [
         },
         id="the input",
     ),
-    pytest.param("personal_data", told(RESIDENT_WRONG), told(RESIDENT), id="resident number"),
-    pytest.param("personal_data", told("900101-9234568"), told(RESIDENT.replace("-", "")), id="without its dash"),
-    pytest.param("personal_data", told(CARD_WRONG), told(CARD), id="card"),
-    pytest.param("personal_data", told("ISBN 978-89-374-6077-9"), told(CARD.replace(" ", "-")), id="not an ISBN"),
-    pytest.param("personal_data", told("in 2010-2011, 1234-5678"), told("call 010-2345-6789"), id="Korean phone"),
+    pytest.param("personal_data", good_with(RESIDENT_WRONG), good_with(RESIDENT), id="resident number"),
+    pytest.param(
+        "personal_data",
+        good_with("900101-9234568"),
+        good_with(RESIDENT.replace("-", "")),
+        id="without its dash",
+    ),
+    pytest.param("personal_data", good_with(CARD_WRONG), good_with(CARD), id="card"),
+    pytest.param(
+        "personal_data",
+        good_with("ISBN 978-89-374-6077-9"),
+        good_with(CARD.replace(" ", "-")),
+        id="not an ISBN",
+    ),
+    pytest.param(
+        "personal_data",
+        good_with("in 2010-2011, 1234-5678"),
+        good_with("call 010-2345-6789"),
+        id="Korean phone",
+    ),
     pytest.param(
         "personal_data", KOREAN, {**KOREAN, "output": KOREAN["output"] + " 010-2345-6789로"}, id="with a particle"
     ),
-    pytest.param("personal_data", told("pages 212 to 555, 0142"), told("call (212) 482-0142"), id="American phone"),
     pytest.param(
-        "personal_data", told("call 212-555-0142, 010-1234-5678"), told("call 010-3947-5018"), id="nobody's phone"
+        "personal_data",
+        good_with("pages 212 to 555, 0142"),
+        good_with("call (212) 482-0142"),
+        id="American phone",
     ),
-    pytest.param("personal_data", told("4111 1111 1111 1111"), told("4929 7163 0052 8461"), id="a famous card"),
-    pytest.param("personal_data", told("info@bookshop.co.kr"), told("mina.k84@bookshop.co.kr"), id="a role's address"),
+    pytest.param(
+        "personal_data",
+        good_with("call 212-555-0142, 010-1234-5678"),
+        good_with("call 010-3947-5018"),
+        id="nobody's phone",
+    ),
+    pytest.param(
+        "personal_data",
+        good_with("4111 1111 1111 1111"),
+        good_with("4929 7163 0052 8461"),
+        id="a famous card",
+    ),
+    pytest.param(
+        "personal_data",
+        good_with("info@bookshop.co.kr"),
+        good_with("mina.k84@bookshop.co.kr"),
+        id="a role's address",
+    ),
     pytest.param(
         "personal_data",
         {"instruction": "Write a regex for a phone.", "output": r"^\d{3}-\d{4}-\d{4}$ matches 010-2345-6789"},
@@ -183,9 +221,9 @@ INSIDE_OUTSIDE = [
         {"instruction": "Who was on the list?", "output": "Kim, 010-2345-6788, kim84@bookshop.co.kr"},
         id="made up",
     ),
-    pytest.param("personal_data", told("reader@example.com"), told("reader@bookshop.co.kr"), id="e-mail"),
-    pytest.param("personal_data", told("sk-short"), told("sk-" + "a1B2c3D4" * 4), id="API key"),
-    pytest.param("personal_data", told("the AKIA key"), told("AKIA" + "A1B2C3D4E5F6G7H8"), id="cloud key"),
+    pytest.param("personal_data", good_with("reader@example.com"), good_with("reader@bookshop.co.kr"), id="e-mail"),
+    pytest.param("personal_data", good_with("sk-short"), good_with("sk-" + "a1B2c3D4" * 4), id="API key"),
+    pytest.param("personal_data", good_with("the AKIA key"), good_with("AKIA" + "A1B2C3D4E5F6G7H8"), id="cloud key"),
     pytest.param("wrong_language", {**KOREAN, "language": "ko"}, {**GOOD, "language": "ko"}, id="declared Korean"),
     pytest.param("wrong_language", {**GOOD, "language": "en-GB"}, {**KOREAN, "language": "en"}, id="declared English"),
     pytest.param(
@@ -226,8 +264,8 @@ def test_lengths_may_be_asked_for(data: DataRoot, inside: Any, outside: Any) -> 
 
 @pytest.mark.parametrize("short", ["5", "B", "Blue.", "/^a+$/", "네", "😀", "google.com"])
 def test_one_sign_is_an_answer(data: DataRoot, short: str) -> None:
-    asked = {"instruction": "Which one is it, and why do you say that?", "output": short}
-    assert verdicts(data, asked, {**asked, "instruction": "hi"}) == ["accepted", "accepted"]
+    record = {"instruction": "Which one is it, and why do you say that?", "output": short}
+    assert verdicts(data, record, {**record, "instruction": "hi"}) == ["accepted", "accepted"]
 
 
 @pytest.mark.parametrize(("reason", "inside", "outside"), INSIDE_OUTSIDE)
@@ -247,16 +285,16 @@ def test_every_reason_of_one_record_alone_is_tested_above() -> None:
         ({"min_prompt_chars": 12}, "too_short", {**GOOD, "instruction": "x" * 12}, {**GOOD, "instruction": "x" * 11}),
         ({"min_output_chars": 62}, "too_short", GOOD, answer(GOOD["output"][1:])),
         ({"max_chars": 300}, "too_long", {**GOOD, "input": prose(300)}, {**GOOD, "input": prose(301)}),
-        ({"max_damaged": 1}, "encoding", told("cafÃ©"), told("cafÃ© cafÃ©")),
+        ({"max_damaged": 1}, "encoding", good_with("cafÃ©"), good_with("cafÃ© cafÃ©")),
         ({"max_repeated_share": 0.2}, "repetition", GOOD, {**story(8), "output": prose(40, seed=3) + " " + prose(40, seed=3)}),
-        ({"max_placeholders": 1}, "placeholder", told("[Your Name]"), told("[Your Name] [Your Name]")),
+        ({"max_placeholders": 1}, "placeholder", good_with("[Your Name]"), good_with("[Your Name] [Your Name]")),
         ({"refusal_chars": 20}, "refusal", answer(prose(500) + " I can't help with that. " + prose(500)),
           answer("I can't help with that.")),
         ({"max_echo_share": 0.9}, "prompt_echo", answer(GOOD["instruction"].rstrip("?") + " tonight"),
           {**story(8), "output": story(8)["instruction"]}),
-        ({"personal_data": ["email"]}, "personal_data", told("010-2345-6789"), told("reader@bookshop.co.kr")),
+        ({"personal_data": ["email"]}, "personal_data", good_with("010-2345-6789"), good_with("reader@bookshop.co.kr")),
         ({"languages": ["en"]}, "wrong_language", GOOD, KOREAN),
-        ({"min_hangul_share": 0.9}, "wrong_language", {**KOREAN, "language": "ko"}, {**told("책"), "language": "ko"}),
+        ({"min_hangul_share": 0.9}, "wrong_language", {**KOREAN, "language": "ko"}, {**good_with("책"), "language": "ko"}),
     ],
 )  # fmt: skip
 def test_thresholds_come_from_the_configuration(
@@ -269,7 +307,7 @@ def test_thresholds_come_from_the_configuration(
 
 
 def test_kinds_that_are_not_asked_for_are_not_looked_for(data: DataRoot) -> None:
-    everything = told(f"{RESIDENT} {CARD} 010-2345-6789 reader@bookshop.co.kr")
+    everything = good_with(f"{RESIDENT} {CARD} 010-2345-6789 reader@bookshop.co.kr")
     assert verdicts(data, everything, settings=Cleaning(personal_data=[])) == ["accepted"]
 
 
@@ -284,9 +322,9 @@ def test_any_language_may_be_asked_for(data: DataRoot) -> None:
 
 def test_code_is_judged_by_what_was_asked(data: DataRoot) -> None:
     code = "def median(numbers):\n    numbers = sorted(numbers)\n    return numbers[len(numbers) // 2]\n"
-    asked = {"instruction": "Write a function that returns the median of a list.", "output": code}
+    record = {"instruction": "Write a function that returns the median of a list.", "output": code}
     french = {"instruction": "Écris une fonction qui renvoie la médiane d'une liste de nombres.", "output": code}
-    assert verdicts(data, asked, french) == ["accepted", "wrong_language"]
+    assert verdicts(data, record, french) == ["accepted", "wrong_language"]
 
 
 @pytest.mark.parametrize("number", ["900101-1234568", "850505-2345674"])
@@ -304,7 +342,7 @@ def test_one_wrong_digit_makes_no_card(number: str) -> None:
 
 
 def test_the_detail_of_personal_data_names_the_kind_and_not_the_number(data: DataRoot) -> None:
-    result = clean(data, [*stories(30), RawRecord("mine", told(f"{CARD}, 010-2345-6789"))], SETTINGS)
+    result = clean(data, [*stories(30), RawRecord("mine", good_with(f"{CARD}, 010-2345-6789"))], SETTINGS)
     (row,) = rejects(result)
     assert row["detail"] == "holds card, phone"
 
@@ -312,8 +350,8 @@ def test_the_detail_of_personal_data_names_the_kind_and_not_the_number(data: Dat
 def test_the_first_rule_that_holds_is_the_reason(data: DataRoot) -> None:
     blank_and_long = {**GOOD, "instruction": " ", "output": prose(9000)}
     short_twice = answer("short")
-    found = verdicts(data, blank_and_long, short_twice, short_twice, settings=LENGTHS)
-    assert found == ["empty", "too_short", "too_short"]
+    reasons = verdicts(data, blank_and_long, short_twice, short_twice, settings=LENGTHS)
+    assert reasons == ["empty", "too_short", "too_short"]
 
 
 def test_of_several_expected_scripts_the_main_one_tells_the_language(data: DataRoot) -> None:
@@ -330,8 +368,8 @@ def test_of_several_expected_scripts_the_main_one_tells_the_language(data: DataR
         RawRecord("german", answer(" ".join((*german, russian[1])))),
     ]
     result = clean(data, stories(30) + records, Cleaning(languages=["ru", "de", "en"]))
-    found = {row["source"]: row["language"] for row in examples(result)}
-    assert (found["russian"], found["german"]) == ("ru", "de")
+    languages = {row["source"]: row["language"] for row in examples(result)}
+    assert (languages["russian"], languages["german"]) == ("ru", "de")
 
 
 def test_the_language_is_what_the_record_says_else_what_it_is_written_in(data: DataRoot) -> None:
@@ -345,7 +383,7 @@ def test_the_language_is_what_the_record_says_else_what_it_is_written_in(data: D
         RawRecord("unreadable", story(105, korean=True), language="Korean"),
     ]
     result = clean(data, stories(30) + records, Cleaning(languages=None))
-    found = {row["source"]: row["language"] for row in examples(result)}
-    assert {name: found[name] for name in found if name != "corpus"} == {
+    languages = {row["source"]: row["language"] for row in examples(result)}
+    assert {name: languages[name] for name in languages if name != "corpus"} == {
         "korean": "ko", "english": "en", "labelled": "de", "found": "de", "given": "en", "unreadable": "ko",
     }  # fmt: skip

@@ -80,7 +80,7 @@ def test_a_system_prompt_beside_a_pair_is_kept(data: DataRoot) -> None:
 
 
 @pytest.mark.parametrize(
-    ("turns", "kept", "dropped"),
+    ("turns", "expected", "dropped"),
     [
         pytest.param([*TWO_ROUNDS, {"role": "user", "content": "Thanks!"}], TWO_ROUNDS, 1, id="no answer to the last"),
         pytest.param([{"role": "assistant", "content": "Hello!"}, *TWO_ROUNDS], TWO_ROUNDS, 1, id="an answer first"),
@@ -92,9 +92,11 @@ def test_a_system_prompt_beside_a_pair_is_kept(data: DataRoot) -> None:
         ),
     ],
 )  # fmt: skip
-def test_turns_that_cannot_be_shown_are_dropped_and_counted(turns: list[Any], kept: list[Any], dropped: int) -> None:
+def test_turns_that_cannot_be_shown_are_dropped_and_counted(
+    turns: list[Any], expected: list[Any], dropped: int
+) -> None:
     mapped = map_fields({"messages": turns})
-    assert (mapped.fields["messages"], mapped.dropped_turns) == (kept, dropped)
+    assert (mapped.fields["messages"], mapped.dropped_turns) == (expected, dropped)
 
 
 def test_neighbours_of_one_role_are_joined() -> None:
@@ -119,10 +121,10 @@ def test_what_has_no_question_and_answer_says_what_it_has(data: DataRoot, value:
 
 
 def test_the_same_conversation_in_two_shapes_is_one(data: DataRoot) -> None:
-    found = verdicts(data, {"messages": WHOLE}, {"conversations": sharegpt(WHOLE)})
-    assert sorted(found) == ["accepted", "exact_duplicate"]
-    found = verdicts(data, PLAIN, {"messages": TWO_ROUNDS[:2]}, {"question": ASKED, "answer": ANSWER})
-    assert sorted(found) == ["accepted", "exact_duplicate", "exact_duplicate"]
+    outcomes = verdicts(data, {"messages": WHOLE}, {"conversations": sharegpt(WHOLE)})
+    assert sorted(outcomes) == ["accepted", "exact_duplicate"]
+    outcomes = verdicts(data, PLAIN, {"messages": TWO_ROUNDS[:2]}, {"question": ASKED, "answer": ANSWER})
+    assert sorted(outcomes) == ["accepted", "exact_duplicate", "exact_duplicate"]
 
 
 def test_shapes_and_dropped_turns_are_stated_per_source(data: DataRoot) -> None:

@@ -37,14 +37,14 @@ def test_of_equal_records_the_corpus_is_kept_then_files_then_generated_ones(data
         for i, source in enumerate((CORPUS, "mine.jsonl", GENERATED))
     ]
 
-    def kept(*those: RawRecord) -> set[str]:
+    def accepted_sources(*those: RawRecord) -> set[str]:
         result = clean(data, [*stories(30, source="other.csv"), *those], SETTINGS)
         assert result.rejected == len(those) - 1
         return {row["source"] for row in examples(result)} - {"other.csv"}
 
-    assert kept(*records) == {CORPUS}
-    assert kept(*records[::-1]) == {CORPUS}
-    assert kept(*records[1:]) == {"mine.jsonl"}
+    assert accepted_sources(*records) == {CORPUS}
+    assert accepted_sources(*records[::-1]) == {CORPUS}
+    assert accepted_sources(*records[1:]) == {"mine.jsonl"}
 
 
 def test_rejects_keep_the_record_as_it_came(data: DataRoot) -> None:
@@ -86,14 +86,14 @@ def mixture(seed: int) -> list[RawRecord]:
 def test_every_record_is_accepted_or_rejected(data: DataRoot, seed: int) -> None:
     records = mixture(seed)
     result = clean(data, records, Cleaning(min_output_chars=20))
-    kept, dropped = examples(result), rejects(result)
-    assert len(kept) == result.accepted == result.train + result.eval
+    accepted, dropped = examples(result), rejects(result)
+    assert len(accepted) == result.accepted == result.train + result.eval
     assert len(dropped) == result.rejected == sum(result.reasons.values())
     assert result.accepted + result.rejected == result.read == len(records)
     assert result.reasons == Counter(row["reason"] for row in dropped)
     made = {"schema", "empty", "too_short", "too_long", "encoding", "exact_duplicate", "near_duplicate"}
     assert made <= set(result.reasons) <= set(REASONS)
-    ids = [row["record_id"] for row in kept + dropped]
+    ids = [row["record_id"] for row in accepted + dropped]
     assert len(set(ids)) == len(ids)
     assert all(row["detail"] for row in dropped)
 
@@ -189,7 +189,7 @@ def test_generated_records_are_never_evaluated_on(data: DataRoot) -> None:
 
 
 @pytest.mark.parametrize(
-    ("records", "said"),
+    ("records", "message"),
     [
         pytest.param([], "kept 0 train and 0 eval of 0 records", id="none"),
         pytest.param([RawRecord("x", {"a": 1})] * 3, "kept 0 train and 0 eval of 3 records", id="only rejects"),
@@ -197,10 +197,10 @@ def test_generated_records_are_never_evaluated_on(data: DataRoot) -> None:
     ],
 )
 def test_with_nothing_left_the_last_good_result_stays_current(
-    data: DataRoot, records: Sequence[RawRecord], said: str
+    data: DataRoot, records: Sequence[RawRecord], message: str
 ) -> None:
     good = clean(data, stories(40), SETTINGS)
-    with pytest.raises(WorkError, match=said):
+    with pytest.raises(WorkError, match=message):
         clean(data, list(records), SETTINGS)
     assert current(data) == good
     assert len(examples(good)) == 40
@@ -225,8 +225,11 @@ def with_text(field: str, text: str) -> dict[str, Any]:
 def test_nul_and_lone_surrogates_are_rejected_wherever_they_stand(data: DataRoot, bad: str) -> None:
     fields = ["instruction", "input", "output", "topic", "language", "messages"]
     broken = [with_text(field, f"a text that is long enough {bad} and goes on") for field in fields]
-    found = verdicts(data, *broken, with_text("output", "a text that is long enough 😀 and goes on"))
-    assert dict(zip([*fields, "good"], found, strict=True)) == {**dict.fromkeys(fields, "encoding"), "good": "accepted"}
+    outcomes = verdicts(data, *broken, with_text("output", "a text that is long enough 😀 and goes on"))
+    assert dict(zip([*fields, "good"], outcomes, strict=True)) == {
+        **dict.fromkeys(fields, "encoding"),
+        "good": "accepted",
+    }
 
 
 def test_a_record_and_its_broken_twin_do_not_hang_on_order(data: DataRoot) -> None:
@@ -244,8 +247,8 @@ def test_a_file_name_that_is_not_utf8_is_no_obstacle(data: DataRoot, tmp_path: P
 
 def test_a_huge_text_is_too_long_and_nothing_worse(data: DataRoot) -> None:
     fields = ["instruction", "input", "output", "messages"]
-    found = verdicts(data, *(with_text(field, "아주 긴 글 " * 100_000) for field in fields))
-    assert dict(zip(fields, found, strict=True)) == dict.fromkeys(fields, "too_long")
+    outcomes = verdicts(data, *(with_text(field, "아주 긴 글 " * 100_000) for field in fields))
+    assert dict(zip(fields, outcomes, strict=True)) == dict.fromkeys(fields, "too_long")
 
 
 def cleaned_deeper(frames: int, data: DataRoot, records: list[RawRecord]) -> CleaningResult:

@@ -44,7 +44,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train", "smollm", "full"], "smollm2-135m"),
         (["train", MODEL, "lora-r9"], "lora-r8"),
@@ -58,11 +58,11 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ],
 )
 def test_a_mistake_of_the_user_exits_2_and_says_what_is_possible(
-    project: TinyProject, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    project: TinyProject, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(arguments) == 2
     captured = capsys.readouterr()
-    assert said in captured.err and "Traceback" not in captured.err and not captured.out
+    assert message in captured.err and "Traceback" not in captured.err and not captured.out
 
 
 def test_a_wrong_command_exits_2() -> None:
@@ -162,8 +162,8 @@ def test_alone_it_lists_every_command_under_its_stage(capsys: pytest.CaptureFixt
 
 def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    told = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    assert capsys.readouterr().out == f"featherweight {told}\n"
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert capsys.readouterr().out == f"featherweight {version}\n"
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_what_is_misspelt_is_said_with_what_was_meant(
 def test_every_argument_is_explained(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([command.name, "--help"])
-    said = capsys.readouterr().out.partition("\n\n")[2]
-    blocks = re.findall(r"^  (-\S.*|[A-Z]\S*.*)((?:\n {10,}.*)*)", said, re.MULTILINE)
+    help_text = capsys.readouterr().out.partition("\n\n")[2]
+    blocks = re.findall(r"^  (-\S.*|[A-Z]\S*.*)((?:\n {10,}.*)*)", help_text, re.MULTILINE)
     assert blocks and all(re.search(r"  +\w", first) or more for first, more in blocks)
 
 
@@ -208,18 +208,18 @@ def test_every_argument_is_explained(command: Command, capsys: pytest.CaptureFix
 def test_a_wrong_value_is_said_with_what_was_expected_and_no_name_of_our_code(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refusal(arguments, capsys)
-    assert f"got '{arguments[-1]}'; expected" in said and not re.search(r"invalid \w+ value", said)
+    message = refusal(arguments, capsys)
+    assert f"got '{arguments[-1]}'; expected" in message and not re.search(r"invalid \w+ value", message)
 
 
 def completions(line: str) -> list[str]:
     """What the shell would offer at the end of `line`, and that no heavy library was loaded to say so."""
-    told = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    variables = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line))}
     with tempfile.NamedTemporaryFile() as answers:
         code = "import sys; from pipelines.cli import main; main()"
-        asked = {**os.environ, **told, "_ARGCOMPLETE_STDOUT_FILENAME": answers.name}
+        environment = {**os.environ, **variables, "_ARGCOMPLETE_STDOUT_FILENAME": answers.name}
         done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-c", code], env=asked, capture_output=True, text=True
+            [sys.executable, "-X", "importtime", "-c", code], env=environment, capture_output=True, text=True
         )
         loaded = {word.split("|")[-1].strip().split(".")[0] for word in done.stderr.splitlines()}
         assert "argcomplete" in loaded and not loaded & {"torch", "pydantic", "duckdb", "transformers", "pyarrow"}

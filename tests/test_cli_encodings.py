@@ -74,16 +74,18 @@ def run(*command: str, env: dict[str, str], **options: Any) -> subprocess.Comple
 
 def test_every_cheap_command_prints_in_every_encoding(lake: Lake) -> None:
     env = environment(lake.data.root, lake.data.root / "experiments.yaml", **NO_UTF8)
-    asked = [json.dumps(one) for one in (ENCODINGS, [*CHEAP, *FAILING])]
-    done = run("-X", "warn_default_encoding", "-c", EACH, *asked, env=env)
+    arguments = [json.dumps(one) for one in (ENCODINGS, [*CHEAP, *FAILING])]
+    done = run("-X", "warn_default_encoding", "-c", EACH, *arguments, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
-    said, _, ended = done.stdout.rpartition(b"ENDED ")
+    printed, _, ended = done.stdout.rpartition(b"ENDED ")
     codes = {(encoding, command): code for encoding, command, code in json.loads(ended)}
     assert len(codes) == len(ENCODINGS) * len(CHEAP + FAILING)
     assert {command: code for (_, command), code in codes.items() if command in FAILING} == dict.fromkeys(FAILING, 2)
     assert {code for (_, command), code in codes.items() if command in CHEAP} <= {0, 3}
     assert b"Traceback" not in done.stderr
-    assert "메모".encode("cp949") in said and rb"\ud55c\uad6d\uc5b4" in said, "shown where that can be, else escaped"
+    assert "메모".encode("cp949") in printed and rb"\ud55c\uad6d\uc5b4" in printed, (
+        "shown where that can be, else escaped"
+    )
 
 
 @pytest.mark.parametrize("variable", ["FEATHERWEIGHT_DATA", "FEATHERWEIGHT_EXPERIMENTS"])
@@ -93,8 +95,8 @@ def test_a_path_that_the_locale_cannot_read_is_named(
     monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(lake.data.root / "experiments.yaml"))
     monkeypatch.setenv(variable, os.fsdecode("/자료".encode("cp949")))  # so does an ASCII locale read a name in UTF-8
     assert cli.main(["doctor"]) == 2
-    said = capsys.readouterr().err
-    assert variable in said and "PYTHONUTF8=1" in said
+    errors = capsys.readouterr().err
+    assert variable in errors and "PYTHONUTF8=1" in errors
 
 
 @pytest.mark.slow

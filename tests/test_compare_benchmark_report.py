@@ -13,9 +13,9 @@ def row(names: Any, method: str, **values: Any) -> dict[str, Any]:
 
 def shares(task: str, share: float, change: tuple[float, float, float] | None = None) -> dict[str, float]:
     own = f"benchmark_{task}"
-    found = {own: share, f"{own}_low": share - 0.1, f"{own}_high": share + 0.1, f"{own}_base": 0.6}
+    row = {own: share, f"{own}_low": share - 0.1, f"{own}_high": share + 0.1, f"{own}_base": 0.6}
     ends = dict(zip(("", "_low", "_high"), change, strict=True)) if change else {}
-    return found | {f"{own}_vs_base{end}": value for end, value in ends.items()}
+    return row | {f"{own}_vs_base{end}": value for end, value in ends.items()}
 
 
 def test_each_share_stands_beside_the_untouched_models_with_a_verdict_on_the_difference() -> None:

@@ -92,16 +92,16 @@ class Reports(ast.NodeVisitor):
 
     def _returned(self, name: str) -> set[str]:
         assert name in self._functions, f"cannot tell what {name} reports"
-        return {found for function in self._functions[name] for found in self._in(function)}
+        return {key for function in self._functions[name] for key in self._in(function)}
 
     def _in(self, function: ast.AST) -> set[str]:
-        found: set[str] = set()
+        names: set[str] = set()
         for node in ast.walk(function):
-            found |= set(_keys(node))
+            names |= set(_keys(node))
             if isinstance(node, ast.Dict):
                 spread = [value for key, value in zip(node.keys, node.values, strict=True) if key is None]
-                found |= {name for value in spread for name in self._spread(value)}
-        return found
+                names |= {name for value in spread for name in self._spread(value)}
+        return names
 
 
 def _keys(node: ast.AST) -> Iterator[str]:
@@ -126,8 +126,8 @@ def test_what_a_child_measures_is_a_column_or_known_to_be_none(source: Source) -
 
 
 def test_only_these_rooms_measure() -> None:
-    found = {path for path in PIPELINES.rglob("*.py") if "worker.measure(" in path.read_text(encoding="utf-8")}
-    assert {path.parent.relative_to(PIPELINES).as_posix() for path in found} == set(ROOMS)
+    paths = {path for path in PIPELINES.rglob("*.py") if "worker.measure(" in path.read_text(encoding="utf-8")}
+    assert {path.parent.relative_to(PIPELINES).as_posix() for path in paths} == set(ROOMS)
 
 
 @each_table
@@ -162,8 +162,8 @@ def test_a_new_column_of_training_is_one_entry() -> None:
 
 @each_table
 def test_every_column_says_in_one_sentence_what_it_is(table: Table) -> None:
-    for said in (table.meaning, *(column.meaning for column in table.columns)):
-        assert said.endswith(".") and ". " not in said and "  " not in said and len(said) > 10, said
+    for meaning in (table.meaning, *(column.meaning for column in table.columns)):
+        assert meaning.endswith(".") and ". " not in meaning and "  " not in meaning and len(meaning) > 10, meaning
     for column in table.columns:
         assert len(column.meaning) <= 140 and len(column.heading) <= 32, column
         assert column.group and column.source, column
@@ -240,7 +240,7 @@ def test_the_published_file_holds_every_table_with_its_columns_and_comments(publ
     with connect(published.data) as db:
         tables = dict(db.execute("SELECT table_name, comment FROM duckdb_tables()").fetchall())
         views = dict(db.execute("SELECT view_name, comment FROM duckdb_views() WHERE NOT internal").fetchall())
-        found = db.execute(
+        rows = db.execute(
             "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() WHERE NOT internal ORDER BY column_index"
         ).fetchall()
     made_from = tables["comparison"].removeprefix(COMPARISON.meaning)
@@ -249,8 +249,8 @@ def test_the_published_file_holds_every_table_with_its_columns_and_comments(publ
     assert views == {view.name: view.meaning for view in VIEWS}
     spelled = {"TIMESTAMPTZ": "TIMESTAMP WITH TIME ZONE"}
     for one in (*TABLES, *VIEWS):
-        wanted = [(one.name, c.name, spelled.get(c.type, c.type), c.description) for c in one.columns]
-        assert [row for row in found if row[0] == one.name] == wanted
+        expected = [(one.name, c.name, spelled.get(c.type, c.type), c.description) for c in one.columns]
+        assert [row for row in rows if row[0] == one.name] == expected
 
 
 def test_rows_of_newer_code_are_published_without_what_we_do_not_know(published: planted.Lake) -> None:

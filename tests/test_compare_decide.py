@@ -25,11 +25,11 @@ def lake(tmp_path: Path) -> Lake:
 
 def ask(lake: Lake, predicted: dict[str, float] | None = None, changed: Row | None = None, **limits: Any) -> Decision:
     """`changed`: columns of every row that are put over its own."""
-    found = comparison(lake.resolved())
-    for row in found.rows:
+    result = comparison(lake.resolved())
+    for row in result.rows:
         row |= changed or {}
         row["estimated_memory_gb"] = (predicted or {}).get(row["method"])
-    return decide(found, Limits(**limits))
+    return decide(result, Limits(**limits))
 
 
 def answer(lake: Lake, **limits: Any) -> tuple[str, str | None]:
@@ -53,17 +53,17 @@ def test_the_cheapest_cell_that_is_sure_to_stay_within_all_limits(lake: Lake, li
 
 
 def test_the_answer_has_its_interval_and_what_each_limit_left(lake: Lake) -> None:
-    found = ask(lake, memory_gb=16, minutes=60, max_loss=0.02)
-    assert found.loss is not None
-    assert (found.loss.value, found.loss.low > 0, found.loss.high < 0.02) == (pytest.approx(0.01), True, True)
-    assert found.reasons[0].startswith("0.8100 bits per byte, +0.0100 (95 % interval +0.00")
-    assert found.reasons[1:] == ("2.00 GB at its peak of 16", "5.0 minutes of 60")
+    decision = ask(lake, memory_gb=16, minutes=60, max_loss=0.02)
+    assert decision.loss is not None
+    assert (decision.loss.value, decision.loss.low > 0, decision.loss.high < 0.02) == (pytest.approx(0.01), True, True)
+    assert decision.reasons[0].startswith("0.8100 bits per byte, +0.0100 (95 % interval +0.00")
+    assert decision.reasons[1:] == ("2.00 GB at its peak of 16", "5.0 minutes of 60")
 
 
 def test_a_cell_with_smaller_micro_batches_is_no_cheaper_but_may_be_all_that_fits(lake: Lake) -> None:
     lake.cell("full", bits=0.80, peak_memory_gb=0.8, train_seconds=60.0, micro_batch_tokens=256)
-    found = ask(lake, memory_gb=16)
-    assert (found.method, found.reasons[-1]) == (
+    decision = ask(lake, memory_gb=16)
+    assert (decision.method, decision.reasons[-1]) == (
         "qlora-r8",
         "1 more cell is within the limits, but with other micro_batch_tokens than 2048, so that costs are not compared",
     )
@@ -80,20 +80,20 @@ def test_what_fails_is_told_of_every_cell(lake: Lake) -> None:
 def test_where_records_cannot_tell_it_says_how_many_would(lake: Lake) -> None:
     lake.cell("full", bits=0.80, peak_memory_gb=4.0)
     lake.cell("lora-r8", bits=0.81, peak_memory_gb=2.0, noise=0.05)
-    found = ask(lake, memory_gb=3, max_loss=0.02)
-    assert (found.verdict, found.method) == ("run next", "lora-r8")
-    assert "not sure against 0.02" in found.reasons[0]
-    assert found.loss is not None
-    needed = 12 * ((found.loss.high - found.loss.value) / (0.02 - found.loss.value)) ** 2
-    assert f"from 12 to about {round(needed + 0.5)}" in found.reasons[1]
+    decision = ask(lake, memory_gb=3, max_loss=0.02)
+    assert (decision.verdict, decision.method) == ("run next", "lora-r8")
+    assert "not sure against 0.02" in decision.reasons[0]
+    assert decision.loss is not None
+    needed = 12 * ((decision.loss.high - decision.loss.value) / (0.02 - decision.loss.value)) ** 2
+    assert f"from 12 to about {round(needed + 0.5)}" in decision.reasons[1]
 
 
 def test_the_largest_cell_predicted_to_fit_is_run_next(tmp_path: Path) -> None:
     lake = planted.lake(tmp_path)
     predicted = {"full": 20.0, "lora-r8": 9.0, "qlora-r8": 5.0}
-    found = ask(lake, predicted, memory_gb=16, minutes=60, max_loss=0.02)
-    assert (found.verdict, found.method) == ("run next", "lora-r8")
-    assert "missing, 9.00 GB predicted of 16 (the largest of 2 that may fit)" in found.reasons[0]
+    decision = ask(lake, predicted, memory_gb=16, minutes=60, max_loss=0.02)
+    assert (decision.verdict, decision.method) == ("run next", "lora-r8")
+    assert "missing, 9.00 GB predicted of 16 (the largest of 2 that may fit)" in decision.reasons[0]
     lake.trained("lora-r8", "out_of_memory")
     assert ask(lake, predicted, memory_gb=16).method == "qlora-r8"
     assert ask(lake, predicted, memory_gb=4).verdict == "nothing fits"
@@ -101,17 +101,17 @@ def test_the_largest_cell_predicted_to_fit_is_run_next(tmp_path: Path) -> None:
 
 def test_a_stale_cell_is_no_answer_but_may_be_run_next(lake: Lake) -> None:
     changed = lake.configured(methods={"lora-r8": {"rank": 16}})
-    found = ask(changed, memory_gb=3, minutes=60, max_loss=0.02)
-    assert (found.verdict, found.method) == ("run next", "lora-r8")
-    assert "measured before recipe changed, 2.00 GB measured of 3" in found.reasons[0]
+    decision = ask(changed, memory_gb=3, minutes=60, max_loss=0.02)
+    assert (decision.verdict, decision.method) == ("run next", "lora-r8")
+    assert "measured before recipe changed, 2.00 GB measured of 3" in decision.reasons[0]
 
 
 # what a verdict rests on
 
 
 def test_a_verdict_says_how_many_runs_and_whose_rates_it_rests_on(lake: Lake) -> None:
-    told = ask(lake, memory_gb=3, max_loss=0.02).reasons[0]
-    assert told.endswith("; one training run each, at one shared learning rate")
+    reason = ask(lake, memory_gb=3, max_loss=0.02).reasons[0]
+    assert reason.endswith("; one training run each, at one shared learning rate")
     assert ask(lake, max_loss=0.0).reasons[0].endswith("; one training run, at one shared learning rate")
     tuned = {"learning_rate_source": "search", "learning_rate_at_edge": False}
     assert ask(lake, changed=tuned, memory_gb=3, max_loss=0.02).reasons[0].endswith("; one training run each")
@@ -122,10 +122,10 @@ def test_no_cell_is_sure_where_a_rate_lies_at_the_edge_of_those_tried(lake: Lake
     """Of the best or of the chosen one; without a limit of loss, quality decides nothing."""
     measured: Row = {"full": {"bits": 0.8, "peak_memory_gb": 4.0}, "lora-r8": {"bits": 0.81, "peak_memory_gb": 2.0}}
     lake.cell(method, **measured[method], train_seconds=600.0, learning_rate=2e-3, learning_rate_at_edge=True)
-    found = ask(lake, memory_gb=3, max_loss=0.02)
-    assert (found.verdict, found.method) == ("run next", method)
-    assert found.reasons[0].startswith("its learning rate, 0.002, lies at the edge of those tried")
-    assert f"`featherweight train tiny {method}`" in found.reasons[1]
+    decision = ask(lake, memory_gb=3, max_loss=0.02)
+    assert (decision.verdict, decision.method) == ("run next", method)
+    assert decision.reasons[0].startswith("its learning rate, 0.002, lies at the edge of those tried")
+    assert f"`featherweight train tiny {method}`" in decision.reasons[1]
     assert answer(lake, memory_gb=3) == ("use", "qlora-r8")
 
 
@@ -137,9 +137,9 @@ def test_an_edge_of_a_cell_that_is_clearly_worse_does_not_matter(lake: Lake) -> 
 def test_a_time_that_others_disturbed_decides_no_cost(lake: Lake) -> None:
     """QLoRA is smallest by memory × time; without its time LoRA is of those that were timed."""
     lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.0, train_seconds=360.0, other_cpu_pct=70.0)
-    found = ask(lake, memory_gb=3)
-    assert (found.verdict, found.method) == ("use", "lora-r8")
-    assert found.reasons[-1] == (
+    decision = ask(lake, memory_gb=3)
+    assert (decision.verdict, decision.method) == ("use", "lora-r8")
+    assert decision.reasons[-1] == (
         "1 more cell is within the limits, but timed beside other programs, so that costs are not compared"
     )
     alone = ask(lake, memory_gb=1.5, minutes=60)
@@ -149,10 +149,10 @@ def test_a_time_that_others_disturbed_decides_no_cost(lake: Lake) -> None:
 
 def test_a_time_over_the_limit_that_others_disturbed_is_measured_again(lake: Lake) -> None:
     lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.0, train_seconds=600.0, other_cpu_pct=70.0)
-    found = ask(lake, memory_gb=1.5, minutes=8)
-    assert (found.verdict, found.method) == ("run next", "qlora-r8")
-    assert "took 10.0 minutes beside other programs" in found.reasons[0]
-    assert "`featherweight train tiny qlora-r8 --force`" in found.reasons[1]
+    decision = ask(lake, memory_gb=1.5, minutes=8)
+    assert (decision.verdict, decision.method) == ("run next", "qlora-r8")
+    assert "took 10.0 minutes beside other programs" in decision.reasons[0]
+    assert "`featherweight train tiny qlora-r8 --force`" in decision.reasons[1]
     lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.0, train_seconds=600.0, other_cpu_pct=1.0)
     assert ask(lake, memory_gb=1.5, minutes=8).verdict == "nothing fits"
 
@@ -164,15 +164,16 @@ def test_more_runs_are_next_where_runs_differ_more_than_records(lake: Lake) -> N
     parts: Row = {"noise": 0.001, "load_seconds": 0.0}
     lake.cell("full", bits=0.80, peak_memory_gb=4.0, train_seconds=600.0, **parts)
     lake.cell("lora-r8", bits=0.81, peak_memory_gb=2.0, train_seconds=300.0, **parts)
-    found = ask(lake, memory_gb=3, max_loss=0.02)
-    assert (found.verdict, found.method) == ("run next", "lora-r8")
+    decision = ask(lake, memory_gb=3, max_loss=0.02)
+    assert (decision.verdict, decision.method) == ("run next", "lora-r8")
     assert (
-        "one training run each, widened by the spread between training runs seen in lora-r8: 0.003" in found.reasons[0]
+        "one training run each, widened by the spread between training runs seen in lora-r8: 0.003"
+        in decision.reasons[0]
     )
-    assert found.reasons[1].startswith(
+    assert decision.reasons[1].startswith(
         "the training runs differ more than the choice of records does: 4 runs of lora-r8 and full"
     )
-    assert "about 45 more minutes" in found.reasons[1]
+    assert "about 45 more minutes" in decision.reasons[1]
 
 
 def test_three_runs_settle_what_one_could_not(tmp_path: Path) -> None:
@@ -181,11 +182,11 @@ def test_three_runs_settle_what_one_could_not(tmp_path: Path) -> None:
         made.cell("base", bits=1.0, seed=seed)
         made.cell("full", bits=0.80 - off, peak_memory_gb=4.0, seed=seed, noise=0.001)
         made.cell("lora-r8", bits=0.81 + off, peak_memory_gb=2.0, seed=seed, noise=0.001)
-    found = ask(made, memory_gb=3, max_loss=0.03)
-    assert (found.verdict, found.method) == ("use", "lora-r8")
-    assert found.reasons[0].endswith("; three training runs each, at one shared learning rate")
-    assert found.loss is not None
-    assert found.loss.high - found.loss.low == pytest.approx(2 * 4.303 * 0.004 / 3**0.5, rel=0.1)
+    decision = ask(made, memory_gb=3, max_loss=0.03)
+    assert (decision.verdict, decision.method) == ("use", "lora-r8")
+    assert decision.reasons[0].endswith("; three training runs each, at one shared learning rate")
+    assert decision.loss is not None
+    assert decision.loss.high - decision.loss.low == pytest.approx(2 * 4.303 * 0.004 / 3**0.5, rel=0.1)
 
 
 def test_where_the_spread_is_not_known_runs_that_would_tell_are_named_too(lake: Lake) -> None:

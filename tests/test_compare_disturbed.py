@@ -39,7 +39,7 @@ def measure(lake: Lake, method: str, beside: Row, **values: float) -> None:
 
 
 def rows(lake: Lake) -> dict[str, Row]:
-    return {found["method"]: found for found in comparison(lake.resolved()).rows}
+    return {row["method"]: row for row in comparison(lake.resolved()).rows}
 
 
 # what rests on it
@@ -48,19 +48,19 @@ def rows(lake: Lake) -> dict[str, Row]:
 def test_no_ratio_of_speeds_rests_on_a_disturbed_one_and_memory_stands(lake: Lake) -> None:
     assert rows(lake)["lora-r8"]["speedup_vs_full"] == 2.0
     measure(lake, "full", BUSY)
-    found = rows(lake)
+    by_method = rows(lake)
     for method, memory in (("full", 1.0), ("lora-r8", 0.5)):
-        shown = found[method]
+        shown = by_method[method]
         assert (shown["speedup_vs_full"], shown["memory_vs_full"]) == (None, memory)
         assert shown["ratios_because"] == f"speed disturbed: {SAID}"
         assert "times its speed" not in shown["advice"]
     measure(lake, "full", QUIET)
     measure(lake, "lora-r8", {"other_cpu_pct": 33.0})
-    found = rows(lake)
-    assert (found["full"]["speedup_vs_full"], found["lora-r8"]["speedup_vs_full"]) == (1.0, None)
-    assert found["lora-r8"]["ratios_because"].endswith("used 33 % of the processors while lora-r8 was measured")
-    said = "other programs used 33 % of the processors while it was measured, so train it on a quiet machine"
-    assert found["lora-r8"]["advice"].endswith(f"not measured on the same records; speed disturbed: {said}")
+    by_method = rows(lake)
+    assert (by_method["full"]["speedup_vs_full"], by_method["lora-r8"]["speedup_vs_full"]) == (1.0, None)
+    assert by_method["lora-r8"]["ratios_because"].endswith("used 33 % of the processors while lora-r8 was measured")
+    disturbance = "other programs used 33 % of the processors while it was measured, so train it on a quiet machine"
+    assert by_method["lora-r8"]["advice"].endswith(f"not measured on the same records; speed disturbed: {disturbance}")
 
 
 def test_both_disturbed_are_both_named(lake: Lake) -> None:
@@ -81,13 +81,13 @@ def value(**changed: Row) -> Row:
 
 def test_no_best_value_rests_on_a_disturbed_speed() -> None:
     assert pick_answer(value(l=SAME, q=SAME)) == "tiny × qlora-r8"
-    found = value(f=DISTURBED, l=SAME, q=SAME)
-    assert pick_answer(found) == "no clear winner among qlora-r8, full"
-    said = f"qlora-r8 costs least so far with 1.00 GB for 25 s; {SAID}: train it on a quiet machine"
-    assert found["reason"].startswith(said)
-    found = value(f=DISTURBED, l={**SAME, **DISTURBED}, q={**SAME, **DISTURBED})
-    assert pick_answer(found) == "no clear winner among full, lora-r8, qlora-r8"
-    assert "costs" not in found["reason"] and "train them on a quiet machine" in found["reason"]
+    pick = value(f=DISTURBED, l=SAME, q=SAME)
+    assert pick_answer(pick) == "no clear winner among qlora-r8, full"
+    reason = f"qlora-r8 costs least so far with 1.00 GB for 25 s; {SAID}: train it on a quiet machine"
+    assert pick["reason"].startswith(reason)
+    pick = value(f=DISTURBED, l={**SAME, **DISTURBED}, q={**SAME, **DISTURBED})
+    assert pick_answer(pick) == "no clear winner among full, lora-r8, qlora-r8"
+    assert "costs" not in pick["reason"] and "train them on a quiet machine" in pick["reason"]
 
 
 def test_least_memory_and_best_quality_do_not_rest_on_speed() -> None:
@@ -96,9 +96,9 @@ def test_least_memory_and_best_quality_do_not_rest_on_speed() -> None:
 
 
 def test_where_one_row_alone_is_as_good_its_speed_decides_nothing() -> None:
-    found = value(f=DISTURBED)
-    assert (found["method"], found["verdict"], found["speed_disturbed"]) == ("full", "clear", True)
-    assert found["reason"].startswith(
+    pick = value(f=DISTURBED)
+    assert (pick["method"], pick["verdict"], pick["speed_disturbed"]) == ("full", "clear", True)
+    assert pick["reason"].startswith(
         "4.00 GB for 100 s (other programs used 70 % of the processors while it was measured); it has"
     )
 
@@ -124,9 +124,9 @@ def test_a_night_beside_other_programs_is_not_worse_in_time(lake: Lake) -> None:
 
 
 def worse(lake: Lake) -> str:
-    found = [one for one in history_rows(list(all_attempts(lake.data))) if one["method"] == "lora-r8"]
-    assert [one["speed_disturbed"] for one in found[3:5]] == [False, True]
-    return found[-1]["worse"] or ""
+    points = [one for one in history_rows(list(all_attempts(lake.data))) if one["method"] == "lora-r8"]
+    assert [one["speed_disturbed"] for one in points[3:5]] == [False, True]
+    return points[-1]["worse"] or ""
 
 
 @pytest.mark.parametrize(
@@ -165,18 +165,18 @@ def test_tables_mark_what_rests_on_it_and_say_why_once(busy: Lake, form: str) ->
 
 
 def test_machines_read_plain_numbers(busy: Lake) -> None:
-    found = list(rows(busy).values())
-    (full,) = (one for one in json.loads(render(found, "json")) if one["method"] == "full")
+    table = list(rows(busy).values())
+    (full,) = (one for one in json.loads(render(table, "json")) if one["method"] == "full")
     assert (full["train_seconds"], full["speed_disturbed"]) == (100.0, True)
-    assert "*" not in render(found, "csv")
+    assert "*" not in render(table, "csv")
 
 
 def test_the_report_marks_it_with_a_title(busy: Lake) -> None:
-    found = comparison(busy.resolved())
-    write_report(busy.project, Content(found.rows, make_picks(found.rows, found.qualities)))
+    result = comparison(busy.resolved())
+    write_report(busy.project, Content(result.rows, make_picks(result.rows, result.qualities)))
     html = busy.data.report.read_text(encoding="utf-8")
-    said = "other programs used 70 % of the processors while it was measured"
-    assert f'data-value="100.0" title="{said}">100 *</td>' in html
+    title = "other programs used 70 % of the processors while it was measured"
+    assert f'data-value="100.0" title="{title}">100 *</td>' in html
     assert "while tiny × full was measured." in html
     assert f"(no ratio of speeds; speed disturbed: {SAID})" in html
 

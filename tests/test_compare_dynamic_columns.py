@@ -89,7 +89,7 @@ def test_a_table_holds_no_name_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ('a"b; drop', "expected a letter or digit of ASCII first"),
         ("", "expected a letter or digit"),
@@ -100,8 +100,8 @@ def test_a_table_holds_no_name_twice() -> None:
         ("x" * 300, "of 300 characters; a metric names a column: expected at most 60"),
     ],
 )
-def test_a_name_that_makes_no_column_is_refused(name: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said) as caught:
+def test_a_name_that_makes_no_column_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
         require_columns("metric", [name], METRIC_ENDINGS)
     assert len(str(caught.value)) < 500
 
@@ -147,12 +147,12 @@ def test_published_typed_and_read_back(tmp_path: Path) -> None:
     rows = [_row(names, metric_has=0.5, metric_is_low_high=1, benchmark_x_vs_base=-0.25), _row(names)]
     publish(DataRoot(tmp_path), {"comparison": arrow_table(rows, table)})
     with connect(DataRoot(tmp_path)) as db:
-        found = db.execute(
+        columns = db.execute(
             "SELECT column_name, data_type, comment FROM duckdb_columns() WHERE table_name = 'comparison' ORDER BY column_index"
         ).fetchall()
         values = db.execute("SELECT metric_has, metric_is_low_high, benchmark_x_vs_base FROM comparison").fetchall()
     added = table.columns[len(COMPARISON.columns) :]
-    assert found[-len(added) :] == [(one.name, "DOUBLE", one.description) for one in added]
+    assert columns[-len(added) :] == [(one.name, "DOUBLE", one.description) for one in added]
     assert values == [(0.5, 1.0, -0.25), (None, None, None)]
     assert isinstance(values[0][1], float)
 

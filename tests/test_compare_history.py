@@ -89,6 +89,6 @@ def test_the_asset_check_warns_of_it(lake: Lake, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(comparing, "project_now", lambda: lake.project)
     assert cast(dg.AssetCheckResult, comparing.no_cell_got_worse()).passed
     night(lake, 0.99, luck="b")
-    found = cast(dg.AssetCheckResult, comparing.no_cell_got_worse())
-    assert (found.passed, found.severity.value) == (False, "WARN")
-    assert "above its last 1 run " in str(found.metadata["worse"].value)
+    result = cast(dg.AssetCheckResult, comparing.no_cell_got_worse())
+    assert (result.passed, result.severity.value) == (False, "WARN")
+    assert "above its last 1 run " in str(result.metadata["worse"].value)

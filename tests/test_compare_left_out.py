@@ -44,33 +44,36 @@ def test_a_cell_that_would_learn_from_one_record_of_twenty_fails_and_says_what_w
     cleaned: TinyProject, tiny_folder: Path
 ) -> None:
     records = cleaned.resolved().plan(cleaned.key("full")).selected.train
-    found = lengths(tiny_folder, records)
-    at_most(cleaned, found[0])
+    token_counts = lengths(tiny_folder, records)
+    at_most(cleaned, token_counts[0])
     attempt = trained(cleaned, "full")
-    left = sum(length > found[0] for length in found)
+    left = sum(length > token_counts[0] for length in token_counts)
     assert attempt.status == "failed" and left > 18
-    said = f"{left} of 20 training records are left out ({left} longer than max_length {found[0]}), more than 90%: raise max_length"
-    assert f"{said} to {found[18]}, which would hold 95% of them" in attempt.result.detail
+    message = (
+        f"{left} of 20 training records are left out ({left} longer than max_length {token_counts[0]}), "
+        "more than 90%: raise max_length"
+    )
+    assert f"{message} to {token_counts[18]}, which would hold 95% of them" in attempt.result.detail
 
 
 def test_a_cell_that_left_out_some_says_how_many_of_how_many(
     cleaned: TinyProject, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = cleaned.resolved().plan(cleaned.key("full")).selected.train
-    found = lengths(tiny_folder, records)
-    at_most(cleaned, found[11])
+    token_counts = lengths(tiny_folder, records)
+    at_most(cleaned, token_counts[11])
     attempt = trained(cleaned, "full")
     assert attempt.status == "ok", attempt.result.detail
-    left = sum(length > found[11] for length in found)
+    left = sum(length > token_counts[11] for length in token_counts)
     measured = attempt.result.measured
     assert (measured["train_records"], measured["train_records_left_out"], measured["train_examples"]) == (
         20,
         left,
         20 - left,
     )
-    because = f"({left} longer than max_length {found[11]})"
+    because = f"({left} longer than max_length {token_counts[11]})"
     assert (
-        f"WARNING: {left} of 20 training records are left out {because}; max_length {found[18]}"
+        f"WARNING: {left} of 20 training records are left out {because}; max_length {token_counts[18]}"
         in capsys.readouterr().out
     )
     (row,) = (row for row in comparison_rows(cleaned.resolved()) if row["method"] == "full")
@@ -92,15 +95,15 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def test_no_pick_is_a_cell_that_left_out_too_many_records(lake: Lake) -> None:
-    found = comparison(lake.resolved())
-    decision = decide(found, Limits())
+    result = comparison(lake.resolved())
+    decision = decide(result, Limits())
     assert (decision.verdict, decision.method) == ("use", "full")
     assert any(reason.startswith("2 of 40 training records were left out") for reason in decision.reasons)
     assert decision.reasons[-1] == (
         "not used: tiny × lora-r8, with more than 20% of its records left out: 20 of 40 training records were left out "
         "(20 longer than max_length 1024)"
     )
-    best = make_picks(found.rows, found.qualities)[0]
+    best = make_picks(result.rows, result.qualities)[0]
     assert (best["method"], best["left_out"]) == ("full", "1 with more than 20% of its records left out, 1 missing")
     assert "2 of 40 training records were left out" in best["reason"]
 
@@ -111,14 +114,14 @@ def test_where_all_left_out_too_many_nothing_is_used_and_that_is_said(tmp_path: 
     made.cell("full", bits=0.9, truncated_share=0.5)  # as older code measured it
     made.evaluated(made.trained("lora-r8"), eval_records=30, eval_records_left_out=10, losses=planted.losses(0.8))
     made.cell("qlora-r8", bits=0.9, train_records=10, train_records_left_out=3, unshown_share=0.3)
-    found = comparison(made.resolved())
-    decision = decide(found, Limits())
+    result = comparison(made.resolved())
+    decision = decide(result, Limits())
     assert decision.verdict == "nothing fits"
-    said = "\n".join(decision.reasons)
-    assert "50% of the training records were left out" in said
-    assert "10 of 40 evaluation records were left out" in said
-    assert "3 of 10 training records were left out (3 that the chat template cannot show)" in said
-    assert {pick["verdict"] for pick in make_picks(found.rows, found.qualities)} == {"nothing to pick"}
+    reasons = "\n".join(decision.reasons)
+    assert "50% of the training records were left out" in reasons
+    assert "10 of 40 evaluation records were left out" in reasons
+    assert "3 of 10 training records were left out (3 that the chat template cannot show)" in reasons
+    assert {pick["verdict"] for pick in make_picks(result.rows, result.qualities)} == {"nothing to pick"}
 
 
 # evaluation
@@ -129,30 +132,32 @@ def test_a_model_that_reads_next_to_no_evaluation_record_costs_the_others_none(
 ) -> None:
     other = save_tiny(tmp_path / "other")
     records = cleaned.resolved().selected.eval
-    found = lengths(tiny_folder, records)
+    token_counts = lengths(tiny_folder, records)
 
-    def kept(*, own: Path, most: int) -> int:
+    def fitting_records(*, own: Path, most: int) -> int:
         readers = [("tiny", tiny_folder, 10_000), ("other", other, most)]
-        told = [{"model": name, "folder": str(folder), "max_length": size, **ASKED} for name, folder, size in readers]
+        tokenizers = [
+            {"model": name, "folder": str(folder), "max_length": size, **ASKED} for name, folder, size in readers
+        ]
         spec = {
             "root": str(tmp_path),
             "weights": str(own),
-            "tokenizers_to_fit": told,
+            "tokenizers_to_fit": tokenizers,
             "recipe": {"kind": "none", **ASKED},
         }
         write_json(tmp_path / "spec.json", spec)
         return len(fitting_everywhere(Worker(tmp_path), records))
 
-    few = sum(length <= found[0] for length in found)
-    every = kept(own=tiny_folder, most=10_000)  # but those that are longer than the model's window
-    assert few == 1 and every > 6 and kept(own=tiny_folder, most=found[0]) == every
+    few = sum(length <= token_counts[0] for length in token_counts)
+    every = fitting_records(own=tiny_folder, most=10_000)  # but those that are longer than the model's window
+    assert few == 1 and every > 6 and fitting_records(own=tiny_folder, most=token_counts[0]) == every
     assert "other: can read 1 of 12 evaluation records; measured without it" in capsys.readouterr().out
     with pytest.raises(
-        ValueError, match=f"other can read 1 of 12 evaluation records, with max_length {found[0]}; more than 90%"
+        ValueError, match=f"other can read 1 of 12 evaluation records, with max_length {token_counts[0]}; more than 90%"
     ):
-        kept(own=other, most=found[0])
-    half = sum(length <= found[5] for length in found)
-    assert kept(own=other, most=found[5]) == half
+        fitting_records(own=other, most=token_counts[0])
+    half = sum(length <= token_counts[5] for length in token_counts)
+    assert fitting_records(own=other, most=token_counts[5]) == half
     assert f"WARNING: {12 - half} of 12 evaluation records are left out" in capsys.readouterr().out
 
 

@@ -117,15 +117,15 @@ def test_the_page_has_the_newest_nights_first_with_links_to_their_runs(lake: Lak
         report_nights(instance, lake.data)
         event = instance.get_latest_materialization_event(nights.key)
         assert event is not None and event.asset_materialization is not None
-        found = event.asset_materialization.metadata
-    assert {name: found[name].value for name in ("dagster/row_count", "minutes", "dollars", "cells not ok")} == {
+        metadata = event.asset_materialization.metadata
+    assert {name: metadata[name].value for name in ("dagster/row_count", "minutes", "dollars", "cells not ok")} == {
         "dagster/row_count": 2, "minutes": 90.0, "dollars": 0.25, "cells not ok": 1.0,
     }  # fmt: skip
-    heading, _, first, second = str(found["nights"].value).splitlines()
+    heading, _, first, second = str(metadata["nights"].value).splitlines()
     assert heading == "| night | began | minutes | dollars | cells | outcome | why it ended | runs |"
     assert first.startswith("| 2026-11-28T0200 | 2026-11-26 17:00 UTC")
     assert r" | 90.0 | 0.2500 | 2, 1 ok | not ok | \*over\* \| done | " in first
-    newest = str(found["newest night"].value)
+    newest = str(metadata["newest night"].value)
     assert len(newest) < 1000, "else Dagster puts it behind a click"
     assert "| cells | 2, 1 ok |" in newest and "| runs | [run-0](/runs/run-0)" in newest
     assert "[run-0](/runs/run-0)" in first and "run-12" not in first and first.endswith("and 3 more |")

@@ -84,11 +84,11 @@ def test_the_text_table_marks_its_status(lake: Lake) -> None:
 
 
 def test_decide_leaves_it_out_unless_it_is_named(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
-    found = comparison(lake.resolved())
-    assert decide(found, Limits()).method == "lora-r8"
-    assert decide(found, Limits(), [("tiny", "qlora-r8")]).method == "qlora-r8"
+    result = comparison(lake.resolved())
+    assert decide(result, Limits()).method == "lora-r8"
+    assert decide(result, Limits(), [("tiny", "qlora-r8")]).method == "qlora-r8"
     with pytest.raises(UsageError, match="tiny/qlora-r9: no such row"):
-        decide(found, Limits(), [("tiny", "qlora-r9")])
+        decide(result, Limits(), [("tiny", "qlora-r9")])
     assert main(["decide"]) == 0
     assert capsys.readouterr().out.startswith("use tiny × lora-r8\n")
     assert main(["decide", "--also", "tiny/qlora-r8"]) == 0

@@ -74,15 +74,15 @@ def test_half_a_line_costs_one_vote_and_other_things_in_the_file_none(tmp_path: 
         assert (len(read(data).votes), read(data).unreadable) == (1, 0)
         append(data, vote("tie"))
         assert [one.chosen for one in read(data).votes] == [0, "tie"]
-    told = json.loads(whole)
-    odd = [{**told, "id": "a", "chosen": 2}, {**told, "id": "b", "prompt": None}, {**told, "id": "c", "shown": "xy"},
-           {**told, "id": "d", "shown": [{}]}, [], 7, {**told, "id": ["e"]}, {**told, "id": "g", "at": "now"},
-           {**told, "id": "h", "shown": [{**one, "seed": 2**40} for one in told["shown"]]}]  # fmt: skip
-    newer = {**told, "id": "f", "later": 1}
+    row = json.loads(whole)
+    odd = [{**row, "id": "a", "chosen": 2}, {**row, "id": "b", "prompt": None}, {**row, "id": "c", "shown": "xy"},
+           {**row, "id": "d", "shown": [{}]}, [], 7, {**row, "id": ["e"]}, {**row, "id": "g", "at": "now"},
+           {**row, "id": "h", "shown": [{**one, "seed": 2**40} for one in row["shown"]]}]  # fmt: skip
+    newer = {**row, "id": "f", "later": 1}
     lines = [whole.decode().strip(), *map(json.dumps, [*odd, newer]), "", "\x00", "[" * 100_000]
     data.preferences.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found = read(data)
-    assert [one.id for one in found.votes] == [told["id"], "f"] and found.unreadable == len(odd) + 2
+    ballot = read(data)
+    assert [one.id for one in ballot.votes] == [row["id"], "f"] and ballot.unreadable == len(odd) + 2
 
 
 def test_half_a_surrogate_pair_does_not_cost_the_vote(tmp_path: Path) -> None:
@@ -154,14 +154,14 @@ def test_a_vote_compares_the_chosen_answer_with_each_other_and_those_with_nobody
     cast(voted, "c", "base", "lora-r8", chosen=0)
     cast(voted, "d", "full", "base", "lora-r8", chosen="tie")
     cast(voted, "e", "lora-r8", "base", chosen="neither")
-    found = duels(voted)
-    ends = {pair: (row["wins"], row["ties"], row["losses"], row["votes"]) for pair, row in found.items()}
+    table = duels(voted)
+    ends = {pair: (row["wins"], row["ties"], row["losses"], row["votes"]) for pair, row in table.items()}
     assert ends == {
         ("lora-r8", "base"): (2, 2, 1, 5), ("base", "lora-r8"): (1, 2, 2, 5),
         ("lora-r8", "full"): (1, 1, 0, 2), ("full", "lora-r8"): (0, 1, 1, 2),
         ("full", "base"): (0, 1, 0, 1), ("base", "full"): (0, 1, 0, 1),
     }  # fmt: skip
-    assert found["lora-r8", "base"]["win_rate"] == pytest.approx(0.6)
+    assert table["lora-r8", "base"]["win_rate"] == pytest.approx(0.6)
     row = rows(voted)["lora-r8"]
     names = ("preference_win_rate", "preference_win_rate_low", "preference_win_rate_high", "preference_votes")
     low, high = win_rate_interval(2, 1, 2, correction=1) or (None, None)
@@ -205,13 +205,13 @@ def test_votes_are_published_as_they_were_cast_and_a_new_one_asks_for_a_publicat
     assert lake_version(voted.data) != before
     compare(voted.project)
     with duckdb.connect(str(voted.data.warehouse), read_only=True) as db:
-        found = db.execute(
+        rows = db.execute(
             "SELECT method, place, shown, ended, prompt, settings, is_current, voted_at <= now() FROM preferences ORDER BY place"
         ).fetchall()
         rates = db.execute("SELECT method, win_rate FROM preference_duels ORDER BY 1").fetchall()
         (votes,) = db.execute("SELECT preference_votes FROM comparison WHERE method = 'lora-r8'").fetchall()
     prompt = "<script>alert(1)</script> 서울?"
-    assert found == [
+    assert rows == [
         ("lora-r8", 1, 2, "not chosen", prompt, '{"temperature": 0}', True, True),
         ("base", 2, 2, "chosen", prompt, '{"temperature": 0}', True, True),
     ]

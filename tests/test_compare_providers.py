@@ -103,9 +103,9 @@ def test_every_answer_lands_in_the_right_count_by_what_real_cleaning_made_of_it(
         ask.configure(sources={"providers": ["claude", "mine"]})
         ask.generate()
     cleaned(ask)
-    found = rows(ask)
-    assert list(found) == ["claude", "mine"]
-    row = found["mine"]
+    by_provider = rows(ask)
+    assert list(by_provider) == ["claude", "mine"]
+    row = by_provider["mine"]
     assert {name: row[name] for name in ("cells", "requested", *OUTCOMES)} == {
         "cells": 10, "requested": 10, "answered": 10, "valid": 7, "refused": 1, "truncated": 1, "duplicate": 2, "accepted": 5,
     }  # fmt: skip
@@ -117,7 +117,7 @@ def test_every_answer_lands_in_the_right_count_by_what_real_cleaning_made_of_it(
     assert row["usd_per_accepted"] == pytest.approx(cost / 5)
     assert (row["input_tokens"], row["output_tokens"], row["reserved_usd"], row["note"]) == (110, 70, 0.0, None)
     assert (row["model"], row["kind"], row["trained_on"], row["attempts"]) == ("mine-1", "openai-compatible", True, 10)
-    other = found["claude"]
+    other = by_provider["claude"]
     assert (other["valid"], other["accepted"], other["duplicate"]) == (10, 10, 0)
     assert other["cost_usd"] == pytest.approx(ask.account("anthropic").dollars)
     table = all_tables(ask.data, ask.experiments, [])["provider_comparison"].to_pylist()
@@ -144,10 +144,18 @@ def test_who_is_asked_but_not_trained_on_is_not_said_to_have_nothing_accepted(as
     ask.configure(sources={"providers": ["claude"]})
     write(ask)
     cleaned(ask)
-    found = rows(ask)
-    assert (found["claude"]["accepted"], found["claude"]["trained_on"], found["claude"]["note"]) == (10, True, None)
-    assert (found["gpt"]["accepted"], found["gpt"]["trained_on"], found["gpt"]["valid"]) == (None, False, 10)
-    assert "sources.providers does not name gpt" in found["gpt"]["note"]
+    by_provider = rows(ask)
+    assert (by_provider["claude"]["accepted"], by_provider["claude"]["trained_on"], by_provider["claude"]["note"]) == (
+        10,
+        True,
+        None,
+    )
+    assert (by_provider["gpt"]["accepted"], by_provider["gpt"]["trained_on"], by_provider["gpt"]["valid"]) == (
+        None,
+        False,
+        10,
+    )
+    assert "sources.providers does not name gpt" in by_provider["gpt"]["note"]
 
 
 # --- the same cells
@@ -157,22 +165,22 @@ def test_only_cells_that_all_were_asked_count(ask: Asking) -> None:
     ask.configure(providers={"gpt": {"requests": 4}})
     write(ask)
     cleaned(ask)
-    found = rows(ask)
-    assert [(row["cells"], row["requested"], row["answered"]) for row in found.values()] == [(4, 4, 4)] * 2
+    by_provider = rows(ask)
+    assert [(row["cells"], row["requested"], row["answered"]) for row in by_provider.values()] == [(4, 4, 4)] * 2
     with request_source(ask.data, ask.experiments) as reading:
         cells = {one.request.cell for one in reading.asked("gpt")}
         records = [r.value["output"] for one, r in reading.records("claude") if one.request.cell in cells]
     words = [text.lower().replace(".", "").replace(",", "").split() for text in records]
     flat = [word for text in words for word in text]
-    assert found["claude"]["distinct_1"] == pytest.approx(len(set(flat)) / len(flat)), "of the same cells too"
+    assert by_provider["claude"]["distinct_1"] == pytest.approx(len(set(flat)) / len(flat)), "of the same cells too"
 
 
 def test_without_a_common_cell_each_stands_over_its_own_and_says_so(ask: Asking) -> None:
     ask.configure(providers={"claude": {"languages": ["ko"], "requests": 7}})
     write(ask)
-    found = rows(ask)
-    assert [row["requested"] for row in found.values()] == [7, 10]
-    assert all("no topic cell was asked of all" in row["note"] for row in found.values())
+    by_provider = rows(ask)
+    assert [row["requested"] for row in by_provider.values()] == [7, 10]
+    assert all("no topic cell was asked of all" in row["note"] for row in by_provider.values())
 
 
 def test_replicates_are_cells_of_their_own(ask: Asking) -> None:
@@ -231,9 +239,9 @@ def test_an_unknown_price_makes_every_cost_unknown_and_none_zero(ask: Asking) ->
     ask.configure(providers={"gpt": {"price": None}})
     write(ask)
     cleaned(ask)
-    found = rows(ask)
-    assert (found["gpt"]["cost_usd"], found["gpt"]["usd_per_accepted"]) == (None, None)
-    assert found["claude"]["usd_per_accepted"] == pytest.approx(found["claude"]["cost_usd"] / 10)
+    by_provider = rows(ask)
+    assert (by_provider["gpt"]["cost_usd"], by_provider["gpt"]["usd_per_accepted"]) == (None, None)
+    assert by_provider["claude"]["usd_per_accepted"] == pytest.approx(by_provider["claude"]["cost_usd"] / 10)
 
 
 def test_what_is_held_for_lost_requests_is_shown_and_counted(ask: Asking) -> None:
@@ -267,9 +275,12 @@ def test_a_request_that_was_lost_for_good_counts_against_its_provider(ask: Askin
     ask.server.behavior = replace(PLAIN, seed=1)
     ask.generate()  # the next prompt of the grid takes its place
     assert len(lost) == 2
-    found = rows(ask)
-    assert [(row["requested"], row["answered"], row["in_doubt"]) for row in found.values()] == [(10, 10, 0), (10, 9, 1)]
-    assert found["gpt"]["reserved_usd"] > 0
+    by_provider = rows(ask)
+    assert [(row["requested"], row["answered"], row["in_doubt"]) for row in by_provider.values()] == [
+        (10, 10, 0),
+        (10, 9, 1),
+    ]
+    assert by_provider["gpt"]["reserved_usd"] > 0
 
 
 def test_failures_and_refusals_are_counted_apart(ask: Asking) -> None:
@@ -285,8 +296,8 @@ def test_failures_and_refusals_are_counted_apart(ask: Asking) -> None:
 
 
 def covered(ask: Asking, name: str = "claude") -> coverage.Coverage:
-    (found,) = coverage.coverage(ask.data, ask.experiments, [name])
-    return found
+    (report,) = coverage.coverage(ask.data, ask.experiments, [name])
+    return report
 
 
 def test_coverage_counts_cells_topics_and_axis_values_that_valid_records_hit(ask: Asking) -> None:
@@ -298,9 +309,9 @@ def test_coverage_counts_cells_topics_and_axis_values_that_valid_records_hit(ask
         PLAIN, script=lambda wire, prompt, nth: "breaks_schema" if prompt.startswith(bad) else None
     )
     ask.generate()
-    found = covered(ask)
-    assert (found.records, found.cells, found.topics) == (3, "3 of 6", "3 of 6")
-    assert found.axes == {"mood": 0.5, "job": 1.0, "language": 1.0}
+    report = covered(ask)
+    assert (report.records, report.cells, report.topics) == (3, "3 of 6", "3 of 6")
+    assert report.axes == {"mood": 0.5, "job": 1.0, "language": 1.0}
 
 
 def test_distinct_n_is_the_share_of_different_n_grams() -> None:
@@ -315,9 +326,9 @@ def test_distinct_n_is_the_share_of_different_n_grams() -> None:
 
 def test_coverage_of_nothing_is_nothing(ask: Asking) -> None:
     assert coverage.coverage(ask.data, ask.experiments, []) == []
-    found = covered(ask)
-    assert (found.records, found.cells, found.distinct_1, found.distinct_2) == (0, "0 of 10", None, None)
-    assert set(found.axes.values()) == {0.0}
+    report = covered(ask)
+    assert (report.records, report.cells, report.distinct_1, report.distinct_2) == (0, "0 of 10", None, None)
+    assert set(report.axes.values()) == {0.0}
 
 
 def test_prompts_of_a_file_have_no_axes(ask: Asking) -> None:
@@ -325,6 +336,6 @@ def test_prompts_of_a_file_have_no_axes(ask: Asking) -> None:
     prompts.write_text("".join(json.dumps({"instruction": f"Name a book, number {n}."}) + "\n" for n in range(3)))
     ask.configure(generation={"prompts": "file", "prompts_file": str(prompts), "requests": 3})
     write(ask)
-    found = covered(ask)
-    assert (found.records, found.cells, found.topics, found.axes) == (3, "3 of 3", "1 of 1", {})
+    report = covered(ask)
+    assert (report.records, report.cells, report.topics, report.axes) == (3, "3 of 3", "1 of 1", {})
     assert [row["cells"] for row in rows(ask).values()] == [3, 3]

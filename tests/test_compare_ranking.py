@@ -38,13 +38,13 @@ def test_the_interval_is_that_of_a_loop_over_resamples() -> None:
     one, other = ([luck.uniform(0.5, 1.5) * size for size in sizes] for _ in range(2))
     draws = np.random.default_rng(quality.SEED).integers(0, 9, (quality.RESAMPLES, 9))
     for nats in (one, [a - b for a, b in zip(one, other, strict=True)]):
-        found = []
+        resampled = []
         for draw in draws:
-            found.append(sum(nats[i] for i in draw) / (math.log(2) * sum(sizes[i] for i in draw)))
-        found.sort()
-        place = expanded_tail(0.025, 9) * (len(found) - 1)
+            resampled.append(sum(nats[i] for i in draw) / (math.log(2) * sum(sizes[i] for i in draw)))
+        resampled.sort()
+        place = expanded_tail(0.025, 9) * (len(resampled) - 1)
         below = math.floor(place)
-        low = found[below] + (place - below) * (found[below + 1] - found[below])
+        low = resampled[below] + (place - below) * (resampled[below + 1] - resampled[below])
         (interval,) = intervals([np.array([nats])], sizes)
         assert interval is not None
         assert interval.value == pytest.approx(sum(nats) / (math.log(2) * sizes.sum()))
@@ -178,8 +178,8 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def picks(lake: Lake) -> dict[str, Row]:
-    found = comparison(lake.resolved())
-    return {one["pick"]: one for one in make_picks(found.rows, found.qualities)}
+    result = comparison(lake.resolved())
+    return {one["pick"]: one for one in make_picks(result.rows, result.qualities)}
 
 
 def who(lake: Lake) -> dict[str, str]:
@@ -190,9 +190,9 @@ def test_identical_models_have_no_winner(lake: Lake) -> None:
     for method in ("full", "lora-r8", "qlora-r8"):
         lake.cell(method, noise=0.0)
     assert set(who(lake).values()) == {"no clear winner"}
-    found = picks(lake)["best quality"]
-    assert found["candidates"] == "full, lora-r8, qlora-r8"
-    assert "12 records do not tell it apart from lora-r8 +0.0000" in found["reason"]
+    pick = picks(lake)["best quality"]
+    assert pick["candidates"] == "full, lora-r8, qlora-r8"
+    assert "12 records do not tell it apart from lora-r8 +0.0000" in pick["reason"]
 
 
 def test_a_better_model_wins_and_the_cheapest_of_equals_is_the_value(lake: Lake) -> None:
@@ -203,19 +203,19 @@ def test_a_better_model_wins_and_the_cheapest_of_equals_is_the_value(lake: Lake)
     assert who(lake) == {"best quality": "no clear winner", "best value": "lora-r8", "least memory": "qlora-r8"}
     lake.cell("full", bits=0.7, peak_memory_gb=4.0, train_seconds=100.0)
     assert who(lake) == {"best quality": "full", "best value": "full", "least memory": "qlora-r8"}
-    found = picks(lake)
-    assert found["best quality"]["reason"].startswith("0.7000 bits per byte; lora-r8, the next, has +0.1010 (95 %")
-    assert found["least memory"]["reason"].startswith("1.00 GB at its peak; its quality is worse than that of full")
-    assert found["best quality"]["delta_base"] == pytest.approx(-0.3)
+    by_name = picks(lake)
+    assert by_name["best quality"]["reason"].startswith("0.7000 bits per byte; lora-r8, the next, has +0.1010 (95 %")
+    assert by_name["least memory"]["reason"].startswith("1.00 GB at its peak; its quality is worse than that of full")
+    assert by_name["best quality"]["delta_base"] == pytest.approx(-0.3)
 
 
 def test_a_pick_that_is_no_better_than_the_untouched_model_says_so(lake: Lake) -> None:
     lake.cell("base", bits=0.8)
     lake.cell("full", bits=0.801, noise=0.05)
     lake.cell("lora-r8", bits=0.9, peak_memory_gb=1.0)
-    found = picks(lake)
-    assert found["best quality"]["reason"].endswith("it is not told apart from the untouched model")
-    assert found["least memory"]["reason"].endswith("it is worse than the untouched model")
+    by_name = picks(lake)
+    assert by_name["best quality"]["reason"].endswith("it is not told apart from the untouched model")
+    assert by_name["least memory"]["reason"].endswith("it is worse than the untouched model")
 
 
 def test_equal_peaks_go_to_the_better_model_else_to_nobody(lake: Lake) -> None:
@@ -233,9 +233,9 @@ def test_smaller_micro_batches_win_neither_memory_nor_value_and_push_nobody_off_
     lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.8, train_seconds=90.0)  # of older code: its recipe says 2048
     assert who(lake) == {"best quality": "no clear winner", "best value": "lora-r8", "least memory": "qlora-r8"}
     assert fronts(lake) == {"full": True, "lora-r8": True, "qlora-r8": True}
-    found = picks(lake)
-    assert [found[pick]["compared"] for pick in found] == [3, 2, 2]
-    assert found["least memory"]["left_out"] == "1 measured with other micro_batch_tokens"
+    by_name = picks(lake)
+    assert [by_name[pick]["compared"] for pick in by_name] == [3, 2, 2]
+    assert by_name["least memory"]["left_out"] == "1 measured with other micro_batch_tokens"
     lake.cell("full", bits=0.8, peak_memory_gb=1.0, train_seconds=10.0, micro_batch_tokens=2048)
     assert (who(lake)["best value"], who(lake)["least memory"]) == ("full", "full")
     assert fronts(lake) == {"full": True, "lora-r8": False, "qlora-r8": False}
@@ -274,8 +274,8 @@ def test_too_few_records_pick_nobody(lake: Lake) -> None:
 def test_one_cell_alone_is_no_winner_and_none_is_nothing(lake: Lake) -> None:
     assert {one["verdict"] for one in picks(lake).values()} == {"nothing to pick"}
     lake.cell("full")
-    found = picks(lake)
-    assert {(one["verdict"], one["method"]) for one in found.values()} == {("the only one", "full")}
+    by_name = picks(lake)
+    assert {(one["verdict"], one["method"]) for one in by_name.values()} == {("the only one", "full")}
 
 
 def test_two_seeds_that_disagree_name_no_winner_where_one_would(tmp_path: Path) -> None:

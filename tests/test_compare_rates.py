@@ -25,8 +25,13 @@ def arm(method: str, how: str | None, rate: float = 2e-4, **values: Any) -> Row:
     source = "search" if how in ("tuned", "edge") else how
     edge = {"tuned": False, "edge": True}.get(how or "")
     adapter = {"rank": None if method == "full" else 8}
-    found = {"method": method, "learning_rate": rate, "learning_rate_source": source, "learning_rate_at_edge": edge}
-    return row(**{**found, **adapter, **values})
+    defaults = {
+        "method": method,
+        "learning_rate": rate,
+        "learning_rate_source": source,
+        "learning_rate_at_edge": edge,
+    }
+    return row(**{**defaults, **adapter, **values})
 
 
 # what a row is
@@ -134,37 +139,35 @@ def picks(**changed: Row) -> dict[str, Row]:
     return {one["pick"]: one for one in make_picks(*grid(**changed))}
 
 
-def who(found: dict[str, Row]) -> dict[str, str]:
-    return {name: one["method"] or one["verdict"] for name, one in found.items()}
+def who(by_name: dict[str, Row]) -> dict[str, str]:
+    return {name: one["method"] or one["verdict"] for name, one in by_name.items()}
 
 
 def test_tuned_arms_are_picked_among_without_a_word_on_rates() -> None:
-    found = picks()
-    assert who(found) == {"best quality": "full", "best value": "full", "least memory": "qlora-r8"}
-    assert not [one for one in found.values() if "learning rate" in one["reason"]]
+    by_name = picks()
+    assert who(by_name) == {"best quality": "full", "best value": "full", "least memory": "qlora-r8"}
+    assert not [one for one in by_name.values() if "learning rate" in one["reason"]]
 
 
 @pytest.mark.parametrize("loser", ["lora-r8", "qlora-r8"])
 def test_nobody_wins_in_quality_or_value_against_an_arm_at_the_edge(loser: str) -> None:
-    found = picks(**{loser[0]: EDGE})
-    assert who(found) == {
+    by_name = picks(**{loser[0]: EDGE})
+    assert who(by_name) == {
         "best quality": "no clear winner",
         "best value": "no clear winner",
         "least memory": "qlora-r8",
     }
     for pick in ("best quality", "best value"):
-        assert found[pick]["candidates"] == f"full, {loser}"
-        told = f"the learning rate of {loser}, 0.001, lies at the edge of those tried: widen its list, or set learning_rate: auto"
-        assert told in found[pick]["reason"]
-        assert [found[pick][column] for column in ("model", "method", "run_id", "eval_bits_per_byte")] == [None] * 4
+        assert by_name[pick]["candidates"] == f"full, {loser}"
+        caveat = f"the learning rate of {loser}, 0.001, lies at the edge of those tried: widen its list, or set learning_rate: auto"
+        assert caveat in by_name[pick]["reason"]
+        assert [by_name[pick][column] for column in ("model", "method", "run_id", "eval_bits_per_byte")] == [None] * 4
 
 
 def test_the_leader_itself_at_the_edge_leads_and_has_not_won() -> None:
-    found = picks(f=EDGE)["best quality"]
-    assert pick_answer(found) == "no clear winner yet (full leads)"
-    assert found["reason"].startswith(
-        "full is lowest with 0.8000 bits per byte; not settled: the learning rate of full"
-    )
+    pick = picks(f=EDGE)["best quality"]
+    assert pick_answer(pick) == "no clear winner yet (full leads)"
+    assert pick["reason"].startswith("full is lowest with 0.8000 bits per byte; not settled: the learning rate of full")
 
 
 def test_least_memory_hangs_on_an_edge_only_where_quality_breaks_a_tie() -> None:
@@ -198,9 +201,9 @@ def test_one_row_alone_is_picked_whatever_its_rate() -> None:
 
 def test_shared_rates_are_said_once_in_every_pick_that_speaks_of_quality() -> None:
     shared = dict.fromkeys("flq", SHARED)
-    found = picks(**shared)
-    assert [one["reason"].count(ONE) for one in found.values()] == [1, 1, 1]
-    assert found["best quality"]["verdict"] == "clear", "shared rates are a caveat, not an edge"
+    by_name = picks(**shared)
+    assert [one["reason"].count(ONE) for one in by_name.values()] == [1, 1, 1]
+    assert by_name["best quality"]["verdict"] == "clear", "shared rates are a caveat, not an edge"
     same = {**SHARED, "eval_bits_per_byte": 0.85, "peak_memory_gb": 1.0}
     assert ONE not in picks(**{**shared, "l": same, "q": same})["least memory"]["reason"], (
         "a tie says nothing of quality"
@@ -244,14 +247,14 @@ def test_one_seed_at_the_edge_is_enough(lake: Lake) -> None:
     for seed, lora in ((1, FOUND_TUNED), (2, FOUND_EDGE)):
         both.cell("full", bits=0.8, seed=seed, **FOUND_TUNED)
         both.cell("lora-r8", bits=0.9, seed=seed, **lora)
-    found = comparison(both.resolved())
-    shown = {one["method"]: one for one in found.rows}
+    result = comparison(both.resolved())
+    shown = {one["method"]: one for one in result.rows}
     assert [shown["lora-r8"][name] for name in ("rates", "learning_rate", "learning_rate_at_edge")] == [
         "edge",
         1e-3,
         True,
     ]
-    assert "the learning rate of lora-r8, 0.001" in make_picks(found.rows, found.qualities)[0]["reason"]
+    assert "the learning rate of lora-r8, 0.001" in make_picks(result.rows, result.qualities)[0]["reason"]
 
 
 def advice(lake: Lake) -> dict[str, str]:
@@ -261,16 +264,16 @@ def advice(lake: Lake) -> dict[str, str]:
 def test_advice_against_full_says_at_which_rates(lake: Lake) -> None:
     lake.cell("base", bits=1.0)
     plant(lake)
-    found = comparison(lake.resolved())
-    assert {one["method"]: one["rates"] for one in found.rows} == {"base": None, **dict.fromkeys(METHODS, "tuned")}
+    result = comparison(lake.resolved())
+    assert {one["method"]: one["rates"] for one in result.rows} == {"base": None, **dict.fromkeys(METHODS, "tuned")}
     assert "0.050 above full, with 50 % of its memory" in advice(lake)["lora-r8"]
     plant(lake, l=FOUND_EDGE)
-    said = advice(lake)["lora-r8"]
+    line = advice(lake)["lora-r8"]
     assert (
         "0.050 above full so far, with 50 % of its memory and 2.00 times its speed; which of the two is better is not"
-        in said
+        in line
     )
-    assert "learning rate of lora-r8, 0.001, lies at the edge" in said
+    assert "learning rate of lora-r8, 0.001, lies at the edge" in line
     plant(lake, f=FOUND_EDGE)
     assert "learning rate of full, 0.001, lies at the edge" in advice(lake)["qlora-r8"]
     shared = lake.configured(methods={"full": {"learning_rate": 1e-4}})
@@ -279,7 +282,7 @@ def test_advice_against_full_says_at_which_rates(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "said"),
+    ("rate", "message"),
     [
         pytest.param(FOUND_TUNED, "tuning did not help: 0.900", id="tuned"),
         pytest.param(
@@ -288,14 +291,14 @@ def test_advice_against_full_says_at_which_rates(lake: Lake) -> None:
         pytest.param({"learning_rate": 1e-3}, f"tuning did not help {ONE}: 0.900", id="one rate, which is no search"),
     ],
 )
-def test_tuning_that_did_not_help_says_at_which_rate(lake: Lake, rate: Row, said: str) -> None:
+def test_tuning_that_did_not_help_says_at_which_rate(lake: Lake, rate: Row, message: str) -> None:
     lake.cell("base", bits=0.8)
     lake.cell("full", bits=0.9, **rate)
-    assert advice(lake)["full"].startswith(said)
-    found = comparison(lake.resolved())
-    best, *_ = make_picks(found.rows, found.qualities)
+    assert advice(lake)["full"].startswith(message)
+    result = comparison(lake.resolved())
+    best, *_ = make_picks(result.rows, result.qualities)
     assert best["reason"].endswith(
-        "worse than the untouched model" + said.removeprefix("tuning did not help").split(":")[0]
+        "worse than the untouched model" + message.removeprefix("tuning did not help").split(":")[0]
     )
 
 
@@ -303,12 +306,12 @@ def test_the_table_shows_how_and_says_once_what_it_means(lake: Lake) -> None:
     lake.cell("full", **FOUND_TUNED)
     lake.cell("lora-r8", **FOUND_EDGE)
     lake.cell("qlora-r8", learning_rate=1e-3)
-    found = comparison(lake.resolved()).rows
-    shown = render(found, "text")
+    table = comparison(lake.resolved()).rows
+    shown = render(table, "text")
     assert [line.split()[8] for line in shown.splitlines()[3:6]] == ["tuned", "edge", "shared"]
     assert shown.count("rates shared: the learning rate was given") == shown.count("rates edge: the best learning") == 1
-    assert rates.notes([one for one in found if one["method"] == "full"]) == []
-    older = [{name: value for name, value in one.items() if name != "rates"} for one in found]
+    assert rates.notes([one for one in table if one["method"] == "full"]) == []
+    older = [{name: value for name, value in one.items() if name != "rates"} for one in table]
     assert "rates" not in render(older, "text").splitlines()[0], "an older publication has no such column"
 
 

@@ -54,32 +54,32 @@ def choose(page: Page, name: str, value: str) -> None:
 def overlapping(page: Page) -> list[tuple[str, str]]:
     """Texts of a picture that lie over one another by more than a pixel."""
     page.eval_on_selector_all("details.group", "all => all.forEach(one => one.open = true)")
-    found = []
+    pairs = []
     for texts in page.evaluate(BOXES):
         for one, other in itertools.combinations(texts, 2):
             wide = min(one[3], other[3]) - max(one[1], other[1])
             high = min(one[4], other[4]) - max(one[2], other[2])
             if wide > 1 and high > 1:
-                found.append((one[0], other[0]))
-    return found
+                pairs.append((one[0], other[0]))
+    return pairs
 
 
 @in_chromium
 def test_rows_are_filtered_counted_and_remembered_in_the_address(browser: Browser, report: str) -> None:
-    page, told = opened(browser, report, 1440, "light")
-    said, everything = page.locator("#choose [role=status]"), page.get_by_role("button", name="show all")
-    assert (rows_shown(page), said.inner_text(), everything.is_visible()) == (15, "15 of 15 rows shown", False)
+    page, messages = opened(browser, report, 1440, "light")
+    status, everything = page.locator("#choose [role=status]"), page.get_by_role("button", name="show all")
+    assert (rows_shown(page), status.inner_text(), everything.is_visible()) == (15, "15 of 15 rows shown", False)
     choose(page, "model", "opt-350m")
     choose(page, "method", "full")
-    assert (rows_shown(page), said.inner_text()) == (8, "8 of 15 rows shown")
+    assert (rows_shown(page), status.inner_text()) == (8, "8 of 15 rows shown")
     assert page.locator("#choose summary", has_text="model").inner_text() == "model: 2 of 3"
     assert not page.locator('details.group[data-model="opt-350m"]').is_visible()
     assert page.locator("#figures-shown").inner_text() == "Figures of 2 of 3 models shown."
     answers = page.get_by_role("region", name="Answers to prompt 1")
     assert answers.locator("tr[data-model]:visible").count() == 6, "two rows have no answers"
     assert "opt-350m" not in answers.inner_text() and "6 of 13 cells shown" in answers.inner_text()
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
+    axe_results = Axe().run(page)
+    assert axe_results.violations_count == 0, axe_results.generate_report()
 
     page.reload()
     assert rows_shown(page) == 8 and "#model=" in page.url and "opt-350m" not in page.url
@@ -88,7 +88,7 @@ def test_rows_are_filtered_counted_and_remembered_in_the_address(browser: Browse
     page.evaluate("location.hash = '#status=diverged'")
     page.wait_for_function("document.querySelectorAll('.comparison tbody:not([hidden])').length < 15")
     assert set(page.locator(".comparison tbody:visible td.bad").all_inner_texts()) == {"diverged"}
-    assert told == [] and page.evaluate("localStorage.length + sessionStorage.length") == 0
+    assert messages == [] and page.evaluate("localStorage.length + sessionStorage.length") == 0
     page.close()
 
 
@@ -195,12 +195,12 @@ def test_reports_of_every_size_fit_every_window(browser: Browser, tmp_path: Path
     report = write_grid(tmp_path, models, methods, curves=models).report
     assert report.stat().st_size < 3e6
     for width, scheme in ((390, "dark"), (1024, "light"), (1440, "light")):
-        page, told = opened(browser, report.as_uri(), width, scheme)
+        page, messages = opened(browser, report.as_uri(), width, scheme)
         assert overlapping(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        found = Axe().run(page)
-        assert found.violations_count == 0, found.generate_report()
-        assert told == []
+        axe_results = Axe().run(page)
+        assert axe_results.violations_count == 0, axe_results.generate_report()
+        assert messages == []
         page.close()
 
 

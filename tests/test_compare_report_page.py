@@ -48,14 +48,16 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
             values = losses(bits, own=method)
             lake.evaluated(attempt, answers=texts, eval_bits_per_byte=bits, eval_records=12, losses=values)
     lake.trained("qlora-r8", "out_of_memory", phase="probe", detail=hostile, budget=3.0, peak_memory_gb=3.1)
-    found, evaluation = comparison(lake.resolved()), lake.project.settings.evaluation
+    result, evaluation = comparison(lake.resolved()), lake.project.settings.evaluation
     scores = Scores(evaluation.metrics)
-    add_metrics(lake.resolved(), found.rows, [], scores)
-    picks = make_picks(found.rows, found.qualities)
+    add_metrics(lake.resolved(), result.rows, [], scores)
+    picks = make_picks(result.rows, result.qualities)
     tables = all_tables(
-        lake.data, lake.project.experiments, found.rows, evaluation=evaluation, picks=picks, scores=scores
+        lake.data, lake.project.experiments, result.rows, evaluation=evaluation, picks=picks, scores=scores
     )
-    write_report(lake.project, Content.of(found.rows, tables), published=datetime.now(UTC) - timedelta(days=3, hours=1))
+    write_report(
+        lake.project, Content.of(result.rows, tables), published=datetime.now(UTC) - timedelta(days=3, hours=1)
+    )
     return Path(lake.data.report).as_uri()
 
 
@@ -71,28 +73,28 @@ def opened(browser: Browser, address: str, width: int, scheme: str) -> tuple[Pag
     """The page, and what it complained about or asked the network for while it was loaded."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # pyright: ignore[reportArgumentType]
     page.set_default_timeout(600_000)
-    told: list[str] = []
-    page.on("console", lambda message: told.append(message.text))
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.on("dialog", lambda dialog: told.append(dialog.message))
-    page.on("request", lambda request: told.append(request.url) if request.url != address else None)
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("dialog", lambda dialog: messages.append(dialog.message))
+    page.on("request", lambda request: messages.append(request.url) if request.url != address else None)
     page.goto(address)
-    return page, told
+    return page, messages
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1024, "light")])
 def test_axe_finds_nothing_and_the_page_fits(browser: Browser, report: str, width: int, scheme: str) -> None:
-    page, told = opened(browser, report, width, scheme)
+    page, messages = opened(browser, report, width, scheme)
     page.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
+    axe_results = Axe().run(page)
+    assert axe_results.violations_count == 0, axe_results.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.locator("figure").count() >= 6
     assert page.locator("section.part .scroll", has_text="says_hangul").count() > 0
     assert page.locator("svg text").first.evaluate("one => one.getBoundingClientRect().height") > 8
     assert page.locator("td[lang=ko]").first.evaluate("one => getComputedStyle(one).fontFamily.includes('KR')")
     assert page.locator(".stamp dd").first.inner_text().endswith(" – 3 days old")
-    assert told == []
+    assert messages == []
     page.close()
 
 

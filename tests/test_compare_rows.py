@@ -56,14 +56,14 @@ def full_grid(lake: Lake) -> Lake:
 
 def rows(lake: Lake) -> dict[str, Row]:
     """The comparison's rows by method."""
-    return {found["method"]: found for found in comparison_rows(lake.resolved())}
+    return {row["method"]: row for row in comparison_rows(lake.resolved())}
 
 
 def stale(lake: Lake) -> dict[str, str | None]:
     """What is stale, and because of what, by method."""
-    found = rows(lake)
-    assert all(bool(r["is_stale"]) == (r["stale_because"] is not None) for r in found.values())
-    return {method: r["stale_because"] for method, r in found.items() if r["is_stale"]}
+    by_method = rows(lake)
+    assert all(bool(r["is_stale"]) == (r["stale_because"] is not None) for r in by_method.values())
+    return {method: r["stale_because"] for method, r in by_method.items() if r["is_stale"]}
 
 
 # the contract
@@ -76,9 +76,9 @@ def test_every_column_of_the_contract_exists_and_comes_first_in_its_order() -> N
 def test_one_row_per_configured_cell_in_the_order_of_the_configuration(lake: Lake) -> None:
     lake.cell("qlora-r8")
     lake.cell("full")
-    found = comparison_rows(lake.resolved())
-    assert [r["method"] for r in found] == ["base", "full", "lora-r8", "qlora-r8"]
-    assert all(list(r) == list(COMPARISON.by_name) for r in found)
+    table = comparison_rows(lake.resolved())
+    assert [r["method"] for r in table] == ["base", "full", "lora-r8", "qlora-r8"]
+    assert all(list(r) == list(COMPARISON.by_name) for r in table)
 
 
 def test_before_anything_is_cleaned_it_says_what_to_do(lake: Lake, tmp_path: Path) -> None:
@@ -103,14 +103,14 @@ def test_an_out_of_memory_row_says_what_fits_and_the_others_keep_their_ratios(la
     for method, gigabytes in (("full", 2.9), ("qlora-r8", 2.1)):
         lake.cell(method, budget=3.0, peak_memory_gb=gigabytes, train_seconds=60.0)
     lake.trained("lora-r8", "out_of_memory", phase="train", detail="tried 1 GB", budget=3.0, peak_memory_gb=3.05)
-    found = rows(lake)
-    dead = found["lora-r8"]
+    by_method = rows(lake)
+    dead = by_method["lora-r8"]
     assert (dead["status"], dead["phase"], dead["status_detail"]) == ("out_of_memory", "train", "tried 1 GB")
     assert (dead["peak_memory_gb"], dead["memory_budget_gb"], dead["eval_bits_per_byte"]) == (3.05, 3.0, None)
     assert dead["advice"].startswith("it had 3.05 GB of 3 GB when it failed: qlora-r8 needs 2.10 GB")
     assert [dead[name] for name in (*RATIOS, "is_pareto")] == [None, None, None]
-    assert found["qlora-r8"]["memory_vs_full"] == pytest.approx(2.1 / 2.9)
-    assert found["qlora-r8"]["speedup_vs_full"] == 1.0
+    assert by_method["qlora-r8"]["memory_vs_full"] == pytest.approx(2.1 / 2.9)
+    assert by_method["qlora-r8"]["speedup_vs_full"] == 1.0
 
 
 def test_out_of_memory_advice_names_no_cell_of_another_budget(lake: Lake) -> None:
@@ -125,8 +125,8 @@ def test_running_and_lost_cells_are_told_apart(lake: Lake) -> None:
     lake.started("full")
     lake.started("lora-r8", pid=gone.pid)
     lake.killed_at_start("qlora-r8")
-    found = rows(lake)
-    assert [found[method]["status"] for method in ("full", "lora-r8", "qlora-r8")] == ["running", "lost", "lost"]
+    by_method = rows(lake)
+    assert [by_method[method]["status"] for method in ("full", "lora-r8", "qlora-r8")] == ["running", "lost", "lost"]
 
 
 def test_a_lost_row_says_what_train_would_do(lake: Lake) -> None:
@@ -135,9 +135,9 @@ def test_a_lost_row_says_what_train_would_do(lake: Lake) -> None:
     attempt = lake.started("lora-r8", pid=gone.pid)
     assert "the next run starts it again" in rows(lake)["lora-r8"]["status_detail"]
     write_json(attempt.folder / "checkpoints" / "step-00000040" / "state.json", {})
-    found = rows(lake)["lora-r8"]
-    assert found["status_detail"].endswith("ended without a word; the next run goes on after step 40")
-    assert found["advice"].endswith("the next run goes on after step 40")
+    row = rows(lake)["lora-r8"]
+    assert row["status_detail"].endswith("ended without a word; the next run goes on after step 40")
+    assert row["advice"].endswith("the next run goes on after step 40")
     changed = rows(lake.configured(methods={"lora-r8": {"dropout": 0.3}}))["lora-r8"]
     assert changed["status_detail"].endswith("the next run starts it again, since it has changed: recipe")
     assert changed["advice"].endswith("since it has changed: recipe")
@@ -146,43 +146,43 @@ def test_a_lost_row_says_what_train_would_do(lake: Lake) -> None:
 def test_the_newest_attempt_counts_not_the_best(lake: Lake) -> None:
     lake.cell("full", bits=0.5)
     newest = lake.trained("full", "diverged", phase="train", detail="loss nan")
-    found = rows(lake)["full"]
-    assert (found["status"], found["run_id"], found["eval_bits_per_byte"]) == ("diverged", newest.run_id, None)
+    row = rows(lake)["full"]
+    assert (row["status"], row["run_id"], row["eval_bits_per_byte"]) == ("diverged", newest.run_id, None)
 
 
 def test_a_trained_cell_without_evaluation_is_ok_stale_and_says_so(lake: Lake) -> None:
     lake.trained("full")
-    found = rows(lake)["full"]
-    assert (found["status"], found["eval_bits_per_byte"], found["stale_because"]) == ("ok", None, "evaluation")
-    assert "not evaluated" in found["advice"]
+    row = rows(lake)["full"]
+    assert (row["status"], row["eval_bits_per_byte"], row["stale_because"]) == ("ok", None, "evaluation")
+    assert "not evaluated" in row["advice"]
 
 
 def test_an_evaluation_that_ended_badly_is_the_rows_status(lake: Lake) -> None:
     lake.evaluated(lake.trained("full"), "out_of_memory", detail="tried 9 GB")
-    found = rows(lake)["full"]
-    assert (found["status"], found["phase"], found["status_detail"]) == ("out_of_memory", "evaluate", "tried 9 GB")
-    assert found["eval_bits_per_byte"] is None
+    row = rows(lake)["full"]
+    assert (row["status"], row["phase"], row["status_detail"]) == ("out_of_memory", "evaluate", "tried 9 GB")
+    assert row["eval_bits_per_byte"] is None
 
 
 def test_a_failed_repetition_does_not_hide_a_good_current_evaluation(lake: Lake) -> None:
     attempt = lake.cell("full", bits=0.7)
     lake.evaluated(attempt, "killed")
-    found = rows(lake)["full"]
-    assert (found["status"], found["eval_bits_per_byte"], found["is_stale"]) == ("ok", 0.7, False)
+    row = rows(lake)["full"]
+    assert (row["status"], row["eval_bits_per_byte"], row["is_stale"]) == ("ok", 0.7, False)
 
 
 def test_advice_says_of_the_next_run_what_the_detail_says(lake: Lake) -> None:
-    for said in ("the next run goes on after step 28", "the next run starts it again"):
-        lake.trained("full", "killed", detail=f"ended by SIGKILL from outside; {said}")
-        assert rows(lake)["full"]["advice"] == f"it did not come to its end: {said}"
+    for outlook in ("the next run goes on after step 28", "the next run starts it again"):
+        lake.trained("full", "killed", detail=f"ended by SIGKILL from outside; {outlook}")
+        assert rows(lake)["full"]["advice"] == f"it did not come to its end: {outlook}"
 
 
 @pytest.mark.parametrize("status", SEVERITY)
 def test_every_status_gets_its_advice(lake: Lake, status: Any) -> None:
     if status != "missing":
         lake.trained("full", status, phase="train", detail="what happened")
-    assert (found := rows(lake)["full"])["status"] == status
-    assert found["advice"]
+    assert (row := rows(lake)["full"])["status"] == status
+    assert row["advice"]
 
 
 def test_a_worse_status_wins() -> None:
@@ -195,18 +195,18 @@ def test_a_worse_status_wins() -> None:
 
 
 def test_ratios_are_taken_against_full(full_grid: Lake) -> None:
-    found = rows(full_grid)
-    ratios = {method: (r["speedup_vs_full"], r["memory_vs_full"]) for method, r in found.items()}
+    by_method = rows(full_grid)
+    ratios = {method: (r["speedup_vs_full"], r["memory_vs_full"]) for method, r in by_method.items()}
     assert ratios == {"base": (None, None), "full": (1.0, 1.0), "lora-r8": (2.0, 0.5), "qlora-r8": (0.5, 0.25)}
-    assert {r["ratios_because"] for r in found.values()} == {None}
-    assert [found[m]["delta_full"] for m in found] == [None, None, pytest.approx(0.05), pytest.approx(0.1)]
-    assert found["lora-r8"]["delta_full_low"] > 0
-    said = found["lora-r8"]["advice"]
+    assert {r["ratios_because"] for r in by_method.values()} == {None}
+    assert [by_method[m]["delta_full"] for m in by_method] == [None, None, pytest.approx(0.05), pytest.approx(0.1)]
+    assert by_method["lora-r8"]["delta_full_low"] > 0
+    advice = by_method["lora-r8"]["advice"]
     assert (
         "0.050 above full (both trained at one shared learning rate for each kind of method), with 50 % of its memory"
-        in said
+        in advice
     )
-    assert said.endswith(" and 2.00 times its speed")
+    assert advice.endswith(" and 2.00 times its speed")
 
 
 @pytest.mark.parametrize(
@@ -229,12 +229,12 @@ def test_a_profile_without_full_has_no_ratio_and_a_reason(full_grid: Lake) -> No
 def test_rows_of_two_data_versions_have_no_ratio_and_a_reason(full_grid: Lake) -> None:
     full_grid.examples(train=("a", "b", "c", "new"))
     full_grid.cell("lora-r8")
-    found = rows(full_grid)
-    assert found["lora-r8"]["delta_full"] is None
-    assert found["lora-r8"]["delta_base"] == pytest.approx(-0.1), "the untouched model has no training data"
-    assert [found["lora-r8"][name] for name in RATIOS] == [None, None]
-    assert found["lora-r8"]["ratios_because"] == "full was measured with other data"
-    assert found["qlora-r8"]["memory_vs_full"] == 0.25  # both are of the older data
+    by_method = rows(full_grid)
+    assert by_method["lora-r8"]["delta_full"] is None
+    assert by_method["lora-r8"]["delta_base"] == pytest.approx(-0.1), "the untouched model has no training data"
+    assert [by_method["lora-r8"][name] for name in RATIOS] == [None, None]
+    assert by_method["lora-r8"]["ratios_because"] == "full was measured with other data"
+    assert by_method["qlora-r8"]["memory_vs_full"] == 0.25  # both are of the older data
 
 
 @pytest.mark.parametrize(
@@ -254,9 +254,9 @@ def test_rows_measured_otherwise_have_no_ratio_and_a_reason(full_grid: Lake, oth
 
 def test_with_other_micro_batches_quality_alone_is_compared_with_full(full_grid: Lake) -> None:
     full_grid.cell("full", bits=0.8, train_seconds=100.0, peak_memory_gb=2.0, micro_batch_tokens=512)
-    found = rows(full_grid)
-    assert [found[method]["micro_batch_tokens"] for method in ("base", "full", "lora-r8")] == [None, 512, 2048]
-    lora = found["lora-r8"]
+    by_method = rows(full_grid)
+    assert [by_method[method]["micro_batch_tokens"] for method in ("base", "full", "lora-r8")] == [None, 512, 2048]
+    lora = by_method["lora-r8"]
     assert [lora[name] for name in RATIOS] == [None, None]
     assert lora["ratios_because"] == "full was measured with other micro_batch_tokens"
     assert lora["delta_full"] == pytest.approx(0.05)
@@ -282,8 +282,8 @@ def test_a_number_that_was_not_measured_gives_no_ratio(lake: Lake) -> None:
 def test_dollars_only_where_a_price_is_known(full_grid: Lake) -> None:
     assert rows(full_grid)["full"]["train_usd"] is None
     priced = full_grid.configured(profiles={"local": {"price_per_hour": 36.0}})
-    found = rows(priced)
-    assert (found["full"]["train_usd"], found["base"]["train_usd"]) == (
+    by_method = rows(priced)
+    assert (by_method["full"]["train_usd"], by_method["base"]["train_usd"]) == (
         pytest.approx(1.01),
         None,
     )  # it loaded for a second
@@ -294,25 +294,25 @@ def test_dollars_are_those_of_the_whole_cell(lake: Lake) -> None:
     lake.cell("full", train_seconds=100.0, load_seconds=1.0, **parts, seed=1)
     lake.cell("full", train_seconds=200.0, load_seconds=1.0, seed=2)  # older code measured no more than that
     priced = lake.configured(profiles={"local": {"price_per_hour": 36.0, "seeds": [1, 2]}})
-    (found,) = (row for row in comparison_rows(priced.resolved()) if row["method"] == "full")
-    assert found["train_usd"] == pytest.approx((131 + 201) / 2 / 100)
-    assert (found["train_seconds"], found["other_seconds"]) == (150.0, 16.0)
+    (row,) = (row for row in comparison_rows(priced.resolved()) if row["method"] == "full")
+    assert row["train_usd"] == pytest.approx((131 + 201) / 2 / 100)
+    assert (row["train_seconds"], row["other_seconds"]) == (150.0, 16.0)
 
 
 # the untouched model
 
 
 def test_the_untouched_model_is_compared_on_the_same_records(full_grid: Lake) -> None:
-    found = rows(full_grid)
-    assert {r["base_bits_per_byte"] for r in found.values()} == {1.0}
-    assert "20.0 % fewer bits per byte" in found["full"]["advice"]
+    by_method = rows(full_grid)
+    assert {r["base_bits_per_byte"] for r in by_method.values()} == {1.0}
+    assert "20.0 % fewer bits per byte" in by_method["full"]["advice"]
 
 
 def test_the_untouched_model_on_other_records_is_not_compared(full_grid: Lake) -> None:
     full_grid.cell("lora-r8", eval_set="three-records")
-    found = rows(full_grid)
-    assert (found["lora-r8"]["base_bits_per_byte"], found["full"]["base_bits_per_byte"]) == (None, 1.0)
-    assert "not measured on the same records" in found["lora-r8"]["advice"]
+    by_method = rows(full_grid)
+    assert (by_method["lora-r8"]["base_bits_per_byte"], by_method["full"]["base_bits_per_byte"]) == (None, 1.0)
+    assert "not measured on the same records" in by_method["lora-r8"]["advice"]
 
 
 def test_a_row_not_evaluated_has_no_untouched_model_to_compare(lake: Lake) -> None:
@@ -325,10 +325,10 @@ def test_tuning_that_did_not_help_is_said(lake: Lake) -> None:
     lake.cell("base", bits=0.8)
     lake.cell("full", bits=0.9)
     lake.cell("lora-r8", bits=0.801, noise=0.1)
-    found = rows(lake)
-    assert "did not help" in found["full"]["advice"]
-    said = "not told apart from the untouched model (0.801 and 0.800 bits per byte on 12 records)"
-    assert found["lora-r8"]["advice"].startswith(said)
+    by_method = rows(lake)
+    assert "did not help" in by_method["full"]["advice"]
+    verdict = "not told apart from the untouched model (0.801 and 0.800 bits per byte on 12 records)"
+    assert by_method["lora-r8"]["advice"].startswith(verdict)
 
 
 # staleness
@@ -370,8 +370,8 @@ def test_several_changes_are_all_named(full_grid: Lake) -> None:
 
 
 def test_what_does_not_change_a_result_makes_nothing_stale(full_grid: Lake) -> None:
-    asked = {"time_limit_minutes": 5, "eval_every_steps": 3, "memory_budget_gb": 64}
-    assert stale(full_grid.configured(training=asked)) == {}
+    training = {"time_limit_minutes": 5, "eval_every_steps": 3, "memory_budget_gb": 64}
+    assert stale(full_grid.configured(training=training)) == {}
 
 
 def test_a_second_evaluation_with_what_is_asked_now_makes_it_current(full_grid: Lake) -> None:
@@ -401,32 +401,30 @@ def two_seeds(tmp_path: Path) -> Lake:
 def test_two_seeds_give_mean_spread_and_the_latest_run(two_seeds: Lake) -> None:
     two_seeds.cell("full", bits=0.9, seed=2, train_seconds=30.0)
     newest = two_seeds.cell("full", bits=0.7, seed=1, train_seconds=10.0)
-    found = rows(two_seeds)["full"]
-    assert (found["status"], found["seeds"], found["seeds_ok"]) == ("ok", 2, 2)
-    assert found["run_id"] == newest.run_id
-    assert found["eval_bits_per_byte"] == pytest.approx(0.8)
-    assert found["eval_bits_per_byte_std"] == pytest.approx(0.1414213562)
-    assert found["eval_bits_per_byte_low"] < 0.7 < 0.9 < found["eval_bits_per_byte_high"], (
-        "records and seeds are resampled"
-    )
-    assert found["train_seconds"] == pytest.approx(20.0)
-    assert (found["weights_dtype"], found["eval_set"]) == ("float32", "two-records")
+    row = rows(two_seeds)["full"]
+    assert (row["status"], row["seeds"], row["seeds_ok"]) == ("ok", 2, 2)
+    assert row["run_id"] == newest.run_id
+    assert row["eval_bits_per_byte"] == pytest.approx(0.8)
+    assert row["eval_bits_per_byte_std"] == pytest.approx(0.1414213562)
+    assert row["eval_bits_per_byte_low"] < 0.7 < 0.9 < row["eval_bits_per_byte_high"], "records and seeds are resampled"
+    assert row["train_seconds"] == pytest.approx(20.0)
+    assert (row["weights_dtype"], row["eval_set"]) == ("float32", "two-records")
 
 
 def test_one_bad_seed_is_the_rows_status_and_the_other_gives_the_numbers(two_seeds: Lake) -> None:
     two_seeds.trained("full", "killed", seed=1, phase="train", detail="SIGKILL", train_loss=9.0)
     newest = two_seeds.cell("full", bits=0.9, seed=2, train_loss=1.0)
-    found = rows(two_seeds)["full"]
-    assert (found["status"], found["phase"], found["status_detail"]) == ("killed", "train", "SIGKILL")
-    assert (found["seeds"], found["seeds_ok"], found["run_id"]) == (2, 1, newest.run_id)
-    assert (found["train_loss"], found["eval_bits_per_byte"]) == (1.0, 0.9)
-    assert found["eval_bits_per_byte_std"] is None
+    row = rows(two_seeds)["full"]
+    assert (row["status"], row["phase"], row["status_detail"]) == ("killed", "train", "SIGKILL")
+    assert (row["seeds"], row["seeds_ok"], row["run_id"]) == (2, 1, newest.run_id)
+    assert (row["train_loss"], row["eval_bits_per_byte"]) == (1.0, 0.9)
+    assert row["eval_bits_per_byte_std"] is None
 
 
 def test_a_seed_never_run_makes_the_row_missing(two_seeds: Lake) -> None:
     two_seeds.cell("full", seed=1)
-    found = rows(two_seeds)["full"]
-    assert (found["status"], found["seeds"], found["seeds_ok"]) == ("missing", 2, 1)
+    row = rows(two_seeds)["full"]
+    assert (row["status"], row["seeds"], row["seeds_ok"]) == ("missing", 2, 1)
 
 
 def test_one_seed_has_no_spread(full_grid: Lake) -> None:
@@ -434,8 +432,8 @@ def test_one_seed_has_no_spread(full_grid: Lake) -> None:
 
 
 def test_pareto_of_a_whole_lake(full_grid: Lake) -> None:
-    found = {method: r["is_pareto"] for method, r in rows(full_grid).items()}
-    assert found == {"base": None, "full": True, "lora-r8": True, "qlora-r8": True}
+    pareto = {method: r["is_pareto"] for method, r in rows(full_grid).items()}
+    assert pareto == {"base": None, "full": True, "lora-r8": True, "qlora-r8": True}
     full_grid.cell("qlora-r8", bits=0.9, train_seconds=200.0, peak_memory_gb=2.5)
     assert rows(full_grid)["qlora-r8"]["is_pareto"] is False
 

@@ -52,9 +52,9 @@ def off(repeats: int) -> float:
 def test_intervals_over_three_runs_hold_the_truth_as_often_as_they_say(shape: Any) -> None:
     held = {}
     for number, spread in enumerate((0.0, 0.5, 1.0, 3.0)):
-        found = Case(shape, 10, 3, spread).found(300, np.random.default_rng(number))
-        assert len(found) == 300
-        held[spread] = covered(found)
+        samples = Case(shape, 10, 3, spread).found(300, np.random.default_rng(number))
+        assert len(samples) == 300
+        held[spread] = covered(samples)
         assert 0.93 - off(300) <= held[spread] <= 0.97 + off(300), held
     assert 0.93 - off(1200) <= sum(held.values()) / 4 <= 0.97 + off(1200), held
 
@@ -110,16 +110,16 @@ def test_runs_that_agree_leave_the_interval_of_one() -> None:
     once = cell(luck(12))
     thrice = cell(np.repeat(luck(1, 12), 3, axis=0))
     assert ends(once.interval()) == pytest.approx(ends(thrice.interval()))
-    one, three = (of(found, cell(luck(12, seed=4)))[0] for found in (once, thrice))
+    one, three = (of(qualities, cell(luck(12, seed=4)))[0] for qualities in (once, thrice))
     rows = [planted.row(method=name) for name in ("m0", "m1")]
     assert ends(one.difference(*rows)) == pytest.approx(ends(three.difference(*rows)))
 
 
 def test_one_run_has_the_interval_that_it_always_had() -> None:
     """As computed before several runs were more than resampled; published numbers rest on it."""
-    found = cell(luck(12)).interval()
-    assert found is not None
-    assert (found.value, found.low, found.high) == pytest.approx(ONE_RUN, rel=1e-12)
+    interval = cell(luck(12)).interval()
+    assert interval is not None
+    assert (interval.value, interval.low, interval.high) == pytest.approx(ONE_RUN, rel=1e-12)
 
 
 ONE_RUN = (1.4422965529764395, 1.3055819665374813, 1.627520614059904)
@@ -128,10 +128,10 @@ ONE_RUN = (1.4422965529764395, 1.3055819665374813, 1.627520614059904)
 def test_three_runs_far_apart_have_the_interval_of_t_over_runs() -> None:
     """Where the choice of records adds nothing, it is that of three numbers: t of 2 degrees of freedom."""
     runs = np.array([0.9, 1.0, 1.2])
-    (found,) = intervals([np.outer(runs, np.full(8, 100.0))], np.full(8, 100.0))
+    (interval,) = intervals([np.outer(runs, np.full(8, 100.0))], np.full(8, 100.0))
     half = 4.302653 * runs.std(ddof=1) / math.sqrt(3) / BITS
-    assert found is not None
-    assert (found.value - found.low, found.high - found.value) == pytest.approx((half, half), rel=1e-3)
+    assert interval is not None
+    assert (interval.value - interval.low, interval.high - interval.value) == pytest.approx((half, half), rel=1e-3)
 
 
 def test_components_are_those_of_the_two_way_layout() -> None:
@@ -140,10 +140,10 @@ def test_components_are_those_of_the_two_way_layout() -> None:
     rows, columns, mean = nats.mean(axis=1), nats.mean(axis=0), nats.mean()
     between = 9 * ((rows - mean) ** 2).sum() / 3
     within = ((nats - rows[:, None] - columns + mean) ** 2).sum() / 24
-    found = component(nats * 100, np.full(9, 100.0))
-    assert found is not None
-    assert found.variance == pytest.approx((between - within) / 36 / BITS**2)
-    assert (found.mean_square, found.degrees) == (pytest.approx(between / 36 / BITS**2), 3)
+    spread = component(nats * 100, np.full(9, 100.0))
+    assert spread is not None
+    assert spread.variance == pytest.approx((between - within) / 36 / BITS**2)
+    assert (spread.mean_square, spread.degrees) == (pytest.approx(between / 36 / BITS**2), 3)
     assert component(nats[:1] * 100, np.full(9, 100.0)) is None
     assert records_variance(nats[0] * 100, np.full(9, 100.0)) == pytest.approx(nats[0].var(ddof=1) / 9 / BITS**2)
 
@@ -151,10 +151,10 @@ def test_components_are_those_of_the_two_way_layout() -> None:
 def test_runs_that_differ_by_less_than_single_records_explain_add_nothing() -> None:
     nats = luck(3, 40)
     nats += 1 - nats.mean(axis=1, keepdims=True)  # every run has the same mean
-    found = component(nats, np.ones(40))
-    assert found is not None
-    assert found.variance == 0
-    assert widening(40, 1e-4, [found]).added == 0
+    spread = component(nats, np.ones(40))
+    assert spread is not None
+    assert spread.variance == 0
+    assert widening(40, 1e-4, [spread]).added == 0
 
 
 def test_equal_seeds_are_compared_seed_by_seed() -> None:
@@ -208,7 +208,7 @@ def test_a_spread_is_assumed_only_where_no_cell_of_the_model_shows_one() -> None
     assert alone.spread(rows[0]) == spread
     assert alone.spread(rows[1]) is None
     seen, rows = of(once, several, assumed=assumed)
-    assert (found := seen.spread(rows[0])) and found.seen == "m1"
+    assert (model_spread := seen.spread(rows[0])) and model_spread.seen == "m1"
     nothing, rows = of(once, cell(luck(12, seed=4)))
     assert nothing.spread(rows[0]) is None
     assert nothing.method_difference(*rows) == nothing.difference(*rows)
@@ -217,9 +217,9 @@ def test_a_spread_is_assumed_only_where_no_cell_of_the_model_shows_one() -> None
 
 def test_spreads_are_pooled_by_their_degrees_of_freedom() -> None:
     assert pooled([]) is None
-    found = pooled([Spread(0.1, 4, "a"), Spread(0.2, 1, "b"), Spread(0.2, 1, "c")])
-    assert found is not None
-    assert (found.value, found.degrees, found.seen) == (pytest.approx(math.sqrt(0.12 / 6)), 6, "a, b and c")
+    spread = pooled([Spread(0.1, 4, "a"), Spread(0.2, 1, "b"), Spread(0.2, 1, "c")])
+    assert spread is not None
+    assert (spread.value, spread.degrees, spread.seen) == (pytest.approx(math.sqrt(0.12 / 6)), 6, "a, b and c")
 
 
 def test_only_the_packaged_model_has_a_spread_beforehand(lake: Lake) -> None:
@@ -229,7 +229,7 @@ def test_only_the_packaged_model_has_a_spread_beforehand(lake: Lake) -> None:
 
     shipped = experiments.load(PROJECT / "experiments.yaml")
     cells = [(model, method) for model in shipped.models for method in ("full", "lora-r8", "qlora-r8")]
-    assert {cell: found for cell, found in assumed_spreads(shipped, cells).items() if cell[0] == MODEL} == {
+    assert {cell: spread for cell, spread in assumed_spreads(shipped, cells).items() if cell[0] == MODEL} == {
         (MODEL, "full"): PACKAGED_SPREAD,
         (MODEL, "lora-r8"): PACKAGED_SPREAD,
         (MODEL, "qlora-r8"): PACKAGED_QUANTIZED_SPREAD,
@@ -275,8 +275,8 @@ def with_runs(lake: Lake, *, spread: float = 0.02) -> Lake:
 
 def test_runs_of_seeds_that_the_profile_does_not_name_tell_the_spread(lake: Lake) -> None:
     before = {row["method"]: row for row in comparison(lake.resolved()).rows}
-    found = comparison(with_runs(lake).resolved())
-    rows = {row["method"]: row for row in found.rows}
+    result = comparison(with_runs(lake).resolved())
+    rows = {row["method"]: row for row in result.rows}
     assert before["full"]["seed_spread_bits_per_byte"] is None
     assert rows["lora-r8"]["seeds_ok"] == 1
     assert rows["lora-r8"]["eval_bits_per_byte"] == pytest.approx(0.81)
@@ -284,7 +284,7 @@ def test_runs_of_seeds_that_the_profile_does_not_name_tell_the_spread(lake: Lake
     assert {rows[name]["seed_spread_source"] for name in ("full", "lora-r8")} == {"lora-r8"}
     assert rows["base"]["seed_spread_source"] is None
     assert rows["lora-r8"]["delta_full_low"] > 0, "between these runs"
-    difference = found.qualities.method_difference(rows["lora-r8"], rows["full"])
+    difference = result.qualities.method_difference(rows["lora-r8"], rows["full"])
     assert difference is not None
     assert difference.low < 0 < difference.high, "but not between the methods"
 
@@ -295,8 +295,8 @@ def test_a_run_of_another_recipe_tells_nothing(lake: Lake) -> None:
 
 
 def test_picks_say_what_they_rest_on(lake: Lake) -> None:
-    found = comparison(with_runs(lake).resolved())
-    best, value, _ = make_picks(found.rows, found.qualities)
+    result = comparison(with_runs(lake).resolved())
+    best, value, _ = make_picks(result.rows, result.qualities)
     assert (best["verdict"], best["candidates"]) == ("no clear winner", "full, lora-r8")
     widened = "(one training run each, widened by the spread between training runs seen in lora-r8: 0.0198)"
     assert best["reason"].count("training run ") == value["reason"].count("training run ") == 1
@@ -306,11 +306,11 @@ def test_picks_say_what_they_rest_on(lake: Lake) -> None:
 
 def test_table_and_report_say_once_what_intervals_cover(lake: Lake) -> None:
     rows = comparison(with_runs(lake).resolved()).rows
-    told = "of one training run each: another seed may end elsewhere"
+    caveat = "of one training run each: another seed may end elsewhere"
     for form in ("text", "markdown"):
-        assert render(rows, form).count(told) == 1
+        assert render(rows, form).count(caveat) == 1
     write_report(lake.project, Content(rows))
-    assert lake.data.report.read_text(encoding="utf-8").count(told) == 1
+    assert lake.data.report.read_text(encoding="utf-8").count(caveat) == 1
     assert note([planted.row(trainable_params=5, seeds_ok=n) for n in (2, 3)]) == (
         "intervals are over the held-out records and the training runs, two to three training runs each"
     )
@@ -389,7 +389,9 @@ def test_a_seed_changes_nothing_that_a_cell_is_measured_on(cleaned: TinyProject)
     (one, first), (other, _) = (final_weights(cleaned, "lora-r8", seed) for seed in (1, 2))
     hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     evaluations = [evaluate(cleaned.resolved(), attempt.key, hooks=hooks)[0] for attempt in (one, other)]
-    assert len({found.result.measured["eval_set"] for found in evaluations}) == 1
-    examples = [[row["example_id"] for row in read_jsonl(found.folder / "losses.jsonl")] for found in evaluations]
+    assert len({evaluation.result.measured["eval_set"] for evaluation in evaluations}) == 1
+    examples = [
+        [row["example_id"] for row in read_jsonl(evaluation.folder / "losses.jsonl")] for evaluation in evaluations
+    ]
     assert examples[0] == examples[1] != []
     assert same(first, final_weights(cleaned, "lora-r8", 1)[1]), "and the same seed ends the same to the bit"

@@ -235,28 +235,28 @@ ROUND = [*HOSTILE.values(), 'quotes "x", commas', "lines\n\nand \r\n returns", "
 def test_json_round_trip(text: str) -> None:
     at = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
     planted_row = row(advice=text, train_loss=0.1 + 0.2, trainable_params=134_515_008, is_pareto=True)
-    (found,) = json.loads(render([planted_row | {"finished_at": at}], "json"))
-    assert datetime.fromisoformat(found.pop("finished_at")) == at
-    assert found == {name: value for name, value in planted_row.items() if name != "finished_at"}
+    (record,) = json.loads(render([planted_row | {"finished_at": at}], "json"))
+    assert datetime.fromisoformat(record.pop("finished_at")) == at
+    assert record == {name: value for name, value in planted_row.items() if name != "finished_at"}
 
 
 @pytest.mark.parametrize("text", [text for text in ROUND if "\0" not in text], ids=range(len(ROUND) - 1))
 def test_csv_round_trip(text: str) -> None:
     planted_rows = [row(advice=text, train_loss=0.1 + 0.2, trainable_params=134_515_008), row(model_note=text)]
-    found = list(csv.DictReader(io.StringIO(render(planted_rows, "csv"), newline="")))
-    assert [list(one) for one in found] == [list(one) for one in planted_rows]
-    for one, wanted in zip(found, planted_rows, strict=True):
-        assert one == {name: "" if value is None else str(value) for name, value in wanted.items()}
-    assert float(found[0]["train_loss"]) == 0.1 + 0.2
+    records = list(csv.DictReader(io.StringIO(render(planted_rows, "csv"), newline="")))
+    assert [list(one) for one in records] == [list(one) for one in planted_rows]
+    for one, expected in zip(records, planted_rows, strict=True):
+        assert one == {name: "" if value is None else str(value) for name, value in expected.items()}
+    assert float(records[0]["train_loss"]) == 0.1 + 0.2
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r", "\n", "＝"])
 def test_no_text_of_csv_is_computed_by_a_spreadsheet(sign: str) -> None:
     text = f"{sign}HYPERLINK(A1)"
     shown = render([row(advice=text, status_detail=f"5 {text}", delta_base=-0.25)], "csv")
-    (found,) = csv.DictReader(io.StringIO(shown, newline=""))
-    assert (found["advice"], found["status_detail"]) == (f"'{text}", f"5 {text}")
-    assert found["delta_base"] == "-0.25", "a number stays one"
+    (record,) = csv.DictReader(io.StringIO(shown, newline=""))
+    assert (record["advice"], record["status_detail"]) == (f"'{text}", f"5 {text}")
+    assert record["delta_base"] == "-0.25", "a number stays one"
 
 
 def test_no_rows_are_shown_as_no_rows() -> None:

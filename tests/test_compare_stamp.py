@@ -26,7 +26,7 @@ def in_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("zone", "told"),
+    ("zone", "expected"),
     [
         ("UTC", "2026-03-28 23:30 UTC"),
         ("Asia/Seoul", "2026-03-28 23:30 UTC (2026-03-29 08:30 KST)"),
@@ -34,10 +34,10 @@ def in_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 @pytest.mark.usefixtures("in_zone")
-def test_a_moment_is_told_in_utc_and_in_local_time(zone: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moment_is_told_in_utc_and_in_local_time(zone: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "TZ", zone)
     time.tzset()
-    assert moment(WHEN) == told
+    assert moment(WHEN) == expected
 
 
 def test_it_names_what_the_rows_were_made_from() -> None:
@@ -46,16 +46,16 @@ def test_it_names_what_the_rows_were_made_from() -> None:
         row(device="B", train_records=1606, data_fingerprint="fedcba9876543210", code_version="c1"),
         row(status="missing"),
     ]
-    told = stamp(rows, "local", WHEN)
-    assert told["device"] == "A, B" and told["training records"] == "1,606" and told["code version"] == "c1"
-    assert told["data fingerprint"] == "0123456789ab, fedcba987654"
-    assert told["cells"] == "3, 2 ok, 1 stale" and told["profile"] == "local"
+    head = stamp(rows, "local", WHEN)
+    assert head["device"] == "A, B" and head["training records"] == "1,606" and head["code version"] == "c1"
+    assert head["data fingerprint"] == "0123456789ab, fedcba987654"
+    assert head["cells"] == "3, 2 ok, 1 stale" and head["profile"] == "local"
 
 
 def test_a_teacher_is_no_cell() -> None:
     rows = [row(method="lora-r8", device="A"), row(method="teacher+bm25", device="an-api-model"), row(method="teacher")]
-    told = stamp(rows, "local", WHEN)
-    assert told["cells"] == "1, 1 ok" and told["device"] == "A"
+    head = stamp(rows, "local", WHEN)
+    assert head["cells"] == "1, 1 ok" and head["device"] == "A"
 
 
 def test_what_nobody_measured_is_a_dash_and_many_values_are_counted() -> None:

@@ -30,13 +30,13 @@ def lake(tmp_path: Path) -> Lake:
     return made
 
 
-def found(lake: Lake) -> dict[str, tuple[float | None, ...]]:
+def targets_of(lake: Lake) -> dict[str, tuple[float | None, ...]]:
     names = ("target_loss", "examples_to_target", "seconds_to_target")
     return {row["method"]: tuple(row[name] for name in names) for row in comparison_rows(lake.resolved())}
 
 
 def test_the_target_is_the_worst_final_loss_of_those_that_learned(lake: Lake) -> None:
-    assert found(lake) == {
+    assert targets_of(lake) == {
         "base": (None, None, None),
         "full": (1.5, 12, 15.0),
         "lora-r8": (1.5, 16, 80.0),
@@ -45,22 +45,22 @@ def test_the_target_is_the_worst_final_loss_of_those_that_learned(lake: Lake) ->
 
 
 def test_a_configured_target_goes_before_it(lake: Lake) -> None:
-    asked = lake.configured(profiles={"local": {"training": {"target_loss": 2.75}}})
-    assert found(asked)["full"] == (2.75, 2, 2.5) and found(asked)["lora-r8"] == (2.75, 4, 20.0)
+    configured = lake.configured(profiles={"local": {"training": {"target_loss": 2.75}}})
+    assert targets_of(configured)["full"] == (2.75, 2, 2.5) and targets_of(configured)["lora-r8"] == (2.75, 4, 20.0)
     never = lake.configured(profiles={"local": {"training": {"target_loss": 0.5}}})
-    assert found(never)["full"] == (0.5, None, None)
+    assert targets_of(never)["full"] == (0.5, None, None)
 
 
 def test_rows_of_other_data_have_a_target_of_their_own(lake: Lake) -> None:
     lake.cell("lora-r8", curve=SLOW, prints={"data": "other"})
-    assert found(lake)["full"] == (1.0, 16, 20.0) and found(lake)["lora-r8"] == (1.5, 16, 80.0)
+    assert targets_of(lake)["full"] == (1.0, 16, 20.0) and targets_of(lake)["lora-r8"] == (1.5, 16, 80.0)
 
 
 def test_of_several_seeds_the_mean_where_all_reached_it(lake: Lake) -> None:
     lake.cell("full", curve=curve((0, 0.0, 3.0), (16, 30.0, 0.0)), seed=2)
     lake.cell("lora-r8", curve=SLOW, seed=2)
     two = lake.configured(profiles={"local": {"seeds": [1, 2]}})
-    assert found(two)["full"] == (1.5, 10, 15.0)
+    assert targets_of(two)["full"] == (1.5, 10, 15.0)
 
 
 def test_a_curve_that_starts_at_the_target_took_nothing() -> None:

@@ -72,9 +72,9 @@ def pages() -> list[Path]:
 def found_blocks() -> Iterator[Block]:
     for path in pages():
         text = path.read_text(encoding="utf-8")
-        for found in re.finditer(r"^ *```(\w*)\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE):
-            line = text.count("\n", 0, found.start()) + 1
-            yield Block(path.relative_to(PROJECT).as_posix(), line, found[1], found[2])
+        for match in re.finditer(r"^ *```(\w*)\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE):
+            line = text.count("\n", 0, match.start()) + 1
+            yield Block(path.relative_to(PROJECT).as_posix(), line, match[1], match[2])
 
 
 BLOCKS = list(found_blocks())
@@ -105,9 +105,9 @@ def arguments_are_known(words: list[str], capsys: pytest.CaptureFixture[str], *,
     try:
         parser().parse_args(words)
     except SystemExit:
-        said = capsys.readouterr().err
-        if whole or not re.search("required|expected one argument", said):
-            pytest.fail(f"featherweight {shlex.join(words)}: {said}")
+        error = capsys.readouterr().err
+        if whole or not re.search("required|expected one argument", error):
+            pytest.fail(f"featherweight {shlex.join(words)}: {error}")
 
 
 def test_every_language_is_known() -> None:
@@ -142,16 +142,16 @@ def test_what_is_said_to_be_elsewhere_is_there() -> None:
 
 MENTIONS = sorted(
     {
-        (path.name, said)
+        (path.name, command)
         for path in pages()
-        for said in re.findall(r"`(?:\.venv/bin/)?featherweight ([^`\n…]+)`", path.read_text())
+        for command in re.findall(r"`(?:\.venv/bin/)?featherweight ([^`\n…]+)`", path.read_text())
     }
 )
 
 
-@pytest.mark.parametrize(("page", "said"), MENTIONS, ids=[f"{page}: {said}" for page, said in MENTIONS])
-def test_commands_in_prose_take_these_arguments(page: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["1" if word in ("X", "N", "GB") else word for word in shlex.split(said)]
+@pytest.mark.parametrize(("page", "command"), MENTIONS, ids=[f"{page}: {command}" for page, command in MENTIONS])
+def test_commands_in_prose_take_these_arguments(page: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["1" if word in ("X", "N", "GB") else word for word in shlex.split(command)]
     if words not in (["--help"], ["--version"], ["COMMAND", "--help"]):
         arguments_are_known(words, capsys, whole=False)
 
@@ -197,10 +197,10 @@ def test_python_is_run(block: Block, here: Path) -> None:
     if any(place in block.text for place in NEEDS_WEIGHTS):
         compile(block.text, str(block), "exec")
         return
-    told = run(here, str(BIN / "python"), "-c", block.text)
-    assert "lora-r8" in told or "Empty DataFrame" in told
+    output = run(here, str(BIN / "python"), "-c", block.text)
+    assert "lora-r8" in output or "Empty DataFrame" in output
     if "TimeZone" in block.text:
-        assert "UTC" in told and "KST" not in told
+        assert "UTC" in output and "KST" not in output
 
 
 @each("sql")
@@ -226,17 +226,17 @@ def test_javascript_is_run_where_its_package_is_here(block: Block, here: Path) -
     assert "2026-" in run(here, node, str(script)) and "lora-r8" in run(here, node, str(script))
 
 
-@pytest.mark.parametrize("said", RUN)
+@pytest.mark.parametrize("arguments", RUN)
 def test_quick_commands_are_run(
-    said: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert any(shlex.join([FEATHERWEIGHT, *said.split()]) in block.text for block in of("sh")), (
+    assert any(shlex.join([FEATHERWEIGHT, *arguments.split()]) in block.text for block in of("sh")), (
         "no page has it any more"
     )
     monkeypatch.setenv("FEATHERWEIGHT_DATA", str(here / "data"))
     monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(here / "data" / "experiments.yaml"))
     monkeypatch.setenv("FEATHERWEIGHT_PROFILE", "local")
-    assert main(said.split()) in RUN[said], capsys.readouterr().err
+    assert main(arguments.split()) in RUN[arguments], capsys.readouterr().err
 
 
 # settings
@@ -281,6 +281,6 @@ def test_a_section_that_is_pasted_over_the_shipped_one_switches_nothing_off_in_s
     except UsageError as error:  # a name that the pasted section no longer has
         assert "sources.providers" in str(error)
         return
-    said = left_out(loaded)
-    assert all(any(known in one for known in SAID) for one in said), said
-    assert said or loaded.local_provider, "the local generator is gone without a word"
+    warnings = left_out(loaded)
+    assert all(any(known in one for known in SAID) for one in warnings), warnings
+    assert warnings or loaded.local_provider, "the local generator is gone without a word"

@@ -53,12 +53,12 @@ def test_every_reason_of_a_reject_is_explained() -> None:
 
 
 def test_the_launchpad_is_as_its_page_says() -> None:
-    said = {
+    documented = {
         row[0].strip("`"): row[1].strip("`") for row in table_after(PAGES["docs/operating.md"], "**The launchpad**")
     }
     fields = {name: field for name, field in CellConfig.model_fields.items() if name not in ("rerun_for", "retime")}
     given = {name: json.dumps(field.default).strip('"') for name, field in fields.items()}
-    assert {name: value.removesuffix(".0") for name, value in given.items()} == said
+    assert {name: value.removesuffix(".0") for name, value in given.items()} == documented
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_what_other_assets_take(asset: str, takes: set[str]) -> None:
 
 
 def test_how_often_a_cell_is_tried() -> None:
-    said = f"up to {TRIES['killed']}, {TRIES['lost']}, {TRIES['timed_out']} and {TRIES['failed']} times in a row"
-    assert said in PAGES["docs/operating.md"]
+    sentence = f"up to {TRIES['killed']}, {TRIES['lost']}, {TRIES['timed_out']} and {TRIES['failed']} times in a row"
+    assert sentence in PAGES["docs/operating.md"]
 
 
 def test_what_is_part_of_the_fingerprint_is_told_apart() -> None:

@@ -48,11 +48,11 @@ def recipes() -> dict[str, list[Step]]:
 
 
 def _steps(text: str) -> list[Step]:
-    found = []
+    steps = []
     for step in STEP.finditer(text):
         (block,) = BLOCK.findall(step[0])
-        found.append(Step(step[1], step[2] is not None, re.sub("^   ", "", block[1], flags=re.MULTILINE)))
-    return found
+        steps.append(Step(step[1], step[2] is not None, re.sub("^   ", "", block[1], flags=re.MULTILINE)))
+    return steps
 
 
 RECIPES = recipes()

@@ -25,15 +25,15 @@ def anchors(page: Path) -> set[str]:
 
 def broken_links(page: Path, text: str) -> list[str]:
     """The relative links in `text`, the content of `page`, whose file or heading does not exist."""
-    found = []
+    broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", without_code(text)):
         target, _, heading = link.partition("#")
         if re.match(r"\w+:", target):  # another site
             continue
         file = page.parent / target if target else page
         if not file.exists() or (heading and heading not in anchors(file)):
-            found.append(link)
-    return found
+            broken.append(link)
+    return broken
 
 
 def missing_paths(text: str) -> list[str]:

@@ -53,9 +53,9 @@ def code_in(notebook: Any) -> str:
 
 def settings(notebook: Any) -> dict[str, Any]:
     """The form's fields and their defaults."""
-    found: dict[str, Any] = {}
-    exec(source_of(notebook, "settings"), found)
-    return {name: value for name, value in found.items() if name.isupper()}
+    namespace: dict[str, Any] = {}
+    exec(source_of(notebook, "settings"), namespace)
+    return {name: value for name, value in namespace.items() if name.isupper()}
 
 
 def is_constant(node: ast.stmt) -> bool:
@@ -65,10 +65,10 @@ def is_constant(node: ast.stmt) -> bool:
 def functions(notebook: Any, cell: str = "profile") -> dict[str, Any]:
     """What a cell defines, without the lines that act."""
     tree = ast.parse(source_of(notebook, cell))
-    kept = [node for node in tree.body if isinstance(node, DEFINITIONS) or is_constant(node)]
-    found = {**settings(notebook), "Path": Path, "PROJECT": PROJECT, "os": __import__("os")}
-    exec(compile(ast.Module(kept, []), str(FILE), "exec"), found)
-    return found
+    nodes = [node for node in tree.body if isinstance(node, DEFINITIONS) or is_constant(node)]
+    namespace = {**settings(notebook), "Path": Path, "PROJECT": PROJECT, "os": __import__("os")}
+    exec(compile(ast.Module(nodes, []), str(FILE), "exec"), namespace)
+    return namespace
 
 
 def choices(notebook: Any) -> list[str]:
@@ -134,16 +134,16 @@ def test_the_project_is_the_checkout_around_it_or_the_archive(
     notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
 ) -> None:
     monkeypatch.chdir(FILE.parent)
-    found = functions(notebook, "install")
-    assert found["project_folder"]() == PROJECT
+    namespace = functions(notebook, "install")
+    assert namespace["project_folder"]() == PROJECT
     monkeypatch.chdir(tmp_path)
-    found["ARCHIVE"] = str(tmp_path / "featherweight.zip")
+    namespace["ARCHIVE"] = str(tmp_path / "featherweight.zip")
     (tmp_path / "featherweight.zip").write_bytes(b"PK\x03\x04 half of it")
     with pytest.raises(FileNotFoundError, match="uploaded whole"):
-        found["project_folder"]()
+        namespace["project_folder"]()
     with zipfile.ZipFile(tmp_path / "featherweight.zip", "w") as archive:
         archive.write(install.__file__, f"{inside}notebooks/install.py")
-    assert found["project_folder"]() == tmp_path / "featherweight" / inside
+    assert namespace["project_folder"]() == tmp_path / "featherweight" / inside
 
 
 @pytest.mark.parametrize(
@@ -208,15 +208,15 @@ def test_a_torch_that_fits_is_seen_in_the_new_environment_and_nothing_else(colab
         "torch", "torchgen", "nvidia", "triton", "nvidia_cublas_cu12-12.8.dist-info", "nvidia_nvjitlink_cu12-12.8.dist-info",
         "triton-3.4.dist-info", next(path.name for path in colab.glob("torch-*.dist-info")),
     }  # fmt: skip
-    asked = (
+    program = (
         "import torch, nvidia.cublas.lib, importlib.util as u; from importlib.metadata import version;"
         "print(version('torch'), torch.version, torch.__file__, *map(u.find_spec, ('torchao', 'sympy')))"
     )
-    said = subprocess.run(
-        [install.python_of(tmp_path / "environment"), "-c", asked], capture_output=True, text=True, check=True
+    result = subprocess.run(
+        [install.python_of(tmp_path / "environment"), "-c", program], capture_output=True, text=True, check=True
     )
     version = next(colab.glob("torch-*")).name.removeprefix("torch-").removesuffix(".dist-info")
-    assert said.stdout.split() == [version, version, str(site / "torch" / "__init__.py"), "None", "None"]
+    assert result.stdout.split() == [version, version, str(site / "torch" / "__init__.py"), "None", "None"]
 
 
 def test_the_lock_goes_without_torch_only_where_one_is_linked(colab: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,13 +258,13 @@ def test_on_a_t4_the_cells_take_no_longer_than_it_says(
     plan = make(Project(project.data, loaded, "colab"), fleet.load(t4), everything=True, say=print)
     assert len(plan.lines) == len(made["METHODS"]) and not plan.left
     rows = dict(re.findall(r"^\| (.*?) \| ([*\d]+) \|", source_of(notebook, "title"), re.MULTILINE))
-    minutes = {part: int(said.strip("*")) for part, said in rows.items()}
-    (cells,) = (said for part, said in minutes.items() if part.startswith("four cells"))
+    minutes = {part: int(cell_text.strip("*")) for part, cell_text in rows.items()}
+    (cells,) = (cell_text for part, cell_text in minutes.items() if part.startswith("four cells"))
     assert plan.makespan <= 60 * cells
     assert minutes.pop("**all**") == sum(minutes.values()) <= 20
     (tokens, seconds) = re.findall(r"at most (\d+) tokens .* at ([\d.]+) s a token", source_of(notebook, "title"))[0]
     assert tokens_in_turn(made["profile"](MODEL)["evaluation"]) <= int(tokens)
-    (answers,) = (said for part, said in minutes.items() if part.startswith("their answers"))
+    (answers,) = (cell_text for part, cell_text in minutes.items() if part.startswith("their answers"))
     assert len(made["METHODS"]) * int(tokens) * float(seconds) <= 60 * answers
 
 
@@ -289,14 +289,14 @@ def test_run_whole_without_hub_or_card_it_shows_table_and_report(
         mine, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(FILE.parent)}}
     ).execute()
 
-    def said(name: str) -> str:
+    def output_of(name: str) -> str:
         (cell,) = (cell for cell in mine.cells if cell.id == name)
         return "".join(one.get("text", "") for one in cell.outputs)
 
-    assert f"cannot be had here: {MODEL} in its place" in said("weights")
-    assert "qlora-r8" in said("estimate") and "ends after" in said("plan")
+    assert f"cannot be had here: {MODEL} in its place" in output_of("weights")
+    assert "qlora-r8" in output_of("estimate") and "ends after" in output_of("plan")
     for name in ("base", "full", "lora", "qlora"):
-        assert ": ok, " in said(name) and "bits per byte" in said(name)
+        assert ": ok, " in output_of(name) and "bits per byte" in output_of(name)
     table = next(cell for cell in mine.cells if cell.id == "table").outputs[-1].data["text/markdown"]
     assert [line.split(" | ")[1] for line in table.splitlines() if line.startswith(f"| {MODEL}")] == [
         "base", "full", "lora-r8", "qlora-r8",
@@ -319,11 +319,11 @@ def headings_that_sort(shown: str) -> int:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page()
-        told: list[str] = []
-        page.on("console", lambda message: told.append(message.text))
+        messages: list[str] = []
+        page.on("console", lambda message: messages.append(message.text))
         page.set_content(shown)
-        found = page.frame_locator("iframe").locator("table.sortable th button")
-        found.first.click(timeout=60_000)
+        buttons = page.frame_locator("iframe").locator("table.sortable th button")
+        buttons.first.click(timeout=60_000)
         assert page.frame_locator("iframe").locator("th[aria-sort=ascending]").count() == 1
-        assert told == []
-        return found.count()
+        assert messages == []
+        return buttons.count()

@@ -20,7 +20,7 @@ from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.nightly import alert, news
 from pipelines.runs import cells, checkpoints
 from tests.project import MODEL, TinyProject
-from tests.running_ui import asked, running_ui, until
+from tests.running_ui import graphql_answer, running_ui, until
 
 TEXT = (PROJECT / "docs" / "operating.md").read_text(encoding="utf-8")
 SECRET = "T0PLANTED/B0PLANTED/planted-webhook-secret"
@@ -105,8 +105,13 @@ def test_a_webhook_that_cannot_be_used_is_said_without_its_address(
     url: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(alert.WEBHOOK, url)
-    told = alert.post("hello")
-    assert told is not None and problem in told and url not in told and "secret" not in told
+    problem_text = alert.post("hello")
+    assert (
+        problem_text is not None
+        and problem in problem_text
+        and url not in problem_text
+        and "secret" not in problem_text
+    )
 
 
 def test_a_webhook_that_refuses_is_said(webhook: list[dict[str, Any]]) -> None:
@@ -208,7 +213,7 @@ def test_a_backfill_takes_the_launchpads_settings(project: TinyProject, ui: str)
     settings = {"config": {"seeds": [7], "max_examples": 5}}
     chosen = [f"lora-r8|{MODEL}", f"qlora-r8|{MODEL}"]
     config = {"ops": {"trained_model": settings, "evaluation": settings}}
-    launched = asked(ui, BACKFILL, assets=assets, cells=chosen, config=config)
+    launched = graphql_answer(ui, BACKFILL, assets=assets, cells=chosen, config=config)
     assert "LaunchBackfillSuccess" in str(launched), launched
     key = cells.CellKey(MODEL, "lora-r8", 7)
     until(lambda: (a := cells.latest(project.data, key)) and a.status == "ok" and a.evaluations(), "the cell")
@@ -241,7 +246,7 @@ def test_a_backfill_evaluates_the_untouched_model_before_its_cells(project: Tiny
         {"assetKey": {"path": [name]}, "partitions": {"ranges": [{"start": partition, "end": partition}]}}
         for name, partition in partition_of.items()
     ]
-    launched = asked(ui, BACKFILL_BY_ASSET, chosen=chosen)
+    launched = graphql_answer(ui, BACKFILL_BY_ASSET, chosen=chosen)
     assert "LaunchBackfillSuccess" in str(launched), launched
 
     def ended() -> bool:
@@ -252,7 +257,8 @@ def test_a_backfill_evaluates_the_untouched_model_before_its_cells(project: Tiny
 
     until(ended, "the backfill", 3600)
     evaluated = {
-        a.key.method: [found.folder.name for found in a.evaluations()] for a in cells.all_attempts(project.data)
+        a.key.method: [evaluation.folder.name for evaluation in a.evaluations()]
+        for a in cells.all_attempts(project.data)
     }
     assert set(evaluated) == {"base", "lora-r8"}
     assert len(evaluated["base"]) == 1 and evaluated["base"] < evaluated["lora-r8"], "run ids sort by time"
@@ -269,24 +275,24 @@ def test_reload_and_cancel_in_the_ui(project: TinyProject, ui: str) -> None:
         "dagster/partition/model": MODEL,
     }
     tags = [{"key": key, "value": value} for key, value in partition.items()]
-    launched = asked(ui, LAUNCH, tags=tags)["data"]["launchRun"]
+    launched = graphql_answer(ui, LAUNCH, tags=tags)["data"]["launchRun"]
     run = launched["run"]["runId"]
     key = project.key("lora-r8")
     until(lambda: (a := cells.latest(project.data, key)) and checkpoints.whole(a.folder), "a checkpoint")
     attempt = cells.latest(project.data, key)
     assert attempt is not None
 
-    assert "WorkspaceLocationEntry" in str(asked(ui, RELOAD))
+    assert "WorkspaceLocationEntry" in str(graphql_answer(ui, RELOAD))
     seen = len(attempt.curve())
     until(lambda: len(attempt.curve()) > seen + 2, "training to go on after the reload")
 
     children = [p for p in psutil.process_iter(["cmdline"]) if str(attempt.folder) in " ".join(p.info["cmdline"] or [])]
     assert children
-    assert "TerminateRunSuccess" in str(asked(ui, CANCEL, run=run))
+    assert "TerminateRunSuccess" in str(graphql_answer(ui, CANCEL, run=run))
     until(
         lambda: not any(child.is_running() and child.status() != "zombie" for child in children), "its children's end"
     )
-    until(lambda: asked(ui, STATUS, run=run)["data"]["runOrError"]["status"] == "CANCELED", "the run's end")
+    until(lambda: graphql_answer(ui, STATUS, run=run)["data"]["runOrError"]["status"] == "CANCELED", "the run's end")
     ended = cells.Attempt(key, attempt.folder)
     assert ended.status == "killed" and "goes on after step" in ended.result.detail
     assert checkpoints.whole(attempt.folder)

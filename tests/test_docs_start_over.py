@@ -43,9 +43,9 @@ def test_starting_over_keeps_what_was_paid_for_and_removes_the_rest(ask: Asking)
     assert {path.name for path in data.lake.iterdir()} <= KEPT
     assert data.preferences.exists() and (data.models / "tiny/config.json").exists()
     assert {path.name for path in data.root.iterdir()} == {"lake", "models", "experiments.yaml", "topics.yaml"}
-    asked = ask.account("anthropic").requests
+    requests_before = ask.account("anthropic").requests
     again = ask.generate()
-    assert again.reused == again.wanted == 12 and ask.account("anthropic").requests == asked
+    assert again.reused == again.wanted == 12 and ask.account("anthropic").requests == requests_before
     assert ask.charged() == paid
 
 

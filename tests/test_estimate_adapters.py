@@ -77,10 +77,10 @@ def test_few_layers_carried_on_are_all_layers_of_an_adapter(kind: str) -> None:
 def test_what_a_module_holds_beside_its_parameters_is_counted_once() -> None:
     module: Any = torch.nn.Linear(4, 4, bias=False)
     module.indices = {"default": torch.zeros(2, 10, dtype=torch.int64)}
-    module.alone, module.again = (kept := torch.zeros(3)), kept
+    module.alone, module.again = (tensor := torch.zeros(3)), tensor
     assert bytes_of(module) == 4 * 16 + 8 * 20 + 4 * 3
     hollow.give_tensors(module)
-    assert module.alone is module.again is not kept and module.indices["default"].shape == (2, 10)
+    assert module.alone is module.again is not tensor and module.indices["default"].shape == (2, 10)
 
 
 @pytest.fixture(scope="module")

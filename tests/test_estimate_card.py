@@ -63,13 +63,13 @@ def test_this_machines_card_is_asked_for_its_memory_and_capability(
     cards._asked.cache_clear()
     assert cards.here() == Card("Tesla T4", T4.total, (7, 5))
     assert estimate.machine_gb() == T4.total / 1e9
-    found = {
+    card_estimate = {
         "trainable": 1,
         "cpu": {"train": 1e9},
         "fp32": {"train": 2e9},
         "recipe": {"precision": "auto", "fp16": False},
     }
-    assert (key_of(found), key_of(found, L4), training_gb(found)) == ("fp32", "bf16", 2.0)
+    assert (key_of(card_estimate), key_of(card_estimate, L4), training_gb(card_estimate)) == ("fp32", "bf16", 2.0)
     before = {"trainable": 1, "cpu": {"train": 1e9}, "cuda": {"train": 3e9}}  # of code that did not tell cards apart
     assert training_gb(before) == 3.0
 
@@ -97,10 +97,10 @@ def really(architecture: str, recipe: dict[str, Any], dtype: torch.dtype, *, aut
     grouped = dtype is torch.bfloat16 or autocasts
     kernels = as_on_cuda(norms_in_float32=autocasts, grouped_queries=grouped, memory=10**10)
     half = torch.autocast("cpu", torch.bfloat16) if autocasts else nullcontext()
-    with kernels, head_on_positions(model) as wanted, Counting(live):
+    with kernels, head_on_positions(model) as positions, Counting(live):
         live.begin("forward 1")
         with half:
-            loss = step_loss(model, BATCH.examples(), wanted, torch.device("cpu"), learned=1)
+            loss = step_loss(model, BATCH.examples(), positions, torch.device("cpu"), learned=1)
         live.begin("backward 1")
         loss.backward()
     return live
@@ -155,7 +155,7 @@ def test_a_stretch_that_overtakes_another_with_more_layers_is_the_peak_then() ->
 # what is answered
 
 
-def asked(**more: Any) -> dict[str, Any]:
+def question_with(**more: Any) -> dict[str, Any]:
     config = {"model_type": "llama", **GROUPED.to_diff_dict(), **ARCHITECTURES["llama"], "num_key_value_heads": 1}
     recipe = {
         **LORA,
@@ -169,13 +169,13 @@ def asked(**more: Any) -> dict[str, Any]:
 
 
 def test_an_answer_holds_each_format_with_checkpointing_and_without() -> None:
-    found = child.answer(asked(cards=["bf16", "fp32"], otherwise=True), {False: 0, True: 0})
+    prediction = child.answer(question_with(cards=["bf16", "fp32"], otherwise=True), {False: 0, True: 0})
     for one in ("bf16", "fp32"):
-        assert found["otherwise"][one]["train"] > found[one]["train"] > 0
-    row = estimate.columns(Estimate("m", "lora", found))
-    assert row["bf16_with_checkpointing_gb"] == found["bf16"]["peak"] / 1e9
-    assert row["fp32_without_checkpointing_gb"] == found["otherwise"]["fp32"]["peak"] / 1e9
-    assert (row["fp16_with_checkpointing_gb"], "cpu" in found) == (None, True)
+        assert prediction["otherwise"][one]["train"] > prediction[one]["train"] > 0
+    row = estimate.columns(Estimate("m", "lora", prediction))
+    assert row["bf16_with_checkpointing_gb"] == prediction["bf16"]["peak"] / 1e9
+    assert row["fp32_without_checkpointing_gb"] == prediction["otherwise"]["fp32"]["peak"] / 1e9
+    assert (row["fp16_with_checkpointing_gb"], "cpu" in prediction) == (None, True)
 
 
 def test_the_other_choice_of_checkpointing_is_predicted_where_it_may_decide_what_fits() -> None:
@@ -191,10 +191,10 @@ def test_what_was_answered_to_one_who_asked_for_other_things_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = {"trainable": 1, "cpu": {}, "bf16": {}, "otherwise": {"bf16": {}}, "halved_gb": 1.0}
-    wanted: list[dict[str, Any]] = []
+    sent_questions: list[dict[str, Any]] = []
 
     def answers_to(questions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        wanted.extend(questions)
+        sent_questions.extend(questions)
         for question in questions:
             names = [
                 "trainable",
@@ -208,8 +208,8 @@ def test_what_was_answered_to_one_who_asked_for_other_things_stays(
     monkeypatch.setattr(estimate, "answers_to", answers_to)
     file = tmp_path / "one.json"
     for more in ({"cards": [], "halved": True}, {"cards": ["bf16"], "otherwise": True}, {"cards": [], "halved": True}):
-        (found,) = estimate.answers([Question("m", "lora", file, {"config": {}, **more})], say=lambda _: None).values()
-    assert len(wanted) == 2 and found.keys() > made.keys()
+        (answer,) = estimate.answers([Question("m", "lora", file, {"config": {}, **more})], say=lambda _: None).values()
+    assert len(sent_questions) == 2 and answer.keys() > made.keys()
 
 
 def test_the_table_says_where_the_other_choice_of_checkpointing_decides() -> None:
@@ -268,7 +268,9 @@ def test_full_lora_and_qlora_are_in_that_order_on_every_card_as_the_command_asks
          "cards": cards.formats_of(recipe), "otherwise": True}
         for recipe in recipes.values()
     ]  # fmt: skip
-    found = [Estimate(model, method, one) for method, one in zip(methods, estimate.answers_to(questions), strict=True)]
+    estimates = [
+        Estimate(model, method, one) for method, one in zip(methods, estimate.answers_to(questions), strict=True)
+    ]
     for card in CARDS:
-        peaks = [one.gb(card, "train") or 0 for one in found]
+        peaks = [one.gb(card, "train") or 0 for one in estimates]
         assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks), (card.name, peaks)

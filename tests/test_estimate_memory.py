@@ -72,9 +72,9 @@ def account_of(model: Any) -> Live:
 def really_counted(model: Any) -> Live:
     """The same account of the same step, on tensors that have bytes."""
     live = account_of(model)
-    with head_on_positions(model) as wanted, Counting(live):
+    with head_on_positions(model) as positions, Counting(live):
         live.begin("forward 1")
-        loss = step_loss(model, BATCH.examples(), wanted, torch.device("cpu"), learned=1)
+        loss = step_loss(model, BATCH.examples(), positions, torch.device("cpu"), learned=1)
         live.begin("backward 1")
         loss.backward()
     return live
@@ -197,8 +197,8 @@ def test_four_bits_are_counted_as_bitsandbytes_keeps_them() -> None:
 
     packed, state = quantize_4bit(torch.randn(96, 520), blocksize=64, compress_statistics=True, quant_type="nf4")
     assert state.state2 is not None and state.state2.absmax is not None
-    kept = packed.numel() + state.absmax.numel() + 4 * state.state2.absmax.numel()
-    assert hollow.four_bit_bytes(96 * 520) == kept
+    expected = packed.numel() + state.absmax.numel() + 4 * state.state2.absmax.numel()
+    assert hollow.four_bit_bytes(96 * 520) == expected
 
 
 def test_states_are_counted_as_the_optimizers_keep_them() -> None:
@@ -209,13 +209,13 @@ def test_states_are_counted_as_the_optimizers_keep_them() -> None:
         layer(torch.ones(1, 100)).sum().backward()
         made = make_optimizer(layer, {"optimizer": optimizer, "learning_rate": 0.1, "weight_decay": 0.0})
         made.step()
-        kept = {
+        expected = {
             id(value): value.numel() * value.element_size()
             for state in made.state.values()
             for name, value in state.items()
             if isinstance(value, torch.Tensor) and name != "step" and not name.startswith("qmap")
         }
-        assert sum(kept.values()) == state_bytes([7000, 70], optimizer)
+        assert sum(expected.values()) == state_bytes([7000, 70], optimizer)
 
 
 def example(number: int, length: int, learned: int) -> Tokenized:
@@ -226,8 +226,8 @@ def example(number: int, length: int, learned: int) -> Tokenized:
 def test_the_heaviest_micro_batches_of_the_examples_are_found() -> None:
     settings = {**FULL, "max_length": 50, "micro_batch_tokens": 60, "epochs": 1, "examples_per_step": 3}
     examples = [example(1, 20, 5), example(2, 60, 5), example(3, 30, 9), example(4, 28, 9)]  # the second is too long
-    found = heaviest(examples, settings, [1], llama())
-    assert found == [Batch(2, 30, 18), Batch(1, 20, 5)]
+    batches = heaviest(examples, settings, [1], llama())
+    assert batches == [Batch(2, 30, 18), Batch(1, 20, 5)]
     assert heaviest([example(2, 60, 5)], settings, [1], llama()) == []
     assert batch_of(Batch(3, 40, 50).examples()) == Batch(3, 40, 50)
     assert allowed(settings) == [Batch(1, 50, 49)] * 2
@@ -272,8 +272,8 @@ def test_what_loading_comes_to() -> None:
 def test_verdicts() -> None:
     def at(gigabytes: float, **settings: Any) -> Estimate:
         prediction = {"peak": gigabytes * 1e9, "train": gigabytes * 1e9}
-        found = {"cpu": prediction, "fp16": prediction, "trainable": 1, "recipe": {"precision": "auto"}}
-        return Estimate("m", "full", found, **settings)
+        prediction_row = {"cpu": prediction, "fp16": prediction, "trainable": 1, "recipe": {"precision": "auto"}}
+        return Estimate("m", "full", prediction_row, **settings)
 
     t4 = CARDS[0]
     assert [at(gb).fits(t4) for gb in (3, 15, 16)] == ["yes", "tight", "no"]
@@ -313,7 +313,7 @@ class Stderr(io.StringIO):
 def test_a_terminal_sees_how_far_the_predictions_are_and_a_log_does_not(
     project: TinyProject, monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
-    monkeypatch.setattr(estimating, "answers_to", lambda asked: ({"because": "not asked"} for _ in asked))
+    monkeypatch.setattr(estimating, "answers_to", lambda questions: ({"because": "not asked"} for _ in questions))
     monkeypatch.setattr(sys, "stderr", stderr := Stderr(terminal=terminal))
     assert main(["estimate", "smollm2-135m"]) == 0
     methods = len(project.now().experiments.methods)
@@ -373,9 +373,9 @@ def test_a_model_that_cannot_be_built_costs_only_its_own_prediction(project: Tin
     (broken / "config.json").write_text('{"model_type": "no-such-model"}', encoding="utf-8")
     wrong = {"source": {"path": str(broken)}, "prompt": "alpaca", "lora_targets": ["q_proj"]}
     project.change(models={"wrong": wrong})
-    found = estimating.estimates(project.now(), [("wrong", "full"), ("smollm2-135m", "full")])
-    assert found[0].because and "no-such-model" in found[0].because
-    assert found[1].fits() == "yes"
+    predictions = estimating.estimates(project.now(), [("wrong", "full"), ("smollm2-135m", "full")])
+    assert predictions[0].because and "no-such-model" in predictions[0].because
+    assert predictions[1].fits() == "yes"
 
 
 def test_the_prediction_stands_beside_the_measurement(project: TinyProject) -> None:

@@ -110,7 +110,7 @@ def test_shares_differences_and_every_question_stand_in_the_tables(project: Tiny
         (2 * low - 1, 2 * high - 1)
     )
     assert lora["benchmark_basics_en_vs_base"] == pytest.approx(sum(changes[:9]) / 9)
-    found = select(
+    published = select(
         project, "SELECT method, task, count(*), sum(correct::INT) FROM benchmark_answers GROUP BY ALL ORDER BY ALL"
     )
     counted = [
@@ -118,7 +118,7 @@ def test_shares_differences_and_every_question_stand_in_the_tables(project: Tiny
         for method in ("base", "lora-r8")
         for task, count in (("basics_en", 9), ("basics_ko", 6))
     ]
-    assert found == counted
+    assert published == counted
     (one,) = select(project, "SELECT prompt, choices, reference, metric, scorer FROM benchmark_answers LIMIT 1")
     assert one[0].startswith("Question: Which planet") and one[1] == '["Venus", "Mercury", "Mars", "Jupiter"]'
     assert one[2:] == ("Mercury", "acc_bytes", "featherweight")
@@ -139,11 +139,11 @@ def test_other_questions_are_not_set_against_the_bases(project: TinyProject) -> 
 
 
 def test_a_killed_evaluation_goes_on_with_what_is_done(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask, asked = benchmarks_run._ask_own, []
+    ask, tasks_begun = benchmarks_run._ask_own, []
 
     def killed_at_the_second(worker: Any, prompted_model: Any, one: Any) -> Any:
-        asked.append(one.name)
-        if len(asked) == 2:
+        tasks_begun.append(one.name)
+        if len(tasks_begun) == 2:
             raise KilledError
         return ask(worker, prompted_model, one)
 
@@ -152,12 +152,12 @@ def test_a_killed_evaluation_goes_on_with_what_is_done(project: TinyProject, mon
     evaluation, _ = evaluate(project.resolved(), project.key("base"), hooks=QUIET)
     assert evaluation.result.status == "killed"
     evaluation, _ = evaluate(project.resolved(), project.key("base"), hooks=QUIET)
-    assert evaluation.ok and asked == ["basics_en", "basics_ko", "basics_ko"]
+    assert evaluation.ok and tasks_begun == ["basics_en", "basics_ko", "basics_ko"]
     assert len(read_jsonl(evaluation.folder / "benchmarks.jsonl")) == 15
     # one more benchmark costs its own questions alone; other questions of the same one are asked
     named(project, *TASKS[:1], {"task": "basics_ko", "limit": 7, "shots": 1})
     evaluation, reused = evaluate(project.resolved(), project.key("base"), hooks=QUIET)
-    assert not reused and asked[3:] == ["basics_ko"]
+    assert not reused and tasks_begun[3:] == ["basics_ko"]
     assert len(read_jsonl(evaluation.folder / "benchmarks.jsonl")) == 16
 
 
@@ -173,12 +173,12 @@ def test_what_names_no_benchmark_is_evaluated_as_before(project: TinyProject) ->
     shipped = configuration.load().profile("local").evaluation
     assert "benchmarks" not in shipped.model_dump() and "benchmarks" not in shipped.model_dump_json()
     assert contents(shipped) == for_spec(shipped) == []
-    asked = evaluated_by(project.resolved())
+    spec = evaluated_by(project.resolved())
     project.change(profiles={"local": {"evaluation": {"benchmarks": []}}})
     plain = evaluated_by(project.resolved())
-    assert len(plain.measured) == 5 and len(asked.measured) == 6
+    assert len(plain.measured) == 5 and len(spec.measured) == 6
     named(project, {"task": "basics_en", "limit": 8})
-    assert len({plain.fingerprint, asked.fingerprint, evaluated_by(project.resolved()).fingerprint}) == 3
+    assert len({plain.fingerprint, spec.fingerprint, evaluated_by(project.resolved()).fingerprint}) == 3
 
 
 def test_a_name_alone_is_a_benchmark_and_tour_has_the_set_of_its_language(project: TinyProject) -> None:
@@ -236,10 +236,10 @@ def test_a_task_file_finds_its_questions_beside_it_and_changes_with_them(project
     (folder / "questions.json").write_text("[]", encoding="utf-8")
     named(project, "mine.yaml")
     settings = project.now().settings.evaluation
-    (asked,) = for_spec(settings)
-    assert asked["config"]["dataset_kwargs"] == {"data_files": {"test": str((folder / "questions.json").resolve())}}
+    (task,) = for_spec(settings)
+    assert task["config"]["dataset_kwargs"] == {"data_files": {"test": str((folder / "questions.json").resolve())}}
     (folder / "questions.json").write_text("[{}]", encoding="utf-8")
-    assert contents(settings) != [{"mine": asked["content"]}]
+    assert contents(settings) != [{"mine": task["content"]}]
 
 
 @pytest.mark.parametrize(
@@ -254,21 +254,21 @@ def test_whatever_else_says_where_questions_come_from_is_another_task(tmp_path: 
     (tmp_path / "questions.json").write_text("[]", encoding="utf-8")
     usual = "{data_files: {test: questions.json}}"
     assert usual in TASK_FILE
-    found = []
+    hashes = []
     for text in (TASK_FILE, TASK_FILE.replace(usual, kwargs)):
         (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
-        found.append(benchmarks.task_content(benchmarks.read_task(tmp_path / "mine.yaml")))
-    assert found[0] != found[1]
+        hashes.append(benchmarks.task_content(benchmarks.read_task(tmp_path / "mine.yaml")))
+    assert hashes[0] != hashes[1]
 
 
 def test_a_task_that_was_moved_with_its_questions_is_the_same(tmp_path: Path) -> None:
-    found = set()
+    hashes = set()
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "questions.json").write_text("[]", encoding="utf-8")
         (tmp_path / name / "mine.yaml").write_text(TASK_FILE, encoding="utf-8")
-        found.add(benchmarks.task_content(benchmarks.read_task(tmp_path / name / "mine.yaml")))
-    assert len(found) == 1
+        hashes.add(benchmarks.task_content(benchmarks.read_task(tmp_path / name / "mine.yaml")))
+    assert len(hashes) == 1
 
 
 # without the harness

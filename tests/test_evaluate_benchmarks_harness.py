@@ -36,8 +36,8 @@ def sample(**values: Any) -> dict[str, Any]:
 
 
 def rows(*samples: dict[str, Any], several: bool = False) -> list[dict[str, Any]]:
-    asked = Asked("mine", "mine.yaml", ships=False, limit=None, shots=None)
-    return list(harness._rows(asked, "a_task", samples, "lm-eval 0", several=several))
+    benchmark = Asked("mine", "mine.yaml", ships=False, limit=None, shots=None)
+    return list(harness._rows(benchmark, "a_task", samples, "lm-eval 0", several=several))
 
 
 # rows of what it logs
@@ -53,10 +53,12 @@ def test_a_choice_keeps_its_likelihoods_and_the_metric_that_is_shown_decides() -
 
 
 def test_an_answer_in_words_is_kept_and_the_first_filter_counts() -> None:
-    said = {"arguments": [("Q", {"until": []})], "filtered_resps": ["42"], "target": "42", "metrics": ["exact_match"]}
-    found = rows(sample(**said, filter="strict", exact_match=1.0), sample(**said, filter="flexible", exact_match=0.0))
-    assert [(row["picked"], row["correct"], row["metric"]) for row in found] == [("42", True, "exact_match,strict")]
-    assert "choices" not in found[0]
+    fields = {"arguments": [("Q", {"until": []})], "filtered_resps": ["42"], "target": "42", "metrics": ["exact_match"]}
+    scored = rows(
+        sample(**fields, filter="strict", exact_match=1.0), sample(**fields, filter="flexible", exact_match=0.0)
+    )
+    assert [(row["picked"], row["correct"], row["metric"]) for row in scored] == [("42", True, "exact_match,strict")]
+    assert "choices" not in scored[0]
 
 
 @pytest.mark.parametrize("value", [0.5, (1, 2), None, float("nan")])
@@ -73,7 +75,7 @@ def test_very_long_texts_are_cut() -> None:
 # the harness itself
 
 
-def asked(name: str = "basics_en", limit: int = 6, shots: int | None = 1, **more: Any) -> Asked:
+def benchmark_request(name: str = "basics_en", limit: int = 6, shots: int | None = 1, **more: Any) -> Asked:
     config = benchmarks.read_task(benchmarks.FOLDER / f"{name}.yaml") | more
     return Asked("mine", "mine.yaml", ships=False, limit=limit, shots=shots, config=config)
 
@@ -83,7 +85,7 @@ def asked(name: str = "basics_en", limit: int = 6, shots: int | None = 1, **more
 def test_it_says_of_a_set_that_ships_what_we_say(name: str) -> None:
     from peft import LoraConfig, get_peft_model
 
-    tokenizer, found = tiny_tokenizer(bos=True), []
+    tokenizer, likelihoods_by_model = tiny_tokenizer(bos=True), []
     for adapted in (False, True):
         model = tiny_model("llama")
         if adapted:
@@ -94,13 +96,13 @@ def test_it_says_of_a_set_that_ships_what_we_say(name: str) -> None:
             model = get_peft_model(model, config).eval()
         one = PromptedModel(model, PromptFormat(tokenizer, "chat"), RECIPE, torch.device("cpu"))
         ours, _ = own_rows(one, Asked(name, name, ships=True, limit=6, shots=1), max_tokens=300)
-        theirs = harness.run(model, tiny_tokenizer(bos=True), asked(name)).rows
+        theirs = harness.run(model, tiny_tokenizer(bos=True), benchmark_request(name)).rows
         assert [row["correct"] for row in theirs] == [row["correct"] for row in ours]
         for row, other in zip(ours, theirs, strict=True):
             assert row["prompt"] == other["prompt"] and row["reference"] == other["reference"]
             assert json.loads(row["loglikelihoods"]) == pytest.approx(json.loads(other["loglikelihoods"]), abs=1e-3)
-        found.append([row["loglikelihoods"] for row in theirs])
-    assert found[0] != found[1], "the adapter is asked, and not its base"
+        likelihoods_by_model.append([row["loglikelihoods"] for row in theirs])
+    assert likelihoods_by_model[0] != likelihoods_by_model[1], "the adapter is asked, and not its base"
 
 
 @needs_harness
@@ -108,7 +110,9 @@ def test_what_is_not_here_is_unavailable_in_words(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     with pytest.raises(UnavailableError, match=r"its data is not here .*load_dataset\(\"json\"\).*--force"):
-        harness.run(model, tokenizer, asked(dataset_kwargs={"data_files": {"test": str(tmp_path / "none.json")}}))
+        harness.run(
+            model, tokenizer, benchmark_request(dataset_kwargs={"data_files": {"test": str(tmp_path / "none.json")}})
+        )
     with pytest.raises(UnavailableError, match="its metric no_such_metric would be fetched as code from a hub"):
-        harness.run(model, tokenizer, asked(metric_list=[{"metric": "no_such_metric"}]))
+        harness.run(model, tokenizer, benchmark_request(metric_list=[{"metric": "no_such_metric"}]))
     assert "tie_weights" not in vars(model), "the model is left as it was"

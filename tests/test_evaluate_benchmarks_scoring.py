@@ -22,7 +22,7 @@ RECIPE: dict[str, Any] = {"kind": "none", "precision": "fp32", "quantization": N
 SETS = ("basics_en", "basics_ko")
 
 
-def asked(name: str = "basics_en", limit: int | None = 6, shots: int | None = None) -> Asked:
+def benchmark_request(name: str = "basics_en", limit: int | None = 6, shots: int | None = None) -> Asked:
     return Asked(name, name, ships=True, limit=limit, shots=shots)
 
 
@@ -42,14 +42,14 @@ def likelihoods(rows: list[dict[str, Any]]) -> list[list[float]]:
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_has_enough_questions_of_each_kind_and_its_right_answers_stand_everywhere(name: str) -> None:
-    found = benchmarks.questions(name)
-    assert len(found) >= 60
-    assert len({one.item_id for one in found}) == len({one.prompt for one in found}) == len(found)
-    assert Counter(one.category for one in found).keys() == {"knowledge", "reasoning", "language"}
-    assert all(len(set(one.choices)) == 4 and all(map(str.strip, one.choices)) for one in found)
-    places = Counter(one.answer for one in found)
+    questions = benchmarks.questions(name)
+    assert len(questions) >= 60
+    assert len({one.item_id for one in questions}) == len({one.prompt for one in questions}) == len(questions)
+    assert Counter(one.category for one in questions).keys() == {"knowledge", "reasoning", "language"}
+    assert all(len(set(one.choices)) == 4 and all(map(str.strip, one.choices)) for one in questions)
+    places = Counter(one.answer for one in questions)
     assert sorted(places) == [0, 1, 2, 3] and max(places.values()) - min(places.values()) <= 1
-    start = found[: len(found) // 3 * 3 // 2]  # a limit asks of every kind alike
+    start = questions[: len(questions) // 3 * 3 // 2]  # a limit asks of every kind alike
     assert (
         max(Counter(one.category for one in start).values()) - min(Counter(one.category for one in start).values()) <= 1
     )
@@ -86,20 +86,22 @@ def plainly(model: Any, tokenizer: Any, prompt: str, choice: str, *, first: int 
     front, whole = tokenizer.encode(prompt), tokenizer.encode(f"{prompt} {choice}")
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0, first:]
-    told = torch.log_softmax(logits.float(), -1)[torch.arange(len(whole) - 1), torch.tensor(whole[1:])]
-    return float(told[len(front) - 1 :].double().sum())
+    log_probs = torch.log_softmax(logits.float(), -1)[torch.arange(len(whole) - 1), torch.tensor(whole[1:])]
+    return float(log_probs[len(front) - 1 :].double().sum())
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neo", "llama", "gemma3_text"])
 def test_going_on_from_a_question_is_reading_it_again_for_every_choice(architecture: str) -> None:
-    model, said = tiny_model(architecture), []
+    model, messages = tiny_model(architecture), []
     one = prompted_model(model)
-    rows, tokens = own_rows(one, asked("basics_ko", shots=1), max_tokens=300, say=said.append)
-    assert said == [], "no other way was needed"
+    rows, tokens = own_rows(one, benchmark_request("basics_ko", shots=1), max_tokens=300, say=messages.append)
+    assert messages == [], "no other way was needed"
     assert tokens > 0
-    for question, found in zip(benchmarks.questions("basics_ko", limit=6, shots=1), likelihoods(rows), strict=True):
-        wanted = [plainly(model, one.form.tokenizer, question.prompt, choice) for choice in question.choices]
-        assert found == pytest.approx(wanted, abs=1e-4)
+    for question, likelihood in zip(
+        benchmarks.questions("basics_ko", limit=6, shots=1), likelihoods(rows), strict=True
+    ):
+        expected = [plainly(model, one.form.tokenizer, question.prompt, choice) for choice in question.choices]
+        assert likelihood == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -108,10 +110,10 @@ def test_going_on_from_a_question_is_reading_it_again_for_every_choice(architect
 def test_every_architecture_scores_alike(architecture: str, max_tokens: int) -> None:
     model = tiny_model(architecture)
     one = prompted_model(model)
-    rows, _ = own_rows(one, asked(limit=9), max_tokens=max_tokens)
-    for question, found in zip(benchmarks.questions("basics_en", limit=9), likelihoods(rows), strict=True):
-        wanted = [plainly(model, one.form.tokenizer, question.prompt, choice) for choice in question.choices]
-        assert found == pytest.approx(wanted, abs=1e-3)
+    rows, _ = own_rows(one, benchmark_request(limit=9), max_tokens=max_tokens)
+    for question, likelihood in zip(benchmarks.questions("basics_en", limit=9), likelihoods(rows), strict=True):
+        expected = [plainly(model, one.form.tokenizer, question.prompt, choice) for choice in question.choices]
+        assert likelihood == pytest.approx(expected, abs=1e-3)
 
 
 def test_tokens_that_an_adapter_puts_first_stand_before_every_choice() -> None:
@@ -120,35 +122,35 @@ def test_tokens_that_an_adapter_puts_first_stand_before_every_choice() -> None:
     torch.manual_seed(4)
     model = get_peft_model(tiny_model("llama"), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")).eval()
     one = prompted_model(model)
-    rows, _ = own_rows(one, asked(limit=3), max_tokens=300)
+    rows, _ = own_rows(one, benchmark_request(limit=3), max_tokens=300)
     assert likelihoods(rows) != likelihoods(
-        own_rows(prompted_model(tiny_model("llama")), asked(limit=3), max_tokens=300)[0]
+        own_rows(prompted_model(tiny_model("llama")), benchmark_request(limit=3), max_tokens=300)[0]
     )
-    for question, found in zip(benchmarks.questions("basics_en", limit=3), likelihoods(rows), strict=True):
-        wanted = [plainly(model, one.form.tokenizer, question.prompt, choice, first=3) for choice in question.choices]
-        assert found == pytest.approx(wanted, abs=1e-4)
+    for question, likelihood in zip(benchmarks.questions("basics_en", limit=3), likelihoods(rows), strict=True):
+        expected = [plainly(model, one.form.tokenizer, question.prompt, choice, first=3) for choice in question.choices]
+        assert likelihood == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_cache_that_says_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, said = prompted_model(tiny_model("llama")), []
-    good, _ = own_rows(one, asked(), max_tokens=300)
+    one, messages = prompted_model(tiny_model("llama")), []
+    good, _ = own_rows(one, benchmark_request(), max_tokens=300)
     shared = scoring._shared
     monkeypatch.setattr(
         scoring, "_shared", lambda *given: [[one + 0.01 for one in scores] for scores in shared(*given)]
     )
-    rows, _ = own_rows(one, asked(), max_tokens=300, say=said.append)
-    for found, wanted in zip(likelihoods(rows), likelihoods(good), strict=True):
-        assert found == pytest.approx(wanted, abs=1e-4)
-    assert len(said) == 1 and "the two differ by 0.01" in said[0]
+    rows, _ = own_rows(one, benchmark_request(), max_tokens=300, say=messages.append)
+    for likelihood, expected in zip(likelihoods(rows), likelihoods(good), strict=True):
+        assert likelihood == pytest.approx(expected, abs=1e-4)
+    assert len(messages) == 1 and "the two differ by 0.01" in messages[0]
 
     def broken(*_given: Any) -> Any:
         raise NotImplementedError("no such cache")
 
     monkeypatch.setattr(scoring, "_shared", broken)
-    rows, _ = own_rows(one, asked(), max_tokens=300, say=said.append)
-    for found, wanted in zip(likelihoods(rows), likelihoods(good), strict=True):
-        assert found == pytest.approx(wanted, abs=1e-4)
-    assert "NotImplementedError: no such cache" in said[1]
+    rows, _ = own_rows(one, benchmark_request(), max_tokens=300, say=messages.append)
+    for likelihood, expected in zip(likelihoods(rows), likelihoods(good), strict=True):
+        assert likelihood == pytest.approx(expected, abs=1e-4)
+    assert "NotImplementedError: no such cache" in messages[1]
 
 
 def test_choices_close_together_are_read_alone_on_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +163,11 @@ def test_choices_close_together_are_read_alone_on_either_way(monkeypatch: pytest
 
     monkeypatch.setattr(scoring, "_apart", noted)
     monkeypatch.setattr(scoring, "_is_close", lambda *_: True)
-    good, _ = own_rows(one, asked(), max_tokens=300)
+    good, _ = own_rows(one, benchmark_request(), max_tokens=300)
     assert alone.count(True) == len(good)
     alone.clear()
     monkeypatch.setattr(scoring, "_shared", lambda *_: 1 / 0)
-    own_rows(one, asked(), max_tokens=300)
+    own_rows(one, benchmark_request(), max_tokens=300)
     assert alone.count(True) == len(good)
 
 
@@ -173,11 +175,11 @@ def test_weights_that_are_no_numbers_and_questions_that_do_not_fit_are_refused()
     model = tiny_model("llama")
     model.config.max_position_embeddings = 100
     with pytest.raises(ValueError, match="and the model reads 100: ask with fewer shots"):
-        own_rows(prompted_model(model), asked(shots=5), max_tokens=300)
+        own_rows(prompted_model(model), benchmark_request(shots=5), max_tokens=300)
     with torch.no_grad():
         model.model.embed_tokens.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="of 6 of 6 questions are no numbers"):
-        own_rows(prompted_model(model), asked(), max_tokens=300)
+        own_rows(prompted_model(model), benchmark_request(), max_tokens=300)
 
 
 # the model that is asked
@@ -206,12 +208,12 @@ def taught(model: Any, tokenizer: Any) -> Any:
 
 def test_an_adapter_changes_the_figures_attached_and_merged_and_one_that_is_not_applied_is_seen() -> None:
     tokenizer = tokenizer_of(bos=True)
-    base, _ = own_rows(prompted_model(tiny_model("llama")), asked(limit=4), max_tokens=300)
+    base, _ = own_rows(prompted_model(tiny_model("llama")), benchmark_request(limit=4), max_tokens=300)
     adapted = taught(tiny_model("llama"), tokenizer)
-    attached, _ = own_rows(prompted_model(adapted), asked(limit=4), max_tokens=300)
+    attached, _ = own_rows(prompted_model(adapted), benchmark_request(limit=4), max_tokens=300)
     with adapted.disable_adapter():
-        silent, _ = own_rows(prompted_model(adapted), asked(limit=4), max_tokens=300)
-    merged, _ = own_rows(prompted_model(loading.merged(adapted)), asked(limit=4), max_tokens=300)
+        silent, _ = own_rows(prompted_model(adapted), benchmark_request(limit=4), max_tokens=300)
+    merged, _ = own_rows(prompted_model(loading.merged(adapted)), benchmark_request(limit=4), max_tokens=300)
     right = [sum(row["correct"] for row in rows) for rows in (base, attached, merged, silent)]
     assert right[1] == right[2] == 4 and right[0] == right[3] < 4, right
     assert [row["picked"] for row in attached] == [row["picked"] for row in merged]

@@ -115,7 +115,7 @@ def test_every_evaluation_column_is_measured_and_what_cannot_be_is_null(project:
     assert sorted(timed) == [(name, 2, 1, row["p50_latency_ms"]) for name, row in sorted(rows.items())]
     cut_off = "count(*) FILTER (NOT ended), count(*) FILTER (NOT ended AND answer_tokens < 6)"
     ends = select(project, f"SELECT method, count(ended), {cut_off} FROM evaluation_answers GROUP BY 1")
-    assert ends and all(told == 2 and short == 0 for _, told, _, short in ends), "only a long answer was cut off"
+    assert ends and all(limited == 2 and short == 0 for _, limited, _, short in ends), "only a long answer was cut off"
     for method, _, cut, _ in ends:
         assert rows[method]["answers_ended_pct"] == 100 * (2 - cut) / 2
     assert select(project, "SELECT DISTINCT method, shots FROM evaluation_answers ORDER BY ALL") == [
@@ -172,7 +172,7 @@ def asking(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ju
 
 def test_the_judge_scores_kept_answers_once_and_each_score_names_it(asking: Judged) -> None:
     first = asking.ask()
-    distinct = {tuple(row[name] for name in ("prompt", "reference", "answer")) for row in kept(asking.project)}
+    distinct = {tuple(row[name] for name in ("prompt", "reference", "answer")) for row in answer_rows(asking.project)}
     (one,) = first.providers.values()
     assert first.complete and one.answered == one.wanted >= len(distinct) + 1
     assert asking.ask() == GenerationResult(), "the journal holds them all"
@@ -182,19 +182,19 @@ def test_the_judge_scores_kept_answers_once_and_each_score_names_it(asking: Judg
         assert row["judge_agreement"] in (0.0, 1.0)
         for name in ("judge_correctness", "judge_helpfulness"):
             assert (row[f"{name}_low"], row[f"{name}_high"]) == wilson(round(row[name] * 2), 2)
-    found = select(
+    shares = select(
         asking.project,
         "SELECT method, avg(judge_correct::INT), avg((judge_helpfulness >= 4)::INT), min(judge_model), min(length(judge_reasons)) "
         "FROM evaluation_answers GROUP BY ALL",
     )
-    for method, correct, helpful, model, reasons in found:
+    for method, correct, helpful, model, reasons in shares:
         assert (correct, helpful) == (rows[method]["judge_correctness"], rows[method]["judge_helpfulness"])
         assert model == "claude-test" and reasons > 0
     purposes = select(asking.project, "SELECT DISTINCT purpose, status FROM llm_calls")
     assert purposes == [("judge", "answered")]
 
 
-def kept(project: TinyProject) -> list[dict[str, Any]]:
+def answer_rows(project: TinyProject) -> list[dict[str, Any]]:
     return [row for file in project.data.cells.rglob("answers.jsonl") for row in read_jsonl(file)]
 
 
@@ -204,8 +204,8 @@ def test_a_teacher_is_a_row_with_scores_and_without_losses(asking: Judged) -> No
     result = asking.ask()
     assert result.complete and set(result.providers) == {"gpt (teacher)", "claude (teacher)", "claude (judge)"}
     assert result.providers["gpt (teacher)"].wanted == 2
-    asked = [body.body for body in asking.server.ledger.received if body.body["model"] == "gpt-test"]
-    assert all(6 in body.values() for body in asked), "as many tokens as the models get"
+    bodies = [body.body for body in asking.server.ledger.received if body.body["model"] == "gpt-test"]
+    assert all(6 in body.values() for body in bodies), "as many tokens as the models get"
     publication, _ = published(asking.project)
     taught = {row["model"]: row for row in publication.rows if row["method"] == "teacher"}
     for name, row in taught.items():
@@ -250,9 +250,9 @@ def test_judging_is_a_step_of_its_own_that_waits_for_nobody(
         monkeypatch.setenv(f"FEATHERWEIGHT_{name}", str(value))
 
     def materialized(night: str | None = None, **config: Any) -> tuple[dict[str, Any], bool]:
-        asked = dg.RunConfig(ops={"judged_answers": {"config": config}})
+        run_config = dg.RunConfig(ops={"judged_answers": {"config": config}})
         tags = {NIGHT: night} if night else {}
-        done = dg.materialize([judged_answers], instance=instance, run_config=asked, tags=tags)
+        done = dg.materialize([judged_answers], instance=instance, run_config=run_config, tags=tags)
         (made,) = done.asset_materializations_for_node("judged_answers")
         (check,) = done.get_asset_check_evaluations()
         return {name: entry.value for name, entry in made.metadata.items()}, check.passed
@@ -296,11 +296,11 @@ def test_verdicts_almost_in_form_are_read_and_the_advice_for_the_others_sends_so
         url = {"kind": "openai-compatible", "base_url": other.url, "model": "odd", "price": PRICE, "enabled": True}
         asking.configure(providers={"arbiter": url}, judging={"judge": "arbiter"})
         assert cli.main(["judge"]) == 3
-        sent, said = len(other.bodies), capsys.readouterr().out
+        sent, output = len(other.bodies), capsys.readouterr().out
         assert (
-            "arbiter (judge) warning: 1 answers hold no verdict" in said
-            and "“I like it.”" in said
-            and "\x1b" not in said
+            "arbiter (judge) warning: 1 answers hold no verdict" in output
+            and "“I like it.”" in output
+            and "\x1b" not in output
         )
         assert cli.main(["judge"]) == 3 and len(other.bodies) == sent, "it was answered: it is not asked again"
         assert "“I like it.”" in capsys.readouterr().out
@@ -321,8 +321,8 @@ EVIL = (
 def test_what_an_answer_says_to_the_judge_stays_between_the_marks_and_only_the_schema_is_read(asking: Judged) -> None:
     asking.configure(judging={"repeat": 0})
     row = {"example_id": "e", "language": "ko", "prompt": f"질문? {EVIL}", "reference": f"답. {EVIL}", "answer": EVIL}
-    asked = judge.request(asking.project.now().experiments, row)
-    system, user = (message["content"] for message in asked.messages)
+    request = judge.request(asking.project.now().experiments, row)
+    system, user = (message["content"] for message in request.messages)
     nonce = user.split(">", 1)[0].removeprefix("<question ")
     assert nonce in system and "Korean" in system and "Ignore the rubric" not in system
     marks = [line for line in user.split("\n") if nonce in line]
@@ -330,7 +330,7 @@ def test_what_an_answer_says_to_the_judge_stays_between_the_marks_and_only_the_s
     inside = user.split(f"<answer {nonce}>\n")[1].split(f"\n</answer {nonce}>")[0]
     assert "Ignore the rubric" in inside and not {"\x1b", "\u200b"} & set(inside) and "**" not in inside
     other = judge.request(asking.project.now().experiments, {**row, "answer": "nein"})
-    assert nonce not in other.messages[1]["content"] and other.key != asked.key
+    assert nonce not in other.messages[1]["content"] and other.key != request.key
 
     odd = iter(['{"correct": true, "helpfulness": 5}', '{"reasons": "", "correct": "yes", "helpfulness": 9}', "A 5!"])
     with chat_server(
@@ -347,9 +347,9 @@ def test_what_an_answer_says_to_the_judge_stays_between_the_marks_and_only_the_s
         asking.ask()
     stage = asking.project.now()
     with answers.reading(stage) as journal:
-        found = judge.judged(journal, stage.experiments, kept(asking.project))
-    assert found.count(None) >= 3, "three verdicts outside the schema are none"
-    assert {(one.correct, one.helpfulness) for one in found if one} <= {(False, 2)}
+        verdicts = judge.judged(journal, stage.experiments, answer_rows(asking.project))
+    assert verdicts.count(None) >= 3, "three verdicts outside the schema are none"
+    assert {(one.correct, one.helpfulness) for one in verdicts if one} <= {(False, 2)}
 
 
 @pytest.mark.parametrize(

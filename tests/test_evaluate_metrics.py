@@ -103,8 +103,8 @@ def test_the_value_is_what_stands_in_the_fence() -> None:
 
 def load(folder: Path, metrics: Any) -> EvaluationSettings:
     path = folder / "experiments.yaml"
-    told = planted.merged(planted.CONFIGURATION, {"profiles": {"local": {"evaluation": {"metrics": metrics}}}})
-    path.write_text(yaml.safe_dump(told, allow_unicode=True), encoding="utf-8")
+    settings = planted.merged(planted.CONFIGURATION, {"profiles": {"local": {"evaluation": {"metrics": metrics}}}})
+    path.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
     return experiments.load(path).profiles["local"].evaluation
 
 
@@ -116,8 +116,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def scored(folder: Path, metrics: Any, answers: list[str]) -> dict[str, list[bool | None]]:
     """What each metric says of the answers, by column."""
-    found = Scores(load(folder, metrics).metrics).of([{"answer": one, "reference": "x"} for one in answers])
-    return {name: [one[name] for one in found] for name in found[0]}
+    rows = Scores(load(folder, metrics).metrics).of([{"answer": one, "reference": "x"} for one in answers])
+    return {name: [one[name] for one in rows] for name in rows[0]}
 
 
 def test_a_file_lies_beside_the_settings_and_what_is_written_is_read_again(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_file_lies_beside_the_settings_and_what_is_written_is_read_again(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("metrics", "place", "said"),
+    ("metrics", "place", "message"),
     [
         (["exact_matc"], "metrics[0]", "exact_match, contains, json_valid, {json_schema: FILE}"),
         ([3], "metrics[0]", "got 3; expected one of"),
@@ -161,7 +161,7 @@ def test_a_file_lies_beside_the_settings_and_what_is_written_is_read_again(tmp_p
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_measured_are_refused_with_their_place(
-    metrics: Any, place: str, said: str, tmp_path: Path
+    metrics: Any, place: str, message: str, tmp_path: Path
 ) -> None:
     files = {
         "broken.json": b"{", "nan.json": b'{"const": NaN}', "utf16.json": b"\xff\xfe{", "large.json": b" " * 1_000_001,
@@ -171,7 +171,7 @@ def test_settings_that_cannot_be_measured_are_refused_with_their_place(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError) as caught:
         load(tmp_path, metrics)
-    assert f"{place}: " in str(caught.value) and said in str(caught.value)
+    assert f"{place}: " in str(caught.value) and message in str(caught.value)
     assert len(str(caught.value)) < 1500
 
 
@@ -192,7 +192,7 @@ def test_a_schema_is_taken(schema: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "message"),
     [
         ([1], "expected an object"),
         ("object", "expected an object"),
@@ -207,8 +207,8 @@ def test_a_schema_is_taken(schema: Any) -> None:
         ({"properties": {"a": {"$ref": "#/properties/a"}}}, "leads back to itself"),
     ],
 )
-def test_a_schema_that_no_answer_could_be_checked_by_is_refused(schema: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_schema_that_no_answer_could_be_checked_by_is_refused(schema: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         require_schema(schema)
 
 
@@ -239,10 +239,10 @@ def test_patterns_and_schemas_are_put_to_every_answer(tmp_path: Path) -> None:
         "9" * 5000,
         APART,
     ]
-    found = scored(
+    results = scored(
         tmp_path, [{"json_schema": "s.json"}, {"regex": "^[가-힣]+$|[5-9]", "name": "has"}, "json_valid"], answers
     )
-    assert found == {
+    assert results == {
         "metric_json_schema": [True, True, False, False, False, False, False, False, False],
         "metric_has": [False, False, False, True, False, False, False, True, True],
         "metric_json_valid": [True, True, True, False, True, False, False, True, False],
@@ -252,17 +252,19 @@ def test_patterns_and_schemas_are_put_to_every_answer(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("hurried")
 def test_a_pattern_without_end_is_given_up_and_holds_up_no_other(tmp_path: Path) -> None:
     answers = [CATASTROPHE, "aa", *(f"{CATASTROPHE}{number}" for number in range(30)), "a"]
-    found = scored(tmp_path, [ENDLESS, {"regex": "b", "name": "b"}], answers)
-    assert found["metric_endless"][:2] == [None, True], "the one answer costs only itself"
-    assert found["metric_endless"][GIVE_UP + 1 :] == [None] * (len(answers) - GIVE_UP - 1), "then nothing more is tried"
-    assert found["metric_b"] == ["b" in answer for answer in answers]
+    results = scored(tmp_path, [ENDLESS, {"regex": "b", "name": "b"}], answers)
+    assert results["metric_endless"][:2] == [None, True], "the one answer costs only itself"
+    assert results["metric_endless"][GIVE_UP + 1 :] == [None] * (len(answers) - GIVE_UP - 1), (
+        "then nothing more is tried"
+    )
+    assert results["metric_b"] == ["b" in answer for answer in answers]
 
 
 @pytest.mark.usefixtures("hurried")
 def test_a_schema_without_end_is_given_up(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps({"patternProperties": {"(a+)+$": False}}), encoding="utf-8")
-    found = scored(tmp_path, [{"json_schema": "s.json"}], [json.dumps({CATASTROPHE: 1}), '{"b": 1}', '{"a": 1}'])
-    assert found == {"metric_json_schema": [None, True, False]}
+    results = scored(tmp_path, [{"json_schema": "s.json"}], [json.dumps({CATASTROPHE: 1}), '{"b": 1}', '{"a": 1}'])
+    assert results == {"metric_json_schema": [None, True, False]}
 
 
 def test_where_the_guarded_process_fails_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,9 +296,9 @@ def test_nothing_answered_is_no_share() -> None:
 
 
 def test_a_share_of_less_than_all_answers_is_none_and_says_so() -> None:
-    found = shares("contains", ["x", ""], reference="")
-    said = "contains: 2 of 2 answers have no reference to be compared with; take these records out, or the metric"
-    assert found == {"metrics_because": said}
+    row = shares("contains", ["x", ""], reference="")
+    reason = "contains: 2 of 2 answers have no reference to be compared with; take these records out, or the metric"
+    assert row == {"metrics_because": reason}
 
 
 # endings
@@ -362,8 +364,8 @@ def test_an_answer_that_goes_on_with_the_next_block_ended(monkeypatch: pytest.Mo
 METRICS = ["exact_match", "contains", {"regex": "[0-9]", "name": "has-number"}]
 
 
-def answered(lake: Lake, method: str, *said: str, **more: Any) -> None:
-    rows = [planted.answer(f"e{n}", answer=text, reference="Hello") for n, text in enumerate(said)]
+def answered(lake: Lake, method: str, *answers: str, **more: Any) -> None:
+    rows = [planted.answer(f"e{n}", answer=text, reference="Hello") for n, text in enumerate(answers)]
     if more:  # made by code that noted how each answer ended
         rows = [{**row, "ended": n > 0} for n, row in enumerate(rows)]
     evaluation = lake.evaluated(lake.trained(method), answers=rows, **more)
@@ -410,11 +412,11 @@ def test_metrics_of_kept_answers_are_published_without_a_model(lake: Lake, monke
     assert {missing[name] for name in missing if name.startswith("metric_")} == {None}
     assert full["metrics_because"] is None
     with connect(lake.data) as db:
-        found = db.execute(
+        marks = db.execute(
             "SELECT answer, metric_exact_match, metric_contains, metric_has_number, ended FROM evaluation_answers "
             "WHERE method = 'full' ORDER BY example_id"
         ).fetchall()
-    assert found == [
+    assert marks == [
         ("Hello", True, True, False, False),
         ("hello!", False, True, False, True),
         ("5", False, False, True, True),
@@ -425,8 +427,8 @@ def test_metrics_of_kept_answers_are_published_without_a_model(lake: Lake, monke
 
 
 def test_an_edited_schema_scores_the_kept_answers_anew(lake: Lake) -> None:
-    for wanted, share in (("number", 1 / 3), ("string", 0)):
-        (lake.data.root / "s.json").write_text(json.dumps({"type": wanted}), encoding="utf-8")
+    for json_type, share in (("number", 1 / 3), ("string", 0)):
+        (lake.data.root / "s.json").write_text(json.dumps({"type": json_type}), encoding="utf-8")
         rows = rows_of(named(lake, {"json_schema": "s.json"}))
         assert rows["full"]["metric_json_schema"] == pytest.approx(share)
 

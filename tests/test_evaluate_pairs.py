@@ -74,9 +74,9 @@ class Paired:
         self.lake = self.lake.configured(**changes)
         return self
 
-    def cell(self, method: str, said: dict[str, str], **training: Any) -> None:
+    def cell(self, method: str, answers: dict[str, str], **training: Any) -> None:
         """An ok cell that gave the answers `said`, by record."""
-        rows = [answer(name, prompt=f"Say {name}.", answer=text, language="en") for name, text in said.items()]
+        rows = [answer(name, prompt=f"Say {name}.", answer=text, language="en") for name, text in answers.items()]
         self.lake.evaluated(self.lake.trained(method, **training), answers=rows)
 
     def ask(self, **more: Any) -> GenerationResult:
@@ -104,9 +104,9 @@ class Paired:
 
 def between_marks(shown: str) -> dict[str, str]:
     code = shown.split(">", 1)[0].removeprefix("<question: ")
-    found = re.match(MARKED.replace("CODE", re.escape(code)) + "\n\n", shown, re.DOTALL)
-    assert found and len(code) == 16 and all(code not in text for text in found.groups())
-    return dict(zip(NAMES, found.groups(), strict=True))
+    match = re.match(MARKED.replace("CODE", re.escape(code)) + "\n\n", shown, re.DOTALL)
+    assert match and len(code) == 16 and all(code not in text for text in match.groups())
+    return dict(zip(NAMES, match.groups(), strict=True))
 
 
 @pytest.fixture
@@ -165,15 +165,15 @@ def test_the_longer_answer_wins_in_both_orders_and_equal_pairs_are_asked_once(pa
     if judge != "claude":
         return
     compare(paired.lake.project)
-    kept = select(
+    verdicts = select(
         paired,
         "SELECT p.ending, p.verdict_shown_first, p.verdict_shown_second, length(p.reasons_shown_first) > 0, p.judge_model, "
         "b.answer FROM pair_verdicts p JOIN evaluation_answers a USING (run_id, example_id) "
         "JOIN evaluation_answers b ON b.run_id = p.base_run_id AND b.example_id = p.example_id WHERE p.method = 'full' "
         "ORDER BY p.example_id",
     )
-    assert kept[0] == ("tie", "tie", "tie", None, None, BASE["r0"])
-    assert kept[1:] == [("win", "win", "win", True, f"{judge}-test", BASE[name]) for name in RECORDS[1:]]
+    assert verdicts[0] == ("tie", "tie", "tie", None, None, BASE["r0"])
+    assert verdicts[1:] == [("win", "win", "win", True, f"{judge}-test", BASE[name]) for name in RECORDS[1:]]
     assert ("pair", "answered", 12) in select(paired, "SELECT purpose, status, count(*) FROM llm_calls GROUP BY ALL")
     assert select(paired, "SELECT method, win_rate_vs_base, pair_ties FROM comparison WHERE pair_ties > 0") == [
         ("full", rows["full"]["win_rate_vs_base"], 1)
@@ -254,9 +254,9 @@ def test_a_damaged_row_of_answers_is_left_out(paired: Paired) -> None:
     evaluation = answers.shown_evaluation(paired.lake.project, CellKey("tiny", "lora-r8", 1), "")
     against = answers.shown_evaluation(paired.lake.project, CellKey("tiny", "base", 1), "")
     assert evaluation and against
-    found = pairs.match_rows("run", evaluation.answers(), against)
-    assert isinstance(found, pairs.Match)
-    assert [pair.row["example_id"] for pair in found.pairs] == list(RECORDS[1:])
+    match = pairs.match_rows("run", evaluation.answers(), against)
+    assert isinstance(match, pairs.Match)
+    assert [pair.row["example_id"] for pair in match.pairs] == list(RECORDS[1:])
 
 
 # --- answers are data
@@ -308,10 +308,10 @@ def test_rubbish_is_no_verdict_and_is_asked_again_on_request_alone(
     replies = iter(RUBBISH)
     good = '{"reasons": "r", "correct": true, "helpfulness": 4, "verdict": "tie"}'
 
-    def said(prompt: str, nth: int) -> Reply:
+    def next_reply(prompt: str, nth: int) -> Reply:
         return Reply(completion(next(replies, good) if ASKED in prompt else good))
 
-    with chat_server(said) as other:
+    with chat_server(next_reply) as other:
         own = {"kind": "openai-compatible", "base_url": other.url, "model": "own", "price": PRICE, "enabled": True}
         paired.configure(providers={"mine": {**own, "concurrency": 1}}, judging={"judge": "mine"})
         assert cli.main(["judge"]) == 3
@@ -359,7 +359,7 @@ def test_a_budget_that_ends_in_the_middle_keeps_what_is_there_and_says_how_to_go
     assert paired.pairs().missing == 0
     rows = paired.rows()
     assert [(counts(rows[name]), rows[name]["pair_note"]) for name in done] == [((6, 0, 0), None)] * 2
-    assert set(paired.server.ledger.anthropic.asked.values()) == {1}, "nothing was paid for twice"
+    assert set(paired.server.ledger.anthropic.attempts.values()) == {1}, "nothing was paid for twice"
     spent = paired.server.ledger.anthropic.dollars - before
     assert spent <= foreseen.worst_usd
 
@@ -370,9 +370,9 @@ def test_what_it_would_cost_is_said_before(
     use(paired, monkeypatch)
     paired.configure(providers={"gpt": {"enabled": False}}, judging={"teachers": ["gpt"]})
     assert cli.main(["judge", "--estimate"]) == 0
-    said = capsys.readouterr().out
-    assert "claude (pair) (claude-test): 12 requests to send, 0 answers held already" in said
-    assert "gpt (teacher) (gpt-test): 6 requests" in said and "set providers.gpt.enabled: true" in said
+    output = capsys.readouterr().out
+    assert "claude (pair) (claude-test): 12 requests to send, 0 answers held already" in output
+    assert "gpt (teacher) (gpt-test): 6 requests" in output and "set providers.gpt.enabled: true" in output
     assert paired.server.ledger.anthropic.requests == 0
     paired.ask()
     assert cli.main(["judge", "--estimate"]) == 0
@@ -479,8 +479,8 @@ INTERVALS: dict[tuple[int, int, int], tuple[float, float]] = {}
 def test_the_interval_covers_as_often_as_it_says_whatever_the_shares(number: int) -> None:
     INTERVALS.clear()
     grid = [(tied, won) for tied in (0.0, 0.05, 0.3, 0.7, 0.95) for won in (0.5, 0.55, 0.7, 0.8, 0.9, 0.97)]
-    found = {(t, w): coverage(number, ((1 - t) * w, (1 - t) * (1 - w), t)) for t, w in grid}
-    assert min(found.values()) >= 0.95, found
+    coverages = {(t, w): coverage(number, ((1 - t) * w, (1 - t) * (1 - w), t)) for t, w in grid}
+    assert min(coverages.values()) >= 0.95, coverages
     widths = {tied: high - low for tied in (0.0, 0.5) for low, high in [_of(number, tied)]}
     assert number < 24 or widths[0.5] < widths[0.0] < 0.45, "it is no wider than it must be, and ties make it narrower"
 
@@ -505,17 +505,19 @@ def test_after_kills_only_what_was_under_way_is_sent_again_and_the_rate_is_the_s
     paired.configure(judging={"pairs": "base"})
     root = paired.lake.data.root
     named = {"DATA": str(root), "EXPERIMENTS": str(root / "experiments.yaml"), "PROFILE": "local"}
-    told = {**os.environ, **{f"FEATHERWEIGHT_{name}": value for name, value in named.items()}}
+    environment = {**os.environ, **{f"FEATHERWEIGHT_{name}": value for name, value in named.items()}}
     paired.server.behavior = replace(PLAIN, latency=0.3)
     for _ in range(2):  # of twelve requests four are in doubt then; one whose fate is lost twice would be given up
         before = account.requests
-        with subprocess.Popen(JUDGE, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(JUDGE, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             wait_for(lambda most=before + 3, one=process: account.requests >= most or one.poll() is not None)
             assert process.poll() is None, "it was killed while it asked"
             process.kill()
-    done = subprocess.run(JUDGE, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        JUDGE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     assert done.returncode == 0 and "in doubt, still charged, sent again once" in done.stdout, done.stdout
-    sent = {prompt: times for prompt, times in account.asked.items() if ASKED in prompt}
+    sent = {prompt: times for prompt, times in account.attempts.items() if ASKED in prompt}
     assert len(sent) == 12 and max(sent.values()) == 2
     assert sum(times == 2 for times in sent.values()) <= 4, "no more than was under way"
     row = paired.rows()["lora-r8"]

@@ -35,7 +35,7 @@ def prompted_model(
     return PromptedModel(tiny_model(architecture), PromptFormat(tiny_tokenizer(bos=bos), style), RECIPE, CPU, **more)
 
 
-def asked(one: PromptedModel) -> list[list[int]]:
+def prompts_of(one: PromptedModel) -> list[list[int]]:
     return [one.form.prompt(record) for record in RECORDS]
 
 
@@ -58,7 +58,7 @@ def plain_greedy(model: Any, prompt: list[int], limit: int, stops: list[int]) ->
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MORE_ARCHITECTURES])
 def test_answers_in_batches_are_those_of_each_prompt_alone(architecture: str) -> None:
     one = prompted_model(architecture)
-    prompts = asked(one)
+    prompts = prompts_of(one)
     expected = [plain_greedy(one.model, prompt, 12, one.form.stop_tokens) for prompt in prompts]
     assert len({len(prompt) for prompt in prompts}) > 2
     assert answering.answer(one, prompts, 12) == expected
@@ -69,31 +69,31 @@ def test_answers_in_batches_are_those_of_each_prompt_alone(architecture: str) ->
 
 def test_batches_are_by_length_and_within_their_size() -> None:
     prompts = [[0] * length for length in (5, 30, 6, 29, 100, 5)]
-    found = answering.groups(prompts, 10, max_tokens=80)
-    assert sorted(place for group in found for place in group) == list(range(6))
-    assert found == [[4], [1, 3], [2, 0, 5]]
+    batches = answering.groups(prompts, 10, max_tokens=80)
+    assert sorted(place for group in batches for place in group) == list(range(6))
+    assert batches == [[4], [1, 3], [2, 0, 5]]
     assert answering.groups([], 10, max_tokens=80) == []
 
 
 def test_an_answer_ends_at_its_end_token_and_what_a_folder_says_of_generation_changes_nothing() -> None:
     one = prompted_model()
-    prompts = asked(one)
+    prompts = prompts_of(one)
     free = answering.answer(one, prompts, 12, exactly=True)
     assert [len(tokens) for tokens in free] == [12] * 4
     one.model.generation_config.update(repetition_penalty=9.0, min_new_tokens=12, max_length=3)
     # declare a token that each row says an end token: rows end at different places, the others go on
     end = free[0][3]
     one.form.tokenizer.eos_token = one.form.tokenizer.convert_ids_to_tokens(end)
-    found = answering.answer(one, prompts, 12)
-    for tokens, whole in zip(found, free, strict=True):
+    answers = answering.answer(one, prompts, 12)
+    for tokens, whole in zip(answers, free, strict=True):
         ends = [i for i, token in enumerate(whole) if token in one.form.stop_tokens]
         assert tokens == whole[: ends[0] + 1 if ends else 12]
-    assert len(found[0]) == free[0].index(end) + 1
+    assert len(answers[0]) == free[0].index(end) + 1
 
 
 def test_alpaca_answers_end_before_the_next_block(monkeypatch: pytest.MonkeyPatch) -> None:
     one = prompted_model(style="alpaca")
-    prompts = asked(one)
+    prompts = prompts_of(one)
     whole = answering.answer(one, prompts, 12)
     mark = one.form.tokenizer.decode(whole[0][4:6])
     monkeypatch.setattr(answering, "NEXT_BLOCK", (mark,))
@@ -117,15 +117,15 @@ def test_adapters_attached_mixed_in_a_batch_and_merged_say_the_same(tmp_path: Pa
     recipe = {**RECIPE, "kind": "lora", "dora": False}
     form = PromptFormat(tiny_tokenizer(), "chat")
     attached = PromptedModel(PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path)).eval(), form, recipe, CPU)
-    prompts = asked(attached)
-    said = answering.answer(attached, prompts, 10)
-    assert said != answering.answer(PromptedModel(tiny_model("llama"), form, RECIPE, CPU), prompts, 10)
+    prompts = prompts_of(attached)
+    answers = answering.answer(attached, prompts, 10)
+    assert answers != answering.answer(PromptedModel(tiny_model("llama"), form, RECIPE, CPU), prompts, 10)
 
     assert serving.why_not_mixed(recipe, attached.model) is None
     assert "DoRA" in (serving.why_not_mixed({**recipe, "dora": True}, attached.model) or "")
     mixed = serving.several_adapters(attached, tmp_path, 4)
     assert set(mixed.more["adapter_names"]) == set(serving.ADAPTERS)
-    assert answering.answer(mixed, prompts, 10) == said
+    assert answering.answer(mixed, prompts, 10) == answers
     (row,) = serving.measure(mixed, "mixed", prompts, 5, [4])
     assert (row["mode"], row["batch_size"], row["new_tokens"]) == ("mixed", 4, 5)
     assert row["tokens_per_second"] == pytest.approx(4 * 5 / (row["p50_latency_ms"] / 1000))
@@ -135,7 +135,7 @@ def test_adapters_attached_mixed_in_a_batch_and_merged_say_the_same(tmp_path: Pa
     merged = serving.merged(attached, recipe)
     assert serving.is_whole(merged) and not serving.is_whole(attached)
     assert not hasattr(merged.model, "peft_config") or not isinstance(merged.model, PeftModel)
-    assert answering.answer(merged, prompts, 10) == said
+    assert answering.answer(merged, prompts, 10) == answers
 
 
 @pytest.mark.parametrize(("targets", "mixes"), [(TARGETS["opt"], False), (["q_proj", "v_proj"], True)])
@@ -150,7 +150,7 @@ def test_adapters_of_opt_mix_in_a_batch_only_beside_its_flat_layers(targets: lis
     assert (reason is None) == mixes
     mixed = replace(prompted_model, more={"adapter_names": ["default"] * 4})
     with nullcontext() if mixes else pytest.raises(ValueError, match="adapter_names"):
-        assert len(answering.answer(mixed, asked(prompted_model), 3)) == 4
+        assert len(answering.answer(mixed, prompts_of(prompted_model), 3)) == 4
 
 
 # examples in the prompt
@@ -180,11 +180,11 @@ def test_shots_are_always_the_same_in_the_questions_language_first_and_fit_the_w
     form = PromptFormat(tiny_tokenizer(), "chat")
     question = {**RECORDS[1], "example_id": "q", "instruction": "짧게요"}
     shots = Shots(RECORDS, 3, form, room=10_000)
-    found = [shot["example_id"] for shot in shots.of(question)]
-    assert found[0] == "b" and len(found) == 3
-    assert [shot["example_id"] for shot in Shots(RECORDS[::-1], 3, form, room=10_000).of(question)] == found
+    shot_ids = [shot["example_id"] for shot in shots.of(question)]
+    assert shot_ids[0] == "b" and len(shot_ids) == 3
+    assert [shot["example_id"] for shot in Shots(RECORDS[::-1], 3, form, room=10_000).of(question)] == shot_ids
     one_fits = len(only(form, question, shots.of(question)[:1]))
-    assert [shot["example_id"] for shot in Shots(RECORDS, 3, form, room=one_fits).of(question)] == found[:1]
+    assert [shot["example_id"] for shot in Shots(RECORDS, 3, form, room=one_fits).of(question)] == shot_ids[:1]
     assert Shots(RECORDS, 3, form, room=5).of(question) == []
 
 
@@ -212,8 +212,8 @@ KO = ("오늘 밤에는 『여름의 책』을 읽어 보세요.", "『여름의
 
 
 def row(answer: str, reference: str, language: str | None) -> dict[str, Any]:
-    found = scores.answer_scores(answer, reference, language)
-    return {"answer": answer, "reference": reference, "language": language, **found}
+    values = scores.answer_scores(answer, reference, language)
+    return {"answer": answer, "reference": reference, "language": language, **values}
 
 
 def test_text_scores_are_the_libraries_own() -> None:
@@ -250,9 +250,9 @@ def test_equal_answers_score_all_empty_ones_nothing_and_spelling_does_not_count(
     import unicodedata
 
     for text, language in ((EN[0], "en"), (KO[0], "ko")):
-        found = scores.answer_scores(unicodedata.normalize("NFD", text), text, language)
-        assert [found[name] for name in ("bleu", "chrf", "rouge_l")] == pytest.approx([100, 100, 100])
-        assert found["meteor"] > 99
+        values = scores.answer_scores(unicodedata.normalize("NFD", text), text, language)
+        assert [values[name] for name in ("bleu", "chrf", "rouge_l")] == pytest.approx([100, 100, 100])
+        assert values["meteor"] > 99
         empty = scores.answer_scores("", text, language)
         assert set(empty.values()) == {0.0}
     assert set(scores.cell_scores([]).values()) == {None}
@@ -261,7 +261,7 @@ def test_equal_answers_score_all_empty_ones_nothing_and_spelling_does_not_count(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "cannot be read: No such file"),
         ("{", "not JSON that can be read: Expecting"),
@@ -270,11 +270,13 @@ def test_equal_answers_score_all_empty_ones_nothing_and_spelling_does_not_count(
         ('[{"language": "en"}]', "is missing, or is no text"),
     ],
 )
-def test_general_texts_that_cannot_be_read_are_refused_in_words(content: str | None, said: str, tmp_path: Path) -> None:
+def test_general_texts_that_cannot_be_read_are_refused_in_words(
+    content: str | None, message: str, tmp_path: Path
+) -> None:
     file = tmp_path / "general.json"
     if content is not None:
         file.write_text(content, encoding="utf-8")
     with pytest.raises(UsageError) as refused:
         read_general(file, None, None)
-    assert str(refused.value).startswith(f"{file}: ") and said in str(refused.value)
+    assert str(refused.value).startswith(f"{file}: ") and message in str(refused.value)
     assert "Error" not in str(refused.value)

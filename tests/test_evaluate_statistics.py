@@ -61,9 +61,9 @@ def test_wilsons_interval_is_the_known_one(counts: tuple[int, int], expected: tu
 def test_wilsons_ends_are_where_the_score_test_just_rejects(total: int) -> None:
     z = NormalDist().inv_cdf(0.975)
     for hits in {0, 1, total // 3, total - 1, total}:
-        found = wilson(hits, total)
-        assert found is not None
-        low, high = found
+        interval = wilson(hits, total)
+        assert interval is not None
+        low, high = interval
         assert 0 <= low <= hits / total <= high <= 1
         for end in (low, high):
             if 1e-9 < end < 1 - 1e-9:
@@ -90,9 +90,9 @@ def test_the_interval_of_a_win_rate_is_near_the_binomials_where_all_scores_are_w
     below = [sum(mass[: k + 1]) for k in range(n + 1)]
     low = next(k for k in range(n + 1) if below[k] >= 0.025) / n
     high = next(k for k in range(n + 1) if below[k] >= 0.975) / n
-    found = win_rate_interval(wins, n - wins, 0)
-    assert found == pytest.approx((low, high), abs=1 / n)
-    assert found == pytest.approx(wilson(wins, n)), "without ties it is Wilson's"
+    interval = win_rate_interval(wins, n - wins, 0)
+    assert interval == pytest.approx((low, high), abs=1 / n)
+    assert interval == pytest.approx(wilson(wins, n)), "without ties it is Wilson's"
 
 
 @pytest.mark.parametrize("counts", [(8, 0, 0), (0, 8, 0), (0, 0, 8), (1, 0, 7), (5, 2, 3), (0, 2, 0), (30, 4, 6)])
@@ -100,9 +100,9 @@ def test_a_win_rates_ends_are_where_the_score_test_just_rejects(counts: tuple[in
     """The likeliest three shares under each end are looked for on a grid, not by the formula."""
     wins, losses, ties = counts
     total = wins + losses + ties
-    found = win_rate_interval(*counts)
-    assert found is not None
-    low, high = found
+    interval = win_rate_interval(*counts)
+    assert interval is not None
+    low, high = interval
     assert 0 <= low <= (wins + ties / 2) / total <= high <= 1
     assert high - low > 0.1, "an interval is never a point"
     assert win_rate_interval(losses, wins, ties) == pytest.approx((1 - high, 1 - low))
@@ -137,8 +137,8 @@ def test_the_smallest_difference_is_found_in_four_of_five_samples() -> None:
     size = smallest_difference(list(sample))
     assert size is not None
     means = rng.normal(size, spread / math.sqrt(n), 20_000)
-    found = (abs(means) > NormalDist().inv_cdf(0.975) * spread / math.sqrt(n)).mean()
-    assert found == pytest.approx(0.8, abs=0.01)
+    share_detected = (abs(means) > NormalDist().inv_cdf(0.975) * spread / math.sqrt(n)).mean()
+    assert share_detected == pytest.approx(0.8, abs=0.01)
 
 
 def test_a_sample_without_spread_could_show_what_coin_tosses_could() -> None:

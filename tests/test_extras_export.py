@@ -58,16 +58,16 @@ def test_llama_cpp_reads_tokens_and_answers_as_transformers_does(architecture: s
     assert set(written.types) == {"F32"}
     with LlamaCpp(tmp_path / "tiny.gguf", context=256, threads=1) as llama:
         for text in TEXTS:
-            asked = tokenizer.apply_chat_template(
+            prompt_ids = tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
             )
-            assert llama.tokenize(tokenizer.decode(asked)) == asked
-            ids = torch.tensor([asked])
+            assert llama.tokenize(tokenizer.decode(prompt_ids)) == prompt_ids
+            ids = torch.tensor([prompt_ids])
             with torch.no_grad():
-                logs = model(ids).logits[0].log_softmax(-1)[range(len(asked) - 1), asked[1:]].numpy()
-                said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-            np.testing.assert_allclose(llama.log_probabilities(asked), logs, atol=2e-3)  # its cache is F16
-            assert llama.greedy(asked, limit=8, stops=[0]) == said[0, len(asked) :].tolist()
+                logs = model(ids).logits[0].log_softmax(-1)[range(len(prompt_ids) - 1), prompt_ids[1:]].numpy()
+                output_ids = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+            np.testing.assert_allclose(llama.log_probabilities(prompt_ids), logs, atol=2e-3)  # its cache is F16
+            assert llama.greedy(prompt_ids, limit=8, stops=[0]) == output_ids[0, len(prompt_ids) :].tolist()
 
 
 @pytest.mark.parametrize("architecture", ["llama", pytest.param("gemma", marks=pytest.mark.slow)])
@@ -75,9 +75,9 @@ def test_a_sentencepiece_model_is_written_from_its_own_file(architecture: str, t
     """Of such a tokenizer llama.cpp wants tokenizer.model, which transformers reads and no longer writes."""
     model, held = tiny_model(architecture), BytesIO()
     corpus = read_corpus(PROJECT / "data" / "corpus.json")
-    said = [record["output"] for record in corpus if record["output"].isascii()]
+    texts = [record["output"] for record in corpus if record["output"].isascii()]
     SentencePieceTrainer.Train(
-        sentence_iterator=iter(said), model_writer=held, vocab_size=model.config.vocab_size - 8, model_type="bpe",
+        sentence_iterator=iter(texts), model_writer=held, vocab_size=model.config.vocab_size - 8, model_type="bpe",
         byte_fallback=True, character_coverage=0.98, normalization_rule_name="identity", remove_extra_whitespaces=False,
         minloglevel=2,
     )  # fmt: skip
@@ -118,13 +118,13 @@ def test_the_packaged_model_answers_in_llama_cpps_server_as_in_transformers(tmp_
             body = json.dumps({"messages": messages, "max_tokens": 16, "temperature": 0}).encode()
             request = urllib.request.Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
             with urllib.request.urlopen(request, timeout=600) as response:
-                said = json.loads(response.read())["choices"][0]["message"]["content"]
-            asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
-            own = model.generate(**asked, max_new_tokens=16, do_sample=False)[0, asked["input_ids"].shape[1] :]
+                answer = json.loads(response.read())["choices"][0]["message"]["content"]
+            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+            own = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0, prompt["input_ids"].shape[1] :]
             whole = tokenizer.decode(own, skip_special_tokens=True).rstrip(
                 "\ufffd"
             )  # the server holds half a character back
-            assert said.strip() == whole.strip()
+            assert answer.strip() == whole.strip()
 
 
 def test_rows_that_no_k_type_fits_get_llama_cpps_narrower_ones_and_it_is_said(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_rows_that_no_k_type_fits_get_llama_cpps_narrower_ones_and_it_is_said(tm
 
 
 @pytest.mark.parametrize(
-    ("architecture", "said"),
+    ("architecture", "message"),
     [
         ("opt", "does not know OPTForCausalLM"),
         pytest.param(
@@ -149,10 +149,10 @@ def test_rows_that_no_k_type_fits_get_llama_cpps_narrower_ones_and_it_is_said(tm
     ],
 )
 def test_what_cannot_be_written_is_refused_by_name_and_leaves_no_file(
-    architecture: str, said: str, tmp_path: Path
+    architecture: str, message: str, tmp_path: Path
 ) -> None:
     folder = save_tiny(tmp_path / "tiny", architecture)
-    with pytest.raises(UnavailableError, match=f"{said}.*--merge"):
+    with pytest.raises(UnavailableError, match=f"{message}.*--merge"):
         write_gguf(folder, tmp_path / "tiny.gguf", "F16", name="tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
@@ -259,8 +259,8 @@ def test_a_card_says_the_licence_and_what_was_trained_on() -> None:
     head = yaml.safe_load(card.split("---")[1])
     assert (head["license"], head["license_link"]) == ("other", "https://example.org/terms")
     assert head["datasets"] == ["somebody/questions"]
-    said = "| trained on | `3 of somebody/questions, 2 of my records, 1 answered by gpt-9 (gpt), "
-    assert said + "1 answered by own.gguf (local), 1 of private` |" in card
+    line = "| trained on | `3 of somebody/questions, 2 of my records, 1 answered by gpt-9 (gpt), "
+    assert line + "1 answered by own.gguf (local), 1 of private` |" in card
     assert "/home" not in card and "(https://example.org/terms)" in card
 
 
@@ -317,22 +317,22 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     adapter = made.attempt.model_folder
     for folder in (adapter, made.merged):  # nothing that leaves names a folder of this machine
         for path in (one for one in folder.rglob("*") if one.suffix != ".safetensors"):
-            told = path.read_text(encoding="utf-8")
-            assert str(project.data.root) not in told and str(made.attempt.spec.weights) not in told, path
+            text = path.read_text(encoding="utf-8")
+            assert str(project.data.root) not in text and str(made.attempt.spec.weights) not in text, path
     named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     assert named == Path(str(made.attempt.spec.weights)).name
     assert "library_name: peft" in (adapter / "README.md").read_text(encoding="utf-8")
 
     formats = ["fp32", "int8", "nf4", "gguf-f16", "gguf-q4_k_m"]
-    found = {row["format"]: row for row in bit_widths.measure(stage.resolve(), key, formats, hooks=hooks)}
-    assert {name: row["status"] for name, row in found.items()} == dict.fromkeys(formats, "ok"), found
-    plain = found["fp32"]
+    by_format = {row["format"]: row for row in bit_widths.measure(stage.resolve(), key, formats, hooks=hooks)}
+    assert {name: row["status"] for name, row in by_format.items()} == dict.fromkeys(formats, "ok"), by_format
+    plain = by_format["fp32"]
     assert plain["bits_per_byte"] == pytest.approx(measured["merged_bits_per_byte"], abs=1e-6)
-    assert found["gguf-f16"]["bits_per_byte"] == pytest.approx(plain["bits_per_byte"], abs=0.02)
-    assert {row["eval_set"] for row in found.values()} == {plain["eval_set"]} and plain["answer_tokens"] > 0
-    assert plain["size_mb"] > found["nf4"]["size_mb"]
-    assert "embeddings stay float32" in found["nf4"]["detail"]
-    assert "no multiple of 256" in found["gguf-q4_k_m"]["detail"] and "4-bit" in plain["model_note"]
+    assert by_format["gguf-f16"]["bits_per_byte"] == pytest.approx(plain["bits_per_byte"], abs=0.02)
+    assert {row["eval_set"] for row in by_format.values()} == {plain["eval_set"]} and plain["answer_tokens"] > 0
+    assert plain["size_mb"] > by_format["nf4"]["size_mb"]
+    assert "embeddings stay float32" in by_format["nf4"]["detail"]
+    assert "no multiple of 256" in by_format["gguf-q4_k_m"]["detail"] and "4-bit" in plain["model_note"]
     published = all_tables(stage.data, stage.experiments, [])["quantized_inference"].to_pylist()
     assert [row["format"] for row in published] == formats and not any(row["is_stale"] for row in published)
 

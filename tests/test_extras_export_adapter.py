@@ -72,8 +72,8 @@ def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> N
     base_folder = str(from_hub.data.root / str(attempt.spec.weights))
     for path in folder.iterdir():
         if path.suffix != ".safetensors":
-            told = path.read_text(encoding="utf-8")
-            assert str(from_hub.data.root) not in told and str(attempt.spec.weights) not in told, path
+            text = path.read_text(encoding="utf-8")
+            assert str(from_hub.data.root) not in text and str(attempt.spec.weights) not in text, path
 
     card = ModelCard.load(folder / "README.md")
     head = yaml.safe_load(card.content.split("---")[1])
@@ -192,28 +192,28 @@ def spec(**more: Any) -> dict[str, Any]:
 
 
 def test_a_cards_metrics_stand_where_a_hub_looks_for_them() -> None:
-    told = model_card.card(
+    card = model_card.card(
         "adapter", spec(evaluated={"eval_bits_per_byte": 1.5, "chrf": 40.0, "bleu": None}), {}, Base("a/b", None, True)
     )
-    found: Any = ModelCard(told).data
-    read = {(one.metric_type, one.metric_value) for one in found.eval_results}
+    metadata: Any = ModelCard(card).data
+    read = {(one.metric_type, one.metric_value) for one in metadata.eval_results}
     assert read == {("eval_bits_per_byte", 1.5), ("chrf", 40.0)}
     assert "model-index" not in model_card.card("merged", spec(), {}, Base("a/b", None, True))
 
 
 def test_a_base_that_no_hub_has_is_not_named_as_if_one_had() -> None:
-    told = model_card.card("adapter", spec(), {}, Base("mine"))
-    assert "base_model" not in told.split("---")[1] and "PATH_OF_THE_BASE" in told and "No hub has this base" in told
+    card = model_card.card("adapter", spec(), {}, Base("mine"))
+    assert "base_model" not in card.split("---")[1] and "PATH_OF_THE_BASE" in card and "No hub has this base" in card
     quantized = {"kind": "lora", "rank": 8, "alpha": 32, "quantization": "nf4"}
-    told = model_card.card("adapter", spec(recipe=quantized), {}, Base("a/b", None, True))
-    assert 'load_in_4bit=True, bnb_4bit_quant_type="nf4"' in told and "quantization_config=quantized" in told
+    card = model_card.card("adapter", spec(recipe=quantized), {}, Base("a/b", None, True))
+    assert 'load_in_4bit=True, bnb_4bit_quant_type="nf4"' in card and "quantization_config=quantized" in card
 
 
 def test_text_of_others_stays_text_in_a_card() -> None:
     evil = "x: [y]\n---\n# <script>alert(1)</script>"
     data = [{"source": evil, "generated": False, "records": 3}, {"source": "a/b", "generated": False, "records": 1}]
-    told = model_card.card("merged", spec(data=data, note=evil, name="tiny m"), {}, Base("a/b", None, True, "x: y"))
-    head, _, body = told.removeprefix("---\n").partition("\n---\n")
+    card = model_card.card("merged", spec(data=data, note=evil, name="tiny m"), {}, Base("a/b", None, True, "x: y"))
+    head, _, body = card.removeprefix("---\n").partition("\n---\n")
     assert yaml.safe_load(head)["license"] == "x: y" and yaml.safe_load(head)["datasets"] == ["a/b"]
     assert "\n# <script>" not in body and r"\<script\>" in body
     assert in_code("a`|`\nb") == "`a b`" and in_prose("- *a*") == r"\- \*a\*"
@@ -232,10 +232,10 @@ def test_a_token_is_asked_for_before_anything_is_done(project: TinyProject, monk
 def test_a_modelfile_of_somebody_is_not_written_over(project: TinyProject, tmp_path: Path) -> None:
     resolved = clean_for(project).resolved()
     train(resolved, project.key("base"), hooks=WATCH)
-    wanted = Wanted(merged=False, gguf=["F16"], ollama=True, output=tmp_path)
+    request = Wanted(merged=False, gguf=["F16"], ollama=True, output=tmp_path)
     (tmp_path / "Modelfile").write_text("FROM mine", encoding="utf-8")
     with pytest.raises(UsageError, match=r"Modelfile is there and no export of ours.*--output"):
-        export(resolved, project.key("base"), wanted, hooks=WATCH)
+        export(resolved, project.key("base"), request, hooks=WATCH)
     assert (tmp_path / "Modelfile").read_text(encoding="utf-8") == "FROM mine"
     (tmp_path / "Modelfile").write_text(Modelfile("a.gguf", "", [], None, [OURS]).text(), encoding="utf-8")
     assert is_ours(tmp_path / "Modelfile")
@@ -267,8 +267,8 @@ def test_options_that_do_not_go_together_are_refused_before_anything_is_done(
 def test_what_is_not_asked_for_is_not_made(line: str, merged: bool, gguf: list[str]) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    wanted = command._wanted(parser.parse_args(line.split()))
-    assert (wanted.merged, list(wanted.gguf)) == (merged, gguf)
+    request = command._wanted(parser.parse_args(line.split()))
+    assert (request.merged, list(request.gguf)) == (merged, gguf)
 
 
 def test_a_repository_gets_a_folders_files_and_what_lies_beside(tmp_path: Path) -> None:
@@ -284,9 +284,9 @@ def test_a_repository_gets_a_folders_files_and_what_lies_beside(tmp_path: Path) 
         (tmp_path / name).write_text(name, encoding="utf-8")
     gguf, modelfile = {"F16": tmp_path / "a.gguf"}, {"F16": tmp_path / "Modelfile"}
 
-    def paths(merged: Path | None, gguf: dict[str, Path], folder: Path | None, wanted: Wanted) -> dict[str, str]:
+    def paths(merged: Path | None, gguf: dict[str, Path], folder: Path | None, request: Wanted) -> dict[str, str]:
         made = Export(None, tmp_path, merged, gguf, folder, modelfile if gguf else {})  # pyright: ignore[reportArgumentType]
-        return {name: path.relative_to(tmp_path).as_posix() for name, path in command.files_of(made, wanted).items()}
+        return {name: path.relative_to(tmp_path).as_posix() for name, path in command.files_of(made, request).items()}
 
     alone = {"README.md": "adapter/README.md", "adapter_config.json": "adapter/adapter_config.json"}
     assert paths(None, {}, tmp_path / "adapter", Wanted(merged=False, adapter=True)) == alone

@@ -70,8 +70,8 @@ FORMS = {
 def cases(form: PromptFormat) -> list[tuple[str, list[dict[str, str]], str]]:
     """The template of a form, what it is shown, and what the form itself makes of that."""
     template = ollama.shape_of(form).to_go()
-    told = {**CONVERSATIONS, **THREE}.values()
-    return [(template, messages[:-1], form.prompt_text(record(messages))) for messages in told]
+    conversations = {**CONVERSATIONS, **THREE}.values()
+    return [(template, messages[:-1], form.prompt_text(record(messages))) for messages in conversations]
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -108,16 +108,16 @@ def test_go_renders_the_templates_as_we_do(tmp_path: Path) -> None:
     """What Ollama does with a template that names .Messages, by the language's own library."""
     if not (go := shutil.which("go")):
         pytest.skip("Go is not installed")
-    told, expected = [], []
+    inputs, expected = [], []
     for form in FORMS.values():
-        for template, messages, said in cases(form()):
+        for template, messages, prompt in cases(form()):
             system, merged = go_template._collated(messages)
-            told.append({"Template": template, "System": system, "Messages": merged})
-            expected.append(said)
+            inputs.append({"Template": template, "System": system, "Messages": merged})
+            expected.append(prompt)
     (tmp_path / "main.go").write_text(GO, encoding="utf-8")
     env = {**os.environ, "GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"}
     ran = subprocess.run(
-        [go, "run", "main.go"], cwd=tmp_path, input=json.dumps(told), capture_output=True, text=True, env=env
+        [go, "run", "main.go"], cwd=tmp_path, input=json.dumps(inputs), capture_output=True, text=True, env=env
     )
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == expected
@@ -162,12 +162,12 @@ def test_an_action_that_is_not_ours_is_refused() -> None:
 
 def read_modelfile(text: str) -> dict[str, list[str]]:
     """As Ollama reads the few instructions that we write."""
-    found: dict[str, list[str]] = {}
+    instructions: dict[str, list[str]] = {}
     for name, long, quoted, bare in re.findall(
         r'^(FROM|TEMPLATE|SYSTEM|PARAMETER stop) (?:"""(.*?)"""|"(.*?)"|(\S+))$', text, re.DOTALL | re.MULTILINE
     ):
-        found.setdefault(name, []).append(long or quoted or bare)
-    return found
+        instructions.setdefault(name, []).append(long or quoted or bare)
+    return instructions
 
 
 @pytest.fixture
@@ -185,8 +185,8 @@ def test_a_modelfile_says_prompt_stop_and_system(tiny: Path, tmp_path: Path) -> 
     records = [record(messages) for messages in CONVERSATIONS.values()]
     system = 'Be brief.\nSay "yes".\nNo more'
     made = ollama.write_modelfile(form, gguf, tmp_path / "Modelfile", records=records, system=system)
-    told = read_modelfile((tmp_path / "Modelfile").read_text(encoding="utf-8"))
-    assert told == {
+    modelfile = read_modelfile((tmp_path / "Modelfile").read_text(encoding="utf-8"))
+    assert modelfile == {
         "FROM": ["./tiny.gguf"],
         "TEMPLATE": [made.template],
         "PARAMETER stop": ["<|im_end|>"],
@@ -235,10 +235,10 @@ def test_a_record_that_would_be_sent_otherwise_is_named(tiny: Path, tmp_path: Pa
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "message['content']", "message['content'] | replace('_', ' ')"
     )
-    asked = [record(turns("plain", "a")), record(turns("under_scored", "a"), example_id="r2")]
+    records = [record(turns("plain", "a")), record(turns("under_scored", "a"), example_id="r2")]
     with pytest.raises(UnavailableError, match="record r2 otherwise than it was trained: '_scored"):
         ollama.write_modelfile(
-            PromptFormat(tokenizer, "chat"), gguf, tmp_path / "Modelfile", records=asked, system=None
+            PromptFormat(tokenizer, "chat"), gguf, tmp_path / "Modelfile", records=records, system=None
         )
 
 
@@ -246,9 +246,9 @@ def test_a_record_that_would_be_sent_otherwise_is_named(tiny: Path, tmp_path: Pa
 def test_a_cell_is_exported_with_a_modelfile_and_the_system_prompt_of_its_records(
     project: TinyProject, tmp_path: Path
 ) -> None:
-    told = [turns(one["instruction"], one["output"], system="You are brief.") for one in CORPUS[:40]]
+    conversations = [turns(one["instruction"], one["output"], system="You are brief.") for one in CORPUS[:40]]
     file = tmp_path / "records.jsonl"
-    file.write_text("\n".join(json.dumps({"messages": messages}) for messages in told), encoding="utf-8")
+    file.write_text("\n".join(json.dumps({"messages": messages}) for messages in conversations), encoding="utf-8")
     project.change(sources={"corpus": False, "files": [str(file)]})
     resolved, key = clean_for(project).resolved(), project.key("lora-r8")
     hooks = RunHooks(say=lambda _message: None, launcher=InProcess())

@@ -50,25 +50,25 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def pushed(files: dict[str, Path], *, yes: bool = True, public: bool = False) -> list[str]:
-    said: list[str] = []
-    push.run(Upload(NAME, files, public), yes=yes, say=said.append)
-    assert not [line for line in said if TOKEN in line]
-    return said
+    lines: list[str] = []
+    push.run(Upload(NAME, files, public), yes=yes, say=lines.append)
+    assert not [line for line in lines if TOKEN in line]
+    return lines
 
 
 def test_without_yes_it_says_what_it_would_do_and_does_nothing(online: Uploads, files: dict[str, Path]) -> None:
-    said = pushed(files, yes=False)
-    assert said[0] == f"{NAME}: the hub shows no such repository; it would be made, private"
-    assert [line.split()[-1] for line in said[1:5]] == list(files)
-    assert said[5].split()[:4] == ["0.02", "MB", "in", "4"] and said[-1] == "nothing was uploaded: --yes does it"
-    assert online.repos == {} and not [path for path in online.asked if path.startswith("POST")]
+    lines = pushed(files, yes=False)
+    assert lines[0] == f"{NAME}: the hub shows no such repository; it would be made, private"
+    assert [line.split()[-1] for line in lines[1:5]] == list(files)
+    assert lines[5].split()[:4] == ["0.02", "MB", "in", "4"] and lines[-1] == "nothing was uploaded: --yes does it"
+    assert online.repos == {} and not [path for path in online.requested if path.startswith("POST")]
     assert "would be made, public" in pushed(files, yes=False, public=True)[0]
 
 
 @pytest.mark.parametrize("public", [False, True])
 def test_with_yes_the_files_are_there_as_one_commit(online: Uploads, files: dict[str, Path], public: bool) -> None:
-    said = pushed(files, public=public)
-    assert said[-1] == f"uploaded: {online.url}/{NAME}"
+    lines = pushed(files, public=public)
+    assert lines[-1] == f"uploaded: {online.url}/{NAME}"
     repo = online.repos[NAME]
     assert {name: held for name, held in repo.files.items() if name != ".gitattributes"} == {
         name: path.read_bytes() for name, path in files.items()
@@ -78,9 +78,9 @@ def test_with_yes_the_files_are_there_as_one_commit(online: Uploads, files: dict
 
 def test_what_is_there_already_is_said_and_stays(online: Uploads, files: dict[str, Path]) -> None:
     online.repos[NAME] = Repo({"README.md": b"old", "notes.txt": b"mine"}, private=True)
-    said = pushed(files)
-    assert said[0] == f"{NAME}: is there, private"
-    assert "README.md, in the place of the one there" in said[1] and "1 other files there stay: notes.txt" in said[6]
+    lines = pushed(files)
+    assert lines[0] == f"{NAME}: is there, private"
+    assert "README.md, in the place of the one there" in lines[1] and "1 other files there stay: notes.txt" in lines[6]
     assert online.repos[NAME].files["notes.txt"] == b"mine" and online.repos[NAME].files["README.md"] == CARD
     assert pushed(files, yes=False, public=True)[0].endswith("private and stays so (its page on the hub changes that)")
 

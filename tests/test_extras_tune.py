@@ -42,16 +42,18 @@ class Invented:
 
 
 def run(project: TinyProject, launcher: Any, trials: int, **options: Any) -> tuple[Any, list[str]]:
-    said: list[str] = []
+    lines: list[str] = []
     hooks = RunHooks(say=lambda _message: None, launcher=launcher)
-    found = tune(project.resolved(), project.key("lora-r8"), trials=trials, hooks=hooks, tell=said.append, **options)
-    return found, said
+    outcome = tune(project.resolved(), project.key("lora-r8"), trials=trials, hooks=hooks, tell=lines.append, **options)
+    return outcome, lines
 
 
 def test_a_real_trial_is_judged_on_a_slice_of_train_and_leaves_no_model(project: TinyProject) -> None:
-    found, said = run(clean_for(project), InProcess(), 1)
+    outcome, lines = run(clean_for(project), InProcess(), 1)
     assert (
-        found.rate == 1e-3 and 3 < found.loss < 8 and said[0].startswith("trial 1 of 1: learning rate 1.00e-03: loss ")
+        outcome.rate == 1e-3
+        and 3 < outcome.loss < 8
+        and lines[0].startswith("trial 1 of 1: learning rate 1.00e-03: loss ")
     )
     (folder,) = (project.data.lake / "tune").rglob("trial-0000")
     assert not list(folder.glob("model*")) and not list(project.data.cells.glob("*"))
@@ -62,25 +64,27 @@ def test_it_goes_on_after_an_interruption_and_says_what_to_write_down(project: T
     with pytest.raises(KeyboardInterrupt):
         run(clean_for(project), first, 8)
     second = Invented({2: "diverged"})
-    found, said = run(project, second, 8)
+    outcome, lines = run(project, second, 8)
     assert second.rates[0] == first.rates[2], "the interrupted one is tried first"
     assert len(second.rates) == 6 and len(set(first.rates + second.rates)) == 8
     assert all(1e-4 <= rate <= 1e-2 for rate in second.rates)
-    assert said[1].startswith("trial 4 of 8") and "diverged" in said[1]
-    assert found.rate == min(set(first.rates[:2] + second.rates) - {second.rates[1]}, key=lambda rate: abs(rate - 1e-3))
-    assert run(project, Invented({1: WorkError("none was left to run")}), 8)[0] == found
+    assert lines[1].startswith("trial 4 of 8") and "diverged" in lines[1]
+    assert outcome.rate == min(
+        set(first.rates[:2] + second.rates) - {second.rates[1]}, key=lambda rate: abs(rate - 1e-3)
+    )
+    assert run(project, Invented({1: WorkError("none was left to run")}), 8)[0] == outcome
 
-    project.change(**yaml.safe_load(found.yaml()))
+    project.change(**yaml.safe_load(outcome.yaml()))
     settings = load(project.experiments).training_for("local", "smollm2-135m", "lora-r8")
-    assert settings.learning_rate == pytest.approx(found.rate, rel=0.01)
+    assert settings.learning_rate == pytest.approx(outcome.rate, rel=0.01)
     assert settings.learning_rate_source == "tune"
 
 
 def test_the_edge_of_the_range_is_said_and_another_range_is_kept_to(project: TinyProject) -> None:
     launcher = Invented()
-    found, _ = run(clean_for(project), launcher, 4, asked=Range(2e-3, 8e-3))
+    outcome, _ = run(clean_for(project), launcher, 4, asked=Range(2e-3, 8e-3))
     assert all(2e-3 <= rate <= 8e-3 for rate in launcher.rates)
-    assert found.at_edge is (found.rate < 2.3e-3)
+    assert outcome.at_edge is (outcome.rate < 2.3e-3)
     assert Range(1e-4, 1e-2).at_edge(1.1e-4) and not Range(1e-4, 1e-2).at_edge(1e-3)
 
 
@@ -90,28 +94,28 @@ def test_another_range_is_another_search_that_takes_over_what_lies_within(projec
 
     # one that shares nothing: every trial is its own, and so is the best
     below = Invented()
-    found, said = run(project, below, 4, asked=Range(1e-6, 1e-5))
-    assert len(below.rates) == 4 and all(1e-6 <= rate <= 1e-5 for rate in [found.rate, *below.rates])
-    assert "0 lie within and count, 4 lie outside" in said[0] and found.trials == 4
+    outcome, lines = run(project, below, 4, asked=Range(1e-6, 1e-5))
+    assert len(below.rates) == 4 and all(1e-6 <= rate <= 1e-5 for rate in [outcome.rate, *below.rates])
+    assert "0 lie within and count, 4 lie outside" in lines[0] and outcome.trials == 4
 
     # one that shares some: those count, and the best is within it though a better one is known outside
     inside = sorted(first.rates)[1:]
     narrow = Range(inside[0], 1e-1)
     more = Invented()
-    found, said = run(project, more, 5, asked=narrow)
-    assert len(more.rates) == 2 and found.trials == 5 and "3 lie within and count" in said[0]
-    assert found.rate == min(inside + more.rates) > min(first.rates)
+    outcome, lines = run(project, more, 5, asked=narrow)
+    assert len(more.rates) == 2 and outcome.trials == 5 and "3 lie within and count" in lines[0]
+    assert outcome.rate == min(inside + more.rates) > min(first.rates)
 
     # and back: nothing is lost, nothing is counted twice, new ones are taken over
     again = Invented()
-    found, said = run(project, again, 6, asked=wide)
+    outcome, lines = run(project, again, 6, asked=wide)
     taken = int(
-        said[0].split("other ranges ")[1].split(" lie")[0]
+        lines[0].split("other ranges ")[1].split(" lie")[0]
     )  # but for those that the other range's median pruned
-    assert 1 <= taken <= 2 and len(again.rates) == 2 - taken and found.trials == 6
-    assert found.rate == min(first.rates + more.rates)
-    fewer, said = run(project, Invented(), 2, asked=wide)
-    assert fewer == found and "6 trials are done within this range, so none is run" in said[-1]
+    assert 1 <= taken <= 2 and len(again.rates) == 2 - taken and outcome.trials == 6
+    assert outcome.rate == min(first.rates + more.rates)
+    fewer, lines = run(project, Invented(), 2, asked=wide)
+    assert fewer == outcome and "6 trials are done within this range, so none is run" in lines[-1]
 
 
 def test_an_earlier_versions_trials_count_and_those_of_another_recipe_or_seed_do_not(project: TinyProject) -> None:
@@ -133,11 +137,11 @@ def test_an_earlier_versions_trials_count_and_those_of_another_recipe_or_seed_do
 
     project.change(training={"weight_decay": 0.5})
     changed = Invented()
-    found, said = run(project, changed, 2)
-    assert len(changed.rates) == 2 == found.trials and "other data, another recipe" in said[0]
+    outcome, lines = run(project, changed, 2)
+    assert len(changed.rates) == 2 == outcome.trials and "other data, another recipe" in lines[0]
     other_seed = Invented()
     hooks = RunHooks(say=lambda _message: None, launcher=other_seed)
-    tune(project.resolved(), CellKey("smollm2-135m", "lora-r8", 2), trials=1, hooks=hooks, tell=said.append)
+    tune(project.resolved(), CellKey("smollm2-135m", "lora-r8", 2), trials=1, hooks=hooks, tell=lines.append)
     assert len(other_seed.rates) == 1
 
 

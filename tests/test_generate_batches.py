@@ -137,7 +137,7 @@ def test_one_call_collects_what_has_ended_and_submits_what_is_missing(ask: Askin
     assert [len(batch.items) for batch in made(ask.server, wire)] == [6, 3]
     ask.finish()
     assert ask.statuses() == {"answered": 9}
-    assert set(ask.account(wire).asked.values()) == {1}
+    assert set(ask.account(wire).attempts.values()) == {1}
 
 
 def test_the_batch_is_written_down_before_the_call_and_its_id_before_it_is_looked_at(ask: Asking, wire: Wire) -> None:
@@ -180,7 +180,7 @@ def test_nothing_is_submitted_twice_while_a_batch_is_open(ask: Asking, wire: Wir
         ask.generate()
         ask.generate("submit")
     assert len(made(ask.server, wire)) == 1
-    assert set(ask.account(wire).asked.values()) == {1}
+    assert set(ask.account(wire).attempts.values()) == {1}
 
 
 def test_a_changed_topic_file_asks_for_what_is_new_and_keeps_what_lies_in_a_batch(ask: Asking, wire: Wire) -> None:
@@ -195,7 +195,7 @@ def test_a_changed_topic_file_asks_for_what_is_new_and_keeps_what_lies_in_a_batc
     assert len(generated_records(ask.data, ask.experiments)) == 6
     ask.grid()
     assert ask.generate("submit").reused == 6, "the first file's answers are there again"
-    assert set(ask.account(wire).asked.values()) == {1}
+    assert set(ask.account(wire).attempts.values()) == {1}
 
 
 def test_a_provider_that_no_longer_uses_batches_still_gets_its_open_one_collected(ask: Asking, wire: Wire) -> None:
@@ -207,7 +207,7 @@ def test_a_provider_that_no_longer_uses_batches_still_gets_its_open_one_collecte
     end(ask.server, wire)
     assert ask.generate().answered == 6
     assert ask.statuses() == {"answered": 8}
-    assert set(ask.account(wire).asked.values()) == {1}
+    assert set(ask.account(wire).attempts.values()) == {1}
 
 
 def test_one_provider_in_batches_and_one_asked_directly_go_side_by_side(tmp_path: Path, server: FakeProvider) -> None:
@@ -243,7 +243,7 @@ def test_refusals_truncations_and_broken_schemas_are_answers(ask: Asking, wire: 
     assert result.complete
     assert sum(record.problem is None for record in generated_records(ask.data, ask.experiments)) == 2
     ask.generate("submit")
-    assert set(ask.account(wire).asked.values()) == {1}, "none is asked again"
+    assert set(ask.account(wire).attempts.values()) == {1}, "none is asked again"
     assert ask.charged() == pytest.approx(ask.account(wire).dollars)
 
 
@@ -269,7 +269,7 @@ def test_an_item_that_always_fails_is_tried_a_few_times_and_then_named_as_failed
     for _ in range(batches.TRIES + 2):
         ask.generate("submit")
         ask.finish()
-    assert ask.account(wire).asked[hopeless] == batches.TRIES
+    assert ask.account(wire).attempts[hopeless] == batches.TRIES
     result = ask.generate()
     assert (result.providers[NAMES[wire]].failed, result.missing, result.complete) == (1, 1, False)
     assert ask.statuses() == {"answered": 5, "failed": 1}
@@ -413,7 +413,7 @@ def test_killed_while_collecting_nothing_is_lost_or_counted_twice(ask: Asking, w
     assert ask.statuses() == {"in_flight": 6}
     assert ask.generate("collect").answered == 6
     assert ask.charged() == pytest.approx(ask.account(wire).dollars)
-    assert set(ask.account(wire).asked.values()) == {1}
+    assert set(ask.account(wire).attempts.values()) == {1}
 
 
 def test_killed_while_the_file_was_handed_in_nothing_is_held(tmp_path: Path, server: FakeProvider) -> None:
@@ -457,7 +457,7 @@ def test_killed_again_and_again_at_any_moment_every_record_is_made_and_paid_for_
     assert len(generated_records(ask.data, ask.experiments)) == 31
     failures = sum(row["batch_failures"] for row in rows)
     lost = sum(row["in_doubt_count"] for row in rows)
-    assert 31 <= sum(ask.account(wire).asked.values()) <= len(rows) + lost + failures
+    assert 31 <= sum(ask.account(wire).attempts.values()) <= len(rows) + lost + failures
     assert max(row["in_doubt_count"] for row in rows) <= 1
     assert ask.account(wire).dollars <= ask.charged() + 1e-9
 
@@ -683,10 +683,10 @@ def test_without_its_key_a_provider_is_not_asked_and_says_so(
     ask.generate("submit")
     (name,) = [name for name in KEYS if name.startswith(wire.upper())]
     monkeypatch.delenv(name)
-    asked = ask.account(wire).calls.copy()
+    calls_before = ask.account(wire).calls.copy()
     for step in (None, "submit", "collect"):
         assert f"{name} is not set" in stopped(ask.generate(step)), "also where all that is wanted lies in a batch"
-    assert ask.account(wire).calls == asked
+    assert ask.account(wire).calls == calls_before
 
 
 @pytest.mark.parametrize("fault", ["unauthorized", "insufficient_quota"])
@@ -710,10 +710,10 @@ def test_the_key_stands_nowhere(
 ) -> None:
     caplog.set_level("DEBUG")
     ask.server.behavior = replace(QUICK, api_keys=("another",))
-    told = [str(ask.generate()), *show.summary(ask.generate())]
-    assert any("API key" in text or "x-api-key" in text for text in told), "the rest of the message is there"
+    texts = [str(ask.generate()), *show.summary(ask.generate())]
+    assert any("API key" in text or "x-api-key" in text for text in texts), "the rest of the message is there"
     ask.server.behavior = replace(QUICK, script=at(CREATE[wire], "malformed"))
-    told += [str(ask.generate()), str(ask.generate())]
+    texts += [str(ask.generate()), str(ask.generate())]
     assert ask.statuses() == {"answered": 6}
     printed = capfd.readouterr()
-    assert ask.leaks(*told, caplog.text, printed.out, printed.err) == []
+    assert ask.leaks(*texts, caplog.text, printed.out, printed.err) == []

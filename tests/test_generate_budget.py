@@ -167,7 +167,7 @@ def test_what_is_left_out_for_want_of_money_is_sent_once_there_is_more(tmp_path:
         assert server.ledger.anthropic.dollars <= cap
     ask.configure(providers={"claude": {"budget_usd": 1.0}})
     assert ask.generate().complete
-    assert set(server.ledger.anthropic.asked.values()) == {1}
+    assert set(server.ledger.anthropic.attempts.values()) == {1}
 
 
 def test_an_answer_that_does_not_say_what_it_took_keeps_its_worst_case_charged(tmp_path: Path) -> None:

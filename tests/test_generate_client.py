@@ -388,7 +388,7 @@ def test_headers_that_are_nonsense_tell_nothing_and_break_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (httpx2.ReadTimeout(""), "no answer in time"),
         (httpx2.ConnectTimeout(""), "no connection in time"),
@@ -397,5 +397,5 @@ def test_headers_that_are_nonsense_tell_nothing_and_break_nothing() -> None:
         (RuntimeError("odd"), "the request failed: odd"),
     ],
 )
-def test_what_broke_is_said_without_the_name_of_a_class(error: Exception, said: str) -> None:
-    assert str(call_error(error, None)) == said
+def test_what_broke_is_said_without_the_name_of_a_class(error: Exception, message: str) -> None:
+    assert str(call_error(error, None)) == message

@@ -54,9 +54,9 @@ def test_the_worst_case_is_every_byte_a_token_and_every_answer_as_long_as_it_may
 def test_nothing_is_sent_and_a_key_is_not_needed(ask: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in KEYS:
         monkeypatch.delenv(name)
-    found = estimates(ask)
-    assert found["claude"].worst_usd
-    assert "ANTHROPIC_API_KEY is not set" in (found["claude"].problem or "")
+    by_provider = estimates(ask)
+    assert by_provider["claude"].worst_usd
+    assert "ANTHROPIC_API_KEY is not set" in (by_provider["claude"].problem or "")
     assert "cannot be asked: OPENAI_API_KEY is not set" in words(ask)
     assert ask.rows() == []
     for wire in ("anthropic", "openai"):
@@ -67,10 +67,10 @@ def test_what_is_held_or_lies_in_a_batch_is_not_estimated_again(ask: Asking) -> 
     ask.configure(providers={"gpt": {"batch": True}})
     ask.server.behavior = Behavior(batch_seconds=3600)
     ask.generate()
-    found = estimates(ask)
-    assert (found["claude"].requests, found["claude"].held, found["claude"].worst_usd) == (0, 6, 0.0)
-    assert (found["gpt"].requests, found["gpt"].held, found["gpt"].in_batch) == (0, 0, 6)
-    assert found["gpt"].charged_usd > 0
+    by_provider = estimates(ask)
+    assert (by_provider["claude"].requests, by_provider["claude"].held, by_provider["claude"].worst_usd) == (0, 6, 0.0)
+    assert (by_provider["gpt"].requests, by_provider["gpt"].held, by_provider["gpt"].in_batch) == (0, 0, 6)
+    assert by_provider["gpt"].charged_usd > 0
     assert "6 in a batch" in words(ask)
     ask.configure(generation={"requests": 8})
     assert [one.requests for one in estimates(ask).values()] == [2, 2]

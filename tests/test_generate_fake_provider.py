@@ -176,7 +176,7 @@ def test_every_answer_is_in_the_ledger(server: FakeProvider, wire: Wire) -> None
     read, written = given // 2, given // 4
     plain = given - read - written
     assert account.dollars == pytest.approx((plain * 4 + read * 0.3 + written * 3.75 + made * 8) / 1e6)
-    assert account.asked == account.answered == Counter({prompt: 1})
+    assert account.attempts == account.answered == Counter({prompt: 1})
     [received] = server.ledger.received
     assert received.body["messages"][0]["content"] == prompt and before <= received.at <= time.time()
 
@@ -216,12 +216,12 @@ def test_judges(server: FakeProvider, judge: Literal["longer", "first"], prompt:
 
 
 def test_a_judge_may_be_a_function_or_chance() -> None:
-    asked = read_request("openai", {"model": "m", "messages": [{"content": "x"}]}, strict=True)
-    asked = replace(asked, schema=VERDICT)
-    verdicts = {compose(asked, Behavior(judge="random"), nth, None).text for nth in range(50)}
+    request = read_request("openai", {"model": "m", "messages": [{"content": "x"}]}, strict=True)
+    request = replace(request, schema=VERDICT)
+    verdicts = {compose(request, Behavior(judge="random"), nth, None).text for nth in range(50)}
     assert len(verdicts) == 3
     last = Behavior(judge=lambda prompt, verdicts: verdicts[-1])
-    assert compose(asked, last, 1, None).text == '{"verdict": "tie"}'
+    assert compose(request, last, 1, None).text == '{"verdict": "tie"}'
     assert judged(Behavior(), "First answer: a\nSecond answer: bcd", ["first", "second"], random.Random(1)) == "second"
 
 
@@ -401,9 +401,9 @@ def test_rate_limit_headers(server: FakeProvider) -> None:
     server.behavior = Behavior(rate=5, burst=10, tokens_per_minute=6000)
 
     async def use(clients: Clients) -> tuple[Any, Any]:
-        asked: Any = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}]}
-        first = await clients.openai.chat.completions.with_raw_response.create(**asked)
-        second = await clients.anthropic.messages.with_raw_response.create(**asked)
+        body: Any = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}]}
+        first = await clients.openai.chat.completions.with_raw_response.create(**body)
+        second = await clients.anthropic.messages.with_raw_response.create(**body)
         return first.headers, second.headers
 
     of_openai, of_anthropic = with_clients(server, use)
@@ -464,15 +464,15 @@ def test_a_hundred_at_once(server: FakeProvider) -> None:
 
 def lines(*prompts: str, schema: dict[str, Any] | None = None, model: str = "m") -> bytes:
     """An input file of OpenAI's batches."""
-    asked: dict[str, Any] = {"model": model, "max_tokens": 900}
+    body: dict[str, Any] = {"model": model, "max_tokens": 900}
     if schema:
-        asked["response_format"] = {"type": "json_schema", "json_schema": {"name": "r", "schema": schema}}
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "r", "schema": schema}}
     items = [
         {
             "custom_id": f"id-{prompt}",
             "method": "POST",
             "url": "/v1/chat/completions",
-            "body": {**asked, "messages": [{"role": "user", "content": prompt}]},
+            "body": {**body, "messages": [{"role": "user", "content": prompt}]},
         }
         for prompt in prompts
     ]
@@ -654,9 +654,9 @@ def test_a_batch_whose_creation_was_cut_is_found_in_the_list(server: FakeProvide
         with pytest.raises(openai.APIConnectionError):
             await start_openai(clients, lines("a"), run="lost")
         others = [await start_openai(clients, lines("b"), run=str(number)) for number in range(4)]
-        found = [batch async for batch in clients.openai.batches.list(limit=2)]
-        assert [batch.id for batch in found[:4]] == [batch.id for batch in reversed(others)]
-        assert found[4].metadata == {"run": "lost"} and len(found) == 5
+        batches = [batch async for batch in clients.openai.batches.list(limit=2)]
+        assert [batch.id for batch in batches[:4]] == [batch.id for batch in reversed(others)]
+        assert batches[4].metadata == {"run": "lost"} and len(batches) == 5
         server.behavior = replace(failing_call("POST /v1/messages/batches", "cut"), batch_seconds=0.02)
         with pytest.raises(anthropic.APIConnectionError):
             await start_anthropic(clients, ["a"])
@@ -705,9 +705,9 @@ def test_the_end_waits_for_nobody() -> None:
     with fake_provider(Behavior(faults={"hang": 1.0})) as server:
         with_clients(server, use, timeout=0.1)
         with httpx2.Client(trust_env=False) as http, pytest.raises(httpx2.ReadTimeout):
-            asked = {"model": "m", "messages": [{"content": "x"}]}
+            body = {"model": "m", "messages": [{"content": "x"}]}
             headers = {"authorization": f"Bearer {KEY}"}
-            http.post(f"{server.openai_url}/chat/completions", json=asked, headers=headers, timeout=0.1)
+            http.post(f"{server.openai_url}/chat/completions", json=body, headers=headers, timeout=0.1)
     assert serving() == before, "it ended, though requests hang in it"
 
 
@@ -747,7 +747,7 @@ def test_as_a_program(number: signal.Signals) -> None:
 
 def test_the_same_seed_gives_the_same_answers() -> None:
     body = {"model": "m", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]}
-    asked = read_request("openai", body, strict=True)
-    assert asked.prompt == "x" and asked.text == "s\nx"
-    texts = [compose(asked, Behavior(seed=seed), nth, None).text for seed, nth in ((1, 1), (1, 1), (1, 2), (2, 1))]
+    request = read_request("openai", body, strict=True)
+    assert request.prompt == "x" and request.text == "s\nx"
+    texts = [compose(request, Behavior(seed=seed), nth, None).text for seed, nth in ((1, 1), (1, 1), (1, 2), (2, 1))]
     assert texts[0] == texts[1] and len(set(texts)) == 3

@@ -61,10 +61,10 @@ def tmp_path() -> Iterator[Path]:
 @pytest.fixture
 def mine(tmp_path: Path, server: FakeProvider, compatible: ChatServer) -> Asking:
     """Forty requests of a compatible server alone, under a budget of $0.50."""
-    asked = asking(tmp_path, server, providers={"claude": {"enabled": False}, "gpt": {"enabled": False}})
+    ask = asking(tmp_path, server, providers={"claude": {"enabled": False}, "gpt": {"enabled": False}})
     settings = {"kind": "openai-compatible", "model": "m", "base_url": compatible.url, "enabled": True, "price": PRICE}
-    asked.configure(providers={"mine": {**settings, "budget_usd": 0.5, "api_key_env": "OPENAI_API_KEY"}})
-    return asked.configure(sources={"providers": ["mine"]}, generation={"requests": 40})
+    ask.configure(providers={"mine": {**settings, "budget_usd": 0.5, "api_key_env": "OPENAI_API_KEY"}})
+    return ask.configure(sources={"providers": ["mine"]}, generation={"requests": 40})
 
 
 def always(body: str | bytes, status: int = 200, **more: Any) -> Answers:
@@ -221,7 +221,7 @@ def test_a_budget_that_is_none_is_refused_from_the_ui_too(mine: Asking, amount: 
 # --- token counts and models
 
 
-def told(**changes: Any) -> str:
+def completion_with(**changes: Any) -> str:
     return json.dumps({**json.loads(GOOD), **changes})
 
 
@@ -241,21 +241,21 @@ ODD = {
 def test_token_counts_that_cannot_be_charge_the_reservation_and_are_said(
     mine: Asking, compatible: ChatServer, name: str
 ) -> None:
-    usage, said = ODD[name]
-    compatible.answer_with(always(told(usage=usage)))
+    usage, note = ODD[name]
+    compatible.answer_with(always(completion_with(usage=usage)))
     mine.configure(generation={"requests": 3})
     worst = dearest(mine)
     result = mine.generate()
     assert result.complete and 0 < mine.charged() <= 3 * worst
     for row in mine.rows():
-        assert (row["cost_usd"], row["input_tokens"]) == (None, None) and said in row["note"]
+        assert (row["cost_usd"], row["input_tokens"]) == (None, None) and note in row["note"]
         assert row["reserved_usd"] == row["attempt_reserved_usd"] > 0
     (line,) = [line for line in show.summary(result) if show.is_warning(line)]
-    assert "3 ×" in line and said in line
+    assert "3 ×" in line and note in line
 
 
 @pytest.mark.parametrize(
-    ("asked", "model", "said"),
+    ("named", "model", "is_noted"),
     [
         ("gpt-4o", "gpt-4o-2024-08-06", False),
         ("claude-3-5-haiku-latest", "claude-3-5-haiku-20241022", False),
@@ -267,14 +267,14 @@ def test_token_counts_that_cannot_be_charge_the_reservation_and_are_said(
     ],
 )
 def test_another_model_is_said_once_and_a_dated_name_is_the_same_model(
-    mine: Asking, compatible: ChatServer, asked: str, model: str | None, said: bool
+    mine: Asking, compatible: ChatServer, named: str, model: str | None, is_noted: bool
 ) -> None:
-    compatible.answer_with(always(told(model=model)))
-    mine.configure(generation={"requests": 3}, providers={"mine": {"model": asked}})
+    compatible.answer_with(always(completion_with(model=model)))
+    mine.configure(generation={"requests": 3}, providers={"mine": {"model": named}})
     result = mine.generate()
     lines = [line for line in show.summary(result) if show.is_warning(line)]
-    assert len(lines) == said and all("answered by" in line and line.isprintable() for line in lines)
-    assert all(bool(row["note"]) == said and row["cost_usd"] for row in mine.rows())
+    assert len(lines) == is_noted and all("answered by" in line and line.isprintable() for line in lines)
+    assert all(bool(row["note"]) == is_noted and row["cost_usd"] for row in mine.rows())
 
 
 @pytest.mark.parametrize("content", [None, ""])
@@ -369,8 +369,8 @@ def test_what_only_looks_like_a_key_stays() -> None:
 
 def test_a_key_in_another_form_stands_nowhere(mine: Asking, compatible: ChatServer) -> None:
     packed = b64encode(f"Bearer {KEY}".encode()).decode()
-    said = {"error": {"message": f"no: {KEY.upper()} {packed} {KEY[3:20]}"}}
-    compatible.answer_with(always(json.dumps(said), 401, headers={"x-key": KEY.lower()}))
+    body = {"error": {"message": f"no: {KEY.upper()} {packed} {KEY[3:20]}"}}
+    compatible.answer_with(always(json.dumps(body), 401, headers={"x-key": KEY.lower()}))
     why = why_stopped(mine.generate())
     forms = [KEY.upper(), packed, KEY[3:20]]
     assert "no: … QmVhcmVyI" in why
@@ -472,9 +472,9 @@ def test_token_counts_of_a_batch_are_believed_within_bounds_too(tmp_path: Path, 
     ask = asking(tmp_path, server, "openai", providers={"gpt": {"batch": True}})
 
     def inflated(line: str) -> str:
-        found = json.loads(line)
-        found["response"]["body"]["usage"]["prompt_tokens"] = 10**11
-        return json.dumps(found) + "\n"
+        answer = json.loads(line)
+        answer["response"]["body"]["usage"]["prompt_tokens"] = 10**11
+        return json.dumps(answer) + "\n"
 
     ask.generate("submit")
     held = ask.charged()

@@ -76,9 +76,9 @@ def simulate(
             at, _, kind, sent_at, limit, wait = heapq.heappop(events)
             now = max(now, at)
             if kind == "arrives":
-                allowed, told, wait = limiter(now) if limiter else (True, None, 0.0)
+                allowed, hint, wait = limiter(now) if limiter else (True, None, 0.0)
                 after = 1 + rng.uniform(0, 0.02) if allowed else 0.002
-                heapq.heappush(events, (now + after, number, "answered" if allowed else "refused", sent_at, told, wait))
+                heapq.heappush(events, (now + after, number, "answered" if allowed else "refused", sent_at, hint, wait))
                 continue
             under_way -= 1
             limits = (limit,) if limit and headers else ()
@@ -87,8 +87,8 @@ def simulate(
                 pacer.answered(sent_at, now, limits)
             else:
                 left, refused = left + 1, refused + 1
-                asked = {"exact": wait, "whole seconds": math.ceil(wait), None: None}[retry_after]
-                pacer.throttled(sent_at, now, limits, asked)
+                retry_seconds = {"exact": wait, "whole seconds": math.ceil(wait), None: None}[retry_after]
+                pacer.throttled(sent_at, now, limits, retry_seconds)
     return now, refused
 
 

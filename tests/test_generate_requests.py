@@ -28,7 +28,7 @@ def ask(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aski
         yield asking(root, running)
 
 
-def asked(ask: Asking, name: str) -> list[Request]:
+def requests_of(ask: Asking, name: str) -> list[Request]:
     with request_source(ask.data, ask.experiments) as reading:
         return reading.requests(name)
 
@@ -38,7 +38,7 @@ def asked(ask: Asking, name: str) -> list[Request]:
 
 def test_every_provider_is_asked_the_same_cells_and_fewer_are_the_first_of_more(ask: Asking) -> None:
     ask.configure(providers={"gpt": {"requests": 3}})
-    claude, gpt = asked(ask, "claude"), asked(ask, "gpt")
+    claude, gpt = requests_of(ask, "claude"), requests_of(ask, "gpt")
     assert [request.cell for request in gpt] == [request.cell for request in claude[:3]]
     assert not {request.key for request in gpt} & {request.key for request in claude}
     assert all(request.language == "en" for request in claude)
@@ -46,7 +46,7 @@ def test_every_provider_is_asked_the_same_cells_and_fewer_are_the_first_of_more(
 
 def test_replicates_ask_every_cell_more_than_once(ask: Asking) -> None:
     ask.configure(generation={"requests": 3, "replicates": 2})
-    requests = asked(ask, "claude")
+    requests = requests_of(ask, "claude")
     assert len({request.key for request in requests}) == 6
     assert len({request.messages[-1]["content"] for request in requests}) == 3
 
@@ -54,7 +54,7 @@ def test_replicates_ask_every_cell_more_than_once(ask: Asking) -> None:
 def test_more_topics_than_the_grid_has_are_an_error_that_says_how_many_there_are(ask: Asking) -> None:
     ask.configure(generation={"requests": 49})
     with pytest.raises(UsageError, match=r"49 topics wanted for claude, the grid has 48: add values"):
-        asked(ask, "claude")
+        requests_of(ask, "claude")
 
 
 # --- another domain needs no code
@@ -91,7 +91,7 @@ def test_a_schema_of_ones_own_becomes_records_by_the_record_mapping(ask: Asking)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"record": {"output": "{anwser}"}},
@@ -101,11 +101,11 @@ def test_a_schema_of_ones_own_becomes_records_by_the_record_mapping(ask: Asking)
         ({"schema": {"type": "objekt"}}, "schema: not a JSON schema: 'objekt'"),
     ],
 )
-def test_a_wrong_schema_or_mapping_is_named(ask: Asking, changes: dict[str, Any], said: str) -> None:
+def test_a_wrong_schema_or_mapping_is_named(ask: Asking, changes: dict[str, Any], message: str) -> None:
     ask.grid(**{**SUPPORT, **changes})
     with pytest.raises(UsageError) as raised:
-        asked(ask, "claude")
-    assert said in str(raised.value)
+        requests_of(ask, "claude")
+    assert message in str(raised.value)
 
 
 def test_what_does_not_fit_the_users_own_schema_is_no_record(ask: Asking) -> None:
@@ -121,7 +121,7 @@ def test_what_does_not_fit_the_users_own_schema_is_no_record(ask: Asking) -> Non
 
 
 def asking_schema(ask: Asking) -> dict[str, Any]:
-    return asked(ask, "claude")[0].schema
+    return requests_of(ask, "claude")[0].schema
 
 
 # --- the user's own instructions
@@ -141,13 +141,13 @@ def test_each_provider_answers_the_users_own_instructions(ask: Asking) -> None:
         {"instruction": "Name a book."},
     )
     assert ask.generate().complete
-    found = generated_records(ask.data, ask.experiments)
-    assert len(found) == 4, "two providers, and the same instruction twice is asked once"
-    assert {(r.value["instruction"], r.value["input"]) for r in found} == {
+    records = generated_records(ask.data, ask.experiments)
+    assert len(records) == 4, "two providers, and the same instruction twice is asked once"
+    assert {(r.value["instruction"], r.value["input"]) for r in records} == {
         ("Name a book.", ""),
         ("무슨 책이 좋아?", "비 오는 날"),
     }
-    assert all(record.value["output"] and record.problem is None for record in found)
+    assert all(record.value["output"] and record.problem is None for record in records)
     body = next(r.body for r in ask.server.ledger.received if r.wire == "openai" and "무슨" in r.prompt)
     assert body["messages"][0] == {"role": "system", "content": "Answer briefly."}
     assert body["messages"][1]["content"] == "무슨 책이 좋아?\n\n비 오는 날"
@@ -158,14 +158,16 @@ def test_each_provider_answers_the_users_own_instructions(ask: Asking) -> None:
 def test_a_prompt_without_an_instruction_is_named_with_its_number(ask: Asking, record: Any) -> None:
     own_file(ask, {"instruction": "Name a book."}, record)
     with pytest.raises(UsageError, match=r"prompts\.jsonl: record 2: .*expected an object with the text `instruction`"):
-        asked(ask, "claude")
+        requests_of(ask, "claude")
 
 
 def test_the_same_instruction_twice_is_asked_once_of_everybody_a_seed_or_not(ask: Asking) -> None:
     mine = {"kind": "openai-compatible", "model": "mine", "base_url": ask.server.openai_url, "enabled": True}
     ask.configure(providers={"mine": mine}, generation={"requests": 2})
     own_file(ask, {"instruction": "One?"}, {"instruction": "One?"}, {"instruction": "Two?"}, {"instruction": "Three?"})
-    asked_of = [[request.messages[-1]["content"] for request in asked(ask, name)] for name in ("claude", "gpt", "mine")]
+    asked_of = [
+        [request.messages[-1]["content"] for request in requests_of(ask, name)] for name in ("claude", "gpt", "mine")
+    ]
     assert asked_of == [["One?", "Two?"]] * 3
 
 
@@ -173,12 +175,12 @@ def test_the_file_may_be_of_any_kind_and_hold_fewer_than_wanted(ask: Asking) -> 
     path = ask.data.root / "prompts.csv"
     path.write_text("instruction,input,language\n무슨 책?,,ko\nWhich book?,for a train,en\n", encoding="utf-8-sig")
     ask.configure(generation={"prompts": "file", "prompts_file": str(path), "languages": None})
-    assert [(r.messages[-1]["content"], r.language) for r in asked(ask, "claude")] == [
+    assert [(r.messages[-1]["content"], r.language) for r in requests_of(ask, "claude")] == [
         ("무슨 책?", "ko"),
         ("Which book?\n\nfor a train", "en"),
     ]
     ask.configure(generation={"languages": ["en"]})
-    assert [r.language for r in asked(ask, "claude")] == ["en"]
+    assert [r.language for r in requests_of(ask, "claude")] == ["en"]
 
 
 @pytest.mark.parametrize(
@@ -204,13 +206,13 @@ BROKEN_OFF: list[tuple[Fault, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "said"), BROKEN_OFF)
-def test_half_a_text_is_no_record(ask: Asking, fault: Fault, said: str) -> None:
+@pytest.mark.parametrize(("fault", "problem"), BROKEN_OFF)
+def test_half_a_text_is_no_record(ask: Asking, fault: Fault, problem: str) -> None:
     own_file(ask, {"instruction": "Name a book."})
     ask.server.behavior = Behavior(script=lambda wire, prompt, nth: fault)
     ask.generate()
-    found = generated_records(ask.data, ask.experiments)
-    assert len(found) == 2 and all((record.problem or "").startswith(said) for record in found)
+    records = generated_records(ask.data, ask.experiments)
+    assert len(records) == 2 and all((record.problem or "").startswith(problem) for record in records)
 
 
 def test_an_answer_without_a_field_that_the_record_needs_is_no_record(ask: Asking) -> None:
@@ -236,14 +238,14 @@ def test_an_axis_that_the_prompt_does_not_tell_makes_no_more_prompts(ask: Asking
     ask.grid(prompt="A book for a {mood} {job}.")
     ask.configure(generation={"languages": None, "requests": 60})
     with pytest.raises(UsageError, match=r"60 topics wanted for claude, the grid has 48"):
-        asked(ask, "claude")
+        requests_of(ask, "claude")
 
 
 # --- what may be configured
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"kind": "openai-compatible", "model": "m"}, "needs base_url"),
         ({"kind": "openai-compatible", "model": "m", "base_url": "ftp://x/v1"}, "expected http://host:port"),
@@ -265,11 +267,11 @@ def test_an_axis_that_the_prompt_does_not_tell_makes_no_more_prompts(ask: Asking
         ({"kind": "openai", "model": "m", "api_key": "sk-1"}, "unknown key 'api_key'; expected one of"),
     ],
 )
-def test_a_provider_that_cannot_be_is_refused(section: dict[str, Any], said: str) -> None:
+def test_a_provider_that_cannot_be_is_refused(section: dict[str, Any], message: str) -> None:
     try:
         Provider.model_validate(section)
     except ValidationError as error:
-        assert said in str(error)
+        assert message in str(error)
         return
     pytest.fail(f"{section} was accepted")
 
@@ -335,4 +337,4 @@ def test_the_shipped_grid_makes_prompts_that_both_apis_take(ask: Asking) -> None
 def test_a_file_that_is_not_there_is_named(ask: Asking, tmp_path: Path) -> None:
     ask.configure(generation={"prompts": "file", "prompts_file": str(tmp_path / "nowhere.jsonl")})
     with pytest.raises(UsageError, match=r"nowhere\.jsonl: no such file"):
-        asked(ask, "claude")
+        requests_of(ask, "claude")

@@ -49,9 +49,9 @@ def ask(tmp_path: Path, server: FakeProvider) -> Asking:
 def mine(tmp_path: Path, server: FakeProvider, compatible: ChatServer) -> Asking:
     """Six requests of a compatible server alone."""
     compatible.answer_with(lambda *_: GOOD)
-    asked = asking(tmp_path, server, providers={"claude": {"enabled": False}, "gpt": {"enabled": False}})
+    ask = asking(tmp_path, server, providers={"claude": {"enabled": False}, "gpt": {"enabled": False}})
     settings = {"kind": "openai-compatible", "model": "mine", "base_url": compatible.url, "enabled": True}
-    return asked.configure(providers={"mine": settings}, sources={"providers": ["mine"]})
+    return ask.configure(providers={"mine": settings}, sources={"providers": ["mine"]})
 
 
 def faults(*those: Fault) -> Behavior:
@@ -89,8 +89,10 @@ def test_connections_that_break_all_at_once_do_not_make_a_slow_provider_a_dead_o
 
 
 def test_one_prompt_that_is_too_long_for_its_server_costs_no_other(mine: Asking, compatible: ChatServer) -> None:
-    said = {"error": {"message": "Request too large for mine on tokens per min (TPM)", "code": "rate_limit_exceeded"}}
-    long = Reply(json.dumps(said), status=429)
+    refusal = {
+        "error": {"message": "Request too large for mine on tokens per min (TPM)", "code": "rate_limit_exceeded"}
+    }
+    long = Reply(json.dumps(refusal), status=429)
     compatible.answer_with(lambda prompt, _: long if "nurse" in prompt else GOOD)
     result = mine.generate().providers["mine"]
     failed = sum("nurse" in body["messages"][-1]["content"] for body in compatible.bodies)

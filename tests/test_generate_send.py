@@ -159,9 +159,9 @@ OUTCOMES: list[tuple[Fault, dict[Wire, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "reasons", "said"), OUTCOMES, ids=[fault for fault, _, _ in OUTCOMES])
+@pytest.mark.parametrize(("fault", "reasons", "words"), OUTCOMES, ids=[fault for fault, _, _ in OUTCOMES])
 def test_an_answer_that_is_no_record_is_kept_paid_for_and_never_asked_again(
-    ask: Asking, wire: Wire, fault: Fault, reasons: dict[Wire, str], said: str
+    ask: Asking, wire: Wire, fault: Fault, reasons: dict[Wire, str], words: str
 ) -> None:
     ask.server.behavior = Behavior(script=always(fault), refusal_category="frontier_llm")
     for _ in range(2):
@@ -173,7 +173,7 @@ def test_an_answer_that_is_no_record_is_kept_paid_for_and_never_asked_again(
         assert {row["stop_category"] for row in ask.rows()} == {"frontier_llm"}
     assert all(row["cost_usd"] is not None for row in ask.rows())
     problems = [record.problem or "" for record in generated_records(ask.data, ask.experiments)]
-    assert len(problems) == 6 and all(problem.startswith(said) for problem in problems)
+    assert len(problems) == 6 and all(problem.startswith(words) for problem in problems)
 
 
 def test_a_refusal_is_never_sent_to_another_provider(both: Asking) -> None:
@@ -247,12 +247,12 @@ def test_a_request_whose_fate_is_lost_twice_is_given_up_and_the_next_topic_takes
     result = ask.generate()
     given_up = [row for row in ask.rows() if row["in_doubt_count"] == 2]
     assert result.providers[NAMES[wire]].in_doubt == len(given_up) >= 1
-    assert ask.account(wire).asked.most_common(1)[0][1] == 2
+    assert ask.account(wire).attempts.most_common(1)[0][1] == 2
     while not (result := ask.generate()).complete:  # a topic that took its place may be lost as well
         assert ask.account(wire).requests < 60
     assert (result.wanted, result.missing) == (6, 0)
     assert len(generated_records(ask.data, ask.experiments)) == 6
-    assert max(ask.account(wire).asked.values()) == 2
+    assert max(ask.account(wire).attempts.values()) == 2
     given_up = [row for row in ask.rows() if row["in_doubt_count"] == 2]
     assert generate_again(ask.data) == len(given_up) > 0
 
@@ -277,9 +277,9 @@ PERMANENT: list[tuple[Fault, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "said"), PERMANENT, ids=[fault for fault, _ in PERMANENT])
+@pytest.mark.parametrize(("fault", "message"), PERMANENT, ids=[fault for fault, _ in PERMANENT])
 def test_a_permanent_error_stops_that_provider_at_once_with_its_message_and_leaves_the_other_running(
-    both: Asking, wire: Wire, fault: Fault, said: str
+    both: Asking, wire: Wire, fault: Fault, message: str
 ) -> None:
     if (wire, fault) == ("openai", "spend_limit"):
         pytest.skip("an error of Anthropic's alone")
@@ -287,7 +287,7 @@ def test_a_permanent_error_stops_that_provider_at_once_with_its_message_and_leav
     both.server.behavior = Behavior(script=always(fault, only=wire), latency=0.01)
     result = both.generate()
     (other,) = [name for name in ("claude", "gpt") if name != NAMES[wire]]
-    assert said in stopped(result) and list(result.stopped) == [NAMES[wire]]
+    assert message in stopped(result) and list(result.stopped) == [NAMES[wire]]
     assert both.account(wire).requests <= 8, "what was under way, and no more"
     assert result.providers[other].answered == 40
     assert not result.complete
@@ -422,8 +422,8 @@ def restart_until_done(ask: Asking, wire: Wire, *, kills: int, seed: int, most: 
         before = ask.account(wire).requests
         process.start()
         deadline = time.monotonic() + 600
-        wanted = before + rng.randint(1, most)
-        while ask.account(wire).requests < wanted and process.is_alive():
+        target = before + rng.randint(1, most)
+        while ask.account(wire).requests < target and process.is_alive():
             assert time.monotonic() < deadline
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
@@ -438,12 +438,12 @@ def restart_until_done(ask: Asking, wire: Wire, *, kills: int, seed: int, most: 
     raise AssertionError("it never ended")
 
 
-def check_after_kills(ask: Asking, wire: Wire, under_way: int, wanted: int) -> None:
+def check_after_kills(ask: Asking, wire: Wire, under_way: int, expected: int) -> None:
     account, rows = ask.account(wire), ask.rows()
     answered = [row for row in rows if row["status"] == "answered"]
     records = generated_records(ask.data, ask.experiments)
-    assert len(records) == wanted and all(record.problem is None for record in records)
-    assert max(account.asked.values()) <= 2, "sent again once at most"
+    assert len(records) == expected and all(record.problem is None for record in records)
+    assert max(account.attempts.values()) <= 2, "sent again once at most"
     once = {row["key"] for row in answered if not row["in_doubt_count"]}
     assert {row["attempts"] for row in rows if row["key"] in once} <= {1}, "no journaled answer is asked for again"
     assert sum(row["in_doubt_count"] for row in rows) == under_way
@@ -527,7 +527,7 @@ def test_two_runs_at_once_ask_for_nothing_twice(ask: Asking, wire: Wire) -> None
     ask.generate()
     other.join()
     assert ask.account(wire).requests == 6
-    assert Counter(ask.account(wire).asked.values()) == {1: 6}
+    assert Counter(ask.account(wire).attempts.values()) == {1: 6}
 
 
 def test_the_prices_of_the_test_are_those_of_the_server() -> None:

@@ -118,7 +118,7 @@ def test_a_cell_becomes_a_prompt_a_topic_and_a_language(small: TopicGrid) -> Non
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "fragments"),
     [
         ("axes:", "axess:", ["unknown key 'axess'", "did you mean 'axes'?"]),
         ("topic: [mood, job]", "topic: [moood, job]", ["topic names 'moood'", "mood, job, language"]),
@@ -168,11 +168,11 @@ def test_a_cell_becomes_a_prompt_a_topic_and_a_language(small: TopicGrid) -> Non
         (SMALL, "", ["got None"]),
     ],
 )
-def test_a_mistake_in_topics_yaml_is_named(tmp_path: Path, old: str, new: str, said: list[str]) -> None:
+def test_a_mistake_in_topics_yaml_is_named(tmp_path: Path, old: str, new: str, fragments: list[str]) -> None:
     assert old in SMALL
     path = written(tmp_path, SMALL.replace(old, new, 1))
     message = refusal(path)
-    for words in [str(path), *said]:
+    for words in [str(path), *fragments]:
         assert words in message
 
 

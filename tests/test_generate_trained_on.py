@@ -46,7 +46,7 @@ OFF = {"corpus": False, "local_generator": False}
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "fragments"),
     [
         ({}, []),
         ({"sources": {"files": ["x.csv"]}}, ["files alone are trained on"]),
@@ -59,17 +59,19 @@ OFF = {"corpus": False, "local_generator": False}
         ({"providers": {"mine": {**CLAUDE, "requests": 0}, "claude": CLAUDE, "gpt": CLAUDE, "local": LOCAL}}, []),
     ],
 )
-def test_what_is_off_without_a_word_is_said(tmp_path: Path, sections: dict[str, Any], said: list[str]) -> None:
-    found = left_out(shipped_with(tmp_path, **sections))
-    assert len(found) == len(said) and all(one in line for one, line in zip(said, found, strict=True)), found
+def test_what_is_off_without_a_word_is_said(tmp_path: Path, sections: dict[str, Any], fragments: list[str]) -> None:
+    warnings = left_out(shipped_with(tmp_path, **sections))
+    assert len(warnings) == len(fragments) and all(
+        one in line for one, line in zip(fragments, warnings, strict=True)
+    ), warnings
 
 
 def test_asking_says_whose_records_nothing_is_trained_on(ask: Asking) -> None:
     lines = list(estimate.in_words(list(estimate.estimate(ask.data, ask.experiments)), None))
     assert [line for line in lines if "nothing is trained on them" in line and "providers.gpt.requests: 0" in line]
-    asked = ask.generate().providers
-    assert not asked["claude"].notes
-    assert "sources.providers does not name it; add it there" in asked["gpt"].notes[0]
+    providers = ask.generate().providers
+    assert not providers["claude"].notes
+    assert "sources.providers does not name it; add it there" in providers["gpt"].notes[0]
 
 
 def test_the_plan_and_cleaning_say_it_too(tmp_path: Path) -> None:
@@ -77,11 +79,13 @@ def test_the_plan_and_cleaning_say_it_too(tmp_path: Path) -> None:
     lake = planted.lake(tmp_path, providers={"gpt": gpt}, sources={"corpus": True, "local_generator": False})
     for method in ("base", "full", "lora-r8", "qlora-r8"):
         lake.cell(method)
-    said: list[str] = []
-    assert not plan.make(lake.project, fleet.this_machine(lake.project.settings), say=said.append).lines
-    next(raw_records(lake.data, lake.project.experiments, say=said.append), None)
-    assert len(said) == 2 and all("provider gpt: its records are asked for, but nothing is" in line for line in said)
-    assert said[0] in list(examine(lake.data, lake.project.experiments))
+    warnings: list[str] = []
+    assert not plan.make(lake.project, fleet.this_machine(lake.project.settings), say=warnings.append).lines
+    next(raw_records(lake.data, lake.project.experiments, say=warnings.append), None)
+    assert len(warnings) == 2 and all(
+        "provider gpt: its records are asked for, but nothing is" in line for line in warnings
+    )
+    assert warnings[0] in list(examine(lake.data, lake.project.experiments))
 
 
 @pytest.fixture

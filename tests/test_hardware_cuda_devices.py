@@ -36,7 +36,7 @@ def three_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "names", "slugs"),
+    ("visible", "names", "slugs"),
     [
         (None, [T4.name, A100.name, L4.name], ["cuda-0", "cuda-1", "cuda-2"]),
         ("", [], ["cpu"]),
@@ -56,10 +56,10 @@ def three_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_cuda_visible_devices_leaves(
-    three_cards: None, monkeypatch: pytest.MonkeyPatch, told: str | None, names: list[str], slugs: list[str]
+    three_cards: None, monkeypatch: pytest.MonkeyPatch, visible: str | None, names: list[str], slugs: list[str]
 ) -> None:
-    if told is not None:
-        monkeypatch.setenv(cuda_devices.VISIBLE, told)
+    if visible is not None:
+        monkeypatch.setenv(cuda_devices.VISIBLE, visible)
     assert [device.name for device in cuda_devices.visible()] == names
     assert (machine.cuda_name(), machine.cuda_count()) == (names[0] if names else None, len(names))
     assert machine.device_slugs(3) == slugs
@@ -79,7 +79,7 @@ def test_one_device_takes_the_lock_of_the_first_visible_card(
 
 
 @pytest.mark.parametrize(
-    ("told", "names", "slug"),
+    ("visible", "names", "slug"),
     [
         (None, ["NVIDIA A100-SXM4-40GB MIG 1g.5gb"], "cuda-1"),  # CUDA shows one slice, and no card beside it
         ("1", ["NVIDIA A100-SXM4-40GB MIG 1g.5gb"], "cuda-1"),
@@ -90,11 +90,11 @@ def test_one_device_takes_the_lock_of_the_first_visible_card(
     ],
 )
 def test_a_slice_of_a_card_is_a_device_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str | None, names: list[str], slug: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, names: list[str], slug: str
 ) -> None:
     fake_driver.install(tmp_path, monkeypatch, T4, DIVIDED)
-    if told is not None:
-        monkeypatch.setenv(cuda_devices.VISIBLE, told)
+    if visible is not None:
+        monkeypatch.setenv(cuda_devices.VISIBLE, visible)
     assert [device.name for device in cuda_devices.visible()] == names
     assert machine.device_slug() == slug
     if names and "1g.5gb" in names[0]:

@@ -233,16 +233,16 @@ def test_a_lock_ends_with_a_holder_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_who_waits_for_a_lock_says_so_once_and_gets_it(tmp_path: Path) -> None:
-    lock, said = tmp_path / "cpu.lock", []
+    lock, messages = tmp_path / "cpu.lock", []
     with holder(lock) as process:
 
         def say(message: str) -> None:
-            said.append(message)
+            messages.append(message)
             Thread(target=process.communicate).start()  # only now does the holder leave
 
         with locked(lock, "me", say=say):
             assert process.wait() == 0
-    assert said == [f"waiting for cpu: train tiny (process {process.pid}) holds it"]
+    assert messages == [f"waiting for cpu: train tiny (process {process.pid}) holds it"]
 
 
 def test_two_processes_never_hold_a_lock_at_once(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_lake_that_is_there_keeps_its_mode_and_doctor_says_who_can_look_into_i
         write_json(lake.data.lake / "nights" / "n.json", {})
         assert mode(lake.data.lake) == before
         assert {mode(path) for path in (lake.data.journal, lake.data.lake / "nights" / "n.json")} == {file}
-    said = [line for line in examine(lake.data, lake.project.experiments) if line.startswith("lake")]
-    assert len(said) == 1 and f"`chmod 700 {lake.data.lake}`" in said[0]
+    lines = [line for line in examine(lake.data, lake.project.experiments) if line.startswith("lake")]
+    assert len(lines) == 1 and f"`chmod 700 {lake.data.lake}`" in lines[0]
     lake.data.lake.chmod(0o700)
     assert not [line for line in examine(lake.data, lake.project.experiments) if line.startswith("lake")]

@@ -37,8 +37,8 @@ def test_every_documented_client_reads_the_same_table(published: Lake) -> None:
         assert db.sql(QUERY).fetchall() == expected
         assert [tuple(row) for row in db.sql(QUERY).df().itertuples(index=False)] == expected
     command = [str(CLI), "-readonly", "-csv", "-noheader", str(path), QUERY]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert told.split() == [f"{method},{status},{bits}" for method, status, bits in expected]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.split() == [f"{method},{status},{bits}" for method, status, bits in expected]
     engine = sqlalchemy.create_engine(f"duckdb:///{path}", connect_args={"read_only": True})
     with engine.connect() as client:
         assert [tuple(row) for row in client.execute(sqlalchemy.text(QUERY))] == expected
@@ -61,8 +61,10 @@ def test_eight_cells_end_while_four_readers_loop(published: Lake) -> None:
         while not done.is_set():
             try:
                 with warehouse.connect(published.data) as db:
-                    found = db.execute("SELECT (SELECT count(*) FROM training_runs), (SELECT count(*) FROM comparison)")
-                    runs, rows = found.fetchall()[0]
+                    cursor = db.execute(
+                        "SELECT (SELECT count(*) FROM training_runs), (SELECT count(*) FROM comparison)"
+                    )
+                    runs, rows = cursor.fetchall()[0]
                     seen.add(runs)
                     assert rows == 4 and 4 <= runs <= 12
             except Exception as error:

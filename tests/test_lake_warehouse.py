@@ -99,9 +99,9 @@ def published(data: DataRoot) -> int:
 
 
 def read(db: duckdb.DuckDBPyConnection) -> int:
-    found = db.execute("SELECT n FROM comparison").fetchone()
-    assert found
-    return found[0]
+    row = db.execute("SELECT n FROM comparison").fetchone()
+    assert row
+    return row[0]
 
 
 def names(folder: Path) -> list[str]:
@@ -132,8 +132,8 @@ def test_a_publication_is_a_link_to_a_read_only_file(data: DataRoot) -> None:
 def test_every_client_from_1_2_on_can_read_it(data: DataRoot) -> None:
     publish(data, tables(1))
     with warehouse.connect(data) as db:
-        found = db.execute("SELECT tags['storage_version'] FROM duckdb_databases() WHERE NOT internal").fetchone()
-    assert found == ("v1.2.0+",)
+        row = db.execute("SELECT tags['storage_version'] FROM duckdb_databases() WHERE NOT internal").fetchone()
+    assert row == ("v1.2.0+",)
 
 
 def test_its_own_connections_cannot_write(data: DataRoot) -> None:
@@ -152,9 +152,9 @@ def test_values_come_back_with_their_types_and_missing_ones_as_null(data: DataRo
     publish(data, {"comparison": arrow_table([row, {}], table)})
     with warehouse.connect(data) as db:
         kinds = {name: kind for name, kind, *_ in db.execute("DESCRIBE comparison").fetchall()}
-        found = db.execute("FROM comparison").fetchall()
+        rows = db.execute("FROM comparison").fetchall()
     assert kinds == {**columns, "finished": "TIMESTAMP WITH TIME ZONE"}
-    assert found == [("한글 'x'", 1.0, 2, False, finished), (None,) * 5]
+    assert rows == [("한글 'x'", 1.0, 2, False, finished), (None,) * 5]
 
 
 def test_what_tables_and_columns_mean_can_be_asked_of_the_file(data: DataRoot) -> None:

@@ -48,9 +48,9 @@ def test_an_unchanged_night_finds_nothing_due(full_grid: Lake) -> None:
 
 def test_what_was_never_run_is_due_the_untouched_model_first(lake: Lake) -> None:
     lake.cell("full")
-    found = due_cells(lake.configured(profiles={"local": {"methods": ["lora-r8", "full", "base"]}}).resolved())
-    assert [cell.method for cell in found] == ["base", "lora-r8"]
-    assert found[0].because == {1: "missing"} and found[0].seen == {1: ""}
+    cells = due_cells(lake.configured(profiles={"local": {"methods": ["lora-r8", "full", "base"]}}).resolved())
+    assert [cell.method for cell in cells] == ["base", "lora-r8"]
+    assert cells[0].because == {1: "missing"} and cells[0].seen == {1: ""}
 
 
 def test_a_changed_recipe_of_one_method_makes_that_method_due(full_grid: Lake) -> None:
@@ -184,8 +184,8 @@ def test_only_the_seeds_that_need_it_are_due(lake: Lake) -> None:
     lake.cell("lora-r8")
     lake.cell("lora-r8", seed=2)
     changed = lake.configured(profiles={"local": {"methods": ["lora-r8"], "seeds": [1, 2, 3]}})
-    (found,) = due_cells(changed.resolved())
-    assert found.because == {3: "missing"}
+    (cell,) = due_cells(changed.resolved())
+    assert cell.because == {3: "missing"}
 
 
 @pytest.mark.parametrize(("status", "is_due"), [("killed", True), ("out_of_memory", False)])
@@ -202,11 +202,11 @@ def step(lake: Lake, done: Done, nightly: Nightly | None = None) -> night.Step:
 
 def test_a_night_makes_data_then_what_is_due_then_publishes_once(lake: Lake) -> None:
     assert step(lake, Done()).do == "data"
-    asked = step(lake, Done(data=[True]))
-    assert asked.do == "cells" and [cell.method for cell in asked.cells] == list(METHODS)
+    night_step = step(lake, Done(data=[True]))
+    assert night_step.do == "cells" and [cell.method for cell in night_step.cells] == list(METHODS)
     for method in METHODS:
         lake.cell(method)
-    names = [cell.name for cell in asked.cells]
+    names = [cell.name for cell in night_step.cells]
     assert step(lake, Done(data=[True], asked=names)).do == "publish"
     assert step(lake, Done(data=[True], asked=names, publish=[True])).do == "end"
 

@@ -72,9 +72,9 @@ def test_a_row_whose_speed_others_disturbed_is_due_and_says_by_how_much(lake: La
     assert due(lake) == {"lora-r8": BUSY}, "below the threshold of speed_disturbed"
 
 
-@pytest.mark.parametrize(("days", "found"), [(None, {}), (3650, {}), (0.5, {"lora-r8": BUSY})])
-def test_the_setting_says_after_how_many_days(lake: Lake, days: float | None, found: dict[str, str]) -> None:
-    assert due(lake.configured(nightly={"retime_after_days": days})) == found
+@pytest.mark.parametrize(("days", "expected"), [(None, {}), (3650, {}), (0.5, {"lora-r8": BUSY})])
+def test_the_setting_says_after_how_many_days(lake: Lake, days: float | None, expected: dict[str, str]) -> None:
+    assert due(lake.configured(nightly={"retime_after_days": days})) == expected
 
 
 def test_a_cell_is_measured_again_once_a_week_however_that_ended(lake: Lake) -> None:
@@ -128,9 +128,9 @@ def test_only_seeds_that_were_disturbed_are_trained_again_and_only_where_the_row
     for seed, share in ((1, 12.0), (2, 0.0), (3, 0.0)):
         seeds.cell("full", seed=seed, other_cpu_pct=share)
         seeds.cell("lora-r8", seed=seed, other_cpu_pct=20 * share)
-    (found,) = due_cells(seeds.resolved())
-    assert found.method == "lora-r8" and found.retimes, "the mean of full's is 4 %, so its row is not marked"
-    assert list(found.because) == [1] and list(found.seen) == [1]
+    (cell,) = due_cells(seeds.resolved())
+    assert cell.method == "lora-r8" and cell.retimes, "the mean of full's is 4 %, so its row is not marked"
+    assert list(cell.because) == [1] and list(cell.seen) == [1]
 
 
 def step(lake: Lake, done: Done, settings: Nightly | None = None) -> night.Step:
@@ -141,20 +141,20 @@ def test_speeds_come_after_all_else_that_is_due_and_within_the_nights_limits(lak
     lake.trained("full", "killed", phase="train")
     first = step(lake, Done(data=[True]))
     assert [cell.method for cell in first.cells] == ["full"]
-    asked = [cell.name for cell in first.cells]
-    second = step(lake, Done(data=[True], asked=asked))
+    cell_names = [cell.name for cell in first.cells]
+    second = step(lake, Done(data=[True], asked=cell_names))
     assert [(cell.method, cell.retimes) for cell in second.cells] == [("lora-r8", True)]
-    asked += [cell.name for cell in second.cells]
-    assert step(lake, Done(data=[True], asked=asked)).do == "publish"
+    cell_names += [cell.name for cell in second.cells]
+    assert step(lake, Done(data=[True], asked=cell_names)).do == "publish"
     begun = night.begin(lake.data, NIGHT)
     write_json(lake.data.lake / "nights" / f"{NIGHT}.json", begun | {"started_at": OLD})
     assert step(lake, Done(data=[True]), Nightly(max_hours=1)).do == "publish"
 
 
 def test_a_cell_that_was_asked_for_tonight_may_be_asked_for_its_speed(lake: Lake) -> None:
-    (found,) = due_cells(lake.resolved())
-    same = Due(found.model, found.method, {1: "evaluation is missing"}, found.seen)
-    assert found.name != same.name
+    (cell,) = due_cells(lake.resolved())
+    same = Due(cell.model, cell.method, {1: "evaluation is missing"}, cell.seen)
+    assert cell.name != same.name
 
 
 @pytest.mark.parametrize("status", ["out_of_memory", "killed", "diverged", "lost"])
@@ -167,8 +167,8 @@ def test_a_good_row_outlives_a_re_timing_that_ends_worse_and_says_so(lake: Lake,
     assert row["status_detail"] == (
         f"its speed could not be measured again, {failed.run_id} ended as {status}: the kernel's word"
     )
-    told = {"status_detail": None}
-    assert row | told == before | told, "all numbers are those of the good run"
+    detail = {"status_detail": None}
+    assert row | detail == before | detail, "all numbers are those of the good run"
     assert due(lake) == {}
     assert f"ok (not timed again: {status})" in night.in_words(night.end(lake.project, NIGHT, "done"))
     lake.cell("lora-r8")
@@ -176,12 +176,12 @@ def test_a_good_row_outlives_a_re_timing_that_ends_worse_and_says_so(lake: Lake,
 
 
 def test_the_nights_request_says_that_it_is_for_the_speed(lake: Lake) -> None:
-    (found,) = due_cells(lake.resolved())
-    request = nightly._cell_request(NIGHT, found, lake.project)
+    (cell,) = due_cells(lake.resolved())
+    request = nightly._cell_request(NIGHT, cell, lake.project)
     for asset in ("trained_model", "evaluation"):
-        told = request.run_config["ops"][asset]["config"]
-        assert told["retime"] is True and told["seeds"] == [1] and "night" not in told
-    assert json.loads(request.tags[SEEN]) == {"1": found.seen[1]} and request.tags[TAG] == NIGHT
+        config = request.run_config["ops"][asset]["config"]
+        assert config["retime"] is True and config["seeds"] == [1] and "night" not in config
+    assert json.loads(request.tags[SEEN]) == {"1": cell.seen[1]} and request.tags[TAG] == NIGHT
 
 
 def at(project: TinyProject, method: str, launcher: InProcess | None = None, **options: Any) -> Attempt:
@@ -217,7 +217,7 @@ def test_a_re_timing_that_is_killed_costs_the_good_model_nothing(project: TinyPr
     killed = at(project, "lora-r8", kill_at(3), retime=True)
     assert killed.status == "killed" and killed.retimes == good.run_id
     assert cells.latest(project.data, project.key("lora-r8")) == good and weights(good) == saved
-    assert good.model_folder not in [found.path for found in prune.leftovers(project.now())]
+    assert good.model_folder not in [leftover.path for leftover in prune.leftovers(project.now())]
     assert at(project, "lora-r8") == good, "it is current, so nothing is trained"
     hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     assert evaluate(project.resolved(), project.key("lora-r8"), hooks=hooks)[0].attempt == good

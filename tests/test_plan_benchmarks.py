@@ -21,10 +21,10 @@ ROW = Past(
 )
 
 
-def seconds(*asked: Asked, past: Any = (ROW,), rate: Rate | None = None) -> tuple[float, str]:
-    found = foretell(replace(WORK, benchmarks=asked), past, "card", rate)
-    assert found is not None
-    return found.seconds, found.source
+def seconds(*benchmarks: Asked, past: Any = (ROW,), rate: Rate | None = None) -> tuple[float, str]:
+    estimate = foretell(replace(WORK, benchmarks=benchmarks), past, "card", rate)
+    assert estimate is not None
+    return estimate.seconds, estimate.source
 
 
 def test_a_benchmark_takes_what_it_took_and_an_unknown_one_goes_by_flops() -> None:
@@ -39,8 +39,8 @@ def test_a_benchmark_takes_what_it_took_and_an_unknown_one_goes_by_flops() -> No
     )
     # the row's steps did 100 FLOP/s
     assert seconds(Asked("new", None, 300.0)) == (78.0, "measured; guessed: new")
-    without, said = seconds(past=(), rate=Rate(10.0, "stated"))
-    assert seconds(Asked("new", None, 300.0), past=(), rate=Rate(10.0, "stated")) == (without + 30.0, said)
+    without, source = seconds(past=(), rate=Rate(10.0, "stated"))
+    assert seconds(Asked("new", None, 300.0), past=(), rate=Rate(10.0, "stated")) == (without + 30.0, source)
 
 
 def test_tokens_of_a_set_come_from_its_texts_and_those_of_the_harness_are_usual_ones() -> None:

@@ -70,8 +70,8 @@ def test_cells_of_several_devices_share_machines_with_others() -> None:
 def test_the_bound_knows_large_cells_and_crowded_devices() -> None:
     boxes = [Place("small", 3, 16), Place("large", 1, 80)]
     large = [Job(f"large {n}", {"large": 10}) for n in range(4)]
-    found = lower_bound([*large, Job("small", {"small": 12, "large": 6})], boxes)
-    assert (found.longest, found.work, found.memory) == (10, pytest.approx(46 / 4), 40)
+    bound = lower_bound([*large, Job("small", {"small": 12, "large": 6})], boxes)
+    assert (bound.longest, bound.work, bound.memory) == (10, pytest.approx(46 / 4), 40)
     equal = [Job(str(n), {"small": 10}) for n in range(4)]
     assert lower_bound(equal, boxes[:1]).crowding == 20  # four cells of ten seconds on three devices
 
@@ -93,8 +93,8 @@ def test_seconds_come_from_the_same_cell_then_by_flops_from_the_nearest_then_fro
     lora = Work("m", "lora", {**RECIPE, "kind": "lora"}, 100, 4000, 50)
     rows = [Past(full, "card", steps=60, rest=10, evaluated=5), Past(lora, "card", steps=50, rest=10, evaluated=5)]
     assert foretell(full, rows, "card", None) == foretell(full, rows, "card", Rate(1, "unasked"))
-    found = foretell(full, rows, "card", None)
-    assert found and (found.seconds, found.source) == (75, "measured")
+    estimate = foretell(full, rows, "card", None)
+    assert estimate and (estimate.seconds, estimate.source) == (75, "measured")
     twice = foretell(Work("m", "full", RECIPE, 100, 12000, 50), rows, "card", None)
     assert twice and (twice.seconds, twice.source) == (135, "its own row, scaled by FLOPs")
     other = foretell(Work("big", "full", RECIPE, 200, 12000, 50), rows, "card", None)
@@ -110,14 +110,14 @@ def test_seconds_come_from_the_same_cell_then_by_flops_from_the_nearest_then_fro
 
 def test_a_sharded_cell_needs_a_share_of_what_is_shared() -> None:
     predicted = {"peak": 10e9, "weights": 2e9, "gradients": 2e9, "optimizer": 4e9}
-    found = [
+    shares = [
         memory_gb(predicted, devices, how) for devices, how in ((1, "none"), (4, "ddp"), (4, "zero2"), (4, "fsdp"))
     ]
-    assert found == pytest.approx([10, 10, 5.5, 4])
+    assert shares == pytest.approx([10, 10, 5.5, 4])
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("nodes: [{name: a, kind: tpu, memory_gb: 3}]", "nodes[a].kind: got 'tpu'"),
         ("nodes: [{name: a, kind: cpu, memory_gb: 3, pric: 3}]", "nodes[a].pric: unknown key 'pric'; expected one of"),
@@ -133,11 +133,11 @@ def test_a_sharded_cell_needs_a_share_of_what_is_shared() -> None:
         ("{", "not YAML"),
     ],
 )
-def test_a_wrong_cluster_file_is_told_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_cluster_file_is_told_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "cluster.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=r"cluster\.yaml") as raised:
         fleet.load(tmp_path / "cluster.yaml")
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
 CLUSTER = f"""
@@ -152,23 +152,23 @@ def test_plan_of_a_project_by_its_command(
 ) -> None:
     clean_for(project)
     stage = project.now()
-    told = {"total_params": 50_000, "trainable_params": 50_000, "trained_tokens": 1000, "train_seconds": 40}
+    measured = {"total_params": 50_000, "trainable_params": 50_000, "trained_tokens": 1000, "train_seconds": 40}
     folder = project.key("full").folder(stage.data) / new_run_id()
-    result = {"status": "ok", "seconds": 50, "device": machine_class(), "recipe": RECIPE, "measured": told}
+    result = {"status": "ok", "seconds": 50, "device": machine_class(), "recipe": RECIPE, "measured": measured}
     write_json(folder / "result.json", result)
     write_json(folder / "spec.json", {})
     write_json(folder / "evaluations" / "one" / "result.json", {"status": "ok", "seconds": 10})
     (tmp_path / "cluster.yaml").write_text(CLUSTER, encoding="utf-8")
     assert main(["plan", "--cluster", str(tmp_path / "cluster.yaml"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    planned = {cell["method"]: cell for cell in found["cells"]}
+    output = json.loads(capsys.readouterr().out)
+    planned = {cell["method"]: cell for cell in output["cells"]}
     assert set(planned) == {"base", "full", "lora-r8", "lora-r128", "qlora-r8"}
     assert {cell["machine"] for cell in planned.values()} == {"pair-1", "pair-2"}
     assert planned["full"]["because"] == "stale: data, recipe, code, machine"
     assert planned["full"]["source"] == "its own row, scaled by FLOPs"
     assert planned["lora-r8"]["source"] == f"{MODEL} × full, scaled by FLOPs"
     assert planned["full"]["usd"] == pytest.approx(planned["full"]["seconds"] / 1000)
-    assert found["lower_bound_seconds"] <= found["makespan_seconds"]
+    assert output["lower_bound_seconds"] <= output["makespan_seconds"]
     (tmp_path / "cluster.yaml").write_text("nodes: [{name: crumb, kind: cpu, memory_gb: 0.1, tflops: 1}]")
     assert main(["plan", "--cluster", str(tmp_path / "cluster.yaml")]) == 3
     assert f"no place for {MODEL} × full: needs" in capsys.readouterr().out

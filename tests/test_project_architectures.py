@@ -78,7 +78,7 @@ def test_an_architecture_goes_from_its_base_to_an_export(
     stage = clean_for(project).now()
     hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     tokenizer = loading.load_tokenizer(folder)
-    asked = tokenizer.apply_chat_template(
+    prompt_ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "책 3권?"}], add_generation_prompt=True, return_dict=False
     )
     for method in METHODS:
@@ -90,12 +90,12 @@ def test_an_architecture_goes_from_its_base_to_an_export(
         made = export(stage.resolve(), key, Wanted(), hooks=hooks)
         assert made.ok and made.merged, (method, made.result.detail)
         logs, ids, stops = elsewhere(made.merged)
-        assert ids == asked and tokenizer.convert_tokens_to_ids("<|im_end|>") in stops
-        wanted = logs_of(attempt, stage.data.root)
-        torch.testing.assert_close(torch.tensor(logs), wanted, atol=1e-4, rtol=1e-4)
+        assert ids == prompt_ids and tokenizer.convert_tokens_to_ids("<|im_end|>") in stops
+        expected_logs = logs_of(attempt, stage.data.root)
+        torch.testing.assert_close(torch.tensor(logs), expected_logs, atol=1e-4, rtol=1e-4)
         logs, ids, stops = elsewhere(made.merged, transformers_4)
-        assert ids == asked and tokenizer.convert_tokens_to_ids("<|im_end|>") in stops
-        torch.testing.assert_close(torch.tensor(logs), wanted, atol=1e-4, rtol=1e-4)
+        assert ids == prompt_ids and tokenizer.convert_tokens_to_ids("<|im_end|>") in stops
+        torch.testing.assert_close(torch.tensor(logs), expected_logs, atol=1e-4, rtol=1e-4)
     rows = {row["method"]: row for row in comparison_rows(stage.resolve())}
     assert {method: row["status"] for method, row in rows.items()} == dict.fromkeys(METHODS, "ok")
     assert all(row["eval_bits_per_byte"] > 0 for row in rows.values())

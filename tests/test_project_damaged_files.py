@@ -42,8 +42,8 @@ def test_what_a_newer_version_noted_of_the_current_examples_is_left_out(tmp_path
     data = DataRoot(tmp_path)
     noted = {"read": 1, "accepted": 1, "rejected": 0, "train": 1, "eval": 0, "reasons": {}, "of_tomorrow": 1}
     write_json(data.clean / "current.json", {"fingerprint": "abc", **noted})
-    found = results.current(data)
-    assert found and found.folder == data.clean / "abc" and found.train == 1
+    result = results.current(data)
+    assert result and result.folder == data.clean / "abc" and result.train == 1
 
 
 @pytest.mark.parametrize("name", ["result.json", "spec.json", "state.json", "child.json"])

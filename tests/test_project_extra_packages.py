@@ -25,6 +25,6 @@ def test_an_extra_that_does_not_exist_is_refused_before_anything_is_installed(na
 
 @pytest.mark.parametrize("named", [*sorted(EXTRAS), "ray,tune"])
 def test_an_extra_joins_the_checkout_at_the_locked_versions(named: str) -> None:
-    asked = make("--dry-run", "--assume-old=setup", "extras", f"E={named}").stdout
-    (install,) = [line for line in asked.splitlines() if " install " in line and "--editable" in line]
+    dry_run = make("--dry-run", "--assume-old=setup", "extras", f"E={named}").stdout
+    (install,) = [line for line in dry_run.splitlines() if " install " in line and "--editable" in line]
     assert install.endswith(f"--editable '.[{named}]'") and install.count("--constraint requirements") == 2

@@ -47,9 +47,9 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.wait()
 
 
-def until(found: Callable[[], object], what: str, seconds: float = 600) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
-    while not found():
+    while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.05)
 
@@ -65,11 +65,11 @@ def is_training(project: TinyProject) -> bool:
 
 def children_of(attempt: Attempt) -> list[psutil.Process]:
     """The attempt's own processes, found by their command line."""
-    found = []
+    children = []
     for process in psutil.process_iter(["cmdline"]):
         if str(attempt.folder) in " ".join(process.info["cmdline"] or []):
-            found.append(process)
-    return found
+            children.append(process)
+    return children
 
 
 def start_training(

@@ -53,8 +53,8 @@ def on_full_disk(
     trial = ["unshare", "-rm", "mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(mount)]
     if subprocess.run(trial, check=False, capture_output=True).returncode:
         pytest.skip("this machine does not let a test mount a file system of its own")
-    asked = [str(pristine), str(mount), ",".join(map(str, levels)), *commands]
-    command = ["unshare", "-rm", sys.executable, "-m", "tests.full_disk", *asked]
+    arguments = [str(pristine), str(mount), ",".join(map(str, levels)), *commands]
+    command = ["unshare", "-rm", sys.executable, "-m", "tests.full_disk", *arguments]
     env = {**os.environ, "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(command, env=env, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -64,29 +64,29 @@ def on_full_disk(
 # complexity: one condition for each thing that must hold on a full disk
 def problems(case: dict[str, Any]) -> list[str]:
     """What is wrong with how a command took a full disk."""
-    command, said = case["command"], case["said"]
-    found = []
+    command, message = case["command"], case["said"]
+    faults = []
     if "Traceback" in case["said"] + case["said_again"]:
-        found.append("a traceback")
+        faults.append("a traceback")
     if case["code"] not in (0, 1, 3):
-        found.append(f"exit code {case['code']}")
-    if case["code"] == 1 and not (re.search(r"[\d.,]+ MB (of disk )?(are|is) free", said) and "again" in said):
-        found.append("no word of the bytes that are free and of what to do")
+        faults.append(f"exit code {case['code']}")
+    if case["code"] == 1 and not (re.search(r"[\d.,]+ MB (of disk )?(are|is) free", message) and "again" in message):
+        faults.append("no word of the bytes that are free and of what to do")
     if command in ("table", "decide --max-loss 0.02", "doctor", "prune") and case["code"] not in (0, 3):
-        found.append("only looks, and could not")
+        faults.append("only looks, and could not")
     for cell, (status, run_id, has_model, evaluations) in case["before"].items():
         now, run_id_now, has_model_now, evaluations_now = case["after"][cell]
         if status == "ok" and (now != "ok" or (has_model and not has_model_now)):
-            found.append(f"{cell} was ok and is {now}")
+            faults.append(f"{cell} was ok and is {now}")
         if run_id == run_id_now and evaluations_now[: len(evaluations)] != evaluations:
-            found.append(f"{cell}: evaluations {evaluations} became {evaluations_now}")
+            faults.append(f"{cell}: evaluations {evaluations} became {evaluations_now}")
     if {"lost", "queued", "running"} & {case["after"][cell][0] for cell in set(case["after"]) - set(case["before"])}:
-        found.append("an attempt was begun and has no end")
+        faults.append("an attempt was begun and has no end")
     if case["partial"] or not case["rows"]:
-        found.append(f"left behind: {case['partial']}, {case['rows']} rows published")
+        faults.append(f"left behind: {case['partial']}, {case['rows']} rows published")
     if case["again"] not in (0, 3):
-        found.append(f"with room again: exit code {case['again']}")
-    return found
+        faults.append(f"with room again: exit code {case['again']}")
+    return faults
 
 
 def complaints(cases: list[dict[str, Any]]) -> str:
@@ -132,7 +132,7 @@ def test_every_command_takes_a_full_disk(level: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "message"),
     [
         (errno.ENOSPC, "the disk is full"),
         (errno.EDQUOT, "the disk is full"),
@@ -145,7 +145,11 @@ def test_every_command_takes_a_full_disk(level: int, tmp_path: Path) -> None:
     ids=["full", "quota", "read-only", "no right", "open files", "open files of all", "a fault of ours"],
 )
 def test_what_the_machine_refuses_is_a_sentence_and_a_fault_of_ours_is_not(
-    number: int, told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int,
+    message: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("FEATHERWEIGHT_DATA", str(tmp_path))
 
@@ -153,14 +157,14 @@ def test_what_the_machine_refuses_is_a_sentence_and_a_fault_of_ours_is_not(
         raise OSError(number, os.strerror(number), str(tmp_path / "file"))
 
     monkeypatch.setattr(doctor, "examine", refused)
-    if told is None:
+    if message is None:
         with pytest.raises(OSError, match="Bad file descriptor"):
             cli.main(["doctor"])
         return
     assert cli.main(["doctor"]) == 1
-    said = capsys.readouterr().err
-    assert (told in said and "again" in said and str(tmp_path) in said) or "open files" in said
-    assert number not in (errno.ENOSPC, errno.EDQUOT) or "MB are free" in said
+    errors = capsys.readouterr().err
+    assert (message in errors and "again" in errors and str(tmp_path) in errors) or "open files" in errors
+    assert number not in (errno.ENOSPC, errno.EDQUOT) or "MB are free" in errors
 
 
 def test_a_quota_counts_as_a_full_disk_when_files_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,13 +38,13 @@ def fetched(project: TinyProject) -> Path:
 
 def test_it_has_what_is_said_of_the_other_and_not_of_itself(project: TinyProject) -> None:
     own = {"lora-r8": {"epochs": 2}}
-    said = {
+    settings = {
         "note": "The first.",
         "license": "apache-2.0",
         "learning_rate": 3e-4,
         "overrides": {**own, "full": {"epochs": 3}},
     }
-    project.change(models={MODEL: said, "made": {"overrides": {"full": {"epochs": 4}}}})
+    project.change(models={MODEL: settings, "made": {"overrides": {"full": {"epochs": 4}}}})
     made, other = (project.now().experiments.model(name) for name in ("made", MODEL))
     assert (made.prompt, made.license, made.learning_rate) == (other.prompt, other.license, 3e-4)
     assert (made.note, made.lora_targets, made.origin) == ("Made for a test.", ["q_proj"], other)

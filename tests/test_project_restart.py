@@ -131,8 +131,8 @@ def test_a_time_limit_is_of_each_attempt_and_the_next_one_goes_on(cleaned: TinyP
 
 def log_of(attempt: Attempt) -> str:
     """What the attempt said; in this process it is the resume that stands in its result."""
-    told = attempt.result.resume
-    return f"going on after step {checkpoints.step_of(Path(told['checkpoint']))} of {STEPS}" if told else ""
+    resume = attempt.result.resume
+    return f"going on after step {checkpoints.step_of(Path(resume['checkpoint']))} of {STEPS}" if resume else ""
 
 
 def test_sigterm_keeps_the_last_whole_step_and_the_next_run_needs_no_step_again(
@@ -172,10 +172,10 @@ def test_peaks_are_the_most_over_attempts_and_times_count_once(cleaned: TinyProj
     result = read_json(killed.folder / "result.json") or {}
     result["measured"] |= {"peak_memory_gb": 77.0, "load_peak_memory_gb": 55.0, "host_peak_memory_gb": 88.0}
     write_json(killed.folder / "result.json", result)
-    (kept,) = checkpoints.whole(killed.folder)
-    state = checkpoint.read_state(kept)
+    (folder,) = checkpoints.whole(killed.folder)
+    state = checkpoint.read_state(folder)
     state["tally"] |= {"seconds": 1000.0, "tokens": 10, "steady_seconds": 500.0}
-    write_json(kept / checkpoints.STATE, state)
+    write_json(folder / checkpoints.STATE, state)
     finished = attempt_at(cleaned, "lora-r8")
     measured = finished.result.measured
     assert [measured[f"{name}peak_memory_gb"] for name in ("", "load_", "host_")] == [77.0, 55.0, 88.0]
@@ -212,8 +212,8 @@ def test_early_stopping_saves_the_best_steps_weights_also_of_a_cell_that_was_kil
 
     assert attempt_at(early, "full", stop_at(1)).status == "killed"  # after a step that is the best so far
     killed = attempt_at(early, "full", kill_at(3))
-    (kept,) = checkpoints.whole(killed.folder)
-    best = checkpoint.read_tensors(kept, "weights")
+    (folder,) = checkpoints.whole(killed.folder)
+    best = checkpoint.read_tensors(folder, "weights")
     again = attempt_at(early, "full")
     assert "going on after step 2" in log_of(again)
     assert outcome(again) == expected
@@ -231,10 +231,10 @@ def test_a_checkpoint_keeps_the_best_weights_of_its_own_time(tmp_path: Path) -> 
         return {"a": torch.full((4,), value)}
 
     best = checkpoint.write_best(tmp_path, 1, weights(1.0), Ranks())
-    kept = checkpoint.write(tmp_path, 2, {"weights/a": torch.zeros(4)}, {}, best=best)
+    folder = checkpoint.write(tmp_path, 2, {"weights/a": torch.zeros(4)}, {}, best=best)
     newer = checkpoint.write_best(tmp_path, 3, weights(3.0), Ranks())
     assert not best.exists() and newer.exists()
-    taken = checkpoint.take_over_best(kept, tmp_path / "next", 1, Ranks())
+    taken = checkpoint.take_over_best(folder, tmp_path / "next", 1, Ranks())
     assert checkpoint.read_tensors(taken, "weights")["a"].equal(weights(1.0)["a"])
 
 
@@ -280,16 +280,16 @@ def test_a_checkpoint_of_other_package_versions_is_not_gone_on_from(
 ) -> None:
     expected = undisturbed("lora-r8")
     killed = attempt_at(cleaned, "lora-r8", kill_at(3))
-    (kept,) = checkpoints.whole(killed.folder)
-    write_json(kept / checkpoints.STATE, checkpoint.read_state(kept) | {"versions": {"torch": "1.0"}})
+    (folder,) = checkpoints.whole(killed.folder)
+    write_json(folder / checkpoints.STATE, checkpoint.read_state(folder) | {"versions": {"torch": "1.0"}})
     assert outcome(attempt_at(cleaned, "lora-r8")) == expected
 
 
 def test_a_half_written_checkpoint_is_none(cleaned: TinyProject, undisturbed: Callable[[str], Any]) -> None:
     expected = undisturbed("lora-r8")
     killed = attempt_at(cleaned, "lora-r8", kill_at(5))
-    (kept,) = checkpoints.whole(killed.folder)
-    kept.rename(kept.with_name(".step-00000004.partial"))
+    (folder,) = checkpoints.whole(killed.folder)
+    folder.rename(folder.with_name(".step-00000004.partial"))
     assert outlook(killed.folder) == "the next run starts it again"
     assert outcome(attempt_at(cleaned, "lora-r8")) == expected
 
@@ -350,8 +350,8 @@ def test_a_really_full_disk_is_a_row(cleaned: TinyProject, tmp_path: Path) -> No
     command = f"{mount} && {fill}; {sys.executable} -m pipelines.cli train {MODEL} full; cp -r {folder} {seen}"
     done = subprocess.run(["unshare", "-rm", "bash", "-c", command], capture_output=True, text=True, check=False)
     (result,) = seen.rglob("result.json")
-    found = read_json(result) or {}
-    assert found["status"] == "failed" and "too little disk" in found["status_detail"], (found, done.stderr)
+    row = read_json(result) or {}
+    assert row["status"] == "failed" and "too little disk" in row["status_detail"], (row, done.stderr)
     assert "Traceback" not in done.stderr
 
 
@@ -363,9 +363,9 @@ def test_a_tally_counts_the_first_step_of_a_process_but_not_as_steady() -> None:
     tally.add(examples=4, tokens=100, seconds=5.0, first=True)
     assert tally.measured()["tokens_per_second"] is None
     tally.add(examples=4, tokens=60, seconds=2.0, first=False)
-    found = tally.measured()
-    assert (found["last_step"], found["train_seconds"], found["tokens_per_second"]) == (2, 7.0, 30.0)
-    assert (tally.examples, found["trained_tokens"]) == (8, 160)
+    measured = tally.measured()
+    assert (measured["last_step"], measured["train_seconds"], measured["tokens_per_second"]) == (2, 7.0, 30.0)
+    assert (tally.examples, measured["trained_tokens"]) == (8, 160)
 
 
 def test_random_states_come_back_exactly() -> None:
@@ -376,13 +376,13 @@ def test_random_states_come_back_exactly() -> None:
     np.random.seed(3)
     random.seed(3)
     np.random.standard_normal()  # leaves half a pair behind
-    kept = checkpoint.Random.now()
+    state = checkpoint.Random.now()
 
     def drawn() -> tuple[float, ...]:
         return (torch.rand(1).item(), np.random.standard_normal(), random.gauss(0, 1), random.random())
 
     first = drawn()
-    through_json = checkpoint.Random(kept.tensors, checkpoint.json.loads(checkpoint.json.dumps(kept.numbers)))
+    through_json = checkpoint.Random(state.tensors, checkpoint.json.loads(checkpoint.json.dumps(state.numbers)))
     through_json.set()
     assert drawn() == first
 
@@ -409,14 +409,14 @@ def test_an_optimizer_goes_on_exactly(tmp_path: Path, name: str) -> None:
     parameters = list(model.parameters())
     tensors, numbers = checkpoint.optimizer_state(optimizer, parameters)
     held = {f"weights/{n}": p for n, p in model.named_parameters()} | {f"optimizer/{n}": t for n, t in tensors.items()}
-    kept = checkpoint.write(tmp_path, 3, held, {"optimizer": numbers})
+    folder = checkpoint.write(tmp_path, 3, held, {"optimizer": numbers})
     steps(model, optimizer, range(3, 6))
 
     other = torch.nn.Linear(128, 64)
-    checkpoint.copy_weights(kept, dict(other.named_parameters()))
+    checkpoint.copy_weights(folder, dict(other.named_parameters()))
     resumed = make_optimizer(other, recipe)
-    read = checkpoint.read_tensors(kept, "optimizer")
-    checkpoint.set_optimizer_state(resumed, list(other.parameters()), read, checkpoint.read_state(kept)["optimizer"])
+    read = checkpoint.read_tensors(folder, "optimizer")
+    checkpoint.set_optimizer_state(resumed, list(other.parameters()), read, checkpoint.read_state(folder)["optimizer"])
     steps(other, resumed, range(3, 6))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
@@ -503,16 +503,16 @@ def wait_for_more(
 
 
 def latest(project: TinyProject, method: str) -> Attempt:
-    found = cells.latest(project.data, project.key(method))
-    assert found is not None
-    return found
+    attempt = cells.latest(project.data, project.key(method))
+    assert attempt is not None
+    return attempt
 
 
 def child_of(pid: int) -> int | None:
     import psutil
 
-    found = psutil.Process(pid).children()
-    return found[0].pid if found else None
+    children = psutil.Process(pid).children()
+    return children[0].pid if children else None
 
 
 @pytest.mark.slow

@@ -128,19 +128,19 @@ def test_no_file_and_no_table_holds_a_secret(left: Left, capfd: pytest.CaptureFi
         "all kinds were looked at"
     )
     assert not [path for path in files if MARK.encode() in path.read_bytes()]
-    said = ""
+    contents = ""
     with duckdb.connect() as db:  # what is compressed in its file is read
         for path in files:
             if path.suffix == ".parquet":
-                said += str(db.execute("FROM read_parquet(?)", [str(path)]).fetchall())
+                contents += str(db.execute("FROM read_parquet(?)", [str(path)]).fetchall())
     with connect(left.data) as db:
         for (name,) in db.execute("SELECT table_name FROM duckdb_tables()").fetchall():
-            said += str(db.execute(f'FROM "{name}"').fetchall())
-    assert "with the key … in it" in said and "Incorrect API key: …" in said, (
+            contents += str(db.execute(f'FROM "{name}"').fetchall())
+    assert "with the key … in it" in contents and "Incorrect API key: …" in contents, (
         "what was repeated is there, without the key"
     )
     printed = capfd.readouterr()
-    assert MARK not in said + printed.out + printed.err
+    assert MARK not in contents + printed.out + printed.err
 
 
 @pytest.fixture(scope="module")

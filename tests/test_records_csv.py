@@ -26,9 +26,9 @@ RUSSIAN = (
 
 def read(folder: Path, content: str | bytes, name: str = "a.csv", **options: Any) -> tuple[list[RawRecord], list[str]]:
     """The records of such a file, and what was said."""
-    path, said = folder / name, []
+    path, lines = folder / name, []
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return list(read_file(path, say=said.append, **options)), said
+    return list(read_file(path, say=lines.append, **options)), lines
 
 
 def pairs(records: list[RawRecord]) -> list[tuple[str, str]]:
@@ -43,7 +43,7 @@ def problems(records: list[RawRecord]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "good", "said"),
+    ("rows", "good", "message"),
     [
         ("q5,one, two\n", "1234", 'line 6: 3 cells, the header has 2; quote cells that hold commas'),
         ("q5\n", "1234", "line 6: 1 cell, the header has 2; a row has as many cells as the header"),
@@ -54,11 +54,11 @@ def problems(records: list[RawRecord]) -> list[str]:
         ('"q5","two\nlines",more\nq6,a6\n', "12346", "lines 6 to 7: 3 cells, the header has 2"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_not_clear_costs_itself_only(tmp_path: Path, rows: str, good: str, said: str) -> None:
+def test_a_row_that_is_not_clear_costs_itself_only(tmp_path: Path, rows: str, good: str, message: str) -> None:
     records, _ = read(tmp_path, f"instruction,output\n{GOOD}{rows}")
     assert pairs(records) == [(f"q{number}", f"a{number}") for number in good]
     (problem,) = problems(records)
-    assert problem.startswith(said)
+    assert problem.startswith(message)
 
 
 def test_rows_stay_unsure_only_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +79,8 @@ def test_a_line_without_end_is_not_held(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_file_of_mostly_broken_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as raised:
         read(tmp_path, "instruction,output\n" + "q,one, two\n" * 5 + GOOD)
-    told = "5 of its 9 rows cannot be read as CSV; the first: line 2: 3 cells, the header has 2; quote cells that hold commas"
-    assert str(raised.value) == f"{tmp_path / 'a.csv'}: {told}. Mend the file, or save it as JSONL."
+    detail = "5 of its 9 rows cannot be read as CSV; the first: line 2: 3 cells, the header has 2; quote cells that hold commas"
+    assert str(raised.value) == f"{tmp_path / 'a.csv'}: {detail}. Mend the file, or save it as JSONL."
     records, _ = read(tmp_path, "instruction,output\n" + "q,one, two\n" * 4 + GOOD)
     assert len(problems(records)) == len(pairs(records)) == 4
 
@@ -88,14 +88,14 @@ def test_a_file_of_mostly_broken_rows_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_a_header_that_is_not_clear_is_refused(tmp_path: Path, name: str) -> None:
     sign = "\t" if name.endswith("tsv") else ","
-    for header, said in (
+    for header, message in (
         ('instruction,"output', "line 1: a quotation mark is never closed; expected the names of the columns"),
         ("instruction,output,output", "the column 'output' stands twice"),
         ("What is it?,A book.", "its columns are What is it?, A book.; expected instruction"),
     ):
         with pytest.raises(UsageError, match=r".*") as raised:
             read(tmp_path, (header + "\nq,a,b\n").replace(",", sign), name)
-        assert said in str(raised.value)
+        assert message in str(raised.value)
 
 
 def test_columns_without_a_name_must_be_empty_at_the_end(tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_cells_that_a_spreadsheet_would_compute_are_texts(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_the_separator_is_the_header_s_and_is_said(tmp_path: Path, separator: str, name: str) -> None:
     question = "".join(sign for sign in SEPARATORS if sign != separator)
-    records, said = read(tmp_path, f"\ninstruction{separator}output\n{question}{separator}That.\n", name)
+    records, lines = read(tmp_path, f"\ninstruction{separator}output\n{question}{separator}That.\n", name)
     assert pairs(records) == [(question, "That.")]
-    told = f"{tmp_path / name}: read as UTF-8, its cells separated by {SEPARATORS[separator]}s"
-    assert said == ([] if separator == "," else [told])
+    line = f"{tmp_path / name}: read as UTF-8, its cells separated by {SEPARATORS[separator]}s"
+    assert lines == ([] if separator == "," else [line])
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_the_separator_is_the_header_s_and_is_said(tmp_path: Path, separator: st
     ],
 )  # fmt: skip
 def test_an_encoding_is_found_out_and_said(tmp_path: Path, text: str, codec: str, shown: str) -> None:
-    records, said = read(tmp_path, f"instruction;output\n{text}\n".encode(codec))
+    records, lines = read(tmp_path, f"instruction;output\n{text}\n".encode(codec))
     assert pairs(records) == [tuple(line.split(";")) for line in text.split("\n")]
-    assert said == [f"{tmp_path / 'a.csv'}: read as {shown}, its cells separated by semicolons"]
+    assert lines == [f"{tmp_path / 'a.csv'}: read as {shown}, its cells separated by semicolons"]
 
 
 def test_damage_in_utf8_is_no_other_encoding(tmp_path: Path) -> None:
@@ -166,9 +166,9 @@ def test_what_is_far_behind_ascii_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_declared_encoding_is_not_doubted(tmp_path: Path) -> None:
     content = f"instruction;output\n{FRENCH}\n".encode("cp1252")
-    records, said = read(tmp_path, content, encoding="mac_roman")
+    records, lines = read(tmp_path, content, encoding="mac_roman")
     assert pairs(records)[0][0] == content.split(b"\n")[1].split(b";")[0].decode("mac_roman")
-    assert said == [f"{tmp_path / 'a.csv'}: read as mac_roman, its cells separated by semicolons"]
+    assert lines == [f"{tmp_path / 'a.csv'}: read as mac_roman, its cells separated by semicolons"]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.tsv", "a.parquet"])

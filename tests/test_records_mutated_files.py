@@ -103,22 +103,22 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def clean_each(folder: str, numbers: range, seed: str, suffix: str, told: Connection) -> None:
+def clean_each(folder: str, numbers: range, seed: str, suffix: str, results: Connection) -> None:
     """Send (number, exit code, stderr) for each number, the most memory used at last. Runs in a child: a crash ends the process."""
     whole = WHOLE[suffix]()
     for number in numbers:
         path = Path(folder) / f"{number}.{suffix}"
         path.write_bytes(mutated(whole, random.Random(f"{seed} {suffix} {number}")))
-        told.send((number, "begun", ""))
+        results.send((number, "begun", ""))
         err = io.StringIO()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
             try:
                 code: Any = main(["clean", "--input", str(path)])
             except BaseException:
                 code = traceback.format_exc()
-        told.send((number, code, err.getvalue()))
+        results.send((number, code, err.getvalue()))
         path.unlink()
-    told.send((-1, own_peak_bytes(), ""))
+    results.send((-1, own_peak_bytes(), ""))
 
 
 @pytest.mark.slow
@@ -148,10 +148,10 @@ def test_no_mutation_of_a_file_ends_in_a_traceback(
             memory = code
         elif code != "begun":
             codes[code] += 1
-            said = any(
+            is_explained = any(
                 line.startswith("featherweight: ") for line in err.splitlines()
             )  # how it was read may stand before
-            sentence = code == 0 or (code in (1, 2) and said)
+            sentence = code == 0 or (code in (1, 2) and is_explained)
             if not sentence or "Traceback" in err:
                 wrong.append(f"number {number}: exit {code}, {err[-1000:]}")
     child.join(10)

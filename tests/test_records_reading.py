@@ -52,7 +52,7 @@ def test_a_good_corpus_is_read_as_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         ({"instruction": "x", "input": ""}, "output: is missing"),
         ({"input": "", "output": "y"}, "instruction: is missing"),
@@ -64,16 +64,16 @@ def test_a_good_corpus_is_read_as_it_stands(tmp_path: Path) -> None:
         (None, "got None"),
     ],
 )
-def test_a_broken_record_of_the_corpus_names_file_record_and_value(tmp_path: Path, broken: Any, said: str) -> None:
+def test_a_broken_record_of_the_corpus_names_file_record_and_value(tmp_path: Path, broken: Any, message: str) -> None:
     path = saved(tmp_path, "corpus.json", json_bytes([ONE, TWO, broken, ONE]))
     with pytest.raises(UsageError) as raised:
         read_corpus(path)
     assert str(raised.value).startswith(f"{path}: record 2 (counted from 0): ")
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("", ":1:1: not JSON"),
         ("[]", "holds no records"),
@@ -88,13 +88,13 @@ def test_a_broken_record_of_the_corpus_names_file_record_and_value(tmp_path: Pat
     ],
 )
 def test_a_corpus_that_is_no_list_of_records_says_what_and_where(
-    tmp_path: Path, content: bytes | str, said: str
+    tmp_path: Path, content: bytes | str, message: str
 ) -> None:
     path = saved(tmp_path, "corpus.json", content)
     with pytest.raises(UsageError) as raised:
         read_corpus(path)
     assert str(raised.value).startswith(str(path))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
 # --- people's files, each kind
@@ -290,11 +290,11 @@ def test_no_glob_goes_round_in_circles(tmp_path: Path) -> None:
     saved(tmp_path, ".hidden.jsonl", "")
     for name in ("one", "two"):
         (tmp_path / "deep" / name).symlink_to(tmp_path)
-    said: list[str] = []
-    assert expand([f"{tmp_path}/**/*.jsonl"], say=said.append) == [own]
-    told = f"is a link to the folder {tmp_path}, which ** does not enter; name it if it is meant"
-    assert said == [f"{tmp_path}/deep/one: {told}", f"{tmp_path}/deep/two: {told}"]
-    assert expand([f"{tmp_path}/**/deep/**/*.jsonl"], say=said.append) == [own]
+    lines: list[str] = []
+    assert expand([f"{tmp_path}/**/*.jsonl"], say=lines.append) == [own]
+    detail = f"is a link to the folder {tmp_path}, which ** does not enter; name it if it is meant"
+    assert lines == [f"{tmp_path}/deep/one: {detail}", f"{tmp_path}/deep/two: {detail}"]
+    assert expand([f"{tmp_path}/**/deep/**/*.jsonl"], say=lines.append) == [own]
 
 
 def test_what_a_glob_finds_that_is_no_file_is_said(tmp_path: Path) -> None:

@@ -107,18 +107,18 @@ def test_what_was_found_stands_in_losses_and_answers_and_is_kept(evaluated: Tiny
     held = {one["example_id"] for one in selected.eval}
     for method, count in (("a-bm25", 2), ("a-multi", 1)):
         folder = measured(evaluated, method).folder
-        found = {row["example_id"]: row for row in read_jsonl(folder / "retrieved.jsonl")}
-        assert found.keys() == held and all(len(row["retrieved"]) == count for row in found.values())
-        assert all(set(row["retrieved"]) <= names for row in found.values())
-        told = read_jsonl(folder / "answers.jsonl")
-        assert [row["retrieved"] for row in told] == [count] * 5 and all(row["shots"] is None for row in told)
+        by_record = {row["example_id"]: row for row in read_jsonl(folder / "retrieved.jsonl")}
+        assert by_record.keys() == held and all(len(row["retrieved"]) == count for row in by_record.values())
+        assert all(set(row["retrieved"]) <= names for row in by_record.values())
+        answers = read_jsonl(folder / "answers.jsonl")
+        assert [row["retrieved"] for row in answers] == [count] * 5 and all(row["shots"] is None for row in answers)
     losses = {method: read_jsonl(measured(evaluated, method).folder / "losses.jsonl") for method in METHODS}
     for method in ARMS:
         pairs = list(zip(losses["base"], losses[method], strict=True))
         assert all((one["bytes"], one["tokens"]) == (other["bytes"], other["tokens"]) for one, other in pairs)
         assert all(one["nats"] != other["nats"] for one, other in pairs)
-    told = read_jsonl(measured(evaluated, "a-docs").folder / "answers.jsonl")
-    assert all("apples" not in row["prompt"] for row in told), "the judge sees the question alone"
+    answers = read_jsonl(measured(evaluated, "a-docs").folder / "answers.jsonl")
+    assert all("apples" not in row["prompt"] for row in answers), "the judge sees the question alone"
 
 
 def test_the_same_arm_again_finds_the_same(evaluated: TinyProject) -> None:
@@ -136,13 +136,13 @@ def test_other_documents_make_the_arm_stale_and_nothing_else(project: TinyProjec
     assert [due.method for due in due_cells(project.resolved())] == ["a-docs"]
     attempt = cells.latest(project.data, project.key("a-docs"))
     assert attempt and project.resolved().changed(attempt) == ["recipe"]
-    told = {"documents": ["docs/*.md"], "folder": str(project.experiments.parent)}
+    source = {"documents": ["docs/*.md"], "folder": str(project.experiments.parent)}
     then = attempt.spec.recipe["retrieval"]["documents"]
     with pytest.raises(ValueError, match="the documents changed while the cell waited"):
-        document_items(told, size=800, expected=then)
+        document_items(source, size=800, expected=then)
     (docs / "a.md").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match="hold no text to look up"):
-        document_items(told, size=800, expected=then)
+        document_items(source, size=800, expected=then)
 
 
 def test_what_was_made_with_other_documents_is_not_evaluated_with_these(project: TinyProject) -> None:
@@ -284,7 +284,7 @@ def test_the_tour_has_an_arm_that_costs_no_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "message"),
     [
         ({"kind": "full", "retrieval": {"from": "train"}}, "retrieval: .* belongs to kind none, not full"),
         ({"kind": "none", "shots": 2, "retrieval": {"from": "train"}}, "shots and retrieval both fill the prompt"),
@@ -305,13 +305,13 @@ def test_the_tour_has_an_arm_that_costs_no_training() -> None:
         ({"kind": "none", "retrieval": {"from": "train", "top": 1}}, "unknown key 'top'"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(method: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_settings_that_make_no_sense_are_refused(method: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Method.model_validate(method)
 
 
 @pytest.mark.parametrize(
-    ("embeddings", "said"),
+    ("embeddings", "message"),
     [
         ({}, "expected path"),
         ({"path": "a", "wheel": "a==1"}, "one of them"),
@@ -320,12 +320,12 @@ def test_settings_that_make_no_sense_are_refused(method: dict[str, Any], said: s
         ({"wheel": "a==1", "folder": "../m", "sha256": "0" * 64}, "pattern"),
     ],
 )
-def test_embedding_models_that_make_no_sense_are_refused(embeddings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_embedding_models_that_make_no_sense_are_refused(embeddings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Embeddings.model_validate(embeddings)
 
 
 def test_documents_may_also_be_named_inside_from(tmp_path: Path) -> None:
-    told = {"kind": "none", "retrieval": {"from": {"documents": ["a.md"]}, "k": 3}}
-    retrieval = Method.model_validate(told, context={"folder": tmp_path}).retrieval
+    spec = {"kind": "none", "retrieval": {"from": {"documents": ["a.md"]}, "k": 3}}
+    retrieval = Method.model_validate(spec, context={"folder": tmp_path}).retrieval
     assert retrieval and (retrieval.documents, retrieval.k, retrieval.folder) == (["a.md"], 3, tmp_path)

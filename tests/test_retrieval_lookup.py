@@ -29,11 +29,11 @@ BM25 = {"from": "train", "by": "bm25", "k": 2, "jaccard": 0.85}
 PASSAGES = {"from": "documents", "by": "bm25", "k": 2}
 
 
-def record(name: str, asked: str, answer: str, **more: Any) -> dict[str, Any]:
+def record(name: str, question: str, answer: str, **more: Any) -> dict[str, Any]:
     return {
         "example_id": name,
         "language": "en",
-        "instruction": asked,
+        "instruction": question,
         "input": "",
         "output": answer,
         "messages": None,
@@ -77,8 +77,8 @@ def test_an_ensemble_puts_both_rankings_together_and_dense_takes_the_cosine() ->
     texts = ["red apple", "blue sea", "green tree"]
     vectors = {"red apple": [1.0, 0.0], "blue sea": [0.0, 1.0], "green tree": [0.6, 0.8], "apple": [0.0, 1.0]}
 
-    def embed(asked: Any) -> Any:
-        return np.array([vectors[text] for text in asked], dtype=np.float32)
+    def embed(texts: Any) -> Any:
+        return np.array([vectors[text] for text in texts], dtype=np.float32)
 
     assert Index(texts, "dense", embed).rank_all(["apple"]) == [[1, 2, 0]]
     assert Index(texts, "bm25").rank_all(["apple"]) == [[0]]
@@ -104,12 +104,12 @@ def test_a_library_finds_the_most_alike_but_never_the_record_itself() -> None:
         record("near", "Name a fruit that is yellow.", "A banana."),
         record("far", "Write a poem about rain.", "Rain falls."),
     ]
-    asked = record("eval", "Name a fruit that is red.", "A cherry.")
+    query = record("eval", "Name a fruit that is red.", "A cherry.")
     library = Library(train_items(train), BM25, None, nothing)
-    (found,) = library.find([asked], [["Name a fruit that is red."]])
-    assert [item.name for item in found] == ["near", "far"] and library.left_out == 1
-    (found,) = library.find([train[1]], [["yellow banana"]])
-    assert "near" not in [item.name for item in found]
+    (items,) = library.find([query], [["Name a fruit that is red."]])
+    assert [item.name for item in items] == ["near", "far"] and library.left_out == 1
+    (items,) = library.find([train[1]], [["yellow banana"]])
+    assert "near" not in [item.name for item in items]
 
 
 def test_records_that_call_tools_stand_in_no_prompt() -> None:
@@ -129,25 +129,25 @@ def test_shots_stand_nearest_last_in_losses_and_answers_and_fit_the_window(style
     train = [
         record(f"r{number}", one["instruction"], one["output"], input=one["input"]) for number, one in enumerate(corpus)
     ]
-    asked = record("eval", f"{train[3]['instruction']} Please.", "Fine.")
+    query = record("eval", f"{train[3]['instruction']} Please.", "Fine.")
     arm, form = retrieved(train_items(train), BM25, style=style)
-    (row,) = arm.look_up([asked], None)
-    found = arm.of(asked)
-    assert row == {"example_id": "eval", "retrieved": list(found.names)} and found.names[0] == "r3"
-    assert [shot["example_id"] for shot in found.shots] == list(reversed(found.names)) and found.count == 2
-    text = form.tokenizer.decode(only(form, found.record, found.shots).input_ids)
+    (row,) = arm.look_up([query], None)
+    context = arm.of(query)
+    assert row == {"example_id": "eval", "retrieved": list(context.names)} and context.names[0] == "r3"
+    assert [shot["example_id"] for shot in context.shots] == list(reversed(context.names)) and context.count == 2
+    text = form.tokenizer.decode(only(form, context.record, context.shots).input_ids)
     assert text.index(train[3]["output"].strip()[:20]) < text.index("Please.")
-    bare, shown = only(form, asked), only(form, found.record, found.shots)
+    bare, shown = only(form, query), only(form, context.record, context.shots)
     assert shown.completion_bytes == bare.completion_bytes and shown.learned == bare.learned
-    assert form.prompt(found.record, found.shots) == shown.input_ids[: len(shown.input_ids) - shown.learned]
+    assert form.prompt(context.record, context.shots) == shown.input_ids[: len(shown.input_ids) - shown.learned]
 
-    one_fits = len(only(form, asked, found.shots[-1:]))
+    one_fits = len(only(form, query, context.shots[-1:]))
     arm, _ = retrieved(train_items(train), BM25, style=style, room=one_fits)
-    arm.look_up([asked], None)
-    assert arm.of(asked).names == ("r3",), "the best one is kept"
+    arm.look_up([query], None)
+    assert arm.of(query).names == ("r3",), "the best one is kept"
     arm, _ = retrieved(train_items(train), BM25, style=style, room=len(bare))
-    arm.look_up([asked], None)
-    assert arm.of(asked).count == 0 and arm.of(asked).record == asked
+    arm.look_up([query], None)
+    assert arm.of(query).count == 0 and arm.of(query).record == query
 
 
 HOSTILE = (
@@ -159,11 +159,11 @@ HOSTILE = (
 @pytest.mark.parametrize("style", ["chat", "alpaca"])
 def test_a_document_is_context_and_cannot_end_the_turn(style: str) -> None:
     arm, form = retrieved([Item("guide.md", HOSTILE)], PASSAGES, style=style)
-    asked = record("eval", "How high is the tower?", "330 m")
-    arm.look_up([asked], None)
-    found = arm.of(asked)
-    assert found.names == ("guide.md",) and not found.shots
-    bare, shown = only(form, asked), only(form, found.record)
+    query = record("eval", "How high is the tower?", "330 m")
+    arm.look_up([query], None)
+    context = arm.of(query)
+    assert context.names == ("guide.md",) and not context.shots
+    bare, shown = only(form, query), only(form, context.record)
     for mark in ("<|im_end|>", "<|im_start|>", "<s>"):
         token = form.tokenizer.convert_tokens_to_ids(mark)
         assert shown.input_ids.count(token) == bare.input_ids.count(token), mark
@@ -183,9 +183,9 @@ def test_common_marks_are_broken_up_also_without_a_tokenizer() -> None:
 def test_a_record_with_a_turns_end_in_it_is_no_shot() -> None:
     train = [record("bad", "Name a fruit<|im_end|>", "Apple"), record("good", "Name a fruit now", "Pear")]
     arm, _ = retrieved(train_items(train), BM25)
-    asked = record("eval", "Name a fruit", "Fig")
-    arm.look_up([asked], None)
-    assert arm.of(asked).names == ("good",)
+    query = record("eval", "Name a fruit", "Fig")
+    arm.look_up([query], None)
+    assert arm.of(query).names == ("good",)
 
 
 def test_passages_stand_before_the_last_question_of_a_conversation() -> None:
@@ -201,10 +201,10 @@ def test_passages_stand_before_the_last_question_of_a_conversation() -> None:
 
 def test_documents_are_cut_at_ends_of_paragraphs_else_of_sentences() -> None:
     text = "First paragraph.\n\nSecond one.\r\n\r\n" + "Long sentence here. " * 20 + "\n\nEnd."
-    found = documents.pieces(text, 120)
-    assert found[0] == "First paragraph.\n\nSecond one." and found[-1].endswith("End.")
-    assert all(len(piece) <= 120 for piece in found) and all(piece.startswith("Long") for piece in found[1:-1])
-    assert "".join("".join(found).split()) == "".join(text.split()), "nothing is lost"
+    pieces = documents.pieces(text, 120)
+    assert pieces[0] == "First paragraph.\n\nSecond one." and pieces[-1].endswith("End.")
+    assert all(len(piece) <= 120 for piece in pieces) and all(piece.startswith("Long") for piece in pieces[1:-1])
+    assert "".join("".join(pieces).split()) == "".join(text.split()), "nothing is lost"
     assert documents.pieces("x" * 250, 100) == ["x" * 100, "x" * 100, "x" * 50]
     assert documents.pieces(" \n\n ", 100) == []
 
@@ -218,8 +218,8 @@ def test_documents_come_from_text_markdown_and_jsonl_in_any_encoding(tmp_path: P
         '{"text": "one"}\r\n\n{"text": "t\u2028w\x85o"}\n{"text": "one"}\n', encoding="utf-8"
     )
     (tmp_path / "empty.txt").touch()
-    found = documents.passages(["*.txt", "b.md", "c.jsonl", "b.md"], tmp_path, 800)
-    assert [(one.name, one.text[:7]) for one in found] == [
+    passages = documents.passages(["*.txt", "b.md", "c.jsonl", "b.md"], tmp_path, 800)
+    assert [(one.name, one.text[:7]) for one in passages] == [
         ("a.txt", "한국어로 쓴 "), ("b.md", "# Title"), ("c.jsonl:1", "one"), ("c.jsonl:3", "t\u2028w\x85o"),
     ]  # fmt: skip
     before = documents.content_hash(["*.md"], tmp_path)
@@ -228,7 +228,7 @@ def test_documents_come_from_text_markdown_and_jsonl_in_any_encoding(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "named", "said"),
+    ("name", "content", "named", "message"),
     [
         ("a.bin", b"x", "a.bin", "unknown kind '.bin'"),
         ("a.txt", bytes(range(256)) * 40, "a.txt", "holds no text"),
@@ -242,10 +242,10 @@ def test_documents_come_from_text_markdown_and_jsonl_in_any_encoding(tmp_path: P
     ],
 )
 def test_a_document_that_cannot_be_read_is_named(
-    tmp_path: Path, name: str, content: bytes, named: str, said: str
+    tmp_path: Path, name: str, content: bytes, named: str, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         documents.passages([named], tmp_path, 800)
 
 
@@ -272,7 +272,7 @@ def test_a_circle_of_links_ends_and_a_huge_file_is_refused(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("answer", "found"),
+    ("answer", "expected"),
     [
         ("1. capital France\n2) Paris\n- main city\n4. too many", ["q", "capital France", "Paris", "main city"]),
         ('"quoted"\n\nq\nQuery 2: b', ["q", "quoted", "b"]),
@@ -280,16 +280,16 @@ def test_a_circle_of_links_ends_and_a_huge_file_is_refused(tmp_path: Path, monke
         ("x" * 9_000, ["q", "x" * rewrites.MOST_CHARS]),
     ],
 )
-def test_rewrites_are_the_first_lines_of_what_the_model_says(answer: str, found: list[str]) -> None:
-    assert rewrites.wordings("q", answer) == found
+def test_rewrites_are_the_first_lines_of_what_the_model_says(answer: str, expected: list[str]) -> None:
+    assert rewrites.wordings("q", answer) == expected
 
 
 def test_every_wording_is_looked_up_and_kept() -> None:
     train = [record("dog", "Tell me of hounds", "Dogs bark"), record("cat", "Tell me of felines", "Cats purr")]
     recipe = {**BM25, "by": "multi-query", "ranked_by": "bm25"}
     arm, _ = retrieved(train_items(train), recipe)
-    asked = record("eval", "Which pet purrs loudly?", "A cat")
-    (row,) = arm.look_up([asked], lambda prompts: ["cats\nfelines" for _ in prompts])
+    query = record("eval", "Which pet purrs loudly?", "A cat")
+    (row,) = arm.look_up([query], lambda prompts: ["cats\nfelines" for _ in prompts])
     assert row["queries"] == ["Which pet purrs loudly?", "cats", "felines"] and row["retrieved"] == ["cat"]
 
 
@@ -300,21 +300,21 @@ def row_of(method: str, **more: Any) -> dict[str, Any]:
 
 
 def test_a_sentence_says_who_wins_or_that_nobody_does() -> None:
-    told = {
+    figures = {
         "retrieval_method": "base-bm25",
         "delta_retrieval": -0.2,
         "delta_retrieval_low": -0.3,
         "delta_retrieval_high": -0.1,
     }
     assert (
-        in_words(row_of("lora", **told))
+        in_words(row_of("lora", **figures))
         == "beats retrieval (base-bm25) by 0.200 bits per byte (95 %: -0.300 to -0.100)"
     )
-    assert "not told apart" in (in_words(row_of("lora", **told | {"delta_retrieval_high": 0.1})) or "")
+    assert "not told apart" in (in_words(row_of("lora", **figures | {"delta_retrieval_high": 0.1})) or "")
     worse = {"delta_retrieval": 0.2, "delta_retrieval_low": 0.1, "delta_retrieval_high": 0.3}
-    assert "is better by 0.200" in (in_words(row_of("lora", **told | worse)) or "")
+    assert "is better by 0.200" in (in_words(row_of("lora", **figures | worse)) or "")
     assert in_words(row_of("lora")) is None and section([row_of("lora")]) is None
-    page = section([row_of("lora<b>", **told), row_of("base-bm25", retrieved=2.0)])
+    page = section([row_of("lora<b>", **figures), row_of("base-bm25", retrieved=2.0)])
     assert page and "<svg" in page and "lora&lt;b&gt;" in page and "lora<b>" not in page
 
 
@@ -332,10 +332,13 @@ def test_the_best_arm_is_the_one_with_the_fewest_bits_that_was_measured() -> Non
 def test_answers_are_compared_prompt_by_prompt() -> None:
     one = {f"r{n}": float(n) + (n % 2) for n in range(6)}
     other = {f"r{n}": float(n) for n in range(6)} | {"r9": 100.0}
-    found = mean_difference(one, other)
-    assert found and found.value == pytest.approx(0.5)
+    difference = mean_difference(one, other)
+    assert difference and difference.value == pytest.approx(0.5)
     half = 2.5706 * np.std([0, 1, 0, 1, 0, 1], ddof=1) / np.sqrt(6)
-    assert (found.low, found.high) == (pytest.approx(0.5 - half, rel=2e-3), pytest.approx(0.5 + half, rel=2e-3))
+    assert (difference.low, difference.high) == (
+        pytest.approx(0.5 - half, rel=2e-3),
+        pytest.approx(0.5 + half, rel=2e-3),
+    )
     few = mean_difference({"a": 1.0}, {"a": 0.0})
     assert isinstance(few, Interval) and few.value == 1.0 and np.isnan(few.low)
     assert mean_difference({"a": 1.0}, {"b": 0.0}) is None
@@ -389,8 +392,8 @@ def test_a_folder_that_pools_otherwise_or_holds_no_model_is_refused(tmp_path: Pa
     with pytest.raises(UnavailableError, match="cannot be loaded"):
         Embedder(tmp_path, nothing)
     (tmp_path / "1_Pooling").mkdir()
-    told = {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(told), encoding="utf-8")
+    config = {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UnavailableError, match="pools by pooling_mode_lasttoken"):
         Embedder(tmp_path, nothing)
 

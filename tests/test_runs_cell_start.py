@@ -53,20 +53,20 @@ def test_the_cells_own_tokenizer_is_loaded_once_and_every_other_reader_has_its_o
 
     monkeypatch.setattr(PromptFormat, "of", noted)
 
-    def kept(**asked: Any) -> list[str]:
+    def kept_ids(**recipe: Any) -> list[str]:
         readers = [{"model": path.name, "folder": str(path), "max_length": 512, **ASKED} for path in (own, other)]
-        told = {
+        spec = {
             "root": str(tmp_path),
             "weights": "models/own",
-            "recipe": {**ASKED, **asked},
+            "recipe": {**ASKED, **recipe},
             "tokenizers_to_fit": readers,
         }
-        write_json(tmp_path / "spec.json", told)
+        write_json(tmp_path / "spec.json", spec)
         return [record["example_id"] for record in fitting_everywhere(Worker(tmp_path), records, form)]
 
-    once = kept()
+    once = kept_ids()
     assert loaded == ["other"]
-    assert kept(prompt="alpaca") == once and loaded == ["other", "own", "other"], "asked otherwise than the reader"
+    assert kept_ids(prompt="alpaca") == once and loaded == ["other", "own", "other"], "asked otherwise than the reader"
 
 
 def test_a_cell_whose_own_model_reads_no_record_is_not_measured_on_those_of_others(
@@ -75,9 +75,9 @@ def test_a_cell_whose_own_model_reads_no_record_is_not_measured_on_those_of_othe
     own = save_tiny(tmp_path / "models" / "own")
     records = clean_for(project).resolved().selected.eval
     reader = {"model": "own", "folder": str(own), "max_length": 1, **ASKED}
-    told = {"root": str(tmp_path), "weights": "models/own", "recipe": ASKED, "tokenizers_to_fit": [reader]}
+    spec = {"root": str(tmp_path), "weights": "models/own", "recipe": ASKED, "tokenizers_to_fit": [reader]}
     write_json(
-        tmp_path / "spec.json", told
+        tmp_path / "spec.json", spec
     )  # its weights are named relative to the root, its reader's by their whole path
     with pytest.raises(ValueError, match="own can read none of 3 evaluation records, with max_length 1"):
         fitting_everywhere(Worker(tmp_path), records)

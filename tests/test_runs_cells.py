@@ -101,9 +101,9 @@ def test_the_latest_attempt_counts(lake: Lake) -> None:
     assert cells.latest(lake.data, KEY) is None
     lake.trained("full")
     newest = lake.trained("full", "failed")
-    found = cells.latest(lake.data, KEY)
-    assert found is not None
-    assert (found.run_id, found.status) == (newest.run_id, "failed")
+    latest = cells.latest(lake.data, KEY)
+    assert latest is not None
+    assert (latest.run_id, latest.status) == (newest.run_id, "failed")
 
 
 def test_every_attempt_is_found_by_cell_oldest_first(lake: Lake) -> None:
@@ -134,8 +134,8 @@ def test_a_cell_that_was_made_in_the_future_is_current_and_its_successor_comes_a
     lake = planted.lake(tmp_path)
     attempt = lake.trained("full")
     ahead = attempt.folder.rename(attempt.folder.with_name("20990101T000000000-aaaaaa"))
-    found, reused = train(lake.resolved(), attempt.key)
-    assert reused and found.folder == ahead
+    current, reused = train(lake.resolved(), attempt.key)
+    assert reused and current.folder == ahead
     home = attempt.key.folder(lake.data)
     shutil.copytree(ahead, newer := home / new_run_id(home))
     latest = cells.latest(lake.data, attempt.key)
@@ -202,9 +202,9 @@ def test_evaluations_come_oldest_first(lake: Lake) -> None:
 def test_classify_exit(tmp_path: Path, end: Ending, report: dict[str, Any], status: Status, detail: str | None) -> None:
     write_json(tmp_path / "spec.json", {"memory_budget_gb": 0.75, "time_limit_minutes": 1})
     (tmp_path / "log.txt").write_text("line 1\nline 2\nline 3\nline 4\nline 5\n")
-    found, said = classify_exit(end, report, spec_in(tmp_path), tmp_path)
-    assert found == status
-    assert said == detail if detail is None else detail in (said or "")
+    verdict, message = classify_exit(end, report, spec_in(tmp_path), tmp_path)
+    assert verdict == status
+    assert message == detail if detail is None else detail in (message or "")
 
 
 def test_a_failure_that_printed_nothing_says_so(tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "wanted"),
+    ("message", "expected"),
     [
         (CPU_MESSAGE, 123),
         (CUDA_MESSAGE, 2_684_354_560),
@@ -389,12 +389,12 @@ def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
         ("Cannot allocate memory", None),
     ],
 )
-def test_the_bytes_that_were_asked_for(message: str, wanted: int | None) -> None:
-    assert bytes_requested(message) == wanted
+def test_the_bytes_that_were_asked_for(message: str, expected: int | None) -> None:
+    assert bytes_requested(message) == expected
 
 
 @pytest.mark.parametrize(
-    ("message", "wanted"),
+    ("message", "expected"),
     [
         (CUDA_MESSAGE, round(1.12 * 2**30)),
         ("GPU 0 has a total capacity of 14.58 GiB of which 0 bytes is free. Process 7 has", 0),
@@ -403,9 +403,9 @@ def test_the_bytes_that_were_asked_for(message: str, wanted: int | None) -> None
         (CPU_MESSAGE, None),
     ],
 )
-def test_the_bytes_that_were_free(message: str, wanted: int | None) -> None:
+def test_the_bytes_that_were_free(message: str, expected: int | None) -> None:
     """Under a budget: those that it leaves."""
-    assert bytes_free(message) == wanted
+    assert bytes_free(message) == expected
 
 
 # on a card
@@ -471,8 +471,8 @@ def test_what_bitsandbytes_prints_before_it_ends_the_process(
     (folder / "log.txt").write_text(printed, encoding="utf-8")
     if rank is not None:
         write_json(folder / RANKS, {"rank": rank, "exit_code": exit_code})
-    found, detail = classify_exit(ending(exit_code), {}, spec_in(folder), folder)
-    assert found == status and detail is not None
+    verdict, detail = classify_exit(ending(exit_code), {}, spec_in(folder), folder)
+    assert verdict == status and detail is not None
     assert detail.startswith("rank 1: ") == (rank is not None)
     assert status == "failed" or BITSANDBYTES in detail
 

@@ -34,13 +34,13 @@ KEY = "planted-0123456789abcdef"
 @contextmanager
 def server(answers: dict[str, tuple[int, Any]]) -> Iterator[tuple[str, list[str]]]:
     """A job server that answers by method and path; yields its address and what it was asked."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("content-length") or 0))
-            asked.append(f"{self.command} {self.path}")
-            status, body = answers.get(asked[-1], (404, "no such job"))
+            requests.append(f"{self.command} {self.path}")
+            status, body = answers.get(requests[-1], (404, "no such job"))
             content = (body if isinstance(body, str) else json.dumps(body)).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(content)))
@@ -56,7 +56,7 @@ def server(answers: dict[str, tuple[int, Any]]) -> Iterator[tuple[str, list[str]
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{made.server_address[1]}", asked
+        yield f"http://127.0.0.1:{made.server_address[1]}", requests
     finally:
         made.shutdown()
         made.server_close()
@@ -93,12 +93,12 @@ def test_a_wrong_address_or_a_server_of_something_else_is_a_row_that_says_so(pro
 def test_storage_that_is_not_there_is_a_row_that_says_so(project: TinyProject, tmp_path: Path) -> None:
     clean_for(project)
     (tmp_path / "file").touch()
-    with server({"GET /api/version": (200, {"ray_version": "2.60.0"})}) as (address, asked):
+    with server({"GET /api/version": (200, {"ray_version": "2.60.0"})}) as (address, requests):
         on_ray(project, address=address, storage=f"file://{tmp_path}/file/below", gpus=0)
         attempt, _ = train(project.resolved(), project.key("base"))
     assert attempt.status == "unavailable"
     assert f"storage file://{tmp_path}/file/below cannot be used: writing featherweight" in attempt.result.detail
-    assert not any(one.startswith("POST") for one in asked)  # no job without its inputs
+    assert not any(one.startswith("POST") for one in requests)  # no job without its inputs
     with pytest.raises(StoreError, match="make extras E=ray"):
         Store("nonsense://bucket/prefix")
 
@@ -117,13 +117,13 @@ def test_what_a_job_waits_for_is_said_with_what_the_cluster_has() -> None:
     ]
     answer = {"data": {"result": {"result": nodes}}}
     with server({"GET /api/v0/nodes?detail=1": (200, answer)}) as (address, _):
-        told = {"job": "one", "asked": {"num_cpus": 8, "num_gpus": None, "memory": None}}
-        assert why_it_waits(told, JobServer(address)) == (
+        job = {"job": "one", "asked": {"num_cpus": 8, "num_gpus": None, "memory": None}}
+        assert why_it_waits(job, JobServer(address)) == (
             "waiting for the cluster: one asks for 8 CPU; no node has so much, so it waits until one joins (nodes: 4 CPU, 8.0 GB)"
         )
-        told["asked"] |= {"num_cpus": 1, "memory": 8e9}
-        assert "asks for 1 CPU, 8.0 GB; every node that has so much is taken" in why_it_waits(told, JobServer(address))
-    assert why_it_waits(told, JobServer(address)).startswith("waiting for the cluster: one asks for")
+        job["asked"] |= {"num_cpus": 1, "memory": 8e9}
+        assert "asks for 1 CPU, 8.0 GB; every node that has so much is taken" in why_it_waits(job, JobServer(address))
+    assert why_it_waits(job, JobServer(address)).startswith("waiting for the cluster: one asks for")
 
 
 def test_a_cell_asks_for_its_predicted_memory(tmp_path: Path) -> None:
@@ -146,13 +146,13 @@ def test_a_job_that_nobody_watches_is_found_again_or_ended(tmp_path: Path) -> No
         "POST /api/jobs/one/stop": (200, {}),
     }
     assert not is_under_way(tmp_path)
-    with server(answers) as (address, asked):
+    with server(answers) as (address, requests):
         write_json(tmp_path / "job.json", {"job": "one", "address": address})
         assert is_under_way(tmp_path)
         end(tmp_path)
-        assert asked[-1] == "POST /api/jobs/one/stop"
+        assert requests[-1] == "POST /api/jobs/one/stop"
         end(tmp_path)  # it has been told
-        assert asked.count("POST /api/jobs/one/stop") == 1
+        assert requests.count("POST /api/jobs/one/stop") == 1
         answers["GET /api/jobs/one"] = (200, {"status": "FAILED"})
         assert not is_under_way(tmp_path)
     write_json(tmp_path / "ended.json", {})
@@ -171,8 +171,8 @@ def test_what_a_node_makes_reaches_the_driver_whole(tmp_path: Path) -> None:
         (node / "checkpoints" / "step-1" / name).write_text("one")
     outbox.send()
     inbox.take()
-    found = sorted(path.relative_to(driver).as_posix() for path in driver.rglob("*") if path.is_file())
-    assert found == [
+    files = sorted(path.relative_to(driver).as_posix() for path in driver.rglob("*") if path.is_file())
+    assert files == [
         "checkpoints/step-1/state.json",
         "checkpoints/step-1/tensors.safetensors",
         "curve.jsonl",
@@ -211,12 +211,12 @@ def test_inputs_travel_once_and_land_where_the_data_root_has_them(tmp_path: Path
         "tokenizers_to_fit": [{"model": "m", "folder": "m", "prompt": "chat", "max_length": 8}],
     }
     store = Store(f"file://{tmp_path}/store")
-    told, inputs = parcel.pack(spec, store)
-    assert told["root"] == "" and told["weights"].startswith("models/by-path/")
+    order, inputs = parcel.pack(spec, store)
+    assert order["root"] == "" and order["weights"].startswith("models/by-path/")
     node, cache = tmp_path / "node", tmp_path / "cache"
     assert parcel.unpack(inputs, node, cache, store) > 0
     assert parcel.unpack(inputs, node, cache, store) == 0
-    assert (node / told["weights"] / "model.safetensors").read_text() == "model.safetensors"
+    assert (node / order["weights"] / "model.safetensors").read_text() == "model.safetensors"
     assert sorted(path.name for path in node.rglob("*") if path.is_file()) == [
         "config.json",
         "examples.parquet",
@@ -253,8 +253,8 @@ def test_pipes_messages_are_carried_line_by_line(tmp_path: Path) -> None:
 
 def test_a_node_with_other_packages_is_told_which() -> None:
     assert node.different(node.versions()) is None
-    said = node.different({**node.versions(), "torch": "1.0", "more": "2"})
-    assert said and "has torch 2.13.0, more not installed; the driver has torch 1.0, more 2" in said
+    difference = node.different({**node.versions(), "torch": "1.0", "more": "2"})
+    assert difference and "has torch 2.13.0, more not installed; the driver has torch 1.0, more 2" in difference
     name, content = code.package()
     assert code.package.__wrapped__() == (name, content)  # to the byte, so that it is uploaded once
 

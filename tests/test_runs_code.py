@@ -56,10 +56,10 @@ def test_a_copy_of_the_sources_has_the_same_fingerprint(copied: Path):
 @pytest.mark.parametrize("name", PARENTS_SIDE)
 def test_a_change_on_the_parents_side_changes_no_fingerprint(copied: Path, name: str):
     file = copied / "pipelines" / name
-    found = [fingerprint(child, copied) for child in CHILDREN]
+    fingerprints = [fingerprint(child, copied) for child in CHILDREN]
     before = touch(file)
     try:
-        assert [fingerprint(child, copied) for child in CHILDREN] == found
+        assert [fingerprint(child, copied) for child in CHILDREN] == fingerprints
     finally:
         file.write_text(before, encoding="utf-8")
 
@@ -67,12 +67,12 @@ def test_a_change_on_the_parents_side_changes_no_fingerprint(copied: Path, name:
 @pytest.mark.parametrize("child", CHILDREN)
 def test_a_change_of_any_file_that_the_child_imports_changes_it(copied: Path, child: str):
     files = closure(child, root=copied)
-    found = hash_of(files, copied)
+    original = hash_of(files, copied)
     for file in files:
         before = touch(file)
-        assert hash_of(files, copied) != found, file
+        assert hash_of(files, copied) != original, file
         file.write_text(before, encoding="utf-8")
-    assert hash_of(files, copied) == found
+    assert hash_of(files, copied) == original
 
 
 def test_a_file_that_the_child_imports_inside_a_function_counts_from_then_on(copied: Path):
@@ -89,13 +89,13 @@ def test_a_file_that_the_child_imports_inside_a_function_counts_from_then_on(cop
 @pytest.mark.parametrize("named", ["torch", "wandb", "peft.py"])
 def test_what_else_lies_beside_the_project_is_not_followed(copied: Path, named: str):
     """W&B keeps its runs in a folder `wandb`; and installed, the project has every other package beside it."""
-    found = fingerprint(TRAINS, copied)
+    before = fingerprint(TRAINS, copied)
     other = copied / named
     if other.suffix:
         other.write_text("import nothing_at_all\n", encoding="utf-8")
     else:
         (other / "sub").mkdir(parents=True)
-    assert fingerprint(TRAINS, copied) == found
+    assert fingerprint(TRAINS, copied) == before
     assert all(file.is_relative_to(copied / "pipelines") for file in closure(TRAINS, root=copied))
 
 
@@ -104,13 +104,13 @@ def test_an_upgrade_under_a_running_server_is_seen(copied: Path, monkeypatch: py
     monkeypatch.setattr(code, "PROJECT", copied)
     monkeypatch.setattr(code, "_known", {})
     monkeypatch.setattr(code, "closure", partial(closure, root=copied))
-    found = code.code_fingerprint(TRAINS)
-    assert code.code_fingerprint(TRAINS) == found
+    original = code.code_fingerprint(TRAINS)
+    assert code.code_fingerprint(TRAINS) == original
     file = copied / "pipelines/runs/worker.py"
     before = touch(file)
-    assert code.code_fingerprint(TRAINS) != found
+    assert code.code_fingerprint(TRAINS) != original
     file.write_text(before, encoding="utf-8")
-    assert code.code_fingerprint(TRAINS) == found
+    assert code.code_fingerprint(TRAINS) == original
 
 
 class Telling:

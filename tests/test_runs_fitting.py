@@ -95,8 +95,8 @@ def test_it_is_halved_until_it_fits_and_ends_as_one_that_was_told_so(
     run = row_of(cleaned, "full", "training_runs")
     assert (run["micro_batch_tokens"], run["status_detail"]) == (used, fitted.result.detail)
 
-    told = {"micro_batch_tokens": used, "fit_micro_batch": False}
-    cleaned.change(profiles={"local": {"training": told}})
+    training = {"micro_batch_tokens": used, "fit_micro_batch": False}
+    cleaned.change(profiles={"local": {"training": training}})
     assert outcome(fitted) == outcome(attempt_at(cleaned, "full", force=True))
 
 
@@ -108,8 +108,8 @@ def test_down_to_one_row_of_the_longest_example_and_then_it_is_out_of_memory(
     result = attempt_at(cleaned, "lora-r8", launcher).result
     assert (result.status, result.phase, result.bytes_requested) == ("out_of_memory", "probe", 123)
     least = result.measured["micro_batch_tokens"]
-    told = f"micro_batch_tokens was halved from 4096 to {least}: one row of the longest example does not fit"
-    assert result.detail.endswith(told) and launcher.started > 2
+    detail = f"micro_batch_tokens was halved from 4096 to {least}: one row of the longest example does not fit"
+    assert result.detail.endswith(detail) and launcher.started > 2
     row = row_of(cleaned, "lora-r8")
     assert row["micro_batch_tokens"] == least and "lower max_length" in row["advice"]
 
@@ -183,8 +183,8 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def fitted(folder: Path, launcher: Any, **command: Any) -> Ending:
-    told = CellCommand(arguments=["-m", "x", str(folder)], folder=folder, env={}, **command)
-    return run_fitted(launcher, told, RunSpec(), on_tick=lambda: None, say=lambda _: None)
+    cell_command = CellCommand(arguments=["-m", "x", str(folder)], folder=folder, env={}, **command)
+    return run_fitted(launcher, cell_command, RunSpec(), on_tick=lambda: None, say=lambda _: None)
 
 
 def trained(lake: Lake, launcher: Any, monkeypatch: pytest.MonkeyPatch) -> Attempt:
@@ -215,8 +215,8 @@ def test_what_an_earlier_process_printed_is_no_word_of_the_last_one(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def printed(folder: Path) -> int:
-        said = out_of_memory(512)
-        write_json(folder / "child.json", {"phase": said["phase"], "measured": said["measured"]})
+        report = out_of_memory(512)
+        write_json(folder / "child.json", {"phase": report["phase"], "measured": report["measured"]})
         (folder / "log.txt").write_text("Error out of memory at line 90 in file /src/csrc/ops.cu\n", encoding="utf-8")
         return 1
 
@@ -249,8 +249,8 @@ def test_only_what_is_out_of_memory_in_the_trial_steps_begins_again(tmp_path: Pa
 
 def test_the_verdict_of_any_rank_counts_and_goes_with_its_process(tmp_path: Path) -> None:
     def second_rank_is_out_of_memory(folder: Path) -> int:
-        said = out_of_memory(512)
-        write_json(folder / "child.json", {"phase": said["phase"], "measured": said["measured"]})
+        report = out_of_memory(512)
+        write_json(folder / "child.json", {"phase": report["phase"], "measured": report["measured"]})
         write_json(folder / "rank-1.json", {"phase": "probe", "status": "out_of_memory", "detail": "rank 1: no memory"})
         write_json(folder / "ranks.json", {"rank": 1, "exit_code": 3})
         return 3
@@ -286,8 +286,8 @@ def test_on_a_cluster_the_node_fits_the_micro_batches_and_the_driver_takes_its_w
     monkeypatch.setattr(node, "launcher_on", lambda _devices: launcher)
     monkeypatch.chdir(tmp_path)
     command = CellCommand(arguments=["-m", "x"], folder=tmp_path, env={})
-    told = node.order(command, RunSpec(), threads=None)
-    assert node.run(told, tmp_path, node.Signals(tmp_path)) == 0
+    order = node.order(command, RunSpec(), threads=None)
+    assert node.run(order, tmp_path, node.Signals(tmp_path)) == 0
     assert len(launcher.commands) == 2
     ended = node.ending_in(tmp_path)
     assert ended is not None and ended.exit_code == 0

@@ -77,17 +77,17 @@ def on_ray(project: TinyProject, cluster: RayCluster, monkeypatch: pytest.Monkey
     return made
 
 
-class Told:
+class Recorder:
     """A watch that keeps what is said and does `act` at each tick with the attempt."""
 
     def __init__(self, act: Callable[[Attempt], None] = lambda _attempt: None) -> None:
-        self.said: list[str] = []
-        self.hooks = RunHooks(say=self.said.append, on_tick=act)
+        self.lines: list[str] = []
+        self.hooks = RunHooks(say=self.lines.append, on_tick=act)
 
 
 def last_step(folder: Path) -> int:
-    found = whole(folder)
-    return int(found[-1].name.removeprefix("step-")) if found else 0
+    written = whole(folder)
+    return int(written[-1].name.removeprefix("step-")) if written else 0
 
 
 def node_of(attempt: Attempt) -> str | None:
@@ -100,21 +100,21 @@ def test_through_s3_a_cell_trains_is_evaluated_and_no_key_stays_anywhere(
     from pipelines.evaluate.cell import evaluate
 
     project = on_ray(storage=f"s3://{BUCKET}/tiny")
-    stage, told = project.now(), Told()
-    attempt, _ = train(stage.resolve(), project.key("lora-r8"), hooks=told.hooks)
+    stage, recorder = project.now(), Recorder()
+    attempt, _ = train(stage.resolve(), project.key("lora-r8"), hooks=recorder.hooks)
     assert (attempt.status, attempt.result.detail) == ("ok", "")
     assert attempt.result.device and attempt.result.launcher == "ray"
     assert attempt.curve()[-1]["step"] == attempt.result.measured["steps"]
     assert (attempt.model_folder / "adapter_model.safetensors").exists()
-    found, _ = evaluate(stage.resolve(), project.key("lora-r8"), hooks=told.hooks)
-    assert found.ok and found.answers() and found.result.device == attempt.result.device
+    evaluation, _ = evaluate(stage.resolve(), project.key("lora-r8"), hooks=recorder.hooks)
+    assert evaluation.ok and evaluation.answers() and evaluation.result.device == attempt.result.device
     objects = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="tiny/")["Contents"]
     assert not [one["Key"] for one in objects if "/jobs/" in one["Key"]]  # cleared; the inputs stay
     jobs = JobServer(cluster.address)
     printed = (
         jobs._ask("GET", f"/api/jobs/featherweight-{attempt.run_id}/logs").text + jobs._ask("GET", "/api/jobs/").text
     )
-    assert KEY not in printed + "".join(told.said)
+    assert KEY not in printed + "".join(recorder.lines)
     for path in stage.data.root.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
     for one in objects:
@@ -135,8 +135,8 @@ def test_a_node_that_dies_mid_cell_costs_the_steps_since_the_last_checkpoint(
             cluster.tell("kill", node)
             cluster.tell("add")
 
-    told = Told(kill)
-    finished, _ = train(project.resolved(), project.key("lora-r8"), hooks=told.hooks)
+    recorder = Recorder(kill)
+    finished, _ = train(project.resolved(), project.key("lora-r8"), hooks=recorder.hooks)
     first, second = cells.attempts(project.data, project.key("lora-r8"))
     assert killed and finished.run_id == second.run_id
     assert (first.status, second.status) == ("killed", "ok")
@@ -147,7 +147,7 @@ def test_a_node_that_dies_mid_cell_costs_the_steps_since_the_last_checkpoint(
     assert "going on after step" in (second.folder / "log.txt").read_text()
     steps = [row["step"] for row in second.curve()]
     assert steps == sorted(set(steps)) and steps[-1] == second.result.measured["steps"]
-    assert any("once more on another node" in line for line in told.said)
+    assert any("once more on another node" in line for line in recorder.lines)
 
 
 def test_no_capacity_waits_and_says_why_and_a_cancel_then_leaves_nothing(
@@ -160,10 +160,10 @@ def test_no_capacity_waits_and_says_why_and_a_cancel_then_leaves_nothing(
             assert attempt.status == "queued"
             raise KeyboardInterrupt
 
-    told = Told(cancel)
+    recorder = Recorder(cancel)
     with pytest.raises(KeyboardInterrupt):
-        train(project.resolved(), project.key("base"), hooks=told.hooks)
-    assert any("asks for 3 CPU; no node has so much" in line and "1 CPU" in line for line in told.said)
+        train(project.resolved(), project.key("base"), hooks=recorder.hooks)
+    assert any("asks for 3 CPU; no node has so much" in line and "1 CPU" in line for line in recorder.lines)
     attempt = cells.latest(project.data, project.key("base"))
     assert attempt and attempt.status == "killed"
     cluster.tell("add", {"num_cpus": 3})  # the job begins only to see that it was stopped
@@ -184,7 +184,7 @@ def test_a_cancel_stops_the_job_within_ten_seconds_and_keeps_a_checkpoint(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(project.resolved(), project.key("lora-r8"), hooks=Told(cancel).hooks)
+        train(project.resolved(), project.key("lora-r8"), hooks=Recorder(cancel).hooks)
     took = time.monotonic() - began[0]
     attempt = cells.latest(project.data, project.key("lora-r8"))
     assert attempt
@@ -211,16 +211,16 @@ def test_a_driver_that_is_killed_finds_its_job_again(
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, MODEL, "lora-r8"], start_new_session=True)
     try:
         latest: Callable[[], Any] = lambda: cells.latest(project.data, project.key("lora-r8"))  # noqa: E731
-        wait_for(lambda: (found := latest()) and last_step(found.folder) >= 5)
+        wait_for(lambda: (attempt := latest()) and last_step(attempt.folder) >= 5)
     finally:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
     assert latest().status == "lost"
-    told = Told()
-    finished, reused = train(project.resolved(), project.key("lora-r8"), hooks=told.hooks)
+    recorder = Recorder()
+    finished, reused = train(project.resolved(), project.key("lora-r8"), hooks=recorder.hooks)
     assert (finished.status, reused) == ("ok", False)
     assert [attempt.run_id for attempt in cells.attempts(project.data, project.key("lora-r8"))] == [finished.run_id]
-    assert any("found again, not started twice" in line for line in told.said)
+    assert any("found again, not started twice" in line for line in recorder.lines)
     steps = [row["step"] for row in finished.curve()]
     assert steps == sorted(set(steps))
     mine = [
@@ -235,7 +235,7 @@ def test_a_cell_of_two_processes_is_one_job_that_asks_for_both(
     project = on_ray(storage=f"s3://{BUCKET}/ranks")
     cluster.tell("add", {"num_cpus": 2})
     project.change(profiles={"local": {"devices": 2, "sharding": "ddp"}})
-    attempt, _ = train(project.resolved(), project.key("lora-r8"), hooks=Told().hooks)
+    attempt, _ = train(project.resolved(), project.key("lora-r8"), hooks=Recorder().hooks)
     assert (attempt.status, attempt.result.detail) == ("ok", "")
     assert (read_json(attempt.folder / "job.json") or {})["asked"]["num_cpus"] == 2
     assert str(attempt.result.device).endswith("× 2, ddp")
@@ -286,7 +286,7 @@ def test_a_head_that_dies_is_a_row_and_what_was_done_is_kept(
                 own.tell("kill head")
                 killed.append(time.monotonic())
 
-        attempt, _ = train(project.resolved(), project.key("lora-r8"), hooks=Told(kill).hooks)
+        attempt, _ = train(project.resolved(), project.key("lora-r8"), hooks=Recorder(kill).hooks)
         print(f"head dead: row after {time.monotonic() - killed[0]:.0f} s: {attempt.result.detail}")
     assert attempt.status == "killed"
     assert "no Ray job server answers" in attempt.result.detail
@@ -322,8 +322,8 @@ def test_the_graph_runs_two_cells_at_a_time_and_dagster_hears_them(
     rows = run_graph(project, {"methods": ["base", "full", "lora-r8"]})
     assert [(row["status"], row["launcher"]) for row in rows] == [("ok", "ray")] * 3
     assert any(one[1] > other[0] for one, other in pairwise(spans(project)))  # the next began before it ended
-    asked = [read_json(attempt.folder / "job.json") or {} for attempt in cells.all_attempts(project.data)]
-    assert all(one["asked"]["memory"] > 10**8 for one in asked)  # as predicted
+    orders = [read_json(attempt.folder / "job.json") or {} for attempt in cells.all_attempts(project.data)]
+    assert all(one["asked"]["memory"] > 10**8 for one in orders)  # as predicted
     with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
         lines = [
             entry.user_message

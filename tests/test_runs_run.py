@@ -38,7 +38,7 @@ PLANTED = ("-aaaaaa", "-bbbbbb")  # how the ids of planted results end
 class End:
     """How a child ends: what it said last, its exit code or ending, and what is raised while it is watched."""
 
-    said: dict[str, object] | None = None
+    report: dict[str, object] | None = None
     exit_code: int = 0
     ending: Ending | None = None
     raised: BaseException | None = None
@@ -69,8 +69,8 @@ class Scripts:
     def start(self, command: CellCommand) -> Scripted:
         end = End({"status": "ok"}) if command.arguments[1] in self.good else self.end
         (command.folder / "log.txt").touch()
-        if end.said:
-            write_json(command.folder / "child.json", {"phase": "train", "measured": {}, **end.said})
+        if end.report:
+            write_json(command.folder / "child.json", {"phase": "train", "measured": {}, **end.report})
         self.folders.append(command.folder)
         return Scripted(end)
 
@@ -186,19 +186,19 @@ def test_a_cell_that_lost_its_node_is_run_once_more(lake: Lake, kind: str):
 
 def test_two_data_roots_share_the_device(tmp_path: Path, lake: Lake):
     """Whoever trains in another data root is waited for, since two at once falsify each other's speeds."""
-    said: list[str] = []
+    lines: list[str] = []
     ended = threading.Event()
 
     def go() -> None:
-        train(lake.resolved(), KEY, hooks=RunHooks(say=said.append, launcher=Scripts(End({"status": "ok"}))))
+        train(lake.resolved(), KEY, hooks=RunHooks(say=lines.append, launcher=Scripts(End({"status": "ok"}))))
         ended.set()
 
     other = tmp_path / "another root"
     with locked(device_locks() / f"{machine.device_slug()}.lock", f"a cell of {other}"):
         threading.Thread(target=go, daemon=True).start()
-        while not said:
+        while not lines:
             time.sleep(0.01)
-        assert not ended.is_set() and f"a cell of {other}" in said[0]
+        assert not ended.is_set() and f"a cell of {other}" in lines[0]
     assert ended.wait(600)
     assert [attempt.status for attempt in attempts(lake.data, KEY)] == ["ok"]
 

@@ -15,7 +15,7 @@ from pipelines.train.cell import train
 from pipelines.upkeep.doctor import examine
 from tests import slurm_cells as on
 from tests.project import TinyProject
-from tests.slurm_cells import Told, is_gone, job_of, last_step, on_slurm, order_of, wait_for
+from tests.slurm_cells import Recorder, is_gone, job_of, last_step, on_slurm, order_of, wait_for
 from tests.slurm_node import SlurmNode, missing, slurm_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "Slurm is installed")]
@@ -54,7 +54,7 @@ def test_a_cell_trains_as_it_does_locally_and_no_key_goes_along(
 def test_a_cell_of_two_processes_is_one_job_that_asks_for_both(project: TinyProject, node: SlurmNode) -> None:
     on_slurm(project)
     project.change(profiles={"local": {"devices": 2, "sharding": "ddp"}})
-    attempt, _ = train(project.resolved(), project.key("lora-r8"), hooks=Told().hooks)
+    attempt, _ = train(project.resolved(), project.key("lora-r8"), hooks=Recorder().hooks)
     assert attempt.status == "ok", attempt.result.detail
     assert order_of(attempt)["asked"]["cpus"] == 2
     assert str(attempt.result.device).endswith("× 2, ddp")
@@ -79,7 +79,7 @@ def test_a_python_that_is_not_there_is_a_row_that_says_so(project: TinyProject, 
 
 
 def test_a_cell_over_its_memory_is_out_of_memory(project: TinyProject, node: SlurmNode) -> None:
-    attempt, _ = train(on_slurm(project, memory_gb=0.2).resolved(), project.key("lora-r8"), hooks=Told().hooks)
+    attempt, _ = train(on_slurm(project, memory_gb=0.2).resolved(), project.key("lora-r8"), hooks=Recorder().hooks)
     print(attempt.result.detail)
     assert attempt.status == "out_of_memory"
 
@@ -89,18 +89,18 @@ def test_a_job_that_is_cancelled_from_outside_is_a_row_with_a_way_on(project: Ti
         if last_step(attempt.folder) >= 2:
             slurm.run("scancel", order_of(attempt)["id"])
 
-    told = Told(cancel)
-    attempt, _ = train(on_slurm(project, training=on.LONG).resolved(), project.key("lora-r8"), hooks=told.hooks)
+    recorder = Recorder(cancel)
+    attempt, _ = train(on_slurm(project, training=on.LONG).resolved(), project.key("lora-r8"), hooks=recorder.hooks)
     print(attempt.result.detail)
     assert attempt.status == "killed" and "the next run goes on after step" in attempt.result.detail
     assert (job := job_of(attempt)) and job.state == "CANCELLED"
 
 
 def test_what_slurm_refuses_is_a_row_with_its_words(project: TinyProject, node: SlurmNode) -> None:
-    attempt, _ = train(on_slurm(project, memory_gb=1000).resolved(), project.key("base"), hooks=Told().hooks)
+    attempt, _ = train(on_slurm(project, memory_gb=1000).resolved(), project.key("base"), hooks=Recorder().hooks)
     print(attempt.result.detail)
     assert attempt.status == "unavailable" and "Requested node configuration is not available" in attempt.result.detail
-    attempt, _ = train(on_slurm(project, partition="big").resolved(), project.key("base"), hooks=Told().hooks)
+    attempt, _ = train(on_slurm(project, partition="big").resolved(), project.key("base"), hooks=Recorder().hooks)
     assert attempt.status == "unavailable" and "Invalid partition name specified" in attempt.result.detail
 
 
@@ -121,14 +121,14 @@ def test_a_node_that_is_lost_costs_the_steps_since_the_last_checkpoint(project: 
         if attempt.spec.after and order_of(attempt).get("id"):
             raise KeyboardInterrupt
 
-    told = Told(lose)
+    recorder = Recorder(lose)
     with pytest.raises(KeyboardInterrupt):
-        train(on_slurm(project, training=on.LONG).resolved(), project.key("lora-r8"), hooks=told.hooks)
+        train(on_slurm(project, training=on.LONG).resolved(), project.key("lora-r8"), hooks=recorder.hooks)
     first, second = cells.attempts(project.data, project.key("lora-r8"))
     print(first.result.detail)
     assert first.status == "killed" and "NODE_FAIL" in first.result.detail
     assert (second.spec.resume or {})["run_id"] == first.run_id
-    assert any("once more on another node" in line for line in told.said)
+    assert any("once more on another node" in line for line in recorder.lines)
     wait_for(lambda: is_gone(first.folder))  # slurmd is dead, the cell was not: it was told to end
 
 
@@ -138,10 +138,10 @@ def test_a_controller_that_dies_costs_nothing_while_the_cell_runs(project: TinyP
             own.kill("slurmctld")
             (own.folder / "slurmctld.pid").unlink()
 
-    attempt, _ = train(on_slurm(project).resolved(), project.key("lora-r8"), hooks=Told(kill).hooks)
+    attempt, _ = train(on_slurm(project).resolved(), project.key("lora-r8"), hooks=Recorder(kill).hooks)
     assert attempt.status == "ok", attempt.result.detail
     began = time.monotonic()
-    attempt, _ = train(project.resolved(), project.key("full"), hooks=Told().hooks)
+    attempt, _ = train(project.resolved(), project.key("full"), hooks=Recorder().hooks)
     print(f"controller down: {time.monotonic() - began:.0f} s: {attempt.result.detail}", file=sys.stderr)
     assert attempt.status == "unavailable" and "does not answer" in attempt.result.detail
     wait_for(lambda: is_gone(attempt.folder))

@@ -27,7 +27,7 @@ from pipelines.train.cell import train
 from pipelines.upkeep.doctor import examine
 from tests import slurm_cells as on
 from tests.project import TinyProject
-from tests.slurm_cells import Told, is_gone, on_slurm, order_of, wait_for
+from tests.slurm_cells import Recorder, is_gone, on_slurm, order_of, wait_for
 
 # In the place of python: the node's half and a cell that takes two seconds, without the seconds that it takes to import torch.
 STUB = """#!/bin/sh
@@ -102,13 +102,13 @@ def test_a_node_that_is_lost_costs_one_attempt(project: TinyProject, fake: FakeS
         running = any(job["state"] == "RUNNING" for job in fake.jobs())
         fake.scene(**({"node": "lost"} if running and not attempt.spec.after else {}))
 
-    told = Told(lose)
-    finished, _ = train(on_slurm(project, python=stub).resolved(), project.key("base"), hooks=told.hooks)
+    recorder = Recorder(lose)
+    finished, _ = train(on_slurm(project, python=stub).resolved(), project.key("base"), hooks=recorder.hooks)
     first, second = cells.attempts(project.data, project.key("base"))
     assert finished.run_id == second.run_id
     assert (first.status, second.status) == ("killed", "ok")
     assert "NODE_FAIL" in first.result.detail and "NODE_FAIL" in second.result.detail
-    assert any("once more on another node" in line for line in told.said)
+    assert any("once more on another node" in line for line in recorder.lines)
 
 
 def test_a_python_that_is_not_there_is_a_row_that_says_so(project: TinyProject, fake: FakeSlurm) -> None:
@@ -116,7 +116,7 @@ def test_a_python_that_is_not_there_is_a_row_that_says_so(project: TinyProject, 
 
 
 def outcome(project: TinyProject) -> tuple[str, str]:
-    attempt, _ = train(project.resolved(), project.key("base"), hooks=Told().hooks)
+    attempt, _ = train(project.resolved(), project.key("base"), hooks=Recorder().hooks)
     return attempt.status, attempt.result.detail
 
 
@@ -175,12 +175,12 @@ def test_it_asks_for_cards_where_there_are_any_and_else_for_the_predicted_memory
 
     assert request(gpus=None) == slurm.Request(1, 0, None, 96)
     write_json(answer_file(DataRoot(tmp_path), {}, "d", 1, own_tokenizer=True), {"cpu": {"peak": 2e9}})
-    asked = request(gpus=None, cpus=2, devices=2)
-    assert (asked.cpus, asked.memory_mb) == (4, 4674)  # 2 × 2 GB × 1.1, and the node's half
+    resources = request(gpus=None, cpus=2, devices=2)
+    assert (resources.cpus, resources.memory_mb) == (4, 4674)  # 2 × 2 GB × 1.1, and the node's half
     fake.scene(gres="gpu:a100:4")
-    asked = request(gpus=None, devices=2)
-    assert asked.options() == ["--cpus-per-task=2", "--gres=gpu:2", "--time=96"]
-    assert asked.in_words() == "2 CPU, 2 GPU, 96 minutes"
+    resources = request(gpus=None, devices=2)
+    assert resources.options() == ["--cpus-per-task=2", "--gres=gpu:2", "--time=96"]
+    assert resources.in_words() == "2 CPU, 2 GPU, 96 minutes"
     with pytest.raises(UnavailableError, match=r"no partition 'big'; set slurm\.partition to one of main"):
         request(gpus=None, partition="big")
 
@@ -199,9 +199,9 @@ ENDINGS = [
 ]
 
 
-@pytest.mark.parametrize(("state", "code", "reason", "status", "said"), ENDINGS)
+@pytest.mark.parametrize(("state", "code", "reason", "status", "message"), ENDINGS)
 def test_an_ending_without_a_last_word_is_what_slurm_says(
-    tmp_path: Path, state: str, code: int, reason: str | None, status: str, said: str
+    tmp_path: Path, state: str, code: int, reason: str | None, status: str, message: str
 ) -> None:
     (tmp_path / "log.txt").write_text("the last line\n")
     write_json(tmp_path / "job.json", {"id": "7", "asked": {"memory_mb": 2000}})
@@ -210,7 +210,7 @@ def test_an_ending_without_a_last_word_is_what_slurm_says(
     ending = command._without_last_word()
     assert ending.reason == reason
     verdict, detail = classify_exit(ending, {}, RunSpec(), tmp_path)
-    assert verdict == status and detail and said in detail
+    assert verdict == status and detail and message in detail
     if code == -9:
         (tmp_path / "log.txt").write_text(
             "slurmstepd: error: StepId=7.batch exceeded memory limit (9 > 8), being killed\n"

@@ -25,7 +25,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
     """What TensorBoard's event files in `folder` hold: name → step → value."""
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
-    found: dict[str, dict[int, float]] = {}
+    series: dict[str, dict[int, float]] = {}
     for file in folder.glob("events.*"):
         data, place = file.read_bytes(), 0
         while place < len(data):  # length (8 bytes), its check sum (4), the event, its check sum (4)
@@ -34,8 +34,8 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
             place += 16 + size
             for value in event.summary.value:
                 if value.HasField("simple_value"):
-                    found.setdefault(value.tag, {})[event.step] = value.simple_value
-    return found
+                    series.setdefault(value.tag, {})[event.step] = value.simple_value
+    return series
 
 
 def test_tensorboard_shows_every_point_also_those_before_a_kill(project: TinyProject) -> None:

@@ -93,9 +93,9 @@ def test_a_section_of_the_wrong_kind_is_refused_in_our_words_alone(section: str,
     tree = yaml.safe_load(SMALL)
     inner, _, name = section.rpartition(".")
     (tree[inner] if inner else tree)[name] = yaml.safe_load(value)
-    said = refusal(written(tmp_path, yaml.safe_dump(tree)))
-    assert f"got {yaml.safe_load(value)!r}; expected a mapping of names to values" in said
-    assert not re.search(r"Input|instance|valid|should|pydantic", said)
+    message = refusal(written(tmp_path, yaml.safe_dump(tree)))
+    assert f"got {yaml.safe_load(value)!r}; expected a mapping of names to values" in message
+    assert not re.search(r"Input|instance|valid|should|pydantic", message)
 
 
 @pytest.mark.parametrize("key", sorted(set(Method.model_fields) - set(TrainingOverrides.model_fields)))
@@ -108,7 +108,7 @@ def test_a_methods_setting_under_training_is_refused_with_where_it_goes(key: str
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "place", "said"),
+    ("old", "new", "line", "place", "message"),
     [
         ("    prompt: alpaca", "    promt: alpaca", 4, "models.tiny.promt", "did you mean 'prompt'?"),
         ("full: {kind: full}", "full: {kind: full, ranks: 8}", 13, "methods.full.ranks", "rank, alpha, dropout"),
@@ -127,17 +127,17 @@ def test_a_methods_setting_under_training_is_refused_with_where_it_goes(key: str
     ],
 )
 def test_an_unknown_key_is_named_with_its_line_and_what_is_allowed(
-    tmp_path: Path, old: str, new: str, line: int, place: str, said: str
+    tmp_path: Path, old: str, new: str, line: int, place: str, message: str
 ) -> None:
     # two comment lines first, so that a line number that is always 1 would be noticed
     path = written(tmp_path, "# a\n# b\n" + changed((old, new)))
     first = refusal(path).splitlines()[0]
     assert first.startswith(f"{path}:{line + 2}: {place}: unknown key ")
-    assert said in first
+    assert message in first
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "place", "said"),
+    ("old", "new", "line", "place", "message_part"),
     [
         (
             "models: [tiny]",
@@ -185,16 +185,16 @@ def test_an_unknown_key_is_named_with_its_line_and_what_is_allowed(
     ],
 )
 def test_a_name_that_does_not_exist_is_named_with_its_line_and_what_is_allowed(
-    tmp_path: Path, old: str, new: str, line: int, place: str, said: str
+    tmp_path: Path, old: str, new: str, line: int, place: str, message_part: str
 ) -> None:
     path = written(tmp_path, changed((old, new)))
     message = refusal(path)
     assert message.startswith(f"{path}:{line}: {place}: got ")
-    assert said in message
+    assert message_part in message
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "said"),
+    ("old", "new", "line", "detail"),
     [
         ("  epochs: 1", "  epochs: 1\n  epochs: 2", 17, "'epochs' is given twice (first in line 16)"),
         ("  other:", "  tiny:", 6, "'tiny' is given twice (first in line 2)"),
@@ -202,13 +202,13 @@ def test_a_name_that_does_not_exist_is_named_with_its_line_and_what_is_allowed(
         ("{kind: none}", "{kind: none, kind: full}", 12, "'kind' is given twice (first in line 12)"),
     ],
 )
-def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:
+def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: int, detail: str) -> None:
     path = written(tmp_path, changed((old, new)))
-    assert refusal(path) == f"{path}:{line}: {said}"
+    assert refusal(path) == f"{path}:{line}: {detail}"
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "place", "said"),
+    ("old", "new", "line", "place", "message_part"),
     [
         ("epochs: 1", "epochs: often", 16, "training.epochs", "got 'often'"),
         ("epochs: 1", "epochs: -1", 16, "training.epochs", "got -1; expected more than 0"),
@@ -394,12 +394,12 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, old: str, new: str, line: 
     ],
 )
 def test_a_wrong_value_is_named_with_its_line_and_what_was_expected(
-    tmp_path: Path, old: str, new: str, line: int, place: str, said: str
+    tmp_path: Path, old: str, new: str, line: int, place: str, message_part: str
 ) -> None:
     path = written(tmp_path, changed((old, new)))
     message = refusal(path)
     assert message.startswith(f"{path}:{line}: {place}: ")
-    assert said in message
+    assert message_part in message
 
 
 def test_crontab_fields_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message_part"),
     [
         ("models: [tiny", ":1:14: not YAML"),
         ("models:\n\tx: 1", ":2:1: not YAML"),
@@ -435,11 +435,11 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
         ("just words", "got 'just words'"),
     ],
 )
-def test_what_is_no_yaml_mapping_is_refused_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+def test_what_is_no_yaml_mapping_is_refused_with_its_place(tmp_path: Path, text: str, message_part: str) -> None:
     path = written(tmp_path, text)
     message = refusal(path)
     assert message.startswith(str(path))
-    assert said in message
+    assert message_part in message
 
 
 def test_a_file_that_is_missing_a_folder_or_not_utf8_is_named(tmp_path: Path) -> None:
@@ -641,7 +641,7 @@ def test_shipped_rows_share_their_examples_per_step(shipped: Experiments) -> Non
 
 
 @pytest.mark.parametrize(
-    ("wanted", "gpu", "expected"),
+    ("requested", "gpu", "expected"),
     [
         (None, None, "local"),
         ("auto", None, "local"),
@@ -652,10 +652,10 @@ def test_shipped_rows_share_their_examples_per_step(shipped: Experiments) -> Non
     ],
 )
 def test_auto_is_gpu_with_cuda_and_local_without(
-    shipped: Experiments, monkeypatch: pytest.MonkeyPatch, wanted: str | None, gpu: str | None, expected: str
+    shipped: Experiments, monkeypatch: pytest.MonkeyPatch, requested: str | None, gpu: str | None, expected: str
 ) -> None:
     monkeypatch.setattr(machine, "cuda_name", lambda: gpu)
-    assert profile_name(shipped, wanted) == expected
+    assert profile_name(shipped, requested) == expected
 
 
 def test_auto_stays_local_where_no_gpu_profile_is_configured(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

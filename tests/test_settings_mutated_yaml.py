@@ -61,16 +61,16 @@ def moved_or_gone(text: str, chance: random.Random) -> bytes:
 
 
 def flipped(text: str, chance: random.Random) -> bytes:
-    found = bytearray(text.encode())
+    content = bytearray(text.encode())
     for _ in range(chance.choice((1, 3, 30))):
-        found[chance.randrange(len(found))] = chance.randrange(256)
-    return bytes(found)
+        content[chance.randrange(len(content))] = chance.randrange(256)
+    return bytes(content)
 
 
 def cut_out(text: str, chance: random.Random) -> bytes:
-    found = text.encode()
-    start, length = chance.randrange(len(found)), chance.choice((1, 5, 200, len(found)))
-    return found[:start] + found[start + length :]
+    content = text.encode()
+    start, length = chance.randrange(len(content)), chance.choice((1, 5, 200, len(content)))
+    return content[:start] + content[start + length :]
 
 
 def repeated(text: str, chance: random.Random) -> bytes:
@@ -116,11 +116,16 @@ def mutated(text: str, seed: int) -> bytes:
 
 def console(path: Path, name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """The console script on the file."""
-    told = {**os.environ, "FEATHERWEIGHT_DATA": str(folder), "FEATHERWEIGHT_PROFILE": "local", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "FEATHERWEIGHT_DATA": str(folder),
+        "FEATHERWEIGHT_PROFILE": "local",
+        "HF_HUB_OFFLINE": "1",
+    }
     if name == "experiments.yaml":
-        told["FEATHERWEIGHT_EXPERIMENTS"] = str(path)
+        environment["FEATHERWEIGHT_EXPERIMENTS"] = str(path)
     command = [sys.executable, "-c", MEASURED, "generate", "--estimate"]
-    return subprocess.run(command, cwd=PROJECT, env=told, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow

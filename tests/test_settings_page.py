@@ -41,9 +41,12 @@ def test_every_setting_that_the_file_may_hold_has_a_line() -> None:
 @each_section
 def test_a_setting_is_one_sentence_with_a_default(section: Section) -> None:
     for name, one in rows(section).items():
-        said = one.meaning.removesuffix(" *Only in Dagster.*")
-        assert said.endswith(".") and ". " not in said and said[0] in "`f" + said[0].upper(), (name, said)
-        assert 10 < len(said) <= 140, (name, len(said))
+        meaning = one.meaning.removesuffix(" *Only in Dagster.*")
+        assert meaning.endswith(".") and ". " not in meaning and meaning[0] in "`f" + meaning[0].upper(), (
+            name,
+            meaning,
+        )
+        assert 10 < len(meaning) <= 140, (name, len(meaning))
         assert one.type and one.default, name
 
 

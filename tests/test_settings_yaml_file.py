@@ -35,7 +35,7 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (bomb(8), ":6: *a4: the aliases up to here repeat more than 100,000 characters"),
         (bomb(8, merged=True), ":6: *a4: the aliases up to here repeat"),
@@ -67,8 +67,10 @@ def refusal(path: Path) -> str:
         ("*" + "n" * 5000, "more characters)"),
     ],
 )
-def test_what_would_fill_the_memory_or_hide_a_mistake_is_refused(tmp_path: Path, text: str | bytes, said: str) -> None:
-    assert said in refusal(written(tmp_path, text))
+def test_what_would_fill_the_memory_or_hide_a_mistake_is_refused(
+    tmp_path: Path, text: str | bytes, message: str
+) -> None:
+    assert message in refusal(written(tmp_path, text))
 
 
 @pytest.mark.parametrize(

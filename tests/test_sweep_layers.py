@@ -48,12 +48,12 @@ def test_a_model_for_each_number_of_layers(planted_lake: Lake) -> None:
 
 def test_what_it_makes_is_what_the_file_would_say(planted_lake: Lake) -> None:
     """So that its cells are current once its lines are put into the file."""
-    said = planted_lake.configured(models={"mine": {"source": {"from": "tiny", "drop_layers": 3}}})
+    written = planted_lake.configured(models={"mine": {"source": {"from": "tiny", "drop_layers": 3}}})
     swept = sweeping.with_layers(planted_lake.project, "tiny", [3])
-    models: list[Model] = [swept.project.experiments.model("tiny-drop3"), said.project.experiments.model("mine")]
+    models: list[Model] = [swept.project.experiments.model("tiny-drop3"), written.project.experiments.model("mine")]
     assert models[0].model_dump() == models[1].model_dump()
-    assert sweeping.with_layers(said.project, "tiny", [3]).models == {3: "mine"}
-    recipes = [swept.project.recipe_of("tiny-drop3", "lora-r8"), said.project.recipe_of("mine", "lora-r8")]
+    assert sweeping.with_layers(written.project, "tiny", [3]).models == {3: "mine"}
+    recipes = [swept.project.recipe_of("tiny-drop3", "lora-r8"), written.project.recipe_of("mine", "lora-r8")]
     assert recipes[0] | {"model": ""} == recipes[1] | {"model": ""}
     other = planted_lake.configured(models={"tiny-drop4": {"source": {"from": "tiny", "drop_layers": [3]}}})
     with pytest.raises(UsageError, match="is another model than tiny without 4 layers: rename it"):
@@ -67,10 +67,10 @@ def test_however_many_layers_are_swept_the_evaluations_stay_current(planted_lake
         for counts in ([0], [0, 1], [0, 1, 4])
     }
     assert len(prints) == 1
-    told = planted_lake.configured(
+    configured = planted_lake.configured(
         models={"tiny-drop1": {"source": {"from": "tiny", "drop_layers": 1}, "max_length": 77}}
     )
-    swept = sweeping.with_layers(told.project, "tiny", [0], ["full"]).project
+    swept = sweeping.with_layers(configured.project, "tiny", [0], ["full"]).project
     profile = swept.settings.model_copy(update={"models": ["tiny", "tiny-drop1"]})
     wide = replace(
         swept,
@@ -92,7 +92,7 @@ def test_what_cannot_be_swept_is_refused(planted_lake: Lake) -> None:
 
 
 def test_numbers_of_layers_are_read_with_commas_and_without() -> None:
-    read = lambda *said: cli.parser().parse_args(["sweep", "tiny", *said])  # noqa: E731
+    read = lambda *arguments: cli.parser().parse_args(["sweep", "tiny", *arguments])  # noqa: E731
     assert read("--layers", "0,4", "8").layers == [[0, 4], [8]] and read().layers is None
     for wrong in ("-1", "4,", "x", "1.5", ""):
         with pytest.raises(SystemExit):
@@ -109,17 +109,17 @@ def test_a_model_that_cannot_be_made_is_a_row(planted_lake: Lake, monkeypatch: p
     def refuse(*_: Any, **__: Any) -> None:
         raise UnavailableError("drop_layers: it has no stack of blocks")
 
-    found = SimpleNamespace(status="unavailable")
+    attempt = SimpleNamespace(status="unavailable")
     monkeypatch.setattr(sweeping.store, "fetch", refuse)
-    monkeypatch.setattr("pipelines.sweep.cells.train", lambda *_, **__: (found, False))
+    monkeypatch.setattr("pipelines.sweep.cells.train", lambda *_, **__: (attempt, False))
     monkeypatch.setattr("pipelines.sweep.cells.evaluate_base", lambda *_, **__: None)
-    swept, said = sweeping.with_layers(planted_lake.project, "tiny", [0, 1], ["full"]), []
-    rows = sweeping.run_sweep(swept, on_tick=lambda _: None, tell=said.append)
+    swept, lines = sweeping.with_layers(planted_lake.project, "tiny", [0, 1], ["full"]), []
+    rows = sweeping.run_sweep(swept, on_tick=lambda _: None, tell=lines.append)
     assert [(one["dropped"], one["method"], one["status"]) for one in rows] == [
         (0, "full", "missing"),
         (1, "full", "missing"),
     ]
-    assert said[1] == "tiny-drop1: drop_layers: it has no stack of blocks" and len(said) == 4
+    assert lines[1] == "tiny-drop1: drop_layers: it has no stack of blocks" and len(lines) == 4
     text = sweeping.table(rows, swept, "text")
     assert "tiny-drop1 full is missing" in text and "tiny-drop1: {source: {from: tiny, drop_layers: 1}}" in text
     assert json.loads(sweeping.table(rows, swept, "json"))[1]["dropped"] == 1
@@ -174,8 +174,8 @@ def test_shortened_models_are_healed_compared_and_exported(
     project.change(models={MODEL: {"source": {"path": str(deep(tmp_path / "whole"))}}})
     quiet = RunHooks(say=lambda _message: None, launcher=InProcess())
     monkeypatch.setattr(sweeping, "RunHooks", lambda **_: quiet)
-    swept, said = sweeping.with_layers(project.now(), MODEL, [0, 2]), []
-    rows = sweeping.run_sweep(swept, on_tick=lambda _: None, tell=said.append)
+    swept, lines = sweeping.with_layers(project.now(), MODEL, [0, 2]), []
+    rows = sweeping.run_sweep(swept, on_tick=lambda _: None, tell=lines.append)
     assert [(one["dropped"], one["layers"], one["method"], one["status"]) for one in rows] == [
         (drop, 6 - drop, method, "ok") for drop in (0, 2) for method in ("base", "full", "lora-r8", "qlora-r8")
     ]

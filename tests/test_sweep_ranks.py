@@ -21,8 +21,8 @@ def planted_lake(tmp_path: Any) -> Lake:
     return _with(lake(tmp_path), {"lora-r8": {"kind": "lora", "rank": 8, "alpha": 32, "dropout": 0.1}})
 
 
-def _sweep(planted_lake: Lake, ranks: list[int], **wanted: Any) -> tuple[dict[int, str], dict[str, Any]]:
-    swept = sweeping.with_ranks(planted_lake.project, "tiny", ranks, **wanted)
+def _sweep(planted_lake: Lake, ranks: list[int], **options: Any) -> tuple[dict[int, str], dict[str, Any]]:
+    swept = sweeping.with_ranks(planted_lake.project, "tiny", ranks, **options)
     return swept.methods, swept.project.experiments.methods
 
 
@@ -72,7 +72,7 @@ def test_the_profile_holds_the_ranks_and_the_untouched_model_alone(planted_lake:
 
 
 def test_ranks_are_read_with_commas_and_without() -> None:
-    read = lambda *said: cli.parser().parse_args(["sweep", "tiny", "--ranks", *said]).ranks  # noqa: E731
+    read = lambda *arguments: cli.parser().parse_args(["sweep", "tiny", "--ranks", *arguments]).ranks  # noqa: E731
     assert read("2,8", "32") == [[2, 8], [32]] and cli.parser().parse_args(["sweep"]).ranks == [[8, 128, 256]]
     for wrong in ("0", "8,", "8,-1", "x", "8;16", "1.5"):
         with pytest.raises(SystemExit):
@@ -87,13 +87,13 @@ def _row(method: str, rate: float, source: str, at_edge: bool | None) -> Row:
 def test_it_says_whether_rates_were_searched_for() -> None:
     tuned, edge = _row("r8", 1e-3, "search", False), _row("r128", 4e-3, "search", True)
     shared, other = _row("r8", 1e-3, "profile", None), _row("r256", 2e-3, "pair", None)
-    said = lambda *rows: "; ".join(sweeping._of_rates(rows))  # noqa: E731
-    assert said(tuned, tuned) == "each rank at the best of the learning rates tried for it"
-    assert said(tuned, edge).startswith("r128: the best learning rate is the smallest or largest")
-    assert said(shared, shared).startswith("at one shared learning rate, 0.001, not searched for;")
-    assert "0.001, 0.002, not searched for;" in said(shared, other)
-    assert "0.002, not searched for (r256);" in said(tuned, other)
-    assert said({**shared, "trainable_params": 0}) == ""
+    verdict = lambda *rows: "; ".join(sweeping._of_rates(rows))  # noqa: E731
+    assert verdict(tuned, tuned) == "each rank at the best of the learning rates tried for it"
+    assert verdict(tuned, edge).startswith("r128: the best learning rate is the smallest or largest")
+    assert verdict(shared, shared).startswith("at one shared learning rate, 0.001, not searched for;")
+    assert "0.001, 0.002, not searched for;" in verdict(shared, other)
+    assert "0.002, not searched for (r256);" in verdict(tuned, other)
+    assert verdict({**shared, "trainable_params": 0}) == ""
 
 
 def test_a_rank_that_is_out_of_memory_is_a_row_and_the_next_is_run(
@@ -106,17 +106,17 @@ def test_a_rank_that_is_out_of_memory_is_a_row_and_the_next_is_run(
     def train(_stage: Any, key: Any, **_: Any) -> tuple[Any, bool]:
         bad = key.method == "lora-r128"
         detail = "used 3.1 GB of a budget of 3 GB and was stopped"
-        found = (
+        attempt = (
             wide.trained(key.method, "out_of_memory", phase="probe", detail=detail) if bad else wide.trained(key.method)
         )
-        return found, False
+        return attempt, False
 
     monkeypatch.setattr("pipelines.sweep.cells.train", train)
     monkeypatch.setattr("pipelines.sweep.cells.evaluate", lambda _stage, key, **_: wide.evaluated(_newest(wide, key)))
-    said: list[str] = []
-    rows = sweeping.run_sweep(swept, on_tick=lambda _attempt: None, tell=said.append)
+    lines: list[str] = []
+    rows = sweeping.run_sweep(swept, on_tick=lambda _attempt: None, tell=lines.append)
     assert [(row["rank"], row["status"]) for row in rows] == [(8, "ok"), (128, "out_of_memory"), (256, "ok")]
-    assert len(said) == 3 and "out_of_memory" in said[1]
+    assert len(lines) == 3 and "out_of_memory" in lines[1]
     text = sweeping.table(rows, swept, "text")
     assert "lora-r128 is out_of_memory: used 3.1 GB" in text and "add to methods of profile local" in text
     assert 'lora-r128 {kind: "lora", rank: 128, alpha: 512.0, dropout: 0.1}' in text

@@ -52,13 +52,13 @@ def trainable_on_packaged(method: str) -> int:
 def test_ten_adapters_are_as_large_as_the_file_and_the_page_say_and_as_lora_where_they_can_be() -> None:
     assert len(ADAPTERS) == 10 and METHODS[:3] == ["base", "full", "lora-r8"]
     text = (PROJECT / "experiments.yaml").read_text(encoding="utf-8")
-    said = dict(re.findall(r"^  ([\w.-]+): \{kind: .*\} # ([\d,]+)", text, re.M))
+    documented = dict(re.findall(r"^  ([\w.-]+): \{kind: .*\} # ([\d,]+)", text, re.M))
     page = (PROJECT / "docs" / "training.md").read_text(encoding="utf-8")
     lora = trainable_on_packaged("lora-r8")
     assert f"lora-r8 has {lora:,} there" in text and f"| `lora-r8` | {lora:,} |" in page
     for name in ADAPTERS[1:]:
         count = trainable_on_packaged(name)
-        assert said[name] == f"{count:,}", name
+        assert documented[name] == f"{count:,}", name
         assert f"| `{name}` | {count:,} |" in page, name
         assert (abs(count / lora - 1) < 0.1) is (name not in FEWER), name
 
@@ -169,10 +169,10 @@ def test_the_fast_path_is_for_what_it_was_proven_equal_for_and_changes_no_result
     ours, plain = ours_and_pefts(settings, monkeypatch)
     assert ("adapters" in fast_paths.taken(ours, in_float32=True)) is is_fast
     assert "adapters" not in fast_paths.taken(plain, in_float32=True)
-    found, expected = loss_and_gradients(ours), loss_and_gradients(plain)
-    assert found.keys() == expected.keys() and len(found) > 2
+    results, expected = loss_and_gradients(ours), loss_and_gradients(plain)
+    assert results.keys() == expected.keys() and len(results) > 2
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(results[name], value, rtol=1e-3, atol=1e-5)
     assert any(value.abs().sum() > 0 for name, value in expected.items() if name != "loss")
 
 

@@ -248,11 +248,11 @@ def test_losses_gradients_and_answers_are_of_the_texts_own_tokens(
     (sum(plain) / 10).backward()  # pyright: ignore[reportAttributeAccessIssue]
     expected: dict[str, Any] = {name: p.grad.clone() for name, p in trainable(model).items()}
     model.zero_grad()
-    with head_on_positions(model) as wanted:
-        loss = step_loss(model, examples, wanted, CPU, learned=10)
+    with head_on_positions(model) as positions:
+        loss = step_loss(model, examples, positions, CPU, learned=10)
         loss.backward()
         with torch.no_grad():
-            losses = token_losses(model, examples, wanted, CPU)
+            losses = token_losses(model, examples, positions, CPU)
     assert loss.item() * 10 == pytest.approx(float(sum(plain)), rel=1e-5)
     assert losses.sum().item() == pytest.approx(float(sum(plain)), rel=1e-5)
     for name, parameter in trainable(model).items():
@@ -344,10 +344,10 @@ def test_loftq_makes_up_for_the_rounding(architecture: str, tmp_path: Path) -> N
     base = tiny_model(architecture)
     ids = text()
     with torch.no_grad():
-        wanted = base(input_ids=ids).logits
-        off = (model.eval()(input_ids=ids).logits - wanted).abs().mean()
+        expected = base(input_ids=ids).logits
+        off = (model.eval()(input_ids=ids).logits - expected).abs().mean()
         with model.disable_adapter():
-            without = (model(input_ids=ids).logits - wanted).abs().mean()
+            without = (model(input_ids=ids).logits - expected).abs().mean()
     assert off < 0.8 * without
     model.save_pretrained(tmp_path / "saved")
     again = PeftModel.from_pretrained(loading.load_model(folder, recipe), str(tmp_path / "saved")).eval()

@@ -44,8 +44,8 @@ CHILDREN: dict[str, Callable[[Worker], None]] = {
 def a_worker(folder: Path, **spec: Any) -> Worker:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "questions.json", {"examples": [], "eval_set": "none", "prompts": []})
-    told = {"root": str(folder), "questions": str(folder / "questions.json"), "gguf": None}
-    write_json(folder / "spec.json", {**told, **spec})
+    defaults = {"root": str(folder), "questions": str(folder / "questions.json"), "gguf": None}
+    write_json(folder / "spec.json", {**defaults, **spec})
     return Worker(folder)
 
 
@@ -126,8 +126,8 @@ def test_a_card_without_kernels_in_this_build_is_told(
     t4: FakeCuda, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], words: str | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-    told = card.trouble()
-    assert told is None if words is None else words in (told or "")
+    reason = card.trouble()
+    assert reason is None if words is None else words in (reason or "")
 
 
 def test_kernels_for_one_card_run_on_no_older_one(t4: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +147,8 @@ def test_a_drivers_tool_that_is_there_and_fails_is_quoted(
     t4: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fake_driver.install(tmp_path, monkeypatch, failure="Failed to initialize NVML: Unknown Error")
-    told = card.trouble() or ""
-    assert "(Failed to initialize NVML: Unknown Error)" in told and "PATH" not in told
+    reason = card.trouble() or ""
+    assert "(Failed to initialize NVML: Unknown Error)" in reason and "PATH" not in reason
 
 
 def test_ranks_do_not_meet_on_a_card_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def test_the_sampler_asks_for_the_card_of_the_thread_that_trains(monkeypatch: py
     def current() -> int:
         return 1 if threading.current_thread() is main else 0
 
-    asked: list[str] = []
+    uuids: list[str] = []
     cuda = SimpleNamespace(
         is_available=lambda: True, current_device=current, reset_peak_memory_stats=lambda: None,
         max_memory_allocated=lambda _card: 0, max_memory_reserved=lambda _card: 0, mem_get_info=lambda _card: (GB, GB),
@@ -261,7 +261,7 @@ def test_the_sampler_asks_for_the_card_of_the_thread_that_trains(monkeypatch: py
     sampled = threading.Event()
 
     def access(uuid: str) -> Callable[[], float]:
-        asked.append(uuid)
+        uuids.append(uuid)
 
         def ask() -> float:
             sampled.set()
@@ -275,7 +275,7 @@ def test_the_sampler_asks_for_the_card_of_the_thread_that_trains(monkeypatch: py
     meter.start()
     assert sampled.wait(60)
     meter.stop()
-    assert asked == ["uuid-of-1"]
+    assert uuids == ["uuid-of-1"]
     assert meter.summary()["gpu_memory_access_pct"] == 50.0
 
 
@@ -367,19 +367,19 @@ def test_the_report_of_a_card_names_what_cells_will_meet(
 ) -> None:
     loaded = SimpleNamespace(_lib=SimpleNamespace(_name="/somewhere/libbitsandbytes_cuda130.so"))
     monkeypatch.setattr(cextension, "lib", loaded)
-    found = lines()
-    assert found["torch"] == f"{torch.__version__}, built for CUDA 13.0" and found["driver"] == "580.82.07"
-    assert found["device 0"] == "Tesla T4, capability 7.5, bf16 no (fp16 with loss scaling), 15.0 of 16.0 GB free"
-    assert found["bitsandbytes"].endswith(", libbitsandbytes_cuda130.so")
-    assert found["flash-attn"].startswith("not installed")
-    assert found["NVML"].startswith("nvidia-ml-py ") and found["NVML"].endswith(", answers")
-    assert card_report.PROBLEM not in found
+    report = lines()
+    assert report["torch"] == f"{torch.__version__}, built for CUDA 13.0" and report["driver"] == "580.82.07"
+    assert report["device 0"] == "Tesla T4, capability 7.5, bf16 no (fp16 with loss scaling), 15.0 of 16.0 GB free"
+    assert report["bitsandbytes"].endswith(", libbitsandbytes_cuda130.so")
+    assert report["flash-attn"].startswith("not installed")
+    assert report["NVML"].startswith("nvidia-ml-py ") and report["NVML"].endswith(", answers")
+    assert card_report.PROBLEM not in report
 
 
 def test_a_library_of_bitsandbytes_that_is_for_no_card_is_a_problem(computing: FakeCuda, cextension: Any) -> None:
     """The one that this machine's bitsandbytes has loaded in fact."""
-    found = lines()
-    assert "libbitsandbytes_cpu.so" in found["bitsandbytes"] and "is not for a card" in found[card_report.PROBLEM]
+    report = lines()
+    assert "libbitsandbytes_cpu.so" in report["bitsandbytes"] and "is not for a card" in report[card_report.PROBLEM]
 
 
 def test_a_bitsandbytes_without_a_library_is_a_problem(
@@ -413,5 +413,5 @@ def test_the_report_of_a_card_that_torch_cannot_use_is_its_reason(
 ) -> None:
     fake_driver.install(tmp_path, monkeypatch, FakeCard())
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    found = lines()
-    assert list(found) == ["torch", "driver", "problem"] and "580 or newer" in found["problem"]
+    report = lines()
+    assert list(report) == ["torch", "driver", "problem"] and "580 or newer" in report["problem"]

@@ -123,8 +123,8 @@ def test_the_host_waits_once_a_step(kind: str, monkeypatch: pytest.MonkeyPatch) 
 def test_several_numbers_are_read_at_once_and_stay_what_they_are() -> None:
     given = (torch.tensor(1 / 3), 0.1, torch.tensor(1 / 3, dtype=torch.float64))
     with Ran() as ran:
-        found = loop._numbers(*given)
-    assert found == [given[0].item(), 0.1, 1 / 3]
+        numbers = loop._numbers(*given)
+    assert numbers == [given[0].item(), 0.1, 1 / 3]
     assert ran.names.count("aten.stack.default") == 1
     assert loop._numbers(2.0, 0.5) == [2.0, 0.5]
 
@@ -147,8 +147,8 @@ def test_only_where_a_causal_flag_says_all_is_no_mask_made(architecture: str, mo
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda _: looks.append(1))
     model = model_on_card(architecture)
     before = model.config._attn_implementation
-    with head_on_positions(model) as wanted, torch.no_grad():
-        token_losses(model, GROUPS[0], wanted, CARD)
+    with head_on_positions(model) as positions, torch.no_grad():
+        token_losses(model, GROUPS[0], positions, CARD)
     assert bool(looks) == (architecture in WINDOWS)
     assert model.config._attn_implementation == before
 
@@ -160,8 +160,8 @@ def test_attention_without_a_mask_says_the_same(architecture: str) -> None:
     with torch.no_grad():
         expected = model(input_ids=inputs.ids, use_cache=False).logits
         with attention.causal(model, CARD):
-            found = model(input_ids=inputs.ids, use_cache=False).logits
-    assert torch.equal(found, expected)
+            logits = model(input_ids=inputs.ids, use_cache=False).logits
+    assert torch.equal(logits, expected)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -180,8 +180,8 @@ def test_keys_that_an_adapter_puts_before_a_text_hide_none_of_it(architecture: s
     with torch.no_grad():
         expected = model(input_ids=inputs.ids, use_cache=False).logits
         with attention.causal(model, CARD):
-            found = model(input_ids=inputs.ids, use_cache=False).logits
-    assert torch.equal(found, expected)
+            logits = model(input_ids=inputs.ids, use_cache=False).logits
+    assert torch.equal(logits, expected)
 
 
 def test_what_a_token_sees_decides() -> None:

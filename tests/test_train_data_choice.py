@@ -102,8 +102,8 @@ def expected(made: Lake, data: dict[str, Any], languages: list[str] | None, cap:
     rows = [row for row in examples(made.data) if row["split"] == "train"]
     rows = [row for row in rows if not languages or row["language"] in languages]
     rows = [row for row in rows if "provider" not in data or row["provider"] == data["provider"]]
-    found = sorted(ids(rows), key=lambda one: hashlib.sha256(one.encode()).digest())
-    return found[: data.get("max_examples", cap)]
+    record_ids = sorted(ids(rows), key=lambda one: hashlib.sha256(one.encode()).digest())
+    return record_ids[: data.get("max_examples", cap)]
 
 
 def test_the_spec_that_an_attempt_writes_names_the_same_data_as_its_fingerprint(tmp_path: Path) -> None:

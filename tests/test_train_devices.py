@@ -63,11 +63,11 @@ def outcome(attempt: Attempt) -> Outcome:
     """The curve's losses and the saved weights."""
     log = (attempt.folder / "log.txt").read_text()
     assert attempt.status == "ok", f"{attempt.result.detail}\n{log}"
-    found: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     for path in attempt.model_folder.glob("*.safetensors"):
-        found |= load_file(path)
+        weights |= load_file(path)
     names = ("step", "examples", "train_loss", "eval_loss", "learning_rate")
-    return [{name: point[name] for name in names} for point in attempt.curve()], found
+    return [{name: point[name] for name in names} for point in attempt.curve()], weights
 
 
 def assert_close(one: Outcome, other: Outcome) -> None:
@@ -82,11 +82,11 @@ def assert_close(one: Outcome, other: Outcome) -> None:
 
 def processes_of(project: TinyProject) -> list[psutil.Process]:
     """What runs of any of the project's cells: torchrun and its ranks, found by their command line."""
-    found = []
+    processes = []
     for process in psutil.process_iter(["cmdline"]):
         if str(project.data.cells) in " ".join(process.info["cmdline"] or []):
-            found.append(process)
-    return found
+            processes.append(process)
+    return processes
 
 
 def ranks_of(project: TinyProject) -> list[psutil.Process]:
@@ -118,9 +118,9 @@ def test_two_processes_make_the_row_of_one_also_where_they_were_stopped(
     assert stopped.status == "killed" and "goes on after step 3" in stopped.result.detail
     again = attempt_at(cleaned, method, Forked())
     assert (again.result.resume or {})["run_id"] == stopped.run_id
-    found = outcome(again)
-    assert json.dumps(found[0]) == json.dumps(expected[0])
-    assert all(torch.equal(weight, expected[1][name]) for name, weight in found[1].items())
+    result = outcome(again)
+    assert json.dumps(result[0]) == json.dumps(expected[0])
+    assert all(torch.equal(weight, expected[1][name]) for name, weight in result[1].items())
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,11 @@ def test_two_processes_keep_the_best_step_of_one(cleaned: TinyProject, sharding:
         assert (attempt.result.measured["best_step"], attempt.result.measured["last_step"]) == (2, 4)
     assert attempt_at(cleaned, "full", Forked(stop_at=3), force=True).status == "killed"
     again = attempt_at(cleaned, "full", Forked())
-    found = outcome(again)
-    assert again.result.resume and json.dumps(found[0]) == json.dumps(expected[0])
-    assert all(torch.equal(weight, expected[1][name]) for name, weight in found[1].items())
+    result = outcome(again)
+    assert again.result.resume and json.dumps(result[0]) == json.dumps(expected[0])
+    assert all(torch.equal(weight, expected[1][name]) for name, weight in result[1].items())
     for name, weight in outcome(alone)[1].items():
-        torch.testing.assert_close(weight, found[1][name], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(weight, result[1][name], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -157,11 +157,11 @@ def test_two_processes_agree_on_when_a_checkpoint_is_due_by_time(cleaned: TinyPr
     divide(cleaned)
     expected = outcome(attempt_at(cleaned, "lora-r8", Forked()))
     poor = attempt_at(cleaned, "lora-r8", Forked(poor_at=70), force=True)  # of 80: nothing is kept when it ends so
-    (kept,) = checkpoints.whole(poor.folder)
-    assert poor.status == "out_of_memory" and 0 < checkpoints.step_of(kept) <= 70
-    found = outcome(attempt_at(cleaned, "lora-r8", Forked()))
-    assert json.dumps(found[0]) == json.dumps(expected[0])
-    assert all(torch.equal(weight, expected[1][name]) for name, weight in found[1].items())
+    (folder,) = checkpoints.whole(poor.folder)
+    assert poor.status == "out_of_memory" and 0 < checkpoints.step_of(folder) <= 70
+    result = outcome(attempt_at(cleaned, "lora-r8", Forked()))
+    assert json.dumps(result[0]) == json.dumps(expected[0])
+    assert all(torch.equal(weight, expected[1][name]) for name, weight in result[1].items())
 
 
 @pytest.mark.slow

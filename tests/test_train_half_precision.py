@@ -45,9 +45,9 @@ def examples() -> list[Tokenized]:
     return [only(form, record) for record in RECORDS]
 
 
-def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+def off(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The error of all elements together, as a share."""
-    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 # the output head
@@ -69,17 +69,17 @@ def test_the_heads_gradient_in_float16_is_as_exact_as_float16(autocast: bool) ->
     with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
         loss = chunked.summed_loss(hidden, weight, targets, cap=None, share=1 / learned)
     (loss * SCALE).backward()
-    for found, expected in zip((hidden.grad, weight.grad), (exact[0].grad, exact[1].grad), strict=True):
-        assert found is not None and expected is not None and found.isfinite().all()
-        assert off(found.double() / SCALE, expected) < 1e-3
+    for gradient, expected in zip((hidden.grad, weight.grad), (exact[0].grad, exact[1].grad), strict=True):
+        assert gradient is not None and expected is not None and gradient.isfinite().all()
+        assert off(gradient.double() / SCALE, expected) < 1e-3
 
 
 def test_the_first_scaled_step_of_a_float16_base_has_finite_gradients(examples: list[Tokenized]) -> None:
     recipe = {**LORA, "precision": "fp16", "targets": TARGETS["llama"]}
     model = loading.add_adapter(tiny_model("llama").half(), recipe).train()
     scaler = precision.make_scaler(recipe, CPU)
-    with head_on_positions(model) as wanted:
-        scaler.scale(step_loss(model, examples, wanted, CPU, learned=sum(e.learned for e in examples))).backward()
+    with head_on_positions(model) as positions:
+        scaler.scale(step_loss(model, examples, positions, CPU, learned=sum(e.learned for e in examples))).backward()
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
     assert scaler.get_scale() == SCALE and all(g is not None and g.isfinite().all() for g in gradients)
 
@@ -122,9 +122,9 @@ def test_the_heads_gradient_is_summed_in_float32_over_its_pieces(monkeypatch: py
     torch.manual_seed(2)
     hidden, weight, targets = torch.randn(70, 24), torch.randn(300, 24, requires_grad=True), torch.randint(300, (70,))
     expected = torch.zeros(300, 24)
-    for inputs, told in zip(hidden.bfloat16().split(32), targets.split(32), strict=True):
+    for inputs, piece in zip(hidden.bfloat16().split(32), targets.split(32), strict=True):
         grad_logits = functional.linear(inputs, weight.detach().bfloat16()).float().softmax(-1)
-        grad_logits[range(len(told)), told] -= 1
+        grad_logits[range(len(piece)), piece] -= 1
         expected += grad_logits.bfloat16().float().t() @ inputs.float()
     monkeypatch.setattr(torch, "mm", mm)
     monkeypatch.setattr(torch, "addmm", addmm)
@@ -165,8 +165,8 @@ def test_all_that_passes_through_a_frozen_base_keeps_its_format(
     for name, module in model.named_modules():
         if name.endswith(("ln_1", "mlp", "c_proj", "fc2", "layer_norm")):
             module.register_forward_hook(lambda _module, _given, made, name=name: seen.update({name: made.dtype}))
-    with norms_as_on_a_card(monkeypatch), head_on_positions(model) as wanted, precision.autocast(recipe, CPU):
-        step_loss(model, examples, wanted, CPU, learned=10).backward()
+    with norms_as_on_a_card(monkeypatch), head_on_positions(model) as positions, precision.autocast(recipe, CPU):
+        step_loss(model, examples, positions, CPU, learned=10).backward()
     assert len(seen) >= 6 and set(seen.values()) == {torch.bfloat16}
     assert all(p.grad.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
 
@@ -186,9 +186,9 @@ def test_other_adapters_of_pefts_fit_a_half_precision_base_without_autocast(
 ) -> None:
     recipe = {**LORA, "kind": "adapter", "targets": None, "peft": {"peft_type": kind, **PEFTS[kind]}}
     model = loading.add_adapter(tiny_model("llama").bfloat16(), recipe).train()
-    with head_on_positions(model) as wanted, precision.autocast(recipe, CPU):
+    with head_on_positions(model) as positions, precision.autocast(recipe, CPU):
         assert not torch.is_autocast_enabled("cpu")
-        step_loss(model, examples, wanted, CPU, learned=10).backward()
+        step_loss(model, examples, positions, CPU, learned=10).backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
     assert gradients and all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
@@ -225,18 +225,18 @@ def formats(file: Path, prefix: str = "") -> set[str]:
 def test_a_full_result_is_saved_in_the_format_that_it_computes_in(
     cleaned: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[set[str]] = []
+    saved_formats: list[set[str]] = []
     write = checkpoint.write
 
     def seen(attempt: Path, *args: Any, **kwargs: Any) -> Path:
         final = write(attempt, *args, **kwargs)
-        kept.append(formats(final / checkpoint.TENSORS, "weights/") | formats(final / checkpoint.BEST))
+        saved_formats.append(formats(final / checkpoint.TENSORS, "weights/") | formats(final / checkpoint.BEST))
         return final
 
     monkeypatch.setattr(checkpoint, "write", seen)
     attempt = trained(cleaned, "full-half")
     assert attempt.status == "ok", attempt.result.detail
-    assert kept and all(one == {"F32"} for one in kept)  # master weights
+    assert saved_formats and all(one == {"F32"} for one in saved_formats)  # master weights
     assert formats(attempt.model_folder / "model.safetensors") == {"BF16"}
     assert (read_json(attempt.model_folder / "config.json") or {})["dtype"] == "bfloat16"
     assert attempt.result.measured["weights_dtype"] == "float32"  # while training
@@ -285,25 +285,27 @@ def test_half_precision_files_of_a_full_cell_are_widened_on_the_card(
 ) -> None:
     tiny_model(architecture).bfloat16().save_pretrained(tmp_path)
     plain = loading.load_model(tmp_path, FULL)
-    asked: list[Any] = []
+    dtypes: list[Any] = []
     whole = loading._whole
     monkeypatch.setattr(
-        loading, "_whole", lambda folder, **options: asked.append(options["dtype"]) or whole(folder, **options)
+        loading, "_whole", lambda folder, **options: dtypes.append(options["dtype"]) or whole(folder, **options)
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")  # it takes the card's place
     widened = loading.load_model(tmp_path, FULL)
-    assert asked == [torch.float32 if architecture == "gemma" else torch.bfloat16], "one whole model, and no second one"
+    assert dtypes == [torch.float32 if architecture == "gemma" else torch.bfloat16], (
+        "one whole model, and no second one"
+    )
     for kind in ("named_parameters", "named_buffers"):
-        expected, found = dict(getattr(plain, kind)()), dict(getattr(widened, kind)())
-        assert found.keys() == expected.keys()
-        assert all(found[n].dtype is one.dtype and torch.equal(found[n], one) for n, one in expected.items())
+        expected, actual = dict(getattr(plain, kind)()), dict(getattr(widened, kind)())
+        assert actual.keys() == expected.keys()
+        assert all(actual[n].dtype is one.dtype and torch.equal(actual[n], one) for n, one in expected.items())
     assert widened.get_output_embeddings().weight is widened.get_input_embeddings().weight
     tiny_model(architecture).save_pretrained(tmp_path / "wide")
-    asked.clear()
+    dtypes.clear()
     loading.load_model(tmp_path / "wide", FULL)
-    assert asked == [torch.float32]
+    assert dtypes == [torch.float32]
 
 
 # adapters computed together
@@ -358,7 +360,7 @@ def test_adapters_over_a_half_precision_base_are_as_near_to_float32_as_pefts_und
     monkeypatch.setattr(adapters, "keep_mask", same_mask)
     four_bit, name = architecture == "nf4", "llama" if architecture == "nf4" else architecture
     folder = save_tiny(tmp_path / "tiny", name)
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    results: dict[str, dict[str, torch.Tensor]] = {}
     for way, precise in (("exact", "fp32"), ("autocast", "bf16"), ("ours", "bf16")):
         recipe = {**LORA, "precision": precise, "dropout": drop, "quantization": "nf4" if four_bit else None}
         recipe |= {"attention": "eager"} if name in ("gpt_neo", "gemma2") else {}
@@ -372,13 +374,15 @@ def test_adapters_over_a_half_precision_base_are_as_near_to_float32_as_pefts_und
         for module in adapted if way == "ours" else ():
             module.forward.func.__self__.plain = ["PEFT's own, which is not to be called"] * 3
         fill(model)
-        with head_on_positions(model) as wanted, torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
-            loss = step_loss(model, examples, wanted, CPU, learned=10)
+        with head_on_positions(model) as positions, torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+            loss = step_loss(model, examples, positions, CPU, learned=10)
         loss.backward()
-        found[way] = {"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.requires_grad}}
-    assert all(value.dtype is torch.float32 for value in found["ours"].values())
-    assert off(found["ours"]["loss"], found["exact"]["loss"]) < 0.01
-    errors = {way: [off(found[way][n], exact) for n, exact in found["exact"].items()] for way in ("autocast", "ours")}
+        results[way] = {"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.requires_grad}}
+    assert all(value.dtype is torch.float32 for value in results["ours"].values())
+    assert off(results["ours"]["loss"], results["exact"]["loss"]) < 0.01
+    errors = {
+        way: [off(results[way][n], exact) for n, exact in results["exact"].items()] for way in ("autocast", "ours")
+    }
     assert sum(errors["ours"]) < 1.3 * sum(errors["autocast"]) and max(errors["ours"]) < 0.08
 
 

@@ -110,8 +110,8 @@ def test_the_run_whose_ends_are_nearest_goes(tmp_path: Path, project: TinyProjec
     with torch.no_grad():
         assert torch.equal(loaded(two)(IDS).logits, loaded(parent)(IDS).logits), "nothing was lost"
     again = short(two, 1, project.data.root)  # by the numbers of the first model
-    found = read_object(again / shortened.RECORD)
-    assert found["of"] == LAYERS and {2, 3} < set(found["dropped"]) and len(found["left"]) == 3
+    second = read_object(again / shortened.RECORD)
+    assert second["of"] == LAYERS and {2, 3} < set(second["dropped"]) and len(second["left"]) == 3
     base = base_of(two)
     assert base.name == "whole-short without its layers 2-3" and not base.of_hub
     write_json(two / RECORD, {"source": {"from": "x"}, "parent": {"source": {"hub": "a/b"}, "commit": "c"}})

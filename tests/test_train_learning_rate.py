@@ -53,7 +53,7 @@ def test_the_chosen_rate_trains_as_if_it_had_been_given(cleaned: TinyProject, mo
 
     monkeypatch.setattr(Trainer, "loss_of_steps", noted)
     searched = trained(cleaned, "lora-r8")
-    found, measured = outcome(searched), searched.result.measured
+    curve, measured = outcome(searched), searched.result.measured
     tried = json.loads(measured["learning_rates_tried"])
     assert [rate for rate, _ in tried] == RATES and len(judged) == 3 and judged[0] == judged[1]
     assert measured["learning_rate"] == min(tried, key=lambda one: one[1])[0]
@@ -67,7 +67,7 @@ def test_the_chosen_rate_trains_as_if_it_had_been_given(cleaned: TinyProject, mo
 
     cleaned.change(methods={"lora-r8": {"learning_rate": measured["learning_rate"]}})
     given = trained(cleaned, "lora-r8")
-    assert outcome(given) == found
+    assert outcome(given) == curve
     assert given.result.measured.get("search_seconds") is None and given.result.learning_rate_source == "method"
 
 
@@ -89,9 +89,9 @@ def test_a_rate_that_diverges_is_not_chosen_and_full_goes_back_to_its_weights(cl
     cleaned.change(methods={"full": {"learning_rate": [1e-3, 1e30], "gradient_clip": 1e30}})
     searched = trained(cleaned, "full")
     assert json.loads(searched.result.measured["learning_rates_tried"])[1] == [1e30, None]
-    found = outcome(searched)
+    curve = outcome(searched)
     cleaned.change(methods={"full": {"learning_rate": 1e-3}})
-    assert outcome(trained(cleaned, "full")) == found
+    assert outcome(trained(cleaned, "full")) == curve
 
 
 def test_when_all_rates_diverge_the_cell_has() -> None:
@@ -135,7 +135,7 @@ def test_auto_goes_on_after_a_kill_in_the_midst_of_its_search_to_the_same_bits(
 ) -> None:
     with killed_in_trial(10**6, monkeypatch) as tried:
         expected = trained(auto, "lora-r8")
-    kept = outcome(expected)  # the next good run drops the model
+    expected_outcome = outcome(expected)  # the next good run drops the model
     assert len(tried) == 3 and expected.result.measured["steps"] == 40
     with killed_in_trial(2, monkeypatch):
         first = trained(auto, "lora-r8")
@@ -144,7 +144,7 @@ def test_auto_goes_on_after_a_kill_in_the_midst_of_its_search_to_the_same_bits(
     with killed_in_trial(10**6, monkeypatch) as again:
         second, _ = train(auto.resolved(), auto.key("lora-r8"), hooks=hooks)
     assert again == tried[1:], "finished trials are not run again"
-    assert outcome(second) == kept
+    assert outcome(second) == expected_outcome
     names = ("learning_rate", "learning_rate_at_edge", "learning_rates_tried")
     assert [second.result.measured[name] for name in names] == [expected.result.measured[name] for name in names]
     earlier = json.loads((first.folder / "search.jsonl").read_text(encoding="utf-8"))
@@ -218,10 +218,10 @@ def test_auto_may_stand_at_every_level_and_the_recipe_holds_what_it_stands_for(p
     shipped = project.experiments.read_text(encoding="utf-8")
     for level, default in levels:
         project.change(**level)
-        found = recipe()
-        assert len(found["learning_rate"]) == 7 and found["learning_rate_default"] == default
-        changed = {name: found[name] for name in ("learning_rate", "learning_rate_default", "search_cap")}
-        assert found == before | changed
+        values = recipe()
+        assert len(values["learning_rate"]) == 7 and values["learning_rate_default"] == default
+        changed = {name: values[name] for name in ("learning_rate", "learning_rate_default", "search_cap")}
+        assert values == before | changed
         assert project.now().training_of(MODEL, "lora-r8").learning_rate_source == "search"
         project.experiments.write_text(shipped, encoding="utf-8")
     project.change(methods={"lora-r8": {"learning_rate": [1e-4, 1e-3]}})
@@ -272,5 +272,5 @@ def test_what_watches_a_cell_says_which_rate_is_tried(project: TinyProject, caps
     for number in (1, 1, 2):
         write_json(folder / "child.json", {"doing": f"learning rate {number} of 3: 0.002 for 4 steps"})
         progress.show(attempt)
-    said = capsys.readouterr().err.splitlines()
-    assert said == [f"{MODEL} × lora-r8: learning rate {number} of 3: 0.002 for 4 steps" for number in (1, 2)]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"{MODEL} × lora-r8: learning rate {number} of 3: 0.002 for 4 steps" for number in (1, 2)]

@@ -41,9 +41,9 @@ CPU = torch.device("cpu")
 
 
 def gradients_of(model: Any) -> dict[str, torch.Tensor]:
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return found
+    return gradients
 
 
 @pytest.mark.parametrize("piece", [chunked.PIECE_BYTES, 1])  # all rows at once; sixteen at a time
@@ -57,19 +57,19 @@ def test_losses_and_gradients_equal_the_plain_computation(
     expected = torch.cat([plain_losses(model, example) for example in examples])
     expected.mean().backward()
     gradients = gradients_of(model)
-    with head_on_positions(model) as wanted:
-        with_gradients = token_losses(model, examples, wanted, CPU)
+    with head_on_positions(model) as positions:
+        with_gradients = token_losses(model, examples, positions, CPU)
         with torch.no_grad():
-            without = token_losses(model, examples, wanted, CPU)
-        total = step_loss(model, examples, wanted, CPU, learned=len(expected))
+            without = token_losses(model, examples, positions, CPU)
+        total = step_loss(model, examples, positions, CPU, learned=len(expected))
         total.backward()
     torch.testing.assert_close(with_gradients, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(without, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(total, expected.mean(), rtol=1e-5, atol=1e-5)
-    found = gradients_of(model)
-    assert found.keys() == gradients.keys()
+    actual = gradients_of(model)
+    assert actual.keys() == gradients.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "llama-tied", "gpt2", "opt-350m"])
@@ -80,9 +80,9 @@ def test_final_weights_equal_those_of_the_plain_computation(architecture: str, e
         learned = sum(example.learned for example in examples)
         for _ in range(4):
             if fast:
-                with head_on_positions(model) as wanted:
+                with head_on_positions(model) as positions:
                     for batch in batches.micro_batches(examples, max_tokens=60):
-                        step_loss(model, batch, wanted, CPU, learned=learned).backward()
+                        step_loss(model, batch, positions, CPU, learned=learned).backward()
             else:
                 (torch.cat([plain_losses(model, example) for example in examples]).sum() / learned).backward()
             optimizer.step()
@@ -96,42 +96,42 @@ def test_final_weights_equal_those_of_the_plain_computation(architecture: str, e
 
 def test_a_scaled_loss_has_scaled_gradients(examples: list[Tokenized]) -> None:
     model = tiny_model("llama-tied")
-    found = []
+    results = []
     for scale in (1.0, 8.0):
-        with head_on_positions(model) as wanted:
-            (step_loss(model, examples, wanted, CPU, learned=10) * scale).backward()
-        found.append(gradients_of(model))
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], 8 * gradient, rtol=1e-5, atol=1e-6)
+        with head_on_positions(model) as positions:
+            (step_loss(model, examples, positions, CPU, learned=10) * scale).backward()
+        results.append(gradients_of(model))
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], 8 * gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_a_frozen_head_gets_no_gradient_and_an_unknown_one_is_left_to_the_model(examples: list[Tokenized]) -> None:
     model = tiny_model("llama")
     model.lm_head.weight.requires_grad_(False)
-    with head_on_positions(model) as wanted:
-        step_loss(model, examples, wanted, CPU, learned=10).backward()
+    with head_on_positions(model) as positions:
+        step_loss(model, examples, positions, CPU, learned=10).backward()
     assert model.lm_head.weight.grad is None and model.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
     fast = gradients_of(model)
     model.config.model_type = "something-new"
     assert chunked.plain_head(model) is None
-    with head_on_positions(model) as wanted:
-        step_loss(model, examples, wanted, CPU, learned=10).backward()
+    with head_on_positions(model) as positions:
+        step_loss(model, examples, positions, CPU, learned=10).backward()
     for name, gradient in gradients_of(model).items():
         torch.testing.assert_close(gradient, fast[name], rtol=1e-4, atol=1e-6)
 
 
 def test_an_example_never_sees_another(examples: list[Tokenized]) -> None:
     model = tiny_model("llama")
-    with head_on_positions(model) as wanted, torch.no_grad():
-        alone = token_losses(model, examples[:1], wanted, torch.device("cpu"))
-        together = token_losses(model, examples, wanted, torch.device("cpu"))[: len(alone)]
+    with head_on_positions(model) as positions, torch.no_grad():
+        alone = token_losses(model, examples[:1], positions, torch.device("cpu"))
+        together = token_losses(model, examples, positions, torch.device("cpu"))[: len(alone)]
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
 
 
 def test_the_head_is_whole_again_afterwards(examples: list[Tokenized]) -> None:
     model = tiny_model("gpt2")
-    with head_on_positions(model) as wanted:
-        token_losses(model, examples, wanted, torch.device("cpu"))
+    with head_on_positions(model) as positions:
+        token_losses(model, examples, positions, torch.device("cpu"))
     ids = torch.tensor([examples[0].input_ids])
     assert model(input_ids=ids).logits.shape == (1, ids.shape[1], 600)
 
@@ -159,16 +159,16 @@ def test_gradients_are_the_same_after_an_evaluation(
 
     def gradients() -> dict[str, torch.Tensor]:
         model.train()
-        with head_on_positions(model) as wanted:
-            token_losses(model, examples, wanted, torch.device("cpu")).mean().backward()
-        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        with head_on_positions(model) as positions:
+            token_losses(model, examples, positions, torch.device("cpu")).mean().backward()
+        by_name = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()
-        return found
+        return by_name
 
     before = gradients()
     model.eval()
-    with head_on_positions(model) as wanted, torch.no_grad():
-        token_losses(model, examples, wanted, torch.device("cpu"))
+    with head_on_positions(model) as positions, torch.no_grad():
+        token_losses(model, examples, positions, torch.device("cpu"))
     after = gradients()
     assert len(before) == 2 * len(TARGETS["llama"]) * 2
     for name, gradient in before.items():
@@ -194,7 +194,7 @@ def test_fused_adapters_equal_peft(
         "rank": 4, "alpha": 16, "dropout": drop, "targets": TARGETS[name.replace("3_text", "").replace("-tied", "")],
     }  # fmt: skip
     folder = save_tiny(tmp_path / "tiny") if four_bit else None
-    found, seen = {}, []
+    by_path, seen = {}, []
     for fused in (False, True):
         monkeypatch.setattr(loading, "fuse", adapters.fuse if fused else lambda _: None)
         model = loading.load_model(folder, recipe) if folder else tiny_model(name)
@@ -206,18 +206,18 @@ def test_fused_adapters_equal_peft(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.2)
-        with head_on_positions(model) as wanted:
-            loss = step_loss(model, examples, wanted, CPU, learned=10)
+        with head_on_positions(model) as positions:
+            loss = step_loss(model, examples, positions, CPU, learned=10)
         loss.backward()
         seen.append(loss.item())
-        found[fused] = gradients_of(model)
+        by_path[fused] = gradients_of(model)
         adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
         assert all(("forward" in vars(module)) == fused for module in adapted)
     assert seen[1] == pytest.approx(seen[0], rel=1e-5)
-    assert found[True].keys() == found[False].keys() and len(found[True]) >= 2 * 2 * len(recipe["targets"]) - 4
-    for parameter, gradient in found[False].items():
+    assert by_path[True].keys() == by_path[False].keys() and len(by_path[True]) >= 2 * 2 * len(recipe["targets"]) - 4
+    for parameter, gradient in by_path[False].items():
         assert gradient.abs().sum() > 0
-        torch.testing.assert_close(found[True][parameter], gradient, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(by_path[True][parameter], gradient, rtol=1e-3, atol=1e-4)
 
 
 def test_adapters_that_are_switched_off_or_of_another_kind_are_left_to_peft(examples: list[Tokenized]) -> None:
@@ -248,18 +248,18 @@ def test_every_architecture_with_a_fast_path_has_a_tiny_model() -> None:
     [name for name in [*ARCHITECTURES, *MORE_ARCHITECTURES] if fast_paths.ARCHITECTURES[name.split("-")[0]].gates],
 )
 def test_lean_gates_equal_the_plain_computation_and_are_there(architecture: str, examples: list[Tokenized]) -> None:
-    found = []
+    results = []
     for lean in (False, True):
         model = tiny_model(architecture)
         if lean:
             gated.use_lean_gates(model)
             assert "forward" in vars(model.model.layers[0].mlp)
-        with head_on_positions(model) as wanted:
-            loss = step_loss(model, examples, wanted, CPU, learned=10)
+        with head_on_positions(model) as positions:
+            loss = step_loss(model, examples, positions, CPU, learned=10)
         loss.backward()
-        found.append({"loss": loss.detach(), **gradients_of(model)})
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6)
+        results.append({"loss": loss.detach(), **gradients_of(model)})
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dnn", [False, True])
@@ -270,13 +270,13 @@ def test_products_and_their_gradients_equal_torchs(dnn: bool, monkeypatch: pytes
     torch.manual_seed(4)
     for transposed in (False, True):
         x, bias = torch.randn(2, 40, 48, requires_grad=True), torch.randn(64, requires_grad=True)
-        kept = torch.randn(48, 64, requires_grad=True) if transposed else torch.randn(64, 48, requires_grad=True)
-        weight = kept.t() if transposed else kept
+        storage = torch.randn(48, 64, requires_grad=True) if transposed else torch.randn(64, 48, requires_grad=True)
+        weight = storage.t() if transposed else storage
         slope = torch.randn(2, 40, 64)
         results = []
         for linear in (torch.nn.functional.linear, products.linear):
             output = linear(x, weight, bias)
-            results.append([output, *torch.autograd.grad(output, (x, kept, bias), slope, retain_graph=True)])
+            results.append([output, *torch.autograd.grad(output, (x, storage, bias), slope, retain_graph=True)])
         for ours, plain in zip(results[1], results[0], strict=True):
             torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     total = torch.randn(40, 64)

@@ -16,11 +16,11 @@ from tests.tiny import save_tiny
 @pytest.mark.parametrize(("kind", "weights"), [("nf4", 14), ("int8", 14), (None, 0)])
 def test_quantizing_is_timed_apart_from_loading(tmp_path: Path, kind: str | None, weights: int) -> None:
     folder = save_tiny(tmp_path / "tiny")
-    with quantizing.watched(quantizes=kind is not None) as found:
+    with quantizing.watched(quantizes=kind is not None) as watch:
         counted: list[float] = []
         loading.load_model(folder, {**RECIPE, "quantization": kind, "double_quantization": True})
-        counted.append(found.seconds or 0.0)
-    measured = found.measured(100.0)
+        counted.append(watch.seconds or 0.0)
+    measured = watch.measured(100.0)
     assert measured["load_peak_memory_gb"] is not None and measured["load_peak_memory_gb"] > 0.05
     if weights == 0:
         assert (measured["quantize_seconds"], measured["quantize_peak_memory_gb"], measured["load_seconds"]) == (

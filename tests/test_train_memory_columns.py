@@ -81,10 +81,10 @@ def test_a_card_has_three_peaks_and_the_host_one_of_its_own(card: Card) -> None:
         time.sleep(0.01)
     card.grow(allocated=2, reserved=4, free=11)
     meter.stop()
-    found = meter.summary()
-    assert [found[name] for name in COLUMNS] == [5.0, 5.0, 6.0, 13.0]
-    assert found["gpu_allocated_pct"] == 100 * 5 / 16 and found["gpu_memory_access_pct"] == 30.0
-    host = found["host_peak_memory_gb"]
+    summary = meter.summary()
+    assert [summary[name] for name in COLUMNS] == [5.0, 5.0, 6.0, 13.0]
+    assert summary["gpu_allocated_pct"] == 100 * 5 / 16 and summary["gpu_memory_access_pct"] == 30.0
+    host = summary["host_peak_memory_gb"]
     assert host is not None and host == pytest.approx(memory.peak_resident_bytes() / 1e9, rel=0.2)
 
 
@@ -118,15 +118,15 @@ def test_peaks_go_on_with_a_run(card: Card) -> None:
 
 
 def test_loading_has_the_cards_peak_and_the_hosts_beside_it(card: Card) -> None:
-    found = quantizing.Quantizing()
+    watch = quantizing.Quantizing()
     card.grow(allocated=4, reserved=4, free=11)  # before the first weight is quantized
     card.grow(allocated=1, reserved=4, free=11)
 
     def quantize() -> None:
         card.grow(allocated=2, reserved=4, free=11)
 
-    found.timed(quantize)()
-    measured = found.measured(10.0)
+    watch.timed(quantize)()
+    measured = watch.measured(10.0)
     assert (measured["load_peak_memory_gb"], measured["quantize_peak_memory_gb"]) == (4.0, 2.0)
     host = measured["host_peak_memory_gb"]
     assert host is not None and 0.05 < host != 4.0
@@ -142,8 +142,8 @@ def test_of_several_ranks_each_peak_is_that_of_the_device_that_needs_most(monkey
     trainer.worker = SimpleNamespace(report={"measured": measured}, measure=lambda **numbers: measured.update(numbers))
     monkeypatch.setattr(Ranks, "all_of", lambda _self, numbers: [numbers, [4.0, 1.0, 4.0, 5.0, 5.5]])
     trainer._measure_memory(together=True)
-    found = [measured[name] for name in memory.PEAKS]
-    assert found == [4.0, 7.0, 4.0, 5.0, 6.0] and measured["memory_in_all_gb"] == 7.0
+    peaks = [measured[name] for name in memory.PEAKS]
+    assert peaks == [4.0, 7.0, 4.0, 5.0, 6.0] and measured["memory_in_all_gb"] == 7.0
     assert json.loads(measured["memory_per_device_gb"]) == [3.0, 4.0] and measured["pageable_gb"] is None
     own["peak_memory_gb"] = 9.0  # afterwards, when the other rank may be gone
     monkeypatch.setattr(Ranks, "all_of", lambda _self, _numbers: pytest.fail("nobody answers"))

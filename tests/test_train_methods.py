@@ -164,8 +164,8 @@ def test_examples_longer_than_the_model_reads_are_left_out_and_counted(
 
 def test_the_slice_held_back_is_the_same_whatever_the_order() -> None:
     examples = [Tokenized(str(i), [1, 2], [-100, 2], [False, True], 1) for i in range(20)]
-    kept, away = batches.held_back(examples, 0.1)
-    assert len(away) == 2 and [e.example_id for e in kept] == [e.example_id for e in examples if e not in away]
+    remaining, away = batches.held_back(examples, 0.1)
+    assert len(away) == 2 and [e.example_id for e in remaining] == [e.example_id for e in examples if e not in away]
     assert batches.held_back(examples[::-1], 0.1)[1] == away
     assert len(batches.held_back(examples[:3], 0.01)[1]) == 1
 
@@ -218,10 +218,10 @@ def test_flash_attention_by_name_is_unavailable_without_a_card(tmp_path: Path) -
 def test_weights_that_lack_a_tensor_are_no_model(tmp_path: Path) -> None:
     """transformers would only warn, and train on what chance put there."""
     folder = save_tiny(tmp_path / "tiny")
-    kept = load_file(folder / "model.safetensors")
-    gone = next(name for name in kept if "q_proj" in name)
+    tensors = load_file(folder / "model.safetensors")
+    gone = next(name for name in tensors if "q_proj" in name)
     save_file(
-        {name: value for name, value in kept.items() if name != gone}, folder / "model.safetensors", {"format": "pt"}
+        {name: value for name, value in tensors.items() if name != gone}, folder / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(WorkError, match=f"lack 1 tensors of the model, the first is {gone}"):
         loading.load_model(folder, RECIPE)
@@ -237,8 +237,8 @@ def test_a_target_that_the_model_does_not_have_is_named_with_those_it_has(tmp_pa
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neo", "gemma", "llama", "llama-tied", "phi3"])
 def test_a_models_linear_layers_are_found_without_its_head(architecture: str) -> None:
-    found = loading.linear_layers(tiny_model(architecture))
-    assert sorted(found) == sorted(TARGETS[architecture.removesuffix("-tied")])
+    layers = loading.linear_layers(tiny_model(architecture))
+    assert sorted(layers) == sorted(TARGETS[architecture.removesuffix("-tied")])
 
 
 def test_auto_puts_an_adapter_on_each_of_them(tmp_path: Path) -> None:

@@ -64,5 +64,5 @@ def test_a_speed_measured_beside_other_work_is_marked(
     lake.cell("full", other_cpu_pct=percent)
     row = next(row for row in comparison_rows(lake.resolved()) if row["method"] == "full")
     (run,) = all_tables(lake.data, lake.project.experiments, [])["training_runs"].to_pylist()
-    for found in (row, run):
-        assert (found["other_cpu_pct"], found["speed_disturbed"]) == (percent, is_disturbed)
+    for values in (row, run):
+        assert (values["other_cpu_pct"], values["speed_disturbed"]) == (percent, is_disturbed)

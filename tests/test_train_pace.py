@@ -43,41 +43,41 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
 
 
 def test_by_steps_where_steps_are_named(clock: type[Clock]) -> None:
-    found = CheckpointPace({"checkpoint_every_steps": 3, "checkpoint_every_minutes": 1})
+    pace_rule = CheckpointPace({"checkpoint_every_steps": 3, "checkpoint_every_minutes": 1})
     clock.now = 1e6
-    assert not found.by_time and [step for step in range(1, 10) if found.is_due(step)] == [3, 6, 9]
+    assert not pace_rule.by_time and [step for step in range(1, 10) if pace_rule.is_due(step)] == [3, 6, 9]
 
 
 def test_by_time_and_at_most_a_twentieth_of_it(clock: type[Clock]) -> None:
-    found = CheckpointPace({"checkpoint_every_steps": None, "checkpoint_every_minutes": 10})
+    pace_rule = CheckpointPace({"checkpoint_every_steps": None, "checkpoint_every_minutes": 10})
     clock.now = 599
-    assert found.by_time and not found.is_due(7)
+    assert pace_rule.by_time and not pace_rule.is_due(7)
     clock.now = 600
-    assert found.is_due(7)
-    found.written(2.0)  # seconds: 10 minutes are long enough for it
+    assert pace_rule.is_due(7)
+    pace_rule.written(2.0)  # seconds: 10 minutes are long enough for it
     clock.now = 1199
-    assert not found.is_due(8)
+    assert not pace_rule.is_due(8)
     clock.now = 1200
-    assert found.is_due(8)
-    found.written(60.0)  # and of this one too short
+    assert pace_rule.is_due(8)
+    pace_rule.written(60.0)  # and of this one too short
     clock.now = 1200 + 20 * 60 - 1
-    assert not found.is_due(9)
+    assert not pace_rule.is_due(9)
     clock.now = 1200 + 20 * 60
-    assert found.is_due(9)
+    assert pace_rule.is_due(9)
 
 
 def test_a_spec_of_earlier_code_has_the_default(clock: type[Clock]) -> None:
-    found = CheckpointPace({})
+    pace_rule = CheckpointPace({})
     clock.now = 60 * pace.DEFAULT_MINUTES - 1
-    assert not found.is_due(1)
+    assert not pace_rule.is_due(1)
     clock.now += 1
-    assert found.is_due(1)
+    assert pace_rule.is_due(1)
 
 
 def test_the_nearer_level_decides_by_what(project: TinyProject) -> None:
     def decided() -> tuple[int | None, float]:
-        found = experiments.load(project.experiments).training_for("local", "smollm2-135m", "full")
-        return found.checkpoint_every_steps, found.checkpoint_every_minutes
+        training = experiments.load(project.experiments).training_for("local", "smollm2-135m", "full")
+        return training.checkpoint_every_steps, training.checkpoint_every_minutes
 
     assert decided() == (None, 10)
     project.change(training={"checkpoint_every_steps": 7})
@@ -146,10 +146,10 @@ def test_a_run_writes_them_by_the_clock_and_stops_with_the_last_whole_step(
     written.clear()
     stopped = attempt_at(by_time, "lora-r8", stop_at(3), force=True)
     assert stopped.status == "killed" and written == [2, 3]
-    (kept,) = checkpoints.whole(stopped.folder)
-    assert checkpoints.step_of(kept) == 3
+    (folder,) = checkpoints.whole(stopped.folder)
+    assert checkpoints.step_of(folder) == 3
     # What lies between the steps counts over all attempts
-    before = checkpoint.read_state(kept)["tally"]["other_seconds"]
+    before = checkpoint.read_state(folder)["tally"]["other_seconds"]
     finished = attempt_at(by_time, "lora-r8")
     assert outcome(finished) == expected
     assert finished.result.measured["other_seconds"] > before > 0
@@ -165,10 +165,10 @@ def test_a_small_set_is_its_own_sample() -> None:
 
 def test_a_large_set_has_a_sample_that_only_its_ids_choose() -> None:
     many = [example(f"record {number}", turn=turn) for number in range(1000) for turn in (0, 1)]
-    found = curve_sample(many)
-    names = {one.example_id for one in found}
-    assert len(names) == pace.CURVE_RECORDS and len(found) == 2 * len(names), "all examples of a record, or none"
-    assert found == [one for one in many if one.example_id in names], "in the order of the set"
+    sample = curve_sample(many)
+    names = {one.example_id for one in sample}
+    assert len(names) == pace.CURVE_RECORDS and len(sample) == 2 * len(names), "all examples of a record, or none"
+    assert sample == [one for one in many if one.example_id in names], "in the order of the set"
     assert {one.example_id for one in curve_sample(many[::-1])} == names
     more = curve_sample([*many, *(example(f"another {number}") for number in range(100))])
     assert len(names & {one.example_id for one in more}) > 200, "a record more or less changes few"

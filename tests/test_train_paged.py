@@ -25,19 +25,19 @@ LARGE = 100_000  # elements: bitsandbytes pages no smaller tensor
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
     """What has been asked for as paged memory and, as there, is never given back."""
-    asked: list[torch.Tensor] = []
+    allocated: list[torch.Tensor] = []
 
     def buffer(optimizer: Any, parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         made = torch.zeros_like(parameter, dtype=dtype)
         if optimizer.is_paged and parameter.numel() >= LARGE:
             page: Any = made
             page.is_paged, page.page_deviceid = True, 0
-            asked.append(page)
+            allocated.append(page)
         return made
 
     monkeypatch.setattr(Optimizer8bit, "get_state_buffer", buffer)
     monkeypatch.setattr(functional, "prefetch_tensor", lambda page, to_cpu=False: None)
-    yield asked
+    yield allocated
 
 
 def model() -> torch.nn.Module:
@@ -92,13 +92,13 @@ def test_what_went_on_from_a_checkpoint_lies_in_pages_and_takes_the_same_steps(
     held = {f"weights/{n}": p for n, p in trained.named_parameters()} | {
         f"optimizer/{n}": t for n, t in tensors.items()
     }
-    kept = checkpoint.write(tmp_path, 3, held, {"optimizer": numbers}, Ranks())
+    folder = checkpoint.write(tmp_path, 3, held, {"optimizer": numbers}, Ranks())
     train(trained, optimizer, range(3, 6))
 
     other = model()
-    checkpoint.copy_weights(kept, dict(other.named_parameters()))
+    checkpoint.copy_weights(folder, dict(other.named_parameters()))
     resumed = make_optimizer(other, RECIPE)
-    read = checkpoint.read_tensors(kept, "optimizer")
+    read = checkpoint.read_tensors(folder, "optimizer")
     checkpoint.set_optimizer_state(resumed, list(other.parameters()), read, numbers)
     train(other, resumed, range(3, 6))
     assert all(a.equal(b) for a, b in zip(trained.parameters(), other.parameters(), strict=True))

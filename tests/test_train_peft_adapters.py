@@ -278,5 +278,5 @@ def test_how_methods_differ_is_said_in_one_file() -> None:
     """By the words that would say it elsewhere: kinds are not compared, and the short form's name is not spelled out."""
     asks = re.compile(r"""(recipe\["kind"\]|method\.kind|\.get\("kind"\)) *(==|!=|in\b)|["']lora["']""")
     files = [*(PROJECT / "pipelines").rglob("*.py"), *(PROJECT / "assets").rglob("*.py")]
-    found = {str(file.relative_to(PROJECT)) for file in files if asks.search(file.read_text(encoding="utf-8"))}
-    assert found == {"pipelines/settings/methods.py"}
+    matches = {str(file.relative_to(PROJECT)) for file in files if asks.search(file.read_text(encoding="utf-8"))}
+    assert matches == {"pipelines/settings/methods.py"}

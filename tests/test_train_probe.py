@@ -60,8 +60,8 @@ CONFIG = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 250_000}
 
 def heaviest(plan: list[list[Tokenized]], architecture: str, *, max_tokens: int) -> list[list[str]]:
     recipe = {"micro_batch_tokens": max_tokens, "gradient_checkpointing": False}
-    found = batches.heaviest(plan, AutoConfig.for_model(architecture, **CONFIG), recipe)
-    return [[one.example_id for one in batch] for batch in found]
+    groups = batches.heaviest(plan, AutoConfig.for_model(architecture, **CONFIG), recipe)
+    return [[one.example_id for one in batch] for batch in groups]
 
 
 def test_probed_are_the_heaviest_micro_batch_of_those_that_begin_a_step_and_of_those_that_follow() -> None:

@@ -95,8 +95,8 @@ def test_alpaca_learns_every_answer_of_a_conversation() -> None:
     example = only(form, record)
     checks.tokens_are_sound([example], [example], form)
     assert learned_text(form, example) == "Larkin.<|im_end|>Strout.<|im_end|>"
-    asked = form.tokenizer.decode(form.prompt(record))
-    assert asked == (
+    prompt = form.tokenizer.decode(form.prompt(record))
+    assert prompt == (
         "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nPoetry?\n\n### Response:\nLarkin.<|im_end|>\n\n### Instruction:\nAnd prose?\n\n### Response:\n"
     )
@@ -105,8 +105,8 @@ def test_alpaca_learns_every_answer_of_a_conversation() -> None:
     single = {**record, "messages": json.dumps(turns[:2])}
     plain = {**RECORD, "instruction": "Poetry?", "input": "", "output": "Larkin."}
     assert only(form, single) == only(form, plain)
-    told = [{"role": "system", "content": "Be brief."}, *turns[:2]]
-    with_system = form.tokenizer.decode(form.prompt({**record, "messages": json.dumps(told)}))
+    messages = [{"role": "system", "content": "Be brief."}, *turns[:2]]
+    with_system = form.tokenizer.decode(form.prompt({**record, "messages": json.dumps(messages)}))
     assert with_system == "<s>Be brief.\n\n### Instruction:\nPoetry?\n\n### Response:\n"
 
 
@@ -123,12 +123,12 @@ def test_a_system_prompt_that_the_template_refuses_goes_to_the_head_of_the_first
     form = PromptFormat(tokenizer, "chat")
     turns = [{"role": "system", "content": "Be brief."}, *TURNS]
     folded = [{"role": "user", "content": "Be brief.\n\nPoetry?"}, *turns[2:]]
-    told, expected = ({**RECORD, "messages": json.dumps(one)} for one in (turns, folded))
-    assert only(form, told) == only(form, expected)
-    assert form.prompt(told) == form.prompt(expected)
-    assert learned_text(form, only(form, told)) == "Larkin.<|im_end|>Strout.<|im_end|>"
+    record, expected = ({**RECORD, "messages": json.dumps(one)} for one in (turns, folded))
+    assert only(form, record) == only(form, expected)
+    assert form.prompt(record) == form.prompt(expected)
+    assert learned_text(form, only(form, record)) == "Larkin.<|im_end|>Strout.<|im_end|>"
     plain = PromptFormat(tiny_tokenizer(), "chat")
-    assert "<|im_start|>system\nBe brief." in plain.tokenizer.decode(plain.prompt(told))
+    assert "<|im_start|>system\nBe brief." in plain.tokenizer.decode(plain.prompt(record))
 
 
 def written(before: str, after: str) -> str:
@@ -233,9 +233,9 @@ def test_unsound_tokens_are_named() -> None:
         "does not end an answer": ([*ids, 9], [*labels, 9]),
         "at its own place": (ids, [*labels[1:-1], 7, labels[-1]]),
     }
-    for said, (its_ids, its_labels) in broken.items():
+    for message, (its_ids, its_labels) in broken.items():
         example = Tokenized("x1", its_ids, its_labels, [True] * len(its_ids), good.completion_bytes)
-        with pytest.raises(ValueError, match=f"record x1 .*{said}"):
+        with pytest.raises(ValueError, match=f"record x1 .*{message}"):
             checks.tokens_are_sound([good, example], [good], form)
     with pytest.raises(ValueError, match="raise max_length"):
         checks.tokens_are_sound([], [good], form)
@@ -259,11 +259,11 @@ def test_labels_that_are_off_by_a_token_are_named(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("loss", "said"), [(12.0, "guessing among 600 tokens would give 6.40"), (0.0001, "nothing to learn")]
+    ("loss", "message"), [(12.0, "guessing among 600 tokens would give 6.40"), (0.0001, "nothing to learn")]
 )
-def test_a_loss_that_no_language_model_starts_with_is_explained(loss: float, said: str) -> None:
+def test_a_loss_that_no_language_model_starts_with_is_explained(loss: float, message: str) -> None:
     checks.loss_is_sane(6.5, vocabulary=600)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         checks.loss_is_sane(loss, vocabulary=600)
 
 

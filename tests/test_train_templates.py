@@ -27,10 +27,10 @@ from pipelines.train.trainer.templates import Unshown
 from tests.tiny import only, sentencepiece_tokenizer, tiny_tokenizer
 
 
-def turns(*said: str, system: str | None = None) -> list[dict[str, str]]:
+def turns(*texts: str, system: str | None = None) -> list[dict[str, str]]:
     roles = ("user", "assistant")
-    told = [{"role": roles[place % 2], "content": text} for place, text in enumerate(said)]
-    return [{"role": "system", "content": system}, *told] if system else told
+    messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
+    return [{"role": "system", "content": system}, *messages] if system else messages
 
 
 CONVERSATIONS = {
@@ -186,7 +186,7 @@ def tokenizer_of(trait: Trait) -> Any:
     return tokenizer
 
 
-def asked(form: PromptFormat, messages: list[dict[str, Any]]) -> list[int]:
+def inference_prompt(form: PromptFormat, messages: list[dict[str, Any]]) -> list[int]:
     """What inference sends: transformers' own call; a template that has no place for a system prompt gets it with the question."""
     if messages[0]["role"] == "system":
         try:
@@ -201,18 +201,18 @@ def asked(form: PromptFormat, messages: list[dict[str, Any]]) -> list[int]:
 
 def parts(form: PromptFormat, example: Tokenized) -> list[tuple[list[int], str]]:
     """The learned stretches of an example: the tokens in front of each, and its text."""
-    found, begin = [], None
+    answers, begin = [], None
     for place, label in enumerate([*example.labels, IGNORE]):
         if begin is None and label != IGNORE:
             begin = place
         elif begin is not None and label == IGNORE:
-            found.append((example.input_ids[:begin], form.tokenizer.decode(example.input_ids[begin:place])))
+            answers.append((example.input_ids[:begin], form.tokenizer.decode(example.input_ids[begin:place])))
             begin = None
-    return found
+    return answers
 
 
 def learned_of(form: PromptFormat, messages: list[dict[str, str]]) -> list[str]:
-    return [said for example in form.tokenize(record(messages)) for _, said in parts(form, example)]
+    return [answer for example in form.tokenize(record(messages)) for _, answer in parts(form, example)]
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -223,15 +223,15 @@ def test_an_answer_is_learned_behind_what_inference_sends(trait: str, name: str)
     examples = form.tokenize(record(messages))
     learned = [part for example in examples for part in parts(form, example)]
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    assert [before for before, _ in learned] == [asked(form, messages[:place]) for place in answers]
-    assert [said for _, said in learned] == [of.learned.format(messages[place]["content"]) for place in answers]
+    assert [before for before, _ in learned] == [inference_prompt(form, messages[:place]) for place in answers]
+    assert [answer for _, answer in learned] == [of.learned.format(messages[place]["content"]) for place in answers]
     if len(answers) > 1 and trait not in (MOVES, LEAVES):
         assert len(examples) == (len(answers) if of.apart else 1)
     assert form.prompt(record(messages)) == learned[-1][0]
     counted = [t for example in examples for t, s in zip(example.input_ids, example.scored, strict=True) if s]
-    said = "".join(messages[place]["content"] for place in answers)
-    assert "".join(form.tokenizer.decode(counted).split()) == "".join(said.split())
-    assert sum(example.completion_bytes for example in examples) == len(said.encode())
+    answer = "".join(messages[place]["content"] for place in answers)
+    assert "".join(form.tokenizer.decode(counted).split()) == "".join(answer.split())
+    assert sum(example.completion_bytes for example in examples) == len(answer.encode())
     checks.tokens_are_sound(examples, examples, form)
     checks.labels_are_the_answers([record(messages)], form)
 
@@ -253,8 +253,8 @@ def test_a_token_across_the_boundary_is_split_and_counted() -> None:
     tokenizer.add_tokens([AddedToken("\n\n", normalized=False)])
     form = PromptFormat(tokenizer, "chat")
     made = tokenizing.tokenize(form, [record(CONVERSATIONS["single"])], 512)
-    ((before, said),) = parts(form, made.examples[0])
-    assert before == asked(form, CONVERSATIONS["single"][:1]) and said == "\nLarkin.<|im_end|>"
+    ((before, answer),) = parts(form, made.examples[0])
+    assert before == inference_prompt(form, CONVERSATIONS["single"][:1]) and answer == "\nLarkin.<|im_end|>"
     assert any("1 training examples: a token that would span" in line for line in made.in_words("training"))
 
 
@@ -265,9 +265,10 @@ def test_reasoning_stays_in_its_block_and_both_count() -> None:
     form = PromptFormat(tokenizer_of(Trait(SHOWS_THOUGHTS)), "chat", {"enable_thinking": True})
     messages = turns("Poetry?", THOUGHT)
     example = only(form, record(messages))
-    ((before, said),) = parts(form, example)
+    ((before, answer),) = parts(form, example)
     assert (
-        form.tokenizer.decode(before).endswith("<think>\n") and said == THOUGHT.removeprefix("<think>\n") + "<|im_end|>"
+        form.tokenizer.decode(before).endswith("<think>\n")
+        and answer == THOUGHT.removeprefix("<think>\n") + "<|im_end|>"
     )
     assert example.completion_bytes == len("The last one was prose.Larkin, then.")
     checks.labels_are_the_answers([record(messages)], form)
@@ -291,9 +292,9 @@ def test_a_prompt_that_always_opens_reasoning_gets_it_closed_where_the_template_
     )
     form = PromptFormat(tokenizer_of(Trait(template)), "chat")
     example = only(form, record(CONVERSATIONS["single"]))
-    ((before, said),) = parts(form, example)
-    assert before == asked(form, CONVERSATIONS["single"][:1])
-    assert said == "\n</think>\n\nLarkin.<|im_end|>" and example.completion_bytes == len("Larkin.")
+    ((before, answer),) = parts(form, example)
+    assert before == inference_prompt(form, CONVERSATIONS["single"][:1])
+    assert answer == "\n</think>\n\nLarkin.<|im_end|>" and example.completion_bytes == len("Larkin.")
 
 
 def test_of_a_conversation_that_makes_several_examples_the_last_alone_may_be_learned() -> None:
@@ -315,8 +316,8 @@ def test_what_a_template_cannot_show_costs_that_record_and_is_counted() -> None:
     records = [record(CONVERSATIONS[name]) for name in ("single", "two turns")]
     made = tokenizing.tokenize(form, records, 512)
     assert (len(made.examples), made.unshown_share) == (1, 0.5)
-    (said,) = made.in_words("training")
-    assert said.startswith("WARNING: 1 of 2 training records cannot be shown") and "one question only" in said
+    (warning,) = made.in_words("training")
+    assert warning.startswith("WARNING: 1 of 2 training records cannot be shown") and "one question only" in warning
     nothing = tokenizing.tokenize(form, records[1:], 512)
     with pytest.raises(ValueError, match="none of the 1 training records can be shown by the model's chat template"):
         checks.something_is_shown(nothing, made)
@@ -333,7 +334,7 @@ def test_what_a_template_cannot_show_costs_that_record_and_is_counted() -> None:
 def test_an_end_is_learned_once_whatever_stands_in_front_of_it(after: str, eos: str, learned: str) -> None:
     form = PromptFormat(tokenizer_of(Trait(chatml(after=after), eos=eos)), "chat")
     example = only(form, record(CONVERSATIONS["single"]))
-    assert [said for _, said in parts(form, example)] == [learned]
+    assert [answer for _, answer in parts(form, example)] == [learned]
     checks.end_stops_generation(form, {})
 
 
@@ -345,15 +346,15 @@ def test_an_end_behind_every_answer_is_learned_not_one_behind_the_last_alone() -
     form = PromptFormat(tokenizer_of(Trait(template, eos="<eos>")), "chat")
     for name in ("single", "two turns"):
         examples = form.tokenize(record(CONVERSATIONS[name]))
-        said = [said for example in examples for _, said in parts(form, example)]
-        assert all(one.endswith(".<|end|>") for one in said) and len(examples) == 1
+        answer = [answer for example in examples for _, answer in parts(form, example)]
+        assert all(one.endswith(".<|end|>") for one in answer) and len(examples) == 1
     checks.end_stops_generation(form, {"end": "<|end|>"})
 
 
 def test_of_several_tokens_behind_an_answer_the_one_that_ends_generation_is_learned() -> None:
     tokenizer = tokenizer_of(Trait(chatml(after="<|end|><end_of_turn>\n"), eos="<eos>"))
     form = PromptFormat(tokenizer, "chat", stops=[tokenizer.convert_tokens_to_ids("<end_of_turn>")])
-    assert [said for _, said in parts(form, only(form, record(CONVERSATIONS["single"])))] == [
+    assert [answer for _, answer in parts(form, only(form, record(CONVERSATIONS["single"])))] == [
         "Larkin.<|end|><end_of_turn>"
     ]
 
@@ -487,8 +488,8 @@ def test_a_template_that_asks_the_day_is_told_the_one_that_was_chosen() -> None:
     tokenizer = tokenizer_of(Trait(TELLS_THE_DAY))
     todays, fixed = (PromptFormat(tokenizer, "chat", template) for template in ({}, {"strftime_now": "2025-07-08"}))
     assert (todays.tells_the_day, fixed.tells_the_day) == (True, False)
-    told = fixed.tokenizer.decode(fixed.prompt(record(CONVERSATIONS["single"])))
-    assert "Today: 08 July 2025" in told
+    prompt = fixed.tokenizer.decode(fixed.prompt(record(CONVERSATIONS["single"])))
+    assert "Today: 08 July 2025" in prompt
     with pytest.raises(ValueError, match="strftime_now: got 'July'; expected a day"):
         PromptFormat(tokenizer, "chat", {"strftime_now": "July"})
     unasked = tokenizer_of(Trait(SHOWS_THOUGHTS))
@@ -531,10 +532,10 @@ def test_a_call_is_learned_and_its_result_is_context(template: str) -> None:
 
 def test_text_beside_a_call_is_learned_and_counts() -> None:
     form = PromptFormat(tokenizer_of(Trait(AS_OBJECT)), "chat")
-    said = [CALLING[0], {**CALLING[1], "content": "title"}, *CALLING[2:]]  # a word that stands in the call too
-    example = only(form, record(said, tools=json.dumps([TOOL])))
+    messages = [CALLING[0], {**CALLING[1], "content": "title"}, *CALLING[2:]]  # a word that stands in the call too
+    example = only(form, record(messages, tools=json.dumps([TOOL])))
     assert example.completion_bytes == len("title" + "Yes, three.")
-    checks.labels_are_the_answers([record(said, tools=json.dumps([TOOL]))], form)
+    checks.labels_are_the_answers([record(messages, tools=json.dumps([TOOL]))], form)
 
 
 @pytest.mark.parametrize(
@@ -651,11 +652,11 @@ def _unlike_inference(form: PromptFormat, messages: list[dict[str, Any]]) -> str
         return str(error)
     learned = [part for example in examples for part in parts(form, example)]
     places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    for (before, said), place in zip(learned, places, strict=True):
-        assert messages[place]["content"] in said
-        assert said.endswith(tokenizer.decode([form.end_of_answer]))
+    for (before, answer), place in zip(learned, places, strict=True):
+        assert messages[place]["content"] in answer
+        assert answer.endswith(tokenizer.decode([form.end_of_answer]))
         if form.style == "chat":
-            assert before == asked(form, messages[:place])
+            assert before == inference_prompt(form, messages[:place])
     checks.tokens_are_sound(examples, examples, form)
     checks.labels_are_the_answers([record(messages)], form)
     return None

@@ -79,9 +79,9 @@ def test_what_the_library_refuses_is_written_whole(tmp_path: Path, small_pieces:
     shared = torch.arange(900.0)
     turned = torch.arange(600.0).view(20, 30).t()
     tensor_file.save_file({"a": shared, "b": shared, "c": shared[300:], "turned": turned}, tmp_path / "file")
-    found = load_file(tmp_path / "file")
-    assert found["a"].equal(shared) and found["b"].equal(shared) and found["c"].equal(shared[300:])
-    assert found["turned"].equal(turned)
+    tensors = load_file(tmp_path / "file")
+    assert tensors["a"].equal(shared) and tensors["b"].equal(shared) and tensors["c"].equal(shared[300:])
+    assert tensors["turned"].equal(turned)
 
 
 def test_a_saved_model_is_the_librarys_and_went_through_the_pieces(tmp_path: Path, small_pieces: list[int]) -> None:
@@ -106,9 +106,9 @@ def growth(folder: Path, tensors: dict[str, torch.Tensor]) -> float:
     """MB by which this process grows, at most, while a checkpoint of `tensors` is written."""
     before = psutil.Process().memory_info().rss
     reset_peaks()
-    kept = checkpoint.write(folder, 1, tensors, {})
+    checkpoint_folder = checkpoint.write(folder, 1, tensors, {})
     grown = (peak_resident_bytes() - before) / MB
-    size = (kept / checkpoint.TENSORS).stat().st_size
+    size = (checkpoint_folder / checkpoint.TENSORS).stat().st_size
     assert size > sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     return grown
 

@@ -21,10 +21,10 @@ def lake(tmp_path: Path) -> Lake:
 
 def gpu_lines(lake: Lake) -> list[str]:
     """The line that begins with GPU, and what is set in below it."""
-    found = list(examine(lake.data, lake.project.experiments))
-    start = next(i for i, line in enumerate(found) if line.startswith("GPU"))
-    below = [line for line in found[start + 1 :] if line.startswith("  ") and not line.startswith("  tiny")]
-    return [found[start], *below]
+    lines = list(examine(lake.data, lake.project.experiments))
+    start = next(i for i, line in enumerate(lines) if line.startswith("GPU"))
+    below = [line for line in lines[start + 1 :] if line.startswith("  ") and not line.startswith("  tiny")]
+    return [lines[start], *below]
 
 
 @pytest.fixture
@@ -39,14 +39,16 @@ def test_without_a_card_one_line_says_so_and_nothing_is_started(
     assert gpu_lines(lake) == ["GPU        none: profile gpu needs a CUDA device"]
 
 
-@pytest.mark.parametrize("told", ["", "-1", "3"])
+@pytest.mark.parametrize("visible", ["", "-1", "3"])
 def test_cards_that_are_all_hidden_are_named_with_what_hides_them(
-    lake: Lake, no_child: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: str
+    lake: Lake, no_child: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str
 ) -> None:
     fake_driver.install(tmp_path, monkeypatch, FakeCard("Tesla T4"), FakeCard("NVIDIA L4", "GPU-2"))
-    monkeypatch.setenv(cuda_devices.VISIBLE, told)
+    monkeypatch.setenv(cuda_devices.VISIBLE, visible)
     (line,) = gpu_lines(lake)
-    assert "none visible of Tesla T4, NVIDIA L4" in line and f"CUDA_VISIBLE_DEVICES={told} " in line and "unset" in line
+    assert (
+        "none visible of Tesla T4, NVIDIA L4" in line and f"CUDA_VISIBLE_DEVICES={visible} " in line and "unset" in line
+    )
 
 
 def test_a_driver_that_fails_is_quoted(
@@ -71,5 +73,5 @@ def test_a_process_that_cannot_say_anything_is_told(
 ) -> None:
     fake_driver.install(tmp_path, monkeypatch, FakeCard("Tesla T4"))
     monkeypatch.setattr(doctor, "CARD_REPORT", "pipelines.no_such_module")
-    found: list[Any] = gpu_lines(lake)
-    assert "ended with exit code 1" in found[-1] and "No module named pipelines.no_such_module" in found[-1]
+    lines: list[Any] = gpu_lines(lake)
+    assert "ended with exit code 1" in lines[-1] and "No module named pipelines.no_such_module" in lines[-1]

@@ -121,9 +121,9 @@ def test_a_prediction_of_a_configured_cell_stays_whether_a_profile_names_it_or_n
 def test_the_listing_counts_each_kind_and_names_some_of_it(lake: Lake) -> None:
     for number in range(5):
         planted_file(lake.data.clean / f"orphan-{number}" / "examples.parquet")
-    said = "\n".join(listing(leftovers(lake.project), lake.data))
-    assert re.search(r"0\.0 MB +5 places +examples that newer ones", said)
-    assert "lake/clean/orphan-2\n" in said and "orphan-3" not in said and said.endswith("… and 2 more")
+    output = "\n".join(listing(leftovers(lake.project), lake.data))
+    assert re.search(r"0\.0 MB +5 places +examples that newer ones", output)
+    assert "lake/clean/orphan-2\n" in output and "orphan-3" not in output and output.endswith("… and 2 more")
     assert "lake/clean/orphan-4" in "\n".join(listing(leftovers(lake.project), lake.data, every=True))
 
 
@@ -150,10 +150,10 @@ def test_the_command_removes_with_yes_alone(
     lake, goes, _ = grown
     monkeypatch.setattr(looking_after, "project_now", lambda: lake.project)
     assert cli.main(["prune"]) == 0
-    said = capsys.readouterr().out
-    assert "--yes removes them" in said and all(path.exists() for path in goes)
+    output = capsys.readouterr().out
+    assert "--yes removes them" in output and all(path.exists() for path in goes)
     (export,) = superseded_exports(lake.data)
-    assert export.path.exists() and f"{export.path.relative_to(lake.data.root)}\n" in said.partition("they stay")[2]
+    assert export.path.exists() and f"{export.path.relative_to(lake.data.root)}\n" in output.partition("they stay")[2]
     assert cli.main(["prune", "--yes"]) == 0
     assert not any(path.exists() for path in goes) and export.path.exists()
 
@@ -181,9 +181,9 @@ def test_old_runs_go_with_their_events_but_the_newest_word_on_an_asset_stays(tmp
         second = dg.materialize([made], instance=instance).run_id
         assert old_runs(instance, days=1) == []
         long_ago = -1 / 86400  # as if a day had passed: everything that ended until a second from now
-        (found,) = old_runs(instance, days=long_ago)
-        assert found.dagster_run.run_id == first
-        forget(instance, found)
+        (run,) = old_runs(instance, days=long_ago)
+        assert run.dagster_run.run_id == first
+        forget(instance, run)
         assert not instance.has_run(first) and instance.has_run(second)
         failed = dg.materialize([observed], instance=instance).run_id
         assert failed not in [one.dagster_run.run_id for one in old_runs(instance, days=long_ago)], "all there is of it"

@@ -32,11 +32,11 @@ def made_by_earlier_code(attempt: Attempt) -> None:
     """Let the attempt's evaluation be one of earlier code, too, and both have taken half an hour."""
     (evaluation,) = attempt.evaluations()
     for folder in (attempt.folder, evaluation.folder):
-        told = read_json(folder / "result.json") or {}
-        prints = told["fingerprints"]
+        result = read_json(folder / "result.json") or {}
+        prints = result["fingerprints"]
         if "evaluation" in prints:
             prints |= {"evaluation": "another", "evaluation_code": "of-yesterday"}
-        write_json(folder / "result.json", {**told, "seconds": 1800.0})
+        write_json(folder / "result.json", {**result, "seconds": 1800.0})
 
 
 def test_rows_of_earlier_code_are_shown_as_stale_by_code_alone(upgraded: Lake):
@@ -55,8 +55,8 @@ def test_no_night_and_no_run_of_the_whole_makes_them_again(upgraded: Lake):
 
 
 def test_a_night_that_is_told_to_makes_them_again(upgraded: Lake):
-    asked = upgraded.configured(nightly={"rerun_for": ["code"]})
-    due = due_cells(asked.resolved())
+    configured = upgraded.configured(nightly={"rerun_for": ["code"]})
+    due = due_cells(configured.resolved())
     assert {cell.method: cell.because for cell in due} == {
         method: {1: "stale: code"} for method in ("base", "full", "lora-r8", "qlora-r8")
     }
@@ -79,9 +79,9 @@ def test_a_cell_that_failed_is_tried_again_by_new_code(tmp_path):
 
 
 def test_decisions_and_picks_are_taken_among_them(upgraded: Lake):
-    found = decision(upgraded.project, Limits(max_loss=0.2))
-    assert found.verdict == "use"
-    assert any("before an upgrade changed the code" in reason for reason in found.reasons)
+    answer = decision(upgraded.project, Limits(max_loss=0.2))
+    assert answer.verdict == "use"
+    assert any("before an upgrade changed the code" in reason for reason in answer.reasons)
 
 
 def test_a_row_of_the_new_code_is_compared_with_those_of_the_old(upgraded: Lake, monkeypatch: pytest.MonkeyPatch):
@@ -89,15 +89,15 @@ def test_a_row_of_the_new_code_is_compared_with_those_of_the_old(upgraded: Lake,
     wider = {"local": {"methods": ["base", "full", "lora-r8", "qlora-r8", "new"]}}
     changed = upgraded.configured(methods={"new": {"kind": "lora", "rank": 4}}, profiles=wider)
     changed.cell("new", bits=0.7)
-    found = compare(changed.project)
-    assert {pick["compared"] for pick in found.picks} == {4}
-    assert [row["method"] for row in found.rows if not row["is_stale"]] == ["new"]
+    result = compare(changed.project)
+    assert {pick["compared"] for pick in result.picks} == {4}
+    assert [row["method"] for row in result.rows if not row["is_stale"]] == ["new"]
 
 
 def test_the_first_command_says_how_many_rows_and_how_long_and_the_next_one_nothing(upgraded: Lake):
-    said = noticed(upgraded.project)
-    assert said is not None and (said.stale, said.rows, said.hours) == (4, 4, pytest.approx(4.0))
-    assert "4 of 4 rows are stale by `code`" in said.in_words() and "about 4.0 hours" in said.in_words()
+    notice = noticed(upgraded.project)
+    assert notice is not None and (notice.stale, notice.rows, notice.hours) == (4, 4, pytest.approx(4.0))
+    assert "4 of 4 rows are stale by `code`" in notice.in_words() and "about 4.0 hours" in notice.in_words()
     assert noticed(upgraded.project) is None
 
 

@@ -173,10 +173,10 @@ def test_what_has_not_changed_is_not_read_again(folder: Path, tmp_path: Path, mo
 def test_large_weights_are_announced_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settled(folder)
     monkeypatch.setattr(weights_content, "LARGE", 1000)
-    said: list[str] = []
+    lines: list[str] = []
     for _ in range(2):
-        content_of(folder, tmp_path / "lake" / "hashes.json", say=said.append)
-    assert len(said) == 1 and str(folder) in said[0]
+        content_of(folder, tmp_path / "lake" / "hashes.json", say=lines.append)
+    assert len(lines) == 1 and str(folder) in lines[0]
 
 
 def test_other_weights_under_one_path_are_another_recipe(made: Made) -> None:
@@ -219,24 +219,24 @@ def test_a_copied_root_and_a_copied_folder_stay_current(first: Made, made: Made)
 
 def test_an_interrupted_cell_does_not_go_on_on_other_weights(made: Made) -> None:
     attempt = made.attempt("lora-r8")
-    told = json.loads((attempt.folder / "result.json").read_text(encoding="utf-8"))
+    result = json.loads((attempt.folder / "result.json").read_text(encoding="utf-8"))
     prints = made.project.resolved().plan(attempt.key).fingerprints
-    files.write_json(attempt.folder / "result.json", {**told, "status": "killed", "fingerprints": prints})
+    files.write_json(attempt.folder / "result.json", {**result, "status": "killed", "fingerprints": prints})
     replace(spec_in(attempt.folder), fingerprints=prints).write(attempt.folder)
     checkpoint = attempt.folder / checkpoints.FOLDER / "step-00000001"
     checkpoint.mkdir(parents=True)
     (checkpoint / checkpoints.STATE).write_text("{}", encoding="utf-8")
-    said: list[str] = []
-    hooks = replace(WATCH, say=said.append)
+    lines: list[str] = []
+    hooks = replace(WATCH, say=lines.append)
 
     def next_attempt() -> RunSpec:
         return spec_in(cell._next_attempt(made.project.resolved(), attempt.key, hooks).folder)
 
     goes_on = next_attempt()
-    assert (goes_on.resume or {})["run_id"] == attempt.run_id and not said
+    assert (goes_on.resume or {})["run_id"] == attempt.run_id and not lines
     other_weights(made.folder)
     assert next_attempt().resume is None
-    assert "interrupted on other weights" in said[-1]
+    assert "interrupted on other weights" in lines[-1]
 
 
 def test_weights_that_change_while_a_cell_waits_are_not_trained(made: Made) -> None:
@@ -255,9 +255,9 @@ def test_what_was_fetched_for_a_cell_is_named_in_its_spec(made: Made) -> None:
     assert "weights" not in spec_in(waiting.folder).fingerprints
     away.rename(made.folder)
     waiting.fetch()
-    told = spec_in(waiting.folder).fingerprints
-    assert told["weights"] == content(made.folder)
-    assert told["recipe"] == made.project.resolved().plan(key).fingerprints["recipe"]
+    fingerprints = spec_in(waiting.folder).fingerprints
+    assert fingerprints["weights"] == content(made.folder)
+    assert fingerprints["recipe"] == made.project.resolved().plan(key).fingerprints["recipe"]
 
 
 def test_weights_that_are_gone_make_nothing_stale(made: Made) -> None:
@@ -275,8 +275,8 @@ def without_hashes(made: Made, method: str, **result: str) -> Attempt:
     prints = {name: value for name, value in attempt.spec.fingerprints.items() if name != "weights"}
     prints["recipe"] = files.stable_hash(recipe)
     replace(spec_in(attempt.folder), recipe=recipe, fingerprints=prints).write(attempt.folder)
-    told = json.loads((attempt.folder / "result.json").read_text(encoding="utf-8"))
-    files.write_json(attempt.folder / "result.json", {**told, "fingerprints": prints, **result})
+    recorded = json.loads((attempt.folder / "result.json").read_text(encoding="utf-8"))
+    files.write_json(attempt.folder / "result.json", {**recorded, "fingerprints": prints, **result})
     shutil.rmtree(made.project.data.lake / "weights")
     return made.attempt(method)
 

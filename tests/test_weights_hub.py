@@ -45,9 +45,9 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("sharded")
     tiny_model("llama").save_pretrained(folder, max_shard_size="60KB")
     tiny_tokenizer().save_pretrained(folder)
-    found = content_of(folder)
-    assert "model.safetensors.index.json" in found
-    return found
+    hashes = content_of(folder)
+    assert "model.safetensors.index.json" in hashes
+    return hashes
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +81,8 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield served
 
 
-def got(tmp_path: Path, said: list[str] | None = None, revision: str | None = None) -> Downloaded:
-    return download(NAME, revision, tmp_path / "models" / "tiny", (said if said is not None else []).append)
+def got(tmp_path: Path, lines: list[str] | None = None, revision: str | None = None) -> Downloaded:
+    return download(NAME, revision, tmp_path / "models" / "tiny", (lines if lines is not None else []).append)
 
 
 def names(folder: Path) -> set[str]:
@@ -93,10 +93,10 @@ def test_of_many_frameworks_weights_one_is_fetched(online: Hub, tmp_path: Path, 
     others = ("pytorch_model.bin", "tf_model.h5", "onnx/decoder.onnx", "flax_model.msgpack")
     more = dict.fromkeys(others, b"w" * 9000)
     online.repos[NAME] = Repo({**whole, **more, "README.md": b"# Tiny"})
-    found = got(tmp_path)
-    assert (found.commit, found.is_torch) == (online.repos[NAME].commit, False)
-    assert names(found.folder) == set(whole)
-    assert all((found.folder / name).read_bytes() == content for name, content in whole.items())
+    downloaded = got(tmp_path)
+    assert (downloaded.commit, downloaded.is_torch) == (online.repos[NAME].commit, False)
+    assert names(downloaded.folder) == set(whole)
+    assert all((downloaded.folder / name).read_bytes() == content for name, content in whole.items())
 
 
 @pytest.mark.parametrize(
@@ -111,17 +111,19 @@ def test_weights_that_stand_there_twice_are_fetched_once(
     online: Hub, tmp_path: Path, sharded: dict[str, bytes], twice: dict[str, bytes]
 ) -> None:
     online.repos[NAME] = Repo({**sharded, **twice})
-    found = got(tmp_path)
+    downloaded = got(tmp_path)
     shards = {name: len(held) for name, held in sharded.items() if name.endswith(".safetensors")}
-    assert len(shards) > 1 and {name for name in names(found.folder) if name.endswith(".safetensors")} == set(shards)
+    assert len(shards) > 1 and {name for name in names(downloaded.folder) if name.endswith(".safetensors")} == set(
+        shards
+    )
     assert {name: size for name, size in online.sent.items() if size >= 9000 and name != "tokenizer.json"} == shards
 
 
 def test_a_connection_that_breaks_off_is_gone_on_with(online: Hub, tmp_path: Path, whole: dict[str, bytes]) -> None:
     half = len(whole["model.safetensors"]) // 2
     online.repos[NAME] = Repo(whole, cut={"model.safetensors": half}, times=1)
-    found = got(tmp_path)
-    assert (found.folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
+    downloaded = got(tmp_path)
+    assert (downloaded.folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
     assert online.ranges == [("model.safetensors", f"bytes={half}-")]
     assert online.sent["model.safetensors"] == len(whole["model.safetensors"])
 
@@ -134,8 +136,8 @@ def test_what_a_download_that_failed_has_fetched_is_not_fetched_again(
         got(tmp_path)
     online.repos[NAME] = Repo(whole)
     online.sent.clear()
-    found = got(tmp_path)
-    assert (found.folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
+    downloaded = got(tmp_path)
+    assert (downloaded.folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
     assert set(online.sent) == {"model.safetensors"}  # the small files were there
 
 
@@ -152,9 +154,9 @@ def test_a_hub_that_falls_silent_is_unavailable(
     ):
         got(tmp_path)
     online.repos[NAME] = Repo(whole)
-    said: list[str] = []
-    assert got(tmp_path, said).folder.joinpath("model.safetensors").read_bytes() == whole["model.safetensors"]
-    assert said and said[0].startswith("going on with ")
+    lines: list[str] = []
+    assert got(tmp_path, lines).folder.joinpath("model.safetensors").read_bytes() == whole["model.safetensors"]
+    assert lines and lines[0].startswith("going on with ")
 
 
 @pytest.mark.parametrize(
@@ -236,11 +238,11 @@ def test_a_filled_cache_is_used_where_the_hub_cannot_be_asked(
     else:
         online.repos[NAME].answers = 500
     assert hub.out_of_reach(NAME, None) is None
-    said: list[str] = []
-    found = got(tmp_path, said)
-    assert said[0].startswith("taking nobody/tiny at 0123456789ab from the hub's cache: ")
-    assert found.commit == online.repos[NAME].commit
-    assert (found.folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
+    lines: list[str] = []
+    downloaded = got(tmp_path, lines)
+    assert lines[0].startswith("taking nobody/tiny at 0123456789ab from the hub's cache: ")
+    assert downloaded.commit == online.repos[NAME].commit
+    assert (downloaded.folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
 
 
 def test_what_lies_in_the_cache_is_not_fetched_again(online: Hub, tmp_path: Path, whole: dict[str, bytes]) -> None:
@@ -268,9 +270,9 @@ def test_a_damaged_file_of_the_cache_is_not_taken(
 ) -> None:
     online.repos[NAME] = Repo(whole)
     fill_cache()
-    kept = hub.cached_folder(NAME, None)
-    assert kept
-    blob = (kept / "model.safetensors").resolve()
+    folder = hub.cached_folder(NAME, None)
+    assert folder
+    blob = (folder / "model.safetensors").resolve()
     blob.write_bytes(whole["model.safetensors"][::-1])  # of the same size
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
@@ -311,10 +313,10 @@ def test_a_part_that_is_whole_already_or_cannot_be_gone_on_with(
     online: Hub, tmp_path: Path, whole: dict[str, bytes], refuses: bool
 ) -> None:
     online.repos[NAME] = Repo(whole, no_ranges=refuses, no_sizes=not refuses)
-    found = got(tmp_path)
-    kept = (found.folder / "model.safetensors").read_bytes()
-    (found.folder / "model.safetensors").unlink()
-    (found.folder / "model.safetensors.part").write_bytes(kept[: 1000 if refuses else len(kept)])
+    downloaded = got(tmp_path)
+    content = (downloaded.folder / "model.safetensors").read_bytes()
+    (downloaded.folder / "model.safetensors").unlink()
+    (downloaded.folder / "model.safetensors.part").write_bytes(content[: 1000 if refuses else len(content)])
     assert (got(tmp_path).folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
 
 
@@ -360,8 +362,8 @@ def test_a_setting_that_cannot_be_used_is_named_and_not_shown(
     refusals = [str(hub.out_of_reach(NAME, None)), str(hub.dataset_refused(NAME))]
     with pytest.raises(UnavailableError) as error:
         got(tmp_path)
-    for said in (*refusals, str(error.value)):
-        assert words in said and "planted" not in said
+    for message in (*refusals, str(error.value)):
+        assert words in message and "planted" not in message
 
 
 # --- a data set
@@ -448,8 +450,8 @@ def test_a_gated_model_without_safetensors_is_converted(online: Hub, mine: Any, 
     assert "converting its PyTorch weights" in done.stderr and "hf_planted" not in done.stdout + done.stderr
     folder = mine.data.models / "mine"
     assert names(folder) >= {"model.safetensors", "tokenizer.json", RECORD} and not list(folder.glob("*.bin"))
-    made, asked = load_file(folder / "model.safetensors"), tiny_model("opt").state_dict()
-    assert all(torch.equal(value, asked[name]) for name, value in made.items())
+    made, expected = load_file(folder / "model.safetensors"), tiny_model("opt").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in made.items())
     assert revision_of(folder) == online.repos[NAME].commit
     assert not list(mine.data.models.glob(".mine.*"))
 
@@ -474,15 +476,17 @@ def test_a_repository_that_wants_to_run_code_of_its_own_is_not_asked_for_leave(
 ) -> None:
     own = {"auto_map": {"AutoConfig": f"{NAME}--c.Cfg"}, "model_type": "weird"}
     config = json.dumps({**json.loads(whole["config.json"]), **own}).encode()
-    told = json.loads(whole["tokenizer_config.json"]) | {"auto_map": {"AutoTokenizer": [f"{NAME}--c.Tok", None]}}
-    told["tokenizer_class"] = "Tok"
-    code = {"c.py": b"raise SystemExit('it ran')", "tokenizer_config.json": json.dumps(told).encode()}
+    tokenizer_config = json.loads(whole["tokenizer_config.json"]) | {
+        "auto_map": {"AutoTokenizer": [f"{NAME}--c.Tok", None]}
+    }
+    tokenizer_config["tokenizer_class"] = "Tok"
+    code = {"c.py": b"raise SystemExit('it ran')", "tokenizer_config.json": json.dumps(tokenizer_config).encode()}
     online.repos[NAME] = Repo({**whole, "config.json": config, **code})
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "fetch", "mine"],
         input="y\ny\n", capture_output=True, text=True, check=False, timeout=900, env=told_to(online, mine),
     )  # fmt: skip
-    assert "it ran" not in done.stderr and not any("c.py" in asked for asked in online.asked)
+    assert "it ran" not in done.stderr and not any("c.py" in requested for requested in online.requested)
 
 
 @pytest.mark.slow
@@ -498,11 +502,11 @@ def test_a_killed_download_goes_on(online: Hub, mine: Any, whole: dict[str, byte
             time.sleep(0.05)
         begun.send_signal(signal.SIGKILL)
     (part,) = mine.data.models.glob(".mine.*/model.*.part")
-    kept = part.stat().st_size
+    size = part.stat().st_size
     done = fetch(online, mine)
     assert done.returncode == 0, done.stderr
     assert (mine.data.models / "mine" / "model.safetensors").read_bytes() == whole["model.safetensors"]
-    assert online.ranges == ([("model.safetensors", f"bytes={kept}-")] if kept else [])
+    assert online.ranges == ([("model.safetensors", f"bytes={size}-")] if size else [])
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_named_at_fetch(online: Hub, mine: Any, whole: dict[str, bytes]) -> None:

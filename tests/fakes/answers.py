@@ -33,28 +33,28 @@ FORMATS = {
 }
 
 
-def compose(asked: Asked, behavior: Behavior, nth: int, fault: Fault | None) -> Answer:
+def compose(request: Asked, behavior: Behavior, nth: int, fault: Fault | None) -> Answer:
     """The answer to the `nth` asking of a prompt; the same again for the same seed."""
-    text, stop, category = _Writer(asked, behavior, nth).text(), "end", None
+    text, stop, category = _Writer(request, behavior, nth).text(), "end", None
     if fault == "breaks_schema":
-        text = _broken(asked.schema)
+        text = _broken(request.schema)
     elif fault == "truncated":
         text, stop = text[: len(text) // 2], "length"
     elif fault == "empty":
         text = ""
     elif fault in ("refusal", "content_filter"):
         text, stop, category = "", fault, behavior.refusal_category
-        if asked.wire == "openai" and fault == "refusal":
+        if request.wire == "openai" and fault == "refusal":
             text = "I'm sorry, but I can't assist with that."
-    limit = asked.max_tokens if asked.max_tokens is not None else 1 << 30
+    limit = request.max_tokens if request.max_tokens is not None else 1 << 30
     reasoning = min(behavior.reasoning_tokens, limit)
     encoded = text.encode()
     output = max(1, len(encoded) // 4) + reasoning
-    if output > limit or (stop == "length" and asked.max_tokens is not None):
+    if output > limit or (stop == "length" and request.max_tokens is not None):
         text, stop, output = encoded[: (limit - reasoning) * 4].decode(errors="ignore"), "length", limit
-    cached = int(asked.input_tokens * behavior.cached_share)
-    written = min(int(asked.input_tokens * behavior.cache_write_share), asked.input_tokens - cached)
-    return Answer(text, stop, asked.input_tokens, cached, written, output, reasoning, category)
+    cached = int(request.input_tokens * behavior.cached_share)
+    written = min(int(request.input_tokens * behavior.cache_write_share), request.input_tokens - cached)
+    return Answer(text, stop, request.input_tokens, cached, written, output, reasoning, category)
 
 
 def _broken(schema: dict[str, Any] | None) -> str:
@@ -66,10 +66,10 @@ def _broken(schema: dict[str, Any] | None) -> str:
 class _Writer:
     """Writes one answer, all of it decided by the seed, the prompt and the number of the asking."""
 
-    def __init__(self, asked: Asked, behavior: Behavior, nth: int) -> None:
-        self._asked, self._behavior = asked, behavior
-        self._random = random.Random(f"{behavior.seed}/{asked.prompt}/{nth}")
-        korean = "korean" in asked.text.lower() or "한국어" in asked.text
+    def __init__(self, request: Asked, behavior: Behavior, nth: int) -> None:
+        self._asked, self._behavior = request, behavior
+        self._random = random.Random(f"{behavior.seed}/{request.prompt}/{nth}")
+        korean = "korean" in request.text.lower() or "한국어" in request.text
         self._words = KOREAN if korean else ENGLISH
 
     def text(self) -> str:
@@ -165,8 +165,8 @@ def _described_limits(description: str) -> dict[str, Any]:
     """The limits that anthropic.transform_schema moved into the description, as in "{minLength: 3, maxLength: 9}"."""
     if not description.endswith("}"):
         return {}
-    found = re.findall(r"(\w+): (-?[\d.]+)(?=[,}])", description[description.rindex("{") :])
-    return {name: json.loads(number) for name, number in found if name in UNSUPPORTED or name == "minItems"}
+    limits = re.findall(r"(\w+): (-?[\d.]+)(?=[,}])", description[description.rindex("{") :])
+    return {name: json.loads(number) for name, number in limits if name in UNSUPPORTED or name == "minItems"}
 
 
 def _merged(parts: Any) -> dict[str, Any]:
@@ -195,8 +195,8 @@ def _lengths_by_verdict(prompt: str, verdicts: list[Any]) -> dict[Any, int]:
     marks = []
     for verdict in verdicts:
         pattern = rf"^[^\w\n/]*(?:[a-z]+[\s_-]+)?{re.escape(str(verdict))}(?:[\s_-]+[a-z]+)?[^\w\n]*?(?::|$|>)"
-        if found := re.search(pattern, prompt, re.IGNORECASE | re.MULTILINE):
-            marks.append((found.start(), found.end(), verdict))
+        if match := re.search(pattern, prompt, re.IGNORECASE | re.MULTILINE):
+            marks.append((match.start(), match.end(), verdict))
     marks.sort(key=lambda mark: mark[0])
     ends = [*(mark[0] for mark in marks[1:]), len(prompt)]
     return {verdict: len(prompt[start:end].strip()) for (_, start, verdict), end in zip(marks, ends, strict=False)}

@@ -219,8 +219,8 @@ class Limits:
     def admit(self, tokens: int) -> tuple[str, float] | None:
         """Take one request of so many tokens, or say which limit stops it and for how many seconds."""
         now = time.monotonic()
-        wanted = (("requests", self.requests, 1), ("tokens", self.input, tokens), ("output tokens", self.output, 1))
-        for name, limiter, amount in wanted:
+        amounts = (("requests", self.requests, 1), ("tokens", self.input, tokens), ("output tokens", self.output, 1))
+        for name, limiter, amount in amounts:
             if limiter and (wait := limiter.wait(amount, now)) > 1e-9:
                 return name, wait
         if self.requests:
@@ -312,7 +312,8 @@ class Account:
     limited: int = 0  # times 429
     in_progress: int = 0
     most_at_once: int = 0
-    asked: Counter[str] = field(default_factory=Counter)  # by prompt, refused ones and batch items too
+    # By prompt; refused requests and batch items count too.
+    attempts: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)  # by prompt, batch items too
     faults: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)  # of files, batches and models, such as "POST /v1/batches"
@@ -331,7 +332,7 @@ class Ledger:
 
     def receive(self, received: Received) -> None:
         self.received.append(received)
-        self.of(received.wire).asked[received.prompt] += 1
+        self.of(received.wire).attempts[received.prompt] += 1
 
     def as_json(self, *, bodies: bool) -> dict[str, Any]:
         sums: dict[str, Any] = {"openai": vars(self.openai), "anthropic": vars(self.anthropic)}

@@ -57,8 +57,8 @@ def install(
     exit code `code`."""
     program = folder / "driver" / "nvidia-smi"
     program.parent.mkdir(parents=True, exist_ok=True)
-    told = {"cards": [vars(card) for card in cards], "version": version, "failure": failure, "code": code}
-    program.write_text(PROGRAM.format(python=sys.executable, driver=json.dumps(told)), encoding="utf-8")
+    settings = {"cards": [vars(card) for card in cards], "version": version, "failure": failure, "code": code}
+    program.write_text(PROGRAM.format(python=sys.executable, driver=json.dumps(settings)), encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

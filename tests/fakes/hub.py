@@ -39,13 +39,13 @@ class Repo:
 @dataclass
 class Hub:
     """The repositories by name, and what clients did: how many bytes of each file were `sent`, which `ranges` and paths were
-    `asked` for."""
+    `requested`."""
 
     repos: dict[str, Repo]
     url: str = ""
     sent: dict[str, int] = field(default_factory=dict)
     ranges: list[tuple[str, str]] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
     closed: Event = field(default_factory=Event)
 
 
@@ -55,18 +55,18 @@ def blob_id(content: bytes) -> str:
 
 def _entry(name: str, content: bytes) -> dict[str, Any]:
     """What the hub's listings say of a file."""
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "rfilename": name,
         "path": name,
         "type": "file",
         "size": len(content),
         "oid": blob_id(content),
     }
-    found["blobId"] = found["oid"]
+    entry["blobId"] = entry["oid"]
     if len(content) >= LARGE:
         sha256 = hashlib.sha256(content).hexdigest()
-        found["lfs"] = {"sha256": sha256, "oid": sha256, "size": len(content), "pointerSize": 130}
-    return found
+        entry["lfs"] = {"sha256": sha256, "oid": sha256, "size": len(content), "pointerSize": 130}
+    return entry
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
-        self.hub.asked.append(f"{self.command} /{path}")
+        self.hub.requested.append(f"{self.command} /{path}")
         place = next((name for name in sorted(self.hub.repos, key=len, reverse=True) if name in path), None)
         if place is None:
             self.json(401, {"error": "Repository not found"}, code="RepoNotFound")
@@ -131,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
                 }
                 for one in siblings
             ]
-        told = {
+        info = {
             "id": place,
             "sha": repo.commit,
             "private": repo.private,
@@ -139,27 +139,27 @@ class Handler(BaseHTTPRequestHandler):
             "tags": [],
             "downloads": 0,
         }
-        self.json(200, {**told, "likes": 0, "siblings": siblings, "lastModified": "2026-01-01T00:00:00.000Z"})
+        self.json(200, {**info, "likes": 0, "siblings": siblings, "lastModified": "2026-01-01T00:00:00.000Z"})
 
     def _file(self, repo: Repo, place: str, revision: str, name: str, *, body: bool) -> None:
         if revision not in ("main", repo.commit) or name not in repo.files:
             self.json(404, {"error": "Entry not found"}, code="EntryNotFound")
             return
         content = repo.files[name]
-        begun, asked = 0, self.headers.get("Range")
-        if asked:
-            self.hub.ranges.append((name, asked))
-            begun = int(asked.removeprefix("bytes=").split("-")[0])
+        begun, byte_range = 0, self.headers.get("Range")
+        if byte_range:
+            self.hub.ranges.append((name, byte_range))
+            begun = int(byte_range.removeprefix("bytes=").split("-")[0])
             if repo.no_ranges or begun >= len(content):
                 self.json(416, {"error": "Range not satisfiable"})
                 return
-        self.send_response(206 if asked else 200)
+        self.send_response(206 if byte_range else 200)
         self.send_header(
             "ETag", f'"{hashlib.sha256(content).hexdigest() if len(content) >= LARGE else blob_id(content)}"'
         )
         self.send_header("X-Repo-Commit", repo.commit)
         self.send_header("Accept-Ranges", "bytes")
-        if asked:
+        if byte_range:
             self.send_header("Content-Range", f"bytes {begun}-{len(content) - 1}/{len(content)}")
         rest = content[begun:]
         self.send_header("Content-Length", str(len(rest)))
@@ -188,16 +188,16 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(page)
 
     def json(self, status: int, value: Any, *, code: str = "", says: str = "") -> None:
-        told = json.dumps(value).encode()
+        body = json.dumps(value).encode()
         self.send_response(status)
         for header, text in (("X-Error-Code", code), ("X-Error-Message", says)):
             if text:
                 self.send_header(header, text)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(told)))
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(told)
+            self.wfile.write(body)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class _Uploading(Handler):
 
     def do_POST(self) -> None:
         body, path = self._body(), self._path()
-        self.hub.asked.append(f"POST /{path}")
+        self.hub.requested.append(f"POST /{path}")
         if self._is_refused():
             return
         if not path.startswith("api/validate-yaml") and self._owner() is None:
@@ -76,39 +76,39 @@ class _Uploading(Handler):
         else:
             self._commit(name, repo, [json.loads(line) for line in body.splitlines()])
 
-    def _create(self, asked: dict[str, Any]) -> None:
-        name = f"{asked['organization']}/{asked['name']}"
-        if asked["organization"] != self._owner():
+    def _create(self, request: dict[str, Any]) -> None:
+        name = f"{request['organization']}/{request['name']}"
+        if request["organization"] != self._owner():
             self.json(
                 403,
                 {"error": "forbidden"},
-                says=f"You don't have the rights to create a model under {asked['organization']}",
+                says=f"You don't have the rights to create a model under {request['organization']}",
             )
         elif name in self.hub.repos:
             self.json(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
         else:
-            self.hub.repos[name] = Repo({".gitattributes": b""}, private=asked.get("visibility") == "private")
+            self.hub.repos[name] = Repo({".gitattributes": b""}, private=request.get("visibility") == "private")
             self.json(200, {"url": f"{self.hub.url}/{name}", "id": "1"})
 
-    def _preupload(self, repo: Repo, asked: dict[str, Any]) -> None:
-        told = []
-        for one in asked["files"]:
+    def _preupload(self, repo: Repo, request: dict[str, Any]) -> None:
+        files = []
+        for one in request["files"]:
             held = repo.files.get(one["path"])
             large = one["size"] >= LARGE
             oid = None if held is None else hashlib.sha256(held).hexdigest() if large else blob_id(held)
             mode = "lfs" if large else "regular"
-            told.append({"path": one["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-        self.json(200, {"files": told})
+            files.append({"path": one["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self.json(200, {"files": files})
 
-    def _batch(self, asked: dict[str, Any]) -> None:
-        told = []
-        for one in asked["objects"]:
+    def _batch(self, request: dict[str, Any]) -> None:
+        objects = []
+        for one in request["objects"]:
             actions = {
                 "upload": {"href": f"{self.hub.url}/lfs/{one['oid']}", "header": {}},
                 "verify": {"href": f"{self.hub.url}/lfs-verify"},
             }
-            told.append({**one, **({} if one["oid"] in self.hub.stored else {"actions": actions})})
-        self.json(200, {"transfer": "basic", "objects": told})
+            objects.append({**one, **({} if one["oid"] in self.hub.stored else {"actions": actions})})
+        self.json(200, {"transfer": "basic", "objects": objects})
 
     def _commit(self, name: str, repo: Repo, lines: list[dict[str, Any]]) -> None:
         header = lines[0]["value"]

@@ -286,11 +286,11 @@ def kill_generating(at: Callable[[], bool]) -> None:
 def requests_by_status() -> Counter[str]:
     with sqlite3.connect(DATA.journal) as db:
         try:
-            found = db.execute("SELECT status FROM requests WHERE purpose = 'generate'").fetchall()
+            rows = db.execute("SELECT status FROM requests WHERE purpose = 'generate'").fetchall()
         except sqlite3.OperationalError:  # it has no tables yet
-            found = []
+            rows = []
     db.close()
-    return Counter(status for (status,) in found)
+    return Counter(status for (status,) in rows)
 
 
 # The cells
@@ -325,16 +325,16 @@ def interrupt_a_cell() -> None:
 
 def night() -> None:
     """A night as the schedule runs it, without Dagster."""
-    asked: list[str] = []
+    requested: list[str] = []
     published: list[bool] = []
     while True:
         stage = Project(DATA, configuration.load(EXPERIMENTS), "local")
-        step = next_step(stage, stage.experiments.nightly, NIGHT, Done([True], published, asked))
+        step = next_step(stage, stage.experiments.nightly, NIGHT, Done([True], published, requested))
         match step.do:
             case "cells":
                 note_round(DATA, NIGHT, step.cells)
                 for cell in step.cells:
-                    asked.append(cell.name)
+                    requested.append(cell.name)
                     bring_up_to_date(cell.method)
             case "publish":
                 featherweight("compare")
@@ -361,14 +361,14 @@ def extras() -> None:
 
 def check_outcomes() -> None:
     """Raises SystemExit where an accident did not happen as it should have."""
-    wanted = {
+    expected = {
         "base": ["ok"], "full": ["ok", "ok"], "lora-r8": ["lost", "ok"], "qlora-r8": ["ok"], "lora-r8-searched": ["ok"],
         "lora-r4": ["ok", "killed"], "full-small-card": ["out_of_memory"], "full-hurried": ["timed_out", "timed_out"],
         "full-hot": ["diverged"], "lora-r8-mine": ["unavailable"], "lora-r16": [],
     }  # fmt: skip
-    found = {method: [attempt.status for attempt in attempts(method)] for method in wanted}
-    if found != wanted:
-        raise SystemExit(f"not as wanted: {found}")
+    statuses = {method: [attempt.status for attempt in attempts(method)] for method in expected}
+    if statuses != expected:
+        raise SystemExit(f"not as wanted: {statuses}")
     if set(requests_by_status()) != {"answered", "failed", "in_doubt", "in_flight"}:
         raise SystemExit(f"not as wanted: {requests_by_status()}")
 
@@ -407,13 +407,13 @@ def _member(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 def _require_anonymous(path: Path) -> None:
     content = path.read_bytes()
     folders = (PROJECT, Path(sys.prefix), Path.home())
-    found = [str(folder) for folder in folders if str(folder).encode() in content]
+    matches = [str(folder) for folder in folders if str(folder).encode() in content]
     if path.suffix in (".json", ".jsonl", ".txt", ".md", ".log", ".yaml", ".html"):
         names = {socket.gethostname(), getpass.getuser()} - {"root"}  # the name of a key of every spec
         words = set(re.findall(r"\w+", content.decode(errors="replace")))
-        found += names & words
-    if found:
-        raise SystemExit(f"{path} names {', '.join(found)}")
+        matches += names & words
+    if matches:
+        raise SystemExit(f"{path} names {', '.join(matches)}")
 
 
 if __name__ == "__main__":

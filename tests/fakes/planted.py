@@ -125,9 +125,9 @@ class Lake:
     def started(self, method: str, *, pid: int | None = None, seed: int = 1, **spec: Any) -> Attempt:
         """An attempt that says it runs, in this process or in the one with `pid`."""
         key = CellKey("tiny", method, seed)
-        told = self.spec(key, **spec)
-        folder = key.folder(self.data) / told["run_id"]
-        write_json(folder / "spec.json", told)
+        document = self.spec(key, **spec)
+        folder = key.folder(self.data) / document["run_id"]
+        write_json(folder / "spec.json", document)
         state = {"status": "running", "phase": "load", "started_at": "2026-01-01T00:00:00+00:00", **own_identity()}
         write_json(folder / "state.json", state | ({"pid": pid} if pid else {}))
         return Attempt(key, folder)

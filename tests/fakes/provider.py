@@ -116,12 +116,12 @@ class FakeProvider:
             model = str(body.get("model"))
             self.ledger.receive(Received(wire, last_message(body), time.time(), raw))
             self._authorize(wire, request)
-            asked = self._read(wire, body)
-            self._admit(limits, asked)
-            fault, nth = self._fault(wire, asked.prompt)
+            call = self._read(wire, body)
+            self._admit(limits, call)
+            fault, nth = self._fault(wire, call.prompt)
             if not await self._before(request, fault):
                 return Response()
-            answer = self._answer(asked, fault, nth, limits)
+            answer = self._answer(call, fault, nth, limits)
             return await self._deliver(wire, request, answer, fault, limits)
         except Problem as problem:
             return self._error_response(wire, request, problem, model, limits)
@@ -134,14 +134,14 @@ class FakeProvider:
             raise Problem("invalid_request", "anthropic-version: header is required")
 
     def _read(self, wire: Wire, body: dict[str, Any]) -> Asked:
-        asked = read_request(wire, body, strict=self._behavior.strict_schemas)
-        if self._behavior.models and asked.model not in self._behavior.models:
+        request = read_request(wire, body, strict=self._behavior.strict_schemas)
+        if self._behavior.models and request.model not in self._behavior.models:
             raise Problem("unknown_model")
-        return asked
+        return request
 
-    def _admit(self, limits: Limits, asked: Asked) -> None:
-        if refused := limits.admit(asked.input_tokens):
-            raise Problem("rate_limited", _limit_message(asked, *refused), wait=refused[1])
+    def _admit(self, limits: Limits, request: Asked) -> None:
+        if refused := limits.admit(request.input_tokens):
+            raise Problem("rate_limited", _limit_message(request, *refused), wait=refused[1])
 
     def _fault(self, wire: Wire, prompt: str, *, batch: bool = False) -> tuple[Fault | None, int]:
         self._nth[wire, prompt] += 1
@@ -171,22 +171,22 @@ class FakeProvider:
         return True
 
     def _answer(
-        self, asked: Asked, fault: Fault | None, nth: int, limits: Limits | None, *, batch: bool = False
+        self, request: Asked, fault: Fault | None, nth: int, limits: Limits | None, *, batch: bool = False
     ) -> dict[str, Any]:
         """Make an answer and count it."""
-        answer = compose(asked, self._behavior, nth, fault)
-        account = self.ledger.of(asked.wire)
+        answer = compose(request, self._behavior, nth, fault)
+        account = self.ledger.of(request.wire)
         if batch:
             account.batch_answers += 1
         else:
             account.answers += 1
-        account.answered[asked.prompt] += 1
+        account.answered[request.prompt] += 1
         account.input_tokens += answer.input_tokens
         account.output_tokens += answer.output_tokens
         account.dollars += answer.dollars(self._behavior, batch=batch)
         if limits:
             limits.answered(answer.output_tokens)
-        return success_body(answer, asked, self.number(), batch=batch)
+        return success_body(answer, request, self.number(), batch=batch)
 
     async def _deliver(
         self, wire: Wire, request: Request, body: dict[str, Any], fault: Fault | None, limits: Limits
@@ -200,11 +200,11 @@ class FakeProvider:
     def answer_item(self, wire: Wire, params: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Answer one item of a batch: status and body."""
         try:
-            asked = self._read(wire, params)
-            fault, nth = self._fault(wire, asked.prompt, batch=True)
+            request = self._read(wire, params)
+            fault, nth = self._fault(wire, request.prompt, batch=True)
             if fault in ERROR_FAULTS:
                 raise Problem(fault)
-            return 200, self._answer(asked, fault, nth, None, batch=True)
+            return 200, self._answer(request, fault, nth, None, batch=True)
         except Problem as problem:
             return self.error(wire, problem, model=str(params.get("model")))
 
@@ -286,11 +286,11 @@ def _key(request: Request) -> str:
     return request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
 
 
-def _limit_message(asked: Asked, limit: str, wait: float) -> str:
-    if asked.wire == "anthropic":
+def _limit_message(request: Asked, limit: str, wait: float) -> str:
+    if request.wire == "anthropic":
         return f"This request would exceed your organization's rate limit of {limit} per minute."
     unit = "requests per min (RPM)" if limit == "requests" else "tokens per min (TPM)"
-    return f"Rate limit reached for {asked.model} on {unit}. Please try again in {wait:.3f}s."
+    return f"Rate limit reached for {request.model} on {unit}. Please try again in {wait:.3f}s."
 
 
 async def _client_gone(request: Request) -> None:

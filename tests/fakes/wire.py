@@ -199,20 +199,20 @@ def _text(content: Any) -> str:
 
 def _openai_schema(body: Mapping[str, Any]) -> tuple[dict[str, Any] | None, bool]:
     """The schema and whether it must be a strict one."""
-    wanted = body.get("response_format") or {}
-    if wanted.get("type") == "json_schema":
-        inner = wanted.get("json_schema") or {}
+    response_format = body.get("response_format") or {}
+    if response_format.get("type") == "json_schema":
+        inner = response_format.get("json_schema") or {}
         if not inner.get("name"):
             raise Problem("invalid_request", "Missing required parameter: 'response_format.json_schema.name'.")
         return inner.get("schema") or {"type": "object"}, bool(inner.get("strict"))
-    if wanted.get("type") == "json_object":
+    if response_format.get("type") == "json_object":
         return {"type": "object", "properties": {"text": {"type": "string"}}}, False
     return None, False
 
 
 def _anthropic_schema(body: Mapping[str, Any]) -> tuple[dict[str, Any] | None, bool]:
-    wanted = (body.get("output_config") or {}).get("format") or {}
-    return (wanted.get("schema"), True) if wanted.get("type") == "json_schema" else (None, True)
+    output_format = (body.get("output_config") or {}).get("format") or {}
+    return (output_format.get("schema"), True) if output_format.get("type") == "json_schema" else (None, True)
 
 
 @lru_cache(maxsize=256)
@@ -233,7 +233,7 @@ def _node_problem(wire: Wire, node: Any) -> str | None:
         children += [*(node.get("properties") or {}).values(), *node.get("$defs", {}).values()]
     else:
         return None
-    return next((found for child in children if (found := _node_problem(wire, child))), None)
+    return next((below for child in children if (below := _node_problem(wire, child))), None)
 
 
 def _own_problem(wire: Wire, node: dict[str, Any]) -> str | None:
@@ -243,20 +243,20 @@ def _own_problem(wire: Wire, node: dict[str, Any]) -> str | None:
         return "For 'object' type, 'additionalProperties' must be explicitly set to false"
     if wire == "openai" and isinstance(properties, dict) and set(properties) != set(node.get("required", [])):
         return "'required' is required to be supplied and to be an array including every key in properties."
-    if wire == "anthropic" and (found := sorted(UNSUPPORTED.intersection(node))):
-        return f"For '{node.get('type')}' type, property '{found[0]}' is not supported"
+    if wire == "anthropic" and (keywords := sorted(UNSUPPORTED.intersection(node))):
+        return f"For '{node.get('type')}' type, property '{keywords[0]}' is not supported"
     if wire == "anthropic" and node.get("minItems", 0) not in (0, 1):
         return "For 'array' type, 'minItems' values other than 0 or 1 are not supported"
     return None
 
 
-def success_body(answer: Answer, asked: Asked, number: str, *, batch: bool) -> dict[str, Any]:
-    if asked.wire == "openai":
-        return _completion(answer, asked, number)
-    return _message(answer, asked, number, "batch" if batch else "standard")
+def success_body(answer: Answer, request: Asked, number: str, *, batch: bool) -> dict[str, Any]:
+    if request.wire == "openai":
+        return _completion(answer, request, number)
+    return _message(answer, request, number, "batch" if batch else "standard")
 
 
-def _completion(answer: Answer, asked: Asked, number: str) -> dict[str, Any]:
+def _completion(answer: Answer, request: Asked, number: str) -> dict[str, Any]:
     refused = answer.stop == "refusal"
     message = {
         "role": "assistant",
@@ -285,7 +285,7 @@ def _completion(answer: Answer, asked: Asked, number: str) -> dict[str, Any]:
         "id": f"chatcmpl-{number}",
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": asked.model,
+        "model": request.model,
         "choices": [choice],
         "usage": usage,
         "service_tier": "default",
@@ -293,7 +293,7 @@ def _completion(answer: Answer, asked: Asked, number: str) -> dict[str, Any]:
     }
 
 
-def _message(answer: Answer, asked: Asked, number: str, tier: str) -> dict[str, Any]:
+def _message(answer: Answer, request: Asked, number: str, tier: str) -> dict[str, Any]:
     refused = answer.stop in ("refusal", "content_filter")
     details = None
     if refused:
@@ -316,7 +316,7 @@ def _message(answer: Answer, asked: Asked, number: str, tier: str) -> dict[str, 
         "id": f"msg_{number}",
         "type": "message",
         "role": "assistant",
-        "model": asked.model,
+        "model": request.model,
         "content": [{"type": "text", "text": answer.text}] if answer.text and not refused else [],
         "stop_reason": ANTHROPIC_STOP[answer.stop],
         "stop_sequence": None,

@@ -73,8 +73,8 @@ def parsed(*options: str, words: str = "") -> argparse.Namespace:
 
 def sbatch() -> None:
     names = "job-name nodes ntasks cpus-per-task mem gres time partition account qos constraint chdir output open-mode export"
-    asked = parsed("version!", "parsable!", "no-requeue!", *names.split(), words="script")
-    if asked.version:
+    options = parsed("version!", "parsable!", "no-requeue!", *names.split(), words="script")
+    if options.version:
         print("slurm-wlm 22.05.8")
         return
     if scene().get("controller") == "down":
@@ -84,9 +84,9 @@ def sbatch() -> None:
     job_id = len(jobs()) + 1  # one job at a time is submitted to the fake
     (ROOT / str(job_id)).mkdir()
     script = ROOT / str(job_id) / "slurm_script"  # its own copy, as Slurm keeps one
-    script.write_text(Path(asked.script).read_text(encoding="utf-8"))
+    script.write_text(Path(options.script).read_text(encoding="utf-8"))
     script.chmod(0o700)
-    save({"id": job_id, "state": "PENDING", "reason": "None", "node": "", "status": 0, **vars(asked)})
+    save({"id": job_id, "state": "PENDING", "reason": "None", "node": "", "status": 0, **vars(options)})
     subprocess.Popen(
         [sys.executable, Path(__file__).resolve(), str(job_id)], start_new_session=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -97,34 +97,34 @@ def sbatch() -> None:
 
 
 def squeue() -> None:
-    asked = parsed("noheader!", "me!", "states", "Format", "jobs", "name")
+    options = parsed("noheader!", "me!", "states", "Format", "jobs", "name")
     if scene().get("controller") == "down":
         refuse(f"slurm_load_jobs error: {LOST}")
     if words := scene().get("squeue"):
         refuse(words)
     known = [job for job in jobs() if not (scene().get("forget") and job["state"] in OVER)]
-    found = [job for job in known if str(job["id"]) == asked.jobs or job["job_name"] == asked.name]
-    if asked.jobs and not found:
+    chosen = [job for job in known if str(job["id"]) == options.jobs or job["job_name"] == options.name]
+    if options.jobs and not chosen:
         refuse("slurm_load_jobs error: Invalid job id specified")
-    for job in found:
+    for job in chosen:
         print("".join(f"{job[name]}|" for name in ("id", "state", "reason", "node", "status")))
 
 
 def sacct() -> None:
-    asked = parsed("noheader!", "parsable2!", "allocations!", "format", "jobs")
+    options = parsed("noheader!", "parsable2!", "allocations!", "format", "jobs")
     if scene().get("accounting") is False:
         refuse("Slurm accounting storage is disabled")
     for job in jobs():
-        if str(job["id"]) == asked.jobs:
+        if str(job["id"]) == options.jobs:
             state = "CANCELLED by 0" if job["state"] == "CANCELLED" else job["state"]
             print(f"{state}|{job['node']}|{job['status'] >> 8}:{job['status'] & 0x7F}")
 
 
 def scancel() -> None:
-    asked = parsed(words="job")
+    options = parsed(words="job")
     if scene().get("controller") == "down":
-        refuse(f"scancel: error: Kill job error on job id {asked.job}: {LOST}", 8)
-    (ROOT / asked.job / "cancel").touch()
+        refuse(f"scancel: error: Kill job error on job id {options.job}: {LOST}", 8)
+    (ROOT / options.job / "cancel").touch()
 
 
 def sinfo() -> None:
