@@ -27,7 +27,8 @@ from tests.fakes.provider import FakeProvider
 
 KEY = "sk-planted-0123456789abcdef"
 KEYS = {"ANTHROPIC_API_KEY": KEY, "OPENAI_API_KEY": KEY}
-PRICE = {"input": 3, "output": 15}  # the fake provider's own
+# The fake provider's own prices, in dollars per million tokens.
+PRICE = {"input": 3, "output": 15}
 MILLION = 1_000_000
 NAMES: dict[Wire, str] = {"anthropic": "claude", "openai": "gpt"}
 GRID: dict[str, Any] = {
@@ -182,7 +183,8 @@ def kill(process: multiprocessing.Process) -> None:
     """kill -9, and wait until it is gone."""
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    with suppress(FileNotFoundError, ProcessLookupError):  # its parent has taken note of its end
+    # The process may be gone once its parent has collected its status.
+    with suppress(FileNotFoundError, ProcessLookupError):
         while Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] != "Z":
             time.sleep(0.001)
 

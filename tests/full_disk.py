@@ -27,7 +27,8 @@ def main(pristine: Path, mount: Path, levels: list[int], commands: list[str]) ->
         "FEATHERWEIGHT_DATA": str(mount / "data"), "FEATHERWEIGHT_EXPERIMENTS": str(pristine / "experiments.yaml"),
         "FEATHERWEIGHT_PROFILE": "local", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
-    os.chdir(pristine)  # experiments.yaml may name files relative to it
+    # experiments.yaml may name files relative to the current folder.
+    os.chdir(pristine)
     run_children_here()
     for level in levels:
         for command in commands:
@@ -39,7 +40,8 @@ def run_children_here() -> None:
     from pipelines.runs.launchers.local import LocalLauncher
     from tests.in_process import InProcess
 
-    patch = pytest.MonkeyPatch()  # for good: the process is this module's own
+    # Never undone: this module has the process to itself.
+    patch = pytest.MonkeyPatch()
     patch.setattr(LocalLauncher, "start", lambda _self, command: InProcess().start(command))
     patch.setattr(comparing, "keep_predictions", lambda _resolved: None)
     patch.setenv("CUDA_VISIBLE_DEVICES", "")

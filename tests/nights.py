@@ -121,5 +121,6 @@ def nights(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ni
         monkeypatch.setattr(training, "PipesLauncher", lambda _context, _inner: made.launcher)
         monkeypatch.setattr(training, "tie_to_parent", lambda: None)
         monkeypatch.setattr(nightly, "_now", lambda: datetime.now(UTC) + made.later)
-        monkeypatch.setattr(compare, "keep_predictions", lambda _stage: None)  # a process of its own each time
+        # Predictions would start a process of their own each time.
+        monkeypatch.setattr(compare, "keep_predictions", lambda _stage: None)
         yield made

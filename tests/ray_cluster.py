@@ -61,7 +61,8 @@ def ray_cluster(
     *, nodes: int = 2, cpus: int = 1, memory_gb: float = 4, env: Mapping[str, str] | None = None
 ) -> Iterator[RayCluster]:
     """A running cluster; whatever happens, all of its processes are gone afterwards."""
-    port, folder = free_port(), tempfile.mkdtemp(prefix="fw-ray-", dir="/tmp")  # sockets need a short path
+    # Sockets need a short path.
+    port, folder = free_port(), tempfile.mkdtemp(prefix="fw-ray-", dir="/tmp")
     log = Path(folder) / "stderr.txt"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
@@ -85,7 +86,8 @@ def ray_cluster(
         with suppress(BrokenPipeError):
             process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=15)  # a grace, then it is killed: no test fails by it
+            # After this grace period the process is killed; no test fails because of it.
+            process.wait(timeout=15)
         for one in [*started, *_using(folder)]:
             with suppress(psutil.Error):
                 one.kill()
@@ -122,7 +124,8 @@ def serve(port: int, count: int, cpus: int, memory_gb: float) -> None:
         nodes: list[Any] = []
 
         def add(**more: Any) -> None:
-            own = f"{os.environ['RAY_TMPDIR']}/node-{len(nodes)}-{time.monotonic_ns() % 10**6}"  # as on a machine of its own
+            # A folder of its own for the node, as on a separate machine.
+            own = f"{os.environ['RAY_TMPDIR']}/node-{len(nodes)}-{time.monotonic_ns() % 10**6}"
             nodes.append(
                 cluster.add_node(**{**node, "temp_dir": own, "dashboard_agent_listen_port": free_port(), **more})
             )
@@ -136,7 +139,8 @@ def serve(port: int, count: int, cpus: int, memory_gb: float) -> None:
                 answer = [one.node_id for one in nodes]
             elif word == "add":
                 add(**(rest[0] if rest else {}))
-            elif word == "kill":  # as a power cut: the node's processes are gone at once
+            elif word == "kill":
+                # Like a power cut: the node's processes are gone at once.
                 (dead,) = [one for one in nodes if one.node_id == rest[0]]
                 nodes.remove(dead)
                 cluster.remove_node(dead, allow_graceful=False)

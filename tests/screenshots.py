@@ -51,7 +51,8 @@ def graph(page: Page) -> None:
     page.goto("/asset-groups")
     page.get_by_text("Hide navigation").click()
     page.locator('button:has([aria-label="panel_show_right"])').first.click()
-    page.keyboard.press("Alt+KeyE")  # Expand all groups
+    # Expand all groups.
+    page.keyboard.press("Alt+KeyE")
 
 
 def cell(page: Page) -> None:

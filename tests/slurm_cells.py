@@ -79,7 +79,8 @@ def a_cell_trains_as_it_does_locally(project: TinyProject, monkeypatch: pytest.M
     monkeypatch.setenv("SOME_API_KEY", SECRET)
     monkeypatch.setenv("HF_TOKEN", SECRET + "-2")
     monkeypatch.setenv("FEATHERWEIGHT_ALERT_WEBHOOK", "https://hooks.example/" + SECRET)
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "4000")  # as if the driver were a job itself
+    # As if the driver itself were a job.
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "4000")
     recorder = Recorder()
     attempt, _ = train(on_slurm(project).resolved(), project.key("lora-r8"), force=True, hooks=recorder.hooks)
     assert (attempt.status, attempt.result.detail) == ("ok", ""), attempt.result.detail
@@ -92,7 +93,8 @@ def a_cell_trains_as_it_does_locally(project: TinyProject, monkeypatch: pytest.M
     assert (attempt.result.launcher, attempt.result.device) == ("slurm", here.result.device)
     assert attempt.result.fingerprints["machine"] == "slurm: default partition, 1 cores, 0 cards"
     assert order_of(attempt)["over"] and order_of(attempt)["threads"] == 1
-    for path in attempt.folder.rglob("*"):  # the job's script and log among them
+    # The job's script and log are among these files.
+    for path in attempt.folder.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
     assert SECRET not in "".join(recorder.lines)
 

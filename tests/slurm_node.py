@@ -47,7 +47,8 @@ def slurm_node(folder: Path, *, memory_mb: int = 4000) -> Iterator[SlurmNode]:
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     host, conf = socket.gethostname().split(".")[0], folder / "slurm.conf"
-    if version() >= (23, 2):  # which look for cgroups even when nothing is to use them
+    # These versions look for cgroups even when nothing is to use them.
+    if version() >= (23, 2):
         (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n", encoding="utf-8")
     env = {**os.environ, "PATH": PATH, "SLURM_CONF": str(conf)}
     with ExitStack() as stack:
@@ -111,7 +112,8 @@ class Starter:
 
 
 def version() -> tuple[int, ...]:
-    text = output({"PATH": PATH}, "slurmctld", "-V")  # "slurm-wlm 22.05.8"
+    # For example "slurm-wlm 22.05.8".
+    text = output({"PATH": PATH}, "slurmctld", "-V")
     return tuple(int(part) for part in text.split()[-1].split(".")[:2])
 
 
@@ -133,7 +135,8 @@ def output(env: Mapping[str, str], *command: str) -> str:
 def stop(child: subprocess.Popen[bytes]) -> None:
     child.terminate()
     with suppress(subprocess.TimeoutExpired):
-        child.wait(10)  # a grace, then it is killed: no test fails by it
+        # After this grace period the process is killed; no test fails because of it.
+        child.wait(10)
     child.kill()
     child.wait()
 

@@ -36,7 +36,8 @@ def ui(project: TinyProject) -> Iterator[str]:
         assert dg.materialize(
             [corpus_records, local_records, generated_records, sft_examples], instance=instance
         ).success
-        project.change(models={MODEL: {"overrides": {"full": {"memory_budget_gb": 0.2}}}})  # it will not fit
+        # The budget is too small for this cell.
+        project.change(models={MODEL: {"overrides": {"full": {"memory_budget_gb": 0.2}}}})
         planted = dg.materialize([trained_model], instance=instance, partition_key=partition_of(MODEL, "full"))
         assert planted.success and not planted.asset_materializations_for_node("trained_model")
     with socket.socket() as probe:

@@ -41,9 +41,11 @@ from tests.fakes import planted
 from tests.fakes.planted import Lake
 from tests.project import MODEL, TinyProject
 
-TRIED_ON = "1.13.27"  # of the calls below that are not public
+# The version of Dagster on which the calls below that are not public were tried.
+TRIED_ON = "1.13.27"
 TRAINED = dg.AssetKey("trained_model")
-PRIVATE = (  # or undocumented
+# Names that are private or undocumented.
+PRIVATE = (
     (dg.DagsterInstance, "event_log_storage"),
     (EventLogStorage, "free_concurrency_slots_for_run"),
     (EventLogStorage, "set_concurrency_slots"),
@@ -254,11 +256,12 @@ def _evaluated(method: str | None, passed: bool) -> dg.AssetCheckEvaluation:
 def test_a_cells_bad_end_is_not_hidden_by_anothers_good_one_nor_by_results_from_before(
     instance: dg.DagsterInstance,
 ) -> None:
+    # None stands for a version without partitioned checks.
     for method, passed in (
         ("full", False),
         (None, True),
         ("lora-r8", True),
-    ):  # None: of a version without partitioned checks
+    ):
         instance.report_runless_asset_event(_evaluated(method, passed))
     assert _state(instance) == {
         str(partition_of(MODEL, "full")): Status.FAILED,

@@ -123,7 +123,8 @@ def test_checks_see_what_lies_in_the_lake(project: TinyProject, instance: dg.Dag
     result = current(project.data)
     assert result is not None
     examples = result.folder / "examples.parquet"
-    with duckdb.connect() as db:  # one example less, and one question on both sides
+    # Remove one example, and put one question on both sides.
+    with duckdb.connect() as db:
         db.execute(f"CREATE TABLE e AS FROM '{examples}' LIMIT (SELECT count(*) - 1 FROM '{examples}')")
         db.execute("UPDATE e SET instruction = 'the same', input = '', messages = NULL")
         db.execute(f"COPY e TO '{examples}' (FORMAT parquet)")

@@ -83,7 +83,8 @@ def test_jobs_schedule_and_partitions_are_those_of_the_configuration() -> None:
     schedule = defs.resolve_schedule_def("nightly")
     assert (schedule.cron_schedule, schedule.execution_timezone) == (shipped.nightly.cron, shipped.nightly.timezone)
     partitions = defs.resolve_asset_graph().get(dg.AssetKey("trained_model")).partitions_def
-    local = shipped.profile("local")  # the checkout's own lake may hold others
+    # Only a subset is compared: the checkout's own lake may hold more partitions.
+    local = shipped.profile("local")
     expected = {str(partition_of(model, method)) for model in local.models for method in local.methods}
     assert partitions is not None and expected <= set(map(str, partitions.get_partition_keys()))
 
@@ -92,7 +93,8 @@ def test_training_evaluation_and_the_local_server_share_one_place() -> None:
     graph = defs.resolve_asset_graph()
     pools = [graph.get(dg.AssetKey(name)).pools for name in ("local_records", "trained_model", "evaluation")]
     assert pools[0] == pools[1] == pools[2] and len(pools[0] or []) == 1
-    for name in ("generated_records", "provider_comparison", "judged_answers"):  # these ask APIs, beside training
+    # These assets ask APIs beside the training.
+    for name in ("generated_records", "provider_comparison", "judged_answers"):
         assert not graph.get(dg.AssetKey(name)).pools, name
 
 
@@ -205,7 +207,8 @@ def test_out_of_memory_is_a_row_and_a_warning_and_its_evaluation_is_skipped(
     assert "evaluation" in {event.step_key for event in result.all_events if event.is_step_skipped}
     (check,) = publish(instance).get_asset_check_evaluations()
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
-    listed = str(check.metadata["cells"].value).replace("\\", "")  # Markdown's escapes
+    # Markdown escapes are removed.
+    listed = str(check.metadata["cells"].value).replace("\\", "")
     assert "lora-r8" in listed and "out_of_memory" in listed and "qlora-r8" in listed and "missing" in listed
     row = next(row for row in published_rows(project.data) if row["method"] == "lora-r8")
     assert row["status"] == "out_of_memory" and row["phase"] == "load" and row["memory_budget_gb"] == 0.2
@@ -245,7 +248,8 @@ def test_hostile_text_in_metadata_is_text(project: TinyProject, instance: dg.Dag
 def test_a_run_whose_process_is_gone_is_noticed(instance: dg.DagsterInstance, pid: int | None, expected: str) -> None:
     """A process of that number which began long before the run, such as 1, is another one: the machine was rebooted."""
     run = instance.create_run_for_job(defs.resolve_job_def("data"))
-    moment = time.time() if pid else psutil.Process().create_time()  # no number: that of this process
+    # Without a pid, the event's process and time are those of this one.
+    moment = time.time() if pid else psutil.Process().create_time()
     pid = pid or os.getpid()
     event = dg.DagsterEvent(
         DagsterEventType.ENGINE_EVENT.value,
@@ -278,7 +282,8 @@ def test_settings_that_nobody_edited_are_brought_up_to_date(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "dagster.yaml").write_text("nux: {enabled: false}\n", encoding="utf-8")
-    monkeypatch.setattr("assets.instance.PROJECT", tmp_path)  # as it was shipped once
+    # The file is as an earlier version shipped it.
+    monkeypatch.setattr("assets.instance.PROJECT", tmp_path)
     prepare_home()
     assert (home / "dagster.yaml").read_text() == "nux: {enabled: false}\n" and capsys.readouterr().err == ""
     monkeypatch.setattr("assets.instance.PROJECT", PROJECT)

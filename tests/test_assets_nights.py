@@ -133,7 +133,8 @@ def test_dagster_and_the_table_call_the_same_cells_stale(week: Nights) -> None:
     project.change(methods={"lora-r8": {"weight_decay": 0.5}})
     assert stale(week) == {"lora-r8"}
     project.change(methods={"lora-r8": {"weight_decay": 0.25}})
-    week.cell("lora-r8")  # at once, before any sensor has looked
+    # The cell runs at once, before any sensor has looked.
+    week.cell("lora-r8")
     assert stale(week) == set()
     project.change(profiles={"local": {"evaluation": {"answers": 1}}})
     assert stale(week) == {"base", "lora-r8"}
@@ -164,7 +165,8 @@ def test_two_daemons_that_ask_for_the_same_night_run_no_cell_twice(week: Nights)
 def test_a_night_goes_on_where_a_dead_daemon_left_it(week: Nights) -> None:
     week.project.change(profiles={"local": {"methods": ["lora-r8"]}})
     week.execute(week.begin())
-    requests = week.tick("night_goes_on")  # and the daemon dies before any run is made
+    # The daemon dies before any run is made.
+    requests = week.tick("night_goes_on")
     again = week.tick("night_goes_on")
     assert [request.run_key for request in again] == [request.run_key for request in requests]
     week.execute(again)
@@ -178,7 +180,8 @@ def test_what_somebody_else_ran_meanwhile_is_taken_as_it_is(week: Nights) -> Non
     week.execute(week.begin())
     requests = week.tick("night_goes_on")
     week.launcher = out_of_memory()
-    assert week.cell("lora-r8").success  # as `make run` does it
+    # The cell runs as `make run` runs it.
+    assert week.cell("lora-r8").success
     week.execute(requests)
     week.carry_on()
     assert week.statuses("lora-r8") == ["out_of_memory"]
@@ -188,7 +191,8 @@ def test_what_somebody_else_ran_meanwhile_is_taken_as_it_is(week: Nights) -> Non
 def test_a_clock_that_went_back_loses_nothing(week: Nights) -> None:
     week.project.change(profiles={"local": {"methods": ["base"]}})
     assert week.night() == ["data", "base", "publish"]
-    week.number = -5  # the next tick is of days before
+    # The next tick lies days before.
+    week.number = -5
     assert week.night() == ["data", "publish"]
     assert week.statuses("base") == ["ok"]
 
@@ -243,7 +247,8 @@ def test_a_night_on_another_profile_publishes_that_one_and_later_publications_st
     assert published() == [("base", False)]
     week.tick("inputs_have_changed")
     assert not is_stale_in_dagster(week, "base")
-    assert defs.resolve_job_def("publish").execute_in_process(instance=week.instance).success  # as by hand
+    # A publication as by hand.
+    assert defs.resolve_job_def("publish").execute_in_process(instance=week.instance).success
     assert [method for method, _ in published()] == ["base", "lora-r8"]
     assert not week.tick("lake_has_changed")
 
@@ -296,7 +301,8 @@ def test_an_unreachable_model_is_unavailable_at_once_as_a_warning(
 ) -> None:
     week.execute(week.begin())
     monkeypatch.setattr("pipelines.weights.hub_download.download", lambda *_, **__: pytest.fail("a download was tried"))
-    week.launcher = None  # nor is any child started
+    # No child may be started.
+    week.launcher = None
     week.project.out_of_reach()
     done = week.cell("full")
     assert done.success

@@ -28,7 +28,8 @@ from tests.fakes.planted import Lake
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 SENSOR = "lake_has_changed"
-DEAD = 2**22 + 1  # no process has such an id
+# No process has such an id.
+DEAD = 2**22 + 1
 
 
 @dataclass
@@ -84,7 +85,8 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(tmp_path / "experiments.yaml"))
     monkeypatch.setenv("FEATHERWEIGHT_PROFILE", "local")
     monkeypatch.setenv("FEATHERWEIGHT_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.setattr(publishing, "keep_predictions", lambda _resolved: None)  # a process of its own each time
+    # Predictions would start a process of their own each time.
+    monkeypatch.setattr(publishing, "keep_predictions", lambda _resolved: None)
     lake.cell("base")
     lake.cell("full")
     with dg.DagsterInstance.ephemeral() as instance:
@@ -100,7 +102,8 @@ def device() -> Path:
 
 def test_while_nothing_changes_a_tick_opens_none_of_dagsters_databases(daemon: Daemon) -> None:
     daemon.tick()
-    without = dg.build_sensor_context(cursor=daemon.cursor)  # and without an instance, which it would open
+    # A context without an instance, which the sensor would open itself.
+    without = dg.build_sensor_context(cursor=daemon.cursor)
     decided = defs.resolve_sensor_def(SENSOR).evaluate_tick(without)
     assert decided.skip_message == "nothing new in the lake"
     daemon.lake.trained("full")
@@ -112,7 +115,8 @@ def test_while_nothing_changes_a_tick_opens_none_of_dagsters_databases(daemon: D
 def test_a_burst_of_results_makes_one_publication(daemon: Daemon) -> None:
     assert not daemon.tick() and daemon.skip_reason == "nothing new in the lake"
     requests = []
-    for number in range(6):  # in 7.5 minutes, as the cells of a small run end
+    # Six results within 7.5 minutes, as the cells of a small run end.
+    for number in range(6):
         daemon.lake.trained(("full", "lora-r8")[number % 2])
         requests += daemon.ticks(1.25)
     assert requests == []
@@ -132,7 +136,8 @@ def test_that_a_cell_waits_or_runs_or_a_curve_grows_is_no_change(daemon: Daemon)
 
 def test_where_changes_keep_coming_it_is_published_every_fifteen_minutes(daemon: Daemon) -> None:
     request_times = []
-    for number in range(20):  # one every 100 seconds
+    # One result every 100 seconds.
+    for number in range(20):
         daemon.lake.trained("full")
         if requests := daemon.tick(100):
             request_times.append(number * 100 / 60)
@@ -177,7 +182,8 @@ def test_a_cell_whose_process_is_gone_is_a_change_once(daemon: Daemon) -> None:
 def test_a_publication_by_hand_is_followed_by_no_other(daemon: Daemon) -> None:
     daemon.lake.cell("lora-r8")
     daemon.tick()
-    daemon.note_published()  # as `make run` does after a cell, and at its end
+    # `make run` notes a publication after each cell and at its end.
+    daemon.note_published()
     assert daemon.ticks(20) == [] and daemon.skip_reason == "nothing new in the lake"
 
 
@@ -230,7 +236,8 @@ def test_a_publication_that_fails_is_tried_once_more_and_then_waits_for_a_change
         assert not daemon.publish(request)
         assert daemon.ticks(60) == [] and "could not be published, 2 times" in daemon.skip_reason
     daemon.lake.cell("qlora-r8")
-    (request,) = daemon.tick()  # the first change has waited long enough
+    # The first change has waited long enough.
+    (request,) = daemon.tick()
     assert daemon.publish(request) and daemon.ticks(20) == []
 
 
@@ -292,7 +299,8 @@ def test_when_changes_are_due() -> None:
     assert Changes.noted(second.text, "b", "c", late).due == late + QUIET, "the others have been published"
 
 
-AHEAD = (NOON + timedelta(days=9)).isoformat()  # by a clock that was wrong
+# A time from a clock that ran ahead.
+AHEAD = (NOON + timedelta(days=9)).isoformat()
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ def is_gone(pid: int) -> bool:
     ("text", "line"),
     [
         ('{"a": 1}\n', {"a": 1}),
-        ('{"a": 1}', None),  # cut off by a kill: even what reads well may lack a digit
+        # A kill cut the line off; even a line that reads well may lack a digit.
+        ('{"a": 1}', None),
         ('{"a": 1\n', None),
         ("[1]\n", None),
         ("Loading weights: 100%\n", None),
@@ -96,7 +97,8 @@ def test_every_line_bears_the_device_and_the_last_one_sums_up(
 def test_a_check_that_hangs_is_killed_with_what_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ahead = [0.0]  # seconds that the runner's clock has gone on: its limit is over as soon as the check hangs
+    # Seconds by which the runner's clock is ahead: the limit is over as soon as the check hangs.
+    ahead = [0.0]
     monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0]))
 
     class Report(command.Report):

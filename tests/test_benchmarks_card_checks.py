@@ -204,8 +204,10 @@ def as_on_card(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> AsOnCard:
     }  # fmt: skip
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(layers, "_ours", lambda _bench: {})  # a cell's model: in the slow test
-    four_bits.prepare()  # imports bitsandbytes in half the time
+    # The slow test covers the model of a cell.
+    monkeypatch.setattr(layers, "_ours", lambda _bench: {})
+    # `four_bits` imports bitsandbytes in half of the time.
+    four_bits.prepare()
     plain = torch.addmm
     monkeypatch.setattr(torch, "addmm", lambda total, a, b, out_dtype: plain(total, a.to(out_dtype), b.to(out_dtype)))
     return AsOnCard(bench.work, dry=False, ends=bench.ends)
@@ -218,7 +220,8 @@ IMPORTS_PEFT = pytest.param("layers", layers, marks=pytest.mark.slow)
 def test_a_card_s_own_branches_judge_all_they_expect(
     name: str, module: Any, as_on_card: AsOnCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name == "attention":  # bitsandbytes, which `layers` imports, would look for the rest of CUDA
+    # Only for this check: bitsandbytes, which `layers` imports, would look for the rest of CUDA.
+    if name == "attention":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     lines = list(module.check(as_on_card))
     (check,) = named(name)
@@ -270,10 +273,11 @@ def test_variable_length_and_four_bits_are_compared(as_on_card: AsOnCard, monkey
 def test_optimizers_are_compared(as_on_card: AsOnCard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remaining, "_matrices", lambda _bench: 2)
     verdicts = findings(list(remaining._optimizers(as_on_card)))
+    # The allocator reports two gigabytes of copies.
     assert verdicts == {
         "fused": False,
         "own optimizer": True,
-    }  # two gigabytes of copies, as the allocator is made to say
+    }
 
 
 @pytest.mark.parametrize(("free", "stays"), [([70, 69, 69, 68], True), ([70, 70, 70, 70], False)])
@@ -329,7 +333,8 @@ def test_a_cell_is_the_profile_s_own_but_short(bench: Bench) -> None:
 def test_arithmetic_is_set_beside_what_the_card_can_do(name: str, stated: float | None, bench: Bench) -> None:
     assert rates.stated(name) == stated
     list(rates.measured(bench))
-    assert rates.shares(bench, 100.0) == {"share_of_products": None, "mfu": None}  # nothing of a CPU's is kept
+    # A CPU's numbers are not kept.
+    assert rates.shares(bench, 100.0) == {"share_of_products": None, "mfu": None}
     write_json(bench.work / rates.FILE, {"products_tflops": 500.0, "stated_tflops": stated})
     assert rates.shares(bench, 100.0) == {"share_of_products": 0.2, "mfu": 100.0 / stated if stated else None}
 
@@ -347,7 +352,8 @@ def test_trl_s_settings_keep_the_steps_of_the_profile() -> None:
     assert all(
         one["per_device_train_batch_size"] * one["gradient_accumulation_steps"] == 16 for one in (*plain, *with_all)
     )
-    assert set(plain[0]) == {"per_device_train_batch_size", "gradient_accumulation_steps"}  # all else is TRL's own
+    # Everything else is TRL's default.
+    assert set(plain[0]) == {"per_device_train_batch_size", "gradient_accumulation_steps"}
     assert [bool(one.get("packing")) for one in plain] == [False, False]
     assert [bool(one.get("packing")) for one in with_all] == [False, True, False]
     assert [bool(one.get("use_liger_kernel")) for one in with_all] == [False, True, True]

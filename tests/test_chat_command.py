@@ -40,7 +40,8 @@ def planted_lake(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) ->
     chats.with_adapter(made.trained("lora-r8"), seed=1)
     chats.with_adapter(made.trained("lora-r4", seed=7), seed=2)
     made.trained("full", "out_of_memory")
-    made.trained("qlora-r8")  # pruned: no model is left
+    # The cell was pruned and has no model left.
+    made.trained("qlora-r8")
     return made
 
 

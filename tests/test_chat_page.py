@@ -151,7 +151,8 @@ def is_cut(page: Page) -> bool:
 @needs_browser
 def test_a_blind_vote_by_keyboard_alone_is_kept_and_names_come_after_it(browser: Browser, served: Served) -> None:
     page, complaints = opened(browser, served)
-    page.keyboard.press("Shift+Tab")  # from the prompt to what stands before it
+    # From the prompt to the control before it.
+    page.keyboard.press("Shift+Tab")
     page.locator("summary").press("Enter")
     page.locator("#blind").press("Space")
     page.locator("summary").press("Enter")
@@ -315,7 +316,8 @@ def test_a_vote_counts_once_and_only_where_all_have_answered(served: Served) -> 
 def test_of_very_many_conversations_the_oldest_is_closed(lake: Lake) -> None:
     opened_now, members = Opened(), Roster(lake.project).named(["tiny/lora-r8"])
     made = [opened_now.new(members, Settings(9), blind=False).id for _ in range(MOST_OPEN)]
-    opened_now.get(made[0])  # used just now
+    # This conversation was used just now.
+    opened_now.get(made[0])
     opened_now.new(members, Settings(9), blind=False)
     assert opened_now.get(made[0])
     with pytest.raises(UsageError, match="not open any more"):

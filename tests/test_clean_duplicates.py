@@ -203,7 +203,8 @@ def on_side(data: DataRoot, side: str) -> dict[str, Any]:
 
 def test_a_train_record_close_to_an_eval_record_is_contamination(data: DataRoot) -> None:
     held_out = on_side(data, "eval")
-    asking = {**held_out, "instruction": held_out["instruction"] + " now"}  # to ask the same is a leak by itself
+    # An equal question would be a leak by itself.
+    asking = {**held_out, "instruction": held_out["instruction"] + " now"}
     likeness = [jaccard(compared(held_out), compared(with_new_end(asking, n, korean=False))) for n in range(1, 60)]
     last_inside = max(n for n, value in enumerate(likeness, start=1) if value >= 0.85)
     inside, outside = (with_new_end(asking, n, korean=False) for n in (last_inside, last_inside + 1))

@@ -277,12 +277,14 @@ def test_a_reviewer_may_say_so_under_other_names(data: DataRoot, review: dict[st
 
 def test_a_turn_may_say_so_of_itself(data: DataRoot) -> None:
     turns = [USER, BOT, {"role": "user", "content": OTTER}, {"role": "assistant", "content": CRABS}]
+    # A rating of -1 may mean that nobody rated the answer.
     good = [
         *turns[:3],
         {**turns[3], "rating": -1, "annotation": {"rating": 5}},
-    ]  # a rating of -1 may mean that nobody rated it
+    ]
     bad = [turns[0], {**BOT, "annotation": {"thumbs": "down"}}, *turns[2:]]
-    asker = [{**USER, "feedback": -1}, BOT]  # of the question, which is not learned
+    # The rating belongs to the question, which is not learned.
+    asker = [{**USER, "feedback": -1}, BOT]
     assert verdicts(data, {"messages": good}, {"messages": bad}, {"messages": asker}) == [
         "accepted", "labelled_undesirable", "accepted",
     ]  # fmt: skip

@@ -274,8 +274,10 @@ def test_the_threshold_of_a_rule_on_one_record(data: DataRoot, reason: str, insi
 
 
 def test_every_reason_of_one_record_alone_is_tested_above() -> None:
-    of_several = {"exact_duplicate", "near_duplicate", "contamination"}  # in test_clean_duplicates.py
-    of_several |= {"too_short", "reasoning"}  # which no default drops: above, and in test_clean_shapes.py
+    # Reasons that need several records; test_clean_duplicates.py tests them.
+    of_several = {"exact_duplicate", "near_duplicate", "contamination"}
+    # No default drops these: see above and test_clean_shapes.py.
+    of_several |= {"too_short", "reasoning"}
     assert {case.values[0] for case in INSIDE_OUTSIDE} == set(REASONS) - of_several
 
 

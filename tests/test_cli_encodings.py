@@ -22,7 +22,8 @@ from tests.test_project_old_lake import unpacked
 ENCODINGS = ("ascii", "latin-1", "cp949")
 # With these Python takes the locale's encoding for files and their names, which is ASCII.
 NO_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-NOTE = "한국어 메모 — naïve, “quoted” …"  # no encoding here but UTF-8 has all of it
+# Only UTF-8, of the encodings here, has all of these characters.
+NOTE = "한국어 메모 — naïve, “quoted” …"
 CHEAP = (
     "--help", "train --help", "table", "table --format markdown", "table --format json", "table --format csv",
     "decide --max-loss 0.02", "models", "prune", "plan", "doctor", "generate --estimate",
@@ -93,7 +94,8 @@ def test_a_path_that_the_locale_cannot_read_is_named(
     lake: Lake, variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(lake.data.root / "experiments.yaml"))
-    monkeypatch.setenv(variable, os.fsdecode("/자료".encode("cp949")))  # so does an ASCII locale read a name in UTF-8
+    # This is how an ASCII locale reads a name in UTF-8.
+    monkeypatch.setenv(variable, os.fsdecode("/자료".encode("cp949")))
     assert cli.main(["doctor"]) == 2
     errors = capsys.readouterr().err
     assert variable in errors and "PYTHONUTF8=1" in errors

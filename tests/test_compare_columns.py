@@ -39,10 +39,12 @@ NO_COLUMN: dict[Source, set[str]] = {
     "export": {
         "adapter_bits_per_byte", "merged_bits_per_byte", "merged_into_original_bits_per_byte", "largest_difference_nats",
         "merge_seconds", "merge_foretold_gb", "merge_peak_gb", "gguf_…_seconds", "template_arguments",
-        "note",  # it is the column `detail`, where the status has nothing to say
+        # Published as the column `detail` where the status has no detail of its own.
+        "note",
     },
 }  # fmt: skip
-RESULTS = ("comparison", "picks", "training_runs", "quantized_inference")  # the other tables are made of rows in files
+# The other tables are made of rows in files.
+RESULTS = ("comparison", "picks", "training_runs", "quantized_inference")
 UNITS = {
     "_gb": "GB", "_mb": "MB", "_ms": "ms", "_usd": "USD", "_pct": "%", "_seconds": "s", "_share": "share, 0 to 1",
     "_bits_per_byte": "bits per byte", "tokens_per_second": "tokens/s",
@@ -59,7 +61,8 @@ class Reports(ast.NodeVisitor):
 
     def __init__(self, folder: Path) -> None:
         self.names: set[str] = set()
-        self.keys: set[str] = set()  # of every dictionary
+        # The keys of every dictionary.
+        self.keys: set[str] = set()
         self._functions: dict[str, list[ast.AST]] = {}
         modules = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))]
         for module in modules:

@@ -111,7 +111,8 @@ def test_no_pick_is_a_cell_that_left_out_too_many_records(lake: Lake) -> None:
 def test_where_all_left_out_too_many_nothing_is_used_and_that_is_said(tmp_path: Path) -> None:
     made = planted.lake(tmp_path)
     made.cell("base", bits=1.0)
-    made.cell("full", bits=0.9, truncated_share=0.5)  # as older code measured it
+    # As older code measured it.
+    made.cell("full", bits=0.9, truncated_share=0.5)
     made.evaluated(made.trained("lora-r8"), eval_records=30, eval_records_left_out=10, losses=planted.losses(0.8))
     made.cell("qlora-r8", bits=0.9, train_records=10, train_records_left_out=3, unshown_share=0.3)
     result = comparison(made.resolved())
@@ -149,7 +150,8 @@ def test_a_model_that_reads_next_to_no_evaluation_record_costs_the_others_none(
         return len(fitting_everywhere(Worker(tmp_path), records))
 
     few = sum(length <= token_counts[0] for length in token_counts)
-    every = fitting_records(own=tiny_folder, most=10_000)  # but those that are longer than the model's window
+    # All records except those longer than the model's window.
+    every = fitting_records(own=tiny_folder, most=10_000)
     assert few == 1 and every > 6 and fitting_records(own=tiny_folder, most=token_counts[0]) == every
     assert "other: can read 1 of 12 evaluation records; measured without it" in capsys.readouterr().out
     with pytest.raises(

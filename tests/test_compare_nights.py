@@ -19,7 +19,8 @@ from tests.fakes import planted
 from tests.fakes.planted import Lake
 
 CELL = {"because": {"1": "missing"}, "seen": {"1": ""}}
-OLD: dict[str, Any] = {  # as nights before December 2026 were written
+# A night as it was written before December 2026.
+OLD: dict[str, Any] = {
     "night": "2026-11-27T0200", "started_at": "2026-11-27T02:00:00.000+09:00", "ended_at": "2026-11-26T18:30:00.000+00:00",
     "rounds": [
         {"at": "2026-11-26T17:01:00.000+00:00", "cells": [CELL | {"model": "tiny", "method": one} for one in ("full", "base")]},

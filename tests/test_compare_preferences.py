@@ -69,7 +69,8 @@ def test_half_a_line_costs_one_vote_and_other_things_in_the_file_none(tmp_path: 
     assert read(data).votes == ()
     append(data, vote(0))
     whole = data.preferences.read_bytes()
-    for cut in (1, len(whole) // 2, len(whole) - 2):  # also in the middle of a Hangul syllable
+    # One cut lies in the middle of a Hangul syllable.
+    for cut in (1, len(whole) // 2, len(whole) - 2):
         data.preferences.write_bytes(whole + whole.replace(b'"id": "', b'"id": "2')[:cut])
         assert (len(read(data).votes), read(data).unreadable) == (1, 0)
         append(data, vote("tie"))
@@ -150,7 +151,8 @@ def duels(voted: Lake) -> dict[tuple[str, str], dict[str, Any]]:
 
 def test_a_vote_compares_the_chosen_answer_with_each_other_and_those_with_nobody(voted: Lake) -> None:
     cast(voted, "a", "base", "lora-r8", "full", chosen=1)
-    cast(voted, "b", "lora-r8", "base", chosen=0)  # the order is blind: the place says nothing
+    # The order is blind: the place says nothing.
+    cast(voted, "b", "lora-r8", "base", chosen=0)
     cast(voted, "c", "base", "lora-r8", chosen=0)
     cast(voted, "d", "full", "base", "lora-r8", chosen="tie")
     cast(voted, "e", "lora-r8", "base", chosen="neither")
@@ -184,7 +186,8 @@ def test_ten_votes_on_the_same_two_answers_are_one_comparison(voted: Lake) -> No
 
 def test_votes_on_runs_that_are_no_longer_the_cells_own_are_left_out_and_counted(voted: Lake) -> None:
     cast(voted, "a", "base", "lora-r8", chosen=1)
-    voted.cell("lora-r8")  # trained again, as before: it still speaks for the cell
+    # Trained again from the same inputs: the vote still counts for the cell.
+    voted.cell("lora-r8")
     assert rows(voted)["lora-r8"]["preference_votes"] == 1
     for run_id in ("gone", "..", ".", "a/b", "", "\x00"):
         append(voted.data, Preference("b", (shown(voted, "base"), shown(voted, "lora-r8", run_id=run_id or " ")), 0))

@@ -273,7 +273,8 @@ def test_a_request_that_was_lost_for_good_counts_against_its_provider(ask: Askin
 
     write(ask, script=script)
     ask.server.behavior = replace(PLAIN, seed=1)
-    ask.generate()  # the next prompt of the grid takes its place
+    # The next prompt of the grid takes its place.
+    ask.generate()
     assert len(lost) == 2
     by_provider = rows(ask)
     assert [(row["requested"], row["answered"], row["in_doubt"]) for row in by_provider.values()] == [

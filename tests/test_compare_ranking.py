@@ -54,7 +54,8 @@ def test_the_interval_is_that_of_a_loop_over_resamples() -> None:
 
 def test_small_samples_get_wider_intervals_by_the_tables_of_t() -> None:
     assert [t_quantile(0.975, n) for n in (4, 9, 30)] == pytest.approx([2.776, 2.262, 2.042], abs=0.002)
-    assert expanded_tail(0.025, 10) == pytest.approx(0.00855, abs=1e-4)  # Φ(-√(10/9) × 2.262)
+    # Φ(-√(10/9) × 2.262)
+    assert expanded_tail(0.025, 10) == pytest.approx(0.00855, abs=1e-4)
     assert expanded_tail(0.025, 100_000) == pytest.approx(0.025, abs=1e-5)
 
 
@@ -230,7 +231,8 @@ def test_smaller_micro_batches_win_neither_memory_nor_value_and_push_nobody_off_
     lake.cell("base", bits=1.0)
     lake.cell("full", bits=0.8, peak_memory_gb=1.0, train_seconds=10.0, micro_batch_tokens=256)
     lake.cell("lora-r8", bits=0.8, peak_memory_gb=2.0, train_seconds=50.0, micro_batch_tokens=2048)
-    lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.8, train_seconds=90.0)  # of older code: its recipe says 2048
+    # A row of older code, whose recipe says 2048.
+    lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.8, train_seconds=90.0)
     assert who(lake) == {"best quality": "no clear winner", "best value": "lora-r8", "least memory": "qlora-r8"}
     assert fronts(lake) == {"full": True, "lora-r8": True, "qlora-r8": True}
     by_name = picks(lake)

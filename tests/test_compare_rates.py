@@ -109,7 +109,8 @@ def test_many_names_are_cut_short() -> None:
 
 # picks
 
-COSTS = {"full": 4.0, "lora-r8": 2.0, "qlora-r8": 1.0}  # GB; each takes 25 s a GB
+# GB; each cell takes 25 s per GB.
+COSTS = {"full": 4.0, "lora-r8": 2.0, "qlora-r8": 1.0}
 BITS = {"full": 0.80, "lora-r8": 0.85, "qlora-r8": 0.90}
 TUNED: Row = {"learning_rate": 3e-4, "learning_rate_source": "search", "learning_rate_at_edge": False}
 EDGE: Row = {"learning_rate": 1e-3, "learning_rate_source": "search", "learning_rate_at_edge": True}

@@ -42,7 +42,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     hostile = "\n".join(HOSTILE.values()) + ANSI
     for bits in (0.90, 0.99):
         for method in ("base", "full", "lora-r8", "lora-r64"):
-            busy = 70.0 if method == "full" else 1.0  # % of the processors, used by others
+            # Percent of the processors that other programs used.
+            busy = 70.0 if method == "full" else 1.0
             attempt = lake.trained(method, curve=curve, budget=3.0, train_seconds=bits * 100, other_cpu_pct=busy)
             texts = [answer("y", answer=hostile, prompt=hostile), answer("z", prompt=KOREAN, answer=KOREAN * 400)]
             values = losses(bits, own=method)

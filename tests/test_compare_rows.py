@@ -234,7 +234,8 @@ def test_rows_of_two_data_versions_have_no_ratio_and_a_reason(full_grid: Lake) -
     assert by_method["lora-r8"]["delta_base"] == pytest.approx(-0.1), "the untouched model has no training data"
     assert [by_method["lora-r8"][name] for name in RATIOS] == [None, None]
     assert by_method["lora-r8"]["ratios_because"] == "full was measured with other data"
-    assert by_method["qlora-r8"]["memory_vs_full"] == 0.25  # both are of the older data
+    # Both cells are of the older data.
+    assert by_method["qlora-r8"]["memory_vs_full"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -283,16 +284,18 @@ def test_dollars_only_where_a_price_is_known(full_grid: Lake) -> None:
     assert rows(full_grid)["full"]["train_usd"] is None
     priced = full_grid.configured(profiles={"local": {"price_per_hour": 36.0}})
     by_method = rows(priced)
+    # The cell loaded for one second.
     assert (by_method["full"]["train_usd"], by_method["base"]["train_usd"]) == (
         pytest.approx(1.01),
         None,
-    )  # it loaded for a second
+    )
 
 
 def test_dollars_are_those_of_the_whole_cell(lake: Lake) -> None:
     parts: Any = {"quantize_seconds": 2.0, "probe_seconds": 4.0, "search_seconds": 8.0, "other_seconds": 16.0}
     lake.cell("full", train_seconds=100.0, load_seconds=1.0, **parts, seed=1)
-    lake.cell("full", train_seconds=200.0, load_seconds=1.0, seed=2)  # older code measured no more than that
+    # Older code measured nothing else.
+    lake.cell("full", train_seconds=200.0, load_seconds=1.0, seed=2)
     priced = lake.configured(profiles={"local": {"price_per_hour": 36.0, "seeds": [1, 2]}})
     (row,) = (row for row in comparison_rows(priced.resolved()) if row["method"] == "full")
     assert row["train_usd"] == pytest.approx((131 + 201) / 2 / 100)

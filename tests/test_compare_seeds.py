@@ -150,7 +150,8 @@ def test_components_are_those_of_the_two_way_layout() -> None:
 
 def test_runs_that_differ_by_less_than_single_records_explain_add_nothing() -> None:
     nats = luck(3, 40)
-    nats += 1 - nats.mean(axis=1, keepdims=True)  # every run has the same mean
+    # Every run gets the same mean.
+    nats += 1 - nats.mean(axis=1, keepdims=True)
     spread = component(nats, np.ones(40))
     assert spread is not None
     assert spread.variance == 0

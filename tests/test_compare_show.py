@@ -285,7 +285,8 @@ def test_the_report_shows_hostile_text_as_text_and_runs_nothing(tmp_path: Path) 
         answer(f"e{i}", run_id=f"run-{i}", prompt=text, reference=text, answer=text)
         for i, text in enumerate(HOSTILE.values())
     ]
-    for start in range(0, len(HOSTILE), 6):  # it shows six prompts
+    # The page shows six prompts at a time.
+    for start in range(0, len(HOSTILE), 6):
         page, html = report(tmp_path, rows, answers[start:])
         assert page.tags <= PAGE_TAGS
         assert page.comments == []

@@ -222,7 +222,8 @@ def test_javascript_is_run_where_its_package_is_here(block: Block, here: Path) -
     packages = os.environ.get("NODE_PATH")
     if packages is None or not (Path(packages) / JS_PACKAGE).exists():
         pytest.skip(f"the query was run, the script checked; NODE_PATH names no folder with {JS_PACKAGE}")
-    (here / "node_modules").symlink_to(packages)  # imports look beside the script alone
+    # Node resolves imports only beside the script.
+    (here / "node_modules").symlink_to(packages)
     assert "2026-" in run(here, node, str(script)) and "lora-r8" in run(here, node, str(script))
 
 
@@ -250,7 +251,8 @@ def shipped() -> dict[str, Any]:
 def test_settings_load_beside_the_shipped_ones(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "experiments.yaml"
     path.write_text(block.text, encoding="utf-8")
-    if block.text.startswith("nodes:"):  # a list of machines for `plan --cluster`
+    # The block lists machines for `plan --cluster`.
+    if block.text.startswith("nodes:"):
         assert fleet.load(path).nodes
         return
     settings = shipped()
@@ -278,7 +280,8 @@ def test_a_section_that_is_pasted_over_the_shipped_one_switches_nothing_off_in_s
     path.write_text(yaml.safe_dump({**shipped(), **yaml.safe_load(block.text)}), encoding="utf-8")
     try:
         loaded = configuration.load(path)
-    except UsageError as error:  # a name that the pasted section no longer has
+    except UsageError as error:
+        # The shipped file names something that the pasted section no longer has.
         assert "sources.providers" in str(error)
         return
     warnings = left_out(loaded)

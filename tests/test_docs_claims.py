@@ -88,7 +88,8 @@ def test_what_is_part_of_the_fingerprint_is_told_apart() -> None:
     inside = " ".join(map(str, table_after(page, "part of the recipe's fingerprint:")))
     outside = " ".join(row[0] for row in table_after(page, "is no part of the fingerprint"))
     for name in TrainingOverrides.model_fields:
-        if name != "learning_rate_source":  # of tune's own
+        # `learning_rate_source` is set by tune alone.
+        if name != "learning_rate_source":
             assert (f"`{name}`" in outside) == (name in OUTSIDE_RECIPE), name
             assert (f"`{name}`" in inside) == (name not in OUTSIDE_RECIPE), name
 
@@ -130,7 +131,8 @@ def test_options_that_pages_name_exist() -> None:
     ]
     known = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     for page, text in PAGES.items():
-        text = text.replace("tensorboard --logdir", "")  # no program of ours
+        # TensorBoard's command is not one of our programs.
+        text = text.replace("tensorboard --logdir", "")
         prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
         for option in set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", prose)):
             assert f'"{option}' in known or f"{option}=" in known, (page, option)

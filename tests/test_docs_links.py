@@ -28,7 +28,8 @@ def broken_links(page: Path, text: str) -> list[str]:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", without_code(text)):
         target, _, heading = link.partition("#")
-        if re.match(r"\w+:", target):  # another site
+        # The link leads to another site.
+        if re.match(r"\w+:", target):
             continue
         file = page.parent / target if target else page
         if not file.exists() or (heading and heading not in anchors(file)):

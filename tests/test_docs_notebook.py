@@ -82,7 +82,8 @@ def test_it_is_a_notebook_without_outputs_magics_or_secrets(notebook: Any) -> No
         assert not SECRET.search(cell.source), cell.id
         if cell.cell_type == "code":
             assert (cell.outputs, cell.execution_count) == ([], None), cell.id
-            compile(cell.source, cell.id, "exec")  # a magic or a shell's line is no Python
+            # A notebook magic or shell line would be no Python.
+            compile(cell.source, cell.id, "exec")
 
 
 def test_every_command_that_it_runs_is_one_of_the_command_line(notebook: Any) -> None:
@@ -129,7 +130,8 @@ def test_data_of_ones_own_replaces_the_corpus(notebook: Any, tmp_path: Path, mon
     assert [file.path for file in sources.files] == [str(tmp_path / "mine.jsonl")] and not sources.uses_corpus
 
 
-@pytest.mark.parametrize("inside", ["", "featherweight-main/"])  # as git archive writes it, and as forges do
+# `git archive` writes no top folder; forges add one.
+@pytest.mark.parametrize("inside", ["", "featherweight-main/"])
 def test_the_project_is_the_checkout_around_it_or_the_archive(
     notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
 ) -> None:
@@ -156,7 +158,8 @@ def test_the_project_is_the_checkout_around_it_or_the_archive(
         ("torch>=2.11.0,<=2.13.0", "2.12.1+cu126", True),
         ("torch>=2.11.0,<=2.13.0", "2.13.1", False),
         ("torch>=2.11,!=2.12.0,<2.14", "2.12.0", False),
-        ("torch>=2.11,<2.14", "2.13.0a0+git1", False),  # a pre-release
+        # A pre-release.
+        ("torch>=2.11,<2.14", "2.13.0a0+git1", False),
     ],
 )
 def test_a_torch_is_accepted_by_its_release(requirement: str, version: str, accepted: bool) -> None:
@@ -239,7 +242,8 @@ def test_the_installer_is_of_the_standard_library_alone() -> None:
 def test_a_folder_that_holds_something_else_is_not_cleared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(install, "install", install.make)  # without the packages
+    # Install without the packages.
+    monkeypatch.setattr(install, "install", install.make)
     (tmp_path / "thesis.txt").write_text("the only copy", encoding="utf-8")
     assert install.main([str(tmp_path)]) == 2
     assert (tmp_path / "thesis.txt").exists() and "it is neither" in capsys.readouterr().err

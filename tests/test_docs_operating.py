@@ -26,7 +26,8 @@ TEXT = (PROJECT / "docs" / "operating.md").read_text(encoding="utf-8")
 SECRET = "T0PLANTED/B0PLANTED/planted-webhook-secret"
 
 
-DOWN: set[str] = set()  # texts that the webhook does not take now
+# Texts that the webhook refuses at the moment.
+DOWN: set[str] = set()
 
 
 def test_every_test_that_the_documentation_names_exists() -> None:

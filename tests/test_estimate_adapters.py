@@ -35,8 +35,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "fourierft": {"peft_type": "FOURIERFT", "n_frequency": 20},
     "ln-tuning": {"peft_type": "LN_TUNING"},
 }
-LINEAR = 2 * 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # bytes of the tiny Llama's projections, in two layers
-WITH_FFT = ("c3a", "fourierft")  # a real FFT keeps a little inside itself, which no rehearsal sees
+# Bytes of the tiny Llama's projections in two layers.
+LINEAR = 2 * 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+# A real FFT keeps a few bytes inside itself, which no rehearsal sees.
+WITH_FFT = ("c3a", "fourierft")
 
 
 def recipe_of(kind: str) -> dict[str, Any]:
@@ -103,7 +105,8 @@ def test_whether_adapters_compute_in_groups_is_seen_not_named(pissa: Counted, sh
 
 def test_what_is_the_same_in_every_micro_batch_has_less_slack(pissa: Counted, shira: Counted) -> None:
     assert pissa.moments.keys() == shira.moments.keys() == {"forward 1", "backward 1", "backward 1, later half"}
-    assert pissa.fixed == 0 and LINEAR < shira.fixed < 2 * LINEAR  # SHiRA adapts a copy of each projection
+    # SHiRA adapts a copy of each projection.
+    assert pissa.fixed == 0 and LINEAR < shira.fixed < 2 * LINEAR
     heap, spared = shira.early.total, memory.HEAP_SLACK["adapter"] * (1 - memory.FIXED_SHARE)
     one = replace(shira, late=Moment())
     assert shira.fixed < heap
@@ -121,7 +124,8 @@ def test_weights_that_an_adapter_replaces_stay_in_memory_with_the_file_that_they
     plain = replace(pissa, replaced=0)
     assert predicted(pissa, "pissa").train - predicted(plain, "pissa").train == LINEAR
     assert predicted(pissa, "pissa").load == 2 * LINEAR
-    assert predicted(pissa, "pissa", 2) == predicted(plain, "pissa", 2)  # what is converted lies in no file
+    # Converted weights lie in no file.
+    assert predicted(pissa, "pissa", 2) == predicted(plain, "pissa", 2)
 
 
 def test_what_peft_refuses_is_refused_in_its_words_whatever_it_lacks_on_the_way() -> None:

@@ -70,7 +70,8 @@ def test_this_machines_card_is_asked_for_its_memory_and_capability(
         "recipe": {"precision": "auto", "fp16": False},
     }
     assert (key_of(card_estimate), key_of(card_estimate, L4), training_gb(card_estimate)) == ("fp32", "bf16", 2.0)
-    before = {"trainable": 1, "cpu": {"train": 1e9}, "cuda": {"train": 3e9}}  # of code that did not tell cards apart
+    # A prediction of code that did not distinguish cards.
+    before = {"trainable": 1, "cpu": {"train": 1e9}, "cuda": {"train": 3e9}}
     assert training_gb(before) == 3.0
 
 
@@ -82,7 +83,8 @@ def test_where_the_driver_says_no_capability_the_name_counts(
     cards._asked.cache_clear()
     card = cards.here()
     assert card is not None and card.format({"precision": "auto"}) == expected
-    assert estimate.machine_gb() > 0.5  # the machine's own memory
+    # The memory of this machine.
+    assert estimate.machine_gb() > 0.5
 
 
 # how it computes
@@ -149,7 +151,8 @@ def test_a_stretch_that_overtakes_another_with_more_layers_is_the_peak_then() ->
         return rehearsal.Counted(0, 0, 0, 0, 0, 0, moments)
 
     carried = rehearsal._carry_on(counted(forward=6, backward=10), counted(forward=11, backward=12), steps=2)
-    assert carried.peak.total == 21  # the larger of both rehearsals alone would come to 16
+    # The larger of the two rehearsals alone would give 16.
+    assert carried.peak.total == 21
 
 
 # what is answered

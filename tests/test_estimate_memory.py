@@ -187,7 +187,8 @@ def test_what_costs_and_what_spares_memory() -> None:
 
     assert activations({**FULL, "gradient_checkpointing": True}) < 0.6 * activations(FULL)
     assert activations({**LORA, "dropout": 0.0}) < activations(LORA)
-    assert activations(FULL, Batch(2, 24, 4)) < activations(FULL, Batch(2, 24, 40))  # logits of learned tokens alone
+    # Only learned tokens have logits.
+    assert activations(FULL, Batch(2, 24, 4)) < activations(FULL, Batch(2, 24, 40))
     assert activations(FULL, Batch(4, 24, 14)) > 1.5 * activations(FULL)
     assert rehearsal.rehearse(llama(), FULL, [BATCH], "bf16").peak.total < activations(FULL)
 
@@ -225,7 +226,8 @@ def example(number: int, length: int, learned: int) -> Tokenized:
 
 def test_the_heaviest_micro_batches_of_the_examples_are_found() -> None:
     settings = {**FULL, "max_length": 50, "micro_batch_tokens": 60, "epochs": 1, "examples_per_step": 3}
-    examples = [example(1, 20, 5), example(2, 60, 5), example(3, 30, 9), example(4, 28, 9)]  # the second is too long
+    # The second example is too long.
+    examples = [example(1, 20, 5), example(2, 60, 5), example(3, 30, 9), example(4, 28, 9)]
     batches = heaviest(examples, settings, [1], llama())
     assert batches == [Batch(2, 30, 18), Batch(1, 20, 5)]
     assert heaviest([example(2, 60, 5)], settings, [1], llama()) == []
@@ -252,9 +254,8 @@ def test_the_parts_add_up() -> None:
     parts = (made.framework, made.weights, made.gradients, made.optimizer, made.activations, made.slack)
     assert sum(parts) == pytest.approx(made.train) and made.train > 16.5e9
     card = memory.on_card(counted(), FULL)
-    assert (
-        card.train == 4e9 + 8e9 + 4e9 + 1e9
-    )  # weights, states, and the backward pass's end; the optimizer's step adds nothing
+    # Weights, states and the end of the backward pass; the optimizer's step adds nothing.
+    assert card.train == 4e9 + 8e9 + 4e9 + 1e9
     paged = memory.on_card(counted(optimizer=2e9), {**FULL, "optimizer": "paged_adamw_8bit"})
     assert (paged.pageable, paged.optimizer) == (2e9, 0)
 
@@ -264,8 +265,10 @@ def test_what_loading_comes_to() -> None:
         made = counted(weights=1e9, parameters=1e9, quantized=quantized)
         return memory.on_cpu(made, LORA, framework=0.5e9, file_width=width).load
 
-    assert load(4) == 0.5e9  # mapped, not yet read
-    assert load(4, quantized=8e8) == 0.5e9 + 1e9 + 4 * 8e8  # what is quantized was read
+    # The file is mapped and not yet read.
+    assert load(4) == 0.5e9
+    # Quantizing has read the file.
+    assert load(4, quantized=8e8) == 0.5e9 + 1e9 + 4 * 8e8
     assert load(2) == load(2, quantized=8e8) == 0.5e9 + 1e9 + 2 * 1e9
 
 

@@ -49,7 +49,8 @@ def test_a_set_has_enough_questions_of_each_kind_and_its_right_answers_stand_eve
     assert all(len(set(one.choices)) == 4 and all(map(str.strip, one.choices)) for one in questions)
     places = Counter(one.answer for one in questions)
     assert sorted(places) == [0, 1, 2, 3] and max(places.values()) - min(places.values()) <= 1
-    start = questions[: len(questions) // 3 * 3 // 2]  # a limit asks of every kind alike
+    # A limit asks equally many questions of every kind.
+    start = questions[: len(questions) // 3 * 3 // 2]
     assert (
         max(Counter(one.category for one in start).values()) - min(Counter(one.category for one in start).values()) <= 1
     )
@@ -67,11 +68,12 @@ def test_shots_are_solved_examples_in_front() -> None:
 def test_the_choice_with_the_most_nats_for_a_byte_is_picked() -> None:
     question = benchmarks.Question("one", "kind", "Q", ("aaaaaaaa", "bb", "가나", "dddd"), 0)
     row = row_of("set", question, [-4.0, -1.5, -6.0, -4.0])
+    # -0.5 per byte; bb has -0.75.
     assert (row["picked"], row["reference"], row["correct"]) == (
         "aaaaaaaa",
         "aaaaaaaa",
         True,
-    )  # -0.5 a byte; bb has -0.75
+    )
     assert row["margin"] == pytest.approx(-0.5 + 0.75)
     other = row_of("set", question, [-8.0, -1.5, -6.0, -4.0])
     assert (other["picked"], other["correct"], other["margin"]) == ("bb", False, pytest.approx(-1.0 + 0.75))

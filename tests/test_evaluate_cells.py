@@ -40,7 +40,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Ti
     root = tmp_path_factory.mktemp("evaluated")
     shutil.copytree(tiny_folder, root / "model")
     config = read_json(root / "model" / "config.json") or {}
-    write_json(root / "model" / "config.json", {**config, "max_position_embeddings": 2048})  # room for a shot
+    # The window needs room for a shot.
+    write_json(root / "model" / "config.json", {**config, "max_position_embeddings": 2048})
     made = make_project(root / "project", root / "model")
     small = {"general_texts": 2, "latency_answers": 1, "serving_batch": 2, "serving_tokens": 3}
     made.change(profiles={"local": {"methods": METHODS, "evaluation": small, "training": {"max_length": 400}}})
@@ -50,7 +51,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Ti
         assert trained(made, method).status == "ok"
         evaluation, _ = evaluate(made.resolved(), made.key(method), hooks=QUIET)
         assert evaluation.ok, evaluation.result.detail
-    keep_predictions(made.resolved())  # else each copy's first publication would make its own
+    # Otherwise the first publication of each copy would make its own predictions.
+    keep_predictions(made.resolved())
     return made
 
 

@@ -366,7 +366,8 @@ METRICS = ["exact_match", "contains", {"regex": "[0-9]", "name": "has-number"}]
 
 def answered(lake: Lake, method: str, *answers: str, **more: Any) -> None:
     rows = [planted.answer(f"e{n}", answer=text, reference="Hello") for n, text in enumerate(answers)]
-    if more:  # made by code that noted how each answer ended
+    # The code that made these rows noted how each answer ended.
+    if more:
         rows = [{**row, "ended": n > 0} for n, row in enumerate(rows)]
     evaluation = lake.evaluated(lake.trained(method), answers=rows, **more)
     path = evaluation.folder / "spec.json"

@@ -205,7 +205,8 @@ def test_a_pair_won_in_one_order_and_tied_in_the_other_is_a_tie(paired: Paired) 
 
 def test_seeds_answer_the_same_questions_so_more_of_them_make_no_larger_sample(paired: Paired) -> None:
     paired.configure(profiles={"local": {"seeds": [1, 2]}})
-    paired.cell("lora-r8", dict.fromkeys(RECORDS, "No."), seed=2)  # shorter than the untouched model's
+    # These answers are shorter than the untouched model's.
+    paired.cell("lora-r8", dict.fromkeys(RECORDS, "No."), seed=2)
     paired.pairs()
     row = paired.rows()["lora-r8"]
     assert (row["win_rate_vs_base"], counts(row)) == (0.5, (6, 0, 6))
@@ -339,8 +340,10 @@ def test_a_judge_that_is_slow_and_limits_its_rate_is_waited_for(paired: Paired) 
 
 
 def test_a_budget_that_ends_in_the_middle_keeps_what_is_there_and_says_how_to_go_on(paired: Paired) -> None:
-    paired.cell("full", {name: f"{text} Indeed." for name, text in LONGER.items()})  # pairs of its own
-    paired.configure(judging={"pairs": None}).ask()  # what is said of single answers costs, too
+    # These answers make pairs of their own.
+    paired.cell("full", {name: f"{text} Indeed." for name, text in LONGER.items()})
+    # Judging single answers costs money, too.
+    paired.configure(judging={"pairs": None}).ask()
     paired.configure(judging={"pairs": "base"}, providers={"claude": {"concurrency": 1}})
     assert paired.pairs(budget_usd=0.0).answered == 0
     (foreseen,) = [one for one in answers.estimates(paired.lake.resolved()) if one.provider == "claude (pair)"]
@@ -507,7 +510,8 @@ def test_after_kills_only_what_was_under_way_is_sent_again_and_the_rate_is_the_s
     named = {"DATA": str(root), "EXPERIMENTS": str(root / "experiments.yaml"), "PROFILE": "local"}
     environment = {**os.environ, **{f"FEATHERWEIGHT_{name}": value for name, value in named.items()}}
     paired.server.behavior = replace(PLAIN, latency=0.3)
-    for _ in range(2):  # of twelve requests four are in doubt then; one whose fate is lost twice would be given up
+    # Of twelve requests four are then in doubt; a request that is lost twice would be given up.
+    for _ in range(2):
         before = account.requests
         with subprocess.Popen(JUDGE, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             wait_for(lambda most=before + 3, one=process: account.requests >= most or one.poll() is not None)

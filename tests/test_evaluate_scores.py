@@ -172,7 +172,8 @@ def test_shots_stand_before_the_question_and_count_for_nothing(style: str, bos: 
     ]
     assert order == sorted(order)
     assert form.prompt(record, []) == form.prompt(record)
-    if bos and style == "alpaca":  # a chat template writes its own, or none
+    # A chat template writes its own BOS, or none.
+    if bos and style == "alpaca":
         assert shown.input_ids.count(form.tokenizer.bos_token_id) == 1
 
 

@@ -133,7 +133,8 @@ def test_the_smallest_difference_is_found_in_four_of_five_samples() -> None:
     rng = np.random.default_rng(3)
     n, spread = 60, 0.4
     sample = rng.normal(0, spread, n)
-    sample = (sample - sample.mean()) / sample.std(ddof=1) * spread  # the spread is exactly that
+    # The sample has exactly this spread.
+    sample = (sample - sample.mean()) / sample.std(ddof=1) * spread
     size = smallest_difference(list(sample))
     assert size is not None
     means = rng.normal(size, spread / math.sqrt(n), 20_000)

@@ -66,7 +66,8 @@ def test_llama_cpp_reads_tokens_and_answers_as_transformers_does(architecture: s
             with torch.no_grad():
                 logs = model(ids).logits[0].log_softmax(-1)[range(len(prompt_ids) - 1), prompt_ids[1:]].numpy()
                 output_ids = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-            np.testing.assert_allclose(llama.log_probabilities(prompt_ids), logs, atol=2e-3)  # its cache is F16
+            # llama.cpp's cache is F16.
+            np.testing.assert_allclose(llama.log_probabilities(prompt_ids), logs, atol=2e-3)
             assert llama.greedy(prompt_ids, limit=8, stops=[0]) == output_ids[0, len(prompt_ids) :].tolist()
 
 
@@ -121,9 +122,8 @@ def test_the_packaged_model_answers_in_llama_cpps_server_as_in_transformers(tmp_
                 answer = json.loads(response.read())["choices"][0]["message"]["content"]
             prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
             own = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-            whole = tokenizer.decode(own, skip_special_tokens=True).rstrip(
-                "\ufffd"
-            )  # the server holds half a character back
+            # The server holds back half a character.
+            whole = tokenizer.decode(own, skip_special_tokens=True).rstrip("\ufffd")
             assert answer.strip() == whole.strip()
 
 
@@ -291,9 +291,8 @@ def loads_noted() -> Iterator[list[Load]]:
 
 
 def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_width(project: TinyProject) -> None:
-    project.change(
-        models={MODEL: {"overrides": {"qlora-r8": {"learning_rate": 0.05}}}}
-    )  # enough to leave the base behind
+    # Enough training to move away from the base.
+    project.change(models={MODEL: {"overrides": {"qlora-r8": {"learning_rate": 0.05}}}})
     stage, key = clean_for(project).now(), project.key("qlora-r8")
     hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     assert train(stage.resolve(), key, hooks=hooks)[0].status == "ok"
@@ -315,7 +314,8 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     assert made.attempt.run_id in card and "nf4" in card and str(made.attempt.spec.fingerprints["data"]) in card
     assert "4-bit quantized" in card
     adapter = made.attempt.model_folder
-    for folder in (adapter, made.merged):  # nothing that leaves names a folder of this machine
+    # No exported file may name a folder of this machine.
+    for folder in (adapter, made.merged):
         for path in (one for one in folder.rglob("*") if one.suffix != ".safetensors"):
             text = path.read_text(encoding="utf-8")
             assert str(project.data.root) not in text and str(made.attempt.spec.weights) not in text, path
@@ -388,7 +388,8 @@ def test_an_adapter_on_layers_that_share_their_weights_is_refused_before_trainin
 
 def test_a_merge_that_changes_the_answers_is_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, adapter, recipe = adapter_on_head(tmp_path, "llama-tied")
-    monkeypatch.setattr(loading, "merged", lambda model: model.merge_and_unload())  # head and embedding change together
+    # Head and embedding change together.
+    monkeypatch.setattr(loading, "merged", lambda model: model.merge_and_unload())
     with pytest.raises(WorkError, match="not the trained result: ln p of a word differs by up to"):
         merge.merged_model(base, recipe, adapter, compared=ASKED)
 

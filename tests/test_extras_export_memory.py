@@ -83,7 +83,8 @@ def test_merging_stays_within_what_was_foretold(method: str, project: TinyProjec
     resolved, key = clean_for(project).resolved(), project.key(method)
     attempt, _ = train(resolved, key, hooks=RunHooks(say=lambda _message: None, launcher=InProcess()))
     assert attempt.status == "ok", attempt.result.detail
-    made = export(resolved, key, Wanted(), hooks=RunHooks(say=lambda _message: None))  # in a process of its own
+    # The export runs in a process of its own.
+    made = export(resolved, key, Wanted(), hooks=RunHooks(say=lambda _message: None))
     assert made.ok, made.result.detail
     measured = made.result.measured
     assert measured["merge_peak_gb"] <= measured["merge_foretold_gb"] <= 2 * measured["merge_peak_gb"]

@@ -25,9 +25,11 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Uploads]
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its store is no HTTP server that a test could be
+    # Xet's store is no HTTP server that a test could stand in for.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # between its tries
+    # No pause between its tries.
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     with taking_uploads({TOKEN: "somebody"}) as served:
         monkeypatch.setattr(constants, "ENDPOINT", served.url)
         monkeypatch.setenv("HF_ENDPOINT", served.url)
@@ -113,7 +115,8 @@ def test_a_commit_that_was_lost_is_made_by_the_same_again(online: Uploads, files
     sent, online.refuses = list(online.puts), {}
     pushed(files)
     assert online.puts == sent and len(online.commits) == 1
-    pushed(files)  # nothing has changed
+    # Nothing has changed since.
+    pushed(files)
     assert online.puts == sent and len(online.commits) == 1
 
 

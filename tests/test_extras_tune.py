@@ -109,9 +109,8 @@ def test_another_range_is_another_search_that_takes_over_what_lies_within(projec
     # and back: nothing is lost, nothing is counted twice, new ones are taken over
     again = Invented()
     outcome, lines = run(project, again, 6, asked=wide)
-    taken = int(
-        lines[0].split("other ranges ")[1].split(" lie")[0]
-    )  # but for those that the other range's median pruned
+    # All trials except those that the other range's median pruned.
+    taken = int(lines[0].split("other ranges ")[1].split(" lie")[0])
     assert 1 <= taken <= 2 and len(again.rates) == 2 - taken and outcome.trials == 6
     assert outcome.rate == min(first.rates + more.rates)
     fewer, lines = run(project, Invented(), 2, asked=wide)

@@ -316,7 +316,8 @@ def test_a_batch_that_failed_as_a_whole_is_told_and_asked_again(ask: Asking, wir
     ask.server.behavior = replace(QUICK, batch_outcome="failed")
     ask.generate("submit")
     result = ask.finish()
-    if wire == "openai":  # Anthropic's fail item by item
+    # Anthropic's batches fail item by item.
+    if wire == "openai":
         assert "Enqueued token limit reached" in stopped(result)
     assert ask.statuses() == {"failed": 6}
     assert ask.charged() == ask.account(wire).dollars == 0
@@ -330,7 +331,8 @@ def test_what_somebody_cancelled_half_way_is_kept_and_the_rest_asked_again(ask: 
     ask.server.behavior = replace(OPEN, batch_cancel_seconds=0.0)
     ask.generate("submit")
     (batch,) = made(ask.server, wire)
-    batch.created -= 1800  # half of it is done
+    # Half of the batch is done.
+    batch.created -= 1800
     base = ask.server.openai_url if wire == "openai" else f"{ask.server.anthropic_url}/v1/messages"
     headers = {"x-api-key": KEY, "anthropic-version": "2023-06-01"}
     assert (
@@ -360,7 +362,8 @@ def killed_at(ask: Asking, step: Any, call: str, *, before: bool = False) -> Non
             kill(process)
             return "cut_before"
         heard.set()
-        return "hang_after"  # done, but nobody hears of it
+        # The work is done, but the client never hears of it.
+        return "hang_after"
 
     ask.server.behavior = replace(ask.server.behavior, script=script)
     process.start()
@@ -596,12 +599,14 @@ def test_anothers_batch_of_the_same_size_is_not_taken_for_ours(
     other = asking(ask.data.root / "other", ask.server, wire, providers={NAMES[wire]: {"batch": True}})
     other.generate("submit")
     monkeypatch.setattr(batches, "BELIEVED_LOST_SECONDS", -1.0)
-    if wire == "anthropic":  # whose it is is told by its results alone
+    # Only its results tell whose batch it is.
+    if wire == "anthropic":
         assert ask.generate("collect").providers[NAMES[wire]].in_batch == 6
         assert ask.statuses() == {"in_flight": 6}
         end(ask.server, wire)
     else:
-        made(ask.server, wire)[0].metadata = None  # made by hand, say: ours has our mark
+        # A batch made by hand: ours carry our mark.
+        made(ask.server, wire)[0].metadata = None
     ask.generate("collect")
     assert ask.statuses() == {"in_doubt": 6}
     end(ask.server, wire)
@@ -655,7 +660,8 @@ def test_a_batch_that_is_turned_away_leaves_the_budget_to_the_others(tmp_path: P
     )
     (one, _) = estimate(ask.data, ask.experiments)
     assert one.worst_usd is not None
-    ask.configure(generation={"budget_usd": 1.2 * one.worst_usd})  # a request asked directly may cost a third of it
+    # A request that is asked directly may cost a third of it.
+    ask.configure(generation={"budget_usd": 1.2 * one.worst_usd})
     result = ask.generate()
     assert "credit balance is too low" in result.stopped["claude"]
     assert result.providers["gpt"].answered == 6

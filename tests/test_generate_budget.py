@@ -63,7 +63,8 @@ def test_each_cap_is_named_with_what_is_charged_and_what_the_next_request_may_co
         "budget reached: the budget of this run is $1, $0.0000 are charged and the next request may cost $1.1000"
     )
     assert budget.hold("b", 1.0) is None
-    budget.give_back("b", 1.0, of_this_run=False)  # an earlier run's reservation, such as a batch's
+    # The reservation of an earlier run, such as a batch's.
+    budget.give_back("b", 1.0, of_this_run=False)
     assert "the budget of this run" in (budget.hold("b", 0.1) or ""), "what an earlier run gives back is not this one's"
     assert "generation.budget_usd is $5" in (Budget(Caps(total=5.0), before).hold("c", 1.6) or "")
 
@@ -123,7 +124,8 @@ def test_who_finds_too_little_waits_for_what_the_other_gives_back(tmp_path: Path
     server.behavior = Behavior(latency=0.02, jitter=0.02)
     ask = asking(tmp_path, server, generation={"requests": 8})
     worst = max(worst_of_one(ask, name) for name in ("claude", "gpt"))
-    answer = 8 * 2 * 0.0025  # at most, of this server
+    # The most that all answers of this server can cost.
+    answer = 8 * 2 * 0.0025
     ask.configure(generation={"budget_usd": answer + worst}, providers={"claude": {"price": PRICE}})
     result = ask.generate()
     assert result.complete, result.stopped

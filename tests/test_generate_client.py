@@ -119,7 +119,8 @@ def test_a_key_is_sent_without_the_line_end_that_came_along(
 def test_what_no_header_could_carry_is_no_key(
     server: ChatServer, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
-    if "\x00" not in written:  # the environment cannot hold it at all
+    # An environment variable cannot hold a NUL at all.
+    if "\x00" not in written:
         monkeypatch.setenv("MINE_KEY", written)
     asyncio.run(ask(provider(server, api_key_env="MINE_KEY")))
     assert [headers["authorization"] for headers in server.headers] == ["Bearer none"]

@@ -82,7 +82,8 @@ def test_the_likely_cost_goes_by_past_answers_of_the_same_model_and_kind(ask: As
     ask.server.behavior = Behavior(seed=1)
     ask.generate(only=["gpt"])
     spent = {row["key"]: row["cost_usd"] for row in ask.rows() if row["provider"] == "gpt"}
-    judge(ask.data, ask.experiments)  # longer prompts: no measure of what a record takes
+    # Judging has longer prompts, so it is no measure of what a record takes.
+    judge(ask.data, ask.experiments)
     assert len(ask.rows()) > 12
     ask.configure(generation={"requests": 18})
     one = estimates(ask)["gpt"]

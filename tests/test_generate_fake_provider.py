@@ -378,7 +378,8 @@ def test_fixed_windows_and_token_buckets() -> None:
             if limiter.wait(1, now) <= 1e-9:
                 limiter.take(1, now)
                 admitted[name] += 1
-    assert admitted["window"] == 40  # 20 in each of the two windows that three seconds touch
+    # 20 in each of the two windows that three seconds touch.
+    assert admitted["window"] == 40
     assert admitted["bucket"] in (34, 35)
     assert 0 < window.wait(1, start + 2.99) < 1.02
     assert window.per_minute == bucket.per_minute == 600

@@ -148,7 +148,8 @@ def test_what_lies_in_a_batch_is_not_given_back(tmp_path: Path, server: FakeProv
 def test_a_page_in_place_of_a_batch_interface_holds_no_money(
     tmp_path: Path, server: FakeProvider, compatible: ChatServer
 ) -> None:
-    page = server.anthropic_url + "/_ledger?"  # whatever is asked of it, it answers something else
+    # This page answers every request with something else.
+    page = server.anthropic_url + "/_ledger?"
     ask = asking(tmp_path, server, "anthropic", providers={"claude": {"batch": True, "base_url": page}})
     assert "no list of batches" in why_stopped(ask.generate()) and ask.rows() == []
 
@@ -404,10 +405,9 @@ BAD = {
 }
 
 
+# On one of the two wires each fault is quick.
 EACH_WIRE = [
-    pytest.param(
-        name, wire, marks=[pytest.mark.slow] if (at + WIRES.index(wire)) % 2 else []
-    )  # each fault is quick on one wire
+    pytest.param(name, wire, marks=[pytest.mark.slow] if (at + WIRES.index(wire)) % 2 else [])
     for at, name in enumerate(BAD)
     for wire in WIRES
 ]

@@ -92,7 +92,8 @@ def only_duel(ask: Asking) -> dict[str, Any]:
 
 
 def test_every_pair_on_the_same_cell_is_asked_in_both_orders(ask: Asking) -> None:
-    ask.configure(providers={"gpt": {"requests": 5}})  # of eight cells only five are asked of both
+    # Only five of the eight cells are asked of both providers.
+    ask.configure(providers={"gpt": {"requests": 5}})
     result = judged(ask)
     assert (result.wanted, result.answered, result.complete) == (10, 10, True)
     shown = verdicts(ask)
@@ -153,7 +154,8 @@ def test_records_that_are_alike_are_asked_about_once_and_nobody_wins(tmp_path: P
     ask = written(tmp_path, server, requests=0)
     ask.configure(generation={"requests": 6})
     server.behavior = PLAIN
-    ask.generate()  # the same seed: both write the same
+    # With the same seed both providers write the same.
+    ask.generate()
     result = judged(ask)
     assert (result.wanted, result.answered) == (6, 6)
     assert len(verdicts(ask)) == 6
@@ -203,7 +205,8 @@ def test_what_cannot_be_read_as_a_verdict_is_counted_and_left_out(ask: Asking, f
             return fault
         return None
 
-    ask.configure(providers={"arbiter": {"concurrency": 1}})  # the first pair, and half of the second
+    # The first pair, and half of the second.
+    ask.configure(providers={"arbiter": {"concurrency": 1}})
     result = judged(ask, script=script)
     assert result.answered == 16
     row = only_duel(ask)

@@ -80,7 +80,9 @@ def test_being_turned_away_is_no_try_of_a_request_that_fails_later(ask: Asking) 
     assert {row["attempts"] for row in ask.rows()} == {send.TRIES + 3}
 
 
-@pytest.mark.slow  # by its waits: failures that a busy machine spreads must still lie within DEAD_SECONDS
+# Slow because of its waits: even when a busy machine spreads them, failures must lie within
+# DEAD_SECONDS.
+@pytest.mark.slow
 def test_connections_that_break_all_at_once_do_not_make_a_slow_provider_a_dead_one(ask: Asking) -> None:
     ask.configure(generation={"requests": 24}, providers={"gpt": {"concurrency": 24}})
     late = send.DEAD_SECONDS + 1
@@ -118,10 +120,13 @@ def test_an_interrupt_is_heard_when_nobody_reads_the_output_any_more(tmp_path: P
     process = started(ask)
     wait_for(lambda: server.ledger.openai.in_progress == 4)
     assert process.stderr is not None
-    process.stderr.close()  # as `| tee` does, which the same Ctrl-C ends
+    # Like `| tee`, which the same Ctrl-C ends.
+    process.stderr.close()
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=600) in (130, 120)  # 120: Python could not flush what it had printed
-    assert ask.statuses() == {"answered": 5} and server.ledger.openai.requests == 5  # the first alone, then four
+    # 120: Python could not flush its output.
+    assert process.wait(timeout=600) in (130, 120)
+    # The first request is sent alone, then four.
+    assert ask.statuses() == {"answered": 5} and server.ledger.openai.requests == 5
 
 
 # --- one provider's misfortune
@@ -176,12 +181,14 @@ def test_an_error_in_any_alphabet_is_kept_and_shown(mine: Asking, compatible: Ch
 
 
 def test_nothing_stays_open_after_a_run_that_was_cut_up(ask: Asking) -> None:
-    ask.generate()  # what is loaded once is loaded now
+    # After this call, everything that is loaded once is loaded.
+    ask.generate()
     before = len(os.listdir("/proc/self/fd"))
     ask.configure(generation={"requests": 40, "seed": 5}, providers={"gpt": {"timeout_seconds": 0.3}})
     ask.server.behavior = Behavior(faults={"cut": 0.1, "cut_body": 0.1, "hang": 0.1, "malformed": 0.1}, seed=1)
     ask.generate()
-    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before)  # the server's ends, which close a little later, too
+    # The server closes its ends a little later, too.
+    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 def test_a_journal_that_cannot_be_written_ends_the_run_before_anything_more_leaves(

@@ -210,7 +210,8 @@ def test_what_was_turned_away_or_failed_is_tried_again_and_costs_nothing(ask: As
 
 
 def test_a_request_that_keeps_failing_is_given_up_for_this_run_and_costs_no_other(ask: Asking, wire: Wire) -> None:
-    ask.generate("submit")  # nothing: it only makes the journal
+    # Nothing is submitted: the call only makes the journal.
+    ask.generate("submit")
     hopeless = "A book for a tired"
     ask.server.behavior = Behavior(script=lambda _, prompt, nth: "server_error" if hopeless in prompt else None)
     result = ask.generate()
@@ -248,7 +249,8 @@ def test_a_request_whose_fate_is_lost_twice_is_given_up_and_the_next_topic_takes
     given_up = [row for row in ask.rows() if row["in_doubt_count"] == 2]
     assert result.providers[NAMES[wire]].in_doubt == len(given_up) >= 1
     assert ask.account(wire).attempts.most_common(1)[0][1] == 2
-    while not (result := ask.generate()).complete:  # a topic that took its place may be lost as well
+    # The topic that takes a lost one's place may be lost as well.
+    while not (result := ask.generate()).complete:
         assert ask.account(wire).requests < 60
     assert (result.wanted, result.missing) == (6, 0)
     assert len(generated_records(ask.data, ask.experiments)) == 6
@@ -430,7 +432,8 @@ def restart_until_done(ask: Asking, wire: Wire, *, kills: int, seed: int, most: 
         if process.is_alive():
             kill(process)
         process.join()
-        time.sleep(0.1)  # what it had sent arrives
+        # Wait for requests that are still on their way.
+        time.sleep(0.1)
         under_way += ask.statuses().get("in_flight", 0)
     for _ in range(20):
         if ask.generate().complete:

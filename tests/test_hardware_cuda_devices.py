@@ -51,7 +51,8 @@ def three_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("1,1", [], ["cpu"]),
         ("GPU-aabb2222", [A100.name], ["cuda-1"]),
         ("GPU-c,GPU-aaaa", [L4.name, T4.name], ["cuda-0", "cuda-2"]),
-        ("GPU-aa", [], ["cpu"]),  # of two cards
+        # An ambiguous prefix: two cards have it.
+        ("GPU-aa", [], ["cpu"]),
         ("GPU-eeee", [], ["cpu"]),
     ],
 )
@@ -81,7 +82,8 @@ def test_one_device_takes_the_lock_of_the_first_visible_card(
 @pytest.mark.parametrize(
     ("visible", "names", "slug"),
     [
-        (None, ["NVIDIA A100-SXM4-40GB MIG 1g.5gb"], "cuda-1"),  # CUDA shows one slice, and no card beside it
+        # CUDA shows one slice, and no card beside it.
+        (None, ["NVIDIA A100-SXM4-40GB MIG 1g.5gb"], "cuda-1"),
         ("1", ["NVIDIA A100-SXM4-40GB MIG 1g.5gb"], "cuda-1"),
         ("MIG-5555bbbb", ["NVIDIA A100-SXM4-40GB MIG 3g.20gb"], "cuda-1"),
         ("MIG-5555b,MIG-5555a", ["NVIDIA A100-SXM4-40GB MIG 3g.20gb"], "cuda-1"),

@@ -191,7 +191,8 @@ def test_read_jsonl_drops_a_last_line_that_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "curve.jsonl"
     write_jsonl(path, [{"step": 0, "text": "하나"}, {"step": 1, "text": "둘"}])
     whole = path.read_bytes()
-    for cut in range(2, 16):  # also in the middle of a Korean letter
+    # One cut lies in the middle of a Korean letter.
+    for cut in range(2, 16):
         path.write_bytes(whole[:-cut])
         assert read_jsonl(path) == [{"step": 0, "text": "하나"}], f"{cut} bytes cut off"
 
@@ -218,7 +219,8 @@ def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
 def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
     lock = tmp_path / "cpu.lock"
     with holder(lock) as process:
-        process.communicate()  # closes its stdin: it leaves the lock and ends
+        # Closing its stdin makes the holder release the lock and end.
+        process.communicate()
     with locked(lock, "me", wait=False):
         assert lock.read_text() == f"me (process {os.getpid()})"
 
@@ -238,7 +240,8 @@ def test_who_waits_for_a_lock_says_so_once_and_gets_it(tmp_path: Path) -> None:
 
         def say(message: str) -> None:
             messages.append(message)
-            Thread(target=process.communicate).start()  # only now does the holder leave
+            # The holder releases the lock only now.
+            Thread(target=process.communicate).start()
 
         with locked(lock, "me", say=say):
             assert process.wait() == 0
@@ -290,7 +293,8 @@ def usual_umask() -> Iterator[None]:
 @pytest.mark.usefixtures("usual_umask")
 @pytest.mark.parametrize("name", ["data", "lake"])
 def test_a_new_lake_is_its_owners_alone_and_what_is_published_is_not(tmp_path: Path, name: str) -> None:
-    data = DataRoot(tmp_path / name)  # a root of any name, also where it is new
+    # A data root may have any name, also where it is new.
+    data = DataRoot(tmp_path / name)
     with locked(data.locks / "generation.lock", "a test"), opened(data.journal):
         write_json(data.cells / "m" / "full" / "1" / "run" / "spec.json", {})
         write_text(data.report, "<html>")

@@ -264,7 +264,8 @@ def test_a_foreign_write_ahead_log_is_gone_after_the_next_publish(data: DataRoot
 
 def test_a_session_that_writes_after_a_publish_harms_no_new_reader(data: DataRoot) -> None:
     first = publish(data, tables(1))
-    first.chmod(0o644)  # to everybody but root the file's mode already refuses such a session
+    # For everybody but root the file's mode already refuses such a session.
+    first.chmod(0o644)
     with python(WRITE_ON, data.warehouse, says="open") as session:
         publish(data, tables(2))
         assert session.stdin and session.stdout
@@ -272,7 +273,8 @@ def test_a_session_that_writes_after_a_publish_harms_no_new_reader(data: DataRoo
         session.stdin.flush()
         assert session.stdout.readline() == "written\n"
         assert published(data) == 2
-        session.kill()  # so that it leaves its write-ahead log as it is
+        # A kill leaves the write-ahead log as it is.
+        session.kill()
         session.wait()
         with python(READ_ON, data.warehouse, 2, says="ready") as reader:
             assert reader.wait() == 0

@@ -124,11 +124,13 @@ def test_a_budget_below_a_rows_peak_makes_it_due_and_stale(lake: Lake, level: st
     [
         (None, 2.5, {}, False),
         (2.5, 1.5, {}, True),
-        (1.5, 1.5, {}, False),  # within what a watchdog overshoots by: it ended ok under that very budget
+        # Within the overshoot of a watchdog: the cell ended ok under that very budget.
+        (1.5, 1.5, {}, False),
         (1.0, 1.5, {}, False),
         (None, 1.5, {"peak_memory_gb": 1.0, "load_peak_memory_gb": 1.8}, True),
         (None, 1.5, {"peak_memory_gb": 1.0, "gpu_device_peak_gb": 1.8}, True),
-        (None, 1.5, {"peak_memory_gb": 1.0, "host_peak_memory_gb": 9.0}, False),  # beside a card
+        # The host's memory does not count beside a card.
+        (None, 1.5, {"peak_memory_gb": 1.0, "host_peak_memory_gb": 9.0}, False),
     ],
 )
 def test_what_ended_well_under_a_budget_is_not_due_for_it(
@@ -214,7 +216,8 @@ def test_a_night_makes_data_then_what_is_due_then_publishes_once(lake: Lake) -> 
 def test_what_was_asked_for_is_not_asked_for_again_in_the_same_state(lake: Lake) -> None:
     names = [cell.name for cell in step(lake, Done(data=[True])).cells]
     assert step(lake, Done(data=[True], asked=names)).do == "publish", "their steps failed without an attempt"
-    lake.trained("full", "lost", phase="train")  # as a machine leaves it that was rebooted
+    # A rebooted machine leaves a cell like this.
+    lake.trained("full", "lost", phase="train")
     again = step(lake, Done(data=[True], asked=names))
     assert again.do == "cells" and [cell.method for cell in again.cells] == ["full"]
 

@@ -26,7 +26,8 @@ def assert_possible(grid: list[Job], boxes: list[Place], placed: list[Placed]) -
     devices = {box.name: box.devices for box in boxes}
     taken: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for one in placed:
-        assert one.place in one.job.seconds  # its memory fits there
+        # The job's memory fits on this device.
+        assert one.place in one.job.seconds
         assert one.end - one.start == pytest.approx(one.job.seconds[one.place])
         assert len(set(one.devices)) == one.job.devices
         assert all(0 <= device < devices[one.place] for device in one.devices)
@@ -73,7 +74,8 @@ def test_the_bound_knows_large_cells_and_crowded_devices() -> None:
     bound = lower_bound([*large, Job("small", {"small": 12, "large": 6})], boxes)
     assert (bound.longest, bound.work, bound.memory) == (10, pytest.approx(46 / 4), 40)
     equal = [Job(str(n), {"small": 10}) for n in range(4)]
-    assert lower_bound(equal, boxes[:1]).crowding == 20  # four cells of ten seconds on three devices
+    # Four cells of ten seconds on three devices.
+    assert lower_bound(equal, boxes[:1]).crowding == 20
 
 
 RECIPE = {

@@ -124,7 +124,8 @@ def test_a_good_row_and_the_last_examples_outlive_a_full_disk(tmp_path: Path) ->
 def test_every_command_takes_a_full_disk(level: int, tmp_path: Path) -> None:
     with unpacked(tmp_path), pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        for command in ("models", "plan", "compare"):  # predictions are made once, not by each case
+        # Predictions are made once here, not by each case.
+        for command in ("models", "plan", "compare"):
             assert cli.main([command]) in (0, 3)
     cases = on_full_disk(tmp_path, tmp_path / "mount", (level,), (*LOOKING, *WORKING))
     assert len(cases) == len(LOOKING) + len(WORKING)

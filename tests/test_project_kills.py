@@ -61,18 +61,21 @@ def test_fifty_kills_of_compare_leave_every_file_whole_and_no_process(tmp_path: 
         subprocess.run(COMPARE, stdout=subprocess.DEVNULL, check=True)
         began = time.monotonic()
         subprocess.run(COMPARE, stdout=subprocess.DEVNULL, check=True)
-        length = time.monotonic() - began  # so that the moments lie all over a call, whatever the machine is doing
+        # The moments of the kills spread over a whole call, whatever the load of the machine.
+        length = time.monotonic() - began
         expected, chance, ended = published(data), random.Random(50), []
         assert {row[0]: row[1] for row in expected["measured"]} == STATUSES
         predictions = sorted((data.lake / "estimates").glob("*.json"))
         for kill in range(KILLS):
-            if kill % 5 == 0:  # so that it is also killed while a child of it predicts memory
+            # Some kills hit while a child of the publisher predicts memory.
+            if kill % 5 == 0:
                 chance.choice(predictions).unlink(missing_ok=True)
             process = subprocess.Popen(COMPARE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(chance.uniform(0, 1.05 * length))
             process.kill()
             ended.append(process.wait())
-            while processes_of(project):  # a child dies with its parent, not before; pytest's own time-out ends this
+            # A child dies after its parent, not before; only pytest's own time-out ends this loop.
+            while processes_of(project):
                 time.sleep(0.05)
             require_readable(data)
             require_page(data)

@@ -73,7 +73,8 @@ def test_it_is_made_again_when_the_other_has_become_another(project: TinyProject
     assert not store.is_present(project.data, "made", other)
     assert fetched(project) == folder and store.content(project.data, "made", other) != before
 
-    again = save_tiny(parent.parent / "other", "llama")  # under the same path
+    # The other model is saved under the same path.
+    again = save_tiny(parent.parent / "other", "llama")
     assert (again / "config.json").exists() and not store.is_present(project.data, "made", other)
     fetched(project)
     assert store.is_present(project.data, "made", other) and store.content(project.data, "made", other) == before

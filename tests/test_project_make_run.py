@@ -67,12 +67,14 @@ def test_run_fills_the_table_and_a_second_one_reuses_it(small: TinyProject) -> N
         assert again.returncode == 0, err[-3000:]
         assert err.count("reused: it is current") == 2
         assert attempts(small) == before
-        assert reader.execute(QUERY).fetchall() == rows  # a reader that stayed open was not disturbed
+        # A reader that stayed open was not disturbed.
+        assert reader.execute(QUERY).fetchall() == rows
     with dg.DagsterInstance.from_config(str(small.data.root / "dagster")) as instance:
         runs = instance.get_runs()
         assert {run.job_name for run in runs} == {"data", "training", "publish"}
         assert all(run.status == dg.DagsterRunStatus.SUCCESS for run in runs)
-        for job in ("data", "training", "publish"):  # what a job's page and Timeline ask for
+        # A job's page and Timeline query these.
+        for job in ("data", "training", "publish"):
             of_page = dg.RunsFilter(job_name=job, tags={".dagster/repository": "__repository__@featherweight"})
             shown = instance.get_runs(of_page)
             assert len(shown) == sum(run.job_name == job for run in runs)
@@ -166,7 +168,8 @@ def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(small: TinyProject) -> N
     while not any(len(attempt.curve()) > 3 for attempt in cells.all_attempts(small.data)):
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    os.killpg(running.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    # A terminal sends Ctrl-C to the whole group.
+    os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=600)
     assert running.returncode == 130, err[-3000:]
     assert "the same command goes on from there" in err and "Traceback" not in err

@@ -52,7 +52,8 @@ def untouched(root: Path) -> Iterator[None]:
     """Fails where any process has opened, read, written, made or removed anything under `root` meanwhile."""
     libc = ctypes.CDLL(None, use_errno=True)
     handle = libc.inotify_init1(os.O_NONBLOCK)
-    there = [folder for folder, _, _ in os.walk(root)]  # listed first: that is a touch, too
+    # Listed before the watch begins, because listing is a touch, too.
+    there = [folder for folder, _, _ in os.walk(root)]
     folders = {libc.inotify_add_watch(handle, os.fsencode(folder), EVENTS): folder for folder in there}
     assert handle >= 0 and -1 not in folders, os.strerror(ctypes.get_errno())
     try:

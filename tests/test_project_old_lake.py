@@ -63,7 +63,8 @@ def unpacked(folder: Path) -> Iterator[DataRoot]:
         patch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(folder / "experiments.yaml"))
         patch.setenv("FEATHERWEIGHT_PROFILE", "local")
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.chdir(folder)  # experiments.yaml names the user's file relative to it
+        # experiments.yaml names the user's file relative to the current folder.
+        patch.chdir(folder)
         # The lake holds predictions of memory, for a processor; newer code would make them again
         patch.setattr(comparing, "keep_predictions", lambda _stage: None)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -113,18 +114,19 @@ def _alike(name: str, old: Any, new: Any, row: Row) -> bool:
         return True
     if name in OF_SPEED and row.get("speed_disturbed"):
         return new is None or name == "ratios_because"
-    if (
-        name == "p50_latency_ms" and row.get("method") == "teacher"
-    ):  # the journal always held it, and its row shows it now
+    # The journal always held this value; its row shows it since.
+    if name == "p50_latency_ms" and row.get("method") == "teacher":
         return old is None and new > 0
     if said_now or old is None or new is None:
         return (old is None) == (new is None)
-    if name in ("win_rate_low", "win_rate_high"):  # the interval of six ties was a point then, and has a width now
+    # The interval of six ties was a point then, and has a width now.
+    if name in ("win_rate_low", "win_rate_high"):
         return new < old if name == "win_rate_low" else new > old
     measured, _, end = name.rpartition("_")
     if measured in INTERVALS and end in ("low", "high") and row.get("seeds_ok") != 1:
         return new <= row[measured] if end == "low" else new >= row[measured]
-    if name == "train_usd":  # of the steps alone then, and of the whole cell now
+    # `train_usd` covered only the steps then, and covers the whole cell now.
+    if name == "train_usd":
         return new > old
     return new == (pytest.approx(old, rel=1e-9) if isinstance(old, float) else old)
 

@@ -124,12 +124,14 @@ def test_a_template_that_rewrites_earlier_turns_is_learned_answer_by_answer(two:
     save_model(tmp_path / "other", THINKING)
     attempt, evaluation, _ = measured(two, "other")
     assert attempt.status == "ok", attempt.result.detail
-    assert attempt.result.measured["train_examples"] == 4  # two questions, and two answers of a conversation
+    # Two questions, and two answers of a conversation.
+    assert attempt.result.measured["train_examples"] == 4
     result = result_of(evaluation)
     assert json.loads(result["template_arguments"]) == {"enable_thinking": False}
     assert evaluation and result["eval_records"] == 4
     losses = {row["example_id"]: row for row in read_jsonl(evaluation.folder / "losses.jsonl")}
-    assert len(losses) == 4  # a row a record, whatever it makes
+    # One row per record, however many examples it makes.
+    assert len(losses) == 4
     answers = "Under a stone." + "In the mud, until it is warm."
     assert max(row["bytes"] for row in losses.values()) >= len(answers.encode())
     rows = {(row["model"], row["method"]): row for row in comparison_rows(two.resolved())}

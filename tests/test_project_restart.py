@@ -210,7 +210,8 @@ def test_early_stopping_saves_the_best_steps_weights_also_of_a_cell_that_was_kil
     expected = outcome(whole)
     shutil.rmtree(early.key("full").folder(early.data))
 
-    assert attempt_at(early, "full", stop_at(1)).status == "killed"  # after a step that is the best so far
+    # The cell is killed after the best step so far.
+    assert attempt_at(early, "full", stop_at(1)).status == "killed"
     killed = attempt_at(early, "full", kill_at(3))
     (folder,) = checkpoints.whole(killed.folder)
     best = checkpoint.read_tensors(folder, "weights")
@@ -375,7 +376,8 @@ def test_random_states_come_back_exactly() -> None:
     torch.manual_seed(3)
     np.random.seed(3)
     random.seed(3)
-    np.random.standard_normal()  # leaves half a pair behind
+    # Leaves the second half of a pair in the generator's state.
+    np.random.standard_normal()
     state = checkpoint.Random.now()
 
     def drawn() -> tuple[float, ...]:
@@ -472,13 +474,15 @@ def test_thirty_random_kills_end_in_the_undisturbed_result(cleaned: TinyProject,
     for kill in range(30):
         process = start_cell(method)
         before = cells.latest(cleaned.data, cleaned.key(method))
-        if kill % 4:  # while it trains, or saves; the others while it starts and loads
+        # Most kills hit while the cell trains or saves, the others while it starts and loads.
+        if kill % 4:
             wait_for_more(cleaned, method, before, process)
         time.sleep(chance.uniform(0, 1.0 if kill % 4 else 6.0))
         victim = child_of(process.pid) if chance.random() < 0.5 else None
         os.kill(victim or process.pid, chance.choice([signal.SIGKILL, signal.SIGTERM]))
         process.communicate()
-        while processes_of(cleaned):  # a child dies with its parent, not before; pytest's own time-out ends this
+        # A child dies after its parent, not before; only pytest's own time-out ends this loop.
+        while processes_of(cleaned):
             time.sleep(0.05)
         require_readable(cleaned.data)
     start_cell(method).communicate()

@@ -129,7 +129,8 @@ def test_no_file_and_no_table_holds_a_secret(left: Left, capfd: pytest.CaptureFi
     )
     assert not [path for path in files if MARK.encode() in path.read_bytes()]
     contents = ""
-    with duckdb.connect() as db:  # what is compressed in its file is read
+    # Columns are compressed in their file, so they are read as values.
+    with duckdb.connect() as db:
         for path in files:
             if path.suffix == ".parquet":
                 contents += str(db.execute("FROM read_parquet(?)", [str(path)]).fetchall())

@@ -22,7 +22,8 @@ from tests.peak import own_peak_bytes
 from tests.sft_records import stories
 
 MUTATIONS = 300
-MOST_MEMORY = 1_000_000_000  # bytes
+# Bytes.
+MOST_MEMORY = 1_000_000_000
 SECONDS = 600
 # read anew by every command: the shipped one would take longer than the cleaning
 EXPERIMENTS = """
@@ -148,9 +149,8 @@ def test_no_mutation_of_a_file_ends_in_a_traceback(
             memory = code
         elif code != "begun":
             codes[code] += 1
-            is_explained = any(
-                line.startswith("featherweight: ") for line in err.splitlines()
-            )  # how it was read may stand before
+            # A line on how the file was read may come first.
+            is_explained = any(line.startswith("featherweight: ") for line in err.splitlines())
             sentence = code == 0 or (code in (1, 2) and is_explained)
             if not sentence or "Traceback" in err:
                 wrong.append(f"number {number}: exit {code}, {err[-1000:]}")

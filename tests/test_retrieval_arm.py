@@ -57,7 +57,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Ti
     few = {"max_eval_examples": 6, "max_train_examples": 12}
     project.change(methods=ARMS, profiles={"local": {"methods": METHODS, "evaluation": SMALL, **few}})
     held_out = clean_for(project).resolved().selected.eval
-    words = [word for one in held_out for word in one["instruction"].split()[:5]]  # so that each finds the passage
+    # Every query shares words with the passage, so each finds it.
+    words = [word for one in held_out for word in one["instruction"].split()[:5]]
     docs = project.experiments.parent / "docs"
     docs.mkdir()
     (docs / "a.md").write_text(f"Of apples, and: {' '.join(words)}", encoding="utf-8")

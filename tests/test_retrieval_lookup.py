@@ -50,7 +50,8 @@ def test_words_are_bigrams_where_a_script_has_no_spaces_worth_the_name() -> None
     assert words("서울은 Seoul시") == ["서울", "울은", "seoul", "시"]
     assert words("ＡＢＣ") == ["abc"], "full width is the usual one"
     assert words(" \n.,!?") == [] and words("") == []
-    decomposed = "\u1109\u1165\u110b\u116e\u11af"  # 서울 as single letters
+    # 서울 as single letters.
+    decomposed = "\u1109\u1165\u110b\u116e\u11af"
     assert words(decomposed) == ["서울"]
 
 

@@ -76,8 +76,7 @@ def test_a_cell_whose_own_model_reads_no_record_is_not_measured_on_those_of_othe
     records = clean_for(project).resolved().selected.eval
     reader = {"model": "own", "folder": str(own), "max_length": 1, **ASKED}
     spec = {"root": str(tmp_path), "weights": "models/own", "recipe": ASKED, "tokenizers_to_fit": [reader]}
-    write_json(
-        tmp_path / "spec.json", spec
-    )  # its weights are named relative to the root, its reader's by their whole path
+    # The spec names its weights relative to the root, and its reader's by their whole path.
+    write_json(tmp_path / "spec.json", spec)
     with pytest.raises(ValueError, match="own can read none of 3 evaluation records, with max_length 1"):
         fitting_everywhere(Worker(tmp_path), records)

@@ -160,7 +160,8 @@ def test_a_curve_that_was_cut_off_keeps_its_whole_points(lake: Lake) -> None:
 def test_progress_waits_for_the_first_whole_point(lake: Lake, written: str) -> None:
     attempt = lake.started("full")
     (attempt.folder / "curve.jsonl").write_text(written)
-    CellProgress().show(attempt)  # what it raises would end the cell
+    # An exception here would end the cell.
+    CellProgress().show(attempt)
 
 
 def test_evaluations_come_oldest_first(lake: Lake) -> None:

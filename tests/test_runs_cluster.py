@@ -73,7 +73,8 @@ def test_a_wrong_address_or_a_server_of_something_else_is_a_row_that_says_so(pro
     assert attempt.status == "unavailable"
     assert "no Ray job server answers at http://127.0.0.1:9" in attempt.result.detail
     assert "ray.address" in attempt.result.detail
-    assert attempt.result.device is None  # it ran nowhere
+    # The cell ran nowhere.
+    assert attempt.result.device is None
     for wrong in ("http://127.0.0.1:abc", "http://..:8265"):
         with pytest.raises(UnreachableError, match=r"set ray\.address"):
             JobServer(wrong).version()
@@ -98,7 +99,8 @@ def test_storage_that_is_not_there_is_a_row_that_says_so(project: TinyProject, t
         attempt, _ = train(project.resolved(), project.key("base"))
     assert attempt.status == "unavailable"
     assert f"storage file://{tmp_path}/file/below cannot be used: writing featherweight" in attempt.result.detail
-    assert not any(one.startswith("POST") for one in requests)  # no job without its inputs
+    # No job is submitted without its inputs.
+    assert not any(one.startswith("POST") for one in requests)
     with pytest.raises(StoreError, match="make extras E=ray"):
         Store("nonsense://bucket/prefix")
 
@@ -151,18 +153,21 @@ def test_a_job_that_nobody_watches_is_found_again_or_ended(tmp_path: Path) -> No
         assert is_under_way(tmp_path)
         end(tmp_path)
         assert requests[-1] == "POST /api/jobs/one/stop"
-        end(tmp_path)  # it has been told
+        # The job has been told to end.
+        end(tmp_path)
         assert requests.count("POST /api/jobs/one/stop") == 1
         answers["GET /api/jobs/one"] = (200, {"status": "FAILED"})
         assert not is_under_way(tmp_path)
     write_json(tmp_path / "ended.json", {})
-    assert is_under_way(tmp_path)  # its results are here, whatever became of the cluster
+    # Its results are here, whatever became of the cluster.
+    assert is_under_way(tmp_path)
 
 
 def test_what_a_node_makes_reaches_the_driver_whole(tmp_path: Path) -> None:
     store, node, driver = Store(f"file://{tmp_path}/store"), tmp_path / "node", tmp_path / "driver"
     outbox, inbox = Outbox(store, "job", node), Inbox(store, "job", driver)
-    inbox.take()  # nothing was sent yet
+    # Nothing has been sent yet.
+    inbox.take()
     for name, text in {"curve.jsonl": "1\n", "spec.json": "own", ".model.partial/w": "half", "log.txt": "a"}.items():
         (node / name).parent.mkdir(parents=True, exist_ok=True)
         (node / name).write_text(text)
@@ -181,7 +186,8 @@ def test_what_a_node_makes_reaches_the_driver_whole(tmp_path: Path) -> None:
     (node / "checkpoints" / "step-1").rename(node / "checkpoints" / "step-2")
     (node / "curve.jsonl").write_text("1\n2\n")
     (node / "ended.json").write_text("{}")
-    assert list(parcel.outputs(node))[-1] == "ended.json"  # so it is never there before the rest
+    # The last file, so it never arrives before the rest.
+    assert list(parcel.outputs(node))[-1] == "ended.json"
     outbox.send()
     inbox.take()
     assert (driver / "curve.jsonl").read_text() == "1\n2\n"
@@ -256,7 +262,8 @@ def test_a_node_with_other_packages_is_told_which() -> None:
     difference = node.different({**node.versions(), "torch": "1.0", "more": "2"})
     assert difference and "has torch 2.13.0, more not installed; the driver has torch 1.0, more 2" in difference
     name, content = code.package()
-    assert code.package.__wrapped__() == (name, content)  # to the byte, so that it is uploaded once
+    # Equal to the byte, so that it is uploaded only once.
+    assert code.package.__wrapped__() == (name, content)
 
 
 def test_no_key_reaches_a_child_or_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,8 @@ def test_the_peak_is_seen_without_a_budget_too(tmp_path: Path) -> None:
 
     def tick() -> None:
         ticks.append((tmp_path / "held").exists())
-        if sum(ticks) == 2:  # the memory was looked at between the first such tick and this one
+        # The memory was measured between the first such tick and this one.
+        if sum(ticks) == 2:
             (tmp_path / "go").touch()
 
     assert run(tmp_path, HOLD_UNTIL_TOLD, str(tmp_path), on_tick=tick).peak_bytes > 200 * MB
@@ -257,7 +258,8 @@ def test_a_process_is_alive_until_it_ends_and_a_reused_pid_is_another() -> None:
     started = psutil.Process(child.pid).create_time()
     assert process_is_alive(child.pid, started)
     child.kill()
-    until(lambda: not alive(child.pid))  # a zombie now: nobody has collected it
+    # The process is a zombie now: nobody has collected its status.
+    until(lambda: not alive(child.pid))
     assert not process_is_alive(child.pid, started)
     child.wait()
     assert not process_is_alive(child.pid, started)

@@ -109,7 +109,8 @@ def test_through_s3_a_cell_trains_is_evaluated_and_no_key_stays_anywhere(
     evaluation, _ = evaluate(stage.resolve(), project.key("lora-r8"), hooks=recorder.hooks)
     assert evaluation.ok and evaluation.answers() and evaluation.result.device == attempt.result.device
     objects = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="tiny/")["Contents"]
-    assert not [one["Key"] for one in objects if "/jobs/" in one["Key"]]  # cleared; the inputs stay
+    # The job's files are removed; its inputs stay.
+    assert not [one["Key"] for one in objects if "/jobs/" in one["Key"]]
     jobs = JobServer(cluster.address)
     printed = (
         jobs._ask("GET", f"/api/jobs/featherweight-{attempt.run_id}/logs").text + jobs._ask("GET", "/api/jobs/").text
@@ -166,7 +167,8 @@ def test_no_capacity_waits_and_says_why_and_a_cancel_then_leaves_nothing(
     assert any("asks for 3 CPU; no node has so much" in line and "1 CPU" in line for line in recorder.lines)
     attempt = cells.latest(project.data, project.key("base"))
     assert attempt and attempt.status == "killed"
-    cluster.tell("add", {"num_cpus": 3})  # the job begins only to see that it was stopped
+    # The job starts only to see that it was stopped.
+    cluster.tell("add", {"num_cpus": 3})
     jobs = JobServer(cluster.address)
     name = f"featherweight-{attempt.run_id}"
     wait_for(lambda: (job := jobs.job(name)) is not None and job.status == "STOPPED")
@@ -282,7 +284,8 @@ def test_a_head_that_dies_is_a_row_and_what_was_done_is_kept(
         killed: list[float] = []
 
         def kill(attempt: Attempt) -> None:
-            if not killed and whole(attempt.folder):  # one has come from the node
+            # A checkpoint has arrived from the node.
+            if not killed and whole(attempt.folder):
                 own.tell("kill head")
                 killed.append(time.monotonic())
 
@@ -321,9 +324,11 @@ def test_the_graph_runs_two_cells_at_a_time_and_dagster_hears_them(
     project = on_ray(at_once=2, storage=f"s3://{BUCKET}/graph", training={"epochs": 20})
     rows = run_graph(project, {"methods": ["base", "full", "lora-r8"]})
     assert [(row["status"], row["launcher"]) for row in rows] == [("ok", "ray")] * 3
-    assert any(one[1] > other[0] for one, other in pairwise(spans(project)))  # the next began before it ended
+    # The second cell began before the first ended.
+    assert any(one[1] > other[0] for one, other in pairwise(spans(project)))
     orders = [read_json(attempt.folder / "job.json") or {} for attempt in cells.all_attempts(project.data)]
-    assert all(one["asked"]["memory"] > 10**8 for one in orders)  # as predicted
+    # The orders ask for the predicted memory.
+    assert all(one["asked"]["memory"] > 10**8 for one in orders)
     with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
         lines = [
             entry.user_message

@@ -31,7 +31,8 @@ from tests.fakes.planted import Lake
 
 KEY = CellKey("tiny", "lora-r8", 1)
 BUDGET = 1.5
-PLANTED = ("-aaaaaa", "-bbbbbb")  # how the ids of planted results end
+# The ends of the ids of planted results.
+PLANTED = ("-aaaaaa", "-bbbbbb")
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,8 @@ def result_of(lake: Lake, kind: str, end: End) -> tuple[RunResult, Path]:
     """What the kind's last run came to."""
     good = ("pipelines.extras.export.child",) if kind == "bit widths" else ()
     starter = Scripts(end, good)
-    with suppress(
-        KeyboardInterrupt, DagsterExecutionInterruptedError, ArithmeticError, WorkError, IndexError
-    ):  # of a trial that ended well without a curve
+    # IndexError comes from a trial that ended well without a curve.
+    with suppress(KeyboardInterrupt, DagsterExecutionInterruptedError, ArithmeticError, WorkError, IndexError):
         KINDS[kind](lake, RunHooks(say=lambda _: None, launcher=starter))
     return result_in(starter.folders[-1]), starter.folders[-1]
 

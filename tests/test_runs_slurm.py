@@ -41,7 +41,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmNode]:
 
 def used(node: SlurmNode, monkeypatch: pytest.MonkeyPatch) -> SlurmNode:
     monkeypatch.setenv("SLURM_CONF", str(node.conf))
-    monkeypatch.setattr(slurm, "ASK_SECONDS", 1.0)  # one node for one test: nobody else asks it
+    # The only test on this node, so nobody else asks it.
+    monkeypatch.setattr(slurm, "ASK_SECONDS", 1.0)
     return node
 
 
@@ -129,7 +130,8 @@ def test_a_node_that_is_lost_costs_the_steps_since_the_last_checkpoint(project: 
     assert first.status == "killed" and "NODE_FAIL" in first.result.detail
     assert (second.spec.resume or {})["run_id"] == first.run_id
     assert any("once more on another node" in line for line in recorder.lines)
-    wait_for(lambda: is_gone(first.folder))  # slurmd is dead, the cell was not: it was told to end
+    # slurmd is dead, but the cell was alive until it was told to end.
+    wait_for(lambda: is_gone(first.folder))
 
 
 def test_a_controller_that_dies_costs_nothing_while_the_cell_runs(project: TinyProject, own: SlurmNode) -> None:

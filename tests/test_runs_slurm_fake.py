@@ -156,12 +156,14 @@ def test_a_job_whose_acceptance_was_lost_is_found_by_its_name(fake: FakeSlurm, t
         "1", "FAILED", "NonZeroExitCode", "node1", 3
     )
     fake.scene(forget=True)
-    assert slurm.look_up("1") == slurm.Job("1", "FAILED", "", "node1", 3)  # as accounting has it
+    # The job as accounting reports it.
+    assert slurm.look_up("1") == slurm.Job("1", "FAILED", "", "node1", 3)
     fake.scene(forget=True, accounting=False)
     assert slurm.look_up("1") is None
     assert slurm.find("two") is None
     fake.scene(squeue="squeue: error: Invalid user")
-    with pytest.raises(slurm.RefusedError, match="Invalid user"):  # says nothing about the job
+    # The refusal says nothing about the job.
+    with pytest.raises(slurm.RefusedError, match="Invalid user"):
         slurm.look_up("1")
 
 
@@ -176,7 +178,8 @@ def test_it_asks_for_cards_where_there_are_any_and_else_for_the_predicted_memory
     assert request(gpus=None) == slurm.Request(1, 0, None, 96)
     write_json(answer_file(DataRoot(tmp_path), {}, "d", 1, own_tokenizer=True), {"cpu": {"peak": 2e9}})
     resources = request(gpus=None, cpus=2, devices=2)
-    assert (resources.cpus, resources.memory_mb) == (4, 4674)  # 2 × 2 GB × 1.1, and the node's half
+    # 2 × 2 GB × 1.1, and the node's half.
+    assert (resources.cpus, resources.memory_mb) == (4, 4674)
     fake.scene(gres="gpu:a100:4")
     resources = request(gpus=None, devices=2)
     assert resources.options() == ["--cpus-per-task=2", "--gres=gpu:2", "--time=96"]
@@ -221,7 +224,8 @@ def test_an_ending_without_a_last_word_is_what_slurm_says(
 def test_a_silent_controller_costs_nothing_while_the_cell_writes(fake: FakeSlurm, tmp_path: Path) -> None:
     fake.scene(controller="down")
     command = slurm.SlurmCommand(tmp_path, "7", Carrier({}, tmp_path / "pipes"), print)
-    command._heard -= 1  # longer than SILENCE_SECONDS
+    # Silent for longer than SILENCE_SECONDS.
+    command._heard -= 1
     (tmp_path / "curve.jsonl").touch()
     assert command.poll() is None
     command._heard -= 1
@@ -238,7 +242,8 @@ def test_a_job_that_somebody_gave_up_is_ended_once(fake: FakeSlurm, tmp_path: Pa
     script.write_text("#!/bin/sh\nexec sleep 600\n")
     name = ["--export=NONE", f"--chdir={tmp_path}", f"--output={tmp_path}/log.txt", str(script)]
     slurm.submit("one", name)
-    write_json(tmp_path / "job.json", {"job": "one"})  # its driver died before it knew the id
+    # The driver died before it knew the job's id.
+    write_json(tmp_path / "job.json", {"job": "one"})
     assert slurm.SlurmLauncher.is_under_way(tmp_path)
     slurm.SlurmLauncher.end(tmp_path)
     wait_for(lambda: fake.jobs()[0]["state"] == "CANCELLED")

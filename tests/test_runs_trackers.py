@@ -28,7 +28,8 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
     series: dict[str, dict[int, float]] = {}
     for file in folder.glob("events.*"):
         data, place = file.read_bytes(), 0
-        while place < len(data):  # length (8 bytes), its check sum (4), the event, its check sum (4)
+        # Length (8 bytes), its check sum (4), the event, its check sum (4).
+        while place < len(data):
             size = int.from_bytes(data[place : place + 8], "little")
             event = Event.FromString(data[place + 12 : place + 12 + size])
             place += 16 + size

@@ -56,7 +56,8 @@ def moved_or_gone(text: str, chance: random.Random) -> bytes:
         del container[key]
     else:
         other, at = chance.choice(places(tree))
-        other[at] = container[key]  # may hold itself; the dumper then writes an alias
+        # A container may hold itself; the dumper then writes an alias.
+        other[at] = container[key]
     return yaml.safe_dump(tree, allow_unicode=True, sort_keys=False).encode("utf-8", "surrogatepass")
 
 

@@ -14,8 +14,10 @@ from pipelines.settings.page import ENVIRONMENT, ONLY_IN_DAGSTER, Section, Setti
 SCHEMA: dict[str, Any] = Experiments.model_json_schema()
 SECTIONS = {section.model.__name__: section for section in settings_page.sections()}
 each_section = pytest.mark.parametrize("section", SECTIONS.values(), ids=lambda one: one.place or "file")
-NAMED_BY_TASK = {("Metric", "kind")}  # told by what is given; no key of the file
-INTERNAL = {"FEATHERWEIGHT_PARENT_PID", "FEATHERWEIGHT_RENDEZVOUS"}  # between a process and its children
+# The given keys decide this one; it is no key of the file.
+NAMED_BY_TASK = {("Metric", "kind")}
+# Variables between a process and its children.
+INTERNAL = {"FEATHERWEIGHT_PARENT_PID", "FEATHERWEIGHT_RENDEZVOUS"}
 
 
 def rows(section: Section) -> dict[str, Setting]:

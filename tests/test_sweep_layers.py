@@ -218,5 +218,6 @@ def test_a_gguf_that_llama_cpp_would_read_otherwise_is_refused(tmp_path: Path) -
     folder = short(deep(tmp_path / "whole", "gemma3_text"), [0, 1])
     with pytest.raises(UnavailableError, match=r"another kind .layer_types.*own rule"):
         write_gguf(folder, tmp_path / "short.gguf", "F32", name="short")
-    last = short(deep(tmp_path / "other", "gemma3_text"), [4, 5])  # the sixth is gone, as in a model of four layers
+    # The sixth layer is gone, as in a model of four layers.
+    last = short(deep(tmp_path / "other", "gemma3_text"), [4, 5])
     assert write_gguf(last, tmp_path / "short.gguf", "F32", name="short").types

@@ -40,7 +40,8 @@ def test_alpha_is_the_same_at_every_rank_unless_it_is_to_grow(planted_lake: Lake
 def test_a_method_of_the_file_is_taken_where_it_is_that_method(planted_lake: Lake) -> None:
     given = {"kind": "lora", "rank": 16, "dropout": 0.1}
     taken = lambda **other: _sweep(_with(planted_lake, {"mine": given | other}), [16])[0][16]  # noqa: E731
-    assert taken() == "mine"  # alpha is twice the rank unless it is given
+    # Without a setting, alpha is twice the rank.
+    assert taken() == "mine"
     assert taken(alpha=32, learning_rate=5e-4, learning_rate_source="tune") == "mine"
     for other in ({"alpha": 64}, {"rslora": True}, {"dropout": 0.2}, {"quantization": "nf4"}, {"targets": "attention"}):
         assert taken(**other) == "lora-r16-a32", other

@@ -30,7 +30,8 @@ PROFILE = "adapters"
 METHODS = SHIPPED.profiles[PROFILE].methods
 TRAINED = [name for name in METHODS if SHIPPED.methods[name].traits.trains]
 ADAPTERS = [name for name in METHODS if SHIPPED.methods[name].traits.has_adapter]
-FEWER = ("vera-r256", "ia3", "ln-tuning")  # that cannot have as many trained parameters as the others
+# Adapters that cannot have as many trained parameters as the others.
+FEWER = ("vera-r256", "ia3", "ln-tuning")
 
 
 # sizes
@@ -110,7 +111,8 @@ KINDS: dict[str, tuple[dict[str, Any], bool]] = {
     "olora": (lora(init_lora_weights="olora"), True),
     "dora": (lora(use_dora=True), False),
     "lora-bias": (lora(lora_bias=True), False),
-    "bias-all": (lora(bias="all", target_modules=["q_proj", "gate_proj"]), True),  # a Llama has none to train
+    # A Llama has no biases to train.
+    "bias-all": (lora(bias="all", target_modules=["q_proj", "gate_proj"]), True),
     "embeddings-too": (lora(target_modules=["q_proj", "embed_tokens"]), False),
     "of-parameters": (lora(target_modules=[], target_parameters=["q_proj.weight"]), True),
     "vera": ({"peft_type": "VERA", "r": 8, "d_initial": 0.3}, False),

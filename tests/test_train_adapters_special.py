@@ -160,7 +160,8 @@ def test_ranks_move_as_in_pefts_own_loop(tmp_path: Path) -> None:
     plain.peft_config["default"].total_step = 8
     optimizer = torch.optim.AdamW(trainable(plain).values(), lr=1e-2, weight_decay=0.0)
     plain.train()
-    for step in range(8):  # the loop of `AdaLoraModel.update_and_allocate`
+    # The loop of `AdaLoraModel.update_and_allocate`.
+    for step in range(8):
         ids = text(step)
         plain(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
@@ -170,16 +171,16 @@ def test_ranks_move_as_in_pefts_own_loop(tmp_path: Path) -> None:
         torch.testing.assert_close(parameter, plain.get_parameter(name), rtol=1e-4, atol=1e-5)
 
     left = [int((p != 0).sum()) for name, p in trainable(model).items() if "lora_E" in name]
-    assert sum(left) == 2 * len(left) and len(set(left)) > 1  # the ranks asked for, and not the same everywhere
+    # The total is that of the requested ranks, but the ranks differ.
+    assert sum(left) == 2 * len(left) and len(set(left)) > 1
     moving_ranks.settle(model)
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path)).eval()
     assert _says(again) == pytest.approx(_says(model.eval()), abs=1e-5) != _says(tiny_model("llama"))
 
 
-@pytest.mark.parametrize(
-    "at", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (6, 7))]
-)  # while ranks move, where that ends, after it
+# While ranks move, when that ends, and after it.
+@pytest.mark.parametrize("at", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (6, 7))])
 def test_what_moves_ranks_is_in_a_checkpoint(at: int) -> None:
     recipe = recipe_for("ADALORA", **MOVING)
     undisturbed, model = adapted(recipe), adapted(recipe)
@@ -242,7 +243,8 @@ def test_losses_gradients_and_answers_are_of_the_texts_own_tokens(
 ) -> None:
     model = with_tokens(kind, architecture)
     plain = []
-    for example in examples:  # PEFT's own loss, each row alone
+    # PEFT's own loss, one row at a time.
+    for example in examples:
         ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
         plain.append(model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss * example.learned)
     (sum(plain) / 10).backward()  # pyright: ignore[reportAttributeAccessIssue]
@@ -310,12 +312,14 @@ def test_eva_begins_with_the_directions_of_the_texts(
     assert torch.equal(torch.get_rng_state(), state)
     layers = [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "get_base_layer")]
     ranks = [layer.r["default"] for layer in layers]
-    assert len(set(ranks)) > 1  # they were dealt out anew
+    # The ranks were distributed anew.
+    assert len(set(ranks)) > 1
     for layer in layers:
         directions = layer.lora_A["default"].weight
         torch.testing.assert_close(directions @ directions.T, torch.eye(len(directions)), atol=1e-3, rtol=0)
         assert not layer.lora_B["default"].weight.any()
-    assert any("forward" in vars(layer) for layer in layers)  # in groups, as plain LoRA
+    # The layers are computed in groups, like plain LoRA.
+    assert any("forward" in vars(layer) for layer in layers)
     again = adapted(recipe, architecture)
     loading.begin_from_texts(again, recipe, examples, seed=1)
     assert _equal(model, again)
@@ -388,7 +392,8 @@ def test_olora_is_refused_where_peft_would_begin_with_another_model() -> None:
 
     settings: Any = {"r": 4, "init_lora_weights": "olora", "target_modules": ["attn.c_proj"], "fan_in_fan_out": True}
     spoilt = get_peft_model(tiny_model("gpt2"), LoraConfig(task_type="CAUSAL_LM", **settings))
-    assert _says(spoilt) != pytest.approx(_says(tiny_model("gpt2")), abs=1e-3)  # else it need not be refused
+    # Otherwise there would be no reason to refuse it.
+    assert _says(spoilt) != pytest.approx(_says(tiny_model("gpt2")), abs=1e-3)
 
 
 # whole cells
@@ -438,7 +443,8 @@ def test_a_whole_cell_learns_goes_on_after_a_kill_and_is_evaluated_as_it_was_tra
     )
     clean_for(project)
     attempt = trained(project, method)
-    if attempt.status == "unavailable":  # in words; on a Llama all can be done
+    # The row gives its reason in words; on a Llama everything is possible.
+    if attempt.status == "unavailable":
         assert architecture != "llama" and len(attempt.result.detail) > 40, attempt.result.detail
         return
     assert attempt.status == "ok", attempt.result.detail

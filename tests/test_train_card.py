@@ -72,7 +72,8 @@ def t4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     fake_driver.install(tmp_path, monkeypatch, FakeCard("Tesla T4"), version="580.82.07")
     from transformers.integrations import sdpa_attention
 
-    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)  # is put back
+    # Registers the attribute, so that monkeypatch restores it.
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     yield FakeCuda(monkeypatch, "Tesla T4", (7, 5))
     torch.backends.cuda.enable_cudnn_sdp(before)
@@ -102,8 +103,10 @@ def test_a_card_that_torch_cannot_use_makes_every_child_unavailable(
         (None, "535.129", "7.5", "install driver 580 or newer, then pip install --force-reinstall torch=="),
         (None, "535.129", "7.5", "or pip install torch=={version}+cu126 --index-url https://"),
         ("13.0", "550.54", "7.5", "install driver 580 or newer, or pip install torch=={version}+cu126 --index-url h"),
-        ("13.0", "570.86", "12.0", "install driver 580 or newer; or hide it"),  # the older build has no kernels for it
-        ("13.0", "470.82", "7.5", "install driver 580 or newer; or hide it"),  # too old for the older build, too
+        # The older build has no kernels for this capability.
+        ("13.0", "570.86", "12.0", "install driver 580 or newer; or hide it"),
+        # Too old for the older build, too.
+        ("13.0", "470.82", "7.5", "install driver 580 or newer; or hide it"),
         ("12.6", "470.82", "7.5", "install driver 525 or newer; or hide it"),
         ("13.0", "580.82.07", "7.5", "finds no usable device: "),
     ],

@@ -63,7 +63,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(chunked, "_usable_bytes", lambda _device: 2**34)
     monkeypatch.setattr(products, "_card_sums_in_float32", lambda _dtype: False)
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which knows no meta device
+    # `is_autocast_enabled` knows no meta device.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     monkeypatch.setattr(loop, "autocast", lambda *_: nullcontext())
 
 
@@ -117,7 +118,8 @@ def test_the_host_waits_once_a_step(kind: str, monkeypatch: pytest.MonkeyPatch) 
     trainer = trainer_on(CARD, model, recipe)
     with head_on_positions(model) as trainer._wanted:
         assert trainer.step(GROUPS, 1e-3) == 1.0
-    assert reads == [2]  # loss and norm together
+    # Loss and norm are read together.
+    assert reads == [2]
 
 
 def test_several_numbers_are_read_at_once_and_stay_what_they_are() -> None:
@@ -134,7 +136,8 @@ def test_a_step_says_the_same_loss_as_its_micro_batches_alone() -> None:
     trainer, learned = trainer_on(CPU, model, {**RECIPE, "precision": "fp32"}), 50
     with head_on_positions(model) as trainer._wanted:
         each = [step_loss(model, group, trainer._wanted, CPU, learned=learned).item() for group in GROUPS]
-        assert trainer.step(GROUPS, 0.0, learned=learned) == sum(each)  # to the bit
+        # Equal to the last bit.
+        assert trainer.step(GROUPS, 0.0, learned=learned) == sum(each)
 
 
 # attention
@@ -156,7 +159,8 @@ def test_only_where_a_causal_flag_says_all_is_no_mask_made(architecture: str, mo
 @pytest.mark.parametrize("architecture", EVERY)
 def test_attention_without_a_mask_says_the_same(architecture: str) -> None:
     model = tiny_model(architecture)
-    (inputs,) = put_on(CPU, [[example("long", 90, 5), example("short", 20, 5)]])  # windows are of 64 tokens
+    # Windows hold 64 tokens.
+    (inputs,) = put_on(CPU, [[example("long", 90, 5), example("short", 20, 5)]])
     with torch.no_grad():
         expected = model(input_ids=inputs.ids, use_cache=False).logits
         with attention.causal(model, CARD):
@@ -198,7 +202,8 @@ def test_what_a_token_sees_decides() -> None:
         other = copy.deepcopy(config)
         setattr(other, name, value)
         assert not attention.needs_no_mask(other), name
-    with_eyes = AutoConfig.for_model("gemma3")  # its windows stand in the configuration of its text model
+    # The windows stand in the configuration of its text model.
+    with_eyes = AutoConfig.for_model("gemma3")
     with_eyes._attn_implementation = "sdpa"
     assert not attention.needs_no_mask(with_eyes)
 
@@ -208,7 +213,8 @@ def test_what_a_token_sees_decides() -> None:
 
 def test_adamw_is_one_kernel_on_a_card_and_goes_on_after_a_resume() -> None:
     cuda = torch.device("cuda:0")
-    with FakeTensorMode():  # its tensors say that they lie on a card
+    # The tensors report that they lie on a card.
+    with FakeTensorMode():
         layer = torch.nn.ParameterList([torch.empty(8, 4, device=cuda), torch.empty(4, device=cuda)])
         parameters = list(layer.parameters())
         for parameter in parameters:
@@ -219,7 +225,8 @@ def test_adamw_is_one_kernel_on_a_card_and_goes_on_after_a_resume() -> None:
         assert any("_fused_adamw_" in one for one in ran.names) and not any("_foreach_sqrt" in one for one in ran.names)
         tensors, numbers = checkpoint.optimizer_state(optimizer, parameters)
         again = make_optimizer(layer, RECIPE)
-        read = {name: torch.empty(tensor.shape) for name, tensor in tensors.items()}  # a file's are on the CPU
+        # Tensors from a file lie on the CPU.
+        read = {name: torch.empty(tensor.shape) for name, tensor in tensors.items()}
         checkpoint.set_optimizer_state(again, parameters, read, numbers)
         assert {value.device for state in again.state.values() for value in state.values()} == {cuda}
         again.step()
@@ -229,7 +236,8 @@ def test_a_step_lasts_until_the_card_has_done_it(monkeypatch: pytest.MonkeyPatch
     now = [0.0]
 
     def synchronize(_device: Any = None) -> None:
-        now[0] += 5.0  # what was handed out and not yet done
+        # Work that was queued and is not yet done.
+        now[0] += 5.0
 
     monkeypatch.setattr(loop, "Stopwatch", lambda: SimpleNamespace(total=lambda: now[0], stopped=lambda: 0.0))
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)

@@ -25,7 +25,8 @@ from tests.fakes.planted import Lake, lake
 from tests.project import TinyProject
 
 LANGUAGES = (None, ["en"], ["ko", "en"])
-CAPS = ((None, None), (2, 1), (100, 2))  # of training and of evaluation
+# Limits of the training and the evaluation records.
+CAPS = ((None, None), (2, 1), (100, 2))
 CHOICES: tuple[dict[str, Any], ...] = (
     {}, {"provider": "claude"}, {"provider": "local"}, {"max_examples": 1}, {"max_examples": 100},
     {"provider": "claude", "max_examples": 3}, {"provider": "gpt", "max_examples": 100},

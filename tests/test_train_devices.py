@@ -156,7 +156,8 @@ def test_two_processes_agree_on_when_a_checkpoint_is_due_by_time(cleaned: TinyPr
     cleaned.change(profiles={"local": {"training": training}})
     divide(cleaned)
     expected = outcome(attempt_at(cleaned, "lora-r8", Forked()))
-    poor = attempt_at(cleaned, "lora-r8", Forked(poor_at=70), force=True)  # of 80: nothing is kept when it ends so
+    # Memory runs out at step 70 of 80; nothing is saved at such an end.
+    poor = attempt_at(cleaned, "lora-r8", Forked(poor_at=70), force=True)
     (folder,) = checkpoints.whole(poor.folder)
     assert poor.status == "out_of_memory" and 0 < checkpoints.step_of(folder) <= 70
     result = outcome(attempt_at(cleaned, "lora-r8", Forked()))
@@ -195,7 +196,8 @@ def test_a_rank_that_runs_out_of_memory_gives_the_cell_its_status(cleaned: TinyP
 
 @pytest.mark.slow
 def test_a_base_in_half_precision_beside_a_float32_adapter_is_divided_too(cleaned: TinyProject) -> None:
-    cleaned.change(profiles={"local": {"training": {"precision": "bf16"}}})  # as on a card
+    # The precision of a card.
+    cleaned.change(profiles={"local": {"training": {"precision": "bf16"}}})
     alone = outcome(attempt_at(cleaned, "lora-r8", InProcess()))[0]
     both = outcome(attempt_at(divide(cleaned, "fsdp"), "lora-r8", Forked()))[0]
     assert both[-1]["eval_loss"] == pytest.approx(alone[-1]["eval_loss"], rel=1e-4) != both[0]["eval_loss"]
@@ -224,9 +226,8 @@ def test_deepspeed_is_given_what_the_profile_says_and_the_row_stays_that_of_one_
     divide(cleaned, "zero2")
     before = cleaned.resolved().cell(MODEL, "full").fingerprints["machine"]
     cleaned.change(profiles={"local": {"deepspeed": options}})
-    assert (
-        cleaned.resolved().cell(MODEL, "full").fingerprints["machine"] != before
-    )  # so that other rows of it are stale
+    # The fingerprint differs, so other rows of the cell become stale.
+    assert cleaned.resolved().cell(MODEL, "full").fingerprints["machine"] != before
     assert_close(outcome(attempt_at(cleaned, "full", Forked())), alone)
     assert list(seen.rglob("*.csv"))
 
@@ -253,7 +254,8 @@ def test_a_budget_is_each_devices_and_a_time_limit_leaves_a_checkpoint(cleaned: 
     cleaned.change(profiles={"local": {"training": {"memory_budget_gb": 0.3}}})
     result = attempt_at(cleaned, "full").result
     assert result.status == "out_of_memory" and not processes_of(cleaned)
-    for minutes in (0.6, 5, 20):  # on a busy machine the first may end before training has begun
+    # On a busy machine the first limit may pass before training has begun.
+    for minutes in (0.6, 5, 20):
         endless = {"epochs": 5000, "memory_budget_gb": None, "time_limit_minutes": minutes}
         cleaned.change(profiles={"local": {"training": endless}})
         result = attempt_at(cleaned, "full", force=True).result

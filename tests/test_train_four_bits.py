@@ -30,10 +30,11 @@ def test_weights_are_packed_to_the_bits_of_bitsandbytes(kind: str, dtype: torch.
     torch.manual_seed(1)
     bounds = torch.tensor(four_bits._bounds(kind)[0])
     weights = [torch.randn(shape).to(dtype) for shape in SHAPES]
+    # Every tie between two codes is among the values.
     weights += [
         torch.zeros(4, 64, dtype=dtype),
         torch.cat([bounds, torch.ones(1)]).repeat(8).to(dtype),
-    ]  # and every tie
+    ]
     for weight in weights:
         for blocksize in (64, 4096):
             packed, absmax = four_bits.pack(weight, blocksize, kind, torch.uint8)

@@ -31,7 +31,8 @@ from tests.test_train_losses import RECORDS, same_mask
 from tests.tiny import ARCHITECTURES, MORE_ARCHITECTURES, TARGETS, only, save_tiny, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
-SCALE = 65536.0  # the first of a GradScaler
+# The first scale of a GradScaler.
+SCALE = 65536.0
 LORA: dict[str, Any] = {
     "model": "tiny", "kind": "lora", "precision": "bf16", "attention": "auto", "quantization": None, "rank": 4, "alpha": 16,
     "dropout": 0.0, "gradient_checkpointing": False,
@@ -133,7 +134,8 @@ def test_the_heads_gradient_is_summed_in_float32_over_its_pieces(monkeypatch: py
     with torch.autocast("cpu", dtype=torch.bfloat16):
         chunked.summed_loss(hidden, weight, targets, cap=None, share=1.0).backward()
     assert weight.grad is not None and weight.grad.dtype is torch.float32
-    assert off(weight.grad, expected) < 5e-4  # what bfloat16 rounds is four times as much
+    # bfloat16 would round by four times as much.
+    assert off(weight.grad, expected) < 5e-4
 
 
 # autocast
@@ -236,10 +238,12 @@ def test_a_full_result_is_saved_in_the_format_that_it_computes_in(
     monkeypatch.setattr(checkpoint, "write", seen)
     attempt = trained(cleaned, "full-half")
     assert attempt.status == "ok", attempt.result.detail
-    assert saved_formats and all(one == {"F32"} for one in saved_formats)  # master weights
+    # Master weights.
+    assert saved_formats and all(one == {"F32"} for one in saved_formats)
     assert formats(attempt.model_folder / "model.safetensors") == {"BF16"}
     assert (read_json(attempt.model_folder / "config.json") or {})["dtype"] == "bfloat16"
-    assert attempt.result.measured["weights_dtype"] == "float32"  # while training
+    # The format during training.
+    assert attempt.result.measured["weights_dtype"] == "float32"
     evaluated = loading.load_trained(tmp_path, dict(attempt.spec.recipe), attempt.model_folder)
     assert {parameter.dtype for parameter in evaluated.parameters()} == {torch.bfloat16}
 
@@ -263,7 +267,8 @@ def test_a_full_result_is_evaluated_and_exported_in_that_format(cleaned: TinyPro
 
 def test_a_divided_model_is_saved_in_that_format_too(tmp_path: Path) -> None:
     model = tiny_model("llama-tied")
-    counted = {"of a buffer": torch.tensor([257, 65_537])}  # numbers that bfloat16 does not have
+    # Numbers that bfloat16 cannot represent.
+    counted = {"of a buffer": torch.tensor([257, 65_537])}
     assert in_format(counted, torch.bfloat16)["of a buffer"].tolist() == [257, 65_537]
     state = model.state_dict()
     held = in_format(state, torch.bfloat16)
@@ -277,9 +282,8 @@ def test_a_divided_model_is_saved_in_that_format_too(tmp_path: Path) -> None:
         assert torch.equal(weight, state[name].bfloat16())
 
 
-@pytest.mark.parametrize(
-    "architecture", ["llama-tied", "gemma"]
-)  # the latter computes its embedding's scale when made, and is loaded in float32 at once
+# The latter computes its embedding's scale in its constructor, and is loaded in float32 at once.
+@pytest.mark.parametrize("architecture", ["llama-tied", "gemma"])
 def test_half_precision_files_of_a_full_cell_are_widened_on_the_card(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +296,8 @@ def test_half_precision_files_of_a_full_cell_are_widened_on_the_card(
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")  # it takes the card's place
+    # The CPU takes the card's place.
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
     widened = loading.load_model(tmp_path, FULL)
     assert dtypes == [torch.float32 if architecture == "gemma" else torch.bfloat16], (
         "one whole model, and no second one"
@@ -330,9 +335,8 @@ def test_weights_that_zero_divides_are_left_to_their_own_modules(
         assert bool(together) is not divided
 
 
-FAMILIES = [
-    name for name in [*ARCHITECTURES, *MORE_ARCHITECTURES] if name != "opt"
-]  # its 350m is the same code and more
+# opt-350m covers the same code and more.
+FAMILIES = [name for name in [*ARCHITECTURES, *MORE_ARCHITECTURES] if name != "opt"]
 QUICK = ("gpt2", "opt-350m", "gemma", "llama", "nf4")
 
 

@@ -109,7 +109,8 @@ def test_the_run_whose_ends_are_nearest_goes(tmp_path: Path, project: TinyProjec
     assert min(record["distances"][:2] + record["distances"][3:]) > 0 and record["records"] == chosen_layers.RECORDS
     with torch.no_grad():
         assert torch.equal(loaded(two)(IDS).logits, loaded(parent)(IDS).logits), "nothing was lost"
-    again = short(two, 1, project.data.root)  # by the numbers of the first model
+    # The distances are those of the first model.
+    again = short(two, 1, project.data.root)
     second = read_object(again / shortened.RECORD)
     assert second["of"] == LAYERS and {2, 3} < set(second["dropped"]) and len(second["left"]) == 3
     base = base_of(two)

@@ -28,7 +28,8 @@ from tests.project import MODEL, TinyProject
 from tests.test_project_restart import outcome
 
 RATES = [1e-4, 1e-2, 3e-2]
-AUTO = {"learning_rate": "auto", "examples_per_step": 1, "epochs": 5, "eval_every_steps": 40}  # 40 steps, 10 of search
+# 40 steps, of which 10 are search.
+AUTO = {"learning_rate": "auto", "examples_per_step": 1, "epochs": 5, "eval_every_steps": 40}
 
 
 @pytest.fixture
@@ -135,7 +136,8 @@ def test_auto_goes_on_after_a_kill_in_the_midst_of_its_search_to_the_same_bits(
 ) -> None:
     with killed_in_trial(10**6, monkeypatch) as tried:
         expected = trained(auto, "lora-r8")
-    expected_outcome = outcome(expected)  # the next good run drops the model
+    # The next good run removes the model.
+    expected_outcome = outcome(expected)
     assert len(tried) == 3 and expected.result.measured["steps"] == 40
     with killed_in_trial(2, monkeypatch):
         first = trained(auto, "lora-r8")
@@ -161,7 +163,8 @@ def test_trials_of_other_packages_do_not_count(auto: TinyProject, monkeypatch: p
         first = trained(auto, "lora-r8")
     journal = first.folder / "search.jsonl"
     lines = journal.read_text(encoding="utf-8").replace('"torch": "', '"torch": "1.')
-    journal.write_text(lines + '7\n{"rate": 0.1, "st', encoding="utf-8")  # and what a kill or somebody left
+    # Half a line from a kill, and a line that somebody else wrote.
+    journal.write_text(lines + '7\n{"rate": 0.1, "st', encoding="utf-8")
     hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     with killed_in_trial(10**6, monkeypatch) as again:
         assert train(auto.resolved(), auto.key("lora-r8"), hooks=hooks)[0].status == "ok"
@@ -210,7 +213,8 @@ def test_auto_may_stand_at_every_level_and_the_recipe_holds_what_it_stands_for(p
     levels: list[tuple[dict[str, Any], float]] = [
         ({"training": auto, "profiles": {"local": {"training": auto}}}, 2e-4),
         ({"profiles": {"local": {"training": {"learning_rate": {"full": 1e-4, "lora": "auto"}}}}}, 2e-4),
-        ({"methods": {"lora-r8": auto}}, 1e-3),  # what profile local names below it
+        # The value that profile local sets below it.
+        ({"methods": {"lora-r8": auto}}, 1e-3),
         ({"models": {MODEL: auto}}, 1e-3),
         ({"models": {MODEL: {"overrides": {"lora-r8": auto}}}}, 1e-3),
         ({"profiles": {"local": {"overrides": {MODEL: {"lora-r8": auto}}}}}, 1e-3),

@@ -46,7 +46,8 @@ def gradients_of(model: Any) -> dict[str, torch.Tensor]:
     return gradients
 
 
-@pytest.mark.parametrize("piece", [chunked.PIECE_BYTES, 1])  # all rows at once; sixteen at a time
+# All rows at once, then sixteen at a time.
+@pytest.mark.parametrize("piece", [chunked.PIECE_BYTES, 1])
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MORE_ARCHITECTURES])
 def test_losses_and_gradients_equal_the_plain_computation(
     architecture: str, piece: int, examples: list[Tokenized], monkeypatch: pytest.MonkeyPatch
@@ -139,7 +140,8 @@ def test_the_head_is_whole_again_afterwards(examples: list[Tokenized]) -> None:
 def test_special_tokens_do_not_count_in_bits_per_byte(examples: list[Tokenized]) -> None:
     mask = scored_mask(examples)
     assert len(mask) == sum(example.learned for example in examples)
-    assert int((~mask).sum()) == len(examples)  # one end token each
+    # One end token per example.
+    assert int((~mask).sum()) == len(examples)
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
@@ -312,7 +314,8 @@ def test_cheap_dropout_is_seeded_and_uncorrelated() -> None:
     assert torch.equal(first, keep_mask(torch.empty(64, 63), 0.5))
     assert 0.4 < (first == second).float().mean().item() < 0.6
     columns = first.float().mean(dim=0)
-    assert columns.min() > 0.2 and columns.max() < 0.8  # no lane of the 64-bit draws is fixed
+    # No lane of the 64-bit draws is fixed.
+    assert columns.min() > 0.2 and columns.max() < 0.8
 
 
 def test_micro_batches_keep_to_their_budget_and_lose_nothing(examples: list[Tokenized]) -> None:

@@ -26,7 +26,8 @@ class Card:
         self.allocated = self.reserved = 1 * GB
         self.most_allocated = self.most_reserved = 1 * GB
         self.free = 14 * GB
-        self.sampled = 0  # times that another thread asked
+        # Number of samples by another thread.
+        self.sampled = 0
 
     def grow(self, allocated: int, reserved: int, free: int) -> None:
         self.allocated, self.reserved, self.free = allocated * GB, reserved * GB, free * GB
@@ -73,9 +74,8 @@ def test_a_card_has_three_peaks_and_the_host_one_of_its_own(card: Card) -> None:
     meter.start()
     card.grow(allocated=5, reserved=6, free=9)
     assert meter.now()["gpu_reserved_mb"] == 6000 and meter.now()["gpu_device_mb"] == 7000
-    card.grow(
-        allocated=2, reserved=4, free=3
-    )  # while another program takes the card: seen by the sampling thread alone
+    # Another program takes memory of the card, which only the sampling thread sees.
+    card.grow(allocated=2, reserved=4, free=3)
     seen, deadline = card.sampled, time.monotonic() + 60
     while card.sampled < seen + 2 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -108,9 +108,8 @@ def test_peaks_go_on_with_a_run(card: Card) -> None:
     card.grow(allocated=1, reserved=1, free=14)
     card.reset()
     second = MemoryMeter()
-    second.go_on(
-        state, {"gpu_reserved_peak_gb": 8.0, "peak_memory_gb": 5.0}
-    )  # an attempt since then wrote no checkpoint
+    # An attempt since then wrote no checkpoint.
+    second.go_on(state, {"gpu_reserved_peak_gb": 8.0, "peak_memory_gb": 5.0})
     assert [second.summary()[name] for name in COLUMNS] == [5.0, 5.0, 8.0, 7.0]
     host = second.summary()["host_peak_memory_gb"]
     assert host is not None and host < 5.0, "the card's peak is not the host's"
@@ -119,7 +118,8 @@ def test_peaks_go_on_with_a_run(card: Card) -> None:
 
 def test_loading_has_the_cards_peak_and_the_hosts_beside_it(card: Card) -> None:
     watch = quantizing.Quantizing()
-    card.grow(allocated=4, reserved=4, free=11)  # before the first weight is quantized
+    # Before the first weight is quantized.
+    card.grow(allocated=4, reserved=4, free=11)
     card.grow(allocated=1, reserved=4, free=11)
 
     def quantize() -> None:
@@ -135,7 +135,8 @@ def test_loading_has_the_cards_peak_and_the_hosts_beside_it(card: Card) -> None:
 def test_of_several_ranks_each_peak_is_that_of_the_device_that_needs_most(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"peak_memory_gb": 3.0, "host_peak_memory_gb": 5.0, "gpu_allocated_peak_gb": 3.0, "gpu_reserved_peak_gb": 4.0}
     own |= {"gpu_device_peak_gb": 6.0}
-    measured: dict[str, Any] = {"host_peak_memory_gb": 7.0}  # from loading
+    # The peak of loading.
+    measured: dict[str, Any] = {"host_peak_memory_gb": 7.0}
     trainer: Any = Trainer.__new__(Trainer)
     trainer.ranks, trainer._peaks, trainer.optimizer = Ranks(0, 2), [{}, {}], None
     trainer.meter = SimpleNamespace(summary=lambda: dict(own))
@@ -145,7 +146,8 @@ def test_of_several_ranks_each_peak_is_that_of_the_device_that_needs_most(monkey
     peaks = [measured[name] for name in memory.PEAKS]
     assert peaks == [4.0, 7.0, 4.0, 5.0, 6.0] and measured["memory_in_all_gb"] == 7.0
     assert json.loads(measured["memory_per_device_gb"]) == [3.0, 4.0] and measured["pageable_gb"] is None
-    own["peak_memory_gb"] = 9.0  # afterwards, when the other rank may be gone
+    # Set afterwards, when the other rank may be gone.
+    own["peak_memory_gb"] = 9.0
     monkeypatch.setattr(Ranks, "all_of", lambda _self, _numbers: pytest.fail("nobody answers"))
     trainer._measure_memory()
     assert (measured["peak_memory_gb"], measured["gpu_reserved_peak_gb"]) == (9.0, 5.0)

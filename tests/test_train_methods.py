@@ -46,6 +46,7 @@ def cleaned(project: TinyProject) -> TinyProject:
     return clean_for(project)
 
 
+# Other methods cover parts of these.
 MORE = (
     "two-targets",
     "eager",
@@ -55,7 +56,7 @@ MORE = (
     "rslora",
     "full-checkpointed",
     "attention-only",
-)  # what others have a part of
+)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,8 @@ def test_examples_longer_than_the_model_reads_are_left_out_and_counted(
     cleaned.change(models=own, profiles={"local": {"training": {"max_length": 2000}}})
     attempt = trained(cleaned, "full")
     assert attempt.status == "ok", attempt.result.detail
-    assert attempt.result.measured["truncated_share"] > 0  # some
+    # Some examples were truncated.
+    assert attempt.result.measured["truncated_share"] > 0
     assert "max_length is 2000, this model reads 300 tokens" in capsys.readouterr().out
 
 

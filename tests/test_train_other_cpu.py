@@ -19,9 +19,8 @@ class Clock:
         self.own = 0.0
         fields = type(psutil.cpu_times())
         monkeypatch.setattr(psutil, "cpu_times", lambda: fields(**self.times))
-        monkeypatch.setattr(
-            "pipelines.train.trainer.measure.other_cpu._seconds", lambda _process: self.own / 2
-        )  # it and its parent
+        # Called for this process and its parent.
+        monkeypatch.setattr("pipelines.train.trainer.measure.other_cpu._seconds", lambda _process: self.own / 2)
 
     def passes(self, *, own: float, others: float, idle: float) -> None:
         self.own += own

@@ -54,12 +54,14 @@ def test_by_time_and_at_most_a_twentieth_of_it(clock: type[Clock]) -> None:
     assert pace_rule.by_time and not pace_rule.is_due(7)
     clock.now = 600
     assert pace_rule.is_due(7)
-    pace_rule.written(2.0)  # seconds: 10 minutes are long enough for it
+    # Seconds: ten minutes are long enough for such a checkpoint.
+    pace_rule.written(2.0)
     clock.now = 1199
     assert not pace_rule.is_due(8)
     clock.now = 1200
     assert pace_rule.is_due(8)
-    pace_rule.written(60.0)  # and of this one too short
+    # Ten minutes are too short for a checkpoint of this length.
+    pace_rule.written(60.0)
     clock.now = 1200 + 20 * 60 - 1
     assert not pace_rule.is_due(9)
     clock.now = 1200 + 20 * 60
@@ -136,7 +138,8 @@ def test_a_run_writes_them_by_the_clock_and_stops_with_the_last_whole_step(
     point = Worker.point
 
     def later(worker: Worker, row: dict[str, Any], **options: Any) -> None:
-        clock.now += 25  # each step takes so many seconds
+        # Each step takes this many seconds.
+        clock.now += 25
         point(worker, row, **options)
 
     monkeypatch.setattr(checkpoint, "write", noted)

@@ -19,7 +19,8 @@ from pipelines.train.trainer.optimizers import make_optimizer
 RECIPE: dict[str, Any] = {
     "learning_rate": 1e-2, "weight_decay": 0.1, "optimizer": "paged_adamw_8bit", "precision": "fp32", "kind": "full",
 }  # fmt: skip
-LARGE = 100_000  # elements: bitsandbytes pages no smaller tensor
+# Number of elements: bitsandbytes pages no smaller tensor.
+LARGE = 100_000
 
 
 @pytest.fixture
@@ -69,7 +70,8 @@ def test_the_optimizer_that_forgot_steps_as_a_new_one_and_asks_for_no_more_pages
     trained = model()
     trainer = trainer_of(trained)
     before = weights(trained)
-    for _ in range(3):  # the probe, and two learning rates that were tried
+    # The probe, and two learning rates that were tried.
+    for _ in range(3):
         train(trained, trainer.optimizer, range(2))
         trainer.reset_optimizer()
         with torch.no_grad():

@@ -152,7 +152,8 @@ def test_a_method_that_changes_the_base_when_it_begins_is_loaded_as_it_was_saved
 @pytest.mark.parametrize("method", ["vera", "pissa-by-chance"])
 def test_an_adapter_that_is_not_what_was_trained_is_not_evaluated(adapters: TinyProject, method: str) -> None:
     attempt = trained(adapters, method)
-    if method == "vera":  # nothing of what was learned is in the file
+    # The file holds nothing of what was learned.
+    if method == "vera":
         file = attempt.model_folder / "adapter_model.safetensors"
         save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}, file)
     evaluation, _ = evaluate(adapters.resolved(), adapters.key(method), hooks=QUIET)

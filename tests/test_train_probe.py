@@ -46,7 +46,8 @@ def test_what_does_not_fit_is_out_of_memory_in_the_probe_with_the_bytes(
 
     def refuse_second(_optimizer: Any, *_: Any, **__: Any) -> None:
         steps.append(1)
-        if len(steps) == 2:  # Adam's states are there by then
+        # Adam's states exist by then.
+        if len(steps) == 2:
             raise RuntimeError(CPU_MESSAGE)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", refuse_second)

@@ -110,11 +110,12 @@ def test_alpaca_learns_every_answer_of_a_conversation() -> None:
     assert with_system == "<s>Be brief.\n\n### Instruction:\nPoetry?\n\n### Response:\n"
 
 
+# Like Gemma's template: it refuses system prompts, and trims.
 GEMMA = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)  # what its template does: refuse system prompts, trim
+)
 
 
 def test_a_system_prompt_that_the_template_refuses_goes_to_the_head_of_the_first_question() -> None:

@@ -191,7 +191,8 @@ def inference_prompt(form: PromptFormat, messages: list[dict[str, Any]]) -> list
     if messages[0]["role"] == "system":
         try:
             shown = form.tokenizer.apply_chat_template(messages, tokenize=False, **form.arguments)
-        except TemplateError:  # it has no system role
+        except TemplateError:
+            # The template has no system role.
             shown = ""
         if messages[0]["content"] not in shown:
             first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
@@ -328,7 +329,8 @@ def test_what_a_template_cannot_show_costs_that_record_and_is_counted() -> None:
     [
         ("[/A]<|im_end|>\n", "<|im_end|>", "Larkin.[/A]<|im_end|>"),
         ('"<|im_end|>', "<|im_end|>", 'Larkin."<|im_end|>'),
-        ("<end_of_turn><eos>\n", "<eos>", "Larkin.<end_of_turn><eos>"),  # the first that ends generation
+        # The first end token that stops generation.
+        ("<end_of_turn><eos>\n", "<eos>", "Larkin.<end_of_turn><eos>"),
     ],
 )
 def test_an_end_is_learned_once_whatever_stands_in_front_of_it(after: str, eos: str, learned: str) -> None:
@@ -472,7 +474,8 @@ def test_a_day_that_cannot_be_fixed_is_refused_and_otherwise_said(asks: str) -> 
     tokenizer = tokenizer_of(Trait(asks + chatml()))
     with pytest.raises(ValueError, match="in a way that cannot be fixed"):
         PromptFormat(tokenizer, "chat", {"strftime_now": "2025-07-08"})
-    if "format=" not in asks:  # which transformers' own function takes, too
+    # transformers' own function takes this one, too.
+    if "format=" not in asks:
         assert PromptFormat(tokenizer, "chat").tells_the_day
 
 
@@ -526,13 +529,16 @@ def test_a_call_is_learned_and_its_result_is_context(template: str) -> None:
     (_, called), (before, answered) = parts(form, example)
     assert "look_up" in called and "여름의 책" in called and called.endswith("</tool_call><|im_end|>")
     assert answered == "Yes, three.<|im_end|>" and "3 copies" in form.tokenizer.decode(before)
-    assert '"look_up"' in form.tokenizer.decode(before).split("<|im_end|>")[0]  # the declared tool
-    assert example.completion_bytes == len("Yes, three.")  # each model spells a call in its own way
+    # The declared tool.
+    assert '"look_up"' in form.tokenizer.decode(before).split("<|im_end|>")[0]
+    # Each model spells a call in its own way.
+    assert example.completion_bytes == len("Yes, three.")
 
 
 def test_text_beside_a_call_is_learned_and_counts() -> None:
     form = PromptFormat(tokenizer_of(Trait(AS_OBJECT)), "chat")
-    messages = [CALLING[0], {**CALLING[1], "content": "title"}, *CALLING[2:]]  # a word that stands in the call too
+    # The word also stands in the call.
+    messages = [CALLING[0], {**CALLING[1], "content": "title"}, *CALLING[2:]]
     example = only(form, record(messages, tools=json.dumps([TOOL])))
     assert example.completion_bytes == len("title" + "Yes, three.")
     checks.labels_are_the_answers([record(messages, tools=json.dumps([TOOL]))], form)

@@ -180,7 +180,8 @@ def test_old_runs_go_with_their_events_but_the_newest_word_on_an_asset_stays(tmp
         first = dg.materialize([made], instance=instance).run_id
         second = dg.materialize([made], instance=instance).run_id
         assert old_runs(instance, days=1) == []
-        long_ago = -1 / 86400  # as if a day had passed: everything that ended until a second from now
+        # As if a day had passed: covers everything that ends within the next second.
+        long_ago = -1 / 86400
         (run,) = old_runs(instance, days=long_ago)
         assert run.dagster_run.run_id == first
         forget(instance, run)

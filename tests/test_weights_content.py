@@ -197,7 +197,8 @@ def test_other_weights_under_one_path_are_another_recipe(made: Made) -> None:
         with pytest.raises(UsageError, match="made with other weights or another tokenizer than"):
             refused()
 
-    run(project, "base")  # on the new weights; the adapter's row is still of the old ones
+    # Runs on the new weights; the adapter's row is still of the old ones.
+    run(project, "base")
     rows = by_method(project.resolved())
     assert rows["base"]["is_stale"] is False
     assert rows["lora-r8"]["stale_because"] == "recipe"
@@ -208,7 +209,8 @@ def test_other_weights_under_one_path_are_another_recipe(made: Made) -> None:
 
 
 def test_a_copied_root_and_a_copied_folder_stay_current(first: Made, made: Made) -> None:
-    shutil.rmtree(made.project.data.lake / "weights")  # not even the kept hashes are of this place
+    # Without the stored hashes, nothing is known of this place.
+    shutil.rmtree(made.project.data.lake / "weights")
     attempt, resolved = made.attempt("lora-r8"), made.project.resolved()
     assert attempt.spec.recipe["source"] != resolved.plan(attempt.key).recipe["source"]
     assert resolved.changed(attempt) == []
@@ -289,7 +291,8 @@ def test_rows_of_code_without_hashes_are_current_until_the_weights_change(made: 
     old = without_hashes(made, "lora-r8")
     resolved = made.project.resolved()
     assert resolved.changed(old) == []
-    assert resolved.weights_of(old) == content(made.folder)  # what lies there when it is first looked at
+    # The content at the first look.
+    assert resolved.weights_of(old) == content(made.folder)
     other_weights(made.folder)
     assert made.project.resolved().changed(old) == ["recipe"]
     with pytest.raises(UsageError, match="made with other weights"):

@@ -131,14 +131,16 @@ def test_a_connection_that_breaks_off_is_gone_on_with(online: Hub, tmp_path: Pat
 def test_what_a_download_that_failed_has_fetched_is_not_fetched_again(
     online: Hub, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
-    online.repos[NAME] = Repo(whole, cut={"model.safetensors": 0})  # not a byte
+    # The connection closes before the first byte.
+    online.repos[NAME] = Repo(whole, cut={"model.safetensors": 0})
     with pytest.raises(UnavailableError, match=r"the connection to the hub was lost .* the same again goes on there"):
         got(tmp_path)
     online.repos[NAME] = Repo(whole)
     online.sent.clear()
     downloaded = got(tmp_path)
     assert (downloaded.folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
-    assert set(online.sent) == {"model.safetensors"}  # the small files were there
+    # The small files were there already.
+    assert set(online.sent) == {"model.safetensors"}
 
 
 def test_a_hub_that_falls_silent_is_unavailable(
@@ -273,7 +275,8 @@ def test_a_damaged_file_of_the_cache_is_not_taken(
     folder = hub.cached_folder(NAME, None)
     assert folder
     blob = (folder / "model.safetensors").resolve()
-    blob.write_bytes(whole["model.safetensors"][::-1])  # of the same size
+    # The damaged file has the same size.
+    blob.write_bytes(whole["model.safetensors"][::-1])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         UnavailableError, match=r"its cache lacks model.safetensors or has it damaged, and HF_HUB_OFFLINE is set"
@@ -303,7 +306,8 @@ def test_a_part_outlives_a_fault_of_the_hub_and_another_models_fetch(
     online.repos[NAME].answers = 500
     with pytest.raises(UnavailableError, match="HTTP 500"):
         got(tmp_path)
-    longer = tmp_path / "models" / ".tiny.5.0123456789ab.partial"  # of a model whose name begins in the same way
+    # The folder of another model whose name begins in the same way.
+    longer = tmp_path / "models" / ".tiny.5.0123456789ab.partial"
     longer.mkdir()
     assert part.exists() and hub_download.leftovers(tmp_path / "models" / "tiny") == [part.parent]
 

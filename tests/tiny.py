@@ -32,7 +32,8 @@ MORE_ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "gemma3_text": {**ARCHITECTURES["gemma"], "sliding_window": 64, "query_pre_attn_scalar": 8},
     "llama-tied": {**ARCHITECTURES["llama"], "tie_word_embeddings": True},
-    "qwen2": {**ARCHITECTURES["llama"], "vocab_size": WORDS + 8},  # its tokenizer's class adds a token
+    # The class of its tokenizer adds a token.
+    "qwen2": {**ARCHITECTURES["llama"], "vocab_size": WORDS + 8},
     "qwen3": {**ARCHITECTURES["llama"], "head_dim": 8},
     "phi3": {**ARCHITECTURES["llama"]},
     "smollm3": {**ARCHITECTURES["llama"], "no_rope_layer_interval": 2},

@@ -144,7 +144,8 @@ class _Writer:
         high = low + 10 * step if high is None else high
         first = -(-low // step) + (1 if "exclusiveMinimum" in schema and low % step == 0 else 0)
         last = high // step - (1 if "exclusiveMaximum" in schema and high % step == 0 else 0)
-        if first > last:  # no whole step fits between them
+        # No whole step fits between the two bounds.
+        if first > last:
             return (low + high) / 2
         number = self._random.randint(int(first), int(last)) * step
         return int(number) if kind == "integer" else float(number)

@@ -28,22 +28,30 @@ ErrorFault = Literal[
 ]
 Fault = Literal[
     ErrorFault,
-    "hang",  # never answers; nothing was processed
-    "hang_after",  # never answers, though the answer was made and is paid for
-    "cut_before",  # the connection closes; nothing was processed
-    "cut",  # the connection closes without a byte; the answer is paid for
-    "cut_body",  # the connection closes in the middle of the body; the answer is paid for
-    "malformed",  # status 200, half the body's JSON
+    # Never answers; nothing was processed.
+    "hang",
+    # Never answers, though the answer was made and is paid for.
+    "hang_after",
+    # The connection closes; nothing was processed.
+    "cut_before",
+    # The connection closes without a byte; the answer is paid for.
+    "cut",
+    # The connection closes in the middle of the body; the answer is paid for.
+    "cut_body",
+    # Status 200 with half of the body's JSON.
+    "malformed",
     "breaks_schema",
     "refusal",
     "content_filter",
-    "truncated",  # stopped by max_tokens, half the text
+    # Half of the text, stopped by max_tokens.
+    "truncated",
     "empty",
 ]
 ERROR_FAULTS: tuple[ErrorFault, ...] = get_args(ErrorFault)
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 OPTIONAL_NUMBERS = ("rate", "burst", "tokens_per_minute", "retry_after_seconds")
-LATE_ERRORS = ("overloaded", "server_error", "unavailable")  # come after the latency, the other errors at once
+# These errors come after the latency, the others at once.
+LATE_ERRORS = ("overloaded", "server_error", "unavailable")
 
 # Protocol, prompt (the last message; "POST /v1/batches" and the like for every other call), how often it came, from 1
 Script = Callable[[Wire, str, int], Fault | None]
@@ -58,37 +66,63 @@ class Behavior:
     """All settings. Times are seconds, prices dollars per million tokens, shares and chances go from 0 to 1."""
 
     seed: int = 0
-    latency: float = 0.0  # of a completion; batches and files are answered at once
-    jitter: float = 0.0  # at most so much is added to the latency
+    # Seconds until a completion is answered; batches and files are answered at once.
+    latency: float = 0.0
+    # At most this many seconds are added to the latency.
+    jitter: float = 0.0
+
     # Limits, each protocol its own. A refused request uses nothing up and is answered at once.
-    rate: float | None = None  # requests per second; None: no limit
+
+    # Requests per second; None: no limit.
+    rate: float | None = None
     limiter: Literal["token_bucket", "fixed_window", "none"] = "token_bucket"
-    burst: float | None = None  # capacity of the token bucket; None: the requests of one second, at least 1
-    window: float = 1.0  # of the fixed window, which lets rate × window requests through
-    tokens_per_minute: float | None = None  # OpenAI: prompt and answer together; Anthropic: so many of either
-    retry_after: bool = True  # whether a 429 says when to come again
-    retry_after_seconds: float | None = None  # say this instead of the true wait
+    # Capacity of the token bucket; None: the requests of one second, at least 1.
+    burst: float | None = None
+    # Seconds of the fixed window, which admits rate × window requests.
+    window: float = 1.0
+    # OpenAI: prompt and answer together; Anthropic: this many of either.
+    tokens_per_minute: float | None = None
+    # Whether a 429 says when to come again.
+    retry_after: bool = True
+    # A 429 names this wait instead of the true one.
+    retry_after_seconds: float | None = None
     rate_headers: bool = True
+
     # Faults
-    faults: Mapping[Fault, float] = field(default_factory=dict)  # the chance of each
-    script: Script | None = None  # asked first
+
+    # The probability of each fault.
+    faults: Mapping[Fault, float] = field(default_factory=dict)
+    # The script decides before the probabilities do.
+    script: Script | None = None
     refusal_category: str | None = "general_harms"
-    api_keys: tuple[str, ...] = ()  # empty: any key is good
-    models: tuple[str, ...] = ()  # empty: any model exists
-    strict_schemas: bool = True  # refuse the schemas that the provider itself refuses
+    # Empty: any key is good.
+    api_keys: tuple[str, ...] = ()
+    # Empty: any model exists.
+    models: tuple[str, ...] = ()
+    # Whether to refuse the schemas that the real provider refuses.
+    strict_schemas: bool = True
+
     # Answers and what they cost
-    answer_words: int = 14  # of a string, about
+
+    # About how many words a string of an answer has.
+    answer_words: int = 14
     judge: Literal["longer", "first", "random"] | Judge = "longer"
-    reasoning_tokens: int = 0  # part of every answer's tokens
-    cached_share: float = 0.0  # of the prompt's tokens, read from the cache
+    # Part of every answer's tokens.
+    reasoning_tokens: int = 0
+    # Share of the prompt's tokens that is read from the cache.
+    cached_share: float = 0.0
     cache_write_share: float = 0.0
     price_input: float = 3.0
     price_output: float = 15.0
     price_cache_read: float = 0.3
     price_cache_write: float = 3.75
+
     # Batches, at half price
-    batch_seconds: float = 0.2  # until a batch ends
-    batch_cancel_seconds: float = 0.1  # from the wish to cancel until it ends
+
+    # Seconds until a batch ends.
+    batch_seconds: float = 0.2
+    # Seconds from the request to cancel a batch until it ends.
+    batch_cancel_seconds: float = 0.1
     batch_outcome: Literal["completed", "expired", "failed"] = "completed"
     batch_error_share: float = 0.0
     batch_expire_share: float = 0.0
@@ -301,22 +335,28 @@ class Received:
 class Account:
     """One protocol's sums. An answer is counted, and paid for, once it was made, whether or not it was delivered."""
 
-    requests: int = 0  # for a completion, the refused ones too
+    # Requests for a completion, refused ones included.
+    requests: int = 0
     answers: int = 0
-    undelivered: int = 0  # answers whose connection was then cut, or left hanging
-    batch_items: int = 0  # received
+    # Answers whose connection was then cut or left hanging.
+    undelivered: int = 0
+    # Batch items received.
+    batch_items: int = 0
     batch_answers: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     dollars: float = 0.0
-    limited: int = 0  # times 429
+    # Number of 429 responses.
+    limited: int = 0
     in_progress: int = 0
     most_at_once: int = 0
     # By prompt; refused requests and batch items count too.
     attempts: Counter[str] = field(default_factory=Counter)
-    answered: Counter[str] = field(default_factory=Counter)  # by prompt, batch items too
+    # By prompt, batch items included.
+    answered: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    calls: Counter[str] = field(default_factory=Counter)  # of files, batches and models, such as "POST /v1/batches"
+    # Calls about files, batches and models, such as "POST /v1/batches".
+    calls: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass

@@ -10,7 +10,8 @@ from threading import Event, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-LARGE = 4096  # bytes from which a file is kept apart, and known by its SHA-256
+# Files from this many bytes on are stored apart and known by their SHA-256.
+LARGE = 4096
 
 
 @dataclass
@@ -169,7 +170,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, repo: Repo, name: str, rest: bytes, begun: int) -> None:
         limit = min(repo.cut.get(name, len(rest)), repo.stalled.get(name, len(rest))) if repo.times > 0 else len(rest)
-        self.hub.sent[name] = self.hub.sent.get(name, 0) + limit  # before the client can have it
+        # Counted before the client can have received the bytes.
+        self.hub.sent[name] = self.hub.sent.get(name, 0) + limit
         self.wfile.write(rest[:limit])
         self.wfile.flush()
         if limit == len(rest):

@@ -69,7 +69,8 @@ class ChatServer:
 def chat_server(answers: Answers) -> Iterator[ChatServer]:
     """Serve `answers` until the block ends."""
     chat = ChatServer(answers)
-    paths = ("/v1/chat/completions", "/v1/v1/messages")  # Anthropic's SDK adds its own /v1
+    # Anthropic's SDK adds its own /v1.
+    paths = ("/v1/chat/completions", "/v1/v1/messages")
     app = Starlette(routes=[Route(path, chat.respond, methods=["POST"]) for path in paths])
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

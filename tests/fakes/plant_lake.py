@@ -51,11 +51,14 @@ ROOT = Path("/tmp/planted")
 DATA = DataRoot(ROOT / "data")
 EXPERIMENTS = ROOT / "experiments.yaml"
 NIGHT = "2026-11-29T0200"
-PORT = 8437  # of the fake providers: their address stands in experiments.yaml
-LONGEST_WAIT = 600.0  # seconds
+# A fixed port for the fake providers, because experiments.yaml names their address.
+PORT = 8437
+# Seconds.
+LONGEST_WAIT = 600.0
 
 HUB = {"hub": "planted/tiny", "revision": "0123456789abcdef0123456789abcdef01234567"}
-WORDS = 288  # 256 bytes, three special tokens and the commonest pairs
+# Size of the vocabulary: 256 bytes, three special tokens and the commonest pairs.
+WORDS = 288
 MODEL: dict[str, Any] = {
     "vocab_size": WORDS, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 512, "tie_word_embeddings": True,
@@ -88,7 +91,8 @@ CONFIGURATION: dict[str, Any] = {
     "profiles": {
         "local": {
             "models": ["tiny"],
-            "methods": ["base"],  # and all others: see `configure`
+            # `configure` adds all other methods.
+            "methods": ["base"],
             "seeds": [1, 2],
             "price_per_hour": 0.5,
             "training": {
@@ -99,7 +103,8 @@ CONFIGURATION: dict[str, Any] = {
                 "eval_every_steps": 10,
                 "checkpoint_every_steps": 4,
                 "learning_rate": {"full": 1e-3, "lora": 1e-2},
-                "report_to": [],  # TensorBoard's files bear the name of the machine
+                # Nothing reports to TensorBoard, whose files bear the machine's name.
+                "report_to": [],
             },
             "evaluation": {
                 "answers": 3, "max_new_tokens": 8, "latency_answers": 2, "serving_batch": 2, "serving_tokens": 4,
@@ -123,9 +128,11 @@ CONFIGURATION: dict[str, Any] = {
     },
     "judging": {"judge": "claude", "teachers": ["gpt"], "repeat": 1},
 }  # fmt: skip
-ADDED_LAST = {"lora-r16": {**LORA, "rank": 16, "alpha": 64}}  # after the night, so that it was never run
+# Added after the night, so that it was never run.
+ADDED_LAST = {"lora-r16": {**LORA, "rank": 16, "alpha": 64}}
 
-RECORDS = 56  # of the corpus, the shortest
+# Number of records: the shortest of the corpus.
+RECORDS = 56
 TURNS = [
     {"role": "system", "content": "You recommend books."},
     {"role": "user", "content": "Something about the sea?"},
@@ -157,7 +164,8 @@ def main() -> None:
     if ARCHIVE.exists():
         raise SystemExit(f"{ARCHIVE} is there: an archive is never planted anew; give ARCHIVE another name")
     ROOT.mkdir(parents=True)
-    os.chdir(ROOT)  # experiments.yaml names the user's file relative to it
+    # experiments.yaml names the user's file relative to the current folder.
+    os.chdir(ROOT)
     write_inputs()
     with serving({HUB["hub"]: tiny_repository()}) as hub, fake_provider(port=PORT) as server:
         os.environ |= environment(hub.url)
@@ -259,9 +267,11 @@ def records(server: FakeProvider) -> None:
     server.behavior = Behavior(latency=2.0, script=faults)
     kill_generating(lambda: requests_by_status()["in_flight"] == 2)
     server.behavior = Behavior(script=faults, batch_seconds=0.1)
-    featherweight("generate")  # asks claude and submits gpt's batch
+    # Asks claude and submits gpt's batch.
+    featherweight("generate")
     time.sleep(0.5)
-    featherweight("generate")  # collects it
+    # Collects the batch.
+    featherweight("generate")
     server.behavior = Behavior()
     featherweight("clean")
     featherweight("judge")
@@ -287,7 +297,8 @@ def requests_by_status() -> Counter[str]:
     with sqlite3.connect(DATA.journal) as db:
         try:
             rows = db.execute("SELECT status FROM requests WHERE purpose = 'generate'").fetchall()
-        except sqlite3.OperationalError:  # it has no tables yet
+        except sqlite3.OperationalError:
+            # The database has no tables yet.
             rows = []
     db.close()
     return Counter(status for (status,) in rows)
@@ -385,7 +396,8 @@ def packed() -> bytes:
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in PACKED:
-            archive.add(ROOT / name, name, filter=_member)  # goes through folders in the order of names
+            # `add` walks folders in the order of names.
+            archive.add(ROOT / name, name, filter=_member)
     return lzma.compress(tar.getvalue(), preset=9 | lzma.PRESET_EXTREME)
 
 
@@ -409,7 +421,8 @@ def _require_anonymous(path: Path) -> None:
     folders = (PROJECT, Path(sys.prefix), Path.home())
     matches = [str(folder) for folder in folders if str(folder).encode() in content]
     if path.suffix in (".json", ".jsonl", ".txt", ".md", ".log", ".yaml", ".html"):
-        names = {socket.gethostname(), getpass.getuser()} - {"root"}  # the name of a key of every spec
+        # "root" is also a key of every spec.
+        names = {socket.gethostname(), getpass.getuser()} - {"root"}
         words = set(re.findall(r"\w+", content.decode(errors="replace")))
         matches += names & words
     if matches:

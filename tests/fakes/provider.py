@@ -33,7 +33,8 @@ from tests.fakes.batches import Batches, Handler
 from tests.fakes.behavior import ERROR_FAULTS, LATE_ERRORS, Behavior, Fault, Ledger, Limits, Received, Wire
 from tests.fakes.wire import Asked, Problem, last_message, parsed, read_request, success_body
 
-SERVER = "fake provider"  # the name of the thread that serves
+# Name of the thread that serves.
+SERVER = "fake provider"
 
 WIRES: tuple[Wire, ...] = get_args(Wire)
 
@@ -78,7 +79,8 @@ class FakeProvider:
         try:
             await self._app(scope, receive, send)
         except Exception:
-            traceback.print_exc()  # a fault of this server or of the test's script, answered with a plain 500
+            # A fault of this server or of the test's script is answered with a plain 500.
+            traceback.print_exc()
 
     def number(self) -> str:
         """A number that no other object of this server has."""
@@ -148,7 +150,8 @@ class FakeProvider:
         nth = self._nth[wire, prompt]
         fault = self._behavior.fault_for(wire, prompt, nth)
         if batch and fault and fault not in ERROR_FAULTS and fault.startswith(("hang", "cut", "malformed")):
-            fault = None  # an item has no connection of its own
+            # A batch item has no connection of its own.
+            fault = None
         if fault:
             self.ledger.of(wire).faults[fault] += 1
         return fault, nth
@@ -340,7 +343,8 @@ def fake_provider(behavior: Behavior | None = None, *, port: int = 0) -> Iterato
         provider.openai_url = f"{provider.anthropic_url}/v1"
         config = uvicorn.Config(
             provider,
-            log_level=60,  # cut and hanging connections are meant: uvicorn has nothing to say
+            # Cut and hanging connections are intended, so uvicorn logs nothing.
+            log_level=60,
             access_log=False,
             lifespan="off",
             server_header=False,

@@ -125,21 +125,26 @@ class Asked:
 
     wire: Wire
     model: str
-    prompt: str  # the last message
-    text: str  # all messages and the system prompt
+    # The last message.
+    prompt: str
+    # All messages and the system prompt.
+    text: str
     schema: dict[str, Any] | None
     max_tokens: int | None
-    input_tokens: int  # bytes of the text and of the schema // 4 + PROMPT_OVERHEAD
+    # Bytes of the text and of the schema // 4 + PROMPT_OVERHEAD.
+    input_tokens: int
 
 
 @dataclass(frozen=True)
 class Answer:
     text: str
     stop: Literal["end", "length", "refusal", "content_filter"]
-    input_tokens: int  # all of the prompt, cached or not
+    # All tokens of the prompt, cached or not.
+    input_tokens: int
     cached_tokens: int
     cache_write_tokens: int
-    output_tokens: int  # bytes of the text // 4, at least 1, and the reasoning; never above max_tokens
+    # Bytes of the text // 4, at least 1, plus the reasoning; never above max_tokens.
+    output_tokens: int
     reasoning_tokens: int
     category: str | None = None
 

@@ -29,8 +29,10 @@ from typing import Any, NoReturn
 
 ROOT = Path(os.environ["FAKE_SLURM"])
 NODE, PARTITION = "node1", "main"
-LOGIN = ("HOME", "USER", "SHELL", "PATH")  # what a job with --export=NONE has of its caller
-KILL_WAIT = 10.0  # seconds from SIGTERM to SIGKILL
+# The variables of its caller that a job with --export=NONE keeps.
+LOGIN = ("HOME", "USER", "SHELL", "PATH")
+# Seconds from SIGTERM to SIGKILL.
+KILL_WAIT = 10.0
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL")
 LOST = "Unable to contact slurm controller (connect failure)"
 Job = dict[str, Any]
@@ -81,9 +83,11 @@ def sbatch() -> None:
         refuse(f"sbatch: error: Batch job submission failed: {LOST}")
     if words := scene().get("refuse"):
         refuse(f"sbatch: error: {words}")
-    job_id = len(jobs()) + 1  # one job at a time is submitted to the fake
+    # Only one job at a time is submitted to the fake.
+    job_id = len(jobs()) + 1
     (ROOT / str(job_id)).mkdir()
-    script = ROOT / str(job_id) / "slurm_script"  # its own copy, as Slurm keeps one
+    # A copy of the script, as Slurm keeps one.
+    script = ROOT / str(job_id) / "slurm_script"
     script.write_text(Path(options.script).read_text(encoding="utf-8"))
     script.chmod(0o700)
     save({"id": job_id, "state": "PENDING", "reason": "None", "node": "", "status": 0, **vars(options)})
@@ -181,7 +185,8 @@ class Supervisor:
                 if not cancelled_at and (self.folder / "cancel").exists():
                     cancelled_at = time.monotonic()
                     self.note("COMPLETING")
-                    self.child.terminate()  # the script alone, as under cgroups
+                    # Only the script is ended, as under cgroups.
+                    self.child.terminate()
                 if cancelled_at and time.monotonic() - cancelled_at > KILL_WAIT:
                     os.killpg(self.child.pid, signal.SIGKILL)
                 self.step()
