@@ -201,8 +201,11 @@ def test_what_a_node_makes_reaches_the_driver_whole(tmp_path: Path) -> None:
 
 def test_inputs_travel_once_and_land_where_the_data_root_has_them(tmp_path: Path) -> None:
     root, own = tmp_path / "root", tmp_path / "mine"
+    evaluation = root / "cells" / "e-1"
     for path in (
         root / "lake" / "examples.parquet",
+        root / "encoder" / "tokenizer.json",
+        evaluation / "vectors.npz",
         own / "model.safetensors",
         own / "old.gguf",
         root / "m" / "config.json",
@@ -215,19 +218,20 @@ def test_inputs_travel_once_and_land_where_the_data_root_has_them(tmp_path: Path
         "examples": "lake/examples.parquet",
         "weights": str(own),
         "tokenizers_to_fit": [{"model": "m", "folder": "m", "prompt": "chat", "max_length": 8}],
+        "retrieval": {"embeddings": str(root / "encoder"), "vectors": "vectors.npz"},
     }
     store = Store(f"file://{tmp_path}/store")
-    order, inputs = parcel.pack(spec, store)
+    order, inputs = parcel.pack(spec, store, evaluation)
     assert order["root"] == "" and order["weights"].startswith("models/by-path/")
     node, cache = tmp_path / "node", tmp_path / "cache"
     assert parcel.unpack(inputs, node, cache, store) > 0
     assert parcel.unpack(inputs, node, cache, store) == 0
     assert (node / order["weights"] / "model.safetensors").read_text() == "model.safetensors"
+    assert (node / order["retrieval"]["embeddings"] / "tokenizer.json").exists()
+    assert (node / "cells" / "e-1" / order["retrieval"]["vectors"]).read_text() == "vectors.npz"
     assert sorted(path.name for path in node.rglob("*") if path.is_file()) == [
-        "config.json",
-        "examples.parquet",
-        "model.safetensors",
-    ]
+        "config.json", "examples.parquet", "model.safetensors", "tokenizer.json", "vectors.npz",
+    ]  # fmt: skip
 
 
 def test_only_a_cells_own_weights_go_with_its_job(tmp_path: Path) -> None:
@@ -239,7 +243,7 @@ def test_only_a_cells_own_weights_go_with_its_job(tmp_path: Path) -> None:
         (root / folder / "model.safetensors").write_text(f"weights of {folder}")
     (root / "examples.parquet").touch()
     spec = {"root": str(root), "examples": "examples.parquet", "weights": "base", "trained": "trained"}
-    _, inputs = parcel.pack(spec, Store(f"file://{tmp_path}/store"))
+    _, inputs = parcel.pack(spec, Store(f"file://{tmp_path}/store"), root / "cell")
     assert [one["path"] for one in inputs if one["passing"]] == ["trained/model.safetensors"]
 
 

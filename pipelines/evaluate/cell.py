@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.errors import UsageError
 from pipelines.evaluate import benchmarks_asked
+from pipelines.evaluate.embedded import write_api_vectors
 from pipelines.evaluate.general import FILE as GENERAL
 from pipelines.evaluate.general import read_general, set_hash
 from pipelines.lake.files import locked, stable_hash
@@ -275,7 +276,11 @@ def _require_same_sources(resolved: Resolved, attempt: Attempt) -> None:
 
 def _run(resolved: Resolved, evaluation: Evaluation, hooks: RunHooks) -> Run:
     """The evaluation as a run."""
-    fetch = partial(fetch_same_weights, resolved, evaluation.attempt, hooks)
+
+    def fetch() -> None:
+        fetch_same_weights(resolved, evaluation.attempt, hooks)
+        write_api_vectors(resolved, evaluation, say=hooks.say)
+
     tick = partial(hooks.on_tick, evaluation.attempt)
     check = partial(benchmarks_asked.require, resolved.project.settings.evaluation)
     return Run(evaluation.folder, CHILD, phase="evaluate", check=check, fetch=fetch, on_tick=tick)

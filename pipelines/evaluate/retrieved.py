@@ -11,6 +11,7 @@ from pipelines.retrieval import documents, rewrites
 from pipelines.retrieval.inert import holds_mark, inert
 from pipelines.retrieval.leaks import Sides, gives_away
 from pipelines.retrieval.ranking import Embed, Index, fused
+from pipelines.retrieval.stored_vectors import StoredVectors
 from pipelines.runs.worker import Worker
 from pipelines.train.trainer.conversations import answer_of, calls_tools, conversation
 from pipelines.train.trainer.prompts import PromptFormat
@@ -230,6 +231,8 @@ def retrieved_for(worker: Worker, form: PromptFormat, train: Sequence[Record], *
         from pipelines.retrieval.embedding import Embedder
 
         embed = Embedder(worker.root / told["embeddings"], worker.say)
+    elif told.get("vectors"):
+        embed = StoredVectors(worker.folder / told["vectors"])
     if recipe["from"] == "documents":
         items = document_items(told, size=recipe["passage_chars"], expected=recipe["documents"])
     else:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluate.retrieved import Item, Library, document_items, last_question, train_items, with_context
+from pipelines.generate import embeddings
 from pipelines.generate.answers import text_of
+from pipelines.generate.generate import Session
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.server import SLOT_TOKENS
 from pipelines.lake.files import announce, read_json, stable_hash, write_json
@@ -71,7 +73,7 @@ def prepared(
     return {name: Asked(one["messages"], len(one["retrieved"])) for name, one in found.items() if one}
 
 
-def prepare(resolved: Resolved, journal: Journal, teacher: Teacher, records: Sequence[Record]) -> None:
+def prepare(resolved: Resolved, run: Session, teacher: Teacher, records: Sequence[Record]) -> None:
     """Look up what is missing, as far as the wordings are known, and keep it.
 
     Raises:
@@ -81,11 +83,14 @@ def prepare(resolved: Resolved, journal: Journal, teacher: Teacher, records: Seq
     """
     retrieval = teacher.retrieval
     assert retrieval
+    journal = run.journal
     queries, known = _queries(resolved, journal, teacher, records), prepared(resolved, journal, teacher, records)
     missing = [one for one in records if one["example_id"] in queries and one["example_id"] not in known]
     if not missing:
         return
-    library = Library(_items(resolved, retrieval), _recipe(resolved, retrieval), _embed(resolved, retrieval), announce)
+    library = Library(
+        _items(resolved, retrieval), _recipe(resolved, retrieval), _embed(resolved, run, retrieval), announce
+    )
     provider = resolved.experiments.provider(teacher.provider)
     room = _room(provider, resolved.project.settings.evaluation.max_new_tokens)
     found = library.find(missing, [queries[one["example_id"]] for one in missing])
@@ -147,9 +152,11 @@ def _items(resolved: Resolved, retrieval: Retrieval) -> list[Item]:
     return document_items(told, size=retrieval.passage_chars, expected=None)
 
 
-def _embed(resolved: Resolved, retrieval: Retrieval) -> Embed | None:
+def _embed(resolved: Resolved, run: Session, retrieval: Retrieval) -> Embed | None:
     if not retrieval.embeds:
         return None
+    if sources.embeds_over_api(resolved.experiments, retrieval):
+        return partial(embeddings.embed, run)
     folder = embedding_model.fetch(resolved.data, resolved.experiments.embeddings)
     return partial(embedding_model.embed_apart, folder)
 

@@ -35,7 +35,7 @@ def ask_teachers(
     for one in teachers:
         try:
             if one.retrieval:
-                prepare(resolved, run.journal, one, own)
+                prepare(resolved, run, one, own)
         except (UnavailableError, UsageError) as error:
             because[one.provider] = f"{one.method}: {error}"
     found = send(run, _by_provider(_known(resolved, run.journal, records)), "teacher", device)

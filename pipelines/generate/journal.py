@@ -319,6 +319,15 @@ class Journal:
         found = self._db.execute("SELECT * FROM requests WHERE key = ?", (key,)).fetchone()
         return dict(found) if found else None
 
+    def answered_for(self, purpose: str, provider: str, model: str) -> Iterator[dict[str, Any]]:
+        """The rows of one purpose that hold an answer of this provider's model, the oldest first."""
+        sql = (
+            "SELECT * FROM requests WHERE status = 'answered' AND purpose = ? AND provider = ? AND model = ?"
+            " ORDER BY finished_at, key"
+        )
+        for row in self._db.execute(sql, (purpose, provider, model)):
+            yield dict(row)
+
     def rows(self) -> Iterator[dict[str, Any]]:
         for row in self._db.execute("SELECT * FROM requests ORDER BY key"):
             yield dict(row)

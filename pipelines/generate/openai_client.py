@@ -11,6 +11,7 @@ from pipelines.generate.answers import Answer, read_openai
 from pipelines.generate.bodies import MEGABYTE, Cap
 from pipelines.generate.client import http_client, native_schema, timed_answer
 from pipelines.generate.journal import Request
+from pipelines.generate.vectors import PURPOSE, read_embeddings
 
 
 def not_for_others() -> dict[str, openai.Omit]:
@@ -54,11 +55,24 @@ class OpenAIClient:
 
     async def answer(self, request: Request) -> Answer:
         """Send `request` once; see `Client`."""
+        if request.purpose == PURPOSE:
+            return await self._embed(request)
         body: Any = openai_body(request, strict=self._strict)
         named = {name: body.pop(name) for name in ("model", "messages")}
         # The SDK knows OpenAI's own parameters alone; past it, every server gets what it is asked with.
         create = partial(self.sdk.chat.completions.with_raw_response.create, **named, extra_body=body)
         return await timed_answer(create, read_openai, key=self._key, timeout_seconds=self._timeout)
+
+    async def _embed(self, request: Request) -> Answer:
+        """The texts of `request` as vectors, as numbers: not every server knows OpenAI's base64."""
+        texts = [message["content"] for message in request.messages]
+        more = {name: value for name, value in request.parameters.items() if name != "max_tokens"}
+        create = partial(
+            self.sdk.embeddings.with_raw_response.create,
+            model=request.model, input=texts, encoding_format="float", extra_body=more,
+        )  # fmt: skip
+        read = partial(read_embeddings, count=len(texts))
+        return await timed_answer(create, read, key=self._key, timeout_seconds=self._timeout)
 
 
 def openai_body(request: Request, *, strict: bool) -> dict[str, Any]:

@@ -4,12 +4,42 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.errors import UnavailableError, UsageError
-from pipelines.lake.files import announce
+from pipelines.generate.providers import enabled, missing_key
+from pipelines.lake.files import announce, stable_hash
 from pipelines.lake.paths import DataRoot
 from pipelines.retrieval import documents, embedding_model
 from pipelines.retrieval.embedding_model import Say
 from pipelines.settings.experiments import Experiments
 from pipelines.settings.retrieval import Retrieval
+
+REWORDED = (
+    "by: multi-query has the model say each question in other words, in a process that asks no API, so their embeddings are "
+    "not known before: take ranked_by: bm25, or a local embedding model (`embeddings: {path: FOLDER}`)"
+)
+VECTORS = "vectors.npz"
+"""The file in an evaluation's folder with the embeddings that an API gave."""
+
+
+def embeds_over_api(experiments: Experiments, retrieval: Retrieval) -> bool:
+    """Whether an API embeds the texts that this retrieval compares."""
+    return retrieval.embeds and experiments.embeddings is not None and experiments.embeddings.provider is not None
+
+
+def _api_identity(experiments: Experiments) -> str:
+    """Equal for embeddings that one model behind one address gives of equally long texts."""
+    embeddings = experiments.embeddings
+    assert embeddings and embeddings.provider
+    provider = experiments.provider(embeddings.provider)
+    return stable_hash([provider.kind, provider.base_url, provider.model, provider.parameters, embeddings.max_bytes])
+
+
+def _api_refusal(experiments: Experiments) -> str | None:
+    """Why the provider that embeds may not be asked; None if it may."""
+    assert experiments.embeddings and experiments.embeddings.provider
+    name = experiments.embeddings.provider
+    if name not in enabled(experiments):
+        return f"the embedding model {name} is not enabled, and asking it may cost money: set providers.{name}.enabled: true"
+    return missing_key(experiments.provider(name))
 
 
 def contents(data: DataRoot, experiments: Experiments, retrieval: Retrieval) -> dict[str, Any]:
@@ -23,7 +53,9 @@ def contents(data: DataRoot, experiments: Experiments, retrieval: Retrieval) -> 
             found["documents"] = None
     else:
         found["jaccard"] = experiments.cleaning.near_duplicate_jaccard
-    if retrieval.embeds:
+    if embeds_over_api(experiments, retrieval):
+        found["embeddings"] = _api_identity(experiments)
+    elif retrieval.embeds:
         found["embeddings"] = embedding_model.identity(data, experiments.embeddings)
     return found
 
@@ -43,7 +75,10 @@ def require(data: DataRoot, experiments: Experiments, method: str, *, say: Say =
             documents.files_of(retrieval.documents, retrieval.folder)
         except UsageError as error:
             raise UnavailableError(str(error)) from None
-    if retrieval.embeds:
+    if embeds_over_api(experiments, retrieval):
+        if retrieval.rewrites:
+            raise UnavailableError(REWORDED)
+    elif retrieval.embeds:
         embedding_model.fetch(data, experiments.embeddings, say=say)
 
 
@@ -53,6 +88,8 @@ def out_of_reach(data: DataRoot, experiments: Experiments, method: str) -> str |
     try:
         if retrieval and retrieval.documents:
             documents.files_of(retrieval.documents, retrieval.folder)
+        if retrieval and embeds_over_api(experiments, retrieval):
+            return REWORDED if retrieval.rewrites else _api_refusal(experiments)
         if retrieval and retrieval.embeds and not (experiments.embeddings and experiments.embeddings.wheel):
             embedding_model.fetch(data, experiments.embeddings)
     except (UsageError, UnavailableError) as error:
@@ -70,7 +107,9 @@ def told(
     found: dict[str, Any] = {}
     if retrieval.documents:
         found |= {"documents": list(retrieval.documents), "folder": str(retrieval.folder.absolute())}
-    if retrieval.embeds and experiments.embeddings:
+    if embeds_over_api(experiments, retrieval):
+        found["vectors"] = VECTORS
+    elif retrieval.embeds and experiments.embeddings:
         folder = embedding_model.model_folder(data, experiments.embeddings).absolute()
         found["embeddings"] = str(folder.relative_to(data.root) if folder.is_relative_to(data.root) else folder)
     return {"retrieval": found}

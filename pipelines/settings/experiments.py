@@ -46,7 +46,7 @@ from pipelines.settings.methods import (
     short_form,
 )
 from pipelines.settings.metrics import Metric
-from pipelines.settings.providers import Generation, Provider
+from pipelines.settings.providers import EMBED, Generation, Provider
 from pipelines.settings.retrieval import Embeddings, Retrieval
 from pipelines.settings.strict import NamesFiles, Share, Slug, Strict
 from pipelines.settings.yaml_file import MESSAGE_CHARS, Lines, Place, cut, joined, read, where
@@ -1062,6 +1062,23 @@ class Experiments(Strict):
             model._parent = self.models.get(model.source.parent or "")
         return self
 
+    @model_validator(mode="after")
+    def _embedding_provider_embeds(self) -> "Experiments":
+        name = self.embeddings.provider if self.embeddings else None
+        provider = self.providers.get(name or "")
+        if provider is None:  # a name that does not exist is reported with the names that do
+            return self
+        if provider.kind not in EMBED:
+            raise ValueError(
+                f"embeddings.provider: {name} is of kind {provider.kind}, which has no /v1/embeddings; expected a provider of "
+                f"kind {' or '.join(EMBED)}"
+            )
+        if provider.requests != 0:
+            raise ValueError(
+                f"embeddings.provider: {name} embeds texts and writes no records: set providers.{name}.requests: 0"
+            )
+        return self
+
     @cached_property
     def cells(self) -> list[tuple[str, str]]:
         """Every model × method of the grid, as (model, method)."""
@@ -1140,6 +1157,8 @@ class Experiments(Strict):
             yield ("generation", "judge", "providers", i), provider
         if self.judging.judge:
             yield ("judging", "judge"), self.judging.judge
+        if self.embeddings and self.embeddings.provider:
+            yield ("embeddings", "provider"), self.embeddings.provider
 
     def _pairs_named(self) -> Iterator[tuple[Place, str, list[str]]]:
         """Every model and method that settings of one pair name."""

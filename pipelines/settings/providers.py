@@ -11,6 +11,7 @@ from pipelines.settings.strict import NamesFiles, Strict
 Kind = Literal["local", "anthropic", "openai", "openai-compatible"]
 KEY_ENV = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
 HAVE_BATCHES = ("anthropic", "openai")
+EMBED = ("openai", "openai-compatible")
 # Parameters that change neither what is asked for nor what a token costs. At a priced API nothing else may be handed through,
 # since the budget's worst case would no longer hold (`service_tier`, `n`, tools with prices of their own, ...).
 PLAIN_PARAMETERS = (

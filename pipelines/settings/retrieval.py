@@ -77,8 +77,8 @@ class Retrieval(NamesFiles):
 
 
 class Embeddings(NamesFiles):
-    """The model that `by: dense` ranks with: exactly one of path and wheel. A text's embedding is the mean of its tokens' last
-    hidden states, as sentence-transformers' mean pooling."""
+    """The model that `by: dense` ranks with: exactly one of path, wheel and provider. A local model's embedding of a text is the
+    mean of its tokens' last hidden states, as sentence-transformers' mean pooling."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -90,11 +90,20 @@ class Embeddings(NamesFiles):
     """Folder of the model inside the package."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """SHA-256 of its model.safetensors, checked before it is used."""
+    provider: str | None = None
+    """Provider whose API embeds texts (`/v1/embeddings`; kinds openai and openai-compatible), under its journal and budget."""
+    max_bytes: Annotated[int, Field(ge=64, le=32_000)] = 8_000
+    """Bytes of a text that the provider embeds; the rest is cut. A token has at least one byte."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Embeddings":
-        if (self.path is None) == (self.wheel is None):
-            raise ValueError("expected path (a folder of a transformers model) or wheel (name==version), one of them")
+        if sum(source is not None for source in (self.path, self.wheel, self.provider)) != 1:
+            raise ValueError(
+                "expected path (a folder of a transformers model), wheel (name==version) or provider (a name under "
+                "providers), one of them"
+            )
+        if self.provider is None and "max_bytes" in self.model_fields_set:
+            raise ValueError("max_bytes belongs to provider: a local model cuts by its own tokens")
         if bool(self.wheel) != bool(self.folder_in_wheel and self.sha256):
             raise ValueError("wheel needs folder and sha256 (of its model.safetensors), and only it has them")
         return self

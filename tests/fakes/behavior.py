@@ -117,6 +117,9 @@ class Behavior:
     price_cache_read: float = 0.3
     price_cache_write: float = 3.75
 
+    # Vectors in the order of the texts, in another order, or one too few.
+    embeddings: Literal["plain", "shuffled", "too_few"] = "plain"
+
     # Batches, at half price
 
     # Seconds until a batch ends.

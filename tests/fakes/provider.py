@@ -31,6 +31,7 @@ from starlette.types import Receive, Scope, Send
 from tests.fakes.answers import compose
 from tests.fakes.batches import Batches, Handler
 from tests.fakes.behavior import ERROR_FAULTS, LATE_ERRORS, Behavior, Fault, Ledger, Limits, Received, Wire
+from tests.fakes.vectors import embeddings_body
 from tests.fakes.wire import Asked, Problem, last_message, parsed, read_request, success_body
 
 # Name of the thread that serves.
@@ -91,6 +92,7 @@ class FakeProvider:
         return [
             Route("/v1/chat/completions", partial(self._complete, "openai"), methods=["POST"]),
             Route("/v1/messages", partial(self._complete, "anthropic"), methods=["POST"]),
+            self.route("openai", "POST", "/v1/embeddings", self._embed),
             Route("/v1/models", self._models),
             *self._batches.routes(),
             Route("/_ledger", self._show_ledger),
@@ -254,6 +256,12 @@ class FakeProvider:
             return self._error_response(wire, request, problem, "", None)
         response.headers.update(self._headers(wire, None))
         return await _delivered(request, response, fault)
+
+    async def _embed(self, request: Request) -> Response:
+        raw = await request.body()
+        body = parsed(raw)
+        self.ledger.receive(Received("openai", "embeddings", time.time(), raw))
+        return JSONResponse(embeddings_body(body, self._behavior))
 
     async def _models(self, request: Request) -> Response:
         """Both protocols have this path; Anthropic's clients name their version."""

@@ -79,7 +79,7 @@ class RayLauncher(ClusterLauncher):
         place = shlex.quote(str(folder))
         if store:
             store.check()
-            node_spec, inputs = pack(spec.to_json(), store)
+            node_spec, inputs = pack(spec.to_json(), store, folder)
             sent = {**told, "spec": node_spec, "inputs": inputs}
             told["passing"] = [one["sha256"] for one in inputs if one["passing"]]
             store.write(f"jobs/{name}/{ORDER}", json.dumps(sent).encode())

@@ -22,9 +22,9 @@ OWN = ("spec.json", "state.json", "result.json", ORDER)  # the driver's own file
 LISTING = "listing.json"
 
 
-def pack(spec: Json, store: Store) -> tuple[Json, list[Json]]:
-    """Have `store` hold all that the cell reads; returns the spec as the node needs it and the inputs, each with its `path` under
-    the node's root, `sha256` and `bytes`; `passing` are those that no other cell will read.
+def pack(spec: Json, store: Store, folder: Path) -> tuple[Json, list[Json]]:
+    """Have `store` hold all that the cell in `folder` reads. Returns the spec as the node needs it and the inputs, each with its
+    `path` under the node's root, `sha256` and `bytes`; `passing` are those that no other cell will read.
 
     Raises:
         StoreError: the storage cannot be used.
@@ -56,6 +56,10 @@ def pack(spec: Json, store: Store) -> tuple[Json, list[Json]]:
         take_folder(resume["checkpoint"], passing=True)
     if spec.get("trained"):
         take_folder(spec["trained"], passing=True)
+    if model := (spec.get("retrieval") or {}).get("embeddings"):
+        told["retrieval"] = {**spec["retrieval"], "embeddings": take_folder(model)}
+    if vectors := (spec.get("retrieval") or {}).get("vectors"):
+        take(folder / vectors, f"{folder.relative_to(root)}/{vectors}")
     if "tokenizers_to_fit" in spec:
         told["tokenizers_to_fit"] = [
             {**one, "folder": take_folder(one["folder"], whole=False)} for one in spec["tokenizers_to_fit"]
