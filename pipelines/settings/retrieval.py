@@ -93,7 +93,7 @@ class Embeddings(NamesFiles):
     provider: str | None = None
     """Provider whose API embeds texts (`/v1/embeddings`; kinds openai and openai-compatible), under its journal and budget."""
     max_bytes: Annotated[int, Field(ge=64, le=32_000)] = 8_000
-    """Bytes of a text that the provider embeds; the rest is cut. A token has at least one byte."""
+    """Bytes of a text that the provider embeds, each token of which has at least one; the rest is cut."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Embeddings":
