@@ -14,7 +14,7 @@ from pipelines.compare import plots
 from pipelines.generate import coverage
 from pipelines.generate.generate import GenerationResult, generate, generate_locally
 from pipelines.generate.generate import generated_records as read_generated_records
-from pipelines.generate.show import ProgressLines, barren, is_warning, summary
+from pipelines.generate.show import ProgressLines, is_warning, summary, without_valid_records
 from pipelines.generate.trained_on import local_off, sources_of, switched_off, untrained
 from pipelines.project import Project
 from pipelines.weights import store
@@ -89,7 +89,9 @@ def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> d
         budget_usd=cap,
     )
     names = list(dict.fromkeys([*sources_of(project.experiments), *result.providers]))
-    useless = barren(result, coverage.coverage(project.data, project.experiments, list(result.providers)))
+    useless = without_valid_records(
+        result, coverage.coverage(project.data, project.experiments, list(result.providers))
+    )
     for name, why in useless.items():
         context.log.warning(f"{name}: {why}")
     unused = {name: why for name, why in untrained(project.experiments).items() if name in result.providers}

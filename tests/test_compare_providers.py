@@ -168,7 +168,7 @@ def test_only_cells_that_all_were_asked_count(ask: Asking) -> None:
     by_provider = rows(ask)
     assert [(row["cells"], row["requested"], row["answered"]) for row in by_provider.values()] == [(4, 4, 4)] * 2
     with request_source(ask.data, ask.experiments) as reading:
-        cells = {one.request.cell for one in reading.asked("gpt")}
+        cells = {one.request.cell for one in reading.prompted_requests("gpt")}
         records = [r.value["output"] for one, r in reading.records("claude") if one.request.cell in cells]
     words = [text.lower().replace(".", "").replace(",", "").split() for text in records]
     flat = [word for text in words for word in text]

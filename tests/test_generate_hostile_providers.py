@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from pipelines import cli
 from pipelines.errors import UsageError
 from pipelines.generate import pacing, send, show
-from pipelines.generate.bodies import KEPT
+from pipelines.generate.bodies import EXCERPT_BYTES
 from pipelines.generate.generate import release_in_doubt
 from pipelines.generate.keys import without
 from pipelines.generate.prices import costs_of, worst_cost
@@ -328,7 +328,7 @@ def test_a_small_body_that_unpacks_to_a_huge_one_is_broken_off(
     packed = gzip.compress(body, 6)
     compatible.answer_with(always(packed, headers={"content-encoding": "gzip"}))
     assert "larger than 8 MB (max_answer_mb" in why_stopped(mine.generate())
-    assert mine.data.journal.stat().st_size < 10 * KEPT
+    assert mine.data.journal.stat().st_size < 10 * EXCERPT_BYTES
     compatible.answer_with(always(gzip.compress(GOOD.encode()), headers={"content-encoding": "gzip"}))
     mine.configure(generation={"requests": 3})
     assert mine.generate().answered > 0, "what is packed and small is read"

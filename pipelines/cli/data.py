@@ -80,10 +80,10 @@ def _generate(project: Project, arguments: Arguments) -> int:
         missing = "no enabled provider has batch: true" if arguments.batch else nobody
         print(f"nobody to ask: {missing} (experiments.yaml)")
     covered = coverage.coverage(project.data, project.experiments, result.providers)
-    barren = show.barren(result, covered)
-    for line in [*show.summary(result), *show.covered(covered), *(f"{name}: {why}" for name, why in barren.items())]:
+    useless = show.without_valid_records(result, covered)
+    for line in [*show.summary(result), *show.covered(covered), *(f"{name}: {why}" for name, why in useless.items())]:
         print(line)
-    return OK if result.complete and not barren else NOT_OK
+    return OK if result.complete and not useless else NOT_OK
 
 
 def _generate_arguments(parser: ArgumentParser) -> None:

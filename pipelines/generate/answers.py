@@ -72,7 +72,7 @@ def ended(stop_reason: str | None) -> bool | None:
     return True if stop_reason in ENDINGS else False if stop_reason in TRUNCATIONS else None
 
 
-MOST_SAID = 1500  # characters of a provider's message
+LONGEST_MESSAGE = 1500  # characters of a provider's message
 
 
 class CallError(Exception):
@@ -87,7 +87,7 @@ class CallError(Exception):
         limits: Limits = (),
         raw: str | None = None,
     ) -> None:
-        super().__init__(one_line(message, MOST_SAID))
+        super().__init__(one_line(message, LONGEST_MESSAGE))
         self.fate: Fate = fate
         self.retry_after = retry_after
         self.limits = limits
@@ -109,8 +109,8 @@ def read_openai(raw: str) -> Answer:
     stop = choice.get("finish_reason")
     if message.get("refusal"):
         stop = "refusal"
-    told = body.get("usage")
-    usage = _mapping(told)
+    raw_usage = body.get("usage")
+    usage = _mapping(raw_usage)
     prompt, completion = _mapping(usage.get("prompt_tokens_details")), _mapping(usage.get("completion_tokens_details"))
     return Answer(
         raw=raw,
@@ -123,7 +123,7 @@ def read_openai(raw: str) -> Answer:
             reasoning=_count(completion.get("reasoning_tokens")),
         ),
         model=_text(body.get("model")),
-        odd_usage=_odd_usage(told, ("prompt_tokens", "completion_tokens")),
+        odd_usage=_odd_usage(raw_usage, ("prompt_tokens", "completion_tokens")),
     )
 
 
@@ -136,8 +136,8 @@ def read_anthropic(raw: str) -> Answer:
     body = _object(raw)
     if not isinstance(body.get("content"), list):
         raise ValueError("no message")
-    told = body.get("usage")
-    usage = _mapping(told)
+    raw_usage = body.get("usage")
+    usage = _mapping(raw_usage)
     read, written = _count(usage.get("cache_read_input_tokens")), _count(usage.get("cache_creation_input_tokens"))
     plain = _count(usage.get("input_tokens"))
     details = _mapping(usage.get("output_tokens_details"))
@@ -154,7 +154,7 @@ def read_anthropic(raw: str) -> Answer:
             reasoning=_count(details.get("thinking_tokens")),
         ),
         model=_text(body.get("model")),
-        odd_usage=_odd_usage(told, ("input_tokens", "output_tokens")),
+        odd_usage=_odd_usage(raw_usage, ("input_tokens", "output_tokens")),
     )
 
 

@@ -15,7 +15,7 @@ import openai
 from anthropic.types.messages import MessageBatch
 from openai.types import Batch, FileObject
 
-from pipelines.generate.answers import MOST_SAID, Answer, Usage, read_anthropic, read_openai
+from pipelines.generate.answers import LONGEST_MESSAGE, Answer, Usage, read_anthropic, read_openai
 from pipelines.generate.anthropic_client import AnthropicClient, anthropic_body
 from pipelines.generate.client import REFUSED_BY_FILTER, call_error, too_large, without
 from pipelines.generate.clients import api_key, client_for
@@ -66,7 +66,7 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Seen:
+class BatchStatus:
     """A batch as the provider shows it. `mark` is ours, "" if it is another's, None where the API keeps none; `problem` is why it
     failed as a whole, if it did."""
 
@@ -90,11 +90,11 @@ class BatchClient(Protocol):
         """Make the batch; returns the provider's id of it."""
         ...
 
-    async def look(self, batch: str) -> Seen | None:
+    async def look(self, batch: str) -> BatchStatus | None:
         """The batch as it is now, None where the provider knows none of this id."""
         ...
 
-    async def recent(self, since: float) -> list[Seen]:
+    async def recent(self, since: float) -> list[BatchStatus]:
         """Batches made since then (seconds since the epoch), newest first."""
         ...
 
@@ -110,7 +110,7 @@ def batch_client(provider: Provider) -> tuple[Any, BatchClient]:
     return client, batches(client, api_key(provider))
 
 
-def _in_our_words(method: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
+def _with_call_errors(method: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
     """Whatever the SDK makes of a failure, and of a body that is none of the API's, as a CallError."""
 
     @functools.wraps(method)
@@ -127,29 +127,29 @@ class AnthropicBatches:
     def __init__(self, client: AnthropicClient, key: str | None) -> None:
         self._sdk, self._key, self._cap = client.sdk, key, client.cap
 
-    @_in_our_words
+    @_with_call_errors
     async def prepare(self, mark: str, requests: Sequence[Request]) -> Any:
         shown = await self._sdk.messages.batches.list(limit=1)  # costs nothing, and a wrong server is found out
         if not isinstance(getattr(shown, "data", None), list):
             raise ValueError(f"no list of batches, but {str(shown)[:200]!r}")
         return [{"custom_id": f"{mark}-{request.key}", "params": anthropic_body(request)} for request in requests]
 
-    @_in_our_words
+    @_with_call_errors
     async def create(self, mark: str, prepared: Any) -> str:
-        return _seen_anthropic(await self._sdk.messages.batches.create(requests=prepared)).id
+        return _anthropic_status(await self._sdk.messages.batches.create(requests=prepared)).id
 
-    @_in_our_words
-    async def look(self, batch: str) -> Seen | None:
+    @_with_call_errors
+    async def look(self, batch: str) -> BatchStatus | None:
         try:
-            return _seen_anthropic(await self._sdk.messages.batches.retrieve(batch))
+            return _anthropic_status(await self._sdk.messages.batches.retrieve(batch))
         except anthropic.NotFoundError:
             return None
 
-    @_in_our_words
-    async def recent(self, since: float) -> list[Seen]:
-        return await _since(since, await self._sdk.messages.batches.list(limit=100), _seen_anthropic)
+    @_with_call_errors
+    async def recent(self, since: float) -> list[BatchStatus]:
+        return await _since(since, await self._sdk.messages.batches.list(limit=100), _anthropic_status)
 
-    @_in_our_words
+    @_with_call_errors
     async def results(self, batch: str, *, most_bytes: float) -> Results | None:
         self._cap.most_bytes = max(self._cap.most_bytes, most_bytes)
         try:
@@ -157,17 +157,17 @@ class AnthropicBatches:
         except anthropic.NotFoundError:
             return None
         except anthropic.APIConnectionError as error:
-            return _beyond(error)
+            return _results_too_large(error)
         return _read(response.text, self._key, _anthropic_item)
 
 
-def _seen_anthropic(batch: Any) -> Seen:
+def _anthropic_status(batch: Any) -> BatchStatus:
     if not isinstance(batch, MessageBatch):
         raise ValueError(f"no batch, but {str(batch)[:200]!r}")
     counts = batch.request_counts
     total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
     ended = batch.processing_status in ANTHROPIC_ENDED
-    return Seen(batch.id, ended, batch.created_at.timestamp(), total, answered=counts.succeeded)
+    return BatchStatus(batch.id, ended, batch.created_at.timestamp(), total, answered=counts.succeeded)
 
 
 def _anthropic_item(line: dict[str, Any]) -> Item:
@@ -181,7 +181,7 @@ def _anthropic_item(line: dict[str, Any]) -> Item:
     code = str(error.get("type", kind))
     if kind not in ("errored", *NEVER_RUN):
         raise ValueError(f"its type is {kind[:40]!r}")
-    message = one_line(f"{kind}: {error.get('message', 'the batch ended before it was worked on')}", MOST_SAID)
+    message = one_line(f"{kind}: {error.get('message', 'the batch ended before it was worked on')}", LONGEST_MESSAGE)
     return Item(name, error=message, status=ANTHROPIC_STATUS.get(code, 0), codes=frozenset({code}))
 
 
@@ -189,7 +189,7 @@ class OpenAIBatches:
     def __init__(self, client: OpenAIClient, key: str | None) -> None:
         self._sdk, self._key, self._cap = client.sdk, key, client.cap
 
-    @_in_our_words
+    @_with_call_errors
     async def prepare(self, mark: str, requests: Sequence[Request]) -> Any:
         lines = [_openai_line(f"{mark}-{request.key}", request) for request in requests]
         content = "\n".join(lines).encode()
@@ -198,29 +198,29 @@ class OpenAIBatches:
             raise ValueError(f"no file, but {str(file)[:200]!r}")
         return file.id
 
-    @_in_our_words
+    @_with_call_errors
     async def create(self, mark: str, prepared: Any) -> str:
         made = await self._sdk.batches.create(
             input_file_id=prepared, endpoint="/v1/chat/completions", completion_window="24h", metadata={MARK: mark}
         )
-        return _seen_openai(made).id
+        return _openai_status(made).id
 
-    @_in_our_words
-    async def look(self, batch: str) -> Seen | None:
+    @_with_call_errors
+    async def look(self, batch: str) -> BatchStatus | None:
         try:
-            return _seen_openai(await self._sdk.batches.retrieve(batch))
+            return _openai_status(await self._sdk.batches.retrieve(batch))
         except openai.NotFoundError:
             return None
 
-    @_in_our_words
-    async def recent(self, since: float) -> list[Seen]:
-        return await _since(since, await self._sdk.batches.list(limit=100), _seen_openai)
+    @_with_call_errors
+    async def recent(self, since: float) -> list[BatchStatus]:
+        return await _since(since, await self._sdk.batches.list(limit=100), _openai_status)
 
-    @_in_our_words
+    @_with_call_errors
     async def results(self, batch: str, *, most_bytes: float) -> Results | None:
         self._cap.most_bytes = max(self._cap.most_bytes, most_bytes)
-        found = await self._sdk.batches.retrieve(batch)
-        files = [file for file in (found.output_file_id, found.error_file_id) if file]
+        details = await self._sdk.batches.retrieve(batch)
+        files = [file for file in (details.output_file_id, details.error_file_id) if file]
         read, gone = Results(), list[str]()
         for file in files:
             try:
@@ -229,7 +229,7 @@ class OpenAIBatches:
                 gone.append(f"the file {file} is gone")
                 continue
             except openai.APIConnectionError as error:
-                part = _beyond(error)
+                part = _results_too_large(error)
             else:
                 part = _read(content.text, self._key, _openai_item)
             read = Results(read.items + part.items, read.problems + part.problems)
@@ -244,11 +244,11 @@ def _openai_line(name: str, request: Request) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
-def _seen_openai(batch: Any) -> Seen:
+def _openai_status(batch: Any) -> BatchStatus:
     if not isinstance(batch, Batch):
         raise ValueError(f"no batch, but {str(batch)[:200]!r}")
     problems = [error.message or error.code or "" for error in (batch.errors.data or [])] if batch.errors else []
-    return Seen(
+    return BatchStatus(
         batch.id,
         batch.status in OPENAI_ENDED,
         float(batch.created_at),
@@ -270,31 +270,31 @@ def _openai_item(line: dict[str, Any]) -> Item:
     name, response, error = _custom_id(line), line.get("response"), line.get("error")
     if not isinstance(response, dict) and not isinstance(error, dict):
         raise ValueError("it holds neither a response nor an error")
-    response, error = (found if isinstance(found, dict) else {} for found in (response, error))
+    response, error = (part if isinstance(part, dict) else {} for part in (response, error))
     body, code = response.get("body"), response.get("status_code", 0)
     status = code if isinstance(code, int) else 0
     if status == 200:
         return _answered(name, _object_in(response, "body"), read_openai)
-    told = _error_of(body, error)
-    codes = frozenset(str(told[key]) for key in ("code", "type") if told.get(key))
+    problem = _error_of(body, error)
+    codes = frozenset(str(problem[key]) for key in ("code", "type") if problem.get(key))
     if status == 400 and codes & set(REFUSED_BY_FILTER):
         refused = Answer(raw=json.dumps(body), stop_reason="content_filter", usage=Usage(input=0, output=0))
         return Item(name, answer=refused, status=status)
     if not status and not codes:
         raise ValueError("it holds neither a status nor a code")
-    said = one_line(str(told.get("message") or told.get("code") or line), 500)
-    return Item(name, error=said, status=status, codes=codes)
+    message = one_line(str(problem.get("message") or problem.get("code") or line), 500)
+    return Item(name, error=message, status=status, codes=codes)
 
 
-async def _since(since: float, page: Any, read: Callable[[Any], Seen]) -> list[Seen]:
+async def _since(since: float, page: Any, read: Callable[[Any], BatchStatus]) -> list[BatchStatus]:
     """The batches of this page and the older ones that were made since then."""
-    found: list[Seen] = []
+    recent: list[BatchStatus] = []
     while True:
-        shown = [read(batch) for batch in page.data]
-        new = [seen for seen in shown if seen.created >= since - CLOCK_SLACK_SECONDS]
-        found += new
-        if len(new) < len(shown) or not page.has_next_page():
-            return found
+        statuses = [read(batch) for batch in page.data]
+        new = [status for status in statuses if status.created >= since - CLOCK_SLACK_SECONDS]
+        recent += new
+        if len(new) < len(statuses) or not page.has_next_page():
+            return recent
         page = await page.get_next_page()
 
 
@@ -305,19 +305,19 @@ def _read(text: str, key: str | None, item: Callable[[dict[str, Any]], Item]) ->
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
-            if not isinstance(found, dict):
+            value = json.loads(line)
+            if not isinstance(value, dict):
                 raise ValueError("it is no JSON object")
-            read.items.append(item(found))
+            read.items.append(item(value))
         except (ValueError, RecursionError) as error:
             read.problems.append(one_line(f"line {number}: {error}", 200))
     return read
 
 
-def _beyond(error: Exception) -> Results:
+def _results_too_large(error: Exception) -> Results:
     """Results of which nothing can be read, since they are larger than any of ours could be; any other error is raised."""
-    if found := too_large(error):
-        return Results(problems=[str(found)])
+    if oversized := too_large(error):
+        return Results(problems=[str(oversized)])
     raise error
 
 
@@ -328,8 +328,8 @@ def _custom_id(line: dict[str, Any]) -> str:
     return name
 
 
-def _object_in(found: dict[str, Any], name: str) -> dict[str, Any]:
-    value = found.get(name)
+def _object_in(parent: dict[str, Any], name: str) -> dict[str, Any]:
+    value = parent.get(name)
     if not isinstance(value, dict):
         raise ValueError(f"its {name} is no JSON object")
     return value

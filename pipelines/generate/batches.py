@@ -25,10 +25,10 @@ from pipelines.runs.clock import now
 from pipelines.settings.providers import Provider
 
 if TYPE_CHECKING:  # it loads both SDKs
-    from pipelines.generate.batch_clients import BatchClient, Item, Results, Seen
+    from pipelines.generate.batch_clients import BatchClient, BatchStatus, Item, Results
 
 BatchStep = Literal["submit", "collect"]
-Held = list[tuple[Request, float]]  # requests with the dollars that are reserved for each
+Reservations = list[tuple[Request, float]]  # requests with the dollars that are reserved for each
 ITEMS = 10_000  # of one batch; both APIs take more, but a smaller one is sooner done and sooner lost
 ITEM_BYTES, TOKEN_BYTES = 20_000, 32  # of a batch's results: what surrounds one answer, and a token of it, escaped
 BELIEVED_LOST_SECONDS = 900.0  # a batch that no listing shows by then was never made
@@ -82,19 +82,19 @@ async def collect(work: Batching) -> None:
         CallError: the provider cannot be asked.
     """
     for row in open_batches(work.journal, work.name):
-        batch = row["provider_batch_id"] or await _found_again(work, row)
+        batch = row["provider_batch_id"] or await _find_provider_id(work, row)
         if batch is None:
             continue
-        seen = await work.client.look(batch)
-        if seen is None and _age(row) > GONE_SECONDS:
-            _doubt(work, row["id"], f"the provider no longer knows batch {batch}")
-        elif seen is None:
+        status = await work.client.look(batch)
+        if status is None and _age(row) > GONE_SECONDS:
+            _mark_in_doubt(work, row["id"], f"the provider no longer knows batch {batch}")
+        elif status is None:
             work.tally.stopped = (
                 f"the provider does not know batch {batch}: was it made with another key, or at another base_url? It is waited for "
                 f"{GONE_SECONDS / 3600:.0f} hours"
             )
-        elif seen.ended:
-            await _take(work, row, seen)
+        elif status.ended:
+            await _take(work, row, status)
 
 
 async def submit(work: Batching, requests: Sequence[Request]) -> None:
@@ -107,41 +107,41 @@ async def submit(work: Batching, requests: Sequence[Request]) -> None:
     pending = [request for request in to_send if failures[request.key] < TRIES]
     work.tally.failed += len(to_send) - len(pending)
     for start in range(0, len(pending), ITEMS):
-        if held := _affordable(work, pending[start : start + ITEMS]):
-            await _hand_in(work, held)
+        if reservations := _affordable(work, pending[start : start + ITEMS]):
+            await _hand_in(work, reservations)
         if work.tally.stopped:
             return
 
 
-def _affordable(work: Batching, requests: Sequence[Request]) -> Held:
+def _affordable(work: Batching, requests: Sequence[Request]) -> Reservations:
     """As many of `requests`, in their order, as the budget has room for; that room is held."""
-    held: Held = []
+    reservations: Reservations = []
     for request in requests:
         worst = worst_cost(work.costs, request)
         if worst is None and work.budget.caps.any_for(work.name):
             work.tally.stopped = unknown_price(work.name, request)
             break
         reserve = (worst or 0.0) * work.share
-        if short := work.budget.hold(work.name, reserve):
-            work.tally.stopped = short
+        if shortage := work.budget.hold(work.name, reserve):
+            work.tally.stopped = shortage
             break
-        held.append((request, reserve))
-    return held
+        reservations.append((request, reserve))
+    return reservations
 
 
-async def _hand_in(work: Batching, held: Held) -> None:
-    mark, dollars = new_run_id().replace("T", "")[-24:], sum(reserve for _, reserve in held)
+async def _hand_in(work: Batching, reservations: Reservations) -> None:
+    mark, dollars = new_run_id().replace("T", "")[-24:], sum(reserve for _, reserve in reservations)
     try:
-        prepared = await work.client.prepare(mark, [request for request, _ in held])
+        prepared = await work.client.prepare(mark, [request for request, _ in reservations])
     except CallError:
         work.budget.give_back(work.name, dollars, of_this_run=True)
         raise
     with work.journal.transaction() as db:
         db.execute(
             "INSERT INTO batches (id, provider, status, requests, created_at) VALUES (?, ?, 'creating', ?, ?)",
-            (mark, work.name, len(held), now()),
+            (mark, work.name, len(reservations), now()),
         )
-        for request, reserve in held:
+        for request, reserve in reservations:
             work.journal.sending(request, reserve=reserve, batch=mark)
     try:
         batch = await work.client.create(mark, prepared)
@@ -154,112 +154,116 @@ async def _hand_in(work: Batching, held: Held) -> None:
         _set_batch(db, mark, "submitted", provider_batch_id=batch)
 
 
-async def _found_again(work: Batching, row: dict[str, Any]) -> str | None:
+async def _find_provider_id(work: Batching, row: dict[str, Any]) -> str | None:
     """The provider's id of a batch whose making was cut off; None while, or because, it shows none.
 
     An API without marks of its own (Anthropic's) tells ours from others by the ids in the results, so once it has ended.
     """
     mark, undecided = row["id"], False
     known = {other["provider_batch_id"] for other in _batches(work.journal)}
-    for seen in await work.client.recent(_seconds(row["created_at"])):
-        ours = seen.mark == mark
-        if seen.id not in known and seen.mark is None and seen.requests == row["requests"]:
-            undecided = undecided or not seen.ended
-            ours = seen.ended and await _holds(work, seen.id, mark)
-        if ours:
+    for status in await work.client.recent(_seconds(row["created_at"])):
+        is_ours = status.mark == mark
+        if status.id not in known and status.mark is None and status.requests == row["requests"]:
+            undecided = undecided or not status.ended
+            is_ours = status.ended and await _holds(work, status.id, mark)
+        if is_ours:
             with work.journal.transaction() as db:
-                _set_batch(db, mark, "submitted", provider_batch_id=seen.id)
-            return seen.id
+                _set_batch(db, mark, "submitted", provider_batch_id=status.id)
+            return status.id
     if not undecided and _age(row) > BELIEVED_LOST_SECONDS:
-        _doubt(work, mark, "the batch was cut off while it was handed in, and the provider shows none")
+        _mark_in_doubt(work, mark, "the batch was cut off while it was handed in, and the provider shows none")
     return None
 
 
 async def _holds(work: Batching, batch: str, mark: str) -> bool:
-    found = await work.client.results(batch, most_bytes=_room(work, mark))
-    return found is not None and any(item.custom_id.startswith(f"{mark}-") for item in found.items)
+    results = await work.client.results(batch, most_bytes=_most_bytes(work, mark))
+    return results is not None and any(item.custom_id.startswith(f"{mark}-") for item in results.items)
 
 
-async def _take(work: Batching, row: dict[str, Any], seen: "Seen") -> None:
+async def _take(work: Batching, row: dict[str, Any], status: "BatchStatus") -> None:
     """Write every result of an ended batch down in one go. What it does not mention was not worked on and costs nothing, unless the
     provider counts more answers than can be read: then any of it may be paid for, and is in doubt."""
     mark = row["id"]
-    found = await work.client.results(seen.id, most_bytes=_room(work, mark)) if not seen.problem else _none()
-    if found is None:
-        _doubt(work, mark, f"the results of batch {seen.id} are gone")
+    results = (
+        await work.client.results(status.id, most_bytes=_most_bytes(work, mark))
+        if not status.problem
+        else _no_results()
+    )
+    if results is None:
+        _mark_in_doubt(work, mark, f"the results of batch {status.id} are gone")
         return
     with work.journal.transaction() as db:
-        ours = _sorted_out(found, mark, _keys_in(db, mark))
-    read = sum(item.was_worked_on for item in ours.items.values())
-    told = read + len(found.problems) if seen.answered is None else min(seen.answered, row["requests"])
-    lost = told > read
-    if lost and len(found.items) + len(found.problems) < told and row["detail"] is None:
+        matched = _matched_results(results, mark, _keys_in(db, mark))
+    read = sum(item.was_worked_on for item in matched.items.values())
+    expected = read + len(results.problems) if status.answered is None else min(status.answered, row["requests"])
+    lost = expected > read
+    if lost and len(results.items) + len(results.problems) < expected and row["detail"] is None:
         # perhaps only the transfer broke off; noted, so that it is put off once
-        why = f"the results of batch {seen.id} break off: {read} of {told} answers can be read"
+        why = f"the results of batch {status.id} break off: {read} of {expected} answers can be read"
         with work.journal.transaction() as db:
             _set_batch(db, mark, "submitted", detail=why)
         work.tally.stopped = f"{why}; run it again later, what is missing then as well is in doubt"
         return
     charged = _charged(work)
-    counts, waiting = _write_down(work, mark, seen, found, ours, lost=lost)
+    counts, waiting = _write_down(work, mark, status, results, matched, lost=lost)
     work.budget.give_back(work.name, charged - _charged(work), of_this_run=False)
     if lost:
         work.tally.in_doubt += len(waiting & work.journal.given_up())
-    _note_problems(work, seen.id, [*ours.problems, *_in_words(found.problems, in_doubt=counts["in doubt"])])
-    if seen.problem:
-        work.tally.stopped = f"batch {seen.id} failed: {seen.problem}"
+    _note_problems(work, status.id, [*matched.problems, *_in_words(results.problems, in_doubt=counts["in doubt"])])
+    if status.problem:
+        work.tally.stopped = f"batch {status.id} failed: {status.problem}"
 
 
 def _write_down(
-    work: Batching, mark: str, seen: "Seen", found: "Results", ours: "SortedOut", *, lost: bool
+    work: Batching, mark: str, status: "BatchStatus", results: "Results", matched: "MatchedResults", *, lost: bool
 ) -> tuple[Counter[str], set[str]]:
     """Every result and the end of the batch, in one transaction; returns how often which came, and the requests without one. These
     are in doubt where results are `lost`, else they were not worked on."""
     counts = Counter[str]()
-    cause = "; ".join([*ours.problems, *found.problems[:3]]) or "it is missing among the results"
+    cause = "; ".join([*matched.problems, *results.problems[:3]]) or "it is missing among the results"
     with work.journal.transaction() as db:
         waiting = _keys_in(db, mark)
-        for key, item in ours.items.items():
+        for key, item in matched.items.items():
             waiting.discard(key)
             counts[_take_item(work, db, key, item)] += 1
         if lost:
-            _each_in_doubt(work, waiting, f"batch {seen.id} holds no result of it that can be read ({cause})")
+            _each_in_doubt(work, waiting, f"batch {status.id} holds no result of it that can be read ({cause})")
         else:
-            _each_failed(work, waiting, seen.problem or "expired: the batch ended before it was worked on")
+            _each_failed(work, waiting, status.problem or "expired: the batch ended before it was worked on")
         if waiting:
             counts["in doubt" if lost else "not worked on"] += len(waiting)
-        detail = seen.problem or ", ".join(f"{count} {name}" for name, count in counts.items())
-        _set_batch(db, mark, "collected", detail="; ".join([detail, *ours.problems, *found.problems[:3]]))
+        detail = status.problem or ", ".join(f"{count} {name}" for name, count in counts.items())
+        _set_batch(db, mark, "collected", detail="; ".join([detail, *matched.problems, *results.problems[:3]]))
     return counts, waiting
 
 
-def _none() -> "Results":
+def _no_results() -> "Results":
     from pipelines.generate.batch_clients import Results
 
     return Results()
 
 
 @dataclass(frozen=True)
-class SortedOut:
+class MatchedResults:
     """Results by the key of their request, and what else stands among them, in words."""
 
     items: dict[str, "Item"]
     problems: list[str]
 
 
-def _sorted_out(found: "Results", mark: str, waiting: set[str]) -> SortedOut:
+def _matched_results(results: "Results", mark: str, waiting: set[str]) -> MatchedResults:
     items: dict[str, Item] = {}
-    strange = again = 0
-    for item in sorted(found.items, key=lambda one: one.answer is None):  # where there are two, the answer counts
+    strangers = repeats = 0
+    for item in sorted(results.items, key=lambda one: one.answer is None):  # where there are two, the answer counts
         prefix, _, key = item.custom_id.rpartition("-")
         if prefix != mark or key not in waiting:
-            strange += 1
+            strangers += 1
         elif key in items:
-            again += 1
+            repeats += 1
         else:
             items[key] = item
-    counted = ((strange, "results are of no request of this batch"), (again, "results came twice"))
-    return SortedOut(items, [f"{count} {what}" for count, what in counted if count])
+    counted = ((strangers, "results are of no request of this batch"), (repeats, "results came twice"))
+    return MatchedResults(items, [f"{count} {what}" for count, what in counted if count])
 
 
 def _each_in_doubt(work: Batching, keys: Iterable[str], why: str) -> None:
@@ -284,19 +288,21 @@ def _note_problems(work: Batching, batch: str, problems: Sequence[str]) -> None:
         work.tally.note("results of a batch", f"batch {batch}: {'; '.join(problems)}")
 
 
-def _room(work: Batching, mark: str) -> float:
+def _most_bytes(work: Batching, mark: str) -> float:
     """The most bytes that the results of a batch may have: what the API adds to each answer, and its longest text, escaped."""
     with work.journal.transaction() as db:
-        rows = [json.loads(text) for (text,) in db.execute("SELECT request FROM requests WHERE batch_id = ?", (mark,))]
-    return sum(ITEM_BYTES + TOKEN_BYTES * told["parameters"].get("max_tokens", 0) for told in rows)
+        requests = [
+            json.loads(text) for (text,) in db.execute("SELECT request FROM requests WHERE batch_id = ?", (mark,))
+        ]
+    return sum(ITEM_BYTES + TOKEN_BYTES * request["parameters"].get("max_tokens", 0) for request in requests)
 
 
 def _take_item(work: Batching, db: sqlite3.Connection, key: str, item: "Item") -> str:
     """Write one result down; returns what it was."""
     if item.answer is not None:
         row = work.journal.row(key) or {}
-        held = row["attempt_reserved_usd"]
-        settled = settle(_request(row), item.answer, work.costs, reserved=held, share=work.share)
+        reserved = row["attempt_reserved_usd"]
+        settled = settle(_request(row), item.answer, work.costs, reserved=reserved, share=work.share)
         answer = replace(item.answer, usage=settled.usage)
         work.journal.answered(key, answer, cost=settled.cost, note=settled.note)
         work.tally.note_settled(settled)
@@ -325,7 +331,7 @@ def _turned_away(work: Batching, mark: str, why: str) -> None:
         _set_batch(db, mark, "lost", detail=why[:500])
 
 
-def _doubt(work: Batching, mark: str, why: str) -> None:
+def _mark_in_doubt(work: Batching, mark: str, why: str) -> None:
     """Its requests may have been answered and paid for."""
     with work.journal.transaction() as db:
         keys = _keys_in(db, mark)

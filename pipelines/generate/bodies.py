@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 
 MEGABYTE = 1_000_000
-KEPT = 100_000  # bytes of a body that is no answer: enough to see what it was
+EXCERPT_BYTES = 100_000  # bytes of a body that is no answer: enough to see what it was
 
 
 @dataclass
@@ -41,7 +41,7 @@ class CappedStream(httpx2.AsyncByteStream):
                 chunk = decoder.decode(chunk, room + 1)
                 if len(chunk) > room:
                     break
-            self._start += chunk[: KEPT - len(self._start)]
+            self._start += chunk[: EXCERPT_BYTES - len(self._start)]
             if len(chunk) > room:
                 raise TooLarge(self._cap.most_bytes, self._start)
             self._count += len(chunk)
@@ -61,13 +61,13 @@ class _Decoder:
     def decode(self, chunk: bytes, most: int) -> bytes:
         try:
             try:
-                found = self._zlib.decompress(chunk, most)
+                decoded = self._zlib.decompress(chunk, most)
             except zlib.error:
                 if not self._raw:
                     raise
                 self._zlib = zlib.decompressobj(-zlib.MAX_WBITS)
-                found = self._zlib.decompress(chunk, most)
+                decoded = self._zlib.decompress(chunk, most)
         except zlib.error as error:
             raise httpx2.DecodingError(f"the body cannot be decoded: {error}") from None
         self._raw = False
-        return found
+        return decoded

@@ -67,8 +67,8 @@ class Budget:
 
     def hold(self, provider: str, worst: float) -> str | None:
         """Charge the `worst` that a request can cost, before it leaves; or say which cap stands in the way."""
-        if short := self.shortage(provider, worst):
-            return short
+        if shortage := self.shortage(provider, worst):
+            return shortage
         self._charged[provider] = self.charged_by(provider) + worst
         return None
 

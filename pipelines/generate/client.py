@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 import httpx2
 
 from pipelines.generate.answers import Answer, CallError, Fate, Usage
-from pipelines.generate.bodies import KEPT, Cap, CappedStream, TooLarge
+from pipelines.generate.bodies import EXCERPT_BYTES, Cap, CappedStream, TooLarge
 from pipelines.generate.journal import Request
 from pipelines.generate.keys import without
 from pipelines.generate.pacing import Limits, RateLimit
@@ -31,21 +31,21 @@ QUOTA = re.compile(
 REFUSED_BY_FILTER = ("content_filter", "content_policy_violation")
 TOO_LONG = ("context_length_exceeded", "string_above_max_length", "request_too_large", "exceed_context_size_error")
 # of one request, as Anthropic, OpenAI (a 429 that no waiting mends), vLLM and others say it
-TOO_LONG_SAID = re.compile(
+TOO_LONG_MESSAGE = re.compile(
     r"prompt is too long|request too large|(exceed|maximum) context|context (length|size|limit)", re.I
 )
 MAYBE_BILLED = {408, 499, 502, 504, *range(520, 528)}  # a gateway gave up; the provider behind it may not have
 TURNED_AWAY = {503, 529}
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 # what broke, the particular first
-BROKE: dict[type[Exception], str] = {
+CONNECTION_PROBLEMS: dict[type[Exception], str] = {
     httpx2.ConnectTimeout: "no connection in time",
     httpx2.TimeoutException: "no answer in time",
     httpx2.ConnectError: "cannot connect",
     httpx2.NetworkError: "the connection broke off",
     httpx2.RemoteProtocolError: "the connection broke off",
 }
-SHOWN = 300
+EXCERPT_CHARS = 300
 KEEPALIVE_SECONDS = 4.0
 
 
@@ -84,8 +84,8 @@ def http_client(base_url: str | None, *, slots: int, cap: Cap, key: str | None) 
         ]
         response.stream = CappedStream(response.stream, encodings, cap)
         ours = ("content-encoding", "content-length")  # the stream is decoded by now
-        kept = [(name, without(value, key)) for name, value in response.headers.multi_items() if name not in ours]
-        response.headers = httpx2.Headers([(name.encode(), value.encode()) for name, value in kept])
+        headers = [(name, without(value, key)) for name, value in response.headers.multi_items() if name not in ours]
+        response.headers = httpx2.Headers([(name.encode(), value.encode()) for name, value in headers])
 
     return httpx2.AsyncClient(
         trust_env=not loopback,
@@ -119,8 +119,8 @@ async def timed_answer(
     try:
         answer = read(raw)
     except ValueError as problem:  # a proxy's page, half a body: it may have been billed all the same
-        shown = f"HTTP {response.http_response.status_code}, but no answer in it ({problem}): {raw[:SHOWN]!r}"
-        raise CallError(shown, "unknown", raw=raw[:KEPT]) from None
+        shown = f"HTTP {response.http_response.status_code}, but no answer in it ({problem}): {raw[:EXCERPT_CHARS]!r}"
+        raise CallError(shown, "unknown", raw=raw[:EXCERPT_BYTES]) from None
     milliseconds = (time.monotonic() - started) * 1000
     return replace(answer, latency_ms=milliseconds, limits=limits_in(response.http_response.headers, answer.usage))
 
@@ -148,16 +148,19 @@ def refusal_or_error(error: Any, key: str | None) -> Answer:
     status, headers = error.status_code, error.response.headers
     # The SDKs differ in whether `body` is the whole body or its `error` object.
     body = _mapping(error.body)
-    told = _mapping(body.get("error")) or body
-    details = _mapping(told.get("details"))
-    codes = {str(value) for value in (told.get("code"), told.get("type"), details.get("error_code")) if value}
-    said = told.get("message")
+    error_body = _mapping(body.get("error")) or body
+    details = _mapping(error_body.get("details"))
+    codes = {
+        str(value) for value in (error_body.get("code"), error_body.get("type"), details.get("error_code")) if value
+    }
+    reason = error_body.get("message")
     if 300 <= status < 400:
-        said = (
-            f"it redirects to {headers.get('location', 'nowhere')[:SHOWN]}, and no redirect is followed, since the key would go "
-            "along: set base_url to where the API is"
+        location = headers.get("location", "nowhere")[:EXCERPT_CHARS]
+        reason = (
+            f"it redirects to {location}, and no redirect is followed, since the key would go along: "
+            "set base_url to where the API is"
         )
-    message = without(f"HTTP {status}: {said or error.message}", key)[: 4 * SHOWN]
+    message = without(f"HTTP {status}: {reason or error.message}", key)[: 4 * EXCERPT_CHARS]
     if status == 400 and codes & set(REFUSED_BY_FILTER):
         return Answer(
             raw=without(error.response.text, key), stop_reason="content_filter", usage=Usage(input=0, output=0)
@@ -172,7 +175,7 @@ def fate_of(status: int, codes: set[str], message: str) -> Fate:
         return "unknown"
     if status in TURNED_AWAY:
         return "overloaded"
-    if status == 413 or codes & set(TOO_LONG) or (status in (400, 429) and TOO_LONG_SAID.search(message)):
+    if status == 413 or codes & set(TOO_LONG) or (status in (400, 429) and TOO_LONG_MESSAGE.search(message)):
         return "impossible"
     if QUOTA.search(" ".join([*codes, message])):
         return "stopped"
@@ -201,15 +204,17 @@ def _connection_error(error: Exception, key: str | None) -> CallError:
     fate: Fate = "unsent" if isinstance(cause, NEVER_SENT) else "unknown"
     message = _in_words(cause or error)
     raw = without(cause.start.decode("utf-8", "replace"), key) if isinstance(cause, TooLarge) else None
-    return CallError(without(message, key)[:SHOWN], fate, raw=raw)
+    return CallError(without(message, key)[:EXCERPT_CHARS], fate, raw=raw)
 
 
 def _in_words(error: Exception) -> str:
     """What broke, without the name of another library's class; its own words may be empty, as those of a time-out are."""
     if isinstance(error, TooLarge):
         return str(error)
-    happened = next((words for kind, words in BROKE.items() if isinstance(error, kind)), "the request failed")
-    return f"{happened}: {error}" if str(error) else happened
+    problem = next(
+        (words for kind, words in CONNECTION_PROBLEMS.items() if isinstance(error, kind)), "the request failed"
+    )
+    return f"{problem}: {error}" if str(error) else problem
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -252,22 +257,22 @@ def retry_after_in(headers: Mapping[str, str]) -> float | None:
 
 def limits_in(headers: Mapping[str, str], usage: Usage = Usage()) -> Limits:  # noqa: B008 (frozen)
     """The rate limits that the headers of either API tell; `usage` is what this one request took of those on tokens."""
-    total, taken_in, given_out = (float(count or 1) for count in (usage.total, usage.input, usage.output))
-    found = []
+    total, tokens_in, tokens_out = (float(count or 1) for count in (usage.total, usage.input, usage.output))
+    limits = []
     for pattern, per_request in (
         ("x-ratelimit-{}-requests", 1.0),
         ("x-ratelimit-{}-tokens", total),
         ("anthropic-ratelimit-requests-{}", 1.0),
         ("anthropic-ratelimit-tokens-{}", total),
-        ("anthropic-ratelimit-input-tokens-{}", taken_in),
-        ("anthropic-ratelimit-output-tokens-{}", given_out),
+        ("anthropic-ratelimit-input-tokens-{}", tokens_in),
+        ("anthropic-ratelimit-output-tokens-{}", tokens_out),
     ):
         limit = _number(headers.get(pattern.format("limit")))
         remaining = _number(headers.get(pattern.format("remaining")))
         reset = _seconds(headers.get(pattern.format("reset")))
         if limit and remaining is not None and reset is not None:
-            found.append(RateLimit(limit, min(remaining, limit), reset, per_request))
-    return tuple(found)
+            limits.append(RateLimit(limit, min(remaining, limit), reset, per_request))
+    return tuple(limits)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

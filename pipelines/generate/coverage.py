@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.generate.requests import Asked, RequestSource, request_source
+from pipelines.generate.requests import PromptedRequest, RequestSource, request_source
 from pipelines.lake.paths import DataRoot
 from pipelines.settings.experiments import Experiments
 
@@ -40,11 +40,11 @@ def coverage(data: DataRoot, experiments: Experiments, names: Iterable[str]) -> 
     if not names:
         return []
     with request_source(data, experiments) as reading:
-        return [_of(name, reading) for name in names]
+        return [_coverage_of(name, reading) for name in names]
 
 
-def _of(name: str, reading: RequestSource) -> Coverage:
-    asked = reading.asked(name)
+def _coverage_of(name: str, reading: RequestSource) -> Coverage:
+    prompted = reading.prompted_requests(name)
     records = list(reading.records(name))
     valid = [(one, record.value) for one, record in records if record.problem is None]
     problems = Counter(record.problem for _, record in records if record.problem)
@@ -52,9 +52,9 @@ def _of(name: str, reading: RequestSource) -> Coverage:
     return Coverage(
         provider=name,
         records=len(valid),
-        cells=_ratio({one.request.cell for one, _ in valid}, {one.request.cell for one in asked}),
-        topics=_ratio({one.prompt.topic for one, _ in valid}, {one.prompt.topic for one in asked}),
-        axes=_axes(asked, [one for one, _ in valid]),
+        cells=_ratio({one.request.cell for one, _ in valid}, {one.request.cell for one in prompted}),
+        topics=_ratio({one.prompt.topic for one, _ in valid}, {one.prompt.topic for one in prompted}),
+        axes=_axes(prompted, [one for one, _ in valid]),
         distinct_1=distinct(values, 1),
         distinct_2=distinct(values, 2),
         problem=problems.most_common(1)[0][0] if problems else None,
@@ -65,12 +65,12 @@ def _ratio(hit: set[Any], all_of: set[Any]) -> str:
     return f"{len(hit)} of {len(all_of)}"
 
 
-def _axes(asked: list[Asked], valid: list[Asked]) -> dict[str, float]:
-    names = dict.fromkeys(axis for one in asked for axis in one.prompt.axes)
+def _axes(prompted: list[PromptedRequest], valid: list[PromptedRequest]) -> dict[str, float]:
+    names = dict.fromkeys(axis for one in prompted for axis in one.prompt.axes)
     shares = {}
     for axis in names:
-        wanted = {one.prompt.axes.get(axis) for one in asked}
-        shares[axis] = len({one.prompt.axes.get(axis) for one in valid}) / len(wanted)
+        values = {one.prompt.axes.get(axis) for one in prompted}
+        shares[axis] = len({one.prompt.axes.get(axis) for one in valid}) / len(values)
     return shares
 
 

@@ -47,21 +47,21 @@ def estimate(data: DataRoot, experiments: Experiments, only: Iterable[str] | Non
     Raises:
         UsageError: the prompts are broken, or `only` names a provider that may not be asked.
     """
-    not_used = untrained(experiments)
+    untrained_reasons = untrained(experiments)
     with request_source(data, experiments) as reading:
         for name in enabled(experiments, only):
             share = batch_share(provider) if (provider := experiments.provider(name)).batch else 1.0
-            found = of_requests(reading.journal, experiments, name, reading.requests(name), share=share)
-            yield replace(found, untrained=not_used.get(name))
+            row = of_requests(reading.journal, experiments, name, reading.requests(name), share=share)
+            yield replace(row, untrained=untrained_reasons.get(name))
 
 
 def of_requests(
-    journal: Journal, experiments: Experiments, name: str, wanted: list[Request], *, share: float = 1.0
+    journal: Journal, experiments: Experiments, name: str, requests: list[Request], *, share: float = 1.0
 ) -> Estimate:
     """What asking the provider for all of `wanted`, which have one purpose, would send and cost, at `share` of the price."""
     provider, caps = experiments.provider(name), caps_of(experiments)
-    pending = journal.to_send(wanted)
-    past = _past(journal, provider.model, wanted[0]) if wanted else []
+    pending = journal.to_send(requests)
+    past = _past(journal, provider.model, requests[0]) if requests else []
     costs = costs_of(provider)
     tokens, worsts = [worst_usage(request) for request in pending], [worst_cost(costs, request) for request in pending]
     unpriced = pending[0] if None in worsts and caps.any_for(name) else None
@@ -73,8 +73,8 @@ def of_requests(
         provider=name,
         model=provider.model,
         requests=len(pending),
-        held=journal.answered_among(wanted),
-        in_batch=journal.in_batch_among(wanted),
+        held=journal.answered_among(requests),
+        in_batch=journal.in_batch_among(requests),
         worst_input_tokens=worst_input,
         worst_output_tokens=worst_output,
         worst_usd=None if costs is None else sum(worst or 0.0 for worst in worsts) * share,
@@ -109,7 +109,10 @@ def _usual(past: list[Tokens]) -> Usage | None:
     """The mean tokens of past answers; they are priced one by one, since some prices rise with the length of one request."""
     if not past:
         return None
-    return Usage(input=round(fmean(taken_in for taken_in, _ in past)), output=round(fmean(out for _, out in past)))
+    return Usage(
+        input=round(fmean(tokens_in for tokens_in, _ in past)),
+        output=round(fmean(tokens_out for _, tokens_out in past)),
+    )
 
 
 def in_words(estimates: list[Estimate], total_budget: float | None) -> Iterator[str]:

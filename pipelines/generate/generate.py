@@ -142,14 +142,14 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
         raise UsageError(
             "sources.local_generator is true, but no provider of kind local is configured (experiments.yaml)"
         )
-    with ExitStack() as held:
+    with ExitStack() as stack:
         # The device first: it may be hours until it is free, and the APIs must be askable meanwhile.
-        device = held.enter_context(device_lock()) if _holds_too_few(data, experiments, name) else None
-        run = held.enter_context(session(data, experiments, progress=progress))
-        wanted = run.request_source.requests(name)
-        before, pending = run.journal.answered_among(wanted), run.journal.to_send(wanted)
+        device = stack.enter_context(device_lock()) if _holds_too_few(data, experiments, name) else None
+        run = stack.enter_context(session(data, experiments, progress=progress))
+        requests = run.request_source.requests(name)
+        reused, pending = run.journal.answered_among(requests), run.journal.to_send(requests)
         tally = serve_and_ask(run, name, pending, device) if device and pending else Tally()
-        return GenerationResult({name: outcome(run, name, wanted, before, tally)}, run.orphans)
+        return GenerationResult({name: outcome(run, name, requests, reused, tally)}, run.orphans)
 
 
 def device_lock(*, wait: bool = True) -> AbstractContextManager[IO[str]]:
@@ -160,8 +160,8 @@ def device_lock(*, wait: bool = True) -> AbstractContextManager[IO[str]]:
 
 def _holds_too_few(data: DataRoot, experiments: Experiments, name: str) -> bool:
     with request_source(data, experiments) as reading:
-        wanted = reading.requests(name)
-        return reading.journal.answered_among(wanted) < len(wanted)
+        requests = reading.requests(name)
+        return reading.journal.answered_among(requests) < len(requests)
 
 
 def serve_and_ask(run: Session, name: str, pending: list[Request], device: IO[str]) -> Tally:
@@ -188,8 +188,8 @@ def generate_all(
     if why := None if chosen else local_off(experiments):
         announce(why)
     local = experiments.local_provider
-    wanted = local in chosen if chosen else experiments.sources.uses_local_generator and local is not None
-    if not wanted or batch:
+    uses_local = local in chosen if chosen else experiments.sources.uses_local_generator and local is not None
+    if not uses_local or batch:
         return result
     store.fetch(data, experiments, experiments.provider(local or "local").model)
     own = generate_locally(data, experiments, progress=progress)
@@ -246,22 +246,22 @@ def generate(
         names = enabled(experiments, only)
         if batch:
             names = [n for n in names if experiments.provider(n).batch or batches.open_batches(run.journal, n)]
-        wanted = {name: run.request_source.requests(name) for name in names}
-        held = {name: run.journal.answered_among(wanted[name]) for name in names}
-        tallies = asyncio.run(_ask_all(run, wanted, batch))
-        results = {name: outcome(run, name, wanted[name], held[name], tallies[name]) for name in names}
+        by_provider = {name: run.request_source.requests(name) for name in names}
+        reused = {name: run.journal.answered_among(by_provider[name]) for name in names}
+        tallies = asyncio.run(_ask_all(run, by_provider, batch))
+        results = {name: outcome(run, name, by_provider[name], reused[name], tallies[name]) for name in names}
         for name, why in untrained(experiments).items():
             if name in results:
                 results[name] = replace(results[name], notes=(*results[name].notes, why))
         return GenerationResult(results, run.orphans)
 
 
-async def _ask_all(run: Session, wanted: dict[str, list[Request]], step: BatchStep | None) -> dict[str, Tally]:
+async def _ask_all(run: Session, by_provider: dict[str, list[Request]], step: BatchStep | None) -> dict[str, Tally]:
     """Batches first, a few calls for each provider: what they give back of the budget is there for all the others."""
     tallies: dict[str, Tally] = {}
     tasks: dict[str, asyncio.Task[Tally]] = {}
     async with asyncio.TaskGroup() as group:
-        for name, requests in wanted.items():
+        for name, requests in by_provider.items():
             provider, waiting = run.experiments.provider(name), batches.open_batches(run.journal, name)
             if why := missing_key(provider):
                 pending = run.journal.to_send(requests)
@@ -272,24 +272,24 @@ async def _ask_all(run: Session, wanted: dict[str, list[Request]], step: BatchSt
                 tasks[name] = group.create_task(working)
     tallies |= {name: task.result() for name, task in tasks.items()}
     jobs = []
-    for name, requests in wanted.items():
+    for name, requests in by_provider.items():
         provider = run.experiments.provider(name)
         if not provider.batch and step is None and not missing_key(provider):
             jobs.append(job_for(name, provider, run.journal.to_send(requests)))
     return tallies | await send_all(run.journal, jobs, run.budget, progress=run.progress)
 
 
-def outcome(run: Session, name: str, wanted: list[Request], held: int, tally: Tally) -> ProviderResult:
+def outcome(run: Session, name: str, requests: list[Request], reused: int, tally: Tally) -> ProviderResult:
     """What the journal holds of `wanted` now, of which it held `held` answers before, and what the run says of the rest."""
     charges, given_up = run.journal.charges().get(name), run.journal.given_up()
     return ProviderResult(
-        wanted=len(wanted),
-        reused=held,
-        answered=run.journal.answered_among(wanted) - held,
+        wanted=len(requests),
+        reused=reused,
+        answered=run.journal.answered_among(requests) - reused,
         refused=tally.refused,
         failed=tally.failed,
-        in_doubt=max(tally.in_doubt, sum(request.key in given_up for request in wanted)),
-        in_batch=run.journal.in_batch_among(wanted),
+        in_doubt=max(tally.in_doubt, sum(request.key in given_up for request in requests)),
+        in_batch=run.journal.in_batch_among(requests),
         stopped=tally.stopped,
         usd=charges.total if charges else 0.0,
         reserved_usd=charges.reserved if charges else 0.0,

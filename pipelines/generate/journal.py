@@ -47,7 +47,7 @@ CREATE TABLE IF NOT EXISTS requests (
     finished_at TEXT
 )
 """
-ADDED = {  # since the first version; an older journal gets them when it is opened
+ADDED_COLUMNS = {  # since the first version; an older journal gets them when it is opened
     "stop_category": "TEXT",
     "cached_input_tokens": "INTEGER",
     "cache_write_tokens": "INTEGER",
@@ -83,7 +83,7 @@ CREATE TABLE IF NOT EXISTS batches (
 """
 # gives the latest attempt's reservation back, unless its parameter is 1
 RELEASE = "reserved_usd = CASE WHEN ? THEN reserved_usd ELSE max(0, reserved_usd - attempt_reserved_usd) END"
-RESENT_AT_MOST = 1
+MOST_RESENDS = 1
 LOCK_SECONDS = 30.0
 
 
@@ -158,7 +158,7 @@ class Journal:
             if self._missing_columns():
                 with self.transaction():  # two processes may open it at once
                     for name in self._missing_columns():
-                        self._db.execute(f"ALTER TABLE requests ADD COLUMN {name} {ADDED[name]}")
+                        self._db.execute(f"ALTER TABLE requests ADD COLUMN {name} {ADDED_COLUMNS[name]}")
         except (OSError, sqlite3.Error) as error:
             raise WorkError(
                 f"{path}: the journal of LLM calls cannot be opened: {error} "
@@ -171,7 +171,7 @@ class Journal:
 
     def _missing_columns(self) -> list[str]:
         known = {row["name"] for row in self._db.execute("PRAGMA table_info(requests)")}
-        return [name for name in ADDED if name not in known]
+        return [name for name in ADDED_COLUMNS if name not in known]
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -201,7 +201,7 @@ class Journal:
             row = rows.get(request.key)
             if row is None or (row["status"] == "failed" and not row["in_doubt_count"]):
                 fresh.append(request)
-            elif row["status"] in ("failed", "in_doubt") and row["in_doubt_count"] <= RESENT_AT_MOST:
+            elif row["status"] in ("failed", "in_doubt") and row["in_doubt_count"] <= MOST_RESENDS:
                 doubtful.append(request)
         return fresh + doubtful
 
@@ -213,7 +213,7 @@ class Journal:
     def given_up(self) -> set[str]:
         """Keys of requests whose fate was lost more often than they may be sent again, and that hold no answer."""
         sql = "SELECT key FROM requests WHERE status IN ('in_doubt', 'failed') AND in_doubt_count > ?"
-        return {row["key"] for row in self._db.execute(sql, (RESENT_AT_MOST,))}
+        return {row["key"] for row in self._db.execute(sql, (MOST_RESENDS,))}
 
     def answered_among(self, requests: Iterable[Request]) -> int:
         """How many of `requests` hold an answer."""
@@ -258,14 +258,14 @@ class Journal:
     def answered(self, key: str, answer: Answer, *, cost: float | None = None, note: str | None = None) -> None:
         """Keep the answer, and what is odd about it. Where its cost is not known, what was reserved for it stays so."""
         usage = answer.usage
-        kept = 1 if cost is None else 0
+        keep_reservation = 1 if cost is None else 0
         self._db.execute(
             "UPDATE requests SET status = 'answered', response = ?, stop_reason = ?, stop_category = ?, input_tokens = ?,"
             " cached_input_tokens = ?, cache_write_tokens = ?, output_tokens = ?, reasoning_tokens = ?, cost_usd = ?,"
             f" {RELEASE}, latency_ms = ?, error = NULL, note = ?, finished_at = ? WHERE key = ?",
             (
                 answer.raw, answer.stop_reason, answer.stop_category, usage.input, usage.cached_input, usage.cache_write,
-                usage.output, usage.reasoning, cost, kept, answer.latency_ms, note, now(), key,
+                usage.output, usage.reasoning, cost, keep_reservation, answer.latency_ms, note, now(), key,
             ),
         )  # fmt: skip
 
@@ -287,7 +287,7 @@ class Journal:
     def forgive_doubts(self) -> int:
         """Let requests that were given up be sent again, at the user's word; what they may have cost stays charged."""
         sql = "UPDATE requests SET in_doubt_count = 1 WHERE status IN ('in_doubt', 'failed') AND in_doubt_count > ?"
-        return self._db.execute(sql, (RESENT_AT_MOST,)).rowcount
+        return self._db.execute(sql, (MOST_RESENDS,)).rowcount
 
     def release(self, reason: str, providers: Iterable[str] | None = None) -> dict[str, Released]:
         """Give back what is held for requests whose cost nobody knows and that are not under way, at the user's word; by provider.
@@ -316,8 +316,8 @@ class Journal:
         return released
 
     def row(self, key: str) -> dict[str, Any] | None:
-        found = self._db.execute("SELECT * FROM requests WHERE key = ?", (key,)).fetchone()
-        return dict(found) if found else None
+        row = self._db.execute("SELECT * FROM requests WHERE key = ?", (key,)).fetchone()
+        return dict(row) if row else None
 
     def answered_for(self, purpose: str, provider: str, model: str) -> Iterator[dict[str, Any]]:
         """The rows of one purpose that hold an answer of this provider's model, the oldest first."""

@@ -66,7 +66,7 @@ class Pair:
     def replies(self, journal: Journal) -> tuple[Reply[Verdict], Reply[Verdict]]:
         """How the two requests stand."""
         both = zip(self.requests, self.earlier, strict=True)
-        first, second = (reply_to(journal, asked, verdict_of, earlier=earlier) for asked, earlier in both)
+        first, second = (reply_to(journal, request, verdict_of, earlier=earlier) for request, earlier in both)
         return first, second
 
 
@@ -114,17 +114,20 @@ def judge(
     if settings is None:
         return GenerationResult()
     with session(data, experiments, progress=progress, budget_usd=budget_usd) as run:
-        asked: dict[str, list[Pair]] = {}
+        pairs_by_judge: dict[str, list[Pair]] = {}
         for pair in pairs(run.request_source, settings):
-            asked.setdefault(pair.judge, []).append(pair)
+            pairs_by_judge.setdefault(pair.judge, []).append(pair)
         # records that are alike make requests that are alike: each is asked once
-        wanted = {name: to_ask(_replies(run.journal, found), again=again) for name, found in asked.items()}
-        held = {name: run.journal.answered_among(requests) for name, requests in wanted.items()}
-        tallies = ask_enabled(run, wanted, "judge")
+        requests_by_judge = {
+            name: to_ask(_replies(run.journal, judge_pairs), again=again)
+            for name, judge_pairs in pairs_by_judge.items()
+        }
+        reused = {name: run.journal.answered_among(requests) for name, requests in requests_by_judge.items()}
+        tallies = ask_enabled(run, requests_by_judge, "judge")
         results = {}
-        for name, requests in wanted.items():
-            unreadable = unreadable_in(_replies(run.journal, asked[name]))
-            results[name] = replace(outcome(run, name, requests, held[name], tallies[name]), **unreadable)
+        for name, requests in requests_by_judge.items():
+            unreadable = unreadable_in(_replies(run.journal, pairs_by_judge[name]))
+            results[name] = replace(outcome(run, name, requests, reused[name], tallies[name]), **unreadable)
         return GenerationResult(results, run.orphans)
 
 
@@ -137,26 +140,26 @@ def estimates(data: DataRoot, experiments: Experiments) -> Iterator[Estimate]:
     if (settings := experiments.generation.judge) is None:
         return
     with request_source(data, experiments) as reading:
-        asked: dict[str, list[Pair]] = {}
+        pairs_by_judge: dict[str, list[Pair]] = {}
         for pair in pairs(reading, settings):
-            asked.setdefault(pair.judge, []).append(pair)
-        for name, found in asked.items():
-            wanted = to_ask(_replies(reading.journal, found), again=False)
+            pairs_by_judge.setdefault(pair.judge, []).append(pair)
+        for name, judge_pairs in pairs_by_judge.items():
+            requests = to_ask(_replies(reading.journal, judge_pairs), again=False)
             yield replace(
-                of_requests(reading.journal, experiments, name, wanted), provider=f"{name} (judge of records)"
+                of_requests(reading.journal, experiments, name, requests), provider=f"{name} (judge of records)"
             )
 
 
-def _replies(journal: Journal, found: list[Pair]) -> list[Reply[Verdict]]:
-    return [reply for pair in found for reply in pair.replies(journal)]
+def _replies(journal: Journal, judge_pairs: list[Pair]) -> list[Reply[Verdict]]:
+    return [reply for pair in judge_pairs for reply in pair.replies(journal)]
 
 
-def ask_enabled(run: Session, wanted: Mapping[str, list[Request]], role: str) -> dict[str, Tally]:
+def ask_enabled(run: Session, by_provider: Mapping[str, list[Request]], role: str) -> dict[str, Tally]:
     """Send what the journal lacks to those providers that are enabled and have a key; the others' tallies say what is missing.
     `role` is what they are asked as."""
     jobs, tallies = [], dict[str, Tally]()
     allowed = enabled(run.experiments)
-    for name, requests in wanted.items():
+    for name, requests in by_provider.items():
         provider, pending = run.experiments.provider(name), run.journal.to_send(requests)
         not_enabled = (
             f"the {role} {name} is not enabled, and asking it may cost money: set providers.{name}.enabled: true"
@@ -174,21 +177,21 @@ def duels(data: DataRoot, experiments: Experiments) -> list[Duel]:
     settings = experiments.generation.judge
     if settings is None or not data.journal.exists():
         return []
-    found: dict[tuple[str, str, str], list[tuple[Verdict | None, Verdict | None]]] = {}
+    verdicts_by_pair: dict[tuple[str, str, str], list[tuple[Verdict | None, Verdict | None]]] = {}
     with request_source(data, experiments) as reading:
         for pair in pairs(reading, settings):
             replies = pair.replies(reading.journal)
             if all(reply.answered for reply in replies):
-                found.setdefault((pair.one, pair.other, pair.judge), []).append(
+                verdicts_by_pair.setdefault((pair.one, pair.other, pair.judge), []).append(
                     (replies[0].verdict, replies[1].verdict)
                 )
-    return [_duel(experiments, key, verdicts) for key, verdicts in found.items()]
+    return [_duel(experiments, key, verdicts) for key, verdicts in verdicts_by_pair.items()]
 
 
 def _duel(
     experiments: Experiments, key: tuple[str, str, str], verdicts: list[tuple[Verdict | None, Verdict | None]]
 ) -> Duel:
-    one, other, judging = key
+    one, other, judge_name = key
     families = {family(experiments.provider(name)) for name in (one, other)}
     read = [(first, second) for first, second in verdicts if first and second]
     swapped = {"A": "B", "B": "A", "tie": "tie"}  # the second time `other` was A
@@ -196,8 +199,8 @@ def _duel(
     return Duel(
         one=one,
         other=other,
-        judge=judging,
-        shares_family=family(experiments.provider(judging)) in families,
+        judge=judge_name,
+        shares_family=family(experiments.provider(judge_name)) in families,
         scores=[{"A": 1.0, "B": 0.0, "tie": 0.5}[first] if first == second else 0.5 for first, second in agreed],
         disagreements=sum(first != second for first, second in agreed),
         unreadable=len(verdicts) - len(read),
@@ -210,14 +213,14 @@ def pairs(reading: RequestSource, settings: Judge) -> Iterator[Pair]:
     records = {name: _valid_records(reading, name) for name in compared(experiments)}
     for one, other in combinations(records, 2):
         common = sorted(records[one].keys() & records[other].keys(), key=lambda cell: stable_hash(["judged", cell]))
-        judging = chosen_judge(experiments, settings, one, other)
+        judge_name = chosen_judge(experiments, settings, one, other)
         for cell in common[: settings.max_cells]:
             task, first = records[one][cell]
             second = records[other][cell][1]
             both = ((task, first, second), (task, second, first))
-            requests = [_request(experiments, settings, judging, *shown) for shown in both]
-            earlier = [_earlier_request(experiments, settings, judging, *shown) for shown in both]
-            yield Pair(one, other, cell, judging, (requests[0], requests[1]), (earlier[0], earlier[1]))
+            requests = [_request(experiments, settings, judge_name, *shown) for shown in both]
+            earlier = [_earlier_request(experiments, settings, judge_name, *shown) for shown in both]
+            yield Pair(one, other, cell, judge_name, (requests[0], requests[1]), (earlier[0], earlier[1]))
 
 
 def compared(experiments: Experiments) -> list[str]:
@@ -237,8 +240,8 @@ def chosen_judge(experiments: Experiments, settings: Judge, one: str, other: str
 def _valid_records(reading: RequestSource, name: str) -> dict[str, tuple[str, Any]]:
     """cell → (the task, the record) of one provider."""
     return {
-        asked.request.cell: (asked.prompt.messages[-1]["content"], record.value)
-        for asked, record in reading.records(name)
+        prompted.request.cell: (prompted.prompt.messages[-1]["content"], record.value)
+        for prompted, record in reading.records(name)
         if record.problem is None
     }
 
@@ -256,29 +259,29 @@ def _plain(value: Any) -> Any:
     return without_tricks(value) if isinstance(value, str) else value
 
 
-def _request(experiments: Experiments, settings: Judge, judging: str, task: str, first: Any, second: Any) -> Request:
+def _request(experiments: Experiments, settings: Judge, judge_name: str, task: str, first: Any, second: Any) -> Request:
     limit = experiments.judging.max_answer_chars
     texts = [without_tricks(task), *(_shown(_plain(record)) for record in (first, second))]
     parts = dict(zip(("task", "record A", "record B"), (cut(text, limit) for text in texts), strict=True))
     code = code_of("compared", list(parts.values()))
     shown = "\n".join(f"<{name}: {code}>\n{text}\n</{name}: {code}>" for name, text in parts.items())
     rubric = RUBRIC.format(criteria=settings.criteria, code=code)
-    return _asked(experiments, settings, judging, rubric, shown)
+    return _judge_request(experiments, settings, judge_name, rubric, shown)
 
 
 def _earlier_request(
-    experiments: Experiments, settings: Judge, judging: str, task: str, first: Any, second: Any
+    experiments: Experiments, settings: Judge, judge_name: str, task: str, first: Any, second: Any
 ) -> Request:
     """As it was asked before the records stood between marks: journals of that time hold answers, which were paid for."""
-    told = {"task": task, "record A": _shown(first), "record B": _shown(second)}
+    parts = {"task": task, "record A": _shown(first), "record B": _shown(second)}
     rubric = EARLIER_RUBRIC.format(criteria=settings.criteria)
-    return _asked(experiments, settings, judging, rubric, json.dumps(told, ensure_ascii=False, indent=1))
+    return _judge_request(experiments, settings, judge_name, rubric, json.dumps(parts, ensure_ascii=False, indent=1))
 
 
-def _asked(experiments: Experiments, settings: Judge, judging: str, rubric: str, shown: str) -> Request:
-    provider = experiments.provider(judging)
+def _judge_request(experiments: Experiments, settings: Judge, judge_name: str, rubric: str, shown: str) -> Request:
+    provider = experiments.provider(judge_name)
     return Request(
-        provider=judging,
+        provider=judge_name,
         model=provider.model,
         messages=[
             {"role": "system", "content": rubric},
@@ -290,10 +293,10 @@ def _asked(experiments: Experiments, settings: Judge, judging: str, rubric: str,
     )
 
 
-def verdict_of(said: Mapping[str, Any]) -> Verdict | None:
+def verdict_of(reply: Mapping[str, Any]) -> Verdict | None:
     """What the judge decided, or None where the object does not say it."""
-    verdict = said.get("verdict")
-    if not isinstance(said.get("reasons"), str) or not isinstance(verdict, str):
+    verdict = reply.get("verdict")
+    if not isinstance(reply.get("reasons"), str) or not isinstance(verdict, str):
         return None
     verdicts: dict[str, Verdict] = {"A": "A", "B": "B", "tie": "tie", "Tie": "tie", "TIE": "tie"}
     return verdicts.get(verdict.strip())

@@ -18,12 +18,12 @@ def without(message: str, key: str | None) -> str:
     if not key or len(key) < SHORTEST_KEY:
         return text.decode()
     lowered = text.lower()
-    kept, end = list[bytes](), 0
+    pieces, end = list[bytes](), 0
     for start, stop in sorted({span for form, least in _forms(key) for span in _repeats(lowered, form, least)}):
-        if start > end or not kept:
-            kept += [text[end:start], "…".encode()]
+        if start > end or not pieces:
+            pieces += [text[end:start], "…".encode()]
         end = max(end, stop)
-    return b"".join([*kept, text[end:]]).decode()
+    return b"".join([*pieces, text[end:]]).decode()
 
 
 @lru_cache(maxsize=16)
@@ -46,14 +46,14 @@ def _repeats(lowered: bytes, form: bytes, least: int) -> Iterator[tuple[int, int
     """Where at least so many consecutive characters of `form` stand. Each such run holds one of the blocks looked for."""
     block = (least + 1) // 2
     for at in range(0, len(form) - block + 1, block):
-        found = lowered.find(form[at : at + block])
-        while found >= 0:
-            start, before = found, at
+        hit = lowered.find(form[at : at + block])
+        while hit >= 0:
+            start, before = hit, at
             while start > 0 and before > 0 and lowered[start - 1] == form[before - 1]:
                 start, before = start - 1, before - 1
-            stop, after = found + block, at + block
+            stop, after = hit + block, at + block
             while stop < len(lowered) and after < len(form) and lowered[stop] == form[after]:
                 stop, after = stop + 1, after + 1
             if stop - start >= least:
                 yield start, stop
-            found = lowered.find(form[at : at + block], found + block)
+            hit = lowered.find(form[at : at + block], hit + block)

@@ -14,7 +14,7 @@ from pipelines.generate.journal import Request
 from pipelines.generate.vectors import PURPOSE, read_embeddings
 
 
-def not_for_others() -> dict[str, openai.Omit]:
+def omitted_headers() -> dict[str, openai.Omit]:
     """Headers that the SDK would add from the environment: another server than OpenAI's has no business with them."""
     lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
     own = [line.partition(":")[0].strip() for line in lines if ":" in line]
@@ -42,7 +42,7 @@ class OpenAIClient:
             timeout=timeout_seconds,
             max_retries=0,
             http_client=http_client(base_url, slots=slots, cap=self.cap, key=api_key),
-            default_headers={} if strict else not_for_others(),  # pyright: ignore[reportArgumentType]
+            default_headers={} if strict else omitted_headers(),  # pyright: ignore[reportArgumentType]
         )
 
     async def __aenter__(self) -> Self:

@@ -18,7 +18,7 @@ MEASURED_SECONDS = 1.0  # what was admitted is measured over so long
 LEAST_GUESS = 5.0  # a second: a refusal of one of the very first requests tells little about the pace
 CUT = 0.85
 CUT_AT_KNOWN = 0.95  # where a pace like the last one is refused again: the limit is known then
-ALIKE = 0.15
+SAME_PACE = 0.15
 PLATEAU_SECONDS = (
     6.0  # after a cut, until the pace that was refused is reached again; twice as long where the limit is known
 )
@@ -29,7 +29,7 @@ SCARCE = 0.2  # share of a limit that is left
 LONG_SECONDS = 5.0  # a limit that takes longer to be whole is slowed down for before it is reached, a shorter one after
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 60.0
-FORGIVEN = 5  # refusals in a row that one burst may bring; each further one doubles the pause
+FREE_REFUSALS = 5  # refusals in a row that one burst may bring; each further one doubles the pause
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Pacer:
         self.window = min(self._slots, self.window + 1 / max(1.0, self.window))
         scarce = tuple(limit for limit in limits if limit.share_left < SCARCE and limit.reset_seconds > LONG_SECONDS)
         if scarce:
-            self._follow(_told(scarce), now)
+            self._follow(_header_pace(scarce), now)
         elif self._refused_pace is None:
             self.pace = math.inf
         else:
@@ -130,29 +130,29 @@ class Pacer:
 
     def _cut(self, now: float, limits: Limits) -> None:
         self._forget(now)
-        told = _told(limits)
-        if told and told < self.pace:
-            self._follow(told, now)
+        header_pace = _header_pace(limits)
+        if header_pace and header_pace < self.pace:
+            self._follow(header_pace, now)
             return
         admitted = max(LEAST_GUESS, len(self._sent) / MEASURED_SECONDS)
         before = self._refused_pace
         self._refused_pace = admitted if before is None else min(self.pace, max(admitted, CUT * self.pace))
-        known = before is not None and abs(self._refused_pace / before - 1) < ALIKE
+        known = before is not None and abs(self._refused_pace / before - 1) < SAME_PACE
         self._cut_to = CUT_AT_KNOWN if known else CUT
         self._plateau = min(LONGEST_PLATEAU_SECONDS, 2 * self._plateau) if known else PLATEAU_SECONDS
         self.pace = self._cut_to * self._refused_pace
         self._cut_at = now
 
-    def _follow(self, told: float | None, now: float) -> None:
+    def _follow(self, header_pace: float | None, now: float) -> None:
         """Take the pace that headers tell, if it is lower than ours."""
-        if told and told < self.pace:
-            self.pace = self._refused_pace = told
+        if header_pace and header_pace < self.pace:
+            self.pace = self._refused_pace = header_pace
             self._cut_at = now
 
     def _pause(self, limits: Limits) -> float:
         """How long nothing is sent after a refusal that does not say: longer with each in a row, or until the limit is whole."""
-        longest = FIRST_BACKOFF_SECONDS * 2.0 ** min(10, self._refusals_in_a_row - FORGIVEN)
-        if self._refusals_in_a_row > FORGIVEN and limits:
+        longest = FIRST_BACKOFF_SECONDS * 2.0 ** min(10, self._refusals_in_a_row - FREE_REFUSALS)
+        if self._refusals_in_a_row > FREE_REFUSALS and limits:
             longest = max(
                 longest, *(limit.reset_seconds for limit in limits if limit.remaining < limit.per_request), 0.0
             )
@@ -163,7 +163,7 @@ class Pacer:
             self._sent.popleft()
 
 
-def _told(limits: Limits) -> float | None:
+def _header_pace(limits: Limits) -> float | None:
     """The pace at which none of `limits` would run out, by the headers."""
     paces = [limit.pace for limit in limits if limit.pace]
     return MARGIN * min(paces) if paces else None

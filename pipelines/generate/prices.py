@@ -54,8 +54,8 @@ class ListPrice:
         read = min(usage.cached_input or 0, usage.input)
         written = min(usage.cache_write or 0, usage.input - read)  # the table refuses parts that exceed the whole
         counts = {"input_tokens": usage.input, "cache_read_tokens": read, "cache_write_tokens": written}
-        told = ListUsage(**counts, output_tokens=usage.output)
-        return float(calc_price(told, self.model, provider_id=self.vendor).total_price)
+        list_usage = ListUsage(**counts, output_tokens=usage.output)
+        return float(calc_price(list_usage, self.model, provider_id=self.vendor).total_price)
 
 
 def costs_of(provider: Provider) -> Costs | None:

@@ -27,18 +27,18 @@ FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Prompt:
-    """One thing that every provider is asked alike. `asked` are the record's fields that are known before the answer."""
+    """One thing that every provider is asked alike. `record_fields` are the record's fields that are known before the answer."""
 
     messages: list[dict[str, str]]
     schema: dict[str, Any] = field(default_factory=dict)
     topic: str | None = None
     language: str | None = None
-    asked: dict[str, str] = field(default_factory=dict)
+    record_fields: dict[str, str] = field(default_factory=dict)
     axes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptedRequest:
     """A request and the prompt that it asks."""
 
     request: Request
@@ -63,21 +63,21 @@ class RequestSource:
     journal: Journal
     prompts: Prompts
 
-    def asked(self, name: str) -> list[Asked]:
+    def prompted_requests(self, name: str) -> list[PromptedRequest]:
         """The requests of one provider, as they are configured now."""
         provider = self.experiments.provider(name)
         return requests_for(name, provider, self.experiments.generation, self.prompts, self.journal.given_up())
 
     def requests(self, name: str) -> list[Request]:
-        return [asked.request for asked in self.asked(name)]
+        return [prompted.request for prompted in self.prompted_requests(name)]
 
-    def records(self, name: str) -> Iterator[tuple[Asked, RawRecord]]:
+    def records(self, name: str) -> Iterator[tuple[PromptedRequest, RawRecord]]:
         """The answers of one provider to what is asked now, each as a raw record, valid or not."""
         local = self.experiments.provider(name).kind == "local"
-        for asked in self.asked(name):
-            row = self.journal.row(asked.request.key)
+        for prompted in self.prompted_requests(name):
+            row = self.journal.row(prompted.request.key)
             if row is not None and row["status"] == "answered":
-                yield asked, raw_record(asked, row, self.prompts, local=local)
+                yield prompted, raw_record(prompted, row, self.prompts, local=local)
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def _grid_prompts(grid: TopicGrid, seed: int, languages: list[str] | None) -> It
 
 
 def _prompts_in(files: list[Path], system: str) -> Iterator[Prompt]:
-    said = [{"role": "system", "content": system}] if system else []
+    system_messages = [{"role": "system", "content": system}] if system else []
     for file in files:
         # a file of prompts holds no answers: naming its one needed column keeps it from being judged as examples are
         for number, record in enumerate(read_file(file, columns={"instruction": "instruction"}), start=1):
@@ -133,10 +133,10 @@ def _prompts_in(files: list[Path], system: str) -> Iterator[Prompt]:
                 )
             text = f"{instruction}\n\n{extra}" if extra else instruction
             yield Prompt(
-                messages=[*said, {"role": "user", "content": text}],
+                messages=[*system_messages, {"role": "user", "content": text}],
                 topic=_text(value.get("topic")),
                 language=_text(value.get("language")),
-                asked={"instruction": instruction, "input": extra},
+                record_fields={"instruction": instruction, "input": extra},
             )
 
 
@@ -155,7 +155,7 @@ def requests_for(
     generation: Generation,
     prompts: Prompts,
     given_up: frozenset[str] | set[str] = frozenset(),
-) -> list[Asked]:
+) -> list[PromptedRequest]:
     """The requests of one provider: as many as configured, over the same prompts as every other's.
 
     One that was given up (its fate was lost twice) makes room for the next prompt; where there is none it stays, unanswered.
@@ -163,30 +163,32 @@ def requests_for(
     Raises:
         UsageError: there are fewer prompts than requests wanted.
     """
-    wanted = (generation.requests if provider.requests is None else provider.requests) * generation.replicates
+    count = (generation.requests if provider.requests is None else provider.requests) * generation.replicates
     languages = generation.languages if provider.languages is None else provider.languages
-    found: list[Asked] = []
-    seen, lost = set[str](), list[Asked]()
-    for asked in _all_requests(name, provider, generation, prompts.ordered(languages)):
-        if len(found) == wanted:
+    chosen: list[PromptedRequest] = []
+    cells, abandoned = set[str](), list[PromptedRequest]()
+    for prompted in _all_requests(name, provider, generation, prompts.ordered(languages)):
+        if len(chosen) == count:
             break
-        if asked.request.cell in seen:  # the same prompt twice in a user's file
+        if prompted.request.cell in cells:  # the same prompt twice in a user's file
             continue
-        seen.add(asked.request.cell)
-        if asked.request.key in given_up:
-            lost.append(asked)
+        cells.add(prompted.request.cell)
+        if prompted.request.key in given_up:
+            abandoned.append(prompted)
         else:
-            found.append(asked)
-    found += lost[: wanted - len(found)]
-    if generation.prompts == "topics" and len(found) < wanted:
+            chosen.append(prompted)
+    chosen += abandoned[: count - len(chosen)]
+    if generation.prompts == "topics" and len(chosen) < count:
         raise UsageError(
-            f"data/topics.yaml: {wanted} topics wanted for {name}, the grid has {len(found)}: add values to its axes, or "
+            f"data/topics.yaml: {count} topics wanted for {name}, the grid has {len(chosen)}: add values to its axes, or "
             "ask for fewer (generation.requests)."
         )
-    return found
+    return chosen
 
 
-def _all_requests(name: str, provider: Provider, generation: Generation, prompts: Iterator[Prompt]) -> Iterator[Asked]:
+def _all_requests(
+    name: str, provider: Provider, generation: Generation, prompts: Iterator[Prompt]
+) -> Iterator[PromptedRequest]:
     max_tokens = provider.max_tokens or generation.max_tokens
     seeded = provider.kind in ("local", "openai-compatible") and "seed" not in provider.parameters
     for number, prompt in enumerate(prompts):
@@ -204,23 +206,23 @@ def _all_requests(name: str, provider: Provider, generation: Generation, prompts
                 topic=prompt.topic,
                 language=prompt.language,
             )
-            yield Asked(request, prompt)
+            yield PromptedRequest(request, prompt)
 
 
-def raw_record(asked: Asked, row: dict[str, Any], prompts: Prompts, *, local: bool) -> RawRecord:
+def raw_record(prompted: PromptedRequest, row: dict[str, Any], prompts: Prompts, *, local: bool) -> RawRecord:
     """The record inside an answer; what cannot be read, or does not fit the schema, becomes a raw record that says why."""
-    request, text, problem, value = asked.request, row["response"], None, None
+    request, text, problem, value = prompted.request, row["response"], None, None
     try:
         text = text_of(row["response"])
-        value = _record(text, asked.prompt, prompts.record)
+        value = _record(text, prompted.prompt, prompts.record)
         if HALF_CHARACTER.search(json.dumps(value, ensure_ascii=False)):
             raise ValueError("it holds half a character")
     except (ValueError, RecursionError) as error:
         stopped = f" (stopped by {row['stop_reason']})" if row["stop_reason"] not in (None, "stop", "end_turn") else ""
-        what = "the JSON asked for" if asked.prompt.schema else "a text"
+        what = "the JSON asked for" if prompted.prompt.schema else "a text"
         value, problem = text, f"answer is not {what}{stopped}: {error}"
     # text that looks like an answer is none where it was broken off
-    broken_off = REFUSALS if asked.prompt.schema else (*REFUSALS, *TRUNCATIONS)
+    broken_off = REFUSALS if prompted.prompt.schema else (*REFUSALS, *TRUNCATIONS)
     if problem is None and row["stop_reason"] in broken_off:
         value, problem = text, f"answer is not whole (stopped by {row['stop_reason']})"
     return RawRecord(
@@ -237,7 +239,7 @@ def raw_record(asked: Asked, row: dict[str, Any], prompts: Prompts, *, local: bo
 
 def _record(text: str, prompt: Prompt, templates: dict[Any, str]) -> Any:
     if not prompt.schema:
-        return {**prompt.asked, "output": text}
+        return {**prompt.record_fields, "output": text}
     value = json_in(text)
     if error := best_match(_validator(json.dumps(prompt.schema)).iter_errors(value)):
         place = ".".join(str(part) for part in error.absolute_path) or "record"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pipelines.generate.answers import Answer, CallError
 from pipelines.generate.budget import Budget, unknown_price
 from pipelines.generate.client import Client
-from pipelines.generate.journal import RESENT_AT_MOST, Journal, Request, Writer
+from pipelines.generate.journal import MOST_RESENDS, Journal, Request, Writer
 from pipelines.generate.pacing import Pacer
 from pipelines.generate.prices import Costs, worst_cost
 from pipelines.generate.settle import Settled, settle
@@ -103,7 +103,7 @@ class Run:
     stopping: bool = False
     broken: BaseException | None = None  # why the journal could not be written
 
-    def tell(self) -> None:
+    def report(self) -> None:
         tallies = {sender.job.provider: sender.tally for sender in self.senders}
         self.progress(Snapshot(time.monotonic() - self.started, self.budget.charged_now, tallies))
 
@@ -154,15 +154,15 @@ class _Sender:
         self._run = run
         self._pacer = Pacer(slots=job.slots, longest_wait=job.longest_wait)
         self._queue = deque(job.requests)
-        self._later = 0  # requests that wait for their next try
+        self._waiting_retries = 0  # requests that wait for their next try
         self._proven = False  # whether an answer was read in this run
-        self._doubted_later = 0  # those of `_later` whose fate was lost
+        self._waiting_doubtful = 0  # those of `_waiting_retries` whose fate was lost
         self._doubts_in_row, self._doubts_since = 0, math.inf  # since the last answer; when its first was lost
         self._tries = Counter[tuple[str, bool]]()  # by request, those it was turned away at apart
         self.under_way = set[asyncio.Task[None]]()
         # when requests failed in a row: those turned away (True) since the last answer, others since anything was heard
         self._failed_at: dict[bool, list[float]] = {True: [], False: []}
-        self._heard_at = time.monotonic()
+        self._last_response_at = time.monotonic()
         self._event = asyncio.Event()
 
     def wake(self) -> None:
@@ -183,20 +183,20 @@ class _Sender:
                 for task in self.under_way:
                     task.cancel()
                 await asyncio.gather(*self.under_way, return_exceptions=True)
-        self._run.tell()
+        self._run.report()
 
     async def _send_queue(self, client: Client) -> None:
-        while (self._queue or self._later or self.under_way) and not self._ended:
+        while (self._queue or self._waiting_retries or self.under_way) and not self._ended:
             delay = self._pacer.delay(time.monotonic(), len(self.under_way)) if self._queue else math.inf
-            if not self._proven and (self.under_way or self._doubted_later):
+            if not self._proven and (self.under_way or self._waiting_doubtful):
                 delay = math.inf
             if delay > 0:
                 await self._wait(delay)
-            elif short := self._dispatch(client):
+            elif shortage := self._dispatch(client):
                 if self._run.under_way:  # what they do not cost after all may be enough
                     await self._wait(math.inf)
                 else:
-                    self._stop(short)
+                    self._stop(shortage)
 
     @property
     def _ended(self) -> bool:
@@ -217,17 +217,17 @@ class _Sender:
         if worst is None and budget.caps.any_for(provider):
             self._stop(unknown_price(provider, request))
             return None
-        if short := budget.hold(provider, worst or 0.0):
-            return short
+        if shortage := budget.hold(provider, worst or 0.0):
+            return shortage
         self._queue.popleft()
         sent_at = time.monotonic()
         self._pacer.sent(sent_at)
         task = asyncio.create_task(self._ask(client, request, worst or 0.0, sent_at))
         self.under_way.add(task)
-        task.add_done_callback(self._landed)
+        task.add_done_callback(self._on_done)
         return None
 
-    def _landed(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         self.under_way.discard(task)
         self._run.wake()  # every sender: it may wait for what this one had reserved
         if not task.cancelled() and (error := task.exception()):  # the journal: nothing may be sent that it cannot hold
@@ -246,7 +246,7 @@ class _Sender:
                 charged = await self._answered(request, answer, reserved, sent_at)
         finally:
             self._run.budget.give_back(self.job.provider, reserved - charged)
-        self._run.tell()
+        self._run.report()
 
     async def _answered(self, request: Request, answer: Answer, reserved: float, sent_at: float) -> float:
         """Keep the answer; returns the dollars that stay charged."""
@@ -258,9 +258,9 @@ class _Sender:
         self._proven = True
         self._doubts_in_row, self._doubts_since = 0, math.inf
         self.tally.note_settled(settled)
-        self._heard_at = time.monotonic()
-        self._pacer.answered(sent_at, self._heard_at, answer.limits)
-        self._heard(turned_away=False)
+        self._last_response_at = time.monotonic()
+        self._pacer.answered(sent_at, self._last_response_at, answer.limits)
+        self._note_response(turned_away=False)
         self.tally.answered += 1
         self.tally.refused += answer.refused
         self.tally.tokens += answer.usage.total
@@ -304,7 +304,7 @@ class _Sender:
                 self._queue.appendleft(request)
             case "overloaded":
                 self._again(request, self._pacer.backoff(min(tries, TRIES)))
-            case "unknown" if self._run.doubts[request.key] > RESENT_AT_MOST:
+            case "unknown" if self._run.doubts[request.key] > MOST_RESENDS:
                 self.tally.in_doubt += 1
             case "failed" | "unsent" if tries >= TRIES:
                 self.tally.failed += 1
@@ -313,12 +313,12 @@ class _Sender:
         self._stop_if_dead(error)
 
     def _again(self, request: Request, seconds: float, *, doubted: bool = False) -> None:
-        self._later += 1
-        self._doubted_later += doubted
+        self._waiting_retries += 1
+        self._waiting_doubtful += doubted
 
         def put_back() -> None:
-            self._later -= 1
-            self._doubted_later -= doubted
+            self._waiting_retries -= 1
+            self._waiting_doubtful -= doubted
             if doubted and not self._proven:
                 self._queue.appendleft(request)  # no further request is put at risk before it
             else:
@@ -327,7 +327,7 @@ class _Sender:
 
         asyncio.get_running_loop().call_later(seconds, put_back)
 
-    def _heard(self, *, turned_away: bool) -> None:
+    def _note_response(self, *, turned_away: bool) -> None:
         """Somebody is there; unless it only turns requests away, it answers them."""
         self._failed_at[False].clear()
         if not turned_away:
@@ -348,13 +348,13 @@ class _Sender:
     def _stop_if_dead(self, error: CallError) -> None:
         turned_away, now = error.fate in TURNED_AWAY, time.monotonic()
         if turned_away or error.fate == "impossible":
-            self._heard(turned_away=turned_away)
+            self._note_response(turned_away=turned_away)
         failed_at = self._failed_at[turned_away]
         failed_at.append(now)
         longest = DEAD_REFUSING_SECONDS if turned_away else DEAD_SECONDS
         if len(failed_at) >= DEAD_FAILURES and now - failed_at[0] > longest:
             self._stop(
-                f"no answer for {now - self._heard_at:.0f} s, {len(failed_at)} failures in a row, the last: {error}; "
+                f"no answer for {now - self._last_response_at:.0f} s, {len(failed_at)} failures in a row, the last: {error}; "
                 "run it again later"
             )
 

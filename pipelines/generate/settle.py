@@ -57,15 +57,15 @@ def _odd(request: Request, answer: Answer) -> str | None:
         return answer.odd_usage
     if answer.refused and not usage.total:  # an error of a content filter, which is not billed
         return None
-    taken_in, given_out = usage.input or 0, usage.output or 0
-    for count, most, what in ((taken_in, worst.input or 0, "in"), (given_out, worst.output or 0, "out")):
+    tokens_in, tokens_out = usage.input or 0, usage.output or 0
+    for count, most, what in ((tokens_in, worst.input or 0, "in"), (tokens_out, worst.output or 0, "out")):
         if count > most:
             return f"it reports {count:,} tokens {what}, where at most {most:,} are possible"
-    if not taken_in:
+    if not tokens_in:
         return "it reports no token in"
     length = _text_bytes(answer)
-    if given_out * MOST_BYTES_A_TOKEN < length:
-        return f"it reports {given_out:,} tokens out for a text of {length:,} bytes"
+    if tokens_out * MOST_BYTES_A_TOKEN < length:
+        return f"it reports {tokens_out:,} tokens out for a text of {length:,} bytes"
     return None
 
 
@@ -76,10 +76,10 @@ def _text_bytes(answer: Answer) -> int:
         return 0
 
 
-def _other_model(asked: str, told: str | None) -> str | None:
-    if told is None or not told.strip() or _base_name(asked) == _base_name(told):
+def _other_model(requested: str, reported: str | None) -> str | None:
+    if reported is None or not reported.strip() or _base_name(requested) == _base_name(reported):
         return None
-    return f"asked for {asked}, answered by {told}"
+    return f"asked for {requested}, answered by {reported}"
 
 
 def _base_name(model: str) -> str:

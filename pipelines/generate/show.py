@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipelines.generate.answers import MOST_SAID
+from pipelines.generate.answers import LONGEST_MESSAGE
 from pipelines.generate.coverage import Coverage
 from pipelines.generate.generate import GenerationResult, ProviderResult
 from pipelines.generate.send import Snapshot
@@ -41,13 +41,13 @@ class ProgressLines:
 
     def __init__(self, say: Callable[[str], None], budget_usd: float | None = None) -> None:
         self._say, self._budget = say, budget_usd
-        self._said_at, self._said = time.monotonic(), 0
+        self._logged_at, self._logged = time.monotonic(), 0
 
     def __call__(self, snapshot: Snapshot) -> None:
         tallies = snapshot.tallies.values()
         done, total = sum(tally.answered for tally in tallies), sum(tally.total for tally in tallies)
-        if done != self._said and (done == total or time.monotonic() - self._said_at > LOG_SECONDS):
-            self._said_at, self._said = time.monotonic(), done
+        if done != self._logged and (done == total or time.monotonic() - self._logged_at > LOG_SECONDS):
+            self._logged_at, self._logged = time.monotonic(), done
             self._say(f"{done} of {total} answers, {_numbers(snapshot, self._budget)}")
 
 
@@ -67,9 +67,9 @@ def summary(result: GenerationResult) -> Iterator[str]:
         yield f"{name}: {_outcome(provider)}"
     for name, provider in result.providers.items():
         for note in provider.notes:
-            yield f"{name}{NOTE}{one_line(note, MOST_SAID)}"
+            yield f"{name}{NOTE}{one_line(note, LONGEST_MESSAGE)}"
     for name, why in result.stopped.items():
-        yield f"{name}{STOPPED}{one_line(why, MOST_SAID)}"
+        yield f"{name}{STOPPED}{one_line(why, LONGEST_MESSAGE)}"
     for name, why in unreadable(result).items():
         yield f"{name}{NOTE}{why}"
 
@@ -89,16 +89,16 @@ def unreadable(result: GenerationResult) -> dict[str, str]:
     }
 
 
-def barren(result: GenerationResult, coverages: Sequence[Coverage]) -> dict[str, str]:
+def without_valid_records(result: GenerationResult, coverages: Sequence[Coverage]) -> dict[str, str]:
     """By provider that answered, and of whose answers not one is a valid record: so in words, with the commonest reason."""
-    found = {}
+    reasons = {}
     for one in coverages:
         provider = result.providers[one.provider]
         answers = provider.answered + provider.reused
         if answers and not one.records:
             why = f", such as: {one_line(one.problem, 300)}" if one.problem else ""
-            found[one.provider] = f"none of its {answers} answers is a valid record{why}"
-    return found
+            reasons[one.provider] = f"none of its {answers} answers is a valid record{why}"
+    return reasons
 
 
 def covered(coverages: Sequence[Coverage]) -> Iterator[str]:

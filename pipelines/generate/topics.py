@@ -173,9 +173,9 @@ def load_topics(path: Path) -> TopicGrid:
     Raises:
         UsageError: not there, not YAML, or a wrong key or value, which is named with its line.
     """
-    found, lines = read(path, "it holds the grid of topics to generate for.")
+    content, lines = read(path, "it holds the grid of topics to generate for.")
     try:
-        return TopicGrid.model_validate(found)
+        return TopicGrid.model_validate(content)
     except ValidationError as error:
         raise UsageError(joined([_explain(path, lines, item) for item in error.errors()])) from None
 
@@ -187,8 +187,8 @@ def _explain(path: Path, lines: Lines, item: Any) -> str:
     named = "" if not item["loc"] else f"{cut('.'.join(str(part) for part in place))}: "
     about = place or (message.partition(":")[0].partition(".")[0],)  # a check of the whole grid names its field first
     line = next((lines[about[:end]] for end in range(len(about), -1, -1) if about[:end] in lines), 1)
-    found = "" if item["type"] in NO_VALUE else f" (got {cut(repr(item['input']))})"
-    return f"{path}:{line}: {named}{cut(message, MESSAGE_CHARS)}{found}"
+    got = "" if item["type"] in NO_VALUE else f" (got {cut(repr(item['input']))})"
+    return f"{path}:{line}: {named}{cut(message, MESSAGE_CHARS)}{got}"
 
 
 def _misfit(template: str, known: Collection[str], what: str) -> str | None:

@@ -55,20 +55,20 @@ def local_off(experiments: Experiments) -> str | None:
 def untrained(experiments: Experiments) -> dict[str, str]:
     """The providers that are asked for records which nothing is trained on: by name, that it is so and what to change."""
     used, own_only = sources_of(experiments), experiments.sources.own_only
-    found = {}
+    reasons = {}
     for name in enabled(experiments):
         own = experiments.provider(name).requests
-        asked = experiments.generation.requests if own is None else own
-        if asked and name not in used:
+        requests = experiments.generation.requests if own is None else own
+        if requests and name not in used:
             why = (
                 "sources.files and sources.hub replace all others" if own_only else "sources.providers does not name it"
             )
             remedy = "set sources.mix: true and name it in sources.providers" if own_only else "add it there"
-            found[name] = (
+            reasons[name] = (
                 f"its records are asked for, but nothing is trained on them: {why}; {remedy}, or set "
                 f"providers.{name}.requests: 0 (a judge or a teacher needs none)"
             )
-    return found
+    return reasons
 
 
 def left_out(experiments: Experiments) -> list[str]:

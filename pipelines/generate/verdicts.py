@@ -44,8 +44,8 @@ MARKDOWN = (
 def without_tricks(text: str) -> str:
     """The words of `text` alone: no terminal codes, nothing invisible, no Markdown or HTML, few empty lines."""
     text = TRICKS.sub("", unicodedata.normalize("NFC", text))
-    for pattern, kept in MARKDOWN:
-        text = pattern.sub(kept, text)
+    for pattern, replacement in MARKDOWN:
+        text = pattern.sub(replacement, text)
     return re.sub(r"[ \t]+", " ", re.sub(r"\s*\n\s*\n\s*", "\n\n", text)).strip()
 
 
@@ -69,8 +69,8 @@ def verdict_in(response: str, read: Read[V]) -> V | None:
         text = text_of(response)
     except (ValueError, RecursionError):
         return None
-    found = [verdict for value in _objects(text) if (verdict := read(value)) is not None]
-    return found[0] if found and all(verdict == found[0] for verdict in found) else None
+    verdicts = [verdict for value in _objects(text) if (verdict := read(value)) is not None]
+    return verdicts[0] if verdicts and all(verdict == verdicts[0] for verdict in verdicts) else None
 
 
 def _objects(text: str) -> Iterator[Mapping[str, Any]]:
@@ -90,12 +90,12 @@ def _objects(text: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found and found[name] != value:
+        if name in fields and fields[name] != value:
             raise ValueError(f"{name} stands there twice")
-        found[name] = value
-    return found
+        fields[name] = value
+    return fields
 
 
 def truth(value: Any) -> bool | None:
@@ -108,8 +108,8 @@ def grade(value: Any, highest: int) -> int | None:
     if isinstance(value, bool):
         return None
     text = str(value).strip() if isinstance(value, int | float | str) else ""
-    found = GRADE.fullmatch(re.sub(rf"\s*/\s*{highest}$", "", text))
-    return int(found[1]) if found and int(found[1]) <= highest else None
+    match = GRADE.fullmatch(re.sub(rf"\s*/\s*{highest}$", "", text))
+    return int(match[1]) if match and int(match[1]) <= highest else None
 
 
 # --- what the journal holds of it, and asking again
@@ -135,25 +135,25 @@ def reply_to(journal: Journal, first: Request, read: Read[V], *, earlier: Reques
     `earlier`: the form in which older code asked the same; its answer counts as long as nothing was asked in the new form."""
     if earlier and (row := journal.row(earlier.key)) and row["status"] == "answered" and not journal.row(first.key):
         return _reply(earlier, first, row["response"], read)
-    found = Reply[V](first, first)
+    reply = Reply[V](first, first)
     request = first
     while row := journal.row(request.key):
         following = replace(request, replicate=request.replicate + AGAIN)
         if row["status"] != "answered":
             return Reply(request, following)
-        found = _reply(request, following, row["response"], read)
-        if found.verdict is not None:
-            return found
+        reply = _reply(request, following, row["response"], read)
+        if reply.verdict is not None:
+            return reply
         request = following
-    return found
+    return reply
 
 
 def _reply(request: Request, following: Request, response: str, read: Read[V]) -> Reply[V]:
     verdict = verdict_in(response, read)
-    return Reply(request, following, verdict, None if verdict is not None else _said(response))
+    return Reply(request, following, verdict, None if verdict is not None else _reply_text(response))
 
 
-def _said(response: str) -> str:
+def _reply_text(response: str) -> str:
     try:
         return text_of(response)
     except (ValueError, RecursionError):
@@ -162,8 +162,8 @@ def _said(response: str) -> str:
 
 def to_ask(replies: Sequence[Reply[Any]], *, again: bool) -> list[Request]:
     """The requests that count, each once; with `again`, for each unreadable one the request that asks once more."""
-    wanted = [one.following if again and one.unreadable is not None else one.request for one in replies]
-    return list({request.key: request for request in wanted}.values())
+    requests = [one.following if again and one.unreadable is not None else one.request for one in replies]
+    return list({request.key: request for request in requests}.values())
 
 
 def unreadable_in(replies: Sequence[Reply[Any]]) -> dict[str, Any]:
