@@ -1,1 +1,2 @@
-"""SFT data from language models: a topic grid, a prompt, a journal of every request, and the servers that answer."""
+"""SFT data from language models: a topic grid, prompts, a journal of all requests, and the clients
+of the providers."""

@@ -1,6 +1,6 @@
-"""What comes back of a request: an answer, kept raw, or an error and what became of the request.
+"""The result of a request: an answer, kept raw, or an error with the request's fate.
 
-Both APIs' bodies are read leniently: what one says of itself (why it stopped, its tokens) is noted where it is there, and nothing
+Both APIs' bodies are read leniently. Stop reason and token counts are noted if present, and nothing
 is validated before the raw body is stored.
 """
 
@@ -12,21 +12,29 @@ from typing import Any, Literal
 from pipelines.generate.pacing import Limits
 from pipelines.records.foreign_text import one_line
 
-# What became of a request that got no answer:
+# The fate of a request that got no answer.
 Fate = Literal[
-    "unsent",  # it never reached the provider: costs nothing, may be sent again
-    "throttled",  # 429: turned away
-    "overloaded",  # 529, 503: turned away
-    "failed",  # 500: worked on without a result; providers do not bill those
-    "unknown",  # timed out, cut off, or garbled: it may have been answered and billed
-    "impossible",  # this one request can never be answered (too long); others can
-    "stopped",  # key, quota, billing, model, form of the request: no further request has a chance
+    # It never reached the provider: it costs nothing and may be sent again.
+    "unsent",
+    # The provider turned it away because of a rate limit (429).
+    "throttled",
+    # The provider turned it away because of its load (503, 529).
+    "overloaded",
+    # The provider failed while processing it (500) and does not bill it.
+    "failed",
+    # It timed out, was cut off, or got a garbled response: it may have been answered and billed.
+    "unknown",
+    # This request can never be answered (it is too long); others can.
+    "impossible",
+    # Key, quota, billing, model or form of the request is wrong: no further request can succeed.
+    "stopped",
 ]
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens as billed. `input` is all of them, those read from and written to a cache among them; None: not told."""
+    """Tokens as billed; None: not reported. `input` includes those read from and written to a
+    cache."""
 
     input: int | None = None
     cached_input: int | None = None
@@ -45,7 +53,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Answer:
-    """A provider's response as it came (`raw` is its body), with what it says of itself."""
+    """A provider's response. `raw` is its body as it came; the other fields are read from it.
+
+    `model` is the model that answered, as the provider names it. `odd_usage` is why its token
+    counts are unusable.
+    """
 
     raw: str
     stop_reason: str | None = None
@@ -53,8 +65,8 @@ class Answer:
     usage: Usage = Usage()
     latency_ms: float | None = None
     limits: Limits = ()
-    model: str | None = None  # that answered, by its own word
-    odd_usage: str | None = None  # why its token counts are none
+    model: str | None = None
+    odd_usage: str | None = None
 
     @property
     def refused(self) -> bool:
@@ -62,21 +74,27 @@ class Answer:
 
 
 REFUSALS = ("refusal", "content_filter")
-MOST_TOKENS = 10**12  # a count beyond it is none
+# A larger count is not believed.
+MOST_TOKENS = 10**12
 TRUNCATIONS = ("max_tokens", "length", "model_context_window_exceeded")
 ENDINGS = ("stop", "end_turn", "stop_sequence")
 
 
 def ended(stop_reason: str | None) -> bool | None:
-    """Whether an answer ended by itself; False where a limit of tokens cut it off, None where its reason says neither."""
+    """Whether an answer ended by itself: False if a token limit cut it off, None if its stop reason
+    tells neither."""
     return True if stop_reason in ENDINGS else False if stop_reason in TRUNCATIONS else None
 
 
-LONGEST_MESSAGE = 1500  # characters of a provider's message
+# Characters of a provider's message.
+LONGEST_MESSAGE = 1500
+# Why the usage of an answer is odd if it has none.
+NO_COUNTS = "it tells no token counts"
 
 
 class CallError(Exception):
-    """The request got no answer; the message is the provider's own, without keys or headers, safe for a terminal or a log."""
+    """The request got no answer. The message is the provider's own, without keys or headers, safe
+    to print and log."""
 
     def __init__(
         self,
@@ -95,7 +113,7 @@ class CallError(Exception):
 
 
 def read_openai(raw: str) -> Answer:
-    """What a chat completion says of itself.
+    """The answer in the body of a chat completion.
 
     Raises:
         ValueError: not the body of a chat completion.
@@ -128,7 +146,8 @@ def read_openai(raw: str) -> Answer:
 
 
 def read_anthropic(raw: str) -> Answer:
-    """What a message says of itself. All input tokens count: those read from and written to a cache are told apart by the API.
+    """The answer in the body of a message. `input` sums all input tokens: the API reports cache
+    reads and writes apart.
 
     Raises:
         ValueError: not the body of a message.
@@ -159,10 +178,10 @@ def read_anthropic(raw: str) -> Answer:
 
 
 def text_of(raw: str) -> str:
-    """The text that the model wrote, out of either API's body.
+    """The text that the model wrote, from either API's body.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the body holds no text.
     """
     body = _object(raw)
     if isinstance(content := body.get("content"), list):
@@ -196,9 +215,10 @@ def _count(value: Any) -> int | None:
 
 
 def _odd_usage(usage: Any, names: tuple[str, str]) -> str | None:
-    """Which of the two counts that decide the price is missing, or is none; None where both can be read."""
+    """Which of the two counts that decide the price is missing or invalid; None if both can be
+    read."""
     if not isinstance(usage, dict):
-        return "it tells no token counts"
+        return NO_COUNTS
     for name in names:
         if _count(usage.get(name)) is None:
             return f"its {name} is {one_line(json.dumps(usage.get(name)), 40)}"
@@ -206,5 +226,5 @@ def _odd_usage(usage: Any, names: tuple[str, str]) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    """A word of the provider's own, such as why it stopped, as it may be shown."""
+    """A text of the provider's own, such as its stop reason, made safe to show."""
     return one_line(value.encode("utf-8", "replace").decode(), 200) if isinstance(value, str) else None

@@ -44,13 +44,17 @@ class AnthropicClient:
         """Send `request` once; see `Client`."""
         body: Any = anthropic_body(request)
         named = {name: body.pop(name) for name in ("model", "messages", "max_tokens")}
-        # The SDK no longer knows sampling parameters; past it, models that still take them get them.
+        # The SDK no longer accepts sampling parameters. `extra_body` passes them to models that
+        # still do.
         create = partial(self.sdk.messages.with_raw_response.create, **named, extra_body=body)
         return await timed_answer(create, read_anthropic, key=self._key, timeout_seconds=self._timeout)
 
 
 def anthropic_body(request: Request) -> dict[str, Any]:
-    """The request as /v1/messages takes it, also as an item of a batch: system prompt apart, schema in `output_config`."""
+    """The request as the body of /v1/messages, also for an item of a batch.
+
+    The system prompt has a field of its own, and the schema goes into `output_config`.
+    """
     system = "\n\n".join(message["content"] for message in request.messages if message["role"] == "system")
     turns = [message for message in request.messages if message["role"] != "system"]
     body: dict[str, Any] = {"model": request.model, "messages": turns, **request.parameters}

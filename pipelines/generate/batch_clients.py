@@ -1,6 +1,7 @@
-"""The batch interfaces of both APIs behind one small protocol: prepare, create, find again, look, read the results.
+"""The batch interfaces of both APIs behind one small protocol: prepare, create, find again, look,
+read the results.
 
-Whatever goes wrong is a `CallError`, as with single requests: its fate says what became of the call.
+Every failure is a `CallError`, as with single requests. Its fate tells what happened to the call.
 """
 
 import functools
@@ -15,7 +16,7 @@ import openai
 from anthropic.types.messages import MessageBatch
 from openai.types import Batch, FileObject
 
-from pipelines.generate.answers import LONGEST_MESSAGE, Answer, Usage, read_anthropic, read_openai
+from pipelines.generate.answers import LONGEST_MESSAGE, NO_COUNTS, Answer, Usage, read_anthropic, read_openai
 from pipelines.generate.anthropic_client import AnthropicClient, anthropic_body
 from pipelines.generate.client import REFUSED_BY_FILTER, call_error, too_large, without
 from pipelines.generate.clients import api_key, client_for
@@ -25,10 +26,12 @@ from pipelines.records.foreign_text import one_line
 from pipelines.settings.providers import Provider
 
 MARK = "featherweight_batch"
-CLOCK_SLACK_SECONDS = 120.0  # between our clock and the provider's
+# How far our clock and the provider's may differ.
+CLOCK_SLACK_SECONDS = 120.0
 ANTHROPIC_ENDED, OPENAI_ENDED = ("ended",), ("completed", "expired", "cancelled", "failed")
 NEVER_RUN = ("expired", "canceled", "batch_expired", "batch_cancelled")
-# An item's error of Anthropic's has no HTTP status; that of a single request with the same error is
+# Anthropic's errors of batch items carry no HTTP status. These are the statuses of the same errors
+# of single requests.
 ANTHROPIC_STATUS = {
     "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403,
     "not_found_error": 404, "request_too_large": 413, "rate_limit_error": 429, "api_error": 500, "overloaded_error": 529,
@@ -38,8 +41,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Item:
-    """One result: an answer, or why there is none. `codes` and `status` are the provider's own; `ran` is False for one that the
-    batch never came to. Only answers cost."""
+    """One result: an answer, or the error. `codes` and `status` are the provider's own.
+
+    `ran` is False if the batch ended before it reached the request. Only answers cost.
+    """
 
     custom_id: str
     answer: Answer | None = None
@@ -53,13 +58,13 @@ class Item:
 
     @property
     def was_worked_on(self) -> bool:
-        """Whether the provider counts it among those that it answered."""
+        """Whether the provider counts the request as answered."""
         return self.answer is not None and self.status in (0, 200)
 
 
 @dataclass(frozen=True)
 class Results:
-    """The results of a batch that can be read, and why the others cannot, a problem for each."""
+    """The readable results of a batch, and one problem for each result that cannot be read."""
 
     items: list[Item] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -67,8 +72,12 @@ class Results:
 
 @dataclass(frozen=True)
 class BatchStatus:
-    """A batch as the provider shows it. `mark` is ours, "" if it is another's, None where the API keeps none; `problem` is why it
-    failed as a whole, if it did."""
+    """A batch as the provider shows it.
+
+    `mark` is the one we gave it, "" for a batch that is not ours, None if the API stores no marks.
+    `problem` is why the batch failed as a whole, if it did. `answered` is the provider's own count
+    of answered requests, None if it gives none.
+    """
 
     id: str
     ended: bool
@@ -76,42 +85,45 @@ class BatchStatus:
     requests: int
     mark: str | None = None
     problem: str | None = None
-    answered: int | None = None  # of its requests, by the provider's own count; None: not told
+    answered: int | None = None
 
 
 class BatchClient(Protocol):
     """Every method raises CallError."""
 
     async def prepare(self, mark: str, requests: Sequence[Request]) -> Any:
-        """All that comes before the one call that makes a batch; nothing of it costs. Each request goes by the id `mark-key`."""
+        """Everything before the call that creates a batch; it costs nothing. Each request gets the
+        id `mark-key`."""
         ...
 
     async def create(self, mark: str, prepared: Any) -> str:
-        """Make the batch; returns the provider's id of it."""
+        """Create the batch; returns the provider's id of it."""
         ...
 
     async def look(self, batch: str) -> BatchStatus | None:
-        """The batch as it is now, None where the provider knows none of this id."""
+        """The current status of the batch; None if the provider does not know this id."""
         ...
 
     async def recent(self, since: float) -> list[BatchStatus]:
-        """Batches made since then (seconds since the epoch), newest first."""
+        """Batches created since then (seconds since the epoch), newest first."""
         ...
 
     async def results(self, batch: str, *, most_bytes: float) -> Results | None:
-        """What came of each item of an ended batch, in no particular order; None where the results are gone."""
+        """The result of each item of an ended batch, in no particular order; None if the results
+        are gone."""
         ...
 
 
 def batch_client(provider: Provider) -> tuple[Any, BatchClient]:
-    """A client to be closed, and the batches behind it."""
+    """A client, which the caller must close, and its batch interface."""
     client: Any = client_for(provider)
     batches: Any = AnthropicBatches if provider.kind == "anthropic" else OpenAIBatches
     return client, batches(client, api_key(provider))
 
 
 def _with_call_errors(method: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
-    """Whatever the SDK makes of a failure, and of a body that is none of the API's, as a CallError."""
+    """A decorator: turns every exception of the SDK, or of a body that is not the API's, into a
+    CallError."""
 
     @functools.wraps(method)
     async def called(self: Any, *arguments: Any, **named: Any) -> Result:
@@ -129,7 +141,8 @@ class AnthropicBatches:
 
     @_with_call_errors
     async def prepare(self, mark: str, requests: Sequence[Request]) -> Any:
-        shown = await self._sdk.messages.batches.list(limit=1)  # costs nothing, and a wrong server is found out
+        # A listing costs nothing and reveals a wrong server.
+        shown = await self._sdk.messages.batches.list(limit=1)
         if not isinstance(getattr(shown, "data", None), list):
             raise ValueError(f"no list of batches, but {str(shown)[:200]!r}")
         return [{"custom_id": f"{mark}-{request.key}", "params": anthropic_body(request)} for request in requests]
@@ -181,7 +194,7 @@ def _anthropic_item(line: dict[str, Any]) -> Item:
     code = str(error.get("type", kind))
     if kind not in ("errored", *NEVER_RUN):
         raise ValueError(f"its type is {kind[:40]!r}")
-    message = one_line(f"{kind}: {error.get('message', 'the batch ended before it was worked on')}", LONGEST_MESSAGE)
+    message = one_line(f"{kind}: {error.get('message', 'the batch ended before it was processed')}", LONGEST_MESSAGE)
     return Item(name, error=message, status=ANTHROPIC_STATUS.get(code, 0), codes=frozenset({code}))
 
 
@@ -287,7 +300,7 @@ def _openai_item(line: dict[str, Any]) -> Item:
 
 
 async def _since(since: float, page: Any, read: Callable[[Any], BatchStatus]) -> list[BatchStatus]:
-    """The batches of this page and the older ones that were made since then."""
+    """The batches created since then, from this page and the following ones."""
     recent: list[BatchStatus] = []
     while True:
         statuses = [read(batch) for batch in page.data]
@@ -299,7 +312,8 @@ async def _since(since: float, page: Any, read: Callable[[Any], BatchStatus]) ->
 
 
 def _read(text: str, key: str | None, item: Callable[[dict[str, Any]], Item]) -> Results:
-    """The results, line by line, whatever stands in the others."""
+    """The results, line by line. A line that cannot be read becomes a problem and does not affect
+    the others."""
     read = Results()
     for number, line in enumerate(without(text, key).split("\n"), start=1):
         if not line.strip():
@@ -307,7 +321,7 @@ def _read(text: str, key: str | None, item: Callable[[dict[str, Any]], Item]) ->
         try:
             value = json.loads(line)
             if not isinstance(value, dict):
-                raise ValueError("it is no JSON object")
+                raise ValueError("it is not a JSON object")
             read.items.append(item(value))
         except (ValueError, RecursionError) as error:
             read.problems.append(one_line(f"line {number}: {error}", 200))
@@ -315,7 +329,8 @@ def _read(text: str, key: str | None, item: Callable[[dict[str, Any]], Item]) ->
 
 
 def _results_too_large(error: Exception) -> Results:
-    """Results of which nothing can be read, since they are larger than any of ours could be; any other error is raised."""
+    """Unreadable results, if `error` says that they are larger than any of ours can be; any other
+    error is raised."""
     if oversized := too_large(error):
         return Results(problems=[str(oversized)])
     raise error
@@ -331,7 +346,7 @@ def _custom_id(line: dict[str, Any]) -> str:
 def _object_in(parent: dict[str, Any], name: str) -> dict[str, Any]:
     value = parent.get(name)
     if not isinstance(value, dict):
-        raise ValueError(f"its {name} is no JSON object")
+        raise ValueError(f"its {name} is not a JSON object")
     return value
 
 
@@ -339,5 +354,6 @@ def _answered(name: str, body: dict[str, Any], read: Callable[[str], Answer]) ->
     raw = json.dumps(body, ensure_ascii=False)
     try:
         return Item(name, answer=read(raw))
-    except ValueError:  # kept as it came: it was billed; that it is no record is found when records are read
-        return Item(name, answer=Answer(raw=raw, odd_usage="it tells no token counts"))
+    except ValueError:
+        # Kept as it came, since it was billed. Reading the records later finds that it is none.
+        return Item(name, answer=Answer(raw=raw, odd_usage=NO_COUNTS))

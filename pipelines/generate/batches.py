@@ -1,7 +1,9 @@
-"""Batch mode, at half price: submit and collect are separate steps, and either may be killed at any moment.
+"""Batch mode, at half price: submit and collect are separate steps, and either may be killed at any
+moment.
 
-The journal records a batch and its requests before the batch is created, and the provider's id as soon as it is known. A batch
-whose creation was cut off is looked up at the provider before anything counts as lost; only then are its requests in doubt.
+The journal records a batch and its requests before the batch is created, and the provider's id as
+soon as it is known. If the creation was cut off, the batch is first looked up at the provider. Its
+requests are in doubt only if the provider does not have it.
 """
 
 import json
@@ -24,15 +26,22 @@ from pipelines.lake.run_ids import new_run_id
 from pipelines.runs.clock import now
 from pipelines.settings.providers import Provider
 
-if TYPE_CHECKING:  # it loads both SDKs
+# For type checking only, since this module loads both SDKs.
+if TYPE_CHECKING:
     from pipelines.generate.batch_clients import BatchClient, BatchStatus, Item, Results
 
 BatchStep = Literal["submit", "collect"]
-Reservations = list[tuple[Request, float]]  # requests with the dollars that are reserved for each
-ITEMS = 10_000  # of one batch; both APIs take more, but a smaller one is sooner done and sooner lost
-ITEM_BYTES, TOKEN_BYTES = 20_000, 32  # of a batch's results: what surrounds one answer, and a token of it, escaped
-BELIEVED_LOST_SECONDS = 900.0  # a batch that no listing shows by then was never made
-GONE_SECONDS = 172_800.0  # one that the provider once named and no longer knows has ended by then, whatever the reason
+# Requests with the dollars reserved for each.
+Reservations = list[tuple[Request, float]]
+# Requests in one batch, at most. Both APIs take more, but a smaller batch ends sooner and risks
+# less.
+ITEMS = 10_000
+# Bytes in a batch's results: the fields around one answer, and one escaped token of its text.
+ITEM_BYTES, TOKEN_BYTES = 20_000, 32
+# A batch that no listing shows after this time was never created.
+BELIEVED_LOST_SECONDS = 900.0
+# A batch that the provider once knew and no longer finds has certainly ended after this time.
+GONE_SECONDS = 172_800.0
 
 
 @dataclass
@@ -57,7 +66,11 @@ async def work(
     *,
     only: BatchStep | None = None,
 ) -> Tally:
-    """Collect every batch that has ended, then submit what still holds no answer, or `only` one of the two; wait for nothing."""
+    """Collect every batch that has ended, then submit the requests that still have no answer; never
+    wait.
+
+    `only`: just one of the two steps.
+    """
     from pipelines.generate.batch_clients import batch_client
 
     tally = Tally(total=len(journal.to_send(requests)))
@@ -76,10 +89,10 @@ async def work(
 
 
 async def collect(work: Batching) -> None:
-    """Take the results of every batch that has ended into the journal.
+    """Write the results of every batch that has ended to the journal.
 
     Raises:
-        CallError: the provider cannot be asked.
+        CallError: the provider cannot be reached or refuses the call.
     """
     for row in open_batches(work.journal, work.name):
         batch = row["provider_batch_id"] or await _find_provider_id(work, row)
@@ -90,18 +103,20 @@ async def collect(work: Batching) -> None:
             _mark_in_doubt(work, row["id"], f"the provider no longer knows batch {batch}")
         elif status is None:
             work.tally.stopped = (
-                f"the provider does not know batch {batch}: was it made with another key, or at another base_url? It is waited for "
-                f"{GONE_SECONDS / 3600:.0f} hours"
+                f"the provider does not know batch {batch}: was it created with another key, or at another base_url? "
+                f"It counts as lost after {GONE_SECONDS / 3600:.0f} hours"
             )
         elif status.ended:
             await _take(work, row, status)
 
 
 async def submit(work: Batching, requests: Sequence[Request]) -> None:
-    """Hand in what holds no answer and lies in no batch, as far as the budget goes; each batch is worth a resumable step.
+    """Submit the requests that have no answer and are in no batch, as far as the budget allows.
+
+    Each batch is recorded by itself, so an interrupted submission can be resumed.
 
     Raises:
-        CallError: a batch was not made, or nobody knows.
+        CallError: a batch was not created, or its fate is unknown.
     """
     to_send, failures = work.journal.to_send(requests), _failures(work.journal)
     pending = [request for request in to_send if failures[request.key] < TRIES]
@@ -114,7 +129,8 @@ async def submit(work: Batching, requests: Sequence[Request]) -> None:
 
 
 def _affordable(work: Batching, requests: Sequence[Request]) -> Reservations:
-    """As many of `requests`, in their order, as the budget has room for; that room is held."""
+    """As many of `requests`, in their order, as the budget has room for; their worst-case cost is
+    reserved."""
     reservations: Reservations = []
     for request in requests:
         worst = worst_cost(work.costs, request)
@@ -130,12 +146,15 @@ def _affordable(work: Batching, requests: Sequence[Request]) -> Reservations:
 
 
 async def _hand_in(work: Batching, reservations: Reservations) -> None:
+    # Preparing costs nothing, so a failure gives the whole reservation back.
     mark, dollars = new_run_id().replace("T", "")[-24:], sum(reserve for _, reserve in reservations)
     try:
         prepared = await work.client.prepare(mark, [request for request, _ in reservations])
     except CallError:
         work.budget.give_back(work.name, dollars, of_this_run=True)
         raise
+
+    # The journal holds the batch and its requests before it is created, so a crash loses neither.
     with work.journal.transaction() as db:
         db.execute(
             "INSERT INTO batches (id, provider, status, requests, created_at) VALUES (?, ?, 'creating', ?, ?)",
@@ -143,10 +162,13 @@ async def _hand_in(work: Batching, reservations: Reservations) -> None:
         )
         for request, reserve in reservations:
             work.journal.sending(request, reserve=reserve, batch=mark)
+
+    # If the provider refused the batch, there is none and it costs nothing. If its fate is unknown,
+    # the next run looks for it.
     try:
         batch = await work.client.create(mark, prepared)
     except CallError as error:
-        if error.fate != "unknown":  # it was turned away: no batch, no cost
+        if error.fate != "unknown":
             _turned_away(work, mark, str(error))
             work.budget.give_back(work.name, dollars, of_this_run=True)
         raise
@@ -155,9 +177,11 @@ async def _hand_in(work: Batching, reservations: Reservations) -> None:
 
 
 async def _find_provider_id(work: Batching, row: dict[str, Any]) -> str | None:
-    """The provider's id of a batch whose making was cut off; None while, or because, it shows none.
+    """The provider's id of a batch whose creation was cut off; None if the provider does not show
+    it (yet).
 
-    An API without marks of its own (Anthropic's) tells ours from others by the ids in the results, so once it has ended.
+    Anthropic's API stores no mark of ours. There, the ids in the results tell whether a batch is
+    ours, so it must have ended first.
     """
     mark, undecided = row["id"], False
     known = {other["provider_batch_id"] for other in _batches(work.journal)}
@@ -171,7 +195,9 @@ async def _find_provider_id(work: Batching, row: dict[str, Any]) -> str | None:
                 _set_batch(db, mark, "submitted", provider_batch_id=status.id)
             return status.id
     if not undecided and _age(row) > BELIEVED_LOST_SECONDS:
-        _mark_in_doubt(work, mark, "the batch was cut off while it was handed in, and the provider shows none")
+        _mark_in_doubt(
+            work, mark, "the connection broke while the batch was submitted, and the provider does not list it"
+        )
     return None
 
 
@@ -181,8 +207,11 @@ async def _holds(work: Batching, batch: str, mark: str) -> bool:
 
 
 async def _take(work: Batching, row: dict[str, Any], status: "BatchStatus") -> None:
-    """Write every result of an ended batch down in one go. What it does not mention was not worked on and costs nothing, unless the
-    provider counts more answers than can be read: then any of it may be paid for, and is in doubt."""
+    """Write all results of an ended batch to the journal at once.
+
+    A request without a result was not processed and costs nothing. But if the provider counts more
+    answers than can be read, any such request may have been billed, so all of them are in doubt.
+    """
     mark = row["id"]
     results = (
         await work.client.results(status.id, most_bytes=_most_bytes(work, mark))
@@ -192,18 +221,23 @@ async def _take(work: Batching, row: dict[str, Any], status: "BatchStatus") -> N
     if results is None:
         _mark_in_doubt(work, mark, f"the results of batch {status.id} are gone")
         return
+
+    # Compare the answers that can be read with the provider's own count.
     with work.journal.transaction() as db:
         matched = _matched_results(results, mark, _keys_in(db, mark))
     read = sum(item.was_worked_on for item in matched.items.values())
     expected = read + len(results.problems) if status.answered is None else min(status.answered, row["requests"])
     lost = expected > read
+
+    # Perhaps only the transfer was cut short. The note in `detail` makes the next run accept what
+    # it gets.
     if lost and len(results.items) + len(results.problems) < expected and row["detail"] is None:
-        # perhaps only the transfer broke off; noted, so that it is put off once
-        why = f"the results of batch {status.id} break off: {read} of {expected} answers can be read"
+        why = f"the results of batch {status.id} are incomplete: {read} of {expected} answers can be read"
         with work.journal.transaction() as db:
             _set_batch(db, mark, "submitted", detail=why)
-        work.tally.stopped = f"{why}; run it again later, what is missing then as well is in doubt"
+        work.tally.stopped = f"{why}; run it again later: the answers still missing then are in doubt"
         return
+
     charged = _charged(work)
     counts, waiting = _write_down(work, mark, status, results, matched, lost=lost)
     work.budget.give_back(work.name, charged - _charged(work), of_this_run=False)
@@ -217,8 +251,11 @@ async def _take(work: Batching, row: dict[str, Any], status: "BatchStatus") -> N
 def _write_down(
     work: Batching, mark: str, status: "BatchStatus", results: "Results", matched: "MatchedResults", *, lost: bool
 ) -> tuple[Counter[str], set[str]]:
-    """Every result and the end of the batch, in one transaction; returns how often which came, and the requests without one. These
-    are in doubt where results are `lost`, else they were not worked on."""
+    """Write every result and the end of the batch in one transaction.
+
+    Returns counts of the outcomes, and the keys of the requests without a result. These are in
+    doubt if results are `lost`; otherwise they were not processed.
+    """
     counts = Counter[str]()
     cause = "; ".join([*matched.problems, *results.problems[:3]]) or "it is missing among the results"
     with work.journal.transaction() as db:
@@ -227,9 +264,9 @@ def _write_down(
             waiting.discard(key)
             counts[_take_item(work, db, key, item)] += 1
         if lost:
-            _each_in_doubt(work, waiting, f"batch {status.id} holds no result of it that can be read ({cause})")
+            _each_in_doubt(work, waiting, f"batch {status.id} holds no readable result for it ({cause})")
         else:
-            _each_failed(work, waiting, status.problem or "expired: the batch ended before it was worked on")
+            _each_failed(work, waiting, status.problem or "expired: the batch ended before it was processed")
         if waiting:
             counts["in doubt" if lost else "not worked on"] += len(waiting)
         detail = status.problem or ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -245,7 +282,7 @@ def _no_results() -> "Results":
 
 @dataclass(frozen=True)
 class MatchedResults:
-    """Results by the key of their request, and what else stands among them, in words."""
+    """Results by the key of their request, and descriptions of the results that match none."""
 
     items: dict[str, "Item"]
     problems: list[str]
@@ -254,7 +291,8 @@ class MatchedResults:
 def _matched_results(results: "Results", mark: str, waiting: set[str]) -> MatchedResults:
     items: dict[str, Item] = {}
     strangers = repeats = 0
-    for item in sorted(results.items, key=lambda one: one.answer is None):  # where there are two, the answer counts
+    # Answers come first: of two results for one request, the answer counts.
+    for item in sorted(results.items, key=lambda one: one.answer is None):
         prefix, _, key = item.custom_id.rpartition("-")
         if prefix != mark or key not in waiting:
             strangers += 1
@@ -289,7 +327,8 @@ def _note_problems(work: Batching, batch: str, problems: Sequence[str]) -> None:
 
 
 def _most_bytes(work: Batching, mark: str) -> float:
-    """The most bytes that the results of a batch may have: what the API adds to each answer, and its longest text, escaped."""
+    """The most bytes that the results of a batch may have: per answer, the API's fields and the
+    longest escaped text."""
     with work.journal.transaction() as db:
         requests = [
             json.loads(text) for (text,) in db.execute("SELECT request FROM requests WHERE batch_id = ?", (mark,))
@@ -298,7 +337,7 @@ def _most_bytes(work: Batching, mark: str) -> float:
 
 
 def _take_item(work: Batching, db: sqlite3.Connection, key: str, item: "Item") -> str:
-    """Write one result down; returns what it was."""
+    """Write one result to the journal; returns the name of its outcome."""
     if item.answer is not None:
         row = work.journal.row(key) or {}
         reserved = row["attempt_reserved_usd"]
@@ -321,7 +360,7 @@ def _take_item(work: Batching, db: sqlite3.Connection, key: str, item: "Item") -
 
 
 def _request(row: dict[str, Any]) -> Request:
-    """The request of a row: what its cost is worked out from."""
+    """The request of a row, from which its cost is computed."""
     return Request(provider=row["provider"], model=row["model"], purpose=row["purpose"], **json.loads(row["request"]))
 
 
@@ -332,7 +371,7 @@ def _turned_away(work: Batching, mark: str, why: str) -> None:
 
 
 def _mark_in_doubt(work: Batching, mark: str, why: str) -> None:
-    """Its requests may have been answered and paid for."""
+    """Give up a batch whose requests may have been answered and billed."""
     with work.journal.transaction() as db:
         keys = _keys_in(db, mark)
         _each_in_doubt(work, keys, why)
@@ -341,7 +380,7 @@ def _mark_in_doubt(work: Batching, mark: str, why: str) -> None:
 
 
 def open_batches(journal: Journal, provider: str) -> list[dict[str, Any]]:
-    """Every batch of the provider that is not collected yet, oldest first."""
+    """The provider's batches that are not collected yet, oldest first."""
     waiting = ("creating", "submitted")
     return [row for row in _batches(journal) if row["provider"] == provider and row["status"] in waiting]
 
@@ -352,7 +391,7 @@ def _batches(journal: Journal) -> list[dict[str, Any]]:
 
 
 def _failures(journal: Journal) -> Counter[str]:
-    """How often each request came to nothing inside a batch."""
+    """Key → how often the request failed inside a batch."""
     with journal.transaction() as db:
         return Counter(dict(db.execute("SELECT key, batch_failures FROM requests").fetchall()))
 

@@ -1,4 +1,5 @@
-"""Bodies of responses, decoded while they come and never beyond a cap: 50 kB of gzip may hold 50 MB."""
+"""Response bodies, decoded while they arrive and never beyond a cap: 50 kB of gzip may expand to 50
+MB."""
 
 import zlib
 from collections.abc import AsyncIterator
@@ -8,18 +9,20 @@ from typing import Any
 import httpx2
 
 MEGABYTE = 1_000_000
-EXCERPT_BYTES = 100_000  # bytes of a body that is no answer: enough to see what it was
+# Bytes kept of a body that is not an answer: enough to recognize it.
+EXCERPT_BYTES = 100_000
 
 
 @dataclass
 class Cap:
-    """The most bytes that one decoded body may have. It is raised to read the results of a batch, which hold many answers."""
+    """The most bytes of one decoded body. The results of a batch hold many answers, so the cap is
+    raised for them."""
 
     most_bytes: float
 
 
 class TooLarge(httpx2.ReadError):
-    """A body beyond the cap; `start` is how it begins."""
+    """A body exceeds the cap; `start` is its beginning."""
 
     def __init__(self, most_bytes: float, start: bytes) -> None:
         super().__init__(f"the answer is larger than {most_bytes / MEGABYTE:g} MB (max_answer_mb of the provider)")
@@ -27,7 +30,7 @@ class TooLarge(httpx2.ReadError):
 
 
 class CappedStream(httpx2.AsyncByteStream):
-    """`stream` decoded from `encodings` (those of the header, in its order)."""
+    """`stream`, decoded from `encodings` (in the order of the header) and cut off at `cap`."""
 
     def __init__(self, stream: Any, encodings: list[str], cap: Cap) -> None:
         self._stream, self._cap = stream, cap
@@ -54,8 +57,9 @@ class CappedStream(httpx2.AsyncByteStream):
 class _Decoder:
     def __init__(self, encoding: str) -> None:
         if encoding not in ("gzip", "x-gzip", "deflate"):
-            raise httpx2.DecodingError(f"the body is encoded as {encoding[:40]!r}; gzip and deflate are asked for")
-        self._raw = encoding == "deflate"  # some servers leave the header of zlib out
+            raise httpx2.DecodingError(f"the body is encoded as {encoding[:40]!r}; expected gzip or deflate")
+        # Some servers send deflate without the zlib header.
+        self._raw = encoding == "deflate"
         self._zlib = zlib.decompressobj(zlib.MAX_WBITS | (0 if self._raw else 16))
 
     def decode(self, chunk: bytes, most: int) -> bytes:

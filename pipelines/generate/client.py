@@ -1,7 +1,9 @@
-"""One small protocol for every provider: send a request once, return its answer or say what became of it.
+"""One small protocol for every provider: send a request once, then return its answer or raise its
+fate.
 
-The official SDKs do the talking. Retries are ours, not theirs: they would obey a `retry-after` of hours, retry exhausted quotas and
-spend past a budget. This module holds what both share: errors and rate-limit headers put in our words, and keys kept out of them.
+The official SDKs do the talking, but their retries are off: they would obey a `retry-after` of
+hours, retry exhausted quotas and spend past a budget. This module holds what both clients share. It
+classifies errors, reads rate-limit headers, and keeps keys out of messages.
 """
 
 import asyncio
@@ -23,21 +25,23 @@ from pipelines.generate.journal import Request
 from pipelines.generate.keys import without
 from pipelines.generate.pacing import Limits, RateLimit
 
-# Not "billing" alone: ordinary rate limits name the page where more can be bought.
+# Not the word "billing" alone: messages of ordinary rate limits link to the billing page.
 QUOTA = re.compile(
     r"insufficient_quota|billing_(error|hard_limit|not_active)|credit balance|spend_limit|exceeded your current quota",
     re.I,
 )
 REFUSED_BY_FILTER = ("content_filter", "content_policy_violation")
 TOO_LONG = ("context_length_exceeded", "string_above_max_length", "request_too_large", "exceed_context_size_error")
-# of one request, as Anthropic, OpenAI (a 429 that no waiting mends), vLLM and others say it
+# How Anthropic, OpenAI (with a 429 that never passes), vLLM and others say that one request is too
+# long.
 TOO_LONG_MESSAGE = re.compile(
     r"prompt is too long|request too large|(exceed|maximum) context|context (length|size|limit)", re.I
 )
-MAYBE_BILLED = {408, 499, 502, 504, *range(520, 528)}  # a gateway gave up; the provider behind it may not have
+# A gateway gave up; the provider behind it may have answered.
+MAYBE_BILLED = {408, 499, 502, 504, *range(520, 528)}
 TURNED_AWAY = {503, 529}
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
-# what broke, the particular first
+# Exception → the problem in words, subclasses before their base classes.
 CONNECTION_PROBLEMS: dict[type[Exception], str] = {
     httpx2.ConnectTimeout: "no connection in time",
     httpx2.TimeoutException: "no answer in time",
@@ -56,7 +60,7 @@ class Client(Protocol):
         """Send `request` once.
 
         Raises:
-            CallError: no answer came; its `fate` says what became of the request.
+            CallError: no answer came; its `fate` tells what happened to the request.
         """
         ...
 
@@ -68,12 +72,14 @@ class Client(Protocol):
 
 
 def http_client(base_url: str | None, *, slots: int, cap: Cap, key: str | None) -> httpx2.AsyncClient:
-    """Connections for so many requests at once. A loopback server is reached past any proxy that the environment names.
+    """An HTTP client for `slots` requests at once. A loopback server is reached without the
+    environment's proxies.
 
-    Bodies are decoded here, up to `cap`; `key` is taken out of headers, which the SDKs log when they are told to.
+    It decodes bodies up to `cap` and removes `key` from response headers, which the SDKs may log.
     """
     loopback = base_url is not None and httpx2.URL(base_url).host in ("127.0.0.1", "localhost", "::1")
-    # Many servers close a connection that was idle for 5 s; a request that meets the closing is in doubt.
+    # Many servers close a connection after 5 idle seconds. A request sent at that moment would be
+    # in doubt.
     limits = httpx2.Limits(
         max_connections=slots + 4, max_keepalive_connections=slots + 4, keepalive_expiry=KEEPALIVE_SECONDS
     )
@@ -83,13 +89,15 @@ def http_client(base_url: str | None, *, slots: int, cap: Cap, key: str | None) 
             value.strip().lower() for value in response.headers.get_list("content-encoding", split_commas=True)
         ]
         response.stream = CappedStream(response.stream, encodings, cap)
-        ours = ("content-encoding", "content-length")  # the stream is decoded by now
+        # These describe the encoded stream, and ours is decoded.
+        ours = ("content-encoding", "content-length")
         headers = [(name, without(value, key)) for name, value in response.headers.multi_items() if name not in ours]
         response.headers = httpx2.Headers([(name.encode(), value.encode()) for name, value in headers])
 
     return httpx2.AsyncClient(
         trust_env=not loopback,
-        verify=httpx2.create_ssl_context(),  # SSL_CERT_FILE holds for a loopback server, too
+        # So that SSL_CERT_FILE applies to a loopback server, too.
+        verify=httpx2.create_ssl_context(),
         limits=limits,
         follow_redirects=False,
         headers={"accept-encoding": "gzip, deflate"},
@@ -100,7 +108,7 @@ def http_client(base_url: str | None, *, slots: int, cap: Cap, key: str | None) 
 async def timed_answer(
     create: Callable[[], Awaitable[Any]], read: Callable[[str], Answer], *, key: str | None, timeout_seconds: float
 ) -> Answer:
-    """Call the SDK once within `timeout_seconds` in all, and put what comes of it in our words, without `key`.
+    """Call the SDK once within `timeout_seconds` in all; answers and errors come without `key`.
 
     Raises:
         CallError: no answer came.
@@ -118,7 +126,8 @@ async def timed_answer(
     raw = without(response.http_response.text, key)
     try:
         answer = read(raw)
-    except ValueError as problem:  # a proxy's page, half a body: it may have been billed all the same
+    except ValueError as problem:
+        # A proxy's page or half a body: the request may have been billed all the same.
         shown = f"HTTP {response.http_response.status_code}, but no answer in it ({problem}): {raw[:EXCERPT_CHARS]!r}"
         raise CallError(shown, "unknown", raw=raw[:EXCERPT_BYTES]) from None
     milliseconds = (time.monotonic() - started) * 1000
@@ -126,27 +135,29 @@ async def timed_answer(
 
 
 def native_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema` in the form that both APIs take: constraints they do not enforce are told in words.
+    """`schema` in the form that both APIs take: constraints that they do not enforce become
+    descriptions.
 
     Raises:
-        CallError: it has no such form.
+        CallError: the schema has no such form.
     """
     from anthropic import transform_schema
 
     try:
         return transform_schema(schema)
-    except Exception as error:  # it ends by whatever comes up where it meets what it does not know
+    except Exception as error:
+        # The SDK raises arbitrary exceptions for schemas that it does not support.
         raise CallError(f"the record's schema cannot be put in the API's form: {error}", "stopped") from None
 
 
 def refusal_or_error(error: Any, key: str | None) -> Answer:
-    """The answer that an HTTP error is where a content filter refused; else the error, raised.
+    """The answer, if the HTTP error is a content filter's refusal; any other error is raised.
 
     Raises:
-        CallError: what the status, and the provider's own code, make of it.
+        CallError: its fate follows from the status and the provider's own codes.
     """
+    # Codes and message. The SDKs differ in whether `body` is the whole body or its `error` object.
     status, headers = error.status_code, error.response.headers
-    # The SDKs differ in whether `body` is the whole body or its `error` object.
     body = _mapping(error.body)
     error_body = _mapping(body.get("error")) or body
     details = _mapping(error_body.get("details"))
@@ -161,6 +172,8 @@ def refusal_or_error(error: Any, key: str | None) -> Answer:
             "set base_url to where the API is"
         )
     message = without(f"HTTP {status}: {reason or error.message}", key)[: 4 * EXCERPT_CHARS]
+
+    # A content filter's refusal is an answer that costs nothing.
     if status == 400 and codes & set(REFUSED_BY_FILTER):
         return Answer(
             raw=without(error.response.text, key), stop_reason="content_filter", usage=Usage(input=0, output=0)
@@ -170,36 +183,56 @@ def refusal_or_error(error: Any, key: str | None) -> Answer:
 
 
 def fate_of(status: int, codes: set[str], message: str) -> Fate:
-    """What became of a request that was answered with an error status."""
+    """The fate of a request that was answered with an error status. The order of the checks
+    matters."""
+    # A gateway timed out or lost the connection: the provider may have answered and billed the
+    # request.
     if status in MAYBE_BILLED:
         return "unknown"
+
+    # The provider has no capacity right now; the same request may succeed later.
     if status in TURNED_AWAY:
         return "overloaded"
+
+    # This request is too long for the model, others are not. Checked before rate limits, since
+    # OpenAI answers a request that is larger than the whole limit with a 429.
     if status == 413 or codes & set(TOO_LONG) or (status in (400, 429) and TOO_LONG_MESSAGE.search(message)):
         return "impossible"
+
+    # The money or the quota is used up: no later request can succeed. Checked before rate limits,
+    # since this comes as a 429, too.
     if QUOTA.search(" ".join([*codes, message])):
         return "stopped"
     if status == 429:
         return "throttled"
+
+    # A server error or a conflict may pass, so the request is tried again. All other statuses (a
+    # wrong key, an unknown model, an invalid form) would meet every request.
     return "failed" if status >= 500 or status == 409 else "stopped"
 
 
 def call_error(error: Exception, key: str | None) -> CallError:
-    """What an exception of either SDK means for the call that raised it."""
+    """The CallError for an exception of either SDK."""
     if not hasattr(error, "status_code"):
         return _connection_error(error, key)
     try:
         refusal_or_error(error, key)
-    except CallError as told:
-        return told
+    except CallError as classified:
+        return classified
     return CallError(without(str(error), key), "stopped")
 
 
 def _connection_error(error: Exception, key: str | None) -> CallError:
+    """The CallError for an exception without an HTTP status."""
+    # A wrong certificate or protocol would meet every request, so the provider stops.
+    # A connection that merely ended during TLS may work next time.
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             return CallError(without(_tls_problem(cause), key), "stopped")
+
+    # If the connection was never made, the request was not sent. In all other cases it may have
+    # been billed.
     cause = next((one for one in causes if isinstance(one, httpx2.RequestError)), None)
     fate: Fate = "unsent" if isinstance(cause, NEVER_SENT) else "unknown"
     message = _in_words(cause or error)
@@ -208,7 +241,8 @@ def _connection_error(error: Exception, key: str | None) -> CallError:
 
 
 def _in_words(error: Exception) -> str:
-    """What broke, without the name of another library's class; its own words may be empty, as those of a time-out are."""
+    """The problem in words, without class names of libraries. The error's own message may be empty,
+    as for a time-out."""
     if isinstance(error, TooLarge):
         return str(error)
     problem = next(
@@ -218,7 +252,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came of, the nearest first."""
+    """The error and its causes, the nearest first."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -226,24 +260,23 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def too_large(error: BaseException) -> TooLarge | None:
-    """The body beyond the cap that an SDK's error came of, if it did."""
+    """The TooLarge error among the causes of an SDK's error, if any."""
     return next((cause for cause in _causes(error) if isinstance(cause, TooLarge)), None)
 
 
 def _tls_problem(error: ssl.SSLError) -> str:
-    """Why no encrypted connection comes about, which no further try mends."""
+    """Why there is no encrypted connection. A further try would not help."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
-            f"the server's certificate is not trusted ({error.verify_message}): name the file of the certificate that signed it in "
-            "SSL_CERT_FILE, or mend base_url"
+            f"the server's certificate is not trusted ({error.verify_message}): set SSL_CERT_FILE to the file of the "
+            "certificate that signed it, or correct base_url"
         )
-    return (
-        f"no encrypted connection ({error.reason}): does the server speak https? If not, base_url begins with http://"
-    )
+    return f"no encrypted connection ({error.reason}): does the server speak https? If not, start base_url with http://"
 
 
 def retry_after_in(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait, if it does: seconds, milliseconds, or a date."""
+    """Seconds that the server asks to wait, None if it does not. The header holds seconds,
+    milliseconds or a date."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     text = headers.get("retry-after")
@@ -256,7 +289,8 @@ def retry_after_in(headers: Mapping[str, str]) -> float | None:
 
 
 def limits_in(headers: Mapping[str, str], usage: Usage = Usage()) -> Limits:  # noqa: B008 (frozen)
-    """The rate limits that the headers of either API tell; `usage` is what this one request took of those on tokens."""
+    """The rate limits in the headers of either API. `usage`: the tokens that this one request
+    used."""
     total, tokens_in, tokens_out = (float(count or 1) for count in (usage.total, usage.input, usage.output))
     limits = []
     for pattern, per_request in (

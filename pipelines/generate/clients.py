@@ -1,4 +1,5 @@
-"""A provider's client, with its key from the environment. The SDKs are imported here, when they are needed."""
+"""A provider's client, with its key from the environment. The SDKs are imported here, only when
+needed."""
 
 import os
 
@@ -8,16 +9,18 @@ from pipelines.settings.providers import Provider
 
 
 def api_key(provider: Provider) -> str | None:
-    """The provider's key, or None where it needs none, or none is set that a header could carry.
+    """The provider's key; None if it needs none, or if the variable holds none that fits into a
+    header.
 
-    A line's end that came along from a file is taken off: a header refused for it would be shown with the key in it.
+    White space around the key, such as the line end of a file, is removed: an error about such a
+    header would show the key.
     """
     key = os.environ.get(provider.key_env, "").strip() if provider.key_env else ""
     return key if key and key.isascii() and key.isprintable() else None
 
 
 def client_for(provider: Provider, *, base_url: str | None = None) -> Client:
-    """A client of the provider, at `base_url` where its own configuration names none."""
+    """A client of the provider; `base_url` is used if the provider's configuration names none."""
     key = api_key(provider)
     url = provider.base_url or base_url
     if provider.kind == "anthropic":

@@ -1,7 +1,8 @@
 """How well the records of each provider cover the grid, and how much they vary.
 
-Distinct-n is the share of different n-grams among all n-grams of the outputs (Li et al. 2016, "A Diversity-Promoting Objective
-Function"); it falls as more text is counted, so it compares providers of equally many records.
+Distinct-n is the share of different n-grams among all n-grams of the outputs (Li et al. 2016, "A
+Diversity-Promoting Objective Function"). It falls with the amount of text, so only providers with
+equally many records are comparable.
 """
 
 import json
@@ -20,9 +21,12 @@ WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Coverage:
-    """Of one provider's valid records: how many there are, how many cells and topics they hit, the share of each axis's
-    values among them, and distinct-1 and distinct-2 of their texts (None without any). `problem` is why most of the others are
-    none (None without any)."""
+    """Coverage and variety of one provider's valid records.
+
+    `cells` and `topics` are how many they hit, `axes` the share of each axis's values among them.
+    `distinct_1` and `distinct_2` are those of their texts, None without any. `problem` is the
+    commonest problem of the invalid records, None without any.
+    """
 
     provider: str
     records: int
@@ -35,7 +39,7 @@ class Coverage:
 
 
 def coverage(data: DataRoot, experiments: Experiments, names: Iterable[str]) -> list[Coverage]:
-    """The coverage of each of these providers, of the requests that are configured now."""
+    """The coverage of each of these providers for the currently configured requests."""
     names = list(names)
     if not names:
         return []
@@ -75,7 +79,7 @@ def _axes(prompted: list[PromptedRequest], valid: list[PromptedRequest]) -> dict
 
 
 def distinct(values: Iterable[Any], n: int) -> float | None:
-    """Distinct-n of the outputs of these records; None where no output has so many words."""
+    """Distinct-n of the outputs of these records; None if no output has n words."""
     texts = [
         value.get("output") if isinstance(value, dict) else json.dumps(value, ensure_ascii=False) for value in values
     ]

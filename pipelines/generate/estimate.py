@@ -1,4 +1,4 @@
-"""What a run would ask for and cost, before a single request is sent."""
+"""The requests and the cost of a run, before anything is sent."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +14,17 @@ from pipelines.generate.trained_on import untrained
 from pipelines.lake.paths import DataRoot
 from pipelines.settings.experiments import Experiments
 
-Tokens = tuple[int, int]  # of a prompt and its answer
+# Tokens of a prompt and of its answer.
+Tokens = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One provider's next run. `worst` is what the budget must hold; `likely` goes by the tokens of its past answers.
+    """One provider's next run. `worst_…` is the amount that the budget must hold; `likely_…` is
+    based on past answers.
 
-    None: not known, since there is no price, or no past answer to go by.
+    None: unknown, for lack of a price or of past answers. `untrained` says that nothing is trained
+    on the records, and what to change.
     """
 
     provider: str
@@ -38,11 +41,12 @@ class Estimate:
     charged_usd: float
     budget_usd: float | None
     problem: str | None
-    untrained: str | None = None  # that nothing is trained on its records, and what to change
+    untrained: str | None = None
 
 
 def estimate(data: DataRoot, experiments: Experiments, only: Iterable[str] | None = None) -> Iterator[Estimate]:
-    """For each enabled API, what the journal holds no answer for and what that would cost. Nothing is sent.
+    """For each enabled API, the requests without an answer in the journal and their cost. Nothing
+    is sent.
 
     Raises:
         UsageError: the prompts are broken, or `only` names a provider that may not be asked.
@@ -58,7 +62,8 @@ def estimate(data: DataRoot, experiments: Experiments, only: Iterable[str] | Non
 def of_requests(
     journal: Journal, experiments: Experiments, name: str, requests: list[Request], *, share: float = 1.0
 ) -> Estimate:
-    """What asking the provider for all of `wanted`, which have one purpose, would send and cost, at `share` of the price."""
+    """The estimate for `requests`, which have one purpose, to one provider, at `share` of its
+    price."""
     provider, caps = experiments.provider(name), caps_of(experiments)
     pending = journal.to_send(requests)
     past = _past(journal, provider.model, requests[0]) if requests else []
@@ -106,7 +111,8 @@ def _past(journal: Journal, model: str, like: Request) -> list[Tokens]:
 
 
 def _usual(past: list[Tokens]) -> Usage | None:
-    """The mean tokens of past answers; they are priced one by one, since some prices rise with the length of one request."""
+    """The mean tokens of past answers, as one request: some prices rise with the length of a
+    request, so each is priced alone."""
     if not past:
         return None
     return Usage(
@@ -116,7 +122,7 @@ def _usual(past: list[Tokens]) -> Usage | None:
 
 
 def in_words(estimates: list[Estimate], total_budget: float | None) -> Iterator[str]:
-    """The estimates for a terminal, with what the budgets leave."""
+    """The estimates for a terminal, with the budgets."""
     if not estimates:
         yield "no provider is enabled: nothing would be asked (providers.<name>.enabled in experiments.yaml)"
     for one in estimates:

@@ -1,4 +1,5 @@
-"""Make records: prompts become requests, those the journal holds no answer for are sent, and every answer is kept raw."""
+"""Generate records: prompts become requests, those without an answer in the journal are sent, and
+answers are kept raw."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -27,12 +28,13 @@ from pipelines.weights import store
 
 @dataclass(frozen=True)
 class ProviderResult:
-    """One provider after a run: `wanted` requests, `reused` ones answered before, and what became of the others.
+    """One provider after a run: `wanted` requests, of which `reused` were answered before, and the
+    others' outcomes.
 
-    `missing` requests have no answer: they failed, were given up as in doubt, are in a batch, or were not sent because the
-    provider `stopped`. `usd` is the provider's total in the journal, `reserved_usd` the part whose cost is not known yet.
-    `notes` say what was odd.
-    `unreadable` of a judge's answers hold no verdict; `unreadable_sample` is the text of one.
+    `missing` requests have no answer: they failed, were given up as in doubt, are in a batch, or
+    were not sent because the provider `stopped`. `usd` is the provider's total in the journal,
+    `reserved_usd` the part whose cost is not known yet. `notes` describe oddities. `unreadable` of
+    a judge's answers hold no verdict, and `unreadable_sample` is the text of one.
     """
 
     wanted: int
@@ -56,7 +58,8 @@ class ProviderResult:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What one call did, by provider; `orphans` requests were found in flight of a process that had died."""
+    """The outcome of one call, by provider. A process that died had left `orphans` requests in
+    flight."""
 
     providers: dict[str, ProviderResult] = field(default_factory=dict)
     orphans: int = 0
@@ -83,14 +86,14 @@ class GenerationResult:
 
     @property
     def complete(self) -> bool:
-        """Everything wanted is answered so that it can be read, or lies in a batch that will be."""
+        """Whether every request has a readable answer or is in a batch."""
         done = all(result.missing == result.in_batch and not result.unreadable for result in self.providers.values())
         return done and not self.stopped
 
 
 @dataclass
 class Session:
-    """The right to send: the journal with what is asked of whom, and the money that is left."""
+    """The right to send: the requests with their journal, and the budget."""
 
     data: DataRoot
     request_source: RequestSource
@@ -116,7 +119,8 @@ def session(
     budget_usd: float | None = None,
     wait: bool = True,
 ) -> Iterator[Session]:
-    """The only way to send: one process at a time, and what a dead one left under way is in doubt first.
+    """The only way to send: one process at a time. Requests that a dead process left in flight
+    become in doubt first.
 
     Raises:
         UsageError: the prompts are missing or broken.
@@ -130,7 +134,7 @@ def session(
 
 
 def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Progress | None = None) -> GenerationResult:
-    """Have a local LLM server answer every configured request that the journal holds no answer for.
+    """Have a local LLM server answer every configured request without an answer in the journal.
 
     Raises:
         UsageError: the prompts are broken, or no provider of kind local is configured.
@@ -143,7 +147,8 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
             "sources.local_generator is true, but no provider of kind local is configured (experiments.yaml)"
         )
     with ExitStack() as stack:
-        # The device first: it may be hours until it is free, and the APIs must be askable meanwhile.
+        # The device first: it may be busy for hours, and other processes must be able to use the
+        # APIs meanwhile.
         device = stack.enter_context(device_lock()) if _holds_too_few(data, experiments, name) else None
         run = stack.enter_context(session(data, experiments, progress=progress))
         requests = run.request_source.requests(name)
@@ -153,8 +158,11 @@ def generate_locally(data: DataRoot, experiments: Experiments, *, progress: Prog
 
 
 def device_lock(*, wait: bool = True) -> AbstractContextManager[IO[str]]:
-    """The device that a local server computes on. Take it before the session: others may hold it for hours, and the APIs must be
-    askable meanwhile."""
+    """The lock on the device of a local server.
+
+    Take it before the session: the device may be busy for hours, and other processes must be able
+    to use the APIs meanwhile.
+    """
     return locked(devices.locks_of()[0], "the local LLM server", wait=wait)
 
 
@@ -165,7 +173,7 @@ def _holds_too_few(data: DataRoot, experiments: Experiments, name: str) -> bool:
 
 
 def serve_and_ask(run: Session, name: str, pending: list[Request], device: IO[str]) -> Tally:
-    """Start the server, which inherits the lock on its device, and have it answer."""
+    """Start the server, which inherits the lock on its device, and send it the pending requests."""
     provider = run.experiments.provider(name)
     gguf = store.packaged_gguf(run.data, provider.model, run.experiments.model(provider.model))
     with local_server(gguf, slots=provider.concurrency, keep_open=(device.fileno(),)) as url:
@@ -182,7 +190,8 @@ def generate_all(
     budget_usd: float | None = None,
     batch: BatchStep | None = None,
 ) -> GenerationResult:
-    """Everything that is configured to be asked: the APIs first, then the local server, which may have to wait for its device."""
+    """Send all configured requests: first to the APIs, then to the local server, which may have to
+    wait for its device."""
     chosen = list(only) if only else None
     result = generate(data, experiments, only=chosen, progress=progress, budget_usd=budget_usd, batch=batch)
     if why := None if chosen else local_off(experiments):
@@ -197,18 +206,20 @@ def generate_all(
 
 
 def generate_again(data: DataRoot) -> int:
-    """Let requests that were given up be sent once more; returns how many there are."""
+    """Allow requests that were given up to be sent once more; returns their number."""
     with locked(data.locks / "generation.lock", "generate"), opened(data.journal) as journal:
         journal.mark_orphans_in_doubt()
         return journal.forgive_doubts()
 
 
 def release_in_doubt(data: DataRoot, reason: str, names: Iterable[str] | None = None) -> dict[str, Released]:
-    """Give back what is held for requests of unknown fate or cost, at the user's word that the provider's bill shows none of it; of
-    these providers (None: of all), by provider.
+    """Release the reservations of requests of unknown fate or cost of these providers (None: all);
+    returns sums by provider.
+
+    The user vouches with `reason` that the provider's bill shows no such charge.
 
     Raises:
-        UsageError: no reason, or a provider of which the journal knows nothing.
+        UsageError: no reason is given, or the journal does not know a provider.
         WorkError: the journal cannot be written.
     """
     if not reason.strip():
@@ -234,12 +245,14 @@ def generate(
     budget_usd: float | None = None,
     batch: BatchStep | None = None,
 ) -> GenerationResult:
-    """Have every enabled API answer what the journal holds no answer for, side by side, within the budget.
+    """Send the requests without an answer in the journal to all enabled APIs, side by side, within
+    the budget.
 
-    A provider with `batch: true` gets what is finished of its batches collected, and the rest submitted as a new one.
+    For a provider with `batch: true`, finished batches are collected and the remaining requests
+    submitted as a new batch.
 
     Raises:
-        UsageError: the prompts are broken, or `only` names a provider that may not be asked.
+        UsageError: the prompts are broken, or `only` names a provider that may not be used.
         WorkError: the journal cannot be written.
     """
     with session(data, experiments, progress=progress, budget_usd=budget_usd) as run:
@@ -257,7 +270,11 @@ def generate(
 
 
 async def _ask_all(run: Session, by_provider: dict[str, list[Request]], step: BatchStep | None) -> dict[str, Tally]:
-    """Batches first, a few calls for each provider: what they give back of the budget is there for all the others."""
+    """Work on batches, then send single requests to the other providers.
+
+    Batches take only a few calls, and the money that they give back is available to all other
+    providers.
+    """
     tallies: dict[str, Tally] = {}
     tasks: dict[str, asyncio.Task[Tally]] = {}
     async with asyncio.TaskGroup() as group:
@@ -267,7 +284,8 @@ async def _ask_all(run: Session, by_provider: dict[str, list[Request]], step: Ba
                 pending = run.journal.to_send(requests)
                 tallies[name] = Tally(total=len(pending), stopped=why if pending or waiting else None)
             elif provider.batch or waiting:
-                only = step if provider.batch else "collect"  # it asks one by one now, but once made batches
+                # A provider that no longer uses batches may still have open ones.
+                only = step if provider.batch else "collect"
                 working = batches.work(run.journal, run.budget, name, provider, requests, only=only)
                 tasks[name] = group.create_task(working)
     tallies |= {name: task.result() for name, task in tasks.items()}
@@ -280,7 +298,8 @@ async def _ask_all(run: Session, by_provider: dict[str, list[Request]], step: Ba
 
 
 def outcome(run: Session, name: str, requests: list[Request], reused: int, tally: Tally) -> ProviderResult:
-    """What the journal holds of `wanted` now, of which it held `held` answers before, and what the run says of the rest."""
+    """The result of a provider. The journal already held `reused` answers to `requests` before the
+    run; `tally` is the run's."""
     charges, given_up = run.journal.charges().get(name), run.journal.given_up()
     return ProviderResult(
         wanted=len(requests),
@@ -298,9 +317,10 @@ def outcome(run: Session, name: str, requests: list[Request], reused: int, tally
 
 
 def generated_records(data: DataRoot, experiments: Experiments, names: Iterable[str] | None = None) -> list[RawRecord]:
-    """The journal's answers to the requests configured now, each as a raw record, valid or not.
+    """The journal's answers to the currently configured requests, each as a raw record, valid or
+    not.
 
-    `names`: of these providers; None: of all that `sources:` trains on.
+    `names`: only of these providers; None: of all that `sources:` trains on.
     """
     chosen = sources_of(experiments) if names is None else list(names)
     if not chosen:

@@ -1,8 +1,10 @@
-"""The journal: one SQLite row per request, written before it is sent and committed when it is answered.
+"""The journal: one SQLite row per request, written before it is sent and committed when it is
+answered.
 
-No answer we hold is asked for again: a request is known by the hash of all that decides its answer. A row left `in_flight`
-by a process that died is `in_doubt`: its answer may have been given and paid for, so its worst case stays charged and it is sent
-again once at most. The same goes for a request that timed out or was cut off.
+A request is identified by a hash of everything that decides its answer, so an answer in the journal
+is never requested again. A row that a dead process left `in_flight` becomes `in_doubt`: the request
+may have been answered and billed. Its worst-case cost stays charged, and it is sent again at most
+once. The same goes for a request that timed out or was cut off.
 """
 
 import asyncio
@@ -47,17 +49,22 @@ CREATE TABLE IF NOT EXISTS requests (
     finished_at TEXT
 )
 """
-ADDED_COLUMNS = {  # since the first version; an older journal gets them when it is opened
+# Columns added since the first version. Opening an older journal adds them.
+ADDED_COLUMNS = {
     "stop_category": "TEXT",
     "cached_input_tokens": "INTEGER",
     "cache_write_tokens": "INTEGER",
     "reasoning_tokens": "INTEGER",
-    "reserved_usd": "REAL NOT NULL DEFAULT 0",  # held for all attempts whose cost is not known
-    "attempt_reserved_usd": "REAL NOT NULL DEFAULT 0",  # the latest attempt's part of it
+    # Reserved for all attempts whose cost is unknown, and the part of the latest attempt.
+    "reserved_usd": "REAL NOT NULL DEFAULT 0",
+    "attempt_reserved_usd": "REAL NOT NULL DEFAULT 0",
     "batch_id": "TEXT",
-    "batch_failures": "INTEGER NOT NULL DEFAULT 0",  # how often it came to nothing inside a batch
-    "released_usd": "REAL NOT NULL DEFAULT 0",  # held once, and given back at the user's word: see RELEASES
-    "note": "TEXT",  # what is odd about its answer
+    # How often the request failed inside a batch.
+    "batch_failures": "INTEGER NOT NULL DEFAULT 0",
+    # Once reserved, then released by the user: see RELEASES.
+    "released_usd": "REAL NOT NULL DEFAULT 0",
+    # Oddities of the answer, in words.
+    "note": "TEXT",
 }
 RELEASES = """
 CREATE TABLE IF NOT EXISTS releases (
@@ -81,17 +88,19 @@ CREATE TABLE IF NOT EXISTS batches (
     finished_at TEXT
 )
 """
-# gives the latest attempt's reservation back, unless its parameter is 1
+# SQL that gives back the latest attempt's reservation, unless its parameter is 1.
 RELEASE = "reserved_usd = CASE WHEN ? THEN reserved_usd ELSE max(0, reserved_usd - attempt_reserved_usd) END"
+# How often a request may be sent again after its fate became unknown.
 MOST_RESENDS = 1
 LOCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """All that decides an answer. `topic` and `language` only describe it and are not part of its key.
+    """Everything that decides an answer. `topic` and `language` only describe it and are not part
+    of its key.
 
-    `schema` is the JSON schema that is asked for; empty: plain text.
+    `schema` is the JSON schema of the answer; empty: plain text.
     """
 
     provider: str
@@ -111,13 +120,15 @@ class Request:
 
     @cached_property
     def cell(self) -> str:
-        """The same for every provider that is asked the same thing."""
+        """Hash of the task: equal for every provider that gets the same messages, schema and
+        replicate."""
         return stable_hash([self.messages, self.schema, self.replicate])
 
 
 @dataclass(frozen=True)
 class Charges:
-    """Dollars of one provider: billed by usage, and held back for requests whose cost is not known (yet)."""
+    """Dollars of one provider: billed by usage (`settled`), and `reserved` for requests of unknown
+    cost."""
 
     settled: float = 0.0
     reserved: float = 0.0
@@ -129,25 +140,28 @@ class Charges:
 
 @dataclass(frozen=True)
 class Released:
-    """What was given back of one provider's reservations: of so many requests, so many dollars."""
+    """The released reservations of one provider: number of requests and dollars."""
 
     requests: int
     usd: float
 
 
 class Journal:
-    """The requests of one data root. One process writes at a time (the caller holds the generation lock).
+    """The requests of one data root. One process writes at a time (the caller holds the generation
+    lock).
 
-    Dollars: a request's worst case is reserved from the moment it is sent and given back once its cost is known. What is not given
-    back belongs to attempts of unknown fate or cost, until `release` does so at the user's word.
+    Dollars: the worst-case cost of a request is reserved when it is sent and given back once its
+    cost is known. The rest belongs to attempts of unknown fate or cost and stays reserved until the
+    user calls `release`.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # SQLite gives the files that it makes beside it the same mode
+            # SQLite creates its -wal and -shm files with the mode of the database.
             os.close(os.open(path, os.O_CREAT, 0o600 if is_private(path) else 0o666))
-            # one thread at a time uses it: the caller's, or the writer's while requests are under way
+            # One thread at a time uses it: the caller's, or the writer's while requests are under
+            # way.
             self._db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -156,7 +170,9 @@ class Journal:
             self._db.execute(BATCHES)
             self._db.execute(RELEASES)
             if self._missing_columns():
-                with self.transaction():  # two processes may open it at once
+                # Checked again inside a transaction, since two processes may open the journal at
+                # once.
+                with self.transaction():
                     for name in self._missing_columns():
                         self._db.execute(f"ALTER TABLE requests ADD COLUMN {name} {ADDED_COLUMNS[name]}")
         except (OSError, sqlite3.Error) as error:
@@ -175,18 +191,20 @@ class Journal:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing of what is written inside."""
+        """A transaction: rolled back if its body raises."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
             self._db.execute("COMMIT")
         except BaseException:
-            if self._db.in_transaction:  # a full disk has ended it already
+            # A full disk has already ended the transaction.
+            if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
 
     def mark_orphans_in_doubt(self) -> int:
-        """Rows that a dead process left in flight become in doubt, but for those in a batch. Returns how many."""
+        """Mark the rows that a dead process left in flight as in doubt, except those in a batch;
+        returns their number."""
         sql = (
             "UPDATE requests SET status = 'in_doubt', in_doubt_count = in_doubt_count + 1"
             " WHERE status = 'in_flight' AND batch_id IS NULL"
@@ -194,7 +212,11 @@ class Journal:
         return self._db.execute(sql).rowcount
 
     def to_send(self, requests: Iterable[Request]) -> list[Request]:
-        """Those of `requests` that hold no answer and are not under way, those once in doubt last; twice in doubt is given up."""
+        """The requests that have no answer and are not under way.
+
+        Requests that were in doubt once come last. Those that were in doubt twice are given up and
+        left out.
+        """
         rows = self._rows_by_key("SELECT key, status, in_doubt_count FROM requests")
         fresh, doubtful = [], []
         for request in requests:
@@ -206,28 +228,29 @@ class Journal:
         return fresh + doubtful
 
     def doubts(self) -> Counter[str]:
-        """How often each request's fate was lost, those of none left out."""
+        """Key → how often the request's fate became unknown, where it ever did."""
         sql = "SELECT key, in_doubt_count FROM requests WHERE in_doubt_count > 0"
         return Counter({row["key"]: row["in_doubt_count"] for row in self._db.execute(sql)})
 
     def given_up(self) -> set[str]:
-        """Keys of requests whose fate was lost more often than they may be sent again, and that hold no answer."""
+        """Keys of requests without an answer whose fate became unknown too often to send them
+        again."""
         sql = "SELECT key FROM requests WHERE status IN ('in_doubt', 'failed') AND in_doubt_count > ?"
         return {row["key"] for row in self._db.execute(sql, (MOST_RESENDS,))}
 
     def answered_among(self, requests: Iterable[Request]) -> int:
-        """How many of `requests` hold an answer."""
+        """How many of `requests` have an answer."""
         answered = {row["key"] for row in self._db.execute("SELECT key FROM requests WHERE status = 'answered'")}
         return sum(request.key in answered for request in requests)
 
     def in_batch_among(self, requests: Iterable[Request]) -> int:
-        """How many of `requests` lie in a batch that has not been collected."""
+        """How many of `requests` are in a batch that has not been collected."""
         sql = "SELECT key FROM requests WHERE status = 'in_flight' AND batch_id IS NOT NULL"
         waiting = {row["key"] for row in self._db.execute(sql)}
         return sum(request.key in waiting for request in requests)
 
     def charges(self) -> dict[str, Charges]:
-        """Per provider, over everything ever recorded, for whatever purpose."""
+        """Charges per provider, over the whole journal and every purpose."""
         sums = "sum(coalesce(cost_usd, 0)) AS settled, sum(reserved_usd) AS reserved"
         sql = f"SELECT provider, {sums} FROM requests GROUP BY provider"
         return {row["provider"]: Charges(row["settled"], row["reserved"]) for row in self._db.execute(sql)}
@@ -238,7 +261,7 @@ class Journal:
         return self._db.execute(sql, (moment,)).fetchone()[0] or 0.0
 
     def sending(self, request: Request, *, reserve: float = 0.0, batch: str | None = None) -> None:
-        """Note, before it leaves, that `request` is on its way and what it may cost."""
+        """Record `request` and its worst-case cost, just before it is sent."""
         described = json.dumps(
             {"messages": request.messages, "parameters": request.parameters, "schema": request.schema},
             ensure_ascii=False,
@@ -256,7 +279,8 @@ class Journal:
         )  # fmt: skip
 
     def answered(self, key: str, answer: Answer, *, cost: float | None = None, note: str | None = None) -> None:
-        """Keep the answer, and what is odd about it. Where its cost is not known, what was reserved for it stays so."""
+        """Record the answer and a note on its oddities. If its cost is unknown, its reservation
+        stays."""
         usage = answer.usage
         keep_reservation = 1 if cost is None else 0
         self._db.execute(
@@ -270,14 +294,17 @@ class Journal:
         )  # fmt: skip
 
     def failed(self, key: str, error: str) -> None:
-        """It got no answer and costs nothing."""
+        """Record that the request got no answer and costs nothing."""
         self._db.execute(
             f"UPDATE requests SET status = 'failed', error = ?, {RELEASE}, finished_at = ?, batch_id = NULL WHERE key = ?",
             (error, 0, now(), key),
         )
 
     def doubtful(self, key: str, error: str, *, raw: str | None = None) -> None:
-        """Nobody knows whether it was answered: what it may cost stays charged. `raw`: what came instead of an answer."""
+        """Record that the request may have been answered: its worst-case cost stays charged.
+
+        `raw`: the response that came instead of an answer.
+        """
         self._db.execute(
             "UPDATE requests SET status = 'in_doubt', in_doubt_count = in_doubt_count + 1, error = ?, finished_at = ?,"
             " response = coalesce(?, response), batch_id = NULL WHERE key = ?",
@@ -285,15 +312,20 @@ class Journal:
         )
 
     def forgive_doubts(self) -> int:
-        """Let requests that were given up be sent again, at the user's word; what they may have cost stays charged."""
+        """Allow the requests that were given up to be sent again; returns their number.
+
+        The user decides this. The worst-case cost of the earlier attempts stays charged.
+        """
         sql = "UPDATE requests SET in_doubt_count = 1 WHERE status IN ('in_doubt', 'failed') AND in_doubt_count > ?"
         return self._db.execute(sql, (MOST_RESENDS,)).rowcount
 
     def release(self, reason: str, providers: Iterable[str] | None = None) -> dict[str, Released]:
-        """Give back what is held for requests whose cost nobody knows and that are not under way, at the user's word; by provider.
+        """Release the reservations of requests of unknown cost that are not under way; returns sums
+        by provider.
 
-        All of it in one step, with `reason` and the sums in the table `releases`. What became of a request, and how often its fate
-        was lost, stays on record: nothing is sent again for it.
+        The user decides this. All of it happens in one transaction, which also writes `reason` and
+        the sums to the table `releases`. Statuses and counts of doubts stay as they are, so nothing
+        is sent again because of it.
         """
         held = "reserved_usd > 0 AND status != 'in_flight'"
         sums = f"SELECT provider, count(*) AS requests, sum(reserved_usd) AS usd FROM requests WHERE {held} GROUP BY provider"
@@ -337,8 +369,11 @@ class Journal:
 
 
 class Writer:
-    """Commits for a running event loop: what is handed in while a commit is under way goes into the next one, all together,
-    so that a slow disk holds up neither the loop nor the requests."""
+    """Commits for a running event loop, in a thread of its own.
+
+    Writes that arrive during a commit share the next one, so a slow disk blocks neither the loop
+    nor the requests.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -370,13 +405,16 @@ class Writer:
                 await asyncio.get_running_loop().run_in_executor(
                     self._thread, self._commit, [work for work, _ in group]
                 )
-            except Exception as error:  # whatever it is, nobody may be left waiting
+            except Exception as error:
+                # Whatever went wrong, every waiting caller must be told.
                 problem = WorkError(
                     f"the journal of LLM calls cannot be written: {error}; free disk space, then run it again"
                 )
                 for _, done in group:
                     done.set_exception(problem)
-                    done.exception()  # whoever waits sees it; nobody may be waiting any more
+                    # Marks the exception as retrieved: its caller may have been cancelled, and
+                    # asyncio would warn.
+                    done.exception()
             else:
                 for _, done in group:
                     done.set_result(None)

@@ -1,20 +1,25 @@
-"""An API key taken out of what a provider says, also where it repeats it in another form, or only a part of it."""
+"""Removes an API key from a provider's messages, also if the key is encoded or only a part of it
+appears."""
 
 from base64 import b64encode
 from collections.abc import Iterator
 from functools import lru_cache
 from urllib.parse import quote
 
-SHORTEST_KEY = 9  # characters; anything shorter is a word that other texts hold, too
-PART = 12  # so many consecutive characters of a key are shown nowhere
+# Characters. A shorter key could be a word of ordinary text.
+SHORTEST_KEY = 9
+# This many consecutive characters of a key are removed.
+PART = 12
 
 
 def without(message: str, key: str | None) -> str:
-    """`message` without the key, and as text that can be written anywhere.
+    """`message` without the key, as text that can be written anywhere.
 
-    The key is found in upper and lower case, URL-encoded, in hexadecimal and in base64, whole or PART characters of it.
+    The key is found in upper and lower case, URL-encoded, in hexadecimal and in base64, whole or
+    PART characters of it.
     """
-    text = message.encode("utf-8", "replace")  # JSON can hold halves of characters
+    # JSON can hold lone surrogates, which UTF-8 cannot.
+    text = message.encode("utf-8", "replace")
     if not key or len(key) < SHORTEST_KEY:
         return text.decode()
     lowered = text.lower()
@@ -28,13 +33,14 @@ def without(message: str, key: str | None) -> str:
 
 @lru_cache(maxsize=16)
 def _forms(key: str) -> tuple[tuple[bytes, int], ...]:
-    """Each form in lower case, with the length from which on a part of it is taken out: that of PART characters of the key."""
+    """Each encoded form in lower case, with the least length of a removed part: that of PART
+    characters of the key."""
     raw = key.encode()
     forms = [(raw, 1.0), (quote(key, safe="").encode(), 1.0), (raw.hex().encode(), 2.0)]
     forms.append((b"".join(b"%%%02x" % byte for byte in raw), 3.0))
-    for before in range(
-        3
-    ):  # what stands before the key shifts its base64: as the text alone, after "Bearer ", after a name
+    # The bytes before the key shift its base64: none for the key alone, more after "Bearer " or a
+    # name.
+    for before in range(3):
         encoded = b64encode(b"\0" * before + raw).rstrip(b"=")
         encoded = encoded[(0, 2, 3)[before] : -1 if (before + len(raw)) % 3 else None]
         forms += [(encoded, 4 / 3), (encoded.replace(b"+", b"-").replace(b"/", b"_"), 4 / 3)]
@@ -43,7 +49,11 @@ def _forms(key: str) -> tuple[tuple[bytes, int], ...]:
 
 
 def _repeats(lowered: bytes, form: bytes, least: int) -> Iterator[tuple[int, int]]:
-    """Where at least so many consecutive characters of `form` stand. Each such run holds one of the blocks looked for."""
+    """Spans of `lowered` with at least `least` consecutive characters of `form`.
+
+    Every such run contains at least one of the blocks that are searched for; each hit is extended
+    to both sides.
+    """
     block = (least + 1) // 2
     for at in range(0, len(form) - block + 1, block):
         hit = lowered.find(form[at : at + block])

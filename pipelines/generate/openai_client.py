@@ -1,4 +1,5 @@
-"""Chat completions with a JSON schema, from OpenAI or any server that speaks its API (llama.cpp, vLLM, Ollama, a gateway)."""
+"""Chat completions with a JSON schema, from OpenAI or any compatible server (llama.cpp, vLLM,
+Ollama, a gateway)."""
 
 import os
 from functools import partial
@@ -15,14 +16,16 @@ from pipelines.generate.vectors import PURPOSE, read_embeddings
 
 
 def omitted_headers() -> dict[str, openai.Omit]:
-    """Headers that the SDK would add from the environment: another server than OpenAI's has no business with them."""
+    """Headers that the SDK would add from the environment. Servers other than OpenAI's must not see
+    them."""
     lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
     own = [line.partition(":")[0].strip() for line in lines if ":" in line]
     return dict.fromkeys(["OpenAI-Organization", "OpenAI-Project", *own], openai.Omit())
 
 
 class OpenAIClient:
-    """One server. With `strict`, OpenAI's own form of the request: constraints it does not enforce are told in words."""
+    """One server. `strict`: OpenAI's own form of the request, where unenforced constraints become
+    descriptions."""
 
     def __init__(
         self,
@@ -59,7 +62,8 @@ class OpenAIClient:
             return await self._embed(request)
         body: Any = openai_body(request, strict=self._strict)
         named = {name: body.pop(name) for name in ("model", "messages")}
-        # The SDK knows OpenAI's own parameters alone; past it, every server gets what it is asked with.
+        # The SDK accepts only OpenAI's own parameters. `extra_body` passes all others to the
+        # server.
         create = partial(self.sdk.chat.completions.with_raw_response.create, **named, extra_body=body)
         return await timed_answer(create, read_openai, key=self._key, timeout_seconds=self._timeout)
 
@@ -76,9 +80,10 @@ class OpenAIClient:
 
 
 def openai_body(request: Request, *, strict: bool) -> dict[str, Any]:
-    """The request as /v1/chat/completions takes it, also as a line of a batch."""
+    """The request as the body of /v1/chat/completions, also for a line of a batch."""
     parameters = dict(request.parameters)
-    if strict:  # OpenAI's newer models take this name alone; other servers know the older one
+    # OpenAI's newer models accept only this name; other servers know only the older one.
+    if strict:
         parameters["max_completion_tokens"] = parameters.pop("max_tokens")
     body: dict[str, Any] = {"model": request.model, "messages": request.messages, **parameters}
     if request.schema:

@@ -1,11 +1,14 @@
-"""When the next request may leave: one provider's pace, learned from its answers, and from its rate-limit headers if it sends any.
+"""When the next request may leave: one provider's pace, learned from its answers and its rate-limit
+headers.
 
-Two things are held down apart. The *pace* (requests a second) answers to rate limits: a 429 cuts it to a share of what was
-admitted, then it rises again, slowly near the pace that was refused and faster beyond it (the cubic curve of RFC 9438); headers
-that tell what comes back in a second set it outright. The *window* (requests under way) answers to overload: a 529, a 5xx or a
-time-out halves it, answers widen it again one by one (additive increase, multiplicative decrease: Chiu and Jain 1989).
+Two limits adapt separately. The *pace* (requests a second) responds to rate limits. A 429 cuts it
+to a share of the admitted pace. Then it rises again along the cubic curve of RFC 9438: slowly near
+the refused pace, faster beyond it. Headers that show how fast the limit refills set it directly.
 
-Time is handed in, so that the rules can be tested, and simulated, without waiting.
+The *window* (requests under way) responds to overload. A 529, a 5xx or a time-out halves it, and
+each answer widens it a little (additive increase, multiplicative decrease: Chiu and Jain 1989).
+
+Times are arguments, so the rules can be tested and simulated without waiting.
 """
 
 import math
@@ -13,30 +16,45 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
-FIRST_PACE = 200.0  # a second: slow enough that a refusal of the first requests stops the rest
-MEASURED_SECONDS = 1.0  # what was admitted is measured over so long
-LEAST_GUESS = 5.0  # a second: a refusal of one of the very first requests tells little about the pace
+# Requests a second before anything is known: slow enough that a refusal of the first requests stops
+# the rest.
+FIRST_PACE = 200.0
+# The window over which the admitted pace is measured.
+MEASURED_SECONDS = 1.0
+# Requests a second, the lowest estimate after a first refusal: very early refusals tell little
+# about the pace.
+LEAST_GUESS = 5.0
+# Share of the admitted pace that a 429 leaves.
 CUT = 0.85
-CUT_AT_KNOWN = 0.95  # where a pace like the last one is refused again: the limit is known then
+# The same where nearly the same pace was refused before: then the limit is known.
+CUT_AT_KNOWN = 0.95
+# Relative difference of two refused paces that count as the same.
 SAME_PACE = 0.15
-PLATEAU_SECONDS = (
-    6.0  # after a cut, until the pace that was refused is reached again; twice as long where the limit is known
-)
+# Time after a cut until the refused pace is reached again. It doubles each time that the limit is
+# known.
+PLATEAU_SECONDS = 6.0
 LONGEST_PLATEAU_SECONDS = 60.0
-LATE_SECONDS = 0.005  # so much of a timer's delay is made up for; more would be a burst
-MARGIN = 0.98  # of a limit that the headers tell
-SCARCE = 0.2  # share of a limit that is left
-LONG_SECONDS = 5.0  # a limit that takes longer to be whole is slowed down for before it is reached, a shorter one after
+# How much of a timer's delay is caught up; more would be a burst.
+LATE_SECONDS = 0.005
+# Share of a limit in the headers that we use.
+MARGIN = 0.98
+# A limit is scarce when less than this share of it remains.
+SCARCE = 0.2
+# For a limit that takes longer to refill, the pace slows down before the limit is reached; else
+# only after.
+LONG_SECONDS = 5.0
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 60.0
-FREE_REFUSALS = 5  # refusals in a row that one burst may bring; each further one doubles the pause
+# One burst may cause this many refusals in a row. Each further one doubles the pause.
+FREE_REFUSALS = 5
 
 
 @dataclass(frozen=True)
 class RateLimit:
-    """One limit as headers tell it: `remaining` of `limit` (requests or tokens), whole again after `reset_seconds`.
+    """One limit from the headers: `remaining` of `limit` (requests or tokens), full again after
+    `reset_seconds`.
 
-    `per_request` is what one request takes of it: 1, or its tokens.
+    `per_request` is the use of one request: 1, or its tokens.
     """
 
     limit: float
@@ -50,7 +68,7 @@ class RateLimit:
 
     @property
     def pace(self) -> float | None:
-        """Requests a second that come back; None while too little was used for that to be told."""
+        """Requests a second at which the limit refills; None while too little is used to tell."""
         used = 1 - self.share_left
         if used < 0.5 or self.reset_seconds < 0.2:
             return None
@@ -70,13 +88,15 @@ class Pacer:
         self._longest_wait = longest_wait
         self._jitter = random.Random(seed)
         self._next_at = self._paused_until = self._cut_at = self._halved_at = self._refused_at = -math.inf
-        self._refused_pace: float | None = None  # None until a 429 comes
+        # None until the first 429.
+        self._refused_pace: float | None = None
         self._cut_to, self._plateau = CUT, PLATEAU_SECONDS
-        self._sent: deque[float] = deque()  # when the latest requests left, those that were turned away taken out again
+        # When the latest requests left, without those that got a 429.
+        self._sent: deque[float] = deque()
         self._refusals_in_a_row = 0
 
     def delay(self, now: float, under_way: int) -> float:
-        """Seconds until the next request may leave; infinite until one of those under way has ended."""
+        """Seconds until the next request may leave; infinite while the window is full."""
         if under_way >= max(1, int(self.window)):
             return math.inf
         return max(0.0, self._next_at - now, self._paused_until - now)
@@ -85,7 +105,8 @@ class Pacer:
         self._sent.append(now)
         self._forget(now)
         if math.isfinite(self.pace):
-            # a limit of a whole day that is nearly used up would stand still; let it refuse instead, and be seen
+            # A daily limit that is nearly used up would give a pace near zero. Sending on lets the
+            # provider refuse visibly.
             self._next_at = max(self._next_at, now - LATE_SECONDS) + min(1 / self.pace, self._longest_wait)
 
     def answered(self, sent_at: float, now: float, limits: Limits = ()) -> None:
@@ -108,7 +129,8 @@ class Pacer:
         self._refused_at = now
         if sent_at in self._sent:
             self._sent.remove(sent_at)
-        # Once for a burst; and refusals with nothing admitted between them say how long to wait, not how fast to go.
+        # Cut once per burst. Refusals with nothing admitted in between tell how long to wait, not
+        # how fast to send.
         if self._cut_at == -math.inf or (sent_at > self._cut_at and self._sent and self._sent[-1] > self._cut_at):
             self._cut(now, limits)
         if retry_after is None:
@@ -116,7 +138,8 @@ class Pacer:
         self._paused_until = max(self._paused_until, now + min(retry_after, self._longest_wait))
 
     def failed(self, sent_at: float, now: float, retry_after: float | None = None) -> None:
-        """A 529, a 5xx, a cut connection or a time-out came of the request of `sent_at`: overload."""
+        """The request of `sent_at` ended with a 529, a 5xx, a cut connection or a time-out:
+        overload."""
         if sent_at > self._halved_at:
             self.window = max(1.0, self.window / 2)
             self._halved_at = now
@@ -124,16 +147,21 @@ class Pacer:
             self._paused_until = max(self._paused_until, now + min(retry_after, self._longest_wait))
 
     def backoff(self, failures: int) -> float:
-        """Seconds until one request is tried again after so many failures of its own: exponential, with jitter."""
+        """Seconds until a request is tried again after `failures` of its own: exponential, with
+        jitter."""
         longest = min(self._longest_wait, FIRST_BACKOFF_SECONDS * 2 ** (failures - 1))
         return longest * self._jitter.uniform(0.5, 1.0)
 
     def _cut(self, now: float, limits: Limits) -> None:
+        # Headers that state a lower pace decide.
         self._forget(now)
         header_pace = _header_pace(limits)
         if header_pace and header_pace < self.pace:
             self._follow(header_pace, now)
             return
+
+        # Otherwise the pace just admitted is the best estimate of the limit, and a second estimate
+        # close to the first confirms it.
         admitted = max(LEAST_GUESS, len(self._sent) / MEASURED_SECONDS)
         before = self._refused_pace
         self._refused_pace = admitted if before is None else min(self.pace, max(admitted, CUT * self.pace))
@@ -144,13 +172,14 @@ class Pacer:
         self._cut_at = now
 
     def _follow(self, header_pace: float | None, now: float) -> None:
-        """Take the pace that headers tell, if it is lower than ours."""
+        """Adopt the pace from the headers if it is lower than ours."""
         if header_pace and header_pace < self.pace:
             self.pace = self._refused_pace = header_pace
             self._cut_at = now
 
     def _pause(self, limits: Limits) -> float:
-        """How long nothing is sent after a refusal that does not say: longer with each in a row, or until the limit is whole."""
+        """Seconds to pause after a refusal without `retry-after`: longer with each in a row, or
+        until the limit is full."""
         longest = FIRST_BACKOFF_SECONDS * 2.0 ** min(10, self._refusals_in_a_row - FREE_REFUSALS)
         if self._refusals_in_a_row > FREE_REFUSALS and limits:
             longest = max(
@@ -164,6 +193,6 @@ class Pacer:
 
 
 def _header_pace(limits: Limits) -> float | None:
-    """The pace at which none of `limits` would run out, by the headers."""
+    """The pace at which none of these header limits would run out; None if they do not tell."""
     paces = [limit.pace for limit in limits if limit.pace]
     return MARGIN * min(paces) if paces else None

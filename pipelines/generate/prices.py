@@ -1,6 +1,7 @@
-"""What a request costs, and what it can cost at worst: the bundled table of `genai-prices`, under the user's own prices.
+"""The cost and the worst-case cost of a request, by the user's own prices or the bundled table of
+`genai-prices`.
 
-Nothing is called free that is merely unknown: a model without a price costs None. The local server is the one thing that is free.
+An unknown price is None, never zero. Only the local server is free.
 """
 
 import json
@@ -12,20 +13,20 @@ from pipelines.generate.journal import Request
 from pipelines.settings.providers import Price, Provider
 
 MILLION = 1_000_000
-# A token is at least one byte of what is sent, so the bytes bound the prompt's tokens; this many more stand for what the API adds
-# around them (roles, and the instructions with which it asks for a schema).
+# A token is at least one byte, so the bytes sent bound the prompt's tokens. These come on top for
+# what the API adds (roles, and its instructions for a schema).
 OVERHEAD_TOKENS = 1_000
 
 
 class Costs(Protocol):
-    """Dollars for the tokens of one request; None where they cannot be told."""
+    """Dollars for the tokens of one request; None if they are unknown."""
 
     def __call__(self, usage: Usage) -> float | None: ...
 
 
 @dataclass(frozen=True)
 class OwnPrice:
-    """Prices that the user gave, per million tokens."""
+    """The user's own prices, per million tokens."""
 
     price: Price
 
@@ -52,16 +53,18 @@ class ListPrice:
         if usage.input is None or usage.output is None:
             return None
         read = min(usage.cached_input or 0, usage.input)
-        written = min(usage.cache_write or 0, usage.input - read)  # the table refuses parts that exceed the whole
+        # The table rejects parts that add up to more than the whole.
+        written = min(usage.cache_write or 0, usage.input - read)
         counts = {"input_tokens": usage.input, "cache_read_tokens": read, "cache_write_tokens": written}
         list_usage = ListUsage(**counts, output_tokens=usage.output)
         return float(calc_price(list_usage, self.model, provider_id=self.vendor).total_price)
 
 
 def costs_of(provider: Provider) -> Costs | None:
-    """What this provider charges, or None if nobody told: the user's `price`, else the table for Anthropic's and OpenAI's models.
+    """The prices of a provider: the user's `price`, else the table for Anthropic's and OpenAI's
+    models; None if unknown.
 
-    A compatible server is another seller, whatever its model is called.
+    An OpenAI-compatible server is another seller, even if its model has a name from the table.
     """
     if provider.kind == "local":
         return OwnPrice(Price(input=0, output=0))
@@ -78,18 +81,21 @@ def costs_of(provider: Provider) -> Costs | None:
 
 
 def batch_share(provider: Provider) -> float:
-    """Share of the price that a batched request costs: half at both APIs, unless the user's price says otherwise."""
+    """Share of the price that a batched request costs: half at both APIs, unless the user's price
+    sets another."""
     return provider.price.batch_share if provider.price else 0.5
 
 
 def worst_usage(request: Request) -> Usage:
-    """The most tokens that `request` can be billed for: bytes of all that is sent plus OVERHEAD_TOKENS in, max_tokens out."""
+    """The most tokens that `request` can be billed for: its bytes plus OVERHEAD_TOKENS in,
+    max_tokens out."""
     sent = json.dumps([request.messages, request.schema], ensure_ascii=False)
     return Usage(input=len(sent.encode()) + OVERHEAD_TOKENS, output=request.parameters["max_tokens"])
 
 
 def worst_cost(costs: Costs | None, request: Request) -> float | None:
-    """Dollars that `request` can cost at most, its prompt freshly written to a cache included; None if the price is unknown."""
+    """The most dollars that `request` can cost, also if its prompt is written to a cache; None if
+    the price is unknown."""
     if costs is None:
         return None
     worst = worst_usage(request)

@@ -1,4 +1,5 @@
-"""From the configuration to something that answers: who may be asked, with which key, over which client."""
+"""From the configuration to jobs: which providers may be used, with which key, and through which
+client."""
 
 import math
 from collections.abc import Iterable
@@ -15,10 +16,10 @@ from pipelines.settings.providers import Provider
 
 
 def enabled(experiments: Experiments, only: Iterable[str] | None = None) -> list[str]:
-    """The APIs that may be asked: those with `enabled: true`, or those of them that `only` names.
+    """The APIs that may be used: those with `enabled: true`, or those of them that `only` names.
 
     Raises:
-        UsageError: `only` names one that does not exist, is not enabled, or is the local server.
+        UsageError: `only` names an API that does not exist or is not enabled.
     """
     apis = {name: provider for name, provider in experiments.providers.items() if provider.kind != "local"}
     for name in only or []:
@@ -32,11 +33,9 @@ def enabled(experiments: Experiments, only: Iterable[str] | None = None) -> list
 
 
 def missing_key(provider: Provider) -> str | None:
-    """What is missing before this provider can be asked, in words; None if nothing is."""
+    """A sentence on the missing key of a provider; None if nothing is missing."""
     if provider.key_env and not api_key(provider):
-        return (
-            f"{provider.key_env} is not set, or to no key: put the API key into the environment, or set enabled: false"
-        )
+        return f"{provider.key_env} is not set, or not to a key: put the API key into the environment, or set enabled: false"
     return None
 
 
@@ -52,10 +51,10 @@ def job_for(name: str, provider: Provider, requests: list[Request], *, base_url:
 
 
 def caps_of(experiments: Experiments, this_run: float | None = None) -> Caps:
-    """The configured caps, and one of this run alone, in dollars.
+    """The configured caps and the cap of this run alone, in dollars.
 
     Raises:
-        UsageError: `this_run` is no amount of money.
+        UsageError: `this_run` is not an amount of money.
     """
     if this_run is not None and not 0 <= this_run < math.inf:
         raise UsageError(

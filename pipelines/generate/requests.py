@@ -1,4 +1,5 @@
-"""What is asked: prompts from the topic grid or from the user's own file, and the requests that each provider gets of them."""
+"""Prompts from the topic grid or from the user's own file, and each provider's requests made of
+them."""
 
 import json
 import re
@@ -27,7 +28,8 @@ FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Prompt:
-    """One thing that every provider is asked alike. `record_fields` are the record's fields that are known before the answer."""
+    """One task, the same for every provider. `record_fields` are the fields of the record known
+    before the answer."""
 
     messages: list[dict[str, str]]
     schema: dict[str, Any] = field(default_factory=dict)
@@ -39,14 +41,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptedRequest:
-    """A request and the prompt that it asks."""
+    """A request and its prompt."""
 
     request: Request
     prompt: Prompt
 
 
 class Prompts:
-    """All prompts of the configuration, in the order in which they are asked."""
+    """All prompts of the configuration, in the order in which they are sent."""
 
     def __init__(
         self, ordered: Callable[[list[str] | None], Iterator[Prompt]], record: dict[Any, str] | None = None
@@ -57,14 +59,15 @@ class Prompts:
 
 @dataclass(frozen=True)
 class RequestSource:
-    """What the configuration asks of whom, beside the journal's answers. Reading it needs no lock."""
+    """The configured requests of each provider, and the journal's answers to them. Reading it needs
+    no lock."""
 
     experiments: Experiments
     journal: Journal
     prompts: Prompts
 
     def prompted_requests(self, name: str) -> list[PromptedRequest]:
-        """The requests of one provider, as they are configured now."""
+        """The requests of one provider by the current configuration."""
         provider = self.experiments.provider(name)
         return requests_for(name, provider, self.experiments.generation, self.prompts, self.journal.given_up())
 
@@ -72,7 +75,8 @@ class RequestSource:
         return [prompted.request for prompted in self.prompted_requests(name)]
 
     def records(self, name: str) -> Iterator[tuple[PromptedRequest, RawRecord]]:
-        """The answers of one provider to what is asked now, each as a raw record, valid or not."""
+        """The answers of one provider to its current requests, each as a raw record, valid or
+        not."""
         local = self.experiments.provider(name).kind == "local"
         for prompted in self.prompted_requests(name):
             row = self.journal.row(prompted.request.key)
@@ -122,14 +126,15 @@ def _grid_prompts(grid: TopicGrid, seed: int, languages: list[str] | None) -> It
 def _prompts_in(files: list[Path], system: str) -> Iterator[Prompt]:
     system_messages = [{"role": "system", "content": system}] if system else []
     for file in files:
-        # a file of prompts holds no answers: naming its one needed column keeps it from being judged as examples are
+        # A file of prompts holds no answers. Naming its one required column keeps the reader from
+        # expecting examples.
         for number, record in enumerate(read_file(file, columns={"instruction": "instruction"}), start=1):
             value = record.value if isinstance(record.value, dict) else {}
             instruction, extra = value.get("instruction"), value.get("input") or ""
             if record.problem or not _is_text(instruction) or not instruction.strip() or not _is_text(extra):
                 raise UsageError(
                     f"{file}: record {number}: {record.problem or repr(record.value)[:80]}; expected an object with the text "
-                    "`instruction` (and `input`, which may be left out)."
+                    "`instruction` (and optionally `input`)."
                 )
             text = f"{instruction}\n\n{extra}" if extra else instruction
             yield Prompt(
@@ -141,7 +146,8 @@ def _prompts_in(files: list[Path], system: str) -> Iterator[Prompt]:
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
-    """Text that can be sent: without the lone surrogates that a file in another encoding leaves."""
+    """Whether `value` is text that can be sent: without the lone surrogates that a file in another
+    encoding leaves."""
     return isinstance(value, str) and not HALF_CHARACTER.search(value)
 
 
@@ -156,12 +162,14 @@ def requests_for(
     prompts: Prompts,
     given_up: frozenset[str] | set[str] = frozenset(),
 ) -> list[PromptedRequest]:
-    """The requests of one provider: as many as configured, over the same prompts as every other's.
+    """The requests of one provider: as many as configured, over the same prompts as for every
+    provider.
 
-    One that was given up (its fate was lost twice) makes room for the next prompt; where there is none it stays, unanswered.
+    A request that was given up (its fate became unknown twice) makes room for the next prompt. If
+    there is none, it stays, unanswered.
 
     Raises:
-        UsageError: there are fewer prompts than requests wanted.
+        UsageError: there are fewer prompts than configured requests.
     """
     count = (generation.requests if provider.requests is None else provider.requests) * generation.replicates
     languages = generation.languages if provider.languages is None else provider.languages
@@ -170,7 +178,8 @@ def requests_for(
     for prompted in _all_requests(name, provider, generation, prompts.ordered(languages)):
         if len(chosen) == count:
             break
-        if prompted.request.cell in cells:  # the same prompt twice in a user's file
+        # A user's file may hold the same prompt twice.
+        if prompted.request.cell in cells:
             continue
         cells.add(prompted.request.cell)
         if prompted.request.key in given_up:
@@ -210,7 +219,8 @@ def _all_requests(
 
 
 def raw_record(prompted: PromptedRequest, row: dict[str, Any], prompts: Prompts, *, local: bool) -> RawRecord:
-    """The record inside an answer; what cannot be read, or does not fit the schema, becomes a raw record that says why."""
+    """The record in an answer. An answer that cannot be read or does not fit the schema becomes one
+    with a `problem`."""
     request, text, problem, value = prompted.request, row["response"], None, None
     try:
         text = text_of(row["response"])
@@ -221,7 +231,7 @@ def raw_record(prompted: PromptedRequest, row: dict[str, Any], prompts: Prompts,
         stopped = f" (stopped by {row['stop_reason']})" if row["stop_reason"] not in (None, "stop", "end_turn") else ""
         what = "the JSON asked for" if prompted.prompt.schema else "a text"
         value, problem = text, f"answer is not {what}{stopped}: {error}"
-    # text that looks like an answer is none where it was broken off
+    # A text that was refused or cut off is no answer, even if it looks like one.
     broken_off = REFUSALS if prompted.prompt.schema else (*REFUSALS, *TRUNCATIONS)
     if problem is None and row["stop_reason"] in broken_off:
         value, problem = text, f"answer is not whole (stopped by {row['stop_reason']})"
@@ -260,10 +270,12 @@ def _filled(name: str, template: str, value: Any) -> str:
 
 
 def json_in(text: str) -> Any:
-    """The JSON that an answer is, or that stands in it as a block of Markdown, as servers write it that know no schemas.
+    """The JSON of an answer, plain or as a Markdown block, which servers without schema support
+    write.
 
     Raises:
-        ValueError: it is none. RecursionError: nested too deeply.
+        ValueError: the answer is not JSON.
+        RecursionError: it is nested too deeply.
     """
     fenced = FENCE.fullmatch(text)
     return json.loads(fenced[1] if fenced else text)

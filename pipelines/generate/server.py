@@ -1,4 +1,5 @@
-"""A local LLM server: llama.cpp (xllamacpp) on a free loopback port, in a child that ends when the caller does.
+"""A local LLM server: llama.cpp (xllamacpp) on a free loopback port, in a child process that ends
+with the caller.
 
 Run by hand: `python -m pipelines.generate.server MODEL.gguf PORT_FILE`.
 """
@@ -15,15 +16,17 @@ from pipelines.errors import WorkError
 from pipelines.runs.process import die_with_parent, offer_to_oom_killer, spawn, stop_group
 
 START_SECONDS = 120
-SLOT_TOKENS = 2048  # of one request and its answer
+# Tokens of one request and its answer.
+SLOT_TOKENS = 2048
 
 
 @contextmanager
 def local_server(gguf: Path, *, slots: int, keep_open: tuple[int, ...] = ()) -> Iterator[str]:
-    """Serve `gguf` and yield the base URL of its OpenAI-compatible API; the server is gone afterwards, whatever happens.
+    """Serve `gguf` and yield the base URL of its OpenAI-compatible API; the server always ends
+    afterwards.
 
     Raises:
-        WorkError: the server did not come up; the message ends with what it printed last.
+        WorkError: the server did not start; the message ends with its last output.
     """
     with TemporaryDirectory(prefix="featherweight-server-") as folder:
         port_file, log = Path(folder) / "port", Path(folder) / "log.txt"

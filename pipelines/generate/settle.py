@@ -1,8 +1,9 @@
-"""What an answer is charged, and what is odd about it. A provider's word on tokens is believed within bounds: what it reports is
-multiplied by a price, so that one wrong digit would end every budget, and a zero would make an answer look free.
+"""The charge of an answer, and its oddities.
 
-The bounds are what was reserved for the request and the length of the text. Beyond them the reservation stays charged, the token
-counts stay empty, and a note says why.
+Token counts are multiplied by a price: one wrong digit could use up every budget, and a zero would
+make an answer look free. So a provider's counts are believed only within bounds: the request's
+reservation and the length of its text. Beyond them the reservation stays charged, the token counts
+stay empty, and a note says why.
 """
 
 import re
@@ -13,15 +14,21 @@ from pipelines.generate.budget import ROUNDING
 from pipelines.generate.journal import Request
 from pipelines.generate.prices import Costs, worst_usage
 
-MOST_BYTES_A_TOKEN = 128  # of text: the longest words of the tokenizers in use, on average over a whole answer
-# Names of one model: a date behind it, a folder or a vendor before it
+# The most bytes of text per token, on average over an answer: the length of the longest words of
+# tokenizers in use.
+MOST_BYTES_A_TOKEN = 128
+# A date or "latest" at the end of a model's name; the name without it is the same model.
 DATED = re.compile(r"[-@:](\d{4}-\d{2}-\d{2}|\d{8}|\d{4,6}|latest)$")
 
 
 @dataclass(frozen=True)
 class Settled:
-    """`cost` in dollars, None where what was reserved stays charged; `usage` as far as it is believed. The notes are for people:
-    what is odd about the token counts, and which other model says that it answered."""
+    """The charge of an answer. `cost` is in dollars, None if the reservation stays charged; `usage`
+    as far as believed.
+
+    The notes are for people: oddities of the token counts, and the name of another model that
+    answered.
+    """
 
     cost: float | None
     usage: Usage
@@ -34,7 +41,8 @@ class Settled:
 
 
 def settle(request: Request, answer: Answer, costs: Costs | None, *, reserved: float, share: float = 1.0) -> Settled:
-    """Charge `answer` by its own token counts, at `share` of the price, for which `reserved` dollars are held."""
+    """Charge `answer` by its own token counts at `share` of the price; `reserved` dollars are held
+    for it."""
     model_note, why = _other_model(request.model, answer.model), _odd(request, answer)
     if why:
         return Settled(None, Usage(), f"{why}: the reservation stays charged", model_note)
@@ -51,11 +59,12 @@ def settle(request: Request, answer: Answer, costs: Costs | None, *, reserved: f
 
 
 def _odd(request: Request, answer: Answer) -> str | None:
-    """Why the token counts cannot be those of this request; None where they can."""
+    """Why the token counts cannot be those of this request; None if they can."""
     usage, worst = answer.usage, worst_usage(request)
     if answer.odd_usage:
         return answer.odd_usage
-    if answer.refused and not usage.total:  # an error of a content filter, which is not billed
+    # A content filter's error, which is not billed.
+    if answer.refused and not usage.total:
         return None
     tokens_in, tokens_out = usage.input or 0, usage.output or 0
     for count, most, what in ((tokens_in, worst.input or 0, "in"), (tokens_out, worst.output or 0, "out")):

@@ -1,4 +1,5 @@
-"""A run of requests as people see it: a live bar on a terminal, a line now and then in a log, and what came of it."""
+"""A run of requests for people: a live bar on a terminal, occasional lines in a log, and a
+summary."""
 
 import sys
 import time
@@ -19,11 +20,13 @@ STOPPED, NOTE = " stopped: ", " warning: "
 
 
 class ProgressBar:
-    """One bar for all providers: records, requests a second, tokens, dollars of the budget, errors."""
+    """One bar for all providers: records, requests a second, tokens, dollars of the budget,
+    errors."""
 
     def __init__(self, budget_usd: float | None = None) -> None:
         self._budget = budget_usd
-        calm = 0.2 if sys.stderr.isatty() else LOG_SECONDS  # in a log a line now and then is enough
+        # In a log, an occasional line is enough.
+        calm = 0.2 if sys.stderr.isatty() else LOG_SECONDS
         self._bar = tqdm(desc="records", unit="record", file=sys.stderr, mininterval=calm, delay=0.01)
 
     def __call__(self, snapshot: Snapshot) -> None:
@@ -60,9 +63,11 @@ def _numbers(snapshot: Snapshot, budget: float | None) -> str:
 
 
 def summary(result: GenerationResult) -> Iterator[str]:
-    """What came of a run, a line per provider, then what went wrong and what to do about it."""
+    """A line per provider on the outcome of a run, then its problems and their remedies."""
     if result.orphans:
-        yield f"{result.orphans} requests were under way when an earlier run was killed: in doubt, still charged, sent again once"
+        yield (
+            f"{result.orphans} requests were under way when an earlier run was killed: in doubt, still charged, sent again once"
+        )
     for name, provider in result.providers.items():
         yield f"{name}: {_outcome(provider)}"
     for name, provider in result.providers.items():
@@ -75,12 +80,12 @@ def summary(result: GenerationResult) -> Iterator[str]:
 
 
 def is_warning(line: str) -> bool:
-    """Whether a line of `summary` says that something is wrong."""
+    """Whether a line of `summary` reports a problem."""
     return STOPPED in line or NOTE in line
 
 
 def unreadable(result: GenerationResult) -> dict[str, str]:
-    """By judge: how many of its answers hold no verdict that can be read, one of them, and what to do."""
+    """Judge → the number of its answers without a readable verdict, one of them, and the remedy."""
     return {
         name: f"{one.unreadable} answers hold no verdict that can be read, such as "
         f"“{on_one_line(one.unreadable_sample or '')}”; {ASK_AGAIN} asks for them once more"
@@ -90,7 +95,7 @@ def unreadable(result: GenerationResult) -> dict[str, str]:
 
 
 def without_valid_records(result: GenerationResult, coverages: Sequence[Coverage]) -> dict[str, str]:
-    """By provider that answered, and of whose answers not one is a valid record: so in words, with the commonest reason."""
+    """Provider whose answers contain no valid record → a sentence with the commonest reason."""
     reasons = {}
     for one in coverages:
         provider = result.providers[one.provider]
@@ -102,7 +107,7 @@ def without_valid_records(result: GenerationResult, coverages: Sequence[Coverage
 
 
 def covered(coverages: Sequence[Coverage]) -> Iterator[str]:
-    """How much of the grid the valid records of each provider hit, and how they vary."""
+    """A line per provider: coverage of the grid by its valid records, and their variety."""
     for one in coverages:
         varied = "" if one.distinct_2 is None else f", distinct-2 {one.distinct_2:.2f}"
         yield f"{one.provider}: {one.records} valid records in {one.cells} cells and {one.topics} topics{varied}"
@@ -118,13 +123,13 @@ def duels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         family = ", a judge of the same family as one of them" if row["judge_shares_family"] else ""
         yield (
             f"{row['provider']} against {row['against']}: {row['verdict']}; won {rate} of {row['cells']} cells{interval} "
-            f"({row['ties']} ties, {row['order_disagreements']} of them as the verdict changed with the order; "
+            f"({row['ties']} ties, {row['order_disagreements']} of them because the verdict changed with the order; "
             f"judge {row['judge']}{family})"
         )
         if row["unreadable"]:
-            yield f"  {row['unreadable']} cells are left out: the judge said nothing that can be read; {ASK_AGAIN} asks once more"
+            yield f"  {row['unreadable']} cells are left out: the judge gave no readable verdict; {ASK_AGAIN} asks once more"
         if row["smallest_difference"] is not None:
-            yield f"  so many cells could have shown a difference of {row['smallest_difference']:.0%} or more"
+            yield f"  this many cells can show a difference of {row['smallest_difference']:.0%} or more"
 
 
 def _outcome(result: ProviderResult) -> str:

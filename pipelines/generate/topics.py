@@ -1,4 +1,5 @@
-"""data/topics.yaml: the grid of topics, a seeded sample that covers every axis evenly, and the rendered prompts."""
+"""data/topics.yaml: the topic grid, seeded samples that cover every axis evenly, and the rendered
+prompts."""
 
 import random
 import re
@@ -28,9 +29,10 @@ PLAIN_FORM = re.compile(r"(?!.*\d{4})[^{}]*")
 
 
 class TopicGrid(Strict):
-    """The axes, which of them name a topic cell, and how a cell becomes a prompt for a record of `schema`.
+    """The axes, those of them that name the topic of a cell, and the prompt of a cell for a record
+    of `schema`.
 
-    `record` says how an answer's fields become instruction, input and output, where they are not named so:
+    `record` maps an answer's fields to instruction, input and output if they have other names:
     `{instruction: "{question}", output: "{answer}"}`.
     """
 
@@ -39,7 +41,7 @@ class TopicGrid(Strict):
     topic: list[str] = Field(min_length=1)
     prompt: str
     system: str = ""
-    # pydantic's own BaseModel has a method of this name
+    # Not named `schema`: pydantic's BaseModel has a method of that name.
     record_schema: dict[str, JsonValue] = Field(alias="schema")
     record: dict[Literal["instruction", "input", "output"], str] = Field(default_factory=dict)
 
@@ -80,7 +82,7 @@ class TopicGrid(Strict):
         return list(named)
 
     def _no_record(self) -> str | None:
-        """Why no answer could become a record, as far as the names tell."""
+        """Why no answer could become a record, judged by the field names; None if one could."""
         names = dict.fromkeys([*self._names("properties"), *self._names("required")], "x")
         if self.record:
             missing = [name for name in ("instruction", "output") if name not in self.record]
@@ -91,7 +93,9 @@ class TopicGrid(Strict):
             or {"instruction", "output"} <= {*map_fields(names).fields}
         ):
             return None
-        return f"schema: its fields are {', '.join(names)}; expected {SHAPES}, or say under `record` what becomes what"
+        return (
+            f"schema: its fields are {', '.join(names)}; expected {SHAPES}, or a mapping of the fields under `record`"
+        )
 
     def render(self, cell: Cell) -> str:
         return self.prompt.format(**cell).strip()
@@ -103,17 +107,19 @@ class TopicGrid(Strict):
         return self.languages.get(cell.get("language", ""))
 
     def sample(self, count: int, *, seed: int, languages: list[str] | None = None) -> list[Cell]:
-        """`count` distinct cells, every value of every axis about equally often; a longer sample starts like a shorter.
+        """`count` distinct cells, every value of every axis about equally often.
+
+        A longer sample starts with the cells of a shorter one.
 
         Raises:
-            UsageError: the grid has fewer cells than asked for.
+            UsageError: the grid has fewer than `count` cells.
         """
         if (size := self.size(languages)) < count:
             raise UsageError(f"data/topics.yaml: {count} topics wanted, the grid has {size}: add values to its axes.")
         return list(islice(self.cells(seed=seed, languages=languages), count))
 
     def cells(self, *, seed: int, languages: list[str] | None = None) -> Iterator[Cell]:
-        """Every cell of the grid once, in the order in which samples take them."""
+        """Every cell of the grid once, in the order of the samples."""
         axes, size = self._axes_in(languages), self.size(languages)
         streams = {axis: _shuffled_forever(values, random.Random(f"{seed}/{axis}")) for axis, values in axes.items()}
         seen: set[tuple[str, ...]] = set()
@@ -134,11 +140,11 @@ class TopicGrid(Strict):
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """Refuse what no answer could be checked by, before an answer is paid for.
+    """Reject a schema that cannot validate answers, before any answer is paid for.
 
     Raises:
-        SchemaError: no JSON schema, a pattern that is no regular expression among others.
-        ValueError: a reference to what is not there.
+        SchemaError: not a JSON schema, for instance because a pattern is not a regular expression.
+        ValueError: a reference to nothing, or to itself.
     """
     JsonSchema.check_schema(schema, format_checker=JsonSchema.FORMAT_CHECKER)
     resolver = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
@@ -171,7 +177,8 @@ def load_topics(path: Path) -> TopicGrid:
     """Read and check data/topics.yaml.
 
     Raises:
-        UsageError: not there, not YAML, or a wrong key or value, which is named with its line.
+        UsageError: the file is missing or not YAML, or has a wrong key or value, which is named
+        with its line.
     """
     content, lines = read(path, "it holds the grid of topics to generate for.")
     try:
@@ -185,21 +192,27 @@ def _explain(path: Path, lines: Lines, item: Any) -> str:
     if item["type"] == "unknown_key":
         place = (*place, item["ctx"]["key"])
     named = "" if not item["loc"] else f"{cut('.'.join(str(part) for part in place))}: "
-    about = place or (message.partition(":")[0].partition(".")[0],)  # a check of the whole grid names its field first
+    # The message of a check of the whole grid starts with the field's name.
+    about = place or (message.partition(":")[0].partition(".")[0],)
     line = next((lines[about[:end]] for end in range(len(about), -1, -1) if about[:end] in lines), 1)
     got = "" if item["type"] in NO_VALUE else f" (got {cut(repr(item['input']))})"
     return f"{path}:{line}: {named}{cut(message, MESSAGE_CHARS)}{got}"
 
 
 def _misfit(template: str, known: Collection[str], what: str) -> str | None:
-    """Why the template cannot be filled in from `known`. A width is limited: one of nine digits would fill the memory."""
+    """Why the template cannot be filled in from `known`; None if it can.
+
+    Widths are limited, since one of nine digits would fill the memory.
+    """
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
-        return f"{error}; a brace that stands for itself is written twice"
+        return f"{error}; write a literal brace twice"
     for _, field, form, _ in parts:
         if field is not None and field not in known:
             return f"{cut(repr(field))} is not {what}; {expected_one_of('', list(known))}"
         if form and not PLAIN_FORM.fullmatch(form):
-            return f"{{{field}:{cut(form)}}} has a format that is not taken; expected {{{field}}} alone, or a width below 1000"
+            return (
+                f"{{{field}:{cut(form)}}} has an unsupported format; expected {{{field}}} alone, or a width below 1000"
+            )
     return None

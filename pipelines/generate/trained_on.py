@@ -1,4 +1,5 @@
-"""Whose answers are trained on, and what `sources:` and `providers:` leave out though nobody wrote that it should be."""
+"""Which sources are trained on, and which ones `sources:` and `providers:` leave out without saying
+so."""
 
 from collections.abc import Iterator
 
@@ -15,8 +16,12 @@ def sources_of(experiments: Experiments) -> list[str]:
 
 
 def switched_off(experiments: Experiments) -> Iterator[str]:
-    """A sentence for each built-in source that is off without a word, and what to write. A section that was pasted from
-    somewhere else takes the place of the whole section before it, so what stood there is off."""
+    """A sentence for each built-in source that is off although nobody set it to false, with the
+    remedy.
+
+    A pasted `sources:` section replaces the whole section before it, so every source that it does
+    not name is off.
+    """
     sources = experiments.sources
     if sources.own_only:
         named = " and ".join(name for name in ("files", "hub") if getattr(sources, name))
@@ -35,7 +40,8 @@ def switched_off(experiments: Experiments) -> Iterator[str]:
 
 
 def local_off(experiments: Experiments) -> str | None:
-    """Why no model of this machine writes records, where nobody wrote that none should."""
+    """Why no model of this machine writes records; None if one does or if the configuration says
+    that none should."""
     sources = experiments.sources
     if sources.own_only:
         return None
@@ -53,7 +59,8 @@ def local_off(experiments: Experiments) -> str | None:
 
 
 def untrained(experiments: Experiments) -> dict[str, str]:
-    """The providers that are asked for records which nothing is trained on: by name, that it is so and what to change."""
+    """Name of each provider whose records are generated but not trained on → a sentence with the
+    remedy."""
     used, own_only = sources_of(experiments), experiments.sources.own_only
     reasons = {}
     for name in enabled(experiments):
@@ -72,5 +79,5 @@ def untrained(experiments: Experiments) -> dict[str, str]:
 
 
 def left_out(experiments: Experiments) -> list[str]:
-    """Both in sentences."""
+    """The sentences of `switched_off` and `untrained` together."""
     return [*switched_off(experiments), *(f"provider {name}: {why}" for name, why in untrained(experiments).items())]

@@ -1,7 +1,8 @@
-"""What every judge shares: data shown between marks, replies read as far as they are clear, and asking again.
+"""Shared by all judges: data between marks, lenient reading of replies, and repeated requests.
 
-A judge without schemas answers almost in form: a number as text, one key more, prose around the JSON. What can mean one thing alone
-is read. The rest is unreadable: it was paid for, so it is asked again only on request.
+A judge without schemas nearly keeps the form: a number as text, an extra key, prose around the
+JSON. A reply that can mean only one thing is read. The rest is unreadable. It was paid for, so it
+is sent again only on request.
 """
 
 import json
@@ -16,33 +17,47 @@ from pipelines.generate.journal import Journal, Request
 from pipelines.lake.files import stable_hash
 
 V = TypeVar("V")
-Read = Callable[[Mapping[str, Any]], V | None]  # a JSON object → the verdict that it is
+# Reads the verdict in a JSON object.
+Read = Callable[[Mapping[str, Any]], V | None]
 ASK_AGAIN = "`featherweight judge --again`"
-AGAIN = 1000  # added to a request's replicate each time that it is asked again
-MOST_OBJECTS = 50  # places of one reply where JSON could begin
+# Added to the replicate of a request each time that it is repeated.
+AGAIN = 1000
+# Places of one reply where JSON is tried.
+MOST_OBJECTS = 50
 SAMPLE_CHARS = 120
 WORDS = {"true": True, "yes": True, "false": False, "no": False}
 GRADE = re.compile(r"([1-9]\d*)(?:\.0+)?")
 TRICKS = re.compile(
-    r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b."  # ANSI
-    r"|[\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\u00ad\U000e0000-\U000e007f]"  # no width, direction, tags
+    # ANSI escape sequences.
+    r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b."
+    # Characters without width, direction marks, tags.
+    r"|[\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\u00ad\U000e0000-\U000e007f]"
+    # Control characters.
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
+# Markup and its replacement.
 MARKDOWN = (
-    (re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE), ""),  # fences
-    (re.compile(r"!?\[([^\]\n]*)\]\([^)\n]*\)"), r"\1"),  # links and pictures: their text
-    (re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]?|[-*+][ \t]+)", re.MULTILINE), ""),  # headings, quotations, bullets
-    (re.compile(r"^[ \t]*(?:[-*_][ \t]*){3,}$", re.MULTILINE), ""),  # rules
-    (re.compile(r"(\*\*|__|~~|`)(?=\S)(.+?)(?<=\S)\1"), r"\2"),  # bold, struck, code
-    (re.compile(r"</?[a-zA-Z][^<>\n]{0,200}>"), ""),  # HTML
+    # Fences.
+    (re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE), ""),
+    # Links and pictures: only their text stays.
+    (re.compile(r"!?\[([^\]\n]*)\]\([^)\n]*\)"), r"\1"),
+    # Headings, quotations, bullets.
+    (re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]?|[-*+][ \t]+)", re.MULTILINE), ""),
+    # Rules.
+    (re.compile(r"^[ \t]*(?:[-*_][ \t]*){3,}$", re.MULTILINE), ""),
+    # Bold, strikethrough, code.
+    (re.compile(r"(\*\*|__|~~|`)(?=\S)(.+?)(?<=\S)\1"), r"\2"),
+    # HTML.
+    (re.compile(r"</?[a-zA-Z][^<>\n]{0,200}>"), ""),
 )
 
 
-# --- what a judge is shown
+# --- the texts that a judge sees
 
 
 def without_tricks(text: str) -> str:
-    """The words of `text` alone: no terminal codes, nothing invisible, no Markdown or HTML, few empty lines."""
+    """Only the words of `text`: no terminal codes, nothing invisible, no Markdown or HTML, few
+    empty lines."""
     text = TRICKS.sub("", unicodedata.normalize("NFC", text))
     for pattern, replacement in MARKDOWN:
         text = pattern.sub(replacement, text)
@@ -50,21 +65,24 @@ def without_tricks(text: str) -> str:
 
 
 def cut(text: str, limit: int) -> str:
-    """At most `limit` characters, and a sign that there were more."""
+    """At most `limit` characters of `text`; a mark shows that there were more."""
     return text if len(text) <= limit else text[:limit] + " […]"
 
 
 def code_of(purpose: str, texts: Sequence[str]) -> str:
-    """The code of the marks around `texts`: of the content, so that the journal knows the request again. No text can hold the hash
-    of itself, so none can end its own mark."""
+    """The code in the marks around `texts`: a hash of their content, so equal requests have equal
+    keys.
+
+    No text can contain its own hash, so none can end its own mark.
+    """
     return stable_hash([purpose, *texts])
 
 
-# --- what a judge says
+# --- the replies of a judge
 
 
 def verdict_in(response: str, read: Read[V]) -> V | None:
-    """The one verdict in a judge's reply; None where there is none, or where two differ."""
+    """The verdict in a judge's reply; None if it holds none, or two that differ."""
     try:
         text = text_of(response)
     except (ValueError, RecursionError):
@@ -74,7 +92,8 @@ def verdict_in(response: str, read: Read[V]) -> V | None:
 
 
 def _objects(text: str) -> Iterator[Mapping[str, Any]]:
-    """The JSON objects in `text`, in whatever prose or Markdown, but none inside another."""
+    """The JSON objects in `text`, also inside prose or Markdown; objects inside other objects are
+    left out."""
     decoder = json.JSONDecoder(object_pairs_hook=_unambiguous)
     place = text.find("{")
     for _ in range(MOST_OBJECTS):
@@ -93,18 +112,19 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields and fields[name] != value:
-            raise ValueError(f"{name} stands there twice")
+            raise ValueError(f"{name} occurs twice")
         fields[name] = value
     return fields
 
 
 def truth(value: Any) -> bool | None:
-    """A boolean, also as a word; None where it is neither."""
+    """A boolean, also as a word; None for anything else."""
     return value if isinstance(value, bool) else WORDS.get(value.strip().lower()) if isinstance(value, str) else None
 
 
 def grade(value: Any, highest: int) -> int | None:
-    """A whole number from 1 to `highest`, also as 4.0, "4" or "4/5" (of `highest`); None for anything else."""
+    """A whole number from 1 to `highest`, also as 4.0, "4" or "4/5" (of `highest`); None for
+    anything else."""
     if isinstance(value, bool):
         return None
     text = str(value).strip() if isinstance(value, int | float | str) else ""
@@ -112,13 +132,16 @@ def grade(value: Any, highest: int) -> int | None:
     return int(match[1]) if match and int(match[1]) <= highest else None
 
 
-# --- what the journal holds of it, and asking again
+# --- replies in the journal, and repeated requests
 
 
 @dataclass(frozen=True)
 class Reply(Generic[V]):
-    """How a question stands: the `request` that counts, the verdict that was read, the text that could not be, and the request that
-    would ask once more."""
+    """The state of a question to a judge.
+
+    `request` is the request that counts, `following` the one that would repeat it. `verdict` is its
+    readable verdict, `unreadable` the text of a reply without one.
+    """
 
     request: Request
     following: Request
@@ -131,8 +154,11 @@ class Reply(Generic[V]):
 
 
 def reply_to(journal: Journal, first: Request, read: Read[V], *, earlier: Request | None = None) -> Reply[V]:
-    """The first readable reply to `first` or to one of the times that it was asked again, else how the last of them stands.
-    `earlier`: the form in which older code asked the same; its answer counts as long as nothing was asked in the new form."""
+    """The first readable reply to `first` or one of its repeats, else the state of the last repeat.
+
+    `earlier`: the request in the form of older code. Its answer counts as long as `first` was never
+    sent.
+    """
     if earlier and (row := journal.row(earlier.key)) and row["status"] == "answered" and not journal.row(first.key):
         return _reply(earlier, first, row["response"], read)
     reply = Reply[V](first, first)
@@ -161,18 +187,22 @@ def _reply_text(response: str) -> str:
 
 
 def to_ask(replies: Sequence[Reply[Any]], *, again: bool) -> list[Request]:
-    """The requests that count, each once; with `again`, for each unreadable one the request that asks once more."""
+    """The requests that count, each once; with `again`, unreadable ones are replaced by their
+    repeats."""
     requests = [one.following if again and one.unreadable is not None else one.request for one in replies]
     return list({request.key: request for request in requests}.values())
 
 
 def unreadable_in(replies: Sequence[Reply[Any]]) -> dict[str, Any]:
-    """How many distinct requests were answered without a verdict that can be read, and one of those answers: fields of a
-    `ProviderResult`."""
+    """The number of distinct requests answered without a readable verdict, and one such answer.
+
+    The keys are fields of `ProviderResult`.
+    """
     texts = {one.request.key: one.unreadable for one in replies if one.unreadable is not None}
     return {"unreadable": len(texts), "unreadable_sample": next(iter(texts.values()), None)}
 
 
 def on_one_line(text: str) -> str:
-    """`text` for a terminal: one line, cut, without terminal codes and characters that are invisible or turn the direction."""
+    """`text` for a terminal: one line, cut, without terminal codes, invisible characters and
+    direction marks."""
     return cut(" ".join(TRICKS.sub("", " ".join(text.split())).split()), SAMPLE_CHARS)
