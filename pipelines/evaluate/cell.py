@@ -226,7 +226,9 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
     here = store.lies_in(project.data, attempt.key.model, project.experiments.model(attempt.key.model))
     told, named = project.settings.evaluation.of_the_model, benchmarks_asked.for_spec(project.settings.evaluation)
     asked = {"benchmarks": named} if named else {}
-    looked_up = sources.told(project.data, project.experiments, spec.recipe.get("retrieval"), attempt.key.method)
+    looked_up = sources.spec_entries(
+        project.data, project.experiments, spec.recipe.get("retrieval"), attempt.key.method
+    )
     more = {
         "settings": told,
         "tokenizers_to_fit": tokenizers_to_fit(project),

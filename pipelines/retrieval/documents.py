@@ -38,28 +38,28 @@ def files_of(patterns: Sequence[str], folder: Path) -> list[Path]:
         UsageError: a pattern that names nothing, a folder, something that is no regular file, a file of another kind, by a glob a
             link that leads out of its folder, or more than can be read.
     """
-    found: dict[Path, Path] = {}
+    files: dict[Path, Path] = {}
     for pattern in patterns:
-        own = os.path.expanduser(pattern)
-        anywhere = os.path.join(glob.escape(str(folder)), own)
-        paths = sorted(globbing.files_of(anywhere, announce)) or [folder / own]
+        expanded = os.path.expanduser(pattern)
+        anywhere = os.path.join(glob.escape(str(folder)), expanded)
+        paths = sorted(globbing.files_of(anywhere, announce)) or [folder / expanded]
         for path in paths:
             if path.is_dir() and len(paths) > 1:
                 continue
             _require_document(path)
-            if glob.has_magic(own) and (out := globbing.leads_out(anywhere, path)) is not None:
+            if glob.has_magic(expanded) and (out := globbing.leads_out(anywhere, path)) is not None:
                 raise UsageError(
                     f"{path}: is a link that leads out of {out} to {path.resolve()}; where that file is meant, name it by itself, "
                     "without * in its path (retrieval.documents)."
                 )
-            found.setdefault(path.resolve(), path)
-    size = sum(path.stat().st_size for path in found)
+            files.setdefault(path.resolve(), path)
+    size = sum(path.stat().st_size for path in files)
     if size > MOST_BYTES:
         raise UsageError(
-            f"retrieval.documents: {len(found)} files of {size / 1e6:.0f} MB together; expected at most {MOST_BYTES / 1e6:.0f} MB: "
+            f"retrieval.documents: {len(files)} files of {size / 1e6:.0f} MB together; expected at most {MOST_BYTES / 1e6:.0f} MB: "
             "name fewer or smaller ones."
         )
-    return list(found.values())
+    return list(files.values())
 
 
 def _require_document(path: Path) -> None:
@@ -104,20 +104,20 @@ def passages(patterns: Sequence[str], folder: Path, size: int) -> list[Passage]:
     Raises:
         UsageError: as `files_of`, a file that holds no text, or no passage at all.
     """
-    found: dict[str, Passage] = {}
+    by_text: dict[str, Passage] = {}
     for path in files_of(patterns, folder):
         for name, text in _texts(path):
             for piece in pieces(text, size):
-                found.setdefault(piece, Passage(name, piece))
-        if len(found) > MOST_PASSAGES:
+                by_text.setdefault(piece, Passage(name, piece))
+        if len(by_text) > MOST_PASSAGES:
             raise UsageError(
                 f"retrieval.documents: more than {MOST_PASSAGES:,} passages by {path}; raise passage_chars or name fewer files."
             )
-    if not found:
+    if not by_text:
         raise UsageError(
             f"retrieval.documents: {', '.join(patterns)} hold no text to look up; name files with text in them."
         )
-    return list(found.values())
+    return list(by_text.values())
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
@@ -160,15 +160,15 @@ def _text_in(line: str, path: Path, number: int) -> str:
 
 def pieces(text: str, size: int) -> list[str]:
     """`text` in pieces of at most `size` characters: whole paragraphs as long as they fit together, longer ones cut."""
-    found: list[str] = []
-    held = ""
+    finished: list[str] = []
+    current = ""
     for paragraph in _PARAGRAPH.split(text.replace("\r\n", "\n").replace("\r", "\n")):
         for piece in _cut(paragraph.strip(), size):
-            if held and len(held) + 2 + len(piece) > size:
-                found.append(held)
-                held = ""
-            held = f"{held}\n\n{piece}" if held else piece
-    return [*found, held] if held else found
+            if current and len(current) + 2 + len(piece) > size:
+                finished.append(current)
+                current = ""
+            current = f"{current}\n\n{piece}" if current else piece
+    return [*finished, current] if current else finished
 
 
 def _cut(paragraph: str, size: int) -> Iterator[str]:
@@ -186,7 +186,7 @@ def _end_of_piece(text: str, start: int, size: int) -> int:
     """Where the piece from `start` ends: behind the last line, sentence or word in its second half, else at `size`."""
     window = text[start : start + size]
     for kind in _CUTS:
-        ends = [found.end() for found in kind.finditer(window) if found.end() > size // 2]
+        ends = [match.end() for match in kind.finditer(window) if match.end() > size // 2]
         if ends:
             return start + ends[-1]
     return start + size

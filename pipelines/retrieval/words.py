@@ -18,18 +18,18 @@ MOST_CHARS = 20_000  # of one text
 def words(text: str) -> list[str]:
     """The words of `text` in their order, equal ones as often as they stand there; [] where it has none."""
     plain = comparable(" ".join(unicodedata.normalize("NFC", text[:MOST_CHARS]).lower().split()))
-    found: list[str] = []
+    terms: list[str] = []
     for run in _RUN.findall(plain):
         place = 0
         for match in _BY_CHARACTER.finditer(run):
-            found += _whole(run[place : match.start()])
-            found += _bigrams(match.group())
+            terms += _word(run[place : match.start()])
+            terms += _bigrams(match.group())
             place = match.end()
-        found += _whole(run[place:])
-    return found
+        terms += _word(run[place:])
+    return terms
 
 
-def _whole(word: str) -> list[str]:
+def _word(word: str) -> list[str]:
     return [word[:LONGEST]] if word else []
 
 
