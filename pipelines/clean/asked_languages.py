@@ -138,9 +138,9 @@ def asks_for_another(question: str, script: str | None, language: str, letters: 
 
 def _hints_at(hints: str, question: str, letters: int) -> bool:
     """Whether a question names the language, or its country or city where the answer is a name or a few words."""
-    found = list(re.finditer(hints, question, re.IGNORECASE))
-    of_places = all(_PLACE.fullmatch(each[0]) and not _OF_PEOPLE.match(question, each.end()) for each in found)
-    return bool(found) and not (of_places and letters >= AT_LENGTH)
+    matches = list(re.finditer(hints, question, re.IGNORECASE))
+    only_places = all(_PLACE.fullmatch(each[0]) and not _OF_PEOPLE.match(question, each.end()) for each in matches)
+    return bool(matches) and not (only_places and letters >= AT_LENGTH)
 
 
 def _names_a_language(question: str) -> bool:

@@ -33,7 +33,7 @@ _FROM, _TO_QUOTED = "".join(_WIDTHS), "".join(_WIDTHS.values()).replace("'", "''
 _ODD = r"\x{FF01}-\x{FFE6}" + UNSEEN
 
 
-def seen(text: str) -> str:
+def visible(text: str) -> str:
     """`text` without what nobody sees."""
     return text if text.isascii() and text.isprintable() else _UNSEEN.sub("", text)
 
@@ -42,23 +42,23 @@ def comparable(normalized: str) -> str:
     """What two texts have in common where they look the same. `normalized`: NFC, lower case, one space between words."""
     if normalized.isascii() and normalized.isprintable():
         return normalized
-    usual = seen(normalized).translate(_TO_USUAL)
+    usual = visible(normalized).translate(_TO_USUAL)
     return " ".join(unicodedata.normalize("NFC", usual).split())
 
 
 def comparable_in_sql(normalized: str) -> str:
     """SQL for `comparable` of the expression `normalized`."""
     return _folded_in_sql(
-        normalized, odd=_ODD, folded=f"translate({_seen_in_sql(normalized)}, '{_FROM}', '{_TO_QUOTED}')"
+        normalized, odd=_ODD, folded=f"translate({_visible_in_sql(normalized)}, '{_FROM}', '{_TO_QUOTED}')"
     )
 
 
 def group_in_sql(text: str) -> str:
     """SQL for `text` as records are grouped by for the split: without what nobody sees. Widths stay, since a record's side must."""
-    return _folded_in_sql(text, odd=UNSEEN, folded=_seen_in_sql(text))
+    return _folded_in_sql(text, odd=UNSEEN, folded=_visible_in_sql(text))
 
 
-def _seen_in_sql(text: str) -> str:
+def _visible_in_sql(text: str) -> str:
     return f"regexp_replace({text}, '[{UNSEEN}]', '', 'g')"
 
 

@@ -6,7 +6,7 @@ Where the task is to give back what was given (correct, rewrite, complete, copy,
 import re
 from difflib import SequenceMatcher
 
-from pipelines.clean.comparable import seen
+from pipelines.clean.comparable import visible
 from pipelines.clean.exchange import Exchange
 from pipelines.clean.prose import QUOTED, is_code
 
@@ -81,27 +81,27 @@ _STOP = frozenset(
 
 def judge(exchange: Exchange, *, max_share: float) -> str | None:
     """What the answer gives back where it is only that, else None."""
-    exchange = Exchange(seen(exchange.question), seen(exchange.answer), exchange.before)
+    exchange = Exchange(visible(exchange.question), visible(exchange.answer), exchange.before)
     if not _shares_words(exchange.answer, exchange.question):
         return None
     answer = _TEMPLATE.sub(" ", _TOKENS.sub(" ", exchange.answer))
     answer = _LABEL.sub("", answer.strip())
     if not _can_be_an_echo(answer):
         return None
-    told = re.sub(r"(?:에 대한|달라는|하라는|라는|냐는)? ?(?:질문|요청)입니다$", "", plain(answer))
-    task, given = _parts(_LABEL.sub("", _TEMPLATE.sub(" ", _TOKENS.sub(" ", exchange.question)).strip()).strip())
-    whole = plain(exchange.question)
-    if given and _is_whole_again(told, whole, plain(task)):
+    answer_words = re.sub(r"(?:에 대한|달라는|하라는|라는|냐는)? ?(?:질문|요청)입니다$", "", plain(answer))
+    task, input_text = _parts(_LABEL.sub("", _TEMPLATE.sub(" ", _TOKENS.sub(" ", exchange.question)).strip()).strip())
+    question_words = plain(exchange.question)
+    if input_text and _repeats_question_and_input(answer_words, question_words, plain(task)):
         return "the answer is the question and its input again"
-    gives_back = bool(given and GIVES_BACK.search(given))  # what is given may stand before the task
+    gives_back = bool(input_text and GIVES_BACK.search(input_text))  # what is given may stand before the task
     if not gives_back and (
-        found := _is_told_otherwise(exchange, answer, task, given, most_other=min(MOST_NEW, 1 - max_share))
+        detail := _rearranges_question(exchange, answer, task, input_text, most_other=min(MOST_NEW, 1 - max_share))
     ):
-        return found
-    if len(told) >= LEAST_CHARS and not gives_back and _is_again(told, answer, task, max_share):
+        return detail
+    if len(answer_words) >= LEAST_CHARS and not gives_back and _repeats_task(answer_words, answer, task, max_share):
         return "the answer is the question again"
-    given = given or _to_be_translated(task)
-    if given and _is_input_again(exchange, answer, task, given):
+    input_text = input_text or _to_be_translated(task)
+    if input_text and _repeats_input(exchange, answer, task, input_text):
         return "the answer is the input again"
     return None
 
@@ -110,8 +110,10 @@ def _can_be_an_echo(answer: str) -> bool:
     return bool(answer.strip()) and len(answer) <= 4 * JUDGED_CHARS and not _LEADS_ON.search(answer)
 
 
-def _is_whole_again(told: str, whole: str, task: str) -> bool:
-    return len(whole) >= LEAST_CHARS and (told == whole or _is_both_again(told, whole, task))
+def _repeats_question_and_input(answer_words: str, question_words: str, task: str) -> bool:
+    return len(question_words) >= LEAST_CHARS and (
+        answer_words == question_words or _nearly_repeats_both(answer_words, question_words, task)
+    )
 
 
 def _to_be_translated(task: str) -> str:
@@ -121,19 +123,21 @@ def _to_be_translated(task: str) -> str:
     return task.partition(":")[2].strip() or (QUOTED.findall(task) or [""])[-1]
 
 
-def _is_told_otherwise(exchange: Exchange, answer: str, task: str, given: str, *, most_other: float) -> str | None:
+def _rearranges_question(
+    exchange: Exchange, answer: str, task: str, input_text: str, *, most_other: float
+) -> str | None:
     """How the question comes back in other order or without its verb, None where it does not."""
-    told = plain(answer)
-    if given and told.startswith(plain(task)) and _holds_the_same_words(answer, f"{task} {given}"):
+    answer_words = plain(answer)
+    if input_text and answer_words.startswith(plain(task)) and _holds_the_same_words(answer, f"{task} {input_text}"):
         return "the answer is the question and its input again"
-    if _asks_again(answer, exchange.question):
+    if _copies_question(answer, exchange.question):
         return "the answer is a question that was asked"
-    if _orders_again(answer, task) and _holds_the_same_words(answer, f"{task} {given}", most_other=most_other):
+    if _repeats_order(answer, task) and _holds_the_same_words(answer, f"{task} {input_text}", most_other=most_other):
         return "the answer gives the question's order again"
     # a choice and a yes or no hold the same words as well
     if _MAY_BE_THE_ANSWER.search(task) or _orders_to_give_back(task) or QUOTED.search(task) or ":" in task:
         return None
-    if _is_tail(told, task):
+    if _is_tail(answer_words, task):
         return "the answer is what the question orders, without the order"
     return "the answer is the question in other order" if _holds_the_same_words(answer, task) else None
 
@@ -156,32 +160,39 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _is_both_again(told: str, whole: str, task: str) -> bool:
+def _nearly_repeats_both(answer_words: str, question_words: str, task: str) -> bool:
     """Whether question and input come back with a word or two changed, the question in front."""
-    head = SequenceMatcher(None, told[: len(task)], task, autojunk=False)
-    return len(whole) <= JUDGED_CHARS and head.quick_ratio() >= ALIKE and head.ratio() >= ALIKE and _alike(told, whole)
+    head = SequenceMatcher(None, answer_words[: len(task)], task, autojunk=False)
+    return (
+        len(question_words) <= JUDGED_CHARS
+        and head.quick_ratio() >= ALIKE
+        and head.ratio() >= ALIKE
+        and _alike(answer_words, question_words)
+    )
 
 
-def _says_nothing_new(rest: str, asked: str) -> bool:
-    return plain(rest.replace(asked, " ")) == "" or _adds_nothing(rest, asked)
+def _says_nothing_new(rest: str, task_words: str) -> bool:
+    return plain(rest.replace(task_words, " ")) == "" or _adds_nothing(rest, task_words)
 
 
-def _is_again(told: str, answer: str, task: str, max_share: float) -> bool:
-    asked = plain(task)
-    if len(asked) < LEAST_CHARS or len(asked) > JUDGED_CHARS or len(told) > 3 * len(asked) + 20:
+def _repeats_task(answer_words: str, answer: str, task: str, max_share: float) -> bool:
+    task_words = plain(task)
+    if len(task_words) < LEAST_CHARS or len(task_words) > JUDGED_CHARS or len(answer_words) > 3 * len(task_words) + 20:
         return False
-    if told.replace(" ", "") == asked.replace(" ", ""):
+    if answer_words.replace(" ", "") == task_words.replace(" ", ""):
         return True
-    if told.startswith(asked):
-        rest = told[len(asked) :].strip()
-        few = len(asked) > max_share * len(told) and len(rest) <= MOST_NEW * len(asked)
-        return _says_nothing_new(rest, asked) or (few and not _answers_after(answer, task))
-    if asked in told:
-        rest = told.replace(asked, " ").strip()
-        return len(asked) > max_share * len(told) and (_adds_nothing(rest, asked) or len(rest) <= 0.15 * len(asked))
+    if answer_words.startswith(task_words):
+        rest = answer_words[len(task_words) :].strip()
+        few = len(task_words) > max_share * len(answer_words) and len(rest) <= MOST_NEW * len(task_words)
+        return _says_nothing_new(rest, task_words) or (few and not _answers_after(answer, task))
+    if task_words in answer_words:
+        rest = answer_words.replace(task_words, " ").strip()
+        return len(task_words) > max_share * len(answer_words) and (
+            _adds_nothing(rest, task_words) or len(rest) <= 0.15 * len(task_words)
+        )
     if _still_asks(answer, task):
-        return _alike(told, asked, most_new=1, least=ALIKE_QUESTIONS)
-    return not _may_be_given_back(task) and not _YES_OR_NO.match(task) and _alike(told, asked)
+        return _alike(answer_words, task_words, most_new=1, least=ALIKE_QUESTIONS)
+    return not _may_be_given_back(task) and not _YES_OR_NO.match(task) and _alike(answer_words, task_words)
 
 
 def _may_be_given_back(task: str) -> bool:
@@ -191,14 +202,14 @@ def _may_be_given_back(task: str) -> bool:
 
 def _holds_the_same_words(answer: str, task: str, *, most_other: float = 0.0) -> bool:
     """Whether an answer has every word of meaning that its question has, and no other; `most_other` of each side's may differ."""
-    asked, told = set(_words_of_meaning(task)), set(_words_of_meaning(_LABEL_IN.sub(" ", answer)))
-    asks_too = (_QUESTION.search(answer) and _QUESTION.search(task)) or _orders_again(answer, task)
+    task_words, answer_words = set(_words_of_meaning(task)), set(_words_of_meaning(_LABEL_IN.sub(" ", answer)))
+    asks_too = (_QUESTION.search(answer) and _QUESTION.search(task)) or _repeats_order(answer, task)
     least = LEAST_WORDS - 1 if asks_too else LEAST_WORDS
-    if len(asked) < least or not told:
+    if len(task_words) < least or not answer_words:
         return False
-    missing = sum(not _is_among(word, told) for word in asked)
-    new = sum(not _is_among(word, asked) for word in told)
-    return missing <= most_other * len(asked) and new <= most_other * len(told)
+    missing = sum(not _is_among(word, answer_words) for word in task_words)
+    new = sum(not _is_among(word, task_words) for word in answer_words)
+    return missing <= most_other * len(task_words) and new <= most_other * len(answer_words)
 
 
 def _is_among(word: str, known: set[str]) -> bool:
@@ -213,25 +224,25 @@ def _is_among(word: str, known: set[str]) -> bool:
 STEM = 4
 
 
-def _orders_again(answer: str, task: str) -> bool:
+def _repeats_order(answer: str, task: str) -> bool:
     """Whether an answer begins, or in Korean ends, with the order that its question gives, as no answer does."""
     if _orders_to_give_back(task) or QUOTED.search(answer):
         return False
-    words, asked = plain(answer).split(), plain(task).split()
-    if not words or not asked or len(answer) > JUDGED_CHARS:
+    answer_words, task_words = plain(answer).split(), plain(task).split()
+    if not answer_words or not task_words or len(answer) > JUDGED_CHARS:
         return False
-    return (words[0] == asked[0] and bool(_ORDERS.match(answer))) or (
-        words[-1] == asked[-1] and bool(_KOREAN_ORDER.search(answer))
+    return (answer_words[0] == task_words[0] and bool(_ORDERS.match(answer))) or (
+        answer_words[-1] == task_words[-1] and bool(_KOREAN_ORDER.search(answer))
     )
 
 
-def _is_tail(told: str, task: str) -> bool:
+def _is_tail(answer_words: str, task: str) -> bool:
     """Whether an answer is the end of an order and nothing else: tell me about *the history of the bicycle*."""
     is_order = _ORDERS.match(task) and not _QUESTION.search(task)
-    return bool(is_order) and len(told.split()) >= LEAST_WORDS and plain(task).endswith(f" {told}")
+    return bool(is_order) and len(answer_words.split()) >= LEAST_WORDS and plain(task).endswith(f" {answer_words}")
 
 
-def _asks_again(answer: str, question: str) -> bool:
+def _copies_question(answer: str, question: str) -> bool:
     """Whether an answer only copies a question out of the prompt, where no question was wanted."""
     if (
         not _QUESTION.search(answer)
@@ -240,8 +251,8 @@ def _asks_again(answer: str, question: str) -> bool:
         or _WANTS_A_QUESTION.search(question)
     ):
         return False
-    before, found, _ = " ".join(question.lower().split()).partition(_bare(answer))
-    return bool(found) and (not before.strip() or before.rstrip()[-1] in ".?!:：。")
+    before, copy, _ = " ".join(question.lower().split()).partition(_bare(answer))
+    return bool(copy) and (not before.strip() or before.rstrip()[-1] in ".?!:：。")
 
 
 def _orders_to_give_back(task: str) -> bool:
@@ -317,16 +328,16 @@ _ORDERS = re.compile(
 )
 
 
-def _adds_nothing(rest: str, asked: str) -> bool:
-    known = set(asked.split()) | _STOP
+def _adds_nothing(rest: str, task_words: str) -> bool:
+    known = set(task_words.split()) | _STOP
     return all(word in known for word in rest.split())
 
 
 def _answers_after(answer: str, task: str) -> bool:
     """Whether something new follows the question as a sentence or a line of its own."""
     end = re.escape(task.strip().rstrip("?.!。")[-12:])
-    found = re.search(end + r"[\"'”’]?\s*(?:[?.!。:]+[\"'”’)]*|\n)\s*(?=\S)", answer, re.IGNORECASE)
-    return bool(found) and not _adds_nothing(plain(answer[found.end() :]), plain(task))
+    match = re.search(end + r"[\"'”’]?\s*(?:[?.!。:]+[\"'”’)]*|\n)\s*(?=\S)", answer, re.IGNORECASE)
+    return bool(match) and not _adds_nothing(plain(answer[match.end() :]), plain(task))
 
 
 def _alike(one: str, other: str, *, most_new: int = 0, least: float = ALIKE) -> bool:
@@ -362,18 +373,18 @@ def _lines(text: str) -> int:
     return len([line for line in text.split("\n") if line.strip()])
 
 
-def _is_input_again(exchange: Exchange, answer: str, task: str, given: str) -> bool:
-    if _bare(answer) != _bare(given) or _lines(answer) != _lines(given):
+def _repeats_input(exchange: Exchange, answer: str, task: str, input_text: str) -> bool:
+    if _bare(answer) != _bare(input_text) or _lines(answer) != _lines(input_text):
         return False
-    if answer.strip() == given.strip() and _MUST_CHANGE.search(task) and not _IF_NEEDED.search(task):
+    if answer.strip() == input_text.strip() and _MUST_CHANGE.search(task) and not _IF_NEEDED.search(task):
         return True
-    if len(plain(given)) < LEAST_CHARS or _IF_NEEDED.search(task):
+    if len(plain(input_text)) < LEAST_CHARS or _IF_NEEDED.search(task):
         return False
-    if given.strip().endswith("?") and not re.search(
+    if input_text.strip().endswith("?") and not re.search(
         r"translat|rewrit|rephras|paraphras|correct|번역|고쳐|바꿔", task, re.IGNORECASE
     ):
         return True
-    if _TRANSLATES.search(task) or (_MAKES_ANOTHER.search(task) and len(given) >= LONG_GIVEN):
+    if _TRANSLATES.search(task) or (_MAKES_ANOTHER.search(task) and len(input_text) >= LONG_GIVEN):
         return True
     if GIVES_BACK.search(task):
         return False

@@ -23,9 +23,9 @@ def one_line(text: str, chars: int = LINE_CHARS) -> str:
     return plain if len(plain) <= chars else plain[: chars - 1] + "…"
 
 
-def nothing_left(work: Work, staged: Staged, kept: tuple[int, int]) -> str:
+def nothing_left(work: Work, staged: Staged, accepted: tuple[int, int]) -> str:
     """Why a run leaves nothing to train or to evaluate on: each source's fields and reasons, an example of each, and what to do."""
-    train, held_out = kept
+    train, held_out = accepted
     lines = [f"cleaning kept {train} train and {held_out} eval of {staged.read} records; both sides need at least one."]
     lines += [line for source in sorted(staged.shapes) for line in _source_lines(work, staged, source)]
     if not staged.read:
@@ -76,20 +76,20 @@ def _example(work: Work, source: str, reason: str) -> tuple[str, str]:
 
 def warnings(work: Work, staged: Staged) -> list[str]:
     """What somebody should look at although the run is good: sources that give few examples, and those with many alike."""
-    found: list[str] = []
+    texts: list[str] = []
     for source in sorted(staged.shapes):
         counts = dict(_counts(work, source))
         read, accepted = sum(counts.values()), counts.get(None, 0)
         if accepted < FEW_SHARE * read:
-            found.append("\n".join(_source_lines(work, staged, source)))
+            texts.append("\n".join(_source_lines(work, staged, source)))
         alike = counts.get("near_duplicate", 0)
         if alike >= ALIKE_LEAST and alike > ALIKE_SHARE * read:
-            found.append(_largest_cluster(work, source, alike, read))
-    return found
+            texts.append(_largest_cluster(work, source, alike, read))
+    return texts
 
 
 def _largest_cluster(work: Work, source: str, alike: int, read: int) -> str:
-    kept, count, examples = work.one(
+    best, count, examples = work.one(
         """
         SELECT twin, count(*), list(one_line ORDER BY record_id)[:2]
         FROM (SELECT twin, record_id, left(instruction || ' → ' || output, 400) AS one_line
@@ -100,7 +100,7 @@ def _largest_cluster(work: Work, source: str, alike: int, read: int) -> str:
     )
     (shown,) = work.one(
         "SELECT left(instruction || ' → ' || output, 400) FROM ranked JOIN staged USING (n) WHERE record_id = $kept",
-        {"kept": kept},
+        {"kept": best},
     )
     lines = [
         f"{_named(source)}: {alike} of {read} records ({alike / read:.0%}) are near-duplicates; "

@@ -63,8 +63,8 @@ class TextIndex:
         """The exact Jaccard of the distinct 3-shingles of each pair of places."""
         parts = list(self._parts(one, other))
         with ThreadPoolExecutor(self.threads) as threads:
-            found = threads.map(lambda part: self._jaccards(one[part], other[part]), parts)
-            return np.concatenate([np.zeros(0), *found])
+            values = threads.map(lambda part: self._jaccards(one[part], other[part]), parts)
+            return np.concatenate([np.zeros(0), *values])
 
     def _parts(self, one: Indexes, other: Indexes) -> Iterator[slice]:
         """Pairs in slices of bounded length and text."""

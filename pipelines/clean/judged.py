@@ -91,10 +91,10 @@ def _may_refuse(chars: int) -> str:
 def reject_by_reading(work: Work, settings: Cleaning) -> None:
     """Add a verdict for each record that a rule that reads drops."""
     for rule in judged_rules(settings):
-        _insert(work, rule.reason, _found(work, rule))
+        _insert(work, rule.reason, _rejects(work, rule))
 
 
-def _found(work: Work, rule: JudgedRule) -> Iterator[dict[str, object]]:
+def _rejects(work: Work, rule: JudgedRule) -> Iterator[dict[str, object]]:
     rows = work.db.sql(f"""
         SELECT n, instruction, input, output, messages FROM staged ANTI JOIN verdicts USING (n) WHERE {rule.condition}
     """).to_arrow_reader(2000)
@@ -107,25 +107,27 @@ def _found(work: Work, rule: JudgedRule) -> Iterator[dict[str, object]]:
 def reject_damaged(work: Work, settings: Cleaning) -> None:
     """Text decoded wrongly, wherever it stands in a record."""
     rows = work.db.sql(f"""
-        SELECT n, {TEXT} AS told, regexp_extract_all({TEXT}, {quoted(encoding.DAMAGED)}) AS places
+        SELECT n, {TEXT} AS text, regexp_extract_all({TEXT}, {quoted(encoding.DAMAGED)}) AS places
         FROM staged ANTI JOIN verdicts USING (n) WHERE regexp_matches({TEXT}, {quoted(encoding.DAMAGED)})
     """).to_arrow_reader(1000)
-    found = [
+    rejects = [
         {"n": row["n"], "detail": f"{len(damaged)} damaged places, the first is {damaged[0]}"}
         for batch in rows
         for row in batch.to_pylist()
-        if len(damaged := encoding.judge(row["told"], row["places"])) > settings.max_damaged
+        if len(damaged := encoding.judge(row["text"], row["places"])) > settings.max_damaged
     ]
-    _insert(work, "encoding", iter(found))
+    _insert(work, "encoding", iter(rejects))
 
 
-def _insert(work: Work, reason: str, found: Iterator[dict[str, object]]) -> None:
-    rows = list(found)
+def _insert(work: Work, reason: str, rejects: Iterator[dict[str, object]]) -> None:
+    rows = list(rejects)
     if not rows:
         return
-    work.db.register("found", pa.Table.from_pylist(rows))
-    work.db.execute("INSERT INTO verdicts (n, reason, detail) SELECT n, $reason, detail FROM found", {"reason": reason})
-    work.db.unregister("found")
+    work.db.register("rejected", pa.Table.from_pylist(rows))
+    work.db.execute(
+        "INSERT INTO verdicts (n, reason, detail) SELECT n, $reason, detail FROM rejected", {"reason": reason}
+    )
+    work.db.unregister("rejected")
 
 
 def _any_answer(judge: Callable[[Exchange], str | None]) -> Judge:

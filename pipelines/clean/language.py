@@ -70,7 +70,7 @@ def _judge_by_script(work: Work, settings: Cleaning) -> None:
     work.db.execute(
         rf"""
         CREATE TABLE spoken AS
-        WITH told AS (
+        WITH answers AS (
             SELECT n, {_declared()} AS declared, left(output, {JUDGED_CHARS}) AS judged, {_signs()} AS has_code,
                    strlen(judged) = length(judged) AS is_ascii
             FROM staged ANTI JOIN verdicts USING (n)
@@ -78,7 +78,7 @@ def _judge_by_script(work: Work, settings: Cleaning) -> None:
             SELECT *, CASE WHEN is_ascii THEN judged ELSE regexp_replace(judged, '{HANGUL}', '', 'g') END AS rest,
                    length(judged) - length(rest) AS hangul,
                    hangul + CASE WHEN is_ascii THEN {ascii_letters} ELSE {any_letters} END AS letters
-            FROM told
+            FROM answers
         )
         SELECT n, declared, CASE
             WHEN letters < {MIN_LETTERS} OR has_code THEN NULL
@@ -136,32 +136,34 @@ def _judge_doubts(work: Work, settings: Cleaning) -> None:
 def read(row: Row, settings: Cleaning) -> Row:
     """The language of a record that must be read (where it is right in another than it is written in, that of its question), and
     how probably it is in one that it should not be in."""
-    expected, asked = _expected(row, settings), _asked(row)
-    question = _question(row["instruction"] if _letters(row["instruction"]) >= 4 else asked)
-    told = next((text for text in _tellings(row, question) if _tells(text, expected, settings)), None)
-    if told is None:
-        return {"language": row["declared"] or _script_language(f"{asked}\n{row['output']}"), "wrong": 0.0}
-    language, wrong = _identified(told, expected, settings)
+    expected, request = _expected(row, settings), _request_text(row)
+    question = _question(row["instruction"] if _letters(row["instruction"]) >= 4 else request)
+    sample = next((text for text in _samples(row, question) if _is_sufficient(text, expected, settings)), None)
+    if sample is None:
+        return {"language": row["declared"] or _script_language(f"{request}\n{row['output']}"), "wrong": 0.0}
+    language, wrong = _identified(sample, expected, settings)
     if wrong >= settings.wrong_language_probability:
-        return _of_another(row, question, told, language, wrong, settings)
-    if foreign := _foreign_question(question, told, expected, settings):
+        return _judge_other_language(row, question, sample, language, wrong, settings)
+    if foreign := _foreign_question(question, sample, expected, settings):
         return {"language": foreign, "wrong": 1.0}
     return {"language": language, "wrong": wrong}
 
 
-def _of_another(row: Row, question: str, told: str, language: str, wrong: float, settings: Cleaning) -> Row:
+def _judge_other_language(row: Row, question: str, sample: str, language: str, wrong: float, settings: Cleaning) -> Row:
     """The same for a record whose answer is in `language`, which is none of the expected: that may be what it was asked for."""
-    expected, asked = _expected(row, settings), _asked(row)
+    expected, request = _expected(row, settings), _request_text(row)
     own, strange = _identified(question, expected, settings) if _letters(question) >= 4 else (language, wrong)
     foreign_question = strange >= settings.wrong_language_probability and _is_foreign(question, own)
     asked_in_expected = (
         not foreign_question
-        and not _in_no_script_of(row["declared"], question, told)
+        and not _in_no_script_of(row["declared"], question, sample)
         and (own != language or not _is_sure(question, own))
     )
-    script = _other_script(told, expected, settings) or main_script(told)
-    wanted = asks_for_another(asked, script, language, _weight(told)) or _is_given_back(question, asked, told)
-    if asked_in_expected and (wanted or not _is_sure(told, language)):
+    script = _other_script(sample, expected, settings) or main_script(sample)
+    is_wanted = asks_for_another(request, script, language, _weight(sample)) or _is_returned_text(
+        question, request, sample
+    )
+    if asked_in_expected and (is_wanted or not _is_sure(sample, language)):
         return {
             "language": own if strange < settings.wrong_language_probability else (expected or ["en"])[-1],
             "wrong": 0.0,
@@ -173,7 +175,7 @@ def _expected(row: Row, settings: Cleaning) -> list[str] | None:
     return [row["declared"]] if row["declared"] else settings.languages
 
 
-def _asked(row: Row) -> str:
+def _request_text(row: Row) -> str:
     return f"{row['instruction']}\n{row['input']}".strip()
 
 
@@ -182,30 +184,30 @@ def _weight(text: str) -> int:
     return _letters(text) * (3 if main_script(text) in ("han", "kana") else 1)
 
 
-def _is_given_back(question: str, asked: str, told: str) -> bool:
+def _is_returned_text(question: str, request: str, sample: str) -> bool:
     """Whether an answer gives back, corrected or sorted, what a question in English or Korean holds in its language."""
     if not (_ENGLISH_WORDS.search(question) or main_script(question) == "hangul"):
         return False
-    words = re.findall(r"\w+", told.lower())
-    known = set(re.findall(r"\w+", asked.lower()))
-    enough = len(words) >= 3 or main_script(told) != "latin"  # Chinese puts no spaces between words
+    words = re.findall(r"\w+", sample.lower())
+    known = set(re.findall(r"\w+", request.lower()))
+    enough = len(words) >= 3 or main_script(sample) != "latin"  # Chinese puts no spaces between words
     return enough and 2 * sum(word in known for word in words) >= len(words)
 
 
-def _in_no_script_of(declared: str | None, question: str, told: str) -> bool:
+def _in_no_script_of(declared: str | None, question: str, sample: str) -> bool:
     """Whether neither question nor answer is mostly in a script of the declared language: it cannot be written in it."""
-    return declared is not None and not {main_script(question), main_script(told)} & {*scripts_of(declared), None}
+    return declared is not None and not {main_script(question), main_script(sample)} & {*scripts_of(declared), None}
 
 
-def _foreign_question(question: str, told: str, expected: list[str] | None, settings: Cleaning) -> str | None:
+def _foreign_question(question: str, sample: str, expected: list[str] | None, settings: Cleaning) -> str | None:
     """The language of a question that is in none of the expected ones, where the answer, too short or too full of names to tell by
     itself, does not speak against it; None otherwise."""
     if expected is None:
         return None
     if script := _other_script(question, expected, settings):
-        return _language_in(question, script) if script_shares(told).get(script, 0.0) >= SOME_OTHER_SCRIPT else None
-    latin = main_script(told) == main_script(question) == "latin"
-    if _letters(told) >= 2 * MIN_LETTERS or not latin or _ENGLISH_WORDS.search(f"{question} {told}"):
+        return _language_in(question, script) if script_shares(sample).get(script, 0.0) >= SOME_OTHER_SCRIPT else None
+    latin = main_script(sample) == main_script(question) == "latin"
+    if _letters(sample) >= 2 * MIN_LETTERS or not latin or _ENGLISH_WORDS.search(f"{question} {sample}"):
         return None
     name, share = _ranked(" ".join(question.split()), "latin")[0]
     own_words = FUNCTION_WORDS.get(name, frozenset()) & {word.strip(".,;:!?¿¡\"'") for word in question.lower().split()}
@@ -213,7 +215,7 @@ def _foreign_question(question: str, told: str, expected: list[str] | None, sett
     return name if foreign and share >= LIKELY else None
 
 
-def _tellings(row: Row, question: str) -> Iterator[str]:
+def _samples(row: Row, question: str) -> Iterator[str]:
     """Texts to judge a record by, the best first: a word alone tells no language, but what it answers does."""
     answer = _readable(row["output"])
     if not prose.is_code(row["output"]) or not answer.isascii():  # what is said about code, in whatever script
@@ -222,7 +224,7 @@ def _tellings(row: Row, question: str) -> Iterator[str]:
     yield f"{row['instruction']}\n{row['input']}\n{row['output']}"
 
 
-def _tells(text: str, expected: list[str] | None, settings: Cleaning) -> bool:
+def _is_sufficient(text: str, expected: list[str] | None, settings: Cleaning) -> bool:
     return _letters(text) >= MIN_LETTERS or _other_script(text, expected, settings) is not None
 
 
@@ -314,24 +316,24 @@ def _unexpected(text: str, ranked: list[tuple[str, float]], expected: list[str])
     """The probability of the likeliest language that is not expected."""
     shares = [share for name, share in ranked if name not in expected]
     wrong, others = max(shares, default=0.0), sum(shares)
-    if wrong >= LITTLE and any(_shows(text, name) for name, _ in ranked[:3] if name not in expected):
+    if wrong >= LITTLE and any(_shows_language(text, name) for name, _ in ranked[:3] if name not in expected):
         wrong = 1.0  # a sentence of few words, that a model alone is not sure of
     if others >= ALL_BUT and ranked[0][0] in FUNCTION_WORDS and _is_sure(text, ranked[0][0]):
         wrong = max(wrong, others)  # divided among languages that are alike: Indonesian and Malay, Norwegian and Danish
     return wrong
 
 
-def _shows(text: str, language: str) -> bool:
+def _shows_language(text: str, language: str) -> bool:
     """Whether function words of a language, and none of English, show that a short text is in it."""
     known = FUNCTION_WORDS.get(language, frozenset())
     words = [word.strip(".,;:!?()«»\"'’") for word in text.split()]
-    held = [word for word in words if word.lower() in known]
+    function_words = [word for word in words if word.lower() in known]
     others = [word for word in words if word.lower() not in known]
     names = sum(word[:1].isupper() for word in others) > 0.7 * len(others)
     if len(words) < MIN_SURE_WORDS or names or _ENGLISH_WORDS.search(text):
         return False
     marked = any(sign.isalpha() and not sign.isascii() for sign in text)
-    return len(held) >= max(2, 0.3 * len(words)) or (bool(held) and marked)
+    return len(function_words) >= max(2, 0.3 * len(words)) or (bool(function_words) and marked)
 
 
 def _judged_script(text: str, expected: list[str] | None) -> str | None:
@@ -364,8 +366,8 @@ def _in_script(text: str, script: str | None) -> str:
     """The text's words in its main script: names and terms in another say nothing of its language."""
     if script is None or text.isascii():
         return text
-    found = letters_of(text, "kana" if script == "kana" else script)
-    return found if len(found) >= MIN_LETTERS else text
+    letters = letters_of(text, "kana" if script == "kana" else script)
+    return letters if len(letters) >= MIN_LETTERS else text
 
 
 def _ranked(text: str, script: str | None) -> list[tuple[str, float]]:
@@ -393,8 +395,8 @@ def _is_sure(text: str, language: str) -> bool:
         return True
     if known is None:
         return len(words) >= MIN_SURE_WORDS and _letters(text) >= 60 and capitals < 0.4 * len(words)
-    held = sum(word.strip(".,;:!?()«»\"'’") in known for word in words)
-    return (held >= 2 and held >= FUNCTION_SHARE * len(words)) or _shows(text, language)
+    function_words = sum(word.strip(".,;:!?()«»\"'’") in known for word in words)
+    return (function_words >= 2 and function_words >= FUNCTION_SHARE * len(words)) or _shows_language(text, language)
 
 
 def _has_letters_of_its_own(text: str) -> bool:

@@ -28,11 +28,11 @@ def band_rows(jaccard: float) -> int:
 def buckets(texts: Sequence[str], rows: int) -> Hashes:
     """The bucket of each text in each band, uint64 [BANDS, texts]; equal texts have equal buckets."""
     grams, owners = shingles(texts)
-    found = np.zeros((len(texts), BANDS), dtype=np.uint64)
+    hashes = np.zeros((len(texts), BANDS), dtype=np.uint64)
     for row in range(rows):
         multiplier = mixed(np.array([2 * row + 1], dtype=np.uint64)) | np.uint64(1)
-        found = mixed(found + _minima(grams * multiplier, owners, len(texts)).astype(np.uint64))
-    return np.ascontiguousarray(found.T)
+        hashes = mixed(hashes + _minima(grams * multiplier, owners, len(texts)).astype(np.uint64))
+    return np.ascontiguousarray(hashes.T)
 
 
 def _minima(hashes: Hashes, owners: Indexes, texts: int) -> NDArray[np.uint32]:
@@ -50,9 +50,9 @@ def _densified(least: NDArray[np.uint32]) -> NDArray[np.uint32]:
     for donors in _donors():
         if not len(texts):
             break
-        given = least[texts, donors[bins]]
-        filled[texts, bins] = given
-        still = given == EMPTY
+        minima = least[texts, donors[bins]]
+        filled[texts, bins] = minima
+        still = minima == EMPTY
         texts, bins = texts[still], bins[still]
     return filled
 

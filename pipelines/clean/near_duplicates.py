@@ -55,18 +55,18 @@ def too_close(index: TextIndex, places: Indexes, held_out: Indexes) -> Twins:
         held, other = _across(*_buckets(index, band, everyone), held_out=len(held_out))
         open_ = (twin[other] < 0) & failed.may_try(held, other)
         held, other = held[open_], other[open_]
-        found = index.jaccards(everyone[held], everyone[other])
-        alike = found >= index.jaccard
+        similarities = index.jaccards(everyone[held], everyone[other])
+        alike = similarities >= index.jaccard
         failed.note(held[~alike], other[~alike])
-        _keep_best(twin, jaccard, held[alike], other[alike], found[alike])
+        _keep_best(twin, jaccard, held[alike], other[alike], similarities[alike])
     (close,) = np.nonzero(twin >= 0)
     return Twins(everyone[close], everyone[twin[close]], jaccard[close])
 
 
-def _keep_best(twin: Indexes, jaccard: Floats, held: Indexes, other: Indexes, found: Floats) -> None:
-    order = np.lexsort((-held, found))  # the last written stays: the most alike, of equals the better one
+def _keep_best(twin: Indexes, jaccard: Floats, held: Indexes, other: Indexes, similarities: Floats) -> None:
+    order = np.lexsort((-held, similarities))  # the last written stays: the most alike, of equals the better one
     twin[other[order]] = held[order]
-    jaccard[other[order]] = found[order]
+    jaccard[other[order]] = similarities[order]
 
 
 class _Failures:

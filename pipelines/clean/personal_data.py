@@ -112,13 +112,13 @@ def is_card(text: str) -> bool:
 
 
 # how issuers' numbers begin, by their length; others are bar codes, sums and times in milliseconds
-ISSUED = {13: r"4", 14: r"3[068]", 15: r"3[47]", 16: r"4|5[1-5]|2[2-7]|6|35|9", 19: r"4|6"}
+ISSUER_PREFIXES = {13: r"4", 14: r"3[068]", 15: r"3[47]", 16: r"4|5[1-5]|2[2-7]|6|35|9", 19: r"4|6"}
 
 
 def is_somebodys_card(text: str) -> bool:
     """Whether a number is a card's: with its check digit, as issuers begin them, and none of those that are famous for tests."""
     digits = "".join(map(str, _digits(text)))
-    begins = ISSUED.get(len(digits))
+    begins = ISSUER_PREFIXES.get(len(digits))
     grouped = len(digits) < len(text)
     if (
         not begins
@@ -181,7 +181,7 @@ KINDS: dict[str, tuple[str, Check]] = {
     "email": (EMAIL, is_email),
     "api_key": (API_KEY, is_key),
 }
-INSTEAD = {  # what a redacted record says: documentation's own, so that the text stays one
+REPLACEMENTS = {  # what a redacted record says: documentation's own, so that the text stays one
     "resident_number": "000000-0000000",
     "card": "0000-0000-0000-0000",
     "phone": "000-0000-0000",
@@ -191,24 +191,24 @@ INSTEAD = {  # what a redacted record says: documentation's own, so that the tex
 
 
 @dataclass(frozen=True)
-class Found:
+class Place:
     kind: str
     start: int
     end: int
 
 
-def places_in(text: str, kinds: Sequence[str]) -> list[Found]:
+def places_in(text: str, kinds: Sequence[str]) -> list[Place]:
     """Where personal data of these kinds stands in `text`, in its order; places do not overlap."""
-    found: list[Found] = []
+    places: list[Place] = []
     for kind in kinds:
         pattern, check = KINDS[kind]
         # ASCII, as in SQL: a Korean particle right behind a number is no part of it
         for match in re.finditer(pattern, text, re.ASCII):
-            inside = any(match.start() < each.end and each.start < match.end() for each in found)
+            inside = any(match.start() < each.end and each.start < match.end() for each in places)
             named = _is_named_card(kind, text, match) or _is_named_resident_number(kind, text, match)
             if not inside and (check(match[0]) or named) and not _in_pattern(text, match):
-                found.append(Found(kind, match.start(), match.end()))
-    return sorted(found, key=lambda each: each.start)
+                places.append(Place(kind, match.start(), match.end()))
+    return sorted(places, key=lambda each: each.start)
 
 
 def _is_named_card(kind: str, text: str, match: re.Match[str]) -> bool:
@@ -261,10 +261,10 @@ def _in_longer_number(before: str, after: str) -> bool:
     return bool(re.search(r"\d[-.]?$", before) or re.match(r"[-.]?\d", after) or re.search(r"\w-$", before))
 
 
-def found_in(text: str, kinds: Sequence[str]) -> list[str]:
+def kinds_in(text: str, kinds: Sequence[str]) -> list[str]:
     """The kinds of personal data in `text`, in the order asked for."""
-    held = {found.kind for found in places_in(text, kinds)}
-    return [kind for kind in kinds if kind in held]
+    present = {place.kind for place in places_in(text, kinds)}
+    return [kind for kind in kinds if kind in present]
 
 
 def is_made_up(question: str) -> bool:
@@ -274,8 +274,8 @@ def is_made_up(question: str) -> bool:
 
 def redacted(text: str, kinds: Sequence[str]) -> str:
     """The text with every piece of personal data replaced by one that is nobody's."""
-    for found in reversed(places_in(text, kinds)):
-        text = text[: found.start] + INSTEAD[found.kind] + text[found.end :]
+    for place in reversed(places_in(text, kinds)):
+        text = text[: place.start] + REPLACEMENTS[place.kind] + text[place.end :]
     return text
 
 
@@ -287,24 +287,24 @@ def judge_personal_data(work: Work, settings: Cleaning) -> None:
         return
     pattern = quoted("|".join(KINDS[kind][0] for kind in kinds))
     candidates = work.db.sql(f"""
-        SELECT n, instruction, input, output, messages, {TEXT} AS told
+        SELECT n, instruction, input, output, messages, {TEXT} AS text
         FROM staged ANTI JOIN verdicts USING (n) WHERE regexp_matches({TEXT}, {pattern})
     """).to_arrow_reader(1000)
-    found = [
-        {**row, "detail": "holds " + ", ".join(held)}
+    matches = [
+        {**row, "detail": "holds " + ", ".join(held_kinds)}
         for batch in candidates
         for row in batch.to_pylist()
-        if (held := _held(row, kinds))
+        if (held_kinds := _kinds_held(row, kinds))
     ]
-    if not found:
+    if not matches:
         return
     if settings.on_personal_data == "redact":
-        _redact(work, found, kinds)
+        _redact(work, matches, kinds)
         return
-    rows = [{"n": row["n"], "detail": row["detail"]} for row in found]
-    work.db.register("found", pa.Table.from_pylist(rows))
-    work.db.execute("INSERT INTO verdicts (n, reason, detail) SELECT n, 'personal_data', detail FROM found")
-    work.db.unregister("found")
+    verdicts = [{"n": row["n"], "detail": row["detail"]} for row in matches]
+    work.db.register("rejected", pa.Table.from_pylist(verdicts))
+    work.db.execute("INSERT INTO verdicts (n, reason, detail) SELECT n, 'personal_data', detail FROM rejected")
+    work.db.unregister("rejected")
 
 
 _ARITHMETIC = re.compile(
@@ -314,14 +314,14 @@ _ARITHMETIC = re.compile(
 )
 
 
-def _held(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
-    held = found_in(row["told"], kinds)
-    asked = "\n".join((row["instruction"], row["input"]))
-    if _ARITHMETIC.search(asked):  # long numbers are there to be reckoned with
-        held = [kind for kind in held if kind not in ("card", "resident_number")]
-    if held and is_made_up(asked):
-        held = [kind for kind in held if kind == "api_key" and kind in found_in(asked, kinds)]
-    return held
+def _kinds_held(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
+    kinds_present = kinds_in(row["text"], kinds)
+    question = "\n".join((row["instruction"], row["input"]))
+    if _ARITHMETIC.search(question):  # long numbers are there to be reckoned with
+        kinds_present = [kind for kind in kinds_present if kind not in ("card", "resident_number")]
+    if kinds_present and is_made_up(question):
+        kinds_present = [kind for kind in kinds_present if kind == "api_key" and kind in kinds_in(question, kinds)]
+    return kinds_present
 
 
 def _redact(work: Work, rows: list[dict[str, Any]], kinds: Sequence[str]) -> None:

@@ -121,16 +121,16 @@ MANY_BLANKS = 2
 
 def _holes_of_answer(exchange: Exchange) -> list[str]:
     """In brackets of every kind, in the order of the kinds."""
-    found = holes(exchange.answer_prose)
+    texts = holes(exchange.answer_prose)
     if "<" in exchange.answer:
         bare = INLINE.sub(" ", FENCED.sub(" ", exchange.answer))
-        found += [
+        texts += [
             match[0] for match in _ANGLE.finditer(bare) if _is_for_readers(match[1]) and f"</{match[1]}>" not in bare
         ]
     if "{" in exchange.answer:  # a line with several is taken for code
         curly = _CURLY.finditer(FENCED.sub(" ", exchange.answer))
-        found += [match[0] for match in curly if re.search("[가-힣]", match[0]) and match[0] not in found]
-    return found
+        texts += [match[0] for match in curly if re.search("[가-힣]", match[0]) and match[0] not in texts]
+    return texts
 
 
 def judge(exchange: Exchange, *, allowed: int) -> str | None:
@@ -141,31 +141,31 @@ def judge(exchange: Exchange, *, allowed: int) -> str | None:
         exchange.is_code and is_code(_CURLY.sub(" ", _ANGLE.sub(" ", exchange.answer)))
     ):
         return None
-    found = _holes_of_answer(exchange)
-    given = holes(exchange.context) + [match[0] for match in _SQUARE.finditer(exchange.context)]
-    if given:
-        known = set(map(_bare, given))
-        found = [hole for hole in found if _bare(hole) not in known]
-        if len(set(found)) <= len(known) and _GIVES_THEM_BACK.search(exchange.question):
+    answer_holes = _holes_of_answer(exchange)
+    question_holes = holes(exchange.context) + [match[0] for match in _SQUARE.finditer(exchange.context)]
+    if question_holes:
+        known = set(map(_bare, question_holes))
+        answer_holes = [hole for hole in answer_holes if _bare(hole) not in known]
+        if len(set(answer_holes)) <= len(known) and _GIVES_THEM_BACK.search(exchange.question):
             return None  # the same ones in another language
-    if len(found) > allowed:
-        return f"{len(found)} places to be filled in, the first is {found[0]}"
+    if len(answer_holes) > allowed:
+        return f"{len(answer_holes)} places to be filled in, the first is {answer_holes[0]}"
     return None
 
 
 def holes(text: str) -> list[str]:
     """Every hole in a text, as it stands there."""
     text = _MENU.sub(" ", text) if "[" in text else text
-    found = [match[0] for match in _SQUARE.finditer(text) if _is_hole(match[1] or match[2])]
-    found += [match[0] for match in _ROUND.finditer(text) if match[2] or _SURE_ROUND.search(match[1])]
-    found += [match[0] for match in _BOLD_SQUARE.finditer(text) if _is_hole(match[1])]
-    found += [
+    texts = [match[0] for match in _SQUARE.finditer(text) if _is_hole(match[1] or match[2])]
+    texts += [match[0] for match in _ROUND.finditer(text) if match[2] or _SURE_ROUND.search(match[1])]
+    texts += [match[0] for match in _BOLD_SQUARE.finditer(text) if _is_hole(match[1])]
+    texts += [
         match[0]
         for pattern in (_WRITTEN_OUT, _LOREM, _CIRCLES, _CURLY, _FILLER_LINE)
         for match in pattern.finditer(text)
     ]
     blanks = _BLANK.findall(text)
-    return found + (blanks if len(blanks) >= MANY_BLANKS else [])
+    return texts + (blanks if len(blanks) >= MANY_BLANKS else [])
 
 
 def _is_hole(inside: str) -> bool:

@@ -56,11 +56,11 @@ def named_files(sources: Iterable[FileSource], *, say: Say = announce) -> dict[P
     Raises:
         UsageError: a path that names nothing, a folder, or a file of an unknown kind.
     """
-    found: dict[Path, FileSource] = {}
+    files: dict[Path, FileSource] = {}
     for source in sources:
         for path in expand([source.path], source.folder, say=say):
-            found.setdefault(path, source)
-    return found
+            files.setdefault(path, source)
+    return files
 
 
 def file_records(

@@ -293,55 +293,55 @@ def judge(exchange: Exchange, *, head_chars: int) -> str | None:
     answer = exchange.answer_prose.strip()
     if _NO.match(answer) and not exchange.question.rstrip().endswith(("?", "？")) and _ORDER.search(exchange.question):
         return f"the answer refuses: {answer}"
-    found = cue(exchange, answer, head_chars)
-    if found is None:
+    words = cue(exchange, answer, head_chars)
+    if words is None:
         return None
     if goes_on(answer):
         return None
-    return f"the answer refuses: {found[:60]}"
+    return f"the answer refuses: {words[:60]}"
 
 
 def cue(exchange: Exchange, answer: str, head_chars: int) -> str | None:
     """The words with which the answer refuses; None where they had to be written or are not there."""
-    told = unquoted(answer)
-    head = told if len(told) <= SHORT_CHARS else f"{told[:head_chars]}\n{_end(told)}"
-    found = _words_of_refusal(head)
-    asked = exchange.question
-    if found is None or (len(found[0]) > 8 and found[0].lower() in asked.lower()):  # it was given these words
+    text = unquoted(answer)
+    head = text if len(text) <= SHORT_CHARS else f"{text[:head_chars]}\n{_end(text)}"
+    match = _words_of_refusal(head)
+    question = exchange.question
+    if match is None or (len(match[0]) > 8 and match[0].lower() in question.lower()):  # it was given these words
         return None
-    if _SPEAKS_OF_IT.search(asked):  # whether a machine feels or can is answered honestly
-        return found[0] if _HELP.search(head) else None
-    if WRITTEN.search(asked) or _STORY.search(asked) or _gives_words(asked):
-        own = _own_words(asked, head, found)
-        return own[0] if own and not _MACHINE.search(asked) and _is_answerers(answer) else None
-    return found[0]
+    if _SPEAKS_OF_IT.search(question):  # whether a machine feels or can is answered honestly
+        return match[0] if _HELP.search(head) else None
+    if WRITTEN.search(question) or _STORY.search(question) or _gives_words(question):
+        own = _own_words(question, head, match)
+        return own[0] if own and not _MACHINE.search(question) and _is_answerers(answer) else None
+    return match[0]
 
 
 def _words_of_refusal(head: str) -> re.Match[str] | None:
-    if found := STRONG.search(head) or KOREAN.search(head):
-        return found
+    if match := STRONG.search(head) or KOREAN.search(head):
+        return match
     if not APOLOGY.search(head):
         return None
     first = " ".join(sentences(head)[:2])
     return _APOLOGY_AND_NOT.search(first) or _NOT_GIVEN.search(first)
 
 
-def _own_words(asked: str, head: str, found: re.Match[str]) -> re.Match[str] | None:
+def _own_words(question: str, head: str, match: re.Match[str]) -> re.Match[str] | None:
     """Words of refusal in a text that had to be written which nobody but the answerer itself says."""
     if own := _MACHINE.search(head) or _HELP.search(head):
         return own
-    if not _LETTER.search(asked) and not _gives_words(asked) and (own := _KOREAN_HELP.search(head)):
+    if not _LETTER.search(question) and not _gives_words(question) and (own := _KOREAN_HELP.search(head)):
         return own
-    return found if not WRITTEN.search(asked) and _is_apology_alone(head) else None
+    return match if not WRITTEN.search(question) and _is_apology_alone(head) else None
 
 
-def _gives_words(asked: str) -> bool:
-    return bool(_GIVEN.search(asked) and _GIVEN_WORDS.search(asked))
+def _gives_words(question: str) -> bool:
+    return bool(_GIVEN.search(question) and _GIVEN_WORDS.search(question))
 
 
-def _is_apology_alone(told: str) -> bool:
+def _is_apology_alone(head: str) -> bool:
     """Whether an answer begins with an apology that refuses, and ends soon after: no song and no story does."""
-    parts = sentences(told)
+    parts = sentences(head)
     return len(parts) <= 3 and bool(APOLOGY.match(parts[0]) and STRONG.search(parts[0]))
 
 
@@ -387,5 +387,5 @@ def _holds_a_list(answer: str) -> bool:
 def _turns_to_the_work(sentence: str) -> bool:
     """Whether a sentence that refuses goes on, behind a but, with something of substance."""
     after = _GOES_ON.search(sentence)
-    said = sentence[after.start() :] if after else ""
-    return len(said) >= TURN_CHARS and not any(each.search(said) for each in (_FILLER, STRONG, KOREAN, _NOT_GIVEN))
+    rest = sentence[after.start() :] if after else ""
+    return len(rest) >= TURN_CHARS and not any(each.search(rest) for each in (_FILLER, STRONG, KOREAN, _NOT_GIVEN))

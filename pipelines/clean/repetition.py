@@ -57,14 +57,14 @@ class Loop:
 def judge(exchange: Exchange, *, max_share: float) -> str | None:
     """What repeats where the answer is stuck, else None. `max_share` of the answer may repeat what stands right before it."""
     text = exchange.answer[-JUDGED_CHARS:]
-    if found := _stuck_lines(exchange, text):
-        return found
-    told = _prose(text)
-    if found := _stuck_sentences(exchange, text):
-        return found
-    if found := _said_again(exchange, text):
-        return found
-    loop = longest_loop(told)
+    if detail := _stuck_lines(exchange, text):
+        return detail
+    answer_prose = _prose(text)
+    if detail := _stuck_sentences(exchange, text):
+        return detail
+    if detail := _repeated_sentence(exchange, text):
+        return detail
+    loop = longest_loop(answer_prose)
     if loop is None:
         return None
     unit = loop.unit.strip()
@@ -177,13 +177,17 @@ def _stuck_sentences(exchange: Exchange, text: str) -> str | None:
 SENTENCE_CHARS = 10
 
 
-def _said_again(exchange: Exchange, text: str) -> str | None:
+def _repeated_sentence(exchange: Exchange, text: str) -> str | None:
     """The sentence that makes up most of an answer, whatever stands between: the same under every heading."""
     if ASKED_FOR.search(exchange.question) or exchange.is_code:
         return None
-    said = sentences(exchange.answer_prose)
-    line, times = Counter(said).most_common(1)[0] if said else ("", 0)
-    if times >= AGAIN_TIMES and len(line) >= AGAIN_CHARS and times * len(line) >= MOST * sum(map(len, said)):
+    answer_sentences = sentences(exchange.answer_prose)
+    line, times = Counter(answer_sentences).most_common(1)[0] if answer_sentences else ("", 0)
+    if (
+        times >= AGAIN_TIMES
+        and len(line) >= AGAIN_CHARS
+        and times * len(line) >= MOST * sum(map(len, answer_sentences))
+    ):
         return f"the same sentence {times} times: {line[:60]!r}"
     return None
 

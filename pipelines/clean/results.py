@@ -79,18 +79,18 @@ def publish(data: DataRoot, work: Work, staged: Staged) -> CleaningResult:
         raise WorkError(f"{why}\n{_keep_rejects(data, work)}The last result, if any, is untouched.")
     fingerprint = _fingerprint(work)
     folder = data.clean / fingerprint
-    found = {
+    description = {
         "fingerprint": fingerprint, "read": staged.read, "accepted": sum(sides.values()), "rejected": sum(reasons.values()),
         "train": sides["train"], "eval": sides["eval"], "reasons": reasons,
         "shapes": {source: dict(sorted(shapes.items())) for source, shapes in sorted(staged.shapes.items())},
         "dropped_turns": {source: count for source, count in sorted(staged.dropped_turns.items()) if count},
         "notes": explain.notes(staged), "warnings": explain.warnings(work, staged),
     }  # fmt: skip
-    reused = read_json(data.clean / "current.json") == found and folder.exists()
+    reused = read_json(data.clean / "current.json") == description and folder.exists()
     if not reused:
         _write(work, folder)
-        write_json(data.clean / "current.json", found)
-    return CleaningResult(folder=folder, reused=reused, **found)
+        write_json(data.clean / "current.json", description)
+    return CleaningResult(folder=folder, reused=reused, **description)
 
 
 def _fingerprint(work: Work) -> str:
@@ -146,9 +146,9 @@ def current(data: DataRoot) -> CleaningResult | None:
     """
     path = data.clean / "current.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        known = {one.name: found[one.name] for one in fields(CleaningResult) if one.name in found}
-        return CleaningResult(**{**known, "folder": data.clean / found["fingerprint"], "reused": False})
+        description = json.loads(path.read_text(encoding="utf-8"))
+        known = {one.name: description[one.name] for one in fields(CleaningResult) if one.name in description}
+        return CleaningResult(**{**known, "folder": data.clean / description["fingerprint"], "reused": False})
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -88,8 +88,8 @@ def script_shares(text: str) -> Mapping[str, float]:
     if text.isascii():
         return MappingProxyType({"latin": 1.0} if any(map(str.isalpha, text)) else {})
     for script in _RANGES:
-        if found := sum(map(len, _pattern(script).findall(text))):
-            weights[script] = found * _WEIGHT.get(script, 1.0)
+        if letters := sum(map(len, _pattern(script).findall(text))):
+            weights[script] = letters * _WEIGHT.get(script, 1.0)
     total = sum(weights.values())
     return MappingProxyType({script: weight / total for script, weight in weights.items()})
 

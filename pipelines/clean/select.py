@@ -68,11 +68,11 @@ def select(examples: Path, selection: Selection) -> Selected:
     return Selected(trained, evaluated, examples, selection)
 
 
-def _rows(examples: Path, wanted: list[str]) -> list[dict[str, Any]]:
+def _rows(examples: Path, example_ids: list[str]) -> list[dict[str, Any]]:
     with reading(examples), duckdb.connect() as db:
-        db.register("wanted", pa.table({"example_id": pa.array(wanted, pa.string())}))
+        db.register("chosen", pa.table({"example_id": pa.array(example_ids, pa.string())}))
         db.read_parquet(str(examples)).create_view("examples")
-        return db.sql("SELECT * FROM examples SEMI JOIN wanted USING (example_id)").to_arrow_table().to_pylist()
+        return db.sql("SELECT * FROM examples SEMI JOIN chosen USING (example_id)").to_arrow_table().to_pylist()
 
 
 def _content_hash(rows: list[dict[str, Any]]) -> str:

@@ -53,8 +53,8 @@ def find_shared(work: Work) -> SharedText:
         "SELECT source, count(*) FROM places JOIN staged USING (n) GROUP BY ALL HAVING count(*) >= $least ORDER BY ALL",
         {"least": LEAST_RECORDS},
     ).fetchall()
-    found = {source: _shared_in(_sample(work, source), total) for source, total in counts}
-    return SharedText({source: pieces for source, pieces in found.items() if len(pieces)})
+    by_source = {source: _shared_in(_sample(work, source), total) for source, total in counts}
+    return SharedText({source: pieces for source, pieces in by_source.items() if len(pieces)})
 
 
 def _sample(work: Work, source: str) -> list[str]:
@@ -94,10 +94,10 @@ def pieces_of(texts: Sequence[str]) -> tuple[Hashes, np.ndarray]:
 def _without(shared: Hashes, texts: Sequence[str], answer_chars: Sequence[int]) -> list[str]:
     """Each text without its shared pieces; whole where too little of it remains because its answer is common too."""
     grams, owners = pieces_of(texts)
-    found = _is_in(grams >> np.uint64(24), shared)  # distinct_grams keeps the upper 40 bits
+    is_shared = _is_in(grams >> np.uint64(24), shared)  # distinct_grams keeps the upper 40 bits
     starts = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=len(texts)))])
     return [
-        _left_of(text, found[starts[at] : starts[at + 1]], answer)
+        _remaining(text, is_shared[starts[at] : starts[at + 1]], answer)
         for at, (text, answer) in enumerate(zip(texts, answer_chars, strict=True))
     ]
 
@@ -107,7 +107,7 @@ def _is_in(values: Hashes, sorted_values: Hashes) -> np.ndarray:
     return np.append(sorted_values, np.uint64(2**64 - 1))[at] == values
 
 
-def _left_of(text: str, shared: np.ndarray, answer_chars: int) -> str:
+def _remaining(text: str, shared: np.ndarray, answer_chars: int) -> str:
     if not shared.any():
         return text
     covered = np.zeros(len(text) + 1, dtype=np.int32)

@@ -38,8 +38,8 @@ def repeated_share(texts: Sequence[str]) -> NDArray[np.float64]:
     Near 0 for natural text, near 1 for a phrase over and over, numbered or not; 0 for a text shorter than that.
     """
     points, owners = code_points([text[:JUDGED_CHARS] for text in texts])
-    said = (points < ord("0")) | (points > ord("9"))
-    points, owners = points[said], owners[said]
+    is_kept = (points < ord("0")) | (points > ord("9"))
+    points, owners = points[is_kept], owners[is_kept]
     share = np.zeros(len(texts))
     if len(points) < LONG_GRAM:
         return share

@@ -42,7 +42,7 @@ HASHED = ("source", "provider", "model", "topic", "language", "call_key", "fixed
 BATCH_RECORDS = 4000
 BATCH_CHARS = 8_000_000
 TEXTS = ("instruction", "input", "output")
-AS_IT_CAME = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str)
+RECORD_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str)
 Row = dict[str, Any]
 
 
@@ -171,14 +171,14 @@ def _plain_fields(fields: Mapping[str, Any]) -> Row:
 
 def _fields(record: Record) -> Row:
     texts = {name: getattr(record, name) for name in TEXTS}
-    named = {name: found for name in ("topic", "language") if (found := getattr(record, name))}
+    named = {name: value for name in ("topic", "language") if (value := getattr(record, name))}
     turns = record.messages or []
     messages = json.dumps([turn.model_dump(exclude_none=True) for turn in turns], ensure_ascii=False) if turns else None
     tools = json.dumps(record.tools, ensure_ascii=False) if record.tools else None
-    told = {**texts, **named}
+    checked = {**texts, **named}
     if turns:
-        told["messages"] = "\n".join((*(turn.content for turn in turns), (messages or "") + (tools or "")))
-    for name, text in told.items():
+        checked["messages"] = "\n".join((*(turn.content for turn in turns), (messages or "") + (tools or "")))
+    for name, text in checked.items():
         if storable(text) != text:
             return {"problem": f"{name} holds a lone surrogate or a NUL character", "damaged": True}
     texts = {name: unicodedata.normalize("NFC", text) for name, text in texts.items()}
@@ -188,30 +188,30 @@ def _fields(record: Record) -> Row:
 def restaged(n: int, texts: dict[str, str], turns: list[dict[str, Any]]) -> Row:
     """What the row `n` holds once its texts have changed."""
     messages = [Message.model_validate(turn) for turn in turns]
-    told = json.dumps(turns, ensure_ascii=False) if turns else None
-    return {"n": n, **texts, "messages": told, **_NOT_A_CONVERSATION, **_derived(texts, messages)}
+    serialized = json.dumps(turns, ensure_ascii=False) if turns else None
+    return {"n": n, **texts, "messages": serialized, **_NOT_A_CONVERSATION, **_derived(texts, messages)}
 
 
 _NOT_A_CONVERSATION: Row = {"said": None, "compared": None, "longest_turn": None}
 
 
 def _derived(texts: dict[str, str], turns: Sequence[Message]) -> Row:
-    asked = _folded(f"{texts['instruction']}\n{texts['input']}")
-    return {"asked": asked, **_compared(texts["output"], asked, turns)}
+    question = _folded(f"{texts['instruction']}\n{texts['input']}")
+    return {"asked": question, **_compared(texts["output"], question, turns)}
 
 
-def _compared(output: str, asked: str, turns: Sequence[Message]) -> Row:
+def _compared(output: str, question: str, turns: Sequence[Message]) -> Row:
     """What answers are judged by, and what duplicates are; `output` and `asked` are NFC already."""
     answer = _folded(output)
     if not turns:
-        return {"normalized": f"{asked} {answer}".strip(), "answer_chars": len(answer)}
+        return {"normalized": f"{question} {answer}".strip(), "answer_chars": len(answer)}
     calls = [json.dumps(turn.tool_calls, ensure_ascii=False) for turn in turns if turn.tool_calls]
     spoken = " ".join(normalized(turn.content) for turn in turns if turn.role != "system")
     called = " ".join(map(normalized, calls))
     system = normalized(" ".join(turn.content for turn in turns if turn.role == "system"))
     return {
         "said": "\n\n".join(turn.content for turn in turns if turn.role == "assistant" and turn.train is not False),
-        "normalized": " ".join(filter(None, (asked, system, called, spoken))),
+        "normalized": " ".join(filter(None, (question, system, called, spoken))),
         "compared": " ".join(filter(None, (called, spoken))),
         "answer_chars": len(answer),
         "longest_turn": max(len(turn.content) for turn in turns),
@@ -247,6 +247,6 @@ def storable(text: str) -> str:
 
 def _as_it_came(value: Any) -> str:
     try:
-        return storable(AS_IT_CAME.encode(value))
+        return storable(RECORD_ENCODER.encode(value))
     except (RecursionError, TypeError, ValueError):  # too deep, or keys that do not sort
         return ""

@@ -24,10 +24,10 @@ def lines(result: CleaningResult, *, examples: bool = False) -> Iterator[str]:
     if shown:
         yield f"every reject: duckdb -c \"FROM '{result.folder}/rejects.parquet'\""
     for source, shapes in result.shapes.items():
-        found = ", ".join(f"{count} as {shape}" for shape, count in shapes.items())
+        counts = ", ".join(f"{count} as {shape}" for shape, count in shapes.items())
         dropped = result.dropped_turns.get(source)
         name = json.dumps(source, ensure_ascii=False)
-        yield f"fields of {name}: {found}{f'; {dropped} turns dropped' if dropped else ''}"
+        yield f"fields of {name}: {counts}{f'; {dropped} turns dropped' if dropped else ''}"
         if notes := result.notes.get(source):
             yield f"  not used or changed: {', '.join(f'{count} × {note}' for note, count in notes.items())}"
     for warning in result.warnings:
@@ -64,11 +64,11 @@ def _examples(result: CleaningResult, count: int = 3) -> dict[str, list[str]]:
         """,
         {"count": count},
     )
-    found: dict[str, list[str]] = {}
+    lines_by_reason: dict[str, list[str]] = {}
     for row in rows:
         line = f"{one_line(row['detail'] or '', 90)} | {one_line(row['record'], 110)}"
-        found.setdefault(row["reason"], []).append(f"          {line}")
-    return found
+        lines_by_reason.setdefault(row["reason"], []).append(f"          {line}")
+    return lines_by_reason
 
 
 def length_counts(result: CleaningResult) -> dict[str, list[tuple[int, int]]]:
@@ -116,8 +116,8 @@ def sample_rejects(result: CleaningResult, count: int = 10) -> list[Row]:
 def reject_shares(rows: list[Row]) -> dict[str, float]:
     """Source → the share of its records that were rejected, from the rows of the summary."""
     read: dict[str, int] = {}
-    kept: dict[str, int] = {}
+    accepted: dict[str, int] = {}
     for row in rows:
         read[row["source"]] = read.get(row["source"], 0) + row["records"]
-        kept[row["source"]] = kept.get(row["source"], 0) + (row["records"] if row["reason"] == ACCEPTED else 0)
-    return {source: 1 - kept[source] / total for source, total in read.items()}
+        accepted[row["source"]] = accepted.get(row["source"], 0) + (row["records"] if row["reason"] == ACCEPTED else 0)
+    return {source: 1 - accepted[source] / total for source, total in read.items()}
