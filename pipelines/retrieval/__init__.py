@@ -1,1 +1,1 @@
-"""What stands in a prompt because it was looked up for it: documents cut into passages, rankings, and what makes text inert."""
+"""Retrieval for prompts: documents cut into passages, rankings, and retrieved text made inert."""

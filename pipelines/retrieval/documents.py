@@ -1,4 +1,5 @@
-"""A user's documents as passages: text, Markdown and JSONL files, cut at ends of paragraphs, else of lines, sentences, words."""
+"""A user's documents as passages: text, Markdown and JSONL files, cut after paragraphs, else after
+lines, sentences or words."""
 
 import glob
 import hashlib
@@ -14,29 +15,32 @@ from pipelines.lake.files import announce, stable_hash
 from pipelines.records import globbing, text_encoding
 
 KINDS = (".txt", ".md", ".jsonl")
-MOST_BYTES = 256_000_000  # of all files together: what is read whole
+# All files together. They are read into memory.
+MOST_BYTES = 256_000_000
 MOST_PASSAGES = 200_000
-MOST_UNREADABLE = 0.02  # share of characters that are no text: more, and the file is no text
+# A file with a larger share of unreadable characters is not text.
+MOST_UNREADABLE = 0.02
 _NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\ufffd]")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
-# the last place at which a piece that is too long may be cut, the best kind first
+# Where a piece that is too long may be cut, the best kind of place first.
 _CUTS = (re.compile(r"\n"), re.compile(r"[.!?。！？](?=\s|$)|[。！？]"), re.compile(r"\s"))
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a document. `name`: the file's name, and of a JSONL file the line."""
+    """A piece of a document. `name`: the file's name, with the line number in a JSONL file."""
 
     name: str
     text: str
 
 
 def files_of(patterns: Sequence[str], folder: Path) -> list[Path]:
-    """The files that paths and globs name, each once; a relative one lies in `folder`.
+    """The files that paths and globs name, each once; relative ones are in `folder`.
 
     Raises:
-        UsageError: a pattern that names nothing, a folder, something that is no regular file, a file of another kind, by a glob a
-            link that leads out of its folder, or more than can be read.
+        UsageError: a pattern names nothing, a folder, something that is not a regular file, or a
+        file of another
+            kind; a glob matches a link that leads out of its folder; or the files are too large.
     """
     files: dict[Path, Path] = {}
     for pattern in patterns:
@@ -49,7 +53,7 @@ def files_of(patterns: Sequence[str], folder: Path) -> list[Path]:
             _require_document(path)
             if glob.has_magic(expanded) and (out := globbing.leads_out(anywhere, path)) is not None:
                 raise UsageError(
-                    f"{path}: is a link that leads out of {out} to {path.resolve()}; where that file is meant, name it by itself, "
+                    f"{path}: is a link that leads out of {out} to {path.resolve()}; if you mean that file, name it by itself, "
                     "without * in its path (retrieval.documents)."
                 )
             files.setdefault(path.resolve(), path)
@@ -75,15 +79,17 @@ def _require_document(path: Path) -> None:
 
 
 def content_hash(patterns: Sequence[str], folder: Path) -> str:
-    """Hash of the documents' names and bytes: another one where a file was changed, added, renamed or taken away.
+    """Hash of the documents' names and bytes. It changes if a file is changed, added, renamed or
+    removed.
 
     Raises:
-        UsageError: as `files_of`, or a file cannot be read.
+        UsageError: as for `files_of`, or a file cannot be read.
     """
     return stable_hash(sorted([path.name, _digest(path)] for path in files_of(patterns, folder)))
 
 
-_digests: dict[Path, tuple[tuple[int, int, int], str]] = {}  # by file: its inode, size and time, and what it held then
+# File → its inode, size and time, and the digest of its content at that time.
+_digests: dict[Path, tuple[tuple[int, int, int], str]] = {}
 
 
 def _digest(path: Path) -> str:
@@ -102,7 +108,8 @@ def passages(patterns: Sequence[str], folder: Path, size: int) -> list[Passage]:
     """Every passage of the documents, of at most about `size` characters, each text once.
 
     Raises:
-        UsageError: as `files_of`, a file that holds no text, or no passage at all.
+        UsageError: as for `files_of`, or a file holds no text, there is no passage at all, or there
+        are too many.
     """
     by_text: dict[str, Passage] = {}
     for path in files_of(patterns, folder):
@@ -125,17 +132,17 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
     if path.suffix.lower() != ".jsonl":
         yield path.name, text
         return
-    # not splitlines(): a text may hold U+2028 or U+0085, which end a line for it but not in JSONL
+    # Not splitlines(): it splits at U+2028 and U+0085, which may be part of a JSONL line.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{path.name}:{number}", _text_in(line, path, number)
 
 
 def _read(path: Path) -> str:
-    """The file's text, in the encoding that it turns out to have.
+    """The file's text in its detected encoding.
 
     Raises:
-        UsageError: it cannot be read, or is no text.
+        UsageError: the file cannot be read, or is not text.
     """
     try:
         with path.open("rb") as handle:
@@ -155,11 +162,13 @@ def _text_in(line: str, path: Path, number: int) -> str:
         raise UsageError(f"{path}:{number}: no JSON ({error}); expected an object with the text `text`.") from None
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise UsageError(f"{path}:{number}: got {line[:60]!r}; expected an object with the text `text`.")
-    return value["text"].encode("utf-8", errors="replace").decode()  # half a character can be in no prompt
+    # No prompt can hold a lone surrogate.
+    return value["text"].encode("utf-8", errors="replace").decode()
 
 
 def pieces(text: str, size: int) -> list[str]:
-    """`text` in pieces of at most `size` characters: whole paragraphs as long as they fit together, longer ones cut."""
+    """`text` in pieces of at most `size` characters: as many whole paragraphs as fit; longer
+    paragraphs are cut."""
     finished: list[str] = []
     current = ""
     for paragraph in _PARAGRAPH.split(text.replace("\r\n", "\n").replace("\r", "\n")):
@@ -183,7 +192,8 @@ def _cut(paragraph: str, size: int) -> Iterator[str]:
 
 
 def _end_of_piece(text: str, start: int, size: int) -> int:
-    """Where the piece from `start` ends: behind the last line, sentence or word in its second half, else at `size`."""
+    """The end of the piece from `start`: after the last line, sentence or word in its second half,
+    else at `size`."""
     window = text[start : start + size]
     for kind in _CUTS:
         ends = [match.end() for match in kind.finditer(window) if match.end() > size // 2]

@@ -1,5 +1,7 @@
-"""Texts as vectors, by an embedding model that lies in a folder: the mean (or, where the folder says so, the first) of a text's
-last hidden states, scaled to length 1, as sentence-transformers computes them (Reimers and Gurevych 2019).
+"""Texts as vectors, by an embedding model in a folder.
+
+A vector is the mean of a text's last hidden states (or the first one, if the folder's configuration
+says so), scaled to length 1, as sentence-transformers computes it (Reimers and Gurevych 2019).
 
 In a process of its own: `python -m pipelines.retrieval.embedding FOLDER TEXTS.json VECTORS.npy`.
 """
@@ -19,16 +21,21 @@ from pipelines.lake.files import announce, read_json
 from pipelines.retrieval.ranking import Vectors
 from pipelines.runs.process import die_with_parent
 
-MOST_TOKENS = 512  # of one text; what is longer is cut there, as embedding models are trained
-BATCH_TOKENS = 8192  # padded tokens of one forward pass
-REPORT_EVERY = 2000  # texts
+# Tokens of one text. A longer text is cut, as in the training of embedding models.
+MOST_TOKENS = 512
+# Padded tokens of one forward pass.
+BATCH_TOKENS = 8192
+# Texts between two progress messages.
+REPORT_EVERY = 2000
 
 
 class Embedder:
-    """Callable: texts → float32 [texts, size], each row of length 1; an empty text's is zeros.
+    """Callable: texts → float32 [texts, size]. Each row has length 1; the row of an empty text is
+    zeros.
 
     Raises:
-        UnavailableError: the folder holds no model that transformers loads, or one that pools in another way.
+        UnavailableError: the folder holds no model that transformers can load, or one with an
+        unsupported pooling.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None] = announce) -> None:
@@ -76,7 +83,8 @@ class Embedder:
 
 
 def _pools_first(folder: Path) -> bool:
-    """Whether sentence-transformers' configuration takes the first token's state rather than the mean, which is the default."""
+    """Whether the sentence-transformers configuration takes the first token's state instead of the
+    mean, the default."""
     config = read_json(folder / "1_Pooling" / "config.json") or {}
     mode = config.get("pooling_mode") or next(
         (name for name, on in config.items() if name.startswith("pooling_mode_") and on), "mean"
@@ -91,7 +99,7 @@ def _pools_first(folder: Path) -> bool:
 
 
 def _batches(order: Sequence[int], tokens: Mapping[int, Sequence[int]]) -> list[list[int]]:
-    """Places in batches of at most BATCH_TOKENS padded tokens; `order`: by length."""
+    """Places in batches of at most BATCH_TOKENS padded tokens; `order` is by ascending length."""
     batches: list[list[int]] = []
     for place in order:
         if batches and len(tokens[place]) * (len(batches[-1]) + 1) <= BATCH_TOKENS:

@@ -1,4 +1,5 @@
-"""Where the embedding model of `embeddings:` lies, fetching the one that a package ships, and asking it in a process of its own."""
+"""The embedding model of `embeddings:`: its folder, its download from a package, and its use in a
+process of its own."""
 
 import json
 import shutil
@@ -24,7 +25,7 @@ WEIGHTS = "model.safetensors"
 NEEDED = ("config.json", "tokenizer.json")
 NOT_CONFIGURED = (
     "by: dense needs an embedding model: set `embeddings:` in experiments.yaml, such as {path: FOLDER} of a transformers model, "
-    "or take by: bm25, which needs none"
+    "or use by: bm25, which needs none"
 )
 Say = Callable[[str], None]
 
@@ -36,13 +37,14 @@ def model_folder(data: DataRoot, embeddings: Embeddings) -> Path:
 
 
 def _packaged(embeddings: Embeddings) -> str:
-    """What a package's model is: a package may hold several, and another pin is another model."""
+    """Hash that identifies a packaged model. A package may hold several, and another pinned hash is
+    another model."""
     return stable_hash([embeddings.wheel, embeddings.folder_in_wheel, embeddings.sha256])
 
 
 def identity(data: DataRoot, embeddings: Embeddings | None) -> str | None:
-    """What tells one embedding model from another: a packaged one's pinned hash, else the content of a folder; None where there is
-    none."""
+    """Identity of the embedding model: the pin of a packaged one, else a hash of the folder's
+    content; None if there is none."""
     if embeddings is None:
         return None
     if embeddings.wheel:
@@ -54,11 +56,11 @@ def identity(data: DataRoot, embeddings: Embeddings | None) -> str | None:
 
 
 def fetch(data: DataRoot, embeddings: Embeddings | None, *, say: Say = announce) -> Path:
-    """The folder with the model, taken out of its package first where that is still to do.
+    """The folder with the model, unpacked from its package first if necessary.
 
     Raises:
-        UnavailableError: none is configured, the folder holds no model, or the package registry cannot be reached.
-        WorkError: what came is not what was pinned.
+        UnavailableError: no model is configured, the folder holds none, or the package registry
+        cannot be reached. WorkError: the downloaded model is not the pinned one.
     """
     if embeddings is None:
         raise UnavailableError(NOT_CONFIGURED)
@@ -71,7 +73,7 @@ def fetch(data: DataRoot, embeddings: Embeddings | None, *, say: Say = announce)
     if missing := [name for name in NEEDED if not (folder / name).exists()]:
         raise UnavailableError(
             f"embeddings.path: {folder} has no {missing[0]}; expected the folder of a transformers model with config.json, "
-            "tokenizer.json and safetensors. by: bm25 needs none."
+            "tokenizer.json and safetensors. by: bm25 needs no model."
         )
     return folder
 
@@ -104,7 +106,8 @@ def _take_wheel(folder: Path, embeddings: Embeddings, say: Say) -> None:
 
 
 def embed_apart(folder: Path, texts: Sequence[str]) -> Vectors:
-    """The texts' vectors, computed in a process of its own, whose imports and memory end with it.
+    """The texts' vectors, computed in a process of its own, so that its imports and memory are
+    freed.
 
     Raises:
         UnavailableError: the model cannot be used.

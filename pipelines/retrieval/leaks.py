@@ -1,8 +1,10 @@
-"""An answer never stands in its own prompt: which texts are too close to a record that is asked, by the rule that cleaning has.
+"""No prompt contains its own answer: finds records too close to the one in question, by the same
+rule as cleaning.
 
-Two records are alike where they ask the same, or where question and answer together have at least
-`cleaning.near_duplicate_jaccard` as the Jaccard index of their character 3-shingles; case, width and space make no difference.
-Cleaning drops such train records; here the rule holds also for examples that were cleaned otherwise.
+Two records are alike if they ask the same question, or if the Jaccard index of their character
+3-shingles (question and answer together) is at least `cleaning.near_duplicate_jaccard`. Case, width
+and white space make no difference. Cleaning drops such train records; here the rule also covers
+examples that were cleaned with other settings.
 """
 
 import unicodedata
@@ -15,7 +17,7 @@ from pipelines.clean.shingles import SHINGLE
 
 @dataclass(frozen=True)
 class Sides:
-    """A record's name, and what it asks and answers."""
+    """The name, question and answer of a record."""
 
     name: str
     question: str
@@ -27,17 +29,18 @@ class Sides:
 
     @cached_property
     def grams(self) -> frozenset[str]:
-        """The distinct character 3-shingles of question and answer."""
+        """The distinct character 3-shingles of question and answer together."""
         whole = _plain(f"{self.question}\n{self.answer}").ljust(SHINGLE, "\0")
         return frozenset(whole[at : at + SHINGLE] for at in range(len(whole) - SHINGLE + 1))
 
 
 def gives_away(held_out: Sides, other: Sides, jaccard: float) -> bool:
-    """Whether `other` is the record that is asked, asks the same, or is alike."""
+    """Whether `other` is the same record as `held_out`, asks the same question, or is alike."""
     if held_out.name == other.name or held_out.plain_question == other.plain_question:
         return True
     fewer, more = sorted((len(held_out.grams), len(other.grams)))
-    if fewer < jaccard * more:  # they cannot be alike, however many they share
+    # Sets of too different sizes cannot reach the threshold, whatever they share.
+    if fewer < jaccard * more:
         return False
     common = len(held_out.grams & other.grams)
     return common >= jaccard * (fewer + more - common)

@@ -1,8 +1,10 @@
-"""Which texts fit a query best. All rankings are deterministic: of equal scores the earlier text comes first.
+"""Rankings of texts for a query. All are deterministic: of equal scores the earlier text comes
+first.
 
-BM25 is that of Lucene (Kamphuis et al. 2020) by bm25s; dense is the cosine of embeddings; several rankings are fused by their
-reciprocal ranks (Cormack, Clarke and Büttcher 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
-Methods", SIGIR): Σ 1 / (60 + rank).
+BM25 is Lucene's variant (Kamphuis et al. 2020), computed by bm25s. Dense is the cosine of
+embeddings. Several rankings are fused by their reciprocal ranks, Σ 1 / (60 + rank) (Cormack, Clarke
+and Büttcher 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
+Methods", SIGIR).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +15,15 @@ from numpy.typing import NDArray
 from pipelines.retrieval.words import words
 from pipelines.settings.retrieval import Ranker
 
-FUSION_K = 60  # of Cormack et al.
-DEPTH = 100  # best places of a ranking that fusion looks at
-Vectors = NDArray[np.float32]  # [texts, size], each of length 1 or 0
+# The constant of Cormack et al.
+FUSION_K = 60
+# Best places of a ranking that count for fusion.
+DEPTH = 100
+# [texts, size]; each row has length 1 or 0.
+Vectors = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Vectors]
-Ranking = list[int]  # places of texts, the best first
+# Places of texts, the best first.
+Ranking = list[int]
 
 
 class Bm25:
@@ -50,12 +56,14 @@ class Dense:
     def rank_all(self, queries: Sequence[str]) -> list[Ranking]:
         if not len(self._vectors) or not queries:
             return [[] for _ in queries]
-        # rounded, so that the order of a sum in another batch or on another processor decides no tie
+        # Rounded, so that ties do not depend on the order of summation in another batch or on
+        # another processor.
         return [_best_first(np.round(self._vectors @ query, 5)) for query in self._embed(queries)]
 
 
 class Index:
-    """`texts` to be looked up `by` one of the rankers; `embed` turns texts into vectors where that needs it."""
+    """An index of `texts` for the ranker `by`. `embed` turns texts into vectors, for rankers that
+    need them."""
 
     def __init__(self, texts: Sequence[str], by: Ranker, embed: Embed | None = None) -> None:
         if by != "bm25" and embed is None:
@@ -64,7 +72,7 @@ class Index:
         self._dense = Dense(texts, embed) if by in ("dense", "ensemble") and embed else None
 
     def rank_all(self, queries: Sequence[str]) -> list[Ranking]:
-        """For each query the places of texts, the best first."""
+        """The ranking for each query."""
         by_words = [self._bm25.rank(query) for query in queries] if self._bm25 else []
         by_meaning = self._dense.rank_all(queries) if self._dense else []
         if not (by_words and by_meaning):
@@ -73,7 +81,7 @@ class Index:
 
 
 def fused(rankings: Sequence[Ranking]) -> Ranking:
-    """Several rankings as one, by their reciprocal ranks; ranks count from 1."""
+    """Several rankings fused into one by their reciprocal ranks; ranks count from 1."""
     scores: dict[int, float] = {}
     for ranking in rankings:
         for rank, place in enumerate(ranking[:DEPTH], start=1):

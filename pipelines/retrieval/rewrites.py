@@ -1,27 +1,34 @@
-"""Multi-query: the model that answers first says the question in other words, and each wording is looked up by itself."""
+"""Multi-query: the answering model first rewrites the question, and each wording is a query of its
+own."""
 
 import re
 
 COUNT = 3
-MAX_TOKENS = 160  # of the answer that holds them
-MOST_CHARS = 500  # of one wording
+# Tokens of the answer that holds the wordings.
+MAX_TOKENS = 160
+# Characters of one wording.
+MOST_CHARS = 500
 PROMPT = (
     "Write {count} different search queries that would find information needed for the question below. Use its language, one query "
     "a line, and nothing else.\n\nQuestion: {question}"
 )
-MOST_QUESTION = 2000  # characters of the question that are shown
+# Characters of the question that the prompt shows.
+MOST_QUESTION = 2000
+# Numbers, bullets and labels in front of a wording.
 _LIST_MARK = re.compile(r"^\s*(?:[-*•·>]+|\(?\d{1,2}[.):]|query\s*\d*:|검색어\s*\d*:)+\s*", re.IGNORECASE)
 
 
 def prompt(question: str) -> str:
-    """What the model is asked for."""
+    """The prompt that asks the model for other wordings."""
     return PROMPT.format(count=COUNT, question=question[:MOST_QUESTION])
 
 
 def wordings(question: str, answer: str) -> list[str]:
-    """The question itself, then at most three other wordings of what the model answered: its first lines that say something,
-    without numbers and dashes before them. A model that answers something else is looked up by what it said; one that says nothing
-    leaves the question alone."""
+    """The question itself, then at most COUNT other wordings from the model's answer.
+
+    These are its first non-empty lines, without numbers and bullets in front. Whatever the model
+    answers is used as it is; without an answer, the question is the only query.
+    """
     queries = [question]
     for line in answer.splitlines():
         wording = _LIST_MARK.sub("", line).strip().strip('"“”`').strip()[:MOST_CHARS]

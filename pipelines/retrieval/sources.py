@@ -1,4 +1,4 @@
-"""What a retrieval arm reads besides the examples: whether it is here, what it holds now, and where its process finds it."""
+"""The sources of a retrieval arm besides the examples: their availability, content and paths."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,13 +43,17 @@ def _api_refusal(experiments: Experiments) -> str | None:
 
 
 def contents(data: DataRoot, experiments: Experiments, retrieval: Retrieval) -> dict[str, Any]:
-    """What of a recipe the contents decide: hashes of the documents and of the embedding model (None: not here), and how close a
-    train record may not be."""
+    """The part of a recipe that depends on content.
+
+    Hashes of the documents and of the embedding model (None: not available), and the Jaccard from
+    which a train record is too close.
+    """
     hashes: dict[str, Any] = {}
     if retrieval.documents:
         try:
             hashes["documents"] = documents.content_hash(retrieval.documents, retrieval.folder)
-        except UsageError:  # the cell says so when it is run; the others' rows are shown all the same
+        except UsageError:
+            # The cell reports this when it runs. The rows of other cells must still be shown.
             hashes["documents"] = None
     else:
         hashes["jaccard"] = experiments.cleaning.near_duplicate_jaccard
@@ -61,11 +65,12 @@ def contents(data: DataRoot, experiments: Experiments, retrieval: Retrieval) -> 
 
 
 def require(data: DataRoot, experiments: Experiments, method: str, *, say: Say = announce) -> None:
-    """Bring or look at what the method's retrieval reads; nothing where it has none.
+    """Check the documents of the method's retrieval and fetch its embedding model; do nothing
+    without retrieval.
 
     Raises:
-        UnavailableError: its documents or its embedding model are not to be had, with what to do.
-        WorkError: a package holds something else than was pinned.
+        UnavailableError: documents or embedding model are unavailable; the message says what to do.
+        WorkError: a package holds another model than the pinned one.
     """
     retrieval = experiments.methods[method].retrieval if method in experiments.methods else None
     if retrieval is None:
@@ -83,7 +88,8 @@ def require(data: DataRoot, experiments: Experiments, method: str, *, say: Say =
 
 
 def out_of_reach(data: DataRoot, experiments: Experiments, method: str) -> str | None:
-    """Why the method's documents or embedding model are not to be had, as far as that is known with nothing fetched; else None."""
+    """Why the method's documents or embedding model are unavailable, as far as known without a
+    download; else None."""
     retrieval = experiments.methods[method].retrieval if method in experiments.methods else None
     try:
         if retrieval and retrieval.documents:
@@ -100,7 +106,7 @@ def out_of_reach(data: DataRoot, experiments: Experiments, method: str) -> str |
 def spec_entries(
     data: DataRoot, experiments: Experiments, recipe: Mapping[str, Any] | None, method: str
 ) -> dict[str, dict[str, Any]]:
-    """Where a process finds what the recipe names, for its spec; {} where it retrieves nothing."""
+    """The entries of a process's spec with the paths of the sources; {} if it retrieves nothing."""
     retrieval = experiments.methods[method].retrieval if method in experiments.methods else None
     if not recipe or retrieval is None:
         return {}

@@ -1,6 +1,8 @@
-"""The words by which BM25 compares texts: Latin and other alphabetic words whole, Hangul, kana and Han as character bigrams.
+"""The terms of a text for BM25: whole words in alphabetic scripts; character bigrams in Hangul,
+kana and Han.
 
-Korean joins particles to its nouns (서울은, 서울에서), so that whole words seldom meet. Their bigrams do, without a tokenizer.
+Korean appends particles to nouns (서울은, 서울에서), so whole words seldom match. Their bigrams do,
+without a tokenizer.
 """
 
 import re
@@ -9,14 +11,16 @@ import unicodedata
 from pipelines.clean.comparable import comparable
 
 _RUN = re.compile(r"[^\W_]+")
-# Hangul syllables and jamo, kana, Han: scripts that are cut into bigrams
+# Hangul syllables and jamo, kana, Han: the scripts that are cut into bigrams.
 _BY_CHARACTER = re.compile("[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3]+")
-LONGEST = 64  # characters of one word: longer ones are no words
-MOST_CHARS = 20_000  # of one text
+# Characters of one word. Longer ones are cut.
+LONGEST = 64
+# Characters of one text.
+MOST_CHARS = 20_000
 
 
 def words(text: str) -> list[str]:
-    """The words of `text` in their order, equal ones as often as they stand there; [] where it has none."""
+    """The terms of `text` in order, with repetitions; [] if it has none."""
     plain = comparable(" ".join(unicodedata.normalize("NFC", text[:MOST_CHARS]).lower().split()))
     terms: list[str] = []
     for run in _RUN.findall(plain):
