@@ -1,4 +1,5 @@
-"""Whether a question asks for words of another language: it names it, its people or its country, or wants a translation."""
+"""Whether a question asks for words of another language: it names the language, its people or
+country, or asks to translate."""
 
 import re
 
@@ -10,11 +11,13 @@ _TRANSLATION = re.compile(
     r"\bhiragana|\bkatakana|\bhaiku in\b|번역|옮겨|옮기|외국어|병음|히라가나|가타카나|현지|원문|로마자|[가-힣]+어로\b",
     re.IGNORECASE,
 )
-_MAY_QUOTE = re.compile(  # a few words of another language, not an answer in it
+# Questions whose answers may quote a few words of another language, but are not written in it.
+_MAY_QUOTE = re.compile(
     r"\bphrases?\b|\bloan ?words?\b|\btongue.?twister|\bmotto\b|\bproverb|한자|사자성어|고사성어|원어|표기|속담",
     re.IGNORECASE,
 )
-_BY_LANGUAGE = {  # the language, its people, its countries and their best known cities
+# Language code → the language, its people, its countries and their best-known cities.
+_BY_LANGUAGE = {
     "de": r"german|deutsch|austria|swiss|switzerland|berlin|vienna|munich|zurich|hamburg|독일|오스트리아|베를린|"
     r"빈에서|뮌헨|스위스",
     "fr": r"french|france|paris(?:ian)?\b|belgi|quebec|québec|montreal|lyon|marseille|français|프랑스|불어|파리|퀘벡|"
@@ -63,6 +66,7 @@ _BY_LANGUAGE = {  # the language, its people, its countries and their best known
     "af": r"afrikaans|south africa|아프리칸스",
     "ht": r"haitian|creole|haiti|아이티",
 }
+# Script → the same for the languages written in it.
 _BY_SCRIPT = {
     "han": r"chinese|china|mandarin|cantonese|hanzi|kanji|japan|taiwan|hong kong|beijing|shanghai|tokyo|kyoto|"
     r"osaka|singapore|taipei|hanja|confuc|tang dynasty|"
@@ -96,7 +100,8 @@ _BY_SCRIPT = {
 _KOREAN_OR_ENGLISH = re.compile(r"\benglish\b|\bkorean\b|영어|한국어|우리말", re.IGNORECASE)
 
 
-_PLACE = re.compile(  # of the names above; a question about a country is not one for its language
+# The places among the names above. A question about a country does not ask for its language.
+_PLACE = re.compile(
     r"austria|switzerland|berlin|vienna|munich|zurich|hamburg|독일|오스트리아|베를린|빈에서|뮌헨|스위스|france|paris|belgi|quebec|"
     r"québec|montreal|lyon|marseille|프랑스|파리|퀘벡|벨기에|spain|mexic|argentin|chile|colombia|peru|cuba|madrid|barcelona|"
     r"latin america|buenos aires|스페인|멕시코|마드리드|칠레|아르헨티나|페루|portug|brazil|lisbon|são paulo|sao paulo|"
@@ -111,17 +116,20 @@ _PLACE = re.compile(  # of the names above; a question about a country is not on
     r"델리|뭄바이",
     re.IGNORECASE,
 )
+# Endings that turn a place's name into its language or its people.
 _OF_PEOPLE = re.compile(
     r"[a-z]|어|말|인\b|인[이을은에]| ?(?:사람|직원|친구|손님|학생|고객|관광객|가족|동료|아이|분들?|독자)"
 )
-AT_LENGTH = 40  # letters: more than the name or the saying that such a question may want
+# Letters: more than the name or the saying that such a question may ask for.
+AT_LENGTH = 40
 
 
 def asks_for_another(question: str, script: str | None, language: str, letters: int) -> bool:
-    """Whether the question wants words in `language` (two letters), or in `script` where that is not the Latin one; its answer
-    has so many `letters` of it.
+    """Whether the question asks for words in `language` (two letters), or in `script` if that is
+    not Latin.
 
-    A translation is asked for into any language, unless the question names only such as are written otherwise.
+    `letters`: how many letters of it the answer has. A request to translate allows any language,
+    unless the question names only languages in other scripts.
     """
     latin = script in (None, "latin")
     hints = _BY_LANGUAGE.get(language) if latin else _BY_SCRIPT.get(script or "")
@@ -137,7 +145,8 @@ def asks_for_another(question: str, script: str | None, language: str, letters: 
 
 
 def _hints_at(hints: str, question: str, letters: int) -> bool:
-    """Whether a question names the language, or its country or city where the answer is a name or a few words."""
+    """Whether a question names the language; for a short answer, its country or a city of it is
+    enough."""
     matches = list(re.finditer(hints, question, re.IGNORECASE))
     only_places = all(_PLACE.fullmatch(each[0]) and not _OF_PEOPLE.match(question, each.end()) for each in matches)
     return bool(matches) and not (only_places and letters >= AT_LENGTH)

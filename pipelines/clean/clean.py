@@ -1,8 +1,9 @@
-"""Clean raw records into examples (train | eval) and rejects, in SQL, and make the result current in one step.
+"""Clean raw records into examples (train | eval) and rejects, in SQL, and make the result current
+in one step.
 
-accepted + rejected = read. The result hangs neither on the order of the records nor on the number of threads. A record's side of
-the split is the hash of the seed and its topic cell (else of its instruction and input), so it never changes when others come
-or go.
+accepted + rejected = read. The result depends neither on the order of the records nor on the number
+of threads. The side of a record follows from a hash of the seed and its topic cell (or its
+instruction and input), so it never changes when other records come or go.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,11 +26,11 @@ __all__ = ["CleaningResult", "clean", "current", "examples", "rejects"]
 def clean(
     data: DataRoot, records: Iterable[RawRecord], settings: Cleaning, *, say: Callable[[str], None] = lambda _: None
 ) -> CleaningResult:
-    """Clean `records` and make the result the current one; where it already is, say so and write nothing.
+    """Clean `records` and make the result the current one. If it already is, nothing is written.
 
     Raises:
-        UsageError: `records` reads a file that is not what it should be.
-        WorkError: no record was left to train or evaluate on, or the lake cannot be written. The last result stays current.
+        UsageError: `records` reads a file that is missing or broken. WorkError: no record is left
+        to train or evaluate on, or the lake cannot be written. The last result stays current.
     """
     with workspace(data, settings) as work:
         staged = stage(work, records, settings.shape_options)

@@ -1,7 +1,9 @@
-"""Which of several equal or similar records stays: ranks and sides for what the rules left, then a verdict for every other.
+"""Which of several equal or similar records stays: every remaining record gets a rank and a side,
+every duplicate a verdict.
 
-The order of rank is stated in `_rank`. Duplicates are looked for on each side of the split by itself; a train record too close
-to an eval record is contamination, and it is the train record that goes. So what is evaluated on never hangs on what is trained on.
+`_rank` defines the order. Each side of the split is searched for duplicates by itself. A train
+record too close to an eval record is contamination, and the train record is dropped. So the eval
+records never depend on the train records.
 """
 
 from collections.abc import Iterator
@@ -19,14 +21,16 @@ from pipelines.clean.shingles import Indexes
 from pipelines.clean.work import Work
 from pipelines.settings.experiments import Cleaning
 
-RANGE = 20_000  # texts that are held in memory at once
+# Texts held in memory at once.
+RANGE = 20_000
 ALIKE = "format('like {} (Jaccard {:.3f})', record_id, jaccard)"
 THROUGH = "format('like {} through others of its cluster (Jaccard {:.3f})', record_id, jaccard)"
 LEAKS = "format('like eval record {} (Jaccard {:.3f})', record_id, jaccard)"
 
 
 def reject_duplicates(work: Work, settings: Cleaning) -> None:
-    """Fill the table `ranked` (n, record_id, side, …) and add a verdict for every duplicate and every leak."""
+    """Fill the table `ranked` (n, record_id, side, …) and add a verdict for every duplicate and
+    every leak."""
     _rank(work, settings)
     _reject_exact_duplicates(work)
     work.db.execute("""
@@ -46,8 +50,11 @@ def reject_duplicates(work: Work, settings: Cleaning) -> None:
 
 
 def _rank(work: Work, settings: Cleaning) -> None:
-    """What the rules left, each with its side of the split and its rank: eval before train, the corpus before files before
-    what a model wrote, then the longest output, then the smallest id. None of it hangs on what else is there."""
+    """Give each record that the rules left its side of the split and its rank.
+
+    Order: eval before train; the corpus before files before model output; the longest output; the
+    smallest id. A record's place in this order does not depend on other records.
+    """
     never = ", ".join(quoted(source) for source in NEVER_EVALUATED)
     group = group_in_sql("coalesce(topic, asked)")
     share = f"('0x' || substr(md5(format('{{}}|{{}}', $seed, {group})), 1, 13))::UBIGINT / 16.0**13"
@@ -82,7 +89,8 @@ def _reject_exact_duplicates(work: Work) -> None:
 
 
 def _reject_repeated_questions(work: Work) -> None:
-    """A train record that asks what an eval record asks gives the question away, whatever it answers."""
+    """Reject train records with the same question as an eval record: they leak it, whatever they
+    answer."""
     work.db.execute("""
         INSERT INTO verdicts
         SELECT train.n, 'contamination', 'asks what eval record ' || eval.record_id || ' asks', eval.record_id, NULL
@@ -93,7 +101,8 @@ def _reject_repeated_questions(work: Work) -> None:
 
 
 def _ranges(work: Work, shared: SharedText) -> Iterator[tuple[Indexes, list[str]]]:
-    """Places and what is compared of their texts: without system prompts, and without what many records of a source share."""
+    """Places and their compared texts: without system prompts and without text that many records of
+    a source share."""
     rows = work.db.sql(f"""
         SELECT place, source, {COMPARED} AS text, length({comparable_in_sql("right(coalesce(compared, normalized), answer_chars)")})
             AS answer_chars
@@ -106,7 +115,7 @@ def _ranges(work: Work, shared: SharedText) -> Iterator[tuple[Indexes, list[str]
 
 
 def _places(work: Work, side: str) -> Indexes:
-    """Those still there, best first."""
+    """Places of the remaining records of a side, best first."""
     query = "SELECT place FROM places ANTI JOIN verdicts USING (n) WHERE side = $side ORDER BY place"
     return work.db.execute(query, {"side": side}).fetchnumpy()["place"].astype(np.int64)
 

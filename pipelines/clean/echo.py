@@ -1,6 +1,8 @@
-"""Answers that are only the question again: word for word, in quotation marks, or with a word or two changed or added.
+"""Answers that only repeat the question: word for word, in quotation marks, or with a word or two
+changed or added.
 
-Where the task is to give back what was given (correct, rewrite, complete, copy, choose), the input may come back; the task may not.
+If the task is to return its input (correct, rewrite, complete, copy, choose), the input may come
+back, but not the task.
 """
 
 import re
@@ -10,6 +12,7 @@ from pipelines.clean.comparable import visible
 from pipelines.clean.exchange import Exchange
 from pipelines.clean.prose import QUOTED, is_code
 
+# A label in front of a repeated question.
 _LABEL = re.compile(
     r"\A\W*(?:(?:the )?(?:question|instruction|prompt|input|query|task|request|q|user|human)(?: is)?\s*[:：]|"
     r"(?:the )?user (?:asks|says|wants|asked)\s*[:：]?|"
@@ -20,17 +23,19 @@ _LABEL = re.compile(
     r"사용자(?:의)? ?질문\s*[:：])\s*",
     re.IGNORECASE,
 )
+# Headings of prompt templates.
 _TEMPLATE = re.compile(
     r"^\W*(?:###? ?)?(?:instruction|input|response|output|answer|question|user|assistant|질문|답변|사용자|봇|"
     r"지시|명령어?|응답|입력|출력)s?\s*[:：]?\s*$|^###? ?(?:질문|답변)\s*[:：]",
     re.IGNORECASE | re.MULTILINE,
 )
-# of a chat template, left in the text; and what ends a text
+# Special tokens of chat templates left in the text, such as the end of text.
 _TOKENS = re.compile(
     r"<\|[^|<>\n]{1,30}\|>|</?s>|\[(?:EOS|/?INST)\]|(?<=<\|im_start\|>)(?:user|"
     r"assistant)\b",
     re.IGNORECASE,
 )
+# Tasks whose answer may return the input.
 GIVES_BACK = re.compile(
     r"\bcorrect|\bproofread|\bfix\b|\bedit\b|\brewrit|\brephras|\bparaphras|\breformat|\bformat\b|\bunchanged|"
     r"\breturn\b|\brepeat|\bcopy\b|\bquote\b|\bextract|"
@@ -46,28 +51,34 @@ GIVES_BACK = re.compile(
     r"추출|정렬|부호|인용|채워|추가|삭제|순서|형식|복사|베껴|합쳐",
     re.IGNORECASE,
 )
-_LEADS_ON = re.compile(
-    r"\S[:：]\s*\n*\s*(?:```|`|\$|[\[({<\\/^]|\d)|\n\s*(?:```|\||<)"
-)  # to a formula, a pattern, code: that is the answer
-_MUST_CHANGE = re.compile(  # so that what was given is no answer, however short it is
+# An introduction to a formula, a pattern or code, which is the answer.
+_LEADS_ON = re.compile(r"\S[:：]\s*\n*\s*(?:```|`|\$|[\[({<\\/^]|\d)|\n\s*(?:```|\||<)")
+# Tasks that change the input, so that the input itself is no answer, however short it is.
+_MUST_CHANGE = re.compile(
     r"\bantonym|\bopposite|\bsynonym|\bpassive|\b(?:past|present|future) tense|\brephras|\bparaphras|\brewrit|"
     r"\bin other words|반대말|"
     r"반의어|유의어|비슷한말",
     re.IGNORECASE,
 )
 _IF_NEEDED = re.compile(r"\bif (?:needed|necessary|there|it|any)|필요", re.IGNORECASE)
-LONG_GIVEN = 40  # characters: what is to be made a headline of is longer than one
+# Characters. An input for a headline or a summary is longer than this.
+LONG_GIVEN = 40
+# Tasks whose answer is another kind of text than the input.
 _MAKES_ANOTHER = re.compile(
     r"\bsummar|\bshorten|\bheadline|\btitle(?! case)|\bcondense|\bsentiment|\bclassif|\bcategor|\banaly[sz]|\bexplain|"
     r"요약|제목|줄여|간추|감정|분류|분석|설명",
     re.IGNORECASE,
 )
 _TRANSLATES = re.compile(r"\btranslat|번역|[가-힣]+어로 (?:옮|바꾸|바꿔|써|적)", re.IGNORECASE)
-ALIKE_QUESTIONS = 0.8  # where the answer asks or orders as well
-ALIKE = 0.86  # of two texts in a row, signs apart
+# Similarity (difflib ratio) from which an answer that also asks or orders repeats the question.
+ALIKE_QUESTIONS = 0.8
+# Similarity (difflib ratio) of two texts without punctuation from which one repeats the other.
+ALIKE = 0.86
 JUDGED_CHARS = 600
 LEAST_CHARS = 8
-MOST_NEW = 0.25  # of the echo's length may be new beside it
+# New text beside the echo, at most, as a share of the echo's length.
+MOST_NEW = 0.25
+# Words without a meaning of their own here.
 _STOP = frozenset(
     (
         "a", "an", "the", "to", "of", "and", "or", "in", "on", "at", "is", "are", "was", "were", "do", "does", "did", "you", "your",
@@ -80,7 +91,8 @@ _STOP = frozenset(
 
 
 def judge(exchange: Exchange, *, max_share: float) -> str | None:
-    """What the answer gives back where it is only that, else None."""
+    """What the answer repeats, if it does nothing else; None otherwise."""
+    # Cheap checks first: most answers share few words with their question.
     exchange = Exchange(visible(exchange.question), visible(exchange.answer), exchange.before)
     if not _shares_words(exchange.answer, exchange.question):
         return None
@@ -88,18 +100,25 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
     answer = _LABEL.sub("", answer.strip())
     if not _can_be_an_echo(answer):
         return None
+
+    # Question and input together, in the same order.
     answer_words = re.sub(r"(?:에 대한|달라는|하라는|라는|냐는)? ?(?:질문|요청)입니다$", "", plain(answer))
     task, input_text = _parts(_LABEL.sub("", _TEMPLATE.sub(" ", _TOKENS.sub(" ", exchange.question)).strip()).strip())
     question_words = plain(exchange.question)
     if input_text and _repeats_question_and_input(answer_words, question_words, plain(task)):
         return "the answer is the question and its input again"
-    gives_back = bool(input_text and GIVES_BACK.search(input_text))  # what is given may stand before the task
+
+    # The task alone, rearranged or word for word. If a later line orders to return a text, the
+    # first line may be that text, so it is no echo.
+    gives_back = bool(input_text and GIVES_BACK.search(input_text))
     if not gives_back and (
         detail := _rearranges_question(exchange, answer, task, input_text, most_other=min(MOST_NEW, 1 - max_share))
     ):
         return detail
     if len(answer_words) >= LEAST_CHARS and not gives_back and _repeats_task(answer_words, answer, task, max_share):
         return "the answer is the question again"
+
+    # The input alone, for a task that must change it.
     input_text = input_text or _to_be_translated(task)
     if input_text and _repeats_input(exchange, answer, task, input_text):
         return "the answer is the input again"
@@ -117,7 +136,8 @@ def _repeats_question_and_input(answer_words: str, question_words: str, task: st
 
 
 def _to_be_translated(task: str) -> str:
-    """What an order to translate gives: it may stand behind a colon, or in quotation marks."""
+    """The text to translate, after a colon or in quotation marks; "" if the task is not to
+    translate."""
     if not _TRANSLATES.search(task):
         return ""
     return task.partition(":")[2].strip() or (QUOTED.findall(task) or [""])[-1]
@@ -126,7 +146,8 @@ def _to_be_translated(task: str) -> str:
 def _rearranges_question(
     exchange: Exchange, answer: str, task: str, input_text: str, *, most_other: float
 ) -> str | None:
-    """How the question comes back in other order or without its verb, None where it does not."""
+    """How the answer repeats the question in another order or without its verb; None if it does
+    not."""
     answer_words = plain(answer)
     if input_text and answer_words.startswith(plain(task)) and _holds_the_same_words(answer, f"{task} {input_text}"):
         return "the answer is the question and its input again"
@@ -134,7 +155,7 @@ def _rearranges_question(
         return "the answer is a question that was asked"
     if _repeats_order(answer, task) and _holds_the_same_words(answer, f"{task} {input_text}", most_other=most_other):
         return "the answer gives the question's order again"
-    # a choice and a yes or no hold the same words as well
+    # The answer to a choice or a yes-or-no question has the same words, too.
     if _MAY_BE_THE_ANSWER.search(task) or _orders_to_give_back(task) or QUOTED.search(task) or ":" in task:
         return None
     if _is_tail(answer_words, task):
@@ -143,14 +164,14 @@ def _rearranges_question(
 
 
 def _shares_words(answer: str, question: str) -> bool:
-    """Whether most words of the answer stand in the question, so that it may be that again; read before anything dear."""
+    """Whether most words of the answer occur in the question. Cheap, so it is checked first."""
     words = answer[: 4 * JUDGED_CHARS].lower().split()
     known = set(question.lower().split())
     return 2 * sum(word in known for word in words) >= len(words) or len(words) <= 12
 
 
 def _parts(question: str) -> tuple[str, str]:
-    """The question, and the last paragraph of it that may be what was given: the record's input."""
+    """The first line of the question as the task, and the rest, which may be the record's input."""
     head, _, rest = question.partition("\n")
     return question if not rest else head, rest
 
@@ -161,7 +182,7 @@ def plain(text: str) -> str:
 
 
 def _nearly_repeats_both(answer_words: str, question_words: str, task: str) -> bool:
-    """Whether question and input come back with a word or two changed, the question in front."""
+    """Whether question and input come back with a word or two changed, the question first."""
     head = SequenceMatcher(None, answer_words[: len(task)], task, autojunk=False)
     return (
         len(question_words) <= JUDGED_CHARS
@@ -196,12 +217,13 @@ def _repeats_task(answer_words: str, answer: str, task: str, max_share: float) -
 
 
 def _may_be_given_back(task: str) -> bool:
-    """Whether what the task gives may be the answer."""
+    """Whether text from the task may be the answer."""
     return bool(GIVES_BACK.search(task) or QUOTED.search(task)) or ":" in task
 
 
 def _holds_the_same_words(answer: str, task: str, *, most_other: float = 0.0) -> bool:
-    """Whether an answer has every word of meaning that its question has, and no other; `most_other` of each side's may differ."""
+    """Whether answer and question have the same content words; a share `most_other` of each side
+    may differ."""
     task_words, answer_words = set(_words_of_meaning(task)), set(_words_of_meaning(_LABEL_IN.sub(" ", answer)))
     asks_too = (_QUESTION.search(answer) and _QUESTION.search(task)) or _repeats_order(answer, task)
     least = LEAST_WORDS - 1 if asks_too else LEAST_WORDS
@@ -213,7 +235,8 @@ def _holds_the_same_words(answer: str, task: str, *, most_other: float = 0.0) ->
 
 
 def _is_among(word: str, known: set[str]) -> bool:
-    """Whether a word is among others, or a form of one: by its first four letters, or Korean syllables, and length."""
+    """Whether a word, or a form of it, is among `known`: by its first letters or Korean syllables,
+    and its length."""
     if word in known or not word.isalpha():
         return word in known
     if "가" <= word[0] <= "힣":
@@ -221,11 +244,13 @@ def _is_among(word: str, known: set[str]) -> bool:
     return any(word[:STEM] == each[:STEM] and abs(len(word) - len(each)) <= 3 for each in known if len(word) >= STEM)
 
 
+# Letters that two forms of a word share.
 STEM = 4
 
 
 def _repeats_order(answer: str, task: str) -> bool:
-    """Whether an answer begins, or in Korean ends, with the order that its question gives, as no answer does."""
+    """Whether an answer begins (in Korean: ends) with the order of its question, as no real answer
+    does."""
     if _orders_to_give_back(task) or QUOTED.search(answer):
         return False
     answer_words, task_words = plain(answer).split(), plain(task).split()
@@ -237,13 +262,14 @@ def _repeats_order(answer: str, task: str) -> bool:
 
 
 def _is_tail(answer_words: str, task: str) -> bool:
-    """Whether an answer is the end of an order and nothing else: tell me about *the history of the bicycle*."""
+    """Whether an answer is only the end of an order: tell me about *the history of the bicycle*."""
     is_order = _ORDERS.match(task) and not _QUESTION.search(task)
     return bool(is_order) and len(answer_words.split()) >= LEAST_WORDS and plain(task).endswith(f" {answer_words}")
 
 
 def _copies_question(answer: str, question: str) -> bool:
-    """Whether an answer only copies a question out of the prompt, where no question was wanted."""
+    """Whether an answer only copies a question from the prompt, although the task does not ask for
+    a question."""
     if (
         not _QUESTION.search(answer)
         or len(answer) < LEAST_CHARS
@@ -256,7 +282,8 @@ def _copies_question(answer: str, question: str) -> bool:
 
 
 def _orders_to_give_back(task: str) -> bool:
-    """Whether the verb of an order, at its start or in Korean at its end, is one that gives back what was given."""
+    """Whether the verb of an order (at its start, in Korean at its end) asks to return the
+    input."""
     words = task.split()
     return bool(GIVES_BACK.search(" ".join(words[:3])) or GIVES_BACK.search(" ".join(words[-2:])))
 
@@ -310,7 +337,7 @@ def _words_of_meaning(text: str) -> list[str]:
 
 
 def _still_asks(answer: str, task: str) -> bool:
-    """Whether an answer asks or orders as its question does, as no answer would."""
+    """Whether an answer asks or orders like its question, as no real answer does."""
     order = re.compile(r"(?:시오|세요|줘|달라|주십시오|라|까요?|요청입니다)[.!?\s]*$")
     if (_QUESTION.search(answer) and _QUESTION.search(task)) or re.search(r"(?:요청|질문)입니다\W*$", answer):
         return True
@@ -334,7 +361,7 @@ def _adds_nothing(rest: str, task_words: str) -> bool:
 
 
 def _answers_after(answer: str, task: str) -> bool:
-    """Whether something new follows the question as a sentence or a line of its own."""
+    """Whether something new follows the question in a sentence or line of its own."""
     end = re.escape(task.strip().rstrip("?.!。")[-12:])
     match = re.search(end + r"[\"'”’]?\s*(?:[?.!。:]+[\"'”’)]*|\n)\s*(?=\S)", answer, re.IGNORECASE)
     return bool(match) and not _adds_nothing(plain(answer[match.end() :]), plain(task))
@@ -353,7 +380,7 @@ def _alike(one: str, other: str, *, most_new: int = 0, least: float = ALIKE) -> 
 
 
 def _same_words(one: str, other: str, most_new: int) -> bool:
-    """Whether at most `most_new` words of meaning are new in `one`."""
+    """Whether at most `most_new` content words are new in `one`."""
     known = set(other.split())
     new = [word for word in one.split() if word not in known and word not in _STOP and not _inflected(word, known)]
     return len(new) <= most_new
@@ -365,7 +392,8 @@ def _inflected(word: str, known: set[str]) -> bool:
 
 
 def _bare(text: str) -> str:
-    """A text in lower case without the quotation marks around it: every other sign counts, since it may have been the task."""
+    """A text in lower case without quotation marks around it. All other punctuation counts, since
+    the task may be about it."""
     return " ".join(text.lower().split()).strip("\"'“”‘’ ")
 
 

@@ -1,4 +1,5 @@
-"""An exchange: an answer that the model learns, the question right before it, and everything the model sees before it."""
+"""An exchange: an answer that the model learns, the question right before it, and all turns before
+the answer."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,8 +12,11 @@ from pipelines.clean import prose
 
 @dataclass(frozen=True)
 class Exchange:
-    """`question`: instruction and input, or the user's last turn. `before`: all turns before the answer. `answer`: the text that is
-    learned."""
+    """One answer and what leads to it.
+
+    `question`: instruction and input, or the user's last turn. `answer`: the text that is learned.
+    `before`: all turns before the answer.
+    """
 
     question: str
     answer: str
@@ -32,7 +36,7 @@ class Exchange:
 
 
 def exchanges(row: Mapping[str, Any]) -> Iterator[Exchange]:
-    """Every answer of a row of `staged` that is learned, in its order."""
+    """The exchange of every learned answer in a row of `staged`, in order."""
     if not row["messages"]:
         yield Exchange("\n".join(text for text in (row["instruction"], row["input"]) if text.strip()), row["output"])
         return

@@ -1,4 +1,5 @@
-"""What to tell people of a run: per source what was left out and warned of, and, where hardly anything is left, why."""
+"""Messages to the user about a run: per source, rejected records and warnings, and the reasons if
+hardly anything is left."""
 
 import json
 from collections.abc import Iterator
@@ -9,8 +10,11 @@ from pipelines.clean.stage import Staged, storable
 from pipelines.clean.work import Work
 from pipelines.records.foreign_text import CONTROL
 
-FEW_SHARE = 0.1  # of a source's records accepted: then it is said why
-ALIKE_SHARE = 0.2  # of a source's records being near-duplicates: then its largest cluster is shown
+# If less than this share of a source's records is accepted, a warning gives the reasons.
+FEW_SHARE = 0.1
+# If more than this share of a source's records, and at least ALIKE_LEAST, are near-duplicates, a
+# warning shows the largest cluster.
+ALIKE_SHARE = 0.2
 ALIKE_LEAST = 5
 SHOWN_CHARS = 100
 LINE_CHARS = 200
@@ -24,7 +28,8 @@ def one_line(text: str, chars: int = LINE_CHARS) -> str:
 
 
 def nothing_left(work: Work, staged: Staged, accepted: tuple[int, int]) -> str:
-    """Why a run leaves nothing to train or to evaluate on: each source's fields and reasons, an example of each, and what to do."""
+    """Why nothing is left to train or evaluate on: each source's fields and reasons, with examples
+    and remedies."""
     train, held_out = accepted
     lines = [f"cleaning kept {train} train and {held_out} eval of {staged.read} records; both sides need at least one."]
     lines += [line for source in sorted(staged.shapes) for line in _source_lines(work, staged, source)]
@@ -32,9 +37,8 @@ def nothing_left(work: Work, staged: Staged, accepted: tuple[int, int]) -> str:
         lines.append("The sources hold no records: name a file that does.")
     elif train + held_out:
         lines.append(
-            "A hash of each question puts cleaning.eval_share of them aside, so that of few records none may lie on "
-            "a side: "
-            "bring more, name eval_files, or change eval_share."
+            "A hash of each question decides whether it is among the cleaning.eval_share held out, so with few records "
+            "one side may be empty: add records, name eval_files, or change eval_share."
         )
     return "\n".join(lines)
 
@@ -75,7 +79,8 @@ def _example(work: Work, source: str, reason: str) -> tuple[str, str]:
 
 
 def warnings(work: Work, staged: Staged) -> list[str]:
-    """What somebody should look at although the run is good: sources that give few examples, and those with many alike."""
+    """Warnings of a successful run: sources with few accepted records, and sources with many
+    near-duplicates."""
     texts: list[str] = []
     for source in sorted(staged.shapes):
         counts = dict(_counts(work, source))
@@ -107,13 +112,13 @@ def _largest_cluster(work: Work, source: str, alike: int, read: int) -> str:
         f"the largest cluster has {count + 1}:",
         f"  kept     {one_line(shown, LINE_CHARS)}",
         *(f"  dropped  {one_line(example, LINE_CHARS)}" for example in examples),
-        "  If they differ in what matters, raise cleaning.near_duplicate_jaccard.",
+        "  If the differences matter, raise cleaning.near_duplicate_jaccard.",
     ]
     return "\n".join(lines)
 
 
 def notes(staged: Staged) -> dict[str, dict[str, int]]:
-    """Source → what its records hold that is not used, or was changed → how often."""
+    """Source → a field or feature of its records that was ignored or changed → how often."""
     return {
         source: {one_line(storable(note)): count for note, count in sorted(counts.items())}
         for source, counts in sorted(staged.notes.items())

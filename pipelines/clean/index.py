@@ -1,6 +1,8 @@
-"""An index of texts on disk: every text's bytes and its buckets, filled in ranges, and the exact Jaccard of pairs of them.
+"""An index of texts on disk: the bytes and buckets of every text, and the exact Jaccard of pairs of
+texts.
 
-A text's place in the index is its rank: of two that are alike, the one with the smaller place is the better one.
+A text's place in the index is its rank: of two similar texts, the one with the smaller place is the
+better one.
 """
 
 import os
@@ -16,14 +18,17 @@ from numpy.typing import NDArray
 from pipelines.clean.minhash import BANDS, band_rows, buckets
 from pipelines.clean.shingles import Hashes, Indexes, distinct_grams, shingles
 
-RANGE = 500  # texts whose signatures are made at once: their arrays fit into the processor's cache
-PAIRS = 500  # verified at once
-CHARS = 4_000_000  # of the texts of the pairs that are verified at once
+# Texts whose signatures are computed at once: their arrays fit into the processor's cache.
+RANGE = 500
+# Pairs verified at once, at most, and the bytes of their texts.
+PAIRS = 500
+CHARS = 4_000_000
 Floats = NDArray[np.float64]
 
 
 class TextIndex:
-    """Texts by place: their bytes in one file, their buckets in another (memory-mapped: [BANDS, texts], 8 bytes each)."""
+    """Texts by place: their bytes in one file, their buckets in another (memory-mapped: [BANDS,
+    texts], 8 bytes each)."""
 
     def __init__(self, folder: Path, *, texts: int, jaccard: float, threads: int) -> None:
         self.texts, self.jaccard, self.threads = texts, jaccard, threads
@@ -40,7 +45,7 @@ class TextIndex:
         self._file.close()
 
     def fill(self, ranges: Iterable[tuple[Indexes, list[str]]]) -> None:
-        """Take in ranges of (places, texts)."""
+        """Add ranges of (places, texts)."""
         with ThreadPoolExecutor(self.threads) as threads:
             end = 0
             for places, texts in ranges:
@@ -93,10 +98,11 @@ class TextIndex:
 
 
 def _in_common(grams: Hashes, starts: Indexes, counts: Indexes, texts: Indexes, pairs: Indexes) -> NDArray[Any]:
-    """How many grams the two texts of each pair share. `texts[i]` (one row of grams) belongs to pair `pairs[i]`."""
+    """How many grams the two texts of each pair share. `texts[i]` (one row of grams) belongs to
+    pair `pairs[i]`."""
     lengths = counts[texts]
     ends = np.cumsum(lengths)
-    # the place of every gram of every text, one text after another
+    # The position in `grams` of every gram of every text, one text after another.
     at = np.arange(ends[-1]) - np.repeat(ends - lengths - starts[texts], lengths)
     keys = np.sort((np.repeat(pairs, lengths).astype(np.uint64) << np.uint64(40)) | grams[at])
     twice = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(40)

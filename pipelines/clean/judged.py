@@ -1,6 +1,8 @@
-"""Rules that must read: SQL finds the few records where one could hold, Python reads each answer of those and says what is wrong.
+"""Rules that need Python: SQL finds the few records that may break one, and Python reads the
+answers of those.
 
-Reading costs some microseconds an answer, so conditions let through what could be meant, not everything.
+Reading costs some microseconds per answer, so the SQL conditions let only suspicious records
+through.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +18,8 @@ from pipelines.settings.experiments import Cleaning
 
 Judge = Callable[[list[Exchange]], str | None]
 HOLES = r"[\[<({_○◯〇【«]|INSERT|YOUR|\$X|[OＯX]{2}|(?i:lorem ipsum|insert|enter your)|여기에|이곳에"
-REFUSING = (  # words without which nothing is refused: somebody who speaks of itself, or an apology
+# Every refusal contains one of these: the answerer speaks of itself, or apologizes.
+REFUSING = (
     r"(?i:^\W*(?:can|won|no\b|nope|never))|(?i:text-only|not possible for me)|제공되지|입력되지|정책|그려|"
     r"(?i:\bI(?:'|’)?(?:m|d|ll)?\b ?(?:rather|prefer|am |do |can ?n?o?t?|could|won|will not|don|have (?:no|to)|"
     r"must|would|need to|"
@@ -31,19 +34,25 @@ REFUSING = (  # words without which nothing is refused: somebody who speaks of i
     r"사양|거절|불가능|볼 수 ?없|저는|제가|저로|저에게|제게|나는|내가|곤란|어려|힘들|내가 왜|직접|능력|요청|지원|"
     r"작업|해당|학습|훈련|제한|금지|안내해"
 )
-DENYING = (  # and what says no
+# Words of denial. A refusal contains one of these, too.
+DENYING = (
     r"(?i:\bnot\b|cannot|n['’]t\b|\bunable|\bno\b|\black|declin|refus|refrain|rather|beyond|outside|sorry|apolog|"
     r"regret|unfortunate|later|irrespons|unethic|impossib|inappropr|against|"
     r"\bonly\b|until|learning|\bpass\b|exceed)|없|않|못|왜|직접|어려|밖|제한|삼가|양해|부탁|금지|어렵|불가|힘들|힘듭|"
     r"모르겠|사양|거절|곤란|엔|에는|"
     r"안 됩니다|아니"
 )
-ECHO_LEAST = 2.2  # an answer this many times longer than its question is no echo
+# An answer that is more times longer than its question is no echo.
+ECHO_LEAST = 2.2
 
 
 @dataclass(frozen=True)
 class JudgedRule:
-    """`condition` is SQL over `staged`, TRUE where `judge` must read; it says why the record is dropped, or None."""
+    """A rule in two steps.
+
+    `condition` is SQL over `staged`, TRUE if `judge` must read the record. `judge` returns why the
+    record is dropped, or None.
+    """
 
     reason: str
     condition: str
@@ -77,8 +86,11 @@ def judged_rules(settings: Cleaning) -> list[JudgedRule]:
 
 
 def _may_refuse(chars: int) -> str:
-    """SQL for whether words of refusal stand in an answer: in a long one within its first `chars` characters. The pattern that
-    knows them all is dear, so cheap ones go before it."""
+    """SQL for whether an answer may contain words of refusal; of a long answer, its first `chars`
+    characters and its end count.
+
+    The complete patterns are expensive, so cheap ones run first.
+    """
     head = (
         f"CASE WHEN said IS NULL AND length(output) > {refusals.SHORT_CHARS} THEN left(output, {chars}) ||"
         f" right(output, 200) ELSE {ANSWERS} END"
@@ -89,7 +101,7 @@ def _may_refuse(chars: int) -> str:
 
 
 def reject_by_reading(work: Work, settings: Cleaning) -> None:
-    """Add a verdict for each record that a rule that reads drops."""
+    """Add a verdict for each record that one of the judged rules drops."""
     for rule in judged_rules(settings):
         _insert(work, rule.reason, _rejects(work, rule))
 
@@ -105,7 +117,7 @@ def _rejects(work: Work, rule: JudgedRule) -> Iterator[dict[str, object]]:
 
 
 def reject_damaged(work: Work, settings: Cleaning) -> None:
-    """Text decoded wrongly, wherever it stands in a record."""
+    """Add a verdict for each record with wrongly decoded text, in whatever field."""
     rows = work.db.sql(f"""
         SELECT n, {TEXT} AS text, regexp_extract_all({TEXT}, {quoted(encoding.DAMAGED)}) AS places
         FROM staged ANTI JOIN verdicts USING (n) WHERE regexp_matches({TEXT}, {quoted(encoding.DAMAGED)})
@@ -131,7 +143,7 @@ def _insert(work: Work, reason: str, rejects: Iterator[dict[str, object]]) -> No
 
 
 def _any_answer(judge: Callable[[Exchange], str | None]) -> Judge:
-    """One bad answer spoils a conversation: it would be learned."""
+    """A judge of conversations: one bad answer is enough, since the model would learn it."""
 
     def judged(answers: list[Exchange]) -> str | None:
         return next((detail for each in answers if (detail := judge(each))), None)
@@ -140,7 +152,8 @@ def _any_answer(judge: Callable[[Exchange], str | None]) -> Judge:
 
 
 def _most_answers(judge: Callable[[Exchange], str | None]) -> Judge:
-    """One refusal does not spoil a conversation. It counts if the last answer refuses, or half of them."""
+    """A judge of conversations: the last answer must be bad, or at least half of them. One refusal
+    alone does no harm."""
 
     def judged(answers: list[Exchange]) -> str | None:
         details = [judge(each) for each in answers]

@@ -1,8 +1,10 @@
-"""Which language a record is written in: by its script and its function words in SQL; where they leave doubt, by reading.
+"""The language of a record: by its script and function words in SQL; doubtful records are read in
+Python.
 
-The rule judges the answer without code, quotations and addresses. If that is code or has hardly a letter, it judges the question.
-Whatever is written in a script that none of the expected languages uses is in none of them; what is left is identified by
-py3langid. An answer in another language is right where the question asks for that language.
+The rule judges the answer without code, quotations and URLs. If the answer is code or has hardly a
+letter, the rule judges the question. Text in a script that no expected language uses is in none of
+them; py3langid identifies the rest. An answer in another language is right if the question asks for
+that language.
 """
 
 import re
@@ -18,19 +20,27 @@ from pipelines.clean.scripts import FUNCTION_WORDS, letters_of, main_script, scr
 from pipelines.clean.work import Work
 from pipelines.settings.experiments import Cleaning
 
-MIN_LETTERS = 20  # fewer are not judged by themselves
+# A text with fewer letters is not judged by itself.
+MIN_LETTERS = 20
 JUDGED_CHARS = 1000
 READ_CHARS = 4000
-ENGLISH_SHARE = 0.15  # of the words being function words of English; other languages share few of these
-OTHER_SCRIPT = 0.4  # of the weight of letters in a script that no expected language uses: then it is none of them
-FUNCTION_SHARE = 0.1  # of the words being function words of a language: evidence that it is that language
+# Share of English function words from which a text is English. Other languages share few of these
+# words.
+ENGLISH_SHARE = 0.15
+# Share of the letters' weight in scripts of no expected language from which a text is in none of
+# them.
+OTHER_SCRIPT = 0.4
+# Share of a language's function words that is evidence for the language.
+FUNCTION_SHARE = 0.1
 MIN_SURE_WORDS = 4
-SOME_OTHER_SCRIPT = 0.05  # of an answer's letters, where the question is in that script
+# If the question is in another script, this share of it in the answer is enough.
+SOME_OTHER_SCRIPT = 0.05
 SOME_SCRIPT = 0.25
 LIKELY = 0.5
 LITTLE = 0.2
 ALL_BUT = 0.98
-OWN_LETTERS = 0.12  # of the letters with marks that English has not
+# Share of non-ASCII letters from which a text is not English.
+OWN_LETTERS = 0.12
 ENGLISH = (
     "the|of|and|to|is|that|it|for|with|are|this|have|you|your|from|they|what|when|which|will|would|can|who|his|"
     "her|their|but"
@@ -41,9 +51,10 @@ Row = dict[str, Any]
 
 
 def reject_wrong_languages(work: Work, settings: Cleaning) -> None:
-    """Fill the table `spoken` (n, language, wrong) and add a verdict for each record in a language it should not be in.
+    """Fill the table `spoken` (n, language, wrong) and add a verdict for each record in a wrong
+    language.
 
-    It should be in the language that it declares, and in one of `languages` of the configuration.
+    The right language is the one that the record declares, and one of the configured `languages`.
     """
     _judge_by_script(work, settings)
     _judge_doubts(work, settings)
@@ -64,9 +75,11 @@ def reject_wrong_languages(work: Work, settings: Cleaning) -> None:
 
 
 def _judge_by_script(work: Work, settings: Cleaning) -> None:
-    """The table `spoken`: `language` where script and function words tell beyond doubt, NULL where the record must be read."""
+    """Create the table `spoken`: `language` is NULL if script and function words leave doubt and
+    the record must be read."""
     ascii_letters, any_letters, latin = (_matched(pattern) for pattern in ("[A-Za-z]+", r"\pL+", LATIN))
-    # counting by pattern is what takes the time: ASCII holds no Hangul, and what is left of Korean without its Hangul is short
+    # Counting by pattern takes most of the time. Two shortcuts help: ASCII text holds no Hangul,
+    # and Korean text without its Hangul is short.
     work.db.execute(
         rf"""
         CREATE TABLE spoken AS
@@ -93,23 +106,24 @@ def _judge_by_script(work: Work, settings: Cleaning) -> None:
 
 
 def _matched(pattern: str) -> str:
-    """SQL for how many characters of `rest` are in matches of the pattern, which matches no Hangul there."""
+    """SQL for the number of characters of `rest` that match the pattern; `rest` holds no Hangul."""
     return f"(length(rest) - length(regexp_replace(rest, '{pattern}', '', 'g')))"
 
 
 def _declared() -> str:
-    """SQL for the declared language as a code of two letters; NULL where it declares none that we can read."""
+    """SQL for the declared language as a two-letter code; NULL if the record declares none or an
+    unreadable one."""
     return r"nullif(regexp_extract(lower(language), '^([a-z]{2})(?:[-_].*)?$', 1), '')"
 
 
 def _signs() -> str:
-    """SQL for whether an answer may hold code: then what is prose in it must be read."""
+    """SQL for whether an answer may contain code; then Python must find its prose."""
     signs = r"(length(output) - length(regexp_replace(output, '[{}();=<>\[\]_]+', '', 'g')))"
     return f"(contains(output, '```') OR {signs} >= 0.06 * length(output))"
 
 
 def _judge_doubts(work: Work, settings: Cleaning) -> None:
-    """Have the language that is left in doubt read, and settle what is known of those that were not."""
+    """Read the doubtful records, and fill in `language` and `wrong` for all."""
     rows = work.db.sql(f"""
         SELECT n, declared, left(instruction, {READ_CHARS}) AS instruction, left(input, {READ_CHARS}) AS input,
                left(output, {READ_CHARS}) AS output
@@ -134,8 +148,12 @@ def _judge_doubts(work: Work, settings: Cleaning) -> None:
 
 
 def read(row: Row, settings: Cleaning) -> Row:
-    """The language of a record that must be read (where it is right in another than it is written in, that of its question), and
-    how probably it is in one that it should not be in."""
+    """The language of a doubtful record, and the probability that the record is in a wrong
+    language.
+
+    If the record rightly answers in another language than asked in, its language is that of the
+    question.
+    """
     expected, request = _expected(row, settings), _request_text(row)
     question = _question(row["instruction"] if _letters(row["instruction"]) >= 4 else request)
     sample = next((text for text in _samples(row, question) if _is_sufficient(text, expected, settings)), None)
@@ -150,7 +168,9 @@ def read(row: Row, settings: Cleaning) -> Row:
 
 
 def _judge_other_language(row: Row, question: str, sample: str, language: str, wrong: float, settings: Cleaning) -> Row:
-    """The same for a record whose answer is in `language`, which is none of the expected: that may be what it was asked for."""
+    """The same for a record whose answer is in the unexpected `language`, which the question may
+    have asked for."""
+    # The question itself must be in an expected language: identify it, if it has enough letters.
     expected, request = _expected(row, settings), _request_text(row)
     own, strange = _identified(question, expected, settings) if _letters(question) >= 4 else (language, wrong)
     foreign_question = strange >= settings.wrong_language_probability and _is_foreign(question, own)
@@ -159,6 +179,9 @@ def _judge_other_language(row: Row, question: str, sample: str, language: str, w
         and not _in_no_script_of(row["declared"], question, sample)
         and (own != language or not _is_sure(question, own))
     )
+
+    # The answer is right if the question asks for the language, if the answer returns text from the
+    # question, or if its language is not certain.
     script = _other_script(sample, expected, settings) or main_script(sample)
     is_wanted = asks_for_another(request, script, language, _weight(sample)) or _is_returned_text(
         question, request, sample
@@ -180,28 +203,34 @@ def _request_text(row: Row) -> str:
 
 
 def _weight(text: str) -> int:
-    """How much a text says, in letters of an alphabet."""
+    """The length of a text in letters of an alphabet; one Chinese or Japanese character counts as
+    three."""
     return _letters(text) * (3 if main_script(text) in ("han", "kana") else 1)
 
 
 def _is_returned_text(question: str, request: str, sample: str) -> bool:
-    """Whether an answer gives back, corrected or sorted, what a question in English or Korean holds in its language."""
+    """Whether an answer returns, corrected or sorted, foreign text from a question in English or
+    Korean."""
     if not (_ENGLISH_WORDS.search(question) or main_script(question) == "hangul"):
         return False
     words = re.findall(r"\w+", sample.lower())
     known = set(re.findall(r"\w+", request.lower()))
-    enough = len(words) >= 3 or main_script(sample) != "latin"  # Chinese puts no spaces between words
+    # Chinese has no spaces between words.
+    enough = len(words) >= 3 or main_script(sample) != "latin"
     return enough and 2 * sum(word in known for word in words) >= len(words)
 
 
 def _in_no_script_of(declared: str | None, question: str, sample: str) -> bool:
-    """Whether neither question nor answer is mostly in a script of the declared language: it cannot be written in it."""
+    """Whether neither question nor answer is mostly in a script of the declared language."""
     return declared is not None and not {main_script(question), main_script(sample)} & {*scripts_of(declared), None}
 
 
 def _foreign_question(question: str, sample: str, expected: list[str] | None, settings: Cleaning) -> str | None:
-    """The language of a question that is in none of the expected ones, where the answer, too short or too full of names to tell by
-    itself, does not speak against it; None otherwise."""
+    """The language of a question that is in no expected language; None if it is, or if the answer
+    contradicts it.
+
+    This is for answers that are too short, or too full of names, to be judged by themselves.
+    """
     if expected is None:
         return None
     if script := _other_script(question, expected, settings):
@@ -216,9 +245,11 @@ def _foreign_question(question: str, sample: str, expected: list[str] | None, se
 
 
 def _samples(row: Row, question: str) -> Iterator[str]:
-    """Texts to judge a record by, the best first: a word alone tells no language, but what it answers does."""
+    """Texts to judge a record by, the best first. A one-word answer shows no language, but with its
+    question it does."""
     answer = _readable(row["output"])
-    if not prose.is_code(row["output"]) or not answer.isascii():  # what is said about code, in whatever script
+    # Code counts only if it has non-ASCII text around it.
+    if not prose.is_code(row["output"]) or not answer.isascii():
         yield answer
     yield f"{question}\n{answer}"
     yield f"{row['instruction']}\n{row['input']}\n{row['output']}"
@@ -229,20 +260,21 @@ def _is_sufficient(text: str, expected: list[str] | None, settings: Cleaning) ->
 
 
 def _question(text: str) -> str:
-    """What of a question is the asker's own: without what it quotes, where anything else is left."""
+    """The question without quotations, URLs and text after a colon, if enough is left."""
     outside = prose.unquoted(prose.URL.sub(" ", text)).partition(":")[0]
     return outside if _letters(outside) >= 6 else _readable(text)
 
 
 def _is_foreign(question: str, language: str) -> bool:
-    """Whether a question that was identified as `language` is in it beyond its names."""
+    """Whether a question identified as `language` really is in it, not only through names."""
     if _ENGLISH_WORDS.search(question) and not _is_sure(question, language):
         return False
     return _is_sure(question, language) or (main_script(question) == "latin" and not question.isascii())
 
 
 def _readable(text: str) -> str:
-    """What of a text speaks a language: without code, addresses and quotations, unless there is nothing else."""
+    """The text without code, URLs and quotations; quotations stay if hardly anything else is
+    left."""
     bare = prose.URL.sub(" ", prose.prose(text))
     outside = prose.unquoted(bare)
     return outside if _letters(outside) >= min(MIN_LETTERS, _letters(bare)) or _letters(outside) >= 8 else bare
@@ -253,9 +285,9 @@ def _letters(text: str) -> int:
 
 
 def _other_script(text: str, expected: list[str] | None, settings: Cleaning) -> str | None:
-    """The script that most of a text is written in, where none of the expected languages uses it.
+    """The main script of a text that is in scripts of no expected language; None otherwise.
 
-    Hangul makes a text Korean from `min_hangul_share` on, whatever Hanja stands beside it.
+    A text with at least `min_hangul_share` of Hangul is Korean, however much Hanja it holds.
     """
     if expected is None:
         return None
@@ -264,8 +296,9 @@ def _other_script(text: str, expected: list[str] | None, settings: Cleaning) -> 
         return None
     used = {script for language in expected for script in scripts_of(language)}
     other = {script: share for script, share in shares.items() if script not in used and script != "greek"}
+    # A few Greek letters are mathematics.
     if shares.get("greek", 0.0) >= 0.8 and "greek" not in used and _letters(text) >= MIN_LETTERS:
-        other["greek"] = shares["greek"]  # a few Greek letters are mathematics
+        other["greek"] = shares["greek"]
     total = sum(other.values())
     return max(other, key=lambda script: other[script]) if total >= OTHER_SCRIPT else None
 
@@ -282,11 +315,12 @@ def _script_language(text: str) -> str:
 
 
 def _identified(text: str, expected: list[str] | None, settings: Cleaning) -> tuple[str, float]:
-    """The likeliest language (where it may be another than expected, the likeliest of the expected), and the probability of the
-    likeliest one that is not expected."""
-    text = " ".join(
-        text[:JUDGED_CHARS].split()
-    )  # other white space than a space is no word's end to it, capitals no word's
+    """The likeliest language, and the probability of the likeliest unexpected language.
+
+    If that probability is too low to reject the record, the language is the likeliest expected one.
+    """
+    # py3langid takes only spaces as word ends and does not know words in capitals.
+    text = " ".join(text[:JUDGED_CHARS].split())
     if beyond_doubt := _beyond_doubt(text, expected, settings):
         return beyond_doubt
     script = _judged_script(text, expected)
@@ -300,31 +334,34 @@ def _identified(text: str, expected: list[str] | None, settings: Cleaning) -> tu
 
 
 def _beyond_doubt(text: str, expected: list[str] | None, settings: Cleaning) -> tuple[str, float] | None:
-    """The same where script or function words tell it without a model, else None."""
+    """The same, if script or function words show it without a model; None otherwise."""
     if script := _other_script(text, expected, settings):
         return _language_in(text, script), 1.0
     if (expected is None or "ko" in expected) and _is_korean(text, settings):
         return "ko", 0.0
     if (expected is None or "en" in expected) and _is_english(text):
         return "en", 0.0
+    # Filler text is in no language. If it is a placeholder, another rule rejects it.
     if _LOREM.search(text):
-        return (expected or ["en"])[0], 0.0  # text that stands for text; where it is a hole another rule says so
+        return (expected or ["en"])[0], 0.0
     return None
 
 
 def _unexpected(text: str, ranked: list[tuple[str, float]], expected: list[str]) -> float:
-    """The probability of the likeliest language that is not expected."""
+    """The probability of the likeliest unexpected language."""
     shares = [share for name, share in ranked if name not in expected]
     wrong, others = max(shares, default=0.0), sum(shares)
+    # The model is not sure of a short sentence, but its function words are clear.
     if wrong >= LITTLE and any(_shows_language(text, name) for name, _ in ranked[:3] if name not in expected):
-        wrong = 1.0  # a sentence of few words, that a model alone is not sure of
+        wrong = 1.0
+    # The probability is split among similar languages: Indonesian and Malay, Norwegian and Danish.
     if others >= ALL_BUT and ranked[0][0] in FUNCTION_WORDS and _is_sure(text, ranked[0][0]):
-        wrong = max(wrong, others)  # divided among languages that are alike: Indonesian and Malay, Norwegian and Danish
+        wrong = max(wrong, others)
     return wrong
 
 
 def _shows_language(text: str, language: str) -> bool:
-    """Whether function words of a language, and none of English, show that a short text is in it."""
+    """Whether a short text has enough function words of a language, and none of English."""
     known = FUNCTION_WORDS.get(language, frozenset())
     words = [word.strip(".,;:!?()«»\"'’") for word in text.split()]
     function_words = [word for word in words if word.lower() in known]
@@ -337,8 +374,11 @@ def _shows_language(text: str, language: str) -> bool:
 
 
 def _judged_script(text: str, expected: list[str] | None) -> str | None:
-    """The script to identify a text by: the main one, unless only another one is that of an expected language and there is some of
-    it."""
+    """The script by which to identify a text: the main one if an expected language uses it.
+
+    Otherwise it is a script of an expected language with a share of at least SOME_SCRIPT, else the
+    main one.
+    """
     shares, main = script_shares(text), main_script(text)
     used = dict.fromkeys(script for language in expected or [] for script in scripts_of(language))
     if main in used:
@@ -350,7 +390,7 @@ _LOREM = re.compile(r"\blorem ipsum\b", re.IGNORECASE)
 
 
 def _is_english(text: str) -> bool:
-    """Whether function words of English are as frequent as in English alone."""
+    """Whether English function words are as frequent as only English text has them."""
     words = re.findall(r"[A-Za-zÀ-ɏ']+", text)
     return (
         len(words) >= MIN_SURE_WORDS - 1
@@ -363,7 +403,8 @@ _ENGLISH_WORDS = re.compile(rf"\b(?:{ENGLISH}|how|a|my|me|do|does|on|by|we|not|b
 
 
 def _in_script(text: str, script: str | None) -> str:
-    """The text's words in its main script: names and terms in another say nothing of its language."""
+    """The words of the text in `script`. Names and terms in other scripts say nothing about the
+    language."""
     if script is None or text.isascii():
         return text
     letters = letters_of(text, "kana" if script == "kana" else script)
@@ -371,7 +412,8 @@ def _in_script(text: str, script: str | None) -> str:
 
 
 def _ranked(text: str, script: str | None) -> list[tuple[str, float]]:
-    """Languages that use the script by their probability among those, the likeliest first."""
+    """The languages that use the script, with their probabilities among those, the likeliest
+    first."""
     ranked = [
         (name, float(share)) for name, share in _identifier().rank(text) if script is None or script in scripts_of(name)
     ]
@@ -380,17 +422,19 @@ def _ranked(text: str, script: str | None) -> list[tuple[str, float]]:
 
 
 def _language_in(text: str, script: str) -> str:
-    """The likeliest language of those that use a script."""
+    """The likeliest language among those that use a script."""
     return _ranked(text, script)[0][0]
 
 
 def _is_sure(text: str, language: str) -> bool:
-    """Whether a text is in a language beyond its names and loan words: by its script, or by the language's function words."""
+    """Whether a text is in a language, not only through names and loan words: by its script or by
+    function words."""
     if (script := main_script(text)) and script != "latin":
         return True
     known = FUNCTION_WORDS.get(language)
     words = text.lower().split()
-    capitals = sum(word[:1].isupper() for word in text.split())  # a list of names is in no language
+    # A list of names is in no language.
+    capitals = sum(word[:1].isupper() for word in text.split())
     if len(words) >= MIN_SURE_WORDS - 1 and capitals < 0.8 * len(words) and _has_letters_of_its_own(text):
         return True
     if known is None:
@@ -400,7 +444,7 @@ def _is_sure(text: str, language: str) -> bool:
 
 
 def _has_letters_of_its_own(text: str) -> bool:
-    """Whether enough letters are none of English, and no word is."""
+    """Whether a text has many non-ASCII letters and no English function word."""
     marked = sum(sign.isalpha() and not sign.isascii() for sign in text)
     return marked >= OWN_LETTERS * _letters(text) and not _ENGLISH_WORDS.search(text)
 

@@ -1,9 +1,11 @@
-"""MinHash signatures of character 3-shingles, cut into bands: texts that share a band's bucket may be alike.
+"""MinHash signatures of character 3-shingles, cut into bands: texts that share a bucket of a band
+may be near-duplicates.
 
-MinHash and banding: Broder (1997); Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3. Each row of the
-signature is one hash function whose range is cut into as many bins as there are bands, with one minimum a bin (one
-permutation hashing: Li, Owen and Zhang, 2012); an empty bin takes the minimum of another one, drawn by chance but for every
-text alike (Shrivastava, 2017). So a signature of 32 bands of 8 costs 8 hashes a shingle, not 256.
+MinHash and banding: Broder (1997); Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets",
+chapter 3. Each row of the signature is one hash function. Its range is cut into one bin per band,
+and each bin has one minimum (one permutation hashing: Li, Owen and Zhang, 2012). An empty bin takes
+the minimum of another bin; the choice is random, but the same for every text (Shrivastava, 2017).
+So a signature of 32 bands of 8 rows costs 8 hashes per shingle, not 256.
 """
 
 from collections.abc import Sequence
@@ -16,17 +18,22 @@ from pipelines.clean.shingles import Hashes, Indexes, mixed, shingles
 
 BANDS = 32
 MOST_ROWS = 8
-MISSED = 1e-4  # at most this share of the pairs that lie just at the threshold
+# The bands miss at most this share of the pairs that lie exactly at the threshold.
+MISSED = 1e-4
 EMPTY = np.uint32(2**32 - 1)
 
 
 def band_rows(jaccard: float) -> int:
-    """The most minima a band may have for the bands to miss hardly a pair of this Jaccard: 1 - (1 - J^rows)^bands."""
+    """The most rows per band for which the bands miss at most MISSED of the pairs of this Jaccard.
+
+    A pair is found with probability 1 - (1 - J^rows)^bands.
+    """
     return next(rows for rows in range(MOST_ROWS, 0, -1) if rows == 1 or (1 - jaccard**rows) ** BANDS < MISSED)
 
 
 def buckets(texts: Sequence[str], rows: int) -> Hashes:
-    """The bucket of each text in each band, uint64 [BANDS, texts]; equal texts have equal buckets."""
+    """The bucket of each text in each band, uint64 [BANDS, texts]; equal texts have equal
+    buckets."""
     grams, owners = shingles(texts)
     hashes = np.zeros((len(texts), BANDS), dtype=np.uint64)
     for row in range(rows):
@@ -36,7 +43,10 @@ def buckets(texts: Sequence[str], rows: int) -> Hashes:
 
 
 def _minima(hashes: Hashes, owners: Indexes, texts: int) -> NDArray[np.uint32]:
-    """The least hash of each text in each bin, uint32 [texts, BANDS]. The upper bits choose the bin, those below are compared."""
+    """The least hash of each text in each bin, uint32 [texts, BANDS].
+
+    The upper bits choose the bin, the lower ones are compared.
+    """
     bins = ((hashes >> np.uint64(32)) * np.uint64(BANDS)) >> np.uint64(32)
     values = ((hashes >> np.uint64(20)) & np.uint64(2**32 - 1)).astype(np.uint32)
     least = np.full(texts * BANDS, EMPTY)
@@ -59,6 +69,7 @@ def _densified(least: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 @cache
 def _donors() -> Indexes:
-    """For each bin (column) all bins in an order by chance: where it looks for a minimum when it has none itself."""
+    """For each bin (column), all bins in random order: an empty bin takes the minimum of the first
+    non-empty one."""
     keys = mixed(np.arange(BANDS * BANDS, dtype=np.uint64) + np.uint64(1)).reshape(BANDS, BANDS)
     return np.argsort(keys, axis=0)

@@ -1,8 +1,9 @@
-"""Near-duplicates among the texts of an index, and texts too close to held-out ones, without ever comparing all with all.
+"""Near-duplicates among the texts of an index, and texts too close to held-out ones, without
+comparing all pairs.
 
-Band by band, each member of a bucket is compared with the best of it and with its neighbours in the order of the next band, so
-that a bucket costs in proportion to its size, however large; what is known to be alike already is not compared again. Every
-pair that counts was verified by its exact Jaccard.
+Band by band, each member of a bucket is compared with the best member and with its neighbours in
+the order of the next band. So the cost of a bucket is proportional to its size. Pairs already known
+to be alike are not compared again. Every pair that counts was verified by its exact Jaccard.
 """
 
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from pipelines.clean.index import Floats, TextIndex
 from pipelines.clean.minhash import BANDS
 from pipelines.clean.shingles import Indexes
 
-PATIENCE = 16  # comparisons that may fail for a text before it counts as one of its kind
+# Failed comparisons of a text after which it counts as unique.
+PATIENCE = 16
 
 
 @dataclass(frozen=True)
 class Twins:
-    """Places that are too close to another one: `place[i]` is like `twin[i]`, with that Jaccard."""
+    """Places of texts that are too close to another: `place[i]` is like `twin[i]`, with
+    `jaccard[i]`."""
 
     place: Indexes
     twin: Indexes
@@ -27,9 +30,11 @@ class Twins:
 
 
 def near_duplicates(index: TextIndex, places: Indexes) -> Twins:
-    """Every one of `places` that is in a cluster with a better one, with the best of its cluster as its twin.
+    """The members of `places` in a cluster with a better one, each with the best of its cluster as
+    its twin.
 
-    A cluster is what hangs together by pairs of at least the index's Jaccard; so a twin may itself be less alike.
+    Pairs of at least the index's Jaccard connect a cluster, so a text may be less similar to its
+    twin.
     """
     labels = np.arange(len(places))
     failed = _Failures(len(places))
@@ -46,7 +51,8 @@ def near_duplicates(index: TextIndex, places: Indexes) -> Twins:
 
 
 def too_close(index: TextIndex, places: Indexes, held_out: Indexes) -> Twins:
-    """Every one of `places` that is at least as alike as the index's Jaccard to one of `held_out`."""
+    """The members of `places` whose Jaccard with one of `held_out` is at least that of the
+    index."""
     everyone = np.concatenate([held_out, places])
     twin = np.full(len(everyone), -1)
     jaccard = np.zeros(len(everyone))
@@ -64,13 +70,15 @@ def too_close(index: TextIndex, places: Indexes, held_out: Indexes) -> Twins:
 
 
 def _keep_best(twin: Indexes, jaccard: Floats, held: Indexes, other: Indexes, similarities: Floats) -> None:
-    order = np.lexsort((-held, similarities))  # the last written stays: the most alike, of equals the better one
+    # The last write wins: the most similar text, and among equals the better one.
+    order = np.lexsort((-held, similarities))
     twin[other[order]] = held[order]
     jaccard[other[order]] = similarities[order]
 
 
 class _Failures:
-    """Pairs that were compared in vain: none is compared twice, and a text that failed too often not any more."""
+    """Pairs that turned out not to be alike. No pair is compared twice, and no text more often than
+    PATIENCE allows."""
 
     def __init__(self, texts: int) -> None:
         self._texts = texts
@@ -93,7 +101,7 @@ class _Failures:
 
 
 def join(labels: Indexes, one: Indexes, other: Indexes) -> None:
-    """Give both ends of every pair, and all that is labelled like either, the smaller label of the two; in place.
+    """Merge the clusters of every pair in place: all their members get the smaller label.
 
     `labels[i]` ≤ i is the first member of the cluster of i.
     """
@@ -107,8 +115,11 @@ def join(labels: Indexes, one: Indexes, other: Indexes) -> None:
 
 
 def _buckets(index: TextIndex, band: int, places: Indexes) -> tuple[Indexes, NDArray[np.bool_]]:
-    """Those positions in `places` that share a bucket, bucket by bucket, neighbours in the next band side by side; and where
-    a bucket starts."""
+    """The positions in `places` that share a bucket, bucket by bucket, and a mask of where each
+    bucket starts.
+
+    Inside a bucket, members with the same bucket of the next band are adjacent.
+    """
     bucket = index.band(band, places)
     order = np.argsort(bucket)
     same = bucket[order[1:]] == bucket[order[:-1]]
@@ -122,7 +133,7 @@ def _buckets(index: TextIndex, band: int, places: Indexes) -> tuple[Indexes, NDA
 
 
 def _neighbours(members: Indexes, starts: NDArray[np.bool_]) -> tuple[Indexes, Indexes]:
-    """Each member with the best of its bucket and the two before it."""
+    """Pairs of each member with the best of its bucket and with the two before it."""
     group = np.cumsum(starts) - 1
     best = np.minimum.reduceat(members, np.flatnonzero(starts)) if len(members) else members
     pairs = [(best[group], members)] if len(members) else []
@@ -133,7 +144,8 @@ def _neighbours(members: Indexes, starts: NDArray[np.bool_]) -> tuple[Indexes, I
 
 
 def _across(members: Indexes, starts: NDArray[np.bool_], *, held_out: int) -> tuple[Indexes, Indexes]:
-    """Each member that is not held out with the best held-out one of its bucket, the last before it, and the next."""
+    """Pairs of each member that is not held out with held-out members: the best of its bucket, the
+    last before, the next."""
     if not len(members):
         return members, members
     group = np.cumsum(starts) - 1
@@ -151,7 +163,7 @@ def _across(members: Indexes, starts: NDArray[np.bool_], *, held_out: int) -> tu
 
 
 def _distinct(pairs: list[tuple[Indexes, Indexes]]) -> tuple[Indexes, Indexes]:
-    """Every pair once, the smaller position first, none with itself."""
+    """Every pair once, the smaller position first, without pairs of a position with itself."""
     one = np.concatenate([np.minimum(a, b) for a, b in pairs])
     other = np.concatenate([np.maximum(a, b) for a, b in pairs])
     codes = np.sort((one << 32) | other)

@@ -1,5 +1,8 @@
-"""Personal data and secrets in a text: candidates by pattern in SQL, then each checked by what such a number must satisfy, and
-whether it belongs to anybody: documentation's addresses, patterns and data that the question itself calls made up do not.
+"""Personal data and secrets in a text: candidates by pattern in SQL, then checked one by one in
+Python.
+
+A number must satisfy its checksum or format and must belong to somebody. Example addresses of
+documentation, patterns, and data that the question calls made up belong to nobody.
 """
 
 import json
@@ -18,22 +21,32 @@ from pipelines.settings.experiments import Cleaning
 Check = Callable[[str], bool]
 
 RESIDENT_NUMBER = r"\b[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])[- ]?[1-8][0-9]{6}\b"
-SOCIAL_SECURITY_NUMBER = r"\b[0-8][0-9]{2}-[0-9]{2}-[0-9]{4}\b"  # of the United States
+# Of the United States.
+SOCIAL_SECURITY_NUMBER = r"\b[0-8][0-9]{2}-[0-9]{2}-[0-9]{4}\b"
 CARD = r"\b[3-69][0-9]{3}(?:[- ]?[0-9]){9,15}\b"
 PHONE = (
-    r"(?:\+82[- ]?|\b0)1[016789][- .]?[0-9]{3,4}[- .]?[0-9]{4}\b"  # Korean mobile
-    r"|\b0(?:2|[3-6][1-5]|70)[-)][0-9]{3,4}-[0-9]{4}\b"  # Korean landline, with its signs
-    r"|(?:\+1[- .]?)?(?:\([2-9][0-9]{2}\) ?|\b[2-9][0-9]{2}[-.])[2-9][0-9]{2}[-.][0-9]{4}\b"  # North American
-    r"|\b04[0-9]{2} [0-9]{3} [0-9]{3}\b"  # Australian mobile, with its spaces
-    r"|\b01[567][0-9] [0-9]{7,8}\b"  # German mobile, with its space
-    r"|\b0[67](?:[ .-][0-9]{2}){4}\b"  # French mobile, with its signs
-    r"|\b07[0-9]{3} [0-9]{3} ?[0-9]{3}\b"  # British mobile, with its spaces
-    r"|\+[1-9][0-9]{0,2}[- .]\(?[0-9]{1,5}\)?(?:[- .][0-9]{2,8}){1,4}\b"  # international, with its signs
+    # Korean mobile.
+    r"(?:\+82[- ]?|\b0)1[016789][- .]?[0-9]{3,4}[- .]?[0-9]{4}\b"
+    # Korean landline, with separators.
+    r"|\b0(?:2|[3-6][1-5]|70)[-)][0-9]{3,4}-[0-9]{4}\b"
+    # North American.
+    r"|(?:\+1[- .]?)?(?:\([2-9][0-9]{2}\) ?|\b[2-9][0-9]{2}[-.])[2-9][0-9]{2}[-.][0-9]{4}\b"
+    # Australian mobile, with spaces.
+    r"|\b04[0-9]{2} [0-9]{3} [0-9]{3}\b"
+    # German mobile, with a space.
+    r"|\b01[567][0-9] [0-9]{7,8}\b"
+    # French mobile, with separators.
+    r"|\b0[67](?:[ .-][0-9]{2}){4}\b"
+    # British mobile, with spaces.
+    r"|\b07[0-9]{3} [0-9]{3} ?[0-9]{3}\b"
+    # International, with separators.
+    r"|\+[1-9][0-9]{0,2}[- .]\(?[0-9]{1,5}\)?(?:[- .][0-9]{2,8}){1,4}\b"
 )
 _AT, _DOT = r" ?[\[(](?:at|AT)[\])] ?", r"(?:\.| ?[\[(](?:dot|DOT)[\])] ?)"
 EMAIL = (
     r"\b[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
-    rf"|\b[A-Za-z0-9._%+-]{{1,64}}{_AT}(?:[A-Za-z0-9-]{{1,63}}{_DOT}){{1,8}}[A-Za-z]{{2,24}}\b"  # spelled against robots
+    # Spelled out to hide it from robots.
+    rf"|\b[A-Za-z0-9._%+-]{{1,64}}{_AT}(?:[A-Za-z0-9-]{{1,63}}{_DOT}){{1,8}}[A-Za-z]{{2,24}}\b"
 )
 API_KEY = (
     r"\bsk-(?:ant-|proj-)?[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b|\bgithub_pat_\w{22,}"
@@ -42,7 +55,8 @@ API_KEY = (
     r"|(?i:\b\w*(?:key|token|secret)[\"']?\s*[:=]\s*[\"'][A-Za-z0-9+/%_=-]{32,}[\"'])"
     r"|\b(?:Bearer|KakaoAK|Token) [A-Za-z0-9._-]{32,}"
 )
-# names that are set aside for examples (RFC 2606), and domains that stand for any in manuals, belong to nobody
+# Addresses that belong to nobody: names reserved for examples (RFC 2606), and placeholder domains
+# of manuals.
 NOBODY = re.compile(
     r"[@.](?:example\.[a-z.]{2,6}|examples?|test|invalid|localhost|local)$"
     r"|@(?:[\w-]+\.)*(?:domain|yourdomain|mydomain|somedomain|anydomain|sample|yoursite|mysite|website|yourwebsite|"
@@ -53,6 +67,7 @@ NOBODY = re.compile(
     r"yourapp)[\w.-]*$",
     re.IGNORECASE,
 )
+# Addresses of roles and placeholder persons.
 ROLES = re.compile(
     r"^(?:info|support|contact|help|helpdesk|hello|admin|administrator|root|webmaster|postmaster|hostmaster|sales|"
     r"service|services|office|team|press|"
@@ -72,7 +87,7 @@ ROLES = re.compile(
     r"git|git-user|postgres|mysql|ubuntu|ec2-user|deploy|x+|a|b|c|u)$",
     re.IGNORECASE,
 )
-# what a question says that wants made-up data, or gives some
+# Words of a question that asks for made-up data, or contains some.
 MADE_UP = re.compile(
     r"\bfak(?:e|er|ed|ing)\b|\bfictional|\bfictitious|\bimaginary\b|\bmade[- ]?up\b|\bmake up\b|\bmake[- ]believe|"
     r"\bdummy\b|\bsample\b|\brandom(?:ly)?\b|\bmock(?:ed)?\b|\binvent(?:ed)?\b|"
@@ -96,7 +111,7 @@ FAMOUS_CARDS = frozenset(
 
 
 def is_resident_number(text: str) -> bool:
-    """Whether the last digit of a Korean resident registration number is the check digit of the others."""
+    """Whether the last digit of a Korean resident registration number is the right check digit."""
     digits = _digits(text)
     weights = (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5)
     total = sum(weight * digit for weight, digit in zip(weights, digits, strict=False))
@@ -105,18 +120,20 @@ def is_resident_number(text: str) -> bool:
 
 
 def is_card(text: str) -> bool:
-    """Whether a number of 13 to 19 digits has the check digit that cards have (Luhn, ISO/IEC 7812-1)."""
+    """Whether a number has 13 to 19 digits and the check digit of a card (Luhn, ISO/IEC 7812-1)."""
     digits = _digits(text)
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return 13 <= len(digits) <= 19 and (sum(digits[::-2]) + sum(doubled)) % 10 == 0
 
 
-# how issuers' numbers begin, by their length; others are bar codes, sums and times in milliseconds
+# Length → how issuers' numbers of that length begin. Others are bar codes, sums and times in
+# milliseconds.
 ISSUER_PREFIXES = {13: r"4", 14: r"3[068]", 15: r"3[47]", 16: r"4|5[1-5]|2[2-7]|6|35|9", 19: r"4|6"}
 
 
 def is_somebodys_card(text: str) -> bool:
-    """Whether a number is a card's: with its check digit, as issuers begin them, and none of those that are famous for tests."""
+    """Whether a number is a real card's: check digit and prefix fit, and it is no well-known test
+    number."""
     digits = "".join(map(str, _digits(text)))
     begins = ISSUER_PREFIXES.get(len(digits))
     grouped = len(digits) < len(text)
@@ -130,7 +147,8 @@ def is_somebodys_card(text: str) -> bool:
 
 
 def is_email(text: str) -> bool:
-    """Whether an address may be a person's: not one of documentation, of a role, or of nobody."""
+    """Whether an address may be a person's: not one of documentation, of a role, or a
+    placeholder."""
     text = re.sub(_DOT, ".", re.sub(_AT, "@", text))
     local = text.split("@")[0]
     return (
@@ -141,9 +159,11 @@ def is_email(text: str) -> bool:
 
 
 def is_phone(text: str) -> bool:
-    """Whether a number may be somebody's: not one set aside for fiction, of a hotline, or of digits in a row."""
+    """Whether a number may be somebody's: not one reserved for fiction, of a hotline, or with
+    digits in sequence."""
     digits = "".join(sign for sign in text if sign.isdigit())
-    if text.startswith("+") and not 9 <= len(digits) <= 15:  # ITU-T E.164
+    # ITU-T E.164 limits the length.
+    if text.startswith("+") and not 9 <= len(digits) <= 15:
         return False
     national = re.sub(r"^(?:82|1|44|0)(?=\d{9,})", "", digits)
     if re.search(r"555(?:01\d\d)$|^(?:1)?555|555555|5551234|555\d{4}$", digits) or len(set(digits[-7:])) <= 2:
@@ -154,12 +174,12 @@ def is_phone(text: str) -> bool:
 
 
 def _is_row(digits: str) -> bool:
-    """Whether eight digits are two equal fours that nobody is given: 0000-0000, 1111-1111, 1234-1234."""
+    """Whether eight digits are an obvious filler: 0000-0000, 1111-1111, 1234-1234."""
     return digits[:4] == digits[4:] and (len(set(digits)) == 1 or digits[:4] in ("1234", "0123", "4321"))
 
 
 def is_key(text: str) -> bool:
-    """Whether a key may open something: not one of documentation, nor a row of the same signs."""
+    """Whether a key may be real: not one of documentation, and not a run of a few characters."""
     body = re.sub(r"^[a-zA-Z]{2,10}[-_]", "", text)
     if re.search(
         r"example|xxxx|your|\.\.\.|placeholder|1234567890|abcdefgh|0123456789|test_?key|dummy|sample",
@@ -181,7 +201,9 @@ KINDS: dict[str, tuple[str, Check]] = {
     "email": (EMAIL, is_email),
     "api_key": (API_KEY, is_key),
 }
-REPLACEMENTS = {  # what a redacted record says: documentation's own, so that the text stays one
+# The replacements in a redacted record: example values of documentation, so that the text still
+# reads well.
+REPLACEMENTS = {
     "resident_number": "000000-0000000",
     "card": "0000-0000-0000-0000",
     "phone": "000-0000-0000",
@@ -192,17 +214,20 @@ REPLACEMENTS = {  # what a redacted record says: documentation's own, so that th
 
 @dataclass(frozen=True)
 class Place:
+    """A piece of personal data in a text: its kind, start and end."""
+
     kind: str
     start: int
     end: int
 
 
 def places_in(text: str, kinds: Sequence[str]) -> list[Place]:
-    """Where personal data of these kinds stands in `text`, in its order; places do not overlap."""
+    """Places of personal data of these kinds in `text`, in order and without overlaps."""
     places: list[Place] = []
     for kind in kinds:
         pattern, check = KINDS[kind]
-        # ASCII, as in SQL: a Korean particle right behind a number is no part of it
+        # ASCII word boundaries, as in SQL: a Korean particle right after a number does not belong
+        # to it.
         for match in re.finditer(pattern, text, re.ASCII):
             inside = any(match.start() < each.end and each.start < match.end() for each in places)
             named = _is_named_card(kind, text, match) or _is_named_resident_number(kind, text, match)
@@ -212,7 +237,8 @@ def places_in(text: str, kinds: Sequence[str]) -> list[Place]:
 
 
 def _is_named_card(kind: str, text: str, match: re.Match[str]) -> bool:
-    """Whether a number in four groups of four that the text calls a card's is one, with a digit mistyped."""
+    """Whether a number in four groups of four, which the text calls a card number, is one with a
+    mistyped digit."""
     groups = re.fullmatch(r"\d{4}([ -])\d{4}\1\d{4}\1\d{4}", match[0])
     named = re.search(
         r"(?:카드 ?번호|card (?:number|no)|my card|credit card)[^\n\d]{0,25}$", text[: match.start()], re.IGNORECASE
@@ -222,8 +248,11 @@ def _is_named_card(kind: str, text: str, match: re.Match[str]) -> bool:
 
 
 def _is_named_resident_number(kind: str, text: str, match: re.Match[str]) -> bool:
-    """Whether a number with its hyphens, in a text that names such numbers, is one: a Korean one has no check digit since October
-    2020, one of the United States never had."""
+    """Whether a hyphenated number is a resident number because the text mentions such numbers.
+
+    Korean ones have had no check digit since October 2020, and those of the United States never had
+    one.
+    """
     number = "".join(map(str, _digits(match[0])))
     if kind == "resident_number" and len(number) == 9:
         known = number in ("123456789", "078051120") or re.match("000|666", number) or number.endswith("0000")
@@ -244,14 +273,16 @@ _OF_A_BUSINESS = re.compile(
 
 
 def _in_pattern(text: str, match: re.Match[str]) -> bool:
-    """Whether a match is a piece of a regular expression, a sum or a longer number, or a business's own number."""
+    """Whether a match is part of a regular expression, of a sum or of a longer number, or is a
+    business's own number."""
     before, after = text[max(0, match.start() - 3) : match.start()], text[match.end() : match.end() + 3]
     if _PATTERN_NEAR.search(before[-1:]) and _PATTERN_NEAR.search(after[:1]) and "[" not in before[-1:]:
         return True
     if "\\" in before[-2:] or ("\\" in after[:1] and after[1:2] in "dwsb."):
         return True
+    # A sum.
     if match[0].isdigit() and (re.search(r"[-+*/=×÷^%<>]\s?$", before) or re.match(r"\s?[-+*/=×÷^%]", after)):
-        return True  # a sum
+        return True
     if _OF_A_BUSINESS.search(text[max(0, match.start() - 60) : match.start()]) and not match[0].count("@"):
         return True
     return match[0][-1].isdigit() and match[0][0].isdigit() and _in_longer_number(before, after)
@@ -262,26 +293,29 @@ def _in_longer_number(before: str, after: str) -> bool:
 
 
 def kinds_in(text: str, kinds: Sequence[str]) -> list[str]:
-    """The kinds of personal data in `text`, in the order asked for."""
+    """The kinds of personal data in `text`, in the order of `kinds`."""
     present = {place.kind for place in places_in(text, kinds)}
     return [kind for kind in kinds if kind in present]
 
 
 def is_made_up(question: str) -> bool:
-    """Whether the question wants data that belong to nobody, or says that it gives such."""
+    """Whether the question asks for made-up data, or says that its own data is made up."""
     return bool(MADE_UP.search(question))
 
 
 def redacted(text: str, kinds: Sequence[str]) -> str:
-    """The text with every piece of personal data replaced by one that is nobody's."""
+    """The text with every piece of personal data replaced by an example value."""
     for place in reversed(places_in(text, kinds)):
         text = text[: place.start] + REPLACEMENTS[place.kind] + text[place.end :]
     return text
 
 
 def judge_personal_data(work: Work, settings: Cleaning) -> None:
-    """Add a verdict for each record that holds personal data of a configured kind, or take the data out of it where the setting
-    says so. The detail names kinds, not numbers."""
+    """Add a verdict for each record with personal data of a configured kind, or redact the data if
+    so configured.
+
+    The detail of a verdict names kinds, not the data.
+    """
     kinds = settings.personal_data
     if not kinds:
         return
@@ -317,7 +351,8 @@ _ARITHMETIC = re.compile(
 def _kinds_held(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
     kinds_present = kinds_in(row["text"], kinds)
     question = "\n".join((row["instruction"], row["input"]))
-    if _ARITHMETIC.search(question):  # long numbers are there to be reckoned with
+    # Long numbers are there to calculate with.
+    if _ARITHMETIC.search(question):
         kinds_present = [kind for kind in kinds_present if kind not in ("card", "resident_number")]
     if kinds_present and is_made_up(question):
         kinds_present = [kind for kind in kinds_present if kind == "api_key" and kind in kinds_in(question, kinds)]

@@ -1,4 +1,5 @@
-"""Holes in an answer that nobody asked for: [Your Name], [날짜 입력], lorem ipsum."""
+"""Placeholders that an answer leaves although the question does not ask for them: [Your Name], [날짜
+입력], lorem ipsum."""
 
 import re
 
@@ -44,7 +45,7 @@ _KOREAN_HOLE = re.compile(
     rf"(?:^(?:[가-힣]+(?:의|님)? ?){{0,2}}(?:{_KOREAN})(?: ?(?:입력|기재|기입|삽입|작성))?$"
     r"|입력|기입|기재|삽입|여기에|이곳에|추가하세요|추가해 ?주세요|작성하세요|작성해 ?주세요|넣어 ?주세요|넣으세요)"
 )
-# where a menu is described, a bracket is something to click on
+# In the description of a menu, a bracket is something to click.
 _MENU = re.compile(
     r"\[[^\[\]\n]{1,30}\](?:\s*[>→▶–-]\s*\[[^\[\]\n]{1,30}\])+|"
     r"\[[^\[\]\n]{1,30}\](?=\s*(?:탭|메뉴|버튼|아이콘|[을를] (?:누|클릭|선택|고르)|(?:tab|menu|button|icon|key)\b))"
@@ -56,9 +57,8 @@ _ANGLE = re.compile(
     rf"|(?:[\w'’]+ ){{0,3}}(?:{_NOUN})|[가-힣 ]{{2,30}})>",
     re.IGNORECASE,
 )
-_MARKUP = frozenset(
-    ("title", "address", "time", "link", "picture", "image", "month", "date", "photo")
-)  # tags, or like tags
+# Words that are tags, or look like tags.
+_MARKUP = frozenset(("title", "address", "time", "link", "picture", "image", "month", "date", "photo"))
 _ROUND = re.compile(
     r"\(((?:your|insert|enter|fill in|add)\b[^()\n]{0,40}(?: here)?|(?:company |your |full |first |last |client |"
     r"customer )?name(?: here)?|"
@@ -74,7 +74,8 @@ _SURE_ROUND = re.compile(
 )
 _LOREM = re.compile(r"\blorem ipsum dolor\b|\blorem ipsum\b[^.]{0,40}\bamet\b", re.IGNORECASE)
 _BLANK = re.compile(r"(?<!_)_{3,}(?!_)")
-_CIRCLES = re.compile(  # instead of a word; behind a family name they hide one on purpose
+# Circles in place of a word. After a family name, they hide a given name on purpose.
+_CIRCLES = re.compile(
     r"(?=[○◯〇OＯX])(?:(?<![김이박최정강조윤장임한오서신권황안송류홍전고문양손배백허유남심노하곽성차주우구민진지엄채원천방공현함변염여추도소석선설마길연위표명기반왕금옥육인맹제모탁국어은편용])"
     r"(?<![김이박최정강조윤장임한오서신권황안송류홍] )(?:[○◯〇]{2,}|(?<![A-Za-z])[OＯ]{2,4}(?= ?(?:님|씨|선생|고객|"
     r"회사|팀|대학|고등|중학|초등|드림|올림|교수|"
@@ -82,7 +83,7 @@ _CIRCLES = re.compile(  # instead of a word; behind a family name they hide one 
 )
 _WRITTEN_OUT = re.compile(
     r"\[ {1,8}\](?=[가-힣])|(?<![\w/#])TODO:|(?<!_)__ ?(?=[년월일시분원])|_{3,}(?=\()|"
-    # a word in brackets that goes on with a particle stands for another; what is referred to so does not
+    # A bracketed word with a particle is a placeholder, unless it is a reference such as [그림 1].
     r"\[(?!(?:그림|표|사진|예시?|참고|주|식|각주|보기|문제|자료|단계|부록)[ \d\]])"
     r"[가-힣]{1,8}(?: [가-힣]{1,8})?\](?=(?:의|을|를|이|가|은|는|"
     r"에|에서|와|과|께|"
@@ -99,6 +100,7 @@ _FILLER_LINE = re.compile(
     r"|^\W*(?:insert|add|enter|write|put) (?:your |the )?[\w ]{1,25} here\W*$",
     re.IGNORECASE | re.MULTILINE,
 )
+# Questions that ask for placeholders.
 _ASKED_FOR = re.compile(
     r"\btemplates?\b|\b(?:a|the|this|my|first|rough|short) draft\b|\bforms?\b|\bfill[- ]?in\b|\bfill (?:it|them|in|"
     r"out)\b|\bplaceholders?\b|\bblanks?\b|"
@@ -120,41 +122,47 @@ MANY_BLANKS = 2
 
 
 def _holes_of_answer(exchange: Exchange) -> list[str]:
-    """In brackets of every kind, in the order of the kinds."""
+    """The placeholders in an answer, in brackets of every kind, ordered by kind."""
     texts = holes(exchange.answer_prose)
     if "<" in exchange.answer:
         bare = INLINE.sub(" ", FENCED.sub(" ", exchange.answer))
         texts += [
             match[0] for match in _ANGLE.finditer(bare) if _is_for_readers(match[1]) and f"</{match[1]}>" not in bare
         ]
-    if "{" in exchange.answer:  # a line with several is taken for code
+    # A line with several braces counts as code, so `answer_prose` lacks it.
+    if "{" in exchange.answer:
         curly = _CURLY.finditer(FENCED.sub(" ", exchange.answer))
         texts += [match[0] for match in curly if re.search("[가-힣]", match[0]) and match[0] not in texts]
     return texts
 
 
 def judge(exchange: Exchange, *, allowed: int) -> str | None:
-    """The first hole where the answer has more than `allowed` that nobody asked for, else None."""
+    """The first placeholder, if the answer has more than `allowed` that the question does not ask
+    for; None otherwise."""
+    # Most answers end here: they have no placeholder, the question asks for some, or they are code.
     if not (holes(exchange.answer) or _ANGLE.search(exchange.answer)):
         return None
     if _ASKED_FOR.search(exchange.question) or (
         exchange.is_code and is_code(_CURLY.sub(" ", _ANGLE.sub(" ", exchange.answer)))
     ):
         return None
+
+    # Placeholders that the question contains may come back. A translation may hold the same ones in
+    # another language.
     answer_holes = _holes_of_answer(exchange)
     question_holes = holes(exchange.context) + [match[0] for match in _SQUARE.finditer(exchange.context)]
     if question_holes:
         known = set(map(_bare, question_holes))
         answer_holes = [hole for hole in answer_holes if _bare(hole) not in known]
         if len(set(answer_holes)) <= len(known) and _GIVES_THEM_BACK.search(exchange.question):
-            return None  # the same ones in another language
+            return None
     if len(answer_holes) > allowed:
         return f"{len(answer_holes)} places to be filled in, the first is {answer_holes[0]}"
     return None
 
 
 def holes(text: str) -> list[str]:
-    """Every hole in a text, as it stands there."""
+    """Every placeholder in a text, verbatim."""
     text = _MENU.sub(" ", text) if "[" in text else text
     texts = [match[0] for match in _SQUARE.finditer(text) if _is_hole(match[1] or match[2])]
     texts += [match[0] for match in _ROUND.finditer(text) if match[2] or _SURE_ROUND.search(match[1])]
@@ -176,7 +184,8 @@ def _is_hole(inside: str) -> bool:
 
 
 def _is_for_readers(inside: str) -> bool:
-    """Whether what stands in angle brackets is neither a tag nor an argument of a command: those are one word, or joined."""
+    """Whether text in angle brackets is neither a tag nor a command's argument, which is one word
+    or joined words."""
     return inside.lower() not in _MARKUP and not re.search(r"\w[-_/.]\w", inside)
 
 

@@ -1,4 +1,5 @@
-"""What of a text is prose: code, markup, tables and quotations are told apart, since rules about prose do not hold in them."""
+"""The prose of a text, without code, markup, tables and quotations, since rules about prose do not
+apply to those."""
 
 import re
 
@@ -12,7 +13,8 @@ QUOTED = re.compile(
 )
 TABLE_LINE = re.compile(r"^\s*\|.*\|\s*$|^(?:[^\n|]*\S ?\|){2,}[^\n|]*$|^\s*[-+=|: ]{3,}$|\t")
 CODE_LINE = re.compile(
-    r"[{};]\s*(?://.*|\#.*|/\*.*)?$"  # how lines of C and its relatives end
+    # The end of a line in C-like languages.
+    r"[{};]\s*(?://.*|\#.*|/\*.*)?$"
     r"|^\s*(?:def|class|elif|else|try|except|finally|with|while|for|if|async|match|case)\b[^.?!]*:\s*(?:\#.*)?$"
     r"|^\s*(?:import \w|from [\w.]+ import|return\b|print\(|raise \w|\#include|using \w|package \w|public |private |"
     r"static |"
@@ -22,19 +24,24 @@ CODE_LINE = re.compile(
     r"GROUP BY|ORDER BY|"
     r"(?:LEFT |INNER |RIGHT )?JOIN|HAVING|LIMIT|VALUES)\b"
     r"|^\s*(?://|/\*|\*/|\#!|\#\s?\w.*[=(])"
-    r"|^\s*[\w.\[\]\"'*&]+\s*(?:[-+*/|&]|:)?=(?!=)\s*\S"  # an assignment
-    r"|^\s*[\w.]+\([^()]*(?:\([^()]*\)[^()]*)*\)\s*;?\s*(?:\#.*)?$"  # a call
-    r"|^\s*[\"'][\w-]+[\"']\s*:\s*[\"'\[{\d].*$|^\s*[\w-]+:\s*[\"'\[{\d].*,$"  # JSON, a dictionary
+    # An assignment.
+    r"|^\s*[\w.\[\]\"'*&]+\s*(?:[-+*/|&]|:)?=(?!=)\s*\S"
+    # A call.
+    r"|^\s*[\w.]+\([^()]*(?:\([^()]*\)[^()]*)*\)\s*;?\s*(?:\#.*)?$"
+    # JSON, or a dictionary.
+    r"|^\s*[\"'][\w-]+[\"']\s*:\s*[\"'\[{\d].*$|^\s*[\w-]+:\s*[\"'\[{\d].*,$"
     r"|^\s*</?[a-zA-Z!][^<>]*>|[\w\"'/]>\s*$"
     r"|=>|::|->\s*\w|\\[dwsb]|&&|\|\|"
 )
 SIGNS = re.compile(r"[{};=<>_\\|&$#*/^~]|\w\(|\w\[")
-SIGN_SHARE = 0.15  # of a line's visible characters being signs of code
-CODE_SHARE = 0.5  # of an answer's visible characters in code: then it is code
+# Share of typical code characters among the visible ones from which a line is code.
+SIGN_SHARE = 0.15
+# Share of visible characters in code from which an answer is code.
+CODE_SHARE = 0.5
 
 
 def prose(text: str) -> str:
-    """The text without code, markup and tables; line by line, so that what is left keeps its lines."""
+    """The text without code, markup and tables; the remaining lines stay lines."""
     if not text:
         return text
     text = INLINE.sub(" ", FENCED.sub("\n", text))
@@ -49,12 +56,13 @@ def is_code_line(line: str) -> bool:
         return False
     if CODE_LINE.search(line):
         return True
-    bare = re.sub(r"^[\s*#>-]+|[*_]{1,3}|#(?=\w)", "", line)  # signs of Markdown, and of hashtags
+    # Markdown and hashtags use some of the same characters.
+    bare = re.sub(r"^[\s*#>-]+|[*_]{1,3}|#(?=\w)", "", line)
     return len(SIGNS.findall(bare)) >= SIGN_SHARE * max(1, len(bare) - bare.count(" "))
 
 
 def code_share(text: str) -> float:
-    """The share of the visible characters that stand in code; 0 for an empty text."""
+    """The share of the visible characters that are in code; 0 for an empty text."""
     visible = _visible(text)
     if not visible:
         return 0.0
@@ -68,7 +76,7 @@ def is_code(text: str) -> bool:
 
 
 def unquoted(text: str) -> str:
-    """The text without what stands in quotation marks."""
+    """The text without quotations."""
     return QUOTED.sub(" ", text)
 
 

@@ -1,4 +1,5 @@
-"""Everything the configuration trains on, as raw records: the corpus, the generators' answers, the user's own data."""
+"""All data of the configured sources as raw records: the corpus, the generators' answers, the
+user's own data."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from pipelines.weights import hub
 
 CORPUS = "corpus"
 GENERATED = "local_generator"
-NEVER_EVALUATED = (GENERATED, "providers")  # what a model wrote only ever trains
+# Sources written by a model. Their records are only trained on, never evaluated on.
+NEVER_EVALUATED = (GENERATED, "providers")
 
 
 def corpus_records(data: DataRoot, *, side: Side | None = None) -> list[RawRecord]:
@@ -29,8 +31,10 @@ def corpus_records(data: DataRoot, *, side: Side | None = None) -> list[RawRecor
 
 
 def raw_records(data: DataRoot, experiments: Experiments, *, say: Say = announce) -> Iterator[RawRecord]:
-    """All raw records that `sources:` names, in no particular order, read as they are asked for. `say` gets a line for
-    each source that is left out without a word, and for each file whose encoding or separator had to be found out.
+    """All raw records of `sources:`, read lazily and in no particular order.
+
+    `say` gets a line for each source that is off although nobody switched it off, and for each file
+    whose encoding or separator had to be detected.
 
     Raises:
         UsageError: a source is missing or broken; the message names the place.
@@ -51,10 +55,10 @@ def raw_records(data: DataRoot, experiments: Experiments, *, say: Say = announce
 
 
 def named_files(sources: Iterable[FileSource], *, say: Say = announce) -> dict[Path, FileSource]:
-    """Every file that these paths and globs name, once, with the first source that names it.
+    """Each file that these paths and globs name → the first source that names it.
 
     Raises:
-        UsageError: a path that names nothing, a folder, or a file of an unknown kind.
+        UsageError: a path names nothing, a folder, or a file of an unknown kind.
     """
     files: dict[Path, FileSource] = {}
     for source in sources:
@@ -66,7 +70,7 @@ def named_files(sources: Iterable[FileSource], *, say: Say = announce) -> dict[P
 def file_records(
     files: Mapping[Path, FileSource], *, side: Side | None = None, say: Say = announce
 ) -> Iterator[RawRecord]:
-    """The records of these files; `side` is the one they are fixed to, if any."""
+    """The records of these files; `side`: the side of the split to which they are fixed, if any."""
     for path, source in files.items():
         fixed = side if source.evaluate else "train"
         yield from read_file(path, encoding=source.encoding, side=fixed, columns=source.columns, say=say)
@@ -96,7 +100,8 @@ def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawR
 
 
 def _rows(dataset: Any) -> Iterator[Any]:
-    """The rows of a dataset; from the first on that holds what Python has no value for, they are read from its Arrow tables."""
+    """The rows of a dataset. From the first row with a value that Python cannot represent, they are
+    read from Arrow tables."""
     read = 0
     try:
         for row in dataset:

@@ -1,4 +1,4 @@
-"""Reading what cleaning wrote: a file that is damaged or gone is said with what to do."""
+"""Reads the files that cleaning wrote. A damaged or missing file gives an error with the remedy."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,15 +14,16 @@ from pipelines.lake.disk import explained
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Around whatever reads `file`, a Parquet file of a result of cleaning.
+    """A context for code that reads `file`, a Parquet file of a cleaning result.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     try:
         yield
     except (pa.ArrowException, duckdb.Error, OSError) as error:
-        if explained(error, file.parent):  # the machine's fault, and not the file's
+        # A problem of the machine, such as a full disk, not of the file.
+        if explained(error, file.parent):
             raise
         raise UsageError(
             f"{file}: cannot be read: it is damaged or gone; run `featherweight clean` to write it anew."
@@ -30,12 +31,13 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file of a result of cleaning, or some of its columns.
+    """A Parquet file of a cleaning result, or some of its columns.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     with reading(file):
-        if not file.is_file():  # Arrow takes a folder for a table without columns
+        # Arrow reads a folder as a table without columns.
+        if not file.is_file():
             raise FileNotFoundError(file)
         return parquet.read_table(file, columns=list(columns) if columns else None)

@@ -1,14 +1,18 @@
-"""Every reason why a record is dropped: what it means, and what to do where it should not have been."""
+"""Every reason why a record is dropped: its meaning, and what to do if the record should have been
+kept."""
 
 from typing import NamedTuple
 
 
 class Reason(NamedTuple):
+    """What a reason means, and how to keep such records."""
+
     because: str
     remedy: str
 
 
-REASONS: dict[str, Reason] = {  # in the order in which they are tried: the first that holds is the reason
+# In the order in which they are tried: the first that applies is the reason.
+REASONS: dict[str, Reason] = {
     "schema": Reason(
         "no question and answer in a known shape",
         "expected instruction, input, output; prompt and completion; question and answer; messages, conversations, "

@@ -1,7 +1,7 @@
-"""Answers that are a refusal: they say that they cannot or will not, and then they end.
+"""Refusals: answers that say that they cannot or will not help, and then end.
 
-An answer that says so and then does the work is none, nor is a refusal or an apology that had to be written, nor words of
-that kind in code or in quotation marks.
+These are no refusals: an answer that says so and then does the work, a refusal or an apology that
+the question asks for, and such words in code or quotation marks.
 """
 
 import re
@@ -110,7 +110,8 @@ _NOT_GIVEN = re.compile(
     r"ied)|included?|enough|attached|clear)\b",
     re.IGNORECASE,
 )
-_KOREAN_SAYINGS = (  # service in honorific words, or somebody who speaks of itself
+# Korean refusals: the answerer declines a service in honorific language, or speaks of itself.
+_KOREAN_SAYINGS = (
     rf"(?:죄송|미안|아쉽|유감|안타깝|송구)[^.!?\n]{{0,60}}(?:수 ?(?:가|는|도)? ?{_NOT}|어렵|불가능|못|않겠|"
     rf"사양|힘들|없어|아니[야에])",
     r"(?:도와|도움을|답변|답|제공|알려|말씀|추천|깨워|요약|대답|설명|작성|번역|확인|안내|조언|공유|소개|"
@@ -148,20 +149,23 @@ KOREAN = re.compile("|".join(_KOREAN_SAYINGS))
 
 
 def _in_sql(pattern: re.Pattern[str] | str) -> str:
-    """The pattern for RE2, which knows no looking around and counts dearly: it lets through a little more."""
+    """The pattern for RE2, which has no lookaround and is slow with counted repetition. It matches
+    slightly more."""
     text = pattern if isinstance(pattern, str) else f"(?i:{pattern.pattern})"
     bare = re.sub(r"\(\?<?!(?:[^()]|\([^()]*\))*\)", "", text).replace(r"\Z", r"\z")
     return re.sub(r"\{0,\d\d\}\??", "*", bare)
 
 
-# several patterns, since RE2 is many times slower with one whose states it cannot keep
+# Several patterns, since RE2 is many times slower with one pattern whose states do not fit into its
+# cache.
 _AT_A_TIME = 8
 IN_SQL = (
     _in_sql(STRONG),
     _in_sql(APOLOGY),
     *(_in_sql("|".join(_KOREAN_SAYINGS[i : i + _AT_A_TIME])) for i in range(0, len(_KOREAN_SAYINGS), _AT_A_TIME)),
 )
-WRITTEN = re.compile(  # what the prompt has written in such words, so that they are no excuse of the answerer's own
+# Prompts that ask for a text with such words. In the answer they are not the answerer's own.
+WRITTEN = re.compile(
     r"\bapolog|\bexcuse|\bdeclin|\brefus|\breject|\bturn(?:s|ed|ing)? down\b|\bsorry\b|\bcan(?:no|'|’)t\b|\bunable\b|"
     r"\bsay no\b|\breply\b|\brespond to\b|"
     r"\bresponse to\b|\bletter\b|\be-?mail\b|\bmessage\b|\btext message\b|\bnotice\b|\bdialog|\bconversation\b|"
@@ -174,7 +178,8 @@ WRITTEN = re.compile(  # what the prompt has written in such words, so that they
     r"동화|소설|짧은 글|연기|역할|로봇|챗봇|자기소개",
     re.IGNORECASE,
 )
-_GIVEN = re.compile(  # tasks on a given text, whose words may come back
+# Tasks on a given text, whose words may come back.
+_GIVEN = re.compile(
     r"\btranslat|\bmake (?:this|it)\b|\bpolite|\brewrit|\brephras|\bparaphras|\bsummar|\bsentiment|\bclassif|"
     r"\bquote|\bsentences?\b|\bphrase|"
     r"\bcomplete the\b|\bedit\b|\bcorrect\b|\bsimplif|"
@@ -200,7 +205,7 @@ _MACHINE = re.compile(
 )
 _HELP = re.compile(
     rf"\bI {_CANNOT} (?:help(?! but)|assist|comply|fulfil?l?|complete|do) (?:you |with )?(?:that|this|it|your|the)\b|"
-    # no story and no letter says so: the answerer speaks of what it was to write
+    # No story or letter says this: the answerer speaks of the text that it should write.
     rf"\bI ?(?:{_CANNOT}|do(?: not|n(?:'|’)t) feel comfortable|(?:'|’)m not comfortable)(?: be)? ?(?:able to |to )?"
     r"(?:writ|creat|generat|provid|produc|shar|reproduc)\w+ (?:assistance|help|support|content|material|anything|"
     r"an? (?:[\w-]+ ){0,2}(?:poem|stor|essay|joke|song|"
@@ -278,16 +283,23 @@ _DECLINES = re.compile(
     r"만들어) ?드릴 수 없",
     re.IGNORECASE,
 )
-DECLINED_CHARS = 700  # an answer that leads up to its refusal
-SHORT_CHARS = 420  # an answer that only refuses is hardly longer
-TURN_CHARS = 40  # behind a but: here the answer turns to the work
-REST_CHARS = 100  # of substance beside the refusal, and it does the work after all
-SERMON_CHARS = 300  # behind an outright one there may be as much about why
+# The longest answer that may lead up to a refusal at its end.
+DECLINED_CHARS = 700
+# An answer that only refuses is hardly longer than this.
+SHORT_CHARS = 420
+# Characters after a "but" from which the sentence turns to the work.
+TURN_CHARS = 40
+# Characters of substance beside the refusal from which the answer does the work after all.
+REST_CHARS = 100
+# The same after an outright refusal, which may be followed by a long explanation.
+SERMON_CHARS = 300
 
 
 def judge(exchange: Exchange, *, head_chars: int) -> str | None:
-    """The words of refusal where the answer is one, else None. They stand within the first `head_chars` characters or, in a short
-    answer, in one of its first sentences."""
+    """The words of refusal if the answer is one, else None.
+
+    In a long answer, they occur within the first `head_chars` characters or at the end.
+    """
     if exchange.is_code:
         return None
     answer = exchange.answer_prose.strip()
@@ -302,15 +314,22 @@ def judge(exchange: Exchange, *, head_chars: int) -> str | None:
 
 
 def cue(exchange: Exchange, answer: str, head_chars: int) -> str | None:
-    """The words with which the answer refuses; None where they had to be written or are not there."""
+    """The words with which the answer refuses; None if there are none or if the question asked for
+    them."""
     text = unquoted(answer)
     head = text if len(text) <= SHORT_CHARS else f"{text[:head_chars]}\n{_end(text)}"
     match = _words_of_refusal(head)
     question = exchange.question
-    if match is None or (len(match[0]) > 8 and match[0].lower() in question.lower()):  # it was given these words
+
+    # The words are copied from the question.
+    if match is None or (len(match[0]) > 8 and match[0].lower() in question.lower()):
         return None
-    if _SPEAKS_OF_IT.search(question):  # whether a machine feels or can is answered honestly
+
+    # The question is about AI itself: "I do not feel" is an honest answer, "I cannot help" is not.
+    if _SPEAKS_OF_IT.search(question):
         return match[0] if _HELP.search(head) else None
+
+    # The question asks for a text that may contain such words: only the answerer's own words count.
     if WRITTEN.search(question) or _STORY.search(question) or _gives_words(question):
         own = _own_words(question, head, match)
         return own[0] if own and not _MACHINE.search(question) and _is_answerers(answer) else None
@@ -327,7 +346,8 @@ def _words_of_refusal(head: str) -> re.Match[str] | None:
 
 
 def _own_words(question: str, head: str, match: re.Match[str]) -> re.Match[str] | None:
-    """Words of refusal in a text that had to be written which nobody but the answerer itself says."""
+    """Words of refusal that only the answerer itself would say, in an answer that may contain
+    others."""
     if own := _MACHINE.search(head) or _HELP.search(head):
         return own
     if not _LETTER.search(question) and not _gives_words(question) and (own := _KOREAN_HELP.search(head)):
@@ -340,19 +360,21 @@ def _gives_words(question: str) -> bool:
 
 
 def _is_apology_alone(head: str) -> bool:
-    """Whether an answer begins with an apology that refuses, and ends soon after: no song and no story does."""
+    """Whether an answer begins with an apology that refuses and ends soon after, as no song or
+    story does."""
     parts = sentences(head)
     return len(parts) <= 3 and bool(APOLOGY.match(parts[0]) and STRONG.search(parts[0]))
 
 
 def _end(text: str) -> str:
-    """The last two sentences of an answer, where it declines to do what it has talked about so far; else nothing."""
+    """The last two sentences of an answer of at most DECLINED_CHARS, if they decline; otherwise
+    ""."""
     end = " ".join(sentences(text[-DECLINED_CHARS:])[-2:])
     return end if len(text) <= DECLINED_CHARS and _DECLINES.search(end) else ""
 
 
 def _is_answerers(answer: str) -> bool:
-    """Whether an answer is one voice that speaks of itself, not a scene with several."""
+    """Whether an answer is one voice speaking of itself, not a scene with several."""
     return len(sentences(answer)) <= 6 and not re.match(r"\s*[\"“‘']", answer)
 
 
@@ -362,7 +384,8 @@ def _ends_declining(sentence: str) -> bool:
 
 
 def goes_on(answer: str) -> bool:
-    """Whether an answer that says it cannot then does the work: a list, code, or sentences of substance."""
+    """Whether an answer that says it cannot then does the work: a list, code, or sentences of
+    substance."""
     parts = sentences(answer)
     if len(answer) <= DECLINED_CHARS and any(_ends_declining(part) for part in parts[-2:]):
         return False
@@ -374,7 +397,7 @@ def goes_on(answer: str) -> bool:
             if _turns_to_the_work(sentence):
                 return True
         elif not _FILLER.search(sentence):
-            # Korean says as much in half the characters
+            # Korean says the same in half the characters.
             rest += len(sentence) * (2 if re.search("[가-힣]", sentence) else 1)
     declined = _HELP.search(" ".join(parts[:2])) and not _GOES_ON.search(answer)
     return rest > (SERMON_CHARS if declined else REST_CHARS)
@@ -385,7 +408,7 @@ def _holds_a_list(answer: str) -> bool:
 
 
 def _turns_to_the_work(sentence: str) -> bool:
-    """Whether a sentence that refuses goes on, behind a but, with something of substance."""
+    """Whether a refusing sentence continues, after a "but", with something of substance."""
     after = _GOES_ON.search(sentence)
     rest = sentence[after.start() :] if after else ""
     return len(rest) >= TURN_CHARS and not any(each.search(rest) for each in (_FILLER, STRONG, KOREAN, _NOT_GIVEN))

@@ -1,7 +1,8 @@
 """Answers that got stuck: the same text again and again, with nothing in between.
 
-What comes back after something else (a refrain, a formula, a tag) is no loop. Code, tables and lists of numbers repeat by nature:
-they count only where the same lines or the same statements stand there many times.
+Text that comes back after other text (a refrain, a formula, a tag) is no loop. Code, tables and
+lists of numbers repeat by nature, so they count only if the same lines or statements occur many
+times.
 """
 
 import re
@@ -14,18 +15,28 @@ from pipelines.clean.exchange import Exchange
 from pipelines.clean.prose import FENCED, TABLE_LINE, TAG, is_code_line, sentences
 from pipelines.clean.shingles import Hashes, code_points, mixed
 
-JUDGED_CHARS = 20_000  # of an answer of any length, from its end: loops do not stop
-CANDIDATE_SHARE = 0.12  # of an answer's 8-grams that stood there before: below, there is no loop
-STUCK_TIMES = 5  # so often in a row, with LOOP_CHARS, is a loop wherever it stands
+# Only the end of a longer answer is judged: loops do not stop.
+JUDGED_CHARS = 20_000
+# Below this share of repeated 8-grams there is no loop.
+CANDIDATE_SHARE = 0.12
+# A unit this often in a row that repeats at least STUCK_CHARS is a loop, if it reaches the end of
+# the answer.
+STUCK_TIMES = 5
 STUCK_CHARS = 60
-CODE_TIMES = 4  # a statement or a line of code, unless it is data or was asked for so
-VERSE_TIMES = 8  # a refrain
+# The same for a line of code, unless it is data or the question asks for repetition.
+CODE_TIMES = 4
+# Repeats from which a refrain is a loop.
+VERSE_TIMES = 8
 _VERSE = re.compile(
     r"\bsong|\blyric|\bpoem|\brhyme|\bverse|\bchorus|\brefrain|노래|가사|동요|민요|시를|시 한|후렴", re.IGNORECASE
 )
-LINES_TIMES = 6  # several lines that are no code: a plan, a drill
-LINES_SHARE = 0.2  # of an answer's characters in lines that follow themselves
-ASKED_TIMES, ASKED_SIGNS = 40, 200  # a loop that was asked for ends at some time
+# Repeats from which several lines that are not code (a plan, a drill) are a loop.
+LINES_TIMES = 6
+# Share of an answer's characters that repeated lines must have to be a loop.
+LINES_SHARE = 0.2
+# Repeats from which even a requested loop is stuck; the second number is for a single character.
+ASKED_TIMES, ASKED_SIGNS = 40, 200
+# Questions that ask for repetition.
 ASKED_FOR = re.compile(
     r"\brepeat|\b(?:two|three|four|five|six|seven|eight|nine|ten|twenty|\d+) (?:\w+ )?(?:rows|lines|items|copies|"
     r"records|elements)\b|\btimes\b|\bover and over|\bagain and again|\bchant|\brefrain|\bchorus|\bsong|\blyric|"
@@ -41,7 +52,11 @@ DATA_LINE = re.compile(r"^[\s\d.,;:|/+*=()\[\]{}\"'-]*$|^\s*(?:[#.XxOo_ *|+-]\s?
 
 @dataclass(frozen=True)
 class Loop:
-    """A stretch in which one unit follows itself: `times` it stands there, `repeated` characters repeat what is right before."""
+    """A stretch of text in which one unit follows itself.
+
+    `times`: how often the unit occurs. `repeated`: characters that repeat the text right before
+    them. `total`: characters of the whole text.
+    """
 
     unit: str
     times: float
@@ -55,7 +70,9 @@ class Loop:
 
 
 def judge(exchange: Exchange, *, max_share: float) -> str | None:
-    """What repeats where the answer is stuck, else None. `max_share` of the answer may repeat what stands right before it."""
+    """What repeats if the answer is stuck, else None. A share `max_share` of the answer may repeat
+    the text right before it."""
+    # First repeated lines, also of code, and repeated sentences, also with other text in between.
     text = exchange.answer[-JUDGED_CHARS:]
     if detail := _stuck_lines(exchange, text):
         return detail
@@ -64,6 +81,8 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
         return detail
     if detail := _repeated_sentence(exchange, text):
         return detail
+
+    # Then any unit of prose. Refrains, requested repetition, ornaments and data may repeat.
     loop = longest_loop(answer_prose)
     if loop is None:
         return None
@@ -72,6 +91,8 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
         return None
     if not any(map(str.isalpha, unit)) and not _is_one_sign(unit, loop) and not _is_one_number(unit, loop):
         return None
+
+    # The answer is stuck if too much of it is a loop, or if a loop runs to its end.
     over_share = loop.share > max_share and loop.repeated >= MIN_REPEATED
     stuck = loop.times >= STUCK_TIMES and loop.repeated >= STUCK_CHARS and loop.reaches_end
     if over_share or stuck:
@@ -79,11 +100,13 @@ def judge(exchange: Exchange, *, max_share: float) -> str | None:
     return None
 
 
+# Fewer repeated characters are no loop.
 MIN_REPEATED = 24
 
 
 def _may_repeat(question: str, unit: str, loop: Loop) -> bool:
-    """Whether the question asks for verse, or for repetition, and the loop turns no more often than that explains."""
+    """Whether the question asks for verse or repetition, and the loop is no longer than that
+    explains."""
     if _VERSE.search(question):
         return loop.times < VERSE_TIMES
     few = loop.times < ASKED_TIMES or (len(unit) == 1 and loop.times < ASKED_SIGNS)
@@ -91,12 +114,13 @@ def _may_repeat(question: str, unit: str, loop: Loop) -> bool:
 
 
 def _is_one_sign(unit: str, loop: Loop) -> bool:
-    """A single sign or digit without an end; rows of it are rules and ornaments up to a length."""
+    """Whether the loop is a single character, but not a rule or an ornament."""
     return len(set(unit)) == 1 and unit[0] not in "-=_*#.~ ─━" and loop.repeated >= MIN_REPEATED
 
 
 def _is_one_number(unit: str, loop: Loop) -> bool:
-    """One number of several digits to the end; rows of zeros and ones are data."""
+    """Whether the loop is one number to the end. It has at least three different digits: rows of
+    zeros and ones are data."""
     return (
         len(set(re.sub(r"\D", "", unit))) >= 3
         and loop.times >= STUCK_TIMES + 3
@@ -106,7 +130,7 @@ def _is_one_number(unit: str, loop: Loop) -> bool:
 
 
 def _prose(text: str) -> str:
-    """The answer's prose with every white space as one space, numbers at the start of lines left out."""
+    """The answer's prose with single spaces, without numbers and bullets at the start of lines."""
     text = FENCED.sub("\n", text)
     if "<" in text:
         text = TAG.sub(" ", text)
@@ -115,12 +139,14 @@ def _prose(text: str) -> str:
 
 
 def longest_loop(text: str) -> Loop | None:
-    """The loop of `text` in which most characters repeat what is right before them, None where nothing does twice.
+    """The loop of `text` with the most repeated characters; None if no unit follows itself.
 
-    Only periods that often lie between a piece of GRAM characters and its last occurrence are tried.
+    Only the commonest distances between a piece of GRAM characters and its last occurrence are
+    tried as periods.
     """
     signs = code_points([text])[0]
-    best: tuple[int, int, int] | None = None  # repeated characters, period, end
+    # Repeated characters, period and end of the best loop.
+    best: tuple[int, int, int] | None = None
     for period in _likely_periods(signs):
         run, end = _longest_run(signs[period:] == signs[:-period])
         if run + 1 >= period and (best is None or run > best[0]):
@@ -133,7 +159,8 @@ PERIODS = 6
 
 
 def _likely_periods(signs: Hashes) -> list[int]:
-    """The commonest distances between pieces of the text and where they stood last, the commonest first."""
+    """The commonest distances between pieces of the text and their last occurrence, the commonest
+    first."""
     if len(signs) < GRAM:
         return []
     grams = signs
@@ -152,7 +179,7 @@ def _loop(text: str, run: int, period: int, end: int) -> Loop:
 
 
 def _longest_run(same: np.ndarray) -> tuple[int, int]:
-    """The length of the longest run of True, and the place behind it."""
+    """The length of the longest run of True, and the index after it."""
     breaks = np.flatnonzero(~same)
     edges = np.concatenate([[-1], breaks, [len(same)]])
     lengths = np.diff(edges) - 1
@@ -161,7 +188,8 @@ def _longest_run(same: np.ndarray) -> tuple[int, int]:
 
 
 def _stuck_sentences(exchange: Exchange, text: str) -> str | None:
-    """The sentence that follows itself again and again with another first word only: and we …, so we …, thus we …."""
+    """The sentence that follows itself with only its first word changed: and we …, so we …, thus we
+    …."""
     if ASKED_FOR.search(exchange.question):
         return None
     times, last = 1, ""
@@ -178,7 +206,8 @@ SENTENCE_CHARS = 10
 
 
 def _repeated_sentence(exchange: Exchange, text: str) -> str | None:
-    """The sentence that makes up most of an answer, whatever stands between: the same under every heading."""
+    """The sentence that makes up most of an answer, also with other text in between: the same under
+    every heading."""
     if ASKED_FOR.search(exchange.question) or exchange.is_code:
         return None
     answer_sentences = sentences(exchange.answer_prose)
@@ -196,7 +225,8 @@ AGAIN_TIMES, AGAIN_CHARS, MOST, ALL_BUT = 4, 30, 0.5, 0.7
 
 
 def _stuck_lines(exchange: Exchange, text: str) -> str | None:
-    """The lines of code, one or several, that follow themselves although they are neither data nor were asked for so."""
+    """The lines that follow themselves although they are not data and the question asks for no
+    repetition."""
     lines = [line.strip() for line in text.split("\n")]
     lines = [line for line in lines if line]
     if len(lines) < CODE_TIMES or ASKED_FOR.search(exchange.question):
@@ -216,5 +246,6 @@ def _stuck_lines(exchange: Exchange, text: str) -> str | None:
 
 
 def _is_data(line: str) -> bool:
-    """Whether a line is a row of numbers or signs, or markup that repeats by nature (list items, cells, closing tags)."""
+    """Whether a line is a row of numbers or symbols, or markup that repeats by nature (list items,
+    cells, closing tags)."""
     return bool(DATA_LINE.match(line)) or line.startswith(("<", "|", "}", "]", ")", "\\"))

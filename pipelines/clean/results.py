@@ -1,5 +1,8 @@
-"""What a run of cleaning leaves in the lake: `data/lake/clean/<fingerprint>/` with examples, rejects and their summary as
-Parquet, and `current.json`, which names the folder that counts. The folder is renamed into place whole, then `current.json` is.
+"""The result of a cleaning run in the lake.
+
+`data/lake/clean/<fingerprint>/` holds examples, rejects and their summary as Parquet.
+`current.json` names the folder that counts. The complete folder is renamed into place first, then
+`current.json`.
 """
 
 import json
@@ -42,10 +45,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class CleaningResult:
-    """Where the current examples lie, and what became of the records: `read` = `accepted` + `rejected`.
+    """The folder of the examples, and counts of the records: `read` = `accepted` + `rejected`.
 
-    `shapes`: source → the field names its records came under → how many; `dropped_turns`: source → turns left out; `notes`:
-    source → what its records hold that is not used, or was changed → how often; `warnings`: what somebody should look at.
+    `shapes`: source → shape of its records → how many. `dropped_turns`: source → turns left out.
+    `notes`: source → field or feature that was ignored or changed → how often. `warnings`: messages
+    that the user should read.
     """
 
     folder: Path
@@ -64,10 +68,11 @@ class CleaningResult:
 
 
 def publish(data: DataRoot, work: Work, staged: Staged) -> CleaningResult:
-    """Write the result and make it current; nothing is written where it already is.
+    """Write the result and make it current. If it already is, nothing is written.
 
     Raises:
-        WorkError: no record was left to train or evaluate on, or the lake cannot be written. The last result stays current.
+        WorkError: no record is left to train or evaluate on, or the lake cannot be written. The
+        last result stays current.
     """
     work.db.execute(
         f"CREATE VIEW examples AS {EXAMPLES}; CREATE VIEW rejects AS {REJECTS}; CREATE VIEW summary AS {SUMMARY}"
@@ -94,7 +99,8 @@ def publish(data: DataRoot, work: Work, staged: Staged) -> CleaningResult:
 
 
 def _fingerprint(work: Work) -> str:
-    """Hash of all examples and rejects, in any order: the exclusive or of a hash of each row (rows differ by `record_id`)."""
+    """Hash of all examples and rejects, in any order: the exclusive or of a hash of each row (rows
+    differ by `record_id`)."""
     hashes = [
         work.one(f"SELECT count(*), bit_xor(md5_number({table}::VARCHAR))::VARCHAR FROM {table}")
         for table in ("examples", "rejects")
@@ -103,8 +109,9 @@ def _fingerprint(work: Work) -> str:
 
 
 def _write(work: Work, folder: Path) -> None:
+    # An existing folder is complete, and its name is the hash of its content.
     if folder.exists():
-        return  # it was renamed into place whole, and its name is its content
+        return
     partial = work.folder / "result"
     partial.mkdir(mode=0o700 if is_private(folder) else 0o777)
     orders = {"examples": "example_id", "rejects": "record_id", "summary": "source, provider, records DESC, reason"}
@@ -118,13 +125,14 @@ def _write(work: Work, folder: Path) -> None:
         partial.rename(folder)
     except OSError as error:
         raise WorkError(
-            f"cannot put the examples into {folder.parent}: {error.strerror}. The last result is untouched; make the folder "
-            "writable, in one file system with its parent, then run the same command again."
+            f"cannot move the examples into {folder.parent}: {error.strerror}. The last result is untouched; make the folder "
+            "writable, on the same file system as its parent, then run the same command again."
         ) from error
 
 
 def _keep_rejects(data: DataRoot, work: Work) -> str:
-    """Put the rejects of a run that left nothing where they can be read, since they stand in no result."""
+    """Save the rejects of a run that left nothing, since it has no result; returns a line that
+    names the file, or ""."""
     path = data.clean / "failed" / "rejects.parquet"
     if not work.one("SELECT count(*) FROM rejects")[0]:
         return ""
@@ -159,22 +167,23 @@ def current(data: DataRoot) -> CleaningResult | None:
 
 
 def examples(result: CleaningResult) -> list[Row]:
-    """Every example; all of them in memory, so for small results only."""
+    """Every example. All of them are in memory, so this is for small results only."""
     return reading.table(result.folder / "examples.parquet").to_pylist()
 
 
 def rejects(result: CleaningResult) -> list[Row]:
-    """Every reject; all of them in memory, so for small results only."""
+    """Every reject. All of them are in memory, so this is for small results only."""
     return reading.table(result.folder / "rejects.parquet").to_pylist()
 
 
 def summary(result: CleaningResult) -> list[Row]:
-    """Per source, provider and reason (`accepted` among them): records, and their share of that source and provider."""
+    """Per source, provider and reason (`accepted` among them): records, and their share of that
+    source and provider."""
     return reading.table(result.folder / "summary.parquet").to_pylist()
 
 
 def queried(result: CleaningResult, query: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
-    """Rows of SQL over the tables `examples` and `rejects` of a result, read where they lie."""
+    """The rows of a SQL query over the tables `examples` and `rejects` of a result."""
     with duckdb.connect() as db:
         for table in ("examples", "rejects"):
             db.read_parquet(str(result.folder / f"{table}.parquet")).create_view(table)

@@ -1,7 +1,8 @@
-"""What makes a record a reject: one reason code, one condition in SQL over its fields, one detail that shows the value.
+"""Rules that reject records: a reason code, a SQL condition over the fields, and a detail that
+shows the value.
 
-Rules are tried in the order of `reasons.REASONS` and the first that holds is the reason. Conditions are TRUE if the record is
-DROPPED. Rules that must read what they judge are in `judged.py`.
+Rules are tried in the order of `reasons.REASONS`, and the first that applies is the reason. A
+condition is TRUE if the record is DROPPED. Rules that need Python are in `judged.py`.
 """
 
 from dataclasses import dataclass
@@ -11,11 +12,15 @@ from pipelines.clean.work import Work
 from pipelines.settings.experiments import Cleaning
 
 TEXT = "concat_ws(chr(10), instruction, input, output, messages)"
-ANSWERS = "coalesce(said, output)"  # every answer that is learned
-_BLANK = rf"\s\v\pZ\x{{2800}}{UNSEEN}"  # white space, and signs that show nothing
+# SQL for every answer that is learned.
+ANSWERS = "coalesce(said, output)"
+# White space and invisible characters.
+_BLANK = rf"\s\v\pZ\x{{2800}}{UNSEEN}"
 BLANK, SHOWN = f"[{_BLANK}]", f"[^{_BLANK}]"
 NO_ANSWER_CHARS = 40
-NO_ANSWER = r"(?i)^<?no ?output>?\.?$"  # Alpaca's word for an answer that there is none of
+# Alpaca's word for a missing answer.
+NO_ANSWER = r"(?i)^<?no ?output>?\.?$"
+# SQL for whether all labels of a source are 0 and 1, so that 0 marks bad answers.
 ZERO_MEANS_BAD = """source IN (
     FROM (SELECT source FROM staged GROUP BY source HAVING min(numbered_label) = 0 AND max(numbered_label) = 1)
 )"""
@@ -29,7 +34,7 @@ class Rule:
 
 
 def shape_rules() -> list[Rule]:
-    """What reading a record's fields already said of it."""
+    """Rules for problems that were found when the record's fields were read."""
     read = ("not_text", "tool_calls", "reasoning", "empty")
     return [
         Rule("schema", "verdict IS NULL AND problem IS NOT NULL AND NOT damaged", "problem"),
@@ -44,7 +49,8 @@ def shape_rules() -> list[Rule]:
 
 
 def length_rules(settings: Cleaning) -> list[Rule]:
-    """Limits of length. Thresholds are numbers from the checked configuration."""
+    """Rules for blank, too short and too long records. The limits are numbers from the validated
+    configuration."""
     longest = "greatest(length(instruction), length(input), length(output), coalesce(longest_turn, 0))"
     unasked = f"(NOT regexp_matches(instruction, '{SHOWN}') AND NOT regexp_matches(input, '{SHOWN}'))"
     no_answer = f"(length(output) < {NO_ANSWER_CHARS} AND regexp_matches({_stripped('output')}, '{NO_ANSWER}'))"
@@ -75,17 +81,17 @@ def _too_short(prompt_chars: int, output_chars: int) -> Rule:
 
 
 def _stripped(text: str) -> str:
-    """SQL for `text` without white space of any kind around it; trim() takes spaces only."""
+    """SQL for `text` without any white space around it; trim() removes only spaces."""
     return f"regexp_replace({text}, '^{BLANK}+|{BLANK}+$', '', 'g')"
 
 
 def quoted(text: str) -> str:
-    """`text` as a string of SQL."""
+    """`text` as a SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def start_verdicts(work: Work) -> None:
-    """The table of verdicts, with what reading the fields already said."""
+    """Create the table of verdicts, with those for problems found when the fields were read."""
     work.db.execute("CREATE TABLE verdicts (n BIGINT, reason VARCHAR, detail VARCHAR, twin VARCHAR, similarity DOUBLE)")
     _reject(work, shape_rules())
 

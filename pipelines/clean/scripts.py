@@ -1,11 +1,13 @@
-"""Writing systems: which of them a text uses, which languages use which, and the function words of languages in Latin script."""
+"""Writing systems: the scripts of a text, the scripts of languages, and function words of languages
+in Latin script."""
 
 import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from types import MappingProxyType
 
-_RANGES = {  # as in a character class
+# Script → its characters, as the content of a character class.
+_RANGES = {
     "hangul": r"\uac00-\ud7a3\u3131-\u318e\u1100-\u11ff",
     "han": r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff",
     "kana": r"\u3041-\u3096\u30a1-\u30fa\u30fc",
@@ -28,6 +30,7 @@ _RANGES = {  # as in a character class
     "tibetan": r"\u0f00-\u0fff",
     "sinhala": r"\u0d80-\u0dff",
 }
+# Language → its scripts; languages that are missing here use Latin script.
 _LANGUAGES = {
     "ko": ("hangul",), "zh": ("han",), "ja": ("kana", "han"), "ru": ("cyrillic",), "uk": ("cyrillic",),
     "be": ("cyrillic",), "bg": ("cyrillic",), "sr": ("cyrillic", "latin"), "mk": ("cyrillic",), "kk": ("cyrillic",),
@@ -37,7 +40,7 @@ _LANGUAGES = {
     "hy": ("armenian",), "km": ("khmer",), "lo": ("lao",), "my": ("burmese",), "am": ("ethiopic",), "dz": ("tibetan",),
     "si": ("sinhala",),
 }  # fmt: skip
-# a letter of these says as much as several of an alphabet
+# One letter of these scripts says as much as several of an alphabet.
 _WEIGHT = {"han": 3.0, "hangul": 2.0, "kana": 1.5}
 FUNCTION_WORDS = {
     "de": "der die das und ist nicht ein eine einen dem den des mit für auf von zu sich auch es sie wir ihr er ich "
@@ -81,9 +84,10 @@ def _pattern(script: str) -> re.Pattern[str]:
     return re.compile(f"[{_RANGES[script]}]+")
 
 
-@lru_cache(64)  # the rule asks this of the same text several times
+# The language rule calls this several times with the same text.
+@lru_cache(64)
 def script_shares(text: str) -> Mapping[str, float]:
-    """Script → its share of the letters, each weighted by how much one of it says. Hanja beside as much Hangul is Korean."""
+    """Script → its share of the letters, weighted by how much one letter of it says."""
     weights: dict[str, float] = {}
     if text.isascii():
         return MappingProxyType({"latin": 1.0} if any(map(str.isalpha, text)) else {})
@@ -95,13 +99,13 @@ def script_shares(text: str) -> Mapping[str, float]:
 
 
 def letters_of(text: str, script: str) -> str:
-    """The words of a text that are written in a script, as one text."""
+    """The words of a text in a script, as one text."""
     scripts = ("kana", "han") if script == "kana" else (script,)
     return " ".join(re.findall(f"[{''.join(_RANGES[each] for each in scripts)}]+", text))
 
 
 def main_script(text: str) -> str | None:
-    """The script with the greatest share; None where a text has no letters."""
+    """The script with the greatest share; None if a text has no letters."""
     shares = script_shares(text)
     if shares.get("kana", 0.0) > 0.05 and shares.get("hangul", 0.0) < 0.3:
         return "kana"
@@ -109,5 +113,5 @@ def main_script(text: str) -> str | None:
 
 
 def scripts_of(language: str) -> tuple[str, ...]:
-    """The scripts that a language, named by two letters, is written in."""
+    """The scripts of a language, given as a two-letter code."""
     return _LANGUAGES.get(language, ("latin",))

@@ -1,4 +1,5 @@
-"""Which examples a profile trains and evaluates on: by language, then capped in an order that never depends on the others."""
+"""The examples that a profile trains and evaluates on: filtered by language, then capped in a
+stable order."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -15,8 +16,11 @@ from pipelines.lake.files import stable_hash
 
 @dataclass(frozen=True)
 class Selection:
-    """What to take of examples.parquet: these languages (None: all), at most so many of each side (None: all), and for
-    training only the records of one provider (None: of all sources)."""
+    """A selection from examples.parquet. None always means all.
+
+    `languages`: only these. `max_train` and `max_eval`: at most so many of each side. `provider`:
+    train only on the records of one provider.
+    """
 
     languages: list[str] | None = None
     max_train: int | None = None
@@ -26,7 +30,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Selected:
-    """What is trained and evaluated on, and where and how it was chosen."""
+    """The examples of both sides, the file they come from, and their selection."""
 
     train: list[dict[str, Any]]
     eval: list[dict[str, Any]]
@@ -34,24 +38,28 @@ class Selected:
     selection: Selection
 
     def narrowed(self, provider: str | None, max_train: int | None) -> "Selected":
-        """The same evaluation, but training on one provider's records (None: of all), at most so many (None: all)."""
+        """The same evaluation, but training on one provider's records (None: of all), at most so
+        many (None: all)."""
         if (provider, max_train) == (self.selection.provider, self.selection.max_train):
             return self
         return select(self.examples, replace(self.selection, provider=provider, max_train=max_train))
 
     @cached_property
     def data_fingerprint(self) -> str:
-        """Hash of the content that is trained on, in any order."""
+        """Hash of the content of the train side, independent of its order."""
         return _content_hash(self.train)
 
     @cached_property
     def eval_fingerprint(self) -> str:
-        """Hash of the content that is evaluated on, in any order."""
+        """Hash of the content of the eval side, independent of its order."""
         return _content_hash(self.eval)
 
 
 def select(examples: Path, selection: Selection) -> Selected:
-    """The chosen examples of each side. Of a file of any size only what is chosen is read whole.
+    """The selected examples of each side. Only these are read in full, whatever the size of the
+    file.
+
+    Their order is by a hash of each example's id, so it does not depend on the other examples.
 
     Raises:
         UsageError: the file cannot be read.

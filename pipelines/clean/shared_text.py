@@ -1,8 +1,10 @@
-"""Text that many records of a source share: a system prompt, the head of an instruction, a template. It is no sign of likeness.
+"""Text that many records of a source share: a system prompt, the head of an instruction, a
+template.
 
-A piece of LENGTH characters that stands in at least `max(20, 5 %)` of a source's records is shared. Shared pieces are found in a
-sample of each source, drawn by content, so that the order of records cannot show, and left out of the text that near-duplicates
-are judged by. Several templates in one source each count, as long as each is in that many records.
+It does not make records near-duplicates. A piece of LENGTH characters is shared if it occurs in at
+least `max(20, 5 %)` of a source's records. Shared pieces are found in a sample of each source and
+left out of the compared text. The sample is drawn by content, so the order of records does not
+matter. A source may have several templates, as long as each is in that many records.
 """
 
 from collections.abc import Sequence
@@ -14,27 +16,32 @@ from pipelines.clean.comparable import comparable_in_sql
 from pipelines.clean.shingles import Hashes, code_points, distinct_grams, mixed
 from pipelines.clean.work import Work
 
-LENGTH = 16  # characters of a piece: the sum of doublings, 2 + 2 + 4 + 8
+# Characters of a piece. The gram is built by doubling: 1 + 1 + 2 + 4 + 8.
+LENGTH = 16
 LEAST_RECORDS = 20
 LEAST_SHARE = 0.05
-SAMPLE = 2000  # records of a source: 5 % of them are a hundred
-SAMPLE_CHARS = 4000  # of each
-LITTLE = 30  # characters left of a record, and it is compared whole
-MOSTLY = 0.5  # of an answer being shared: then little is left since the record itself is common
-COMPARED = comparable_in_sql(
-    "coalesce(compared, normalized)"
-)  # SQL for the text of `staged` that near-duplicates are judged by
-JOINT = "\n"  # between what is left; no text that is compared holds a line break
+# Records sampled from a source (5 % of them are a hundred), and characters of each.
+SAMPLE = 2000
+SAMPLE_CHARS = 4000
+# If fewer characters than this remain of a record, it may be compared whole.
+LITTLE = 30
+# If at least this share of an answer is shared, little remains because the record itself is common.
+MOSTLY = 0.5
+# SQL for the text of `staged` by which near-duplicates are judged.
+COMPARED = comparable_in_sql("coalesce(compared, normalized)")
+# Between the remaining pieces. No compared text contains a line break.
+JOINT = "\n"
 
 
 @dataclass(frozen=True)
 class SharedText:
-    """Source → the hashes of its shared pieces, ascending. Sources without any are not in it."""
+    """Source → the hashes of its shared pieces, ascending. Sources without any are left out."""
 
     pieces: dict[str, Hashes] = field(default_factory=dict)
 
     def compared(self, sources: Sequence[str], texts: Sequence[str], answer_chars: Sequence[int]) -> list[str]:
-        """What of each text (the last `answer_chars` characters of it are its answer) is compared with others."""
+        """The compared part of each text; the last `answer_chars` characters of a text are its
+        answer."""
         result = list(texts)
         by_source: dict[str, list[int]] = {}
         for at, source in enumerate(sources):
@@ -48,7 +55,7 @@ class SharedText:
 
 
 def find_shared(work: Work) -> SharedText:
-    """The shared pieces of every source that has some, from the table `places`."""
+    """The shared pieces of every source that has any, from the table `places`."""
     counts = work.db.execute(
         "SELECT source, count(*) FROM places JOIN staged USING (n) GROUP BY ALL HAVING count(*) >= $least ORDER BY ALL",
         {"least": LEAST_RECORDS},
@@ -69,7 +76,8 @@ def _sample(work: Work, source: str) -> list[str]:
 
 
 def _shared_in(texts: Sequence[str], total: int) -> Hashes:
-    """The pieces that stand in so many of the sampled texts that they stand in max(20, 5 %) of the `total` that they stand for."""
+    """The pieces whose share in the sample corresponds to at least max(20, 5 %) of the source's
+    `total` records."""
     grams, owners = pieces_of(texts)
     if not len(grams):
         return np.zeros(0, dtype=np.uint64)
@@ -80,21 +88,25 @@ def _shared_in(texts: Sequence[str], total: int) -> Hashes:
 
 
 def pieces_of(texts: Sequence[str]) -> tuple[Hashes, np.ndarray]:
-    """The hash of every piece of each text, uint64 [n], and the text that each belongs to, int64 [n]."""
+    """The hash of every piece of each text, uint64 [n], and the text that each belongs to, int64
+    [n]."""
     points, owners = code_points(texts)
     if len(points) < LENGTH:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
     grams = points
-    for width in (1, 2, 4, 8):  # 2-grams out of characters, 4-grams out of 2-grams, 8- and 16-grams
+    # 2-grams from characters, 4-grams from 2-grams, then 8-grams and 16-grams.
+    for width in (1, 2, 4, 8):
         grams = mixed(grams[:-width]) + grams[width:]
     inside = owners[LENGTH - 1 :] == owners[: len(owners) - LENGTH + 1]
     return mixed(grams)[inside], owners[: len(grams)][inside]
 
 
 def _without(shared: Hashes, texts: Sequence[str], answer_chars: Sequence[int]) -> list[str]:
-    """Each text without its shared pieces; whole where too little of it remains because its answer is common too."""
+    """Each text without its shared pieces; the whole text if too little remains because its answer
+    is common, too."""
     grams, owners = pieces_of(texts)
-    is_shared = _is_in(grams >> np.uint64(24), shared)  # distinct_grams keeps the upper 40 bits
+    # distinct_grams keeps the upper 40 bits.
+    is_shared = _is_in(grams >> np.uint64(24), shared)
     starts = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=len(texts)))])
     return [
         _remaining(text, is_shared[starts[at] : starts[at + 1]], answer)

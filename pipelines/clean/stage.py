@@ -1,8 +1,10 @@
-"""Raw records, one after another → the table `staged`: checked fields, normalized text, and the record as it came.
+"""Raw records, one after another → the table `staged`: checked fields, normalized text, and the
+original record.
 
-The table holds one row a record, numbered `n` as they arrived; nothing that is decided later hangs on that number. `said` holds
-every answer of a conversation that is learned (NULL: `output` is all there is), `normalized` the text that exact duplicates are
-judged by, `compared` that of near-duplicates where it differs: without the system prompt, which is no sign of likeness.
+The table has one row per record. `n` numbers them in order of arrival; no later decision depends on
+it. `said`: every learned answer of a conversation (NULL: `output` is the only one). `normalized`:
+the text by which exact duplicates are judged. `compared`: the text for near-duplicates if it
+differs. It lacks the system prompt, which does not make records similar.
 """
 
 import hashlib
@@ -37,7 +39,7 @@ COLUMNS = pa.schema(
         ("record", pa.string()),
     ]
 )  # fmt: skip
-# what the other columns follow from, with the names of `columns`
+# All other columns follow from these, together with the names of `columns`.
 HASHED = ("source", "provider", "model", "topic", "language", "call_key", "fixed_side", "problem", "damaged", "record")
 BATCH_RECORDS = 4000
 BATCH_CHARS = 8_000_000
@@ -48,8 +50,11 @@ Row = dict[str, Any]
 
 @dataclass
 class Staged:
-    """What was read: records in all, and per source how many came in which shape, how many turns were dropped, how often it holds
-    what is not used (`notes`), and the fields of its first record."""
+    """Counts of the records that were read.
+
+    `read`: records in all. The others are per source: records by shape, dropped turns, ignored or
+    changed features (`notes`), and the fields of its first record (`first`).
+    """
 
     options: Options = DEFAULT
     read: int = 0
@@ -60,12 +65,13 @@ class Staged:
 
 
 def stage(work: Work, records: Iterable[RawRecord], options: Options = DEFAULT) -> Staged:
-    """Fill the table `staged`; a batch at a time, so that records may come from a stream of any length."""
+    """Fill the table `staged` in batches, so that the stream of records may have any length."""
     work.db.register("batch", COLUMNS.empty_table())
     work.db.execute("CREATE TABLE staged AS SELECT * FROM batch")
     staged = Staged(options)
     written: Future[None] | None = None
-    with ThreadPoolExecutor(1) as writer:  # one batch is written while the next is read
+    # One batch is written while the next is read.
+    with ThreadPoolExecutor(1) as writer:
         for rows in _batches(records, staged):
             if written:
                 written.result()
@@ -122,7 +128,7 @@ def _row(raw: RawRecord, staged: Staged) -> Row:
         "numbered_label": binary_label(raw.value, raw.columns), "verdict": None, "problem": None, "damaged": False, **fields,
     }  # fmt: skip
     row["record"] = _as_it_came(raw.value)
-    # of two records of equal hash every column is the same, so that their order cannot show
+    # Records with equal hashes are equal in every column, so their order does not matter.
     content = "\x1f".join(["\x1e" if value is None else str(value) for value in map(row.get, HASHED)]) + str(
         raw.columns or ""
     )
@@ -138,7 +144,7 @@ UNREAD = Mapped("unread")
 
 
 def _checked(raw: RawRecord, options: Options) -> tuple[Row, Mapped]:
-    """The fields of a record or the problem it has, and how it was read."""
+    """The fields of a record or its problem, and how its shape was read."""
     if raw.problem is not None:
         return {"problem": storable(raw.problem), "damaged": raw.damaged}, UNREAD
     try:
@@ -159,7 +165,8 @@ def _validated(fields: Any) -> Row:
 
 
 def _plain_fields(fields: Mapping[str, Any]) -> Row:
-    """The same of fields that are known to be texts, without the check that they are; most records come so."""
+    """The same for fields that are known to be texts, without validation. Most records take this
+    path."""
     texts = {"instruction": fields["instruction"], "input": fields.get("input", ""), "output": fields["output"]}
     whole = "\n".join(texts.values())
     if storable(whole) != whole:
@@ -186,7 +193,7 @@ def _fields(record: Record) -> Row:
 
 
 def restaged(n: int, texts: dict[str, str], turns: list[dict[str, Any]]) -> Row:
-    """What the row `n` holds once its texts have changed."""
+    """The columns of row `n` after its texts have changed."""
     messages = [Message.model_validate(turn) for turn in turns]
     serialized = json.dumps(turns, ensure_ascii=False) if turns else None
     return {"n": n, **texts, "messages": serialized, **_NOT_A_CONVERSATION, **_derived(texts, messages)}
@@ -201,7 +208,8 @@ def _derived(texts: dict[str, str], turns: Sequence[Message]) -> Row:
 
 
 def _compared(output: str, question: str, turns: Sequence[Message]) -> Row:
-    """What answers are judged by, and what duplicates are; `output` and `asked` are NFC already."""
+    """The texts by which answers and duplicates are judged. `output` and `question` are NFC
+    already."""
     answer = _folded(output)
     if not turns:
         return {"normalized": f"{question} {answer}".strip(), "answer_chars": len(answer)}
@@ -219,7 +227,7 @@ def _compared(output: str, question: str, turns: Sequence[Message]) -> Row:
 
 
 def described(value: Any) -> str:
-    """A record's fields and what they hold, in one line: `prompt (text), score (number)`."""
+    """A record's fields and their kinds, in one line: `prompt (text), score (number)`."""
     if not isinstance(value, dict):
         return f"{kind(value)}: {value!r:.60}"
     shown = ", ".join(f"{storable(str(name))[:40]} ({kind(held)})" for name, held in list(value.items())[:20])
@@ -227,7 +235,8 @@ def described(value: Any) -> str:
 
 
 def normalized(text: str) -> str:
-    """`text` as duplicates are judged by: Unicode NFC, lower case, any white space as one space."""
+    """The form of `text` by which duplicates are judged: Unicode NFC, lower case, any white space
+    as one space."""
     return _folded(unicodedata.normalize("NFC", text))
 
 
@@ -236,7 +245,7 @@ def _folded(text: str) -> str:
 
 
 def storable(text: str) -> str:
-    """`text` without what UTF-8 or DuckDB cannot hold: lone surrogates and NUL."""
+    """`text` without lone surrogates and NUL, which UTF-8 or DuckDB cannot hold."""
     if not text.isascii():
         try:
             text.encode()
@@ -248,5 +257,6 @@ def storable(text: str) -> str:
 def _as_it_came(value: Any) -> str:
     try:
         return storable(RECORD_ENCODER.encode(value))
-    except (RecursionError, TypeError, ValueError):  # too deep, or keys that do not sort
+    except (RecursionError, TypeError, ValueError):
+        # Nested too deeply, or with keys that cannot be sorted.
         return ""

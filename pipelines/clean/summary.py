@@ -1,4 +1,5 @@
-"""What a result of cleaning looks like to people: its summary in lines, lengths for a histogram, a sample of its rejects."""
+"""A cleaning result for people: its summary in lines, lengths for a histogram, a sample of its
+rejects."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,12 +10,15 @@ from pipelines.clean.results import ACCEPTED, CleaningResult, queried
 
 Row = dict[str, Any]
 BIN_CHARS = 50
-LAST_BIN = 40  # all that is longer
+# Index of the last bin, which holds everything longer.
+LAST_BIN = 40
 
 
 def lines(result: CleaningResult, *, examples: bool = False) -> Iterator[str]:
-    """The counts, the reasons, and under which names each source's fields came, for a terminal; with three `examples` of every
-    reason and where the rest are."""
+    """The counts, the reasons, and the shapes of each source, for a terminal.
+
+    With `examples`, also three rejects for every reason and a command that shows all.
+    """
     yield f"{result.read} records read = {result.accepted} accepted + {result.rejected} rejected"
     yield f"{result.train} train, {result.eval} eval; {'unchanged' if result.reused else 'written'}: {result.folder}"
     shown = _examples(result) if examples else {}
@@ -37,9 +41,10 @@ def lines(result: CleaningResult, *, examples: bool = False) -> Iterator[str]:
 def next_steps(
     result: CleaningResult, before: CleaningResult | None, *, tried: bool, files: Sequence[str]
 ) -> Iterator[str]:
-    """What a result means for what comes next: whether it counts, and how to train on `files`.
+    """Lines on the next steps: whether the result is current, and how to train on `files`.
 
-    `before` is the result that was current. Cells follow the current examples, so a change of them makes rows stale.
+    `before` is the result that was current. Cells use the current examples, so a change of these
+    makes rows stale.
     """
     sources = f"sources: {{files: {json.dumps(list(files), ensure_ascii=False)}}} in experiments.yaml"
     if tried:
@@ -54,7 +59,7 @@ def next_steps(
 
 
 def _examples(result: CleaningResult, count: int = 3) -> dict[str, list[str]]:
-    """So many rejects of every reason, one line each."""
+    """Reason → up to `count` rejects, one line each."""
     rows = queried(
         result,
         """
@@ -72,8 +77,11 @@ def _examples(result: CleaningResult, count: int = 3) -> dict[str, list[str]]:
 
 
 def length_counts(result: CleaningResult) -> dict[str, list[tuple[int, int]]]:
-    """How long prompts and answers are: kind → (characters at the start of the bin, examples) for each bin of 50 characters
-    that has any; the last bin holds all that is longer."""
+    """Lengths of prompts and outputs: kind → (characters at the start of the bin, examples) for
+    each non-empty bin.
+
+    A bin has 50 characters; the last one holds everything longer.
+    """
     counted = queried(
         result,
         f"""
@@ -101,7 +109,8 @@ def language_counts(result: CleaningResult) -> list[Row]:
 
 
 def sample_rejects(result: CleaningResult, count: int = 10) -> list[Row]:
-    """So many rejects, of every reason about equally many, always the same ones; the record is cut at 500 characters."""
+    """`count` rejects, about equally many for every reason, always the same; records are cut at 500
+    characters."""
     return queried(
         result,
         """

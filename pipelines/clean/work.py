@@ -1,4 +1,4 @@
-"""The place where a run of cleaning works: a DuckDB file that spills to disk, in a folder that no other run shares."""
+"""The workspace of a cleaning run: a DuckDB file that spills to disk, in a folder of its own."""
 
 import os
 import shutil
@@ -19,6 +19,8 @@ from pipelines.settings.experiments import Cleaning
 
 @dataclass(frozen=True)
 class Work:
+    """The folder, database and number of threads of a cleaning run."""
+
     folder: Path
     db: duckdb.DuckDBPyConnection
     threads: int
@@ -31,10 +33,11 @@ class Work:
 
 @contextmanager
 def workspace(data: DataRoot, settings: Cleaning) -> Iterator[Work]:
-    """A run's own folder and database; one run at a time, and what a killed one left behind is removed first.
+    """A run's own folder and database. One run at a time; leftovers of a killed run are removed
+    first.
 
     Raises:
-        WorkError: no disk, no memory, or the folder cannot be written.
+        WorkError: disk or memory is exhausted, or the folder cannot be written.
     """
     folder = data.lake / "work" / "clean"
     with locked(data.locks / "clean.lock", "clean"):
