@@ -228,13 +228,13 @@ def completion_with(**changes: Any) -> str:
 
 ODD = {
     "huge": ({"prompt_tokens": 10**11, "completion_tokens": 7}, "100,000,000,000 tokens in"),
-    "beyond max_tokens": ({"prompt_tokens": 11, "completion_tokens": 201}, "201 tokens out, where at most 200"),
-    "none": ({"prompt_tokens": 0, "completion_tokens": 0}, "no token in"),
-    "too few": ({"prompt_tokens": 11, "completion_tokens": 0}, "0 tokens out for a text of"),
+    "beyond max_tokens": ({"prompt_tokens": 11, "completion_tokens": 201}, "201 output tokens, although at most 200"),
+    "none": ({"prompt_tokens": 0, "completion_tokens": 0}, "no input tokens"),
+    "too few": ({"prompt_tokens": 11, "completion_tokens": 0}, "0 output tokens for a text of"),
     "negative": ({"prompt_tokens": -5, "completion_tokens": 7}, "prompt_tokens is -5"),
     "a fraction": ({"prompt_tokens": 11, "completion_tokens": 7.5}, "completion_tokens is 7.5"),
     "words": ({"prompt_tokens": "many", "completion_tokens": 7}, 'prompt_tokens is "many"'),
-    "null": (None, "tells no token counts"),
+    "null": (None, "reports no token counts"),
 }
 
 

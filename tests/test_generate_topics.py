@@ -141,7 +141,7 @@ def test_a_cell_becomes_a_prompt_a_topic_and_a_language(small: TopicGrid) -> Non
         ),
         ("{type: object}", "{properties: {title: {}, text: {}}}", ["schema: its fields are title, text", "`record`"]),
         ("{type: object}", "{required: [instruction]}", ["schema: its fields are instruction;"]),
-        ("{type: object}", "{type: object}\nrecord: {output: a}", ["record: says nothing of instruction"]),
+        ("{type: object}", "{type: object}\nrecord: {output: a}", ["record: has no template for instruction"]),
         (
             "{type: object}",
             "{type: object}\nrecord: {instruction: a, output: '{b}'}",

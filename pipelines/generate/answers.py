@@ -89,7 +89,7 @@ def ended(stop_reason: str | None) -> bool | None:
 # Characters of a provider's message.
 LONGEST_MESSAGE = 1500
 # Why the usage of an answer is odd if it has none.
-NO_COUNTS = "it tells no token counts"
+NO_COUNTS = "it reports no token counts"
 
 
 class CallError(Exception):

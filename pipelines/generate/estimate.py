@@ -49,7 +49,7 @@ def estimate(data: DataRoot, experiments: Experiments, only: Iterable[str] | Non
     is sent.
 
     Raises:
-        UsageError: the prompts are broken, or `only` names a provider that may not be asked.
+        UsageError: the prompts are broken, or `only` names a provider that may not be used.
     """
     untrained_reasons = untrained(experiments)
     with request_source(data, experiments) as reading:
@@ -124,7 +124,7 @@ def _usual(past: list[Tokens]) -> Usage | None:
 def in_words(estimates: list[Estimate], total_budget: float | None) -> Iterator[str]:
     """The estimates for a terminal, with the budgets."""
     if not estimates:
-        yield "no provider is enabled: nothing would be asked (providers.<name>.enabled in experiments.yaml)"
+        yield "no provider is enabled: nothing would be sent (providers.<name>.enabled in experiments.yaml)"
     for one in estimates:
         waiting = f", {one.in_batch} in a batch" if one.in_batch else ""
         yield f"{one.provider} ({one.model}): {one.requests} requests to send, {one.held} answers held already{waiting}"

@@ -67,14 +67,14 @@ def _odd(request: Request, answer: Answer) -> str | None:
     if answer.refused and not usage.total:
         return None
     tokens_in, tokens_out = usage.input or 0, usage.output or 0
-    for count, most, what in ((tokens_in, worst.input or 0, "in"), (tokens_out, worst.output or 0, "out")):
+    for count, most, what in ((tokens_in, worst.input or 0, "input"), (tokens_out, worst.output or 0, "output")):
         if count > most:
-            return f"it reports {count:,} tokens {what}, where at most {most:,} are possible"
+            return f"it reports {count:,} {what} tokens, although at most {most:,} are possible"
     if not tokens_in:
-        return "it reports no token in"
+        return "it reports no input tokens"
     length = _text_bytes(answer)
     if tokens_out * MOST_BYTES_A_TOKEN < length:
-        return f"it reports {tokens_out:,} tokens out for a text of {length:,} bytes"
+        return f"it reports {tokens_out:,} output tokens for a text of {length:,} bytes"
     return None
 
 

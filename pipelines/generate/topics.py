@@ -86,7 +86,7 @@ class TopicGrid(Strict):
         names = dict.fromkeys([*self._names("properties"), *self._names("required")], "x")
         if self.record:
             missing = [name for name in ("instruction", "output") if name not in self.record]
-            return f"record: says nothing of {' and '.join(missing)}" if missing else None
+            return f"record: has no template for {' and '.join(missing)}" if missing else None
         if (
             not names
             or any(name in names for name in TURNS)

@@ -33,7 +33,7 @@ def switched_off(experiments: Experiments) -> Iterator[str]:
     if not sources.corpus and "corpus" not in sources.model_fields_set:
         yield (
             "sources: corpus is not named, so nothing is trained on data/corpus.json; write `corpus: true`, or "
-            "`corpus: false` if that is meant"
+            "`corpus: false` if that is intended"
         )
     if why := local_off(experiments):
         yield why
@@ -48,7 +48,7 @@ def local_off(experiments: Experiments) -> str | None:
     if "local_generator" not in sources.model_fields_set:
         return (
             "sources: local_generator is not named, so no model of this machine writes records; write "
-            "`local_generator: true`, or `local_generator: false` if that is meant"
+            "`local_generator: true`, or `local_generator: false` if that is intended"
         )
     if sources.local_generator and experiments.local_provider is None:
         return (
