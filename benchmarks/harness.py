@@ -13,7 +13,7 @@ from benchmarks.project import PACKAGED
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate import benchmarks_harness
 from pipelines.evaluate.answering import PromptedModel
-from pipelines.evaluate.benchmarks import Asked
+from pipelines.evaluate.benchmarks import BenchmarkSpec
 from pipelines.evaluate.benchmarks_run import own_rows
 from pipelines.lake.paths import data_root
 from pipelines.settings import benchmarks
@@ -45,7 +45,7 @@ def measure(limit: int | None = None) -> Iterator[dict[str, Any]]:
     for name in benchmarks.shipped():
         began = time.process_time()
         ours, tokens = own_rows(
-            prompted_model, Asked(name, name, ships=True, limit=limit, shots=None), max_tokens=BATCH_TOKENS
+            prompted_model, BenchmarkSpec(name, name, ships=True, limit=limit, shots=None), max_tokens=BATCH_TOKENS
         )
         seconds = time.process_time() - began
         for batch in (1, 8):
@@ -72,7 +72,7 @@ def _theirs(
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
     task = benchmarks.read_task(benchmarks.FOLDER / f"{name}.yaml")
-    asked = Asked(name, f"{name}.yaml", ships=False, limit=limit, shots=None, config=task)
+    asked = BenchmarkSpec(name, f"{name}.yaml", ships=False, limit=limit, shots=None, config=task)
     score, taken = HFLM._loglikelihood_tokens, []
 
     def timed(*args: Any, **kwargs: Any) -> Any:

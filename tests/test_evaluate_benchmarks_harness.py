@@ -11,7 +11,7 @@ import torch
 from pipelines.errors import UnavailableError
 from pipelines.evaluate import benchmarks_harness as harness
 from pipelines.evaluate.answering import PromptedModel
-from pipelines.evaluate.benchmarks import Asked
+from pipelines.evaluate.benchmarks import BenchmarkSpec
 from pipelines.evaluate.benchmarks_run import own_rows
 from pipelines.settings import benchmarks
 from pipelines.train.trainer.prompts import PromptFormat
@@ -36,7 +36,7 @@ def sample(**values: Any) -> dict[str, Any]:
 
 
 def rows(*samples: dict[str, Any], several: bool = False) -> list[dict[str, Any]]:
-    benchmark = Asked("mine", "mine.yaml", ships=False, limit=None, shots=None)
+    benchmark = BenchmarkSpec("mine", "mine.yaml", ships=False, limit=None, shots=None)
     return list(harness._rows(benchmark, "a_task", samples, "lm-eval 0", several=several))
 
 
@@ -75,9 +75,9 @@ def test_very_long_texts_are_cut() -> None:
 # the harness itself
 
 
-def benchmark_request(name: str = "basics_en", limit: int = 6, shots: int | None = 1, **more: Any) -> Asked:
+def benchmark_request(name: str = "basics_en", limit: int = 6, shots: int | None = 1, **more: Any) -> BenchmarkSpec:
     config = benchmarks.read_task(benchmarks.FOLDER / f"{name}.yaml") | more
-    return Asked("mine", "mine.yaml", ships=False, limit=limit, shots=shots, config=config)
+    return BenchmarkSpec("mine", "mine.yaml", ships=False, limit=limit, shots=shots, config=config)
 
 
 @needs_harness
@@ -95,7 +95,7 @@ def test_it_says_of_a_set_that_ships_what_we_say(name: str) -> None:
             )
             model = get_peft_model(model, config).eval()
         one = PromptedModel(model, PromptFormat(tokenizer, "chat"), RECIPE, torch.device("cpu"))
-        ours, _ = own_rows(one, Asked(name, name, ships=True, limit=6, shots=1), max_tokens=300)
+        ours, _ = own_rows(one, BenchmarkSpec(name, name, ships=True, limit=6, shots=1), max_tokens=300)
         theirs = harness.run(model, tiny_tokenizer(bos=True), benchmark_request(name)).rows
         assert [row["correct"] for row in theirs] == [row["correct"] for row in ours]
         for row, other in zip(ours, theirs, strict=True):

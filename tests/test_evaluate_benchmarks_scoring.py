@@ -10,7 +10,7 @@ import torch
 
 from pipelines.evaluate import benchmarks_scoring as scoring
 from pipelines.evaluate.answering import PromptedModel
-from pipelines.evaluate.benchmarks import Asked, row_of
+from pipelines.evaluate.benchmarks import BenchmarkSpec, row_of
 from pipelines.evaluate.benchmarks_run import own_rows
 from pipelines.settings import benchmarks
 from pipelines.train.trainer import loading
@@ -22,8 +22,8 @@ RECIPE: dict[str, Any] = {"kind": "none", "precision": "fp32", "quantization": N
 SETS = ("basics_en", "basics_ko")
 
 
-def benchmark_request(name: str = "basics_en", limit: int | None = 6, shots: int | None = None) -> Asked:
-    return Asked(name, name, ships=True, limit=limit, shots=shots)
+def benchmark_request(name: str = "basics_en", limit: int | None = 6, shots: int | None = None) -> BenchmarkSpec:
+    return BenchmarkSpec(name, name, ships=True, limit=limit, shots=shots)
 
 
 tokenizer_of = cache(tiny_tokenizer)
@@ -157,13 +157,13 @@ def test_a_cache_that_says_something_else_is_not_used(monkeypatch: pytest.Monkey
 
 def test_choices_close_together_are_read_alone_on_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
     one, alone = prompted_model(tiny_model("llama")), []
-    apart = scoring._apart
+    separately = scoring._separately
 
     def noted(*given: Any, **how: Any) -> Any:
         alone.append(bool(how.get("alone")))
-        return apart(*given, **how)
+        return separately(*given, **how)
 
-    monkeypatch.setattr(scoring, "_apart", noted)
+    monkeypatch.setattr(scoring, "_separately", noted)
     monkeypatch.setattr(scoring, "_is_close", lambda *_: True)
     good, _ = own_rows(one, benchmark_request(), max_tokens=300)
     assert alone.count(True) == len(good)

@@ -20,7 +20,7 @@ from pipelines.evaluate import answering
 from pipelines.evaluate.answering import PromptedModel
 from pipelines.evaluate.cell import evaluated_by, spec_of
 from pipelines.evaluate.endings import ended_pct, has_ended
-from pipelines.evaluate.guarded import GIVE_UP, json_value
+from pipelines.evaluate.guarded import MAX_TIMEOUTS, json_value
 from pipelines.evaluate.metrics import Scores, contains, exact_match, json_valid
 from pipelines.lake.files import read_json, stable_hash, write_json
 from pipelines.lake.warehouse import connect
@@ -254,7 +254,7 @@ def test_a_pattern_without_end_is_given_up_and_holds_up_no_other(tmp_path: Path)
     answers = [CATASTROPHE, "aa", *(f"{CATASTROPHE}{number}" for number in range(30)), "a"]
     results = scored(tmp_path, [ENDLESS, {"regex": "b", "name": "b"}], answers)
     assert results["metric_endless"][:2] == [None, True], "the one answer costs only itself"
-    assert results["metric_endless"][GIVE_UP + 1 :] == [None] * (len(answers) - GIVE_UP - 1), (
+    assert results["metric_endless"][MAX_TIMEOUTS + 1 :] == [None] * (len(answers) - MAX_TIMEOUTS - 1), (
         "then nothing more is tried"
     )
     assert results["metric_b"] == ["b" in answer for answer in answers]

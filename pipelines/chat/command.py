@@ -13,7 +13,7 @@ from pipelines.project import Project
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ChatOptions:
     """What the command line says. `cells` empty: what the comparison prefers."""
 
     cells: Sequence[str] = ()
@@ -30,21 +30,21 @@ class Wanted:
         return Settings(self.max_new_tokens, self.temperature, self.system)
 
 
-def chat(project: Project, wanted: Wanted) -> int:
+def chat(project: Project, options: ChatOptions) -> int:
     """Run it until somebody leaves; returns the exit code.
 
     Raises:
         UsageError: a cell, a setting or a port that cannot be.
     """
-    settings = wanted.settings
-    if wanted.page:
+    settings = options.settings
+    if options.page:
         from pipelines.chat.page import serve
 
-        if wanted.format != "text":
+        if options.format != "text":
             raise UsageError("--format json prints answers in the terminal: leave out --page, or --format")
-        return serve(project, wanted.cells, settings, wanted.port, beside=wanted.beside)
-    members = Roster(project).named(wanted.cells)
-    terminal = Terminal(Engine(project), Conversation(members, settings), format=wanted.format)
-    if wanted.beside:
+        return serve(project, options.cells, settings, options.port, beside=options.beside)
+    members = Roster(project).named(options.cells)
+    terminal = Terminal(Engine(project), Conversation(members, settings), format=options.format)
+    if options.beside:
         terminal.beside.set()
     return terminal.run()

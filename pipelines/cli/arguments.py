@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.cli import completion
 
-MOST = 2**63  # what a column of the warehouse holds
+LIMIT_64_BITS = 2**63  # what a column of the warehouse holds
 FORMATS = ("text", "markdown", "json", "csv")
 
 
@@ -19,7 +19,7 @@ def whole(least: int | None = None) -> Callable[[str], int]:
             number = int(text)
         except ValueError:
             number = None
-        if number is None or not (-MOST if least is None else least) <= number < MOST:
+        if number is None or not (-LIMIT_64_BITS if least is None else least) <= number < LIMIT_64_BITS:
             raise ArgumentTypeError(f"got {text!r}; expected {expected}")
         return number
 

@@ -48,9 +48,9 @@ def decide(arguments: Arguments) -> int:
     from pipelines.compare.decide import Limits, in_words
 
     limits = Limits(arguments.memory, arguments.minutes, arguments.max_loss)
-    found = decision(rows_now(), limits, arguments.also)
-    print("\n".join(in_words(found)))
-    return OK if found.verdict == "use" else NOT_OK
+    outcome = decision(rows_now(), limits, arguments.also)
+    print("\n".join(in_words(outcome)))
+    return OK if outcome.verdict == "use" else NOT_OK
 
 
 def _decide_arguments(parser: ArgumentParser) -> None:

@@ -60,6 +60,6 @@ def _names(section: str) -> list[str]:
         UsageError, OSError, ValueError, yaml.YAMLError
     ):  # the command itself says what is wrong with the file
         data = yaml.load(experiments_file().read_bytes(), Loader=yaml.CSafeLoader)
-        found = data.get(section) if isinstance(data, dict) else None
-        return [str(name) for name in found] if isinstance(found, dict) else []
+        entries = data.get(section) if isinstance(data, dict) else None
+        return [str(name) for name in entries] if isinstance(entries, dict) else []
     return []

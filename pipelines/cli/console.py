@@ -29,26 +29,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             end_as_interrupt()
         return command.work(arguments)
     except (UsageError, WorkError, UnavailableError) as error:
-        return _said(str(error), error.exit_code)
+        return _print_error(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _said("interrupted; nothing is lost, run the same command again", INTERRUPTED)
+        return _print_error("interrupted; nothing is lost, run the same command again", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:
-        if (said := _of_the_machine(error)) is None:
+        if (message := _machine_error(error)) is None:
             raise
-        return _said(said, WorkError.exit_code)
+        return _print_error(message, WorkError.exit_code)
 
 
-def _said(message: str, exit_code: int) -> int:
+def _print_error(message: str, exit_code: int) -> int:
     from pipelines.records.foreign_text import plain
 
     print(f"featherweight: {plain(message, 20_000)}", file=sys.stderr)
     return exit_code
 
 
-def _of_the_machine(error: Exception) -> str | None:
+def _machine_error(error: Exception) -> str | None:
     """A sentence on an error that the machine made, such as a full disk; None for any other."""
     from pipelines.lake.disk import explained
     from pipelines.lake.paths import data_root

@@ -32,8 +32,8 @@ def generate(arguments: Arguments) -> int:
 def _estimate(project: Project, arguments: Arguments) -> int:
     from pipelines.generate import estimate
 
-    found = list(estimate.estimate(project.data, project.experiments, arguments.provider))
-    for line in estimate.in_words(found, project.experiments.generation.budget_usd):
+    estimates = list(estimate.estimate(project.data, project.experiments, arguments.provider))
+    for line in estimate.in_words(estimates, project.experiments.generation.budget_usd):
         print(line)
     return OK
 
@@ -153,9 +153,9 @@ def _estimate_judging(project: Project) -> int:
     from pipelines.generate import judge as judged_records
 
     own = answers.estimates(project.resolve()) if answers.is_configured(project) else ()
-    found = [*judged_records.estimates(project.data, project.experiments), *own]
+    estimates = [*judged_records.estimates(project.data, project.experiments), *own]
     nothing = ["nothing would be asked: no records and no answers are kept yet that a judge or a teacher could see"]
-    for line in estimate.in_words(found, project.experiments.generation.budget_usd) if found else nothing:
+    for line in estimate.in_words(estimates, project.experiments.generation.budget_usd) if estimates else nothing:
         print(line)
     return OK
 

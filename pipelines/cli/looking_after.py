@@ -20,16 +20,18 @@ def prune(arguments: Arguments) -> int:
     from pipelines.upkeep.prune import leftovers, listing, megabytes, remove, superseded_exports
 
     project = project_now()
-    found, exports = leftovers(project), superseded_exports(project.data)
-    for line in listing(found, project.data, every=arguments.list):
+    removable, exports = leftovers(project), superseded_exports(project.data)
+    for line in listing(removable, project.data, every=arguments.list):
         print(line)
-    print(f"{megabytes(found)}  {len(found):4} in all{'; --yes removes them' if found and not arguments.yes else ''}")
+    print(
+        f"{megabytes(removable)}  {len(removable):4} in all{'; --yes removes them' if removable and not arguments.yes else ''}"
+    )
     for line in listing(exports, project.data, every=arguments.list):
         print(line)
-    kept = [(leftover, why) for leftover, why in remove(found) if why] if arguments.yes else []
-    if arguments.yes and found:
-        print(f"removed {len(found) - len(kept)} of {len(found)}")
-    for leftover, why in kept:
+    failures = [(leftover, why) for leftover, why in remove(removable) if why] if arguments.yes else []
+    if arguments.yes and removable:
+        print(f"removed {len(removable) - len(failures)} of {len(removable)}")
+    for leftover, why in failures:
         print(f"kept {leftover.path}: {why}", file=sys.stderr)
     return OK
 

@@ -24,13 +24,13 @@ def estimate(arguments: Arguments) -> int:
 
     project = project_now()
     experiments = project.experiments
-    named = [arguments.model] if arguments.model else list(experiments.models)
+    names = [arguments.model] if arguments.model else list(experiments.models)
     methods = [arguments.method] if arguments.method else list(experiments.methods)
-    for model in named:
+    for model in names:
         experiments.model(model)
     for method in methods:
         experiments.method(method)
-    cells = [(model, method) for model in named for method in methods]
+    cells = [(model, method) for model in names for method in methods]
     print(render(estimates(project, cells, on_cards=True), arguments.format, output_width()))
     return OK
 
@@ -48,12 +48,12 @@ def plan(arguments: Arguments) -> int:
 
     project = rows_now(arguments.profile)
     devices = fleet.load(Path(arguments.cluster)) if arguments.cluster else fleet.this_machine(project.settings)
-    made = make(project, devices, everything=arguments.all)
+    schedule = make(project, devices, everything=arguments.all)
     if arguments.json:
-        print(json.dumps(show.as_plain(made), ensure_ascii=False, indent=1))
+        print(json.dumps(show.as_plain(schedule), ensure_ascii=False, indent=1))
     else:
-        print(show.render(made, output_width()))
-    return NOT_OK if made.left else OK
+        print(show.render(schedule, output_width()))
+    return NOT_OK if schedule.left else OK
 
 
 def _plan_arguments(parser: ArgumentParser) -> None:

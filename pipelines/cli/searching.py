@@ -15,7 +15,7 @@ from pipelines.errors import UsageError
 if TYPE_CHECKING:
     from pipelines.project import Project
 
-RANKS = [[8, 128, 256]]  # of a sweep that names none
+DEFAULT_RANKS = [[8, 128, 256]]  # of a sweep that names none
 
 
 def sweep(arguments: Arguments) -> int:
@@ -47,7 +47,7 @@ def _sweep_layers(project: Project, model: str, arguments: Arguments) -> int:
     from pipelines.runs.progress import CellProgress
     from pipelines.sweep.layers import run_sweep, table, with_layers, write_picture
 
-    if arguments.ranks is not RANKS or arguments.alpha != "fixed" or arguments.targets:
+    if arguments.ranks is not DEFAULT_RANKS or arguments.alpha != "fixed" or arguments.targets:
         raise UsageError("--layers goes with --methods; --ranks, --alpha and --targets make methods of their own")
     counts = [count for part in arguments.layers for count in part]
     swept = with_layers(project, model, counts, arguments.methods and arguments.methods.split(","))
@@ -65,7 +65,7 @@ def _sweep_arguments(parser: ArgumentParser) -> None:
         "--ranks",
         type=whole_numbers(1, "ranks of 1 or more, such as 8,128,256"),
         nargs="+",
-        default=RANKS,
+        default=DEFAULT_RANKS,
         metavar="R",
         help="2,8,32 or 2 8 32; default 8,128,256",
     )

@@ -19,14 +19,14 @@ CORE = (
 )
 
 
-def _of_extras() -> Iterator[Stage]:
+def _extra_stages() -> Iterator[Stage]:
     """What the packages in pipelines/extras bring: the core names none of them."""
     folder = find_spec("pipelines.extras")
     for package in iter_modules(folder.submodule_search_locations if folder else None):
         yield from import_module(f"pipelines.extras.{package.name}.commands").STAGES
 
 
-def _together(core: Sequence[Stage], more: Sequence[Stage]) -> tuple[Stage, ...]:
+def _merged(core: Sequence[Stage], more: Sequence[Stage]) -> tuple[Stage, ...]:
     """Each stage of the core with the commands that others add to it."""
     added = {
         stage.heading: [one for other in more if other.heading == stage.heading for one in other.commands]
@@ -35,7 +35,7 @@ def _together(core: Sequence[Stage], more: Sequence[Stage]) -> tuple[Stage, ...]
     return tuple(Stage(stage.heading, (*stage.commands, *added[stage.heading])) for stage in core)
 
 
-STAGES = _together(CORE, list(_of_extras()))
+STAGES = _merged(CORE, list(_extra_stages()))
 COMMANDS = {command.name: command for stage in STAGES for command in stage.commands}
 ABOUT = "Full fine-tuning, LoRA or QLoRA: one measured table."
 MORE = """\
@@ -44,7 +44,7 @@ Exit codes: 0 done; 1 the work failed; 2 bad usage or configuration;
 3 finished and recorded, but an outcome is not ok."""
 
 
-class Top(argparse.ArgumentParser):
+class OverviewParser(argparse.ArgumentParser):
     """The parser of the whole command line, whose help lists the commands by stage."""
 
     def format_help(self) -> str:
@@ -52,7 +52,7 @@ class Top(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Top(prog="featherweight", description=ABOUT)
+    top = OverviewParser(prog="featherweight", description=ABOUT)
     top.add_argument("--version", action="store_true", help="print the version")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=argparse.ArgumentParser)
     for command in COMMANDS.values():
@@ -90,16 +90,16 @@ def _refuse(unknown: Sequence[str], top: argparse.ArgumentParser, command: Comma
     """End with exit code 2, and say which options there are like those that there are not."""
     from difflib import get_close_matches
 
-    of = top
+    usage = top
     if command:
-        of = argparse.ArgumentParser(prog=f"{top.prog} {command.name}")
-        command.arguments(of)
-    known = re.findall(r"(?<![\w-])--[a-z][a-z-]*", of.format_usage())
-    said = []
+        usage = argparse.ArgumentParser(prog=f"{top.prog} {command.name}")
+        command.arguments(usage)
+    known = re.findall(r"(?<![\w-])--[a-z][a-z-]*", usage.format_usage())
+    messages = []
     for word in unknown:
         close = get_close_matches(word.partition("=")[0], known, n=1) if word.startswith("--") else []
-        said.append(f"{word} (did you mean {close[0]}?)" if close else word)
-    of.error(f"not known here: {', '.join(said)}")
+        messages.append(f"{word} (did you mean {close[0]}?)" if close else word)
+    usage.error(f"not known here: {', '.join(messages)}")
 
 
 def _overview() -> Iterator[str]:

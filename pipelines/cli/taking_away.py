@@ -9,11 +9,11 @@ from pipelines.cli.working import project_now
 
 
 def chat(arguments: Arguments) -> int:
-    from pipelines.chat.command import Wanted
+    from pipelines.chat.command import ChatOptions
     from pipelines.chat.command import chat as begin
 
-    given = {name: value for name, value in vars(arguments).items() if name in Wanted.__dataclass_fields__}
-    return begin(project_now(), Wanted(**given))
+    options = {name: value for name, value in vars(arguments).items() if name in ChatOptions.__dataclass_fields__}
+    return begin(project_now(), ChatOptions(**options))
 
 
 def _chat_arguments(parser: ArgumentParser) -> None:

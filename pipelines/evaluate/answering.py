@@ -109,14 +109,14 @@ class _TextEnds(StoppingCriteria):
 
 def groups(prompts: Sequence[list[int]], limit: int, *, max_tokens: int) -> list[list[int]]:
     """Places of `prompts` by length, in groups of at most `max_tokens` (padded prompt and answer); a longer one goes alone."""
-    found: list[list[int]] = []
+    batches: list[list[int]] = []
     for place in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-        size = (len(prompts[found[-1][0]]) + limit) * (len(found[-1]) + 1) if found else 0
-        if found and size <= max_tokens:
-            found[-1].append(place)
+        size = (len(prompts[batches[-1][0]]) + limit) * (len(batches[-1]) + 1) if batches else 0
+        if batches and size <= max_tokens:
+            batches[-1].append(place)
         else:
-            found.append([place])
-    return found
+            batches.append([place])
+    return batches
 
 
 def answer_all(
@@ -134,9 +134,9 @@ def latencies(prompted_model: PromptedModel, prompts: Sequence[list[int]], limit
     """Milliseconds that each prompt's answer takes alone; the first call of a model, which warms it up, is not counted."""
     if prompts:
         answer(prompted_model, prompts[:1], 2)
-    taken = []
+    milliseconds = []
     for prompt in prompts:
         clock = Stopwatch()
         answer(prompted_model, [prompt], limit)  # its tokens come back to the host, so a card has finished
-        taken.append(clock.total() * 1000)
-    return taken
+        milliseconds.append(clock.total() * 1000)
+    return milliseconds

@@ -44,8 +44,8 @@ def answers_of(evaluation: Evaluation) -> list[Row]:
 def kept_answers(project: Project, model: str, method: str, fingerprint: str) -> list[list[Row]]:
     """The answers of a cell as the comparison shows it, one list for each seed that has any."""
     keys = [CellKey(model, method, seed) for seed in project.settings.seeds]
-    found = [shown_evaluation(project, key, fingerprint) for key in keys]
-    return [rows for evaluation in found if evaluation and (rows := answers_of(evaluation))]
+    evaluations = [shown_evaluation(project, key, fingerprint) for key in keys]
+    return [rows for evaluation in evaluations if evaluation and (rows := answers_of(evaluation))]
 
 
 def sample(resolved: Resolved) -> list[Row]:
@@ -91,7 +91,7 @@ def ask(
     if not is_configured(project):
         return GenerationResult()
     about = _subject(resolved, evaluations)
-    if done := _all_held(about, again=again):
+    if done := _held_result(about, again=again):
         return done
     name = project.experiments.judging.judge
     with ExitStack() as held:
@@ -102,10 +102,10 @@ def ask(
         )
         results = teaching.ask_teachers(run, resolved, about.records, device)
         for role in ROLES if name else ():  # now, since the teachers' new answers are judged too
-            wanted = to_ask(about.replies(run.journal, role), again=again)
-            judged = teaching.send(run, {name: wanted}, role) if name and wanted else {}
-            found = unreadable_in(about.replies(run.journal, role))
-            results |= {key: replace(one, **found) for key, one in judged.items()}
+            requests = to_ask(about.replies(run.journal, role), again=again)
+            judged = teaching.send(run, {name: requests}, role) if name and requests else {}
+            counts = unreadable_in(about.replies(run.journal, role))
+            results |= {key: replace(one, **counts) for key, one in judged.items()}
         return GenerationResult(results, run.orphans)
 
 
@@ -118,16 +118,16 @@ def estimates(resolved: Resolved) -> Iterator[Estimate]:
     about, name = _subject(resolved, ()), project.experiments.judging.judge
     with opened(project.data.journal) as journal:
         known = teaching.known_requests(resolved, journal, about.records)
-        wanted = [(one, "teacher", requests) for one, requests in known.items()]
-        wanted += [(name, role, to_ask(about.replies(journal, role), again=False)) for role in ROLES if name]
-        for one, role, requests in wanted:
+        batches = [(one, "teacher", requests) for one, requests in known.items()]
+        batches += [(name, role, to_ask(about.replies(journal, role), again=False)) for role in ROLES if name]
+        for one, role, requests in batches:
             if requests:
-                found = of_requests(journal, project.experiments, one, requests)
+                estimate = of_requests(journal, project.experiments, one, requests)
                 free = project.experiments.provider(one).kind == "local"
                 not_enabled = (
                     None if free or one in enabled(project.experiments) else f"set providers.{one}.enabled: true"
                 )
-                yield replace(found, provider=f"{one} ({role})", problem=not_enabled or found.problem)
+                yield replace(estimate, provider=f"{one} ({role})", problem=not_enabled or estimate.problem)
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ class Subject:
         if role == "judge":
             answers = [*self.answers, *(rows for _, rows in taught)]
             return [one for rows in answers for one in judge.replies(journal, experiments, rows)]
-        found = [teacher_match(project, one, rows, self.bases) for one, rows in taught]
-        matches = [*self.matches, *(one for one in found if isinstance(one, Match))]
+        teacher_matches = [teacher_match(project, one, rows, self.bases) for one, rows in taught]
+        matches = [*self.matches, *(one for one in teacher_matches if isinstance(one, Match))]
         return pairs.all_replies(journal, experiments, matches)
 
 
@@ -161,14 +161,14 @@ def _subject(resolved: Resolved, evaluations: Sequence[Evaluation]) -> Subject:
     about = evaluations or _all_evaluations(resolved)
     answers = [rows for one in about if (rows := one.answers())]
     bases = base_evaluations(resolved, [one.attempt.key.model for one in about])
-    matches = [found for one in about if isinstance(found := run_match(resolved, one, bases), Match)]
+    matches = [match for one in about if isinstance(match := run_match(resolved, one, bases), Match)]
     return Subject(resolved, _records(resolved, answers), answers, matches, bases)
 
 
 def _all_evaluations(resolved: Resolved) -> list[Evaluation]:
     project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
     keys = [CellKey(*cell, seed) for cell in project.grid for seed in project.settings.seeds]
-    return [found for key in keys if (found := shown_evaluation(project, key, fingerprint))]
+    return [evaluation for key in keys if (evaluation := shown_evaluation(project, key, fingerprint))]
 
 
 def _records(resolved: Resolved, answers: Sequence[Sequence[Row]]) -> list[Row]:
@@ -182,12 +182,12 @@ def base_evaluations(resolved: Resolved, models: Sequence[str]) -> dict[str, Eva
     if not pairs.is_configured(resolved.experiments):
         return {}
     by = evaluated_by(resolved)
-    found: dict[str, Evaluation | str] = {}
+    evaluations: dict[str, Evaluation | str] = {}
     for model in dict.fromkeys(models):
         base = base_of(resolved.project, model)
         shown = shown_evaluation(resolved.project, base, by.fingerprint) if base else None
-        found[model] = pairs.base_answers(resolved, by, model, shown)
-    return found
+        evaluations[model] = pairs.base_answers(resolved, by, model, shown)
+    return evaluations
 
 
 def run_match(resolved: Resolved, evaluation: Evaluation, bases: Mapping[str, Evaluation | str]) -> Match | str | None:
@@ -206,8 +206,8 @@ def cell_matches(
     """Those of a cell as the comparison shows it, one for each seed that was evaluated. `fingerprint`: of evaluated_by."""
     project = resolved.project
     keys = [CellKey(model, method, seed) for seed in project.settings.seeds]
-    about = [found for key in keys if (found := shown_evaluation(project, key, fingerprint))]
-    return [found for one in about if (found := run_match(resolved, one, bases))]
+    evaluations = [shown for key in keys if (shown := shown_evaluation(project, key, fingerprint))]
+    return [match for one in evaluations if (match := run_match(resolved, one, bases))]
 
 
 def teacher_match(
@@ -222,24 +222,24 @@ def teacher_match(
     return against if isinstance(against, str) else pairs.match_rows(one.run_id, rows, against)
 
 
-def _all_held(about: Subject, *, again: bool) -> GenerationResult | None:
+def _held_result(about: Subject, *, again: bool) -> GenerationResult | None:
     """The result where there is nothing to send, else None; looked up without the lock that a run of hours may hold."""
     project = about.resolved.project
     name = project.experiments.judging.judge
     with reading(project) as journal:
         if journal is None:
             return None if about.records else GenerationResult()
-        wanted = teaching.all_requests(about.resolved, journal, about.records)
-        if wanted is None:
+        teacher_requests = teaching.all_requests(about.resolved, journal, about.records)
+        if teacher_requests is None:
             return None
         replies = {role: about.replies(journal, role) if name else [] for role in ROLES}
-        verdicts = {role: to_ask(found, again=again) for role, found in replies.items()}
-        if journal.to_send([*wanted, *(one for requests in verdicts.values() for one in requests)]):
+        verdicts = {role: to_ask(role_replies, again=again) for role, role_replies in replies.items()}
+        if journal.to_send([*teacher_requests, *(one for requests in verdicts.values() for one in requests)]):
             return None
         charges = journal.charges().get(name or "")
         results = {}
-        for role, found in replies.items():
-            if (unreadable := unreadable_in(found))["unreadable"]:
+        for role, role_replies in replies.items():
+            if (unreadable := unreadable_in(role_replies))["unreadable"]:
                 held = journal.answered_among(verdicts[role])
                 result = ProviderResult(len(verdicts[role]), held, usd=charges.total if charges else 0.0)
                 results[f"{name} ({role})"] = replace(result, **unreadable)

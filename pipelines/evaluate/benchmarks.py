@@ -14,12 +14,12 @@ from pipelines.settings.benchmarks import Question
 
 FILE = "benchmarks.jsonl"
 OWN = "featherweight"  # the scorer of the sets that ship
-FIGURE = "acc_bytes"  # the harness's name of what is right here: the choice that is most likely for each of its bytes
+METRIC = "acc_bytes"  # the harness's name of what is right here: the choice that is most likely for each of its bytes
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchmarkSpec:
     """One benchmark as a child is told it. `config` is a task file's content, else None; `content` a hash of what is asked, None of
     a task that the harness brings."""
 
@@ -33,7 +33,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answered:
+class BenchmarkResult:
     """What came of a benchmark: a row for each question, `tokens` that the model read (None: not counted), and who scored it."""
 
     rows: list[Json]
@@ -58,7 +58,7 @@ def row_of(name: str, question: Question, loglikelihoods: Sequence[float]) -> Js
         "reference": question.choices[question.answer],
         "picked": question.choices[picked],
         "correct": picked == question.answer,
-        "metric": FIGURE,
+        "metric": METRIC,
         "loglikelihoods": json.dumps([round(float(one), 6) for one in loglikelihoods]),
         "margin": float(scores[question.answer] - max(others)),
         "scorer": OWN,

@@ -3,33 +3,33 @@
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.evaluate.benchmarks import Asked
+from pipelines.evaluate.benchmarks import BenchmarkSpec
 from pipelines.settings import benchmarks
 from pipelines.settings.experiments import Benchmark, EvaluationSettings
 
 Json = dict[str, Any]
 
 
-def asked_of(settings: EvaluationSettings) -> list[Asked]:
+def specs_of(settings: EvaluationSettings) -> list[BenchmarkSpec]:
     """The profile's benchmarks in the order of its settings."""
-    return [_asked(one) for one in settings.benchmarks]
+    return [_spec(one) for one in settings.benchmarks]
 
 
-def _asked(one: Benchmark) -> Asked:
+def _spec(one: Benchmark) -> BenchmarkSpec:
     config = benchmarks.read_task(one.file) if one.file else None
     content = benchmarks.content(one.task) if one.ships else benchmarks.task_content(config) if config else None
-    return Asked(one.name, one.task, one.ships, one.limit, one.shots, content, config)
+    return BenchmarkSpec(one.name, one.task, one.ships, one.limit, one.shots, content, config)
 
 
 def for_spec(settings: EvaluationSettings) -> list[Json]:
-    return [asdict(one) for one in asked_of(settings)]
+    return [asdict(one) for one in specs_of(settings)]
 
 
 def contents(settings: EvaluationSettings) -> list[dict[str, str | None]]:
     """What the evaluation's fingerprint holds beside the settings: one part where there are benchmarks, else none, so that the
     fingerprints of profiles without any stay what they were."""
-    found = {one.name: one.content for one in asked_of(settings)}
-    return [found] if found else []
+    hashes = {one.name: one.content for one in specs_of(settings)}
+    return [hashes] if hashes else []
 
 
 def require(settings: EvaluationSettings) -> None:

@@ -15,44 +15,46 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UnavailableError
-from pipelines.evaluate.benchmarks import Answered, Asked
+from pipelines.evaluate.benchmarks import BenchmarkResult, BenchmarkSpec
 from pipelines.runs.clock import Stopwatch
 from pipelines.settings import benchmarks
 
 BATCH = 8  # requests; the harness pads them, and numbers differ by rounding alone
 # What is shown of a task that has several metrics: the first of these, else the first that is right or wrong for each question
-FIGURES = ("acc_norm", "acc_bytes", "acc", "exact_match")
-MOST_CHARS = 20_000  # of a prompt or an answer that is kept
+PREFERRED_METRICS = ("acc_norm", "acc_bytes", "acc", "exact_match")
+MAX_CHARS = 20_000  # of a prompt or an answer that is kept
 Json = dict[str, Any]
 
 
-def run(model: Any, tokenizer: Any, asked: Asked) -> Answered:
+def run(model: Any, tokenizer: Any, benchmark: BenchmarkSpec) -> BenchmarkResult:
     """One task's questions and answers. `tokenizer` is the harness's own from now on: it may give it a padding token.
 
     Raises:
         UnavailableError: the harness, the task or its data is not here, or no metric says right or wrong of each question.
     """
-    benchmarks.require([asked.task])
+    benchmarks.require([benchmark.task])
     clock = Stopwatch()
     from lm_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with _tied_as_it_is(model), _no_code_of_a_hub() as refused:
-        tasks = _loaded(_manager(defaults=asked.config is None), asked, refused)
-        found = simple_evaluate(
+        tasks = _load_tasks(_manager(defaults=benchmark.config is None), benchmark, refused)
+        report = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, trust_remote_code=False),
             tasks=tasks,
-            num_fewshot=asked.shots,
-            limit=asked.limit,
+            num_fewshot=benchmark.shots,
+            limit=benchmark.limit,
             bootstrap_iters=0,
         )
-    samples = (found or {}).get("samples") or {}
+    samples = (report or {}).get("samples") or {}
     scorer = f"lm-eval {benchmarks.harness_version()}"
-    rows = [row for task, ones in samples.items() for row in _rows(asked, task, ones, scorer, several=len(samples) > 1)]
+    rows = [
+        row for task, ones in samples.items() for row in _rows(benchmark, task, ones, scorer, several=len(samples) > 1)
+    ]
     if not rows:
         raise UnavailableError("the harness asked nothing")
-    return Answered(rows, scorer, clock.total())
+    return BenchmarkResult(rows, scorer, clock.total())
 
 
 @cache
@@ -93,7 +95,7 @@ def _no_code_of_a_hub() -> Iterator[list[str]]:
             os.environ["HF_DATASETS_TRUST_REMOTE_CODE"] = trusted
 
 
-def _loaded(manager: Any, asked: Asked, refused: Sequence[str]) -> list[Any]:
+def _load_tasks(manager: Any, benchmark: BenchmarkSpec, refused: Sequence[str]) -> list[Any]:
     """The task's objects, its data loaded; `refused` are metrics that it could not have."""
     import datasets
 
@@ -106,56 +108,58 @@ def _loaded(manager: Any, asked: Asked, refused: Sequence[str]) -> list[Any]:
 
     datasets.load_dataset = note
     try:
-        found = manager.load([asked.config or asked.task])
+        tasks = manager.load([benchmark.config or benchmark.task])
     except Exception as error:
         if refused:
-            told = f"its metric {refused[0]} would be fetched as code from a hub; name one of the harness's own"
-            raise UnavailableError(told) from error
-        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.200}"
+            message = f"its metric {refused[0]} would be fetched as code from a hub; name one of the harness's own"
+            raise UnavailableError(message) from error
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.200}"
         if not named:
-            raise UnavailableError(f"the harness cannot load the task ({said})") from error
+            raise UnavailableError(f"the harness cannot load the task ({reason})") from error
         raise UnavailableError(
-            f"its data is not here ({said}): where there is a network, `python -c '__import__(\"datasets\").{named[0]}'` brings "
+            f"its data is not here ({reason}): where there is a network, `python -c '__import__(\"datasets\").{named[0]}'` brings "
             "it; then `featherweight evaluate MODEL METHOD --force` asks it"
         ) from error
     finally:
         datasets.load_dataset = load
-    if not found["tasks"]:
+    if not tasks["tasks"]:
         raise UnavailableError("the harness knows no such task")
-    return list(found["groups"].values())[:1] or list(found["tasks"].values())
+    return list(tasks["groups"].values())[:1] or list(tasks["tasks"].values())
 
 
-def _rows(asked: Asked, task: str, samples: Sequence[Json], scorer: str, *, several: bool) -> Iterator[Json]:
+def _rows(
+    benchmark: BenchmarkSpec, task: str, samples: Sequence[Json], scorer: str, *, several: bool
+) -> Iterator[Json]:
     """A row for each question of one of the harness's tasks; of several filters of the answers the first."""
     if not samples:
         return
-    first, metric = samples[0].get("filter"), _figure(samples)
+    first, metric = samples[0].get("filter"), _binary_metric(samples)
     for one in (sample for sample in samples if sample.get("filter") == first):
         yield {
-            "task": asked.name,
+            "task": benchmark.name,
             "item_id": f"{task}/{one['doc_id']}" if several else str(one["doc_id"]),
             "category": task if several else None,
-            **_said(one),
+            **_texts(one),
             "correct": bool(one[metric]),
             "metric": f"{metric},{first}",
             "scorer": scorer,
         }
 
 
-def _figure(samples: Sequence[Json]) -> str:
+def _binary_metric(samples: Sequence[Json]) -> str:
     """The metric that is shown: of each question right or wrong."""
     names = list(samples[0]["metrics"])
-    told = [name for name in names if all(_is_verdict(one.get(name)) for one in samples)]
-    if not told:
+    binary = [name for name in names if all(_is_verdict(one.get(name)) for one in samples)]
+    if not binary:
         raise UnavailableError(f"none of its metrics ({', '.join(names)}) says of each question whether it is right")
-    return next((name for name in FIGURES if name in told), told[0])
+    return next((name for name in PREFERRED_METRICS if name in binary), binary[0])
 
 
 def _is_verdict(value: Any) -> bool:
     return isinstance(value, bool | int | float) and value in (0, 1)
 
 
-def _said(one: Json) -> Json:
+def _texts(one: Json) -> Json:
     """What was asked, what could be said, and what was."""
     arguments, answers = one["arguments"], one["filtered_resps"]
     choices = [argument[1] for argument in arguments] if _are_choices(arguments, answers) else None
@@ -179,7 +183,7 @@ def _are_choices(arguments: Sequence[Any], answers: Sequence[Any]) -> bool:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= MOST_CHARS else f"{text[:MOST_CHARS]}…"
+    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}…"
 
 
 def tokenizer_of(base: Path) -> Any:

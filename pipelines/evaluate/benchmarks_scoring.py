@@ -19,10 +19,10 @@ from pipelines.train.trainer.batches import micro_batches
 from pipelines.train.trainer.examples import IGNORE, Tokenized
 from pipelines.train.trainer.losses import head_on_positions, token_losses
 
-MOST_LOGITS = 1024  # tokens of choices in a batch: each has logits of the whole vocabulary
+MAX_CHOICE_TOKENS = 1024  # tokens of choices in a batch: each has logits of the whole vocabulary
 ROWS_AT_ONCE = 64
 NOISE = {torch.float32: 1e-3}  # nats that two ways of adding up the same numbers may differ by; in half precision:
-NOISE_OF_HALF = 0.2
+HALF_PRECISION_NOISE = 0.2
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Model:
 
     @property
     def noise(self) -> float:
-        return NOISE.get(self.model.dtype, NOISE_OF_HALF)
+        return NOISE.get(self.model.dtype, HALF_PRECISION_NOISE)
 
 
 def prompted(tokenizer: Any, context: str, choices: Sequence[str], delimiter: str = " ") -> Prompted:
@@ -89,29 +89,29 @@ def loglikelihoods(on: Model, questions: Sequence[Prompted], say: Callable[[str]
         ValueError: a question is longer than what the model reads, or a result is no number.
     """
     _require_room(on, questions)
-    with head_on_positions(on.model) as wanted, torch.no_grad():
-        found = None if on.virtual else _all_shared(on, questions, wanted, say)
-        found = found or _apart(on, questions, wanted)
-        for place, scores in enumerate(found):
+    with head_on_positions(on.model) as head_positions, torch.no_grad():
+        likelihoods = None if on.virtual else _all_shared(on, questions, head_positions, say)
+        likelihoods = likelihoods or _separately(on, questions, head_positions)
+        for place, scores in enumerate(likelihoods):
             if _is_close(questions[place], scores, on.noise):
-                found[place] = _apart(on, [questions[place]], wanted, alone=True)[0]
-    if bad := sum(not all(map(isfinite, scores)) for scores in found):
+                likelihoods[place] = _separately(on, [questions[place]], head_positions, alone=True)[0]
+    if bad := sum(not all(map(isfinite, scores)) for scores in likelihoods):
         raise ValueError(
-            f"the log-likelihoods of {bad} of {len(found)} questions are no numbers: the weights are not usable"
+            f"the log-likelihoods of {bad} of {len(likelihoods)} questions are no numbers: the weights are not usable"
         )
-    return found
+    return likelihoods
 
 
 def _all_shared(
-    on: Model, questions: Sequence[Prompted], wanted: list[torch.Tensor], say: Callable[[str], None]
+    on: Model, questions: Sequence[Prompted], head_positions: list[torch.Tensor], say: Callable[[str], None]
 ) -> list[list[float]] | None:
     """All questions by `_shared`; None, and a word on why, where that fails on the first ones or gives something else."""
-    found: dict[int, list[float]] = {}
+    likelihoods: dict[int, list[float]] = {}
     for number, places in enumerate(_groups(questions, on.max_tokens)):
         group, scores = [questions[place] for place in places], []
         try:
-            scores = _shared(on, group, wanted)
-            why = _why_not_alike(on, group, scores, wanted) if number == 0 else None
+            scores = _shared(on, group, head_positions)
+            why = _cache_mismatch(on, group, scores, head_positions) if number == 0 else None
         except Exception as error:  # an architecture whose cache is another kind
             if number or is_out_of_memory(error):
                 raise
@@ -119,8 +119,8 @@ def _all_shared(
         if why:
             say(f"benchmarks: every choice is read by itself, since going on from the question's cache fails: {why}")
             return None
-        found |= dict(zip(places, scores, strict=True))
-    return [found[place] for place in range(len(questions))]
+        likelihoods |= dict(zip(places, scores, strict=True))
+    return [likelihoods[place] for place in range(len(questions))]
 
 
 def _require_room(on: Model, questions: Sequence[Prompted]) -> None:
@@ -136,8 +136,8 @@ def _groups(questions: Sequence[Prompted], max_tokens: int) -> Iterator[list[int
     for place in sorted(range(len(questions)), key=lambda one: (-len(questions[one].context), one)):
         together = [questions[one] for one in (*group, place)]
         read = len(together) * len(together[0].context)
-        gone_on = sum(len(one.choices) for one in together) * max(one.follow for one in together)
-        if group and (max(read, gone_on) > max_tokens or gone_on > MOST_LOGITS):
+        continued = sum(len(one.choices) for one in together) * max(one.follow for one in together)
+        if group and (max(read, continued) > max_tokens or continued > MAX_CHOICE_TOKENS):
             yield group
             group = []
         group.append(place)
@@ -156,48 +156,52 @@ def _padded_left(contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch
     return ids, mask
 
 
-def _shared(on: Model, group: Sequence[Prompted], wanted: list[torch.Tensor]) -> list[list[float]]:
+def _shared(on: Model, group: Sequence[Prompted], head_positions: list[torch.Tensor]) -> list[list[float]]:
     """Each question read once, padded on the left; its choices, padded on the right, go on from its cache."""
     ids, mask = _padded_left([one.context for one in group])
     last = torch.arange(1, len(group) + 1) * ids.shape[1] - 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    first, cache = _forward(on, {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, last, wanted)
-    begin = [(row, choice[0]) for row, one in enumerate(group) for choice in one.choices]
-    begun = iter(_logged(first, [row for row, _ in begin], [token for _, token in begin]))
-    scores = [[next(begun) for _ in one.choices] for one in group]
-    longer = [
+    first, cache = _forward(
+        on, {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, last, head_positions
+    )
+    first_tokens = [(row, choice[0]) for row, one in enumerate(group) for choice in one.choices]
+    first_scores = iter(
+        _log_probabilities(first, [row for row, _ in first_tokens], [token for _, token in first_tokens])
+    )
+    scores = [[next(first_scores) for _ in one.choices] for one in group]
+    continued = [
         (row, place, choice) for row, one in enumerate(group) for place, choice in enumerate(one.choices) if choice[1:]
     ]
-    if not longer:
+    if not continued:
         return scores
-    rows = torch.tensor([row for row, _, _ in longer])
+    rows = torch.tensor([row for row, _, _ in continued])
     cache.batch_select_indices(rows.to(on.device))
-    inputs, targets = _going_on(longer, rows, mask)
+    inputs, targets = _continuations(continued, rows, mask)
     behind = (targets.flatten() != IGNORE).nonzero().squeeze(1)
-    logits, _ = _forward(on, inputs, behind, wanted, cache)
-    each = iter(_logged(logits, list(range(len(behind))), targets.flatten()[behind].tolist()))
-    for row, place, choice in longer:
+    logits, _ = _forward(on, inputs, behind, head_positions, cache)
+    each = iter(_log_probabilities(logits, list(range(len(behind))), targets.flatten()[behind].tolist()))
+    for row, place, choice in continued:
         scores[row][place] += sum(next(each) for _ in choice[1:])
     return scores
 
 
-def _logged(logits: torch.Tensor, rows: list[int], tokens: list[int]) -> list[float]:
+def _log_probabilities(logits: torch.Tensor, rows: list[int], tokens: list[int]) -> list[float]:
     """Log-probability of each of `tokens` in its row of `logits` (positions × vocabulary), some rows in float32 at a time."""
     total = torch.cat([part.float().logsumexp(-1) for part in logits.split(ROWS_AT_ONCE)])
     at = torch.tensor(rows, device=logits.device)
-    found = logits[at, torch.tensor(tokens, device=logits.device)].float() - total[at]
-    return found.double().tolist()
+    log_probabilities = logits[at, torch.tensor(tokens, device=logits.device)].float() - total[at]
+    return log_probabilities.double().tolist()
 
 
-def _going_on(
-    longer: Sequence[tuple[int, int, list[int]]], rows: torch.Tensor, mask: torch.Tensor
+def _continuations(
+    continued: Sequence[tuple[int, int, list[int]]], rows: torch.Tensor, mask: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The inputs that continue the cached `rows` with all but the last token of each choice, and the tokens to find there."""
-    width = max(len(choice) for _, _, choice in longer) - 1
-    ids = torch.zeros((len(longer), width), dtype=torch.long)
+    width = max(len(choice) for _, _, choice in continued) - 1
+    ids = torch.zeros((len(continued), width), dtype=torch.long)
     targets = torch.full_like(ids, IGNORE)
     own = torch.zeros_like(ids)
-    for row, (_, _, choice) in enumerate(longer):
+    for row, (_, _, choice) in enumerate(continued):
         ids[row, : len(choice) - 1] = torch.tensor(choice[:-1])
         targets[row, : len(choice) - 1] = torch.tensor(choice[1:])
         own[row, : len(choice) - 1] = 1
@@ -206,19 +210,23 @@ def _going_on(
 
 
 def _forward(
-    on: Model, inputs: dict[str, torch.Tensor], positions: torch.Tensor, wanted: list[torch.Tensor], cache: Any = None
+    on: Model,
+    inputs: dict[str, torch.Tensor],
+    positions: torch.Tensor,
+    head_positions: list[torch.Tensor],
+    cache: Any = None,
 ) -> tuple[torch.Tensor, Any]:
     """Logits (positions × vocabulary) at `positions`, counted through all rows; and the cache."""
     base = on.model.get_base_model() if hasattr(on.model, "get_base_model") else on.model
-    taken = inspect.signature(base.forward).parameters
-    given = {name: value.to(on.device) for name, value in inputs.items() if name in taken}
-    wanted[:] = [positions.to(on.device)]
-    out = on.model(**given, past_key_values=cache, use_cache=True)
+    accepted = inspect.signature(base.forward).parameters
+    arguments = {name: value.to(on.device) for name, value in inputs.items() if name in accepted}
+    head_positions[:] = [positions.to(on.device)]
+    out = on.model(**arguments, past_key_values=cache, use_cache=True)
     return out.logits, out.past_key_values
 
 
-def _apart(
-    on: Model, questions: Sequence[Prompted], wanted: list[torch.Tensor], *, alone: bool = False
+def _separately(
+    on: Model, questions: Sequence[Prompted], head_positions: list[torch.Tensor], *, alone: bool = False
 ) -> list[list[float]]:
     """Every choice read behind its question; `alone`: one at a time, without padding, as the harness does unless told otherwise."""
     examples = [
@@ -233,24 +241,26 @@ def _apart(
         for place, choice in enumerate(one.choices)
     ]
     size = 1 if alone else on.max_tokens
-    found = {}
+    likelihoods = {}
     for batch in micro_batches(examples, max_tokens=size, virtual=on.virtual):
-        losses = token_losses(on.model, batch, wanted, on.device).double().cpu()
+        losses = token_losses(on.model, batch, head_positions, on.device).double().cpu()
         start = 0
         for example in batch:
-            found[example.example_id] = -float(losses[start : start + example.learned].sum())
+            likelihoods[example.example_id] = -float(losses[start : start + example.learned].sum())
             start += example.learned
-    return [[found[f"{number}/{place}"] for place in range(len(one.choices))] for number, one in enumerate(questions)]
+    return [
+        [likelihoods[f"{number}/{place}"] for place in range(len(one.choices))] for number, one in enumerate(questions)
+    ]
 
 
-def _why_not_alike(
-    on: Model, group: Sequence[Prompted], scores: Sequence[Sequence[float]], wanted: list[torch.Tensor]
+def _cache_mismatch(
+    on: Model, group: Sequence[Prompted], scores: Sequence[Sequence[float]], head_positions: list[torch.Tensor]
 ) -> str | None:
     """Why this model's cache is not gone on from; None where both ways agree on the group's last question, the one with the most
     padding before it."""
-    (plain,) = _apart(on, group[-1:], wanted)
-    furthest = max(abs(one - other) for one, other in zip(scores[-1], plain, strict=True))
-    return None if furthest <= on.noise else f"the two differ by {furthest:.3g} nats"
+    (plain,) = _separately(on, group[-1:], head_positions)
+    largest_gap = max(abs(one - other) for one, other in zip(scores[-1], plain, strict=True))
+    return None if largest_gap <= on.noise else f"the two differ by {largest_gap:.3g} nats"
 
 
 def _is_close(question: Prompted, scores: Sequence[float], noise: float) -> bool:

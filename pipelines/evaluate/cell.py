@@ -46,31 +46,31 @@ def _longest(project: Project, model: str) -> int:
     return project.training_of(model, base_method(project) or next(iter(project.experiments.methods))).max_length
 
 
-def _reads_as_its_whole(project: Project, name: str) -> bool:
+def _reads_as_its_parent(project: Project, name: str) -> bool:
     """Whether a model is one of the profile's without some layers, and reads what that one reads: it decides nothing about which
     records all models can read."""
     model = project.experiments.model(name)
-    whole = model.source.parent
-    if whole is None or whole not in project.settings.models:
+    parent = model.source.parent
+    if parent is None or parent not in project.settings.models:
         return False
-    same = model.template == project.experiments.model(whole).template
-    return same and _longest(project, name) == _longest(project, whole)
+    same = model.template == project.experiments.model(parent).template
+    return same and _longest(project, name) == _longest(project, parent)
 
 
 def tokenizers_to_fit(project: Project) -> list[dict[str, Any]]:
     """Every model of the profile whose weights are here: its folder, how it is asked, its max_length. An evaluation record must
     fit them all, also behind the tokens that an adapter of the profile puts before it."""
-    found = []
+    readers = []
     methods = [project.experiments.method(name) for name in project.settings.methods]
     virtual = max((method.traits.virtual_tokens for method in methods), default=0)
     for name in project.settings.models:
         model = project.experiments.model(name)
         if not model.origin.source.random and store.is_present(project.data, name, model):
-            asked = {"prompt": model.prompt, "template": model.template}
+            form = {"prompt": model.prompt, "template": model.template}
             folder = str(store.model_folder(project.data, name, model))
             more = {"virtual_tokens": virtual} if virtual else {}
-            found.append({"model": name, "folder": folder, "max_length": _longest(project, name), **asked, **more})
-    return found
+            readers.append({"model": name, "folder": folder, "max_length": _longest(project, name), **form, **more})
+    return readers
 
 
 @dataclass(frozen=True)
@@ -87,22 +87,26 @@ class EvaluatedBy:
         return stable_hash([*self.measured, self.code])
 
     @cached_property
-    def asked(self) -> str:
+    def content_fingerprint(self) -> str:
         """The same without the code."""
         return stable_hash(list(self.measured))
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """What an evaluation records of it."""
-        return {"evaluation": self.fingerprint, "evaluation_asked": self.asked, "evaluation_code": self.code}
+        return {
+            "evaluation": self.fingerprint,
+            "evaluation_asked": self.content_fingerprint,
+            "evaluation_code": self.code,
+        }
 
     def changed_since(self, evaluation: Evaluation | None) -> str | None:
         """What has changed since `evaluation`: `code` where nothing else has, else `evaluation`; None where it is current."""
         prints = evaluation.result.fingerprints if evaluation else {}
         if prints.get("evaluation") == self.fingerprint:
             return None
-        asked = prints.get("evaluation_asked") == self.asked
-        return "code" if asked or prints.get("evaluation") in self._earlier else "evaluation"
+        same_content = prints.get("evaluation_asked") == self.content_fingerprint
+        return "code" if same_content or prints.get("evaluation") in self._earlier else "evaluation"
 
     @cached_property
     def _earlier(self) -> frozenset[str]:
@@ -113,12 +117,14 @@ def evaluated_by(resolved: Resolved) -> EvaluatedBy:
     """What evaluations of the profile are made with now."""
     project, profile = resolved.project, resolved.project.settings
     texts = read_general(project.data.tracked(GENERAL), profile.languages, profile.evaluation.general_texts)
-    models = [name for name in profile.models if not _reads_as_its_whole(project, name)]
+    models = [name for name in profile.models if not _reads_as_its_parent(project, name)]
     longest = {name: _longest(project, name) for name in models}
     templates = {name: held for name in models if (held := project.experiments.model(name).template)}
     records, settings = resolved.selected.eval_fingerprint, profile.evaluation.of_the_model
-    asked = benchmarks_asked.contents(profile.evaluation)
-    return EvaluatedBy((records, settings, set_hash(texts), longest, templates, *asked), code_fingerprint(CHILD))
+    benchmark_hashes = benchmarks_asked.contents(profile.evaluation)
+    return EvaluatedBy(
+        (records, settings, set_hash(texts), longest, templates, *benchmark_hashes), code_fingerprint(CHILD)
+    )
 
 
 def current_evaluation(attempt: Attempt, fingerprint: str) -> Evaluation | None:
@@ -141,9 +147,9 @@ def trained(project: Project, key: CellKey) -> Attempt:
     """
     attempt = cells.latest(project.data, key)
     if attempt is None or attempt.status != "ok":
-        found = attempt.status if attempt else "missing"
+        status = attempt.status if attempt else "missing"
         raise UsageError(
-            f"{key} is {found}; only an ok cell is evaluated: run `featherweight train {key.model} {key.method}"
+            f"{key} is {status}; only an ok cell is evaluated: run `featherweight train {key.model} {key.method}"
             f"{'' if key.seed in project.settings.seeds else f' --seed {key.seed}'}`."
         )
     return attempt
@@ -187,9 +193,9 @@ def evaluate(
     resolved.require_same_weights(attempt, hooks.say)
     by = evaluated_by(resolved)
     with locked(key.folder(project.data) / "cell.lock", f"evaluate {key}", say=hooks.say):
-        found = reusable(attempt, by, rerun_for)
-        if found and not force:
-            return found, True
+        current = reusable(attempt, by, rerun_for)
+        if current and not force:
+            return current, True
         evaluation = None if force else _goes_on_elsewhere(attempt, by.fingerprint, project.data)
         if evaluation is None:
             for earlier in attempt.evaluations():
@@ -211,8 +217,8 @@ def evaluate(
 def _goes_on_elsewhere(attempt: Attempt, fingerprint: str, data: DataRoot) -> Evaluation | None:
     """The newest evaluation, where it still runs on a cluster as it should, though whoever watched it is gone."""
     for newest in attempt.evaluations()[-1:]:
-        asked, launcher = newest.spec.fingerprints.get("evaluation"), launcher_class(newest.spec.launcher)
-        lost = newest.result.status == "lost" and asked == fingerprint and newest.spec.is_of(data.root)
+        recorded, launcher = newest.spec.fingerprints.get("evaluation"), launcher_class(newest.spec.launcher)
+        lost = newest.result.status == "lost" and recorded == fingerprint and newest.spec.is_of(data.root)
         if lost and launcher.is_under_way(newest.folder):
             return newest
     return None
@@ -222,24 +228,25 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
     """What every child is told that measures a result on the profile's evaluation records."""
     project, spec = resolved.project, attempt.spec
     settings = project.training_of(attempt.key.model, attempt.key.method)
-    trained = attempt.model_folder if attempt.model_folder.exists() else None
+    weights_folder = attempt.model_folder if attempt.model_folder.exists() else None
     here = store.lies_in(project.data, attempt.key.model, project.experiments.model(attempt.key.model))
-    told, named = project.settings.evaluation.of_the_model, benchmarks_asked.for_spec(project.settings.evaluation)
-    asked = {"benchmarks": named} if named else {}
-    looked_up = sources.spec_entries(
-        project.data, project.experiments, spec.recipe.get("retrieval"), attempt.key.method
+    settings_spec, benchmark_specs = (
+        project.settings.evaluation.of_the_model,
+        benchmarks_asked.for_spec(project.settings.evaluation),
     )
+    benchmark_part = {"benchmarks": benchmark_specs} if benchmark_specs else {}
+    looked_up = sources.spec_entries(project.data, project.experiments, spec.recipe.get("retrieval"), attempt.key.method)
     more = {
-        "settings": told,
+        "settings": settings_spec,
         "tokenizers_to_fit": tokenizers_to_fit(project),
         "batch_tokens": settings.micro_batch_tokens,
     }
     return RunSpec(
         run_id=spec.run_id, model=spec.model, method=spec.method, seed=spec.seed, profile=project.profile,
         root=str(project.data.root), examples=resolved.examples, weights=here, recipe=spec.recipe,
-        trained=str(trained.relative_to(project.data.root)) if trained else None, selection=asdict(project.selection),
+        trained=str(weights_folder.relative_to(project.data.root)) if weights_folder else None, selection=asdict(project.selection),
         memory_budget_gb=settings.memory_budget_gb, time_limit_minutes=settings.time_limit_minutes,
-        more={**more, **looked_up, **asked},
+        more={**more, **looked_up, **benchmark_part},
     )  # fmt: skip
 
 

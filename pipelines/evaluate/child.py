@@ -25,7 +25,7 @@ from pipelines.train.trainer.conversations import answer_of, conversation, quest
 from pipelines.train.trainer.examples import Tokenized
 from pipelines.train.trainer.prompts import PromptFormat
 
-ENOUGH_FOR_P95 = 20  # below, the 95th percentile is next to the slowest of a few
+MIN_P95_ANSWERS = 20  # below, the 95th percentile is next to the slowest of a few
 ANSWER_SHARE = 2  # an answering batch holds so many times the tokens of a training one: no gradients are kept
 
 
@@ -64,7 +64,7 @@ def evaluate_cell(worker: Worker) -> None:
     prompts = Prompts(worker, prompted_model, selected.train)
     prompts.look_up(worker, prompted_model, fitting)
     measure_losses(worker, model, [one for record in fitting for one in prompts.whole(record)], fitting)
-    with own_numbers_alone(worker, "general texts"):
+    with optional_part(worker, "general texts"):
         measure_general(worker, model, form)
     worker.measure(loss_seconds=clock.lap())
     measure_benchmarks(worker, prompted_model)
@@ -72,14 +72,14 @@ def evaluate_cell(worker: Worker) -> None:
     sample = fitting[: spec["settings"]["answers"]]
     rows = answer_sample(worker, prompted_model, prompts, sample)
     worker.measure(answer_seconds=clock.lap())
-    asked = [prompts.asked(record) for record in sample]
-    with own_numbers_alone(worker, "serving and latency"):
-        measure_latency(worker, measure_serving(worker, prompted_model, asked), asked, rows)
+    prompt_tokens = [prompts.tokens(record) for record in sample]
+    with optional_part(worker, "serving and latency"):
+        measure_latency(worker, measure_serving(worker, prompted_model, prompt_tokens), prompt_tokens, rows)
     worker.measure(serving_seconds=clock.lap())
 
 
 @contextmanager
-def own_numbers_alone(worker: Worker, what: str) -> Iterator[None]:
+def optional_part(worker: Worker, what: str) -> Iterator[None]:
     """A part whose failure leaves its own numbers empty and says why, and costs nothing of the quality measured before it."""
     try:
         yield
@@ -90,9 +90,9 @@ def own_numbers_alone(worker: Worker, what: str) -> Iterator[None]:
             raise
         traceback.print_exc()
         first = next(iter(str(error).splitlines()), "")
-        lost = f"not measured: {what} ({type(error).__name__}: {first:.200})"
-        worker.report["detail"] = "; ".join(filter(None, (worker.report.get("detail"), lost)))
-        worker.say(lost)
+        message = f"not measured: {what} ({type(error).__name__}: {first:.200})"
+        worker.report["detail"] = "; ".join(filter(None, (worker.report.get("detail"), message)))
+        worker.say(message)
 
 
 def _trained(worker: Worker) -> Path | None:
@@ -131,14 +131,14 @@ class Prompts:
     def whole(self, record: dict[str, Any]) -> list[Tokenized]:
         return self._form.tokenize(*self._shown(record))
 
-    def asked(self, record: dict[str, Any]) -> list[int]:
+    def tokens(self, record: dict[str, Any]) -> list[int]:
         return self._form.prompt(*self._shown(record))
 
     def _shown(self, record: dict[str, Any]) -> tuple[dict[str, Any], Sequence[Any]]:
         if self._retrieved is None:
             return record, self.shots(record)
-        found = self._retrieved.of(record)
-        return found.record, found.shots
+        prompt = self._retrieved.of(record)
+        return prompt.record, prompt.shots
 
 
 def measure_losses(worker: Worker, model: Any, examples: Sequence[Tokenized], records: Records) -> None:
@@ -176,22 +176,22 @@ def record_losses(worker: Worker, model: Any, examples: Sequence[Tokenized]) -> 
 
     device, virtual = loading.device(), traits_of(worker.spec["recipe"]).virtual_tokens
     rows: list[dict[str, Any]] = []
-    with head_on_positions(model) as wanted, torch.no_grad():
+    with head_on_positions(model) as head_positions, torch.no_grad():
         for batch in batches.micro_batches(examples, max_tokens=worker.spec["batch_tokens"], virtual=virtual):
-            losses = token_losses(model, batch, wanted, device).double().cpu()
+            losses = token_losses(model, batch, head_positions, device).double().cpu()
             rows += _per_record(batch, losses, scored_mask(batch))
     return rows
 
 
 def _by_record(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a record: a template that rewrites earlier turns makes an example of each answer."""
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     for row in rows:
-        whole = found.setdefault(row["example_id"], {"example_id": row["example_id"]})
+        totals = records.setdefault(row["example_id"], {"example_id": row["example_id"]})
         for name, value in row.items():
             if name != "example_id":
-                whole[name] = whole.get(name, 0) + value
-    return list(found.values())
+                totals[name] = totals.get(name, 0) + value
+    return list(records.values())
 
 
 def _bits_per_byte(rows: Sequence[dict[str, Any]]) -> float:
@@ -201,14 +201,14 @@ def _bits_per_byte(rows: Sequence[dict[str, Any]]) -> float:
 def _per_record(batch: Sequence[Tokenized], losses: Any, scored: Any) -> list[dict[str, Any]]:
     rows, start = [], 0
     for example in batch:
-        mine = slice(start, start + example.learned)
-        start = mine.stop
+        span = slice(start, start + example.learned)
+        start = span.stop
         rows.append(
             {
                 "example_id": example.example_id,
-                "nats": losses[mine].sum().item(),
+                "nats": losses[span].sum().item(),
                 "tokens": example.learned,
-                "scored_nats": losses[mine][scored[mine]].sum().item(),
+                "scored_nats": losses[span][scored[span]].sum().item(),
                 "bytes": example.completion_bytes,
             }
         )
@@ -220,11 +220,13 @@ def answer_sample(worker: Worker, prompted_model: Any, prompts: Prompts, records
     from pipelines.evaluate import answering
 
     limit = worker.spec["settings"]["max_new_tokens"]
-    asked, clock = [prompts.asked(record) for record in records], Stopwatch()
-    produced = answering.answer_all(prompted_model, asked, limit, max_tokens=ANSWER_SHARE * worker.spec["batch_tokens"])
+    prompt_tokens, clock = [prompts.tokens(record) for record in records], Stopwatch()
+    answer_tokens = answering.answer_all(
+        prompted_model, prompt_tokens, limit, max_tokens=ANSWER_SHARE * worker.spec["batch_tokens"]
+    )
     seconds = clock.total()
     rows = []
-    for record, tokens in zip(records, produced, strict=True):
+    for record, tokens in zip(records, answer_tokens, strict=True):
         answer, reference = answering.text_of(prompted_model, tokens), answer_of(conversation(record)[-1])
         rows.append(
             {
@@ -254,27 +256,27 @@ def answer_sample(worker: Worker, prompted_model: Any, prompts: Prompts, records
     return rows
 
 
-def measure_serving(worker: Worker, prompted_model: Any, asked: Sequence[list[int]]) -> Any:
+def measure_serving(worker: Worker, prompted_model: Any, prompt_tokens: Sequence[list[int]]) -> Any:
     """Speed and memory of answering, the adapter attached, several in one batch, and merged. Returns the model with the adapter
     merged where it can be; the one with the adapter attached is used up."""
     from pipelines.evaluate import serving
 
-    if not asked:
+    if not prompt_tokens:
         return prompted_model
     settings, recipe, trained = worker.spec["settings"], worker.spec["recipe"], _trained(worker)
     sizes = sorted({1, settings["serving_batch"]}) if settings["serving_batch"] else []
     tokens, rows = settings["serving_tokens"], []
     if traits_of(recipe).has_adapter and trained:
-        rows += serving.measure(prompted_model, "attached", asked, tokens, sizes)
+        rows += serving.measure(prompted_model, "attached", prompt_tokens, tokens, sizes)
         if sizes[1:] and (reason := serving.why_not_mixed(recipe, prompted_model.model)):
             worker.say(f"several adapters in one batch: not measured, {reason}")
         elif sizes[1:]:
             mixed = serving.several_adapters(prompted_model, trained, sizes[1])
-            rows += serving.measure(mixed, "mixed", asked, tokens, sizes[1:])
+            rows += serving.measure(mixed, "mixed", prompt_tokens, tokens, sizes[1:])
             serving.one_adapter(prompted_model)
         prompted_model = _merged(worker, prompted_model)
     if serving.is_whole(prompted_model):
-        rows += serving.measure(prompted_model, "merged", asked, tokens, sizes)
+        rows += serving.measure(prompted_model, "merged", prompt_tokens, tokens, sizes)
     write_jsonl(worker.folder / "serving.jsonl", rows)
     return prompted_model
 
@@ -296,21 +298,23 @@ def _merged(worker: Worker, prompted_model: Any) -> Any:
 
 
 def measure_latency(
-    worker: Worker, prompted_model: Any, asked: Sequence[list[int]], rows: Sequence[dict[str, Any]]
+    worker: Worker, prompted_model: Any, prompt_tokens: Sequence[list[int]], rows: Sequence[dict[str, Any]]
 ) -> None:
     """What one user waits for an answer, measured one at a time on the first of the sample and kept with those answers."""
     from pipelines.evaluate import answering, serving
 
     settings = worker.spec["settings"]
-    taken = answering.latencies(prompted_model, asked[: settings["latency_answers"]], settings["max_new_tokens"])
-    for row, milliseconds in zip(rows, taken, strict=False):
+    latencies = answering.latencies(
+        prompted_model, prompt_tokens[: settings["latency_answers"]], settings["max_new_tokens"]
+    )
+    for row, milliseconds in zip(rows, latencies, strict=False):
         row["latency_ms"] = milliseconds
     write_jsonl(worker.folder / "answers.jsonl", rows)
     worker.measure(
-        p50_latency_ms=percentile(taken, 0.5),
-        p95_latency_ms=percentile(taken, 0.95) if len(taken) >= ENOUGH_FOR_P95 else None,
-        latency_answers=len(taken),
-        latency_mode=("merged" if serving.is_whole(prompted_model) else "attached") if taken else None,
+        p50_latency_ms=percentile(latencies, 0.5),
+        p95_latency_ms=percentile(latencies, 0.95) if len(latencies) >= MIN_P95_ANSWERS else None,
+        latency_answers=len(latencies),
+        latency_mode=("merged" if serving.is_whole(prompted_model) else "attached") if latencies else None,
     )
 
 

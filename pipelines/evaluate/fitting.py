@@ -22,11 +22,11 @@ def fitting_everywhere(worker: Worker, records: Records, own_form: PromptFormat 
     Raises:
         ValueError: it is this cell's own model, or nothing is left.
     """
-    kept = list(records)
+    remaining = list(records)
     for reader in worker.spec["tokenizers_to_fit"]:
         own = worker.root / reader["folder"] == worker.root / worker.spec["weights"]
         try:
-            form = own_form if own and own_form and _is_asked_alike(worker.spec["recipe"], reader) else None
+            form = own_form if own and own_form and _has_same_format(worker.spec["recipe"], reader) else None
             fitting = _fitting(worker, reader, records, form)
         except (OSError, ValueError) as error:
             if own:
@@ -36,29 +36,29 @@ def fitting_everywhere(worker: Worker, records: Records, own_form: PromptFormat 
             )
             continue
         if is_nearly_all(len(records) - len(fitting), len(records)):
-            found = f"can read {len(fitting) or 'none'} of {len(records)} evaluation records"
+            coverage = f"can read {len(fitting) or 'none'} of {len(records)} evaluation records"
             if own:
                 raise ValueError(
-                    f"{reader['model']} {found}, with max_length {reader['max_length']}; more than {NEARLY_ALL:.0%} are left out: "
-                    "raise max_length, bring shorter records, or see above which its chat template cannot show"
+                    f"{reader['model']} {coverage}, with max_length {reader['max_length']}; more than {NEARLY_ALL:.0%} "
+                    "are left out: raise max_length, bring shorter records, or see above which its chat template cannot show"
                 )
-            worker.say(f"{reader['model']}: {found}; measured without it")
+            worker.say(f"{reader['model']}: {coverage}; measured without it")
             continue
-        kept = [record for record in kept if record["example_id"] in fitting]
-    if not kept:
+        remaining = [record for record in remaining if record["example_id"] in fitting]
+    if not remaining:
         raise ValueError(
             f"none of {len(records)} evaluation records fits every model of the profile: raise max_length, or see above which "
             "model's chat template cannot show them"
         )
-    if left_out := len(records) - len(kept):
+    if left_out := len(records) - len(remaining):
         warning = "WARNING: " if left_out > MUCH * len(records) else ""
         worker.say(
             f"{warning}{left_out} of {len(records)} evaluation records are left out: not every model here reads them"
         )
-    return kept
+    return remaining
 
 
-def _is_asked_alike(recipe: Reader, reader: Reader) -> bool:
+def _has_same_format(recipe: Reader, reader: Reader) -> bool:
     return all((recipe.get(name) or None) == (reader.get(name) or None) for name in ("prompt", "template"))
 
 

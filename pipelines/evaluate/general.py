@@ -25,14 +25,14 @@ def read_general(path: Path, languages: Sequence[str] | None, limit: int | None)
         return []
     try:
         texts = json.loads(path.read_text(encoding="utf-8"))
-        kept = [one for one in texts if one["text"].strip() and (not languages or one["language"] in languages)]
+        usable = [one for one in texts if one["text"].strip() and (not languages or one["language"] in languages)]
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}; {EXPECTED}") from None
     except ValueError as error:
         raise UsageError(f"{path}: not JSON that can be read: {error}; {EXPECTED}") from None
     except (TypeError, KeyError, AttributeError):
         raise UsageError(f"{path}: a text or its language is missing, or is no text; {EXPECTED}") from None
-    return kept[:limit]
+    return usable[:limit]
 
 
 def set_hash(texts: Sequence[dict[str, str]]) -> str | None:

@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-GIVE_UP = 3  # answers of one metric that took longer; the rest is not tried
-MOST_DIGITS = 1000  # of a whole number; Python refuses to read some thousands
+MAX_TIMEOUTS = 3  # answers of one metric that took longer; the rest is not tried
+MAX_DIGITS = 1000  # of a whole number; Python refuses to read some thousands
 Check = Callable[[str], bool]
 
 
@@ -33,7 +33,7 @@ def json_value(answer: str) -> Any:
     if text.startswith("```") and text.endswith("```") and "\n" in text:
         text = text.partition("\n")[2].removesuffix("```")
     try:
-        return json.loads(text, parse_constant=_refuse, parse_int=_whole)
+        return json.loads(text, parse_constant=_refuse, parse_int=_integer)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -42,8 +42,8 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _whole(digits: str) -> int | float:
-    return int(digits) if len(digits) <= MOST_DIGITS else float(digits)
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)
 
 
 def verdicts(
@@ -54,21 +54,21 @@ def verdicts(
 
 
 def _each(check: Check, answers: Sequence[str], seconds: float) -> list[bool | None]:
-    found: list[bool | None] = []
+    passes: list[bool | None] = []
     stopped = 0
     for answer in answers:
-        if stopped == GIVE_UP:
-            found.append(None)
+        if stopped == MAX_TIMEOUTS:
+            passes.append(None)
             continue
         try:
-            found.append(_limited(check, answer, seconds))
+            passes.append(_limited(check, answer, seconds))
         except TooLongError:
             signal.setitimer(signal.ITIMER_PROF, 0)  # it may have struck before the timer was taken back
             stopped += 1
-            found.append(None)
+            passes.append(None)
         except Exception:  # an odd value in an odd schema; what cannot be told is not made a no
-            found.append(None)
-    return found
+            passes.append(None)
+    return passes
 
 
 def _limited(check: Check, answer: str, seconds: float) -> bool:
@@ -107,8 +107,8 @@ def main() -> None:
 
     die_with_parent()
     signal.signal(signal.SIGPROF, _time_is_up)
-    asked = json.load(sys.stdin)
-    json.dump(verdicts(asked["metrics"], asked["answers"], seconds=asked["seconds"]), sys.stdout)
+    job = json.load(sys.stdin)
+    json.dump(verdicts(job["metrics"], job["answers"], seconds=job["seconds"]), sys.stdout)
 
 
 if __name__ == "__main__":

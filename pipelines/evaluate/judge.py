@@ -100,16 +100,16 @@ def repeated(experiments: Experiments, rows: Sequence[Row]) -> list[Row]:
 
 def reply(journal: Journal, experiments: Experiments, row: Row, replicate: int = 0) -> Reply[Judgement]:
     """How the judge's word on one answer stands."""
-    asked = request(experiments, row, replicate)
+    judge_request = request(experiments, row, replicate)
 
-    def read(said: Mapping[str, Any]) -> Judgement | None:
-        correct, helpful = truth(said.get("correct")), grade(said.get("helpfulness"), HIGHEST)
-        reasons = said.get("reasons")
+    def read(fields: Mapping[str, Any]) -> Judgement | None:
+        correct, helpful = truth(fields.get("correct")), grade(fields.get("helpfulness"), HIGHEST)
+        reasons = fields.get("reasons")
         if correct is None or helpful is None or not isinstance(reasons, str):
             return None
-        return Judgement(correct, helpful, reasons, asked.model)
+        return Judgement(correct, helpful, reasons, judge_request.model)
 
-    return reply_to(journal, asked, read)
+    return reply_to(journal, judge_request, read)
 
 
 def replies(journal: Journal, experiments: Experiments, rows: Sequence[Row]) -> list[Reply[Judgement]]:
@@ -125,15 +125,15 @@ def judged(journal: Journal | None, experiments: Experiments, rows: Sequence[Row
     return [reply(journal, experiments, row).verdict for row in rows]
 
 
-def answer_columns(found: Judgement | None) -> dict[str, Any]:
+def answer_columns(verdict: Judgement | None) -> dict[str, Any]:
     """A verdict as columns of evaluation_answers."""
-    if found is None:
+    if verdict is None:
         return {}
     return {
-        "judge_correct": found.correct,
-        "judge_helpfulness": found.helpfulness,
-        "judge_reasons": found.reasons,
-        "judge_model": found.model,
+        "judge_correct": verdict.correct,
+        "judge_helpfulness": verdict.helpfulness,
+        "judge_reasons": verdict.reasons,
+        "judge_model": verdict.model,
     }
 
 
@@ -151,7 +151,7 @@ def cell_columns(journal: Journal | None, experiments: Experiments, seeds: Seque
     because = {}
     if missing := len(rows) - len(verdicts):
         lacking = f"{judge} gave no readable verdict on {missing} of {len(rows)} answers"
-        because = {"judge_because": f"{lacking}; {how_to_mend(journal, experiments, judge, held)}"}
+        because = {"judge_because": f"{lacking}; {remedy(journal, experiments, judge, held)}"}
     if not verdicts:
         return because
     sample = max(1, round(len(verdicts) / len(seeds)))
@@ -165,9 +165,7 @@ def cell_columns(journal: Journal | None, experiments: Experiments, seeds: Seque
     }
 
 
-def how_to_mend(
-    journal: Journal | None, experiments: Experiments, judge: str, held: Sequence[Reply[Any] | None]
-) -> str:
+def remedy(journal: Journal | None, experiments: Experiments, judge: str, held: Sequence[Reply[Any] | None]) -> str:
     """The commands that would get what is missing; each of them sends something."""
     if judge not in enabled(experiments):
         return f"set providers.{judge}.enabled: true, then run `featherweight judge`"

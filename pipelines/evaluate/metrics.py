@@ -32,7 +32,7 @@ Row = Mapping[str, Any]
 Verdicts = dict[str, bool | None]
 GUARDED = "pipelines.evaluate.guarded"
 SECONDS = 1.0  # of the processor, for one answer and one pattern or schema
-MOST_SECONDS = 1800.0  # of the clock, for all answers together
+MAX_SECONDS = 1800.0  # of the clock, for all answers together
 
 
 def normal(text: str) -> str:
@@ -43,14 +43,14 @@ def normal(text: str) -> str:
 
 def exact_match(answer: str, reference: str) -> bool | None:
     """None without a reference."""
-    wanted = normal(reference)
-    return normal(answer) == wanted if wanted else None
+    expected = normal(reference)
+    return normal(answer) == expected if expected else None
 
 
 def contains(answer: str, reference: str) -> bool | None:
     """None without a reference."""
-    wanted = normal(reference)
-    return wanted in normal(answer) if wanted else None
+    expected = normal(reference)
+    return expected in normal(answer) if expected else None
 
 
 def json_valid(answer: str, _reference: str) -> bool:
@@ -84,22 +84,22 @@ class Scores:
 
     def added_to(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """The rows with the metrics' columns."""
-        return [{**row, **said} for row, said in zip(rows, self.of(rows), strict=True)]
+        return [{**row, **verdicts} for row, verdicts in zip(rows, self.of(rows), strict=True)]
 
     def cell_columns(self, seeds: Sequence[Sequence[Row]]) -> dict[str, Any]:
         """A cell's columns from the answers of each of its seeds: shares with 95 % intervals of the sample that one seed answered.
         A share is empty where an answer could not be told, and `metrics_because` says so."""
-        scored = [said for answers in seeds for said in self.of(answers)]
-        found: dict[str, Any] = {}
+        scored = [verdicts for answers in seeds for verdicts in self.of(answers)]
+        columns: dict[str, Any] = {}
         lacking = []
         for metric in self._metrics if scored else ():
             column = column_name("metric", metric.column)
-            said = [one[column] for one in scored]
-            if missing := said.count(None):
-                lacking.append(f"{metric.column}: {missing} of {len(said)} answers {self._why(metric)}")
+            passes = [one[column] for one in scored]
+            if missing := passes.count(None):
+                lacking.append(f"{metric.column}: {missing} of {len(passes)} answers {self._why(metric)}")
             else:
-                found |= _share(column, [bool(one) for one in said], max(1, round(len(said) / len(seeds))))
-        return {**found, **({"metrics_because": "; ".join(lacking)} if lacking else {})}
+                columns |= _share(column, [bool(one) for one in passes], max(1, round(len(passes) / len(seeds))))
+        return {**columns, **({"metrics_because": "; ".join(lacking)} if lacking else {})}
 
     def _verdict(self, metric: Metric, row: Row, answer: str) -> bool | None:
         if check := PLAIN.get(metric.kind):
@@ -112,12 +112,12 @@ class Scores:
         if not self._guarded or not new:
             return
         try:
-            said = _guarded_verdicts(self._guarded, new)
+            verdicts = _guarded_verdicts(self._guarded, new)
         except (subprocess.SubprocessError, OSError, ValueError) as error:
-            self._failure = _last_word(error)
-            said = {metric.column: [None] * len(new) for metric in self._guarded}
+            self._failure = _last_line(error)
+            verdicts = {metric.column: [None] * len(new) for metric in self._guarded}
         for place, answer in enumerate(new):
-            self._known[answer] = {metric.column: said[metric.column][place] for metric in self._guarded}
+            self._known[answer] = {metric.column: verdicts[metric.column][place] for metric in self._guarded}
 
     def _why(self, metric: Metric) -> str:
         if metric.kind in PLAIN:
@@ -132,30 +132,30 @@ class Scores:
 
 def _text(row: Row, name: str) -> str:
     """Nothing where a file that somebody damaged holds no text there."""
-    return found if isinstance(found := row.get(name), str) else ""
+    return text if isinstance(text := row.get(name), str) else ""
 
 
 def _guarded_verdicts(metrics: Sequence[Metric], answers: Sequence[str]) -> dict[str, list[bool | None]]:
     """Of the process that a pattern without end cannot hold up, by the name of each metric."""
-    asked = [
+    specs = [
         {"name": one.column, **({"regex": one.regex} if one.regex is not None else {"schema": one.schema_text})}
         for one in metrics
     ]
     done = subprocess.run(
         [sys.executable, "-m", GUARDED],
-        input=json.dumps({"metrics": asked, "answers": list(answers), "seconds": SECONDS}),
+        input=json.dumps({"metrics": specs, "answers": list(answers), "seconds": SECONDS}),
         capture_output=True,
         encoding="utf-8",
         errors="replace",
         env=child_environment(),
         cwd=PROJECT,
-        timeout=MOST_SECONDS,
+        timeout=MAX_SECONDS,
         check=True,
     )
     return json.loads(done.stdout)
 
 
-def _last_word(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     """The last line that the process complained with, else what became of it."""
     complaints = getattr(error, "stderr", None)
     lines = complaints.strip().splitlines() if isinstance(complaints, str) else []

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from pipelines.evaluate.cell import EvaluatedBy, base_of
-from pipelines.evaluate.judge import LANGUAGES, how_to_mend, without_tricks
+from pipelines.evaluate.judge import LANGUAGES, remedy, without_tricks
 from pipelines.evaluate.statistics import win_rate_interval
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.judge import SCHEMA, Verdict, family, family_of, verdict_of
@@ -63,7 +63,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Word:
+class OrderVerdict:
     """What the judge said of a pair in one order."""
 
     verdict: Verdict
@@ -186,23 +186,23 @@ def _request(experiments: Experiments, pair: Pair, texts: Mapping[str, str], fir
     )
 
 
-def _read(said: Mapping[str, Any]) -> Word | None:
-    verdict = verdict_of(said)
-    return Word(verdict, said["reasons"]) if verdict else None
+def _read(fields: Mapping[str, Any]) -> OrderVerdict | None:
+    verdict = verdict_of(fields)
+    return OrderVerdict(verdict, fields["reasons"]) if verdict else None
 
 
-def replies(journal: Journal, experiments: Experiments, pair: Pair) -> list[Reply[Word]]:
+def replies(journal: Journal, experiments: Experiments, pair: Pair) -> list[Reply[OrderVerdict]]:
     """How the two requests on a pair stand; of alike answers there are none."""
-    return [reply_to(journal, asked, _read) for asked in requests(experiments, pair)]
+    return [reply_to(journal, request, _read) for request in requests(experiments, pair)]
 
 
-def all_replies(journal: Journal, experiments: Experiments, matches: Sequence[Match]) -> list[Reply[Word]]:
+def all_replies(journal: Journal, experiments: Experiments, matches: Sequence[Match]) -> list[Reply[OrderVerdict]]:
     """Those of all pairs, question by question: where the money ends, every cell has been asked about the same ones."""
-    pairs = sorted((pair for one in matches for pair in one.pairs), key=_turn)
+    pairs = sorted((pair for one in matches for pair in one.pairs), key=_order_key)
     return [reply for pair in pairs for reply in replies(journal, experiments, pair)]
 
 
-def _turn(pair: Pair) -> str:
+def _order_key(pair: Pair) -> str:
     return stable_hash(["paired", pair.row["example_id"]])
 
 
@@ -211,10 +211,10 @@ def _turn(pair: Pair) -> str:
 
 def outcome(journal: Journal | None, experiments: Experiments, pair: Pair) -> Outcome | None:
     """How a pair ended; None until both orders have a readable verdict."""
-    asked = requests(experiments, pair)
-    if not asked:
+    orders = requests(experiments, pair)
+    if not orders:
         return Outcome("tie", "tie", None)
-    words = [reply_to(journal, one, _read).verdict for one in asked] if journal else [None, None]
+    words = [reply_to(journal, one, _read).verdict for one in orders] if journal else [None, None]
     first, second = words
     if first is None or second is None:
         return None
@@ -222,7 +222,7 @@ def outcome(journal: Journal | None, experiments: Experiments, pair: Pair) -> Ou
 
 
 def cell_columns(
-    journal: Journal | None, experiments: Experiments, model: str | None, found: Sequence[Match | str]
+    journal: Journal | None, experiments: Experiments, model: str | None, matches_or_reasons: Sequence[Match | str]
 ) -> dict[str, Any]:
     """A cell's win rate from the matches of each of its seeds, or why there is none. `model`: the one that was tuned, None of
     a teacher.
@@ -231,17 +231,17 @@ def cell_columns(
     interval is that of as many records as one seed answered.
     """
     judge = experiments.judging.judge
-    if not is_configured(experiments) or judge is None or not found:
+    if not is_configured(experiments) or judge is None or not matches_or_reasons:
         return {}
-    matches = [one for one in found if isinstance(one, Match)]
-    notes = [one for one in found if isinstance(one, str)]
-    pairs = sorted((pair for one in matches for pair in one.pairs), key=_turn)
+    matches = [one for one in matches_or_reasons if isinstance(one, Match)]
+    notes = [one for one in matches_or_reasons if isinstance(one, str)]
+    pairs = sorted((pair for one in matches for pair in one.pairs), key=_order_key)
     outcomes = [outcome(journal, experiments, pair) for pair in pairs]
     ended = _representative(outcomes)
     if missing := outcomes.count(None):
         lacking = f"{judge} gave no readable verdict in both orders on {missing} of {len(pairs)} pairs"
         held = _replies(journal, experiments, pairs)
-        notes.append(f"{lacking}; {how_to_mend(journal, experiments, judge, held)}")
+        notes.append(f"{lacking}; {remedy(journal, experiments, judge, held)}")
     columns: dict[str, Any] = {}
     if ended:
         notes += _favours(experiments, judge, model)
@@ -264,7 +264,7 @@ def _replies(journal: Journal | None, experiments: Experiments, pairs: Sequence[
 
 def _columns(ended: Sequence[Outcome], *, seeds: int) -> dict[str, Any]:
     counts = {name: sum(one.ending == name for one in ended) for name in SCORES}
-    asked = [one for one in ended if one.reasons]
+    judged = [one for one in ended if one.reasons]
     wins, losses, ties = (counts[name] / seeds for name in ("win", "loss", "tie"))
     low, high = win_rate_interval(wins, losses, ties, correction=CORRECTION) or (None, None)
     return {
@@ -274,7 +274,7 @@ def _columns(ended: Sequence[Outcome], *, seeds: int) -> dict[str, Any]:
         "pair_wins": counts["win"],
         "pair_ties": counts["tie"],
         "pair_losses": counts["loss"],
-        "pair_agreement": fmean(one.first == one.second for one in asked) if asked else None,
+        "pair_agreement": fmean(one.first == one.second for one in judged) if judged else None,
     }
 
 

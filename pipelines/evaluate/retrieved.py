@@ -19,7 +19,7 @@ from pipelines.train.trainer.templates import Unshown
 
 Record = dict[str, Any]
 Say = Callable[[str], None]
-INTRODUCED = {
+INTRODUCTIONS = {
     "ko": "다음 글이 질문에 도움이 되면 참고하세요.",
     "en": "Use the following passages where they help to answer.",
 }
@@ -28,15 +28,17 @@ Rewrite = Callable[[Sequence[str]], list[str]]  # what the answering model says 
 
 def last_question(record: Mapping[str, Any]) -> str:
     """What is looked up: the question that the last answer answers, without a system prompt and earlier turns."""
-    asked = [turn["content"] for turn in conversation(record)[:-1] if turn["role"] == "user"]
-    return asked[-1] if asked else ""
+    questions = [turn["content"] for turn in conversation(record)[:-1] if turn["role"] == "user"]
+    return questions[-1] if questions else ""
 
 
 def sides_of(record: Mapping[str, Any]) -> Sides:
     """A record as the rule against leaks compares it: of a conversation all that is asked, and all that is answered."""
     turns = conversation(record)
-    asked = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
-    return Sides(record["example_id"], asked, "\n".join(answer_of(one) for one in turns if one["role"] == "assistant"))
+    questions = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
+    return Sides(
+        record["example_id"], questions, "\n".join(answer_of(one) for one in turns if one["role"] == "assistant")
+    )
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,20 @@ def train_items(train: Sequence[Record]) -> list[Item]:
     return [Item(one["example_id"], f"{sides.question}\n{sides.answer}", one) for one, sides in texts]
 
 
-def document_items(told: Mapping[str, Any], *, size: int, expected: str | None) -> list[Item]:
+def document_items(spec: Mapping[str, Any], *, size: int, expected: str | None) -> list[Item]:
     """The passages of the documents that a spec names.
 
     Raises:
         UsageError: they are not there, or hold no text.
         ValueError: they are others than the cell was planned with.
     """
-    patterns, folder = told["documents"], Path(told["folder"])
-    found = documents.passages(patterns, folder, size)
+    patterns, folder = spec["documents"], Path(spec["folder"])
+    passages = documents.passages(patterns, folder, size)
     if expected is not None and (now := documents.content_hash(patterns, folder)) != expected:
         raise ValueError(
             f"the documents changed while the cell waited (then {expected}, now {now}): run the same again"
         )
-    return [Item(one.name, one.text) for one in found]
+    return [Item(one.name, one.text) for one in passages]
 
 
 class Library:
@@ -89,24 +91,24 @@ class Library:
         its answer away."""
         flat = [query for several in queries for query in several]
         rankings = iter(self._index.rank_all(flat))
-        found = []
+        results = []
         for record, several in zip(records, queries, strict=True):
             ranked = [next(rankings) for _ in several]
-            found.append(self._allowed(record, fused(ranked) if len(ranked) > 1 else ranked[0]))
-        return found
+            results.append(self._allowed(record, fused(ranked) if len(ranked) > 1 else ranked[0]))
+        return results
 
     def _allowed(self, record: Record, ranking: Sequence[int]) -> list[Item]:
         if self._recipe["from"] == "documents":
             return [self._items[place] for place in ranking[: self._recipe["k"]]]
-        asked, kept = sides_of(record), []
+        sides, items = sides_of(record), []
         for place in ranking:
-            if gives_away(asked, self._sides_at(place), self._recipe["jaccard"]):
+            if gives_away(sides, self._sides_at(place), self._recipe["jaccard"]):
                 self.left_out += 1
                 continue
-            kept.append(self._items[place])
-            if len(kept) == 2 * self._recipe["k"]:  # a model may be unable to show some of them
+            items.append(self._items[place])
+            if len(items) == 2 * self._recipe["k"]:  # a model may be unable to show some of them
                 break
-        return kept
+        return items
 
     def _sides_at(self, place: int) -> Sides:
         if place not in self._sides:
@@ -118,27 +120,27 @@ class Library:
 
 def queries_of(records: Sequence[Record], recipe: Mapping[str, Any], rewrite: Rewrite | None) -> list[list[str]]:
     """What each record is looked up by: its question, and with multi-query the answering model's other wordings of it."""
-    asked = [last_question(record) for record in records]
+    questions = [last_question(record) for record in records]
     if recipe["by"] != "multi-query" or rewrite is None:
-        return [[one] for one in asked]
-    said = rewrite([rewrites.prompt(one) for one in asked])
-    return [rewrites.wordings(one, answer) for one, answer in zip(asked, said, strict=True)]
+        return [[one] for one in questions]
+    answers = rewrite([rewrites.prompt(one) for one in questions])
+    return [rewrites.wordings(one, answer) for one, answer in zip(questions, answers, strict=True)]
 
 
 def with_context(record: Record, texts: Sequence[str]) -> Record:
     """The record with passages before its last question, numbered, the best first; itself where there are none."""
     if not texts:
         return record
-    told = INTRODUCED.get(record.get("language") or "", INTRODUCED["en"])
-    context = "\n\n".join([told, *(f"[{number}] {text}" for number, text in enumerate(texts, start=1))])
+    introduction = INTRODUCTIONS.get(record.get("language") or "", INTRODUCTIONS["en"])
+    context = "\n\n".join([introduction, *(f"[{number}] {text}" for number, text in enumerate(texts, start=1))])
     if not record.get("messages"):
         return {**record, "instruction": f"{context}\n\n{record['instruction']}"}
     turns = json.loads(record["messages"])
     last_answer = max(place for place, turn in enumerate(turns) if turn["role"] == "assistant")
-    asked = [place for place, turn in enumerate(turns[:last_answer]) if turn["role"] == "user"]
-    if not asked:
+    questions = [place for place, turn in enumerate(turns[:last_answer]) if turn["role"] == "user"]
+    if not questions:
         return record
-    turns[asked[-1]] = {**turns[asked[-1]], "content": f"{context}\n\n{turns[asked[-1]]['content']}"}
+    turns[questions[-1]] = {**turns[questions[-1]], "content": f"{context}\n\n{turns[questions[-1]]['content']}"}
     return {**record, "messages": json.dumps(turns, ensure_ascii=False)}
 
 
@@ -149,7 +151,7 @@ def marks_of(tokenizer: Any) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Found:
+class PromptContent:
     """What stands in a record's prompt: the record as it is asked, the records before it, and how much was retrieved."""
 
     record: Record
@@ -166,24 +168,24 @@ class Retrieved:
 
     def __init__(self, library: Library, form: PromptFormat, recipe: Mapping[str, Any], *, room: int) -> None:
         self._library, self._form, self._recipe, self._room = library, form, recipe, room
-        self._found: dict[str, Found] = {}
+        self._found: dict[str, PromptContent] = {}
         self._marks = marks_of(form.tokenizer)
 
     def look_up(self, records: Sequence[Record], rewrite: Rewrite | None) -> list[Record]:
         """Find what every record's prompt holds; returns rows that say what was found, and by which wordings."""
         queries = queries_of(records, self._recipe, rewrite)
         rows = []
-        for record, asked, items in zip(records, queries, self._library.find(records, queries), strict=True):
-            found = self._shown(record, items)
-            self._found[record["example_id"]] = found
-            rewritten = {"queries": asked} if len(asked) > 1 else {}
-            rows.append({"example_id": record["example_id"], "retrieved": list(found.names), **rewritten})
+        for record, wordings, items in zip(records, queries, self._library.find(records, queries), strict=True):
+            content = self._shown(record, items)
+            self._found[record["example_id"]] = content
+            rewritten = {"queries": wordings} if len(wordings) > 1 else {}
+            rows.append({"example_id": record["example_id"], "retrieved": list(content.names), **rewritten})
         return rows
 
-    def of(self, record: Record) -> Found:
+    def of(self, record: Record) -> PromptContent:
         return self._found[record["example_id"]]
 
-    def _shown(self, record: Record, items: Sequence[Item]) -> Found:
+    def _shown(self, record: Record, items: Sequence[Item]) -> PromptContent:
         """As much of it as fits, the best: what fits it worst is dropped first."""
         marks = self._marks
         if self._recipe["from"] == "documents":
@@ -192,20 +194,24 @@ class Retrieved:
         shots = [(item.name, item.record) for item in items if item.record and self._can_show(item, marks)]
         return self._fitting(record, shots[: self._recipe["k"]], self._as_shots)
 
-    def _fitting(self, record: Record, held: Sequence[tuple[str, Any]], shown: Callable[..., Found]) -> Found:
-        for count in range(len(held), 0, -1):
-            found = shown(record, held[:count])
-            if max(map(len, self._form.tokenize(found.record, found.shots))) <= self._room:
-                return found
-        return Found(record, (), ())
+    def _fitting(
+        self, record: Record, candidates: Sequence[tuple[str, Any]], shown: Callable[..., PromptContent]
+    ) -> PromptContent:
+        for count in range(len(candidates), 0, -1):
+            content = shown(record, candidates[:count])
+            if max(map(len, self._form.tokenize(content.record, content.shots))) <= self._room:
+                return content
+        return PromptContent(record, (), ())
 
-    def _as_context(self, record: Record, held: Sequence[tuple[str, str]]) -> Found:
-        return Found(with_context(record, [text for _, text in held]), (), tuple(name for name, _ in held))
+    def _as_context(self, record: Record, passages: Sequence[tuple[str, str]]) -> PromptContent:
+        return PromptContent(
+            with_context(record, [text for _, text in passages]), (), tuple(name for name, _ in passages)
+        )
 
-    def _as_shots(self, record: Record, held: Sequence[tuple[str, Record]]) -> Found:
+    def _as_shots(self, record: Record, shots: Sequence[tuple[str, Record]]) -> PromptContent:
         """The record most like the question stands right before it."""
-        nearest_last = tuple(one for _, one in reversed(held))
-        return Found(record, nearest_last, tuple(name for name, _ in held))
+        nearest_last = tuple(one for _, one in reversed(shots))
+        return PromptContent(record, nearest_last, tuple(name for name, _ in shots))
 
     def _can_show(self, item: Item, marks: Sequence[str]) -> bool:
         """Whether a train record can stand in another's prompt: the template shows it, and it holds no token that ends a turn."""
@@ -223,18 +229,18 @@ def retrieved_for(worker: Worker, form: PromptFormat, train: Sequence[Record], *
         UsageError: its documents are not there or hold no text.
         ValueError: they changed meanwhile.
     """
-    recipe, told = worker.spec["recipe"].get("retrieval"), worker.spec.get("retrieval") or {}
+    recipe, spec = worker.spec["recipe"].get("retrieval"), worker.spec.get("retrieval") or {}
     if not recipe:
         return None
     embed = None
-    if told.get("embeddings"):
+    if spec.get("embeddings"):
         from pipelines.retrieval.embedding import Embedder
 
-        embed = Embedder(worker.root / told["embeddings"], worker.say)
-    elif told.get("vectors"):
-        embed = StoredVectors(worker.folder / told["vectors"])
+        embed = Embedder(worker.root / spec["embeddings"], worker.say)
+    elif spec.get("vectors"):
+        embed = StoredVectors(worker.folder / spec["vectors"])
     if recipe["from"] == "documents":
-        items = document_items(told, size=recipe["passage_chars"], expected=recipe["documents"])
+        items = document_items(spec, size=recipe["passage_chars"], expected=recipe["documents"])
     else:
         items = train_items(train)
     return Retrieved(Library(items, recipe, embed, worker.say), form, recipe, room=room)
@@ -247,10 +253,10 @@ def look_up(worker: Worker, retrieved: Retrieved, prompted_model: Any, records: 
         from pipelines.evaluate import answering
 
         worker.say(f"retrieval: the model says {len(prompts)} questions in other words")
-        asked = [prompted_model.form.prompt(_asking(one)) for one in prompts]
+        token_prompts = [prompted_model.form.prompt(_asking(one)) for one in prompts]
         limit = 2 * worker.spec["batch_tokens"]
-        said = answering.answer_all(prompted_model, asked, rewrites.MAX_TOKENS, max_tokens=limit)
-        return [answering.text_of(prompted_model, tokens) for tokens in said]
+        answers = answering.answer_all(prompted_model, token_prompts, rewrites.MAX_TOKENS, max_tokens=limit)
+        return [answering.text_of(prompted_model, tokens) for tokens in answers]
 
     rows = retrieved.look_up(records, rewrite)
     write_jsonl(worker.folder / "retrieved.jsonl", rows)

@@ -28,12 +28,12 @@ from pipelines.train.trainer.conversations import conversation, spoken, with_sho
 
 Record = dict[str, Any]
 Messages = list[dict[str, str]]
-MOST_TOKENS = 16_000  # of a prompt to an API
+MAX_PROMPT_TOKENS = 16_000  # of a prompt to an API
 CHARS_PER_TOKEN = 3  # of ASCII; another character counts as one token for each of its bytes
 
 
 @dataclass(frozen=True)
-class Asked:
+class TeacherPrompt:
     """What a provider is asked about one record, and how much of it was looked up."""
 
     messages: Messages
@@ -61,16 +61,16 @@ def rewriting(resolved: Resolved, teacher: Teacher, records: Sequence[Record]) -
 
 def prepared(
     resolved: Resolved, journal: Journal | None, teacher: Teacher, records: Sequence[Record]
-) -> dict[str, Asked]:
+) -> dict[str, TeacherPrompt]:
     """What was looked up for the records before, by their ids; of those that are missing nothing was, or their wordings are not
     known yet."""
     assert teacher.retrieval
-    kept = read_json(_file(resolved, teacher)) or {}
+    cache = read_json(_file(resolved, teacher)) or {}
     queries = _queries(resolved, journal, teacher, records)
-    found = {
-        name: kept.get(_key(record, queries[name])) for record in records if (name := record["example_id"]) in queries
+    entries = {
+        name: cache.get(_key(record, queries[name])) for record in records if (name := record["example_id"]) in queries
     }
-    return {name: Asked(one["messages"], len(one["retrieved"])) for name, one in found.items() if one}
+    return {name: TeacherPrompt(one["messages"], len(one["retrieved"])) for name, one in entries.items() if one}
 
 
 def prepare(resolved: Resolved, run: Session, teacher: Teacher, records: Sequence[Record]) -> None:
@@ -93,12 +93,12 @@ def prepare(resolved: Resolved, run: Session, teacher: Teacher, records: Sequenc
     )
     provider = resolved.experiments.provider(teacher.provider)
     room = _room(provider, resolved.project.settings.evaluation.max_new_tokens)
-    found = library.find(missing, [queries[one["example_id"]] for one in missing])
+    results = library.find(missing, [queries[one["example_id"]] for one in missing])
     file = _file(resolved, teacher)
-    kept = read_json(file) or {}
-    for record, items in zip(missing, found, strict=True):
-        kept[_key(record, queries[record["example_id"]])] = _fitting(record, items, retrieval, room)
-    write_json(file, kept)
+    cache = read_json(file) or {}
+    for record, items in zip(missing, results, strict=True):
+        cache[_key(record, queries[record["example_id"]])] = _fitting(record, items, retrieval, room)
+    write_json(file, cache)
 
 
 def _recipe(resolved: Resolved, retrieval: Retrieval) -> dict[str, Any]:
@@ -124,17 +124,17 @@ def _queries(
     resolved: Resolved, journal: Journal | None, teacher: Teacher, records: Sequence[Record]
 ) -> dict[str, list[str]]:
     """What each record is looked up by; without those whose wordings the journal lacks."""
-    asked = {one["example_id"]: [last_question(one)] for one in records}
+    queries = {one["example_id"]: [last_question(one)] for one in records}
     for record, request in zip(records, rewriting(resolved, teacher, records), strict=False):
-        said = said_to(journal, request)
-        if said is None:
-            del asked[record["example_id"]]
+        text = answer_text(journal, request)
+        if text is None:
+            del queries[record["example_id"]]
         else:
-            asked[record["example_id"]] = rewrites.wordings(last_question(record), said)
-    return asked
+            queries[record["example_id"]] = rewrites.wordings(last_question(record), text)
+    return queries
 
 
-def said_to(journal: Journal | None, request: Request) -> str | None:
+def answer_text(journal: Journal | None, request: Request) -> str | None:
     """The text that the journal holds as the answer; None where there is none."""
     held = journal.row(request.key) if journal else None
     if held is None or held["status"] != "answered":
@@ -148,8 +148,8 @@ def said_to(journal: Journal | None, request: Request) -> str | None:
 def _items(resolved: Resolved, retrieval: Retrieval) -> list[Item]:
     if not retrieval.documents:
         return train_items(resolved.selected.train)
-    told = {"documents": retrieval.documents, "folder": str(retrieval.folder)}
-    return document_items(told, size=retrieval.passage_chars, expected=None)
+    spec = {"documents": retrieval.documents, "folder": str(retrieval.folder)}
+    return document_items(spec, size=retrieval.passage_chars, expected=None)
 
 
 def _embed(resolved: Resolved, run: Session, retrieval: Retrieval) -> Embed | None:
@@ -163,7 +163,7 @@ def _embed(resolved: Resolved, run: Session, retrieval: Retrieval) -> Embed | No
 
 def _room(provider: Provider, answer_tokens: int) -> int:
     """Tokens that a prompt may have."""
-    return (SLOT_TOKENS if provider.kind == "local" else MOST_TOKENS) - answer_tokens
+    return (SLOT_TOKENS if provider.kind == "local" else MAX_PROMPT_TOKENS) - answer_tokens
 
 
 def _fitting(record: Record, items: Sequence[Item], retrieval: Retrieval, room: int) -> dict[str, Any]:
@@ -179,8 +179,8 @@ def _fitting(record: Record, items: Sequence[Item], retrieval: Retrieval, room: 
 def _messages(record: Record, items: Sequence[Item]) -> Messages:
     shots = [item.record for item in reversed(items) if item.record]
     context = [inert(item.text) for item in items if item.record is None]
-    asked = with_shots(conversation(with_context(record, context))[:-1], shots)
-    return spoken(asked)
+    turns = with_shots(conversation(with_context(record, context))[:-1], shots)
+    return spoken(turns)
 
 
 def _tokens(messages: Sequence[Mapping[str, str]]) -> int:

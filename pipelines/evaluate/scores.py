@@ -47,13 +47,13 @@ def cell_scores(answers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]
     answers weigh more; ROUGE-L and METEOR as means of the answers' own. None of nothing."""
     if not answers:
         return dict.fromkeys(TEXT_SCORES)
-    said = [(_normal(row["answer"]), _normal(row["reference"]), row.get("language")) for row in answers]
-    hypotheses = [_bleu_words(answer, reference, language) for answer, reference, language in said]
-    references = [_bleu_words(reference, reference, language) for _, reference, language in said]
+    triples = [(_normal(row["answer"]), _normal(row["reference"]), row.get("language")) for row in answers]
+    hypotheses = [_bleu_words(answer, reference, language) for answer, reference, language in triples]
+    references = [_bleu_words(reference, reference, language) for _, reference, language in triples]
     return {
         # tokenized before, as each language is, so that one corpus may hold both
         "bleu": sacrebleu.corpus_bleu(hypotheses, [references], tokenize="none", force=True).score,
-        "chrf": sacrebleu.corpus_chrf([one[0] for one in said], [[one[1] for one in said]]).score,
+        "chrf": sacrebleu.corpus_chrf([one[0] for one in triples], [[one[1] for one in triples]]).score,
         "rouge_l": fmean(row["rouge_l"] for row in answers),
         "meteor": fmean(row["meteor"] for row in answers),
     }

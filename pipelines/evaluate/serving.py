@@ -14,7 +14,7 @@ from pipelines.runs.clock import Stopwatch
 from pipelines.settings.methods import traits_of
 from pipelines.train.trainer.measure.memory import peak_bytes, reset_peaks
 
-ALONE = 2  # requests, one at a time
+SINGLE_REQUESTS = 2  # requests, one at a time
 ADAPTERS = ("default", "second", "third")  # of one shape and with the same weights: only their number costs time
 
 
@@ -32,18 +32,18 @@ def _measure(
     prompted_model: PromptedModel, mode: str, prompts: Sequence[list[int]], tokens: int, size: int
 ) -> dict[str, Any]:
     reset_peaks()
-    taken = []
-    for start in range(ALONE if size == 1 else 1):
+    seconds = []
+    for start in range(SINGLE_REQUESTS if size == 1 else 1):
         batch = _batch(prompts, size, start)
         clock = Stopwatch()
         answer(prompted_model, batch, tokens, exactly=True)
-        taken.append(clock.total())
+        seconds.append(clock.total())
     return {
         "mode": mode,
         "batch_size": size,
         "new_tokens": tokens,
-        "p50_latency_ms": 1000 * (percentile(taken, 0.5) or 0.0),
-        "tokens_per_second": size * tokens * len(taken) / sum(taken),
+        "p50_latency_ms": 1000 * (percentile(seconds, 0.5) or 0.0),
+        "tokens_per_second": size * tokens * len(seconds) / sum(seconds),
         "peak_memory_gb": peak_bytes() / 1e9,
     }
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.evaluate import scores
-from pipelines.evaluate.retrieved_by_teachers import Asked, prepared, said_to
+from pipelines.evaluate.retrieved_by_teachers import TeacherPrompt, answer_text, prepared
 from pipelines.generate.answers import ended
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled
@@ -30,29 +30,29 @@ def teachers(project: Project) -> list[Teacher]:
 
 def requests(
     resolved: Resolved, journal: Journal | None, teacher: Teacher, records: Sequence[Record]
-) -> list[tuple[Record, Request, Asked]]:
+) -> list[tuple[Record, Request, TeacherPrompt]]:
     """The records' questions, turn by turn as a model with a chat template gets them. With retrieval only those for which it is
     known what was found."""
     provider = resolved.experiments.provider(teacher.provider)
     limit = resolved.project.settings.evaluation.max_new_tokens
-    own, found = askable(records), []
+    own, triples = askable(records), []
     looked_up = prepared(resolved, journal, teacher, own) if teacher.retrieval else {}
     for record in own:
-        asked = looked_up.get(record["example_id"])
-        if asked is None and teacher.retrieval:
+        prompt = looked_up.get(record["example_id"])
+        if prompt is None and teacher.retrieval:
             continue
-        asked = asked or Asked(spoken(conversation(record)[:-1]))
+        prompt = prompt or TeacherPrompt(spoken(conversation(record)[:-1]))
         request = Request(
             provider=teacher.provider,
             model=provider.model,
-            messages=asked.messages,
+            messages=prompt.messages,
             parameters={"max_tokens": limit, **provider.parameters},
             schema={},
             purpose="teacher",
             language=record["language"],
         )
-        found.append((record, request, asked))
-    return found
+        triples.append((record, request, prompt))
+    return triples
 
 
 def askable(records: Sequence[Record]) -> list[Record]:
@@ -63,23 +63,23 @@ def askable(records: Sequence[Record]) -> list[Record]:
 def answers(journal: Journal | None, resolved: Resolved, teacher: Teacher, records: Sequence[Record]) -> list[Record]:
     """What the journal holds of the teacher's answers, as rows of answers.jsonl. One that refused has answered nothing."""
     rows = []
-    for record, request, asked in requests(resolved, journal, teacher, records):
+    for record, request, prompt in requests(resolved, journal, teacher, records):
         held = journal.row(request.key) if journal else None
         if held is None or held["status"] != "answered":
             continue
-        said, reference = (said_to(journal, request) or "").strip(), conversation(record)[-1]["content"]
+        answer, reference = (answer_text(journal, request) or "").strip(), conversation(record)[-1]["content"]
         rows.append(
             {
                 "example_id": record["example_id"],
                 "language": record["language"],
                 "prompt": question(record),
                 "reference": reference,
-                "answer": said,
+                "answer": answer,
                 "answer_tokens": held["output_tokens"],
                 "latency_ms": held["latency_ms"],
                 "ended": ended(held["stop_reason"]),
-                **({} if asked.retrieved is None else {"retrieved": asked.retrieved}),
-                **scores.answer_scores(said, reference, record["language"]),
+                **({} if prompt.retrieved is None else {"retrieved": prompt.retrieved}),
+                **scores.answer_scores(answer, reference, record["language"]),
             }
         )
     return rows

@@ -30,22 +30,22 @@ def ask_teachers(
     """Ask all teachers about the records. `device`: the device's lock, which a server of our own needs."""
     teachers, own = resolved.experiments.judging.teachers, teacher.askable(records)
     reworded = _by_provider((one, rewriting(resolved, one, own)) for one in teachers)
-    results = send(run, {name: asked for name, asked in reworded.items() if asked}, "rewrites", device)
-    because: dict[str, str] = {}
+    results = send(run, {name: requests for name, requests in reworded.items() if requests}, "rewrites", device)
+    problems: dict[str, str] = {}
     for one in teachers:
         try:
             if one.retrieval:
                 prepare(resolved, run, one, own)
         except (UnavailableError, UsageError) as error:
-            because[one.provider] = f"{one.method}: {error}"
-    found = send(run, _by_provider(_known(resolved, run.journal, records)), "teacher", device)
-    for name, why in because.items():
-        result = found[f"{name} (teacher)"]
-        found[f"{name} (teacher)"] = replace(result, stopped=result.stopped or why)
-    return results | found
+            problems[one.provider] = f"{one.method}: {error}"
+    answered = send(run, _by_provider(_known(resolved, run.journal, records)), "teacher", device)
+    for name, why in problems.items():
+        result = answered[f"{name} (teacher)"]
+        answered[f"{name} (teacher)"] = replace(result, stopped=result.stopped or why)
+    return results | answered
 
 
-def known_requests(resolved: Resolved, journal: Journal | None, records: Sequence[Row]) -> dict[str, list[Request]]:
+def known(resolved: Resolved, journal: Journal | None, records: Sequence[Row]) -> dict[str, list[Request]]:
     """By provider, what its teachers are asked as far as that is known: other wordings always, a question behind what is looked up
     once that was."""
     own = teacher.askable(records)
@@ -56,12 +56,12 @@ def known_requests(resolved: Resolved, journal: Journal | None, records: Sequenc
 def all_requests(resolved: Resolved, journal: Journal, records: Sequence[Row]) -> list[Request] | None:
     """All that the teachers are asked; None where it is not known yet what is looked up for a question."""
     own = teacher.askable(records)
-    found: list[Request] = []
-    for one, asked in _known(resolved, journal, records):
-        if len(asked) < len(own):
+    requests: list[Request] = []
+    for one, answer_requests in _known(resolved, journal, records):
+        if len(answer_requests) < len(own):
             return None
-        found += [*rewriting(resolved, one, own), *asked]
-    return found
+        requests += [*rewriting(resolved, one, own), *answer_requests]
+    return requests
 
 
 def _known(
@@ -71,27 +71,27 @@ def _known(
         yield one, [request for _, request, _ in teacher.requests(resolved, journal, one, records)]
 
 
-def _by_provider(asked: Iterable[tuple[Teacher, list[Request]]]) -> dict[str, list[Request]]:
+def _by_provider(batches: Iterable[tuple[Teacher, list[Request]]]) -> dict[str, list[Request]]:
     """The requests of all teachers of one provider together, each once."""
-    found: dict[str, dict[str, Request]] = {}
-    for one, requests in asked:
-        found.setdefault(one.provider, {}).update({request.key: request for request in requests})
-    return {name: list(requests.values()) for name, requests in found.items()}
+    merged: dict[str, dict[str, Request]] = {}
+    for one, requests in batches:
+        merged.setdefault(one.provider, {}).update({request.key: request for request in requests})
+    return {name: list(requests.values()) for name, requests in merged.items()}
 
 
 def send(
-    run: Session, wanted: Mapping[str, list[Request]], role: str, device: IO[str] | None = None
+    run: Session, requests: Mapping[str, list[Request]], role: str, device: IO[str] | None = None
 ) -> dict[str, ProviderResult]:
     """What each provider is asked as `role`. Servers of our own, which need the device, one after the other after the APIs."""
-    held = {name: run.journal.answered_among(requests) for name, requests in wanted.items()}
-    local = {name for name in wanted if run.experiments.provider(name).kind == "local"}
-    tallies = ask_enabled(run, {name: asked for name, asked in wanted.items() if name not in local}, role)
-    tallies |= {name: _ask_locally(run, name, wanted[name], device) for name in wanted if name in local}
-    return {f"{name} ({role})": outcome(run, name, wanted[name], held[name], tallies[name]) for name in wanted}
+    held = {name: run.journal.answered_among(own) for name, own in requests.items()}
+    local = {name for name in requests if run.experiments.provider(name).kind == "local"}
+    tallies = ask_enabled(run, {name: own for name, own in requests.items() if name not in local}, role)
+    tallies |= {name: _ask_locally(run, name, requests[name], device) for name in requests if name in local}
+    return {f"{name} ({role})": outcome(run, name, requests[name], held[name], tallies[name]) for name in requests}
 
 
-def _ask_locally(run: Session, name: str, wanted: list[Request], device: IO[str] | None) -> Tally:
-    pending = run.journal.to_send(wanted)
+def _ask_locally(run: Session, name: str, requests: list[Request], device: IO[str] | None) -> Tally:
+    pending = run.journal.to_send(requests)
     if not pending or device is None:
         return Tally(total=len(pending))
     try:
