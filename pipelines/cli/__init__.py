@@ -1,7 +1,8 @@
-"""The console script `featherweight`: every stage without Dagster, a module per stage.
+"""The console script `featherweight`: every stage without Dagster, one module per stage.
 
-Exit codes: 0 done, 1 the work failed, 2 bad usage or configuration, 3 finished and recorded, but the outcome is not ok.
-Nothing heavy is imported before a command runs, so that help and completion come at once.
+Exit codes: 0 done, 1 the work failed, 2 bad usage or configuration,
+3 finished and recorded, but the outcome is not ok.
+Heavy imports wait until a command runs, so that help and completion appear at once.
 """
 
 from pipelines.cli.command import NOT_OK, OK

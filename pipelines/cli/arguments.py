@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and how their values are read: every refusal says the value and what was expected."""
+"""Arguments that several commands share. Every error names the value and what was expected."""
 
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
@@ -6,12 +6,13 @@ from typing import Any
 
 from pipelines.cli import completion
 
-LIMIT_64_BITS = 2**63  # what a column of the warehouse holds
+# Integers of the warehouse have 64 bits.
+LIMIT_64_BITS = 2**63
 FORMATS = ("text", "markdown", "json", "csv")
 
 
 def whole(least: int | None = None) -> Callable[[str], int]:
-    """Reads a whole number, of at least `least`."""
+    """Return a reader of whole numbers that are at least `least`."""
     expected = "a whole number of at most 64 bits" if least is None else f"a whole number of {least} or more"
 
     def read(text: str) -> int:
@@ -43,13 +44,14 @@ def _number(text: str, expected: str) -> float:
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0 <= number < float("inf"):  # NaN neither
+    # The comparison rejects NaN too.
+    if not 0 <= number < float("inf"):
         raise ArgumentTypeError(f"got {text!r}; expected {expected}")
     return number
 
 
 def whole_numbers(least: int, expected: str) -> Callable[[str], list[int]]:
-    """Reads `2,8,32`."""
+    """Return a reader of lists such as `2,8,32`."""
 
     def read(text: str) -> list[int]:
         try:
@@ -61,7 +63,7 @@ def whole_numbers(least: int, expected: str) -> Callable[[str], list[int]]:
 
 
 def model_and_method(text: str) -> tuple[str, str]:
-    """Reads `smollm2-135m/lora-r8`."""
+    """Read `smollm2-135m/lora-r8`."""
     model, _, method = text.partition("/")
     if not model or not method:
         raise ArgumentTypeError(f"got {text!r}; expected MODEL/METHOD")
@@ -69,7 +71,7 @@ def model_and_method(text: str) -> tuple[str, str]:
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:
-    """Reads one of these names. Unlike argparse's `choices` it says which of them was probably meant."""
+    """Return a reader of one of these names. Unlike argparse's `choices`, it suggests the closest name."""
 
     def read(text: str) -> str:
         from pipelines.records.expected import expected_one_of
@@ -82,7 +84,7 @@ def one_of(*allowed: str) -> Callable[[str], str]:
 
 
 def some_of(*allowed: str) -> Callable[[str], list[str]]:
-    """Reads some of these names, separated by commas."""
+    """Return a reader of comma-separated names out of `allowed`."""
     read_one = one_of(*allowed)
     return lambda text: [read_one(part.strip()) for part in text.split(",")]
 
@@ -112,7 +114,7 @@ def add_cell(parser: ArgumentParser) -> None:
 
 
 def add_seeds(parser: ArgumentParser) -> None:
-    about = "only this one (again for more); default: the profile's seeds"
+    about = "only this seed (repeat for more); default: the profile's seeds"
     parser.add_argument("--seed", type=whole(), action="append", metavar="N", help=about)
 
 
@@ -121,5 +123,5 @@ def add_force(parser: ArgumentParser, about: str) -> None:
 
 
 def add_profile(parser: ArgumentParser) -> None:
-    about = "whose settings count, a name under profiles:; default: this machine's"
+    about = "the profile whose settings apply, a name under profiles:; default: this machine's"
     completion.offer(parser.add_argument("--profile", metavar="NAME", help=about), completion.profiles)

@@ -1,4 +1,4 @@
-"""What a command is: its name, what it does in one line, its arguments and its work."""
+"""A command: its name, a one-line description, its arguments and the function that runs it."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -9,12 +9,16 @@ OK, NOT_OK = 0, 3
 
 
 def _none(_: ArgumentParser) -> None:
-    """Of a command without arguments."""
+    """Add nothing: the command takes no arguments."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """`about` is the line in the list of commands; `details` follows it in the command's own help. `work` returns the exit code."""
+    """One command.
+
+    `about` is the line in the list of commands; `details` follows it in the command's own help.
+    `work` returns the exit code.
+    """
 
     name: str
     about: str
@@ -25,7 +29,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Stage:
-    """Commands that belong together, under one heading."""
+    """Related commands under one heading."""
 
     heading: str
     commands: tuple[Command, ...]

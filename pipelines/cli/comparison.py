@@ -1,4 +1,4 @@
-"""What came of it: `compare`, `table`, `decide`."""
+"""Results: `compare`, `table`, `decide`."""
 
 from argparse import ArgumentParser
 from contextlib import suppress
@@ -27,7 +27,8 @@ def table(arguments: Arguments) -> int:
     from pipelines.compare.terminal import output_width
     from pipelines.lake.paths import data_root
 
-    with suppress(UsageError):  # the table can be read whatever the configuration says
+    # The table can be read even if the configuration is wrong.
+    with suppress(UsageError):
         rows_now()
     data = data_root()
     rows = published_rows(data)
@@ -57,7 +58,7 @@ def _decide_arguments(parser: ArgumentParser) -> None:
     for name, unit, about in (
         ("--memory", "GB", "peak memory of training; default: any"),
         ("--minutes", "N", "time to train; default: any"),
-        ("--max-loss", "X", "bits per byte above the best cell measured, the whole interval; default: any"),
+        ("--max-loss", "X", "bits per byte above the best measured cell, at the interval's upper end; default: any"),
     ):
         parser.add_argument(name, type=not_negative, metavar=unit, help=about)
     also = parser.add_argument(
@@ -66,7 +67,7 @@ def _decide_arguments(parser: ArgumentParser) -> None:
         metavar="MODEL/METHOD",
         action="append",
         default=[],
-        help="a cell outside the profile that counts, too (again for more)",
+        help="also consider this cell outside the profile (repeat for more)",
     )
     completion.offer(also, completion.cells)
 
@@ -78,15 +79,16 @@ COMMANDS = (
         "print the published comparison",
         table,
         _table_arguments,
-        "A terminal gets the columns that it has room for, and the names of the others. A pipe or a file gets all columns, unless "
+        "A terminal shows the columns that fit, and the names of the others. A pipe or a file gets all columns, unless "
         "COLUMNS is set.",
     ),
     Command(
         "decide",
-        "the cell to use within limits, or the one to run next to know",
+        "the cell to use within limits, or the cell to run next",
         decide,
         _decide_arguments,
-        "Three outcomes: `use` names a cell that surely stays within the limits (exit code 0); `run next` names the cell whose run "
-        "would tell (exit code 3); `no configured cell stays within these limits` (exit code 3). The lines below it say why.",
+        "Three outcomes: `use` names a cell that is certain to stay within the limits (exit code 0); `run next` names the cell "
+        "whose run would decide (exit code 3); `no configured cell stays within these limits` (exit code 3). The lines below "
+        "give the reasons.",
     ),
 )

@@ -1,5 +1,7 @@
-"""What the shell offers when somebody presses Tab. The names come from experiments.yaml as it is written, unchecked: checking it
-would load more than a key stroke has time for."""
+"""Shell completion. Names come from experiments.yaml as written.
+
+The file is not validated here: validation would load more than a key stroke has time for.
+"""
 
 import os
 from argparse import Action, ArgumentParser
@@ -7,11 +9,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-REQUEST = "_ARGCOMPLETE"  # set by argcomplete's function in the shell
+# The shell function of argcomplete sets this environment variable.
+REQUEST = "_ARGCOMPLETE"
 
 
 def answer(parser: Callable[[], ArgumentParser]) -> None:
-    """Where the shell asks for completions, print them and end the process; else do nothing."""
+    """Print completions and end the process if the shell asks for them; otherwise do nothing."""
     if REQUEST in os.environ:
         import argcomplete
 
@@ -19,12 +22,13 @@ def answer(parser: Callable[[], ArgumentParser]) -> None:
 
 
 def offer(argument: Action, names: Callable[[], Iterable[str]]) -> None:
-    """Have `argument` completed with `names`."""
+    """Complete `argument` with `names`."""
 
     def completer(**_: Any) -> list[str]:
         return list(names())
 
-    argument.completer = completer  # pyright: ignore[reportAttributeAccessIssue]: where argcomplete looks for it
+    # argcomplete looks for this attribute.
+    argument.completer = completer  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def models() -> list[str]:
@@ -44,7 +48,7 @@ def providers() -> list[str]:
 
 
 def cells() -> list[str]:
-    """The cells that were ever trained, as MODEL/METHOD."""
+    """All cells with at least one attempt, as MODEL/METHOD."""
     from pipelines.lake.paths import data_root
 
     return [f"{folder.parent.name}/{folder.name}" for folder in sorted(data_root().cells.glob("*/*/"))]
@@ -56,9 +60,8 @@ def _names(section: str) -> list[str]:
     from pipelines.errors import UsageError
     from pipelines.lake.paths import experiments_file
 
-    with suppress(
-        UsageError, OSError, ValueError, yaml.YAMLError
-    ):  # the command itself says what is wrong with the file
+    # The command itself reports what is wrong with the file.
+    with suppress(UsageError, OSError, ValueError, yaml.YAMLError):
         data = yaml.load(experiments_file().read_bytes(), Loader=yaml.CSafeLoader)
         entries = data.get(section) if isinstance(data, dict) else None
         return [str(name) for name in entries] if isinstance(entries, dict) else []

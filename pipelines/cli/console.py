@@ -1,4 +1,4 @@
-"""One call of the console script: it reads the command line, runs the command, and turns errors into words and exit codes."""
+"""One call of the console script: read the command line, run the command, report errors."""
 
 import os
 import sys
@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     completion.answer(parser)
     from pipelines.runs.process import end_as_interrupt, print_anything
 
-    if argv is None:  # we are the process, not a call from one
+    # Without `argv` we are the process itself, not a call from other code.
+    if argv is None:
         print_anything()
     try:
         arguments, command = parse(sys.argv[1:] if argv is None else argv)
@@ -25,14 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command is None:
             parser().print_help()
             return OK
-        if argv is None:  # being ended is an interrupt, so that nothing stays behind
+        # A termination signal counts as an interrupt, so that child processes are cleaned up.
+        if argv is None:
             end_as_interrupt()
         return command.work(arguments)
     except (UsageError, WorkError, UnavailableError) as error:
         return _print_error(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _print_error("interrupted; nothing is lost, run the same command again", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output went away, such as `head`
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, went away.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:
@@ -49,7 +52,7 @@ def _print_error(message: str, exit_code: int) -> int:
 
 
 def _machine_error(error: Exception) -> str | None:
-    """A sentence on an error that the machine made, such as a full disk; None for any other."""
+    """Explain an error that the machine caused, such as a full disk; None for any other error."""
     from pipelines.lake.disk import explained
     from pipelines.lake.paths import data_root
 

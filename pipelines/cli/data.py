@@ -52,10 +52,7 @@ def _release(project: Project, arguments: Arguments) -> int:
 def _resend(project: Project) -> None:
     from pipelines.generate.generate import generate_again
 
-    print(
-        f"{generate_again(project.data)} requests that were given up may be sent once more; what they may have cost "
-        "stays charged"
-    )
+    print(f"{generate_again(project.data)} abandoned requests may be sent once more; their possible cost stays charged")
 
 
 def _generate(project: Project, arguments: Arguments) -> int:
@@ -91,30 +88,30 @@ def _generate_arguments(parser: ArgumentParser) -> None:
         "--provider",
         action="append",
         metavar="NAME",
-        help="only this one (again for more); default: all that are enabled",
+        help="only this provider (repeat for more); default: all enabled providers",
     )
     completion.offer(named, completion.providers)
     parser.add_argument("--estimate", action="store_true", help="print requests, tokens and dollars; send nothing")
     parser.add_argument(
-        "--budget-usd", type=dollars, metavar="X", help="this run's own cap, below those of experiments.yaml"
+        "--budget-usd", type=dollars, metavar="X", help="a cap for this run, below the caps of experiments.yaml"
     )
     add_choice(
         parser,
         "--batch",
         "submit",
         "collect",
-        about="only this step, of the providers with batch: true; default: both",
+        about="only this step, for providers with batch: true; default: both",
     )
     parser.add_argument(
         "--resend-in-doubt",
         action="store_true",
-        help="send requests once more whose fate was lost twice (they may cost twice)",
+        help="resend requests whose outcome was lost twice (they may cost twice)",
     )
     parser.add_argument(
         "--release-in-doubt",
         metavar="REASON",
-        help="give back what is charged for requests of unknown fate or cost (of --provider, else of all), once the provider's own "
-        "bill shows none of it; the reason is kept in the journal, and nothing is sent",
+        help="refund the charges of requests with unknown outcome or cost (of --provider, else of all), if the provider's own "
+        "bill does not list them; the journal keeps the reason, and nothing is sent",
     )
 
 
@@ -128,8 +125,8 @@ def judge(arguments: Arguments) -> int:
     experiments = project.experiments
     if experiments.generation.judge is None and not experiments.judging.judge and not experiments.judging.teachers:
         raise UsageError(
-            "no judge is configured: set generation.judge: {providers: [NAME, …]} (of the providers' records) or judging.judge: "
-            "NAME (of the models' answers) in experiments.yaml"
+            "no judge is configured: set generation.judge: {providers: [NAME, …]} (for the providers' records) or "
+            "judging.judge: NAME (for the models' answers) in experiments.yaml"
         )
     if arguments.estimate:
         return _estimate_judging(project)
@@ -154,19 +151,15 @@ def _estimate_judging(project: Project) -> int:
 
     own = answers.estimates(project.resolve()) if answers.is_configured(project) else ()
     estimates = [*judged_records.estimates(project.data, project.experiments), *own]
-    nothing = ["nothing would be asked: no records and no answers are kept yet that a judge or a teacher could see"]
+    nothing = ["no requests: there are no records and no answers yet for a judge or a teacher"]
     for line in estimate.in_words(estimates, project.experiments.generation.budget_usd) if estimates else nothing:
         print(line)
     return OK
 
 
 def _judge_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--again", action="store_true", help="ask once more where an answer held no verdict that can be read"
-    )
-    parser.add_argument(
-        "--estimate", action="store_true", help="what would be asked and what it would cost; sends nothing"
-    )
+    parser.add_argument("--again", action="store_true", help="ask once more if a reply held no readable verdict")
+    parser.add_argument("--estimate", action="store_true", help="print the requests and their cost; send nothing")
 
 
 def clean(arguments: Arguments) -> int:
@@ -180,7 +173,8 @@ def clean(arguments: Arguments) -> int:
     else:
         records = read.raw_records(project.data, project.experiments)
     before = None
-    with suppress(UsageError):  # a damaged note of what is current is written anew
+    # If the pointer to the current examples is damaged, cleaning rewrites it.
+    with suppress(UsageError):
         before = cleaning.current(project.data)
     place = project.data.tried if arguments.tried else project.data
     result = cleaning.clean(place, records, project.experiments.cleaning)
@@ -210,27 +204,27 @@ def _clean_arguments(parser: ArgumentParser) -> None:
         "--input",
         action="append",
         metavar="FILE",
-        help="JSON, JSONL, CSV, TSV or Parquet, instead of sources: (again for more)",
+        help="JSON, JSONL, CSV, TSV or Parquet, in place of sources: (repeat for more)",
     )
     parser.add_argument(
         "--try",
         dest="tried",
         action="store_true",
-        help="show what would become of the records; the current examples stay as they are",
+        help="show the outcome for these records; the current examples stay as they are",
     )
     add_choice(
         parser,
         "--encoding",
         *get_args(Encoding),
         metavar="NAME",
-        about="of the files of --input, such as utf-8 or cp949; a CSV file's is detected where none is given",
+        about="encoding of the --input files, such as utf-8 or cp949; that of a CSV file is detected by default",
         default="utf-8",
     )
     parser.add_argument(
         "--columns",
         type=_columns,
         metavar="OURS=THEIRS,…",
-        help="which field of --input is what, such as instruction=질문,output=답변",
+        help="map the fields of --input, such as instruction=질문,output=답변",
     )
 
 
@@ -247,7 +241,7 @@ COMMANDS = (
         "ask the configured generators for SFT records",
         generate,
         _generate_arguments,
-        "Answers that are held are never asked for again. Exit code 3: a generator stopped early; what it gave is kept.",
+        "Stored answers are never requested again. Exit code 3: a generator stopped early; its answers so far are kept.",
     ),
     Command(
         "judge",

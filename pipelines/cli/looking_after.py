@@ -1,4 +1,4 @@
-"""Looking after machine and data: `doctor`, `prune`."""
+"""Maintenance of the machine and the data: `doctor`, `prune`."""
 
 import sys
 from argparse import ArgumentParser
@@ -37,11 +37,11 @@ def prune(arguments: Arguments) -> int:
 
 
 def _prune_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--list", action="store_true", help="name every file and folder, not some of each kind")
-    parser.add_argument("--yes", action="store_true", help="remove it")
+    parser.add_argument("--list", action="store_true", help="list every file and folder, not only some of each kind")
+    parser.add_argument("--yes", action="store_true", help="remove them")
 
 
 COMMANDS = (
-    Command("doctor", "what this machine has and what each profile can run", doctor),
-    Command("prune", "what nobody needs any more; removed with --yes alone", prune, _prune_arguments),
+    Command("doctor", "show what this machine has and what each profile can run", doctor),
+    Command("prune", "list files that nothing needs; only --yes removes them", prune, _prune_arguments),
 )

@@ -1,4 +1,4 @@
-"""Before anything is trained: `models`, `estimate`, `plan`."""
+"""Before training: `models`, `estimate`, `plan`."""
 
 import json
 from argparse import ArgumentParser
@@ -58,25 +58,25 @@ def plan(arguments: Arguments) -> int:
 
 def _plan_arguments(parser: ArgumentParser) -> None:
     add_profile(parser)
-    parser.add_argument("--cluster", metavar="FILE", help="YAML that lists machines; default: this one alone")
-    parser.add_argument("--all", action="store_true", help="every cell of the profile, also what is current")
-    parser.add_argument("--json", action="store_true", help="for programs; seconds, GB and dollars")
+    parser.add_argument("--cluster", metavar="FILE", help="YAML file that lists machines; default: only this one")
+    parser.add_argument("--all", action="store_true", help="every cell of the profile, including the current ones")
+    parser.add_argument("--json", action="store_true", help="print JSON; units are seconds, GB and dollars")
 
 
 COMMANDS = (
-    Command("models", "the models: size, licence, whether they are here, what fits", models, add_format),
+    Command("models", "list the models: size, licence, local or not, what fits", models, add_format),
     Command(
         "estimate",
         "predict the peak memory of cells, and what fits where",
         estimate,
         _estimate_arguments,
-        "No weights are needed: a model of the hub counts by its configuration.",
+        "No weights are needed: for a model of the hub its configuration is enough.",
     ),
     Command(
         "plan",
-        "what the due cells would take: memory, time, order, dollars",
+        "predict memory, time, order and dollars of the due cells",
         plan,
         _plan_arguments,
-        "On this machine, or on the devices of a file. Exit code 3: a cell has no place on any of them.",
+        "For this machine, or for the devices in a file. Exit code 3: a cell fits none of them.",
     ),
 )

@@ -15,7 +15,8 @@ from pipelines.errors import UsageError
 if TYPE_CHECKING:
     from pipelines.project import Project
 
-DEFAULT_RANKS = [[8, 128, 256]]  # of a sweep that names none
+# The ranks of a sweep that names none, as argparse would deliver them.
+DEFAULT_RANKS = [[8, 128, 256]]
 
 
 def sweep(arguments: Arguments) -> int:
@@ -76,16 +77,16 @@ def _sweep_arguments(parser: ArgumentParser) -> None:
         "scaled",
         "rslora",
         default="fixed",
-        about="fixed: 32 at every rank (default); scaled: 4 × rank, with which a larger rank also learns faster; rslora: 16 at "
-        "every rank, divided by the root of the rank",
+        about="fixed: 32 at every rank (default); scaled: 4 × rank, so that a larger rank also learns faster; rslora: 16 at "
+        "every rank, divided by the square root of the rank",
     )
-    add_choice(parser, "--targets", "all-linear", "attention", about="default: what the profile says")
+    add_choice(parser, "--targets", "all-linear", "attention", about="default: the profile's setting")
     parser.add_argument(
         "--layers",
         type=whole_numbers(0, "numbers of layers, 0 or more, such as 0,4,8,12"),
         nargs="+",
         metavar="N",
-        help="instead of ranks: the model without so many of its layers, as it is and trained: 0,4,8,12",
+        help="instead of ranks: remove N layers of the model; each is measured untouched and trained: 0,4,8,12",
     )
     methods = parser.add_argument(
         "--methods", metavar="M,M", help="with --layers; default: the untouched model, full, lora-r8, qlora-r8"
@@ -100,6 +101,6 @@ COMMANDS = (
         "train LoRA at several ranks, or a model with fewer layers",
         sweep,
         _sweep_arguments,
-        "All of them are evaluated too; the table has loss, minutes and memory. Ranks are trained with dropout 0.1.",
+        "Every cell is also evaluated; the table has loss, minutes and memory. Rank sweeps use dropout 0.1.",
     ),
 )

@@ -1,4 +1,4 @@
-"""All commands by stage, and the parser that is made of them."""
+"""All commands by stage, and the parser built from them."""
 
 import argparse
 import re
@@ -20,14 +20,14 @@ CORE = (
 
 
 def _extra_stages() -> Iterator[Stage]:
-    """What the packages in pipelines/extras bring: the core names none of them."""
+    """The stages of the packages in pipelines/extras. The core names none of these packages."""
     folder = find_spec("pipelines.extras")
     for package in iter_modules(folder.submodule_search_locations if folder else None):
         yield from import_module(f"pipelines.extras.{package.name}.commands").STAGES
 
 
 def _merged(core: Sequence[Stage], more: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Each stage of the core with the commands that others add to it."""
+    """Each stage of the core with the commands that the extras add to it."""
     added = {
         stage.heading: [one for other in more if other.heading == stage.heading for one in other.commands]
         for stage in core
@@ -39,7 +39,7 @@ STAGES = _merged(CORE, list(_extra_stages()))
 COMMANDS = {command.name: command for stage in STAGES for command in stage.commands}
 ABOUT = "Full fine-tuning, LoRA or QLoRA: one measured table."
 MORE = """\
-`featherweight COMMAND --help` says what a command takes.
+`featherweight COMMAND --help` lists the options of a command.
 Exit codes: 0 done; 1 the work failed; 2 bad usage or configuration;
 3 finished and recorded, but an outcome is not ok."""
 
@@ -62,11 +62,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> tuple[Arguments, Command | None]:
-    """What is asked for, and the command; None where none is named.
+    """The parsed arguments and the command; the command is None if the line names none.
 
     Raises:
         UsageError: no such command.
-        SystemExit: the command does not take what is given (2), or its help was asked for (0).
+        SystemExit: the command does not take these arguments (2), or the user asked for help (0).
     """
     top = parser()
     if name := next((word for word in argv if not word.startswith("-")), None):
@@ -87,7 +87,7 @@ def _require_known(name: str) -> None:
 
 
 def _refuse(unknown: Sequence[str], top: argparse.ArgumentParser, command: Command | None) -> None:
-    """End with exit code 2, and say which options there are like those that there are not."""
+    """Exit with code 2, and suggest the closest existing option for each unknown one."""
     from difflib import get_close_matches
 
     usage = top

@@ -1,4 +1,4 @@
-"""Using what was trained: `chat`; what pipelines/extras adds stands under the same heading."""
+"""Using trained cells: `chat`. The commands of pipelines/extras appear under the same heading."""
 
 from argparse import ArgumentParser
 
@@ -21,28 +21,26 @@ def _chat_arguments(parser: ArgumentParser) -> None:
         "cells",
         nargs="*",
         metavar="MODEL/METHOD[@SEED]",
-        help="the base of each model answers, too; default: what the comparison prefers",
+        help="the base of each model also answers; default: the cell that the comparison prefers",
     )
     completion.offer(cells, completion.cells)
     parser.add_argument(
-        "--temperature", type=not_negative, default=0.0, metavar="T", help="0 (default): the likeliest token"
+        "--temperature", type=not_negative, default=0.0, metavar="T", help="0 (default): always the likeliest token"
     )
     parser.add_argument("--max-new-tokens", type=whole(1), default=256, metavar="N", help="default 256")
     parser.add_argument("--system", default="", metavar="TEXT", help="a system prompt; default: none")
     parser.add_argument(
-        "--now", dest="beside", action="store_true", help="also while a measurement runs, which that disturbs"
+        "--now", dest="beside", action="store_true", help="chat even during a measurement, and disturb it"
     )
-    add_choice(
-        parser, "--format", "text", "json", about="json: a line for each prompt that is piped in", default="text"
-    )
-    parser.add_argument("--page", action="store_true", help="on a page of this machine (127.0.0.1), with a blind vote")
-    parser.add_argument("--port", type=whole(0), default=3100, metavar="N", help="of the page; default 3100")
+    add_choice(parser, "--format", "text", "json", about="json: one line for each piped prompt", default="text")
+    parser.add_argument("--page", action="store_true", help="open a local page (127.0.0.1) with a blind vote")
+    parser.add_argument("--port", type=whole(0), default=3100, metavar="N", help="port of the page; default 3100")
 
 
 COMMANDS = (
     Command(
         "chat",
-        "ask base and trained cells the same; see answers side by side",
+        "put one prompt to base and trained cells, side by side",
         chat,
         _chat_arguments,
         "In the terminal, or with --page on a local page.",

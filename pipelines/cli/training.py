@@ -73,13 +73,15 @@ def _dry_run(project: Project, key: CellKey) -> int:
     try:
         for line in dry_run(project.resolve(), key):
             print(line)
-    except (ValueError, OSError) as error:  # what would end the cell as `failed`
+    except (ValueError, OSError) as error:
+        # In a real run this error would end the cell as `failed`.
         if explained(error, project.data.root):
             raise
         raise WorkError(str(error)) from error
-    except SafetensorError as error:  # which names no file
+    except SafetensorError as error:
+        # The error itself names no file.
         folder = store.model_folder(project.data, key.model, project.experiments.model(key.model))
-        raise WorkError(f"the weights in {folder} cannot be read: {error}; put whole ones there") from error
+        raise WorkError(f"the weights in {folder} cannot be read: {error}; replace them with complete files") from error
     return OK
 
 
@@ -97,20 +99,22 @@ def _train_arguments(parser: ArgumentParser) -> None:
     add_cell(parser)
     add_seeds(parser)
     add_profile(parser)
-    add_force(parser, "also where the last one is current")
+    add_force(parser, "train again even if the last attempt is current")
     parser.add_argument(
         "--max-examples",
         type=whole(1),
         metavar="N",
-        help="train on at most so many, as a trial; the row is stale afterwards, since the profile asks for more",
+        help="a trial on at most N examples; the row is stale afterwards, since the profile asks for more",
     )
     _add_budget(parser)
     parser.add_argument(
         "--retime",
         action="store_true",
-        help="train a good row that nothing has changed since again, for its speed; it stays unless the new one ends ok",
+        help="train a current row again to measure its speed; the old row stays unless the new attempt ends ok",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show one example token by token and the loss at step 0")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show one example token by token and the loss at step 0; trains nothing"
+    )
 
 
 def _add_budget(parser: ArgumentParser) -> None:
@@ -125,7 +129,7 @@ def _add_budget(parser: ArgumentParser) -> None:
         type=some_of(*FINGERPRINTS),
         default=list(FINGERPRINTS),
         metavar="WHAT,…",
-        help="make a good row again only where one of these has changed: data, recipe, code, machine, evaluation; default: any",
+        help="rerun a good row only if one of these has changed: data, recipe, code, machine, evaluation; default: any",
     )
 
 
@@ -143,7 +147,8 @@ def evaluate(arguments: Arguments) -> int:
     for key in keys:
         resolved.require_same_weights(trained(project, key))
     if arguments.method != base_method(project):
-        evaluate_base(resolved, arguments.model)  # the row is compared with it
+        # The new row is compared with the untouched model.
+        evaluate_base(resolved, arguments.model)
     for key in keys:
         allowed = choices.applied(resolved, (key.model, key.method), began)
         evaluation, reused = evaluate_cell(allowed, key, force=arguments.force, rerun_for=arguments.rerun_for)
@@ -162,7 +167,7 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
     add_cell(parser)
     add_seeds(parser)
     add_profile(parser)
-    add_force(parser, "also where the last one is current")
+    add_force(parser, "evaluate again even if the last evaluation is current")
     _add_budget(parser)
 
 
@@ -173,7 +178,7 @@ COMMANDS = (
         "train one cell: a model by a method",
         train,
         _train_arguments,
-        "The cell is trained whether the profile names it or not. The options mean what they mean in Dagster's launchpad. "
+        "The profile need not name the cell. The options have the same meaning as in Dagster's launchpad. "
         "Exit code 3: the attempt is recorded, and its status is not ok.",
     ),
     Command("evaluate", "evaluate a trained cell", evaluate, _evaluate_arguments),

@@ -1,4 +1,4 @@
-"""What the commands work on: the project as it is now, and the cell that is named."""
+"""The project and the cells that a command works on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def project_now(profile: str | None = None) -> Project:
-    """The data root, the configuration, and `profile`; without one, or with `auto`, the one that this machine runs.
+    """The project with `profile`; without one, or with `auto`, the profile of this machine.
 
     Raises:
         UsageError: the configuration is wrong, or has no such profile.
@@ -27,7 +27,7 @@ def project_now(profile: str | None = None) -> Project:
 
 
 def rows_now(profile: str | None = None) -> Project:
-    """The same, for a command that works on rows: the first time after an upgrade it is said which of them are older."""
+    """`project_now` for a command that works on rows. The first call after an upgrade announces outdated rows."""
     from pipelines.lake.files import announce
     from pipelines.upkeep.upgrade import noticed
 
@@ -38,7 +38,7 @@ def rows_now(profile: str | None = None) -> Project:
 
 
 def keys_of(project: Project, model: str, method: str, seeds: Sequence[int] | None) -> list[CellKey]:
-    """The cell, once for each of `seeds`, or of the profile's.
+    """The keys of a cell: one for each of `seeds`, or for each seed of the profile.
 
     Raises:
         UsageError: an unknown model or method.
