@@ -63,7 +63,7 @@ def test_an_answer_in_words_is_kept_and_the_first_filter_counts() -> None:
 
 @pytest.mark.parametrize("value", [0.5, (1, 2), None, float("nan")])
 def test_a_metric_that_is_no_verdict_makes_no_share(value: Any) -> None:
-    with pytest.raises(UnavailableError, match=r"none of its metrics \(f1\) says of each question whether it is right"):
+    with pytest.raises(UnavailableError, match=r"none of its metrics \(f1\) is right or wrong for every question"):
         rows(sample(metrics=["f1"], f1=1.0), sample(metrics=["f1"], f1=value))
 
 

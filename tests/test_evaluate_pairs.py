@@ -410,7 +410,7 @@ NO_RATE: dict[str, tuple[Change, str]] = {
     ),
     "other records were answered": (
         lambda paired: paired.cell("base", {"another": "Hi."}),
-        "no answers to the same questions are kept",
+        "no stored answers to the same questions",
     ),
     "the judge may not be asked": (
         lambda paired: paired.configure(providers={"claude": {"enabled": False}}),

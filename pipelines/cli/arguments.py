@@ -71,7 +71,10 @@ def model_and_method(text: str) -> tuple[str, str]:
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:
-    """Return a reader of one of these names. Unlike argparse's `choices`, it suggests the closest name."""
+    """Return a reader of one of these names.
+
+    Unlike argparse's `choices`, it suggests the closest name.
+    """
 
     def read(text: str) -> str:
         from pipelines.records.expected import expected_one_of

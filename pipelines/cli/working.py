@@ -27,7 +27,10 @@ def project_now(profile: str | None = None) -> Project:
 
 
 def rows_now(profile: str | None = None) -> Project:
-    """`project_now` for a command that works on rows. The first call after an upgrade announces outdated rows."""
+    """`project_now` for a command that works on rows.
+
+    The first call after an upgrade announces outdated rows.
+    """
     from pipelines.lake.files import announce
     from pipelines.upkeep.upgrade import noticed
 

@@ -1,1 +1,1 @@
-"""A finished cell's quality, in a process of its own: losses on held-out records and greedy answers."""
+"""Evaluation of a finished cell in a separate process: losses on held-out records, greedy answers."""

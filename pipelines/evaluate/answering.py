@@ -1,6 +1,8 @@
-"""Greedy answers: many at a time or one, with the same rules for every model of when an answer ends.
+"""Greedy answers, in batches or one at a time. The rules for the end of an answer are the same for
+every model.
 
-A batch is padded on the left, so that every row's next token comes from its last place; mask and positions leave the padding out.
+A batch is padded on the left, so that every row's next token comes from its last position.
+Mask and positions exclude the padding.
 """
 # ruff: noqa: TID253
 
@@ -16,14 +18,15 @@ from pipelines.train.trainer import virtual_tokens
 from pipelines.train.trainer.conversations import ALPACA
 from pipelines.train.trainer.prompts import PromptFormat
 
-# A model that was not tuned to stop goes on with the next block of the format that it was asked in.
+# A model that was not tuned to stop continues with the next block of its prompt format.
 NEXT_BLOCK = ("### Instruction", ALPACA.split(".")[0])
-TAIL = 48  # tokens at the end of a row that may hold such a text
+# Number of last tokens of a row in which to look for such a text.
+TAIL = 48
 
 
 @dataclass(frozen=True)
 class PromptedModel:
-    """A model and how it is asked. `more` goes to every call of `generate`."""
+    """A model and its prompt format. `more` goes to every call of `generate`."""
 
     model: Any
     form: PromptFormat
@@ -39,9 +42,10 @@ class PromptedModel:
 def answer(
     prompted_model: PromptedModel, prompts: Sequence[list[int]], limit: int, *, exactly: bool = False
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, in one batch: its new tokens, the one that ended it included, at most `limit`.
+    """The greedy continuation of each prompt, in one batch: at most `limit` new tokens, including the
+    token that ends it.
 
-    `exactly`: just so many, nothing ends them; for measuring speed.
+    `exactly`: generate `limit` tokens and ignore every end, to measure speed.
     """
     form, longest = prompted_model.form, max(map(len, prompts))
     padding = form.tokenizer.eos_token_id
@@ -52,13 +56,14 @@ def answer(
         mask[row, longest - len(prompt) :] = 1
     stops = [] if exactly else form.stop_tokens
     texts = () if exactly else prompted_model.stop_texts
-    # a configuration of our own: what a model's folder says of sampling and penalties would make rows differ
+    # The sampling and penalty settings in a model's folder would make models incomparable.
     config = GenerationConfig(
         do_sample=False, max_new_tokens=limit, eos_token_id=stops or None, pad_token_id=padding, use_cache=True
     )
     prompted_model.model.generation_config = config
     by_embeddings = virtual_tokens.embedded(prompted_model.model) > 0
-    start = 0 if by_embeddings else longest  # of the new tokens, in what comes back
+    # With input embeddings, `generate` returns only the new tokens.
+    start = 0 if by_embeddings else longest
     ends = StoppingCriteriaList([_TextEnds(form.tokenizer, texts, start)] if texts else [])
     model, device = prompted_model.model, prompted_model.device
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
@@ -72,7 +77,7 @@ def answer(
 
 
 def _until_its_end(tokens: list[int], stops: Sequence[int], form: PromptFormat, texts: Sequence[str]) -> list[int]:
-    """A row without what pads it after its end; one that a text ended has no end token."""
+    """A row without the padding after its end. A row that a stop text ended has no end token."""
     end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
     ended_by_text = texts and _first(form.tokenizer.decode(tokens[:end]), texts) is not None
     return tokens[:end] if ended_by_text else tokens[: end + 1]
@@ -86,7 +91,7 @@ def ended(prompted_model: PromptedModel, tokens: Sequence[int], limit: int) -> b
 
 
 def text_of(prompted_model: PromptedModel, tokens: Sequence[int]) -> str:
-    """What the tokens say: no special token, nothing of the next block."""
+    """The text of the tokens, without special tokens and without the next block."""
     text = prompted_model.form.tokenizer.decode(tokens, skip_special_tokens=True)
     return text[: _first(text, prompted_model.stop_texts)].strip()
 
@@ -108,7 +113,10 @@ class _TextEnds(StoppingCriteria):
 
 
 def groups(prompts: Sequence[list[int]], limit: int, *, max_tokens: int) -> list[list[int]]:
-    """Places of `prompts` by length, in groups of at most `max_tokens` (padded prompt and answer); a longer one goes alone."""
+    """Indices of `prompts` by length, in groups of at most `max_tokens` (padded prompt and answer).
+
+    A prompt that exceeds `max_tokens` forms a group of its own.
+    """
     batches: list[list[int]] = []
     for place in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
         size = (len(prompts[batches[-1][0]]) + limit) * (len(batches[-1]) + 1) if batches else 0
@@ -122,7 +130,7 @@ def groups(prompts: Sequence[list[int]], limit: int, *, max_tokens: int) -> list
 def answer_all(
     prompted_model: PromptedModel, prompts: Sequence[list[int]], limit: int, *, max_tokens: int
 ) -> list[list[int]]:
-    """As `answer`, for any number of prompts."""
+    """`answer` for any number of prompts."""
     answers: list[list[int]] = [[] for _ in prompts]
     for group in groups(prompts, limit, max_tokens=max_tokens):
         for place, tokens in zip(group, answer(prompted_model, [prompts[i] for i in group], limit), strict=True):
@@ -131,12 +139,13 @@ def answer_all(
 
 
 def latencies(prompted_model: PromptedModel, prompts: Sequence[list[int]], limit: int) -> list[float]:
-    """Milliseconds that each prompt's answer takes alone; the first call of a model, which warms it up, is not counted."""
+    """Milliseconds for the answer to each prompt, one at a time, after an untimed warm-up call."""
     if prompts:
         answer(prompted_model, prompts[:1], 2)
     milliseconds = []
     for prompt in prompts:
         clock = Stopwatch()
-        answer(prompted_model, [prompt], limit)  # its tokens come back to the host, so a card has finished
+        # The tokens are copied to the host, so a GPU has finished.
+        answer(prompted_model, [prompt], limit)
         milliseconds.append(clock.total() * 1000)
     return milliseconds

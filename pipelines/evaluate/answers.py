@@ -1,5 +1,5 @@
-"""What is done with answers that are kept, without the model: teachers answer the same, the judge scores all of them and sets them
-against the untouched model's."""
+"""Work on stored answers that needs no model: teachers answer the same questions; the judge scores
+all answers and compares them with the untouched model's."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,11 +22,13 @@ from pipelines.runs.cells import CellKey, Evaluation
 from pipelines.settings.experiments import Teacher
 
 Row = dict[str, Any]
-ROLES = ("judge", "pair")  # what the judge is asked as: about one answer, about two
+# The two roles of the judge: it scores one answer, or compares two.
+ROLES = ("judge", "pair")
 
 
 def shown_evaluation(project: Project, key: CellKey, fingerprint: str) -> Evaluation | None:
-    """The evaluation that the comparison shows of a cell: the newest attempt's current one, else its last good one."""
+    """The evaluation that the comparison shows for a cell: the newest attempt's current one, else its
+    last good one."""
     attempt = cells.latest(project.data, key)
     if attempt is None:
         return None
@@ -35,27 +37,27 @@ def shown_evaluation(project: Project, key: CellKey, fingerprint: str) -> Evalua
 
 
 def answers_of(evaluation: Evaluation) -> list[Row]:
-    """The evaluation's answers, each with `ended` as far as that is known."""
+    """The evaluation's answers, each with `ended` (None if unknown)."""
     settings = evaluation.spec.more.get("settings")
     limit = settings.get("max_new_tokens") if isinstance(settings, dict) else None
     return [{**row, "ended": has_ended(row, limit)} for row in evaluation.answers()]
 
 
 def kept_answers(project: Project, model: str, method: str, fingerprint: str) -> list[list[Row]]:
-    """The answers of a cell as the comparison shows it, one list for each seed that has any."""
+    """The answers of a cell that the comparison shows, one list for each seed with answers."""
     keys = [CellKey(model, method, seed) for seed in project.settings.seeds]
     evaluations = [shown_evaluation(project, key, fingerprint) for key in keys]
     return [rows for evaluation in evaluations if evaluation and (rows := answers_of(evaluation))]
 
 
 def sample(resolved: Resolved) -> list[Row]:
-    """The held-out records that the profile's models were asked, as they were kept with their answers."""
+    """The held-out records that the profile's models have answered."""
     return _records(resolved, [one.answers() for one in _all_evaluations(resolved)])
 
 
 @contextmanager
 def reading(project: Project) -> Iterator[Journal | None]:
-    """The journal, or None where nobody was ever asked."""
+    """The journal; None if no request was ever sent."""
     if not project.data.journal.exists():
         yield None
         return
@@ -64,7 +66,7 @@ def reading(project: Project) -> Iterator[Journal | None]:
 
 
 def is_configured(project: Project) -> bool:
-    """Whether anybody is to be asked: a judge, or a teacher."""
+    """Whether a judge or a teacher is configured."""
     return bool(project.experiments.judging.judge or project.experiments.judging.teachers)
 
 
@@ -77,15 +79,18 @@ def ask(
     wait: bool = True,
     again: bool = False,
 ) -> GenerationResult:
-    """Have the teachers answer what these evaluations' models were asked (none given: all that the comparison shows), then have
-    the judge score all answers and, with `judging.pairs`, compare them with the untouched model's, for at most `budget_usd` of this
-    call's own; what the journal holds is not asked again, but with `again` what the judge answered without a readable verdict, once
-    more. Without teachers and judge nothing is done.
+    """Send the requests to teachers and judge about these evaluations; none means all that the
+    comparison shows.
+
+    The teachers answer the questions that the models were asked. The judge then scores all answers
+    and, with `judging.pairs`, compares them with the untouched model's. `budget_usd` caps the cost
+    of this call. Nothing in the journal is sent again, except with `again` the requests without a
+    readable verdict. Without teachers and judge the call does nothing.
 
     Raises:
         UsageError: the prompts are broken.
         WorkError: the journal cannot be written.
-        InUseError: `wait` is False, something is to be sent, and somebody else is sending.
+        InUseError: `wait` is False, there are requests to send, and another process is sending.
     """
     project = resolved.project
     if not is_configured(project):
@@ -95,13 +100,14 @@ def ask(
         return done
     name = project.experiments.judging.judge
     with ExitStack() as held:
-        # before the session: the device may be in use for hours
+        # Take the device before the session, since it may be in use for hours.
         device = held.enter_context(device_lock(wait=wait)) if teaching.local_teachers(project) else None
         run = held.enter_context(
             session(project.data, project.experiments, progress=progress, budget_usd=budget_usd, wait=wait)
         )
         results = teaching.ask_teachers(run, resolved, about.records, device)
-        for role in ROLES if name else ():  # now, since the teachers' new answers are judged too
+        # The judge comes last, since it also judges the teachers' new answers.
+        for role in ROLES if name else ():
             requests = to_ask(about.replies(run.journal, role), again=again)
             judged = teaching.send(run, {name: requests}, role) if name and requests else {}
             counts = unreadable_in(about.replies(run.journal, role))
@@ -110,8 +116,11 @@ def ask(
 
 
 def estimates(resolved: Resolved) -> Iterator[Estimate]:
-    """What `ask` would send now and what that would cost, by provider and role. Nothing is sent. Verdicts on answers that teachers
-    have not given yet are not counted, nor is what a teacher is asked behind passages that were not looked up yet."""
+    """The requests that `ask` would send now and their cost, by provider and role. Sends nothing.
+
+    Two kinds of requests are not counted: verdicts on teachers' answers that do not exist yet, and
+    requests to teachers whose retrieval is missing.
+    """
     project = resolved.project
     if not is_configured(project):
         return
@@ -132,8 +141,11 @@ def estimates(resolved: Resolved) -> Iterator[Estimate]:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is asked about: each run's answers, the records that they answer, the runs' matches against the untouched model, and by
-    model the untouched one's evaluation, or why answers are not set against it."""
+    """What teachers and judge work on: each run's answers, the answered records, and the runs' matches.
+
+    `bases` holds the untouched model's evaluation by model, or the reason why answers are not
+    compared with it.
+    """
 
     resolved: Resolved
     records: Sequence[Row]
@@ -142,7 +154,7 @@ class Subject:
     bases: Mapping[str, Evaluation | str]
 
     def replies(self, journal: Journal, role: str) -> list[Reply[Any]]:
-        """How the verdicts stand that the judge is asked for as `role`, on the models' answers and the teachers' that are here."""
+        """The state of the judge's verdicts in `role`, on the answers of the models and the teachers."""
         experiments, project = self.resolved.experiments, self.resolved.project
         if role == "pair" and not pairs.is_configured(experiments):
             return []
@@ -177,8 +189,10 @@ def _records(resolved: Resolved, answers: Sequence[Sequence[Row]]) -> list[Row]:
 
 
 def base_evaluations(resolved: Resolved, models: Sequence[str]) -> dict[str, Evaluation | str]:
-    """By model: the untouched model's evaluation that answers are set against, or why they are not. Without `judging.pairs` of no
-    model."""
+    """The untouched model's evaluation by model, or why answers are not compared with it.
+
+    Empty without `judging.pairs`.
+    """
     if not pairs.is_configured(resolved.experiments):
         return {}
     by = evaluated_by(resolved)
@@ -191,7 +205,8 @@ def base_evaluations(resolved: Resolved, models: Sequence[str]) -> dict[str, Eva
 
 
 def run_match(resolved: Resolved, evaluation: Evaluation, bases: Mapping[str, Evaluation | str]) -> Match | str | None:
-    """The evaluation's answers against the untouched model's, or why they are not set against them; None of the untouched model."""
+    """The evaluation's answers against the untouched model's, or why they are not compared; None for the
+    untouched model itself."""
     key = evaluation.attempt.key
     base = base_of(resolved.project, key.model)
     if key.model not in bases or (base and (key.model, key.method) == (base.model, base.method)):
@@ -203,7 +218,10 @@ def run_match(resolved: Resolved, evaluation: Evaluation, bases: Mapping[str, Ev
 def cell_matches(
     resolved: Resolved, model: str, method: str, bases: Mapping[str, Evaluation | str], fingerprint: str
 ) -> list[Match | str]:
-    """Those of a cell as the comparison shows it, one for each seed that was evaluated. `fingerprint`: of evaluated_by."""
+    """The matches of a cell that the comparison shows, one for each evaluated seed.
+
+    `fingerprint` is that of `evaluated_by`.
+    """
     project = resolved.project
     keys = [CellKey(model, method, seed) for seed in project.settings.seeds]
     evaluations = [shown for key in keys if (shown := shown_evaluation(project, key, fingerprint))]
@@ -213,17 +231,21 @@ def cell_matches(
 def teacher_match(
     project: Project, one: Teacher, rows: Sequence[Row], bases: Mapping[str, Evaluation | str]
 ) -> Match | str | None:
-    """The teacher's answers against those of the profile's one untouched model; of several, there is no saying which."""
+    """The teacher's answers against those of the profile's only untouched model, or why there is no
+    match."""
     if not bases or not rows:
         return None
     if len(project.settings.models) > 1:
-        return "the profile has several models, and so no one untouched model to set a teacher against"
+        return "the profile has several models, so there is no single untouched model to compare a teacher with"
     against = bases.get(project.settings.models[0], "the untouched model has no evaluation")
     return against if isinstance(against, str) else pairs.match_rows(one.run_id, rows, against)
 
 
 def _held_result(about: Subject, *, again: bool) -> GenerationResult | None:
-    """The result where there is nothing to send, else None; looked up without the lock that a run of hours may hold."""
+    """The result if there is nothing to send, else None.
+
+    The check takes no lock, because another run may hold the lock for hours.
+    """
     project = about.resolved.project
     name = project.experiments.judging.judge
     with reading(project) as journal:

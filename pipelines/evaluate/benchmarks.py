@@ -1,6 +1,7 @@
-"""What an evaluation is told of a benchmark, and the rows that come back.
+"""The spec of a benchmark and the rows of its result.
 
-A row of benchmarks.jsonl is one question: `correct` says whether the model's choice, or its answer, is right.
+A row of benchmarks.jsonl is one question. `correct` says whether the model's choice or answer is
+right.
 """
 
 import json
@@ -13,15 +14,20 @@ import numpy as np
 from pipelines.settings.benchmarks import Question
 
 FILE = "benchmarks.jsonl"
-OWN = "featherweight"  # the scorer of the sets that ship
-METRIC = "acc_bytes"  # the harness's name of what is right here: the choice that is most likely for each of its bytes
+# The scorer of the bundled benchmarks.
+OWN = "featherweight"
+# The harness's name of our metric: the choice with the highest likelihood per byte counts as picked.
+METRIC = "acc_bytes"
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class BenchmarkSpec:
-    """One benchmark as a child is told it. `config` is a task file's content, else None; `content` a hash of what is asked, None of
-    a task that the harness brings."""
+    """One benchmark in the spec of a child process.
+
+    `config` is the content of a task file, else None. `content` is a hash of the questions, None for
+    a built-in task of the harness.
+    """
 
     name: str
     task: str
@@ -34,7 +40,8 @@ class BenchmarkSpec:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What came of a benchmark: a row for each question, `tokens` that the model read (None: not counted), and who scored it."""
+    """The result of a benchmark: a row for each question, the tokens read (None: not counted), and the
+    scorer."""
 
     rows: list[Json]
     scorer: str
@@ -43,8 +50,11 @@ class BenchmarkResult:
 
 
 def row_of(name: str, question: Question, loglikelihoods: Sequence[float]) -> Json:
-    """A question of a set that ships and what the model makes of it. `margin`: nats per byte of the right choice less those of the
-    likeliest other one; above zero the right one is picked."""
+    """The row of a bundled benchmark's question.
+
+    `margin` is the log-likelihood per byte of the right choice minus that of the likeliest other
+    choice; above zero the model picks the right one.
+    """
     sizes = [len(choice.encode()) for choice in question.choices]
     scores = np.array(loglikelihoods) / np.array(sizes, dtype=float)
     picked = int(np.argmax(scores))

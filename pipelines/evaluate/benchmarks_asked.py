@@ -1,4 +1,5 @@
-"""The parent's half of a profile's benchmarks: what an evaluation's spec and fingerprint hold of them, and what they need here."""
+"""A profile's benchmarks in the parent process: their part of an evaluation's spec and fingerprint,
+and their requirements."""
 
 from dataclasses import asdict
 from typing import Any
@@ -26,12 +27,15 @@ def for_spec(settings: EvaluationSettings) -> list[Json]:
 
 
 def contents(settings: EvaluationSettings) -> list[dict[str, str | None]]:
-    """What the evaluation's fingerprint holds beside the settings: one part where there are benchmarks, else none, so that the
-    fingerprints of profiles without any stay what they were."""
+    """The benchmarks' part of the evaluation's fingerprint, beside the settings.
+
+    Without benchmarks there is no part, so that the fingerprints of such profiles do not change.
+    """
     hashes = {one.name: one.content for one in specs_of(settings)}
     return [hashes] if hashes else []
 
 
 def require(settings: EvaluationSettings) -> None:
-    """Raises UnavailableError where a benchmark needs lm-evaluation-harness, and that is not here or has no such task."""
+    """Raise UnavailableError if a benchmark needs lm-evaluation-harness and the harness or the task is
+    missing."""
     benchmarks.require(settings.harness_tasks)

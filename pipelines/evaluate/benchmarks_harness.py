@@ -1,7 +1,9 @@
-"""Tasks of lm-evaluation-harness on the model that an evaluation has loaded: adapter attached, quantized or whole, as it answers.
+"""Tasks of lm-evaluation-harness on the loaded model of an evaluation, with attached adapter or
+quantization as it is.
 
-The harness asks, scores and decides what is right; here its questions become rows. It gets no chat template, as by its own default.
-Nothing of a hub is trusted: no code of a data set, of a metric or of a task file is run.
+The harness prompts, scores and decides correctness; this module turns its samples into rows.
+No chat template is applied, which is the harness's default. Nothing from a hub is trusted: no code
+of a data set, a metric or a task file is run.
 """
 
 import json
@@ -19,18 +21,20 @@ from pipelines.evaluate.benchmarks import BenchmarkResult, BenchmarkSpec
 from pipelines.runs.clock import Stopwatch
 from pipelines.settings import benchmarks
 
-BATCH = 8  # requests; the harness pads them, and numbers differ by rounding alone
-# What is shown of a task that has several metrics: the first of these, else the first that is right or wrong for each question
+# Requests per batch. The harness pads them, so results differ only by rounding.
+BATCH = 8
+# The metric shown for a task with several: the first of these, else its first binary metric.
 PREFERRED_METRICS = ("acc_norm", "acc_bytes", "acc", "exact_match")
-MAX_CHARS = 20_000  # of a prompt or an answer that is kept
+# Stored prompts and answers are cut at this length.
+MAX_CHARS = 20_000
 Json = dict[str, Any]
 
 
 def run(model: Any, tokenizer: Any, benchmark: BenchmarkSpec) -> BenchmarkResult:
-    """One task's questions and answers. `tokenizer` is the harness's own from now on: it may give it a padding token.
+    """Run one task. The harness may modify `tokenizer`, for example by adding a padding token.
 
     Raises:
-        UnavailableError: the harness, the task or its data is not here, or no metric says right or wrong of each question.
+        UnavailableError: the harness, the task or its data is missing, or the task has no binary metric.
     """
     benchmarks.require([benchmark.task])
     clock = Stopwatch()
@@ -53,13 +57,16 @@ def run(model: Any, tokenizer: Any, benchmark: BenchmarkSpec) -> BenchmarkResult
         row for task, ones in samples.items() for row in _rows(benchmark, task, ones, scorer, several=len(samples) > 1)
     ]
     if not rows:
-        raise UnavailableError("the harness asked nothing")
+        raise UnavailableError("the harness returned no samples")
     return BenchmarkResult(rows, scorer, clock.total())
 
 
 @cache
 def _manager(*, defaults: bool) -> Any:
-    """Of the harness's own tasks, whose files take seconds to look through; without `defaults` of none."""
+    """The task manager of the harness, cached because scanning its task files takes seconds.
+
+    Without `defaults` it scans none.
+    """
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     return TaskManager(include_defaults=defaults)
@@ -67,7 +74,10 @@ def _manager(*, defaults: bool) -> Any:
 
 @contextmanager
 def _tied_as_it_is(model: Any) -> Iterator[None]:
-    """The harness ties a model's weights anew. Ours are tied as they should be; a merged head that got its own must keep them."""
+    """Keep the harness from tying the model's weights again.
+
+    Our weights are tied correctly, and a merged head with weights of its own must keep them.
+    """
     model.tie_weights = lambda *_args, **_kwargs: None
     try:
         yield
@@ -77,13 +87,14 @@ def _tied_as_it_is(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _no_code_of_a_hub() -> Iterator[list[str]]:
-    """`evaluate.load` fetches a metric that the harness does not know as Python code. Yields the names that it was refused."""
+    """Block `evaluate.load`, which fetches unknown metrics as Python code. Yields the blocked names."""
     refused: list[str] = []
     evaluate: Any = import_module("evaluate")
 
     def refuse(name: str, *_args: Any, **_kwargs: Any) -> Any:
         refused.append(name)
-        raise UnavailableError(f"metric {name}")  # the harness goes on without
+        # The harness catches the error and continues without the metric.
+        raise UnavailableError(f"metric {name}")
 
     load, evaluate.load = evaluate.load, refuse
     trusted = os.environ.pop("HF_DATASETS_TRUST_REMOTE_CODE", None)
@@ -96,7 +107,7 @@ def _no_code_of_a_hub() -> Iterator[list[str]]:
 
 
 def _load_tasks(manager: Any, benchmark: BenchmarkSpec, refused: Sequence[str]) -> list[Any]:
-    """The task's objects, its data loaded; `refused` are metrics that it could not have."""
+    """The task objects with their data loaded; `refused` are the blocked metrics."""
     import datasets
 
     named: list[str] = []
@@ -111,13 +122,15 @@ def _load_tasks(manager: Any, benchmark: BenchmarkSpec, refused: Sequence[str]) 
         tasks = manager.load([benchmark.config or benchmark.task])
     except Exception as error:
         if refused:
-            message = f"its metric {refused[0]} would be fetched as code from a hub; name one of the harness's own"
+            message = (
+                f"its metric {refused[0]} would be fetched as code from a hub; use one of the harness's own metrics"
+            )
             raise UnavailableError(message) from error
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.200}"
         if not named:
             raise UnavailableError(f"the harness cannot load the task ({reason})") from error
         raise UnavailableError(
-            f"its data is not here ({reason}): where there is a network, `python -c '__import__(\"datasets\").{named[0]}'` brings "
+            f"its data is not here ({reason}): with a network, `python -c '__import__(\"datasets\").{named[0]}'` brings "
             "it; then `featherweight evaluate MODEL METHOD --force` asks it"
         ) from error
     finally:
@@ -130,7 +143,7 @@ def _load_tasks(manager: Any, benchmark: BenchmarkSpec, refused: Sequence[str]) 
 def _rows(
     benchmark: BenchmarkSpec, task: str, samples: Sequence[Json], scorer: str, *, several: bool
 ) -> Iterator[Json]:
-    """A row for each question of one of the harness's tasks; of several filters of the answers the first."""
+    """A row for each question of one harness task; of several answer filters, the first."""
     if not samples:
         return
     first, metric = samples[0].get("filter"), _binary_metric(samples)
@@ -147,11 +160,11 @@ def _rows(
 
 
 def _binary_metric(samples: Sequence[Json]) -> str:
-    """The metric that is shown: of each question right or wrong."""
+    """The metric to show: the preferred one that is 0 or 1 for every question."""
     names = list(samples[0]["metrics"])
     binary = [name for name in names if all(_is_verdict(one.get(name)) for one in samples)]
     if not binary:
-        raise UnavailableError(f"none of its metrics ({', '.join(names)}) says of each question whether it is right")
+        raise UnavailableError(f"none of its metrics ({', '.join(names)}) is right or wrong for every question")
     return next((name for name in PREFERRED_METRICS if name in binary), binary[0])
 
 
@@ -160,7 +173,7 @@ def _is_verdict(value: Any) -> bool:
 
 
 def _texts(one: Json) -> Json:
-    """What was asked, what could be said, and what was."""
+    """The prompt, the choices, the reference and the model's pick of a sample."""
     arguments, answers = one["arguments"], one["filtered_resps"]
     choices = [argument[1] for argument in arguments] if _are_choices(arguments, answers) else None
     if choices is None:
@@ -173,7 +186,8 @@ def _texts(one: Json) -> Json:
         "prompt": _cut(arguments[0][0]),
         "choices": json.dumps(choices, ensure_ascii=False),
         "reference": _cut(right.strip()),
-        "picked": None,  # which one, its metric alone knows
+        # Only the task's metric knows the picked choice.
+        "picked": None,
         "loglikelihoods": json.dumps([round(score, 6) for score in scores]),
     }
 
@@ -187,7 +201,7 @@ def _cut(text: str) -> str:
 
 
 def tokenizer_of(base: Path) -> Any:
-    """A tokenizer that the harness may change."""
+    """A separate tokenizer that the harness may modify."""
     from pipelines.train.trainer import loading
 
     return loading.load_tokenizer(base)

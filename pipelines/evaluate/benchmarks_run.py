@@ -1,5 +1,7 @@
-"""The benchmarks of an evaluation, one after the other, each kept as soon as it is done, so that a killed evaluation goes on with
-what the ones before it have done."""
+"""The benchmarks of an evaluation, one after the other.
+
+Each result is stored at once, so that the next evaluation of the attempt reuses it after a kill.
+"""
 
 import traceback
 from collections.abc import Callable
@@ -16,13 +18,18 @@ from pipelines.runs.clock import Stopwatch
 from pipelines.runs.worker import DivergedError, StoppedError, Worker
 from pipelines.settings import benchmarks
 
-BATCH_SHARE = 2  # a batch holds so many times the tokens of a training one: no gradients are kept
-RESULTS = "benchmarks"  # folder of each benchmark's result, in that of the evaluation
+# Scoring stores no gradients, so a batch holds this many times the tokens of a training batch.
+BATCH_SHARE = 2
+# Folder of the benchmark results within the evaluation's folder.
+RESULTS = "benchmarks"
 Json = dict[str, Any]
 
 
 def measure_benchmarks(worker: Worker, prompted_model: Any) -> None:
-    """Ask every benchmark of the spec. One that cannot be asked leaves its own numbers empty, and the row's detail says why."""
+    """Run every benchmark of the spec.
+
+    A failed benchmark leaves its own numbers empty, and the row's detail gives the reason.
+    """
     specs, clock = [BenchmarkSpec(**one) for one in worker.spec.get("benchmarks", ())], Stopwatch()
     if not specs:
         return
@@ -30,7 +37,8 @@ def measure_benchmarks(worker: Worker, prompted_model: Any) -> None:
     write_jsonl(worker.folder / FILE, [row for _, answered in done for row in answered.rows])
     worker.measure(
         benchmark_seconds=sum(answered.seconds for _, answered in done) if done else None,
-        benchmark_seconds_now=clock.total(),  # without what an earlier evaluation has kept
+        # Without the benchmarks that an earlier evaluation has stored.
+        benchmark_seconds_now=clock.total(),
         benchmark_parts={one.name: _part(answered) for one, answered in done},
     )
     worker.save()
@@ -43,7 +51,7 @@ def _part(answered: BenchmarkResult) -> Json:
 def _result(worker: Worker, prompted_model: Any, benchmark: BenchmarkSpec) -> BenchmarkResult | None:
     name = f"{benchmark.name}-{_key(worker, benchmark)}.json"
     if earlier := _earlier_result(worker, name):
-        worker.say(f"benchmark {benchmark.name}: an earlier evaluation of this attempt has asked it")
+        worker.say(f"benchmark {benchmark.name}: reusing the result of an earlier evaluation of this attempt")
         write_json(worker.folder / RESULTS / name, asdict(earlier))
         return earlier
     try:
@@ -73,7 +81,8 @@ def _leave_out(worker: Worker, benchmark: BenchmarkSpec, error: Exception) -> No
 
 
 def _key(worker: Worker, benchmark: BenchmarkSpec) -> str:
-    """What a result rests on beside its attempt: the question, the code that asks, and the packages that compute."""
+    """What a result depends on beside its attempt: the benchmark, the scoring code and the package
+    versions."""
     own = worker.spec["fingerprints"].get("evaluation_code")
     spec = {name: value for name, value in asdict(benchmark).items() if name != "config"}
     return stable_hash(
@@ -82,7 +91,7 @@ def _key(worker: Worker, benchmark: BenchmarkSpec) -> str:
 
 
 def _earlier_result(worker: Worker, name: str) -> BenchmarkResult | None:
-    """What an earlier evaluation of the same attempt has kept, the newest one's."""
+    """The newest stored result of an earlier evaluation of the same attempt."""
     for file in sorted(worker.folder.parent.glob(f"*/{RESULTS}/{name}"), reverse=True):
         with suppress(TypeError):
             if isinstance(result := read_json(file), dict):
@@ -119,8 +128,10 @@ def _ask_own(worker: Worker, prompted_model: Any, benchmark: BenchmarkSpec) -> B
 def own_rows(
     prompted_model: Any, benchmark: BenchmarkSpec, *, max_tokens: int, say: Callable[[str], None] = print
 ) -> tuple[list[Json], int]:
-    """The rows of a set that ships, and how many tokens were read for them. Its questions are asked as plain text, with no chat
-    template, as the harness asks them."""
+    """The rows of a bundled benchmark, and the number of tokens read for them.
+
+    The questions are plain text without a chat template, as in the harness.
+    """
     from pipelines.evaluate import benchmarks_scoring as scoring
 
     questions = benchmarks.questions(benchmark.task, limit=benchmark.limit, shots=benchmark.shots or 0)

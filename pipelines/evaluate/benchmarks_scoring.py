@@ -1,7 +1,9 @@
-"""How likely a model finds each choice behind its question, in nats, as lm-evaluation-harness scores multiple choice.
+"""Log-likelihood of each choice after its question, in nats, as lm-evaluation-harness scores
+multiple choice.
 
-The harness reads question and choice anew for every choice, and makes the logits of all their tokens. Here a question is read once
-and its choices go on from the cache; the output head sees the tokens of the choices alone.
+The harness reads question and choice anew for every choice and computes logits for all tokens.
+Here each question is read once and its choices continue from the cache.
+The output head sees only the tokens of the choices.
 """
 # ruff: noqa: TID253
 
@@ -19,15 +21,18 @@ from pipelines.train.trainer.batches import micro_batches
 from pipelines.train.trainer.examples import IGNORE, Tokenized
 from pipelines.train.trainer.losses import head_on_positions, token_losses
 
-MAX_CHOICE_TOKENS = 1024  # tokens of choices in a batch: each has logits of the whole vocabulary
+# Choice tokens per batch: each has logits over the whole vocabulary.
+MAX_CHOICE_TOKENS = 1024
+# Rows of logits that are converted to float32 at a time.
 ROWS_AT_ONCE = 64
-NOISE = {torch.float32: 1e-3}  # nats that two ways of adding up the same numbers may differ by; in half precision:
+# Rounding error in nats: two summation orders of the same numbers may differ by this much.
+NOISE = {torch.float32: 1e-3}
 HALF_PRECISION_NOISE = 0.2
 
 
 @dataclass(frozen=True)
 class Prompted:
-    """A question as tokens, and what may follow it: for each choice at least one token, and its UTF-8 bytes in `sizes`."""
+    """A question as tokens, and its choices: at least one token each, with UTF-8 bytes in `sizes`."""
 
     context: list[int]
     choices: list[list[int]]
@@ -39,13 +44,13 @@ class Prompted:
 
     @property
     def follow(self) -> int:
-        """Tokens that the longest choice reads behind the question: all but its last one."""
+        """Tokens that the longest choice feeds after the question: all but its last one."""
         return max(map(len, self.choices)) - 1
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model and where it computes. `max_tokens`: of one forward pass, padding included."""
+    """A loaded model and its device. `max_tokens` limits one forward pass, padding included."""
 
     model: Any
     device: torch.device
@@ -53,7 +58,7 @@ class Model:
 
     @property
     def virtual(self) -> int:
-        """Tokens that an adapter puts before every text."""
+        """Virtual tokens that an adapter puts before every text."""
         return virtual_tokens.embedded(self.model) + virtual_tokens.cached(self.model)
 
     @property
@@ -62,10 +67,11 @@ class Model:
 
 
 def prompted(tokenizer: Any, context: str, choices: Sequence[str], delimiter: str = " ") -> Prompted:
-    """As the harness splits them: the tokens of question and choice together, without as many as the question has alone.
+    """Tokenize as the harness does: encode question and choice together, then drop as many tokens as
+    the question has alone.
 
     Raises:
-        ValueError: a choice has no token of its own behind the question.
+        ValueError: a choice has no token of its own after the question.
     """
     front = tokenizer.encode(context)
     behind = [tokenizer.encode(context + delimiter + choice)[len(front) :] for choice in choices]
@@ -75,18 +81,19 @@ def prompted(tokenizer: Any, context: str, choices: Sequence[str], delimiter: st
 
 
 def tokens_read(questions: Sequence[Prompted]) -> int:
-    """Tokens that scoring reads, padding left out."""
+    """Tokens that scoring reads, without padding."""
     return sum(len(one.context) + sum(len(choice) - 1 for choice in one.choices) for one in questions)
 
 
 def loglikelihoods(on: Model, questions: Sequence[Prompted], say: Callable[[str], None] = print) -> list[list[float]]:
     """Log-likelihood (nats) of every choice of every question.
 
-    Questions are read once where that gives what reading every choice by itself gives, which is tried on one of the first batch.
-    Choices of a question that lie closer together than rounding are scored again one by one, so that rounding picks none.
+    Each question is read once if that gives the same result as reading every choice separately.
+    One question of the first batch checks this. If the choices of a question lie within rounding
+    error of each other, each is scored again alone, so that rounding decides nothing.
 
     Raises:
-        ValueError: a question is longer than what the model reads, or a result is no number.
+        ValueError: a question exceeds the model's window, or a result is not a finite number.
     """
     _require_room(on, questions)
     with head_on_positions(on.model) as head_positions, torch.no_grad():
@@ -97,7 +104,7 @@ def loglikelihoods(on: Model, questions: Sequence[Prompted], say: Callable[[str]
                 likelihoods[place] = _separately(on, [questions[place]], head_positions, alone=True)[0]
     if bad := sum(not all(map(isfinite, scores)) for scores in likelihoods):
         raise ValueError(
-            f"the log-likelihoods of {bad} of {len(likelihoods)} questions are no numbers: the weights are not usable"
+            f"the log-likelihoods of {bad} of {len(likelihoods)} questions are not finite: the weights are not usable"
         )
     return likelihoods
 
@@ -105,19 +112,20 @@ def loglikelihoods(on: Model, questions: Sequence[Prompted], say: Callable[[str]
 def _all_shared(
     on: Model, questions: Sequence[Prompted], head_positions: list[torch.Tensor], say: Callable[[str], None]
 ) -> list[list[float]] | None:
-    """All questions by `_shared`; None, and a word on why, where that fails on the first ones or gives something else."""
+    """All questions by `_shared`; None, after a message, if the first batch fails or disagrees."""
     likelihoods: dict[int, list[float]] = {}
     for number, places in enumerate(_groups(questions, on.max_tokens)):
         group, scores = [questions[place] for place in places], []
         try:
             scores = _shared(on, group, head_positions)
             why = _cache_mismatch(on, group, scores, head_positions) if number == 0 else None
-        except Exception as error:  # an architecture whose cache is another kind
+        except Exception as error:
+            # Some architectures have a cache of another kind.
             if number or is_out_of_memory(error):
                 raise
             why = f"{type(error).__name__}: {error}"
         if why:
-            say(f"benchmarks: every choice is read by itself, since going on from the question's cache fails: {why}")
+            say(f"benchmarks: every choice is read separately, since continuing from the question's cache fails: {why}")
             return None
         likelihoods |= dict(zip(places, scores, strict=True))
     return [likelihoods[place] for place in range(len(questions))]
@@ -131,7 +139,7 @@ def _require_room(on: Model, questions: Sequence[Prompted]) -> None:
 
 
 def _groups(questions: Sequence[Prompted], max_tokens: int) -> Iterator[list[int]]:
-    """Places of `questions` by length, longest first, as many together as both forward passes may hold."""
+    """Indices of `questions` by length, longest first, in groups that fit both forward passes."""
     group: list[int] = []
     for place in sorted(range(len(questions)), key=lambda one: (-len(questions[one].context), one)):
         together = [questions[one] for one in (*group, place)]
@@ -157,7 +165,8 @@ def _padded_left(contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch
 
 
 def _shared(on: Model, group: Sequence[Prompted], head_positions: list[torch.Tensor]) -> list[list[float]]:
-    """Each question read once, padded on the left; its choices, padded on the right, go on from its cache."""
+    """Scores of a group. Each question is read once, padded on the left; its choices, padded on the right,
+    continue from its cache."""
     ids, mask = _padded_left([one.context for one in group])
     last = torch.arange(1, len(group) + 1) * ids.shape[1] - 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -186,7 +195,10 @@ def _shared(on: Model, group: Sequence[Prompted], head_positions: list[torch.Ten
 
 
 def _log_probabilities(logits: torch.Tensor, rows: list[int], tokens: list[int]) -> list[float]:
-    """Log-probability of each of `tokens` in its row of `logits` (positions × vocabulary), some rows in float32 at a time."""
+    """Log-probability of each of `tokens` in its row of `logits` (positions × vocabulary).
+
+    Only ROWS_AT_ONCE rows are in float32 at a time.
+    """
     total = torch.cat([part.float().logsumexp(-1) for part in logits.split(ROWS_AT_ONCE)])
     at = torch.tensor(rows, device=logits.device)
     log_probabilities = logits[at, torch.tensor(tokens, device=logits.device)].float() - total[at]
@@ -196,7 +208,8 @@ def _log_probabilities(logits: torch.Tensor, rows: list[int], tokens: list[int])
 def _continuations(
     continued: Sequence[tuple[int, int, list[int]]], rows: torch.Tensor, mask: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The inputs that continue the cached `rows` with all but the last token of each choice, and the tokens to find there."""
+    """The inputs that continue the cached `rows` with all but the last token of each choice, and the
+    target tokens."""
     width = max(len(choice) for _, _, choice in continued) - 1
     ids = torch.zeros((len(continued), width), dtype=torch.long)
     targets = torch.full_like(ids, IGNORE)
@@ -216,7 +229,7 @@ def _forward(
     head_positions: list[torch.Tensor],
     cache: Any = None,
 ) -> tuple[torch.Tensor, Any]:
-    """Logits (positions × vocabulary) at `positions`, counted through all rows; and the cache."""
+    """Logits (positions × vocabulary) at `positions`, which index the flattened batch; and the cache."""
     base = on.model.get_base_model() if hasattr(on.model, "get_base_model") else on.model
     accepted = inspect.signature(base.forward).parameters
     arguments = {name: value.to(on.device) for name, value in inputs.items() if name in accepted}
@@ -228,7 +241,10 @@ def _forward(
 def _separately(
     on: Model, questions: Sequence[Prompted], head_positions: list[torch.Tensor], *, alone: bool = False
 ) -> list[list[float]]:
-    """Every choice read behind its question; `alone`: one at a time, without padding, as the harness does unless told otherwise."""
+    """Scores with every choice read after its own copy of the question.
+
+    `alone`: one at a time without padding, as the harness does by default.
+    """
     examples = [
         Tokenized(
             example_id=f"{number}/{place}",
@@ -256,15 +272,17 @@ def _separately(
 def _cache_mismatch(
     on: Model, group: Sequence[Prompted], scores: Sequence[Sequence[float]], head_positions: list[torch.Tensor]
 ) -> str | None:
-    """Why this model's cache is not gone on from; None where both ways agree on the group's last question, the one with the most
-    padding before it."""
+    """Why this model's cache cannot be used; None if both ways agree on the group's last question.
+
+    That question has the most padding before it.
+    """
     (plain,) = _separately(on, group[-1:], head_positions)
     largest_gap = max(abs(one - other) for one, other in zip(scores[-1], plain, strict=True))
     return None if largest_gap <= on.noise else f"the two differ by {largest_gap:.3g} nats"
 
 
 def _is_close(question: Prompted, scores: Sequence[float], noise: float) -> bool:
-    """Whether rounding may decide which choice is the likeliest, as a whole or for each of its bytes."""
+    """Whether rounding may decide which choice is the likeliest, in total or per byte."""
     by_byte = [score / size for score, size in zip(scores, question.sizes, strict=True)]
     for values, scale in ((scores, 1), (by_byte, min(question.sizes))):
         ranked = sorted(values, reverse=True)

@@ -1,4 +1,4 @@
-"""The parent's half of an evaluation: what it measures with, whether it is current, running it, its last word."""
+"""The parent process of an evaluation: its fingerprint, whether it is current, and running it."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
@@ -26,29 +26,32 @@ from pipelines.train.cell import train
 from pipelines.weights import store
 
 CHILD = "pipelines.evaluate.child"
-# Earlier evaluations name only the hash of what they were asked and of their code together. These are the codes there were.
+# Earlier evaluations store only one hash over their inputs and their code. These are the code hashes
+# of that time.
 EARLIER_CODE = ("10dc1f0a69bb8a7b",)
 
 
 def base_method(project: Project) -> str | None:
-    """The name of the method that trains nothing and puts nothing into the prompt, if the grid has one."""
+    """The name of the method that neither trains nor changes the prompt, if the grid has one."""
     return next((name for name, method in project.experiments.methods.items() if method.is_base), None)
 
 
 def base_of(project: Project, model: str) -> CellKey | None:
-    """The cell of the untouched model, which the model's others are compared with."""
+    """The cell of the untouched model, the baseline of the model's other cells."""
     base = base_method(project)
     return CellKey(model, base, project.settings.seeds[0]) if base else None
 
 
 def _longest(project: Project, model: str) -> int:
-    """How many tokens the model's cells read, by the settings of the untouched model."""
+    """The max_length of the model's cells, by the settings of the untouched model."""
     return project.training_of(model, base_method(project) or next(iter(project.experiments.methods))).max_length
 
 
 def _reads_as_its_parent(project: Project, name: str) -> bool:
-    """Whether a model is one of the profile's without some layers, and reads what that one reads: it decides nothing about which
-    records all models can read."""
+    """Whether a model is another model of the profile with layers removed, and reads the same records.
+
+    Such a model does not affect the set of records that all models can read.
+    """
     model = project.experiments.model(name)
     parent = model.source.parent
     if parent is None or parent not in project.settings.models:
@@ -58,8 +61,10 @@ def _reads_as_its_parent(project: Project, name: str) -> bool:
 
 
 def tokenizers_to_fit(project: Project) -> list[dict[str, Any]]:
-    """Every model of the profile whose weights are here: its folder, how it is asked, its max_length. An evaluation record must
-    fit them all, also behind the tokens that an adapter of the profile puts before it."""
+    """Every model of the profile with local weights: its folder, prompt format and max_length.
+
+    An evaluation record must fit all of them, including the virtual tokens of the profile's adapters.
+    """
     readers = []
     methods = [project.experiments.method(name) for name in project.settings.methods]
     virtual = max((method.traits.virtual_tokens for method in methods), default=0)
@@ -75,25 +80,25 @@ def tokenizers_to_fit(project: Project) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class EvaluatedBy:
-    """What evaluations of a profile measure on and with (`measured`: records, settings, general texts, models to fit, templates),
-    and the `code` that measures."""
+    """The inputs of a profile's evaluations (`measured`: records, settings, general texts, models to
+    fit, templates), and the hash of the measuring `code`."""
 
     measured: tuple[Any, ...]
     code: str
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal where two evaluations can be set against one another."""
+        """Equal for two evaluations that can be compared."""
         return stable_hash([*self.measured, self.code])
 
     @cached_property
     def content_fingerprint(self) -> str:
-        """The same without the code."""
+        """The fingerprint without the code."""
         return stable_hash(list(self.measured))
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What an evaluation records of it."""
+        """The fingerprints that an evaluation records."""
         return {
             "evaluation": self.fingerprint,
             "evaluation_asked": self.content_fingerprint,
@@ -101,7 +106,8 @@ class EvaluatedBy:
         }
 
     def changed_since(self, evaluation: Evaluation | None) -> str | None:
-        """What has changed since `evaluation`: `code` where nothing else has, else `evaluation`; None where it is current."""
+        """What has changed since `evaluation`: `code` if only the code, else `evaluation`; None if
+        current."""
         prints = evaluation.result.fingerprints if evaluation else {}
         if prints.get("evaluation") == self.fingerprint:
             return None
@@ -114,7 +120,7 @@ class EvaluatedBy:
 
 
 def evaluated_by(resolved: Resolved) -> EvaluatedBy:
-    """What evaluations of the profile are made with now."""
+    """The current inputs and code of the profile's evaluations."""
     project, profile = resolved.project, resolved.project.settings
     texts = read_general(project.data.tracked(GENERAL), profile.languages, profile.evaluation.general_texts)
     models = [name for name in profile.models if not _reads_as_its_parent(project, name)]
@@ -134,16 +140,16 @@ def current_evaluation(attempt: Attempt, fingerprint: str) -> Evaluation | None:
 
 
 def reusable(attempt: Attempt, by: EvaluatedBy, rerun_for: Collection[str]) -> Evaluation | None:
-    """The newest good evaluation of `attempt` since which nothing has changed that is in `rerun_for`."""
+    """The newest good evaluation of `attempt` since which nothing in `rerun_for` has changed."""
     good = [one for one in attempt.evaluations() if one.ok and by.changed_since(one) not in rerun_for]
     return current_evaluation(attempt, by.fingerprint) or (good[-1] if good else None)
 
 
 def trained(project: Project, key: CellKey) -> Attempt:
-    """The newest attempt at `key`, which can be evaluated.
+    """The newest attempt at `key`; it can be evaluated.
 
     Raises:
-        UsageError: there is none, or it is not ok.
+        UsageError: there is no attempt, or its status is not ok.
     """
     attempt = cells.latest(project.data, key)
     if attempt is None or attempt.status != "ok":
@@ -158,7 +164,7 @@ def trained(project: Project, key: CellKey) -> Attempt:
 def evaluate_base(
     resolved: Resolved, model: str, *, force: bool = False, hooks: RunHooks | None = None
 ) -> Evaluation | None:
-    """Bring the untouched model's row up to date; None where no method leaves a model untouched, or it cannot be run."""
+    """Bring the untouched model's row up to date; None if the grid has no base method or its run fails."""
     base = base_of(resolved.project, model)
     if base is None or train(resolved, base, hooks=hooks)[0].status != "ok":
         return None
@@ -182,11 +188,13 @@ def evaluate(
     hooks: RunHooks | None = None,
     rerun_for: Collection[str] = ANY,
 ) -> tuple[Evaluation, bool]:
-    """Evaluate the newest attempt at `key`; returns the evaluation and whether it was reused, because nothing has changed since,
-    or nothing that is in `rerun_for`.
+    """Evaluate the newest attempt at `key`; returns the evaluation and whether it was reused.
+
+    An evaluation is reused if nothing in `rerun_for` has changed since.
 
     Raises:
-        UsageError: the cell has no finished attempt, its last one is not ok, or it was made with other weights than are here.
+        UsageError: the cell has no finished attempt, its last attempt is not ok, or the weights here
+            differ from those of the attempt.
     """
     hooks, project = hooks or RunHooks(), resolved.project
     attempt = trained(project, key)
@@ -203,11 +211,13 @@ def evaluate(
                     launcher_class(earlier.spec.launcher).end(earlier.folder)
             evaluation = _new_evaluation(resolved, attempt, by)
         if shape := project.experiments.model(key.model).origin.source.random:
-            detail = f"random weights in the shape of {shape}: their quality says nothing, so it is not measured"
+            detail = f"random weights in the shape of {shape}: their quality is meaningless, so it is not measured"
             write_result(evaluation.folder, "ok", "evaluate", detail)
             return Evaluation(attempt, evaluation.folder), False
 
-        def again(_after: str) -> Run:  # an evaluation's detail is what it could not measure, nothing else
+        # The failure of the first try is not repeated in the detail: an evaluation's detail names
+        # only what it could not measure.
+        def again(_after: str) -> Run:
             return _run(resolved, _new_evaluation(resolved, attempt, by), hooks)
 
         run = and_once_more(_run(resolved, evaluation, hooks), again, project.site(hooks))
@@ -215,7 +225,7 @@ def evaluate(
 
 
 def _goes_on_elsewhere(attempt: Attempt, fingerprint: str, data: DataRoot) -> Evaluation | None:
-    """The newest evaluation, where it still runs on a cluster as it should, though whoever watched it is gone."""
+    """The newest evaluation if it still runs on a cluster with this fingerprint after its watcher died."""
     for newest in attempt.evaluations()[-1:]:
         recorded, launcher = newest.spec.fingerprints.get("evaluation"), launcher_class(newest.spec.launcher)
         lost = newest.result.status == "lost" and recorded == fingerprint and newest.spec.is_of(data.root)
@@ -225,7 +235,7 @@ def _goes_on_elsewhere(attempt: Attempt, fingerprint: str, data: DataRoot) -> Ev
 
 
 def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
-    """What every child is told that measures a result on the profile's evaluation records."""
+    """The spec for any child process that measures a result on the profile's evaluation records."""
     project, spec = resolved.project, attempt.spec
     settings = project.training_of(attempt.key.model, attempt.key.method)
     weights_folder = attempt.model_folder if attempt.model_folder.exists() else None
@@ -259,10 +269,11 @@ def _new_evaluation(resolved: Resolved, attempt: Attempt, by: EvaluatedBy) -> Ev
 
 
 def fetch_same_weights(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> None:
-    """Bring the weights that the attempt was made with.
+    """Fetch the weights that the attempt used.
 
     Raises:
-        UsageError: what came, or lies there, is something else; or what its prompts look up is.
+        UsageError: the weights here, or the sources that its prompts search, differ from those of the
+            attempt.
     """
     store.fetch(resolved.data, resolved.experiments, attempt.key.model, say=hooks.say)
     resolved.require_same_weights(attempt, hooks.say)
@@ -271,7 +282,8 @@ def fetch_same_weights(resolved: Resolved, attempt: Attempt, hooks: RunHooks) ->
 
 
 def _require_same_sources(resolved: Resolved, attempt: Attempt) -> None:
-    """Raises UsageError where the recipe names other documents, or another embedding model, than what would be looked up in now."""
+    """Raise UsageError if the recipe names other documents or another embedding model than the method
+    has now."""
     key, was = attempt.key, attempt.spec.recipe.get("retrieval") or {}
     known = resolved.experiments.methods.get(key.method)
     retrieval = known.retrieval if known else None

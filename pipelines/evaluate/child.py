@@ -1,4 +1,5 @@
-"""The evaluating process: `python -m pipelines.evaluate.child FOLDER` measures the model that FOLDER/spec.json names."""
+"""The evaluation process: `python -m pipelines.evaluate.child FOLDER` measures the model in
+FOLDER/spec.json."""
 
 import json
 import math
@@ -25,13 +26,17 @@ from pipelines.train.trainer.conversations import answer_of, conversation, quest
 from pipelines.train.trainer.examples import Tokenized
 from pipelines.train.trainer.prompts import PromptFormat
 
-MIN_P95_ANSWERS = 20  # below, the 95th percentile is next to the slowest of a few
-ANSWER_SHARE = 2  # an answering batch holds so many times the tokens of a training one: no gradients are kept
+# With fewer answers the 95th percentile is almost the maximum.
+MIN_P95_ANSWERS = 20
+# Answering stores no gradients, so a batch holds this many times the tokens of a training batch.
+ANSWER_SHARE = 2
 
 
 def evaluate_cell(worker: Worker) -> None:
-    """Losses of every held-out record that fits all models of the profile and of general texts; then answers to a fixed sample,
-    and what serving the model costs."""
+    """Measure losses, benchmarks, answers to a fixed sample, and the serving cost.
+
+    The losses cover general texts and every held-out record that fits all models of the profile.
+    """
     clock = Stopwatch()
     from pipelines.clean.select import Selection, select
     from pipelines.evaluate.answering import PromptedModel
@@ -40,6 +45,7 @@ def evaluate_cell(worker: Worker) -> None:
     from pipelines.train.trainer.devices import card
     from pipelines.train.trainer.measure.memory import reset_peaks
 
+    # Load the model, with its adapter if it has one.
     loading.quiet()
     worker.phase("evaluate")
     card.take(worker)
@@ -53,6 +59,7 @@ def evaluate_cell(worker: Worker) -> None:
         template_arguments=json.dumps(dict(form.arguments), sort_keys=True) if form.arguments else None,
     )
 
+    # Choose the records that every model of the profile can read.
     selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
     fitting = fitting_everywhere(worker, selected.eval, form)
     worker.measure(
@@ -60,6 +67,9 @@ def evaluate_cell(worker: Worker) -> None:
         eval_records_left_out=len(selected.eval) - len(fitting),
         eval_set=stable_hash(sorted(record["example_id"] for record in fitting)),
     )
+
+    # Measure losses, then benchmarks, then answers and serving. A part that fails leaves its own
+    # numbers empty.
     prompted_model = PromptedModel(model, form, recipe, loading.device())
     prompts = Prompts(worker, prompted_model, selected.train)
     prompts.look_up(worker, prompted_model, fitting)
@@ -80,7 +90,10 @@ def evaluate_cell(worker: Worker) -> None:
 
 @contextmanager
 def optional_part(worker: Worker, what: str) -> Iterator[None]:
-    """A part whose failure leaves its own numbers empty and says why, and costs nothing of the quality measured before it."""
+    """A part of the evaluation whose failure leaves only its own numbers empty.
+
+    The row's detail gives the reason; all other measurements stay.
+    """
     try:
         yield
     except (StoppedError, DivergedError):
@@ -100,8 +113,8 @@ def _trained(worker: Worker) -> Path | None:
 
 
 class Prompts:
-    """Records as the cell's model is asked: with examples from the train records before them, or what was retrieved for them, where
-    the recipe says so."""
+    """The prompts of the cell's model, with shots from the train records or retrieved content if the
+    recipe has them."""
 
     def __init__(self, worker: Worker, prompted_model: Any, train: Records) -> None:
         from pipelines.evaluate.retrieved import retrieved_for
@@ -115,7 +128,7 @@ class Prompts:
         self._retrieved = retrieved_for(worker, self._form, train, room=room)
 
     def look_up(self, worker: Worker, prompted_model: Any, records: Records) -> None:
-        """Find what stands in these records' prompts; nothing to do where nothing is retrieved."""
+        """Retrieve the content of these records' prompts; does nothing without retrieval."""
         from pipelines.evaluate.retrieved import look_up
 
         if self._retrieved:
@@ -125,7 +138,7 @@ class Prompts:
         return self._shots.of(record) if self._shots else ()
 
     def retrieved(self, record: dict[str, Any]) -> int | None:
-        """How many records or passages stand in its prompt; None where nothing is retrieved."""
+        """Number of retrieved records or passages in the prompt; None without retrieval."""
         return self._retrieved.of(record).count if self._retrieved else None
 
     def whole(self, record: dict[str, Any]) -> list[Tokenized]:
@@ -142,7 +155,10 @@ class Prompts:
 
 
 def measure_losses(worker: Worker, model: Any, examples: Sequence[Tokenized], records: Records) -> None:
-    """Loss per completion token (nats, the end token included) and bits per byte (without it), per record and over all."""
+    """Loss per completion token (nats, with the end token) and bits per byte (without it).
+
+    Both are written per record and over all records.
+    """
     rows = _by_record(record_losses(worker, model, examples))
     languages = {record["example_id"]: record["language"] for record in records}
     rows = [{**row, "language": languages[row["example_id"]]} for row in rows]
@@ -155,7 +171,7 @@ def measure_losses(worker: Worker, model: Any, examples: Sequence[Tokenized], re
 
 
 def measure_general(worker: Worker, model: Any, form: PromptFormat) -> None:
-    """Bits per byte on texts of general knowledge; what tuning added to the base model's is what it forgot."""
+    """Bits per byte on texts of general knowledge. The increase over the base model is forgetting."""
     count = worker.spec["settings"]["general_texts"]
     file = DataRoot(worker.root).tracked(general.FILE)
     texts = general.read_general(file, worker.spec["selection"]["languages"], count)
@@ -168,7 +184,7 @@ def measure_general(worker: Worker, model: Any, form: PromptFormat) -> None:
 
 
 def record_losses(worker: Worker, model: Any, examples: Sequence[Tokenized]) -> list[dict[str, Any]]:
-    """Per example: `nats` of all its learned `tokens`, `scored_nats` of the ordinary ones, `bytes` that those stand for."""
+    """Per example: `nats` of all learned `tokens`, `scored_nats` of the ordinary tokens, their `bytes`."""
     import torch
 
     from pipelines.train.trainer import batches, loading
@@ -184,7 +200,7 @@ def record_losses(worker: Worker, model: Any, examples: Sequence[Tokenized]) -> 
 
 
 def _by_record(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a record: a template that rewrites earlier turns makes an example of each answer."""
+    """One row per record. A template that rewrites earlier turns makes one example of each answer."""
     records: dict[str, dict[str, Any]] = {}
     for row in rows:
         totals = records.setdefault(row["example_id"], {"example_id": row["example_id"]})
@@ -216,7 +232,7 @@ def _per_record(batch: Sequence[Tokenized], losses: Any, scored: Any) -> list[di
 
 
 def answer_sample(worker: Worker, prompted_model: Any, prompts: Prompts, records: Records) -> list[dict[str, Any]]:
-    """Greedy answers in batches, each with its scores against the reference, as rows of answers.jsonl."""
+    """Greedy answers in batches, with scores against the reference, as rows of answers.jsonl."""
     from pipelines.evaluate import answering
 
     limit = worker.spec["settings"]["max_new_tokens"]
@@ -257,8 +273,10 @@ def answer_sample(worker: Worker, prompted_model: Any, prompts: Prompts, records
 
 
 def measure_serving(worker: Worker, prompted_model: Any, prompt_tokens: Sequence[list[int]]) -> Any:
-    """Speed and memory of answering, the adapter attached, several in one batch, and merged. Returns the model with the adapter
-    merged where it can be; the one with the adapter attached is used up."""
+    """Speed and memory of answering: with the adapter attached, several adapters in one batch, merged.
+
+    Returns the model with its adapter merged if possible. The input model is unusable afterwards.
+    """
     from pipelines.evaluate import serving
 
     if not prompt_tokens:
@@ -282,7 +300,7 @@ def measure_serving(worker: Worker, prompted_model: Any, prompt_tokens: Sequence
 
 
 def _merged(worker: Worker, prompted_model: Any) -> Any:
-    """The model with its adapter merged, where that can be and PEFT can do it; else as it was."""
+    """The model with its adapter merged if its method allows it and PEFT can do it; else unmerged."""
     from pipelines.evaluate import serving
     from pipelines.train.trainer import loading
 
@@ -300,7 +318,7 @@ def _merged(worker: Worker, prompted_model: Any) -> Any:
 def measure_latency(
     worker: Worker, prompted_model: Any, prompt_tokens: Sequence[list[int]], rows: Sequence[dict[str, Any]]
 ) -> None:
-    """What one user waits for an answer, measured one at a time on the first of the sample and kept with those answers."""
+    """The latency of single answers, measured on the first records of the sample and stored with them."""
     from pipelines.evaluate import answering, serving
 
     settings = worker.spec["settings"]

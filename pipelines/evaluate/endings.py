@@ -1,12 +1,16 @@
-"""Whether answers ended by themselves, or were cut off by the limit of tokens."""
+"""Whether answers ended by themselves or were cut off at the token limit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def has_ended(row: Mapping[str, Any], limit: int | None) -> bool | None:
-    """Whether the answer ended by itself: by its own word, else by its tokens, of which there were fewer than `limit`. None where
-    neither tells: one of earlier code that is as long as it might be may have ended with its last token."""
+    """Whether the answer ended by itself: its `ended` field, else whether it has fewer tokens than
+    `limit`.
+
+    None if neither decides: rows of earlier code have no `ended`, and an answer of full length may
+    have ended with its last token.
+    """
     ended, tokens = row.get("ended"), row.get("answer_tokens")
     if isinstance(ended, bool):
         return ended
@@ -14,7 +18,7 @@ def has_ended(row: Mapping[str, Any], limit: int | None) -> bool | None:
 
 
 def ended_pct(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Percentage of the answers that ended by themselves; None of nothing, and where that is not known of each."""
+    """Percentage of the answers that ended by themselves; None without rows or if any is unknown."""
     endings = [row.get("ended") for row in rows]
     if not endings or None in endings:
         return None

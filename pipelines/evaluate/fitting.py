@@ -1,4 +1,5 @@
-"""The evaluation records that every model of the profile can read, so that all are measured on the same ones."""
+"""The evaluation records that every model of the profile can read, so that all models are measured
+on the same set."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +16,14 @@ Reader = dict[str, Any]
 
 
 def fitting_everywhere(worker: Worker, records: Records, own_form: PromptFormat | None = None) -> Records:
-    """The records that no model of the profile would have to cut and whose chat template shows them. A model of which that cannot
-    be told, or that could read next to none, is left out with a word: its own cells fail, the others are measured. `own_form`: how
-    the cell's own model is asked, where that has been loaded.
+    """The records that every model of the profile can show in its template without truncation.
+
+    A model is ignored with a message if its tokenizer fails or if it can read almost no record.
+    Its own cells then fail, and the others are measured. `own_form`: the prompt format of the
+    cell's own model, if already loaded.
 
     Raises:
-        ValueError: it is this cell's own model, or nothing is left.
+        ValueError: the ignored model is this cell's own, or no record is left.
     """
     remaining = list(records)
     for reader in worker.spec["tokenizers_to_fit"]:
@@ -31,16 +34,14 @@ def fitting_everywhere(worker: Worker, records: Records, own_form: PromptFormat 
         except (OSError, ValueError) as error:
             if own:
                 raise
-            worker.say(
-                f"{reader['model']}: its tokenizer cannot be used, so the others are measured without it: {error}"
-            )
+            worker.say(f"{reader['model']}: its tokenizer fails, so the others are measured without it: {error}")
             continue
         if is_nearly_all(len(records) - len(fitting), len(records)):
             coverage = f"can read {len(fitting) or 'none'} of {len(records)} evaluation records"
             if own:
                 raise ValueError(
                     f"{reader['model']} {coverage}, with max_length {reader['max_length']}; more than {NEARLY_ALL:.0%} "
-                    "are left out: raise max_length, bring shorter records, or see above which its chat template cannot show"
+                    "are left out: raise max_length, use shorter records, or see above which records its chat template cannot show"
                 )
             worker.say(f"{reader['model']}: {coverage}; measured without it")
             continue
@@ -53,7 +54,7 @@ def fitting_everywhere(worker: Worker, records: Records, own_form: PromptFormat 
     if left_out := len(records) - len(remaining):
         warning = "WARNING: " if left_out > MUCH * len(records) else ""
         worker.say(
-            f"{warning}{left_out} of {len(records)} evaluation records are left out: not every model here reads them"
+            f"{warning}{left_out} of {len(records)} evaluation records are left out: not every model can read them"
         )
     return remaining
 
@@ -63,7 +64,7 @@ def _has_same_format(recipe: Reader, reader: Reader) -> bool:
 
 
 def _fitting(worker: Worker, reader: Reader, records: Records, form: PromptFormat | None) -> set[str]:
-    """The ids of the records that the model can read."""
+    """The ids of the records that the model can read in full."""
     from transformers import AutoConfig
 
     folder = worker.root / reader["folder"]
@@ -81,7 +82,7 @@ def _fitting(worker: Worker, reader: Reader, records: Records, form: PromptForma
         if fits:
             fitting.add(record["example_id"])
     if too_long or unshown:
-        why = f"; the first that its template cannot show: {unshown[0]}" if unshown else ""
+        why = f"; the first failure of its template: {unshown[0]}" if unshown else ""
         worker.say(
             f"{reader['model']}: {too_long} evaluation records are too long, {len(unshown)} cannot be shown; no model is "
             f"measured on them{why}"

@@ -1,4 +1,5 @@
-"""Short texts of general knowledge, none in the style that is trained on: what a model forgot shows in their bits per byte."""
+"""Short texts of general knowledge, none in the style of the training data. Their bits per byte
+measure forgetting."""
 
 import json
 from collections.abc import Sequence
@@ -16,10 +17,10 @@ EXPECTED = "expected a JSON list of objects with the texts `text` and `language`
 
 
 def read_general(path: Path, languages: Sequence[str] | None, limit: int | None) -> list[dict[str, str]]:
-    """The texts of the languages (None: all) in the file's order, at most `limit`; each has `text` and `language`.
+    """At most `limit` texts in `languages` (None: all) in file order; each has `text` and `language`.
 
     Raises:
-        UsageError: not there, or not a list of such objects.
+        UsageError: the file is missing or not a list of such objects.
     """
     if limit == 0:
         return []
@@ -36,13 +37,16 @@ def read_general(path: Path, languages: Sequence[str] | None, limit: int | None)
 
 
 def set_hash(texts: Sequence[dict[str, str]]) -> str | None:
-    """The same for measurements on the same texts; None of none."""
+    """A hash of the texts; None without texts."""
     return stable_hash([one["text"] for one in texts]) if texts else None
 
 
 def plain_text(form: PromptFormat, text: str, name: str) -> Tokenized:
-    """`text` whole, every token scored. The first is predicted from the model's BOS, or from EOS, which stands between documents
-    where a model has no BOS."""
+    """All of `text`, with every token scored.
+
+    The first token is predicted from the model's BOS, or without one from EOS, which separates
+    documents in such a model.
+    """
     tokenizer = form.tokenizer
     start = form.own_bos or [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
     ids = tokenizer(text, add_special_tokens=False).input_ids

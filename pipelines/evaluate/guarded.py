@@ -1,8 +1,8 @@
-"""Patterns and schemas that a user wrote, put to answers that a model wrote, in a process of their own:
-`python -m pipelines.evaluate.guarded` reads questions from its input and writes its verdicts.
+"""A separate process that applies a user's patterns and schemas to a model's answers.
 
-Some patterns take time without end on some texts, and so may a schema. Here each answer has a second of the processor. Then a
-signal ends the search, which works in the main thread of a process alone.
+`python -m pipelines.evaluate.guarded` reads a job from standard input and writes its verdicts.
+Some patterns and schemas never finish on some texts, so each check has a limit of CPU time.
+A signal enforces the limit; signals work only in the main thread of a process.
 """
 
 import json
@@ -13,21 +13,24 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-MAX_TIMEOUTS = 3  # answers of one metric that took longer; the rest is not tried
-MAX_DIGITS = 1000  # of a whole number; Python refuses to read some thousands
+# After this many timeouts of one metric, its remaining answers are not tried.
+MAX_TIMEOUTS = 3
+# Longer integers are read as floats, since Python refuses to parse several thousand digits.
+MAX_DIGITS = 1000
 Check = Callable[[str], bool]
 
 
 class TooLongError(BaseException):
-    """Time is up. No library catches it on its way."""
+    """The time limit was reached. A BaseException, so that no library catches it."""
 
 
 def json_value(answer: str) -> Any:
-    """The JSON value that the whole answer is, white space around it aside. An answer that is one fenced block (```json … ```) is
-    what stands in the block.
+    """Parse the whole answer as one JSON value, without surrounding white space.
+
+    If the answer is one fenced block (```json … ```), the content of the block is parsed.
 
     Raises:
-        ValueError: no JSON (RFC 8259); NaN and Infinity are none.
+        ValueError: not JSON (RFC 8259), which excludes NaN and Infinity.
     """
     text = answer.strip()
     if text.startswith("```") and text.endswith("```") and "\n" in text:
@@ -39,7 +42,7 @@ def json_value(answer: str) -> Any:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _integer(digits: str) -> int | float:
@@ -49,7 +52,7 @@ def _integer(digits: str) -> int | float:
 def verdicts(
     metrics: Sequence[Mapping[str, str]], answers: Sequence[str], *, seconds: float
 ) -> dict[str, list[bool | None]]:
-    """For each metric, by name, whether each answer passes; None where that could not be told, of one in `seconds` at most."""
+    """Whether each answer passes, by metric name; None if undecided within `seconds` of CPU time."""
     return {metric["name"]: _each(_check(metric), answers, seconds) for metric in metrics}
 
 
@@ -63,10 +66,12 @@ def _each(check: Check, answers: Sequence[str], seconds: float) -> list[bool | N
         try:
             passes.append(_limited(check, answer, seconds))
         except TooLongError:
-            signal.setitimer(signal.ITIMER_PROF, 0)  # it may have struck before the timer was taken back
+            # The signal may have fired before `_limited` could stop the timer.
+            signal.setitimer(signal.ITIMER_PROF, 0)
             stopped += 1
             passes.append(None)
-        except Exception:  # an odd value in an odd schema; what cannot be told is not made a no
+        except Exception:
+            # An odd value in an odd schema: the verdict is unknown, not negative.
             passes.append(None)
     return passes
 

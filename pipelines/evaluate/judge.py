@@ -1,8 +1,9 @@
-"""Is an answer right, and does it help? Asked of a language model, with the reference beside it, reasons before the verdict.
+"""Is an answer correct and helpful? A language model judges it against the reference, reasons first.
 
-What is judged is data: it stands between marks that nobody who wrote it could know, stripped of what only dresses it up, and of
-what the judge says only the schema's fields are read. Asked through the journal and the budget (purpose `judge`), so that no
-verdict is paid for twice; alike answers of several cells are one request.
+The judged texts are data. They are stripped of formatting and stand between marks that their author
+could not know. Of the judge's reply only the schema's fields are read. Requests go through the
+journal and the budget (purpose `judge`): no verdict is paid for twice, and identical answers of
+several cells share one request.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,10 @@ from pipelines.generate.verdicts import without_tricks as plain
 from pipelines.lake.files import stable_hash
 from pipelines.settings.experiments import Experiments
 
-Row = Mapping[str, Any]  # of answers.jsonl
-HELPFUL, HIGHEST = 4, 5  # helpful: 4 and up
+# A row of answers.jsonl.
+Row = Mapping[str, Any]
+# An answer is helpful from grade 4 of 5 on.
+HELPFUL, HIGHEST = 4, 5
 LANGUAGES = {"ko": "Korean", "en": "English", "ja": "Japanese", "zh": "Chinese"}
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -46,7 +49,7 @@ of the one who asks helps nobody."""
 
 @dataclass(frozen=True)
 class Judgement:
-    """One verdict; `helpfulness` from 1 to 5, `model` the judge's."""
+    """One verdict. `helpfulness` is 1 to 5; `model` is the judge's model."""
 
     correct: bool
     helpfulness: int
@@ -59,12 +62,12 @@ class Judgement:
 
 
 def without_tricks(text: str, limit: int) -> str:
-    """The words of `text` alone, stripped of what only dresses it up; cut at `limit`."""
+    """The plain words of `text` without formatting, cut at `limit`."""
     return cut(plain(text), limit)
 
 
 def request(experiments: Experiments, row: Row, replicate: int = 0) -> Request:
-    """What the configured judge is asked about one answer. `replicate` 1 asks the same once more."""
+    """The request to the configured judge about one answer. `replicate` 1 repeats it."""
     settings = experiments.judging
     assert settings.judge is not None
     provider, language = experiments.provider(settings.judge), row.get("language")
@@ -93,13 +96,13 @@ def request(experiments: Experiments, row: Row, replicate: int = 0) -> Request:
 
 
 def repeated(experiments: Experiments, rows: Sequence[Row]) -> list[Row]:
-    """The answers that are judged a second time, for the judge's agreement with itself."""
+    """The answers to judge twice, for the judge's agreement with itself."""
     ranked = sorted(rows, key=lambda row: stable_hash(["judged twice", row["example_id"]]))
     return ranked[: experiments.judging.repeat]
 
 
 def reply(journal: Journal, experiments: Experiments, row: Row, replicate: int = 0) -> Reply[Judgement]:
-    """How the judge's word on one answer stands."""
+    """The state of the judge's verdict on one answer."""
     judge_request = request(experiments, row, replicate)
 
     def read(fields: Mapping[str, Any]) -> Judgement | None:
@@ -113,7 +116,8 @@ def reply(journal: Journal, experiments: Experiments, row: Row, replicate: int =
 
 
 def replies(journal: Journal, experiments: Experiments, rows: Sequence[Row]) -> list[Reply[Judgement]]:
-    """How all that the judge is asked about the answers of one cell stands: each once, `repeat` of them, always the same, twice."""
+    """The state of all verdicts on the answers of one cell. A fixed sample of `repeat` answers is judged
+    twice."""
     twice = [reply(journal, experiments, row, 1) for row in repeated(experiments, rows)]
     return [*(reply(journal, experiments, row) for row in rows), *twice]
 
@@ -138,8 +142,11 @@ def answer_columns(verdict: Judgement | None) -> dict[str, Any]:
 
 
 def cell_columns(journal: Journal | None, experiments: Experiments, seeds: Sequence[Sequence[Row]]) -> dict[str, Any]:
-    """A cell's judge columns, from the answers of each of its seeds: shares of answers judged correct and helpful, with 95 %
-    intervals of the sample that one seed answered; the judge's agreement with itself; or why there is nothing."""
+    """A cell's judge columns from the answers of each seed, or why there are none.
+
+    They hold the shares of correct and helpful answers, with 95 % intervals for the sample size of one
+    seed, and the judge's agreement with itself.
+    """
     rows = [row for answers in seeds for row in answers]
     judge = experiments.judging.judge
     if judge is None:
@@ -166,7 +173,7 @@ def cell_columns(journal: Journal | None, experiments: Experiments, seeds: Seque
 
 
 def remedy(journal: Journal | None, experiments: Experiments, judge: str, held: Sequence[Reply[Any] | None]) -> str:
-    """The commands that would get what is missing; each of them sends something."""
+    """The commands that would obtain the missing verdicts; each of them sends requests."""
     if judge not in enabled(experiments):
         return f"set providers.{judge}.enabled: true, then run `featherweight judge`"
     if why := missing_key(experiments.provider(judge)):
@@ -177,21 +184,22 @@ def remedy(journal: Journal | None, experiments: Experiments, judge: str, held: 
     lost = sum(one is not None and one.request.key in given_up for one in unanswered)
     counts = (
         (len(unanswered) - lost, "were not answered: `featherweight judge` asks for them"),
-        (lost, "were lost twice on their way: `featherweight generate --resend-in-doubt`, then `featherweight judge`"),
+        (lost, "were lost twice in transit: `featherweight generate --resend-in-doubt`, then `featherweight judge`"),
         (unreadable, f"were answered in another form: {ASK_AGAIN} asks for them once more"),
     )
     return "; ".join(f"{count} {what}" for count, what in counts if count)
 
 
 def _share(name: str, hits: Sequence[bool], sample: int) -> dict[str, Any]:
-    """Seeds answer the same prompts, so more of them make no larger sample."""
+    """Share and interval. Seeds answer the same prompts, so more seeds do not enlarge the sample."""
     share = fmean(hits)
     low, high = wilson(round(share * sample), sample) or (None, None)
     return {name: share, f"{name}_low": low, f"{name}_high": high}
 
 
 def agreement(journal: Journal | None, experiments: Experiments, seeds: Sequence[Sequence[Row]]) -> float | None:
-    """The share of twice judged answers that got the same word on both, right or wrong and helpful or not; None of none."""
+    """The share of twice-judged answers with equal verdicts on both correctness and helpfulness; None
+    without any."""
     if journal is None:
         return None
     same = []

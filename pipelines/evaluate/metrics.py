@@ -1,15 +1,15 @@
-"""Metrics of one's own task: whether an answer is right, contains what was wanted, or has the form that a program needs.
+"""Task metrics: whether an answer equals or contains the reference, or has a machine-readable form.
 
-They need the answers alone, which are kept, so that a new metric asks no model again. Every answer is brought into Unicode NFC
-first, since a model may write Hangul as separate letters.
+They need only the stored answers, so a new metric does not run a model again. Every answer is
+normalized to Unicode NFC first, since a model may write Hangul as separate letters.
 
 | metric | an answer passes where |
 | --- | --- |
-| exact_match | it is the reference, upper and lower case and spaces aside; punctuation counts |
-| contains | the reference stands somewhere in it, upper and lower case and spaces aside; punctuation counts |
-| json_valid | the whole of it is one JSON value, or one fenced block that holds one (guarded.py) |
-| json_schema | it is such a value, and fits the schema |
-| regex | the pattern is found somewhere in it (`re.search`), as it stands |
+| exact_match | it equals the reference, ignoring case and spaces; punctuation counts |
+| contains | it contains the reference, ignoring case and spaces; punctuation counts |
+| json_valid | all of it is one JSON value, or one fenced block that holds one (guarded.py) |
+| json_schema | it is such a value and fits the schema |
+| regex | the pattern is found anywhere in it (`re.search`); nothing is normalized but NFC |
 """
 
 import json
@@ -31,12 +31,14 @@ from pipelines.settings.metrics import Metric
 Row = Mapping[str, Any]
 Verdicts = dict[str, bool | None]
 GUARDED = "pipelines.evaluate.guarded"
-SECONDS = 1.0  # of the processor, for one answer and one pattern or schema
-MAX_SECONDS = 1800.0  # of the clock, for all answers together
+# CPU time for one answer and one pattern or schema.
+SECONDS = 1.0
+# Wall-clock time for all answers together.
+MAX_SECONDS = 1800.0
 
 
 def normal(text: str) -> str:
-    """The text as exact_match and contains compare it: NFC, case folded, each run of white space one space, none at the ends."""
+    """The text for exact_match and contains: NFC, case folded, white space collapsed and stripped."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     return " ".join(folded.split())
 
@@ -65,16 +67,18 @@ PLAIN = {"exact_match": exact_match, "contains": contains, "json_valid": json_va
 
 
 class Scores:
-    """What the metrics say of answers. Equal answers to equal references are scored once."""
+    """Verdicts of the metrics on answers. The guarded process checks each distinct answer once."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self._metrics = metrics
         self._guarded = [metric for metric in metrics if metric.kind not in PLAIN]
-        self._known: dict[str, Verdicts] = {}  # of the guarded metrics, by answer
-        self._failure = ""  # of the guarded process
+        # Verdicts of the guarded metrics by answer.
+        self._known: dict[str, Verdicts] = {}
+        # The last error line of the guarded process.
+        self._failure = ""
 
     def of(self, rows: Sequence[Row]) -> list[Verdicts]:
-        """For each row the metrics' columns: whether its answer passes, None where that could not be told."""
+        """The metrics' columns of each row: whether its answer passes, None if undecided."""
         answers = [unicodedata.normalize("NFC", _text(row, "answer")) for row in rows]
         self._ask(answers)
         return [
@@ -87,8 +91,11 @@ class Scores:
         return [{**row, **verdicts} for row, verdicts in zip(rows, self.of(rows), strict=True)]
 
     def cell_columns(self, seeds: Sequence[Sequence[Row]]) -> dict[str, Any]:
-        """A cell's columns from the answers of each of its seeds: shares with 95 % intervals of the sample that one seed answered.
-        A share is empty where an answer could not be told, and `metrics_because` says so."""
+        """A cell's columns from the answers of each seed: shares with 95 % intervals.
+
+        The sample size is that of one seed. A share is empty if any answer is undecided;
+        `metrics_because` gives the reason.
+        """
         scored = [verdicts for answers in seeds for verdicts in self.of(answers)]
         columns: dict[str, Any] = {}
         lacking = []
@@ -107,7 +114,7 @@ class Scores:
         return self._known[answer][metric.column]
 
     def _ask(self, answers: Iterable[str]) -> None:
-        """Have the guarded process say of answers what it was not yet asked."""
+        """Send the answers without a verdict to the guarded process."""
         new = [answer for answer in dict.fromkeys(answers) if answer not in self._known]
         if not self._guarded or not new:
             return
@@ -131,12 +138,12 @@ class Scores:
 
 
 def _text(row: Row, name: str) -> str:
-    """Nothing where a file that somebody damaged holds no text there."""
+    """The field's text; empty if a damaged file holds no text there."""
     return text if isinstance(text := row.get(name), str) else ""
 
 
 def _guarded_verdicts(metrics: Sequence[Metric], answers: Sequence[str]) -> dict[str, list[bool | None]]:
-    """Of the process that a pattern without end cannot hold up, by the name of each metric."""
+    """Verdicts by metric name, from a process that can time out on a runaway pattern."""
     specs = [
         {"name": one.column, **({"regex": one.regex} if one.regex is not None else {"schema": one.schema_text})}
         for one in metrics
@@ -156,14 +163,14 @@ def _guarded_verdicts(metrics: Sequence[Metric], answers: Sequence[str]) -> dict
 
 
 def _last_line(error: Exception) -> str:
-    """The last line that the process complained with, else what became of it."""
+    """The last line on the process's standard error, else the error itself."""
     complaints = getattr(error, "stderr", None)
     lines = complaints.strip().splitlines() if isinstance(complaints, str) else []
     return one_line(lines[-1] if lines else str(error), 200)
 
 
 def _share(column: str, hits: Sequence[bool], sample: int) -> dict[str, Any]:
-    """Seeds answer the same prompts, so more of them make no larger sample."""
+    """Share and interval. Seeds answer the same prompts, so more seeds do not enlarge the sample."""
     share = fmean(hits)
     low, high = wilson(round(share * sample), sample) or (None, None)
     return {column: share, f"{column}_low": low, f"{column}_high": high}

@@ -1,8 +1,10 @@
-"""Is a cell's answer better than the untouched model's to the same question? Asked of the judge, both answers side by side.
+"""Is a cell's answer better than the untouched model's to the same question? The judge sees both
+answers side by side.
 
-Every pair is asked in both orders, since judges favour a place (Wang et al. 2023, arXiv 2305.17926). A pair won in one order alone
-is a tie, and so are two answers that look alike to the judge, who is not asked about them. The requests go through the journal and
-the budget (purpose `pair`): no pair is paid for twice, and equal pairs of several cells are one request.
+Every pair is judged in both orders, since judges favour a position (Wang et al. 2023,
+arXiv 2305.17926). A pair won in only one order is a tie. Two answers that look identical to the
+judge are a tie without a request. The requests go through the journal and the budget (purpose
+`pair`): no pair is paid for twice, and equal pairs of several cells share one request.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,18 +23,23 @@ from pipelines.project import Resolved
 from pipelines.runs.cells import Evaluation
 from pipelines.settings.experiments import Experiments
 
-Row = Mapping[str, Any]  # of answers.jsonl
-Ending = Literal["win", "tie", "loss"]  # for the cell
+# A row of answers.jsonl.
+Row = Mapping[str, Any]
+# The result of a pair from the cell's point of view.
+Ending = Literal["win", "tie", "loss"]
+# The ending by the judge's verdict: the cell's answer was shown first, then second.
 ENDINGS: tuple[dict[Verdict, Ending], dict[Verdict, Ending]] = (
-    {"A": "win", "tie": "tie", "B": "loss"},  # the cell's answer was shown first
+    {"A": "win", "tie": "tie", "B": "loss"},
     {"A": "loss", "tie": "tie", "B": "win"},
 )
 SCORES: dict[Ending, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
-# Continuity correction, in pairs: with it the interval covers at least 95 % from 5 pairs on,
-# whatever the shares (tests/test_evaluate_pairs.py).
+# Continuity correction in pairs. With it the interval covers at least 95 % from 5 pairs on, for all
+# shares (tests/test_pairs.py).
 CORRECTION = 1.0
-TEXTS = ("example_id", "prompt", "reference", "answer")  # without which a row of answers.jsonl cannot be compared
-HARMLESS = {"code", "machine"}  # changes since which a model's answers are still its own
+# The text fields that a row of answers.jsonl needs for a comparison.
+TEXTS = ("example_id", "prompt", "reference", "answer")
+# Changes that leave a model's stored answers valid.
+HARMLESS = {"code", "machine"}
 RUBRIC = """\
 You compare two answers to a question. A reference shows one good answer; others may be as good.
 First give your reasons in two or three sentences, then the verdict: "A" or "B" for the answer that serves the one who asks \
@@ -55,7 +62,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Match:
-    """One run's answers against the untouched model's, those of `against`."""
+    """One run's answers paired with the untouched model's. `against` is the run id of the latter."""
 
     run_id: str
     against: str
@@ -64,7 +71,7 @@ class Match:
 
 @dataclass(frozen=True)
 class OrderVerdict:
-    """What the judge said of a pair in one order."""
+    """The judge's verdict on a pair in one order."""
 
     verdict: Verdict
     reasons: str
@@ -72,8 +79,10 @@ class OrderVerdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a pair ended for the cell: with its answer shown `first`, and with it shown second. `reasons` in the same order, None
-    where nobody was asked, as the answers are alike."""
+    """The ending of a pair for the cell: with its answer shown `first`, and shown `second`.
+
+    `reasons` has the same order; None if the answers are identical and the judge was not asked.
+    """
 
     first: Ending
     second: Ending
@@ -85,15 +94,15 @@ class Outcome:
 
 
 def is_configured(experiments: Experiments) -> bool:
-    """Whether answers are to be set against the untouched model's."""
+    """Whether answers are compared with the untouched model's."""
     return experiments.judging.pairs is not None
 
 
-# --- who is set against whom
+# --- matching runs
 
 
 def base_answers(resolved: Resolved, by: EvaluatedBy, model: str, shown: Evaluation | None) -> Evaluation | str:
-    """The untouched model's evaluation, `shown` in its row, if others may be set against it; else why not."""
+    """The untouched model's evaluation, `shown` in its row, if it can serve as the baseline; else why not."""
     base = base_of(resolved.project, model)
     if base is None:
         return "the profile has no method that leaves a model untouched"
@@ -109,7 +118,7 @@ def base_answers(resolved: Resolved, by: EvaluatedBy, model: str, shown: Evaluat
 
 
 def match_runs(resolved: Resolved, evaluation: Evaluation, against: Evaluation) -> Match | str:
-    """The answers of both to the same questions; or why they cannot be compared."""
+    """The answers of both runs to the same questions, or why they cannot be compared."""
     key = evaluation.attempt.key
     if evaluation.fingerprint != against.fingerprint:
         mend = f"run `featherweight evaluate {key.model} {key.method}`"
@@ -124,20 +133,20 @@ def match_rows(run_id: str, rows: Sequence[Row], against: Evaluation) -> Match |
     """The answers `rows` and the untouched model's to the same questions."""
     ours, theirs = _by_example(rows), _by_example(against.answers())
     pairs = tuple(Pair(row, theirs[name]) for name, row in ours.items() if name in theirs)
-    return Match(run_id, against.attempt.run_id, pairs) if pairs else "no answers to the same questions are kept"
+    return Match(run_id, against.attempt.run_id, pairs) if pairs else "no stored answers to the same questions"
 
 
 def _by_example(rows: Sequence[Row]) -> dict[str, Row]:
-    """The rows by example, each once; what a damaged file holds beside them is left out."""
+    """The rows by example id, without the incomplete rows of a damaged file."""
     whole = [row for row in rows if isinstance(row, dict) and all(isinstance(row.get(name), str) for name in TEXTS)]
     return {row["example_id"]: row for row in whole}
 
 
-# --- what is asked
+# --- requests
 
 
 def shown(experiments: Experiments, pair: Pair) -> dict[str, str]:
-    """The texts that the judge sees, stripped of what only dresses them up and cut."""
+    """The texts that the judge sees: plain words, cut at the limit."""
     texts = {
         "question": pair.base["prompt"],
         "reference": pair.base["reference"],
@@ -149,7 +158,7 @@ def shown(experiments: Experiments, pair: Pair) -> dict[str, str]:
 
 
 def requests(experiments: Experiments, pair: Pair) -> list[Request]:
-    """The two that compare the pair, the cell's answer first and the untouched model's first; none where the answers look alike."""
+    """The two requests on a pair, one for each order; none if the answers look identical."""
     texts = shown(experiments, pair)
     if texts["cell"] == texts["base"]:
         return []
@@ -192,12 +201,15 @@ def _read(fields: Mapping[str, Any]) -> OrderVerdict | None:
 
 
 def replies(journal: Journal, experiments: Experiments, pair: Pair) -> list[Reply[OrderVerdict]]:
-    """How the two requests on a pair stand; of alike answers there are none."""
+    """The state of the two requests on a pair; empty for identical answers."""
     return [reply_to(journal, request, _read) for request in requests(experiments, pair)]
 
 
 def all_replies(journal: Journal, experiments: Experiments, matches: Sequence[Match]) -> list[Reply[OrderVerdict]]:
-    """Those of all pairs, question by question: where the money ends, every cell has been asked about the same ones."""
+    """The replies on all pairs, question by question.
+
+    If the budget runs out, every cell has been judged on the same questions.
+    """
     pairs = sorted((pair for one in matches for pair in one.pairs), key=_order_key)
     return [reply for pair in pairs for reply in replies(journal, experiments, pair)]
 
@@ -206,11 +218,11 @@ def _order_key(pair: Pair) -> str:
     return stable_hash(["paired", pair.row["example_id"]])
 
 
-# --- what came of it
+# --- results
 
 
 def outcome(journal: Journal | None, experiments: Experiments, pair: Pair) -> Outcome | None:
-    """How a pair ended; None until both orders have a readable verdict."""
+    """The outcome of a pair; None until both orders have a readable verdict."""
     orders = requests(experiments, pair)
     if not orders:
         return Outcome("tie", "tie", None)
@@ -224,11 +236,11 @@ def outcome(journal: Journal | None, experiments: Experiments, pair: Pair) -> Ou
 def cell_columns(
     journal: Journal | None, experiments: Experiments, model: str | None, matches_or_reasons: Sequence[Match | str]
 ) -> dict[str, Any]:
-    """A cell's win rate from the matches of each of its seeds, or why there is none. `model`: the one that was tuned, None of
-    a teacher.
+    """A cell's win rate from the matches of each seed, or why there is none. `model` is the tuned
+    model, None for a teacher.
 
-    A tie counts half. With several seeds every pair counts as a share of a record, since seeds answer the same questions: the
-    interval is that of as many records as one seed answered.
+    A tie counts half. Seeds answer the same questions, so with several seeds each pair counts as a
+    share of a record. The sample size of the interval is the number of records of one seed.
     """
     judge = experiments.judging.judge
     if not is_configured(experiments) or judge is None or not matches_or_reasons:
@@ -250,8 +262,11 @@ def cell_columns(
 
 
 def _representative(outcomes: Sequence[Outcome | None]) -> list[Outcome]:
-    """Of a cell's pairs in their turn, those that count. Alike answers are ties at once, so that they would outweigh the others
-    where these wait for money: they count up to the last pair that the judge was asked about."""
+    """The outcomes of a cell that count, in the order of the requests.
+
+    Identical answers are ties without a request. While other pairs wait for budget, these ties would
+    be overrepresented, so they count only up to the last judged pair.
+    """
     if None not in outcomes:
         return [one for one in outcomes if one]
     judged = [number for number, one in enumerate(outcomes, start=1) if one and one.reasons]
@@ -279,7 +294,7 @@ def _columns(ended: Sequence[Outcome], *, seeds: int) -> dict[str, Any]:
 
 
 def _favours(experiments: Experiments, judge: str, model: str | None) -> list[str]:
-    """That the judge may know one side's answers for its own (Panickssery et al. 2024, arXiv 2404.13076)."""
+    """A note if the judge may recognize its own family (Panickssery et al. 2024, arXiv 2404.13076)."""
     provider = experiments.provider(judge)
     if model is None:
         return []
@@ -291,7 +306,7 @@ def _favours(experiments: Experiments, judge: str, model: str | None) -> list[st
 
 
 def verdict_rows(journal: Journal | None, experiments: Experiments, one: Match) -> list[dict[str, Any]]:
-    """The pairs of a match that have ended, as rows of the table pair_verdicts."""
+    """The decided pairs of a match, as rows of the table pair_verdicts."""
     if not is_configured(experiments) or experiments.judging.judge is None:
         return []
     judge = experiments.provider(experiments.judging.judge).model

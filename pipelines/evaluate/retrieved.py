@@ -1,4 +1,4 @@
-"""What a retrieval arm puts into a prompt: the train records most like it as shots, or passages of documents as context."""
+"""The prompts of a retrieval arm: similar train records as shots, or document passages as context."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,17 +23,19 @@ INTRODUCTIONS = {
     "ko": "다음 글이 질문에 도움이 되면 참고하세요.",
     "en": "Use the following passages where they help to answer.",
 }
-Rewrite = Callable[[Sequence[str]], list[str]]  # what the answering model says to each of these prompts
+# The answering model's reply to each of these prompts.
+Rewrite = Callable[[Sequence[str]], list[str]]
 
 
 def last_question(record: Mapping[str, Any]) -> str:
-    """What is looked up: the question that the last answer answers, without a system prompt and earlier turns."""
+    """The search query: the last user turn before the last answer, without system prompt and earlier
+    turns."""
     questions = [turn["content"] for turn in conversation(record)[:-1] if turn["role"] == "user"]
     return questions[-1] if questions else ""
 
 
 def sides_of(record: Mapping[str, Any]) -> Sides:
-    """A record as the rule against leaks compares it: of a conversation all that is asked, and all that is answered."""
+    """The record for the leak check: all its user turns and all its answers."""
     turns = conversation(record)
     questions = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
     return Sides(
@@ -43,7 +45,7 @@ def sides_of(record: Mapping[str, Any]) -> Sides:
 
 @dataclass(frozen=True)
 class Item:
-    """Something that can be found: a train record, or a passage. `name` is the record's id or the document's name."""
+    """A searchable item: a train record or a passage. `name` is the record's id or the document's name."""
 
     name: str
     text: str
@@ -51,31 +53,31 @@ class Item:
 
 
 def train_items(train: Sequence[Record]) -> list[Item]:
-    """Train records in the order of their ids, so that ties do not depend on how they are stored. Records that call tools stand in
-    no other's prompt."""
+    """Train records in the order of their ids, so that ties do not depend on the storage order.
+
+    Records with tool calls are excluded.
+    """
     ordered = sorted(train, key=lambda one: one["example_id"])
     texts = [(one, sides_of(one)) for one in ordered if not calls_tools(conversation(one))]
     return [Item(one["example_id"], f"{sides.question}\n{sides.answer}", one) for one, sides in texts]
 
 
 def document_items(spec: Mapping[str, Any], *, size: int, expected: str | None) -> list[Item]:
-    """The passages of the documents that a spec names.
+    """The passages of the documents in a spec.
 
     Raises:
-        UsageError: they are not there, or hold no text.
-        ValueError: they are others than the cell was planned with.
+        UsageError: the documents are missing or hold no text.
+        ValueError: the documents have changed since the cell was planned.
     """
     patterns, folder = spec["documents"], Path(spec["folder"])
     passages = documents.passages(patterns, folder, size)
     if expected is not None and (now := documents.content_hash(patterns, folder)) != expected:
-        raise ValueError(
-            f"the documents changed while the cell waited (then {expected}, now {now}): run the same again"
-        )
+        raise ValueError(f"the documents changed while the cell waited (then {expected}, now {now}): run it again")
     return [Item(one.name, one.text) for one in passages]
 
 
 class Library:
-    """All that can be found, indexed once. `recipe` is the `retrieval` of a cell's recipe."""
+    """All searchable items, indexed once. `recipe` is the `retrieval` of a cell's recipe."""
 
     def __init__(self, items: Sequence[Item], recipe: Mapping[str, Any], embed: Embed | None, say: Say) -> None:
         self._items, self._recipe = list(items), recipe
@@ -84,11 +86,14 @@ class Library:
         say(f"retrieval: {len(self._items)} {what} are indexed for {recipe['by']}")
         by = recipe.get("ranked_by", "bm25") if recipe["by"] == "multi-query" else recipe["by"]
         self._index = Index([item.text for item in self._items], by, embed)
-        self.left_out = 0  # items that were found, but would give an answer away
+        # Number of matches that were dropped because they would leak an answer.
+        self.left_out = 0
 
     def find(self, records: Sequence[Record], queries: Sequence[Sequence[str]]) -> list[list[Item]]:
-        """For each record what is found by its queries, the best first, as much as there is: without itself and what would give
-        its answer away."""
+        """All matches of each record's queries, the best first.
+
+        The record itself and items that would leak its answer are left out.
+        """
         flat = [query for several in queries for query in several]
         rankings = iter(self._index.rank_all(flat))
         results = []
@@ -106,7 +111,8 @@ class Library:
                 self.left_out += 1
                 continue
             items.append(self._items[place])
-            if len(items) == 2 * self._recipe["k"]:  # a model may be unable to show some of them
+            # Twice as many as needed: the template may be unable to show some of them.
+            if len(items) == 2 * self._recipe["k"]:
                 break
         return items
 
@@ -119,7 +125,8 @@ class Library:
 
 
 def queries_of(records: Sequence[Record], recipe: Mapping[str, Any], rewrite: Rewrite | None) -> list[list[str]]:
-    """What each record is looked up by: its question, and with multi-query the answering model's other wordings of it."""
+    """The search queries of each record: its question, and with multi-query the answering model's
+    rewordings."""
     questions = [last_question(record) for record in records]
     if recipe["by"] != "multi-query" or rewrite is None:
         return [[one] for one in questions]
@@ -128,7 +135,8 @@ def queries_of(records: Sequence[Record], recipe: Mapping[str, Any], rewrite: Re
 
 
 def with_context(record: Record, texts: Sequence[str]) -> Record:
-    """The record with passages before its last question, numbered, the best first; itself where there are none."""
+    """The record with numbered passages before its last question, the best first; unchanged without
+    passages."""
     if not texts:
         return record
     introduction = INTRODUCTIONS.get(record.get("language") or "", INTRODUCTIONS["en"])
@@ -145,14 +153,14 @@ def with_context(record: Record, texts: Sequence[str]) -> Record:
 
 
 def marks_of(tokenizer: Any) -> list[str]:
-    """The texts that the tokenizer takes for a token of their own meaning, the longest first."""
+    """The texts that the tokenizer maps to special tokens, the longest first."""
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     return sorted({*tokenizer.all_special_tokens, *added}, key=lambda mark: (-len(mark), mark))
 
 
 @dataclass(frozen=True)
 class PromptContent:
-    """What stands in a record's prompt: the record as it is asked, the records before it, and how much was retrieved."""
+    """The content of a record's prompt: the record itself, the shots before it, and the retrieved names."""
 
     record: Record
     shots: tuple[Record, ...]
@@ -172,7 +180,7 @@ class Retrieved:
         self._marks = marks_of(form.tokenizer)
 
     def look_up(self, records: Sequence[Record], rewrite: Rewrite | None) -> list[Record]:
-        """Find what every record's prompt holds; returns rows that say what was found, and by which wordings."""
+        """Retrieve the content of every record's prompt; returns rows with the names and the queries."""
         queries = queries_of(records, self._recipe, rewrite)
         rows = []
         for record, wordings, items in zip(records, queries, self._library.find(records, queries), strict=True):
@@ -186,7 +194,7 @@ class Retrieved:
         return self._found[record["example_id"]]
 
     def _shown(self, record: Record, items: Sequence[Item]) -> PromptContent:
-        """As much of it as fits, the best: what fits it worst is dropped first."""
+        """The best items that fit; the worst matches are dropped first."""
         marks = self._marks
         if self._recipe["from"] == "documents":
             texts = [(item.name, inert(item.text, marks)) for item in items]
@@ -209,12 +217,12 @@ class Retrieved:
         )
 
     def _as_shots(self, record: Record, shots: Sequence[tuple[str, Record]]) -> PromptContent:
-        """The record most like the question stands right before it."""
+        """Put the record most similar to the question right before it."""
         nearest_last = tuple(one for _, one in reversed(shots))
         return PromptContent(record, nearest_last, tuple(name for name, _ in shots))
 
     def _can_show(self, item: Item, marks: Sequence[str]) -> bool:
-        """Whether a train record can stand in another's prompt: the template shows it, and it holds no token that ends a turn."""
+        """Whether a train record can be a shot: the template shows it and it holds no special token."""
         assert item.record is not None
         try:
             return not holds_mark(item.text, marks) and bool(self._form.tokenize(item.record))
@@ -223,11 +231,11 @@ class Retrieved:
 
 
 def retrieved_for(worker: Worker, form: PromptFormat, train: Sequence[Record], *, room: int) -> Retrieved | None:
-    """The retrieval arm that the cell's recipe names; None where it is none.
+    """The retrieval arm of the cell's recipe; None without one.
 
     Raises:
-        UsageError: its documents are not there or hold no text.
-        ValueError: they changed meanwhile.
+        UsageError: its documents are missing or hold no text.
+        ValueError: its documents have changed meanwhile.
     """
     recipe, spec = worker.spec["recipe"].get("retrieval"), worker.spec.get("retrieval") or {}
     if not recipe:
@@ -247,12 +255,12 @@ def retrieved_for(worker: Worker, form: PromptFormat, train: Sequence[Record], *
 
 
 def look_up(worker: Worker, retrieved: Retrieved, prompted_model: Any, records: Sequence[Record]) -> None:
-    """Find what stands in the records' prompts, and keep it beside the answers (retrieved.jsonl)."""
+    """Retrieve the content of the records' prompts, and store it beside the answers (retrieved.jsonl)."""
 
     def rewrite(prompts: Sequence[str]) -> list[str]:
         from pipelines.evaluate import answering
 
-        worker.say(f"retrieval: the model says {len(prompts)} questions in other words")
+        worker.say(f"retrieval: the model rewords {len(prompts)} questions")
         token_prompts = [prompted_model.form.prompt(_asking(one)) for one in prompts]
         limit = 2 * worker.spec["batch_tokens"]
         answers = answering.answer_all(prompted_model, token_prompts, rewrites.MAX_TOKENS, max_tokens=limit)
@@ -262,7 +270,7 @@ def look_up(worker: Worker, retrieved: Retrieved, prompted_model: Any, records: 
     write_jsonl(worker.folder / "retrieved.jsonl", rows)
     counts = [len(row["retrieved"]) for row in rows]
     worker.measure(retrieved=sum(counts) / len(counts) if counts else None)
-    worker.say(f"retrieval: {sum(counts)} stand in the prompts of {len(counts)} records")
+    worker.say(f"retrieval: {sum(counts)} items are in the prompts of {len(counts)} records")
 
 
 def _asking(text: str) -> Record:

@@ -1,6 +1,7 @@
-"""What providers are asked where something is looked up first: made once, kept in the lake, and read by all who show the answers.
+"""Prompts of teachers with retrieval. They are built once and stored in the lake for every reader.
 
-A provider's window and tokenizer are not known here, so that what it is shown is bounded by a guess that is never too small.
+A provider's window and tokenizer are unknown here. The prompt size is bounded by a token estimate
+that does not undercount ordinary text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,20 +29,22 @@ from pipelines.train.trainer.conversations import conversation, spoken, with_sho
 
 Record = dict[str, Any]
 Messages = list[dict[str, str]]
-MAX_PROMPT_TOKENS = 16_000  # of a prompt to an API
-CHARS_PER_TOKEN = 3  # of ASCII; another character counts as one token for each of its bytes
+# Limit of a prompt to an API, together with its answer.
+MAX_PROMPT_TOKENS = 16_000
+# ASCII characters per token; any other character counts as one token per byte.
+CHARS_PER_TOKEN = 3
 
 
 @dataclass(frozen=True)
 class TeacherPrompt:
-    """What a provider is asked about one record, and how much of it was looked up."""
+    """A provider's prompt for one record, and the number of retrieved items in it."""
 
     messages: Messages
     retrieved: int | None = None
 
 
 def rewriting(resolved: Resolved, teacher: Teacher, records: Sequence[Record]) -> list[Request]:
-    """The requests for other wordings of the records' questions; [] where nothing is reworded."""
+    """The requests that reword the records' questions; [] if the teacher uses no rewording."""
     if not (teacher.retrieval and teacher.retrieval.rewrites):
         return []
     provider = resolved.experiments.provider(teacher.provider)
@@ -62,8 +65,10 @@ def rewriting(resolved: Resolved, teacher: Teacher, records: Sequence[Record]) -
 def prepared(
     resolved: Resolved, journal: Journal | None, teacher: Teacher, records: Sequence[Record]
 ) -> dict[str, TeacherPrompt]:
-    """What was looked up for the records before, by their ids; of those that are missing nothing was, or their wordings are not
-    known yet."""
+    """Stored prompts by record id.
+
+    A record is missing if nothing was looked up for it or its rewordings are not known yet.
+    """
     assert teacher.retrieval
     cache = read_json(_file(resolved, teacher)) or {}
     queries = _queries(resolved, journal, teacher, records)
@@ -74,10 +79,10 @@ def prepared(
 
 
 def prepare(resolved: Resolved, run: Session, teacher: Teacher, records: Sequence[Record]) -> None:
-    """Look up what is missing, as far as the wordings are known, and keep it.
+    """Look up the missing prompts whose rewordings are known, and store them.
 
     Raises:
-        UnavailableError: the documents or the embedding model are not to be had.
+        UnavailableError: the documents or the embedding model are not available.
         UsageError: the documents hold no text.
         WorkError: the lake cannot be written.
     """
@@ -106,7 +111,7 @@ def _recipe(resolved: Resolved, retrieval: Retrieval) -> dict[str, Any]:
 
 
 def _file(resolved: Resolved, teacher: Teacher) -> Path:
-    """Another one for another recipe, other train records, another window."""
+    """The store; it depends on the recipe, the train records and the prompt limit."""
     retrieval = teacher.retrieval
     assert retrieval
     train = None if retrieval.documents else resolved.selected.data_fingerprint
@@ -123,7 +128,7 @@ def _key(record: Record, queries: Sequence[str]) -> str:
 def _queries(
     resolved: Resolved, journal: Journal | None, teacher: Teacher, records: Sequence[Record]
 ) -> dict[str, list[str]]:
-    """What each record is looked up by; without those whose wordings the journal lacks."""
+    """The search queries by record id, without the records whose rewordings the journal lacks."""
     queries = {one["example_id"]: [last_question(one)] for one in records}
     for record, request in zip(records, rewriting(resolved, teacher, records), strict=False):
         text = answer_text(journal, request)
@@ -135,13 +140,14 @@ def _queries(
 
 
 def answer_text(journal: Journal | None, request: Request) -> str | None:
-    """The text that the journal holds as the answer; None where there is none."""
+    """The answer text in the journal; None if there is none, empty for a refusal."""
     held = journal.row(request.key) if journal else None
     if held is None or held["status"] != "answered":
         return None
     try:
         return text_of(held["response"])
-    except ValueError:  # a refusal: the question alone is looked up
+    except ValueError:
+        # After a refusal only the question itself is looked up.
         return ""
 
 
@@ -162,12 +168,12 @@ def _embed(resolved: Resolved, run: Session, retrieval: Retrieval) -> Embed | No
 
 
 def _room(provider: Provider, answer_tokens: int) -> int:
-    """Tokens that a prompt may have."""
+    """Maximum number of prompt tokens."""
     return (SLOT_TOKENS if provider.kind == "local" else MAX_PROMPT_TOKENS) - answer_tokens
 
 
 def _fitting(record: Record, items: Sequence[Item], retrieval: Retrieval, room: int) -> dict[str, Any]:
-    """The best items that fit, as messages; what fits the question worst is left out first."""
+    """The best items that fit, as messages; the worst matches are dropped first."""
     usable = [item for item in items if not (item.record and holds_common_mark(item.text))][: retrieval.k]
     for count in range(len(usable), 0, -1):
         messages = _messages(record, usable[:count])
@@ -184,7 +190,7 @@ def _messages(record: Record, items: Sequence[Item]) -> Messages:
 
 
 def _tokens(messages: Sequence[Mapping[str, str]]) -> int:
-    """At least as many as a tokenizer makes of them, but for texts that are mostly digits and signs."""
+    """Upper estimate of the token count. It holds except for texts of mostly digits and symbols."""
     total = 0
     for message in messages:
         letters = sum(character.isascii() for character in message["content"])

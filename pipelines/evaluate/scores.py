@@ -1,6 +1,8 @@
-"""Numbers of quality from plain values: bits per byte, and how near an answer comes to its reference, in Korean and English.
+"""Quality scores from plain values: bits per byte, and text similarity of answer and reference, in
+Korean and English.
 
-All text scores go from 0 to 100 and are the libraries' own (sacrebleu, rouge-score, nltk); ours is only how texts become words.
+All text scores range from 0 to 100 and come from libraries (sacrebleu, rouge-score, nltk).
+Only the splitting into words is our own.
 """
 
 import math
@@ -14,22 +16,27 @@ from typing import Any
 import sacrebleu
 
 TEXT_SCORES = ("bleu", "chrf", "rouge_l", "meteor")
-SPELLED = ("ko", "ja", "zh", "th")  # BLEU takes their characters for words
+# Languages whose characters count as words in BLEU.
+SPELLED = ("ko", "ja", "zh", "th")
 HANGUL = re.compile("[가-힣]")
-WORD = re.compile(r"[^\W_]+")  # letters and digits of any script
+# Letters and digits of any script.
+WORD = re.compile(r"[^\W_]+")
 
 
 def bits_per_byte(nats: float, completion_bytes: int) -> float:
-    """Σ negative log-likelihood of the completions' ordinary tokens / (ln 2 × their UTF-8 bytes); models with different
-    tokenizers compare by it."""
+    """Σ negative log-likelihood of the completions' ordinary tokens / (ln 2 × their UTF-8 bytes).
+
+    This makes models with different tokenizers comparable.
+    """
     return nats / (math.log(2) * completion_bytes)
 
 
 def answer_scores(answer: str, reference: str, language: str | None = None) -> dict[str, float]:
-    """Each of TEXT_SCORES of one answer. Without a language it is told by the reference's letters.
+    """Each of TEXT_SCORES for one answer. Without `language`, the reference's letters decide it.
 
-    bleu: sentence BLEU (Papineni 2002) with effective order. chrf: Popović 2015. rouge_l: F1 of the longest common subsequence of
-    words (Lin 2004). meteor: exact and stem matches (Banerjee & Lavie 2005), since WordNet's synonyms are not shipped.
+    bleu: sentence BLEU (Papineni 2002) with effective order. chrf: Popović 2015. rouge_l: F1 of the
+    longest common subsequence of words (Lin 2004). meteor: exact and stem matches (Banerjee & Lavie
+    2005) without synonyms, since WordNet is not shipped.
     """
     answer, reference = _normal(answer), _normal(reference)
     return {
@@ -43,15 +50,18 @@ def answer_scores(answer: str, reference: str, language: str | None = None) -> d
 
 
 def cell_scores(answers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Each of TEXT_SCORES over all answers (rows with answer, reference, language): BLEU and chrF of the corpus, in which long
-    answers weigh more; ROUGE-L and METEOR as means of the answers' own. None of nothing."""
+    """Each of TEXT_SCORES over all answers (rows with answer, reference, language); None without answers.
+
+    BLEU and chrF are corpus scores, in which long answers weigh more. ROUGE-L and METEOR are means
+    over the answers.
+    """
     if not answers:
         return dict.fromkeys(TEXT_SCORES)
     triples = [(_normal(row["answer"]), _normal(row["reference"]), row.get("language")) for row in answers]
     hypotheses = [_bleu_words(answer, reference, language) for answer, reference, language in triples]
     references = [_bleu_words(reference, reference, language) for _, reference, language in triples]
     return {
-        # tokenized before, as each language is, so that one corpus may hold both
+        # The texts are already tokenized by language, so that one corpus can hold several languages.
         "bleu": sacrebleu.corpus_bleu(hypotheses, [references], tokenize="none", force=True).score,
         "chrf": sacrebleu.corpus_chrf([one[0] for one in triples], [[one[1] for one in triples]]).score,
         "rouge_l": fmean(row["rouge_l"] for row in answers),
@@ -60,12 +70,12 @@ def cell_scores(answers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters and digits, lower case. A Korean word keeps its particles."""
+    """Lower-case runs of letters and digits. A Korean word keeps its particles."""
     return WORD.findall(_normal(text).lower())
 
 
 def spelled(reference: str, language: str | None) -> bool:
-    """Whether BLEU compares characters: by the language, else where most letters are Hangul."""
+    """Whether BLEU compares characters: by the language, else if most letters are Hangul."""
     if language:
         return language in SPELLED
     letters = sum(map(str.isalpha, reference))
@@ -78,7 +88,7 @@ def _normal(text: str) -> str:
 
 
 def _bleu_words(text: str, reference: str, language: str | None) -> str:
-    """`text` as sacrebleu's own tokenizer `char` or `13a` leaves it: words with spaces between."""
+    """The words of sacrebleu's tokenizer `char` or `13a`, joined by spaces."""
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
     from sacrebleu.tokenizers.tokenizer_char import TokenizerChar
 
@@ -86,7 +96,7 @@ def _bleu_words(text: str, reference: str, language: str | None) -> str:
 
 
 class _Words:
-    """For rouge-score, whose own tokenizer drops Hangul."""
+    """A tokenizer for rouge-score, whose default drops Hangul."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
@@ -100,7 +110,7 @@ def _rouge() -> Any:
 
 
 class _NoSynonyms:
-    """In WordNet's place, which nltk would have to download."""
+    """A stand-in for WordNet, which nltk would have to download."""
 
     def synsets(self, _word: str) -> list[Any]:
         return []

@@ -1,6 +1,7 @@
-"""What an adapter costs when it answers: merged into the weights, attached to them, and several adapters in one batch.
+"""The serving cost of an adapter: merged into the weights, attached to them, or several adapters in
+one batch.
 
-Every request gets the same number of new tokens, so that modes and models compare by speed alone.
+Every request gets the same number of new tokens, so that modes and models differ only in speed.
 """
 
 from collections.abc import Sequence
@@ -14,17 +15,23 @@ from pipelines.runs.clock import Stopwatch
 from pipelines.settings.methods import traits_of
 from pipelines.train.trainer.measure.memory import peak_bytes, reset_peaks
 
-SINGLE_REQUESTS = 2  # requests, one at a time
-ADAPTERS = ("default", "second", "third")  # of one shape and with the same weights: only their number costs time
+# Number of requests measured at batch size 1.
+SINGLE_REQUESTS = 2
+# Copies of one adapter: only their number affects the time.
+ADAPTERS = ("default", "second", "third")
 
 
 def measure(
     prompted_model: PromptedModel, mode: str, prompts: Sequence[list[int]], tokens: int, sizes: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """A row per batch size: `p50_latency_ms` is what one request of the batch waits, `tokens_per_second` counts the new tokens of
-    all, `peak_memory_gb` is the card's on CUDA, else the process's."""
+    """A row per batch size.
+
+    `p50_latency_ms` is the wait of one request in the batch. `tokens_per_second` counts the new
+    tokens of all requests. `peak_memory_gb` is GPU memory on CUDA, else process memory.
+    """
     if sizes:
-        answer(prompted_model, _batch(prompts, sizes[0]), 2, exactly=True)  # a first call warms up
+        # The first call warms up the model.
+        answer(prompted_model, _batch(prompts, sizes[0]), 2, exactly=True)
     return [_measure(prompted_model, mode, prompts, tokens, size) for size in sizes]
 
 
@@ -53,7 +60,7 @@ def _batch(prompts: Sequence[list[int]], size: int, start: int = 0) -> list[list
 
 
 def several_adapters(prompted_model: PromptedModel, trained: Path, size: int) -> PromptedModel:
-    """The attached model with further adapters, one after the other for the rows of a batch of `size`."""
+    """The attached model with more adapters, assigned in turn to the rows of a batch of `size`."""
     for name in ADAPTERS[1:]:
         prompted_model.model.load_adapter(str(trained), adapter_name=name)
     prompted_model.model.eval()
@@ -61,31 +68,31 @@ def several_adapters(prompted_model: PromptedModel, trained: Path, size: int) ->
 
 
 def one_adapter(prompted_model: PromptedModel) -> None:
-    """Take the further adapters away again."""
+    """Remove the additional adapters."""
     for name in ADAPTERS[1:]:
         prompted_model.model.delete_adapter(name)
 
 
 def why_not_mixed(recipe: dict[str, Any], model: Any) -> str | None:
-    """Why several adapters cannot answer in one batch of a PEFT model, None where they can."""
+    """Why a PEFT model cannot use several adapters in one batch; None if it can."""
     if because := traits_of(recipe).why_not_mixed:
         return because
     targets = model.peft_config["default"].target_modules
     if model.config.model_type == "opt" and {"fc1", "fc2"} & set(targets):
-        return "OPT puts batch and length into one dimension before fc1 and fc2, where PEFT cannot tell the rows apart"
+        return "OPT flattens batch and length before fc1 and fc2, so PEFT cannot tell the rows apart"
     return None
 
 
 def is_whole(prompted_model: PromptedModel) -> bool:
-    """Whether the model answers without an adapter beside its weights: it has none, or it is merged."""
+    """Whether the model has no separate adapter: it never had one, or the adapter is merged."""
     return not hasattr(prompted_model.model, "peft_config")
 
 
 def merged(prompted_model: PromptedModel, recipe: dict[str, Any]) -> PromptedModel:
-    """The adapter worked into the weights; the attached model is used up.
+    """The model with its adapter merged into the weights; the input model is unusable afterwards.
 
     Raises:
-        UnavailableError: PEFT cannot merge such an adapter; the model is used up, too.
+        UnavailableError: PEFT cannot merge such an adapter; the input model is unusable here too.
     """
     from pipelines.train.trainer import loading, peft_adapter
 

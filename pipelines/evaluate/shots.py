@@ -1,4 +1,5 @@
-"""Examples for the prompt: train records by a fixed seed, in the question's language, as many as the model's window holds."""
+"""Few-shot examples: train records in a fixed random order, the question's language first, as many
+as the model's window holds."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,10 @@ SEED = 1
 
 
 class Shots:
-    """Up to `count` train records for any eval record; the same for all of a language. `room` is the window in tokens."""
+    """Up to `count` train records for an eval record. All records of a language get the same ones.
+
+    `room` is the window in tokens.
+    """
 
     def __init__(self, train: Sequence[Record], count: int, form: PromptFormat, *, room: int) -> None:
         ranked = sorted(train, key=lambda one: hashlib.sha256(f"shot {SEED}/{one['example_id']}".encode()).digest())
@@ -23,14 +27,14 @@ class Shots:
         self._room = room
 
     def _can_show(self, record: Record) -> bool:
-        """Whether the record, which must call no tool, can stand in another's prompt."""
+        """Whether the record can be an example in another prompt: it calls no tool and can be tokenized."""
         try:
             return not calls_tools(conversation(record)) and bool(self._form.tokenize(record))
         except Unshown:
             return False
 
     def of(self, record: Record) -> list[Record]:
-        """The record's shots, those of its language first; fewer where they would not leave room for record and answer."""
+        """The record's shots, those of its language first; fewer if record and answer would not fit."""
         own = [one for one in self._ranked if one["language"] == record["language"]]
         rest = [one for one in self._ranked if one["language"] != record["language"]]
         shots = [*own, *rest][: self._count]

@@ -1,4 +1,5 @@
-"""The few statistics that the tables state: intervals of shares and of paired differences, and what a sample could have shown."""
+"""Statistics for the tables: intervals of shares and of paired differences, and detectable
+differences."""
 
 from collections.abc import Sequence
 from math import comb, exp, expm1, inf, log, pi, sqrt
@@ -12,8 +13,11 @@ T95_OF_ONE = 12.706205
 
 
 def wilson(hits: int, total: int) -> tuple[float, float] | None:
-    """95 % interval of a share, None of nothing: Wilson's score interval (Wilson 1927, Journal of the American Statistical
-    Association 22:209). It has a width also where all or none are hits."""
+    """95 % interval of a share; None without observations.
+
+    Wilson's score interval (Wilson 1927, Journal of the American Statistical Association 22:209).
+    It has a width even if all or none are hits.
+    """
     if not total:
         return None
     share, z2 = hits / total, Z95**2
@@ -28,10 +32,11 @@ def win_rate_interval(
 ) -> tuple[float, float] | None:
     """95 % interval of the mean of paired scores, 1 for a win, 0 for a loss and ½ for a tie; None under two pairs.
 
-    Tango's score interval of the difference of paired proportions, (wins - losses) / pairs (Tango 1998, Statistics in Medicine
-    17:891-908), mapped to 0..1. Without ties it is Wilson's. It has a width also where all pairs ended alike, and many ties make it
-    narrower, since they show that a difference is small. `correction` pairs are taken off a difference before it is tested (a
-    continuity correction): wins come in whole pairs, and without it a few pairs that are nearly all won or lost cover less.
+    Tango's score interval of the difference of paired proportions, (wins - losses) / pairs
+    (Tango 1998, Statistics in Medicine 17:891-908), mapped to 0..1. Without ties it is Wilson's.
+    It has a width even if all pairs ended alike. Many ties make it narrower, since they show that
+    the difference is small. `correction` is a continuity correction in pairs, subtracted from each
+    tested difference. Without it, a few pairs that are nearly all won or lost have low coverage.
     """
     if wins + losses + ties < 2:
         return None
@@ -41,12 +46,15 @@ def win_rate_interval(
 
 
 def _most_difference(wins: float, losses: float, ties: float, correction: float) -> float:
-    """The largest difference that Tango's score test does not reject, by bisection between the one seen and 1."""
+    """The largest difference that Tango's score test does not reject.
+
+    Found by bisection between the observed difference and 1.
+    """
     total = wins + losses + ties
     low, high = (wins - losses) / total, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        # the likeliest share of losses, were this the difference
+        # The maximum-likelihood share of losses under this difference.
         b = -wins - losses + (2 * total - wins + losses) * middle
         share = (sqrt(b * b + 8 * total * losses * middle * (1 - middle)) - b) / (4 * total)
         variance = total * (2 * share + middle * (1 - middle))
@@ -58,9 +66,11 @@ def _most_difference(wins: float, losses: float, ties: float, correction: float)
 
 
 def smallest_difference(values: Sequence[float]) -> float | None:
-    """The smallest mean difference that a sample of this size and spread shows with 80 % power at the 5 % level; None under two.
+    """The smallest mean difference that a sample of this size and spread detects with 80 % power at
+    the 5 % level; None under two values.
 
-    (z₀.₉₇₅ + z₀.₈) · s / √n, for a paired comparison (Cohen 1988, chapter 2). A sample without spread is given that of coin tosses.
+    (z₀.₉₇₅ + z₀.₈) · s / √n, for a paired comparison (Cohen 1988, chapter 2). A sample without spread
+    gets the spread of coin tosses.
     """
     if len(values) < 2:
         return None
@@ -69,18 +79,25 @@ def smallest_difference(values: Sequence[float]) -> float | None:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p-value of so many wins and losses, ties left out, where either is as likely (the exact binomial test)."""
+    """Two-sided p-value of wins against losses without ties, if both are equally likely.
+
+    This is the exact binomial test.
+    """
     decided, rarer = wins + losses, min(wins, losses)
     return min(1.0, 2 * sum(comb(decided, count) for count in range(rarer + 1)) / 2**decided)
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The value that this share of the sample does not exceed (linear interpolation); None of nothing."""
+    """The value that this share of the sample does not exceed (linear interpolation); None without
+    values."""
     return float(np.percentile(values, 100 * share)) if len(values) else None
 
 
 def t_quantile(share: float, degrees: int) -> float:
-    """Student's t at `share` (0.5..1), by the series of Abramowitz & Stegun 26.7.5; within 1 % from 4 degrees of freedom on."""
+    """Student's t at `share` (0.5..1), by the series of Abramowitz & Stegun 26.7.5.
+
+    Accurate to 1 % from 4 degrees of freedom on.
+    """
     z = NormalDist().inv_cdf(share)
     terms = (
         (z**3 + z) / 4,
@@ -92,16 +109,17 @@ def t_quantile(share: float, degrees: int) -> float:
 
 
 def student_t(degrees: float) -> float:
-    """The two-sided 95 % quantile of Student's t at any `degrees` from 1 on, whole or not.
+    """The two-sided 95 % quantile of Student's t at any `degrees` of at least 1, integer or not.
 
-    Hill 1970, Communications of the ACM 13:617 (algorithm 396): within 0.1 % from 2 degrees on. Between 1 and 2 it is interpolated,
-    and up to 3 % too high. `t_quantile` needs 4 degrees; printed intervals rest on it to the digit, so that it stays.
+    Hill 1970, Communications of the ACM 13:617 (algorithm 396): within 0.1 % from 2 degrees on.
+    Between 1 and 2 it is interpolated and up to 3 % too high. `t_quantile` needs 4 degrees.
+    It stays, because published intervals depend on its exact digits.
 
     Raises:
         ValueError: fewer than 1 degree.
     """
     if not degrees >= 1:
-        raise ValueError(f"Student's t was asked for at {degrees} degrees of freedom; expected 1 or more")
+        raise ValueError(f"Student's t at {degrees} degrees of freedom; expected 1 or more")
     if degrees == inf:
         return Z95
     if degrees < 2:
@@ -125,10 +143,11 @@ def student_t(degrees: float) -> float:
 
 
 def expanded_tail(tail: float, size: int) -> float:
-    """The tail of bootstrap means at which to read a percentile interval with `tail` on each side, for a sample of `size`.
+    """The tail of the bootstrap means for a percentile interval with `tail` on each side, for a sample
+    of `size`.
 
-    Percentile intervals of small samples are too narrow: they use z where t belongs, and the spread over n, not n - 1.
-    Φ(-√(n/(n-1)) · t₍ₙ₋₁₎) mends both (the expanded percentile interval; Hesterberg 2015, The American
-    Statistician 69:4).
+    Percentile intervals of small samples are too narrow: they use z where t belongs, and divide the
+    spread by n instead of n - 1. Φ(-√(n/(n-1)) · t₍ₙ₋₁₎) corrects both (the expanded percentile
+    interval; Hesterberg 2015, The American Statistician 69:4).
     """
     return NormalDist().cdf(-sqrt(size / (size - 1)) * t_quantile(1 - tail, size - 1))

@@ -1,7 +1,8 @@
-"""How far is the teacher? A provider answers what the models were asked, through the journal and the budget (purpose `teacher`), by
-itself or with what is looked up for each question.
+"""Teachers: providers that answer the models' prompts, for comparison.
 
-It has no losses: nobody sees its probabilities. Its answers are scored like all others, and end after as many tokens.
+Requests go through the journal and the budget (purpose `teacher`), with or without retrieval.
+A teacher has no losses, because its probabilities are hidden. Its answers are scored like all
+others and have the same token limit.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ Record = dict[str, Any]
 
 
 def teachers(project: Project) -> list[Teacher]:
-    """The configured teachers that may be asked. A server of our own costs nothing: naming it is enough."""
+    """The configured teachers that are enabled. A local server costs nothing and counts as enabled."""
     allowed, known = enabled(project.experiments), project.experiments.providers
     return [
         one for one in project.experiments.judging.teachers
@@ -31,8 +32,10 @@ def teachers(project: Project) -> list[Teacher]:
 def requests(
     resolved: Resolved, journal: Journal | None, teacher: Teacher, records: Sequence[Record]
 ) -> list[tuple[Record, Request, TeacherPrompt]]:
-    """The records' questions, turn by turn as a model with a chat template gets them. With retrieval only those for which it is
-    known what was found."""
+    """The records' questions, turn by turn as a model with a chat template gets them.
+
+    With retrieval, only the records whose retrieval is done.
+    """
     provider = resolved.experiments.provider(teacher.provider)
     limit = resolved.project.settings.evaluation.max_new_tokens
     own, triples = askable(records), []
@@ -56,12 +59,12 @@ def requests(
 
 
 def askable(records: Sequence[Record]) -> list[Record]:
-    """The records that call no tool: a teacher has none to call."""
+    """The records without tool calls: a teacher has no tools."""
     return [record for record in records if not calls_tools(conversation(record))]
 
 
 def answers(journal: Journal | None, resolved: Resolved, teacher: Teacher, records: Sequence[Record]) -> list[Record]:
-    """What the journal holds of the teacher's answers, as rows of answers.jsonl. One that refused has answered nothing."""
+    """The teacher's answers in the journal, as rows of answers.jsonl. A refusal is an empty answer."""
     rows = []
     for record, request, prompt in requests(resolved, journal, teacher, records):
         held = journal.row(request.key) if journal else None

@@ -1,4 +1,5 @@
-"""Asking the teachers: other wordings first where one looks things up by them, then the looking up, then their answers."""
+"""Asking the teachers: first rewordings of the questions if a teacher needs them, then retrieval,
+then answers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 
 
 def local_teachers(project: Project) -> list[str]:
-    """The teachers' providers that are servers of our own."""
+    """The teachers' providers that run as servers on this machine."""
     named = dict.fromkeys(one.provider for one in project.experiments.judging.teachers)
     return [name for name in named if project.experiments.provider(name).kind == "local"]
 
@@ -27,7 +28,7 @@ def local_teachers(project: Project) -> list[str]:
 def ask_teachers(
     run: Session, resolved: Resolved, records: Sequence[Row], device: IO[str] | None
 ) -> dict[str, ProviderResult]:
-    """Ask all teachers about the records. `device`: the device's lock, which a server of our own needs."""
+    """Ask all teachers about the records. `device`: the device's lock, which a local server needs."""
     teachers, own = resolved.experiments.judging.teachers, teacher.askable(records)
     reworded = _by_provider((one, rewriting(resolved, one, own)) for one in teachers)
     results = send(run, {name: requests for name, requests in reworded.items() if requests}, "rewrites", device)
@@ -46,15 +47,14 @@ def ask_teachers(
 
 
 def known(resolved: Resolved, journal: Journal | None, records: Sequence[Row]) -> dict[str, list[Request]]:
-    """By provider, what its teachers are asked as far as that is known: other wordings always, a question behind what is looked up
-    once that was."""
+    """The known requests by provider: all rewordings, and each question whose retrieval is done."""
     own = teacher.askable(records)
     reworded = ((one, rewriting(resolved, one, own)) for one in resolved.experiments.judging.teachers)
     return _by_provider([*reworded, *_known(resolved, journal, records)])
 
 
 def all_requests(resolved: Resolved, journal: Journal, records: Sequence[Row]) -> list[Request] | None:
-    """All that the teachers are asked; None where it is not known yet what is looked up for a question."""
+    """All requests to the teachers; None if the retrieval for a question is still missing."""
     own = teacher.askable(records)
     requests: list[Request] = []
     for one, answer_requests in _known(resolved, journal, records):
@@ -72,7 +72,7 @@ def _known(
 
 
 def _by_provider(batches: Iterable[tuple[Teacher, list[Request]]]) -> dict[str, list[Request]]:
-    """The requests of all teachers of one provider together, each once."""
+    """The requests of all teachers by provider, each once."""
     merged: dict[str, dict[str, Request]] = {}
     for one, requests in batches:
         merged.setdefault(one.provider, {}).update({request.key: request for request in requests})
@@ -82,7 +82,10 @@ def _by_provider(batches: Iterable[tuple[Teacher, list[Request]]]) -> dict[str, 
 def send(
     run: Session, requests: Mapping[str, list[Request]], role: str, device: IO[str] | None = None
 ) -> dict[str, ProviderResult]:
-    """What each provider is asked as `role`. Servers of our own, which need the device, one after the other after the APIs."""
+    """Send each provider its requests as `role`: the APIs first, then the local servers one by one.
+
+    Local servers need the device.
+    """
     held = {name: run.journal.answered_among(own) for name, own in requests.items()}
     local = {name for name in requests if run.experiments.provider(name).kind == "local"}
     tallies = ask_enabled(run, {name: own for name, own in requests.items() if name not in local}, role)
