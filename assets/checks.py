@@ -39,7 +39,7 @@ def cell_is_ok(attempts: Sequence[Attempt]) -> dg.AssetCheckResult:
 
 def evaluation_is_ok(evaluations: Sequence[Evaluation]) -> dg.AssetCheckResult:
     """Passed where every seed could be evaluated; with the numbers either way."""
-    trained = [found.attempt for found in evaluations]
+    trained = [evaluation.attempt for evaluation in evaluations]
     measured = {
         "bits per byte": _text(_mean(evaluations, "eval_bits_per_byte"), ".4f", "on held-out records; lower is better"),
         "records": _text(_largest(evaluations, "eval_records"), ".0f", ""),
@@ -79,8 +79,8 @@ def _values(runs: Sequence[Attempt] | Sequence[Evaluation], name: str) -> list[f
 
 
 def _mean(runs: Sequence[Attempt] | Sequence[Evaluation], name: str) -> float | None:
-    found = _values(runs, name)
-    return sum(found) / len(found) if found else None
+    values = _values(runs, name)
+    return sum(values) / len(values) if values else None
 
 
 def _text(value: float | None, form: str, unit: str) -> str | None:

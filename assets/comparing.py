@@ -13,7 +13,7 @@ from assets.grid import grid_of
 from assets.judging import judged_answers
 from assets.launchpad import night_of
 from assets.metadata import picture, table
-from assets.project import OfProfile, project_now
+from assets.project import ProfileConfig, project_now
 from assets.providers import provider_comparison
 from assets.shown import experiments_now, grid
 from assets.training import evaluation, trained_model
@@ -34,10 +34,18 @@ from pipelines.runs.cells import all_attempts
 from pipelines.settings.experiments import TEACHER, is_teacher
 
 LAKE, PROFILE = "version of the lake", "profile"  # metadata of a publication, which later ones look up
-CELL, BESIDE_CELL = ("model", "method"), 6  # columns of a table
+CELL, COLUMNS_BESIDE_CELL = ("model", "method"), 6  # columns of a table
 HEADINGS = {column.name: column.heading for column in SHOWN}  # shorter than the names
 # few enough that the UI shows the table in place rather than behind a click
-IN_SHORT = ("model", "method", "status", "eval_bits_per_byte", "base_bits_per_byte", "peak_memory_gb", "train_seconds")
+SHORT_COLUMNS = (
+    "model",
+    "method",
+    "status",
+    "eval_bits_per_byte",
+    "base_bits_per_byte",
+    "peak_memory_gb",
+    "train_seconds",
+)
 
 EVERY_CELL_IS_OK = "every_cell_is_ok"
 Row = dict[str, Any]
@@ -46,7 +54,7 @@ Row = dict[str, Any]
 PATIENCE = 1800.0
 
 
-class PublishingConfig(OfProfile):
+class PublishingConfig(ProfileConfig):
     """What one publication does other than usual."""
 
     waits_for_device: bool = Field(
@@ -104,7 +112,7 @@ def _published(
 ) -> dg.MaterializeResult:
     """What Dagster keeps of a publication."""
     rows = publication.rows
-    named = _named(rows)
+    named = _profile_rows(rows)
     counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
     context.log.info(f"published {len(rows)} rows: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     return dg.MaterializeResult(
@@ -118,7 +126,7 @@ def _published(
             "picks": table(
                 [{**pick, "answer": pick_answer(pick)} for pick in publication.picks], ["pick", "answer", "reason"]
             ),
-            "comparison": table(rows, IN_SHORT, headings=HEADINGS),
+            "comparison": table(rows, SHORT_COLUMNS, headings=HEADINGS),
             **_by_subject(rows),
             "advice": table(rows, ["model", "method", "advice", "status_detail"]),
             **picture(trade_off(rows, "png"), "memory, quality, time"),
@@ -131,14 +139,14 @@ def _published(
     )
 
 
-def _named(rows: Sequence[Row]) -> list[Row]:
+def _profile_rows(rows: Sequence[Row]) -> list[Row]:
     """The rows of the cells that the profile names: none of another cell, none of a provider."""
     return [row for row in of_profile(rows) if not is_teacher(row["method"])]
 
 
 def _best(rows: Sequence[Row]) -> dict[str, Any]:
     """What is worth following of the profile's cells from one publication to the next; Dagster plots each number."""
-    good = [row for row in _named(rows) if row["status"] == "ok"]
+    good = [row for row in _profile_rows(rows) if row["status"] == "ok"]
     quality = [row["eval_bits_per_byte"] for row in good if row["eval_bits_per_byte"] is not None]
     memory = [row["peak_memory_gb"] for row in good if row["peak_memory_gb"] is not None]
     return {
@@ -154,14 +162,14 @@ def _by_subject(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
     for column in SHOWN:
         if column.name not in CELL:
             subjects.setdefault(column.group, []).append(column.name)
-    found = {}
+    tables = {}
     for subject, names in subjects.items():
-        parts = [names[start : start + BESIDE_CELL] for start in range(0, len(names), BESIDE_CELL)]
+        parts = [names[start : start + COLUMNS_BESIDE_CELL] for start in range(0, len(names), COLUMNS_BESIDE_CELL)]
         for number, part in enumerate(parts, 1):
-            found[f"comparison, {subject}{f' ({number})' if len(parts) > 1 else ''}"] = table(
+            tables[f"comparison, {subject}{f' ({number})' if len(parts) > 1 else ''}"] = table(
                 rows, [*CELL, *part], headings=HEADINGS
             )
-    return found
+    return tables
 
 
 def _every_cell_is_ok(rows: list[dict[str, Any]]) -> dg.AssetCheckResult:
@@ -215,8 +223,8 @@ def every_cell_and_attempt_is_published(context: dg.AssetCheckExecutionContext) 
 def last_published(instance: dg.DagsterInstance, name: str) -> str | None:
     """A metadatum of the newest publication, as text."""
     event = instance.get_latest_materialization_event(comparison.key)
-    found = event.asset_materialization.metadata.get(name) if event and event.asset_materialization else None
-    return str(found.value) if found else None
+    entry = event.asset_materialization.metadata.get(name) if event and event.asset_materialization else None
+    return str(entry.value) if entry else None
 
 
 def published_profile(instance: dg.DagsterInstance) -> str:

@@ -22,7 +22,7 @@ ROWS = "dagster/row_count"
 
 
 @dataclass(frozen=True)
-class Described:
+class AssetDetails:
     """`cost` is what one materialization spends; `page` a file of docs/; `table` the published table, None where there is none."""
 
     cost: Literal["seconds", "device-minutes", "api-dollars"]
@@ -31,29 +31,29 @@ class Described:
     table: Table | None = None
 
 
-def _filling(cost: Literal["seconds", "device-minutes", "api-dollars"], page: str, table: Table) -> Described:
-    return Described(cost, page, table.columns, table)
+def _with_table(cost: Literal["seconds", "device-minutes", "api-dollars"], page: str, table: Table) -> AssetDetails:
+    return AssetDetails(cost, page, table.columns, table)
 
 
 RECORD = SFT_EXAMPLES.pick("instruction", "input", "output", "language")
 ASSETS = {
-    "corpus_records": Described("seconds", "data.md", RECORD),
-    "local_records": _filling("device-minutes", "data.md", LLM_CALLS),
-    "generated_records": _filling("api-dollars", "data.md", LLM_CALLS),
-    "sft_examples": _filling("seconds", "data.md", SFT_EXAMPLES),
-    "provider_comparison": _filling("api-dollars", "comparing.md", PROVIDER_COMPARISON),
-    "cell_inputs": Described(
+    "corpus_records": AssetDetails("seconds", "data.md", RECORD),
+    "local_records": _with_table("device-minutes", "data.md", LLM_CALLS),
+    "generated_records": _with_table("api-dollars", "data.md", LLM_CALLS),
+    "sft_examples": _with_table("seconds", "data.md", SFT_EXAMPLES),
+    "provider_comparison": _with_table("api-dollars", "comparing.md", PROVIDER_COMPARISON),
+    "cell_inputs": AssetDetails(
         "seconds", "training.md", COMPARISON.pick("model", "method", "data_fingerprint", "recipe_fingerprint", "device")
     ),
-    "trained_model": _filling("device-minutes", "training.md", TRAINING_RUNS),
-    "evaluation_inputs": Described(
+    "trained_model": _with_table("device-minutes", "training.md", TRAINING_RUNS),
+    "evaluation_inputs": AssetDetails(
         "seconds", "training.md", COMPARISON.pick("evaluation_fingerprint", "eval_set", "eval_records")
     ),
-    "base_evaluation": _filling("device-minutes", "training.md", EVALUATION_ANSWERS),
-    "evaluation": _filling("device-minutes", "training.md", EVALUATION_ANSWERS),
-    "judged_answers": _filling("api-dollars", "comparing.md", LLM_CALLS),
-    "comparison": _filling("seconds", "comparing.md", COMPARISON),
-    "nights": _filling("seconds", "operating.md", NIGHTS),
+    "base_evaluation": _with_table("device-minutes", "training.md", EVALUATION_ANSWERS),
+    "evaluation": _with_table("device-minutes", "training.md", EVALUATION_ANSWERS),
+    "judged_answers": _with_table("api-dollars", "comparing.md", LLM_CALLS),
+    "comparison": _with_table("seconds", "comparing.md", COMPARISON),
+    "nights": _with_table("seconds", "operating.md", NIGHTS),
 }
 
 

@@ -15,8 +15,8 @@ from pipelines.records.foreign_text import plain
 from pipelines.runs.cells import CellKey, latest
 from pipelines.settings.experiments import TEACHER
 
-WIDEST = 4  # models side by side: as many as a page of 1,440 pixels shows without scrolling
-IN_PLACE, MOST_PARTS = (
+MAX_MODELS = 4  # models side by side: as many as a page of 1,440 pixels shows without scrolling
+INLINE_CHARS, MAX_INLINE_TABLES = (
     1000,
     4,
 )  # characters from which on Dagster puts a text behind a click; tables that are better than a click
@@ -29,14 +29,18 @@ def grid_of(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
     """The cells of `rows` as tables of at most four models. A row has model, method and status; is_stale, eval_bits_per_byte and
     peak_memory_gb where they are known."""
     models = list(dict.fromkeys(row["model"] for row in rows))
-    found = {}
-    for start in range(0, len(models), WIDEST):
-        shown = models[start : start + WIDEST]
-        name = "grid" if len(models) <= WIDEST else f"grid, models {start + 1} to {start + len(shown)} of {len(models)}"
+    tables = {}
+    for start in range(0, len(models), MAX_MODELS):
+        shown = models[start : start + MAX_MODELS]
+        name = (
+            "grid"
+            if len(models) <= MAX_MODELS
+            else f"grid, models {start + 1} to {start + len(shown)} of {len(models)}"
+        )
         parts = _tables(rows, shown)
         for number, part in enumerate(parts, 1):
-            found[f"{name} ({number})" if len(parts) > 1 else name] = dg.MetadataValue.md(part)
-    return found
+            tables[f"{name} ({number})" if len(parts) > 1 else name] = dg.MetadataValue.md(part)
+    return tables
 
 
 def newest_rows(project: Project) -> list[dict[str, Any]]:
@@ -49,7 +53,7 @@ def newest_rows(project: Project) -> list[dict[str, Any]]:
 
 
 def _newest(project: Project, keys: Sequence[CellKey]) -> Row:
-    attempts = [found for key in keys if (found := latest(project.data, key))]
+    attempts = [attempt for key in keys if (attempt := latest(project.data, key))]
     good = [attempt for attempt in attempts if attempt.status == "ok"]
     evaluated = [ok[-1] for attempt in good if (ok := [one for one in attempt.evaluations() if one.ok])]
     return {
@@ -77,13 +81,13 @@ def _tables(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
     ]
     parts = [list[str]()]
     for line in lines:
-        if parts[-1] and len(_drawn(heading, [*parts[-1], line])) >= IN_PLACE:
+        if parts[-1] and len(_rendered(heading, [*parts[-1], line])) >= INLINE_CHARS:
             parts.append([])
         parts[-1].append(line)
-    return [_drawn(heading, part) for part in (parts if len(parts) <= MOST_PARTS else [lines])]
+    return [_rendered(heading, part) for part in (parts if len(parts) <= MAX_INLINE_TABLES else [lines])]
 
 
-def _drawn(heading: str, lines: Sequence[str]) -> str:
+def _rendered(heading: str, lines: Sequence[str]) -> str:
     return "\n".join([heading, *lines, "", LEGEND])
 
 

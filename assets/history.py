@@ -17,7 +17,7 @@ from pipelines.lake.disk import explained
 from pipelines.lake.paths import data_root
 from pipelines.runs.process import print_anything
 
-DAYS, MOST_DAYS = 30, 36500
+DAYS, MAX_DAYS = 30, 36500
 PAGE = 1000
 
 
@@ -35,21 +35,21 @@ def _newest(instance: dg.DagsterInstance) -> Iterator[str]:
     asset and every partition."""
     for key in instance.all_asset_keys():
         for fetch in (instance.fetch_materializations, instance.fetch_observations):
-            seen: set[str | None] = set()
+            partitions: set[str | None] = set()
             cursor, more = None, True
             while more:
                 page = fetch(key, limit=PAGE, cursor=cursor)
                 for record in page.records:
-                    if record.partition_key not in seen:
-                        seen.add(record.partition_key)
+                    if record.partition_key not in partitions:
+                        partitions.add(record.partition_key)
                         yield record.event_log_entry.run_id
                 cursor, more = page.cursor, page.has_more
 
 
 def _days(text: str) -> float:
     days = float(text)
-    if not 0 <= days <= MOST_DAYS:
-        raise argparse.ArgumentTypeError(f"{text}: expected days from 0 to {MOST_DAYS}")
+    if not 0 <= days <= MAX_DAYS:
+        raise argparse.ArgumentTypeError(f"{text}: expected days from 0 to {MAX_DAYS}")
     return days
 
 
@@ -75,23 +75,23 @@ def main() -> int:
         print(f"featherweight: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        if (said := explained(error, data_root().root)) is None:
+        if (message := explained(error, data_root().root)) is None:
             raise
-        print(f"featherweight: {said}", file=sys.stderr)
+        print(f"featherweight: {message}", file=sys.stderr)
         return WorkError.exit_code
     return 0
 
 
 def _forget_old(arguments: argparse.Namespace) -> None:
     with dg.DagsterInstance.get() as instance:
-        found = old_runs(instance, days=arguments.days)
-        for record in found:
+        records = old_runs(instance, days=arguments.days)
+        for record in records:
             run = record.dagster_run
             print(f"{record.update_timestamp:%Y-%m-%d} {run.run_id} {run.job_name} {run.status.value.lower()}")
             if arguments.yes:
                 forget(instance, record)
-        hint = "" if arguments.yes or not found else "; --yes removes them"
-        print(f"{len(found)} runs of Dagster that ended more than {arguments.days:g} days ago{hint}")
+        hint = "" if arguments.yes or not records else "; --yes removes them"
+        print(f"{len(records)} runs of Dagster that ended more than {arguments.days:g} days ago{hint}")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from pipelines.nightly.due import why_due
 from pipelines.project import Resolved
 
 VERSION = "dagster/data_version"
-GIVEN = "dagster/data_version_is_user_provided"
+USER_PROVIDED = "dagster/data_version_is_user_provided"
 CODE = "dagster/code_version"
 INPUT, POINTER = "dagster/input_data_version/", "dagster/input_event_pointer/"
-REPORTED = {CODE: "reported", GIVEN: "true"}
+REPORTED = {CODE: "reported", USER_PROVIDED: "true"}
 
 
 @dg.asset(group_name="train", kinds={"json"}, partitions_def=CELLS, deps=[sft_examples])
@@ -68,25 +68,26 @@ def note_inputs(
     """Tell Dagster the versions of what `cells` (None: the whole grid) and evaluations are made from, where they are not those it
     knows. Returns how many were new.
     """
-    noted = 0
+    count = 0
     for event in _events(instance, resolved, cells if cells is not None else shown_cells()):
         instance.report_runless_asset_event(event)
-        noted += 1
-    return noted
+        count += 1
+    return count
 
 
 def _events(
     instance: dg.DagsterInstance, resolved: Resolved, cells: Sequence[tuple[str, str]]
 ) -> Iterator[dg.AssetMaterialization]:
-    there = set(resolved.experiments.cells)  # a name that the code location still has may be gone
-    wanted = [cell for cell in cells if cell in there]
-    made = _provenance(instance, sft_examples.key)
+    known = set(resolved.experiments.cells)  # a name that the code location still has may be gone
+    configured = [cell for cell in cells if cell in known]
+    provenance = _provenance(instance, sft_examples.key)
     cell_tags = {
-        str(partition_of(*cell)): {VERSION: stable_hash(resolved.cell(*cell).fingerprints), **made} for cell in wanted
+        str(partition_of(*cell)): {VERSION: stable_hash(resolved.cell(*cell).fingerprints), **provenance}
+        for cell in configured
     }
     for partition, tags in _new(instance, cell_inputs.key, cell_tags):
         yield dg.AssetMaterialization(cell_inputs.key, partition=partition, tags={**REPORTED, **tags})
-    yield from _evaluation_events(instance, resolved, sorted({model for model, _ in wanted}))
+    yield from _evaluation_events(instance, resolved, sorted({model for model, _ in configured}))
 
 
 def _evaluation_events(
@@ -94,39 +95,39 @@ def _evaluation_events(
 ) -> Iterator[dg.AssetMaterialization]:
     """What evaluations are made from and, where the untouched models have been evaluated so, that they have."""
     by = evaluated_by(resolved)
-    told = {VERSION: by.fingerprint}
+    version = {VERSION: by.fingerprint}
     latest = instance.fetch_materializations(evaluation_inputs.key, limit=1).records
     if not latest or _tags(latest[0]).get(VERSION) != by.fingerprint:
-        yield dg.AssetMaterialization(evaluation_inputs.key, tags={**told, GIVEN: "true"})
-    made = _provenance(instance, evaluation_inputs.key)  # as it is after the line above
-    done = {model: {**told, **made} for model in models if base_is_evaluated(resolved, model, by)}
+        yield dg.AssetMaterialization(evaluation_inputs.key, tags={**version, USER_PROVIDED: "true"})
+    provenance = _provenance(instance, evaluation_inputs.key)  # as it is after the line above
+    done = {model: {**version, **provenance} for model in models if base_is_evaluated(resolved, model, by)}
     for model, tags in _new(instance, BASE_EVALUATION, done):
         yield dg.AssetMaterialization(BASE_EVALUATION, partition=model, tags={**REPORTED, **tags})
 
 
 def _new(
-    instance: dg.DagsterInstance, asset: dg.AssetKey, wanted: dict[str, dict[str, str]]
+    instance: dg.DagsterInstance, asset: dg.AssetKey, tags_by_partition: dict[str, dict[str, str]]
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Those of the `wanted` partitions, each with its tags, that Dagster knows by other tags or not at all."""
-    known = _known(instance, asset, list(wanted))
-    for partition, tags in wanted.items():
+    known = _known(instance, asset, list(tags_by_partition))
+    for partition, tags in tags_by_partition.items():
         if any(known.get(partition, {}).get(name) != value for name, value in tags.items()):
             yield partition, tags
 
 
 def _known(instance: dg.DagsterInstance, asset: dg.AssetKey, partitions: list[str]) -> dict[str, dict[str, str]]:
     """The tags of each partition's latest version."""
-    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=partitions)
-    found: dict[str, dict[str, str]] = {}
+    records_filter = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=partitions)
+    tags: dict[str, dict[str, str]] = {}
     cursor = None
-    while len(found) < len(partitions):
-        page = instance.fetch_materializations(wanted, limit=500, cursor=cursor)
+    while len(tags) < len(partitions):
+        page = instance.fetch_materializations(records_filter, limit=500, cursor=cursor)
         for record in page.records:
-            found.setdefault(str(record.partition_key), _tags(record))
+            tags.setdefault(str(record.partition_key), _tags(record))
         cursor = page.cursor
         if not page.has_more:
             break
-    return found
+    return tags
 
 
 def _provenance(instance: dg.DagsterInstance, asset: dg.AssetKey) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pipelines.lake.paths import PROJECT, data_root
 from pipelines.runs.launchers.chosen import launcher_for
 
 SETTINGS = "dagster.yaml"
-WRITTEN = ".dagster.yaml.sha256"  # of the settings as we wrote them: a file that still has it was not edited
+HASH_FILE = ".dagster.yaml.sha256"  # of the settings as we wrote them: a file that still has it was not edited
 # of what was shipped before that was noted
 SHIPPED_BEFORE = (
     "4fbe5ec0268dfb93959acd2a0b6cc62102b7f3e748aa9a36bcd15ad13464cda0",
@@ -56,19 +56,19 @@ def prepare_home() -> Path:
 
 
 def _bring_up_to_date(home: Path) -> None:
-    path, note, ours = home / SETTINGS, home / WRITTEN, (PROJECT / SETTINGS).read_text(encoding="utf-8")
-    found = path.read_text(encoding="utf-8") if path.exists() else None
-    noted = note.read_text(encoding="utf-8") if note.exists() else None
-    if found is not None and found != ours and _sha256(found) not in (noted, *SHIPPED_BEFORE):
-        if missing := _lacking(yaml.safe_load(ours), _parsed(path, found)):
+    path, note, ours = home / SETTINGS, home / HASH_FILE, (PROJECT / SETTINGS).read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8") if path.exists() else None
+    stored_hash = note.read_text(encoding="utf-8") if note.exists() else None
+    if text is not None and text != ours and _sha256(text) not in (stored_hash, *SHIPPED_BEFORE):
+        if missing := _missing_settings(yaml.safe_load(ours), _parsed(path, text)):
             lines = yaml.safe_dump(missing, default_flow_style=None, sort_keys=False, width=200)
             announce(f"{path} was edited and stays as it is; it lacks these settings of {PROJECT / SETTINGS}:\n{lines}")
         return
-    if found != ours:
+    if text != ours:
         write_text(path, ours)
-        if found is not None:
+        if text is not None:
             announce(f"{path}: brought up to date; nobody had edited it")
-    if noted != _sha256(ours):
+    if stored_hash != _sha256(ours):
         write_text(note, _sha256(ours))
 
 
@@ -79,24 +79,24 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         raise UsageError(f"{path}: not YAML: {error}; mend it, or remove it to have it written anew.") from None
 
 
-def _lacking(ours: dict[str, Any], found: Any) -> dict[str, Any]:
+def _missing_settings(ours: dict[str, Any], settings: Any) -> dict[str, Any]:
     """The settings of `ours` that `found` does not name; what it sets otherwise is its own business."""
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         return {}
-    lacking = {}
+    missing = {}
     for name, value in ours.items():
-        if name not in found:
-            lacking[name] = value
-        elif isinstance(value, dict) and (below := _lacking(value, found[name])):
-            lacking[name] = below
-    return lacking
+        if name not in settings:
+            missing[name] = value
+        elif isinstance(value, dict) and (nested := _missing_settings(value, settings[name])):
+            missing[name] = nested
+    return missing
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def homeless(instance: dg.DagsterInstance) -> str | None:
+def why_homeless(instance: dg.DagsterInstance) -> str | None:
     """Why nothing is started by itself on an instance that is gone when its server ends: another one of the same kind would know
     nothing of it, and do it again. None for one that stays."""
     if instance.is_ephemeral or not Path(instance.root_directory).name.startswith(TEMPORARY):
@@ -111,12 +111,12 @@ def owner_tags() -> dict[str, str]:
 
 def owner_of(run: dg.DagsterRun) -> dict[str, Any] | None:
     """Which process executes a run that `owner_tags` names; earlier versions wrote PID@START."""
-    said = run.tags.get(OWNER)
-    if not said:
+    tag = run.tags.get(OWNER)
+    if not tag:
         return None
-    if said.startswith("{"):
-        return json.loads(said)
-    pid, _, started = said.partition("@")
+    if tag.startswith("{"):
+        return json.loads(tag)
+    pid, _, started = tag.partition("@")
     return {"pid": int(pid), "pid_started": float(started)}
 
 

@@ -35,33 +35,35 @@ def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> 
     """
     project = project_now(config.profile)
     if not answers.is_configured(project):
-        return _told(context, "nobody was asked: judging: in experiments.yaml names neither a judge nor teachers")
+        return _nothing_asked(
+            context, "nobody was asked: judging: in experiments.yaml names neither a judge nor teachers"
+        )
     try:
-        asked = answers.ask(
+        result = answers.ask(
             project.resolve(),
             progress=ProgressLines(context.log.info),
             budget_usd=config.cap(project, context.run),
             wait=False,
         )
     except InUseError as error:
-        return _told(context, f"nobody was asked now, the next publication asks: {error}")
-    problems = asked.stopped | unreadable(asked)
-    for line in summary(asked):
+        return _nothing_asked(context, f"nobody was asked now, the next publication asks: {error}")
+    problems = result.stopped | unreadable(result)
+    for line in summary(result):
         (context.log.warning if is_warning(line) else context.log.info)(line)
-    rows = [{"asked": name, **vars(one), "missing": one.missing} for name, one in asked.providers.items()]
-    shown = {
-        ROWS: sum(one.wanted for one in asked.providers.values()),
-        "answered now": asked.answered,
-        "missing": asked.missing,
+    rows = [{"asked": name, **vars(one), "missing": one.missing} for name, one in result.providers.items()]
+    metadata = {
+        ROWS: sum(one.wanted for one in result.providers.values()),
+        "answered now": result.answered,
+        "missing": result.missing,
         "asked": table(rows, COLUMNS),
     }
-    return dg.MaterializeResult(metadata=shown, check_results=[_check(problems)])
+    return dg.MaterializeResult(metadata=metadata, check_results=[_check(problems)])
 
 
 COLUMNS = ("asked", "wanted", "reused", "answered", "refused", "failed", "missing", "unreadable", "usd", "reserved_usd")
 
 
-def _told(context: dg.AssetExecutionContext, why: str) -> dg.MaterializeResult:
+def _nothing_asked(context: dg.AssetExecutionContext, why: str) -> dg.MaterializeResult:
     context.log.info(why)
     return dg.MaterializeResult(metadata={ROWS: 0, "answered now": 0, "why": why}, check_results=[_check({})])
 

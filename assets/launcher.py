@@ -13,7 +13,7 @@ from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from assets.instance import owner_of
 from pipelines.hardware.machine import is_alive, process_is_alive
 
-UNHEARD_SECONDS = 120  # between a run's start and the event that names its process
+START_SECONDS = 120  # between a run's start and the event that names its process
 
 
 class WatchedRunLauncher(DefaultRunLauncher):
@@ -25,8 +25,8 @@ class WatchedRunLauncher(DefaultRunLauncher):
         """Whether the process that executes `run` lives, on this machine."""
         if owner := owner_of(run):
             pid, alive = owner["pid"], is_alive(owner)
-        elif found := _process_of(self._instance, run):
-            pid, alive = found[0], process_is_alive(*found, within=UNHEARD_SECONDS)
+        elif process := _process_of(self._instance, run):
+            pid, alive = process[0], process_is_alive(*process, within=START_SECONDS)
         else:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         if alive:

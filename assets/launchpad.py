@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, field_validator
 
-from assets.project import OfProfile, project_now
+from assets.project import ProfileConfig, project_now
 from assets.tags import NIGHT, SEEN
 from pipelines.choices import Choices
 from pipelines.nightly.night import begin, limit_reached, money_left
@@ -55,7 +55,7 @@ class AskConfig(Spending):
     providers: list[str] = Field([], description="Ask only these of the enabled providers; empty: all of them.")
 
 
-class JudgingConfig(Spending, OfProfile):
+class JudgingConfig(Spending, ProfileConfig):
     """What one materialization may spend, and on whose cells."""
 
 
@@ -118,7 +118,7 @@ class CellConfig(dg.Config):
         return self.choices.applied(resolved, cell, began, other_caps=caps)
 
 
-class BaseConfig(OfProfile):
+class BaseConfig(ProfileConfig):
     """What one materialization of an untouched model does other than usual."""
 
     force: bool = Field(False, description="Evaluate also where the last result is current.")

@@ -27,8 +27,8 @@ def table(
 ) -> dg.MetadataValue:
     """Rows as a Markdown table; every value is escaped, since a model may have written it. A value that rests on a disturbed speed
     is marked, and a line below says what disturbed it. `headings`: of columns that are not headed by their names."""
-    headed = [(headings or {}).get(name, name) for name in columns]
-    lines = [table_of(headed, [[_text(row, name, limit) for name in columns] for row in rows])]
+    titles = [(headings or {}).get(name, name) for name in columns]
+    lines = [table_of(titles, [[_text(row, name, limit) for name in columns] for row in rows])]
     marked = [dict(row) for row in rows if any(is_marked(row, name) for name in columns)]
     below = note(marked, full_name)
     return dg.MetadataValue.md("\n".join([*lines, *(["", escape_markdown(plain(below, limit))] if below else [])]))
@@ -55,21 +55,21 @@ def speed_note(measured: Row, device: str | None) -> dict[str, dg.MetadataValue]
     share = measured.get("other_cpu_pct")
     if not disturbed(share, device):
         return {}
-    told = f"other programs used {share:.0f} % of the processors: train it again on a quiet machine"
-    return {"speed disturbed": dg.MetadataValue.text(told)}
+    message = f"other programs used {share:.0f} % of the processors: train it again on a quiet machine"
+    return {"speed disturbed": dg.MetadataValue.text(message)}
 
 
 def numbers(measured: Row, plotted: Sequence[str]) -> dict[str, dg.MetadataValue]:
     """What was measured: `plotted` as entries of their own, which Dagster plots over time, all else in one table, since the plot of
     a number that never changes says nothing."""
-    found: dict[str, dg.MetadataValue] = {}
+    entries: dict[str, dg.MetadataValue] = {}
     for name in plotted:
         value = measured.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            found[name] = dg.MetadataValue.float(float(value))
+            entries[name] = dg.MetadataValue.float(float(value))
     rest = [
         {"measured": name, "value": value}
         for name, value in measured.items()
-        if name not in found and value is not None
+        if name not in entries and value is not None
     ]
-    return {**found, "also measured": table(rest, ["measured", "value"])}
+    return {**entries, "also measured": table(rest, ["measured", "value"])}

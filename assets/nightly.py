@@ -14,7 +14,7 @@ import dagster as dg
 
 from assets.comparing import LAKE, last_published, published_profile
 from assets.inputs import note_inputs
-from assets.instance import NEEDS_HOME, UNFINISHED, homeless, size_pool
+from assets.instance import NEEDS_HOME, UNFINISHED, size_pool, why_homeless
 from assets.jobs import data, publish, training
 from assets.nights import report_nights
 from assets.partitions import shown_cells
@@ -59,7 +59,7 @@ NOTHING_NEW = dg.SkipReason("nothing new in the lake")
 )
 def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Begins the night with the data; `night_goes_on` does the rest. While one night is under way no other begins."""
-    if why := homeless(context.instance):
+    if why := why_homeless(context.instance):
         return dg.SkipReason(why)
     night = context.scheduled_execution_time.strftime("%Y-%m-%dT%H%M")
     if (earlier := _under_way(context.instance)) and earlier != night:
@@ -76,7 +76,7 @@ def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipRea
 )
 def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[dg.RunRequest]:
     """After the data: exactly the cells that are stale, missing or ended badly for a passing reason, then one publication."""
-    if why := homeless(context.instance):
+    if why := why_homeless(context.instance):
         return dg.SkipReason(why)
     runs = _newest_night(context.instance)
     if not runs:
@@ -92,9 +92,9 @@ def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[d
     if step.do == "end":
         record = end(project, night, step.why)
         report_nights(context.instance, project.data)
-        if "not ok" in (told := in_words(record)) or "could not" in told:
-            _tell(context, project, told)
-        return dg.SkipReason(told)
+        if "not ok" in (message := in_words(record)) or "could not" in message:
+            _tell(context, project, message)
+        return dg.SkipReason(message)
     if step.do == "cells":
         note_round(project.data, night, step.cells)
     if step.do == "publish":
@@ -117,7 +117,7 @@ def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.
     version = lake_version(data_root())
     if context.cursor == version:
         return NOTHING_NEW  # without a look into Dagster's databases, which costs more than all else here
-    if why := homeless(context.instance):
+    if why := why_homeless(context.instance):
         return dg.SkipReason(why)
     project = project_now(published_profile(context.instance))
     if not (project.data.clean / "current.json").exists():
@@ -164,7 +164,7 @@ def inputs_have_changed(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Notes the fingerprints of what every cell is made from, so that the UI calls a cell stale when the table does. News that
     a webhook did not take is tried again here, where no night waits for it.
     """
-    if why := homeless(context.instance):
+    if why := why_homeless(context.instance):
         return dg.SkipReason(why)
     size_pool(context.instance)
     if problem := news.deliver(data_root()):
@@ -190,20 +190,20 @@ def _next_loaded(context: dg.SensorEvaluationContext, project: Project, night: s
     new = [cell for cell in step.cells if (cell.model, cell.method) not in shown]
     if not new:
         return step
-    named = ", ".join(f"{cell.model} × {cell.method}" for cell in new)
-    context.log.warning(f"{named}: not run, since experiments.yaml names it anew: reload the code location")
-    asked = [*done.asked, *(cell.name for cell in new)]
-    return next_step(project, project.experiments.nightly, night, replace(done, asked=asked))
+    names = ", ".join(f"{cell.model} × {cell.method}" for cell in new)
+    context.log.warning(f"{names}: not run, since experiments.yaml names it anew: reload the code location")
+    excluded = [*done.asked, *(cell.name for cell in new)]
+    return next_step(project, project.experiments.nightly, night, replace(done, asked=excluded))
 
 
 def _newest_night(instance: dg.DagsterInstance) -> Sequence[dg.RunRecord]:
     """The runs of the night that began last, oldest first. One that a person executed again bears the name of its old night."""
     newest = instance.get_run_records(dg.RunsFilter(tags={NIGHTLY: "yes"}, job_name=data.name), limit=50)
-    begun = [record for record in newest if PARENT not in record.dagster_run.tags]
-    if not begun:
+    originals = [record for record in newest if PARENT not in record.dagster_run.tags]
+    if not originals:
         return []
-    wanted = {NIGHT: begun[0].dagster_run.tags[NIGHT]}
-    return list(reversed(instance.get_run_records(dg.RunsFilter(tags=wanted))))
+    tags = {NIGHT: originals[0].dagster_run.tags[NIGHT]}
+    return list(reversed(instance.get_run_records(dg.RunsFilter(tags=tags))))
 
 
 def _under_way(instance: dg.DagsterInstance) -> str | None:
@@ -219,11 +219,11 @@ def _under_way(instance: dg.DagsterInstance) -> str | None:
 
 
 def _done(runs: Sequence[dg.RunRecord]) -> Done:
-    found = [record.dagster_run for record in runs]
+    dagster_runs = [record.dagster_run for record in runs]
     return Done(
-        data=[run.is_success for run in found if run.job_name == data.name],
-        publish=[run.is_success for run in found if run.job_name == publish.name],
-        asked=[run.tags[CELL] for run in found if CELL in run.tags],
+        data=[run.is_success for run in dagster_runs if run.job_name == data.name],
+        publish=[run.is_success for run in dagster_runs if run.job_name == publish.name],
+        asked=[run.tags[CELL] for run in dagster_runs if CELL in run.tags],
     )
 
 
@@ -232,8 +232,8 @@ def _requests(night: str, step: Step, project: Project, runs: Sequence[dg.RunRec
     if step.do == "cells":
         yield from (_cell_request(night, cell, project) for cell in step.cells)
         return
-    tries = 1 + sum(run.dagster_run.job_name == step.do for run in runs)
-    yield (_data_request(night, tries) if step.do == "data" else _publish_request(night, tries, project.profile))
+    attempt = 1 + sum(run.dagster_run.job_name == step.do for run in runs)
+    yield (_data_request(night, attempt) if step.do == "data" else _publish_request(night, attempt, project.profile))
 
 
 def _publish_request(night: str, tries: int, profile: str) -> dg.RunRequest:

@@ -18,7 +18,7 @@ from pipelines.project import Project
 NOTHING = "nothing"  # the data version of a partition that holds no result
 
 
-def not_run_because(context: dg.AssetExecutionContext, project: Project, outside_profile: bool) -> str | None:
+def reason_not_run(context: dg.AssetExecutionContext, project: Project, outside_profile: bool) -> str | None:
     """Why this step passes over its partition, a cell or a model; None where it runs it."""
     key = context.partition_key
     model, method = cell_of(key) if isinstance(key, dg.MultiPartitionKey) else (key, None)
@@ -69,14 +69,14 @@ def _chosen(context: dg.AssetExecutionContext, backfill_id: str) -> Sequence[str
     return list(target.get_partitions_subset(context.asset_key).get_partition_keys())
 
 
-def is_asked_for(context: dg.AssetExecutionContext, asset: str) -> bool:
+def is_requested(context: dg.AssetExecutionContext, asset: str) -> bool:
     """Whether the run belongs to a backfill and is to make `asset`."""
     return BACKFILL in context.run.tags and dg.AssetKey(asset) in (context.run.asset_selection or ())
 
 
-def ends_without_result(context: dg.AssetExecutionContext, asset: str, metadata: Mapping[str, Any]) -> None:
+def record_no_result(context: dg.AssetExecutionContext, asset: str, metadata: Mapping[str, Any]) -> None:
     """In a backfill that asks for it, materialize this partition of `asset` with what became of it."""
-    if is_asked_for(context, asset):
+    if is_requested(context, asset):
         context.log_event(
             dg.AssetMaterialization(
                 asset,
@@ -88,15 +88,15 @@ def ends_without_result(context: dg.AssetExecutionContext, asset: str, metadata:
         )
 
 
-def is_skipped(context: dg.AssetExecutionContext, asset: str, check: str, why: str) -> None:
+def record_skipped(context: dg.AssetExecutionContext, asset: str, check: str, why: str) -> None:
     """The same for an asset whose own step is skipped and says nothing; its check has not passed, and says why."""
-    if not is_asked_for(context, asset):
+    if not is_requested(context, asset):
         return
-    ends_without_result(context, asset, {"not run": why})
-    wanted = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[context.partition_key])
-    (made,) = context.instance.fetch_materializations(wanted, limit=1).records
+    record_no_result(context, asset, {"not run": why})
+    records_filter = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[context.partition_key])
+    (record,) = context.instance.fetch_materializations(records_filter, limit=1).records
     target = AssetCheckEvaluationTargetMaterializationData(
-        storage_id=made.storage_id, run_id=context.run.run_id, timestamp=made.timestamp
+        storage_id=record.storage_id, run_id=context.run.run_id, timestamp=record.timestamp
     )
     # Any: log_event takes checks, too, but its annotation does not say so
     event: Any = dg.AssetCheckEvaluation(

@@ -39,8 +39,8 @@ def project_now(profile: str | None = None) -> Project:
     """The data root, the configuration as it is now, and `profile`, else the one that this machine runs."""
     _end_with_the_run()
     experiments = experiments_now()
-    wanted = profile if profile and profile != "auto" else os.environ.get("FEATHERWEIGHT_PROFILE")
-    return Project(data_root(), experiments, configuration.profile_name(experiments, wanted))
+    name = profile if profile and profile != "auto" else os.environ.get("FEATHERWEIGHT_PROFILE")
+    return Project(data_root(), experiments, configuration.profile_name(experiments, name))
 
 
 @cache
@@ -57,7 +57,7 @@ def _end_with_the_run() -> None:
         threading.Thread(target=follow, daemon=True).start()
 
 
-class OfProfile(dg.Config):
+class ProfileConfig(dg.Config):
     """What a step takes that works for a whole profile."""
 
     profile: str = Field("auto", description="Whose cells: a profile of experiments.yaml; auto: this machine's.")

@@ -15,7 +15,7 @@ from pipelines.generate.judge import judge
 from pipelines.generate.show import ProgressLines, is_warning, summary
 
 # few enough columns each that the UI shows them whole
-IN_SHORT = ("provider", "requested", "valid", "refused", "duplicate", "accepted", "usd_per_accepted", "win_rate")
+SHORT_COLUMNS = ("provider", "requested", "valid", "refused", "duplicate", "accepted", "usd_per_accepted", "win_rate")
 PAIRS = ("provider", "against", "verdict", "win_rate", "cells", "wins", "losses", "ties", "judge")
 
 
@@ -28,8 +28,8 @@ def provider_comparison(context: dg.AssetExecutionContext, config: Spending) -> 
     """
     project = project_now()
     progress = ProgressLines(context.log.info)
-    judged = judge(project.data, project.experiments, progress=progress, budget_usd=config.cap(project, context.run))
-    for line in summary(judged):
+    result = judge(project.data, project.experiments, progress=progress, budget_usd=config.cap(project, context.run))
+    for line in summary(result):
         (context.log.warning if is_warning(line) else context.log.info)(f"judge: {line}")
     rows = provider_rows(project.data, project.experiments)
     duels = duel_rows(project.data, project.experiments)
@@ -37,7 +37,7 @@ def provider_comparison(context: dg.AssetExecutionContext, config: Spending) -> 
         metadata={
             ROWS: len(rows),
             "providers": len(rows),
-            "comparison": table(rows, IN_SHORT),
+            "comparison": table(rows, SHORT_COLUMNS),
             "pairs, by the judge": table(duels, PAIRS),
             **picture(plots.provider_shares(rows, "png"), "what became of the requests"),
             "comparison, all columns": table(rows, list(PROVIDER_COMPARISON.by_name)),

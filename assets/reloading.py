@@ -28,26 +28,26 @@ class Reloading:
     address: str
     location: str
     loaded: str = ""
-    looked: float = 0.0
-    refused: str = field(default="", repr=False)
+    last_look: float = 0.0
+    last_error: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         self.loaded = _state(grid())
 
     def look(self) -> None:
         """At most every some seconds; says what it does, and once why it does not."""
-        if time.monotonic() < self.looked + SECONDS:
+        if time.monotonic() < self.last_look + SECONDS:
             return
-        self.looked = time.monotonic()
+        self.last_look = time.monotonic()
         try:
             experiments = experiments_now()
             state = _state(experiments)
         except (UsageError, OSError) as error:  # somebody is writing it, or has made a mistake
-            if self.refused != str(error):
+            if self.last_error != str(error):
                 print(f"featherweight: the UI stays with what it has loaded: {error}", file=sys.stderr)
-            self.refused = str(error)
+            self.last_error = str(error)
             return
-        self.refused = ""
+        self.last_error = ""
         if state != self.loaded and not _device_is_used(experiments):
             self._reload(state)
 

@@ -207,12 +207,12 @@ def _execute(
     if title:
         say(f"[{time.strftime('%H:%M:%S')}] {title}")
     started = time.monotonic()
-    selected = {**tags, "dagster/partition": partition} if partition else tags
+    run_tags = {**tags, "dagster/partition": partition} if partition else tags
     config = QUIET
     if partition:
-        selected |= _dimension_tags(partition)
+        run_tags |= _dimension_tags(partition)
         config = {**QUIET, "ops": {asset: {"config": _kept_rows()} for asset in ("trained_model", "evaluation")}}
-    result = location.execute(job, instance, config=config, tags=selected)
+    result = location.execute(job, instance, config=config, tags=run_tags)
     if title:
         say(f"      {'done' if result.success else 'FAILED'} in {time.monotonic() - started:.0f} s")
     for event in result.all_events if not result.success else []:
@@ -300,9 +300,9 @@ def drive(work: Callable[[], int]) -> int:
             )
         return INTERRUPTED
     except Exception as error:
-        if (said := explained(error, data_root().root)) is None:
+        if (message := explained(error, data_root().root)) is None:
             raise
-        print(f"featherweight: {said}", file=sys.stderr)
+        print(f"featherweight: {message}", file=sys.stderr)
         return WorkError.exit_code
 
 

@@ -38,10 +38,10 @@ class Workspace:
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Workspace":
-        made = cls(folder / "code.sock", folder / "workspace.yaml")
-        server = {"socket": str(made.socket), "location_name": LOCATION}
-        made.file.write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}), encoding="utf-8")
-        return made
+        workspace = cls(folder / "code.sock", folder / "workspace.yaml")
+        server = {"socket": str(workspace.socket), "location_name": LOCATION}
+        workspace.file.write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}), encoding="utf-8")
+        return workspace
 
 
 def serve(port: int) -> int:

@@ -54,11 +54,11 @@ def shown_profiles(experiments: Experiments) -> list[Profile]:
 def shown_names(experiments: Experiments, data: DataRoot, profiles: Sequence[Profile]) -> tuple[list[str], list[str]]:
     """The models and methods that Dagster shows as partitions: those of the profiles, those that were ever run and those that
     `dagster:` in experiments.yaml adds; in the order of that file, then what it no longer names."""
-    ever = [(path.parent.name, path.name) for path in data.cells.glob("*/*") if path.is_dir()]
+    trained = [(path.parent.name, path.name) for path in data.cells.glob("*/*") if path.is_dir()]
     models = {*experiments.dagster.models, *(model for profile in profiles for model in profile.models)}
     methods = {*experiments.dagster.methods, *(method for profile in profiles for method in profile.methods)}
-    models |= {model for model, _ in ever}
-    methods |= {method for _, method in ever}
+    models |= {model for model, _ in trained}
+    methods |= {method for _, method in trained}
     return _ordered(models, experiments.models), _ordered(methods, experiments.methods)
 
 

@@ -17,7 +17,7 @@ from assets.inputs import BASE_EVALUATION, cell_inputs, evaluation_inputs, note_
 from assets.launchpad import BaseConfig, CellConfig, night_is_over, seen_by
 from assets.metadata import numbers, picture, speed_note, table
 from assets.partitions import CELLS, MODELS
-from assets.picked import ends_without_result, is_skipped, not_run_because
+from assets.picked import reason_not_run, record_no_result, record_skipped
 from assets.project import cell_of, cell_pool, keys_of, project_now
 from pipelines.compare import plots
 from pipelines.estimate.estimate import ensure_predictions
@@ -77,9 +77,9 @@ class PipesLauncher:
                 )
             )
         env = {**command.env, **session.get_bootstrap_env_vars()}
-        told = CellCommand(**{**vars(command), "env": env})
+        child_command = CellCommand(**{**vars(command), "env": env})
         try:
-            return PipesCommand(self._inner.start(told), stack)
+            return PipesCommand(self._inner.start(child_command), stack)
         except BaseException:
             stack.close()
             raise
@@ -143,24 +143,24 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     killed, timed_out, ... is a row of the comparison and a warning here.
     """
     project = config.project()
-    if why := not_run_because(context, project, config.outside_profile) or night_is_over(project, context.run):
+    if why := reason_not_run(context, project, config.outside_profile) or night_is_over(project, context.run):
         context.log.warning(f"not run: {why}")
-        ends_without_result(context, "trained_model", {"not run": why})
+        record_no_result(context, "trained_model", {"not run": why})
         yield not_run(CELL_IS_OK, why)
-        is_skipped(context, "evaluation", EVALUATION_IS_OK, why)
+        record_skipped(context, "evaluation", EVALUATION_IS_OK, why)
         return
     resolved = project.resolve()
-    know_inputs(context, resolved)
+    refresh_inputs(context, resolved)
     ensure_predictions(project, resolved)
     if why := config.choices.no_cap(project):
         context.log.warning(why)
-    done = _trained(context, config, resolved)
+    results = _trained(context, config, resolved)
     if resolved.weights_now(cell_of(context.partition_key)[0], context.log.info):  # which training may have fetched
-        know_inputs(context, resolved)
-    for attempt, reused in done:
+        refresh_inputs(context, resolved)
+    for attempt, reused in results:
         context.log.info(f"{attempt.key}: {attempt.status}{', reused' if reused else ''}")
-    attempts = [attempt for attempt, _ in done]
-    metadata, check = _training_metadata(attempts, reused=all(reused for _, reused in done)), cell_is_ok(attempts)
+    attempts = [attempt for attempt, _ in results]
+    metadata, check = _training_metadata(attempts, reused=all(reused for _, reused in results)), cell_is_ok(attempts)
     metadata = grid_of(newest_rows(project)) | metadata
     if check.passed:
         version = _version([attempt.run_id for attempt in attempts])
@@ -169,8 +169,8 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     bad = [a for a in attempts if a.status != "ok"]
     context.log.warning("; ".join(f"{a.key} is {a.status}: {a.result.status_detail}" for a in bad))
     context.log_event(dg.AssetObservation("trained_model", partition=context.partition_key, metadata=metadata))
-    ends_without_result(context, "trained_model", metadata)
-    is_skipped(context, "evaluation", EVALUATION_IS_OK, f"the cell is {metadata['status'].value}")
+    record_no_result(context, "trained_model", metadata)
+    record_skipped(context, "evaluation", EVALUATION_IS_OK, f"the cell is {metadata['status'].value}")
     yield check  # last: it belongs to the newest event of its partition
 
 
@@ -198,22 +198,22 @@ def _began(context: Context) -> str:
     return record.create_timestamp.replace(tzinfo=UTC).isoformat(timespec="milliseconds") if record else now()
 
 
-def know_inputs(context: Context, resolved: Resolved) -> None:
+def refresh_inputs(context: Context, resolved: Resolved) -> None:
     """Have Dagster note as this step's inputs what they are now, not what they were when it last looked."""
-    _know(context, resolved, [cell_of(context.partition_key)])
+    _refresh(context, resolved, [cell_of(context.partition_key)])
 
 
-def _know(context: Context, resolved: Resolved, cells: list[tuple[str, str]]) -> None:
+def _refresh(context: Context, resolved: Resolved, cells: list[tuple[str, str]]) -> None:
     if note_inputs(context.instance, resolved, cells):
         context.get_step_execution_context().fetch_external_input_asset_version_info()
 
 
-def _version(made: list[str]) -> dg.DataVersion:
+def _version(names: list[str]) -> dg.DataVersion:
     """Equal where the same attempts were reused, so that nothing downstream becomes stale."""
-    return dg.DataVersion(stable_hash(made))
+    return dg.DataVersion(stable_hash(names))
 
 
-def _place(folder: Path) -> str:
+def _relative(folder: Path) -> str:
     """Where a run lies under the data root: a whole path is wider than a page of 1,440 pixels has room for, and does not wrap."""
     return str(folder.relative_to(data_root().root))
 
@@ -227,7 +227,7 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
         "status": dg.MetadataValue.text(", ".join(dict.fromkeys(attempt.status for attempt in attempts))),
         "reused": dg.MetadataValue.bool(reused),
         "run_id": dg.MetadataValue.text(newest.run_id),
-        "folder, with log.txt": dg.MetadataValue.text(_place(newest.folder)),
+        "folder, with log.txt": dg.MetadataValue.text(_relative(newest.folder)),
         **picture(plots.loss_curves(curves, "png"), "loss curve"),
         **speed_note(newest.result.measured, newest.result.device),
         "curve": table(curve, list(CURVE)),
@@ -250,26 +250,24 @@ def base_evaluation(context: Context, config: BaseConfig) -> Iterator[dg.Materia
     It is the row of method `base`; when that cell has been evaluated it is noted here, too.
     """
     project, model = project_now(config.profile), context.partition_key
-    if why := not_run_because(context, project, config.outside_profile):
+    if why := reason_not_run(context, project, config.outside_profile):
         context.log.warning(f"not run: {why}")
-        ends_without_result(context, "base_evaluation", {"not run": why})
+        record_no_result(context, "base_evaluation", {"not run": why})
         return
     resolved = project.resolve()
-    _know(context, resolved, [])
-    found = evaluate_base(resolved, model, force=config.force, hooks=_watch(context))
-    if found is None or not found.ok:
-        why = _why_not(resolved, model, found)
+    _refresh(context, resolved, [])
+    run = evaluate_base(resolved, model, force=config.force, hooks=_watch(context))
+    if run is None or not run.ok:
+        why = _why_not(resolved, model, run)
         context.log.warning(f"{model} is not evaluated: {why}")
-        ends_without_result(context, "base_evaluation", {"not evaluated": why})
+        record_no_result(context, "base_evaluation", {"not evaluated": why})
         return
-    yield dg.MaterializeResult(
-        data_version=dg.DataVersion(str(found.fingerprint)), metadata=_evaluation_metadata(found)
-    )
+    yield dg.MaterializeResult(data_version=dg.DataVersion(str(run.fingerprint)), metadata=_evaluation_metadata(run))
 
 
-def _why_not(resolved: Resolved, model: str, found: Evaluation | None) -> str:
-    if found:
-        return f"{found.result.status}: {found.result.detail}"
+def _why_not(resolved: Resolved, model: str, run: Evaluation | None) -> str:
+    if run:
+        return f"{run.result.status}: {run.result.detail}"
     base = base_of(resolved.project, model)
     newest = latest(resolved.data, base) if base else None
     return f"{newest.status}: {newest.result.detail}" if newest else "no method leaves a model untouched"
@@ -291,22 +289,22 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
     Nobody is asked about the answers here, where the device is held: that is `judged_answers`.
     """
     project = config.project()
-    if why := not_run_because(context, project, config.outside_profile) or _untrained(context, project, config):
+    if why := reason_not_run(context, project, config.outside_profile) or _untrained(context, project, config):
         context.log.warning(f"not evaluated: {why}")
-        ends_without_result(context, "evaluation", {"not evaluated": why})
+        record_no_result(context, "evaluation", {"not evaluated": why})
         yield not_run(EVALUATION_IS_OK, why)
         return
     resolved = project.resolve()
-    know_inputs(context, resolved)
-    done = _evaluated(context, config, resolved)
-    check = evaluation_is_ok([found for found, _ in done])
+    refresh_inputs(context, resolved)
+    results = _evaluated(context, config, resolved)
+    check = evaluation_is_ok([one for one, _ in results])
     if not check.passed:
-        ends_without_result(context, "evaluation", dict(check.metadata))
+        record_no_result(context, "evaluation", dict(check.metadata))
         yield check
         return
-    know_inputs(context, resolved)  # of the untouched model, that it now has an evaluation
-    metadata = _evaluation_metadata(done[-1][0], reused=all(reused for _, reused in done))
-    version = _version([found.folder.name for found, _ in done])
+    refresh_inputs(context, resolved)  # of the untouched model, that it now has an evaluation
+    metadata = _evaluation_metadata(results[-1][0], reused=all(reused for _, reused in results))
+    version = _version([one.folder.name for one, _ in results])
     yield dg.MaterializeResult(data_version=version, metadata=metadata, check_results=[check])
 
 
@@ -314,9 +312,9 @@ def _untrained(context: Context, project: Project, config: CellConfig) -> str | 
     """Which seeds of the cell have no model to evaluate; None where all have one."""
     newest = {key: latest(project.data, key) for key in keys_of(context, project, config.seeds)}
     bad = [
-        f"{key} is {found.status if found else 'missing'}"
-        for key, found in newest.items()
-        if not found or found.status != "ok"
+        f"{key} is {attempt.status if attempt else 'missing'}"
+        for key, attempt in newest.items()
+        if not attempt or attempt.status != "ok"
     ]
     return f"{', '.join(bad)}; only an ok cell is evaluated: materialize trained_model" if bad else None
 
@@ -337,12 +335,12 @@ def _evaluated(context: Context, config: CellConfig, resolved: Resolved) -> list
     ]
 
 
-def _evaluation_metadata(found: Evaluation, *, reused: bool = False) -> dict[str, dg.MetadataValue]:
-    answers = found.answers()
+def _evaluation_metadata(run: Evaluation, *, reused: bool = False) -> dict[str, dg.MetadataValue]:
+    answers = run.answers()
     return {
         ROWS: dg.MetadataValue.int(len(answers)),
         "reused": dg.MetadataValue.bool(reused),
-        "folder": dg.MetadataValue.text(_place(found.folder)),
-        **numbers(found.result.measured, PLOTTED_OF_EVALUATION),
+        "folder": dg.MetadataValue.text(_relative(run.folder)),
+        **numbers(run.result.measured, PLOTTED_OF_EVALUATION),
         "answers": table(answers, ["prompt", "reference", "answer", "answer_tokens", "chrf", "rouge_l"]),
     }

@@ -57,9 +57,9 @@ def main() -> int:
         print(f"featherweight: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        if (said := explained(error, data_root().root)) is None:
+        if (message := explained(error, data_root().root)) is None:
             raise
-        print(f"featherweight: {said}", file=sys.stderr)
+        print(f"featherweight: {message}", file=sys.stderr)
         return WorkError.exit_code
     print(f"featherweight: http://{HOST}:{port} (DAGSTER_HOME {home}); Ctrl-C ends it", file=sys.stderr, flush=True)
     return serve_without_dagster(port)

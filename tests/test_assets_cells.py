@@ -26,10 +26,10 @@ from dagster._core.storage.event_log import EventLogStorage
 
 from assets.checks import CELL_IS_OK, EVALUATION_IS_OK, cell_is_ok, evaluation_is_ok
 from assets.definitions import defs
-from assets.instance import homeless
+from assets.instance import why_homeless
 from assets.launchpad import NO_CAP, CellConfig, Spending, seen_by
 from assets.partitions import CELLS
-from assets.picked import NOTHING, is_of_everything, not_run_because
+from assets.picked import NOTHING, is_of_everything, reason_not_run
 from assets.project import partition_of
 from assets.shown import shown_names, shown_profiles
 from assets.tags import BACKFILL, SEEN
@@ -205,20 +205,20 @@ def test_what_somebody_picks_is_run_and_of_everything_only_what_the_profile_name
     picked = backfilled(instance, every[:2])
     for tags in ({}, {"backfill": picked}):
         run: Any = Run(instance, "lora-r8", **tags)
-        assert not is_of_everything(run) and not_run_because(run, now, False) is None
+        assert not is_of_everything(run) and reason_not_run(run, now, False) is None
     everything: Any = Run(instance, "lora-r8", backfill=backfilled(instance, every))
-    assert is_of_everything(everything) and not_run_because(everything, now, True) is None
-    why = not_run_because(everything, now, False)
+    assert is_of_everything(everything) and reason_not_run(everything, now, True) is None
+    why = reason_not_run(everything, now, False)
     assert why and f"does not name {MODEL} × lora-r8" in why and "outside_profile" in why
     of_the_profile: Any = Run(instance, "full", backfill=backfilled(instance, every))
-    assert not_run_because(of_the_profile, now, False) is None
+    assert reason_not_run(of_the_profile, now, False) is None
     deleted: Any = Run(instance, "lora-r8", backfill="deleted")
     assert is_of_everything(deleted), "nobody knows any more what was picked"
 
 
 def test_a_name_that_is_gone_is_said_and_nothing_fails(project: TinyProject, instance: dg.DagsterInstance) -> None:
     gone: Any = Run(instance, "no-method", model="no-model")
-    why = not_run_because(gone, project.now(), True)
+    why = reason_not_run(gone, project.now(), True)
     assert why and "model 'no-model' and method 'no-method'" in why
 
 
@@ -310,10 +310,10 @@ def test_an_instance_without_a_home_is_told_what_to_export(tmp_path: Path) -> No
     temporary = tmp_path / ".tmp_dagster_home_x1"
     temporary.mkdir()
     with dg.DagsterInstance.local_temp(str(temporary)) as instance:
-        assert "export DAGSTER_HOME=" in (homeless(instance) or "")
+        assert "export DAGSTER_HOME=" in (why_homeless(instance) or "")
         tick = defs.resolve_sensor_def("lake_has_changed").evaluate_tick(
             dg.build_sensor_context(instance, repository_def=defs.get_repository_def(), sensor_name="lake_has_changed")
         )
         assert "export DAGSTER_HOME=" in (tick.skip_message or "") and not tick.run_requests
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        assert homeless(instance) is None
+        assert why_homeless(instance) is None

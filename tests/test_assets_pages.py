@@ -19,7 +19,7 @@ from assets import reloading
 from assets.comparing import _best, _by_subject
 from assets.definitions import defs
 from assets.described import ASSETS, described
-from assets.grid import WIDEST, grid_of
+from assets.grid import MAX_MODELS, grid_of
 from assets.metadata import numbers
 from assets.reloading import Reloading
 from assets.serving import SOCKET_CHARS, Workspace, _short_folder
@@ -91,7 +91,7 @@ def test_the_grid_links_each_cell_and_holds_what_is_known_of_it() -> None:
 
 
 def test_more_models_than_a_page_has_room_for_are_in_several_grids_and_none_is_lost() -> None:
-    models = [f"m{number}" for number in range(WIDEST * 2 + 1)]
+    models = [f"m{number}" for number in range(MAX_MODELS * 2 + 1)]
     grids = grid_of([row(model, "full") for model in models])
     assert list(grids) == [
         "grid, models 1 to 4 of 9",
